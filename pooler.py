@@ -1,0 +1,4315 @@
+"""codex-pooler: several AI accounts behind one OpenAI-compatible address.
+
+Clients call a narrow `/v1` with a pool key; each request goes to one account of that key's
+pool and its answer is streamed back unchanged.  One file, to be read from top to bottom.
+
+The way of a request, and where it is written down:
+
+    bytes -> head checked, then parsed by h11            HTTP SYNTAX, CONNECTIONS
+          -> Host, Origin, route, key, method            ROUTES, SECRETS AND KEYS, SERVER
+          -> body read within bounds, JSON judged        REQUEST BODIES, CONNECTIONS
+          -> an account is chosen, or waited for         ACCOUNTS
+          -> one exchange with its upstream              UPSTREAM
+          -> events held until content, then relayed     EVENT STREAMS, RELAY
+          -> one line of metadata on stderr              RECORDS
+
+Trust: everything that arrives on the listening socket is untrusted; an upstream may see what
+is sent to it and is otherwise untrusted too; pools.json decides every destination.  A secret
+leaves its `Secret` in one function only, `reveal`.
+
+Sections are bottom-up: each uses only what stands above it.  Above CONNECTIONS nothing waits,
+reads a clock, draws a random number or touches a file, so all of it can be tested with values.
+
+Run: `python pooler.py demo`, or `python pooler.py serve --config pools.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import enum
+import errno
+import functools
+import hashlib
+import hmac
+import http
+import importlib
+import ipaddress
+import json
+import math
+import os
+import re
+import secrets
+import signal
+import socket
+import ssl
+import stat
+import sys
+import time
+import traceback
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar, TypeVarTuple, cast
+from urllib.parse import unquote, urlsplit
+
+import h11
+import trio
+
+VERSION: Final = "0.1.0"
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+Json = Any  # what `json.loads` gives: it is looked at with isinstance, never trusted
+
+################################################################
+# LIMITS
+################################################################
+# Every buffer, wait, queue and count has its bound here.  `Limits` can be overridden in
+# pools.json within the bounds beside each default; the constants after it cannot.
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+HOUR: Final = 3600.0
+
+
+def _limit(default: float, low: float, high: float) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds that `limits` in pools.json may move.  Units are in the names."""
+
+    # A client's request, before and while it is read.
+    head_bytes_max: int = _limit(32 * KIB, KIB, MIB)  # Codex sends about 3 KiB of metadata
+    head_fields_max: int = _limit(100, 16, 1000)
+    target_bytes_max: int = _limit(8 * KIB, 128, 64 * KIB)
+    bearer_bytes_max: int = _limit(512, 64, 8 * KIB)
+    head_seconds_max: float = _limit(15, 0.1, 300)  # absolute: drips do not extend it
+    keep_alive_seconds_max: float = _limit(75, 0.1, 3600)  # longer than proxies keep theirs
+    body_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)  # some images in base64
+    bodies_bytes_max: int = _limit(256 * MIB, MIB, 8192 * MIB)  # of all connections together
+    body_idle_seconds_max: float = _limit(30, 0.1, 600)
+    body_seconds_max: float = _limit(120, 0.1, 3600)
+    json_depth_max: int = _limit(100, 8, 400)  # json.loads itself gives up near 1,000
+    json_separators_max: int = _limit(200_000, 1000, 2_000_000)  # holds the loop about 60 ms
+    decoded_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)
+    decoded_ratio_max: int = _limit(200, 2, 2000)  # text packs 3 to 20 times; bombs 1,000
+    connections_max: int = _limit(1024, 2, 65536)
+    keyless_connections_max: int = _limit(256, 1, 65536)  # have not shown a valid key yet
+    write_stall_seconds_max: float = _limit(60, 0.1, 3600)  # for 64 KiB
+    # The pool.
+    key_streams_max: int = _limit(64, 1, 10_000)
+    account_streams_max: int = _limit(16, 1, 10_000)
+    queue_length_max: int = _limit(64, 0, 10_000)  # per pool
+    queue_seconds_max: float = _limit(10, 0, 600)
+    attempts_max: int = _limit(3, 1, 16)  # accounts tried for one request
+    pins_max: int = _limit(4096, 1, 1_000_000)
+    pin_idle_seconds_max: float = _limit(24 * HOUR, 1, 30 * 24 * HOUR)
+    response_pins_max: int = _limit(4096, 1, 1_000_000)
+    cooldown_seconds: float = _limit(30, 1, HOUR)  # where the upstream names no time
+    probe_interval_seconds: float = _limit(900, 1, 24 * HOUR)
+    reset_seconds_max: float = _limit(8 * 24 * HOUR, 60, 40 * 24 * HOUR)  # beyond: implausible
+    demotion_seconds: float = _limit(60, 0, HOUR)
+    # An exchange with an upstream.
+    connect_seconds_max: float = _limit(10, 0.1, 120)  # name, TCP and TLS together
+    first_event_seconds_max: float = _limit(120, 0.1, 3600)
+    between_events_seconds_max: float = _limit(300, 0.1, 3600)
+    unary_seconds_max: float = _limit(600, 0.1, 3600)
+    hold_seconds_max: float = _limit(10, 0, 120)  # then the client gets its 200
+    handshake_events_max: int = _limit(16, 1, 256)
+    upstream_head_bytes_max: int = _limit(32 * KIB, KIB, MIB)
+    upstream_interim_max: int = _limit(8, 0, 64)  # 1xx answers
+    unary_bytes_max: int = _limit(64 * MIB, KIB, 512 * MIB)
+    event_bytes_max: int = _limit(16 * MIB, KIB, 64 * MIB)  # an image in one event
+    events_bytes_max: int = _limit(256 * MIB, MIB, 8192 * MIB)  # unfinished, all streams
+    idle_connections_max: int = _limit(8, 0, 1024)  # per account
+    idle_connection_seconds_max: float = _limit(15, 0, 300)  # servers drop theirs from 60 s
+    comment_seconds: float = _limit(15, 0.1, 300)  # proxies cut silence from 30 s on
+    drain_seconds_max: float = _limit(30, 0, 3600)
+
+
+RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
+PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while an answer is under way
+METHOD_BYTES_MAX: Final = 16
+TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked, thrown away
+LINGER_BYTES_MAX: Final = 256 * KIB  # of a refused request, so that its answer is seen
+LINGER_SECONDS_MAX: Final = 1.0
+CLOSE_SECONDS_MAX: Final = 2.0
+STOP_SECONDS_MAX: Final = 5.0  # after the drain, for the last terminal events
+AFTER_TERMINAL_SECONDS_MAX: Final = 1.0  # OpenCode waits for the end of the body
+ERROR_BODY_BYTES_MAX: Final = MIB
+ERROR_BODY_SECONDS_MAX: Final = 10.0
+EARLY_ANSWER_SECONDS_MAX: Final = 1.0  # an answer before the end of our request
+RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to
+CATALOGUE_SECONDS: Final = HOUR  # how long an account's /models stays good
+CATALOGUE_MODELS_MAX: Final = 10_000
+MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
+MODEL_BLOCKS_MAX: Final = 64  # per account
+INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
+SESSION_BYTES_MAX: Final = 256
+SECRET_CHARS_MIN: Final = 16
+CONFIG_BYTES_MAX: Final = 4 * MIB
+SECRET_FILE_BYTES_MAX: Final = 64 * KIB
+LISTEN_BACKLOG: Final = 1024
+
+_DEFAULTS: Final = Limits()
+assert _DEFAULTS.target_bytes_max < _DEFAULTS.head_bytes_max < _DEFAULTS.body_bytes_max
+assert _DEFAULTS.body_bytes_max < _DEFAULTS.bodies_bytes_max
+assert _DEFAULTS.event_bytes_max < _DEFAULTS.events_bytes_max
+assert _DEFAULTS.keyless_connections_max < _DEFAULTS.connections_max
+assert _DEFAULTS.hold_seconds_max < _DEFAULTS.first_event_seconds_max
+
+
+class Budget:
+    """A count of bytes that many holders share; `grow` refuses to pass the maximum."""
+
+    __slots__ = ("bytes_held", "bytes_max")
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_held = 0
+        self.bytes_max = bytes_max
+
+    def grow(self, byte_count: int) -> bool:
+        """Take `byte_count` more (negative: give back); False, and nothing taken, if too many."""
+        if byte_count > 0 and self.bytes_held + byte_count > self.bytes_max:
+            return False
+        self.bytes_held += byte_count
+        assert self.bytes_held >= 0
+        return True
+
+
+################################################################
+# ERRORS
+################################################################
+# An expected failure is a PoolerError: it knows its status, type and code, and `public` is
+# what the client reads.  Anything else that is raised is a bug.  Messages of ours hold no
+# status digits and none of the phrases that make OpenCode retry a final answer, and never
+# repeat what the client sent (client facts, part A, "Errors").
+
+INVALID: Final = "invalid_request_error"
+SERVER: Final = "server_error"
+
+
+class PoolerError(Exception):
+    """An answer to the client that is not a success."""
+
+    status = 500
+    type = SERVER
+    code = "internal_error"
+    public = "The pooler made a mistake. The request id names it in the log."
+
+    def __init__(
+        self,
+        public: str | None = None,
+        *,
+        param: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        details: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(public or self.public)
+        self.public = public or self.public
+        self.param = param
+        self.headers = tuple(headers)
+        self.details = details or {}
+
+    def as_object(self) -> dict[str, Json]:
+        """`{"message", "type", "code", "param"}` and, for limits, when they reset."""
+        shown = {"message": self.public, "type": self.type, "code": self.code, "param": self.param}
+        return shown | dict(self.details)
+
+    def body(self) -> bytes:
+        return json.dumps({"error": self.as_object()}).encode()
+
+    @property
+    def content_type(self) -> str:
+        return "application/json"
+
+
+class BadHead(PoolerError):
+    status, type, code = 400, INVALID, "bad_request"
+    public = "The request is not well-formed HTTP."
+
+
+class HeadTooLarge(PoolerError):
+    status, type, code = 431, INVALID, "head_too_large"
+    public = "The request head is too large."
+
+
+class TargetTooLong(PoolerError):
+    status, type, code = 414, INVALID, "target_too_long"
+    public = "The request target is too long."
+
+
+class RequestTooSlow(PoolerError):
+    status, type, code = 408, INVALID, "request_timeout"
+    public = "The request did not arrive in time."
+
+
+class ExpectationUnknown(PoolerError):
+    status, type, code = 417, INVALID, "expectation_failed"
+    public = "Only the expectation 100-continue is understood."
+
+
+class BadCredential(PoolerError):
+    status, type, code = 401, INVALID, "invalid_api_key"
+    public = "A valid pool key is needed, sent as 'Authorization: Bearer <key>'."
+
+    def __init__(self) -> None:
+        super().__init__(headers=[("WWW-Authenticate", "Bearer")])
+
+
+class ForeignOrigin(PoolerError):
+    status, type, code = 403, INVALID, "origin_not_allowed"
+    public = (
+        "Browser pages of this origin may not call. "
+        "Its operator can list the origin in allowed_origins."
+    )
+
+
+class ForeignHost(PoolerError):
+    status, type, code = 403, INVALID, "host_not_allowed"
+
+
+class NotFound(PoolerError):
+    status, type, code = 404, INVALID, "not_found"
+    public = "There is nothing at this path. The API is under /v1."
+
+
+class UnsupportedEndpoint(PoolerError):
+    status, type, code = 404, INVALID, "unsupported_endpoint"
+    public = "Unsupported OpenAI /v1 endpoint."
+
+
+class WrongMethod(PoolerError):
+    status, type, code = 405, INVALID, "method_not_allowed"
+    public = "This path does not take that method."
+
+
+class NoWebSocket(PoolerError):
+    status, type, code = 426, INVALID, "websocket_unsupported"
+    public = "No WebSocket is served here. Use POST on the same path."
+
+    def __init__(self) -> None:
+        super().__init__(headers=[("Upgrade", "websocket")])
+
+
+class InvalidJson(PoolerError):
+    status, type, code = 400, INVALID, "invalid_json"
+    public = "The request body is not valid JSON."
+
+
+class RequestTooLarge(PoolerError):
+    status, type, code = 413, INVALID, "request_too_large"
+    public = "The request body is larger than this pooler accepts (limits.body_bytes_max)."
+
+
+class UnsupportedMediaType(PoolerError):
+    status, type, code = 415, INVALID, "unsupported_media_type"
+    public = "The request body must be sent as Content-Type: application/json."
+
+
+class UnsupportedEncoding(PoolerError):
+    status, type, code = 415, INVALID, "unsupported_content_encoding"
+
+
+class MissingParameter(PoolerError):
+    status, type, code = 400, INVALID, "missing_required_parameter"
+
+
+class ModelNotFound(PoolerError):
+    status, type, code = 400, INVALID, "model_not_found"
+    public = "This model is not available to this key. GET /v1/models lists those that are."
+
+    def __init__(self) -> None:
+        super().__init__(param="model")
+
+
+class NoSuchModel(ModelNotFound):
+    status = 404  # GET /v1/models/{id}, where OpenAI's status does no harm
+
+
+class KeyLimitReached(PoolerError):
+    status, type, code = 429, "rate_limit_error", "key_limit_reached"
+
+
+class UsageLimitReached(PoolerError):
+    status, type, code = 429, "usage_limit_reached", "usage_limit_reached"
+    public = "Every account of this pool has reached its limit."
+
+
+class PoolBusy(PoolerError):
+    status, type, code = 503, SERVER, "pool_busy"
+    public = "Every account of this pool is busy. Retry in a moment."
+
+    def __init__(self, public: str | None = None) -> None:
+        super().__init__(public, headers=[("Retry-After", "2")])
+
+
+class NoUsableAccount(PoolerError):
+    status, type, code = 503, SERVER, "no_usable_account"
+    public = "No account of this pool can serve. Its operator finds the reason in the log."
+
+
+class UpstreamUnreachable(PoolerError):
+    status, type, code = 502, SERVER, "upstream_unreachable"
+    public = "The upstream cannot be reached."
+
+
+class UpstreamTimeout(PoolerError):
+    status, type, code = 504, SERVER, "upstream_timeout"
+
+
+class UpstreamBlocked(PoolerError):
+    status, type, code = 502, SERVER, "upstream_blocked"
+    public = (
+        "The upstream's network protection refuses the pooler's address. No account is at fault."
+    )
+
+
+class UpstreamInvalid(PoolerError):
+    status, type, code = 502, SERVER, "upstream_invalid_response"
+    public = "The upstream's answer is not understood."
+
+
+class StreamTruncated(PoolerError):
+    status, type, code = 502, SERVER, "upstream_stream_truncated"
+    public = "The upstream's answer ended before it was complete."
+
+
+class ServerStopping(PoolerError):
+    status, type, code = 503, SERVER, "server_stopping"
+    public = "The pooler is being stopped."
+
+
+class UpstreamError(PoolerError):
+    """An upstream's own 5xx: its status, its code if that is a token, a message of ours."""
+
+    public = "The upstream failed."
+
+    def __init__(self, status: int, code: str | None) -> None:
+        super().__init__()
+        self.status = status
+        self.code = code or "upstream_error"
+
+
+class UpstreamAnswer(PoolerError):
+    """An upstream's own words about the client's request, passed on as they came."""
+
+    type = INVALID
+    public = "The upstream refused the request."
+
+    def __init__(self, status: int, code: str | None, body: bytes, content_type: str) -> None:
+        super().__init__()
+        self.status = status
+        self.code = code or "upstream_error"
+        self._body = body
+        self._content_type = content_type
+
+    def body(self) -> bytes:
+        return self._body or super().body()
+
+    @property
+    def content_type(self) -> str:
+        return self._content_type if self._body else super().content_type
+
+
+class ConfigRefused(Exception):
+    """pools.json cannot be used.  `problems`: one line each, with its JSON path."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+################################################################
+# SECRETS AND KEYS
+################################################################
+# Keys are compared by SHA-256 digest, each with hmac.compare_digest, every entry on every
+# look-up: the time says neither which key matched nor how much of it.
+
+Headers = tuple[tuple[str, str], ...]  # names in lower case
+
+FORWARDED_TO_UPSTREAM: Final = frozenset({"openai-beta"})
+FORWARDED_TO_CLIENT: Final = frozenset(
+    {"content-type", "openai-model", "openai-processing-ms", "openai-version", "x-should-retry"}
+)
+_BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
+
+
+class Secret:
+    """A value that does not show itself.  Not a dataclass: `asdict` would copy it out."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+
+def reveal(secret: Secret) -> str:
+    """The secret's value.  The only place that reads it."""
+    return secret._value
+
+
+def digest_of(secret: str) -> bytes:
+    """SHA-256 of a secret, as pools.json stores it behind `sha256:`."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+
+
+def header_of(headers: Headers, name: str) -> str | None:
+    """The value of the first field called `name` (lower case), or None."""
+    for candidate, value in headers:
+        if candidate == name:
+            return value
+    return None
+
+
+def bearer_of(headers: Headers, bytes_max: int) -> str | None:
+    """The token of `Authorization: Bearer`; None where there is none or it is too long.
+
+    The head check has refused a second Authorization field already.
+    """
+    match = _BEARER.fullmatch(header_of(headers, "authorization") or "")
+    return match[1] if match and len(match[1]) <= bytes_max else None
+
+
+def find_key(presented: str | None, keys: Iterable[Key]) -> Key | None:
+    """The key that `presented` is, compared with all of them in constant time."""
+    # A header is latin-1 text here; a literal secret in pools.json is UTF-8.
+    raw = (presented or "").encode("latin-1", "replace")
+    digest = hashlib.sha256(raw).digest()
+    found = None
+    for key in keys:
+        if hmac.compare_digest(digest, key.digest):
+            found = key
+    return found if presented else None
+
+
+def is_key_usable(key: Key, unix_now: float) -> bool:
+    return not key.is_paused and (key.expires_unix is None or unix_now < key.expires_unix)
+
+
+################################################################
+# CONFIGURATION
+################################################################
+# pools.json bytes and an environment in, frozen values out, or every problem at once, each
+# with its JSON path.  A refusal never repeats a secret.
+
+
+class Routing(enum.Enum):
+    STICKY = "sticky"
+    ROUND_ROBIN = "round_robin"
+    QUOTA_FIRST = "quota_first"
+    FAILOVER = "failover"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseUrl:
+    """Where an account's upstream is; `path` has no slash at its end."""
+
+    is_tls: bool
+    host: str
+    port: int
+    path: str
+
+    @property
+    def authority(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    name: str
+    base_url: BaseUrl
+    api_key: Secret
+    priority: int
+    is_paused: bool
+    streams_max: int
+    models: frozenset[str] | None
+    first_event_seconds: float
+    ca_file: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One pool key.  `digest` is the SHA-256 of the secret; the secret itself is not kept."""
+
+    pool: str
+    name: str
+    digest: bytes
+    models: frozenset[str] | None
+    requests_per_minute: int | None
+    tokens_per_day: int | None
+    streams_max: int
+    expires_unix: float | None
+    is_paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    name: str
+    accounts: tuple[Account, ...]
+    models: tuple[str, ...] | None
+    aliases: Mapping[str, str]
+    routing: Routing
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """`host` and `port`, or the path of a unix socket."""
+
+    text: str
+    host: str = ""
+    port: int = 0
+    unix_path: str | None = None
+    is_optional: bool = False
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.unix_path is not None or _is_loopback(self.host)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    accounts: Mapping[str, Account]
+    pools: Mapping[str, Pool]
+    listen: tuple[Listen, ...]
+    base_path: str
+    allowed_origins: frozenset[str]
+    hosts: frozenset[str] | None
+    limits: Limits
+    warnings: tuple[str, ...]
+
+    @property
+    def keys(self) -> Iterator[Key]:
+        return (key for pool in self.pools.values() for key in pool.keys)
+
+
+DEFAULT_LISTEN: Final = (
+    Listen("127.0.0.1:4000", "127.0.0.1", 4000),
+    Listen("[::1]:4000", "::1", 4000, is_optional=True),
+)
+OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
+NOT_YET: Final = "this version of codex-pooler does not have it yet"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_MODEL: Final = re.compile(r"[\x21-\x7e]{1,200}")
+_SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})|\[[0-9A-Fa-f:.]+\]")
+_ORIGIN: Final = re.compile(r"https?://[a-z0-9.\-\[\]:]+")
+_BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9_.~-]+)+")
+_LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Object(dict[str, Json]):
+    """A JSON object that remembers the keys it was given twice."""
+
+    twice: tuple[str, ...] = ()
+
+
+def _object_of(pairs: list[tuple[str, Json]]) -> _Object:
+    found = _Object(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        found.twice = tuple(sorted({name for name in names if names.count(name) > 1}))
+    return found
+
+
+class _Fields:
+    """One JSON object of pools.json: what is taken from it is checked, what is left is refused."""
+
+    def __init__(self, value: Json, path: str, known: Sequence[str], problems: list[str]) -> None:
+        self.path = path
+        self.problems = problems
+        self.values: dict[str, Json] = {}
+        if not isinstance(value, dict):
+            self.refuse("", f"must be an object, not {_kind_of(value)}")
+            return
+        self.values = value
+        _refuse_twice(value, path, problems)
+        for name in value:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1, 0.6)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                self.refuse(name, f"unknown field; {hint}")
+
+    def at(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path and name else self.path or name
+
+    def refuse(self, name: str, problem: str) -> None:
+        self.problems.append(f"{self.at(name) or 'pools.json'}: {problem}")
+
+    def take(self, name: str, kind: type[T], default: T) -> T:
+        """The value of `name`, which must be of `kind` (bool is not a number); else `default`."""
+        value = self.values.get(name, default)
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            if name in self.values:
+                self.refuse(name, f"must be {_KINDS[kind]}, not {_kind_of(value)}")
+            return default
+        return cast(T, value)
+
+    def number(self, name: str, kind: type[T], default: T, low: float, high: float) -> T:
+        """`take`, and within [low, high]; `default` may lie outside."""
+        value = self.take(name, kind, default)
+        if name in self.values and not low <= cast(float, value) <= high:
+            self.refuse(name, f"must be from {low:g} to {high:g}")
+            return default
+        return value
+
+    def names(self, name: str, pattern: re.Pattern[str]) -> tuple[str, ...] | None:
+        """A list of different strings that match `pattern`; None where it is absent."""
+        if name not in self.values:
+            return None
+        values = self.take(name, list, [])
+        found: list[str] = []
+        for index, value in enumerate(values):
+            if not isinstance(value, str) or not pattern.fullmatch(value):
+                self.refuse(f"{name}[{index}]", "is not a valid value here")
+            elif value in found:
+                self.refuse(f"{name}[{index}]", "stands there twice")
+            else:
+                found.append(value)
+        return tuple(found)
+
+    def children(self, name: str) -> Iterator[tuple[str, Json]]:
+        """The members of the object at `name`, whose keys must be plain names."""
+        value = self.take(name, dict, {})
+        _refuse_twice(value, self.at(name), self.problems)
+        for child, content in value.items():
+            if _NAME.fullmatch(child):
+                yield child, content
+            else:
+                self.refuse(name, "names may hold letters, digits and _.- (at most 64)")
+
+
+def _refuse_twice(value: Json, path: str, problems: list[str]) -> None:
+    for name in getattr(value, "twice", ()):
+        problems.append(f"{path}.{name}" if path else name)
+        problems[-1] += ": the key stands there twice"
+
+
+_KINDS: Final[Mapping[type, str]] = {
+    bool: "true or false",
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _kind_of(value: Json) -> str:
+    if value is None:
+        return "null"
+    return _KINDS.get(bool if isinstance(value, bool) else type(value), "an object")
+
+
+class _Loader:
+    """The state of one reading of pools.json: its problems, warnings, secrets and limits."""
+
+    def __init__(self, env: Mapping[str, str], read_file: Callable[[str], str]) -> None:
+        self.env = env
+        self.read_file = read_file
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.limits = Limits()
+        self.owners: dict[bytes, str] = {}  # digest -> the path where the secret stands
+
+    def fields(self, value: Json, path: str, known: str) -> _Fields:
+        return _Fields(value, path, known.split(), self.problems)
+
+    def secret(self, path: str, text: str) -> str | None:
+        """The secret that `text` is or refers to; None, and a problem, where there is none."""
+        match = _REFERENCE.fullmatch(text)
+        if match is None:
+            if text.startswith("{"):
+                self.problems.append(f"{path}: only {{env:NAME}} and {{file:PATH}} are understood")
+                return None
+            return text
+        if match[1] == "env":
+            if match[2] not in self.env:
+                self.problems.append(f"{path}: the environment variable {match[2]} is not set")
+                return None
+            return self.env[match[2]].strip()
+        try:
+            return self.read_file(match[2]).partition("\n")[0].strip()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            self.problems.append(f"{path}: the file cannot be read: {reason}")
+            return None
+
+    def digest(self, path: str, text: str, command: str) -> bytes:
+        """The digest of a pool key or operator token, given whole, by reference or as sha256:."""
+        digest = b""
+        if match := _SHA256.fullmatch(text):
+            digest = bytes.fromhex(match[1])
+        elif text.startswith("sha256:") or "<" in text:
+            self.problems.append(
+                f"{path}: not a sha256: line yet; run `{command}` and paste the one it prints"
+            )
+        elif (secret := self.secret(path, text)) is not None:
+            if len(secret) < SECRET_CHARS_MIN or not re.fullmatch(r"[\x21-\x7e]+", secret):
+                self.problems.append(
+                    f"{path}: needs at least {SECRET_CHARS_MIN} visible ASCII characters; "
+                    f"`{command}` makes a good one"
+                )
+            digest = digest_of(secret)
+        if digest and digest in self.owners:
+            self.problems.append(f"{path}: the same secret as {self.owners[digest]}")
+        self.owners.setdefault(digest, path)
+        return digest
+
+    def account(self, name: str, value: Json) -> Account:
+        path = f"accounts.{name}"
+        known = (
+            "type base_url api_key auth_file priority paused concurrent models websocket "
+            "first_event_seconds ca_file allow_plain_http"
+        )
+        fields = self.fields(value, path, known)
+        kind = fields.take("type", str, "")
+        if kind == "codex":
+            fields.refuse("type", f"'codex' accounts: {NOT_YET}")
+        elif fields.values and kind != "openai":
+            fields.refuse("type", "must be 'openai'")
+        if "websocket" in fields.values:
+            fields.refuse("websocket", NOT_YET)
+        if "auth_file" in fields.values and kind != "codex":
+            fields.refuse("auth_file", "belongs to accounts of type 'codex'; this one has api_key")
+        models = fields.names("models", _MODEL)
+        limits = self.limits
+        return Account(
+            name=name,
+            base_url=self.base_url(fields),
+            api_key=self.api_key(fields, kind),
+            priority=fields.number("priority", int, 0, -1000, 1000),
+            is_paused=fields.take("paused", bool, False),
+            streams_max=fields.number("concurrent", int, limits.account_streams_max, 1, 10_000),
+            models=None if models is None else frozenset(models),
+            first_event_seconds=fields.number(
+                "first_event_seconds", float, limits.first_event_seconds_max, 0.1, HOUR
+            ),
+            ca_file=fields.take("ca_file", str, "") or None,
+        )
+
+    def api_key(self, fields: _Fields, kind: str) -> Secret:
+        text = fields.take("api_key", str, "")
+        if kind == "openai" and "api_key" not in fields.values:
+            fields.refuse("api_key", 'is needed; for an upstream without keys write "none"')
+        elif text.startswith("sha256:") or "<" in text:
+            fields.refuse("api_key", "must be the account's real key, {env:NAME} or {file:PATH}")
+        else:
+            secret = self.secret(fields.at("api_key"), text)
+            if secret is not None and not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
+                if "api_key" in fields.values:
+                    fields.refuse("api_key", "must be visible ASCII characters, and not empty")
+            elif secret is not None:
+                return Secret(secret)
+        return Secret("")
+
+    def base_url(self, fields: _Fields) -> BaseUrl:
+        text = fields.take("base_url", str, OPENAI_BASE_URL)
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            parts, host, port = urlsplit(""), "", None
+        is_tls = parts.scheme == "https"
+        bare = f"[{host}]" if ":" in host else host
+        strange = parts.username is not None or parts.query or parts.fragment
+        if parts.scheme not in {"http", "https"} or not _HOST_NAME.fullmatch(bare) or strange:
+            fields.refuse("base_url", "must look like https://host/v1")
+        elif not re.fullmatch(r"[A-Za-z0-9_.~/%-]*", parts.path):
+            fields.refuse("base_url", "has a path with characters that do not belong there")
+        elif not (is_tls or _is_loopback(host) or fields.take("allow_plain_http", bool, False)):
+            fields.refuse(
+                "base_url",
+                "http:// would send the key in the clear; use https://, "
+                "or set allow_plain_http if the network is yours",
+            )
+        fields.take("allow_plain_http", bool, False)
+        return BaseUrl(is_tls, host, port or (443 if is_tls else 80), parts.path.rstrip("/"))
+
+    def key(self, pool: str, name: str, value: Json) -> Key:
+        path = f"pools.{pool}.keys.{name}"
+        if isinstance(value, str):
+            value = {"key": value}
+            digest_path = path
+        else:
+            digest_path = f"{path}.key"
+        known = "key models requests_per_minute tokens_per_day concurrent expires paused"
+        fields = self.fields(value, path, known)
+        text = fields.take("key", str, "")
+        if fields.values and "key" not in fields.values:
+            fields.refuse("key", "is needed; `pooler key` prints one")
+        models = fields.names("models", _MODEL)
+        counts = [
+            fields.number(field_name, int, 0, 1, 10**12) or None
+            for field_name in ("requests_per_minute", "tokens_per_day")
+        ]
+        return Key(
+            pool=pool,
+            name=name,
+            digest=self.digest(digest_path, text, "pooler key") if "key" in fields.values else b"",
+            models=None if models is None else frozenset(models),
+            requests_per_minute=counts[0],
+            tokens_per_day=counts[1],
+            streams_max=fields.number("concurrent", int, self.limits.key_streams_max, 1, 10_000),
+            expires_unix=self.expiry(fields),
+            is_paused=fields.take("paused", bool, False),
+        )
+
+    def expiry(self, fields: _Fields) -> float | None:
+        """A date means the end of that day in UTC; a time needs its offset."""
+        text = fields.take("expires", str, "")
+        if "expires" not in fields.values:
+            return None
+        try:
+            if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+                day = datetime.fromisoformat(text).replace(tzinfo=UTC)
+                return (day + timedelta(days=1)).timestamp()
+            if (moment := datetime.fromisoformat(text)).tzinfo is not None:
+                return moment.timestamp()
+        except (ValueError, OverflowError):
+            pass
+        fields.refuse("expires", "must be a date (2027-01-01) or a time (2027-01-01T12:00:00Z)")
+        return None
+
+    def pool(self, name: str, value: Json, accounts: Mapping[str, Account]) -> Pool:
+        path = f"pools.{name}"
+        fields = self.fields(value, path, "accounts models aliases routing keys")
+        members = []
+        for index, member in enumerate(fields.names("accounts", re.compile(r"[^\n]+")) or ()):
+            if member in accounts:
+                members.append(accounts[member])
+                continue
+            near = difflib.get_close_matches(member, accounts, 1, 0.6)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            fields.refuse(f"accounts[{index}]", f"no account has this name{hint}")
+        if fields.values and not fields.values.get("accounts"):
+            fields.refuse("accounts", "must list at least one account")
+        models = fields.names("models", _MODEL)
+        aliases = dict(fields.take("aliases", dict, {}))
+        _refuse_twice(fields.values.get("aliases"), fields.at("aliases"), self.problems)
+        for alias, target in aliases.items():
+            self.alias(fields, alias, target, models)
+        routing = fields.take("routing", str, Routing.STICKY.value)
+        if routing not in {known.value for known in Routing}:
+            fields.refuse("routing", "must be sticky, round_robin, quota_first or failover")
+            routing = Routing.STICKY.value
+        keys = tuple(self.key(name, child, content) for child, content in fields.children("keys"))
+        if fields.values and not keys:
+            self.warnings.append(f"{path}.keys: no key, so nobody can use this pool")
+        return Pool(name, tuple(members), models, aliases, Routing(routing), keys)
+
+    def alias(
+        self, fields: _Fields, alias: str, target: Json, models: tuple[str, ...] | None
+    ) -> None:
+        where = f"aliases.{alias}"
+        if not _MODEL.fullmatch(alias) or not isinstance(target, str):
+            fields.refuse("aliases", "must map a model name to a model name")
+        elif not _MODEL.fullmatch(target):
+            fields.refuse(where, "must be a model name")
+        elif models is not None and alias in models:
+            fields.refuse(where, "is a model of this pool already")
+        elif models is not None and target not in models:
+            fields.refuse(where, "must lead to a model that the pool lists in models")
+
+    def listen(self, fields: _Fields) -> tuple[Listen, ...]:
+        value = fields.values.get("listen")
+        if value is None and "listen" not in fields.values:
+            return DEFAULT_LISTEN
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not texts:
+            fields.refuse("listen", "must be a string or a list of strings")
+            return DEFAULT_LISTEN
+        found = []
+        for index, text in enumerate(texts):
+            listen = parse_listen(text) if isinstance(text, str) else None
+            if listen is None:
+                fields.refuse(f"listen[{index}]", "must be host:port, [v6]:port or unix:/path")
+                continue
+            found.append(listen)
+            if not (listen.is_loopback or fields.take("allow_public", bool, False)):
+                self.warnings.append(
+                    f"listen[{index}]: {listen.text} can be reached from other machines; put TLS "
+                    "before it, and set allow_public: true if that is meant"
+                )
+        return tuple(found) or DEFAULT_LISTEN
+
+    def config(self, value: Json) -> Config:
+        known = (
+            "accounts pools operators listen allow_public base_path allowed_origins hosts "
+            "journal limits"
+        )
+        fields = self.fields(value, "", known)
+        self.limits = self.read_limits(fields)
+        for name in ("accounts", "pools"):
+            if fields.values and not fields.values.get(name):
+                fields.refuse(name, "is needed, with at least one member")
+        if "journal" in fields.values:
+            fields.refuse("journal", NOT_YET)
+        accounts = {
+            name: self.account(name, content) for name, content in fields.children("accounts")
+        }
+        pools = {
+            name: self.pool(name, content, accounts) for name, content in fields.children("pools")
+        }
+        for name, token in fields.children("operators"):
+            if isinstance(token, str):
+                self.digest(f"operators.{name}", token, "pooler key --operator")
+            else:
+                fields.refuse(f"operators.{name}", f"must be a string, not {_kind_of(token)}")
+        base_path = fields.take("base_path", str, "")
+        if base_path and not _BASE_PATH.fullmatch(base_path):
+            fields.refuse("base_path", "must look like /pooler, without a slash at the end")
+        fields.take("allow_public", bool, False)
+        listen = self.listen(fields)
+        hosts = fields.names("hosts", _HOST_NAME)
+        tcp = [one for one in listen if one.unix_path is None]
+        if hosts is None and tcp and all(one.is_loopback for one in tcp):
+            allowed_hosts: frozenset[str] | None = _LOOPBACK_HOSTS | {
+                f"[{one.host}]" if ":" in one.host else one.host for one in tcp
+            }
+        else:
+            allowed_hosts = frozenset(name.lower() for name in hosts) if hosts else None
+        origins = fields.names("allowed_origins", _ORIGIN) or ()
+        return Config(
+            accounts=accounts,
+            pools=pools,
+            listen=listen,
+            base_path=base_path,
+            allowed_origins=frozenset(origins),
+            hosts=allowed_hosts,
+            limits=self.limits,
+            warnings=tuple(self.warnings),
+        )
+
+    def read_limits(self, fields: _Fields) -> Limits:
+        known = {limit.name: limit for limit in dataclasses.fields(Limits)}
+        inner = self.fields(fields.values.get("limits", {}), "limits", " ".join(known))
+        found: dict[str, Any] = {}
+        for name, limit in known.items():
+            kind: type[float] = int if limit.type == "int" else float
+            bounds = limit.metadata
+            found[name] = inner.number(name, kind, limit.default, bounds["low"], bounds["high"])
+        return Limits(**found)
+
+
+def parse_listen(text: str) -> Listen | None:
+    """`host:port`, `[v6]:port` or `unix:/path`; None for anything else."""
+    if text.startswith("unix:"):
+        return Listen(text, unix_path=text[5:]) if text.startswith("unix:/") else None
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})", text)
+    if match is None or int(match[2]) > 65535:
+        return None
+    return Listen(text, match[1].strip("[]"), int(match[2]))
+
+
+def parse_config(raw: bytes, env: Mapping[str, str], read_file: Callable[[str], str]) -> Config:
+    """The configuration that `raw`, the bytes of pools.json, describes.
+
+    `read_file` gives the text of a file named by `{file:path}`.
+    Raises: ConfigRefused with all problems.
+    """
+    try:
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object_of)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ConfigRefused([f"pools.json: not valid JSON at {place}: {error.msg}"]) from None
+    except (ValueError, RecursionError):
+        raise ConfigRefused(["pools.json: not valid JSON in UTF-8"]) from None
+    loader = _Loader(env, read_file)
+    config = loader.config(value)
+    if loader.problems:
+        raise ConfigRefused(loader.problems)
+    return config
+
+
+################################################################
+# ROUTES
+################################################################
+# One table.  A path is compared as it came: no decoding, no normalising, no trailing slash.
+
+
+class Route(enum.Enum):
+    HEALTH = "healthz"
+    READY = "readyz"
+    MODELS = "models"
+    MODEL = "model"
+    RESPONSES = "responses"
+    CHAT = "chat"
+    UNSUPPORTED = "unsupported"
+    NOTHING = "nothing"
+
+
+_PATHS: Final[Mapping[str, Route]] = {
+    "/healthz": Route.HEALTH,
+    "/readyz": Route.READY,
+    "/v1/models": Route.MODELS,
+    "/v1/responses": Route.RESPONSES,
+    "/v1/chat/completions": Route.CHAT,
+}
+METHODS: Final[Mapping[Route, tuple[str, ...]]] = {
+    Route.HEALTH: ("GET", "HEAD"),
+    Route.READY: ("GET", "HEAD"),
+    Route.MODELS: ("GET", "HEAD"),
+    Route.MODEL: ("GET", "HEAD"),
+    Route.RESPONSES: ("POST",),
+    Route.CHAT: ("POST",),
+}
+KEYLESS: Final = frozenset({Route.HEALTH, Route.READY, Route.NOTHING})
+
+
+def find_route(path: str, base_path: str) -> tuple[Route, str]:
+    """The route of a path, and the model id that GET /v1/models/{id} asks for (else '')."""
+    if base_path:
+        if not path.startswith(base_path + "/"):
+            return Route.NOTHING, ""
+        path = path[len(base_path) :]
+    route = _PATHS.get(path)
+    if route is not None:
+        return route, ""
+    if path.startswith("/v1/models/") and len(path) > len("/v1/models/"):
+        return Route.MODEL, unquote(path[len("/v1/models/") :])
+    if path == "/v1" or path.startswith("/v1/"):
+        return Route.UNSUPPORTED, ""
+    return Route.NOTHING, ""
+
+
+################################################################
+# HTTP SYNTAX
+################################################################
+# RFC 9112, minus everything that two readers could understand differently: bare CR or LF,
+# folded lines, blanks around names, a second Host, Content-Length or Authorization, length
+# with chunking, chunk extensions, other targets than a path.  h11 parses a request head only
+# after this check, which refuses what h11 is measured to let through (security facts §4).
+
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_REQUEST_LINE: Final = re.compile(
+    rb"(" + _TOKEN + rb"+) (/[A-Za-z0-9\-._~!$&'()*+,;=:@%/?]*) HTTP/1\.([01])"
+)
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"+):([\t\x20-\x7e\x80-\xff]*)")
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+_LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,14}")
+_HOST_FIELD: Final = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
+_CHUNK_SIZE_PART: Final = re.compile(rb"[0-9A-Fa-f]{0,8}\r?")
+_ONCE: Final = frozenset(
+    "authorization content-encoding content-length content-type expect host origin "
+    "transfer-encoding upgrade".split()
+)
+
+
+class BadSyntax(Exception):
+    """The peer's bytes are not what the standard, or this page, allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How long a body is: `length` bytes, or chunked, or until the connection closes."""
+
+    length: int | None = None
+    is_chunked: bool = False
+
+
+NO_BODY: Final = Framing(length=0)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    method: str
+    path: str
+    query: str
+    is_http_1_0: bool
+    headers: Headers
+    framing: Framing
+    keeps_alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    status: int
+    headers: Headers
+    framing: Framing
+    keeps_alive: bool
+
+
+def _parse_fields(lines: Sequence[bytes]) -> Headers:
+    """Field lines as (lower-case name, value) pairs.  Raises: BadSyntax."""
+    headers = []
+    seen = set()
+    for line in lines:
+        match = _FIELD_LINE.fullmatch(line)
+        if match is None:
+            raise BadSyntax("field line")
+        name = match[1].decode("ascii").lower()
+        if name in seen and name in _ONCE:
+            raise BadSyntax("field given twice")
+        seen.add(name)
+        headers.append((name, match[2].strip(b" \t").decode("latin-1")))
+    return tuple(headers)
+
+
+def _framing_of(headers: Headers) -> Framing | None:
+    """The body's framing as the fields say it; None where they say nothing."""
+    length = header_of(headers, "content-length")
+    coding = header_of(headers, "transfer-encoding")
+    if coding is not None:
+        if length is not None or coding.lower() != "chunked":
+            raise BadSyntax("transfer-encoding")
+        return Framing(is_chunked=True)
+    if length is None:
+        return None
+    if not _LENGTH.fullmatch(length):
+        raise BadSyntax("content-length")
+    return Framing(length=int(length))
+
+
+def _keeps_alive(headers: Headers, is_http_1_0: bool) -> bool:
+    options = ",".join(value for name, value in headers if name == "connection").lower()
+    listed = {option.strip() for option in options.split(",")}
+    return "close" not in listed and (not is_http_1_0 or "keep-alive" in listed)
+
+
+def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
+    """A request head, `raw` up to and with its blank line, checked here and parsed by h11.
+
+    Raises: BadHead, HeadTooLarge, TargetTooLong.
+    """
+    lines = raw[:-4].split(b"\r\n")
+    start = _REQUEST_LINE.fullmatch(lines[0])
+    if len(lines[0]) > limits.target_bytes_max + METHOD_BYTES_MAX + len(b"  HTTP/1.1"):
+        raise TargetTooLong
+    if start is None or len(start[1]) > METHOD_BYTES_MAX:
+        raise BadHead
+    if len(start[2]) > limits.target_bytes_max:
+        raise TargetTooLong
+    if len(lines) - 1 > limits.head_fields_max:
+        raise HeadTooLarge
+    is_http_1_0 = start[3] == b"0"
+    try:
+        headers = _parse_fields(lines[1:])
+        framing = _framing_of(headers) or NO_BODY
+        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw))
+        parser.receive_data(raw)
+        event = parser.next_event()
+    except (BadSyntax, h11.RemoteProtocolError):
+        raise BadHead from None
+    host = header_of(headers, "host")
+    if not isinstance(event, h11.Request) or (is_http_1_0 and framing.is_chunked):
+        raise BadHead
+    if host is None if not is_http_1_0 else False:
+        raise BadHead
+    if host is not None and not _HOST_FIELD.fullmatch(host):
+        raise BadHead("The Host header is not a host name.")
+    path, _, query = event.target.decode("ascii").partition("?")
+    return RequestHead(
+        method=event.method.decode("ascii"),
+        path=path,
+        query=query,
+        is_http_1_0=is_http_1_0,
+        headers=headers,
+        framing=framing,
+        keeps_alive=_keeps_alive(headers, is_http_1_0),
+    )
+
+
+def host_name_of(head: RequestHead) -> str | None:
+    """The name in the Host field, in lower case and without its port."""
+    match = _HOST_FIELD.fullmatch(header_of(head.headers, "host") or "")
+    return match[1].lower() if match else None
+
+
+def parse_response_head(raw: bytes) -> ResponseHead:
+    """An upstream's response head, as strict as ours.  Raises: BadSyntax."""
+    lines = raw[:-4].split(b"\r\n")
+    start = _STATUS_LINE.fullmatch(lines[0])
+    if start is None:
+        raise BadSyntax("status line")
+    status = int(start[2])
+    is_http_1_0 = start[1] == b"0"
+    headers = _parse_fields(lines[1:])
+    framing = _framing_of(headers)
+    if framing is not None and framing.is_chunked and is_http_1_0:
+        raise BadSyntax("chunked in HTTP/1.0")
+    if status < 200 or status in {204, 304}:
+        framing = NO_BODY
+    keeps_alive = _keeps_alive(headers, is_http_1_0) and framing is not None
+    return ResponseHead(status, headers, framing or Framing(), keeps_alive)
+
+
+class _ChunkPhase(enum.Enum):
+    SIZE = enum.auto()
+    DATA = enum.auto()
+    DATA_END = enum.auto()
+    TRAILER = enum.auto()
+    DONE = enum.auto()
+
+
+class ChunkReader:
+    """Takes chunked framing off a body (RFC 9112 §7.1), fed in any pieces.
+
+    No extensions; sizes of at most 8 digits; trailers are checked and thrown away.
+    """
+
+    __slots__ = ("_left", "_phase", "_rest", "_trailer_bytes")
+
+    def __init__(self) -> None:
+        self._phase = _ChunkPhase.SIZE
+        self._left = 0
+        self._rest = b""
+        self._trailer_bytes = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self._phase is _ChunkPhase.DONE
+
+    @property
+    def rest(self) -> bytes:
+        """What was fed and not used; after the end it belongs to the next message."""
+        return self._rest
+
+    def feed(self, received: bytes) -> bytes:
+        """The body bytes that `received` completes.  Raises: BadSyntax."""
+        buffer = self._rest + received if self._rest else received
+        at = 0
+        pieces = []
+        while self._phase is not _ChunkPhase.DONE:
+            before = at, self._phase
+            if self._phase is _ChunkPhase.DATA:
+                piece = buffer[at : at + self._left]
+                pieces.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if not self._left:
+                    self._phase = _ChunkPhase.DATA_END
+            else:
+                at = self._read_line(buffer, at)
+            if before == (at, self._phase):
+                break
+        self._rest = buffer[at:]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_line(self, buffer: bytes, at: int) -> int:
+        """Read one line of framing at `at`, if it is whole; where the next one begins."""
+        if self._phase is _ChunkPhase.SIZE:
+            match = _CHUNK_SIZE.match(buffer, at)
+            if match is None:
+                if not _CHUNK_SIZE_PART.fullmatch(buffer, at) or buffer[at : at + 1] == b"\r":
+                    raise BadSyntax("chunk size")
+                return at
+            self._left = int(match[1], 16)
+            self._phase = _ChunkPhase.DATA if self._left else _ChunkPhase.TRAILER
+            return match.end()
+        if self._phase is _ChunkPhase.DATA_END:
+            end = buffer[at : at + 2]
+            if not b"\r\n".startswith(end):
+                raise BadSyntax("chunk end")
+            if len(end) < 2:
+                return at
+            self._phase = _ChunkPhase.SIZE
+            return at + 2
+        end_of_line = buffer.find(b"\r\n", at)
+        line = buffer[at:end_of_line] if end_of_line >= 0 else buffer[at:]
+        if self._trailer_bytes + len(line) > TRAILER_BYTES_MAX or _BARE_LF.search(line):
+            raise BadSyntax("trailer")
+        if end_of_line < 0:
+            return at
+        if not line:
+            self._phase = _ChunkPhase.DONE
+        elif not _FIELD_LINE.fullmatch(line):
+            raise BadSyntax("trailer")
+        self._trailer_bytes += len(line)
+        return end_of_line + 2
+
+
+@functools.lru_cache(maxsize=64)
+def _status_line(status: int) -> str:
+    try:
+        return f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
+    except ValueError:
+        return f"HTTP/1.1 {status} \r\n"
+
+
+def format_head(start_line: str, headers: Iterable[tuple[str, str]]) -> bytes:
+    """A message head.  Values come from this file or have passed the field check."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    head = f"{start_line}{lines}\r\n"
+    assert head.count("\n") == head.count("\r\n")
+    return head.encode("latin-1")
+
+
+def format_chunk(body: bytes) -> bytes:
+    """`body`, which is not empty, as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+################################################################
+# REQUEST BODIES
+################################################################
+# A body is judged once and forwarded as it came: duplicate keys are refused, so that what was
+# checked is what the upstream reads.  `check_json_shape` comes first, for json.loads of a
+# hostile body would hold the event loop for seconds (security facts, "Python").
+
+
+class CallKind(enum.Enum):
+    """Which API a request speaks; the value is its path below an account's base_url."""
+
+    RESPONSES = "/responses"
+    CHAT = "/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What routing needs to know of a request's body."""
+
+    kind: CallKind
+    requested_model: str
+    model: str  # with the pool's alias applied
+    is_stream: bool
+    is_stored: bool
+    cache_key: str | None
+    previous_response_id: str | None
+
+
+def check_json_shape(body: bytes, limits: Limits) -> None:
+    """Refuse a body that is too deep or has too many members, in a few passes at C speed."""
+    openers = body.count(b"[") + body.count(b"{")
+    if openers <= limits.json_depth_max and openers + body.count(b",") < limits.json_separators_max:
+        return
+    plain = body
+    if b"\\" in body:  # pairs first: a run of backslashes always begins an escape
+        plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Valid JSON has at most two strings, a name and a value, for each separator.
+    if plain.count(b'"') > 4 * (limits.json_separators_max + 1):
+        raise InvalidJson("The request body has too many members.")
+    outside = b"".join(plain.split(b'"')[::2])
+    separators = outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+    if separators > limits.json_separators_max:
+        raise InvalidJson("The request body has too many members.")
+    depth = 0
+    for byte in re.sub(rb"[^\[\]{}]+", b"", outside):
+        depth += 1 if byte in b"[{" else -1
+        if depth > limits.json_depth_max:
+            raise InvalidJson("The request body is nested too deeply.")
+
+
+def _object_once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands in an object twice")
+    return found
+
+
+def _short_int(digits: str) -> int:
+    if len(digits) > INTEGER_DIGITS_MAX:
+        raise ValueError("number too long")
+    return int(digits)
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("number too large")
+    return value
+
+
+def _refuse_constant(_name: str) -> NoReturn:
+    raise ValueError("not JSON")
+
+
+def parse_json_object(body: bytes) -> dict[str, Json]:
+    """The JSON object in `body`, strictly: UTF-8 without BOM, no key twice, no NaN.
+
+    Raises: InvalidJson.
+    """
+    try:
+        value = json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_object_once,
+            parse_int=_short_int,
+            parse_float=_finite_float,
+            parse_constant=_refuse_constant,
+        )
+    except (ValueError, RecursionError):
+        raise InvalidJson from None
+    if not isinstance(value, dict):
+        raise InvalidJson("The request body must be a JSON object.")
+    return value
+
+
+def read_call(kind: CallKind, body: Mapping[str, Json], pool: Pool, key: Key) -> Call:
+    """What the request asks for, if this key may ask it.
+
+    Raises: MissingParameter, ModelNotFound.
+    """
+    requested = body.get("model")
+    if not isinstance(requested, str) or not requested:
+        raise MissingParameter("The request names no model.", param="model")
+    model = pool.aliases.get(requested, requested)
+    if not is_model_allowed(requested, pool, key):
+        raise ModelNotFound
+    cache_key = body.get("prompt_cache_key")
+    previous = body.get("previous_response_id")
+    return Call(
+        kind=kind,
+        requested_model=requested,
+        model=model,
+        is_stream=body.get("stream") is True,
+        is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
+        cache_key=cache_key if isinstance(cache_key, str) and cache_key else None,
+        previous_response_id=previous if isinstance(previous, str) and previous else None,
+    )
+
+
+def is_model_allowed(requested: str, pool: Pool, key: Key) -> bool:
+    """Whether the pool's and the key's lists allow a name, which may be an alias."""
+    model = pool.aliases.get(requested, requested)
+    if key.models is not None and not {requested, model} & key.models:
+        return False
+    return pool.models is None or model in pool.models
+
+
+def replace_model(body: bytes, model: str) -> bytes:
+    """`body` with another value of its top-level "model"; every other byte stays.
+
+    `body` has passed `parse_json_object`.
+    """
+    text = body.decode("utf-8")
+    decoder = json.JSONDecoder()
+    blank = re.compile(r"[ \t\r\n]*")
+
+    def skip(at: int) -> int:
+        match = blank.match(text, at)
+        assert match is not None
+        return match.end()
+
+    at = text.index("{") + 1
+    while True:
+        name, at = decoder.raw_decode(text, skip(at))
+        start = skip(text.index(":", at) + 1)
+        _, at = decoder.raw_decode(text, start)
+        if name == "model":
+            return (text[:start] + json.dumps(model) + text[at:]).encode("utf-8")
+        at = text.index(",", at) + 1
+
+
+def drop_reasoning(body: bytes) -> bytes:
+    """`body` without encrypted reasoning that another account cannot read (upstream facts §1.5).
+
+    Reasoning items go; compaction items lose only their encrypted content.
+    """
+    value = json.loads(body)
+    items = value.get("input")
+    if not isinstance(items, list):
+        return body
+    kept = []
+    for item in items:
+        kind = item.get("type") if isinstance(item, dict) else None
+        if kind == "reasoning":
+            continue
+        if kind in {"compaction", "compaction_summary"}:
+            item.pop("encrypted_content", None)
+        kept.append(item)
+    value["input"] = kept
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+class BodyDecoder:
+    """Undoes a Content-Encoding piece by piece, within `decoded_bytes_max` and the ratio."""
+
+    def __init__(self, coding: str, limits: Limits) -> None:
+        self._limits = limits
+        self._bytes_in = 0
+        self._bytes_out = 0
+        self._decoder, self._errors = _make_decoder(coding)
+
+    def feed(self, received: bytes) -> bytes:
+        """The decoded bytes of `received`.  Raises: RequestTooLarge, InvalidJson."""
+        self._bytes_in += len(received)
+        room = min(
+            self._limits.decoded_bytes_max,
+            self._bytes_in * self._limits.decoded_ratio_max,
+        )
+        try:
+            decoded: bytes = self._decoder.decompress(received, room - self._bytes_out + 1)
+        except self._errors:
+            raise InvalidJson("The request body does not decompress.") from None
+        self._bytes_out += len(decoded)
+        if self._bytes_out > room:
+            raise RequestTooLarge("The request body decompresses to more than is accepted.")
+        return decoded
+
+    def finish(self) -> None:
+        """Raises: InvalidJson where the end is missing or something follows it."""
+        if not self._decoder.eof or self._decoder.unused_data:
+            raise InvalidJson("The request body does not decompress.")
+
+
+def _make_decoder(coding: str) -> tuple[Any, tuple[type[Exception], ...]]:
+    """A decompressor with zlib's interface, and the errors that bad bytes raise in it."""
+    if coding in {"gzip", "x-gzip"}:
+        return zlib.decompressobj(zlib.MAX_WBITS | 16), (zlib.error,)
+    if coding == "deflate":
+        return zlib.decompressobj(), (zlib.error,)
+    if coding == "zstd":
+        for name in ("compression.zstd", "backports.zstd"):  # Python 3.14; its back-port
+            try:
+                module = importlib.import_module(name)
+            except ImportError:
+                continue
+            return module.ZstdDecompressor(), (module.ZstdError, EOFError)
+    raise UnsupportedEncoding(
+        "This Content-Encoding is not understood here. Send the body uncompressed "
+        "(Codex CLI: [features] enable_request_compression = false), or gzip; zstd needs "
+        "Python 3.14 or the package backports.zstd beside the pooler."
+    )
+
+
+################################################################
+# EVENT STREAMS
+################################################################
+# WHATWG HTML, "Interpreting an event stream".  We scan, we never rewrite: whole events go to
+# the client as the bytes that came.  An event is parsed as JSON only where its first key does
+# not say its type, or where it carries something that is needed: the end, an error, usage.
+
+
+class EventKind(enum.Enum):
+    IDLE = enum.auto()  # comments and `keepalive`: they prove no progress
+    HANDSHAKE = enum.auto()  # before content; failover is still possible
+    CONTENT = enum.auto()
+    SUCCESS = enum.auto()  # terminal
+    FAILURE = enum.auto()  # terminal
+    DONE = enum.auto()  # `[DONE]`
+
+
+TERMINAL_KINDS: Final = frozenset({EventKind.SUCCESS, EventKind.FAILURE, EventKind.DONE})
+_KIND_OF_TYPE: Final[Mapping[bytes, EventKind]] = {
+    b"keepalive": EventKind.IDLE,
+    b"response.created": EventKind.HANDSHAKE,
+    b"response.in_progress": EventKind.HANDSHAKE,
+    b"response.queued": EventKind.HANDSHAKE,
+    b"response.metadata": EventKind.HANDSHAKE,
+    b"response.completed": EventKind.SUCCESS,
+    b"response.incomplete": EventKind.SUCCESS,
+    b"response.done": EventKind.SUCCESS,
+    b"response.failed": EventKind.FAILURE,
+    b"error": EventKind.FAILURE,
+}
+# A lone CR ends a line too, but only the next byte tells that it is alone.
+_EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
+_EVENT_END_AT_EOF: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_TYPE_FIRST: Final = re.compile(
+    rb"(?:event: ?[^\r\n]*\r?\n)?data: ?\{(?:\"sequence_number\": ?\d+, ?)?"
+    rb"\"type\": ?\"([a-z0-9_.]+)\""
+)
+_CHAT_CONTENT: Final = re.compile(rb"data: ?\{\"(?:id|choices|object|created|model)\"")
+_CHAT_NOTABLE: Final = re.compile(rb'"(?:finish_reason": ?"|usage": ?\{|error": ?[^n ])')
+_RETRY_HINT: Final = re.compile(
+    r"try again in (?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)(ms|s))?", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts as an answer reports them."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+def _int_at(value: Json, *path: str) -> int:
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def read_usage(value: Json) -> Usage | None:
+    """The `usage` object of a Responses or Chat answer; None where it is none."""
+    if not isinstance(value, dict):
+        return None
+    if "input_tokens" in value:
+        return Usage(
+            _int_at(value, "input_tokens"),
+            _int_at(value, "output_tokens"),
+            _int_at(value, "input_tokens_details", "cached_tokens"),
+            _int_at(value, "output_tokens_details", "reasoning_tokens"),
+        )
+    if "prompt_tokens" not in value:
+        return None
+    return Usage(
+        _int_at(value, "prompt_tokens"),
+        _int_at(value, "completion_tokens"),
+        _int_at(value, "prompt_tokens_details", "cached_tokens"),
+        _int_at(value, "completion_tokens_details", "reasoning_tokens"),
+    )
+
+
+def event_data(event: bytes) -> bytes:
+    """The data of one event: its `data` lines joined by LF."""
+    lines = re.split(rb"\r\n|\n|\r", event)
+    data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
+    return b"\n".join(data)
+
+
+def event_object(event: bytes) -> dict[str, Json] | None:
+    """The JSON object that an event carries, or None."""
+    try:
+        value = json.loads(event_data(event))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class EventScanner:
+    """Finds the ends and kinds of the events in a stream, fed in any pieces.
+
+    After the terminal event `failure` holds its error object, if it is a failure, and `usage`
+    and `response_id` what was reported.  `bytes_pending` is the length of the unfinished event.
+    """
+
+    __slots__ = (
+        "_last", "_pieces", "_tail", "bytes_pending", "failure", "has_content", "has_finish",
+        "kind", "response", "terminal", "usage",
+    )  # fmt: skip
+
+    def __init__(self, kind: CallKind) -> None:
+        self.kind = kind
+        self._pieces: list[bytes] = []
+        self._tail = b""
+        self._last = b""
+        self.bytes_pending = 0
+        self.has_content = False
+        self.has_finish = False  # a Chat finish_reason was seen
+        self.terminal: EventKind | None = None
+        self.failure: dict[str, Json] | None = None
+        self.usage: Usage | None = None
+        self.response: dict[str, Json] = {}  # id, created_at and model, once they are known
+
+    @property
+    def response_id(self) -> str | None:
+        found = self.response.get("id")
+        return found if isinstance(found, str) else None
+
+    def feed(self, received: bytes, *, is_end: bool = False) -> list[tuple[EventKind, bytes]]:
+        """The events that `received` completes, joined where all are plain content.
+
+        At the end of the body `is_end` resolves a last lone CR.  What is then left unfinished
+        is dropped, as the standard asks, but for blank lines.
+        """
+        boundary = _EVENT_END_AT_EOF if is_end else _EVENT_END
+        # The end of an event is at most 4 bytes, of which 3 may have come before.
+        joint = self._tail + received
+        if not is_end and boundary.search(joint) is None:
+            self._pieces.append(received)
+            self.bytes_pending += len(received)
+            self._tail = joint[-3:]
+            return []
+        buffer = b"".join((*self._pieces, received)) if self._pieces else received
+        found: list[tuple[EventKind, bytes]] = []
+        at = self._scan(buffer, boundary, found)
+        rest = buffer[at:]
+        if is_end and rest and not rest.strip(b"\r\n"):
+            found.append((EventKind.IDLE, rest))
+            rest = b""
+        self._pieces = [rest] if rest else []
+        self.bytes_pending = len(rest)
+        self._tail = rest[-3:]
+        return found
+
+    def _scan(
+        self, buffer: bytes, boundary: re.Pattern[bytes], found: list[tuple[EventKind, bytes]]
+    ) -> int:
+        """Append the whole events of `buffer` to `found`; where the unfinished one begins."""
+        has_cr = b"\r" in buffer
+        start = last = content_from = content_to = 0
+        while True:
+            if has_cr:
+                match = boundary.search(buffer, start)
+                end = match.end() if match else 0
+            else:  # bytes.find is several times faster, and all that most streams need
+                end = buffer.find(b"\n\n", start) + 2
+                end = 0 if end == 1 else end
+            if not end:
+                break
+            kind = self._kind_of(buffer, start, end)
+            if kind is EventKind.CONTENT:
+                self.has_content = True
+                self._last = b""
+                content_to = end
+            else:
+                if content_to > content_from:
+                    found.append((EventKind.CONTENT, buffer[content_from:content_to]))
+                event = buffer[start:end]
+                content_from = content_to = end
+                found.append((kind, event))
+                self._note(kind, event)
+            last, start = start, end
+        if content_to > content_from:
+            found.append((EventKind.CONTENT, buffer[content_from:content_to]))
+            self._last = buffer[last:content_to]
+        return start
+
+    def _kind_of(self, buffer: bytes, start: int, end: int) -> EventKind:
+        if self.kind is CallKind.RESPONSES:
+            match = _TYPE_FIRST.match(buffer, start, end)
+            if match is not None:
+                name = match[1]
+                kind = _KIND_OF_TYPE.get(name)
+                if kind is None:
+                    is_codex = name.startswith(b"codex.")
+                    kind = EventKind.HANDSHAKE if is_codex else EventKind.CONTENT
+                return kind
+        elif self.has_content and _CHAT_CONTENT.match(buffer, start, end):
+            if _CHAT_NOTABLE.search(buffer, start, end) is None:
+                return EventKind.CONTENT
+        return self._kind_of_parsed(buffer[start:end])
+
+    def _kind_of_parsed(self, event: bytes) -> EventKind:
+        data = event_data(event)
+        if not data:
+            return EventKind.IDLE
+        if data == b"[DONE]":
+            return EventKind.DONE
+        value = event_object(event)
+        if value is None:
+            return EventKind.CONTENT
+        if self.kind is CallKind.CHAT:
+            return self._kind_of_chunk(value)
+        name = value.get("type")
+        if not isinstance(name, str):
+            return EventKind.FAILURE if value.get("error") else EventKind.CONTENT
+        if name.startswith("codex."):
+            return EventKind.HANDSHAKE
+        return _KIND_OF_TYPE.get(name.encode("utf-8", "replace"), EventKind.CONTENT)
+
+    def _kind_of_chunk(self, value: dict[str, Json]) -> EventKind:
+        if value.get("error"):
+            return EventKind.FAILURE
+        self.usage = read_usage(value.get("usage")) or self.usage
+        choices = value.get("choices")
+        says_more = False
+        for choice in choices if isinstance(choices, list) else ():
+            if not isinstance(choice, dict):
+                continue
+            self.has_finish |= isinstance(choice.get("finish_reason"), str)
+            delta = choice.get("delta")
+            says = delta.items() if isinstance(delta, dict) else ()
+            says_more |= any(value for name, value in says if name != "role")
+        if self.has_content or self.has_finish or says_more:
+            return EventKind.CONTENT
+        return EventKind.HANDSHAKE
+
+    def _note(self, kind: EventKind, event: bytes) -> None:
+        """Remember what an event other than plain content tells."""
+        if kind is EventKind.IDLE:
+            return
+        self._last = event
+        if kind in TERMINAL_KINDS:
+            self.terminal = self.terminal or kind
+        if kind is EventKind.DONE or (kind is EventKind.HANDSHAKE and self.response):
+            return
+        value = event_object(event) or {}
+        response = value.get("response")
+        if isinstance(response, dict):
+            known = ("id", "object", "created_at", "model")
+            self.response = {name: response[name] for name in known if name in response}
+            self.usage = read_usage(response.get("usage")) or self.usage
+            value = response | {"error": response.get("error") or value.get("error")}
+        if kind is EventKind.FAILURE:
+            error = value.get("error")
+            self.failure = error if isinstance(error, dict) else value
+
+    def is_complete(self, is_clean: bool) -> bool:
+        """Whether a body that ends now has said all; `is_clean`: its framing was whole."""
+        if self.terminal is not None:
+            return True
+        return self.kind is CallKind.CHAT and self.has_finish and is_clean
+
+    def failure_event(self, error: PoolerError, request_id: str) -> bytes:
+        """The terminal event of ours for a stream that fails after output."""
+        if self.kind is CallKind.CHAT:
+            return b"data: " + error.body() + b"\n\n"
+        last = (event_object(self._last) or {}).get("sequence_number")
+        response: dict[str, Json] = {"id": f"resp_{request_id}", "object": "response"}
+        response |= self.response
+        response |= {
+            "status": "failed",
+            "error": {"code": error.code, "message": error.public},
+            "incomplete_details": None,
+            "output": [],
+            "usage": None,
+        }
+        event = {
+            "type": "response.failed",
+            "sequence_number": last + 1 if isinstance(last, int) else 0,
+            "response": response,
+        }
+        return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
+
+
+COMMENT: Final = b": keepalive\n\n"
+
+
+################################################################
+# VERDICTS
+################################################################
+# What a failed attempt means: for the request (hand the answer on, try the next account,
+# repair and ask the same one again) and for the account.  One table by status, one by code
+# (upstream facts §1.12 and §6.4; contract §6.2 says which statuses prove "not executed").
+
+
+class Action(enum.Enum):
+    RETURN = enum.auto()
+    NEXT = enum.auto()
+    REPAIR = enum.auto()
+
+
+class Effect(enum.Enum):
+    NONE = enum.auto()
+    LIMITED = enum.auto()  # rests until its reset
+    REFUSED = enum.auto()  # its credential or plan is not accepted
+    DEMOTED = enum.auto()  # used after the others for a minute
+    LACKS_MODEL = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One failed attempt.  `reason` is for the log; `error` is for the client if it is final."""
+
+    reason: str
+    action: Action
+    effect: Effect
+    error: PoolerError
+    rest_seconds: float | None = None
+
+
+class UpstreamFailed(Exception):
+    """An attempt ended without anything for the client."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.reason)
+        self.fault = fault
+
+
+_BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
+    401: (Action.NEXT, Effect.REFUSED),
+    402: (Action.NEXT, Effect.REFUSED),
+    403: (Action.NEXT, Effect.DEMOTED),
+    429: (Action.NEXT, Effect.LIMITED),
+    500: (Action.NEXT, Effect.DEMOTED),
+    502: (Action.NEXT, Effect.DEMOTED),
+    503: (Action.NEXT, Effect.DEMOTED),
+    504: (Action.RETURN, Effect.DEMOTED),  # may still be working on it, as 522 and 524
+    520: (Action.NEXT, Effect.DEMOTED),
+    521: (Action.NEXT, Effect.DEMOTED),
+    522: (Action.RETURN, Effect.DEMOTED),
+    524: (Action.RETURN, Effect.DEMOTED),
+    529: (Action.NEXT, Effect.DEMOTED),
+}
+_LIMIT_CODES: Final = frozenset(
+    "usage_limit_reached rate_limit_exceeded insufficient_quota quota_exceeded "
+    "usage_not_included".split()
+)
+_QUOTA_CODES: Final = frozenset({"insufficient_quota", "quota_exceeded", "usage_not_included"})
+_TRANSIENT_CODES: Final = frozenset(
+    "server_is_overloaded slow_down overloaded_error server_error upstream_error "
+    "stream_incomplete upstream_request_timeout internal_error".split()
+)
+_POLICY_CODES: Final = frozenset(
+    "cyber_policy bio_policy misalignment_policy_violation content_policy_violation".split()
+)
+_ACCOUNT_CODES: Final = frozenset(
+    "account_deactivated account_suspended account_deleted deactivated_workspace".split()
+)
+_CODE_TOKEN: Final = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+_ENCRYPTED: Final = re.compile(
+    r"encrypted content .*could not be (?:verified|decrypted)", re.DOTALL
+)
+_NO_MODEL: Final = re.compile(
+    r"model .*(?:not found|does not exist|not supported|not available)", re.DOTALL | re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamWords:
+    """What an upstream's error body says, in whichever shape (upstream facts §11.5)."""
+
+    code: str | None
+    message: str
+    error: Mapping[str, Json]
+
+
+def read_error(value: Json) -> UpstreamWords:
+    """`{"error": {...}}`, `{"error": "text"}`, `{"detail": ...}`, or the error object itself."""
+    value = value if isinstance(value, dict) else {}
+    error = value.get("error", value)
+    if not isinstance(error, dict):
+        error = {"message": error}
+    code = None
+    for name in ("code", "type"):
+        candidate = error.get(name)
+        if isinstance(candidate, str) and _CODE_TOKEN.fullmatch(candidate):
+            if candidate != "error":  # the type of a flat error event: says nothing
+                code = candidate
+                break
+    message = error.get("message") or value.get("detail")
+    return UpstreamWords(code, message if isinstance(message, str) else "", error)
+
+
+def _seconds_of(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def rest_of(
+    headers: Headers, words: UpstreamWords, unix_now: float, limits: Limits
+) -> float | None:
+    """The seconds until a limit resets, as the upstream says; None without a plausible word."""
+    resets_at = words.error.get("resets_at")
+    resets_in = words.error.get("resets_in_seconds")
+    after_ms = _seconds_of(header_of(headers, "retry-after-ms"))
+    after = header_of(headers, "retry-after")
+    candidates = [
+        resets_at - unix_now if isinstance(resets_at, (int, float)) else None,
+        float(resets_in) if isinstance(resets_in, (int, float)) else None,
+        after_ms / 1000 if after_ms is not None else None,
+        _seconds_of(after),
+    ]
+    if after and not after[:1].isdigit():
+        with contextlib.suppress(ValueError):
+            candidates.append(parsedate_to_datetime(after).timestamp() - unix_now)
+    hint = _RETRY_HINT.search(words.message)
+    if hint and any(hint.groups()):
+        unit = 0.001 if hint[4] == "ms" else 1
+        hours, minutes, rest = (float(hint[index] or 0) for index in (1, 2, 3))
+        candidates.append(hours * HOUR + minutes * 60 + rest * unit)
+    for seconds in candidates:
+        if seconds is not None and 0 < seconds <= limits.reset_seconds_max:
+            return seconds
+    return limits.probe_interval_seconds if words.code in _QUOTA_CODES else None
+
+
+def judge_answer(
+    status: int, headers: Headers, body: bytes, unix_now: float, limits: Limits
+) -> Fault:
+    """What an upstream's answer other than 2xx means."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    words = read_error(value)
+    reason = f"{status} {words.code}" if words.code else str(status)
+    content_type = header_of(headers, "content-type") or ""
+    if status < 400:
+        return Fault(reason, Action.RETURN, Effect.NONE, UpstreamInvalid())
+    if status == 403 and (header_of(headers, "cf-mitigated") or "html" in content_type.lower()):
+        return Fault(f"{reason} blocked", Action.RETURN, Effect.NONE, UpstreamBlocked())
+    is_shown = isinstance(value, dict) and "json" in content_type.lower()
+    answer = UpstreamAnswer(status, words.code, body if is_shown else b"", content_type)
+    if status in {400, 404} and _is_about_model(words):
+        return Fault(reason, Action.NEXT, Effect.LACKS_MODEL, ModelNotFound())
+    if status == 400 and (
+        words.code == "invalid_encrypted_content" or _ENCRYPTED.search(words.message)
+    ):
+        return Fault(reason, Action.REPAIR, Effect.NONE, answer)
+    action, effect = _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
+    if words.code in _POLICY_CODES:
+        return Fault(reason, Action.RETURN, Effect.NONE, answer)
+    if words.code in _ACCOUNT_CODES and status in {401, 402, 403}:
+        effect = Effect.REFUSED
+    if status >= 500:
+        return Fault(reason, action, effect, UpstreamError(status, words.code))
+    if action is Action.RETURN:
+        return Fault(reason, action, effect, answer)
+    rest = rest_of(headers, words, unix_now, limits) if effect is Effect.LIMITED else None
+    return Fault(reason, action, effect, NoUsableAccount(), rest)
+
+
+def _is_about_model(words: UpstreamWords) -> bool:
+    if words.code == "model_not_found":
+        return True
+    return words.error.get("param") in {None, "model"} and bool(_NO_MODEL.search(words.message))
+
+
+def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> Fault | None:
+    """What a failure hidden in a 200, before any content, means; None: the client's own."""
+    words = read_error(failure)
+    reason = f"200 {words.code or 'failed'}"
+    if words.code in _LIMIT_CODES:
+        rest = rest_of((), words, unix_now, limits)
+        return Fault(reason, Action.NEXT, Effect.LIMITED, NoUsableAccount(), rest)
+    if words.code == "model_not_found":
+        return Fault(reason, Action.NEXT, Effect.LACKS_MODEL, ModelNotFound())
+    if words.code in _TRANSIENT_CODES:
+        status = 503 if words.code in {"server_is_overloaded", "slow_down"} else 502
+        return Fault(reason, Action.NEXT, Effect.DEMOTED, UpstreamError(status, words.code))
+    return None
+
+
+################################################################
+# ACCOUNTS
+################################################################
+# Which account serves.  All state is here, in memory, bounded; every method is one step that
+# decides and takes effect at once, so that nothing can come between.  `now` is monotonic.
+
+
+class Phase(enum.Enum):
+    READY = "ready"
+    RESTING = "resting"  # a limit; ends at its reset
+    REFUSED = "refused"  # credential or plan; ends when a probe succeeds
+
+
+class Turn(enum.Enum):
+    LIMITED = enum.auto()
+    REFUSED = enum.auto()
+    SUCCEEDED = enum.auto()
+    RESET_PASSED = enum.auto()
+
+
+AFTER: Final[Mapping[tuple[Phase, Turn], Phase]] = {
+    (Phase.READY, Turn.LIMITED): Phase.RESTING,
+    (Phase.READY, Turn.REFUSED): Phase.REFUSED,
+    (Phase.READY, Turn.SUCCEEDED): Phase.READY,
+    (Phase.RESTING, Turn.LIMITED): Phase.RESTING,
+    (Phase.RESTING, Turn.REFUSED): Phase.REFUSED,
+    (Phase.RESTING, Turn.SUCCEEDED): Phase.READY,
+    (Phase.RESTING, Turn.RESET_PASSED): Phase.READY,
+    (Phase.REFUSED, Turn.LIMITED): Phase.RESTING,
+    (Phase.REFUSED, Turn.REFUSED): Phase.REFUSED,
+    (Phase.REFUSED, Turn.SUCCEEDED): Phase.READY,
+}
+
+
+@dataclass(slots=True)
+class Health:
+    """What is known of one account.  A reload keeps `in_flight_count` and forgets the rest."""
+
+    phase: Phase = Phase.READY
+    changed_at: float = -math.inf
+    rests_until: float = 0.0
+    probe_at: float = 0.0
+    is_probing: bool = False
+    demoted_until: float = 0.0
+    in_flight_count: int = 0
+    served_at: float = -math.inf
+    lacks_models: dict[str, float] = field(default_factory=dict)  # model -> until
+    catalogue: Mapping[str, int | None] | None = None  # its /models: name -> context length
+    catalogue_at: float = -math.inf
+
+    def forget(self) -> None:
+        """Start anew, as after a reload; only `in_flight_count` and the catalogue stay."""
+        self.phase = Phase.READY
+        self.changed_at = -math.inf
+        self.demoted_until = 0.0
+        self.lacks_models.clear()
+        self.catalogue_at = -math.inf
+
+    def turn(self, turn: Turn, now: float) -> None:
+        after = AFTER[self.phase, turn]
+        if after is not Phase.READY or self.phase is not Phase.READY:
+            self.changed_at = now
+        self.phase = after
+
+    def is_ready(self, now: float) -> bool:
+        if self.phase is Phase.RESTING and now >= self.rests_until:
+            self.turn(Turn.RESET_PASSED, now)
+        return self.phase is Phase.READY
+
+    def is_probe_due(self, now: float) -> bool:
+        return self.phase is not Phase.READY and now >= self.probe_at and not self.is_probing
+
+
+class Lease(NamedTuple):
+    """One request's place on an account."""
+
+    account: Account
+    health: Health
+    is_probe: bool
+    began_at: float
+
+
+class Pin(NamedTuple):
+    """Where a session stays.  `is_foreign`: its history holds reasoning of another upstream."""
+
+    account: str
+    is_foreign: bool
+    used_at: float
+
+
+class RecentMap(OrderedDict[bytes, T]):
+    """A map that forgets what was not set or read for the longest time."""
+
+    def __init__(self, length_max: int) -> None:
+        super().__init__()
+        self.length_max = length_max
+
+    def put(self, key: bytes, value: T) -> None:
+        self[key] = value
+        self.move_to_end(key)
+        while len(self) > self.length_max:
+            self.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request asks of the pool: its call, and where its session belongs."""
+
+    pool: Pool
+    call: Call
+    session: bytes | None  # digest of pool, key and session
+    response: bytes | None  # digest of pool, key and previous_response_id
+
+
+def _digest_parts(*parts: str) -> bytes:
+    """One digest of several texts, none of which can pretend to be two."""
+    joined = json.dumps(parts).encode()
+    return hashlib.sha256(joined).digest()
+
+
+_SESSION_HEADERS: Final = (
+    "x-codex-window-id", "x-codex-session-id", "session-id", "x-session-id",
+    "x-session-affinity", "session_id", "thread-id", "x-codex-conversation-id",
+    "conversation_id",
+)  # fmt: skip
+
+
+def make_wish(pool: Pool, key: Key, call: Call, headers: Headers) -> Wish:
+    """Session header order: upstream facts §6.7; then the body's prompt_cache_key."""
+    values = (header_of(headers, name) for name in _SESSION_HEADERS)
+    session = next((value for value in values if value), None) or call.cache_key
+    previous = call.previous_response_id
+    scope = (pool.name, key.name)
+    return Wish(
+        pool=pool,
+        call=call,
+        session=_digest_parts(*scope, session[:SESSION_BYTES_MAX]) if session else None,
+        response=_digest_parts(*scope, "response", previous) if previous else None,
+    )
+
+
+class Roster:
+    """The accounts' health, the pins, and the choice among them."""
+
+    def __init__(self, config: Config) -> None:
+        self.limits = config.limits
+        self.health: dict[str, Health] = {name: Health() for name in config.accounts}
+        self.pins: RecentMap[Pin] = RecentMap(config.limits.pins_max)
+        self.responses: RecentMap[str] = RecentMap(config.limits.response_pins_max)
+        self.turns: dict[str, int] = {}  # pool -> choices made, for round_robin
+
+    def reload(self, config: Config) -> None:
+        """Take a new configuration: rests and blocks are forgotten, pins and counts stay."""
+        self.limits = config.limits
+        self.pins.length_max = config.limits.pins_max
+        self.responses.length_max = config.limits.response_pins_max
+        fresh = {name: Health() for name in config.accounts}
+        for name, health in self.health.items():
+            if name in fresh:  # the same object: requests under way will count out of it
+                health.forget()
+                fresh[name] = health
+        self.health = fresh
+
+    # The choice.
+
+    def ranked(self, wish: Wish, tried: Iterable[str], now: float) -> list[Account]:
+        """The accounts that may serve now, the best first, whether or not they have room."""
+        pin = self.pin_of(wish, now)
+        pinned = pin.account if pin else None
+        able = self.bound(wish, self.able(wish, now))
+        known = set(tried)
+        ready: list[tuple[tuple[Any, ...], Account]] = []
+        probes = []
+        for index, account in enumerate(able):
+            health = self.health[account.name]
+            if account.name in known:
+                continue
+            if health.is_ready(now):
+                is_demoted = health.demoted_until > now
+                preference = self.preference(wish, account, index, len(able))
+                rank = (account.name != pinned, account.priority, is_demoted, preference)
+                ready.append((rank, account))
+            elif health.is_probe_due(now):
+                probes.append(account)
+        ready.sort(key=lambda entry: entry[0])
+        ordered = [account for _, account in ready]
+        return self.with_probes(ordered, probes, pinned)
+
+    def with_probes(
+        self, ordered: list[Account], probes: list[Account], pinned: str | None
+    ) -> list[Account]:
+        """A probe that is due comes first: else a rest that ended early is never noticed.
+
+        Not before a session's own account, and not from the reserve while others are ready.
+        """
+        if ordered and ordered[0].name == pinned:
+            return ordered
+        level = min((account.priority for account in ordered), default=math.inf)
+        return [account for account in probes if account.priority <= level] + ordered
+
+    def bound(self, wish: Wish, accounts: list[Account]) -> list[Account]:
+        """Only the owner of a stored response knows it: the others would answer "not found"."""
+        owner = self.responses.get(wish.response) if wish.response else None
+        return [account for account in accounts if owner in {None, account.name}]
+
+    def able(self, wish: Wish, now: float) -> list[Account]:
+        """The pool's accounts, in its order, that are in rotation and offer the model."""
+        offering = []
+        unsure = []
+        for account in wish.pool.accounts:
+            health = self.health.get(account.name)
+            if account.is_paused or health is None:
+                continue
+            if health.lacks_models.get(wish.call.model, 0.0) > now:
+                continue
+            models = account.models if account.models is not None else health.catalogue
+            if models is None or wish.call.model in models:
+                offering.append(account)
+            elif account.models is None:
+                unsure.append(account)
+        # A catalogue may be incomplete: it decides only where some account does offer it.
+        return offering or (unsure if wish.pool.models is not None else [])
+
+    def preference(self, wish: Wish, account: Account, index: int, count: int) -> tuple[Any, ...]:
+        """Among equals, smaller is better.  Rendezvous hashing, so that replicas agree."""
+        health = self.health[account.name]
+        routing = wish.pool.routing
+        if routing is Routing.FAILOVER:
+            return (index,)
+        if routing is Routing.ROUND_ROBIN:
+            return ((index - self.turns.get(wish.pool.name, 0)) % count,)
+        if wish.session is None:
+            return (health.in_flight_count, health.served_at)
+        score = hashlib.sha256(wish.session + account.name.encode()).digest()
+        if routing is Routing.QUOTA_FIRST:
+            return (health.in_flight_count, score)
+        return (score,)
+
+    def has_room(self, account: Account) -> bool:
+        return self.health[account.name].in_flight_count < account.streams_max
+
+    def pin_of(self, wish: Wish, now: float) -> Pin | None:
+        """A session's pin; one for this model alone comes before the session's."""
+        if wish.session is None:
+            return None
+        for key in (wish.session + wish.call.model.encode(), wish.session):
+            pin = self.pins.get(key)
+            if pin is not None and now - pin.used_at <= self.limits.pin_idle_seconds_max:
+                return pin
+        return None
+
+    def refusal(self, wish: Wish, now: float, unix_now: float) -> PoolerError:
+        """Why nobody can serve: all limited, all broken, or nobody has the model."""
+        able = self.bound(wish, self.able(wish, now))
+        resting = [
+            self.health[account.name].rests_until
+            for account in able
+            if self.health[account.name].phase is Phase.RESTING
+        ]
+        if resting:
+            return usage_limit(max(1, math.ceil(min(resting) - now)), unix_now)
+        members = [account for account in wish.pool.accounts if not account.is_paused]
+        return NoUsableAccount() if able or not members else ModelNotFound()
+
+    # What happens to an account.
+
+    def begin(self, account: Account, wish: Wish, now: float) -> Lease:
+        """Count a request in; `end` counts it out again, also after a reload."""
+        health = self.health[account.name]
+        is_probe = not health.is_ready(now)
+        if is_probe:
+            health.is_probing = True
+            health.probe_at = now + self.limits.probe_interval_seconds
+        health.in_flight_count += 1
+        health.served_at = now
+        self.turns[wish.pool.name] = self.turns.get(wish.pool.name, 0) + 1
+        return Lease(account, health, is_probe, now)
+
+    def end(self, lease: Lease) -> None:
+        assert lease.health.in_flight_count > 0
+        lease.health.in_flight_count -= 1
+        if lease.is_probe:
+            lease.health.is_probing = False
+
+    def note_fault(self, account: Account, fault: Fault, model: str, now: float) -> None:
+        health = self.health.get(account.name)
+        if health is None:
+            return
+        if fault.effect is Effect.LIMITED:
+            health.turn(Turn.LIMITED, now)
+            health.rests_until = now + (fault.rest_seconds or self.limits.cooldown_seconds)
+            health.probe_at = now + self.limits.probe_interval_seconds
+        elif fault.effect is Effect.REFUSED:
+            health.turn(Turn.REFUSED, now)
+            health.probe_at = now + self.limits.probe_interval_seconds
+        elif fault.effect is Effect.DEMOTED:
+            health.demoted_until = now + self.limits.demotion_seconds
+        elif fault.effect is Effect.LACKS_MODEL:
+            while len(health.lacks_models) >= MODEL_BLOCKS_MAX:
+                health.lacks_models.pop(next(iter(health.lacks_models)))
+            health.lacks_models[model] = now + MODEL_BLOCK_SECONDS
+
+    def note_success(self, lease: Lease, now: float) -> None:
+        """Only a request that began after the rest did proves that it is over."""
+        if lease.began_at >= lease.health.changed_at:
+            lease.health.turn(Turn.SUCCEEDED, now)
+        lease.health.demoted_until = 0.0
+
+    def note_served(self, wish: Wish, account: Account, now: float) -> None:
+        """Pin the session to the account that serves it, or move the pin there."""
+        if wish.session is None:
+            return
+        pin = self.pin_of(wish, now)
+        able = {known.name for known in self.able(wish, now)}
+        own = wish.session + wish.call.model.encode()
+        if pin is None or pin.account == account.name:
+            key = own if own in self.pins else wish.session
+            self.pins.put(key, Pin(account.name, bool(pin and pin.is_foreign), now))
+            return
+        health = self.health.get(pin.account)
+        if pin.account in able and health is not None and health.is_ready(now):
+            if health.demoted_until <= now:
+                return  # only busy: the session comes back to it
+        offers = pin.account in able or health is None
+        is_foreign = pin.is_foreign or self.is_move_foreign(wish, pin.account, account)
+        self.pins.put(wish.session if offers else own, Pin(account.name, is_foreign, now))
+
+    def is_move_foreign(self, wish: Wish, old_name: str, new: Account) -> bool:
+        """Whether reasoning of the old account is unlikely to be readable to the new one."""
+        urls = {account.base_url for account in wish.pool.accounts if account.name == old_name}
+        return urls != {new.base_url}
+
+    def must_drop_reasoning(self, wish: Wish, account: Account, now: float) -> bool:
+        """Whether the session's history may hold reasoning that `account` cannot read."""
+        pin = self.pin_of(wish, now)
+        if pin is None:
+            return False
+        return pin.is_foreign or (
+            pin.account != account.name and self.is_move_foreign(wish, pin.account, account)
+        )
+
+    def note_foreign(self, wish: Wish, account: Account, now: float) -> None:
+        """The account could not read the session's reasoning: drop it from now on."""
+        if wish.session is not None:
+            self.pins.put(wish.session, Pin(account.name, True, now))
+
+    def note_response(self, wish: Wish, key: Key, response_id: str, account: Account) -> None:
+        digest = _digest_parts(wish.pool.name, key.name, "response", response_id)
+        self.responses.put(digest, account.name)
+
+    def models_of(self, pool: Pool, key: Key) -> list[str]:
+        """The names that GET /v1/models shows to a key, in a stable order."""
+        if pool.models is not None:
+            names = list(pool.models)
+        else:
+            found: set[str] = set()
+            for account in pool.accounts:
+                health = self.health.get(account.name)
+                if not account.is_paused and health is not None:
+                    found |= set(account.models or health.catalogue or ())
+            names = sorted(found)
+        names += [alias for alias in pool.aliases if alias not in names]
+        return [name for name in names if is_model_allowed(name, pool, key)]
+
+
+def read_catalogue(body: bytes) -> Mapping[str, int | None] | None:
+    """The models in an OpenAI-shaped /models answer, with context lengths; None if it is none."""
+    try:
+        entries = json.loads(body)["data"]
+        found: dict[str, int | None] = {}
+        for entry in entries[:CATALOGUE_MODELS_MAX]:
+            if _MODEL.fullmatch(entry["id"]):
+                names = ("context_length", "context_window", "max_model_len")
+                found[entry["id"]] = max(_int_at(entry, name) for name in names) or None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found
+
+
+def usage_limit(seconds: int, unix_now: float) -> UsageLimitReached:
+    """All accounts are limited; the first is back in `seconds`."""
+    details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
+    if seconds <= RETRY_AFTER_SECONDS_MAX:
+        headers = [("Retry-After", str(seconds))]
+    else:
+        headers = [("x-should-retry", "false")]
+    return UsageLimitReached(details=details, headers=headers)
+
+
+@dataclass(slots=True)
+class KeyUse:
+    """What one key has used: streams in flight, the last minute, the tokens of the UTC day."""
+
+    in_flight_count: int = 0
+    minute: deque[float] = field(default_factory=deque)  # at most requests_per_minute long
+    day: int = 0  # days since 1970
+    day_tokens: int = 0
+
+    def admit(self, key: Key, now: float, unix_now: float) -> None:
+        """Count a request in.  Raises: KeyLimitReached."""
+        if self.in_flight_count >= key.streams_max:
+            raise _key_limit("has as many requests under way as it may have at once", 1)
+        while self.minute and self.minute[0] <= now - 60:
+            self.minute.popleft()
+        if key.requests_per_minute is not None:
+            if len(self.minute) >= key.requests_per_minute:
+                wait = math.ceil(self.minute[0] + 60 - now)
+                raise _key_limit("has used its requests of this minute", wait)
+            self.minute.append(now)
+        self.roll_day(unix_now)
+        if key.tokens_per_day is not None and self.day_tokens >= key.tokens_per_day:
+            wait = math.ceil((self.day + 1) * 24 * HOUR - unix_now)
+            raise _key_limit("has used its tokens of this day (UTC)", wait)
+        self.in_flight_count += 1
+
+    def roll_day(self, unix_now: float) -> None:
+        day = int(unix_now // (24 * HOUR))
+        if day != self.day:
+            self.day, self.day_tokens = day, 0
+
+
+def _key_limit(what: str, seconds: int) -> KeyLimitReached:
+    if seconds <= RETRY_AFTER_SECONDS_MAX:
+        headers = [("Retry-After", str(max(1, seconds)))]
+    else:
+        headers = [("x-should-retry", "false")]
+    return KeyLimitReached(f"This pool key {what}.", headers=headers)
+
+
+################################################################
+# RECORDS
+################################################################
+# One line of JSON for each request, metadata only: names from pools.json, numbers, codes.
+# Nothing that a client typed but the model's name, cut and cleaned.
+
+
+def printable(text: str, chars_max: int = 64) -> str:
+    """Caller's text for the log: cut, and without characters that could forge a line."""
+    return re.sub(r"[^A-Za-z0-9_.:/@+-]", "?", text[:chars_max])
+
+
+@dataclass(slots=True)
+class Record:
+    """One request, filled in while it is served."""
+
+    request_id: str
+    began_at: float
+    method: str = ""
+    route: str = ""
+    pool: str | None = None
+    key: str | None = None
+    account: str | None = None
+    model: str | None = None
+    is_stream: bool = False
+    status: int | None = None  # None: the client was gone before an answer
+    code: str | None = None
+    attempts: list[dict[str, Json]] = field(default_factory=list)
+    first_byte_at: float | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    usage: Usage | None = None
+
+    def tokens(self) -> tuple[int, bool]:
+        """The tokens to charge, and whether they are estimated (4 bytes are about one)."""
+        if self.usage is not None:
+            return self.usage.input_tokens + self.usage.output_tokens, False
+        return (self.bytes_in + self.bytes_out) // 4, True
+
+    def as_object(self, now: float) -> dict[str, Json]:
+        first = self.first_byte_at
+        shown: dict[str, Json] = {
+            "request_id": self.request_id,
+            "method": self.method,
+            "route": self.route,
+            "pool": self.pool,
+            "key": self.key,
+            "account": self.account,
+            "model": self.model,
+            "stream": self.is_stream,
+            "status": self.status,
+            "code": self.code,
+            "attempts": self.attempts,
+            "first_byte_ms": None if first is None else round((first - self.began_at) * 1000),
+            "duration_ms": round((now - self.began_at) * 1000),
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+        }
+        if self.usage is not None:
+            shown["tokens"] = dataclasses.asdict(self.usage)
+        return shown
+
+
+################################################################
+# CONNECTIONS
+################################################################
+# == Below this line code may block. ==
+# The client's side of one connection: heads and bodies in, bytes out, each wait with its
+# deadline.  One reader and one writer at a time; `watch_hangup` reads while an answer is
+# written, and what it finds belongs to the next request.
+
+
+class ClientGone(Exception):
+    """The client left or stopped reading.  Nobody is there to be told."""
+
+
+class ClientConnection:
+    """One accepted connection, for as many requests as it carries."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+        self.stream = stream
+        self.buffer = b""
+        self.is_gone = False
+        self.is_first = True
+        self.idle_scope: trio.CancelScope | None = None  # set while no request is under way
+
+    async def receive(self) -> bytes:
+        """What comes next; b"" once the client has closed or reset."""
+        try:
+            return bytes(await self.stream.receive_some(RECEIVE_BYTES))
+        except trio.BrokenResourceError:
+            return b""
+
+    async def read_head(self, limits: Limits) -> bytes | None:
+        """The next request head with its blank line; None where the client sends no more.
+
+        Raises: BadHead, HeadTooLarge, RequestTooSlow.
+        """
+        wait = limits.head_seconds_max if self.is_first else limits.keep_alive_seconds_max
+        self.is_first = False
+        if not self.buffer:
+            with trio.move_on_after(wait) as self.idle_scope:
+                self.buffer = await self.receive()
+            self.idle_scope = None
+            if not self.buffer:
+                return None
+        with trio.move_on_after(limits.head_seconds_max):
+            return await self._read_to_blank_line(limits.head_bytes_max)
+        raise RequestTooSlow
+
+    async def _read_to_blank_line(self, bytes_max: int) -> bytes | None:
+        searched = 0
+        while True:
+            end = self.buffer.find(b"\r\n\r\n", max(0, searched - 3))
+            if 0 <= end <= bytes_max - 4:
+                head, self.buffer = self.buffer[: end + 4], self.buffer[end + 4 :]
+                return head
+            if end >= 0 or len(self.buffer) >= bytes_max:
+                raise HeadTooLarge
+            if _BARE_LF.search(self.buffer, searched):
+                raise BadHead
+            searched = len(self.buffer)
+            received = await self.receive()
+            if not received:
+                self.is_gone = True
+                return None
+            self.buffer += received
+
+    async def read_body(self, head: RequestHead, limits: Limits, budget: Budget) -> bytes:
+        """The whole body, its chunking and Content-Encoding undone; `budget` holds its bytes.
+
+        Raises: RequestTooLarge, RequestTooSlow, PoolBusy, InvalidJson, UnsupportedEncoding.
+        """
+        framing = head.framing
+        if framing.length is not None and framing.length > limits.body_bytes_max:
+            raise RequestTooLarge
+        coding = (header_of(head.headers, "content-encoding") or "identity").lower()
+        decoder = None if coding == "identity" else BodyDecoder(coding, limits)
+        if header_of(head.headers, "expect") is not None and not self.buffer:
+            await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
+        pieces: list[bytes] = []
+        byte_count = 0
+        with trio.move_on_after(limits.body_seconds_max):
+            reader = _BodyReader(self, framing, limits)
+            while piece := await reader.read():
+                if decoder is not None:
+                    piece = decoder.feed(piece)
+                byte_count += len(piece)
+                if not budget.grow(len(piece)):
+                    budget.grow(len(piece) - byte_count)
+                    raise PoolBusy("The pooler holds too many request bodies at the moment.")
+                pieces.append(piece)
+            if decoder is not None:
+                decoder.finish()
+            return b"".join(pieces)
+        budget.grow(-byte_count)
+        raise RequestTooSlow
+
+    async def send(self, data: bytes, limits: Limits) -> None:
+        """Send all of `data`; each 64 KiB must go out within `write_stall_seconds_max`.
+
+        Raises: ClientGone.
+        """
+        try:
+            for at in range(0, len(data), RECEIVE_BYTES):
+                with trio.move_on_after(limits.write_stall_seconds_max) as scope:
+                    await self.stream.send_all(data[at : at + RECEIVE_BYTES])
+                if scope.cancelled_caught:
+                    raise trio.BrokenResourceError
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.is_gone = True
+            raise ClientGone from None
+
+    async def watch_hangup(self, scope: trio.CancelScope) -> None:
+        """Cancel `scope` when the client closes, or sends too much ahead."""
+        while len(self.buffer) <= PIPELINED_BYTES_MAX:
+            received = await self.receive()
+            if not received:
+                break
+            self.buffer += received
+        self.is_gone = True
+        scope.cancel()
+
+    async def linger(self) -> None:
+        """Close our half and read on for a moment: a reset would take our answer with it."""
+        byte_count = 0
+        with trio.move_on_after(LINGER_SECONDS_MAX):
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.stream.send_eof()
+            while byte_count <= LINGER_BYTES_MAX and (received := await self.receive()):
+                byte_count += len(received)
+
+
+class _BodyReader:
+    """Reads one request body in pieces, without Content-Encoding."""
+
+    def __init__(self, connection: ClientConnection, framing: Framing, limits: Limits) -> None:
+        self.connection = connection
+        self.limits = limits
+        self.left = framing.length or 0
+        self.byte_count = 0
+        self.chunks = ChunkReader() if framing.is_chunked else None
+
+    async def read(self) -> bytes:
+        """The next piece, b"" at the end.  Raises: ClientGone and what read_body raises."""
+        connection = self.connection
+        while not (self.chunks.is_done if self.chunks else not self.left):
+            if not connection.buffer:
+                with trio.move_on_after(self.limits.body_idle_seconds_max) as scope:
+                    connection.buffer = await connection.receive()
+                if scope.cancelled_caught:
+                    raise RequestTooSlow
+                if not connection.buffer:
+                    connection.is_gone = True
+                    raise ClientGone
+            if self.chunks is None:
+                piece = connection.buffer[: self.left]
+                connection.buffer = connection.buffer[self.left :]
+                self.left -= len(piece)
+                return piece
+            piece = self._feed_chunks(self.chunks)
+            if piece:
+                return piece
+        return b""
+
+    def _feed_chunks(self, chunks: ChunkReader) -> bytes:
+        received, self.connection.buffer = self.connection.buffer, b""
+        try:
+            piece = chunks.feed(received)
+        except BadSyntax:
+            raise BadHead("The request's chunked framing is malformed.") from None
+        if chunks.is_done:
+            self.connection.buffer = chunks.rest
+        self.byte_count += len(piece)
+        if self.byte_count > self.limits.body_bytes_max:
+            raise RequestTooLarge
+        return piece
+
+
+################################################################
+# UPSTREAM
+################################################################
+# One connection carries one exchange at a time.  Heads are written by hand and read as
+# strictly as a client's.  No redirect is followed, identity encoding is asked for.
+
+Dial = Callable[[BaseUrl, ssl.SSLContext | None], Awaitable[trio.abc.Stream]]
+
+
+class UpstreamCut(Exception):
+    """The upstream closed, or broke the framing, before the end."""
+
+
+async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
+    """A connection to `url`, the name resolved anew.  Raises: OSError, BrokenResourceError."""
+    stream = await trio.open_tcp_stream(url.host, url.port)
+    if tls is None:
+        return stream
+    # https_compatible: no close_notify is waited for; the framing tells a cut answer.
+    secure = trio.SSLStream(stream, tls, server_hostname=url.host, https_compatible=True)
+    try:
+        await secure.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return secure
+
+
+def make_tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """The system's trust store and, if given, the authorities of `ca_file`."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_file is not None:
+        context.load_verify_locations(ca_file)
+    return context
+
+
+class UpstreamConnection:
+    """One connection to an upstream.  Whoever holds it closes it or gives it back."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.buffer = b""
+        self.head: ResponseHead | None = None
+        self.chunks: ChunkReader | None = None
+        self.left: int | None = None  # body bytes to come; None: until it closes
+        self.is_at_end = False
+        self.is_used = False
+        self.idle_since = 0.0
+
+    @property
+    def is_reusable(self) -> bool:
+        return (
+            self.is_at_end and self.head is not None and self.head.keeps_alive and not self.buffer
+        )
+
+    def is_stale(self) -> bool:
+        """Whether something has come since the last answer: an end, or what nobody asked for."""
+        stream = self.stream
+        while isinstance(stream, trio.SSLStream):
+            stream = stream.transport_stream
+        return isinstance(stream, trio.SocketStream) and stream.socket.is_readable()
+
+    async def receive_raw(self) -> bytes:
+        try:
+            return bytes(await self.stream.receive_some(RECEIVE_BYTES))
+        except trio.BrokenResourceError:
+            raise UpstreamCut from None
+
+    async def read_head(self, limits: Limits) -> ResponseHead:
+        """The final response head; interim ones are skipped.  Raises: UpstreamCut, BadSyntax."""
+        self.is_at_end = False
+        for _ in range(limits.upstream_interim_max + 1):
+            raw = await self._read_to_blank_line(limits.upstream_head_bytes_max)
+            head = parse_response_head(raw)
+            if head.status >= 200:
+                self.head = head
+                self.chunks = ChunkReader() if head.framing.is_chunked else None
+                self.left = head.framing.length
+                return head
+            if head.status == 101:
+                raise BadSyntax("unasked 101")
+        raise BadSyntax("too many interim answers")
+
+    async def _read_to_blank_line(self, bytes_max: int) -> bytes:
+        searched = 0
+        while True:
+            end = self.buffer.find(b"\r\n\r\n", max(0, searched - 3))
+            if 0 <= end <= bytes_max - 4:
+                head, self.buffer = self.buffer[: end + 4], self.buffer[end + 4 :]
+                return head
+            if end >= 0 or len(self.buffer) >= bytes_max:
+                raise BadSyntax("response head too large")
+            searched = len(self.buffer)
+            received = await self.receive_raw()
+            if not received:
+                raise UpstreamCut
+            self.buffer += received
+
+    async def receive(self) -> bytes:
+        """The next body bytes, framing taken off; b"" at its end.
+
+        Raises: UpstreamCut, BadSyntax.
+        """
+        while not self.is_at_end:
+            if self.chunks is not None and self.chunks.is_done:
+                self.is_at_end = True
+                self.buffer = self.chunks.rest
+            elif self.left == 0:
+                self.is_at_end = True
+            else:
+                received, self.buffer = self.buffer or await self.receive_raw(), b""
+                if piece := self._take(received):
+                    return piece
+        return b""
+
+    def _take(self, received: bytes) -> bytes:
+        """The part of `received` that belongs to this body."""
+        if not received:
+            if self.chunks is not None or self.left is not None:
+                raise UpstreamCut
+            self.is_at_end = True
+            return b""
+        if self.chunks is not None:
+            return self.chunks.feed(received)
+        if self.left is None:
+            return received
+        piece, self.buffer = received[: self.left], received[self.left :]
+        self.left -= len(piece)
+        return piece
+
+    async def read_body(self, bytes_max: int) -> bytes:
+        """The whole body.  Raises: UpstreamCut, BadSyntax, also where it is too large."""
+        pieces: list[bytes] = []
+        byte_count = 0
+        while piece := await self.receive():
+            byte_count += len(piece)
+            if byte_count > bytes_max:
+                raise BadSyntax("body too large")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    async def close(self) -> None:
+        await trio.aclose_forcefully(self.stream)
+
+
+class IdleConnections:
+    """Connections kept for the next request of the same account, for a few seconds."""
+
+    def __init__(self) -> None:
+        self.by_account: dict[str, deque[UpstreamConnection]] = {}
+        self.changed = trio.Event()
+
+    def take(self, account: Account, limits: Limits) -> UpstreamConnection | None:
+        """The most recent connection that still looks alive.  The others wait for `reap`."""
+        idle = self.by_account.get(account.name)
+        now = trio.current_time()
+        while idle:
+            connection = idle.pop()
+            is_fresh = now - connection.idle_since <= limits.idle_connection_seconds_max
+            if is_fresh and not connection.is_stale():
+                return connection
+            connection.idle_since = -math.inf
+            idle.appendleft(connection)
+            self.changed.set()
+            if idle[-1].idle_since == -math.inf:
+                return None
+        return None
+
+    def give(self, account: Account, connection: UpstreamConnection, limits: Limits) -> bool:
+        """Keep the connection; False, and the caller closes it, if there is no room."""
+        idle = self.by_account.setdefault(account.name, deque())
+        if len(idle) >= limits.idle_connections_max:
+            return False
+        connection.idle_since = trio.current_time()
+        connection.is_used = True
+        idle.append(connection)
+        self.changed.set()
+        return True
+
+    async def reap(self, age_seconds_max: Callable[[], float]) -> NoReturn:
+        """Close what has been idle for too long, at the moment when it has."""
+        while True:
+            self.changed = trio.Event()
+            oldest = [idle[0].idle_since for idle in self.by_account.values() if idle]
+            deadline = min(oldest, default=math.inf) + age_seconds_max()
+            with trio.move_on_at(deadline):
+                await self.changed.wait()
+            await self.close_older_than(trio.current_time() - age_seconds_max())
+
+    async def close_older_than(self, moment: float) -> None:
+        for idle in self.by_account.values():
+            while idle and idle[0].idle_since <= moment:
+                await idle.popleft().close()
+
+
+def request_head(
+    url: BaseUrl, path: str, secret: Secret, client_headers: Headers, body: bytes, accept: str
+) -> bytes:
+    """The head of a POST, or with an empty body of a GET, to an account's upstream."""
+    headers = [
+        ("Host", url.authority),
+        ("Authorization", f"Bearer {reveal(secret)}"),
+        ("User-Agent", f"codex-pooler/{VERSION}"),
+        ("Accept", accept),
+        ("Accept-Encoding", "identity"),
+    ]
+    if body:
+        headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    headers += [pair for pair in client_headers if pair[0] in FORWARDED_TO_UPSTREAM]
+    return format_head(f"{'POST' if body else 'GET'} {url.path}{path} HTTP/1.1\r\n", headers)
+
+
+################################################################
+# RELAY
+################################################################
+# Three things that do not know each other's insides: the attempts (`serve_call`), one attempt
+# up to the first content (`open_answer`), and the relay of what follows (`relay_events`).
+
+
+class DeadlinePassed(Exception):
+    """A wait for the upstream took too long; who set the deadline says which timer it was."""
+
+
+class Exchange:
+    """One request and its answer: what has been said to the client, and what may still be."""
+
+    def __init__(self, server: Server, connection: ClientConnection, record: Record) -> None:
+        self.server = server
+        self.connection = connection
+        self.record = record
+        self.config = server.config  # a reload does not change a request under way
+        self.limits = self.config.limits
+        self.head: RequestHead | None = None
+        self.is_started = False
+        self.is_whole = False  # the answer has been sent to its end
+        self.closes = True  # until the request has been read whole
+        self.scope: trio.CancelScope | None = None
+        self.body = b""
+
+    async def bounded(self, deadline: float, wait: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+        """`await wait(*args)`, at most until `deadline`, and not past the end of the drain.
+
+        Nothing that writes to the client may run in here: a cut send tears an event apart.
+        Raises: DeadlinePassed, ServerStopping.
+        """
+        if not self.server.is_stopped:
+            with trio.CancelScope(deadline=deadline) as self.scope:
+                return await wait(*args)
+        if self.server.is_stopped:
+            raise ServerStopping
+        raise DeadlinePassed
+
+    def hold_body(self, body: bytes) -> None:
+        """Keep `body`, already counted in the budget, until the answer is certain."""
+        self.body = body
+        self.record.bytes_in = len(body)
+
+    def replace_body(self, body: bytes) -> None:
+        self.server.bodies.grow(-len(self.body))
+        self.body = body
+        self.server.bodies.bytes_held += len(body)  # never refused: it replaces its like
+
+    def drop_body(self) -> None:
+        self.replace_body(b"")
+
+    async def start(
+        self, status: int, headers: Iterable[tuple[str, str]], body: bytes, length: int | None
+    ) -> None:
+        """Send the response head and the first of the body; `length` None: it is streamed."""
+        head = self.head
+        is_http_1_0 = head is None or head.is_http_1_0
+        self.closes |= self.server.is_draining or not (head and head.keeps_alive)
+        self.closes |= length is None and is_http_1_0
+        lines = [*headers, ("x-request-id", self.record.request_id), ("date", http_date())]
+        if length is not None:
+            lines.append(("content-length", str(length)))
+        elif not is_http_1_0:
+            lines.append(("transfer-encoding", "chunked"))
+        if self.closes:
+            lines.append(("connection", "close"))
+        elif is_http_1_0:
+            lines.append(("connection", "keep-alive"))
+        self.is_started = True
+        self.record.status = status
+        self.record.first_byte_at = trio.current_time()
+        if head is not None and head.method == "HEAD":
+            body = b""
+        elif length is None:
+            body = self.framed(body)
+        self.record.bytes_out += len(body)
+        await self.connection.send(format_head(_status_line(status), lines) + body, self.limits)
+
+    def framed(self, body: bytes) -> bytes:
+        is_chunked = self.head is not None and not self.head.is_http_1_0
+        return format_chunk(body) if is_chunked and body else body
+
+    async def send_events(self, events: bytes) -> None:
+        self.record.bytes_out += len(events)
+        await self.connection.send(self.framed(events), self.limits)
+
+    async def finish_stream(self, last: bytes = b"") -> None:
+        is_chunked = self.head is not None and not self.head.is_http_1_0
+        self.record.bytes_out += len(last)
+        end = self.framed(last) + (LAST_CHUNK if is_chunked else b"")
+        if end:
+            await self.connection.send(end, self.limits)
+        self.is_whole = True
+
+    async def respond(
+        self, status: int, body: bytes, headers: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Send a whole answer in JSON, unless `headers` say otherwise."""
+        if not any(name == "content-type" for name, _ in headers):
+            headers = [("content-type", "application/json"), *headers]
+        await self.start(status, headers, body, len(body))
+        self.is_whole = True
+
+    async def fail(self, error: PoolerError) -> None:
+        """Answer with an error; nothing has been said yet."""
+        assert not self.is_started
+        self.record.code = error.code
+        headers = [("content-type", error.content_type), *error.headers]
+        await self.respond(error.status, error.body(), headers)
+
+
+def http_date() -> str:
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())
+
+
+@dataclass(slots=True)
+class Answer:
+    """An upstream's success, up to its first content (or the end of the hold)."""
+
+    connection: UpstreamConnection
+    headers: list[tuple[str, str]]
+    held: bytes  # whole events; for a unary answer the whole body
+    scanner: EventScanner | None  # None: a unary answer
+    event_deadline: float = math.inf
+    timer: str = ""
+    is_clean_end: bool | None = None  # None: there is more to come
+
+
+def timed_out(timer: str) -> UpstreamTimeout:
+    # Without the seconds: their digits might read like a status to OpenCode.
+    return UpstreamTimeout(f"The upstream let the {timer} timer run out (limits.{timer}).")
+
+
+def _transport_fault(reason: str, action: Action, effect: Effect, error: PoolerError) -> NoReturn:
+    raise UpstreamFailed(Fault(reason, action, effect, error)) from None
+
+
+async def connect(exchange: Exchange, account: Account) -> UpstreamConnection:
+    """A new connection to the account's upstream.  Raises: UpstreamFailed, ServerStopping."""
+    server = exchange.server
+    tls = server.tls_contexts[account.ca_file] if account.base_url.is_tls else None
+    deadline = trio.current_time() + exchange.limits.connect_seconds_max
+    try:
+        stream = await exchange.bounded(deadline, server.dial, account.base_url, tls)
+    except DeadlinePassed:
+        error: PoolerError = timed_out("connect_seconds_max")
+        _transport_fault("connect timeout", Action.NEXT, Effect.DEMOTED, error)
+    except (OSError, trio.BrokenResourceError):
+        _transport_fault("connect", Action.NEXT, Effect.DEMOTED, UpstreamUnreachable())
+    return UpstreamConnection(stream)
+
+
+async def send_request(exchange: Exchange, account: Account, call: Call) -> UpstreamConnection:
+    """Send the request on an idle connection, or a new one; the connection is the caller's.
+
+    An idle connection that turns out closed before the last byte was written is replaced
+    once, silently.  Raises: UpstreamFailed, ServerStopping.
+    """
+    server = exchange.server
+    assert exchange.head is not None
+    accept = "text/event-stream" if call.is_stream else "application/json"
+    url, path = account.base_url, call.kind.value
+    body = exchange.body
+    head = request_head(url, path, account.api_key, exchange.head.headers, body, accept)
+    connection = server.idle.take(account, exchange.limits)
+    while True:
+        connection = connection or await connect(exchange, account)
+        try:
+            await _send_slices(exchange, connection.stream, head, body)
+        except trio.BrokenResourceError:
+            if connection.is_used:
+                await connection.close()
+                connection = None
+                continue
+            if await has_early_answer(connection, exchange.limits):
+                return connection
+            await connection.close()
+            _transport_fault("cut while sending", Action.NEXT, Effect.NONE, UpstreamUnreachable())
+        except DeadlinePassed:
+            await connection.close()
+            error = timed_out("write_stall_seconds_max")
+            _transport_fault("send timeout", Action.NEXT, Effect.DEMOTED, error)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+
+async def _send_slices(
+    exchange: Exchange, stream: trio.abc.Stream, head: bytes, body: bytes
+) -> None:
+    """Send head and body; a slow uplink may take its time as long as it moves."""
+    first = body[: RECEIVE_BYTES - len(head)] if len(head) < RECEIVE_BYTES else b""
+    stall = exchange.limits.write_stall_seconds_max
+    await exchange.bounded(trio.current_time() + stall, stream.send_all, head + first)
+    for at in range(len(first), len(body), RECEIVE_BYTES):
+        piece = body[at : at + RECEIVE_BYTES]
+        await exchange.bounded(trio.current_time() + stall, stream.send_all, piece)
+
+
+async def has_early_answer(connection: UpstreamConnection, limits: Limits) -> bool:
+    """Whether an upstream that stopped reading our request has answered it all the same."""
+    with trio.move_on_after(EARLY_ANSWER_SECONDS_MAX):
+        with contextlib.suppress(UpstreamCut):
+            connection.buffer = await connection.receive_raw()
+    return bool(connection.buffer)
+
+
+async def open_answer(exchange: Exchange, account: Account, call: Call) -> Answer:
+    """One attempt: the answer up to its first content.  Raises: UpstreamFailed, ServerStopping."""
+    connection = await send_request(exchange, account, call)
+    try:
+        return await _read_answer(exchange, account, call, connection)
+    except UpstreamFailed:
+        await exchange.server.release(account, connection)
+        raise
+    except DeadlinePassed:
+        await connection.close()
+        timer = "first_event_seconds_max" if call.is_stream else "unary_seconds_max"
+        error: PoolerError = timed_out(timer)
+        _transport_fault(timer, Action.RETURN, Effect.DEMOTED, error)
+    except UpstreamCut:
+        await connection.close()
+        error = (
+            StreamTruncated()
+            if connection.head
+            else UpstreamUnreachable("The upstream closed the connection without an answer.")
+        )
+        _transport_fault("cut", Action.RETURN, Effect.NONE, error)
+    except BadSyntax as syntax:
+        await connection.close()
+        _transport_fault(f"invalid: {syntax}", Action.RETURN, Effect.NONE, UpstreamInvalid())
+    except BaseException:
+        await connection.close()
+        raise
+
+
+async def _read_answer(
+    exchange: Exchange, account: Account, call: Call, connection: UpstreamConnection
+) -> Answer:
+    limits = exchange.limits
+    seconds = account.first_event_seconds if call.is_stream else limits.unary_seconds_max
+    deadline = trio.current_time() + seconds
+    head = await exchange.bounded(deadline, connection.read_head, limits)
+    if not 200 <= head.status < 300:
+        until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
+        body = await exchange.bounded(until, connection.read_body, ERROR_BODY_BYTES_MAX)
+        unix_now = exchange.server.unix_now()
+        raise UpstreamFailed(judge_answer(head.status, head.headers, body, unix_now, limits))
+    if (header_of(head.headers, "content-encoding") or "identity").lower() != "identity":
+        raise BadSyntax("content-encoding")
+    headers = [pair for pair in head.headers if pair[0] in FORWARDED_TO_CLIENT]
+    if call.is_stream:
+        return await _hold(exchange, call, connection, headers, deadline)
+    body = await exchange.bounded(deadline, connection.read_body, limits.unary_bytes_max)
+    return Answer(connection, headers, body, None, is_clean_end=True)
+
+
+async def _hold(
+    exchange: Exchange,
+    call: Call,
+    connection: UpstreamConnection,
+    headers: list[tuple[str, str]],
+    deadline: float,
+) -> Answer:
+    """Read events until content, the end of the hold, or a failure that may go elsewhere."""
+    limits = exchange.limits
+    scanner = EventScanner(call.kind)
+    answer = Answer(connection, headers, b"", scanner, deadline, "first_event_seconds_max")
+    hold_until = trio.current_time() + limits.hold_seconds_max
+    held_count = 0
+    while held_count <= limits.handshake_events_max:
+        until = min(hold_until, answer.event_deadline)
+        try:
+            received = await exchange.bounded(until, connection.receive)
+        except DeadlinePassed:
+            if until < hold_until:
+                raise
+            return answer
+        events = scanner.feed(received, is_end=not received)
+        for kind, event in events:
+            if kind is not EventKind.IDLE:
+                answer.event_deadline = trio.current_time() + limits.between_events_seconds_max
+                answer.timer = "between_events_seconds_max"
+            if kind is EventKind.FAILURE and not scanner.has_content and scanner.failure:
+                unix_now = exchange.server.unix_now()
+                if fault := judge_event(scanner.failure, unix_now, limits):
+                    raise UpstreamFailed(fault)
+        answer.held += b"".join([event for _, event in events])
+        held_count += len(events)
+        if not received:
+            answer.is_clean_end = True
+            if not scanner.is_complete(is_clean=True):
+                raise UpstreamCut
+            return answer
+        if scanner.has_content or scanner.terminal:
+            return answer
+        if scanner.bytes_pending > limits.event_bytes_max:
+            raise BadSyntax("event too large")
+    return answer
+
+
+async def serve_call(exchange: Exchange, call: Call, pool: Pool, key: Key) -> None:
+    """The attempts: at most `attempts_max` accounts, until one answers.  Raises: PoolerError."""
+    server = exchange.server
+    roster = server.roster
+    assert exchange.head is not None
+    wish = make_wish(pool, key, call, exchange.head.headers)
+    tried: list[str] = []
+    while True:
+        lease = await server.lease_account(exchange, wish, tried)
+        account = lease.account
+        exchange.record.attempts.append({"account": account.name})
+        try:
+            answer = await open_repaired(exchange, lease, wish)
+            exchange.record.account = account.name
+            exchange.drop_body()
+            roster.note_served(wish, account, trio.current_time())
+            await deliver(exchange, answer, lease)
+            scanner = answer.scanner
+            if call.is_stored and scanner is not None and scanner.response_id is not None:
+                roster.note_response(wish, key, scanner.response_id, account)
+            return
+        except UpstreamFailed as failed:
+            fault = failed.fault
+            exchange.record.attempts[-1]["reason"] = fault.reason
+            now = trio.current_time()
+            roster.note_fault(account, fault, call.model, now)
+        finally:
+            server.end_lease(lease)
+        tried.append(account.name)
+        is_last = fault.action is not Action.NEXT or len(tried) >= exchange.limits.attempts_max
+        if is_last or not roster.ranked(wish, tried, now):
+            raise final_error(server, wish, fault)
+
+
+async def open_repaired(exchange: Exchange, lease: Lease, wish: Wish) -> Answer:
+    """`open_answer`, once more without reasoning that the account could not read.
+
+    Raises: UpstreamFailed, ServerStopping.
+    """
+    roster = exchange.server.roster
+    if roster.must_drop_reasoning(wish, lease.account, lease.began_at):
+        exchange.replace_body(drop_reasoning(exchange.body))
+    try:
+        return await open_answer(exchange, lease.account, wish.call)
+    except UpstreamFailed as failed:
+        if failed.fault.action is not Action.REPAIR:
+            raise
+        repaired = drop_reasoning(exchange.body)
+        if len(repaired) == len(exchange.body):
+            raise
+        exchange.record.attempts[-1]["repaired"] = True
+    exchange.replace_body(repaired)
+    roster.note_foreign(wish, lease.account, trio.current_time())
+    return await open_answer(exchange, lease.account, wish.call)
+
+
+def final_error(server: Server, wish: Wish, fault: Fault) -> PoolerError:
+    """What the client is told when no account is left after `fault`."""
+    if isinstance(fault.error, NoUsableAccount):
+        return server.roster.refusal(wish, trio.current_time(), server.unix_now())
+    return fault.error
+
+
+async def deliver(exchange: Exchange, answer: Answer, lease: Lease) -> None:
+    """Hand an opened answer to the client, to its end; the connection is closed or kept."""
+    server = exchange.server
+    try:
+        if answer.scanner is None:
+            await deliver_unary(exchange, answer)
+            is_success = True
+        else:
+            is_success = await relay_events(exchange, answer, answer.scanner)
+            exchange.record.usage = answer.scanner.usage
+    except BaseException:
+        await answer.connection.close()
+        raise
+    if is_success:
+        server.roster.note_success(lease, trio.current_time())
+    await server.release(lease.account, answer.connection)
+
+
+async def deliver_unary(exchange: Exchange, answer: Answer) -> None:
+    """A whole answer, as it came."""
+    try:
+        value = json.loads(answer.held)
+        exchange.record.usage = read_usage(value.get("usage"))
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    status = answer.connection.head.status if answer.connection.head else 200
+    await exchange.respond(status, answer.held, answer.headers)
+
+
+class _Held:
+    """What one stream's unfinished event takes from the shared budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.byte_count = 0
+
+    def resize(self, byte_count: int) -> bool:
+        if not self.budget.grow(byte_count - self.byte_count):
+            return False
+        self.byte_count = byte_count
+        return True
+
+
+async def relay_events(exchange: Exchange, answer: Answer, scanner: EventScanner) -> bool:
+    """Relay events to the end, ours if the upstream's does not come; whether it was a success.
+
+    Raises: ClientGone.
+    """
+    headers = [pair for pair in answer.headers if pair[0] != "content-type"]
+    content_type = next((value for name, value in answer.headers if name == "content-type"), "")
+    if "event-stream" not in content_type:
+        content_type = "text/event-stream; charset=utf-8"
+    headers += [
+        ("content-type", content_type),
+        ("cache-control", "no-cache"),
+        ("x-accel-buffering", "no"),
+    ]
+    await exchange.start(200, headers, answer.held, None)
+    answer.held = b""
+    pending = _Held(exchange.server.events)
+    error: PoolerError | None = None
+    try:
+        await _relay_rest(exchange, answer, scanner, pending)
+    except DeadlinePassed:
+        error = timed_out(answer.timer)
+    except BadSyntax:
+        error = UpstreamInvalid()
+    except UpstreamCut:
+        answer.is_clean_end = False
+    except ServerStopping as stopping:
+        error = stopping
+    finally:
+        pending.resize(0)
+    if error is None and not scanner.is_complete(bool(answer.is_clean_end)):
+        error = StreamTruncated()
+    if error is None or scanner.terminal is not None:
+        await exchange.finish_stream()
+        if scanner.failure is not None:
+            exchange.record.code = read_error(scanner.failure).code or "upstream_error"
+        return scanner.failure is None
+    exchange.record.code = error.code
+    await exchange.finish_stream(scanner.failure_event(error, exchange.record.request_id))
+    return False
+
+
+async def _relay_rest(
+    exchange: Exchange, answer: Answer, scanner: EventScanner, pending: _Held
+) -> None:
+    """Relay what comes until the body's end, or a second after the terminal event.
+
+    Raises: DeadlinePassed, UpstreamCut, BadSyntax, ServerStopping, ClientGone.
+    """
+    limits = exchange.limits
+    receive = answer.connection.receive
+    comment_at = trio.current_time() + limits.comment_seconds
+    terminal_until: float | None = None
+    while answer.is_clean_end is None:
+        if scanner.terminal is not None and terminal_until is None:
+            terminal_until = trio.current_time() + AFTER_TERMINAL_SECONDS_MAX
+        until = terminal_until or min(comment_at, answer.event_deadline)
+        try:
+            received = await exchange.bounded(until, receive)
+        except DeadlinePassed:
+            if terminal_until or until == answer.event_deadline:
+                raise
+            await exchange.send_events(COMMENT)
+            comment_at = trio.current_time() + limits.comment_seconds
+            continue
+        events = scanner.feed(received, is_end=not received)
+        if not received:
+            answer.is_clean_end = True
+        too_large = scanner.bytes_pending > limits.event_bytes_max
+        if too_large or not pending.resize(scanner.bytes_pending):
+            raise BadSyntax("event too large")
+        if events:
+            now = trio.current_time()
+            comment_at = now + limits.comment_seconds
+            if len(events) > 1 or events[0][0] is not EventKind.IDLE:
+                answer.event_deadline = now + limits.between_events_seconds_max
+                answer.timer = "between_events_seconds_max"
+            await exchange.send_events(b"".join([event for _, event in events]))
+
+
+################################################################
+# SERVER
+################################################################
+# Listeners, caps, dispatch, reload, drain.  Expected failures are answered; a bug is logged
+# with its traceback, answered 500 without detail, and stays within its connection.
+
+Log = Callable[[str, str, Mapping[str, Json]], None]
+
+
+def log_line(level: str, event: str, fields: Mapping[str, Json]) -> None:
+    """One JSON line on stderr.  A closed stderr must not fail a request."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    with contextlib.suppress(OSError, ValueError):
+        line = json.dumps({"at": now, "level": level, "event": event, **fields})
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+_LETTERS: Final = bytes(ord("a") + value % 26 for value in range(256))
+
+
+def new_request_id() -> str:
+    """20 random letters: digits could read like a status to OpenCode."""
+    return secrets.token_bytes(20).translate(_LETTERS).decode("ascii")
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """A request in the queue of its pool."""
+
+    wish: Wish
+    tried: Sequence[str]
+    served: trio.Event
+    lease: Lease | None = None
+
+
+class Server:
+    """Everything that lives as long as the process: configuration, state and connections."""
+
+    def __init__(
+        self,
+        config: Config,
+        tls_contexts: Mapping[str | None, ssl.SSLContext],
+        *,
+        dial: Dial = dial,
+        unix_now: Callable[[], float] = time.time,
+        log: Log = log_line,
+    ) -> None:
+        self.config = config
+        self.tls_contexts = dict(tls_contexts)
+        self.dial = dial
+        self.unix_now = unix_now
+        self.log = log
+        self.started_unix = int(unix_now())
+        self.roster = Roster(config)
+        self.uses: dict[tuple[str, str], KeyUse] = {}
+        self.queues: dict[str, deque[Waiter]] = {}
+        self.idle = IdleConnections()
+        self.bodies = Budget(config.limits.bodies_bytes_max)
+        self.events = Budget(config.limits.events_bytes_max)
+        self.connections: dict[ClientConnection, trio.CancelScope] = {}
+        self.keyless: dict[ClientConnection, trio.CancelScope] = {}  # oldest first
+        self.exchanges: set[Exchange] = set()
+        self.quiet = trio.Event()
+        self.catalogues_wanted = trio.Event()
+        self.accepting = trio.CancelScope()
+        self.finished = trio.Event()  # set when `serve_with_signals` is done
+        self.is_draining = False
+        self.is_stopped = False
+
+    # One connection.
+
+    async def serve_connection(self, stream: trio.abc.HalfCloseableStream) -> None:
+        """Serve one accepted stream to its end, and close it.  Raises nothing but Cancelled."""
+        connection = ClientConnection(stream)
+        with trio.CancelScope() as scope:
+            try:
+                if self.make_room():
+                    self.connections[connection] = self.keyless[connection] = scope
+                    while await self.serve_request(connection):
+                        pass
+            except ClientGone:
+                pass
+            except Exception:
+                self.log_bug(None)
+            finally:
+                self.connections.pop(connection, None)
+                self.keyless.pop(connection, None)
+                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                    await stream.aclose()
+
+    def make_room(self) -> bool:
+        """Whether one more connection may come; the oldest without a key goes for it."""
+        limits = self.config.limits
+        is_full = len(self.connections) >= limits.connections_max
+        if is_full or len(self.keyless) >= limits.keyless_connections_max:
+            if not self.keyless:
+                return False
+            oldest = next(iter(self.keyless))
+            self.keyless.pop(oldest).cancel()
+            self.connections.pop(oldest)
+        return True
+
+    async def serve_request(self, connection: ClientConnection) -> bool:
+        """Read one request and answer it; whether the connection may carry another."""
+        failure: PoolerError | None = None
+        raw = None
+        try:
+            raw = await connection.read_head(self.config.limits)
+        except PoolerError as error:
+            failure = error
+        if raw is None and failure is None:
+            return False
+        exchange = Exchange(self, connection, Record(new_request_id(), trio.current_time()))
+        self.exchanges.add(exchange)
+        try:
+            await self.conclude(exchange, self.dispatch, exchange, raw, failure)
+        finally:
+            exchange.drop_body()
+            self.close_record(exchange)
+            self.exchanges.discard(exchange)
+            if not self.exchanges:
+                self.quiet.set()
+        if connection.is_gone:
+            return False
+        if exchange.closes:
+            await connection.linger()
+        return not exchange.closes
+
+    async def conclude(
+        self, exchange: Exchange, serve: Callable[[*Ts], Awaitable[None]], *args: *Ts
+    ) -> None:
+        """`await serve(*args)`; an expected failure, or a bug, becomes the answer."""
+        failure: PoolerError | None = None
+        try:
+            await serve(*args)
+        except PoolerError as error:
+            failure = error
+        except ClientGone:
+            return
+        except Exception:
+            self.log_bug(exchange.record.request_id)
+            failure = PoolerError()
+        if failure is not None and exchange.is_started:
+            exchange.closes = True  # cut: nothing better can be said any more
+        elif failure is not None:
+            with contextlib.suppress(ClientGone):
+                await exchange.fail(failure)
+
+    def log_bug(self, request_id: str | None) -> None:
+        """Type and place of the exception under way; its text could hold a client's."""
+        kind, _, trace = sys.exc_info()
+        frames = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(trace)]
+        name = kind.__name__ if kind else "?"
+        self.log("error", "bug", {"request_id": request_id, "type": name, "at_frames": frames})
+
+    def close_record(self, exchange: Exchange) -> None:
+        record = exchange.record
+        if exchange.connection.is_gone and not exchange.is_whole:
+            record.code = "client_gone"
+        use = self.uses.get((record.pool or "", record.key or ""))
+        if use is not None and record.account is not None:
+            use.roll_day(self.unix_now())
+            use.day_tokens += record.tokens()[0]
+        self.log("info", "request", record.as_object(trio.current_time()))
+
+    # One request.
+
+    async def dispatch(
+        self, exchange: Exchange, raw: bytes | None, failure: PoolerError | None
+    ) -> None:
+        """Judge the head, then serve the route.  Raises: PoolerError, ClientGone."""
+        if raw is None:
+            raise failure or BadHead()
+        head = exchange.head = parse_request_head(raw, exchange.limits)
+        record = exchange.record
+        record.method = printable(head.method)
+        self.check_caller(exchange.config, head)
+        route, model = find_route(head.path, exchange.config.base_path)
+        record.route = route.value
+        if head.framing == NO_BODY:
+            exchange.closes = False
+        if head.method == "OPTIONS" or route is Route.NOTHING:
+            raise NotFound
+        key = self.authenticate(exchange, head) if route not in KEYLESS else None
+        if route is Route.UNSUPPORTED:
+            raise UnsupportedEndpoint
+        if head.method not in METHODS[route]:
+            if route is Route.RESPONSES and head.method == "GET":
+                raise NoWebSocket
+            raise WrongMethod(headers=[("Allow", ", ".join(METHODS[route]))])
+        if key is None:
+            is_down = route is Route.READY and self.is_draining
+            body = json.dumps({"status": "draining" if is_down else "ok"}).encode()
+            await exchange.respond(503 if is_down else 200, body)
+        elif route in {Route.MODELS, Route.MODEL}:
+            await self.serve_models(exchange, key, model if route is Route.MODEL else None)
+        else:
+            kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
+            await self.serve_post(exchange, head, key, kind)
+
+    def check_caller(self, config: Config, head: RequestHead) -> None:
+        """A browser page is nobody, and a name that is not ours is rebinding."""
+        host = host_name_of(head)
+        if config.hosts is not None and host is not None and host not in config.hosts:
+            raise ForeignHost(
+                f'This Host is not served here. If it is meant, add "{printable(host, 253)}" '
+                "to hosts in pools.json."
+            )
+        origin = header_of(head.headers, "origin")
+        if origin is not None and origin.lower() not in config.allowed_origins:
+            raise ForeignOrigin
+
+    def authenticate(self, exchange: Exchange, head: RequestHead) -> Key:
+        """The key of the request; one answer for every kind of wrong one."""
+        presented = bearer_of(head.headers, exchange.limits.bearer_bytes_max)
+        key = find_key(presented, exchange.config.keys)
+        if key is None or not is_key_usable(key, self.unix_now()):
+            raise BadCredential
+        self.keyless.pop(exchange.connection, None)
+        exchange.record.pool, exchange.record.key = key.pool, key.name
+        return key
+
+    async def serve_models(self, exchange: Exchange, key: Key, wanted: str | None) -> None:
+        pool = exchange.config.pools[key.pool]
+        self.want_catalogues(pool)
+        known: dict[str, int | None] = {}
+        for account in pool.accounts:
+            if health := self.roster.health.get(account.name):
+                known |= health.catalogue or {}
+        shown = []
+        for name in self.roster.models_of(pool, key):
+            model = {"id": name, "object": "model", "created": self.started_unix}
+            model["owned_by"] = "codex-pooler"
+            if context_length := known.get(pool.aliases.get(name, name)):
+                model["context_length"] = context_length
+            shown.append(model)
+        if wanted is None:
+            await exchange.respond(200, json.dumps({"object": "list", "data": shown}).encode())
+            return
+        for model in shown:
+            if model["id"] == wanted:
+                await exchange.respond(200, json.dumps(model).encode())
+                return
+        raise NoSuchModel
+
+    async def serve_post(
+        self, exchange: Exchange, head: RequestHead, key: Key, kind: CallKind
+    ) -> None:
+        """Read and judge the body, then serve the call while watching for a hang-up."""
+        content_type = (header_of(head.headers, "content-type") or "").partition(";")[0]
+        if content_type.strip().lower() != "application/json":
+            raise UnsupportedMediaType
+        expectation = header_of(head.headers, "expect")
+        if expectation is not None and expectation.lower() != "100-continue":
+            raise ExpectationUnknown
+        use = self.uses.setdefault((key.pool, key.name), KeyUse())
+        use.admit(key, trio.current_time(), self.unix_now())
+        try:
+            limits, connection = exchange.limits, exchange.connection
+            body = await connection.read_body(head, limits, self.bodies)
+            exchange.hold_body(body)
+            exchange.closes = False
+            call = await self.judge_body(exchange, key, kind)
+            async with trio.open_nursery() as nursery:  # holds: the hang-up watch
+                nursery.start_soon(connection.watch_hangup, nursery.cancel_scope)
+                pool = exchange.config.pools[key.pool]
+                await self.conclude(exchange, serve_call, exchange, call, pool, key)
+                nursery.cancel_scope.cancel()
+        finally:
+            use.in_flight_count -= 1
+
+    async def judge_body(self, exchange: Exchange, key: Key, kind: CallKind) -> Call:
+        """The call in the held body, an alias replaced.  Raises: PoolerError."""
+        pool = exchange.config.pools[key.pool]
+        check_json_shape(exchange.body, exchange.limits)
+        await trio.lowlevel.checkpoint()  # between two steps that hold the loop
+        call = read_call(kind, parse_json_object(exchange.body), pool, key)
+        if call.model != call.requested_model:
+            exchange.replace_body(replace_model(exchange.body, call.model))
+        exchange.record.model = printable(call.requested_model)
+        exchange.record.is_stream = call.is_stream
+        self.want_catalogues(pool)
+        return call
+
+    # Places on accounts.
+
+    async def lease_account(self, exchange: Exchange, wish: Wish, tried: Sequence[str]) -> Lease:
+        """A place on the best account that has room, waiting for one in a fair queue.
+
+        Raises: PoolBusy, UsageLimitReached, NoUsableAccount, ModelNotFound, ServerStopping.
+        """
+        waiter = Waiter(wish, tuple(tried), trio.Event())
+        if self.assign(waiter):
+            assert waiter.lease is not None
+            return waiter.lease
+        now = trio.current_time()
+        if not self.roster.ranked(wish, tried, now):
+            raise self.roster.refusal(wish, now, self.unix_now())
+        queue = self.queues.setdefault(wish.pool.name, deque())
+        if len(queue) >= exchange.limits.queue_length_max:
+            raise PoolBusy
+        queue.append(waiter)
+        try:
+            with contextlib.suppress(DeadlinePassed):
+                until = now + exchange.limits.queue_seconds_max
+                await exchange.bounded(until, waiter.served.wait)
+        except BaseException:
+            if waiter.lease is not None:
+                self.end_lease(waiter.lease)
+            raise
+        finally:
+            with contextlib.suppress(ValueError):
+                queue.remove(waiter)
+        if waiter.lease is None:
+            raise PoolBusy
+        return waiter.lease
+
+    def assign(self, waiter: Waiter) -> bool:
+        """Give the waiter a place if there is one now."""
+        now = trio.current_time()
+        for account in self.roster.ranked(waiter.wish, waiter.tried, now):
+            if self.roster.has_room(account):
+                waiter.lease = self.roster.begin(account, waiter.wish, now)
+                waiter.served.set()
+                return True
+        return False
+
+    def end_lease(self, lease: Lease) -> None:
+        self.roster.end(lease)
+        self.assign_waiters()
+
+    def assign_waiters(self) -> None:
+        """Serve whoever has waited longest and can be served."""
+        for queue in self.queues.values():
+            for waiter in [waiter for waiter in queue if waiter.lease is None]:
+                if self.assign(waiter):
+                    queue.remove(waiter)
+
+    async def release(self, account: Account, connection: UpstreamConnection) -> None:
+        """Keep a connection whose exchange is whole; close any other."""
+        is_kept = connection.is_reusable and not self.is_draining
+        if not (is_kept and self.idle.give(account, connection, self.config.limits)):
+            await connection.close()
+
+    # Services.
+
+    def want_catalogues(self, pool: Pool) -> None:
+        """Ask for the accounts' model lists in the background, if they are old."""
+        horizon = trio.current_time() - CATALOGUE_SECONDS
+        for account in pool.accounts:
+            health = self.roster.health.get(account.name)
+            if account.models is None and health is not None and health.catalogue_at < horizon:
+                self.catalogues_wanted.set()
+
+    async def keep_catalogues(self) -> NoReturn:
+        """Read the model list of every account that has none configured, when wanted."""
+        while True:
+            self.catalogues_wanted = trio.Event()
+            for account in list(self.config.accounts.values()):
+                health = self.roster.health.get(account.name)
+                now = trio.current_time()
+                if health is None or account.models is not None or account.is_paused:
+                    continue
+                if health.catalogue_at < now - CATALOGUE_SECONDS:
+                    health.catalogue_at = now
+                    found = await self.read_catalogue(account)
+                    health.catalogue = found or health.catalogue
+            await self.catalogues_wanted.wait()
+
+    async def read_catalogue(self, account: Account) -> Mapping[str, int | None] | None:
+        """The models an account's /models lists, with context lengths; None on any failure."""
+        url = account.base_url
+        head = request_head(url, "/models", account.api_key, (), b"", "application/json")
+        limits = self.config.limits
+        body = b""
+        with (
+            trio.move_on_after(limits.connect_seconds_max),
+            contextlib.suppress(OSError, trio.BrokenResourceError, UpstreamCut, BadSyntax),
+        ):
+            tls = self.tls_contexts[account.ca_file] if url.is_tls else None
+            connection = UpstreamConnection(await self.dial(url, tls))
+            try:
+                await connection.stream.send_all(head)
+                if (await connection.read_head(limits)).status == 200:
+                    body = await connection.read_body(limits.event_bytes_max)
+            finally:
+                await connection.close()
+        return read_catalogue(body)
+
+    async def reload(self, load: Callable[[], tuple[Config, Mapping[str | None, Any]]]) -> None:
+        """Take what `load` gives, whole or not at all."""
+        try:
+            config, contexts = load()
+        except ConfigRefused as refused:
+            for problem in refused.problems:
+                self.log("error", "reload refused", {"problem": problem})
+            return
+        if config.listen != self.config.listen:
+            self.log("warning", "reload", {"problem": "listen: a change needs a restart"})
+        for warning in config.warnings:
+            self.log("warning", "config", {"problem": warning})
+        self.config = config
+        self.tls_contexts |= contexts
+        self.roster.reload(config)
+        self.bodies.bytes_max = config.limits.bodies_bytes_max
+        self.events.bytes_max = config.limits.events_bytes_max
+        names = {(key.pool, key.name) for key in config.keys}
+        self.uses = {
+            name: use for name, use in self.uses.items() if name in names or use.in_flight_count
+        }
+        self.assign_waiters()
+        self.catalogues_wanted.set()
+        await self.idle.close_older_than(math.inf)
+        self.log("info", "reloaded", {"pools": len(config.pools)})
+
+    # The whole.
+
+    async def serve(self, listeners: Sequence[trio.abc.Listener[Any]]) -> None:
+        """Accept on `listeners` until `stop`, then drain.  Closes the listeners."""
+        async with trio.open_nursery() as services:  # holds: the reaper, the catalogues
+            services.start_soon(self.idle.reap, self.idle_seconds_max)
+            services.start_soon(self.keep_catalogues)
+            async with trio.open_nursery() as connections:  # holds: one task a connection
+                with self.accepting:
+                    await trio.serve_listeners(
+                        self.serve_connection, list(listeners), handler_nursery=connections
+                    )
+                await self.drain()
+                connections.cancel_scope.cancel()
+            services.cancel_scope.cancel()
+        await self.idle.close_older_than(math.inf)
+
+    def idle_seconds_max(self) -> float:
+        return self.config.limits.idle_connection_seconds_max
+
+    def stop(self) -> None:
+        """Accept no more, and let `serve` drain."""
+        self.is_draining = True
+        self.accepting.cancel()
+        for connection in self.connections:
+            if connection.idle_scope is not None:
+                connection.idle_scope.cancel()
+
+    async def drain(self) -> None:
+        """Let requests end by themselves for a while, then end them with a terminal event."""
+        with trio.move_on_after(self.config.limits.drain_seconds_max):
+            await self.wait_quiet()
+        self.is_stopped = True
+        for exchange in self.exchanges:
+            if exchange.scope is not None:
+                exchange.scope.cancel()
+        with trio.move_on_after(STOP_SECONDS_MAX):
+            await self.wait_quiet()
+
+    async def wait_quiet(self) -> None:
+        while self.exchanges:
+            self.quiet = trio.Event()
+            await self.quiet.wait()
+
+
+async def open_listeners(config: Config, log: Log) -> list[trio.SocketListener]:
+    """The sockets of `listen`.  Raises: ConfigRefused where one cannot be had."""
+    found: list[trio.SocketListener] = []
+    for listen in config.listen:
+        try:
+            if listen.unix_path is not None:
+                found.append(_open_unix_listener(listen.unix_path))
+            else:
+                found += await trio.open_tcp_listeners(
+                    listen.port, host=listen.host, backlog=LISTEN_BACKLOG
+                )
+        except OSError as error:
+            if listen.is_optional and error.errno != errno.EADDRINUSE:
+                log("warning", "listen", {"problem": f"{listen.text}: {error.strerror}"})
+                continue
+            for listener in found:
+                await listener.aclose()
+            hint = "set another one in listen" if error.errno == errno.EADDRINUSE else "see listen"
+            reason = error.strerror or "no such name"
+            raise ConfigRefused([f"listen: {listen.text}: {reason}; {hint}"]) from None
+    for listener in found:
+        name = listener.socket.getsockname()
+        shown = f"unix:{name}" if isinstance(name, str) else f"{name[0]}:{name[1]}"
+        log("info", "listening", {"address": shown})
+    return found
+
+
+def _open_unix_listener(path: str) -> trio.SocketListener:
+    """A listening unix socket with mode 0660; a socket left behind by a dead process goes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if os.path.exists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        mask = os.umask(0o117)
+        try:
+            listening.bind(path)
+        finally:
+            os.umask(mask)
+        listening.listen(LISTEN_BACKLOG)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+    except BaseException:
+        listening.close()
+        raise
+
+
+def load_config(path: Path, env: Mapping[str, str]) -> Config:
+    """Read and check pools.json.  Raises: ConfigRefused."""
+
+    def read_file(name: str) -> str:
+        with (path.parent / name).open("rb") as file:
+            return file.read(SECRET_FILE_BYTES_MAX).decode("utf-8")
+
+    try:
+        with path.open("rb") as file:
+            raw = file.read(CONFIG_BYTES_MAX + 1)
+    except OSError as error:
+        problem = f"{path}: {error.strerror}; start from pools.json.example"
+        raise ConfigRefused([problem]) from None
+    if len(raw) > CONFIG_BYTES_MAX:
+        raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
+    return parse_config(raw, env, read_file)
+
+
+def make_tls_contexts(config: Config, folder: Path) -> dict[str | None, ssl.SSLContext]:
+    """One TLS context for each `ca_file` in use.  Raises: ConfigRefused."""
+    contexts: dict[str | None, ssl.SSLContext] = {}
+    problems = []
+    for account in config.accounts.values():
+        ca_file = account.ca_file
+        if ca_file in contexts or not (account.base_url.is_tls or ca_file):
+            continue
+        try:
+            contexts[ca_file] = make_tls_context(ca_file and str(folder / ca_file))
+        except (OSError, ssl.SSLError):
+            problems.append(f"accounts.{account.name}.ca_file: is not a readable PEM file")
+    if problems:
+        raise ConfigRefused(problems)
+    return contexts
+
+
+################################################################
+# COMMAND LINE
+################################################################
+
+
+DEMO_MODEL: Final = "gpt-5.5"  # the model of the OpenCode configuration in the README
+DEMO_WORDS: Final = "Hello! This answer was streamed through codex-pooler, event by event.".split()
+DEMO_PAUSE_SECONDS: Final = 0.06
+OPENCODE_CONFIG: Final = """\
+{
+  "provider": {
+    "openai": {
+      "npm": "@ai-sdk/openai",
+      "name": "Codex Pooler",
+      "options": {
+        "baseURL": "%(url)s/v1",
+        "apiKey": "{env:CODEX_POOLER_API_KEY}"
+      },
+      "models": {
+        "gpt-5.5": {"id": "gpt-5.5", "name": "GPT-5.5 via Codex Pooler"}
+      }
+    }
+  },
+  "model": "openai/gpt-5.5",
+  "small_model": "openai/gpt-5.5"
+}"""
+
+
+def say(*lines: str) -> None:
+    """Words for a person, on standard output."""
+    print(*lines, sep="\n", flush=True)  # noqa: T201
+
+
+def complain(problems: Iterable[str]) -> int:
+    """Refuse, on standard error; the exit code."""
+    for problem in problems:
+        print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
+    return 1
+
+
+def demo_events(is_chat: bool) -> list[dict[str, Json]]:
+    """The events with which the demo's own upstream answers, without framing."""
+    words = [word if index == 0 else f" {word}" for index, word in enumerate(DEMO_WORDS)]
+    if is_chat:
+        base: dict[str, Json] = {"id": "chatcmpl-demo", "object": "chat.completion.chunk"}
+        base |= {"created": 0, "model": DEMO_MODEL}
+
+        def chunk(delta: Json, finish: str | None = None) -> dict[str, Json]:
+            return base | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+        usage: dict[str, Json] = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": 1}
+        usage["total_tokens"] += len(words)
+        deltas = [chunk({"content": word}) for word in words]
+        end = [chunk({}, "stop"), base | {"choices": [], "usage": usage}]
+        return [chunk({"role": "assistant", "content": ""}), *deltas, *end]
+    text = "".join(words)
+    part = {"type": "output_text", "text": text, "annotations": []}
+    item = {"type": "message", "id": "msg_demo", "role": "assistant", "status": "completed"}
+    response = {"id": "resp_demo", "object": "response", "created_at": 0, "model": DEMO_MODEL}
+    details = {"cached_tokens": 0, "reasoning_tokens": 0}
+    usage = {"input_tokens": 1, "output_tokens": len(words), "total_tokens": 1 + len(words)}
+    usage |= {"input_tokens_details": details, "output_tokens_details": details}
+    place = {"item_id": "msg_demo", "output_index": 0, "content_index": 0}
+    done: dict[str, Json] = response | {"status": "completed", "output": [item | {"content": [part]}]}
+    events: list[dict[str, Json]] = [
+        {"type": "response.created", "response": response | {"status": "in_progress"}},
+        {"type": "response.output_item.added", "output_index": 0, "item": item | {"content": []}},
+        {"type": "response.content_part.added", **place, "part": part | {"text": ""}},
+        *({"type": "response.output_text.delta", **place, "delta": word} for word in words),
+        {"type": "response.output_text.done", **place, "text": text},
+        {"type": "response.content_part.done", **place, "part": part},
+        {"type": "response.output_item.done", "output_index": 0, "item": done["output"][0]},
+        {"type": "response.completed", "response": done | {"usage": usage}},
+    ]
+    return [event | {"sequence_number": number} for number, event in enumerate(events)]
+
+
+def demo_object(is_chat: bool) -> Json:
+    """The same answer whole."""
+    last = demo_events(is_chat)[-1]
+    if not is_chat:
+        return last["response"]
+    message = {"role": "assistant", "content": " ".join(DEMO_WORDS)}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return last | {"object": "chat.completion", "choices": [choice]}
+
+
+async def serve_demo_upstream(stream: trio.SocketStream) -> None:
+    """A loopback upstream that says the same to everybody, one request a connection."""
+    limits = Limits()
+    connection = ClientConnection(stream)
+    try:
+        raw = await connection.read_head(limits)
+        head = parse_request_head(raw or b"", limits)
+        body = await connection.read_body(head, limits, Budget(limits.body_bytes_max))
+        is_chat = head.path == CallKind.CHAT.value
+        if not json.loads(body or b"{}").get("stream"):
+            answer = json.dumps(demo_object(is_chat)).encode()
+            headers = [("content-type", "application/json"), ("connection", "close")]
+            await connection.send(format_head(_status_line(200), headers) + answer, limits)
+            return
+        headers = [("content-type", "text/event-stream"), ("connection", "close")]
+        await connection.send(format_head(_status_line(200), headers), limits)
+        for event in demo_events(is_chat):
+            await connection.send(b"data: " + json.dumps(event).encode() + b"\n\n", limits)
+            await trio.sleep(DEMO_PAUSE_SECONDS)
+        await connection.send(b"data: [DONE]\n\n", limits)
+    except (PoolerError, ClientGone, ValueError):
+        pass
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
+    """Send one streamed request through the pooler and print the answer as it arrives."""
+    body = json.dumps({"model": DEMO_MODEL, "input": "Say hello.", "stream": True}).encode()
+    head = request_head(url, "/v1/responses", secret, (), body, "text/event-stream")
+    connection = UpstreamConnection(await dial(url, None))
+    scanner = EventScanner(CallKind.RESPONSES)
+    try:
+        await connection.stream.send_all(head + body)
+        await connection.read_head(Limits())
+        while received := await connection.receive():
+            for _, events in scanner.feed(received):
+                for event in re.findall(rb"[^\n]+", events):
+                    shown = (event_object(event) or {}).get("delta", "")
+                    print(shown, end="", flush=True)  # noqa: T201
+    finally:
+        await connection.close()
+    say("")
+    return scanner.terminal is EventKind.SUCCESS
+
+
+async def run_demo(port: int, is_once: bool) -> int:
+    """The real server with generated keys and its own loopback upstream."""
+    secret = new_secret("cp")
+    async with trio.open_nursery() as nursery:  # holds: the upstream, the pooler, the signals
+        upstream = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        upstream_port = upstream[0].socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, serve_demo_upstream, upstream)
+        account = {
+            "type": "openai", "api_key": "none", "models": [DEMO_MODEL],
+            "base_url": f"http://127.0.0.1:{upstream_port}",
+        }  # fmt: skip
+        pool = {
+            "accounts": ["built-in"], "keys": {"you": secret},
+            "aliases": {"gpt-5.4-nano": DEMO_MODEL},
+        }  # fmt: skip
+        described = {
+            "listen": f"127.0.0.1:{port}",
+            "accounts": {"built-in": account},
+            "pools": {"demo": pool},
+        }
+        config = parse_config(json.dumps(described).encode(), {}, str)
+        server = Server(config, {}, log=log_problem)
+        listeners = await open_listeners(config, log_problem)
+        url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "")
+        shown = f"http://127.0.0.1:{url.port}"
+        say(
+            f"codex-pooler {VERSION} demo on {shown}",
+            "A built-in upstream answers; no account is used, nothing leaves this machine.",
+            "",
+            "POST /v1/responses, streamed:",
+        )
+        nursery.start_soon(serve_with_signals, server, listeners, None)
+        is_well = await ask_demo(url, Secret(secret))
+        if is_once:
+            server.stop()
+            nursery.cancel_scope.cancel()
+            return 0 if is_well else 1
+        say(
+            "",
+            "To try it from OpenCode, put this into opencode.json:",
+            OPENCODE_CONFIG % {"url": shown},
+            "",
+            "and start it with the demo's key, which is new at every start:",
+            f"  export CODEX_POOLER_API_KEY={secret}",
+            "  opencode",
+            "",
+            "Serving until Ctrl-C.",
+        )
+        await server.finished.wait()
+        nursery.cancel_scope.cancel()
+    return 0
+
+
+def log_problem(level: str, event: str, fields: Mapping[str, Json]) -> None:
+    """The demo's log: only what a person should act on."""
+    if level != "info":
+        log_line(level, event, fields)
+
+
+LoadAll = Callable[[], tuple[Config, Mapping[str | None, ssl.SSLContext]]]
+
+
+async def serve_with_signals(
+    server: Server, listeners: Sequence[trio.SocketListener], load: LoadAll | None
+) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends at once; SIGHUP reloads."""
+    async with trio.open_nursery() as nursery:  # holds: the signal watch
+        await nursery.start(watch_signals, server, load, nursery.cancel_scope)
+        await server.serve(listeners)
+        nursery.cancel_scope.cancel()
+    server.finished.set()
+
+
+async def watch_signals(
+    server: Server,
+    load: LoadAll | None,
+    everything: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with trio.open_signal_receiver(*numbers) as received:
+        task_status.started()
+        async for number in received:
+            if number == signal.SIGHUP:
+                if load is not None:
+                    await server.reload(load)
+            elif server.is_draining:
+                everything.cancel()
+            else:
+                server.log("info", "draining", {"requests": len(server.exchanges)})
+                server.stop()
+
+
+async def run_serve(path: Path, env: Mapping[str, str]) -> int:
+    """`pooler serve`.  Raises: ConfigRefused."""
+
+    def load() -> tuple[Config, Mapping[str | None, ssl.SSLContext]]:
+        config = load_config(path, env)
+        return config, make_tls_contexts(config, path.parent)
+
+    config, contexts = load()
+    for warning in config.warnings:
+        log_line("warning", "config", {"problem": warning})
+    server = Server(config, contexts)
+    listeners = await open_listeners(config, log_line)
+    await serve_with_signals(server, listeners, load)
+    log_line("info", "stopped", {})
+    return 0
+
+
+def run_check(path: Path, env: Mapping[str, str]) -> int:
+    """`pooler check`: what the file means, and nothing secret.  Raises: ConfigRefused."""
+    config = load_config(path, env)
+    make_tls_contexts(config, path.parent)
+    for warning in config.warnings:
+        say(f"warning: {warning}")
+    for account in config.accounts.values():
+        url = account.base_url
+        scheme = "https" if url.is_tls else "http"
+        state = "paused" if account.is_paused else "credentials can be read"
+        say(f"account {account.name}: {scheme}://{url.authority}{url.path}: {state}")
+    for pool in config.pools.values():
+        names = ", ".join(account.name for account in pool.accounts)
+        say(f"pool {pool.name}: {names}; {len(pool.keys)} key(s); {pool.routing.value}")
+    say(f"{path}: well")
+    return 0
+
+
+def new_secret(prefix: str) -> str:
+    return f"{prefix}-{secrets.token_urlsafe(32)}"
+
+
+def run_key(is_operator: bool) -> int:
+    """`pooler key`: a new secret, and the line for pools.json that recognises it."""
+    secret = new_secret("cpo" if is_operator else "cp")
+    use = "give it to the operator's MCP host" if is_operator else "give it to the client"
+    say(
+        f"{secret}",
+        f"  is the secret: {use}; it is not shown again",
+        f'"sha256:{digest_of(secret).hex()}"',
+        f"  goes into pools.json, under {'operators' if is_operator else 'keys of a pool'}",
+    )
+    return 0
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="pooler", description="Pools AI accounts behind one OpenAI-compatible address."
+    )
+    parser.add_argument("--version", action="version", version=f"codex-pooler {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    texts = {"serve": "run the server (the default)", "check": "judge pools.json, say what it is"}
+    for name, text in texts.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--config", type=Path, default=Path("pools.json"), metavar="FILE")
+    text = "show the server at work with nothing configured"
+    command = commands.add_parser("demo", help=text, description=text)
+    command.add_argument("--once", action="store_true", help="end after the first answer")
+    command.add_argument("--port", type=int, default=4000, help="default: 4000; 0: a free one")
+    text = "make a new pool key"
+    command = commands.add_parser("key", help=text, description=text)
+    command.add_argument("--operator", action="store_true", help="an operator token instead")
+    given = list(arguments)
+    if not given or (given[0].startswith("-") and given[0] not in {"-h", "--help", "--version"}):
+        given.insert(0, "serve")
+    return parser.parse_args(given)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 well, 1 refused (2, by argparse: wrong usage)."""
+    given = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given.command == "key":
+            return run_key(given.operator)
+        if given.command == "demo":
+            return trio.run(run_demo, given.port, given.once)
+        if given.command == "check":
+            return run_check(given.config, os.environ)
+        return trio.run(run_serve, given.config, dict(os.environ))
+    except ConfigRefused as refused:
+        return complain(refused.problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The load: client connections that send bytes made beforehand and look at little."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+KEY: Final = "bench-key-0123456789"
+TAIL_BYTES: Final = 1024
+END_OF_CHUNKS: Final = b"\r\n0\r\n\r\n"
+CONTENT: Final = b"response.output_text.delta"
+ANSWER_SECONDS_MAX: Final = 60.0
+
+
+def request(kind: str, count: int, port: int) -> bytes:
+    """A POST of 1 KiB that tells the upstream of the bench what to answer."""
+    body: dict[str, object] = {
+        "model": "m",
+        "user": f"bench-{kind}-{count}",
+        "stream": kind != "unary",
+        "input": "",
+    }
+    body["input"] = "x" * (1024 - len(json.dumps(body)))
+    content = json.dumps(body).encode()
+    head = (
+        f"POST /v1/responses HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        f"Authorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+class Connection(asyncio.Protocol):
+    """One client connection: one request at a time, `ended` when its answer is whole."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.event_count = 0  # over all answers; an event cut by two receives may be missed
+        self.begin()
+
+    def begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self.first: asyncio.Future[float] = loop.create_future()
+        self.head = b""
+        self.body_left: int | None = None
+        self.tail = b""
+        self.is_in_body = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.fail(f"cut after {self.head[:80]!r} ... {self.tail[-80:]!r}")
+
+    def fail(self, reason: str) -> None:
+        for waiter in (self.first, self.ended):
+            if not waiter.done():
+                waiter.set_exception(ConnectionError(reason))
+                waiter.exception()  # whoever still waits gets it; nobody has to
+
+    def data_received(self, data: bytes) -> None:
+        if not self.is_in_body:
+            self.head, found, data = (self.head + data).partition(b"\r\n\r\n")
+            if not found:
+                return
+            self.is_in_body = True
+            head = self.head.lower()
+            if not head.startswith(b"http/1.1 200"):
+                self.fail(f"{self.head!r} {data!r}")
+            elif b"\r\ncontent-length:" in head:
+                text = head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
+                self.body_left = int(text)
+        self.tail = (self.tail + data)[-TAIL_BYTES:]
+        self.event_count += data.count(b"\n\n")
+        if not self.first.done() and CONTENT in data:
+            self.first.set_result(time.perf_counter())
+        if self.body_left is not None:
+            self.body_left -= len(data)
+        is_whole = self.body_left == 0 or self.tail.endswith(END_OF_CHUNKS)
+        if is_whole and not self.ended.done():
+            self.ended.set_result(None)
+
+    async def exchange(self, content: bytes) -> None:
+        """Send a request and wait for the end of its answer."""
+        self.begin()
+        self.transport.write(content)
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            await self.ended
+
+    async def stream(self, content: bytes) -> None:
+        """`exchange` of a stream, which must end as it should."""
+        await self.exchange(content)
+        if b"response.completed" not in self.tail:
+            raise ConnectionError(f"ended with {self.tail!r}")
+
+    async def first_content(self, content: bytes) -> float:
+        """Send a request; the seconds until its first content event.  The stream goes on."""
+        self.begin()
+        started = time.perf_counter()
+        self.transport.write(content)
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            return await self.first - started
+
+
+@contextlib.asynccontextmanager
+async def connections(port: int, count: int) -> AsyncIterator[list[Connection]]:
+    """`count` open connections to the proxy at `port`."""
+    loop = asyncio.get_running_loop()
+    opened: list[Connection] = []
+    try:
+        for _ in range(count):
+            opened.append((await loop.create_connection(Connection, "127.0.0.1", port))[1])
+        yield opened
+    finally:
+        for connection in opened:
+            connection.transport.abort()
