@@ -51,13 +51,21 @@ import time
 import traceback
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar, TypeVarTuple, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import h11
 import trio
@@ -189,236 +197,89 @@ class Budget:
 ################################################################
 # ERRORS
 ################################################################
-# An expected failure is a PoolerError: it knows its status, type and code, and `public` is
-# what the client reads.  Anything else that is raised is a bug.  Messages of ours hold no
-# status digits and none of the phrases that make OpenCode retry a final answer, and never
-# repeat what the client sent (client facts, part A, "Errors").
+# An expected failure is a PoolerError, one row of this table: what the client gets.  Anything
+# else that is raised is a bug.  Messages of ours hold no status digits and none of the phrases
+# that make OpenCode retry a final answer, and never repeat what the client sent (client facts,
+# part A, "Errors").
 
 INVALID: Final = "invalid_request_error"
 SERVER: Final = "server_error"
 
+# fmt: off
+ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
+    "bad_request": (400, INVALID, "The request is not well-formed HTTP."),
+    "expectation_failed": (417, INVALID, "Only the expectation 100-continue is understood."),
+    "head_too_large": (431, INVALID, "The request head is too large."),
+    "host_not_allowed": (403, INVALID, "This Host is not served here."),
+    "internal_error": (500, SERVER, "The pooler made a mistake; its log has this request's id."),
+    "invalid_api_key": (401, INVALID, "A valid pool key is needed as Authorization: Bearer."),
+    "invalid_json": (400, INVALID, "The request body is not valid JSON."),
+    "key_limit_reached": (429, "rate_limit_error", "This pool key has reached a limit of its own."),
+    "method_not_allowed": (405, INVALID, "This path does not take that method."),
+    "missing_required_parameter": (400, INVALID, "The request names no model."),
+    "model_not_found": (400, INVALID, "This key has no such model. GET /v1/models lists its own."),
+    "no_usable_account": (503, SERVER, "No account of this pool can serve; the log says why."),
+    "not_found": (404, INVALID, "There is nothing at this path. The API is under /v1."),
+    "origin_not_allowed": (403, INVALID, "Pages of this origin may not call (allowed_origins)."),
+    "pool_busy": (503, SERVER, "Every account of this pool is busy. Retry in a moment."),
+    "request_timeout": (408, INVALID, "The request did not arrive in time."),
+    "request_too_large": (413, INVALID, "The request body is larger than is accepted here."),
+    "server_stopping": (503, SERVER, "The pooler is being stopped."),
+    "target_too_long": (414, INVALID, "The request target is too long."),
+    "unsupported_content_encoding": (415, INVALID, (
+        "This Content-Encoding is not understood here. Send the body uncompressed (Codex CLI: "
+        "[features] enable_request_compression = false) or as gzip; for zstd the pooler needs "
+        "Python 3.14 or the package backports.zstd.")),
+    "unsupported_endpoint": (404, INVALID, "Unsupported OpenAI /v1 endpoint."),
+    "unsupported_media_type": (415, INVALID, "The body must be Content-Type: application/json."),
+    "upstream_blocked": (502, SERVER, "The upstream's bot wall refuses the pooler's address."),
+    "upstream_error": (502, SERVER, "The upstream failed."),
+    "upstream_invalid_response": (502, SERVER, "The upstream's answer is not understood."),
+    "upstream_stream_truncated": (502, SERVER, "The upstream's answer ended before its end."),
+    "upstream_timeout": (504, SERVER, "The upstream did not answer in time."),
+    "upstream_unreachable": (502, SERVER, "The upstream cannot be reached."),
+    "usage_limit_reached": (
+        429, "usage_limit_reached", "Every account of this pool has reached its limit."),
+    "websocket_unsupported": (426, INVALID, "No WebSocket here. Use POST on the same path."),
+}
+# fmt: on
+_ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "invalid_api_key": (("WWW-Authenticate", "Bearer"),),
+    "websocket_unsupported": (("Upgrade", "websocket"),),
+    "pool_busy": (("Retry-After", "2"),),
+}
 
+
+@dataclass(eq=False)
 class PoolerError(Exception):
-    """An answer to the client that is not a success."""
+    """An answer to the client that is not a success.
 
-    status = 500
-    type = SERVER
-    code = "internal_error"
-    public = "The pooler made a mistake. The request id names it in the log."
+    A code that is not in the table is an upstream's own, and comes with its `status`.
+    `answer` is an upstream's body and Content-Type, passed on as they came.
+    """
 
-    def __init__(
-        self,
-        public: str | None = None,
-        *,
-        param: str | None = None,
-        headers: Sequence[tuple[str, str]] = (),
-        details: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__(public or self.public)
-        self.public = public or self.public
-        self.param = param
-        self.headers = tuple(headers)
-        self.details = details or {}
+    code: str
+    public: str = ""
+    status: int = 0
+    param: str | None = None
+    headers: Sequence[tuple[str, str]] = ()
+    details: Mapping[str, float] = field(default_factory=dict)
+    answer: tuple[bytes, str] | None = None
 
-    def as_object(self) -> dict[str, Json]:
-        """`{"message", "type", "code", "param"}` and, for limits, when they reset."""
+    def __post_init__(self) -> None:
+        status, self.type, public = ERRORS.get(self.code, ERRORS["upstream_error"])
+        self.status = self.status or status
+        self.public = self.public or public
+        self.headers = (*_ERROR_HEADERS.get(self.code, ()), *self.headers)
+        if self.code == "model_not_found":
+            self.param = "model"
+
+    def content(self) -> tuple[bytes, str]:
+        """The body and its Content-Type: OpenAI-shaped, unless it is an upstream's own."""
+        if self.answer is not None:
+            return self.answer
         shown = {"message": self.public, "type": self.type, "code": self.code, "param": self.param}
-        return shown | dict(self.details)
-
-    def body(self) -> bytes:
-        return json.dumps({"error": self.as_object()}).encode()
-
-    @property
-    def content_type(self) -> str:
-        return "application/json"
-
-
-class BadHead(PoolerError):
-    status, type, code = 400, INVALID, "bad_request"
-    public = "The request is not well-formed HTTP."
-
-
-class HeadTooLarge(PoolerError):
-    status, type, code = 431, INVALID, "head_too_large"
-    public = "The request head is too large."
-
-
-class TargetTooLong(PoolerError):
-    status, type, code = 414, INVALID, "target_too_long"
-    public = "The request target is too long."
-
-
-class RequestTooSlow(PoolerError):
-    status, type, code = 408, INVALID, "request_timeout"
-    public = "The request did not arrive in time."
-
-
-class ExpectationUnknown(PoolerError):
-    status, type, code = 417, INVALID, "expectation_failed"
-    public = "Only the expectation 100-continue is understood."
-
-
-class BadCredential(PoolerError):
-    status, type, code = 401, INVALID, "invalid_api_key"
-    public = "A valid pool key is needed, sent as 'Authorization: Bearer <key>'."
-
-    def __init__(self) -> None:
-        super().__init__(headers=[("WWW-Authenticate", "Bearer")])
-
-
-class ForeignOrigin(PoolerError):
-    status, type, code = 403, INVALID, "origin_not_allowed"
-    public = (
-        "Browser pages of this origin may not call. "
-        "Its operator can list the origin in allowed_origins."
-    )
-
-
-class ForeignHost(PoolerError):
-    status, type, code = 403, INVALID, "host_not_allowed"
-
-
-class NotFound(PoolerError):
-    status, type, code = 404, INVALID, "not_found"
-    public = "There is nothing at this path. The API is under /v1."
-
-
-class UnsupportedEndpoint(PoolerError):
-    status, type, code = 404, INVALID, "unsupported_endpoint"
-    public = "Unsupported OpenAI /v1 endpoint."
-
-
-class WrongMethod(PoolerError):
-    status, type, code = 405, INVALID, "method_not_allowed"
-    public = "This path does not take that method."
-
-
-class NoWebSocket(PoolerError):
-    status, type, code = 426, INVALID, "websocket_unsupported"
-    public = "No WebSocket is served here. Use POST on the same path."
-
-    def __init__(self) -> None:
-        super().__init__(headers=[("Upgrade", "websocket")])
-
-
-class InvalidJson(PoolerError):
-    status, type, code = 400, INVALID, "invalid_json"
-    public = "The request body is not valid JSON."
-
-
-class RequestTooLarge(PoolerError):
-    status, type, code = 413, INVALID, "request_too_large"
-    public = "The request body is larger than this pooler accepts (limits.body_bytes_max)."
-
-
-class UnsupportedMediaType(PoolerError):
-    status, type, code = 415, INVALID, "unsupported_media_type"
-    public = "The request body must be sent as Content-Type: application/json."
-
-
-class UnsupportedEncoding(PoolerError):
-    status, type, code = 415, INVALID, "unsupported_content_encoding"
-
-
-class MissingParameter(PoolerError):
-    status, type, code = 400, INVALID, "missing_required_parameter"
-
-
-class ModelNotFound(PoolerError):
-    status, type, code = 400, INVALID, "model_not_found"
-    public = "This model is not available to this key. GET /v1/models lists those that are."
-
-    def __init__(self) -> None:
-        super().__init__(param="model")
-
-
-class NoSuchModel(ModelNotFound):
-    status = 404  # GET /v1/models/{id}, where OpenAI's status does no harm
-
-
-class KeyLimitReached(PoolerError):
-    status, type, code = 429, "rate_limit_error", "key_limit_reached"
-
-
-class UsageLimitReached(PoolerError):
-    status, type, code = 429, "usage_limit_reached", "usage_limit_reached"
-    public = "Every account of this pool has reached its limit."
-
-
-class PoolBusy(PoolerError):
-    status, type, code = 503, SERVER, "pool_busy"
-    public = "Every account of this pool is busy. Retry in a moment."
-
-    def __init__(self, public: str | None = None) -> None:
-        super().__init__(public, headers=[("Retry-After", "2")])
-
-
-class NoUsableAccount(PoolerError):
-    status, type, code = 503, SERVER, "no_usable_account"
-    public = "No account of this pool can serve. Its operator finds the reason in the log."
-
-
-class UpstreamUnreachable(PoolerError):
-    status, type, code = 502, SERVER, "upstream_unreachable"
-    public = "The upstream cannot be reached."
-
-
-class UpstreamTimeout(PoolerError):
-    status, type, code = 504, SERVER, "upstream_timeout"
-
-
-class UpstreamBlocked(PoolerError):
-    status, type, code = 502, SERVER, "upstream_blocked"
-    public = (
-        "The upstream's network protection refuses the pooler's address. No account is at fault."
-    )
-
-
-class UpstreamInvalid(PoolerError):
-    status, type, code = 502, SERVER, "upstream_invalid_response"
-    public = "The upstream's answer is not understood."
-
-
-class StreamTruncated(PoolerError):
-    status, type, code = 502, SERVER, "upstream_stream_truncated"
-    public = "The upstream's answer ended before it was complete."
-
-
-class ServerStopping(PoolerError):
-    status, type, code = 503, SERVER, "server_stopping"
-    public = "The pooler is being stopped."
-
-
-class UpstreamError(PoolerError):
-    """An upstream's own 5xx: its status, its code if that is a token, a message of ours."""
-
-    public = "The upstream failed."
-
-    def __init__(self, status: int, code: str | None) -> None:
-        super().__init__()
-        self.status = status
-        self.code = code or "upstream_error"
-
-
-class UpstreamAnswer(PoolerError):
-    """An upstream's own words about the client's request, passed on as they came."""
-
-    type = INVALID
-    public = "The upstream refused the request."
-
-    def __init__(self, status: int, code: str | None, body: bytes, content_type: str) -> None:
-        super().__init__()
-        self.status = status
-        self.code = code or "upstream_error"
-        self._body = body
-        self._content_type = content_type
-
-    def body(self) -> bytes:
-        return self._body or super().body()
-
-    @property
-    def content_type(self) -> str:
-        return self._content_type if self._body else super().content_type
+        return json.dumps({"error": shown | dict(self.details)}).encode(), "application/json"
 
 
 class ConfigRefused(Exception):
@@ -437,7 +298,7 @@ class ConfigRefused(Exception):
 
 Headers = tuple[tuple[str, str], ...]  # names in lower case
 
-FORWARDED_TO_UPSTREAM: Final = frozenset({"openai-beta"})
+FORWARDED_TO_UPSTREAM: Final = frozenset({"accept", "openai-beta"})
 FORWARDED_TO_CLIENT: Final = frozenset(
     {"content-type", "openai-model", "openai-processing-ms", "openai-version", "x-should-retry"}
 )
@@ -461,11 +322,6 @@ def reveal(secret: Secret) -> str:
     return secret._value
 
 
-def digest_of(secret: str) -> bytes:
-    """SHA-256 of a secret, as pools.json stores it behind `sha256:`."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
-
-
 def header_of(headers: Headers, name: str) -> str | None:
     """The value of the first field called `name` (lower case), or None."""
     for candidate, value in headers:
@@ -483,22 +339,6 @@ def bearer_of(headers: Headers, bytes_max: int) -> str | None:
     return match[1] if match and len(match[1]) <= bytes_max else None
 
 
-def find_key(presented: str | None, keys: Iterable[Key]) -> Key | None:
-    """The key that `presented` is, compared with all of them in constant time."""
-    # A header is latin-1 text here; a literal secret in pools.json is UTF-8.
-    raw = (presented or "").encode("latin-1", "replace")
-    digest = hashlib.sha256(raw).digest()
-    found = None
-    for key in keys:
-        if hmac.compare_digest(digest, key.digest):
-            found = key
-    return found if presented else None
-
-
-def is_key_usable(key: Key, unix_now: float) -> bool:
-    return not key.is_paused and (key.expires_unix is None or unix_now < key.expires_unix)
-
-
 ################################################################
 # CONFIGURATION
 ################################################################
@@ -506,7 +346,7 @@ def is_key_usable(key: Key, unix_now: float) -> bool:
 # with its JSON path.  A refusal never repeats a secret.
 
 
-class Routing(enum.Enum):
+class Routing(enum.StrEnum):
     STICKY = "sticky"
     ROUND_ROBIN = "round_robin"
     QUOTA_FIRST = "quota_first"
@@ -528,15 +368,16 @@ class BaseUrl:
         return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
 
 
+# Fields are called as in pools.json.
 @dataclass(frozen=True, slots=True)
 class Account:
     name: str
     base_url: BaseUrl
     api_key: Secret
     priority: int
-    is_paused: bool
-    streams_max: int
-    models: frozenset[str] | None
+    paused: bool
+    concurrent: int
+    models: tuple[str, ...] | None
     first_event_seconds: float
     ca_file: str | None
 
@@ -548,12 +389,12 @@ class Key:
     pool: str
     name: str
     digest: bytes
-    models: frozenset[str] | None
+    models: tuple[str, ...] | None
     requests_per_minute: int | None
     tokens_per_day: int | None
-    streams_max: int
-    expires_unix: float | None
-    is_paused: bool
+    concurrent: int
+    expires: float | None  # unix time
+    paused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -568,13 +409,13 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """`host` and `port`, or the path of a unix socket."""
+    """A TCP address, or the path of a unix socket."""
 
     text: str
     host: str = ""
     port: int = 0
     unix_path: str | None = None
-    is_optional: bool = False
+    is_optional: bool = False  # where IPv6 is missing, ::1 is no loss
 
     @property
     def is_loopback(self) -> bool:
@@ -587,8 +428,8 @@ class Config:
     pools: Mapping[str, Pool]
     listen: tuple[Listen, ...]
     base_path: str
-    allowed_origins: frozenset[str]
-    hosts: frozenset[str] | None
+    allowed_origins: tuple[str, ...]
+    hosts: frozenset[str] | None  # None: any
     limits: Limits
     warnings: tuple[str, ...]
 
@@ -601,430 +442,388 @@ DEFAULT_LISTEN: Final = (
     Listen("127.0.0.1:4000", "127.0.0.1", 4000),
     Listen("[::1]:4000", "::1", 4000, is_optional=True),
 )
-OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
 NOT_YET: Final = "this version of codex-pooler does not have it yet"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_MODEL: Final = re.compile(r"[\x21-\x7e]{1,200}")
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+_MODEL: Final = r"[\x21-\x7e]{1,200}"
+_HOST_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}|\[[0-9A-Fa-f:.]+\]"
+_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})|\[[0-9A-Fa-f:.]+\]")
-_ORIGIN: Final = re.compile(r"https?://[a-z0-9.\-\[\]:]+")
-_BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9_.~-]+)+")
-_LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-class _Object(dict[str, Json]):
-    """A JSON object that remembers the keys it was given twice."""
-
-    twice: tuple[str, ...] = ()
-
-
-def _object_of(pairs: list[tuple[str, Json]]) -> _Object:
-    found = _Object(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        found.twice = tuple(sorted({name for name in names if names.count(name) > 1}))
-    return found
+# What a field may hold: a function from JSON to the value, which raises ValueError with what
+# is wrong, one argument for each problem; `[0]: ...` names a member of a list.
+Check = Callable[[Json], Any]
 
 
-class _Fields:
-    """One JSON object of pools.json: what is taken from it is checked, what is left is refused."""
+def _wrong(wanted: str, value: Json) -> ValueError:
+    kinds = {bool: "true or false", str: "a string", list: "a list", type(None): "null"}
+    given = "an object" if isinstance(value, dict) else kinds.get(type(value), "a number")
+    return ValueError(f"must be {wanted}, not {given}")
 
-    def __init__(self, value: Json, path: str, known: Sequence[str], problems: list[str]) -> None:
-        self.path = path
-        self.problems = problems
-        self.values: dict[str, Json] = {}
-        if not isinstance(value, dict):
-            self.refuse("", f"must be an object, not {_kind_of(value)}")
-            return
-        self.values = value
-        _refuse_twice(value, path, problems)
-        for name in value:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1, 0.6)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                self.refuse(name, f"unknown field; {hint}")
 
-    def at(self, name: str) -> str:
-        return f"{self.path}.{name}" if self.path and name else self.path or name
+def _flag(value: Json) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong("true or false", value)
+    return value
 
-    def refuse(self, name: str, problem: str) -> None:
-        self.problems.append(f"{self.at(name) or 'pools.json'}: {problem}")
 
-    def take(self, name: str, kind: type[T], default: T) -> T:
-        """The value of `name`, which must be of `kind` (bool is not a number); else `default`."""
-        value = self.values.get(name, default)
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        if not fits or (isinstance(value, bool) and kind is not bool):
-            if name in self.values:
-                self.refuse(name, f"must be {_KINDS[kind]}, not {_kind_of(value)}")
-            return default
-        return cast(T, value)
+def _number(low: float, high: float, *, is_whole: bool = True) -> Check:
+    def check(value: Json) -> float:
+        fits = isinstance(value, int if is_whole else (int, float))
+        if not fits or isinstance(value, bool):
+            raise _wrong("a whole number" if is_whole else "a number", value)
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low:g} to {high:g}")
+        return cast(float, value)
 
-    def number(self, name: str, kind: type[T], default: T, low: float, high: float) -> T:
-        """`take`, and within [low, high]; `default` may lie outside."""
-        value = self.take(name, kind, default)
-        if name in self.values and not low <= cast(float, value) <= high:
-            self.refuse(name, f"must be from {low:g} to {high:g}")
-            return default
+    return check
+
+
+def _text(pattern: str = r"[^\x00]*", what: str = "a string") -> Check:
+    def check(value: Json) -> str:
+        if not isinstance(value, str):
+            raise _wrong("a string", value)
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {what}")
         return value
 
-    def names(self, name: str, pattern: re.Pattern[str]) -> tuple[str, ...] | None:
-        """A list of different strings that match `pattern`; None where it is absent."""
-        if name not in self.values:
-            return None
-        values = self.take(name, list, [])
-        found: list[str] = []
-        for index, value in enumerate(values):
-            if not isinstance(value, str) or not pattern.fullmatch(value):
-                self.refuse(f"{name}[{index}]", "is not a valid value here")
-            elif value in found:
-                self.refuse(f"{name}[{index}]", "stands there twice")
-            else:
-                found.append(value)
+    return check
+
+
+def _list(member: Check) -> Check:
+    def check(value: Json) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise _wrong("a list", value)
+        found, problems = [], []
+        for index, item in enumerate(value):
+            try:
+                found.append(member(item))
+            except ValueError as error:
+                problems.append(f"[{index}]: {error}")
+            if item in value[:index]:
+                problems.append(f"[{index}]: stands there twice")
+        if problems:
+            raise ValueError(*problems)
         return tuple(found)
 
-    def children(self, name: str) -> Iterator[tuple[str, Json]]:
-        """The members of the object at `name`, whose keys must be plain names."""
-        value = self.take(name, dict, {})
-        _refuse_twice(value, self.at(name), self.problems)
-        for child, content in value.items():
-            if _NAME.fullmatch(child):
-                yield child, content
-            else:
-                self.refuse(name, "names may hold letters, digits and _.- (at most 64)")
+    return check
 
 
-def _refuse_twice(value: Json, path: str, problems: list[str]) -> None:
-    for name in getattr(value, "twice", ()):
-        problems.append(f"{path}.{name}" if path else name)
-        problems[-1] += ": the key stands there twice"
+def _members(pattern: str, what: str) -> Check:
+    def check(value: Json) -> dict[str, Json]:
+        if not isinstance(value, dict):
+            raise _wrong("an object", value)
+        if not all(re.fullmatch(pattern, name) for name in value):
+            raise ValueError(f"has a name that is not {what}")
+        return value
+
+    return check
 
 
-_KINDS: Final[Mapping[type, str]] = {
-    bool: "true or false",
-    str: "a string",
-    int: "a whole number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
+def _not_yet(_value: Json) -> NoReturn:
+    raise ValueError(NOT_YET)
+
+
+def _account_type(value: Json) -> str:
+    if value == "codex":
+        raise ValueError(f"'codex': {NOT_YET}")
+    return cast(str, _text("openai", "'openai'")(value))
+
+
+def _routing(value: Json) -> Routing:
+    return Routing(_text("|".join(Routing), f"one of {', '.join(Routing)}")(value))
+
+
+def _base_url(value: Json) -> BaseUrl:
+    text = _text()(value)
+    match = re.fullmatch(rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?", text)
+    if match is None or int(match[3] or 0) > 65535:
+        raise ValueError("must look like https://host/v1")
+    is_tls = match[1] == "https"
+    port = int(match[3] or (443 if is_tls else 80))
+    return BaseUrl(is_tls, match[2].strip("[]"), port, (match[4] or "").rstrip("/"))
+
+
+def _listen(value: Json) -> Listen:
+    text = _text()(value)
+    match = _ADDRESS.fullmatch(text)
+    if text.startswith("unix:/"):
+        return Listen(text, unix_path=text[5:])
+    if match is None or int(match[2]) > 65535:
+        raise ValueError("must be host:port, [v6]:port or unix:/path")
+    return Listen(text, match[1].strip("[]"), int(match[2]))
+
+
+def _listens(value: Json) -> tuple[Listen, ...]:
+    found = (_listen(value),) if isinstance(value, str) else _list(_listen)(value)
+    if not found:
+        raise ValueError("must name at least one address")
+    return cast(tuple[Listen, ...], found)
+
+
+def _expiry(value: Json) -> float:
+    """A date means the end of that day in UTC; a time needs its offset."""
+    text = _text()(value)
+    try:
+        moment = datetime.fromisoformat(text)
+        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+            moment = moment.replace(tzinfo=UTC) + timedelta(days=1)
+        if moment.tzinfo is not None:
+            return moment.timestamp()
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("must be a date (2027-01-01) or a time (2027-01-01T12:00:00Z)")
+
+
+_MODELS: Final = _list(_text(_MODEL, "a model name"))
+_NAMES: Final = _members(_NAME, "made of letters, digits and _.- (at most 64)")
+_COUNT: Final = _number(1, 10**12)
+Spec = Mapping[str, tuple[Check, Any]]  # field -> its check, and what stands for an absent one
+_REQUIRED: Final = {"accounts", "pools", "type", "api_key", "key"}
+
+_TOP: Final[Spec] = {
+    "accounts": (_NAMES, {}),
+    "pools": (_NAMES, {}),
+    "operators": (_NAMES, {}),
+    "listen": (_listens, DEFAULT_LISTEN),
+    "allow_public": (_flag, False),
+    "base_path": (_text(r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"), ""),
+    "allowed_origins": (_list(_text(r"https?://[a-z0-9.\-\[\]:]+", "like https://host")), ()),
+    "hosts": (_list(_text(_HOST_NAME, "a host name without a port")), None),
+    "journal": (_not_yet, None),
+    "limits": (_members("[a-z_]*", "a limit"), {}),
+}
+_ACCOUNT: Final[Spec] = {
+    "type": (_account_type, ""),
+    "api_key": (_text(), "none"),
+    "base_url": (_base_url, BaseUrl(True, "api.openai.com", 443, "/v1")),
+    "allow_plain_http": (_flag, False),
+    "priority": (_number(-1000, 1000), 0),
+    "paused": (_flag, False),
+    "concurrent": (_number(1, 10_000), None),
+    "models": (_MODELS, None),
+    "first_event_seconds": (_number(0.1, HOUR, is_whole=False), None),
+    "ca_file": (_text("[^\x00]+", "a path"), None),
+    "auth_file": (_not_yet, None),
+    "websocket": (_not_yet, None),
+}
+_POOL: Final[Spec] = {
+    "accounts": (_list(_text()), ()),
+    "models": (_MODELS, None),
+    "aliases": (_members(_MODEL, "a model name"), {}),
+    "routing": (
+        _text("|".join(one.value for one in Routing), "one of the four routings"),
+        "sticky",
+    ),
+    "keys": (_NAMES, {}),
+}
+_KEY: Final[Spec] = {
+    "key": (_text(), ""),
+    "models": (_MODELS, None),
+    "requests_per_minute": (_number(1, 100_000), None),
+    "tokens_per_day": (_COUNT, None),
+    "concurrent": (_number(1, 10_000), None),
+    "expires": (_expiry, None),
+    "paused": (_flag, False),
+}
+_LIMITS: Final[Spec] = {
+    limit.name: (_number(**limit.metadata, is_whole=limit.type == "int"), limit.default)
+    for limit in dataclasses.fields(Limits)
 }
 
 
-def _kind_of(value: Json) -> str:
-    if value is None:
-        return "null"
-    return _KINDS.get(bool if isinstance(value, bool) else type(value), "an object")
+class _Object(dict[str, Json]):
+    """A JSON object that remembers the names it was given twice."""
+
+    def __init__(self, pairs: list[tuple[str, Json]]) -> None:
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        is_whole = len(self) == len(pairs)
+        self.twice = () if is_whole else [name for name in self if names.count(name) > 1]
 
 
 class _Loader:
-    """The state of one reading of pools.json: its problems, warnings, secrets and limits."""
+    """One reading of pools.json: its problems, its warnings, and whose each secret is."""
 
     def __init__(self, env: Mapping[str, str], read_file: Callable[[str], str]) -> None:
         self.env = env
         self.read_file = read_file
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        self.limits = Limits()
         self.owners: dict[bytes, str] = {}  # digest -> the path where the secret stands
 
-    def fields(self, value: Json, path: str, known: str) -> _Fields:
-        return _Fields(value, path, known.split(), self.problems)
+    def refuse(self, path: str, problem: str) -> None:
+        self.problems.append(f"{path}: {problem}".removeprefix(": "))
+
+    def read(self, value: Json, path: str, spec: Spec) -> dict[str, Any]:
+        """The fields of one object, each checked or at its default."""
+        found = {name: default for name, (_, default) in spec.items()}
+        if not isinstance(value, dict):
+            self.refuse(path or "pools.json", str(_wrong("an object", value)))
+            return found
+        prefix = f"{path}." if path else ""
+        self.refuse_twice(value, prefix)
+        for name, content in value.items():
+            if name not in spec:
+                self.refuse(prefix + name, f"unknown field; {_did_you_mean(name, spec)}")
+                continue
+            self.refuse_twice(content, f"{prefix}{name}.")
+            try:
+                found[name] = spec[name][0](content)
+            except ValueError as error:
+                for problem in error.args:
+                    gap = "" if problem.startswith("[") else ": "
+                    self.problems.append(f"{prefix}{name}{gap}{problem}")
+        for name in _REQUIRED & spec.keys():
+            if not value.get(name, False):
+                self.refuse(prefix + name, "is needed, and not empty")
+        return found
+
+    def refuse_twice(self, value: Json, prefix: str) -> None:
+        for name in getattr(value, "twice", ()):
+            self.refuse(prefix + name, "the name stands there twice")
 
     def secret(self, path: str, text: str) -> str | None:
         """The secret that `text` is or refers to; None, and a problem, where there is none."""
         match = _REFERENCE.fullmatch(text)
-        if match is None:
-            if text.startswith("{"):
-                self.problems.append(f"{path}: only {{env:NAME}} and {{file:PATH}} are understood")
-                return None
+        if match is None and not text.startswith("{"):
             return text
-        if match[1] == "env":
-            if match[2] not in self.env:
-                self.problems.append(f"{path}: the environment variable {match[2]} is not set")
-                return None
+        if match is None:
+            self.refuse(path, "only {env:NAME} and {file:PATH} are understood")
+        elif match[1] == "file":
+            try:
+                return self.read_file(match[2]).partition("\n")[0].strip()
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or "it is not text"
+                self.refuse(path, f"the file cannot be read: {reason}")
+        elif match[2] in self.env:
             return self.env[match[2]].strip()
-        try:
-            return self.read_file(match[2]).partition("\n")[0].strip()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            self.problems.append(f"{path}: the file cannot be read: {reason}")
-            return None
+        else:
+            self.refuse(path, f"the environment variable {match[2]} is not set")
+        return None
 
     def digest(self, path: str, text: str, command: str) -> bytes:
-        """The digest of a pool key or operator token, given whole, by reference or as sha256:."""
+        """The digest of a pool key or operator token: whole, by reference, or as sha256:."""
         digest = b""
+        if not text:
+            return digest  # refused already
         if match := _SHA256.fullmatch(text):
             digest = bytes.fromhex(match[1])
         elif text.startswith("sha256:") or "<" in text:
-            self.problems.append(
-                f"{path}: not a sha256: line yet; run `{command}` and paste the one it prints"
-            )
+            self.refuse(path, f"a placeholder; run `{command}` and paste the line it prints")
         elif (secret := self.secret(path, text)) is not None:
-            if len(secret) < SECRET_CHARS_MIN or not re.fullmatch(r"[\x21-\x7e]+", secret):
-                self.problems.append(
-                    f"{path}: needs at least {SECRET_CHARS_MIN} visible ASCII characters; "
-                    f"`{command}` makes a good one"
-                )
-            digest = digest_of(secret)
+            if not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
+                wanted = f"at least {SECRET_CHARS_MIN} visible ASCII characters"
+                self.refuse(path, f"needs {wanted}; `{command}` makes a good one")
+            digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
         if digest and digest in self.owners:
-            self.problems.append(f"{path}: the same secret as {self.owners[digest]}")
+            self.refuse(path, f"the same secret as {self.owners[digest]}")
         self.owners.setdefault(digest, path)
         return digest
 
-    def account(self, name: str, value: Json) -> Account:
+    def account(self, name: str, value: Json, limits: Limits) -> Account:
         path = f"accounts.{name}"
-        known = (
-            "type base_url api_key auth_file priority paused concurrent models websocket "
-            "first_event_seconds ca_file allow_plain_http"
-        )
-        fields = self.fields(value, path, known)
-        kind = fields.take("type", str, "")
-        if kind == "codex":
-            fields.refuse("type", f"'codex' accounts: {NOT_YET}")
-        elif fields.values and kind != "openai":
-            fields.refuse("type", "must be 'openai'")
-        if "websocket" in fields.values:
-            fields.refuse("websocket", NOT_YET)
-        if "auth_file" in fields.values and kind != "codex":
-            fields.refuse("auth_file", "belongs to accounts of type 'codex'; this one has api_key")
-        models = fields.names("models", _MODEL)
-        limits = self.limits
-        return Account(
-            name=name,
-            base_url=self.base_url(fields),
-            api_key=self.api_key(fields, kind),
-            priority=fields.number("priority", int, 0, -1000, 1000),
-            is_paused=fields.take("paused", bool, False),
-            streams_max=fields.number("concurrent", int, limits.account_streams_max, 1, 10_000),
-            models=None if models is None else frozenset(models),
-            first_event_seconds=fields.number(
-                "first_event_seconds", float, limits.first_event_seconds_max, 0.1, HOUR
-            ),
-            ca_file=fields.take("ca_file", str, "") or None,
-        )
-
-    def api_key(self, fields: _Fields, kind: str) -> Secret:
-        text = fields.take("api_key", str, "")
-        if kind == "openai" and "api_key" not in fields.values:
-            fields.refuse("api_key", 'is needed; for an upstream without keys write "none"')
-        elif text.startswith("sha256:") or "<" in text:
-            fields.refuse("api_key", "must be the account's real key, {env:NAME} or {file:PATH}")
+        found = self.read(value, path, _ACCOUNT)
+        text, plain = found.pop("api_key"), found.pop("allow_plain_http")
+        for later in ("type", "auth_file", "websocket"):
+            del found[later]
+        url: BaseUrl = found["base_url"]
+        if not (url.is_tls or _is_loopback(url.host) or plain):
+            hint = "use https://, or set allow_plain_http if the network is yours"
+            self.refuse(f"{path}.base_url", f"http:// sends the key in the clear; {hint}")
+        secret: str | None = None
+        if "<" in text or text.startswith("sha256:"):
+            self.refuse(f"{path}.api_key", "must be the real key, {env:NAME} or {file:PATH}")
         else:
-            secret = self.secret(fields.at("api_key"), text)
-            if secret is not None and not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
-                if "api_key" in fields.values:
-                    fields.refuse("api_key", "must be visible ASCII characters, and not empty")
-            elif secret is not None:
-                return Secret(secret)
-        return Secret("")
+            secret = self.secret(f"{path}.api_key", text)
+        if secret is not None and not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
+            problem = 'must be visible ASCII; for an upstream without keys write "none"'
+            self.refuse(f"{path}.api_key", problem)
+        found["concurrent"] = found["concurrent"] or limits.account_streams_max
+        seconds = found["first_event_seconds"] or limits.first_event_seconds_max
+        found["first_event_seconds"] = seconds
+        return Account(name=name, api_key=Secret(secret or ""), **found)
 
-    def base_url(self, fields: _Fields) -> BaseUrl:
-        text = fields.take("base_url", str, OPENAI_BASE_URL)
-        try:
-            parts = urlsplit(text)
-            host, port = parts.hostname or "", parts.port
-        except ValueError:
-            parts, host, port = urlsplit(""), "", None
-        is_tls = parts.scheme == "https"
-        bare = f"[{host}]" if ":" in host else host
-        strange = parts.username is not None or parts.query or parts.fragment
-        if parts.scheme not in {"http", "https"} or not _HOST_NAME.fullmatch(bare) or strange:
-            fields.refuse("base_url", "must look like https://host/v1")
-        elif not re.fullmatch(r"[A-Za-z0-9_.~/%-]*", parts.path):
-            fields.refuse("base_url", "has a path with characters that do not belong there")
-        elif not (is_tls or _is_loopback(host) or fields.take("allow_plain_http", bool, False)):
-            fields.refuse(
-                "base_url",
-                "http:// would send the key in the clear; use https://, "
-                "or set allow_plain_http if the network is yours",
-            )
-        fields.take("allow_plain_http", bool, False)
-        return BaseUrl(is_tls, host, port or (443 if is_tls else 80), parts.path.rstrip("/"))
-
-    def key(self, pool: str, name: str, value: Json) -> Key:
+    def key(self, pool: str, name: str, value: Json, limits: Limits) -> Key:
         path = f"pools.{pool}.keys.{name}"
-        if isinstance(value, str):
-            value = {"key": value}
-            digest_path = path
-        else:
-            digest_path = f"{path}.key"
-        known = "key models requests_per_minute tokens_per_day concurrent expires paused"
-        fields = self.fields(value, path, known)
-        text = fields.take("key", str, "")
-        if fields.values and "key" not in fields.values:
-            fields.refuse("key", "is needed; `pooler key` prints one")
-        models = fields.names("models", _MODEL)
-        counts = [
-            fields.number(field_name, int, 0, 1, 10**12) or None
-            for field_name in ("requests_per_minute", "tokens_per_day")
-        ]
-        return Key(
-            pool=pool,
-            name=name,
-            digest=self.digest(digest_path, text, "pooler key") if "key" in fields.values else b"",
-            models=None if models is None else frozenset(models),
-            requests_per_minute=counts[0],
-            tokens_per_day=counts[1],
-            streams_max=fields.number("concurrent", int, self.limits.key_streams_max, 1, 10_000),
-            expires_unix=self.expiry(fields),
-            is_paused=fields.take("paused", bool, False),
-        )
+        is_bare = isinstance(value, str)
+        found = self.read({"key": value} if is_bare else value, path, _KEY)
+        text = found.pop("key")
+        found["concurrent"] = found["concurrent"] or limits.key_streams_max
+        digest = self.digest(path if is_bare else f"{path}.key", text, "pooler key")
+        return Key(pool=pool, name=name, digest=digest, **found)
 
-    def expiry(self, fields: _Fields) -> float | None:
-        """A date means the end of that day in UTC; a time needs its offset."""
-        text = fields.take("expires", str, "")
-        if "expires" not in fields.values:
-            return None
-        try:
-            if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
-                day = datetime.fromisoformat(text).replace(tzinfo=UTC)
-                return (day + timedelta(days=1)).timestamp()
-            if (moment := datetime.fromisoformat(text)).tzinfo is not None:
-                return moment.timestamp()
-        except (ValueError, OverflowError):
-            pass
-        fields.refuse("expires", "must be a date (2027-01-01) or a time (2027-01-01T12:00:00Z)")
-        return None
-
-    def pool(self, name: str, value: Json, accounts: Mapping[str, Account]) -> Pool:
+    def pool(self, name: str, value: Json, accounts: Mapping[str, Account], limits: Limits) -> Pool:
         path = f"pools.{name}"
-        fields = self.fields(value, path, "accounts models aliases routing keys")
-        members = []
-        for index, member in enumerate(fields.names("accounts", re.compile(r"[^\n]+")) or ()):
-            if member in accounts:
-                members.append(accounts[member])
-                continue
-            near = difflib.get_close_matches(member, accounts, 1, 0.6)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            fields.refuse(f"accounts[{index}]", f"no account has this name{hint}")
-        if fields.values and not fields.values.get("accounts"):
-            fields.refuse("accounts", "must list at least one account")
-        models = fields.names("models", _MODEL)
-        aliases = dict(fields.take("aliases", dict, {}))
-        _refuse_twice(fields.values.get("aliases"), fields.at("aliases"), self.problems)
-        for alias, target in aliases.items():
-            self.alias(fields, alias, target, models)
-        routing = fields.take("routing", str, Routing.STICKY.value)
-        if routing not in {known.value for known in Routing}:
-            fields.refuse("routing", "must be sticky, round_robin, quota_first or failover")
-            routing = Routing.STICKY.value
-        keys = tuple(self.key(name, child, content) for child, content in fields.children("keys"))
-        if fields.values and not keys:
+        found = self.read(value, path, _POOL)
+        for index, member in enumerate(found["accounts"]):
+            if member not in accounts:
+                hint = _did_you_mean(member, accounts)
+                self.refuse(f"{path}.accounts[{index}]", f"no account has this name; {hint}")
+        models = found["models"]
+        for alias, target in found["aliases"].items():
+            if not isinstance(target, str) or not re.fullmatch(_MODEL, target):
+                self.refuse(f"{path}.aliases.{alias}", "must be a model name")
+            elif models is not None and (alias in models or target not in models):
+                problem = "must lead from a name that is not in models to one that is"
+                self.refuse(f"{path}.aliases.{alias}", problem)
+        keys = [self.key(name, one, content, limits) for one, content in found["keys"].items()]
+        if not keys:
             self.warnings.append(f"{path}.keys: no key, so nobody can use this pool")
-        return Pool(name, tuple(members), models, aliases, Routing(routing), keys)
-
-    def alias(
-        self, fields: _Fields, alias: str, target: Json, models: tuple[str, ...] | None
-    ) -> None:
-        where = f"aliases.{alias}"
-        if not _MODEL.fullmatch(alias) or not isinstance(target, str):
-            fields.refuse("aliases", "must map a model name to a model name")
-        elif not _MODEL.fullmatch(target):
-            fields.refuse(where, "must be a model name")
-        elif models is not None and alias in models:
-            fields.refuse(where, "is a model of this pool already")
-        elif models is not None and target not in models:
-            fields.refuse(where, "must lead to a model that the pool lists in models")
-
-    def listen(self, fields: _Fields) -> tuple[Listen, ...]:
-        value = fields.values.get("listen")
-        if value is None and "listen" not in fields.values:
-            return DEFAULT_LISTEN
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list) or not texts:
-            fields.refuse("listen", "must be a string or a list of strings")
-            return DEFAULT_LISTEN
-        found = []
-        for index, text in enumerate(texts):
-            listen = parse_listen(text) if isinstance(text, str) else None
-            if listen is None:
-                fields.refuse(f"listen[{index}]", "must be host:port, [v6]:port or unix:/path")
-                continue
-            found.append(listen)
-            if not (listen.is_loopback or fields.take("allow_public", bool, False)):
-                self.warnings.append(
-                    f"listen[{index}]: {listen.text} can be reached from other machines; put TLS "
-                    "before it, and set allow_public: true if that is meant"
-                )
-        return tuple(found) or DEFAULT_LISTEN
+        members = [accounts[member] for member in found["accounts"] if member in accounts]
+        changed = {"accounts": tuple(members), "keys": tuple(keys)}
+        return Pool(name=name, **(found | changed))
 
     def config(self, value: Json) -> Config:
-        known = (
-            "accounts pools operators listen allow_public base_path allowed_origins hosts "
-            "journal limits"
-        )
-        fields = self.fields(value, "", known)
-        self.limits = self.read_limits(fields)
-        for name in ("accounts", "pools"):
-            if fields.values and not fields.values.get(name):
-                fields.refuse(name, "is needed, with at least one member")
-        if "journal" in fields.values:
-            fields.refuse("journal", NOT_YET)
+        found = self.read(value, "", _TOP)
+        limits = Limits(**self.read(found["limits"], "limits", _LIMITS))
         accounts = {
-            name: self.account(name, content) for name, content in fields.children("accounts")
+            name: self.account(name, content, limits) for name, content in found["accounts"].items()
         }
         pools = {
-            name: self.pool(name, content, accounts) for name, content in fields.children("pools")
+            name: self.pool(name, content, accounts, limits)
+            for name, content in found["pools"].items()
         }
-        for name, token in fields.children("operators"):
+        for name, token in found["operators"].items():
             if isinstance(token, str):
                 self.digest(f"operators.{name}", token, "pooler key --operator")
             else:
-                fields.refuse(f"operators.{name}", f"must be a string, not {_kind_of(token)}")
-        base_path = fields.take("base_path", str, "")
-        if base_path and not _BASE_PATH.fullmatch(base_path):
-            fields.refuse("base_path", "must look like /pooler, without a slash at the end")
-        fields.take("allow_public", bool, False)
-        listen = self.listen(fields)
-        hosts = fields.names("hosts", _HOST_NAME)
-        tcp = [one for one in listen if one.unix_path is None]
-        if hosts is None and tcp and all(one.is_loopback for one in tcp):
-            allowed_hosts: frozenset[str] | None = _LOOPBACK_HOSTS | {
-                f"[{one.host}]" if ":" in one.host else one.host for one in tcp
-            }
-        else:
-            allowed_hosts = frozenset(name.lower() for name in hosts) if hosts else None
-        origins = fields.names("allowed_origins", _ORIGIN) or ()
-        return Config(
-            accounts=accounts,
-            pools=pools,
-            listen=listen,
-            base_path=base_path,
-            allowed_origins=frozenset(origins),
-            hosts=allowed_hosts,
-            limits=self.limits,
-            warnings=tuple(self.warnings),
-        )
-
-    def read_limits(self, fields: _Fields) -> Limits:
-        known = {limit.name: limit for limit in dataclasses.fields(Limits)}
-        inner = self.fields(fields.values.get("limits", {}), "limits", " ".join(known))
-        found: dict[str, Any] = {}
-        for name, limit in known.items():
-            kind: type[float] = int if limit.type == "int" else float
-            bounds = limit.metadata
-            found[name] = inner.number(name, kind, limit.default, bounds["low"], bounds["high"])
-        return Limits(**found)
+                self.refuse(f"operators.{name}", str(_wrong("a string", token)))
+        for listen in found["listen"]:
+            if not (listen.is_loopback or found["allow_public"]):
+                hint = "put TLS before it, and set allow_public: true if it is meant"
+                self.warnings.append(f"listen: {listen.text} is open to other machines; {hint}")
+        hosts = _hosts_of(found["hosts"], found["listen"])
+        origins, warnings = found["allowed_origins"], tuple(self.warnings)
+        base_path, listens = found["base_path"], found["listen"]
+        return Config(accounts, pools, listens, base_path, origins, hosts, limits, warnings)
 
 
-def parse_listen(text: str) -> Listen | None:
-    """`host:port`, `[v6]:port` or `unix:/path`; None for anything else."""
-    if text.startswith("unix:"):
-        return Listen(text, unix_path=text[5:]) if text.startswith("unix:/") else None
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})", text)
-    if match is None or int(match[2]) > 65535:
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _hosts_of(hosts: Sequence[str] | None, listen: Sequence[Listen]) -> frozenset[str] | None:
+    """The names a Host header may bear; None: any.
+
+    On loopback alone a foreign name is DNS rebinding; a unix socket no browser can reach.
+    """
+    if hosts is not None:
+        return frozenset(name.lower() for name in hosts)
+    tcp = [one.host for one in listen if one.unix_path is None]
+    if not tcp or not all(_is_loopback(host) for host in tcp):
         return None
-    return Listen(text, match[1].strip("[]"), int(match[2]))
+    own = {f"[{host}]" if ":" in host else host for host in tcp}
+    return frozenset({"localhost", "127.0.0.1", "[::1]"} | own)
 
 
 def parse_config(raw: bytes, env: Mapping[str, str], read_file: Callable[[str], str]) -> Config:
@@ -1034,7 +833,7 @@ def parse_config(raw: bytes, env: Mapping[str, str], read_file: Callable[[str], 
     Raises: ConfigRefused with all problems.
     """
     try:
-        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object_of)
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_Object)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise ConfigRefused([f"pools.json: not valid JSON at {place}: {error.msg}"]) from None
@@ -1043,8 +842,22 @@ def parse_config(raw: bytes, env: Mapping[str, str], read_file: Callable[[str], 
     loader = _Loader(env, read_file)
     config = loader.config(value)
     if loader.problems:
-        raise ConfigRefused(loader.problems)
+        raise ConfigRefused(sorted(set(loader.problems)))
     return config
+
+
+def find_key(presented: str | None, keys: Iterable[Key]) -> Key | None:
+    """The key that `presented`, latin-1 text from a header, is; all are compared, always."""
+    digest = hashlib.sha256((presented or "").encode("latin-1")).digest()
+    found = None
+    for key in keys:
+        if hmac.compare_digest(digest, key.digest):
+            found = key
+    return found
+
+
+def is_key_usable(key: Key, unix_now: float) -> bool:
+    return not key.paused and (key.expires is None or unix_now < key.expires)
 
 
 ################################################################
@@ -1108,15 +921,15 @@ def find_route(path: str, base_path: str) -> tuple[Route, str]:
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _REQUEST_LINE: Final = re.compile(
-    rb"(" + _TOKEN + rb"+) (/[A-Za-z0-9\-._~!$&'()*+,;=:@%/?]*) HTTP/1\.([01])"
+    rb"(" + _TOKEN + rb"{1,16}) (/[A-Za-z0-9\-._~!$&'()*+,;=:@%/?]*) HTTP/1\.([01])"
 )
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"+):([\t\x20-\x7e\x80-\xff]*)")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 _HOST_FIELD: Final = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
-_CHUNK_SIZE_PART: Final = re.compile(rb"[0-9A-Fa-f]{0,8}\r?")
+_CHUNK_SIZE: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,8})\r\n")
+_CHUNK_SIZE_PART: Final = re.compile(rb"(?:\r(?:\n(?:[0-9A-Fa-f]{1,8}\r?)?)?)?")
 _ONCE: Final = frozenset(
     "authorization content-encoding content-length content-type expect host origin "
     "transfer-encoding upgrade".split()
@@ -1136,13 +949,13 @@ class Framing:
 
 
 NO_BODY: Final = Framing(length=0)
+UNTIL_CLOSE: Final = Framing()
 
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
     method: str
     path: str
-    query: str
     is_http_1_0: bool
     headers: Headers
     framing: Framing
@@ -1197,39 +1010,36 @@ def _keeps_alive(headers: Headers, is_http_1_0: bool) -> bool:
 def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
     """A request head, `raw` up to and with its blank line, checked here and parsed by h11.
 
-    Raises: BadHead, HeadTooLarge, TargetTooLong.
+    Raises: PoolerError (bad_request, head_too_large, target_too_long).
     """
     lines = raw[:-4].split(b"\r\n")
-    start = _REQUEST_LINE.fullmatch(lines[0])
     if len(lines[0]) > limits.target_bytes_max + METHOD_BYTES_MAX + len(b"  HTTP/1.1"):
-        raise TargetTooLong
-    if start is None or len(start[1]) > METHOD_BYTES_MAX:
-        raise BadHead
+        raise PoolerError("target_too_long")
+    start = _REQUEST_LINE.fullmatch(lines[0])
+    if start is None:
+        raise PoolerError("bad_request")
     if len(start[2]) > limits.target_bytes_max:
-        raise TargetTooLong
+        raise PoolerError("target_too_long")
     if len(lines) - 1 > limits.head_fields_max:
-        raise HeadTooLarge
+        raise PoolerError("head_too_large")
     is_http_1_0 = start[3] == b"0"
     try:
         headers = _parse_fields(lines[1:])
         framing = _framing_of(headers) or NO_BODY
+        if framing.is_chunked and is_http_1_0:
+            raise BadSyntax("chunked in HTTP/1.0")
+        host = header_of(headers, "host")
+        if not (is_http_1_0 and host is None) and not _HOST_FIELD.fullmatch(host or ""):
+            raise BadSyntax("host")
         parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw))
         parser.receive_data(raw)
         event = parser.next_event()
     except (BadSyntax, h11.RemoteProtocolError):
-        raise BadHead from None
-    host = header_of(headers, "host")
-    if not isinstance(event, h11.Request) or (is_http_1_0 and framing.is_chunked):
-        raise BadHead
-    if host is None if not is_http_1_0 else False:
-        raise BadHead
-    if host is not None and not _HOST_FIELD.fullmatch(host):
-        raise BadHead("The Host header is not a host name.")
-    path, _, query = event.target.decode("ascii").partition("?")
+        raise PoolerError("bad_request") from None
+    assert isinstance(event, h11.Request)
     return RequestHead(
         method=event.method.decode("ascii"),
-        path=path,
-        query=query,
+        path=event.target.partition(b"?")[0].decode("ascii"),
         is_http_1_0=is_http_1_0,
         headers=headers,
         framing=framing,
@@ -1258,92 +1068,82 @@ def parse_response_head(raw: bytes) -> ResponseHead:
     if status < 200 or status in {204, 304}:
         framing = NO_BODY
     keeps_alive = _keeps_alive(headers, is_http_1_0) and framing is not None
-    return ResponseHead(status, headers, framing or Framing(), keeps_alive)
-
-
-class _ChunkPhase(enum.Enum):
-    SIZE = enum.auto()
-    DATA = enum.auto()
-    DATA_END = enum.auto()
-    TRAILER = enum.auto()
-    DONE = enum.auto()
+    return ResponseHead(status, headers, framing or UNTIL_CLOSE, keeps_alive)
 
 
 class ChunkReader:
     """Takes chunked framing off a body (RFC 9112 §7.1), fed in any pieces.
 
-    No extensions; sizes of at most 8 digits; trailers are checked and thrown away.
+    No extensions; sizes of at most 8 digits; trailers are checked and thrown away.  `rest` is
+    what was fed and not used; after the end it belongs to the next message.
     """
 
-    __slots__ = ("_left", "_phase", "_rest", "_trailer_bytes")
+    __slots__ = ("_is_trailer", "_left", "is_done", "rest")
 
     def __init__(self) -> None:
-        self._phase = _ChunkPhase.SIZE
         self._left = 0
-        self._rest = b""
-        self._trailer_bytes = 0
-
-    @property
-    def is_done(self) -> bool:
-        return self._phase is _ChunkPhase.DONE
-
-    @property
-    def rest(self) -> bytes:
-        """What was fed and not used; after the end it belongs to the next message."""
-        return self._rest
+        self._is_trailer = False
+        self.is_done = False
+        self.rest = b"\r\n"  # every size line follows a line end; the first one follows this
 
     def feed(self, received: bytes) -> bytes:
         """The body bytes that `received` completes.  Raises: BadSyntax."""
-        buffer = self._rest + received if self._rest else received
+        buffer = self.rest + received
         at = 0
         pieces = []
-        while self._phase is not _ChunkPhase.DONE:
-            before = at, self._phase
-            if self._phase is _ChunkPhase.DATA:
-                piece = buffer[at : at + self._left]
-                pieces.append(piece)
-                at += len(piece)
-                self._left -= len(piece)
-                if not self._left:
-                    self._phase = _ChunkPhase.DATA_END
-            else:
-                at = self._read_line(buffer, at)
-            if before == (at, self._phase):
+        while not self._is_trailer:
+            if self._left:
+                pieces.append(buffer[at : at + self._left])
+                at += len(pieces[-1])
+                self._left -= len(pieces[-1])
+            match = None if self._left else _CHUNK_SIZE.match(buffer, at)
+            if match is None:
+                if not _CHUNK_SIZE_PART.fullmatch(buffer, at):
+                    raise BadSyntax("chunk size")
                 break
-        self._rest = buffer[at:]
+            self._left = int(match[1], 16)
+            self._is_trailer = not self._left
+            at = match.end()
+        self.rest = buffer[at:]
+        if self._is_trailer:
+            self._read_trailer()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _read_line(self, buffer: bytes, at: int) -> int:
-        """Read one line of framing at `at`, if it is whole; where the next one begins."""
-        if self._phase is _ChunkPhase.SIZE:
-            match = _CHUNK_SIZE.match(buffer, at)
-            if match is None:
-                if not _CHUNK_SIZE_PART.fullmatch(buffer, at) or buffer[at : at + 1] == b"\r":
-                    raise BadSyntax("chunk size")
-                return at
-            self._left = int(match[1], 16)
-            self._phase = _ChunkPhase.DATA if self._left else _ChunkPhase.TRAILER
-            return match.end()
-        if self._phase is _ChunkPhase.DATA_END:
-            end = buffer[at : at + 2]
-            if not b"\r\n".startswith(end):
-                raise BadSyntax("chunk end")
-            if len(end) < 2:
-                return at
-            self._phase = _ChunkPhase.SIZE
-            return at + 2
-        end_of_line = buffer.find(b"\r\n", at)
-        line = buffer[at:end_of_line] if end_of_line >= 0 else buffer[at:]
-        if self._trailer_bytes + len(line) > TRAILER_BYTES_MAX or _BARE_LF.search(line):
+    def _read_trailer(self) -> None:
+        # The end of the last size line is as good as the end of a field line before.
+        section = b"\r\n" + self.rest
+        end = section.find(b"\r\n\r\n")
+        if len(section) > TRAILER_BYTES_MAX and not 0 <= end <= TRAILER_BYTES_MAX:
+            raise BadSyntax("trailer too large")
+        if _BARE_LF.search(section, 0, end if end >= 0 else len(section)):
             raise BadSyntax("trailer")
-        if end_of_line < 0:
-            return at
-        if not line:
-            self._phase = _ChunkPhase.DONE
-        elif not _FIELD_LINE.fullmatch(line):
-            raise BadSyntax("trailer")
-        self._trailer_bytes += len(line)
-        return end_of_line + 2
+        if end >= 0:
+            _parse_fields(section[2:end].split(b"\r\n") if end else ())
+            self.rest = section[end + 4 :]
+            self.is_done = True
+
+
+class LengthReader:
+    """Takes `length` bytes for a body; None: all that comes until the peer closes."""
+
+    __slots__ = ("_left", "is_done", "rest")
+
+    def __init__(self, length: int | None) -> None:
+        self._left = length
+        self.is_done = length == 0
+        self.rest = b""
+
+    def feed(self, received: bytes) -> bytes:
+        if self._left is None:
+            return received
+        piece, self.rest = received[: self._left], received[self._left :]
+        self._left -= len(piece)
+        self.is_done = not self._left
+        return piece
+
+
+def body_reader(framing: Framing) -> ChunkReader | LengthReader:
+    return ChunkReader() if framing.is_chunked else LengthReader(framing.length)
 
 
 @functools.lru_cache(maxsize=64)
@@ -1363,11 +1163,8 @@ def format_head(start_line: str, headers: Iterable[tuple[str, str]]) -> bytes:
 
 
 def format_chunk(body: bytes) -> bytes:
-    """`body`, which is not empty, as one chunk."""
+    """`body` as one chunk; an empty one is the last."""
     return b"%x\r\n%b\r\n" % (len(body), body)
-
-
-LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 ################################################################
@@ -1401,23 +1198,24 @@ class Call:
 def check_json_shape(body: bytes, limits: Limits) -> None:
     """Refuse a body that is too deep or has too many members, in a few passes at C speed."""
     openers = body.count(b"[") + body.count(b"{")
-    if openers <= limits.json_depth_max and openers + body.count(b",") < limits.json_separators_max:
+    separators = openers + body.count(b",")
+    if openers <= limits.json_depth_max and separators <= limits.json_separators_max:
         return
     plain = body
     if b"\\" in body:  # pairs first: a run of backslashes always begins an escape
         plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     # Valid JSON has at most two strings, a name and a value, for each separator.
     if plain.count(b'"') > 4 * (limits.json_separators_max + 1):
-        raise InvalidJson("The request body has too many members.")
+        raise PoolerError("invalid_json", "The request body has too many members.")
     outside = b"".join(plain.split(b'"')[::2])
     separators = outside.count(b",") + outside.count(b"[") + outside.count(b"{")
     if separators > limits.json_separators_max:
-        raise InvalidJson("The request body has too many members.")
+        raise PoolerError("invalid_json", "The request body has too many members.")
     depth = 0
     for byte in re.sub(rb"[^\[\]{}]+", b"", outside):
         depth += 1 if byte in b"[{" else -1
         if depth > limits.json_depth_max:
-            raise InvalidJson("The request body is nested too deeply.")
+            raise PoolerError("invalid_json", "The request body is nested too deeply.")
 
 
 def _object_once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
@@ -1447,7 +1245,7 @@ def _refuse_constant(_name: str) -> NoReturn:
 def parse_json_object(body: bytes) -> dict[str, Json]:
     """The JSON object in `body`, strictly: UTF-8 without BOM, no key twice, no NaN.
 
-    Raises: InvalidJson.
+    Raises: PoolerError (invalid_json).
     """
     try:
         value = json.loads(
@@ -1458,23 +1256,23 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
             parse_constant=_refuse_constant,
         )
     except (ValueError, RecursionError):
-        raise InvalidJson from None
+        raise PoolerError("invalid_json") from None
     if not isinstance(value, dict):
-        raise InvalidJson("The request body must be a JSON object.")
+        raise PoolerError("invalid_json", "The request body must be a JSON object.")
     return value
 
 
 def read_call(kind: CallKind, body: Mapping[str, Json], pool: Pool, key: Key) -> Call:
     """What the request asks for, if this key may ask it.
 
-    Raises: MissingParameter, ModelNotFound.
+    Raises: PoolerError (missing_required_parameter, model_not_found).
     """
     requested = body.get("model")
     if not isinstance(requested, str) or not requested:
-        raise MissingParameter("The request names no model.", param="model")
+        raise PoolerError("missing_required_parameter", param="model")
     model = pool.aliases.get(requested, requested)
     if not is_model_allowed(requested, pool, key):
-        raise ModelNotFound
+        raise PoolerError("model_not_found")
     cache_key = body.get("prompt_cache_key")
     previous = body.get("previous_response_id")
     return Call(
@@ -1491,7 +1289,7 @@ def read_call(kind: CallKind, body: Mapping[str, Json], pool: Pool, key: Key) ->
 def is_model_allowed(requested: str, pool: Pool, key: Key) -> bool:
     """Whether the pool's and the key's lists allow a name, which may be an alias."""
     model = pool.aliases.get(requested, requested)
-    if key.models is not None and not {requested, model} & key.models:
+    if key.models is not None and not {requested, model} & set(key.models):
         return False
     return pool.models is None or model in pool.models
 
@@ -1551,7 +1349,7 @@ class BodyDecoder:
         self._decoder, self._errors = _make_decoder(coding)
 
     def feed(self, received: bytes) -> bytes:
-        """The decoded bytes of `received`.  Raises: RequestTooLarge, InvalidJson."""
+        """The decoded bytes of `received`.  Raises: PoolerError (request_too_large, invalid_json)."""
         self._bytes_in += len(received)
         room = min(
             self._limits.decoded_bytes_max,
@@ -1560,16 +1358,18 @@ class BodyDecoder:
         try:
             decoded: bytes = self._decoder.decompress(received, room - self._bytes_out + 1)
         except self._errors:
-            raise InvalidJson("The request body does not decompress.") from None
+            raise PoolerError("invalid_json", "The request body does not decompress.") from None
         self._bytes_out += len(decoded)
         if self._bytes_out > room:
-            raise RequestTooLarge("The request body decompresses to more than is accepted.")
+            raise PoolerError(
+                "request_too_large", "The request body decompresses to more than is accepted."
+            )
         return decoded
 
     def finish(self) -> None:
-        """Raises: InvalidJson where the end is missing or something follows it."""
+        """Raises: PoolerError (invalid_json) where the end is missing or something follows it."""
         if not self._decoder.eof or self._decoder.unused_data:
-            raise InvalidJson("The request body does not decompress.")
+            raise PoolerError("invalid_json", "The request body does not decompress.")
 
 
 def _make_decoder(coding: str) -> tuple[Any, tuple[type[Exception], ...]]:
@@ -1585,11 +1385,7 @@ def _make_decoder(coding: str) -> tuple[Any, tuple[type[Exception], ...]]:
             except ImportError:
                 continue
             return module.ZstdDecompressor(), (module.ZstdError, EOFError)
-    raise UnsupportedEncoding(
-        "This Content-Encoding is not understood here. Send the body uncompressed "
-        "(Codex CLI: [features] enable_request_compression = false), or gzip; zstd needs "
-        "Python 3.14 or the package backports.zstd beside the pooler."
-    )
+    raise PoolerError("unsupported_content_encoding")
 
 
 ################################################################
@@ -1654,23 +1450,15 @@ def _int_at(value: Json, *path: str) -> int:
 
 def read_usage(value: Json) -> Usage | None:
     """The `usage` object of a Responses or Chat answer; None where it is none."""
-    if not isinstance(value, dict):
-        return None
-    if "input_tokens" in value:
-        return Usage(
-            _int_at(value, "input_tokens"),
-            _int_at(value, "output_tokens"),
-            _int_at(value, "input_tokens_details", "cached_tokens"),
-            _int_at(value, "output_tokens_details", "reasoning_tokens"),
-        )
-    if "prompt_tokens" not in value:
-        return None
-    return Usage(
-        _int_at(value, "prompt_tokens"),
-        _int_at(value, "completion_tokens"),
-        _int_at(value, "prompt_tokens_details", "cached_tokens"),
-        _int_at(value, "completion_tokens_details", "reasoning_tokens"),
-    )
+    for given, made in (("input", "output"), ("prompt", "completion")):
+        if isinstance(value, dict) and f"{given}_tokens" in value:
+            return Usage(
+                _int_at(value, f"{given}_tokens"),
+                _int_at(value, f"{made}_tokens"),
+                _int_at(value, f"{given}_tokens_details", "cached_tokens"),
+                _int_at(value, f"{made}_tokens_details", "reasoning_tokens"),
+            )
+    return None
 
 
 def event_data(event: bytes) -> bytes:
@@ -1687,6 +1475,11 @@ def event_object(event: bytes) -> dict[str, Json] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _kind_of_type(name: bytes) -> EventKind:
+    other = EventKind.HANDSHAKE if name.startswith(b"codex.") else EventKind.CONTENT
+    return _KIND_OF_TYPE.get(name, other)
 
 
 class EventScanner:
@@ -1782,12 +1575,7 @@ class EventScanner:
         if self.kind is CallKind.RESPONSES:
             match = _TYPE_FIRST.match(buffer, start, end)
             if match is not None:
-                name = match[1]
-                kind = _KIND_OF_TYPE.get(name)
-                if kind is None:
-                    is_codex = name.startswith(b"codex.")
-                    kind = EventKind.HANDSHAKE if is_codex else EventKind.CONTENT
-                return kind
+                return _kind_of_type(match[1])
         elif self.has_content and _CHAT_CONTENT.match(buffer, start, end):
             if _CHAT_NOTABLE.search(buffer, start, end) is None:
                 return EventKind.CONTENT
@@ -1795,10 +1583,8 @@ class EventScanner:
 
     def _kind_of_parsed(self, event: bytes) -> EventKind:
         data = event_data(event)
-        if not data:
-            return EventKind.IDLE
-        if data == b"[DONE]":
-            return EventKind.DONE
+        if data in {b"", b"[DONE]"}:
+            return EventKind.DONE if data else EventKind.IDLE
         value = event_object(event)
         if value is None:
             return EventKind.CONTENT
@@ -1807,9 +1593,7 @@ class EventScanner:
         name = value.get("type")
         if not isinstance(name, str):
             return EventKind.FAILURE if value.get("error") else EventKind.CONTENT
-        if name.startswith("codex."):
-            return EventKind.HANDSHAKE
-        return _KIND_OF_TYPE.get(name.encode("utf-8", "replace"), EventKind.CONTENT)
+        return _kind_of_type(name.encode("utf-8", "replace"))
 
     def _kind_of_chunk(self, value: dict[str, Json]) -> EventKind:
         if value.get("error"):
@@ -1857,7 +1641,7 @@ class EventScanner:
     def failure_event(self, error: PoolerError, request_id: str) -> bytes:
         """The terminal event of ours for a stream that fails after output."""
         if self.kind is CallKind.CHAT:
-            return b"data: " + error.body() + b"\n\n"
+            return b"data: " + error.content()[0] + b"\n\n"
         last = (event_object(self._last) or {}).get("sequence_number")
         response: dict[str, Json] = {"id": f"resp_{request_id}", "object": "response"}
         response |= self.response
@@ -1950,7 +1734,7 @@ _POLICY_CODES: Final = frozenset(
 _ACCOUNT_CODES: Final = frozenset(
     "account_deactivated account_suspended account_deleted deactivated_workspace".split()
 )
-_CODE_TOKEN: Final = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+_CODE_TOKEN: Final = re.compile(r"(?!error$)[A-Za-z0-9_.-]{1,80}")  # a flat event's type
 _ENCRYPTED: Final = re.compile(
     r"encrypted content .*could not be (?:verified|decrypted)", re.DOTALL
 )
@@ -1978,9 +1762,8 @@ def read_error(value: Json) -> UpstreamWords:
     for name in ("code", "type"):
         candidate = error.get(name)
         if isinstance(candidate, str) and _CODE_TOKEN.fullmatch(candidate):
-            if candidate != "error":  # the type of a flat error event: says nothing
-                code = candidate
-                break
+            code = candidate
+            break
     message = error.get("message") or value.get("detail")
     return UpstreamWords(code, message if isinstance(message, str) else "", error)
 
@@ -2030,31 +1813,36 @@ def judge_answer(
     except (ValueError, RecursionError):
         value = None
     words = read_error(value)
-    reason = f"{status} {words.code}" if words.code else str(status)
-    content_type = header_of(headers, "content-type") or ""
+    reason = f"{status} {words.code or ''}".strip()
+    content_type = (header_of(headers, "content-type") or "").lower()
+    is_blocked = header_of(headers, "cf-mitigated") is not None or "html" in content_type
     if status < 400:
-        return Fault(reason, Action.RETURN, Effect.NONE, UpstreamInvalid())
-    if status == 403 and (header_of(headers, "cf-mitigated") or "html" in content_type.lower()):
-        return Fault(f"{reason} blocked", Action.RETURN, Effect.NONE, UpstreamBlocked())
-    is_shown = isinstance(value, dict) and "json" in content_type.lower()
-    answer = UpstreamAnswer(status, words.code, body if is_shown else b"", content_type)
+        return Fault(reason, Action.RETURN, Effect.NONE, PoolerError("upstream_invalid_response"))
+    if status == 403 and is_blocked:
+        return Fault(reason, Action.RETURN, Effect.NONE, PoolerError("upstream_blocked"))
     if status in {400, 404} and _is_about_model(words):
-        return Fault(reason, Action.NEXT, Effect.LACKS_MODEL, ModelNotFound())
-    if status == 400 and (
-        words.code == "invalid_encrypted_content" or _ENCRYPTED.search(words.message)
-    ):
-        return Fault(reason, Action.REPAIR, Effect.NONE, answer)
+        return Fault(reason, Action.NEXT, Effect.LACKS_MODEL, PoolerError("model_not_found"))
     action, effect = _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
-    if words.code in _POLICY_CODES:
-        return Fault(reason, Action.RETURN, Effect.NONE, answer)
     if words.code in _ACCOUNT_CODES and status in {401, 402, 403}:
         effect = Effect.REFUSED
+    elif words.code in _POLICY_CODES:
+        action, effect = Action.RETURN, Effect.NONE
+    elif status == 400 and _is_about_encrypted(words):
+        action = Action.REPAIR
     if status >= 500:
-        return Fault(reason, action, effect, UpstreamError(status, words.code))
-    if action is Action.RETURN:
-        return Fault(reason, action, effect, answer)
-    rest = rest_of(headers, words, unix_now, limits) if effect is Effect.LIMITED else None
-    return Fault(reason, action, effect, NoUsableAccount(), rest)
+        return Fault(reason, action, effect, _upstream_error(status, words.code))
+    if action is Action.NEXT:
+        rest = rest_of(headers, words, unix_now, limits) if status == 429 else None
+        return Fault(reason, action, effect, PoolerError("no_usable_account"), rest)
+    code, public = words.code or "upstream_error", "The upstream refused the request."
+    is_shown = isinstance(value, dict) and "json" in content_type
+    answer = (body, content_type) if is_shown else None
+    return Fault(reason, action, effect, PoolerError(code, public, status, answer=answer))
+
+
+def _upstream_error(status: int, code: str | None) -> PoolerError:
+    """An upstream's own failure: its status and code, with words of ours."""
+    return PoolerError(code or "upstream_error", "The upstream failed.", status=status)
 
 
 def _is_about_model(words: UpstreamWords) -> bool:
@@ -2063,19 +1851,66 @@ def _is_about_model(words: UpstreamWords) -> bool:
     return words.error.get("param") in {None, "model"} and bool(_NO_MODEL.search(words.message))
 
 
+def _is_about_encrypted(words: UpstreamWords) -> bool:
+    is_named = words.code == "invalid_encrypted_content"
+    return is_named or _ENCRYPTED.search(words.message) is not None
+
+
 def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> Fault | None:
     """What a failure hidden in a 200, before any content, means; None: the client's own."""
     words = read_error(failure)
     reason = f"200 {words.code or 'failed'}"
     if words.code in _LIMIT_CODES:
         rest = rest_of((), words, unix_now, limits)
-        return Fault(reason, Action.NEXT, Effect.LIMITED, NoUsableAccount(), rest)
+        return Fault(reason, Action.NEXT, Effect.LIMITED, PoolerError("no_usable_account"), rest)
     if words.code == "model_not_found":
-        return Fault(reason, Action.NEXT, Effect.LACKS_MODEL, ModelNotFound())
+        return Fault(reason, Action.NEXT, Effect.LACKS_MODEL, PoolerError("model_not_found"))
     if words.code in _TRANSIENT_CODES:
         status = 503 if words.code in {"server_is_overloaded", "slow_down"} else 502
-        return Fault(reason, Action.NEXT, Effect.DEMOTED, UpstreamError(status, words.code))
+        return Fault(reason, Action.NEXT, Effect.DEMOTED, _upstream_error(status, words.code))
     return None
+
+
+class Stage(enum.Enum):
+    """How far an attempt has come."""
+
+    CONNECT = enum.auto()
+    SEND = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
+
+
+class Trouble(enum.Enum):
+    CLOSED = enum.auto()
+    TIMEOUT = enum.auto()
+    SYNTAX = enum.auto()
+
+
+# Only what was never sent whole may go elsewhere; the network is no account's fault, but one
+# that cannot be reached is tried after the others for a minute.
+_TRANSPORT: Final[Mapping[tuple[Stage, Trouble], tuple[Action, Effect, str]]] = {
+    (Stage.CONNECT, Trouble.CLOSED): (Action.NEXT, Effect.DEMOTED, "upstream_unreachable"),
+    (Stage.CONNECT, Trouble.TIMEOUT): (Action.NEXT, Effect.DEMOTED, "upstream_timeout"),
+    (Stage.SEND, Trouble.CLOSED): (Action.NEXT, Effect.NONE, "upstream_unreachable"),
+    (Stage.SEND, Trouble.TIMEOUT): (Action.NEXT, Effect.DEMOTED, "upstream_timeout"),
+    (Stage.HEAD, Trouble.CLOSED): (Action.RETURN, Effect.NONE, "upstream_unreachable"),
+    (Stage.HEAD, Trouble.TIMEOUT): (Action.RETURN, Effect.DEMOTED, "upstream_timeout"),
+    (Stage.HEAD, Trouble.SYNTAX): (Action.RETURN, Effect.NONE, "upstream_invalid_response"),
+    (Stage.BODY, Trouble.CLOSED): (Action.RETURN, Effect.NONE, "upstream_stream_truncated"),
+    (Stage.BODY, Trouble.TIMEOUT): (Action.RETURN, Effect.DEMOTED, "upstream_timeout"),
+    (Stage.BODY, Trouble.SYNTAX): (Action.RETURN, Effect.NONE, "upstream_invalid_response"),
+}
+
+
+def judge_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
+    """What a broken connection, a passed deadline or nonsense means at this stage."""
+    action, effect, code = _TRANSPORT[stage, trouble]
+    public = ""
+    if trouble is Trouble.TIMEOUT:
+        # Without the seconds: their digits might read like a status to OpenCode.
+        public = f"The upstream took longer than the timer {timer} allows."
+    reason = f"{stage.name} {trouble.name}".lower()
+    return Fault(reason, action, effect, PoolerError(code, public))
 
 
 ################################################################
@@ -2289,7 +2124,7 @@ class Roster:
         unsure = []
         for account in wish.pool.accounts:
             health = self.health.get(account.name)
-            if account.is_paused or health is None:
+            if account.paused or health is None:
                 continue
             if health.lacks_models.get(wish.call.model, 0.0) > now:
                 continue
@@ -2317,7 +2152,7 @@ class Roster:
         return (score,)
 
     def has_room(self, account: Account) -> bool:
-        return self.health[account.name].in_flight_count < account.streams_max
+        return self.health[account.name].in_flight_count < account.concurrent
 
     def pin_of(self, wish: Wish, now: float) -> Pin | None:
         """A session's pin; one for this model alone comes before the session's."""
@@ -2339,8 +2174,12 @@ class Roster:
         ]
         if resting:
             return usage_limit(max(1, math.ceil(min(resting) - now)), unix_now)
-        members = [account for account in wish.pool.accounts if not account.is_paused]
-        return NoUsableAccount() if able or not members else ModelNotFound()
+        members = [account for account in wish.pool.accounts if not account.paused]
+        return (
+            PoolerError("no_usable_account")
+            if able or not members
+            else PoolerError("model_not_found")
+        )
 
     # What happens to an account.
 
@@ -2398,12 +2237,12 @@ class Roster:
             self.pins.put(key, Pin(account.name, bool(pin and pin.is_foreign), now))
             return
         health = self.health.get(pin.account)
-        if pin.account in able and health is not None and health.is_ready(now):
-            if health.demoted_until <= now:
-                return  # only busy: the session comes back to it
-        offers = pin.account in able or health is None
+        is_well = health is not None and health.is_ready(now) and health.demoted_until <= now
+        if pin.account in able and is_well:
+            return  # only busy: the session comes back to it
         is_foreign = pin.is_foreign or self.is_move_foreign(wish, pin.account, account)
-        self.pins.put(wish.session if offers else own, Pin(account.name, is_foreign, now))
+        lacks_model = pin.account not in able and is_well
+        self.pins.put(own if lacks_model else wish.session, Pin(account.name, is_foreign, now))
 
     def is_move_foreign(self, wish: Wish, old_name: str, new: Account) -> bool:
         """Whether reasoning of the old account is unlikely to be readable to the new one."""
@@ -2428,19 +2267,19 @@ class Roster:
         digest = _digest_parts(wish.pool.name, key.name, "response", response_id)
         self.responses.put(digest, account.name)
 
-    def models_of(self, pool: Pool, key: Key) -> list[str]:
-        """The names that GET /v1/models shows to a key, in a stable order."""
-        if pool.models is not None:
-            names = list(pool.models)
-        else:
-            found: set[str] = set()
-            for account in pool.accounts:
-                health = self.health.get(account.name)
-                if not account.is_paused and health is not None:
-                    found |= set(account.models or health.catalogue or ())
-            names = sorted(found)
-        names += [alias for alias in pool.aliases if alias not in names]
-        return [name for name in names if is_model_allowed(name, pool, key)]
+    def models_of(self, pool: Pool, key: Key) -> dict[str, int | None]:
+        """The names that GET /v1/models shows to a key, with context lengths where known."""
+        known: dict[str, int | None] = {}
+        for account in pool.accounts:
+            health = self.health.get(account.name)
+            if not account.paused and health is not None:
+                known |= dict.fromkeys(account.models or ()) | dict(health.catalogue or {})
+        names = [*(sorted(known) if pool.models is None else pool.models), *pool.aliases]
+        return {
+            name: known.get(pool.aliases.get(name, name))
+            for name in names
+            if is_model_allowed(name, pool, key)
+        }
 
 
 def read_catalogue(body: bytes) -> Mapping[str, int | None] | None:
@@ -2449,7 +2288,7 @@ def read_catalogue(body: bytes) -> Mapping[str, int | None] | None:
         entries = json.loads(body)["data"]
         found: dict[str, int | None] = {}
         for entry in entries[:CATALOGUE_MODELS_MAX]:
-            if _MODEL.fullmatch(entry["id"]):
+            if re.fullmatch(_MODEL, entry["id"]):
                 names = ("context_length", "context_window", "max_model_len")
                 found[entry["id"]] = max(_int_at(entry, name) for name in names) or None
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -2457,14 +2296,18 @@ def read_catalogue(body: bytes) -> Mapping[str, int | None] | None:
     return found
 
 
-def usage_limit(seconds: int, unix_now: float) -> UsageLimitReached:
+def retry_headers(seconds: int) -> list[tuple[str, str]]:
+    """OpenCode obeys any Retry-After: a long one would freeze it, so retrying is called off."""
+    if seconds <= RETRY_AFTER_SECONDS_MAX:
+        return [("Retry-After", str(seconds))]
+    return [("x-should-retry", "false")]
+
+
+def usage_limit(seconds: int, unix_now: float) -> PoolerError:
     """All accounts are limited; the first is back in `seconds`."""
     details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
-    if seconds <= RETRY_AFTER_SECONDS_MAX:
-        headers = [("Retry-After", str(seconds))]
-    else:
-        headers = [("x-should-retry", "false")]
-    return UsageLimitReached(details=details, headers=headers)
+    headers = retry_headers(seconds)
+    return PoolerError("usage_limit_reached", details=details, headers=headers)
 
 
 @dataclass(slots=True)
@@ -2477,8 +2320,8 @@ class KeyUse:
     day_tokens: int = 0
 
     def admit(self, key: Key, now: float, unix_now: float) -> None:
-        """Count a request in.  Raises: KeyLimitReached."""
-        if self.in_flight_count >= key.streams_max:
+        """Count a request in.  Raises: PoolerError (key_limit_reached)."""
+        if self.in_flight_count >= key.concurrent:
             raise _key_limit("has as many requests under way as it may have at once", 1)
         while self.minute and self.minute[0] <= now - 60:
             self.minute.popleft()
@@ -2499,12 +2342,9 @@ class KeyUse:
             self.day, self.day_tokens = day, 0
 
 
-def _key_limit(what: str, seconds: int) -> KeyLimitReached:
-    if seconds <= RETRY_AFTER_SECONDS_MAX:
-        headers = [("Retry-After", str(max(1, seconds)))]
-    else:
-        headers = [("x-should-retry", "false")]
-    return KeyLimitReached(f"This pool key {what}.", headers=headers)
+def _key_limit(what: str, seconds: int) -> PoolerError:
+    headers = retry_headers(max(1, seconds))
+    return PoolerError("key_limit_reached", f"This pool key {what}.", headers=headers)
 
 
 ################################################################
@@ -2521,53 +2361,30 @@ def printable(text: str, chars_max: int = 64) -> str:
 
 @dataclass(slots=True)
 class Record:
-    """One request, filled in while it is served."""
+    """One request, filled in while it is served; the log shows it field by field."""
 
     request_id: str
-    began_at: float
     method: str = ""
     route: str = ""
     pool: str | None = None
     key: str | None = None
     account: str | None = None
     model: str | None = None
-    is_stream: bool = False
+    stream: bool = False
     status: int | None = None  # None: the client was gone before an answer
     code: str | None = None
     attempts: list[dict[str, Json]] = field(default_factory=list)
-    first_byte_at: float | None = None
+    first_byte_ms: int | None = None
+    duration_ms: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-    usage: Usage | None = None
+    tokens: Usage | None = None
 
-    def tokens(self) -> tuple[int, bool]:
-        """The tokens to charge, and whether they are estimated (4 bytes are about one)."""
-        if self.usage is not None:
-            return self.usage.input_tokens + self.usage.output_tokens, False
-        return (self.bytes_in + self.bytes_out) // 4, True
-
-    def as_object(self, now: float) -> dict[str, Json]:
-        first = self.first_byte_at
-        shown: dict[str, Json] = {
-            "request_id": self.request_id,
-            "method": self.method,
-            "route": self.route,
-            "pool": self.pool,
-            "key": self.key,
-            "account": self.account,
-            "model": self.model,
-            "stream": self.is_stream,
-            "status": self.status,
-            "code": self.code,
-            "attempts": self.attempts,
-            "first_byte_ms": None if first is None else round((first - self.began_at) * 1000),
-            "duration_ms": round((now - self.began_at) * 1000),
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
-        }
-        if self.usage is not None:
-            shown["tokens"] = dataclasses.asdict(self.usage)
-        return shown
+    def token_count(self) -> int:
+        """The tokens to charge; estimated, at 4 bytes each, where none were reported."""
+        if self.tokens is not None:
+            return self.tokens.input_tokens + self.tokens.output_tokens
+        return (self.bytes_in + self.bytes_out) // 4
 
 
 ################################################################
@@ -2583,87 +2400,129 @@ class ClientGone(Exception):
     """The client left or stopped reading.  Nobody is there to be told."""
 
 
-class ClientConnection:
-    """One accepted connection, for as many requests as it carries."""
+class PeerClosed(Exception):
+    """The peer closed, or reset, in the middle of a message."""
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+
+class Connection:
+    """A stream, and what was received and not used yet."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self.buffer = b""
+
+    async def receive(self) -> bytes:
+        """What comes next; b"" at the end.  Raises: PeerClosed at a reset."""
+        try:
+            return bytes(await self.stream.receive_some(RECEIVE_BYTES))
+        except trio.BrokenResourceError:
+            raise PeerClosed from None
+
+    async def read_to_blank_line(self, bytes_max: int) -> bytes:
+        """A message head with its blank line.  Raises: PeerClosed, BadSyntax."""
+        searched = 0
+        while True:
+            end = self.buffer.find(b"\r\n\r\n", max(0, searched - 3)) + 4
+            if 4 <= end <= bytes_max:
+                head, self.buffer = self.buffer[:end], self.buffer[end:]
+                return head
+            if end >= 4 or len(self.buffer) >= bytes_max:
+                raise BadSyntax("head too large")
+            if _BARE_LF.search(self.buffer, searched):
+                raise BadSyntax("bare LF")
+            searched = len(self.buffer)
+            received = await self.receive()
+            if not received:
+                raise PeerClosed
+            self.buffer += received
+
+
+class ClientConnection(Connection):
+    """One accepted connection, for as many requests as it carries."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        super().__init__(stream)
         self.is_gone = False
         self.is_first = True
         self.idle_scope: trio.CancelScope | None = None  # set while no request is under way
 
-    async def receive(self) -> bytes:
-        """What comes next; b"" once the client has closed or reset."""
-        try:
-            return bytes(await self.stream.receive_some(RECEIVE_BYTES))
-        except trio.BrokenResourceError:
-            return b""
-
     async def read_head(self, limits: Limits) -> bytes | None:
         """The next request head with its blank line; None where the client sends no more.
 
-        Raises: BadHead, HeadTooLarge, RequestTooSlow.
+        Raises: PoolerError (head_too_large, bad_request, request_timeout).
         """
         wait = limits.head_seconds_max if self.is_first else limits.keep_alive_seconds_max
         self.is_first = False
-        if not self.buffer:
-            with trio.move_on_after(wait) as self.idle_scope:
-                self.buffer = await self.receive()
-            self.idle_scope = None
+        try:
+            if not self.buffer:
+                with trio.move_on_after(wait) as self.idle_scope:
+                    self.buffer = await self.receive()
+                self.idle_scope = None
             if not self.buffer:
                 return None
-        with trio.move_on_after(limits.head_seconds_max):
-            return await self._read_to_blank_line(limits.head_bytes_max)
-        raise RequestTooSlow
-
-    async def _read_to_blank_line(self, bytes_max: int) -> bytes | None:
-        searched = 0
-        while True:
-            end = self.buffer.find(b"\r\n\r\n", max(0, searched - 3))
-            if 0 <= end <= bytes_max - 4:
-                head, self.buffer = self.buffer[: end + 4], self.buffer[end + 4 :]
-                return head
-            if end >= 0 or len(self.buffer) >= bytes_max:
-                raise HeadTooLarge
-            if _BARE_LF.search(self.buffer, searched):
-                raise BadHead
-            searched = len(self.buffer)
-            received = await self.receive()
-            if not received:
-                self.is_gone = True
-                return None
-            self.buffer += received
+            with trio.move_on_after(limits.head_seconds_max):
+                return await self.read_to_blank_line(limits.head_bytes_max)
+        except PeerClosed:
+            self.is_gone = True
+            return None
+        except BadSyntax as error:
+            is_large = str(error) == "head too large"
+            raise PoolerError("head_too_large" if is_large else "bad_request") from None
+        raise PoolerError("request_timeout")
 
     async def read_body(self, head: RequestHead, limits: Limits, budget: Budget) -> bytes:
         """The whole body, its chunking and Content-Encoding undone; `budget` holds its bytes.
 
-        Raises: RequestTooLarge, RequestTooSlow, PoolBusy, InvalidJson, UnsupportedEncoding.
+        Raises: ClientGone; PoolerError (request_too_large, request_timeout, pool_busy,
+        bad_request, invalid_json, unsupported_content_encoding).
         """
-        framing = head.framing
-        if framing.length is not None and framing.length > limits.body_bytes_max:
-            raise RequestTooLarge
+        if (head.framing.length or 0) > limits.body_bytes_max:
+            raise PoolerError("request_too_large")
         coding = (header_of(head.headers, "content-encoding") or "identity").lower()
         decoder = None if coding == "identity" else BodyDecoder(coding, limits)
         if header_of(head.headers, "expect") is not None and not self.buffer:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
         pieces: list[bytes] = []
-        byte_count = 0
-        with trio.move_on_after(limits.body_seconds_max):
-            reader = _BodyReader(self, framing, limits)
-            while piece := await reader.read():
+        byte_count = held = 0
+        try:
+            with trio.move_on_after(limits.body_seconds_max):
+                reader = body_reader(head.framing)
+                while not reader.is_done:
+                    piece = await self._read_piece(reader, limits)
+                    byte_count += len(piece)
+                    if byte_count > limits.body_bytes_max:
+                        raise PoolerError("request_too_large")
+                    piece = decoder.feed(piece) if decoder else piece
+                    if not budget.grow(len(piece)):
+                        raise PoolerError("pool_busy", "Too many request bodies are held here.")
+                    held += len(piece)
+                    pieces.append(piece)
                 if decoder is not None:
-                    piece = decoder.feed(piece)
-                byte_count += len(piece)
-                if not budget.grow(len(piece)):
-                    budget.grow(len(piece) - byte_count)
-                    raise PoolBusy("The pooler holds too many request bodies at the moment.")
-                pieces.append(piece)
-            if decoder is not None:
-                decoder.finish()
-            return b"".join(pieces)
-        budget.grow(-byte_count)
-        raise RequestTooSlow
+                    decoder.finish()
+                held = 0  # from here on the caller's
+                return b"".join(pieces)
+        finally:
+            budget.grow(-held)
+        raise PoolerError("request_timeout")
+
+    async def _read_piece(self, reader: ChunkReader | LengthReader, limits: Limits) -> bytes:
+        if not self.buffer:
+            with trio.move_on_after(limits.body_idle_seconds_max) as scope:
+                with contextlib.suppress(PeerClosed):
+                    self.buffer = await self.receive()
+            if scope.cancelled_caught:
+                raise PoolerError("request_timeout")
+            if not self.buffer:
+                self.is_gone = True
+                raise ClientGone
+        received, self.buffer = self.buffer, b""
+        try:
+            piece = reader.feed(received)
+        except BadSyntax:
+            raise PoolerError("bad_request", "The chunked framing is malformed.") from None
+        if reader.is_done:
+            self.buffer = reader.rest
+        return piece
 
     async def send(self, data: bytes, limits: Limits) -> None:
         """Send all of `data`; each 64 KiB must go out within `write_stall_seconds_max`.
@@ -2682,68 +2541,21 @@ class ClientConnection:
 
     async def watch_hangup(self, scope: trio.CancelScope) -> None:
         """Cancel `scope` when the client closes, or sends too much ahead."""
-        while len(self.buffer) <= PIPELINED_BYTES_MAX:
-            received = await self.receive()
-            if not received:
-                break
-            self.buffer += received
+        with contextlib.suppress(PeerClosed):
+            while len(self.buffer) <= PIPELINED_BYTES_MAX and (received := await self.receive()):
+                self.buffer += received
         self.is_gone = True
         scope.cancel()
 
     async def linger(self) -> None:
         """Close our half and read on for a moment: a reset would take our answer with it."""
         byte_count = 0
-        with trio.move_on_after(LINGER_SECONDS_MAX):
-            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        gone = (PeerClosed, trio.BrokenResourceError, trio.ClosedResourceError)
+        with trio.move_on_after(LINGER_SECONDS_MAX), contextlib.suppress(*gone):
+            if isinstance(self.stream, trio.abc.HalfCloseableStream):
                 await self.stream.send_eof()
             while byte_count <= LINGER_BYTES_MAX and (received := await self.receive()):
                 byte_count += len(received)
-
-
-class _BodyReader:
-    """Reads one request body in pieces, without Content-Encoding."""
-
-    def __init__(self, connection: ClientConnection, framing: Framing, limits: Limits) -> None:
-        self.connection = connection
-        self.limits = limits
-        self.left = framing.length or 0
-        self.byte_count = 0
-        self.chunks = ChunkReader() if framing.is_chunked else None
-
-    async def read(self) -> bytes:
-        """The next piece, b"" at the end.  Raises: ClientGone and what read_body raises."""
-        connection = self.connection
-        while not (self.chunks.is_done if self.chunks else not self.left):
-            if not connection.buffer:
-                with trio.move_on_after(self.limits.body_idle_seconds_max) as scope:
-                    connection.buffer = await connection.receive()
-                if scope.cancelled_caught:
-                    raise RequestTooSlow
-                if not connection.buffer:
-                    connection.is_gone = True
-                    raise ClientGone
-            if self.chunks is None:
-                piece = connection.buffer[: self.left]
-                connection.buffer = connection.buffer[self.left :]
-                self.left -= len(piece)
-                return piece
-            piece = self._feed_chunks(self.chunks)
-            if piece:
-                return piece
-        return b""
-
-    def _feed_chunks(self, chunks: ChunkReader) -> bytes:
-        received, self.connection.buffer = self.connection.buffer, b""
-        try:
-            piece = chunks.feed(received)
-        except BadSyntax:
-            raise BadHead("The request's chunked framing is malformed.") from None
-        if chunks.is_done:
-            self.connection.buffer = chunks.rest
-        self.byte_count += len(piece)
-        if self.byte_count > self.limits.body_bytes_max:
-            raise RequestTooLarge
-        return piece
 
 
 ################################################################
@@ -2753,10 +2565,6 @@ class _BodyReader:
 # strictly as a client's.  No redirect is followed, identity encoding is asked for.
 
 Dial = Callable[[BaseUrl, ssl.SSLContext | None], Awaitable[trio.abc.Stream]]
-
-
-class UpstreamCut(Exception):
-    """The upstream closed, or broke the framing, before the end."""
 
 
 async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
@@ -2784,24 +2592,22 @@ def make_tls_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
-class UpstreamConnection:
+class UpstreamConnection(Connection):
     """One connection to an upstream.  Whoever holds it closes it or gives it back."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
-        self.buffer = b""
+        super().__init__(stream)
         self.head: ResponseHead | None = None
-        self.chunks: ChunkReader | None = None
-        self.left: int | None = None  # body bytes to come; None: until it closes
+        self.reader: ChunkReader | LengthReader = LengthReader(None)
         self.is_at_end = False
         self.is_used = False
+        self.is_cut = False  # the request was not sent whole
         self.idle_since = 0.0
 
     @property
     def is_reusable(self) -> bool:
-        return (
-            self.is_at_end and self.head is not None and self.head.keeps_alive and not self.buffer
-        )
+        keeps_alive = self.head is not None and self.head.keeps_alive
+        return self.is_at_end and keeps_alive and not self.buffer and not self.is_cut
 
     def is_stale(self) -> bool:
         """Whether something has come since the last answer: an end, or what nobody asked for."""
@@ -2810,84 +2616,55 @@ class UpstreamConnection:
             stream = stream.transport_stream
         return isinstance(stream, trio.SocketStream) and stream.socket.is_readable()
 
-    async def receive_raw(self) -> bytes:
-        try:
-            return bytes(await self.stream.receive_some(RECEIVE_BYTES))
-        except trio.BrokenResourceError:
-            raise UpstreamCut from None
-
     async def read_head(self, limits: Limits) -> ResponseHead:
-        """The final response head; interim ones are skipped.  Raises: UpstreamCut, BadSyntax."""
+        """The final response head; interim ones are skipped.  Raises: PeerClosed, BadSyntax."""
         self.is_at_end = False
         for _ in range(limits.upstream_interim_max + 1):
-            raw = await self._read_to_blank_line(limits.upstream_head_bytes_max)
-            head = parse_response_head(raw)
+            head = parse_response_head(
+                await self.read_to_blank_line(limits.upstream_head_bytes_max)
+            )
             if head.status >= 200:
                 self.head = head
-                self.chunks = ChunkReader() if head.framing.is_chunked else None
-                self.left = head.framing.length
+                self.reader = body_reader(head.framing)
                 return head
             if head.status == 101:
                 raise BadSyntax("unasked 101")
         raise BadSyntax("too many interim answers")
 
-    async def _read_to_blank_line(self, bytes_max: int) -> bytes:
-        searched = 0
-        while True:
-            end = self.buffer.find(b"\r\n\r\n", max(0, searched - 3))
-            if 0 <= end <= bytes_max - 4:
-                head, self.buffer = self.buffer[: end + 4], self.buffer[end + 4 :]
-                return head
-            if end >= 0 or len(self.buffer) >= bytes_max:
-                raise BadSyntax("response head too large")
-            searched = len(self.buffer)
-            received = await self.receive_raw()
-            if not received:
-                raise UpstreamCut
-            self.buffer += received
-
-    async def receive(self) -> bytes:
+    async def receive_body(self) -> bytes:
         """The next body bytes, framing taken off; b"" at its end.
 
-        Raises: UpstreamCut, BadSyntax.
+        Raises: PeerClosed, BadSyntax.
         """
-        while not self.is_at_end:
-            if self.chunks is not None and self.chunks.is_done:
-                self.is_at_end = True
-                self.buffer = self.chunks.rest
-            elif self.left == 0:
-                self.is_at_end = True
-            else:
-                received, self.buffer = self.buffer or await self.receive_raw(), b""
-                if piece := self._take(received):
-                    return piece
+        while not self.reader.is_done:
+            received, self.buffer = self.buffer or await self.receive(), b""
+            if not received:
+                if self.head is None or self.head.framing != UNTIL_CLOSE:
+                    raise PeerClosed
+                break
+            if piece := self.reader.feed(received):
+                return piece
+        self.is_at_end = True
+        self.buffer = self.reader.rest
         return b""
 
-    def _take(self, received: bytes) -> bytes:
-        """The part of `received` that belongs to this body."""
-        if not received:
-            if self.chunks is not None or self.left is not None:
-                raise UpstreamCut
-            self.is_at_end = True
-            return b""
-        if self.chunks is not None:
-            return self.chunks.feed(received)
-        if self.left is None:
-            return received
-        piece, self.buffer = received[: self.left], received[self.left :]
-        self.left -= len(piece)
-        return piece
-
     async def read_body(self, bytes_max: int) -> bytes:
-        """The whole body.  Raises: UpstreamCut, BadSyntax, also where it is too large."""
+        """The whole body.  Raises: PeerClosed; BadSyntax, also where it is too large."""
         pieces: list[bytes] = []
         byte_count = 0
-        while piece := await self.receive():
+        while piece := await self.receive_body():
             byte_count += len(piece)
             if byte_count > bytes_max:
                 raise BadSyntax("body too large")
             pieces.append(piece)
         return b"".join(pieces)
+
+    async def has_early_answer(self) -> bool:
+        """Whether an upstream that stopped reading the request has answered it all the same."""
+        self.is_cut = True
+        with trio.move_on_after(EARLY_ANSWER_SECONDS_MAX), contextlib.suppress(PeerClosed):
+            self.buffer = await self.receive()
+        return bool(self.buffer)
 
     async def close(self) -> None:
         await trio.aclose_forcefully(self.stream)
@@ -2900,20 +2677,14 @@ class IdleConnections:
         self.by_account: dict[str, deque[UpstreamConnection]] = {}
         self.changed = trio.Event()
 
-    def take(self, account: Account, limits: Limits) -> UpstreamConnection | None:
-        """The most recent connection that still looks alive.  The others wait for `reap`."""
+    async def take(self, account: Account) -> UpstreamConnection | None:
+        """The most recent connection that looks alive; those that do not are closed."""
         idle = self.by_account.get(account.name)
-        now = trio.current_time()
         while idle:
             connection = idle.pop()
-            is_fresh = now - connection.idle_since <= limits.idle_connection_seconds_max
-            if is_fresh and not connection.is_stale():
+            if not connection.is_stale():
                 return connection
-            connection.idle_since = -math.inf
-            idle.appendleft(connection)
-            self.changed.set()
-            if idle[-1].idle_since == -math.inf:
-                return None
+            await connection.close()
         return None
 
     def give(self, account: Account, connection: UpstreamConnection, limits: Limits) -> bool:
@@ -2932,8 +2703,7 @@ class IdleConnections:
         while True:
             self.changed = trio.Event()
             oldest = [idle[0].idle_since for idle in self.by_account.values() if idle]
-            deadline = min(oldest, default=math.inf) + age_seconds_max()
-            with trio.move_on_at(deadline):
+            with trio.move_on_at(min(oldest, default=math.inf) + age_seconds_max()):
                 await self.changed.wait()
             await self.close_older_than(trio.current_time() - age_seconds_max())
 
@@ -2943,20 +2713,17 @@ class IdleConnections:
                 await idle.popleft().close()
 
 
-def request_head(
-    url: BaseUrl, path: str, secret: Secret, client_headers: Headers, body: bytes, accept: str
-) -> bytes:
+def request_head(url: BaseUrl, path: str, secret: Secret, forwarded: Headers, body: bytes) -> bytes:
     """The head of a POST, or with an empty body of a GET, to an account's upstream."""
     headers = [
         ("Host", url.authority),
         ("Authorization", f"Bearer {reveal(secret)}"),
         ("User-Agent", f"codex-pooler/{VERSION}"),
-        ("Accept", accept),
         ("Accept-Encoding", "identity"),
     ]
     if body:
         headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    headers += [pair for pair in client_headers if pair[0] in FORWARDED_TO_UPSTREAM]
+    headers += [pair for pair in forwarded if pair[0] in FORWARDED_TO_UPSTREAM]
     return format_head(f"{'POST' if body else 'GET'} {url.path}{path} HTTP/1.1\r\n", headers)
 
 
@@ -2968,7 +2735,7 @@ def request_head(
 
 
 class DeadlinePassed(Exception):
-    """A wait for the upstream took too long; who set the deadline says which timer it was."""
+    """A wait for the upstream took too long; `Exchange.timer` says which one."""
 
 
 class Exchange:
@@ -2978,40 +2745,53 @@ class Exchange:
         self.server = server
         self.connection = connection
         self.record = record
+        self.began_at = trio.current_time()
         self.config = server.config  # a reload does not change a request under way
         self.limits = self.config.limits
         self.head: RequestHead | None = None
+        self.body = b""  # counted in the server's budget
         self.is_started = False
         self.is_whole = False  # the answer has been sent to its end
         self.closes = True  # until the request has been read whole
-        self.scope: trio.CancelScope | None = None
-        self.body = b""
+        self.upstream: UpstreamConnection | None = None
+        self.scope: trio.CancelScope | None = None  # of the latest wait for the upstream
+        self.stage = Stage.CONNECT
+        self.timer = ""  # the limit that the wait is bounded by
+
+    def age_ms(self) -> int:
+        return round((trio.current_time() - self.began_at) * 1000)
+
+    def enter(self, stage: Stage, timer: str) -> None:
+        self.stage = stage
+        self.timer = timer
 
     async def bounded(self, deadline: float, wait: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """`await wait(*args)`, at most until `deadline`, and not past the end of the drain.
 
         Nothing that writes to the client may run in here: a cut send tears an event apart.
-        Raises: DeadlinePassed, ServerStopping.
+        Raises: DeadlinePassed, PoolerError (server_stopping).
         """
         if not self.server.is_stopped:
             with trio.CancelScope(deadline=deadline) as self.scope:
                 return await wait(*args)
         if self.server.is_stopped:
-            raise ServerStopping
+            raise PoolerError("server_stopping")
         raise DeadlinePassed
 
-    def hold_body(self, body: bytes) -> None:
-        """Keep `body`, already counted in the budget, until the answer is certain."""
-        self.body = body
-        self.record.bytes_in = len(body)
-
     def replace_body(self, body: bytes) -> None:
+        """Hold another body; never refused, for it is about as long as the one before."""
         self.server.bodies.grow(-len(self.body))
         self.body = body
-        self.server.bodies.bytes_held += len(body)  # never refused: it replaces its like
+        self.server.bodies.bytes_held += len(body)
 
-    def drop_body(self) -> None:
-        self.replace_body(b"")
+    async def release_upstream(self, account: Account | None = None) -> None:
+        """Keep the connection for the account's next request if it is whole, else close it."""
+        connection, self.upstream = self.upstream, None
+        if connection is None:
+            return
+        is_kept = account and connection.is_reusable and not self.server.is_draining
+        if not (is_kept and account and self.server.idle.give(account, connection, self.limits)):
+            await connection.close()
 
     async def start(
         self, status: int, headers: Iterable[tuple[str, str]], body: bytes, length: int | None
@@ -3019,8 +2799,8 @@ class Exchange:
         """Send the response head and the first of the body; `length` None: it is streamed."""
         head = self.head
         is_http_1_0 = head is None or head.is_http_1_0
-        self.closes |= self.server.is_draining or not (head and head.keeps_alive)
-        self.closes |= length is None and is_http_1_0
+        keeps_alive = head is not None and head.keeps_alive and not self.server.is_draining
+        self.closes |= not keeps_alive or (length is None and is_http_1_0)
         lines = [*headers, ("x-request-id", self.record.request_id), ("date", http_date())]
         if length is not None:
             lines.append(("content-length", str(length)))
@@ -3032,29 +2812,25 @@ class Exchange:
             lines.append(("connection", "keep-alive"))
         self.is_started = True
         self.record.status = status
-        self.record.first_byte_at = trio.current_time()
+        self.record.first_byte_ms = self.age_ms()
         if head is not None and head.method == "HEAD":
             body = b""
-        elif length is None:
+        elif length is None and body:
             body = self.framed(body)
         self.record.bytes_out += len(body)
         await self.connection.send(format_head(_status_line(status), lines) + body, self.limits)
 
     def framed(self, body: bytes) -> bytes:
-        is_chunked = self.head is not None and not self.head.is_http_1_0
-        return format_chunk(body) if is_chunked and body else body
+        """`body` as a chunk, an empty one being the last; HTTP/1.0 has none."""
+        if self.head is None or self.head.is_http_1_0:
+            return body
+        return format_chunk(body)
 
-    async def send_events(self, events: bytes) -> None:
+    async def send_events(self, events: bytes, *, is_last: bool = False) -> None:
         self.record.bytes_out += len(events)
-        await self.connection.send(self.framed(events), self.limits)
-
-    async def finish_stream(self, last: bytes = b"") -> None:
-        is_chunked = self.head is not None and not self.head.is_http_1_0
-        self.record.bytes_out += len(last)
-        end = self.framed(last) + (LAST_CHUNK if is_chunked else b"")
-        if end:
-            await self.connection.send(end, self.limits)
-        self.is_whole = True
+        framed = self.framed(events) + (self.framed(b"") if is_last else b"")
+        await self.connection.send(framed, self.limits)
+        self.is_whole = is_last
 
     async def respond(
         self, status: int, body: bytes, headers: Sequence[tuple[str, str]] = ()
@@ -3069,8 +2845,8 @@ class Exchange:
         """Answer with an error; nothing has been said yet."""
         assert not self.is_started
         self.record.code = error.code
-        headers = [("content-type", error.content_type), *error.headers]
-        await self.respond(error.status, error.body(), headers)
+        body, content_type = error.content()
+        await self.respond(error.status, body, [("content-type", content_type), *error.headers])
 
 
 def http_date() -> str:
@@ -3081,187 +2857,149 @@ def http_date() -> str:
 class Answer:
     """An upstream's success, up to its first content (or the end of the hold)."""
 
-    connection: UpstreamConnection
-    headers: list[tuple[str, str]]
-    held: bytes  # whole events; for a unary answer the whole body
-    scanner: EventScanner | None  # None: a unary answer
+    head: ResponseHead
+    body: bytes = b""  # whole events; of a unary answer all
+    scanner: EventScanner | None = None  # None: a unary answer
     event_deadline: float = math.inf
-    timer: str = ""
-    is_clean_end: bool | None = None  # None: there is more to come
+    is_at_end: bool = False
+
+    def note_progress(self, exchange: Exchange) -> None:
+        """An event came: from now on the timer between events counts."""
+        seconds = exchange.limits.between_events_seconds_max
+        self.event_deadline = trio.current_time() + seconds
+        exchange.enter(Stage.BODY, "between_events_seconds_max")
 
 
-def timed_out(timer: str) -> UpstreamTimeout:
-    # Without the seconds: their digits might read like a status to OpenCode.
-    return UpstreamTimeout(f"The upstream let the {timer} timer run out (limits.{timer}).")
+TRANSPORT_ERRORS: Final = (
+    OSError,
+    trio.BrokenResourceError,
+    PeerClosed,
+    BadSyntax,
+    DeadlinePassed,
+)
 
 
-def _transport_fault(reason: str, action: Action, effect: Effect, error: PoolerError) -> NoReturn:
-    raise UpstreamFailed(Fault(reason, action, effect, error)) from None
+def trouble_of(error: BaseException) -> Trouble:
+    if isinstance(error, DeadlinePassed):
+        return Trouble.TIMEOUT
+    return Trouble.SYNTAX if isinstance(error, BadSyntax) else Trouble.CLOSED
 
 
-async def connect(exchange: Exchange, account: Account) -> UpstreamConnection:
-    """A new connection to the account's upstream.  Raises: UpstreamFailed, ServerStopping."""
-    server = exchange.server
-    tls = server.tls_contexts[account.ca_file] if account.base_url.is_tls else None
-    deadline = trio.current_time() + exchange.limits.connect_seconds_max
-    try:
-        stream = await exchange.bounded(deadline, server.dial, account.base_url, tls)
-    except DeadlinePassed:
-        error: PoolerError = timed_out("connect_seconds_max")
-        _transport_fault("connect timeout", Action.NEXT, Effect.DEMOTED, error)
-    except (OSError, trio.BrokenResourceError):
-        _transport_fault("connect", Action.NEXT, Effect.DEMOTED, UpstreamUnreachable())
-    return UpstreamConnection(stream)
-
-
-async def send_request(exchange: Exchange, account: Account, call: Call) -> UpstreamConnection:
-    """Send the request on an idle connection, or a new one; the connection is the caller's.
+async def send_request(exchange: Exchange, account: Account, call: Call) -> None:
+    """Send the request on an idle connection, or a new one.  Raises: TRANSPORT_ERRORS.
 
     An idle connection that turns out closed before the last byte was written is replaced
-    once, silently.  Raises: UpstreamFailed, ServerStopping.
+    once, silently.  A slow uplink may take its time as long as it moves.
     """
-    server = exchange.server
+    server, limits, url = exchange.server, exchange.limits, account.base_url
     assert exchange.head is not None
-    accept = "text/event-stream" if call.is_stream else "application/json"
-    url, path = account.base_url, call.kind.value
-    body = exchange.body
-    head = request_head(url, path, account.api_key, exchange.head.headers, body, accept)
-    connection = server.idle.take(account, exchange.limits)
+    forwarded = exchange.head.headers
+    head = request_head(url, call.kind.value, account.api_key, forwarded, exchange.body)
+    exchange.upstream = await server.idle.take(account)
     while True:
-        connection = connection or await connect(exchange, account)
+        if exchange.upstream is None:
+            exchange.enter(Stage.CONNECT, "connect_seconds_max")
+            tls = server.tls_contexts[account.ca_file] if url.is_tls else None
+            until = trio.current_time() + limits.connect_seconds_max
+            stream = await exchange.bounded(until, server.dial, url, tls)
+            exchange.upstream = UpstreamConnection(stream)
+        exchange.enter(Stage.SEND, "write_stall_seconds_max")
+        stream = exchange.upstream.stream
         try:
-            await _send_slices(exchange, connection.stream, head, body)
+            first = RECEIVE_BYTES - len(head)
+            steps = [head + exchange.body[:first]]
+            steps += [
+                exchange.body[at : at + RECEIVE_BYTES]
+                for at in range(first, len(exchange.body), RECEIVE_BYTES)
+            ]
+            for step in steps:
+                until = trio.current_time() + limits.write_stall_seconds_max
+                await exchange.bounded(until, stream.send_all, step)
+            return
         except trio.BrokenResourceError:
-            if connection.is_used:
-                await connection.close()
-                connection = None
-                continue
-            if await has_early_answer(connection, exchange.limits):
-                return connection
-            await connection.close()
-            _transport_fault("cut while sending", Action.NEXT, Effect.NONE, UpstreamUnreachable())
-        except DeadlinePassed:
-            await connection.close()
-            error = timed_out("write_stall_seconds_max")
-            _transport_fault("send timeout", Action.NEXT, Effect.DEMOTED, error)
-        except BaseException:
-            await connection.close()
-            raise
-        return connection
-
-
-async def _send_slices(
-    exchange: Exchange, stream: trio.abc.Stream, head: bytes, body: bytes
-) -> None:
-    """Send head and body; a slow uplink may take its time as long as it moves."""
-    first = body[: RECEIVE_BYTES - len(head)] if len(head) < RECEIVE_BYTES else b""
-    stall = exchange.limits.write_stall_seconds_max
-    await exchange.bounded(trio.current_time() + stall, stream.send_all, head + first)
-    for at in range(len(first), len(body), RECEIVE_BYTES):
-        piece = body[at : at + RECEIVE_BYTES]
-        await exchange.bounded(trio.current_time() + stall, stream.send_all, piece)
-
-
-async def has_early_answer(connection: UpstreamConnection, limits: Limits) -> bool:
-    """Whether an upstream that stopped reading our request has answered it all the same."""
-    with trio.move_on_after(EARLY_ANSWER_SECONDS_MAX):
-        with contextlib.suppress(UpstreamCut):
-            connection.buffer = await connection.receive_raw()
-    return bool(connection.buffer)
+            if not exchange.upstream.is_used:
+                if await exchange.upstream.has_early_answer():
+                    return
+                raise
+            await exchange.release_upstream()
 
 
 async def open_answer(exchange: Exchange, account: Account, call: Call) -> Answer:
-    """One attempt: the answer up to its first content.  Raises: UpstreamFailed, ServerStopping."""
-    connection = await send_request(exchange, account, call)
+    """One attempt: the answer up to its first content.
+
+    Raises: UpstreamFailed, PoolerError (server_stopping).
+    """
     try:
-        return await _read_answer(exchange, account, call, connection)
+        await send_request(exchange, account, call)
+        return await _read_answer(exchange, account, call)
     except UpstreamFailed:
-        await exchange.server.release(account, connection)
+        await exchange.release_upstream(account)
         raise
-    except DeadlinePassed:
-        await connection.close()
-        timer = "first_event_seconds_max" if call.is_stream else "unary_seconds_max"
-        error: PoolerError = timed_out(timer)
-        _transport_fault(timer, Action.RETURN, Effect.DEMOTED, error)
-    except UpstreamCut:
-        await connection.close()
-        error = (
-            StreamTruncated()
-            if connection.head
-            else UpstreamUnreachable("The upstream closed the connection without an answer.")
-        )
-        _transport_fault("cut", Action.RETURN, Effect.NONE, error)
-    except BadSyntax as syntax:
-        await connection.close()
-        _transport_fault(f"invalid: {syntax}", Action.RETURN, Effect.NONE, UpstreamInvalid())
+    except TRANSPORT_ERRORS as error:
+        await exchange.release_upstream()
+        fault = judge_transport(exchange.stage, trouble_of(error), exchange.timer)
+        raise UpstreamFailed(fault) from None
     except BaseException:
-        await connection.close()
+        await exchange.release_upstream()
         raise
 
 
-async def _read_answer(
-    exchange: Exchange, account: Account, call: Call, connection: UpstreamConnection
-) -> Answer:
-    limits = exchange.limits
-    seconds = account.first_event_seconds if call.is_stream else limits.unary_seconds_max
+async def _read_answer(exchange: Exchange, account: Account, call: Call) -> Answer:
+    """Raises: UpstreamFailed, TRANSPORT_ERRORS."""
+    limits, connection = exchange.limits, exchange.upstream
+    assert connection is not None
+    if call.is_stream:
+        seconds, timer = account.first_event_seconds, "first_event_seconds_max"
+    else:
+        seconds, timer = limits.unary_seconds_max, "unary_seconds_max"
     deadline = trio.current_time() + seconds
+    exchange.enter(Stage.HEAD, timer)
     head = await exchange.bounded(deadline, connection.read_head, limits)
+    exchange.enter(Stage.BODY, timer)
     if not 200 <= head.status < 300:
-        until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
-        body = await exchange.bounded(until, connection.read_body, ERROR_BODY_BYTES_MAX)
+        body = await exchange.bounded(deadline, connection.read_body, ERROR_BODY_BYTES_MAX)
         unix_now = exchange.server.unix_now()
         raise UpstreamFailed(judge_answer(head.status, head.headers, body, unix_now, limits))
     if (header_of(head.headers, "content-encoding") or "identity").lower() != "identity":
         raise BadSyntax("content-encoding")
-    headers = [pair for pair in head.headers if pair[0] in FORWARDED_TO_CLIENT]
     if call.is_stream:
-        return await _hold(exchange, call, connection, headers, deadline)
+        answer = Answer(head, scanner=EventScanner(call.kind), event_deadline=deadline)
+        await _hold(exchange, answer, connection)
+        return answer
     body = await exchange.bounded(deadline, connection.read_body, limits.unary_bytes_max)
-    return Answer(connection, headers, body, None, is_clean_end=True)
+    return Answer(head, body, is_at_end=True)
 
 
-async def _hold(
-    exchange: Exchange,
-    call: Call,
-    connection: UpstreamConnection,
-    headers: list[tuple[str, str]],
-    deadline: float,
-) -> Answer:
+async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnection) -> None:
     """Read events until content, the end of the hold, or a failure that may go elsewhere."""
-    limits = exchange.limits
-    scanner = EventScanner(call.kind)
-    answer = Answer(connection, headers, b"", scanner, deadline, "first_event_seconds_max")
+    limits, scanner = exchange.limits, answer.scanner
+    assert scanner is not None
     hold_until = trio.current_time() + limits.hold_seconds_max
     held_count = 0
     while held_count <= limits.handshake_events_max:
         until = min(hold_until, answer.event_deadline)
         try:
-            received = await exchange.bounded(until, connection.receive)
+            received = await exchange.bounded(until, connection.receive_body)
         except DeadlinePassed:
             if until < hold_until:
                 raise
-            return answer
+            return
         events = scanner.feed(received, is_end=not received)
-        for kind, event in events:
-            if kind is not EventKind.IDLE:
-                answer.event_deadline = trio.current_time() + limits.between_events_seconds_max
-                answer.timer = "between_events_seconds_max"
-            if kind is EventKind.FAILURE and not scanner.has_content and scanner.failure:
-                unix_now = exchange.server.unix_now()
-                if fault := judge_event(scanner.failure, unix_now, limits):
-                    raise UpstreamFailed(fault)
-        answer.held += b"".join([event for _, event in events])
         held_count += len(events)
-        if not received:
-            answer.is_clean_end = True
-            if not scanner.is_complete(is_clean=True):
-                raise UpstreamCut
-            return answer
+        answer.body += b"".join([event for _, event in events])
+        answer.is_at_end = not received
+        if any(kind is not EventKind.IDLE for kind, _ in events):
+            answer.note_progress(exchange)
+        if scanner.failure is not None and not scanner.has_content:
+            unix_now = exchange.server.unix_now()
+            if fault := judge_event(scanner.failure, unix_now, limits):
+                raise UpstreamFailed(fault)
         if scanner.has_content or scanner.terminal:
-            return answer
+            return
+        if answer.is_at_end:
+            raise PeerClosed
         if scanner.bytes_pending > limits.event_bytes_max:
             raise BadSyntax("event too large")
-    return answer
 
 
 async def serve_call(exchange: Exchange, call: Call, pool: Pool, key: Key) -> None:
@@ -3277,31 +3015,33 @@ async def serve_call(exchange: Exchange, call: Call, pool: Pool, key: Key) -> No
         exchange.record.attempts.append({"account": account.name})
         try:
             answer = await open_repaired(exchange, lease, wish)
-            exchange.record.account = account.name
-            exchange.drop_body()
-            roster.note_served(wish, account, trio.current_time())
-            await deliver(exchange, answer, lease)
-            scanner = answer.scanner
-            if call.is_stored and scanner is not None and scanner.response_id is not None:
-                roster.note_response(wish, key, scanner.response_id, account)
-            return
         except UpstreamFailed as failed:
             fault = failed.fault
-            exchange.record.attempts[-1]["reason"] = fault.reason
-            now = trio.current_time()
-            roster.note_fault(account, fault, call.model, now)
+            roster.note_fault(account, fault, call.model, trio.current_time())
+        else:
+            exchange.record.account = account.name
+            exchange.replace_body(b"")
+            roster.note_served(wish, account, trio.current_time())
+            await deliver(exchange, answer, lease)
+            response_id = answer.scanner.response_id if answer.scanner else None
+            if call.is_stored and response_id:
+                roster.note_response(wish, key, response_id, account)
+            return
         finally:
             server.end_lease(lease)
+        exchange.record.attempts[-1]["reason"] = fault.reason
         tried.append(account.name)
         is_last = fault.action is not Action.NEXT or len(tried) >= exchange.limits.attempts_max
-        if is_last or not roster.ranked(wish, tried, now):
-            raise final_error(server, wish, fault)
+        if is_last or not roster.ranked(wish, tried, trio.current_time()):
+            if fault.error.code == "no_usable_account":
+                raise roster.refusal(wish, trio.current_time(), server.unix_now())
+            raise fault.error
 
 
 async def open_repaired(exchange: Exchange, lease: Lease, wish: Wish) -> Answer:
     """`open_answer`, once more without reasoning that the account could not read.
 
-    Raises: UpstreamFailed, ServerStopping.
+    Raises: UpstreamFailed, PoolerError (server_stopping).
     """
     roster = exchange.server.roster
     if roster.must_drop_reasoning(wish, lease.account, lease.began_at):
@@ -3309,51 +3049,70 @@ async def open_repaired(exchange: Exchange, lease: Lease, wish: Wish) -> Answer:
     try:
         return await open_answer(exchange, lease.account, wish.call)
     except UpstreamFailed as failed:
-        if failed.fault.action is not Action.REPAIR:
-            raise
         repaired = drop_reasoning(exchange.body)
-        if len(repaired) == len(exchange.body):
+        if failed.fault.action is not Action.REPAIR or repaired == exchange.body:
             raise
-        exchange.record.attempts[-1]["repaired"] = True
+    exchange.record.attempts[-1]["repaired"] = True
     exchange.replace_body(repaired)
     roster.note_foreign(wish, lease.account, trio.current_time())
     return await open_answer(exchange, lease.account, wish.call)
 
 
-def final_error(server: Server, wish: Wish, fault: Fault) -> PoolerError:
-    """What the client is told when no account is left after `fault`."""
-    if isinstance(fault.error, NoUsableAccount):
-        return server.roster.refusal(wish, trio.current_time(), server.unix_now())
-    return fault.error
-
-
 async def deliver(exchange: Exchange, answer: Answer, lease: Lease) -> None:
     """Hand an opened answer to the client, to its end; the connection is closed or kept."""
-    server = exchange.server
+    record, scanner = exchange.record, answer.scanner
     try:
-        if answer.scanner is None:
-            await deliver_unary(exchange, answer)
-            is_success = True
+        headers = [pair for pair in answer.head.headers if pair[0] in FORWARDED_TO_CLIENT]
+        if scanner is not None:
+            await relay_events(exchange, answer, scanner, headers)
+            record.tokens = scanner.usage
         else:
-            is_success = await relay_events(exchange, answer, answer.scanner)
-            exchange.record.usage = answer.scanner.usage
+            with contextlib.suppress(ValueError, AttributeError, RecursionError):
+                record.tokens = read_usage(json.loads(answer.body).get("usage"))
+            await exchange.respond(answer.head.status, answer.body, headers)
     except BaseException:
-        await answer.connection.close()
+        await exchange.release_upstream()
         raise
-    if is_success:
-        server.roster.note_success(lease, trio.current_time())
-    await server.release(lease.account, answer.connection)
+    if record.code is None:
+        exchange.server.roster.note_success(lease, trio.current_time())
+    await exchange.release_upstream(lease.account)
 
 
-async def deliver_unary(exchange: Exchange, answer: Answer) -> None:
-    """A whole answer, as it came."""
+async def relay_events(
+    exchange: Exchange, answer: Answer, scanner: EventScanner, headers: list[tuple[str, str]]
+) -> None:
+    """Relay events to the end, ours if the upstream's does not come.  Raises: ClientGone.
+
+    What went wrong, here or upstream, is the record's `code`.
+    """
+    content_type = header_of(tuple(headers), "content-type") or ""
+    if "event-stream" not in content_type:
+        headers = [pair for pair in headers if pair[0] != "content-type"]
+        headers.append(("content-type", "text/event-stream; charset=utf-8"))
+    headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+    await exchange.start(200, headers, answer.body, None)
+    answer.body = b""
+    held = _Held(exchange.server.events)
+    error: PoolerError | None = None
+    is_clean = False
     try:
-        value = json.loads(answer.held)
-        exchange.record.usage = read_usage(value.get("usage"))
-    except (ValueError, AttributeError, RecursionError):
-        pass
-    status = answer.connection.head.status if answer.connection.head else 200
-    await exchange.respond(status, answer.held, answer.headers)
+        await _relay_rest(exchange, answer, scanner, held)
+        is_clean = True
+    except PoolerError as stopping:
+        error = stopping
+    except TRANSPORT_ERRORS as cut:
+        error = judge_transport(Stage.BODY, trouble_of(cut), exchange.timer).error
+    finally:
+        held.resize(0)
+    if scanner.is_complete(is_clean):
+        if scanner.failure is not None:
+            exchange.record.code = read_error(scanner.failure).code or "upstream_error"
+        await exchange.send_events(b"", is_last=True)
+        return
+    error = error or PoolerError("upstream_stream_truncated")
+    exchange.record.code = error.code
+    last = scanner.failure_event(error, exchange.record.request_id)
+    await exchange.send_events(last, is_last=True)
 
 
 class _Held:
@@ -3364,89 +3123,43 @@ class _Held:
         self.byte_count = 0
 
     def resize(self, byte_count: int) -> bool:
-        if not self.budget.grow(byte_count - self.byte_count):
-            return False
-        self.byte_count = byte_count
-        return True
-
-
-async def relay_events(exchange: Exchange, answer: Answer, scanner: EventScanner) -> bool:
-    """Relay events to the end, ours if the upstream's does not come; whether it was a success.
-
-    Raises: ClientGone.
-    """
-    headers = [pair for pair in answer.headers if pair[0] != "content-type"]
-    content_type = next((value for name, value in answer.headers if name == "content-type"), "")
-    if "event-stream" not in content_type:
-        content_type = "text/event-stream; charset=utf-8"
-    headers += [
-        ("content-type", content_type),
-        ("cache-control", "no-cache"),
-        ("x-accel-buffering", "no"),
-    ]
-    await exchange.start(200, headers, answer.held, None)
-    answer.held = b""
-    pending = _Held(exchange.server.events)
-    error: PoolerError | None = None
-    try:
-        await _relay_rest(exchange, answer, scanner, pending)
-    except DeadlinePassed:
-        error = timed_out(answer.timer)
-    except BadSyntax:
-        error = UpstreamInvalid()
-    except UpstreamCut:
-        answer.is_clean_end = False
-    except ServerStopping as stopping:
-        error = stopping
-    finally:
-        pending.resize(0)
-    if error is None and not scanner.is_complete(bool(answer.is_clean_end)):
-        error = StreamTruncated()
-    if error is None or scanner.terminal is not None:
-        await exchange.finish_stream()
-        if scanner.failure is not None:
-            exchange.record.code = read_error(scanner.failure).code or "upstream_error"
-        return scanner.failure is None
-    exchange.record.code = error.code
-    await exchange.finish_stream(scanner.failure_event(error, exchange.record.request_id))
-    return False
+        is_granted = self.budget.grow(byte_count - self.byte_count)
+        self.byte_count = byte_count if is_granted else self.byte_count
+        return is_granted
 
 
 async def _relay_rest(
-    exchange: Exchange, answer: Answer, scanner: EventScanner, pending: _Held
+    exchange: Exchange, answer: Answer, scanner: EventScanner, held: _Held
 ) -> None:
     """Relay what comes until the body's end, or a second after the terminal event.
 
-    Raises: DeadlinePassed, UpstreamCut, BadSyntax, ServerStopping, ClientGone.
+    Raises: TRANSPORT_ERRORS, PoolerError (server_stopping), ClientGone.
     """
-    limits = exchange.limits
-    receive = answer.connection.receive
+    limits, connection = exchange.limits, exchange.upstream
+    assert connection is not None
     comment_at = trio.current_time() + limits.comment_seconds
-    terminal_until: float | None = None
-    while answer.is_clean_end is None:
-        if scanner.terminal is not None and terminal_until is None:
-            terminal_until = trio.current_time() + AFTER_TERMINAL_SECONDS_MAX
-        until = terminal_until or min(comment_at, answer.event_deadline)
+    end_at = math.inf
+    while not answer.is_at_end:
+        if scanner.terminal is not None and end_at == math.inf:
+            end_at = comment_at = trio.current_time() + AFTER_TERMINAL_SECONDS_MAX
+        until = min(comment_at, answer.event_deadline, end_at)
         try:
-            received = await exchange.bounded(until, receive)
+            received = await exchange.bounded(until, connection.receive_body)
         except DeadlinePassed:
-            if terminal_until or until == answer.event_deadline:
+            if until != comment_at or until == end_at:
                 raise
             await exchange.send_events(COMMENT)
             comment_at = trio.current_time() + limits.comment_seconds
             continue
         events = scanner.feed(received, is_end=not received)
-        if not received:
-            answer.is_clean_end = True
-        too_large = scanner.bytes_pending > limits.event_bytes_max
-        if too_large or not pending.resize(scanner.bytes_pending):
+        answer.is_at_end = not received
+        is_large = scanner.bytes_pending > limits.event_bytes_max
+        if is_large or not held.resize(scanner.bytes_pending):
             raise BadSyntax("event too large")
         if events:
-            now = trio.current_time()
-            comment_at = now + limits.comment_seconds
+            comment_at = trio.current_time() + limits.comment_seconds
             if len(events) > 1 or events[0][0] is not EventKind.IDLE:
-                answer.event_deadline = now + limits.between_events_seconds_max
-                answer.timer = "between_events_seconds_max"
+                answer.note_progress(exchange)
             await exchange.send_events(b"".join([event for _, event in events]))
 
 
@@ -3554,29 +3267,26 @@ class Server:
 
     async def serve_request(self, connection: ClientConnection) -> bool:
         """Read one request and answer it; whether the connection may carry another."""
-        failure: PoolerError | None = None
-        raw = None
+        raw: bytes | PoolerError | None
         try:
             raw = await connection.read_head(self.config.limits)
         except PoolerError as error:
-            failure = error
-        if raw is None and failure is None:
+            raw = error
+        if raw is None:
             return False
-        exchange = Exchange(self, connection, Record(new_request_id(), trio.current_time()))
+        exchange = Exchange(self, connection, Record(new_request_id()))
         self.exchanges.add(exchange)
         try:
-            await self.conclude(exchange, self.dispatch, exchange, raw, failure)
+            await self.conclude(exchange, self.dispatch, exchange, raw)
         finally:
-            exchange.drop_body()
+            exchange.replace_body(b"")
             self.close_record(exchange)
             self.exchanges.discard(exchange)
             if not self.exchanges:
                 self.quiet.set()
-        if connection.is_gone:
-            return False
-        if exchange.closes:
+        if exchange.closes and not connection.is_gone:
             await connection.linger()
-        return not exchange.closes
+        return not (exchange.closes or connection.is_gone)
 
     async def conclude(
         self, exchange: Exchange, serve: Callable[[*Ts], Awaitable[None]], *args: *Ts
@@ -3591,7 +3301,7 @@ class Server:
             return
         except Exception:
             self.log_bug(exchange.record.request_id)
-            failure = PoolerError()
+            failure = PoolerError("internal_error")
         if failure is not None and exchange.is_started:
             exchange.closes = True  # cut: nothing better can be said any more
         elif failure is not None:
@@ -3612,88 +3322,89 @@ class Server:
         use = self.uses.get((record.pool or "", record.key or ""))
         if use is not None and record.account is not None:
             use.roll_day(self.unix_now())
-            use.day_tokens += record.tokens()[0]
-        self.log("info", "request", record.as_object(trio.current_time()))
+            use.day_tokens += record.token_count()
+        record.duration_ms = exchange.age_ms()
+        self.log("info", "request", dataclasses.asdict(record))
 
     # One request.
 
-    async def dispatch(
-        self, exchange: Exchange, raw: bytes | None, failure: PoolerError | None
-    ) -> None:
+    async def dispatch(self, exchange: Exchange, raw: bytes | PoolerError) -> None:
         """Judge the head, then serve the route.  Raises: PoolerError, ClientGone."""
-        if raw is None:
-            raise failure or BadHead()
+        if isinstance(raw, PoolerError):
+            raise raw
         head = exchange.head = parse_request_head(raw, exchange.limits)
-        record = exchange.record
-        record.method = printable(head.method)
         self.check_caller(exchange.config, head)
         route, model = find_route(head.path, exchange.config.base_path)
-        record.route = route.value
-        if head.framing == NO_BODY:
-            exchange.closes = False
+        exchange.record.method, exchange.record.route = printable(head.method), route.value
+        exchange.closes = head.framing != NO_BODY
         if head.method == "OPTIONS" or route is Route.NOTHING:
-            raise NotFound
-        key = self.authenticate(exchange, head) if route not in KEYLESS else None
-        if route is Route.UNSUPPORTED:
-            raise UnsupportedEndpoint
-        if head.method not in METHODS[route]:
-            if route is Route.RESPONSES and head.method == "GET":
-                raise NoWebSocket
-            raise WrongMethod(headers=[("Allow", ", ".join(METHODS[route]))])
-        if key is None:
+            raise PoolerError("not_found")
+        if route in {Route.HEALTH, Route.READY}:
+            self.check_method(head, route)
             is_down = route is Route.READY and self.is_draining
             body = json.dumps({"status": "draining" if is_down else "ok"}).encode()
             await exchange.respond(503 if is_down else 200, body)
-        elif route in {Route.MODELS, Route.MODEL}:
-            await self.serve_models(exchange, key, model if route is Route.MODEL else None)
+            return
+        key = self.authenticate(exchange, head)
+        self.check_method(head, route)
+        if route in {Route.MODELS, Route.MODEL}:
+            await self.serve_models(exchange, key, model)
         else:
             kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
             await self.serve_post(exchange, head, key, kind)
+
+    def check_method(self, head: RequestHead, route: Route) -> None:
+        """Raises: PoolerError (unsupported_endpoint, websocket_unsupported, method_not_allowed)."""
+        if route is Route.UNSUPPORTED:
+            raise PoolerError("unsupported_endpoint")
+        if head.method in METHODS[route]:
+            return
+        if route is Route.RESPONSES and head.method == "GET":
+            raise PoolerError("websocket_unsupported")
+        raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(METHODS[route]))])
 
     def check_caller(self, config: Config, head: RequestHead) -> None:
         """A browser page is nobody, and a name that is not ours is rebinding."""
         host = host_name_of(head)
         if config.hosts is not None and host is not None and host not in config.hosts:
-            raise ForeignHost(
+            raise PoolerError(
+                "host_not_allowed",
                 f'This Host is not served here. If it is meant, add "{printable(host, 253)}" '
-                "to hosts in pools.json."
+                "to hosts in pools.json.",
             )
         origin = header_of(head.headers, "origin")
         if origin is not None and origin.lower() not in config.allowed_origins:
-            raise ForeignOrigin
+            raise PoolerError("origin_not_allowed")
 
     def authenticate(self, exchange: Exchange, head: RequestHead) -> Key:
         """The key of the request; one answer for every kind of wrong one."""
         presented = bearer_of(head.headers, exchange.limits.bearer_bytes_max)
         key = find_key(presented, exchange.config.keys)
         if key is None or not is_key_usable(key, self.unix_now()):
-            raise BadCredential
+            raise PoolerError("invalid_api_key")
         self.keyless.pop(exchange.connection, None)
         exchange.record.pool, exchange.record.key = key.pool, key.name
         return key
 
-    async def serve_models(self, exchange: Exchange, key: Key, wanted: str | None) -> None:
+    async def serve_models(self, exchange: Exchange, key: Key, wanted: str) -> None:
+        """The models of the key, or the one that is wanted."""
         pool = exchange.config.pools[key.pool]
         self.want_catalogues(pool)
-        known: dict[str, int | None] = {}
-        for account in pool.accounts:
-            if health := self.roster.health.get(account.name):
-                known |= health.catalogue or {}
-        shown = []
-        for name in self.roster.models_of(pool, key):
-            model = {"id": name, "object": "model", "created": self.started_unix}
-            model["owned_by"] = "codex-pooler"
-            if context_length := known.get(pool.aliases.get(name, name)):
-                model["context_length"] = context_length
-            shown.append(model)
-        if wanted is None:
-            await exchange.respond(200, json.dumps({"object": "list", "data": shown}).encode())
-            return
-        for model in shown:
-            if model["id"] == wanted:
-                await exchange.respond(200, json.dumps(model).encode())
-                return
-        raise NoSuchModel
+        shown = self.roster.models_of(pool, key)
+        models = {
+            name: {
+                "id": name,
+                "object": "model",
+                "created": self.started_unix,
+                "owned_by": "codex-pooler",
+                **({"context_length": length} if length else {}),
+            }
+            for name, length in shown.items()
+        }
+        if wanted and wanted not in models:  # a GET may say 404: nothing retries it for ever
+            raise PoolerError("model_not_found", status=404)
+        answer = models[wanted] if wanted else {"object": "list", "data": list(models.values())}
+        await exchange.respond(200, json.dumps(answer).encode())
 
     async def serve_post(
         self, exchange: Exchange, head: RequestHead, key: Key, kind: CallKind
@@ -3701,16 +3412,16 @@ class Server:
         """Read and judge the body, then serve the call while watching for a hang-up."""
         content_type = (header_of(head.headers, "content-type") or "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
-            raise UnsupportedMediaType
+            raise PoolerError("unsupported_media_type")
         expectation = header_of(head.headers, "expect")
         if expectation is not None and expectation.lower() != "100-continue":
-            raise ExpectationUnknown
+            raise PoolerError("expectation_failed")
         use = self.uses.setdefault((key.pool, key.name), KeyUse())
         use.admit(key, trio.current_time(), self.unix_now())
         try:
             limits, connection = exchange.limits, exchange.connection
-            body = await connection.read_body(head, limits, self.bodies)
-            exchange.hold_body(body)
+            exchange.body = await connection.read_body(head, limits, self.bodies)
+            exchange.record.bytes_in = len(exchange.body)
             exchange.closes = False
             call = await self.judge_body(exchange, key, kind)
             async with trio.open_nursery() as nursery:  # holds: the hang-up watch
@@ -3730,7 +3441,7 @@ class Server:
         if call.model != call.requested_model:
             exchange.replace_body(replace_model(exchange.body, call.model))
         exchange.record.model = printable(call.requested_model)
-        exchange.record.is_stream = call.is_stream
+        exchange.record.stream = call.is_stream
         self.want_catalogues(pool)
         return call
 
@@ -3739,32 +3450,31 @@ class Server:
     async def lease_account(self, exchange: Exchange, wish: Wish, tried: Sequence[str]) -> Lease:
         """A place on the best account that has room, waiting for one in a fair queue.
 
-        Raises: PoolBusy, UsageLimitReached, NoUsableAccount, ModelNotFound, ServerStopping.
+        Raises: PoolerError (pool_busy, usage_limit_reached, no_usable_account,
+        model_not_found, server_stopping).
         """
-        waiter = Waiter(wish, tuple(tried), trio.Event())
-        if self.assign(waiter):
-            assert waiter.lease is not None
-            return waiter.lease
         now = trio.current_time()
-        if not self.roster.ranked(wish, tried, now):
-            raise self.roster.refusal(wish, now, self.unix_now())
+        waiter = Waiter(wish, tuple(tried), trio.Event())
         queue = self.queues.setdefault(wish.pool.name, deque())
-        if len(queue) >= exchange.limits.queue_length_max:
-            raise PoolBusy
-        queue.append(waiter)
-        try:
-            with contextlib.suppress(DeadlinePassed):
-                until = now + exchange.limits.queue_seconds_max
-                await exchange.bounded(until, waiter.served.wait)
-        except BaseException:
-            if waiter.lease is not None:
-                self.end_lease(waiter.lease)
-            raise
-        finally:
-            with contextlib.suppress(ValueError):
-                queue.remove(waiter)
+        if not self.assign(waiter):
+            if not self.roster.ranked(wish, tried, now):
+                raise self.roster.refusal(wish, now, self.unix_now())
+            if len(queue) >= exchange.limits.queue_length_max:
+                raise PoolerError("pool_busy")
+            queue.append(waiter)
+            try:
+                with contextlib.suppress(DeadlinePassed):
+                    until = now + exchange.limits.queue_seconds_max
+                    await exchange.bounded(until, waiter.served.wait)
+            except BaseException:
+                if waiter.lease is not None:  # served and cancelled at the same moment
+                    self.end_lease(waiter.lease)
+                raise
+            finally:
+                if waiter in queue:
+                    queue.remove(waiter)
         if waiter.lease is None:
-            raise PoolBusy
+            raise PoolerError("pool_busy")
         return waiter.lease
 
     def assign(self, waiter: Waiter) -> bool:
@@ -3788,12 +3498,6 @@ class Server:
                 if self.assign(waiter):
                     queue.remove(waiter)
 
-    async def release(self, account: Account, connection: UpstreamConnection) -> None:
-        """Keep a connection whose exchange is whole; close any other."""
-        is_kept = connection.is_reusable and not self.is_draining
-        if not (is_kept and self.idle.give(account, connection, self.config.limits)):
-            await connection.close()
-
     # Services.
 
     def want_catalogues(self, pool: Pool) -> None:
@@ -3811,7 +3515,7 @@ class Server:
             for account in list(self.config.accounts.values()):
                 health = self.roster.health.get(account.name)
                 now = trio.current_time()
-                if health is None or account.models is not None or account.is_paused:
+                if health is None or account.models is not None or account.paused:
                     continue
                 if health.catalogue_at < now - CATALOGUE_SECONDS:
                     health.catalogue_at = now
@@ -3822,12 +3526,12 @@ class Server:
     async def read_catalogue(self, account: Account) -> Mapping[str, int | None] | None:
         """The models an account's /models lists, with context lengths; None on any failure."""
         url = account.base_url
-        head = request_head(url, "/models", account.api_key, (), b"", "application/json")
+        head = request_head(url, "/models", account.api_key, (), b"")
         limits = self.config.limits
         body = b""
         with (
             trio.move_on_after(limits.connect_seconds_max),
-            contextlib.suppress(OSError, trio.BrokenResourceError, UpstreamCut, BadSyntax),
+            contextlib.suppress(OSError, trio.BrokenResourceError, PeerClosed, BadSyntax),
         ):
             tls = self.tls_contexts[account.ca_file] if url.is_tls else None
             connection = UpstreamConnection(await self.dial(url, tls))
@@ -3998,28 +3702,29 @@ def make_tls_contexts(config: Config, folder: Path) -> dict[str | None, ssl.SSLC
 # COMMAND LINE
 ################################################################
 
+LoadAll = Callable[[], tuple[Config, Mapping[str | None, ssl.SSLContext]]]
 
 DEMO_MODEL: Final = "gpt-5.5"  # the model of the OpenCode configuration in the README
-DEMO_WORDS: Final = "Hello! This answer was streamed through codex-pooler, event by event.".split()
+DEMO_TEXT: Final = "Hello! This answer was streamed through codex-pooler, event by event."
 DEMO_PAUSE_SECONDS: Final = 0.06
-OPENCODE_CONFIG: Final = """\
+DEMO_GUIDE: Final = """
+To try it from OpenCode, put this into opencode.json:
 {
   "provider": {
     "openai": {
       "npm": "@ai-sdk/openai",
-      "name": "Codex Pooler",
-      "options": {
-        "baseURL": "%(url)s/v1",
-        "apiKey": "{env:CODEX_POOLER_API_KEY}"
-      },
-      "models": {
-        "gpt-5.5": {"id": "gpt-5.5", "name": "GPT-5.5 via Codex Pooler"}
-      }
+      "options": {"baseURL": "%(url)s/v1", "apiKey": "{env:CODEX_POOLER_API_KEY}"},
+      "models": {"gpt-5.5": {"id": "gpt-5.5", "name": "GPT-5.5 via Codex Pooler"}}
     }
   },
-  "model": "openai/gpt-5.5",
-  "small_model": "openai/gpt-5.5"
-}"""
+  "model": "openai/gpt-5.5"
+}
+
+and start it with the demo's key, which is new at every start:
+  export CODEX_POOLER_API_KEY=%(key)s
+  opencode
+
+Serving until Ctrl-C."""
 
 
 def say(*lines: str) -> None:
@@ -4027,81 +3732,41 @@ def say(*lines: str) -> None:
     print(*lines, sep="\n", flush=True)  # noqa: T201
 
 
-def complain(problems: Iterable[str]) -> int:
-    """Refuse, on standard error; the exit code."""
-    for problem in problems:
-        print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
-    return 1
-
-
-def demo_events(is_chat: bool) -> list[dict[str, Json]]:
-    """The events with which the demo's own upstream answers, without framing."""
-    words = [word if index == 0 else f" {word}" for index, word in enumerate(DEMO_WORDS)]
-    if is_chat:
-        base: dict[str, Json] = {"id": "chatcmpl-demo", "object": "chat.completion.chunk"}
-        base |= {"created": 0, "model": DEMO_MODEL}
-
-        def chunk(delta: Json, finish: str | None = None) -> dict[str, Json]:
-            return base | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-
-        usage: dict[str, Json] = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": 1}
-        usage["total_tokens"] += len(words)
-        deltas = [chunk({"content": word}) for word in words]
-        end = [chunk({}, "stop"), base | {"choices": [], "usage": usage}]
-        return [chunk({"role": "assistant", "content": ""}), *deltas, *end]
-    text = "".join(words)
-    part = {"type": "output_text", "text": text, "annotations": []}
-    item = {"type": "message", "id": "msg_demo", "role": "assistant", "status": "completed"}
+def demo_events() -> list[dict[str, Json]]:
+    """The events with which the demo's own upstream answers everybody."""
+    part = {"type": "output_text", "text": DEMO_TEXT, "annotations": []}
+    item = {"type": "message", "id": "msg_demo", "role": "assistant"}
+    whole_item = item | {"status": "completed", "content": [part]}
     response = {"id": "resp_demo", "object": "response", "created_at": 0, "model": DEMO_MODEL}
-    details = {"cached_tokens": 0, "reasoning_tokens": 0}
-    usage = {"input_tokens": 1, "output_tokens": len(words), "total_tokens": 1 + len(words)}
-    usage |= {"input_tokens_details": details, "output_tokens_details": details}
+    usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+    completed = response | {"status": "completed", "output": [whole_item], "usage": usage}
     place = {"item_id": "msg_demo", "output_index": 0, "content_index": 0}
-    done: dict[str, Json] = response | {"status": "completed", "output": [item | {"content": [part]}]}
+    words = re.findall(r" ?\S+", DEMO_TEXT)
+    deltas = [{"type": "response.output_text.delta", **place, "delta": word} for word in words]
     events: list[dict[str, Json]] = [
         {"type": "response.created", "response": response | {"status": "in_progress"}},
         {"type": "response.output_item.added", "output_index": 0, "item": item | {"content": []}},
-        {"type": "response.content_part.added", **place, "part": part | {"text": ""}},
-        *({"type": "response.output_text.delta", **place, "delta": word} for word in words),
-        {"type": "response.output_text.done", **place, "text": text},
-        {"type": "response.content_part.done", **place, "part": part},
-        {"type": "response.output_item.done", "output_index": 0, "item": done["output"][0]},
-        {"type": "response.completed", "response": done | {"usage": usage}},
+        *deltas,
+        {"type": "response.output_item.done", "output_index": 0, "item": whole_item},
+        {"type": "response.completed", "response": completed},
     ]
     return [event | {"sequence_number": number} for number, event in enumerate(events)]
 
 
-def demo_object(is_chat: bool) -> Json:
-    """The same answer whole."""
-    last = demo_events(is_chat)[-1]
-    if not is_chat:
-        return last["response"]
-    message = {"role": "assistant", "content": " ".join(DEMO_WORDS)}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return last | {"object": "chat.completion", "choices": [choice]}
-
-
 async def serve_demo_upstream(stream: trio.SocketStream) -> None:
-    """A loopback upstream that says the same to everybody, one request a connection."""
+    """A loopback upstream: one request a connection, the same words for all."""
     limits = Limits()
     connection = ClientConnection(stream)
     try:
         raw = await connection.read_head(limits)
         head = parse_request_head(raw or b"", limits)
-        body = await connection.read_body(head, limits, Budget(limits.body_bytes_max))
-        is_chat = head.path == CallKind.CHAT.value
-        if not json.loads(body or b"{}").get("stream"):
-            answer = json.dumps(demo_object(is_chat)).encode()
-            headers = [("content-type", "application/json"), ("connection", "close")]
-            await connection.send(format_head(_status_line(200), headers) + answer, limits)
-            return
+        await connection.read_body(head, limits, Budget(limits.body_bytes_max))
         headers = [("content-type", "text/event-stream"), ("connection", "close")]
-        await connection.send(format_head(_status_line(200), headers), limits)
-        for event in demo_events(is_chat):
+        await connection.send(format_head("HTTP/1.1 200 OK\r\n", headers), limits)
+        for event in demo_events():
             await connection.send(b"data: " + json.dumps(event).encode() + b"\n\n", limits)
             await trio.sleep(DEMO_PAUSE_SECONDS)
-        await connection.send(b"data: [DONE]\n\n", limits)
-    except (PoolerError, ClientGone, ValueError):
+    except (PoolerError, ClientGone):
         pass
     finally:
         await trio.aclose_forcefully(stream)
@@ -4110,17 +3775,17 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
 async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
     """Send one streamed request through the pooler and print the answer as it arrives."""
     body = json.dumps({"model": DEMO_MODEL, "input": "Say hello.", "stream": True}).encode()
-    head = request_head(url, "/v1/responses", secret, (), body, "text/event-stream")
+    head = request_head(url, CallKind.RESPONSES.value, secret, (), body)
     connection = UpstreamConnection(await dial(url, None))
     scanner = EventScanner(CallKind.RESPONSES)
     try:
         await connection.stream.send_all(head + body)
         await connection.read_head(Limits())
-        while received := await connection.receive():
+        while received := await connection.receive_body():
             for _, events in scanner.feed(received):
-                for event in re.findall(rb"[^\n]+", events):
-                    shown = (event_object(event) or {}).get("delta", "")
-                    print(shown, end="", flush=True)  # noqa: T201
+                for event in events.splitlines():
+                    word = (event_object(event) or {}).get("delta", "")
+                    print(word, end="", flush=True)  # noqa: T201
     finally:
         await connection.close()
     say("")
@@ -4130,18 +3795,19 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
 async def run_demo(port: int, is_once: bool) -> int:
     """The real server with generated keys and its own loopback upstream."""
     secret = new_secret("cp")
-    async with trio.open_nursery() as nursery:  # holds: the upstream, the pooler, the signals
+    async with trio.open_nursery() as nursery:  # holds: the upstream, the pooler
         upstream = await trio.open_tcp_listeners(0, host="127.0.0.1")
         upstream_port = upstream[0].socket.getsockname()[1]
         nursery.start_soon(trio.serve_listeners, serve_demo_upstream, upstream)
+        base_url = f"http://127.0.0.1:{upstream_port}"
         account = {
-            "type": "openai", "api_key": "none", "models": [DEMO_MODEL],
-            "base_url": f"http://127.0.0.1:{upstream_port}",
-        }  # fmt: skip
-        pool = {
-            "accounts": ["built-in"], "keys": {"you": secret},
-            "aliases": {"gpt-5.4-nano": DEMO_MODEL},
-        }  # fmt: skip
+            "type": "openai",
+            "api_key": "none",
+            "base_url": base_url,
+            "models": [DEMO_MODEL],
+        }
+        aliases = {"gpt-5.4-nano": DEMO_MODEL}  # OpenCode asks it for a session's title
+        pool = {"accounts": ["built-in"], "aliases": aliases, "keys": {"you": secret}}
         described = {
             "listen": f"127.0.0.1:{port}",
             "accounts": {"built-in": account},
@@ -4150,34 +3816,23 @@ async def run_demo(port: int, is_once: bool) -> int:
         config = parse_config(json.dumps(described).encode(), {}, str)
         server = Server(config, {}, log=log_problem)
         listeners = await open_listeners(config, log_problem)
-        url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "")
-        shown = f"http://127.0.0.1:{url.port}"
+        url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "/v1")
+        shown = f"http://{url.authority}"
         say(
             f"codex-pooler {VERSION} demo on {shown}",
             "A built-in upstream answers; no account is used, nothing leaves this machine.",
             "",
             "POST /v1/responses, streamed:",
         )
-        nursery.start_soon(serve_with_signals, server, listeners, None)
+        await nursery.start(serve_with_signals, server, listeners, None)
         is_well = await ask_demo(url, Secret(secret))
         if is_once:
             server.stop()
-            nursery.cancel_scope.cancel()
-            return 0 if is_well else 1
-        say(
-            "",
-            "To try it from OpenCode, put this into opencode.json:",
-            OPENCODE_CONFIG % {"url": shown},
-            "",
-            "and start it with the demo's key, which is new at every start:",
-            f"  export CODEX_POOLER_API_KEY={secret}",
-            "  opencode",
-            "",
-            "Serving until Ctrl-C.",
-        )
+        else:
+            say(DEMO_GUIDE % {"url": shown, "key": secret})
         await server.finished.wait()
         nursery.cancel_scope.cancel()
-    return 0
+    return 0 if is_well else 1
 
 
 def log_problem(level: str, event: str, fields: Mapping[str, Json]) -> None:
@@ -4186,39 +3841,39 @@ def log_problem(level: str, event: str, fields: Mapping[str, Json]) -> None:
         log_line(level, event, fields)
 
 
-LoadAll = Callable[[], tuple[Config, Mapping[str | None, ssl.SSLContext]]]
-
-
 async def serve_with_signals(
-    server: Server, listeners: Sequence[trio.SocketListener], load: LoadAll | None
+    server: Server,
+    listeners: Sequence[trio.SocketListener],
+    load: LoadAll | None,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends at once; SIGHUP reloads."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     async with trio.open_nursery() as nursery:  # holds: the signal watch
-        await nursery.start(watch_signals, server, load, nursery.cancel_scope)
-        await server.serve(listeners)
-        nursery.cancel_scope.cancel()
+        with trio.open_signal_receiver(*numbers) as received:
+            nursery.start_soon(watch_signals, server, load, received, nursery.cancel_scope)
+            task_status.started()
+            await server.serve(listeners)
+            nursery.cancel_scope.cancel()
     server.finished.set()
 
 
 async def watch_signals(
     server: Server,
     load: LoadAll | None,
+    received: AsyncIterator[int],
     everything: trio.CancelScope,
-    *,
-    task_status: trio.TaskStatus[None],
 ) -> None:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    with trio.open_signal_receiver(*numbers) as received:
-        task_status.started()
-        async for number in received:
-            if number == signal.SIGHUP:
-                if load is not None:
-                    await server.reload(load)
-            elif server.is_draining:
-                everything.cancel()
-            else:
-                server.log("info", "draining", {"requests": len(server.exchanges)})
-                server.stop()
+    async for number in received:
+        if number == signal.SIGHUP:
+            if load is not None:
+                await server.reload(load)
+        elif server.is_draining:
+            everything.cancel()
+        else:
+            server.log("info", "draining", {"requests": len(server.exchanges)})
+            server.stop()
 
 
 async def run_serve(path: Path, env: Mapping[str, str]) -> int:
@@ -4242,12 +3897,11 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     """`pooler check`: what the file means, and nothing secret.  Raises: ConfigRefused."""
     config = load_config(path, env)
     make_tls_contexts(config, path.parent)
-    for warning in config.warnings:
-        say(f"warning: {warning}")
+    say(*(f"warning: {warning}" for warning in config.warnings))
     for account in config.accounts.values():
         url = account.base_url
+        state = "paused" if account.paused else "its key can be read"
         scheme = "https" if url.is_tls else "http"
-        state = "paused" if account.is_paused else "credentials can be read"
         say(f"account {account.name}: {scheme}://{url.authority}{url.path}: {state}")
     for pool in config.pools.values():
         names = ", ".join(account.name for account in pool.accounts)
@@ -4263,33 +3917,36 @@ def new_secret(prefix: str) -> str:
 def run_key(is_operator: bool) -> int:
     """`pooler key`: a new secret, and the line for pools.json that recognises it."""
     secret = new_secret("cpo" if is_operator else "cp")
-    use = "give it to the operator's MCP host" if is_operator else "give it to the client"
     say(
-        f"{secret}",
-        f"  is the secret: {use}; it is not shown again",
-        f'"sha256:{digest_of(secret).hex()}"',
-        f"  goes into pools.json, under {'operators' if is_operator else 'keys of a pool'}",
+        secret,
+        f"  is the secret, for the {'operator' if is_operator else 'client'}; not shown again",
+        f'"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"',
+        f"  goes into pools.json, under {'operators' if is_operator else 'the keys of a pool'}",
     )
     return 0
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    texts = {
+        "serve": "run the server (the default)",
+        "demo": "show the server at work, with nothing configured",
+        "check": "judge pools.json and say what it means",
+        "key": "make a new pool key",
+    }
     parser = argparse.ArgumentParser(
         prog="pooler", description="Pools AI accounts behind one OpenAI-compatible address."
     )
     parser.add_argument("--version", action="version", version=f"codex-pooler {VERSION}")
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    texts = {"serve": "run the server (the default)", "check": "judge pools.json, say what it is"}
-    for name, text in texts.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", type=Path, default=Path("pools.json"), metavar="FILE")
-    text = "show the server at work with nothing configured"
-    command = commands.add_parser("demo", help=text, description=text)
-    command.add_argument("--once", action="store_true", help="end after the first answer")
-    command.add_argument("--port", type=int, default=4000, help="default: 4000; 0: a free one")
-    text = "make a new pool key"
-    command = commands.add_parser("key", help=text, description=text)
-    command.add_argument("--operator", action="store_true", help="an operator token instead")
+    subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
+    command = {
+        name: subparsers.add_parser(name, help=text, description=text)
+        for name, text in texts.items()
+    }
+    for name in ("serve", "check"):
+        command[name].add_argument("--config", type=Path, default="pools.json", metavar="FILE")
+    command["demo"].add_argument("--once", action="store_true", help="end after the first answer")
+    command["demo"].add_argument("--port", type=int, default=4000, help="default 4000; 0: any")
+    command["key"].add_argument("--operator", action="store_true", help="an operator token")
     given = list(arguments)
     if not given or (given[0].startswith("-") and given[0] not in {"-h", "--help", "--version"}):
         given.insert(0, "serve")
@@ -4308,7 +3965,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_check(given.config, os.environ)
         return trio.run(run_serve, given.config, dict(os.environ))
     except ConfigRefused as refused:
-        return complain(refused.problems)
+        for problem in refused.problems:
+            print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
+        return 1
 
 
 if __name__ == "__main__":

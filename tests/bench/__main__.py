@@ -9,7 +9,7 @@ import statistics
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -51,7 +51,7 @@ STREAM_MEMORY: Final = Row("RSS MB per 1000 streams", at_most=20)
 COLD_START: Final = Row("cold start s")
 IMPORT: Final = Row("import CPU s", at_most=1.4, against="trio, h11")
 
-Measure = Callable[[Server, Scale], Awaitable[float]]
+Measure = Callable[[Server, Scale], Coroutine[None, None, float]]
 MEASURES: Final[Sequence[tuple[Row, Measure]]] = (
     (STREAM_MEMORY, measures.mb_per_1000_streams),  # first: the process must be fresh
     (REQUESTS, measures.requests_per_cpu_second),

@@ -41,6 +41,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.event_count = 0  # over all answers; an event cut by two receives may be missed
+        self.is_lost = False
         self.begin()
 
     def begin(self) -> None:
@@ -51,12 +52,15 @@ class Connection(asyncio.Protocol):
         self.body_left: int | None = None
         self.tail = b""
         self.is_in_body = False
+        if self.is_lost:
+            self.fail("closed before the request")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
         self.fail(f"cut after {self.head[:80]!r} ... {self.tail[-80:]!r}")
 
     def fail(self, reason: str) -> None:
@@ -115,8 +119,9 @@ async def connections(port: int, count: int) -> AsyncIterator[list[Connection]]:
     loop = asyncio.get_running_loop()
     opened: list[Connection] = []
     try:
-        for _ in range(count):
-            opened.append((await loop.create_connection(Connection, "127.0.0.1", port))[1])
+        while len(opened) < count:
+            _, connection = await loop.create_connection(Connection, "127.0.0.1", port)
+            opened.append(connection)
         yield opened
     finally:
         for connection in opened:

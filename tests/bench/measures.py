@@ -27,6 +27,7 @@ STOP_SECONDS_MAX: Final = 10.0
 CLIENTS: Final = 32
 PACED_STREAMS: Final = 50
 BURST_STREAMS: Final = 4
+BATCH: Final = 50
 SETTLE_SECONDS: Final = 0.5
 STREAMS_MAX: Final = 4096
 
@@ -240,9 +241,9 @@ async def mb_per_1000_streams(server: Server, scale: Scale) -> float:
     """Memory that open streams take: each has received a content event and waits."""
     content = request("idle", 1, server.port)
     before = server.memory_mb()
-    async with connections(server.port, scale.idle_streams) as opened:
-        for start in range(0, len(opened), CLIENTS):
-            batch = opened[start : start + CLIENTS]
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(scale.idle_streams // BATCH):  # a crowd without keys would be shown out
+            batch = await stack.enter_async_context(connections(server.port, BATCH))
             await asyncio.gather(*(connection.first_content(content) for connection in batch))
         await asyncio.sleep(SETTLE_SECONDS)
         return (server.memory_mb() - before) * 1000 / scale.idle_streams
