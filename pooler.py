@@ -51,15 +51,7 @@ import time
 import traceback
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -87,7 +79,7 @@ MIB: Final = 1024 * KIB
 HOUR: Final = 3600.0
 
 
-def _limit(default: float, low: float, high: float) -> Any:
+def _limit(default: float, low: float, high: float) -> Any:  # noqa: ANN401 (as `field`)
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -162,7 +154,7 @@ CATALOGUE_MODELS_MAX: Final = 10_000
 MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
 MODEL_BLOCKS_MAX: Final = 64  # per account
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
-SESSION_BYTES_MAX: Final = 256
+SESSION_CHARS_MAX: Final = 256
 SECRET_CHARS_MIN: Final = 16
 CONFIG_BYTES_MAX: Final = 4 * MIB
 SECRET_FILE_BYTES_MAX: Final = 64 * KIB
@@ -178,8 +170,6 @@ assert _DEFAULTS.hold_seconds_max < _DEFAULTS.first_event_seconds_max
 
 class Budget:
     """A count of bytes that many holders share; `grow` refuses to pass the maximum."""
-
-    __slots__ = ("bytes_held", "bytes_max")
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_held = 0
@@ -282,12 +272,11 @@ class PoolerError(Exception):
         return json.dumps({"error": shown | dict(self.details)}).encode(), "application/json"
 
 
+@dataclass(eq=False)
 class ConfigRefused(Exception):
     """pools.json cannot be used.  `problems`: one line each, with its JSON path."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+    problems: Sequence[str]
 
 
 ################################################################
@@ -300,7 +289,7 @@ Headers = tuple[tuple[str, str], ...]  # names in lower case
 
 FORWARDED_TO_UPSTREAM: Final = frozenset({"accept", "openai-beta"})
 FORWARDED_TO_CLIENT: Final = frozenset(
-    {"content-type", "openai-model", "openai-processing-ms", "openai-version", "x-should-retry"}
+    "content-type openai-model openai-processing-ms openai-version x-should-retry".split()
 )
 _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
 
@@ -319,7 +308,7 @@ class Secret:
 
 def reveal(secret: Secret) -> str:
     """The secret's value.  The only place that reads it."""
-    return secret._value
+    return secret._value  # noqa: SLF001 (the one place)
 
 
 def header_of(headers: Headers, name: str) -> str | None:
@@ -458,9 +447,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-# What a field may hold: a function from JSON to the value, which raises ValueError with what
-# is wrong, one argument for each problem; `[0]: ...` names a member of a list.
-Check = Callable[[Json], Any]
+# What a field may hold: a function from JSON, and what the table adds, to the value.  It
+# raises ValueError with what is wrong, one argument for each problem; `[0]: ...` names a member
+# of a list.
+Check = Callable[..., Any]
 
 
 def _wrong(wanted: str, value: Json) -> ValueError:
@@ -475,57 +465,45 @@ def _flag(value: Json) -> bool:
     return value
 
 
-def _number(low: float, high: float, *, is_whole: bool = True) -> Check:
-    def check(value: Json) -> float:
-        fits = isinstance(value, int if is_whole else (int, float))
-        if not fits or isinstance(value, bool):
-            raise _wrong("a whole number" if is_whole else "a number", value)
-        if not low <= value <= high:
-            raise ValueError(f"must be from {low:g} to {high:g}")
-        return cast(float, value)
-
-    return check
+def _number(value: Json, low: float, high: float, is_whole: bool = True) -> float:
+    fits = isinstance(value, int if is_whole else (int, float))
+    if not fits or isinstance(value, bool):
+        raise _wrong("a whole number" if is_whole else "a number", value)
+    if not low <= value <= high:
+        raise ValueError(f"must be from {low:g} to {high:g}")
+    return cast(float, value)
 
 
-def _text(pattern: str = r"[^\x00]*", what: str = "a string") -> Check:
-    def check(value: Json) -> str:
-        if not isinstance(value, str):
-            raise _wrong("a string", value)
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"must be {what}")
-        return value
-
-    return check
+def _text(value: Json, pattern: str = r"[^\x00]*", what: str = "a string") -> str:
+    if not isinstance(value, str):
+        raise _wrong("a string", value)
+    if not re.fullmatch(pattern, value):
+        raise ValueError(f"must be {what}")
+    return value
 
 
-def _list(member: Check) -> Check:
-    def check(value: Json) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise _wrong("a list", value)
-        found, problems = [], []
-        for index, item in enumerate(value):
-            try:
-                found.append(member(item))
-            except ValueError as error:
-                problems.append(f"[{index}]: {error}")
-            if item in value[:index]:
-                problems.append(f"[{index}]: stands there twice")
-        if problems:
-            raise ValueError(*problems)
-        return tuple(found)
-
-    return check
+def _list(value: Json, member: Check, *rest: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise _wrong("a list", value)
+    found, problems = [], []
+    for index, item in enumerate(value):
+        try:
+            found.append(member(item, *rest))
+        except ValueError as error:
+            problems.append(f"[{index}]: {error}")
+        if item in value[:index]:
+            problems.append(f"[{index}]: stands there twice")
+    if problems:
+        raise ValueError(*problems)
+    return tuple(found)
 
 
-def _members(pattern: str, what: str) -> Check:
-    def check(value: Json) -> dict[str, Json]:
-        if not isinstance(value, dict):
-            raise _wrong("an object", value)
-        if not all(re.fullmatch(pattern, name) for name in value):
-            raise ValueError(f"has a name that is not {what}")
-        return value
-
-    return check
+def _members(value: Json, pattern: str, what: str) -> dict[str, Json]:
+    if not isinstance(value, dict):
+        raise _wrong("an object", value)
+    if not all(re.fullmatch(pattern, name) for name in value):
+        raise ValueError(f"has a name that is not {what}")
+    return value
 
 
 def _not_yet(_value: Json) -> NoReturn:
@@ -535,15 +513,15 @@ def _not_yet(_value: Json) -> NoReturn:
 def _account_type(value: Json) -> str:
     if value == "codex":
         raise ValueError(f"'codex': {NOT_YET}")
-    return cast(str, _text("openai", "'openai'")(value))
+    return _text(value, "openai", "'openai'")
 
 
 def _routing(value: Json) -> Routing:
-    return Routing(_text("|".join(Routing), f"one of {', '.join(Routing)}")(value))
+    return Routing(_text(value, "|".join(Routing), f"one of {', '.join(Routing)}"))
 
 
 def _base_url(value: Json) -> BaseUrl:
-    text = _text()(value)
+    text = _text(value)
     match = re.fullmatch(rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?", text)
     if match is None or int(match[3] or 0) > 65535:
         raise ValueError("must look like https://host/v1")
@@ -553,7 +531,7 @@ def _base_url(value: Json) -> BaseUrl:
 
 
 def _listen(value: Json) -> Listen:
-    text = _text()(value)
+    text = _text(value)
     match = _ADDRESS.fullmatch(text)
     if text.startswith("unix:/"):
         return Listen(text, unix_path=text[5:])
@@ -563,7 +541,7 @@ def _listen(value: Json) -> Listen:
 
 
 def _listens(value: Json) -> tuple[Listen, ...]:
-    found = (_listen(value),) if isinstance(value, str) else _list(_listen)(value)
+    found = (_listen(value),) if isinstance(value, str) else _list(value, _listen)
     if not found:
         raise ValueError("must name at least one address")
     return cast(tuple[Listen, ...], found)
@@ -571,7 +549,7 @@ def _listens(value: Json) -> tuple[Listen, ...]:
 
 def _expiry(value: Json) -> float:
     """A date means the end of that day in UTC; a time needs its offset."""
-    text = _text()(value)
+    text = _text(value)
     try:
         moment = datetime.fromisoformat(text)
         if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
@@ -583,60 +561,57 @@ def _expiry(value: Json) -> float:
     raise ValueError("must be a date (2027-01-01) or a time (2027-01-01T12:00:00Z)")
 
 
-_MODELS: Final = _list(_text(_MODEL, "a model name"))
-_NAMES: Final = _members(_NAME, "made of letters, digits and _.- (at most 64)")
-_COUNT: Final = _number(1, 10**12)
-Spec = Mapping[str, tuple[Check, Any]]  # field -> its check, and what stands for an absent one
+# A field's check, what stands for an absent one, and what the check is told besides.
+Spec = Mapping[str, tuple[Any, ...]]
 _REQUIRED: Final = {"accounts", "pools", "type", "api_key", "key"}
+_MODELS: Final = (_list, None, _text, _MODEL, "a model name")
+_NAMES: Final = (_members, dict[str, Json](), _NAME, "made of letters, digits and _.-")
 
 _TOP: Final[Spec] = {
-    "accounts": (_NAMES, {}),
-    "pools": (_NAMES, {}),
-    "operators": (_NAMES, {}),
+    "accounts": _NAMES,
+    "pools": _NAMES,
+    "operators": _NAMES,
     "listen": (_listens, DEFAULT_LISTEN),
     "allow_public": (_flag, False),
-    "base_path": (_text(r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"), ""),
-    "allowed_origins": (_list(_text(r"https?://[a-z0-9.\-\[\]:]+", "like https://host")), ()),
-    "hosts": (_list(_text(_HOST_NAME, "a host name without a port")), None),
+    "base_path": (_text, "", r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"),
+    "allowed_origins": (_list, (), _text, r"https?://[a-z0-9.\-\[\]:]+", "like https://host"),
+    "hosts": (_list, None, _text, _HOST_NAME, "a host name without a port"),
     "journal": (_not_yet, None),
-    "limits": (_members("[a-z_]*", "a limit"), {}),
+    "limits": (_members, {}, "[a-z_]*", "a limit"),
 }
 _ACCOUNT: Final[Spec] = {
     "type": (_account_type, ""),
-    "api_key": (_text(), "none"),
+    "api_key": (_text, "none"),
     "base_url": (_base_url, BaseUrl(True, "api.openai.com", 443, "/v1")),
     "allow_plain_http": (_flag, False),
-    "priority": (_number(-1000, 1000), 0),
+    "priority": (_number, 0, -1000, 1000),
     "paused": (_flag, False),
-    "concurrent": (_number(1, 10_000), None),
-    "models": (_MODELS, None),
-    "first_event_seconds": (_number(0.1, HOUR, is_whole=False), None),
-    "ca_file": (_text("[^\x00]+", "a path"), None),
+    "concurrent": (_number, None, 1, 10_000),
+    "models": _MODELS,
+    "first_event_seconds": (_number, None, 0.1, HOUR, False),
+    "ca_file": (_text, None, "[^\x00]+", "a path"),
     "auth_file": (_not_yet, None),
     "websocket": (_not_yet, None),
 }
 _POOL: Final[Spec] = {
-    "accounts": (_list(_text()), ()),
-    "models": (_MODELS, None),
-    "aliases": (_members(_MODEL, "a model name"), {}),
-    "routing": (
-        _text("|".join(one.value for one in Routing), "one of the four routings"),
-        "sticky",
-    ),
-    "keys": (_NAMES, {}),
+    "accounts": (_list, (), _text),
+    "models": _MODELS,
+    "aliases": (_members, {}, _MODEL, "a model name"),
+    "routing": (_routing, Routing.STICKY),
+    "keys": _NAMES,
 }
 _KEY: Final[Spec] = {
-    "key": (_text(), ""),
-    "models": (_MODELS, None),
-    "requests_per_minute": (_number(1, 100_000), None),
-    "tokens_per_day": (_COUNT, None),
-    "concurrent": (_number(1, 10_000), None),
+    "key": (_text, ""),
+    "models": _MODELS,
+    "requests_per_minute": (_number, None, 1, 100_000),
+    "tokens_per_day": (_number, None, 1, 10**12),
+    "concurrent": (_number, None, 1, 10_000),
     "expires": (_expiry, None),
     "paused": (_flag, False),
 }
 _LIMITS: Final[Spec] = {
-    limit.name: (_number(**limit.metadata, is_whole=limit.type == "int"), limit.default)
-    for limit in dataclasses.fields(Limits)
+    one.name: (_number, one.default, *one.metadata.values(), one.type == "int")
+    for one in dataclasses.fields(Limits)
 }
 
 
@@ -665,7 +640,7 @@ class _Loader:
 
     def read(self, value: Json, path: str, spec: Spec) -> dict[str, Any]:
         """The fields of one object, each checked or at its default."""
-        found = {name: default for name, (_, default) in spec.items()}
+        found = {name: row[1] for name, row in spec.items()}
         if not isinstance(value, dict):
             self.refuse(path or "pools.json", str(_wrong("an object", value)))
             return found
@@ -677,7 +652,8 @@ class _Loader:
                 continue
             self.refuse_twice(content, f"{prefix}{name}.")
             try:
-                found[name] = spec[name][0](content)
+                check, _, *rest = spec[name]
+                found[name] = check(content, *rest)
             except ValueError as error:
                 for problem in error.args:
                     gap = "" if problem.startswith("[") else ": "
@@ -785,13 +761,11 @@ class _Loader:
     def config(self, value: Json) -> Config:
         found = self.read(value, "", _TOP)
         limits = Limits(**self.read(found["limits"], "limits", _LIMITS))
-        accounts = {
-            name: self.account(name, content, limits) for name, content in found["accounts"].items()
-        }
-        pools = {
-            name: self.pool(name, content, accounts, limits)
-            for name, content in found["pools"].items()
-        }
+        accounts, pools = {}, {}
+        for name, content in found["accounts"].items():
+            accounts[name] = self.account(name, content, limits)
+        for name, content in found["pools"].items():
+            pools[name] = self.pool(name, content, accounts, limits)
         for name, token in found["operators"].items():
             if isinstance(token, str):
                 self.digest(f"operators.{name}", token, "pooler key --operator")
@@ -884,15 +858,8 @@ _PATHS: Final[Mapping[str, Route]] = {
     "/v1/responses": Route.RESPONSES,
     "/v1/chat/completions": Route.CHAT,
 }
-METHODS: Final[Mapping[Route, tuple[str, ...]]] = {
-    Route.HEALTH: ("GET", "HEAD"),
-    Route.READY: ("GET", "HEAD"),
-    Route.MODELS: ("GET", "HEAD"),
-    Route.MODEL: ("GET", "HEAD"),
-    Route.RESPONSES: ("POST",),
-    Route.CHAT: ("POST",),
-}
-KEYLESS: Final = frozenset({Route.HEALTH, Route.READY, Route.NOTHING})
+METHODS: Final = {Route.RESPONSES: ("POST",), Route.CHAT: ("POST",)}
+METHODS_ELSE: Final = ("GET", "HEAD")
 
 
 def find_route(path: str, base_path: str) -> tuple[Route, str]:
@@ -901,14 +868,10 @@ def find_route(path: str, base_path: str) -> tuple[Route, str]:
         if not path.startswith(base_path + "/"):
             return Route.NOTHING, ""
         path = path[len(base_path) :]
-    route = _PATHS.get(path)
-    if route is not None:
-        return route, ""
     if path.startswith("/v1/models/") and len(path) > len("/v1/models/"):
         return Route.MODEL, unquote(path[len("/v1/models/") :])
-    if path == "/v1" or path.startswith("/v1/"):
-        return Route.UNSUPPORTED, ""
-    return Route.NOTHING, ""
+    is_api = path == "/v1" or path.startswith("/v1/")
+    return _PATHS.get(path, Route.UNSUPPORTED if is_api else Route.NOTHING), ""
 
 
 ################################################################
@@ -956,6 +919,7 @@ UNTIL_CLOSE: Final = Framing()
 class RequestHead:
     method: str
     path: str
+    host: str | None  # in lower case, without its port
     is_http_1_0: bool
     headers: Headers
     framing: Framing
@@ -1028,8 +992,9 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
         framing = _framing_of(headers) or NO_BODY
         if framing.is_chunked and is_http_1_0:
             raise BadSyntax("chunked in HTTP/1.0")
-        host = header_of(headers, "host")
-        if not (is_http_1_0 and host is None) and not _HOST_FIELD.fullmatch(host or ""):
+        field_value = header_of(headers, "host")
+        host = _HOST_FIELD.fullmatch(field_value or "")
+        if host is None and not (is_http_1_0 and field_value is None):
             raise BadSyntax("host")
         parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw))
         parser.receive_data(raw)
@@ -1040,17 +1005,12 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
     return RequestHead(
         method=event.method.decode("ascii"),
         path=event.target.partition(b"?")[0].decode("ascii"),
+        host=host[1].lower() if host else None,
         is_http_1_0=is_http_1_0,
         headers=headers,
         framing=framing,
         keeps_alive=_keeps_alive(headers, is_http_1_0),
     )
-
-
-def host_name_of(head: RequestHead) -> str | None:
-    """The name in the Host field, in lower case and without its port."""
-    match = _HOST_FIELD.fullmatch(header_of(head.headers, "host") or "")
-    return match[1].lower() if match else None
 
 
 def parse_response_head(raw: bytes) -> ResponseHead:
@@ -1146,12 +1106,7 @@ def body_reader(framing: Framing) -> ChunkReader | LengthReader:
     return ChunkReader() if framing.is_chunked else LengthReader(framing.length)
 
 
-@functools.lru_cache(maxsize=64)
-def _status_line(status: int) -> str:
-    try:
-        return f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
-    except ValueError:
-        return f"HTTP/1.1 {status} \r\n"
+REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus}
 
 
 def format_head(start_line: str, headers: Iterable[tuple[str, str]]) -> bytes:
@@ -1160,6 +1115,10 @@ def format_head(start_line: str, headers: Iterable[tuple[str, str]]) -> bytes:
     head = f"{start_line}{lines}\r\n"
     assert head.count("\n") == head.count("\r\n")
     return head.encode("latin-1")
+
+
+def format_response_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+    return format_head(f"HTTP/1.1 {status} {REASONS.get(status, '')}\r\n", headers)
 
 
 def format_chunk(body: bytes) -> bytes:
@@ -1184,15 +1143,24 @@ class CallKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What routing needs to know of a request's body."""
+    """What a request asks of its pool, and where its session belongs."""
 
     kind: CallKind
+    pool: Pool
     requested_model: str
     model: str  # with the pool's alias applied
     is_stream: bool
     is_stored: bool
-    cache_key: str | None
-    previous_response_id: str | None
+    session: bytes | None  # digest of pool, key and session
+    response: bytes | None  # digest of pool, key and previous_response_id
+
+
+# Upstream facts §6.7; the body's prompt_cache_key comes after them.
+SESSION_HEADERS: Final = (
+    "x-codex-window-id", "x-codex-session-id", "session-id", "x-session-id",
+    "x-session-affinity", "session_id", "thread-id", "x-codex-conversation-id",
+    "conversation_id",
+)  # fmt: skip
 
 
 def check_json_shape(body: bytes, limits: Limits) -> None:
@@ -1262,27 +1230,36 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
     return value
 
 
-def read_call(kind: CallKind, body: Mapping[str, Json], pool: Pool, key: Key) -> Call:
+def digest_parts(*parts: str) -> bytes:
+    """One digest of several texts, none of which can pretend to be two."""
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
+
+
+def read_call(
+    kind: CallKind, body: Mapping[str, Json], headers: Headers, pool: Pool, key: Key
+) -> Call:
     """What the request asks for, if this key may ask it.
 
     Raises: PoolerError (missing_required_parameter, model_not_found).
     """
-    requested = body.get("model")
-    if not isinstance(requested, str) or not requested:
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
         raise PoolerError("missing_required_parameter", param="model")
-    model = pool.aliases.get(requested, requested)
-    if not is_model_allowed(requested, pool, key):
+    if not is_model_allowed(model, pool, key):
         raise PoolerError("model_not_found")
-    cache_key = body.get("prompt_cache_key")
+    named = [header_of(headers, name) for name in SESSION_HEADERS]
+    session = next((value for value in (*named, body.get("prompt_cache_key")) if value), None)
     previous = body.get("previous_response_id")
+    scope = (pool.name, key.name)
     return Call(
         kind=kind,
-        requested_model=requested,
-        model=model,
+        pool=pool,
+        requested_model=model,
+        model=pool.aliases.get(model, model),
         is_stream=body.get("stream") is True,
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
-        cache_key=cache_key if isinstance(cache_key, str) and cache_key else None,
-        previous_response_id=previous if isinstance(previous, str) and previous else None,
+        session=digest_parts(*scope, str(session)[:SESSION_CHARS_MAX]) if session else None,
+        response=digest_parts(*scope, "response", str(previous)) if previous else None,
     )
 
 
@@ -1350,20 +1327,16 @@ class BodyDecoder:
 
     def feed(self, received: bytes) -> bytes:
         """The decoded bytes of `received`.  Raises: PoolerError (request_too_large, invalid_json)."""
+        limits = self._limits
         self._bytes_in += len(received)
-        room = min(
-            self._limits.decoded_bytes_max,
-            self._bytes_in * self._limits.decoded_ratio_max,
-        )
+        room = min(limits.decoded_bytes_max, self._bytes_in * limits.decoded_ratio_max)
         try:
             decoded: bytes = self._decoder.decompress(received, room - self._bytes_out + 1)
         except self._errors:
             raise PoolerError("invalid_json", "The request body does not decompress.") from None
         self._bytes_out += len(decoded)
         if self._bytes_out > room:
-            raise PoolerError(
-                "request_too_large", "The request body decompresses to more than is accepted."
-            )
+            raise PoolerError("request_too_large", "The body decompresses to too much.")
         return decoded
 
     def finish(self) -> None:
@@ -1427,9 +1400,6 @@ _TYPE_FIRST: Final = re.compile(
 )
 _CHAT_CONTENT: Final = re.compile(rb"data: ?\{\"(?:id|choices|object|created|model)\"")
 _CHAT_NOTABLE: Final = re.compile(rb'"(?:finish_reason": ?"|usage": ?\{|error": ?[^n ])')
-_RETRY_HINT: Final = re.compile(
-    r"try again in (?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)(ms|s))?", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1482,6 +1452,7 @@ def _kind_of_type(name: bytes) -> EventKind:
     return _KIND_OF_TYPE.get(name, other)
 
 
+@dataclass(slots=True)
 class EventScanner:
     """Finds the ends and kinds of the events in a stream, fed in any pieces.
 
@@ -1489,23 +1460,17 @@ class EventScanner:
     and `response_id` what was reported.  `bytes_pending` is the length of the unfinished event.
     """
 
-    __slots__ = (
-        "_last", "_pieces", "_tail", "bytes_pending", "failure", "has_content", "has_finish",
-        "kind", "response", "terminal", "usage",
-    )  # fmt: skip
-
-    def __init__(self, kind: CallKind) -> None:
-        self.kind = kind
-        self._pieces: list[bytes] = []
-        self._tail = b""
-        self._last = b""
-        self.bytes_pending = 0
-        self.has_content = False
-        self.has_finish = False  # a Chat finish_reason was seen
-        self.terminal: EventKind | None = None
-        self.failure: dict[str, Json] | None = None
-        self.usage: Usage | None = None
-        self.response: dict[str, Json] = {}  # id, created_at and model, once they are known
+    kind: CallKind
+    bytes_pending: int = 0
+    has_content: bool = False
+    has_finish: bool = False  # a Chat finish_reason was seen
+    terminal: EventKind | None = None
+    failure: dict[str, Json] | None = None
+    usage: Usage | None = None
+    response: dict[str, Json] = field(default_factory=dict)  # id, created_at, model if known
+    _pieces: list[bytes] = field(default_factory=list)
+    _tail: bytes = b""
+    _last: bytes = b""
 
     @property
     def response_id(self) -> str | None:
@@ -1513,7 +1478,7 @@ class EventScanner:
         return found if isinstance(found, str) else None
 
     def feed(self, received: bytes, *, is_end: bool = False) -> list[tuple[EventKind, bytes]]:
-        """The events that `received` completes, joined where all are plain content.
+        """The events that `received` completes, as they came.
 
         At the end of the body `is_end` resolves a last lone CR.  What is then left unfinished
         is dropped, as the standard asks, but for blank lines.
@@ -1543,43 +1508,33 @@ class EventScanner:
     ) -> int:
         """Append the whole events of `buffer` to `found`; where the unfinished one begins."""
         has_cr = b"\r" in buffer
-        start = last = content_from = content_to = 0
+        start = 0
         while True:
             if has_cr:
                 match = boundary.search(buffer, start)
                 end = match.end() if match else 0
             else:  # bytes.find is several times faster, and all that most streams need
                 end = buffer.find(b"\n\n", start) + 2
-                end = 0 if end == 1 else end
-            if not end:
-                break
-            kind = self._kind_of(buffer, start, end)
+            if end < 2:
+                return start
+            event = buffer[start:end]
+            kind = self._kind_of(event)
             if kind is EventKind.CONTENT:
                 self.has_content = True
-                self._last = b""
-                content_to = end
-            else:
-                if content_to > content_from:
-                    found.append((EventKind.CONTENT, buffer[content_from:content_to]))
-                event = buffer[start:end]
-                content_from = content_to = end
-                found.append((kind, event))
+                self._last = event
+            elif kind is not EventKind.IDLE:
+                self._last = event
                 self._note(kind, event)
-            last, start = start, end
-        if content_to > content_from:
-            found.append((EventKind.CONTENT, buffer[content_from:content_to]))
-            self._last = buffer[last:content_to]
-        return start
+            found.append((kind, event))
+            start = end
 
-    def _kind_of(self, buffer: bytes, start: int, end: int) -> EventKind:
+    def _kind_of(self, event: bytes) -> EventKind:
         if self.kind is CallKind.RESPONSES:
-            match = _TYPE_FIRST.match(buffer, start, end)
-            if match is not None:
+            if (match := _TYPE_FIRST.match(event)) is not None:
                 return _kind_of_type(match[1])
-        elif self.has_content and _CHAT_CONTENT.match(buffer, start, end):
-            if _CHAT_NOTABLE.search(buffer, start, end) is None:
-                return EventKind.CONTENT
-        return self._kind_of_parsed(buffer[start:end])
+        elif self.has_content and _CHAT_CONTENT.match(event) and not _CHAT_NOTABLE.search(event):
+            return EventKind.CONTENT
+        return self._kind_of_parsed(event)
 
     def _kind_of_parsed(self, event: bytes) -> EventKind:
         data = event_data(event)
@@ -1614,9 +1569,6 @@ class EventScanner:
 
     def _note(self, kind: EventKind, event: bytes) -> None:
         """Remember what an event other than plain content tells."""
-        if kind is EventKind.IDLE:
-            return
-        self._last = event
         if kind in TERMINAL_KINDS:
             self.terminal = self.terminal or kind
         if kind is EventKind.DONE or (kind is EventKind.HANDSHAKE and self.response):
@@ -1643,20 +1595,16 @@ class EventScanner:
         if self.kind is CallKind.CHAT:
             return b"data: " + error.content()[0] + b"\n\n"
         last = (event_object(self._last) or {}).get("sequence_number")
-        response: dict[str, Json] = {"id": f"resp_{request_id}", "object": "response"}
-        response |= self.response
-        response |= {
+        response = {
+            "id": f"resp_{request_id}",
+            "object": "response",
+            **self.response,
             "status": "failed",
             "error": {"code": error.code, "message": error.public},
-            "incomplete_details": None,
             "output": [],
-            "usage": None,
         }
-        event = {
-            "type": "response.failed",
-            "sequence_number": last + 1 if isinstance(last, int) else 0,
-            "response": response,
-        }
+        number = last + 1 if isinstance(last, int) else 0
+        event = {"type": "response.failed", "sequence_number": number, "response": response}
         return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
 
 
@@ -1696,12 +1644,11 @@ class Fault:
     rest_seconds: float | None = None
 
 
+@dataclass(eq=False)
 class UpstreamFailed(Exception):
     """An attempt ended without anything for the client."""
 
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.reason)
-        self.fault = fault
+    fault: Fault
 
 
 _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
@@ -1709,37 +1656,29 @@ _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
     402: (Action.NEXT, Effect.REFUSED),
     403: (Action.NEXT, Effect.DEMOTED),
     429: (Action.NEXT, Effect.LIMITED),
-    500: (Action.NEXT, Effect.DEMOTED),
-    502: (Action.NEXT, Effect.DEMOTED),
-    503: (Action.NEXT, Effect.DEMOTED),
-    504: (Action.RETURN, Effect.DEMOTED),  # may still be working on it, as 522 and 524
-    520: (Action.NEXT, Effect.DEMOTED),
-    521: (Action.NEXT, Effect.DEMOTED),
-    522: (Action.RETURN, Effect.DEMOTED),
-    524: (Action.RETURN, Effect.DEMOTED),
-    529: (Action.NEXT, Effect.DEMOTED),
+    **dict.fromkeys((500, 502, 503, 520, 521, 529), (Action.NEXT, Effect.DEMOTED)),
+    # These may still be working on it.
+    **dict.fromkeys((504, 522, 524), (Action.RETURN, Effect.DEMOTED)),
 }
-_LIMIT_CODES: Final = frozenset(
-    "usage_limit_reached rate_limit_exceeded insufficient_quota quota_exceeded "
-    "usage_not_included".split()
-)
-_QUOTA_CODES: Final = frozenset({"insufficient_quota", "quota_exceeded", "usage_not_included"})
-_TRANSIENT_CODES: Final = frozenset(
-    "server_is_overloaded slow_down overloaded_error server_error upstream_error "
-    "stream_incomplete upstream_request_timeout internal_error".split()
-)
-_POLICY_CODES: Final = frozenset(
-    "cyber_policy bio_policy misalignment_policy_violation content_policy_violation".split()
-)
-_ACCOUNT_CODES: Final = frozenset(
-    "account_deactivated account_suspended account_deleted deactivated_workspace".split()
-)
+_LIMIT_CODES: Final = ("usage_limit_reached", "rate_limit_exceeded")
+_QUOTA_CODES: Final = ("insufficient_quota", "quota_exceeded", "usage_not_included")
+_LOAD_CODES: Final = ("server_is_overloaded", "slow_down", "overloaded_error")
+_BREAK_CODES: Final = ("server_error", "upstream_error", "internal_error", "stream_incomplete")
+_BY_CODE: Final[Mapping[str, Effect]] = {  # in a failure hidden in a 200
+    **dict.fromkeys((*_LIMIT_CODES, *_QUOTA_CODES), Effect.LIMITED),
+    **dict.fromkeys((*_LOAD_CODES, *_BREAK_CODES, "upstream_request_timeout"), Effect.DEMOTED),
+    "model_not_found": Effect.LACKS_MODEL,
+}
+_ACCOUNT_CODES: Final = re.compile("account_(deactivated|suspended|deleted)|deactivated_workspace")
+_POLICY_CODES: Final = re.compile("(cyber|bio|content)_policy.*|misalignment_policy_violation")
 _CODE_TOKEN: Final = re.compile(r"(?!error$)[A-Za-z0-9_.-]{1,80}")  # a flat event's type
-_ENCRYPTED: Final = re.compile(
-    r"encrypted content .*could not be (?:verified|decrypted)", re.DOTALL
-)
+_ENCRYPTED: Final = re.compile(r"(?s)encrypted content .*could not be (?:verified|decrypted)")
 _NO_MODEL: Final = re.compile(
-    r"model .*(?:not found|does not exist|not supported|not available)", re.DOTALL | re.IGNORECASE
+    r"(?i)(?:model [`'\"]?[\w.:/-]+[`'\"]?|model|[`'\"][\w.:/-]+[`'\"] model) "
+    r"(?:was |is |does )?not (?:found|exist|available|supported when using)"
+)
+_RETRY_HINT: Final = re.compile(
+    r"(?i)try again in (?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)(ms|s))?"
 )
 
 
@@ -1823,9 +1762,9 @@ def judge_answer(
     if status in {400, 404} and _is_about_model(words):
         return Fault(reason, Action.NEXT, Effect.LACKS_MODEL, PoolerError("model_not_found"))
     action, effect = _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
-    if words.code in _ACCOUNT_CODES and status in {401, 402, 403}:
+    if _ACCOUNT_CODES.fullmatch(words.code or "") and status in {401, 402, 403}:
         effect = Effect.REFUSED
-    elif words.code in _POLICY_CODES:
+    elif _POLICY_CODES.fullmatch(words.code or ""):
         action, effect = Action.RETURN, Effect.NONE
     elif status == 400 and _is_about_encrypted(words):
         action = Action.REPAIR
@@ -1859,16 +1798,18 @@ def _is_about_encrypted(words: UpstreamWords) -> bool:
 def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> Fault | None:
     """What a failure hidden in a 200, before any content, means; None: the client's own."""
     words = read_error(failure)
-    reason = f"200 {words.code or 'failed'}"
-    if words.code in _LIMIT_CODES:
+    effect = _BY_CODE.get(words.code or "")
+    if effect is None:
+        return None
+    error = PoolerError("no_usable_account")
+    rest = None
+    if effect is Effect.LIMITED:
         rest = rest_of((), words, unix_now, limits)
-        return Fault(reason, Action.NEXT, Effect.LIMITED, PoolerError("no_usable_account"), rest)
-    if words.code == "model_not_found":
-        return Fault(reason, Action.NEXT, Effect.LACKS_MODEL, PoolerError("model_not_found"))
-    if words.code in _TRANSIENT_CODES:
-        status = 503 if words.code in {"server_is_overloaded", "slow_down"} else 502
-        return Fault(reason, Action.NEXT, Effect.DEMOTED, _upstream_error(status, words.code))
-    return None
+    elif effect is Effect.LACKS_MODEL:
+        error = PoolerError("model_not_found")
+    else:
+        error = _upstream_error(503 if words.code in _LOAD_CODES else 502, words.code)
+    return Fault(f"200 {words.code}", Action.NEXT, effect, error, rest)
 
 
 class Stage(enum.Enum):
@@ -1999,6 +1940,7 @@ class Pin(NamedTuple):
     """Where a session stays.  `is_foreign`: its history holds reasoning of another upstream."""
 
     account: str
+    base_url: BaseUrl
     is_foreign: bool
     used_at: float
 
@@ -2015,43 +1957,6 @@ class RecentMap(OrderedDict[bytes, T]):
         self.move_to_end(key)
         while len(self) > self.length_max:
             self.popitem(last=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a request asks of the pool: its call, and where its session belongs."""
-
-    pool: Pool
-    call: Call
-    session: bytes | None  # digest of pool, key and session
-    response: bytes | None  # digest of pool, key and previous_response_id
-
-
-def _digest_parts(*parts: str) -> bytes:
-    """One digest of several texts, none of which can pretend to be two."""
-    joined = json.dumps(parts).encode()
-    return hashlib.sha256(joined).digest()
-
-
-_SESSION_HEADERS: Final = (
-    "x-codex-window-id", "x-codex-session-id", "session-id", "x-session-id",
-    "x-session-affinity", "session_id", "thread-id", "x-codex-conversation-id",
-    "conversation_id",
-)  # fmt: skip
-
-
-def make_wish(pool: Pool, key: Key, call: Call, headers: Headers) -> Wish:
-    """Session header order: upstream facts §6.7; then the body's prompt_cache_key."""
-    values = (header_of(headers, name) for name in _SESSION_HEADERS)
-    session = next((value for value in values if value), None) or call.cache_key
-    previous = call.previous_response_id
-    scope = (pool.name, key.name)
-    return Wish(
-        pool=pool,
-        call=call,
-        session=_digest_parts(*scope, session[:SESSION_BYTES_MAX]) if session else None,
-        response=_digest_parts(*scope, "response", previous) if previous else None,
-    )
 
 
 class Roster:
@@ -2078,112 +1983,83 @@ class Roster:
 
     # The choice.
 
-    def ranked(self, wish: Wish, tried: Iterable[str], now: float) -> list[Account]:
-        """The accounts that may serve now, the best first, whether or not they have room."""
-        pin = self.pin_of(wish, now)
-        pinned = pin.account if pin else None
-        able = self.bound(wish, self.able(wish, now))
-        known = set(tried)
-        ready: list[tuple[tuple[Any, ...], Account]] = []
-        probes = []
+    def ranked(self, call: Call, tried: Iterable[str], now: float) -> list[Account]:
+        """The accounts that may serve now, the best first, whether or not they have room.
+
+        A session's own account comes first.  A probe that is due comes before the ready ones
+        of its priority: else a rest that ended early would never be noticed.
+        """
+        pin = self.pin_of(call, now)
+        able = self.bound(call, self.able(call, now))
+        ranks: list[tuple[tuple[Any, ...], Account]] = []
         for index, account in enumerate(able):
             health = self.health[account.name]
-            if account.name in known:
+            is_ready = health.is_ready(now)
+            if account.name in tried or not (is_ready or health.is_probe_due(now)):
                 continue
-            if health.is_ready(now):
-                is_demoted = health.demoted_until > now
-                preference = self.preference(wish, account, index, len(able))
-                rank = (account.name != pinned, account.priority, is_demoted, preference)
-                ready.append((rank, account))
-            elif health.is_probe_due(now):
-                probes.append(account)
-        ready.sort(key=lambda entry: entry[0])
-        ordered = [account for _, account in ready]
-        return self.with_probes(ordered, probes, pinned)
+            is_elsewhere = pin is None or pin.account != account.name
+            is_demoted = health.demoted_until > now
+            preference = self.preference(call, account, index, len(able))
+            rank = (is_elsewhere, account.priority, is_ready, is_demoted, preference)
+            ranks.append((rank, account))
+        return [account for _, account in sorted(ranks, key=lambda ranked: ranked[0])]
 
-    def with_probes(
-        self, ordered: list[Account], probes: list[Account], pinned: str | None
-    ) -> list[Account]:
-        """A probe that is due comes first: else a rest that ended early is never noticed.
-
-        Not before a session's own account, and not from the reserve while others are ready.
-        """
-        if ordered and ordered[0].name == pinned:
-            return ordered
-        level = min((account.priority for account in ordered), default=math.inf)
-        return [account for account in probes if account.priority <= level] + ordered
-
-    def bound(self, wish: Wish, accounts: list[Account]) -> list[Account]:
+    def bound(self, call: Call, accounts: list[Account]) -> list[Account]:
         """Only the owner of a stored response knows it: the others would answer "not found"."""
-        owner = self.responses.get(wish.response) if wish.response else None
+        owner = self.responses.get(call.response) if call.response else None
         return [account for account in accounts if owner in {None, account.name}]
 
-    def able(self, wish: Wish, now: float) -> list[Account]:
+    def able(self, call: Call, now: float) -> list[Account]:
         """The pool's accounts, in its order, that are in rotation and offer the model."""
         offering = []
         unsure = []
-        for account in wish.pool.accounts:
+        for account in call.pool.accounts:
             health = self.health.get(account.name)
             if account.paused or health is None:
                 continue
-            if health.lacks_models.get(wish.call.model, 0.0) > now:
+            if health.lacks_models.get(call.model, 0.0) > now:
                 continue
             models = account.models if account.models is not None else health.catalogue
-            if models is None or wish.call.model in models:
+            if models is None or call.model in models:
                 offering.append(account)
             elif account.models is None:
                 unsure.append(account)
         # A catalogue may be incomplete: it decides only where some account does offer it.
-        return offering or (unsure if wish.pool.models is not None else [])
+        return offering or (unsure if call.pool.models is not None else [])
 
-    def preference(self, wish: Wish, account: Account, index: int, count: int) -> tuple[Any, ...]:
+    def preference(self, call: Call, account: Account, index: int, count: int) -> tuple[Any, ...]:
         """Among equals, smaller is better.  Rendezvous hashing, so that replicas agree."""
         health = self.health[account.name]
-        routing = wish.pool.routing
+        routing = call.pool.routing
         if routing is Routing.FAILOVER:
             return (index,)
         if routing is Routing.ROUND_ROBIN:
-            return ((index - self.turns.get(wish.pool.name, 0)) % count,)
-        if wish.session is None:
+            return ((index - self.turns.get(call.pool.name, 0)) % count,)
+        if call.session is None:
             return (health.in_flight_count, health.served_at)
-        score = hashlib.sha256(wish.session + account.name.encode()).digest()
+        score = hashlib.sha256(call.session + account.name.encode()).digest()
         if routing is Routing.QUOTA_FIRST:
             return (health.in_flight_count, score)
         return (score,)
 
-    def has_room(self, account: Account) -> bool:
-        return self.health[account.name].in_flight_count < account.concurrent
+    def pin_of(self, call: Call, now: float) -> Pin | None:
+        pin = self.pins.get(call.session) if call.session else None
+        is_fresh = pin is not None and now - pin.used_at <= self.limits.pin_idle_seconds_max
+        return pin if is_fresh else None
 
-    def pin_of(self, wish: Wish, now: float) -> Pin | None:
-        """A session's pin; one for this model alone comes before the session's."""
-        if wish.session is None:
-            return None
-        for key in (wish.session + wish.call.model.encode(), wish.session):
-            pin = self.pins.get(key)
-            if pin is not None and now - pin.used_at <= self.limits.pin_idle_seconds_max:
-                return pin
-        return None
-
-    def refusal(self, wish: Wish, now: float, unix_now: float) -> PoolerError:
+    def refusal(self, call: Call, now: float, unix_now: float) -> PoolerError:
         """Why nobody can serve: all limited, all broken, or nobody has the model."""
-        able = self.bound(wish, self.able(wish, now))
-        resting = [
-            self.health[account.name].rests_until
-            for account in able
-            if self.health[account.name].phase is Phase.RESTING
-        ]
+        able = self.bound(call, self.able(call, now))
+        known = [self.health[account.name] for account in able]
+        resting = [health.rests_until for health in known if health.phase is Phase.RESTING]
         if resting:
             return usage_limit(max(1, math.ceil(min(resting) - now)), unix_now)
-        members = [account for account in wish.pool.accounts if not account.paused]
-        return (
-            PoolerError("no_usable_account")
-            if able or not members
-            else PoolerError("model_not_found")
-        )
+        is_any = any(not account.paused for account in call.pool.accounts)
+        return PoolerError("model_not_found" if is_any and not able else "no_usable_account")
 
     # What happens to an account.
 
-    def begin(self, account: Account, wish: Wish, now: float) -> Lease:
+    def begin(self, account: Account, call: Call, now: float) -> Lease:
         """Count a request in; `end` counts it out again, also after a reload."""
         health = self.health[account.name]
         is_probe = not health.is_ready(now)
@@ -2192,7 +2068,7 @@ class Roster:
             health.probe_at = now + self.limits.probe_interval_seconds
         health.in_flight_count += 1
         health.served_at = now
-        self.turns[wish.pool.name] = self.turns.get(wish.pool.name, 0) + 1
+        self.turns[call.pool.name] = self.turns.get(call.pool.name, 0) + 1
         return Lease(account, health, is_probe, now)
 
     def end(self, lease: Lease) -> None:
@@ -2225,46 +2101,27 @@ class Roster:
             lease.health.turn(Turn.SUCCEEDED, now)
         lease.health.demoted_until = 0.0
 
-    def note_served(self, wish: Wish, account: Account, now: float) -> None:
+    def note_served(self, call: Call, account: Account, now: float) -> None:
         """Pin the session to the account that serves it, or move the pin there."""
-        if wish.session is None:
-            return
-        pin = self.pin_of(wish, now)
-        able = {known.name for known in self.able(wish, now)}
-        own = wish.session + wish.call.model.encode()
-        if pin is None or pin.account == account.name:
-            key = own if own in self.pins else wish.session
-            self.pins.put(key, Pin(account.name, bool(pin and pin.is_foreign), now))
-            return
-        health = self.health.get(pin.account)
-        is_well = health is not None and health.is_ready(now) and health.demoted_until <= now
-        if pin.account in able and is_well:
-            return  # only busy: the session comes back to it
-        is_foreign = pin.is_foreign or self.is_move_foreign(wish, pin.account, account)
-        lacks_model = pin.account not in able and is_well
-        self.pins.put(own if lacks_model else wish.session, Pin(account.name, is_foreign, now))
+        pin = self.pin_of(call, now)
+        if pin is not None and pin.account != account.name:
+            health = self.health.get(pin.account)
+            is_able = any(pin.account == known.name for known in self.able(call, now))
+            if is_able and health and health.is_ready(now) and health.demoted_until <= now:
+                return  # only busy: the session comes back to it
+        self.pin(call, account, self.is_foreign(call, account, now), now)
 
-    def is_move_foreign(self, wish: Wish, old_name: str, new: Account) -> bool:
-        """Whether reasoning of the old account is unlikely to be readable to the new one."""
-        urls = {account.base_url for account in wish.pool.accounts if account.name == old_name}
-        return urls != {new.base_url}
-
-    def must_drop_reasoning(self, wish: Wish, account: Account, now: float) -> bool:
+    def is_foreign(self, call: Call, account: Account, now: float) -> bool:
         """Whether the session's history may hold reasoning that `account` cannot read."""
-        pin = self.pin_of(wish, now)
-        if pin is None:
-            return False
-        return pin.is_foreign or (
-            pin.account != account.name and self.is_move_foreign(wish, pin.account, account)
-        )
+        pin = self.pin_of(call, now)
+        return pin is not None and (pin.is_foreign or pin.base_url != account.base_url)
 
-    def note_foreign(self, wish: Wish, account: Account, now: float) -> None:
-        """The account could not read the session's reasoning: drop it from now on."""
-        if wish.session is not None:
-            self.pins.put(wish.session, Pin(account.name, True, now))
+    def pin(self, call: Call, account: Account, is_foreign: bool, now: float) -> None:
+        if call.session is not None:
+            self.pins.put(call.session, Pin(account.name, account.base_url, is_foreign, now))
 
-    def note_response(self, wish: Wish, key: Key, response_id: str, account: Account) -> None:
-        digest = _digest_parts(wish.pool.name, key.name, "response", response_id)
+    def note_response(self, call: Call, key: Key, response_id: str, account: Account) -> None:
+        digest = digest_parts(call.pool.name, key.name, "response", response_id)
         self.responses.put(digest, account.name)
 
     def models_of(self, pool: Pool, key: Key) -> dict[str, int | None]:
@@ -2275,11 +2132,8 @@ class Roster:
             if not account.paused and health is not None:
                 known |= dict.fromkeys(account.models or ()) | dict(health.catalogue or {})
         names = [*(sorted(known) if pool.models is None else pool.models), *pool.aliases]
-        return {
-            name: known.get(pool.aliases.get(name, name))
-            for name in names
-            if is_model_allowed(name, pool, key)
-        }
+        shown = [name for name in names if is_model_allowed(name, pool, key)]
+        return {name: known.get(pool.aliases.get(name, name)) for name in shown}
 
 
 def read_catalogue(body: bytes) -> Mapping[str, int | None] | None:
@@ -2620,9 +2474,8 @@ class UpstreamConnection(Connection):
         """The final response head; interim ones are skipped.  Raises: PeerClosed, BadSyntax."""
         self.is_at_end = False
         for _ in range(limits.upstream_interim_max + 1):
-            head = parse_response_head(
-                await self.read_to_blank_line(limits.upstream_head_bytes_max)
-            )
+            raw = await self.read_to_blank_line(limits.upstream_head_bytes_max)
+            head = parse_response_head(raw)
             if head.status >= 200:
                 self.head = head
                 self.reader = body_reader(head.framing)
@@ -2698,14 +2551,15 @@ class IdleConnections:
         self.changed.set()
         return True
 
-    async def reap(self, age_seconds_max: Callable[[], float]) -> NoReturn:
+    async def reap(self, limits: Callable[[], Limits]) -> NoReturn:
         """Close what has been idle for too long, at the moment when it has."""
         while True:
             self.changed = trio.Event()
             oldest = [idle[0].idle_since for idle in self.by_account.values() if idle]
-            with trio.move_on_at(min(oldest, default=math.inf) + age_seconds_max()):
+            age_max = limits().idle_connection_seconds_max
+            with trio.move_on_at(min(oldest, default=math.inf) + age_max):
                 await self.changed.wait()
-            await self.close_older_than(trio.current_time() - age_seconds_max())
+            await self.close_older_than(trio.current_time() - age_max)
 
     async def close_older_than(self, moment: float) -> None:
         for idle in self.by_account.values():
@@ -2732,6 +2586,10 @@ def request_head(url: BaseUrl, path: str, secret: Secret, forwarded: Headers, bo
 ################################################################
 # Three things that do not know each other's insides: the attempts (`serve_call`), one attempt
 # up to the first content (`open_answer`), and the relay of what follows (`relay_events`).
+
+
+Field = tuple[str, str]
+JSON: Final[Sequence[Field]] = (("content-type", "application/json"),)
 
 
 class DeadlinePassed(Exception):
@@ -2794,7 +2652,7 @@ class Exchange:
             await connection.close()
 
     async def start(
-        self, status: int, headers: Iterable[tuple[str, str]], body: bytes, length: int | None
+        self, status: int, headers: Sequence[Field], body: bytes, length: int | None
     ) -> None:
         """Send the response head and the first of the body; `length` None: it is streamed."""
         head = self.head
@@ -2818,7 +2676,7 @@ class Exchange:
         elif length is None and body:
             body = self.framed(body)
         self.record.bytes_out += len(body)
-        await self.connection.send(format_head(_status_line(status), lines) + body, self.limits)
+        await self.connection.send(format_response_head(status, lines) + body, self.limits)
 
     def framed(self, body: bytes) -> bytes:
         """`body` as a chunk, an empty one being the last; HTTP/1.0 has none."""
@@ -2828,16 +2686,12 @@ class Exchange:
 
     async def send_events(self, events: bytes, *, is_last: bool = False) -> None:
         self.record.bytes_out += len(events)
-        framed = self.framed(events) + (self.framed(b"") if is_last else b"")
-        await self.connection.send(framed, self.limits)
+        framed = self.framed(events) if events else b""
+        await self.connection.send(framed + (self.framed(b"") if is_last else b""), self.limits)
         self.is_whole = is_last
 
-    async def respond(
-        self, status: int, body: bytes, headers: Sequence[tuple[str, str]] = ()
-    ) -> None:
-        """Send a whole answer in JSON, unless `headers` say otherwise."""
-        if not any(name == "content-type" for name, _ in headers):
-            headers = [("content-type", "application/json"), *headers]
+    async def respond(self, status: int, body: bytes, headers: Sequence[Field] = JSON) -> None:
+        """Send a whole answer."""
         await self.start(status, headers, body, len(body))
         self.is_whole = True
 
@@ -2862,6 +2716,7 @@ class Answer:
     scanner: EventScanner | None = None  # None: a unary answer
     event_deadline: float = math.inf
     is_at_end: bool = False
+    bytes_counted: int = 0  # of an unfinished event, in the server's budget
 
     def note_progress(self, exchange: Exchange) -> None:
         """An event came: from now on the timer between events counts."""
@@ -2870,13 +2725,7 @@ class Answer:
         exchange.enter(Stage.BODY, "between_events_seconds_max")
 
 
-TRANSPORT_ERRORS: Final = (
-    OSError,
-    trio.BrokenResourceError,
-    PeerClosed,
-    BadSyntax,
-    DeadlinePassed,
-)
+TRANSPORT_ERRORS: Final = (OSError, trio.BrokenResourceError, PeerClosed, BadSyntax, DeadlinePassed)
 
 
 def trouble_of(error: BaseException) -> Trouble:
@@ -2907,15 +2756,12 @@ async def send_request(exchange: Exchange, account: Account, call: Call) -> None
         stream = exchange.upstream.stream
         try:
             first = RECEIVE_BYTES - len(head)
-            steps = [head + exchange.body[:first]]
-            steps += [
-                exchange.body[at : at + RECEIVE_BYTES]
-                for at in range(first, len(exchange.body), RECEIVE_BYTES)
-            ]
-            for step in steps:
+            starts = range(first, len(exchange.body), RECEIVE_BYTES)
+            rest = [exchange.body[at : at + RECEIVE_BYTES] for at in starts]
+            for step in [head + exchange.body[:first], *rest]:
                 until = trio.current_time() + limits.write_stall_seconds_max
                 await exchange.bounded(until, stream.send_all, step)
-            return
+            return  # noqa: TRY300 (the loop goes on only after a stale connection)
         except trio.BrokenResourceError:
             if not exchange.upstream.is_used:
                 if await exchange.upstream.has_early_answer():
@@ -3002,60 +2848,58 @@ async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnecti
             raise BadSyntax("event too large")
 
 
-async def serve_call(exchange: Exchange, call: Call, pool: Pool, key: Key) -> None:
+async def serve_call(exchange: Exchange, call: Call, key: Key) -> None:
     """The attempts: at most `attempts_max` accounts, until one answers.  Raises: PoolerError."""
     server = exchange.server
     roster = server.roster
-    assert exchange.head is not None
-    wish = make_wish(pool, key, call, exchange.head.headers)
     tried: list[str] = []
     while True:
-        lease = await server.lease_account(exchange, wish, tried)
+        lease = await server.lease_account(exchange, call, tried)
         account = lease.account
         exchange.record.attempts.append({"account": account.name})
         try:
-            answer = await open_repaired(exchange, lease, wish)
+            answer = await open_repaired(exchange, lease, call)
         except UpstreamFailed as failed:
             fault = failed.fault
             roster.note_fault(account, fault, call.model, trio.current_time())
         else:
             exchange.record.account = account.name
             exchange.replace_body(b"")
-            roster.note_served(wish, account, trio.current_time())
+            roster.note_served(call, account, trio.current_time())
             await deliver(exchange, answer, lease)
             response_id = answer.scanner.response_id if answer.scanner else None
             if call.is_stored and response_id:
-                roster.note_response(wish, key, response_id, account)
+                roster.note_response(call, key, response_id, account)
             return
         finally:
             server.end_lease(lease)
         exchange.record.attempts[-1]["reason"] = fault.reason
         tried.append(account.name)
         is_last = fault.action is not Action.NEXT or len(tried) >= exchange.limits.attempts_max
-        if is_last or not roster.ranked(wish, tried, trio.current_time()):
+        if is_last or not roster.ranked(call, tried, trio.current_time()):
             if fault.error.code == "no_usable_account":
-                raise roster.refusal(wish, trio.current_time(), server.unix_now())
+                raise roster.refusal(call, trio.current_time(), server.unix_now())
             raise fault.error
 
 
-async def open_repaired(exchange: Exchange, lease: Lease, wish: Wish) -> Answer:
+async def open_repaired(exchange: Exchange, lease: Lease, call: Call) -> Answer:
     """`open_answer`, once more without reasoning that the account could not read.
 
     Raises: UpstreamFailed, PoolerError (server_stopping).
     """
     roster = exchange.server.roster
-    if roster.must_drop_reasoning(wish, lease.account, lease.began_at):
+    if roster.is_foreign(call, lease.account, lease.began_at):
         exchange.replace_body(drop_reasoning(exchange.body))
     try:
-        return await open_answer(exchange, lease.account, wish.call)
+        return await open_answer(exchange, lease.account, call)
     except UpstreamFailed as failed:
         repaired = drop_reasoning(exchange.body)
         if failed.fault.action is not Action.REPAIR or repaired == exchange.body:
             raise
     exchange.record.attempts[-1]["repaired"] = True
     exchange.replace_body(repaired)
-    roster.note_foreign(wish, lease.account, trio.current_time())
-    return await open_answer(exchange, lease.account, wish.call)
+    roster.pin(call, lease.account, True, trio.current_time())
+    return await open_answer(exchange, lease.account, call)
 
 
 async def deliver(exchange: Exchange, answer: Answer, lease: Lease) -> None:
@@ -3092,18 +2936,17 @@ async def relay_events(
     headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
     await exchange.start(200, headers, answer.body, None)
     answer.body = b""
-    held = _Held(exchange.server.events)
     error: PoolerError | None = None
     is_clean = False
     try:
-        await _relay_rest(exchange, answer, scanner, held)
+        await _relay_rest(exchange, answer, scanner)
         is_clean = True
     except PoolerError as stopping:
         error = stopping
     except TRANSPORT_ERRORS as cut:
         error = judge_transport(Stage.BODY, trouble_of(cut), exchange.timer).error
     finally:
-        held.resize(0)
+        exchange.server.events.grow(-answer.bytes_counted)
     if scanner.is_complete(is_clean):
         if scanner.failure is not None:
             exchange.record.code = read_error(scanner.failure).code or "upstream_error"
@@ -3115,22 +2958,7 @@ async def relay_events(
     await exchange.send_events(last, is_last=True)
 
 
-class _Held:
-    """What one stream's unfinished event takes from the shared budget."""
-
-    def __init__(self, budget: Budget) -> None:
-        self.budget = budget
-        self.byte_count = 0
-
-    def resize(self, byte_count: int) -> bool:
-        is_granted = self.budget.grow(byte_count - self.byte_count)
-        self.byte_count = byte_count if is_granted else self.byte_count
-        return is_granted
-
-
-async def _relay_rest(
-    exchange: Exchange, answer: Answer, scanner: EventScanner, held: _Held
-) -> None:
+async def _relay_rest(exchange: Exchange, answer: Answer, scanner: EventScanner) -> None:
     """Relay what comes until the body's end, or a second after the terminal event.
 
     Raises: TRANSPORT_ERRORS, PoolerError (server_stopping), ClientGone.
@@ -3154,8 +2982,10 @@ async def _relay_rest(
         events = scanner.feed(received, is_end=not received)
         answer.is_at_end = not received
         is_large = scanner.bytes_pending > limits.event_bytes_max
-        if is_large or not held.resize(scanner.bytes_pending):
+        more = scanner.bytes_pending - answer.bytes_counted
+        if is_large or not exchange.server.events.grow(more):
             raise BadSyntax("event too large")
+        answer.bytes_counted += more
         if events:
             comment_at = trio.current_time() + limits.comment_seconds
             if len(events) > 1 or events[0][0] is not EventKind.IDLE:
@@ -3192,7 +3022,7 @@ def new_request_id() -> str:
 class Waiter:
     """A request in the queue of its pool."""
 
-    wish: Wish
+    call: Call
     tried: Sequence[str]
     served: trio.Event
     lease: Lease | None = None
@@ -3245,7 +3075,7 @@ class Server:
                         pass
             except ClientGone:
                 pass
-            except Exception:
+            except Exception:  # noqa: BLE001 (a bug stays within its connection)
                 self.log_bug(None)
             finally:
                 self.connections.pop(connection, None)
@@ -3277,7 +3107,7 @@ class Server:
         exchange = Exchange(self, connection, Record(new_request_id()))
         self.exchanges.add(exchange)
         try:
-            await self.conclude(exchange, self.dispatch, exchange, raw)
+            await self.conclude(exchange, self.dispatch(exchange, raw))
         finally:
             exchange.replace_body(b"")
             self.close_record(exchange)
@@ -3288,18 +3118,16 @@ class Server:
             await connection.linger()
         return not (exchange.closes or connection.is_gone)
 
-    async def conclude(
-        self, exchange: Exchange, serve: Callable[[*Ts], Awaitable[None]], *args: *Ts
-    ) -> None:
-        """`await serve(*args)`; an expected failure, or a bug, becomes the answer."""
+    async def conclude(self, exchange: Exchange, served: Awaitable[None]) -> None:
+        """Await `served`; an expected failure, or a bug, becomes the answer."""
         failure: PoolerError | None = None
         try:
-            await serve(*args)
+            await served
         except PoolerError as error:
             failure = error
         except ClientGone:
             return
-        except Exception:
+        except Exception:  # noqa: BLE001 (a bug is logged and answered)
             self.log_bug(exchange.record.request_id)
             failure = PoolerError("internal_error")
         if failure is not None and exchange.is_started:
@@ -3357,21 +3185,19 @@ class Server:
         """Raises: PoolerError (unsupported_endpoint, websocket_unsupported, method_not_allowed)."""
         if route is Route.UNSUPPORTED:
             raise PoolerError("unsupported_endpoint")
-        if head.method in METHODS[route]:
+        methods = METHODS.get(route, METHODS_ELSE)
+        if head.method in methods:
             return
         if route is Route.RESPONSES and head.method == "GET":
             raise PoolerError("websocket_unsupported")
-        raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(METHODS[route]))])
+        raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
 
     def check_caller(self, config: Config, head: RequestHead) -> None:
         """A browser page is nobody, and a name that is not ours is rebinding."""
-        host = host_name_of(head)
+        host = head.host
         if config.hosts is not None and host is not None and host not in config.hosts:
-            raise PoolerError(
-                "host_not_allowed",
-                f'This Host is not served here. If it is meant, add "{printable(host, 253)}" '
-                "to hosts in pools.json.",
-            )
+            hint = f'If it is meant, add "{printable(host, 253)}" to hosts in pools.json.'
+            raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
         origin = header_of(head.headers, "origin")
         if origin is not None and origin.lower() not in config.allowed_origins:
             raise PoolerError("origin_not_allowed")
@@ -3390,17 +3216,12 @@ class Server:
         """The models of the key, or the one that is wanted."""
         pool = exchange.config.pools[key.pool]
         self.want_catalogues(pool)
-        shown = self.roster.models_of(pool, key)
-        models = {
-            name: {
-                "id": name,
-                "object": "model",
-                "created": self.started_unix,
-                "owned_by": "codex-pooler",
-                **({"context_length": length} if length else {}),
-            }
-            for name, length in shown.items()
-        }
+        common = {"object": "model", "created": self.started_unix, "owned_by": "codex-pooler"}
+        models: dict[str, Json] = {}
+        for name, length in self.roster.models_of(pool, key).items():
+            models[name] = {"id": name, **common}
+            if length is not None:
+                models[name]["context_length"] = length
         if wanted and wanted not in models:  # a GET may say 404: nothing retries it for ever
             raise PoolerError("model_not_found", status=404)
         answer = models[wanted] if wanted else {"object": "list", "data": list(models.values())}
@@ -3426,8 +3247,7 @@ class Server:
             call = await self.judge_body(exchange, key, kind)
             async with trio.open_nursery() as nursery:  # holds: the hang-up watch
                 nursery.start_soon(connection.watch_hangup, nursery.cancel_scope)
-                pool = exchange.config.pools[key.pool]
-                await self.conclude(exchange, serve_call, exchange, call, pool, key)
+                await self.conclude(exchange, serve_call(exchange, call, key))
                 nursery.cancel_scope.cancel()
         finally:
             use.in_flight_count -= 1
@@ -3437,7 +3257,9 @@ class Server:
         pool = exchange.config.pools[key.pool]
         check_json_shape(exchange.body, exchange.limits)
         await trio.lowlevel.checkpoint()  # between two steps that hold the loop
-        call = read_call(kind, parse_json_object(exchange.body), pool, key)
+        assert exchange.head is not None
+        value = parse_json_object(exchange.body)
+        call = read_call(kind, value, exchange.head.headers, pool, key)
         if call.model != call.requested_model:
             exchange.replace_body(replace_model(exchange.body, call.model))
         exchange.record.model = printable(call.requested_model)
@@ -3447,18 +3269,18 @@ class Server:
 
     # Places on accounts.
 
-    async def lease_account(self, exchange: Exchange, wish: Wish, tried: Sequence[str]) -> Lease:
+    async def lease_account(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Lease:
         """A place on the best account that has room, waiting for one in a fair queue.
 
         Raises: PoolerError (pool_busy, usage_limit_reached, no_usable_account,
         model_not_found, server_stopping).
         """
         now = trio.current_time()
-        waiter = Waiter(wish, tuple(tried), trio.Event())
-        queue = self.queues.setdefault(wish.pool.name, deque())
+        waiter = Waiter(call, tuple(tried), trio.Event())
+        queue = self.queues.setdefault(call.pool.name, deque())
         if not self.assign(waiter):
-            if not self.roster.ranked(wish, tried, now):
-                raise self.roster.refusal(wish, now, self.unix_now())
+            if not self.roster.ranked(call, tried, now):
+                raise self.roster.refusal(call, now, self.unix_now())
             if len(queue) >= exchange.limits.queue_length_max:
                 raise PoolerError("pool_busy")
             queue.append(waiter)
@@ -3480,9 +3302,9 @@ class Server:
     def assign(self, waiter: Waiter) -> bool:
         """Give the waiter a place if there is one now."""
         now = trio.current_time()
-        for account in self.roster.ranked(waiter.wish, waiter.tried, now):
-            if self.roster.has_room(account):
-                waiter.lease = self.roster.begin(account, waiter.wish, now)
+        for account in self.roster.ranked(waiter.call, waiter.tried, now):
+            if self.roster.health[account.name].in_flight_count < account.concurrent:
+                waiter.lease = self.roster.begin(account, waiter.call, now)
                 waiter.served.set()
                 return True
         return False
@@ -3543,7 +3365,7 @@ class Server:
                 await connection.close()
         return read_catalogue(body)
 
-    async def reload(self, load: Callable[[], tuple[Config, Mapping[str | None, Any]]]) -> None:
+    async def reload(self, load: Callable[[], Loaded]) -> None:
         """Take what `load` gives, whole or not at all."""
         try:
             config, contexts = load()
@@ -3561,9 +3383,8 @@ class Server:
         self.bodies.bytes_max = config.limits.bodies_bytes_max
         self.events.bytes_max = config.limits.events_bytes_max
         names = {(key.pool, key.name) for key in config.keys}
-        self.uses = {
-            name: use for name, use in self.uses.items() if name in names or use.in_flight_count
-        }
+        for name in self.uses.keys() - names:
+            del self.uses[name]
         self.assign_waiters()
         self.catalogues_wanted.set()
         await self.idle.close_older_than(math.inf)
@@ -3574,7 +3395,7 @@ class Server:
     async def serve(self, listeners: Sequence[trio.abc.Listener[Any]]) -> None:
         """Accept on `listeners` until `stop`, then drain.  Closes the listeners."""
         async with trio.open_nursery() as services:  # holds: the reaper, the catalogues
-            services.start_soon(self.idle.reap, self.idle_seconds_max)
+            services.start_soon(self.idle.reap, lambda: self.config.limits)
             services.start_soon(self.keep_catalogues)
             async with trio.open_nursery() as connections:  # holds: one task a connection
                 with self.accepting:
@@ -3585,9 +3406,6 @@ class Server:
                 connections.cancel_scope.cancel()
             services.cancel_scope.cancel()
         await self.idle.close_older_than(math.inf)
-
-    def idle_seconds_max(self) -> float:
-        return self.config.limits.idle_connection_seconds_max
 
     def stop(self) -> None:
         """Accept no more, and let `serve` drain."""
@@ -3622,9 +3440,7 @@ async def open_listeners(config: Config, log: Log) -> list[trio.SocketListener]:
             if listen.unix_path is not None:
                 found.append(_open_unix_listener(listen.unix_path))
             else:
-                found += await trio.open_tcp_listeners(
-                    listen.port, host=listen.host, backlog=LISTEN_BACKLOG
-                )
+                found += await trio.open_tcp_listeners(listen.port, host=listen.host)
         except OSError as error:
             if listen.is_optional and error.errno != errno.EADDRINUSE:
                 log("warning", "listen", {"problem": f"{listen.text}: {error.strerror}"})
@@ -3663,8 +3479,11 @@ def _open_unix_listener(path: str) -> trio.SocketListener:
         raise
 
 
-def load_config(path: Path, env: Mapping[str, str]) -> Config:
-    """Read and check pools.json.  Raises: ConfigRefused."""
+Loaded = tuple[Config, dict[str | None, ssl.SSLContext]]
+
+
+def load(path: Path, env: Mapping[str, str]) -> Loaded:
+    """Read and check pools.json; a TLS context for each `ca_file`.  Raises: ConfigRefused."""
 
     def read_file(name: str) -> str:
         with (path.parent / name).open("rb") as file:
@@ -3678,31 +3497,26 @@ def load_config(path: Path, env: Mapping[str, str]) -> Config:
         raise ConfigRefused([problem]) from None
     if len(raw) > CONFIG_BYTES_MAX:
         raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
-    return parse_config(raw, env, read_file)
-
-
-def make_tls_contexts(config: Config, folder: Path) -> dict[str | None, ssl.SSLContext]:
-    """One TLS context for each `ca_file` in use.  Raises: ConfigRefused."""
+    config = parse_config(raw, env, read_file)
     contexts: dict[str | None, ssl.SSLContext] = {}
     problems = []
     for account in config.accounts.values():
-        ca_file = account.ca_file
-        if ca_file in contexts or not (account.base_url.is_tls or ca_file):
-            continue
-        try:
-            contexts[ca_file] = make_tls_context(ca_file and str(folder / ca_file))
-        except (OSError, ssl.SSLError):
-            problems.append(f"accounts.{account.name}.ca_file: is not a readable PEM file")
+        name = account.ca_file
+        if name not in contexts and (account.base_url.is_tls or name):
+            try:
+                contexts[name] = make_tls_context(name and str(path.parent / name))
+            except (OSError, ssl.SSLError):
+                problems.append(f"accounts.{account.name}.ca_file: not a readable PEM file")
     if problems:
         raise ConfigRefused(problems)
-    return contexts
+    return config, contexts
 
 
 ################################################################
 # COMMAND LINE
 ################################################################
 
-LoadAll = Callable[[], tuple[Config, Mapping[str | None, ssl.SSLContext]]]
+Reload = Callable[[], Loaded] | None
 
 DEMO_MODEL: Final = "gpt-5.5"  # the model of the OpenCode configuration in the README
 DEMO_TEXT: Final = "Hello! This answer was streamed through codex-pooler, event by event."
@@ -3762,7 +3576,7 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
         head = parse_request_head(raw or b"", limits)
         await connection.read_body(head, limits, Budget(limits.body_bytes_max))
         headers = [("content-type", "text/event-stream"), ("connection", "close")]
-        await connection.send(format_head("HTTP/1.1 200 OK\r\n", headers), limits)
+        await connection.send(format_response_head(200, headers), limits)
         for event in demo_events():
             await connection.send(b"data: " + json.dumps(event).encode() + b"\n\n", limits)
             await trio.sleep(DEMO_PAUSE_SECONDS)
@@ -3800,20 +3614,18 @@ async def run_demo(port: int, is_once: bool) -> int:
         upstream_port = upstream[0].socket.getsockname()[1]
         nursery.start_soon(trio.serve_listeners, serve_demo_upstream, upstream)
         base_url = f"http://127.0.0.1:{upstream_port}"
-        account = {
-            "type": "openai",
-            "api_key": "none",
-            "base_url": base_url,
-            "models": [DEMO_MODEL],
-        }
+        account = {"type": "openai", "api_key": "none", "base_url": base_url}
         aliases = {"gpt-5.4-nano": DEMO_MODEL}  # OpenCode asks it for a session's title
-        pool = {"accounts": ["built-in"], "aliases": aliases, "keys": {"you": secret}}
-        described = {
-            "listen": f"127.0.0.1:{port}",
-            "accounts": {"built-in": account},
-            "pools": {"demo": pool},
+        pool = {
+            "accounts": ["built-in"],
+            "models": [DEMO_MODEL],
+            "aliases": aliases,
+            "keys": {"you": secret},
         }
-        config = parse_config(json.dumps(described).encode(), {}, str)
+        described = {"accounts": {"built-in": account}, "pools": {"demo": pool}}
+        config = parse_config(
+            json.dumps(described | {"listen": f"127.0.0.1:{port}"}).encode(), {}, str
+        )
         server = Server(config, {}, log=log_problem)
         listeners = await open_listeners(config, log_problem)
         url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "/v1")
@@ -3844,59 +3656,47 @@ def log_problem(level: str, event: str, fields: Mapping[str, Json]) -> None:
 async def serve_with_signals(
     server: Server,
     listeners: Sequence[trio.SocketListener],
-    load: LoadAll | None,
+    reload: Reload,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends at once; SIGHUP reloads."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    async with trio.open_nursery() as nursery:  # holds: the signal watch
-        with trio.open_signal_receiver(*numbers) as received:
-            nursery.start_soon(watch_signals, server, load, received, nursery.cancel_scope)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
+        async with trio.open_nursery() as nursery:  # holds: the server
+            everything = nursery.cancel_scope
+
+            async def serve_and_end() -> None:
+                await server.serve(listeners)
+                everything.cancel()
+
+            nursery.start_soon(serve_and_end)
             task_status.started()
-            await server.serve(listeners)
-            nursery.cancel_scope.cancel()
+            async for number in received:
+                if number == signal.SIGHUP and reload is not None:
+                    await server.reload(reload)
+                elif number != signal.SIGHUP and server.is_draining:
+                    everything.cancel()
+                elif number != signal.SIGHUP:
+                    server.log("info", "draining", {"requests": len(server.exchanges)})
+                    server.stop()
     server.finished.set()
-
-
-async def watch_signals(
-    server: Server,
-    load: LoadAll | None,
-    received: AsyncIterator[int],
-    everything: trio.CancelScope,
-) -> None:
-    async for number in received:
-        if number == signal.SIGHUP:
-            if load is not None:
-                await server.reload(load)
-        elif server.is_draining:
-            everything.cancel()
-        else:
-            server.log("info", "draining", {"requests": len(server.exchanges)})
-            server.stop()
 
 
 async def run_serve(path: Path, env: Mapping[str, str]) -> int:
     """`pooler serve`.  Raises: ConfigRefused."""
-
-    def load() -> tuple[Config, Mapping[str | None, ssl.SSLContext]]:
-        config = load_config(path, env)
-        return config, make_tls_contexts(config, path.parent)
-
-    config, contexts = load()
+    config, contexts = load(path, env)
     for warning in config.warnings:
         log_line("warning", "config", {"problem": warning})
     server = Server(config, contexts)
     listeners = await open_listeners(config, log_line)
-    await serve_with_signals(server, listeners, load)
+    await serve_with_signals(server, listeners, functools.partial(load, path, env))
     log_line("info", "stopped", {})
     return 0
 
 
 def run_check(path: Path, env: Mapping[str, str]) -> int:
     """`pooler check`: what the file means, and nothing secret.  Raises: ConfigRefused."""
-    config = load_config(path, env)
-    make_tls_contexts(config, path.parent)
+    config, _ = load(path, env)
     say(*(f"warning: {warning}" for warning in config.warnings))
     for account in config.accounts.values():
         url = account.base_url
@@ -3917,53 +3717,47 @@ def new_secret(prefix: str) -> str:
 def run_key(is_operator: bool) -> int:
     """`pooler key`: a new secret, and the line for pools.json that recognises it."""
     secret = new_secret("cpo" if is_operator else "cp")
-    say(
-        secret,
-        f"  is the secret, for the {'operator' if is_operator else 'client'}; not shown again",
-        f'"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"',
-        f"  goes into pools.json, under {'operators' if is_operator else 'the keys of a pool'}",
-    )
+    whose, where = ("operator", "operators") if is_operator else ("client", "the keys of a pool")
+    say(secret, f"  is the secret, for the {whose}; it is not shown again")
+    say(f'"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"', f"  goes under {where}")
     return 0
 
 
+# Each command and its options.
+COMMANDS: Final = {"serve": "config", "check": "config", "demo": "once port", "key": "operator"}
+USAGE: Final = """
+commands: serve (the default), run the server; check, judge pools.json and say what it means;
+demo, show the server at work with nothing configured; key, make a pool key."""
+
+
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    texts = {
-        "serve": "run the server (the default)",
-        "demo": "show the server at work, with nothing configured",
-        "check": "judge pools.json and say what it means",
-        "key": "make a new pool key",
-    }
-    parser = argparse.ArgumentParser(
-        prog="pooler", description="Pools AI accounts behind one OpenAI-compatible address."
-    )
+    about = "Pools AI accounts behind one OpenAI-compatible address."
+    parser = argparse.ArgumentParser(prog="pooler", description=about, epilog=USAGE)
     parser.add_argument("--version", action="version", version=f"codex-pooler {VERSION}")
-    subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
-    command = {
-        name: subparsers.add_parser(name, help=text, description=text)
-        for name, text in texts.items()
-    }
-    for name in ("serve", "check"):
-        command[name].add_argument("--config", type=Path, default="pools.json", metavar="FILE")
-    command["demo"].add_argument("--once", action="store_true", help="end after the first answer")
-    command["demo"].add_argument("--port", type=int, default=4000, help="default 4000; 0: any")
-    command["key"].add_argument("--operator", action="store_true", help="an operator token")
-    given = list(arguments)
-    if not given or (given[0].startswith("-") and given[0] not in {"-h", "--help", "--version"}):
-        given.insert(0, "serve")
-    return parser.parse_args(given)
+    parser.add_argument("command", nargs="?", choices=COMMANDS, default="serve", metavar="command")
+    parser.add_argument("--config", type=Path, help="serve, check: default pools.json")
+    parser.add_argument("--once", action="store_true", help="demo: end after the first answer")
+    parser.add_argument("--port", type=int, help="demo: default 4000; 0 takes a free one")
+    parser.add_argument("--operator", action="store_true", help="key: an operator token instead")
+    given = parser.parse_args(arguments)
+    for name, value in vars(given).items():
+        if name != "command" and value and name not in COMMANDS[given.command].split():
+            parser.error(f"--{name} does not belong to {given.command}")
+    return given
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 well, 1 refused (2, by argparse: wrong usage)."""
     given = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    path = given.config or Path("pools.json")
     try:
         if given.command == "key":
             return run_key(given.operator)
         if given.command == "demo":
-            return trio.run(run_demo, given.port, given.once)
+            return trio.run(run_demo, 4000 if given.port is None else given.port, given.once)
         if given.command == "check":
-            return run_check(given.config, os.environ)
-        return trio.run(run_serve, given.config, dict(os.environ))
+            return run_check(path, os.environ)
+        return trio.run(run_serve, path, dict(os.environ))
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201

@@ -21,7 +21,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +38,7 @@ MODEL: Final = "gpt-5.5"
 KEPT: Final = re.compile("PATH|HOME|LANG|TMPDIR|VIRTUAL_ENV|COV.*")
 ENV: Final = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
 
-# What a test may put into a request's `input`, and what the upstream does then.
+# What a request's `input` may be, and what the upstream does then.
 WHOLE: Final = "answer at once"
 SLOW: Final = "begin, and end when the test says so"
 SILENT: Final = "say nothing"
@@ -188,7 +188,9 @@ class Pooler:
         assert self.process.stderr is not None
         while True:
             while b"\n" not in self.unread:
-                self.unread += await receive_or_fail(self.process.stderr, self.lines)
+                received = await self.process.stderr.receive_some()
+                assert received, f"the process ended; its log: {self.lines}"
+                self.unread += received
             line, _, self.unread = self.unread.partition(b"\n")
             self.lines.append(json.loads(line))
             if self.lines[-1]["event"] == name:
@@ -202,9 +204,6 @@ class Pooler:
         self.lines += [json.loads(line) for line in self.unread.splitlines()]
         self.unread = b""
         return await self.process.wait()
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
 
     async def connect(self) -> trio.SocketStream:
         if self.address.startswith("unix:"):
@@ -235,12 +234,6 @@ class Pooler:
         """The whole answer to a call, as it came."""
         async with await self.post(text, key) as stream:
             return await read_all(stream)
-
-
-async def receive_or_fail(stream: trio.abc.ReceiveStream, lines: Sequence[Any]) -> bytes:
-    received = await stream.receive_some()
-    assert received, f"the process ended; its log: {lines}"
-    return bytes(received)
 
 
 async def read_all(stream: trio.abc.Stream) -> bytes:
@@ -293,21 +286,15 @@ async def serving(folder: Path, config: object) -> AsyncIterator[Pooler]:
         pooler.address = (await pooler.wait_line("listening"))["address"]
         yield pooler
         if process.returncode is None:
-            pooler.send(signal.SIGTERM)
+            pooler.process.send_signal(signal.SIGTERM)
             assert await pooler.wait_exit() == 0
 
 
 def run(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """A command that ends by itself."""
-    return subprocess.run(
-        [sys.executable, POOLER, *arguments],
-        capture_output=True,
-        check=False,
-        cwd=cwd,
-        env=ENV | env,
-        text=True,
-        timeout=SECONDS_MAX,
-    )
+    command = [sys.executable, POOLER, *arguments]
+    options: Any = {"capture_output": True, "text": True, "timeout": SECONDS_MAX}
+    return subprocess.run(command, check=False, cwd=cwd, env=ENV | env, **options)
 
 
 ################################################################
@@ -337,7 +324,7 @@ async def test_the_demo_prints_a_configuration_that_works_until_ctrl_c() -> None
         answer = await pooler.ask(key=key[1])
         assert status_of(answer) == 200
         assert b"response.completed" in answer
-        pooler.send(signal.SIGINT)
+        pooler.process.send_signal(signal.SIGINT)
         assert await pooler.wait_exit() == 0
         assert pooler.lines == []
 
@@ -378,28 +365,26 @@ def test_a_new_key_comes_with_its_digest(line: str, prefix: str) -> None:
     assert secret not in run(*line.split()).stdout
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["fly", "serve --fast", "check --config", "demo --port http", "demo --port 65536", "key extra"],
-)
-def test_wrong_usage_exits_with_2(line: str) -> None:
-    done = run(*line.split())
+WRONG: Final = """fly, serve --fast, serve --port 0, check --config, key extra, key --once,
+demo --port http, demo --port 65536, demo --port -1"""
+
+
+@pytest.mark.parametrize("line", WRONG.replace("\n", " ").split(", "))
+def test_wrong_usage_exits_with_2(line: str, tmp_path: Path) -> None:
+    done = run(*line.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert "usage: pooler" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_the_version_is_told() -> None:
-    done = run("--version")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r"codex-pooler \d+\.\d+\.\d+\n", done.stdout)
+    assert re.fullmatch(r"codex-pooler \d+\.\d+\.\d+\n", run("--version").stdout)
 
 
 @pytest.mark.parametrize("arguments", [[], ["serve"], ["check"]], ids=["default", "serve", "check"])
 def test_a_missing_configuration_says_where_to_start(arguments: list[str], tmp_path: Path) -> None:
     done = run(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "pools.json" in done.stderr
     assert "pools.json.example" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -439,11 +424,16 @@ async def test_serving_is_the_default_and_sigterm_ends_it_at_once(
         assert status_of(await pooler.ask(key=OTHER_KEY)) == 401
         async with await pooler.connect():  # an idle connection keeps nobody waiting
             began_at = trio.current_time()
-            pooler.send(signal.SIGTERM)
+            pooler.process.send_signal(signal.SIGTERM)
             assert await pooler.wait_exit() == 0
             assert trio.current_time() - began_at < 3
         log = json.dumps(pooler.lines)
         assert not [text for text in (KEY, OTHER_KEY, API_KEY, WHOLE, "warning") if text in log]
+
+
+async def test_a_signal_right_after_the_start_is_obeyed(tmp_path: Path) -> None:
+    async with serving(tmp_path, described(None)):
+        pass  # which sends SIGTERM, and wants 0, as soon as the log says "listening"
 
 
 async def wait_refused(pooler: Pooler) -> None:
@@ -457,7 +447,7 @@ async def test_sigterm_lets_a_stream_end_by_itself(upstream: Upstream, tmp_path:
     config = described(upstream)
     async with serving(tmp_path, config) as pooler, await pooler.post(SLOW) as stream:
         await read_until(stream, b"one")
-        pooler.send(signal.SIGTERM)
+        pooler.process.send_signal(signal.SIGTERM)
         await pooler.wait_line("draining")
         await wait_refused(pooler)
         upstream.may_end.set()
@@ -477,7 +467,7 @@ async def test_what_outlives_the_drain_is_told_so(upstream: Upstream, tmp_path: 
         await read_until(stream, b"one")
         for _ in range(2):
             await upstream.asked.receive()
-        pooler.send(signal.SIGTERM)
+        pooler.process.send_signal(signal.SIGTERM)
         rest = await read_all(stream)
         failed = json.loads(rest.partition(b"data: ")[2].partition(b"\n")[0])
         assert (failed["type"], failed["sequence_number"]) == ("response.failed", 2)
@@ -495,10 +485,10 @@ async def test_a_second_signal_ends_it_at_once(
     config = described(upstream)
     async with serving(tmp_path, config) as pooler, await pooler.post(SLOW) as stream:
         await read_until(stream, b"one")
-        pooler.send(signal.SIGINT)
+        pooler.process.send_signal(signal.SIGINT)
         await pooler.wait_line("draining")
         began_at = trio.current_time()
-        pooler.send(second)
+        pooler.process.send_signal(second)
         assert await pooler.wait_exit() == 0
         assert trio.current_time() - began_at < 3  # the drain would take 30
 
@@ -511,8 +501,10 @@ async def test_a_second_signal_ends_it_at_once(
 async def test_a_hang_up_reaches_the_upstream_within_a_second(
     text: str, is_stream: bool, upstream: Upstream, tmp_path: Path
 ) -> None:
-    async with serving(tmp_path, described(upstream)) as pooler:
-        stream = await pooler.post(text, stream=is_stream)
+    async with (
+        serving(tmp_path, described(upstream)) as pooler,
+        await pooler.post(text, stream=is_stream) as stream,
+    ):
         await upstream.asked.receive()
         if text == SLOW:
             await read_until(stream, b"one")
@@ -563,7 +555,7 @@ async def test_aborted_streams_leave_no_descriptor_behind(
 async def reload(pooler: Pooler, folder: Path, config: object, name: str = "reloaded") -> str:
     """Write another pools.json, send SIGHUP, and wait for the log's line; its problem, if any."""
     write_config(folder, config)
-    pooler.send(signal.SIGHUP)
+    pooler.process.send_signal(signal.SIGHUP)
     return str((await pooler.wait_line(name)).get("problem"))
 
 
@@ -592,7 +584,7 @@ async def test_a_broken_file_changes_nothing_and_says_why(
         assert "not valid JSON" in await reload(pooler, tmp_path, '{"accounts": ', name)
         assert "'pools'" in await reload(pooler, tmp_path, described(upstream, pool={}), name)
         (tmp_path / "pools.json").unlink()
-        pooler.send(signal.SIGHUP)
+        pooler.process.send_signal(signal.SIGHUP)
         assert os.strerror(errno.ENOENT) in (await pooler.wait_line(name))["problem"]
         assert status_of(await pooler.ask()) == 200
 

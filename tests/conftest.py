@@ -1,0 +1,56 @@
+"""Fixtures that several files share.  (No claims.)"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import pytest
+import trio
+from hypothesis import HealthCheck, settings
+from trio.testing import MockClock
+
+from tests.fakes import World, opened_world
+
+# The same examples in every run, and no bound in real seconds: the machine may be busy.
+settings.register_profile(
+    "pooler",
+    deadline=None,
+    derandomize=True,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("pooler")
+
+
+T = TypeVar("T")
+
+
+def run_virtually(
+    item: pytest.Function,
+    test: Callable[[], Awaitable[T]],
+    *,
+    clock: object,
+    instruments: Sequence[trio.abc.Instrument],
+) -> T:
+    """`trio.run` with the test's virtual clock, also where only its fixtures ask for it.
+
+    pytest-trio looks at the test's own arguments alone, and finds no `clock` there.
+    """
+    virtual = item.funcargs["autojump_clock"]
+    assert isinstance(virtual, MockClock)
+    return trio.run(test, clock=virtual, instruments=instruments)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and "autojump_clock" in item.fixturenames:
+            item.add_marker(pytest.mark.trio(run=functools.partial(run_virtually, item)))
+
+
+@pytest.fixture
+async def world(autojump_clock: MockClock) -> AsyncIterator[World]:
+    """Accounts a, b, c in one pool; virtual time; left quiet, or the test fails."""
+    async with opened_world() as opened:
+        yield opened

@@ -1,0 +1,598 @@
+"""Proves that a request body is judged once, strictly, within bounds of space and of time.
+
+Method: tables at each limit and one past it; Hypothesis against json.loads on values, and
+against a slow scanner on the shape; the worst bodies of the full size, with the processor time
+of each step measured; and compressed bodies through a whole server.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import random
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any, Final
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from pooler import (
+    INTEGER_DIGITS_MAX,
+    Limits,
+    PoolerError,
+    check_json_shape,
+    drop_reasoning,
+    parse_json_object,
+    replace_model,
+)
+from tests.fakes import Response, World, describe, json_answer, opened_world, post
+
+Json = Any
+LIMITS: Final = Limits()
+SMALL: Final = Limits(json_depth_max=8, json_separators_max=20)
+STALL_SECONDS_MAX: Final = 0.4  # the contract says about 0.15; a CI machine may be slow
+MIB: Final = 1024 * 1024
+
+
+def judge(body: bytes, limits: Limits = LIMITS) -> dict[str, Json]:
+    check_json_shape(body, limits)
+    return parse_json_object(body)
+
+
+def refuses(judged: Callable[[], object]) -> PoolerError:
+    with pytest.raises(PoolerError) as refused:
+        judged()
+    assert (refused.value.status, refused.value.code) == (400, "invalid_json")
+    return refused.value
+
+
+################################################################
+# STRICTNESS
+################################################################
+
+NOT_JSON: Final[dict[str, bytes]] = {
+    "empty": b"", "blank": b" \r\n", "cut": b'{"a": 1', "bare-word": b"hello", "two": b"{}{}",
+    "garbage-behind": b"{} x", "nul-behind": b"{}\x00", "comment": b"{/**/}", "single": b"{'a': 1}",
+    "trailing-comma": b'{"a": 1,}', "no-colon": b'{"a" 1}', "raw-newline": b'{"a": "\n"}',
+    "raw-control": b'{"a": "\x1f"}', "bad-escape": b'{"a": "\\x"}', "cut-escape": b'{"a": "\\u12"}',
+    "nan": b'{"a": NaN}', "infinity": b'{"a": Infinity}', "minus-infinity": b'{"a": -Infinity}',
+    "1e999": b'{"a": 1e999}', "-1e999": b'{"a": -1e999}', "1.0e400": b'{"a": [1.0e400]}',
+    "leading-zero": b'{"a": 01}', "plus": b'{"a": +1}', "hex": b'{"a": 0x1}', "dot": b'{"a": 1.}',
+    "bom": b"\xef\xbb\xbf{}", "utf-16": '{"a": 1}'.encode("utf-16"),
+    "utf-16-le": '{"a": 1}'.encode("utf-16-le"), "utf-16-be": '{"a": 1}'.encode("utf-16-be"),
+    "utf-32": '{"a": 1}'.encode("utf-32"), "utf-32-le": '{"a": 1}'.encode("utf-32-le"),
+    "latin-1": b'{"a": "\xe9"}', "surrogate": b'{"a": "\xed\xa0\x80"}',
+    "overlong-slash": b'{"a": "\xc0\xaf"}', "overlong-quote": b'{"a": \xc0\xa2x"}',
+    "overlong-nul": b'{"a": "\xe0\x80\x80"}', "beyond-unicode": b'{"a": "\xf4\x90\x80\x80"}',
+    "cut-character": b'{"a": "\xe2\x82"}', "lone-continuation": b'{"a": "\x80"}',
+    "array": b"[]", "string": b'"model"', "number": b"1", "null": b"null", "true": b"true",
+    "twice": b'{"model": "a", "model": "b"}', "twice-equal": b'{"a": 1, "a": 1}',
+    "twice-escaped": b'{"model": "a", "\\u006dodel": "b"}', "twice-empty": b'{"": 1, "": 2}',
+    "twice-deep": b'{"a": [{"b": {"c": 1, "d": 2, "c": 3}}]}',
+    "integer": b'{"a": ' + b"1" * (INTEGER_DIGITS_MAX + 1) + b"}",
+    "integer-negative": b'{"a": -' + b"1" * (INTEGER_DIGITS_MAX + 1) + b"}",
+    "integer-5000": b'{"a": ' + b"1" * 5000 + b"}",
+    "deep-100000": b"[" * 100_000, "deep-objects": b'{"a":' * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [pytest.param(raw, id=name) for name, raw in NOT_JSON.items()])
+def test_what_another_reader_could_read_differently_is_refused(body: bytes) -> None:
+    error = refuses(lambda: judge(body))
+    assert not set("0123456789") & set(error.public)
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b"{}", {}),
+        (b' \t\r\n{"a": [1, -0, 1.5e-7, 1E+2]} \n', {"a": [1, 0, 1.5e-7, 100.0]}),
+        (b'{"a": 1e-999}', {"a": 0.0}),
+        (b'{"a": ' + b"9" * (INTEGER_DIGITS_MAX - 1) + b"}", {"a": int("9" * 31)}),
+        ('{"é": "\U0001f600"}'.encode(), {"é": "\U0001f600"}),
+        (b'{"a": "\\ud83d\\ude00", "b": "\\ud800"}', {"a": "\U0001f600", "b": "\ud800"}),
+        (b'{"a": {"x": 1}, "b": {"x": 1}, "x": 2}', {"a": {"x": 1}, "b": {"x": 1}, "x": 2}),
+        (b'{"a": 0.1000000000000000055511151231257827021181583404541015625}', {"a": 0.1}),
+    ],
+)
+def test_what_is_json_is_accepted(body: bytes, value: Json) -> None:
+    assert judge(body) == value
+
+
+################################################################
+# DEPTH AND NUMBER
+################################################################
+
+
+def nested(depth: int, openers: str) -> bytes:
+    """An object of that depth; `openers` are taken in turn for what is inside it."""
+    inner = [openers[index % len(openers)] for index in range(depth - 1)]
+    text = "".join("[" if one == "[" else '{"a":' for one in inner)
+    ends = "".join("]" if one == "[" else "}" for one in reversed(inner))
+    return ('{"a":' + text + "1" + ends + "}").encode()
+
+
+@pytest.mark.parametrize("openers", ["[", "{", "[{", "[[{"])
+@pytest.mark.parametrize("limits", [LIMITS, SMALL])
+def test_depth_at_the_limit_and_one_past_it(openers: str, limits: Limits) -> None:
+    judge(nested(limits.json_depth_max, openers), limits)
+    refuses(lambda: check_json_shape(nested(limits.json_depth_max + 1, openers), limits))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(r"[[[[[[[[[[[[[[[[[[[[[[[[[[[", id="openers"),
+        pytest.param(r"\"[[[[[[[[[[[[[[[[[[[[[[[[[", id="behind-a-quote"),
+        pytest.param(r"\\\"[[[[[[[[[[[[[[[[[[[[[[[", id="behind-a-backslash-and-a-quote"),
+        pytest.param(r"\\\\\\\"[[[[[[[[[[[[[[[[[[[", id="behind-many"),
+        pytest.param(r"{{{{{{{{{\\", id="before-a-backslash"),
+        pytest.param(r",,,,,,,,,,,,,,,,,,,,,,,,,,,,,,\"", id="commas"),
+        pytest.param(r"\u005b\u007b" * 30, id="escapes"),
+    ],
+)
+def test_what_stands_in_a_string_is_not_counted(text: str) -> None:
+    body = ('{"a": "' + text + '", "b": {"' + text + '": 1}}').encode()
+    assert judge(body, SMALL) == json.loads(body)
+
+
+@pytest.mark.parametrize("run", range(6))
+def test_a_run_of_backslashes_hides_no_depth(run: int) -> None:
+    """An even run ends the string before the quote, an odd one does not."""
+    string = b'"' + b"\\" * run + b'"' + (b'"' if run % 2 else b"")
+    deep = b'{"a":' + string + b',"b":' + b"[" * 8 + b"]" * 8 + b"}"
+    json.loads(deep)
+    refuses(lambda: check_json_shape(deep, SMALL))
+    flat = b'{"a":' + string + b',"b":' + b"[" * 7 + b"]" * 7 + b"}"
+    assert judge(flat, SMALL) == json.loads(flat)
+
+
+def members(count: int, kind: str) -> bytes:
+    """A body with that many separators, the openers among them."""
+    if kind == "commas":
+        return b'{"a":[' + b",".join([b"1"] * (count - 1)) + b"]}"
+    if kind == "openers":
+        return (
+            b'{"a":[' + b"[],".join([b""] * (count // 2)) + (b"1" if count % 2 else b"[]") + b"]}"
+        )
+    names = ",".join(f'"{number}":1' for number in range(count))
+    return ("{" + names + "}").encode()
+
+
+@pytest.mark.parametrize("kind", ["commas", "names"])
+@pytest.mark.parametrize("limits", [LIMITS, SMALL])
+def test_separators_at_the_limit_and_one_past_it(kind: str, limits: Limits) -> None:
+    count = limits.json_separators_max
+    body = members(count, kind)
+    assert body.count(b",") + body.count(b"[") + body.count(b"{") == count
+    judge(body, limits)
+    refuses(lambda: check_json_shape(members(count + 1, kind), limits))
+
+
+def test_strings_without_separators_are_too_many_too() -> None:
+    """Not JSON at all, but json.loads must not be the one to find out."""
+    refuses(lambda: judge(b'{"a": ' + b'"x" ' * 2_000_000 + b"}"))
+
+
+SHAPES: Final = st.lists(
+    st.sampled_from(['"', "\\", "[", "]", "{", "}", ",", "a", ":", '\\"', "\\\\", '"b"']),
+    max_size=60,
+).map("".join)
+
+
+def slow_shape(text: str) -> tuple[int, int]:
+    """Depth and separators outside strings, one character at a time."""
+    depth = deepest = separators = 0
+    is_inside = is_escaped = False
+    for char in text:
+        if is_inside:
+            is_inside = is_escaped or char != '"'
+            is_escaped = char == "\\" and not is_escaped
+            continue
+        is_inside = char == '"'
+        is_escaped = False
+        separators += char in "[{,"
+        depth += (char in "[{") - (char in "]}")
+        deepest = max(deepest, depth)
+    return deepest, separators
+
+
+@given(shape=SHAPES, value=st.dictionaries(st.text(max_size=4), st.text(max_size=6), max_size=4))
+def test_a_valid_body_is_counted_as_a_slow_scanner_counts(
+    shape: str, value: dict[str, str]
+) -> None:
+    limits = Limits(json_depth_max=3, json_separators_max=5)
+    for text in (json.dumps(value | {shape: shape}), '{"a": ' + shape + "}"):
+        try:
+            json.loads(text)
+        except ValueError:
+            continue  # json.loads refuses it, at whatever depth
+        deepest, separators = slow_shape(text)
+        if deepest <= 3 and separators <= 5:
+            check_json_shape(text.encode(), limits)
+        else:
+            refuses(lambda text=text: check_json_shape(text.encode(), limits))  # type: ignore[misc]
+
+
+VALUES: Final = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=8,
+)
+OBJECTS: Final = st.dictionaries(st.text(max_size=6), VALUES, max_size=5)
+
+
+@given(value=OBJECTS, is_ascii=st.booleans(), indent=st.sampled_from([None, 0, 2]))
+def test_any_object_is_read_as_json_loads_reads_it(
+    value: dict[str, Json], is_ascii: bool, indent: int | None
+) -> None:
+    body = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode()
+    assert judge(body) == json.loads(body)
+
+
+@given(body=st.binary(max_size=40) | SHAPES.map(str.encode))
+def test_any_bytes_are_an_object_or_refused(body: bytes) -> None:
+    try:
+        value = judge(body, SMALL)
+    except PoolerError as error:
+        assert error.code == "invalid_json"  # noqa: PT017 (either way is well)
+    else:
+        assert value == json.loads(body)
+
+
+################################################################
+# WHAT IS CHANGED IN A BODY
+################################################################
+
+
+@given(
+    value=OBJECTS,
+    model=st.text(max_size=8),
+    wanted=st.text(max_size=8),
+    indent=st.sampled_from([None, 0, 3]),
+    at=st.integers(0, 5),
+)
+def test_replacing_the_model_changes_its_value_and_no_other_byte(
+    value: dict[str, Json], model: str, wanted: str, indent: int | None, at: int
+) -> None:
+    pairs = [pair for pair in value.items() if pair[0] != "model"]
+    pairs.insert(at, ("model", model))
+    body = json.dumps(dict(pairs), indent=indent).encode()
+    changed = replace_model(body, wanted)
+    assert json.loads(changed) == json.loads(body) | {"model": wanted}
+    assert replace_model(changed, model) == body
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        (b'{"model":', b"}"),
+        (b'\n{ "x" : "model" ,\t"model" \r\n:\n', b' , "y": 1e5 }\n'),
+        (b'{"a": {"model": "a"}, "b": ["model", "a"], "model": ', b"}"),
+        (b'{"a": "\\"model\\": \\"a\\"", "model": ', b', "c": {"model": "a"}}'),
+        (b'{"\\u006dodel": ', b', "z": 1.50, "w": 1}'),
+        ('{"é": "\U0001f600", "model": '.encode(), ', "é2": "ü"}'.encode()),
+        (b'{"n": [1,2,{"q":[]}], "e": {}, "model": ', b', "s": "\\ud800\\/"}'),
+    ],
+)
+@pytest.mark.parametrize(("model", "written"), [("B", b'"B"'), ('"\\\n', b'"\\"\\\\\\n"')])
+def test_the_right_model_is_replaced(
+    before: bytes, behind: bytes, model: str, written: bytes
+) -> None:
+    assert replace_model(before + b'"a"' + behind, model) == before + written + behind
+
+
+ITEMS: Final = st.lists(
+    st.sampled_from(["reasoning", "message", "compaction", "compaction_summary", 7, None]).map(
+        lambda kind: {"type": kind, "encrypted_content": "gAAA", "id": "é"}
+    )
+    | st.integers()
+    | st.text(max_size=3),
+    max_size=6,
+)
+
+
+@given(value=OBJECTS, items=ITEMS)
+def test_dropping_reasoning_takes_that_and_nothing_else(
+    value: dict[str, Json], items: list[Json]
+) -> None:
+    body = json.dumps(value | {"input": items}).encode()
+    changed = json.loads(drop_reasoning(body))
+    assert {k: v for k, v in changed.items() if k != "input"} == {
+        k: v for k, v in json.loads(body).items() if k != "input"
+    }
+    kept = [item for item in items if not (isinstance(item, dict) and item["type"] == "reasoning")]
+    for before, after in zip(kept, changed["input"], strict=True):
+        is_compact = isinstance(before, dict) and str(before["type"]).startswith("compaction")
+        gone = {"encrypted_content"} if is_compact else set()
+        assert after == ({k: before[k] for k in before if k not in gone} if gone else before)
+    assert drop_reasoning(drop_reasoning(body)) == drop_reasoning(body)
+
+
+@pytest.mark.parametrize("value", ["text", None, 1, {"type": "reasoning"}])
+def test_an_input_that_is_no_list_stays_as_it_is(value: Json) -> None:
+    body = b' {"input" :' + json.dumps(value).encode() + b"} "
+    assert drop_reasoning(body) == body
+    assert drop_reasoning(b'{ "model": "m"}') == b'{ "model": "m"}'
+
+
+@given(model=st.text("\ud800\udbff\udc00a", min_size=1, max_size=3))
+def test_lone_surrogates_survive_both(model: str) -> None:
+    """JSON may escape them; they cannot be written as UTF-8, so they must stay escaped."""
+    body = json.dumps({"model": "a", "input": [{"type": "reasoning"}, model]}).encode()
+    assert json.loads(replace_model(body, "b"))["input"][1] == json.loads(body)["input"][1]
+    assert json.loads(drop_reasoning(body))["input"] == [json.loads(body)["input"][1]]
+
+
+################################################################
+# THE STALL
+################################################################
+
+FULL: Final = LIMITS.body_bytes_max
+
+
+def filled(pattern: bytes, before: bytes = b'{"a": "', behind: bytes = b'"}') -> bytes:
+    count = (FULL - len(before) - len(behind)) // len(pattern)
+    return before + pattern * count + behind
+
+
+WORST: Final[dict[str, Callable[[], bytes]]] = {
+    "one-string": lambda: filled(b"a"),
+    "non-ascii": lambda: filled("é".encode()),
+    "escaped-quotes": lambda: filled(b'\\"'),
+    "unicode-escapes": lambda: filled(b"\\u00e9"),
+    "brackets-in-string": lambda: filled(b"[{"),
+    "commas-in-string": lambda: filled(b","),
+    "mixed-in-string": lambda: filled(b'[\\",{\\\\'),
+    "quotes-only": lambda: filled(b'"', b"{", b"}"),
+    "empty-strings": lambda: filled(b'"",', b'{"a":[', b"0]}"),
+    "commas": lambda: filled(b",", b'{"a":[', b"0]}"),
+    "empty-lists": lambda: filled(b"[],", b'{"a":[', b"0]}"),
+    "openers": lambda: filled(b"[", b'{"a":', b"}"),
+    "names": lambda: filled(b'"a":1,', b"{", b'"b":1}'),
+    "fraction": lambda: filled(b"1", b'{"a":0.', b"}"),
+    "most-members": lambda: members(LIMITS.json_separators_max, "names"),
+    "long-members": lambda: b"{" + b",".join(
+        b'"%d":"%b"' % (n, b"x" * 140) for n in range(LIMITS.json_separators_max - 1)) + b"}",
+    "escaped-members": lambda: b"{" + b",".join(
+        b'"%d":"%b"' % (n, b'\\"' * 70) for n in range(LIMITS.json_separators_max - 1)) + b"}",
+    "deep-at-the-limit": lambda: b'{"a":[' + b",".join([b"[" * 98 + b"]" * 98] * 1_500) + b"]}",
+    "floats": lambda: b'{"a":[' + b",".join([b"1.7976931348623157e308"] * 199_000) + b"]}",
+    "long-float-each": lambda: b'{"a":[' + b",".join([b"0." + b"7" * 150] * 199_000) + b"]}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORST)
+def test_no_body_of_the_full_size_holds_the_loop_for_long(
+    name: str, record_property: Callable[[str, object], None]
+) -> None:
+    body = WORST[name]()
+    assert len(body) <= FULL
+    seconds = []
+    for step in (lambda: check_json_shape(body, LIMITS), lambda: parse_json_object(body)):
+        began = time.process_time()
+        try:
+            step()
+        except PoolerError as error:
+            assert error.code == "invalid_json"  # noqa: PT017 (either way is well)
+            seconds.append(time.process_time() - began)
+            break
+        seconds.append(time.process_time() - began)
+    record_property("seconds", seconds)
+    sys.stdout.write(f"{name}: {len(body) >> 20} MiB, {[round(one, 3) for one in seconds]} s\n")
+    assert max(seconds) < STALL_SECONDS_MAX
+
+
+class Longest(trio.abc.Instrument):
+    """The longest step of the pooler's own tasks, in seconds of processor time."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.began = 0.0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.began = time.process_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task.name.startswith("pooler.") or task.name.endswith("._run_handler"):
+            self.seconds = max(self.seconds, time.process_time() - self.began)
+
+
+def test_no_step_of_a_request_with_an_alias_holds_the_loop_for_long() -> None:
+    body = WORST["escaped-members"]()[:-1] + b',"model":"small"}'
+    longest = Longest()
+
+    async def play() -> None:
+        described = describe("a", pool={"aliases": {"small": "m1"}})
+        async with opened_world(described) as world:
+            world.upstreams["a"].always = json_answer({"id": "r"})
+            assert (await world.ask(post("/v1/responses", body))).status == 200
+
+    trio.run(play, clock=MockClock(autojump_threshold=0), instruments=[longest])
+    sys.stdout.write(f"longest step: {round(longest.seconds, 3)} s\n")
+    assert 0.01 < longest.seconds < STALL_SECONDS_MAX
+
+
+################################################################
+# COMPRESSED BODIES
+################################################################
+
+PLAIN: Final = b'{"model": "m1", "input": "' + b"hello, " * 40 + b'"}'
+LONG: Final = (
+    b'{"model": "m1", "input": "'
+    + bytes(random.Random(7).choices(b"abcdefghijklmnopqrstuvwxyz ,.", k=30_000))
+    + b'"}'
+)
+
+
+async def ask(world: World, body: bytes, coding: str) -> Response:
+    world.upstreams["a"].always = json_answer({"id": "r"})
+    headers = [("Content-Encoding", coding)]
+    return await world.ask(post("/v1/responses", body, headers=headers))
+
+
+@pytest.mark.parametrize(
+    "coding", ["gzip", "GZip", "x-gzip", "deflate", "identity", "IDENTITY", ""]
+)
+@pytest.mark.parametrize("plain", [PLAIN, LONG], ids=["short", "long"])
+async def test_a_known_coding_is_undone(
+    autojump_clock: MockClock, coding: str, plain: bytes
+) -> None:
+    packed = plain
+    if "gzip" in coding.lower():
+        packed = gzip.compress(plain)
+    elif coding == "deflate":
+        packed = zlib.compress(plain)
+    async with opened_world(describe("a")) as world:
+        response = await ask(world, packed, coding)
+        assert response.status == 200
+        [asked] = world.asked
+        assert asked.body == plain
+        assert asked.header("content-encoding") is None
+        assert asked.header("content-length") == str(len(plain))
+
+
+@pytest.mark.parametrize("coding", ["br", "compress", "gzip, gzip", "identity, gzip", "x", "*"])
+async def test_an_unknown_coding_names_the_switch(autojump_clock: MockClock, coding: str) -> None:
+    async with opened_world(describe("a")) as world:
+        response = await ask(world, PLAIN, coding)
+        assert (response.status, response.error["code"]) == (415, "unsupported_content_encoding")
+        assert "enable_request_compression" in response.error["message"]
+        assert response.header("connection") == "close"
+
+
+GOOD: Final = gzip.compress(PLAIN)
+BROKEN: Final[dict[str, tuple[str, bytes]]] = {
+    "truncated": ("gzip", GOOD[:-1]),
+    "no-trailer": ("gzip", GOOD[:-8]),
+    "half": ("gzip", GOOD[: len(GOOD) // 2]),
+    "head-only": ("gzip", GOOD[:10]),
+    "empty": ("gzip", b""),
+    "garbage-behind": ("gzip", GOOD + b"x"),
+    "second-member": ("gzip", GOOD + GOOD),
+    "zeros-behind": ("gzip", GOOD + b"\0" * 8),
+    "bad-checksum": ("gzip", GOOD[:-8] + b"\0\0\0\0" + GOOD[-4:]),
+    "plain": ("gzip", PLAIN),
+    "zlib-as-gzip": ("gzip", zlib.compress(PLAIN)),
+    "gzip-as-deflate": ("deflate", GOOD),
+    "raw-deflate": ("deflate", zlib.compress(PLAIN)[2:-4]),
+    "deflate-truncated": ("deflate", zlib.compress(PLAIN)[:-1]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_what_does_not_decompress_is_refused(autojump_clock: MockClock, name: str) -> None:
+    coding, packed = BROKEN[name]
+    async with opened_world(describe("a")) as world:
+        response = await ask(world, packed, coding)
+        assert (response.status, response.error["code"]) == (400, "invalid_json")
+
+
+def of_length(length: int) -> bytes:
+    """A valid body of that length, hard to compress."""
+    shell = b'{"model": "m1", "input": ""}'
+    noise = bytes(random.Random(3).choices(b"abcdefghijklmnopqrstuvwxyz", k=length - len(shell)))
+    return shell[:-2] + noise + shell[-2:]
+
+
+async def test_the_decoded_size_at_the_limit_and_one_past_it(autojump_clock: MockClock) -> None:
+    described = describe("a", limits={"decoded_bytes_max": 10_000})
+    async with opened_world(described) as world:
+        assert (await ask(world, gzip.compress(of_length(10_000)), "gzip")).status == 200
+        response = await ask(world, gzip.compress(of_length(10_001)), "gzip")
+        assert (response.status, response.error["code"]) == (413, "request_too_large")
+        assert response.header("connection") == "close"
+        assert len(world.asked) == 1
+
+
+async def test_the_ratio_at_the_limit_and_past_it(autojump_clock: MockClock) -> None:
+    plain = PLAIN + b" " * (4 * MIB)
+    packed = gzip.compress(plain)
+    ratio = -(-len(plain) // len(packed))
+    for allowed, status in ((ratio, 200), (ratio - 1, 413)):
+        async with opened_world(describe("a", limits={"decoded_ratio_max": allowed})) as world:
+            assert (await ask(world, packed, "gzip")).status == status
+
+
+async def test_a_bomb_is_stopped_early(autojump_clock: MockClock) -> None:
+    bomb = gzip.compress(b" " * (64 * MIB), 9)
+    async with opened_world(describe("a")) as world:
+        began = time.process_time()
+        response = await ask(world, bomb, "gzip")
+        assert (response.status, response.error["code"]) == (413, "request_too_large")
+        assert time.process_time() - began < STALL_SECONDS_MAX
+
+
+async def test_a_compressed_body_may_come_in_any_pieces(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].always = json_answer({"id": "r"})
+        raw = post("/v1/responses", GOOD, headers=[("Content-Encoding", "gzip")])
+        client = await world.connect()
+        for byte in raw:
+            await client.send(bytes([byte]))
+        assert (await client.read_response()).status == 200
+        assert world.asked[0].body == PLAIN
+
+
+async def test_the_ratio_is_that_of_the_body_and_not_of_its_first_packet(
+    autojump_clock: MockClock,
+) -> None:
+    """A run of equal letters at the start packs 1,000 times; the whole body packs 30 times."""
+    plain = PLAIN[:-2] + b"A" * 400_000 + LONG[26:]
+    packed = gzip.compress(plain)
+    assert len(plain) < 40 * len(packed)
+    raw = post("/v1/responses", packed, headers=[("Content-Encoding", "gzip")])
+    for step in (len(raw), 100):
+        async with opened_world(describe("a")) as world:
+            world.upstreams["a"].always = json_answer({"id": "r"})
+            client = await world.connect()
+            for at in range(0, len(raw), step):
+                await client.send(raw[at : at + step])
+                await world.settle()
+            assert (await client.read_response()).status == 200, step
+
+
+def zstd() -> Any:  # noqa: ANN401 (a module)
+    """The module that knows zstd, or None."""
+    for name in ("compression.zstd", "backports.zstd"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
+
+
+async def test_zstd_works_where_python_has_it(autojump_clock: MockClock) -> None:
+    module = zstd()
+    packed = module.compress(PLAIN) if module else b"\x28\xb5\x2f\xfd"
+    async with opened_world(describe("a")) as world:
+        response = await ask(world, packed, "zstd")
+        assert response.status == (200 if module else 415)
+        if module:
+            assert world.asked[0].body == PLAIN
+            for broken in (packed[:-1], packed + b"x", b"", PLAIN):
+                assert (await ask(world, broken, "zstd")).error["code"] == "invalid_json"
+            assert (await ask(world, module.compress(b" " * 64 * MIB), "zstd")).status == 413
+
+
+async def test_without_zstd_the_answer_names_the_switch(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("compression.zstd", "backports.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)
+    async with opened_world(describe("a")) as world:
+        response = await ask(world, b"\x28\xb5\x2f\xfd", "zstd")
+        assert (response.status, response.error["code"]) == (415, "unsupported_content_encoding")
+        assert "enable_request_compression" in response.error["message"]
+        assert "zstd" in response.error["message"]
