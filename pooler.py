@@ -259,6 +259,8 @@ class PoolerError(Exception):
     def __post_init__(self) -> None:
         status, self.type, public = ERRORS.get(self.code, ERRORS["upstream_error"])
         self.status = self.status or status
+        if self.status < 429 and self.type == SERVER:
+            self.type = INVALID  # an upstream's 4xx without words of its own
         self.public = self.public or public
         self.headers = (*_ERROR_HEADERS.get(self.code, ()), *self.headers)
         if self.code == "model_not_found":
@@ -523,7 +525,7 @@ def _routing(value: Json) -> Routing:
 def _base_url(value: Json) -> BaseUrl:
     text = _text(value)
     match = re.fullmatch(rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?", text)
-    if match is None or int(match[3] or 0) > 65535:
+    if match is None or not 0 < int(match[3] or 1) <= 65535:
         raise ValueError("must look like https://host/v1")
     is_tls = match[1] == "https"
     port = int(match[3] or (443 if is_tls else 80))
@@ -636,7 +638,8 @@ class _Loader:
         self.owners: dict[bytes, str] = {}  # digest -> the path where the secret stands
 
     def refuse(self, path: str, problem: str) -> None:
-        self.problems.append(f"{path}: {problem}".removeprefix(": "))
+        shown = f"{path}: {problem}".removeprefix(": ")
+        self.problems.append("".join(one if one.isprintable() else "?" for one in shown))
 
     def read(self, value: Json, path: str, spec: Spec) -> dict[str, Any]:
         """The fields of one object, each checked or at its default."""
@@ -689,14 +692,13 @@ class _Loader:
     def digest(self, path: str, text: str, command: str) -> bytes:
         """The digest of a pool key or operator token: whole, by reference, or as sha256:."""
         digest = b""
-        if not text:
-            return digest  # refused already
         if match := _SHA256.fullmatch(text):
             digest = bytes.fromhex(match[1])
-        elif text.startswith("sha256:") or "<" in text:
+        elif text.lower().startswith("sha256:") or "<" in text:
             self.refuse(path, f"a placeholder; run `{command}` and paste the line it prints")
         elif (secret := self.secret(path, text)) is not None:
-            if not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
+            is_hash = secret.lower().startswith("sha256:")  # it must never be a password
+            if is_hash or not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
                 wanted = f"at least {SECRET_CHARS_MIN} visible ASCII characters"
                 self.refuse(path, f"needs {wanted}; `{command}` makes a good one")
             digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
@@ -734,7 +736,9 @@ class _Loader:
         found = self.read({"key": value} if is_bare else value, path, _KEY)
         text = found.pop("key")
         found["concurrent"] = found["concurrent"] or limits.key_streams_max
-        digest = self.digest(path if is_bare else f"{path}.key", text, "pooler key")
+        digest = (
+            self.digest(path if is_bare else f"{path}.key", text, "pooler key") if text else b""
+        )
         return Key(pool=pool, name=name, digest=digest, **found)
 
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account], limits: Limits) -> Pool:
@@ -827,7 +831,7 @@ def find_key(presented: str | None, keys: Iterable[Key]) -> Key | None:
     for key in keys:
         if hmac.compare_digest(digest, key.digest):
             found = key
-    return found
+    return found if presented else None
 
 
 def is_key_usable(key: Key, unix_now: float) -> bool:
@@ -1073,7 +1077,7 @@ class ChunkReader:
         # The end of the last size line is as good as the end of a field line before.
         section = b"\r\n" + self.rest
         end = section.find(b"\r\n\r\n")
-        if len(section) > TRAILER_BYTES_MAX and not 0 <= end <= TRAILER_BYTES_MAX:
+        if len(section) > TRAILER_BYTES_MAX + 3 and not 0 <= end <= TRAILER_BYTES_MAX:
             raise BadSyntax("trailer too large")
         if _BARE_LF.search(section, 0, end if end >= 0 else len(section)):
             raise BadSyntax("trailer")
@@ -1302,7 +1306,7 @@ def drop_reasoning(body: bytes) -> bytes:
     """
     value = json.loads(body)
     items = value.get("input")
-    if not isinstance(items, list):
+    if not isinstance(items, list) or not re.search(rb"reasoning|compaction", body):
         return body
     kept = []
     for item in items:
@@ -1313,7 +1317,7 @@ def drop_reasoning(body: bytes) -> bytes:
             item.pop("encrypted_content", None)
         kept.append(item)
     value["input"] = kept
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 class BodyDecoder:
@@ -1329,7 +1333,8 @@ class BodyDecoder:
         """The decoded bytes of `received`.  Raises: PoolerError (request_too_large, invalid_json)."""
         limits = self._limits
         self._bytes_in += len(received)
-        room = min(limits.decoded_bytes_max, self._bytes_in * limits.decoded_ratio_max)
+        ratio_room = max(MIB, self._bytes_in * limits.decoded_ratio_max)
+        room = min(limits.decoded_bytes_max, ratio_room)
         try:
             decoded: bytes = self._decoder.decompress(received, room - self._bytes_out + 1)
         except self._errors:
@@ -1399,7 +1404,9 @@ _TYPE_FIRST: Final = re.compile(
     rb"\"type\": ?\"([a-z0-9_.]+)\""
 )
 _CHAT_CONTENT: Final = re.compile(rb"data: ?\{\"(?:id|choices|object|created|model)\"")
-_CHAT_NOTABLE: Final = re.compile(rb'"(?:finish_reason": ?"|usage": ?\{|error": ?[^n ])')
+_CHAT_NOTABLE: Final = re.compile(
+    rb'"(?:finish_reason"\s*:\s*"|usage"\s*:\s*\{|error"\s*:\s*[^n\s])'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1715,22 +1722,28 @@ def _seconds_of(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _plausible(value: Json) -> float | None:
+    """A number that a clock can hold."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < 10**12 else None
+
+
 def rest_of(
     headers: Headers, words: UpstreamWords, unix_now: float, limits: Limits
 ) -> float | None:
     """The seconds until a limit resets, as the upstream says; None without a plausible word."""
-    resets_at = words.error.get("resets_at")
-    resets_in = words.error.get("resets_in_seconds")
+    resets_at = _plausible(words.error.get("resets_at"))
+    resets_in = _plausible(words.error.get("resets_in_seconds"))
     after_ms = _seconds_of(header_of(headers, "retry-after-ms"))
     after = header_of(headers, "retry-after")
     candidates = [
-        resets_at - unix_now if isinstance(resets_at, (int, float)) else None,
-        float(resets_in) if isinstance(resets_in, (int, float)) else None,
+        resets_at - unix_now if resets_at is not None else None,
+        resets_in,
         after_ms / 1000 if after_ms is not None else None,
         _seconds_of(after),
     ]
     if after and not after[:1].isdigit():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             candidates.append(parsedate_to_datetime(after).timestamp() - unix_now)
     hint = _RETRY_HINT.search(words.message)
     if hint and any(hint.groups()):
@@ -1787,7 +1800,7 @@ def _upstream_error(status: int, code: str | None) -> PoolerError:
 def _is_about_model(words: UpstreamWords) -> bool:
     if words.code == "model_not_found":
         return True
-    return words.error.get("param") in {None, "model"} and bool(_NO_MODEL.search(words.message))
+    return words.error.get("param") in (None, "model") and bool(_NO_MODEL.search(words.message))
 
 
 def _is_about_encrypted(words: UpstreamWords) -> bool:
@@ -2334,7 +2347,7 @@ class ClientConnection(Connection):
             raise PoolerError("request_too_large")
         coding = (header_of(head.headers, "content-encoding") or "identity").lower()
         decoder = None if coding == "identity" else BodyDecoder(coding, limits)
-        if header_of(head.headers, "expect") is not None and not self.buffer:
+        if header_of(head.headers, "expect") and not head.is_http_1_0 and not self.buffer:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
         pieces: list[bytes] = []
         byte_count = held = 0
@@ -2562,7 +2575,7 @@ class IdleConnections:
             await self.close_older_than(trio.current_time() - age_max)
 
     async def close_older_than(self, moment: float) -> None:
-        for idle in self.by_account.values():
+        for idle in list(self.by_account.values()):
             while idle and idle[0].idle_since <= moment:
                 await idle.popleft().close()
 
@@ -2893,8 +2906,10 @@ async def open_repaired(exchange: Exchange, lease: Lease, call: Call) -> Answer:
     try:
         return await open_answer(exchange, lease.account, call)
     except UpstreamFailed as failed:
+        if failed.fault.action is not Action.REPAIR:
+            raise
         repaired = drop_reasoning(exchange.body)
-        if failed.fault.action is not Action.REPAIR or repaired == exchange.body:
+        if repaired == exchange.body:
             raise
     exchange.record.attempts[-1]["repaired"] = True
     exchange.replace_body(repaired)
@@ -2988,7 +3003,7 @@ async def _relay_rest(exchange: Exchange, answer: Answer, scanner: EventScanner)
         answer.bytes_counted += more
         if events:
             comment_at = trio.current_time() + limits.comment_seconds
-            if len(events) > 1 or events[0][0] is not EventKind.IDLE:
+            if any(kind is not EventKind.IDLE for kind, _ in events):
                 answer.note_progress(exchange)
             await exchange.send_events(b"".join([event for _, event in events]))
 
@@ -3741,7 +3756,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--operator", action="store_true", help="key: an operator token instead")
     given = parser.parse_args(arguments)
     for name, value in vars(given).items():
-        if name != "command" and value and name not in COMMANDS[given.command].split():
+        if (
+            name != "command"
+            and value not in (None, False)
+            and name not in COMMANDS[given.command].split()
+        ):
             parser.error(f"--{name} does not belong to {given.command}")
     return given
 
