@@ -1440,7 +1440,7 @@ def read_usage(value: Json) -> Usage | None:
 
 def event_data(event: bytes) -> bytes:
     """The data of one event: its `data` lines joined by LF."""
-    lines = re.split(rb"\r\n|\n|\r", event)
+    lines = re.split(rb"\r\n|\n|\r", event.removeprefix(b"\xef\xbb\xbf"))
     data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
     return b"\n".join(data)
 
@@ -1526,11 +1526,11 @@ class EventScanner:
                 return start
             event = buffer[start:end]
             kind = self._kind_of(event)
+            if b'"sequence_number"' in event:
+                self._last = event
             if kind is EventKind.CONTENT:
                 self.has_content = True
-                self._last = event
             elif kind is not EventKind.IDLE:
-                self._last = event
                 self._note(kind, event)
             found.append((kind, event))
             start = end
@@ -2068,7 +2068,8 @@ class Roster:
         if resting:
             return usage_limit(max(1, math.ceil(min(resting) - now)), unix_now)
         is_any = any(not account.paused for account in call.pool.accounts)
-        return PoolerError("model_not_found" if is_any and not able else "no_usable_account")
+        lacks_model = is_any and not self.able(call, now) and not call.response
+        return PoolerError("model_not_found" if lacks_model else "no_usable_account")
 
     # What happens to an account.
 
@@ -2095,8 +2096,10 @@ class Roster:
         if health is None:
             return
         if fault.effect is Effect.LIMITED:
+            longer = health.rests_until if health.phase is Phase.RESTING else 0.0
+            until = now + (fault.rest_seconds or self.limits.cooldown_seconds)
             health.turn(Turn.LIMITED, now)
-            health.rests_until = now + (fault.rest_seconds or self.limits.cooldown_seconds)
+            health.rests_until = max(longer, until)
             health.probe_at = now + self.limits.probe_interval_seconds
         elif fault.effect is Effect.REFUSED:
             health.turn(Turn.REFUSED, now)
@@ -2119,9 +2122,10 @@ class Roster:
         pin = self.pin_of(call, now)
         if pin is not None and pin.account != account.name:
             health = self.health.get(pin.account)
-            is_able = any(pin.account == known.name for known in self.able(call, now))
+            known = [account for account in call.pool.accounts if not account.paused]
+            is_able = any(pin.account == one.name for one in known)
             if is_able and health and health.is_ready(now) and health.demoted_until <= now:
-                return  # only busy: the session comes back to it
+                return  # only busy, or without this model: the session comes back to it
         self.pin(call, account, self.is_foreign(call, account, now), now)
 
     def is_foreign(self, call: Call, account: Account, now: float) -> bool:
@@ -2540,12 +2544,12 @@ class IdleConnections:
     """Connections kept for the next request of the same account, for a few seconds."""
 
     def __init__(self) -> None:
-        self.by_account: dict[str, deque[UpstreamConnection]] = {}
+        self.by_account: dict[tuple[str, BaseUrl], deque[UpstreamConnection]] = {}
         self.changed = trio.Event()
 
     async def take(self, account: Account) -> UpstreamConnection | None:
         """The most recent connection that looks alive; those that do not are closed."""
-        idle = self.by_account.get(account.name)
+        idle = self.by_account.get((account.name, account.base_url))
         while idle:
             connection = idle.pop()
             if not connection.is_stale():
@@ -2555,7 +2559,7 @@ class IdleConnections:
 
     def give(self, account: Account, connection: UpstreamConnection, limits: Limits) -> bool:
         """Keep the connection; False, and the caller closes it, if there is no room."""
-        idle = self.by_account.setdefault(account.name, deque())
+        idle = self.by_account.setdefault((account.name, account.base_url), deque())
         if len(idle) >= limits.idle_connections_max:
             return False
         connection.idle_since = trio.current_time()
@@ -2729,6 +2733,7 @@ class Answer:
     scanner: EventScanner | None = None  # None: a unary answer
     event_deadline: float = math.inf
     is_at_end: bool = False
+    value: Mapping[str, Json] = field(default_factory=dict)  # a unary answer, parsed
     bytes_counted: int = 0  # of an unfinished event, in the server's budget
 
     def note_progress(self, exchange: Exchange) -> None:
@@ -2816,7 +2821,11 @@ async def _read_answer(exchange: Exchange, account: Account, call: Call) -> Answ
     head = await exchange.bounded(deadline, connection.read_head, limits)
     exchange.enter(Stage.BODY, timer)
     if not 200 <= head.status < 300:
-        body = await exchange.bounded(deadline, connection.read_body, ERROR_BODY_BYTES_MAX)
+        # The status alone says enough: a body that is cut or late takes nothing from it.
+        body = b""
+        until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
+        with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed):
+            body = await exchange.bounded(until, connection.read_body, ERROR_BODY_BYTES_MAX)
         unix_now = exchange.server.unix_now()
         raise UpstreamFailed(judge_answer(head.status, head.headers, body, unix_now, limits))
     if (header_of(head.headers, "content-encoding") or "identity").lower() != "identity":
@@ -2826,7 +2835,11 @@ async def _read_answer(exchange: Exchange, account: Account, call: Call) -> Answ
         await _hold(exchange, answer, connection)
         return answer
     body = await exchange.bounded(deadline, connection.read_body, limits.unary_bytes_max)
-    return Answer(head, body, is_at_end=True)
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadSyntax("not JSON") from None
+    return Answer(head, body, is_at_end=True, value=value if isinstance(value, dict) else {})
 
 
 async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnection) -> None:
@@ -2844,7 +2857,7 @@ async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnecti
                 raise
             return
         events = scanner.feed(received, is_end=not received)
-        held_count += len(events)
+        held_count += sum(kind is not EventKind.IDLE for kind, _ in events)
         answer.body += b"".join([event for _, event in events])
         answer.is_at_end = not received
         if any(kind is not EventKind.IDLE for kind, _ in events):
@@ -2879,10 +2892,12 @@ async def serve_call(exchange: Exchange, call: Call, key: Key) -> None:
             exchange.record.account = account.name
             exchange.replace_body(b"")
             roster.note_served(call, account, trio.current_time())
-            await deliver(exchange, answer, lease)
-            response_id = answer.scanner.response_id if answer.scanner else None
-            if call.is_stored and response_id:
-                roster.note_response(call, key, response_id, account)
+            try:
+                await deliver(exchange, answer, lease)
+            finally:  # a client that leaves after the last event may follow up all the same
+                made = answer.scanner.response if answer.scanner else answer.value
+                if call.is_stored and isinstance(made.get("id"), str):
+                    roster.note_response(call, key, made["id"], account)
             return
         finally:
             server.end_lease(lease)
@@ -2926,8 +2941,7 @@ async def deliver(exchange: Exchange, answer: Answer, lease: Lease) -> None:
             await relay_events(exchange, answer, scanner, headers)
             record.tokens = scanner.usage
         else:
-            with contextlib.suppress(ValueError, AttributeError, RecursionError):
-                record.tokens = read_usage(json.loads(answer.body).get("usage"))
+            record.tokens = read_usage(answer.value.get("usage"))
             await exchange.respond(answer.head.status, answer.body, headers)
     except BaseException:
         await exchange.release_upstream()
@@ -3002,7 +3016,8 @@ async def _relay_rest(exchange: Exchange, answer: Answer, scanner: EventScanner)
             raise BadSyntax("event too large")
         answer.bytes_counted += more
         if events:
-            comment_at = trio.current_time() + limits.comment_seconds
+            if end_at == math.inf:
+                comment_at = trio.current_time() + limits.comment_seconds
             if any(kind is not EventKind.IDLE for kind, _ in events):
                 answer.note_progress(exchange)
             await exchange.send_events(b"".join([event for _, event in events]))
@@ -3178,7 +3193,9 @@ class Server:
         head = exchange.head = parse_request_head(raw, exchange.limits)
         self.check_caller(exchange.config, head)
         route, model = find_route(head.path, exchange.config.base_path)
-        exchange.record.method, exchange.record.route = printable(head.method), route.value
+        is_known = head.method in {"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"}
+        exchange.record.method = head.method if is_known else "other"
+        exchange.record.route = route.value
         exchange.closes = head.framing != NO_BODY
         if head.method == "OPTIONS" or route is Route.NOTHING:
             raise PoolerError("not_found")
@@ -3275,6 +3292,7 @@ class Server:
         assert exchange.head is not None
         value = parse_json_object(exchange.body)
         call = read_call(kind, value, exchange.head.headers, pool, key)
+        await trio.lowlevel.checkpoint()
         if call.model != call.requested_model:
             exchange.replace_body(replace_model(exchange.body, call.model))
         exchange.record.model = printable(call.requested_model)
@@ -3762,6 +3780,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             and name not in COMMANDS[given.command].split()
         ):
             parser.error(f"--{name} does not belong to {given.command}")
+    if given.port is not None and not 0 <= given.port <= 65535:
+        parser.error("--port must be from 0 to 65535")
     return given
 
 
