@@ -1330,7 +1330,7 @@ class BodyDecoder:
         self._decoder, self._errors = _make_decoder(coding)
 
     def feed(self, received: bytes) -> bytes:
-        """The decoded bytes of `received`.  Raises: PoolerError (request_too_large, invalid_json)."""
+        """The decoded bytes.  Raises: PoolerError (request_too_large, invalid_json)."""
         limits = self._limits
         self._bytes_in += len(received)
         ratio_room = max(MIB, self._bytes_in * limits.decoded_ratio_max)
