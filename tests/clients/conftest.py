@@ -1,0 +1,35 @@
+"""Fixtures of the client tests.  (No claims.)"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.stage import Pooler, Stage, Upstream
+
+
+@pytest.fixture(scope="session")
+def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Upstream, Upstream]]:
+    """Two providers, with a key each; every test begins with them forgetful."""
+    folder = tmp_path_factory.mktemp("upstreams")
+    with (
+        contextlib.closing(Upstream("first", folder)) as first,
+        contextlib.closing(Upstream("second", folder)) as second,
+    ):
+        yield first, second
+
+
+@pytest.fixture
+def stage(upstreams: tuple[Upstream, Upstream], tmp_path: Path) -> Iterator[Stage]:
+    """The upstreams, and a pooler for the test to start, which must end well."""
+    with Stage(*upstreams, tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pooler(stage: Stage) -> Pooler:
+    """A pooler over both upstreams, the first one preferred."""
+    return stage.start()

