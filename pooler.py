@@ -1459,6 +1459,10 @@ def _kind_of_type(name: bytes) -> EventKind:
     return _KIND_OF_TYPE.get(name, other)
 
 
+# OpenCode asks again after a stream that broke only if the message says that it may.
+RETRY_WORDS: Final = "You can retry your request."
+
+
 @dataclass(slots=True)
 class EventScanner:
     """Finds the ends and kinds of the events in a stream, fed in any pieces.
@@ -1607,7 +1611,7 @@ class EventScanner:
             "object": "response",
             **self.response,
             "status": "failed",
-            "error": {"code": error.code, "message": error.public},
+            "error": {"code": error.code, "message": f"{error.public} {RETRY_WORDS}"},
             "output": [],
         }
         number = last + 1 if isinstance(last, int) else 0
