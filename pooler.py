@@ -1167,19 +1167,30 @@ SESSION_HEADERS: Final = (
 )  # fmt: skip
 
 
+_MODEL_MEMBER: Final = re.compile(
+    rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
+    rb'[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")'
+)
+
+
+def outside_strings(body: bytes, quotes_max: float = math.inf) -> bytes:
+    """JSON without its strings.  Raises: PoolerError (invalid_json) if there are too many."""
+    plain = body
+    if b"\\" in body:  # pairs first: a run of backslashes always begins an escape
+        plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Valid JSON has at most two strings, a name and a value, for each separator.
+    if plain.count(b'"') > quotes_max:
+        raise PoolerError("invalid_json", "The request body has too many members.")
+    return b"".join(plain.split(b'"')[::2])
+
+
 def check_json_shape(body: bytes, limits: Limits) -> None:
     """Refuse a body that is too deep or has too many members, in a few passes at C speed."""
     openers = body.count(b"[") + body.count(b"{")
     separators = openers + body.count(b",")
     if openers <= limits.json_depth_max and separators <= limits.json_separators_max:
         return
-    plain = body
-    if b"\\" in body:  # pairs first: a run of backslashes always begins an escape
-        plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Valid JSON has at most two strings, a name and a value, for each separator.
-    if plain.count(b'"') > 4 * (limits.json_separators_max + 1):
-        raise PoolerError("invalid_json", "The request body has too many members.")
-    outside = b"".join(plain.split(b'"')[::2])
+    outside = outside_strings(body, 4 * (limits.json_separators_max + 1))
     separators = outside.count(b",") + outside.count(b"[") + outside.count(b"{")
     if separators > limits.json_separators_max:
         raise PoolerError("invalid_json", "The request body has too many members.")
@@ -1278,25 +1289,18 @@ def is_model_allowed(requested: str, pool: Pool, key: Key) -> bool:
 def replace_model(body: bytes, model: str) -> bytes:
     """`body` with another value of its top-level "model"; every other byte stays.
 
-    `body` has passed `parse_json_object`.
+    `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
     """
-    text = body.decode("utf-8")
-    decoder = json.JSONDecoder()
-    blank = re.compile(r"[ \t\r\n]*")
-
-    def skip(at: int) -> int:
-        match = blank.match(text, at)
-        assert match is not None
-        return match.end()
-
-    at = text.index("{") + 1
-    while True:
-        name, at = decoder.raw_decode(text, skip(at))
-        start = skip(text.index(":", at) + 1)
-        _, at = decoder.raw_decode(text, start)
-        if name == "model":
-            return (text[:start] + json.dumps(model) + text[at:]).encode("utf-8")
-        at = text.index(",", at) + 1
+    depth = at = 0
+    for member in _MODEL_MEMBER.finditer(body):
+        outside = outside_strings(body[at : member.start()])
+        depth += outside.count(b"{") + outside.count(b"[")
+        depth -= outside.count(b"}") + outside.count(b"]")
+        at = member.end()
+        if depth == 1:
+            start, end = member.span(1)
+            return body[:start] + json.dumps(model).encode() + body[end:]
+    raise AssertionError("a body without a model was refused before")
 
 
 def drop_reasoning(body: bytes) -> bytes:
@@ -2064,6 +2068,12 @@ class Roster:
         is_fresh = pin is not None and now - pin.used_at <= self.limits.pin_idle_seconds_max
         return pin if is_fresh else None
 
+    def next_change(self, call: Call, now: float) -> float:
+        """When an account that rests now may serve again."""
+        known = [self.health[account.name] for account in self.able(call, now)]
+        ends = [end for health in known for end in (health.rests_until, health.probe_at)]
+        return min((end for end in ends if end > now), default=math.inf)
+
     def refusal(self, call: Call, now: float, unix_now: float) -> PoolerError:
         """Why nobody can serve: all limited, all broken, or nobody has the model."""
         able = self.bound(call, self.able(call, now))
@@ -2144,6 +2154,15 @@ class Roster:
     def note_response(self, call: Call, key: Key, response_id: str, account: Account) -> None:
         digest = digest_parts(call.pool.name, key.name, "response", response_id)
         self.responses.put(digest, account.name)
+
+    def is_known(self, call: Call) -> bool:
+        """Whether the model's name is the operator's or an upstream's, not only a client's."""
+        pool = call.pool
+        names = {*(pool.models or ()), *pool.aliases}
+        for account in pool.accounts:
+            health = self.health.get(account.name)
+            names |= set(account.models or (health and health.catalogue) or ())
+        return call.requested_model in names
 
     def models_of(self, pool: Pool, key: Key) -> dict[str, int | None]:
         """The names that GET /v1/models shows to a key, with context lengths where known."""
@@ -2617,10 +2636,97 @@ class DeadlinePassed(Exception):
     """A wait for the upstream took too long; `Exchange.timer` says which one."""
 
 
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """A request in the queue of its pool."""
+
+    call: Call
+    tried: Sequence[str]
+    served: trio.Event
+    lease: Lease | None = None
+
+
+class Shared:
+    """What all requests share: configuration, accounts and their queues, budgets."""
+
+    def __init__(
+        self,
+        config: Config,
+        tls_contexts: Mapping[str | None, ssl.SSLContext],
+        dial: Dial,
+        unix_now: Callable[[], float],
+    ) -> None:
+        self.config = config
+        self.tls_contexts = dict(tls_contexts)
+        self.dial = dial
+        self.unix_now = unix_now
+        self.roster = Roster(config)
+        self.queues: dict[str, deque[Waiter]] = {}
+        self.idle = IdleConnections()
+        self.bodies = Budget(config.limits.bodies_bytes_max)
+        self.events = Budget(config.limits.events_bytes_max)
+        self.is_draining = False
+        self.is_stopped = False
+
+    async def lease_account(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Lease:
+        """A place on the best account that has room, waiting for one in a fair queue.
+
+        Raises: PoolerError (pool_busy, usage_limit_reached, no_usable_account,
+        model_not_found, server_stopping).
+        """
+        now = trio.current_time()
+        waiter = Waiter(call, tuple(tried), trio.Event())
+        queue = self.queues.setdefault(call.pool.name, deque())
+        if not self.assign(waiter):
+            if not self.roster.ranked(call, tried, now):
+                raise self.roster.refusal(call, now, self.unix_now())
+            if len(queue) >= exchange.limits.queue_length_max:
+                raise PoolerError("pool_busy")
+            queue.append(waiter)
+            deadline = now + exchange.limits.queue_seconds_max
+            try:
+                while waiter.lease is None and trio.current_time() < deadline:
+                    change = self.roster.next_change(call, trio.current_time())
+                    with contextlib.suppress(DeadlinePassed):
+                        await exchange.bounded(min(change, deadline), waiter.served.wait)
+                    self.assign_waiters()
+            except BaseException:
+                if waiter.lease is not None:  # served and cancelled at the same moment
+                    self.end_lease(waiter.lease)
+                raise
+            finally:
+                if waiter in queue:
+                    queue.remove(waiter)
+        if waiter.lease is None:
+            raise PoolerError("pool_busy")
+        return waiter.lease
+
+    def assign(self, waiter: Waiter) -> bool:
+        """Give the waiter a place if there is one now."""
+        now = trio.current_time()
+        for account in self.roster.ranked(waiter.call, waiter.tried, now):
+            if self.roster.health[account.name].in_flight_count < account.concurrent:
+                waiter.lease = self.roster.begin(account, waiter.call, now)
+                waiter.served.set()
+                return True
+        return False
+
+    def end_lease(self, lease: Lease) -> None:
+        self.roster.end(lease)
+        self.assign_waiters()
+
+    def assign_waiters(self) -> None:
+        """Serve whoever has waited longest and can be served."""
+        for queue in self.queues.values():
+            for waiter in [waiter for waiter in queue if waiter.lease is None]:
+                if self.assign(waiter):
+                    queue.remove(waiter)
+
+
 class Exchange:
     """One request and its answer: what has been said to the client, and what may still be."""
 
-    def __init__(self, server: Server, connection: ClientConnection, record: Record) -> None:
+    def __init__(self, server: Shared, connection: ClientConnection, record: Record) -> None:
         self.server = server
         self.connection = connection
         self.record = record
@@ -2634,6 +2740,7 @@ class Exchange:
         self.closes = True  # until the request has been read whole
         self.upstream: UpstreamConnection | None = None
         self.scope: trio.CancelScope | None = None  # of the latest wait for the upstream
+        self.events_held = 0  # bytes of an unfinished event, in the server's budget
         self.stage = Stage.CONNECT
         self.timer = ""  # the limit that the wait is bounded by
 
@@ -2665,12 +2772,21 @@ class Exchange:
 
     async def release_upstream(self, account: Account | None = None) -> None:
         """Keep the connection for the account's next request if it is whole, else close it."""
+        self.server.events.grow(-self.events_held)
+        self.events_held = 0
         connection, self.upstream = self.upstream, None
         if connection is None:
             return
         is_kept = account and connection.is_reusable and not self.server.is_draining
         if not (is_kept and account and self.server.idle.give(account, connection, self.limits)):
             await connection.close()
+
+    def hold_events(self, pending: int) -> None:
+        """Count the unfinished event of the stream.  Raises: BadSyntax, if it is too large."""
+        more = pending - self.events_held
+        if pending > self.limits.event_bytes_max or not self.server.events.grow(more):
+            raise BadSyntax("event too large")
+        self.events_held += more
 
     async def start(
         self, status: int, headers: Sequence[Field], body: bytes, length: int | None
@@ -2738,7 +2854,6 @@ class Answer:
     event_deadline: float = math.inf
     is_at_end: bool = False
     value: Mapping[str, Json] = field(default_factory=dict)  # a unary answer, parsed
-    bytes_counted: int = 0  # of an unfinished event, in the server's budget
 
     def note_progress(self, exchange: Exchange) -> None:
         """An event came: from now on the timer between events counts."""
@@ -2863,6 +2978,7 @@ async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnecti
         events = scanner.feed(received, is_end=not received)
         held_count += sum(kind is not EventKind.IDLE for kind, _ in events)
         answer.body += b"".join([event for _, event in events])
+        exchange.hold_events(scanner.bytes_pending)
         answer.is_at_end = not received
         if any(kind is not EventKind.IDLE for kind, _ in events):
             answer.note_progress(exchange)
@@ -2874,8 +2990,6 @@ async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnecti
             return
         if answer.is_at_end:
             raise PeerClosed
-        if scanner.bytes_pending > limits.event_bytes_max:
-            raise BadSyntax("event too large")
 
 
 async def serve_call(exchange: Exchange, call: Call, key: Key) -> None:
@@ -2978,8 +3092,6 @@ async def relay_events(
         error = stopping
     except TRANSPORT_ERRORS as cut:
         error = judge_transport(Stage.BODY, trouble_of(cut), exchange.timer).error
-    finally:
-        exchange.server.events.grow(-answer.bytes_counted)
     if scanner.is_complete(is_clean):
         if scanner.failure is not None:
             exchange.record.code = read_error(scanner.failure).code or "upstream_error"
@@ -3014,11 +3126,7 @@ async def _relay_rest(exchange: Exchange, answer: Answer, scanner: EventScanner)
             continue
         events = scanner.feed(received, is_end=not received)
         answer.is_at_end = not received
-        is_large = scanner.bytes_pending > limits.event_bytes_max
-        more = scanner.bytes_pending - answer.bytes_counted
-        if is_large or not exchange.server.events.grow(more):
-            raise BadSyntax("event too large")
-        answer.bytes_counted += more
+        exchange.hold_events(scanner.bytes_pending)
         if events:
             if end_at == math.inf:
                 comment_at = trio.current_time() + limits.comment_seconds
@@ -3052,18 +3160,8 @@ def new_request_id() -> str:
     return secrets.token_bytes(20).translate(_LETTERS).decode("ascii")
 
 
-@dataclass(eq=False, slots=True)
-class Waiter:
-    """A request in the queue of its pool."""
-
-    call: Call
-    tried: Sequence[str]
-    served: trio.Event
-    lease: Lease | None = None
-
-
-class Server:
-    """Everything that lives as long as the process: configuration, state and connections."""
+class Server(Shared):
+    """Everything that lives as long as the process."""
 
     def __init__(
         self,
@@ -3074,18 +3172,10 @@ class Server:
         unix_now: Callable[[], float] = time.time,
         log: Log = log_line,
     ) -> None:
-        self.config = config
-        self.tls_contexts = dict(tls_contexts)
-        self.dial = dial
-        self.unix_now = unix_now
+        super().__init__(config, tls_contexts, dial, unix_now)
         self.log = log
         self.started_unix = int(unix_now())
-        self.roster = Roster(config)
         self.uses: dict[tuple[str, str], KeyUse] = {}
-        self.queues: dict[str, deque[Waiter]] = {}
-        self.idle = IdleConnections()
-        self.bodies = Budget(config.limits.bodies_bytes_max)
-        self.events = Budget(config.limits.events_bytes_max)
         self.connections: dict[ClientConnection, trio.CancelScope] = {}
         self.keyless: dict[ClientConnection, trio.CancelScope] = {}  # oldest first
         self.exchanges: set[Exchange] = set()
@@ -3093,8 +3183,6 @@ class Server:
         self.catalogues_wanted = trio.Event()
         self.accepting = trio.CancelScope()
         self.finished = trio.Event()  # set when `serve_with_signals` is done
-        self.is_draining = False
-        self.is_stopped = False
 
     # One connection.
 
@@ -3277,7 +3365,8 @@ class Server:
         use.admit(key, trio.current_time(), self.unix_now())
         try:
             limits, connection = exchange.limits, exchange.connection
-            exchange.body = await connection.read_body(head, limits, self.bodies)
+            read = connection.read_body
+            exchange.body = await exchange.bounded(math.inf, read, head, limits, self.bodies)
             exchange.record.bytes_in = len(exchange.body)
             exchange.closes = False
             call = await self.judge_body(exchange, key, kind)
@@ -3299,63 +3388,11 @@ class Server:
         await trio.lowlevel.checkpoint()
         if call.model != call.requested_model:
             exchange.replace_body(replace_model(exchange.body, call.model))
-        exchange.record.model = printable(call.requested_model)
+        is_known = self.roster.is_known(call)
+        exchange.record.model = printable(call.requested_model) if is_known else "other"
         exchange.record.stream = call.is_stream
         self.want_catalogues(pool)
         return call
-
-    # Places on accounts.
-
-    async def lease_account(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Lease:
-        """A place on the best account that has room, waiting for one in a fair queue.
-
-        Raises: PoolerError (pool_busy, usage_limit_reached, no_usable_account,
-        model_not_found, server_stopping).
-        """
-        now = trio.current_time()
-        waiter = Waiter(call, tuple(tried), trio.Event())
-        queue = self.queues.setdefault(call.pool.name, deque())
-        if not self.assign(waiter):
-            if not self.roster.ranked(call, tried, now):
-                raise self.roster.refusal(call, now, self.unix_now())
-            if len(queue) >= exchange.limits.queue_length_max:
-                raise PoolerError("pool_busy")
-            queue.append(waiter)
-            try:
-                with contextlib.suppress(DeadlinePassed):
-                    until = now + exchange.limits.queue_seconds_max
-                    await exchange.bounded(until, waiter.served.wait)
-            except BaseException:
-                if waiter.lease is not None:  # served and cancelled at the same moment
-                    self.end_lease(waiter.lease)
-                raise
-            finally:
-                if waiter in queue:
-                    queue.remove(waiter)
-        if waiter.lease is None:
-            raise PoolerError("pool_busy")
-        return waiter.lease
-
-    def assign(self, waiter: Waiter) -> bool:
-        """Give the waiter a place if there is one now."""
-        now = trio.current_time()
-        for account in self.roster.ranked(waiter.call, waiter.tried, now):
-            if self.roster.health[account.name].in_flight_count < account.concurrent:
-                waiter.lease = self.roster.begin(account, waiter.call, now)
-                waiter.served.set()
-                return True
-        return False
-
-    def end_lease(self, lease: Lease) -> None:
-        self.roster.end(lease)
-        self.assign_waiters()
-
-    def assign_waiters(self) -> None:
-        """Serve whoever has waited longest and can be served."""
-        for queue in self.queues.values():
-            for waiter in [waiter for waiter in queue if waiter.lease is None]:
-                if self.assign(waiter):
-                    queue.remove(waiter)
 
     # Services.
 
@@ -3487,10 +3524,6 @@ async def open_listeners(config: Config, log: Log) -> list[trio.SocketListener]:
             hint = "set another one in listen" if error.errno == errno.EADDRINUSE else "see listen"
             reason = error.strerror or "no such name"
             raise ConfigRefused([f"listen: {listen.text}: {reason}; {hint}"]) from None
-    for listener in found:
-        name = listener.socket.getsockname()
-        shown = f"unix:{name}" if isinstance(name, str) else f"{name[0]}:{name[1]}"
-        log("info", "listening", {"address": shown})
     return found
 
 
@@ -3643,44 +3676,43 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
     return scanner.terminal is EventKind.SUCCESS
 
 
+def describe_demo(port: int, upstream_port: int, secret: str) -> bytes:
+    """pools.json of the demo: one account, whose upstream is the demo's own."""
+    base_url = f"http://127.0.0.1:{upstream_port}"
+    account = {"type": "openai", "api_key": "none", "base_url": base_url}
+    aliases = {"gpt-5.4-nano": DEMO_MODEL}  # OpenCode asks it for a session's title
+    pool = {"accounts": ["built-in"], "models": [DEMO_MODEL], "aliases": aliases}
+    described = {"accounts": {"built-in": account}, "pools": {"demo": pool}}
+    pool["keys"] = {"you": secret}
+    return json.dumps({"listen": f"127.0.0.1:{port}", **described}).encode()
+
+
 async def run_demo(port: int, is_once: bool) -> int:
-    """The real server with generated keys and its own loopback upstream."""
+    """The real server with a generated key and its own loopback upstream.
+
+    Raises: ConfigRefused.
+    """
     secret = new_secret("cp")
-    async with trio.open_nursery() as nursery:  # holds: the upstream, the pooler
-        upstream = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        upstream_port = upstream[0].socket.getsockname()[1]
-        nursery.start_soon(trio.serve_listeners, serve_demo_upstream, upstream)
-        base_url = f"http://127.0.0.1:{upstream_port}"
-        account = {"type": "openai", "api_key": "none", "base_url": base_url}
-        aliases = {"gpt-5.4-nano": DEMO_MODEL}  # OpenCode asks it for a session's title
-        pool = {
-            "accounts": ["built-in"],
-            "models": [DEMO_MODEL],
-            "aliases": aliases,
-            "keys": {"you": secret},
-        }
-        described = {"accounts": {"built-in": account}, "pools": {"demo": pool}}
-        config = parse_config(
-            json.dumps(described | {"listen": f"127.0.0.1:{port}"}).encode(), {}, str
-        )
+    async with (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0] as upstream:
+        upstream_port = upstream.socket.getsockname()[1]
+        config = parse_config(describe_demo(port, upstream_port, secret), {}, str)
         server = Server(config, {}, log=log_problem)
         listeners = await open_listeners(config, log_problem)
         url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "/v1")
         shown = f"http://{url.authority}"
-        say(
-            f"codex-pooler {VERSION} demo on {shown}",
-            "A built-in upstream answers; no account is used, nothing leaves this machine.",
-            "",
-            "POST /v1/responses, streamed:",
-        )
-        await nursery.start(serve_with_signals, server, listeners, None)
-        is_well = await ask_demo(url, Secret(secret))
-        if is_once:
-            server.stop()
-        else:
-            say(DEMO_GUIDE % {"url": shown, "key": secret})
-        await server.finished.wait()
-        nursery.cancel_scope.cancel()
+        say(f"codex-pooler {VERSION} demo on {shown}")
+        say("A built-in upstream answers; no account is used, nothing leaves this machine.")
+        say("", "POST /v1/responses, streamed:")
+        async with trio.open_nursery() as nursery:  # holds: the upstream, the pooler
+            nursery.start_soon(trio.serve_listeners, serve_demo_upstream, [upstream])
+            await nursery.start(serve_with_signals, server, listeners, None)
+            is_well = await ask_demo(url, Secret(secret))
+            if is_once:
+                server.stop()
+            else:
+                say(DEMO_GUIDE % {"url": shown, "key": secret})
+            await server.finished.wait()
+            nursery.cancel_scope.cancel()
     return 0 if is_well else 1
 
 
@@ -3701,6 +3733,10 @@ async def serve_with_signals(
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
         async with trio.open_nursery() as nursery:  # holds: the server
             everything = nursery.cancel_scope
+            for listener in listeners:
+                name = listener.socket.getsockname()
+                shown = f"unix:{name}" if isinstance(name, str) else f"{name[0]}:{name[1]}"
+                server.log("info", "listening", {"address": shown})
 
             async def serve_and_end() -> None:
                 await server.serve(listeners)
@@ -3778,11 +3814,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--operator", action="store_true", help="key: an operator token instead")
     given = parser.parse_args(arguments)
     for name, value in vars(given).items():
-        if (
-            name != "command"
-            and value not in (None, False)
-            and name not in COMMANDS[given.command].split()
-        ):
+        is_absent = value is None or value is False or name == "command"
+        if not is_absent and name not in COMMANDS[given.command].split():
             parser.error(f"--{name} does not belong to {given.command}")
     if given.port is not None and not 0 <= given.port <= 65535:
         parser.error("--port must be from 0 to 65535")
