@@ -1110,7 +1110,10 @@ class LengthReader:
         return piece
 
 
-def body_reader(framing: Framing) -> ChunkReader | LengthReader:
+BodyReader = ChunkReader | LengthReader
+
+
+def body_reader(framing: Framing) -> BodyReader:
     return ChunkReader() if framing.is_chunked else LengthReader(framing.length)
 
 
@@ -1171,10 +1174,12 @@ SESSION_HEADERS: Final = (
 )  # fmt: skip
 
 
-_MODEL_MEMBER: Final = re.compile(
+_STRING_MEMBER: Final = rb'[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")'
+_ESCAPED_MODEL: Final = (
     rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
-    rb'[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")'
 )
+# The literal first: it is found ten times faster, and all that anybody sends.
+_MODEL_MEMBERS: Final = [re.compile(n + _STRING_MEMBER) for n in (b'"model"', _ESCAPED_MODEL)]
 
 
 def outside_strings(body: bytes, quotes_max: float = math.inf) -> bytes:
@@ -1295,15 +1300,16 @@ def replace_model(body: bytes, model: str) -> bytes:
 
     `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
     """
-    depth = at = 0
-    for member in _MODEL_MEMBER.finditer(body):
-        outside = outside_strings(body[at : member.start()])
-        depth += outside.count(b"{") + outside.count(b"[")
-        depth -= outside.count(b"}") + outside.count(b"]")
-        at = member.end()
-        if depth == 1:
-            start, end = member.span(1)
-            return body[:start] + json.dumps(model).encode() + body[end:]
+    for pattern in _MODEL_MEMBERS:
+        depth = at = 0
+        for member in pattern.finditer(body):
+            outside = outside_strings(body[at : member.start()])
+            depth += outside.count(b"{") + outside.count(b"[")
+            depth -= outside.count(b"}") + outside.count(b"]")
+            at = member.end()
+            if depth == 1:
+                start, end = member.span(1)
+                return body[:start] + json.dumps(model).encode() + body[end:]
     raise AssertionError("a body without a model was refused before")
 
 
@@ -1417,8 +1423,7 @@ _CHAT_NOTABLE: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Token counts as an answer reports them."""
 
     input_tokens: int
@@ -1897,30 +1902,11 @@ def judge_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
 
 
 class Phase(enum.Enum):
+    """Any phase may follow any other: the upstream's latest word counts."""
+
     READY = "ready"
     RESTING = "resting"  # a limit; ends at its reset
     REFUSED = "refused"  # credential or plan; ends when a probe succeeds
-
-
-class Turn(enum.Enum):
-    LIMITED = enum.auto()
-    REFUSED = enum.auto()
-    SUCCEEDED = enum.auto()
-    RESET_PASSED = enum.auto()
-
-
-AFTER: Final[Mapping[tuple[Phase, Turn], Phase]] = {
-    (Phase.READY, Turn.LIMITED): Phase.RESTING,
-    (Phase.READY, Turn.REFUSED): Phase.REFUSED,
-    (Phase.READY, Turn.SUCCEEDED): Phase.READY,
-    (Phase.RESTING, Turn.LIMITED): Phase.RESTING,
-    (Phase.RESTING, Turn.REFUSED): Phase.REFUSED,
-    (Phase.RESTING, Turn.SUCCEEDED): Phase.READY,
-    (Phase.RESTING, Turn.RESET_PASSED): Phase.READY,
-    (Phase.REFUSED, Turn.LIMITED): Phase.RESTING,
-    (Phase.REFUSED, Turn.REFUSED): Phase.REFUSED,
-    (Phase.REFUSED, Turn.SUCCEEDED): Phase.READY,
-}
 
 
 @dataclass(slots=True)
@@ -1947,15 +1933,14 @@ class Health:
         self.lacks_models.clear()
         self.catalogue_at = -math.inf
 
-    def turn(self, turn: Turn, now: float) -> None:
-        after = AFTER[self.phase, turn]
-        if after is not Phase.READY or self.phase is not Phase.READY:
+    def enter(self, phase: Phase, now: float) -> None:
+        if phase is not Phase.READY or self.phase is not Phase.READY:
             self.changed_at = now
-        self.phase = after
+        self.phase = phase
 
     def is_ready(self, now: float) -> bool:
         if self.phase is Phase.RESTING and now >= self.rests_until:
-            self.turn(Turn.RESET_PASSED, now)
+            self.enter(Phase.READY, now)
         return self.phase is Phase.READY
 
     def is_probe_due(self, now: float) -> bool:
@@ -2126,11 +2111,11 @@ class Roster:
         if fault.effect is Effect.LIMITED:
             longer = health.rests_until if health.phase is Phase.RESTING else 0.0
             until = now + (fault.rest_seconds or self.limits.cooldown_seconds)
-            health.turn(Turn.LIMITED, now)
+            health.enter(Phase.RESTING, now)
             health.rests_until = max(longer, until)
             health.probe_at = now + self.limits.probe_interval_seconds
         elif fault.effect is Effect.REFUSED:
-            health.turn(Turn.REFUSED, now)
+            health.enter(Phase.REFUSED, now)
             health.probe_at = now + self.limits.probe_interval_seconds
         elif fault.effect is Effect.DEMOTED:
             health.demoted_until = now + self.limits.demotion_seconds
@@ -2142,7 +2127,7 @@ class Roster:
     def note_success(self, lease: Lease, now: float) -> None:
         """Only a request that began after the rest did proves that it is over."""
         if lease.began_at >= lease.health.changed_at:
-            lease.health.turn(Turn.SUCCEEDED, now)
+            lease.health.enter(Phase.READY, now)
         lease.health.demoted_until = 0.0
 
     def note_served(self, call: Call, account: Account, now: float) -> None:
@@ -2290,7 +2275,7 @@ class Record:
 
     def as_object(self) -> dict[str, Json]:
         shown = {name: getattr(self, name) for name in self.__slots__}
-        return shown | {"tokens": dataclasses.asdict(self.tokens) if self.tokens else None}
+        return shown | {"tokens": self.tokens and self.tokens._asdict()}
 
     def token_count(self) -> int:
         """The tokens to charge; estimated, at 4 bytes each, where none were reported."""
@@ -2326,6 +2311,7 @@ class Connection:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self.buffer = b""
+        self.searched = 0  # so much of the buffer holds no end of a head
 
     async def receive(self) -> bytes:
         """What comes next; b"" at the end.  Raises: PeerClosed at a reset."""
@@ -2359,23 +2345,27 @@ class Connection:
                 raise trio.BrokenResourceError from None
         return 0
 
+    def take_head(self, bytes_max: int) -> bytes | None:
+        """A message head with its blank line, if it is there.  Raises: BadSyntax."""
+        end = self.buffer.find(b"\r\n\r\n", max(0, self.searched - 3)) + 4
+        if 4 <= end <= bytes_max:
+            head, self.buffer, self.searched = self.buffer[:end], self.buffer[end:], 0
+            return head
+        if end >= 4 or len(self.buffer) >= bytes_max:
+            raise BadSyntax("head too large")
+        if _BARE_LF.search(self.buffer, self.searched):
+            raise BadSyntax("bare LF")
+        self.searched = len(self.buffer)
+        return None
+
     async def read_to_blank_line(self, bytes_max: int) -> bytes:
         """A message head with its blank line.  Raises: PeerClosed, BadSyntax."""
-        searched = 0
-        while True:
-            end = self.buffer.find(b"\r\n\r\n", max(0, searched - 3)) + 4
-            if 4 <= end <= bytes_max:
-                head, self.buffer = self.buffer[:end], self.buffer[end:]
-                return head
-            if end >= 4 or len(self.buffer) >= bytes_max:
-                raise BadSyntax("head too large")
-            if _BARE_LF.search(self.buffer, searched):
-                raise BadSyntax("bare LF")
-            searched = len(self.buffer)
+        while (head := self.take_head(bytes_max)) is None:
             received = await self.receive()
             if not received:
                 raise PeerClosed
             self.buffer += received
+        return head
 
 
 class ClientConnection(Connection):
@@ -2401,6 +2391,8 @@ class ClientConnection(Connection):
                 self.idle_scope = None
             if not self.buffer:
                 return None
+            if head := self.take_head(limits.head_bytes_max):
+                return head
             with trio.move_on_after(limits.head_seconds_max):
                 return await self.read_to_blank_line(limits.head_bytes_max)
         except PeerClosed:
@@ -2426,29 +2418,29 @@ class ClientConnection(Connection):
         pieces: list[bytes] = []
         byte_count = held = 0
         try:
-            with trio.move_on_after(limits.body_seconds_max):
-                reader = body_reader(head.framing)
-                while not reader.is_done:
-                    piece = await self._read_piece(reader, limits)
-                    byte_count += len(piece)
-                    if byte_count > limits.body_bytes_max:
-                        raise PoolerError("request_too_large")
-                    piece = decoder.feed(piece) if decoder else piece
-                    if not budget.grow(len(piece)):
-                        raise PoolerError("pool_busy", "Too many request bodies are held here.")
-                    held += len(piece)
-                    pieces.append(piece)
-                if decoder is not None:
-                    decoder.finish()
-                held = 0  # from here on the caller's
-                return b"".join(pieces)
+            until = trio.current_time() + limits.body_seconds_max
+            reader = body_reader(head.framing)
+            while not reader.is_done:
+                piece = await self._read_piece(reader, limits, until)
+                byte_count += len(piece)
+                if byte_count > limits.body_bytes_max:
+                    raise PoolerError("request_too_large")
+                piece = decoder.feed(piece) if decoder else piece
+                if not budget.grow(len(piece)):
+                    raise PoolerError("pool_busy", "Too many request bodies are held here.")
+                held += len(piece)
+                pieces.append(piece)
+            if decoder is not None:
+                decoder.finish()
+            held = 0  # from here on the caller's
+            return b"".join(pieces)
         finally:
             budget.grow(-held)
-        raise PoolerError("request_timeout")
 
-    async def _read_piece(self, reader: ChunkReader | LengthReader, limits: Limits) -> bytes:
+    async def _read_piece(self, reader: BodyReader, limits: Limits, until: float) -> bytes:
         if not self.buffer:
-            with trio.move_on_after(limits.body_idle_seconds_max) as scope:
+            idle_until = trio.current_time() + limits.body_idle_seconds_max
+            with trio.move_on_at(min(idle_until, until)) as scope:
                 with contextlib.suppress(PeerClosed):
                     self.buffer = await self.receive()
             if scope.cancelled_caught:
@@ -2539,7 +2531,7 @@ class UpstreamConnection(Connection):
     def __init__(self, stream: trio.abc.Stream) -> None:
         super().__init__(stream)
         self.head: ResponseHead | None = None
-        self.reader: ChunkReader | LengthReader = LengthReader(None)
+        self.reader: BodyReader = LengthReader(None)
         self.is_at_end = False
         self.is_used = False
         self.is_cut = False  # the request was not sent whole
@@ -3437,8 +3429,9 @@ class Server(Shared):
         use.admit(key, trio.current_time(), self.unix_now())
         try:
             limits, connection = exchange.limits, exchange.connection
-            read = connection.read_body
-            exchange.body = await exchange.bounded(math.inf, read, head, limits, self.bodies)
+            read = functools.partial(connection.read_body, head, limits, self.bodies)
+            is_here = len(connection.buffer) >= (head.framing.length or math.inf)
+            exchange.body = await (read() if is_here else exchange.bounded(math.inf, read))
             exchange.record.bytes_in = len(exchange.body)
             exchange.closes = False
             call = await self.judge_body(exchange, key, kind)
