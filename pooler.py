@@ -2301,6 +2301,7 @@ class PeerClosed(Exception):
     """The peer closed, or reset, in the middle of a message."""
 
 
+@dataclass(eq=False, slots=True)
 class Connection:
     """A stream, and what was received and not used yet.
 
@@ -2308,10 +2309,9 @@ class Connection:
     halves the cost of an event.
     """
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
-        self.buffer = b""
-        self.searched = 0  # so much of the buffer holds no end of a head
+    stream: trio.abc.Stream
+    buffer: bytes = b""
+    searched: int = 0  # so much of the buffer holds no end of a head
 
     async def receive(self) -> bytes:
         """What comes next; b"" at the end.  Raises: PeerClosed at a reset."""
@@ -2368,14 +2368,13 @@ class Connection:
         return head
 
 
+@dataclass(eq=False, slots=True)
 class ClientConnection(Connection):
     """One accepted connection, for as many requests as it carries."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        super().__init__(stream)
-        self.is_gone = False
-        self.is_first = True
-        self.idle_scope: trio.CancelScope | None = None  # set while no request is under way
+    is_gone: bool = False
+    is_first: bool = True
+    idle_scope: trio.CancelScope | None = None  # set while no request is under way
 
     async def read_head(self, limits: Limits) -> bytes | None:
         """The next request head with its blank line; None where the client sends no more.
@@ -2525,17 +2524,16 @@ def make_tls_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
+@dataclass(eq=False, slots=True)
 class UpstreamConnection(Connection):
     """One connection to an upstream.  Whoever holds it closes it or gives it back."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        super().__init__(stream)
-        self.head: ResponseHead | None = None
-        self.reader: BodyReader = LengthReader(None)
-        self.is_at_end = False
-        self.is_used = False
-        self.is_cut = False  # the request was not sent whole
-        self.idle_since = 0.0
+    head: ResponseHead | None = None
+    reader: BodyReader = field(default_factory=lambda: LengthReader(None))
+    is_at_end: bool = False
+    is_used: bool = False
+    is_cut: bool = False  # the request was not sent whole
+    idle_since: float = 0.0
 
     @property
     def is_reusable(self) -> bool:
@@ -2675,6 +2673,17 @@ class DeadlinePassed(Exception):
     """A wait for the upstream took too long; `Exchange.timer` says which one."""
 
 
+Log = Callable[[str, str, Mapping[str, Json]], None]
+
+
+def log_line(level: str, event: str, fields: Mapping[str, Json]) -> None:
+    """One JSON line on stderr.  A closed stderr must not fail a request."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    with contextlib.suppress(OSError, ValueError):
+        line = json.dumps({"at": now, "level": level, "event": event, **fields})
+        sys.stderr.write(line + "\n")
+
+
 @dataclass(eq=False, slots=True)
 class Waiter:
     """A request in the queue of its pool."""
@@ -2685,27 +2694,24 @@ class Waiter:
     lease: Lease | None = None
 
 
+@dataclass(eq=False)
 class Shared:
     """What all requests share: configuration, accounts and their queues, budgets."""
 
-    def __init__(
-        self,
-        config: Config,
-        tls_contexts: Mapping[str | None, ssl.SSLContext],
-        dial: Dial,
-        unix_now: Callable[[], float],
-    ) -> None:
-        self.config = config
-        self.tls_contexts = dict(tls_contexts)
-        self.dial = dial
-        self.unix_now = unix_now
-        self.roster = Roster(config)
-        self.queues: dict[str, deque[Waiter]] = {}
-        self.idle = IdleConnections()
-        self.bodies = Budget(config.limits.bodies_bytes_max)
-        self.events = Budget(config.limits.events_bytes_max)
-        self.is_draining = False
-        self.is_stopped = False
+    config: Config
+    tls_contexts: dict[str | None, ssl.SSLContext]
+    dial: Dial = dial
+    unix_now: Callable[[], float] = time.time
+    log: Log = log_line
+    queues: dict[str, deque[Waiter]] = field(default_factory=dict)
+    idle: IdleConnections = field(default_factory=IdleConnections)
+    is_draining: bool = False
+    is_stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self.roster = Roster(self.config)
+        self.bodies = Budget(self.config.limits.bodies_bytes_max)
+        self.events = Budget(self.config.limits.events_bytes_max)
 
     async def lease_account(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Lease:
         """A place on the best account that has room, waiting for one in a fair queue.
@@ -2762,26 +2768,29 @@ class Shared:
                     queue.remove(waiter)
 
 
+@dataclass(eq=False, slots=True)
 class Exchange:
     """One request and its answer: what has been said to the client, and what may still be."""
 
-    def __init__(self, server: Shared, connection: ClientConnection, record: Record) -> None:
-        self.server = server
-        self.connection = connection
-        self.record = record
-        self.began_at = trio.current_time()
-        self.config = server.config  # a reload does not change a request under way
-        self.limits = self.config.limits
-        self.head: RequestHead | None = None
-        self.body = b""  # counted in the server's budget
-        self.is_started = False
-        self.is_whole = False  # the answer has been sent to its end
-        self.closes = True  # until the request has been read whole
-        self.upstream: UpstreamConnection | None = None
-        self.scope: trio.CancelScope | None = None  # of the latest wait for the upstream
-        self.events_held = 0  # bytes of an unfinished event, in the server's budget
-        self.stage = Stage.CONNECT
-        self.timer = ""  # the limit that the wait is bounded by
+    server: Shared
+    connection: ClientConnection
+    record: Record
+    config: Config  # a reload does not change that of a request under way
+    began_at: float = field(default_factory=trio.current_time)
+    head: RequestHead | None = None
+    body: bytes = b""  # counted in the server's budget
+    is_started: bool = False
+    is_whole: bool = False  # the answer has been sent to its end
+    closes: bool = True  # until the request has been read whole
+    upstream: UpstreamConnection | None = None
+    scope: trio.CancelScope | None = None  # of the latest wait for the upstream
+    events_held: int = 0  # bytes of an unfinished event, in the server's budget
+    stage: Stage = Stage.CONNECT
+    timer: str = ""  # the limit that the wait is bounded by
+
+    @property
+    def limits(self) -> Limits:
+        return self.config.limits
 
     def age_ms(self) -> int:
         return round((trio.current_time() - self.began_at) * 1000)
@@ -3205,17 +3214,6 @@ async def _pump(exchange: Exchange, answer: Answer, scanner: EventScanner) -> by
 # Listeners, caps, dispatch, reload, drain.  Expected failures are answered; a bug is logged
 # with its traceback, answered 500 without detail, and stays within its connection.
 
-Log = Callable[[str, str, Mapping[str, Json]], None]
-
-
-def log_line(level: str, event: str, fields: Mapping[str, Json]) -> None:
-    """One JSON line on stderr.  A closed stderr must not fail a request."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    with contextlib.suppress(OSError, ValueError):
-        line = json.dumps({"at": now, "level": level, "event": event, **fields})
-        sys.stderr.write(line + "\n")
-
-
 _LETTERS: Final = bytes(ord("a") + value % 26 for value in range(256))
 
 
@@ -3224,29 +3222,19 @@ def new_request_id() -> str:
     return secrets.token_bytes(20).translate(_LETTERS).decode("ascii")
 
 
+@dataclass(eq=False)
 class Server(Shared):
     """Everything that lives as long as the process."""
 
-    def __init__(
-        self,
-        config: Config,
-        tls_contexts: Mapping[str | None, ssl.SSLContext],
-        *,
-        dial: Dial = dial,
-        unix_now: Callable[[], float] = time.time,
-        log: Log = log_line,
-    ) -> None:
-        super().__init__(config, tls_contexts, dial, unix_now)
-        self.log = log
-        self.started_unix = int(unix_now())
-        self.uses: dict[tuple[str, str], KeyUse] = {}
-        self.connections: dict[ClientConnection, trio.CancelScope] = {}
-        self.keyless: dict[ClientConnection, trio.CancelScope] = {}  # oldest first
-        self.exchanges: set[Exchange] = set()
-        self.quiet = trio.Event()
-        self.catalogues_wanted = trio.Event()
-        self.accepting = trio.CancelScope()
-        self.finished = trio.Event()  # set when `serve_with_signals` is done
+    started_unix: int = field(default_factory=lambda: int(time.time()))
+    uses: dict[tuple[str, str], KeyUse] = field(default_factory=dict)
+    connections: dict[ClientConnection, trio.CancelScope] = field(default_factory=dict)
+    keyless: dict[ClientConnection, trio.CancelScope] = field(default_factory=dict)  # oldest first
+    exchanges: set[Exchange] = field(default_factory=set)
+    quiet: trio.Event = field(default_factory=trio.Event)
+    catalogues_wanted: trio.Event = field(default_factory=trio.Event)
+    accepting: trio.CancelScope = field(default_factory=trio.CancelScope)
+    finished: trio.Event = field(default_factory=trio.Event)  # `serve_with_signals` is done
 
     # One connection.
 
@@ -3290,7 +3278,7 @@ class Server(Shared):
             raw = error
         if raw is None:
             return False
-        exchange = Exchange(self, connection, Record(new_request_id()))
+        exchange = Exchange(self, connection, Record(new_request_id()), self.config)
         self.exchanges.add(exchange)
         try:
             await self.conclude(exchange, self.dispatch(exchange, raw))
