@@ -1158,6 +1158,7 @@ class Call:
 
     kind: CallKind
     pool: Pool
+    key: Key
     requested_model: str
     model: str  # with the pool's alias applied
     is_stream: bool
@@ -1255,8 +1256,8 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
 
 
 def digest_parts(*parts: str) -> bytes:
-    """One digest of several texts, none of which can pretend to be two."""
-    return hashlib.sha256(json.dumps(parts).encode()).digest()
+    """One digest of several texts, of which only the last may hold any character."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
 
 
 def read_call(
@@ -1278,11 +1279,14 @@ def read_call(
     return Call(
         kind=kind,
         pool=pool,
+        key=key,
         requested_model=model,
         model=pool.aliases.get(model, model),
         is_stream=body.get("stream") is True,
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
-        session=digest_parts(*scope, str(session)[:SESSION_CHARS_MAX]) if session else None,
+        session=digest_parts(*scope, "session", str(session)[:SESSION_CHARS_MAX])
+        if session
+        else None,
         response=digest_parts(*scope, "response", str(previous)) if previous else None,
     )
 
@@ -2150,8 +2154,8 @@ class Roster:
         if call.session is not None:
             self.pins.put(call.session, Pin(account.name, account.base_url, is_foreign, now))
 
-    def note_response(self, call: Call, key: Key, response_id: str, account: Account) -> None:
-        digest = digest_parts(call.pool.name, key.name, "response", response_id)
+    def note_response(self, call: Call, response_id: str, account: Account) -> None:
+        digest = digest_parts(call.pool.name, call.key.name, "response", response_id)
         self.responses.put(digest, account.name)
 
     def is_known(self, call: Call) -> bool:
@@ -2778,6 +2782,8 @@ class Exchange:
     config: Config  # a reload does not change that of a request under way
     began_at: float = field(default_factory=trio.current_time)
     head: RequestHead | None = None
+    call: Call | None = None
+    use: KeyUse | None = None  # of the key, which counts the call
     body: bytes = b""  # counted in the server's budget
     is_started: bool = False
     is_whole: bool = False  # the answer has been sent to its end
@@ -3045,7 +3051,7 @@ async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnecti
             raise PeerClosed
 
 
-async def serve_call(exchange: Exchange, call: Call, key: Key) -> None:
+async def serve_call(exchange: Exchange, call: Call) -> None:
     """The attempts: at most `attempts_max` accounts, until one answers.  Raises: PoolerError."""
     server = exchange.server
     roster = server.roster
@@ -3068,7 +3074,7 @@ async def serve_call(exchange: Exchange, call: Call, key: Key) -> None:
             finally:  # a client that leaves after the last event may follow up all the same
                 made = answer.scanner.response if answer.scanner else answer.value
                 if call.is_stored and isinstance(made.get("id"), str):
-                    roster.note_response(call, key, made["id"], account)
+                    roster.note_response(call, made["id"], account)
             return
         finally:
             server.end_lease(lease)
@@ -3282,7 +3288,15 @@ class Server(Shared):
         self.exchanges.add(exchange)
         try:
             await self.conclude(exchange, self.dispatch(exchange, raw))
+            del raw  # a stream lives long, and there may be a thousand
+            if exchange.call is not None:
+                async with trio.open_nursery() as nursery:  # holds: the hang-up watch
+                    nursery.start_soon(connection.watch_hangup, nursery.cancel_scope)
+                    await self.conclude(exchange, serve_call(exchange, exchange.call))
+                    nursery.cancel_scope.cancel()
         finally:
+            if exchange.use is not None:
+                exchange.use.in_flight_count -= 1
             exchange.replace_body(b"")
             self.close_record(exchange)
             self.exchanges.discard(exchange)
@@ -3331,7 +3345,10 @@ class Server(Shared):
     # One request.
 
     async def dispatch(self, exchange: Exchange, raw: bytes | PoolerError) -> None:
-        """Judge the head, then serve the route.  Raises: PoolerError, ClientGone."""
+        """Judge the head and serve the route; a call is only read and judged.
+
+        Raises: PoolerError, ClientGone.
+        """
         if isinstance(raw, PoolerError):
             raise raw
         head = exchange.head = parse_request_head(raw, exchange.limits)
@@ -3355,7 +3372,7 @@ class Server(Shared):
             await self.serve_models(exchange, key, model)
         else:
             kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
-            await self.serve_post(exchange, head, key, kind)
+            await self.read_post(exchange, head, key, kind)
 
     def check_method(self, head: RequestHead, route: Route) -> None:
         """Raises: PoolerError (unsupported_endpoint, websocket_unsupported, method_not_allowed)."""
@@ -3403,10 +3420,10 @@ class Server(Shared):
         answer = models[wanted] if wanted else {"object": "list", "data": list(models.values())}
         await exchange.respond(200, json.dumps(answer).encode())
 
-    async def serve_post(
+    async def read_post(
         self, exchange: Exchange, head: RequestHead, key: Key, kind: CallKind
     ) -> None:
-        """Read and judge the body, then serve the call while watching for a hang-up."""
+        """Read and judge the body; the call is the exchange's.  Raises: PoolerError, ClientGone."""
         content_type = (header_of(head.headers, "content-type") or "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise PoolerError("unsupported_media_type")
@@ -3415,37 +3432,31 @@ class Server(Shared):
             raise PoolerError("expectation_failed")
         use = self.uses.setdefault((key.pool, key.name), KeyUse())
         use.admit(key, trio.current_time(), self.unix_now())
-        try:
-            limits, connection = exchange.limits, exchange.connection
-            read = functools.partial(connection.read_body, head, limits, self.bodies)
-            is_here = len(connection.buffer) >= (head.framing.length or math.inf)
-            exchange.body = await (read() if is_here else exchange.bounded(math.inf, read))
-            exchange.record.bytes_in = len(exchange.body)
-            exchange.closes = False
-            call = await self.judge_body(exchange, key, kind)
-            async with trio.open_nursery() as nursery:  # holds: the hang-up watch
-                nursery.start_soon(connection.watch_hangup, nursery.cancel_scope)
-                await self.conclude(exchange, serve_call(exchange, call, key))
-                nursery.cancel_scope.cancel()
-        finally:
-            use.in_flight_count -= 1
-
-    async def judge_body(self, exchange: Exchange, key: Key, kind: CallKind) -> Call:
-        """The call in the held body, an alias replaced.  Raises: PoolerError."""
+        exchange.use = use
+        limits, connection = exchange.limits, exchange.connection
+        read = functools.partial(connection.read_body, head, limits, self.bodies)
+        is_here = len(connection.buffer) >= (head.framing.length or math.inf)
+        exchange.body = await (read() if is_here else exchange.bounded(math.inf, read))
+        exchange.record.bytes_in = len(exchange.body)
+        exchange.closes = False
         pool = exchange.config.pools[key.pool]
-        check_json_shape(exchange.body, exchange.limits)
-        await trio.lowlevel.checkpoint()  # between two steps that hold the loop
-        assert exchange.head is not None
+        check_json_shape(exchange.body, limits)
+        await self.yield_after(exchange.body)
         value = parse_json_object(exchange.body)
-        call = read_call(kind, value, exchange.head.headers, pool, key)
-        await trio.lowlevel.checkpoint()
+        await self.yield_after(exchange.body)
+        call = read_call(kind, value, head.headers, pool, key)
         if call.model != call.requested_model:
             exchange.replace_body(replace_model(exchange.body, call.model))
         is_known = self.roster.is_known(call)
         exchange.record.model = printable(call.requested_model) if is_known else "other"
         exchange.record.stream = call.is_stream
         self.want_catalogues(pool)
-        return call
+        exchange.call = call
+
+    async def yield_after(self, body: bytes) -> None:
+        """Let others run between two steps that hold the loop for a large body."""
+        if len(body) > RECEIVE_BYTES:
+            await trio.lowlevel.checkpoint()
 
     # Services.
 
