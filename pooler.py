@@ -2349,6 +2349,10 @@ class Connection:
                 raise trio.BrokenResourceError from None
         return 0
 
+    def holds(self, framing: Framing) -> bool:
+        """Whether a whole body is in the buffer."""
+        return framing.length is not None and len(self.buffer) >= framing.length
+
     def take_head(self, bytes_max: int) -> bytes | None:
         """A message head with its blank line, if it is there.  Raises: BadSyntax."""
         end = self.buffer.find(b"\r\n\r\n", max(0, self.searched - 3)) + 4
@@ -2635,11 +2639,13 @@ class IdleConnections:
     async def reap(self, limits: Callable[[], Limits]) -> NoReturn:
         """Close what has been idle for too long, at the moment when it has."""
         while True:
-            self.changed = trio.Event()
             oldest = [idle[0].idle_since for idle in self.by_account.values() if idle]
-            age_max = limits().idle_connection_seconds_max
-            with trio.move_on_at(min(oldest, default=math.inf) + age_max):
+            if not oldest:
+                self.changed = trio.Event()
                 await self.changed.wait()
+                continue
+            age_max = limits().idle_connection_seconds_max
+            await trio.sleep_until(min(oldest) + age_max)
             await self.close_older_than(trio.current_time() - age_max)
 
     async def close_older_than(self, moment: float) -> None:
@@ -3012,7 +3018,9 @@ async def _read_answer(exchange: Exchange, account: Account, call: Call) -> Answ
         answer = Answer(head, scanner=EventScanner(call.kind), event_deadline=deadline)
         await _hold(exchange, answer, connection)
         return answer
-    body = await exchange.bounded(deadline, connection.read_body, limits.unary_bytes_max)
+    read = functools.partial(connection.read_body, limits.unary_bytes_max)
+    is_here = connection.holds(head.framing)
+    body = await (read() if is_here else exchange.bounded(deadline, read))
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -3435,7 +3443,7 @@ class Server(Shared):
         exchange.use = use
         limits, connection = exchange.limits, exchange.connection
         read = functools.partial(connection.read_body, head, limits, self.bodies)
-        is_here = len(connection.buffer) >= (head.framing.length or math.inf)
+        is_here = connection.holds(head.framing)  # then a deadline is not worth its cost
         exchange.body = await (read() if is_here else exchange.bounded(math.inf, read))
         exchange.record.bytes_in = len(exchange.body)
         exchange.closes = False
