@@ -2160,12 +2160,15 @@ class Roster:
 
     def is_known(self, call: Call) -> bool:
         """Whether the model's name is the operator's or an upstream's, not only a client's."""
-        pool = call.pool
-        names = {*(pool.models or ()), *pool.aliases}
-        for account in pool.accounts:
-            health = self.health.get(account.name)
-            names |= set(account.models or (health and health.catalogue) or ())
-        return call.requested_model in names
+        name, pool = call.requested_model, call.pool
+        if name in (pool.models or ()) or name in pool.aliases:
+            return True
+        known = [
+            account.models or health.catalogue
+            for account in pool.accounts
+            if (health := self.health.get(account.name))
+        ]
+        return any(name in (models or ()) for models in known)
 
     def models_of(self, pool: Pool, key: Key) -> dict[str, int | None]:
         """The names that GET /v1/models shows to a key, with context lengths where known."""
@@ -2729,42 +2732,41 @@ class Shared:
         Raises: PoolerError (pool_busy, usage_limit_reached, no_usable_account,
         model_not_found, server_stopping).
         """
+        if lease := self.find_lease(call, tried):
+            return lease
         now = trio.current_time()
-        waiter = Waiter(call, tuple(tried), trio.Event())
+        if not self.roster.ranked(call, tried, now):
+            raise self.roster.refusal(call, now, self.unix_now())
         queue = self.queues.setdefault(call.pool.name, deque())
-        if not self.assign(waiter):
-            if not self.roster.ranked(call, tried, now):
-                raise self.roster.refusal(call, now, self.unix_now())
-            if len(queue) >= exchange.limits.queue_length_max:
-                raise PoolerError("pool_busy")
-            queue.append(waiter)
-            deadline = now + exchange.limits.queue_seconds_max
-            try:
-                while waiter.lease is None and trio.current_time() < deadline:
-                    change = self.roster.next_change(call, trio.current_time())
-                    with contextlib.suppress(DeadlinePassed):
-                        await exchange.bounded(min(change, deadline), waiter.served.wait)
-                    self.assign_waiters()
-            except BaseException:
-                if waiter.lease is not None:  # served and cancelled at the same moment
-                    self.end_lease(waiter.lease)
-                raise
-            finally:
-                if waiter in queue:
-                    queue.remove(waiter)
+        if len(queue) >= exchange.limits.queue_length_max:
+            raise PoolerError("pool_busy")
+        waiter = Waiter(call, tuple(tried), trio.Event())
+        queue.append(waiter)
+        deadline = now + exchange.limits.queue_seconds_max
+        try:
+            while waiter.lease is None and trio.current_time() < deadline:
+                change = self.roster.next_change(call, trio.current_time())
+                with contextlib.suppress(DeadlinePassed):
+                    await exchange.bounded(min(change, deadline), waiter.served.wait)
+                self.assign_waiters()
+        except BaseException:
+            if waiter.lease is not None:  # served and cancelled at the same moment
+                self.end_lease(waiter.lease)
+            raise
+        finally:
+            if waiter in queue:
+                queue.remove(waiter)
         if waiter.lease is None:
             raise PoolerError("pool_busy")
         return waiter.lease
 
-    def assign(self, waiter: Waiter) -> bool:
-        """Give the waiter a place if there is one now."""
+    def find_lease(self, call: Call, tried: Sequence[str]) -> Lease | None:
+        """A place that is free now."""
         now = trio.current_time()
-        for account in self.roster.ranked(waiter.call, waiter.tried, now):
+        for account in self.roster.ranked(call, tried, now):
             if self.roster.health[account.name].in_flight_count < account.concurrent:
-                waiter.lease = self.roster.begin(account, waiter.call, now)
-                waiter.served.set()
-                return True
-        return False
+                return self.roster.begin(account, call, now)
+        return None
 
     def end_lease(self, lease: Lease) -> None:
         self.roster.end(lease)
@@ -2774,7 +2776,9 @@ class Shared:
         """Serve whoever has waited longest and can be served."""
         for queue in self.queues.values():
             for waiter in [waiter for waiter in queue if waiter.lease is None]:
-                if self.assign(waiter):
+                if lease := self.find_lease(waiter.call, waiter.tried):
+                    waiter.lease = lease
+                    waiter.served.set()
                     queue.remove(waiter)
 
 
