@@ -235,7 +235,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
 # fmt: on
 _ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "invalid_api_key": (("WWW-Authenticate", "Bearer"),),
-    "websocket_unsupported": (("Upgrade", "websocket"),),
+    "websocket_unsupported": (("Upgrade", "websocket"), ("Connection", "upgrade")),
     "pool_busy": (("Retry-After", "2"),),
 }
 
@@ -2223,6 +2223,10 @@ class KeyUse:
         """Count a request in.  Raises: PoolerError (key_limit_reached)."""
         if self.in_flight_count >= key.concurrent:
             raise _key_limit("has as many requests under way as it may have at once", 1)
+        self.roll_day(unix_now)
+        if key.tokens_per_day is not None and self.day_tokens >= key.tokens_per_day:
+            wait = math.ceil((self.day + 1) * 24 * HOUR - unix_now)
+            raise _key_limit("has used its tokens of this day (UTC)", wait)
         while self.minute and self.minute[0] <= now - 60:
             self.minute.popleft()
         if key.requests_per_minute is not None:
@@ -2230,10 +2234,6 @@ class KeyUse:
                 wait = math.ceil(self.minute[0] + 60 - now)
                 raise _key_limit("has used its requests of this minute", wait)
             self.minute.append(now)
-        self.roll_day(unix_now)
-        if key.tokens_per_day is not None and self.day_tokens >= key.tokens_per_day:
-            wait = math.ceil((self.day + 1) * 24 * HOUR - unix_now)
-            raise _key_limit("has used its tokens of this day (UTC)", wait)
         self.in_flight_count += 1
 
     def roll_day(self, unix_now: float) -> None:
@@ -3135,8 +3135,14 @@ async def deliver(exchange: Exchange, answer: Answer, lease: Lease) -> None:
     except BaseException:
         await exchange.release_upstream()
         raise
+    roster, now = exchange.server.roster, trio.current_time()
     if record.code is None:
-        exchange.server.roster.note_success(lease, trio.current_time())
+        roster.note_success(lease, now)
+    elif scanner is not None and scanner.failure is not None and exchange.call is not None:
+        # Too late for this request; the next ones need not run into it.
+        fault = judge_event(scanner.failure, exchange.server.unix_now(), exchange.limits)
+        if fault is not None:
+            roster.note_fault(lease.account, fault, exchange.call.model, now)
     await exchange.release_upstream(lease.account)
 
 

@@ -224,3 +224,18 @@ async def test_a_reload_sends_nothing_to_the_old_address_of_an_account(
             "127.0.0.1:9099",
         ]
         assert world.asked[0].connection is not world.asked[1].connection
+
+
+async def test_a_limit_that_strikes_after_content_rests_the_account(
+    autojump_clock: MockClock,
+) -> None:
+    error = {"code": "usage_limit_reached", "message": "used up", "resets_in_seconds": 500}
+    failed = {"type": "response.failed", "response": {"id": "resp_1", "error": error}}
+    async with opened_world(describe("ab", pool={"routing": "failover"})) as world:
+        world.upstreams["a"].plays(sse_answer([*responses_events("half")[:-1], failed]))
+        world.upstreams["b"].always = json_answer({"id": "r"})
+        response = await world.ask(ask_responses())
+        assert b"used up" in response.body  # as it came, and nothing of it is sent again
+        assert [len(world.upstreams[name].asked) for name in "ab"] == [1, 0]
+        assert (await world.ask(ask_responses(stream=False))).status == 200
+        assert [len(world.upstreams[name].asked) for name in "ab"] == [1, 1]
