@@ -2342,14 +2342,10 @@ class Connection:
             raise PeerClosed from None
 
     def send_now(self, data: bytes) -> int:
-        """Send what goes out without waiting; the number of bytes.  Raises: BrokenResourceError."""
+        """Send what goes out without waiting; the number of bytes.  Errors are `send_all`'s."""
         if isinstance(self.stream, trio.SocketStream):
-            try:
+            with contextlib.suppress(OSError):
                 return os.write(self.stream.socket.fileno(), data)
-            except BlockingIOError:
-                return 0
-            except OSError:
-                raise trio.BrokenResourceError from None
         return 0
 
     def holds(self, framing: Framing) -> bool:
