@@ -1745,33 +1745,28 @@ def read_error(value: Json) -> UpstreamWords:
     return UpstreamWords(code, message if isinstance(message, str) else "", error)
 
 
-def _seconds_of(text: str | None) -> float | None:
+def _number_of(value: Json) -> float | None:
+    """A number that a clock can hold, given as one or as text."""
     try:
-        value = float(text or "")
-    except ValueError:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
-    return value if math.isfinite(value) else None
-
-
-def _plausible(value: Json) -> float | None:
-    """A number that a clock can hold."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < 10**12 else None
+    return number if abs(number) < 10**12 else None
 
 
 def rest_of(
     headers: Headers, words: UpstreamWords, unix_now: float, limits: Limits
 ) -> float | None:
     """The seconds until a limit resets, as the upstream says; None without a plausible word."""
-    resets_at = _plausible(words.error.get("resets_at"))
-    resets_in = _plausible(words.error.get("resets_in_seconds"))
-    after_ms = _seconds_of(header_of(headers, "retry-after-ms"))
+    resets_at = _number_of(words.error.get("resets_at"))
+    resets_in = _number_of(words.error.get("resets_in_seconds"))
+    after_ms = _number_of(header_of(headers, "retry-after-ms"))
     after = header_of(headers, "retry-after")
     candidates = [
         resets_at - unix_now if resets_at is not None else None,
         resets_in,
         after_ms / 1000 if after_ms is not None else None,
-        _seconds_of(after),
+        _number_of(after),
     ]
     if after and not after[:1].isdigit():
         with contextlib.suppress(ValueError, OverflowError):
@@ -2252,11 +2247,6 @@ def _key_limit(what: str, seconds: int) -> PoolerError:
 ################################################################
 # One line of JSON for each request, metadata only: names from pools.json, numbers, codes.
 # Nothing that a client typed but the model's name, cut and cleaned.
-
-
-def printable(text: str, chars_max: int = 64) -> str:
-    """Caller's text for the log: cut, and without characters that could forge a line."""
-    return re.sub(r"[^A-Za-z0-9_.:/@+-]", "?", text[:chars_max])
 
 
 @dataclass(slots=True)
@@ -2931,10 +2921,12 @@ class Answer:
 TRANSPORT_ERRORS: Final = (OSError, trio.BrokenResourceError, PeerClosed, BadSyntax, DeadlinePassed)
 
 
-def trouble_of(error: BaseException) -> Trouble:
-    if isinstance(error, DeadlinePassed):
-        return Trouble.TIMEOUT
-    return Trouble.SYNTAX if isinstance(error, BadSyntax) else Trouble.CLOSED
+TROUBLES: Final = {DeadlinePassed: Trouble.TIMEOUT, BadSyntax: Trouble.SYNTAX}
+
+
+def judge_trouble(exchange: Exchange, error: Exception) -> Fault:
+    trouble = TROUBLES.get(type(error), Trouble.CLOSED)
+    return judge_transport(exchange.stage, trouble, exchange.timer)
 
 
 async def send_request(exchange: Exchange, account: Account, call: Call) -> None:
@@ -2985,8 +2977,7 @@ async def open_answer(exchange: Exchange, account: Account, call: Call) -> Answe
         raise
     except TRANSPORT_ERRORS as error:
         await exchange.release_upstream()
-        fault = judge_transport(exchange.stage, trouble_of(error), exchange.timer)
-        raise UpstreamFailed(fault) from None
+        raise UpstreamFailed(judge_trouble(exchange, error)) from None
     except BaseException:
         await exchange.release_upstream()
         raise
@@ -3164,7 +3155,7 @@ async def relay_events(
     except PoolerError as stopping:
         error = stopping
     except TRANSPORT_ERRORS as cut:
-        error = judge_transport(Stage.BODY, trouble_of(cut), exchange.timer).error
+        error = judge_trouble(exchange, cut).error
     if scanner.is_complete(is_clean):
         if scanner.failure is not None:
             exchange.record.code = read_error(scanner.failure).code or "upstream_error"
@@ -3403,7 +3394,7 @@ class Server(Shared):
         """A browser page is nobody, and a name that is not ours is rebinding."""
         host = head.host
         if config.hosts is not None and host is not None and host not in config.hosts:
-            hint = f'If it is meant, add "{printable(host, 253)}" to hosts in pools.json.'
+            hint = f'If it is meant, add "{host[:253]}" to hosts in pools.json.'
             raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
         origin = header_of(head.headers, "origin")
         if origin is not None and origin.lower() not in config.allowed_origins:
@@ -3462,7 +3453,7 @@ class Server(Shared):
         if call.model != call.requested_model:
             exchange.replace_body(replace_model(exchange.body, call.model))
         is_known = self.roster.is_known(call)
-        exchange.record.model = printable(call.requested_model) if is_known else "other"
+        exchange.record.model = call.requested_model if is_known else "other"
         exchange.record.stream = call.is_stream
         self.want_catalogues(pool)
         exchange.call = call
@@ -3615,11 +3606,8 @@ def _open_unix_listener(path: str) -> trio.SocketListener:
                 os.unlink(path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        mask = os.umask(0o117)
-        try:
-            listening.bind(path)
-        finally:
-            os.umask(mask)
+        listening.bind(path)
+        os.chmod(path, 0o660)  # before `listen`: until then nobody can connect
         listening.listen(LISTEN_BACKLOG)
         return trio.SocketListener(trio.socket.from_stdlib_socket(listening))
     except BaseException:
