@@ -2286,8 +2286,8 @@ class Record:
 ################################################################
 # == Below this line code may block. ==
 # The client's side of one connection: heads and bodies in, bytes out, each wait with its
-# deadline.  One reader and one writer at a time; `watch_hangup` reads while an answer is
-# written, and what it finds belongs to the next request.
+# deadline.  `read_ahead` runs as long as the connection does, so that the client's end is
+# noticed in every phase; what comes early belongs to the next request.
 
 
 class ClientGone(Exception):
@@ -2369,9 +2369,45 @@ class Connection:
 class ClientConnection(Connection):
     """One accepted connection, for as many requests as it carries."""
 
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # of the whole of it
+    ahead: bytes = b""  # received and not asked for yet
+    changed: trio.Event = field(default_factory=trio.Event)  # `ahead` has grown or shrunk
+    is_at_end: bool = False
     is_gone: bool = False
     is_first: bool = True
-    idle_scope: trio.CancelScope | None = None  # set while no request is under way
+    is_idle: bool = False  # no request is under way
+    is_in_call: bool = False  # an account works for it, and must not once the client is gone
+
+    async def read_ahead(self) -> None:
+        """Receive until the client's end, ahead of what is asked for, within bounds."""
+        with contextlib.suppress(PeerClosed):
+            while received := await Connection.receive(self):
+                self.ahead += received
+                self.changed.set()
+                while len(self.ahead) > PIPELINED_BYTES_MAX and not self.is_in_call:
+                    self.changed = trio.Event()
+                    await self.changed.wait()
+                if self.is_in_call and len(self.ahead) > PIPELINED_BYTES_MAX:
+                    break
+        self.is_at_end = True
+        self.changed.set()
+        self.enter_call(self.is_in_call)
+
+    def enter_call(self, is_in_call: bool) -> None:
+        """From now on a client that closes, or sends too much ahead, ends the connection."""
+        self.is_in_call = is_in_call
+        if is_in_call and (self.is_at_end or len(self.ahead) > PIPELINED_BYTES_MAX):
+            self.is_gone = True
+            self.scope.cancel()
+
+    async def receive(self) -> bytes:
+        """What `read_ahead` has; b"" at the end."""
+        while not (self.ahead or self.is_at_end):
+            self.changed = trio.Event()
+            await self.changed.wait()
+        received, self.ahead = self.ahead, b""
+        self.changed.set()
+        return received
 
     async def read_head(self, limits: Limits) -> bytes | None:
         """The next request head with its blank line; None where the client sends no more.
@@ -2382,9 +2418,11 @@ class ClientConnection(Connection):
         self.is_first = False
         try:
             if not self.buffer:
-                with trio.move_on_after(wait) as self.idle_scope:
-                    self.buffer = await self.receive()
-                self.idle_scope = None
+                self.is_idle = True
+                self.scope.deadline = trio.current_time() + wait
+                self.buffer = await self.receive()
+                self.scope.deadline = math.inf
+                self.is_idle = False
             if not self.buffer:
                 return None
             if head := self.take_head(limits.head_bytes_max):
@@ -2437,8 +2475,7 @@ class ClientConnection(Connection):
         if not self.buffer:
             idle_until = trio.current_time() + limits.body_idle_seconds_max
             with trio.move_on_at(min(idle_until, until)) as scope:
-                with contextlib.suppress(PeerClosed):
-                    self.buffer = await self.receive()
+                self.buffer = await self.receive()
             if scope.cancelled_caught:
                 raise PoolerError("request_timeout")
             if not self.buffer:
@@ -2468,18 +2505,10 @@ class ClientConnection(Connection):
             self.is_gone = True
             raise ClientGone from None
 
-    async def watch_hangup(self, scope: trio.CancelScope) -> None:
-        """Cancel `scope` when the client closes, or sends too much ahead."""
-        with contextlib.suppress(PeerClosed):
-            while len(self.buffer) <= PIPELINED_BYTES_MAX and (received := await self.receive()):
-                self.buffer += received
-        self.is_gone = True
-        scope.cancel()
-
     async def linger(self) -> None:
         """Close our half and read on for a moment: a reset would take our answer with it."""
         byte_count = 0
-        gone = (PeerClosed, trio.BrokenResourceError, trio.ClosedResourceError)
+        gone = (trio.BrokenResourceError, trio.ClosedResourceError)
         with trio.move_on_after(LINGER_SECONDS_MAX), contextlib.suppress(*gone):
             if isinstance(self.stream, trio.abc.HalfCloseableStream):
                 await self.stream.send_eof()
@@ -2542,7 +2571,15 @@ class UpstreamConnection(Connection):
         stream = self.stream
         while isinstance(stream, trio.SSLStream):
             stream = stream.transport_stream
-        return isinstance(stream, trio.SocketStream) and stream.socket.is_readable()
+        if not isinstance(stream, trio.SocketStream):
+            return False
+        try:
+            os.read(stream.socket.fileno(), 1)  # whatever it takes, the connection is no good
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
     async def read_head(self, limits: Limits) -> ResponseHead:
         """The final response head; interim ones are skipped.  Raises: PeerClosed, BadSyntax."""
@@ -3239,8 +3276,8 @@ class Server(Shared):
 
     started_unix: int = field(default_factory=lambda: int(time.time()))
     uses: dict[tuple[str, str], KeyUse] = field(default_factory=dict)
-    connections: dict[ClientConnection, trio.CancelScope] = field(default_factory=dict)
-    keyless: dict[ClientConnection, trio.CancelScope] = field(default_factory=dict)  # oldest first
+    connections: set[ClientConnection] = field(default_factory=set)
+    keyless: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
     exchanges: set[Exchange] = field(default_factory=set)
     quiet: trio.Event = field(default_factory=trio.Event)
     catalogues_wanted: trio.Event = field(default_factory=trio.Event)
@@ -3252,18 +3289,20 @@ class Server(Shared):
     async def serve_connection(self, stream: trio.abc.HalfCloseableStream) -> None:
         """Serve one accepted stream to its end, and close it.  Raises nothing but Cancelled."""
         connection = ClientConnection(stream)
-        with trio.CancelScope() as scope:
+        with connection.scope:
             try:
                 if self.make_room():
-                    self.connections[connection] = self.keyless[connection] = scope
-                    while await self.serve_request(connection):
-                        pass
-            except ClientGone:
-                pass
+                    self.connections.add(connection)
+                    self.keyless[connection] = None
+                    async with trio.open_nursery() as nursery:  # holds: the reader
+                        nursery.start_soon(connection.read_ahead)
+                        while await self.serve_request(connection):
+                            pass
+                        nursery.cancel_scope.cancel()
             except Exception:  # noqa: BLE001 (a bug stays within its connection)
                 self.log_bug(None)
             finally:
-                self.connections.pop(connection, None)
+                self.connections.discard(connection)
                 self.keyless.pop(connection, None)
                 with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                     await stream.aclose()
@@ -3276,8 +3315,9 @@ class Server(Shared):
             if not self.keyless:
                 return False
             oldest = next(iter(self.keyless))
-            self.keyless.pop(oldest).cancel()
-            self.connections.pop(oldest)
+            del self.keyless[oldest]
+            self.connections.discard(oldest)
+            oldest.scope.cancel()
         return True
 
     async def serve_request(self, connection: ClientConnection) -> bool:
@@ -3295,10 +3335,9 @@ class Server(Shared):
             await self.conclude(exchange, self.dispatch(exchange, raw))
             del raw  # a stream lives long, and there may be a thousand
             if exchange.call is not None:
-                async with trio.open_nursery() as nursery:  # holds: the hang-up watch
-                    nursery.start_soon(connection.watch_hangup, nursery.cancel_scope)
-                    await self.conclude(exchange, serve_call(exchange, exchange.call))
-                    nursery.cancel_scope.cancel()
+                connection.enter_call(True)
+                await self.conclude(exchange, serve_call(exchange, exchange.call))
+                connection.enter_call(False)
         finally:
             if exchange.use is not None:
                 exchange.use.in_flight_count -= 1
@@ -3331,9 +3370,12 @@ class Server(Shared):
 
     def log_bug(self, request_id: str | None) -> None:
         """Type and place of the exception under way; its text could hold a client's."""
-        kind, _, trace = sys.exc_info()
-        frames = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(trace)]
-        name = kind.__name__ if kind else "?"
+        error = sys.exc_info()[1]
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        trace = traceback.extract_tb(error.__traceback__ if error else None)
+        frames = [f"{frame.name}:{frame.lineno}" for frame in trace]
+        name = type(error).__name__
         self.log("error", "bug", {"request_id": request_id, "type": name, "at_frames": frames})
 
     def close_record(self, exchange: Exchange) -> None:
@@ -3555,8 +3597,8 @@ class Server(Shared):
         self.is_draining = True
         self.accepting.cancel()
         for connection in self.connections:
-            if connection.idle_scope is not None:
-                connection.idle_scope.cancel()
+            if connection.is_idle:
+                connection.scope.cancel()
 
     async def drain(self) -> None:
         """Let requests end by themselves for a while, then end them with a terminal event."""
@@ -3706,17 +3748,18 @@ def demo_events() -> list[dict[str, Json]]:
 async def serve_demo_upstream(stream: trio.SocketStream) -> None:
     """A loopback upstream: one request a connection, the same words for all."""
     limits = Limits()
-    connection = ClientConnection(stream)
+    connection = Connection(stream)
     try:
-        raw = await connection.read_head(limits)
-        head = parse_request_head(raw or b"", limits)
-        await connection.read_body(head, limits, Budget(limits.body_bytes_max))
+        raw = await connection.read_to_blank_line(limits.head_bytes_max)
+        head = parse_request_head(raw, limits)
+        while not connection.holds(head.framing) and (received := await connection.receive()):
+            connection.buffer += received
         headers = [("content-type", "text/event-stream"), ("connection", "close")]
-        await connection.send(format_response_head(200, headers), limits)
+        await stream.send_all(format_response_head(200, headers))
         for event in demo_events():
-            await connection.send(b"data: " + json.dumps(event).encode() + b"\n\n", limits)
+            await stream.send_all(b"data: " + json.dumps(event).encode() + b"\n\n")
             await trio.sleep(DEMO_PAUSE_SECONDS)
-    except (PoolerError, ClientGone):
+    except (PeerClosed, BadSyntax, PoolerError, trio.BrokenResourceError):
         pass
     finally:
         await trio.aclose_forcefully(stream)

@@ -55,7 +55,7 @@ FIRST_BLOCKING: Final = "CONNECTIONS"
 NURSERIES: Final = frozenset(
     {
         "Server.serve",  # the services, and one task for each connection
-        "Server.serve_request",  # the hang-up watch of one request
+        "Server.serve_connection",  # the reader of one connection
         "run_demo",  # the server, and the built-in upstream
         "serve_with_signals",  # the server, beside the wait for signals
     }
