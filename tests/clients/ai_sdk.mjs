@@ -1,15 +1,20 @@
-// One case of the Vercel AI SDK: node ai_sdk.mjs CASE responses|chat MODEL PROMPT, with POOLER_URL
-// and CODEX_POOLER_API_KEY in the environment.  Prints what came of it as one line of JSON.
+// One case of the Vercel AI SDK: node ai_sdk.mjs CASE responses|chat MODEL PROMPT [unstored], with
+// POOLER_URL and CODEX_POOLER_API_KEY in the environment.  Prints what came of it as one line of
+// JSON.  Without `unstored` the SDK replays items of its history as references to stored ones.
 import { createOpenAI } from "@ai-sdk/openai";
 import { APICallError, Output, RetryError, generateText, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
 
-const [name, api, model, prompt] = process.argv.slice(2);
+const [name, api, model, prompt, unstored] = process.argv.slice(2);
 const openai = createOpenAI({
   baseURL: process.env.POOLER_URL,
   apiKey: process.env.CODEX_POOLER_API_KEY,
 });
-const asked = { model: api === "chat" ? openai.chat(model) : openai(model), prompt };
+const asked = {
+  model: api === "chat" ? openai.chat(model) : openai(model),
+  prompt,
+  providerOptions: unstored && { openai: { store: false } },
+};
 const tools = {
   weather: tool({
     description: "The weather in a city",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.codex import Backend, CodexPool, opened_pool
 from tests.clients.stage import Pooler, Stage, Upstream
 
 
@@ -33,3 +34,23 @@ def stage(upstreams: tuple[Upstream, Upstream], tmp_path: Path) -> Iterator[Stag
 def pooler(stage: Stage) -> Pooler:
     """A pooler over both upstreams, the first one preferred."""
     return stage.start()
+
+
+@pytest.fixture(scope="session")
+def backend_process() -> Iterator[Backend]:
+    with contextlib.closing(Backend()) as started:
+        yield started
+
+
+@pytest.fixture
+def backend(backend_process: Backend) -> Backend:
+    """A Codex backend that knows nobody yet."""
+    backend_process.reset()
+    return backend_process
+
+
+@pytest.fixture
+def codex_pool(backend: Backend, tmp_path: Path) -> Iterator[CodexPool]:
+    """Two accounts at the backend, and a pooler for the test to start, which must end well."""
+    with opened_pool(backend, tmp_path) as pool:
+        yield pool

@@ -316,11 +316,11 @@ class Upstream:
 class Pooler:
     """`python pooler.py serve`, and the address that it listens on."""
 
-    def __init__(self, config: Json, folder: Path) -> None:
+    def __init__(self, config: Json, folder: Path, **env: str) -> None:
         path = folder / "pools.json"
         path.write_text(json.dumps(config))
         command = [sys.executable, str(ROOT / "pooler.py"), "serve", "--config", str(path)]
-        self.process = Running(*command, env=clean_env(PYTHONDEVMODE="1"), cwd=folder)
+        self.process = Running(*command, env=clean_env(PYTHONDEVMODE="1", **env), cwd=folder)
         address = self.process.wait_line(r'"event": ?"listening".*"address": ?"([^"]+)"')
         self.origin = f"http://{address}"
         self.base_url = f"{self.origin}/v1"

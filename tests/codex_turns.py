@@ -1,0 +1,554 @@
+"""What a ChatGPT Codex backend refuses and answers: the pure half of `codex_backend.py`.
+
+`check_body` raises `Refused` for everything that upstream-facts §1.3 and §1.4 say is refused, with
+the raw shape of the real error; `make_events` gives the events of a turn, as a `Play` wants it.
+
+Where the facts leave a choice this takes the strictest reading.  One exception: Codex CLI itself
+sends no `instructions`, and `id`s on its items (client-facts, part B), so a request with
+`client_metadata`, which only Codex sends, may do both.
+(No claims.)
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NoReturn
+
+Json = Any
+Pairs = Sequence[tuple[str, str]]
+
+ANSWER: Final = "It is best made of quinces, and slowly, on a rainy afternoon."
+THOUGHT: Final = "The fruit will tell."
+CALL_ID: Final = "call_a"
+TURN_STATE: Final = "sticky-backend-1"
+MODELS: Final[Mapping[str, Sequence[str]]] = {  # with the efforts that each one has
+    "gpt-5.5": ("low", "medium", "high", "xhigh"),
+    "gpt-5.4": ("none", "low", "medium", "high"),
+}
+
+
+################################################################
+# LOGINS
+################################################################
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What the backend knows of one account."""
+
+    account_id: str
+    access_token: str
+    refresh_token: str
+    plan: str = "plus"
+    primary_used: float = 12.5  # percent of the window of 5 hours
+    secondary_used: float = 40.0  # of the week
+
+
+def encode_part(content: Json) -> str:
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).rstrip(b"=").decode()
+
+
+################################################################
+# REFUSALS
+################################################################
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer in one piece; a `body` of bytes is sent as it is."""
+
+    status: int
+    body: Json
+    headers: Pairs = ()
+
+
+class Refused(Exception):
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer)
+        self.answer = answer
+
+
+def deny(detail: str, status: int = 400) -> NoReturn:
+    """The raw shape of the backend itself (§1.3)."""
+    raise Refused(Answer(status, {"detail": detail}))
+
+
+def error_body(code: str | None, message: str, param: str | None = None) -> Json:
+    kind = "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def invalid(code: str | None, message: str, param: str, status: int = 400) -> NoReturn:
+    """The shape of the API behind the backend (§1.4)."""
+    raise Refused(Answer(status, error_body(code, message, param)))
+
+
+ALLOWED: Final = frozenset(
+    "model instructions input tools tool_choice parallel_tool_calls reasoning store stream include "
+    "prompt_cache_key text service_tier client_metadata".split()
+)
+ALLOWED_COMPACT: Final = frozenset(
+    "model instructions input tools parallel_tool_calls reasoning text".split()
+)
+TOOL_TYPES: Final = frozenset(
+    "function custom web_search image_generation local_shell tool_search namespace".split()
+)
+ITEM_FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    kind: frozenset(fields.split())
+    for kind, fields in {
+        "message": "role content status phase",
+        "reasoning": "summary content encrypted_content",
+        "function_call": "call_id name arguments namespace",
+        "function_call_output": "call_id output",
+        "custom_tool_call": "call_id name input",
+        "custom_tool_call_output": "call_id output",
+        "local_shell_call": "call_id action status",
+        "web_search_call": "action status",
+        "tool_search_call": "call_id execution arguments status",
+        "tool_search_output": "call_id execution tools status",
+        "image_generation_call": "result revised_prompt status",
+        "compaction": "encrypted_content",
+        "compaction_summary": "encrypted_content",
+        "compaction_trigger": "",
+    }.items()
+}
+NATIVE_FIELDS: Final = frozenset({"id", "status", "internal_chat_message_metadata_passthrough"})
+INPUT_PARTS: Final = frozenset({"input_text", "input_image", "input_file"})
+PART_TYPES: Final[Mapping[str, frozenset[str]]] = {
+    "user": INPUT_PARTS,
+    "developer": INPUT_PARTS,
+    "assistant": frozenset({"output_text", "refusal"}),
+}
+CALLS: Final = {  # the type of an output, and that of its call
+    "function_call_output": "function_call",
+    "custom_tool_call_output": "custom_tool_call",
+}
+
+
+def check_top(body: Mapping[str, Json]) -> None:
+    """§1.3: what is not allowed, and what must be there."""
+    if "instructions" not in body and "client_metadata" not in body:
+        deny("Instructions are required")
+    if not isinstance(body.get("instructions", ""), str):
+        deny("Instructions are not valid")
+    if body.get("store") is not False:
+        deny("Store must be set to false")
+    if body.get("stream") is not True:
+        deny("Stream must be set to true")
+    check_names(body, ALLOWED)
+    if body.get("service_tier", "priority") != "priority":
+        deny(f"Unsupported service_tier: {body['service_tier']}")
+
+
+def check_names(body: Mapping[str, Json], allowed: frozenset[str]) -> None:
+    for name in body:
+        if name not in allowed:
+            deny(f"Unsupported parameter: {name}")
+
+
+def check_model(body: Mapping[str, Json]) -> None:
+    model = body.get("model")
+    if model not in MODELS:
+        deny(f"The '{model}' model is not supported when using Codex with a ChatGPT account.")
+    effort = (body.get("reasoning") or {}).get("effort")
+    if effort is not None and effort not in MODELS[str(model)]:
+        invalid("unsupported_value", f"Unsupported value: '{effort}'.", "reasoning.effort")
+
+
+def check_input(items: Json, *, is_native: bool) -> None:
+    """§1.4, item by item."""
+    if not isinstance(items, list):
+        deny("Input must be a list")
+    called: set[tuple[str, str]] = set()
+    for index, item in enumerate(items):
+        place = f"input[{index}]"
+        kind = check_item(item, place, is_native=is_native)
+        if kind == "compaction_trigger" and item is not items[-1]:
+            invalid("invalid_value", "A compaction trigger must be the last item.", place)
+        call_id = str(item.get("call_id"))
+        if kind in CALLS and (CALLS[kind], call_id) not in called:
+            message = f"No tool call found for function call output with call_id {call_id}."
+            invalid(None, message, "input")
+        called.add((kind, call_id))
+
+
+def check_item(item: Json, place: str, *, is_native: bool) -> str:
+    """The type of a good item."""
+    kind = str(item.get("type", "message"))
+    if kind == "item_reference" or ("id" in item and not is_native):
+        message = (
+            f"Item with id '{item.get('id')}' not found. Items are not persisted when `store` is "
+            "set to false. Try again with `store` set to true, or remove this item from your input."
+        )
+        invalid(None, message, "input", status=404)
+    if kind not in ITEM_FIELDS:
+        invalid("invalid_value", f"Invalid value: '{kind}'.", f"{place}.type")
+    known = ITEM_FIELDS[kind] | {"type"} | (NATIVE_FIELDS if is_native else frozenset())
+    for name in item:
+        if name not in known:
+            invalid("unknown_parameter", "Unknown parameter.", f"{place}.{name}")
+    if kind == "message":
+        check_message(item, place)
+    elif kind in CALLS and isinstance(item.get("output"), list):
+        check_parts(item["output"], INPUT_PARTS, f"{place}.output")
+    return kind
+
+
+def check_message(item: Mapping[str, Json], place: str) -> None:
+    role = str(item.get("role"))
+    if role == "system":
+        deny("System messages are not allowed")
+    if role not in PART_TYPES:
+        invalid("invalid_value", f"Invalid value: '{role}'.", f"{place}.role")
+    check_parts(item.get("content"), PART_TYPES[role], f"{place}.content")
+
+
+def check_parts(parts: Json, allowed: frozenset[str], place: str) -> None:
+    if not isinstance(parts, list):
+        invalid("invalid_type", "Invalid type: expected a list of parts.", place)
+    for index, part in enumerate(parts):
+        kind = part.get("type")
+        if kind not in allowed:
+            invalid("invalid_value", f"Invalid value: '{kind}'.", f"{place}[{index}].type")
+        if not isinstance(part.get("image_url", ""), str):
+            invalid("invalid_type", "Invalid type for 'image_url'.", f"{place}[{index}].image_url")
+
+
+def check_tools(body: Mapping[str, Json]) -> None:
+    for index, tool in enumerate(body.get("tools") or []):
+        kind = tool.get("type")
+        if kind not in TOOL_TYPES:
+            invalid("invalid_value", f"Invalid value: '{kind}'.", f"tools[{index}].type")
+        if kind in {"function", "custom"} and not isinstance(tool.get("name"), str):
+            invalid("missing_required_parameter", "Missing parameter.", f"tools[{index}].name")
+    choice = body.get("tool_choice", "auto")
+    if isinstance(choice, dict) and not choice.keys() & {"name", "tools", "mode"}:
+        invalid("missing_required_parameter", "Missing parameter.", "tool_choice.name")
+
+
+def check_text(body: Mapping[str, Json]) -> None:
+    form = (body.get("text") or {}).get("format") or {"type": "text"}
+    if form.get("type") not in {"text", "json_object", "json_schema"}:
+        invalid("invalid_value", "Invalid value.", "text.format.type")
+    for name in ("name", "schema"):
+        if form["type"] == "json_schema" and name not in form:
+            invalid("missing_required_parameter", "Missing parameter.", f"text.format.{name}")
+
+
+def check_body(body: Json, *, is_compact: bool = False) -> None:
+    """Raises: Refused, for the first fault."""
+    if not isinstance(body, dict):
+        deny("Bad Request")
+    if is_compact:
+        check_names(body, ALLOWED_COMPACT)
+    else:
+        check_top(body)
+    check_model(body)
+    # A compact body has no client_metadata: there Codex's own ids cannot be told from others.
+    check_input(body.get("input"), is_native=is_compact or "client_metadata" in body)
+    check_tools(body)
+    check_text(body)
+
+
+################################################################
+# PLAYS
+################################################################
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """How to answer the next `count` requests that match; the fields are also those of the script.
+
+    `error` is a name of ERRORS; `status`, `body` and `headers` are any other answer.  Otherwise a
+    stream: a call of `tool` ("*": the first one offered) where it is offered, else `text`.
+    """
+
+    account: str = ""  # only with this account's id
+    with_tools: bool = False  # only where tools are offered
+    count: int = 1  # 0: for ever
+    error: str = ""
+    seconds: int = 3600  # until a limit is over
+    status: int = 0
+    body: Json = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    text: str = ANSWER
+    repeat: int = 1  # the text, so many times
+    refusal: str = ""
+    tool: str = ""
+    arguments: Json = None  # of the tool; a string for a custom tool
+    input_tokens: int = 11  # as they are reported
+    ends: str = "completed"  # incomplete | response.failed | error | cut | quiet | stall
+    code: str = "server_is_overloaded"  # of what failed
+    after: str = "content"  # or handshake: when another end than `completed` comes
+    has_null_output: bool = False  # in every snapshot
+    has_content_type: bool = True
+    has_extra_events: bool = False  # codex.rate_limits, keepalive, response.metadata
+    has_one_delta: bool = False
+    newline: str = "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPlay:
+    """How to answer the next refresh: with a refusal, or not at all (status 0: cut)."""
+
+    status: int = 401
+    code: str = "refresh_token_expired"
+    shape: str = "object"  # or string | top: where the code stands
+    is_spent: bool = False  # the token has been exchanged all the same
+
+    def body(self) -> Json:
+        shapes: dict[str, Json] = {
+            "object": error_body(self.code, "The refresh was refused."),
+            "string": {"error": self.code, "error_description": "The refresh was refused."},
+            "top": {"code": self.code},
+        }
+        return shapes[self.shape]
+
+
+Maker = Callable[[Login, Play, float], Answer]
+
+
+def usage_limit(login: Login, play: Play, now: float) -> Answer:
+    error = {
+        "type": "usage_limit_reached",
+        "message": "The usage limit has been reached",
+        "plan_type": login.plan,
+        "resets_at": int(now) + play.seconds,
+        "resets_in_seconds": play.seconds,
+    }
+    used_up = replace(login, primary_used=100.0)
+    headers = [*limit_headers(used_up, now, play.seconds), ("x-codex-active-limit", "codex")]
+    return Answer(429, {"error": error}, headers)
+
+
+def limit_headers(login: Login, now: float, seconds: int = 9000) -> Pairs:
+    """§1.11."""
+    windows = (
+        ("primary", login.primary_used, 300, seconds),
+        ("secondary", login.secondary_used, 10080, 3 * 24 * 3600),
+    )
+    return [
+        ("x-codex-plan-type", login.plan),
+        *(
+            (f"x-codex-{name}-{what}", str(value))
+            for name, used, minutes, left in windows
+            for what, value in (
+                ("used-percent", used),
+                ("window-minutes", minutes),
+                ("reset-at", int(now) + left),
+            )
+        ),
+    ]
+
+
+def failing(status: int, code: str | None, message: str, headers: Pairs = ()) -> Maker:
+    return lambda login, play, now: Answer(status, error_body(code, message), headers)
+
+
+NOT_VERIFIED: Final = "The encrypted content gAAA...Rg== could not be verified."
+REASON: Final = "Reason: Encrypted content could not be decrypted or parsed."
+UNSUPPORTED: Final = "model is not supported when using Codex with a ChatGPT account."
+ENCRYPTED: Final = {"encrypted_a", "encrypted_b"}  # only where there is encrypted content
+CHALLENGE: Final = [("content-type", "text/html"), ("cf-mitigated", "challenge")]
+ERRORS: Final[Mapping[str, Maker]] = {
+    "usage_limit": usage_limit,
+    "usage_not_included": failing(429, "usage_not_included", "Your plan has no Codex."),
+    "rate_limited": failing(
+        429, "rate_limit_exceeded", "Please try again in 1.5s.", [("retry-after", "2")]
+    ),
+    "insufficient_quota": failing(429, "insufficient_quota", "You exceeded your quota."),
+    "overloaded": failing(503, "server_is_overloaded", "Our servers are overloaded."),
+    "token_expired": failing(401, "token_expired", "The token is expired."),
+    "token_invalidated": failing(401, "token_invalidated", "The token was invalidated."),
+    "workspace_off": lambda login, play, now: Answer(402, {"detail": "deactivated_workspace"}),
+    "account_deactivated": failing(403, "account_deactivated", "The account is deactivated."),
+    "model_unsupported": lambda login, play, now: Answer(
+        400, {"detail": f"The 'gpt-5.5' {UNSUPPORTED}"}
+    ),
+    "encrypted_a": failing(400, "invalid_encrypted_content", NOT_VERIFIED),
+    "encrypted_b": failing(400, None, f"{NOT_VERIFIED} {REASON}"),
+    "context_length": failing(400, "context_length_exceeded", "The input is too long."),
+    "challenge": lambda login, play, now: Answer(403, b"<html>Just a moment</html>", CHALLENGE),
+}
+
+
+def has_encrypted_content(body: Mapping[str, Json]) -> bool:
+    return any(item.get("encrypted_content") for item in body["input"])
+
+
+################################################################
+# ANSWERS
+################################################################
+
+
+def usage(play: Play) -> Json:
+    return {
+        "input_tokens": play.input_tokens,
+        "input_tokens_details": {"cached_tokens": 4},
+        "output_tokens": 7,
+        "output_tokens_details": {"reasoning_tokens": 2},
+        "total_tokens": play.input_tokens + 7,
+    }
+
+
+def sample(schema: Mapping[str, Json]) -> Json:
+    """A value of the schema; enough for objects of plain values."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type")
+    if kind == "object":
+        return {name: sample(inner) for name, inner in schema.get("properties", {}).items()}
+    plain: dict[Json, Json] = {"integer": 50, "number": 50, "boolean": True, "array": []}
+    return plain.get(kind, "quinces")
+
+
+def offered(body: Mapping[str, Json], name: str) -> Mapping[str, Json] | None:
+    tools = [tool for tool in body.get("tools") or [] if tool["type"] in {"function", "custom"}]
+    return next((tool for tool in tools if name in {"*", tool["name"]}), None)
+
+
+def said(part: Json) -> Json:
+    return {"type": "message", "status": "completed", "role": "assistant", "content": [part]}
+
+
+def make_items(body: Mapping[str, Json], play: Play, sealed: str) -> list[dict[str, Json]]:
+    """The output of a turn; `sealed` is its encrypted content."""
+    last = body["input"][-1] if body["input"] else {}
+    if last.get("type") == "compaction_trigger":
+        return [{"type": "compaction", "id": "cmp_1", "encrypted_content": sealed}]
+    tool = offered(body, play.tool) if play.tool else None
+    if tool is None:
+        form = (body.get("text") or {}).get("format") or {}
+        text = json.dumps(sample(form["schema"])) if "schema" in form else play.text * play.repeat
+        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        if play.refusal:
+            part = {"type": "refusal", "refusal": play.refusal}
+        return [said(part) | {"id": "msg_1"}]
+    summary = [{"type": "summary_text", "text": THOUGHT}]
+    thought = {"type": "reasoning", "id": "rs_1", "summary": summary, "encrypted_content": sealed}
+    call = {"id": "fc_1", "status": "completed", "call_id": CALL_ID, "name": tool["name"]}
+    if tool["type"] == "custom":
+        call |= {"type": "custom_tool_call", "id": "ctc_1", "input": play.arguments or ""}
+    else:
+        call |= {"type": "function_call", "arguments": json.dumps(play.arguments or {})}
+    return [thought, call]
+
+
+def pieces(text: str, *, is_whole: bool) -> list[str]:
+    return [text] if is_whole else text.replace(" ", " \0").split("\0")
+
+
+DELTAS: Final = {  # of a part or an item: the name of its events, and the field with the text
+    "output_text": ("response.output_text", "text"),
+    "refusal": ("response.refusal", "refusal"),
+    "summary_text": ("response.reasoning_summary_text", "text"),
+    "function_call": ("response.function_call_arguments", "arguments"),
+    "custom_tool_call": ("response.custom_tool_call_input", "input"),
+}
+PARTS: Final = {  # of an item with parts: their field, their events, their index
+    "message": ("content", "response.content_part", "content_index"),
+    "reasoning": ("summary", "response.reasoning_summary_part", "summary_index"),
+}
+
+
+def text_events(holder: Mapping[str, Json], place: Json, play: Play) -> Iterator[dict[str, Json]]:
+    name, key = DELTAS[holder["type"]]
+    for piece in pieces(holder[key], is_whole=play.has_one_delta):
+        yield {"type": f"{name}.delta", **place, "delta": piece}
+    yield {"type": f"{name}.done", **place, key: holder[key]}
+
+
+def item_events(index: int, item: dict[str, Json], play: Play) -> Iterator[dict[str, Json]]:
+    """What a stream has of one item, from `added` to `done`."""
+    place = {"item_id": item["id"], "output_index": index}
+    kind = item["type"]
+    field_name, part_event, index_name = PARTS.get(kind, ("", "", ""))
+    blank = item | ({field_name: []} if field_name else {})
+    if kind in DELTAS:
+        blank[DELTAS[kind][1]] = ""
+    yield {"type": "response.output_item.added", "output_index": index, "item": blank}
+    for number, part in enumerate(item.get(field_name, [])):
+        spot = place | {index_name: number}
+        empty = part | {DELTAS[part["type"]][1]: ""}
+        yield {"type": f"{part_event}.added", **spot, "part": empty}
+        yield from text_events(part, spot, play)
+        yield {"type": f"{part_event}.done", **spot, "part": part}
+    if kind in DELTAS:
+        yield from text_events(item, place, play)
+    yield {"type": "response.output_item.done", "output_index": index, "item": item}
+
+
+def extra_events(login: Login, now: float) -> list[dict[str, Json]]:
+    reset_at = int(now) + 9000
+    window = {"used_percent": login.primary_used, "window_minutes": 300, "reset_at": reset_at}
+    limits = {"allowed": True, "limit_reached": False, "primary": window, "secondary": None}
+    headers = {"openai-model": "gpt-5.5", "x-codex-turn-state": TURN_STATE}
+    return [
+        {"type": "codex.rate_limits", "plan_type": login.plan, "rate_limits": limits},
+        {"type": "response.metadata", "headers": headers, "metadata": {}},
+        {"type": "keepalive"},
+    ]
+
+
+UNNUMBERED: Final = ("codex.", "keepalive", "response.metadata")
+
+
+def make_events(
+    body: Mapping[str, Json], play: Play, login: Login, number: int, now: float
+) -> list[dict[str, Json]]:
+    """The events of a turn, as far as it gets; `number` makes its id."""
+    items = make_items(body, play, f"gAAAA{encode_part([login.account_id, number])}")
+    none: Json = None if play.has_null_output else []
+    response = {
+        "id": f"resp_{number}",
+        "object": "response",
+        "created_at": int(now),
+        "status": "in_progress",
+        "model": body["model"],
+        "output": none,
+        "error": None,
+        "incomplete_details": None,
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+    }
+    events: list[dict[str, Json]] = [
+        {"type": "response.created", "response": response},
+        {"type": "response.in_progress", "response": response},
+    ]
+    if play.has_extra_events:
+        events += extra_events(login, now)
+    if play.ends == "completed" or play.after == "content":
+        events += [event for at, item in enumerate(items) for event in item_events(at, item, play)]
+    if play.ends not in {"completed", "incomplete"}:
+        is_delta = [str(event["type"]).endswith(".delta") for event in events]
+        events = events[: is_delta.index(True) + 1] if True in is_delta else events
+    whole = none if play.has_null_output else items
+    events += [*last_events(play, response | {"output": whole, "usage": usage(play)})]
+    numbered = [event for event in events if not str(event["type"]).startswith(UNNUMBERED)]
+    for index, event in enumerate(numbered):
+        event["sequence_number"] = index
+    return events
+
+
+def last_events(play: Play, response: dict[str, Json]) -> Iterator[dict[str, Json]]:
+    """The terminal event, if there is one."""
+    told = {"code": play.code, "message": "The upstream is not well."}
+    if play.ends == "completed":
+        yield {"type": "response.completed", "response": response | {"status": "completed"}}
+    elif play.ends == "incomplete":
+        details = {"reason": "max_output_tokens"}
+        more = {"status": "incomplete", "incomplete_details": details}
+        yield {"type": "response.incomplete", "response": response | more}
+    elif play.ends == "response.failed":
+        more = {"status": "failed", "error": told, "output": []}
+        yield {"type": "response.failed", "response": response | more}
+    elif play.ends == "error":
+        yield {"type": "error", "error": told}
+
+
+def framed(event: Mapping[str, Json], newline: str) -> bytes:
+    return newline.join([f"event: {event['type']}", f"data: {json.dumps(event)}", "", ""]).encode()
