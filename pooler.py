@@ -26,11 +26,13 @@ Run: `python pooler.py demo`, or `python pooler.py serve --config pools.json`.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import dataclasses
 import difflib
 import enum
 import errno
+import fcntl
 import functools
 import hashlib
 import hmac
@@ -40,6 +42,7 @@ import ipaddress
 import json
 import math
 import os
+import posixpath
 import re
 import secrets
 import signal
@@ -47,6 +50,7 @@ import socket
 import ssl
 import stat
 import sys
+import threading
 import time
 import traceback
 import zlib
@@ -149,12 +153,23 @@ ERROR_BODY_BYTES_MAX: Final = MIB
 ERROR_BODY_SECONDS_MAX: Final = 10.0
 EARLY_ANSWER_SECONDS_MAX: Final = 1.0  # an answer before the end of our request
 RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to
+CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones are not told of newer models
 CATALOGUE_SECONDS: Final = HOUR  # how long an account's /models stays good
 CATALOGUE_MODELS_MAX: Final = 10_000
 MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
 MODEL_BLOCKS_MAX: Final = 64  # per account
+QUOTA_WINDOWS_MAX: Final = 16  # per account: its plan has two, single models may have more
+WINDOW_MINUTES_MAX: Final = 366 * 24 * 60  # no plan counts over a longer time
+NEARLY_USED_PERCENT: Final = 95.0  # from here on new sessions go elsewhere if they can
+UNKNOWN_LEFT_PERCENT: Final = 99.0  # without evidence: after the untouched, before the used
+TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum's JSON
+INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 SESSION_CHARS_MAX: Final = 256
+RENEWAL_MARGIN_SECONDS: Final = 300.0  # before a login's token ends
+RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
+RENEWAL_SECONDS_MAX: Final = 15.0  # lock, answer and disk together
+RENEWAL_PAUSE_SECONDS: Final = 10.0  # after a failed one
 SECRET_CHARS_MIN: Final = 16
 CONFIG_BYTES_MAX: Final = 4 * MIB
 SECRET_FILE_BYTES_MAX: Final = 64 * KIB
@@ -204,6 +219,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "internal_error": (500, SERVER, "The pooler made a mistake; its log has this request's id."),
     "invalid_api_key": (401, INVALID, "A valid pool key is needed as Authorization: Bearer."),
     "invalid_json": (400, INVALID, "The request body is not valid JSON."),
+    "invalid_value": (400, INVALID, "A field of the request has a value of the wrong kind."),
     "key_limit_reached": (429, "rate_limit_error", "This pool key has reached a limit of its own."),
     "method_not_allowed": (405, INVALID, "This path does not take that method."),
     "missing_required_parameter": (400, INVALID, "The request names no model."),
@@ -222,6 +238,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
         "Python 3.14 or the package backports.zstd.")),
     "unsupported_endpoint": (404, INVALID, "Unsupported OpenAI /v1 endpoint."),
     "unsupported_media_type": (415, INVALID, "The body must be Content-Type: application/json."),
+    "unsupported_parameter": (400, INVALID, "No account of this pool can honour this field."),
     "upstream_blocked": (502, SERVER, "The upstream's bot wall refuses the pooler's address."),
     "upstream_error": (502, SERVER, "The upstream failed."),
     "upstream_invalid_response": (502, SERVER, "The upstream's answer is not understood."),
@@ -289,9 +306,19 @@ class ConfigRefused(Exception):
 
 Headers = tuple[tuple[str, str], ...]  # names in lower case
 
-FORWARDED_TO_UPSTREAM: Final = frozenset({"accept", "openai-beta"})
-FORWARDED_TO_CLIENT: Final = frozenset(
-    "content-type openai-model openai-processing-ms openai-version x-should-retry".split()
+FORWARDED_TO_UPSTREAM: Final = re.compile("accept|openai-beta")
+FORWARDED_TO_CLIENT: Final = re.compile(
+    "content-type|openai-(?:model|processing-ms|version)|x-should-retry"
+)
+# On Codex CLI's own routes (upstream facts §1.2, §1.9).
+NATIVE_TO_UPSTREAM: Final = re.compile(
+    r"accept|openai-beta|originator|user-agent|version|(?:session|thread)[-_]id|conversation_id|"
+    r"x-client-request-id|x-codex-[a-z-]+|x-openai-(?:subagent|memgen-request)|"
+    r"x-openai-internal-codex-[a-z-]+|x-responsesapi-include-timing-metrics"
+)
+NATIVE_TO_CLIENT: Final = re.compile(
+    rf"{FORWARDED_TO_CLIENT.pattern}|x-codex-[a-z0-9-]+|x-models-etag|x-reasoning-included|"
+    r"x-oai-request-id|cf-ray"
 )
 _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
 
@@ -321,6 +348,10 @@ def header_of(headers: Headers, name: str) -> str | None:
     return None
 
 
+def forwarded(headers: Headers, names: re.Pattern[str]) -> list[tuple[str, str]]:
+    return [pair for pair in headers if names.fullmatch(pair[0])]
+
+
 def bearer_of(headers: Headers, bytes_max: int) -> str | None:
     """The token of `Authorization: Bearer`; None where there is none or it is too long.
 
@@ -328,6 +359,135 @@ def bearer_of(headers: Headers, bytes_max: int) -> str | None:
     """
     match = _BEARER.fullmatch(header_of(headers, "authorization") or "")
     return match[1] if match and len(match[1]) <= bytes_max else None
+
+
+################################################################
+# CREDENTIALS
+################################################################
+# The login that Codex CLI keeps in auth.json (upstream facts §2).  Its JWTs are read and not
+# verified: only dates and names are taken from them, and the upstream judges the rest.
+
+AUTH_CLAIM: Final = "https://api.openai.com/auth"
+_TOKEN_TEXT: Final = re.compile(r"[\x21-\x7e]{1,16384}")
+_ACCOUNT_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
+# A refresh that is answered so will never succeed.
+_SPENT_CODES: Final = re.compile(
+    "refresh_token_(?:expired|reused|invalidated)|invalid_grant|invalid_refresh_token|revoked|"
+    "token_(?:expired|invalidated)|app_session_terminated|account_session_expired|"
+    "account_auth_invalidated|account_(?:deactivated|suspended|deleted)"
+)
+
+
+class LoginNeeded(Exception):
+    """An account has no login that works.  The text says what to do, and repeats no secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """One content of an auth.json; `digest` tells it from any other."""
+
+    access_token: Secret
+    refresh_token: Secret | None
+    account_id: str | None
+    plan: str | None
+    expires_at: float | None  # unix time, like the next
+    refreshed_at: float | None
+    digest: bytes
+
+
+class Renewal(enum.Enum):
+    """What the token endpoint's answer means."""
+
+    DONE = enum.auto()
+    SPENT = enum.auto()  # for good: somebody has to log in
+    FAILED = enum.auto()  # this time
+
+
+def _object(value: Json) -> dict[str, Json]:
+    return value if isinstance(value, dict) else {}
+
+
+def _parsed(raw: bytes) -> dict[str, Json]:
+    try:
+        return _object(json.loads(raw))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _claims(token: Json) -> dict[str, Json]:
+    """The payload of a JWT, or nothing."""
+    parts = token.split(".") if isinstance(token, str) else []
+    try:
+        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+    except (ValueError, IndexError):
+        return {}
+    return _parsed(payload)
+
+
+def _first_text(pattern: re.Pattern[str], *candidates: Json) -> str | None:
+    texts = [text for text in candidates if isinstance(text, str) and pattern.fullmatch(text)]
+    return texts[0] if texts else None
+
+
+def parse_auth_file(raw: bytes) -> Credentials:
+    """The login in an auth.json.  Tokens win over an API key.  Raises: LoginNeeded."""
+    value = _parsed(raw)
+    tokens = _object(value.get("tokens"))
+    access = _first_text(_TOKEN_TEXT, tokens.get("access_token"))
+    if access is None:
+        if value.get("OPENAI_API_KEY"):
+            raise LoginNeeded("holds an API key, which is for type openai, and no ChatGPT login")
+        raise LoginNeeded("holds no ChatGPT login of Codex CLI" if value else "is not whole JSON")
+    claims = [_claims(tokens.get("id_token")), _claims(access)]
+    auths = [_object(one.get(AUTH_CLAIM)) for one in claims]
+    groups = [one.get("organizations") for one in (*auths, *claims)]
+    firsts = [_object(group[0]).get("id") for group in groups if isinstance(group, list) and group]
+    ids = [tokens.get("account_id"), *(one.get("chatgpt_account_id") for one in auths), *firsts]
+    refreshed_at: float | None = None
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        refreshed_at = datetime.fromisoformat(value["last_refresh"]).timestamp()
+    expires_at = claims[1].get("exp")
+    refresh = _first_text(_TOKEN_TEXT, tokens.get("refresh_token"))
+    return Credentials(
+        access_token=Secret(access),
+        refresh_token=Secret(refresh) if refresh else None,
+        account_id=_first_text(_ACCOUNT_ID, *ids),
+        plan=_first_text(_ACCOUNT_ID, *(one.get("chatgpt_plan_type") for one in auths)),
+        expires_at=float(expires_at) if type(expires_at) is int and expires_at < 10**12 else None,
+        refreshed_at=refreshed_at,
+        digest=hashlib.sha256(raw).digest(),
+    )
+
+
+def is_renewal_due(credentials: Credentials, unix_now: float) -> bool:
+    if credentials.expires_at is not None:
+        return unix_now >= credentials.expires_at - RENEWAL_MARGIN_SECONDS
+    known = credentials.refreshed_at
+    return known is not None and unix_now >= known + RENEWAL_AGE_SECONDS
+
+
+def judge_renewal(status: int, body: bytes) -> Renewal:
+    """Failures are told by their code, which comes with 400 or 401 (upstream facts §2.3)."""
+    value = _parsed(body)
+    if status == 200:
+        is_token = _first_text(_TOKEN_TEXT, value.get("access_token")) is not None
+        return Renewal.DONE if is_token else Renewal.FAILED
+    error = value.get("error")
+    code = _object(error).get("code") or _object(error).get("type") or error or value.get("code")
+    is_spent = isinstance(code, str) and _SPENT_CODES.fullmatch(code) is not None
+    is_about_login = status in {400, 401, 403}
+    return Renewal.SPENT if status == 401 or (is_about_login and is_spent) else Renewal.FAILED
+
+
+def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
+    """The auth.json after a renewal; what the answer does not name stays, known or unknown."""
+    value, answer = _parsed(raw), _parsed(body)
+    names = ("id_token", "access_token", "refresh_token")
+    fresh = {name: answer[name] for name in names if _first_text(_TOKEN_TEXT, answer.get(name))}
+    moment = datetime.fromtimestamp(unix_now, UTC).isoformat(timespec="milliseconds")
+    value["tokens"] = _object(value.get("tokens")) | fresh
+    value["last_refresh"] = moment.replace("+00:00", "Z")
+    return json.dumps(value, indent=2).encode()
 
 
 ################################################################
@@ -362,15 +522,22 @@ class BaseUrl:
 # Fields are called as in pools.json.
 @dataclass(frozen=True, slots=True)
 class Account:
+    """An account; `auth_file` is that of a `codex` one, as written, `api_key` of the others."""
+
     name: str
     base_url: BaseUrl
     api_key: Secret
+    auth_file: str | None
     priority: int
     paused: bool
     concurrent: int
     models: tuple[str, ...] | None
     first_event_seconds: float
     ca_file: str | None
+
+    @property
+    def is_codex(self) -> bool:
+        return self.auth_file is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +563,10 @@ class Pool:
     aliases: Mapping[str, str]
     routing: Routing
     keys: tuple[Key, ...]
+
+    @property
+    def has_codex(self) -> bool:
+        return any(account.is_codex for account in self.accounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +594,7 @@ class Config:
     hosts: frozenset[str] | None  # None: any
     limits: Limits
     warnings: tuple[str, ...]
+    token_url: BaseUrl
 
     @property
     def keys(self) -> Iterator[Key]:
@@ -433,6 +605,8 @@ DEFAULT_LISTEN: Final = (
     Listen("127.0.0.1:4000", "127.0.0.1", 4000),
     Listen("[::1]:4000", "::1", 4000, is_optional=True),
 )
+RENEWAL_URL: Final = "https://auth.openai.com/oauth/token"
+RENEWAL_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own
 NOT_YET: Final = "this version of codex-pooler does not have it yet"
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _MODEL: Final = r"[\x21-\x7e]{1,200}"
@@ -476,7 +650,7 @@ def _number(value: Json, low: float, high: float, is_whole: bool = True) -> floa
     return cast(float, value)
 
 
-def _text(value: Json, pattern: str = r"[^\x00]*", what: str = "a string") -> str:
+def _string(value: Json, pattern: str = r"[^\x00]*", what: str = "a string") -> str:
     if not isinstance(value, str):
         raise _wrong("a string", value)
     if not re.fullmatch(pattern, value):
@@ -484,7 +658,7 @@ def _text(value: Json, pattern: str = r"[^\x00]*", what: str = "a string") -> st
     return value
 
 
-def _list(value: Json, member: Check, *rest: str) -> tuple[Any, ...]:
+def _array(value: Json, member: Check, *rest: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
         raise _wrong("a list", value)
     found, problems = [], []
@@ -512,18 +686,12 @@ def _not_yet(_value: Json) -> NoReturn:
     raise ValueError(NOT_YET)
 
 
-def _account_type(value: Json) -> str:
-    if value == "codex":
-        raise ValueError(f"'codex': {NOT_YET}")
-    return _text(value, "openai", "'openai'")
-
-
 def _routing(value: Json) -> Routing:
-    return Routing(_text(value, "|".join(Routing), f"one of {', '.join(Routing)}"))
+    return Routing(_string(value, "|".join(Routing), f"one of {', '.join(Routing)}"))
 
 
 def _base_url(value: Json) -> BaseUrl:
-    text = _text(value)
+    text = _string(value)
     match = re.fullmatch(rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?", text)
     if match is None or not 0 < int(match[3] or 1) <= 65535:
         raise ValueError("must look like https://host/v1")
@@ -533,7 +701,7 @@ def _base_url(value: Json) -> BaseUrl:
 
 
 def _listen(value: Json) -> Listen:
-    text = _text(value)
+    text = _string(value)
     match = _ADDRESS.fullmatch(text)
     if text.startswith("unix:/"):
         return Listen(text, unix_path=text[5:])
@@ -543,7 +711,7 @@ def _listen(value: Json) -> Listen:
 
 
 def _listens(value: Json) -> tuple[Listen, ...]:
-    found = (_listen(value),) if isinstance(value, str) else _list(value, _listen)
+    found = (_listen(value),) if isinstance(value, str) else _array(value, _listen)
     if not found:
         raise ValueError("must name at least one address")
     return cast(tuple[Listen, ...], found)
@@ -551,7 +719,7 @@ def _listens(value: Json) -> tuple[Listen, ...]:
 
 def _expiry(value: Json) -> float:
     """A date means the end of that day in UTC; a time needs its offset."""
-    text = _text(value)
+    text = _string(value)
     try:
         moment = datetime.fromisoformat(text)
         if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
@@ -565,8 +733,8 @@ def _expiry(value: Json) -> float:
 
 # A field's check, what stands for an absent one, and what the check is told besides.
 Spec = Mapping[str, tuple[Any, ...]]
-_REQUIRED: Final = {"accounts", "pools", "type", "api_key", "key"}
-_MODELS: Final = (_list, None, _text, _MODEL, "a model name")
+_REQUIRED: Final = {"accounts", "pools", "type", "key"}
+_MODELS: Final = (_array, None, _string, _MODEL, "a model name")
 _NAMES: Final = (_members, dict[str, Json](), _NAME, "made of letters, digits and _.-")
 
 _TOP: Final[Spec] = {
@@ -575,41 +743,46 @@ _TOP: Final[Spec] = {
     "operators": _NAMES,
     "listen": (_listens, DEFAULT_LISTEN),
     "allow_public": (_flag, False),
-    "base_path": (_text, "", r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"),
-    "allowed_origins": (_list, (), _text, r"https?://[a-z0-9.\-\[\]:]+", "like https://host"),
-    "hosts": (_list, None, _text, _HOST_NAME, "a host name without a port"),
+    "base_path": (_string, "", r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"),
+    "allowed_origins": (_array, (), _string, r"https?://[a-z0-9.\-\[\]:]+", "like https://host"),
+    "hosts": (_array, None, _string, _HOST_NAME, "a host name without a port"),
     "journal": (_not_yet, None),
     "limits": (_members, {}, "[a-z_]*", "a limit"),
 }
 _ACCOUNT: Final[Spec] = {
-    "type": (_account_type, ""),
-    "api_key": (_text, "none"),
-    "base_url": (_base_url, BaseUrl(True, "api.openai.com", 443, "/v1")),
+    "type": (_string, "", "openai|codex", "'openai' or 'codex'"),
+    "api_key": (_string, "none"),
+    "auth_file": (_string, None, "[^\x00]+", "a path"),
+    "base_url": (_base_url, None),
     "allow_plain_http": (_flag, False),
     "priority": (_number, 0, -1000, 1000),
     "paused": (_flag, False),
     "concurrent": (_number, None, 1, 10_000),
     "models": _MODELS,
     "first_event_seconds": (_number, None, 0.1, HOUR, False),
-    "ca_file": (_text, None, "[^\x00]+", "a path"),
-    "auth_file": (_not_yet, None),
+    "ca_file": (_string, None, "[^\x00]+", "a path"),
     "websocket": (_not_yet, None),
 }
 _POOL: Final[Spec] = {
-    "accounts": (_list, (), _text),
+    "accounts": (_array, (), _string),
     "models": _MODELS,
     "aliases": (_members, {}, _MODEL, "a model name"),
     "routing": (_routing, Routing.STICKY),
     "keys": _NAMES,
 }
 _KEY: Final[Spec] = {
-    "key": (_text, ""),
+    "key": (_string, ""),
     "models": _MODELS,
     "requests_per_minute": (_number, None, 1, 100_000),
     "tokens_per_day": (_number, None, 1, 10**12),
     "concurrent": (_number, None, 1, 10_000),
     "expires": (_expiry, None),
     "paused": (_flag, False),
+}
+# Of each type of account: the field it needs, the other type's, and where its upstream is.
+_TYPES: Final[Mapping[str, tuple[str, str, BaseUrl]]] = {
+    "openai": ("api_key", "auth_file", BaseUrl(True, "api.openai.com", 443, "/v1")),
+    "codex": ("auth_file", "api_key", BaseUrl(True, "chatgpt.com", 443, "/backend-api/codex")),
 }
 _LIMITS: Final[Spec] = {
     one.name: (_number, one.default, *one.metadata.values(), one.type == "int")
@@ -630,9 +803,12 @@ class _Object(dict[str, Json]):
 class _Loader:
     """One reading of pools.json: its problems, its warnings, and whose each secret is."""
 
-    def __init__(self, env: Mapping[str, str], read_file: Callable[[str], str]) -> None:
+    def __init__(
+        self, env: Mapping[str, str], read_file: Callable[[str], str], folder: str
+    ) -> None:
         self.env = env
         self.read_file = read_file
+        self.folder = folder
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.owners: dict[bytes, str] = {}  # digest -> the path where the secret stands
@@ -710,10 +886,16 @@ class _Loader:
     def account(self, name: str, value: Json, limits: Limits) -> Account:
         path = f"accounts.{name}"
         found = self.read(value, path, _ACCOUNT)
-        text, plain = found.pop("api_key"), found.pop("allow_plain_http")
-        for later in ("type", "auth_file", "websocket"):
-            del found[later]
-        url: BaseUrl = found["base_url"]
+        text, plain, kind = (found.pop(name) for name in ("api_key", "allow_plain_http", "type"))
+        del found["websocket"]
+        needed, foreign, base_url = _TYPES[kind or "openai"]
+        if kind and isinstance(value, dict):
+            if not value.get(needed):
+                self.refuse(f"{path}.{needed}", "is needed, and not empty")
+            if foreign in value:
+                self.refuse(f"{path}.{foreign}", f"does not belong to type {kind!r}")
+        url: BaseUrl = found["base_url"] or base_url
+        found["base_url"] = url
         if not (url.is_tls or _is_loopback(url.host) or plain):
             hint = "use https://, or set allow_plain_http if the network is yours"
             self.refuse(f"{path}.base_url", f"http:// sends the key in the clear; {hint}")
@@ -725,6 +907,8 @@ class _Loader:
         if secret is not None and not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
             problem = 'must be visible ASCII; for an upstream without keys write "none"'
             self.refuse(f"{path}.api_key", problem)
+        if found["auth_file"] is not None:
+            found["auth_file"] = posixpath.join(self.folder, found["auth_file"])
         found["concurrent"] = found["concurrent"] or limits.account_streams_max
         seconds = found["first_event_seconds"] or limits.first_event_seconds_max
         found["first_event_seconds"] = seconds
@@ -782,7 +966,22 @@ class _Loader:
         hosts = _hosts_of(found["hosts"], found["listen"])
         origins, warnings = found["allowed_origins"], tuple(self.warnings)
         base_path, listens = found["base_path"], found["listen"]
-        return Config(accounts, pools, listens, base_path, origins, hosts, limits, warnings)
+        token_url = self.token_url()
+        return Config(
+            accounts, pools, listens, base_path, origins, hosts, limits, warnings, token_url
+        )
+
+    def token_url(self) -> BaseUrl:
+        """Where logins are renewed."""
+        try:
+            url = _base_url(self.env.get(RENEWAL_URL_VARIABLE) or RENEWAL_URL)
+            if url.is_tls or _is_loopback(url.host):
+                return url
+            problem = "must be https://, for a login is sent there"
+        except ValueError as error:
+            problem = str(error)
+        self.refuse(RENEWAL_URL_VARIABLE, problem)
+        return _base_url(RENEWAL_URL)
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -804,10 +1003,12 @@ def _hosts_of(hosts: Sequence[str] | None, listen: Sequence[Listen]) -> frozense
     return frozenset({"localhost", "127.0.0.1", "[::1]"} | own)
 
 
-def parse_config(raw: bytes, env: Mapping[str, str], read_file: Callable[[str], str]) -> Config:
+def parse_config(
+    raw: bytes, env: Mapping[str, str], read_file: Callable[[str], str], folder: str = ""
+) -> Config:
     """The configuration that `raw`, the bytes of pools.json, describes.
 
-    `read_file` gives the text of a file named by `{file:path}`.
+    `read_file` gives the text of a file named by `{file:path}`; `folder` is that of pools.json.
     Raises: ConfigRefused with all problems.
     """
     try:
@@ -817,7 +1018,7 @@ def parse_config(raw: bytes, env: Mapping[str, str], read_file: Callable[[str], 
         raise ConfigRefused([f"pools.json: not valid JSON at {place}: {error.msg}"]) from None
     except (ValueError, RecursionError):
         raise ConfigRefused(["pools.json: not valid JSON in UTF-8"]) from None
-    loader = _Loader(env, read_file)
+    loader = _Loader(env, read_file, folder)
     config = loader.config(value)
     if loader.problems:
         raise ConfigRefused(sorted(set(loader.problems)))
@@ -851,6 +1052,11 @@ class Route(enum.Enum):
     MODEL = "model"
     RESPONSES = "responses"
     CHAT = "chat"
+    USAGE = "usage"
+    CODEX_MODELS = "codex_models"
+    CODEX_RESPONSES = "codex_responses"
+    CODEX_COMPACT = "codex_compact"
+    CODEX_USAGE = "codex_usage"
     UNSUPPORTED = "unsupported"
     NOTHING = "nothing"
 
@@ -861,8 +1067,27 @@ _PATHS: Final[Mapping[str, Route]] = {
     "/v1/models": Route.MODELS,
     "/v1/responses": Route.RESPONSES,
     "/v1/chat/completions": Route.CHAT,
+    "/v1/usage": Route.USAGE,
+    **dict.fromkeys(
+        ("/api/codex/usage", "/wham/usage", "/backend-api/wham/usage"), Route.CODEX_USAGE
+    ),
+    **{
+        f"/backend-api/codex{infix}/{name}": route
+        for infix in ("", "/v1")
+        for name, route in (
+            ("models", Route.CODEX_MODELS),
+            ("responses", Route.CODEX_RESPONSES),
+            ("responses/compact", Route.CODEX_COMPACT),
+        )
+    },
 }
-METHODS: Final = {Route.RESPONSES: ("POST",), Route.CHAT: ("POST",)}
+NATIVE_PATHS: Final = {
+    Route.CODEX_MODELS: "/models",
+    Route.CODEX_RESPONSES: "/responses",
+    Route.CODEX_COMPACT: "/responses/compact",
+}
+CALLS: Final = (Route.RESPONSES, Route.CHAT, Route.CODEX_RESPONSES, Route.CODEX_COMPACT)
+METHODS: Final = dict.fromkeys(CALLS, ("POST",))
 METHODS_ELSE: Final = ("GET", "HEAD")
 
 
@@ -923,6 +1148,7 @@ UNTIL_CLOSE: Final = Framing()
 class RequestHead:
     method: str
     path: str
+    query: str
     host: str | None  # in lower case, without its port
     is_http_1_0: bool
     headers: Headers
@@ -1006,9 +1232,11 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
     except (BadSyntax, h11.RemoteProtocolError):
         raise PoolerError("bad_request") from None
     assert isinstance(event, h11.Request)
+    path, _, query = event.target.decode("ascii").partition("?")
     return RequestHead(
         method=event.method.decode("ascii"),
-        path=event.target.partition(b"?")[0].decode("ascii"),
+        path=path,
+        query=query,
         host=host[1].lower() if host else None,
         is_http_1_0=is_http_1_0,
         headers=headers,
@@ -1146,7 +1374,7 @@ def format_chunk(body: bytes) -> bytes:
 
 
 class CallKind(enum.Enum):
-    """Which API a request speaks; the value is its path below an account's base_url."""
+    """Which API a client speaks; the value is its path below an account's base_url."""
 
     RESPONSES = "/responses"
     CHAT = "/chat/completions"
@@ -1165,6 +1393,9 @@ class Call:
     is_stored: bool
     session: bytes | None  # digest of pool, key and session
     response: bytes | None  # digest of pool, key and previous_response_id
+    path: str  # below the base_url of an account that takes the request as it came
+    is_native: bool  # Codex CLI's own: nothing but credentials changes
+    obstacle: str | None  # the first field that no codex account can honour
 
 
 # Upstream facts §6.7; the body's prompt_cache_key comes after them.
@@ -1261,7 +1492,14 @@ def digest_parts(*parts: str) -> bytes:
 
 
 def read_call(
-    kind: CallKind, body: Mapping[str, Json], headers: Headers, pool: Pool, key: Key
+    kind: CallKind,
+    body: Mapping[str, Json],
+    headers: Headers,
+    pool: Pool,
+    key: Key,
+    *,
+    native_path: str = "",
+    obstacle: str | None = None,
 ) -> Call:
     """What the request asks for, if this key may ask it.
 
@@ -1288,6 +1526,9 @@ def read_call(
         if session
         else None,
         response=digest_parts(*scope, "response", str(previous)) if previous else None,
+        path=native_path or kind.value,
+        is_native=bool(native_path),
+        obstacle=obstacle,
     )
 
 
@@ -1317,6 +1558,14 @@ def replace_model(body: bytes, model: str) -> bytes:
     raise AssertionError("a body without a model was refused before")
 
 
+def dump_json(value: Json) -> bytes:
+    """JSON in UTF-8, as short as it can be; escaped only where half a character stands alone."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
 def drop_reasoning(body: bytes) -> bytes:
     """`body` without encrypted reasoning that another account cannot read (upstream facts §1.5).
 
@@ -1335,7 +1584,7 @@ def drop_reasoning(body: bytes) -> bytes:
             item.pop("encrypted_content", None)
         kept.append(item)
     value["input"] = kept
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    return dump_json(value)
 
 
 class BodyDecoder:
@@ -1430,8 +1679,8 @@ _CHAT_NOTABLE: Final = re.compile(
 class Usage(NamedTuple):
     """Token counts as an answer reports them."""
 
-    input_tokens: int
-    output_tokens: int
+    input_tokens: int = 0
+    output_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
 
@@ -1439,7 +1688,8 @@ class Usage(NamedTuple):
 def _int_at(value: Json, *path: str) -> int:
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= TOKENS_MAX
+    return value if is_count else 0
 
 
 def read_usage(value: Json) -> Usage | None:
@@ -1628,9 +1878,9 @@ class EventScanner:
             return True
         return self.kind is CallKind.CHAT and self.has_finish and is_clean
 
-    def failure_event(self, error: PoolerError, request_id: str) -> bytes:
-        """The terminal event of ours for a stream that fails after output."""
-        if self.kind is CallKind.CHAT:
+    def failure_event(self, error: PoolerError, request_id: str, kind: CallKind) -> bytes:
+        """The terminal event of ours, for a client of `kind`, where output came before."""
+        if kind is CallKind.CHAT:
             return b"data: " + error.content()[0] + b"\n\n"
         last = (event_object(self._last) or {}).get("sequence_number")
         response = {
@@ -1647,6 +1897,575 @@ class EventScanner:
 
 
 COMMENT: Final = b": keepalive\n\n"
+NATIVE_COMMENT: Final = b'data: {"type":"keepalive"}\n\n'  # Codex CLI's timer ignores comments
+
+
+################################################################
+# TRANSLATION
+################################################################
+# The ChatGPT backend speaks one dialect: streamed, stateless Responses with few fields (upstream
+# facts §1.3, §1.4).  A request is made from an allow-list; a Chat message is read as the
+# Responses item that it almost is.  Events of Responses stay the bytes that came; for Chat each
+# becomes chunks (§5.4).  Both sides are untrusted: a request of the wrong shape is a PoolerError,
+# an event of the wrong shape says nothing.
+
+_ENCRYPTED_REASONING: Final = "reasoning.encrypted_content"
+_ROLES: Final = frozenset({"user", "assistant", "developer"})
+_TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
+_PART_KINDS: Final = {"image_url": "input_image", "file": "input_file"}
+# Responses item -> the Chat call's type, which names its object too, and that one's last member.
+_CALLS: Final[Mapping[str, tuple[str, str]]] = {
+    "function_call": ("function", "arguments"),
+    "custom_tool_call": ("custom", "input"),
+}
+_CUSTOM_CALL: Final = "custom_tool_call"
+_CALL_OF: Final = {chat: (item, member) for item, (chat, member) in _CALLS.items()}
+# What Chat puts into an object named like the type, Responses puts beside the type.
+_NESTED: Final[Mapping[str | None, Sequence[str]]] = {
+    "function": ("name", "description", "parameters", "strict"),
+    "custom": ("name", "description", "format"),
+    "grammar": ("syntax", "definition"),
+    "json_schema": ("name", "description", "schema", "strict"),
+    "allowed_tools": ("mode", "tools"),
+    "file": ("filename", "file_data"),
+}
+_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
+_EFFORTS_ASSUMED: Final = tuple(name for name in _EFFORTS if name not in {"minimal", "ultra"})
+# What a field may say to a codex account: nothing, or what is so anyway.
+_HARMLESS: Final[Mapping[str, Sequence[Json]]] = {
+    **dict.fromkeys(("background", "logprobs"), (None, False)),
+    **dict.fromkeys(("conversation", "prompt", "audio"), (None,)),
+    "previous_response_id": (None, ""),
+    "n": (None, 1),
+    "modalities": (None, ["text"]),
+    "functions": (None, []),
+    "function_call": (None, "none"),
+}
+
+
+def _objects(values: Json) -> list[dict[str, Json]]:
+    """The objects in what may be a list."""
+    return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
+
+
+def _text_at(value: Json, name: str) -> str:
+    """A member that is text; "" where there is none."""
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _picked(value: Mapping[str, Json], names: Iterable[str]) -> dict[str, Json]:
+    return {name: value[name] for name in names if value.get(name) is not None}
+
+
+def codex_obstacle(kind: CallKind, body: Mapping[str, Json]) -> str | None:
+    """The first field that a codex account cannot honour (§4.1, §5.1, §5.2), or None."""
+    for name, harmless in _HARMLESS.items():
+        if body.get(name) not in harmless:
+            return name
+    if any(tool.get("type") == "mcp" for tool in _objects(body.get("tools"))):
+        return "tools"
+    name = "messages" if kind is CallKind.CHAT else "input"
+    parts = _objects(body.get(name))
+    for member in ("content", "output"):
+        parts += [part for item in parts for part in _objects(item.get(member))]
+    parts += _objects([part.get("file") for part in parts])
+    return name if any(map(_is_out_of_reach, parts)) else None
+
+
+def _is_out_of_reach(part: Mapping[str, Json]) -> bool:
+    """Whether a message or one of its parts is audio, a stored file or a legacy call."""
+    is_kind = part.get("type") == "input_audio" or part.get("role") == "function"
+    return is_kind or bool(_picked(part, ("file_id", "audio", "function_call")))
+
+
+def _checked(value: Mapping[str, Json], name: str, kind: type | tuple[type, ...]) -> Json:
+    """A member of that type, or None.  Raises: PoolerError (invalid_value)."""
+    found = value.get(name)
+    if found is not None and not isinstance(found, kind):
+        raise PoolerError("invalid_value", param=name)
+    return found
+
+
+def _checked_list(value: Mapping[str, Json], name: str, kind: type) -> list[Json]:
+    """A list of that type, maybe empty.  Raises: PoolerError (invalid_value)."""
+    found = _checked(value, name, list) or []
+    if found and not all(isinstance(member, kind) for member in found):
+        raise PoolerError("invalid_value", param=name)
+    return [*found]
+
+
+def to_codex(
+    kind: CallKind, body: Mapping[str, Json], model: str, efforts: Sequence[str] | None
+) -> dict[str, Json]:
+    """The upstream's body for a client's; `efforts`: those of the model, ascending, if known.
+
+    Raises: PoolerError (invalid_value, missing_required_parameter).
+    """
+    if kind is CallKind.CHAT:
+        body = _chat_as_responses(body)
+    items = _input_items(body)
+    # The last item stays whatever it is: without input there is nothing to answer.
+    others = (at for at, item in enumerate(items) if not _is_instruction(item))
+    run = next(others, max(len(items) - 1, 0))
+    lifted = [part["text"] for item in items[:run] for part in item["content"]]
+    texts = (_checked(body, "instructions", str), *lifted)
+    tools = [_tool(tool) for tool in _checked_list(body, "tools", dict)]
+    reasoning = _picked(_checked(body, "reasoning", dict) or {}, ("effort", "summary"))
+    if effort := _checked(reasoning, "effort", str):
+        reasoning["effort"] = _clamped(effort, efforts or _EFFORTS_ASSUMED)
+    include = _checked_list(body, "include", str)
+    choice = _checked(body, "tool_choice", (str, dict))
+    is_parallel = _checked(body, "parallel_tool_calls", bool)
+    made = {
+        "model": model,
+        "instructions": "\n\n".join(text for text in texts if text),
+        "input": items[run:],
+        "tools": tools or None,
+        "tool_choice": _flat(choice) if isinstance(choice, dict) else choice,
+        "parallel_tool_calls": is_parallel if tools else None,
+        "reasoning": reasoning or None,
+        "text": _picked(_checked(body, "text", dict) or {}, ("verbosity", "format")) or None,
+        "include": include + [_ENCRYPTED_REASONING] * (_ENCRYPTED_REASONING not in include),
+        "prompt_cache_key": _checked(body, "prompt_cache_key", str),
+        "service_tier": "priority" if body.get("service_tier") in ("fast", "priority") else None,
+        "store": False,
+        "stream": True,
+    }
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def _chat_as_responses(body: Mapping[str, Json]) -> dict[str, Json]:
+    """The fields of a Chat body under their Responses names (§5.1); messages as they are."""
+    if not (messages := _checked_list(body, "messages", dict)):
+        raise PoolerError("missing_required_parameter", "There are no messages.", param="messages")
+    form = _checked(body, "response_format", dict) or {"type": "text"}
+    text = {"verbosity": _checked(body, "verbosity", str)}
+    if form.get("type") != "text":
+        text["format"] = _flat(form)
+    reasoning = {"effort": _checked(body, "reasoning_effort", str)}
+    return {**body, "input": messages, "text": text, "reasoning": reasoning}
+
+
+def _clamped(effort: str, supported: Sequence[str]) -> str:
+    """The nearest level that is supported, rather the higher one; unknown names stay."""
+    if effort not in _EFFORTS:
+        return effort
+    at = _EFFORTS.index(effort)
+    nearest_first = _EFFORTS[at:] + _EFFORTS[:at][::-1]
+    return next((name for name in nearest_first if name in supported), effort)
+
+
+def _flat(nested: Mapping[str, Json]) -> dict[str, Json]:
+    """A tool, a choice or a format in the Responses form, from either form."""
+    kind = _checked(nested, "type", str)
+    inner = nested.get(kind) if kind in _NESTED else None
+    flat = dict(nested)
+    if isinstance(inner, dict):
+        flat = {"type": kind, **_picked(inner, _NESTED[kind])}
+    if kind is not None and kind.startswith("web_search_preview"):
+        flat["type"] = "web_search"
+    if isinstance(flat.get("format"), dict):
+        flat["format"] = _flat(flat["format"])
+    if kind == "allowed_tools":
+        flat["tools"] = [_flat(tool) for tool in _checked_list(flat, "tools", dict)]
+    return flat
+
+
+def _tool(tool: Mapping[str, Json]) -> dict[str, Json]:
+    flat = _flat(tool)
+    if flat.get("type") == "function" and "function" in tool:  # the defaults of Chat
+        flat.setdefault("parameters", {"type": "object", "properties": {}})
+        flat.setdefault("strict", False)
+    return flat
+
+
+def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
+    """The input in the form that the upstream takes (§1.4, §4.1)."""
+    given = body.get("input")
+    if given is None:
+        raise PoolerError("missing_required_parameter", "The request has no input.", param="input")
+    if isinstance(given, str):
+        given = [{"role": "user", "content": given}]
+    values = _checked_list({"input": given}, "input", dict)
+    if len(values) > INPUT_ITEMS_MAX:
+        raise PoolerError("invalid_value", "The request has too many items.", param="input")
+    items = [item for value in values for item in _items(value)]
+    custom_ids = {_text_at(item, "call_id") for item in items if item["type"] == _CUSTOM_CALL}
+    for item in items:
+        if item["type"] == "function_call_output" and _text_at(item, "call_id") in custom_ids:
+            item["type"] = f"{_CUSTOM_CALL}_output"  # Chat does not tell them apart
+    return items
+
+
+def _items(value: Mapping[str, Json]) -> list[dict[str, Json]]:
+    """What one item becomes: without what the upstream would look up or refuse."""
+    kind = _checked(value, "type", str)
+    if kind in {None, "message"}:
+        return _message_items(value)
+    dropped = {"id", "internal_chat_message_metadata_passthrough"}  # the latter is Codex CLI's
+    if kind.removesuffix("_output") in _CALLS:
+        dropped.add("status")
+    item = {name: member for name, member in value.items() if name not in dropped}
+    if kind.endswith("call_output") and isinstance(item.get("output"), list):
+        item["output"] = _content(item, "output", "user")
+    return [item] if kind != "item_reference" else []
+
+
+def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
+    """The items of one message of either API (§5.2): what it says, then its calls."""
+    role = _checked(message, "role", str)
+    content = _content(message, "content", role)
+    if role == "tool":
+        call_id = _checked(message, "tool_call_id", str) or _text_at(message, "call_id")
+        is_text = all(part["type"] == "input_text" for part in content)
+        output = "".join(part["text"] for part in content) if is_text else content
+        return [{"type": "function_call_output", "call_id": call_id, "output": output}]
+    if (role := "developer" if role == "system" else role) not in _ROLES:
+        raise PoolerError("invalid_value", param="role")
+    if refusal := _checked(message, "refusal", str):
+        content.append({"type": "refusal", "refusal": refusal})
+    items = [_call_item(call) for call in _checked_list(message, "tool_calls", dict)]
+    if content or role != "assistant":
+        phase = _picked(message, ("phase",))
+        items.insert(0, {"type": "message", "role": role, "content": content, **phase})
+    return items
+
+
+def _call_item(call: Mapping[str, Json]) -> dict[str, Json]:
+    chat = "custom" if call.get("type") == "custom" else "function"
+    kind, member = _CALL_OF[chat]
+    made = _checked(call, chat, dict) or {}
+    says = {name: _checked(made, name, str) or "" for name in ("name", member)}
+    return {"type": kind, "call_id": _checked(call, "id", str) or "", **says}
+
+
+def _content(holder: Mapping[str, Json], name: str, role: str | None) -> list[dict[str, Json]]:
+    """The parts of a message, or of a tool's output, as the upstream names them."""
+    given = _checked(holder, name, (str, list))
+    if isinstance(given, str):
+        is_silent = not given and role == "assistant"  # it only calls tools
+        return [] if is_silent else [_text_part(given, role)]
+    return [_part(part, role) for part in _checked_list(holder, name, dict)]
+
+
+def _text_part(text: str, role: str | None) -> dict[str, Json]:
+    return {"type": "output_text" if role == "assistant" else "input_text", "text": text}
+
+
+def _part(part: Mapping[str, Json], role: str | None) -> dict[str, Json]:
+    kind = _checked(part, "type", str)
+    if kind in _TEXT_PARTS:
+        return _text_part(_checked(part, "text", str) or "", role)
+    image = part.get("image_url")
+    if kind == "image_url" and isinstance(image, dict):
+        part = {"image_url": image.get("url"), **_picked(image, ("detail",))}
+    flat = _flat(part) | {"type": _PART_KINDS.get(kind, kind)}
+    flat.pop("prompt_cache_breakpoint", None)
+    return flat
+
+
+def _is_instruction(item: Mapping[str, Json]) -> bool:
+    """Whether an item is a developer's message of text alone."""
+    if item["type"] != "message" or item["role"] != "developer":
+        return False
+    return all(part["type"] == "input_text" for part in item["content"])
+
+
+@dataclass(slots=True)
+class ResponsesAnswer:
+    """The answer of a codex account for a Responses client, streamed or whole.
+
+    `feed` gives what the stream gets for one event; `whole` gives the answer after the end.
+    Raises: BadSyntax, where the items take more than `bytes_max`.
+    """
+
+    bytes_max: int
+    response: dict[str, Json] | None = None  # that of the terminal event, once it came
+    _items: dict[int, dict[str, Json]] = field(default_factory=dict)  # by output_index
+    _bytes_held: int = 0
+
+    def feed(self, kind: EventKind, event: bytes) -> bytes:
+        if kind is EventKind.IDLE:
+            return b"" if event_data(event) else event
+        if kind is EventKind.DONE:
+            return event
+        if self.response is not None:
+            return b""
+        if kind is EventKind.CONTENT and b"output_item.done" not in event:
+            return event
+        value = event_object(event) or {}
+        name = _text_at(value, "type")
+        if kind is EventKind.HANDSHAKE and name.startswith(("codex.", "response.metadata")):
+            return b""
+        is_filled = self._collect(kind, value, len(event)) and "response" in value
+        return _with_data(event, value) if is_filled else event
+
+    def whole(self) -> dict[str, Json]:
+        return self.response or {}
+
+    def _collect(self, kind: EventKind, value: Mapping[str, Json], byte_count: int) -> bool:
+        """Keep a finished item, fill a snapshot (§4.3); whether the latter was needed."""
+        response, item = value.get("response"), value.get("item")
+        if kind in TERMINAL_KINDS:
+            self.response = response = response if isinstance(response, dict) else {}
+        if value.get("type") == "response.output_item.done" and isinstance(item, dict):
+            self._bytes_held += byte_count
+            if self._bytes_held > self.bytes_max:
+                raise BadSyntax("answer too large")
+            self._items[_output_index(value, len(self._items))] = item
+        if not isinstance(response, dict):
+            return False
+        output = response.get("output")
+        if isinstance(output, list) and len(output) >= len(self._items):
+            return False
+        response["output"] = [self._items[index] for index in sorted(self._items)]
+        return True
+
+
+def _output_index(value: Mapping[str, Json], default: int) -> int:
+    index = value.get("output_index")
+    return index if isinstance(index, int) else default
+
+
+def _with_data(event: bytes, value: Json) -> bytes:
+    """`event` with other data; its other lines and its kind of line ends stay."""
+    line_end = b"\r\n" if b"\r\n" in event else b"\n"
+    lines = re.split(rb"[\r\n]+", event.removeprefix(b"\xef\xbb\xbf"))
+    kept = [line for line in lines if line and not line.startswith(b"data:")]
+    return line_end.join([*kept, _data_line(value), b"", b""])
+
+
+def _data_line(value: Json) -> bytes:
+    return b"data: " + dump_json(value)
+
+
+# Events that carry text of the answer -> the member of the chunk's delta (§5.4).
+_TEXT_EVENTS: Final[Mapping[str, str]] = {
+    "response.output_text.delta": "content",
+    "response.refusal.delta": "refusal",
+    "response.reasoning_summary_text.delta": "reasoning_content",
+}
+# Events that carry a call's arguments -> the member that holds them.
+_CALL_EVENTS: Final[Mapping[str, str]] = {
+    "response.function_call_arguments.delta": "delta",
+    "response.function_call_arguments.done": "arguments",
+    "response.custom_tool_call_input.delta": "delta",
+    "response.custom_tool_call_input.done": "input",
+}
+Delta = dict[str, Json]
+
+
+def _choice(delta: Delta, reason: str | None = None) -> Json:
+    return {"index": 0, "delta": delta, "finish_reason": reason}
+
+
+def _chat_call(item: Mapping[str, Json]) -> dict[str, Json]:
+    chat, member = _CALLS[item["type"]]
+    made = {name: _text_at(item, name) for name in ("name", member)}
+    return {"id": _text_at(item, "call_id"), "type": chat, chat: made}
+
+
+def _chat_message(output: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+    """The Chat message that these output items make (§5.3)."""
+    contents = [part for item in output for part in _objects(item.get("content"))]
+    texts = [_text_at(part, "text") for part in contents if part.get("type") == "output_text"]
+    refusals = [_text_at(part, "refusal") for part in contents if part.get("type") == "refusal"]
+    summaries = [part for item in output for part in _objects(item.get("summary"))]
+    calls = [_chat_call(item) for item in output if _text_at(item, "type") in _CALLS]
+    notes = [note for part in contents for note in _objects(part.get("annotations"))]
+    more = {
+        "annotations": _chat_annotations(notes),
+        "reasoning_content": "\n\n".join(_text_at(part, "text") for part in summaries),
+        "tool_calls": calls,
+    }
+    return {
+        "role": "assistant",
+        "content": "".join(texts) if texts or not (calls or refusals) else None,
+        "refusal": "".join(refusals) or None,
+        **{name: value for name, value in more.items() if value},
+    }
+
+
+def _chat_annotations(notes: Sequence[Json]) -> list[dict[str, Json]]:
+    """Citations of pages; Chat knows no others."""
+    names = ("start_index", "end_index", "url", "title")
+    return [
+        {"type": "url_citation", "url_citation": _picked(note, names)}
+        for note in _objects(notes)
+        if note.get("type") == "url_citation"
+    ]
+
+
+def _finish_reason(response: Mapping[str, Json], has_calls: bool) -> str:
+    details = response.get("incomplete_details")
+    if response.get("status") == "incomplete" or isinstance(details, dict):
+        return "content_filter" if _text_at(details, "reason") == "content_filter" else "length"
+    return "tool_calls" if has_calls else "stop"
+
+
+def _chat_usage(response: Mapping[str, Json]) -> dict[str, Json] | None:
+    usage = read_usage(response.get("usage"))
+    return usage and {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def _chat_failure(value: Mapping[str, Json]) -> PoolerError:
+    """The upstream's own words about a failure, whichever shape its event has (§1.12)."""
+    response = value.get("response")
+    holder = response if isinstance(response, dict) else value
+    error = holder.get("error")
+    if not isinstance(error, dict):  # a flat event, whose type is its own
+        error = {**holder, "type": None}
+    failure = PoolerError(_text_at(error, "code") or "upstream_error", _text_at(error, "message"))
+    failure.type = _text_at(error, "type") or failure.type
+    failure.param = _text_at(error, "param") or None
+    return failure
+
+
+@dataclass(slots=True)
+class ChatAnswer(ResponsesAnswer):
+    """The same for a Chat client (§5.3, §5.4).
+
+    `request_id`, `model` and `created_unix` stand in for what the upstream does not say.
+    """
+
+    request_id: str = ""
+    model: str = ""
+    created_unix: int = 0
+    include_usage: bool = False
+    _first: dict[str, Json] = field(default_factory=dict)  # the first snapshot
+    _has_role: bool = False
+    _said: set[int] = field(default_factory=set)  # output indexes of which something was told
+    _calls: dict[int, tuple[int, str, str]] = field(
+        default_factory=dict
+    )  # index in tool_calls, members
+    _thought: tuple[int, int] | None = None  # the latest part of a summary
+
+    def feed(self, kind: EventKind, event: bytes) -> bytes:
+        if kind in {EventKind.IDLE, EventKind.DONE} or self.response is not None:
+            return b""
+        value = event_object(event) or {}
+        self._collect(kind, value, len(event))
+        response = value.get("response")
+        if isinstance(response, dict):
+            self._first = self._first or response
+        if kind is EventKind.FAILURE:
+            return b"data: " + _chat_failure(value).content()[0] + b"\n\n"
+        deltas = self._unsaid() if kind is EventKind.SUCCESS else self._deltas(value)
+        if not self._has_role and (deltas or kind is EventKind.SUCCESS or self._first):
+            self._has_role = True
+            deltas = [{"role": "assistant", "content": ""}, *deltas]
+        chunks = [self._chunk([_choice(delta)]) for delta in deltas]
+        if kind is EventKind.SUCCESS:
+            chunks.append(self._end())
+        return b"".join(chunks)
+
+    def whole(self) -> dict[str, Json]:
+        response = self.response or {}
+        message = _chat_message(_objects(response.get("output")))
+        reason = _finish_reason(response, "tool_calls" in message)
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+        return {
+            **self._base("chat.completion"),
+            "choices": [choice],
+            "usage": _chat_usage(response),
+            **_picked(response, ("service_tier",)),
+        }
+
+    def _base(self, kind: str) -> dict[str, Json]:
+        identity = _text_at(self._first, "id").removeprefix("resp_") or self.request_id
+        return {
+            "id": f"chatcmpl-{identity}",
+            "object": kind,
+            "created": _int_at(self._first, "created_at") or self.created_unix,
+            "model": _text_at(self._first, "model") or self.model,
+        }
+
+    def _chunk(self, choices: list[Json], usage: Json = None) -> bytes:
+        says = {"usage": usage} if self.include_usage else {}
+        chunk = {**self._base("chat.completion.chunk"), "choices": choices, **says}
+        return _data_line(chunk) + b"\n\n"
+
+    def _end(self) -> bytes:
+        response = self.response or {}
+        reason = _finish_reason(response, bool(self._calls))
+        usage = _chat_usage(response)
+        end = self._chunk([_choice({}, reason)])
+        if self.include_usage and usage:
+            end += self._chunk([], usage)
+        return end + b"data: [DONE]\n\n"
+
+    def _unsaid(self) -> list[Delta]:
+        """What only the terminal event tells: all, if nothing was told before."""
+        items = [] if self._said or self._calls else _objects((self.response or {}).get("output"))
+        return [delta for index, item in enumerate(items) for delta in self._finish(index, item)]
+
+    def _deltas(self, value: Mapping[str, Json]) -> list[Delta]:
+        name, index = _text_at(value, "type"), _output_index(value, -1)
+        if name in _TEXT_EVENTS:
+            part = (index, _output_index({"output_index": value.get("summary_index")}, 0))
+            return self._say(part, _TEXT_EVENTS[name], _text_at(value, "delta"))
+        if name in _CALL_EVENTS:
+            return self._argue(
+                index, _text_at(value, _CALL_EVENTS[name]), is_whole=name.endswith(".done")
+            )
+        if name == "response.output_text.annotation.added":
+            notes = _chat_annotations([value.get("annotation")])
+            return [{"annotations": notes}] if notes else []
+        item = value.get("item")
+        if isinstance(item, dict) and name == "response.output_item.added":
+            return self._open_call(index, item)
+        if isinstance(item, dict) and name == "response.output_item.done":
+            return self._finish(index, item)
+        return []
+
+    def _say(self, part: tuple[int, int], member: str, text: str) -> list[Delta]:
+        if not text:
+            return []
+        self._said.add(part[0])
+        if member == "reasoning_content":
+            if self._thought not in {None, part}:
+                text = f"\n\n{text}"
+            self._thought = part
+        return [{member: text}]
+
+    def _open_call(self, index: int, item: Mapping[str, Json]) -> list[Delta]:
+        """The head of a call: its place among the calls, id and name, without arguments."""
+        if _text_at(item, "type") not in _CALLS or index in self._calls:
+            return []
+        chat, member = _CALLS[_text_at(item, "type")]
+        self._calls[index] = (len(self._calls), chat, member)
+        call = _chat_call({**item, member: ""})
+        return [{"tool_calls": [{"index": len(self._calls) - 1, **call}]}]
+
+    def _argue(self, index: int, text: str, *, is_whole: bool) -> list[Delta]:
+        """More of a call's arguments; the whole of them only where no part was told."""
+        if not text or index not in self._calls or (is_whole and index in self._said):
+            return []
+        self._said.add(index)
+        number, chat, member = self._calls[index]
+        return [{"tool_calls": [{"index": number, chat: {member: text}}]}]
+
+    def _finish(self, index: int, item: Mapping[str, Json]) -> list[Delta]:
+        """What a finished item tells beyond its own deltas."""
+        if (kind := _text_at(item, "type")) in _CALLS:
+            head = self._open_call(index, item)
+            return head + self._argue(index, _text_at(item, _CALLS[kind][1]), is_whole=True)
+        if index in self._said:
+            return []
+        message = _chat_message([item])
+        deltas = [
+            delta
+            for member in _TEXT_EVENTS.values()
+            for delta in self._say((index, 0), member, _text_at(message, member))
+        ]
+        return deltas + [_picked(message, ("annotations",))] * ("annotations" in message)
 
 
 ################################################################
@@ -1660,7 +2479,8 @@ COMMENT: Final = b": keepalive\n\n"
 class Action(enum.Enum):
     RETURN = enum.auto()
     NEXT = enum.auto()
-    REPAIR = enum.auto()
+    RENEW = enum.auto()  # the same account once with a new token, if it is of type codex
+    REPAIR = enum.auto()  # the same account once without encrypted reasoning
 
 
 class Effect(enum.Enum):
@@ -1690,7 +2510,7 @@ class UpstreamFailed(Exception):
 
 
 _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
-    401: (Action.NEXT, Effect.REFUSED),
+    401: (Action.RENEW, Effect.REFUSED),
     402: (Action.NEXT, Effect.REFUSED),
     403: (Action.NEXT, Effect.DEMOTED),
     429: (Action.NEXT, Effect.LIMITED),
@@ -1782,14 +2602,77 @@ def rest_of(
     return limits.probe_interval_seconds if words.code in _QUOTA_CODES else None
 
 
+class Window(NamedTuple):
+    """One window of an account's quota, as the upstream reports it (upstream facts §1.11).
+
+    Its length tells the five-hour window from the weekly one; its position does not.
+    """
+
+    family: str  # the limit's id
+    length_seconds: int  # 0: not told
+    used_percent: float  # 0 to 100
+    resets_at: float | None  # unix time, not yet checked
+
+
+PLAN_FAMILY: Final = "codex"  # this limit is the account's; others are of single models
+_POSITIONS: Final = ("primary", "secondary")
+_WINDOW_FIELDS: Final = ("used-percent", "window-minutes", "reset-at")
+_FAMILY: Final = re.compile("[a-z0-9_]{1,64}")
+_QUOTA_HEADER: Final = re.compile(r"x-([a-z0-9-]{1,64})-(primary|secondary)-used-percent")
+
+
+def _read_window(family: str, values: Iterable[Json]) -> list[Window]:
+    """The window with these `_WINDOW_FIELDS`; none, if they are no plausible numbers.
+
+    More than all is all: a last answer may overrun.  Nothing used, of an unknown length, with
+    no reset, is how an upstream says "no data".
+    """
+    percent, minutes, resets_at = map(_number_of, values)
+    if percent is None or percent < 0 or not (percent or minutes or resets_at):
+        return []
+    seconds = int(minutes) * 60 if minutes and 1 <= minutes <= WINDOW_MINUTES_MAX else 0
+    return [Window(family, seconds, min(percent, 100.0), resets_at)]
+
+
+def read_quota_headers(headers: Headers) -> list[Window]:
+    """The quota windows in the head of an answer, a refusal's too."""
+    found: list[Window] = []
+    for name, _ in headers:
+        if match := _QUOTA_HEADER.fullmatch(name):
+            stem = name.removesuffix(_WINDOW_FIELDS[0])
+            values = [header_of(headers, stem + part) for part in _WINDOW_FIELDS]
+            found += _read_window(match[1].replace("-", "_"), values)
+    return found
+
+
+def read_quota_event(event: Mapping[str, Json]) -> list[Window]:
+    """The quota windows in a `codex.rate_limits` event; one that names no limit is the plan's."""
+    rates = event.get("rate_limits")
+    name = event.get("metered_limit_name") or event.get("limit_name") or PLAN_FAMILY
+    family = name.lower().replace("-", "_") if isinstance(name, str) else ""
+    found: list[Window] = []
+    for position in _POSITIONS if _FAMILY.fullmatch(family) else ():
+        given = rates.get(position) if isinstance(rates, dict) else None
+        if isinstance(given, dict):
+            values = [given.get(part.replace("-", "_")) for part in _WINDOW_FIELDS]
+            found += _read_window(family, values)
+    return found
+
+
 def judge_answer(
-    status: int, headers: Headers, body: bytes, unix_now: float, limits: Limits
+    status: int,
+    headers: Headers,
+    body: bytes,
+    unix_now: float,
+    limits: Limits,
+    *,
+    is_reshaped: bool = False,
 ) -> Fault:
-    """What an upstream's answer other than 2xx means."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        value = None
+    """What an upstream's answer other than 2xx means.
+
+    `is_reshaped`: a body that is not OpenAI-shaped must not reach the client as it came.
+    """
+    value = _parsed(body)
     words = read_error(value)
     reason = f"{status} {words.code or ''}".strip()
     content_type = (header_of(headers, "content-type") or "").lower()
@@ -1800,22 +2683,29 @@ def judge_answer(
         return Fault(reason, Action.RETURN, Effect.NONE, PoolerError("upstream_blocked"))
     if status in {400, 404} and _is_about_model(words):
         return Fault(reason, Action.NEXT, Effect.LACKS_MODEL, PoolerError("model_not_found"))
-    action, effect = _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
-    if _ACCOUNT_CODES.fullmatch(words.code or "") and status in {401, 402, 403}:
-        effect = Effect.REFUSED
-    elif _POLICY_CODES.fullmatch(words.code or ""):
-        action, effect = Action.RETURN, Effect.NONE
-    elif status == 400 and _is_about_encrypted(words):
-        action = Action.REPAIR
+    action, effect = _verdict_of(status, words)
     if status >= 500:
         return Fault(reason, action, effect, _upstream_error(status, words.code))
-    if action is Action.NEXT:
+    if action in {Action.NEXT, Action.RENEW}:
         rest = rest_of(headers, words, unix_now, limits) if status == 429 else None
         return Fault(reason, action, effect, PoolerError("no_usable_account"), rest)
-    code, public = words.code or "upstream_error", "The upstream refused the request."
-    is_shown = isinstance(value, dict) and "json" in content_type
-    answer = (body, content_type) if is_shown else None
+    answer, public = None, "The upstream refused the request."
+    if is_reshaped and not isinstance(value.get("error"), dict):
+        public = words.message or public
+    elif value and "json" in content_type:
+        answer = (body, content_type)
+    code = words.code or "upstream_error"
     return Fault(reason, action, effect, PoolerError(code, public, status, answer=answer))
+
+
+def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
+    if _ACCOUNT_CODES.fullmatch(words.code or "") and status in {401, 402, 403}:
+        return Action.NEXT, Effect.REFUSED
+    if _POLICY_CODES.fullmatch(words.code or ""):
+        return Action.RETURN, Effect.NONE
+    if status == 400 and _is_about_encrypted(words):
+        return Action.REPAIR, Effect.NONE
+    return _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
 
 
 def _upstream_error(status: int, code: str | None) -> PoolerError:
@@ -1849,6 +2739,18 @@ def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) ->
     else:
         error = _upstream_error(503 if words.code in _LOAD_CODES else 502, words.code)
     return Fault(f"200 {words.code}", Action.NEXT, effect, error, rest)
+
+
+def failed_answer(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> PoolerError:
+    """The HTTP error for a failure in a stream whose client has been sent nothing yet.
+
+    What is the client's own keeps the upstream's words: it would have them as a 400, too.
+    """
+    fault = judge_event(failure, unix_now, limits)
+    words = read_error(failure)
+    if fault is None:
+        return PoolerError(words.code or "upstream_error", words.message, 400)
+    return fault.error
 
 
 class Stage(enum.Enum):
@@ -1908,6 +2810,24 @@ class Phase(enum.Enum):
     REFUSED = "refused"  # credential or plan; ends when a probe succeeds
 
 
+class Model(NamedTuple):
+    """One entry of an account's model list."""
+
+    context_length: int | None = None
+    efforts: tuple[str, ...] = ()  # reasoning levels, the least first; () if not told
+    entry: Mapping[str, Json] | None = None  # as the Codex catalogue has it
+
+
+class Level(NamedTuple):
+    """How far one quota window is used up, and when it begins anew.
+
+    Where the upstream tells no plausible reset, that is the latest that it can be.
+    """
+
+    used_percent: float
+    ends_at: float
+
+
 @dataclass(slots=True)
 class Health:
     """What is known of one account.  A reload keeps `in_flight_count` and forgets the rest."""
@@ -1921,8 +2841,18 @@ class Health:
     in_flight_count: int = 0
     served_at: float = -math.inf
     lacks_models: dict[str, float] = field(default_factory=dict)  # model -> until
-    catalogue: Mapping[str, int | None] | None = None  # its /models: name -> context length
+    windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
+    catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_at: float = -math.inf
+    has_login: bool = True  # of a codex account: its login can serve
+    login: bytes = b""  # the digest of its file
+
+    def note_login(self, digest: bytes, is_usable: bool, now: float) -> None:
+        """A new file may be what a refused account was waiting for."""
+        self.has_login = is_usable
+        if digest != self.login and self.phase is Phase.REFUSED:
+            self.enter(Phase.READY, now)
+        self.login = digest
 
     def forget(self) -> None:
         """Start anew, as after a reload; only `in_flight_count` and the catalogue stay."""
@@ -1930,6 +2860,7 @@ class Health:
         self.changed_at = -math.inf
         self.demoted_until = 0.0
         self.lacks_models.clear()
+        self.windows.clear()
         self.catalogue_at = -math.inf
 
     def enter(self, phase: Phase, now: float) -> None:
@@ -1944,6 +2875,23 @@ class Health:
 
     def is_probe_due(self, now: float) -> bool:
         return self.phase is not Phase.READY and now >= self.probe_at and not self.is_probing
+
+    def rest(self, until: float, now: float, probe_seconds: float) -> None:
+        """A limit: serve no more until then, and never less long than was known before."""
+        longer = self.rests_until if self.phase is Phase.RESTING else 0.0
+        self.enter(Phase.RESTING, now)
+        self.rests_until = max(longer, until)
+        self.probe_at = now + probe_seconds
+
+    def plan_levels(self, now: float) -> dict[int, Level]:
+        """How far each window of the plan is used up, by its length in seconds."""
+        plan = {key[1]: level for key, level in self.windows.items() if key[0] == PLAN_FAMILY}
+        return {length: level for length, level in plan.items() if level.ends_at > now}
+
+    def left_percent(self, now: float) -> float:
+        """What is left of the plan's fullest window."""
+        levels = self.plan_levels(now).values()
+        return min((100 - level.used_percent for level in levels), default=UNKNOWN_LEFT_PERCENT)
 
 
 class Lease(NamedTuple):
@@ -2016,9 +2964,11 @@ class Roster:
             is_ready = health.is_ready(now)
             if account.name in tried or not (is_ready or health.is_probe_due(now)):
                 continue
+            if not health.has_login:
+                continue
             is_elsewhere = pin is None or pin.account != account.name
             is_demoted = health.demoted_until > now
-            preference = self.preference(call, account, index, len(able))
+            preference = self.preference(call, account, index, len(able), now)
             rank = (is_elsewhere, account.priority, is_ready, is_demoted, preference)
             ranks.append((rank, account))
         return [account for _, account in sorted(ranks, key=lambda ranked: ranked[0])]
@@ -2036,6 +2986,8 @@ class Roster:
             health = self.health.get(account.name)
             if account.paused or health is None:
                 continue
+            if (call.obstacle and account.is_codex) or (call.is_native and not account.is_codex):
+                continue
             if health.lacks_models.get(call.model, 0.0) > now:
                 continue
             models = account.models if account.models is not None else health.catalogue
@@ -2046,7 +2998,9 @@ class Roster:
         # A catalogue may be incomplete: it decides only where some account does offer it.
         return offering or (unsure if call.pool.models is not None else [])
 
-    def preference(self, call: Call, account: Account, index: int, count: int) -> tuple[Any, ...]:
+    def preference(
+        self, call: Call, account: Account, index: int, count: int, now: float
+    ) -> tuple[Any, ...]:
         """Among equals, smaller is better.  Rendezvous hashing, so that replicas agree."""
         health = self.health[account.name]
         routing = call.pool.routing
@@ -2054,12 +3008,13 @@ class Roster:
             return (index,)
         if routing is Routing.ROUND_ROBIN:
             return ((index - self.turns.get(call.pool.name, 0)) % count,)
-        if call.session is None:
-            return (health.in_flight_count, health.served_at)
-        score = hashlib.sha256(call.session + account.name.encode()).digest()
+        left = health.left_percent(now)
+        tie: tuple[Any, ...] = (health.in_flight_count, health.served_at)
+        if call.session is not None:
+            tie = (hashlib.sha256(call.session + account.name.encode()).digest(),)
         if routing is Routing.QUOTA_FIRST:
-            return (health.in_flight_count, score)
-        return (score,)
+            return (-left, health.in_flight_count, *tie)
+        return (left <= 100 - NEARLY_USED_PERCENT, *tie)
 
     def pin_of(self, call: Call, now: float) -> Pin | None:
         pin = self.pins.get(call.session) if call.session else None
@@ -2072,9 +3027,17 @@ class Roster:
         ends = [end for health in known for end in (health.rests_until, health.probe_at)]
         return min((end for end in ends if end > now), default=math.inf)
 
-    def refusal(self, call: Call, now: float, unix_now: float) -> PoolerError:
-        """Why nobody can serve: all limited, all broken, or nobody has the model."""
+    def refusal(self, call: Call, tried: Iterable[str], now: float, unix_now: float) -> PoolerError:
+        """Why nobody can serve: all limited, all broken, or nobody has the model.
+
+        Where an account is left that the attempts did not reach, waiting for a reset would be
+        wrong advice, and clients stop at that word: the next request may well be served.
+        """
+        if self.ranked(call, tried, now):
+            return PoolerError("pool_busy", "The accounts asked cannot serve. Retry in a moment.")
         able = self.bound(call, self.able(call, now))
+        if call.obstacle and not able:
+            return PoolerError("unsupported_parameter", param=call.obstacle)
         known = [self.health[account.name] for account in able]
         resting = [health.rests_until for health in known if health.phase is Phase.RESTING]
         if resting:
@@ -2108,11 +3071,8 @@ class Roster:
         if health is None:
             return
         if fault.effect is Effect.LIMITED:
-            longer = health.rests_until if health.phase is Phase.RESTING else 0.0
             until = now + (fault.rest_seconds or self.limits.cooldown_seconds)
-            health.enter(Phase.RESTING, now)
-            health.rests_until = max(longer, until)
-            health.probe_at = now + self.limits.probe_interval_seconds
+            health.rest(until, now, self.limits.probe_interval_seconds)
         elif fault.effect is Effect.REFUSED:
             health.enter(Phase.REFUSED, now)
             health.probe_at = now + self.limits.probe_interval_seconds
@@ -2123,9 +3083,35 @@ class Roster:
                 health.lacks_models.pop(next(iter(health.lacks_models)))
             health.lacks_models[model] = now + MODEL_BLOCK_SECONDS
 
+    def note_quota(
+        self, account: Account, windows: Sequence[Window], now: float, unix_now: float
+    ) -> None:
+        """Take what an answer or an event says of quota; a plan's window used up is a rest.
+
+        No word of quota ends a rest: time does, and the success of a later request.  A window
+        rests its account once, for one that serves on all the same does so on credits.
+        """
+        health = self.health.get(account.name)
+        if health is None:
+            return
+        named = {window.family for window in windows}
+        levels = {key: level for key, level in health.windows.items() if key[0] not in named}
+        # The fullest last: where two are of one length, it counts.
+        for window in sorted(windows, key=lambda window: window.used_percent):
+            seconds = (window.resets_at or 0.0) - unix_now
+            is_told = 0 < seconds <= self.limits.reset_seconds_max
+            ends_at = now + (seconds if is_told else window.length_seconds)
+            key = (window.family, window.length_seconds)
+            known = health.windows.get(key, Level(0.0, ends_at))
+            is_news = known.used_percent < 100 or known.ends_at <= now
+            levels[key] = Level(window.used_percent, ends_at)
+            if key[0] == PLAN_FAMILY and window.used_percent >= 100 and is_told and is_news:
+                health.rest(ends_at, now, self.limits.probe_interval_seconds)
+        health.windows = dict([*levels.items()][-QUOTA_WINDOWS_MAX:])
+
     def note_success(self, lease: Lease, now: float) -> None:
         """Only a request that began after the rest did proves that it is over."""
-        if lease.began_at >= lease.health.changed_at:
+        if lease.began_at > lease.health.changed_at:
             lease.health.enter(Phase.READY, now)
         lease.health.demoted_until = 0.0
 
@@ -2153,6 +3139,23 @@ class Roster:
         digest = digest_parts(call.pool.name, call.key.name, "response", response_id)
         self.responses.put(digest, account.name)
 
+    def pooled_quota(self, pool: Pool, now: float) -> tuple[bool, dict[int, Level]]:
+        """Whether all are limited, and the best level by window length in seconds.
+
+        The best of the accounts that can serve; if none can, of the one that is back first.
+        """
+        names = [account.name for account in pool.accounts if not account.paused]
+        known = [self.health[name] for name in names if name in self.health]
+        ready = [health for health in known if health.is_ready(now)]
+        resting = [health for health in known if health.phase is Phase.RESTING]
+        resting.sort(key=lambda health: health.rests_until)
+        best: dict[int, Level] = {}
+        for health in ready or resting[:1]:
+            for length, level in health.plan_levels(now).items():
+                best[length] = min(best.get(length, level), level)
+        best.pop(0, None)  # of an untold length: it counts, but cannot be shown as one
+        return bool(resting) and not ready, dict(sorted(best.items()))
+
     def is_known(self, call: Call) -> bool:
         """Whether the model's name is the operator's or an upstream's, not only a client's."""
         name, pool = call.requested_model, call.pool
@@ -2165,27 +3168,54 @@ class Roster:
         ]
         return any(name in (models or ()) for models in known)
 
-    def models_of(self, pool: Pool, key: Key) -> dict[str, int | None]:
-        """The names that GET /v1/models shows to a key, with context lengths where known."""
-        known: dict[str, int | None] = {}
+    def catalogue_of(self, pool: Pool) -> dict[str, Model]:
+        """All that is known of the models of a pool's accounts."""
+        known: dict[str, Model] = {}
         for account in pool.accounts:
             health = self.health.get(account.name)
             if not account.paused and health is not None:
-                known |= dict.fromkeys(account.models or ()) | dict(health.catalogue or {})
+                listed = health.catalogue or {}
+                names = listed if account.models is None else account.models
+                known |= {name: listed.get(name, Model()) for name in names}
+        return known
+
+    def models_of(self, pool: Pool, key: Key) -> dict[str, int | None]:
+        """The names that GET /v1/models shows to a key, with context lengths where known."""
+        known = self.catalogue_of(pool)
         names = [*(sorted(known) if pool.models is None else pool.models), *pool.aliases]
         shown = [name for name in names if is_model_allowed(name, pool, key)]
-        return {name: known.get(pool.aliases.get(name, name)) for name in shown}
+        return {
+            name: known.get(pool.aliases.get(name, name), Model()).context_length for name in shown
+        }
+
+    def codex_models_of(self, pool: Pool, key: Key) -> list[Mapping[str, Json]]:
+        """The Codex catalogue, as far as a key may use it."""
+        return [
+            model.entry
+            for name, model in self.catalogue_of(pool).items()
+            if model.entry is not None and is_model_allowed(name, pool, key)
+        ]
+
+    def efforts_of(self, account: Account, model: str) -> tuple[str, ...]:
+        """The reasoning levels that an account's model supports; () where it is not known."""
+        health = self.health.get(account.name, Health())  # a reload may have taken it away
+        return (health.catalogue or {}).get(model, Model()).efforts
 
 
-def read_catalogue(body: bytes) -> Mapping[str, int | None] | None:
-    """The models in an OpenAI-shaped /models answer, with context lengths; None if it is none."""
+def read_catalogue(body: bytes) -> Mapping[str, Model] | None:
+    """The models in an answer to /models, OpenAI-shaped or Codex's; None if it is neither."""
+    found: dict[str, Model] = {}
     try:
-        entries = json.loads(body)["data"]
-        found: dict[str, int | None] = {}
-        for entry in entries[:CATALOGUE_MODELS_MAX]:
-            if re.fullmatch(_MODEL, entry["id"]):
+        value = json.loads(body)
+        is_codex = "models" in value
+        for entry in value["models" if is_codex else "data"][:CATALOGUE_MODELS_MAX]:
+            name = entry["slug" if is_codex else "id"]
+            if re.fullmatch(_MODEL, name):
                 names = ("context_length", "context_window", "max_model_len")
-                found[entry["id"]] = max(_int_at(entry, name) for name in names) or None
+                length = max(_int_at(entry, name) for name in names) or None
+                levels = entry.get("supported_reasoning_levels") if is_codex else None
+                efforts = tuple(str(level["effort"]) for level in levels or ())
+                found[name] = Model(length, efforts, entry if is_codex else None)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return found
@@ -2207,8 +3237,13 @@ def usage_limit(seconds: int, unix_now: float) -> PoolerError:
 
 @dataclass(slots=True)
 class KeyUse:
-    """What one key has used: streams in flight, the last minute, the tokens of the UTC day."""
+    """What one key has used: streams in flight, the last minute, the tokens of the UTC day.
 
+    Requests and tokens are also summed since the start of the process.
+    """
+
+    request_count: int = 0
+    tokens: Usage = field(default_factory=Usage)
     in_flight_count: int = 0
     minute: deque[float] = field(default_factory=deque)  # at most requests_per_minute long
     day: int = 0  # days since 1970
@@ -2230,6 +3265,13 @@ class KeyUse:
                 raise _key_limit("has used its requests of this minute", wait)
             self.minute.append(now)
         self.in_flight_count += 1
+        self.request_count += 1
+
+    def charge(self, spent: Usage, unix_now: float) -> None:
+        """Add the tokens of one answer."""
+        self.roll_day(unix_now)
+        self.day_tokens += spent.input_tokens + spent.output_tokens
+        self.tokens = Usage(*(old + new for old, new in zip(self.tokens, spent, strict=True)))
 
     def roll_day(self, unix_now: float) -> None:
         day = int(unix_now // (24 * HOUR))
@@ -2274,11 +3316,77 @@ class Record:
         shown = {name: getattr(self, name) for name in self.__slots__}
         return shown | {"tokens": self.tokens and self.tokens._asdict()}
 
-    def token_count(self) -> int:
+    def tokens_spent(self) -> Usage:
         """The tokens to charge; estimated, at 4 bytes each, where none were reported."""
-        if self.tokens is not None:
-            return self.tokens.input_tokens + self.tokens.output_tokens
-        return (self.bytes_in + self.bytes_out) // 4
+        read_count = self.bytes_in // 4
+        total_count = (self.bytes_in + self.bytes_out) // 4
+        return self.tokens or Usage(read_count, total_count - read_count)
+
+
+_LIMIT_FIELDS: Final = (
+    "limit_type limit_window max_value current_value remaining_value reset_at source model_filter"
+).split()
+
+
+def _limit_row(
+    kind: str, window: str | None, most: float, used: float, reset_unix: float | None
+) -> dict[str, Json]:
+    """One limit in the shape of upstream facts §8.2."""
+    reset_at = reset_unix and datetime.fromtimestamp(reset_unix, UTC).isoformat("T", "seconds")
+    source = "upstream_usage" if kind == "percent" else "pool_key"
+    row = (kind, window, most, used, max(0, most - used), reset_at, source, None)
+    return dict(zip(_LIMIT_FIELDS, row, strict=True))
+
+
+def _window_name(seconds: int) -> str:
+    """`5h`, `7d`; a window is whole minutes long."""
+    units = ((24 * HOUR, "d"), (HOUR, "h"), (60, "m"))
+    return next(f"{seconds / unit:.0f}{letter}" for unit, letter in units if seconds % unit == 0)
+
+
+def show_key_usage(
+    roster: Roster, pool: Pool, key: Key, use: KeyUse, *, now: float, unix_now: float
+) -> dict[str, Json]:
+    """GET /v1/usage: a key's own counts and limits, and its pool's best level for each window."""
+    use.roll_day(unix_now)
+    minute = [at for at in use.minute if at > now - 60]
+    minute_end = unix_now + minute[0] + 60 - now if minute else None
+    day_end = (use.day + 1) * 24 * HOUR
+    rows = (
+        ("requests", "1m", key.requests_per_minute, len(minute), minute_end),
+        ("total_tokens", "1d", key.tokens_per_day, use.day_tokens, day_end),
+        ("concurrent_requests", None, key.concurrent, use.in_flight_count, None),
+    )
+    upstream = [
+        (_window_name(length), 100, int(level.used_percent), unix_now + level.ends_at - now)
+        for length, level in roster.pooled_quota(pool, now)[1].items()
+    ]
+    return {
+        "request_count": use.request_count,
+        "total_tokens": use.tokens.input_tokens + use.tokens.output_tokens,
+        "cached_input_tokens": use.tokens.cached_tokens,
+        "limits": [_limit_row(*row) for row in rows if row[2] is not None],
+        "upstream_limits": [_limit_row("percent", *row) for row in upstream],
+    }
+
+
+def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) -> dict[str, Json]:
+    """What Codex CLI's /status asks for, of the whole pool (upstream facts §8.4).
+
+    Codex reads whole numbers only, and refuses a plan it does not know: "guest" is known to
+    every version, and means none in particular.
+    """
+    is_limited, best = roster.pooled_quota(pool, now)
+    limit: dict[str, Json] = {"allowed": not is_limited, "limit_reached": is_limited}
+    limit |= {"primary_window": None, "secondary_window": None}
+    for name, (length, level) in zip(_POSITIONS, best.items(), strict=False):
+        limit[f"{name}_window"] = {
+            "used_percent": int(level.used_percent),
+            "limit_window_seconds": length,
+            "reset_after_seconds": math.ceil(level.ends_at - now),
+            "reset_at": math.ceil(unix_now + level.ends_at - now),
+        }
+    return {"plan_type": "guest", "rate_limit": limit}
 
 
 ################################################################
@@ -2384,10 +3492,10 @@ class ClientConnection(Connection):
             while received := await Connection.receive(self):
                 self.ahead += received
                 self.changed.set()
-                while len(self.ahead) > PIPELINED_BYTES_MAX and not self.is_in_call:
+                while self.ahead and not self.is_in_call:
                     self.changed = trio.Event()
                     await self.changed.wait()
-                if self.is_in_call and len(self.ahead) > PIPELINED_BYTES_MAX:
+                if len(self.ahead) > PIPELINED_BYTES_MAX:
                     break
         self.is_at_end = True
         self.changed.set()
@@ -2396,6 +3504,7 @@ class ClientConnection(Connection):
     def enter_call(self, is_in_call: bool) -> None:
         """From now on a client that closes, or sends too much ahead, ends the connection."""
         self.is_in_call = is_in_call
+        self.changed.set()
         if is_in_call and (self.is_at_end or len(self.ahead) > PIPELINED_BYTES_MAX):
             self.is_gone = True
             self.scope.cancel()
@@ -2437,8 +3546,12 @@ class ClientConnection(Connection):
             raise PoolerError("head_too_large" if is_large else "bad_request") from None
         raise PoolerError("request_timeout")
 
-    async def read_body(self, head: RequestHead, limits: Limits, budget: Budget) -> bytes:
-        """The whole body, its chunking and Content-Encoding undone; `budget` holds its bytes.
+    async def read_body(
+        self, head: RequestHead, limits: Limits, budget: Budget
+    ) -> tuple[bytes, bytes]:
+        """The whole body, its chunking and Content-Encoding undone, and how it was encoded.
+
+        The second is b"" for a body that was not; `budget` holds the bytes of both.
 
         Raises: ClientGone; PoolerError (request_too_large, request_timeout, pool_busy,
         bad_request, invalid_json, unsupported_content_encoding).
@@ -2450,6 +3563,7 @@ class ClientConnection(Connection):
         if header_of(head.headers, "expect") and not head.is_http_1_0 and not self.buffer:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
         pieces: list[bytes] = []
+        encoded: list[bytes] = []
         byte_count = held = 0
         try:
             until = trio.current_time() + limits.body_seconds_max
@@ -2459,15 +3573,16 @@ class ClientConnection(Connection):
                 byte_count += len(piece)
                 if byte_count > limits.body_bytes_max:
                     raise PoolerError("request_too_large")
-                piece = decoder.feed(piece) if decoder else piece
-                if not budget.grow(len(piece)):
+                pieces.append(decoder.feed(piece) if decoder else piece)
+                encoded += [piece] if decoder else []
+                more = len(pieces[-1]) + (len(piece) if decoder else 0)
+                if not budget.grow(more):
                     raise PoolerError("pool_busy", "Too many request bodies are held here.")
-                held += len(piece)
-                pieces.append(piece)
+                held += more
             if decoder is not None:
                 decoder.finish()
             held = 0  # from here on the caller's
-            return b"".join(pieces)
+            return b"".join(pieces), b"".join(encoded)
         finally:
             budget.grow(-held)
 
@@ -2522,7 +3637,23 @@ class ClientConnection(Connection):
 # One connection carries one exchange at a time.  Heads are written by hand and read as
 # strictly as a client's.  No redirect is followed, identity encoding is asked for.
 
+
+class DeadlinePassed(Exception):
+    """A wait for the upstream took too long; `Exchange.timer` says which one."""
+
+
+TRANSPORT_ERRORS: Final = (OSError, trio.BrokenResourceError, PeerClosed, BadSyntax, DeadlinePassed)
+
 Dial = Callable[[BaseUrl, ssl.SSLContext | None], Awaitable[trio.abc.Stream]]
+Log = Callable[[str, str, Mapping[str, Json]], None]
+
+
+def log_line(level: str, event: str, fields: Mapping[str, Json]) -> None:
+    """One JSON line on stderr.  A closed stderr must not fail a request."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    with contextlib.suppress(OSError, ValueError):
+        line = json.dumps({"at": now, "level": level, "event": event, **fields})
+        sys.stderr.write(line + "\n")
 
 
 async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
@@ -2680,18 +3811,298 @@ class IdleConnections:
                 await idle.popleft().close()
 
 
-def request_head(url: BaseUrl, path: str, secret: Secret, forwarded: Headers, body: bytes) -> bytes:
-    """The head of a POST, or with an empty body of a GET, to an account's upstream."""
-    headers = [
-        ("Host", url.authority),
-        ("Authorization", f"Bearer {reveal(secret)}"),
-        ("User-Agent", f"codex-pooler/{VERSION}"),
-        ("Accept-Encoding", "identity"),
-    ]
+def request_head(
+    url: BaseUrl, path: str, secret: Secret | None, others: Sequence[tuple[str, str]], body: bytes
+) -> bytes:
+    """The head of a POST, or with an empty body of a GET, to an account's upstream.
+
+    `others`: what the account's kind or the client adds; a User-Agent there replaces ours.
+    """
+    headers = [("Host", url.authority), ("Accept-Encoding", "identity")]
+    if secret is not None:
+        headers.append(("Authorization", f"Bearer {reveal(secret)}"))
+    if not any(name == "user-agent" for name, _ in others):
+        headers.append(("User-Agent", f"codex-pooler/{VERSION}"))
     if body:
         headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    headers += [pair for pair in forwarded if pair[0] in FORWARDED_TO_UPSTREAM]
-    return format_head(f"{'POST' if body else 'GET'} {url.path}{path} HTTP/1.1\r\n", headers)
+    method = "POST" if body else "GET"
+    return format_head(f"{method} {url.path}{path} HTTP/1.1\r\n", [*headers, *others])
+
+
+################################################################
+# TOKENS
+################################################################
+# Logins are renewed one at a time and file by file: lock, read again, adopt what somebody else
+# has renewed, else ask, save, and only then use.  A refresh token works once, so nothing is
+# asked that could not be saved (upstream facts §2.4).
+
+CODEX_CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's, whose logins these are
+
+
+def new_file(path: Path) -> Path:
+    """Where a file is written before it takes the place of `path`: always the same."""
+    return path.with_name(f".{path.name}.new")
+
+
+def save_file(path: Path, raw: bytes) -> None:
+    """Put `raw` in the place of the file in one step, on the disk.  Raises: OSError."""
+    fresh = new_file(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(fresh, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def obstacle_to_saving(path: Path) -> str | None:
+    """Why `save_file` could not replace this file, found without touching it."""
+    if path.is_symlink():
+        return "is a symbolic link, which a renewal would replace; name the file itself"
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return "is in a folder that cannot be written, so it cannot be renewed"
+    if os.path.ismount(path) or path.stat().st_dev != path.parent.stat().st_dev:
+        return "is mounted by itself, so it cannot be replaced; mount its folder instead"
+    with contextlib.suppress(OSError):  # only where the kernel tells: a bind of the same disk
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+        if any(line.split()[4:5] == [str(path.resolve())] for line in mounts.splitlines()):
+            return "is mounted by itself, so it cannot be replaced; mount its folder instead"
+    return None
+
+
+class FileLock:
+    """An exclusive `flock`, waited for in a thread that may be left behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mutex = threading.Lock()
+        self.is_left = False
+        self.descriptor: int | None = None
+
+    def take(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with self.mutex:
+            if self.is_left:
+                os.close(descriptor)  # which unlocks it
+            else:
+                self.descriptor = descriptor
+
+    def leave(self) -> None:
+        with self.mutex:
+            self.is_left = True
+            if self.descriptor is not None:
+                os.close(self.descriptor)
+                self.descriptor = None
+
+
+@dataclass(eq=False, slots=True, repr=False)  # it holds secrets as they are in the file
+class Login:
+    """The login of one codex account: its file as last read, and what stands in its way."""
+
+    name: str
+    path: Path
+    mark: tuple[int, ...] | None = None  # of the file as read: another one is read again
+    raw: bytes = b""
+    credentials: Credentials | None = None
+    problem: str | None = None  # why it cannot serve, or will not for long
+    spent: bytes = b""  # the digest of a content that cannot be renewed any more
+    unsaved: bytes = b""  # renewed, and not on the disk yet
+    retry_at: float = -math.inf
+    renewal: trio.Event | None = None  # set while one is under way
+
+    def look(self) -> None:
+        """Read the file, if it is another one than before."""
+        try:
+            found = os.stat(self.path)
+            mark = (found.st_ino, found.st_mtime_ns, found.st_size, found.st_dev)
+            if mark == self.mark:
+                return
+            with self.path.open("rb") as file:
+                raw = file.read(SECRET_FILE_BYTES_MAX)
+            self.credentials = parse_auth_file(raw)
+        except (OSError, LoginNeeded) as error:
+            reason = "is not there" if isinstance(error, OSError) else str(error)
+            if isinstance(error, OSError) and error.errno != errno.ENOENT:
+                reason = f"cannot be read: {error.strerror}"
+            self.mark, self.raw, self.credentials = None, b"", None
+            self.problem = f"{self.path} {reason}; {self.advice}"
+            return
+        self.mark, self.raw, self.unsaved = mark, raw, b""
+        self.problem = None if self.credentials.digest != self.spent else self.problem
+
+    @property
+    def advice(self) -> str:
+        """How to make the file; Codex CLI always calls it auth.json."""
+        is_plain = self.path.name == "auth.json"
+        folder = self.path.parent if is_plain else self.path.with_suffix("")
+        login = f"CODEX_HOME={folder} codex login -c 'cli_auth_credentials_store=\"file\"'"
+        move = "" if is_plain else f" && mv {folder}/auth.json {self.path}"
+        return f"log in with: mkdir -p {folder} && {login}{move}"
+
+    def is_usable(self, unix_now: float) -> bool:
+        """Whether it is worth a request's while: it is valid, or can be renewed now."""
+        self.look()
+        found = self.credentials
+        if found is None or found.digest == self.spent:
+            return False
+        has_ended = found.expires_at is not None and found.expires_at <= unix_now
+        return not has_ended or trio.current_time() >= self.retry_at
+
+    def inspect(self, unix_now: float) -> list[tuple[bool, str]]:
+        """What a person should know before a token is spent: is it an error, and what."""
+        self.look()
+        found = self.credentials
+        if found is None:
+            return [(os.path.lexists(self.path), self.problem or "")]
+        told: list[tuple[bool, str]] = []
+        if obstacle := obstacle_to_saving(self.path):
+            told.append((True, f"{self.path} {obstacle}"))
+        if self.path.stat().st_mode & 0o077:
+            told.append((False, f"{self.path} can be read by others: chmod 600 {self.path}"))
+        if found.refresh_token is None:
+            told.append((False, f"{self.path} holds no refresh token; {self.advice}"))
+        elif is_renewal_due(found, unix_now):
+            told.append((False, f"{self.path} has run out; it is renewed when it is needed"))
+        return told
+
+
+@dataclass(eq=False)
+class Tokens:
+    """Keeps logins fresh.  A renewal outlives the request that asked for it."""
+
+    url: BaseUrl
+    tls: ssl.SSLContext | None
+    dial: Dial
+    log: Log
+    unix_now: Callable[[], float]
+    limits: Limits
+    services: trio.Nursery | None = None  # the server's own
+
+    async def credentials(self, login: Login, rejected: Credentials | None = None) -> Credentials:
+        """The login's credentials, renewed if they are about to end or were `rejected`.
+
+        Raises: LoginNeeded.
+        """
+        if not login.is_usable(self.unix_now()) or login.credentials is None:
+            raise LoginNeeded(login.problem)
+        is_rejected = rejected is not None and rejected.digest == login.credentials.digest
+        if is_rejected or is_renewal_due(login.credentials, self.unix_now()):
+            await self.renew(login)
+        found = login.credentials
+        if found is None or found.digest in {login.spent, rejected and rejected.digest}:
+            raise LoginNeeded(login.problem)
+        if found.expires_at is not None and found.expires_at <= self.unix_now():
+            raise LoginNeeded(login.problem)
+        return found
+
+    async def renew(self, login: Login) -> None:
+        """Wait for the renewal that is under way, or for a new one; not soon after a failure."""
+        if login.renewal is None:
+            if self.services is None or trio.current_time() < login.retry_at:
+                return
+            login.renewal = trio.Event()
+            self.services.start_soon(self.serve_renewal, login)
+        await login.renewal.wait()
+
+    async def serve_renewal(self, login: Login) -> None:
+        """One renewal, to its end, even while the server stops."""
+        before = login.credentials
+        assert login.renewal is not None
+        lock = FileLock(login.path.with_name(f"{login.path.name}.lock"))
+        problem: str | None = "the login was not renewed in time"
+        try:
+            with trio.move_on_after(RENEWAL_SECONDS_MAX, shield=True):
+                obstacle = obstacle_to_saving(login.path)
+                if obstacle is None:
+                    await trio.to_thread.run_sync(lock.take, abandon_on_cancel=True)
+                    problem = await self.renew_locked(login, before)
+                else:
+                    problem = f"{login.path} {obstacle}"
+        except TRANSPORT_ERRORS:
+            problem = "the token endpoint cannot be reached"
+        finally:
+            lock.leave()
+            if problem is not None:
+                login.retry_at = trio.current_time() + RENEWAL_PAUSE_SECONDS
+                login.problem = problem
+                self.log("warning", "login", {"account": login.name, "problem": problem})
+            login.renewal.set()
+            login.renewal = None
+
+    async def renew_locked(self, login: Login, before: Credentials | None) -> str | None:
+        """Adopt, or ask and save; what went wrong.  Raises: TRANSPORT_ERRORS."""
+        login.look()
+        found = login.credentials
+        if found is None or before is None or found.digest != before.digest:
+            return login.problem
+        # What a process that was killed had got, and not put in place yet, is as good as asked.
+        with contextlib.suppress(OSError, LoginNeeded):
+            left = new_file(login.path).read_bytes()
+            if (parse_auth_file(left).refreshed_at or 0) > (found.refreshed_at or 0):
+                login.unsaved = login.unsaved or left
+        if not login.unsaved and (problem := await self.ask(login, found)):
+            return problem
+        if not login.unsaved:  # somebody without our lock was faster
+            return None
+        try:
+            await trio.to_thread.run_sync(save_file, login.path, login.unsaved)
+        except OSError as error:
+            return f"{login.path} cannot be saved: {error.strerror}; it is tried again"
+        login.look()
+        self.log("info", "login", {"account": login.name, "problem": None})
+        return None
+
+    async def ask(self, login: Login, found: Credentials) -> str | None:
+        """Ask for new tokens, which are then to be saved; what went wrong.
+
+        Raises: TRANSPORT_ERRORS.
+        """
+        if found.refresh_token is None:
+            return f"{login.path} holds no refresh token; {login.advice}"
+        asked = {
+            "client_id": CODEX_CLIENT_ID,
+            "grant_type": "refresh_token",
+            "refresh_token": reveal(found.refresh_token),
+        }
+        body = json.dumps(asked).encode()
+        request = request_head(self.url, "", None, [("accept", "application/json")], body) + body
+        status, answer = await ask_once(self.dial, self.url, self.tls, request, self.limits)
+        verdict = judge_renewal(status, answer)
+        if verdict is Renewal.DONE:
+            login.unsaved = merge_tokens(login.raw, answer, self.unix_now())
+            return None
+        if verdict is Renewal.FAILED:
+            return f"the token endpoint answered {status}"
+        login.mark = None
+        login.look()
+        if login.credentials is None or login.credentials.digest != found.digest:
+            return login.problem
+        login.spent = found.digest
+        return f"{login.path}: its login has been withdrawn; {login.advice}"
+
+
+async def ask_once(
+    dial: Dial, url: BaseUrl, tls: ssl.SSLContext | None, request: bytes, limits: Limits
+) -> tuple[int, bytes]:
+    """One request on a connection of its own: the answer's status and body.
+
+    The caller bounds the time.  Raises: TRANSPORT_ERRORS.
+    """
+    connection = UpstreamConnection(await dial(url, tls))
+    try:
+        await connection.stream.send_all(request)
+        head = await connection.read_head(limits)
+        return head.status, await connection.read_body(limits.event_bytes_max)
+    finally:
+        await connection.close()
 
 
 ################################################################
@@ -2703,21 +4114,6 @@ def request_head(url: BaseUrl, path: str, secret: Secret, forwarded: Headers, bo
 
 Field = tuple[str, str]
 JSON: Final[Sequence[Field]] = (("content-type", "application/json"),)
-
-
-class DeadlinePassed(Exception):
-    """A wait for the upstream took too long; `Exchange.timer` says which one."""
-
-
-Log = Callable[[str, str, Mapping[str, Json]], None]
-
-
-def log_line(level: str, event: str, fields: Mapping[str, Json]) -> None:
-    """One JSON line on stderr.  A closed stderr must not fail a request."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    with contextlib.suppress(OSError, ValueError):
-        line = json.dumps({"at": now, "level": level, "event": event, **fields})
-        sys.stderr.write(line + "\n")
 
 
 @dataclass(eq=False, slots=True)
@@ -2743,11 +4139,34 @@ class Shared:
     idle: IdleConnections = field(default_factory=IdleConnections)
     is_draining: bool = False
     is_stopped: bool = False
+    logins: dict[str, Login] = field(default_factory=dict)  # of the codex accounts
 
     def __post_init__(self) -> None:
         self.roster = Roster(self.config)
+        url, limits = self.config.token_url, self.config.limits
+        self.tokens = Tokens(url, None, self.dial, self.log, self.unix_now, limits)
+        self.take_logins()
         self.bodies = Budget(self.config.limits.bodies_bytes_max)
         self.events = Budget(self.config.limits.events_bytes_max)
+
+    def take_logins(self) -> None:
+        """The logins of the configuration; one that stays keeps what is known of it."""
+        self.tokens.tls = self.tls_contexts.get(None)
+        kept = {(login.name, str(login.path)): login for login in self.logins.values()}
+        self.logins = {
+            name: kept.get((name, account.auth_file)) or Login(name, Path(account.auth_file))
+            for name, account in self.config.accounts.items()
+            if account.auth_file is not None
+        }
+
+    def look_at_logins(self, pool: Pool) -> None:
+        """Notice files that have changed, so that nobody waits for an account that needs one."""
+        for account in pool.accounts:
+            login, health = self.logins.get(account.name), self.roster.health.get(account.name)
+            if login is not None and health is not None:
+                is_usable = login.is_usable(self.unix_now())
+                digest = login.credentials.digest if login.credentials else b""
+                health.note_login(digest, is_usable, trio.current_time())
 
     async def lease_account(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Lease:
         """A place on the best account that has room, waiting for one in a fair queue.
@@ -2755,11 +4174,12 @@ class Shared:
         Raises: PoolerError (pool_busy, usage_limit_reached, no_usable_account,
         model_not_found, server_stopping).
         """
+        self.look_at_logins(call.pool)
         if lease := self.find_lease(call, tried):
             return lease
         now = trio.current_time()
         if not self.roster.ranked(call, tried, now):
-            raise self.roster.refusal(call, now, self.unix_now())
+            raise self.roster.refusal(call, tried, now, self.unix_now())
         queue = self.queues.setdefault(call.pool.name, deque())
         if len(queue) >= exchange.limits.queue_length_max:
             raise PoolerError("pool_busy")
@@ -2818,10 +4238,12 @@ class Exchange:
     call: Call | None = None
     use: KeyUse | None = None  # of the key, which counts the call
     body: bytes = b""  # counted in the server's budget
+    encoded: bytes = b""  # the body as it came, if it was encoded; counted as well
     is_started: bool = False
     is_whole: bool = False  # the answer has been sent to its end
     closes: bool = True  # until the request has been read whole
     upstream: UpstreamConnection | None = None
+    credentials: Credentials | None = None  # what a codex account was last asked with
     scope: trio.CancelScope | None = None  # of the latest wait for the upstream
     events_held: int = 0  # bytes of an unfinished event, in the server's budget
     stage: Stage = Stage.CONNECT
@@ -2853,8 +4275,8 @@ class Exchange:
 
     def replace_body(self, body: bytes) -> None:
         """Hold another body; never refused, for it is about as long as the one before."""
-        self.server.bodies.grow(-len(self.body))
-        self.body = body
+        self.server.bodies.grow(-len(self.body) - len(self.encoded))
+        self.body, self.encoded = body, b""
         self.server.bodies.bytes_held += len(body)
 
     async def release_upstream(self, account: Account | None = None) -> None:
@@ -2867,6 +4289,10 @@ class Exchange:
         is_kept = account and connection.is_reusable and not self.server.is_draining
         if not (is_kept and account and self.server.idle.give(account, connection, self.limits)):
             await connection.close()
+
+    def note_quota(self, account: Account, windows: Sequence[Window]) -> None:
+        now, unix_now = trio.current_time(), self.server.unix_now()
+        self.server.roster.note_quota(account, windows, now, unix_now)
 
     def hold_events(self, pending: int) -> None:
         """Count the unfinished event of the stream.  Raises: BadSyntax, if it is too large."""
@@ -2940,22 +4366,34 @@ def http_date(unix_seconds: int) -> str:
 class Answer:
     """An upstream's success, up to its first content (or the end of the hold)."""
 
+    account: Account
     head: ResponseHead
     body: bytes = b""  # whole events; of a unary answer all
     scanner: EventScanner | None = None  # None: a unary answer
+    translator: ResponsesAnswer | None = None  # None: events are relayed as they came
     event_deadline: float = math.inf
     comment_at: float = math.inf
+    comment_seconds: float = math.inf  # until the client's stream has begun
     is_at_end: bool = False
     value: Mapping[str, Json] = field(default_factory=dict)  # a unary answer, parsed
+
+    def shown(self, exchange: Exchange, events: Sequence[tuple[EventKind, bytes]]) -> bytes:
+        """What the client's stream gets for these events; news of a quota is noted."""
+        if not self.account.is_codex:
+            return b"".join([event for _, event in events])
+        for kind, event in events:
+            if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in event:
+                exchange.note_quota(self.account, read_quota_event(event_object(event) or {}))
+        if self.translator is None:
+            return b"".join([event for _, event in events])
+        shown = b"".join([self.translator.feed(kind, event) for kind, event in events])
+        return shown if exchange.call is not None and exchange.call.is_stream else b""
 
     def note_progress(self, exchange: Exchange) -> None:
         """An event came: from now on the timer between events counts."""
         seconds = exchange.limits.between_events_seconds_max
         self.event_deadline = trio.current_time() + seconds
         exchange.enter(Stage.BODY, "between_events_seconds_max")
-
-
-TRANSPORT_ERRORS: Final = (OSError, trio.BrokenResourceError, PeerClosed, BadSyntax, DeadlinePassed)
 
 
 TROUBLES: Final = {DeadlinePassed: Trouble.TIMEOUT, BadSyntax: Trouble.SYNTAX}
@@ -2966,16 +4404,84 @@ def judge_trouble(exchange: Exchange, error: Exception) -> Fault:
     return judge_transport(exchange.stage, trouble, exchange.timer)
 
 
-async def send_request(exchange: Exchange, account: Account, call: Call) -> None:
+async def identify(
+    server: Shared, account: Account, rejected: Credentials | None = None
+) -> tuple[Secret, list[Field], Credentials | None]:
+    """What proves to its upstream that a request is the account's: a bearer and more fields.
+
+    `rejected`: credentials that the upstream has refused.  Raises: LoginNeeded.
+    """
+    if not account.is_codex:
+        return account.api_key, [], None
+    login = server.logins.get(account.name)
+    if login is None:
+        raise LoginNeeded("a reload has taken the account away")
+    found = await server.tokens.credentials(login, rejected)
+    fields = [("chatgpt-account-id", found.account_id)] if found.account_id else []
+    return found.access_token, fields, found
+
+
+async def yield_after(body: bytes) -> None:
+    """Let others run between two steps that hold the loop for a large body."""
+    if len(body) > RECEIVE_BYTES:
+        await trio.lowlevel.checkpoint()
+
+
+async def prepare(
+    exchange: Exchange, account: Account, call: Call
+) -> tuple[bytes, ResponsesAnswer | None]:
+    """The body that this account takes, and what makes its answer the client's.
+
+    Raises: PoolerError (invalid_value).
+    """
+    if call.is_native:
+        return exchange.encoded or exchange.body, None
+    if not account.is_codex:
+        return exchange.body, None
+    value = parse_json_object(exchange.body)
+    await yield_after(exchange.body)
+    efforts = exchange.server.roster.efforts_of(account, call.model)
+    made = to_codex(call.kind, value, call.model, efforts)
+    await yield_after(exchange.body)
+    body = dump_json(made)
+    await yield_after(body)
+    bytes_max = exchange.limits.unary_bytes_max
+    if call.kind is CallKind.RESPONSES:
+        return body, ResponsesAnswer(bytes_max)
+    return body, ChatAnswer(
+        bytes_max,
+        request_id=exchange.record.request_id,
+        model=call.model,
+        created_unix=int(exchange.server.unix_now()),
+        include_usage=_object(value.get("stream_options")).get("include_usage") is True,
+    )
+
+
+def fields_for(exchange: Exchange, account: Account, call: Call) -> list[Field]:
+    """What goes along of the client's head, and what a codex account is told besides."""
+    assert exchange.head is not None
+    client = exchange.head.headers
+    if not account.is_codex:
+        return forwarded(client, FORWARDED_TO_UPSTREAM)
+    if not call.is_native:
+        session = [("session-id", call.session.hex())] if call.session else []
+        return [("accept", "text/event-stream"), ("originator", "codex-pooler"), *session]
+    fields = forwarded(client, NATIVE_TO_UPSTREAM)
+    pin = exchange.server.roster.pin_of(call, trio.current_time())
+    if pin is None or pin.account != account.name:  # it is another account's secret
+        fields = [pair for pair in fields if pair[0] != "x-codex-turn-state"]
+    if exchange.encoded:
+        fields += forwarded(client, re.compile("content-encoding"))
+    return fields
+
+
+async def send_request(exchange: Exchange, account: Account, head: bytes, body: bytes) -> None:
     """Send the request on an idle connection, or a new one.  Raises: TRANSPORT_ERRORS.
 
     An idle connection that turns out closed before the last byte was written is replaced
     once, silently.  A slow uplink may take its time as long as it moves.
     """
     server, limits, url = exchange.server, exchange.limits, account.base_url
-    assert exchange.head is not None
-    forwarded = exchange.head.headers
-    head = request_head(url, call.kind.value, account.api_key, forwarded, exchange.body)
     exchange.upstream = await server.idle.take(account)
     while True:
         if exchange.upstream is None:
@@ -2986,8 +4492,7 @@ async def send_request(exchange: Exchange, account: Account, call: Call) -> None
             exchange.upstream = UpstreamConnection(stream)
         exchange.enter(Stage.SEND, "write_stall_seconds_max")
         try:
-            is_small = len(exchange.body) < RECEIVE_BYTES
-            for data in (head + exchange.body,) if is_small else (head, exchange.body):
+            for data in (head + body,) if len(body) < RECEIVE_BYTES else (head, body):
                 for at in range(exchange.upstream.send_now(data), len(data), RECEIVE_BYTES):
                     until = trio.current_time() + limits.write_stall_seconds_max
                     step = data[at : at + RECEIVE_BYTES]
@@ -3001,17 +4506,32 @@ async def send_request(exchange: Exchange, account: Account, call: Call) -> None
             await exchange.release_upstream()
 
 
-async def open_answer(exchange: Exchange, account: Account, call: Call) -> Answer:
+async def open_answer(
+    exchange: Exchange, account: Account, call: Call, rejected: Credentials | None = None
+) -> Answer:
     """One attempt: the answer up to its first content.
 
-    Raises: UpstreamFailed, PoolerError (server_stopping).
+    `rejected`: the credentials that this account was refused with just now.
+    Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
     """
     try:
-        await send_request(exchange, account, call)
-        return await _read_answer(exchange, account, call)
+        identity = functools.partial(identify, exchange.server, account, rejected)
+        is_here = not account.is_codex
+        found = await (identity() if is_here else exchange.bounded(math.inf, identity))
+        secret, fields, exchange.credentials = found
+        body, translator = await prepare(exchange, account, call)
+        fields += fields_for(exchange, account, call)
+        path = call.path if call.is_native or not account.is_codex else CallKind.RESPONSES.value
+        head = request_head(account.base_url, path, secret, fields, body)
+        await send_request(exchange, account, head, body)
+        del body  # an answer may take an hour
+        return await _read_answer(exchange, account, call, translator)
     except UpstreamFailed:
         await exchange.release_upstream(account)
         raise
+    except LoginNeeded:
+        error = PoolerError("no_usable_account")
+        raise UpstreamFailed(Fault("login needed", Action.NEXT, Effect.NONE, error)) from None
     except TRANSPORT_ERRORS as error:
         await exchange.release_upstream()
         raise UpstreamFailed(judge_trouble(exchange, error)) from None
@@ -3020,11 +4540,14 @@ async def open_answer(exchange: Exchange, account: Account, call: Call) -> Answe
         raise
 
 
-async def _read_answer(exchange: Exchange, account: Account, call: Call) -> Answer:
+async def _read_answer(
+    exchange: Exchange, account: Account, call: Call, translator: ResponsesAnswer | None
+) -> Answer:
     """Raises: UpstreamFailed, TRANSPORT_ERRORS."""
     limits, connection = exchange.limits, exchange.upstream
     assert connection is not None
-    if call.is_stream:
+    is_stream = call.is_stream or translator is not None
+    if is_stream:
         seconds, timer = account.first_event_seconds, "first_event_seconds_max"
     else:
         seconds, timer = limits.unary_seconds_max, "unary_seconds_max"
@@ -3032,6 +4555,8 @@ async def _read_answer(exchange: Exchange, account: Account, call: Call) -> Answ
     exchange.enter(Stage.HEAD, timer)
     head = await exchange.bounded(deadline, connection.read_head, limits)
     exchange.enter(Stage.BODY, timer)
+    if account.is_codex:
+        exchange.note_quota(account, read_quota_headers(head.headers))
     if not 200 <= head.status < 300:
         # The status alone says enough: a body that is cut or late takes nothing from it.
         body = b""
@@ -3039,11 +4564,15 @@ async def _read_answer(exchange: Exchange, account: Account, call: Call) -> Answ
         with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed):
             body = await exchange.bounded(until, connection.read_body, ERROR_BODY_BYTES_MAX)
         unix_now = exchange.server.unix_now()
-        raise UpstreamFailed(judge_answer(head.status, head.headers, body, unix_now, limits))
+        fault = judge_answer(
+            head.status, head.headers, body, unix_now, limits, is_reshaped=translator is not None
+        )
+        raise UpstreamFailed(fault)
     if (header_of(head.headers, "content-encoding") or "identity").lower() != "identity":
         raise BadSyntax("content-encoding")
-    if call.is_stream:
-        answer = Answer(head, scanner=EventScanner(call.kind), event_deadline=deadline)
+    if is_stream:
+        scanner = EventScanner(CallKind.RESPONSES if account.is_codex else call.kind)
+        answer = Answer(account, head, b"", scanner, translator, event_deadline=deadline)
         await _hold(exchange, answer, connection)
         return answer
     read = functools.partial(connection.read_body, limits.unary_bytes_max)
@@ -3053,16 +4582,18 @@ async def _read_answer(exchange: Exchange, account: Account, call: Call) -> Answ
         value = json.loads(body)
     except (ValueError, RecursionError):
         raise BadSyntax("not JSON") from None
-    return Answer(head, body, is_at_end=True, value=value if isinstance(value, dict) else {})
+    known = value if isinstance(value, dict) else {}
+    return Answer(account, head, body, is_at_end=True, value=known)
 
 
 async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnection) -> None:
     """Read events until content, the end of the hold, or a failure that may go elsewhere."""
     limits, scanner = exchange.limits, answer.scanner
     assert scanner is not None
-    hold_until = trio.current_time() + limits.hold_seconds_max
+    is_stream = exchange.call is not None and exchange.call.is_stream
+    hold_until = trio.current_time() + limits.hold_seconds_max if is_stream else math.inf
     held_count = 0
-    while held_count <= limits.handshake_events_max:
+    while held_count <= limits.handshake_events_max or not is_stream:
         until = min(hold_until, answer.event_deadline)
         try:
             received = await exchange.bounded(until, connection.receive_body)
@@ -3072,7 +4603,7 @@ async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnecti
             return
         events = scanner.feed(received, is_end=not received)
         held_count += sum(kind is not EventKind.IDLE for kind, _ in events)
-        answer.body += b"".join([event for _, event in events])
+        answer.body += answer.shown(exchange, events)
         exchange.hold_events(scanner.bytes_pending)
         answer.is_at_end = not received
         if any(kind is not EventKind.IDLE for kind, _ in events):
@@ -3100,6 +4631,7 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
             answer = await open_repaired(exchange, lease, call)
         except UpstreamFailed as failed:
             fault = failed.fault
+            server.look_at_logins(call.pool)  # a renewal of ours is no new file
             roster.note_fault(account, fault, call.model, trio.current_time())
         else:
             exchange.record.account = account.name
@@ -3109,74 +4641,132 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
                 await deliver(exchange, answer, lease)
             finally:  # a client that leaves after the last event may follow up all the same
                 made = answer.scanner.response if answer.scanner else answer.value
-                if call.is_stored and isinstance(made.get("id"), str):
+                if call.is_stored and not account.is_codex and isinstance(made.get("id"), str):
                     roster.note_response(call, made["id"], account)
             return
         finally:
             server.end_lease(lease)
         exchange.record.attempts[-1]["reason"] = fault.reason
         tried.append(account.name)
-        is_last = fault.action is not Action.NEXT or len(tried) >= exchange.limits.attempts_max
+        may_go_on = fault.action in {Action.NEXT, Action.RENEW}
+        if call.path.endswith("/compact"):  # it is long work: only what was not begun is sent on
+            may_go_on = fault.effect in {Effect.LIMITED, Effect.REFUSED}
+        is_last = not may_go_on or len(tried) >= exchange.limits.attempts_max
         if is_last or not roster.ranked(call, tried, trio.current_time()):
             if fault.error.code == "no_usable_account":
-                raise roster.refusal(call, trio.current_time(), server.unix_now())
+                raise roster.refusal(call, tried, trio.current_time(), server.unix_now())
             raise fault.error
 
 
 async def open_repaired(exchange: Exchange, lease: Lease, call: Call) -> Answer:
-    """`open_answer`, once more without reasoning that the account could not read.
+    """`open_answer`, and once more with a new token, or without reasoning it could not read.
 
-    Raises: UpstreamFailed, PoolerError (server_stopping).
+    Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
     """
-    roster = exchange.server.roster
-    if roster.is_foreign(call, lease.account, lease.began_at):
+    roster, account = exchange.server.roster, lease.account
+    if roster.is_foreign(call, account, lease.began_at):
         exchange.replace_body(drop_reasoning(exchange.body))
-    try:
-        return await open_answer(exchange, lease.account, call)
-    except UpstreamFailed as failed:
-        if failed.fault.action is not Action.REPAIR:
-            raise
-        repaired = drop_reasoning(exchange.body)
-        if repaired == exchange.body:
-            raise
-    exchange.record.attempts[-1]["repaired"] = True
-    exchange.replace_body(repaired)
-    roster.pin(call, lease.account, True, trio.current_time())
-    return await open_answer(exchange, lease.account, call)
+    rejected: Credentials | None = None
+    is_repaired = False
+    while True:
+        try:
+            return await open_answer(exchange, account, call, rejected)
+        except UpstreamFailed as failed:
+            action = failed.fault.action
+            if action is Action.RENEW and account.is_codex and rejected is None:
+                rejected = exchange.credentials
+                exchange.record.attempts[-1]["renewed"] = True
+                continue
+            repaired = drop_reasoning(exchange.body) if action is Action.REPAIR else exchange.body
+            if is_repaired or repaired == exchange.body:
+                raise
+        exchange.record.attempts[-1]["repaired"] = is_repaired = True
+        exchange.replace_body(repaired)
+        roster.pin(call, account, True, trio.current_time())
 
 
 async def deliver(exchange: Exchange, answer: Answer, lease: Lease) -> None:
-    """Hand an opened answer to the client, to its end; the connection is closed or kept."""
+    """Hand an opened answer to the client, to its end; the connection is closed or kept.
+
+    Raises: ClientGone; PoolerError, where a stream was read for an answer in one piece.
+    """
     record, scanner = exchange.record, answer.scanner
     try:
-        headers = [pair for pair in answer.head.headers if pair[0] in FORWARDED_TO_CLIENT]
+        is_native = exchange.call is not None and exchange.call.is_native
+        names = NATIVE_TO_CLIENT if is_native else FORWARDED_TO_CLIENT
+        headers = forwarded(answer.head.headers, names)
         if scanner is not None:
             await relay_events(exchange, answer, scanner, headers)
-            record.tokens = scanner.usage
         else:
             record.tokens = read_usage(answer.value.get("usage"))
             await exchange.respond(answer.head.status, answer.body, headers)
     except BaseException:
+        note_outcome(exchange, lease, scanner)
         await exchange.release_upstream()
         raise
+    note_outcome(exchange, lease, scanner)
+    await exchange.release_upstream(lease.account)
+
+
+def note_outcome(exchange: Exchange, lease: Lease, scanner: EventScanner | None) -> None:
+    """What a delivered answer, whole or not, tells of its account."""
     roster, now = exchange.server.roster, trio.current_time()
-    if record.code is None:
+    if scanner is not None:
+        exchange.record.tokens = scanner.usage
+    if exchange.is_whole and exchange.record.code is None:
         roster.note_success(lease, now)
     elif scanner is not None and scanner.failure is not None and exchange.call is not None:
         # Too late for this request; the next ones need not run into it.
         fault = judge_event(scanner.failure, exchange.server.unix_now(), exchange.limits)
         if fault is not None:
             roster.note_fault(lease.account, fault, exchange.call.model, now)
-    await exchange.release_upstream(lease.account)
 
 
 async def relay_events(
     exchange: Exchange, answer: Answer, scanner: EventScanner, headers: list[tuple[str, str]]
 ) -> None:
-    """Relay events to the end, ours if the upstream's does not come.  Raises: ClientGone.
+    """Relay events to the end, ours if the upstream's does not come; or collect them.
 
     What went wrong, here or upstream, is the record's `code`.
+    Raises: ClientGone; PoolerError, where nothing has been said and an error can be.
     """
+    call, record = exchange.call, exchange.record
+    assert call is not None
+    is_failed = scanner.failure is not None and not scanner.has_content
+    if call.is_stream and not (is_failed and answer.translator and call.kind is CallKind.CHAT):
+        await _start_events(exchange, answer, headers)
+    error: PoolerError | None = None
+    is_clean = False
+    try:
+        await _relay_rest(exchange, answer, scanner, call)
+        is_clean = True
+    except PoolerError as stopping:
+        error = stopping
+    except TRANSPORT_ERRORS as cut:
+        error = judge_trouble(exchange, cut).error
+    is_told = answer.translator is None or answer.translator.response is not None
+    if not (is_told and scanner.is_complete(is_clean)):
+        error = error or PoolerError("upstream_stream_truncated")
+        record.code = error.code
+    elif scanner.failure is not None:
+        record.code = read_error(scanner.failure).code or "upstream_error"
+        error = failed_answer(scanner.failure, exchange.server.unix_now(), exchange.limits)
+    else:
+        error = None
+    if exchange.is_started:
+        last = b""
+        if error is not None and scanner.terminal is None:
+            last = scanner.failure_event(error, record.request_id, call.kind)
+        await exchange.send_events(last, is_last=True)
+    elif error is not None:
+        raise error
+    else:
+        assert answer.translator is not None
+        await exchange.respond(200, json.dumps(answer.translator.whole()).encode())
+
+
+async def _start_events(exchange: Exchange, answer: Answer, headers: list[Field]) -> None:
+    """Commit: the head of a stream, and what has been held."""
     content_type = header_of(tuple(headers), "content-type") or ""
     if "event-stream" not in content_type:
         headers = [pair for pair in headers if pair[0] != "content-type"]
@@ -3184,33 +4774,18 @@ async def relay_events(
     headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
     await exchange.start(200, headers, answer.body, None)
     answer.body = b""
-    error: PoolerError | None = None
-    is_clean = False
-    try:
-        await _relay_rest(exchange, answer, scanner)
-        is_clean = True
-    except PoolerError as stopping:
-        error = stopping
-    except TRANSPORT_ERRORS as cut:
-        error = judge_trouble(exchange, cut).error
-    if scanner.is_complete(is_clean):
-        if scanner.failure is not None:
-            exchange.record.code = read_error(scanner.failure).code or "upstream_error"
-        await exchange.send_events(b"", is_last=True)
-        return
-    error = error or PoolerError("upstream_stream_truncated")
-    exchange.record.code = error.code
-    last = scanner.failure_event(error, exchange.record.request_id)
-    await exchange.send_events(last, is_last=True)
+    answer.comment_seconds = exchange.limits.comment_seconds
 
 
-async def _relay_rest(exchange: Exchange, answer: Answer, scanner: EventScanner) -> None:
+async def _relay_rest(
+    exchange: Exchange, answer: Answer, scanner: EventScanner, call: Call
+) -> None:
     """Relay what comes until the body's end, or a second after the terminal event.
 
     Raises: TRANSPORT_ERRORS, PoolerError (server_stopping), ClientGone.
     """
-    seconds = exchange.limits.comment_seconds
-    answer.comment_at = trio.current_time() + seconds
+    comment = exchange.framed(NATIVE_COMMENT if call.is_native else COMMENT)
+    answer.comment_at = trio.current_time() + answer.comment_seconds
     end_at = math.inf
     while not answer.is_at_end:
         if scanner.terminal is not None and end_at == math.inf:
@@ -3225,8 +4800,8 @@ async def _relay_rest(exchange: Exchange, answer: Answer, scanner: EventScanner)
                 raise
             if now < answer.comment_at:
                 continue  # there was progress since the deadline was set
-            unsent = exchange.framed(COMMENT)
-            answer.comment_at = now + seconds
+            unsent = comment
+            answer.comment_at = now + answer.comment_seconds
         await exchange.connection.send(unsent, exchange.limits)
 
 
@@ -3245,13 +4820,13 @@ async def _pump(exchange: Exchange, answer: Answer, scanner: EventScanner) -> by
         exchange.hold_events(scanner.bytes_pending)
         unsent = b""
         if events:
-            answer.comment_at = trio.current_time() + exchange.limits.comment_seconds
             if any(kind is not EventKind.IDLE for kind, _ in events):
                 answer.note_progress(exchange)
-            joined = b"".join([event for _, event in events])
-            exchange.record.bytes_out += len(joined)
-            unsent = exchange.framed(joined)
-            unsent = unsent[client.send_now(unsent) :]
+            if joined := answer.shown(exchange, events):
+                answer.comment_at = trio.current_time() + answer.comment_seconds
+                exchange.record.bytes_out += len(joined)
+                unsent = exchange.framed(joined)
+                unsent = unsent[client.send_now(unsent) :]
         if unsent or answer.is_at_end or scanner.terminal is not None:
             return unsent
 
@@ -3384,8 +4959,7 @@ class Server(Shared):
             record.code = "client_gone"
         use = self.uses.get((record.pool or "", record.key or ""))
         if use is not None and record.account is not None:
-            use.roll_day(self.unix_now())
-            use.day_tokens += record.token_count()
+            use.charge(record.tokens_spent(), self.unix_now())
         record.duration_ms = exchange.age_ms()
         self.log("info", "request", record.as_object())
 
@@ -3414,12 +4988,20 @@ class Server(Shared):
             await exchange.respond(503 if is_down else 200, body)
             return
         key = self.authenticate(exchange, head)
+        pool = exchange.config.pools[key.pool]
+        if route in NATIVE_PATHS and not pool.has_codex:
+            raise PoolerError("unsupported_endpoint")
         self.check_method(head, route)
-        if route in {Route.MODELS, Route.MODEL}:
-            await self.serve_models(exchange, key, model)
+        if route in CALLS:
+            await self.read_post(exchange, head, key, route)
+        elif route in {Route.USAGE, Route.CODEX_USAGE}:
+            await self.serve_usage(exchange, pool, key, route)
+        elif route is Route.CODEX_MODELS or (pool.has_codex and "client_version=" in head.query):
+            self.want_catalogues(pool)
+            models = {"models": self.roster.codex_models_of(pool, key)}
+            await exchange.respond(200, json.dumps(models).encode())
         else:
-            kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
-            await self.read_post(exchange, head, key, kind)
+            await self.serve_models(exchange, key, model)
 
     def check_method(self, head: RequestHead, route: Route) -> None:
         """Raises: PoolerError (unsupported_endpoint, websocket_unsupported, method_not_allowed)."""
@@ -3428,7 +5010,7 @@ class Server(Shared):
         methods = METHODS.get(route, METHODS_ELSE)
         if head.method in methods:
             return
-        if route is Route.RESPONSES and head.method == "GET":
+        if route in {Route.RESPONSES, Route.CODEX_RESPONSES} and head.method == "GET":
             raise PoolerError("websocket_unsupported")
         raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
 
@@ -3467,8 +5049,18 @@ class Server(Shared):
         answer = models[wanted] if wanted else {"object": "list", "data": list(models.values())}
         await exchange.respond(200, json.dumps(answer).encode())
 
+    async def serve_usage(self, exchange: Exchange, pool: Pool, key: Key, route: Route) -> None:
+        """What the key has used and what its pool has left."""
+        now, unix_now = trio.current_time(), self.unix_now()
+        if route is Route.CODEX_USAGE:
+            shown = show_codex_usage(self.roster, pool, now, unix_now)
+        else:
+            use = self.uses.setdefault((key.pool, key.name), KeyUse())
+            shown = show_key_usage(self.roster, pool, key, use, now=now, unix_now=unix_now)
+        await exchange.respond(200, json.dumps(shown).encode())
+
     async def read_post(
-        self, exchange: Exchange, head: RequestHead, key: Key, kind: CallKind
+        self, exchange: Exchange, head: RequestHead, key: Key, route: Route
     ) -> None:
         """Read and judge the body; the call is the exchange's.  Raises: PoolerError, ClientGone."""
         content_type = (header_of(head.headers, "content-type") or "").partition(";")[0]
@@ -3483,15 +5075,21 @@ class Server(Shared):
         limits, connection = exchange.limits, exchange.connection
         read = functools.partial(connection.read_body, head, limits, self.bodies)
         is_here = connection.holds(head.framing)  # then a deadline is not worth its cost
-        exchange.body = await (read() if is_here else exchange.bounded(math.inf, read))
+        read_now = read() if is_here else exchange.bounded(math.inf, read)
+        exchange.body, exchange.encoded = await read_now
         exchange.record.bytes_in = len(exchange.body)
         exchange.closes = False
         pool = exchange.config.pools[key.pool]
         check_json_shape(exchange.body, limits)
-        await self.yield_after(exchange.body)
+        await yield_after(exchange.body)
         value = parse_json_object(exchange.body)
-        await self.yield_after(exchange.body)
-        call = read_call(kind, value, head.headers, pool, key)
+        await yield_after(exchange.body)
+        kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
+        native_path = NATIVE_PATHS.get(route, "")
+        obstacle = codex_obstacle(kind, value) if pool.has_codex and not native_path else None
+        call = read_call(
+            kind, value, head.headers, pool, key, native_path=native_path, obstacle=obstacle
+        )
         if call.model != call.requested_model:
             exchange.replace_body(replace_model(exchange.body, call.model))
         is_known = self.roster.is_known(call)
@@ -3500,11 +5098,6 @@ class Server(Shared):
         self.want_catalogues(pool)
         exchange.call = call
 
-    async def yield_after(self, body: bytes) -> None:
-        """Let others run between two steps that hold the loop for a large body."""
-        if len(body) > RECEIVE_BYTES:
-            await trio.lowlevel.checkpoint()
-
     # Services.
 
     def want_catalogues(self, pool: Pool) -> None:
@@ -3512,7 +5105,8 @@ class Server(Shared):
         horizon = trio.current_time() - CATALOGUE_SECONDS
         for account in pool.accounts:
             health = self.roster.health.get(account.name)
-            if account.models is None and health is not None and health.catalogue_at < horizon:
+            is_asked = account.models is None or account.is_codex
+            if is_asked and health is not None and health.catalogue_at < horizon:
                 self.catalogues_wanted.set()
 
     async def keep_catalogues(self) -> NoReturn:
@@ -3522,7 +5116,8 @@ class Server(Shared):
             for account in list(self.config.accounts.values()):
                 health = self.roster.health.get(account.name)
                 now = trio.current_time()
-                if health is None or account.models is not None or account.paused:
+                is_asked = account.models is None or account.is_codex
+                if health is None or not is_asked or account.paused:
                     continue
                 if health.catalogue_at < now - CATALOGUE_SECONDS:
                     health.catalogue_at = now
@@ -3530,24 +5125,21 @@ class Server(Shared):
                     health.catalogue = found or health.catalogue
             await self.catalogues_wanted.wait()
 
-    async def read_catalogue(self, account: Account) -> Mapping[str, int | None] | None:
-        """The models an account's /models lists, with context lengths; None on any failure."""
+    async def read_catalogue(self, account: Account) -> Mapping[str, Model] | None:
+        """The models an account's /models lists; None on any failure."""
         url = account.base_url
-        head = request_head(url, "/models", account.api_key, (), b"")
+        path = f"/models?client_version={CODEX_VERSION}" if account.is_codex else "/models"
         limits = self.config.limits
-        body = b""
+        tls = self.tls_contexts[account.ca_file] if url.is_tls else None
+        status, body = 0, b""
         with (
             trio.move_on_after(limits.connect_seconds_max),
-            contextlib.suppress(OSError, trio.BrokenResourceError, PeerClosed, BadSyntax),
+            contextlib.suppress(LoginNeeded, *TRANSPORT_ERRORS),
         ):
-            tls = self.tls_contexts[account.ca_file] if url.is_tls else None
-            connection = UpstreamConnection(await self.dial(url, tls))
-            try:
-                await connection.stream.send_all(head)
-                if (await connection.read_head(limits)).status == 200:
-                    body = await connection.read_body(limits.event_bytes_max)
-            finally:
-                await connection.close()
+            secret, fields, _ = await identify(self, account)
+            head = request_head(url, path, secret, fields, b"")
+            status, body = await ask_once(self.dial, url, tls, head, limits)
+        body = body if status == 200 else b""
         return read_catalogue(body)
 
     async def reload(self, load: Callable[[], Loaded]) -> None:
@@ -3565,6 +5157,7 @@ class Server(Shared):
         self.config = config
         self.tls_contexts |= contexts
         self.roster.reload(config)
+        self.take_logins()
         self.bodies.bytes_max = config.limits.bodies_bytes_max
         self.events.bytes_max = config.limits.events_bytes_max
         names = {(key.pool, key.name) for key in config.keys}
@@ -3579,7 +5172,8 @@ class Server(Shared):
 
     async def serve(self, listeners: Sequence[trio.abc.Listener[Any]]) -> None:
         """Accept on `listeners` until `stop`, then drain.  Closes the listeners."""
-        async with trio.open_nursery() as services:  # holds: the reaper, the catalogues
+        async with trio.open_nursery() as services:  # holds: reaper, catalogues, renewals
+            self.tokens.services = services
             services.start_soon(self.idle.reap, lambda: self.config.limits)
             services.start_soon(self.keep_catalogues)
             async with trio.open_nursery() as connections:  # holds: one task a connection
@@ -3675,8 +5269,10 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
         raise ConfigRefused([problem]) from None
     if len(raw) > CONFIG_BYTES_MAX:
         raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
-    config = parse_config(raw, env, read_file)
+    config = parse_config(raw, env, read_file, str(path.parent))
     contexts: dict[str | None, ssl.SSLContext] = {}
+    if config.token_url.is_tls and any(account.is_codex for account in config.accounts.values()):
+        contexts[None] = make_tls_context(None)
     problems = []
     for account in config.accounts.values():
         name = account.ca_file
@@ -3870,6 +5466,9 @@ async def run_serve(path: Path, env: Mapping[str, str]) -> int:
     for warning in config.warnings:
         log_line("warning", "config", {"problem": warning})
     server = Server(config, contexts)
+    for login in server.logins.values():
+        for _, problem in login.inspect(server.unix_now()):
+            log_line("warning", "login", {"account": login.name, "problem": problem})
     listeners = await open_listeners(config, log_line)
     await serve_with_signals(server, listeners, functools.partial(load, path, env))
     log_line("info", "stopped", {})
@@ -3880,16 +5479,26 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     """`pooler check`: what the file means, and nothing secret.  Raises: ConfigRefused."""
     config, _ = load(path, env)
     say(*(f"warning: {warning}" for warning in config.warnings))
+    is_well = True
     for account in config.accounts.values():
         url = account.base_url
-        state = "paused" if account.paused else "its key can be read"
+        told = (
+            []
+            if account.auth_file is None
+            else Login(account.name, Path(account.auth_file)).inspect(time.time())
+        )
+        state = "its key can be read" if account.auth_file is None else "its login is there"
+        state = "paused" if account.paused else state if not told else "see below"
         scheme = "https" if url.is_tls else "http"
         say(f"account {account.name}: {scheme}://{url.authority}{url.path}: {state}")
+        for is_error, problem in told:
+            is_well = is_well and not is_error
+            say(f"  {'error' if is_error else 'warning'}: {problem}")
     for pool in config.pools.values():
         names = ", ".join(account.name for account in pool.accounts)
         say(f"pool {pool.name}: {names}; {len(pool.keys)} key(s); {pool.routing.value}")
-    say(f"{path}: well")
-    return 0
+    say(f"{path}: {'well' if is_well else 'not well'}")
+    return 0 if is_well else 1
 
 
 def new_secret(prefix: str) -> str:

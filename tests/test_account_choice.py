@@ -99,7 +99,7 @@ class Scene:
         self.roster.end(lease)
 
     def refusal(self, now: float = 0.0, **call: Json) -> PoolerError:
-        return self.roster.refusal(self.call(**call), now, UNIX_START + now)
+        return self.roster.refusal(self.call(**call), "", now, UNIX_START + now)
 
     def hang_on(self, name: str, now: float = 0.0) -> None:
         """One request that does not end."""

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooler import Config, ConfigRefused, Limits, parse_config, reveal
+from pooler import RENEWAL_URL_VARIABLE, Config, ConfigRefused, Limits, parse_config, reveal
 
 Json = Any
 
@@ -318,14 +318,74 @@ def test_all_problems_come_at_once_and_in_order() -> None:
 
 
 def test_what_comes_in_a_later_version_says_so() -> None:
-    described = changed("accounts.personal", {"type": "codex", "auth_file": "personal.json"})
-    problems = problems_of(described | {"journal": "journal.jsonl"})
-    assert any(p.startswith("accounts.personal.type: ") and LATER in p for p in problems)
-    assert any(p.startswith("accounts.personal.auth_file: ") and LATER in p for p in problems)
+    problems = problems_of(good() | {"journal": "journal.jsonl"})
     assert any(p.startswith("journal: ") and LATER in p for p in problems)
     [problem] = problems_of(changed("accounts.a.websocket", True))
     assert problem.startswith("accounts.a.websocket: ")
     assert LATER in problem
+
+
+TYPED: Final[dict[str, tuple[Json, list[str]]]] = {
+    "codex-without": ({"type": "codex"}, ["auth_file: is needed, and not empty"]),
+    "codex-empty": ({"type": "codex", "auth_file": ""}, ["auth_file: must be a path"]),
+    "openai-without": ({"type": "openai"}, ["api_key: is needed, and not empty"]),
+    "codex-with-key": (
+        {"type": "codex", "auth_file": "a.json", "api_key": "none"},
+        ["api_key: does not belong to type 'codex'"],
+    ),
+    "openai-with-file": (
+        {"type": "openai", "api_key": "none", "auth_file": "a.json"},
+        ["auth_file: does not belong to type 'openai'"],
+    ),
+    "neither": (
+        {"type": "claude", "api_key": "none"},
+        ["type: must be 'openai' or 'codex'"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_each_type_of_account_has_its_own_credential(name: str) -> None:
+    account, expected = TYPED[name]
+    found = {p.removeprefix("accounts.x.") for p in problems_of(changed("accounts.x", account))}
+    assert set(expected) <= found
+
+
+def test_a_codex_account_goes_to_chatgpt_unless_told_otherwise() -> None:
+    account = {"type": "codex", "auth_file": "accounts/x.json"}
+    found = parse(changed("accounts.x", account)).accounts["x"]
+    assert found.is_codex
+    assert (found.auth_file, found.base_url.authority) == ("accounts/x.json", "chatgpt.com")
+    assert found.base_url.path == "/backend-api/codex"
+    own = account | {"base_url": "http://127.0.0.1:9/backend-api/codex"}
+    assert parse(changed("accounts.x", own)).accounts["x"].base_url.port == 9
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        (None, None),
+        ("", None),
+        ("https://auth.example.com/oauth/token", None),
+        ("http://127.0.0.1:9/oauth/token", None),
+        ("http://[::1]:9/oauth/token", None),
+        ("http://auth.example.com/oauth/token", "must be https://"),
+        ("auth.example.com", "must look like"),
+        ("https://user:secret@auth.example.com/", "must look like"),
+    ],
+)
+def test_logins_are_renewed_only_where_nobody_listens(url: str | None, problem: str | None) -> None:
+    env = ENV if url is None else ENV | {RENEWAL_URL_VARIABLE: url}
+    raw = json.dumps(good()).encode()
+    if problem is None:
+        found = parse_config(raw, env, read_file).token_url
+        assert found.path == "/oauth/token"
+        return
+    with pytest.raises(ConfigRefused) as refused:
+        parse_config(raw, env, read_file)
+    [told] = refused.value.problems
+    assert told.startswith(f"{RENEWAL_URL_VARIABLE}: {problem}")
+    assert "secret" not in told
 
 
 @pytest.mark.parametrize("name", [one.name for one in dataclasses.fields(Limits)])

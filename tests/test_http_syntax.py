@@ -643,7 +643,7 @@ async def test_our_own_heads_are_strict_and_carry_obs_text_unchanged(world: Worl
     assert asked.header("accept") == "caf\xe9; q=1"
     assert re.fullmatch(rb"(?:[!-~\x80-\xff ]+\r\n)+\r\n", asked.head)
     assert [name for name, _ in asked.headers] == [
-        "host", "authorization", "user-agent", "accept-encoding", "content-type",
+        "host", "accept-encoding", "authorization", "user-agent", "content-type",
         "content-length", "accept",
     ]  # fmt: skip
 

@@ -139,6 +139,9 @@ KEYED: Final[dict[str, tuple[str, str, int]]] = {
     "responses": ("POST", "/v1/responses", 200),
     "chat": ("POST", "/v1/chat/completions", 200),
     "responses-get": ("GET", "/v1/responses", 426),
+    "usage": ("GET", "/v1/usage", 200),
+    "codex-usage": ("GET", "/api/codex/usage", 200),
+    "native": ("POST", "/backend-api/codex/responses", 404),  # no ChatGPT login in this pool
     "models-post": ("POST", "/v1/models", 405),
     "realtime": ("POST", "/v1/realtime/calls", 404),
     "embeddings": ("POST", "/v1/embeddings", 404),
@@ -253,7 +256,7 @@ async def test_two_authorizations_are_no_request(
             assert response.header("connection") == "close"
 
 
-@pytest.mark.parametrize("path", ["/admin", "/metrics", "/mcp", "/backend-api/codex/models"])
+@pytest.mark.parametrize("path", ["/admin", "/metrics", "/mcp"])
 async def test_nothing_of_the_operators_is_there_yet(autojump_clock: MockClock, path: str) -> None:
     async with opened_world(described()) as world:
         for headers in (bearer(TOKEN), bearer(KEY), basic(f"me:{TOKEN}"), []):

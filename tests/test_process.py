@@ -37,6 +37,7 @@ API_KEY: Final = "account-secret-0123456789"
 MODEL: Final = "gpt-5.5"
 KEPT: Final = re.compile("PATH|HOME|LANG|TMPDIR|VIRTUAL_ENV|COV.*")
 ENV: Final = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
+HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 # What a request's `input` may be, and what the upstream does then.
 WHOLE: Final = "answer at once"
@@ -516,8 +517,7 @@ async def test_a_hang_up_reaches_the_upstream_within_a_second(
 
 def descriptor_count(pid: int) -> int:
     """The process's open descriptors; 0 where the system does not show them."""
-    folder = f"/proc/{pid}/fd"
-    return len(os.listdir(folder)) if os.path.isdir(folder) else 0
+    return len(os.listdir(f"/proc/{pid}/fd")) if os.path.isdir("/proc/self/fd") else 0
 
 
 async def abort_a_stream(pooler: Pooler, is_rude: bool) -> None:
@@ -525,24 +525,24 @@ async def abort_a_stream(pooler: Pooler, is_rude: bool) -> None:
     async with await pooler.post(SLOW) as stream:
         await read_until(stream, b"one")
         if is_rude:
-            linger_zero = b"\1\0\0\0\0\0\0\0"
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_zero)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
 
 async def test_aborted_streams_leave_no_descriptor_behind(
     upstream: Upstream, tmp_path: Path
 ) -> None:
-    async with serving(tmp_path, described(upstream)) as pooler:
+    async with serving(tmp_path, described(upstream)) as pooler, await pooler.connect() as line:
         await pooler.ask()
-        await pooler.get("/healthz")
+        await line.send_all(HEALTH)  # on a line that stays: another one would be counted, too
+        await read_until(line, b'"ok"}')
         before = descriptor_count(pooler.process.pid)
         async with trio.open_nursery() as nursery:
             for index in range(50):
                 nursery.start_soon(abort_a_stream, pooler, index % 2 == 0)
-        for _ in range(50):
-            await upstream.gone.receive()
+        _ = [await upstream.gone.receive() for _ in range(50)]
         while descriptor_count(pooler.process.pid) > before:  # bounded by SECONDS_MAX
-            await pooler.get("/healthz")
+            await line.send_all(HEALTH)
+            await read_until(line, b'"ok"}')
         upstream.may_end.set()
         assert b"response.completed" in await pooler.ask(SLOW)
 

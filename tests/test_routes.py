@@ -47,10 +47,21 @@ ROUTES: Final[dict[str, tuple[str, set[str]]]] = {
     "/v1/models/m1": (KEYED, READING),
     "/v1/responses": (KEYED, {"POST"}),
     "/v1/chat/completions": (KEYED, {"POST"}),
+    "/v1/usage": (KEYED, READING),
+    "/api/codex/usage": (KEYED, READING),
+    "/wham/usage": (KEYED, READING),
+    "/backend-api/wham/usage": (KEYED, READING),
 }
+# Codex CLI's own: not served by a pool without a ChatGPT login.
+NATIVE: Final = [
+    f"/backend-api/codex{infix}/{name}"
+    for infix in ("", "/v1")
+    for name in ("models", "responses", "responses/compact", "models?client_version=1")
+]
 UNSUPPORTED: Final = [
     "/v1", "/v1/", "/v1?x", "/v1/models/", "/v1/responses/", "/v1/responses/resp_1", "/v1/realtime",
-    "/v1/realtime/calls", "/v1/realtime?model=m1", "/v1/embeddings", "/v1/usage", "/v1/files",
+    "/v1/realtime/calls", "/v1/realtime?model=m1", "/v1/embeddings", "/v1/usage/", "/v1/files",
+    *NATIVE,
     "/v1/responses/compact", "/v1/completions", "/v1/chat", "/v1/chat/completions/", "/v1/Models",
     "/v1//models", "/v1/../healthz", "/v1/%6dodels", "/v1/models;x", "/v1/audio/speech",
 ]  # fmt: skip
@@ -58,7 +69,7 @@ NOTHING: Final = [
     "/", "/?", "//", "/v1models", "/V1/models", "//v1/models", "/%761/models", "/./v1/models",
     "/.well-known/openid-configuration", "/.well-known/", "/.well-known/oauth-protected-resource",
     "/healthz/", "/healthz%20", "/HEALTHZ", "/favicon.ico", "/admin", "/metrics", "/mcp",
-    "/backend-api/codex/responses", "/api/codex/usage", "/wham/usage", "/pooler/v1/models",
+    "/backend-api/codex", "/backend-api/codex/usage", "/wham", "/pooler/v1/models",
 ]  # fmt: skip
 CALL: Final[Json] = {"model": "m1", "input": "x"}
 RETRIED: Final = (
@@ -106,7 +117,8 @@ def expected_of(method: str, path: str, *, has_key: bool) -> tuple[int, str | No
     """The table as a function: status, and the error's code."""
     bare = path.partition("?")[0]
     row = ROUTES.get(path) or ROUTES.get(bare)
-    if method == "OPTIONS" or (row is None and not re.fullmatch(r"/v1(/.*)?", bare)):
+    is_api = path in NATIVE or re.fullmatch(r"/v1(/.*)?", bare)
+    if method == "OPTIONS" or (row is None and not is_api):
         return 404, "not_found"
     if not has_key and (row is None or row[0] == KEYED):
         return 401, "invalid_api_key"

@@ -498,7 +498,7 @@ def test_completeness(
 
 def failed(scanner: EventScanner) -> dict[str, Any]:
     """Our terminal event, read as a client reads it."""
-    event = scanner.failure_event(PoolerError("upstream_stream_truncated"), "abc")
+    event = scanner.failure_event(PoolerError("upstream_stream_truncated"), "abc", scanner.kind)
     [data] = read_slowly(event)
     value = json.loads(data)
     assert isinstance(value, dict)

@@ -30,6 +30,7 @@ SECTIONS: Final = (
     "LIMITS",
     "ERRORS",
     "SECRETS AND KEYS",
+    "CREDENTIALS",
     "CONFIGURATION",
     "ROUTES",
     "HTTP SYNTAX",

@@ -1,0 +1,429 @@
+"""Proves that a login is renewed once, saved before it is used, and never lost to a race.
+
+Method: the real `Tokens` and a real loopback endpoint at which a refresh token works once; other
+processes are real ones.  The clock stands still unless a test moves it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+import pooler
+from pooler import (
+    RENEWAL_PAUSE_SECONDS,
+    RENEWAL_SECONDS_MAX,
+    BaseUrl,
+    Credentials,
+    Limits,
+    Login,
+    LoginNeeded,
+    Tokens,
+    reveal,
+)
+from tests.codex_backend import CodexBackend, TokenPlay, make_auth_file
+
+Json = Any
+REAL_SECONDS_MAX: Final = 30.0
+ENDED, SOON, LONG = -60.0, 60.0, 10**6  # seconds until a token ends
+
+
+class Desk:
+    """A login, the endpoint that renews it, and who asks."""
+
+    def __init__(self, path: Path, nursery: trio.Nursery) -> None:
+        self.path = path
+        self.nursery = nursery
+        self.backend = CodexBackend()
+        self.login = Login("one", path)
+        self.logged: list[Mapping[str, Json]] = []
+        self.origin = ""
+
+    async def start(self) -> None:
+        self.origin = await self.nursery.start(self.backend.listen)
+        port = int(self.origin.rpartition(":")[2])
+        url = BaseUrl(False, "127.0.0.1", port, "/oauth/token")
+        self.tokens = Tokens(
+            url, None, pooler.dial, self.note, time.time, Limits(), self.nursery
+        )  # fmt: skip
+
+    def note(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
+        self.logged.append({"level": level, "event": event, **fields})
+
+    def log_in(self, seconds: float, serial: int = 1) -> None:
+        """A new file, whose token ends in so many seconds."""
+        made = make_auth_file(
+            self.path, "acct-1", expires_at=time.time() + seconds, refresh_token=f"rt-acct-{serial}"
+        )
+        self.backend.admit(made)
+
+    async def ask(self, rejected: Credentials | None = None) -> str:
+        """The access token that a request would use."""
+        found = await self.tokens.credentials(self.login, rejected)
+        return reveal(found.access_token)
+
+    @property
+    def asked_count(self) -> int:
+        return len(self.backend.asked("/oauth/token"))
+
+    def saved(self, name: str = "access_token") -> str:
+        return str(json.loads(self.path.read_bytes())["tokens"][name])
+
+    async def rest(self) -> None:
+        """Until no renewal is under way."""
+        while self.login.renewal is not None:
+            await self.login.renewal.wait()
+
+
+@asynccontextmanager
+async def opened_desk(folder: Path) -> AsyncIterator[Desk]:
+    async with trio.open_nursery() as nursery:
+        desk = Desk(folder / "auth.json", nursery)
+        await desk.start()
+        yield desk
+        await desk.rest()
+        told = json.dumps(desk.logged)
+        for secret in (*desk.backend.spent, *desk.backend.logins, *desk.backend.refreshable):
+            assert secret not in told
+        nursery.cancel_scope.cancel()
+
+
+################################################################
+# ONCE
+################################################################
+
+
+async def test_a_login_that_is_good_is_left_alone(mock_clock: MockClock, tmp_path: Path) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(LONG)
+        before = desk.path.read_bytes()
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.path.read_bytes()) == (0, before)
+
+
+async def test_fifty_requests_on_an_ended_token_ask_once(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        old = desk.saved()
+        got: list[str] = []
+
+        async def one() -> None:
+            got.append(await desk.ask())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(one)
+        assert desk.asked_count == 1
+        assert set(got) == {desk.saved()} != {old}
+        assert desk.saved("refresh_token") == "rt-acct-2"
+        assert desk.path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_credentials_that_were_refused_are_renewed_once(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(LONG)
+        await desk.ask()
+        refused = desk.login.credentials
+        first = await desk.ask(refused)
+        assert first != reveal(refused.access_token) if refused else False
+        assert await desk.ask(refused) == first  # they are others by now
+        assert desk.asked_count == 1
+
+
+CHILD: Final = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+    import trio
+    import pooler
+    async def main():
+        url = pooler.BaseUrl(False, "127.0.0.1", int(sys.argv[2]), "/oauth/token")
+        async with trio.open_nursery() as nursery:
+            tokens = pooler.Tokens(
+                url, None, pooler.dial, pooler.log_line, time.time, pooler.Limits(), nursery
+            )
+            login = pooler.Login("one", Path(sys.argv[1]))
+            found = await tokens.credentials(login)
+            print(pooler.reveal(found.access_token))
+    trio.run(main)
+""")
+
+
+async def test_several_processes_ask_once_between_them(tmp_path: Path) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        port = desk.origin.rpartition(":")[2]
+        command = [sys.executable, "-c", CHILD, str(desk.path), port]
+        root = Path(pooler.__file__).parent
+        got: list[str] = []
+
+        async def child() -> None:
+            made = await trio.run_process(command, capture_stdout=True, cwd=root)
+            got.append(made.stdout.decode().strip())
+
+        async def here() -> None:
+            got.append(await desk.ask())
+
+        with trio.fail_after(REAL_SECONDS_MAX):
+            async with trio.open_nursery() as nursery:
+                for run in (child, here, child, child):
+                    nursery.start_soon(run)
+        assert desk.asked_count == 1
+        assert got == [desk.saved()] * 4
+
+
+################################################################
+# OTHERS
+################################################################
+
+
+async def test_what_another_program_renewed_before_is_adopted(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        desk.login.look()
+        desk.log_in(LONG, serial=7)
+        assert await desk.ask() == desk.saved()
+        assert desk.asked_count == 0
+
+
+async def test_what_is_renewed_while_we_wait_for_the_lock_is_adopted(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        with (tmp_path / "auth.json.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(desk.ask)
+                await wait_all_tasks_blocked()
+                desk.log_in(LONG, serial=7)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+        assert await desk.ask() == desk.saved()
+        assert desk.asked_count == 0
+
+
+async def test_a_race_that_we_lose_at_the_endpoint_is_no_loss(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    """Codex CLI takes no lock: it may spend the token while ours is on its way."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        desk.backend.token_gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.ask)
+            await desk.backend.token_asked.wait()
+            answer = desk.backend.exchange("rt-acct-1")
+            value = json.loads(desk.path.read_bytes())
+            value["tokens"] |= {name: answer[name] for name in ("access_token", "refresh_token")}
+            pooler.save_file(desk.path, json.dumps(value).encode())
+            desk.backend.token_gate.set()
+        assert await desk.ask() == desk.saved() == answer["access_token"]
+        assert desk.asked_count == 1
+
+
+async def test_a_lock_that_is_never_free_is_waited_for_a_bounded_time(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(SOON)
+        token = desk.saved()
+        with (tmp_path / "auth.json.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            got: list[str] = []
+
+            async def one() -> None:
+                got.append(await desk.ask())
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one)
+                await wait_all_tasks_blocked()
+                assert got == []
+                mock_clock.jump(RENEWAL_SECONDS_MAX)
+            assert got == [token]  # still valid
+            assert desk.asked_count == 0
+        # The thread that was left behind must not keep what it gets now.
+        with (tmp_path / "auth.json.lock").open("w") as lock:
+            await trio.to_thread.run_sync(fcntl.flock, lock, fcntl.LOCK_EX)
+        assert RENEWAL_SECONDS_MAX == 15
+
+
+################################################################
+# TO THE END
+################################################################
+
+
+async def test_a_renewal_outlives_the_request_that_asked_for_it(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        desk.backend.token_gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.ask)
+            await desk.backend.token_asked.wait()
+            nursery.cancel_scope.cancel()
+        assert desk.login.renewal is not None
+        desk.backend.token_gate.set()
+        await desk.rest()
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.saved("refresh_token")) == (1, "rt-acct-2")
+
+
+async def test_a_renewal_outlives_the_server(mock_clock: MockClock, tmp_path: Path) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        desk.backend.token_gate = trio.Event()
+        async with trio.open_nursery() as services:
+            desk.tokens.services = services
+            desk.nursery.start_soon(desk.ask)
+            await desk.backend.token_asked.wait()
+            services.cancel_scope.cancel()
+            desk.backend.token_gate.set()
+        assert desk.login.renewal is None
+        assert desk.saved("refresh_token") == "rt-acct-2"
+
+
+@pytest.mark.parametrize("is_torn", [False, True])
+async def test_what_a_killed_process_had_got_is_not_lost(
+    mock_clock: MockClock, tmp_path: Path, is_torn: bool
+) -> None:
+    """It was killed between the answer and the rename: the file's own token is spent."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        raw = desk.path.read_bytes()
+        answer = json.dumps(desk.backend.exchange("rt-acct-1")).encode()
+        left = pooler.merge_tokens(raw, answer, time.time() + 1)
+        pooler.new_file(desk.path).write_bytes(left[:-9] if is_torn else left)
+        if is_torn:
+            with pytest.raises(LoginNeeded, match="withdrawn"):
+                await desk.ask()
+            return
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.path.read_bytes()) == (0, left)
+        assert not pooler.new_file(desk.path).exists()
+
+
+async def test_nothing_is_used_before_it_is_saved(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _raw: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        before = desk.path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(pooler, "save_file", full)
+            for _ in range(3):
+                with pytest.raises(LoginNeeded, match="cannot be saved: No space left"):
+                    await desk.ask()
+                mock_clock.jump(RENEWAL_PAUSE_SECONDS)
+        assert (desk.asked_count, desk.path.read_bytes()) == (1, before)
+        token = await desk.ask()
+        assert (token, desk.asked_count) == (desk.saved(), 1)
+        assert desk.saved("refresh_token") == "rt-acct-2"
+
+
+################################################################
+# FAILURES
+################################################################
+
+PASSING: Final = {
+    "error": TokenPlay(500, "server_error"),
+    "busy": TokenPlay(429, "rate_limit"),
+    "bad-request": TokenPlay(400, "invalid_request"),
+    "cut": TokenPlay(0),
+}
+
+
+@pytest.mark.parametrize("seconds", [ENDED, SOON], ids=["ended", "valid"])
+@pytest.mark.parametrize("name", PASSING)
+async def test_a_passing_failure_is_tried_again_after_a_pause(
+    mock_clock: MockClock, tmp_path: Path, name: str, seconds: float
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(seconds)
+        old = desk.saved()
+        desk.backend.token_plays.append(PASSING[name])
+        for _ in range(3):
+            if seconds == SOON:
+                assert await desk.ask() == old
+            else:
+                with pytest.raises(LoginNeeded):
+                    await desk.ask()
+        assert desk.asked_count == 1
+        mock_clock.jump(RENEWAL_PAUSE_SECONDS)
+        assert await desk.ask() == desk.saved() != old
+        assert desk.asked_count == 2
+        assert RENEWAL_PAUSE_SECONDS == 10
+
+
+@pytest.mark.parametrize("shape", ["object", "string", "top"])
+async def test_a_login_that_was_withdrawn_is_out_until_its_file_changes(
+    mock_clock: MockClock, tmp_path: Path, shape: str
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(SOON)
+        desk.backend.token_plays.append(TokenPlay(400, "refresh_token_invalidated", shape))
+        with pytest.raises(LoginNeeded, match="has been withdrawn; log in with: mkdir -p"):
+            await desk.ask()
+        mock_clock.jump(3600)
+        with pytest.raises(LoginNeeded, match="has been withdrawn"):
+            await desk.ask()
+        os.utime(desk.path)  # touched is not changed
+        with pytest.raises(LoginNeeded):
+            await desk.ask()
+        assert desk.asked_count == 1
+        desk.log_in(LONG, serial=9)
+        assert await desk.ask() == desk.saved()
+
+
+async def test_an_endpoint_that_cannot_be_reached_costs_nothing(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(SOON)
+        desk.tokens.url = replace(desk.tokens.url, port=1)
+        assert await desk.ask() == desk.saved()
+        assert desk.logged[-1]["problem"] == "the token endpoint cannot be reached"
+        assert desk.login.spent == b""
+
+
+@pytest.mark.parametrize("spoil", ["link", "folder"])
+async def test_where_nothing_can_be_saved_nothing_is_asked(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        if spoil == "link":
+            os.rename(desk.path, tmp_path / "real")
+            desk.path.symlink_to("real")
+        else:
+            monkeypatch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(LoginNeeded):
+            await desk.ask()
+        assert desk.asked_count == 0
+
+
+def test_a_child_of_these_tests_finds_the_module() -> None:
+    command = [sys.executable, "-c", "import pooler"]
+    subprocess.run(command, check=True, cwd=Path(pooler.__file__).parent, timeout=30)
