@@ -4648,14 +4648,26 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
             server.end_lease(lease)
         exchange.record.attempts[-1]["reason"] = fault.reason
         tried.append(account.name)
-        may_go_on = fault.action in {Action.NEXT, Action.RENEW}
-        if call.path.endswith("/compact"):  # it is long work: only what was not begun is sent on
-            may_go_on = fault.effect in {Effect.LIMITED, Effect.REFUSED}
-        is_last = not may_go_on or len(tried) >= exchange.limits.attempts_max
-        if is_last or not roster.ranked(call, tried, trio.current_time()):
-            if fault.error.code == "no_usable_account":
-                raise roster.refusal(call, tried, trio.current_time(), server.unix_now())
-            raise fault.error
+        if error := final_error(exchange, call, tried, fault):
+            raise error
+
+
+def final_error(
+    exchange: Exchange, call: Call, tried: Sequence[str], fault: Fault
+) -> PoolerError | None:
+    """What to tell the client after this fault; None, if another account is to be asked."""
+    roster, now = exchange.server.roster, trio.current_time()
+    may_go_on = fault.action in {Action.NEXT, Action.RENEW}
+    if call.path.endswith("/compact"):  # it is long work: only what was not begun is sent on
+        may_go_on = fault.effect in {Effect.LIMITED, Effect.REFUSED}
+    is_left = bool(roster.ranked(call, tried, now))
+    if may_go_on and is_left and len(tried) < exchange.limits.attempts_max:
+        return None
+    # A lack that others may make up for is told only when nobody is left to ask.
+    is_lack = is_left and fault.effect is Effect.LACKS_MODEL
+    if is_lack or fault.error.code == "no_usable_account":
+        return roster.refusal(call, tried, now, exchange.server.unix_now())
+    return fault.error
 
 
 async def open_repaired(exchange: Exchange, lease: Lease, call: Call) -> Answer:

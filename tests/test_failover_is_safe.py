@@ -378,6 +378,18 @@ async def test_when_all_are_limited_the_first_reset_is_told(autojump_clock: Mock
         assert counts(world) == [1, 1, 1]
 
 
+async def test_a_model_is_missing_only_when_no_account_is_left(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("abcd", pool=IN_ORDER)) as world:
+        for upstream in world.upstreams.values():
+            upstream.always = error_answer(404, "model_not_found")
+        world.upstreams["d"].plays(json_answer({"id": "r"}))
+        first = await world.ask(ask_responses(stream=False))
+        assert (first.status, first.error["code"]) == (503, "pool_busy")
+        assert (await world.ask(ask_responses(stream=False))).status == 200
+        last = await world.ask(ask_responses(stream=False))
+        assert (last.status, last.error["code"]) == (400, "model_not_found")
+
+
 async def test_at_most_three_accounts_are_tried(autojump_clock: MockClock) -> None:
     async with opened_world(describe("abcd", pool=IN_ORDER)) as world:
         for upstream in world.upstreams.values():
