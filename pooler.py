@@ -1856,9 +1856,11 @@ class EventScanner:
         return EventKind.HANDSHAKE
 
     def _note(self, kind: EventKind, event: bytes) -> None:
-        """Remember what an event other than plain content tells."""
+        """Remember what an event other than plain content tells; after the end, nothing."""
+        if self.terminal is not None:
+            return
         if kind in TERMINAL_KINDS:
-            self.terminal = self.terminal or kind
+            self.terminal = kind
         if kind is EventKind.DONE or (kind is EventKind.HANDSHAKE and self.response):
             return
         value = event_object(event) or {}
@@ -4757,7 +4759,8 @@ async def relay_events(
     except TRANSPORT_ERRORS as cut:
         error = judge_trouble(exchange, cut).error
     is_told = answer.translator is None or answer.translator.response is not None
-    if not (is_told and scanner.is_complete(is_clean)):
+    is_cut = not (is_told and scanner.is_complete(is_clean))
+    if is_cut:
         error = error or PoolerError("upstream_stream_truncated")
         record.code = error.code
     elif scanner.failure is not None:
@@ -4767,7 +4770,7 @@ async def relay_events(
         error = None
     if exchange.is_started:
         last = b""
-        if error is not None and scanner.terminal is None:
+        if is_cut and error is not None:
             last = scanner.failure_event(error, record.request_id, call.kind)
         await exchange.send_events(last, is_last=True)
     elif error is not None:
