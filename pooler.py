@@ -1,7 +1,8 @@
 """codex-pooler: several AI accounts behind one OpenAI-compatible address.
 
 Clients call a narrow `/v1` with a pool key; each request goes to one account of that key's
-pool and its answer is streamed back unchanged.  One file, to be read from top to bottom.
+pool and its answer is streamed back: unchanged from an account with an API key, translated from
+a ChatGPT account.  One file, to be read from top to bottom.
 
 The way of a request, and where it is written down:
 
@@ -9,8 +10,10 @@ The way of a request, and where it is written down:
           -> Host, Origin, route, key, method            ROUTES, SECRETS AND KEYS, SERVER
           -> body read within bounds, JSON judged        REQUEST BODIES, CONNECTIONS
           -> an account is chosen, or waited for         ACCOUNTS
-          -> one exchange with its upstream              UPSTREAM
+          -> its login is read, and renewed if need be   CREDENTIALS, TOKENS
+          -> one exchange with its upstream              TRANSLATION, UPSTREAM
           -> events held until content, then relayed     EVENT STREAMS, RELAY
+          -> a failure: who is asked next, and told what VERDICTS, RELAY
           -> one line of metadata on stderr              RECORDS
 
 Trust: everything that arrives on the listening socket is untrusted; an upstream may see what
