@@ -4107,7 +4107,8 @@ async def ask_once(
         head = await connection.read_head(limits)
         return head.status, await connection.read_body(limits.event_bytes_max)
     finally:
-        await connection.close()
+        with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+            await connection.close()
 
 
 ################################################################
@@ -4503,12 +4504,13 @@ async def send_request(exchange: Exchange, account: Account, head: bytes, body: 
                     step = data[at : at + RECEIVE_BYTES]
                     await exchange.bounded(until, exchange.upstream.stream.send_all, step)
             return  # noqa: TRY300 (the loop goes on only after a stale connection)
-        except trio.BrokenResourceError:
-            if not exchange.upstream.is_used:
-                if await exchange.upstream.has_early_answer():
-                    return
-                raise
-            await exchange.release_upstream()
+        except trio.BrokenResourceError as error:
+            broken = error
+        if not exchange.upstream.is_used:
+            if await exchange.upstream.has_early_answer():
+                return
+            raise broken
+        await exchange.release_upstream()
 
 
 async def open_answer(
@@ -4519,6 +4521,8 @@ async def open_answer(
     `rejected`: the credentials that this account was refused with just now.
     Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
     """
+    answer: Answer | None = None
+    kept: Account | None = None
     try:
         identity = functools.partial(identify, exchange.server, account, rejected)
         is_here = not account.is_codex
@@ -4530,19 +4534,20 @@ async def open_answer(
         head = request_head(account.base_url, path, secret, fields, body)
         await send_request(exchange, account, head, body)
         del body  # an answer may take an hour
-        return await _read_answer(exchange, account, call, translator)
+        answer = await _read_answer(exchange, account, call, translator)
     except UpstreamFailed:
-        await exchange.release_upstream(account)
+        kept = account  # its connection may be whole
         raise
     except LoginNeeded:
         error = PoolerError("no_usable_account")
         raise UpstreamFailed(Fault("login needed", Action.NEXT, Effect.NONE, error)) from None
     except TRANSPORT_ERRORS as error:
-        await exchange.release_upstream()
         raise UpstreamFailed(judge_trouble(exchange, error)) from None
-    except BaseException:
-        await exchange.release_upstream()
-        raise
+    finally:
+        if answer is None:
+            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await exchange.release_upstream(kept)
+    return answer
 
 
 async def _read_answer(
@@ -4719,7 +4724,8 @@ async def deliver(exchange: Exchange, answer: Answer, lease: Lease) -> None:
             await exchange.respond(answer.head.status, answer.body, headers)
     except BaseException:
         note_outcome(exchange, lease, scanner)
-        await exchange.release_upstream()
+        with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+            await exchange.release_upstream()
         raise
     note_outcome(exchange, lease, scanner)
     await exchange.release_upstream(lease.account)
@@ -5394,7 +5400,8 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
                     word = (event_object(event) or {}).get("delta", "")
                     print(word, end="", flush=True)  # noqa: T201
     finally:
-        await connection.close()
+        with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+            await connection.close()
     say("")
     return scanner.terminal is EventKind.SUCCESS
 
