@@ -4888,23 +4888,23 @@ class Server(Shared):
     async def serve_connection(self, stream: trio.abc.HalfCloseableStream) -> None:
         """Serve one accepted stream to its end, and close it.  Raises nothing but Cancelled."""
         connection = ClientConnection(stream)
-        with connection.scope:
-            try:
-                if self.make_room():
-                    self.connections.add(connection)
-                    self.keyless[connection] = None
-                    async with trio.open_nursery() as nursery:  # holds: the reader
-                        nursery.start_soon(connection.read_ahead)
-                        while await self.serve_request(connection):
-                            pass
-                        nursery.cancel_scope.cancel()
-            except Exception:  # noqa: BLE001 (a bug stays within its connection)
-                self.log_bug(None)
-            finally:
-                self.connections.discard(connection)
-                self.keyless.pop(connection, None)
-                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                    await stream.aclose()
+        try:
+            if self.make_room():
+                self.connections.add(connection)
+                self.keyless[connection] = None
+                async with trio.open_nursery() as nursery:  # holds: the reader
+                    connection.scope = nursery.cancel_scope
+                    nursery.start_soon(connection.read_ahead)
+                    while await self.serve_request(connection):
+                        pass
+                    nursery.cancel_scope.cancel()
+        except Exception:  # noqa: BLE001 (a bug stays within its connection)
+            self.log_bug(None)
+        finally:
+            self.connections.discard(connection)
+            self.keyless.pop(connection, None)
+            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await stream.aclose()
 
     def make_room(self) -> bool:
         """Whether one more connection may come; the oldest without a key goes for it."""
