@@ -3496,6 +3496,7 @@ class ClientConnection(Connection):
         with contextlib.suppress(PeerClosed):
             while received := await Connection.receive(self):
                 self.ahead += received
+                del received  # a stream lives long, and there may be a thousand
                 self.changed.set()
                 while self.ahead and not self.is_in_call:
                     self.changed = trio.Event()
