@@ -158,6 +158,7 @@ EARLY_ANSWER_SECONDS_MAX: Final = 1.0  # an answer before the end of our request
 RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to
 CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones are not told of newer models
 CATALOGUE_SECONDS: Final = HOUR  # how long an account's /models stays good
+CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be had
 CATALOGUE_MODELS_MAX: Final = 10_000
 MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
 MODEL_BLOCKS_MAX: Final = 64  # per account
@@ -2853,11 +2854,14 @@ class Health:
     login: bytes = b""  # the digest of its file
 
     def note_login(self, digest: bytes, is_usable: bool, now: float) -> None:
-        """A new file may be what a refused account was waiting for."""
+        """A new file may be what a refused account, and its model list, were waiting for."""
         self.has_login = is_usable
-        if digest != self.login and self.phase is Phase.REFUSED:
-            self.enter(Phase.READY, now)
+        if digest == self.login:
+            return
         self.login = digest
+        self.catalogue_at = -math.inf
+        if self.phase is Phase.REFUSED:
+            self.enter(Phase.READY, now)
 
     def forget(self) -> None:
         """Start anew, as after a reload; only `in_flight_count` and the catalogue stay."""
@@ -5127,6 +5131,7 @@ class Server(Shared):
 
     def want_catalogues(self, pool: Pool) -> None:
         """Ask for the accounts' model lists in the background, if they are old."""
+        self.look_at_logins(pool)
         horizon = trio.current_time() - CATALOGUE_SECONDS
         for account in pool.accounts:
             health = self.roster.health.get(account.name)
@@ -5138,6 +5143,8 @@ class Server(Shared):
         """Read the model list of every account that has none configured, when wanted."""
         while True:
             self.catalogues_wanted = trio.Event()
+            for pool in self.config.pools.values():
+                self.look_at_logins(pool)
             for account in list(self.config.accounts.values()):
                 health = self.roster.health.get(account.name)
                 now = trio.current_time()
@@ -5148,6 +5155,8 @@ class Server(Shared):
                     health.catalogue_at = now
                     found = await self.read_catalogue(account)
                     health.catalogue = found or health.catalogue
+                    if found is None:
+                        health.catalogue_at = now - CATALOGUE_SECONDS + CATALOGUE_PAUSE_SECONDS
             await self.catalogues_wanted.wait()
 
     async def read_catalogue(self, account: Account) -> Mapping[str, Model] | None:

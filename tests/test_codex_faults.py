@@ -7,6 +7,7 @@ bug in its log.
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import parse_config
+from pooler import CATALOGUE_PAUSE_SECONDS, parse_config
 from tests.codex_backend import make_auth_file
 from tests.fakes import (
     LAST_CHUNK,
@@ -32,6 +33,7 @@ from tests.fakes import (
     chunk,
     json_answer,
     post,
+    request,
     sse_event,
     sse_head,
 )
@@ -67,22 +69,24 @@ WHOLE: Final = (CREATED, DELTA, DONE, CALLED, COMPLETED)
 
 
 @asynccontextmanager
-async def scripted_world(folder: Path, **limits: float) -> AsyncIterator[World]:
+async def scripted_world(
+    folder: Path, *, models: Json = ("gpt-5.5",), pool: Json = None, **limits: float
+) -> AsyncIterator[World]:
     """One codex account, whose upstream plays scripts."""
     path = folder / "auth.json"
     make_auth_file(path, "acct-1", expires_at=UNIX_START + 10**6)
     account = {
         "type": "codex",
         "auth_file": str(path),
-        "models": ["gpt-5.5"],
         "base_url": f"http://127.0.0.1:9001{PREFIX}",
-    }
-    pools = {"home": {"accounts": ["a"], "keys": {"laptop": KEY}}}
+    } | ({"models": models} if models else {})
+    pools = {"home": {"accounts": ["a"], "keys": {"laptop": KEY}} | (pool or {})}
     whole = {"accounts": {"a": account}, "pools": pools, "limits": limits}
     config = parse_config(json.dumps(whole).encode(), {}, str)
     async with trio.open_nursery() as nursery:
         world = World(config, nursery)
-        world.upstreams["a"].catalogue = json_answer({"models": []})
+        if models:
+            world.upstreams["a"].catalogue = json_answer({"models": []})
         world.start()
         await world.settle()
         yield world
@@ -298,3 +302,55 @@ async def test_a_drain_ends_every_answer_that_does_not_end(
         else:
             assert not check_end(form, response)
             assert b"server_stopping" in response.body
+
+
+################################################################
+# MODEL LISTS
+################################################################
+
+LISTED: Final = json_answer({"models": [{"slug": "gpt-5.5", "context_window": 7}]})
+
+
+def shown_models(response: Response) -> dict[str, Json]:
+    return {entry["id"]: entry.get("context_length") for entry in response.json()["data"]}
+
+
+async def test_a_model_list_that_could_not_be_had_is_asked_for_again(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with scripted_world(tmp_path, models=None) as world:
+        upstream = world.upstreams["a"]
+        assert shown_models(await world.ask(request("GET", "/v1/models"))) == {}
+        upstream.catalogue = LISTED
+        autojump_clock.jump(CATALOGUE_PAUSE_SECONDS - 1)
+        assert shown_models(await world.ask(request("GET", "/v1/models"))) == {}
+        autojump_clock.jump(2)
+        await world.ask(request("GET", "/v1/models"))
+        assert shown_models(await world.ask(request("GET", "/v1/models"))) == {"gpt-5.5": 7}
+        autojump_clock.jump(3500)
+        await world.ask(request("GET", "/v1/models"))
+        assert len(upstream.catalogue_asked) == 2
+
+
+async def test_a_new_login_brings_its_models(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with scripted_world(tmp_path, models=None) as world:
+        world.upstreams["a"].catalogue = LISTED
+        path = tmp_path / "auth.json"
+        make_auth_file(path, "acct-2", expires_at=UNIX_START + 2 * 10**6)
+        await world.ask(request("GET", "/v1/models"))
+        assert shown_models(await world.ask(request("GET", "/v1/models"))) == {"gpt-5.5": 7}
+
+
+async def test_an_alias_changes_the_model_of_an_encoded_native_body_and_no_more(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    body = NATIVE | {"model": "small", "extra": {"model": "small"}}
+    packed = gzip.compress(json.dumps(body).encode())
+    async with scripted_world(tmp_path, pool={"aliases": {"small": "gpt-5.5"}}) as world:
+        world.upstreams["a"].plays(sent(stream(WHOLE)))
+        headers = [("Content-Encoding", "gzip")]
+        response = await world.ask(post(f"{PREFIX}/responses", packed, headers=headers))
+        assert response.status == 200
+        [asked] = world.asked
+        assert asked.json() == body | {"model": "gpt-5.5"}
+        assert asked.header("content-encoding") is None
