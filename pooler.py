@@ -4091,8 +4091,7 @@ class Tokens:
             return None
         if verdict is Renewal.FAILED:
             return f"the token endpoint answered {status}"
-        login.mark = None
-        login.look()
+        login.look()  # Codex CLI, which takes no lock, may have been faster
         if login.credentials is None or login.credentials.digest != found.digest:
             return login.problem
         login.spent = found.digest
@@ -4185,7 +4184,6 @@ class Shared:
         Raises: PoolerError (pool_busy, usage_limit_reached, no_usable_account,
         model_not_found, server_stopping).
         """
-        self.look_at_logins(call.pool)
         if lease := self.find_lease(call, tried):
             return lease
         now = trio.current_time()
@@ -4694,7 +4692,6 @@ async def open_repaired(exchange: Exchange, lease: Lease, call: Call) -> Answer:
     if roster.is_foreign(call, account, lease.began_at):
         exchange.replace_body(drop_reasoning(exchange.body))
     rejected: Credentials | None = None
-    is_repaired = False
     while True:
         try:
             return await open_answer(exchange, account, call, rejected)
@@ -4705,9 +4702,9 @@ async def open_repaired(exchange: Exchange, lease: Lease, call: Call) -> Answer:
                 exchange.record.attempts[-1]["renewed"] = True
                 continue
             repaired = drop_reasoning(exchange.body) if action is Action.REPAIR else exchange.body
-            if is_repaired or repaired == exchange.body:
+            if repaired == exchange.body:  # a second time, too
                 raise
-        exchange.record.attempts[-1]["repaired"] = is_repaired = True
+        exchange.record.attempts[-1]["repaired"] = True
         exchange.replace_body(repaired)
         roster.pin(call, account, True, trio.current_time())
 

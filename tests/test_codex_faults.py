@@ -304,6 +304,17 @@ async def test_a_drain_ends_every_answer_that_does_not_end(
             assert b"server_stopping" in response.body
 
 
+async def test_a_reload_keeps_what_is_known_of_a_login(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Renewed tokens that are not on the disk yet are nowhere else."""
+    async with scripted_world(tmp_path) as world:
+        before = world.server.logins["a"]
+        await world.server.reload(lambda: (world.config, {}))
+        assert world.server.logins["a"] is before
+        assert world.server.tokens.tls is None
+
+
 ################################################################
 # MODEL LISTS
 ################################################################
