@@ -19,7 +19,7 @@ import trio
 from trio.testing import MockClock
 
 from pooler import CATALOGUE_PAUSE_SECONDS, parse_config
-from tests.codex_backend import make_auth_file
+from tests.codex_backend import TokenPlay, make_auth_file
 from tests.fakes import (
     LAST_CHUNK,
     UNIX_START,
@@ -37,7 +37,16 @@ from tests.fakes import (
     sse_event,
     sse_head,
 )
-from tests.test_codex_accounts import ASKED, CHAT, NATIVE, streamed
+from tests.test_codex_accounts import (
+    ASKED,
+    CHAT,
+    FIRST,
+    NATIVE,
+    SECOND,
+    codex_world,
+    described,
+    streamed,
+)
 from tests.wires import KEY, Json
 
 PREFIX: Final = "/backend-api/codex"
@@ -313,6 +322,36 @@ async def test_a_reload_keeps_what_is_known_of_a_login(
         await world.server.reload(lambda: (world.config, {}))
         assert world.server.logins["a"] is before
         assert world.server.tokens.tls is None
+
+
+@pytest.mark.parametrize("form", ["chat", "native"])
+async def test_a_login_that_cannot_be_renewed_takes_only_its_account_out(
+    mock_clock: MockClock, tmp_path: Path, form: str
+) -> None:
+    async with codex_world(described(tmp_path), tmp_path) as world:
+        made = make_auth_file(tmp_path / "first" / "auth.json", FIRST, expires_at=UNIX_START)
+        world.backend.admit(made)
+        world.backend.token_plays.append(TokenPlay(400, "refresh_token_invalidated"))
+        path, body = FORMS[form]
+        for _ in range(2):
+            response = await world.ask(post(path, body))
+            assert (response.status, response.header("x-request-id") is None) == (200, False)
+        assert world.accounts() == [SECOND, SECOND]
+        assert [len(record["attempts"]) for record in world.records] == [2, 1]
+        assert world.records[0]["attempts"][0]["reason"] == "login needed"
+
+
+@every_form
+async def test_a_stream_without_a_content_type_is_one_all_the_same(
+    autojump_clock: MockClock, tmp_path: Path, form: str
+) -> None:
+    bare = answer_head(200, [("transfer-encoding", "chunked")])
+    async with scripted_world(tmp_path) as world:
+        script = [Send(bare + chunk(stream(WHOLE)) + LAST_CHUNK)]
+        response = await ask(world, form, script)
+        assert check_end(form, response)
+        kind = "json" if form in {"responses", "chat"} else "event-stream"
+        assert kind in (response.header("content-type") or "")
 
 
 ################################################################

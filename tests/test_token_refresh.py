@@ -408,6 +408,19 @@ async def test_an_endpoint_that_cannot_be_reached_costs_nothing(
         assert desk.login.spent == b""
 
 
+async def test_a_login_without_a_refresh_token_serves_to_its_end(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(SOON)
+        value = json.loads(desk.path.read_bytes())
+        del value["tokens"]["refresh_token"]
+        desk.path.write_text(json.dumps(value))
+        assert await desk.ask() == desk.saved()
+        assert "holds no refresh token" in str(desk.login.problem)
+        assert desk.asked_count == 0
+
+
 @pytest.mark.parametrize("spoil", ["link", "folder"])
 async def test_where_nothing_can_be_saved_nothing_is_asked(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str

@@ -462,3 +462,12 @@ def test_recorded_streams_keep_their_text_and_calls(path: Path) -> None:
 def test_json_is_made_as_short_as_it_can_be(value: Json, raw: bytes) -> None:
     assert pooler.dump_json(value) == raw
     assert json.loads(raw) == value
+
+
+def test_there_are_only_so_many_items() -> None:
+    items = [{"role": "user", "content": ""}] * pooler.INPUT_ITEMS_MAX
+    made = to_codex(CallKind.CHAT, {"messages": items}, "m", None)
+    assert len(made["input"]) == len(items)
+    with pytest.raises(PoolerError) as refused:
+        to_codex(CallKind.CHAT, {"messages": [*items, items[0]]}, "m", None)
+    assert (refused.value.code, refused.value.param) == ("invalid_value", "input")
