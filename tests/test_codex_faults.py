@@ -19,7 +19,7 @@ import trio
 from trio.testing import MockClock
 
 from pooler import CATALOGUE_PAUSE_SECONDS, parse_config
-from tests.codex_backend import TokenPlay, make_auth_file
+from tests.codex_backend import Play, TokenPlay, make_auth_file
 from tests.fakes import (
     LAST_CHUNK,
     UNIX_START,
@@ -352,6 +352,48 @@ async def test_a_stream_without_a_content_type_is_one_all_the_same(
         assert check_end(form, response)
         kind = "json" if form in {"responses", "chat"} else "event-stream"
         assert kind in (response.header("content-type") or "")
+
+
+CANARY: Final = "canary-prompt-0123456789"
+FAILURES: Final = (
+    Play(),
+    Play(FIRST, error="usage_limit"),
+    Play(FIRST, error="token_invalidated"),
+    Play(FIRST, error="account_deactivated"),
+    Play(error="model_unsupported", count=2),
+    Play(error="challenge"),
+    Play(ends="cut"),
+    Play(ends="response.failed", after="handshake", code="context_length_exceeded"),
+)
+
+
+@every_form
+async def test_no_login_and_no_prompt_is_told_to_anybody_else(
+    mock_clock: MockClock, tmp_path: Path, form: str
+) -> None:
+    path, body = FORMS[form]
+    name = "messages" if "messages" in body else "input"
+    said = body | {name: [{"role": "user", "content": CANARY}], "prompt_cache_key": CANARY}
+    if form == "native":
+        part = {"type": "input_text", "text": CANARY}
+        said |= {"input": [{"type": "message", "role": "user", "content": [part]}]}
+    for play in FAILURES:
+        async with codex_world(described(tmp_path), tmp_path) as world:
+            logins = list(world.backend.logins.values())
+            world.backend.plays.append(play)
+            response = await world.ask(post(path, said))
+            logins += world.backend.logins.values()
+            told = json.dumps([world.logged, response.headers]) + response.body.decode()
+            for login in logins:
+                for secret in (login.access_token, login.refresh_token, login.account_id):
+                    if secret.startswith("acct") and form == "native":
+                        continue  # the backend of the tests puts it into its own headers
+                    assert secret not in told
+            assert CANARY not in told
+            for seen in world.asked_of():
+                others = [one for one in logins if one.account_id != seen.account]
+                sent_text = json.dumps([seen.headers, seen.body])
+                assert not [one for one in others if one.access_token in sent_text]
 
 
 ################################################################
