@@ -3488,7 +3488,7 @@ class ClientConnection(Connection):
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # of the whole of it
     ahead: bytes = b""  # received and not asked for yet
-    changed: trio.Event = field(default_factory=trio.Event)  # `ahead` has grown or shrunk
+    changed: trio.Event | None = None  # set when `ahead` grows or shrinks, if anybody waits
     is_at_end: bool = False
     is_gone: bool = False
     is_first: bool = True
@@ -3501,20 +3501,18 @@ class ClientConnection(Connection):
             while received := await Connection.receive(self):
                 self.ahead += received
                 del received  # a stream lives long, and there may be a thousand
-                self.changed.set()
+                self.note_change()
                 while self.ahead and not self.is_in_call:
-                    self.changed = trio.Event()
-                    await self.changed.wait()
+                    await self.wait_change()
                 if len(self.ahead) > PIPELINED_BYTES_MAX:
                     break
         self.is_at_end = True
-        self.changed.set()
         self.enter_call(self.is_in_call)
 
     def enter_call(self, is_in_call: bool) -> None:
         """From now on a client that closes, or sends too much ahead, ends the connection."""
         self.is_in_call = is_in_call
-        self.changed.set()
+        self.note_change()
         if is_in_call and (self.is_at_end or len(self.ahead) > PIPELINED_BYTES_MAX):
             self.is_gone = True
             self.scope.cancel()
@@ -3522,11 +3520,20 @@ class ClientConnection(Connection):
     async def receive(self) -> bytes:
         """What `read_ahead` has; b"" at the end."""
         while not (self.ahead or self.is_at_end):
-            self.changed = trio.Event()
-            await self.changed.wait()
+            await self.wait_change()
         received, self.ahead = self.ahead, b""
-        self.changed.set()
+        self.note_change()
         return received
+
+    def note_change(self) -> None:
+        if self.changed is not None:
+            self.changed.set()
+            self.changed = None
+
+    async def wait_change(self) -> None:
+        """The reader waits for what has come to be taken, the others for something to come."""
+        self.changed = trio.Event()
+        await self.changed.wait()
 
     async def read_head(self, limits: Limits) -> bytes | None:
         """The next request head with its blank line; None where the client sends no more.
