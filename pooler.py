@@ -141,6 +141,10 @@ class Limits:
     idle_connection_seconds_max: float = _limit(15, 0, 300)  # servers drop theirs from 60 s
     comment_seconds: float = _limit(15, 0.1, 300)  # proxies cut silence from 30 s on
     drain_seconds_max: float = _limit(30, 0, 3600)
+    # The logins of ChatGPT accounts.
+    refresh_margin_seconds: float = _limit(300, 0, 24 * HOUR)  # before a token ends
+    refresh_seconds_max: float = _limit(15, 1, 60)  # lock, answer and disk together
+    refresh_pause_seconds: float = _limit(10, 1, HOUR)  # after one that failed
 
 
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
@@ -170,10 +174,8 @@ TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum'
 INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 SESSION_CHARS_MAX: Final = 256
-RENEWAL_MARGIN_SECONDS: Final = 300.0  # before a login's token ends
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
-RENEWAL_SECONDS_MAX: Final = 15.0  # lock, answer and disk together
-RENEWAL_PAUSE_SECONDS: Final = 10.0  # after a failed one
+RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
 SECRET_CHARS_MIN: Final = 16
 CONFIG_BYTES_MAX: Final = 4 * MIB
 SECRET_FILE_BYTES_MAX: Final = 64 * KIB
@@ -463,9 +465,9 @@ def parse_auth_file(raw: bytes) -> Credentials:
     )
 
 
-def is_renewal_due(credentials: Credentials, unix_now: float) -> bool:
+def is_renewal_due(credentials: Credentials, unix_now: float, margin_seconds: float) -> bool:
     if credentials.expires_at is not None:
-        return unix_now >= credentials.expires_at - RENEWAL_MARGIN_SECONDS
+        return unix_now >= credentials.expires_at - margin_seconds
     known = credentials.refreshed_at
     return known is not None and unix_now >= known + RENEWAL_AGE_SECONDS
 
@@ -3986,7 +3988,7 @@ class Login:
             told.append((False, f"{self.path} can be read by others: chmod 600 {self.path}"))
         if found.refresh_token is None:
             told.append((False, f"{self.path} holds no refresh token; {self.advice}"))
-        elif is_renewal_due(found, unix_now):
+        elif is_renewal_due(found, unix_now, 0):
             told.append((False, f"{self.path} has run out; it is renewed when it is needed"))
         return told
 
@@ -4011,7 +4013,8 @@ class Tokens:
         if not login.is_usable(self.unix_now()) or login.credentials is None:
             raise LoginNeeded(login.problem)
         is_rejected = rejected is not None and rejected.digest == login.credentials.digest
-        if is_rejected or is_renewal_due(login.credentials, self.unix_now()):
+        margin_seconds = self.limits.refresh_margin_seconds
+        if is_rejected or is_renewal_due(login.credentials, self.unix_now(), margin_seconds):
             await self.renew(login)
         found = login.credentials
         if found is None or found.digest in {login.spent, rejected and rejected.digest}:
@@ -4036,7 +4039,10 @@ class Tokens:
         lock = FileLock(login.path.with_name(f"{login.path.name}.lock"))
         problem: str | None = "the login was not renewed in time"
         try:
-            with trio.move_on_after(RENEWAL_SECONDS_MAX, shield=True):
+            with (
+                trio.move_on_after(RENEWAL_SECONDS_CEILING, shield=True),
+                trio.move_on_after(self.limits.refresh_seconds_max),
+            ):
                 obstacle = obstacle_to_saving(login.path)
                 if obstacle is None:
                     await trio.to_thread.run_sync(lock.take, abandon_on_cancel=True)
@@ -4048,7 +4054,7 @@ class Tokens:
         finally:
             lock.leave()
             if problem is not None:
-                login.retry_at = trio.current_time() + RENEWAL_PAUSE_SECONDS
+                login.retry_at = trio.current_time() + self.limits.refresh_pause_seconds
                 login.problem = problem
                 self.log("warning", "login", {"account": login.name, "problem": problem})
             login.renewal.set()
@@ -4168,7 +4174,7 @@ class Shared:
 
     def take_logins(self) -> None:
         """The logins of the configuration; one that stays keeps what is known of it."""
-        self.tokens.tls = self.tls_contexts.get(None)
+        self.tokens.tls, self.tokens.limits = self.tls_contexts.get(None), self.config.limits
         kept = {(login.name, str(login.path)): login for login in self.logins.values()}
         self.logins = {
             name: kept.get((name, account.auth_file)) or Login(name, Path(account.auth_file))

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 import pooler
 from pooler import (
     RENEWAL_AGE_SECONDS,
-    RENEWAL_MARGIN_SECONDS,
     SECRET_FILE_BYTES_MAX,
     Credentials,
+    Limits,
     Login,
     LoginNeeded,
     Renewal,
@@ -43,6 +43,7 @@ from tests.codex_turns import encode_part
 
 Json = Any
 NOW: Final = 1_800_000_000.0
+MARGIN_SECONDS: Final = Limits().refresh_margin_seconds
 AUTH: Final = "https://api.openai.com/auth"
 ACCESS: Final = make_token("acct-claimed", "plus", NOW + 3600)
 
@@ -137,8 +138,8 @@ def test_a_token_that_tells_nothing_is_used_all_the_same(token: str) -> None:
     found = parse_auth_file(content({"access_token": token}))
     assert reveal(found.access_token) == token
     assert found.expires_at is None
-    assert not is_renewal_due(found, NOW + RENEWAL_AGE_SECONDS - 1)
-    assert is_renewal_due(found, NOW + RENEWAL_AGE_SECONDS)
+    assert not is_renewal_due(found, NOW + RENEWAL_AGE_SECONDS - 1, MARGIN_SECONDS)
+    assert is_renewal_due(found, NOW + RENEWAL_AGE_SECONDS, MARGIN_SECONDS)
 
 
 @given(st.recursive(
@@ -161,9 +162,9 @@ def test_no_file_breaks_the_reader(value: Json) -> None:
 def test_a_login_is_renewed_five_minutes_before_its_end() -> None:
     found = parse_auth_file(content())
     assert found.expires_at is not None
-    assert not is_renewal_due(found, found.expires_at - RENEWAL_MARGIN_SECONDS - 1)
-    assert is_renewal_due(found, found.expires_at - RENEWAL_MARGIN_SECONDS)
-    assert RENEWAL_MARGIN_SECONDS == 300
+    assert not is_renewal_due(found, found.expires_at - MARGIN_SECONDS - 1, MARGIN_SECONDS)
+    assert is_renewal_due(found, found.expires_at - MARGIN_SECONDS, MARGIN_SECONDS)
+    assert MARGIN_SECONDS == 300
 
 
 ################################################################

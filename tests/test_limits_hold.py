@@ -50,6 +50,7 @@ JSON: Final = "test_json_guard.py"
 TIMERS: Final = "test_timers.py"
 SCANNER: Final = "test_sse_scanner.py"
 
+TOKENS: Final = "test_token_refresh.py"
 CROSSED_BY: Final[dict[str, tuple[str, str]]] = {
     "head_bytes_max": (HERE, "test_a_head_has_so_many_bytes"),
     "head_fields_max": (HERE, "test_a_head_has_so_many_fields"),
@@ -99,6 +100,11 @@ CROSSED_BY: Final[dict[str, tuple[str, str]]] = {
     "comment_seconds": (TIMERS, "test_comments_come_after_fifteen_seconds_of_silence"),
     "drain_seconds_max": (
         "test_cancellation.py", "test_a_stop_ends_what_is_left_with_one_terminal_event"),
+    "refresh_margin_seconds": (
+        "test_auth_file.py", "test_a_login_is_renewed_five_minutes_before_its_end"),
+    "refresh_seconds_max": (
+        TOKENS, "test_a_lock_that_is_never_free_is_waited_for_a_bounded_time"),
+    "refresh_pause_seconds": (TOKENS, "test_a_passing_failure_is_tried_again_after_a_pause"),
 }  # fmt: skip
 
 

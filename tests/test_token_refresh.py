@@ -25,8 +25,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import pooler
 from pooler import (
-    RENEWAL_PAUSE_SECONDS,
-    RENEWAL_SECONDS_MAX,
     BaseUrl,
     Credentials,
     Limits,
@@ -39,6 +37,8 @@ from tests.codex_backend import CodexBackend, TokenPlay, make_auth_file
 
 Json = Any
 REAL_SECONDS_MAX: Final = 30.0
+PAUSE_SECONDS: Final = Limits().refresh_pause_seconds
+RENEWAL_SECONDS_MAX: Final = Limits().refresh_seconds_max
 ENDED, SOON, LONG = -60.0, 60.0, 10**6  # seconds until a token ends
 
 
@@ -336,7 +336,7 @@ async def test_nothing_is_used_before_it_is_saved(
             for _ in range(3):
                 with pytest.raises(LoginNeeded, match="cannot be saved: No space left"):
                     await desk.ask()
-                mock_clock.jump(RENEWAL_PAUSE_SECONDS)
+                mock_clock.jump(PAUSE_SECONDS)
         assert (desk.asked_count, desk.path.read_bytes()) == (1, before)
         token = await desk.ask()
         assert (token, desk.asked_count) == (desk.saved(), 1)
@@ -371,10 +371,10 @@ async def test_a_passing_failure_is_tried_again_after_a_pause(
                 with pytest.raises(LoginNeeded):
                     await desk.ask()
         assert desk.asked_count == 1
-        mock_clock.jump(RENEWAL_PAUSE_SECONDS)
+        mock_clock.jump(PAUSE_SECONDS)
         assert await desk.ask() == desk.saved() != old
         assert desk.asked_count == 2
-        assert RENEWAL_PAUSE_SECONDS == 10
+        assert PAUSE_SECONDS == 10
 
 
 @pytest.mark.parametrize("shape", ["object", "string", "top"])
