@@ -451,15 +451,16 @@ def parse_auth_file(raw: bytes) -> Credentials:
     ids = [tokens.get("account_id"), *(one.get("chatgpt_account_id") for one in auths), *firsts]
     refreshed_at: float | None = None
     with contextlib.suppress(ValueError, TypeError, OverflowError):
-        refreshed_at = datetime.fromisoformat(value["last_refresh"]).timestamp()
-    expires_at = claims[1].get("exp")
+        refreshed_at = datetime.fromisoformat(value.get("last_refresh", "")).timestamp()
+    expires_at: Json = claims[1].get("exp")
+    is_time = type(expires_at) in {int, float} and abs(expires_at) < 10**12
     refresh = _first_text(_TOKEN_TEXT, tokens.get("refresh_token"))
     return Credentials(
         access_token=Secret(access),
         refresh_token=Secret(refresh) if refresh else None,
         account_id=_first_text(_ACCOUNT_ID, *ids),
         plan=_first_text(_ACCOUNT_ID, *(one.get("chatgpt_plan_type") for one in auths)),
-        expires_at=float(expires_at) if type(expires_at) is int and expires_at < 10**12 else None,
+        expires_at=float(expires_at) if is_time else None,
         refreshed_at=refreshed_at,
         digest=hashlib.sha256(raw).digest(),
     )

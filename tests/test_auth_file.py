@@ -7,6 +7,7 @@ itself at every step of a save, for the rest.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import stat
@@ -132,7 +133,8 @@ def test_what_is_no_login_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize(
     "token",
     ["opaque", "a.b", "a.!!.c", "a.e30.c", "..", jwt(exp="soon"), jwt(exp=10**40), jwt(exp=True),
-     jwt(**{AUTH: [1]}), f"a.{encode_part([1])}.c", "a." + "A" * 16000 + ".c"],
+     jwt(exp=-(10**400)), jwt(exp=math.nan), jwt(exp=math.inf), jwt(**{AUTH: [1]}),
+     f"a.{encode_part([1])}.c", "a." + "A" * 16000 + ".c"],
 )  # fmt: skip
 def test_a_token_that_tells_nothing_is_used_all_the_same(token: str) -> None:
     found = parse_auth_file(content({"access_token": token}))
@@ -140,6 +142,33 @@ def test_a_token_that_tells_nothing_is_used_all_the_same(token: str) -> None:
     assert found.expires_at is None
     assert not is_renewal_due(found, NOW + RENEWAL_AGE_SECONDS - 1, MARGIN_SECONDS)
     assert is_renewal_due(found, NOW + RENEWAL_AGE_SECONDS, MARGIN_SECONDS)
+
+
+def test_an_end_may_have_a_fraction() -> None:
+    found = parse_auth_file(content({"access_token": jwt(exp=NOW + 0.5)}))
+    assert found.expires_at == NOW + 0.5
+
+
+LAST_REFRESHES: Final[dict[str, tuple[Json, float | None]]] = {
+    "nanoseconds": ("2027-01-15T08:00:00.250000999Z", NOW + 0.25),
+    "null": (None, None),
+    "number": (5, None),
+    "no-date": ("soon", None),
+    "before-time": ("0001-01-01T00:00:00", None),
+}
+
+
+@pytest.mark.parametrize("name", LAST_REFRESHES)
+def test_the_last_renewal_is_read_if_it_can_be(name: str) -> None:
+    value, expected = LAST_REFRESHES[name]
+    assert parse_auth_file(content(last_refresh=value)).refreshed_at == expected
+
+
+def test_a_login_that_was_never_renewed_is_a_login() -> None:
+    value = json.loads(content())
+    del value["last_refresh"]
+    found = parse_auth_file(json.dumps(value).encode())
+    assert (reveal(found.access_token), found.refreshed_at) == (ACCESS, None)
 
 
 @given(st.recursive(
@@ -151,12 +180,14 @@ def test_a_token_that_tells_nothing_is_used_all_the_same(token: str) -> None:
     max_leaves=12,
 ))  # fmt: skip
 def test_no_file_breaks_the_reader(value: Json) -> None:
-    raw = json.dumps(value).encode()
-    try:
-        found = parse_auth_file(raw)
-    except LoginNeeded:
-        return
-    assert isinstance(found, Credentials)
+    beside = value if isinstance(value, dict) else {"last_refresh": value}
+    inside = {"tokens": {"id_token": jwt(**beside), "access_token": jwt(exp=value)}}
+    for whole in (value, beside | inside, inside):
+        try:
+            found = parse_auth_file(json.dumps(whole).encode())
+        except LoginNeeded:
+            continue
+        assert isinstance(found, Credentials)
 
 
 def test_a_login_is_renewed_five_minutes_before_its_end() -> None:
