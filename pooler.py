@@ -3867,7 +3867,8 @@ def new_file(path: Path) -> Path:
 def save_file(path: Path, raw: bytes) -> None:
     """Put `raw` in the place of the file in one step, on the disk.  Raises: OSError."""
     fresh = new_file(path)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fresh.unlink(missing_ok=True)  # of a process that was killed, maybe another user's, or a link
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(raw)
@@ -3891,7 +3892,8 @@ def obstacle_to_saving(path: Path) -> str | None:
         return "is mounted by itself, so it cannot be replaced; mount its folder instead"
     with contextlib.suppress(OSError):  # only where the kernel tells: a bind of the same disk
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-        if any(line.split()[4:5] == [str(path.resolve())] for line in mounts.splitlines()):
+        shown = str(path.resolve()).replace(" ", r"\040")
+        if any(line.split()[4:5] == [shown] for line in mounts.splitlines()):
             return "is mounted by itself, so it cannot be replaced; mount its folder instead"
     return None
 
@@ -3906,9 +3908,16 @@ class FileLock:
         self.descriptor: int | None = None
 
     def take(self) -> None:
+        """Raises: LoginNeeded, where the file cannot be locked at all."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        descriptor = None
+        try:
+            descriptor = os.open(self.path, flags, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if descriptor is not None:
+                os.close(descriptor)
+            raise LoginNeeded(f"{self.path} cannot be locked: {error.strerror}") from None
         with self.mutex:
             if self.is_left:
                 os.close(descriptor)  # which unlocks it
@@ -3937,6 +3946,9 @@ class Login:
     unsaved: bytes = b""  # renewed, and not on the disk yet
     retry_at: float = -math.inf
     renewal: trio.Event | None = None  # set while one is under way
+    # A thread that waits for the lock may be left behind: one at most, and none of those that
+    # resolve names.
+    threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
 
     def look(self) -> None:
         """Read the file, if it is another one than before."""
@@ -3952,10 +3964,12 @@ class Login:
             reason = "is not there" if isinstance(error, OSError) else str(error)
             if isinstance(error, OSError) and error.errno != errno.ENOENT:
                 reason = f"cannot be read: {error.strerror}"
-            self.mark, self.raw, self.credentials = None, b"", None
+            self.mark, self.credentials = None, None
             self.problem = f"{self.path} {reason}; {self.advice}"
             return
-        self.mark, self.raw, self.unsaved = mark, raw, b""
+        if raw != self.raw:  # touched is not changed: what is unsaved may be the only good one
+            self.raw, self.unsaved = raw, b""
+        self.mark = mark
         self.problem = None if self.credentials.digest != self.spent else self.problem
 
     @property
@@ -4046,10 +4060,14 @@ class Tokens:
             ):
                 obstacle = obstacle_to_saving(login.path)
                 if obstacle is None:
-                    await trio.to_thread.run_sync(lock.take, abandon_on_cancel=True)
+                    await trio.to_thread.run_sync(
+                        lock.take, abandon_on_cancel=True, limiter=login.threads
+                    )
                     problem = await self.renew_locked(login, before)
                 else:
                     problem = f"{login.path} {obstacle}"
+        except LoginNeeded as refused:
+            problem = str(refused)
         except TRANSPORT_ERRORS:
             problem = "the token endpoint cannot be reached"
         finally:
@@ -4070,7 +4088,9 @@ class Tokens:
         # What a process that was killed had got, and not put in place yet, is as good as asked.
         with contextlib.suppress(OSError, LoginNeeded):
             left = new_file(login.path).read_bytes()
-            if (parse_auth_file(left).refreshed_at or 0) > (found.refreshed_at or 0):
+            kept = parse_auth_file(left)
+            is_later = (kept.refreshed_at or 0) > (found.refreshed_at or 0)
+            if is_later and kept.account_id == found.account_id:
                 login.unsaved = login.unsaved or left
         if not login.unsaved and (problem := await self.ask(login, found)):
             return problem

@@ -332,10 +332,14 @@ def test_a_folder_that_cannot_be_written_is_found(
     assert "cannot be written" in (obstacle_to_saving(path) or "")
 
 
+@pytest.mark.parametrize("folder", ["home", "a home"])
 def test_a_file_that_is_mounted_by_itself_is_found(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
-    line = f"36 35 98:0 /inner {path.resolve()} rw,noatime - ext4 /dev/root rw"
+    path = tmp_path / folder / "auth.json"
+    make_auth_file(path, "acct-1", expires_at=NOW + 3600)
+    shown = str(path.resolve()).replace(" ", r"\040")  # as the kernel writes it
+    line = f"36 35 98:0 /inner {shown} rw,noatime - ext4 /dev/root rw"
     read_text = Path.read_text
 
     def told(self: Path, **options: str) -> str:
@@ -385,13 +389,15 @@ def test_a_saved_file_is_whole_and_private(path: Path) -> None:
     assert [one.name for one in path.parent.iterdir()] == ["auth.json"]
 
 
-def test_a_leftover_that_is_a_link_is_not_followed(path: Path) -> None:
+@pytest.mark.parametrize("make", [os.symlink, os.link], ids=["symlink", "hard-link"])
+def test_a_leftover_that_leads_elsewhere_is_not_followed(
+    path: Path, make: Callable[[Path, Path], None]
+) -> None:
     victim = path.with_name("victim")
     victim.write_text("safe")
-    path.with_name(".auth.json.new").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic"):
-        save_file(path, b"new")
-    assert victim.read_text() == "safe"
+    make(victim, path.with_name(".auth.json.new"))
+    save_file(path, b"new")  # the token is spent by now: nothing may stand in its way
+    assert (victim.read_text(), path.read_bytes(), path.is_symlink()) == ("safe", b"new", False)
 
 
 # Every call of the operating system that a save makes; the child dies before or after its Nth.
@@ -408,12 +414,13 @@ CHILD: Final = textwrap.dedent("""
             count += 1
             if count == step and not is_after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            made = real(*args, **options)
-            if count == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return made
+            try:
+                return real(*args, **options)
+            finally:  # also where there is nothing to unlink
+                if count == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
         return call
-    for name in ("open", "fdopen", "fchmod", "fsync", "rename", "close"):
+    for name in ("unlink", "open", "fdopen", "fchmod", "fsync", "rename", "close"):
         setattr(os, name, deadly(name))
     pooler.save_file(path, b"new" * 30000)
     print(count)

@@ -6,12 +6,14 @@ processes are real ones.  The clock stands still unless a test moves it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -87,6 +89,25 @@ class Desk:
         """Until no renewal is under way."""
         while self.login.renewal is not None:
             await self.login.renewal.wait()
+
+
+@asynccontextmanager
+async def jumping(clock: MockClock, seconds: float) -> AsyncIterator[None]:
+    """The clock jumps once everybody in the block waits."""
+
+    async def jump() -> None:
+        await wait_all_tasks_blocked()
+        clock.jump(seconds)
+
+    failure: LoginNeeded | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(jump)
+        try:
+            yield
+        except LoginNeeded as error:
+            failure = error
+    if failure is not None:  # outside of the nursery: not wrapped in a group
+        raise failure
 
 
 @asynccontextmanager
@@ -266,6 +287,47 @@ async def test_a_lock_that_is_never_free_is_waited_for_a_bounded_time(
         assert RENEWAL_SECONDS_MAX == 15
 
 
+async def test_a_lock_that_is_never_free_costs_one_thread(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    """Trio's own threads resolve names: if they all waited here, no upstream could be reached."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        shared = trio.to_thread.current_default_thread_limiter()
+        with (tmp_path / "auth.json.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = threading.active_count()
+            for _ in range(5):
+                with pytest.raises(LoginNeeded, match="not renewed in time"):
+                    async with jumping(mock_clock, RENEWAL_SECONDS_MAX):
+                        await desk.ask()
+                mock_clock.jump(PAUSE_SECONDS)
+            assert shared.borrowed_tokens == 0
+            assert threading.active_count() <= before + 2  # it, and an idle one of Trio's
+        assert await desk.ask() == desk.saved()
+        assert desk.asked_count == 1
+
+
+@pytest.mark.parametrize("spoil", ["open", "flock"])
+async def test_a_lock_that_cannot_be_had_is_told_by_its_name(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(SOON)
+        if spoil == "open":
+            (tmp_path / "auth.json.lock").mkdir()
+        else:
+            monkeypatch.setattr(fcntl, "flock", refuse)
+        open_count = len(os.listdir("/dev/fd"))
+        assert await desk.ask() == desk.saved()
+        assert str(desk.login.problem).startswith(f"{tmp_path}/auth.json.lock cannot be locked: ")
+        assert len(os.listdir("/dev/fd")) == open_count
+        assert desk.asked_count == 0
+
+
 ################################################################
 # TO THE END
 ################################################################
@@ -322,8 +384,19 @@ async def test_what_a_killed_process_had_got_is_not_lost(
         assert not pooler.new_file(desk.path).exists()
 
 
+async def test_what_was_left_of_another_account_is_not_adopted(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        make_auth_file(pooler.new_file(desk.path), "acct-2", last_refresh="2099-01-01T00:00:00Z")
+        desk.log_in(ENDED)
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.saved("account_id")) == (1, "acct-1")
+
+
+@pytest.mark.parametrize("is_touched", [False, True])
 async def test_nothing_is_used_before_it_is_saved(
-    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_touched: bool
 ) -> None:
     def full(_path: Path, _raw: bytes) -> None:
         raise OSError(28, "No space left on device")
@@ -338,6 +411,10 @@ async def test_nothing_is_used_before_it_is_saved(
                     await desk.ask()
                 mock_clock.jump(PAUSE_SECONDS)
         assert (desk.asked_count, desk.path.read_bytes()) == (1, before)
+        if is_touched:  # as a backup or a careless hand does; the content is the spent one
+            desk.path.unlink()
+            assert not desk.login.is_usable(time.time())
+            desk.path.write_bytes(before)
         token = await desk.ask()
         assert (token, desk.asked_count) == (desk.saved(), 1)
         assert desk.saved("refresh_token") == "rt-acct-2"
