@@ -4195,7 +4195,9 @@ class Shared:
 
     def take_logins(self) -> None:
         """The logins of the configuration; one that stays keeps what is known of it."""
-        self.tokens.tls, self.tokens.limits = self.tls_contexts.get(None), self.config.limits
+        is_tls = self.config.token_url.is_tls
+        self.tokens.tls = self.tls_contexts.get(None) if is_tls else None
+        self.tokens.limits = self.config.limits
         kept = {(login.name, str(login.path)): login for login in self.logins.values()}
         self.logins = {
             name: kept.get((name, account.auth_file)) or Login(name, Path(account.auth_file))

@@ -27,12 +27,16 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import pooler
 from pooler import (
+    RENEWAL_URL_VARIABLE,
     BaseUrl,
     Credentials,
     Limits,
     Login,
     LoginNeeded,
+    Server,
     Tokens,
+    make_tls_context,
+    parse_config,
     reveal,
 )
 from tests.codex_backend import CodexBackend, TokenPlay, make_auth_file
@@ -392,6 +396,21 @@ async def test_what_was_left_of_another_account_is_not_adopted(
         desk.log_in(ENDED)
         assert await desk.ask() == desk.saved()
         assert (desk.asked_count, desk.saved("account_id")) == (1, "acct-1")
+
+
+async def test_a_plain_endpoint_is_asked_without_tls(mock_clock: MockClock, tmp_path: Path) -> None:
+    """The accounts' own upstreams need the TLS context that is there."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        account = {"type": "codex", "auth_file": str(desk.path)}
+        described = {"accounts": {"one": account}, "pools": {"home": {"accounts": ["one"]}}}
+        env = {RENEWAL_URL_VARIABLE: f"{desk.origin}/oauth/token"}
+        config = parse_config(json.dumps(described).encode(), env, str)
+        server = Server(config, {None: make_tls_context(None)}, log=desk.note)
+        server.tokens.services = desk.nursery
+        with trio.fail_after(REAL_SECONDS_MAX):
+            found = await server.tokens.credentials(server.logins["one"])
+        assert reveal(found.access_token) == desk.saved()
 
 
 @pytest.mark.parametrize("is_touched", [False, True])
