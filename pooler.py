@@ -617,7 +617,9 @@ RENEWAL_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's 
 NOT_YET: Final = "this version of codex-pooler does not have it yet"
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _MODEL: Final = r"[\x21-\x7e]{1,200}"
-_HOST_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}|\[[0-9A-Fa-f:.]+\]"
+# A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
+_LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
+_HOST_NAME: Final = rf"{_LABEL}(?:\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]+\]"
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")

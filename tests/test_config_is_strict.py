@@ -188,6 +188,7 @@ BASE_URLS: Final = [
     *("https://h/v1?a=b", "https://h/v1#f", "https://h/a b", "https://h\r\nX: y/v1", "https://é/"),
     *("http://192.168.1.5/v1", "http://localhost.evil.example/v1", "http://127.0.0.1.evil.example"),
     *("http://0.0.0.0:8080/v1", "http://[2001:db8::1]/v1", 1, None, ["https://h"]),
+    *("https://a..b/v1", f"https://{'a' * 64}.com/v1", "https://a.-b/v1"),  # cannot be resolved
 ]
 MISSING: Final = ["accounts", "pools", "accounts.a.type", "accounts.a.api_key"]
 MISSING_MORE: Final = ["pools.home.accounts", f"{CI}.key"]
@@ -498,6 +499,8 @@ def test_limits_are_the_defaults_of_accounts_and_keys() -> None:
     ("text", "expected"),
     [
         ("https://h", (True, "h", 443, "", "h")),
+        ("https://a_b.c-d.", (True, "a_b.c-d.", 443, "", "a_b.c-d.")),
+        (f"https://{'a' * 63}.b", (True, f"{'a' * 63}.b", 443, "", f"{'a' * 63}.b")),
         ("https://h/", (True, "h", 443, "", "h")),
         ("https://h:443/v1/", (True, "h", 443, "/v1", "h")),
         ("https://h:8443/a/b", (True, "h", 8443, "/a/b", "h:8443")),
