@@ -48,6 +48,7 @@ import os
 import posixpath
 import re
 import secrets
+import shlex
 import signal
 import socket
 import ssl
@@ -3979,9 +3980,12 @@ class Login:
         """How to make the file; Codex CLI always calls it auth.json."""
         is_plain = self.path.name == "auth.json"
         folder = self.path.parent if is_plain else self.path.with_suffix("")
-        login = f"CODEX_HOME={folder} codex login -c 'cli_auth_credentials_store=\"file\"'"
-        move = "" if is_plain else f" && mv {folder}/auth.json {self.path}"
-        return f"log in with: mkdir -p {folder} && {login}{move}"
+        home, made, path = (
+            shlex.quote(str(one)) for one in (folder, folder / "auth.json", self.path)
+        )
+        login = f"CODEX_HOME={home} codex login -c 'cli_auth_credentials_store=\"file\"'"
+        move = "" if is_plain else f" && mv {made} {path}"
+        return f"log in with: mkdir -p {home} && {login}{move}"
 
     def is_usable(self, unix_now: float) -> bool:
         """Whether it is worth a request's while: it is valid, or can be renewed now."""
@@ -4002,7 +4006,8 @@ class Login:
         if obstacle := obstacle_to_saving(self.path):
             told.append((True, f"{self.path} {obstacle}"))
         if self.path.stat().st_mode & 0o077:
-            told.append((False, f"{self.path} can be read by others: chmod 600 {self.path}"))
+            quoted = shlex.quote(str(self.path))
+            told.append((False, f"{self.path} can be read by others: chmod 600 {quoted}"))
         if found.refresh_token is None:
             told.append((False, f"{self.path} holds no refresh token; {self.advice}"))
         elif is_renewal_due(found, unix_now, 0):
