@@ -3867,22 +3867,40 @@ def new_file(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
+def read_file(path: Path) -> bytes:
+    """A regular file, as far as a login may go: a pipe would hold us up.  Raises: OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    with path.open("rb") as file:
+        return file.read(SECRET_FILE_BYTES_MAX)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.  Raises: OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def save_file(path: Path, raw: bytes) -> None:
     """Put `raw` in the place of the file in one step, on the disk.  Raises: OSError."""
     fresh = new_file(path)
-    fresh.unlink(missing_ok=True)  # of a process that was killed, maybe another user's, or a link
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
+    is_left = False  # by a process that was killed: it may be the only copy there is
+    with contextlib.suppress(OSError):
+        is_left = fresh.lstat().st_mode == stat.S_IFREG | 0o600 and read_file(fresh) == raw
+    if not is_left:
+        fresh.unlink(missing_ok=True)  # maybe another user's, or a link
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            with contextlib.suppress(OSError):  # root must not lock the owner out
+                os.fchown(file.fileno(), path.stat().st_uid, path.stat().st_gid)
+            file.write(raw)
+    sync(fresh)
     os.rename(fresh, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
 
 
 def obstacle_to_saving(path: Path) -> str | None:
@@ -3960,8 +3978,7 @@ class Login:
             mark = (found.st_ino, found.st_mtime_ns, found.st_size, found.st_dev)
             if mark == self.mark:
                 return
-            with self.path.open("rb") as file:
-                raw = file.read(SECRET_FILE_BYTES_MAX)
+            raw = read_file(self.path)
             self.credentials = parse_auth_file(raw)
         except (OSError, LoginNeeded) as error:
             reason = "is not there" if isinstance(error, OSError) else str(error)
