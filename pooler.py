@@ -4052,9 +4052,8 @@ class Tokens:
         if not login.is_usable(self.unix_now()) or login.credentials is None:
             raise LoginNeeded(login.problem)
         is_rejected = rejected is not None and rejected.digest == login.credentials.digest
-        margin_seconds = self.limits.refresh_margin_seconds
-        if is_rejected or is_renewal_due(login.credentials, self.unix_now(), margin_seconds):
-            await self.renew(login)
+        if is_rejected or self.is_due(login.credentials):
+            await self.renew(login, login.credentials)
         found = login.credentials
         if found is None or found.digest in {login.spent, rejected and rejected.digest}:
             raise LoginNeeded(login.problem)
@@ -4062,18 +4061,20 @@ class Tokens:
             raise LoginNeeded(login.problem)
         return found
 
-    async def renew(self, login: Login) -> None:
+    def is_due(self, credentials: Credentials) -> bool:
+        return is_renewal_due(credentials, self.unix_now(), self.limits.refresh_margin_seconds)
+
+    async def renew(self, login: Login, before: Credentials) -> None:
         """Wait for the renewal that is under way, or for a new one; not soon after a failure."""
         if login.renewal is None:
             if self.services is None or trio.current_time() < login.retry_at:
                 return
             login.renewal = trio.Event()
-            self.services.start_soon(self.serve_renewal, login)
+            self.services.start_soon(self.serve_renewal, login, before)
         await login.renewal.wait()
 
-    async def serve_renewal(self, login: Login) -> None:
-        """One renewal, to its end, even while the server stops."""
-        before = login.credentials
+    async def serve_renewal(self, login: Login, before: Credentials) -> None:
+        """One renewal of `before`, to its end, even while the server stops."""
         assert login.renewal is not None
         lock = FileLock(login.path.with_name(f"{login.path.name}.lock"))
         problem: str | None = "the login was not renewed in time"
@@ -4103,22 +4104,33 @@ class Tokens:
             login.renewal.set()
             login.renewal = None
 
-    async def renew_locked(self, login: Login, before: Credentials | None) -> str | None:
+    async def renew_locked(self, login: Login, before: Credentials) -> str | None:
         """Adopt, or ask and save; what went wrong.  Raises: TRANSPORT_ERRORS."""
         login.look()
         found = login.credentials
-        if found is None or before is None or found.digest != before.digest:
+        if found is None:
             return login.problem
         # What a process that was killed had got, and not put in place yet, is as good as asked.
         with contextlib.suppress(OSError, LoginNeeded):
-            left = new_file(login.path).read_bytes()
+            left = read_file(new_file(login.path))
             kept = parse_auth_file(left)
             is_later = (kept.refreshed_at or 0) > (found.refreshed_at or 0)
             if is_later and kept.account_id == found.account_id:
                 login.unsaved = login.unsaved or left
-        if not login.unsaved and (problem := await self.ask(login, found)):
+        if problem := await self.save(login):
             return problem
-        if not login.unsaved:  # somebody without our lock was faster
+        found = login.credentials
+        if found is None or (found.digest != before.digest and not self.is_due(found)):
+            return login.problem
+        if problem := await self.ask(login, found) or await self.save(login):
+            return problem
+        if login.credentials is None or not self.is_due(login.credentials):
+            return login.problem
+        return f"{login.path} has run out, though it was renewed; is this machine's clock right?"
+
+    async def save(self, login: Login) -> str | None:
+        """Put what is not saved yet on the disk; what went wrong."""
+        if not login.unsaved:
             return None
         try:
             await trio.to_thread.run_sync(save_file, login.path, login.unsaved)
