@@ -64,7 +64,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn, TypeVar, TypeVarTuple, cast
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn, TypeVar, TypeVarTuple, cast
 from urllib.parse import unquote
 
 import h11
@@ -142,6 +142,12 @@ class Limits:
     idle_connection_seconds_max: float = _limit(15, 0, 300)  # servers drop theirs from 60 s
     comment_seconds: float = _limit(15, 0.1, 300)  # proxies cut silence from 30 s on
     drain_seconds_max: float = _limit(30, 0, 3600)
+    # A Responses WebSocket, on both sides of the pooler.
+    websocket_handshake_seconds_max: float = _limit(10, 0.1, 120)
+    websocket_idle_seconds_max: float = _limit(1800, 1, 24 * HOUR)  # no frame, no turn
+    websocket_message_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)  # a client's
+    websocket_upstream_bytes_max: int = _limit(16 * MIB, KIB, 512 * MIB)  # upstreams refuse more
+    websocket_frames_max: int = _limit(4096, 16, 65536)  # until a message is whole, pings too
     # The logins of ChatGPT accounts.
     refresh_margin_seconds: float = _limit(300, 0, 24 * HOUR)  # before a token ends
     refresh_seconds_max: float = _limit(15, 1, 60)  # lock, answer and disk together
@@ -177,6 +183,11 @@ INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 SESSION_CHARS_MAX: Final = 256
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
 RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
+WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
+WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes
+TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the turn under way
+ANCHORS_MAX: Final = 256  # response ids that one upstream WebSocket is known to remember
+NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
 SECRET_CHARS_MIN: Final = 16
 CONFIG_BYTES_MAX: Final = 4 * MIB
 SECRET_FILE_BYTES_MAX: Final = 64 * KIB
@@ -235,6 +246,8 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "not_found": (404, INVALID, "There is nothing at this path. The API is under /v1."),
     "origin_not_allowed": (403, INVALID, "Pages of this origin may not call (allowed_origins)."),
     "pool_busy": (503, SERVER, "Every account of this pool is busy. Retry in a moment."),
+    "previous_response_not_found": (400, INVALID, (
+        "The earlier response is not known on this WebSocket. Send the full input.")),
     "request_timeout": (408, INVALID, "The request did not arrive in time."),
     "request_too_large": (413, INVALID, "The request body is larger than is accepted here."),
     "server_stopping": (503, SERVER, "The pooler is being stopped."),
@@ -254,13 +267,21 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "upstream_unreachable": (502, SERVER, "The upstream cannot be reached."),
     "usage_limit_reached": (
         429, "usage_limit_reached", "Every account of this pool has reached its limit."),
-    "websocket_unsupported": (426, INVALID, "No WebSocket here. Use POST on the same path."),
+    "websocket_unsupported": (426, INVALID, "No WebSocket for this request. Use POST."),
 }
 # fmt: on
 _ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "invalid_api_key": (("WWW-Authenticate", "Bearer"),),
-    "websocket_unsupported": (("Upgrade", "websocket"), ("Connection", "upgrade")),
+    "websocket_unsupported": (
+        ("Upgrade", "websocket"),
+        ("Connection", "upgrade"),
+        ("Sec-WebSocket-Version", "13"),
+    ),
     "pool_busy": (("Retry-After", "2"),),
+}
+_PARAM_OF: Final = {
+    "model_not_found": "model",
+    "previous_response_not_found": "previous_response_id",
 }
 
 
@@ -287,8 +308,7 @@ class PoolerError(Exception):
             self.type = INVALID  # an upstream's 4xx without words of its own
         self.public = self.public or public
         self.headers = (*_ERROR_HEADERS.get(self.code, ()), *self.headers)
-        if self.code == "model_not_found":
-            self.param = "model"
+        self.param = _PARAM_OF.get(self.code, self.param)
 
     def content(self) -> tuple[bytes, str]:
         """The body and its Content-Type: OpenAI-shaped, unless it is an upstream's own."""
@@ -542,6 +562,7 @@ class Account:
     models: tuple[str, ...] | None
     first_event_seconds: float
     ca_file: str | None
+    websocket: bool
 
     @property
     def is_codex(self) -> bool:
@@ -771,7 +792,7 @@ _ACCOUNT: Final[Spec] = {
     "models": _MODELS,
     "first_event_seconds": (_number, None, 0.1, HOUR, False),
     "ca_file": (_string, None, "[^\x00]+", "a path"),
-    "websocket": (_not_yet, None),
+    "websocket": (_flag, None),
 }
 _POOL: Final[Spec] = {
     "accounts": (_array, (), _string),
@@ -897,7 +918,6 @@ class _Loader:
         path = f"accounts.{name}"
         found = self.read(value, path, _ACCOUNT)
         text, plain, kind = (found.pop(name) for name in ("api_key", "allow_plain_http", "type"))
-        del found["websocket"]
         needed, foreign, base_url = _TYPES[kind or "openai"]
         if kind and isinstance(value, dict):
             if not value.get(needed):
@@ -906,6 +926,8 @@ class _Loader:
                 self.refuse(f"{path}.{foreign}", f"does not belong to type {kind!r}")
         url: BaseUrl = found["base_url"] or base_url
         found["base_url"] = url
+        if found["websocket"] is None:
+            found["websocket"] = kind == "codex" or url.host == "api.openai.com"
         if not (url.is_tls or _is_loopback(url.host) or plain):
             hint = "use https://, or set allow_plain_http if the network is yours"
             self.refuse(f"{path}.base_url", f"http:// sends the key in the clear; {hint}")
@@ -1097,7 +1119,11 @@ NATIVE_PATHS: Final = {
     Route.CODEX_COMPACT: "/responses/compact",
 }
 CALLS: Final = (Route.RESPONSES, Route.CHAT, Route.CODEX_RESPONSES, Route.CODEX_COMPACT)
-METHODS: Final = dict.fromkeys(CALLS, ("POST",))
+SOCKETS: Final = (Route.RESPONSES, Route.CODEX_RESPONSES)
+METHODS: Final = {
+    **dict.fromkeys(CALLS, ("POST",)),
+    **dict.fromkeys(SOCKETS, ("POST", "GET")),  # with an upgrade
+}
 METHODS_ELSE: Final = ("GET", "HEAD")
 
 
@@ -1134,8 +1160,10 @@ _CHUNK_SIZE: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,8})\r\n")
 _CHUNK_SIZE_PART: Final = re.compile(rb"(?:\r(?:\n(?:[0-9A-Fa-f]{1,8}\r?)?)?)?")
 _ONCE: Final = frozenset(
     "authorization content-encoding content-length content-type expect host origin "
-    "transfer-encoding upgrade".split()
+    "sec-websocket-key sec-websocket-version transfer-encoding upgrade".split()
 )
+_WEBSOCKET_GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_WEBSOCKET_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 
 
 class BadSyntax(Exception):
@@ -1205,9 +1233,14 @@ def _framing_of(headers: Headers) -> Framing | None:
     return Framing(length=int(length))
 
 
-def _keeps_alive(headers: Headers, is_http_1_0: bool) -> bool:
+def _options(headers: Headers) -> set[str]:
+    """What the Connection fields list, in lower case."""
     options = ",".join(value for name, value in headers if name == "connection").lower()
-    listed = {option.strip() for option in options.split(",")}
+    return {option.strip() for option in options.split(",")}
+
+
+def _keeps_alive(headers: Headers, is_http_1_0: bool) -> bool:
+    listed = _options(headers)
     return "close" not in listed and (not is_http_1_0 or "keep-alive" in listed)
 
 
@@ -1375,6 +1408,110 @@ def format_chunk(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
+def upgrade_head(head: RequestHead) -> bytes:
+    """The head of a WebSocket's opening handshake, made anew from one that is in order.
+
+    It offers no extension and no subprotocol, so none is agreed on (RFC 6455 §4.2.1).
+    Raises: PoolerError (websocket_unsupported, bad_request).
+    """
+    names = ("upgrade", "sec-websocket-version", "sec-websocket-key")
+    upgrade, version, key = (header_of(head.headers, name) or "" for name in names)
+    is_upgrade = upgrade.lower() == "websocket" and "upgrade" in _options(head.headers)
+    if not is_upgrade or head.is_http_1_0 or version != "13":
+        raise PoolerError("websocket_unsupported")
+    if not _WEBSOCKET_KEY.fullmatch(key) or head.framing != NO_BODY:
+        raise PoolerError("bad_request")
+    fields = [("Host", "pooler"), ("Upgrade", "websocket"), ("Connection", "Upgrade")]
+    fields += [("Sec-WebSocket-Version", version), ("Sec-WebSocket-Key", key)]
+    return format_head("GET / HTTP/1.1\r\n", fields)
+
+
+def is_upgraded(head: ResponseHead, key: str) -> bool:
+    """Whether an upstream has agreed to the upgrade asked for with `key`, and to no more."""
+    digest = hashlib.sha1(f"{key}{_WEBSOCKET_GUID}".encode(), usedforsecurity=False).digest()
+    is_known = header_of(head.headers, "sec-websocket-accept") == base64.b64encode(digest).decode()
+    is_upgrade = (header_of(head.headers, "upgrade") or "").lower() == "websocket"
+    more = forwarded(head.headers, re.compile("sec-websocket-(?:extensions|protocol)"))
+    return is_known and is_upgrade and "upgrade" in _options(head.headers) and not more
+
+
+def close_frame(code: int) -> bytes:
+    """A server's Close without words (RFC 6455 §5.5.1)."""
+    return b"\x88\x02" + code.to_bytes(2, "big")
+
+
+class FrameRefused(Exception):
+    """A WebSocket's peer passes a bound; `code` is for the Close."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(slots=True)
+class FrameMeter:
+    """Counts the frames of a WebSocket's peer as they come (RFC 6455 §5.2).
+
+    trio-websocket bounds the characters of a message, but not its frames, which may be empty,
+    nor the pings.  `bytes_pending`: what has come of the message that is not whole yet.
+    """
+
+    bytes_max: int
+    frames_max: int
+    is_closed: bool = False  # the peer's Close has come; what follows it is nothing
+    bytes_pending: int = 0
+    _frame_count: int = 0  # since the last whole message
+    _head: bytes = b""  # of a frame, unfinished
+    _left: int = 0  # bytes of the frame's payload that are still to come
+    _kind: int = 0  # the first byte of the frame
+
+    def feed(self, received: bytes) -> bytes:
+        """What of `received` may be passed on: nothing after a Close.  Raises: FrameRefused."""
+        at = 0
+        while at < len(received) and not self.is_closed:
+            if self._left:
+                step = min(self._left, len(received) - at)
+                self._left -= step
+                at += step
+                self.bytes_pending += step if self._is_data else 0
+            elif not (step := self._begin(received[at : at + 14])):  # no head is longer
+                return received
+            else:
+                at += step
+            if not self._left:
+                self._finish()
+        return received[:at]
+
+    @property
+    def _is_data(self) -> bool:
+        return not self._kind & 0x08
+
+    def _begin(self, received: bytes) -> int:
+        """Read the head of a frame; the bytes used, or 0 if it is not whole yet."""
+        head = self._head + received
+        code = head[1] & 0x7F if len(head) > 1 else 0
+        extra = {126: 2, 127: 8}.get(code, 0)
+        size = 2 + extra + (4 if len(head) > 1 and head[1] & 0x80 else 0)
+        if len(head) < size:
+            self._head = head
+            return 0
+        used = size - len(self._head)
+        self._head = b""
+        self._kind = head[0]
+        self._left = int.from_bytes(head[2 : 2 + extra], "big") if extra else code
+        self._frame_count += 1
+        if self._frame_count > self.frames_max:
+            raise FrameRefused(1008)
+        if self._is_data and self.bytes_pending + self._left > self.bytes_max:
+            raise FrameRefused(1009)
+        return used
+
+    def _finish(self) -> None:
+        self.is_closed = self._kind & 0x0F == 0x08
+        if self._is_data and self._kind & 0x80:
+            self._frame_count = self.bytes_pending = 0
+
+
 ################################################################
 # REQUEST BODIES
 ################################################################
@@ -1406,6 +1543,7 @@ class Call:
     path: str  # below the base_url of an account that takes the request as it came
     is_native: bool  # Codex CLI's own: nothing but credentials changes
     obstacle: str | None  # the first field that no codex account can honour
+    is_socket: bool = False  # a turn of a WebSocket
 
 
 # Upstream facts §6.7; the body's prompt_cache_key comes after them.
@@ -1510,9 +1648,11 @@ def read_call(
     *,
     native_path: str = "",
     obstacle: str | None = None,
+    socket_id: str = "",
 ) -> Call:
     """What the request asks for, if this key may ask it.
 
+    `socket_id`: of the WebSocket that it is a turn of, which is a session of its own.
     Raises: PoolerError (missing_required_parameter, model_not_found).
     """
     model = body.get("model")
@@ -1521,7 +1661,8 @@ def read_call(
     if not is_model_allowed(model, pool, key):
         raise PoolerError("model_not_found")
     named = [header_of(headers, name) for name in SESSION_HEADERS]
-    session = next((value for value in (*named, body.get("prompt_cache_key")) if value), None)
+    candidates = (*named, body.get("prompt_cache_key"), socket_id)
+    session = next((value for value in candidates if value), None)
     previous = body.get("previous_response_id")
     scope = (pool.name, key.name)
     return Call(
@@ -1530,7 +1671,7 @@ def read_call(
         key=key,
         requested_model=model,
         model=pool.aliases.get(model, model),
-        is_stream=body.get("stream") is True,
+        is_stream=bool(socket_id) or body.get("stream") is True,
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
         session=digest_parts(*scope, "session", str(session)[:SESSION_CHARS_MAX])
         if session
@@ -1539,6 +1680,7 @@ def read_call(
         path=native_path or kind.value,
         is_native=bool(native_path),
         obstacle=obstacle,
+        is_socket=bool(socket_id),
     )
 
 
@@ -1906,6 +2048,17 @@ class EventScanner:
         number = last + 1 if isinstance(last, int) else 0
         event = {"type": "response.failed", "sequence_number": number, "response": response}
         return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
+
+
+def event_of(message: str) -> bytes:
+    """A WebSocket's message as an event; a line end in JSON is but a blank."""
+    return b"data: " + message.replace("\r", "").replace("\n", "\ndata: ").encode() + b"\n\n"
+
+
+def messages_of(events: bytes) -> list[str]:
+    """Whole events, whose lines end with LF, as the messages of a WebSocket; not comments."""
+    found = [event_data(event) for event in events.split(b"\n\n")]
+    return [data.decode("utf-8", "replace") for data in found if data not in {b"", b"[DONE]"}]
 
 
 COMMENT: Final = b": keepalive\n\n"
@@ -2493,6 +2646,7 @@ class Action(enum.Enum):
     NEXT = enum.auto()
     RENEW = enum.auto()  # the same account once with a new token, if it is of type codex
     REPAIR = enum.auto()  # the same account once without encrypted reasoning
+    REOPEN = enum.auto()  # the same account once on a new WebSocket
 
 
 class Effect(enum.Enum):
@@ -2501,6 +2655,7 @@ class Effect(enum.Enum):
     REFUSED = enum.auto()  # its credential or plan is not accepted
     DEMOTED = enum.auto()  # used after the others for a minute
     LACKS_MODEL = enum.auto()
+    LACKS_WEBSOCKET = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -2541,6 +2696,7 @@ _BY_CODE: Final[Mapping[str, Effect]] = {  # in a failure hidden in a 200
 }
 _ACCOUNT_CODES: Final = re.compile("account_(deactivated|suspended|deleted)|deactivated_workspace")
 _POLICY_CODES: Final = re.compile("(cyber|bio|content)_policy.*|misalignment_policy_violation")
+SPENT_CODE: Final = "websocket_connection_limit_reached"  # it was open for an hour
 _CODE_TOKEN: Final = re.compile(r"(?!error$)[A-Za-z0-9_.-]{1,80}")  # a flat event's type
 _ENCRYPTED: Final = re.compile(r"(?s)encrypted content .*could not be (?:verified|decrypted)")
 _NO_MODEL: Final = re.compile(
@@ -2717,6 +2873,8 @@ def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
         return Action.RETURN, Effect.NONE
     if status == 400 and _is_about_encrypted(words):
         return Action.REPAIR, Effect.NONE
+    if words.code == SPENT_CODE:
+        return Action.REOPEN, Effect.NONE
     return _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
 
 
@@ -2739,6 +2897,10 @@ def _is_about_encrypted(words: UpstreamWords) -> bool:
 def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> Fault | None:
     """What a failure hidden in a 200, before any content, means; None: the client's own."""
     words = read_error(failure)
+    if words.code == SPENT_CODE:
+        return Fault(
+            f"200 {SPENT_CODE}", Action.REOPEN, Effect.NONE, _upstream_error(502, SPENT_CODE)
+        )
     effect = _BY_CODE.get(words.code or "")
     if effect is None:
         return None
@@ -2785,6 +2947,7 @@ class Trouble(enum.Enum):
 _TRANSPORT: Final[Mapping[tuple[Stage, Trouble], tuple[Action, Effect, str]]] = {
     (Stage.CONNECT, Trouble.CLOSED): (Action.NEXT, Effect.DEMOTED, "upstream_unreachable"),
     (Stage.CONNECT, Trouble.TIMEOUT): (Action.NEXT, Effect.DEMOTED, "upstream_timeout"),
+    (Stage.CONNECT, Trouble.SYNTAX): (Action.NEXT, Effect.DEMOTED, "upstream_invalid_response"),
     (Stage.SEND, Trouble.CLOSED): (Action.NEXT, Effect.NONE, "upstream_unreachable"),
     (Stage.SEND, Trouble.TIMEOUT): (Action.NEXT, Effect.DEMOTED, "upstream_timeout"),
     (Stage.HEAD, Trouble.CLOSED): (Action.RETURN, Effect.NONE, "upstream_unreachable"),
@@ -2794,6 +2957,10 @@ _TRANSPORT: Final[Mapping[tuple[Stage, Trouble], tuple[Action, Effect, str]]] = 
     (Stage.BODY, Trouble.TIMEOUT): (Action.RETURN, Effect.DEMOTED, "upstream_timeout"),
     (Stage.BODY, Trouble.SYNTAX): (Action.RETURN, Effect.NONE, "upstream_invalid_response"),
 }
+
+
+# Of an upgrade that was refused: there is no WebSocket, for this account at least.
+NO_WEBSOCKET_STATUSES: Final = frozenset({404, 405, 426, 501})
 
 
 def judge_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
@@ -2853,6 +3020,7 @@ class Health:
     in_flight_count: int = 0
     served_at: float = -math.inf
     lacks_models: dict[str, float] = field(default_factory=dict)  # model -> until
+    lacks_websocket_until: float = 0.0
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
     catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_at: float = -math.inf
@@ -2875,6 +3043,7 @@ class Health:
         self.changed_at = -math.inf
         self.demoted_until = 0.0
         self.lacks_models.clear()
+        self.lacks_websocket_until = 0.0
         self.windows.clear()
         self.catalogue_at = -math.inf
 
@@ -3003,6 +3172,8 @@ class Roster:
                 continue
             if (call.obstacle and account.is_codex) or (call.is_native and not account.is_codex):
                 continue
+            if call.is_socket and not self.takes_websocket(account, now):
+                continue
             if health.lacks_models.get(call.model, 0.0) > now:
                 continue
             models = account.models if account.models is not None else health.catalogue
@@ -3012,6 +3183,21 @@ class Roster:
                 unsure.append(account)
         # A catalogue may be incomplete: it decides only where some account does offer it.
         return offering or (unsure if call.pool.models is not None else [])
+
+    def takes_websocket(self, account: Account, now: float) -> bool:
+        health = self.health.get(account.name)
+        return account.websocket and health is not None and health.lacks_websocket_until <= now
+
+    def may_upgrade(self, pool: Pool, is_native: bool, now: float) -> bool:
+        """Whether a WebSocket is of use: not where only accounts that take none can serve."""
+        ready: dict[bool, bool] = {}  # by whether they take one
+        for account in pool.accounts:
+            health = self.health.get(account.name)
+            if health is not None and not account.paused and (account.is_codex or not is_native):
+                takes = self.takes_websocket(account, now)
+                is_ready = health.has_login and health.is_ready(now)
+                ready[takes] = ready.get(takes, False) or is_ready
+        return ready.get(True, False) or (True in ready and not ready.get(False, False))
 
     def preference(
         self, call: Call, account: Account, index: int, count: int, now: float
@@ -3097,6 +3283,8 @@ class Roster:
             while len(health.lacks_models) >= MODEL_BLOCKS_MAX:
                 health.lacks_models.pop(next(iter(health.lacks_models)))
             health.lacks_models[model] = now + MODEL_BLOCK_SECONDS
+        elif fault.effect is Effect.LACKS_WEBSOCKET:
+            health.lacks_websocket_until = now + NO_WEBSOCKET_SECONDS
 
     def note_quota(
         self, account: Account, windows: Sequence[Window], now: float, unix_now: float
@@ -3461,6 +3649,17 @@ class Connection:
                 return os.write(self.stream.socket.fileno(), data)
         return 0
 
+    async def send_all(self, data: bytes, stall_seconds_max: float) -> None:
+        """Send all of `data`, however slowly, as long as each 64 KiB go out in time.
+
+        Raises: BrokenResourceError, ClosedResourceError.
+        """
+        for at in range(self.send_now(data), len(data), RECEIVE_BYTES):
+            with trio.move_on_after(stall_seconds_max) as scope:
+                await self.stream.send_all(data[at : at + RECEIVE_BYTES])
+            if scope.cancelled_caught:
+                raise trio.BrokenResourceError
+
     def holds(self, framing: Framing) -> bool:
         """Whether a whole body is in the buffer."""
         return framing.length is not None and len(self.buffer) >= framing.length
@@ -3629,25 +3828,18 @@ class ClientConnection(Connection):
         return piece
 
     async def send(self, data: bytes, limits: Limits) -> None:
-        """Send all of `data`; each 64 KiB must go out within `write_stall_seconds_max`.
-
-        Raises: ClientGone.
-        """
+        """Send all of `data`.  Raises: ClientGone."""
         try:
-            for at in range(self.send_now(data), len(data), RECEIVE_BYTES):
-                with trio.move_on_after(limits.write_stall_seconds_max) as scope:
-                    await self.stream.send_all(data[at : at + RECEIVE_BYTES])
-                if scope.cancelled_caught:
-                    raise trio.BrokenResourceError
+            await self.send_all(data, limits.write_stall_seconds_max)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.is_gone = True
             raise ClientGone from None
 
-    async def linger(self) -> None:
+    async def linger(self, seconds_max: float = LINGER_SECONDS_MAX) -> None:
         """Close our half and read on for a moment: a reset would take our answer with it."""
         byte_count = 0
         gone = (trio.BrokenResourceError, trio.ClosedResourceError)
-        with trio.move_on_after(LINGER_SECONDS_MAX), contextlib.suppress(*gone):
+        with trio.move_on_after(seconds_max), contextlib.suppress(*gone):
             if isinstance(self.stream, trio.abc.HalfCloseableStream):
                 await self.stream.send_eof()
             while byte_count <= LINGER_BYTES_MAX and (received := await self.receive()):
@@ -3776,6 +3968,10 @@ class UpstreamConnection(Connection):
                 raise BadSyntax("body too large")
             pieces.append(piece)
         return b"".join(pieces)
+
+    def is_over(self, _scanner: EventScanner) -> bool:
+        """Whether an answer ends with its terminal event.  In HTTP its framing ends it."""
+        return False
 
     async def has_early_answer(self) -> bool:
         """Whether an upstream that stopped reading the request has answered it all the same."""
@@ -4193,6 +4389,7 @@ async def ask_once(
 
 
 Field = tuple[str, str]
+Identity = tuple[Secret | None, Sequence[Field]]  # the bearer, and what else goes with it
 JSON: Final[Sequence[Field]] = (("content-type", "application/json"),)
 
 
@@ -4330,9 +4527,16 @@ class Exchange:
     stage: Stage = Stage.CONNECT
     timer: str = ""  # the limit that the wait is bounded by
 
+    CARRIED: ClassVar[Sequence[str]] = ()  # fields that a translated body keeps as they came
+
     @property
     def limits(self) -> Limits:
         return self.config.limits
+
+    @property
+    def stop_code(self) -> str:
+        """Why no wait may go on, or ""."""
+        return "server_stopping" if self.server.is_stopped else ""
 
     def age_ms(self) -> int:
         return round((trio.current_time() - self.began_at) * 1000)
@@ -4345,20 +4549,61 @@ class Exchange:
         """`await wait(*args)`, at most until `deadline`, and not past the end of the drain.
 
         Nothing that writes to the client may run in here: a cut send tears an event apart.
-        Raises: DeadlinePassed, PoolerError (server_stopping).
+        Raises: DeadlinePassed, PoolerError (the stop code).
         """
-        if not self.server.is_stopped:
+        if not self.stop_code:
             with trio.CancelScope(deadline=deadline) as self.scope:
                 return await wait(*args)
-        if self.server.is_stopped:
-            raise PoolerError("server_stopping")
+        if self.stop_code:
+            raise PoolerError(self.stop_code)
         raise DeadlinePassed
+
+    def understand(self, body: dict[str, Json]) -> dict[str, Json]:
+        """The call that a parsed body holds."""
+        return body
 
     def replace_body(self, body: bytes) -> None:
         """Hold another body; never refused, for it is about as long as the one before."""
         self.server.bodies.grow(-len(self.body) - len(self.encoded))
         self.body, self.encoded = body, b""
         self.server.bodies.bytes_held += len(body)
+
+    async def connect(self, account: Account) -> UpstreamConnection:
+        """A new connection to the account's upstream, held by `upstream`."""
+        self.enter(Stage.CONNECT, "connect_seconds_max")
+        url, server = account.base_url, self.server
+        tls = server.tls_contexts[account.ca_file] if url.is_tls else None
+        until = trio.current_time() + self.limits.connect_seconds_max
+        self.upstream = UpstreamConnection(await self.bounded(until, server.dial, url, tls))
+        return self.upstream
+
+    async def send_request(
+        self, account: Account, path: str, identity: Identity, body: bytes
+    ) -> None:
+        """Send the request on an idle connection, or a new one.  Raises: TRANSPORT_ERRORS.
+
+        An idle connection that turns out closed before the last byte was written is replaced
+        once, silently.  A slow uplink may take its time as long as it moves.
+        """
+        head = request_head(account.base_url, path, *identity, body)
+        self.upstream = await self.server.idle.take(account)
+        while True:
+            upstream = self.upstream or await self.connect(account)
+            self.enter(Stage.SEND, "write_stall_seconds_max")
+            try:
+                for data in (head + body,) if len(body) < RECEIVE_BYTES else (head, body):
+                    for at in range(upstream.send_now(data), len(data), RECEIVE_BYTES):
+                        until = trio.current_time() + self.limits.write_stall_seconds_max
+                        step = data[at : at + RECEIVE_BYTES]
+                        await self.bounded(until, upstream.stream.send_all, step)
+                return  # noqa: TRY300 (the loop goes on only after a stale connection)
+            except trio.BrokenResourceError as error:
+                broken = error
+            if not upstream.is_used:
+                if await upstream.has_early_answer():
+                    return
+                raise broken
+            await self.release_upstream()
 
     async def release_upstream(self, account: Account | None = None) -> None:
         """Keep the connection for the account's next request if it is whole, else close it."""
@@ -4470,11 +4715,20 @@ class Answer:
         shown = b"".join([self.translator.feed(kind, event) for kind, event in events])
         return shown if exchange.call is not None and exchange.call.is_stream else b""
 
-    def note_progress(self, exchange: Exchange) -> None:
-        """An event came: from now on the timer between events counts."""
-        seconds = exchange.limits.between_events_seconds_max
-        self.event_deadline = trio.current_time() + seconds
-        exchange.enter(Stage.BODY, "between_events_seconds_max")
+    def take(self, exchange: Exchange, received: bytes) -> list[tuple[EventKind, bytes]]:
+        """The events that these bytes complete; none are the end.  Raises: BadSyntax."""
+        scanner, upstream = self.scanner, exchange.upstream
+        assert scanner is not None
+        assert upstream is not None
+        events = scanner.feed(received, is_end=not received)
+        self.is_at_end = not received or upstream.is_over(scanner)
+        exchange.hold_events(scanner.bytes_pending)
+        if any(kind is not EventKind.IDLE for kind, _ in events):
+            # From now on the timer between events counts.
+            seconds = exchange.limits.between_events_seconds_max
+            self.event_deadline = trio.current_time() + seconds
+            exchange.enter(Stage.BODY, "between_events_seconds_max")
+        return events
 
 
 TROUBLES: Final = {DeadlinePassed: Trouble.TIMEOUT, BadSyntax: Trouble.SYNTAX}
@@ -4522,7 +4776,7 @@ async def prepare(
     value = parse_json_object(exchange.body)
     await yield_after(exchange.body)
     efforts = exchange.server.roster.efforts_of(account, call.model)
-    made = to_codex(call.kind, value, call.model, efforts)
+    made = to_codex(call.kind, value, call.model, efforts) | _picked(value, exchange.CARRIED)
     await yield_after(exchange.body)
     body = dump_json(made)
     await yield_after(body)
@@ -4556,38 +4810,6 @@ def fields_for(exchange: Exchange, account: Account, call: Call) -> list[Field]:
     return fields
 
 
-async def send_request(exchange: Exchange, account: Account, head: bytes, body: bytes) -> None:
-    """Send the request on an idle connection, or a new one.  Raises: TRANSPORT_ERRORS.
-
-    An idle connection that turns out closed before the last byte was written is replaced
-    once, silently.  A slow uplink may take its time as long as it moves.
-    """
-    server, limits, url = exchange.server, exchange.limits, account.base_url
-    exchange.upstream = await server.idle.take(account)
-    while True:
-        if exchange.upstream is None:
-            exchange.enter(Stage.CONNECT, "connect_seconds_max")
-            tls = server.tls_contexts[account.ca_file] if url.is_tls else None
-            until = trio.current_time() + limits.connect_seconds_max
-            stream = await exchange.bounded(until, server.dial, url, tls)
-            exchange.upstream = UpstreamConnection(stream)
-        exchange.enter(Stage.SEND, "write_stall_seconds_max")
-        try:
-            for data in (head + body,) if len(body) < RECEIVE_BYTES else (head, body):
-                for at in range(exchange.upstream.send_now(data), len(data), RECEIVE_BYTES):
-                    until = trio.current_time() + limits.write_stall_seconds_max
-                    step = data[at : at + RECEIVE_BYTES]
-                    await exchange.bounded(until, exchange.upstream.stream.send_all, step)
-            return  # noqa: TRY300 (the loop goes on only after a stale connection)
-        except trio.BrokenResourceError as error:
-            broken = error
-        if not exchange.upstream.is_used:
-            if await exchange.upstream.has_early_answer():
-                return
-            raise broken
-        await exchange.release_upstream()
-
-
 async def open_answer(
     exchange: Exchange, account: Account, call: Call, rejected: Credentials | None = None
 ) -> Answer:
@@ -4606,8 +4828,7 @@ async def open_answer(
         body, translator = await prepare(exchange, account, call)
         fields += fields_for(exchange, account, call)
         path = call.path if call.is_native or not account.is_codex else CallKind.RESPONSES.value
-        head = request_head(account.base_url, path, secret, fields, body)
-        await send_request(exchange, account, head, body)
+        await exchange.send_request(account, path, (secret, fields), body)
         del body  # an answer may take an hour
         answer = await _read_answer(exchange, account, call, translator)
     except UpstreamFailed:
@@ -4686,13 +4907,9 @@ async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnecti
             if until < hold_until:
                 raise
             return
-        events = scanner.feed(received, is_end=not received)
+        events = answer.take(exchange, received)
         held_count += sum(kind is not EventKind.IDLE for kind, _ in events)
         answer.body += answer.shown(exchange, events)
-        exchange.hold_events(scanner.bytes_pending)
-        answer.is_at_end = not received
-        if any(kind is not EventKind.IDLE for kind, _ in events):
-            answer.note_progress(exchange)
         if scanner.failure is not None and not scanner.has_content:
             unix_now = exchange.server.unix_now()
             if fault := judge_event(scanner.failure, unix_now, limits):
@@ -4756,7 +4973,7 @@ def final_error(
 
 
 async def open_repaired(exchange: Exchange, lease: Lease, call: Call) -> Answer:
-    """`open_answer`, and once more with a new token, or without reasoning it could not read.
+    """`open_answer`, and once more: with a new token, on a new WebSocket, without reasoning.
 
     Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
     """
@@ -4764,11 +4981,15 @@ async def open_repaired(exchange: Exchange, lease: Lease, call: Call) -> Answer:
     if roster.is_foreign(call, account, lease.began_at):
         exchange.replace_body(drop_reasoning(exchange.body))
     rejected: Credentials | None = None
+    is_reopened = False
     while True:
         try:
             return await open_answer(exchange, account, call, rejected)
         except UpstreamFailed as failed:
             action = failed.fault.action
+            if action is Action.REOPEN and not is_reopened:
+                is_reopened = True
+                continue
             if action is Action.RENEW and account.is_codex and rejected is None:
                 rejected = exchange.credentials
                 exchange.record.attempts[-1]["renewed"] = True
@@ -4912,21 +5133,500 @@ async def _pump(exchange: Exchange, answer: Answer, scanner: EventScanner) -> by
     assert exchange.upstream is not None
     receive, client = exchange.upstream.receive_body, exchange.connection
     while True:
-        received = await receive()
-        events = scanner.feed(received, is_end=not received)
-        answer.is_at_end = not received
-        exchange.hold_events(scanner.bytes_pending)
+        events = answer.take(exchange, await receive())
         unsent = b""
-        if events:
-            if any(kind is not EventKind.IDLE for kind, _ in events):
-                answer.note_progress(exchange)
-            if joined := answer.shown(exchange, events):
-                answer.comment_at = trio.current_time() + answer.comment_seconds
-                exchange.record.bytes_out += len(joined)
-                unsent = exchange.framed(joined)
-                unsent = unsent[client.send_now(unsent) :]
+        if events and (joined := answer.shown(exchange, events)):
+            answer.comment_at = trio.current_time() + answer.comment_seconds
+            exchange.record.bytes_out += len(joined)
+            unsent = exchange.framed(joined)
+            unsent = unsent[client.send_now(unsent) :]
         if unsent or answer.is_at_end or scanner.terminal is not None:
             return unsent
+
+
+################################################################
+# WEBSOCKET
+################################################################
+# GET /v1/responses with an upgrade: each frame of the client is one call of RELAY, and the
+# events of its answer are frames.  trio-websocket reads and writes them on both sides; what it
+# does not bound is counted before it comes there.  All tasks are in the nursery of the client's
+# connection: one reader, and one that takes what it has read, for each side.
+
+_KEY_FIELD: Final = re.compile(rb"(?i)\r\nsec-websocket-key: *([^\r]+)")
+_STREAM_ID: Final = re.compile("[A-Za-z0-9_.-]{1,256}")
+_PROCESSED: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"response\.processed"')
+_BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # upstream facts §1.8
+
+
+class Frames(trio.abc.Stream):
+    """A connection as trio-websocket sees it, and that library's side of it.
+
+    First comes the head of the opening handshake, `head`, or what `read_head` gives; then
+    frames that have been counted.  `refused`: the code of the bound that the peer has passed.
+    """
+
+    def __init__(
+        self, connection: Connection, bytes_max: int, budget: Budget, limits: Limits
+    ) -> None:
+        self.library = importlib.import_module("trio_websocket")  # many never need it
+        self.socket: Any = None  # the library's WebSocketConnection
+        self.connection = connection
+        self.meter = FrameMeter(bytes_max, limits.websocket_frames_max)
+        self.budget = budget
+        self.limits = limits
+        self.head = b""
+        self.is_accepted = trio.Event()  # until then the library would keep a frame to itself
+        self.bytes_held = 0  # of the budget
+        self.refused = 0
+        self.opening = trio.CancelScope()  # of an upstream's handshake
+        self.key = ""  # that it was asked for with
+        self.status = 0
+        self.error: Exception | None = None
+
+    async def accept(self, nursery: trio.Nursery, head: bytes, headers: Sequence[Field]) -> None:
+        """Answer a client's handshake; a reader runs in `nursery` from now on.
+
+        `socket` stays None where the client has gone.
+        """
+        self.head = head
+        size_max = self.meter.bytes_max
+        request = await self.library.wrap_server_stream(
+            nursery, self, max_message_size=size_max, receive_buffer_size=RECEIVE_BYTES
+        )
+        extra = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+        with contextlib.suppress(self.library.ConnectionClosed):
+            self.socket = await request.accept(extra_headers=extra)
+        self.is_accepted.set()
+
+    async def open(self, nursery: trio.Nursery, url: BaseUrl, path: str, head: bytes) -> int:
+        """Ask an upstream for a WebSocket; its status, of which all but 101 is a refusal.
+
+        A refusal can then be read from the connection.  `head` is that of a GET.
+        Raises: PeerClosed, BadSyntax.
+        """
+        lines = head.split(b"\r\n")[2:-2]  # the library writes the first two itself
+        with self.opening:
+            self.socket = await self.library.wrap_client_stream(
+                nursery,
+                self,
+                url.authority,
+                url.path + path,
+                extra_headers=[tuple(line.split(b": ", 1)) for line in lines],
+                max_message_size=self.meter.bytes_max,
+                receive_buffer_size=RECEIVE_BYTES,
+            )
+        if self.error is not None:
+            raise self.error
+        return self.status
+
+    async def take(self) -> str | bytes:
+        """The next whole message.  Raises: PeerClosed."""
+        try:
+            return cast("str | bytes", await self.socket.get_message())
+        except self.library.ConnectionClosed:
+            raise PeerClosed from None
+
+    async def put(self, message: str | None) -> None:
+        """Send a message; None: a sign of life (RFC 6455 §5.5.3).  Raises: PeerClosed."""
+        try:
+            await (self.socket.pong() if message is None else self.socket.send_message(message))
+        except self.library.ConnectionClosed:
+            raise PeerClosed from None
+
+    def release(self) -> None:
+        self.budget.grow(-self.bytes_held)
+        self.bytes_held = 0
+
+    # What the library calls.
+
+    async def receive_some(self, _max_bytes: int | None = None) -> bytes:
+        if self.head:
+            head, self.head = self.head, b""
+            return head
+        try:
+            if self.status != 101 and isinstance(self.connection, UpstreamConnection):
+                return await self.read_upgrade(self.connection)
+            connection = self.connection
+            if isinstance(connection, ClientConnection):
+                await self.is_accepted.wait()
+            received, connection.buffer = connection.buffer or await connection.receive(), b""
+            passed = self.meter.feed(received)
+            if not self.budget.grow(self.meter.bytes_pending - self.bytes_held):
+                raise FrameRefused(1013)
+        except FrameRefused as refused:
+            self.refused = refused.code
+            return b""
+        except (PeerClosed, BadSyntax) as error:
+            self.fail_opening(error)
+            raise trio.BrokenResourceError from None
+        self.bytes_held = self.meter.bytes_pending
+        return passed
+
+    async def read_upgrade(self, connection: UpstreamConnection) -> bytes:
+        """The head of a 101, checked.  Raises: PeerClosed, BadSyntax."""
+        raw = await connection.read_to_blank_line(self.limits.upstream_head_bytes_max)
+        head = parse_response_head(raw)
+        if head.status < 300 and not (head.status == 101 and is_upgraded(head, self.key)):
+            raise BadSyntax("no upgrade")  # the library would fail, not refuse
+        self.status = head.status
+        if head.status == 101:
+            return raw
+        connection.buffer = raw + connection.buffer
+        self.opening.cancel()
+        raise trio.BrokenResourceError
+
+    def fail_opening(self, error: Exception) -> None:
+        if self.socket is None:
+            self.error = error
+            self.opening.cancel()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if not self.key and (found := _KEY_FIELD.search(data)):
+            self.key = found[1].decode()
+        await self.connection.send_all(bytes(data), self.limits.write_stall_seconds_max)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """The library is done; the connection is closed by whoever owns it."""
+        self.fail_opening(BadSyntax("handshake"))
+        await trio.lowlevel.checkpoint()
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class UpstreamSocket(UpstreamConnection):
+    """An upstream's WebSocket.  `read_head` and `receive_body` are of the turn under way."""
+
+    account: Account
+    account_id: str | None  # of the login that it was opened with
+    frames: Frames
+    end: Callable[[], None]  # called when it ends between two turns
+    opened_at: float = field(default_factory=trio.current_time)
+    made: deque[str] = field(default_factory=lambda: deque(maxlen=ANCHORS_MAX))  # response ids
+    is_in_turn: bool = False
+    has_ended: bool = False
+    is_spent: bool = False
+    first: list[str] = field(default_factory=list)  # of the turn, read and not given yet
+    sender: trio.MemorySendChannel[str | bytes] = field(init=False)
+    receiver: trio.MemoryReceiveChannel[str | bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sender, self.receiver = trio.open_memory_channel(1)
+
+    @property
+    def is_reusable(self) -> bool:
+        return self.is_at_end and not (self.has_ended or self.is_spent)
+
+    def serves(self, account: Account, account_id: str | None) -> bool:
+        """Whether a turn on this account may use it: same upstream, same credentials."""
+        ours = [(one.name, one.base_url, reveal(one.api_key)) for one in (self.account, account)]
+        is_old = trio.current_time() - self.opened_at > WEBSOCKET_AGE_SECONDS_MAX
+        is_whole = not (self.has_ended or self.is_spent or is_old)
+        return is_whole and ours[0] == ours[1] and self.account_id == account_id
+
+    async def pump(self) -> None:
+        """Take the upstream's frames as they come, for the turn under way; others are dropped."""
+        with contextlib.suppress(PeerClosed, trio.BrokenResourceError):
+            while True:
+                message = await self.frames.take()
+                if self.is_in_turn:
+                    await self.sender.send(message)
+                elif isinstance(message, str):
+                    self.is_spent |= SPENT_CODE in message
+        is_ours, self.has_ended = self.has_ended, True
+        self.sender.close()
+        if not (is_ours or self.is_in_turn or self.is_spent):
+            self.end()
+
+    def enter_turn(self, is_in_turn: bool) -> None:
+        """A turn begins or is over; nothing that has come and was not used is of the next."""
+        self.is_in_turn = is_in_turn
+        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+            while True:
+                self.receiver.receive_nowait()
+
+    async def receive_message(self) -> str:
+        """Raises: PeerClosed, BadSyntax."""
+        try:
+            message = await self.receiver.receive()
+        except trio.EndOfChannel:
+            if self.frames.refused:
+                raise BadSyntax("frames") from None
+            raise PeerClosed from None
+        if not isinstance(message, str):
+            raise BadSyntax("binary frame")
+        return message
+
+    async def read_head(self, limits: Limits) -> ResponseHead:
+        """What the first frame says: an error has a status and headers (upstream facts §1.8).
+
+        Raises: PeerClosed, BadSyntax.
+        """
+        self.is_at_end = False
+        self.first = [await self.receive_message()]
+        while '"codex.' in self.first[-1][:32] and len(self.first) < limits.handshake_events_max:
+            self.first.append(await self.receive_message())
+        self.head = ResponseHead(200, (), NO_BODY, keeps_alive=True)
+        value = _parsed(self.first[-1].encode()) if '"error"' in self.first[-1] else {}
+        status = value.get("status") or value.get("status_code")
+        if value.get("type") == "error" and isinstance(status, int) and 400 <= status < 600:
+            given = _object(value.get("headers")).items()
+            headers = [(name.lower(), text) for name, text in given if isinstance(text, str)]
+            headers.append(("content-type", "application/json"))
+            self.head = ResponseHead(status, tuple(headers), NO_BODY, keeps_alive=True)
+            self.is_spent = SPENT_CODE in self.first[-1]
+        return self.head
+
+    async def read_body(self, bytes_max: int) -> bytes:
+        """The error frame that the turn began, and ended, with.  Raises: BadSyntax."""
+        self.is_at_end = True
+        error = self.first.pop().encode()
+        if len(error) > bytes_max:
+            raise BadSyntax("body too large")
+        return error
+
+    async def receive_body(self) -> bytes:
+        """The next event.  Raises: PeerClosed, BadSyntax."""
+        return event_of(self.first.pop(0) if self.first else await self.receive_message())
+
+    def is_over(self, scanner: EventScanner) -> bool:
+        self.is_at_end = scanner.terminal is not None
+        if self.is_at_end and scanner.response_id is not None:
+            self.made.append(scanner.response_id)
+        self.is_spent |= scanner.failure is not None and SPENT_CODE in str(scanner.failure)
+        if self.is_at_end:
+            self.enter_turn(False)
+        return self.is_at_end
+
+    async def close(self) -> None:
+        self.has_ended = True
+        self.frames.release()
+        self.receiver.close()
+        await UpstreamConnection.close(self)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class ClientSocket(ClientConnection):
+    """A client's connection after the upgrade: its turns in order, and their upstream.
+
+    `close_code` is set once it is to be closed, `stop_code` if the turn under way is to end too.
+    """
+
+    id: str  # of the upgrade's record
+    frames: Frames
+    key: Key
+    request_head: RequestHead  # of the upgrade
+    native_path: str
+    nursery: trio.Nursery
+    upstream: UpstreamSocket | None = None
+    turn: Turn | None = None
+    waiting: deque[bytes] = field(default_factory=deque)  # in the budget of bodies
+    close_code: int = 0
+    stop_code: str = ""
+
+    def send_now(self, data: bytes) -> int:
+        return 0
+
+    async def send(self, data: bytes, limits: Limits) -> None:
+        """Send whole events, each as a message; where there is none, a sign of life.
+
+        Raises: ClientGone.
+        """
+        mark = (
+            f',"stream_id":"{self.turn.stream_id}"}}' if self.turn and self.turn.stream_id else ""
+        )
+        messages = messages_of(data)
+        try:
+            for message in messages:
+                await self.frames.put(message.rstrip()[:-1] + mark if mark else message)
+            if data and not messages:
+                await self.frames.put(None)
+        except PeerClosed:
+            self.is_gone = True
+            raise ClientGone from None
+
+    def end(self, close_code: int, stop_code: str = "") -> None:
+        """Close it after the turn under way; with a `stop_code`, that one ends now."""
+        self.close_code = self.close_code or close_code
+        self.stop_code = self.stop_code or stop_code
+        self.note_change()
+        if stop_code and self.turn is not None and self.turn.scope is not None:
+            self.turn.scope.cancel()
+
+    async def read_frames(self, budget: Budget) -> None:
+        """Take the client's frames as they come; its hang-up ends everything."""
+        try:
+            while True:
+                message = await self.frames.take()
+                body = message.encode() if isinstance(message, str) else b""
+                if not isinstance(message, str):
+                    return self.end(1003, "bad_request")
+                if len(self.waiting) >= TURNS_WAITING_MAX or not budget.grow(len(body)):
+                    return self.end(1008 if body else 1013, "bad_request")
+                self.waiting.append(body)
+                self.note_change()
+        except PeerClosed:
+            if self.frames.refused:
+                return self.end(self.frames.refused, "bad_request")
+            self.is_gone = True
+            self.nursery.cancel_scope.cancel()
+
+    async def next_frame(self, idle_seconds_max: float) -> bytes | None:
+        """The next frame of the client; None where the WebSocket is to be closed."""
+        with trio.move_on_after(idle_seconds_max):
+            while not (self.waiting or self.close_code):
+                await self.wait_change()
+        if self.close_code or not self.waiting:
+            self.close_code = self.close_code or 1000
+            return None
+        return self.waiting.popleft()
+
+    async def pass_on(self, frame: bytes) -> None:
+        """Hand a frame that nobody answers to the upstream, if it is still there."""
+        if self.upstream is not None:
+            with contextlib.suppress(PeerClosed):
+                await self.upstream.frames.put(frame.decode())
+
+    async def drop_upstream(self) -> None:
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            await upstream.close()
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Turn(Exchange):
+    """One call on a WebSocket, and its answer."""
+
+    CARRIED: ClassVar[Sequence[str]] = ("type", "previous_response_id", "generate")
+
+    socket: ClientSocket
+    stream_id: str = ""  # echoed on every event
+    anchor: str = ""  # previous_response_id
+
+    @property
+    def stop_code(self) -> str:
+        return self.socket.stop_code or ("server_stopping" if self.server.is_stopped else "")
+
+    def understand(self, body: dict[str, Json]) -> dict[str, Json]:
+        """The call in a frame; a `stream_id` is not the upstream's business.
+
+        Raises: PoolerError (invalid_value).
+        """
+        stream_id = body.pop("stream_id", None)
+        if stream_id is not None:
+            if not (isinstance(stream_id, str) and _STREAM_ID.fullmatch(stream_id)):
+                raise PoolerError("invalid_value", param="stream_id")
+            self.stream_id = stream_id
+            self.replace_body(dump_json(body))
+        if body.get("type") != "response.create":
+            raise PoolerError("invalid_value", "Only response.create is understood.", param="type")
+        self.anchor = _checked(body, "previous_response_id", str) or ""
+        return body
+
+    async def send_request(
+        self, account: Account, path: str, identity: Identity, body: bytes
+    ) -> None:
+        """Send the turn on the WebSocket of the account, or a new one.
+
+        Raises: TRANSPORT_ERRORS; UpstreamFailed, where the upstream takes none; PoolerError
+        (previous_response_not_found, request_too_large).
+        """
+        if len(body) > self.limits.websocket_upstream_bytes_max:
+            hint = "Upstreams take no message over websocket_upstream_bytes_max. Use POST."
+            raise PoolerError("request_too_large", hint)
+        client = self.socket
+        account_id = self.credentials.account_id if self.credentials else None
+        upstream = client.upstream
+        if upstream is not None and not upstream.serves(account, account_id):
+            upstream = None
+        known = upstream.made if upstream is not None else ()
+        if self.anchor and account.is_codex and self.anchor not in known:
+            raise PoolerError("previous_response_not_found")
+        is_reused = upstream is not None
+        if upstream is None:
+            await client.drop_upstream()
+            upstream = await self.open_socket(account, path, identity, account_id)
+            if upstream is None:
+                return
+        self.upstream = upstream
+        upstream.enter_turn(True)
+        self.enter(Stage.SEND, "write_stall_seconds_max")
+        try:
+            await self.bounded(math.inf, upstream.frames.put, body.decode())
+        except PeerClosed:
+            upstream.is_spent = True
+            if not is_reused:
+                raise
+            error = PoolerError("upstream_unreachable")
+            raise UpstreamFailed(Fault("closed", Action.REOPEN, Effect.NONE, error)) from None
+
+    async def open_socket(
+        self, account: Account, path: str, identity: Identity, account_id: str | None
+    ) -> UpstreamSocket | None:
+        """A new WebSocket; None where it was refused in words that are still to be read."""
+        limits, client, url = self.limits, self.socket, account.base_url
+        connection = await self.connect(account)
+        secret, given = identity
+        fields = [pair for pair in given if pair[0] != "accept"]
+        if account.is_codex and not any(name == "openai-beta" for name, _ in fields):
+            fields.append(_BETA)
+        head = request_head(url, path, secret, fields, b"")
+        frames = Frames(connection, limits.event_bytes_max, self.server.events, limits)
+        self.enter(Stage.CONNECT, "websocket_handshake_seconds_max")
+        until = trio.current_time() + limits.websocket_handshake_seconds_max
+        status = await self.bounded(until, frames.open, client.nursery, url, path, head)
+        if status in NO_WEBSOCKET_STATUSES:
+            error = PoolerError("websocket_unsupported")
+            raise UpstreamFailed(
+                Fault(f"{status} at upgrade", Action.NEXT, Effect.LACKS_WEBSOCKET, error)
+            )
+        if status != 101:
+            return None
+        client.upstream = upstream = UpstreamSocket(
+            connection.stream,
+            account=account,
+            account_id=account_id,
+            frames=frames,
+            end=lambda: client.end(1001),
+        )
+        client.nursery.start_soon(upstream.pump)
+        return upstream
+
+    async def release_upstream(self, account: Account | None = None) -> None:
+        """Keep the WebSocket for the next turn if its answer was whole; else it is closed."""
+        upstream = self.upstream
+        if not isinstance(upstream, UpstreamSocket):
+            await Exchange.release_upstream(self, account)
+            return
+        self.upstream = None
+        upstream.enter_turn(False)
+        if account is None or not upstream.is_reusable:
+            if upstream.has_ended and not upstream.is_spent:
+                self.socket.end(1001)
+            await self.socket.drop_upstream()
+
+    async def start(
+        self, status: int, headers: Sequence[Field], body: bytes, length: int | None
+    ) -> None:
+        """The first of the events; there is no head."""
+        del headers, length
+        self.is_started = True
+        self.record.status = status
+        self.record.first_byte_ms = self.age_ms()
+        self.record.bytes_out += len(body)
+        await self.connection.send(body, self.limits)
+
+    def framed(self, body: bytes) -> bytes:
+        return body
+
+    async def fail(self, error: PoolerError) -> None:
+        """Answer with an error frame; nothing has been said yet."""
+        self.record.code = error.code
+        said = _parsed(error.content()[0])
+        shown = {"type": "error", "status": error.status, "headers": dict(error.headers)}
+        await self.start(error.status, (), _data_line(said | shown) + b"\n\n", None)
+        self.is_whole = True
 
 
 ################################################################
@@ -4952,6 +5652,7 @@ class Server(Shared):
     connections: set[ClientConnection] = field(default_factory=set)
     keyless: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
     exchanges: set[Exchange] = field(default_factory=set)
+    sockets: set[ClientSocket] = field(default_factory=set)
     quiet: trio.Event = field(default_factory=trio.Event)
     catalogues_wanted: trio.Event = field(default_factory=trio.Event)
     accepting: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -5003,14 +5704,20 @@ class Server(Shared):
         if raw is None:
             return False
         exchange = Exchange(self, connection, Record(new_request_id()), self.config)
+        await self.serve_exchange(exchange, self.dispatch(exchange, raw))
+        if exchange.closes and not connection.is_gone:
+            await connection.linger()
+        return not (exchange.closes or connection.is_gone)
+
+    async def serve_exchange(self, exchange: Exchange, judged: Awaitable[None]) -> None:
+        """Await `judged`, then serve the call that it may leave; an error becomes the answer."""
         self.exchanges.add(exchange)
         try:
-            await self.conclude(exchange, self.dispatch(exchange, raw))
-            del raw  # a stream lives long, and there may be a thousand
+            await self.conclude(exchange, judged)
             if exchange.call is not None:
-                connection.enter_call(True)
+                exchange.connection.enter_call(True)
                 await self.conclude(exchange, serve_call(exchange, exchange.call))
-                connection.enter_call(False)
+                exchange.connection.enter_call(False)
         finally:
             if exchange.use is not None:
                 exchange.use.in_flight_count -= 1
@@ -5019,9 +5726,6 @@ class Server(Shared):
             self.exchanges.discard(exchange)
             if not self.exchanges:
                 self.quiet.set()
-        if exchange.closes and not connection.is_gone:
-            await connection.linger()
-        return not (exchange.closes or connection.is_gone)
 
     async def conclude(self, exchange: Exchange, served: Awaitable[None]) -> None:
         """Await `served`; an expected failure, or a bug, becomes the answer."""
@@ -5089,6 +5793,9 @@ class Server(Shared):
         pool = exchange.config.pools[key.pool]
         if route in NATIVE_PATHS and not pool.has_codex:
             raise PoolerError("unsupported_endpoint")
+        if route in SOCKETS and head.method == "GET":
+            await self.serve_socket(exchange, head, key, NATIVE_PATHS.get(route, ""))
+            return
         self.check_method(head, route)
         if route in CALLS:
             await self.read_post(exchange, head, key, route)
@@ -5102,14 +5809,12 @@ class Server(Shared):
             await self.serve_models(exchange, key, model)
 
     def check_method(self, head: RequestHead, route: Route) -> None:
-        """Raises: PoolerError (unsupported_endpoint, websocket_unsupported, method_not_allowed)."""
+        """Raises: PoolerError (unsupported_endpoint, method_not_allowed)."""
         if route is Route.UNSUPPORTED:
             raise PoolerError("unsupported_endpoint")
         methods = METHODS.get(route, METHODS_ELSE)
         if head.method in methods:
             return
-        if route in {Route.RESPONSES, Route.CODEX_RESPONSES} and head.method == "GET":
-            raise PoolerError("websocket_unsupported")
         raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
 
     def check_caller(self, config: Config, head: RequestHead) -> None:
@@ -5160,33 +5865,49 @@ class Server(Shared):
     async def read_post(
         self, exchange: Exchange, head: RequestHead, key: Key, route: Route
     ) -> None:
-        """Read and judge the body; the call is the exchange's.  Raises: PoolerError, ClientGone."""
+        """Read the body, and judge it.  Raises: PoolerError, ClientGone."""
         content_type = (header_of(head.headers, "content-type") or "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise PoolerError("unsupported_media_type")
         expectation = header_of(head.headers, "expect")
         if expectation is not None and expectation.lower() != "100-continue":
             raise PoolerError("expectation_failed")
-        use = self.uses.setdefault((key.pool, key.name), KeyUse())
-        use.admit(key, trio.current_time(), self.unix_now())
-        exchange.use = use
+        self.admit(exchange, key)
         limits, connection = exchange.limits, exchange.connection
         read = functools.partial(connection.read_body, head, limits, self.bodies)
         is_here = connection.holds(head.framing)  # then a deadline is not worth its cost
         read_now = read() if is_here else exchange.bounded(math.inf, read)
         exchange.body, exchange.encoded = await read_now
-        exchange.record.bytes_in = len(exchange.body)
         exchange.closes = False
-        pool = exchange.config.pools[key.pool]
-        check_json_shape(exchange.body, limits)
-        await yield_after(exchange.body)
-        value = parse_json_object(exchange.body)
-        await yield_after(exchange.body)
         kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
-        native_path = NATIVE_PATHS.get(route, "")
-        obstacle = codex_obstacle(kind, value) if pool.has_codex and not native_path else None
+        await self.judge_call(exchange, head, key, kind, NATIVE_PATHS.get(route, ""))
+
+    def admit(self, exchange: Exchange, key: Key) -> None:
+        """Count a call in.  Raises: PoolerError (key_limit_reached)."""
+        use = self.uses.setdefault((key.pool, key.name), KeyUse())
+        use.admit(key, trio.current_time(), self.unix_now())
+        exchange.use = use
+
+    async def judge_call(
+        self, exchange: Exchange, head: RequestHead, key: Key, kind: CallKind, native_path: str
+    ) -> None:
+        """Judge the body that was read; the call is the exchange's.  Raises: PoolerError."""
+        exchange.record.bytes_in = len(exchange.body)
+        pool = exchange.config.pools[key.pool]
+        check_json_shape(exchange.body, exchange.limits)
+        await yield_after(exchange.body)
+        value = exchange.understand(parse_json_object(exchange.body))
+        await yield_after(exchange.body)
+        judged = {name: value[name] for name in value if name not in exchange.CARRIED}
         call = read_call(
-            kind, value, head.headers, pool, key, native_path=native_path, obstacle=obstacle
+            kind,
+            value,
+            head.headers,
+            pool,
+            key,
+            native_path=native_path,
+            obstacle=codex_obstacle(kind, judged) if pool.has_codex and not native_path else None,
+            socket_id=exchange.socket.id if isinstance(exchange, Turn) else "",
         )
         if call.model != call.requested_model:
             exchange.replace_body(replace_model(exchange.body, call.model))
@@ -5195,6 +5916,100 @@ class Server(Shared):
         exchange.record.stream = call.is_stream
         self.want_catalogues(pool)
         exchange.call = call
+
+    # One WebSocket.
+
+    async def serve_socket(
+        self, exchange: Exchange, head: RequestHead, key: Key, native_path: str
+    ) -> None:
+        """Judge the upgrade, then serve turns to the end of the connection.
+
+        Raises: PoolerError, before the upgrade.
+        """
+        raw, record, limits = upgrade_head(head), exchange.record, exchange.limits
+        pool = exchange.config.pools[key.pool]
+        self.want_catalogues(pool)
+        if not self.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
+            raise PoolerError("websocket_unsupported")
+        if sum(client.key == key for client in self.sockets) >= key.concurrent:
+            raise _key_limit("has as many WebSockets open as it may have at once", 1)
+        if self.is_draining:
+            raise PoolerError("server_stopping")
+        connection = exchange.connection
+        frames = Frames(connection, limits.websocket_message_bytes_max, self.bodies, limits)
+        exchange.closes = exchange.is_started = exchange.is_whole = True
+        record.status = 101
+        client: ClientSocket | None = None
+        try:
+            async with trio.open_nursery() as nursery:  # holds: readers, of both sides
+                with trio.move_on_after(limits.websocket_handshake_seconds_max):
+                    await frames.accept(nursery, raw, [("x-request-id", record.request_id)])
+                if frames.socket is not None:
+                    client = ClientSocket(
+                        connection.stream,
+                        id=record.request_id,
+                        frames=frames,
+                        key=key,
+                        request_head=head,
+                        native_path=native_path,
+                        nursery=nursery,
+                    )
+                    self.sockets.add(client)
+                    nursery.start_soon(client.read_frames, self.bodies)
+                    await self.serve_turns(client)
+                nursery.cancel_scope.cancel()
+        finally:
+            frames.release()
+            connection.is_gone = connection.is_at_end
+            if client is not None:
+                self.sockets.discard(client)
+                self.bodies.grow(-sum(map(len, client.waiting)))
+                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                    await client.drop_upstream()
+        if client is not None and client.close_code:
+            await connection.send(close_frame(client.close_code), limits)
+            await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)
+
+    async def serve_turns(self, client: ClientSocket) -> None:
+        """One turn after the other, until the WebSocket is to be closed."""
+        idle_seconds_max = self.config.limits.websocket_idle_seconds_max
+        while (frame := await client.next_frame(idle_seconds_max)) is not None:
+            key = self.key_of(client)
+            if key is None:
+                self.bodies.grow(-len(frame))
+                client.end(1008)
+                continue
+            if client.native_path and _PROCESSED.match(frame):
+                self.bodies.grow(-len(frame))
+                await client.pass_on(frame)
+                continue
+            record = Record(new_request_id())
+            head, config = client.request_head, self.config
+            turn = Turn(
+                self, client, record, config, head=head, body=frame, closes=False, socket=client
+            )
+            client.turn = turn
+            await self.serve_exchange(turn, self.judge_turn(turn, key))
+            client.turn = None
+            if turn.closes:
+                client.end(1011)
+
+    async def judge_turn(self, turn: Turn, key: Key) -> None:
+        """Raises: PoolerError."""
+        record, client = turn.record, turn.socket
+        record.method, record.pool, record.key = "GET", key.pool, key.name
+        record.route = (Route.CODEX_RESPONSES if client.native_path else Route.RESPONSES).value
+        self.admit(turn, key)
+        path = client.native_path
+        await self.judge_call(turn, client.request_head, key, CallKind.RESPONSES, path)
+
+    def key_of(self, client: ClientSocket) -> Key | None:
+        """The key of a WebSocket as it is now; None where it opens nothing any more."""
+        names = (client.key.pool, client.key.name, client.key.digest)
+        for key in self.config.keys:
+            if (key.pool, key.name, key.digest) == names and is_key_usable(key, self.unix_now()):
+                return key
+        return None
 
     # Services.
 
@@ -5266,6 +6081,9 @@ class Server(Shared):
         names = {(key.pool, key.name) for key in config.keys}
         for name in self.uses.keys() - names:
             del self.uses[name]
+        for client in self.sockets:
+            if self.key_of(client) is None:
+                client.end(1008, "invalid_api_key")
         self.assign_waiters()
         self.catalogues_wanted.set()
         await self.idle.close_older_than(math.inf)
@@ -5296,6 +6114,8 @@ class Server(Shared):
         for connection in self.connections:
             if connection.is_idle:
                 connection.scope.cancel()
+        for client in self.sockets:
+            client.end(1001)
 
     async def drain(self) -> None:
         """Let requests end by themselves for a while, then end them with a terminal event."""

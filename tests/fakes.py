@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -524,13 +524,15 @@ class FakeUpstream:
 class World:
     """A running server, its upstreams by account name, its clients and its log."""
 
+    upstream_type: ClassVar[type[FakeUpstream]] = FakeUpstream
+
     def __init__(self, config: Config, nursery: trio.Nursery) -> None:
         self.config = config
         self.nursery = nursery  # holds: the server, the upstreams' connections
         self.listener = MemoryListener()
         self.logged: list[tuple[str, str, dict[str, Json]]] = []  # level, event, fields
         self.complaints: list[str] = []  # what the upstreams hold against the pooler
-        self.upstreams = {name: FakeUpstream(name, self) for name in config.accounts}
+        self.upstreams = {name: self.upstream_type(name, self) for name in config.accounts}
         self.clients: list[Client] = []
         self.unix_offset = UNIX_START  # move it to move the wall clock alone
         self.server = Server(config, {}, dial=self.dial, unix_now=self.unix_now, log=self.note_log)
@@ -543,7 +545,7 @@ class World:
         assert tls is None
         for name, account in self.server.config.accounts.items():
             if account.base_url == url:
-                upstream = self.upstreams.setdefault(name, FakeUpstream(name, self))
+                upstream = self.upstreams.setdefault(name, self.upstream_type(name, self))
                 return await upstream.connect()
         raise AssertionError(f"dialled {url}, which is no account's")
 
@@ -611,6 +613,7 @@ class World:
         self.assert_quiet()
         assert not self.server.connections
         assert not self.server.keyless
+        assert not self.server.sockets
         self.server.stop()
         await self.settle()
         open_lines = [
@@ -623,14 +626,16 @@ class World:
 
 
 @asynccontextmanager
-async def opened_world(described: Mapping[str, Json] | None = None) -> AsyncIterator[World]:
+async def opened_world(
+    described: Mapping[str, Json] | None = None, kind: type[World] = World
+) -> AsyncIterator[World]:
     """A world that runs inside the `async with`, and is left quiet; else an AssertionError."""
     is_virtual = isinstance(trio.lowlevel.current_clock(), MockClock)
     assert is_virtual, "the test must ask for the fixture autojump_clock"
     failure: BaseException | None = None
     config = make_config(describe() if described is None else described)
     async with trio.open_nursery() as nursery:
-        world = World(config, nursery)
+        world = kind(config, nursery)
         world.start()
         try:
             yield world
