@@ -1440,45 +1440,36 @@ def close_frame(code: int) -> bytes:
     return b"\x88\x02" + code.to_bytes(2, "big")
 
 
-class FrameRefused(Exception):
-    """A WebSocket's peer passes a bound; `code` is for the Close."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 @dataclass(slots=True)
 class FrameMeter:
     """Counts the frames of a WebSocket's peer as they come (RFC 6455 §5.2).
 
     trio-websocket bounds the characters of a message, but not its frames, which may be empty,
-    nor the pings.  `bytes_pending`: what has come of the message that is not whole yet.
+    nor the pings.
     """
 
     bytes_max: int
     frames_max: int
-    is_closed: bool = False  # the peer's Close has come; what follows it is nothing
-    bytes_pending: int = 0
+    bytes_pending: int = 0  # what has come of the message that is not whole yet
+    is_closed: bool = False  # the peer's Close has come
+    refused: int = 0  # the code for a peer that passes a bound
     _frame_count: int = 0  # since the last whole message
     _head: bytes = b""  # of a frame, unfinished
     _left: int = 0  # bytes of the frame's payload that are still to come
     _kind: int = 0  # the first byte of the frame
 
     def feed(self, received: bytes) -> bytes:
-        """What of `received` may be passed on: nothing after a Close.  Raises: FrameRefused."""
+        """What of `received` may be passed on: nothing after a Close or a refusal."""
         at = 0
-        while at < len(received) and not self.is_closed:
+        while at < len(received) and not (self.is_closed or self.refused):
             if self._left:
                 step = min(self._left, len(received) - at)
                 self._left -= step
-                at += step
                 self.bytes_pending += step if self._is_data else 0
-            elif not (step := self._begin(received[at : at + 14])):  # no head is longer
-                return received
             else:
-                at += step
-            if not self._left:
+                step = self._begin(received[at : at + 14])  # no head is longer
+            at += step
+            if not (self._left or self._head):
                 self._finish()
         return received[:at]
 
@@ -1487,26 +1478,26 @@ class FrameMeter:
         return not self._kind & 0x08
 
     def _begin(self, received: bytes) -> int:
-        """Read the head of a frame; the bytes used, or 0 if it is not whole yet."""
+        """Read the head of a frame, or a part of it; the bytes used."""
         head = self._head + received
         code = head[1] & 0x7F if len(head) > 1 else 0
         extra = {126: 2, 127: 8}.get(code, 0)
         size = 2 + extra + (4 if len(head) > 1 and head[1] & 0x80 else 0)
         if len(head) < size:
             self._head = head
-            return 0
-        used = size - len(self._head)
-        self._head = b""
+            return len(received)
+        used, self._head = size - len(self._head), b""
         self._kind = head[0]
         self._left = int.from_bytes(head[2 : 2 + extra], "big") if extra else code
         self._frame_count += 1
         if self._frame_count > self.frames_max:
-            raise FrameRefused(1008)
-        if self._is_data and self.bytes_pending + self._left > self.bytes_max:
-            raise FrameRefused(1009)
-        return used
+            self.refused = 1008
+        elif self._is_data and self.bytes_pending + self._left > self.bytes_max:
+            self.refused = 1009
+        return 0 if self.refused else used
 
     def _finish(self) -> None:
+        """A whole frame has come."""
         self.is_closed = self._kind & 0x0F == 0x08
         if self._is_data and self._kind & 0x80:
             self._frame_count = self.bytes_pending = 0
@@ -5161,8 +5152,7 @@ _BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # upstream fa
 class Frames(trio.abc.Stream):
     """A connection as trio-websocket sees it, and that library's side of it.
 
-    First comes the head of the opening handshake, `head`, or what `read_head` gives; then
-    frames that have been counted.  `refused`: the code of the bound that the peer has passed.
+    First comes the head of the opening handshake, then frames that have been counted.
     """
 
     def __init__(
@@ -5177,7 +5167,6 @@ class Frames(trio.abc.Stream):
         self.head = b""
         self.is_accepted = trio.Event()  # until then the library would keep a frame to itself
         self.bytes_held = 0  # of the budget
-        self.refused = 0
         self.opening = trio.CancelScope()  # of an upstream's handshake
         self.key = ""  # that it was asked for with
         self.status = 0
@@ -5233,6 +5222,13 @@ class Frames(trio.abc.Stream):
         except self.library.ConnectionClosed:
             raise PeerClosed from None
 
+    @property
+    def close_code(self) -> int:
+        """What to say to a peer whose frames are bad; 0, if it has closed or gone itself."""
+        reason = self.socket.closed
+        is_theirs = reason is None or reason.code == 1006 or self.meter.is_closed
+        return self.meter.refused or (0 if is_theirs else int(reason.code))
+
     def release(self) -> None:
         self.budget.grow(-self.bytes_held)
         self.bytes_held = 0
@@ -5243,6 +5239,8 @@ class Frames(trio.abc.Stream):
         if self.head:
             head, self.head = self.head, b""
             return head
+        if self.meter.refused:
+            return b""
         try:
             if self.status != 101 and isinstance(self.connection, UpstreamConnection):
                 return await self.read_upgrade(self.connection)
@@ -5250,16 +5248,15 @@ class Frames(trio.abc.Stream):
             if isinstance(connection, ClientConnection):
                 await self.is_accepted.wait()
             received, connection.buffer = connection.buffer or await connection.receive(), b""
-            passed = self.meter.feed(received)
-            if not self.budget.grow(self.meter.bytes_pending - self.bytes_held):
-                raise FrameRefused(1013)
-        except FrameRefused as refused:
-            self.refused = refused.code
-            return b""
         except (PeerClosed, BadSyntax) as error:
             self.fail_opening(error)
             raise trio.BrokenResourceError from None
-        self.bytes_held = self.meter.bytes_pending
+        meter = self.meter
+        passed = meter.feed(received)
+        if self.budget.grow(meter.bytes_pending - self.bytes_held):
+            self.bytes_held = meter.bytes_pending
+        else:
+            meter.refused = 1013
         return passed
 
     async def read_upgrade(self, connection: UpstreamConnection) -> bytes:
@@ -5351,7 +5348,7 @@ class UpstreamSocket(UpstreamConnection):
         try:
             message = await self.receiver.receive()
         except trio.EndOfChannel:
-            if self.frames.refused:
+            if self.frames.close_code:
                 raise BadSyntax("frames") from None
             raise PeerClosed from None
         if not isinstance(message, str):
@@ -5459,16 +5456,18 @@ class ClientSocket(ClientConnection):
         try:
             while True:
                 message = await self.frames.take()
-                body = message.encode() if isinstance(message, str) else b""
                 if not isinstance(message, str):
                     return self.end(1003, "bad_request")
-                if len(self.waiting) >= TURNS_WAITING_MAX or not budget.grow(len(body)):
-                    return self.end(1008 if body else 1013, "bad_request")
+                body = message.encode()
+                if len(self.waiting) >= TURNS_WAITING_MAX:
+                    return self.end(1008, "bad_request")
+                if not budget.grow(len(body)):
+                    return self.end(1013, "bad_request")
                 self.waiting.append(body)
                 self.note_change()
         except PeerClosed:
-            if self.frames.refused:
-                return self.end(self.frames.refused, "bad_request")
+            if code := self.frames.close_code:
+                return self.end(code, "bad_request")
             self.is_gone = True
             self.nursery.cancel_scope.cancel()
 

@@ -131,8 +131,10 @@ class SocketClient:
         return events
 
     async def read_event(self) -> Json:
-        opcode, payload = await self.read_frame()
-        assert opcode == TEXT, (opcode, payload)
+        while (found := await self.read_frame())[0] == PONG:
+            pass
+        opcode, payload = found
+        assert opcode == TEXT, found
         value = json.loads(payload)
         assert isinstance(value, dict)
         return value
