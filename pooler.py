@@ -327,6 +327,7 @@ NATIVE_TO_CLIENT: Final = re.compile(
     rf"{FORWARDED_TO_CLIENT.pattern}|x-codex-[a-z0-9-]+|x-models-etag|x-reasoning-included|"
     r"x-oai-request-id|cf-ray"
 )
+TURN_STATE: Final = "x-codex-turn-state"  # a secret of the account that gave it
 _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
 
 
@@ -2948,6 +2949,7 @@ class Roster:
         self.limits = config.limits
         self.health: dict[str, Health] = {name: Health() for name in config.accounts}
         self.pins: RecentMap[Pin] = RecentMap(config.limits.pins_max)
+        # Whose a stored response, or the state of a turn, is.
         self.responses: RecentMap[str] = RecentMap(config.limits.response_pins_max)
         self.turns: dict[str, int] = {}  # pool -> choices made, for round_robin
 
@@ -3150,9 +3152,15 @@ class Roster:
         if call.session is not None:
             self.pins.put(call.session, Pin(account.name, account.base_url, is_foreign, now))
 
-    def note_response(self, call: Call, response_id: str, account: Account) -> None:
-        digest = digest_parts(call.pool.name, call.key.name, "response", response_id)
-        self.responses.put(digest, account.name)
+    def note_made(self, account: Account, call: Call, what: str, made: Json) -> None:
+        """Remember whose a response or a turn's state is."""
+        if isinstance(made, str):
+            digest = digest_parts(call.pool.name, call.key.name, what, made)
+            self.responses.put(digest, account.name)
+
+    def is_maker(self, account: Account, call: Call, what: str, made: str) -> bool:
+        digest = digest_parts(call.pool.name, call.key.name, what, made)
+        return self.responses.get(digest) == account.name
 
     def pooled_quota(self, pool: Pool, now: float) -> tuple[bool, dict[int, Level]]:
         """Whether all are limited, and the best level by window length in seconds.
@@ -4547,10 +4555,13 @@ def fields_for(exchange: Exchange, account: Account, call: Call) -> list[Field]:
     if not call.is_native:
         session = [("session-id", call.session.hex())] if call.session else []
         return [("accept", "text/event-stream"), ("originator", "codex-pooler"), *session]
-    fields = forwarded(client, NATIVE_TO_UPSTREAM)
-    pin = exchange.server.roster.pin_of(call, trio.current_time())
-    if pin is None or pin.account != account.name:  # it is another account's secret
-        fields = [pair for pair in fields if pair[0] != "x-codex-turn-state"]
+    roster = exchange.server.roster
+    fields = [
+        (name, value)
+        for name, value in forwarded(client, NATIVE_TO_UPSTREAM)
+        # The client keeps the first of a turn, whoever serves the rest of it.
+        if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)
+    ]
     if exchange.encoded:
         fields += forwarded(client, re.compile("content-encoding"))
     return fields
@@ -4722,12 +4733,15 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
             exchange.record.account = account.name
             exchange.replace_body(b"")
             roster.note_served(call, account, trio.current_time())
+            if call.is_native:
+                state = header_of(answer.head.headers, TURN_STATE)
+                roster.note_made(account, call, TURN_STATE, state)
             try:
                 await deliver(exchange, answer, lease)
             finally:  # a client that leaves after the last event may follow up all the same
                 made = answer.scanner.response if answer.scanner else answer.value
-                if call.is_stored and not account.is_codex and isinstance(made.get("id"), str):
-                    roster.note_response(call, made["id"], account)
+                if call.is_stored and not account.is_codex:
+                    roster.note_made(account, call, "response", made.get("id"))
             return
         finally:
             server.end_lease(lease)

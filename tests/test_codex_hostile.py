@@ -1,0 +1,44 @@
+"""Proves that a lying ChatGPT backend, or client of it, gets nothing that it is not owed.
+
+Method: the scripted account of `tests/test_codex_faults.py`, or two behind the strict backend;
+each test is one lie: a secret handed back to another account, an end that is none, a flood.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trio.testing import MockClock
+
+from tests.codex_backend import Play
+from tests.fakes import post
+from tests.test_codex_accounts import FIRST, NATIVE, SECOND, codex_world, described
+from tests.test_codex_faults import (
+    PREFIX,
+)
+
+STATE = "x-codex-turn-state"
+
+
+async def test_a_turn_s_state_never_reaches_another_account(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Codex CLI keeps the first state of a turn, whoever serves the rest of it."""
+    session = [("session-id", "thread")]
+    async with codex_world(described(tmp_path), tmp_path) as world:
+
+        async def ask_with(*states: str) -> str | None:
+            headers = session + [(STATE, state) for state in states]
+            response = await world.ask(post(f"{PREFIX}/responses", NATIVE, headers=headers))
+            return response.header(STATE)
+
+        first = await ask_with()
+        assert first
+        world.backend.plays.append(Play(FIRST, error="usage_limit"))
+        second = await ask_with(first)
+        assert second
+        assert await ask_with(first) == second  # the session has moved; the state has not
+        assert await ask_with(second) == second
+        assert [(one.account, one.headers.get(STATE)) for one in world.asked_of()] == [
+            (FIRST, None), (FIRST, first), (SECOND, None), (SECOND, None), (SECOND, second),
+        ]  # fmt: skip
