@@ -2201,10 +2201,9 @@ class ResponsesAnswer:
     def feed(self, kind: EventKind, event: bytes) -> bytes:
         if kind is EventKind.IDLE:
             return b"" if event_data(event) else event
-        if kind is EventKind.DONE:
-            return event
-        if self.response is not None:
-            return b""
+        is_at_end = self.response is not None
+        if is_at_end or kind is EventKind.DONE:  # clients stop reading at `[DONE]`
+            return event if is_at_end and kind is EventKind.DONE else b""
         if kind is EventKind.CONTENT and b"output_item.done" not in event:
             return event
         value = event_object(event) or {}

@@ -15,6 +15,12 @@ from tests.fakes import post
 from tests.test_codex_accounts import FIRST, NATIVE, SECOND, codex_world, described
 from tests.test_codex_faults import (
     PREFIX,
+    WHOLE,
+    ask,
+    payloads,
+    scripted_world,
+    sent,
+    stream,
 )
 
 STATE = "x-codex-turn-state"
@@ -42,3 +48,14 @@ async def test_a_turn_s_state_never_reaches_another_account(
         assert [(one.account, one.headers.get(STATE)) for one in world.asked_of()] == [
             (FIRST, None), (FIRST, first), (SECOND, None), (SECOND, None), (SECOND, second),
         ]  # fmt: skip
+
+
+async def test_a_done_before_the_end_hides_no_end(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Clients stop reading at `[DONE]`."""
+    async with scripted_world(tmp_path) as world:
+        raw = stream((*WHOLE[:-1], b"[DONE]"))
+        response = await ask(world, "responses-stream", sent(raw))
+        assert b"[DONE]" not in response.body
+        assert payloads(response)[-1]["type"] == "response.failed"
