@@ -2185,6 +2185,13 @@ def _is_instruction(item: Mapping[str, Json]) -> bool:
     return all(part["type"] == "input_text" for part in item["content"])
 
 
+# Events that carry text of a message -> the type of the part that it is of.
+_PART_DELTAS: Final[Mapping[str, str]] = {
+    "response.output_text.delta": "output_text",
+    "response.refusal.delta": "refusal",
+}
+
+
 @dataclass(slots=True)
 class ResponsesAnswer:
     """The answer of a codex account for a Responses client, streamed or whole.
@@ -2194,8 +2201,10 @@ class ResponsesAnswer:
     """
 
     bytes_max: int
+    is_collected: bool = False  # the client waits for the whole
     response: dict[str, Json] | None = None  # that of the terminal event, once it came
     _items: dict[int, dict[str, Json]] = field(default_factory=dict)  # by output_index
+    _texts: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # part, delta
     _bytes_held: int = 0
 
     def feed(self, kind: EventKind, event: bytes) -> bytes:
@@ -2204,7 +2213,8 @@ class ResponsesAnswer:
         is_at_end = self.response is not None
         if is_at_end or kind is EventKind.DONE:  # clients stop reading at `[DONE]`
             return event if is_at_end and kind is EventKind.DONE else b""
-        if kind is EventKind.CONTENT and b"output_item.done" not in event:
+        is_wanted = self.is_collected or b"output_item.done" in event
+        if kind is EventKind.CONTENT and not is_wanted:
             return event
         value = event_object(event) or {}
         name = _text_at(value, "type")
@@ -2221,18 +2231,38 @@ class ResponsesAnswer:
         response, item = value.get("response"), value.get("item")
         if kind in TERMINAL_KINDS:
             self.response = response = response if isinstance(response, dict) else {}
-        if value.get("type") == "response.output_item.done" and isinstance(item, dict):
-            self._bytes_held += byte_count
-            if self._bytes_held > self.bytes_max:
-                raise BadSyntax("answer too large")
+        name = _text_at(value, "type")
+        if name == "response.output_item.done" and isinstance(item, dict):
+            self._hold(byte_count)
             self._items[_output_index(value, len(self._items))] = item
+        elif self.is_collected and name in _PART_DELTAS:
+            self._hold(byte_count)
+            texts = self._texts.setdefault(_output_index(value, 0), [])
+            texts.append((_PART_DELTAS[name], _text_at(value, "delta")))
         if not isinstance(response, dict):
             return False
         output = response.get("output")
+        if kind is EventKind.SUCCESS and not output:
+            made = {at: _streamed_message(texts) for at, texts in self._texts.items()}
+            self._items = made | self._items
         if isinstance(output, list) and len(output) >= len(self._items):
             return False
         response["output"] = [self._items[index] for index in sorted(self._items)]
         return True
+
+    def _hold(self, byte_count: int) -> None:
+        self._bytes_held += byte_count
+        if self._bytes_held > self.bytes_max:
+            raise BadSyntax("answer too large")
+
+
+def _streamed_message(texts: Sequence[tuple[str, str]]) -> dict[str, Json]:
+    """The item that these deltas were of, where it never came whole."""
+    parts: list[Json] = []
+    for kind, member in (("output_text", "text"), ("refusal", "refusal")):
+        if text := "".join(delta for name, delta in texts if name == kind):
+            parts.append({"type": kind, member: text})
+    return {"type": "message", "role": "assistant", "status": "completed", "content": parts}
 
 
 def _output_index(value: Mapping[str, Json], default: int) -> int:
@@ -4535,9 +4565,10 @@ async def prepare(
     await yield_after(body)
     bytes_max = exchange.limits.unary_bytes_max
     if call.kind is CallKind.RESPONSES:
-        return body, ResponsesAnswer(bytes_max)
+        return body, ResponsesAnswer(bytes_max, not call.is_stream)
     return body, ChatAnswer(
         bytes_max,
+        not call.is_stream,
         request_id=exchange.record.request_id,
         model=call.model,
         created_unix=int(exchange.server.unix_now()),

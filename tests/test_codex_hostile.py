@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from trio.testing import MockClock
 
 from tests.codex_backend import Play
 from tests.fakes import post
 from tests.test_codex_accounts import FIRST, NATIVE, SECOND, codex_world, described
 from tests.test_codex_faults import (
+    COMPLETED,
+    CREATED,
+    DELTA,
     PREFIX,
     WHOLE,
     ask,
@@ -59,3 +63,20 @@ async def test_a_done_before_the_end_hides_no_end(
         response = await ask(world, "responses-stream", sent(raw))
         assert b"[DONE]" not in response.body
         assert payloads(response)[-1]["type"] == "response.failed"
+
+
+@pytest.mark.parametrize("form", ["responses", "chat"])
+async def test_an_answer_that_came_in_deltas_alone_is_not_lost(
+    autojump_clock: MockClock, tmp_path: Path, form: str
+) -> None:
+    refusal = {"type": "response.refusal.delta", "output_index": 1, "delta": "No."}
+    async with scripted_world(tmp_path) as world:
+        raw = stream((CREATED, DELTA, DELTA, refusal, COMPLETED))
+        value = (await ask(world, form, sent(raw))).json()
+        if form == "chat":
+            message = value["choices"][0]["message"]
+            assert (message["content"], message["refusal"]) == ("Hi.Hi.", "No.")
+            return
+        parts = [part for item in value["output"] for part in item["content"]]
+        assert [part.get("text") or part["refusal"] for part in parts] == ["Hi.Hi.", "No."]
+        assert all(item["role"] == "assistant" for item in value["output"])
