@@ -4412,10 +4412,13 @@ class Exchange:
         now, unix_now = trio.current_time(), self.server.unix_now()
         self.server.roster.note_quota(account, windows, now, unix_now)
 
-    def hold_events(self, pending: int) -> None:
-        """Count the unfinished event of the stream.  Raises: BadSyntax, if it is too large."""
-        more = pending - self.events_held
-        if pending > self.limits.event_bytes_max or not self.server.events.grow(more):
+    def hold_events(self, pending: int, held: int = 0) -> None:
+        """Count the unfinished event of the stream, and the whole ones that are held back.
+
+        Raises: BadSyntax, if it is too large, or they are.
+        """
+        more = pending + held - self.events_held
+        if max(pending, held) > self.limits.event_bytes_max or not self.server.events.grow(more):
             raise BadSyntax("event too large")
         self.events_held += more
 
@@ -4730,7 +4733,6 @@ async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnecti
         events = scanner.feed(received, is_end=not received)
         held_count += sum(kind is not EventKind.IDLE for kind, _ in events)
         answer.body += answer.shown(exchange, events)
-        exchange.hold_events(scanner.bytes_pending)
         answer.is_at_end = not received
         if any(kind is not EventKind.IDLE for kind, _ in events):
             answer.note_progress(exchange)
@@ -4742,6 +4744,7 @@ async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnecti
             return
         if answer.is_at_end:
             raise PeerClosed
+        exchange.hold_events(scanner.bytes_pending, len(answer.body))
 
 
 async def serve_call(exchange: Exchange, call: Call) -> None:

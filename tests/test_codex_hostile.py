@@ -12,7 +12,7 @@ import pytest
 from trio.testing import MockClock
 
 from tests.codex_backend import Play
-from tests.fakes import post
+from tests.fakes import Send, Stall, chunk, post, sse_head
 from tests.test_codex_accounts import FIRST, NATIVE, SECOND, codex_world, described
 from tests.test_codex_faults import (
     COMPLETED,
@@ -80,3 +80,19 @@ async def test_an_answer_that_came_in_deltas_alone_is_not_lost(
         parts = [part for item in value["output"] for part in item["content"]]
         assert [part.get("text") or part["refusal"] for part in parts] == ["Hi.Hi.", "No."]
         assert all(item["role"] == "assistant" for item in value["output"])
+
+
+@pytest.mark.parametrize("form", ["responses-stream", "chat-stream", "native"])
+async def test_a_flood_before_content_is_bounded(
+    autojump_clock: MockClock, tmp_path: Path, form: str
+) -> None:
+    flood = [Send(chunk(b": " + b"x" * 10_000 + b"\n\n")) for _ in range(100)]
+    big = CREATED | {"padding": "x" * 10_000}
+    for script in (flood, [Send(chunk(stream([big]))) for _ in range(15)]):
+        async with scripted_world(tmp_path, event_bytes_max=100_000) as world:
+            response = await ask(world, form, [Send(sse_head()), *script, Stall()])
+            if form == "chat-stream":  # nothing of this is held
+                continue
+            assert response.status == 502
+            assert response.error["code"] == "upstream_invalid_response"
+            assert world.server.events.bytes_held == 0
