@@ -1904,7 +1904,7 @@ class EventScanner:
             "error": {"code": error.code, "message": f"{error.public} {RETRY_WORDS}"},
             "output": [],
         }
-        number = last + 1 if isinstance(last, int) else 0
+        number = last + 1 if isinstance(last, int) and last < TOKENS_MAX else 0  # it is printed
         event = {"type": "response.failed", "sequence_number": number, "response": response}
         return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
 

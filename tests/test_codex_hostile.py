@@ -96,3 +96,12 @@ async def test_a_flood_before_content_is_bounded(
             assert response.status == 502
             assert response.error["code"] == "upstream_invalid_response"
             assert world.server.events.bytes_held == 0
+
+
+async def test_a_number_too_long_to_print_ends_no_stream_silently(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    number = b'{"type":"response.output_text.delta","sequence_number":' + b"9" * 4300 + b"}"
+    async with scripted_world(tmp_path) as world:
+        response = await ask(world, "native", sent(stream((CREATED, number)), is_whole=False))
+        assert payloads(response)[-1]["type"] == "response.failed"
