@@ -3087,7 +3087,8 @@ class Roster:
         known = [self.health[account.name] for account in able]
         resting = [health.rests_until for health in known if health.phase is Phase.RESTING]
         if resting:
-            return usage_limit(max(1, math.ceil(min(resting) - now)), unix_now)
+            seconds = max(1, math.ceil(min(resting) - now))
+            return usage_limit(seconds, unix_now, is_native=call.is_native)
         is_any = any(not account.paused for account in call.pool.accounts)
         lacks_model = is_any and not self.able(call, now) and not call.response
         return PoolerError("model_not_found" if lacks_model else "no_usable_account")
@@ -3280,10 +3281,11 @@ def retry_headers(seconds: int) -> list[tuple[str, str]]:
     return [("x-should-retry", "false")]
 
 
-def usage_limit(seconds: int, unix_now: float) -> PoolerError:
-    """All accounts are limited; the first is back in `seconds`."""
+def usage_limit(seconds: int, unix_now: float, *, is_native: bool) -> PoolerError:
+    """All accounts are limited; the first is back in `seconds`.  Codex CLI reads only that."""
     details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
-    headers = retry_headers(seconds)
+    is_long = seconds > RETRY_AFTER_SECONDS_MAX
+    headers = [] if is_native and is_long else retry_headers(seconds)
     return PoolerError("usage_limit_reached", details=details, headers=headers)
 
 

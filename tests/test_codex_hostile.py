@@ -12,7 +12,7 @@ import pytest
 from trio.testing import MockClock
 
 from tests.codex_backend import Play
-from tests.fakes import Send, Stall, chunk, post, sse_head
+from tests.fakes import Send, Stall, chunk, json_answer, post, sse_head
 from tests.test_codex_accounts import FIRST, NATIVE, SECOND, codex_world, described
 from tests.test_codex_faults import (
     COMPLETED,
@@ -105,3 +105,16 @@ async def test_a_number_too_long_to_print_ends_no_stream_silently(
     async with scripted_world(tmp_path) as world:
         response = await ask(world, "native", sent(stream((CREATED, number)), is_whole=False))
         assert payloads(response)[-1]["type"] == "response.failed"
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(30, "30"), (3000, None)])
+async def test_only_v1_clients_are_told_not_to_retry(
+    autojump_clock: MockClock, tmp_path: Path, seconds: int, told: str | None
+) -> None:
+    error = {"type": "usage_limit_reached", "resets_in_seconds": seconds}
+    for form in ("native", "responses"):
+        async with scripted_world(tmp_path) as world:
+            response = await ask(world, form, json_answer({"error": error}, 429))
+            assert (response.status, response.header("retry-after")) == (429, told)
+            is_told = form == "responses" and told is None
+            assert response.header("x-should-retry") == ("false" if is_told else None)
