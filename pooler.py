@@ -2528,6 +2528,7 @@ class Action(enum.Enum):
 class Effect(enum.Enum):
     NONE = enum.auto()
     LIMITED = enum.auto()  # rests until its reset
+    MODEL_LIMITED = enum.auto()  # rests so for this model
     REFUSED = enum.auto()  # its credential or plan is not accepted
     DEMOTED = enum.auto()  # used after the others for a minute
     LACKS_MODEL = enum.auto()
@@ -2730,6 +2731,8 @@ def judge_answer(
         return Fault(reason, action, effect, _upstream_error(status, words.code))
     if action in {Action.NEXT, Action.RENEW}:
         rest = rest_of(headers, words, unix_now, limits) if status == 429 else None
+        if status == 429 and _is_of_a_model(headers):
+            effect = Effect.MODEL_LIMITED
         return Fault(reason, action, effect, PoolerError("no_usable_account"), rest)
     answer, public = None, "The upstream refused the request."
     if is_reshaped and not isinstance(value.get("error"), dict):
@@ -2738,6 +2741,13 @@ def judge_answer(
         answer = (body, content_type)
     code = words.code or "upstream_error"
     return Fault(reason, action, effect, PoolerError(code, public, status, answer=answer))
+
+
+def _is_of_a_model(headers: Headers) -> bool:
+    """Whether the limit that fired has windows of its own, beside those of the plan."""
+    active = (header_of(headers, "x-codex-active-limit") or "").lower().replace("-", "_")
+    families = {window.family for window in read_quota_headers(headers)}
+    return active in families - {PLAN_FAMILY}
 
 
 def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
@@ -2883,6 +2893,7 @@ class Health:
     in_flight_count: int = 0
     served_at: float = -math.inf
     lacks_models: dict[str, float] = field(default_factory=dict)  # model -> until
+    limited_models: dict[str, float] = field(default_factory=dict)  # the same
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
     catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_at: float = -math.inf
@@ -2905,6 +2916,7 @@ class Health:
         self.changed_at = -math.inf
         self.demoted_until = 0.0
         self.lacks_models.clear()
+        self.limited_models.clear()
         self.windows.clear()
         self.catalogue_at = -math.inf
 
@@ -2928,6 +2940,11 @@ class Health:
         self.rests_until = max(longer, until)
         self.probe_at = now + probe_seconds
 
+    def limit_ends_at(self, model: str, now: float) -> float:
+        """When a limit lets it serve the model again; not later than `now`: at once."""
+        rests_until = self.rests_until if self.phase is Phase.RESTING else now
+        return max(rests_until, self.limited_models.get(model, now))
+
     def plan_levels(self, now: float) -> dict[int, Level]:
         """How far each window of the plan is used up, by its length in seconds."""
         plan = {key[1]: level for key, level in self.windows.items() if key[0] == PLAN_FAMILY}
@@ -2937,6 +2954,12 @@ class Health:
         """What is left of the plan's fullest window."""
         levels = self.plan_levels(now).values()
         return min((100 - level.used_percent for level in levels), default=UNKNOWN_LEFT_PERCENT)
+
+
+def _block(models: dict[str, float], model: str, until: float) -> None:
+    while len(models) >= MODEL_BLOCKS_MAX:
+        models.pop(next(iter(models)))
+    models[model] = until
 
 
 class Lease(NamedTuple):
@@ -3010,7 +3033,7 @@ class Roster:
             is_ready = health.is_ready(now)
             if account.name in tried or not (is_ready or health.is_probe_due(now)):
                 continue
-            if not health.has_login:
+            if not health.has_login or health.limited_models.get(call.model, now) > now:
                 continue
             is_elsewhere = pin is None or pin.account != account.name
             is_demoted = health.demoted_until > now
@@ -3070,7 +3093,11 @@ class Roster:
     def next_change(self, call: Call, now: float) -> float:
         """When an account that rests now may serve again."""
         known = [self.health[account.name] for account in self.able(call, now)]
-        ends = [end for health in known for end in (health.rests_until, health.probe_at)]
+        ends = [
+            end
+            for health in known
+            for end in (health.limit_ends_at(call.model, now), health.probe_at)
+        ]
         return min((end for end in ends if end > now), default=math.inf)
 
     def refusal(self, call: Call, tried: Iterable[str], now: float, unix_now: float) -> PoolerError:
@@ -3085,8 +3112,8 @@ class Roster:
         if call.obstacle and not able:
             return PoolerError("unsupported_parameter", param=call.obstacle)
         known = [self.health[account.name] for account in able]
-        resting = [health.rests_until for health in known if health.phase is Phase.RESTING]
-        if resting:
+        ends = [health.limit_ends_at(call.model, now) for health in known]
+        if resting := [end for end in ends if end > now]:
             seconds = max(1, math.ceil(min(resting) - now))
             return usage_limit(seconds, unix_now, is_native=call.is_native)
         is_any = any(not account.paused for account in call.pool.accounts)
@@ -3117,8 +3144,10 @@ class Roster:
         health = self.health.get(account.name)
         if health is None:
             return
-        if fault.effect is Effect.LIMITED:
-            until = now + (fault.rest_seconds or self.limits.cooldown_seconds)
+        until = now + (fault.rest_seconds or self.limits.cooldown_seconds)
+        if fault.effect is Effect.MODEL_LIMITED:
+            _block(health.limited_models, model, until)
+        elif fault.effect is Effect.LIMITED:
             health.rest(until, now, self.limits.probe_interval_seconds)
         elif fault.effect is Effect.REFUSED:
             health.enter(Phase.REFUSED, now)
@@ -3126,9 +3155,7 @@ class Roster:
         elif fault.effect is Effect.DEMOTED:
             health.demoted_until = now + self.limits.demotion_seconds
         elif fault.effect is Effect.LACKS_MODEL:
-            while len(health.lacks_models) >= MODEL_BLOCKS_MAX:
-                health.lacks_models.pop(next(iter(health.lacks_models)))
-            health.lacks_models[model] = now + MODEL_BLOCK_SECONDS
+            _block(health.lacks_models, model, now + MODEL_BLOCK_SECONDS)
 
     def note_quota(
         self, account: Account, windows: Sequence[Window], now: float, unix_now: float
@@ -4793,7 +4820,7 @@ def final_error(
     roster, now = exchange.server.roster, trio.current_time()
     may_go_on = fault.action in {Action.NEXT, Action.RENEW}
     if call.path.endswith("/compact"):  # it is long work: only what was not begun is sent on
-        may_go_on = fault.effect in {Effect.LIMITED, Effect.REFUSED}
+        may_go_on = fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED}
     is_left = bool(roster.ranked(call, tried, now))
     if may_go_on and is_left and len(tried) < exchange.limits.attempts_max:
         return None

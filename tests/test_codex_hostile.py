@@ -7,6 +7,7 @@ each test is one lie: a secret handed back to another account, an end that is no
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import pytest
 from trio.testing import MockClock
@@ -27,7 +28,7 @@ from tests.test_codex_faults import (
     stream,
 )
 
-STATE = "x-codex-turn-state"
+STATE: Final = "x-codex-turn-state"
 
 
 async def test_a_turn_s_state_never_reaches_another_account(
@@ -118,3 +119,25 @@ async def test_only_v1_clients_are_told_not_to_retry(
             assert (response.status, response.header("retry-after")) == (429, told)
             is_told = form == "responses" and told is None
             assert response.header("x-should-retry") == ("false" if is_told else None)
+
+
+BENGALFOX: Final = "codex-bengalfox-primary"
+
+
+async def test_the_limit_of_one_model_rests_nobody(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    error = {"type": "usage_limit_reached", "resets_in_seconds": 3000}
+    models = ["gpt-5.5", "m2"]
+    async with scripted_world(tmp_path, models=models) as world:
+        for limit, status in (("codex_bengalfox", 200), ("codex", 429), ("premium", 429)):
+            headers = [("x-codex-active-limit", limit), (f"x-{BENGALFOX}-used-percent", "100")]
+            limited = json_answer({"error": error}, 429, headers)
+            response = await ask(world, "responses", limited)
+            assert (response.status, response.error["resets_in_seconds"]) == (429, 3000)
+            for model, expected in (("m2", status), ("gpt-5.5", 429)):
+                if expected == 200:
+                    world.upstreams["a"].plays(sent(stream(WHOLE)))
+                body = {"model": model, "input": "x"}
+                assert (await world.ask(post("/v1/responses", body))).status == expected
+            autojump_clock.jump(3001)
