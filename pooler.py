@@ -347,6 +347,7 @@ NATIVE_TO_CLIENT: Final = re.compile(
     rf"{FORWARDED_TO_CLIENT.pattern}|x-codex-[a-z0-9-]+|x-models-etag|x-reasoning-included|"
     r"x-oai-request-id|cf-ray"
 )
+TURN_STATE: Final = "x-codex-turn-state"  # a secret of the account that gave it
 _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
 
 
@@ -2036,7 +2037,7 @@ class EventScanner:
             "error": {"code": error.code, "message": f"{error.public} {RETRY_WORDS}"},
             "output": [],
         }
-        number = last + 1 if isinstance(last, int) else 0
+        number = last + 1 if isinstance(last, int) and last < TOKENS_MAX else 0  # it is printed
         event = {"type": "response.failed", "sequence_number": number, "response": response}
         return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
 
@@ -2328,6 +2329,13 @@ def _is_instruction(item: Mapping[str, Json]) -> bool:
     return all(part["type"] == "input_text" for part in item["content"])
 
 
+# Events that carry text of a message -> the type of the part that it is of.
+_PART_DELTAS: Final[Mapping[str, str]] = {
+    "response.output_text.delta": "output_text",
+    "response.refusal.delta": "refusal",
+}
+
+
 @dataclass(slots=True)
 class ResponsesAnswer:
     """The answer of a codex account for a Responses client, streamed or whole.
@@ -2337,18 +2345,20 @@ class ResponsesAnswer:
     """
 
     bytes_max: int
+    is_collected: bool = False  # the client waits for the whole
     response: dict[str, Json] | None = None  # that of the terminal event, once it came
     _items: dict[int, dict[str, Json]] = field(default_factory=dict)  # by output_index
+    _texts: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # part, delta
     _bytes_held: int = 0
 
     def feed(self, kind: EventKind, event: bytes) -> bytes:
         if kind is EventKind.IDLE:
             return b"" if event_data(event) else event
-        if kind is EventKind.DONE:
-            return event
-        if self.response is not None:
-            return b""
-        if kind is EventKind.CONTENT and b"output_item.done" not in event:
+        is_at_end = self.response is not None
+        if is_at_end or kind is EventKind.DONE:  # clients stop reading at `[DONE]`
+            return event if is_at_end and kind is EventKind.DONE else b""
+        is_wanted = self.is_collected or b"output_item.done" in event
+        if kind is EventKind.CONTENT and not is_wanted:
             return event
         value = event_object(event) or {}
         name = _text_at(value, "type")
@@ -2365,18 +2375,38 @@ class ResponsesAnswer:
         response, item = value.get("response"), value.get("item")
         if kind in TERMINAL_KINDS:
             self.response = response = response if isinstance(response, dict) else {}
-        if value.get("type") == "response.output_item.done" and isinstance(item, dict):
-            self._bytes_held += byte_count
-            if self._bytes_held > self.bytes_max:
-                raise BadSyntax("answer too large")
+        name = _text_at(value, "type")
+        if name == "response.output_item.done" and isinstance(item, dict):
+            self._hold(byte_count)
             self._items[_output_index(value, len(self._items))] = item
+        elif self.is_collected and name in _PART_DELTAS:
+            self._hold(byte_count)
+            texts = self._texts.setdefault(_output_index(value, 0), [])
+            texts.append((_PART_DELTAS[name], _text_at(value, "delta")))
         if not isinstance(response, dict):
             return False
         output = response.get("output")
+        if kind is EventKind.SUCCESS and not output:
+            made = {at: _streamed_message(texts) for at, texts in self._texts.items()}
+            self._items = made | self._items
         if isinstance(output, list) and len(output) >= len(self._items):
             return False
         response["output"] = [self._items[index] for index in sorted(self._items)]
         return True
+
+    def _hold(self, byte_count: int) -> None:
+        self._bytes_held += byte_count
+        if self._bytes_held > self.bytes_max:
+            raise BadSyntax("answer too large")
+
+
+def _streamed_message(texts: Sequence[tuple[str, str]]) -> dict[str, Json]:
+    """The item that these deltas were of, where it never came whole."""
+    parts: list[Json] = []
+    for kind, member in (("output_text", "text"), ("refusal", "refusal")):
+        if text := "".join(delta for name, delta in texts if name == kind):
+            parts.append({"type": kind, member: text})
+    return {"type": "message", "role": "assistant", "status": "completed", "content": parts}
 
 
 def _output_index(value: Mapping[str, Json], default: int) -> int:
@@ -2643,6 +2673,7 @@ class Action(enum.Enum):
 class Effect(enum.Enum):
     NONE = enum.auto()
     LIMITED = enum.auto()  # rests until its reset
+    MODEL_LIMITED = enum.auto()  # rests so for this model
     REFUSED = enum.auto()  # its credential or plan is not accepted
     DEMOTED = enum.auto()  # used after the others for a minute
     LACKS_MODEL = enum.auto()
@@ -2847,6 +2878,8 @@ def judge_answer(
         return Fault(reason, action, effect, _upstream_error(status, words.code))
     if action in {Action.NEXT, Action.RENEW}:
         rest = rest_of(headers, words, unix_now, limits) if status == 429 else None
+        if status == 429 and _is_of_a_model(headers):
+            effect = Effect.MODEL_LIMITED
         return Fault(reason, action, effect, PoolerError("no_usable_account"), rest)
     answer, public = None, "The upstream refused the request."
     if is_reshaped and not isinstance(value.get("error"), dict):
@@ -2855,6 +2888,13 @@ def judge_answer(
         answer = (body, content_type)
     code = words.code or "upstream_error"
     return Fault(reason, action, effect, PoolerError(code, public, status, answer=answer))
+
+
+def _is_of_a_model(headers: Headers) -> bool:
+    """Whether the limit that fired has windows of its own, beside those of the plan."""
+    active = (header_of(headers, "x-codex-active-limit") or "").lower().replace("-", "_")
+    families = {window.family for window in read_quota_headers(headers)}
+    return active in families - {PLAN_FAMILY}
 
 
 def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
@@ -3011,6 +3051,7 @@ class Health:
     in_flight_count: int = 0
     served_at: float = -math.inf
     lacks_models: dict[str, float] = field(default_factory=dict)  # model -> until
+    limited_models: dict[str, float] = field(default_factory=dict)  # the same
     lacks_websocket_until: float = 0.0
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
     catalogue: Mapping[str, Model] | None = None  # its /models
@@ -3034,6 +3075,7 @@ class Health:
         self.changed_at = -math.inf
         self.demoted_until = 0.0
         self.lacks_models.clear()
+        self.limited_models.clear()
         self.lacks_websocket_until = 0.0
         self.windows.clear()
         self.catalogue_at = -math.inf
@@ -3058,6 +3100,11 @@ class Health:
         self.rests_until = max(longer, until)
         self.probe_at = now + probe_seconds
 
+    def limit_ends_at(self, model: str, now: float) -> float:
+        """When a limit lets it serve the model again; not later than `now`: at once."""
+        rests_until = self.rests_until if self.phase is Phase.RESTING else now
+        return max(rests_until, self.limited_models.get(model, now))
+
     def plan_levels(self, now: float) -> dict[int, Level]:
         """How far each window of the plan is used up, by its length in seconds."""
         plan = {key[1]: level for key, level in self.windows.items() if key[0] == PLAN_FAMILY}
@@ -3067,6 +3114,12 @@ class Health:
         """What is left of the plan's fullest window."""
         levels = self.plan_levels(now).values()
         return min((100 - level.used_percent for level in levels), default=UNKNOWN_LEFT_PERCENT)
+
+
+def _block(models: dict[str, float], model: str, until: float) -> None:
+    while len(models) >= MODEL_BLOCKS_MAX:
+        models.pop(next(iter(models)))
+    models[model] = until
 
 
 class Lease(NamedTuple):
@@ -3108,6 +3161,7 @@ class Roster:
         self.limits = config.limits
         self.health: dict[str, Health] = {name: Health() for name in config.accounts}
         self.pins: RecentMap[Pin] = RecentMap(config.limits.pins_max)
+        # Whose a stored response, or the state of a turn, is.
         self.responses: RecentMap[str] = RecentMap(config.limits.response_pins_max)
         self.turns: dict[str, int] = {}  # pool -> choices made, for round_robin
 
@@ -3139,7 +3193,7 @@ class Roster:
             is_ready = health.is_ready(now)
             if account.name in tried or not (is_ready or health.is_probe_due(now)):
                 continue
-            if not health.has_login:
+            if not health.has_login or health.limited_models.get(call.model, now) > now:
                 continue
             is_elsewhere = pin is None or pin.account != account.name
             is_demoted = health.demoted_until > now
@@ -3216,7 +3270,11 @@ class Roster:
     def next_change(self, call: Call, now: float) -> float:
         """When an account that rests now may serve again."""
         known = [self.health[account.name] for account in self.able(call, now)]
-        ends = [end for health in known for end in (health.rests_until, health.probe_at)]
+        ends = [
+            end
+            for health in known
+            for end in (health.limit_ends_at(call.model, now), health.probe_at)
+        ]
         return min((end for end in ends if end > now), default=math.inf)
 
     def refusal(self, call: Call, tried: Iterable[str], now: float, unix_now: float) -> PoolerError:
@@ -3231,9 +3289,10 @@ class Roster:
         if call.obstacle and not able:
             return PoolerError("unsupported_parameter", param=call.obstacle)
         known = [self.health[account.name] for account in able]
-        resting = [health.rests_until for health in known if health.phase is Phase.RESTING]
-        if resting:
-            return usage_limit(max(1, math.ceil(min(resting) - now)), unix_now)
+        ends = [health.limit_ends_at(call.model, now) for health in known]
+        if resting := [end for end in ends if end > now]:
+            seconds = max(1, math.ceil(min(resting) - now))
+            return usage_limit(seconds, unix_now, is_native=call.is_native)
         is_any = any(not account.paused for account in call.pool.accounts)
         lacks_model = is_any and not self.able(call, now) and not call.response
         return PoolerError("model_not_found" if lacks_model else "no_usable_account")
@@ -3262,8 +3321,10 @@ class Roster:
         health = self.health.get(account.name)
         if health is None:
             return
-        if fault.effect is Effect.LIMITED:
-            until = now + (fault.rest_seconds or self.limits.cooldown_seconds)
+        until = now + (fault.rest_seconds or self.limits.cooldown_seconds)
+        if fault.effect is Effect.MODEL_LIMITED:
+            _block(health.limited_models, model, until)
+        elif fault.effect is Effect.LIMITED:
             health.rest(until, now, self.limits.probe_interval_seconds)
         elif fault.effect is Effect.REFUSED:
             health.enter(Phase.REFUSED, now)
@@ -3271,9 +3332,7 @@ class Roster:
         elif fault.effect is Effect.DEMOTED:
             health.demoted_until = now + self.limits.demotion_seconds
         elif fault.effect is Effect.LACKS_MODEL:
-            while len(health.lacks_models) >= MODEL_BLOCKS_MAX:
-                health.lacks_models.pop(next(iter(health.lacks_models)))
-            health.lacks_models[model] = now + MODEL_BLOCK_SECONDS
+            _block(health.lacks_models, model, now + MODEL_BLOCK_SECONDS)
         elif fault.effect is Effect.LACKS_WEBSOCKET:
             health.lacks_websocket_until = now + NO_WEBSOCKET_SECONDS
 
@@ -3329,9 +3388,15 @@ class Roster:
         if call.session is not None:
             self.pins.put(call.session, Pin(account.name, account.base_url, is_foreign, now))
 
-    def note_response(self, call: Call, response_id: str, account: Account) -> None:
-        digest = digest_parts(call.pool.name, call.key.name, "response", response_id)
-        self.responses.put(digest, account.name)
+    def note_made(self, account: Account, call: Call, what: str, made: Json) -> None:
+        """Remember whose a response or a turn's state is."""
+        if isinstance(made, str):
+            digest = digest_parts(call.pool.name, call.key.name, what, made)
+            self.responses.put(digest, account.name)
+
+    def is_maker(self, account: Account, call: Call, what: str, made: str) -> bool:
+        digest = digest_parts(call.pool.name, call.key.name, what, made)
+        return self.responses.get(digest) == account.name
 
     def pooled_quota(self, pool: Pool, now: float) -> tuple[bool, dict[int, Level]]:
         """Whether all are limited, and the best level by window length in seconds.
@@ -3422,10 +3487,11 @@ def retry_headers(seconds: int) -> list[tuple[str, str]]:
     return [("x-should-retry", "false")]
 
 
-def usage_limit(seconds: int, unix_now: float) -> PoolerError:
-    """All accounts are limited; the first is back in `seconds`."""
+def usage_limit(seconds: int, unix_now: float, *, is_native: bool) -> PoolerError:
+    """All accounts are limited; the first is back in `seconds`.  Codex CLI reads only that."""
     details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
-    headers = retry_headers(seconds)
+    is_long = seconds > RETRY_AFTER_SECONDS_MAX
+    headers = [] if is_native and is_long else retry_headers(seconds)
     return PoolerError("usage_limit_reached", details=details, headers=headers)
 
 
@@ -4611,10 +4677,13 @@ class Exchange:
         now, unix_now = trio.current_time(), self.server.unix_now()
         self.server.roster.note_quota(account, windows, now, unix_now)
 
-    def hold_events(self, pending: int) -> None:
-        """Count the unfinished event of the stream.  Raises: BadSyntax, if it is too large."""
-        more = pending - self.events_held
-        if pending > self.limits.event_bytes_max or not self.server.events.grow(more):
+    def hold_events(self, pending: int, held: int = 0) -> None:
+        """Count the unfinished event of the stream, and the whole ones that are held back.
+
+        Raises: BadSyntax, if it is too large, or they are.
+        """
+        more = pending + held - self.events_held
+        if max(pending, held) > self.limits.event_bytes_max or not self.server.events.grow(more):
             raise BadSyntax("event too large")
         self.events_held += more
 
@@ -4773,9 +4842,10 @@ async def prepare(
     await yield_after(body)
     bytes_max = exchange.limits.unary_bytes_max
     if call.kind is CallKind.RESPONSES:
-        return body, ResponsesAnswer(bytes_max)
+        return body, ResponsesAnswer(bytes_max, not call.is_stream)
     return body, ChatAnswer(
         bytes_max,
+        not call.is_stream,
         request_id=exchange.record.request_id,
         model=call.model,
         created_unix=int(exchange.server.unix_now()),
@@ -4792,10 +4862,13 @@ def fields_for(exchange: Exchange, account: Account, call: Call) -> list[Field]:
     if not call.is_native:
         session = [("session-id", call.session.hex())] if call.session else []
         return [("accept", "text/event-stream"), ("originator", "codex-pooler"), *session]
-    fields = forwarded(client, NATIVE_TO_UPSTREAM)
-    pin = exchange.server.roster.pin_of(call, trio.current_time())
-    if pin is None or pin.account != account.name:  # it is another account's secret
-        fields = [pair for pair in fields if pair[0] != "x-codex-turn-state"]
+    roster = exchange.server.roster
+    fields = [
+        (name, value)
+        for name, value in forwarded(client, NATIVE_TO_UPSTREAM)
+        # The client keeps the first of a turn, whoever serves the rest of it.
+        if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)
+    ]
     if exchange.encoded:
         fields += forwarded(client, re.compile("content-encoding"))
     return fields
@@ -4909,6 +4982,7 @@ async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnecti
             return
         if answer.is_at_end:
             raise PeerClosed
+        exchange.hold_events(scanner.bytes_pending, len(answer.body))
 
 
 async def serve_call(exchange: Exchange, call: Call) -> None:
@@ -4930,12 +5004,15 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
             exchange.record.account = account.name
             exchange.replace_body(b"")
             roster.note_served(call, account, trio.current_time())
+            if call.is_native:
+                state = header_of(answer.head.headers, TURN_STATE)
+                roster.note_made(account, call, TURN_STATE, state)
             try:
                 await deliver(exchange, answer, lease)
             finally:  # a client that leaves after the last event may follow up all the same
                 made = answer.scanner.response if answer.scanner else answer.value
-                if call.is_stored and not account.is_codex and isinstance(made.get("id"), str):
-                    roster.note_response(call, made["id"], account)
+                if call.is_stored and not account.is_codex:
+                    roster.note_made(account, call, "response", made.get("id"))
             return
         finally:
             server.end_lease(lease)
@@ -4952,7 +5029,7 @@ def final_error(
     roster, now = exchange.server.roster, trio.current_time()
     may_go_on = fault.action in {Action.NEXT, Action.RENEW}
     if call.path.endswith("/compact"):  # it is long work: only what was not begun is sent on
-        may_go_on = fault.effect in {Effect.LIMITED, Effect.REFUSED}
+        may_go_on = fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED}
     is_left = bool(roster.ranked(call, tried, now))
     if may_go_on and is_left and len(tried) < exchange.limits.attempts_max:
         return None
@@ -5595,10 +5672,11 @@ class Turn(Exchange):
     async def release_upstream(self, account: Account | None = None) -> None:
         """Keep the WebSocket for the next turn if its answer was whole; else it is closed."""
         upstream = self.upstream
+        if isinstance(upstream, UpstreamSocket):
+            self.upstream = None
+        await Exchange.release_upstream(self, account)
         if not isinstance(upstream, UpstreamSocket):
-            await Exchange.release_upstream(self, account)
             return
-        self.upstream = None
         upstream.enter_turn(False)
         if account is None or not upstream.is_reusable:
             if upstream.has_ended and not upstream.is_spent:

@@ -364,7 +364,7 @@ def test_a_session_is_kept_for_24_idle_hours() -> None:
 
 def test_a_stored_response_binds_its_key_to_its_account() -> None:
     scene = Scene()
-    scene.roster.note_response(scene.call(), "resp_9", scene.account("c"))
+    scene.roster.note_made(scene.account("c"), scene.call(), "response", "resp_9")
     assert scene.order(scene.call(previous_response_id="resp_9")) == "c"
     assert scene.order(scene.call(previous_response_id="resp_9", key="ci")) == "abc"
     assert scene.order(scene.call(previous_response_id="resp_8")) == "abc"
@@ -375,7 +375,7 @@ def test_a_stored_response_binds_its_key_to_its_account() -> None:
 
 def test_a_stored_response_of_a_paused_account_is_not_called_a_missing_model() -> None:
     scene = Scene()
-    scene.roster.note_response(scene.call(), "resp_9", scene.account("c"))
+    scene.roster.note_made(scene.account("c"), scene.call(), "response", "resp_9")
     scene.config = make_config(describe(accounts={"c": {"paused": True}}))
     scene.roster.reload(scene.config)
     refusal = scene.refusal(previous_response_id="resp_9")
@@ -385,7 +385,7 @@ def test_a_stored_response_of_a_paused_account_is_not_called_a_missing_model() -
 def test_remembered_responses_are_bounded() -> None:
     scene = Scene(limits={"response_pins_max": 2})
     for number in range(3):
-        scene.roster.note_response(scene.call(), f"r{number}", scene.account("c"))
+        scene.roster.note_made(scene.account("c"), scene.call(), "response", f"r{number}")
     orders = [scene.order(scene.call(previous_response_id=f"r{number}")) for number in range(3)]
     assert orders == ["abc", "c", "c"]
 

@@ -584,6 +584,8 @@ async def test_an_unfinished_event_is_held_up_to_its_limit(
 ) -> None:
     assert autojump_clock.autojump_threshold == 0
     first = [CREATED, CONTENT][: 1 + has_content]
+    if not has_content and "events_bytes_max" in limits:  # the held one counts with it
+        limits = {"events_bytes_max": (1 << 20) + len(sse_event(CREATED))}
     big = unfinished(byte_count)
     go_on, finish = trio.Event(), trio.Event()
     end: list[Step] = [Wait(finish), Send(chunk(b"\n\n" + DONE) + LAST_CHUNK)]

@@ -312,9 +312,9 @@ def test_what_the_upstream_does_not_say_is_stood_in_for() -> None:
 
 
 def test_comments_reach_a_responses_client_only() -> None:
-    body = b": ping\n\n" + framed({"type": "keepalive"}) + b"data: [DONE]\n\n"
-    assert fed(ResponsesAnswer(ANSWER_BYTES_MAX), body) == [b": ping\n\n", b"", b"data: [DONE]\n\n"]
-    assert fed(chat_answer(), body) == [b"", b"", b""]
+    body = b": ping\n\n" + framed({"type": "keepalive"})
+    assert fed(ResponsesAnswer(ANSWER_BYTES_MAX), body) == [b": ping\n\n", b""]
+    assert fed(chat_answer(), body + b"data: [DONE]\n\n") == [b"", b"", b""]
 
 
 def test_other_lines_of_a_rewritten_event_stay() -> None:
