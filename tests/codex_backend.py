@@ -35,6 +35,7 @@ from urllib.parse import parse_qsl, urlsplit
 import h11
 import trio
 
+from tests.codex_socket import serve_socket
 from tests.codex_turns import (
     ENCRYPTED,
     ERRORS,
@@ -131,6 +132,7 @@ class Seen:
     query: dict[str, str]
     headers: dict[str, str]
     body: Json  # None where it is no JSON
+    connection: int = 0  # the number of the WebSocket that it came on
 
     @property
     def account(self) -> str:
@@ -254,6 +256,8 @@ class CodexBackend:
         self.left = trio.Event()  # a caller left before its answer had ended
         self.turn_count = 0
         self.sealed: set[str] = set()  # the encrypted contents that were handed out
+        self.socket_count = 0  # how many WebSockets were let in
+        self.open_sockets = 0
 
     def admit(self, login: Login) -> None:
         self.logins[login.access_token] = login
@@ -311,6 +315,8 @@ class CodexBackend:
         try:
             if route == ("POST", f"{PREFIX}/responses"):
                 return await self.respond(wire, seen)
+            if route == ("GET", f"{PREFIX}/responses"):
+                return await serve_socket(self, wire, seen)
             if route == ("POST", "/oauth/token"):
                 return await self.renew(wire, seen)
             if route not in routes:
@@ -344,22 +350,23 @@ class CodexBackend:
         check_body(seen.body, is_compact=is_compact)
         return login
 
-    def play_for(self, seen: Seen, login: Login) -> Play:
+    def play_for(self, seen: Seen, login: Login, at: str = "turn") -> Play:
         """What to answer.  Raises: Refused, where that is an error or the request deserves one."""
-        play = self.next_play(seen)
+        play = self.next_play(seen, at)
         if play.error:
             raise Refused(ERRORS[play.error](login, play, self.clock()))
         if play.status:
             raise Refused(Answer(play.status, play.body, tuple(play.headers.items())))
-        sealed = {item.get("encrypted_content") for item in seen.body["input"]}
+        items = seen.body["input"] if at != "upgrade" else []
+        sealed = {item.get("encrypted_content") for item in items}
         if sealed - self.sealed - {None}:
             raise Refused(ERRORS["encrypted_a"](login, play, self.clock()))
         return play
 
-    def next_play(self, seen: Seen) -> Play:
+    def next_play(self, seen: Seen, at: str) -> Play:
         """The first play that matches; it is used up once."""
         for index, play in enumerate(self.plays):
-            if play.account not in {"", seen.account}:
+            if play.at != at or play.account not in {"", seen.account}:
                 continue
             if play.with_tools and not seen.body.get("tools"):
                 continue
@@ -479,7 +486,10 @@ class CodexBackend:
 
     def tell(self, _seen: Seen) -> Answer:
         seen = [asdict(one) for one in self.seen]
-        return Answer(200, {"seen": seen, "has_left": self.left.is_set()})
+        return Answer(
+            200,
+            {"seen": seen, "has_left": self.left.is_set(), "open_sockets": self.open_sockets},
+        )
 
 
 ################################################################

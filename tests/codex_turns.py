@@ -158,8 +158,8 @@ def check_model(body: Mapping[str, Json]) -> None:
         invalid("unsupported_value", f"Unsupported value: '{effort}'.", "reasoning.effort")
 
 
-def check_input(items: Json, *, is_native: bool) -> None:
-    """§1.4, item by item."""
+def check_input(items: Json, *, is_native: bool, is_anchored: bool) -> None:
+    """§1.4, item by item; the calls of an anchored request may be in the turns before it."""
     if not isinstance(items, list):
         deny("Input must be a list")
     called: set[tuple[str, str]] = set()
@@ -169,7 +169,8 @@ def check_input(items: Json, *, is_native: bool) -> None:
         if kind == "compaction_trigger" and item is not items[-1]:
             invalid("invalid_value", "A compaction trigger must be the last item.", place)
         call_id = str(item.get("call_id"))
-        if kind in CALLS and (CALLS[kind], call_id) not in called:
+        is_known = is_anchored or (CALLS.get(kind, ""), call_id) in called
+        if kind in CALLS and not is_known:
             message = f"No tool call found for function call output with call_id {call_id}."
             invalid(None, message, "input")
         called.add((kind, call_id))
@@ -238,7 +239,7 @@ def check_text(body: Mapping[str, Json]) -> None:
             invalid("missing_required_parameter", "Missing parameter.", f"text.format.{name}")
 
 
-def check_body(body: Json, *, is_compact: bool = False) -> None:
+def check_body(body: Json, *, is_compact: bool = False, is_anchored: bool = False) -> None:
     """Raises: Refused, for the first fault."""
     if not isinstance(body, dict):
         deny("Bad Request")
@@ -248,7 +249,8 @@ def check_body(body: Json, *, is_compact: bool = False) -> None:
         check_top(body)
     check_model(body)
     # A compact body has no client_metadata: there Codex's own ids cannot be told from others.
-    check_input(body.get("input"), is_native=is_compact or "client_metadata" in body)
+    is_native = is_compact or "client_metadata" in body
+    check_input(body.get("input"), is_native=is_native, is_anchored=is_anchored)
     check_tools(body)
     check_text(body)
 
@@ -266,6 +268,7 @@ class Play:
     stream: a call of `tool` ("*": the first one offered) where it is offered, else `text`.
     """
 
+    at: str = "turn"  # or, of a WebSocket: upgrade | warm_up (only an error is told there)
     account: str = ""  # only with this account's id
     with_tools: bool = False  # only where tools are offered
     count: int = 1  # 0: for ever
@@ -280,9 +283,11 @@ class Play:
     tool: str = ""
     arguments: Json = None  # of the tool; a string for a custom tool
     input_tokens: int = 11  # as they are reported
-    ends: str = "completed"  # incomplete | response.failed | error | cut | quiet | stall
+    ends: str = "completed"  # incomplete | response.failed | error | cut | quiet | stall; and of a
+    # WebSocket: close | limit (of its age)
+    close_code: int = 0  # of a WebSocket, which is closed with it after what there is of the turn
     code: str = "server_is_overloaded"  # of what failed
-    after: str = "content"  # or handshake: when another end than `completed` comes
+    after: str = "content"  # or handshake | nothing: when another end than `completed` comes
     has_null_output: bool = False  # in every snapshot
     has_content_type: bool = True
     has_extra_events: bool = False  # codex.rate_limits, keepalive, response.metadata
@@ -415,7 +420,9 @@ def said(part: Json) -> Json:
 
 
 def make_items(body: Mapping[str, Json], play: Play, sealed: str) -> list[dict[str, Json]]:
-    """The output of a turn; `sealed` is its encrypted content."""
+    """The output of a turn; `sealed` is its encrypted content.  A warm-up has none."""
+    if body.get("generate") is False:
+        return []
     last = body["input"][-1] if body["input"] else {}
     if last.get("type") == "compaction_trigger":
         return [{"type": "compaction", "id": "cmp_1", "encrypted_content": sealed}]
@@ -526,6 +533,8 @@ def make_events(
     if play.ends not in {"completed", "incomplete"}:
         is_delta = [str(event["type"]).endswith(".delta") for event in events]
         events = events[: is_delta.index(True) + 1] if True in is_delta else events
+    if play.ends != "completed" and play.after == "nothing":
+        events = []
     whole = none if play.has_null_output else items
     events += [*last_events(play, response | {"output": whole, "usage": usage(play)})]
     numbered = [event for event in events if not str(event["type"]).startswith(UNNUMBERED)]
