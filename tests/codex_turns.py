@@ -268,8 +268,8 @@ class Play:
     stream: a call of `tool` ("*": the first one offered) where it is offered, else `text`.
     """
 
-    at: str = "turn"  # or, of a WebSocket: upgrade | warm_up (only an error is told there)
     account: str = ""  # only with this account's id
+    at: str = "turn"  # or, of a WebSocket: upgrade | warm_up (only an error is told there)
     with_tools: bool = False  # only where tools are offered
     count: int = 1  # 0: for ever
     error: str = ""
