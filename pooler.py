@@ -14,6 +14,7 @@ The way of a request, and where it is written down:
           -> one exchange with its upstream              TRANSLATION, UPSTREAM
           -> events held until content, then relayed     EVENT STREAMS, RELAY
           -> a failure: who is asked next, and told what VERDICTS, RELAY
+          -> or all of that once for each message        WEBSOCKET
           -> one line of metadata on stderr              RECORDS
 
 Trust: everything that arrives on the listening socket is untrusted; an upstream may see what

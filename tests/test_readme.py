@@ -119,7 +119,7 @@ def test_the_codex_configuration_names_a_provider_of_its_own() -> None:
     assert provider["name"] == "OpenAI"  # else Codex has no compaction of its own
     assert provider["base_url"].endswith("/backend-api/codex")
     assert provider["env_key"] == "CODEX_POOLER_API_KEY"
-    assert (provider["wire_api"], provider["supports_websockets"]) == ("responses", False)
+    assert (provider["wire_api"], provider["supports_websockets"]) == ("responses", True)
 
 
 def test_every_command_is_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +197,6 @@ def test_every_field_is_in_the_readme(heading: str, path: list[str]) -> None:
 
 REFUSED: Final = [
     ("journal", {"journal": "x"}),
-    ("websocket", {"accounts": {"a": {"type": "openai", "api_key": "none", "websocket": True}}}),
 ]
 
 
