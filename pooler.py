@@ -173,6 +173,7 @@ NEARLY_USED_PERCENT: Final = 95.0  # from here on new sessions go elsewhere if t
 UNKNOWN_LEFT_PERCENT: Final = 99.0  # without evidence: after the untouched, before the used
 TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum's JSON
 INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
+OUTPUT_ITEMS_MAX: Final = 20_000  # whose indexes an answer remembers
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 SESSION_CHARS_MAX: Final = 256
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
@@ -2267,7 +2268,8 @@ def _streamed_message(texts: Sequence[tuple[str, str]]) -> dict[str, Json]:
 
 def _output_index(value: Mapping[str, Json], default: int) -> int:
     index = value.get("output_index")
-    return index if isinstance(index, int) else default
+    is_known = isinstance(index, int) and 0 <= index < OUTPUT_ITEMS_MAX
+    return cast(int, index) if is_known else default
 
 
 def _with_data(event: bytes, value: Json) -> bytes:

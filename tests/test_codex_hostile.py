@@ -12,8 +12,17 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
+from pooler import OUTPUT_ITEMS_MAX, ChatAnswer, EventKind
 from tests.codex_backend import Play
-from tests.fakes import Send, Stall, chunk, json_answer, post, sse_head
+from tests.fakes import (
+    Send,
+    Stall,
+    chunk,
+    json_answer,
+    post,
+    sse_event,
+    sse_head,
+)
 from tests.test_codex_accounts import FIRST, NATIVE, SECOND, codex_world, described
 from tests.test_codex_faults import (
     COMPLETED,
@@ -141,3 +150,13 @@ async def test_the_limit_of_one_model_rests_nobody(
                 body = {"model": model, "input": "x"}
                 assert (await world.ask(post("/v1/responses", body))).status == expected
             autojump_clock.jump(3001)
+
+
+def test_the_indexes_that_an_answer_remembers_are_bounded() -> None:
+    answer = ChatAnswer(10**9)
+    told = b""
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    for index in range(OUTPUT_ITEMS_MAX - 2, OUTPUT_ITEMS_MAX + 10):
+        event = {"type": "response.output_item.added", "output_index": index, "item": call}
+        told += answer.feed(EventKind.CONTENT, sse_event(event))
+    assert told.count(b'"tool_calls"') == 3  # and all without a place are one
