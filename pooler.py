@@ -4524,6 +4524,7 @@ class Answer:
     scanner: EventScanner | None = None  # None: a unary answer
     translator: ResponsesAnswer | None = None  # None: events are relayed as they came
     event_deadline: float = math.inf
+    whole_deadline: float = math.inf  # of an answer that is collected
     comment_at: float = math.inf
     comment_seconds: float = math.inf  # until the client's stream has begun
     is_at_end: bool = False
@@ -4542,10 +4543,12 @@ class Answer:
         return shown if exchange.call is not None and exchange.call.is_stream else b""
 
     def note_progress(self, exchange: Exchange) -> None:
-        """An event came: from now on the timer between events counts."""
+        """An event came: from now on the timer between events counts, or that of the whole."""
         seconds = exchange.limits.between_events_seconds_max
-        self.event_deadline = trio.current_time() + seconds
-        exchange.enter(Stage.BODY, "between_events_seconds_max")
+        self.event_deadline = min(trio.current_time() + seconds, self.whole_deadline)
+        is_last = self.event_deadline == self.whole_deadline
+        timer = "unary_seconds_max" if is_last else "between_events_seconds_max"
+        exchange.enter(Stage.BODY, timer)
 
 
 TROUBLES: Final = {DeadlinePassed: Trouble.TIMEOUT, BadSyntax: Trouble.SYNTAX}
@@ -4711,7 +4714,8 @@ async def _read_answer(
         seconds, timer = account.first_event_seconds, "first_event_seconds_max"
     else:
         seconds, timer = limits.unary_seconds_max, "unary_seconds_max"
-    deadline = trio.current_time() + seconds
+    began_at = trio.current_time()
+    deadline = began_at + seconds
     exchange.enter(Stage.HEAD, timer)
     head = await exchange.bounded(deadline, connection.read_head, limits)
     exchange.enter(Stage.BODY, timer)
@@ -4733,6 +4737,8 @@ async def _read_answer(
     if is_stream:
         scanner = EventScanner(CallKind.RESPONSES if account.is_codex else call.kind)
         answer = Answer(account, head, b"", scanner, translator, event_deadline=deadline)
+        if not call.is_stream:
+            answer.whole_deadline = began_at + limits.unary_seconds_max
         await _hold(exchange, answer, connection)
         return answer
     read = functools.partial(connection.read_body, limits.unary_bytes_max)

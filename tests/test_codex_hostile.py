@@ -15,8 +15,10 @@ from trio.testing import MockClock
 from pooler import OUTPUT_ITEMS_MAX, ChatAnswer, EventKind
 from tests.codex_backend import Play
 from tests.fakes import (
+    Pause,
     Send,
     Stall,
+    Step,
     chunk,
     json_answer,
     post,
@@ -160,3 +162,14 @@ def test_the_indexes_that_an_answer_remembers_are_bounded() -> None:
         event = {"type": "response.output_item.added", "output_index": index, "item": call}
         told += answer.feed(EventKind.CONTENT, sse_event(event))
     assert told.count(b'"tool_calls"') == 3  # and all without a place are one
+
+
+@pytest.mark.parametrize("form", ["responses", "chat"])
+async def test_an_answer_in_one_piece_is_waited_for_no_longer_than_any(
+    autojump_clock: MockClock, tmp_path: Path, form: str
+) -> None:
+    drips: list[Step] = [Pause(100), Send(chunk(stream([DELTA])))] * 20
+    async with scripted_world(tmp_path) as world:
+        response = await ask(world, form, [Send(sse_head()), *drips, Stall()])
+        assert (response.status, response.ended_at) == (504, 600.0)
+        assert "unary_seconds_max" in response.error["message"]
