@@ -2800,11 +2800,10 @@ def failed_answer(failure: Mapping[str, Json], unix_now: float, limits: Limits) 
 
     What is the client's own keeps the upstream's words: it would have them as a 400, too.
     """
-    fault = judge_event(failure, unix_now, limits)
+    if fault := judge_event(failure, unix_now, limits):
+        return fault.error
     words = read_error(failure)
-    if fault is None:
-        return PoolerError(words.code or "upstream_error", words.message, 400)
-    return fault.error
+    return PoolerError(words.code or "upstream_error", words.message, 400)
 
 
 class Stage(enum.Enum):
@@ -3313,8 +3312,8 @@ def retry_headers(seconds: int) -> list[tuple[str, str]]:
 def usage_limit(seconds: int, unix_now: float, *, is_native: bool) -> PoolerError:
     """All accounts are limited; the first is back in `seconds`.  Codex CLI reads only that."""
     details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
-    is_long = seconds > RETRY_AFTER_SECONDS_MAX
-    headers = [] if is_native and is_long else retry_headers(seconds)
+    is_silent = is_native and seconds > RETRY_AFTER_SECONDS_MAX
+    headers = [] if is_silent else retry_headers(seconds)
     return PoolerError("usage_limit_reached", details=details, headers=headers)
 
 
@@ -4532,9 +4531,7 @@ class Answer:
 
     def shown(self, exchange: Exchange, events: Sequence[tuple[EventKind, bytes]]) -> bytes:
         """What the client's stream gets for these events; news of a quota is noted."""
-        if not self.account.is_codex:
-            return b"".join([event for _, event in events])
-        for kind, event in events:
+        for kind, event in events if self.account.is_codex else ():
             if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in event:
                 exchange.note_quota(self.account, read_quota_event(event_object(event) or {}))
         if self.translator is None:
