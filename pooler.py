@@ -180,6 +180,7 @@ NEARLY_USED_PERCENT: Final = 95.0  # from here on new sessions go elsewhere if t
 UNKNOWN_LEFT_PERCENT: Final = 99.0  # without evidence: after the untouched, before the used
 TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum's JSON
 INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
+OUTPUT_ITEMS_MAX: Final = 20_000  # whose indexes an answer remembers
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 SESSION_CHARS_MAX: Final = 256
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
@@ -2412,7 +2413,8 @@ def _streamed_message(texts: Sequence[tuple[str, str]]) -> dict[str, Json]:
 
 def _output_index(value: Mapping[str, Json], default: int) -> int:
     index = value.get("output_index")
-    return index if isinstance(index, int) else default
+    is_known = isinstance(index, int) and 0 <= index < OUTPUT_ITEMS_MAX
+    return cast(int, index) if is_known else default
 
 
 def _with_data(event: bytes, value: Json) -> bytes:
@@ -2952,11 +2954,10 @@ def failed_answer(failure: Mapping[str, Json], unix_now: float, limits: Limits) 
 
     What is the client's own keeps the upstream's words: it would have them as a 400, too.
     """
-    fault = judge_event(failure, unix_now, limits)
+    if fault := judge_event(failure, unix_now, limits):
+        return fault.error
     words = read_error(failure)
-    if fault is None:
-        return PoolerError(words.code or "upstream_error", words.message, 400)
-    return fault.error
+    return PoolerError(words.code or "upstream_error", words.message, 400)
 
 
 class Stage(enum.Enum):
@@ -3491,8 +3492,8 @@ def retry_headers(seconds: int) -> list[tuple[str, str]]:
 def usage_limit(seconds: int, unix_now: float, *, is_native: bool) -> PoolerError:
     """All accounts are limited; the first is back in `seconds`.  Codex CLI reads only that."""
     details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
-    is_long = seconds > RETRY_AFTER_SECONDS_MAX
-    headers = [] if is_native and is_long else retry_headers(seconds)
+    is_silent = is_native and seconds > RETRY_AFTER_SECONDS_MAX
+    headers = [] if is_silent else retry_headers(seconds)
     return PoolerError("usage_limit_reached", details=details, headers=headers)
 
 
@@ -4759,6 +4760,7 @@ class Answer:
     scanner: EventScanner | None = None  # None: a unary answer
     translator: ResponsesAnswer | None = None  # None: events are relayed as they came
     event_deadline: float = math.inf
+    whole_deadline: float = math.inf  # of an answer that is collected
     comment_at: float = math.inf
     comment_seconds: float = math.inf  # until the client's stream has begun
     is_at_end: bool = False
@@ -4766,9 +4768,7 @@ class Answer:
 
     def shown(self, exchange: Exchange, events: Sequence[tuple[EventKind, bytes]]) -> bytes:
         """What the client's stream gets for these events; news of a quota is noted."""
-        if not self.account.is_codex:
-            return b"".join([event for _, event in events])
-        for kind, event in events:
+        for kind, event in events if self.account.is_codex else ():
             if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in event:
                 exchange.note_quota(self.account, read_quota_event(event_object(event) or {}))
         if self.translator is None:
@@ -4785,11 +4785,16 @@ class Answer:
         self.is_at_end = not received or upstream.is_over(scanner)
         exchange.hold_events(scanner.bytes_pending)
         if any(kind is not EventKind.IDLE for kind, _ in events):
-            # From now on the timer between events counts.
-            seconds = exchange.limits.between_events_seconds_max
-            self.event_deadline = trio.current_time() + seconds
-            exchange.enter(Stage.BODY, "between_events_seconds_max")
+            self.note_progress(exchange)
         return events
+
+    def note_progress(self, exchange: Exchange) -> None:
+        """An event came: from now on the timer between events counts, or that of the whole."""
+        seconds = exchange.limits.between_events_seconds_max
+        self.event_deadline = min(trio.current_time() + seconds, self.whole_deadline)
+        is_last = self.event_deadline == self.whole_deadline
+        timer = "unary_seconds_max" if is_last else "between_events_seconds_max"
+        exchange.enter(Stage.BODY, timer)
 
 
 TROUBLES: Final = {DeadlinePassed: Trouble.TIMEOUT, BadSyntax: Trouble.SYNTAX}
@@ -4922,7 +4927,8 @@ async def _read_answer(
         seconds, timer = account.first_event_seconds, "first_event_seconds_max"
     else:
         seconds, timer = limits.unary_seconds_max, "unary_seconds_max"
-    deadline = trio.current_time() + seconds
+    began_at = trio.current_time()
+    deadline = began_at + seconds
     exchange.enter(Stage.HEAD, timer)
     head = await exchange.bounded(deadline, connection.read_head, limits)
     exchange.enter(Stage.BODY, timer)
@@ -4944,6 +4950,8 @@ async def _read_answer(
     if is_stream:
         scanner = EventScanner(CallKind.RESPONSES if account.is_codex else call.kind)
         answer = Answer(account, head, b"", scanner, translator, event_deadline=deadline)
+        if not call.is_stream:
+            answer.whole_deadline = began_at + limits.unary_seconds_max
         await _hold(exchange, answer, connection)
         return answer
     read = functools.partial(connection.read_body, limits.unary_bytes_max)

@@ -6,22 +6,40 @@ each test is one lie: a secret handed back to another account, an end that is no
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Final
 
 import pytest
+import trio
 from trio.testing import MockClock
 
+from pooler import OUTPUT_ITEMS_MAX, ChatAnswer, EventKind
 from tests.codex_backend import Play
-from tests.fakes import Send, Stall, chunk, json_answer, post, sse_head
+from tests.fakes import (
+    LAST_CHUNK,
+    Pause,
+    Send,
+    Stall,
+    Step,
+    Wait,
+    chunk,
+    json_answer,
+    post,
+    sse_event,
+    sse_head,
+)
 from tests.test_codex_accounts import FIRST, NATIVE, SECOND, codex_world, described
 from tests.test_codex_faults import (
     COMPLETED,
     CREATED,
     DELTA,
+    FORMS,
     PREFIX,
     WHOLE,
     ask,
+    check_end,
+    every_form,
     payloads,
     scripted_world,
     sent,
@@ -141,3 +159,65 @@ async def test_the_limit_of_one_model_rests_nobody(
                 body = {"model": model, "input": "x"}
                 assert (await world.ask(post("/v1/responses", body))).status == expected
             autojump_clock.jump(3001)
+
+
+def test_the_indexes_that_an_answer_remembers_are_bounded() -> None:
+    answer = ChatAnswer(10**9)
+    told = b""
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    for index in range(OUTPUT_ITEMS_MAX - 2, OUTPUT_ITEMS_MAX + 10):
+        event = {"type": "response.output_item.added", "output_index": index, "item": call}
+        told += answer.feed(EventKind.CONTENT, sse_event(event))
+    assert told.count(b'"tool_calls"') == 3  # and all without a place are one
+
+
+@pytest.mark.parametrize("form", ["responses", "chat"])
+async def test_an_answer_in_one_piece_is_waited_for_no_longer_than_any(
+    autojump_clock: MockClock, tmp_path: Path, form: str
+) -> None:
+    drips: list[Step] = [Pause(100), Send(chunk(stream([DELTA])))] * 20
+    async with scripted_world(tmp_path) as world:
+        response = await ask(world, form, [Send(sse_head()), *drips, Stall()])
+        assert (response.status, response.ended_at) == (504, 600.0)
+        assert "unary_seconds_max" in response.error["message"]
+
+
+@every_form
+@pytest.mark.parametrize("count", [1, 2, 3])
+async def test_whoever_leaves_takes_the_upstream_along(
+    autojump_clock: MockClock, tmp_path: Path, form: str, count: int
+) -> None:
+    events = (CREATED, {"type": "keepalive"}, DELTA)[:count]
+    async with scripted_world(tmp_path) as world:
+        upstream = world.upstreams["a"]
+        upstream.plays([Send(sse_head() + chunk(stream(events))), Stall()])
+        client = await world.connect()
+        path, body = FORMS[form]
+        await client.send(post(path, body))
+        await world.settle()
+        left_at = trio.current_time()
+        await client.hang_up()
+        await world.settle()
+        assert upstream.lines[-1].closed_at == pytest.approx(left_at, abs=1)
+        assert world.records[-1]["code"] == "client_gone"
+        assert world.server.roster.health["a"].demoted_until == 0
+
+
+@every_form
+async def test_a_reload_without_the_account_ends_nothing_under_way(
+    autojump_clock: MockClock, tmp_path: Path, form: str
+) -> None:
+    go = trio.Event()
+    async with scripted_world(tmp_path) as world:
+        rest: list[Step] = [Wait(go), Send(chunk(stream(WHOLE[1:])) + LAST_CHUNK)]
+        world.upstreams["a"].plays([Send(sse_head() + chunk(stream(WHOLE[:1]))), *rest])
+        client = await world.connect()
+        path, body = FORMS[form]
+        await client.send(post(path, body))
+        await world.settle()
+        pool = dataclasses.replace(world.config.pools["home"], accounts=())
+        config = dataclasses.replace(world.config, accounts={}, pools={"home": pool})
+        await world.server.reload(lambda: (config, {}))
+        go.set()
+        assert check_end(form, await client.read_response())
+        assert (await world.ask(post(path, body))).status in {404, 503}
