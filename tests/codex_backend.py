@@ -183,9 +183,10 @@ class Wire:
         headers = [("content-length", str(len(data))), *answer.headers]
         if not is_raw:
             headers.append(("content-type", "application/json"))
-        await self.send(h11.Response(status_code=answer.status, headers=headers))
-        await self.send(h11.Data(data=data))
-        await self.send(h11.EndOfMessage())
+        head = h11.Response(status_code=answer.status, headers=headers)
+        # In one piece: of a refused upgrade Codex CLI reads no more than comes with the head.
+        sent = [self.http.send(event) for event in (head, h11.Data(data=data), h11.EndOfMessage())]
+        await self.stream.send_all(b"".join(part for part in sent if part))
 
     async def wait_left(self) -> None:
         """Until the caller has gone."""

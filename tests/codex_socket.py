@@ -1,8 +1,9 @@
 """The WebSocket of a ChatGPT Codex backend (upstream-facts §1.8), for `codex_backend.py`.
 
 `serve_socket` judges the upgrade as a POST is judged, and then answers one turn after another.
-What the facts leave open is as strict as it may be: no extension, no unknown field, an anchor
-(`previous_response_id`) only from this connection.
+What the facts leave open is as strict as it may be: no extension and no unknown field.  An anchor
+(`previous_response_id`) is the last response of this very connection, and a turn that is refused
+takes its anchor away (developers.openai.com, "WebSocket mode").
 (No claims.)
 """
 
@@ -118,12 +119,21 @@ def check_upgrade(headers: Mapping[str, str]) -> None:
         deny("Unsupported OpenAI-Beta")
 
 
-def check_frame(frame: Json, produced: set[str]) -> None:
+def read_object(text: str) -> dict[str, Json]:
+    """The object of a frame; an empty one is no good frame either."""
+    try:
+        frame = json.loads(text)
+    except ValueError:
+        frame = None
+    return frame if isinstance(frame, dict) else {}
+
+
+def check_frame(frame: Mapping[str, Json], last_id: str | None) -> None:
     """Raises: Refused, for the first fault."""
-    if not isinstance(frame, dict) or frame.get("type") != "response.create":
+    if frame.get("type") != "response.create":
         invalid("invalid_value", "Invalid value.", "type")
     anchor = frame.get("previous_response_id")
-    if anchor is not None and anchor not in produced:
+    if anchor not in (None, last_id):
         message = f"Previous response with id '{anchor}' not found."
         invalid("previous_response_not_found", message, "previous_response_id")
     body = {name: value for name, value in frame.items() if name not in SOCKET_FIELDS}
@@ -131,9 +141,10 @@ def check_frame(frame: Json, produced: set[str]) -> None:
 
 
 def error_frame(answer: Answer, login: Login, now: float) -> Json:
-    """An answer other than 200, as the socket tells it; `detail` becomes a message."""
+    """An answer other than 200, as the socket tells it; a `detail` becomes an error's message."""
     body = answer.body if isinstance(answer.body, dict) else {"detail": str(answer.body)}
-    error = body.get("error") or error_body(None, body["detail"])["error"]
+    detail = {"type": "invalid_request_error", "message": body.get("detail")}
+    error = body.get("error") or detail
     headers = dict([*limit_headers(login, now), *answer.headers])
     return {"type": "error", "status": answer.status, "error": error, "headers": headers}
 
@@ -151,23 +162,22 @@ class Talk:
         self.socket = socket
         self.seen = seen  # what is seen of each turn, but for its body
         self.login = login
-        self.produced: set[str] = set()  # the ids of its responses
+        self.last_id: str | None = None  # of the response that can be an anchor
 
     async def answer(self, text: str) -> bool:
         """One frame.  False where the connection is over."""
-        backend = self.backend
-        try:
-            frame = json.loads(text)
-        except ValueError:
-            frame = None
-        if isinstance(frame, dict) and frame.get("type") == "response.processed":
+        frame = read_object(text)
+        if frame.get("type") == "response.processed":
             return True
         seen = replace(self.seen, body=frame)
-        backend.seen.append(seen)
+        self.backend.seen.append(seen)
+        last_id = self.last_id
+        if frame.get("previous_response_id") == last_id:
+            self.last_id = None  # until the turn has succeeded
         try:
-            check_frame(frame, self.produced)
+            check_frame(frame, last_id)
             at = "warm_up" if frame.get("generate") is False else "turn"
-            play = backend.play_for(seen, self.login, at)
+            play = self.backend.play_for(seen, self.login, at)
         except Refused as refused:
             await self.tell(refused.answer)
             return True
@@ -186,7 +196,7 @@ class Talk:
         if play.after != "nothing" and not play.has_extra_events:
             events[:0] = extra_events(self.login, backend.clock())[:1]  # its limits: always
         if play.ends in {"completed", "incomplete"}:
-            self.produced.add(f"resp_{number}")
+            self.last_id = f"resp_{number}"
         for event in events:
             await self.socket.send_json(event)
         if play.ends == "limit":

@@ -138,6 +138,7 @@ class CodexCli:
     def __init__(self, folder: Path, door: Door) -> None:
         self.program = installed("@openai/codex-linux-x64", PROGRAM)
         self.door = door
+        self.uses_websockets = False
         self.home = folder / "codex"
         self.project = folder / "project"
         self.home.mkdir()
@@ -158,7 +159,7 @@ class CodexCli:
             f'base_url = "{self.door.base_url}"',
             'env_key = "CODEX_POOLER_API_KEY"',
             'wire_api = "responses"',
-            "supports_websockets = false",
+            f"supports_websockets = {str(self.uses_websockets).lower()}",
             "request_max_retries = 0",
             "stream_max_retries = 0",
             f"http_headers = {{ {headers} }}",
