@@ -195,7 +195,9 @@ async def test_turns_follow_one_another_and_all_is_seen() -> None:
         assert seen == [get, turn, turn, turn, get, ("WEBSOCKET", 2, {"a": "1"})]
         assert world.backend.seen[1].body == CREATE
         assert world.backend.seen[1].account == GOOD.account_id
-        assert world.backend.open_sockets == 2
+        told = await Client(cast("MemorySocket", world.stream())).ask(request("GET", "/_seen"))
+        assert told.json()["open_sockets"] == 2
+        assert [one["connection"] for one in told.json()["seen"]] == [0, 1, 1, 1, 0, 2]
 
 
 REFUSED_FRAMES: Final[list[tuple[Json, int, str]]] = [

@@ -83,7 +83,11 @@ class Backend:
 
     def turns(self) -> list[Seen]:
         """The requests that offer tools: those of an agent's turn, and not for a title."""
-        return [seen for seen in self.asked() if seen.body.get("tools")]
+        return [seen for seen in self.asked() if seen.body and seen.body.get("tools")]
+
+    def frames(self) -> list[Seen]:
+        """The turns on WebSockets, warm-ups among them."""
+        return [seen for seen in self.asked() if seen.method == "WEBSOCKET"]
 
     def accounts(self) -> list[str]:
         """Which account each request of a turn came with."""
@@ -139,13 +143,14 @@ class CodexCli:
         self.program = installed("@openai/codex-linux-x64", PROGRAM)
         self.door = door
         self.uses_websockets = False
+        self.stream_retries = 0
         self.home = folder / "codex"
         self.project = folder / "project"
         self.home.mkdir()
         self.project.mkdir()
 
     def configure(self, *settings: str) -> None:
-        """config.toml as a user of the pooler has it, without retries; `settings` stand first."""
+        """config.toml as users of the pooler have it, with few retries; `settings` stand first."""
         headers = ", ".join(f'"{name}" = "{value}"' for name, value in self.door.headers.items())
         lines = [
             *settings,
@@ -161,7 +166,7 @@ class CodexCli:
             'wire_api = "responses"',
             f"supports_websockets = {str(self.uses_websockets).lower()}",
             "request_max_retries = 0",
-            "stream_max_retries = 0",
+            f"stream_max_retries = {self.stream_retries}",
             f"http_headers = {{ {headers} }}",
             "[analytics]",
             "enabled = false",
@@ -261,6 +266,44 @@ PROOFS: Final[Mapping[str, Proof]] = {
     "custom-tool": prove_custom_tool,
     "compaction": prove_compaction,
     "limit": prove_limit,
+}
+
+# The same on a WebSocket: Codex CLI warms up, and then sends only what is new.
+
+
+def prove_socket_text(codex: CodexCli, backend: Backend) -> None:
+    codex.uses_websockets = True
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    assert [seen.method for seen in backend.asked()] == ["GET", "WEBSOCKET", "WEBSOCKET"]
+    warm_up, asked = backend.frames()
+    assert (warm_up.body["generate"], types(warm_up)) == (False, ["message"])
+    assert asked.body["previous_response_id"]
+    assert PROMPT in json.dumps(asked.body["input"])
+
+
+def prove_socket_tool_loop(codex: CodexCli, backend: Backend) -> None:
+    codex.uses_websockets = True
+    backend.will(shell("echo peel"), shell("echo boil"))
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    assert [seen.method for seen in backend.asked()] == ["GET", *["WEBSOCKET"] * 4]
+    first, *others = backend.frames()
+    assert {seen.connection for seen in others} == {first.connection}
+    anchors = {seen.body["previous_response_id"] for seen in others}
+    assert len(anchors) == 3  # each one names the one before
+    assert [types(seen) for seen in others[1:]] == [["function_call_output"]] * 2
+
+
+def prove_socket_limit(codex: CodexCli, backend: Backend) -> None:
+    codex.uses_websockets = True
+    prove_limit(codex, backend)
+
+
+SOCKET_PROOFS: Final[Mapping[str, Proof]] = {
+    "text": prove_socket_text,
+    "tool-loop": prove_socket_tool_loop,
+    "limit": prove_socket_limit,
 }
 
 

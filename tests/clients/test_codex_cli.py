@@ -7,12 +7,23 @@ What works here and not through the pooler (test_codex_pool.py) is the pooler's 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from tests.clients.codex import LIMIT_SHOWN, PROOFS, Backend, CodexCli, Door, shell
+from tests.clients.codex import (
+    LIMIT_SHOWN,
+    PROOFS,
+    SOCKET_PROOFS,
+    Backend,
+    CodexCli,
+    Door,
+    shell,
+    types,
+)
 from tests.clients.stage import ANSWER
 from tests.codex_backend import Play, make_auth_file
+from tests.codex_turns import error_body
 
 
 @pytest.fixture
@@ -70,3 +81,66 @@ def test_codex_shows_what_went_wrong(
     assert turn.code == 1
     assert shown in turn.errors[-1]
     assert LIMIT_SHOWN not in turn.errors[-1]
+
+
+################################################################
+# ON A WEBSOCKET
+################################################################
+
+
+@pytest.mark.parametrize("proof", SOCKET_PROOFS)
+def test_codex_works_straight_on_a_websocket(proof: str, codex: CodexCli, backend: Backend) -> None:
+    SOCKET_PROOFS[proof](codex, backend)
+
+
+def test_codex_takes_a_refused_upgrade_for_a_word_to_use_http(
+    codex: CodexCli, backend: Backend
+) -> None:
+    codex.uses_websockets = True
+    refusal = error_body("websocket_unsupported", "Not here.")
+    backend.will(Play(at="upgrade", status=426, body=refusal), shell("true"))
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    assert "error" not in [item["type"] for item in turn.items]  # not even a warning
+    assert [seen.method for seen in backend.asked()] == ["GET", "POST", "POST"]
+
+
+LOST: Final = [  # what the answer to the second turn of a tool loop may be
+    Play(status=400, body=error_body("previous_response_not_found", "It is not known.")),
+    Play(status=503, body=error_body("pool_busy", "All are busy.")),
+    Play(ends="limit", after="nothing"),
+    Play(ends="close", after="nothing", close_code=1001),
+    Play(ends="close"),
+    Play(ends="cut"),
+    Play(ends="response.failed", code="upstream_stream_truncated"),
+]
+
+
+@pytest.mark.parametrize(
+    "play", LOST, ids=["anchor", "busy", "age", "restart", "close", "cut", "failed"]
+)
+def test_codex_sends_all_of_it_again_on_a_new_connection(
+    play: Play, codex: CodexCli, backend: Backend
+) -> None:
+    codex.uses_websockets = True
+    codex.stream_retries = 1
+    backend.will(shell("true"), play)
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    _, _, lost, again = backend.frames()
+    assert types(lost) == ["function_call_output"]
+    assert again.connection > lost.connection
+    assert "previous_response_id" not in again.body
+    assert types(again)[-3:] == ["reasoning", "function_call", "function_call_output"]
+
+
+def test_codex_opens_another_connection_when_one_closes_between_turns(
+    codex: CodexCli, backend: Backend
+) -> None:
+    codex.uses_websockets = True
+    backend.will(shell("true", close_code=1001))
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    _, first, second = backend.frames()
+    assert second.connection > first.connection
+    assert "previous_response_id" not in second.body
