@@ -5709,9 +5709,10 @@ class Turn(Exchange):
     async def fail(self, error: PoolerError) -> None:
         """Answer with an error frame; nothing has been said yet."""
         self.record.code = error.code
-        said = _parsed(error.content()[0])
-        shown = {"type": "error", "status": error.status, "headers": dict(error.headers)}
-        await self.start(error.status, (), _data_line(said | shown) + b"\n\n", None)
+        shown = {"type": "error", "status": error.status, **_parsed(error.content()[0])}
+        if headers := {name.lower(): value for name, value in error.headers}:
+            shown["headers"] = headers  # Codex CLI shows a final error with all that it has
+        await self.start(error.status, (), _data_line(shown) + b"\n\n", None)
         self.is_whole = True
 
 

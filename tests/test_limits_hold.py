@@ -52,6 +52,7 @@ TIMERS: Final = "test_timers.py"
 SCANNER: Final = "test_sse_scanner.py"
 
 TOKENS: Final = "test_token_refresh.py"
+SOCKETS: Final = "test_websocket_bounds.py"
 CROSSED_BY: Final[dict[str, tuple[str, str]]] = {
     "head_bytes_max": (HERE, "test_a_head_has_so_many_bytes"),
     "head_fields_max": (HERE, "test_a_head_has_so_many_fields"),
@@ -101,6 +102,15 @@ CROSSED_BY: Final[dict[str, tuple[str, str]]] = {
     "comment_seconds": (TIMERS, "test_comments_come_after_fifteen_seconds_of_silence"),
     "drain_seconds_max": (
         "test_cancellation.py", "test_a_stop_ends_what_is_left_with_one_terminal_event"),
+    "websocket_handshake_seconds_max": (
+        SOCKETS, "test_an_upstreams_handshake_has_so_long_and_no_longer"),
+    "websocket_idle_seconds_max": (
+        SOCKETS, "test_an_idle_websocket_is_closed_and_pings_do_not_keep_it"),
+    "websocket_message_bytes_max": (
+        SOCKETS, "test_a_clients_message_has_so_many_bytes_and_no_more"),
+    "websocket_upstream_bytes_max": (
+        SOCKETS, "test_an_upstream_message_has_so_many_bytes_and_no_more"),
+    "websocket_frames_max": (SOCKETS, "test_a_message_comes_in_so_many_frames_and_no_more"),
     "refresh_margin_seconds": (
         "test_auth_file.py", "test_a_login_is_renewed_five_minutes_before_its_end"),
     "refresh_seconds_max": (

@@ -334,11 +334,16 @@ class CodexPool:
 
     def start(self, **pool: object) -> Pooler:
         """A pooler over both, the first one preferred."""
+        return self.start_with({}, **pool)
+
+    def start_with(self, account: Mapping[str, object], **pool: object) -> Pooler:
+        """The same; `account`: more fields of both accounts."""
         accounts = {
             name: {
                 "type": "codex",
                 "auth_file": f"accounts/{name}.json",
                 "base_url": self.backend.base_url,
+                **account,
             }
             for name in NAMES
         }

@@ -42,6 +42,9 @@ TITLE_MODEL: Final = "gpt-5.4-nano"  # OpenCode's own choice
 PASSED_HEADERS: Final = frozenset(
     "accept accept-encoding authorization content-length content-type host user-agent".split()
 )
+UPGRADE_HEADERS: Final = frozenset(
+    "connection upgrade sec-websocket-key sec-websocket-version".split()
+)
 # Every prompt has the one word and every answer the other: neither may be in the log.
 PROMPT: Final = "Say something about marmalade."
 ANSWER: Final = "It is best made of quinces, and slowly, on a rainy afternoon."
@@ -300,7 +303,8 @@ class Upstream:
         strangers = {POOL_KEY, OTHER_POOL_KEY, *API_KEYS.values()} - {self.api_key}
         for asked in self.tap.asked:
             assert asked.headers["authorization"] == f"Bearer {self.api_key}"
-            assert not {*asked.headers} - PASSED_HEADERS
+            passed = PASSED_HEADERS | (UPGRADE_HEADERS if "upgrade" in asked.headers else set())
+            assert not {*asked.headers} - passed
             assert not [secret for secret in strangers if secret in asked.text]
 
     def close(self) -> None:
