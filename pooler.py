@@ -2366,8 +2366,9 @@ class ResponsesAnswer:
         name = _text_at(value, "type")
         if kind is EventKind.HANDSHAKE and name.startswith(("codex.", "response.metadata")):
             return b""
+        is_told = value.pop("headers", None) is not None  # with a WebSocket's error
         is_filled = self._collect(kind, value, len(event)) and "response" in value
-        return _with_data(event, value) if is_filled else event
+        return _with_data(event, value) if is_filled or is_told else event
 
     def whole(self) -> dict[str, Json]:
         return self.response or {}
@@ -5709,7 +5710,10 @@ class Turn(Exchange):
     async def fail(self, error: PoolerError) -> None:
         """Answer with an error frame; nothing has been said yet."""
         self.record.code = error.code
-        shown = {"type": "error", "status": error.status, **_parsed(error.content()[0])}
+        said = _parsed(error.content()[0])
+        if not self.socket.native_path:  # an upstream's frame may hold headers of the account
+            said = {"error": said.get("error") or said}
+        shown = {"type": "error", "status": error.status, **said}
         if headers := {name.lower(): value for name, value in error.headers}:
             shown["headers"] = headers  # Codex CLI shows a final error with all that it has
         await self.start(error.status, (), _data_line(shown) + b"\n\n", None)
@@ -6066,7 +6070,7 @@ class Server(Shared):
                 self.bodies.grow(-len(frame))
                 client.end(1008)
                 continue
-            if client.native_path and _PROCESSED.match(frame):
+            if client.native_path and len(frame) < KIB and _PROCESSED.match(frame):
                 self.bodies.grow(-len(frame))
                 await client.pass_on(frame)
                 continue

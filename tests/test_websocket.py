@@ -569,6 +569,27 @@ async def test_an_odd_upgrade_goes_to_the_next_account(
         assert world.open_count == 1
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("path", ["/v1/responses", NATIVE])
+async def test_nothing_of_an_account_or_a_prompt_is_told(
+    path: str, is_late: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """What the account's upstream says in headers of an error is for Codex CLI alone."""
+    told = error_frame(400, "a_code", {"x-codex-plan-type": "canary-plan"})
+    begun = turn("word")[:3] if is_late else []
+    async with socket_world(codex_described(tmp_path)) as world:
+        world.upstreams["a"].plays([*begun, *told])
+        client = await open_socket(world, path=path, more=[("Cookie", "canary-cookie")])
+        body = {"input": INPUT, "instructions": "canary-prompt", "stream_id": "canary-stream"}
+        events = await client.ask(**body)
+        assert events[-1]["type"] == "error"
+        assert ("canary-plan" in json.dumps(events)) == (path == NATIVE)
+        shown = json.dumps([world.logged, world.upstream("a").handshakes, world.records])
+        assert "canary" not in shown
+        assert "canary-stream" not in json.dumps(world.turns)
+        assert "acct-a" not in json.dumps([events, world.logged])
+
+
 async def test_a_401_renews_the_login_and_asks_the_same_account(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
