@@ -98,6 +98,7 @@ class OpenCode:
     def __init__(self, folder: Path) -> None:
         self.program = installed("opencode-linux-x64", "bin/opencode")
         self.home = folder / "home"
+        self.switches: dict[str, str] = {}  # more of its environment
         self.project = folder / "project"
         self.home.mkdir()
         self.project.mkdir()
@@ -116,6 +117,7 @@ class OpenCode:
             CODEX_POOLER_API_KEY=key,
             **{f"XDG_{it}_HOME": str(self.home / it) for it in "DATA CONFIG CACHE STATE".split()},
             **{f"OPENCODE_DISABLE_{switch}": "1" for switch in switches},
+            **self.switches,
         )
 
     def start(self, config: Config) -> Running:

@@ -37,6 +37,7 @@ from tests.clients.stage import (
     calls,
     says,
 )
+from tests.clients.test_opencode import TUNED, OpenCode, documented
 from tests.codex_backend import Play
 
 FIRST, SECOND = "acct-first", "acct-second"
@@ -155,6 +156,33 @@ def test_an_account_whose_token_is_refused_at_the_upgrade_gets_another(
     assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
     assert {seen.account for seen in backend.frames()} == {FIRST}
     assert len(backend.asked("/oauth/token")) == 1
+
+
+################################################################
+# OPENCODE
+################################################################
+
+
+@pytest.mark.parametrize("is_limited", [False, True], ids=["one-account", "failover"])
+def test_opencode_runs_a_tool_loop_on_its_experimental_websocket(
+    is_limited: bool, codex_pool: CodexPool, backend: Backend, tmp_path: Path
+) -> None:
+    pooler = codex_pool.start()
+    opencode = OpenCode(tmp_path)
+    opencode.switches["OPENCODE_EXPERIMENTAL_WEBSOCKETS"] = "1"
+    kept = opencode.home / "DATA" / "opencode" / "auth.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps({"openai": {"type": "api", "key": POOL_KEY}}))
+    recipe = opencode.project / "recipe.txt"
+    recipe.write_text("Peel, cut, boil.\n")
+    backend.will(Play(tool="read", arguments={"filePath": str(recipe)}, with_tools=True))
+    if is_limited:
+        backend.will(limited(FIRST, with_tools=True))
+    turn = opencode.run(config=documented(TUNED, pooler))
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    frames = [seen for seen in backend.frames() if seen.body.get("tools")]
+    assert [seen.account for seen in frames] == [FIRST, FIRST, SECOND][: 2 + is_limited]
+    assert "Peel, cut, boil." in json.dumps(frames[-1].body["input"][-1]["output"])
 
 
 ################################################################
