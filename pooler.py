@@ -50,6 +50,7 @@ import posixpath
 import re
 import secrets
 import shlex
+import shutil
 import signal
 import socket
 import ssl
@@ -149,6 +150,9 @@ class Limits:
     websocket_message_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)  # a client's
     websocket_upstream_bytes_max: int = _limit(16 * MIB, KIB, 512 * MIB)  # upstreams refuse more
     websocket_frames_max: int = _limit(4096, 16, 65536)  # until a message is whole, pings too
+    # The operator's side.
+    mcp_body_bytes_max: int = _limit(MIB, KIB, 32 * MIB)
+    records_max: int = _limit(1000, 1, 100_000)  # requests that are remembered
     # The logins of ChatGPT accounts.
     refresh_margin_seconds: float = _limit(300, 0, 24 * HOUR)  # before a token ends
     refresh_seconds_max: float = _limit(15, 1, 60)  # lock, answer and disk together
@@ -190,6 +194,9 @@ WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 6
 TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the turn under way
 ANCHORS_MAX: Final = 256  # response ids that one upstream WebSocket is known to remember
 NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
+TOTALS_MAX: Final = 4096  # rows of counters: names of ours times codes of an upstream
+JOURNAL_BYTES_MAX: Final = 64 * MIB  # read back at the start: about 150,000 requests
+STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 SECRET_CHARS_MIN: Final = 16
 CONFIG_BYTES_MAX: Final = 4 * MIB
 SECRET_FILE_BYTES_MAX: Final = 64 * KIB
@@ -241,6 +248,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "invalid_json": (400, INVALID, "The request body is not valid JSON."),
     "invalid_value": (400, INVALID, "A field of the request has a value of the wrong kind."),
     "key_limit_reached": (429, "rate_limit_error", "This pool key has reached a limit of its own."),
+    "mcp_not_installed": (501, SERVER, "MCP needs the extra: pip install 'codex-pooler[mcp]'."),
     "method_not_allowed": (405, INVALID, "This path does not take that method."),
     "missing_required_parameter": (400, INVALID, "The request names no model."),
     "model_not_found": (400, INVALID, "This key has no such model. GET /v1/models lists its own."),
@@ -350,6 +358,7 @@ NATIVE_TO_CLIENT: Final = re.compile(
     r"x-oai-request-id|cf-ray"
 )
 TURN_STATE: Final = "x-codex-turn-state"  # a secret of the account that gave it
+_BASIC: Final = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
 _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
 
 
@@ -380,6 +389,17 @@ def header_of(headers: Headers, name: str) -> str | None:
 
 def forwarded(headers: Headers, names: re.Pattern[str]) -> list[tuple[str, str]]:
     return [pair for pair in headers if names.fullmatch(pair[0])]
+
+
+def basic_of(headers: Headers, bytes_max: int) -> str | None:
+    """The password of `Authorization: Basic` (RFC 7617), as latin-1; None where there is none."""
+    match = _BASIC.fullmatch(header_of(headers, "authorization") or "")
+    try:
+        text = base64.b64decode(match[1], validate=True).decode("latin-1") if match else ""
+    except ValueError:
+        return None
+    password = text.partition(":")[2]
+    return password if len(password) <= bytes_max else None
 
 
 def bearer_of(headers: Headers, bytes_max: int) -> str | None:
@@ -585,6 +605,16 @@ class Key:
     concurrent: int
     expires: float | None  # unix time
     paused: bool
+    source: str  # where the secret was given: literal, env, file, sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who may see how the pooler does, and call nothing of /v1."""
+
+    name: str
+    digest: bytes
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -627,6 +657,8 @@ class Config:
     limits: Limits
     warnings: tuple[str, ...]
     token_url: BaseUrl
+    operators: tuple[Operator, ...]
+    journal: str | None  # the path of the file
 
     @property
     def keys(self) -> Iterator[Key]:
@@ -639,7 +671,6 @@ DEFAULT_LISTEN: Final = (
 )
 RENEWAL_URL: Final = "https://auth.openai.com/oauth/token"
 RENEWAL_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own
-NOT_YET: Final = "this version of codex-pooler does not have it yet"
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _MODEL: Final = r"[\x21-\x7e]{1,200}"
 # A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
@@ -716,10 +747,6 @@ def _members(value: Json, pattern: str, what: str) -> dict[str, Json]:
     return value
 
 
-def _not_yet(_value: Json) -> NoReturn:
-    raise ValueError(NOT_YET)
-
-
 def _routing(value: Json) -> Routing:
     return Routing(_string(value, "|".join(Routing), f"one of {', '.join(Routing)}"))
 
@@ -780,7 +807,7 @@ _TOP: Final[Spec] = {
     "base_path": (_string, "", r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"),
     "allowed_origins": (_array, (), _string, r"https?://[a-z0-9.\-\[\]:]+", "like https://host"),
     "hosts": (_array, None, _string, _HOST_NAME, "a host name without a port"),
-    "journal": (_not_yet, None),
+    "journal": (_string, None, "[^\x00]+", "a path"),
     "limits": (_members, {}, "[a-z_]*", "a limit"),
 }
 _ACCOUNT: Final[Spec] = {
@@ -958,7 +985,7 @@ class _Loader:
         digest = (
             self.digest(path if is_bare else f"{path}.key", text, "pooler key") if text else b""
         )
-        return Key(pool=pool, name=name, digest=digest, **found)
+        return Key(pool=pool, name=name, digest=digest, source=_source_of(text), **found)
 
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account], limits: Limits) -> Pool:
         path = f"pools.{name}"
@@ -989,9 +1016,11 @@ class _Loader:
             accounts[name] = self.account(name, content, limits)
         for name, content in found["pools"].items():
             pools[name] = self.pool(name, content, accounts, limits)
+        operators = []
         for name, token in found["operators"].items():
             if isinstance(token, str):
-                self.digest(f"operators.{name}", token, "pooler key --operator")
+                digest = self.digest(f"operators.{name}", token, "pooler key --operator")
+                operators.append(Operator(name, digest, _source_of(token)))
             else:
                 self.refuse(f"operators.{name}", str(_wrong("a string", token)))
         for listen in found["listen"]:
@@ -1000,10 +1029,20 @@ class _Loader:
                 self.warnings.append(f"listen: {listen.text} is open to other machines; {hint}")
         hosts = _hosts_of(found["hosts"], found["listen"])
         origins, warnings = found["allowed_origins"], tuple(self.warnings)
-        base_path, listens = found["base_path"], found["listen"]
-        token_url = self.token_url()
+        if found["journal"] is not None:
+            found["journal"] = posixpath.join(self.folder, found["journal"])
         return Config(
-            accounts, pools, listens, base_path, origins, hosts, limits, warnings, token_url
+            accounts=accounts,
+            pools=pools,
+            listen=found["listen"],
+            base_path=found["base_path"],
+            allowed_origins=origins,
+            hosts=hosts,
+            limits=limits,
+            warnings=warnings,
+            token_url=self.token_url(),
+            operators=tuple(operators),
+            journal=found["journal"],
         )
 
     def token_url(self) -> BaseUrl:
@@ -1017,6 +1056,14 @@ class _Loader:
             problem = str(error)
         self.refuse(RENEWAL_URL_VARIABLE, problem)
         return _base_url(RENEWAL_URL)
+
+
+def _source_of(text: str) -> str:
+    """Where a secret in pools.json comes from."""
+    if _SHA256.fullmatch(text):
+        return "sha256"
+    match = _REFERENCE.fullmatch(text)
+    return match[1] if match else "literal"
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -1060,13 +1107,16 @@ def parse_config(
     return config
 
 
-def find_key(presented: str | None, keys: Iterable[Key]) -> Key | None:
-    """The key that `presented`, latin-1 text from a header, is; all are compared, always."""
+Owner = TypeVar("Owner", Key, Operator)
+
+
+def find_owner(presented: str | None, owners: Iterable[Owner]) -> Owner | None:
+    """Whose `presented`, latin-1 text from a header, is; all are compared, always."""
     digest = hashlib.sha256((presented or "").encode("latin-1")).digest()
     found = None
-    for key in keys:
-        if hmac.compare_digest(digest, key.digest):
-            found = key
+    for owner in owners:
+        if hmac.compare_digest(digest, owner.digest):
+            found = owner
     return found if presented else None
 
 
@@ -1092,6 +1142,9 @@ class Route(enum.Enum):
     CODEX_RESPONSES = "codex_responses"
     CODEX_COMPACT = "codex_compact"
     CODEX_USAGE = "codex_usage"
+    MCP = "mcp"
+    ADMIN = "admin"
+    METRICS = "metrics"
     UNSUPPORTED = "unsupported"
     NOTHING = "nothing"
 
@@ -1103,6 +1156,9 @@ _PATHS: Final[Mapping[str, Route]] = {
     "/v1/responses": Route.RESPONSES,
     "/v1/chat/completions": Route.CHAT,
     "/v1/usage": Route.USAGE,
+    "/mcp": Route.MCP,
+    "/admin": Route.ADMIN,
+    "/metrics": Route.METRICS,
     **dict.fromkeys(
         ("/api/codex/usage", "/wham/usage", "/backend-api/wham/usage"), Route.CODEX_USAGE
     ),
@@ -1126,7 +1182,9 @@ SOCKETS: Final = (Route.RESPONSES, Route.CODEX_RESPONSES)
 METHODS: Final = {
     **dict.fromkeys(CALLS, ("POST",)),
     **dict.fromkeys(SOCKETS, ("POST", "GET")),  # with an upgrade
+    Route.MCP: ("POST",),
 }
+OPERATORS: Final = (Route.MCP, Route.ADMIN, Route.METRICS)
 METHODS_ELSE: Final = ("GET", "HEAD")
 
 
@@ -3039,6 +3097,7 @@ class Level(NamedTuple):
 
     used_percent: float
     ends_at: float
+    seen_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -3360,7 +3419,7 @@ class Roster:
             key = (window.family, window.length_seconds)
             known = health.windows.get(key, Level(0.0, ends_at))
             is_news = known.used_percent < 100 or known.ends_at <= now
-            levels[key] = Level(window.used_percent, ends_at)
+            levels[key] = Level(window.used_percent, ends_at, now)
             if key[0] == PLAN_FAMILY and window.used_percent >= 100 and is_told and is_news:
                 health.rest(ends_at, now, self.limits.probe_interval_seconds)
         health.windows = dict([*levels.items()][-QUOTA_WINDOWS_MAX:])
@@ -3574,16 +3633,20 @@ class Record:
     bytes_in: int = 0
     bytes_out: int = 0
     tokens: Usage | None = None
+    transport: str = "http"  # or sse, websocket
 
     def as_object(self) -> dict[str, Json]:
         shown = {name: getattr(self, name) for name in self.__slots__}
         return shown | {"tokens": self.tokens and self.tokens._asdict()}
 
     def tokens_spent(self) -> Usage:
-        """The tokens to charge; estimated, at 4 bytes each, where none were reported."""
-        read_count = self.bytes_in // 4
-        total_count = (self.bytes_in + self.bytes_out) // 4
-        return self.tokens or Usage(read_count, total_count - read_count)
+        return self.tokens or estimated(self.bytes_in, self.bytes_out)
+
+
+def estimated(bytes_in: int, bytes_out: int) -> Usage:
+    """The tokens to charge where none were reported: one for 4 bytes."""
+    read_count = bytes_in // 4
+    return Usage(read_count, (bytes_in + bytes_out) // 4 - read_count)
 
 
 _LIMIT_FIELDS: Final = (
@@ -3650,6 +3713,286 @@ def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) ->
             "reset_at": math.ceil(unix_now + level.ends_at - now),
         }
     return {"plan_type": "guest", "rate_limit": limit}
+
+
+COUNTED: Final = (
+    "requests", "seconds", "first_byte_seconds", "bytes_in", "bytes_out", *Usage._fields
+)  # fmt: skip
+_CALL_ROUTES: Final = frozenset(route.value for route in CALLS)
+Row = tuple[str, ...]  # pool, key, account, model, route, code
+
+
+class Ledger:
+    """What is remembered of requests that are over: the last ones, and sums."""
+
+    def __init__(self, records_max: int) -> None:
+        self.requests: deque[Mapping[str, Json]] = deque(maxlen=records_max)  # oldest first
+        self.totals: dict[Row, list[float]] = {}  # as many numbers as COUNTED has names
+        self.attempts: dict[Row, list[float]] = {}  # account, reason: a count
+
+    def add(self, entry: Mapping[str, Json]) -> None:
+        """Take a record as the journal has it: what is of the wrong type there says nothing."""
+        self.requests.append(entry)
+        names = [_text_at(entry, name) for name in ("pool", "key", "account", "model", "route")]
+        code = _text_at(entry, "code") or "ok"
+        tokens = _object(entry.get("tokens"))
+        amounts = (
+            1,
+            _int_at(entry, "duration_ms") / 1000,
+            _int_at(entry, "first_byte_ms") / 1000,
+            _int_at(entry, "bytes_in"),
+            _int_at(entry, "bytes_out"),
+            *(_int_at(tokens, name) for name in Usage._fields),
+        )
+        _count(self.totals, (*names, code), amounts)
+        for attempt in _objects(entry.get("attempts")):
+            reason = _text_at(attempt, "reason") or code
+            _count(self.attempts, (_text_at(attempt, "account"), reason), (1,))
+
+
+def _count(sums: dict[Row, list[float]], row: Row, amounts: Sequence[float]) -> None:
+    """Add to a row of sums; what is past their bound counts with a code of `other`."""
+    if row not in sums and len(sums) >= TOTALS_MAX:
+        row = (*("" for _ in row[1:]), "other")
+    known = sums.setdefault(row, [0] * len(amounts))
+    known[:] = [old + new for old, new in zip(known, amounts, strict=True)]
+
+
+def restore_use(use: KeyUse, entry: Mapping[str, Json], now: float, unix_now: float) -> None:
+    """Count a request of the journal as its key's."""
+    at, tokens = _number_of(entry.get("at")) or 0.0, entry.get("tokens")
+    if _text_at(entry, "route") not in _CALL_ROUTES or entry.get("status") == 101:
+        return
+    use.request_count += 1
+    if 0 <= unix_now - at < 60:
+        use.minute.append(now - (unix_now - at))
+    if _text_at(entry, "account") and 0 < at <= unix_now:
+        spent = Usage(*(_int_at(tokens, name) for name in Usage._fields))
+        guess = estimated(_int_at(entry, "bytes_in"), _int_at(entry, "bytes_out"))
+        use.charge(spent if tokens else guess, at)
+
+
+class LoginState(NamedTuple):
+    """What an operator may know of a login."""
+
+    status: str  # ok, renewal_due, needed
+    plan: str | None
+    ends_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that a snapshot is made of."""
+
+    config: Config
+    roster: Roster
+    ledger: Ledger
+    uses: Mapping[tuple[str, str], KeyUse]
+    logins: Mapping[str, LoginState]
+    refreshes: Mapping[tuple[str, str], int]  # account, outcome
+    queued: Mapping[str, int]  # by pool
+    in_flight_count: int
+    connection_count: int
+    websocket_count: int
+    is_draining: bool
+    started_unix: float
+    now: float
+    unix_now: float
+
+
+def snapshot(state: State) -> dict[str, Json]:
+    """How the pooler does: metadata of the operator's own names, for those who pick from it."""
+    config, ledger = state.config, state.ledger
+    accounts = [_show_account(state, account) for account in config.accounts.values()]
+    served: dict[str, list[str]] = {}
+    for pool in config.pools.values():
+        for name in state.roster.catalogue_of(pool):
+            served.setdefault(name, []).append(pool.name)
+    return {
+        "version": VERSION,
+        "started_at": state.started_unix,
+        "at": state.unix_now,
+        "uptime_seconds": int(state.unix_now - state.started_unix),
+        "is_draining": state.is_draining,
+        "in_flight": state.in_flight_count,
+        "connections": state.connection_count,
+        "websockets": state.websocket_count,
+        "pools": [_show_pool(state, pool, accounts) for pool in config.pools.values()],
+        "accounts": accounts,
+        "keys": [_show_key(state, key) for key in config.keys],
+        "operators": [
+            {"name": one.name, "source": one.source, "status": "active"} for one in config.operators
+        ],
+        "models": [{"name": name, "pools": pools} for name, pools in sorted(served.items())],
+        "requests": list(reversed(ledger.requests)),
+        "totals": [
+            dict(zip(("pool", "key", "account", "model", "route", "code"), row, strict=True))
+            | dict(zip(COUNTED, sums, strict=True))
+            for row, sums in ledger.totals.items()
+        ],
+        "attempts": [
+            {"account": account, "reason": reason, "count": count}
+            for (account, reason), (count,) in ledger.attempts.items()
+        ],
+        "refreshes": [
+            {"account": account, "outcome": outcome, "count": count}
+            for (account, outcome), count in state.refreshes.items()
+        ],
+    }
+
+
+def account_status(account: Account, health: Health, now: float) -> str:
+    """In a word: paused, login_needed, ready, resting, refused."""
+    if account.paused:
+        return "paused"
+    if not health.has_login:
+        return "login_needed"
+    return "ready" if health.is_ready(now) else health.phase.name.lower()
+
+
+def _show_account(state: State, account: Account) -> dict[str, Json]:
+    now, unix_ahead = state.now, state.unix_now - state.now
+    health = state.roster.health.get(account.name, Health())
+    login = state.logins.get(account.name)
+    status = account_status(account, health, now)
+    tried = [
+        (row[1], sums[0]) for row, sums in state.ledger.attempts.items() if row[0] == account.name
+    ]
+    sums = [known for row, known in state.ledger.totals.items() if row[2] == account.name]
+    tokens = [sum(column) for column in zip(*sums, strict=True)][-len(Usage._fields) :]
+    models = account.models or (sorted(health.catalogue) if health.catalogue else None)
+    return {
+        "name": account.name,
+        "type": "codex" if account.is_codex else "openai",
+        "host": account.base_url.host,
+        "pools": [
+            pool.name
+            for pool in state.config.pools.values()
+            if any(one.name == account.name for one in pool.accounts)
+        ],
+        "priority": account.priority,
+        "status": status,
+        "is_demoted": health.demoted_until > now,
+        "in_flight": health.in_flight_count,
+        "concurrent": account.concurrent,
+        "rests_until": health.rests_until + unix_ahead if status == "resting" else None,
+        "plan": login and login.plan,
+        "login": login and login.status,
+        "token_ends_at": login and login.ends_at,
+        "takes_websocket": state.roster.takes_websocket(account, now),
+        "models": models and list(models),
+        "windows": [
+            {
+                "family": family,
+                "window_minutes": length // 60,
+                "used_percent": level.used_percent,
+                "resets_at": level.ends_at + unix_ahead,
+                "observed_at": level.seen_at + unix_ahead,
+            }
+            for (family, length), level in health.windows.items()
+            if level.ends_at > now
+        ],
+        "requests": int(sum(count for _, count in tried)),
+        "failed": int(sum(count for reason, count in tried if reason != "ok")),
+        "tokens": dict(zip(Usage._fields, tokens or [0] * len(Usage._fields), strict=True)),
+    }
+
+
+def _show_pool(state: State, pool: Pool, accounts: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+    names = [account.name for account in pool.accounts]
+    found = {one["status"] for one in accounts if one["name"] in names}
+    return {
+        "name": pool.name,
+        "routing": pool.routing.value,
+        "accounts": names,
+        "models": sorted(state.roster.catalogue_of(pool))
+        if pool.models is None
+        else list(pool.models),
+        "aliases": dict(pool.aliases),
+        "key_count": len(pool.keys),
+        "queued": state.queued.get(pool.name, 0),
+        "in_flight": sum(
+            state.uses[row].in_flight_count for row in state.uses if row[0] == pool.name
+        ),
+        "status": "ready" if "ready" in found else "limited" if "resting" in found else "down",
+    }
+
+
+def _show_key(state: State, key: Key) -> dict[str, Json]:
+    use = state.uses.get((key.pool, key.name), KeyUse())
+    use.roll_day(state.unix_now)
+    has_ended = not is_key_usable(key, state.unix_now)
+    return {
+        "pool": key.pool,
+        "name": key.name,
+        "source": key.source,
+        "status": "paused" if key.paused else "expired" if has_ended else "active",
+        "models": key.models and list(key.models),
+        "expires_at": key.expires,
+        "requests_per_minute": key.requests_per_minute,
+        "tokens_per_day": key.tokens_per_day,
+        "concurrent": key.concurrent,
+        "in_flight": use.in_flight_count,
+        "requests": use.request_count,
+        "tokens_today": use.day_tokens,
+        "tokens": use.tokens._asdict(),
+    }
+
+
+def explain(
+    roster: Roster, pool: Pool, model: str, session: str | None, now: float
+) -> dict[str, Json]:
+    """Which account would be asked now, and why no other.
+
+    Raises: PoolerError (model_not_found).
+    """
+    nobody = Key(pool.name, "", b"", None, None, None, 1, None, False, "")
+    sessions = [digest_parts(pool.name, key.name, "session", session or "") for key in pool.keys]
+    pinned = [one for one in sessions if one in roster.pins] or sessions
+    call = dataclasses.replace(
+        read_call(CallKind.RESPONSES, {"model": model}, (), pool, nobody),
+        session=pinned[0] if session and pinned else None,
+    )
+    ranked = roster.ranked(call, (), now)
+    has_room = [one for one in ranked if roster.health[one.name].in_flight_count < one.concurrent]
+    chosen = has_room[0].name if has_room else None
+    accounts: list[Json] = []
+    for account in pool.accounts:
+        health = roster.health.get(account.name, Health())
+        status = account_status(account, health, now)
+        place = ranked.index(account) + 1 if account in ranked else 0
+        if place:
+            is_full = account not in has_room
+            reason = f"number {place} in order" + (", and busy: at its cap" if is_full else "")
+        elif status != "ready":
+            seconds = max(0, round(health.rests_until - now))
+            reason = f"resting for {seconds} s more" if status == "resting" else status
+        elif account not in roster.able(call, now):
+            reason = "does not offer the model"
+        else:
+            reason = "limited for this model"
+        is_chosen = account.name == chosen
+        accounts.append({"name": account.name, "is_chosen": is_chosen, "reason": reason})
+    return {"pool": pool.name, "model": model, "chosen": chosen, "accounts": accounts}
+
+
+ADMIN_CSP: Final = "default-src 'none'"
+
+
+def show_admin(shown: Mapping[str, Json]) -> dict[str, Json]:
+    return dict(shown)
+
+
+def admin_page(shown: Mapping[str, Json]) -> str:
+    return str(shown)
+
+
+def metrics_text(shown: Mapping[str, Json]) -> str:
+    return str(shown)
+
+
+def status_text(shown: Mapping[str, Json], columns: int, is_coloured: bool) -> str:
+    return str(shown)
 
 
 ################################################################
@@ -4299,6 +4642,18 @@ class Tokens:
     unix_now: Callable[[], float]
     limits: Limits
     services: trio.Nursery | None = None  # the server's own
+    outcomes: dict[tuple[str, str], int] = field(default_factory=dict)  # account, how it went
+
+    def note(self, login: Login, outcome: str) -> None:
+        self.outcomes[login.name, outcome] = self.outcomes.get((login.name, outcome), 0) + 1
+
+    def state_of(self, login: Login) -> LoginState:
+        """For operators."""
+        found = login.credentials
+        if found is None or found.digest == login.spent:
+            return LoginState("needed", found.plan if found else None, None)
+        status = "renewal_due" if self.is_due(found) else "ok"
+        return LoginState(status, found.plan, found.expires_at)
 
     async def credentials(self, login: Login, rejected: Credentials | None = None) -> Credentials:
         """The login's credentials, renewed if they are about to end or were `rejected`.
@@ -4353,6 +4708,7 @@ class Tokens:
             problem = "the token endpoint cannot be reached"
         finally:
             lock.leave()
+            self.note(login, "ok" if problem is None else "failed")
             if problem is not None:
                 login.retry_at = trio.current_time() + self.limits.refresh_pause_seconds
                 login.problem = problem
@@ -4713,6 +5069,7 @@ class Exchange:
             lines.append(("connection", "keep-alive"))
         self.is_started = True
         self.record.status = status
+        self.record.transport = "sse" if length is None else "http"
         self.record.first_byte_ms = self.age_ms()
         if head is not None and head.method == "HEAD":
             body = b""
@@ -5700,6 +6057,7 @@ class Turn(Exchange):
         del headers, length
         self.is_started = True
         self.record.status = status
+        self.record.transport = "websocket"
         self.record.first_byte_ms = self.age_ms()
         self.record.bytes_out += len(body)
         await self.connection.send(body, self.limits)
@@ -5718,6 +6076,95 @@ class Turn(Exchange):
             shown["headers"] = headers  # Codex CLI shows a final error with all that it has
         await self.start(error.status, (), _data_line(shown) + b"\n\n", None)
         self.is_whole = True
+
+
+################################################################
+# OPERATORS
+################################################################
+# The journal, and the companion module that speaks MCP.  What operators are shown is made in
+# RECORDS; the routes are SERVER's.
+
+
+class Journal:
+    """A file of request records: appended to, opened anew on SIGHUP, never waited for.
+
+    A failure is told once, and costs lines, not requests.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.path: str | None = None
+        self.file: int | None = None
+        self.is_torn = False  # the last line has no end
+        self.problem: str | None = None
+
+    def open(self, path: str | None) -> None:
+        self.close()
+        self.path = path
+        if path is None:
+            return
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            self.file = os.open(path, flags, 0o600)
+            size = os.fstat(self.file).st_size
+            self.is_torn = size > 0 and os.pread(self.file, 1, size - 1) != b"\n"
+            self.note(None)
+        except OSError as error:
+            self.note(error.strerror)
+
+    def close(self) -> None:
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
+
+    def note(self, problem: str | None) -> None:
+        if problem is not None and problem != self.problem:
+            self.log("warning", "journal", {"problem": f"{self.path}: {problem}"})
+        self.problem = problem
+
+    def add(self, entry: Mapping[str, Json]) -> None:
+        """Append one line, in one write."""
+        if self.file is None:
+            return
+        line = b"\n" * self.is_torn + json.dumps(entry).encode() + b"\n"
+        try:
+            written = os.write(self.file, line)
+        except OSError as error:
+            self.note(error.strerror)
+            return
+        self.is_torn = self.is_torn if written == 0 else written < len(line)
+        self.note("the disk is full" if written < len(line) else None)
+
+    def read_back(self) -> Iterator[Mapping[str, Json]]:
+        """The entries of its last JOURNAL_BYTES_MAX bytes; what is no entry is skipped."""
+        if self.file is None or not stat.S_ISREG(os.fstat(self.file).st_mode):
+            return
+        size = os.fstat(self.file).st_size
+        with open(self.file, "rb", closefd=False) as file:
+            file.seek(max(0, size - JOURNAL_BYTES_MAX))
+            if size > JOURNAL_BYTES_MAX:
+                file.readline()  # the rest of one
+            for line in file:
+                entry = _parsed(line)
+                if entry:
+                    yield entry
+
+
+def load_mcp() -> Any:  # noqa: ANN401 (a module)
+    """The companion module; None where the extra is not installed."""
+    try:
+        return importlib.import_module("mcp_server")
+    except ImportError:
+        return None
+
+
+PAGE_HEADERS: Final[Sequence[Field]] = (
+    ("cache-control", "no-store"),
+    ("content-security-policy", ADMIN_CSP),
+    ("referrer-policy", "no-referrer"),
+    ("vary", "accept"),
+    ("x-content-type-options", "nosniff"),
+)
 
 
 ################################################################
@@ -5748,6 +6195,12 @@ class Server(Shared):
     catalogues_wanted: trio.Event = field(default_factory=trio.Event)
     accepting: trio.CancelScope = field(default_factory=trio.CancelScope)
     finished: trio.Event = field(default_factory=trio.Event)  # `serve_with_signals` is done
+    mcp: Any = None  # the companion module, if operators are configured and it is installed
+
+    def __post_init__(self) -> None:
+        Shared.__post_init__(self)
+        self.ledger = Ledger(self.config.limits.records_max)
+        self.journal = Journal(self.log)
 
     # One connection.
 
@@ -5854,7 +6307,12 @@ class Server(Shared):
         if use is not None and record.account is not None:
             use.charge(record.tokens_spent(), self.unix_now())
         record.duration_ms = exchange.age_ms()
-        self.log("info", "request", record.as_object())
+        shown = record.as_object()
+        self.log("info", "request", shown)
+        if record.pool is not None:  # who has no key must not push out the others
+            entry = {"at": self.unix_now(), **shown}
+            self.ledger.add(entry)
+            self.journal.add(entry)
 
     # One request.
 
@@ -5879,6 +6337,9 @@ class Server(Shared):
             is_down = route is Route.READY and self.is_draining
             body = json.dumps({"status": "draining" if is_down else "ok"}).encode()
             await exchange.respond(503 if is_down else 200, body)
+            return
+        if route in OPERATORS:
+            await self.serve_operator(exchange, head, route)
             return
         key = self.authenticate(exchange, head)
         pool = exchange.config.pools[key.pool]
@@ -5921,7 +6382,7 @@ class Server(Shared):
     def authenticate(self, exchange: Exchange, head: RequestHead) -> Key:
         """The key of the request; one answer for every kind of wrong one."""
         presented = bearer_of(head.headers, exchange.limits.bearer_bytes_max)
-        key = find_key(presented, exchange.config.keys)
+        key = find_owner(presented, exchange.config.keys)
         if key is None or not is_key_usable(key, self.unix_now()):
             raise PoolerError("invalid_api_key")
         self.keyless.pop(exchange.connection, None)
@@ -6007,6 +6468,104 @@ class Server(Shared):
         exchange.record.stream = call.is_stream
         self.want_catalogues(pool)
         exchange.call = call
+
+    # The operator's side.
+
+    async def serve_operator(self, exchange: Exchange, head: RequestHead, route: Route) -> None:
+        """Raises: PoolerError, ClientGone."""
+        limits = exchange.limits
+        if not exchange.config.operators:
+            raise PoolerError("not_found")
+        presented = bearer_of(head.headers, limits.bearer_bytes_max)
+        if route is Route.ADMIN:  # a browser asks for a password
+            presented = presented or basic_of(head.headers, limits.bearer_bytes_max)
+        operator = find_owner(presented, exchange.config.operators)
+        if operator is None:
+            more = [("WWW-Authenticate", 'Basic realm="codex-pooler"')] * (route is Route.ADMIN)
+            public = "A valid operator token is needed as Authorization: Bearer."
+            raise PoolerError("invalid_api_key", public, headers=more)
+        self.keyless.pop(exchange.connection, None)
+        self.check_method(head, route)
+        if route is Route.MCP:
+            await self.serve_mcp(exchange, head, operator)
+            return
+        shown = snapshot(self.state())
+        if route is Route.METRICS:
+            text = metrics_text(shown)
+            kind = "text/plain; version=0.0.4; charset=utf-8"
+        elif "application/json" in (header_of(head.headers, "accept") or ""):
+            text, kind = json.dumps(show_admin(shown)), "application/json"
+        else:
+            text, kind = admin_page(show_admin(shown)), "text/html; charset=utf-8"
+        headers = [("content-type", kind), *PAGE_HEADERS]
+        await exchange.respond(200, text.encode("utf-8", "replace"), headers)
+
+    async def serve_mcp(self, exchange: Exchange, head: RequestHead, operator: Operator) -> None:
+        """One JSON-RPC message to the companion module.  Raises: PoolerError, ClientGone."""
+        if self.mcp is None:
+            raise PoolerError("mcp_not_installed")
+        limits = exchange.limits
+        bounded = dataclasses.replace(limits, body_bytes_max=limits.mcp_body_bytes_max)
+        read = functools.partial(exchange.connection.read_body, head, bounded, self.bodies)
+        exchange.body, exchange.encoded = await exchange.bounded(math.inf, read)
+        exchange.closes = False
+        status, headers, body = await self.mcp.answer(
+            head.method,
+            dict(head.headers),
+            exchange.body,
+            operator=operator.name,
+            snapshot=lambda: snapshot(self.state()),
+            explain=self.explain,
+        )
+        await exchange.respond(status, body, headers)
+
+    def explain(self, pool_name: str, model: str, session: str | None) -> Mapping[str, Json]:
+        """Raises: LookupError, there is no such pool, or it does not serve the model."""
+        pool = self.config.pools[pool_name]
+        self.look_at_logins(pool)
+        try:
+            return explain(self.roster, pool, model, session, trio.current_time())
+        except PoolerError:
+            raise LookupError(model) from None
+
+    def state(self) -> State:
+        for pool in self.config.pools.values():
+            self.look_at_logins(pool)
+        return State(
+            config=self.config,
+            roster=self.roster,
+            ledger=self.ledger,
+            uses=self.uses,
+            logins={name: self.tokens.state_of(login) for name, login in self.logins.items()},
+            refreshes=self.tokens.outcomes,
+            queued={name: len(queue) for name, queue in self.queues.items()},
+            in_flight_count=sum(health.in_flight_count for health in self.roster.health.values()),
+            connection_count=len(self.connections),
+            websocket_count=len(self.sockets),
+            is_draining=self.is_draining,
+            started_unix=self.started_unix,
+            now=trio.current_time(),
+            unix_now=self.unix_now(),
+        )
+
+    def open_operators(self) -> None:
+        """The journal and the companion module, as the configuration asks for them."""
+        self.journal.open(self.config.journal)
+        if self.config.operators and self.mcp is None:
+            self.mcp = load_mcp()
+            if self.mcp is None:
+                problem = "operators: /mcp needs the extra: pip install 'codex-pooler[mcp]'"
+                self.log("warning", "config", {"problem": problem})
+
+    def restore(self) -> None:
+        """Count what the journal has of earlier runs."""
+        now, unix_now = trio.current_time(), self.unix_now()
+        names = {(key.pool, key.name) for key in self.config.keys}
+        for entry in self.journal.read_back():
+            self.ledger.add(entry)
+            name = (_text_at(entry, "pool"), _text_at(entry, "key"))
+            if name in names:
+                restore_use(self.uses.setdefault(name, KeyUse()), entry, now, unix_now)
 
     # One WebSocket.
 
@@ -6175,6 +6734,7 @@ class Server(Shared):
         for client in self.sockets:
             if self.key_of(client) is None:
                 client.end(1008, "invalid_api_key")
+        self.open_operators()
         self.assign_waiters()
         self.catalogues_wanted.set()
         await self.idle.close_older_than(math.inf)
@@ -6481,6 +7041,8 @@ async def run_serve(path: Path, env: Mapping[str, str]) -> int:
     for warning in config.warnings:
         log_line("warning", "config", {"problem": warning})
     server = Server(config, contexts)
+    server.open_operators()
+    server.restore()
     for login in server.logins.values():
         for _, problem in login.inspect(server.unix_now()):
             log_line("warning", "login", {"account": login.name, "problem": problem})
@@ -6516,6 +7078,43 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     return 0 if is_well else 1
 
 
+async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) -> dict[str, Json]:
+    """What a running server tells an operator.  Raises: ConfigRefused."""
+    head = request_head(url, "/admin", token, [("accept", "application/json")], b"")
+    status, body = 0, b""
+    with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(Limits().connect_seconds_max):
+        status, body = await ask_once(dial, url, tls, head, Limits())
+    if shown := _parsed(body) if status == 200 else {}:
+        return shown
+    told = "no pooler answers there"
+    if status:
+        told = "it does not take this token" if status == 401 else f"it answers {status}"
+    raise ConfigRefused([f"{url.authority}: {told}"])
+
+
+async def run_status(address: str, is_watched: bool, is_json: bool) -> int:
+    """`pooler status`.  Raises: ConfigRefused."""
+    token = os.environ.get("POOLER_OPERATOR_TOKEN", "")
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ConfigRefused(["set POOLER_OPERATOR_TOKEN to an operator's token"])
+    try:
+        url = _base_url(address)
+    except ValueError as error:
+        raise ConfigRefused([f"--url {error}"]) from None
+    if not (url.is_tls or _is_loopback(url.host)):
+        raise ConfigRefused(["--url: http:// would send the token in the clear; use https://"])
+    tls = make_tls_context(None) if url.is_tls else None
+    is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not is_json
+    while True:
+        shown = await ask_status(url, tls, Secret(token))
+        columns = shutil.get_terminal_size().columns
+        text = json.dumps(shown, indent=2) if is_json else status_text(shown, columns, is_coloured)
+        say("\x1b[H\x1b[2J" * (is_watched and sys.stdout.isatty()) + text)
+        if not is_watched:
+            return 0
+        await trio.sleep(STATUS_SECONDS)
+
+
 def new_secret(prefix: str) -> str:
     return f"{prefix}-{secrets.token_urlsafe(32)}"
 
@@ -6530,10 +7129,17 @@ def run_key(is_operator: bool) -> int:
 
 
 # Each command and its options.
-COMMANDS: Final = {"serve": "config", "check": "config", "demo": "once port", "key": "operator"}
+COMMANDS: Final = {
+    "serve": "config",
+    "check": "config",
+    "demo": "once port",
+    "key": "operator",
+    "status": "url watch json",
+}
 USAGE: Final = """
 commands: serve (the default), run the server; check, judge pools.json and say what it means;
-demo, show the server at work with nothing configured; key, make a pool key."""
+demo, show the server at work with nothing configured; key, make a pool key; status, show how a
+running server does (the operator's token in POOLER_OPERATOR_TOKEN)."""
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -6545,6 +7151,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--once", action="store_true", help="demo: end after the first answer")
     parser.add_argument("--port", type=int, help="demo: default 4000; 0 takes a free one")
     parser.add_argument("--operator", action="store_true", help="key: an operator token instead")
+    parser.add_argument("--url", help="status: default http://127.0.0.1:4000")
+    parser.add_argument("--watch", action="store_true", help="status: again every two seconds")
+    parser.add_argument("--json", action="store_true", help="status: as JSON")
     given = parser.parse_args(arguments)
     for name, value in vars(given).items():
         is_absent = value is None or value is False or name == "command"
@@ -6566,6 +7175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return trio.run(run_demo, 4000 if given.port is None else given.port, given.once)
         if given.command == "check":
             return run_check(path, os.environ)
+        if given.command == "status":
+            return trio.run(
+                run_status, given.url or "http://127.0.0.1:4000", given.watch, given.json
+            )
         return trio.run(run_serve, path, dict(os.environ))
     except ConfigRefused as refused:
         for problem in refused.problems:
