@@ -256,13 +256,6 @@ async def test_two_authorizations_are_no_request(
             assert response.header("connection") == "close"
 
 
-@pytest.mark.parametrize("path", ["/admin", "/metrics", "/mcp"])
-async def test_nothing_of_the_operators_is_there_yet(autojump_clock: MockClock, path: str) -> None:
-    async with opened_world(described()) as world:
-        for headers in (bearer(TOKEN), bearer(KEY), basic(f"me:{TOKEN}"), []):
-            assert (await world.ask(request("GET", path, key=None, headers=headers))).status == 404
-
-
 async def test_a_key_reaches_its_own_pool_alone(autojump_clock: MockClock) -> None:
     async with opened_world(described()) as world:
         let_answer(world)
@@ -468,7 +461,16 @@ async def test_a_refused_body_is_not_read_and_the_connection_ends(
 def make_key(**fields: Json) -> Key:
     usual: dict[str, Json] = {"requests_per_minute": None, "tokens_per_day": None, "concurrent": 64}
     kept = usual | fields
-    return Key(pool="p", name="k", digest=b"", models=None, expires=None, paused=False, **kept)
+    return Key(
+        pool="p",
+        name="k",
+        digest=b"",
+        models=None,
+        expires=None,
+        paused=False,
+        source="literal",
+        **kept,
+    )
 
 
 @settings(max_examples=200)

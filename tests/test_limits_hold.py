@@ -52,6 +52,7 @@ TIMERS: Final = "test_timers.py"
 SCANNER: Final = "test_sse_scanner.py"
 
 TOKENS: Final = "test_token_refresh.py"
+OPERATORS: Final = "test_operators.py"
 SOCKETS: Final = "test_websocket_bounds.py"
 CROSSED_BY: Final[dict[str, tuple[str, str]]] = {
     "head_bytes_max": (HERE, "test_a_head_has_so_many_bytes"),
@@ -111,6 +112,8 @@ CROSSED_BY: Final[dict[str, tuple[str, str]]] = {
     "websocket_upstream_bytes_max": (
         SOCKETS, "test_an_upstream_message_has_so_many_bytes_and_no_more"),
     "websocket_frames_max": (SOCKETS, "test_a_message_comes_in_so_many_frames_and_no_more"),
+    "mcp_body_bytes_max": (OPERATORS, "test_a_message_to_mcp_has_so_many_bytes_and_no_more"),
+    "records_max": (OPERATORS, "test_only_so_many_requests_are_remembered"),
     "refresh_margin_seconds": (
         "test_auth_file.py", "test_a_login_is_renewed_five_minutes_before_its_end"),
     "refresh_seconds_max": (

@@ -179,7 +179,7 @@ async def test_a_refused_reload_does_not_tell_its_secrets(autojump_clock: MockCl
     async with opened_world(described()) as world:
 
         def load() -> Any:  # noqa: ANN401 (it never returns)
-            raw = json.dumps(described(hosts=[TYPED + ":1"], journal=TYPED)).encode()
+            raw = json.dumps(described(hosts=[TYPED + ":1"], journal=[TYPED])).encode()
             parse_config(raw[:-1] + b', "x": "' + FROM_ENV.encode() + b'"}', {}, str)
 
         await world.server.reload(load)
