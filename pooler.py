@@ -3862,7 +3862,8 @@ ADMIN_STYLE: Final = """
   --paper: #101214; --card: #191c1f; --good: #56cc95; --fair: #f0b455; --bad: #ff9191 } }
 body { margin: 0 auto; max-width: 90rem; padding: 1rem; background: var(--paper);
   color: var(--ink); font: 0.9rem/1.45 system-ui, sans-serif }
-section { margin: 1rem 0; padding: 0 1rem; background: var(--card); overflow-wrap: anywhere;
+h1, h2 { margin: 0.6rem 0; font-size: 1.2rem }
+section { margin: 1rem 0; padding: 0 1rem; background: var(--card); overflow: auto;
   border: 1px solid var(--line); border-radius: 0.5rem }
 table { width: 100%; border-collapse: collapse }
 th, td { padding: 0.4rem 1rem 0.4rem 0; text-align: left; vertical-align: top }
@@ -3871,9 +3872,11 @@ thead th, p { color: var(--faint); font-weight: normal }
 .good { color: var(--good) }
 .fair { color: var(--fair) }
 .bad { color: var(--bad) }
-.bar { display: grid; grid-template-columns: 4rem 7rem 1fr; gap: 0.5rem; align-items: center }
+.bar { display: grid; grid-template-columns: 3.5rem 6rem 1fr; gap: 0.5rem; align-items: center }
 meter { width: 100% }
+@media (min-width: 60rem) { .bar { white-space: nowrap } }
 @media (max-width: 60rem) {
+  section { overflow-wrap: anywhere }
   thead { position: absolute; clip-path: inset(50%) }
   tr, td, tbody th { display: block; padding: 0.1rem 0 }
   tbody tr { padding: 0.5rem 0 }
