@@ -40,6 +40,7 @@ import fcntl
 import functools
 import hashlib
 import hmac
+import html
 import http
 import importlib
 import ipaddress
@@ -3976,23 +3977,447 @@ def explain(
     return {"pool": pool.name, "model": model, "chosen": chosen, "accounts": accounts}
 
 
-ADMIN_CSP: Final = "default-src 'none'"
+# What /admin tells, level by level.  A member that is not named here stays private; `aliases`
+# has no members of ours, but the names of pools.json.
+_ADMIN_FIELDS: Final[Mapping[str, str]] = {
+    "": "version started_at at uptime_seconds is_draining in_flight connections websockets pools "
+    "accounts keys requests",
+    "pools": "name routing accounts models aliases key_count queued in_flight status",
+    "accounts": "name type host pools priority status is_demoted in_flight concurrent rests_until "
+    "plan login token_ends_at takes_websocket models windows requests failed tokens",
+    "windows": "family window_minutes used_percent resets_at observed_at",
+    "keys": "pool name source status models expires_at requests_per_minute tokens_per_day "
+    "concurrent in_flight requests tokens_today tokens",
+    "requests": "request_id at method route transport pool key account model stream status code "
+    "attempts first_byte_ms duration_ms bytes_in bytes_out tokens",
+    "attempts": "account reason",
+    "tokens": "input_tokens output_tokens cached_tokens reasoning_tokens",
+}
+ADMIN_REQUESTS_MAX: Final = 50  # what a person reads; the page stays under 100 KiB
+STATUS_REQUESTS_MAX: Final = 15  # with the tables above them, about one screen
 
 
-def show_admin(shown: Mapping[str, Json]) -> dict[str, Json]:
-    return dict(shown)
+def _allowed(value: Json, place: str) -> Json:
+    if isinstance(value, list | tuple):
+        return [_allowed(member, place) for member in value]
+    if not isinstance(value, dict) or place == "aliases":
+        return value
+    names = _ADMIN_FIELDS.get(place, "").split()
+    return {name: _allowed(value[name], name) for name in names if name in value}
+
+
+def show_admin(snapshot: Mapping[str, Json]) -> dict[str, Json]:
+    """GET /admin as JSON: the snapshot's members that are allowed, and its newest requests."""
+    newest = {"requests": snapshot["requests"][:ADMIN_REQUESTS_MAX]}
+    return cast("dict[str, Json]", _allowed({**snapshot, **newest}, ""))
+
+
+class _Bar(NamedTuple):
+    """How much of a limit is used, if that is known; the words say it too."""
+
+    label: str
+    used_percent: float | None
+    words: str
+
+
+class _Row(NamedTuple):
+    """Cells of text; the second is the state, in words, with its tone and bars."""
+
+    cells: tuple[str, ...]
+    tone: str
+    bars: Sequence[_Bar] = ()
+
+
+# Of pools, accounts and keys; the tone of any other state is "fair".
+_TONES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("ready", "active"), "good"),
+    **dict.fromkeys(("down", "refused", "login_needed", "expired"), "bad"),
+}
+_SPANS: Final = ((24 * 3600, "d"), (3600, "h"), (60, "min"), (1, "s"))
+_WINDOWS: Final = {0: "quota", 24 * 60: "day", 7 * 24 * 60: "week", 30 * 24 * 60: "month"}
+
+
+def _span(seconds: float) -> str:
+    """`2 h 10 min`: at most two units, whole ones."""
+    left = max(0, int(seconds))
+    first = next((index for index, span in enumerate(_SPANS) if left >= span[0]), 0)
+    words = []
+    for unit, name in _SPANS[first : first + 2]:
+        count, left = divmod(left, unit)
+        words += [f"{count} {name}"] if count else []
+    return " ".join(words) or "0 s"
+
+
+def _window_words(window: Mapping[str, Json]) -> str:
+    minutes = window["window_minutes"]
+    return _WINDOWS.get(minutes) or _span(60 * minutes)
+
+
+def _token_words(tokens: Mapping[str, int] | None) -> str:
+    if tokens is None:
+        return ""
+    cached = tokens["cached_tokens"] / max(1, tokens["input_tokens"])
+    words = f"{tokens['input_tokens']:,} in ({100 * cached:.0f} % cached)"
+    return f"{words}, {tokens['output_tokens']:,} out"
+
+
+def _name_words(names: Iterable[str] | None, unknown: str) -> str:
+    return unknown if names is None else ", ".join(names)
+
+
+def _quota_bar(window: Mapping[str, Json], at: float) -> _Bar:
+    used, ends_at, label = window["used_percent"], window["resets_at"], _window_words(window)
+    if window["family"] != "codex":  # the account's own; others are of single models
+        label = f"{window['family']} {label}"
+    words = "not known yet" if used is None else f"{round(used, 1):g} % used"
+    if ends_at is not None:
+        words += f", resets in {_span(ends_at - at)}" if ends_at > at else ", reset is due"
+    return _Bar(label, used, words)
+
+
+def _pool_row(pool: Mapping[str, Json], _at: float) -> _Row:
+    aliases = (f"{alias} = {model}" for alias, model in pool["aliases"].items())
+    cells = (
+        pool["name"],
+        pool["status"],
+        f"{pool['in_flight']}, {pool['queued']} waiting",
+        ", ".join(pool["accounts"]),
+        ", ".join((*pool["models"], *aliases)),
+        pool["routing"],
+    )
+    return _Row(cells, _TONES.get(pool["status"], "fair"))
+
+
+def _account_row(account: Mapping[str, Json], at: float) -> _Row:
+    status, rests_until, token_ends_at = (
+        account[name] for name in ("status", "rests_until", "token_ends_at")
+    )
+    state = status.replace("_", " ")
+    state += f" for {_span(rests_until - at)}" if status == "resting" and rests_until else ""
+    state += ", used last for now" if account["is_demoted"] else ""
+    state += ", login renewal due" if account["login"] == "renewal_due" else ""
+    plan = f" {account['plan']}" if account["plan"] else ""
+    token_end = f", token ends in {_span(token_ends_at - at)}" if token_ends_at else ""
+    cells = (
+        account["name"],
+        state,
+        f"{account['in_flight']} of {account['concurrent']}",
+        f"{account['requests']:,}, {account['failed']:,} failed",
+        _token_words(account["tokens"]),
+        f"{account['type']}{plan} at {account['host']}{token_end}",
+        f"{', '.join(account['pools'])} (priority {account['priority']})",
+        _name_words(account["models"], "not known yet"),
+    )
+    bars = [_quota_bar(window, at) for window in account["windows"]]
+    return _Row(cells, _TONES.get(status, "fair"), bars)
+
+
+def _key_row(key: Mapping[str, Json], at: float) -> _Row:
+    state, used, most = key["status"], key["tokens_today"], key["tokens_per_day"]
+    if key["expires_at"] is not None and key["expires_at"] > at:
+        state += f", expires in {_span(key['expires_at'] - at)}"
+    cells = (
+        f"{key['pool']} / {key['name']}",
+        state,
+        f"{key['in_flight']} of {key['concurrent']}",
+        f"{key['requests']:,}",
+        _token_words(key["tokens"]),
+        str(key["requests_per_minute"] or "any number"),
+        _name_words(key["models"], "all of the pool"),
+    )
+    bars = [_Bar("today", 100 * used / most, f"{used:,} of {most:,} tokens")] if most else []
+    return _Row(cells, _TONES.get(key["status"], "fair"), bars)
+
+
+def _request_row(request: Mapping[str, Json], _at: float) -> _Row:
+    code, first_ms = request["code"], request["first_byte_ms"]
+    is_gone = code == "client_gone"
+    tries = (
+        f"{attempt['account']} ({attempt['reason']})" if "reason" in attempt else attempt["account"]
+        for attempt in request["attempts"]
+    )
+    cells = (
+        datetime.fromtimestamp(request["at"], UTC).strftime("%H:%M:%S"),
+        "client left" if is_gone else f"{request['status'] or '-'} {code or 'ok'}",
+        f"{request['duration_ms'] / 1000:.1f} s",
+        request["model"] or "-",
+        ", then ".join(tries) or "-",
+        f"{request['pool'] or '-'} / {request['key'] or '-'}",
+        f"{request['route']} {request['transport']}",
+        "-" if first_ms is None else f"{first_ms / 1000:.1f} s",
+        _token_words(request["tokens"]) or "-",
+        f"{request['bytes_in']:,} in, {request['bytes_out']:,} out",
+        request["request_id"],
+    )
+    return _Row(cells, "good" if code is None else "fair" if is_gone else "bad")
+
+
+# Title, columns and their maker.  The columns that matter come first: a narrow terminal shows
+# no others.
+_TABLES: Final[Sequence[tuple[str, str, Callable[[Mapping[str, Json], float], _Row]]]] = (
+    ("Pools", "Pool,State,In flight,Accounts,Models,Routing", _pool_row),
+    ("Accounts", "Account,State,In flight,Requests,Tokens,Upstream,Pools,Models", _account_row),
+    ("Keys", "Key,State,In flight,Requests,Tokens,Requests a minute,Models", _key_row),
+    (
+        "Requests",
+        "Time (UTC),Result,Took,Model,Accounts asked,Key,Route,First byte,Tokens,Bytes,Id",
+        _request_row,
+    ),
+)
+
+
+def _admin_tables(shown: Mapping[str, Json]) -> Iterator[tuple[str, _Row, list[_Row]]]:
+    """Title, heads and rows of each table: the same on the page and in the terminal."""
+    for title, columns, row in _TABLES:
+        rows = [row(member, shown["at"]) for member in shown[title.lower()]]
+        yield title, _Row(tuple(columns.split(",")), "bold"), rows
+
+
+def _headline(shown: Mapping[str, Json]) -> str:
+    up = f"{'draining, ' if shown['is_draining'] else ''}up {_span(shown['uptime_seconds'])}"
+    counts = "in flight: {in_flight}, connections: {connections}, WebSockets: {websockets}"
+    return f"{up}, {counts.format_map(shown)}"
+
+
+ADMIN_STYLE: Final = """
+:root { color-scheme: light dark; --ink: #1b1f24; --faint: #59616b; --line: #d8dce2;
+  --paper: #f6f7f9; --card: #fff; --good: #17734a; --fair: #875400; --bad: #bd2430 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7e9ec; --faint: #a0a7b0; --line: #363b42;
+  --paper: #101214; --card: #191c1f; --good: #56cc95; --fair: #f0b455; --bad: #ff9191 } }
+body { margin: 0 auto; max-width: 90rem; padding: 1rem; background: var(--paper);
+  color: var(--ink); font: 0.9rem/1.45 system-ui, sans-serif }
+h1, h2 { margin: 0.6rem 0; font-size: 1.2rem }
+section { margin: 1rem 0; padding: 0 1rem; background: var(--card); overflow: auto;
+  border: 1px solid var(--line); border-radius: 0.5rem }
+table { width: 100%; border-collapse: collapse }
+th, td { padding: 0.4rem 1rem 0.4rem 0; text-align: left; vertical-align: top }
+tbody tr { border-top: 1px solid var(--line) }
+thead th, p { color: var(--faint); font-weight: normal }
+.good { color: var(--good) }
+.fair { color: var(--fair) }
+.bad { color: var(--bad) }
+.bar { display: grid; grid-template-columns: 3.5rem 6rem 1fr; gap: 0.5rem; align-items: center }
+meter { width: 100% }
+@media (min-width: 60rem) { .bar { white-space: nowrap } }
+@media (max-width: 60rem) {
+  section { overflow-wrap: anywhere }
+  thead { position: absolute; clip-path: inset(50%) }
+  tr, td, tbody th { display: block; padding: 0.1rem 0 }
+  tbody tr { padding: 0.5rem 0 }
+  td::before { content: attr(data-column) ": "; color: var(--faint) }
+}
+"""
+ADMIN_CSP: Final = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; style-src "
+    f"'sha256-{base64.b64encode(hashlib.sha256(ADMIN_STYLE.encode()).digest()).decode()}'"
+)
+_PAGE: Final = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="refresh" content="10">
+<title>codex-pooler</title>
+<style>%s</style>
+</head>
+<body>
+<header><h1>codex-pooler %s</h1><p>%s</p></header>
+<main>
+%s
+</main>
+</body>
+</html>
+"""
+_METER: Final = (
+    '<meter aria-label="%s" min="0" low="%s" high="99.9" max="100" optimum="0" value="%s"></meter>'
+)
+
+
+def _visible(text: str) -> str:
+    """Without what a reader does not see, or what turns the direction, or is half a letter."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _escaped(text: str) -> str:
+    return html.escape(_visible(text))
+
+
+def _row_html(heads: _Row, row: _Row) -> str:
+    name, state, *rest = map(_escaped, row.cells)
+    state = f'<strong class="{row.tone}">{state}</strong>'
+    for bar in row.bars:
+        label, used = _escaped(bar.label), bar.used_percent
+        meter = "" if used is None else _METER % (label, NEARLY_USED_PERCENT, used)
+        words = f"<span>{label}</span><span>{meter}</span><span>{_escaped(bar.words)}</span>"
+        state += f'<div class="bar">{words}</div>'
+    columns = zip(heads.cells[1:], (state, *rest), strict=True)
+    cells = (f'<td data-column="{column}">{cell}</td>' for column, cell in columns)
+    return f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>'
 
 
 def admin_page(shown: Mapping[str, Json]) -> str:
-    return str(shown)
+    """GET /admin for people, of what `show_admin` gave; to be sent with ADMIN_CSP."""
+    sections = []
+    for title, heads, rows in _admin_tables(shown):
+        columns = "".join(f'<th scope="col">{column}</th>' for column in heads.cells)
+        lines = "\n".join(_row_html(heads, row) for row in rows)
+        table = f"<table><thead><tr>{columns}</tr></thead>\n<tbody>{lines}</tbody></table>"
+        sections.append(f"<section><h2>{title}</h2>\n{table if rows else '<p>None.</p>'}</section>")
+    words = (_escaped(shown["version"]), _escaped(_headline(shown)), "\n".join(sections))
+    return _PAGE % (ADMIN_STYLE, *words)
 
 
-def metrics_text(shown: Mapping[str, Json]) -> str:
-    return str(shown)
+# SGR of ECMA-48.
+_COLOURS: Final = {"good": "\033[32m", "fair": "\033[33m", "bad": "\033[31m", "bold": "\033[1m"}
+_COLUMNS_MIN: Final = 60  # of a terminal; in a narrower one the lines wrap
+_COLUMN_MIN: Final = 8  # less says nothing: the column of a table is left out
+_BAR_CELLS: Final = 10
+
+
+def _tinted(text: str, tone: str, is_coloured: bool) -> str:
+    return f"{_COLOURS[tone]}{text}\033[0m" if is_coloured else text
+
+
+def _fitted(text: str, width: int) -> str:
+    """For a terminal: ASCII alone is sure to take one place for each character."""
+    text = re.sub(r"[^ -~]", "?", text)
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _bar_line(bar: _Bar, columns: int, is_coloured: bool) -> str:
+    used = min(100, bar.used_percent or 0)
+    tone = "good" if used < NEARLY_USED_PERCENT else "fair" if used < 100 else "bad"
+    cells = ("█" * int(used * _BAR_CELLS / 100)).ljust(_BAR_CELLS, "░")
+    label_width = columns // 6
+    label = _fitted(bar.label, label_width).ljust(label_width)
+    words = _fitted(bar.words, columns - label_width - _BAR_CELLS - 4)
+    return f"  {label} {_tinted(cells, tone, is_coloured)} {words}"
+
+
+def _table_lines(rows: Sequence[_Row], columns: int, is_coloured: bool) -> Iterator[str]:
+    widths: list[int] = []
+    left = columns
+    for cells in zip(*(row.cells for row in rows), strict=True):
+        if left < _COLUMN_MIN:
+            break
+        widths.append(min(max(map(len, cells)), left, columns // 2))
+        left -= widths[-1] + 2
+    for row in rows:
+        fitted = zip(row.cells, widths, strict=False)
+        name, state, *rest = (_fitted(cell, width).ljust(width) for cell, width in fitted)
+        yield "  ".join((name, _tinted(state, row.tone, is_coloured), *rest)).rstrip()
+        yield from (_bar_line(bar, columns, is_coloured) for bar in row.bars)
 
 
 def status_text(shown: Mapping[str, Json], columns: int, is_coloured: bool) -> str:
-    return str(shown)
+    """Of what `show_admin` gave, as lines of at most `columns` characters and their colours."""
+    columns = max(columns, _COLUMNS_MIN)
+    newest = {**shown, "requests": shown["requests"][:STATUS_REQUESTS_MAX]}
+    lines = [_fitted(f"codex-pooler {shown['version']}: {_headline(shown)}", columns)]
+    for title, heads, rows in _admin_tables(newest):
+        lines += ["", _tinted(title.upper(), "bold", is_coloured)]
+        lines += _table_lines([heads, *rows], columns, is_coloured)
+    return "\n".join(lines) + "\n"
+
+
+_ALL: Final = "pool key account model route code"
+# Name: the rows of `_metric_rows`, of their members the labels and the value, the help.  Of two
+# values a summary is made: sum and count.
+# fmt: off
+_METRICS: Final[Mapping[str, tuple[str, str, str, str]]] = {
+    "build_info": ("process", "version", "one", "Always 1; the version is a label."),
+    "start_time_seconds": ("process", "", "started_at", "Start, in Unix time."),
+    "draining": ("process", "", "is_draining", "1 while the pooler is stopping."),
+    "connections": ("process", "", "connections", "Open connections of clients."),
+    "websockets": ("process", "", "websockets", "Open WebSockets of clients."),
+    "requests_in_flight": ("process", "", "in_flight", "Requests under way."),
+    "pool_requests_in_flight": ("pools", "pool", "in_flight", "Requests under way in a pool."),
+    "pool_requests_queued": ("pools", "pool", "queued", "Requests that wait for an account."),
+    "key_requests_in_flight": ("keys", "pool key", "in_flight", "Requests under way with a key."),
+    "account_requests_in_flight": ("accounts", "account", "in_flight", "Requests at an account."),
+    "account_state": ("states", "account state", "count", "1 for the state that it is in."),
+    "account_cooldown_seconds": ("accounts", "account", "rests", "Time until it is used again."),
+    "token_expiry_timestamp_seconds": (
+        "accounts", "account", "token_ends_at", "End of an access token, in Unix time."),
+    "quota_used_ratio": ("windows", "account family window", "used", "Used share, from 0 to 1."),
+    "quota_reset_timestamp_seconds": (
+        "windows", "account family window", "resets_at", "End of a window, in Unix time."),
+    "requests_total": ("totals", _ALL, "requests", "Requests; the code is ok or an error's."),
+    "request_seconds": ("totals", _ALL, "seconds requests", "Time to the end of an answer."),
+    "first_event_seconds": (
+        "answered", _ALL, "first_byte_seconds requests", "Time to an answer's first byte, if ok."),
+    "tokens_total": (
+        "tokens", "pool key account model kind", "count",
+        "Tokens as reported; cached ones are among input, reasoning ones among output."),
+    "body_bytes_total": (
+        "bytes", "pool key account direction", "count", "Bytes in from clients, out to clients."),
+    "attempts_total": ("attempts", "account reason", "count", "Tries of an account by outcome."),
+    "refreshes_total": ("refreshes", "account outcome", "count", "Login renewals by outcome."),
+}
+# fmt: on
+_ACCOUNT_STATES: Final = ("ready", "resting", "refused", "login_needed", "paused")
+
+
+def _split(rows: Iterable[Json], label: str, names: Sequence[str]) -> list[Json]:
+    """One row for each of the members: its name is a label then, and its value the count."""
+    return [
+        {**row, label: name.removesuffix("_tokens").removeprefix("bytes_"), "count": row[name]}
+        for row in rows
+        for name in names
+    ]
+
+
+def _metric_rows(snapshot: Mapping[str, Json]) -> dict[str, Json]:
+    """The snapshot's lists, and what can be made of them, as flat rows."""
+    at, totals, accounts = (snapshot[name] for name in ("at", "totals", "accounts"))
+    no_state = dict.fromkeys(_ACCOUNT_STATES, 0)
+    states = [{**row, **no_state, row["status"]: 1} for row in accounts]
+    windows = [
+        {"account": account["name"], "window": _window_words(window), **window}
+        for account in accounts
+        for window in account["windows"]
+        if window["used_percent"] is not None
+    ]
+    return {
+        **snapshot,
+        "process": [{**snapshot, "one": 1}],
+        "accounts": [{**row, "rests": max(0, (row["rests_until"] or at) - at)} for row in accounts],
+        "states": _split(states, "state", _ACCOUNT_STATES),
+        "windows": [{**row, "used": row["used_percent"] / 100} for row in windows],
+        "answered": [row for row in totals if row["code"] == "ok"],
+        "tokens": _split(totals, "kind", Usage._fields),
+        "bytes": _split(totals, "direction", ("bytes_in", "bytes_out")),
+    }
+
+
+_LABEL_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+
+
+def _labelled(row: Mapping[str, Json], labels: str) -> str:
+    told = ((label, _visible(row.get(label, row.get("name")) or "")) for label in labels.split())
+    members = ",".join(f'{label}="{value.translate(_LABEL_ESCAPES)}"' for label, value in told)
+    return f"{{{members}}}" if members else ""
+
+
+def metrics_text(snapshot: Mapping[str, Json]) -> str:
+    """GET /metrics: Prometheus' text format 0.0.4.
+
+    Rows that differ only in what is no label of a metric are added up.
+    """
+    rows = _metric_rows(snapshot)
+    lines = []
+    for name, (source, labels, values, words) in _METRICS.items():
+        suffixes = ("_sum", "_count") if " " in values else ("",)
+        kind = "summary" if " " in values else "counter" if name.endswith("_total") else "gauge"
+        series: dict[str, float] = {}
+        for row in rows[source]:
+            for suffix, value in zip(suffixes, values.split(), strict=True):
+                if row[value] is not None:
+                    told = f"codex_pooler_{name}{suffix}{_labelled(row, labels)}"
+                    series[told] = series.get(told, 0) + row[value]
+        lines += [f"# HELP codex_pooler_{name} {words}", f"# TYPE codex_pooler_{name} {kind}"]
+        lines += [f"{told} {value}" for told, value in series.items()]
+    return "\n".join(lines) + "\n"
 
 
 ################################################################
@@ -7180,6 +7605,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 run_status, given.url or "http://127.0.0.1:4000", given.watch, given.json
             )
         return trio.run(run_serve, path, dict(os.environ))
+    except KeyboardInterrupt:  # how `status --watch` is ended
+        return 0
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201

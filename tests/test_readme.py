@@ -127,7 +127,14 @@ def test_every_command_is_known(capsys: pytest.CaptureFixture[str]) -> None:
         [*blocks("sh"), *blocks("ini"), *re.findall(r"^\| `(pooler .*?)`", README, re.MULTILINE)]
     )
     found = re.findall(r"(?:^|[/= ])pooler ((?:[\w-]+|\[?--).*?)(?: && .*)?$", text, re.MULTILINE)
-    assert {line.split()[0] for line in found} == {"serve", "demo", "check", "key", "status", "--version"}
+    assert {line.split()[0] for line in found} == {
+        "serve",
+        "demo",
+        "check",
+        "key",
+        "status",
+        "--version",
+    }
     for line in found:
         words = shlex.split(line.replace("[", "").replace("]", ""))
         command = [word for word in words[:1] if not word.startswith("-")]

@@ -259,6 +259,42 @@ async def test_key_limits_hold_for_every_turn(autojump_clock: MockClock) -> None
         assert usage.json()["total_tokens"] == 14
 
 
+async def test_a_days_tokens_and_streams_at_once_hold_for_turns(
+    autojump_clock: MockClock,
+) -> None:
+    keys = {"laptop": {"key": KEY, "tokens_per_day": 10, "concurrent": 2}}
+    async with socket_world(socket_described("a", pool={"keys": keys})) as world:
+        world.upstreams["a"].plays([Stall()], [Stall()], turn("one"))
+        clients = [await open_socket(world) for _ in range(2)]
+        posted = await world.connect()
+        await posted.send(post("/v1/responses", {"model": "m1", "input": "x", "stream": True}))
+        await clients[0].create()
+        await world.settle()
+        [refused] = await clients[1].ask()
+        assert code_of(refused) == (429, "key_limit_reached")
+        await posted.hang_up()
+        await world.settle()
+        spent = world.server.uses["home", "laptop"]
+        spent.day_tokens = 10
+        [refused] = await clients[1].ask()
+        assert code_of(refused) == (429, "key_limit_reached")
+        assert "retry-after" not in refused["headers"]  # it is hours
+        spent.day_tokens = 9
+        assert types(await clients[1].ask())[-1] == "completed"
+        assert spent.day_tokens == 16
+
+
+async def test_a_key_that_expires_opens_no_further_turn(autojump_clock: MockClock) -> None:
+    keys = {"laptop": {"key": KEY, "expires": "2027-01-16T00:00:00Z"}}
+    async with socket_world(socket_described("a", pool={"keys": keys})) as world:
+        world.upstreams["a"].plays(turn("one"))
+        client = await open_socket(world)
+        assert types(await client.ask())[-1] == "completed"
+        world.unix_offset += 2 * 24 * 3600
+        await client.create()
+        assert await client.read_close() == 1008
+
+
 async def test_an_alias_is_the_upstreams_name(autojump_clock: MockClock) -> None:
     described = socket_described("a", pool={"aliases": {"fast": "m2"}})
     async with socket_world(described) as world:
