@@ -7517,7 +7517,7 @@ async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) ->
     raise ConfigRefused([f"{url.authority}: {told}"])
 
 
-async def run_status(address: str, is_watched: bool, is_json: bool) -> int:
+def run_status(address: str, is_watched: bool, is_json: bool) -> int:
     """`pooler status`.  Raises: ConfigRefused."""
     token = os.environ.get("POOLER_OPERATOR_TOKEN", "")
     if not re.fullmatch(r"[\x21-\x7e]+", token):
@@ -7529,14 +7529,23 @@ async def run_status(address: str, is_watched: bool, is_json: bool) -> int:
     if not (url.is_tls or _is_loopback(url.host)):
         raise ConfigRefused(["--url: http:// would send the token in the clear; use https://"])
     tls = make_tls_context(None) if url.is_tls else None
-    is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not is_json
+    with contextlib.suppress(KeyboardInterrupt):  # how watching is ended
+        trio.run(show_status, url, tls, Secret(token), is_watched, is_json)
+    return 0
+
+
+async def show_status(
+    url: BaseUrl, tls: ssl.SSLContext | None, token: Secret, is_watched: bool, is_json: bool
+) -> None:
+    """Print once, or again and again.  Raises: ConfigRefused."""
+    is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     while True:
-        shown = await ask_status(url, tls, Secret(token))
+        shown = await ask_status(url, tls, token)
         columns = shutil.get_terminal_size().columns
         text = json.dumps(shown, indent=2) if is_json else status_text(shown, columns, is_coloured)
         say("\x1b[H\x1b[2J" * (is_watched and sys.stdout.isatty()) + text)
         if not is_watched:
-            return 0
+            return
         await trio.sleep(STATUS_SECONDS)
 
 
@@ -7601,12 +7610,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "check":
             return run_check(path, os.environ)
         if given.command == "status":
-            return trio.run(
-                run_status, given.url or "http://127.0.0.1:4000", given.watch, given.json
-            )
+            return run_status(given.url or "http://127.0.0.1:4000", given.watch, given.json)
         return trio.run(run_serve, path, dict(os.environ))
-    except KeyboardInterrupt:  # how `status --watch` is ended
-        return 0
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
