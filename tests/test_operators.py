@@ -431,3 +431,68 @@ def test_only_the_last_part_of_a_long_journal_is_read_back(tmp_path: Path) -> No
     journal.open(str(path))
     assert list(journal.read_back()) == [{"last": 1}]
     journal.close()
+
+
+################################################################
+# NOTHING ELSE
+################################################################
+
+CANARY: Final = "canary"
+SECRETS: Final = {
+    "pool key": "canary-pool-key-0123456789",
+    "operator token": "canary-operator-token-0123456789",
+    "api key": "canary-api-key-0123456789",
+}
+
+
+async def test_no_secret_prompt_or_word_of_an_upstream_is_shown_anywhere(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A canary in every secret, prompt, header, answer and error; all that is shown is searched."""
+    path = tmp_path / "journal"
+    key, token, api_key = SECRETS.values()
+    whole = describe(
+        "ab",
+        accounts={name: {"api_key": api_key} for name in "ab"},
+        pool={"keys": {"laptop": key}, "routing": "round_robin"},
+        operators={"me": token},
+        journal=str(path),
+    )
+    said = ANSWER | {"output": [{"type": "message", "content": "canary-answer"}], "id": "canary-id"}
+    told = {"error": {"message": "canary-words", "code": "canary code", "type": "canary!"}}
+    headers = [("session-id", "canary-session"), ("User-Agent", "canary-agent"), ("X", "canary-x")]
+    async with opened_world(whole) as world:
+        world.server.open_operators()
+        for script in (
+            json_answer(said),
+            json_answer(told, 400),
+            json_answer(told, 500),
+            json_answer(told, 429),
+            [],
+        ):
+            world.upstreams["a"].always = world.upstreams["b"].always = script or json_answer("x")
+            body = {"model": "m1", "input": "canary-prompt", "user": "canary-user"}
+            await world.ask(post("/v1/responses?q=canary", body, key=key, headers=headers))
+            await world.ask(post("/v1/responses", {"model": "canary-model"}, key=key))
+            await world.ask(request("GET", "/v1/models/canary-model", key=key))
+            await world.ask(request("GET", "/v1/canary-path", key=key))
+        found = pooler.snapshot(world.server.state())
+        page = pooler.show_admin(found)
+        shown = [
+            json.dumps([found, page]),
+            pooler.admin_page(page),
+            pooler.metrics_text(found),
+            pooler.status_text(page, 120, True),
+            path.read_text(),
+            json.dumps(world.server.explain("home", "m1", "canary-session")),
+            json.dumps(world.logged),
+        ]
+        for path_ in ("/admin", "/metrics"):
+            for accept in ("application/json", "text/html"):
+                got = await world.ask(
+                    request("GET", path_, key=token, headers=[("Accept", accept)])
+                )
+                assert got.status == 200
+                shown.append(str(got.headers) + got.body.decode())
+        assert all(len(text) > 20 for text in shown)
+        assert [text[text.index(CANARY) - 60 :][:120] for text in shown if CANARY in text] == []
