@@ -7540,8 +7540,8 @@ async def show_status(
     is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     while True:
         shown = await ask_status(url, tls, token)
-        columns = int(os.environ.get("COLUMNS") or 0) or 100
-        with contextlib.suppress(OSError):
+        columns = 100
+        with contextlib.suppress(OSError):  # into a pipe
             columns = os.get_terminal_size(sys.stdout.fileno()).columns
         text = json.dumps(shown, indent=2) if is_json else status_text(shown, columns, is_coloured)
         say("\x1b[H\x1b[2J" * (is_watched and sys.stdout.isatty()) + text)
