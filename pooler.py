@@ -3866,19 +3866,21 @@ h1, h2 { margin: 0.6rem 0; font-size: 1.2rem }
 section { margin: 1rem 0; padding: 0 1rem; background: var(--card); overflow: auto;
   border: 1px solid var(--line); border-radius: 0.5rem }
 table { width: 100%; border-collapse: collapse }
-th, td { padding: 0.4rem 1rem 0.4rem 0; text-align: left; vertical-align: top }
+th, td { min-width: 4.5rem; padding: 0.4rem 1rem 0.4rem 0; text-align: left; vertical-align: top;
+  overflow-wrap: anywhere }
 tbody tr { border-top: 1px solid var(--line) }
-thead th, p { color: var(--faint); font-weight: normal }
+thead th, p { color: var(--faint); font-weight: normal; overflow-wrap: normal }
 .good { color: var(--good) }
 .fair { color: var(--fair) }
 .bad { color: var(--bad) }
-.bar { display: grid; grid-template-columns: 3.5rem 6rem 1fr; gap: 0.5rem; align-items: center }
-meter { width: 100% }
-@media (min-width: 60rem) { .bar { white-space: nowrap } }
-@media (max-width: 60rem) {
-  section { overflow-wrap: anywhere }
-  thead { position: absolute; clip-path: inset(50%) }
-  tr, td, tbody th { display: block; padding: 0.1rem 0 }
+.bar { display: flex; flex-wrap: wrap; gap: 0 0.5rem }
+.bar span { min-width: 3.5rem }
+meter { width: 6rem; vertical-align: middle }
+@media (min-width: 75rem) { .bar { flex-wrap: nowrap; white-space: nowrap } }
+@media (max-width: 75rem) {
+  thead { position: absolute; width: 1px; height: 1px; overflow: hidden }
+  table, tr, td, tbody th { display: block; padding: 0.1rem 0 }
+  td:nth-child(n + 3) { display: inline-block; padding-right: 1rem }
   tbody tr { padding: 0.5rem 0 }
   td::before { content: attr(data-column) ": "; color: var(--faint) }
 }
