@@ -3669,6 +3669,7 @@ _ADMIN_FIELDS: Final[Mapping[str, str]] = {
     "attempts": "account reason",
     "tokens": "input_tokens output_tokens cached_tokens reasoning_tokens",
 }
+NAMES_MAX: Final = 20  # in one cell
 ADMIN_REQUESTS_MAX: Final = 50  # what a person reads; the page stays under 100 KiB
 STATUS_REQUESTS_MAX: Final = 15  # with the tables above them, about one screen
 
@@ -3737,8 +3738,12 @@ def _token_words(tokens: Mapping[str, int] | None) -> str:
     return f"{words}, {tokens['output_tokens']:,} out"
 
 
-def _name_words(names: Iterable[str] | None, unknown: str) -> str:
-    return unknown if names is None else ", ".join(names)
+def _name_words(names: Sequence[str] | None, unknown: str = "") -> str:
+    """For people; a provider may have thousands of models."""
+    if names is None:
+        return unknown
+    more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
+    return ", ".join(names[:NAMES_MAX]) + more
 
 
 def _quota_bar(window: Mapping[str, Json], at: float) -> _Bar:
@@ -3752,13 +3757,13 @@ def _quota_bar(window: Mapping[str, Json], at: float) -> _Bar:
 
 
 def _pool_row(pool: Mapping[str, Json], _at: float) -> _Row:
-    aliases = (f"{alias} = {model}" for alias, model in pool["aliases"].items())
+    aliases = [f"{alias} = {model}" for alias, model in pool["aliases"].items()]
     cells = (
         pool["name"],
         pool["status"],
         f"{pool['in_flight']}, {pool['queued']} waiting",
-        ", ".join(pool["accounts"]),
-        ", ".join((*pool["models"], *aliases)),
+        _name_words(pool["accounts"]),
+        _name_words([*aliases, *pool["models"]]),
         pool["routing"],
     )
     return _Row(cells, _TONES.get(pool["status"], "fair"))
@@ -3781,7 +3786,7 @@ def _account_row(account: Mapping[str, Json], at: float) -> _Row:
         f"{account['requests']:,}, {account['failed']:,} failed",
         _token_words(account["tokens"]),
         f"{account['type']}{plan} at {account['host']}{token_end}",
-        f"{', '.join(account['pools'])} (priority {account['priority']})",
+        f"{_name_words(account['pools'])} (priority {account['priority']})",
         _name_words(account["models"], "not known yet"),
     )
     bars = [_quota_bar(window, at) for window in account["windows"]]
@@ -3809,8 +3814,8 @@ def _request_row(request: Mapping[str, Json], _at: float) -> _Row:
     code, first_ms = request["code"], request["first_byte_ms"]
     is_gone = code == "client_gone"
     tries = (
-        f"{attempt['account']} ({attempt['reason']})" if "reason" in attempt else attempt["account"]
-        for attempt in request["attempts"]
+        f"{a['account']} ({a['reason']})" if a.get("reason") else a["account"]
+        for a in request["attempts"]
     )
     cells = (
         datetime.fromtimestamp(request["at"], UTC).strftime("%H:%M:%S"),
@@ -3870,9 +3875,7 @@ th, td { min-width: 4.5rem; padding: 0.4rem 1rem 0.4rem 0; text-align: left; ver
   overflow-wrap: anywhere }
 tbody tr { border-top: 1px solid var(--line) }
 thead th, p { color: var(--faint); font-weight: normal; overflow-wrap: normal }
-.good { color: var(--good) }
-.fair { color: var(--fair) }
-.bad { color: var(--bad) }
+.good { color: var(--good) } .fair { color: var(--fair) } .bad { color: var(--bad) }
 .bar { display: flex; flex-wrap: wrap; gap: 0 0.5rem }
 .bar span { min-width: 3.5rem }
 meter { width: 6rem; vertical-align: middle }
@@ -3913,6 +3916,8 @@ _METER: Final = (
 
 def _visible(text: str) -> str:
     """Without what a reader does not see, or what turns the direction, or is half a letter."""
+    if text.isprintable():  # nearly always, and fast
+        return text
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
@@ -4068,13 +4073,11 @@ def _metric_rows(snapshot: Mapping[str, Json]) -> dict[str, Json]:
     }
 
 
-_LABEL_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-
-
-def _labelled(row: Mapping[str, Json], labels: str) -> str:
-    told = ((label, _visible(row.get(label, row.get("name")) or "")) for label in labels.split())
-    members = ",".join(f'{label}="{value.translate(_LABEL_ESCAPES)}"' for label, value in told)
-    return f"{{{members}}}" if members else ""
+def _labelled(row: Mapping[str, Json], labels: Sequence[str]) -> str:
+    values = [_visible(row.get(label, row.get("name")) or "") for label in labels]
+    escaped = [value.replace("\\", r"\\").replace('"', r"\"") for value in values]
+    members = [f'{label}="{value}"' for label, value in zip(labels, escaped, strict=True)]
+    return f"{{{','.join(members)}}}" if members else ""
 
 
 def metrics_text(snapshot: Mapping[str, Json]) -> str:
@@ -4088,10 +4091,12 @@ def metrics_text(snapshot: Mapping[str, Json]) -> str:
         suffixes = ("_sum", "_count") if " " in values else ("",)
         kind = "summary" if " " in values else "counter" if name.endswith("_total") else "gauge"
         series: dict[str, float] = {}
+        members = tuple(zip(suffixes, values.split(), strict=True))
         for row in rows[source]:
-            for suffix, value in zip(suffixes, values.split(), strict=True):
+            labelled = _labelled(row, labels.split())
+            for suffix, value in members:
                 if row[value] is not None:
-                    told = f"codex_pooler_{name}{suffix}{_labelled(row, labels)}"
+                    told = f"codex_pooler_{name}{suffix}{labelled}"
                     series[told] = series.get(told, 0) + row[value]
         lines += [f"# HELP codex_pooler_{name} {words}", f"# TYPE codex_pooler_{name} {kind}"]
         lines += [f"{told} {value}" for told, value in series.items()]
