@@ -3670,7 +3670,7 @@ _ADMIN_FIELDS: Final[Mapping[str, str]] = {
     "tokens": "input_tokens output_tokens cached_tokens reasoning_tokens",
 }
 NAMES_MAX: Final = 20  # in one cell
-ADMIN_REQUESTS_MAX: Final = 50  # what a person reads; the page stays under 100 KiB
+ADMIN_REQUESTS_MAX: Final = 50  # what a person reads
 STATUS_REQUESTS_MAX: Final = 15  # with the tables above them, about one screen
 
 
@@ -3763,7 +3763,7 @@ def _pool_row(pool: Mapping[str, Json], _at: float) -> _Row:
         pool["status"],
         f"{pool['in_flight']}, {pool['queued']} waiting",
         _name_words(pool["accounts"]),
-        _name_words([*aliases, *pool["models"]]),
+        _name_words([*aliases, *(pool["models"] or ())]),
         pool["routing"],
     )
     return _Row(cells, _TONES.get(pool["status"], "fair"))
@@ -4004,6 +4004,7 @@ def status_text(shown: Mapping[str, Json], columns: int, is_coloured: bool) -> s
 
 
 _ALL: Final = "pool key account model route code"
+_WINDOW: Final = "account family window"
 # Name: the rows of `_metric_rows`, of their members the labels and the value, the help.  Of two
 # values a summary is made: sum and count.
 # fmt: off
@@ -4020,20 +4021,16 @@ _METRICS: Final[Mapping[str, tuple[str, str, str, str]]] = {
     "account_requests_in_flight": ("accounts", "account", "in_flight", "Requests at an account."),
     "account_state": ("states", "account state", "count", "1 for the state that it is in."),
     "account_cooldown_seconds": ("accounts", "account", "rests", "Time until it is used again."),
-    "token_expiry_timestamp_seconds": (
-        "accounts", "account", "token_ends_at", "End of an access token, in Unix time."),
-    "quota_used_ratio": ("windows", "account family window", "used", "Used share, from 0 to 1."),
-    "quota_reset_timestamp_seconds": (
-        "windows", "account family window", "resets_at", "End of a window, in Unix time."),
+    "token_expiry_timestamp_seconds": ("accounts", "account", "token_ends_at", "End of a token."),
+    "quota_used_ratio": ("windows", _WINDOW, "used", "Used share of a quota window; 1 is all."),
+    "quota_reset_timestamp_seconds": ("windows", _WINDOW, "resets_at", "End of a quota window."),
     "requests_total": ("totals", _ALL, "requests", "Requests; the code is ok or an error's."),
-    "request_seconds": ("totals", _ALL, "seconds requests", "Time to the end of an answer."),
-    "first_event_seconds": (
-        "answered", _ALL, "first_byte_seconds requests", "Time to an answer's first byte, if ok."),
+    "request_seconds": ("totals", _ALL, "seconds requests", "Time until an answer has ended."),
+    "first_event_seconds": ("answered", _ALL, "first_byte_seconds requests", "Until it began."),
     "tokens_total": (
         "tokens", "pool key account model kind", "count",
         "Tokens as reported; cached ones are among input, reasoning ones among output."),
-    "body_bytes_total": (
-        "bytes", "pool key account direction", "count", "Bytes in from clients, out to clients."),
+    "body_bytes_total": ("bytes", "pool key account direction", "count", "Bytes of bodies."),
     "attempts_total": ("attempts", "account reason", "count", "Tries of an account by outcome."),
     "refreshes_total": ("refreshes", "account outcome", "count", "Login renewals by outcome."),
 }

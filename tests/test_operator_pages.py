@@ -2,8 +2,8 @@
 
 Method: values in, text out.  The snapshot of tests/snapshot.json is changed member by member: a
 canary may appear nowhere, a hostile name only where it does no harm.  HTML is read by a parser
-that takes nothing unbalanced, metrics by a small strict parser (tests/clients asks Prometheus' own),
-the terminal's lines by their width.
+that takes nothing unbalanced, metrics by a small strict parser (tests/clients asks Prometheus'
+own), the terminal's lines by their width.
 """
 
 from __future__ import annotations
