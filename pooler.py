@@ -4026,7 +4026,9 @@ _METRICS: Final[Mapping[str, tuple[str, str, str, str]]] = {
     "quota_reset_timestamp_seconds": ("windows", _WINDOW, "resets_at", "End of a quota window."),
     "requests_total": ("totals", _ALL, "requests", "Requests; the code is ok or an error's."),
     "request_seconds": ("totals", _ALL, "seconds requests", "Time until an answer has ended."),
-    "first_event_seconds": ("answered", _ALL, "first_byte_seconds requests", "Until it began."),
+    "first_event_seconds": (
+        "answered", _ALL, "first_byte_seconds requests",
+        "Time until the first byte of an answer, where all went well."),
     "tokens_total": (
         "tokens", "pool key account model kind", "count",
         "Tokens as reported; cached ones are among input, reasoning ones among output."),
