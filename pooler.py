@@ -3992,7 +3992,8 @@ _ADMIN_FIELDS: Final[Mapping[str, str]] = {
     "attempts": "account reason",
     "tokens": "input_tokens output_tokens cached_tokens reasoning_tokens",
 }
-ADMIN_REQUESTS_MAX: Final = 50  # what a person reads; the page stays under 100 KiB
+NAMES_MAX: Final = 20  # in one cell
+ADMIN_REQUESTS_MAX: Final = 50  # what a person reads
 STATUS_REQUESTS_MAX: Final = 15  # with the tables above them, about one screen
 
 
@@ -4060,8 +4061,12 @@ def _token_words(tokens: Mapping[str, int] | None) -> str:
     return f"{words}, {tokens['output_tokens']:,} out"
 
 
-def _name_words(names: Iterable[str] | None, unknown: str) -> str:
-    return unknown if names is None else ", ".join(names)
+def _name_words(names: Sequence[str] | None, unknown: str = "") -> str:
+    """For people; a provider may have thousands of models."""
+    if names is None:
+        return unknown
+    more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
+    return ", ".join(names[:NAMES_MAX]) + more
 
 
 def _quota_bar(window: Mapping[str, Json], at: float) -> _Bar:
@@ -4075,13 +4080,13 @@ def _quota_bar(window: Mapping[str, Json], at: float) -> _Bar:
 
 
 def _pool_row(pool: Mapping[str, Json], _at: float) -> _Row:
-    aliases = (f"{alias} = {model}" for alias, model in pool["aliases"].items())
+    aliases = [f"{alias} = {model}" for alias, model in pool["aliases"].items()]
     cells = (
         pool["name"],
         pool["status"],
         f"{pool['in_flight']}, {pool['queued']} waiting",
-        ", ".join(pool["accounts"]),
-        ", ".join((*pool["models"], *aliases)),
+        _name_words(pool["accounts"]),
+        _name_words([*aliases, *(pool["models"] or ())]),
         pool["routing"],
     )
     return _Row(cells, _TONES.get(pool["status"], "fair"))
@@ -4104,7 +4109,7 @@ def _account_row(account: Mapping[str, Json], at: float) -> _Row:
         f"{account['requests']:,}, {account['failed']:,} failed",
         _token_words(account["tokens"]),
         f"{account['type']}{plan} at {account['host']}{token_end}",
-        f"{', '.join(account['pools'])} (priority {account['priority']})",
+        f"{_name_words(account['pools'])} (priority {account['priority']})",
         _name_words(account["models"], "not known yet"),
     )
     bars = [_quota_bar(window, at) for window in account["windows"]]
@@ -4132,8 +4137,8 @@ def _request_row(request: Mapping[str, Json], _at: float) -> _Row:
     code, first_ms = request["code"], request["first_byte_ms"]
     is_gone = code == "client_gone"
     tries = (
-        f"{attempt['account']} ({attempt['reason']})" if "reason" in attempt else attempt["account"]
-        for attempt in request["attempts"]
+        f"{a['account']} ({a['reason']})" if a.get("reason") else a["account"]
+        for a in request["attempts"]
     )
     cells = (
         datetime.fromtimestamp(request["at"], UTC).strftime("%H:%M:%S"),
@@ -4189,19 +4194,19 @@ h1, h2 { margin: 0.6rem 0; font-size: 1.2rem }
 section { margin: 1rem 0; padding: 0 1rem; background: var(--card); overflow: auto;
   border: 1px solid var(--line); border-radius: 0.5rem }
 table { width: 100%; border-collapse: collapse }
-th, td { padding: 0.4rem 1rem 0.4rem 0; text-align: left; vertical-align: top }
+th, td { min-width: 4.5rem; padding: 0.4rem 1rem 0.4rem 0; text-align: left; vertical-align: top;
+  overflow-wrap: anywhere }
 tbody tr { border-top: 1px solid var(--line) }
-thead th, p { color: var(--faint); font-weight: normal }
-.good { color: var(--good) }
-.fair { color: var(--fair) }
-.bad { color: var(--bad) }
-.bar { display: grid; grid-template-columns: 3.5rem 6rem 1fr; gap: 0.5rem; align-items: center }
-meter { width: 100% }
-@media (min-width: 60rem) { .bar { white-space: nowrap } }
-@media (max-width: 60rem) {
-  section { overflow-wrap: anywhere }
-  thead { position: absolute; clip-path: inset(50%) }
-  tr, td, tbody th { display: block; padding: 0.1rem 0 }
+thead th, p { color: var(--faint); font-weight: normal; overflow-wrap: normal }
+.good { color: var(--good) } .fair { color: var(--fair) } .bad { color: var(--bad) }
+.bar { display: flex; flex-wrap: wrap; gap: 0 0.5rem }
+.bar span { min-width: 3.5rem }
+meter { width: 6rem; vertical-align: middle }
+@media (min-width: 75rem) { .bar { flex-wrap: nowrap; white-space: nowrap } }
+@media (max-width: 75rem) {
+  thead { position: absolute; width: 1px; height: 1px; overflow: hidden }
+  table, tr, td, tbody th { display: block; padding: 0.1rem 0 }
+  td:nth-child(n + 3) { display: inline-block; padding-right: 1rem }
   tbody tr { padding: 0.5rem 0 }
   td::before { content: attr(data-column) ": "; color: var(--faint) }
 }
@@ -4234,6 +4239,8 @@ _METER: Final = (
 
 def _visible(text: str) -> str:
     """Without what a reader does not see, or what turns the direction, or is half a letter."""
+    if text.isprintable():  # nearly always, and fast
+        return text
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
@@ -4320,6 +4327,7 @@ def status_text(shown: Mapping[str, Json], columns: int, is_coloured: bool) -> s
 
 
 _ALL: Final = "pool key account model route code"
+_WINDOW: Final = "account family window"
 # Name: the rows of `_metric_rows`, of their members the labels and the value, the help.  Of two
 # values a summary is made: sum and count.
 # fmt: off
@@ -4336,20 +4344,18 @@ _METRICS: Final[Mapping[str, tuple[str, str, str, str]]] = {
     "account_requests_in_flight": ("accounts", "account", "in_flight", "Requests at an account."),
     "account_state": ("states", "account state", "count", "1 for the state that it is in."),
     "account_cooldown_seconds": ("accounts", "account", "rests", "Time until it is used again."),
-    "token_expiry_timestamp_seconds": (
-        "accounts", "account", "token_ends_at", "End of an access token, in Unix time."),
-    "quota_used_ratio": ("windows", "account family window", "used", "Used share, from 0 to 1."),
-    "quota_reset_timestamp_seconds": (
-        "windows", "account family window", "resets_at", "End of a window, in Unix time."),
+    "token_expiry_timestamp_seconds": ("accounts", "account", "token_ends_at", "End of a token."),
+    "quota_used_ratio": ("windows", _WINDOW, "used", "Used share of a quota window; 1 is all."),
+    "quota_reset_timestamp_seconds": ("windows", _WINDOW, "resets_at", "End of a quota window."),
     "requests_total": ("totals", _ALL, "requests", "Requests; the code is ok or an error's."),
-    "request_seconds": ("totals", _ALL, "seconds requests", "Time to the end of an answer."),
+    "request_seconds": ("totals", _ALL, "seconds requests", "Time until an answer has ended."),
     "first_event_seconds": (
-        "answered", _ALL, "first_byte_seconds requests", "Time to an answer's first byte, if ok."),
+        "answered", _ALL, "first_byte_seconds requests",
+        "Time until the first byte of an answer, where all went well."),
     "tokens_total": (
         "tokens", "pool key account model kind", "count",
         "Tokens as reported; cached ones are among input, reasoning ones among output."),
-    "body_bytes_total": (
-        "bytes", "pool key account direction", "count", "Bytes in from clients, out to clients."),
+    "body_bytes_total": ("bytes", "pool key account direction", "count", "Bytes of bodies."),
     "attempts_total": ("attempts", "account reason", "count", "Tries of an account by outcome."),
     "refreshes_total": ("refreshes", "account outcome", "count", "Login renewals by outcome."),
 }
@@ -4389,13 +4395,11 @@ def _metric_rows(snapshot: Mapping[str, Json]) -> dict[str, Json]:
     }
 
 
-_LABEL_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-
-
-def _labelled(row: Mapping[str, Json], labels: str) -> str:
-    told = ((label, _visible(row.get(label, row.get("name")) or "")) for label in labels.split())
-    members = ",".join(f'{label}="{value.translate(_LABEL_ESCAPES)}"' for label, value in told)
-    return f"{{{members}}}" if members else ""
+def _labelled(row: Mapping[str, Json], labels: Sequence[str]) -> str:
+    values = [_visible(row.get(label, row.get("name")) or "") for label in labels]
+    escaped = [value.replace("\\", r"\\").replace('"', r"\"") for value in values]
+    members = [f'{label}="{value}"' for label, value in zip(labels, escaped, strict=True)]
+    return f"{{{','.join(members)}}}" if members else ""
 
 
 def metrics_text(snapshot: Mapping[str, Json]) -> str:
@@ -4409,10 +4413,12 @@ def metrics_text(snapshot: Mapping[str, Json]) -> str:
         suffixes = ("_sum", "_count") if " " in values else ("",)
         kind = "summary" if " " in values else "counter" if name.endswith("_total") else "gauge"
         series: dict[str, float] = {}
+        members = tuple(zip(suffixes, values.split(), strict=True))
         for row in rows[source]:
-            for suffix, value in zip(suffixes, values.split(), strict=True):
+            labelled = _labelled(row, labels.split())
+            for suffix, value in members:
                 if row[value] is not None:
-                    told = f"codex_pooler_{name}{suffix}{_labelled(row, labels)}"
+                    told = f"codex_pooler_{name}{suffix}{labelled}"
                     series[told] = series.get(told, 0) + row[value]
         lines += [f"# HELP codex_pooler_{name} {words}", f"# TYPE codex_pooler_{name} {kind}"]
         lines += [f"{told} {value}" for told, value in series.items()]
