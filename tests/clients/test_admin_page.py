@@ -25,6 +25,7 @@ from typing import Any, Final
 import pytest
 
 import pooler
+from tests.clients.stage import POOL_KEY, Pooler
 
 Json = dict[str, Any]
 
@@ -297,3 +298,29 @@ def luminance(colour: str) -> float:
     shares = [int(pair, 16) / 255 for pair in pairs]
     linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
     return sum(part * share for part, share in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+################################################################
+# THE REAL ADDRESS
+################################################################
+
+
+def test_the_real_page_opens_with_the_token_as_a_password(
+    chromium: Chromium, tmp_path: Path
+) -> None:
+    """As a person at the prompt of a browser: any name, and the operator's token."""
+    token = "cpo-operator-token-0123456789"
+    config = {
+        "listen": "127.0.0.1:0",
+        "accounts": {"platform": {"type": "openai", "api_key": "none", "models": ["m1"]}},
+        "pools": {"home": {"accounts": ["platform"], "keys": {"laptop": POOL_KEY}}},
+        "operators": {"me": token},
+    }
+    server = Pooler(config, tmp_path)
+    host = server.origin.removeprefix("http://")
+    chromium.load(f"http://anybody:{token}@{host}/admin")
+    assert "platform" in chromium.value("document.body.innerText")
+    assert chromium.complaints() == []
+    assert chromium.value("document.title").startswith("codex-pooler")
+    server.stop()
+    assert token not in server.process.output
