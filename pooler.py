@@ -4241,12 +4241,23 @@ class Shared:
             if account.auth_file is not None
         }
 
+    def inspect_logins(self) -> None:
+        """Log what a person should know of the logins, as `pooler check` says it."""
+        for login in self.logins.values():
+            for _, problem in login.inspect(self.unix_now()):
+                self.log("warning", "login", {"account": login.name, "problem": problem})
+
     def look_at_logins(self, pool: Pool) -> None:
         """Notice files that have changed, so that nobody waits for an account that needs one."""
         for account in pool.accounts:
             login, health = self.logins.get(account.name), self.roster.health.get(account.name)
             if login is not None and health is not None:
+                before = login.problem
                 is_usable = login.is_usable(self.unix_now())
+                if login.problem != before:
+                    level = "warning" if login.problem else "info"
+                    told = {"account": account.name, "problem": login.problem}
+                    self.log(level, "login", told)
                 digest = login.credentials.digest if login.credentials else b""
                 health.note_login(digest, is_usable, trio.current_time())
 
@@ -5261,6 +5272,7 @@ class Server(Shared):
         self.tls_contexts |= contexts
         self.roster.reload(config)
         self.take_logins()
+        self.inspect_logins()
         self.bodies.bytes_max = config.limits.bodies_bytes_max
         self.events.bytes_max = config.limits.events_bytes_max
         names = {(key.pool, key.name) for key in config.keys}
@@ -5570,9 +5582,7 @@ async def run_serve(path: Path, env: Mapping[str, str]) -> int:
     for warning in config.warnings:
         log_line("warning", "config", {"problem": warning})
     server = Server(config, contexts)
-    for login in server.logins.values():
-        for _, problem in login.inspect(server.unix_now()):
-            log_line("warning", "login", {"account": login.name, "problem": problem})
+    server.inspect_logins()
     listeners = await open_listeners(config, log_line)
     await serve_with_signals(server, listeners, functools.partial(load, path, env))
     log_line("info", "stopped", {})
