@@ -4064,6 +4064,10 @@ class Tokens:
     def is_due(self, credentials: Credentials) -> bool:
         return is_renewal_due(credentials, self.unix_now(), self.limits.refresh_margin_seconds)
 
+    @property
+    def endpoint(self) -> str:
+        return f"the token endpoint {self.url.authority}{self.url.path}"
+
     async def renew(self, login: Login, before: Credentials) -> None:
         """Wait for the renewal that is under way, or for a new one; not soon after a failure."""
         if login.renewal is None:
@@ -4077,7 +4081,7 @@ class Tokens:
         """One renewal of `before`, to its end, even while the server stops."""
         assert login.renewal is not None
         lock = FileLock(login.path.with_name(f"{login.path.name}.lock"))
-        problem: str | None = "the login was not renewed in time"
+        problem: str | None = "the login was not renewed in time; it is tried again"
         try:
             with (
                 trio.move_on_after(RENEWAL_SECONDS_CEILING, shield=True),
@@ -4094,7 +4098,7 @@ class Tokens:
         except LoginNeeded as refused:
             problem = str(refused)
         except TRANSPORT_ERRORS:
-            problem = "the token endpoint cannot be reached"
+            problem = f"{self.endpoint} cannot be reached; it is asked again"
         finally:
             lock.leave()
             if problem is not None:
@@ -4160,7 +4164,7 @@ class Tokens:
             login.unsaved = merge_tokens(login.raw, answer, self.unix_now())
             return None
         if verdict is Renewal.FAILED:
-            return f"the token endpoint answered {status}"
+            return f"{self.endpoint} answered {status} and no token; it is asked again"
         login.look()  # Codex CLI, which takes no lock, may have been faster
         if login.credentials is None or login.credentials.digest != found.digest:
             return login.problem
