@@ -762,7 +762,7 @@ _TOP: Final[Spec] = {
 _ACCOUNT: Final[Spec] = {
     "type": (_string, "", "openai|codex", "'openai' or 'codex'"),
     "api_key": (_string, "none"),
-    "auth_file": (_string, None, "[^\x00]+", "a path"),
+    "auth_file": (_string, None, "[^\x00~][^\x00]*", "a path, without ~ before it"),
     "base_url": (_base_url, None),
     "allow_plain_http": (_flag, False),
     "priority": (_number, 0, -1000, 1000),

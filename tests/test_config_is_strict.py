@@ -326,9 +326,11 @@ def test_what_comes_in_a_later_version_says_so() -> None:
     assert LATER in problem
 
 
+A_PATH: Final = "must be a path, without ~ before it"
 TYPED: Final[dict[str, tuple[Json, list[str]]]] = {
     "codex-without": ({"type": "codex"}, ["auth_file: is needed, and not empty"]),
-    "codex-empty": ({"type": "codex", "auth_file": ""}, ["auth_file: must be a path"]),
+    "codex-empty": ({"type": "codex", "auth_file": ""}, [f"auth_file: {A_PATH}"]),
+    "codex-home": ({"type": "codex", "auth_file": "~/auth.json"}, [f"auth_file: {A_PATH}"]),
     "openai-without": ({"type": "openai"}, ["api_key: is needed, and not empty"]),
     "codex-with-key": (
         {"type": "codex", "auth_file": "a.json", "api_key": "none"},
