@@ -5596,7 +5596,8 @@ async def run_serve(path: Path, env: Mapping[str, str]) -> int:
 def run_check(path: Path, env: Mapping[str, str]) -> int:
     """`pooler check`: what the file means, and nothing secret.  Raises: ConfigRefused."""
     config, _ = load(path, env)
-    say(*(f"warning: {warning}" for warning in config.warnings))
+    for warning in config.warnings:
+        say(f"warning: {warning}")
     is_well = True
     for account in config.accounts.values():
         url = account.base_url
