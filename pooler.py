@@ -231,7 +231,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "method_not_allowed": (405, INVALID, "This path does not take that method."),
     "missing_required_parameter": (400, INVALID, "The request names no model."),
     "model_not_found": (400, INVALID, "This key has no such model. GET /v1/models lists its own."),
-    "no_usable_account": (503, SERVER, "No account of this pool can serve; the log says why."),
+    "no_usable_account": (503, SERVER, "No account can serve this; the pooler's log says why."),
     "not_found": (404, INVALID, "There is nothing at this path. The API is under /v1."),
     "origin_not_allowed": (403, INVALID, "Pages of this origin may not call (allowed_origins)."),
     "pool_busy": (503, SERVER, "Every account of this pool is busy. Retry in a moment."),
