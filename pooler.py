@@ -252,7 +252,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "method_not_allowed": (405, INVALID, "This path does not take that method."),
     "missing_required_parameter": (400, INVALID, "The request names no model."),
     "model_not_found": (400, INVALID, "This key has no such model. GET /v1/models lists its own."),
-    "no_usable_account": (503, SERVER, "No account of this pool can serve; the log says why."),
+    "no_usable_account": (503, SERVER, "No account can serve this; the pooler's log says why."),
     "not_found": (404, INVALID, "There is nothing at this path. The API is under /v1."),
     "origin_not_allowed": (403, INVALID, "Pages of this origin may not call (allowed_origins)."),
     "pool_busy": (503, SERVER, "Every account of this pool is busy. Retry in a moment."),
@@ -796,6 +796,7 @@ def _expiry(value: Json) -> float:
 Spec = Mapping[str, tuple[Any, ...]]
 _REQUIRED: Final = {"accounts", "pools", "type", "key"}
 _MODELS: Final = (_array, None, _string, _MODEL, "a model name")
+_PATH: Final = (_string, None, "[^\x00~][^\x00]*", "a path, without ~ before it")
 _NAMES: Final = (_members, dict[str, Json](), _NAME, "made of letters, digits and _.-")
 
 _TOP: Final[Spec] = {
@@ -807,13 +808,13 @@ _TOP: Final[Spec] = {
     "base_path": (_string, "", r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"),
     "allowed_origins": (_array, (), _string, r"https?://[a-z0-9.\-\[\]:]+", "like https://host"),
     "hosts": (_array, None, _string, _HOST_NAME, "a host name without a port"),
-    "journal": (_string, None, "[^\x00]+", "a path"),
+    "journal": _PATH,
     "limits": (_members, {}, "[a-z_]*", "a limit"),
 }
 _ACCOUNT: Final[Spec] = {
     "type": (_string, "", "openai|codex", "'openai' or 'codex'"),
     "api_key": (_string, "none"),
-    "auth_file": (_string, None, "[^\x00]+", "a path"),
+    "auth_file": _PATH,
     "base_url": (_base_url, None),
     "allow_plain_http": (_flag, False),
     "priority": (_number, 0, -1000, 1000),
@@ -821,7 +822,7 @@ _ACCOUNT: Final[Spec] = {
     "concurrent": (_number, None, 1, 10_000),
     "models": _MODELS,
     "first_event_seconds": (_number, None, 0.1, HOUR, False),
-    "ca_file": (_string, None, "[^\x00]+", "a path"),
+    "ca_file": _PATH,
     "websocket": (_flag, None),
 }
 _POOL: Final[Spec] = {
@@ -5105,6 +5106,10 @@ class Tokens:
     def is_due(self, credentials: Credentials) -> bool:
         return is_renewal_due(credentials, self.unix_now(), self.limits.refresh_margin_seconds)
 
+    @property
+    def endpoint(self) -> str:
+        return f"the token endpoint {self.url.authority}{self.url.path}"
+
     async def renew(self, login: Login, before: Credentials) -> None:
         """Wait for the renewal that is under way, or for a new one; not soon after a failure."""
         if login.renewal is None:
@@ -5118,7 +5123,7 @@ class Tokens:
         """One renewal of `before`, to its end, even while the server stops."""
         assert login.renewal is not None
         lock = FileLock(login.path.with_name(f"{login.path.name}.lock"))
-        problem: str | None = "the login was not renewed in time"
+        problem: str | None = "the login was not renewed in time; it is tried again"
         try:
             with (
                 trio.move_on_after(RENEWAL_SECONDS_CEILING, shield=True),
@@ -5135,7 +5140,7 @@ class Tokens:
         except LoginNeeded as refused:
             problem = str(refused)
         except TRANSPORT_ERRORS:
-            problem = "the token endpoint cannot be reached"
+            problem = f"{self.endpoint} cannot be reached; it is asked again"
         finally:
             lock.leave()
             self.note(login, "ok" if problem is None else "failed")
@@ -5202,7 +5207,7 @@ class Tokens:
             login.unsaved = merge_tokens(login.raw, answer, self.unix_now())
             return None
         if verdict is Renewal.FAILED:
-            return f"the token endpoint answered {status}"
+            return f"{self.endpoint} answered {status} and no token; it is asked again"
         login.look()  # Codex CLI, which takes no lock, may have been faster
         if login.credentials is None or login.credentials.digest != found.digest:
             return login.problem
@@ -5284,12 +5289,23 @@ class Shared:
             if account.auth_file is not None
         }
 
+    def inspect_logins(self) -> None:
+        """Log what a person should know of the logins, as `pooler check` says it."""
+        for login in self.logins.values():
+            for _, problem in login.inspect(self.unix_now()):
+                self.log("warning", "login", {"account": login.name, "problem": problem})
+
     def look_at_logins(self, pool: Pool) -> None:
         """Notice files that have changed, so that nobody waits for an account that needs one."""
         for account in pool.accounts:
             login, health = self.logins.get(account.name), self.roster.health.get(account.name)
             if login is not None and health is not None:
+                before = login.problem
                 is_usable = login.is_usable(self.unix_now())
+                if login.problem != before:
+                    level = "warning" if login.problem else "info"
+                    told = {"account": account.name, "problem": login.problem}
+                    self.log(level, "login", told)
                 digest = login.credentials.digest if login.credentials else b""
                 health.note_login(digest, is_usable, trio.current_time())
 
@@ -7156,6 +7172,7 @@ class Server(Shared):
         self.tls_contexts |= contexts
         self.roster.reload(config)
         self.take_logins()
+        self.inspect_logins()
         self.bodies.bytes_max = config.limits.bodies_bytes_max
         self.events.bytes_max = config.limits.events_bytes_max
         names = {(key.pool, key.name) for key in config.keys}
@@ -7473,9 +7490,7 @@ async def run_serve(path: Path, env: Mapping[str, str]) -> int:
     server = Server(config, contexts)
     server.open_operators()
     server.restore()
-    for login in server.logins.values():
-        for _, problem in login.inspect(server.unix_now()):
-            log_line("warning", "login", {"account": login.name, "problem": problem})
+    server.inspect_logins()
     listeners = await open_listeners(config, log_line)
     await serve_with_signals(server, listeners, functools.partial(load, path, env))
     log_line("info", "stopped", {})
@@ -7485,7 +7500,8 @@ async def run_serve(path: Path, env: Mapping[str, str]) -> int:
 def run_check(path: Path, env: Mapping[str, str]) -> int:
     """`pooler check`: what the file means, and nothing secret.  Raises: ConfigRefused."""
     config, _ = load(path, env)
-    say(*(f"warning: {warning}" for warning in config.warnings))
+    for warning in config.warnings:
+        say(f"warning: {warning}")
     is_well = True
     for account in config.accounts.values():
         url = account.base_url

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -322,6 +323,33 @@ async def test_a_reload_keeps_what_is_known_of_a_login(
         await world.server.reload(lambda: (world.config, {}))
         assert world.server.logins["a"] is before
         assert world.server.tokens.tls is None
+
+
+async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    described_one = described(tmp_path, accounts=["first"])
+    async with codex_world(described_one, tmp_path) as world:
+
+        def told() -> list[tuple[str, str]]:
+            lines = [(level, fields) for level, event, fields in world.logged if event == "login"]
+            return [(level, str(fields["problem"])) for level, fields in lines]
+
+        path = tmp_path / "first" / "auth.json"
+        os.rename(path, tmp_path / "kept")
+        for _ in range(2):
+            assert (await world.ask(post("/v1/responses", ASKED))).status == 503
+        [(level, problem)] = told()
+        assert (level, f"{path} is not there; log in with" in problem) == ("warning", True)
+        os.rename(tmp_path / "kept", path)
+        for _ in range(2):
+            assert (await world.ask(post("/v1/responses", ASKED))).status == 200
+        assert told()[1:] == [("info", "None")]
+        path.write_text("{")
+        await world.server.reload(lambda: (world.server.config, {}))
+        assert [problem.partition(";")[0] for _, problem in told()[2:]] == [
+            f"{path} is not whole JSON"
+        ]
 
 
 @pytest.mark.parametrize("form", ["chat", "native"])

@@ -317,9 +317,11 @@ def test_all_problems_come_at_once_and_in_order() -> None:
     ]  # fmt: skip
 
 
+A_PATH: Final = "must be a path, without ~ before it"
 TYPED: Final[dict[str, tuple[Json, list[str]]]] = {
     "codex-without": ({"type": "codex"}, ["auth_file: is needed, and not empty"]),
-    "codex-empty": ({"type": "codex", "auth_file": ""}, ["auth_file: must be a path"]),
+    "codex-empty": ({"type": "codex", "auth_file": ""}, [f"auth_file: {A_PATH}"]),
+    "codex-home": ({"type": "codex", "auth_file": "~/auth.json"}, [f"auth_file: {A_PATH}"]),
     "openai-without": ({"type": "openai"}, ["api_key: is needed, and not empty"]),
     "codex-with-key": (
         {"type": "codex", "auth_file": "a.json", "api_key": "none"},

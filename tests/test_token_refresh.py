@@ -500,7 +500,8 @@ async def test_an_endpoint_that_cannot_be_reached_costs_nothing(
         desk.log_in(SOON)
         desk.tokens.url = replace(desk.tokens.url, port=1)
         assert await desk.ask() == desk.saved()
-        assert desk.logged[-1]["problem"] == "the token endpoint cannot be reached"
+        told = f"the token endpoint {desk.tokens.url.authority}/oauth/token cannot be reached"
+        assert desk.logged[-1]["problem"] == f"{told}; it is asked again"
         assert desk.login.spent == b""
 
 
