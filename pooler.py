@@ -6597,11 +6597,8 @@ class Journal:
 
 
 def load_mcp() -> Any:  # noqa: ANN401 (a module)
-    """The companion module; None where the extra is not installed."""
-    try:
-        return importlib.import_module("mcp_server")
-    except ImportError:
-        return None
+    """The companion module.  Raises: ImportError, where it or the extra is not installed."""
+    return importlib.import_module("mcp_server")
 
 
 PAGE_HEADERS: Final[Sequence[Field]] = (
@@ -6998,9 +6995,11 @@ class Server(Shared):
         """The journal and the companion module, as the configuration asks for them."""
         self.journal.open(self.config.journal)
         if self.config.operators and self.mcp is None:
-            self.mcp = load_mcp()
-            if self.mcp is None:
-                problem = "operators: /mcp needs the extra: pip install 'codex-pooler[mcp]'"
+            try:
+                self.mcp = load_mcp()
+            except ImportError as error:
+                hint = "pip install 'codex-pooler[mcp]'"
+                problem = f"operators: /mcp is not served: {error.msg}; {hint}"
                 self.log("warning", "config", {"problem": problem})
 
     def restore(self) -> None:

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 import trio
@@ -153,7 +153,10 @@ async def test_a_page_of_elsewhere_and_a_strange_host_are_refused(
 async def test_mcp_that_is_not_installed_says_what_to_install(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pooler, "load_mcp", lambda: None)
+    def load_nothing() -> NoReturn:
+        raise ImportError("No module named 'mcp'")
+
+    monkeypatch.setattr(pooler, "load_mcp", load_nothing)
     world.server.open_operators()
     [warning] = [fields for level, _, fields in world.logged if level == "warning"]
     assert "codex-pooler[mcp]" in warning["problem"]
