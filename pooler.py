@@ -988,8 +988,8 @@ class _Loader:
             if url.is_tls or _is_loopback(url.host):
                 return url
             problem = "must be https://, for a login is sent there"
-        except ValueError as error:
-            problem = str(error)
+        except ValueError:
+            problem = "must look like https://host/oauth/token"
         self.refuse(RENEWAL_URL_VARIABLE, problem)
         return _base_url(RENEWAL_URL)
 
