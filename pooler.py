@@ -1053,8 +1053,8 @@ class _Loader:
             if url.is_tls or _is_loopback(url.host):
                 return url
             problem = "must be https://, for a login is sent there"
-        except ValueError as error:
-            problem = str(error)
+        except ValueError:
+            problem = "must look like https://host/oauth/token"
         self.refuse(RENEWAL_URL_VARIABLE, problem)
         return _base_url(RENEWAL_URL)
 
@@ -5015,7 +5015,9 @@ class Login:
             if isinstance(error, OSError) and error.errno != errno.ENOENT:
                 reason = f"cannot be read: {error.strerror}"
             self.mark, self.credentials = None, None
-            self.problem = f"{self.path} {reason}; {self.advice}"
+            is_denied = isinstance(error, PermissionError)
+            advice = "give it and its folder to the pooler's user" if is_denied else self.advice
+            self.problem = f"{self.path} {reason}; {advice}"
             return
         if raw != self.raw:  # touched is not changed: what is unsaved may be the only good one
             self.raw, self.unsaved = raw, b""
@@ -5048,7 +5050,9 @@ class Login:
         self.look()
         found = self.credentials
         if found is None:
-            return [(os.path.lexists(self.path), self.problem or "")]
+            problem = self.problem or ""
+            is_absent = problem.startswith(f"{self.path} is not there")
+            return [(not is_absent or self.path.is_symlink(), problem)]
         told: list[tuple[bool, str]] = []
         if obstacle := obstacle_to_saving(self.path):
             told.append((True, f"{self.path} {obstacle}"))
@@ -5057,7 +5061,7 @@ class Login:
             told.append((False, f"{self.path} can be read by others: chmod 600 {quoted}"))
         if found.refresh_token is None:
             told.append((False, f"{self.path} holds no refresh token; {self.advice}"))
-        elif is_renewal_due(found, unix_now, 0):
+        elif obstacle is None and is_renewal_due(found, unix_now, 0):
             told.append((False, f"{self.path} has run out; it is renewed when it is needed"))
         return told
 

@@ -437,7 +437,7 @@ def test_a_file_keeps_its_owner(tmp_path: Path) -> None:
     assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (owner, group, 0o600)
 
 
-def test_a_folder_that_really_cannot_be_written_is_found() -> None:
+def test_a_folder_that_really_cannot_be_written_or_read_is_found() -> None:
     """In a process without rights: whoever runs the tests may be root, who may do everything."""
     script = textwrap.dedent("""
         import os, sys
@@ -453,10 +453,12 @@ def test_a_folder_that_really_cannot_be_written_is_found() -> None:
             pooler.save_file(path, b"new")
         except OSError as error:
             print(type(error).__name__)
+        print(pooler.Login("one", path.with_name("shut") / "auth.json").inspect(0))
     """)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "auth.json"
         path.write_bytes(b"old")
+        path.with_name("shut").mkdir(mode=0)
         os.chmod(folder, stat.S_IREAD | stat.S_IEXEC | stat.S_IXOTH)
         made = subprocess.run(
             [sys.executable, "-c", script, str(path)],
@@ -464,9 +466,11 @@ def test_a_folder_that_really_cannot_be_written_is_found() -> None:
         )  # fmt: skip
         os.chmod(folder, stat.S_IRWXU)
         assert path.read_bytes() == b"old"
-    obstacle, error = made.stdout.splitlines()
+    obstacle, error, inspected = made.stdout.splitlines()
     assert "cannot be written" in obstacle
     assert error == "PermissionError"
+    assert inspected.startswith("[(True, ")
+    assert "cannot be read: Permission denied; give it and its folder to" in inspected
 
 
 @pytest.mark.parametrize("name", ["auth.json", "me.json"])
