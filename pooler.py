@@ -971,7 +971,11 @@ class _Loader:
             problem = 'must be visible ASCII; for an upstream without keys write "none"'
             self.refuse(f"{path}.api_key", problem)
         if found["auth_file"] is not None:
-            found["auth_file"] = posixpath.join(self.folder, found["auth_file"])
+            file = posixpath.normpath(posixpath.join(self.folder, found["auth_file"]))
+            found["auth_file"] = file
+            owner = self.owners.setdefault(file.encode("utf-8", "surrogateescape"), path)
+            if owner != path:
+                self.refuse(f"{path}.auth_file", f"is the file of {owner}: a login is one account")
         found["concurrent"] = found["concurrent"] or limits.account_streams_max
         seconds = found["first_event_seconds"] or limits.first_event_seconds_max
         found["first_event_seconds"] = seconds

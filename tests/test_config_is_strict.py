@@ -306,6 +306,14 @@ def test_deep_values_are_refused_whatever_is_done_with_them(depth: int) -> None:
     problems_of(raw.encode())
 
 
+def test_a_login_is_one_account() -> None:
+    described = good()
+    for name, file in (("one", "x/auth.json"), ("two", "x/../x/auth.json")):
+        described["accounts"][name] = {"type": "codex", "auth_file": file}
+    [problem] = problems_of(described)
+    assert problem.startswith("accounts.two.auth_file: is the file of accounts.one")
+
+
 def test_all_problems_come_at_once_and_in_order() -> None:
     described = good() | {"hosts": [1], "journal": 1, "wrong": 1}
     described["accounts"]["a"] |= {"priority": "1", "base_url": "x"}
