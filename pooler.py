@@ -7063,6 +7063,7 @@ class Server(Shared):
                 nursery.cancel_scope.cancel()
         finally:
             frames.release()
+            frames.socket = None  # with what it holds of an unfinished message
             connection.is_gone = connection.is_at_end
             if client is not None:
                 self.sockets.discard(client)
