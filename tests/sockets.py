@@ -20,6 +20,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import ClassVar, Final
 
+import trio
+
+from pooler import BaseUrl
 from tests.codex_backend import make_auth_file
 from tests.fakes import (
     UNIX_START,
@@ -34,7 +37,7 @@ from tests.fakes import (
     request,
     responses_events,
 )
-from tests.wires import KEY, Client, Json, Pairs, Response, read_fields
+from tests.wires import KEY, Client, Json, MemorySocket, Pairs, Response, read_fields
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
@@ -303,6 +306,12 @@ class SocketUpstream(FakeUpstream):
 
 class SocketWorld(World):
     upstream_type: ClassVar[type[FakeUpstream]] = SocketUpstream
+
+    async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
+        if url == self.server.config.token_url:
+            await trio.lowlevel.checkpoint()
+            raise ConnectionRefusedError(111, "refused")
+        return await super().dial(url, tls)
 
     def upstream(self, name: str = "a") -> SocketUpstream:
         found = self.upstreams[name]

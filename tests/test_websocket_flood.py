@@ -48,8 +48,13 @@ def resident_bytes(server: Pooler) -> int:
     return int(line.split()[1]) * 1024
 
 
-def opened(server: Pooler, behind: bytes = b"") -> socket.socket:
+def opened(server: Pooler) -> socket.socket:
     """A client after its upgrade; it does not wait for ever, whatever happens."""
+    return upgraded(server, b"")[0]
+
+
+def upgraded(server: Pooler, behind: bytes) -> tuple[socket.socket, bytes]:
+    """The same; `behind` is glued to the request, and what came behind the answer is the other."""
     host, _, port = server.origin.removeprefix("http://").partition(":")
     made = socket.create_connection((host, int(port)), timeout=0.5)
     head = (
@@ -62,7 +67,7 @@ def opened(server: Pooler, behind: bytes = b"") -> socket.socket:
     while b"\r\n\r\n" not in answer:
         answer += made.recv(4096)
     assert answer.startswith(b"HTTP/1.1 101 ")
-    return made
+    return made, answer.partition(b"\r\n\r\n")[2]
 
 
 def send(client: socket.socket, data: bytes) -> None:
@@ -111,8 +116,7 @@ def test_a_flood_is_bounded_and_others_go_on(case: str, pooler: Pooler) -> None:
 
 
 def test_bytes_behind_the_upgrade_are_frames_and_nothing_else(pooler: Pooler) -> None:
-    glued = opened(pooler, frame(TEXT, b"{") + b"GET / HTTP/1.1\r\n\r\n")
-    said = b""
+    glued, said = upgraded(pooler, frame(TEXT, b"{") + b"GET / HTTP/1.1\r\n\r\n")
     while received := glued.recv(65536):
         said += received
     assert said.endswith(b"\x88\x02\x03\xea")  # 1002: what follows is no frame

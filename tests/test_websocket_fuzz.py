@@ -83,7 +83,8 @@ def odd_script(rng: random.Random) -> list[Step]:
         raw = raw[cut:]
         if rng.random() < 0.2:
             steps.append(Pause(rng.choice([0.001, 1, 20])))
-    return [*steps, rng.choice([Fin(), Reset(), Stall(), Pause(1)])]
+    ends: list[Step] = [Fin(), Reset(), Stall(), Pause(1)]
+    return [*steps, rng.choice(ends)]
 
 
 async def play(rng: random.Random, world: SocketWorld, client: SocketClient) -> None:
@@ -121,8 +122,8 @@ async def test_no_frames_make_a_bug(seed: int, autojump_clock: MockClock, tmp_pa
             upstream.scripts.extend(odd_script(rng) for _ in range(6))
             upstream.always = [Stall()]
             if rng.random() < 0.3:
-                end = rng.choice([Fin(), Stall(), Reset()])
-                upstream.upgrades.append([Send(rng.choice(UPGRADES)), end])
+                ends: list[Step] = [Fin(), Stall(), Reset()]
+                upstream.upgrades.append([Send(rng.choice(UPGRADES)), rng.choice(ends)])
         client = await open_socket(world)
         with contextlib.suppress(Truncated, trio.BrokenResourceError):
             await play(rng, world, client)
