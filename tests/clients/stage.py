@@ -35,6 +35,7 @@ SECONDS_MAX: Final = 30.0
 
 POOL_KEY: Final = "cp-key-of-the-laptop-0123456789"
 OTHER_POOL_KEY: Final = "cp-key-of-nobody-0123456789"
+OPERATOR_TOKEN: Final = "cp-operator-of-me-0123456789"
 API_KEYS: Final = {"first": "sk-first-0123456789abcdef", "second": "sk-second-0123456789abcdef"}
 MODEL: Final = "gpt-5.5"
 TITLE_MODEL: Final = "gpt-5.4-nano"  # OpenCode's own choice
@@ -48,7 +49,9 @@ UPGRADE_HEADERS: Final = frozenset(
 # Every prompt has the one word and every answer the other: neither may be in the log.
 PROMPT: Final = "Say something about marmalade."
 ANSWER: Final = "It is best made of quinces, and slowly, on a rainy afternoon."
-NEVER_LOGGED: Final = (POOL_KEY, OTHER_POOL_KEY, *API_KEYS.values(), "marmalade", "quinces")
+NEVER_LOGGED: Final = (
+    POOL_KEY, OTHER_POOL_KEY, OPERATOR_TOKEN, *API_KEYS.values(), "marmalade", "quinces",
+)  # fmt: skip
 
 Json = dict[str, Any]
 
@@ -300,7 +303,7 @@ class Upstream:
 
     def check_callers(self) -> None:
         """Only this account's key has ever been shown to it."""
-        strangers = {POOL_KEY, OTHER_POOL_KEY, *API_KEYS.values()} - {self.api_key}
+        strangers = {POOL_KEY, OTHER_POOL_KEY, OPERATOR_TOKEN, *API_KEYS.values()} - {self.api_key}
         for asked in self.tap.asked:
             assert asked.headers["authorization"] == f"Bearer {self.api_key}"
             passed = PASSED_HEADERS | (UPGRADE_HEADERS if "upgrade" in asked.headers else set())
