@@ -6960,9 +6960,12 @@ class Server(Shared):
         read = functools.partial(exchange.connection.read_body, head, bounded, self.bodies)
         exchange.body, exchange.encoded = await exchange.bounded(math.inf, read)
         exchange.closes = False
+        fields: dict[str, str] = {}
+        for name, value in head.headers:  # one given twice must not hide the other
+            fields[name] = f"{fields[name]}, {value}" if name in fields else value
         status, headers, body = await self.mcp.answer(
             head.method,
-            dict(head.headers),
+            fields,
             exchange.body,
             operator=operator.name,
             snapshot=lambda: snapshot(self.state()),

@@ -272,9 +272,14 @@ class Porter(Tap):
 
 
 @pytest.fixture
-def porter(url: str) -> Iterator[str]:
-    with contextlib.closing(Porter(urlsplit(url).port or 0)) as opened:
-        yield f"http://127.0.0.1:{opened.listener.getsockname()[1]}/mcp"
+def porter(stage: Stage) -> Iterator[str]:
+    """The address of a porter before a pooler that takes its own origin for a good one."""
+    with contextlib.closing(Porter(0)) as opened:
+        port = opened.listener.getsockname()[1]
+        origins = [f"http://{host}:{port}" for host in ("127.0.0.1", "localhost")]
+        started = stage.start(operators={"me": OPERATOR_TOKEN}, allowed_origins=origins)
+        opened.port = urlsplit(endpoint(started)).port or 0
+        yield f"http://127.0.0.1:{port}/mcp"
 
 
 # Scenarios of a server that has tools only, and what of them needs more than that: a diagnostic
