@@ -442,13 +442,13 @@ def test_only_the_last_part_of_a_long_journal_is_read_back(tmp_path: Path) -> No
 ################################################################
 
 CANARY: Final = "canary"
+LISTS: Final = "pools upstreams upstream_quotas pool_api_keys operators models request_logs".split()
 TOOLS: Final[dict[str, Json]] = {
-    **dict.fromkeys(
-        ("get_mcp_service_status", "list_pools", "list_upstreams", "list_upstream_quotas",
-         "list_pool_api_keys", "list_operators", "list_models", "list_request_logs"), {}),
+    "get_mcp_service_status": {},
+    **{f"list_{name}": {} for name in LISTS},
     "get_request_log": {"id": "nothing"},
     "explain_routing": {"pool_selector": "home", "model": "m1", "session": "s"},
-}  # fmt: skip
+}
 SECRETS: Final = {
     "pool key": "canary-pool-key-0123456789",
     "operator token": "canary-operator-token-0123456789",
@@ -508,8 +508,8 @@ async def test_no_secret_prompt_or_word_of_an_upstream_is_shown_anywhere(
         for tool, arguments in TOOLS.items():
             params = {"name": f"codex_pooler_{tool}", "arguments": arguments}
             message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-            accept = [("Accept", "application/json, text/event-stream")]
-            got = await world.ask(post("/mcp", message, key=token, headers=accept))
+            accepted = [("Accept", "application/json, text/event-stream")]
+            got = await world.ask(post("/mcp", message, key=token, headers=accepted))
             assert got.status == 200
             assert got.json()["result"]["isError"] is False, tool
             shown.append(got.body.decode())
