@@ -194,6 +194,7 @@ WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 6
 TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the turn under way
 ANCHORS_MAX: Final = 256  # response ids that one upstream WebSocket is known to remember
 NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
+UNIX_MAX: Final = 10**10  # in the year 2286: a later time in a file is nonsense
 TOTALS_MAX: Final = 1024  # rows of counters; printing them holds the loop about 35 ms
 JOURNAL_BYTES_MAX: Final = 64 * MIB  # read back at the start: about 150,000 requests
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
@@ -3736,7 +3737,7 @@ class Ledger:
         self.attempts: dict[Row, list[float]] = {}  # account, reason: a count
 
     def add(self, entry: Mapping[str, Json]) -> None:
-        """Take a record as the journal has it: what is of the wrong type there says nothing."""
+        """Take a record and its `at`."""
         self.requests.append(entry)
         names = [_text_at(entry, name) for name in ("pool", "key", "account", "model", "route")]
         code = _text_at(entry, "code") or "ok"
@@ -3763,18 +3764,46 @@ def _count(sums: dict[Row, list[float]], row: Row, amounts: Sequence[float]) -> 
     known[:] = [old + new for old, new in zip(known, amounts, strict=True)]
 
 
+def read_entry(line: Mapping[str, Json]) -> dict[str, Json] | None:
+    """A line of the journal as the record that it was; None where it cannot have been one.
+
+    Somebody may have edited it: what is of the wrong type there says nothing.
+    """
+    at, tokens = line.get("at"), line.get("tokens")
+    if not isinstance(at, int | float) or not 0 < at < UNIX_MAX:
+        return None
+    texts = {
+        name: _text_at(line, name)[:SESSION_CHARS_MAX]
+        for name in "request_id method route transport pool key account model code".split()
+    }
+    attempts = [
+        {name: text for name in ("account", "reason") if (text := _text_at(attempt, name))}
+        for attempt in _objects(line.get("attempts"))
+    ]
+    return {
+        "at": at,
+        **texts,
+        **{name: texts[name] or None for name in ("pool", "key", "account", "model", "code")},
+        "stream": line.get("stream") is True,
+        "status": _int_at(line, "status") or None,
+        "attempts": [attempt for attempt in attempts if "account" in attempt],
+        "first_byte_ms": _int_at(line, "first_byte_ms") or None,
+        **{name: _int_at(line, name) for name in ("duration_ms", "bytes_in", "bytes_out")},
+        "tokens": {name: _int_at(tokens, name) for name in Usage._fields} if tokens else None,
+    }
+
+
 def restore_use(use: KeyUse, entry: Mapping[str, Json], now: float, unix_now: float) -> None:
     """Count a request of the journal as its key's."""
-    at, tokens = _number_of(entry.get("at")) or 0.0, entry.get("tokens")
-    if _text_at(entry, "route") not in _CALL_ROUTES or entry.get("status") == 101:
+    at, tokens = entry["at"], entry["tokens"]
+    if entry["route"] not in _CALL_ROUTES or entry["status"] == 101:
         return
     use.request_count += 1
     if 0 <= unix_now - at < 60:
         use.minute.append(now - (unix_now - at))
-    if _text_at(entry, "account") and 0 < at <= unix_now:
-        spent = Usage(*(_int_at(tokens, name) for name in Usage._fields))
-        guess = estimated(_int_at(entry, "bytes_in"), _int_at(entry, "bytes_out"))
-        use.charge(spent if tokens else guess, at)
+    if entry["account"] and at <= unix_now:
+        guess = estimated(entry["bytes_in"], entry["bytes_out"])
+        use.charge(Usage(**tokens) if tokens else guess, at)
 
 
 class LoginState(NamedTuple):
@@ -7017,10 +7046,11 @@ class Server(Shared):
         """Count what the journal has of earlier runs."""
         now, unix_now = trio.current_time(), self.unix_now()
         names = {(key.pool, key.name) for key in self.config.keys}
-        for entry in self.journal.read_back():
+        for line in self.journal.read_back():
+            if (entry := read_entry(line)) is None:
+                continue
             self.ledger.add(entry)
-            name = (_text_at(entry, "pool"), _text_at(entry, "key"))
-            if name in names:
+            if (name := (entry["pool"], entry["key"])) in names:
                 restore_use(self.uses.setdefault(name, KeyUse()), entry, now, unix_now)
 
     # One WebSocket.

@@ -269,14 +269,50 @@ def test_counters_have_a_bound_whatever_an_upstream_calls_its_errors() -> None:
     assert sum(row[0] for row in ledger.totals.values()) == pooler.TOTALS_MAX + 50
 
 
-@pytest.mark.parametrize("odd", [[], 7, "x", None, {"tokens": [1]}, {"attempts": [{}, 7, None]}])
-def test_an_odd_entry_breaks_nothing(odd: Json) -> None:
-    ledger = Ledger(10)
-    values = odd if isinstance(odd, dict) else dict.fromkeys(
-        "pool key account model route code tokens attempts duration_ms bytes_in".split(), odd
-    )  # fmt: skip
-    ledger.add(values)
-    assert sum(row[0] for row in ledger.totals.values()) == 1
+RECORD: Final[Json] = {
+    "at": 1.0, "request_id": "a" * 20, "method": "POST", "route": "responses", "transport": "sse",
+    "pool": "home", "key": "laptop", "account": "a", "model": "m1", "stream": True, "status": 200,
+    "code": None, "attempts": [{"account": "a", "reason": "429"}, {"account": "b"}],
+    "first_byte_ms": 1, "duration_ms": 2, "bytes_in": 3, "bytes_out": 4,
+    "tokens": dict.fromkeys(pooler.Usage._fields, 5),
+}  # fmt: skip
+ODD: Final[tuple[Json, ...]] = (
+    [],
+    [1],
+    {},
+    {"a": 1},
+    -5,
+    0,
+    True,
+    1e308,
+    10**30,
+    "x",
+    "x" * 9999,
+    None,
+    [{}, 7, None],
+)
+
+
+def test_a_line_of_the_journal_is_the_record_that_it_was() -> None:
+    assert pooler.read_entry(RECORD) == RECORD
+
+
+@pytest.mark.parametrize("name", RECORD)
+async def test_an_edited_line_of_the_journal_breaks_nothing(name: str, world: World) -> None:
+    for odd in ODD:
+        entry = pooler.read_entry(RECORD | {name: odd})
+        assert pooler.read_entry({name: odd}) is None or name == "at"
+        if entry is None:
+            assert name == "at"
+            continue
+        world.server.ledger.add(entry)
+        pooler.restore_use(pooler.KeyUse(), entry, 1.0, 2e9)
+    found = pooler.snapshot(world.server.state())
+    page = pooler.show_admin(found)
+    assert json.dumps(page)
+    assert pooler.admin_page(page).startswith("<!DOCTYPE html>")
+    assert pooler.metrics_text(found)
+    assert pooler.status_text(page, 100, True)
 
 
 ################################################################
