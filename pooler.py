@@ -7571,10 +7571,13 @@ async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) ->
     status, body = 0, b""
     with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(Limits().connect_seconds_max):
         status, body = await ask_once(dial, url, tls, head, Limits())
-    if shown := _parsed(body) if status == 200 else {}:
+    shown = _parsed(body) if status == 200 else {}
+    if shown.get("version") == VERSION:
         return shown
     told = "no pooler answers there"
-    if status:
+    if shown:
+        told = f"it is not codex-pooler {VERSION}, as this is"
+    elif status:
         told = "it does not take this token" if status == 401 else f"it answers {status}"
     raise ConfigRefused([f"{url.authority}: {told}"])
 

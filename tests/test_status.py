@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -76,6 +78,26 @@ def test_watching_prints_again_until_it_is_stopped(origin: str) -> None:
     watching.process.send_signal(signal.SIGINT)
     assert watching.process.wait(SECONDS_MAX) == 0
     assert "Traceback" not in watching.output
+
+
+def test_another_version_is_not_misread() -> None:
+    shown = b'{"version": "9.9.9", "accounts": 7}'
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            caller, _ = listener.accept()
+            with caller:
+                caller.recv(65536)
+                caller.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(shown) + shown
+                )
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        code, _, told = status("--url", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join(SECONDS_MAX)
+    assert code == 1
+    assert "it is not codex-pooler 0.1.0" in told
 
 
 WRONG: Final = {
