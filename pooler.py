@@ -15,7 +15,8 @@ The way of a request, and where it is written down:
           -> events held until content, then relayed     EVENT STREAMS, RELAY
           -> a failure: who is asked next, and told what VERDICTS, RELAY
           -> or all of that once for each message        WEBSOCKET
-          -> one line of metadata on stderr              RECORDS
+          -> one line of metadata, which is counted      RECORDS
+          -> and shown to operators                      OPERATORS
 
 Trust: everything that arrives on the listening socket is untrusted; an upstream may see what
 is sent to it and is otherwise untrusted too; pools.json decides every destination.  A secret

@@ -307,6 +307,7 @@ async def test_an_edited_line_of_the_journal_breaks_nothing(name: str, world: Wo
             continue
         world.server.ledger.add(entry)
         pooler.restore_use(pooler.KeyUse(), entry, 1.0, 2e9)
+    await world.settle()
     found = pooler.snapshot(world.server.state())
     page = pooler.show_admin(found)
     assert json.dumps(page)
