@@ -253,9 +253,12 @@ async def test_only_so_many_requests_are_remembered(autojump_clock: MockClock) -
         for _ in range(4):
             await world.ask(request("GET", "/v1/models"))
         assert len(pooler.snapshot(world.server.state())["requests"]) == 3
+        fewer = make_config(described(limits={"records_max": 2}))
+        await world.server.reload(lambda: (fewer, {}))
+        assert len(pooler.snapshot(world.server.state())["requests"]) == 2
         for _ in range(5):  # who has no key leaves nothing
             await world.ask(request("GET", "/v1/models", key=None))
-        assert len(pooler.snapshot(world.server.state())["requests"]) == 3
+        assert len(pooler.snapshot(world.server.state())["requests"]) == 2
         assert sum(row["requests"] for row in pooler.snapshot(world.server.state())["totals"]) == 4
 
 
