@@ -195,6 +195,7 @@ TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the turn un
 ANCHORS_MAX: Final = 256  # response ids that one upstream WebSocket is known to remember
 NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
 TOTALS_MAX: Final = 1024  # rows of counters; printing them holds the loop about 35 ms
+UNIX_MAX: Final = 10**11  # seconds, in the year 5138: a later time is nonsense
 JOURNAL_BYTES_MAX: Final = 64 * MIB  # read back at the start: about 150,000 requests
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 SECRET_CHARS_MIN: Final = 16
@@ -3725,6 +3726,39 @@ COUNTED: Final = (
 )  # fmt: skip
 _CALL_ROUTES: Final = frozenset(route.value for route in CALLS)
 Row = tuple[str, ...]  # pool, key, account, model, route, code
+TRANSPORTS: Final = frozenset({"http", "sse", "websocket"})
+# What a record is made of, as the journal has it; who edits that must not break the pages.
+_RECORD_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("request_id", "method", "route", "transport"), (str,)),
+    **dict.fromkeys(("pool", "key", "account", "model", "code"), (str, type(None))),
+    **dict.fromkeys(("duration_ms", "bytes_in", "bytes_out"), (int,)),
+    **dict.fromkeys(("first_byte_ms", "status"), (int, type(None))),
+    "at": (int, float),
+    "stream": (bool,),
+    "attempts": (list,),
+    "tokens": (dict, type(None)),
+}
+_ATTEMPT_TYPES: Final = {"account": (str,), "reason": (str, type(None))}
+
+
+def is_record(entry: Mapping[str, Json]) -> bool:
+    """Whether all members that are shown are there, of their types and of a plausible size."""
+    if any(type(entry.get(name, ...)) not in kinds for name, kinds in _RECORD_TYPES.items()):
+        return False
+    tokens = entry["tokens"]
+    counts = [] if tokens is None else [tokens.get(name) for name in Usage._fields]
+    counts += [value for value in entry.values() if type(value) is int]
+    return (
+        all(type(count) is int and 0 <= count <= TOKENS_MAX for count in counts)
+        and 0 <= entry["at"] <= UNIX_MAX
+        and entry["transport"] in TRANSPORTS
+        and len(_objects(entry["attempts"])) == len(entry["attempts"])
+        and all(
+            type(attempt.get(name)) in kinds
+            for attempt in entry["attempts"]
+            for name, kinds in _ATTEMPT_TYPES.items()
+        )
+    )
 
 
 class Ledger:
@@ -3737,7 +3771,8 @@ class Ledger:
 
     def add(self, entry: Mapping[str, Json]) -> None:
         """Take a record as the journal has it: what is of the wrong type there says nothing."""
-        self.requests.append(entry)
+        if is_record(entry):
+            self.requests.append(entry)
         names = [_text_at(entry, name) for name in ("pool", "key", "account", "model", "route")]
         code = _text_at(entry, "code") or "ok"
         tokens = _object(entry.get("tokens"))
