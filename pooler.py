@@ -43,6 +43,7 @@ import hmac
 import html
 import http
 import importlib
+import io
 import ipaddress
 import json
 import math
@@ -7601,17 +7602,29 @@ def run_status(address: str, is_watched: bool, is_json: bool) -> int:
     return 0
 
 
+# What comes of showing an object that is no /admin: members of other names, types or sizes.
+_NO_STATUS: Final = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+)  # fmt: skip
+
+
 async def show_status(
     url: BaseUrl, tls: ssl.SSLContext | None, token: Secret, is_watched: bool, is_json: bool
 ) -> None:
     """Print once, or again and again.  Raises: ConfigRefused."""
     is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # bars where the locale has none
     while True:
         shown = await ask_status(url, tls, token)
         columns = 100
         with contextlib.suppress(OSError):  # into a pipe
             columns = os.get_terminal_size(sys.stdout.fileno()).columns
-        text = json.dumps(shown, indent=2) if is_json else status_text(shown, columns, is_coloured)
+        try:
+            text = status_text(shown, columns, is_coloured)
+            text = json.dumps(shown, indent=2) if is_json else text
+        except _NO_STATUS:
+            raise ConfigRefused([f"{url.authority}: no pooler of this version"]) from None
         say("\x1b[H\x1b[2J" * (is_watched and sys.stdout.isatty()) + text)
         if not is_watched:
             return

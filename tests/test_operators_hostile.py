@@ -6,6 +6,10 @@ Method: the real server in virtual time, with journals that nobody of ours would
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +17,7 @@ import pytest
 from trio.testing import MockClock
 
 import pooler
+from tests.clients.stage import ROOT, clean_env
 from tests.fakes import UNIX_START, World, describe, opened_world, post, request
 from tests.wires import Json
 
@@ -87,3 +92,59 @@ async def test_an_edited_journal_hides_no_page(
         world.server.open_operators()
         world.server.restore()
         await check_all_is_shown(world)
+
+
+################################################################
+# `pooler status`
+################################################################
+
+SHOWN: Final[Json] = json.loads((Path(__file__).parent / "snapshot.json").read_text())
+NO_STATUS: Final[dict[str, Json]] = {
+    "another": {"a": 1},
+    "no time": SHOWN | {"at": "x"},
+    "no rows": SHOWN | {"accounts": None},
+    "no number": SHOWN | {"uptime_seconds": float("nan")},
+    "endless": SHOWN | {"uptime_seconds": float("inf")},
+    "no object": SHOWN | {"pools": [7]},
+    "no window": SHOWN | {"accounts": [SHOWN["accounts"][0] | {"windows": [[]]}]},
+}
+
+
+def status_of(shown: Json, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """The real program, of a server that says `shown`."""
+    body = json.dumps(shown).encode()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+                connection.sendall(body)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        command = [sys.executable, str(ROOT / "pooler.py"), "status", "--url", url, *arguments]
+        environment = clean_env(POOLER_OPERATOR_TOKEN=TOKEN, **env)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=30, check=False
+        )
+        serving.join()
+    return done
+
+
+@pytest.mark.parametrize("case", NO_STATUS)
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_who_is_no_pooler_is_told_in_a_line(case: str, arguments: list[str]) -> None:
+    done = status_of(NO_STATUS[case], *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith(": no pooler of this version\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode_shows_the_state(encoding: str) -> None:
+    done = status_of(SHOWN, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "personal" in done.stdout
