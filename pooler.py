@@ -6992,7 +6992,8 @@ class Server(Shared):
         if self.mcp is None:
             raise PoolerError("mcp_not_installed")
         limits = exchange.limits
-        bounded = dataclasses.replace(limits, body_bytes_max=limits.mcp_body_bytes_max)
+        bytes_max = limits.mcp_body_bytes_max  # of what is decoded, too
+        bounded = dataclasses.replace(limits, body_bytes_max=bytes_max, decoded_bytes_max=bytes_max)
         read = functools.partial(exchange.connection.read_body, head, bounded, self.bodies)
         exchange.body, exchange.encoded = await exchange.bounded(math.inf, read)
         exchange.closes = False

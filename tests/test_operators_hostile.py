@@ -5,6 +5,7 @@ Method: the real server in virtual time, with journals that nobody of ours would
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import subprocess
@@ -92,6 +93,31 @@ async def test_an_edited_journal_hides_no_page(
         world.server.open_operators()
         world.server.restore()
         await check_all_is_shown(world)
+
+
+################################################################
+# MCP
+################################################################
+
+
+@pytest.mark.parametrize(("more", "status"), [(0, 202), (1, 413)])
+async def test_a_compressed_message_has_no_more_bytes_than_a_plain_one(
+    more: int, status: int, autojump_clock: MockClock
+) -> None:
+    async with opened_world(described(limits={"mcp_body_bytes_max": 4096})) as world:
+        asked: list[bytes] = []
+
+        class Companion:
+            async def answer(self, _method: str, _headers: Json, body: bytes, **_: Json) -> Json:
+                asked.append(body)
+                return 202, [], b""
+
+        world.server.mcp = Companion()
+        body = bytes(range(256)) * 16 + b"x" * more
+        packed = gzip.compress(body)
+        headers = [("Content-Encoding", "gzip")]
+        answer = await world.ask(post("/mcp", packed, key=TOKEN, headers=headers))
+        assert (answer.status, asked) == (status, [] if more else [body])
 
 
 ################################################################
