@@ -3997,18 +3997,21 @@ def explain(
     ranked = roster.ranked(call, (), now)
     has_room = [one for one in ranked if roster.health[one.name].in_flight_count < one.concurrent]
     chosen = has_room[0].name if has_room else None
+    places = {account.name: place for place, account in enumerate(ranked, 1)}
+    with_room = {account.name for account in has_room}
+    able = {account.name for account in roster.able(call, now)}
     accounts: list[Json] = []
     for account in pool.accounts:
         health = roster.health.get(account.name, Health())
         status = account_status(account, health, now)
-        place = ranked.index(account) + 1 if account in ranked else 0
-        if place:
-            is_full = account not in has_room
-            reason = f"number {place} in order" + (", and busy: at its cap" if is_full else "")
+        if account.name in places:
+            is_full = account.name not in with_room
+            reason = f"number {places[account.name]} in order"
+            reason += ", and busy: at its cap" if is_full else ""
         elif status != "ready":
             seconds = max(0, round(health.rests_until - now))
             reason = f"resting for {seconds} s more" if status == "resting" else status
-        elif account not in roster.able(call, now):
+        elif account.name not in able:
             reason = "does not offer the model"
         else:
             reason = "limited for this model"

@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
@@ -118,6 +120,48 @@ async def test_a_compressed_message_has_no_more_bytes_than_a_plain_one(
         headers = [("Content-Encoding", "gzip")]
         answer = await world.ask(post("/mcp", packed, key=TOKEN, headers=headers))
         assert (answer.status, asked) == (status, [] if more else [body])
+
+
+################################################################
+# VERY MANY
+################################################################
+
+MANY: Final = 1000
+HELD_SECONDS_MAX: Final = 0.1  # of the event loop, the best of some
+
+
+def many() -> Json:
+    """As many accounts, and keys, and rows of all sums."""
+    whole = described()
+    account = whole["accounts"].pop("a")
+    whole["accounts"] = {f"a{number}": account for number in range(MANY)}
+    keys = {f"k{number}": f"cp-key-of-the-laptop-{number:06}" for number in range(MANY)}
+    whole["pools"]["home"] = {"accounts": list(whole["accounts"]), "keys": keys}
+    return whole
+
+
+def held_seconds(work: Callable[[], object]) -> float:
+    def once() -> float:
+        before = time.process_time()
+        work()
+        return time.process_time() - before
+
+    return min(once() for _ in range(5))
+
+
+@pytest.fixture
+async def crowd(autojump_clock: MockClock) -> AsyncIterator[World]:
+    async with opened_world(many()) as world:
+        for number in range(pooler.TOTALS_MAX):
+            name = f"a{number % MANY}"
+            told = {"account": name, "key": f"k{number % MANY}", "model": f"m{number}"}
+            attempts = [{"account": name, "reason": f"code{number}"}]
+            world.server.ledger.add(GOOD | told | {"attempts": attempts})
+        yield world
+
+
+async def test_a_choice_among_very_many_is_explained_at_once(crowd: World) -> None:
+    assert held_seconds(lambda: crowd.server.explain("home", "m1", "s")) < HELD_SECONDS_MAX
 
 
 ################################################################
