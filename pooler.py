@@ -3841,10 +3841,32 @@ class State:
     unix_now: float
 
 
+def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    found: dict[str, list[T]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return found
+
+
 def snapshot(state: State) -> dict[str, Json]:
     """How the pooler does: metadata of the operator's own names, for those who pick from it."""
     config, ledger = state.config, state.ledger
-    accounts = [_show_account(state, account) for account in config.accounts.values()]
+    pairs = ((one.name, pool.name) for pool in config.pools.values() for one in pool.accounts)
+    pools_of = _grouped(pairs)
+    tries_of = _grouped((row[0], (row[1], sums[0])) for row, sums in ledger.attempts.items())
+    sums_of = _grouped((row[2], sums) for row, sums in ledger.totals.items())
+    accounts = [
+        _show_account(
+            state,
+            account,
+            pools=pools_of.get(name, []),
+            tried=tries_of.get(name, []),
+            sums=sums_of.get(name, []),
+        )
+        for name, account in config.accounts.items()
+    ]
+    status_of = {one["name"]: one["status"] for one in accounts}
+    uses_of = _grouped((row[0], use.in_flight_count) for row, use in state.uses.items())
     served: dict[str, list[str]] = {}
     for pool in config.pools.values():
         for name in state.roster.catalogue_of(pool):
@@ -3858,7 +3880,10 @@ def snapshot(state: State) -> dict[str, Json]:
         "in_flight": state.in_flight_count,
         "connections": state.connection_count,
         "websockets": state.websocket_count,
-        "pools": [_show_pool(state, pool, accounts) for pool in config.pools.values()],
+        "pools": [
+            _show_pool(state, pool, status_of, sum(uses_of.get(pool.name, [])))
+            for pool in config.pools.values()
+        ],
         "accounts": accounts,
         "keys": [_show_key(state, key) for key in config.keys],
         "operators": [
@@ -3891,26 +3916,26 @@ def account_status(account: Account, health: Health, now: float) -> str:
     return "ready" if health.is_ready(now) else health.phase.name.lower()
 
 
-def _show_account(state: State, account: Account) -> dict[str, Json]:
+def _show_account(
+    state: State,
+    account: Account,
+    *,
+    pools: Sequence[str],
+    tried: Sequence[tuple[str, float]],
+    sums: Sequence[Sequence[float]],
+) -> dict[str, Json]:
+    """`tried`: outcome and count; `sums`: its rows of the totals."""
     now, unix_ahead = state.now, state.unix_now - state.now
     health = state.roster.health.get(account.name, Health())
     login = state.logins.get(account.name)
     status = account_status(account, health, now)
-    tried = [
-        (row[1], sums[0]) for row, sums in state.ledger.attempts.items() if row[0] == account.name
-    ]
-    sums = [known for row, known in state.ledger.totals.items() if row[2] == account.name]
     tokens = [sum(column) for column in zip(*sums, strict=True)][-len(Usage._fields) :]
     models = account.models or (sorted(health.catalogue) if health.catalogue else None)
     return {
         "name": account.name,
         "type": "codex" if account.is_codex else "openai",
         "host": account.base_url.host,
-        "pools": [
-            pool.name
-            for pool in state.config.pools.values()
-            if any(one.name == account.name for one in pool.accounts)
-        ],
+        "pools": pools,
         "priority": account.priority,
         "status": status,
         "is_demoted": health.demoted_until > now,
@@ -3939,9 +3964,11 @@ def _show_account(state: State, account: Account) -> dict[str, Json]:
     }
 
 
-def _show_pool(state: State, pool: Pool, accounts: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+def _show_pool(
+    state: State, pool: Pool, status_of: Mapping[str, str], in_flight_count: int
+) -> dict[str, Json]:
     names = [account.name for account in pool.accounts]
-    found = {one["status"] for one in accounts if one["name"] in names}
+    found = {status_of[name] for name in names}
     return {
         "name": pool.name,
         "routing": pool.routing.value,
@@ -3952,9 +3979,7 @@ def _show_pool(state: State, pool: Pool, accounts: Sequence[Mapping[str, Json]])
         "aliases": dict(pool.aliases),
         "key_count": len(pool.keys),
         "queued": state.queued.get(pool.name, 0),
-        "in_flight": sum(
-            state.uses[row].in_flight_count for row in state.uses if row[0] == pool.name
-        ),
+        "in_flight": in_flight_count,
         "status": "ready" if "ready" in found else "limited" if "resting" in found else "down",
     }
 

@@ -164,6 +164,10 @@ async def test_a_choice_among_very_many_is_explained_at_once(crowd: World) -> No
     assert held_seconds(lambda: crowd.server.explain("home", "m1", "s")) < HELD_SECONDS_MAX
 
 
+async def test_very_many_are_seen_at_once(crowd: World) -> None:
+    assert held_seconds(lambda: pooler.snapshot(crowd.server.state())) < HELD_SECONDS_MAX / 2
+
+
 ################################################################
 # `pooler status`
 ################################################################
