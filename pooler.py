@@ -3810,7 +3810,11 @@ def restore_use(use: KeyUse, entry: Mapping[str, Json], now: float, unix_now: fl
     if _text_at(entry, "account") and 0 < at <= unix_now:
         spent = Usage(*(_int_at(tokens, name) for name in Usage._fields))
         guess = estimated(_int_at(entry, "bytes_in"), _int_at(entry, "bytes_out"))
-        use.charge(spent if tokens else guess, at)
+        use.roll_day(unix_now)
+        counted = use.day_tokens
+        use.charge(spent if tokens else guess, unix_now)
+        if at < use.day * 24 * HOUR:  # lines are in no order where the clock was set back
+            use.day_tokens = counted
 
 
 class LoginState(NamedTuple):

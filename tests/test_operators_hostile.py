@@ -97,6 +97,20 @@ async def test_an_edited_journal_hides_no_page(
         await check_all_is_shown(world)
 
 
+async def test_a_clock_that_was_set_back_gives_no_key_its_tokens_again(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal"
+    midnight = UNIX_START // 86400 * 86400
+    times = (midnight + 1, midnight - 1, midnight - 90_000, midnight, UNIX_START + 90_000)
+    path.write_text("".join(json.dumps(GOOD | {"at": at}) + "\n" for at in times))
+    async with opened_world(described(journal=str(path))) as world:
+        world.server.open_operators()
+        world.server.restore()
+        [key] = [one for one in pooler.snapshot(world.server.state())["keys"] if one["requests"]]
+        assert (key["name"], key["requests"], key["tokens_today"]) == ("laptop", 5, 12)
+
+
 ################################################################
 # MCP
 ################################################################
