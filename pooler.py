@@ -7255,6 +7255,7 @@ class Server(Shared):
         self.inspect_logins()
         self.bodies.bytes_max = config.limits.bodies_bytes_max
         self.events.bytes_max = config.limits.events_bytes_max
+        self.ledger.requests = deque(self.ledger.requests, config.limits.records_max)
         names = {(key.pool, key.name) for key in config.keys}
         for name in self.uses.keys() - names:
             del self.uses[name]

@@ -5,6 +5,7 @@ Method: the real server in virtual time, with journals that nobody of ours would
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import socket
@@ -21,7 +22,7 @@ from trio.testing import MockClock
 
 import pooler
 from tests.clients.stage import ROOT, clean_env
-from tests.fakes import UNIX_START, World, describe, opened_world, post, request
+from tests.fakes import UNIX_START, World, describe, make_config, opened_world, post, request
 from tests.wires import Json
 
 TOKEN: Final = "cpo-operator-token-0123456789"
@@ -109,6 +110,18 @@ async def test_a_clock_that_was_set_back_gives_no_key_its_tokens_again(
         world.server.restore()
         [key] = [one for one in pooler.snapshot(world.server.state())["keys"] if one["requests"]]
         assert (key["name"], key["requests"], key["tokens_today"]) == ("laptop", 5, 12)
+
+
+async def test_a_reload_changes_how_many_requests_are_remembered(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened_world(described()) as world:
+        for records_max in (3, 5):
+            config = make_config(described(limits={"records_max": records_max}))
+            await world.server.reload(functools.partial(lambda one: (one, {}), config))
+            for _ in range(7):
+                await world.ask(request("GET", "/v1/models"))
+            assert len(pooler.snapshot(world.server.state())["requests"]) == records_max
 
 
 ################################################################
