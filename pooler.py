@@ -7376,6 +7376,10 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
     if config.token_url.is_tls and any(account.is_codex for account in config.accounts.values()):
         contexts[None] = make_tls_context(None)
     problems = []
+    read = [account.auth_file for account in config.accounts.values() if account.auth_file]
+    real_paths = {os.path.realpath(one) for one in (str(path), *read)}
+    if config.journal and os.path.realpath(config.journal) in real_paths:
+        problems.append("journal: lines would be added to a file that is read; name another one")
     for account in config.accounts.values():
         name = account.ca_file
         if name not in contexts and (account.base_url.is_tls or name):

@@ -124,6 +124,18 @@ async def test_a_reload_changes_how_many_requests_are_remembered(
             assert len(pooler.snapshot(world.server.state())["requests"]) == records_max
 
 
+@pytest.mark.parametrize("name", ["pools.json", "auth.json", "link"])
+def test_no_line_is_added_to_a_file_that_is_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "pools.json"
+    login = {"type": "codex", "auth_file": "auth.json", "base_url": None, "api_key": None}
+    whole = described(journal=name, accounts={"b": login | {"models": None}})
+    path.write_text(json.dumps(whole))
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(pooler.ConfigRefused) as refused:
+        pooler.load(path, {})
+    assert [one.partition(":")[0] for one in refused.value.problems] == ["journal"]
+
+
 ################################################################
 # MCP
 ################################################################
