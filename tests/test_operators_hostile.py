@@ -161,6 +161,16 @@ async def test_a_compressed_message_has_no_more_bytes_than_a_plain_one(
         assert (answer.status, asked) == (status, [] if more else [body])
 
 
+@pytest.mark.parametrize("pool", ["home", "away"])
+async def test_why_nothing_is_explained_is_told(pool: str, autojump_clock: MockClock) -> None:
+    async with opened_world(described(pool={"models": ["m1"]})) as world:
+        world.server.open_operators()
+        answer = await world.ask(tool("explain_routing", pool_selector=pool, model="nothing"))
+        shown = answer.json()["result"]["structuredContent"]
+        assert (shown["chosen"], shown["accounts"]) == (None, [])
+        assert "No such pool or model" in shown["message"]
+
+
 ################################################################
 # VERY MANY
 ################################################################
