@@ -199,6 +199,7 @@ NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
 UNIX_MAX: Final = 10**10  # in the year 2286: a later time in a file is nonsense
 TOTALS_MAX: Final = 1024  # rows of counters; printing them holds the loop about 35 ms
 JOURNAL_BYTES_MAX: Final = 64 * MIB  # read back at the start: about 150,000 requests
+JOURNAL_LINE_BYTES_MAX: Final = 64 * KIB  # ours have some hundred bytes
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 SECRET_CHARS_MIN: Final = 16
 CONFIG_BYTES_MAX: Final = 4 * MIB
@@ -3726,7 +3727,6 @@ def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) ->
 COUNTED: Final = (
     "requests", "seconds", "first_byte_seconds", "bytes_in", "bytes_out", *Usage._fields
 )  # fmt: skip
-_CALL_ROUTES: Final = frozenset(route.value for route in CALLS)
 Row = tuple[str, ...]  # pool, key, account, model, route, code
 
 
@@ -3801,9 +3801,9 @@ def read_entry(line: Mapping[str, Json]) -> dict[str, Json] | None:
 
 
 def restore_use(use: KeyUse, entry: Mapping[str, Json], now: float, unix_now: float) -> None:
-    """Count a request of the journal as its key's."""
+    """Count a call of the journal as its key's; what names no model was never let in as one."""
     at, tokens = entry["at"], entry["tokens"]
-    if entry["route"] not in _CALL_ROUTES or entry["status"] == 101:
+    if entry["model"] is None:
         return
     use.request_count += 1
     if 0 <= unix_now - at < 60:
@@ -5064,6 +5064,7 @@ class Login:
     raw: bytes = b""
     credentials: Credentials | None = None
     problem: str | None = None  # why it cannot serve, or will not for long
+    is_absent: bool = False  # nobody has logged in yet
     spent: bytes = b""  # the digest of a content that cannot be renewed any more
     unsaved: bytes = b""  # renewed, and not on the disk yet
     retry_at: float = -math.inf
@@ -5082,8 +5083,9 @@ class Login:
             raw = read_file(self.path)
             self.credentials = parse_auth_file(raw)
         except (OSError, LoginNeeded) as error:
-            reason = "is not there" if isinstance(error, OSError) else str(error)
-            if isinstance(error, OSError) and error.errno != errno.ENOENT:
+            self.is_absent = isinstance(error, FileNotFoundError)
+            reason = "is not there" if self.is_absent else str(error)
+            if isinstance(error, OSError) and not self.is_absent:
                 reason = f"cannot be read: {error.strerror}"
             self.mark, self.credentials = None, None
             is_denied = isinstance(error, PermissionError)
@@ -5121,9 +5123,7 @@ class Login:
         self.look()
         found = self.credentials
         if found is None:
-            problem = self.problem or ""
-            is_absent = problem.startswith(f"{self.path} is not there")
-            return [(not is_absent or self.path.is_symlink(), problem)]
+            return [(not self.is_absent or self.path.is_symlink(), self.problem or "")]
         told: list[tuple[bool, str]] = []
         if obstacle := obstacle_to_saving(self.path):
             told.append((True, f"{self.path} {obstacle}"))
@@ -6627,7 +6627,10 @@ class Journal:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             self.file = os.open(path, flags, 0o600)
-            size = os.fstat(self.file).st_size
+            found = os.fstat(self.file)
+            if stat.S_ISREG(found.st_mode):
+                os.fchmod(self.file, 0o600)  # somebody else may have made it
+            size = found.st_size
             self.is_torn = size > 0 and os.pread(self.file, 1, size - 1) != b"\n"
             self.note(None)
         except OSError as error:
@@ -6661,14 +6664,15 @@ class Journal:
         if self.file is None or not stat.S_ISREG(os.fstat(self.file).st_mode):
             return
         size = os.fstat(self.file).st_size
-        with open(self.file, "rb", closefd=False) as file:
-            file.seek(max(0, size - JOURNAL_BYTES_MAX))
-            if size > JOURNAL_BYTES_MAX:
-                file.readline()  # the rest of one
-            for line in file:
-                entry = _parsed(line)
-                if entry:
-                    yield entry
+        try:
+            with open(self.file, "rb", closefd=False) as file:
+                file.seek(max(0, size - JOURNAL_BYTES_MAX))
+                # A piece of a longer line is no entry: the first one, or one that is not ours.
+                while line := file.readline(JOURNAL_LINE_BYTES_MAX):
+                    if entry := _parsed(line):
+                        yield entry
+        except OSError as error:
+            self.note(error.strerror)
 
 
 def load_mcp() -> Any:  # noqa: ANN401 (a module)
@@ -6828,7 +6832,7 @@ class Server(Shared):
         shown = record.as_object()
         self.log("info", "request", shown)
         if record.pool is not None:  # who has no key must not push out the others
-            entry = {"at": self.unix_now(), **shown}
+            entry = {"at": self.unix_now() - record.duration_ms / 1000, **shown}
             self.ledger.add(entry)
             self.journal.add(entry)
 
@@ -6887,6 +6891,11 @@ class Server(Shared):
             return
         raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
 
+    def check_expectation(self, head: RequestHead) -> None:
+        """Raises: PoolerError (expectation_failed)."""
+        if (header_of(head.headers, "expect") or "100-continue").lower() != "100-continue":
+            raise PoolerError("expectation_failed")
+
     def check_caller(self, config: Config, head: RequestHead) -> None:
         """A browser page is nobody, and a name that is not ours is rebinding."""
         host = head.host
@@ -6939,9 +6948,7 @@ class Server(Shared):
         content_type = (header_of(head.headers, "content-type") or "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise PoolerError("unsupported_media_type")
-        expectation = header_of(head.headers, "expect")
-        if expectation is not None and expectation.lower() != "100-continue":
-            raise PoolerError("expectation_failed")
+        self.check_expectation(head)
         self.admit(exchange, key)
         limits, connection = exchange.limits, exchange.connection
         read = functools.partial(connection.read_body, head, limits, self.bodies)
@@ -7022,6 +7029,7 @@ class Server(Shared):
         """One JSON-RPC message to the companion module.  Raises: PoolerError, ClientGone."""
         if self.mcp is None:
             raise PoolerError("mcp_not_installed")
+        self.check_expectation(head)
         limits = exchange.limits
         bytes_max = limits.mcp_body_bytes_max  # of what is decoded, too
         bounded = dataclasses.replace(limits, body_bytes_max=bytes_max, decoded_bytes_max=bytes_max)
@@ -7674,7 +7682,7 @@ async def show_status(
         say("\x1b[H\x1b[2J" * (is_watched and sys.stdout.isatty()) + text)
         if not is_watched:
             return
-        await trio.sleep(STATUS_SECONDS)
+        await trio.sleep(STATUS_SECONDS)  # a person watches: nothing else could wake it
 
 
 def new_secret(prefix: str) -> str:
