@@ -244,8 +244,8 @@ def explain_routing(asked: Asked, wanted: Any) -> Shape:
         route = asked.explain(wanted.pool_selector, wanted.model, wanted.session or None)
     except LookupError:
         nobody = {"model": wanted.model, "chosen": None, "accounts": []}
-        return see(Route, nobody, pool=wanted.pool_selector, message="No pool has this name.")
-    accounts, chosen = [see(Candidate, it) for it in route["accounts"]], route["chosen"]
+        return see(Route, nobody, pool=wanted.pool_selector, message="No such pool or model in it.")
+    accounts, chosen = [see(Candidate, it) for it in route["accounts"][:ROWS_MAX]], route["chosen"]
     told = f"It would go to {chosen}." if chosen else "No account would serve it now."
     return see(Route, route, accounts=accounts, message=told)
 

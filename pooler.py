@@ -44,6 +44,7 @@ import hmac
 import html
 import http
 import importlib
+import io
 import ipaddress
 import json
 import math
@@ -198,6 +199,7 @@ NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
 UNIX_MAX: Final = 10**10  # in the year 2286: a later time in a file is nonsense
 TOTALS_MAX: Final = 1024  # rows of counters; printing them holds the loop about 35 ms
 JOURNAL_BYTES_MAX: Final = 64 * MIB  # read back at the start: about 150,000 requests
+JOURNAL_LINE_BYTES_MAX: Final = 64 * KIB  # ours have some hundred bytes
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 SECRET_CHARS_MIN: Final = 16
 CONFIG_BYTES_MAX: Final = 4 * MIB
@@ -3725,7 +3727,6 @@ def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) ->
 COUNTED: Final = (
     "requests", "seconds", "first_byte_seconds", "bytes_in", "bytes_out", *Usage._fields
 )  # fmt: skip
-_CALL_ROUTES: Final = frozenset(route.value for route in CALLS)
 Row = tuple[str, ...]  # pool, key, account, model, route, code
 
 
@@ -3765,6 +3766,9 @@ def _count(sums: dict[Row, list[float]], row: Row, amounts: Sequence[float]) -> 
     known[:] = [old + new for old, new in zip(known, amounts, strict=True)]
 
 
+TRANSPORTS: Final = frozenset({"http", "sse", "websocket"})
+
+
 def read_entry(line: Mapping[str, Json]) -> dict[str, Json] | None:
     """A line of the journal as the record that it was; None where it cannot have been one.
 
@@ -3781,6 +3785,8 @@ def read_entry(line: Mapping[str, Json]) -> dict[str, Json] | None:
         {name: text for name in ("account", "reason") if (text := _text_at(attempt, name))}
         for attempt in _objects(line.get("attempts"))
     ]
+    if texts["transport"] not in TRANSPORTS:
+        texts["transport"] = "http"
     return {
         "at": at,
         **texts,
@@ -3795,16 +3801,19 @@ def read_entry(line: Mapping[str, Json]) -> dict[str, Json] | None:
 
 
 def restore_use(use: KeyUse, entry: Mapping[str, Json], now: float, unix_now: float) -> None:
-    """Count a request of the journal as its key's."""
+    """Count a call of the journal as its key's; what names no model was never let in as one."""
     at, tokens = entry["at"], entry["tokens"]
-    if entry["route"] not in _CALL_ROUTES or entry["status"] == 101:
+    if entry["model"] is None:
         return
     use.request_count += 1
     if 0 <= unix_now - at < 60:
         use.minute.append(now - (unix_now - at))
     if entry["account"] and at <= unix_now:
         guess = estimated(entry["bytes_in"], entry["bytes_out"])
-        use.charge(Usage(**tokens) if tokens else guess, at)
+        spent = Usage(**tokens) if tokens else guess
+        use.charge(spent, unix_now)
+        if at < use.day * 24 * HOUR:  # lines are in no order where the clock was set back
+            use.day_tokens -= spent.input_tokens + spent.output_tokens
 
 
 class LoginState(NamedTuple):
@@ -3835,10 +3844,32 @@ class State:
     unix_now: float
 
 
+def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    found: dict[str, list[T]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return found
+
+
 def snapshot(state: State) -> dict[str, Json]:
     """How the pooler does: metadata of the operator's own names, for those who pick from it."""
     config, ledger = state.config, state.ledger
-    accounts = [_show_account(state, account) for account in config.accounts.values()]
+    pairs = ((one.name, pool.name) for pool in config.pools.values() for one in pool.accounts)
+    pools_of = _grouped(pairs)
+    tries_of = _grouped((row[0], (row[1], sums[0])) for row, sums in ledger.attempts.items())
+    sums_of = _grouped((row[2], sums) for row, sums in ledger.totals.items())
+    accounts = [
+        _show_account(
+            state,
+            account,
+            pools=pools_of.get(name, []),
+            tried=tries_of.get(name, []),
+            sums=sums_of.get(name, []),
+        )
+        for name, account in config.accounts.items()
+    ]
+    status_of = {one["name"]: one["status"] for one in accounts}
+    uses_of = _grouped((row[0], use.in_flight_count) for row, use in state.uses.items())
     served: dict[str, list[str]] = {}
     for pool in config.pools.values():
         for name in state.roster.catalogue_of(pool):
@@ -3852,7 +3883,10 @@ def snapshot(state: State) -> dict[str, Json]:
         "in_flight": state.in_flight_count,
         "connections": state.connection_count,
         "websockets": state.websocket_count,
-        "pools": [_show_pool(state, pool, accounts) for pool in config.pools.values()],
+        "pools": [
+            _show_pool(state, pool, status_of, sum(uses_of.get(pool.name, [])))
+            for pool in config.pools.values()
+        ],
         "accounts": accounts,
         "keys": [_show_key(state, key) for key in config.keys],
         "operators": [
@@ -3885,26 +3919,26 @@ def account_status(account: Account, health: Health, now: float) -> str:
     return "ready" if health.is_ready(now) else health.phase.name.lower()
 
 
-def _show_account(state: State, account: Account) -> dict[str, Json]:
+def _show_account(
+    state: State,
+    account: Account,
+    *,
+    pools: Sequence[str],
+    tried: Sequence[tuple[str, float]],
+    sums: Sequence[Sequence[float]],
+) -> dict[str, Json]:
+    """`tried`: outcome and count; `sums`: its rows of the totals."""
     now, unix_ahead = state.now, state.unix_now - state.now
     health = state.roster.health.get(account.name, Health())
     login = state.logins.get(account.name)
     status = account_status(account, health, now)
-    tried = [
-        (row[1], sums[0]) for row, sums in state.ledger.attempts.items() if row[0] == account.name
-    ]
-    sums = [known for row, known in state.ledger.totals.items() if row[2] == account.name]
     tokens = [sum(column) for column in zip(*sums, strict=True)][-len(Usage._fields) :]
     models = account.models or (sorted(health.catalogue) if health.catalogue else None)
     return {
         "name": account.name,
         "type": "codex" if account.is_codex else "openai",
         "host": account.base_url.host,
-        "pools": [
-            pool.name
-            for pool in state.config.pools.values()
-            if any(one.name == account.name for one in pool.accounts)
-        ],
+        "pools": pools,
         "priority": account.priority,
         "status": status,
         "is_demoted": health.demoted_until > now,
@@ -3933,9 +3967,11 @@ def _show_account(state: State, account: Account) -> dict[str, Json]:
     }
 
 
-def _show_pool(state: State, pool: Pool, accounts: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+def _show_pool(
+    state: State, pool: Pool, status_of: Mapping[str, str], in_flight_count: int
+) -> dict[str, Json]:
     names = [account.name for account in pool.accounts]
-    found = {one["status"] for one in accounts if one["name"] in names}
+    found = {status_of[name] for name in names}
     return {
         "name": pool.name,
         "routing": pool.routing.value,
@@ -3946,9 +3982,7 @@ def _show_pool(state: State, pool: Pool, accounts: Sequence[Mapping[str, Json]])
         "aliases": dict(pool.aliases),
         "key_count": len(pool.keys),
         "queued": state.queued.get(pool.name, 0),
-        "in_flight": sum(
-            state.uses[row].in_flight_count for row in state.uses if row[0] == pool.name
-        ),
+        "in_flight": in_flight_count,
         "status": "ready" if "ready" in found else "limited" if "resting" in found else "down",
     }
 
@@ -3991,18 +4025,21 @@ def explain(
     ranked = roster.ranked(call, (), now)
     has_room = [one for one in ranked if roster.health[one.name].in_flight_count < one.concurrent]
     chosen = has_room[0].name if has_room else None
+    places = {account.name: place for place, account in enumerate(ranked, 1)}
+    with_room = {account.name for account in has_room}
+    able = {account.name for account in roster.able(call, now)}
     accounts: list[Json] = []
     for account in pool.accounts:
         health = roster.health.get(account.name, Health())
         status = account_status(account, health, now)
-        place = ranked.index(account) + 1 if account in ranked else 0
-        if place:
-            is_full = account not in has_room
-            reason = f"number {place} in order" + (", and busy: at its cap" if is_full else "")
+        if account.name in places:
+            is_full = account.name not in with_room
+            reason = f"number {places[account.name]} in order"
+            reason += ", and busy: at its cap" if is_full else ""
         elif status != "ready":
             seconds = max(0, round(health.rests_until - now))
             reason = f"resting for {seconds} s more" if status == "resting" else status
-        elif account not in roster.able(call, now):
+        elif account.name not in able:
             reason = "does not offer the model"
         else:
             reason = "limited for this model"
@@ -5027,6 +5064,7 @@ class Login:
     raw: bytes = b""
     credentials: Credentials | None = None
     problem: str | None = None  # why it cannot serve, or will not for long
+    is_absent: bool = False  # nobody has logged in yet
     spent: bytes = b""  # the digest of a content that cannot be renewed any more
     unsaved: bytes = b""  # renewed, and not on the disk yet
     retry_at: float = -math.inf
@@ -5045,8 +5083,9 @@ class Login:
             raw = read_file(self.path)
             self.credentials = parse_auth_file(raw)
         except (OSError, LoginNeeded) as error:
-            reason = "is not there" if isinstance(error, OSError) else str(error)
-            if isinstance(error, OSError) and error.errno != errno.ENOENT:
+            self.is_absent = isinstance(error, FileNotFoundError)
+            reason = "is not there" if self.is_absent else str(error)
+            if isinstance(error, OSError) and not self.is_absent:
                 reason = f"cannot be read: {error.strerror}"
             self.mark, self.credentials = None, None
             is_denied = isinstance(error, PermissionError)
@@ -5084,9 +5123,7 @@ class Login:
         self.look()
         found = self.credentials
         if found is None:
-            problem = self.problem or ""
-            is_absent = problem.startswith(f"{self.path} is not there")
-            return [(not is_absent or self.path.is_symlink(), problem)]
+            return [(not self.is_absent or self.path.is_symlink(), self.problem or "")]
         told: list[tuple[bool, str]] = []
         if obstacle := obstacle_to_saving(self.path):
             told.append((True, f"{self.path} {obstacle}"))
@@ -6590,7 +6627,10 @@ class Journal:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             self.file = os.open(path, flags, 0o600)
-            size = os.fstat(self.file).st_size
+            found = os.fstat(self.file)
+            if stat.S_ISREG(found.st_mode):
+                os.fchmod(self.file, 0o600)  # somebody else may have made it
+            size = found.st_size
             self.is_torn = size > 0 and os.pread(self.file, 1, size - 1) != b"\n"
             self.note(None)
         except OSError as error:
@@ -6624,14 +6664,15 @@ class Journal:
         if self.file is None or not stat.S_ISREG(os.fstat(self.file).st_mode):
             return
         size = os.fstat(self.file).st_size
-        with open(self.file, "rb", closefd=False) as file:
-            file.seek(max(0, size - JOURNAL_BYTES_MAX))
-            if size > JOURNAL_BYTES_MAX:
-                file.readline()  # the rest of one
-            for line in file:
-                entry = _parsed(line)
-                if entry:
-                    yield entry
+        try:
+            with open(self.file, "rb", closefd=False) as file:
+                file.seek(max(0, size - JOURNAL_BYTES_MAX))
+                # A piece of a longer line is no entry: the first one, or one that is not ours.
+                while line := file.readline(JOURNAL_LINE_BYTES_MAX):
+                    if entry := _parsed(line):
+                        yield entry
+        except OSError as error:
+            self.note(error.strerror)
 
 
 def load_mcp() -> Any:  # noqa: ANN401 (a module)
@@ -6791,7 +6832,7 @@ class Server(Shared):
         shown = record.as_object()
         self.log("info", "request", shown)
         if record.pool is not None:  # who has no key must not push out the others
-            entry = {"at": self.unix_now(), **shown}
+            entry = {"at": self.unix_now() - record.duration_ms / 1000, **shown}
             self.ledger.add(entry)
             self.journal.add(entry)
 
@@ -6850,6 +6891,11 @@ class Server(Shared):
             return
         raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
 
+    def check_expectation(self, head: RequestHead) -> None:
+        """Raises: PoolerError (expectation_failed)."""
+        if (header_of(head.headers, "expect") or "100-continue").lower() != "100-continue":
+            raise PoolerError("expectation_failed")
+
     def check_caller(self, config: Config, head: RequestHead) -> None:
         """A browser page is nobody, and a name that is not ours is rebinding."""
         host = head.host
@@ -6902,9 +6948,7 @@ class Server(Shared):
         content_type = (header_of(head.headers, "content-type") or "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise PoolerError("unsupported_media_type")
-        expectation = header_of(head.headers, "expect")
-        if expectation is not None and expectation.lower() != "100-continue":
-            raise PoolerError("expectation_failed")
+        self.check_expectation(head)
         self.admit(exchange, key)
         limits, connection = exchange.limits, exchange.connection
         read = functools.partial(connection.read_body, head, limits, self.bodies)
@@ -6985,8 +7029,10 @@ class Server(Shared):
         """One JSON-RPC message to the companion module.  Raises: PoolerError, ClientGone."""
         if self.mcp is None:
             raise PoolerError("mcp_not_installed")
+        self.check_expectation(head)
         limits = exchange.limits
-        bounded = dataclasses.replace(limits, body_bytes_max=limits.mcp_body_bytes_max)
+        bytes_max = limits.mcp_body_bytes_max  # of what is decoded, too
+        bounded = dataclasses.replace(limits, body_bytes_max=bytes_max, decoded_bytes_max=bytes_max)
         read = functools.partial(exchange.connection.read_body, head, bounded, self.bodies)
         exchange.body, exchange.encoded = await exchange.bounded(math.inf, read)
         exchange.closes = False
@@ -7338,6 +7384,10 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
     if config.token_url.is_tls and any(account.is_codex for account in config.accounts.values()):
         contexts[None] = make_tls_context(None)
     problems = []
+    read = [account.auth_file for account in config.accounts.values() if account.auth_file]
+    real_paths = {os.path.realpath(one) for one in (str(path), *read)}
+    if config.journal and os.path.realpath(config.journal) in real_paths:
+        problems.append("journal: lines would be added to a file that is read; name another one")
     for account in config.accounts.values():
         name = account.ca_file
         if name not in contexts and (account.base_url.is_tls or name):
@@ -7567,6 +7617,13 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     return 0 if is_well else 1
 
 
+NO_POOLER: Final = f"it is not codex-pooler {VERSION}, as this is"
+# What comes of showing its answer: members of other names, types or sizes.
+_NO_STATUS: Final = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+)  # fmt: skip
+
+
 async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) -> dict[str, Json]:
     """What a running server tells an operator.  Raises: ConfigRefused."""
     head = request_head(url, "/admin", token, [("accept", "application/json")], b"")
@@ -7578,7 +7635,7 @@ async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) ->
         return shown
     told = "no pooler answers there"
     if shown:
-        told = f"it is not codex-pooler {VERSION}, as this is"
+        told = NO_POOLER
     elif status:
         told = "it does not take this token" if status == 401 else f"it answers {status}"
     raise ConfigRefused([f"{url.authority}: {told}"])
@@ -7596,8 +7653,12 @@ def run_status(address: str, is_watched: bool, is_json: bool) -> int:
     if not (url.is_tls or _is_loopback(url.host)):
         raise ConfigRefused(["--url: http:// would send the token in the clear; use https://"])
     tls = make_tls_context(None) if url.is_tls else None
-    with contextlib.suppress(KeyboardInterrupt):  # how watching is ended
+    try:
         trio.run(show_status, url, tls, Secret(token), is_watched, is_json)
+    except KeyboardInterrupt:  # how watching is ended
+        pass
+    except BrokenPipeError:  # `| head`; Python would complain of what it cannot flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -7606,16 +7667,22 @@ async def show_status(
 ) -> None:
     """Print once, or again and again.  Raises: ConfigRefused."""
     is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # bars where the locale has none
     while True:
         shown = await ask_status(url, tls, token)
         columns = 100
         with contextlib.suppress(OSError):  # into a pipe
             columns = os.get_terminal_size(sys.stdout.fileno()).columns
-        text = json.dumps(shown, indent=2) if is_json else status_text(shown, columns, is_coloured)
+        try:
+            text = status_text(shown, columns, is_coloured)
+        except _NO_STATUS:
+            raise ConfigRefused([f"{url.authority}: {NO_POOLER}"]) from None
+        text = json.dumps(shown, indent=2) if is_json else text
         say("\x1b[H\x1b[2J" * (is_watched and sys.stdout.isatty()) + text)
         if not is_watched:
             return
-        await trio.sleep(STATUS_SECONDS)
+        await trio.sleep(STATUS_SECONDS)  # a person watches: nothing else could wake it
 
 
 def new_secret(prefix: str) -> str:

@@ -534,7 +534,7 @@ class World:
         self.complaints: list[str] = []  # what the upstreams hold against the pooler
         self.upstreams = {name: self.upstream_type(name, self) for name in config.accounts}
         self.clients: list[Client] = []
-        self.unix_offset = UNIX_START  # move it to move the wall clock alone
+        self.unix_offset: float = UNIX_START  # move it to move the wall clock alone
         self.server = Server(config, {}, dial=self.dial, unix_now=self.unix_now, log=self.note_log)
 
     def start(self) -> None:

@@ -20,7 +20,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import RENEWAL_URL_VARIABLE, Config, parse_config
+from pooler import RENEWAL_URL_VARIABLE, BaseUrl, Config, parse_config
 from tests import codex_backend
 from tests.codex_backend import CodexBackend, Play, Seen, make_auth_file
 from tests.codex_turns import ANSWER, TURN_STATE
@@ -51,9 +51,9 @@ class CodexWorld(World):
 
     backend: CodexBackend
 
-    async def dial(self, url: object, tls: object) -> MemorySocket:
-        if getattr(url, "path", "") not in {PREFIX, "/oauth/token"}:
-            return await super().dial(url, tls)  # type: ignore[arg-type]
+    async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
+        if url.path not in {PREFIX, "/oauth/token"}:
+            return await super().dial(url, tls)
         await trio.lowlevel.checkpoint()
         ours, theirs = socket_pair()
         self.nursery.start_soon(self.backend.serve, theirs)

@@ -651,7 +651,7 @@ def windows(secret: str) -> set[str]:
 def places(value: Json, way: tuple[Json, ...] = ()) -> list[tuple[Json, ...]]:
     inner = value.items() if isinstance(value, Mapping) else ()
     if isinstance(value, list):
-        inner = list(enumerate(value))  # type: ignore[assignment]
+        inner = list(enumerate(value))  # type: ignore[assignment] # pairs too
     return [way, *(found for name, one in inner for found in places(one, (*way, name)))]
 
 

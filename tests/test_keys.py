@@ -281,7 +281,7 @@ async def test_a_key_expires_at_its_second(autojump_clock: MockClock) -> None:
             (MIDNIGHT_SECONDS - 0.5, DAY_KEY, 200),
             (MIDNIGHT_SECONDS, DAY_KEY, 401),
         ):
-            world.unix_offset = UNIX_START + offset  # type: ignore[assignment]
+            world.unix_offset = UNIX_START + offset
             assert (await world.ask(asks[key])).status == status, offset
 
 

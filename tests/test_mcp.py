@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema  # type: ignore[import-untyped] # it has no types
 import pytest
 
 import mcp_server
@@ -291,7 +291,7 @@ async def test_routing_is_explained(desk: Desk) -> None:
 async def test_routing_to_nobody_and_in_no_pool_is_explained(desk: Desk) -> None:
     unknown = (await desk.call("explain_routing", pool_selector="spare", model="m")).output
     assert (unknown["chosen"], unknown["accounts"]) == (None, [])
-    assert unknown["message"] == "No pool has this name."
+    assert unknown["message"] == "No such pool or model in it."
     desk.explain = lambda pool, model, _: {
         "pool": pool,
         "model": model,

@@ -22,6 +22,7 @@ import pooler
 from pooler import JOURNAL_BYTES_MAX, Journal, Ledger
 from tests.fakes import (
     UNIX_START,
+    Pause,
     Wait,
     World,
     describe,
@@ -163,6 +164,12 @@ async def test_mcp_that_is_not_installed_says_what_to_install(
     response = await world.ask(post("/mcp", {}, key=TOKEN))
     assert (response.status, response.error["code"]) == (501, "mcp_not_installed")
     assert (await world.ask(admin())).status == 200
+
+
+async def test_mcp_expects_no_more_than_the_other_routes(world: World) -> None:
+    world.server.open_operators()
+    response = await world.ask(post("/mcp", {}, key=TOKEN, headers=[("Expect", "tea")]))
+    assert (response.status, response.error["code"]) == (417, "expectation_failed")
 
 
 async def test_a_message_to_mcp_has_so_many_bytes_and_no_more(autojump_clock: MockClock) -> None:
@@ -418,6 +425,41 @@ async def test_counts_and_key_limits_survive_a_restart(
     assert [line for line in path.read_text().splitlines() if line.endswith("torn")]
 
 
+async def test_what_a_limit_refused_is_not_counted_after_a_restart(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "requests.journal"
+    whole = described(journal=str(path), pool={"keys": {"laptop": {"key": KEY, "concurrent": 1}}})
+    async with opened_world(whole) as world:
+        world.server.open_operators()
+        world.server.uses["home", "laptop"] = use = pooler.KeyUse(in_flight_count=1)
+        assert (await world.ask(ASK)).error["code"] == "key_limit_reached"
+        assert (await world.ask(request("GET", "/v1/responses"))).status == 426
+        use.in_flight_count = 0
+    async with opened_world(whole) as world:
+        world.server.open_operators()
+        world.server.restore()
+        [key] = pooler.snapshot(world.server.state())["keys"]
+        assert (key["requests"], len(entries(path))) == (0, 2)
+
+
+async def test_an_entry_says_when_its_request_came(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "requests.journal"
+    path.write_text("")
+    path.chmod(0o644)
+    async with opened_world(described(journal=str(path))) as world:
+        world.server.open_operators()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        for name in "ab":
+            world.upstreams[name].plays([Pause(20), *json_answer(ANSWER)])
+        came_at = world.unix_now()
+        await world.ask(ASK)
+        assert world.unix_now() >= came_at + 20
+        assert entries(path)[0]["at"] == pytest.approx(came_at, abs=0.01)
+
+
 async def test_a_reload_opens_the_file_anew(autojump_clock: MockClock, tmp_path: Path) -> None:
     path = tmp_path / "requests.journal"
     whole = described(journal=str(path))
@@ -461,6 +503,15 @@ def test_a_line_that_was_cut_is_not_glued_to_the_next(tmp_path: Path) -> None:
     journal.add({"c": 3})
     assert path.read_bytes() == b'{"a": 1}\n{"b": \n{"c": 3}\n'
     assert list(journal.read_back()) == [{"a": 1}, {"c": 3}]
+    journal.close()
+
+
+def test_a_line_that_is_too_long_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(b"[" * 10**6 + b'\n{"a": 1}\n')
+    journal = Journal(lambda *_: None)
+    journal.open(str(path))
+    assert list(journal.read_back()) == [{"a": 1}]
     journal.close()
 
 

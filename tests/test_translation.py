@@ -331,9 +331,10 @@ def test_other_lines_of_a_rewritten_event_stay() -> None:
 
 @pytest.mark.parametrize("answer", [ResponsesAnswer(ANSWER_BYTES_MAX), chat_answer()], ids=str)
 def test_the_items_that_are_kept_have_a_bound(answer: ResponsesAnswer) -> None:
-    item = {"type": "message", "content": [{"type": "output_text", "text": ""}]}
+    part = {"type": "output_text", "text": ""}
+    item = {"type": "message", "content": [part]}
     event = {"type": "response.output_item.done", "output_index": 0, "item": item}
-    item["content"][0]["text"] = "x" * (ANSWER_BYTES_MAX - len(framed(event)))  # type: ignore[index]
+    part["text"] = "x" * (ANSWER_BYTES_MAX - len(framed(event)))
     assert len(framed(event)) == ANSWER_BYTES_MAX
     answer.feed(EventKind.CONTENT, framed(event))
     with pytest.raises(BadSyntax):

@@ -107,7 +107,7 @@ def wait_accepting(process: subprocess.Popen[bytes], port: int) -> None:
         with contextlib.suppress(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port)).close()
             return
-        time.sleep(0.001)
+        time.sleep(0.001)  # a port cannot be waited for
     raise RuntimeError(f"{process.args!r} does not accept connections")
 
 
