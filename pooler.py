@@ -2111,6 +2111,18 @@ class EventScanner:
         return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
 
 
+def end_once(
+    events: Iterable[tuple[EventKind, bytes]], is_over: bool
+) -> list[tuple[EventKind, bytes]]:
+    """`events` without what comes after a terminal one, but for `[DONE]`; `is_over`: it came."""
+    kept = []
+    for kind, event in events:
+        if not is_over or kind in {EventKind.IDLE, EventKind.HANDSHAKE, EventKind.DONE}:
+            kept.append((kind, event))
+        is_over |= kind in TERMINAL_KINDS
+    return kept
+
+
 def event_of(message: str) -> bytes:
     """A WebSocket's message as an event; a line end in JSON is but a blank."""
     return b"data: " + message.replace("\r", "").replace("\n", "\ndata: ").encode() + b"\n\n"
@@ -4925,9 +4937,8 @@ class IdleConnections:
                 self.changed = trio.Event()
                 await self.changed.wait()
                 continue
-            age_max = limits().idle_connection_seconds_max
-            await trio.sleep_until(min(oldest) + age_max)
-            await self.close_older_than(trio.current_time() - age_max)
+            await trio.sleep_until(min(oldest) + limits().idle_connection_seconds_max)
+            await self.close_older_than(min(oldest))
 
     async def close_older_than(self, moment: float) -> None:
         for idle in list(self.by_account.values()):
@@ -5093,7 +5104,7 @@ class Login:
             self.problem = f"{self.path} {reason}; {advice}"
             return
         if raw != self.raw:  # touched is not changed: what is unsaved may be the only good one
-            self.raw, self.unsaved = raw, b""
+            self.raw, self.unsaved = raw, raw if raw == self.unsaved else b""
         self.mark = mark
         self.problem = None if self.credentials.digest != self.spent else self.problem
 
@@ -5169,10 +5180,12 @@ class Tokens:
         if not login.is_usable(self.unix_now()) or login.credentials is None:
             raise LoginNeeded(login.problem)
         is_rejected = rejected is not None and rejected.digest == login.credentials.digest
-        if is_rejected or self.is_due(login.credentials):
+        if is_rejected or login.unsaved or self.is_due(login.credentials):
             await self.renew(login, login.credentials)
         found = login.credentials
         if found is None or found.digest in {login.spent, rejected and rejected.digest}:
+            raise LoginNeeded(login.problem)
+        if login.raw == login.unsaved:  # in its place, but a power cut could take it away again
             raise LoginNeeded(login.problem)
         if found.expires_at is not None and found.expires_at <= self.unix_now():
             raise LoginNeeded(login.problem)
@@ -5258,6 +5271,7 @@ class Tokens:
             await trio.to_thread.run_sync(save_file, login.path, login.unsaved)
         except OSError as error:
             return f"{login.path} cannot be saved: {error.strerror}; it is tried again"
+        login.unsaved = b""
         login.look()
         self.log("info", "login", {"account": login.name, "problem": None})
         return None
@@ -5660,7 +5674,10 @@ class Answer:
         scanner, upstream = self.scanner, exchange.upstream
         assert scanner is not None
         assert upstream is not None
+        is_over = scanner.terminal is not None
         events = scanner.feed(received, is_end=not received)
+        if scanner.terminal is not None:
+            events = end_once(events, is_over)
         self.is_at_end = not received or upstream.is_over(scanner)
         exchange.hold_events(scanner.bytes_pending)
         if any(kind is not EventKind.IDLE for kind, _ in events):
