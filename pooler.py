@@ -1864,6 +1864,7 @@ class EventKind(enum.Enum):
 
 
 TERMINAL_KINDS: Final = frozenset({EventKind.SUCCESS, EventKind.FAILURE, EventKind.DONE})
+AFTER_TERMINAL_KINDS: Final = frozenset({EventKind.IDLE, EventKind.HANDSHAKE, EventKind.DONE})
 _KIND_OF_TYPE: Final[Mapping[bytes, EventKind]] = {
     b"keepalive": EventKind.IDLE,
     b"response.created": EventKind.HANDSHAKE,
@@ -2112,14 +2113,16 @@ class EventScanner:
 
 
 def end_once(
-    events: Iterable[tuple[EventKind, bytes]], is_over: bool
+    events: Iterable[tuple[EventKind, bytes]], terminal: EventKind | None
 ) -> list[tuple[EventKind, bytes]]:
-    """`events` without what comes after a terminal one, but for `[DONE]`; `is_over`: it came."""
+    """`events` without what a terminal one rules out; `terminal`: the one that came before."""
     kept = []
     for kind, event in events:
-        if not is_over or kind in {EventKind.IDLE, EventKind.HANDSHAKE, EventKind.DONE}:
+        is_done_twice = kind is terminal is EventKind.DONE
+        if terminal is None or kind in AFTER_TERMINAL_KINDS and not is_done_twice:
             kept.append((kind, event))
-        is_over |= kind in TERMINAL_KINDS
+        if kind in TERMINAL_KINDS:
+            terminal = kind
     return kept
 
 
@@ -5674,10 +5677,10 @@ class Answer:
         scanner, upstream = self.scanner, exchange.upstream
         assert scanner is not None
         assert upstream is not None
-        is_over = scanner.terminal is not None
+        terminal = scanner.terminal
         events = scanner.feed(received, is_end=not received)
         if scanner.terminal is not None:
-            events = end_once(events, is_over)
+            events = end_once(events, terminal)
         self.is_at_end = not received or upstream.is_over(scanner)
         exchange.hold_events(scanner.bytes_pending)
         if any(kind is not EventKind.IDLE for kind, _ in events):

@@ -31,7 +31,7 @@ import trio
 import trio._core._run as trio_run
 from trio.testing import MockClock
 
-from pooler import RENEWAL_URL_VARIABLE, Config, LoginNeeded, parse_config
+from pooler import RENEWAL_URL_VARIABLE, Config, LoginNeeded, UpstreamConnection, parse_config
 from tests.fakes import describe
 from tests.sim_world import (
     CALM,
@@ -41,6 +41,7 @@ from tests.sim_world import (
     TOKEN_PATH,
     Crash,
     Sim,
+    is_stale,
     SimWorld,
     Task,
     run_inline,
@@ -591,10 +592,15 @@ async def run_life(seed: int, folder: Path, counts: Counter[str]) -> list[tuple[
 
 def run_seed(seed: int, folder: Path, counts: Counter[str]) -> list[tuple[float, str]]:
     """One run, drawn from `seed` alone."""
-    kept = (trio_run._r, trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio.to_thread.run_sync)
-    trio_run._r = random.Random(seed)
-    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc] # no other way in
-    trio.to_thread.run_sync = run_inline  # type: ignore[assignment] # threads draw nothing
+    places: Sequence[tuple[Any, str, object]] = (
+        (trio_run, "_r", random.Random(seed)),
+        (trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
+        (trio.to_thread, "run_sync", run_inline),
+        (UpstreamConnection, "is_stale", is_stale),
+    )
+    kept = [getattr(place, name) for place, name, _ in places]
+    for place, name, value in places:
+        setattr(place, name, value)
     for name in CODEX:
         for left in folder.glob(f"{name}/*"):
             left.unlink()
@@ -605,8 +611,8 @@ def run_seed(seed: int, folder: Path, counts: Counter[str]) -> list[tuple[float,
             run_life, seed, folder, counts, clock=MockClock(autojump_threshold=0)
         )  # fmt: skip
     finally:
-        trio_run._r, trio_run._ALLOW_DETERMINISTIC_SCHEDULING = kept[:2]  # type: ignore[misc] # as above
-        trio.to_thread.run_sync = kept[2]
+        for (place, name, _), value in zip(places, kept, strict=True):
+            setattr(place, name, value)
 
 
 ################################################################
