@@ -89,6 +89,7 @@ class Disk:
         self.rng = rng
         self.unsynced: set[str] = set()
         self.renamed: dict[str, tuple[bytes, bytes, str]] = {}  # by name: before, after, from
+        self.whole: dict[str, bytes] = {}  # what each name holds, unless it is written in place
         self.fault_rate = 0.0
         self.crash_rate = 0.0
         self.has_crashed = False
@@ -133,20 +134,23 @@ class Disk:
             self.unsynced.add(str(target))
         os.replace(source, target)
         self.renamed[str(target)] = (before, after, str(source))
+        self.whole[str(target)] = after
         self.draw()
 
     def write(self, path: Path, raw: bytes) -> None:
         """As another program does it, which is not cut off."""
         path.write_bytes(raw)
+        self.whole[str(path)] = raw
         self.unsynced.discard(str(path))
         self.renamed.pop(str(path), None)
 
     def durable(self, path: Path) -> bytes:
         """The file's bytes, as far as no power cut can take them."""
-        if str(path) in self.unsynced or not path.exists():
+        held = path.read_bytes() if path.exists() else b""
+        is_whole = self.whole.get(str(path), held) == held
+        if str(path) in self.unsynced or not is_whole:
             return b""
-        before, _, _ = self.renamed.get(str(path), (path.read_bytes(), b"", ""))
-        return before
+        return self.renamed.get(str(path), (held, b"", ""))[0]
 
     def crash(self) -> None:
         """Only what is durable is sure to be left."""
@@ -267,9 +271,12 @@ class Attempt:
     outcome: str
     said: str = ""  # the text, or the tool's arguments, that a whole answer has
     is_repeatable: bool = False  # it was proof that nothing was done
-    is_told: bool = False  # the end of the answer has been sent
+    end_at: int = 0  # so many bytes of the answer say how it ended; 0: none do
+    is_told: bool = False  # they have been sent
+    gauge: Gauge | None = None
 
     def set(self) -> None:
+        """As an event's: a script tells it."""
         self.is_told = True
 
 
@@ -382,6 +389,11 @@ def unary_answer(task: Task, account: str) -> dict[str, Json]:
     return {"id": "c1", "object": "chat.completion", "model": "m1", "choices": [choice]}
 
 
+def whole_of(steps: Sequence[Step]) -> bytes:
+    """The bytes of a script that only sends."""
+    return b"".join(step.data for step in steps if isinstance(step, Send))
+
+
 def stream_of(rng: random.Random, payloads: Sequence[Json], *, is_chat: bool) -> tuple[bytes, int]:
     """A whole answer as bytes, and how many of them say how it ended."""
     events = [sse_event(payload) for payload in payloads]
@@ -403,24 +415,19 @@ def raw_offset(event: bytes, framing: str) -> int:
 
 
 def in_pieces(
-    rng: random.Random,
-    raw: bytes,
-    told: Attempt,
-    end_at: int,
-    pauses: Sequence[float],
-    gauge: Gauge | None = None,
+    rng: random.Random, raw: bytes, attempt: Attempt, pauses: Sequence[float]
 ) -> list[Step]:
-    """`raw` cut anywhere; `told` is set before the piece goes out that ends the answer."""
+    """`raw` cut anywhere; the attempt is told before the piece goes out that ends the answer."""
     cuts = sorted({len(raw), *(rng.randint(1, max(1, len(raw))) for _ in range(rng.randint(0, 6)))})
     steps: list[Step] = []
     start = 0
     for cut in cuts:
-        if start < end_at <= cut:
-            steps.append(Tell(told))  # type: ignore[arg-type] # it is set as an event is
+        if start < attempt.end_at <= cut:
+            steps.append(Tell(attempt))
         steps.append(Send(raw[start:cut]))
-        if gauge is not None:
-            steps.append(Tell(gauge))  # type: ignore[arg-type] # as above
-        if pauses and cut < len(raw) and rng.random() < 0.3:
+        if attempt.gauge is not None:
+            steps.append(Tell(attempt.gauge))
+        if cut < len(raw) and rng.random() < 0.3:
             steps.append(Pause(rng.choice(pauses)))
         start = cut
     return steps
@@ -510,20 +517,16 @@ class SimUpstream(SocketUpstream):
         rng = self.rng
         attempt = Attempt(self.name, "whole", "".join(task.words(self.name)))
         task.attempts.append(attempt)
+        is_chat = task.kind == "chat" and self.name not in CODEX
+        payloads: Sequence[Json] = (chat_answer if is_chat else responses_answer)(task, self.name)
         if is_stream:
-            is_chat = task.kind == "chat" and self.name not in CODEX
-            answers = chat_answer if is_chat else responses_answer
-            payloads = answers(task, self.name)
-            raw, end_at = stream_of(rng, payloads, is_chat=is_chat)
+            raw, attempt.end_at = stream_of(rng, payloads, is_chat=is_chat)
+            if self.name not in CODEX:
+                longest = max(len(sse_event(payload)) for payload in payloads)
+                attempt.gauge = Gauge(self.sim, task, line.socket.outgoing, longest)
         else:
-            payloads, is_chat = [], False
-            [whole] = json_answer(unary_answer(task, self.name))
-            assert isinstance(whole, Send)
-            raw, end_at = whole.data, len(whole.data)
-        gauge: Gauge | None = None
-        if is_stream and self.name not in CODEX:
-            longest = max(len(sse_event(payload)) for payload in payloads)
-            gauge = Gauge(self.sim, task, line.socket.outgoing, longest)
+            raw = whole_of(json_answer(unary_answer(task, self.name)))
+            attempt.end_at = len(raw)
         at = 1.0 if self.is_calm or task.is_calm else rng.random()
         if at < 0.12:
             return self.draw_status(task, attempt)
@@ -534,16 +537,13 @@ class SimUpstream(SocketUpstream):
             return [Send(rng.choice(NOISE)), rng.choice(ENDS)]
         if at < 0.4:
             attempt.outcome = "cut"
-            raw = raw[: rng.randrange(len(raw))]
-            steps = in_pieces(rng, raw, attempt, end_at, LONG, gauge)
-            return [*steps, rng.choice(ENDS)]
-        steps = in_pieces(rng, raw, attempt, end_at, SHORT if at > 0.6 else LONG, gauge)
+            cut = raw[: rng.randrange(len(raw))]
+            return [*in_pieces(rng, cut, attempt, LONG), rng.choice(ENDS)]
         if at < 0.45:
-            attempt.outcome = "more behind it"
-            extra = rng.choice([raw, *NOISE])
-            # In one piece: what comes when the next request is under way is taken for its answer.
-            [at] = [at for at, step in enumerate(steps) if isinstance(step, Send)][-1:]
-            steps[at] = Send(b"".join(one.data for one in steps[at : at + 1] if isinstance(one, Send)) + extra)
+            # In one piece: what comes while the next request is under way is taken for its answer.
+            attempt.outcome, attempt.is_told = "more behind it", True
+            return [Send(raw + rng.choice([raw, *NOISE])), Fin()]
+        steps = in_pieces(rng, raw, attempt, SHORT if at > 0.6 else LONG)
         is_closed = b"\r\ntransfer-encoding" not in raw and b"\r\ncontent-length" not in raw
         return [*steps, Fin()] if is_closed or rng.random() < 0.1 else steps
 
@@ -558,9 +558,8 @@ class SimUpstream(SocketUpstream):
             return error_answer(400, "invalid_encrypted_content")
         headers = [("retry-after", str(rng.choice([0, 1, 40])))] if rng.random() < 0.3 else []
         more = {"resets_in_seconds": rng.choice([5, 600])} if status == 429 else {}
-        [answer] = error_answer(status, code, headers, **more)
-        assert isinstance(answer, Send)
-        return in_pieces(rng, answer.data, attempt, 0, SHORT)
+        attempt.end_at = 0
+        return in_pieces(rng, whole_of(error_answer(status, code, headers, **more)), attempt, SHORT)
 
     def draw_failure(self, attempt: Attempt, payloads: Sequence[Json], *, is_chat: bool) -> Script:
         """A 200 that tells of a failure, before its first content or later."""
@@ -577,7 +576,8 @@ class SimUpstream(SocketUpstream):
             response = {"id": "resp_x", "object": "response", "status": "failed", "error": error}
             failed = {"type": "response.failed", "sequence_number": count, "response": response}
         raw, _ = stream_of(rng, [*payloads[:count], failed], is_chat=False)
-        return [*in_pieces(rng, raw, attempt, 0, SHORT), Fin()]
+        attempt.end_at = 0
+        return [*in_pieces(rng, raw, attempt, SHORT), Fin()]
 
     def draw_turn(self, task: Task) -> Script:
         """The answer to a turn of a WebSocket."""
@@ -588,7 +588,7 @@ class SimUpstream(SocketUpstream):
             frame(1, json.dumps(event).encode(), mask=b"")
             for event in responses_answer(task, self.name)
         ]
-        raw, end_at = b"".join(raws), sum(map(len, raws))
+        raw, attempt.end_at = b"".join(raws), sum(map(len, raws))
         at = 1.0 if self.is_calm or task.is_calm else rng.random()
         if at < 0.15:
             status = rng.choice(sorted(REPEATABLE | FINAL))
@@ -601,10 +601,9 @@ class SimUpstream(SocketUpstream):
             return [Send(frame(1, json.dumps(told).encode(), mask=b""))]
         if at < 0.35:
             attempt.outcome = "turn cut"
-            raw = raw[: rng.randrange(len(raw))]
-            steps = in_pieces(rng, raw, attempt, end_at, LONG)
-            return [*steps, rng.choice(ENDS)]
-        return in_pieces(rng, raw, attempt, end_at, SHORT if at > 0.6 else LONG)
+            cut = raw[: rng.randrange(len(raw))]
+            return [*in_pieces(rng, cut, attempt, LONG), rng.choice(ENDS)]
+        return in_pieces(rng, raw, attempt, SHORT if at > 0.6 else LONG)
 
 
 ################################################################

@@ -15,8 +15,10 @@ import argparse
 import contextlib
 import functools
 import json
+import multiprocessing
 import os
 import random
+import signal
 import sys
 import tempfile
 import traceback
@@ -41,9 +43,9 @@ from tests.sim_world import (
     TOKEN_PATH,
     Crash,
     Sim,
-    is_stale,
     SimWorld,
     Task,
+    is_stale,
     run_inline,
     tokens_in,
 )
@@ -51,6 +53,7 @@ from tests.sockets import CLOSE, TERMINAL, TEXT, SocketClient, frame, read_upgra
 from tests.wires import KEY, OTHER_KEY, Client, Json, Response, Truncated, post, request
 
 LIFE_SECONDS_MAX: Final = 20_000.0  # of virtual time: no client waits longer
+SEED_REAL_SECONDS_MAX: Final = 60  # where time stands still
 END_SECONDS_MAX: Final = 300.0  # after the last client has gone (I1)
 TYPED: Final = ("Sim-", "said by the upstream", ".0 ")  # of prompts, upstreams and answers
 BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -297,8 +300,8 @@ class Life:
         task.has_tool = rng.random() < 0.2
         task.has_reasoning = kind == "responses" and rng.random() < 0.1
         task.word_count = rng.choice([1, 3, 8])
-        if rng.random() < 0.04:
-            task.word_count, task.word_bytes = 40, 20_000
+        if rng.random() < 0.02:
+            task.word_count, task.word_bytes = 30, 12_000
         self.sim.tasks[number] = task
         return task
 
@@ -620,19 +623,26 @@ def run_seed(seed: int, folder: Path, counts: Counter[str]) -> list[tuple[float,
 ################################################################
 
 
+def give_up(*_: object) -> None:
+    raise TimeoutError("this seed does not end, in real time")
+
+
 def run_seeds(seeds: Sequence[int]) -> tuple[Counter[str], dict[int, str]]:
     """What happened how often, and the failures by seed."""
     counts: Counter[str] = Counter()
     failures: dict[int, str] = {}
+    signal.signal(signal.SIGALRM, give_up)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         for seed in seeds:
+            signal.alarm(SEED_REAL_SECONDS_MAX)
             try:
                 run_seed(seed, folder, counts)
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 failures[seed] = "".join(traceback.format_exception(error))
+    signal.alarm(0)
     return counts, failures
 
 
@@ -641,7 +651,7 @@ def run_many(first: int, count: int, jobs: int) -> tuple[Counter[str], dict[int,
     parts = [range(at, min(at + step, first + count)) for at in range(first, first + count, step)]
     counts: Counter[str] = Counter()
     failures: dict[int, str] = {}
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         for counted, failed in pool.map(run_seeds, parts):
             counts.update(counted)
             failures |= failed
