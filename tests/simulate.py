@@ -595,7 +595,7 @@ async def run_life(seed: int, folder: Path, counts: Counter[str]) -> list[tuple[
 
 def run_seed(seed: int, folder: Path, counts: Counter[str]) -> list[tuple[float, str]]:
     """One run, drawn from `seed` alone."""
-    places: Sequence[tuple[Any, str, object]] = (
+    places: Sequence[tuple[object, str, object]] = (
         (trio_run, "_r", random.Random(seed)),
         (trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         (trio.to_thread, "run_sync", run_inline),
