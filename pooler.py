@@ -5109,7 +5109,8 @@ class Login:
         if raw != self.raw:  # touched is not changed: what is unsaved may be the only good one
             self.raw, self.unsaved = raw, raw if raw == self.unsaved else b""
         self.mark = mark
-        self.problem = None if self.credentials.digest != self.spent else self.problem
+        if self.credentials.digest != self.spent and not self.unsaved:
+            self.problem = None
 
     @property
     def advice(self) -> str:
@@ -5255,10 +5256,12 @@ class Tokens:
             is_later = (kept.refreshed_at or 0) > (found.refreshed_at or 0)
             if is_later and kept.account_id == found.account_id:
                 login.unsaved = login.unsaved or left
+        is_new = bool(login.unsaved)
         if problem := await self.save(login):
             return problem
         found = login.credentials
-        if found is None or (found.digest != before.digest and not self.is_due(found)):
+        is_new |= found is not None and found.digest != before.digest
+        if found is None or (is_new and not self.is_due(found)):
             return login.problem
         if problem := await self.ask(login, found) or await self.save(login):
             return problem

@@ -273,7 +273,7 @@ class Attempt:
     is_repeatable: bool = False  # it was proof that nothing was done
     end_at: int = 0  # so many bytes of the answer say how it ended; 0: none do
     is_told: bool = False  # they have been sent
-    gauge: Gauge | None = None
+    gauge: Gauge | None = field(default=None, repr=False)
 
     def set(self) -> None:
         """As an event's: a script tells it."""

@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import random
+import secrets
 import signal
 import sys
 import tempfile
@@ -125,6 +126,7 @@ class Seen:
     status: int = 0
     text: str = ""
     ends: list[str] = field(default_factory=list)  # the types of its terminal events
+    has_finish: bool = False  # of a Chat answer
     is_whole: bool = False  # the body came to its end
 
     @property
@@ -159,6 +161,7 @@ def read_event(seen: Seen, event: Json) -> None:
         seen.ends += [] if "error" in seen.ends else ["[DONE]"]
     elif "choices" in event:
         delta = event["choices"][0]["delta"] if event["choices"] else {}
+        seen.has_finish |= bool(event["choices"] and event["choices"][0]["finish_reason"])
         calls = delta.get("tool_calls") or []
         seen.text += delta.get("content") or ""
         seen.text += "".join(call["function"].get("arguments", "") for call in calls)
@@ -193,6 +196,8 @@ def read_body(response: Response, *, is_whole: bool) -> Seen:
     body = response.body
     for event in read_payloads(body if is_whole else body[: body.rfind(b"\n\n") + 2]):
         read_event(seen, event)
+    if seen.has_finish and is_whole:  # as the upstream's own stream may end, without a [DONE]
+        seen.ends = seen.ends or ["finish"]
     return seen
 
 
@@ -204,7 +209,7 @@ def judge(task: Task, seen: Seen) -> None:
     last = task.attempts[-1] if task.attempts else None
     assert seen.text == "" or (last is not None and last.said.startswith(seen.text)), seen.text
     if task.is_stream and seen.is_whole and seen.status == 200:
-        assert len(seen.ends) == 1, f"{len(seen.ends)} ends: {seen.ends}"
+        assert len(seen.ends) == 1, f"{len(seen.ends)} ends: {seen} {task}"
     if seen.is_success:
         assert last is not None
         assert last.is_told, "success, and the upstream did not say so"
@@ -599,6 +604,7 @@ def run_seed(seed: int, folder: Path, counts: Counter[str]) -> list[tuple[float,
         (trio_run, "_r", random.Random(seed)),
         (trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         (trio.to_thread, "run_sync", run_inline),
+        (secrets, "token_bytes", random.Random(seed).randbytes),  # of request ids
         (UpstreamConnection, "is_stale", is_stale),
     )
     kept = [getattr(place, name) for place, name, _ in places]
