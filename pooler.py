@@ -2119,7 +2119,7 @@ def end_once(
     kept = []
     for kind, event in events:
         is_done_twice = kind is terminal is EventKind.DONE
-        if terminal is None or kind in AFTER_TERMINAL_KINDS and not is_done_twice:
+        if terminal is None or (kind in AFTER_TERMINAL_KINDS and not is_done_twice):
             kept.append((kind, event))
         if kind in TERMINAL_KINDS:
             terminal = kind
