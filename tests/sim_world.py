@@ -7,15 +7,11 @@ invariant needs: what was asked, what was said in full, what a power cut would l
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
 import random
 import re
-import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -48,6 +44,7 @@ from tests.fakes import (
     sse_event,
     sse_head,
 )
+from tests.sim_disk import Disk, login_file, tokens_in
 from tests.sockets import SocketUpstream, frame
 from tests.wires import KEY, OTHER_KEY, Json, MemorySocket, Pipe
 
@@ -61,7 +58,7 @@ SECRETS: Final = frozenset(
 )
 CALM: Final = "z"  # an account of a pool of its own, where nothing goes wrong
 HELD_BYTES_MAX: Final = 256 * 1024
-MARK: Final = re.compile(rb"Sim-(\d{4})-prompt")
+MARK: Final = re.compile(rb"Sim-(\d{4,})-prompt")
 TOKEN_PATH: Final = "/oauth/token"
 # Answers that say "not executed" (contract §6.2); after any other nothing is sent again.
 REPEATABLE: Final = frozenset({401, 402, 403, 429, 500, 502, 503, 520, 521, 529})
@@ -69,127 +66,9 @@ FINAL: Final = frozenset({400, 404, 408, 413, 422, 504, 522, 524})
 REPEATABLE_CODES: Final = ("server_is_overloaded", "rate_limit_exceeded", "usage_limit_reached")
 
 
-class Crash(BaseException):
-    """The power went off, or kill -9 came; `Disk.crash` says what is left."""
-
-
-################################################################
-# THE DISK
-################################################################
-
-
-class Disk:
-    """What of the login files would survive a power cut, and faults of the calls that save them.
-
-    In the place of `os.fchmod`, `os.fsync` and `os.rename`: a file's bytes are durable once it
-    was synced, and its name once its folder was.  What others write is durable at once.
-    """
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
-        self.unsynced: set[str] = set()
-        self.renamed: dict[str, tuple[bytes, bytes, str]] = {}  # by name: before, after, from
-        self.whole: dict[str, bytes] = {}  # what each name holds, unless it is written in place
-        self.fault_rate = 0.0
-        self.crash_rate = 0.0
-        self.has_crashed = False
-
-    @contextlib.contextmanager
-    def mounted(self) -> Iterator[None]:
-        kept = (os.fchmod, os.fsync, os.rename)
-        os.fchmod, os.fsync, os.rename = self.fchmod, self.fsync, self.rename  # type: ignore[assignment] # in the simulation alone
-        try:
-            yield
-        finally:
-            os.fchmod, os.fsync, os.rename = kept
-
-    def draw(self) -> None:
-        """Raises: OSError, Crash."""
-        at = self.rng.random()
-        if at < self.crash_rate:
-            self.has_crashed = True
-            raise Crash
-        if at < self.crash_rate + self.fault_rate:
-            code = self.rng.choice([errno.ENOSPC, errno.EIO, errno.EDQUOT])
-            raise OSError(code, os.strerror(code))
-
-    def fchmod(self, descriptor: int, mode: int) -> None:
-        assert stat.S_IMODE(mode) == 0o600
-        self.unsynced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
-        self.draw()
-
-    def fsync(self, descriptor: int) -> None:
-        self.draw()
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
-        self.unsynced.discard(path)
-        for name in [name for name in self.renamed if os.path.dirname(name) == path]:
-            del self.renamed[name]
-        self.draw()
-
-    def rename(self, source: Path, target: Path) -> None:
-        self.draw()
-        before, after = target.read_bytes(), source.read_bytes()
-        if str(source) in self.unsynced:
-            self.unsynced.discard(str(source))
-            self.unsynced.add(str(target))
-        os.replace(source, target)
-        self.renamed[str(target)] = (before, after, str(source))
-        self.whole[str(target)] = after
-        self.draw()
-
-    def write(self, path: Path, raw: bytes) -> None:
-        """As another program does it, which is not cut off."""
-        path.write_bytes(raw)
-        self.whole[str(path)] = raw
-        self.unsynced.discard(str(path))
-        self.renamed.pop(str(path), None)
-
-    def durable(self, path: Path) -> bytes:
-        """The file's bytes, as far as no power cut can take them."""
-        held = path.read_bytes() if path.exists() else b""
-        is_whole = self.whole.get(str(path), held) == held
-        if str(path) in self.unsynced or not is_whole:
-            return b""
-        return self.renamed.get(str(path), (held, b"", ""))[0]
-
-    def crash(self) -> None:
-        """Only what is durable is sure to be left."""
-        for name, (before, after, source) in self.renamed.items():
-            if self.rng.random() < 0.5:
-                Path(name).write_bytes(before)
-                Path(source).write_bytes(after)
-                Path(source).chmod(0o600)
-        for name in self.unsynced:
-            if os.path.exists(name) and self.rng.random() < 0.5:
-                os.truncate(name, self.rng.randint(0, os.path.getsize(name)))
-        self.unsynced.clear()
-        self.renamed.clear()
-
-
 ################################################################
 # LOGINS
 ################################################################
-
-
-def login_file(login: Login, unix_now: float, expires_at: float) -> bytes:
-    """An auth.json, as Codex CLI leaves it."""
-    tokens = {
-        "id_token": make_token(login.account_id, login.plan, expires_at, "id"),
-        "access_token": login.access_token,
-        "refresh_token": login.refresh_token,
-        "account_id": login.account_id,
-    }
-    at = datetime.fromtimestamp(unix_now, UTC).isoformat().replace("+00:00", "Z")
-    return json.dumps({"OPENAI_API_KEY": None, "tokens": tokens, "last_refresh": at}).encode()
-
-
-def tokens_in(raw: bytes) -> tuple[str, str]:
-    """Access and refresh token of an auth.json; ("", "") of anything else."""
-    try:
-        tokens = json.loads(raw)["tokens"]
-        return str(tokens["access_token"]), str(tokens["refresh_token"])
-    except (ValueError, KeyError, TypeError):
-        return "", ""
 
 
 class TokenDesk(CodexBackend):
@@ -236,7 +115,7 @@ class TokenDesk(CodexBackend):
         name = held.split("-")[2]
         if held in self.told:
             self.sim.complaints.append(f"{name}: a spent refresh token was sent again")
-        at = 1.0 if self.sim.is_calm else rng.random()
+        at = 1.0 if self.sim.is_calm else rng.random() * 0.6 / self.sim.fault_share
         if at < 0.06:  # it works, and nobody is told
             with contextlib.suppress(Refused):
                 self.exchange(held)
@@ -271,6 +150,7 @@ class Attempt:
     outcome: str
     said: str = ""  # the text, or the tool's arguments, that a whole answer has
     is_repeatable: bool = False  # it was proof that nothing was done
+    is_faulty: bool = False
     end_at: int = 0  # so many bytes of the answer say how it ended; 0: none do
     is_told: bool = False  # they have been sent
     gauge: Gauge | None = field(default=None, repr=False)
@@ -473,12 +353,12 @@ class SimUpstream(SocketUpstream):
         return self.sim.is_calm or self.name == CALM
 
     async def connect(self) -> MemorySocket:
-        at = 1.0 if self.is_calm else self.rng.random()
-        if at < 0.08:
+        if self.happens(0.08):
+            self.sim.dial_fault_count += 1
             steps: list[DialStep] = [
                 Refuse(),
                 Stall(),
-                Pause(self.rng.choice([1, 9, 11])),
+                Pause(self.rng.choice([1, 9, 11]) * self.sim.pace),
                 Fin(),
                 Reset(),
             ]
@@ -488,14 +368,23 @@ class SimUpstream(SocketUpstream):
     async def _serve_request(self, line: Line) -> bool:
         if self.name == TOKEN_PATH:
             return await self.sim.desk.serve_token(line, self)
-        if not self.is_calm and line not in self.open_lines and self.rng.random() < 0.03:
+        if line not in self.open_lines and self.happens(0.03):
+            self.sim.dial_fault_count += 1
             line.buffer += await line.socket.receive_some(self.rng.randint(1, 400))
             if self.rng.random() < 0.5:
                 line.socket.reset()
             return False  # it never read the whole of it
-        if not self.is_calm and not self.upgrades and self.rng.random() < 0.1:
+        if not self.upgrades and self.happens(0.1):
+            self.sim.dial_fault_count += 1
             self.upgrades.append(error_answer(self.rng.choice(UPGRADES), "no_upgrade"))
         return await super()._serve_request(line)
+
+    async def _play(self, script: Script, line: Line) -> bool:
+        paced = (
+            Pause(step.seconds * self.sim.pace) if isinstance(step, Pause) else step
+            for step in script
+        )
+        return await super()._play(script if script is self.catalogue else list(paced), line)
 
     async def _read(self, line: Line) -> Asked | None:
         asked = await super()._read(line)
@@ -513,6 +402,18 @@ class SimUpstream(SocketUpstream):
 
     ############ what is drawn
 
+    def draw_fault(self, task: Task, attempt: Attempt) -> float:
+        """Below 0.6 something goes wrong, or slowly."""
+        if self.is_calm or task.is_calm:
+            return 1.0
+        at = self.rng.random() * 0.6 / self.sim.fault_share
+        attempt.is_faulty = at < 0.6
+        return at
+
+    def happens(self, share: float) -> bool:
+        """Whether something goes wrong beside the answers."""
+        return not self.is_calm and self.rng.random() < share * self.sim.fault_share / 0.6
+
     def draw(self, task: Task, line: Line, *, is_stream: bool) -> Script:
         rng = self.rng
         attempt = Attempt(self.name, "whole", "".join(task.words(self.name)))
@@ -521,20 +422,15 @@ class SimUpstream(SocketUpstream):
         payloads: Sequence[Json] = (chat_answer if is_chat else responses_answer)(task, self.name)
         if is_stream:
             raw, attempt.end_at = stream_of(rng, payloads, is_chat=is_chat)
-            if self.name not in CODEX:
+            if self.name not in CODEX and isinstance(task.socket, MemorySocket):
                 longest = max(len(sse_event(payload)) for payload in payloads)
                 attempt.gauge = Gauge(self.sim, task, line.socket.outgoing, longest)
         else:
             raw = whole_of(json_answer(unary_answer(task, self.name)))
             attempt.end_at = len(raw)
-        at = 1.0 if self.is_calm or task.is_calm else rng.random()
-        if at < 0.12:
-            return self.draw_status(task, attempt)
-        if at < 0.18 and is_stream:
-            return self.draw_failure(attempt, payloads, is_chat=is_chat)
+        at = self.draw_fault(task, attempt)
         if at < 0.24:
-            attempt.outcome = "noise"
-            return [Send(rng.choice(NOISE)), rng.choice(ENDS)]
+            return self.draw_odd(at, task, attempt, payloads if is_stream else [])
         if at < 0.4:
             attempt.outcome = "cut"
             cut = raw[: rng.randrange(len(raw))]
@@ -546,6 +442,20 @@ class SimUpstream(SocketUpstream):
         steps = in_pieces(rng, raw, attempt, SHORT if at > 0.6 else LONG)
         is_closed = b"\r\ntransfer-encoding" not in raw and b"\r\ncontent-length" not in raw
         return [*steps, Fin()] if is_closed or rng.random() < 0.1 else steps
+
+    def draw_odd(self, at: float, task: Task, attempt: Attempt, payloads: Sequence[Json]) -> Script:
+        """No whole answer; `payloads`: of a stream."""
+        rng, is_chat = self.rng, task.kind == "chat" and self.name not in CODEX
+        if at < 0.12:
+            return self.draw_status(task, attempt)
+        if at < 0.14 and payloads:
+            attempt.outcome, attempt.is_told = "ended twice", True
+            raw, _ = stream_of(rng, [*payloads, *payloads[2:]], is_chat=False)
+            return [*in_pieces(rng, raw, attempt, SHORT), Fin()]
+        if at < 0.18 and payloads:
+            return self.draw_failure(attempt, payloads, is_chat=is_chat)
+        attempt.outcome = "noise"
+        return [Send(rng.choice(NOISE)), rng.choice(ENDS)]
 
     def draw_status(self, task: Task, attempt: Attempt) -> Script:
         """An error before anything else."""
@@ -589,7 +499,7 @@ class SimUpstream(SocketUpstream):
             for event in responses_answer(task, self.name)
         ]
         raw, attempt.end_at = b"".join(raws), sum(map(len, raws))
-        at = 1.0 if self.is_calm or task.is_calm else rng.random()
+        at = self.draw_fault(task, attempt)
         if at < 0.15:
             status = rng.choice(sorted(REPEATABLE | FINAL))
             code = rng.choice(["usage_limit_reached", "odd", "websocket_connection_limit_reached"])
@@ -622,6 +532,9 @@ class Sim:
         self.complaints: list[str] = []
         self.tasks: dict[int, Task] = {}
         self.is_calm = False  # nothing goes wrong any more
+        self.dial_fault_count = 0  # of connections and upgrades
+        self.fault_share = 0.6  # of the upstreams' answers
+        self.pace = 1.0  # of all pauses
         self.desk = TokenDesk(self)
 
     def unix_now(self) -> float:

@@ -36,19 +36,18 @@ from trio.testing import MockClock
 
 from pooler import RENEWAL_URL_VARIABLE, Config, LoginNeeded, UpstreamConnection, parse_config
 from tests.fakes import describe
+from tests.sim_disk import Crash, tokens_in
 from tests.sim_world import (
     CALM,
     CALM_KEY,
     CODEX,
     TOKEN,
     TOKEN_PATH,
-    Crash,
     Sim,
     SimWorld,
     Task,
     is_stale,
     run_inline,
-    tokens_in,
 )
 from tests.sockets import CLOSE, TERMINAL, TEXT, SocketClient, frame, read_upgrade, upgrade
 from tests.wires import KEY, OTHER_KEY, Client, Json, Response, Truncated, post, request
@@ -297,7 +296,7 @@ class Life:
         self.counts[what.partition(":")[0]] += 1
 
     async def pause(self, seconds: float) -> None:
-        await trio.sleep_until(trio.current_time() + seconds)
+        await trio.sleep_until(trio.current_time() + seconds * self.sim.pace)
 
     def new_task(self, kind: str, *, is_calm: bool, is_stream: bool) -> Task:
         rng, number = self.rng, len(self.sim.tasks) + 1
@@ -309,6 +308,9 @@ class Life:
             task.word_count, task.word_bytes = 30, 12_000
         self.sim.tasks[number] = task
         return task
+
+    def judge_answer(self, task: Task, manner: Manner, body: bytes) -> None:
+        """What is not a success; the soak asks for its reason."""
 
     ############ plain HTTP
 
@@ -356,6 +358,8 @@ class Life:
             seen = read_body(response, is_whole=is_whole)
             judge(task, seen)
         self.note(f"{seen.status} {seen.ends[-1:]}: {task.number} {task.attempts}")
+        if is_whole and not seen.is_success:
+            self.judge_answer(task, manner, response.body)
         if is_calm and is_whole and not self.is_stopping:
             assert seen.is_success, f"a calm client was answered {response}"
         return is_whole and response.header("connection") != "close"
