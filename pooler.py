@@ -1616,11 +1616,12 @@ SESSION_HEADERS: Final = (
 
 
 _STRING_MEMBER: Final = rb'[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")'
-_ESCAPED_MODEL: Final = (
+# The literal is looked for first: it is found ten times faster, and all that anybody sends.
+_MODEL_MEMBER: Final = re.compile(rb'"model"' + _STRING_MEMBER)
+_ESCAPED_MODEL_MEMBER: Final = re.compile(
     rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
+    + _STRING_MEMBER
 )
-# The literal first: it is found ten times faster, and all that anybody sends.
-_MODEL_MEMBERS: Final = [re.compile(n + _STRING_MEMBER) for n in (b'"model"', _ESCAPED_MODEL)]
 
 
 def outside_strings(body: bytes, quotes_max: float = math.inf) -> bytes:
@@ -1758,17 +1759,21 @@ def replace_model(body: bytes, model: str) -> bytes:
 
     `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
     """
-    for pattern in _MODEL_MEMBERS:
-        depth = at = 0
-        for member in pattern.finditer(body):
-            outside = outside_strings(body[at : member.start()])
-            depth += outside.count(b"{") + outside.count(b"[")
-            depth -= outside.count(b"}") + outside.count(b"]")
-            at = member.end()
-            if depth == 1:
-                start, end = member.span(1)
-                return body[:start] + json.dumps(model).encode() + body[end:]
-    raise AssertionError("a body without a model was refused before")
+    span = _model_span(body, _MODEL_MEMBER) or _model_span(body, _ESCAPED_MODEL_MEMBER)
+    assert span is not None, "a body without a model was refused before"
+    return body[: span[0]] + json.dumps(model).encode() + body[span[1] :]
+
+
+def _model_span(body: bytes, pattern: re.Pattern[bytes]) -> tuple[int, int] | None:
+    depth = at = 0
+    for member in pattern.finditer(body):
+        outside = outside_strings(body[at : member.start()])
+        depth += outside.count(b"{") + outside.count(b"[")
+        depth -= outside.count(b"}") + outside.count(b"]")
+        at = member.end()
+        if depth == 1:
+            return member.span(1)
+    return None
 
 
 def dump_json(value: Json) -> bytes:
