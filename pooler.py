@@ -4750,8 +4750,8 @@ class ClientConnection(Connection):
         byte_count = 0
         gone = (trio.BrokenResourceError, trio.ClosedResourceError)
         with trio.move_on_after(seconds_max), contextlib.suppress(*gone):
-            if isinstance(self.stream, trio.abc.HalfCloseableStream):
-                await self.stream.send_eof()
+            assert isinstance(self.stream, trio.abc.HalfCloseableStream)  # every client's is
+            await self.stream.send_eof()
             while byte_count <= LINGER_BYTES_MAX and (received := await self.receive()):
                 byte_count += len(received)
 
