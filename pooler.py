@@ -6119,7 +6119,7 @@ _PROCESSED: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"response\.processed"')
 _BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # upstream facts §1.8
 
 
-class Frames(trio.abc.Stream):
+class Frames:
     """A connection as trio-websocket sees it, and that library's side of it.
 
     First comes the head of the opening handshake, then frames that have been counted.
@@ -6251,9 +6251,6 @@ class Frames(trio.abc.Stream):
         if not self.key and (found := _KEY_FIELD.search(data)):
             self.key = found[1].decode()
         await self.connection.send_all(bytes(data), self.limits.write_stall_seconds_max)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         """The library is done; the connection is closed by whoever owns it."""
