@@ -7669,8 +7669,8 @@ async def show_status(
 ) -> None:
     """Print once, or again and again.  Raises: ConfigRefused."""
     is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # bars where the locale has none
+    # Bars where the locale has none.
+    cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
     while True:
         shown = await ask_status(url, tls, token)
         columns = 100
