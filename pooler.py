@@ -1765,6 +1765,7 @@ def replace_model(body: bytes, model: str) -> bytes:
 
 
 def _model_span(body: bytes, pattern: re.Pattern[bytes]) -> tuple[int, int] | None:
+    """From where to where the value of the member stands, if it is one of the whole body's."""
     depth = at = 0
     for member in pattern.finditer(body):
         outside = outside_strings(body[at : member.start()])
@@ -5015,9 +5016,7 @@ def obstacle_to_saving(path: Path) -> str | None:
         return "is a symbolic link, which a renewal would replace; name the file itself"
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return "is in a folder that cannot be written, so it cannot be renewed"
-    if os.path.ismount(path) or path.stat().st_dev != path.parent.stat().st_dev:
-        return "is mounted by itself, so it cannot be replaced; mount its folder instead"
-    with contextlib.suppress(OSError):  # only where the kernel tells: a bind of the same disk
+    with contextlib.suppress(OSError):  # macOS has neither this file nor mounts of a file
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
         shown = str(path.resolve()).replace(" ", r"\040")
         if any(line.split()[4:5] == [shown] for line in mounts.splitlines()):
