@@ -6808,6 +6808,7 @@ class Server(Shared):
             failure = PoolerError("internal_error")
         if failure is not None and exchange.is_started:
             exchange.closes = True  # cut: nothing better can be said any more
+            exchange.record.code = failure.code
         elif failure is not None:
             with contextlib.suppress(ClientGone):
                 await exchange.fail(failure)
