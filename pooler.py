@@ -1616,11 +1616,12 @@ SESSION_HEADERS: Final = (
 
 
 _STRING_MEMBER: Final = rb'[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")'
-_ESCAPED_MODEL: Final = (
+# The literal is looked for first: it is found ten times faster, and all that anybody sends.
+_MODEL_MEMBER: Final = re.compile(rb'"model"' + _STRING_MEMBER)
+_ESCAPED_MODEL_MEMBER: Final = re.compile(
     rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
+    + _STRING_MEMBER
 )
-# The literal first: it is found ten times faster, and all that anybody sends.
-_MODEL_MEMBERS: Final = [re.compile(n + _STRING_MEMBER) for n in (b'"model"', _ESCAPED_MODEL)]
 
 
 def outside_strings(body: bytes, quotes_max: float = math.inf) -> bytes:
@@ -1758,17 +1759,22 @@ def replace_model(body: bytes, model: str) -> bytes:
 
     `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
     """
-    for pattern in _MODEL_MEMBERS:
-        depth = at = 0
-        for member in pattern.finditer(body):
-            outside = outside_strings(body[at : member.start()])
-            depth += outside.count(b"{") + outside.count(b"[")
-            depth -= outside.count(b"}") + outside.count(b"]")
-            at = member.end()
-            if depth == 1:
-                start, end = member.span(1)
-                return body[:start] + json.dumps(model).encode() + body[end:]
-    raise AssertionError("a body without a model was refused before")
+    span = _model_span(body, _MODEL_MEMBER) or _model_span(body, _ESCAPED_MODEL_MEMBER)
+    assert span is not None, "a body without a model was refused before"
+    return body[: span[0]] + json.dumps(model).encode() + body[span[1] :]
+
+
+def _model_span(body: bytes, pattern: re.Pattern[bytes]) -> tuple[int, int] | None:
+    """From where to where the value of the member stands, if it is one of the whole body's."""
+    depth = at = 0
+    for member in pattern.finditer(body):
+        outside = outside_strings(body[at : member.start()])
+        depth += outside.count(b"{") + outside.count(b"[")
+        depth -= outside.count(b"}") + outside.count(b"]")
+        at = member.end()
+        if depth == 1:
+            return member.span(1)
+    return None
 
 
 def dump_json(value: Json) -> bytes:
@@ -4760,8 +4766,8 @@ class ClientConnection(Connection):
         byte_count = 0
         gone = (trio.BrokenResourceError, trio.ClosedResourceError)
         with trio.move_on_after(seconds_max), contextlib.suppress(*gone):
-            if isinstance(self.stream, trio.abc.HalfCloseableStream):
-                await self.stream.send_eof()
+            assert isinstance(self.stream, trio.abc.HalfCloseableStream)  # every client's is
+            await self.stream.send_eof()
             while byte_count <= LINGER_BYTES_MAX and (received := await self.receive()):
                 byte_count += len(received)
 
@@ -5024,9 +5030,7 @@ def obstacle_to_saving(path: Path) -> str | None:
         return "is a symbolic link, which a renewal would replace; name the file itself"
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return "is in a folder that cannot be written, so it cannot be renewed"
-    if os.path.ismount(path) or path.stat().st_dev != path.parent.stat().st_dev:
-        return "is mounted by itself, so it cannot be replaced; mount its folder instead"
-    with contextlib.suppress(OSError):  # only where the kernel tells: a bind of the same disk
+    with contextlib.suppress(OSError):  # macOS has neither this file nor mounts of a file
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
         shown = str(path.resolve()).replace(" ", r"\040")
         if any(line.split()[4:5] == [shown] for line in mounts.splitlines()):
@@ -6137,7 +6141,7 @@ _PROCESSED: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"response\.processed"')
 _BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # upstream facts §1.8
 
 
-class Frames(trio.abc.Stream):
+class Frames:
     """A connection as trio-websocket sees it, and that library's side of it.
 
     First comes the head of the opening handshake, then frames that have been counted.
@@ -6269,9 +6273,6 @@ class Frames(trio.abc.Stream):
         if not self.key and (found := _KEY_FIELD.search(data)):
             self.key = found[1].decode()
         await self.connection.send_all(bytes(data), self.limits.write_stall_seconds_max)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         """The library is done; the connection is closed by whoever owns it."""
@@ -6830,6 +6831,7 @@ class Server(Shared):
             failure = PoolerError("internal_error")
         if failure is not None and exchange.is_started:
             exchange.closes = True  # cut: nothing better can be said any more
+            exchange.record.code = failure.code
         elif failure is not None:
             with contextlib.suppress(ClientGone):
                 await exchange.fail(failure)
@@ -7690,8 +7692,8 @@ async def show_status(
 ) -> None:
     """Print once, or again and again.  Raises: ConfigRefused."""
     is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # bars where the locale has none
+    # Bars where the locale has none.
+    cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
     while True:
         shown = await ask_status(url, tls, token)
         columns = 100
