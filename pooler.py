@@ -1104,6 +1104,7 @@ def parse_config(
     """
     try:
         value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_Object)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise ConfigRefused([f"pools.json: not valid JSON at {place}: {error.msg}"]) from None
