@@ -115,7 +115,7 @@ class TokenDesk(CodexBackend):
         name = held.split("-")[2]
         if held in self.told:
             self.sim.complaints.append(f"{name}: a spent refresh token was sent again")
-        at = 1.0 if self.sim.is_calm else rng.random() * 0.6 / self.sim.fault_share
+        at = 1.0 if self.sim.is_calm else rng.random()
         if at < 0.06:  # it works, and nobody is told
             with contextlib.suppress(Refused):
                 self.exchange(held)
@@ -150,7 +150,6 @@ class Attempt:
     outcome: str
     said: str = ""  # the text, or the tool's arguments, that a whole answer has
     is_repeatable: bool = False  # it was proof that nothing was done
-    is_faulty: bool = False
     end_at: int = 0  # so many bytes of the answer say how it ended; 0: none do
     is_told: bool = False  # they have been sent
     gauge: Gauge | None = field(default=None, repr=False)
@@ -354,11 +353,10 @@ class SimUpstream(SocketUpstream):
 
     async def connect(self) -> MemorySocket:
         if self.happens(0.08):
-            self.sim.dial_fault_count += 1
             steps: list[DialStep] = [
                 Refuse(),
                 Stall(),
-                Pause(self.rng.choice([1, 9, 11]) * self.sim.pace),
+                Pause(self.rng.choice([1, 9, 11])),
                 Fin(),
                 Reset(),
             ]
@@ -369,22 +367,13 @@ class SimUpstream(SocketUpstream):
         if self.name == TOKEN_PATH:
             return await self.sim.desk.serve_token(line, self)
         if line not in self.open_lines and self.happens(0.03):
-            self.sim.dial_fault_count += 1
             line.buffer += await line.socket.receive_some(self.rng.randint(1, 400))
             if self.rng.random() < 0.5:
                 line.socket.reset()
             return False  # it never read the whole of it
         if not self.upgrades and self.happens(0.1):
-            self.sim.dial_fault_count += 1
             self.upgrades.append(error_answer(self.rng.choice(UPGRADES), "no_upgrade"))
         return await super()._serve_request(line)
-
-    async def _play(self, script: Script, line: Line) -> bool:
-        paced = (
-            Pause(step.seconds * self.sim.pace) if isinstance(step, Pause) else step
-            for step in script
-        )
-        return await super()._play(script if script is self.catalogue else list(paced), line)
 
     async def _read(self, line: Line) -> Asked | None:
         asked = await super()._read(line)
@@ -402,17 +391,13 @@ class SimUpstream(SocketUpstream):
 
     ############ what is drawn
 
-    def draw_fault(self, task: Task, attempt: Attempt) -> float:
+    def draw_fault(self, task: Task) -> float:
         """Below 0.6 something goes wrong, or slowly."""
-        if self.is_calm or task.is_calm:
-            return 1.0
-        at = self.rng.random() * 0.6 / self.sim.fault_share
-        attempt.is_faulty = at < 0.6
-        return at
+        return 1.0 if self.is_calm or task.is_calm else self.rng.random()
 
     def happens(self, share: float) -> bool:
         """Whether something goes wrong beside the answers."""
-        return not self.is_calm and self.rng.random() < share * self.sim.fault_share / 0.6
+        return not self.is_calm and self.rng.random() < share
 
     def draw(self, task: Task, line: Line, *, is_stream: bool) -> Script:
         rng = self.rng
@@ -422,13 +407,13 @@ class SimUpstream(SocketUpstream):
         payloads: Sequence[Json] = (chat_answer if is_chat else responses_answer)(task, self.name)
         if is_stream:
             raw, attempt.end_at = stream_of(rng, payloads, is_chat=is_chat)
-            if self.name not in CODEX and isinstance(task.socket, MemorySocket):
+            if self.name not in CODEX:
                 longest = max(len(sse_event(payload)) for payload in payloads)
                 attempt.gauge = Gauge(self.sim, task, line.socket.outgoing, longest)
         else:
             raw = whole_of(json_answer(unary_answer(task, self.name)))
             attempt.end_at = len(raw)
-        at = self.draw_fault(task, attempt)
+        at = self.draw_fault(task)
         if at < 0.24:
             return self.draw_odd(at, task, attempt, payloads if is_stream else [])
         if at < 0.4:
@@ -499,7 +484,7 @@ class SimUpstream(SocketUpstream):
             for event in responses_answer(task, self.name)
         ]
         raw, attempt.end_at = b"".join(raws), sum(map(len, raws))
-        at = self.draw_fault(task, attempt)
+        at = self.draw_fault(task)
         if at < 0.15:
             status = rng.choice(sorted(REPEATABLE | FINAL))
             code = rng.choice(["usage_limit_reached", "odd", "websocket_connection_limit_reached"])
@@ -532,9 +517,6 @@ class Sim:
         self.complaints: list[str] = []
         self.tasks: dict[int, Task] = {}
         self.is_calm = False  # nothing goes wrong any more
-        self.dial_fault_count = 0  # of connections and upgrades
-        self.fault_share = 0.6  # of the upstreams' answers
-        self.pace = 1.0  # of all pauses
         self.desk = TokenDesk(self)
 
     def unix_now(self) -> float:
