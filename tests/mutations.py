@@ -367,6 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
     began_at = time.monotonic()
     good = run_tests(" ".join(mutation.tests for mutation in chosen))
     sys.stdout.write(f"{FIRST:26} {good}, {time.monotonic() - began_at:.1f} s\n")
+    sys.stdout.flush()
     if good != "passed":
         return 1
     lost = 0
