@@ -40,6 +40,7 @@ _ONCE: Final = (
     '    "sec-websocket-key sec-websocket-version transfer-encoding upgrade".split()\n'
 )
 _TWICE: Final = "http_syntax::a_field_that_two_readers_could_read_differently_is_refused"
+_GIVEN_ONCE: Final = "fields_once::a_field_that_is_given_twice_is_refused"
 _SAFE: Final = "failover_is_safe::a_fault_of_one_account_goes_on_only_where_it_is_safe"
 _REQUEST: Final = "translation::a_request_becomes_what_the_backend_takes"
 _CHUNKS: Final = "translation::a_chat_client_gets_chunks"
@@ -228,7 +229,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "            parse_constant=_refuse_constant,\n", "", _JSON),
     M("bare_lf_in_a_head", "A bare LF ends no line of a head.",
       "if _BARE_LF.search(self.buffer, self.searched):", "if False:",
-      "http_syntax::a_refusal_stays_one_whatever_follows"),
+      "fields_once::a_bare_line_feed_is_refused_before_the_head_is_whole"),
     M("bare_lf_in_a_trailer", "Nor one of a trailer.",
       "if _BARE_LF.search(section, 0, end if end >= 0 else len(section)):", "if False:",
       "http_syntax::malformed_chunks_are_refused_at_every_cut"),
@@ -244,14 +245,14 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "limits_hold::so_many_interim_answers_are_skipped"),
     *(M(f"twice_{name}", f"{name} is given once.", _ONCE,
         _ONCE.replace(f'"{name} ', '"').replace(f" {name} ", " ").replace(f' {name}"', '"'),
-        _TWICE) for name in _ONCE.replace('"', " ").replace(".split()", "").split()),
+        _GIVEN_ONCE) for name in _ONCE.replace('"', " ").replace(".split()", "").split()),
     # WebSockets.
     M("frame_count", "A message has so many frames.",
       "if self._frame_count > self.frames_max:", "if self._frame_count > self.frames_max + 1:",
       "websocket_bounds::a_message_comes_in_so_many_frames_and_no_more"),
     M("frame_bytes", "A message has so many bytes.",
       "self.bytes_pending + self._left > self.bytes_max:",
-      "self.bytes_pending + self._left > self.bytes_max + 1:",
+      "self.bytes_pending + self._left >= self.bytes_max:",
       "websocket_bounds::a_clients_message_has_so_many_bytes_and_no_more"),
     M("turn_not_counted", "A key's limits hold for every turn.",
       "        self.admit(turn, key)\n", "", "websocket::key_limits_hold_for_every_turn"),
