@@ -10,7 +10,7 @@ import contextlib
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -130,7 +130,7 @@ class RawUpstream:
 class Wire:
     """The pooler's process and the upstream of its one account."""
 
-    def __init__(self, folder: Path, limits: dict[str, float] | None = None, **env: str) -> None:
+    def __init__(self, folder: Path, limits: Mapping[str, float] | None = None, **env: str) -> None:
         self.upstream = RawUpstream()
         account = {
             "type": "openai", "base_url": f"http://127.0.0.1:{self.upstream.port}/v1",
@@ -141,7 +141,7 @@ class Wire:
             "accounts": {"a": account},
             "pools": {"home": {"accounts": ["a"], "keys": {"laptop": KEY}}},
             "operators": {"me": OPERATOR},
-            "limits": limits or {},
+            "limits": dict(limits or {}),
         }
         self.pooler = Pooler(config, folder, **env)
         host, _, port = self.pooler.origin.removeprefix("http://").partition(":")
@@ -167,7 +167,9 @@ class Wire:
 
 
 @contextlib.contextmanager
-def opened_wire(folder: Path, limits: dict[str, float] | None = None, **env: str) -> Iterator[Wire]:
+def opened_wire(
+    folder: Path, limits: Mapping[str, float] | None = None, **env: str
+) -> Iterator[Wire]:
     wire = Wire(folder, limits, **env)
     yield wire
     wire.close()
