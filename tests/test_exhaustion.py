@@ -57,8 +57,10 @@ class Attack:
         self.name = name
         self.line = wire.connect()  # the good client's and the operator's own
         self.longest = 0.0
-        self.ask()
-        self.before = self.counts()
+        deadline = time.monotonic() + SECONDS_MAX
+        while (before := self.counts())["connections"] + before["in_flight"] > 1:
+            assert time.monotonic() < deadline, before
+        self.before = before
         self.base = self.status("VmRSS")
         Path(f"/proc/{wire.pid}/clear_refs").write_text("5")  # VmHWM begins anew
 
@@ -93,10 +95,10 @@ class Attack:
         sys.stdout.write(
             f"{self.name}: base, peak, after {figures} MiB; longest {self.longest:.2f} s\n"
         )
+        self.line.close()
         assert self.longest < ANSWER_SECONDS_MAX
         assert peak - self.base < growth_bytes_max
         assert after - self.base < kept_bytes_max
-        self.line.close()
 
 
 def read_answer(client: socket.socket) -> bytes:
@@ -192,7 +194,8 @@ def test_heads_that_only_grow_are_bounded(wire: Wire) -> None:
         found = statuses(held)
     assert found[431] > 150  # the rest: reset, or late
     assert set(found) <= {0, 408, 431}
-    attack.check(growth_bytes_max=200 * 3 * 64 * KIB)
+    # Pieces of 64 KiB are the allocator's small blocks: one for each connection may stay there.
+    attack.check(growth_bytes_max=200 * 3 * 64 * KIB, kept_bytes_max=200 * 128 * KIB)
 
 
 def test_a_thousand_idle_connections_are_held_and_given_back(wire: Wire) -> None:
@@ -294,7 +297,7 @@ def test_a_json_bomb_is_a_refusal(case: str, wire: Wire) -> None:
     attack = Attack(wire, f"3 JSON bombs: {case}")
     raw = post("/v1/responses", JSON_BOMBS[case](), headers=[("Connection", "close")])
     assert fire(wire, raw, 3, attack) == {400: 3}
-    attack.check(growth_bytes_max=3 * 3 * 32 * MIB)
+    attack.check(growth_bytes_max=3 * 3 * 32 * MIB, kept_bytes_max=40 * MIB)  # one body's block
     assert wire.upstream.take() == []
 
 
