@@ -6824,7 +6824,7 @@ class Server(Shared):
         try:
             await served
         except PoolerError as error:
-            failure = error
+            failure = error.with_traceback(None)  # its frames hold the body, and would hold it on
         except ClientGone:
             return
         except Exception:  # noqa: BLE001 (a bug is logged and answered)
