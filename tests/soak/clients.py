@@ -35,7 +35,7 @@ from tests.soak.upstreams import (
     whole_chat,
     whole_response,
 )
-from tests.sockets import SocketClient, read_upgrade, upgrade
+from tests.sockets import TERMINAL, SocketClient, read_upgrade, upgrade
 from tests.wires import Client, Response, Truncated, post, request
 
 if TYPE_CHECKING:
@@ -106,10 +106,19 @@ class Browser:
 
     async def run(self) -> None:
         kinds: list[tuple[int, Callable[[], Any]]] = [
-            (24, self.responses), (16, self.chat), (20, self.codex), (8, self.native),
-            (5, self.socket), (5, self.hang_up), (6, self.anchored), (4, self.models),
-            (4, self.usage), (3, self.operate), (3, self.brief), (2, self.wrong),
-        ]  # fmt: skip
+            (24, self.responses),
+            (16, self.chat),
+            (20, self.codex),
+            (8, self.native),
+            (5, self.socket),
+            (5, self.hang_up),
+            (6, self.anchored),
+            (4, self.models),
+            (4, self.usage),
+            (3, self.operate),
+            (3, self.brief),
+            (2, self.wrong),
+        ]
         weights = [weight for weight, _ in kinds]
         while not self.ledger.is_draining:
             _, kind = self.random.choices(kinds, weights)[0]
@@ -217,8 +226,15 @@ class Browser:
         if head.header("connection") == "close":
             await self.drop()
 
-    async def judge_refused(self, mark: Mark, client: Client, head: Response, accounts: str,
-                            *, is_anchored: bool = False) -> str:  # fmt: skip
+    async def judge_refused(
+        self,
+        mark: Mark,
+        client: Client,
+        head: Response,
+        accounts: str,
+        *,
+        is_anchored: bool = False,
+    ) -> str:
         await self.finish(client, head)
         code = str(head.error.get("code"))
         return self.judge_error(mark, head.status, code, accounts, is_anchored=is_anchored)
@@ -232,17 +248,21 @@ class Browser:
         expect(mark.fault in (*BREAKS, *REFUSALS), f"{mark} failed with {error}")
         return f"failed of {mark.fault}"
 
-    def judge_responses(self, mark: Mark, events: list[bytes], accounts: str, *, exact: bool
-                        ) -> str:  # fmt: skip
-        values = [json.loads(event.partition(b"data: ")[2]) for event in events
-                  if b"data: [DONE]" not in event]  # fmt: skip
+    def judge_responses(
+        self, mark: Mark, events: list[bytes], accounts: str, *, exact: bool
+    ) -> str:
+        values = [
+            json.loads(event.partition(b"data: ")[2])
+            for event in events
+            if b"data: [DONE]" not in event
+        ]
         kinds = [value["type"] for value in values]
-        terminal = [kind for kind in kinds if kind in
-                    {"response.completed", "response.failed", "response.incomplete", "error"}]  # fmt: skip
+        terminal = [kind for kind in kinds if kind in TERMINAL]
         expect(len(terminal) == 1, f"{mark}: terminals {kinds[-4:]}")
         expect(kinds[-1] == terminal[0], f"{mark}: after the terminal: {kinds[-4:]}")
-        text = "".join(value["delta"] for value in values
-                       if value["type"] == "response.output_text.delta")  # fmt: skip
+        text = "".join(
+            value["delta"] for value in values if value["type"] == "response.output_text.delta"
+        )
         expect(mark.text().startswith(text), f"{mark}: another text: {text[-200:]}")
         if terminal[0] == "response.completed":
             expect(text == mark.text(), f"{mark}: not the whole text")
@@ -253,10 +273,14 @@ class Browser:
 
     def judge_chat(self, mark: Mark, events: list[bytes], accounts: str, *, exact: bool) -> str:
         dones = [event for event in events if event == b"data: [DONE]\n\n"]
-        values = [json.loads(event.partition(b"data: ")[2]) for event in events
-                  if event not in dones]  # fmt: skip
-        deltas = [choice["delta"].get("content") or "" for value in values
-                  for choice in value.get("choices", [])]  # fmt: skip
+        values = [
+            json.loads(event.partition(b"data: ")[2]) for event in events if event not in dones
+        ]
+        deltas = [
+            choice["delta"].get("content") or ""
+            for value in values
+            for choice in value.get("choices", [])
+        ]
         text = "".join(deltas)
         expect(mark.text().startswith(text), f"{mark}: another text: {text[-200:]}")
         errors = [value for value in values if "error" in value]
@@ -350,16 +374,24 @@ class Browser:
         if is_chat:
             text = answer["choices"][0]["message"]["content"]
         else:
-            said = [item for item in answer["output"] if item["type"] == "message"]
-            text = said[0]["content"][0]["text"]
+            items = [item for item in answer["output"] if item["type"] == "message"]
+            text = items[0]["content"][0]["text"]
         expect(text == mark.text(), f"{mark}: another answer: {answer}")
         return self.judge_success(mark)
 
     def native_body(self, mark: Mark) -> Json:
-        said = {"type": "message", "role": "user",
-                "content": [{"type": "input_text", "text": mark.prompt()}]}  # fmt: skip
-        return {"model": CODEX_MODEL, "instructions": "", "input": [said], "store": False,
-                "stream": True}  # fmt: skip
+        said = {
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_text", "text": mark.prompt()}],
+        }
+        return {
+            "model": CODEX_MODEL,
+            "instructions": "",
+            "input": [said],
+            "store": False,
+            "stream": True,
+        }
 
     async def native(self) -> str:
         if self.random.random() < 0.2:
@@ -390,8 +422,11 @@ class Browser:
 
     async def turn(self, web: SocketClient, anchor: str) -> tuple[str, str]:
         mark = self.new_mark((*REFUSALS, "cut", *FINAL))
-        said = {"type": "message", "role": "user",
-                "content": [{"type": "input_text", "text": mark.prompt()}]}  # fmt: skip
+        said = {
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_text", "text": mark.prompt()}],
+        }
         more = {"previous_response_id": anchor} if anchor else {}
         await web.create(model=CODEX_MODEL, input=[said], **more)
         self.has_begun = True
@@ -406,8 +441,9 @@ class Browser:
             return "not taken, draining", ""
         self.has_begun = False
         last = events[-1]
-        text = "".join(event["delta"] for event in events
-                       if event["type"] == "response.output_text.delta")  # fmt: skip
+        text = "".join(
+            event["delta"] for event in events if event["type"] == "response.output_text.delta"
+        )
         expect(mark.text().startswith(text), f"{mark}: another text: {text[-200:]}")
         if last["type"] == "response.completed":
             expect(text == mark.text(), f"{mark}: not the whole text")
@@ -416,9 +452,9 @@ class Browser:
         code = str(error.get("code"))
         if code == "previous_response_not_found" and anchor:
             # Lost: by a fault of this very turn, or by a reload that paused the account.
-            is_explained = mark.fault != GOOD or self.is_near_a_change()
-            expect(is_explained, f"{mark}: lost its anchor: {last}")
-            return "anchor lost", ""
+            is_ours = mark.fault != GOOD
+            expect(is_ours or self.is_near_a_change(), f"{mark}: lost its anchor: {last}")
+            return "anchor lost" if is_ours else "anchor lost by another fault", ""
         if mark.fault != GOOD and self.told.attempts[mark.number]:
             return f"error of {mark.fault}", ""
         status = int(last.get("status") or 0)

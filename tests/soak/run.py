@@ -48,10 +48,17 @@ SLOPE_MINUTES_MIN: Final = 5.0  # of samples, for a slope to be judged
 WARM_UP_SHARE: Final = 0.25
 DRAIN_SECONDS: Final = 3.0
 SMALL: Final = {
-    "records_max": 200, "pins_max": 100, "response_pins_max": 200, "cooldown_seconds": 1,
-    "probe_interval_seconds": 1, "demotion_seconds": 1, "first_event_seconds_max": 5,
-    "between_events_seconds_max": 5, "unary_seconds_max": 8, "drain_seconds_max": DRAIN_SECONDS,
-}  # fmt: skip
+    "records_max": 200,
+    "pins_max": 100,
+    "response_pins_max": 200,
+    "cooldown_seconds": 1,
+    "probe_interval_seconds": 1,
+    "demotion_seconds": 1,
+    "first_event_seconds_max": 5,
+    "between_events_seconds_max": 5,
+    "unary_seconds_max": 8,
+    "drain_seconds_max": DRAIN_SECONDS,
+}
 
 
 @dataclass
@@ -101,18 +108,26 @@ class Soak:
 
     def config(self, *, has_brief: bool = True, paused: str = "") -> Json:
         accounts: dict[str, Json] = {
-            name: {"type": "openai", "base_url": f"{self.openai_origin}/v1", "api_key": key,
-                   "models": [MODEL], "concurrent": 64}
+            name: {
+                "type": "openai",
+                "base_url": f"{self.openai_origin}/v1",
+                "api_key": key,
+                "models": [MODEL],
+                "concurrent": 64,
+            }
             for name, key in API_KEYS.items()
-        }  # fmt: skip
+        }
         # Nobody listens there: each try is a refused connection.
         dark = {"base_url": "http://127.0.0.1:9/v1", "api_key": "dark-canary-0123456789"}
         accounts["dark"] = {"type": "openai", "models": [MODEL], **dark}
         for name in CODEX_ACCOUNTS:
             accounts[name] = {
-                "type": "codex", "auth_file": f"{name}.json", "models": [CODEX_MODEL],
-                "base_url": f"{self.codex_origin}/backend-api/codex", "concurrent": 64,
-            }  # fmt: skip
+                "type": "codex",
+                "auth_file": f"{name}.json",
+                "models": [CODEX_MODEL],
+                "base_url": f"{self.codex_origin}/backend-api/codex",
+                "concurrent": 64,
+            }
         if paused:
             accounts[paused]["paused"] = True
         brief = {"brief": KEYS["brief"]} if has_brief else {}
@@ -120,14 +135,17 @@ class Soak:
             "listen": "127.0.0.1:0",
             "accounts": accounts,
             "pools": {
-                "open": {"accounts": [*API_KEYS, "dark"], "routing": "round_robin",
-                         "keys": {"open": KEYS["open"], **brief}},
+                "open": {
+                    "accounts": [*API_KEYS, "dark"],
+                    "routing": "round_robin",
+                    "keys": {"open": KEYS["open"], **brief},
+                },
                 "codex": {"accounts": list(CODEX_ACCOUNTS), "keys": {"codex": KEYS["codex"]}},
             },
             "operators": {"me": OPERATOR},
             "journal": "journal.jsonl",
             "limits": SMALL,
-        }  # fmt: skip
+        }
 
     def write_config(self, text: str) -> None:
         (self.folder / "pools.json").write_text(text)
@@ -148,9 +166,13 @@ class Soak:
         env[RENEWAL_URL_VARIABLE] = f"{self.codex_origin}/oauth/token"
         with self.log.open("wb") as log:
             self.process = await trio.lowlevel.open_process(
-                [sys.executable, POOLER, "serve"], cwd=self.folder, env=env,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+                [sys.executable, POOLER, "serve"],
+                cwd=self.folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         await self.wait_listening()
 
     async def wait_listening(self) -> None:
@@ -295,7 +317,7 @@ class Soak:
                 bad.append(line[:300])
         return bad, events
 
-    def check(self, what: bool, why: str) -> None:  # noqa: FBT001
+    def check(self, what: bool, why: str) -> None:
         if not what:
             self.failures.append(why)
 
@@ -341,10 +363,12 @@ class Soak:
         is_judged = minutes >= SLOPE_MINUTES_MIN
         lines.append(f"samples: {len(self.samples)}, {len(kept)} after a warm-up of {warm:.1f} min")
         for name, bound in (
-            ("memory", MEMORY_SLOPE_MAX), ("descriptors", DESCRIPTOR_SLOPE_MAX),
-            ("in_flight", FLIGHT_SLOPE_MAX), ("connections", FLIGHT_SLOPE_MAX),
+            ("memory", MEMORY_SLOPE_MAX),
+            ("descriptors", DESCRIPTOR_SLOPE_MAX),
+            ("in_flight", FLIGHT_SLOPE_MAX),
+            ("connections", FLIGHT_SLOPE_MAX),
             ("websockets", FLIGHT_SLOPE_MAX),
-        ):  # fmt: skip
+        ):
             values = [getattr(one, name) for one in kept] or [0]
             found = slope([(one.minute, getattr(one, name)) for one in kept])
             judged = f"at most {bound}" if is_judged else "too short to judge"

@@ -20,8 +20,8 @@ from typing import Any, Final, cast
 import h11
 import trio
 
-from tests.codex_backend import CodexBackend, Seen, Wire, framed
-from tests.codex_turns import Answer, Login, Play
+from tests.codex_backend import CodexBackend, Seen, Wire
+from tests.codex_turns import Answer, Play
 
 Json = Any
 MODEL: Final = "m1"
@@ -33,6 +33,7 @@ MARK: Final = re.compile(r"soak (\d+) (\w+) (\d+) (\w+)")
 # What an upstream may do wrong.  The first group says that the work was not done.
 REFUSALS: Final = ("limited", "limited_until", "error500", "error503", "refused401")
 BREAKS: Final = ("reset_before", "reset_head", "cut", "stall", "malformed")
+BROKEN_AT_ONCE: Final = ("reset_before", "reset_head", "malformed")
 FINAL: Final = ("bad400",)
 GOOD: Final = "good"
 SLOW: Final = "slow"
@@ -122,19 +123,36 @@ def whole_response(mark: Mark) -> Json:
     part = {"type": "output_text", "text": mark.text(), "annotations": []}
     item = {"type": "message", "id": "msg_1", "role": "assistant", "content": [part]}
     return {
-        "id": f"resp_{mark.number}", "object": "response", "status": "completed",
-        "model": MODEL, "output": [item], "usage": usage(mark),
-    }  # fmt: skip
+        "id": f"resp_{mark.number}",
+        "object": "response",
+        "status": "completed",
+        "model": MODEL,
+        "output": [item],
+        "usage": usage(mark),
+    }
 
 
 def response_events(mark: Mark) -> list[bytes]:
     begun = {"id": f"resp_{mark.number}", "object": "response", "status": "in_progress"}
     events = [{"type": "response.created", "sequence_number": 0, "response": begun}]
     for at, word in enumerate(mark.words()):
-        events.append({"type": "response.output_text.delta", "delta": word, "item_id": "msg_1",
-                       "output_index": 0, "content_index": 0, "sequence_number": at + 1})  # fmt: skip
-    events.append({"type": "response.completed", "sequence_number": mark.pieces + 1,
-                   "response": whole_response(mark)})  # fmt: skip
+        events.append(
+            {
+                "type": "response.output_text.delta",
+                "delta": word,
+                "item_id": "msg_1",
+                "output_index": 0,
+                "content_index": 0,
+                "sequence_number": at + 1,
+            }
+        )
+    events.append(
+        {
+            "type": "response.completed",
+            "sequence_number": mark.pieces + 1,
+            "response": whole_response(mark),
+        }
+    )
     return [*(sse(event) for event in events), b"data: [DONE]\n\n"]
 
 
@@ -149,11 +167,22 @@ def chat_chunks(mark: Mark) -> list[bytes]:
 
 
 def whole_chat(mark: Mark) -> Json:
-    choice = {"index": 0, "finish_reason": "stop",
-              "message": {"role": "assistant", "content": mark.text()}}  # fmt: skip
-    return {"id": f"chatcmpl-{mark.number}", "object": "chat.completion", "model": MODEL,
-            "choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": mark.pieces,
-                                           "total_tokens": 3 + mark.pieces}}  # fmt: skip
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": mark.text()},
+    }
+    return {
+        "id": f"chatcmpl-{mark.number}",
+        "object": "chat.completion",
+        "model": MODEL,
+        "choices": [choice],
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": mark.pieces,
+            "total_tokens": 3 + mark.pieces,
+        },
+    }
 
 
 def refusal(fault: str) -> Answer | None:
@@ -303,9 +332,7 @@ class SoakBackend(CodexBackend):
     async def respond(self, wire: Wire, seen: Seen) -> bool:
         mark = find_mark(seen.body)
         is_first = mark is not None and not self.told.attempts[mark.number]
-        if mark is None or not is_first or mark.fault not in {
-            "reset_before", "reset_head", "malformed"
-        }:  # fmt: skip
+        if mark is None or not is_first or mark.fault not in BROKEN_AT_ONCE:
             return await super().respond(wire, seen)
         self.told.begin(mark, seen.account)
         if mark.fault == "malformed":
@@ -315,6 +342,3 @@ class SoakBackend(CodexBackend):
             await wire.send(head)
         reset(wire.stream)
         return False
-
-
-__all__ = ["Login", "framed"]
