@@ -7603,6 +7603,7 @@ async def serve_with_signals(
 
 async def run_serve(path: Path, env: Mapping[str, str]) -> int:
     """`pooler serve`.  Raises: ConfigRefused."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # before and after it is listened to
     config, contexts = load(path, env)
     for warning in config.warnings:
         log_line("warning", "config", {"problem": warning})
