@@ -59,7 +59,7 @@ async def test_the_demo_takes_long_requests_hang_ups_and_signals_that_mean_nothi
         process.send_signal(signal.SIGHUP)  # there is no file to be read again
         async with await demo.post("x" * 200_000, key[1]) as leaving:
             await read_until(leaving, b"response.output_text.delta")
-        assert b"response.completed" in await demo.ask("x" * 200_000, key[1])
+        assert b"response.completed" in await demo.ask("x" * 8_000_000, key[1])
         process.send_signal(signal.SIGINT)
         assert (await demo.wait_exit(), demo.lines) == (0, [])
 
@@ -266,3 +266,12 @@ async def test_a_kept_connection_is_used_again_only_if_nothing_came_on_it(
         assert keeper.asked == ([1, 1] if way == "nothing" else [1, 2])
         if way != "nothing":
             assert plain.socket.fileno() == -1
+
+
+async def test_a_connection_that_was_reset_looks_no_better_than_one_that_ended() -> None:
+    async with kept(None) as (server, client, keeper):
+        await client.ask(ask_responses(stream=False))
+        [[connection]] = server.idle.by_account.values()
+        await keeper.end("a reset")
+        await trio.lowlevel.wait_readable(plain_of(connection.stream).socket)
+        assert connection.is_stale()

@@ -405,13 +405,15 @@ async def test_a_turn_that_cannot_be_sent_goes_out_on_a_new_websocket(
 ) -> None:
     """The upstream has gone, which only who sends to it notices."""
     async with socket_world(socket_described("a")) as world:
-        world.upstreams["a"].plays([*turn("one"), Stall()], turn("two"))
+        world.upstreams["a"].plays([*turn("one"), Stall()], turn("two"), turn("three"))
         client = await open_socket(world)
         await client.ask()
         world.upstreams["a"].lines[0].socket.incoming.set(deaf=True)
         assert (await client.ask())[-1]["type"] == "response.completed"
         assert [number for _, number, _ in world.turns] == [1, 2]
         assert len(world.records[-1]["attempts"]) == 1
+        assert (await client.ask())[-1]["type"] == "response.completed"  # the client's stays
+        assert [number for _, number, _ in world.turns] == [1, 2, 2]
 
 
 async def test_an_upstream_that_leaves_right_after_the_upgrade_was_not_asked(
