@@ -1797,7 +1797,7 @@ def drop_reasoning(body: bytes) -> bytes:
         return body
     kept = []
     for item in items:
-        kind = item.get("type") if isinstance(item, dict) else None
+        kind = _text_at(item, "type") if isinstance(item, dict) else ""
         if kind == "reasoning":
             continue
         if kind in {"compaction", "compaction_summary"}:
@@ -5559,12 +5559,11 @@ class Exchange:
                         step = data[at : at + RECEIVE_BYTES]
                         await self.bounded(until, upstream.stream.send_all, step)
                 return  # noqa: TRY300 (the loop goes on only after a stale connection)
-            except trio.BrokenResourceError as error:
-                broken = error
-            if not upstream.is_used:
-                if await upstream.has_early_answer():
-                    return
-                raise broken
+            except trio.BrokenResourceError:
+                if not upstream.is_used:
+                    if await upstream.has_early_answer():
+                        return
+                    raise
             await self.release_upstream()
 
     async def release_upstream(self, account: Account | None = None) -> None:

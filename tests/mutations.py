@@ -24,14 +24,14 @@ FIRST: Final = "without a mistake"
 
 
 class Mutation(NamedTuple):
-    """`old` occurs `count` times; `tests` leave out every `test_`, to be short."""
+    """`old` occurs `times` times; `tests` leave out every `test_`, to be short."""
 
     name: str
     promise: str
     old: str
     new: str
     tests: str
-    count: int = 1
+    times: int = 1
     file: str = "pooler.py"
 
 
@@ -300,7 +300,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
 
 def mutated(mutation: Mutation, source: str) -> str:
     """Raises: LookupError, where the old text is not there as often as it should be."""
-    if source.count(mutation.old) != mutation.count:
+    if source.count(mutation.old) != mutation.times:
         raise LookupError(f"old text occurs {source.count(mutation.old)} times")
     return source.replace(mutation.old, mutation.new)
 

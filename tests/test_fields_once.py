@@ -1,16 +1,20 @@
-"""Proves that no field that two readers could read differently is ever given twice.
+"""Proves that heads which two readers could read differently are refused, each for its own reason.
 
-Method: an upstream's head with each such field twice and alike.
+Method: an upstream's head with each such field twice and alike; a head whose lines end with a bare
+LF, before it is whole.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import pytest
+import trio
 from trio.testing import memory_stream_pair
 
 from pooler import BadSyntax, Connection, parse_response_head
 
-NAMES = (
+NAMES: Final = (
     "authorization content-encoding content-length content-type expect host origin "
     "sec-websocket-key sec-websocket-version transfer-encoding upgrade"
 )
@@ -24,6 +28,7 @@ def test_a_field_that_is_given_twice_is_refused(name: str) -> None:
 
 
 async def test_a_bare_line_feed_is_refused_before_the_head_is_whole() -> None:
+    await trio.lowlevel.checkpoint()
     stream, _ = memory_stream_pair()
     connection = Connection(stream, b"GET / HTTP/1.1\nHost: a\n\n")
     with pytest.raises(BadSyntax, match="bare LF"):
