@@ -5552,18 +5552,17 @@ class Exchange:
         while True:
             upstream = self.upstream or await self.connect(account)
             self.enter(Stage.SEND, "write_stall_seconds_max")
-            try:
+            with contextlib.suppress(trio.BrokenResourceError):
                 for data in (head + body,) if len(body) < RECEIVE_BYTES else (head, body):
                     for at in range(upstream.send_now(data), len(data), RECEIVE_BYTES):
                         until = trio.current_time() + self.limits.write_stall_seconds_max
                         step = data[at : at + RECEIVE_BYTES]
                         await self.bounded(until, upstream.stream.send_all, step)
-                return  # noqa: TRY300 (the loop goes on only after a stale connection)
-            except trio.BrokenResourceError:
-                if not upstream.is_used:
-                    if await upstream.has_early_answer():
-                        return
-                    raise
+                return
+            if not upstream.is_used:
+                if await upstream.has_early_answer():
+                    return
+                raise trio.BrokenResourceError
             await self.release_upstream()
 
     async def release_upstream(self, account: Account | None = None) -> None:

@@ -1,9 +1,9 @@
 """Proves that a short soak of the real process ends well: load, faults, reloads and SIGTERM.
 
-Also that a reload which comes as it ends does not kill it.  Method: the code of `python -m
-tests.soak`, for some seconds; a slope says nothing in so short a time and is not judged.  What is
-judged: every answer by what was injected into it, the log, the canaries, the exit, and what is left
-at the upstreams.
+Also that a reload which comes as it ends does not kill it.  Method: the code of
+`python -m tests.soak`, for some seconds; a slope says nothing in so short a time and is not
+judged.  What is judged: every answer by what was injected into it, the log, the canaries, the
+exit, and what is left at the upstreams.
 """
 
 from __future__ import annotations
