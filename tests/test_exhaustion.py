@@ -303,7 +303,7 @@ def test_a_json_bomb_is_a_refusal(case: str, wire: Wire) -> None:
     first.line.close()
     attack = Attack(wire, f"3 JSON bombs: {case}")
     assert fire(wire, raw, 3, attack) == {400: 3}
-    attack.check(growth_bytes_max=3 * 3 * 32 * MIB, kept_bytes_max=40 * MIB)  # one body's block
+    attack.check(growth_bytes_max=3 * 3 * 32 * MIB, kept_bytes_max=3 * 32 * MIB)  # a block each
     assert wire.upstream.take() == []
 
 
