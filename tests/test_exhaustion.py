@@ -7,7 +7,7 @@ operator's page says so: connections, calls in flight and WebSockets as before, 
 count of descriptors.  Every wait is for bytes, or for the end of a connection.
 
 What glibc keeps of large freed blocks is not the pooler's to give back, and hides what is: its
-thresholds are set so that it keeps none.  `POOLER_FULL=1` streams the whole GiB.
+thresholds are set so that it keeps none.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.wires import post, request
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
-STREAM_BYTES: Final = (1024 if os.environ.get("POOLER_FULL") else 256) * MIB
+STREAM_BYTES: Final = 1024 * MIB
 CHURN_COUNT: Final = 10_000
 IDLE_COUNT: Final = 1_000
 SEED: Final = 20_261_123

@@ -7,7 +7,9 @@ operator who asks about accounts that cannot serve.
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Final
 
@@ -432,3 +434,20 @@ async def test_an_upstream_that_leaves_right_after_the_upgrade_was_not_asked(
         assert (await client.ask())[-1]["type"] == "response.completed"
         assert [name for name, _, _ in world.turns] == ["b"]
         assert len(upstream.handshakes) == 1
+
+
+async def test_a_refused_body_is_given_back_before_anybody_collects(world: World) -> None:
+    """An error that held the frames it went through would hold the body, too."""
+    size = 8 * 1024 * 1024
+    await world.ask(post("/v1/responses", b"[" * 1000))
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            response = await world.ask(post("/v1/responses", b"[" * size))
+            assert response.error["code"] == "invalid_json"
+        assert tracemalloc.get_traced_memory()[0] < size
+    finally:
+        tracemalloc.stop()
+        gc.enable()
