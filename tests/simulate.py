@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import secrets
 import signal
 import sys
@@ -70,6 +71,7 @@ INTRUSIONS: Final = (
     b"\x16\x03\x01" * 100,
 )
 NATIVE: Final = "/backend-api/codex/responses"
+SUCCESSES: Final = (["response.completed"], ["[DONE]"], ["finish"], ["json"])
 PATHS: Final = {
     "responses": "/v1/responses",
     "chat": "/v1/chat/completions",
@@ -130,16 +132,7 @@ class Seen:
 
     @property
     def is_success(self) -> bool:
-        return (
-            self.is_whole
-            and self.status == 200
-            and self.ends
-            in (
-                ["response.completed"],
-                ["[DONE]"],
-                ["json"],
-            )
-        )
+        return self.is_whole and self.status == 200 and self.ends in SUCCESSES
 
 
 def read_payloads(body: bytes) -> list[Json]:
@@ -345,19 +338,26 @@ class Life:
             await self.read(client, manner, response)
             is_whole = True
         except (Truncated, *BROKEN) as error:
-            is_excused = response.status == 0 or manner.is_slow or manner.half_closes
-            self.note(f"cut: {type(error).__name__} {response.status} {is_excused}")
-            is_excused |= self.sim.disk.has_crashed
+            self.note(f"cut: {type(error).__name__} {response.status}")
+            is_ending = was_stopping or self.is_stopping
+            is_excused = self.sim.disk.has_crashed or manner.is_slow or manner.half_closes
+            is_excused |= response.status == 0 and (is_ending or manner.drips)
             assert is_excused, f"a client's answer was cut: {response}"
-            is_known = was_stopping or self.is_stopping or self.sim.disk.has_crashed
-            assert is_known or not is_calm, "a calm client was cut off"
         finally:
             seen = read_body(response, is_whole=is_whole)
             judge(task, seen)
+            self.judge_told(task, response.body)
         self.note(f"{seen.status} {seen.ends[-1:]}: {task.number} {task.attempts}")
         if is_calm and is_whole and not self.is_stopping:
             assert seen.is_success, f"a calm client was answered {response}"
         return is_whole and response.header("connection") != "close"
+
+    def judge_told(self, task: Task, body: bytes) -> None:
+        """I5: a client is told no secret, and nothing of another's."""
+        told = [one for one in self.sim.secrets if one.encode() in body]
+        others = {int(number) for number in re.findall(rb"\bw(\d+)\.[a-z]\.", body)} - {task.number}
+        assert not told, f"a client was told {told}"
+        assert not others, f"the client of request {task.number} was told words of {others}"
 
     async def send(self, client: Client, manner: Manner, raw: bytes) -> None:
         rng = self.rng
