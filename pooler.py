@@ -1871,7 +1871,6 @@ class EventKind(enum.Enum):
 
 
 TERMINAL_KINDS: Final = frozenset({EventKind.SUCCESS, EventKind.FAILURE, EventKind.DONE})
-AFTER_TERMINAL_KINDS: Final = frozenset({EventKind.IDLE, EventKind.HANDSHAKE, EventKind.DONE})
 _KIND_OF_TYPE: Final[Mapping[bytes, EventKind]] = {
     b"keepalive": EventKind.IDLE,
     b"response.created": EventKind.HANDSHAKE,
@@ -2117,20 +2116,6 @@ class EventScanner:
         number = last + 1 if isinstance(last, int) and last < TOKENS_MAX else 0  # it is printed
         event = {"type": "response.failed", "sequence_number": number, "response": response}
         return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
-
-
-def end_once(
-    events: Iterable[tuple[EventKind, bytes]], terminal: EventKind | None
-) -> list[tuple[EventKind, bytes]]:
-    """`events` without what a terminal one rules out; `terminal`: the one that came before."""
-    kept = []
-    for kind, event in events:
-        is_done_twice = kind is terminal is EventKind.DONE
-        if terminal is None or (kind in AFTER_TERMINAL_KINDS and not is_done_twice):
-            kept.append((kind, event))
-        if kind in TERMINAL_KINDS:
-            terminal = kind
-    return kept
 
 
 def event_of(message: str) -> bytes:
@@ -5683,10 +5668,7 @@ class Answer:
         scanner, upstream = self.scanner, exchange.upstream
         assert scanner is not None
         assert upstream is not None
-        terminal = scanner.terminal
         events = scanner.feed(received, is_end=not received)
-        if scanner.terminal is not None:
-            events = end_once(events, terminal)
         self.is_at_end = not received or upstream.is_over(scanner)
         exchange.hold_events(scanner.bytes_pending)
         if any(kind is not EventKind.IDLE for kind, _ in events):

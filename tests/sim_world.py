@@ -152,6 +152,7 @@ class Attempt:
     is_repeatable: bool = False  # it was proof that nothing was done
     end_at: int = 0  # so many bytes of the answer say how it ended; 0: none do
     is_told: bool = False  # they have been sent
+    is_lie: bool = False  # there was more behind the end
     gauge: Gauge | None = field(default=None, repr=False)
 
     def set(self) -> None:
@@ -422,7 +423,7 @@ class SimUpstream(SocketUpstream):
             return [*in_pieces(rng, cut, attempt, LONG), rng.choice(ENDS)]
         if at < 0.45:
             # In one piece: what comes while the next request is under way is taken for its answer.
-            attempt.outcome, attempt.is_told = "more behind it", True
+            attempt.outcome, attempt.is_lie = "more behind it", True
             return [Send(raw + rng.choice([raw, *NOISE])), Fin()]
         steps = in_pieces(rng, raw, attempt, SHORT if at > 0.6 else LONG)
         is_closed = b"\r\ntransfer-encoding" not in raw and b"\r\ncontent-length" not in raw
@@ -434,7 +435,7 @@ class SimUpstream(SocketUpstream):
         if at < 0.12:
             return self.draw_status(task, attempt)
         if at < 0.14 and payloads:
-            attempt.outcome, attempt.is_told = "ended twice", True
+            attempt.outcome, attempt.is_lie = "ended twice", True
             raw, _ = stream_of(rng, [*payloads, *payloads[2:]], is_chat=False)
             return [*in_pieces(rng, raw, attempt, SHORT), Fin()]
         if at < 0.18 and payloads:

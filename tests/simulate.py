@@ -199,6 +199,9 @@ def judge(task: Task, seen: Seen) -> None:
         assert attempt.is_repeatable, f"asked again after {attempt.outcome}"
     assert len({attempt.account for attempt in task.attempts}) <= 3
     last = task.attempts[-1] if task.attempts else None
+    if last is not None and last.is_lie:  # its events pass as they came, behind its end as well
+        assert last.said.startswith(seen.text) or seen.text.startswith(last.said), seen.text
+        return
     assert seen.text == "" or (last is not None and last.said.startswith(seen.text)), seen.text
     if task.is_stream and seen.is_whole and seen.status == 200:
         assert len(seen.ends) == 1, f"{len(seen.ends)} ends: {seen} {task}"

@@ -498,20 +498,6 @@ async def test_half_an_event_is_never_given(world: World) -> None:
         ),
         pytest.param([Pause(1.5), Send(chunk(b"data: x\n\n")), Stall()], b"", 1.0, id="too-late"),
         pytest.param([Send(chunk(b"data: half")), Fin()], b"", 0.0, id="half-an-event-after"),
-        pytest.param(
-            [
-                Send(
-                    chunk(
-                        sse_event({"type": "response.completed"})
-                        + b"data: x\n\ndata: [DONE]\n\ndata: [DONE]\n\n"
-                    )
-                ),
-                Fin(),
-            ],
-            b"data: [DONE]\n\n",
-            0.0,
-            id="a-second-end",
-        ),
     ],
 )
 async def test_nothing_of_ours_follows_a_terminal_event(

@@ -23,7 +23,7 @@ import trio
 
 import mcp_server
 import pooler
-from pooler import BadSyntax, CallKind, EventKind, EventScanner, LoginNeeded, PoolerError
+from pooler import BadSyntax, CallKind, EventScanner, LoginNeeded, PoolerError
 from tests.sockets import UPGRADE, frame
 
 Json = Any
@@ -209,10 +209,6 @@ def stream(data: bytes) -> None:
             scanner.failure,
             scanner.usage,
         )
-        kept = pooler.end_once(events, None)
-        ends = [one for one, _ in kept if one in {EventKind.SUCCESS, EventKind.FAILURE}]
-        assert len(ends) <= 1
-        assert sum(one is EventKind.DONE for one, _ in kept) <= 1
         if scanner.failure is not None:
             fault = pooler.judge_event(scanner.failure, UNIX_NOW, LIMITS)
             assert fault is None or fault.error.status >= 400
@@ -253,7 +249,7 @@ def requests(data: bytes) -> None:
 def answers(data: bytes) -> None:
     """From a ChatGPT account: events that parse, one end, and JSON as a whole."""
     scanner = EventScanner(CallKind.RESPONSES)
-    events = pooler.end_once(scanner.feed(data) + scanner.feed(b"", is_end=True), None)
+    events = scanner.feed(data) + scanner.feed(b"", is_end=True)
     for is_collected in (False, True):
         for answer in (
             pooler.ResponsesAnswer(10_000, is_collected),
