@@ -199,7 +199,8 @@ def judge(task: Task, seen: Seen) -> None:
         assert attempt.is_repeatable, f"asked again after {attempt.outcome}"
     assert len({attempt.account for attempt in task.attempts}) <= 3
     last = task.attempts[-1] if task.attempts else None
-    if last is not None and last.is_lie:  # its events pass as they came, behind its end as well
+    is_relayed = last is not None and (last.account not in CODEX or task.kind == "native")
+    if last is not None and last.is_lie and is_relayed:  # behind its end, too
         assert last.said.startswith(seen.text) or seen.text.startswith(last.said), seen.text
         return
     assert seen.text == "" or (last is not None and last.said.startswith(seen.text)), seen.text
@@ -207,7 +208,7 @@ def judge(task: Task, seen: Seen) -> None:
         assert len(seen.ends) == 1, f"{len(seen.ends)} ends: {seen} {task}"
     if seen.is_success:
         assert last is not None
-        assert last.is_told, "success, and the upstream did not say so"
+        assert last.is_told or last.is_lie, "success, and the upstream did not say so"
         assert seen.text == last.said, "success, and not all of it"
 
 
