@@ -1797,10 +1797,10 @@ def drop_reasoning(body: bytes) -> bytes:
         return body
     kept = []
     for item in items:
-        kind = _text_at(item, "type") if isinstance(item, dict) else ""
+        kind = item.get("type") if isinstance(item, dict) else None
         if kind == "reasoning":
             continue
-        if kind in {"compaction", "compaction_summary"}:
+        if kind in ("compaction", "compaction_summary"):  # whatever it is, it can be compared
             item.pop("encrypted_content", None)
         kept.append(item)
     value["input"] = kept
