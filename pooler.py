@@ -1104,6 +1104,7 @@ def parse_config(
     """
     try:
         value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_Object)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise ConfigRefused([f"pools.json: not valid JSON at {place}: {error.msg}"]) from None
@@ -1616,11 +1617,12 @@ SESSION_HEADERS: Final = (
 
 
 _STRING_MEMBER: Final = rb'[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")'
-_ESCAPED_MODEL: Final = (
+# The literal is looked for first: it is found ten times faster, and all that anybody sends.
+_MODEL_MEMBER: Final = re.compile(rb'"model"' + _STRING_MEMBER)
+_ESCAPED_MODEL_MEMBER: Final = re.compile(
     rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
+    + _STRING_MEMBER
 )
-# The literal first: it is found ten times faster, and all that anybody sends.
-_MODEL_MEMBERS: Final = [re.compile(n + _STRING_MEMBER) for n in (b'"model"', _ESCAPED_MODEL)]
 
 
 def outside_strings(body: bytes, quotes_max: float = math.inf) -> bytes:
@@ -1758,17 +1760,22 @@ def replace_model(body: bytes, model: str) -> bytes:
 
     `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
     """
-    for pattern in _MODEL_MEMBERS:
-        depth = at = 0
-        for member in pattern.finditer(body):
-            outside = outside_strings(body[at : member.start()])
-            depth += outside.count(b"{") + outside.count(b"[")
-            depth -= outside.count(b"}") + outside.count(b"]")
-            at = member.end()
-            if depth == 1:
-                start, end = member.span(1)
-                return body[:start] + json.dumps(model).encode() + body[end:]
-    raise AssertionError("a body without a model was refused before")
+    span = _model_span(body, _MODEL_MEMBER) or _model_span(body, _ESCAPED_MODEL_MEMBER)
+    assert span is not None, "a body without a model was refused before"
+    return body[: span[0]] + json.dumps(model).encode() + body[span[1] :]
+
+
+def _model_span(body: bytes, pattern: re.Pattern[bytes]) -> tuple[int, int] | None:
+    """From where to where the value of the member stands, if it is one of the whole body's."""
+    depth = at = 0
+    for member in pattern.finditer(body):
+        outside = outside_strings(body[at : member.start()])
+        depth += outside.count(b"{") + outside.count(b"[")
+        depth -= outside.count(b"}") + outside.count(b"]")
+        at = member.end()
+        if depth == 1:
+            return member.span(1)
+    return None
 
 
 def dump_json(value: Json) -> bytes:
@@ -1793,7 +1800,7 @@ def drop_reasoning(body: bytes) -> bytes:
         kind = item.get("type") if isinstance(item, dict) else None
         if kind == "reasoning":
             continue
-        if kind in {"compaction", "compaction_summary"}:
+        if kind in ("compaction", "compaction_summary"):  # whatever it is, it can be compared
             item.pop("encrypted_content", None)
         kept.append(item)
     value["input"] = kept
@@ -4745,8 +4752,8 @@ class ClientConnection(Connection):
         byte_count = 0
         gone = (trio.BrokenResourceError, trio.ClosedResourceError)
         with trio.move_on_after(seconds_max), contextlib.suppress(*gone):
-            if isinstance(self.stream, trio.abc.HalfCloseableStream):
-                await self.stream.send_eof()
+            assert isinstance(self.stream, trio.abc.HalfCloseableStream)  # every client's is
+            await self.stream.send_eof()
             while byte_count <= LINGER_BYTES_MAX and (received := await self.receive()):
                 byte_count += len(received)
 
@@ -4925,9 +4932,8 @@ class IdleConnections:
                 self.changed = trio.Event()
                 await self.changed.wait()
                 continue
-            age_max = limits().idle_connection_seconds_max
-            await trio.sleep_until(min(oldest) + age_max)
-            await self.close_older_than(trio.current_time() - age_max)
+            await trio.sleep_until(min(oldest) + limits().idle_connection_seconds_max)
+            await self.close_older_than(min(oldest))
 
     async def close_older_than(self, moment: float) -> None:
         for idle in list(self.by_account.values()):
@@ -5010,9 +5016,7 @@ def obstacle_to_saving(path: Path) -> str | None:
         return "is a symbolic link, which a renewal would replace; name the file itself"
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return "is in a folder that cannot be written, so it cannot be renewed"
-    if os.path.ismount(path) or path.stat().st_dev != path.parent.stat().st_dev:
-        return "is mounted by itself, so it cannot be replaced; mount its folder instead"
-    with contextlib.suppress(OSError):  # only where the kernel tells: a bind of the same disk
+    with contextlib.suppress(OSError):  # macOS has neither this file nor mounts of a file
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
         shown = str(path.resolve()).replace(" ", r"\040")
         if any(line.split()[4:5] == [shown] for line in mounts.splitlines()):
@@ -5093,9 +5097,10 @@ class Login:
             self.problem = f"{self.path} {reason}; {advice}"
             return
         if raw != self.raw:  # touched is not changed: what is unsaved may be the only good one
-            self.raw, self.unsaved = raw, b""
+            self.raw, self.unsaved = raw, raw if raw == self.unsaved else b""
         self.mark = mark
-        self.problem = None if self.credentials.digest != self.spent else self.problem
+        if self.credentials.digest != self.spent and not self.unsaved:
+            self.problem = None
 
     @property
     def advice(self) -> str:
@@ -5169,10 +5174,12 @@ class Tokens:
         if not login.is_usable(self.unix_now()) or login.credentials is None:
             raise LoginNeeded(login.problem)
         is_rejected = rejected is not None and rejected.digest == login.credentials.digest
-        if is_rejected or self.is_due(login.credentials):
+        if is_rejected or login.unsaved or self.is_due(login.credentials):
             await self.renew(login, login.credentials)
         found = login.credentials
         if found is None or found.digest in {login.spent, rejected and rejected.digest}:
+            raise LoginNeeded(login.problem)
+        if login.raw == login.unsaved:  # in its place, but a power cut could take it away again
             raise LoginNeeded(login.problem)
         if found.expires_at is not None and found.expires_at <= self.unix_now():
             raise LoginNeeded(login.problem)
@@ -5239,10 +5246,12 @@ class Tokens:
             is_later = (kept.refreshed_at or 0) > (found.refreshed_at or 0)
             if is_later and kept.account_id == found.account_id:
                 login.unsaved = login.unsaved or left
+        is_new = bool(login.unsaved)
         if problem := await self.save(login):
             return problem
         found = login.credentials
-        if found is None or (found.digest != before.digest and not self.is_due(found)):
+        is_new |= found is not None and found.digest != before.digest
+        if found is None or (is_new and not self.is_due(found)):
             return login.problem
         if problem := await self.ask(login, found) or await self.save(login):
             return problem
@@ -5258,6 +5267,7 @@ class Tokens:
             await trio.to_thread.run_sync(save_file, login.path, login.unsaved)
         except OSError as error:
             return f"{login.path} cannot be saved: {error.strerror}; it is tried again"
+        login.unsaved = b""
         login.look()
         self.log("info", "login", {"account": login.name, "problem": None})
         return None
@@ -5527,19 +5537,17 @@ class Exchange:
         while True:
             upstream = self.upstream or await self.connect(account)
             self.enter(Stage.SEND, "write_stall_seconds_max")
-            try:
+            with contextlib.suppress(trio.BrokenResourceError):
                 for data in (head + body,) if len(body) < RECEIVE_BYTES else (head, body):
                     for at in range(upstream.send_now(data), len(data), RECEIVE_BYTES):
                         until = trio.current_time() + self.limits.write_stall_seconds_max
                         step = data[at : at + RECEIVE_BYTES]
                         await self.bounded(until, upstream.stream.send_all, step)
-                return  # noqa: TRY300 (the loop goes on only after a stale connection)
-            except trio.BrokenResourceError as error:
-                broken = error
+                return
             if not upstream.is_used:
                 if await upstream.has_early_answer():
                     return
-                raise broken
+                raise trio.BrokenResourceError
             await self.release_upstream()
 
     async def release_upstream(self, account: Account | None = None) -> None:
@@ -6114,7 +6122,7 @@ _PROCESSED: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"response\.processed"')
 _BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # upstream facts §1.8
 
 
-class Frames(trio.abc.Stream):
+class Frames:
     """A connection as trio-websocket sees it, and that library's side of it.
 
     First comes the head of the opening handshake, then frames that have been counted.
@@ -6246,9 +6254,6 @@ class Frames(trio.abc.Stream):
         if not self.key and (found := _KEY_FIELD.search(data)):
             self.key = found[1].decode()
         await self.connection.send_all(bytes(data), self.limits.write_stall_seconds_max)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         """The library is done; the connection is closed by whoever owns it."""
@@ -6799,7 +6804,7 @@ class Server(Shared):
         try:
             await served
         except PoolerError as error:
-            failure = error
+            failure = error.with_traceback(None)  # its frames hold the body, and would hold it on
         except ClientGone:
             return
         except Exception:  # noqa: BLE001 (a bug is logged and answered)
@@ -6807,6 +6812,7 @@ class Server(Shared):
             failure = PoolerError("internal_error")
         if failure is not None and exchange.is_started:
             exchange.closes = True  # cut: nothing better can be said any more
+            exchange.record.code = failure.code
         elif failure is not None:
             with contextlib.suppress(ClientGone):
                 await exchange.fail(failure)
@@ -7577,6 +7583,7 @@ async def serve_with_signals(
 
 async def run_serve(path: Path, env: Mapping[str, str]) -> int:
     """`pooler serve`.  Raises: ConfigRefused."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # before and after it is listened to
     config, contexts = load(path, env)
     for warning in config.warnings:
         log_line("warning", "config", {"problem": warning})
@@ -7667,8 +7674,8 @@ async def show_status(
 ) -> None:
     """Print once, or again and again.  Raises: ConfigRefused."""
     is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # bars where the locale has none
+    # Bars where the locale has none.
+    cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
     while True:
         shown = await ask_status(url, tls, token)
         columns = 100

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Protocol
 
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -170,11 +170,15 @@ class Wait:
     event: trio.Event
 
 
+class Settable(Protocol):
+    def set(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Tell:
     """Set the event: the script has come here."""
 
-    event: trio.Event
+    event: Settable
 
 
 @dataclass(frozen=True)

@@ -274,6 +274,10 @@ class SocketUpstream(FakeUpstream):
         await line.socket.send_all("".join(f"{text}\r\n" for text in (*lines, "")).encode())
         return True
 
+    def script_for_turn(self, _body: Json) -> Script | None:
+        script = self.scripts.popleft() if self.scripts else self.always
+        return None if callable(script) else script
+
     async def _serve_frame(self, line: Line) -> bool:
         payload = b""
         while True:
@@ -297,8 +301,8 @@ class SocketUpstream(FakeUpstream):
             self.frames.append((TEXT, payload))
             return True
         self.turns.append((-line.request_count, body))
-        script = self.scripts.popleft() if self.scripts else self.always
-        if script is None or callable(script):
+        script = self.script_for_turn(body)
+        if script is None:
             self.world.complaints.append(f"{self.name}: a turn that no script awaits")
             return False
         return await self._play(script, line)

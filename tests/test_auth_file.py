@@ -350,6 +350,22 @@ def test_a_file_that_is_mounted_by_itself_is_found(
     assert "mount its folder" in (obstacle_to_saving(path) or "")
 
 
+def test_a_file_on_another_disk_than_its_folder_is_replaced_like_any_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is on Linux' overlayfs, where layers are of several disks: containers have one."""
+    plain_stat = os.stat
+
+    def told(name: Any, **options: Any) -> os.stat_result:  # noqa: ANN401 (as os.stat)
+        found = plain_stat(name, **options)
+        device = found.st_dev + (name in {path, str(path)})
+        return os.stat_result((*found[:2], device, *found[3:]))
+
+    monkeypatch.setattr(os, "stat", told)
+    assert path.stat().st_dev != path.parent.stat().st_dev
+    assert obstacle_to_saving(path) is None
+
+
 def test_the_advice_makes_the_file_that_is_missing(tmp_path: Path) -> None:
     plain = Login("one", tmp_path / "a" / "auth.json").advice
     assert plain.endswith(

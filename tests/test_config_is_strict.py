@@ -284,6 +284,7 @@ def test_a_name_that_stands_twice_is_named(raw: str, path: str) -> None:
         pytest.param(b'{"a": 1,}', id="trailing-comma"),
         pytest.param(b"// no\n{}", id="comment"),
         pytest.param(b'{"a": "\xff"}', id="not-utf-8"),
+        pytest.param(b'{"a": ["\\ud800"]}', id="half-a-surrogate-pair"),
         pytest.param("{}".encode("utf-16"), id="utf-16"),
         pytest.param(b"[" * 100_000, id="deep"),
         pytest.param(b'{"a": ' + b"1" * 10_000 + b"}", id="long-number"),

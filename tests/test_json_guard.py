@@ -13,6 +13,7 @@ import json
 import random
 import sys
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from typing import Any, Final
@@ -179,6 +180,16 @@ def test_separators_at_the_limit_and_one_past_it(kind: str, limits: Limits) -> N
 def test_strings_without_separators_are_too_many_too() -> None:
     """Not JSON at all, but json.loads must not be the one to find out."""
     refuses(lambda: judge(b'{"a": ' + b'"x" ' * 2_000_000 + b"}"))
+
+
+def test_quotes_are_counted_before_a_list_of_strings_is_made() -> None:
+    """Which would be many times as large as the body."""
+    body = b'{"a": [' + b"[" * LIMITS.json_depth_max + b'"' * 4_000_000
+    tracemalloc.start()
+    refuses(lambda: check_json_shape(body, LIMITS))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < MIB
 
 
 SHAPES: Final = st.lists(

@@ -13,11 +13,11 @@ from typing import Final
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from pooler import Key, KeyUse, PoolerError
+from pooler import Key, KeyUse, PoolerError, find_owner
 from tests.fakes import (
     KEY,
     OTHER_KEY,
@@ -31,6 +31,7 @@ from tests.fakes import (
     ask_responses,
     describe,
     json_answer,
+    make_config,
     opened_world,
     post,
     request,
@@ -504,3 +505,38 @@ def test_many_requests_of_one_key_are_forgotten_after_their_minute() -> None:
         use.admit(key, second, UNIX_START)
         use.in_flight_count -= 1
         assert len(use.minute) <= 3
+
+
+# Angle brackets would make it a placeholder.
+VISIBLE: Final = st.text(
+    [chr(code) for code in range(0x21, 0x7F) if chr(code) not in "<>"], min_size=16, max_size=24
+)
+
+
+@settings(max_examples=300)
+@given(
+    secrets=st.lists(VISIBLE, min_size=1, max_size=4, unique=True),
+    hashed=st.integers(0, 4),
+    data=st.data(),
+)
+def test_exactly_the_keys_are_accepted_and_never_their_hashes(
+    secrets: list[str], hashed: int, data: st.DataObject
+) -> None:
+    """The first `hashed` stand in the file as hashes."""
+    secrets = [secret for secret in secrets if not secret.lower().startswith(("sha256:", "{"))]
+    assume(secrets)
+    hashes = [hashlib.sha256(secret.encode()).hexdigest() for secret in secrets]
+    lines = [
+        f"sha256:{digest}" if at < hashed else secret
+        for at, (secret, digest) in enumerate(zip(secrets, hashes, strict=True))
+    ]
+    keys = {f"k{at}": line for at, line in enumerate(lines)}
+    config = make_config(describe("a", pool={"keys": keys}))
+    near = [text for secret in secrets for text in (secret[:-1], secret + "x", secret.swapcase())]
+    others = st.sampled_from([*hashes, *(f"sha256:{digest}" for digest in hashes), *near])
+    anything = st.binary(max_size=40).map(lambda raw: raw.decode("latin-1"))
+    presented = data.draw(st.sampled_from(secrets) | others | anything)
+    owner = find_owner(presented, config.keys)
+    assert (owner is not None) == (presented in secrets)
+    if owner is not None:
+        assert owner.name == f"k{secrets.index(presented)}"

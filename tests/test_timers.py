@@ -507,6 +507,9 @@ async def test_a_slow_reader_that_goes_on_reading_is_not_left(autojump_clock: Mo
 ################################################################
 
 
+ROUNDED: Final = [at + 0.01 for at in range(60) if (at + 0.01 + 15) - 15 < at + 0.01][:3]
+
+
 async def test_an_idle_upstream_connection_is_closed_after_15_seconds(
     autojump_clock: MockClock,
 ) -> None:
@@ -521,6 +524,20 @@ async def test_an_idle_upstream_connection_is_closed_after_15_seconds(
         autojump_clock.jump(0.5)
         await world.settle()
         assert upstream.lines[0].closed_at == 20
+
+
+@pytest.mark.parametrize("came_at", ROUNDED)
+async def test_an_idle_upstream_connection_is_closed_though_its_time_is_rounded(
+    autojump_clock: MockClock, came_at: float
+) -> None:
+    async with opened_world(describe("a")) as world:
+        upstream = world.upstreams["a"]
+        upstream.always = json_answer({})
+        autojump_clock.jump(came_at)
+        await world.ask(ask_responses(stream=False))
+        autojump_clock.jump(15)
+        await world.settle()
+        assert upstream.lines[0].closed_at == came_at + 15
 
 
 async def test_an_idle_connection_is_used_again_and_its_age_starts_anew(

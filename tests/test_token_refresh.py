@@ -439,6 +439,30 @@ async def test_nothing_is_used_before_it_is_saved(
         assert desk.saved("refresh_token") == "rt-acct-2"
 
 
+async def test_nothing_is_used_before_its_name_is_on_the_disk(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut could bring the old file back, and its refresh token is spent."""
+    real = pooler.sync
+
+    def fails_for_folders(path: Path) -> None:
+        if path.is_dir():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(path)
+
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        with monkeypatch.context() as patch:
+            patch.setattr(pooler, "sync", fails_for_folders)
+            for _ in range(3):
+                with pytest.raises(LoginNeeded, match="cannot be saved: Input/output error"):
+                    await desk.ask()
+            assert desk.saved("refresh_token") == "rt-acct-2"
+            mock_clock.jump(PAUSE_SECONDS)
+        assert (await desk.ask(), desk.asked_count) == (desk.saved(), 1)
+        assert desk.saved("refresh_token") == "rt-acct-2"
+
+
 ################################################################
 # FAILURES
 ################################################################

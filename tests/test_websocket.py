@@ -17,6 +17,7 @@ from trio.testing import MockClock
 
 from tests.fakes import Fin, Pause, Reset, Send, Stall, error_answer, json_answer, post, request
 from tests.sockets import (
+    BINARY,
     TEXT,
     UPGRADE,
     codex_described,
@@ -532,7 +533,9 @@ async def test_an_old_or_ended_websocket_is_not_used_again(
 async def test_what_comes_between_two_turns_is_of_neither(autojump_clock: MockClock) -> None:
     stray = {"type": "response.completed", "response": {"id": "resp_0", "output": []}}
     async with socket_world(socket_described("a")) as world:
-        world.upstreams["a"].plays([*turn("one"), *says(stray, stray, stray)], turn("two"))
+        binary = Send(frame(BINARY, b"codex", mask=b""))
+        strays = [*says(stray, stray), binary, *says(stray)]
+        world.upstreams["a"].plays([*turn("one"), *strays], turn("two"))
         client = await open_socket(world)
         await client.ask()
         await world.settle()

@@ -300,6 +300,9 @@ async def test_frames_count_among_the_bodies_that_are_held(autojump_clock: MockC
         other = await open_socket(world)
         await other.create()
         assert await close_of(other) == 1013
+        third = await open_socket(world)
+        await third.send(frame(TEXT, b"xx")[:-1])  # of a message that is not whole, too
+        assert await close_of(third) == 1013
         await client.hang_up()
         await world.settle()
         assert world.server.bodies.bytes_held == 0

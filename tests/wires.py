@@ -145,8 +145,11 @@ class MemoryListener(trio.abc.Listener[MemorySocket]):
     def __init__(self) -> None:
         self._waiting: deque[MemorySocket] = deque()
         self._arrived = trio.lowlevel.ParkingLot()
+        self._is_closed = False
 
     def arrive(self, stream: MemorySocket) -> None:
+        if self._is_closed:
+            stream.reset()
         self._waiting.append(stream)
         self._arrived.unpark()
 
@@ -157,6 +160,9 @@ class MemoryListener(trio.abc.Listener[MemorySocket]):
         return self._waiting.popleft()
 
     async def aclose(self) -> None:
+        self._is_closed = True
+        for stream in self._waiting:
+            stream.reset()
         await trio.lowlevel.checkpoint()
 
 
