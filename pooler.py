@@ -5246,12 +5246,12 @@ class Tokens:
             is_later = (kept.refreshed_at or 0) > (found.refreshed_at or 0)
             if is_later and kept.account_id == found.account_id:
                 login.unsaved = login.unsaved or left
-        is_new = bool(login.unsaved)
+        was_unsaved = bool(login.unsaved)
         if problem := await self.save(login):
             return problem
         found = login.credentials
-        is_new |= found is not None and found.digest != before.digest
-        if found is None or (is_new and not self.is_due(found)):
+        is_as_before = found is not None and found.digest == before.digest and not was_unsaved
+        if found is None or not (is_as_before or self.is_due(found)):
             return login.problem
         if problem := await self.ask(login, found) or await self.save(login):
             return problem
@@ -7474,7 +7474,7 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
         await stream.send_all(format_response_head(200, headers))
         for event in demo_events():
             await stream.send_all(b"data: " + json.dumps(event).encode() + b"\n\n")
-            await trio.sleep(DEMO_PAUSE_SECONDS)
+            await trio.sleep(DEMO_PAUSE_SECONDS)  # or nobody would see that it streams
     except (PeerClosed, BadSyntax, PoolerError, trio.BrokenResourceError):
         pass
     finally:

@@ -277,6 +277,16 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     M("mcp_outcome", "A client that left is not called an error.",
       '"aborted" if code == "client_gone" else "error"', '"error"',
       "mcp", 1, "mcp_server.py"),
+    # Found by the simulation, the exhaustion and the soak, and mended.
+    M("used_before_its_name", "No token is used before its file's name is on the disk.",
+      "        if login.raw == login.unsaved:  # in", "        if False:  # in",
+      "token_refresh::nothing_is_used_before_its_name_is_on_the_disk"),
+    M("body_held_on", "What is refused holds no body.",
+      "failure = error.with_traceback(None)", "failure = error",
+      "rare_paths::a_refused_body_is_given_back_before_anybody_collects"),
+    M("hup_kills", "A reload that comes as it ends does not kill it.",
+      "    signal.signal(signal.SIGHUP, signal.SIG_IGN)", "    pass",
+      "soak::a_reload_after_the_last_log_line_does_not_kill_it"),
     # Translation.
     M("call_arguments_up", "A tool call keeps its arguments on the way up.",
       'for name in ("name", member)}\n    return {"type": kind, "call_id"',

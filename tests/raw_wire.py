@@ -171,8 +171,10 @@ def opened_wire(
     folder: Path, limits: Mapping[str, float] | None = None, **env: str
 ) -> Iterator[Wire]:
     wire = Wire(folder, limits, **env)
-    yield wire
-    wire.close()
+    try:
+        yield wire
+    finally:
+        wire.close()
 
 
 def read_all(client: socket.socket) -> bytes:

@@ -338,5 +338,6 @@ def close_code(client: socket.socket, unread: bytes) -> int | None:
         if not received:
             return None
         unread += received
-    client.close() if not taken[4] else pytest.fail("something follows the Close")
+    assert taken[4] == b"", "something follows the Close"
+    client.close()
     return int.from_bytes(taken[3][:2], "big") if taken[3] else None

@@ -184,7 +184,7 @@ class Soak:
                         port = json.loads(line)["address"].rpartition(":")[2]
                         self.address = ("127.0.0.1", int(port))
                         return
-                await pause(0.05)
+                await pause(0.05)  # a file cannot be waited for
 
     ############ reloads
 
@@ -259,7 +259,7 @@ class Soak:
 
     ############ the end
 
-    async def stop(self, clients: trio.Nursery) -> None:
+    async def stop(self) -> None:
         """SIGTERM with everybody at work."""
         assert self.process is not None
         self.ledger.is_draining = True
@@ -283,14 +283,13 @@ class Soak:
                             made = Browser(self.address, self.told, self.ledger, number, self.seed)
                             clients.start_soon(made.run)
                         await pause(self.seconds)
-                        watchers.cancel_scope.shield = False
-                        await self.stop(clients)
+                        await self.stop()
                     watchers.cancel_scope.cancel()
             finally:
                 with suppress(ProcessLookupError):
                     assert self.process is not None
                     self.process.kill()
-            await pause(1)
+            await pause(1)  # for what is left at the upstreams to end
             verdict = self.judge()
             world.cancel_scope.cancel()
         return verdict

@@ -63,6 +63,7 @@ def find_mark(body: Json) -> Mark | None:
 
 
 async def pause(seconds: float) -> None:
+    """Load has a pace, and nothing to wait for."""
     with trio.move_on_after(seconds):
         await trio.sleep_forever()
 
@@ -93,11 +94,6 @@ class Told:
         if fault in REFUSALS:
             self.rested_at[account] = time.monotonic()
         return fault
-
-    def forget(self, number: int) -> None:
-        self.attempts.pop(number, None)
-        self.ended.discard(number)
-        self.makers.pop(f"resp_{number}", None)
 
 
 def reset(stream: trio.abc.Stream) -> None:
