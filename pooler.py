@@ -4598,6 +4598,42 @@ class Connection:
             self.buffer += received
         return head
 
+    async def expire(self) -> None:
+        """It has rested for too long."""
+        raise NotImplementedError
+
+
+class Reaper:
+    """Ends each connection that has rested for too long, at the moment when it has.
+
+    One task for all of them: a deadline of its own would cost every request more.
+    """
+
+    def __init__(self) -> None:
+        self.resting: dict[Connection, float] = {}  # until when
+        self.wakes_at = math.inf
+        self.changed = trio.Event()
+
+    def watch(self, connection: Connection, until: float) -> None:
+        self.resting[connection] = until
+        if until < self.wakes_at:
+            self.changed.set()
+
+    def forget(self, connection: Connection) -> None:
+        self.resting.pop(connection, None)
+
+    async def run(self) -> NoReturn:
+        while True:
+            self.changed = trio.Event()
+            self.wakes_at = min(self.resting.values(), default=math.inf)
+            with trio.move_on_at(self.wakes_at):
+                await self.changed.wait()
+            now = trio.current_time()
+            for connection in list(self.resting):
+                if self.resting.get(connection, math.inf) <= now:
+                    del self.resting[connection]
+                    await connection.expire()
+
 
 @dataclass(eq=False, slots=True)
 class ClientConnection(Connection):
@@ -4609,7 +4645,6 @@ class ClientConnection(Connection):
     is_at_end: bool = False
     is_gone: bool = False
     is_first: bool = True
-    is_idle: bool = False  # no request is under way
     is_in_call: bool = False  # an account works for it, and must not once the client is gone
 
     async def read_ahead(self) -> None:
@@ -4619,7 +4654,7 @@ class ClientConnection(Connection):
                 self.ahead += received
                 del received  # a stream lives long, and there may be a thousand
                 self.note_change()
-                while self.ahead and not self.is_in_call:
+                while len(self.ahead) > PIPELINED_BYTES_MAX and not self.is_in_call:
                     await self.wait_change()
                 if len(self.ahead) > PIPELINED_BYTES_MAX:
                     break
@@ -4648,11 +4683,15 @@ class ClientConnection(Connection):
             self.changed = None
 
     async def wait_change(self) -> None:
-        """The reader waits for what has come to be taken, the others for something to come."""
+        """The reader waits for much that has come to be taken, the others for something to come."""
         self.changed = trio.Event()
         await self.changed.wait()
 
-    async def read_head(self, limits: Limits) -> bytes | None:
+    async def expire(self) -> None:
+        self.scope.cancel()
+        await trio.lowlevel.checkpoint()
+
+    async def read_head(self, limits: Limits, reaper: Reaper) -> bytes | None:
         """The next request head with its blank line; None where the client sends no more.
 
         Raises: PoolerError (head_too_large, bad_request, request_timeout).
@@ -4661,11 +4700,9 @@ class ClientConnection(Connection):
         self.is_first = False
         try:
             if not self.buffer:
-                self.is_idle = True
-                self.scope.deadline = trio.current_time() + wait
+                reaper.watch(self, trio.current_time() + wait)
                 self.buffer = await self.receive()
-                self.scope.deadline = math.inf
-                self.is_idle = False
+                reaper.forget(self)
             if not self.buffer:
                 return None
             if head := self.take_head(limits.head_bytes_max):
@@ -4815,9 +4852,8 @@ class UpstreamConnection(Connection):
     head: ResponseHead | None = None
     reader: BodyReader = field(default_factory=lambda: LengthReader(None))
     is_at_end: bool = False
-    is_used: bool = False
+    kept: deque[UpstreamConnection] | None = None  # where it waited for this exchange
     is_cut: bool = False  # the request was not sent whole
-    idle_since: float = 0.0
 
     @property
     def is_reusable(self) -> bool:
@@ -4892,6 +4928,11 @@ class UpstreamConnection(Connection):
             self.buffer = await self.receive()
         return bool(self.buffer)
 
+    async def expire(self) -> None:
+        if self.kept is not None:
+            self.kept.remove(self)
+        await self.close()
+
     async def close(self) -> None:
         await trio.aclose_forcefully(self.stream)
 
@@ -4899,15 +4940,16 @@ class UpstreamConnection(Connection):
 class IdleConnections:
     """Connections kept for the next request of the same account, for a few seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, reaper: Reaper) -> None:
+        self.reaper = reaper
         self.by_account: dict[tuple[str, BaseUrl], deque[UpstreamConnection]] = {}
-        self.changed = trio.Event()
 
     async def take(self, account: Account) -> UpstreamConnection | None:
         """The most recent connection that looks alive; those that do not are closed."""
         idle = self.by_account.get((account.name, account.base_url))
         while idle:
             connection = idle.pop()
+            self.reaper.forget(connection)
             if not connection.is_stale():
                 return connection
             await connection.close()
@@ -4918,27 +4960,17 @@ class IdleConnections:
         idle = self.by_account.setdefault((account.name, account.base_url), deque())
         if len(idle) >= limits.idle_connections_max:
             return False
-        connection.idle_since = trio.current_time()
-        connection.is_used = True
+        connection.kept = idle
         idle.append(connection)
-        self.changed.set()
+        until = trio.current_time() + limits.idle_connection_seconds_max
+        self.reaper.watch(connection, until)
         return True
 
-    async def reap(self, limits: Callable[[], Limits]) -> NoReturn:
-        """Close what has been idle for too long, at the moment when it has."""
-        while True:
-            oldest = [idle[0].idle_since for idle in self.by_account.values() if idle]
-            if not oldest:
-                self.changed = trio.Event()
-                await self.changed.wait()
-                continue
-            await trio.sleep_until(min(oldest) + limits().idle_connection_seconds_max)
-            await self.close_older_than(min(oldest))
-
-    async def close_older_than(self, moment: float) -> None:
+    async def close_all(self) -> None:
         for idle in list(self.by_account.values()):
-            while idle and idle[0].idle_since <= moment:
-                await idle.popleft().close()
+            while idle:
+                self.reaper.forget(idle[-1])
+                await idle.pop().close()
 
 
 def request_head(
@@ -5349,13 +5381,14 @@ class Shared:
     unix_now: Callable[[], float] = time.time
     log: Log = log_line
     queues: dict[str, deque[Waiter]] = field(default_factory=dict)
-    idle: IdleConnections = field(default_factory=IdleConnections)
+    reaper: Reaper = field(default_factory=Reaper)
     is_draining: bool = False
     is_stopped: bool = False
     logins: dict[str, Login] = field(default_factory=dict)  # of the codex accounts
 
     def __post_init__(self) -> None:
         self.roster = Roster(self.config)
+        self.idle = IdleConnections(self.reaper)
         url, limits = self.config.token_url, self.config.limits
         self.tokens = Tokens(url, None, self.dial, self.log, self.unix_now, limits)
         self.take_logins()
@@ -5544,7 +5577,7 @@ class Exchange:
                         step = data[at : at + RECEIVE_BYTES]
                         await self.bounded(until, upstream.stream.send_all, step)
                 return
-            if not upstream.is_used:
+            if upstream.kept is None:
                 if await upstream.has_early_answer():
                     return
                 raise trio.BrokenResourceError
@@ -6749,6 +6782,7 @@ class Server(Shared):
         finally:
             self.connections.discard(connection)
             self.keyless.pop(connection, None)
+            self.reaper.forget(connection)
             with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                 await stream.aclose()
 
@@ -6769,7 +6803,7 @@ class Server(Shared):
         """Read one request and answer it; whether the connection may carry another."""
         raw: bytes | PoolerError | None
         try:
-            raw = await connection.read_head(self.config.limits)
+            raw = await connection.read_head(self.config.limits, self.reaper)
         except PoolerError as error:
             raw = error
         if raw is None:
@@ -7279,7 +7313,7 @@ class Server(Shared):
         self.open_operators()
         self.assign_waiters()
         self.catalogues_wanted.set()
-        await self.idle.close_older_than(math.inf)
+        await self.idle.close_all()
         self.log("info", "reloaded", {"pools": len(config.pools)})
 
     # The whole.
@@ -7288,7 +7322,7 @@ class Server(Shared):
         """Accept on `listeners` until `stop`, then drain.  Closes the listeners."""
         async with trio.open_nursery() as services:  # holds: reaper, catalogues, renewals
             self.tokens.services = services
-            services.start_soon(self.idle.reap, lambda: self.config.limits)
+            services.start_soon(self.reaper.run)
             services.start_soon(self.keep_catalogues)
             async with trio.open_nursery() as connections:  # holds: one task a connection
                 with self.accepting:
@@ -7298,14 +7332,14 @@ class Server(Shared):
                 await self.drain()
                 connections.cancel_scope.cancel()
             services.cancel_scope.cancel()
-        await self.idle.close_older_than(math.inf)
+        await self.idle.close_all()
 
     def stop(self) -> None:
         """Accept no more, and let `serve` drain."""
         self.is_draining = True
         self.accepting.cancel()
         for connection in self.connections:
-            if connection.is_idle:
+            if connection in self.reaper.resting:
                 connection.scope.cancel()
         for client in self.sockets:
             client.end(1001)
