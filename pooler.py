@@ -44,6 +44,7 @@ import hmac
 import html
 import http
 import importlib
+import inspect
 import io
 import ipaddress
 import json
@@ -68,18 +69,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Final,
-    NamedTuple,
-    NoReturn,
-    TypeVar,
-    TypeVarTuple,
-    cast,
-    get_type_hints,
-)
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, Never, TypeVar, TypeVarTuple, cast
 from urllib.parse import unquote
 
 import h11
@@ -174,7 +164,6 @@ class Limits:
 
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
 PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while an answer is under way
-METHOD_BYTES_MAX: Final = 16
 TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked, thrown away
 LINGER_BYTES_MAX: Final = 256 * KIB  # of a refused request, so that its answer is seen
 LINGER_SECONDS_MAX: Final = 1.0
@@ -225,12 +214,12 @@ assert _DEFAULTS.keyless_connections_max < _DEFAULTS.connections_max
 assert _DEFAULTS.hold_seconds_max < _DEFAULTS.first_event_seconds_max
 
 
+@dataclass(eq=False, slots=True)
 class Budget:
     """A count of bytes that many holders share; `grow` refuses to pass the maximum."""
 
-    def __init__(self, bytes_max: int) -> None:
-        self.bytes_held = 0
-        self.bytes_max = bytes_max
+    bytes_max: int
+    bytes_held: int = 0
 
     def grow(self, byte_count: int) -> bool:
         """Take `byte_count` more (negative: give back); False, and nothing taken, if too many."""
@@ -294,20 +283,14 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
         429, "usage_limit_reached", "Every account of this pool has reached its limit."),
     "websocket_unsupported": (426, INVALID, "No WebSocket for this request. Use POST."),
 }
-# fmt: on
 _ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "invalid_api_key": (("WWW-Authenticate", "Bearer"),),
-    "websocket_unsupported": (
-        ("Upgrade", "websocket"),
-        ("Connection", "upgrade"),
-        ("Sec-WebSocket-Version", "13"),
-    ),
     "pool_busy": (("Retry-After", "2"),),
+    "websocket_unsupported": (
+        ("Upgrade", "websocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Version", "13")),
 }
-_PARAM_OF: Final = {
-    "model_not_found": "model",
-    "previous_response_not_found": "previous_response_id",
-}
+# fmt: on
+_PARAMS: Final = {"model_not_found": "model", "previous_response_not_found": "previous_response_id"}
 
 
 @dataclass(eq=False)
@@ -333,7 +316,7 @@ class PoolerError(Exception):
             self.type = INVALID  # an upstream's 4xx without words of its own
         self.public = self.public or public
         self.headers = (*_ERROR_HEADERS.get(self.code, ()), *self.headers)
-        self.param = _PARAM_OF.get(self.code, self.param)
+        self.param = _PARAMS.get(self.code, self.param)
 
     def content(self) -> tuple[bytes, str]:
         """The body and its Content-Type: OpenAI-shaped, unless it is an upstream's own."""
@@ -821,7 +804,7 @@ class Config:
 
 
 def _spec_of(kind: type[object]) -> Spec:
-    hints = get_type_hints(kind, include_extras=True).items()
+    hints = inspect.get_annotations(kind, eval_str=True).items()
     return {name: hint.__metadata__ for name, hint in hints if hasattr(hint, "__metadata__")}
 
 
@@ -1108,6 +1091,11 @@ class Route(enum.Enum):
     NOTHING = "nothing"
 
 
+NATIVE_PATHS: Final = {
+    Route.CODEX_MODELS: "/models",
+    Route.CODEX_RESPONSES: "/responses",
+    Route.CODEX_COMPACT: "/responses/compact",
+}
 _PATHS: Final[Mapping[str, Route]] = {
     "/healthz": Route.HEALTH,
     "/readyz": Route.READY,
@@ -1115,33 +1103,20 @@ _PATHS: Final[Mapping[str, Route]] = {
     "/v1/responses": Route.RESPONSES,
     "/v1/chat/completions": Route.CHAT,
     "/v1/usage": Route.USAGE,
+    "/api/codex/usage": Route.CODEX_USAGE,
+    "/wham/usage": Route.CODEX_USAGE,
+    "/backend-api/wham/usage": Route.CODEX_USAGE,
     "/mcp": Route.MCP,
     "/admin": Route.ADMIN,
     "/metrics": Route.METRICS,
-    **dict.fromkeys(
-        ("/api/codex/usage", "/wham/usage", "/backend-api/wham/usage"), Route.CODEX_USAGE
-    ),
-    **{
-        f"/backend-api/codex{infix}/{name}": route
-        for infix in ("", "/v1")
-        for name, route in (
-            ("models", Route.CODEX_MODELS),
-            ("responses", Route.CODEX_RESPONSES),
-            ("responses/compact", Route.CODEX_COMPACT),
-        )
-    },
-}
-NATIVE_PATHS: Final = {
-    Route.CODEX_MODELS: "/models",
-    Route.CODEX_RESPONSES: "/responses",
-    Route.CODEX_COMPACT: "/responses/compact",
+    **{f"/backend-api/codex{path}": route for route, path in NATIVE_PATHS.items()},
+    **{f"/backend-api/codex/v1{path}": route for route, path in NATIVE_PATHS.items()},
 }
 CALLS: Final = (Route.RESPONSES, Route.CHAT, Route.CODEX_RESPONSES, Route.CODEX_COMPACT)
 SOCKETS: Final = (Route.RESPONSES, Route.CODEX_RESPONSES)
-METHODS: Final = {
-    **dict.fromkeys(CALLS, ("POST",)),
+METHODS: Final[Mapping[Route, tuple[str, ...]]] = {
+    **dict.fromkeys((*CALLS, Route.MCP), ("POST",)),
     **dict.fromkeys(SOCKETS, ("POST", "GET")),  # with an upgrade
-    Route.MCP: ("POST",),
 }
 OPERATORS: Final = (Route.MCP, Route.ADMIN, Route.METRICS)
 METHODS_ELSE: Final = ("GET", "HEAD")
@@ -1149,10 +1124,9 @@ METHODS_ELSE: Final = ("GET", "HEAD")
 
 def find_route(path: str, base_path: str) -> tuple[Route, str]:
     """The route of a path, and the model id that GET /v1/models/{id} asks for (else '')."""
-    if base_path:
-        if not path.startswith(base_path + "/"):
-            return Route.NOTHING, ""
-        path = path[len(base_path) :]
+    if not path.startswith(f"{base_path}/"):
+        return Route.NOTHING, ""
+    path = path.removeprefix(base_path)
     if path.startswith("/v1/models/") and len(path) > len("/v1/models/"):
         return Route.MODEL, unquote(path[len("/v1/models/") :])
     is_api = path == "/v1" or path.startswith("/v1/")
@@ -1169,7 +1143,7 @@ def find_route(path: str, base_path: str) -> tuple[Route, str]:
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _REQUEST_LINE: Final = re.compile(
-    rb"(" + _TOKEN + rb"{1,16}) (/[A-Za-z0-9\-._~!$&'()*+,;=:@%/?]*) HTTP/1\.([01])"
+    _TOKEN + rb"{1,16} /[A-Za-z0-9\-._~!$&'()*+,;=:@%/?]* HTTP/1\.([01])"
 )
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"+):([\t\x20-\x7e\x80-\xff]*)")
@@ -1238,12 +1212,12 @@ def _parse_fields(lines: Sequence[bytes]) -> Headers:
     return tuple(headers)
 
 
-def _framing_of(headers: Headers) -> Framing | None:
+def _framing_of(headers: Headers, is_http_1_0: bool) -> Framing | None:
     """The body's framing as the fields say it; None where they say nothing."""
     length = header_of(headers, "content-length")
     coding = header_of(headers, "transfer-encoding")
     if coding is not None:
-        if length is not None or coding.lower() != "chunked":
+        if length is not None or coding.lower() != "chunked" or is_http_1_0:
             raise BadSyntax("transfer-encoding")
         return Framing(is_chunked=True)
     if length is None:
@@ -1270,21 +1244,17 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
     Raises: PoolerError (bad_request, head_too_large, target_too_long).
     """
     lines = raw[:-4].split(b"\r\n")
-    if len(lines[0]) > limits.target_bytes_max + METHOD_BYTES_MAX + len(b"  HTTP/1.1"):
+    if len(lines[0].partition(b" ")[2]) > limits.target_bytes_max + len(b" HTTP/1.1"):
         raise PoolerError("target_too_long")
     start = _REQUEST_LINE.fullmatch(lines[0])
     if start is None:
         raise PoolerError("bad_request")
-    if len(start[2]) > limits.target_bytes_max:
-        raise PoolerError("target_too_long")
     if len(lines) - 1 > limits.head_fields_max:
         raise PoolerError("head_too_large")
-    is_http_1_0 = start[3] == b"0"
+    is_http_1_0 = start[1] == b"0"
     try:
         headers = _parse_fields(lines[1:])
-        framing = _framing_of(headers) or NO_BODY
-        if framing.is_chunked and is_http_1_0:
-            raise BadSyntax("chunked in HTTP/1.0")
+        framing = _framing_of(headers, is_http_1_0) or NO_BODY
         field_value = header_of(headers, "host")
         host = _HOST_FIELD.fullmatch(field_value or "")
         if host is None and not (is_http_1_0 and field_value is None):
@@ -1295,17 +1265,9 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
     except (BadSyntax, h11.RemoteProtocolError):
         raise PoolerError("bad_request") from None
     assert isinstance(event, h11.Request)
-    path, _, query = event.target.decode("ascii").partition("?")
-    return RequestHead(
-        method=event.method.decode("ascii"),
-        path=path,
-        query=query,
-        host=host[1].lower() if host else None,
-        is_http_1_0=is_http_1_0,
-        headers=headers,
-        framing=framing,
-        keeps_alive=_keeps_alive(headers, is_http_1_0),
-    )
+    method, (path, _, query) = event.method.decode(), event.target.decode().partition("?")
+    name, keeps_alive = host and host[1].lower(), _keeps_alive(headers, is_http_1_0)
+    return RequestHead(method, path, query, name, is_http_1_0, headers, framing, keeps_alive)
 
 
 def parse_response_head(raw: bytes) -> ResponseHead:
@@ -1314,12 +1276,9 @@ def parse_response_head(raw: bytes) -> ResponseHead:
     start = _STATUS_LINE.fullmatch(lines[0])
     if start is None:
         raise BadSyntax("status line")
-    status = int(start[2])
-    is_http_1_0 = start[1] == b"0"
+    status, is_http_1_0 = int(start[2]), start[1] == b"0"
     headers = _parse_fields(lines[1:])
-    framing = _framing_of(headers)
-    if framing is not None and framing.is_chunked and is_http_1_0:
-        raise BadSyntax("chunked in HTTP/1.0")
+    framing = _framing_of(headers, is_http_1_0)
     if status < 200 or status in {204, 304}:
         framing = NO_BODY
     keeps_alive = _keeps_alive(headers, is_http_1_0) and framing is not None
@@ -1617,13 +1576,9 @@ def _short_int(digits: str) -> int:
 
 def _finite_float(text: str) -> float:
     value = float(text)
-    if math.isinf(value):
-        raise ValueError("number too large")
+    if not math.isfinite(value):  # NaN is none
+        raise ValueError("no finite number")
     return value
-
-
-def _refuse_constant(_name: str) -> NoReturn:
-    raise ValueError("not JSON")
 
 
 def parse_json_object(body: bytes) -> dict[str, Json]:
@@ -1637,7 +1592,7 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
             object_pairs_hook=_object_once,
             parse_int=_short_int,
             parse_float=_finite_float,
-            parse_constant=_refuse_constant,
+            parse_constant=_finite_float,
         )
     except (ValueError, RecursionError):
         raise PoolerError("invalid_json") from None
@@ -1709,22 +1664,16 @@ def replace_model(body: bytes, model: str) -> bytes:
 
     `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
     """
-    span = _model_span(body, _MODEL_MEMBER) or _model_span(body, _ESCAPED_MODEL_MEMBER)
-    assert span is not None, "a body without a model was refused before"
-    return body[: span[0]] + json.dumps(model).encode() + body[span[1] :]
-
-
-def _model_span(body: bytes, pattern: re.Pattern[bytes]) -> tuple[int, int] | None:
-    """From where to where the value of the member stands, if it is one of the whole body's."""
-    depth = at = 0
-    for member in pattern.finditer(body):
-        outside = outside_strings(body[at : member.start()])
-        depth += outside.count(b"{") + outside.count(b"[")
-        depth -= outside.count(b"}") + outside.count(b"]")
-        at = member.end()
-        if depth == 1:
-            return member.span(1)
-    return None
+    for pattern in (_MODEL_MEMBER, _ESCAPED_MODEL_MEMBER):
+        depth = at = 0
+        for member in pattern.finditer(body):
+            outside = outside_strings(body[at : member.start()])
+            depth += outside.count(b"{") + outside.count(b"[")
+            depth -= outside.count(b"}") + outside.count(b"]")
+            at = member.end()
+            if depth == 1:
+                return body[: member.start(1)] + json.dumps(model).encode() + body[at:]
+    raise AssertionError("a body without a model was refused before")
 
 
 def dump_json(value: Json) -> bytes:
@@ -1756,21 +1705,22 @@ def drop_reasoning(body: bytes) -> bytes:
     return dump_json(value)
 
 
+_ZLIB_BITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+
+
 class BodyDecoder:
     """Undoes a Content-Encoding piece by piece, within `decoded_bytes_max` and the ratio."""
 
     def __init__(self, coding: str, limits: Limits) -> None:
         self._limits = limits
-        self._bytes_in = 0
-        self._bytes_out = 0
+        self._bytes_in = self._bytes_out = 0
         self._decoder, self._errors = _make_decoder(coding)
 
     def feed(self, received: bytes) -> bytes:
         """The decoded bytes.  Raises: PoolerError (request_too_large, invalid_json)."""
-        limits = self._limits
         self._bytes_in += len(received)
-        ratio_room = max(MIB, self._bytes_in * limits.decoded_ratio_max)
-        room = min(limits.decoded_bytes_max, ratio_room)
+        ratio_room = max(MIB, self._bytes_in * self._limits.decoded_ratio_max)
+        room = min(self._limits.decoded_bytes_max, ratio_room)
         try:
             decoded: bytes = self._decoder.decompress(received, room - self._bytes_out + 1)
         except self._errors:
@@ -1788,10 +1738,8 @@ class BodyDecoder:
 
 def _make_decoder(coding: str) -> tuple[Any, tuple[type[Exception], ...]]:
     """A decompressor with zlib's interface, and the errors that bad bytes raise in it."""
-    if coding in {"gzip", "x-gzip"}:
-        return zlib.decompressobj(zlib.MAX_WBITS | 16), (zlib.error,)
-    if coding == "deflate":
-        return zlib.decompressobj(), (zlib.error,)
+    if coding in _ZLIB_BITS:
+        return zlib.decompressobj(_ZLIB_BITS[coding]), (zlib.error,)
     if coding == "zstd":
         for name in ("compression.zstd", "backports.zstd"):  # Python 3.14; its back-port
             try:
@@ -4873,7 +4821,7 @@ class IdleConnections:
         self.changed.set()
         return True
 
-    async def reap(self, limits: Callable[[], Limits]) -> NoReturn:
+    async def reap(self, limits: Callable[[], Limits]) -> Never:
         """Close what has been idle for too long, at the moment when it has."""
         while True:
             oldest = [idle[0].idle_since for idle in self.by_account.values() if idle]
@@ -7162,7 +7110,7 @@ class Server(Shared):
             if is_asked and health is not None and health.catalogue_at < horizon:
                 self.catalogues_wanted.set()
 
-    async def keep_catalogues(self) -> NoReturn:
+    async def keep_catalogues(self) -> Never:
         """Read the model list of every account that has none configured, when wanted."""
         while True:
             self.catalogues_wanted = trio.Event()
