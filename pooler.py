@@ -44,6 +44,7 @@ import hmac
 import html
 import http
 import importlib
+import inspect
 import io
 import ipaddress
 import json
@@ -68,7 +69,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple, NoReturn, TypeVar, TypeVarTuple, cast
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, Never, TypeVar, TypeVarTuple, cast
 from urllib.parse import unquote
 
 import h11
@@ -163,7 +164,6 @@ class Limits:
 
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
 PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while an answer is under way
-METHOD_BYTES_MAX: Final = 16
 TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked, thrown away
 LINGER_BYTES_MAX: Final = 256 * KIB  # of a refused request, so that its answer is seen
 LINGER_SECONDS_MAX: Final = 1.0
@@ -214,12 +214,12 @@ assert _DEFAULTS.keyless_connections_max < _DEFAULTS.connections_max
 assert _DEFAULTS.hold_seconds_max < _DEFAULTS.first_event_seconds_max
 
 
+@dataclass(eq=False, slots=True)
 class Budget:
     """A count of bytes that many holders share; `grow` refuses to pass the maximum."""
 
-    def __init__(self, bytes_max: int) -> None:
-        self.bytes_held = 0
-        self.bytes_max = bytes_max
+    bytes_max: int
+    bytes_held: int = 0
 
     def grow(self, byte_count: int) -> bool:
         """Take `byte_count` more (negative: give back); False, and nothing taken, if too many."""
@@ -283,20 +283,14 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
         429, "usage_limit_reached", "Every account of this pool has reached its limit."),
     "websocket_unsupported": (426, INVALID, "No WebSocket for this request. Use POST."),
 }
-# fmt: on
 _ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "invalid_api_key": (("WWW-Authenticate", "Bearer"),),
-    "websocket_unsupported": (
-        ("Upgrade", "websocket"),
-        ("Connection", "upgrade"),
-        ("Sec-WebSocket-Version", "13"),
-    ),
     "pool_busy": (("Retry-After", "2"),),
+    "websocket_unsupported": (
+        ("Upgrade", "websocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Version", "13")),
 }
-_PARAM_OF: Final = {
-    "model_not_found": "model",
-    "previous_response_not_found": "previous_response_id",
-}
+# fmt: on
+_PARAMS: Final = {"model_not_found": "model", "previous_response_not_found": "previous_response_id"}
 
 
 @dataclass(eq=False)
@@ -322,7 +316,7 @@ class PoolerError(Exception):
             self.type = INVALID  # an upstream's 4xx without words of its own
         self.public = self.public or public
         self.headers = (*_ERROR_HEADERS.get(self.code, ()), *self.headers)
-        self.param = _PARAM_OF.get(self.code, self.param)
+        self.param = _PARAMS.get(self.code, self.param)
 
     def content(self) -> tuple[bytes, str]:
         """The body and its Content-Type: OpenAI-shaped, unless it is an upstream's own."""
@@ -574,67 +568,6 @@ class BaseUrl:
         return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
 
 
-# Fields are called as in pools.json.
-@dataclass(frozen=True, slots=True)
-class Account:
-    """An account; `auth_file` is that of a `codex` one, as written, `api_key` of the others."""
-
-    name: str
-    base_url: BaseUrl
-    api_key: Secret
-    auth_file: str | None
-    priority: int
-    paused: bool
-    concurrent: int
-    models: tuple[str, ...] | None
-    first_event_seconds: float
-    ca_file: str | None
-    websocket: bool
-
-    @property
-    def is_codex(self) -> bool:
-        return self.auth_file is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One pool key.  `digest` is the SHA-256 of the secret; the secret itself is not kept."""
-
-    pool: str
-    name: str
-    digest: bytes
-    models: tuple[str, ...] | None
-    requests_per_minute: int | None
-    tokens_per_day: int | None
-    concurrent: int
-    expires: float | None  # unix time
-    paused: bool
-    source: str  # where the secret was given: literal, env, file, sha256
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """Who may see how the pooler does, and call nothing of /v1."""
-
-    name: str
-    digest: bytes
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    name: str
-    accounts: tuple[Account, ...]
-    models: tuple[str, ...] | None
-    aliases: Mapping[str, str]
-    routing: Routing
-    keys: tuple[Key, ...]
-
-    @property
-    def has_codex(self) -> bool:
-        return any(account.is_codex for account in self.accounts)
-
-
 @dataclass(frozen=True, slots=True)
 class Listen:
     """A TCP address, or the path of a unix socket."""
@@ -650,39 +583,23 @@ class Listen:
         return self.unix_path is not None or _is_loopback(self.host)
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    accounts: Mapping[str, Account]
-    pools: Mapping[str, Pool]
-    listen: tuple[Listen, ...]
-    base_path: str
-    allowed_origins: tuple[str, ...]
-    hosts: frozenset[str] | None  # None: any
-    limits: Limits
-    warnings: tuple[str, ...]
-    token_url: BaseUrl
-    operators: tuple[Operator, ...]
-    journal: str | None  # the path of the file
-
-    @property
-    def keys(self) -> Iterator[Key]:
-        return (key for pool in self.pools.values() for key in pool.keys)
-
-
 DEFAULT_LISTEN: Final = (
     Listen("127.0.0.1:4000", "127.0.0.1", 4000),
     Listen("[::1]:4000", "::1", 4000, is_optional=True),
 )
-RENEWAL_URL: Final = "https://auth.openai.com/oauth/token"
+RENEWAL_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")
 RENEWAL_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _MODEL: Final = r"[\x21-\x7e]{1,200}"
 # A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
 _LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
+_ORIGIN: Final = r"https?://[a-z0-9.\-\[\]:]+"
 _HOST_NAME: Final = rf"{_LABEL}(?:\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]+\]"
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
+# What stands for the value of a name that an object has twice: JSON has no tuples.
+_TWICE: Final = ("the name stands there twice",)
 
 
 def _is_loopback(host: str) -> bool:
@@ -692,13 +609,15 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-# What a field may hold: a function from JSON, and what the table adds, to the value.  It
+# What a field may hold: a function from JSON, and what the field adds, to the value.  It
 # raises ValueError with what is wrong, one argument for each problem; `[0]: ...` names a member
 # of a list.
 Check = Callable[..., Any]
 
 
 def _wrong(wanted: str, value: Json) -> ValueError:
+    if value is _TWICE:
+        return ValueError(*_TWICE)
     kinds = {bool: "true or false", str: "a string", list: "a list", type(None): "null"}
     given = "an object" if isinstance(value, dict) else kinds.get(type(value), "a number")
     return ValueError(f"must be {wanted}, not {given}")
@@ -711,12 +630,11 @@ def _flag(value: Json) -> bool:
 
 
 def _number(value: Json, low: float, high: float, is_whole: bool = True) -> float:
-    fits = isinstance(value, int if is_whole else (int, float))
-    if not fits or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, int if is_whole else int | float):
         raise _wrong("a whole number" if is_whole else "a number", value)
     if not low <= value <= high:
         raise ValueError(f"must be from {low:g} to {high:g}")
-    return cast(float, value)
+    return value
 
 
 def _string(value: Json, pattern: str = r"[^\x00]*", what: str = "a string") -> str:
@@ -743,7 +661,9 @@ def _array(value: Json, member: Check, *rest: str) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _members(value: Json, pattern: str, what: str) -> dict[str, Json]:
+def _members(
+    value: Json, pattern: str = _NAME, what: str = "made of letters, digits and _.-"
+) -> dict[str, Json]:
     if not isinstance(value, dict):
         raise _wrong("an object", value)
     if not all(re.fullmatch(pattern, name) for name in value):
@@ -755,11 +675,11 @@ def _routing(value: Json) -> Routing:
     return Routing(_string(value, "|".join(Routing), f"one of {', '.join(Routing)}"))
 
 
-def _base_url(value: Json) -> BaseUrl:
+def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
     text = _string(value)
     match = re.fullmatch(rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?", text)
     if match is None or not 0 < int(match[3] or 1) <= 65535:
-        raise ValueError("must look like https://host/v1")
+        raise ValueError(f"must look like {example}")
     is_tls = match[1] == "https"
     port = int(match[3] or (443 if is_tls else 80))
     return BaseUrl(is_tls, match[2].strip("[]"), port, (match[4] or "").rstrip("/"))
@@ -776,303 +696,308 @@ def _listen(value: Json) -> Listen:
 
 
 def _listens(value: Json) -> tuple[Listen, ...]:
-    found = (_listen(value),) if isinstance(value, str) else _array(value, _listen)
-    if not found:
+    if value == []:
         raise ValueError("must name at least one address")
-    return cast(tuple[Listen, ...], found)
+    return (_listen(value),) if isinstance(value, str) else _array(value, _listen)
 
 
 def _expiry(value: Json) -> float:
     """A date means the end of that day in UTC; a time needs its offset."""
-    text = _string(value)
+    what = "a date (2027-01-01) or a time (2027-01-01T12:00:00Z)"
+    text = _string(value, r"\d{4}-\d{2}-\d{2}(T[0-9:.]+(Z|[+-][0-9:]+))?", what)
     try:
         moment = datetime.fromisoformat(text)
-        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
-            moment = moment.replace(tzinfo=UTC) + timedelta(days=1)
-        if moment.tzinfo is not None:
-            return moment.timestamp()
+        is_day = moment.tzinfo is None
+        return (moment.replace(tzinfo=UTC) + timedelta(days=1) if is_day else moment).timestamp()
     except (ValueError, OverflowError):
-        pass
-    raise ValueError("must be a date (2027-01-01) or a time (2027-01-01T12:00:00Z)")
+        raise ValueError(f"must be {what}") from None
 
 
-# A field's check, what stands for an absent one, and what the check is told besides.
+# The check of each field that an object may have, and what it is told besides.
 Spec = Mapping[str, tuple[Any, ...]]
 _REQUIRED: Final = {"accounts", "pools", "type", "key"}
-_MODELS: Final = (_array, None, _string, _MODEL, "a model name")
-_PATH: Final = (_string, None, "[^\x00~][^\x00]*", "a path, without ~ before it")
-_NAMES: Final = (_members, dict[str, Json](), _NAME, "made of letters, digits and _.-")
+_Models = Annotated[tuple[str, ...] | None, _array, _string, _MODEL, "a model name"]
+_Hosts = Annotated[frozenset[str] | None, _array, _string, _HOST_NAME, "a host name without a port"]
+_Path = Annotated[str | None, _string, "[^\x00~][^\x00]*", "a path, without ~ before it"]
 
-_TOP: Final[Spec] = {
-    "accounts": _NAMES,
-    "pools": _NAMES,
-    "operators": _NAMES,
-    "listen": (_listens, DEFAULT_LISTEN),
-    "allow_public": (_flag, False),
-    "base_path": (_string, "", r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"),
-    "allowed_origins": (_array, (), _string, r"https?://[a-z0-9.\-\[\]:]+", "like https://host"),
-    "hosts": (_array, None, _string, _HOST_NAME, "a host name without a port"),
-    "journal": _PATH,
-    "limits": (_members, {}, "[a-z_]*", "a limit"),
-}
-_ACCOUNT: Final[Spec] = {
-    "type": (_string, "", "openai|codex", "'openai' or 'codex'"),
-    "api_key": (_string, "none"),
-    "auth_file": _PATH,
-    "base_url": (_base_url, None),
-    "allow_plain_http": (_flag, False),
-    "priority": (_number, 0, -1000, 1000),
-    "paused": (_flag, False),
-    "concurrent": (_number, None, 1, 10_000),
-    "models": _MODELS,
-    "first_event_seconds": (_number, None, 0.1, HOUR, False),
-    "ca_file": _PATH,
-    "websocket": (_flag, None),
-}
-_POOL: Final[Spec] = {
-    "accounts": (_array, (), _string),
-    "models": _MODELS,
-    "aliases": (_members, {}, _MODEL, "a model name"),
-    "routing": (_routing, Routing.STICKY),
-    "keys": _NAMES,
-}
-_KEY: Final[Spec] = {
-    "key": (_string, ""),
-    "models": _MODELS,
-    "requests_per_minute": (_number, None, 1, 100_000),
-    "tokens_per_day": (_number, None, 1, 10**12),
-    "concurrent": (_number, None, 1, 10_000),
-    "expires": (_expiry, None),
-    "paused": (_flag, False),
+
+# Fields are called as in pools.json; what may stand there has its check in its type.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """An account; `auth_file` is that of a `codex` one, as written, `api_key` of the others."""
+
+    name: str
+    base_url: Annotated[BaseUrl, _base_url]
+    api_key: Annotated[Secret, _string]
+    auth_file: _Path = None
+    allow_plain_http: Annotated[bool, _flag] = False
+    priority: Annotated[int, _number, -1000, 1000] = 0
+    paused: Annotated[bool, _flag] = False
+    concurrent: Annotated[int, _number, 1, 10_000]
+    models: _Models = None
+    first_event_seconds: Annotated[float, _number, 0.1, HOUR, False]
+    ca_file: _Path = None
+    websocket: Annotated[bool, _flag]
+
+    @property
+    def is_codex(self) -> bool:
+        return self.auth_file is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One pool key.  `digest` is the SHA-256 of the secret; the secret itself is not kept."""
+
+    pool: str
+    name: str
+    digest: bytes = b""
+    source: str = ""  # where the secret was given: literal, env, file, sha256
+    models: _Models = None
+    requests_per_minute: Annotated[int | None, _number, 1, 100_000] = None
+    tokens_per_day: Annotated[int | None, _number, 1, 10**12] = None
+    concurrent: Annotated[int, _number, 1, 10_000]
+    expires: Annotated[float | None, _expiry] = None  # unix time
+    paused: Annotated[bool, _flag] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who may see how the pooler does, and call nothing of /v1."""
+
+    name: str
+    digest: bytes
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    name: str
+    accounts: Annotated[tuple[Account, ...], _array, _string]
+    models: _Models = None
+    aliases: Annotated[Mapping[str, str], _members, _MODEL, "a model name"]
+    routing: Annotated[Routing, _routing] = Routing.STICKY
+    keys: Annotated[tuple[Key, ...], _members]
+
+    @property
+    def has_codex(self) -> bool:
+        return any(account.is_codex for account in self.accounts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    accounts: Annotated[Mapping[str, Account], _members]
+    pools: Annotated[Mapping[str, Pool], _members]
+    operators: Annotated[tuple[Operator, ...], _members]
+    listen: Annotated[tuple[Listen, ...], _listens] = DEFAULT_LISTEN
+    allow_public: Annotated[bool, _flag] = False
+    base_path: Annotated[str, _string, r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"] = ""
+    allowed_origins: Annotated[tuple[str, ...], _array, _string, _ORIGIN, "like https://host"] = ()
+    hosts: _Hosts = None  # None: any
+    journal: _Path = None  # the path of the file
+    limits: Annotated[Limits, _members, "[a-z_]*", "a limit"]
+    token_url: BaseUrl = RENEWAL_URL
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> Iterator[Key]:
+        return (key for pool in self.pools.values() for key in pool.keys)
+
+
+def _spec_of(kind: type[object]) -> Spec:
+    hints = inspect.get_annotations(kind, eval_str=True).items()
+    return {name: hint.__metadata__ for name, hint in hints if hasattr(hint, "__metadata__")}
+
+
+_TOP: Final = _spec_of(Config)
+_POOL: Final = _spec_of(Pool)
+_ACCOUNT: Final = {**_spec_of(Account), "type": (_string, "openai|codex", "'openai' or 'codex'")}
+_KEY: Final = {**_spec_of(Key), "key": (_string,)}
+_LIMITS: Final[Spec] = {
+    one.name: (_number, *one.metadata.values(), one.type == "int")
+    for one in dataclasses.fields(Limits)
 }
 # Of each type of account: the field it needs, the other type's, and where its upstream is.
 _TYPES: Final[Mapping[str, tuple[str, str, BaseUrl]]] = {
     "openai": ("api_key", "auth_file", BaseUrl(True, "api.openai.com", 443, "/v1")),
     "codex": ("auth_file", "api_key", BaseUrl(True, "chatgpt.com", 443, "/backend-api/codex")),
 }
-_LIMITS: Final[Spec] = {
-    one.name: (_number, one.default, *one.metadata.values(), one.type == "int")
-    for one in dataclasses.fields(Limits)
-}
 
 
-class _Object(dict[str, Json]):
-    """A JSON object that remembers the names it was given twice."""
-
-    def __init__(self, pairs: list[tuple[str, Json]]) -> None:
-        super().__init__(pairs)
-        names = [name for name, _ in pairs]
-        is_whole = len(self) == len(pairs)
-        self.twice = () if is_whole else [name for name in self if names.count(name) > 1]
-
-
+@dataclass(slots=True)
 class _Loader:
     """One reading of pools.json: its problems, its warnings, and whose each secret is."""
 
-    def __init__(
-        self, env: Mapping[str, str], read_file: Callable[[str], str], folder: str
-    ) -> None:
-        self.env = env
-        self.read_file = read_file
-        self.folder = folder
-        self.problems: list[str] = []
-        self.warnings: list[str] = []
-        self.owners: dict[bytes, str] = {}  # digest -> the path where the secret stands
+    env: Mapping[str, str]
+    read_file: Callable[[str], str]
+    folder: str
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    owners: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
 
     def refuse(self, path: str, problem: str) -> None:
-        shown = f"{path}: {problem}".removeprefix(": ")
+        shown = path + ("" if problem.startswith("[") else ": ") + problem
         self.problems.append("".join(one if one.isprintable() else "?" for one in shown))
 
-    def read(self, value: Json, path: str, spec: Spec) -> dict[str, Any]:
-        """The fields of one object, each checked or at its default."""
-        found = {name: row[1] for name, row in spec.items()}
+    @contextlib.contextmanager
+    def at(self, path: str) -> Iterator[None]:
+        """A ValueError inside is a problem at `path`, or several."""
+        try:
+            yield
+        except ValueError as error:
+            for problem in error.args:
+                self.refuse(path, problem)
+
+    def read(self, path: str, value: Json, spec: Spec) -> dict[str, Any]:
+        """Those fields of one object that are given, and as they should be."""
+        found: dict[str, Any] = {}
         if not isinstance(value, dict):
             self.refuse(path or "pools.json", str(_wrong("an object", value)))
             return found
         prefix = f"{path}." if path else ""
-        self.refuse_twice(value, prefix)
         for name, content in value.items():
-            if name not in spec:
-                self.refuse(prefix + name, f"unknown field; {_did_you_mean(name, spec)}")
-                continue
-            self.refuse_twice(content, f"{prefix}{name}.")
-            try:
-                check, _, *rest = spec[name]
+            with self.at(prefix + name):
+                if name not in spec:
+                    raise ValueError(f"unknown field; {_did_you_mean(name, spec)}")
+                check, *rest = spec[name]
                 found[name] = check(content, *rest)
-            except ValueError as error:
-                for problem in error.args:
-                    gap = "" if problem.startswith("[") else ": "
-                    self.problems.append(f"{prefix}{name}{gap}{problem}")
         for name in _REQUIRED & spec.keys():
-            if not value.get(name, False):
+            if not value.get(name):
                 self.refuse(prefix + name, "is needed, and not empty")
         return found
 
-    def refuse_twice(self, value: Json, prefix: str) -> None:
-        for name in getattr(value, "twice", ()):
-            self.refuse(prefix + name, "the name stands there twice")
+    def claim(self, what: str | bytes, path: str, problem: str) -> None:
+        """Raises: ValueError, where another place has it."""
+        owner = self.owners.setdefault(what, path)
+        if owner != path:
+            raise ValueError(problem.format(owner))
 
-    def secret(self, path: str, text: str) -> str | None:
-        """The secret that `text` is or refers to; None, and a problem, where there is none."""
+    def secret(self, text: str) -> tuple[str, str]:
+        """The secret that `text` is or refers to, and its source.  Raises: ValueError."""
         match = _REFERENCE.fullmatch(text)
         if match is None and not text.startswith("{"):
-            return text
+            return text, "literal"
         if match is None:
-            self.refuse(path, "only {env:NAME} and {file:PATH} are understood")
-        elif match[1] == "file":
-            try:
-                return self.read_file(match[2]).partition("\n")[0].strip()
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or "it is not text"
-                self.refuse(path, f"the file cannot be read: {reason}")
-        elif match[2] in self.env:
-            return self.env[match[2]].strip()
-        else:
-            self.refuse(path, f"the environment variable {match[2]} is not set")
-        return None
+            raise ValueError("only {env:NAME} and {file:PATH} are understood")
+        source, name = match.groups()
+        try:
+            secret = self.env[name] if source == "env" else self.read_file(name).partition("\n")[0]
+        except KeyError:
+            raise ValueError(f"the environment variable {name} is not set") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise ValueError(f"the file cannot be read: {reason}") from None
+        return secret.strip(), source
 
-    def digest(self, path: str, text: str, command: str) -> bytes:
-        """The digest of a pool key or operator token: whole, by reference, or as sha256:."""
-        digest = b""
+    def digest(self, path: str, text: str, command: str) -> tuple[bytes, str]:
+        """The digest of a pool key or operator token, and its source.  Raises: ValueError."""
         if match := _SHA256.fullmatch(text):
-            digest = bytes.fromhex(match[1])
+            digest, source = bytes.fromhex(match[1]), "sha256"
         elif text.lower().startswith("sha256:") or "<" in text:
-            self.refuse(path, f"a placeholder; run `{command}` and paste the line it prints")
-        elif (secret := self.secret(path, text)) is not None:
+            raise ValueError(f"a placeholder; run `{command}` and paste the line it prints")
+        else:
+            secret, source = self.secret(text)
             is_hash = secret.lower().startswith("sha256:")  # it must never be a password
             if is_hash or not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
                 wanted = f"at least {SECRET_CHARS_MIN} visible ASCII characters"
-                self.refuse(path, f"needs {wanted}; `{command}` makes a good one")
-            digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
-        if digest and digest in self.owners:
-            self.refuse(path, f"the same secret as {self.owners[digest]}")
-        self.owners.setdefault(digest, path)
-        return digest
+                raise ValueError(f"needs {wanted}; `{command}` makes a good one")
+            digest = hashlib.sha256(secret.encode()).digest()
+        self.claim(digest, path, "the same secret as {}")
+        return digest, source
+
+    def api_key(self, text: str) -> Secret:
+        """Raises: ValueError."""
+        if "<" in text or text.startswith("sha256:"):
+            raise ValueError("must be the real key, {env:NAME} or {file:PATH}")
+        secret, _ = self.secret(text)
+        if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
+            raise ValueError('must be visible ASCII; for an upstream without keys write "none"')
+        return Secret(secret)
 
     def account(self, name: str, value: Json, limits: Limits) -> Account:
         path = f"accounts.{name}"
-        found = self.read(value, path, _ACCOUNT)
-        text, plain, kind = (found.pop(name) for name in ("api_key", "allow_plain_http", "type"))
+        found = self.read(path, value, _ACCOUNT)
+        kind = found.pop("type", None)
         needed, foreign, base_url = _TYPES[kind or "openai"]
-        if kind and isinstance(value, dict):
-            if not value.get(needed):
-                self.refuse(f"{path}.{needed}", "is needed, and not empty")
-            if foreign in value:
-                self.refuse(f"{path}.{foreign}", f"does not belong to type {kind!r}")
-        url: BaseUrl = found["base_url"] or base_url
-        found["base_url"] = url
-        if found["websocket"] is None:
-            found["websocket"] = kind == "codex" or url.host == "api.openai.com"
-        if not (url.is_tls or _is_loopback(url.host) or plain):
+        if kind and not value.get(needed):
+            self.refuse(f"{path}.{needed}", "is needed, and not empty")
+        if kind and foreign in value:
+            self.refuse(f"{path}.{foreign}", f"does not belong to type {kind!r}")
+        url = found.setdefault("base_url", base_url)
+        if not (url.is_tls or _is_loopback(url.host) or found.get("allow_plain_http")):
             hint = "use https://, or set allow_plain_http if the network is yours"
             self.refuse(f"{path}.base_url", f"http:// sends the key in the clear; {hint}")
-        secret: str | None = None
-        if "<" in text or text.startswith("sha256:"):
-            self.refuse(f"{path}.api_key", "must be the real key, {env:NAME} or {file:PATH}")
-        else:
-            secret = self.secret(f"{path}.api_key", text)
-        if secret is not None and not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
-            problem = 'must be visible ASCII; for an upstream without keys write "none"'
-            self.refuse(f"{path}.api_key", problem)
-        if found["auth_file"] is not None:
+        found.setdefault("websocket", kind == "codex" or url.host == "api.openai.com")
+        found.setdefault("concurrent", limits.account_streams_max)
+        found.setdefault("first_event_seconds", limits.first_event_seconds_max)
+        text, found["api_key"] = found.get("api_key", "none"), Secret("")
+        with self.at(f"{path}.api_key"):
+            found["api_key"] = self.api_key(text)
+        if "auth_file" in found:
             file = posixpath.normpath(posixpath.join(self.folder, found["auth_file"]))
             found["auth_file"] = file
-            owner = self.owners.setdefault(file.encode("utf-8", "surrogateescape"), path)
-            if owner != path:
-                self.refuse(f"{path}.auth_file", f"is the file of {owner}: a login is one account")
-        found["concurrent"] = found["concurrent"] or limits.account_streams_max
-        seconds = found["first_event_seconds"] or limits.first_event_seconds_max
-        found["first_event_seconds"] = seconds
-        return Account(name=name, api_key=Secret(secret or ""), **found)
+            with self.at(f"{path}.auth_file"):
+                self.claim(file, path, "is the file of {}: a login is one account")
+        return Account(name=name, **found)
 
     def key(self, pool: str, name: str, value: Json, limits: Limits) -> Key:
         path = f"pools.{pool}.keys.{name}"
         is_bare = isinstance(value, str)
-        found = self.read({"key": value} if is_bare else value, path, _KEY)
-        text = found.pop("key")
-        found["concurrent"] = found["concurrent"] or limits.key_streams_max
-        digest = (
-            self.digest(path if is_bare else f"{path}.key", text, "pooler key") if text else b""
-        )
-        return Key(pool=pool, name=name, digest=digest, source=_source_of(text), **found)
+        found = self.read(path, {"key": value} if is_bare else value, _KEY)
+        found.setdefault("concurrent", limits.key_streams_max)
+        if text := found.pop("key", ""):
+            place = path if is_bare else f"{path}.key"
+            with self.at(place):
+                found["digest"], found["source"] = self.digest(place, text, "pooler key")
+        return Key(pool=pool, name=name, **found)
 
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account], limits: Limits) -> Pool:
         path = f"pools.{name}"
-        found = self.read(value, path, _POOL)
-        for index, member in enumerate(found["accounts"]):
+        found = self.read(path, value, _POOL)
+        members, models = found.get("accounts", ()), found.get("models")
+        for index, member in enumerate(members):
             if member not in accounts:
                 hint = _did_you_mean(member, accounts)
                 self.refuse(f"{path}.accounts[{index}]", f"no account has this name; {hint}")
-        models = found["models"]
-        for alias, target in found["aliases"].items():
-            if not isinstance(target, str) or not re.fullmatch(_MODEL, target):
-                self.refuse(f"{path}.aliases.{alias}", "must be a model name")
-            elif models is not None and (alias in models or target not in models):
-                problem = "must lead from a name that is not in models to one that is"
-                self.refuse(f"{path}.aliases.{alias}", problem)
-        keys = [self.key(name, one, content, limits) for one, content in found["keys"].items()]
+        found["accounts"] = tuple(accounts[member] for member in members if member in accounts)
+        for alias, target in found.setdefault("aliases", {}).items():
+            with self.at(f"{path}.aliases.{alias}"):
+                _string(target, _MODEL, "a model name")
+                if models is not None and (alias in models or target not in models):
+                    raise ValueError("must lead from a name that is not in models to one that is")
+        keys = found.get("keys", {}).items()
+        found["keys"] = tuple(self.key(name, one, content, limits) for one, content in keys)
         if not keys:
             self.warnings.append(f"{path}.keys: no key, so nobody can use this pool")
-        members = [accounts[member] for member in found["accounts"] if member in accounts]
-        changed = {"accounts": tuple(members), "keys": tuple(keys)}
-        return Pool(name=name, **(found | changed))
+        return Pool(name=name, **found)
 
     def config(self, value: Json) -> Config:
-        found = self.read(value, "", _TOP)
-        limits = Limits(**self.read(found["limits"], "limits", _LIMITS))
-        accounts, pools = {}, {}
-        for name, content in found["accounts"].items():
+        found = self.read("", value, _TOP)
+        limits = found["limits"] = Limits(**self.read("limits", found.get("limits", {}), _LIMITS))
+        accounts, pools, operators = {}, {}, []
+        for name, content in found.get("accounts", {}).items():
             accounts[name] = self.account(name, content, limits)
-        for name, content in found["pools"].items():
+        for name, content in found.get("pools", {}).items():
             pools[name] = self.pool(name, content, accounts, limits)
-        operators = []
-        for name, token in found["operators"].items():
-            if isinstance(token, str):
-                digest = self.digest(f"operators.{name}", token, "pooler key --operator")
-                operators.append(Operator(name, digest, _source_of(token)))
-            else:
-                self.refuse(f"operators.{name}", str(_wrong("a string", token)))
-        for listen in found["listen"]:
-            if not (listen.is_loopback or found["allow_public"]):
+        for name, token in found.get("operators", {}).items():
+            path = f"operators.{name}"
+            with self.at(path):
+                digest, source = self.digest(path, _string(token), "pooler key --operator")
+                operators.append(Operator(name, digest, source))
+        found |= {"accounts": accounts, "pools": pools, "operators": tuple(operators)}
+        with self.at(RENEWAL_URL_VARIABLE):
+            if text := self.env.get(RENEWAL_URL_VARIABLE):
+                url = found["token_url"] = _base_url(text, "https://host/oauth/token")
+                if not (url.is_tls or _is_loopback(url.host)):
+                    raise ValueError("must be https://, for a login is sent there")
+        listens = found.setdefault("listen", DEFAULT_LISTEN)
+        for listen in listens:
+            if not (listen.is_loopback or found.get("allow_public")):
                 hint = "put TLS before it, and set allow_public: true if it is meant"
                 self.warnings.append(f"listen: {listen.text} is open to other machines; {hint}")
-        hosts = _hosts_of(found["hosts"], found["listen"])
-        origins, warnings = found["allowed_origins"], tuple(self.warnings)
-        if found["journal"] is not None:
+        found["hosts"] = _hosts_of(found.get("hosts"), listens)
+        if "journal" in found:
             found["journal"] = posixpath.join(self.folder, found["journal"])
-        return Config(
-            accounts=accounts,
-            pools=pools,
-            listen=found["listen"],
-            base_path=found["base_path"],
-            allowed_origins=origins,
-            hosts=hosts,
-            limits=limits,
-            warnings=warnings,
-            token_url=self.token_url(),
-            operators=tuple(operators),
-            journal=found["journal"],
-        )
-
-    def token_url(self) -> BaseUrl:
-        """Where logins are renewed."""
-        try:
-            url = _base_url(self.env.get(RENEWAL_URL_VARIABLE) or RENEWAL_URL)
-            if url.is_tls or _is_loopback(url.host):
-                return url
-            problem = "must be https://, for a login is sent there"
-        except ValueError:
-            problem = "must look like https://host/oauth/token"
-        self.refuse(RENEWAL_URL_VARIABLE, problem)
-        return _base_url(RENEWAL_URL)
-
-
-def _source_of(text: str) -> str:
-    """Where a secret in pools.json comes from."""
-    if _SHA256.fullmatch(text):
-        return "sha256"
-    match = _REFERENCE.fullmatch(text)
-    return match[1] if match else "literal"
+        return Config(**found, warnings=tuple(self.warnings))
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -1094,6 +1019,13 @@ def _hosts_of(hosts: Sequence[str] | None, listen: Sequence[Listen]) -> frozense
     return frozenset({"localhost", "127.0.0.1", "[::1]"} | own)
 
 
+def _object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    found: dict[str, Json] = {}
+    for name, value in pairs:
+        found[name] = _TWICE if name in found else value
+    return found
+
+
 def parse_config(
     raw: bytes, env: Mapping[str, str], read_file: Callable[[str], str], folder: str = ""
 ) -> Config:
@@ -1103,7 +1035,7 @@ def parse_config(
     Raises: ConfigRefused with all problems.
     """
     try:
-        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_Object)
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object_of)
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
@@ -1159,6 +1091,11 @@ class Route(enum.Enum):
     NOTHING = "nothing"
 
 
+NATIVE_PATHS: Final = {
+    Route.CODEX_MODELS: "/models",
+    Route.CODEX_RESPONSES: "/responses",
+    Route.CODEX_COMPACT: "/responses/compact",
+}
 _PATHS: Final[Mapping[str, Route]] = {
     "/healthz": Route.HEALTH,
     "/readyz": Route.READY,
@@ -1166,33 +1103,20 @@ _PATHS: Final[Mapping[str, Route]] = {
     "/v1/responses": Route.RESPONSES,
     "/v1/chat/completions": Route.CHAT,
     "/v1/usage": Route.USAGE,
+    "/api/codex/usage": Route.CODEX_USAGE,
+    "/wham/usage": Route.CODEX_USAGE,
+    "/backend-api/wham/usage": Route.CODEX_USAGE,
     "/mcp": Route.MCP,
     "/admin": Route.ADMIN,
     "/metrics": Route.METRICS,
-    **dict.fromkeys(
-        ("/api/codex/usage", "/wham/usage", "/backend-api/wham/usage"), Route.CODEX_USAGE
-    ),
-    **{
-        f"/backend-api/codex{infix}/{name}": route
-        for infix in ("", "/v1")
-        for name, route in (
-            ("models", Route.CODEX_MODELS),
-            ("responses", Route.CODEX_RESPONSES),
-            ("responses/compact", Route.CODEX_COMPACT),
-        )
-    },
-}
-NATIVE_PATHS: Final = {
-    Route.CODEX_MODELS: "/models",
-    Route.CODEX_RESPONSES: "/responses",
-    Route.CODEX_COMPACT: "/responses/compact",
+    **{f"/backend-api/codex{path}": route for route, path in NATIVE_PATHS.items()},
+    **{f"/backend-api/codex/v1{path}": route for route, path in NATIVE_PATHS.items()},
 }
 CALLS: Final = (Route.RESPONSES, Route.CHAT, Route.CODEX_RESPONSES, Route.CODEX_COMPACT)
 SOCKETS: Final = (Route.RESPONSES, Route.CODEX_RESPONSES)
-METHODS: Final = {
-    **dict.fromkeys(CALLS, ("POST",)),
+METHODS: Final[Mapping[Route, tuple[str, ...]]] = {
+    **dict.fromkeys((*CALLS, Route.MCP), ("POST",)),
     **dict.fromkeys(SOCKETS, ("POST", "GET")),  # with an upgrade
-    Route.MCP: ("POST",),
 }
 OPERATORS: Final = (Route.MCP, Route.ADMIN, Route.METRICS)
 METHODS_ELSE: Final = ("GET", "HEAD")
@@ -1200,10 +1124,9 @@ METHODS_ELSE: Final = ("GET", "HEAD")
 
 def find_route(path: str, base_path: str) -> tuple[Route, str]:
     """The route of a path, and the model id that GET /v1/models/{id} asks for (else '')."""
-    if base_path:
-        if not path.startswith(base_path + "/"):
-            return Route.NOTHING, ""
-        path = path[len(base_path) :]
+    if not path.startswith(f"{base_path}/"):
+        return Route.NOTHING, ""
+    path = path.removeprefix(base_path)
     if path.startswith("/v1/models/") and len(path) > len("/v1/models/"):
         return Route.MODEL, unquote(path[len("/v1/models/") :])
     is_api = path == "/v1" or path.startswith("/v1/")
@@ -1220,7 +1143,7 @@ def find_route(path: str, base_path: str) -> tuple[Route, str]:
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _REQUEST_LINE: Final = re.compile(
-    rb"(" + _TOKEN + rb"{1,16}) (/[A-Za-z0-9\-._~!$&'()*+,;=:@%/?]*) HTTP/1\.([01])"
+    _TOKEN + rb"{1,16} /[A-Za-z0-9\-._~!$&'()*+,;=:@%/?]* HTTP/1\.([01])"
 )
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"+):([\t\x20-\x7e\x80-\xff]*)")
@@ -1289,12 +1212,12 @@ def _parse_fields(lines: Sequence[bytes]) -> Headers:
     return tuple(headers)
 
 
-def _framing_of(headers: Headers) -> Framing | None:
+def _framing_of(headers: Headers, is_http_1_0: bool) -> Framing | None:
     """The body's framing as the fields say it; None where they say nothing."""
     length = header_of(headers, "content-length")
     coding = header_of(headers, "transfer-encoding")
     if coding is not None:
-        if length is not None or coding.lower() != "chunked":
+        if length is not None or coding.lower() != "chunked" or is_http_1_0:
             raise BadSyntax("transfer-encoding")
         return Framing(is_chunked=True)
     if length is None:
@@ -1321,21 +1244,17 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
     Raises: PoolerError (bad_request, head_too_large, target_too_long).
     """
     lines = raw[:-4].split(b"\r\n")
-    if len(lines[0]) > limits.target_bytes_max + METHOD_BYTES_MAX + len(b"  HTTP/1.1"):
+    if len(lines[0].partition(b" ")[2]) > limits.target_bytes_max + len(b" HTTP/1.1"):
         raise PoolerError("target_too_long")
     start = _REQUEST_LINE.fullmatch(lines[0])
     if start is None:
         raise PoolerError("bad_request")
-    if len(start[2]) > limits.target_bytes_max:
-        raise PoolerError("target_too_long")
     if len(lines) - 1 > limits.head_fields_max:
         raise PoolerError("head_too_large")
-    is_http_1_0 = start[3] == b"0"
+    is_http_1_0 = start[1] == b"0"
     try:
         headers = _parse_fields(lines[1:])
-        framing = _framing_of(headers) or NO_BODY
-        if framing.is_chunked and is_http_1_0:
-            raise BadSyntax("chunked in HTTP/1.0")
+        framing = _framing_of(headers, is_http_1_0) or NO_BODY
         field_value = header_of(headers, "host")
         host = _HOST_FIELD.fullmatch(field_value or "")
         if host is None and not (is_http_1_0 and field_value is None):
@@ -1346,17 +1265,9 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
     except (BadSyntax, h11.RemoteProtocolError):
         raise PoolerError("bad_request") from None
     assert isinstance(event, h11.Request)
-    path, _, query = event.target.decode("ascii").partition("?")
-    return RequestHead(
-        method=event.method.decode("ascii"),
-        path=path,
-        query=query,
-        host=host[1].lower() if host else None,
-        is_http_1_0=is_http_1_0,
-        headers=headers,
-        framing=framing,
-        keeps_alive=_keeps_alive(headers, is_http_1_0),
-    )
+    method, (path, _, query) = event.method.decode(), event.target.decode().partition("?")
+    name, keeps_alive = host and host[1].lower(), _keeps_alive(headers, is_http_1_0)
+    return RequestHead(method, path, query, name, is_http_1_0, headers, framing, keeps_alive)
 
 
 def parse_response_head(raw: bytes) -> ResponseHead:
@@ -1365,12 +1276,9 @@ def parse_response_head(raw: bytes) -> ResponseHead:
     start = _STATUS_LINE.fullmatch(lines[0])
     if start is None:
         raise BadSyntax("status line")
-    status = int(start[2])
-    is_http_1_0 = start[1] == b"0"
+    status, is_http_1_0 = int(start[2]), start[1] == b"0"
     headers = _parse_fields(lines[1:])
-    framing = _framing_of(headers)
-    if framing is not None and framing.is_chunked and is_http_1_0:
-        raise BadSyntax("chunked in HTTP/1.0")
+    framing = _framing_of(headers, is_http_1_0)
     if status < 200 or status in {204, 304}:
         framing = NO_BODY
     keeps_alive = _keeps_alive(headers, is_http_1_0) and framing is not None
@@ -1668,13 +1576,9 @@ def _short_int(digits: str) -> int:
 
 def _finite_float(text: str) -> float:
     value = float(text)
-    if math.isinf(value):
-        raise ValueError("number too large")
+    if not math.isfinite(value):  # NaN is none
+        raise ValueError("no finite number")
     return value
-
-
-def _refuse_constant(_name: str) -> NoReturn:
-    raise ValueError("not JSON")
 
 
 def parse_json_object(body: bytes) -> dict[str, Json]:
@@ -1688,7 +1592,7 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
             object_pairs_hook=_object_once,
             parse_int=_short_int,
             parse_float=_finite_float,
-            parse_constant=_refuse_constant,
+            parse_constant=_finite_float,
         )
     except (ValueError, RecursionError):
         raise PoolerError("invalid_json") from None
@@ -1760,22 +1664,16 @@ def replace_model(body: bytes, model: str) -> bytes:
 
     `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
     """
-    span = _model_span(body, _MODEL_MEMBER) or _model_span(body, _ESCAPED_MODEL_MEMBER)
-    assert span is not None, "a body without a model was refused before"
-    return body[: span[0]] + json.dumps(model).encode() + body[span[1] :]
-
-
-def _model_span(body: bytes, pattern: re.Pattern[bytes]) -> tuple[int, int] | None:
-    """From where to where the value of the member stands, if it is one of the whole body's."""
-    depth = at = 0
-    for member in pattern.finditer(body):
-        outside = outside_strings(body[at : member.start()])
-        depth += outside.count(b"{") + outside.count(b"[")
-        depth -= outside.count(b"}") + outside.count(b"]")
-        at = member.end()
-        if depth == 1:
-            return member.span(1)
-    return None
+    for pattern in (_MODEL_MEMBER, _ESCAPED_MODEL_MEMBER):
+        depth = at = 0
+        for member in pattern.finditer(body):
+            outside = outside_strings(body[at : member.start()])
+            depth += outside.count(b"{") + outside.count(b"[")
+            depth -= outside.count(b"}") + outside.count(b"]")
+            at = member.end()
+            if depth == 1:
+                return body[: member.start(1)] + json.dumps(model).encode() + body[at:]
+    raise AssertionError("a body without a model was refused before")
 
 
 def dump_json(value: Json) -> bytes:
@@ -1807,21 +1705,22 @@ def drop_reasoning(body: bytes) -> bytes:
     return dump_json(value)
 
 
+_ZLIB_BITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+
+
 class BodyDecoder:
     """Undoes a Content-Encoding piece by piece, within `decoded_bytes_max` and the ratio."""
 
     def __init__(self, coding: str, limits: Limits) -> None:
         self._limits = limits
-        self._bytes_in = 0
-        self._bytes_out = 0
+        self._bytes_in = self._bytes_out = 0
         self._decoder, self._errors = _make_decoder(coding)
 
     def feed(self, received: bytes) -> bytes:
         """The decoded bytes.  Raises: PoolerError (request_too_large, invalid_json)."""
-        limits = self._limits
         self._bytes_in += len(received)
-        ratio_room = max(MIB, self._bytes_in * limits.decoded_ratio_max)
-        room = min(limits.decoded_bytes_max, ratio_room)
+        ratio_room = max(MIB, self._bytes_in * self._limits.decoded_ratio_max)
+        room = min(self._limits.decoded_bytes_max, ratio_room)
         try:
             decoded: bytes = self._decoder.decompress(received, room - self._bytes_out + 1)
         except self._errors:
@@ -1839,10 +1738,8 @@ class BodyDecoder:
 
 def _make_decoder(coding: str) -> tuple[Any, tuple[type[Exception], ...]]:
     """A decompressor with zlib's interface, and the errors that bad bytes raise in it."""
-    if coding in {"gzip", "x-gzip"}:
-        return zlib.decompressobj(zlib.MAX_WBITS | 16), (zlib.error,)
-    if coding == "deflate":
-        return zlib.decompressobj(), (zlib.error,)
+    if coding in _ZLIB_BITS:
+        return zlib.decompressobj(_ZLIB_BITS[coding]), (zlib.error,)
     if coding == "zstd":
         for name in ("compression.zstd", "backports.zstd"):  # Python 3.14; its back-port
             try:
@@ -4022,7 +3919,7 @@ def explain(
 
     Raises: PoolerError (model_not_found).
     """
-    nobody = Key(pool.name, "", b"", None, None, None, 1, None, False, "")
+    nobody = Key(pool=pool.name, name="", concurrent=1)
     sessions = [digest_parts(pool.name, key.name, "session", session or "") for key in pool.keys]
     pinned = [one for one in sessions if one in roster.pins] or sessions
     call = dataclasses.replace(
@@ -4622,7 +4519,7 @@ class Reaper:
     def forget(self, connection: Connection) -> None:
         self.resting.pop(connection, None)
 
-    async def run(self) -> NoReturn:
+    async def run(self) -> Never:
         while True:
             self.changed = trio.Event()
             self.wakes_at = min(self.resting.values(), default=math.inf)
@@ -7247,7 +7144,7 @@ class Server(Shared):
             if is_asked and health is not None and health.catalogue_at < horizon:
                 self.catalogues_wanted.set()
 
-    async def keep_catalogues(self) -> NoReturn:
+    async def keep_catalogues(self) -> Never:
         """Read the model list of every account that has none configured, when wanted."""
         while True:
             self.catalogues_wanted = trio.Event()
