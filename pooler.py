@@ -1783,6 +1783,7 @@ _KIND_OF_TYPE: Final[Mapping[bytes, EventKind]] = {
 # A lone CR ends a line too, but only the next byte tells that it is alone.
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
 _EVENT_END_AT_EOF: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_EVENT_END_WITHOUT_CR: Final = re.compile(rb"\n\n")
 _TYPE_FIRST: Final = re.compile(
     rb"(?:event: ?[^\r\n]*\r?\n)?data: ?\{(?:\"sequence_number\": ?\d+, ?)?"
     rb"\"type\": ?\"([a-z0-9_.]+)\""
@@ -1791,6 +1792,28 @@ _CHAT_CONTENT: Final = re.compile(rb"data: ?\{\"(?:id|choices|object|created|mod
 _CHAT_NOTABLE: Final = re.compile(
     rb'"(?:finish_reason"\s*:\s*"|usage"\s*:\s*\{|error"\s*:\s*[^n\s])'
 )
+
+
+def _objects(values: Json) -> list[dict[str, Json]]:
+    """The objects in what may be a list."""
+    return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
+
+
+def _text_at(value: Json, name: str) -> str:
+    """A member that is text; "" where there is none."""
+    found = _object(value).get(name)
+    return found if isinstance(found, str) else ""
+
+
+def _int_at(value: Json, name: str) -> int:
+    """A member that is a count; 0 where there is none."""
+    found: Json = _object(value).get(name)
+    is_count = isinstance(found, int) and not isinstance(found, bool) and 0 < found <= TOKENS_MAX
+    return found if is_count else 0
+
+
+def _picked(value: Mapping[str, Json], names: Iterable[str]) -> dict[str, Json]:
+    return {name: value[name] for name in names if value.get(name) is not None}
 
 
 class Usage(NamedTuple):
@@ -1802,23 +1825,13 @@ class Usage(NamedTuple):
     reasoning_tokens: int = 0
 
 
-def _int_at(value: Json, *path: str) -> int:
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= TOKENS_MAX
-    return value if is_count else 0
-
-
 def read_usage(value: Json) -> Usage | None:
     """The `usage` object of a Responses or Chat answer; None where it is none."""
-    for given, made in (("input", "output"), ("prompt", "completion")):
-        if isinstance(value, dict) and f"{given}_tokens" in value:
-            return Usage(
-                _int_at(value, f"{given}_tokens"),
-                _int_at(value, f"{made}_tokens"),
-                _int_at(value, f"{given}_tokens_details", "cached_tokens"),
-                _int_at(value, f"{made}_tokens_details", "reasoning_tokens"),
-            )
+    for given, made in (("input_tokens", "output_tokens"), ("prompt_tokens", "completion_tokens")):
+        if isinstance(value, dict) and given in value:
+            cached = _int_at(value.get(f"{given}_details"), "cached_tokens")
+            reasoned = _int_at(value.get(f"{made}_details"), "reasoning_tokens")
+            return Usage(_int_at(value, given), _int_at(value, made), cached, reasoned)
     return None
 
 
@@ -1829,20 +1842,21 @@ def event_data(event: bytes) -> bytes:
     return b"\n".join(data)
 
 
-def event_object(event: bytes) -> dict[str, Json] | None:
-    """The JSON object that an event carries, or None."""
-    try:
-        value = json.loads(event_data(event))
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def event_object(event: bytes) -> dict[str, Json]:
+    """The JSON object that an event carries; an empty one, if it carries none."""
+    return _parsed(event_data(event))
+
+
+def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The error that a failed event tells of, in whichever of its shapes (upstream facts §1.12)."""
+    response = _object(value.get("response"))
+    error = response.get("error") or value.get("error")
+    return error if isinstance(error, dict) else response or value
 
 
 def _kind_of_type(name: bytes) -> EventKind:
-    kind = _KIND_OF_TYPE.get(name)
-    if kind is None:
-        return EventKind.HANDSHAKE if name.startswith(b"codex.") else EventKind.CONTENT
-    return kind
+    is_codex = name.startswith(b"codex.")
+    return _KIND_OF_TYPE.get(name, EventKind.HANDSHAKE if is_codex else EventKind.CONTENT)
 
 
 # OpenCode asks again after a stream that broke only if the message says that it may.
@@ -1854,26 +1868,24 @@ class EventScanner:
     """Finds the ends and kinds of the events in a stream, fed in any pieces.
 
     After the terminal event `failure` holds its error object, if it is a failure, and `usage`
-    and `response_id` what was reported.  `bytes_pending` is the length of the unfinished event.
+    and `response` what was reported.
     """
 
     kind: CallKind
-    bytes_pending: int = 0
     has_content: bool = False
     has_finish: bool = False  # a Chat finish_reason was seen
     terminal: EventKind | None = None
-    failure: dict[str, Json] | None = None
+    failure: Mapping[str, Json] | None = None
     usage: Usage | None = None
     response: dict[str, Json] = field(default_factory=dict)  # id, created_at, model if known
-    _pieces: list[bytes] = field(default_factory=list)
-    _tail: bytes = b""
+    _rest: bytearray = field(default_factory=bytearray)  # the unfinished event
     _last: bytes = b""  # the latest event with a sequence number
     _alike: bytes = b"\0"  # how the latest content began; no event begins like this
 
     @property
-    def response_id(self) -> str | None:
-        found = self.response.get("id")
-        return found if isinstance(found, str) else None
+    def bytes_pending(self) -> int:
+        """The length of the unfinished event."""
+        return len(self._rest)
 
     def feed(self, received: bytes, *, is_end: bool = False) -> list[tuple[EventKind, bytes]]:
         """The events that `received` completes, as they came.
@@ -1881,45 +1893,20 @@ class EventScanner:
         At the end of the body `is_end` resolves a last lone CR.  What is then left unfinished
         is dropped, as the standard asks, but for blank lines.
         """
+        found: list[tuple[EventKind, bytes]] = []
         boundary = _EVENT_END_AT_EOF if is_end else _EVENT_END
         # The end of an event is at most 4 bytes, of which 3 may have come before.
-        joint = self._tail + received
-        if not is_end and boundary.search(joint) is None:
-            self._pieces.append(received)
-            self.bytes_pending += len(received)
-            self._tail = joint[-3:]
-            return []
-        buffer = b"".join((*self._pieces, received)) if self._pieces else received
-        found: list[tuple[EventKind, bytes]] = []
-        at = self._scan(buffer, boundary, found)
-        for _, event in reversed(found):
-            if b'"sequence_number"' in event:
-                self._last = event
-                break
-        rest = buffer[at:]
-        if is_end and rest and not rest.strip(b"\r\n"):
-            found.append((EventKind.IDLE, rest))
-            rest = b""
-        self._pieces = [rest] if rest else []
-        self.bytes_pending = len(rest)
-        self._tail = rest[-3:]
-        return found
-
-    def _scan(
-        self, buffer: bytes, boundary: re.Pattern[bytes], found: list[tuple[EventKind, bytes]]
-    ) -> int:
-        """Append the whole events of `buffer` to `found`; where the unfinished one begins."""
-        has_cr = b"\r" in buffer
+        searched = max(0, len(self._rest) - 3)
+        self._rest += received
+        if not is_end and boundary.search(self._rest, searched) is None:
+            return found
+        buffer = bytes(self._rest)
+        if b"\r" not in buffer:  # several times faster, and all that most streams need
+            boundary = _EVENT_END_WITHOUT_CR
         start = 0
-        while True:
-            if has_cr:
-                match = boundary.search(buffer, start)
-                end = match.end() if match else 0
-            else:  # bytes.find is several times faster, and all that most streams need
-                end = buffer.find(b"\n\n", start) + 2
-            if end < 2:
-                return start
-            event = buffer[start:end]
+        for match in boundary.finditer(buffer):
+            event = buffer[start : match.end()]
+            start = match.end()
             # Most events begin like the content before them, up to and with their type.
             is_alike = event.startswith(self._alike)
             kind = EventKind.CONTENT if is_alike else self._kind_of(event)
@@ -1928,7 +1915,15 @@ class EventScanner:
             elif kind is not EventKind.IDLE:
                 self._note(kind, event)
             found.append((kind, event))
-            start = end
+        for _, event in reversed(found):
+            if b'"sequence_number"' in event:
+                self._last = event
+                break
+        del self._rest[:start]
+        if is_end and self._rest and not self._rest.strip(b"\r\n"):
+            found.append((EventKind.IDLE, bytes(self._rest)))
+            self._rest.clear()
+        return found
 
     def _kind_of(self, event: bytes) -> EventKind:
         if self.kind is CallKind.RESPONSES:
@@ -1939,38 +1934,27 @@ class EventScanner:
                 return kind
         elif self.has_content and _CHAT_CONTENT.match(event) and not _CHAT_NOTABLE.search(event):
             return EventKind.CONTENT
-        return self._kind_of_parsed(event)
-
-    def _kind_of_parsed(self, event: bytes) -> EventKind:
         data = event_data(event)
         if data in {b"", b"[DONE]"}:
             return EventKind.DONE if data else EventKind.IDLE
-        value = event_object(event)
-        if value is None:
-            return EventKind.CONTENT
-        if self.kind is CallKind.CHAT:
+        value = _parsed(data)
+        if self.kind is CallKind.CHAT and value:
             return self._kind_of_chunk(value)
-        name = value.get("type")
-        if not isinstance(name, str):
-            return EventKind.FAILURE if value.get("error") else EventKind.CONTENT
-        return _kind_of_type(name.encode("utf-8", "replace"))
+        if isinstance(name := value.get("type"), str):
+            return _kind_of_type(name.encode("utf-8", "replace"))
+        return EventKind.FAILURE if value.get("error") else EventKind.CONTENT
 
     def _kind_of_chunk(self, value: dict[str, Json]) -> EventKind:
         if value.get("error"):
             return EventKind.FAILURE
         self.usage = read_usage(value.get("usage")) or self.usage
-        choices = value.get("choices")
         says_more = False
-        for choice in choices if isinstance(choices, list) else ():
-            if not isinstance(choice, dict):
-                continue
+        for choice in _objects(value.get("choices")):
             self.has_finish |= isinstance(choice.get("finish_reason"), str)
-            delta = choice.get("delta")
-            says = delta.items() if isinstance(delta, dict) else ()
-            says_more |= any(value for name, value in says if name != "role")
-        if self.has_content or self.has_finish or says_more:
-            return EventKind.CONTENT
-        return EventKind.HANDSHAKE
+            delta = _object(choice.get("delta")).items()
+            says_more |= any(value for name, value in delta if name != "role")
+        is_content = self.has_content or self.has_finish or says_more
+        return EventKind.CONTENT if is_content else EventKind.HANDSHAKE
 
     def _note(self, kind: EventKind, event: bytes) -> None:
         """Remember what an event other than plain content tells; after the end, nothing."""
@@ -1980,28 +1964,23 @@ class EventScanner:
             self.terminal = kind
         if kind is EventKind.DONE or (kind is EventKind.HANDSHAKE and self.response):
             return
-        value = event_object(event) or {}
-        response = value.get("response")
-        if isinstance(response, dict):
-            known = ("id", "object", "created_at", "model")
-            self.response = {name: response[name] for name in known if name in response}
+        value = event_object(event)
+        if response := _object(value.get("response")):
+            self.response = _picked(response, ("id", "object", "created_at", "model"))
             self.usage = read_usage(response.get("usage")) or self.usage
-            value = response | {"error": response.get("error") or value.get("error")}
         if kind is EventKind.FAILURE:
-            error = value.get("error")
-            self.failure = error if isinstance(error, dict) else value
+            self.failure = failure_of(value)
 
     def is_complete(self, is_clean: bool) -> bool:
         """Whether a body that ends now has said all; `is_clean`: its framing was whole."""
-        if self.terminal is not None:
-            return True
-        return self.kind is CallKind.CHAT and self.has_finish and is_clean
+        is_chat_end = self.kind is CallKind.CHAT and self.has_finish and is_clean
+        return self.terminal is not None or is_chat_end
 
     def failure_event(self, error: PoolerError, request_id: str, kind: CallKind) -> bytes:
         """The terminal event of ours, for a client of `kind`, where output came before."""
         if kind is CallKind.CHAT:
             return b"data: " + error.content()[0] + b"\n\n"
-        last = (event_object(self._last) or {}).get("sequence_number")
+        last = event_object(self._last).get("sequence_number")
         response = {
             "id": f"resp_{request_id}",
             "object": "response",
@@ -2071,21 +2050,6 @@ _HARMLESS: Final[Mapping[str, Sequence[Json]]] = {
     "functions": (None, []),
     "function_call": (None, "none"),
 }
-
-
-def _objects(values: Json) -> list[dict[str, Json]]:
-    """The objects in what may be a list."""
-    return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
-
-
-def _text_at(value: Json, name: str) -> str:
-    """A member that is text; "" where there is none."""
-    found = value.get(name) if isinstance(value, dict) else None
-    return found if isinstance(found, str) else ""
-
-
-def _picked(value: Mapping[str, Json], names: Iterable[str]) -> dict[str, Json]:
-    return {name: value[name] for name in names if value.get(name) is not None}
 
 
 def codex_obstacle(kind: CallKind, body: Mapping[str, Json]) -> str | None:
@@ -2333,7 +2297,7 @@ class ResponsesAnswer:
         is_wanted = self.is_collected or b"output_item.done" in event
         if kind is EventKind.CONTENT and not is_wanted:
             return event
-        value = event_object(event) or {}
+        value = event_object(event)
         name = _text_at(value, "type")
         if kind is EventKind.HANDSHAKE and name.startswith(("codex.", "response.metadata")):
             return b""
@@ -2511,7 +2475,7 @@ class ChatAnswer(ResponsesAnswer):
     def feed(self, kind: EventKind, event: bytes) -> bytes:
         if kind in {EventKind.IDLE, EventKind.DONE} or self.response is not None:
             return b""
-        value = event_object(event) or {}
+        value = event_object(event)
         self._collect(kind, value, len(event))
         response = value.get("response")
         if isinstance(response, dict):
@@ -6289,8 +6253,8 @@ class UpstreamSocket(UpstreamConnection):
 
     def is_over(self, scanner: EventScanner) -> bool:
         self.is_at_end = scanner.terminal is not None
-        if self.is_at_end and scanner.response_id is not None:
-            self.made.append(scanner.response_id)
+        if self.is_at_end and (made := _text_at(scanner.response, "id")):
+            self.made.append(made)
         self.is_spent |= scanner.failure is not None and SPENT_CODE in str(scanner.failure)
         if self.is_at_end:
             self.enter_turn(False)

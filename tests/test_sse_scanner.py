@@ -93,7 +93,7 @@ def summary(scanner: EventScanner) -> tuple[Any, ...]:
         scanner.terminal,
         scanner.failure,
         scanner.usage,
-        scanner.response_id,
+        scanner.response,
         scanner.has_content,
         scanner.has_finish,
         scanner.bytes_pending,
@@ -417,7 +417,7 @@ def test_a_late_chat_event_is_read_as_carefully(
 
 def test_a_responses_stream_tells_its_id_and_usage() -> None:
     _, scanner = scan(RESPONSES, [sse_event(one) for one in responses_events("a")])
-    assert (scanner.response_id, scanner.usage) == ("resp_1", Usage(3, 4))
+    assert (scanner.response["id"], scanner.usage) == ("resp_1", Usage(3, 4))
     assert scanner.terminal is EventKind.SUCCESS
     assert scanner.failure is None
 

@@ -216,7 +216,7 @@ def stream(data: bytes) -> None:
             pooler.failed_answer(scanner.failure, UNIX_NOW, LIMITS).content()
         for call_kind in CallKind:
             last = scanner.failure_event(PoolerError("upstream_error"), "r" * 20, call_kind)
-            assert pooler.event_object(last) is not None
+            assert pooler.event_object(last)
 
 
 ################################################################
