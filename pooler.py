@@ -58,12 +58,19 @@ import socket
 import ssl
 import stat
 import sys
-import threading
 import time
 import traceback
 import zlib
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -190,6 +197,7 @@ OUTPUT_ITEMS_MAX: Final = 20_000  # whose indexes an answer remembers
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 SESSION_CHARS_MAX: Final = 256
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
+LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
 RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes
@@ -512,6 +520,10 @@ def parse_auth_file(raw: bytes) -> Credentials:
         refreshed_at=refreshed_at,
         digest=hashlib.sha256(raw).digest(),
     )
+
+
+def has_ended(credentials: Credentials, unix_now: float) -> bool:
+    return credentials.expires_at is not None and credentials.expires_at <= unix_now
 
 
 def is_renewal_due(credentials: Credentials, unix_now: float, margin_seconds: float) -> bool:
@@ -4965,38 +4977,25 @@ def obstacle_to_saving(path: Path) -> str | None:
     return None
 
 
-class FileLock:
-    """An exclusive `flock`, waited for in a thread that may be left behind."""
+@contextlib.asynccontextmanager
+async def locked(path: Path) -> AsyncIterator[None]:
+    """Hold an exclusive `flock`.  It is tried again and again: a thread that waits cannot leave.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.mutex = threading.Lock()
-        self.is_left = False
-        self.descriptor: int | None = None
-
-    def take(self) -> None:
-        """Raises: LoginNeeded, where the file cannot be locked at all."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = None
+    Raises: LoginNeeded, where the file cannot be locked at all.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.ExitStack() as stack:
         try:
-            descriptor = os.open(self.path, flags, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            descriptor = os.open(path, flags, 0o600)
+            stack.callback(os.close, descriptor)  # which unlocks it
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                await trio.sleep(LOCK_SECONDS)
         except OSError as error:
-            if descriptor is not None:
-                os.close(descriptor)
-            raise LoginNeeded(f"{self.path} cannot be locked: {error.strerror}") from None
-        with self.mutex:
-            if self.is_left:
-                os.close(descriptor)  # which unlocks it
-            else:
-                self.descriptor = descriptor
-
-    def leave(self) -> None:
-        with self.mutex:
-            self.is_left = True
-            if self.descriptor is not None:
-                os.close(self.descriptor)
-                self.descriptor = None
+            raise LoginNeeded(f"{path} cannot be locked: {error.strerror}") from None
+        yield
 
 
 @dataclass(eq=False, slots=True, repr=False)  # it holds secrets as they are in the file
@@ -5014,12 +5013,10 @@ class Login:
     unsaved: bytes = b""  # renewed, and not on the disk yet
     retry_at: float = -math.inf
     renewal: trio.Event | None = None  # set while one is under way
-    # A thread that waits for the lock may be left behind: one at most, and none of those that
-    # resolve names.
-    threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
 
     def look(self) -> None:
         """Read the file, if it is another one than before."""
+        self.is_absent = False
         try:
             found = os.stat(self.path)
             mark = (found.st_ino, found.st_mtime_ns, found.st_size, found.st_dev)
@@ -5027,21 +5024,26 @@ class Login:
                 return
             raw = read_file(self.path)
             self.credentials = parse_auth_file(raw)
-        except (OSError, LoginNeeded) as error:
-            self.is_absent = isinstance(error, FileNotFoundError)
-            reason = "is not there" if self.is_absent else str(error)
-            if isinstance(error, OSError) and not self.is_absent:
-                reason = f"cannot be read: {error.strerror}"
-            self.mark, self.credentials = None, None
-            is_denied = isinstance(error, PermissionError)
-            advice = "give it and its folder to the pooler's user" if is_denied else self.advice
-            self.problem = f"{self.path} {reason}; {advice}"
+        except FileNotFoundError:
+            self.is_absent = True
+            problem = f"is not there; {self.advice}"
+        except PermissionError as error:
+            problem = (
+                f"cannot be read: {error.strerror}; give it and its folder to the pooler's user"
+            )
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}; {self.advice}"
+        except LoginNeeded as error:
+            problem = f"{error}; {self.advice}"
+        else:
+            if raw not in (self.raw, self.unsaved):  # touched is not changed
+                self.unsaved = b""
+            self.mark, self.raw = mark, raw
+            if self.credentials.digest != self.spent and not self.unsaved:
+                self.problem = None
             return
-        if raw != self.raw:  # touched is not changed: what is unsaved may be the only good one
-            self.raw, self.unsaved = raw, raw if raw == self.unsaved else b""
-        self.mark = mark
-        if self.credentials.digest != self.spent and not self.unsaved:
-            self.problem = None
+        self.mark = self.credentials = None
+        self.problem = f"{self.path} {problem}"
 
     @property
     def advice(self) -> str:
@@ -5061,8 +5063,7 @@ class Login:
         found = self.credentials
         if found is None or found.digest == self.spent:
             return False
-        has_ended = found.expires_at is not None and found.expires_at <= unix_now
-        return not has_ended or trio.current_time() >= self.retry_at
+        return not has_ended(found, unix_now) or trio.current_time() >= self.retry_at
 
     def inspect(self, unix_now: float) -> list[tuple[bool, str]]:
         """What a person should know before a token is spent: is it an error, and what."""
@@ -5094,10 +5095,7 @@ class Tokens:
     unix_now: Callable[[], float]
     limits: Limits
     services: trio.Nursery | None = None  # the server's own
-    outcomes: dict[tuple[str, str], int] = field(default_factory=dict)  # account, how it went
-
-    def note(self, login: Login, outcome: str) -> None:
-        self.outcomes[login.name, outcome] = self.outcomes.get((login.name, outcome), 0) + 1
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)  # account, how it went
 
     def state_of(self, login: Login) -> LoginState:
         """For operators."""
@@ -5112,17 +5110,15 @@ class Tokens:
 
         Raises: LoginNeeded.
         """
-        if not login.is_usable(self.unix_now()) or login.credentials is None:
-            raise LoginNeeded(login.problem)
-        is_rejected = rejected is not None and rejected.digest == login.credentials.digest
-        if is_rejected or login.unsaved or self.is_due(login.credentials):
-            await self.renew(login, login.credentials)
+        before = login.credentials if login.is_usable(self.unix_now()) else None
+        is_rejected = before and rejected and rejected.digest == before.digest
+        if before and (is_rejected or login.unsaved or self.is_due(before)):
+            await self.renew(login, before)
         found = login.credentials
         if found is None or found.digest in {login.spent, rejected and rejected.digest}:
             raise LoginNeeded(login.problem)
-        if login.raw == login.unsaved:  # in its place, but a power cut could take it away again
-            raise LoginNeeded(login.problem)
-        if found.expires_at is not None and found.expires_at <= self.unix_now():
+        # What is in its place and still unsaved could be taken away again by a power cut.
+        if login.raw == login.unsaved or has_ended(found, self.unix_now()):
             raise LoginNeeded(login.problem)
         return found
 
@@ -5145,41 +5141,36 @@ class Tokens:
     async def serve_renewal(self, login: Login, before: Credentials) -> None:
         """One renewal of `before`, to its end, even while the server stops."""
         assert login.renewal is not None
-        lock = FileLock(login.path.with_name(f"{login.path.name}.lock"))
-        problem: str | None = "the login was not renewed in time; it is tried again"
+        problem = "the login was not renewed in time; it is tried again"
         try:
             with (
                 trio.move_on_after(RENEWAL_SECONDS_CEILING, shield=True),
                 trio.move_on_after(self.limits.refresh_seconds_max),
             ):
-                obstacle = obstacle_to_saving(login.path)
-                if obstacle is None:
-                    await trio.to_thread.run_sync(
-                        lock.take, abandon_on_cancel=True, limiter=login.threads
-                    )
-                    problem = await self.renew_locked(login, before)
-                else:
-                    problem = f"{login.path} {obstacle}"
+                if obstacle := obstacle_to_saving(login.path):
+                    raise LoginNeeded(f"{login.path} {obstacle}")
+                async with locked(login.path.with_name(f"{login.path.name}.lock")):
+                    await self.renew_locked(login, before)
+                problem = login.problem or ""
         except LoginNeeded as refused:
             problem = str(refused)
         except TRANSPORT_ERRORS:
             problem = f"{self.endpoint} cannot be reached; it is asked again"
         finally:
-            lock.leave()
-            self.note(login, "ok" if problem is None else "failed")
-            if problem is not None:
+            self.outcomes[login.name, "failed" if problem else "ok"] += 1
+            if problem:
                 login.retry_at = trio.current_time() + self.limits.refresh_pause_seconds
                 login.problem = problem
                 self.log("warning", "login", {"account": login.name, "problem": problem})
             login.renewal.set()
             login.renewal = None
 
-    async def renew_locked(self, login: Login, before: Credentials) -> str | None:
-        """Adopt, or ask and save; what went wrong.  Raises: TRANSPORT_ERRORS."""
+    async def renew_locked(self, login: Login, before: Credentials) -> None:
+        """Adopt, or ask and save.  Raises: LoginNeeded, TRANSPORT_ERRORS."""
         login.look()
         found = login.credentials
         if found is None:
-            return login.problem
+            return
         # What a process that was killed had got, and not put in place yet, is as good as asked.
         with contextlib.suppress(OSError, LoginNeeded):
             left = read_file(new_file(login.path))
@@ -5187,39 +5178,37 @@ class Tokens:
             is_later = (kept.refreshed_at or 0) > (found.refreshed_at or 0)
             if is_later and kept.account_id == found.account_id:
                 login.unsaved = login.unsaved or left
-        was_unsaved = bool(login.unsaved)
-        if problem := await self.save(login):
-            return problem
+        is_adopted = bool(login.unsaved) or found.digest != before.digest
+        await self.save(login)
         found = login.credentials
-        is_as_before = found is not None and found.digest == before.digest and not was_unsaved
-        if found is None or not (is_as_before or self.is_due(found)):
-            return login.problem
-        if problem := await self.ask(login, found) or await self.save(login):
-            return problem
-        if login.credentials is None or not self.is_due(login.credentials):
-            return login.problem
-        return f"{login.path} has run out, though it was renewed; is this machine's clock right?"
+        if found is None or (is_adopted and not self.is_due(found)):
+            return
+        await self.ask(login, found)
+        await self.save(login)
+        if login.credentials is not None and self.is_due(login.credentials):
+            told = "has run out, though it was renewed; is this machine's clock right?"
+            raise LoginNeeded(f"{login.path} {told}")
 
-    async def save(self, login: Login) -> str | None:
-        """Put what is not saved yet on the disk; what went wrong."""
+    async def save(self, login: Login) -> None:
+        """Put what is not saved yet on the disk.  Raises: LoginNeeded."""
         if not login.unsaved:
-            return None
+            return
         try:
             await trio.to_thread.run_sync(save_file, login.path, login.unsaved)
         except OSError as error:
-            return f"{login.path} cannot be saved: {error.strerror}; it is tried again"
+            problem = f"{login.path} cannot be saved: {error.strerror}; it is tried again"
+            raise LoginNeeded(problem) from None
         login.unsaved = b""
         login.look()
         self.log("info", "login", {"account": login.name, "problem": None})
-        return None
 
-    async def ask(self, login: Login, found: Credentials) -> str | None:
-        """Ask for new tokens, which are then to be saved; what went wrong.
+    async def ask(self, login: Login, found: Credentials) -> None:
+        """Ask for new tokens, which are then to be saved.  Raises: LoginNeeded, TRANSPORT_ERRORS.
 
-        Raises: TRANSPORT_ERRORS.
+        Codex CLI, which takes no lock, may be faster: then there is nothing to save.
         """
         if found.refresh_token is None:
-            return f"{login.path} holds no refresh token; {login.advice}"
+            raise LoginNeeded(f"{login.path} holds no refresh token; {login.advice}")
         asked = {
             "client_id": CODEX_CLIENT_ID,
             "grant_type": "refresh_token",
@@ -5229,16 +5218,15 @@ class Tokens:
         request = request_head(self.url, "", None, [("accept", "application/json")], body) + body
         status, answer = await ask_once(self.dial, self.url, self.tls, request, self.limits)
         verdict = judge_renewal(status, answer)
+        if verdict is Renewal.FAILED:
+            raise LoginNeeded(f"{self.endpoint} answered {status} and no token; it is asked again")
         if verdict is Renewal.DONE:
             login.unsaved = merge_tokens(login.raw, answer, self.unix_now())
-            return None
-        if verdict is Renewal.FAILED:
-            return f"{self.endpoint} answered {status} and no token; it is asked again"
-        login.look()  # Codex CLI, which takes no lock, may have been faster
-        if login.credentials is None or login.credentials.digest != found.digest:
-            return login.problem
-        login.spent = found.digest
-        return f"{login.path}: its login has been withdrawn; {login.advice}"
+            return
+        login.look()
+        if login.credentials is not None and login.credentials.digest == found.digest:
+            login.spent = found.digest
+            raise LoginNeeded(f"{login.path}: its login has been withdrawn; {login.advice}")
 
 
 async def ask_once(
@@ -7047,7 +7035,10 @@ class Server(Shared):
         exchange.closes = exchange.is_started = exchange.is_whole = True
         record.status = 101
         fields.append(("x-request-id", record.request_id))
-        await connection.send(format_response_head(101, fields), limits)
+        with trio.move_on_after(limits.websocket_handshake_seconds_max) as opening:
+            await connection.send(format_response_head(101, fields), limits)
+        if opening.cancelled_caught:
+            raise ClientGone
         client = ClientSocket(
             connection.stream,
             id=record.request_id,

@@ -186,7 +186,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       _RENEWED, _RENEWED + "            login.credentials = parse_auth_file(login.unsaved)\n",
       "token_refresh::nothing_is_used_before_it_is_saved"),
     M("no_lock", "Processes take turns at a login.",
-      "            fcntl.flock(descriptor, fcntl.LOCK_EX)\n", "            pass\n",
+      "                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "",
       "login_recovery::processes_that_contend_send_no_refresh_token_twice"),
     M("not_single_flight", "One renewal is under way at a time.",
       "        if login.renewal is None:\n", "        if True:\n",
@@ -280,7 +280,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "mcp", 1, "mcp_server.py"),
     # Found by the simulation, the exhaustion and the soak, and mended.
     M("used_before_its_name", "No token is used before its file's name is on the disk.",
-      "        if login.raw == login.unsaved:  # in", "        if False:  # in",
+      "if login.raw == login.unsaved or has_ended(", "if has_ended(",
       "token_refresh::nothing_is_used_before_its_name_is_on_the_disk"),
     M("body_held_on", "What is refused holds no body.",
       "failure = error.with_traceback(None)", "failure = error",
