@@ -59,12 +59,19 @@ import socket
 import ssl
 import stat
 import sys
-import threading
 import time
 import traceback
 import zlib
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -190,6 +197,7 @@ OUTPUT_ITEMS_MAX: Final = 20_000  # whose indexes an answer remembers
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 SESSION_CHARS_MAX: Final = 256
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
+LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
 RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes
@@ -506,6 +514,10 @@ def parse_auth_file(raw: bytes) -> Credentials:
         refreshed_at=refreshed_at,
         digest=hashlib.sha256(raw).digest(),
     )
+
+
+def has_ended(credentials: Credentials, unix_now: float) -> bool:
+    return credentials.expires_at is not None and credentials.expires_at <= unix_now
 
 
 def is_renewal_due(credentials: Credentials, unix_now: float, margin_seconds: float) -> bool:
@@ -1387,10 +1399,16 @@ def format_chunk(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
-def upgrade_head(head: RequestHead) -> bytes:
-    """The head of a WebSocket's opening handshake, made anew from one that is in order.
+def accept_token(key: str) -> str:
+    """What a server says to the key of an upgrade (RFC 6455 §4.2.2)."""
+    digest = hashlib.sha1(f"{key}{_WEBSOCKET_GUID}".encode(), usedforsecurity=False).digest()
+    return base64.b64encode(digest).decode()
 
-    It offers no extension and no subprotocol, so none is agreed on (RFC 6455 §4.2.1).
+
+def upgrade_fields(head: RequestHead) -> list[tuple[str, str]]:
+    """The answer to a WebSocket's opening handshake that is in order.
+
+    No extension and no subprotocol is agreed on.
     Raises: PoolerError (websocket_unsupported, bad_request).
     """
     names = ("upgrade", "sec-websocket-version", "sec-websocket-key")
@@ -1400,15 +1418,13 @@ def upgrade_head(head: RequestHead) -> bytes:
         raise PoolerError("websocket_unsupported")
     if not _WEBSOCKET_KEY.fullmatch(key) or head.framing != NO_BODY:
         raise PoolerError("bad_request")
-    fields = [("Host", "pooler"), ("Upgrade", "websocket"), ("Connection", "Upgrade")]
-    fields += [("Sec-WebSocket-Version", version), ("Sec-WebSocket-Key", key)]
-    return format_head("GET / HTTP/1.1\r\n", fields)
+    agreed = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
+    return [*agreed, ("Sec-WebSocket-Accept", accept_token(key))]
 
 
 def is_upgraded(head: ResponseHead, key: str) -> bool:
     """Whether an upstream has agreed to the upgrade asked for with `key`, and to no more."""
-    digest = hashlib.sha1(f"{key}{_WEBSOCKET_GUID}".encode(), usedforsecurity=False).digest()
-    is_known = header_of(head.headers, "sec-websocket-accept") == base64.b64encode(digest).decode()
+    is_known = header_of(head.headers, "sec-websocket-accept") == accept_token(key)
     is_upgrade = (header_of(head.headers, "upgrade") or "").lower() == "websocket"
     more = forwarded(head.headers, re.compile("sec-websocket-(?:extensions|protocol)"))
     return is_known and is_upgrade and "upgrade" in _options(head.headers) and not more
@@ -1417,69 +1433,6 @@ def is_upgraded(head: ResponseHead, key: str) -> bool:
 def close_frame(code: int) -> bytes:
     """A server's Close without words (RFC 6455 §5.5.1)."""
     return b"\x88\x02" + code.to_bytes(2, "big")
-
-
-@dataclass(slots=True)
-class FrameMeter:
-    """Counts the frames of a WebSocket's peer as they come (RFC 6455 §5.2).
-
-    trio-websocket bounds the characters of a message, but not its frames, which may be empty,
-    nor the pings.
-    """
-
-    bytes_max: int
-    frames_max: int
-    bytes_pending: int = 0  # what has come of the message that is not whole yet
-    is_closed: bool = False  # the peer's Close has come
-    refused: int = 0  # the code for a peer that passes a bound
-    _frame_count: int = 0  # since the last whole message
-    _head: bytes = b""  # of a frame, unfinished
-    _left: int = 0  # bytes of the frame's payload that are still to come
-    _kind: int = 0  # the first byte of the frame
-
-    def feed(self, received: bytes) -> bytes:
-        """What of `received` may be passed on: nothing after a Close or a refusal."""
-        at = 0
-        while at < len(received) and not (self.is_closed or self.refused):
-            if self._left:
-                step = min(self._left, len(received) - at)
-                self._left -= step
-                self.bytes_pending += step if self._is_data else 0
-            else:
-                step = self._begin(received[at : at + 14])  # no head is longer
-            at += step
-            if not (self._left or self._head):
-                self._finish()
-        return received[:at]
-
-    @property
-    def _is_data(self) -> bool:
-        return not self._kind & 0x08
-
-    def _begin(self, received: bytes) -> int:
-        """Read the head of a frame, or a part of it; the bytes used."""
-        head = self._head + received
-        code = head[1] & 0x7F if len(head) > 1 else 0
-        extra = {126: 2, 127: 8}.get(code, 0)
-        size = 2 + extra + (4 if len(head) > 1 and head[1] & 0x80 else 0)
-        if len(head) < size:
-            self._head = head
-            return len(received)
-        used, self._head = size - len(self._head), b""
-        self._kind = head[0]
-        self._left = int.from_bytes(head[2 : 2 + extra], "big") if extra else code
-        self._frame_count += 1
-        if self._frame_count > self.frames_max:
-            self.refused = 1008
-        elif self._is_data and self.bytes_pending + self._left > self.bytes_max:
-            self.refused = 1009
-        return 0 if self.refused else used
-
-    def _finish(self) -> None:
-        """A whole frame has come."""
-        self.is_closed = self._kind & 0x0F == 0x08
-        if self._is_data and self._kind & 0x80:
-            self._frame_count = self.bytes_pending = 0
 
 
 ################################################################
@@ -1994,15 +1947,15 @@ class EventScanner:
         return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
 
 
-def event_of(message: str) -> bytes:
+def event_of(message: bytes) -> bytes:
     """A WebSocket's message as an event; a line end in JSON is but a blank."""
-    return b"data: " + message.replace("\r", "").replace("\n", "\ndata: ").encode() + b"\n\n"
+    return b"data: " + message.replace(b"\r", b"").replace(b"\n", b"\ndata: ") + b"\n\n"
 
 
-def messages_of(events: bytes) -> list[str]:
+def messages_of(events: bytes) -> list[bytes]:
     """Whole events, whose lines end with LF, as the messages of a WebSocket; not comments."""
     found = [event_data(event) for event in events.split(b"\n\n")]
-    return [data.decode("utf-8", "replace") for data in found if data not in {b"", b"[DONE]"}]
+    return [data for data in found if data not in {b"", b"[DONE]"}]
 
 
 COMMENT: Final = b": keepalive\n\n"
@@ -4917,38 +4870,25 @@ def obstacle_to_saving(path: Path) -> str | None:
     return None
 
 
-class FileLock:
-    """An exclusive `flock`, waited for in a thread that may be left behind."""
+@contextlib.asynccontextmanager
+async def locked(path: Path) -> AsyncIterator[None]:
+    """Hold an exclusive `flock`.  It is tried again and again: a thread that waits cannot leave.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.mutex = threading.Lock()
-        self.is_left = False
-        self.descriptor: int | None = None
-
-    def take(self) -> None:
-        """Raises: LoginNeeded, where the file cannot be locked at all."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = None
+    Raises: LoginNeeded, where the file cannot be locked at all.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.ExitStack() as stack:
         try:
-            descriptor = os.open(self.path, flags, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            descriptor = os.open(path, flags, 0o600)
+            stack.callback(os.close, descriptor)  # which unlocks it
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                await trio.sleep(LOCK_SECONDS)
         except OSError as error:
-            if descriptor is not None:
-                os.close(descriptor)
-            raise LoginNeeded(f"{self.path} cannot be locked: {error.strerror}") from None
-        with self.mutex:
-            if self.is_left:
-                os.close(descriptor)  # which unlocks it
-            else:
-                self.descriptor = descriptor
-
-    def leave(self) -> None:
-        with self.mutex:
-            self.is_left = True
-            if self.descriptor is not None:
-                os.close(self.descriptor)
-                self.descriptor = None
+            raise LoginNeeded(f"{path} cannot be locked: {error.strerror}") from None
+        yield
 
 
 @dataclass(eq=False, slots=True, repr=False)  # it holds secrets as they are in the file
@@ -4966,12 +4906,10 @@ class Login:
     unsaved: bytes = b""  # renewed, and not on the disk yet
     retry_at: float = -math.inf
     renewal: trio.Event | None = None  # set while one is under way
-    # A thread that waits for the lock may be left behind: one at most, and none of those that
-    # resolve names.
-    threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
 
     def look(self) -> None:
         """Read the file, if it is another one than before."""
+        self.is_absent = False
         try:
             found = os.stat(self.path)
             mark = (found.st_ino, found.st_mtime_ns, found.st_size, found.st_dev)
@@ -4979,21 +4917,26 @@ class Login:
                 return
             raw = read_file(self.path)
             self.credentials = parse_auth_file(raw)
-        except (OSError, LoginNeeded) as error:
-            self.is_absent = isinstance(error, FileNotFoundError)
-            reason = "is not there" if self.is_absent else str(error)
-            if isinstance(error, OSError) and not self.is_absent:
-                reason = f"cannot be read: {error.strerror}"
-            self.mark, self.credentials = None, None
-            is_denied = isinstance(error, PermissionError)
-            advice = "give it and its folder to the pooler's user" if is_denied else self.advice
-            self.problem = f"{self.path} {reason}; {advice}"
+        except FileNotFoundError:
+            self.is_absent = True
+            problem = f"is not there; {self.advice}"
+        except PermissionError as error:
+            problem = (
+                f"cannot be read: {error.strerror}; give it and its folder to the pooler's user"
+            )
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}; {self.advice}"
+        except LoginNeeded as error:
+            problem = f"{error}; {self.advice}"
+        else:
+            if raw not in (self.raw, self.unsaved):  # touched is not changed
+                self.unsaved = b""
+            self.mark, self.raw = mark, raw
+            if self.credentials.digest != self.spent and not self.unsaved:
+                self.problem = None
             return
-        if raw != self.raw:  # touched is not changed: what is unsaved may be the only good one
-            self.raw, self.unsaved = raw, raw if raw == self.unsaved else b""
-        self.mark = mark
-        if self.credentials.digest != self.spent and not self.unsaved:
-            self.problem = None
+        self.mark = self.credentials = None
+        self.problem = f"{self.path} {problem}"
 
     @property
     def advice(self) -> str:
@@ -5013,8 +4956,7 @@ class Login:
         found = self.credentials
         if found is None or found.digest == self.spent:
             return False
-        has_ended = found.expires_at is not None and found.expires_at <= unix_now
-        return not has_ended or trio.current_time() >= self.retry_at
+        return not has_ended(found, unix_now) or trio.current_time() >= self.retry_at
 
     def inspect(self, unix_now: float) -> list[tuple[bool, str]]:
         """What a person should know before a token is spent: is it an error, and what."""
@@ -5046,10 +4988,7 @@ class Tokens:
     unix_now: Callable[[], float]
     limits: Limits
     services: trio.Nursery | None = None  # the server's own
-    outcomes: dict[tuple[str, str], int] = field(default_factory=dict)  # account, how it went
-
-    def note(self, login: Login, outcome: str) -> None:
-        self.outcomes[login.name, outcome] = self.outcomes.get((login.name, outcome), 0) + 1
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)  # account, how it went
 
     def state_of(self, login: Login) -> LoginState:
         """For operators."""
@@ -5064,17 +5003,15 @@ class Tokens:
 
         Raises: LoginNeeded.
         """
-        if not login.is_usable(self.unix_now()) or login.credentials is None:
-            raise LoginNeeded(login.problem)
-        is_rejected = rejected is not None and rejected.digest == login.credentials.digest
-        if is_rejected or login.unsaved or self.is_due(login.credentials):
-            await self.renew(login, login.credentials)
+        before = login.credentials if login.is_usable(self.unix_now()) else None
+        is_rejected = before and rejected and rejected.digest == before.digest
+        if before and (is_rejected or login.unsaved or self.is_due(before)):
+            await self.renew(login, before)
         found = login.credentials
         if found is None or found.digest in {login.spent, rejected and rejected.digest}:
             raise LoginNeeded(login.problem)
-        if login.raw == login.unsaved:  # in its place, but a power cut could take it away again
-            raise LoginNeeded(login.problem)
-        if found.expires_at is not None and found.expires_at <= self.unix_now():
+        # What is in its place and still unsaved could be taken away again by a power cut.
+        if login.raw == login.unsaved or has_ended(found, self.unix_now()):
             raise LoginNeeded(login.problem)
         return found
 
@@ -5097,41 +5034,36 @@ class Tokens:
     async def serve_renewal(self, login: Login, before: Credentials) -> None:
         """One renewal of `before`, to its end, even while the server stops."""
         assert login.renewal is not None
-        lock = FileLock(login.path.with_name(f"{login.path.name}.lock"))
-        problem: str | None = "the login was not renewed in time; it is tried again"
+        problem = "the login was not renewed in time; it is tried again"
         try:
             with (
                 trio.move_on_after(RENEWAL_SECONDS_CEILING, shield=True),
                 trio.move_on_after(self.limits.refresh_seconds_max),
             ):
-                obstacle = obstacle_to_saving(login.path)
-                if obstacle is None:
-                    await trio.to_thread.run_sync(
-                        lock.take, abandon_on_cancel=True, limiter=login.threads
-                    )
-                    problem = await self.renew_locked(login, before)
-                else:
-                    problem = f"{login.path} {obstacle}"
+                if obstacle := obstacle_to_saving(login.path):
+                    raise LoginNeeded(f"{login.path} {obstacle}")
+                async with locked(login.path.with_name(f"{login.path.name}.lock")):
+                    await self.renew_locked(login, before)
+                problem = login.problem or ""
         except LoginNeeded as refused:
             problem = str(refused)
         except TRANSPORT_ERRORS:
             problem = f"{self.endpoint} cannot be reached; it is asked again"
         finally:
-            lock.leave()
-            self.note(login, "ok" if problem is None else "failed")
-            if problem is not None:
+            self.outcomes[login.name, "failed" if problem else "ok"] += 1
+            if problem:
                 login.retry_at = trio.current_time() + self.limits.refresh_pause_seconds
                 login.problem = problem
                 self.log("warning", "login", {"account": login.name, "problem": problem})
             login.renewal.set()
             login.renewal = None
 
-    async def renew_locked(self, login: Login, before: Credentials) -> str | None:
-        """Adopt, or ask and save; what went wrong.  Raises: TRANSPORT_ERRORS."""
+    async def renew_locked(self, login: Login, before: Credentials) -> None:
+        """Adopt, or ask and save.  Raises: LoginNeeded, TRANSPORT_ERRORS."""
         login.look()
         found = login.credentials
         if found is None:
-            return login.problem
+            return
         # What a process that was killed had got, and not put in place yet, is as good as asked.
         with contextlib.suppress(OSError, LoginNeeded):
             left = read_file(new_file(login.path))
@@ -5139,39 +5071,37 @@ class Tokens:
             is_later = (kept.refreshed_at or 0) > (found.refreshed_at or 0)
             if is_later and kept.account_id == found.account_id:
                 login.unsaved = login.unsaved or left
-        was_unsaved = bool(login.unsaved)
-        if problem := await self.save(login):
-            return problem
+        is_adopted = bool(login.unsaved) or found.digest != before.digest
+        await self.save(login)
         found = login.credentials
-        is_as_before = found is not None and found.digest == before.digest and not was_unsaved
-        if found is None or not (is_as_before or self.is_due(found)):
-            return login.problem
-        if problem := await self.ask(login, found) or await self.save(login):
-            return problem
-        if login.credentials is None or not self.is_due(login.credentials):
-            return login.problem
-        return f"{login.path} has run out, though it was renewed; is this machine's clock right?"
+        if found is None or (is_adopted and not self.is_due(found)):
+            return
+        await self.ask(login, found)
+        await self.save(login)
+        if login.credentials is not None and self.is_due(login.credentials):
+            told = "has run out, though it was renewed; is this machine's clock right?"
+            raise LoginNeeded(f"{login.path} {told}")
 
-    async def save(self, login: Login) -> str | None:
-        """Put what is not saved yet on the disk; what went wrong."""
+    async def save(self, login: Login) -> None:
+        """Put what is not saved yet on the disk.  Raises: LoginNeeded."""
         if not login.unsaved:
-            return None
+            return
         try:
             await trio.to_thread.run_sync(save_file, login.path, login.unsaved)
         except OSError as error:
-            return f"{login.path} cannot be saved: {error.strerror}; it is tried again"
+            problem = f"{login.path} cannot be saved: {error.strerror}; it is tried again"
+            raise LoginNeeded(problem) from None
         login.unsaved = b""
         login.look()
         self.log("info", "login", {"account": login.name, "problem": None})
-        return None
 
-    async def ask(self, login: Login, found: Credentials) -> str | None:
-        """Ask for new tokens, which are then to be saved; what went wrong.
+    async def ask(self, login: Login, found: Credentials) -> None:
+        """Ask for new tokens, which are then to be saved.  Raises: LoginNeeded, TRANSPORT_ERRORS.
 
-        Raises: TRANSPORT_ERRORS.
+        Codex CLI, which takes no lock, may be faster: then there is nothing to save.
         """
         if found.refresh_token is None:
-            return f"{login.path} holds no refresh token; {login.advice}"
+            raise LoginNeeded(f"{login.path} holds no refresh token; {login.advice}")
         asked = {
             "client_id": CODEX_CLIENT_ID,
             "grant_type": "refresh_token",
@@ -5181,16 +5111,15 @@ class Tokens:
         request = request_head(self.url, "", None, [("accept", "application/json")], body) + body
         status, answer = await ask_once(self.dial, self.url, self.tls, request, self.limits)
         verdict = judge_renewal(status, answer)
+        if verdict is Renewal.FAILED:
+            raise LoginNeeded(f"{self.endpoint} answered {status} and no token; it is asked again")
         if verdict is Renewal.DONE:
             login.unsaved = merge_tokens(login.raw, answer, self.unix_now())
-            return None
-        if verdict is Renewal.FAILED:
-            return f"{self.endpoint} answered {status} and no token; it is asked again"
-        login.look()  # Codex CLI, which takes no lock, may have been faster
-        if login.credentials is None or login.credentials.digest != found.digest:
-            return login.problem
-        login.spent = found.digest
-        return f"{login.path}: its login has been withdrawn; {login.advice}"
+            return
+        login.look()
+        if login.credentials is not None and login.credentials.digest == found.digest:
+            login.spent = found.digest
+            raise LoginNeeded(f"{login.path}: its login has been withdrawn; {login.advice}")
 
 
 async def ask_once(
@@ -6006,153 +5935,142 @@ async def _pump(exchange: Exchange, answer: Answer, scanner: EventScanner) -> by
 # WEBSOCKET
 ################################################################
 # GET /v1/responses with an upgrade: each frame of the client is one call of RELAY, and the
-# events of its answer are frames.  trio-websocket reads and writes them on both sides; what it
-# does not bound is counted before it comes there.  All tasks are in the nursery of the client's
-# connection: one reader, and one that takes what it has read, for each side.
+# events of its answer are frames.  wsproto reads and makes them on both sides; how many may come
+# is bounded here.  Of each side there is one reader, in the nursery of the client's connection.
 
-_KEY_FIELD: Final = re.compile(rb"(?i)\r\nsec-websocket-key: *([^\r]+)")
 _STREAM_ID: Final = re.compile("[A-Za-z0-9_.-]{1,256}")
 _PROCESSED: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"response\.processed"')
 _BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # upstream facts §1.8
+_UPGRADE: Final = _ERROR_HEADERS["websocket_unsupported"]  # a 426 names what is needed
 
 
 class Frames:
-    """A connection as trio-websocket sees it, and that library's side of it.
+    """A connection after the opening handshake: whole messages in and out, and their bounds.
 
-    First comes the head of the opening handshake, then frames that have been counted.
+    wsproto bounds neither the bytes of a message nor its frames, which may be empty, nor the
+    pings; but it asks its extensions at the head and the end of each frame, and is one given.
     """
 
     def __init__(
         self, connection: Connection, bytes_max: int, budget: Budget, limits: Limits
     ) -> None:
-        self.library = importlib.import_module("trio_websocket")  # many never need it
-        self.socket: Any = None  # the library's WebSocketConnection
+        self.library = importlib.import_module("wsproto")  # many never need it
+        roles = self.library.ConnectionType
+        role = roles.CLIENT if isinstance(connection, UpstreamConnection) else roles.SERVER
+        self.protocol = self.library.Connection(role, [self])
         self.connection = connection
-        self.meter = FrameMeter(bytes_max, limits.websocket_frames_max)
-        self.budget = budget
+        self.bytes_max = bytes_max
         self.limits = limits
-        self.head = b""
-        self.is_accepted = trio.Event()  # until then the library would keep a frame to itself
-        self.bytes_held = 0  # of the budget
-        self.opening = trio.CancelScope()  # of an upstream's handshake
-        self.key = ""  # that it was asked for with
-        self.status = 0
-        self.error: Exception | None = None
+        self.budget = budget
+        self.bytes_held = 0  # of the budget: what has come of a message
+        self.frame_count = 0  # since the last whole message
+        self.close_code = 0  # what to say to a peer whose frames are bad
+        self.sending = trio.Lock()  # for pings are answered by who reads
 
-    async def accept(self, nursery: trio.Nursery, head: bytes, headers: Sequence[Field]) -> None:
-        """Answer a client's handshake; a reader runs in `nursery` from now on.
+    async def take(self) -> bytes:
+        """The next whole message, in the budget until `release`; pings are answered.
 
-        `socket` stays None where the client has gone.
+        Raises: PeerClosed; BadSyntax, once there is a `close_code`.
         """
-        self.head = head
-        size_max = self.meter.bytes_max
-        request = await self.library.wrap_server_stream(
-            nursery, self, max_message_size=size_max, receive_buffer_size=RECEIVE_BYTES
-        )
-        extra = [(name.encode(), value.encode("latin-1")) for name, value in headers]
-        with contextlib.suppress(self.library.ConnectionClosed):
-            self.socket = await request.accept(extra_headers=extra)
-        self.is_accepted.set()
+        pieces: list[bytes] = []
+        while True:
+            for event in self.protocol.events():
+                if not isinstance(event, self.library.events.TextMessage):
+                    await self.answer(event)
+                    continue
+                pieces.append(event.data.encode())
+                if not self.budget.grow(len(pieces[-1])):
+                    self.refuse(1013)
+                self.bytes_held += len(pieces[-1])
+                if event.message_finished:
+                    self.frame_count = 0
+                    return b"".join(pieces)
+            connection = self.connection
+            received, connection.buffer = connection.buffer or await connection.receive(), b""
+            if not received:
+                raise PeerClosed
+            self.protocol.receive_data(received)
 
-    async def open(self, nursery: trio.Nursery, url: BaseUrl, path: str, head: bytes) -> int:
-        """Ask an upstream for a WebSocket; its status, of which all but 101 is a refusal.
+    async def answer(self, event: object) -> None:
+        """Answer a ping or a Close.  Raises: PeerClosed, BadSyntax."""
+        events = self.library.events
+        if isinstance(event, events.Ping):
+            await self.send(event.response())
+        elif isinstance(event, events.BytesMessage):
+            self.refuse(1003)
+        elif isinstance(event, events.CloseConnection):
+            if self.protocol.state is self.library.ConnectionState.OPEN:  # it is no peer's word
+                self.refuse(int(event.code))
+            await self.send(event.response())
+            raise PeerClosed
 
-        A refusal can then be read from the connection.  `head` is that of a GET.
-        Raises: PeerClosed, BadSyntax.
-        """
-        lines = head.split(b"\r\n")[2:-2]  # the library writes the first two itself
-        with self.opening:
-            self.socket = await self.library.wrap_client_stream(
-                nursery,
-                self,
-                url.authority,
-                url.path + path,
-                extra_headers=[tuple(line.split(b": ", 1)) for line in lines],
-                max_message_size=self.meter.bytes_max,
-                receive_buffer_size=RECEIVE_BYTES,
-            )
-        if self.error is not None:
-            raise self.error
-        return self.status
-
-    async def take(self) -> str | bytes:
-        """The next whole message.  Raises: PeerClosed."""
-        try:
-            return cast("str | bytes", await self.socket.get_message())
-        except self.library.ConnectionClosed:
-            raise PeerClosed from None
-
-    async def put(self, message: str | None) -> None:
-        """Send a message; None: a sign of life (RFC 6455 §5.5.3).  Raises: PeerClosed."""
-        try:
-            await (self.socket.pong() if message is None else self.socket.send_message(message))
-        except self.library.ConnectionClosed:
-            raise PeerClosed from None
-
-    @property
-    def close_code(self) -> int:
-        """What to say to a peer whose frames are bad; 0, if it has closed or gone itself."""
-        reason = self.socket.closed
-        is_theirs = reason is None or reason.code == 1006 or self.meter.is_closed
-        return self.meter.refused or (0 if is_theirs else int(reason.code))
+    def refuse(self, close_code: int) -> NoReturn:
+        self.close_code = close_code
+        raise BadSyntax("frames")
 
     def release(self) -> None:
         self.budget.grow(-self.bytes_held)
         self.bytes_held = 0
 
-    # What the library calls.
+    async def put(self, message: bytes) -> None:
+        """Send a message; an empty one is a sign of life (RFC 6455 §5.5.3).  Raises: PeerClosed."""
+        events = self.library.events
+        text = message.decode("utf-8", "replace")
+        await self.send(events.TextMessage(data=text) if text else events.Pong())
 
-    async def receive_some(self, _max_bytes: int | None = None) -> bytes:
-        if self.head:
-            head, self.head = self.head, b""
-            return head
-        if self.meter.refused:
-            return b""
-        try:
-            if self.status != 101 and isinstance(self.connection, UpstreamConnection):
-                return await self.read_upgrade(self.connection)
-            connection = self.connection
-            if isinstance(connection, ClientConnection):
-                await self.is_accepted.wait()
-            received, connection.buffer = connection.buffer or await connection.receive(), b""
-        except (PeerClosed, BadSyntax) as error:
-            self.fail_opening(error)
-            raise trio.BrokenResourceError from None
-        meter = self.meter
-        passed = meter.feed(received)
-        if self.budget.grow(meter.bytes_pending - self.bytes_held):
-            self.bytes_held = meter.bytes_pending
-        else:
-            meter.refused = 1013
-        return passed
+    async def send(self, event: object) -> None:
+        """Raises: PeerClosed."""
+        has_closed = self.library.utilities.LocalProtocolError
+        async with self.sending:
+            try:
+                data = self.protocol.send(event)
+                await self.connection.send_all(data, self.limits.write_stall_seconds_max)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, has_closed):
+                raise PeerClosed from None
 
-    async def read_upgrade(self, connection: UpstreamConnection) -> bytes:
-        """The head of a 101, checked.  Raises: PeerClosed, BadSyntax."""
-        raw = await connection.read_to_blank_line(self.limits.upstream_head_bytes_max)
-        head = parse_response_head(raw)
-        if head.status < 300 and not (head.status == 101 and is_upgraded(head, self.key)):
-            raise BadSyntax("no upgrade")  # the library would fail, not refuse
-        self.status = head.status
-        if head.status == 101:
-            return raw
-        connection.buffer = raw + connection.buffer
-        self.opening.cancel()
-        raise trio.BrokenResourceError
+    # What wsproto asks an extension.
 
-    def fail_opening(self, error: Exception) -> None:
-        if self.socket is None:
-            self.error = error
-            self.opening.cancel()
+    def enabled(self) -> bool:
+        return True
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if not self.key and (found := _KEY_FIELD.search(data)):
-            self.key = found[1].decode()
-        await self.connection.send_all(bytes(data), self.limits.write_stall_seconds_max)
+    def frame_inbound_header(
+        self, _decoder: object, opcode: int, _rsv: object, payload_length: int
+    ) -> object:
+        """The reserved bits that may be set: none.  Or the code for who passes a bound."""
+        is_control = opcode & 0x08  # RFC 6455 §5.5
+        if not is_control and self.bytes_held + payload_length > self.bytes_max:
+            return self.library.frame_protocol.CloseReason.MESSAGE_TOO_BIG
+        return False, False, False
 
-    async def aclose(self) -> None:
-        """The library is done; the connection is closed by whoever owns it."""
-        self.fail_opening(BadSyntax("handshake"))
-        await trio.lowlevel.checkpoint()
+    def frame_inbound_payload_data(self, _decoder: object, data: bytes) -> bytes:
+        return data
+
+    def frame_inbound_complete(self, _decoder: object, _is_last: bool) -> object:
+        self.frame_count += 1
+        if self.frame_count > self.limits.websocket_frames_max:
+            return self.library.frame_protocol.CloseReason.POLICY_VIOLATION
+        return None
+
+    def frame_outbound(
+        self, _protocol: object, _opcode: object, rsv: object, data: bytes, _is_last: bool
+    ) -> tuple[object, bytes]:
+        return rsv, data
+
+
+async def ask_upgrade(connection: UpstreamConnection, head: bytes, key: str, limits: Limits) -> int:
+    """Ask an upstream for a WebSocket; its status, of which all but 101 is a refusal.
+
+    A refusal can then be read from the connection.  Raises: TRANSPORT_ERRORS.
+    """
+    await connection.stream.send_all(head)
+    raw = await connection.read_to_blank_line(limits.upstream_head_bytes_max)
+    answer = parse_response_head(raw)
+    if answer.status == 101 and is_upgraded(answer, key):
+        return 101
+    if answer.status < 300:
+        raise BadSyntax("no upgrade")
+    connection.buffer = raw + connection.buffer
+    return answer.status
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -6162,15 +6080,15 @@ class UpstreamSocket(UpstreamConnection):
     account: Account
     account_id: str | None  # of the login that it was opened with
     frames: Frames
-    end: Callable[[], None]  # called when it ends between two turns
+    client: ClientSocket
     opened_at: float = field(default_factory=trio.current_time)
     made: deque[str] = field(default_factory=lambda: deque(maxlen=ANCHORS_MAX))  # response ids
     is_in_turn: bool = False
     has_ended: bool = False
     is_spent: bool = False
-    first: list[str] = field(default_factory=list)  # of the turn, read and not given yet
-    sender: trio.MemorySendChannel[str | bytes] = field(init=False)
-    receiver: trio.MemoryReceiveChannel[str | bytes] = field(init=False)
+    first: list[bytes] = field(default_factory=list)  # of the turn, read and not given yet
+    sender: trio.MemorySendChannel[bytes] = field(init=False)
+    receiver: trio.MemoryReceiveChannel[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sender, self.receiver = trio.open_memory_channel(1)
@@ -6188,17 +6106,19 @@ class UpstreamSocket(UpstreamConnection):
 
     async def pump(self) -> None:
         """Take the upstream's frames as they come, for the turn under way; others are dropped."""
-        with contextlib.suppress(PeerClosed, trio.BrokenResourceError):
+        we_closed = (trio.BrokenResourceError, trio.ClosedResourceError)
+        with contextlib.suppress(PeerClosed, BadSyntax, *we_closed):
             while True:
                 message = await self.frames.take()
+                self.frames.release()
                 if self.is_in_turn:
                     await self.sender.send(message)
-                elif isinstance(message, str):
-                    self.is_spent |= SPENT_CODE in message
+                else:
+                    self.is_spent |= SPENT_CODE.encode() in message
         is_ours, self.has_ended = self.has_ended, True
         self.sender.close()
         if not (is_ours or self.is_in_turn or self.is_spent):
-            self.end()
+            self.client.end(1001)
 
     def enter_turn(self, is_in_turn: bool) -> None:
         """A turn begins or is over; nothing that has come and was not used is of the next."""
@@ -6207,17 +6127,12 @@ class UpstreamSocket(UpstreamConnection):
             while True:
                 self.receiver.receive_nowait()
 
-    async def receive_message(self) -> str:
+    async def receive_message(self) -> bytes:
         """Raises: PeerClosed, BadSyntax."""
         try:
-            message = await self.receiver.receive()
+            return await self.receiver.receive()
         except trio.EndOfChannel:
-            if self.frames.close_code:
-                raise BadSyntax("frames") from None
-            raise PeerClosed from None
-        if not isinstance(message, str):
-            raise BadSyntax("binary frame")
-        return message
+            raise BadSyntax("frames") if self.frames.close_code else PeerClosed from None
 
     async def read_head(self, limits: Limits) -> ResponseHead:
         """What the first frame says: an error has a status and headers (upstream facts §1.8).
@@ -6226,23 +6141,22 @@ class UpstreamSocket(UpstreamConnection):
         """
         self.is_at_end = False
         self.first = [await self.receive_message()]
-        while '"codex.' in self.first[-1][:32] and len(self.first) < limits.handshake_events_max:
+        while b'"codex.' in self.first[-1][:32] and len(self.first) < limits.handshake_events_max:
             self.first.append(await self.receive_message())
-        self.head = ResponseHead(200, (), NO_BODY, keeps_alive=True)
-        value = _parsed(self.first[-1].encode()) if '"error"' in self.first[-1] else {}
+        value = _parsed(self.first[-1]) if b'"error"' in self.first[-1] else {}
         status = value.get("status") or value.get("status_code")
+        self.head = ResponseHead(200, (), NO_BODY, keeps_alive=True)
         if value.get("type") == "error" and isinstance(status, int) and 400 <= status < 600:
             given = _object(value.get("headers")).items()
             headers = [(name.lower(), text) for name, text in given if isinstance(text, str)]
-            headers.append(("content-type", "application/json"))
-            self.head = ResponseHead(status, tuple(headers), NO_BODY, keeps_alive=True)
-            self.is_spent = SPENT_CODE in self.first[-1]
+            self.head = ResponseHead(status, (*headers, *JSON), NO_BODY, keeps_alive=True)
+            self.is_spent = SPENT_CODE.encode() in self.first[-1]
         return self.head
 
     async def read_body(self, bytes_max: int) -> bytes:
         """The error frame that the turn began, and ended, with.  Raises: BadSyntax."""
         self.is_at_end = True
-        error = self.first.pop().encode()
+        error = self.first.pop()
         if len(error) > bytes_max:
             raise BadSyntax("body too large")
         return error
@@ -6279,7 +6193,7 @@ class ClientSocket(ClientConnection):
     key: Key
     request_head: RequestHead  # of the upgrade
     native_path: str
-    nursery: trio.Nursery
+    nursery: trio.Nursery = field(init=False)  # its reader, and its upstreams'
     upstream: UpstreamSocket | None = None
     turn: Turn | None = None
     waiting: deque[bytes] = field(default_factory=deque)  # in the budget of bodies
@@ -6294,18 +6208,22 @@ class ClientSocket(ClientConnection):
 
         Raises: ClientGone.
         """
-        mark = (
-            f',"stream_id":"{self.turn.stream_id}"}}' if self.turn and self.turn.stream_id else ""
-        )
+        stream_id = self.turn.stream_id if self.turn is not None else ""
+        mark = f',"stream_id":"{stream_id}"}}'.encode() if stream_id else b""
         messages = messages_of(data)
         try:
             for message in messages:
                 await self.frames.put(message.rstrip()[:-1] + mark if mark else message)
             if data and not messages:
-                await self.frames.put(None)
+                await self.frames.put(b"")
         except PeerClosed:
-            self.is_gone = True
+            self.hang_up()
             raise ClientGone from None
+
+    def hang_up(self) -> None:
+        """The client has gone, which ends everything."""
+        self.is_gone = True
+        self.nursery.cancel_scope.cancel()
 
     def end(self, close_code: int, stop_code: str = "") -> None:
         """Close it after the turn under way; with a `stop_code`, that one ends now."""
@@ -6315,25 +6233,18 @@ class ClientSocket(ClientConnection):
         if stop_code and self.turn is not None and self.turn.scope is not None:
             self.turn.scope.cancel()
 
-    async def read_frames(self, budget: Budget) -> None:
-        """Take the client's frames as they come; its hang-up ends everything."""
+    async def read_frames(self) -> None:
+        """Take the client's frames as they come."""
         try:
-            while True:
-                message = await self.frames.take()
-                if not isinstance(message, str):
-                    return self.end(1003, "bad_request")
-                body = message.encode()
-                if len(self.waiting) >= TURNS_WAITING_MAX:
-                    return self.end(1008, "bad_request")
-                if not budget.grow(len(body)):
-                    return self.end(1013, "bad_request")
-                self.waiting.append(body)
+            while len(self.waiting) <= TURNS_WAITING_MAX:
+                self.waiting.append(await self.frames.take())
+                self.frames.bytes_held = 0  # from here on they are the queue's
                 self.note_change()
+            self.end(1008, "bad_request")
+        except BadSyntax:
+            self.end(self.frames.close_code, "bad_request")
         except PeerClosed:
-            if code := self.frames.close_code:
-                return self.end(code, "bad_request")
-            self.is_gone = True
-            self.nursery.cancel_scope.cancel()
+            self.hang_up()
 
     async def next_frame(self, idle_seconds_max: float) -> bytes | None:
         """The next frame of the client; None where the WebSocket is to be closed."""
@@ -6349,7 +6260,7 @@ class ClientSocket(ClientConnection):
         """Hand a frame that nobody answers to the upstream, if it is still there."""
         if self.upstream is not None:
             with contextlib.suppress(PeerClosed):
-                await self.upstream.frames.put(frame.decode())
+                await self.upstream.frames.put(frame)
 
     async def drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
@@ -6400,23 +6311,21 @@ class Turn(Exchange):
             raise PoolerError("request_too_large", hint)
         client = self.socket
         account_id = self.credentials.account_id if self.credentials else None
-        upstream = client.upstream
-        if upstream is not None and not upstream.serves(account, account_id):
-            upstream = None
-        known = upstream.made if upstream is not None else ()
-        if self.anchor and account.is_codex and self.anchor not in known:
-            raise PoolerError("previous_response_not_found")
-        is_reused = upstream is not None
-        if upstream is None:
+        if client.upstream is not None and not client.upstream.serves(account, account_id):
             await client.drop_upstream()
+        upstream = client.upstream
+        is_reused = upstream is not None
+        if self.anchor and account.is_codex and not (upstream and self.anchor in upstream.made):
+            raise PoolerError("previous_response_not_found")
+        if upstream is None:
             upstream = await self.open_socket(account, path, identity, account_id)
-            if upstream is None:
-                return
+        if upstream is None:
+            return
         self.upstream = upstream
         upstream.enter_turn(True)
         self.enter(Stage.SEND, "write_stall_seconds_max")
         try:
-            await self.bounded(math.inf, upstream.frames.put, body.decode())
+            await self.bounded(math.inf, upstream.frames.put, body)
         except PeerClosed:
             upstream.is_spent = True
             if not is_reused:
@@ -6428,17 +6337,18 @@ class Turn(Exchange):
         self, account: Account, path: str, identity: Identity, account_id: str | None
     ) -> UpstreamSocket | None:
         """A new WebSocket; None where it was refused in words that are still to be read."""
-        limits, client, url = self.limits, self.socket, account.base_url
+        limits, client = self.limits, self.socket
         connection = await self.connect(account)
         secret, given = identity
         fields = [pair for pair in given if pair[0] != "accept"]
         if account.is_codex and not any(name == "openai-beta" for name, _ in fields):
             fields.append(_BETA)
-        head = request_head(url, path, secret, fields, b"")
-        frames = Frames(connection, limits.event_bytes_max, self.server.events, limits)
+        key = base64.b64encode(secrets.token_bytes(16)).decode()
+        fields += [*_UPGRADE, ("Sec-WebSocket-Key", key)]
+        head = request_head(account.base_url, path, secret, fields, b"")
         self.enter(Stage.CONNECT, "websocket_handshake_seconds_max")
         until = trio.current_time() + limits.websocket_handshake_seconds_max
-        status = await self.bounded(until, frames.open, client.nursery, url, path, head)
+        status = await self.bounded(until, ask_upgrade, connection, head, key, limits)
         if status in NO_WEBSOCKET_STATUSES:
             error = PoolerError("websocket_unsupported")
             raise UpstreamFailed(
@@ -6446,15 +6356,12 @@ class Turn(Exchange):
             )
         if status != 101:
             return None
-        client.upstream = upstream = UpstreamSocket(
-            connection.stream,
-            account=account,
-            account_id=account_id,
-            frames=frames,
-            end=lambda: client.end(1001),
+        frames = Frames(connection, limits.event_bytes_max, self.server.events, limits)
+        client.upstream = UpstreamSocket(
+            connection.stream, account=account, account_id=account_id, frames=frames, client=client
         )
-        client.nursery.start_soon(upstream.pump)
-        return upstream
+        client.nursery.start_soon(client.upstream.pump)
+        return client.upstream
 
     async def release_upstream(self, account: Account | None = None) -> None:
         """Keep the WebSocket for the next turn if its answer was whole; else it is closed."""
@@ -7010,7 +6917,7 @@ class Server(Shared):
 
         Raises: PoolerError, before the upgrade.
         """
-        raw, record, limits = upgrade_head(head), exchange.record, exchange.limits
+        fields, record, limits = upgrade_fields(head), exchange.record, exchange.limits
         pool = exchange.config.pools[key.pool]
         self.want_catalogues(pool)
         if not self.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
@@ -7020,38 +6927,35 @@ class Server(Shared):
         if self.is_draining:
             raise PoolerError("server_stopping")
         connection = exchange.connection
-        frames = Frames(connection, limits.websocket_message_bytes_max, self.bodies, limits)
         exchange.closes = exchange.is_started = exchange.is_whole = True
         record.status = 101
-        client: ClientSocket | None = None
+        fields.append(("x-request-id", record.request_id))
+        with trio.move_on_after(limits.websocket_handshake_seconds_max) as opening:
+            await connection.send(format_response_head(101, fields), limits)
+        if opening.cancelled_caught:
+            raise ClientGone
+        client = ClientSocket(
+            connection.stream,
+            id=record.request_id,
+            frames=Frames(connection, limits.websocket_message_bytes_max, self.bodies, limits),
+            key=key,
+            request_head=head,
+            native_path=native_path,
+        )
+        self.sockets.add(client)
         try:
-            async with trio.open_nursery() as nursery:  # holds: readers, of both sides
-                with trio.move_on_after(limits.websocket_handshake_seconds_max):
-                    await frames.accept(nursery, raw, [("x-request-id", record.request_id)])
-                if frames.socket is not None:
-                    client = ClientSocket(
-                        connection.stream,
-                        id=record.request_id,
-                        frames=frames,
-                        key=key,
-                        request_head=head,
-                        native_path=native_path,
-                        nursery=nursery,
-                    )
-                    self.sockets.add(client)
-                    nursery.start_soon(client.read_frames, self.bodies)
-                    await self.serve_turns(client)
-                nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as client.nursery:  # holds: readers, of both sides
+                client.nursery.start_soon(client.read_frames)
+                await self.serve_turns(client)
+                client.nursery.cancel_scope.cancel()
         finally:
-            frames.release()
-            frames.socket = None  # with what it holds of an unfinished message
             connection.is_gone = connection.is_at_end
-            if client is not None:
-                self.sockets.discard(client)
-                self.bodies.grow(-sum(map(len, client.waiting)))
-                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                    await client.drop_upstream()
-        if client is not None and client.close_code:
+            self.sockets.discard(client)
+            client.frames.release()
+            self.bodies.grow(-sum(map(len, client.waiting)))
+            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await client.drop_upstream()
+        if client.close_code:
             await connection.send(close_frame(client.close_code), limits)
             await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)
 

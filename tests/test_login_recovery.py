@@ -198,35 +198,11 @@ async def test_two_accounts_that_share_a_file_ask_once(
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
         other = Login("two", desk.path)
+        mock_clock.rate = 1.0  # one tries for the lock until the other is done
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.ask)
             nursery.start_soon(desk.tokens.credentials, other)
         assert desk.asked_count == 1
-
-
-async def test_a_process_ends_though_a_lock_is_never_free(tmp_path: Path) -> None:
-    """A thread that waits for the lock does not hold up the end of its process."""
-    script = textwrap.dedent("""
-        import sys
-        from pathlib import Path
-        import trio
-        import pooler
-        async def main():
-            lock = pooler.FileLock(Path(sys.argv[1]))
-            with trio.move_on_after(0.2) as scope:
-                await trio.to_thread.run_sync(lock.take, abandon_on_cancel=True)
-            lock.leave()
-            print("left" if scope.cancelled_caught else "taken")
-        trio.run(main)
-    """)
-    path = tmp_path / "auth.json.lock"
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with trio.fail_after(REAL_SECONDS_MAX):
-            made = await trio.run_process(
-                [sys.executable, "-c", script, str(path)], capture_stdout=True, cwd=ROOT
-            )
-    assert made.stdout == b"left\n"
 
 
 ################################################################
@@ -251,6 +227,7 @@ async def test_what_was_adopted_and_has_ended_is_renewed_at_once(
                 await wait_all_tasks_blocked()
                 desk.log_in(ENDED, serial=7)
                 fcntl.flock(lock, fcntl.LOCK_UN)
+                mock_clock.jump(pooler.LOCK_SECONDS)
         assert got == [desk.saved()]
         assert desk.saved("refresh_token") == "rt-acct-8"
         assert desk.asked_count == 1
@@ -293,6 +270,7 @@ async def test_a_login_that_is_removed_does_not_come_back(
                 await wait_all_tasks_blocked()
                 desk.path.unlink()
                 fcntl.flock(lock, fcntl.LOCK_UN)
+                mock_clock.jump(pooler.LOCK_SECONDS)
         assert "is not there" in got[0]
         assert (desk.asked_count, desk.path.exists()) == (0, False)
 
