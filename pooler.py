@@ -6004,7 +6004,7 @@ class Frames:
             await self.send(event.response())
             raise PeerClosed
 
-    def refuse(self, close_code: int) -> NoReturn:
+    def refuse(self, close_code: int) -> Never:
         self.close_code = close_code
         raise BadSyntax("frames")
 
