@@ -5384,10 +5384,6 @@ class Exchange:
         if not (is_kept and account and self.server.idle.give(account, connection, self.limits)):
             await connection.close()
 
-    def note_quota(self, account: Account, windows: Sequence[Window]) -> None:
-        now, unix_now = trio.current_time(), self.server.unix_now()
-        self.server.roster.note_quota(account, windows, now, unix_now)
-
     def hold_events(self, pending: int, held: int = 0) -> None:
         """Count the unfinished event of the stream, and the whole ones that are held back.
 
@@ -5460,59 +5456,7 @@ def http_date(unix_seconds: int) -> str:
     return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(unix_seconds))
 
 
-@dataclass(slots=True)
-class Answer:
-    """An upstream's success, up to its first content (or the end of the hold)."""
-
-    account: Account
-    head: ResponseHead
-    body: bytes = b""  # whole events; of a unary answer all
-    scanner: EventScanner | None = None  # None: a unary answer
-    translator: ResponsesAnswer | None = None  # None: events are relayed as they came
-    event_deadline: float = math.inf
-    whole_deadline: float = math.inf  # of an answer that is collected
-    comment_at: float = math.inf
-    comment_seconds: float = math.inf  # until the client's stream has begun
-    is_at_end: bool = False
-    value: Mapping[str, Json] = field(default_factory=dict)  # a unary answer, parsed
-
-    def shown(self, exchange: Exchange, events: Sequence[tuple[EventKind, bytes]]) -> bytes:
-        """What the client's stream gets for these events; news of a quota is noted."""
-        for kind, event in events if self.account.is_codex else ():
-            if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in event:
-                exchange.note_quota(self.account, read_quota_event(event_object(event) or {}))
-        if self.translator is None:
-            return b"".join([event for _, event in events])
-        shown = b"".join([self.translator.feed(kind, event) for kind, event in events])
-        return shown if exchange.call is not None and exchange.call.is_stream else b""
-
-    def take(self, exchange: Exchange, received: bytes) -> list[tuple[EventKind, bytes]]:
-        """The events that these bytes complete; none are the end.  Raises: BadSyntax."""
-        scanner, upstream = self.scanner, exchange.upstream
-        assert scanner is not None
-        assert upstream is not None
-        events = scanner.feed(received, is_end=not received)
-        self.is_at_end = not received or upstream.is_over(scanner)
-        exchange.hold_events(scanner.bytes_pending)
-        if any(kind is not EventKind.IDLE for kind, _ in events):
-            self.note_progress(exchange)
-        return events
-
-    def note_progress(self, exchange: Exchange) -> None:
-        """An event came: from now on the timer between events counts, or that of the whole."""
-        seconds = exchange.limits.between_events_seconds_max
-        self.event_deadline = min(trio.current_time() + seconds, self.whole_deadline)
-        is_last = self.event_deadline == self.whole_deadline
-        timer = "unary_seconds_max" if is_last else "between_events_seconds_max"
-        exchange.enter(Stage.BODY, timer)
-
-
 TROUBLES: Final = {DeadlinePassed: Trouble.TIMEOUT, BadSyntax: Trouble.SYNTAX}
-
-
-def judge_trouble(exchange: Exchange, error: Exception) -> Fault:
-    trouble = TROUBLES.get(type(error), Trouble.CLOSED)
-    return judge_transport(exchange.stage, trouble, exchange.timer)
 
 
 async def identify(
@@ -5538,207 +5482,435 @@ async def yield_after(body: bytes) -> None:
         await trio.lowlevel.checkpoint()
 
 
-async def prepare(
-    exchange: Exchange, account: Account, call: Call
-) -> tuple[bytes, ResponsesAnswer | None]:
-    """The body that this account takes, and what makes its answer the client's.
+@dataclass(eq=False, slots=True)
+class Attempt:
+    """A call at one account: its request, its answer up to the first content, and the rest."""
 
-    Raises: PoolerError (invalid_value).
-    """
-    if call.is_native:
-        return exchange.encoded or exchange.body, None
-    if not account.is_codex:
-        return exchange.body, None
-    value = parse_json_object(exchange.body)
-    await yield_after(exchange.body)
-    efforts = exchange.server.roster.efforts_of(account, call.model)
-    made = to_codex(call.kind, value, call.model, efforts) | _picked(value, exchange.CARRIED)
-    await yield_after(exchange.body)
-    body = dump_json(made)
-    await yield_after(body)
-    bytes_max = exchange.limits.unary_bytes_max
-    if call.kind is CallKind.RESPONSES:
-        return body, ResponsesAnswer(bytes_max, not call.is_stream)
-    return body, ChatAnswer(
-        bytes_max,
-        not call.is_stream,
-        request_id=exchange.record.request_id,
-        model=call.model,
-        created_unix=int(exchange.server.unix_now()),
-        include_usage=_object(value.get("stream_options")).get("include_usage") is True,
-    )
+    exchange: Exchange
+    call: Call
+    account: Account
+    scanner: EventScanner = field(init=False)  # of a unary answer: what would have been its sums
+    translator: ResponsesAnswer | None = None  # None: an answer is passed on as it came
+    status: int = 0
+    headers: Headers = ()
+    body: bytes = b""  # not sent yet: whole events, or all of a unary answer
+    event_deadline: float = math.inf
+    whole_deadline: float = math.inf  # of an answer that is collected
+    comment_at: float = math.inf
+    comment_seconds: float = math.inf  # until the client's stream has begun
+    is_at_end: bool = False
 
+    def __post_init__(self) -> None:
+        self.scanner = EventScanner(CallKind.RESPONSES if self.account.is_codex else self.call.kind)
 
-def fields_for(exchange: Exchange, account: Account, call: Call) -> list[Field]:
-    """What goes along of the client's head, and what a codex account is told besides."""
-    assert exchange.head is not None
-    client = exchange.head.headers
-    if not account.is_codex:
-        return forwarded(client, FORWARDED_TO_UPSTREAM)
-    if not call.is_native:
-        session = [("session-id", call.session.hex())] if call.session else []
-        return [("accept", "text/event-stream"), ("originator", "codex-pooler"), *session]
-    roster = exchange.server.roster
-    fields = [
-        (name, value)
-        for name, value in forwarded(client, NATIVE_TO_UPSTREAM)
-        # The client keeps the first of a turn, whoever serves the rest of it.
-        if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)
-    ]
-    if exchange.encoded:
-        fields += forwarded(client, re.compile("content-encoding"))
-    return fields
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the upstream streams, if not the pooler."""
+        return self.call.is_stream or self.translator is not None
 
+    @property
+    def connection(self) -> UpstreamConnection:
+        assert self.exchange.upstream is not None
+        return self.exchange.upstream
 
-async def open_answer(
-    exchange: Exchange, account: Account, call: Call, rejected: Credentials | None = None
-) -> Answer:
-    """One attempt: the answer up to its first content.
+    # The request.
 
-    `rejected`: the credentials that this account was refused with just now.
-    Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
-    """
-    answer: Answer | None = None
-    kept: Account | None = None
-    try:
+    async def open(self, rejected: Credentials | None) -> None:
+        """Ask, and read the answer up to its first content.
+
+        `rejected`: the credentials that this account was refused with just now.
+        Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
+        """
+        is_open, kept = False, None
+        try:
+            await self.ask(rejected)
+            await self.read_answer()
+            is_open = True
+        except UpstreamFailed:
+            kept = self.account  # its connection may be whole
+            raise
+        except LoginNeeded:
+            error = PoolerError("no_usable_account")
+            raise UpstreamFailed(Fault("login needed", Action.NEXT, Effect.NONE, error)) from None
+        except TRANSPORT_ERRORS as error:
+            raise UpstreamFailed(self.judge_trouble(error)) from None
+        finally:
+            if not is_open:
+                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                    await self.exchange.release_upstream(kept)
+
+    def judge_trouble(self, error: Exception) -> Fault:
+        trouble = TROUBLES.get(type(error), Trouble.CLOSED)
+        return judge_transport(self.exchange.stage, trouble, self.exchange.timer)
+
+    async def ask(self, rejected: Credentials | None) -> None:
+        """Raises: LoginNeeded, UpstreamFailed, TRANSPORT_ERRORS, PoolerError."""
+        exchange, call, account = self.exchange, self.call, self.account
         identity = functools.partial(identify, exchange.server, account, rejected)
-        is_here = not account.is_codex
-        found = await (identity() if is_here else exchange.bounded(math.inf, identity))
+        found = await (exchange.bounded(math.inf, identity) if account.is_codex else identity())
         secret, fields, exchange.credentials = found
-        body, translator = await prepare(exchange, account, call)
-        fields += fields_for(exchange, account, call)
-        path = call.path if call.is_native or not account.is_codex else CallKind.RESPONSES.value
-        await exchange.send_request(account, path, (secret, fields), body)
-        del body  # an answer may take an hour
-        answer = await _read_answer(exchange, account, call, translator)
-    except UpstreamFailed:
-        kept = account  # its connection may be whole
-        raise
-    except LoginNeeded:
-        error = PoolerError("no_usable_account")
-        raise UpstreamFailed(Fault("login needed", Action.NEXT, Effect.NONE, error)) from None
-    except TRANSPORT_ERRORS as error:
-        raise UpstreamFailed(judge_trouble(exchange, error)) from None
-    finally:
-        if answer is None:
-            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                await exchange.release_upstream(kept)
-    return answer
+        body = await self.prepare()
+        is_translated = account.is_codex and not call.is_native
+        path = CallKind.RESPONSES.value if is_translated else call.path
+        await exchange.send_request(account, path, (secret, fields + self.fields()), body)
 
+    async def prepare(self) -> bytes:
+        """The body that this account takes.  Raises: PoolerError (invalid_value)."""
+        exchange, call = self.exchange, self.call
+        if call.is_native:
+            return exchange.encoded or exchange.body
+        if not self.account.is_codex:
+            return exchange.body
+        value = parse_json_object(exchange.body)
+        await yield_after(exchange.body)
+        efforts = exchange.server.roster.efforts_of(self.account, call.model)
+        made = to_codex(call.kind, value, call.model, efforts) | _picked(value, exchange.CARRIED)
+        await yield_after(exchange.body)
+        body = dump_json(made)
+        await yield_after(body)
+        bytes_max, is_collected = exchange.limits.unary_bytes_max, not call.is_stream
+        self.translator = ResponsesAnswer(bytes_max, is_collected)
+        if call.kind is CallKind.CHAT:
+            self.translator = ChatAnswer(
+                bytes_max,
+                is_collected,
+                request_id=exchange.record.request_id,
+                model=call.model,
+                created_unix=int(exchange.server.unix_now()),
+                include_usage=_object(value.get("stream_options")).get("include_usage") is True,
+            )
+        return body
 
-async def _read_answer(
-    exchange: Exchange, account: Account, call: Call, translator: ResponsesAnswer | None
-) -> Answer:
-    """Raises: UpstreamFailed, TRANSPORT_ERRORS."""
-    limits, connection = exchange.limits, exchange.upstream
-    assert connection is not None
-    is_stream = call.is_stream or translator is not None
-    if is_stream:
-        seconds, timer = account.first_event_seconds, "first_event_seconds_max"
-    else:
-        seconds, timer = limits.unary_seconds_max, "unary_seconds_max"
-    began_at = trio.current_time()
-    deadline = began_at + seconds
-    exchange.enter(Stage.HEAD, timer)
-    head = await exchange.bounded(deadline, connection.read_head, limits)
-    exchange.enter(Stage.BODY, timer)
-    if account.is_codex:
-        exchange.note_quota(account, read_quota_headers(head.headers))
-    if not 200 <= head.status < 300:
-        # The status alone says enough: a body that is cut or late takes nothing from it.
-        body = b""
+    def fields(self) -> list[Field]:
+        """What goes along of the client's head, and what a codex account is told besides."""
+        exchange, call, account = self.exchange, self.call, self.account
+        assert exchange.head is not None
+        client = exchange.head.headers
+        if not account.is_codex:
+            return forwarded(client, FORWARDED_TO_UPSTREAM)
+        if not call.is_native:
+            session = [("session-id", call.session.hex())] if call.session else []
+            return [("accept", "text/event-stream"), ("originator", "codex-pooler"), *session]
+        roster = exchange.server.roster
+        fields = [
+            (name, value)
+            for name, value in forwarded(client, NATIVE_TO_UPSTREAM)
+            # The client keeps the first of a turn, whoever serves the rest of it.
+            if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)
+        ]
+        if exchange.encoded:
+            fields += forwarded(client, re.compile("content-encoding"))
+        return fields
+
+    # The answer.
+
+    async def read_answer(self) -> None:
+        """Raises: UpstreamFailed, TRANSPORT_ERRORS, PoolerError (server_stopping)."""
+        exchange, limits, connection = self.exchange, self.exchange.limits, self.connection
+        timer = "first_event_seconds_max" if self.is_streamed else "unary_seconds_max"
+        unary_deadline = trio.current_time() + limits.unary_seconds_max
+        deadline = unary_deadline
+        if self.is_streamed:
+            deadline = trio.current_time() + self.account.first_event_seconds
+        exchange.enter(Stage.HEAD, timer)
+        head = await exchange.bounded(deadline, connection.read_head, limits)
+        exchange.enter(Stage.BODY, timer)
+        self.status, self.headers = head.status, head.headers
+        if self.account.is_codex:
+            self.note_quota(read_quota_headers(head.headers))
+        if not 200 <= head.status < 300:
+            raise UpstreamFailed(await self.read_refusal(deadline))
+        if (header_of(head.headers, "content-encoding") or "identity").lower() != "identity":
+            raise BadSyntax("content-encoding")
+        if self.is_streamed:
+            self.event_deadline = deadline
+            if not self.call.is_stream:
+                self.whole_deadline = unary_deadline
+            await self.hold()
+            return
+        read = functools.partial(connection.read_body, limits.unary_bytes_max)
+        is_here = connection.holds(head.framing)
+        self.body = await (read() if is_here else exchange.bounded(deadline, read))
+        try:
+            value = json.loads(self.body)
+        except (ValueError, RecursionError):
+            raise BadSyntax("not JSON") from None
+        self.scanner.response = value = _object(value)
+        self.scanner.usage = read_usage(value.get("usage"))
+
+    async def read_refusal(self, deadline: float) -> Fault:
+        """What an answer other than 2xx means.
+
+        The status alone says enough: a body that is cut or late takes nothing from it.
+        """
+        exchange, body = self.exchange, b""
         until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
         with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed):
-            body = await exchange.bounded(until, connection.read_body, ERROR_BODY_BYTES_MAX)
-        unix_now = exchange.server.unix_now()
-        fault = judge_answer(
-            head.status, head.headers, body, unix_now, limits, is_reshaped=translator is not None
+            body = await exchange.bounded(until, self.connection.read_body, ERROR_BODY_BYTES_MAX)
+        return judge_answer(
+            self.status,
+            self.headers,
+            body,
+            exchange.server.unix_now(),
+            exchange.limits,
+            is_reshaped=self.translator is not None,
         )
-        raise UpstreamFailed(fault)
-    if (header_of(head.headers, "content-encoding") or "identity").lower() != "identity":
-        raise BadSyntax("content-encoding")
-    if is_stream:
-        scanner = EventScanner(CallKind.RESPONSES if account.is_codex else call.kind)
-        answer = Answer(account, head, b"", scanner, translator, event_deadline=deadline)
-        if not call.is_stream:
-            answer.whole_deadline = began_at + limits.unary_seconds_max
-        await _hold(exchange, answer, connection)
-        return answer
-    read = functools.partial(connection.read_body, limits.unary_bytes_max)
-    is_here = connection.holds(head.framing)
-    body = await (read() if is_here else exchange.bounded(deadline, read))
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadSyntax("not JSON") from None
-    known = value if isinstance(value, dict) else {}
-    return Answer(account, head, body, is_at_end=True, value=known)
 
-
-async def _hold(exchange: Exchange, answer: Answer, connection: UpstreamConnection) -> None:
-    """Read events until content, the end of the hold, or a failure that may go elsewhere."""
-    limits, scanner = exchange.limits, answer.scanner
-    assert scanner is not None
-    is_stream = exchange.call is not None and exchange.call.is_stream
-    hold_until = trio.current_time() + limits.hold_seconds_max if is_stream else math.inf
-    held_count = 0
-    while held_count <= limits.handshake_events_max or not is_stream:
-        until = min(hold_until, answer.event_deadline)
-        try:
-            received = await exchange.bounded(until, connection.receive_body)
-        except DeadlinePassed:
-            if until < hold_until:
-                raise
-            return
-        events = answer.take(exchange, received)
-        held_count += sum(kind is not EventKind.IDLE for kind, _ in events)
-        answer.body += answer.shown(exchange, events)
-        if scanner.failure is not None and not scanner.has_content:
-            unix_now = exchange.server.unix_now()
-            if fault := judge_event(scanner.failure, unix_now, limits):
+    async def hold(self) -> None:
+        """Read events until content, the end of the hold, or a failure that may go elsewhere."""
+        exchange, limits, scanner = self.exchange, self.exchange.limits, self.scanner
+        is_stream = self.call.is_stream
+        hold_until = trio.current_time() + limits.hold_seconds_max if is_stream else math.inf
+        held_count = 0
+        while held_count <= limits.handshake_events_max or not is_stream:
+            until = min(hold_until, self.event_deadline)
+            try:
+                received = await exchange.bounded(until, self.connection.receive_body)
+            except DeadlinePassed:
+                if until < hold_until:
+                    raise
+                return
+            events = self.take(received)
+            held_count += sum(kind is not EventKind.IDLE for kind, _ in events)
+            self.body += self.shown(events)
+            if scanner.has_content:
+                return
+            if fault := self.judge_failure():
                 raise UpstreamFailed(fault)
-        if scanner.has_content or scanner.terminal:
-            return
-        if answer.is_at_end:
-            raise PeerClosed
-        exchange.hold_events(scanner.bytes_pending, len(answer.body))
+            if scanner.terminal:
+                return
+            if self.is_at_end:
+                raise PeerClosed
+            exchange.hold_events(scanner.bytes_pending, len(self.body))
+
+    def judge_failure(self) -> Fault | None:
+        """What the failure that the stream has told means."""
+        exchange, failure = self.exchange, self.scanner.failure
+        if failure is None:
+            return None
+        return judge_event(failure, exchange.server.unix_now(), exchange.limits)
+
+    def take(self, received: bytes) -> list[tuple[EventKind, bytes]]:
+        """The events that these bytes complete; none are the end.  Raises: BadSyntax."""
+        events = self.scanner.feed(received, is_end=not received)
+        self.is_at_end = not received or self.connection.is_over(self.scanner)
+        self.exchange.hold_events(self.scanner.bytes_pending)
+        if any(kind is not EventKind.IDLE for kind, _ in events):  # from now on the next timer
+            until = trio.current_time() + self.exchange.limits.between_events_seconds_max
+            self.event_deadline = min(until, self.whole_deadline)
+            is_last = self.event_deadline == self.whole_deadline
+            timer = "unary_seconds_max" if is_last else "between_events_seconds_max"
+            self.exchange.enter(Stage.BODY, timer)
+        return events
+
+    def shown(self, events: Sequence[tuple[EventKind, bytes]]) -> bytes:
+        """What the client's stream gets for these events; news of a quota is noted."""
+        for kind, event in events if self.account.is_codex else ():
+            if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in event:
+                self.note_quota(read_quota_event(event_object(event) or {}))
+        if self.translator is None:
+            return b"".join([event for _, event in events])
+        shown = b"".join([self.translator.feed(kind, event) for kind, event in events])
+        return shown if self.call.is_stream else b""
+
+    def note_quota(self, windows: Sequence[Window]) -> None:
+        server = self.exchange.server
+        server.roster.note_quota(self.account, windows, trio.current_time(), server.unix_now())
+
+    # The client's side.
+
+    async def deliver(self, lease: Lease) -> None:
+        """Hand the opened answer to the client, to its end; the connection is closed or kept.
+
+        Raises: ClientGone; PoolerError, where a stream was read for an answer in one piece.
+        """
+        exchange, call = self.exchange, self.call
+        exchange.record.account = self.account.name
+        exchange.replace_body(b"")
+        roster = exchange.server.roster
+        roster.note_served(call, self.account, trio.current_time())
+        if call.is_native:
+            state = header_of(self.headers, TURN_STATE)
+            roster.note_made(self.account, call, TURN_STATE, state)
+        headers = forwarded(
+            self.headers, NATIVE_TO_CLIENT if call.is_native else FORWARDED_TO_CLIENT
+        )
+        try:
+            if self.is_streamed:
+                await self.relay(headers)
+            else:
+                await exchange.respond(self.status, self.body, headers)
+        except BaseException:
+            self.note_outcome(lease)
+            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await exchange.release_upstream()
+            raise
+        self.note_outcome(lease)
+        await exchange.release_upstream(self.account)
+
+    def note_outcome(self, lease: Lease) -> None:
+        """What an answer, whole or not, tells of its account; the client may follow it up."""
+        exchange, call, account = self.exchange, self.call, self.account
+        roster, now = exchange.server.roster, trio.current_time()
+        exchange.record.tokens = self.scanner.usage
+        if call.is_stored and not account.is_codex:
+            roster.note_made(account, call, "response", self.scanner.response.get("id"))
+        if exchange.is_whole and exchange.record.code is None:
+            roster.note_success(lease, now)
+        elif fault := self.judge_failure():
+            # Too late for this request; the next ones need not run into it.
+            roster.note_fault(account, fault, call.model, now)
+
+    async def relay(self, headers: list[Field]) -> None:
+        """Relay events to the end, ours if the upstream's does not come; or collect them.
+
+        What went wrong, here or upstream, is the record's `code`.
+        Raises: ClientGone; PoolerError, where nothing has been said and an error can be.
+        """
+        exchange, call, scanner = self.exchange, self.call, self.scanner
+        is_failed = scanner.failure is not None and not scanner.has_content
+        if call.is_stream and not (is_failed and self.translator and call.kind is CallKind.CHAT):
+            await self.start_events(headers)
+        trouble: PoolerError | None = None
+        is_clean = False
+        try:
+            await self.relay_rest()
+            is_clean = True
+        except PoolerError as stopping:
+            trouble = stopping
+        except TRANSPORT_ERRORS as cut:
+            trouble = self.judge_trouble(cut).error
+        error, last = None, b""
+        is_told = self.translator is None or self.translator.response is not None
+        if not (is_told and scanner.is_complete(is_clean)):
+            error = trouble or PoolerError("upstream_stream_truncated")
+            exchange.record.code = error.code
+            last = scanner.failure_event(error, exchange.record.request_id, call.kind)
+        elif scanner.failure is not None:
+            exchange.record.code = read_error(scanner.failure).code or "upstream_error"
+            error = failed_answer(scanner.failure, exchange.server.unix_now(), exchange.limits)
+        if exchange.is_started:
+            await exchange.send_events(last, is_last=True)
+        elif error is not None:
+            raise error
+        else:
+            assert self.translator is not None
+            await exchange.respond(200, json.dumps(self.translator.whole()).encode())
+
+    async def start_events(self, headers: list[Field]) -> None:
+        """Commit: the head of a stream, and what has been held."""
+        if "event-stream" not in (header_of(tuple(headers), "content-type") or ""):
+            headers = [pair for pair in headers if pair[0] != "content-type"]
+            headers.append(("content-type", "text/event-stream; charset=utf-8"))
+        headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+        await self.exchange.start(200, headers, self.body, None)
+        self.body = b""
+        self.comment_seconds = self.exchange.limits.comment_seconds
+
+    async def relay_rest(self) -> None:
+        """Relay what comes until the body's end, or a second after the terminal event.
+
+        Raises: TRANSPORT_ERRORS, PoolerError (server_stopping), ClientGone.
+        """
+        exchange = self.exchange
+        comment = exchange.framed(NATIVE_COMMENT if self.call.is_native else COMMENT)
+        self.comment_at = trio.current_time() + self.comment_seconds
+        end_at = math.inf
+        while not self.is_at_end:
+            if self.scanner.terminal is not None and end_at == math.inf:
+                end_at = trio.current_time() + AFTER_TERMINAL_SECONDS_MAX
+                self.comment_at = self.comment_seconds = math.inf
+            until = min(self.comment_at, self.event_deadline, end_at)
+            try:
+                unsent = await exchange.bounded(until, self.pump)
+            except DeadlinePassed:
+                now = trio.current_time()
+                if now >= min(self.event_deadline, end_at):
+                    raise
+                if now < self.comment_at:
+                    continue  # there was progress since the deadline was set
+                unsent = comment
+                self.comment_at = now + self.comment_seconds
+            await exchange.connection.send(unsent, exchange.limits)
+
+    async def pump(self) -> bytes:
+        """Relay as long as the client takes all at once; what it did not take.
+
+        It waits for the upstream only, so that a deadline can tear no event.  It returns at the
+        terminal event and at the end, too.  Raises: PeerClosed, BadSyntax, ClientGone.
+        """
+        exchange, receive = self.exchange, self.connection.receive_body
+        while True:
+            events = self.take(await receive())
+            unsent = b""
+            if events and (joined := self.shown(events)):
+                self.comment_at = trio.current_time() + self.comment_seconds
+                exchange.record.bytes_out += len(joined)
+                unsent = exchange.framed(joined)
+                unsent = unsent[exchange.connection.send_now(unsent) :]
+            if unsent or self.is_at_end or self.scanner.terminal is not None:
+                return unsent
 
 
 async def serve_call(exchange: Exchange, call: Call) -> None:
     """The attempts: at most `attempts_max` accounts, until one answers.  Raises: PoolerError."""
     server = exchange.server
-    roster = server.roster
     tried: list[str] = []
     while True:
         lease = await server.lease_account(exchange, call, tried)
-        account = lease.account
-        exchange.record.attempts.append({"account": account.name})
+        name = lease.account.name
+        exchange.record.attempts.append({"account": name})
         try:
-            answer = await open_repaired(exchange, lease, call)
+            attempt = await open_repaired(exchange, call, lease)
+            await attempt.deliver(lease)
         except UpstreamFailed as failed:
             fault = failed.fault
             server.look_at_logins(call.pool)  # a renewal of ours is no new file
-            roster.note_fault(account, fault, call.model, trio.current_time())
+            server.roster.note_fault(lease.account, fault, call.model, trio.current_time())
         else:
-            exchange.record.account = account.name
-            exchange.replace_body(b"")
-            roster.note_served(call, account, trio.current_time())
-            if call.is_native:
-                state = header_of(answer.head.headers, TURN_STATE)
-                roster.note_made(account, call, TURN_STATE, state)
-            try:
-                await deliver(exchange, answer, lease)
-            finally:  # a client that leaves after the last event may follow up all the same
-                made = answer.scanner.response if answer.scanner else answer.value
-                if call.is_stored and not account.is_codex:
-                    roster.note_made(account, call, "response", made.get("id"))
             return
         finally:
             server.end_lease(lease)
         exchange.record.attempts[-1]["reason"] = fault.reason
-        tried.append(account.name)
+        tried.append(name)
         if error := final_error(exchange, call, tried, fault):
             raise error
+
+
+async def open_repaired(exchange: Exchange, call: Call, lease: Lease) -> Attempt:
+    """An attempt, and once more: with a new token, on a new WebSocket, without reasoning.
+
+    Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
+    """
+    roster, account, noted = exchange.server.roster, lease.account, exchange.record.attempts[-1]
+    if roster.is_foreign(call, account, lease.began_at):
+        exchange.replace_body(drop_reasoning(exchange.body))
+    rejected: Credentials | None = None
+    repairs: set[Action] = set()
+    while True:
+        attempt = Attempt(exchange, call, account)
+        try:
+            await attempt.open(rejected)
+        except UpstreamFailed as failed:
+            action = failed.fault.action
+            body = drop_reasoning(exchange.body) if action is Action.REPAIR else b""
+            can_help = {
+                Action.REOPEN: True,
+                Action.RENEW: account.is_codex,
+                Action.REPAIR: body != exchange.body,
+            }
+            if action in repairs or not can_help.get(action, False):
+                raise
+        else:
+            return attempt
+        repairs.add(action)
+        if action is Action.RENEW:
+            rejected = exchange.credentials
+            noted["renewed"] = True
+        elif action is Action.REPAIR:
+            exchange.replace_body(body)
+            roster.pin(call, account, True, trio.current_time())
+            noted["repaired"] = True
 
 
 def final_error(
@@ -5757,178 +5929,6 @@ def final_error(
     if is_lack or fault.error.code == "no_usable_account":
         return roster.refusal(call, tried, now, exchange.server.unix_now())
     return fault.error
-
-
-async def open_repaired(exchange: Exchange, lease: Lease, call: Call) -> Answer:
-    """`open_answer`, and once more: with a new token, on a new WebSocket, without reasoning.
-
-    Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
-    """
-    roster, account = exchange.server.roster, lease.account
-    if roster.is_foreign(call, account, lease.began_at):
-        exchange.replace_body(drop_reasoning(exchange.body))
-    rejected: Credentials | None = None
-    is_reopened = False
-    while True:
-        try:
-            return await open_answer(exchange, account, call, rejected)
-        except UpstreamFailed as failed:
-            action = failed.fault.action
-            if action is Action.REOPEN and not is_reopened:
-                is_reopened = True
-                continue
-            if action is Action.RENEW and account.is_codex and rejected is None:
-                rejected = exchange.credentials
-                exchange.record.attempts[-1]["renewed"] = True
-                continue
-            repaired = drop_reasoning(exchange.body) if action is Action.REPAIR else exchange.body
-            if repaired == exchange.body:  # a second time, too
-                raise
-        exchange.record.attempts[-1]["repaired"] = True
-        exchange.replace_body(repaired)
-        roster.pin(call, account, True, trio.current_time())
-
-
-async def deliver(exchange: Exchange, answer: Answer, lease: Lease) -> None:
-    """Hand an opened answer to the client, to its end; the connection is closed or kept.
-
-    Raises: ClientGone; PoolerError, where a stream was read for an answer in one piece.
-    """
-    record, scanner = exchange.record, answer.scanner
-    try:
-        is_native = exchange.call is not None and exchange.call.is_native
-        names = NATIVE_TO_CLIENT if is_native else FORWARDED_TO_CLIENT
-        headers = forwarded(answer.head.headers, names)
-        if scanner is not None:
-            await relay_events(exchange, answer, scanner, headers)
-        else:
-            record.tokens = read_usage(answer.value.get("usage"))
-            await exchange.respond(answer.head.status, answer.body, headers)
-    except BaseException:
-        note_outcome(exchange, lease, scanner)
-        with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-            await exchange.release_upstream()
-        raise
-    note_outcome(exchange, lease, scanner)
-    await exchange.release_upstream(lease.account)
-
-
-def note_outcome(exchange: Exchange, lease: Lease, scanner: EventScanner | None) -> None:
-    """What a delivered answer, whole or not, tells of its account."""
-    roster, now = exchange.server.roster, trio.current_time()
-    if scanner is not None:
-        exchange.record.tokens = scanner.usage
-    if exchange.is_whole and exchange.record.code is None:
-        roster.note_success(lease, now)
-    elif scanner is not None and scanner.failure is not None and exchange.call is not None:
-        # Too late for this request; the next ones need not run into it.
-        fault = judge_event(scanner.failure, exchange.server.unix_now(), exchange.limits)
-        if fault is not None:
-            roster.note_fault(lease.account, fault, exchange.call.model, now)
-
-
-async def relay_events(
-    exchange: Exchange, answer: Answer, scanner: EventScanner, headers: list[tuple[str, str]]
-) -> None:
-    """Relay events to the end, ours if the upstream's does not come; or collect them.
-
-    What went wrong, here or upstream, is the record's `code`.
-    Raises: ClientGone; PoolerError, where nothing has been said and an error can be.
-    """
-    call, record = exchange.call, exchange.record
-    assert call is not None
-    is_failed = scanner.failure is not None and not scanner.has_content
-    if call.is_stream and not (is_failed and answer.translator and call.kind is CallKind.CHAT):
-        await _start_events(exchange, answer, headers)
-    error: PoolerError | None = None
-    is_clean = False
-    try:
-        await _relay_rest(exchange, answer, scanner, call)
-        is_clean = True
-    except PoolerError as stopping:
-        error = stopping
-    except TRANSPORT_ERRORS as cut:
-        error = judge_trouble(exchange, cut).error
-    is_told = answer.translator is None or answer.translator.response is not None
-    is_cut = not (is_told and scanner.is_complete(is_clean))
-    if is_cut:
-        error = error or PoolerError("upstream_stream_truncated")
-        record.code = error.code
-    elif scanner.failure is not None:
-        record.code = read_error(scanner.failure).code or "upstream_error"
-        error = failed_answer(scanner.failure, exchange.server.unix_now(), exchange.limits)
-    else:
-        error = None
-    if exchange.is_started:
-        last = b""
-        if is_cut and error is not None:
-            last = scanner.failure_event(error, record.request_id, call.kind)
-        await exchange.send_events(last, is_last=True)
-    elif error is not None:
-        raise error
-    else:
-        assert answer.translator is not None
-        await exchange.respond(200, json.dumps(answer.translator.whole()).encode())
-
-
-async def _start_events(exchange: Exchange, answer: Answer, headers: list[Field]) -> None:
-    """Commit: the head of a stream, and what has been held."""
-    content_type = header_of(tuple(headers), "content-type") or ""
-    if "event-stream" not in content_type:
-        headers = [pair for pair in headers if pair[0] != "content-type"]
-        headers.append(("content-type", "text/event-stream; charset=utf-8"))
-    headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
-    await exchange.start(200, headers, answer.body, None)
-    answer.body = b""
-    answer.comment_seconds = exchange.limits.comment_seconds
-
-
-async def _relay_rest(
-    exchange: Exchange, answer: Answer, scanner: EventScanner, call: Call
-) -> None:
-    """Relay what comes until the body's end, or a second after the terminal event.
-
-    Raises: TRANSPORT_ERRORS, PoolerError (server_stopping), ClientGone.
-    """
-    comment = exchange.framed(NATIVE_COMMENT if call.is_native else COMMENT)
-    answer.comment_at = trio.current_time() + answer.comment_seconds
-    end_at = math.inf
-    while not answer.is_at_end:
-        if scanner.terminal is not None and end_at == math.inf:
-            end_at = trio.current_time() + AFTER_TERMINAL_SECONDS_MAX
-        comment_at = answer.comment_at if end_at == math.inf else math.inf
-        until = min(comment_at, answer.event_deadline, end_at)
-        try:
-            unsent = await exchange.bounded(until, _pump, exchange, answer, scanner)
-        except DeadlinePassed:
-            now = trio.current_time()
-            if now >= min(answer.event_deadline, end_at):
-                raise
-            if now < answer.comment_at:
-                continue  # there was progress since the deadline was set
-            unsent = comment
-            answer.comment_at = now + answer.comment_seconds
-        await exchange.connection.send(unsent, exchange.limits)
-
-
-async def _pump(exchange: Exchange, answer: Answer, scanner: EventScanner) -> bytes:
-    """Relay as long as the client takes all at once; what it did not take.
-
-    It waits for the upstream only, so that a deadline can tear no event.  It returns at the
-    terminal event and at the end, too.  Raises: PeerClosed, BadSyntax, ClientGone.
-    """
-    assert exchange.upstream is not None
-    receive, client = exchange.upstream.receive_body, exchange.connection
-    while True:
-        events = answer.take(exchange, await receive())
-        unsent = b""
-        if events and (joined := answer.shown(exchange, events)):
-            answer.comment_at = trio.current_time() + answer.comment_seconds
-            exchange.record.bytes_out += len(joined)
-            unsent = exchange.framed(joined)
-            unsent = unsent[client.send_now(unsent) :]
-        if unsent or answer.is_at_end or scanner.terminal is not None:
-            return unsent
 
 
 ################################################################
