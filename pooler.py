@@ -530,14 +530,12 @@ def is_renewal_due(credentials: Credentials, unix_now: float, margin_seconds: fl
 def judge_renewal(status: int, body: bytes) -> Renewal:
     """Failures are told by their code, which comes with 400 or 401 (upstream facts §2.3)."""
     value = _parsed(body)
-    if status == 200:
-        is_token = _first_text(_TOKEN_TEXT, value.get("access_token")) is not None
-        return Renewal.DONE if is_token else Renewal.FAILED
+    if status == 200 and _first_text(_TOKEN_TEXT, value.get("access_token")):
+        return Renewal.DONE
     error = value.get("error")
     code = _object(error).get("code") or _object(error).get("type") or error or value.get("code")
-    is_spent = isinstance(code, str) and _SPENT_CODES.fullmatch(code) is not None
-    is_about_login = status in {400, 401, 403}
-    return Renewal.SPENT if status == 401 or (is_about_login and is_spent) else Renewal.FAILED
+    is_spent = status in {400, 403} and _SPENT_CODES.fullmatch(str(code))
+    return Renewal.SPENT if status == 401 or is_spent else Renewal.FAILED
 
 
 def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
@@ -627,41 +625,36 @@ def _is_loopback(host: str) -> bool:
 Check = Callable[..., Any]
 
 
-def _wrong(wanted: str, value: Json) -> ValueError:
+_KINDS: Final = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a string",
+    list: "a list", dict: "an object", type(None): "null",
+}  # fmt: skip
+
+
+def _typed(value: Json, *kinds: type) -> Json:
+    """The value, which is of one of the kinds; the last of them is the widest."""
     if value is _TWICE:
-        return ValueError(*_TWICE)
-    kinds = {bool: "true or false", str: "a string", list: "a list", type(None): "null"}
-    given = "an object" if isinstance(value, dict) else kinds.get(type(value), "a number")
-    return ValueError(f"must be {wanted}, not {given}")
-
-
-def _flag(value: Json) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong("true or false", value)
+        raise ValueError(*_TWICE)
+    if type(value) not in kinds:
+        raise ValueError(f"must be {_KINDS[kinds[-1]]}, not {_KINDS[type(value)]}")
     return value
 
 
-def _number(value: Json, low: float, high: float, is_whole: bool = True) -> float:
-    if isinstance(value, bool) or not isinstance(value, int if is_whole else int | float):
-        raise _wrong("a whole number" if is_whole else "a number", value)
-    if not low <= value <= high:
+def _number(value: Json, low: float, high: float, *kinds: type) -> float:
+    if not low <= _typed(value, *kinds) <= high:
         raise ValueError(f"must be from {low:g} to {high:g}")
-    return value
+    return cast(float, value)
 
 
 def _string(value: Json, pattern: str = r"[^\x00]*", what: str = "a string") -> str:
-    if not isinstance(value, str):
-        raise _wrong("a string", value)
-    if not re.fullmatch(pattern, value):
+    if not re.fullmatch(pattern, _typed(value, str)):
         raise ValueError(f"must be {what}")
-    return value
+    return cast(str, value)
 
 
 def _array(value: Json, member: Check, *rest: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise _wrong("a list", value)
     found, problems = [], []
-    for index, item in enumerate(value):
+    for index, item in enumerate(_typed(value, list)):
         try:
             found.append(member(item, *rest))
         except ValueError as error:
@@ -676,11 +669,9 @@ def _array(value: Json, member: Check, *rest: str) -> tuple[Any, ...]:
 def _members(
     value: Json, pattern: str = _NAME, what: str = "made of letters, digits and _.-"
 ) -> dict[str, Json]:
-    if not isinstance(value, dict):
-        raise _wrong("an object", value)
-    if not all(re.fullmatch(pattern, name) for name in value):
+    if not all(re.fullmatch(pattern, name) for name in _typed(value, dict)):
         raise ValueError(f"has a name that is not {what}")
-    return value
+    return cast("dict[str, Json]", value)
 
 
 def _routing(value: Json) -> Routing:
@@ -742,14 +733,14 @@ class Account:
     base_url: Annotated[BaseUrl, _base_url]
     api_key: Annotated[Secret, _string]
     auth_file: _Path = None
-    allow_plain_http: Annotated[bool, _flag] = False
-    priority: Annotated[int, _number, -1000, 1000] = 0
-    paused: Annotated[bool, _flag] = False
-    concurrent: Annotated[int, _number, 1, 10_000]
+    allow_plain_http: Annotated[bool, _typed, bool] = False
+    priority: Annotated[int, _number, -1000, 1000, int] = 0
+    paused: Annotated[bool, _typed, bool] = False
+    concurrent: Annotated[int, _number, 1, 10_000, int]
     models: _Models = None
-    first_event_seconds: Annotated[float, _number, 0.1, HOUR, False]
+    first_event_seconds: Annotated[float, _number, 0.1, HOUR, int, float]
     ca_file: _Path = None
-    websocket: Annotated[bool, _flag]
+    websocket: Annotated[bool, _typed, bool]
 
     @property
     def is_codex(self) -> bool:
@@ -765,11 +756,11 @@ class Key:
     digest: bytes = b""
     source: str = ""  # where the secret was given: literal, env, file, sha256
     models: _Models = None
-    requests_per_minute: Annotated[int | None, _number, 1, 100_000] = None
-    tokens_per_day: Annotated[int | None, _number, 1, 10**12] = None
-    concurrent: Annotated[int, _number, 1, 10_000]
+    requests_per_minute: Annotated[int | None, _number, 1, 100_000, int] = None
+    tokens_per_day: Annotated[int | None, _number, 1, 10**12, int] = None
+    concurrent: Annotated[int, _number, 1, 10_000, int]
     expires: Annotated[float | None, _expiry] = None  # unix time
-    paused: Annotated[bool, _flag] = False
+    paused: Annotated[bool, _typed, bool] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -801,7 +792,7 @@ class Config:
     pools: Annotated[Mapping[str, Pool], _members]
     operators: Annotated[tuple[Operator, ...], _members]
     listen: Annotated[tuple[Listen, ...], _listens] = DEFAULT_LISTEN
-    allow_public: Annotated[bool, _flag] = False
+    allow_public: Annotated[bool, _typed, bool] = False
     base_path: Annotated[str, _string, r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"] = ""
     allowed_origins: Annotated[tuple[str, ...], _array, _string, _ORIGIN, "like https://host"] = ()
     hosts: _Hosts = None  # None: any
@@ -825,7 +816,7 @@ _POOL: Final = _spec_of(Pool)
 _ACCOUNT: Final = {**_spec_of(Account), "type": (_string, "openai|codex", "'openai' or 'codex'")}
 _KEY: Final = {**_spec_of(Key), "key": (_string,)}
 _LIMITS: Final[Spec] = {
-    one.name: (_number, *one.metadata.values(), one.type == "int")
+    one.name: (_number, *one.metadata.values(), *((int,) if one.type == "int" else (int, float)))
     for one in dataclasses.fields(Limits)
 }
 # Of each type of account: the field it needs, the other type's, and where its upstream is.
@@ -862,19 +853,17 @@ class _Loader:
     def read(self, path: str, value: Json, spec: Spec) -> dict[str, Any]:
         """Those fields of one object that are given, and as they should be."""
         found: dict[str, Any] = {}
-        if not isinstance(value, dict):
-            self.refuse(path or "pools.json", str(_wrong("an object", value)))
-            return found
         prefix = f"{path}." if path else ""
-        for name, content in value.items():
-            with self.at(prefix + name):
-                if name not in spec:
-                    raise ValueError(f"unknown field; {_did_you_mean(name, spec)}")
-                check, *rest = spec[name]
-                found[name] = check(content, *rest)
-        for name in _REQUIRED & spec.keys():
-            if not value.get(name):
-                self.refuse(prefix + name, "is needed, and not empty")
+        with self.at(path or "pools.json"):
+            for name, content in _typed(value, dict).items():
+                with self.at(prefix + name):
+                    if name not in spec:
+                        raise ValueError(f"unknown field; {_did_you_mean(name, spec)}")
+                    check, *rest = spec[name]
+                    found[name] = check(content, *rest)
+            for name in _REQUIRED & spec.keys():
+                if not value.get(name):
+                    self.refuse(prefix + name, "is needed, and not empty")
         return found
 
     def claim(self, what: str | bytes, path: str, problem: str) -> None:
@@ -916,15 +905,6 @@ class _Loader:
         self.claim(digest, path, "the same secret as {}")
         return digest, source
 
-    def api_key(self, text: str) -> Secret:
-        """Raises: ValueError."""
-        if "<" in text or text.startswith("sha256:"):
-            raise ValueError("must be the real key, {env:NAME} or {file:PATH}")
-        secret, _ = self.secret(text)
-        if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
-            raise ValueError('must be visible ASCII; for an upstream without keys write "none"')
-        return Secret(secret)
-
     def account(self, name: str, value: Json, limits: Limits) -> Account:
         path = f"accounts.{name}"
         found = self.read(path, value, _ACCOUNT)
@@ -943,7 +923,12 @@ class _Loader:
         found.setdefault("first_event_seconds", limits.first_event_seconds_max)
         text, found["api_key"] = found.get("api_key", "none"), Secret("")
         with self.at(f"{path}.api_key"):
-            found["api_key"] = self.api_key(text)
+            if "<" in text or text.startswith("sha256:"):
+                raise ValueError("must be the real key, {env:NAME} or {file:PATH}")
+            secret, _ = self.secret(text)
+            if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
+                raise ValueError('must be visible ASCII; for an upstream without keys write "none"')
+            found["api_key"] = Secret(secret)
         if "auth_file" in found:
             file = posixpath.normpath(posixpath.join(self.folder, found["auth_file"]))
             found["auth_file"] = file
@@ -1067,11 +1052,8 @@ Owner = TypeVar("Owner", Key, Operator)
 def find_owner(presented: str | None, owners: Iterable[Owner]) -> Owner | None:
     """Whose `presented`, latin-1 text from a header, is; all are compared, always."""
     digest = hashlib.sha256((presented or "").encode("latin-1")).digest()
-    found = None
-    for owner in owners:
-        if hmac.compare_digest(digest, owner.digest):
-            found = owner
-    return found if presented else None
+    found = [owner for owner in owners if hmac.compare_digest(digest, owner.digest)]
+    return found[0] if presented and found else None
 
 
 def is_key_usable(key: Key, unix_now: float) -> bool:
@@ -1153,10 +1135,8 @@ def find_route(path: str, base_path: str) -> tuple[Route, str]:
 # with chunking, chunk extensions, other targets than a path.  h11 parses a request head only
 # after this check, which refuses what h11 is measured to let through (security facts §4).
 
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_REQUEST_LINE: Final = re.compile(
-    _TOKEN + rb"{1,16} /[A-Za-z0-9\-._~!$&'()*+,;=:@%/?]* HTTP/1\.([01])"
-)
+_TOKEN: Final = rb"[!#$%&'*+\-.^`|~\w]"
+_REQUEST_LINE: Final = re.compile(_TOKEN + rb"{1,16} /[\w\-.~!$&'()*+,;=:@%/?]* HTTP/1\.([01])")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"+):([\t\x20-\x7e\x80-\xff]*)")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
@@ -1435,6 +1415,61 @@ def close_frame(code: int) -> bytes:
     return b"\x88\x02" + code.to_bytes(2, "big")
 
 
+@dataclass(slots=True)
+class FrameMeter:
+    """Counts the frames of a WebSocket's peer as they come (RFC 6455 §5.2).
+
+    trio-websocket bounds the characters of a message, but not its frames, which may be empty,
+    nor the pings.
+    """
+
+    bytes_max: int
+    frames_max: int
+    bytes_pending: int = 0  # what has come of the message that is not whole yet
+    is_closed: bool = False  # the peer's Close has come
+    refused: int = 0  # the code for a peer that passes a bound
+    _frame_count: int = 0  # since the last whole message
+    _head: bytes = b""  # of a frame, unfinished
+    _left: int = 0  # bytes of the frame's payload that are still to come
+    _kind: int = 0  # the first byte of the frame
+
+    def feed(self, received: bytes) -> bytes:
+        """What of `received` may be passed on: nothing after a Close or a refusal."""
+        at = 0
+        while at < len(received) and not (self.is_closed or self.refused):
+            if self._left:
+                step = min(self._left, len(received) - at)
+                self._left -= step
+                self.bytes_pending += 0 if self._kind & 0x08 else step  # of a Ping: none
+            else:
+                step = self._begin(received[at : at + 14])  # no head is longer
+            at += step
+            if not (self._left or self._head):  # a whole frame has come
+                self.is_closed = self._kind & 0x0F == 0x08
+                if self._kind & 0x88 == 0x80:  # and with it a message
+                    self._frame_count = self.bytes_pending = 0
+        return received[:at]
+
+    def _begin(self, received: bytes) -> int:
+        """Read the head of a frame, or a part of it; the bytes used."""
+        head = self._head + received
+        code = head[1] & 0x7F if len(head) > 1 else 0
+        extra = {126: 2, 127: 8}.get(code, 0)
+        size = 2 + extra + (4 if len(head) > 1 and head[1] & 0x80 else 0)
+        if len(head) < size:
+            self._head = head
+            return len(received)
+        used, self._head = size - len(self._head), b""
+        self._kind = head[0]
+        self._left = int.from_bytes(head[2 : 2 + extra], "big") if extra else code
+        self._frame_count += 1
+        if self._frame_count > self.frames_max:
+            self.refused = 1008
+        elif not self._kind & 0x08 and self.bytes_pending + self._left > self.bytes_max:
+            self.refused = 1009
+        return 0 if self.refused else used
+
+
 ################################################################
 # REQUEST BODIES
 ################################################################
@@ -1477,13 +1512,7 @@ SESSION_HEADERS: Final = (
 )  # fmt: skip
 
 
-_STRING_MEMBER: Final = rb'[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")'
-# The literal is looked for first: it is found ten times faster, and all that anybody sends.
-_MODEL_MEMBER: Final = re.compile(rb'"model"' + _STRING_MEMBER)
-_ESCAPED_MODEL_MEMBER: Final = re.compile(
-    rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
-    + _STRING_MEMBER
-)
+_MODEL_MEMBER: Final = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")')
 
 
 def outside_strings(body: bytes, quotes_max: float = math.inf) -> bytes:
@@ -1514,7 +1543,7 @@ def check_json_shape(body: bytes, limits: Limits) -> None:
             raise PoolerError("invalid_json", "The request body is nested too deeply.")
 
 
-def _object_once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+def _once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key stands in an object twice")
@@ -1527,11 +1556,16 @@ def _short_int(digits: str) -> int:
     return int(digits)
 
 
-def _finite_float(text: str) -> float:
+def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):  # NaN is none
         raise ValueError("no finite number")
     return value
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_once, parse_int=_short_int, parse_float=_finite, parse_constant=_finite
+)
 
 
 def parse_json_object(body: bytes) -> dict[str, Json]:
@@ -1540,13 +1574,7 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
     Raises: PoolerError (invalid_json).
     """
     try:
-        value = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=_object_once,
-            parse_int=_short_int,
-            parse_float=_finite_float,
-            parse_constant=_finite_float,
-        )
+        value = _DECODER.decode(body.decode("utf-8"))
     except (ValueError, RecursionError):
         raise PoolerError("invalid_json") from None
     if not isinstance(value, dict):
@@ -1616,17 +1644,17 @@ def replace_model(body: bytes, model: str) -> bytes:
     """`body` with another value of its top-level "model"; every other byte stays.
 
     `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
+    Raises: PoolerError (invalid_json), where the name is written with escapes; nobody does.
     """
-    for pattern in (_MODEL_MEMBER, _ESCAPED_MODEL_MEMBER):
-        depth = at = 0
-        for member in pattern.finditer(body):
-            outside = outside_strings(body[at : member.start()])
-            depth += outside.count(b"{") + outside.count(b"[")
-            depth -= outside.count(b"}") + outside.count(b"]")
-            at = member.end()
-            if depth == 1:
-                return body[: member.start(1)] + json.dumps(model).encode() + body[at:]
-    raise AssertionError("a body without a model was refused before")
+    depth = at = 0
+    for member in _MODEL_MEMBER.finditer(body):
+        outside = outside_strings(body[at : member.start()])
+        depth += outside.count(b"{") + outside.count(b"[")
+        depth -= outside.count(b"}") + outside.count(b"]")
+        at = member.end()
+        if depth == 1:
+            return body[: member.start(1)] + json.dumps(model).encode() + body[at:]
+    raise PoolerError("invalid_json", "The name of a request's model must be without escapes.")
 
 
 def dump_json(value: Json) -> bytes:
@@ -1646,15 +1674,11 @@ def drop_reasoning(body: bytes) -> bytes:
     items = value.get("input")
     if not isinstance(items, list) or not re.search(rb"reasoning|compaction", body):
         return body
-    kept = []
-    for item in items:
-        kind = item.get("type") if isinstance(item, dict) else None
-        if kind == "reasoning":
-            continue
-        if kind in ("compaction", "compaction_summary"):  # whatever it is, it can be compared
+    value["input"] = kept = [item for item in items if _object(item).get("type") != "reasoning"]
+    for item in kept:
+        # Whatever a type is, it can be compared.
+        if _object(item).get("type") in ("compaction", "compaction_summary"):
             item.pop("encrypted_content", None)
-        kept.append(item)
-    value["input"] = kept
     return dump_json(value)
 
 
