@@ -1379,16 +1379,10 @@ def format_chunk(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
-def accept_token(key: str) -> str:
-    """What a server says to the key of an upgrade (RFC 6455 §4.2.2)."""
-    digest = hashlib.sha1(f"{key}{_WEBSOCKET_GUID}".encode(), usedforsecurity=False).digest()
-    return base64.b64encode(digest).decode()
+def upgrade_head(head: RequestHead) -> bytes:
+    """The head of a WebSocket's opening handshake, made anew from one that is in order.
 
-
-def upgrade_fields(head: RequestHead) -> list[tuple[str, str]]:
-    """The answer to a WebSocket's opening handshake that is in order.
-
-    No extension and no subprotocol is agreed on.
+    It offers no extension and no subprotocol, so none is agreed on (RFC 6455 §4.2.1).
     Raises: PoolerError (websocket_unsupported, bad_request).
     """
     names = ("upgrade", "sec-websocket-version", "sec-websocket-key")
@@ -1398,13 +1392,15 @@ def upgrade_fields(head: RequestHead) -> list[tuple[str, str]]:
         raise PoolerError("websocket_unsupported")
     if not _WEBSOCKET_KEY.fullmatch(key) or head.framing != NO_BODY:
         raise PoolerError("bad_request")
-    agreed = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
-    return [*agreed, ("Sec-WebSocket-Accept", accept_token(key))]
+    fields = [("Host", "pooler"), ("Upgrade", "websocket"), ("Connection", "Upgrade")]
+    fields += [("Sec-WebSocket-Version", version), ("Sec-WebSocket-Key", key)]
+    return format_head("GET / HTTP/1.1\r\n", fields)
 
 
 def is_upgraded(head: ResponseHead, key: str) -> bool:
     """Whether an upstream has agreed to the upgrade asked for with `key`, and to no more."""
-    is_known = header_of(head.headers, "sec-websocket-accept") == accept_token(key)
+    digest = hashlib.sha1(f"{key}{_WEBSOCKET_GUID}".encode(), usedforsecurity=False).digest()
+    is_known = header_of(head.headers, "sec-websocket-accept") == base64.b64encode(digest).decode()
     is_upgrade = (header_of(head.headers, "upgrade") or "").lower() == "websocket"
     more = forwarded(head.headers, re.compile("sec-websocket-(?:extensions|protocol)"))
     return is_known and is_upgrade and "upgrade" in _options(head.headers) and not more
@@ -1971,15 +1967,15 @@ class EventScanner:
         return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
 
 
-def event_of(message: bytes) -> bytes:
+def event_of(message: str) -> bytes:
     """A WebSocket's message as an event; a line end in JSON is but a blank."""
-    return b"data: " + message.replace(b"\r", b"").replace(b"\n", b"\ndata: ") + b"\n\n"
+    return b"data: " + message.replace("\r", "").replace("\n", "\ndata: ").encode() + b"\n\n"
 
 
-def messages_of(events: bytes) -> list[bytes]:
+def messages_of(events: bytes) -> list[str]:
     """Whole events, whose lines end with LF, as the messages of a WebSocket; not comments."""
     found = [event_data(event) for event in events.split(b"\n\n")]
-    return [data for data in found if data not in {b"", b"[DONE]"}]
+    return [data.decode("utf-8", "replace") for data in found if data not in {b"", b"[DONE]"}]
 
 
 COMMENT: Final = b": keepalive\n\n"
@@ -5959,142 +5955,153 @@ def final_error(
 # WEBSOCKET
 ################################################################
 # GET /v1/responses with an upgrade: each frame of the client is one call of RELAY, and the
-# events of its answer are frames.  wsproto reads and makes them on both sides; how many may come
-# is bounded here.  Of each side there is one reader, in the nursery of the client's connection.
+# events of its answer are frames.  trio-websocket reads and writes them on both sides; what it
+# does not bound is counted before it comes there.  All tasks are in the nursery of the client's
+# connection: one reader, and one that takes what it has read, for each side.
 
+_KEY_FIELD: Final = re.compile(rb"(?i)\r\nsec-websocket-key: *([^\r]+)")
 _STREAM_ID: Final = re.compile("[A-Za-z0-9_.-]{1,256}")
 _PROCESSED: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"response\.processed"')
 _BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # upstream facts §1.8
-_UPGRADE: Final = _ERROR_HEADERS["websocket_unsupported"]  # a 426 names what is needed
 
 
 class Frames:
-    """A connection after the opening handshake: whole messages in and out, and their bounds.
+    """A connection as trio-websocket sees it, and that library's side of it.
 
-    wsproto bounds neither the bytes of a message nor its frames, which may be empty, nor the
-    pings; but it asks its extensions at the head and the end of each frame, and is one given.
+    First comes the head of the opening handshake, then frames that have been counted.
     """
 
     def __init__(
         self, connection: Connection, bytes_max: int, budget: Budget, limits: Limits
     ) -> None:
-        self.library = importlib.import_module("wsproto")  # many never need it
-        roles = self.library.ConnectionType
-        role = roles.CLIENT if isinstance(connection, UpstreamConnection) else roles.SERVER
-        self.protocol = self.library.Connection(role, [self])
+        self.library = importlib.import_module("trio_websocket")  # many never need it
+        self.socket: Any = None  # the library's WebSocketConnection
         self.connection = connection
-        self.bytes_max = bytes_max
-        self.limits = limits
+        self.meter = FrameMeter(bytes_max, limits.websocket_frames_max)
         self.budget = budget
-        self.bytes_held = 0  # of the budget: what has come of a message
-        self.frame_count = 0  # since the last whole message
-        self.close_code = 0  # what to say to a peer whose frames are bad
-        self.sending = trio.Lock()  # for pings are answered by who reads
+        self.limits = limits
+        self.head = b""
+        self.is_accepted = trio.Event()  # until then the library would keep a frame to itself
+        self.bytes_held = 0  # of the budget
+        self.opening = trio.CancelScope()  # of an upstream's handshake
+        self.key = ""  # that it was asked for with
+        self.status = 0
+        self.error: Exception | None = None
 
-    async def take(self) -> bytes:
-        """The next whole message, in the budget until `release`; pings are answered.
+    async def accept(self, nursery: trio.Nursery, head: bytes, headers: Sequence[Field]) -> None:
+        """Answer a client's handshake; a reader runs in `nursery` from now on.
 
-        Raises: PeerClosed; BadSyntax, once there is a `close_code`.
+        `socket` stays None where the client has gone.
         """
-        pieces: list[bytes] = []
-        while True:
-            for event in self.protocol.events():
-                if not isinstance(event, self.library.events.TextMessage):
-                    await self.answer(event)
-                    continue
-                pieces.append(event.data.encode())
-                if not self.budget.grow(len(pieces[-1])):
-                    self.refuse(1013)
-                self.bytes_held += len(pieces[-1])
-                if event.message_finished:
-                    self.frame_count = 0
-                    return b"".join(pieces)
-            connection = self.connection
-            received, connection.buffer = connection.buffer or await connection.receive(), b""
-            if not received:
-                raise PeerClosed
-            self.protocol.receive_data(received)
+        self.head = head
+        size_max = self.meter.bytes_max
+        request = await self.library.wrap_server_stream(
+            nursery, self, max_message_size=size_max, receive_buffer_size=RECEIVE_BYTES
+        )
+        extra = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+        with contextlib.suppress(self.library.ConnectionClosed):
+            self.socket = await request.accept(extra_headers=extra)
+        self.is_accepted.set()
 
-    async def answer(self, event: object) -> None:
-        """Answer a ping or a Close.  Raises: PeerClosed, BadSyntax."""
-        events = self.library.events
-        if isinstance(event, events.Ping):
-            await self.send(event.response())
-        elif isinstance(event, events.BytesMessage):
-            self.refuse(1003)
-        elif isinstance(event, events.CloseConnection):
-            if self.protocol.state is self.library.ConnectionState.OPEN:  # it is no peer's word
-                self.refuse(int(event.code))
-            await self.send(event.response())
-            raise PeerClosed
+    async def open(self, nursery: trio.Nursery, url: BaseUrl, path: str, head: bytes) -> int:
+        """Ask an upstream for a WebSocket; its status, of which all but 101 is a refusal.
 
-    def refuse(self, close_code: int) -> Never:
-        self.close_code = close_code
-        raise BadSyntax("frames")
+        A refusal can then be read from the connection.  `head` is that of a GET.
+        Raises: PeerClosed, BadSyntax.
+        """
+        lines = head.split(b"\r\n")[2:-2]  # the library writes the first two itself
+        with self.opening:
+            self.socket = await self.library.wrap_client_stream(
+                nursery,
+                self,
+                url.authority,
+                url.path + path,
+                extra_headers=[tuple(line.split(b": ", 1)) for line in lines],
+                max_message_size=self.meter.bytes_max,
+                receive_buffer_size=RECEIVE_BYTES,
+            )
+        if self.error is not None:
+            raise self.error
+        return self.status
+
+    async def take(self) -> str | bytes:
+        """The next whole message.  Raises: PeerClosed."""
+        try:
+            return cast("str | bytes", await self.socket.get_message())
+        except self.library.ConnectionClosed:
+            raise PeerClosed from None
+
+    async def put(self, message: str | None) -> None:
+        """Send a message; None: a sign of life (RFC 6455 §5.5.3).  Raises: PeerClosed."""
+        try:
+            await (self.socket.pong() if message is None else self.socket.send_message(message))
+        except self.library.ConnectionClosed:
+            raise PeerClosed from None
+
+    @property
+    def close_code(self) -> int:
+        """What to say to a peer whose frames are bad; 0, if it has closed or gone itself."""
+        reason = self.socket.closed
+        is_theirs = reason is None or reason.code == 1006 or self.meter.is_closed
+        return self.meter.refused or (0 if is_theirs else int(reason.code))
 
     def release(self) -> None:
         self.budget.grow(-self.bytes_held)
         self.bytes_held = 0
 
-    async def put(self, message: bytes) -> None:
-        """Send a message; an empty one is a sign of life (RFC 6455 §5.5.3).  Raises: PeerClosed."""
-        events = self.library.events
-        text = message.decode("utf-8", "replace")
-        await self.send(events.TextMessage(data=text) if text else events.Pong())
+    # What the library calls.
 
-    async def send(self, event: object) -> None:
-        """Raises: PeerClosed."""
-        has_closed = self.library.utilities.LocalProtocolError
-        async with self.sending:
-            try:
-                data = self.protocol.send(event)
-                await self.connection.send_all(data, self.limits.write_stall_seconds_max)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, has_closed):
-                raise PeerClosed from None
+    async def receive_some(self, _max_bytes: int | None = None) -> bytes:
+        if self.head:
+            head, self.head = self.head, b""
+            return head
+        if self.meter.refused:
+            return b""
+        try:
+            if self.status != 101 and isinstance(self.connection, UpstreamConnection):
+                return await self.read_upgrade(self.connection)
+            connection = self.connection
+            if isinstance(connection, ClientConnection):
+                await self.is_accepted.wait()
+            received, connection.buffer = connection.buffer or await connection.receive(), b""
+        except (PeerClosed, BadSyntax) as error:
+            self.fail_opening(error)
+            raise trio.BrokenResourceError from None
+        meter = self.meter
+        passed = meter.feed(received)
+        if self.budget.grow(meter.bytes_pending - self.bytes_held):
+            self.bytes_held = meter.bytes_pending
+        else:
+            meter.refused = 1013
+        return passed
 
-    # What wsproto asks an extension.
+    async def read_upgrade(self, connection: UpstreamConnection) -> bytes:
+        """The head of a 101, checked.  Raises: PeerClosed, BadSyntax."""
+        raw = await connection.read_to_blank_line(self.limits.upstream_head_bytes_max)
+        head = parse_response_head(raw)
+        if head.status < 300 and not (head.status == 101 and is_upgraded(head, self.key)):
+            raise BadSyntax("no upgrade")  # the library would fail, not refuse
+        self.status = head.status
+        if head.status == 101:
+            return raw
+        connection.buffer = raw + connection.buffer
+        self.opening.cancel()
+        raise trio.BrokenResourceError
 
-    def enabled(self) -> bool:
-        return True
+    def fail_opening(self, error: Exception) -> None:
+        if self.socket is None:
+            self.error = error
+            self.opening.cancel()
 
-    def frame_inbound_header(
-        self, _decoder: object, opcode: int, _rsv: object, payload_length: int
-    ) -> object:
-        """The reserved bits that may be set: none.  Or the code for who passes a bound."""
-        is_control = opcode & 0x08  # RFC 6455 §5.5
-        if not is_control and self.bytes_held + payload_length > self.bytes_max:
-            return self.library.frame_protocol.CloseReason.MESSAGE_TOO_BIG
-        return False, False, False
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if not self.key and (found := _KEY_FIELD.search(data)):
+            self.key = found[1].decode()
+        await self.connection.send_all(bytes(data), self.limits.write_stall_seconds_max)
 
-    def frame_inbound_payload_data(self, _decoder: object, data: bytes) -> bytes:
-        return data
-
-    def frame_inbound_complete(self, _decoder: object, _is_last: bool) -> object:
-        self.frame_count += 1
-        if self.frame_count > self.limits.websocket_frames_max:
-            return self.library.frame_protocol.CloseReason.POLICY_VIOLATION
-        return None
-
-    def frame_outbound(
-        self, _protocol: object, _opcode: object, rsv: object, data: bytes, _is_last: bool
-    ) -> tuple[object, bytes]:
-        return rsv, data
-
-
-async def ask_upgrade(connection: UpstreamConnection, head: bytes, key: str, limits: Limits) -> int:
-    """Ask an upstream for a WebSocket; its status, of which all but 101 is a refusal.
-
-    A refusal can then be read from the connection.  Raises: TRANSPORT_ERRORS.
-    """
-    await connection.stream.send_all(head)
-    raw = await connection.read_to_blank_line(limits.upstream_head_bytes_max)
-    answer = parse_response_head(raw)
-    if answer.status == 101 and is_upgraded(answer, key):
-        return 101
-    if answer.status < 300:
-        raise BadSyntax("no upgrade")
-    connection.buffer = raw + connection.buffer
-    return answer.status
+    async def aclose(self) -> None:
+        """The library is done; the connection is closed by whoever owns it."""
+        self.fail_opening(BadSyntax("handshake"))
+        await trio.lowlevel.checkpoint()
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -6104,15 +6111,15 @@ class UpstreamSocket(UpstreamConnection):
     account: Account
     account_id: str | None  # of the login that it was opened with
     frames: Frames
-    client: ClientSocket
+    end: Callable[[], None]  # called when it ends between two turns
     opened_at: float = field(default_factory=trio.current_time)
     made: deque[str] = field(default_factory=lambda: deque(maxlen=ANCHORS_MAX))  # response ids
     is_in_turn: bool = False
     has_ended: bool = False
     is_spent: bool = False
-    first: list[bytes] = field(default_factory=list)  # of the turn, read and not given yet
-    sender: trio.MemorySendChannel[bytes] = field(init=False)
-    receiver: trio.MemoryReceiveChannel[bytes] = field(init=False)
+    first: list[str] = field(default_factory=list)  # of the turn, read and not given yet
+    sender: trio.MemorySendChannel[str | bytes] = field(init=False)
+    receiver: trio.MemoryReceiveChannel[str | bytes] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sender, self.receiver = trio.open_memory_channel(1)
@@ -6130,19 +6137,17 @@ class UpstreamSocket(UpstreamConnection):
 
     async def pump(self) -> None:
         """Take the upstream's frames as they come, for the turn under way; others are dropped."""
-        we_closed = (trio.BrokenResourceError, trio.ClosedResourceError)
-        with contextlib.suppress(PeerClosed, BadSyntax, *we_closed):
+        with contextlib.suppress(PeerClosed, trio.BrokenResourceError):
             while True:
                 message = await self.frames.take()
-                self.frames.release()
                 if self.is_in_turn:
                     await self.sender.send(message)
-                else:
-                    self.is_spent |= SPENT_CODE.encode() in message
+                elif isinstance(message, str):
+                    self.is_spent |= SPENT_CODE in message
         is_ours, self.has_ended = self.has_ended, True
         self.sender.close()
         if not (is_ours or self.is_in_turn or self.is_spent):
-            self.client.end(1001)
+            self.end()
 
     def enter_turn(self, is_in_turn: bool) -> None:
         """A turn begins or is over; nothing that has come and was not used is of the next."""
@@ -6151,12 +6156,17 @@ class UpstreamSocket(UpstreamConnection):
             while True:
                 self.receiver.receive_nowait()
 
-    async def receive_message(self) -> bytes:
+    async def receive_message(self) -> str:
         """Raises: PeerClosed, BadSyntax."""
         try:
-            return await self.receiver.receive()
+            message = await self.receiver.receive()
         except trio.EndOfChannel:
-            raise BadSyntax("frames") if self.frames.close_code else PeerClosed from None
+            if self.frames.close_code:
+                raise BadSyntax("frames") from None
+            raise PeerClosed from None
+        if not isinstance(message, str):
+            raise BadSyntax("binary frame")
+        return message
 
     async def read_head(self, limits: Limits) -> ResponseHead:
         """What the first frame says: an error has a status and headers (upstream facts §1.8).
@@ -6165,22 +6175,23 @@ class UpstreamSocket(UpstreamConnection):
         """
         self.is_at_end = False
         self.first = [await self.receive_message()]
-        while b'"codex.' in self.first[-1][:32] and len(self.first) < limits.handshake_events_max:
+        while '"codex.' in self.first[-1][:32] and len(self.first) < limits.handshake_events_max:
             self.first.append(await self.receive_message())
-        value = _parsed(self.first[-1]) if b'"error"' in self.first[-1] else {}
-        status = value.get("status") or value.get("status_code")
         self.head = ResponseHead(200, (), NO_BODY, keeps_alive=True)
+        value = _parsed(self.first[-1].encode()) if '"error"' in self.first[-1] else {}
+        status = value.get("status") or value.get("status_code")
         if value.get("type") == "error" and isinstance(status, int) and 400 <= status < 600:
             given = _object(value.get("headers")).items()
             headers = [(name.lower(), text) for name, text in given if isinstance(text, str)]
-            self.head = ResponseHead(status, (*headers, *JSON), NO_BODY, keeps_alive=True)
-            self.is_spent = SPENT_CODE.encode() in self.first[-1]
+            headers.append(("content-type", "application/json"))
+            self.head = ResponseHead(status, tuple(headers), NO_BODY, keeps_alive=True)
+            self.is_spent = SPENT_CODE in self.first[-1]
         return self.head
 
     async def read_body(self, bytes_max: int) -> bytes:
         """The error frame that the turn began, and ended, with.  Raises: BadSyntax."""
         self.is_at_end = True
-        error = self.first.pop()
+        error = self.first.pop().encode()
         if len(error) > bytes_max:
             raise BadSyntax("body too large")
         return error
@@ -6217,7 +6228,7 @@ class ClientSocket(ClientConnection):
     key: Key
     request_head: RequestHead  # of the upgrade
     native_path: str
-    nursery: trio.Nursery = field(init=False)  # its reader, and its upstreams'
+    nursery: trio.Nursery
     upstream: UpstreamSocket | None = None
     turn: Turn | None = None
     waiting: deque[bytes] = field(default_factory=deque)  # in the budget of bodies
@@ -6232,22 +6243,18 @@ class ClientSocket(ClientConnection):
 
         Raises: ClientGone.
         """
-        stream_id = self.turn.stream_id if self.turn is not None else ""
-        mark = f',"stream_id":"{stream_id}"}}'.encode() if stream_id else b""
+        mark = (
+            f',"stream_id":"{self.turn.stream_id}"}}' if self.turn and self.turn.stream_id else ""
+        )
         messages = messages_of(data)
         try:
             for message in messages:
                 await self.frames.put(message.rstrip()[:-1] + mark if mark else message)
             if data and not messages:
-                await self.frames.put(b"")
+                await self.frames.put(None)
         except PeerClosed:
-            self.hang_up()
+            self.is_gone = True
             raise ClientGone from None
-
-    def hang_up(self) -> None:
-        """The client has gone, which ends everything."""
-        self.is_gone = True
-        self.nursery.cancel_scope.cancel()
 
     def end(self, close_code: int, stop_code: str = "") -> None:
         """Close it after the turn under way; with a `stop_code`, that one ends now."""
@@ -6257,18 +6264,25 @@ class ClientSocket(ClientConnection):
         if stop_code and self.turn is not None and self.turn.scope is not None:
             self.turn.scope.cancel()
 
-    async def read_frames(self) -> None:
-        """Take the client's frames as they come."""
+    async def read_frames(self, budget: Budget) -> None:
+        """Take the client's frames as they come; its hang-up ends everything."""
         try:
-            while len(self.waiting) <= TURNS_WAITING_MAX:
-                self.waiting.append(await self.frames.take())
-                self.frames.bytes_held = 0  # from here on they are the queue's
+            while True:
+                message = await self.frames.take()
+                if not isinstance(message, str):
+                    return self.end(1003, "bad_request")
+                body = message.encode()
+                if len(self.waiting) >= TURNS_WAITING_MAX:
+                    return self.end(1008, "bad_request")
+                if not budget.grow(len(body)):
+                    return self.end(1013, "bad_request")
+                self.waiting.append(body)
                 self.note_change()
-            self.end(1008, "bad_request")
-        except BadSyntax:
-            self.end(self.frames.close_code, "bad_request")
         except PeerClosed:
-            self.hang_up()
+            if code := self.frames.close_code:
+                return self.end(code, "bad_request")
+            self.is_gone = True
+            self.nursery.cancel_scope.cancel()
 
     async def next_frame(self, idle_seconds_max: float) -> bytes | None:
         """The next frame of the client; None where the WebSocket is to be closed."""
@@ -6284,7 +6298,7 @@ class ClientSocket(ClientConnection):
         """Hand a frame that nobody answers to the upstream, if it is still there."""
         if self.upstream is not None:
             with contextlib.suppress(PeerClosed):
-                await self.upstream.frames.put(frame)
+                await self.upstream.frames.put(frame.decode())
 
     async def drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
@@ -6335,21 +6349,23 @@ class Turn(Exchange):
             raise PoolerError("request_too_large", hint)
         client = self.socket
         account_id = self.credentials.account_id if self.credentials else None
-        if client.upstream is not None and not client.upstream.serves(account, account_id):
-            await client.drop_upstream()
         upstream = client.upstream
-        is_reused = upstream is not None
-        if self.anchor and account.is_codex and not (upstream and self.anchor in upstream.made):
+        if upstream is not None and not upstream.serves(account, account_id):
+            upstream = None
+        known = upstream.made if upstream is not None else ()
+        if self.anchor and account.is_codex and self.anchor not in known:
             raise PoolerError("previous_response_not_found")
+        is_reused = upstream is not None
         if upstream is None:
+            await client.drop_upstream()
             upstream = await self.open_socket(account, path, identity, account_id)
-        if upstream is None:
-            return
+            if upstream is None:
+                return
         self.upstream = upstream
         upstream.enter_turn(True)
         self.enter(Stage.SEND, "write_stall_seconds_max")
         try:
-            await self.bounded(math.inf, upstream.frames.put, body)
+            await self.bounded(math.inf, upstream.frames.put, body.decode())
         except PeerClosed:
             upstream.is_spent = True
             if not is_reused:
@@ -6361,18 +6377,17 @@ class Turn(Exchange):
         self, account: Account, path: str, identity: Identity, account_id: str | None
     ) -> UpstreamSocket | None:
         """A new WebSocket; None where it was refused in words that are still to be read."""
-        limits, client = self.limits, self.socket
+        limits, client, url = self.limits, self.socket, account.base_url
         connection = await self.connect(account)
         secret, given = identity
         fields = [pair for pair in given if pair[0] != "accept"]
         if account.is_codex and not any(name == "openai-beta" for name, _ in fields):
             fields.append(_BETA)
-        key = base64.b64encode(secrets.token_bytes(16)).decode()
-        fields += [*_UPGRADE, ("Sec-WebSocket-Key", key)]
-        head = request_head(account.base_url, path, secret, fields, b"")
+        head = request_head(url, path, secret, fields, b"")
+        frames = Frames(connection, limits.event_bytes_max, self.server.events, limits)
         self.enter(Stage.CONNECT, "websocket_handshake_seconds_max")
         until = trio.current_time() + limits.websocket_handshake_seconds_max
-        status = await self.bounded(until, ask_upgrade, connection, head, key, limits)
+        status = await self.bounded(until, frames.open, client.nursery, url, path, head)
         if status in NO_WEBSOCKET_STATUSES:
             error = PoolerError("websocket_unsupported")
             raise UpstreamFailed(
@@ -6380,12 +6395,15 @@ class Turn(Exchange):
             )
         if status != 101:
             return None
-        frames = Frames(connection, limits.event_bytes_max, self.server.events, limits)
-        client.upstream = UpstreamSocket(
-            connection.stream, account=account, account_id=account_id, frames=frames, client=client
+        client.upstream = upstream = UpstreamSocket(
+            connection.stream,
+            account=account,
+            account_id=account_id,
+            frames=frames,
+            end=lambda: client.end(1001),
         )
-        client.nursery.start_soon(client.upstream.pump)
-        return client.upstream
+        client.nursery.start_soon(upstream.pump)
+        return upstream
 
     async def release_upstream(self, account: Account | None = None) -> None:
         """Keep the WebSocket for the next turn if its answer was whole; else it is closed."""
@@ -6941,7 +6959,7 @@ class Server(Shared):
 
         Raises: PoolerError, before the upgrade.
         """
-        fields, record, limits = upgrade_fields(head), exchange.record, exchange.limits
+        raw, record, limits = upgrade_head(head), exchange.record, exchange.limits
         pool = exchange.config.pools[key.pool]
         self.want_catalogues(pool)
         if not self.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
@@ -6951,35 +6969,38 @@ class Server(Shared):
         if self.is_draining:
             raise PoolerError("server_stopping")
         connection = exchange.connection
+        frames = Frames(connection, limits.websocket_message_bytes_max, self.bodies, limits)
         exchange.closes = exchange.is_started = exchange.is_whole = True
         record.status = 101
-        fields.append(("x-request-id", record.request_id))
-        with trio.move_on_after(limits.websocket_handshake_seconds_max) as opening:
-            await connection.send(format_response_head(101, fields), limits)
-        if opening.cancelled_caught:
-            raise ClientGone
-        client = ClientSocket(
-            connection.stream,
-            id=record.request_id,
-            frames=Frames(connection, limits.websocket_message_bytes_max, self.bodies, limits),
-            key=key,
-            request_head=head,
-            native_path=native_path,
-        )
-        self.sockets.add(client)
+        client: ClientSocket | None = None
         try:
-            async with trio.open_nursery() as client.nursery:  # holds: readers, of both sides
-                client.nursery.start_soon(client.read_frames)
-                await self.serve_turns(client)
-                client.nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as nursery:  # holds: readers, of both sides
+                with trio.move_on_after(limits.websocket_handshake_seconds_max):
+                    await frames.accept(nursery, raw, [("x-request-id", record.request_id)])
+                if frames.socket is not None:
+                    client = ClientSocket(
+                        connection.stream,
+                        id=record.request_id,
+                        frames=frames,
+                        key=key,
+                        request_head=head,
+                        native_path=native_path,
+                        nursery=nursery,
+                    )
+                    self.sockets.add(client)
+                    nursery.start_soon(client.read_frames, self.bodies)
+                    await self.serve_turns(client)
+                nursery.cancel_scope.cancel()
         finally:
+            frames.release()
+            frames.socket = None  # with what it holds of an unfinished message
             connection.is_gone = connection.is_at_end
-            self.sockets.discard(client)
-            client.frames.release()
-            self.bodies.grow(-sum(map(len, client.waiting)))
-            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                await client.drop_upstream()
-        if client.close_code:
+            if client is not None:
+                self.sockets.discard(client)
+                self.bodies.grow(-sum(map(len, client.waiting)))
+                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                    await client.drop_upstream()
+        if client is not None and client.close_code:
             await connection.send(close_frame(client.close_code), limits)
             await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)
 

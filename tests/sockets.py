@@ -12,7 +12,6 @@ Neither uses the library that the pooler uses, and both can be as hostile as the
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 from collections import deque
@@ -22,9 +21,8 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 import trio
-import trio.testing
 
-from pooler import BadSyntax, BaseUrl, Budget, Connection, Frames, Limits, PeerClosed
+from pooler import BaseUrl
 from tests.codex_backend import make_auth_file
 from tests.fakes import (
     UNIX_START,
@@ -199,37 +197,6 @@ async def read_upgrade(client: Client) -> SocketClient:
         "sec-websocket-accept": accept.lower(),
     }
     return SocketClient(client, Response(101, headers))
-
-
-class Peer(Connection):
-    """A connection whose peer has sent `raw` in pieces and no more, and frames read from it."""
-
-    def __init__(self, raw: bytes, piece: int, *, bytes_max: int, frames_max: int) -> None:
-        ours, _ = trio.testing.memory_stream_pair()
-        super().__init__(ours)
-        self.pieces = deque(raw[at : at + piece] for at in range(0, len(raw), piece))
-        self.sent = b""
-        self.budget = Budget(10**9)
-        self.held: list[int] = []  # for each message
-        self.frames = Frames(self, bytes_max, self.budget, Limits(websocket_frames_max=frames_max))
-
-    async def receive(self) -> bytes:
-        await trio.lowlevel.checkpoint()
-        return self.pieces.popleft() if self.pieces else b""
-
-    async def send_all(self, data: bytes, stall_seconds_max: float) -> None:
-        await trio.lowlevel.checkpoint()
-        self.sent += data
-
-    async def read_all(self) -> tuple[list[bytes], int]:
-        """The whole messages, and what a peer whose frames are bad is to be told."""
-        messages: list[bytes] = []
-        with contextlib.suppress(PeerClosed, BadSyntax):
-            while True:
-                messages.append(await self.frames.take())
-                self.held.append(self.budget.bytes_held)
-                self.frames.release()
-        return messages, self.frames.close_code
 
 
 ################################################################

@@ -14,10 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import (
-    TURNS_WAITING_MAX,
-    WEBSOCKET_CLOSE_SECONDS_MAX,
-)
+from pooler import TURNS_WAITING_MAX, WEBSOCKET_CLOSE_SECONDS_MAX, FrameMeter
 from tests.fakes import Fin, Pause, Send, Stall, Step, Tell, Wait, make_config, post, sse_steps
 from tests.sockets import (
     BINARY,
@@ -26,7 +23,6 @@ from tests.sockets import (
     PING,
     PONG,
     TEXT,
-    Peer,
     SocketClient,
     SocketWorld,
     codex_described,
@@ -79,9 +75,9 @@ HOSTILE: Final[dict[str, tuple[bytes, int | None]]] = {
     "a length that is not the shortest": (b"\x81\xfe\x00\x01" + bytes(5), 1002),
     "a negative length": (b"\x81\xff" + b"\xff" * 8, 1002),
     "a binary message": (frame(BINARY, CREATE), 1003),
-    "a close with one byte": (frame(CLOSE, b"x"), 1002),
-    "a close with a code of nobody": (frame(CLOSE, b"\x03\xec"), 1002),
-    "a close with bad UTF-8": (frame(CLOSE, b"\x03\xe8\xff"), 1007),
+    "a close with one byte": (frame(CLOSE, b"x"), None),
+    "a close with a code of nobody": (frame(CLOSE, b"\x03\xec"), None),
+    "a close with bad UTF-8": (frame(CLOSE, b"\x03\xe8\xff"), None),
     "a close and more": (frame(CLOSE, b"\x03\xe8") + frame(PING) * 3 + frame(TEXT, CREATE), 1000),
     "a close without a code": (frame(CLOSE), None),
     "HTTP": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 1002),
@@ -168,33 +164,35 @@ async def test_a_hostile_upstream_costs_one_turn_which_is_told(
 ################################################################
 
 
+def fed(meter: FrameMeter, raw: bytes, piece: int) -> bytes:
+    return b"".join(meter.feed(raw[at : at + piece]) for at in range(0, len(raw), piece))
+
+
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 7, 14, 1000])
-async def test_the_same_is_understood_in_any_pieces(piece: int) -> None:
-    bounds = {"bytes_max": 70_126, "frames_max": 3}
+def test_the_meter_counts_the_same_in_any_pieces(piece: int) -> None:
     messages = [
         frame(TEXT, b"a" * 125),
         frame(TEXT, b"b" * 126, fin=False) + frame(PING, b"p") + frame(CONTINUATION, b"c" * 70_000),
-        frame(TEXT, b""),
+        frame(BINARY, b"", mask=b""),
     ]
-    texts = [b"a" * 125, b"b" * 126 + b"c" * 70_000, b""]
-    peer = Peer(b"".join(messages), piece, **bounds)
-    assert await peer.read_all() == (texts, 0)
-    assert peer.sent == frame(PONG, b"p", mask=b"")
-    assert peer.held == [125, 70_126, 0]
-    peer = Peer(frame(TEXT, b"x" * 9)[:-2], piece, **bounds)
-    assert await peer.read_all() == ([], 0)
-    assert peer.frames.bytes_held == peer.budget.bytes_held == 7
+    meter = FrameMeter(bytes_max=70_126, frames_max=3)
+    for message in messages:
+        assert fed(meter, message, piece) == message
+        assert meter.bytes_pending == 0
+    assert fed(meter, frame(TEXT, b"x" * 9)[:-2], piece)
+    assert meter.bytes_pending == 7
     for raw, code in (
-        (frame(TEXT, b"x" * 70_127)[:14], 1009),  # at the head
+        (frame(TEXT, b"x" * 70_127), 1009),
         (frame(TEXT, b"x" * 70_126, fin=False) + frame(CONTINUATION, b"x"), 1009),
         (frame(PING) * 4, 1008),
         (frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 3, 1008),
     ):
-        assert await Peer(raw, piece, **bounds).read_all() == ([], code)
+        strict = FrameMeter(bytes_max=70_126, frames_max=3)
+        assert raw.startswith(fed(strict, raw, piece))
+        assert strict.refused == code
+    closing = FrameMeter(bytes_max=10, frames_max=3)
     close = frame(CLOSE, b"\x03\xe8")
-    closing = Peer(close + frame(TEXT, b"x" * 99) * 9, piece, bytes_max=10, frames_max=3)
-    assert await closing.read_all() == ([], 0)
-    assert closing.sent == frame(CLOSE, b"\x03\xe8", mask=b"")
+    assert fed(closing, close + frame(TEXT, b"x" * 99) * 9, piece) == close
 
 
 async def test_a_clients_message_has_so_many_bytes_and_no_more(autojump_clock: MockClock) -> None:
