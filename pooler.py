@@ -2619,18 +2619,18 @@ _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
     # These may still be working on it.
     **dict.fromkeys((504, 522, 524), (Action.RETURN, Effect.DEMOTED)),
 }
-_LIMIT_CODES: Final = ("usage_limit_reached", "rate_limit_exceeded")
+SPENT_CODE: Final = "websocket_connection_limit_reached"  # it was open for an hour
 _QUOTA_CODES: Final = ("insufficient_quota", "quota_exceeded", "usage_not_included")
-_LOAD_CODES: Final = ("server_is_overloaded", "slow_down", "overloaded_error")
-_BREAK_CODES: Final = ("server_error", "upstream_error", "internal_error", "stream_incomplete")
-_BY_CODE: Final[Mapping[str, Effect]] = {  # in a failure hidden in a 200
-    **dict.fromkeys((*_LIMIT_CODES, *_QUOTA_CODES), Effect.LIMITED),
-    **dict.fromkeys((*_LOAD_CODES, *_BREAK_CODES, "upstream_request_timeout"), Effect.DEMOTED),
-    "model_not_found": Effect.LACKS_MODEL,
+# The status that a failure hidden in a 200 stands for; others are the request's own.
+_STATUS_OF_CODE: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("usage_limit_reached", "rate_limit_exceeded", *_QUOTA_CODES), 429),
+    **dict.fromkeys(("server_is_overloaded", "slow_down", "overloaded_error"), 503),
+    **dict.fromkeys(("server_error", "upstream_error", "internal_error", SPENT_CODE), 502),
+    **dict.fromkeys(("stream_incomplete", "upstream_request_timeout"), 502),
+    "model_not_found": 404,
 }
 _ACCOUNT_CODES: Final = re.compile("account_(deactivated|suspended|deleted)|deactivated_workspace")
 _POLICY_CODES: Final = re.compile("(cyber|bio|content)_policy.*|misalignment_policy_violation")
-SPENT_CODE: Final = "websocket_connection_limit_reached"  # it was open for an hour
 _CODE_TOKEN: Final = re.compile(r"(?!error$)[A-Za-z0-9_.-]{1,80}")  # a flat event's type
 _ENCRYPTED: Final = re.compile(r"(?s)encrypted content .*could not be (?:verified|decrypted)")
 _NO_MODEL: Final = re.compile(
@@ -2642,29 +2642,25 @@ _RETRY_HINT: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamWords:
-    """What an upstream's error body says, in whichever shape (upstream facts §11.5)."""
+class UpstreamWords(NamedTuple):
+    """What an upstream says of an error, in whichever shape (upstream facts §11.5)."""
 
-    code: str | None
+    code: str  # "" if it names none
     message: str
     error: Mapping[str, Json]
+    headers: Headers
 
 
-def read_error(value: Json) -> UpstreamWords:
+def read_error(value: Json, headers: Headers = ()) -> UpstreamWords:
     """`{"error": {...}}`, `{"error": "text"}`, `{"detail": ...}`, or the error object itself."""
-    value = value if isinstance(value, dict) else {}
+    value = _object(value)
     error = value.get("error", value)
     if not isinstance(error, dict):
         error = {"message": error}
-    code = None
-    for name in ("code", "type"):
-        candidate = error.get(name)
-        if isinstance(candidate, str) and _CODE_TOKEN.fullmatch(candidate):
-            code = candidate
-            break
-    message = error.get("message") or value.get("detail")
-    return UpstreamWords(code, message if isinstance(message, str) else "", error)
+    named = (_text_at(error, "code"), _text_at(error, "type"))
+    code = next(filter(_CODE_TOKEN.fullmatch, named), "")
+    message = _text_at(error, "message") or _text_at(value, "detail")
+    return UpstreamWords(code, message, error, headers)
 
 
 def _number_of(value: Json) -> float | None:
@@ -2676,32 +2672,22 @@ def _number_of(value: Json) -> float | None:
     return number if abs(number) < 10**12 else None
 
 
-def rest_of(
-    headers: Headers, words: UpstreamWords, unix_now: float, limits: Limits
-) -> float | None:
+def rest_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float | None:
     """The seconds until a limit resets, as the upstream says; None without a plausible word."""
-    resets_at = _number_of(words.error.get("resets_at"))
-    resets_in = _number_of(words.error.get("resets_in_seconds"))
-    after_ms = _number_of(header_of(headers, "retry-after-ms"))
-    after = header_of(headers, "retry-after")
+    after = header_of(words.headers, "retry-after") or ""
     candidates = [
-        resets_at - unix_now if resets_at is not None else None,
-        resets_in,
-        after_ms / 1000 if after_ms is not None else None,
-        _number_of(after),
+        (_number_of(words.error.get("resets_at")) or 0) - unix_now,
+        _number_of(words.error.get("resets_in_seconds")) or 0,
+        (_number_of(header_of(words.headers, "retry-after-ms")) or 0) / 1000,
+        _number_of(after) or 0,
     ]
-    if after and not after[:1].isdigit():
-        with contextlib.suppress(ValueError, OverflowError):
-            candidates.append(parsedate_to_datetime(after).timestamp() - unix_now)
-    hint = _RETRY_HINT.search(words.message)
-    if hint and any(hint.groups()):
-        unit = 0.001 if hint[4] == "ms" else 1
-        hours, minutes, rest = (float(hint[index] or 0) for index in (1, 2, 3))
-        candidates.append(hours * HOUR + minutes * 60 + rest * unit)
-    for seconds in candidates:
-        if seconds is not None and 0 < seconds <= limits.reset_seconds_max:
-            return seconds
-    return limits.probe_interval_seconds if words.code in _QUOTA_CODES else None
+    with contextlib.suppress(ValueError, OverflowError):  # it is no date
+        candidates.append(parsedate_to_datetime(after).timestamp() - unix_now)
+    if hint := _RETRY_HINT.search(words.message):
+        hours, minutes, rest = (float(part or 0) for part in hint.group(1, 2, 3))
+        candidates.append(hours * HOUR + minutes * 60 + rest * (0.001 if hint[4] == "ms" else 1))
+    default = limits.probe_interval_seconds if words.code in _QUOTA_CODES else None
+    return next((rest for rest in candidates if 0 < rest <= limits.reset_seconds_max), default)
 
 
 class Window(NamedTuple):
@@ -2749,16 +2735,57 @@ def read_quota_headers(headers: Headers) -> list[Window]:
 
 def read_quota_event(event: Mapping[str, Json]) -> list[Window]:
     """The quota windows in a `codex.rate_limits` event; one that names no limit is the plan's."""
-    rates = event.get("rate_limits")
+    rates = _object(event.get("rate_limits"))
     name = event.get("metered_limit_name") or event.get("limit_name") or PLAN_FAMILY
     family = name.lower().replace("-", "_") if isinstance(name, str) else ""
     found: list[Window] = []
     for position in _POSITIONS if _FAMILY.fullmatch(family) else ():
-        given = rates.get(position) if isinstance(rates, dict) else None
-        if isinstance(given, dict):
-            values = [given.get(part.replace("-", "_")) for part in _WINDOW_FIELDS]
-            found += _read_window(family, values)
+        given = _object(rates.get(position))
+        found += _read_window(
+            family, (given.get(part.replace("-", "_")) for part in _WINDOW_FIELDS)
+        )
     return found
+
+
+def _judged(
+    reason: str, status: int, words: UpstreamWords, own: PoolerError, rest: float | None
+) -> Fault:
+    """What a failure with this status means; `own`: the error, if it is the request's own."""
+    action, effect = _verdict_of(status, words)
+    error = own
+    if status >= 500:
+        error = PoolerError(words.code or "upstream_error", "The upstream failed.", status)
+    elif effect is Effect.LACKS_MODEL:
+        error = PoolerError("model_not_found")
+    elif action in {Action.NEXT, Action.RENEW}:
+        error = PoolerError("no_usable_account")
+    return Fault(reason, action, effect, error, rest)
+
+
+def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
+    if status in {400, 404} and _is_about_model(words):
+        return Action.NEXT, Effect.LACKS_MODEL
+    if status in {401, 402, 403} and _ACCOUNT_CODES.fullmatch(words.code):
+        return Action.NEXT, Effect.REFUSED
+    if _POLICY_CODES.fullmatch(words.code):
+        return Action.RETURN, Effect.NONE
+    is_encrypted = words.code == "invalid_encrypted_content" or _ENCRYPTED.search(words.message)
+    if status == 400 and is_encrypted:
+        return Action.REPAIR, Effect.NONE
+    if words.code == SPENT_CODE:
+        return Action.REOPEN, Effect.NONE
+    # The limit that fired may have windows of its own, beside those of the plan.
+    active = (header_of(words.headers, "x-codex-active-limit") or "").lower().replace("-", "_")
+    families = {window.family for window in read_quota_headers(words.headers)}
+    is_of_a_model = active in families - {PLAN_FAMILY}
+    action, effect = _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
+    return action, Effect.MODEL_LIMITED if status == 429 and is_of_a_model else effect
+
+
+def _is_about_model(words: UpstreamWords) -> bool:
+    if words.code == "model_not_found":
+        return True
+    return words.error.get("param") in (None, "model") and bool(_NO_MODEL.search(words.message))
 
 
 def judge_answer(
@@ -2775,87 +2802,28 @@ def judge_answer(
     `is_reshaped`: a body that is not OpenAI-shaped must not reach the client as it came.
     """
     value = _parsed(body)
-    words = read_error(value)
-    reason = f"{status} {words.code or ''}".strip()
+    words = read_error(value, headers)
+    reason = f"{status} {words.code}".strip()
     content_type = (header_of(headers, "content-type") or "").lower()
     is_blocked = header_of(headers, "cf-mitigated") is not None or "html" in content_type
-    if status < 400:
-        return Fault(reason, Action.RETURN, Effect.NONE, PoolerError("upstream_invalid_response"))
-    if status == 403 and is_blocked:
-        return Fault(reason, Action.RETURN, Effect.NONE, PoolerError("upstream_blocked"))
-    if status in {400, 404} and _is_about_model(words):
-        return Fault(reason, Action.NEXT, Effect.LACKS_MODEL, PoolerError("model_not_found"))
-    action, effect = _verdict_of(status, words)
-    if status >= 500:
-        return Fault(reason, action, effect, _upstream_error(status, words.code))
-    if action in {Action.NEXT, Action.RENEW}:
-        rest = rest_of(headers, words, unix_now, limits) if status == 429 else None
-        if status == 429 and _is_of_a_model(headers):
-            effect = Effect.MODEL_LIMITED
-        return Fault(reason, action, effect, PoolerError("no_usable_account"), rest)
-    answer, public = None, "The upstream refused the request."
+    if status < 400 or (status == 403 and is_blocked):
+        error = PoolerError("upstream_blocked" if status == 403 else "upstream_invalid_response")
+        return Fault(reason, Action.RETURN, Effect.NONE, error)
+    own = PoolerError(words.code or "upstream_error", "The upstream refused the request.", status)
     if is_reshaped and not isinstance(value.get("error"), dict):
-        public = words.message or public
+        own.public = words.message or own.public
     elif value and "json" in content_type:
-        answer = (body, content_type)
-    code = words.code or "upstream_error"
-    return Fault(reason, action, effect, PoolerError(code, public, status, answer=answer))
-
-
-def _is_of_a_model(headers: Headers) -> bool:
-    """Whether the limit that fired has windows of its own, beside those of the plan."""
-    active = (header_of(headers, "x-codex-active-limit") or "").lower().replace("-", "_")
-    families = {window.family for window in read_quota_headers(headers)}
-    return active in families - {PLAN_FAMILY}
-
-
-def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
-    if _ACCOUNT_CODES.fullmatch(words.code or "") and status in {401, 402, 403}:
-        return Action.NEXT, Effect.REFUSED
-    if _POLICY_CODES.fullmatch(words.code or ""):
-        return Action.RETURN, Effect.NONE
-    if status == 400 and _is_about_encrypted(words):
-        return Action.REPAIR, Effect.NONE
-    if words.code == SPENT_CODE:
-        return Action.REOPEN, Effect.NONE
-    return _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
-
-
-def _upstream_error(status: int, code: str | None) -> PoolerError:
-    """An upstream's own failure: its status and code, with words of ours."""
-    return PoolerError(code or "upstream_error", "The upstream failed.", status=status)
-
-
-def _is_about_model(words: UpstreamWords) -> bool:
-    if words.code == "model_not_found":
-        return True
-    return words.error.get("param") in (None, "model") and bool(_NO_MODEL.search(words.message))
-
-
-def _is_about_encrypted(words: UpstreamWords) -> bool:
-    is_named = words.code == "invalid_encrypted_content"
-    return is_named or _ENCRYPTED.search(words.message) is not None
+        own.answer = (body, content_type)
+    return _judged(reason, status, words, own, rest_of(words, unix_now, limits))
 
 
 def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> Fault | None:
     """What a failure hidden in a 200, before any content, means; None: the client's own."""
     words = read_error(failure)
-    if words.code == SPENT_CODE:
-        return Fault(
-            f"200 {SPENT_CODE}", Action.REOPEN, Effect.NONE, _upstream_error(502, SPENT_CODE)
-        )
-    effect = _BY_CODE.get(words.code or "")
-    if effect is None:
+    if (status := _STATUS_OF_CODE.get(words.code)) is None:
         return None
-    error = PoolerError("no_usable_account")
-    rest = None
-    if effect is Effect.LIMITED:
-        rest = rest_of((), words, unix_now, limits)
-    elif effect is Effect.LACKS_MODEL:
-        error = PoolerError("model_not_found")
-    else:
-        error = _upstream_error(503 if words.code in _LOAD_CODES else 502, words.code)
-    return Fault(f"200 {words.code}", Action.NEXT, effect, error, rest)
+    rest = rest_of(words, unix_now, limits)
+    return _judged(f"200 {words.code}", status, words, PoolerError("upstream_error"), rest)
 
 
 def failed_answer(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> PoolerError:
@@ -2879,26 +2847,11 @@ class Stage(enum.Enum):
 
 
 class Trouble(enum.Enum):
-    CLOSED = enum.auto()
-    TIMEOUT = enum.auto()
-    SYNTAX = enum.auto()
+    """What ended an attempt; the value is the code of its error."""
 
-
-# Only what was never sent whole may go elsewhere; the network is no account's fault, but one
-# that cannot be reached is tried after the others for a minute.
-_TRANSPORT: Final[Mapping[tuple[Stage, Trouble], tuple[Action, Effect, str]]] = {
-    (Stage.CONNECT, Trouble.CLOSED): (Action.NEXT, Effect.DEMOTED, "upstream_unreachable"),
-    (Stage.CONNECT, Trouble.TIMEOUT): (Action.NEXT, Effect.DEMOTED, "upstream_timeout"),
-    (Stage.CONNECT, Trouble.SYNTAX): (Action.NEXT, Effect.DEMOTED, "upstream_invalid_response"),
-    (Stage.SEND, Trouble.CLOSED): (Action.NEXT, Effect.NONE, "upstream_unreachable"),
-    (Stage.SEND, Trouble.TIMEOUT): (Action.NEXT, Effect.DEMOTED, "upstream_timeout"),
-    (Stage.HEAD, Trouble.CLOSED): (Action.RETURN, Effect.NONE, "upstream_unreachable"),
-    (Stage.HEAD, Trouble.TIMEOUT): (Action.RETURN, Effect.DEMOTED, "upstream_timeout"),
-    (Stage.HEAD, Trouble.SYNTAX): (Action.RETURN, Effect.NONE, "upstream_invalid_response"),
-    (Stage.BODY, Trouble.CLOSED): (Action.RETURN, Effect.NONE, "upstream_stream_truncated"),
-    (Stage.BODY, Trouble.TIMEOUT): (Action.RETURN, Effect.DEMOTED, "upstream_timeout"),
-    (Stage.BODY, Trouble.SYNTAX): (Action.RETURN, Effect.NONE, "upstream_invalid_response"),
-}
+    CLOSED = "upstream_unreachable"
+    TIMEOUT = "upstream_timeout"
+    SYNTAX = "upstream_invalid_response"
 
 
 # Of an upgrade that was refused: there is no WebSocket, for this account at least.
@@ -2906,9 +2859,17 @@ NO_WEBSOCKET_STATUSES: Final = frozenset({404, 405, 426, 501})
 
 
 def judge_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
-    """What a broken connection, a passed deadline or nonsense means at this stage."""
-    action, effect, code = _TRANSPORT[stage, trouble]
-    public = ""
+    """What a broken connection, a passed deadline or nonsense means at this stage.
+
+    Only what was never sent whole may go elsewhere.  The network is no account's fault, but one
+    that cannot be reached, or is silent, is tried after the others for a minute.
+    """
+    action = Action.NEXT if stage in {Stage.CONNECT, Stage.SEND} else Action.RETURN
+    is_demoted = stage is Stage.CONNECT or trouble is Trouble.TIMEOUT
+    effect = Effect.DEMOTED if is_demoted else Effect.NONE
+    code, public = trouble.value, ""
+    if stage is Stage.BODY and trouble is Trouble.CLOSED:
+        code = "upstream_stream_truncated"
     if trouble is Trouble.TIMEOUT:
         # Without the seconds: their digits might read like a status to OpenCode.
         public = f"The upstream took longer than the timer {timer} allows."

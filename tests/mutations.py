@@ -124,14 +124,19 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "and is_left and len(tried) < exchange.limits.attempts_max:", "and is_left:",
       "failover_is_safe::at_most_three_accounts_are_tried"),
     M("retry_after_reset", "What may have been executed is not sent again after a reset.",
-      "(Stage.HEAD, Trouble.CLOSED): (Action.RETURN", "(Stage.HEAD, Trouble.CLOSED): (Action.NEXT",
+      "if stage in {Stage.CONNECT, Stage.SEND} else Action.RETURN",
+      "if stage in {Stage.CONNECT, Stage.SEND} or (stage, trouble) == (Stage.HEAD, Trouble.CLOSED)"
+      " else Action.RETURN",
       _SAFE),
     M("retry_after_timeout", "Nor after a time-out.",
-      "(Stage.HEAD, Trouble.TIMEOUT): (Action.RETURN",
-      "(Stage.HEAD, Trouble.TIMEOUT): (Action.NEXT",
+      "if stage in {Stage.CONNECT, Stage.SEND} else Action.RETURN",
+      "if stage in {Stage.CONNECT, Stage.SEND} or (stage, trouble) == (Stage.HEAD, Trouble.TIMEOUT)"
+      " else Action.RETURN",
       "timers::a_silent_upstream_is_given_up_in_time"),
     M("retry_after_cut", "Nor after a cut answer.",
-      "(Stage.BODY, Trouble.CLOSED): (Action.RETURN", "(Stage.BODY, Trouble.CLOSED): (Action.NEXT",
+      "if stage in {Stage.CONNECT, Stage.SEND} else Action.RETURN",
+      "if stage in {Stage.CONNECT, Stage.SEND} or (stage, trouble) == (Stage.BODY, Trouble.CLOSED)"
+      " else Action.RETURN",
       "failover_is_safe::a_success_that_is_none_is_an_error_and_not_sent_twice"
       " stream_is_exact::a_cut_whole_answer_is_an_error_and_not_asked_again"),
     M("retry_after_504", "Nor after a 504.",
@@ -199,7 +204,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       '"content-type|openai-(?:model', '"set-cookie|content-type|openai-(?:model',
       "secrets_never_leave::what_an_upstream_says_besides_its_answer_is_not_told"),
     M("redirect_relayed", "A redirect is an error of ours.",
-      "    if status < 400:\n", "    if status < 300:\n",
+      "    if status < 400 or (status", "    if status < 300 or (status",
       "secrets_never_leave::an_upstreams_redirect_is_not_followed"),
     M("model_in_the_log", "What a client makes up is not in the log.",
       'call.requested_model if is_known else "other"', "call.requested_model",
