@@ -2913,7 +2913,7 @@ class Level(NamedTuple):
 
 @dataclass(slots=True)
 class Health:
-    """What is known of one account.  A reload keeps `in_flight_count` and forgets the rest."""
+    """What is known of one account.  A reload keeps its login and catalogue only."""
 
     phase: Phase = Phase.READY
     changed_at: float = -math.inf
@@ -2921,7 +2921,6 @@ class Health:
     probe_at: float = 0.0
     is_probing: bool = False
     demoted_until: float = 0.0
-    in_flight_count: int = 0
     served_at: float = -math.inf
     lacks_models: dict[str, float] = field(default_factory=dict)  # model -> until
     limited_models: dict[str, float] = field(default_factory=dict)  # the same
@@ -2941,17 +2940,6 @@ class Health:
         self.catalogue_at = -math.inf
         if self.phase is Phase.REFUSED:
             self.enter(Phase.READY, now)
-
-    def forget(self) -> None:
-        """Start anew, as after a reload; only `in_flight_count` and the catalogue stay."""
-        self.phase = Phase.READY
-        self.changed_at = -math.inf
-        self.demoted_until = 0.0
-        self.lacks_models.clear()
-        self.limited_models.clear()
-        self.lacks_websocket_until = 0.0
-        self.windows.clear()
-        self.catalogue_at = -math.inf
 
     def enter(self, phase: Phase, now: float) -> None:
         if phase is not Phase.READY or self.phase is not Phase.READY:
@@ -3031,24 +3019,31 @@ class Roster:
     """The accounts' health, the pins, and the choice among them."""
 
     def __init__(self, config: Config) -> None:
-        self.limits = config.limits
-        self.health: dict[str, Health] = {name: Health() for name in config.accounts}
-        self.pins: RecentMap[Pin] = RecentMap(config.limits.pins_max)
+        self.health: dict[str, Health] = {}
+        self.in_flight: Counter[str] = Counter()  # by account
+        self.pins: RecentMap[Pin] = RecentMap(0)
         # Whose a stored response, or the state of a turn, is.
-        self.responses: RecentMap[str] = RecentMap(config.limits.response_pins_max)
-        self.turns: dict[str, int] = {}  # pool -> choices made, for round_robin
+        self.responses: RecentMap[str] = RecentMap(0)
+        self.turns: Counter[str] = Counter()  # choices made, by pool, for round_robin
+        self.reload(config)
 
     def reload(self, config: Config) -> None:
         """Take a new configuration: rests and blocks are forgotten, pins and counts stay."""
         self.limits = config.limits
         self.pins.length_max = config.limits.pins_max
         self.responses.length_max = config.limits.response_pins_max
-        fresh = {name: Health() for name in config.accounts}
-        for name, health in self.health.items():
-            if name in fresh:  # the same object: requests under way will count out of it
-                health.forget()
-                fresh[name] = health
-        self.health = fresh
+        known = {name: self.health.get(name, Health()) for name in config.accounts}
+        self.health = {
+            name: Health(has_login=old.has_login, login=old.login, catalogue=old.catalogue)
+            for name, old in known.items()
+        }
+
+    def health_of(self, account: Account) -> Health:
+        """What is known of an account; nothing of one that a reload has taken away."""
+        return self.health.get(account.name) or Health()
+
+    def has_room(self, account: Account) -> bool:
+        return self.in_flight[account.name] < account.concurrent
 
     # The choice.
 
@@ -3082,19 +3077,18 @@ class Roster:
 
     def able(self, call: Call, now: float) -> list[Account]:
         """The pool's accounts, in its order, that are in rotation and offer the model."""
-        offering = []
-        unsure = []
+        offering, unsure = [], []
         for account in call.pool.accounts:
-            health = self.health.get(account.name)
-            if account.paused or health is None:
+            if account.paused or account.name not in self.health:
                 continue
-            if (call.obstacle and account.is_codex) or (call.is_native and not account.is_codex):
+            if call.obstacle if account.is_codex else call.is_native:
                 continue
             if call.is_socket and not self.takes_websocket(account, now):
                 continue
+            health = self.health[account.name]
+            models = health.catalogue if account.models is None else account.models
             if health.lacks_models.get(call.model, 0.0) > now:
                 continue
-            models = account.models if account.models is not None else health.catalogue
             if models is None or call.model in models:
                 offering.append(account)
             elif account.models is None:
@@ -3103,19 +3097,14 @@ class Roster:
         return offering or (unsure if call.pool.models is not None else [])
 
     def takes_websocket(self, account: Account, now: float) -> bool:
-        health = self.health.get(account.name)
-        return account.websocket and health is not None and health.lacks_websocket_until <= now
+        return account.websocket and self.health_of(account).lacks_websocket_until <= now
 
     def may_upgrade(self, pool: Pool, is_native: bool, now: float) -> bool:
         """Whether a WebSocket is of use: not where only accounts that take none can serve."""
-        ready: dict[bool, bool] = {}  # by whether they take one
-        for account in pool.accounts:
-            health = self.health.get(account.name)
-            if health is not None and not account.paused and (account.is_codex or not is_native):
-                takes = self.takes_websocket(account, now)
-                is_ready = health.has_login and health.is_ready(now)
-                ready[takes] = ready.get(takes, False) or is_ready
-        return ready.get(True, False) or (True in ready and not ready.get(False, False))
+        fit = [one for one in pool.accounts if not one.paused and (one.is_codex or not is_native)]
+        known = [(account, self.health_of(account)) for account in fit]
+        ready = [account for account, health in known if health.has_login and health.is_ready(now)]
+        return any(self.takes_websocket(account, now) for account in ready or fit)
 
     def preference(
         self, call: Call, account: Account, index: int, count: int, now: float
@@ -3126,13 +3115,13 @@ class Roster:
         if routing is Routing.FAILOVER:
             return (index,)
         if routing is Routing.ROUND_ROBIN:
-            return ((index - self.turns.get(call.pool.name, 0)) % count,)
+            return ((index - self.turns[call.pool.name]) % count,)
         left = health.left_percent(now)
-        tie: tuple[Any, ...] = (health.in_flight_count, health.served_at)
+        tie: tuple[Any, ...] = (self.in_flight[account.name], health.served_at)
         if call.session is not None:
             tie = (hashlib.sha256(call.session + account.name.encode()).digest(),)
         if routing is Routing.QUOTA_FIRST:
-            return (-left, health.in_flight_count, *tie)
+            return (-left, self.in_flight[account.name], *tie)
         return (left <= 100 - NEARLY_USED_PERCENT, *tie)
 
     def pin_of(self, call: Call, now: float) -> Pin | None:
@@ -3143,11 +3132,8 @@ class Roster:
     def next_change(self, call: Call, now: float) -> float:
         """When an account that rests now may serve again."""
         known = [self.health[account.name] for account in self.able(call, now)]
-        ends = [
-            end
-            for health in known
-            for end in (health.limit_ends_at(call.model, now), health.probe_at)
-        ]
+        ends = [health.limit_ends_at(call.model, now) for health in known]
+        ends += [health.probe_at for health in known]
         return min((end for end in ends if end > now), default=math.inf)
 
     def refusal(self, call: Call, tried: Iterable[str], now: float, unix_now: float) -> PoolerError:
@@ -3179,21 +3165,19 @@ class Roster:
         if is_probe:
             health.is_probing = True
             health.probe_at = now + self.limits.probe_interval_seconds
-        health.in_flight_count += 1
         health.served_at = now
-        self.turns[call.pool.name] = self.turns.get(call.pool.name, 0) + 1
+        self.in_flight[account.name] += 1
+        self.turns[call.pool.name] += 1
         return Lease(account, health, is_probe, now)
 
     def end(self, lease: Lease) -> None:
-        assert lease.health.in_flight_count > 0
-        lease.health.in_flight_count -= 1
+        assert self.in_flight[lease.account.name] > 0
+        self.in_flight[lease.account.name] -= 1
         if lease.is_probe:
             lease.health.is_probing = False
 
     def note_fault(self, account: Account, fault: Fault, model: str, now: float) -> None:
-        health = self.health.get(account.name)
-        if health is None:
-            return
+        health = self.health_of(account)
         until = now + (fault.rest_seconds or self.limits.cooldown_seconds)
         if fault.effect is Effect.MODEL_LIMITED:
             _block(health.limited_models, model, until)
@@ -3217,9 +3201,7 @@ class Roster:
         No word of quota ends a rest: time does, and the success of a later request.  A window
         rests its account once, for one that serves on all the same does so on credits.
         """
-        health = self.health.get(account.name)
-        if health is None:
-            return
+        health = self.health_of(account)
         named = {window.family for window in windows}
         levels = {key: level for key, level in health.windows.items() if key[0] not in named}
         # The fullest last: where two are of one length, it counts.
@@ -3246,8 +3228,7 @@ class Roster:
         pin = self.pin_of(call, now)
         if pin is not None and pin.account != account.name:
             health = self.health.get(pin.account)
-            known = [account for account in call.pool.accounts if not account.paused]
-            is_able = any(pin.account == one.name for one in known)
+            is_able = any(pin.account == one.name for one in call.pool.accounts if not one.paused)
             if is_able and health and health.is_ready(now) and health.demoted_until <= now:
                 return  # only busy, or without this model: the session comes back to it
         self.pin(call, account, self.is_foreign(call, account, now), now)
@@ -3276,8 +3257,7 @@ class Roster:
 
         The best of the accounts that can serve; if none can, of the one that is back first.
         """
-        names = [account.name for account in pool.accounts if not account.paused]
-        known = [self.health[name] for name in names if name in self.health]
+        known = [self.health_of(account) for account in pool.accounts if not account.paused]
         ready = [health for health in known if health.is_ready(now)]
         resting = [health for health in known if health.phase is Phase.RESTING]
         resting.sort(key=lambda health: health.rests_until)
@@ -3293,22 +3273,16 @@ class Roster:
         name, pool = call.requested_model, call.pool
         if name in (pool.models or ()) or name in pool.aliases:
             return True
-        known = [
-            account.models or health.catalogue
-            for account in pool.accounts
-            if (health := self.health.get(account.name))
-        ]
-        return any(name in (models or ()) for models in known)
+        known = [one.models or self.health_of(one).catalogue or () for one in pool.accounts]
+        return any(name in models for models in known)
 
     def catalogue_of(self, pool: Pool) -> dict[str, Model]:
         """All that is known of the models of a pool's accounts."""
         known: dict[str, Model] = {}
         for account in pool.accounts:
-            health = self.health.get(account.name)
-            if not account.paused and health is not None:
-                listed = health.catalogue or {}
-                names = listed if account.models is None else account.models
-                known |= {name: listed.get(name, Model()) for name in names}
+            listed = self.health_of(account).catalogue or {}
+            names = listed if account.models is None else account.models
+            known |= {} if account.paused else {name: listed.get(name, Model()) for name in names}
         return known
 
     def models_of(self, pool: Pool, key: Key) -> dict[str, int | None]:
@@ -3316,9 +3290,8 @@ class Roster:
         known = self.catalogue_of(pool)
         names = [*(sorted(known) if pool.models is None else pool.models), *pool.aliases]
         shown = [name for name in names if is_model_allowed(name, pool, key)]
-        return {
-            name: known.get(pool.aliases.get(name, name), Model()).context_length for name in shown
-        }
+        asked = {name: known.get(pool.aliases.get(name, name), Model()) for name in shown}
+        return {name: model.context_length for name, model in asked.items()}
 
     def codex_models_of(self, pool: Pool, key: Key) -> list[Mapping[str, Json]]:
         """The Codex catalogue, as far as a key may use it."""
@@ -3330,8 +3303,7 @@ class Roster:
 
     def efforts_of(self, account: Account, model: str) -> tuple[str, ...]:
         """The reasoning levels that an account's model supports; () where it is not known."""
-        health = self.health.get(account.name, Health())  # a reload may have taken it away
-        return (health.catalogue or {}).get(model, Model()).efforts
+        return (self.health_of(account).catalogue or {}).get(model, Model()).efforts
 
 
 def read_catalogue(body: bytes) -> Mapping[str, Model] | None:
@@ -3376,7 +3348,7 @@ class KeyUse:
     """
 
     request_count: int = 0
-    tokens: Usage = field(default_factory=Usage)
+    tokens: Counter[str] = field(default_factory=Counter)  # by the fields of Usage
     in_flight_count: int = 0
     minute: deque[float] = field(default_factory=deque)  # at most requests_per_minute long
     day: int = 0  # days since 1970
@@ -3400,11 +3372,12 @@ class KeyUse:
         self.in_flight_count += 1
         self.request_count += 1
 
-    def charge(self, spent: Usage, unix_now: float) -> None:
-        """Add the tokens of one answer."""
+    def charge(self, spent: Mapping[str, int], at_unix: float, unix_now: float) -> None:
+        """Add the tokens of one answer, by the fields of Usage."""
         self.roll_day(unix_now)
-        self.day_tokens += spent.input_tokens + spent.output_tokens
-        self.tokens = Usage(*(old + new for old, new in zip(self.tokens, spent, strict=True)))
+        if at_unix >= self.day * 24 * HOUR:
+            self.day_tokens += spent["input_tokens"] + spent["output_tokens"]
+        self.tokens.update(spent)
 
     def roll_day(self, unix_now: float) -> None:
         day = int(unix_now // (24 * HOUR))
@@ -3450,14 +3423,12 @@ class Record:
         shown = {name: getattr(self, name) for name in self.__slots__}
         return shown | {"tokens": self.tokens and self.tokens._asdict()}
 
-    def tokens_spent(self) -> Usage:
-        return self.tokens or estimated(self.bytes_in, self.bytes_out)
 
-
-def estimated(bytes_in: int, bytes_out: int) -> Usage:
-    """The tokens to charge where none were reported: one for 4 bytes."""
-    read_count = bytes_in // 4
-    return Usage(read_count, (bytes_in + bytes_out) // 4 - read_count)
+def tokens_spent(entry: Mapping[str, Json]) -> Mapping[str, int]:
+    """The tokens to charge for a record; where none were reported, one for 4 bytes."""
+    read_count, count = entry["bytes_in"] // 4, (entry["bytes_in"] + entry["bytes_out"]) // 4
+    guess = {"input_tokens": read_count, "output_tokens": count - read_count}
+    return entry["tokens"] or guess
 
 
 _LIMIT_FIELDS: Final = (
@@ -3500,8 +3471,8 @@ def show_key_usage(
     ]
     return {
         "request_count": use.request_count,
-        "total_tokens": use.tokens.input_tokens + use.tokens.output_tokens,
-        "cached_input_tokens": use.tokens.cached_tokens,
+        "total_tokens": use.tokens["input_tokens"] + use.tokens["output_tokens"],
+        "cached_input_tokens": use.tokens["cached_tokens"],
         "limits": [_limit_row(*row) for row in rows if row[2] is not None],
         "upstream_limits": [_limit_row("percent", *row) for row in upstream],
     }
@@ -3526,10 +3497,8 @@ def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) ->
     return {"plan_type": "guest", "rate_limit": limit}
 
 
-COUNTED: Final = (
-    "requests", "seconds", "first_byte_seconds", "bytes_in", "bytes_out", *Usage._fields
-)  # fmt: skip
-Row = tuple[str, ...]  # pool, key, account, model, route, code
+_LABELS: Final = ("pool", "key", "account", "model", "route", "code")
+Sums = dict[tuple[str, ...], dict[str, float]]  # by the values of some labels
 
 
 class Ledger:
@@ -3537,35 +3506,33 @@ class Ledger:
 
     def __init__(self, records_max: int) -> None:
         self.requests: deque[Mapping[str, Json]] = deque(maxlen=records_max)  # oldest first
-        self.totals: dict[Row, list[float]] = {}  # as many numbers as COUNTED has names
-        self.attempts: dict[Row, list[float]] = {}  # account, reason: a count
+        self.totals: Sums = {}  # by _LABELS
+        self.attempts: Sums = {}  # by account and reason
 
     def add(self, entry: Mapping[str, Json]) -> None:
         """Take a record and its `at`."""
         self.requests.append(entry)
-        names = [_text_at(entry, name) for name in ("pool", "key", "account", "model", "route")]
-        code = _text_at(entry, "code") or "ok"
-        tokens = _object(entry.get("tokens"))
-        amounts = (
-            1,
-            _int_at(entry, "duration_ms") / 1000,
-            _int_at(entry, "first_byte_ms") / 1000,
-            _int_at(entry, "bytes_in"),
-            _int_at(entry, "bytes_out"),
-            *(_int_at(tokens, name) for name in Usage._fields),
-        )
-        _count(self.totals, (*names, code), amounts)
-        for attempt in _objects(entry.get("attempts")):
-            reason = _text_at(attempt, "reason") or code
-            _count(self.attempts, (_text_at(attempt, "account"), reason), (1,))
+        code = entry["code"] or "ok"
+        amounts = {
+            "requests": 1,
+            "seconds": entry["duration_ms"] / 1000,
+            "first_byte_seconds": (entry["first_byte_ms"] or 0) / 1000,
+            "bytes_in": entry["bytes_in"],
+            "bytes_out": entry["bytes_out"],
+            **(entry["tokens"] or dict.fromkeys(Usage._fields, 0)),
+        }
+        _count(self.totals, (*(entry[name] or "" for name in _LABELS[:-1]), code), amounts)
+        for attempt in entry["attempts"]:
+            _count(self.attempts, (attempt["account"], attempt.get("reason", code)), {"count": 1})
 
 
-def _count(sums: dict[Row, list[float]], row: Row, amounts: Sequence[float]) -> None:
+def _count(sums: Sums, row: tuple[str, ...], amounts: Mapping[str, float]) -> None:
     """Add to a row of sums; what is past their bound counts with a code of `other`."""
     if row not in sums and len(sums) >= TOTALS_MAX:
         row = (*("" for _ in row[1:]), "other")
-    known = sums.setdefault(row, [0] * len(amounts))
-    known[:] = [old + new for old, new in zip(known, amounts, strict=True)]
+    known = sums.setdefault(row, {})
+    for name, amount in amounts.items():
+        known[name] = known.get(name, 0) + amount
 
 
 TRANSPORTS: Final = frozenset({"http", "sse", "websocket"})
@@ -3577,22 +3544,19 @@ def read_entry(line: Mapping[str, Json]) -> dict[str, Json] | None:
     Somebody may have edited it: what is of the wrong type there says nothing.
     """
     at, tokens = line.get("at"), line.get("tokens")
+    names = "request_id method route transport pool key account model code".split()
+    texts = {name: _text_at(line, name)[:SESSION_CHARS_MAX] or None for name in names}
     if not isinstance(at, int | float) or not 0 < at < UNIX_MAX:
         return None
-    texts = {
-        name: _text_at(line, name)[:SESSION_CHARS_MAX]
-        for name in "request_id method route transport pool key account model code".split()
-    }
+    if None in {texts["request_id"], texts["route"]} or texts["transport"] not in TRANSPORTS:
+        return None
     attempts = [
         {name: text for name in ("account", "reason") if (text := _text_at(attempt, name))}
         for attempt in _objects(line.get("attempts"))
     ]
-    if texts["transport"] not in TRANSPORTS:
-        texts["transport"] = "http"
     return {
         "at": at,
         **texts,
-        **{name: texts[name] or None for name in ("pool", "key", "account", "model", "code")},
         "stream": line.get("stream") is True,
         "status": _int_at(line, "status") or None,
         "attempts": [attempt for attempt in attempts if "account" in attempt],
@@ -3604,26 +3568,22 @@ def read_entry(line: Mapping[str, Json]) -> dict[str, Json] | None:
 
 def restore_use(use: KeyUse, entry: Mapping[str, Json], now: float, unix_now: float) -> None:
     """Count a call of the journal as its key's; what names no model was never let in as one."""
-    at, tokens = entry["at"], entry["tokens"]
+    age_seconds = unix_now - entry["at"]
     if entry["model"] is None:
         return
     use.request_count += 1
-    if 0 <= unix_now - at < 60:
-        use.minute.append(now - (unix_now - at))
-    if entry["account"] and at <= unix_now:
-        guess = estimated(entry["bytes_in"], entry["bytes_out"])
-        spent = Usage(**tokens) if tokens else guess
-        use.charge(spent, unix_now)
-        if at < use.day * 24 * HOUR:  # lines are in no order where the clock was set back
-            use.day_tokens -= spent.input_tokens + spent.output_tokens
+    if 0 <= age_seconds < 60:
+        use.minute.append(now - age_seconds)
+    if entry["account"] and age_seconds >= 0:
+        use.charge(tokens_spent(entry), entry["at"], unix_now)
 
 
 class LoginState(NamedTuple):
-    """What an operator may know of a login."""
+    """What an operator may know of a login; nothing of an account that has an API key."""
 
-    status: str  # ok, renewal_due, needed
-    plan: str | None
-    ends_at: float | None
+    login: str | None = None  # ok, renewal_due, needed
+    plan: str | None = None
+    token_ends_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -3637,73 +3597,46 @@ class State:
     logins: Mapping[str, LoginState]
     refreshes: Mapping[tuple[str, str], int]  # account, outcome
     queued: Mapping[str, int]  # by pool
-    in_flight_count: int
-    connection_count: int
-    websocket_count: int
-    is_draining: bool
-    started_unix: float
+    process: Mapping[str, Json]  # shown as they are
     now: float
     unix_now: float
-
-
-def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
-    found: dict[str, list[T]] = {}
-    for name, value in pairs:
-        found.setdefault(name, []).append(value)
-    return found
 
 
 def snapshot(state: State) -> dict[str, Json]:
     """How the pooler does: metadata of the operator's own names, for those who pick from it."""
     config, ledger = state.config, state.ledger
-    pairs = ((one.name, pool.name) for pool in config.pools.values() for one in pool.accounts)
-    pools_of = _grouped(pairs)
-    tries_of = _grouped((row[0], (row[1], sums[0])) for row, sums in ledger.attempts.items())
-    sums_of = _grouped((row[2], sums) for row, sums in ledger.totals.items())
-    accounts = [
-        _show_account(
-            state,
-            account,
-            pools=pools_of.get(name, []),
-            tried=tries_of.get(name, []),
-            sums=sums_of.get(name, []),
-        )
-        for name, account in config.accounts.items()
-    ]
-    status_of = {one["name"]: one["status"] for one in accounts}
-    uses_of = _grouped((row[0], use.in_flight_count) for row, use in state.uses.items())
-    served: dict[str, list[str]] = {}
+    pools_of: dict[str, list[str]] = {name: [] for name in config.accounts}
     for pool in config.pools.values():
-        for name in state.roster.catalogue_of(pool):
-            served.setdefault(name, []).append(pool.name)
+        for account in pool.accounts:
+            pools_of[account.name].append(pool.name)
+    accounts = [_show_account(state, config.accounts[name], pools_of[name]) for name in pools_of]
+    status_of = {row["name"]: row["status"] for row in accounts}
+    known = {pool.name: state.roster.catalogue_of(pool) for pool in config.pools.values()}
     return {
         "version": VERSION,
-        "started_at": state.started_unix,
         "at": state.unix_now,
-        "uptime_seconds": int(state.unix_now - state.started_unix),
-        "is_draining": state.is_draining,
-        "in_flight": state.in_flight_count,
-        "connections": state.connection_count,
-        "websockets": state.websocket_count,
+        "uptime_seconds": int(state.unix_now - state.process["started_at"]),
+        **state.process,
+        "in_flight": sum(state.roster.in_flight.values()),
         "pools": [
-            _show_pool(state, pool, status_of, sum(uses_of.get(pool.name, [])))
-            for pool in config.pools.values()
+            _show_pool(state, pool, known[pool.name], status_of) for pool in config.pools.values()
         ],
         "accounts": accounts,
         "keys": [_show_key(state, key) for key in config.keys],
         "operators": [
             {"name": one.name, "source": one.source, "status": "active"} for one in config.operators
         ],
-        "models": [{"name": name, "pools": pools} for name, pools in sorted(served.items())],
+        "models": [
+            {"name": name, "pools": [pool for pool in known if name in known[pool]]}
+            for name in sorted({name for models in known.values() for name in models})
+        ],
         "requests": list(reversed(ledger.requests)),
         "totals": [
-            dict(zip(("pool", "key", "account", "model", "route", "code"), row, strict=True))
-            | dict(zip(COUNTED, sums, strict=True))
-            for row, sums in ledger.totals.items()
+            dict(zip(_LABELS, row, strict=True)) | sums for row, sums in ledger.totals.items()
         ],
         "attempts": [
-            {"account": account, "reason": reason, "count": count}
-            for (account, reason), (count,) in ledger.attempts.items()
+            {"account": account, "reason": reason, **sums}
+            for (account, reason), sums in ledger.attempts.items()
         ],
         "refreshes": [
             {"account": account, "outcome": outcome, "count": count}
@@ -3718,24 +3651,13 @@ def account_status(account: Account, health: Health, now: float) -> str:
         return "paused"
     if not health.has_login:
         return "login_needed"
-    return "ready" if health.is_ready(now) else health.phase.name.lower()
+    return "ready" if health.is_ready(now) else health.phase.value
 
 
-def _show_account(
-    state: State,
-    account: Account,
-    *,
-    pools: Sequence[str],
-    tried: Sequence[tuple[str, float]],
-    sums: Sequence[Sequence[float]],
-) -> dict[str, Json]:
-    """`tried`: outcome and count; `sums`: its rows of the totals."""
+def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[str, Json]:
     now, unix_ahead = state.now, state.unix_now - state.now
-    health = state.roster.health.get(account.name, Health())
-    login = state.logins.get(account.name)
+    health = state.roster.health_of(account)
     status = account_status(account, health, now)
-    tokens = [sum(column) for column in zip(*sums, strict=True)][-len(Usage._fields) :]
-    models = account.models or (sorted(health.catalogue) if health.catalogue else None)
     return {
         "name": account.name,
         "type": "codex" if account.is_codex else "openai",
@@ -3744,17 +3666,15 @@ def _show_account(
         "priority": account.priority,
         "status": status,
         "is_demoted": health.demoted_until > now,
-        "in_flight": health.in_flight_count,
+        "in_flight": state.roster.in_flight[account.name],
         "concurrent": account.concurrent,
         "rests_until": health.rests_until + unix_ahead if status == "resting" else None,
-        "plan": login and login.plan,
-        "login": login and login.status,
-        "token_ends_at": login and login.ends_at,
-        "takes_websocket": state.roster.takes_websocket(account, now),
-        "models": models and list(models),
+        **state.logins.get(account.name, LoginState())._asdict(),
+        "models": list(account.models or sorted(health.catalogue or ())) or None,
         "windows": [
             {
                 "family": family,
+                "window": _window_name(length) if length else None,
                 "window_minutes": length // 60,
                 "used_percent": level.used_percent,
                 "resets_at": level.ends_at + unix_ahead,
@@ -3763,28 +3683,24 @@ def _show_account(
             for (family, length), level in health.windows.items()
             if level.ends_at > now
         ],
-        "requests": int(sum(count for _, count in tried)),
-        "failed": int(sum(count for reason, count in tried if reason != "ok")),
-        "tokens": dict(zip(Usage._fields, tokens or [0] * len(Usage._fields), strict=True)),
     }
 
 
 def _show_pool(
-    state: State, pool: Pool, status_of: Mapping[str, str], in_flight_count: int
+    state: State, pool: Pool, known: Iterable[str], status_of: Mapping[str, str]
 ) -> dict[str, Json]:
     names = [account.name for account in pool.accounts]
     found = {status_of[name] for name in names}
+    uses = [state.uses.get((pool.name, key.name), KeyUse()) for key in pool.keys]
     return {
         "name": pool.name,
         "routing": pool.routing.value,
         "accounts": names,
-        "models": sorted(state.roster.catalogue_of(pool))
-        if pool.models is None
-        else list(pool.models),
+        "models": sorted(known) if pool.models is None else list(pool.models),
         "aliases": dict(pool.aliases),
         "key_count": len(pool.keys),
         "queued": state.queued.get(pool.name, 0),
-        "in_flight": in_flight_count,
+        "in_flight": sum(use.in_flight_count for use in uses),
         "status": "ready" if "ready" in found else "limited" if "resting" in found else "down",
     }
 
@@ -3806,7 +3722,7 @@ def _show_key(state: State, key: Key) -> dict[str, Json]:
         "in_flight": use.in_flight_count,
         "requests": use.request_count,
         "tokens_today": use.day_tokens,
-        "tokens": use.tokens._asdict(),
+        "tokens": dict(use.tokens),
     }
 
 
@@ -3818,54 +3734,110 @@ def explain(
     Raises: PoolerError (model_not_found).
     """
     nobody = Key(pool=pool.name, name="", concurrent=1)
-    sessions = [digest_parts(pool.name, key.name, "session", session or "") for key in pool.keys]
-    pinned = [one for one in sessions if one in roster.pins] or sessions
-    call = dataclasses.replace(
-        read_call(CallKind.RESPONSES, {"model": model}, (), pool, nobody),
-        session=pinned[0] if session and pinned else None,
-    )
+    call = read_call(CallKind.RESPONSES, {"model": model}, (), pool, nobody)
+    if session:  # of any key; the first one that is known
+        pins = [digest_parts(pool.name, key.name, "session", session) for key in pool.keys]
+        pinned = [pin for pin in pins if pin in roster.pins] or pins
+        call = dataclasses.replace(call, session=pinned[0] if pinned else None)
     ranked = roster.ranked(call, (), now)
-    has_room = [one for one in ranked if roster.health[one.name].in_flight_count < one.concurrent]
-    chosen = has_room[0].name if has_room else None
+    chosen = next((account.name for account in ranked if roster.has_room(account)), None)
     places = {account.name: place for place, account in enumerate(ranked, 1)}
-    with_room = {account.name for account in has_room}
     able = {account.name for account in roster.able(call, now)}
     accounts: list[Json] = []
     for account in pool.accounts:
-        health = roster.health.get(account.name, Health())
-        status = account_status(account, health, now)
+        health = roster.health_of(account)
+        reason = account_status(account, health, now)
         if account.name in places:
-            is_full = account.name not in with_room
             reason = f"number {places[account.name]} in order"
-            reason += ", and busy: at its cap" if is_full else ""
-        elif status != "ready":
-            seconds = max(0, round(health.rests_until - now))
-            reason = f"resting for {seconds} s more" if status == "resting" else status
-        elif account.name not in able:
-            reason = "does not offer the model"
-        else:
-            reason = "limited for this model"
+            reason += "" if roster.has_room(account) else ", and busy: at its cap"
+        elif reason == "resting":
+            reason = f"resting for {max(0, round(health.rests_until - now))} s more"
+        elif reason == "ready":
+            is_able = account.name in able
+            reason = "limited for this model" if is_able else "does not offer the model"
         is_chosen = account.name == chosen
         accounts.append({"name": account.name, "is_chosen": is_chosen, "reason": reason})
     return {"pool": pool.name, "model": model, "chosen": chosen, "accounts": accounts}
 
 
-# What /admin tells, level by level.  A member that is not named here stays private; `aliases`
-# has no members of ours, but the names of pools.json.
-_ADMIN_FIELDS: Final[Mapping[str, str]] = {
-    "": "version started_at at uptime_seconds is_draining in_flight connections websockets pools "
-    "accounts keys requests",
-    "pools": "name routing accounts models aliases key_count queued in_flight status",
-    "accounts": "name type host pools priority status is_demoted in_flight concurrent rests_until "
-    "plan login token_ends_at takes_websocket models windows requests failed tokens",
-    "windows": "family window_minutes used_percent resets_at observed_at",
-    "keys": "pool name source status models expires_at requests_per_minute tokens_per_day "
-    "concurrent in_flight requests tokens_today tokens",
-    "requests": "request_id at method route transport pool key account model stream status code "
-    "attempts first_byte_ms duration_ms bytes_in bytes_out tokens",
-    "attempts": "account reason",
-    "tokens": "input_tokens output_tokens cached_tokens reasoning_tokens",
+# What people are told, by table and column: text with members of a row, each in the words of
+# `_words`.  A part between bars is left out where it has a member that says nothing.  Columns
+# that matter come first: a narrow terminal shows no others.
+_TABLES: Final[Mapping[str, Mapping[str, str]]] = {
+    "pools": {
+        "Pool": "{name}",
+        "State": "{status}",
+        "In flight": "{in_flight}, {queued} waiting",
+        "Accounts": "{accounts}",
+        "Models": "{models}",
+        "Aliases": "{aliases}",
+        "Routing": "{routing} for {key_count} key(s)",
+    },
+    "accounts": {
+        "Account": "{name}",
+        "State": "{status}|, again {rests_until}|, {is_demoted}|, {login}",
+        "In flight": "{in_flight} of {concurrent}",
+        "Upstream": "{type} |{plan} |at {host}|, token ends {token_ends_at}",
+        "Pools": "{pools} (priority {priority})",
+        "Models": "{models}",
+    },
+    "keys": {
+        "Key": "{pool} / {name}",
+        "State": "{status}|, ends {expires_at}",
+        "In flight": "{in_flight} of {concurrent}",
+        "Requests": "{requests:,}|, at most {requests_per_minute} a minute",
+        "Today": "{tokens_today:,}| of {tokens_per_day:,}| tokens",
+        "Tokens": "{tokens}",
+        "Models": "{models}",
+        "Secret": "{source}",
+    },
+    "requests": {
+        "Came": "{at}",
+        "Result": "{status} |{code}",
+        "Took": "{duration_ms:,} ms",
+        "Model": "{model}",
+        "Accounts asked": "{attempts}",
+        "Key": "{pool} / {key}",
+        "Route": "{method} {route} {transport}",
+        "First byte": "{first_byte_ms:,} ms",
+        "Tokens": "{tokens}",
+        "Bytes": "{bytes_in:,} in, {bytes_out:,} out",
+        "Id": "{request_id}",
+    },
 }
+_HEADLINE: Final = (
+    "{version}|, {is_draining}|, started {started_at}, in flight: {in_flight}, "
+    "connections: {connections}, WebSockets: {websockets}"
+)
+_PARTS: Final[Mapping[str, str]] = {
+    "windows": "{family}| {window}|: {used_percent:.4g} % used, resets {resets_at}",
+    "attempts": "{account}| ({reason})",
+    "tokens": "{input_tokens:,} in|, {cached_tokens:,} of them cached|, {output_tokens:,} out",
+}
+_MEMBER: Final = re.compile(r"{(\w+)")
+# By the name of the object or list: /admin tells what is told to people, and nothing else.
+_ALLOWED: Final[Mapping[str, Sequence[str]]] = {
+    "": ["at", *_TABLES, *_MEMBER.findall(_HEADLINE)],
+    **{
+        name: ["windows", *_MEMBER.findall("".join(columns.values()))]
+        for name, columns in _TABLES.items()
+    },
+    **{name: _MEMBER.findall(template) for name, template in _PARTS.items()},
+}
+# What is said instead of a value; None: nothing.
+_SAID: Final[Mapping[str, Mapping[Json, str | None]]] = {
+    "is_draining": {False: None, True: "draining"},
+    "is_demoted": {False: None, True: "used last for now"},
+    "login": {"ok": None, "needed": None, "renewal_due": "login renewal due"},
+    "code": {None: "ok", "client_gone": "client left"},
+}
+_TIMES: Final = frozenset("at started_at rests_until token_ends_at expires_at resets_at".split())
+# Of a request's code, or the status of anything else; the tone of any other is "bad".
+_TONES: Final[Mapping[str | None, str]] = {
+    **dict.fromkeys(("ready", "active", None), "good"),
+    **dict.fromkeys(("resting", "limited", "paused", "client_gone"), "fair"),
+}
+_SPANS: Final = ((24 * 3600, "d"), (3600, "h"), (60, "min"), (1, "s"))
 NAMES_MAX: Final = 20  # in one cell
 ADMIN_REQUESTS_MAX: Final = 50  # what a person reads
 STATUS_REQUESTS_MAX: Final = 15  # with the tables above them, about one screen
@@ -3874,9 +3846,9 @@ STATUS_REQUESTS_MAX: Final = 15  # with the tables above them, about one screen
 def _allowed(value: Json, place: str) -> Json:
     if isinstance(value, list | tuple):
         return [_allowed(member, place) for member in value]
-    if not isinstance(value, dict) or place == "aliases":
+    if not isinstance(value, dict) or place == "aliases":  # its names are those of pools.json
         return value
-    names = _ADMIN_FIELDS.get(place, "").split()
+    names = _ALLOWED.get(place, ())
     return {name: _allowed(value[name], name) for name in names if name in value}
 
 
@@ -3886,175 +3858,63 @@ def show_admin(snapshot: Mapping[str, Json]) -> dict[str, Json]:
     return cast("dict[str, Json]", _allowed({**snapshot, **newest}, ""))
 
 
-class _Bar(NamedTuple):
-    """How much of a limit is used, if that is known; the words say it too."""
+def _span(seconds: float) -> str:
+    """`2 h 10 min`: at most two units, whole ones."""
+    left, words = int(seconds), []
+    for unit, name in _SPANS:
+        count, left = divmod(left, unit)
+        words += [f"{count} {name}"] if count else []
+    return " ".join(words[:2]) or "0 s"
 
-    label: str
-    used_percent: float | None
-    words: str
+
+def _words(name: str, value: Json, at: float) -> Json:
+    """A member for people, who read it `at` that time; None: it says nothing."""
+    if name in _SAID:
+        return _SAID[name].get(value, value)
+    if name in _TIMES and value is not None:
+        return f"in {_span(value - at)}" if value > at else f"{_span(at - value)} ago"
+    if name == "aliases":
+        return _words("models", [f"{alias} = {model}" for alias, model in value.items()], at)
+    if isinstance(value, dict):
+        return _told(_PARTS[name], value, at)
+    if isinstance(value, list):  # a provider may have thousands of models
+        more = f" and {len(value) - NAMES_MAX} more" if len(value) > NAMES_MAX else ""
+        words = [_words(name, member, at) for member in value[:NAMES_MAX]]
+        return (", then " if name == "attempts" else ", ").join(words) + more
+    return value
+
+
+def _told(template: str, row: Mapping[str, Json], at: float) -> str:
+    """A row in the words of a template."""
+    told = ""
+    for part in template.split("|"):
+        words = {name: _words(name, row.get(name), at) for name in _MEMBER.findall(part)}
+        told += "" if None in words.values() else part.format_map(words)
+    return told or "-"
 
 
 class _Row(NamedTuple):
-    """Cells of text; the second is the state, in words, with its tone and bars."""
+    """Cells of text; the second is the state, with its tone and bars: percent used, and words."""
 
-    cells: tuple[str, ...]
+    cells: Sequence[str]
     tone: str
-    bars: Sequence[_Bar] = ()
+    bars: Sequence[tuple[float, str]] = ()
 
 
-# Of pools, accounts and keys; the tone of any other state is "fair".
-_TONES: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("ready", "active"), "good"),
-    **dict.fromkeys(("down", "refused", "login_needed", "expired"), "bad"),
-}
-_SPANS: Final = ((24 * 3600, "d"), (3600, "h"), (60, "min"), (1, "s"))
-_WINDOWS: Final = {0: "quota", 24 * 60: "day", 7 * 24 * 60: "week", 30 * 24 * 60: "month"}
-
-
-def _span(seconds: float) -> str:
-    """`2 h 10 min`: at most two units, whole ones."""
-    left = max(0, int(seconds))
-    first = next((index for index, span in enumerate(_SPANS) if left >= span[0]), 0)
-    words = []
-    for unit, name in _SPANS[first : first + 2]:
-        count, left = divmod(left, unit)
-        words += [f"{count} {name}"] if count else []
-    return " ".join(words) or "0 s"
-
-
-def _window_words(window: Mapping[str, Json]) -> str:
-    minutes = window["window_minutes"]
-    return _WINDOWS.get(minutes) or _span(60 * minutes)
-
-
-def _token_words(tokens: Mapping[str, int] | None) -> str:
-    if tokens is None:
-        return ""
-    cached = tokens["cached_tokens"] / max(1, tokens["input_tokens"])
-    words = f"{tokens['input_tokens']:,} in ({100 * cached:.0f} % cached)"
-    return f"{words}, {tokens['output_tokens']:,} out"
-
-
-def _name_words(names: Sequence[str] | None, unknown: str = "") -> str:
-    """For people; a provider may have thousands of models."""
-    if names is None:
-        return unknown
-    more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
-    return ", ".join(names[:NAMES_MAX]) + more
-
-
-def _quota_bar(window: Mapping[str, Json], at: float) -> _Bar:
-    used, ends_at, label = window["used_percent"], window["resets_at"], _window_words(window)
-    if window["family"] != "codex":  # the account's own; others are of single models
-        label = f"{window['family']} {label}"
-    words = "not known yet" if used is None else f"{round(used, 1):g} % used"
-    if ends_at is not None:
-        words += f", resets in {_span(ends_at - at)}" if ends_at > at else ", reset is due"
-    return _Bar(label, used, words)
-
-
-def _pool_row(pool: Mapping[str, Json], _at: float) -> _Row:
-    aliases = [f"{alias} = {model}" for alias, model in pool["aliases"].items()]
-    cells = (
-        pool["name"],
-        pool["status"],
-        f"{pool['in_flight']}, {pool['queued']} waiting",
-        _name_words(pool["accounts"]),
-        _name_words([*aliases, *(pool["models"] or ())]),
-        pool["routing"],
-    )
-    return _Row(cells, _TONES.get(pool["status"], "fair"))
-
-
-def _account_row(account: Mapping[str, Json], at: float) -> _Row:
-    status, rests_until, token_ends_at = (
-        account[name] for name in ("status", "rests_until", "token_ends_at")
-    )
-    state = status.replace("_", " ")
-    state += f" for {_span(rests_until - at)}" if status == "resting" and rests_until else ""
-    state += ", used last for now" if account["is_demoted"] else ""
-    state += ", login renewal due" if account["login"] == "renewal_due" else ""
-    plan = f" {account['plan']}" if account["plan"] else ""
-    token_end = f", token ends in {_span(token_ends_at - at)}" if token_ends_at else ""
-    cells = (
-        account["name"],
-        state,
-        f"{account['in_flight']} of {account['concurrent']}",
-        f"{account['requests']:,}, {account['failed']:,} failed",
-        _token_words(account["tokens"]),
-        f"{account['type']}{plan} at {account['host']}{token_end}",
-        f"{_name_words(account['pools'])} (priority {account['priority']})",
-        _name_words(account["models"], "not known yet"),
-    )
-    bars = [_quota_bar(window, at) for window in account["windows"]]
-    return _Row(cells, _TONES.get(status, "fair"), bars)
-
-
-def _key_row(key: Mapping[str, Json], at: float) -> _Row:
-    state, used, most = key["status"], key["tokens_today"], key["tokens_per_day"]
-    if key["expires_at"] is not None and key["expires_at"] > at:
-        state += f", expires in {_span(key['expires_at'] - at)}"
-    cells = (
-        f"{key['pool']} / {key['name']}",
-        state,
-        f"{key['in_flight']} of {key['concurrent']}",
-        f"{key['requests']:,}",
-        _token_words(key["tokens"]),
-        str(key["requests_per_minute"] or "any number"),
-        _name_words(key["models"], "all of the pool"),
-    )
-    bars = [_Bar("today", 100 * used / most, f"{used:,} of {most:,} tokens")] if most else []
-    return _Row(cells, _TONES.get(key["status"], "fair"), bars)
-
-
-def _request_row(request: Mapping[str, Json], _at: float) -> _Row:
-    code, first_ms = request["code"], request["first_byte_ms"]
-    is_gone = code == "client_gone"
-    tries = (
-        f"{a['account']} ({a['reason']})" if a.get("reason") else a["account"]
-        for a in request["attempts"]
-    )
-    cells = (
-        datetime.fromtimestamp(request["at"], UTC).strftime("%H:%M:%S"),
-        "client left" if is_gone else f"{request['status'] or '-'} {code or 'ok'}",
-        f"{request['duration_ms'] / 1000:.1f} s",
-        request["model"] or "-",
-        ", then ".join(tries) or "-",
-        f"{request['pool'] or '-'} / {request['key'] or '-'}",
-        f"{request['route']} {request['transport']}",
-        "-" if first_ms is None else f"{first_ms / 1000:.1f} s",
-        _token_words(request["tokens"]) or "-",
-        f"{request['bytes_in']:,} in, {request['bytes_out']:,} out",
-        request["request_id"],
-    )
-    return _Row(cells, "good" if code is None else "fair" if is_gone else "bad")
-
-
-# Title, columns and their maker.  The columns that matter come first: a narrow terminal shows
-# no others.
-_TABLES: Final[Sequence[tuple[str, str, Callable[[Mapping[str, Json], float], _Row]]]] = (
-    ("Pools", "Pool,State,In flight,Accounts,Models,Routing", _pool_row),
-    ("Accounts", "Account,State,In flight,Requests,Tokens,Upstream,Pools,Models", _account_row),
-    ("Keys", "Key,State,In flight,Requests,Tokens,Requests a minute,Models", _key_row),
-    (
-        "Requests",
-        "Time (UTC),Result,Took,Model,Accounts asked,Key,Route,First byte,Tokens,Bytes,Id",
-        _request_row,
-    ),
-)
-
-
-def _admin_tables(shown: Mapping[str, Json]) -> Iterator[tuple[str, _Row, list[_Row]]]:
-    """Title, heads and rows of each table: the same on the page and in the terminal."""
-    for title, columns, row in _TABLES:
-        rows = [row(member, shown["at"]) for member in shown[title.lower()]]
-        yield title, _Row(tuple(columns.split(",")), "bold"), rows
-
-
-def _headline(shown: Mapping[str, Json]) -> str:
-    up = f"{'draining, ' if shown['is_draining'] else ''}up {_span(shown['uptime_seconds'])}"
-    counts = "in flight: {in_flight}, connections: {connections}, WebSockets: {websockets}"
-    return f"{up}, {counts.format_map(shown)}"
+def _rows(table: str, shown: Mapping[str, Json]) -> list[_Row]:
+    """The rows of a table: the same on the page and in the terminal."""
+    at, columns = shown["at"], _TABLES[table].values()
+    return [
+        _Row(
+            [_told(template, row, at) for template in columns],
+            _TONES.get(row.get("code", row.get("status")), "bad"),
+            [
+                (window["used_percent"], _told(_PARTS["windows"], window, at))
+                for window in row.get("windows", ())
+            ],
+        )
+        for row in shown[table]
+    ]
 
 
 ADMIN_STYLE: Final = """
@@ -4073,10 +3933,8 @@ th, td { min-width: 4.5rem; padding: 0.4rem 1rem 0.4rem 0; text-align: left; ver
 tbody tr { border-top: 1px solid var(--line) }
 thead th, p { color: var(--faint); font-weight: normal; overflow-wrap: normal }
 .good { color: var(--good) } .fair { color: var(--fair) } .bad { color: var(--bad) }
-.bar { display: flex; flex-wrap: wrap; gap: 0 0.5rem }
-.bar span { min-width: 3.5rem }
-meter { width: 6rem; vertical-align: middle }
-@media (min-width: 75rem) { .bar { flex-wrap: nowrap; white-space: nowrap } }
+.bar { display: flex; align-items: center; gap: 0.5rem; min-width: 17rem }
+meter { flex: none; width: 6rem }
 @media (max-width: 75rem) {
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden }
   table, tr, td, tbody th { display: block; padding: 0.1rem 0 }
@@ -4090,24 +3948,16 @@ ADMIN_CSP: Final = (
     f"'sha256-{base64.b64encode(hashlib.sha256(ADMIN_STYLE.encode()).digest()).decode()}'"
 )
 _PAGE: Final = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
+<html lang="en"><head><meta charset="utf-8"><title>codex-pooler</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="refresh" content="10">
-<title>codex-pooler</title>
-<style>%s</style>
-</head>
-<body>
-<header><h1>codex-pooler %s</h1><p>%s</p></header>
-<main>
-%s
-</main>
-</body>
-</html>
+<style>%s</style></head>
+<body><header><h1>codex-pooler</h1><p>%s</p></header>
+<main>%s</main></body></html>
 """
-_METER: Final = (
-    '<meter aria-label="%s" min="0" low="%s" high="99.9" max="100" optimum="0" value="%s"></meter>'
+_BAR: Final = (
+    '<div class="bar"><meter aria-label="{words}" min="0" low="{nearly}" high="99.9" max="100" '
+    'optimum="0" value="{used}"></meter><span>{words}</span></div>'
 )
 
 
@@ -4122,29 +3972,27 @@ def _escaped(text: str) -> str:
     return html.escape(_visible(text))
 
 
-def _row_html(heads: _Row, row: _Row) -> str:
+def _row_html(heads: Sequence[str], row: _Row) -> str:
     name, state, *rest = map(_escaped, row.cells)
     state = f'<strong class="{row.tone}">{state}</strong>'
-    for bar in row.bars:
-        label, used = _escaped(bar.label), bar.used_percent
-        meter = "" if used is None else _METER % (label, NEARLY_USED_PERCENT, used)
-        words = f"<span>{label}</span><span>{meter}</span><span>{_escaped(bar.words)}</span>"
-        state += f'<div class="bar">{words}</div>'
-    columns = zip(heads.cells[1:], (state, *rest), strict=True)
-    cells = (f'<td data-column="{column}">{cell}</td>' for column, cell in columns)
-    return f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>'
+    for used, words in row.bars:
+        state += _BAR.format(words=_escaped(words), nearly=NEARLY_USED_PERCENT, used=used)
+    columns = zip(heads[1:], (state, *rest), strict=True)
+    cells = "".join(f'<td data-column="{head}">{cell}</td>' for head, cell in columns)
+    return f'<tr><th scope="row">{name}</th>{cells}</tr>'
 
 
 def admin_page(shown: Mapping[str, Json]) -> str:
     """GET /admin for people, of what `show_admin` gave; to be sent with ADMIN_CSP."""
     sections = []
-    for title, heads, rows in _admin_tables(shown):
-        columns = "".join(f'<th scope="col">{column}</th>' for column in heads.cells)
-        lines = "\n".join(_row_html(heads, row) for row in rows)
+    for name in _TABLES:
+        heads = list(_TABLES[name])
+        columns = "".join(f'<th scope="col">{head}</th>' for head in heads)
+        lines = "\n".join(_row_html(heads, row) for row in _rows(name, shown))
         table = f"<table><thead><tr>{columns}</tr></thead>\n<tbody>{lines}</tbody></table>"
-        sections.append(f"<section><h2>{title}</h2>\n{table if rows else '<p>None.</p>'}</section>")
-    words = (_escaped(shown["version"]), _escaped(_headline(shown)), "\n".join(sections))
-    return _PAGE % (ADMIN_STYLE, *words)
+        sections.append(f"<section><h2>{name.title()}</h2>{table if lines else 'None.'}</section>")
+    headline = _escaped(_told(_HEADLINE, shown, shown["at"]))
+    return _PAGE % (ADMIN_STYLE, headline, "\n".join(sections))
 
 
 # SGR of ECMA-48.
@@ -4164,16 +4012,6 @@ def _fitted(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def _bar_line(bar: _Bar, columns: int, is_coloured: bool) -> str:
-    used = min(100, bar.used_percent or 0)
-    tone = "good" if used < NEARLY_USED_PERCENT else "fair" if used < 100 else "bad"
-    cells = ("█" * int(used * _BAR_CELLS / 100)).ljust(_BAR_CELLS, "░")
-    label_width = columns // 6
-    label = _fitted(bar.label, label_width).ljust(label_width)
-    words = _fitted(bar.words, columns - label_width - _BAR_CELLS - 4)
-    return f"  {label} {_tinted(cells, tone, is_coloured)} {words}"
-
-
 def _table_lines(rows: Sequence[_Row], columns: int, is_coloured: bool) -> Iterator[str]:
     widths: list[int] = []
     left = columns
@@ -4186,17 +4024,20 @@ def _table_lines(rows: Sequence[_Row], columns: int, is_coloured: bool) -> Itera
         fitted = zip(row.cells, widths, strict=False)
         name, state, *rest = (_fitted(cell, width).ljust(width) for cell, width in fitted)
         yield "  ".join((name, _tinted(state, row.tone, is_coloured), *rest)).rstrip()
-        yield from (_bar_line(bar, columns, is_coloured) for bar in row.bars)
+        for used, words in row.bars:
+            bar = ("█" * int(min(100, used) * _BAR_CELLS / 100)).ljust(_BAR_CELLS, "░")
+            yield f"  {bar} {_fitted(words, columns - _BAR_CELLS - 3)}"
 
 
 def status_text(shown: Mapping[str, Json], columns: int, is_coloured: bool) -> str:
     """Of what `show_admin` gave, as lines of at most `columns` characters and their colours."""
     columns = max(columns, _COLUMNS_MIN)
     newest = {**shown, "requests": shown["requests"][:STATUS_REQUESTS_MAX]}
-    lines = [_fitted(f"codex-pooler {shown['version']}: {_headline(shown)}", columns)]
-    for title, heads, rows in _admin_tables(newest):
-        lines += ["", _tinted(title.upper(), "bold", is_coloured)]
-        lines += _table_lines([heads, *rows], columns, is_coloured)
+    lines = [_fitted(f"codex-pooler {_told(_HEADLINE, shown, shown['at'])}", columns)]
+    for name in _TABLES:
+        rows = [_Row(tuple(_TABLES[name]), "bold"), *_rows(name, newest)]
+        lines += ["", _tinted(name.upper(), "bold", is_coloured)]
+        lines += _table_lines(rows, columns, is_coloured)
     return "\n".join(lines) + "\n"
 
 
@@ -4216,7 +4057,7 @@ _METRICS: Final[Mapping[str, tuple[str, str, str, str]]] = {
     "pool_requests_queued": ("pools", "pool", "queued", "Requests that wait for an account."),
     "key_requests_in_flight": ("keys", "pool key", "in_flight", "Requests under way with a key."),
     "account_requests_in_flight": ("accounts", "account", "in_flight", "Requests at an account."),
-    "account_state": ("states", "account state", "count", "1 for the state that it is in."),
+    "account_state": ("accounts", "account state", "one", "Always 1; the state is a label."),
     "account_cooldown_seconds": ("accounts", "account", "rests", "Time until it is used again."),
     "token_expiry_timestamp_seconds": ("accounts", "account", "token_ends_at", "End of a token."),
     "quota_used_ratio": ("windows", _WINDOW, "used", "Used share of a quota window; 1 is all."),
@@ -4224,8 +4065,7 @@ _METRICS: Final[Mapping[str, tuple[str, str, str, str]]] = {
     "requests_total": ("totals", _ALL, "requests", "Requests; the code is ok or an error's."),
     "request_seconds": ("totals", _ALL, "seconds requests", "Time until an answer has ended."),
     "first_event_seconds": (
-        "answered", _ALL, "first_byte_seconds requests",
-        "Time until the first byte of an answer, where all went well."),
+        "totals", _ALL, "first_byte_seconds requests", "Time until the first byte of an answer."),
     "tokens_total": (
         "tokens", "pool key account model kind", "count",
         "Tokens as reported; cached ones are among input, reasoning ones among output."),
@@ -4234,38 +4074,34 @@ _METRICS: Final[Mapping[str, tuple[str, str, str, str]]] = {
     "refreshes_total": ("refreshes", "account outcome", "count", "Login renewals by outcome."),
 }
 # fmt: on
-_ACCOUNT_STATES: Final = ("ready", "resting", "refused", "login_needed", "paused")
-
-
-def _split(rows: Iterable[Json], label: str, names: Sequence[str]) -> list[Json]:
-    """One row for each of the members: its name is a label then, and its value the count."""
-    return [
-        {**row, label: name.removesuffix("_tokens").removeprefix("bytes_"), "count": row[name]}
-        for row in rows
-        for name in names
-    ]
 
 
 def _metric_rows(snapshot: Mapping[str, Json]) -> dict[str, Json]:
     """The snapshot's lists, and what can be made of them, as flat rows."""
-    at, totals, accounts = (snapshot[name] for name in ("at", "totals", "accounts"))
-    no_state = dict.fromkeys(_ACCOUNT_STATES, 0)
-    states = [{**row, **no_state, row["status"]: 1} for row in accounts]
-    windows = [
-        {"account": account["name"], "window": _window_words(window), **window}
-        for account in accounts
-        for window in account["windows"]
-        if window["used_percent"] is not None
+    at, totals = snapshot["at"], snapshot["totals"]
+    accounts = [
+        {**row, "state": row["status"], "one": 1, "rests": max(0, (row["rests_until"] or at) - at)}
+        for row in snapshot["accounts"]
     ]
     return {
         **snapshot,
         "process": [{**snapshot, "one": 1}],
-        "accounts": [{**row, "rests": max(0, (row["rests_until"] or at) - at)} for row in accounts],
-        "states": _split(states, "state", _ACCOUNT_STATES),
-        "windows": [{**row, "used": row["used_percent"] / 100} for row in windows],
-        "answered": [row for row in totals if row["code"] == "ok"],
-        "tokens": _split(totals, "kind", Usage._fields),
-        "bytes": _split(totals, "direction", ("bytes_in", "bytes_out")),
+        "accounts": accounts,
+        "windows": [
+            {**window, "account": row["name"], "used": window["used_percent"] / 100}
+            for row in accounts
+            for window in row["windows"]
+        ],
+        "tokens": [
+            {**row, "kind": name.removesuffix("_tokens"), "count": row[name]}
+            for row in totals
+            for name in Usage._fields
+        ],
+        "bytes": [
+            {**row, "direction": name, "count": row[f"bytes_{name}"]}
+            for row in totals
+            for name in ("in", "out")
+        ],
     }
 
 
@@ -5236,7 +5072,7 @@ class Shared:
         """A place that is free now."""
         now = trio.current_time()
         for account in self.roster.ranked(call, tried, now):
-            if self.roster.health[account.name].in_flight_count < account.concurrent:
+            if self.roster.has_room(account):
                 return self.roster.begin(account, call, now)
         return None
 
@@ -6636,11 +6472,11 @@ class Server(Shared):
         record = exchange.record
         if exchange.connection.is_gone and not exchange.is_whole:
             record.code = "client_gone"
-        use = self.uses.get((record.pool or "", record.key or ""))
-        if use is not None and record.account is not None:
-            use.charge(record.tokens_spent(), self.unix_now())
         record.duration_ms = exchange.age_ms()
         shown = record.as_object()
+        use = self.uses.get((record.pool or "", record.key or ""))
+        if use is not None and record.account is not None:
+            use.charge(tokens_spent(shown), self.unix_now(), self.unix_now())
         self.log("info", "request", shown)
         if record.pool is not None:  # who has no key must not push out the others
             entry = {"at": self.unix_now() - record.duration_ms / 1000, **shown}
@@ -6880,11 +6716,12 @@ class Server(Shared):
             logins={name: self.tokens.state_of(login) for name, login in self.logins.items()},
             refreshes=self.tokens.outcomes,
             queued={name: len(queue) for name, queue in self.queues.items()},
-            in_flight_count=sum(health.in_flight_count for health in self.roster.health.values()),
-            connection_count=len(self.connections),
-            websocket_count=len(self.sockets),
-            is_draining=self.is_draining,
-            started_unix=self.started_unix,
+            process={
+                "started_at": self.started_unix,
+                "is_draining": self.is_draining,
+                "connections": len(self.connections),
+                "websockets": len(self.sockets),
+            },
             now=trio.current_time(),
             unix_now=self.unix_now(),
         )

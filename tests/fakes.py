@@ -598,7 +598,7 @@ class World:
         """No request is under way and nothing is held.  Call `settle` before."""
         server = self.server
         assert not server.exchanges
-        in_flight = {name: h.in_flight_count for name, h in server.roster.health.items()}
+        in_flight = dict(server.roster.in_flight)
         assert set(in_flight.values()) <= {0}, in_flight
         assert not any(health.is_probing for health in server.roster.health.values())
         assert {use.in_flight_count for use in server.uses.values()} <= {0}

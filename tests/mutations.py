@@ -87,7 +87,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "keys::a_client_that_leaves_gives_its_place_back"),
     # Accounts, sessions, rests.
     M("account_concurrent", "An account has so many requests at once.",
-      "in_flight_count < account.concurrent:", "in_flight_count <= account.concurrent:",
+      "self.in_flight[account.name] < account.concurrent",
+      "self.in_flight[account.name] <= account.concurrent",
       "limits_hold::an_account_has_so_many_streams"),
     M("queue_length", "A queue is bounded.",
       "if len(queue) >= exchange.limits.queue_length_max:",
@@ -101,7 +102,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "rank = (is_elsewhere, account.priority, is_ready", "rank = (is_elsewhere, 0, is_ready",
       _RIGHT),
     M("paused_account", "A paused account serves nobody.",
-      "if account.paused or health is None:", "if health is None:", _RIGHT),
+      "if account.paused or account.name not in", "if account.name not in", _RIGHT),
     M("session_pin", "A session stays at its account.",
       "is_elsewhere = pin is None or pin.account != account.name", "is_elsewhere = True",
       "account_choice::a_session_stays_where_it_is_though_a_better_account_is_back"),

@@ -460,7 +460,7 @@ def test_a_reload_ends_rests_and_blocks_and_keeps_counts_and_pins() -> None:
     scene.roster.reload(scene.config)
     assert scene.order(now=1) == "abc"
     assert scene.order(session, now=1)[0] == "c"
-    assert scene.roster.health["c"].in_flight_count == 1
+    assert scene.roster.in_flight["c"] == 1
 
 
 def test_an_account_that_a_reload_took_away_is_counted_out_quietly() -> None:

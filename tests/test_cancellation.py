@@ -195,7 +195,7 @@ async def test_leaving_the_queue_leaves_it_empty(autojump_clock: MockClock) -> N
         await second.hang_up()
         await world.settle()
         assert not world.server.queues["home"]
-        assert world.server.roster.health["a"].in_flight_count == 1
+        assert world.server.roster.in_flight["a"] == 1
         assert [record["code"] for record in world.records] == ["client_gone"]
 
 

@@ -230,8 +230,8 @@ NO_STATUS: Final[dict[str, Json]] = {
     "another": {"a": 1},
     "no time": SHOWN | {"at": "x"},
     "no rows": SHOWN | {"accounts": None},
-    "no number": SHOWN | {"uptime_seconds": float("nan")},
-    "endless": SHOWN | {"uptime_seconds": float("inf")},
+    "no number": SHOWN | {"started_at": float("nan")},
+    "endless": SHOWN | {"started_at": float("inf")},
     "no object": SHOWN | {"pools": [7]},
     "no window": SHOWN | {"accounts": [SHOWN["accounts"][0] | {"windows": [[]]}]},
 }
