@@ -347,7 +347,8 @@ class ConfigRefused(Exception):
 # Keys are compared by SHA-256 digest, each with hmac.compare_digest, every entry on every
 # look-up: the time says neither which key matched nor how much of it.
 
-Headers = tuple[tuple[str, str], ...]  # names in lower case
+Headers = Mapping[str, str]  # names in lower case; values of one name are joined by commas
+NO_FIELDS: Final[Headers] = {}
 
 FORWARDED_TO_UPSTREAM: Final = re.compile("accept|openai-beta")
 FORWARDED_TO_CLIENT: Final = re.compile(
@@ -385,21 +386,13 @@ def reveal(secret: Secret) -> str:
     return secret._value  # noqa: SLF001 (the one place)
 
 
-def header_of(headers: Headers, name: str) -> str | None:
-    """The value of the first field called `name` (lower case), or None."""
-    for candidate, value in headers:
-        if candidate == name:
-            return value
-    return None
-
-
 def forwarded(headers: Headers, names: re.Pattern[str]) -> list[tuple[str, str]]:
-    return [pair for pair in headers if names.fullmatch(pair[0])]
+    return [pair for pair in headers.items() if names.fullmatch(pair[0])]
 
 
 def basic_of(headers: Headers, bytes_max: int) -> str | None:
     """The password of `Authorization: Basic` (RFC 7617), as latin-1; None where there is none."""
-    match = _BASIC.fullmatch(header_of(headers, "authorization") or "")
+    match = _BASIC.fullmatch(headers.get("authorization", ""))
     try:
         text = base64.b64decode(match[1], validate=True).decode("latin-1") if match else ""
     except ValueError:
@@ -413,7 +406,7 @@ def bearer_of(headers: Headers, bytes_max: int) -> str | None:
 
     The head check has refused a second Authorization field already.
     """
-    match = _BEARER.fullmatch(header_of(headers, "authorization") or "")
+    match = _BEARER.fullmatch(headers.get("authorization", ""))
     return match[1] if match and len(match[1]) <= bytes_max else None
 
 
@@ -1138,7 +1131,12 @@ def find_route(path: str, base_path: str) -> tuple[Route, str]:
 _TOKEN: Final = rb"[!#$%&'*+\-.^`|~\w]"
 _REQUEST_LINE: Final = re.compile(_TOKEN + rb"{1,16} /[\w\-.~!$&'()*+,;=:@%/?]* HTTP/1\.([01])")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"+):([\t\x20-\x7e\x80-\xff]*)")
+_FIELD_LINES: Final = re.compile(rf"(?a:{_TOKEN.decode()}+:[\t\x20-\x7e\x80-\xff]*\r\n)*")
+_FIELD: Final = re.compile(r"([^:]+):(.*)\r\n")  # of lines that are in order
+# What decides how a message is read; h11 need not see the others, of which there may be many.
+_READ_BY_H11: Final = re.compile(
+    rb"(?im)^(?:connection|content-length|expect|host|transfer-encoding|upgrade):.*\n"
+)
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 _HOST_FIELD: Final = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -1188,26 +1186,25 @@ class ResponseHead:
     keeps_alive: bool
 
 
-def _parse_fields(lines: Sequence[bytes]) -> Headers:
-    """Field lines as (lower-case name, value) pairs.  Raises: BadSyntax."""
-    headers = []
-    seen = set()
-    for line in lines:
-        match = _FIELD_LINE.fullmatch(line)
-        if match is None:
-            raise BadSyntax("field line")
-        name = match[1].decode("ascii").lower()
-        if name in seen and name in _ONCE:
+def _parse_fields(raw: bytes) -> Headers:
+    """Field lines, each with its line end, as values by lower-case name.  Raises: BadSyntax."""
+    text = raw.decode("latin-1")
+    if not _FIELD_LINES.fullmatch(text):
+        raise BadSyntax("field line")
+    headers: dict[str, str] = {}
+    for given, value in _FIELD.findall(text):
+        name = given.lower()
+        if name in headers and name in _ONCE:
             raise BadSyntax("field given twice")
-        seen.add(name)
-        headers.append((name, match[2].strip(b" \t").decode("latin-1")))
-    return tuple(headers)
+        before = f"{headers[name]}, " if name in headers else ""  # RFC 9110 §5.3
+        headers[name] = before + value.strip(" \t")
+    return headers
 
 
 def _framing_of(headers: Headers, is_http_1_0: bool) -> Framing | None:
     """The body's framing as the fields say it; None where they say nothing."""
-    length = header_of(headers, "content-length")
-    coding = header_of(headers, "transfer-encoding")
+    length = headers.get("content-length")
+    coding = headers.get("transfer-encoding")
     if coding is not None:
         if length is not None or coding.lower() != "chunked" or is_http_1_0:
             raise BadSyntax("transfer-encoding")
@@ -1221,8 +1218,7 @@ def _framing_of(headers: Headers, is_http_1_0: bool) -> Framing | None:
 
 def _options(headers: Headers) -> set[str]:
     """What the Connection fields list, in lower case."""
-    options = ",".join(value for name, value in headers if name == "connection").lower()
-    return {option.strip() for option in options.split(",")}
+    return {option.strip() for option in headers.get("connection", "").lower().split(",")}
 
 
 def _keeps_alive(headers: Headers, is_http_1_0: bool) -> bool:
@@ -1235,24 +1231,24 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
 
     Raises: PoolerError (bad_request, head_too_large, target_too_long).
     """
-    lines = raw[:-4].split(b"\r\n")
-    if len(lines[0].partition(b" ")[2]) > limits.target_bytes_max + len(b" HTTP/1.1"):
+    line, _, fields = raw[:-2].partition(b"\r\n")
+    if len(line.partition(b" ")[2]) > limits.target_bytes_max + len(b" HTTP/1.1"):
         raise PoolerError("target_too_long")
-    start = _REQUEST_LINE.fullmatch(lines[0])
+    start = _REQUEST_LINE.fullmatch(line)
     if start is None:
         raise PoolerError("bad_request")
-    if len(lines) - 1 > limits.head_fields_max:
+    if fields.count(b"\n") > limits.head_fields_max:
         raise PoolerError("head_too_large")
     is_http_1_0 = start[1] == b"0"
     try:
-        headers = _parse_fields(lines[1:])
+        headers = _parse_fields(fields)
         framing = _framing_of(headers, is_http_1_0) or NO_BODY
-        field_value = header_of(headers, "host")
+        field_value = headers.get("host")
         host = _HOST_FIELD.fullmatch(field_value or "")
         if host is None and not (is_http_1_0 and field_value is None):
             raise BadSyntax("host")
         parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw))
-        parser.receive_data(raw)
+        parser.receive_data(b"".join((line, b"\r\n", *_READ_BY_H11.findall(fields), b"\r\n")))
         event = parser.next_event()
     except (BadSyntax, h11.RemoteProtocolError):
         raise PoolerError("bad_request") from None
@@ -1264,12 +1260,12 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
 
 def parse_response_head(raw: bytes) -> ResponseHead:
     """An upstream's response head, as strict as ours.  Raises: BadSyntax."""
-    lines = raw[:-4].split(b"\r\n")
-    start = _STATUS_LINE.fullmatch(lines[0])
+    line, _, fields = raw[:-2].partition(b"\r\n")
+    start = _STATUS_LINE.fullmatch(line)
     if start is None:
         raise BadSyntax("status line")
     status, is_http_1_0 = int(start[2]), start[1] == b"0"
-    headers = _parse_fields(lines[1:])
+    headers = _parse_fields(fields)
     framing = _framing_of(headers, is_http_1_0)
     if status < 200 or status in {204, 304}:
         framing = NO_BODY
@@ -1328,7 +1324,7 @@ class ChunkReader:
         if _BARE_LF.search(section, 0, end if end >= 0 else len(section)):
             raise BadSyntax("trailer")
         if end >= 0:
-            _parse_fields(section[2:end].split(b"\r\n") if end else ())
+            _parse_fields(section[2 : end + 2])
             self.rest = section[end + 4 :]
             self.is_done = True
 
@@ -1386,7 +1382,7 @@ def upgrade_head(head: RequestHead) -> bytes:
     Raises: PoolerError (websocket_unsupported, bad_request).
     """
     names = ("upgrade", "sec-websocket-version", "sec-websocket-key")
-    upgrade, version, key = (header_of(head.headers, name) or "" for name in names)
+    upgrade, version, key = (head.headers.get(name, "") for name in names)
     is_upgrade = upgrade.lower() == "websocket" and "upgrade" in _options(head.headers)
     if not is_upgrade or head.is_http_1_0 or version != "13":
         raise PoolerError("websocket_unsupported")
@@ -1400,8 +1396,8 @@ def upgrade_head(head: RequestHead) -> bytes:
 def is_upgraded(head: ResponseHead, key: str) -> bool:
     """Whether an upstream has agreed to the upgrade asked for with `key`, and to no more."""
     digest = hashlib.sha1(f"{key}{_WEBSOCKET_GUID}".encode(), usedforsecurity=False).digest()
-    is_known = header_of(head.headers, "sec-websocket-accept") == base64.b64encode(digest).decode()
-    is_upgrade = (header_of(head.headers, "upgrade") or "").lower() == "websocket"
+    is_known = head.headers.get("sec-websocket-accept") == base64.b64encode(digest).decode()
+    is_upgrade = head.headers.get("upgrade", "").lower() == "websocket"
     more = forwarded(head.headers, re.compile("sec-websocket-(?:extensions|protocol)"))
     return is_known and is_upgrade and "upgrade" in _options(head.headers) and not more
 
@@ -1604,7 +1600,7 @@ def read_call(
         raise PoolerError("missing_required_parameter", param="model")
     if not is_model_allowed(model, pool, key):
         raise PoolerError("model_not_found")
-    named = [header_of(headers, name) for name in SESSION_HEADERS]
+    named = [headers.get(name) for name in SESSION_HEADERS]
     candidates = (*named, body.get("prompt_cache_key"), socket_id)
     session = next((value for value in candidates if value), None)
     previous = body.get("previous_response_id")
@@ -2651,7 +2647,7 @@ class UpstreamWords(NamedTuple):
     headers: Headers
 
 
-def read_error(value: Json, headers: Headers = ()) -> UpstreamWords:
+def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
     """`{"error": {...}}`, `{"error": "text"}`, `{"detail": ...}`, or the error object itself."""
     value = _object(value)
     error = value.get("error", value)
@@ -2674,11 +2670,11 @@ def _number_of(value: Json) -> float | None:
 
 def rest_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float | None:
     """The seconds until a limit resets, as the upstream says; None without a plausible word."""
-    after = header_of(words.headers, "retry-after") or ""
+    after = words.headers.get("retry-after", "")
     candidates = [
         (_number_of(words.error.get("resets_at")) or 0) - unix_now,
         _number_of(words.error.get("resets_in_seconds")) or 0,
-        (_number_of(header_of(words.headers, "retry-after-ms")) or 0) / 1000,
+        (_number_of(words.headers.get("retry-after-ms")) or 0) / 1000,
         _number_of(after) or 0,
     ]
     with contextlib.suppress(ValueError, OverflowError):  # it is no date
@@ -2725,10 +2721,10 @@ def _read_window(family: str, values: Iterable[Json]) -> list[Window]:
 def read_quota_headers(headers: Headers) -> list[Window]:
     """The quota windows in the head of an answer, a refusal's too."""
     found: list[Window] = []
-    for name, _ in headers:
+    for name in headers:
         if match := _QUOTA_HEADER.fullmatch(name):
             stem = name.removesuffix(_WINDOW_FIELDS[0])
-            values = [header_of(headers, stem + part) for part in _WINDOW_FIELDS]
+            values = [headers.get(stem + part) for part in _WINDOW_FIELDS]
             found += _read_window(match[1].replace("-", "_"), values)
     return found
 
@@ -2775,7 +2771,7 @@ def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
     if words.code == SPENT_CODE:
         return Action.REOPEN, Effect.NONE
     # The limit that fired may have windows of its own, beside those of the plan.
-    active = (header_of(words.headers, "x-codex-active-limit") or "").lower().replace("-", "_")
+    active = words.headers.get("x-codex-active-limit", "").lower().replace("-", "_")
     families = {window.family for window in read_quota_headers(words.headers)}
     is_of_a_model = active in families - {PLAN_FAMILY}
     action, effect = _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
@@ -2804,8 +2800,8 @@ def judge_answer(
     value = _parsed(body)
     words = read_error(value, headers)
     reason = f"{status} {words.code}".strip()
-    content_type = (header_of(headers, "content-type") or "").lower()
-    is_blocked = header_of(headers, "cf-mitigated") is not None or "html" in content_type
+    content_type = headers.get("content-type", "").lower()
+    is_blocked = headers.get("cf-mitigated") is not None or "html" in content_type
     if status < 400 or (status == 403 and is_blocked):
         error = PoolerError("upstream_blocked" if status == 403 else "upstream_invalid_response")
         return Fault(reason, Action.RETURN, Effect.NONE, error)
@@ -3734,7 +3730,7 @@ def explain(
     Raises: PoolerError (model_not_found).
     """
     nobody = Key(pool=pool.name, name="", concurrent=1)
-    call = read_call(CallKind.RESPONSES, {"model": model}, (), pool, nobody)
+    call = read_call(CallKind.RESPONSES, {"model": model}, NO_FIELDS, pool, nobody)
     if session:  # of any key; the first one that is known
         pins = [digest_parts(pool.name, key.name, "session", session) for key in pool.keys]
         pinned = [pin for pin in pins if pin in roster.pins] or pins
@@ -4360,9 +4356,9 @@ class ClientConnection(Connection):
         """
         if (head.framing.length or 0) > limits.body_bytes_max:
             raise PoolerError("request_too_large")
-        coding = (header_of(head.headers, "content-encoding") or "identity").lower()
+        coding = head.headers.get("content-encoding", "identity").lower()
         decoder = None if coding == "identity" else BodyDecoder(coding, limits)
-        if header_of(head.headers, "expect") and not head.is_http_1_0 and not self.buffer:
+        if head.headers.get("expect") and not head.is_http_1_0 and not self.buffer:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
         pieces: list[bytes] = []
         encoded: list[bytes] = []
@@ -5309,7 +5305,7 @@ class Attempt:
     scanner: EventScanner = field(init=False)  # of a unary answer: what would have been its sums
     translator: ResponsesAnswer | None = None  # None: an answer is passed on as it came
     status: int = 0
-    headers: Headers = ()
+    headers: Headers = field(init=False)
     body: bytes = b""  # not sent yet: whole events, or all of a unary answer
     event_deadline: float = math.inf
     whole_deadline: float = math.inf  # of an answer that is collected
@@ -5437,7 +5433,7 @@ class Attempt:
             self.note_quota(read_quota_headers(head.headers))
         if not 200 <= head.status < 300:
             raise UpstreamFailed(await self.read_refusal(deadline))
-        if (header_of(head.headers, "content-encoding") or "identity").lower() != "identity":
+        if head.headers.get("content-encoding", "identity").lower() != "identity":
             raise BadSyntax("content-encoding")
         if self.is_streamed:
             self.event_deadline = deadline
@@ -5547,7 +5543,7 @@ class Attempt:
         roster = exchange.server.roster
         roster.note_served(call, self.account, trio.current_time())
         if call.is_native:
-            state = header_of(self.headers, TURN_STATE)
+            state = self.headers.get(TURN_STATE)
             roster.note_made(self.account, call, TURN_STATE, state)
         headers = forwarded(
             self.headers, NATIVE_TO_CLIENT if call.is_native else FORWARDED_TO_CLIENT
@@ -5616,7 +5612,7 @@ class Attempt:
 
     async def start_events(self, headers: list[Field]) -> None:
         """Commit: the head of a stream, and what has been held."""
-        if "event-stream" not in (header_of(tuple(headers), "content-type") or ""):
+        if "event-stream" not in (dict(headers).get("content-type", "")):
             headers = [pair for pair in headers if pair[0] != "content-type"]
             headers.append(("content-type", "text/event-stream; charset=utf-8"))
         headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
@@ -5974,14 +5970,14 @@ class UpstreamSocket(UpstreamConnection):
         self.first = [await self.receive_message()]
         while '"codex.' in self.first[-1][:32] and len(self.first) < limits.handshake_events_max:
             self.first.append(await self.receive_message())
-        self.head = ResponseHead(200, (), NO_BODY, keeps_alive=True)
+        self.head = ResponseHead(200, NO_FIELDS, NO_BODY, keeps_alive=True)
         value = _parsed(self.first[-1].encode()) if '"error"' in self.first[-1] else {}
         status = value.get("status") or value.get("status_code")
         if value.get("type") == "error" and isinstance(status, int) and 400 <= status < 600:
             given = _object(value.get("headers")).items()
-            headers = [(name.lower(), text) for name, text in given if isinstance(text, str)]
-            headers.append(("content-type", "application/json"))
-            self.head = ResponseHead(status, tuple(headers), NO_BODY, keeps_alive=True)
+            headers = {name.lower(): text for name, text in given if isinstance(text, str)}
+            headers["content-type"] = "application/json"
+            self.head = ResponseHead(status, headers, NO_BODY, keeps_alive=True)
             self.is_spent = SPENT_CODE in self.first[-1]
         return self.head
 
@@ -6540,7 +6536,7 @@ class Server(Shared):
 
     def check_expectation(self, head: RequestHead) -> None:
         """Raises: PoolerError (expectation_failed)."""
-        if (header_of(head.headers, "expect") or "100-continue").lower() != "100-continue":
+        if head.headers.get("expect", "100-continue").lower() != "100-continue":
             raise PoolerError("expectation_failed")
 
     def check_caller(self, config: Config, head: RequestHead) -> None:
@@ -6549,7 +6545,7 @@ class Server(Shared):
         if config.hosts is not None and host is not None and host not in config.hosts:
             hint = f'If it is meant, add "{host[:253]}" to hosts in pools.json.'
             raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
-        origin = header_of(head.headers, "origin")
+        origin = head.headers.get("origin")
         if origin is not None and origin.lower() not in config.allowed_origins:
             raise PoolerError("origin_not_allowed")
 
@@ -6592,7 +6588,7 @@ class Server(Shared):
         self, exchange: Exchange, head: RequestHead, key: Key, route: Route
     ) -> None:
         """Read the body, and judge it.  Raises: PoolerError, ClientGone."""
-        content_type = (header_of(head.headers, "content-type") or "").partition(";")[0]
+        content_type = head.headers.get("content-type", "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise PoolerError("unsupported_media_type")
         self.check_expectation(head)
@@ -6665,7 +6661,7 @@ class Server(Shared):
         if route is Route.METRICS:
             text = metrics_text(shown)
             kind = "text/plain; version=0.0.4; charset=utf-8"
-        elif "application/json" in (header_of(head.headers, "accept") or ""):
+        elif "application/json" in head.headers.get("accept", ""):
             text, kind = json.dumps(show_admin(shown)), "application/json"
         else:
             text, kind = admin_page(show_admin(shown)), "text/html; charset=utf-8"
@@ -6683,12 +6679,9 @@ class Server(Shared):
         read = functools.partial(exchange.connection.read_body, head, bounded, self.bodies)
         exchange.body, exchange.encoded = await exchange.bounded(math.inf, read)
         exchange.closes = False
-        fields: dict[str, str] = {}
-        for name, value in head.headers:  # one given twice must not hide the other
-            fields[name] = f"{fields[name]}, {value}" if name in fields else value
         status, headers, body = await self.mcp.answer(
             head.method,
-            fields,
+            head.headers,
             exchange.body,
             operator=operator.name,
             snapshot=lambda: snapshot(self.state()),

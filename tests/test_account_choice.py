@@ -72,7 +72,7 @@ class Scene:
             headers = [("session-id", session)]
         body = {"model": "m1", "store": False} | body
         where = self.config.pools[pool]
-        return read_call(CallKind.RESPONSES, body, tuple(headers), where, self.key(key, pool))
+        return read_call(CallKind.RESPONSES, body, dict(headers), where, self.key(key, pool))
 
     def account(self, name: str) -> Account:
         return self.config.accounts[name]
@@ -89,7 +89,7 @@ class Scene:
     def fault(self, status: int, seconds: float = 0.0) -> Fault:
         headers = [JSON_HEAD, ("retry-after", f"{seconds:g}")] if seconds else [JSON_HEAD]
         body = NO_MODEL if status in {400, 404} else b"{}"
-        return judge_answer(status, tuple(headers), body, UNIX_START, self.config.limits)
+        return judge_answer(status, dict(headers), body, UNIX_START, self.config.limits)
 
     def serves(self, name: str, call: Call, now: float = 0.0) -> None:
         """One whole, successful request of a session."""
@@ -172,7 +172,7 @@ def test_the_right_account_is_chosen(
 def test_a_fault_of_the_request_is_not_the_account_s(status: int) -> None:
     scene = Scene()
     body = b'{"error": {"message": "no", "code": "bad", "param": "input"}}'
-    fault = judge_answer(status, (JSON_HEAD,), body, UNIX_START, scene.config.limits)
+    fault = judge_answer(status, dict([JSON_HEAD]), body, UNIX_START, scene.config.limits)
     scene.roster.note_fault(scene.account("a"), fault, "m1", 0)
     assert scene.order() == "abc"
 
@@ -616,7 +616,7 @@ def test_whatever_an_upstream_says_is_understood_as_something(
     limits = scene.config.limits
     event = value if isinstance(value, dict) else {"error": value}
     faults = [
-        judge_answer(status, tuple(headers), json.dumps(value).encode(), UNIX_START, limits),
+        judge_answer(status, dict(headers), json.dumps(value).encode(), UNIX_START, limits),
         judge_event(event, UNIX_START, limits),
     ]
     for fault in filter(None, faults):

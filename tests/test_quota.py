@@ -148,7 +148,7 @@ FULL_HEAD: Final = head(
 def test_windows_are_read_from_headers(
     headers: Sequence[tuple[str, str]], expected: Sequence[Window]
 ) -> None:
-    assert read_quota_headers(tuple(headers)) == expected
+    assert read_quota_headers(dict(headers)) == expected
 
 
 PRIMARY: Final = {"used_percent": 62, "window_minutes": 300, "reset_at": SOON}
@@ -668,7 +668,7 @@ def test_whatever_is_said_no_account_rests_beyond_reason_or_serves_at_rest(
     for now, (is_head, parts, strange) in enumerate(said):
         read_quota_event({"rate_limits": strange, "limit_name": strange})
         event = as_event(parts, strange)
-        found = read_quota_headers(as_headers(parts)) if is_head else read_quota_event(event)
+        found = read_quota_headers(dict(as_headers(parts))) if is_head else read_quota_event(event)
         assert all(0 <= one.used_percent <= 100 for one in found)
         scene.tell("a", *found, now=now)
         assert health.rests_until <= now + scene.config.limits.reset_seconds_max
