@@ -1059,7 +1059,7 @@ def is_key_usable(key: Key, unix_now: float) -> bool:
 # One table.  A path is compared as it came: no decoding, no normalising, no trailing slash.
 
 
-class Route(enum.Enum):
+class Route(enum.StrEnum):
     HEALTH = "healthz"
     READY = "readyz"
     MODELS = "models"
@@ -2923,7 +2923,7 @@ class Health:
     lacks_websocket_until: float = 0.0
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
     catalogue: Mapping[str, Model] | None = None  # its /models
-    catalogue_at: float = -math.inf
+    catalogue_until: float = -math.inf  # until then it is good enough
     has_login: bool = True  # of a codex account: its login can serve
     login: bytes = b""  # the digest of its file
 
@@ -2933,7 +2933,7 @@ class Health:
         if digest == self.login:
             return
         self.login = digest
-        self.catalogue_at = -math.inf
+        self.catalogue_until = -math.inf
         if self.phase is Phase.REFUSED:
             self.enter(Phase.READY, now)
 
@@ -3393,7 +3393,7 @@ def _key_limit(what: str, seconds: int) -> PoolerError:
 # Nothing that a client typed but the model's name, cut and cleaned.
 
 
-@dataclass(slots=True)
+@dataclass
 class Record:
     """One request, filled in while it is served; the log shows it field by field."""
 
@@ -3416,8 +3416,7 @@ class Record:
     transport: str = "http"  # or sse, websocket
 
     def as_object(self) -> dict[str, Json]:
-        shown = {name: getattr(self, name) for name in self.__slots__}
-        return shown | {"tokens": self.tokens and self.tokens._asdict()}
+        return {**vars(self), "tokens": self.tokens and self.tokens._asdict()}
 
 
 def tokens_spent(entry: Mapping[str, Json]) -> Mapping[str, int]:
@@ -4439,11 +4438,14 @@ Dial = Callable[[BaseUrl, ssl.SSLContext | None], Awaitable[trio.abc.Stream]]
 Log = Callable[[str, str, Mapping[str, Json]], None]
 
 
+_encode: Final = json.JSONEncoder(check_circular=False).encode  # made once; no ring is logged
+
+
 def log_line(level: str, event: str, fields: Mapping[str, Json]) -> None:
     """One JSON line on stderr.  A closed stderr must not fail a request."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     with contextlib.suppress(OSError, ValueError):
-        line = json.dumps({"at": now, "level": level, "event": event, **fields})
+        line = _encode({"at": now, "level": level, "event": event, **fields})
         sys.stderr.write(line + "\n")
 
 
@@ -5094,6 +5096,7 @@ class Exchange:
     connection: ClientConnection
     record: Record
     config: Config  # a reload does not change that of a request under way
+    limits: Limits = field(init=False)
     began_at: float = field(default_factory=trio.current_time)
     head: RequestHead | None = None
     call: Call | None = None
@@ -5112,9 +5115,8 @@ class Exchange:
 
     CARRIED: ClassVar[Sequence[str]] = ()  # fields that a translated body keeps as they came
 
-    @property
-    def limits(self) -> Limits:
-        return self.config.limits
+    def __post_init__(self) -> None:
+        self.limits = self.config.limits
 
     @property
     def stop_code(self) -> str:
@@ -6493,11 +6495,11 @@ class Server(Shared):
         route, model = find_route(head.path, exchange.config.base_path)
         is_known = head.method in {"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"}
         exchange.record.method = head.method if is_known else "other"
-        exchange.record.route = route.value
+        exchange.record.route = route
         exchange.closes = head.framing != NO_BODY
         if head.method == "OPTIONS" or route is Route.NOTHING:
             raise PoolerError("not_found")
-        if route in {Route.HEALTH, Route.READY}:
+        if route is Route.HEALTH or route is Route.READY:
             self.check_method(head, route)
             is_down = route is Route.READY and self.is_draining
             body = json.dumps({"status": "draining" if is_down else "ok"}).encode()
@@ -6516,7 +6518,7 @@ class Server(Shared):
         self.check_method(head, route)
         if route in CALLS:
             await self.read_post(exchange, head, key, route)
-        elif route in {Route.USAGE, Route.CODEX_USAGE}:
+        elif route is Route.USAGE or route is Route.CODEX_USAGE:
             await self.serve_usage(exchange, pool, key, route)
         elif route is Route.CODEX_MODELS or (pool.has_codex and "client_version=" in head.query):
             self.want_catalogues(pool)
@@ -6605,7 +6607,7 @@ class Server(Shared):
     def admit(self, exchange: Exchange, key: Key) -> None:
         """Count a call in.  Raises: PoolerError (key_limit_reached)."""
         use = self.uses.setdefault((key.pool, key.name), KeyUse())
-        use.admit(key, trio.current_time(), self.unix_now())
+        use.admit(key, exchange.began_at, self.unix_now())
         exchange.use = use
 
     async def judge_call(
@@ -6823,7 +6825,7 @@ class Server(Shared):
         """Raises: PoolerError."""
         record, client = turn.record, turn.socket
         record.method, record.pool, record.key = "GET", key.pool, key.name
-        record.route = (Route.CODEX_RESPONSES if client.native_path else Route.RESPONSES).value
+        record.route = Route.CODEX_RESPONSES if client.native_path else Route.RESPONSES
         self.admit(turn, key)
         path = client.native_path
         await self.judge_call(turn, client.request_head, key, CallKind.RESPONSES, path)
@@ -6838,15 +6840,17 @@ class Server(Shared):
 
     # Services.
 
+    def is_catalogue_old(self, account: Account) -> bool:
+        """Whether the account's model list is to be asked for."""
+        is_asked = (account.models is None or account.is_codex) and not account.paused
+        health = self.roster.health.get(account.name) if is_asked else None
+        return health is not None and health.catalogue_until <= trio.current_time()
+
     def want_catalogues(self, pool: Pool) -> None:
         """Ask for the accounts' model lists in the background, if they are old."""
         self.look_at_logins(pool)
-        horizon = trio.current_time() - CATALOGUE_SECONDS
-        for account in pool.accounts:
-            health = self.roster.health.get(account.name)
-            is_asked = account.models is None or account.is_codex
-            if is_asked and health is not None and health.catalogue_at < horizon:
-                self.catalogues_wanted.set()
+        if any(map(self.is_catalogue_old, pool.accounts)):
+            self.catalogues_wanted.set()
 
     async def keep_catalogues(self) -> Never:
         """Read the model list of every account that has none configured, when wanted."""
@@ -6854,18 +6858,13 @@ class Server(Shared):
             self.catalogues_wanted = trio.Event()
             for pool in self.config.pools.values():
                 self.look_at_logins(pool)
-            for account in list(self.config.accounts.values()):
-                health = self.roster.health.get(account.name)
-                now = trio.current_time()
-                is_asked = account.models is None or account.is_codex
-                if health is None or not is_asked or account.paused:
-                    continue
-                if health.catalogue_at < now - CATALOGUE_SECONDS:
-                    health.catalogue_at = now
-                    found = await self.read_catalogue(account)
-                    health.catalogue = found or health.catalogue
-                    if found is None:
-                        health.catalogue_at = now - CATALOGUE_SECONDS + CATALOGUE_PAUSE_SECONDS
+            for account in filter(self.is_catalogue_old, list(self.config.accounts.values())):
+                health = self.roster.health[account.name]
+                health.catalogue_until = trio.current_time() + CATALOGUE_SECONDS
+                found = await self.read_catalogue(account)
+                health.catalogue = found or health.catalogue
+                if found is None:
+                    health.catalogue_until = trio.current_time() + CATALOGUE_PAUSE_SECONDS
             await self.catalogues_wanted.wait()
 
     async def read_catalogue(self, account: Account) -> Mapping[str, Model] | None:
