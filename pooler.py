@@ -464,17 +464,16 @@ def _parsed(raw: bytes) -> dict[str, Json]:
 
 def _claims(token: Json) -> dict[str, Json]:
     """The payload of a JWT, or nothing."""
-    parts = token.split(".") if isinstance(token, str) else []
-    try:
-        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+    try:  # more padding than is missing does no harm
+        return _parsed(base64.urlsafe_b64decode(str(token).split(".")[1] + "=="))
     except (ValueError, IndexError):
         return {}
-    return _parsed(payload)
 
 
 def _first_text(pattern: re.Pattern[str], *candidates: Json) -> str | None:
-    texts = [text for text in candidates if isinstance(text, str) and pattern.fullmatch(text)]
-    return texts[0] if texts else None
+    return next(
+        (one for one in candidates if isinstance(one, str) and pattern.fullmatch(one)), None
+    )
 
 
 def parse_auth_file(raw: bytes) -> Credentials:
@@ -1594,7 +1593,7 @@ def read_call(
         raise PoolerError("model_not_found")
     named = [header_of(headers, name) for name in SESSION_HEADERS]
     candidates = (*named, body.get("prompt_cache_key"), socket_id)
-    session = next((value for value in candidates if value), None)
+    session = next((str(value)[:SESSION_CHARS_MAX] for value in candidates if value), "")
     previous = body.get("previous_response_id")
     scope = (pool.name, key.name)
     return Call(
@@ -1605,9 +1604,7 @@ def read_call(
         model=pool.aliases.get(model, model),
         is_stream=bool(socket_id) or body.get("stream") is True,
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
-        session=digest_parts(*scope, "session", str(session)[:SESSION_CHARS_MAX])
-        if session
-        else None,
+        session=digest_parts(*scope, "session", session) if session else None,
         response=digest_parts(*scope, "response", str(previous)) if previous else None,
         path=native_path or kind.value,
         is_native=bool(native_path),
@@ -1703,11 +1700,9 @@ def _make_decoder(coding: str) -> tuple[Any, tuple[type[Exception], ...]]:
         return zlib.decompressobj(_ZLIB_BITS[coding]), (zlib.error,)
     if coding == "zstd":
         for name in ("compression.zstd", "backports.zstd"):  # Python 3.14; its back-port
-            try:
+            with contextlib.suppress(ImportError):
                 module = importlib.import_module(name)
-            except ImportError:
-                continue
-            return module.ZstdDecompressor(), (module.ZstdError, EOFError)
+                return module.ZstdDecompressor(), (module.ZstdError, EOFError)
     raise PoolerError("unsupported_content_encoding")
 
 
