@@ -908,7 +908,8 @@ class _Loader:
         found.setdefault("websocket", kind == "codex" or url.host == "api.openai.com")
         found.setdefault("concurrent", limits.account_streams_max)
         found.setdefault("first_event_seconds", limits.first_event_seconds_max)
-        text, found["api_key"] = found.get("api_key", "none"), Secret("")
+        text = found.get("api_key", "none")
+        found["api_key"] = Secret("")
         with self.at(f"{path}.api_key"):
             if "<" in text or text.startswith("sha256:"):
                 raise ValueError("must be the real key, {env:NAME} or {file:PATH}")
@@ -1244,8 +1245,10 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
     except (BadSyntax, h11.RemoteProtocolError):
         raise PoolerError("bad_request") from None
     assert isinstance(event, h11.Request)
-    method, (path, _, query) = event.method.decode(), event.target.decode().partition("?")
-    name, keeps_alive = host and host[1].lower(), _keeps_alive(headers, is_http_1_0)
+    method = event.method.decode()
+    path, _, query = event.target.decode().partition("?")
+    name = host[1].lower() if host else None
+    keeps_alive = _keeps_alive(headers, is_http_1_0)
     return RequestHead(method, path, query, name, is_http_1_0, headers, framing, keeps_alive)
 
 
@@ -1255,7 +1258,8 @@ def parse_response_head(raw: bytes) -> ResponseHead:
     start = _STATUS_LINE.fullmatch(lines[0])
     if start is None:
         raise BadSyntax("status line")
-    status, is_http_1_0 = int(start[2]), start[1] == b"0"
+    status = int(start[2])
+    is_http_1_0 = start[1] == b"0"
     headers = _parse_fields(lines[1:])
     framing = _framing_of(headers, is_http_1_0)
     if status < 200 or status in {204, 304}:
@@ -1308,15 +1312,14 @@ class ChunkReader:
 
     def _read_trailer(self) -> None:
         # The end of the last size line is as good as the end of a field line before.
-        section = b"\r\n" + self.rest
-        end = section.find(b"\r\n\r\n")
-        if len(section) > TRAILER_BYTES_MAX + 3 and not 0 <= end <= TRAILER_BYTES_MAX:
+        section, end, rest = (b"\r\n" + self.rest).partition(b"\r\n\r\n")
+        if len(section) > TRAILER_BYTES_MAX + (0 if end else len(b"\r\n\r")):
             raise BadSyntax("trailer too large")
-        if _BARE_LF.search(section, 0, end if end >= 0 else len(section)):
+        if _BARE_LF.search(section):
             raise BadSyntax("trailer")
-        if end >= 0:
-            _parse_fields(section[2:end].split(b"\r\n") if end else ())
-            self.rest = section[end + 4 :]
+        if end:
+            _parse_fields(section.split(b"\r\n")[1:])
+            self.rest = rest
             self.is_done = True
 
 
@@ -1625,7 +1628,7 @@ def replace_model(body: bytes, model: str) -> bytes:
     """`body` with another value of its top-level "model"; every other byte stays.
 
     `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
-    Raises: PoolerError (invalid_json), where the name is written with escapes; nobody does.
+    Where that name is written with escapes, as nobody does, the whole is written anew.
     """
     depth = at = 0
     for member in _MODEL_MEMBER.finditer(body):
@@ -1635,7 +1638,7 @@ def replace_model(body: bytes, model: str) -> bytes:
         at = member.end()
         if depth == 1:
             return body[: member.start(1)] + json.dumps(model).encode() + body[at:]
-    raise PoolerError("invalid_json", "The name of a request's model must be without escapes.")
+    return dump_json(json.loads(body) | {"model": model})
 
 
 def dump_json(value: Json) -> bytes:
