@@ -465,17 +465,16 @@ def _parsed(raw: bytes) -> dict[str, Json]:
 
 def _claims(token: Json) -> dict[str, Json]:
     """The payload of a JWT, or nothing."""
-    parts = token.split(".") if isinstance(token, str) else []
-    try:
-        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+    try:  # more padding than is missing does no harm
+        return _parsed(base64.urlsafe_b64decode(str(token).split(".")[1] + "=="))
     except (ValueError, IndexError):
         return {}
-    return _parsed(payload)
 
 
 def _first_text(pattern: re.Pattern[str], *candidates: Json) -> str | None:
-    texts = [text for text in candidates if isinstance(text, str) and pattern.fullmatch(text)]
-    return texts[0] if texts else None
+    return next(
+        (one for one in candidates if isinstance(one, str) and pattern.fullmatch(one)), None
+    )
 
 
 def parse_auth_file(raw: bytes) -> Credentials:
@@ -914,7 +913,8 @@ class _Loader:
         found.setdefault("websocket", kind == "codex" or url.host == "api.openai.com")
         found.setdefault("concurrent", limits.account_streams_max)
         found.setdefault("first_event_seconds", limits.first_event_seconds_max)
-        text, found["api_key"] = found.get("api_key", "none"), Secret("")
+        text = found.get("api_key", "none")
+        found["api_key"] = Secret("")
         with self.at(f"{path}.api_key"):
             if "<" in text or text.startswith("sha256:"):
                 raise ValueError("must be the real key, {env:NAME} or {file:PATH}")
@@ -1131,11 +1131,12 @@ def find_route(path: str, base_path: str) -> tuple[Route, str]:
 _TOKEN: Final = rb"[!#$%&'*+\-.^`|~\w]"
 _REQUEST_LINE: Final = re.compile(_TOKEN + rb"{1,16} /[\w\-.~!$&'()*+,;=:@%/?]* HTTP/1\.([01])")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_FIELD_LINES: Final = re.compile(rf"(?a:{_TOKEN.decode()}+:[\t\x20-\x7e\x80-\xff]*\r\n)*")
-_FIELD: Final = re.compile(r"([^:]+):(.*)\r\n")  # of lines that are in order
+# Each field line with the line end before it.
+_FIELD_LINES: Final = re.compile(rf"(?a:\r\n{_TOKEN.decode()}+:[\t\x20-\x7e\x80-\xff]*)*")
+_FIELD: Final = re.compile(r"\r\n([^:]+):([^\r]*)")  # of lines that are in order
 # What decides how a message is read; h11 need not see the others, of which there may be many.
 _READ_BY_H11: Final = re.compile(
-    rb"(?im)^(?:connection|content-length|expect|host|transfer-encoding|upgrade):.*\n"
+    rb"(?i)\r\n(?:connection|content-length|expect|host|transfer-encoding|upgrade):[^\r]*"
 )
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,14}")
@@ -1187,7 +1188,7 @@ class ResponseHead:
 
 
 def _parse_fields(raw: bytes) -> Headers:
-    """Field lines, each with its line end, as values by lower-case name.  Raises: BadSyntax."""
+    """Field lines, each after a line end, as values by lower-case name.  Raises: BadSyntax."""
     text = raw.decode("latin-1")
     if not _FIELD_LINES.fullmatch(text):
         raise BadSyntax("field line")
@@ -1231,7 +1232,8 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
 
     Raises: PoolerError (bad_request, head_too_large, target_too_long).
     """
-    line, _, fields = raw[:-2].partition(b"\r\n")
+    line = raw.partition(b"\r\n")[0]
+    fields = raw[len(line) : -4]
     if len(line.partition(b" ")[2]) > limits.target_bytes_max + len(b" HTTP/1.1"):
         raise PoolerError("target_too_long")
     start = _REQUEST_LINE.fullmatch(line)
@@ -1248,24 +1250,26 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
         if host is None and not (is_http_1_0 and field_value is None):
             raise BadSyntax("host")
         parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw))
-        parser.receive_data(b"".join((line, b"\r\n", *_READ_BY_H11.findall(fields), b"\r\n")))
+        parser.receive_data(b"".join((line, *_READ_BY_H11.findall(fields), b"\r\n\r\n")))
         event = parser.next_event()
     except (BadSyntax, h11.RemoteProtocolError):
         raise PoolerError("bad_request") from None
     assert isinstance(event, h11.Request)
-    method, (path, _, query) = event.method.decode(), event.target.decode().partition("?")
-    name, keeps_alive = host and host[1].lower(), _keeps_alive(headers, is_http_1_0)
+    method = event.method.decode()
+    path, _, query = event.target.decode().partition("?")
+    name = host[1].lower() if host else None
+    keeps_alive = _keeps_alive(headers, is_http_1_0)
     return RequestHead(method, path, query, name, is_http_1_0, headers, framing, keeps_alive)
 
 
 def parse_response_head(raw: bytes) -> ResponseHead:
     """An upstream's response head, as strict as ours.  Raises: BadSyntax."""
-    line, _, fields = raw[:-2].partition(b"\r\n")
+    line = raw.partition(b"\r\n")[0]
     start = _STATUS_LINE.fullmatch(line)
     if start is None:
         raise BadSyntax("status line")
     status, is_http_1_0 = int(start[2]), start[1] == b"0"
-    headers = _parse_fields(fields)
+    headers = _parse_fields(raw[len(line) : -4])
     framing = _framing_of(headers, is_http_1_0)
     if status < 200 or status in {204, 304}:
         framing = NO_BODY
@@ -1317,15 +1321,14 @@ class ChunkReader:
 
     def _read_trailer(self) -> None:
         # The end of the last size line is as good as the end of a field line before.
-        section = b"\r\n" + self.rest
-        end = section.find(b"\r\n\r\n")
-        if len(section) > TRAILER_BYTES_MAX + 3 and not 0 <= end <= TRAILER_BYTES_MAX:
+        section, end, rest = (b"\r\n" + self.rest).partition(b"\r\n\r\n")
+        if len(section) > TRAILER_BYTES_MAX + (0 if end else len(b"\r\n\r")):
             raise BadSyntax("trailer too large")
-        if _BARE_LF.search(section, 0, end if end >= 0 else len(section)):
+        if _BARE_LF.search(section):
             raise BadSyntax("trailer")
-        if end >= 0:
-            _parse_fields(section[2 : end + 2])
-            self.rest = section[end + 4 :]
+        if end:
+            _parse_fields(section)
+            self.rest = rest
             self.is_done = True
 
 
@@ -1602,7 +1605,7 @@ def read_call(
         raise PoolerError("model_not_found")
     named = [headers.get(name) for name in SESSION_HEADERS]
     candidates = (*named, body.get("prompt_cache_key"), socket_id)
-    session = next((value for value in candidates if value), None)
+    session = next((str(value)[:SESSION_CHARS_MAX] for value in candidates if value), "")
     previous = body.get("previous_response_id")
     scope = (pool.name, key.name)
     return Call(
@@ -1613,9 +1616,7 @@ def read_call(
         model=pool.aliases.get(model, model),
         is_stream=bool(socket_id) or body.get("stream") is True,
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
-        session=digest_parts(*scope, "session", str(session)[:SESSION_CHARS_MAX])
-        if session
-        else None,
+        session=digest_parts(*scope, "session", session) if session else None,
         response=digest_parts(*scope, "response", str(previous)) if previous else None,
         path=native_path or kind.value,
         is_native=bool(native_path),
@@ -1636,7 +1637,7 @@ def replace_model(body: bytes, model: str) -> bytes:
     """`body` with another value of its top-level "model"; every other byte stays.
 
     `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
-    Raises: PoolerError (invalid_json), where the name is written with escapes; nobody does.
+    Where that name is written with escapes, as nobody does, the whole is written anew.
     """
     depth = at = 0
     for member in _MODEL_MEMBER.finditer(body):
@@ -1646,7 +1647,7 @@ def replace_model(body: bytes, model: str) -> bytes:
         at = member.end()
         if depth == 1:
             return body[: member.start(1)] + json.dumps(model).encode() + body[at:]
-    raise PoolerError("invalid_json", "The name of a request's model must be without escapes.")
+    return dump_json(json.loads(body) | {"model": model})
 
 
 def dump_json(value: Json) -> bytes:
@@ -1711,11 +1712,9 @@ def _make_decoder(coding: str) -> tuple[Any, tuple[type[Exception], ...]]:
         return zlib.decompressobj(_ZLIB_BITS[coding]), (zlib.error,)
     if coding == "zstd":
         for name in ("compression.zstd", "backports.zstd"):  # Python 3.14; its back-port
-            try:
+            with contextlib.suppress(ImportError):
                 module = importlib.import_module(name)
-            except ImportError:
-                continue
-            return module.ZstdDecompressor(), (module.ZstdError, EOFError)
+                return module.ZstdDecompressor(), (module.ZstdError, EOFError)
     raise PoolerError("unsupported_content_encoding")
 
 

@@ -237,7 +237,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "if _BARE_LF.search(self.buffer, self.searched):", "if False:",
       "fields_once::a_bare_line_feed_is_refused_before_the_head_is_whole"),
     M("bare_lf_in_a_trailer", "Nor one of a trailer.",
-      "if _BARE_LF.search(section, 0, end if end >= 0 else len(section)):", "if False:",
+      "if _BARE_LF.search(section):", "if False:",
       "http_syntax::malformed_chunks_are_refused_at_every_cut"),
     M("two_framings", "A body has one framing.",
       'if length is not None or coding.lower() != "chunked"', 'if coding.lower() != "chunked"',
