@@ -2131,7 +2131,6 @@ _CALLS: Final[Mapping[str, tuple[str, str]]] = {
     "custom_tool_call": ("custom", "input"),
 }
 _CUSTOM_CALL: Final = "custom_tool_call"
-_CALL_OF: Final = {chat: (item, member) for item, (chat, member) in _CALLS.items()}
 # What Chat puts into an object named like the type, Responses puts beside the type.
 _NESTED: Final[Mapping[str | None, Sequence[str]]] = {
     "function": ("name", "description", "parameters", "strict"),
@@ -2166,14 +2165,11 @@ def codex_obstacle(kind: CallKind, body: Mapping[str, Json]) -> str | None:
     parts = _objects(body.get(name))
     for member in ("content", "output"):
         parts += [part for item in parts for part in _objects(item.get(member))]
-    parts += _objects([part.get("file") for part in parts])
-    return name if any(map(_is_out_of_reach, parts)) else None
-
-
-def _is_out_of_reach(part: Mapping[str, Json]) -> bool:
-    """Whether a message or one of its parts is audio, a stored file or a legacy call."""
-    is_kind = part.get("type") == "input_audio" or part.get("role") == "function"
-    return is_kind or bool(_picked(part, ("file_id", "audio", "function_call")))
+    for part in parts + _objects([part.get("file") for part in parts]):
+        is_kind = part.get("type") == "input_audio" or part.get("role") == "function"
+        if is_kind or _picked(part, ("file_id", "audio", "function_call")):
+            return name  # audio, a stored file or a legacy call
+    return None
 
 
 def _checked(value: Mapping[str, Json], name: str, kind: type | tuple[type, ...]) -> Json:
@@ -2268,11 +2264,9 @@ def _flat(nested: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _tool(tool: Mapping[str, Json]) -> dict[str, Json]:
-    flat = _flat(tool)
-    if flat.get("type") == "function" and "function" in tool:  # the defaults of Chat
-        flat.setdefault("parameters", {"type": "object", "properties": {}})
-        flat.setdefault("strict", False)
-    return flat
+    is_chat = tool.get("type") == "function" and "function" in tool
+    defaults = {"parameters": {"type": "object", "properties": {}}, "strict": False}
+    return (defaults if is_chat else {}) | _flat(tool)
 
 
 def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
@@ -2329,8 +2323,8 @@ def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
 
 
 def _call_item(call: Mapping[str, Json]) -> dict[str, Json]:
-    chat = "custom" if call.get("type") == "custom" else "function"
-    kind, member = _CALL_OF[chat]
+    kind = _CUSTOM_CALL if call.get("type") == "custom" else "function_call"
+    chat, member = _CALLS[kind]
     made = _checked(call, chat, dict) or {}
     says = {name: _checked(made, name, str) or "" for name in ("name", member)}
     return {"type": kind, "call_id": _checked(call, "id", str) or "", **says}
@@ -2341,18 +2335,15 @@ def _content(holder: Mapping[str, Json], name: str, role: str | None) -> list[di
     given = _checked(holder, name, (str, list))
     if isinstance(given, str):
         is_silent = not given and role == "assistant"  # it only calls tools
-        return [] if is_silent else [_text_part(given, role)]
+        holder = {name: [] if is_silent else [{"type": "text", "text": given}]}
     return [_part(part, role) for part in _checked_list(holder, name, dict)]
-
-
-def _text_part(text: str, role: str | None) -> dict[str, Json]:
-    return {"type": "output_text" if role == "assistant" else "input_text", "text": text}
 
 
 def _part(part: Mapping[str, Json], role: str | None) -> dict[str, Json]:
     kind = _checked(part, "type", str)
     if kind in _TEXT_PARTS:
-        return _text_part(_checked(part, "text", str) or "", role)
+        said = "output_text" if role == "assistant" else "input_text"
+        return {"type": said, "text": _checked(part, "text", str) or ""}
     image = part.get("image_url")
     if kind == "image_url" and isinstance(image, dict):
         part = {"image_url": image.get("url"), **_picked(image, ("detail",))}
@@ -2363,9 +2354,8 @@ def _part(part: Mapping[str, Json], role: str | None) -> dict[str, Json]:
 
 def _is_instruction(item: Mapping[str, Json]) -> bool:
     """Whether an item is a developer's message of text alone."""
-    if item["type"] != "message" or item["role"] != "developer":
-        return False
-    return all(part["type"] == "input_text" for part in item["content"])
+    is_developer = item["type"] == "message" and item["role"] == "developer"
+    return is_developer and all(part["type"] == "input_text" for part in item["content"])
 
 
 # Events that carry text of a message -> the type of the part that it is of, and its member.
