@@ -2335,15 +2335,18 @@ def _content(holder: Mapping[str, Json], name: str, role: str | None) -> list[di
     given = _checked(holder, name, (str, list))
     if isinstance(given, str):
         is_silent = not given and role == "assistant"  # it only calls tools
-        holder = {name: [] if is_silent else [{"type": "text", "text": given}]}
+        return [] if is_silent else [_text_part(given, role)]
     return [_part(part, role) for part in _checked_list(holder, name, dict)]
+
+
+def _text_part(text: str, role: str | None) -> dict[str, Json]:
+    return {"type": "output_text" if role == "assistant" else "input_text", "text": text}
 
 
 def _part(part: Mapping[str, Json], role: str | None) -> dict[str, Json]:
     kind = _checked(part, "type", str)
     if kind in _TEXT_PARTS:
-        said = "output_text" if role == "assistant" else "input_text"
-        return {"type": said, "text": _checked(part, "text", str) or ""}
+        return _text_part(_checked(part, "text", str) or "", role)
     image = part.get("image_url")
     if kind == "image_url" and isinstance(image, dict):
         part = {"image_url": image.get("url"), **_picked(image, ("detail",))}
