@@ -47,6 +47,7 @@ import importlib
 import inspect
 import io
 import ipaddress
+import itertools
 import json
 import math
 import os
@@ -1986,7 +1987,6 @@ NATIVE_COMMENT: Final = b'data: {"type":"keepalive"}\n\n'  # Codex CLI's timer i
 # becomes chunks (§5.4).  Both sides are untrusted: a request of the wrong shape is a PoolerError,
 # an event of the wrong shape says nothing.
 
-_ENCRYPTED_REASONING: Final = "reasoning.encrypted_content"
 _ROLES: Final = frozenset({"user", "assistant", "developer"})
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 _PART_KINDS: Final = {"image_url": "input_image", "file": "input_file"}
@@ -1996,7 +1996,6 @@ _CALLS: Final[Mapping[str, tuple[str, str]]] = {
     "custom_tool_call": ("custom", "input"),
 }
 _CUSTOM_CALL: Final = "custom_tool_call"
-_CALL_OF: Final = {chat: (item, member) for item, (chat, member) in _CALLS.items()}
 # What Chat puts into an object named like the type, Responses puts beside the type.
 _NESTED: Final[Mapping[str | None, Sequence[str]]] = {
     "function": ("name", "description", "parameters", "strict"),
@@ -2031,14 +2030,11 @@ def codex_obstacle(kind: CallKind, body: Mapping[str, Json]) -> str | None:
     parts = _objects(body.get(name))
     for member in ("content", "output"):
         parts += [part for item in parts for part in _objects(item.get(member))]
-    parts += _objects([part.get("file") for part in parts])
-    return name if any(map(_is_out_of_reach, parts)) else None
-
-
-def _is_out_of_reach(part: Mapping[str, Json]) -> bool:
-    """Whether a message or one of its parts is audio, a stored file or a legacy call."""
-    is_kind = part.get("type") == "input_audio" or part.get("role") == "function"
-    return is_kind or bool(_picked(part, ("file_id", "audio", "function_call")))
+    for part in parts + _objects([part.get("file") for part in parts]):
+        is_kind = part.get("type") == "input_audio" or part.get("role") == "function"
+        if is_kind or _picked(part, ("file_id", "audio", "function_call")):
+            return name  # audio, a stored file or a legacy call
+    return None
 
 
 def _checked(value: Mapping[str, Json], name: str, kind: type | tuple[type, ...]) -> Json:
@@ -2068,27 +2064,25 @@ def to_codex(
         body = _chat_as_responses(body)
     items = _input_items(body)
     # The last item stays whatever it is: without input there is nothing to answer.
-    others = (at for at, item in enumerate(items) if not _is_instruction(item))
-    run = next(others, max(len(items) - 1, 0))
-    lifted = [part["text"] for item in items[:run] for part in item["content"]]
-    texts = (_checked(body, "instructions", str), *lifted)
+    lifted = [*itertools.takewhile(_is_instruction, items[:-1])]
+    texts = [part["text"] for item in lifted for part in item["content"]]
     tools = [_tool(tool) for tool in _checked_list(body, "tools", dict)]
     reasoning = _picked(_checked(body, "reasoning", dict) or {}, ("effort", "summary"))
     if effort := _checked(reasoning, "effort", str):
         reasoning["effort"] = _clamped(effort, efforts or _EFFORTS_ASSUMED)
-    include = _checked_list(body, "include", str)
+    include = (*_checked_list(body, "include", str), "reasoning.encrypted_content")
     choice = _checked(body, "tool_choice", (str, dict))
     is_parallel = _checked(body, "parallel_tool_calls", bool)
     made = {
         "model": model,
-        "instructions": "\n\n".join(text for text in texts if text),
-        "input": items[run:],
+        "instructions": "\n\n".join(filter(None, (_checked(body, "instructions", str), *texts))),
+        "input": items[len(lifted) :],
         "tools": tools or None,
         "tool_choice": _flat(choice) if isinstance(choice, dict) else choice,
         "parallel_tool_calls": is_parallel if tools else None,
         "reasoning": reasoning or None,
         "text": _picked(_checked(body, "text", dict) or {}, ("verbosity", "format")) or None,
-        "include": include + [_ENCRYPTED_REASONING] * (_ENCRYPTED_REASONING not in include),
+        "include": [*dict.fromkeys(include)],
         "prompt_cache_key": _checked(body, "prompt_cache_key", str),
         "service_tier": "priority" if body.get("service_tier") in ("fast", "priority") else None,
         "store": False,
@@ -2135,21 +2129,18 @@ def _flat(nested: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _tool(tool: Mapping[str, Json]) -> dict[str, Json]:
-    flat = _flat(tool)
-    if flat.get("type") == "function" and "function" in tool:  # the defaults of Chat
-        flat.setdefault("parameters", {"type": "object", "properties": {}})
-        flat.setdefault("strict", False)
-    return flat
+    is_chat = tool.get("type") == "function" and "function" in tool
+    defaults = {"parameters": {"type": "object", "properties": {}}, "strict": False}
+    return (defaults if is_chat else {}) | _flat(tool)
 
 
 def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
     """The input in the form that the upstream takes (§1.4, §4.1)."""
-    given = body.get("input")
-    if given is None:
+    if (given := body.get("input")) is None:
         raise PoolerError("missing_required_parameter", "The request has no input.", param="input")
     if isinstance(given, str):
-        given = [{"role": "user", "content": given}]
-    values = _checked_list({"input": given}, "input", dict)
+        body = {"input": [{"role": "user", "content": given}]}
+    values = _checked_list(body, "input", dict)
     if len(values) > INPUT_ITEMS_MAX:
         raise PoolerError("invalid_value", "The request has too many items.", param="input")
     items = [item for value in values for item in _items(value)]
@@ -2165,13 +2156,15 @@ def _items(value: Mapping[str, Json]) -> list[dict[str, Json]]:
     kind = _checked(value, "type", str)
     if kind in {None, "message"}:
         return _message_items(value)
+    if kind == "item_reference":
+        return []
     dropped = {"id", "internal_chat_message_metadata_passthrough"}  # the latter is Codex CLI's
     if kind.removesuffix("_output") in _CALLS:
         dropped.add("status")
     item = {name: member for name, member in value.items() if name not in dropped}
     if kind.endswith("call_output") and isinstance(item.get("output"), list):
         item["output"] = _content(item, "output", "user")
-    return [item] if kind != "item_reference" else []
+    return [item]
 
 
 def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
@@ -2195,8 +2188,8 @@ def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
 
 
 def _call_item(call: Mapping[str, Json]) -> dict[str, Json]:
-    chat = "custom" if call.get("type") == "custom" else "function"
-    kind, member = _CALL_OF[chat]
+    kind = _CUSTOM_CALL if call.get("type") == "custom" else "function_call"
+    chat, member = _CALLS[kind]
     made = _checked(call, chat, dict) or {}
     says = {name: _checked(made, name, str) or "" for name in ("name", member)}
     return {"type": kind, "call_id": _checked(call, "id", str) or "", **says}
@@ -2229,15 +2222,14 @@ def _part(part: Mapping[str, Json], role: str | None) -> dict[str, Json]:
 
 def _is_instruction(item: Mapping[str, Json]) -> bool:
     """Whether an item is a developer's message of text alone."""
-    if item["type"] != "message" or item["role"] != "developer":
-        return False
-    return all(part["type"] == "input_text" for part in item["content"])
+    is_developer = item["type"] == "message" and item["role"] == "developer"
+    return is_developer and all(part["type"] == "input_text" for part in item["content"])
 
 
-# Events that carry text of a message -> the type of the part that it is of.
-_PART_DELTAS: Final[Mapping[str, str]] = {
-    "response.output_text.delta": "output_text",
-    "response.refusal.delta": "refusal",
+# Events that carry text of a message -> the type of the part that it is of, and its member.
+_PART_DELTAS: Final[Mapping[str, tuple[str, str]]] = {
+    "response.output_text.delta": ("output_text", "text"),
+    "response.refusal.delta": ("refusal", "refusal"),
 }
 
 
@@ -2253,7 +2245,7 @@ class ResponsesAnswer:
     is_collected: bool = False  # the client waits for the whole
     response: dict[str, Json] | None = None  # that of the terminal event, once it came
     _items: dict[int, dict[str, Json]] = field(default_factory=dict)  # by output_index
-    _texts: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # part, delta
+    _texts: dict[tuple[int, str], list[str]] = field(default_factory=dict)  # index, event: deltas
     _bytes_held: int = 0
 
     def feed(self, kind: EventKind, event: bytes) -> bytes:
@@ -2280,45 +2272,42 @@ class ResponsesAnswer:
         """Keep a finished item, fill a snapshot (§4.3); whether the latter was needed."""
         response, item = value.get("response"), value.get("item")
         if kind in TERMINAL_KINDS:
-            self.response = response = response if isinstance(response, dict) else {}
+            self.response = response = _object(response)
         name = _text_at(value, "type")
-        if name == "response.output_item.done" and isinstance(item, dict):
-            self._hold(byte_count)
-            self._items[_output_index(value, len(self._items))] = item
-        elif self.is_collected and name in _PART_DELTAS:
-            self._hold(byte_count)
-            texts = self._texts.setdefault(_output_index(value, 0), [])
-            texts.append((_PART_DELTAS[name], _text_at(value, "delta")))
+        is_item = name == "response.output_item.done" and isinstance(item, dict)
+        is_text = self.is_collected and name in _PART_DELTAS
+        self._bytes_held += byte_count if is_item or is_text else 0
+        if self._bytes_held > self.bytes_max:
+            raise BadSyntax("answer too large")
+        if is_item:
+            self._items[_index_at(value, "output_index", len(self._items))] = _object(item)
+        if is_text:
+            key = (_index_at(value, "output_index", 0), name)
+            self._texts.setdefault(key, []).append(_text_at(value, "delta"))
         if not isinstance(response, dict):
             return False
         output = response.get("output")
         if kind is EventKind.SUCCESS and not output:
-            made = {at: _streamed_message(texts) for at, texts in self._texts.items()}
-            self._items = made | self._items
+            self._items = self._streamed_messages() | self._items
         if isinstance(output, list) and len(output) >= len(self._items):
             return False
         response["output"] = [self._items[index] for index in sorted(self._items)]
         return True
 
-    def _hold(self, byte_count: int) -> None:
-        self._bytes_held += byte_count
-        if self._bytes_held > self.bytes_max:
-            raise BadSyntax("answer too large")
+    def _streamed_messages(self) -> dict[int, dict[str, Json]]:
+        """The items that the deltas were of, for where they never came whole."""
+        made: dict[int, dict[str, Json]] = {}
+        for (index, name), deltas in self._texts.items():
+            message = {"type": "message", "role": "assistant", "status": "completed", "content": []}
+            kind, member = _PART_DELTAS[name]
+            part = {"type": kind, member: "".join(deltas)}
+            made.setdefault(index, message)["content"].append(part)
+        return made
 
 
-def _streamed_message(texts: Sequence[tuple[str, str]]) -> dict[str, Json]:
-    """The item that these deltas were of, where it never came whole."""
-    parts: list[Json] = []
-    for kind, member in (("output_text", "text"), ("refusal", "refusal")):
-        if text := "".join(delta for name, delta in texts if name == kind):
-            parts.append({"type": kind, member: text})
-    return {"type": "message", "role": "assistant", "status": "completed", "content": parts}
-
-
-def _output_index(value: Mapping[str, Json], default: int) -> int:
-    index = value.get("output_index")
-    is_known = isinstance(index, int) and 0 <= index < OUTPUT_ITEMS_MAX
-    return cast(int, index) if is_known else default
+def _index_at(value: Mapping[str, Json], name: str, default: int) -> int:
+    found: Json = value.get(name)
+    return found if isinstance(found, int) and 0 <= found < OUTPUT_ITEMS_MAX else default
 
 
 def _with_data(event: bytes, value: Json) -> bytes:
@@ -2349,10 +2338,6 @@ _CALL_EVENTS: Final[Mapping[str, str]] = {
 Delta = dict[str, Json]
 
 
-def _choice(delta: Delta, reason: str | None = None) -> Json:
-    return {"index": 0, "delta": delta, "finish_reason": reason}
-
-
 def _chat_call(item: Mapping[str, Json]) -> dict[str, Json]:
     chat, member = _CALLS[item["type"]]
     made = {name: _text_at(item, name) for name in ("name", member)}
@@ -2361,33 +2346,30 @@ def _chat_call(item: Mapping[str, Json]) -> dict[str, Json]:
 
 def _chat_message(output: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     """The Chat message that these output items make (§5.3)."""
-    contents = [part for item in output for part in _objects(item.get("content"))]
-    texts = [_text_at(part, "text") for part in contents if part.get("type") == "output_text"]
-    refusals = [_text_at(part, "refusal") for part in contents if part.get("type") == "refusal"]
+    parts = [part for item in output for part in _objects(item.get("content"))]
+    texts = [_text_at(part, "text") for part in parts if part.get("type") == "output_text"]
+    refusal = "".join(_text_at(part, "refusal") for part in parts)
     summaries = [part for item in output for part in _objects(item.get("summary"))]
     calls = [_chat_call(item) for item in output if _text_at(item, "type") in _CALLS]
-    notes = [note for part in contents for note in _objects(part.get("annotations"))]
+    notes = [note for part in parts for note in _objects(part.get("annotations"))]
     more = {
-        "annotations": _chat_annotations(notes),
+        "annotations": _citations(notes),
         "reasoning_content": "\n\n".join(_text_at(part, "text") for part in summaries),
         "tool_calls": calls,
     }
     return {
         "role": "assistant",
-        "content": "".join(texts) if texts or not (calls or refusals) else None,
-        "refusal": "".join(refusals) or None,
+        "content": "".join(texts) if texts or not (calls or refusal) else None,
+        "refusal": refusal or None,
         **{name: value for name, value in more.items() if value},
     }
 
 
-def _chat_annotations(notes: Sequence[Json]) -> list[dict[str, Json]]:
-    """Citations of pages; Chat knows no others."""
+def _citations(notes: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
+    """The annotations that cite a page; Chat knows no others."""
+    cited = [note for note in notes if note.get("type") == "url_citation"]
     names = ("start_index", "end_index", "url", "title")
-    return [
-        {"type": "url_citation", "url_citation": _picked(note, names)}
-        for note in _objects(notes)
-        if note.get("type") == "url_citation"
-    ]
+    return [{"type": "url_citation", "url_citation": _picked(note, names)} for note in cited]
 
 
 def _finish_reason(response: Mapping[str, Json], has_calls: bool) -> str:
@@ -2409,14 +2391,11 @@ def _chat_usage(response: Mapping[str, Json]) -> dict[str, Json] | None:
 
 
 def _chat_failure(value: Mapping[str, Json]) -> PoolerError:
-    """The upstream's own words about a failure, whichever shape its event has (§1.12)."""
-    response = value.get("response")
-    holder = response if isinstance(response, dict) else value
-    error = holder.get("error")
-    if not isinstance(error, dict):  # a flat event, whose type is its own
-        error = {**holder, "type": None}
+    """The upstream's own words about a failure."""
+    error = failure_of(value)
     failure = PoolerError(_text_at(error, "code") or "upstream_error", _text_at(error, "message"))
-    failure.type = _text_at(error, "type") or failure.type
+    if error is not value:  # the type of a flat event is its own
+        failure.type = _text_at(error, "type") or failure.type
     failure.param = _text_at(error, "param") or None
     return failure
 
@@ -2432,12 +2411,9 @@ class ChatAnswer(ResponsesAnswer):
     model: str = ""
     created_unix: int = 0
     include_usage: bool = False
-    _first: dict[str, Json] = field(default_factory=dict)  # the first snapshot
-    _has_role: bool = False
+    _head: dict[str, Json] = field(default_factory=dict)  # of every chunk, once there is one
     _said: set[int] = field(default_factory=set)  # output indexes of which something was told
-    _calls: dict[int, tuple[int, str, str]] = field(
-        default_factory=dict
-    )  # index in tool_calls, members
+    _calls: dict[int, tuple[int, str]] = field(default_factory=dict)  # place among them, type
     _thought: tuple[int, int] | None = None  # the latest part of a summary
 
     def feed(self, kind: EventKind, event: bytes) -> bytes:
@@ -2445,19 +2421,19 @@ class ChatAnswer(ResponsesAnswer):
             return b""
         value = event_object(event)
         self._collect(kind, value, len(event))
-        response = value.get("response")
-        if isinstance(response, dict):
-            self._first = self._first or response
         if kind is EventKind.FAILURE:
             return b"data: " + _chat_failure(value).content()[0] + b"\n\n"
-        deltas = self._unsaid() if kind is EventKind.SUCCESS else self._deltas(value)
-        if not self._has_role and (deltas or kind is EventKind.SUCCESS or self._first):
-            self._has_role = True
-            deltas = [{"role": "assistant", "content": ""}, *deltas]
-        chunks = [self._chunk([_choice(delta)]) for delta in deltas]
-        if kind is EventKind.SUCCESS:
-            chunks.append(self._end())
-        return b"".join(chunks)
+        is_end = kind is EventKind.SUCCESS
+        response = self.response or _object(value.get("response"))
+        deltas = [*self._deltas(value)]
+        if is_end and not (self._said or self._calls):  # nothing but the end tells of it
+            for index, item in enumerate(_objects(response.get("output"))):
+                deltas += self._finish(index, item)
+        if not self._head and (deltas or response or is_end):
+            self._head = self._identity(response)
+            deltas.insert(0, {"role": "assistant", "content": ""})
+        chunks = b"".join(self._chunk(delta) for delta in deltas)
+        return chunks + self._end(response) if is_end else chunks
 
     def whole(self) -> dict[str, Json]:
         response = self.response or {}
@@ -2465,100 +2441,88 @@ class ChatAnswer(ResponsesAnswer):
         reason = _finish_reason(response, "tool_calls" in message)
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
         return {
-            **self._base("chat.completion"),
+            **self._identity(response),
+            "object": "chat.completion",
             "choices": [choice],
             "usage": _chat_usage(response),
             **_picked(response, ("service_tier",)),
         }
 
-    def _base(self, kind: str) -> dict[str, Json]:
-        identity = _text_at(self._first, "id").removeprefix("resp_") or self.request_id
+    def _identity(self, response: Mapping[str, Json]) -> dict[str, Json]:
+        identity = _text_at(response, "id").removeprefix("resp_") or self.request_id
         return {
             "id": f"chatcmpl-{identity}",
-            "object": kind,
-            "created": _int_at(self._first, "created_at") or self.created_unix,
-            "model": _text_at(self._first, "model") or self.model,
+            "object": "chat.completion.chunk",
+            "created": _int_at(response, "created_at") or self.created_unix,
+            "model": _text_at(response, "model") or self.model,
         }
 
-    def _chunk(self, choices: list[Json], usage: Json = None) -> bytes:
-        says = {"usage": usage} if self.include_usage else {}
-        chunk = {**self._base("chat.completion.chunk"), "choices": choices, **says}
-        return _data_line(chunk) + b"\n\n"
+    def _chunk(self, delta: Delta, reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        usage = {"usage": None} if self.include_usage else {}
+        return _data_line({**self._head, "choices": [choice], **usage}) + b"\n\n"
 
-    def _end(self) -> bytes:
-        response = self.response or {}
-        reason = _finish_reason(response, bool(self._calls))
+    def _end(self, response: Mapping[str, Json]) -> bytes:
+        end = self._chunk({}, _finish_reason(response, bool(self._calls)))
         usage = _chat_usage(response)
-        end = self._chunk([_choice({}, reason)])
         if self.include_usage and usage:
-            end += self._chunk([], usage)
+            end += _data_line({**self._head, "choices": [], "usage": usage}) + b"\n\n"
         return end + b"data: [DONE]\n\n"
 
-    def _unsaid(self) -> list[Delta]:
-        """What only the terminal event tells: all, if nothing was told before."""
-        items = [] if self._said or self._calls else _objects((self.response or {}).get("output"))
-        return [delta for index, item in enumerate(items) for delta in self._finish(index, item)]
-
-    def _deltas(self, value: Mapping[str, Json]) -> list[Delta]:
-        name, index = _text_at(value, "type"), _output_index(value, -1)
+    def _deltas(self, value: Mapping[str, Json]) -> Iterator[Delta]:
+        """What an event tells beyond all that was told."""
+        name, index = _text_at(value, "type"), _index_at(value, "output_index", -1)
+        item = _object(value.get("item"))
         if name in _TEXT_EVENTS:
-            part = (index, _output_index({"output_index": value.get("summary_index")}, 0))
-            return self._say(part, _TEXT_EVENTS[name], _text_at(value, "delta"))
-        if name in _CALL_EVENTS:
-            return self._argue(
-                index, _text_at(value, _CALL_EVENTS[name]), is_whole=name.endswith(".done")
-            )
-        if name == "response.output_text.annotation.added":
-            notes = _chat_annotations([value.get("annotation")])
-            return [{"annotations": notes}] if notes else []
-        item = value.get("item")
-        if isinstance(item, dict) and name == "response.output_item.added":
-            return self._open_call(index, item)
-        if isinstance(item, dict) and name == "response.output_item.done":
-            return self._finish(index, item)
-        return []
+            part = (index, _index_at(value, "summary_index", 0))
+            yield from self._say(part, _TEXT_EVENTS[name], _text_at(value, "delta"))
+        elif name in _CALL_EVENTS:
+            text = _text_at(value, _CALL_EVENTS[name])
+            yield from self._argue(index, text, is_whole=name.endswith(".done"))
+        elif name == "response.output_text.annotation.added":
+            if notes := _citations([_object(value.get("annotation"))]):
+                yield {"annotations": notes}
+        elif name == "response.output_item.added":
+            yield from self._open_call(index, item)
+        elif name == "response.output_item.done":
+            yield from self._finish(index, item)
 
-    def _say(self, part: tuple[int, int], member: str, text: str) -> list[Delta]:
+    def _say(self, part: tuple[int, int], member: str, text: str) -> Iterator[Delta]:
         if not text:
-            return []
+            return
         self._said.add(part[0])
         if member == "reasoning_content":
             if self._thought not in {None, part}:
                 text = f"\n\n{text}"
             self._thought = part
-        return [{member: text}]
+        yield {member: text}
 
-    def _open_call(self, index: int, item: Mapping[str, Json]) -> list[Delta]:
+    def _open_call(self, index: int, item: Mapping[str, Json]) -> Iterator[Delta]:
         """The head of a call: its place among the calls, id and name, without arguments."""
-        if _text_at(item, "type") not in _CALLS or index in self._calls:
-            return []
-        chat, member = _CALLS[_text_at(item, "type")]
-        self._calls[index] = (len(self._calls), chat, member)
-        call = _chat_call({**item, member: ""})
-        return [{"tool_calls": [{"index": len(self._calls) - 1, **call}]}]
+        if (kind := _text_at(item, "type")) in _CALLS and index not in self._calls:
+            call = {"index": len(self._calls), **_chat_call({**item, _CALLS[kind][1]: ""})}
+            self._calls[index] = (len(self._calls), kind)
+            yield {"tool_calls": [call]}
 
-    def _argue(self, index: int, text: str, *, is_whole: bool) -> list[Delta]:
+    def _argue(self, index: int, text: str, *, is_whole: bool) -> Iterator[Delta]:
         """More of a call's arguments; the whole of them only where no part was told."""
-        if not text or index not in self._calls or (is_whole and index in self._said):
-            return []
-        self._said.add(index)
-        number, chat, member = self._calls[index]
-        return [{"tool_calls": [{"index": number, chat: {member: text}}]}]
+        if text and index in self._calls and not (is_whole and index in self._said):
+            self._said.add(index)
+            number, kind = self._calls[index]
+            chat, member = _CALLS[kind]
+            yield {"tool_calls": [{"index": number, chat: {member: text}}]}
 
-    def _finish(self, index: int, item: Mapping[str, Json]) -> list[Delta]:
+    def _finish(self, index: int, item: Mapping[str, Json]) -> Iterator[Delta]:
         """What a finished item tells beyond its own deltas."""
         if (kind := _text_at(item, "type")) in _CALLS:
-            head = self._open_call(index, item)
-            return head + self._argue(index, _text_at(item, _CALLS[kind][1]), is_whole=True)
-        if index in self._said:
-            return []
-        message = _chat_message([item])
-        deltas = [
-            delta
-            for member in _TEXT_EVENTS.values()
-            for delta in self._say((index, 0), member, _text_at(message, member))
-        ]
-        return deltas + [_picked(message, ("annotations",))] * ("annotations" in message)
+            yield from self._open_call(index, item)
+            yield from self._argue(index, _text_at(item, _CALLS[kind][1]), is_whole=True)
+        elif index not in self._said:
+            message = _chat_message([item])
+            for member in _TEXT_EVENTS.values():
+                yield from self._say((index, 0), member, _text_at(message, member))
+            if "annotations" in message:
+                yield _picked(message, ("annotations",))
 
 
 ################################################################

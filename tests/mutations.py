@@ -298,7 +298,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       'for name in ("name", member)}\n    return {"type": kind, "call_id"',
       'for name in ("name",)}\n    return {"type": kind, "call_id"', _REQUEST),
     M("call_arguments_down", "And on the way down.",
-      "return [{\"tool_calls\": [{\"index\": number, chat: {member: text}}]}]", "return []",
+      "yield {\"tool_calls\": [{\"index\": number, chat: {member: text}}]}", "yield {}",
       _CHUNKS),
     M("usage_dropped", "Usage is told to who asks for it.",
       "if self.include_usage and usage:", "if False:", _CHUNKS),
