@@ -2843,14 +2843,6 @@ def judge_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
 # decides and takes effect at once, so that nothing can come between.  `now` is monotonic.
 
 
-class Phase(enum.Enum):
-    """Any phase may follow any other: the upstream's latest word counts."""
-
-    READY = "ready"
-    RESTING = "resting"  # a limit; ends at its reset
-    REFUSED = "refused"  # credential or plan; ends when a probe succeeds
-
-
 class Model(NamedTuple):
     """One entry of an account's model list."""
 
@@ -2874,56 +2866,56 @@ class Level(NamedTuple):
 class Health:
     """What is known of one account.  A reload keeps its login and catalogue only."""
 
-    phase: Phase = Phase.READY
-    changed_at: float = -math.inf
-    rests_until: float = 0.0
+    rests_until: float = 0.0  # infinite: its credential or plan was refused
+    rested_at: float = -math.inf  # when that was said last
     probe_at: float = 0.0
     is_probing: bool = False
-    demoted_until: float = 0.0
     served_at: float = -math.inf
-    lacks_models: dict[str, float] = field(default_factory=dict)  # model -> until
-    limited_models: dict[str, float] = field(default_factory=dict)  # the same
-    lacks_websocket_until: float = 0.0
+    blocks: dict[tuple[Effect, str], float] = field(default_factory=dict)  # of a model or "": end
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
     catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_until: float = -math.inf  # until then it is good enough
     has_login: bool = True  # of a codex account: its login can serve
     login: bytes = b""  # the digest of its file
 
-    def note_login(self, digest: bytes, is_usable: bool, now: float) -> None:
+    def note_login(self, digest: bytes, is_usable: bool) -> None:
         """A new file may be what a refused account, and its model list, were waiting for."""
         self.has_login = is_usable
         if digest == self.login:
             return
         self.login = digest
         self.catalogue_until = -math.inf
-        if self.phase is Phase.REFUSED:
-            self.enter(Phase.READY, now)
+        if self.is_refused:
+            self.rests_until = 0.0
 
-    def enter(self, phase: Phase, now: float) -> None:
-        if phase is not Phase.READY or self.phase is not Phase.READY:
-            self.changed_at = now
-        self.phase = phase
+    @property
+    def is_refused(self) -> bool:
+        return self.rests_until == math.inf
 
     def is_ready(self, now: float) -> bool:
-        if self.phase is Phase.RESTING and now >= self.rests_until:
-            self.enter(Phase.READY, now)
-        return self.phase is Phase.READY
+        return now >= self.rests_until
 
     def is_probe_due(self, now: float) -> bool:
-        return self.phase is not Phase.READY and now >= self.probe_at and not self.is_probing
+        return not self.is_ready(now) and now >= self.probe_at and not self.is_probing
 
     def rest(self, until: float, now: float, probe_seconds: float) -> None:
-        """A limit: serve no more until then, and never less long than was known before."""
-        longer = self.rests_until if self.phase is Phase.RESTING else 0.0
-        self.enter(Phase.RESTING, now)
-        self.rests_until = max(longer, until)
+        """Serve no more until then.  The latest word counts, but no rest becomes less long."""
+        self.rests_until = until if self.is_refused else max(self.rests_until, until)
+        self.rested_at = now
         self.probe_at = now + probe_seconds
+
+    def block(self, effect: Effect, model: str, until: float) -> None:
+        while len(self.blocks) >= MODEL_BLOCKS_MAX:
+            self.blocks.pop(next(iter(self.blocks)))
+        self.blocks[effect, model] = until
+
+    def is_blocked(self, effect: Effect, now: float, model: str = "") -> bool:
+        return self.blocks.get((effect, model), now) > now
 
     def limit_ends_at(self, model: str, now: float) -> float:
         """When a limit lets it serve the model again; not later than `now`: at once."""
-        rests_until = self.rests_until if self.phase is Phase.RESTING else now
-        return max(rests_until, self.limited_models.get(model, now))
+        rests_until = now if self.is_refused else self.rests_until
+        return max(rests_until, self.blocks.get((Effect.MODEL_LIMITED, model), now))
 
     def plan_levels(self, now: float) -> dict[int, Level]:
         """How far each window of the plan is used up, by its length in seconds."""
@@ -2934,12 +2926,6 @@ class Health:
         """What is left of the plan's fullest window."""
         levels = self.plan_levels(now).values()
         return min((100 - level.used_percent for level in levels), default=UNKNOWN_LEFT_PERCENT)
-
-
-def _block(models: dict[str, float], model: str, until: float) -> None:
-    while len(models) >= MODEL_BLOCKS_MAX:
-        models.pop(next(iter(models)))
-    models[model] = until
 
 
 class Lease(NamedTuple):
@@ -3020,10 +3006,10 @@ class Roster:
             is_ready = health.is_ready(now)
             if account.name in tried or not (is_ready or health.is_probe_due(now)):
                 continue
-            if not health.has_login or health.limited_models.get(call.model, now) > now:
+            if not health.has_login or health.is_blocked(Effect.MODEL_LIMITED, now, call.model):
                 continue
             is_elsewhere = pin is None or pin.account != account.name
-            is_demoted = health.demoted_until > now
+            is_demoted = health.is_blocked(Effect.DEMOTED, now)
             preference = self.preference(call, account, index, len(able), now)
             rank = (is_elsewhere, account.priority, is_ready, is_demoted, preference)
             ranks.append((rank, account))
@@ -3046,7 +3032,7 @@ class Roster:
                 continue
             health = self.health[account.name]
             models = health.catalogue if account.models is None else account.models
-            if health.lacks_models.get(call.model, 0.0) > now:
+            if health.is_blocked(Effect.LACKS_MODEL, now, call.model):
                 continue
             if models is None or call.model in models:
                 offering.append(account)
@@ -3056,7 +3042,8 @@ class Roster:
         return offering or (unsure if call.pool.models is not None else [])
 
     def takes_websocket(self, account: Account, now: float) -> bool:
-        return account.websocket and self.health_of(account).lacks_websocket_until <= now
+        health = self.health_of(account)
+        return account.websocket and not health.is_blocked(Effect.LACKS_WEBSOCKET, now)
 
     def may_upgrade(self, pool: Pool, is_native: bool, now: float) -> bool:
         """Whether a WebSocket is of use: not where only accounts that take none can serve."""
@@ -3136,21 +3123,20 @@ class Roster:
             lease.health.is_probing = False
 
     def note_fault(self, account: Account, fault: Fault, model: str, now: float) -> None:
-        health = self.health_of(account)
-        until = now + (fault.rest_seconds or self.limits.cooldown_seconds)
-        if fault.effect is Effect.MODEL_LIMITED:
-            _block(health.limited_models, model, until)
-        elif fault.effect is Effect.LIMITED:
-            health.rest(until, now, self.limits.probe_interval_seconds)
+        health, limits = self.health_of(account), self.limits
+        rest_seconds = fault.rest_seconds or limits.cooldown_seconds
+        if fault.effect is Effect.LIMITED:
+            health.rest(now + rest_seconds, now, limits.probe_interval_seconds)
         elif fault.effect is Effect.REFUSED:
-            health.enter(Phase.REFUSED, now)
-            health.probe_at = now + self.limits.probe_interval_seconds
-        elif fault.effect is Effect.DEMOTED:
-            health.demoted_until = now + self.limits.demotion_seconds
+            health.rest(math.inf, now, limits.probe_interval_seconds)
+        elif fault.effect is Effect.MODEL_LIMITED:
+            health.block(fault.effect, model, now + rest_seconds)
         elif fault.effect is Effect.LACKS_MODEL:
-            _block(health.lacks_models, model, now + MODEL_BLOCK_SECONDS)
+            health.block(fault.effect, model, now + MODEL_BLOCK_SECONDS)
         elif fault.effect is Effect.LACKS_WEBSOCKET:
-            health.lacks_websocket_until = now + NO_WEBSOCKET_SECONDS
+            health.block(fault.effect, "", now + NO_WEBSOCKET_SECONDS)
+        elif fault.effect is Effect.DEMOTED:
+            health.block(fault.effect, "", now + limits.demotion_seconds)
 
     def note_quota(
         self, account: Account, windows: Sequence[Window], now: float, unix_now: float
@@ -3176,11 +3162,11 @@ class Roster:
                 health.rest(ends_at, now, self.limits.probe_interval_seconds)
         health.windows = dict([*levels.items()][-QUOTA_WINDOWS_MAX:])
 
-    def note_success(self, lease: Lease, now: float) -> None:
+    def note_success(self, lease: Lease) -> None:
         """Only a request that began after the rest did proves that it is over."""
-        if lease.began_at > lease.health.changed_at:
-            lease.health.enter(Phase.READY, now)
-        lease.health.demoted_until = 0.0
+        if lease.began_at > lease.health.rested_at:
+            lease.health.rests_until = 0.0
+        lease.health.blocks.pop((Effect.DEMOTED, ""), None)
 
     def note_served(self, call: Call, account: Account, now: float) -> None:
         """Pin the session to the account that serves it, or move the pin there."""
@@ -3188,7 +3174,8 @@ class Roster:
         if pin is not None and pin.account != account.name:
             health = self.health.get(pin.account)
             is_able = any(pin.account == one.name for one in call.pool.accounts if not one.paused)
-            if is_able and health and health.is_ready(now) and health.demoted_until <= now:
+            is_well = health and health.is_ready(now) and not health.is_blocked(Effect.DEMOTED, now)
+            if is_able and is_well:
                 return  # only busy, or without this model: the session comes back to it
         self.pin(call, account, self.is_foreign(call, account, now), now)
 
@@ -3218,14 +3205,14 @@ class Roster:
         """
         known = [self.health_of(account) for account in pool.accounts if not account.paused]
         ready = [health for health in known if health.is_ready(now)]
-        resting = [health for health in known if health.phase is Phase.RESTING]
-        resting.sort(key=lambda health: health.rests_until)
+        back = [health for health in known if not health.is_refused]
+        back.sort(key=lambda health: health.rests_until)
         best: dict[int, Level] = {}
-        for health in ready or resting[:1]:
+        for health in ready or back[:1]:
             for length, level in health.plan_levels(now).items():
                 best[length] = min(best.get(length, level), level)
         best.pop(0, None)  # of an untold length: it counts, but cannot be shown as one
-        return bool(resting) and not ready, dict(sorted(best.items()))
+        return bool(back) and not ready, dict(sorted(best.items()))
 
     def is_known(self, call: Call) -> bool:
         """Whether the model's name is the operator's or an upstream's, not only a client's."""
@@ -3609,7 +3596,7 @@ def account_status(account: Account, health: Health, now: float) -> str:
         return "paused"
     if not health.has_login:
         return "login_needed"
-    return "ready" if health.is_ready(now) else health.phase.value
+    return "ready" if health.is_ready(now) else "refused" if health.is_refused else "resting"
 
 
 def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[str, Json]:
@@ -3623,7 +3610,7 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
         "pools": pools,
         "priority": account.priority,
         "status": status,
-        "is_demoted": health.demoted_until > now,
+        "is_demoted": health.is_blocked(Effect.DEMOTED, now),
         "in_flight": state.roster.in_flight[account.name],
         "concurrent": account.concurrent,
         "rests_until": health.rests_until + unix_ahead if status == "resting" else None,
@@ -3655,7 +3642,6 @@ def _show_pool(
         "routing": pool.routing.value,
         "accounts": names,
         "models": sorted(known) if pool.models is None else list(pool.models),
-        "aliases": dict(pool.aliases),
         "key_count": len(pool.keys),
         "queued": state.queued.get(pool.name, 0),
         "in_flight": sum(use.in_flight_count for use in uses),
@@ -3728,7 +3714,6 @@ _TABLES: Final[Mapping[str, Mapping[str, str]]] = {
         "In flight": "{in_flight}, {queued} waiting",
         "Accounts": "{accounts}",
         "Models": "{models}",
-        "Aliases": "{aliases}",
         "Routing": "{routing} for {key_count} key(s)",
     },
     "accounts": {
@@ -3747,7 +3732,6 @@ _TABLES: Final[Mapping[str, Mapping[str, str]]] = {
         "Today": "{tokens_today:,}| of {tokens_per_day:,}| tokens",
         "Tokens": "{tokens}",
         "Models": "{models}",
-        "Secret": "{source}",
     },
     "requests": {
         "Came": "{at}",
@@ -3804,7 +3788,7 @@ STATUS_REQUESTS_MAX: Final = 15  # with the tables above them, about one screen
 def _allowed(value: Json, place: str) -> Json:
     if isinstance(value, list | tuple):
         return [_allowed(member, place) for member in value]
-    if not isinstance(value, dict) or place == "aliases":  # its names are those of pools.json
+    if not isinstance(value, dict):
         return value
     names = _ALLOWED.get(place, ())
     return {name: _allowed(value[name], name) for name in names if name in value}
@@ -3831,8 +3815,6 @@ def _words(name: str, value: Json, at: float) -> Json:
         return _SAID[name].get(value, value)
     if name in _TIMES and value is not None:
         return f"in {_span(value - at)}" if value > at else f"{_span(at - value)} ago"
-    if name == "aliases":
-        return _words("models", [f"{alias} = {model}" for alias, model in value.items()], at)
     if isinstance(value, dict):
         return _told(_PARTS[name], value, at)
     if isinstance(value, list):  # a provider may have thousands of models
@@ -3956,7 +3938,6 @@ def admin_page(shown: Mapping[str, Json]) -> str:
 # SGR of ECMA-48.
 _COLOURS: Final = {"good": "\033[32m", "fair": "\033[33m", "bad": "\033[31m", "bold": "\033[1m"}
 _COLUMNS_MIN: Final = 60  # of a terminal; in a narrower one the lines wrap
-_COLUMN_MIN: Final = 8  # less says nothing: the column of a table is left out
 _BAR_CELLS: Final = 10
 
 
@@ -3965,26 +3946,22 @@ def _tinted(text: str, tone: str, is_coloured: bool) -> str:
 
 
 def _fitted(text: str, width: int) -> str:
-    """For a terminal: ASCII alone is sure to take one place for each character."""
-    text = re.sub(r"[^ -~]", "?", text)
+    """For a terminal: ASCII and what is ours is sure to take one place for each character."""
+    text = re.sub(r"[^ -~█░…]", "?", text)
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _table_lines(rows: Sequence[_Row], columns: int, is_coloured: bool) -> Iterator[str]:
-    widths: list[int] = []
-    left = columns
-    for cells in zip(*(row.cells for row in rows), strict=True):
-        if left < _COLUMN_MIN:
-            break
-        widths.append(min(max(map(len, cells)), left, columns // 2))
-        left -= widths[-1] + 2
+    cells_of_columns = zip(*(row.cells for row in rows), strict=True)
+    widths = [min(max(map(len, cells)), columns // 2) for cells in cells_of_columns]
     for row in rows:
-        fitted = zip(row.cells, widths, strict=False)
-        name, state, *rest = (_fitted(cell, width).ljust(width) for cell, width in fitted)
-        yield "  ".join((name, _tinted(state, row.tone, is_coloured), *rest)).rstrip()
+        cells = [
+            _fitted(cell, width).ljust(width) for cell, width in zip(row.cells, widths, strict=True)
+        ]
+        yield _tinted(_fitted("  ".join(cells).rstrip(), columns), row.tone, is_coloured)
         for used, words in row.bars:
             bar = ("█" * int(min(100, used) * _BAR_CELLS / 100)).ljust(_BAR_CELLS, "░")
-            yield f"  {bar} {_fitted(words, columns - _BAR_CELLS - 3)}"
+            yield _fitted(f"  {bar} {words}", columns)
 
 
 def status_text(shown: Mapping[str, Json], columns: int, is_coloured: bool) -> str:
@@ -4993,7 +4970,7 @@ class Shared:
                     told = {"account": account.name, "problem": login.problem}
                     self.log(level, "login", told)
                 digest = login.credentials.digest if login.credentials else b""
-                health.note_login(digest, is_usable, trio.current_time())
+                health.note_login(digest, is_usable)
 
     async def lease_account(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Lease:
         """A place on the best account that has room, waiting for one in a fair queue.
@@ -5534,7 +5511,7 @@ class Attempt:
         if call.is_stored and not account.is_codex:
             roster.note_made(account, call, "response", self.scanner.response.get("id"))
         if exchange.is_whole and exchange.record.code is None:
-            roster.note_success(lease, now)
+            roster.note_success(lease)
         elif fault := self.judge_failure():
             # Too late for this request; the next ones need not run into it.
             roster.note_fault(account, fault, call.model, now)

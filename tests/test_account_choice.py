@@ -95,7 +95,7 @@ class Scene:
         """One whole, successful request of a session."""
         lease = self.roster.begin(self.account(name), call, now)
         self.roster.note_served(call, self.account(name), now)
-        self.roster.note_success(lease, now)
+        self.roster.note_success(lease)
         self.roster.end(lease)
 
     def refusal(self, now: float = 0.0, **call: Json) -> PoolerError:
@@ -437,7 +437,7 @@ def test_the_success_of_an_earlier_request_does_not_end_the_rest(status: int) ->
     scene = Scene("ab")
     lease = scene.roster.begin(scene.account("a"), scene.call(), 1)
     scene.answers("a", status, now=2, seconds=10 * HOUR)
-    scene.roster.note_success(lease, 3)
+    scene.roster.note_success(lease)
     scene.roster.end(lease)
     assert scene.order(now=4) == "b"
 
@@ -468,7 +468,7 @@ def test_an_account_that_a_reload_took_away_is_counted_out_quietly() -> None:
     lease = scene.roster.begin(scene.account("a"), scene.call(), 0)
     scene.roster.reload(make_config(describe("b")))
     scene.roster.note_fault(lease.account, scene.fault(429), "m1", 1)
-    scene.roster.note_success(lease, 1)
+    scene.roster.note_success(lease)
     scene.roster.end(lease)
     assert set(scene.roster.health) == {"b"}
 

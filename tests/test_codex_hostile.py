@@ -200,7 +200,7 @@ async def test_whoever_leaves_takes_the_upstream_along(
         await world.settle()
         assert upstream.lines[-1].closed_at == pytest.approx(left_at, abs=1)
         assert world.records[-1]["code"] == "client_gone"
-        assert world.server.roster.health["a"].demoted_until == 0
+        assert world.server.roster.health["a"].blocks == {}
 
 
 @every_form

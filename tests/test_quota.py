@@ -250,7 +250,7 @@ def test_no_evidence_ends_a_rest_or_cuts_it_short() -> None:
     assert scene.order(now=2) == "b"
     scene.tell("a", window(100, 60), now=3)
     assert scene.order(now=70) == "b"
-    scene.roster.note_success(lease, 71)  # it began before the rest
+    scene.roster.note_success(lease)  # it began before the rest
     assert scene.order(now=71) == "b"
 
 
@@ -259,7 +259,7 @@ def test_the_answer_that_uses_the_plan_up_is_no_proof_against_it(seconds: float)
     scene = Quotas("ab")
     lease = scene.roster.begin(scene.account("a"), scene.call(), 0)
     scene.tell("a", window(100), now=seconds)
-    scene.roster.note_success(lease, 2)
+    scene.roster.note_success(lease)
     assert scene.order(now=2) == "b"
 
 
@@ -269,7 +269,7 @@ def test_an_account_that_serves_though_used_up_rests_once_for_each_window() -> N
     for now in (PROBE, PROBE + 1):
         lease = scene.roster.begin(scene.account("a"), scene.call(), now)
         scene.tell("a", window(100, DAY), now=now + 0.5)
-        scene.roster.note_success(lease, now + 0.5)
+        scene.roster.note_success(lease)
         scene.roster.end(lease)
         assert scene.order(now=now + 0.5) == "ba"  # it may, but the other is not nearly used up
     scene.tell("a", window(100, 2 * DAY), now=DAY)  # the next window

@@ -284,7 +284,7 @@ async def test_what_a_client_types_is_not_told(autojump_clock: MockClock, name: 
         response = await world.ask(TYPED_IN[name])
         assert found_in(shown(response), [TYPED, *SECRETS]) == []
         check_log(world, [TYPED])
-        known = {name: health.lacks_models for name, health in world.server.roster.health.items()}
+        known = {name: health.blocks for name, health in world.server.roster.health.items()}
         assert found_in(repr([known, world.server.uses, world.server.queues]), [TYPED]) == []
 
 
