@@ -1156,8 +1156,7 @@ class BadSyntax(Exception):
     """The peer's bytes are not what the standard, or this page, allows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Framing:
+class Framing(NamedTuple):
     """How long a body is: `length` bytes, or chunked, or until the connection closes."""
 
     length: int | None = None
@@ -1168,8 +1167,7 @@ NO_BODY: Final = Framing(length=0)
 UNTIL_CLOSE: Final = Framing()
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     method: str
     path: str
     query: str
@@ -1180,8 +1178,7 @@ class RequestHead:
     keeps_alive: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+class ResponseHead(NamedTuple):
     status: int
     headers: Headers
     framing: Framing
@@ -1193,13 +1190,13 @@ def _parse_fields(raw: bytes) -> Headers:
     text = raw.decode("latin-1")
     if not _FIELD_LINES.fullmatch(text):
         raise BadSyntax("field line")
-    headers: dict[str, str] = {}
-    for given, value in _FIELD.findall(text):
-        name = given.lower()
-        if name in headers and name in _ONCE:
+    fields = [(name.lower(), value.strip(" \t")) for name, value in _FIELD.findall(text)]
+    headers = dict(fields)
+    for name in headers if len(headers) < len(fields) else ():  # RFC 9110 §5.3
+        values = [value for known, value in fields if known == name]
+        if len(values) > 1 and name in _ONCE:
             raise BadSyntax("field given twice")
-        before = f"{headers[name]}, " if name in headers else ""  # RFC 9110 §5.3
-        headers[name] = before + value.strip(" \t")
+        headers[name] = ", ".join(values)
     return headers
 
 
@@ -1481,8 +1478,7 @@ class CallKind(enum.Enum):
     CHAT = "/chat/completions"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What a request asks of its pool, and where its session belongs."""
 
     kind: CallKind
@@ -1604,9 +1600,8 @@ def read_call(
         raise PoolerError("missing_required_parameter", param="model")
     if not is_model_allowed(model, pool, key):
         raise PoolerError("model_not_found")
-    named = [headers.get(name) for name in SESSION_HEADERS]
-    candidates = (*named, body.get("prompt_cache_key"), socket_id)
-    session = next((str(value)[:SESSION_CHARS_MAX] for value in candidates if value), "")
+    named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
+    session = str(named or body.get("prompt_cache_key") or socket_id)[:SESSION_CHARS_MAX]
     previous = body.get("previous_response_id")
     scope = (pool.name, key.name)
     return Call(
@@ -2019,10 +2014,15 @@ _HARMLESS: Final[Mapping[str, Sequence[Json]]] = {
 }
 
 
-def codex_obstacle(kind: CallKind, body: Mapping[str, Json]) -> str | None:
-    """The first field that a codex account cannot honour (§4.1, §5.1, §5.2), or None."""
+def codex_obstacle(
+    kind: CallKind, body: Mapping[str, Json], carried: Sequence[str] = ()
+) -> str | None:
+    """The first field that a codex account cannot honour (§4.1, §5.1, §5.2), or None.
+
+    `carried`: those that are no obstacle, for they are passed on as they came.
+    """
     for name, harmless in _HARMLESS.items():
-        if body.get(name) not in harmless:
+        if body.get(name) not in harmless and name not in carried:
             return name
     if any(tool.get("type") == "mcp" for tool in _objects(body.get("tools"))):
         return "tools"
@@ -3682,7 +3682,7 @@ def explain(
     if session:  # of any key; the first one that is known
         pins = [digest_parts(pool.name, key.name, "session", session) for key in pool.keys]
         pinned = [pin for pin in pins if pin in roster.pins] or pins
-        call = dataclasses.replace(call, session=pinned[0] if pinned else None)
+        call = call._replace(session=pinned[0] if pinned else None)
     ranked = roster.ranked(call, (), now)
     chosen = next((account.name for account in ranked if roster.has_room(account)), None)
     places = {account.name: place for place, account in enumerate(ranked, 1)}
@@ -4157,7 +4157,7 @@ class Connection:
 
     async def read_to_blank_line(self, bytes_max: int) -> bytes:
         """A message head with its blank line.  Raises: PeerClosed, BadSyntax."""
-        while (head := self.take_head(bytes_max)) is None:
+        while not self.buffer or (head := self.take_head(bytes_max)) is None:
             received = await self.receive()
             if not received:
                 raise PeerClosed
@@ -4288,7 +4288,8 @@ class ClientConnection(Connection):
     ) -> tuple[bytes, bytes]:
         """The whole body, its chunking and Content-Encoding undone, and how it was encoded.
 
-        The second is b"" for a body that was not; `budget` holds the bytes of both.
+        The second is b"" for a body that was not; `budget` holds the bytes of both.  The caller
+        bounds the time of the whole.
 
         Raises: ClientGone; PoolerError (request_too_large, request_timeout, pool_busy,
         bad_request, invalid_json, unsupported_content_encoding).
@@ -4303,10 +4304,9 @@ class ClientConnection(Connection):
         encoded: list[bytes] = []
         byte_count = held = 0
         try:
-            until = trio.current_time() + limits.body_seconds_max
             reader = body_reader(head.framing)
             while not reader.is_done:
-                piece = await self._read_piece(reader, limits, until)
+                piece = await self._read_piece(reader, limits)
                 byte_count += len(piece)
                 if byte_count > limits.body_bytes_max:
                     raise PoolerError("request_too_large")
@@ -4323,10 +4323,9 @@ class ClientConnection(Connection):
         finally:
             budget.grow(-held)
 
-    async def _read_piece(self, reader: BodyReader, limits: Limits, until: float) -> bytes:
+    async def _read_piece(self, reader: BodyReader, limits: Limits) -> bytes:
         if not self.buffer:
-            idle_until = trio.current_time() + limits.body_idle_seconds_max
-            with trio.move_on_at(min(idle_until, until)) as scope:
+            with trio.move_on_after(limits.body_idle_seconds_max) as scope:
                 self.buffer = await self.receive()
             if scope.cancelled_caught:
                 raise PoolerError("request_timeout")
@@ -5087,6 +5086,18 @@ class Exchange:
         """The call that a parsed body holds."""
         return body
 
+    async def read_body(self, limits: Limits) -> None:
+        """Read the request's body, in time.  Raises: PoolerError, ClientGone."""
+        assert self.head is not None
+        read = functools.partial(self.connection.read_body, self.head, limits, self.server.bodies)
+        until = self.began_at + limits.body_seconds_max
+        try:
+            is_here = self.connection.holds(self.head.framing)  # a deadline is not worth its cost
+            self.body, self.encoded = await (read() if is_here else self.bounded(until, read))
+        except DeadlinePassed:
+            raise PoolerError("request_timeout") from None
+        self.closes = False
+
     def replace_body(self, body: bytes) -> None:
         """Hold another body; never refused, for it is about as long as the one before."""
         self.server.bodies.grow(-len(self.body) - len(self.encoded))
@@ -5130,8 +5141,9 @@ class Exchange:
 
     async def release_upstream(self, account: Account | None = None) -> None:
         """Keep the connection for the account's next request if it is whole, else close it."""
-        self.server.events.grow(-self.events_held)
-        self.events_held = 0
+        if self.events_held:
+            self.server.events.grow(-self.events_held)
+            self.events_held = 0
         connection, self.upstream = self.upstream, None
         if connection is None:
             return
@@ -5363,10 +5375,10 @@ class Attempt:
         """Raises: UpstreamFailed, TRANSPORT_ERRORS, PoolerError (server_stopping)."""
         exchange, limits, connection = self.exchange, self.exchange.limits, self.connection
         timer = "first_event_seconds_max" if self.is_streamed else "unary_seconds_max"
-        unary_deadline = trio.current_time() + limits.unary_seconds_max
-        deadline = unary_deadline
+        now = trio.current_time()
+        deadline = unary_deadline = now + limits.unary_seconds_max
         if self.is_streamed:
-            deadline = trio.current_time() + self.account.first_event_seconds
+            deadline = now + self.account.first_event_seconds
         exchange.enter(Stage.HEAD, timer)
         head = await exchange.bounded(deadline, connection.read_head, limits)
         exchange.enter(Stage.BODY, timer)
@@ -5506,7 +5518,7 @@ class Attempt:
     def note_outcome(self, lease: Lease) -> None:
         """What an answer, whole or not, tells of its account; the client may follow it up."""
         exchange, call, account = self.exchange, self.call, self.account
-        roster, now = exchange.server.roster, trio.current_time()
+        roster = exchange.server.roster
         exchange.record.tokens = self.scanner.usage
         if call.is_stored and not account.is_codex:
             roster.note_made(account, call, "response", self.scanner.response.get("id"))
@@ -5514,7 +5526,7 @@ class Attempt:
             roster.note_success(lease)
         elif fault := self.judge_failure():
             # Too late for this request; the next ones need not run into it.
-            roster.note_fault(account, fault, call.model, now)
+            roster.note_fault(account, fault, call.model, trio.current_time())
 
     async def relay(self, headers: list[Field]) -> None:
         """Relay events to the end, ours if the upstream's does not come; or collect them.
@@ -6535,12 +6547,7 @@ class Server(Shared):
             raise PoolerError("unsupported_media_type")
         self.check_expectation(head)
         self.admit(exchange, key)
-        limits, connection = exchange.limits, exchange.connection
-        read = functools.partial(connection.read_body, head, limits, self.bodies)
-        is_here = connection.holds(head.framing)  # then a deadline is not worth its cost
-        read_now = read() if is_here else exchange.bounded(math.inf, read)
-        exchange.body, exchange.encoded = await read_now
-        exchange.closes = False
+        await exchange.read_body(exchange.limits)
         kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
         await self.judge_call(exchange, head, key, kind, NATIVE_PATHS.get(route, ""))
 
@@ -6560,7 +6567,6 @@ class Server(Shared):
         await yield_after(exchange.body)
         value = exchange.understand(parse_json_object(exchange.body))
         await yield_after(exchange.body)
-        judged = {name: value[name] for name in value if name not in exchange.CARRIED}
         call = read_call(
             kind,
             value,
@@ -6568,7 +6574,9 @@ class Server(Shared):
             pool,
             key,
             native_path=native_path,
-            obstacle=codex_obstacle(kind, judged) if pool.has_codex and not native_path else None,
+            obstacle=codex_obstacle(kind, value, exchange.CARRIED)
+            if pool.has_codex and not native_path
+            else None,
             socket_id=exchange.socket.id if isinstance(exchange, Turn) else "",
         )
         if call.model != call.requested_model:
@@ -6618,9 +6626,7 @@ class Server(Shared):
         limits = exchange.limits
         bytes_max = limits.mcp_body_bytes_max  # of what is decoded, too
         bounded = dataclasses.replace(limits, body_bytes_max=bytes_max, decoded_bytes_max=bytes_max)
-        read = functools.partial(exchange.connection.read_body, head, bounded, self.bodies)
-        exchange.body, exchange.encoded = await exchange.bounded(math.inf, read)
-        exchange.closes = False
+        await exchange.read_body(bounded)
         status, headers, body = await self.mcp.answer(
             head.method,
             head.headers,
