@@ -624,25 +624,27 @@ _KINDS: Final = {
 }  # fmt: skip
 
 
-def _typed(value: Json, *kinds: type) -> Json:
+def _typed(value: Json, *kinds: type[T]) -> T:
     """The value, which is of one of the kinds; the last of them is the widest."""
     if value is _TWICE:
         raise ValueError(*_TWICE)
     if type(value) not in kinds:
         raise ValueError(f"must be {_KINDS[kinds[-1]]}, not {_KINDS[type(value)]}")
-    return value
+    return cast(T, value)
 
 
-def _number(value: Json, low: float, high: float, *kinds: type) -> float:
-    if not low <= _typed(value, *kinds) <= high:
+def _number(value: Json, low: float, high: float, *kinds: type[float]) -> float:
+    number = _typed(value, *kinds)
+    if not low <= number <= high:
         raise ValueError(f"must be from {low:g} to {high:g}")
-    return cast(float, value)
+    return number
 
 
 def _string(value: Json, pattern: str = r"[^\x00]*", what: str = "a string") -> str:
-    if not re.fullmatch(pattern, _typed(value, str)):
+    text = _typed(value, str)
+    if not re.fullmatch(pattern, text):
         raise ValueError(f"must be {what}")
-    return cast(str, value)
+    return text
 
 
 def _array(value: Json, member: Check, *rest: str) -> tuple[Any, ...]:
@@ -662,9 +664,10 @@ def _array(value: Json, member: Check, *rest: str) -> tuple[Any, ...]:
 def _members(
     value: Json, pattern: str = _NAME, what: str = "made of letters, digits and _.-"
 ) -> dict[str, Json]:
-    if not all(re.fullmatch(pattern, name) for name in _typed(value, dict)):
+    named = _typed(value, dict)
+    if not all(re.fullmatch(pattern, name) for name in named):
         raise ValueError(f"has a name that is not {what}")
-    return cast("dict[str, Json]", value)
+    return named
 
 
 def _routing(value: Json) -> Routing:
@@ -867,9 +870,9 @@ class _Loader:
 
     def secret(self, text: str) -> tuple[str, str]:
         """The secret that `text` is or refers to, and its source.  Raises: ValueError."""
-        match = _REFERENCE.fullmatch(text)
-        if match is None and not text.startswith("{"):
+        if not text.startswith("{"):
             return text, "literal"
+        match = _REFERENCE.fullmatch(text)
         if match is None:
             raise ValueError("only {env:NAME} and {file:PATH} are understood")
         source, name = match.groups()
