@@ -63,7 +63,7 @@ import time
 import traceback
 import zlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -3308,12 +3308,12 @@ class Roster:
             return (index,)
         if routing is Routing.ROUND_ROBIN:
             return ((index - self.turns[call.pool.name]) % count,)
-        left = health.left_percent(now)
-        tie: tuple[Any, ...] = (self.in_flight[account.name], health.served_at)
+        left, busy = health.left_percent(now), self.in_flight[account.name]
+        tie: tuple[Any, ...] = (busy, health.served_at)
         if call.session is not None:
             tie = (hashlib.sha256(call.session + account.name.encode()).digest(),)
         if routing is Routing.QUOTA_FIRST:
-            return (-left, self.in_flight[account.name], *tie)
+            return (-left, busy, *tie)
         return (left <= 100 - NEARLY_USED_PERCENT, *tie)
 
     def pin_of(self, call: Call, now: float) -> Pin | None:
@@ -3787,7 +3787,7 @@ class State:
     ledger: Ledger
     uses: Mapping[tuple[str, str], KeyUse]
     logins: Mapping[str, LoginState]
-    refreshes: Mapping[tuple[str, str], int]  # account, outcome
+    refreshes: Sums  # by account and outcome
     queued: Mapping[str, int]  # by pool
     process: Mapping[str, Json]  # shown as they are
     now: float
@@ -3797,44 +3797,41 @@ class State:
 def snapshot(state: State) -> dict[str, Json]:
     """How the pooler does: metadata of the operator's own names, for those who pick from it."""
     config, ledger = state.config, state.ledger
-    pools_of: dict[str, list[str]] = {name: [] for name in config.accounts}
-    for pool in config.pools.values():
-        for account in pool.accounts:
-            pools_of[account.name].append(pool.name)
-    accounts = [_show_account(state, config.accounts[name], pools_of[name]) for name in pools_of]
+    pools = config.pools.values()
+    members = {pool.name: {account.name for account in pool.accounts} for pool in pools}
+    accounts = [_show_account(state, one, members) for one in config.accounts.values()]
     status_of = {row["name"]: row["status"] for row in accounts}
-    known = {pool.name: state.roster.catalogue_of(pool) for pool in config.pools.values()}
+    known = {pool.name: state.roster.catalogue_of(pool) for pool in pools}
     return {
         "version": VERSION,
         "at": state.unix_now,
         "uptime_seconds": int(state.unix_now - state.process["started_at"]),
         **state.process,
         "in_flight": sum(state.roster.in_flight.values()),
-        "pools": [
-            _show_pool(state, pool, known[pool.name], status_of) for pool in config.pools.values()
-        ],
+        "pools": [_show_pool(state, pool, known[pool.name], status_of) for pool in pools],
         "accounts": accounts,
         "keys": [_show_key(state, key) for key in config.keys],
         "operators": [
-            {"name": one.name, "source": one.source, "status": "active"} for one in config.operators
+            _copied(one, "name source") | {"status": "active"} for one in config.operators
         ],
         "models": [
             {"name": name, "pools": [pool for pool in known if name in known[pool]]}
             for name in sorted({name for models in known.values() for name in models})
         ],
         "requests": list(reversed(ledger.requests)),
-        "totals": [
-            dict(zip(_LABELS, row, strict=True)) | sums for row, sums in ledger.totals.items()
-        ],
-        "attempts": [
-            {"account": account, "reason": reason, **sums}
-            for (account, reason), sums in ledger.attempts.items()
-        ],
-        "refreshes": [
-            {"account": account, "outcome": outcome, "count": count}
-            for (account, outcome), count in state.refreshes.items()
-        ],
+        "totals": _flat_rows(_LABELS, ledger.totals),
+        "attempts": _flat_rows(("account", "reason"), ledger.attempts),
+        "refreshes": _flat_rows(("account", "outcome"), state.refreshes),
     }
+
+
+def _flat_rows(labels: Sequence[str], sums: Sums) -> list[dict[str, Json]]:
+    return [dict(zip(labels, row, strict=True)) | counts for row, counts in sums.items()]
+
+
+def _copied(thing: object, names: str) -> dict[str, Json]:
+    """Of one of our own objects, what is shown as it is."""
+    return {name: getattr(thing, name) for name in names.split()}
 
 
 def account_status(account: Account, health: Health, now: float) -> str:
@@ -3846,20 +3843,20 @@ def account_status(account: Account, health: Health, now: float) -> str:
     return "ready" if health.is_ready(now) else "refused" if health.is_refused else "resting"
 
 
-def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[str, Json]:
+def _show_account(
+    state: State, account: Account, members: Mapping[str, Set[str]]
+) -> dict[str, Json]:
     now, unix_ahead = state.now, state.unix_now - state.now
     health = state.roster.health_of(account)
     status = account_status(account, health, now)
     return {
-        "name": account.name,
+        **_copied(account, "name priority concurrent"),
         "type": "codex" if account.is_codex else "openai",
         "host": account.base_url.host,
-        "pools": pools,
-        "priority": account.priority,
+        "pools": [pool for pool, names in members.items() if account.name in names],
         "status": status,
         "is_demoted": health.is_blocked(Effect.DEMOTED, now),
         "in_flight": state.roster.in_flight[account.name],
-        "concurrent": account.concurrent,
         "rests_until": health.rests_until + unix_ahead if status == "resting" else None,
         **state.logins.get(account.name, LoginState())._asdict(),
         "models": list(account.models or sorted(health.catalogue or ())) or None,
@@ -3901,15 +3898,9 @@ def _show_key(state: State, key: Key) -> dict[str, Json]:
     use.roll_day(state.unix_now)
     has_ended = not is_key_usable(key, state.unix_now)
     return {
-        "pool": key.pool,
-        "name": key.name,
-        "source": key.source,
+        **_copied(key, "pool name source models requests_per_minute tokens_per_day concurrent"),
         "status": "paused" if key.paused else "expired" if has_ended else "active",
-        "models": key.models and list(key.models),
         "expires_at": key.expires,
-        "requests_per_minute": key.requests_per_minute,
-        "tokens_per_day": key.tokens_per_day,
-        "concurrent": key.concurrent,
         "in_flight": use.in_flight_count,
         "requests": use.request_count,
         "tokens_today": use.day_tokens,
@@ -4966,10 +4957,10 @@ class Tokens:
     unix_now: Callable[[], float]
     limits: Limits
     services: trio.Nursery | None = None  # the server's own
-    outcomes: dict[tuple[str, str], int] = field(default_factory=dict)  # account, how it went
+    outcomes: Sums = field(default_factory=dict)  # by account, and how it went
 
     def note(self, login: Login, outcome: str) -> None:
-        self.outcomes[login.name, outcome] = self.outcomes.get((login.name, outcome), 0) + 1
+        _count(self.outcomes, (login.name, outcome), {"count": 1})
 
     def state_of(self, login: Login) -> LoginState:
         """For operators."""
@@ -6448,8 +6439,8 @@ class Journal:
             found = os.fstat(self.file)
             if stat.S_ISREG(found.st_mode):
                 os.fchmod(self.file, 0o600)  # somebody else may have made it
-            size = found.st_size
-            self.is_torn = size > 0 and os.pread(self.file, 1, size - 1) != b"\n"
+            last = os.pread(self.file, 1, found.st_size - 1) if found.st_size else b"\n"
+            self.is_torn = last != b"\n"
             self.note(None)
         except OSError as error:
             self.note(error.strerror)
@@ -6470,21 +6461,18 @@ class Journal:
             return
         line = b"\n" * self.is_torn + json.dumps(entry).encode() + b"\n"
         try:
-            written = os.write(self.file, line)
+            self.is_torn = os.write(self.file, line) < len(line)
+            self.note("the disk is full" if self.is_torn else None)
         except OSError as error:
             self.note(error.strerror)
-            return
-        self.is_torn = self.is_torn if written == 0 else written < len(line)
-        self.note("the disk is full" if written < len(line) else None)
 
     def read_back(self) -> Iterator[Mapping[str, Json]]:
         """The entries of its last JOURNAL_BYTES_MAX bytes; what is no entry is skipped."""
         if self.file is None or not stat.S_ISREG(os.fstat(self.file).st_mode):
             return
-        size = os.fstat(self.file).st_size
         try:
             with open(self.file, "rb", closefd=False) as file:
-                file.seek(max(0, size - JOURNAL_BYTES_MAX))
+                file.seek(max(0, os.fstat(self.file).st_size - JOURNAL_BYTES_MAX))
                 # A piece of a longer line is no entry: the first one, or one that is not ours.
                 while line := file.readline(JOURNAL_LINE_BYTES_MAX):
                     if entry := _parsed(line):
