@@ -63,7 +63,7 @@ import time
 import traceback
 import zlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -3742,16 +3742,16 @@ def read_entry(line: Mapping[str, Json]) -> dict[str, Json] | None:
         return None
     if None in {texts["request_id"], texts["route"]} or texts["transport"] not in TRANSPORTS:
         return None
-    attempts = [
-        {name: text for name in ("account", "reason") if (text := _text_at(attempt, name))}
-        for attempt in _objects(line.get("attempts"))
-    ]
+    tried = [one for one in _objects(line.get("attempts")) if _text_at(one, "account")]
     return {
         "at": at,
         **texts,
         "stream": line.get("stream") is True,
         "status": _int_at(line, "status") or None,
-        "attempts": [attempt for attempt in attempts if "account" in attempt],
+        "attempts": [
+            {name: _text_at(one, name) for name in ("account", "reason") if name in one}
+            for one in tried
+        ],
         "first_byte_ms": _int_at(line, "first_byte_ms") or None,
         **{name: _int_at(line, name) for name in ("duration_ms", "bytes_in", "bytes_out")},
         "tokens": {name: _int_at(tokens, name) for name in Usage._fields} if tokens else None,
@@ -3798,8 +3798,11 @@ def snapshot(state: State) -> dict[str, Json]:
     """How the pooler does: metadata of the operator's own names, for those who pick from it."""
     config, ledger = state.config, state.ledger
     pools = config.pools.values()
-    members = {pool.name: {account.name for account in pool.accounts} for pool in pools}
-    accounts = [_show_account(state, one, members) for one in config.accounts.values()]
+    pools_of: dict[str, list[str]] = {name: [] for name in config.accounts}
+    for pool in pools:
+        for account in pool.accounts:
+            pools_of[account.name].append(pool.name)
+    accounts = [_show_account(state, one, pools_of[one.name]) for one in config.accounts.values()]
     status_of = {row["name"]: row["status"] for row in accounts}
     known = {pool.name: state.roster.catalogue_of(pool) for pool in pools}
     return {
@@ -3843,9 +3846,7 @@ def account_status(account: Account, health: Health, now: float) -> str:
     return "ready" if health.is_ready(now) else "refused" if health.is_refused else "resting"
 
 
-def _show_account(
-    state: State, account: Account, members: Mapping[str, Set[str]]
-) -> dict[str, Json]:
+def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[str, Json]:
     now, unix_ahead = state.now, state.unix_now - state.now
     health = state.roster.health_of(account)
     status = account_status(account, health, now)
@@ -3853,7 +3854,7 @@ def _show_account(
         **_copied(account, "name priority concurrent"),
         "type": "codex" if account.is_codex else "openai",
         "host": account.base_url.host,
-        "pools": [pool for pool, names in members.items() if account.name in names],
+        "pools": pools,
         "status": status,
         "is_demoted": health.is_blocked(Effect.DEMOTED, now),
         "in_flight": state.roster.in_flight[account.name],
@@ -3998,10 +3999,7 @@ _MEMBER: Final = re.compile(r"{(\w+)")
 # By the name of the object or list: /admin tells what is told to people, and nothing else.
 _ALLOWED: Final[Mapping[str, Sequence[str]]] = {
     "": ["at", *_TABLES, *_MEMBER.findall(_HEADLINE)],
-    **{
-        name: ["windows", *_MEMBER.findall("".join(columns.values()))]
-        for name, columns in _TABLES.items()
-    },
+    **{name: _MEMBER.findall("".join(_TABLES[name].values()) + "{windows}") for name in _TABLES},
     **{name: _MEMBER.findall(template) for name, template in _PARTS.items()},
 }
 # What is said instead of a value; None: nothing.
@@ -4081,18 +4079,13 @@ class _Row(NamedTuple):
 
 def _rows(table: str, shown: Mapping[str, Json]) -> list[_Row]:
     """The rows of a table: the same on the page and in the terminal."""
-    at, columns = shown["at"], _TABLES[table].values()
-    return [
-        _Row(
-            [_told(template, row, at) for template in columns],
-            _TONES.get(row.get("code", row.get("status")), "bad"),
-            [
-                (window["used_percent"], _told(_PARTS["windows"], window, at))
-                for window in row.get("windows", ())
-            ],
-        )
-        for row in shown[table]
-    ]
+    at, rows = shown["at"], []
+    for row in shown[table]:
+        cells = [_told(template, row, at) for template in _TABLES[table].values()]
+        windows = row.get("windows", ())
+        bars = [(one["used_percent"], _told(_PARTS["windows"], one, at)) for one in windows]
+        rows.append(_Row(cells, _TONES.get(row.get("code", row.get("status")), "bad"), bars))
+    return rows
 
 
 ADMIN_STYLE: Final = """
@@ -4265,17 +4258,17 @@ def _metric_rows(snapshot: Mapping[str, Json]) -> dict[str, Json]:
             for row in accounts
             for window in row["windows"]
         ],
-        "tokens": [
-            {**row, "kind": name.removesuffix("_tokens"), "count": row[name]}
-            for row in totals
-            for name in Usage._fields
-        ],
-        "bytes": [
-            {**row, "direction": name, "count": row[f"bytes_{name}"]}
-            for row in totals
-            for name in ("in", "out")
-        ],
+        "tokens": _split(
+            totals, "kind", {one.removesuffix("_tokens"): one for one in Usage._fields}
+        ),
+        "bytes": _split(totals, "direction", {"in": "bytes_in", "out": "bytes_out"}),
     }
+
+
+def _split(rows: Sequence[Json], label: str, members: Mapping[str, str]) -> list[Json]:
+    """A row for each of the members: its value is the count, and its name there the label."""
+    pairs = members.items()
+    return [{**row, label: kind, "count": row[name]} for row in rows for kind, name in pairs]
 
 
 def _labelled(row: Mapping[str, Json], labels: Sequence[str]) -> str:
@@ -4295,14 +4288,12 @@ def metrics_text(snapshot: Mapping[str, Json]) -> str:
     for name, (source, labels, values, words) in _METRICS.items():
         suffixes = ("_sum", "_count") if " " in values else ("",)
         kind = "summary" if " " in values else "counter" if name.endswith("_total") else "gauge"
-        series: dict[str, float] = {}
-        members = tuple(zip(suffixes, values.split(), strict=True))
+        series: Counter[str] = Counter()
         for row in rows[source]:
             labelled = _labelled(row, labels.split())
-            for suffix, value in members:
+            for suffix, value in zip(suffixes, values.split(), strict=True):
                 if row[value] is not None:
-                    told = f"codex_pooler_{name}{suffix}{labelled}"
-                    series[told] = series.get(told, 0) + row[value]
+                    series[f"codex_pooler_{name}{suffix}{labelled}"] += row[value]
         lines += [f"# HELP codex_pooler_{name} {words}", f"# TYPE codex_pooler_{name} {kind}"]
         lines += [f"{told} {value}" for told, value in series.items()]
     return "\n".join(lines) + "\n"
