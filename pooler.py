@@ -3623,19 +3623,17 @@ def tokens_spent(entry: Mapping[str, Json]) -> Mapping[str, int]:
     return entry["tokens"] or guess
 
 
-_LIMIT_FIELDS: Final = (
-    "limit_type limit_window max_value current_value remaining_value reset_at source model_filter"
-).split()
-
-
 def _limit_row(
     kind: str, window: str | None, most: float, used: float, reset_unix: float | None
 ) -> dict[str, Json]:
     """One limit in the shape of upstream facts §8.2."""
     reset_at = reset_unix and datetime.fromtimestamp(reset_unix, UTC).isoformat("T", "seconds")
-    source = "upstream_usage" if kind == "percent" else "pool_key"
-    row = (kind, window, most, used, max(0, most - used), reset_at, source, None)
-    return dict(zip(_LIMIT_FIELDS, row, strict=True))
+    return {
+        "limit_type": kind, "limit_window": window,
+        "max_value": most, "current_value": used, "remaining_value": max(0, most - used),
+        "reset_at": reset_at, "source": "upstream_usage" if kind == "percent" else "pool_key",
+        "model_filter": None,
+    }  # fmt: skip
 
 
 def _window_name(seconds: int) -> str:
@@ -4015,7 +4013,6 @@ _TONES: Final[Mapping[str | None, str]] = {
     **dict.fromkeys(("ready", "active", None), "good"),
     **dict.fromkeys(("resting", "limited", "paused", "client_gone"), "fair"),
 }
-_SPANS: Final = ((24 * 3600, "d"), (3600, "h"), (60, "min"), (1, "s"))
 NAMES_MAX: Final = 20  # in one cell
 ADMIN_REQUESTS_MAX: Final = 50  # what a person reads
 STATUS_REQUESTS_MAX: Final = 15  # with the tables above them, about one screen
@@ -4039,7 +4036,7 @@ def show_admin(snapshot: Mapping[str, Json]) -> dict[str, Json]:
 def _span(seconds: float) -> str:
     """`2 h 10 min`: at most two units, whole ones."""
     left, words = int(seconds), []
-    for unit, name in _SPANS:
+    for unit, name in ((24 * 3600, "d"), (3600, "h"), (60, "min"), (1, "s")):
         count, left = divmod(left, unit)
         words += [f"{count} {name}"] if count else []
     return " ".join(words[:2]) or "0 s"
