@@ -4285,12 +4285,13 @@ def metrics_text(snapshot: Mapping[str, Json]) -> str:
     for name, (source, labels, values, words) in _METRICS.items():
         suffixes = ("_sum", "_count") if " " in values else ("",)
         kind = "summary" if " " in values else "counter" if name.endswith("_total") else "gauge"
-        series: Counter[str] = Counter()
+        series: dict[str, float] = {}
         for row in rows[source]:
             labelled = _labelled(row, labels.split())
             for suffix, value in zip(suffixes, values.split(), strict=True):
                 if row[value] is not None:
-                    series[f"codex_pooler_{name}{suffix}{labelled}"] += row[value]
+                    told = f"codex_pooler_{name}{suffix}{labelled}"
+                    series[told] = series.get(told, 0) + row[value]
         lines += [f"# HELP codex_pooler_{name} {words}", f"# TYPE codex_pooler_{name} {kind}"]
         lines += [f"{told} {value}" for told, value in series.items()]
     return "\n".join(lines) + "\n"
