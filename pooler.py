@@ -77,6 +77,7 @@ import trio
 VERSION: Final = "0.1.0"
 
 T = TypeVar("T")
+K = TypeVar("K")
 Ts = TypeVarTuple("Ts")
 Json = Any  # what `json.loads` gives: it is looked at with isinstance, never trusted
 
@@ -3108,6 +3109,14 @@ class Level(NamedTuple):
     seen_at: float = 0.0
 
 
+def _remember(known: OrderedDict[K, T], key: K, value: T, length_max: int) -> None:
+    """Set a member; what was not set for the longest time is forgotten."""
+    known[key] = value
+    known.move_to_end(key)
+    while len(known) > length_max:
+        known.popitem(last=False)
+
+
 @dataclass(slots=True)
 class Health:
     """What is known of one account.  A reload keeps its login and catalogue only."""
@@ -3117,7 +3126,8 @@ class Health:
     probe_at: float = 0.0
     is_probing: bool = False
     served_at: float = -math.inf
-    blocks: dict[tuple[Effect, str], float] = field(default_factory=dict)  # of a model or "": end
+    # What else holds against it, for one model or (named "") for all: until when.
+    blocks: OrderedDict[tuple[Effect, str], float] = field(default_factory=OrderedDict)
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
     catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_at: float = -math.inf
@@ -3151,9 +3161,7 @@ class Health:
         self.probe_at = now + probe_seconds
 
     def block(self, effect: Effect, model: str, until: float) -> None:
-        while len(self.blocks) >= MODEL_BLOCKS_MAX:
-            self.blocks.pop(next(iter(self.blocks)))
-        self.blocks[effect, model] = until
+        _remember(self.blocks, (effect, model), until, MODEL_BLOCKS_MAX)
 
     def is_blocked(self, effect: Effect, now: float, model: str = "") -> bool:
         return self.blocks.get((effect, model), now) > now
@@ -3192,37 +3200,21 @@ class Pin(NamedTuple):
     used_at: float
 
 
-class RecentMap(OrderedDict[bytes, T]):
-    """A map that forgets what was not set or read for the longest time."""
-
-    def __init__(self, length_max: int) -> None:
-        super().__init__()
-        self.length_max = length_max
-
-    def put(self, key: bytes, value: T) -> None:
-        self[key] = value
-        self.move_to_end(key)
-        while len(self) > self.length_max:
-            self.popitem(last=False)
-
-
 class Roster:
     """The accounts' health, the pins, and the choice among them."""
 
     def __init__(self, config: Config) -> None:
         self.health: dict[str, Health] = {}
         self.in_flight: Counter[str] = Counter()  # by account
-        self.pins: RecentMap[Pin] = RecentMap(0)
+        self.pins: OrderedDict[bytes, Pin] = OrderedDict()  # by session
         # Whose a stored response, or the state of a turn, is.
-        self.responses: RecentMap[str] = RecentMap(0)
+        self.responses: OrderedDict[bytes, str] = OrderedDict()
         self.turns: Counter[str] = Counter()  # choices made, by pool, for round_robin
         self.reload(config)
 
     def reload(self, config: Config) -> None:
         """Take a new configuration: rests and blocks are forgotten, pins and counts stay."""
         self.limits = config.limits
-        self.pins.length_max = config.limits.pins_max
-        self.responses.length_max = config.limits.response_pins_max
         known = {name: self.health.get(name, Health()) for name in config.accounts}
         self.health = {
             name: Health(has_login=old.has_login, login=old.login, catalogue=old.catalogue)
@@ -3432,13 +3424,14 @@ class Roster:
 
     def pin(self, call: Call, account: Account, is_foreign: bool, now: float) -> None:
         if call.session is not None:
-            self.pins.put(call.session, Pin(account.name, account.base_url, is_foreign, now))
+            pin = Pin(account.name, account.base_url, is_foreign, now)
+            _remember(self.pins, call.session, pin, self.limits.pins_max)
 
     def note_made(self, account: Account, call: Call, what: str, made: Json) -> None:
         """Remember whose a response or a turn's state is."""
         if isinstance(made, str):
             digest = digest_parts(call.pool.name, call.key.name, what, made)
-            self.responses.put(digest, account.name)
+            _remember(self.responses, digest, account.name, self.limits.response_pins_max)
 
     def is_maker(self, account: Account, call: Call, what: str, made: str) -> bool:
         digest = digest_parts(call.pool.name, call.key.name, what, made)
