@@ -86,6 +86,7 @@ import trio
 VERSION: Final = "0.1.0"
 
 T = TypeVar("T")
+K = TypeVar("K")
 Ts = TypeVarTuple("Ts")
 Json = Any  # what `json.loads` gives: it is looked at with isinstance, never trusted
 
@@ -2865,6 +2866,14 @@ class Level(NamedTuple):
     seen_at: float = 0.0
 
 
+def _remember(known: OrderedDict[K, T], key: K, value: T, length_max: int) -> None:
+    """Set a member; what was not set for the longest time is forgotten."""
+    known[key] = value
+    known.move_to_end(key)
+    while len(known) > length_max:
+        known.popitem(last=False)
+
+
 @dataclass(slots=True)
 class Health:
     """What is known of one account.  A reload keeps its login and catalogue only."""
@@ -2874,7 +2883,8 @@ class Health:
     probe_at: float = 0.0
     is_probing: bool = False
     served_at: float = -math.inf
-    blocks: dict[tuple[Effect, str], float] = field(default_factory=dict)  # of a model or "": end
+    # What else holds against it, for one model or (named "") for all: until when.
+    blocks: OrderedDict[tuple[Effect, str], float] = field(default_factory=OrderedDict)
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
     catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_until: float = -math.inf  # until then it is good enough
@@ -2908,9 +2918,7 @@ class Health:
         self.probe_at = now + probe_seconds
 
     def block(self, effect: Effect, model: str, until: float) -> None:
-        while len(self.blocks) >= MODEL_BLOCKS_MAX:
-            self.blocks.pop(next(iter(self.blocks)))
-        self.blocks[effect, model] = until
+        _remember(self.blocks, (effect, model), until, MODEL_BLOCKS_MAX)
 
     def is_blocked(self, effect: Effect, now: float, model: str = "") -> bool:
         return self.blocks.get((effect, model), now) > now
@@ -2949,37 +2957,21 @@ class Pin(NamedTuple):
     used_at: float
 
 
-class RecentMap(OrderedDict[bytes, T]):
-    """A map that forgets what was not set or read for the longest time."""
-
-    def __init__(self, length_max: int) -> None:
-        super().__init__()
-        self.length_max = length_max
-
-    def put(self, key: bytes, value: T) -> None:
-        self[key] = value
-        self.move_to_end(key)
-        while len(self) > self.length_max:
-            self.popitem(last=False)
-
-
 class Roster:
     """The accounts' health, the pins, and the choice among them."""
 
     def __init__(self, config: Config) -> None:
         self.health: dict[str, Health] = {}
         self.in_flight: Counter[str] = Counter()  # by account
-        self.pins: RecentMap[Pin] = RecentMap(0)
+        self.pins: OrderedDict[bytes, Pin] = OrderedDict()  # by session
         # Whose a stored response, or the state of a turn, is.
-        self.responses: RecentMap[str] = RecentMap(0)
+        self.responses: OrderedDict[bytes, str] = OrderedDict()
         self.turns: Counter[str] = Counter()  # choices made, by pool, for round_robin
         self.reload(config)
 
     def reload(self, config: Config) -> None:
         """Take a new configuration: rests and blocks are forgotten, pins and counts stay."""
         self.limits = config.limits
-        self.pins.length_max = config.limits.pins_max
-        self.responses.length_max = config.limits.response_pins_max
         known = {name: self.health.get(name, Health()) for name in config.accounts}
         self.health = {
             name: Health(has_login=old.has_login, login=old.login, catalogue=old.catalogue)
@@ -3065,12 +3057,12 @@ class Roster:
             return (index,)
         if routing is Routing.ROUND_ROBIN:
             return ((index - self.turns[call.pool.name]) % count,)
-        left = health.left_percent(now)
-        tie: tuple[Any, ...] = (self.in_flight[account.name], health.served_at)
+        left, busy = health.left_percent(now), self.in_flight[account.name]
+        tie: tuple[Any, ...] = (busy, health.served_at)
         if call.session is not None:
             tie = (hashlib.sha256(call.session + account.name.encode()).digest(),)
         if routing is Routing.QUOTA_FIRST:
-            return (-left, self.in_flight[account.name], *tie)
+            return (-left, busy, *tie)
         return (left <= 100 - NEARLY_USED_PERCENT, *tie)
 
     def pin_of(self, call: Call, now: float) -> Pin | None:
@@ -3189,13 +3181,14 @@ class Roster:
 
     def pin(self, call: Call, account: Account, is_foreign: bool, now: float) -> None:
         if call.session is not None:
-            self.pins.put(call.session, Pin(account.name, account.base_url, is_foreign, now))
+            pin = Pin(account.name, account.base_url, is_foreign, now)
+            _remember(self.pins, call.session, pin, self.limits.pins_max)
 
     def note_made(self, account: Account, call: Call, what: str, made: Json) -> None:
         """Remember whose a response or a turn's state is."""
         if isinstance(made, str):
             digest = digest_parts(call.pool.name, call.key.name, what, made)
-            self.responses.put(digest, account.name)
+            _remember(self.responses, digest, account.name, self.limits.response_pins_max)
 
     def is_maker(self, account: Account, call: Call, what: str, made: str) -> bool:
         digest = digest_parts(call.pool.name, call.key.name, what, made)
@@ -3379,19 +3372,17 @@ def tokens_spent(entry: Mapping[str, Json]) -> Mapping[str, int]:
     return entry["tokens"] or guess
 
 
-_LIMIT_FIELDS: Final = (
-    "limit_type limit_window max_value current_value remaining_value reset_at source model_filter"
-).split()
-
-
 def _limit_row(
     kind: str, window: str | None, most: float, used: float, reset_unix: float | None
 ) -> dict[str, Json]:
     """One limit in the shape of upstream facts §8.2."""
     reset_at = reset_unix and datetime.fromtimestamp(reset_unix, UTC).isoformat("T", "seconds")
-    source = "upstream_usage" if kind == "percent" else "pool_key"
-    row = (kind, window, most, used, max(0, most - used), reset_at, source, None)
-    return dict(zip(_LIMIT_FIELDS, row, strict=True))
+    return {
+        "limit_type": kind, "limit_window": window,
+        "max_value": most, "current_value": used, "remaining_value": max(0, most - used),
+        "reset_at": reset_at, "source": "upstream_usage" if kind == "percent" else "pool_key",
+        "model_filter": None,
+    }  # fmt: skip
 
 
 def _window_name(seconds: int) -> str:
@@ -3498,16 +3489,16 @@ def read_entry(line: Mapping[str, Json]) -> dict[str, Json] | None:
         return None
     if None in {texts["request_id"], texts["route"]} or texts["transport"] not in TRANSPORTS:
         return None
-    attempts = [
-        {name: text for name in ("account", "reason") if (text := _text_at(attempt, name))}
-        for attempt in _objects(line.get("attempts"))
-    ]
+    tried = [one for one in _objects(line.get("attempts")) if _text_at(one, "account")]
     return {
         "at": at,
         **texts,
         "stream": line.get("stream") is True,
         "status": _int_at(line, "status") or None,
-        "attempts": [attempt for attempt in attempts if "account" in attempt],
+        "attempts": [
+            {name: _text_at(one, name) for name in ("account", "reason") if name in one}
+            for one in tried
+        ],
         "first_byte_ms": _int_at(line, "first_byte_ms") or None,
         **{name: _int_at(line, name) for name in ("duration_ms", "bytes_in", "bytes_out")},
         "tokens": {name: _int_at(tokens, name) for name in Usage._fields} if tokens else None,
@@ -3543,7 +3534,7 @@ class State:
     ledger: Ledger
     uses: Mapping[tuple[str, str], KeyUse]
     logins: Mapping[str, LoginState]
-    refreshes: Mapping[tuple[str, str], int]  # account, outcome
+    refreshes: Sums  # by account and outcome
     queued: Mapping[str, int]  # by pool
     process: Mapping[str, Json]  # shown as they are
     now: float
@@ -3553,44 +3544,44 @@ class State:
 def snapshot(state: State) -> dict[str, Json]:
     """How the pooler does: metadata of the operator's own names, for those who pick from it."""
     config, ledger = state.config, state.ledger
+    pools = config.pools.values()
     pools_of: dict[str, list[str]] = {name: [] for name in config.accounts}
-    for pool in config.pools.values():
+    for pool in pools:
         for account in pool.accounts:
             pools_of[account.name].append(pool.name)
-    accounts = [_show_account(state, config.accounts[name], pools_of[name]) for name in pools_of]
+    accounts = [_show_account(state, one, pools_of[one.name]) for one in config.accounts.values()]
     status_of = {row["name"]: row["status"] for row in accounts}
-    known = {pool.name: state.roster.catalogue_of(pool) for pool in config.pools.values()}
+    known = {pool.name: state.roster.catalogue_of(pool) for pool in pools}
     return {
         "version": VERSION,
         "at": state.unix_now,
         "uptime_seconds": int(state.unix_now - state.process["started_at"]),
         **state.process,
         "in_flight": sum(state.roster.in_flight.values()),
-        "pools": [
-            _show_pool(state, pool, known[pool.name], status_of) for pool in config.pools.values()
-        ],
+        "pools": [_show_pool(state, pool, known[pool.name], status_of) for pool in pools],
         "accounts": accounts,
         "keys": [_show_key(state, key) for key in config.keys],
         "operators": [
-            {"name": one.name, "source": one.source, "status": "active"} for one in config.operators
+            _copied(one, "name source") | {"status": "active"} for one in config.operators
         ],
         "models": [
             {"name": name, "pools": [pool for pool in known if name in known[pool]]}
             for name in sorted({name for models in known.values() for name in models})
         ],
         "requests": list(reversed(ledger.requests)),
-        "totals": [
-            dict(zip(_LABELS, row, strict=True)) | sums for row, sums in ledger.totals.items()
-        ],
-        "attempts": [
-            {"account": account, "reason": reason, **sums}
-            for (account, reason), sums in ledger.attempts.items()
-        ],
-        "refreshes": [
-            {"account": account, "outcome": outcome, "count": count}
-            for (account, outcome), count in state.refreshes.items()
-        ],
+        "totals": _flat_rows(_LABELS, ledger.totals),
+        "attempts": _flat_rows(("account", "reason"), ledger.attempts),
+        "refreshes": _flat_rows(("account", "outcome"), state.refreshes),
     }
+
+
+def _flat_rows(labels: Sequence[str], sums: Sums) -> list[dict[str, Json]]:
+    return [dict(zip(labels, row, strict=True)) | counts for row, counts in sums.items()]
+
+
+def _copied(thing: object, names: str) -> dict[str, Json]:
+    """Of one of our own objects, what is shown as it is."""
+    return {name: getattr(thing, name) for name in names.split()}
 
 
 def account_status(account: Account, health: Health, now: float) -> str:
@@ -3607,15 +3598,13 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
     health = state.roster.health_of(account)
     status = account_status(account, health, now)
     return {
-        "name": account.name,
+        **_copied(account, "name priority concurrent"),
         "type": "codex" if account.is_codex else "openai",
         "host": account.base_url.host,
         "pools": pools,
-        "priority": account.priority,
         "status": status,
         "is_demoted": health.is_blocked(Effect.DEMOTED, now),
         "in_flight": state.roster.in_flight[account.name],
-        "concurrent": account.concurrent,
         "rests_until": health.rests_until + unix_ahead if status == "resting" else None,
         **state.logins.get(account.name, LoginState())._asdict(),
         "models": list(account.models or sorted(health.catalogue or ())) or None,
@@ -3657,15 +3646,9 @@ def _show_key(state: State, key: Key) -> dict[str, Json]:
     use.roll_day(state.unix_now)
     has_ended = not is_key_usable(key, state.unix_now)
     return {
-        "pool": key.pool,
-        "name": key.name,
-        "source": key.source,
+        **_copied(key, "pool name source models requests_per_minute tokens_per_day concurrent"),
         "status": "paused" if key.paused else "expired" if has_ended else "active",
-        "models": key.models and list(key.models),
         "expires_at": key.expires,
-        "requests_per_minute": key.requests_per_minute,
-        "tokens_per_day": key.tokens_per_day,
-        "concurrent": key.concurrent,
         "in_flight": use.in_flight_count,
         "requests": use.request_count,
         "tokens_today": use.day_tokens,
@@ -3763,10 +3746,7 @@ _MEMBER: Final = re.compile(r"{(\w+)")
 # By the name of the object or list: /admin tells what is told to people, and nothing else.
 _ALLOWED: Final[Mapping[str, Sequence[str]]] = {
     "": ["at", *_TABLES, *_MEMBER.findall(_HEADLINE)],
-    **{
-        name: ["windows", *_MEMBER.findall("".join(columns.values()))]
-        for name, columns in _TABLES.items()
-    },
+    **{name: _MEMBER.findall("".join(_TABLES[name].values()) + "{windows}") for name in _TABLES},
     **{name: _MEMBER.findall(template) for name, template in _PARTS.items()},
 }
 # What is said instead of a value; None: nothing.
@@ -3782,7 +3762,6 @@ _TONES: Final[Mapping[str | None, str]] = {
     **dict.fromkeys(("ready", "active", None), "good"),
     **dict.fromkeys(("resting", "limited", "paused", "client_gone"), "fair"),
 }
-_SPANS: Final = ((24 * 3600, "d"), (3600, "h"), (60, "min"), (1, "s"))
 NAMES_MAX: Final = 20  # in one cell
 ADMIN_REQUESTS_MAX: Final = 50  # what a person reads
 STATUS_REQUESTS_MAX: Final = 15  # with the tables above them, about one screen
@@ -3806,7 +3785,7 @@ def show_admin(snapshot: Mapping[str, Json]) -> dict[str, Json]:
 def _span(seconds: float) -> str:
     """`2 h 10 min`: at most two units, whole ones."""
     left, words = int(seconds), []
-    for unit, name in _SPANS:
+    for unit, name in ((24 * 3600, "d"), (3600, "h"), (60, "min"), (1, "s")):
         count, left = divmod(left, unit)
         words += [f"{count} {name}"] if count else []
     return " ".join(words[:2]) or "0 s"
@@ -3846,18 +3825,13 @@ class _Row(NamedTuple):
 
 def _rows(table: str, shown: Mapping[str, Json]) -> list[_Row]:
     """The rows of a table: the same on the page and in the terminal."""
-    at, columns = shown["at"], _TABLES[table].values()
-    return [
-        _Row(
-            [_told(template, row, at) for template in columns],
-            _TONES.get(row.get("code", row.get("status")), "bad"),
-            [
-                (window["used_percent"], _told(_PARTS["windows"], window, at))
-                for window in row.get("windows", ())
-            ],
-        )
-        for row in shown[table]
-    ]
+    at, rows = shown["at"], []
+    for row in shown[table]:
+        cells = [_told(template, row, at) for template in _TABLES[table].values()]
+        windows = row.get("windows", ())
+        bars = [(one["used_percent"], _told(_PARTS["windows"], one, at)) for one in windows]
+        rows.append(_Row(cells, _TONES.get(row.get("code", row.get("status")), "bad"), bars))
+    return rows
 
 
 ADMIN_STYLE: Final = """
@@ -4030,17 +4004,17 @@ def _metric_rows(snapshot: Mapping[str, Json]) -> dict[str, Json]:
             for row in accounts
             for window in row["windows"]
         ],
-        "tokens": [
-            {**row, "kind": name.removesuffix("_tokens"), "count": row[name]}
-            for row in totals
-            for name in Usage._fields
-        ],
-        "bytes": [
-            {**row, "direction": name, "count": row[f"bytes_{name}"]}
-            for row in totals
-            for name in ("in", "out")
-        ],
+        "tokens": _split(
+            totals, "kind", {one.removesuffix("_tokens"): one for one in Usage._fields}
+        ),
+        "bytes": _split(totals, "direction", {"in": "bytes_in", "out": "bytes_out"}),
     }
+
+
+def _split(rows: Sequence[Json], label: str, members: Mapping[str, str]) -> list[Json]:
+    """A row for each of the members: its value is the count, and its name there the label."""
+    pairs = members.items()
+    return [{**row, label: kind, "count": row[name]} for row in rows for kind, name in pairs]
 
 
 def _labelled(row: Mapping[str, Json], labels: Sequence[str]) -> str:
@@ -4061,10 +4035,9 @@ def metrics_text(snapshot: Mapping[str, Json]) -> str:
         suffixes = ("_sum", "_count") if " " in values else ("",)
         kind = "summary" if " " in values else "counter" if name.endswith("_total") else "gauge"
         series: dict[str, float] = {}
-        members = tuple(zip(suffixes, values.split(), strict=True))
         for row in rows[source]:
             labelled = _labelled(row, labels.split())
-            for suffix, value in members:
+            for suffix, value in zip(suffixes, values.split(), strict=True):
                 if row[value] is not None:
                     told = f"codex_pooler_{name}{suffix}{labelled}"
                     series[told] = series.get(told, 0) + row[value]
@@ -4745,7 +4718,7 @@ class Tokens:
     unix_now: Callable[[], float]
     limits: Limits
     services: trio.Nursery | None = None  # the server's own
-    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)  # account, how it went
+    outcomes: Sums = field(default_factory=dict)  # by account, and how it went
 
     def state_of(self, login: Login) -> LoginState:
         """For operators."""
@@ -4807,7 +4780,8 @@ class Tokens:
         except TRANSPORT_ERRORS:
             problem = f"{self.endpoint} cannot be reached; it is asked again"
         finally:
-            self.outcomes[login.name, "failed" if problem else "ok"] += 1
+            outcome = "failed" if problem else "ok"
+            _count(self.outcomes, (login.name, outcome), {"count": 1})
             if problem:
                 login.retry_at = trio.current_time() + self.limits.refresh_pause_seconds
                 login.problem = problem
@@ -6228,8 +6202,8 @@ class Journal:
             found = os.fstat(self.file)
             if stat.S_ISREG(found.st_mode):
                 os.fchmod(self.file, 0o600)  # somebody else may have made it
-            size = found.st_size
-            self.is_torn = size > 0 and os.pread(self.file, 1, size - 1) != b"\n"
+            last = os.pread(self.file, 1, found.st_size - 1) if found.st_size else b"\n"
+            self.is_torn = last != b"\n"
             self.note(None)
         except OSError as error:
             self.note(error.strerror)
@@ -6250,21 +6224,18 @@ class Journal:
             return
         line = b"\n" * self.is_torn + json.dumps(entry).encode() + b"\n"
         try:
-            written = os.write(self.file, line)
+            self.is_torn = os.write(self.file, line) < len(line)
+            self.note("the disk is full" if self.is_torn else None)
         except OSError as error:
             self.note(error.strerror)
-            return
-        self.is_torn = self.is_torn if written == 0 else written < len(line)
-        self.note("the disk is full" if written < len(line) else None)
 
     def read_back(self) -> Iterator[Mapping[str, Json]]:
         """The entries of its last JOURNAL_BYTES_MAX bytes; what is no entry is skipped."""
         if self.file is None or not stat.S_ISREG(os.fstat(self.file).st_mode):
             return
-        size = os.fstat(self.file).st_size
         try:
             with open(self.file, "rb", closefd=False) as file:
-                file.seek(max(0, size - JOURNAL_BYTES_MAX))
+                file.seek(max(0, os.fstat(self.file).st_size - JOURNAL_BYTES_MAX))
                 # A piece of a longer line is no entry: the first one, or one that is not ours.
                 while line := file.readline(JOURNAL_LINE_BYTES_MAX):
                     if entry := _parsed(line):
