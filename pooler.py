@@ -63,7 +63,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -4934,9 +4934,9 @@ class Shared:
             for _, problem in login.inspect(self.unix_now()):
                 self.log("warning", "login", {"account": login.name, "problem": problem})
 
-    def look_at_logins(self, pool: Pool) -> None:
+    def look_at_logins(self, accounts: Iterable[Account]) -> None:
         """Notice files that have changed, so that nobody waits for an account that needs one."""
-        for account in pool.accounts:
+        for account in accounts:
             login, health = self.logins.get(account.name), self.roster.health.get(account.name)
             if login is not None and health is not None:
                 before = login.problem
@@ -5609,7 +5609,7 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
             await attempt.deliver(lease)
         except UpstreamFailed as failed:
             fault = failed.fault
-            server.look_at_logins(call.pool)  # a renewal of ours is no new file
+            server.look_at_logins(call.pool.accounts)  # a renewal of ours is no new file
             server.roster.note_fault(lease.account, fault, call.model, trio.current_time())
         else:
             return
@@ -6277,7 +6277,7 @@ class Server(Shared):
     """Everything that lives as long as the process."""
 
     started_unix: int = field(default_factory=lambda: int(time.time()))
-    uses: dict[tuple[str, str], KeyUse] = field(default_factory=dict)
+    uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
     connections: set[ClientConnection] = field(default_factory=set)
     keyless: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
     exchanges: set[Exchange] = field(default_factory=set)
@@ -6444,14 +6444,9 @@ class Server(Shared):
         self.check_method(head, route)
         if route in CALLS:
             await self.read_post(exchange, head, key, route)
-        elif route is Route.USAGE or route is Route.CODEX_USAGE:
-            await self.serve_usage(exchange, pool, key, route)
-        elif route is Route.CODEX_MODELS or (pool.has_codex and "client_version=" in head.query):
-            self.want_catalogues(pool)
-            models = {"models": self.roster.codex_models_of(pool, key)}
-            await exchange.respond(200, json.dumps(models).encode())
         else:
-            await self.serve_models(exchange, key, model)
+            told = self.answer_get(head, route, key, pool, model)
+            await exchange.respond(200, json.dumps(told).encode())
 
     def check_method(self, head: RequestHead, route: Route) -> None:
         """Raises: PoolerError (unsupported_endpoint, method_not_allowed)."""
@@ -6487,30 +6482,32 @@ class Server(Shared):
         exchange.record.pool, exchange.record.key = key.pool, key.name
         return key
 
-    async def serve_models(self, exchange: Exchange, key: Key, wanted: str) -> None:
-        """The models of the key, or the one that is wanted."""
-        pool = exchange.config.pools[key.pool]
-        self.want_catalogues(pool)
-        common = {"object": "model", "created": self.started_unix, "owned_by": "codex-pooler"}
-        models: dict[str, Json] = {}
-        for name, length in self.roster.models_of(pool, key).items():
-            models[name] = {"id": name, **common}
-            if length is not None:
-                models[name]["context_length"] = length
-        if wanted and wanted not in models:  # a GET may say 404: nothing retries it for ever
-            raise PoolerError("model_not_found", status=404)
-        answer = models[wanted] if wanted else {"object": "list", "data": list(models.values())}
-        await exchange.respond(200, json.dumps(answer).encode())
+    def answer_get(
+        self, head: RequestHead, route: Route, key: Key, pool: Pool, wanted: str
+    ) -> Mapping[str, Json]:
+        """What a key is told of its use, its pool's quota, or its models, one of them if `wanted`.
 
-    async def serve_usage(self, exchange: Exchange, pool: Pool, key: Key, route: Route) -> None:
-        """What the key has used and what its pool has left."""
+        Raises: PoolerError (model_not_found).
+        """
         now, unix_now = trio.current_time(), self.unix_now()
+        if route is Route.USAGE:
+            use = self.uses[key.pool, key.name]
+            return show_key_usage(self.roster, pool, key, use, now=now, unix_now=unix_now)
         if route is Route.CODEX_USAGE:
-            shown = show_codex_usage(self.roster, pool, now, unix_now)
-        else:
-            use = self.uses.setdefault((key.pool, key.name), KeyUse())
-            shown = show_key_usage(self.roster, pool, key, use, now=now, unix_now=unix_now)
-        await exchange.respond(200, json.dumps(shown).encode())
+            return show_codex_usage(self.roster, pool, now, unix_now)
+        self.want_catalogues(pool)
+        if route is Route.CODEX_MODELS or (pool.has_codex and "client_version=" in head.query):
+            return {"models": self.roster.codex_models_of(pool, key)}
+        lengths = self.roster.models_of(pool, key)
+        common = {"object": "model", "created": self.started_unix, "owned_by": "codex-pooler"}
+        models = {name: {"id": name, **common} for name in lengths}
+        for name, length in lengths.items():
+            models[name] |= {"context_length": length} if length else {}
+        if not wanted:
+            return {"object": "list", "data": [*models.values()]}
+        if wanted not in models:  # a GET may say 404: nothing retries it for ever
+            raise PoolerError("model_not_found", status=404)
+        return models[wanted]
 
     async def read_post(
         self, exchange: Exchange, head: RequestHead, key: Key, route: Route
@@ -6527,7 +6524,7 @@ class Server(Shared):
 
     def admit(self, exchange: Exchange, key: Key) -> None:
         """Count a call in.  Raises: PoolerError (key_limit_reached)."""
-        use = self.uses.setdefault((key.pool, key.name), KeyUse())
+        use = self.uses[key.pool, key.name]
         use.admit(key, exchange.began_at, self.unix_now())
         exchange.use = use
 
@@ -6614,15 +6611,14 @@ class Server(Shared):
     def explain(self, pool_name: str, model: str, session: str | None) -> Mapping[str, Json]:
         """Raises: LookupError, there is no such pool, or it does not serve the model."""
         pool = self.config.pools[pool_name]
-        self.look_at_logins(pool)
+        self.look_at_logins(pool.accounts)
         try:
             return explain(self.roster, pool, model, session, trio.current_time())
         except PoolerError:
             raise LookupError(model) from None
 
     def state(self) -> State:
-        for pool in self.config.pools.values():
-            self.look_at_logins(pool)
+        self.look_at_logins(self.config.accounts.values())
         return State(
             config=self.config,
             roster=self.roster,
@@ -6661,7 +6657,7 @@ class Server(Shared):
                 continue
             self.ledger.add(entry)
             if (name := (entry["pool"], entry["key"])) in names:
-                restore_use(self.uses.setdefault(name, KeyUse()), entry, now, unix_now)
+                restore_use(self.uses[name], entry, now, unix_now)
 
     # One WebSocket.
 
@@ -6768,7 +6764,7 @@ class Server(Shared):
 
     def want_catalogues(self, pool: Pool) -> None:
         """Ask for the accounts' model lists in the background, if they are old."""
-        self.look_at_logins(pool)
+        self.look_at_logins(pool.accounts)
         if any(map(self.is_catalogue_old, pool.accounts)):
             self.catalogues_wanted.set()
 
@@ -6776,8 +6772,7 @@ class Server(Shared):
         """Read the model list of every account that has none configured, when wanted."""
         while True:
             self.catalogues_wanted = trio.Event()
-            for pool in self.config.pools.values():
-                self.look_at_logins(pool)
+            self.look_at_logins(self.config.accounts.values())
             for account in filter(self.is_catalogue_old, list(self.config.accounts.values())):
                 health = self.roster.health[account.name]
                 health.catalogue_until = trio.current_time() + CATALOGUE_SECONDS
