@@ -6018,12 +6018,6 @@ class ClientSocket(ClientConnection):
             return None
         return self.waiting.popleft()
 
-    async def pass_on(self, frame: bytes) -> None:
-        """Hand a frame that nobody answers to the upstream, if it is still there."""
-        if self.upstream is not None:
-            with contextlib.suppress(PeerClosed):
-                await self.upstream.frames.put(frame.decode())
-
     async def drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
@@ -6285,7 +6279,6 @@ class Server(Shared):
     quiet: trio.Event = field(default_factory=trio.Event)
     catalogues_wanted: trio.Event = field(default_factory=trio.Event)
     accepting: trio.CancelScope = field(default_factory=trio.CancelScope)
-    finished: trio.Event = field(default_factory=trio.Event)  # `serve_with_signals` is done
     mcp: Any = None  # the companion module, if operators are configured and it is installed
 
     def __post_init__(self) -> None:
@@ -6718,33 +6711,35 @@ class Server(Shared):
         idle_seconds_max = self.config.limits.websocket_idle_seconds_max
         while (frame := await client.next_frame(idle_seconds_max)) is not None:
             key = self.key_of(client)
+            is_news = client.native_path and len(frame) < KIB and _PROCESSED.match(frame)
+            if key is not None and not is_news:
+                await self.serve_turn(client, key, frame)
+                continue
+            self.bodies.grow(-len(frame))
             if key is None:
-                self.bodies.grow(-len(frame))
                 client.end(1008)
-                continue
-            if client.native_path and len(frame) < KIB and _PROCESSED.match(frame):
-                self.bodies.grow(-len(frame))
-                await client.pass_on(frame)
-                continue
-            record = Record(new_request_id())
-            head, config = client.request_head, self.config
-            turn = Turn(
-                self, client, record, config, head=head, body=frame, closes=False, socket=client
-            )
-            client.turn = turn
-            await self.serve_exchange(turn, self.judge_turn(turn, key))
-            client.turn = None
-            if turn.closes:
-                client.end(1011)
+            elif client.upstream is not None:  # nobody answers them
+                with contextlib.suppress(PeerClosed):
+                    await client.upstream.frames.put(frame.decode())
+
+    async def serve_turn(self, client: ClientSocket, key: Key, frame: bytes) -> None:
+        route = Route.CODEX_RESPONSES if client.native_path else Route.RESPONSES
+        record = Record(new_request_id(), "GET", route.value, key.pool, key.name)
+        head, config = client.request_head, self.config
+        turn = Turn(
+            self, client, record, config, head=head, body=frame, closes=False, socket=client
+        )
+        client.turn = turn
+        await self.serve_exchange(turn, self.judge_turn(turn, key))
+        client.turn = None
+        if turn.closes:
+            client.end(1011)
 
     async def judge_turn(self, turn: Turn, key: Key) -> None:
         """Raises: PoolerError."""
-        record, client = turn.record, turn.socket
-        record.method, record.pool, record.key = "GET", key.pool, key.name
-        record.route = Route.CODEX_RESPONSES if client.native_path else Route.RESPONSES
         self.admit(turn, key)
-        path = client.native_path
-        await self.judge_call(turn, client.request_head, key, CallKind.RESPONSES, path)
+        head, path = turn.socket.request_head, turn.socket.native_path
+        await self.judge_call(turn, head, key, CallKind.RESPONSES, path)
 
     def key_of(self, client: ClientSocket) -> Key | None:
         """The key of a WebSocket as it is now; None where it opens nothing any more."""
@@ -6892,18 +6887,16 @@ async def open_listeners(config: Config, log: Log) -> list[trio.SocketListener]:
             for listener in found:
                 await listener.aclose()
             hint = "set another one in listen" if error.errno == errno.EADDRINUSE else "see listen"
-            reason = error.strerror or "no such name"
-            raise ConfigRefused([f"listen: {listen.text}: {reason}; {hint}"]) from None
+            problem = f"listen: {listen.text}: {error.strerror or 'no such name'}; {hint}"
+            raise ConfigRefused([problem]) from None
     return found
 
 
 def _open_unix_listener(path: str) -> trio.SocketListener:
     """A listening unix socket with mode 0660; a socket left behind by a dead process goes."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        if os.path.exists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
+    if Path(path).is_socket():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(path) == errno.ECONNREFUSED:
                 os.unlink(path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -6930,8 +6923,7 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
         with path.open("rb") as file:
             raw = file.read(CONFIG_BYTES_MAX + 1)
     except OSError as error:
-        problem = f"{path}: {error.strerror}; start from pools.json.example"
-        raise ConfigRefused([problem]) from None
+        raise ConfigRefused([f"{path}: {error.strerror}; start from pools.json.example"]) from None
     if len(raw) > CONFIG_BYTES_MAX:
         raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
     config = parse_config(raw, env, read_file, str(path.parent))
@@ -6939,10 +6931,6 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
     if config.token_url.is_tls and any(account.is_codex for account in config.accounts.values()):
         contexts[None] = make_tls_context(None)
     problems = []
-    read = [account.auth_file for account in config.accounts.values() if account.auth_file]
-    real_paths = {os.path.realpath(one) for one in (str(path), *read)}
-    if config.journal and os.path.realpath(config.journal) in real_paths:
-        problems.append("journal: lines would be added to a file that is read; name another one")
     for account in config.accounts.values():
         name = account.ca_file
         if name not in contexts and (account.base_url.is_tls or name):
@@ -6958,8 +6946,6 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
 ################################################################
 # COMMAND LINE
 ################################################################
-
-Reload = Callable[[], Loaded] | None
 
 DEMO_MODEL: Final = "gpt-5.5"  # the model of the OpenCode configuration in the README
 DEMO_TEXT: Final = "Hello! This answer was streamed through codex-pooler, event by event."
@@ -7012,41 +6998,35 @@ def demo_events() -> list[dict[str, Json]]:
 
 async def serve_demo_upstream(stream: trio.SocketStream) -> None:
     """A loopback upstream: one request a connection, the same words for all."""
-    limits = Limits()
-    connection = Connection(stream)
-    try:
-        raw = await connection.read_to_blank_line(limits.head_bytes_max)
-        head = parse_request_head(raw, limits)
-        while not connection.holds(head.framing) and (received := await connection.receive()):
-            connection.buffer += received
-        headers = [("content-type", "text/event-stream"), ("connection", "close")]
-        await stream.send_all(format_response_head(200, headers))
-        for event in demo_events():
-            await stream.send_all(b"data: " + json.dumps(event).encode() + b"\n\n")
-            await trio.sleep(DEMO_PAUSE_SECONDS)  # or nobody would see that it streams
-    except (PeerClosed, BadSyntax, PoolerError, trio.BrokenResourceError):
-        pass
-    finally:
-        await trio.aclose_forcefully(stream)
+    limits, connection = Limits(), Connection(stream)
+    gone = (PeerClosed, BadSyntax, PoolerError, trio.BrokenResourceError)
+    async with stream:
+        with contextlib.suppress(*gone):
+            raw = await connection.read_to_blank_line(limits.head_bytes_max)
+            head = parse_request_head(raw, limits)
+            while not connection.holds(head.framing) and (received := await connection.receive()):
+                connection.buffer += received
+            headers = [("content-type", "text/event-stream"), ("connection", "close")]
+            await stream.send_all(format_response_head(200, headers))
+            for event in demo_events():
+                await stream.send_all(b"data: " + json.dumps(event).encode() + b"\n\n")
+                await trio.sleep(DEMO_PAUSE_SECONDS)  # or nobody would see that it streams
 
 
 async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
     """Send one streamed request through the pooler and print the answer as it arrives."""
     body = json.dumps({"model": DEMO_MODEL, "input": "Say hello.", "stream": True}).encode()
     head = request_head(url, CallKind.RESPONSES.value, secret, (), body)
-    connection = UpstreamConnection(await dial(url, None))
     scanner = EventScanner(CallKind.RESPONSES)
-    try:
-        await connection.stream.send_all(head + body)
+    async with await dial(url, None) as stream:
+        await stream.send_all(head + body)
+        connection = UpstreamConnection(stream)
         await connection.read_head(Limits())
         while received := await connection.receive_body():
             for _, events in scanner.feed(received):
                 for event in events.splitlines():
                     word = (event_object(event) or {}).get("delta", "")
                     print(word, end="", flush=True)  # noqa: T201
-    finally:
-        with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-            await connection.close()
     say("")
     return scanner.terminal is EventKind.SUCCESS
 
@@ -7057,9 +7037,11 @@ def describe_demo(port: int, upstream_port: int, secret: str) -> bytes:
     account = {"type": "openai", "api_key": "none", "base_url": base_url}
     aliases = {"gpt-5.4-nano": DEMO_MODEL}  # OpenCode asks it for a session's title
     pool = {"accounts": ["built-in"], "models": [DEMO_MODEL], "aliases": aliases}
-    described = {"accounts": {"built-in": account}, "pools": {"demo": pool}}
-    pool["keys"] = {"you": secret}
-    return json.dumps({"listen": f"127.0.0.1:{port}", **described}).encode()
+    pools = {"demo": {**pool, "keys": {"you": secret}}}
+    listen = f"127.0.0.1:{port}"
+    return json.dumps(
+        {"listen": listen, "accounts": {"built-in": account}, "pools": pools}
+    ).encode()
 
 
 async def run_demo(port: int, is_once: bool) -> int:
@@ -7067,26 +7049,29 @@ async def run_demo(port: int, is_once: bool) -> int:
 
     Raises: ConfigRefused.
     """
-    secret = new_secret("cp")
+    secret, is_well = new_secret("cp"), False
     async with (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0] as upstream:
         upstream_port = upstream.socket.getsockname()[1]
         config = parse_config(describe_demo(port, upstream_port, secret), {}, str)
         server = Server(config, {}, log=log_problem)
         listeners = await open_listeners(config, log_problem)
         url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "/v1")
-        shown = f"http://{url.authority}"
-        say(f"codex-pooler {VERSION} demo on {shown}")
-        say("A built-in upstream answers; no account is used, nothing leaves this machine.")
-        say("", "POST /v1/responses, streamed:")
-        async with trio.open_nursery() as nursery:  # holds: the upstream, the pooler
-            nursery.start_soon(trio.serve_listeners, serve_demo_upstream, [upstream])
-            await nursery.start(serve_with_signals, server, listeners, None)
+
+        async def show() -> None:
+            nonlocal is_well
+            say(f"codex-pooler {VERSION} demo on http://{url.authority}")
+            say("A built-in upstream answers; no account is used, nothing leaves this machine.")
+            say("", "POST /v1/responses, streamed:")
             is_well = await ask_demo(url, Secret(secret))
             if is_once:
                 server.stop()
             else:
-                say(DEMO_GUIDE % {"url": shown, "key": secret})
-            await server.finished.wait()
+                say(DEMO_GUIDE % {"url": f"http://{url.authority}", "key": secret})
+
+        async with trio.open_nursery() as nursery:  # holds: the upstream, the one request
+            nursery.start_soon(trio.serve_listeners, serve_demo_upstream, [upstream])
+            nursery.start_soon(show)
+            await serve_with_signals(server, listeners)
             nursery.cancel_scope.cancel()
     return 0 if is_well else 1
 
@@ -7100,34 +7085,30 @@ def log_problem(level: str, event: str, fields: Mapping[str, Json]) -> None:
 async def serve_with_signals(
     server: Server,
     listeners: Sequence[trio.SocketListener],
-    reload: Reload,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    reload: Callable[[], Loaded] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends at once; SIGHUP reloads."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
-        async with trio.open_nursery() as nursery:  # holds: the server
-            everything = nursery.cancel_scope
+        async with trio.open_nursery() as nursery:  # holds: who obeys signals
+
+            async def obey() -> None:
+                async for number in received:
+                    if number == signal.SIGHUP:
+                        if reload is not None:
+                            await server.reload(reload)
+                    elif server.is_draining:
+                        nursery.cancel_scope.cancel()
+                    else:
+                        server.log("info", "draining", {"requests": len(server.exchanges)})
+                        server.stop()
+
+            nursery.start_soon(obey)
             for listener in listeners:
                 name = listener.socket.getsockname()
                 shown = f"unix:{name}" if isinstance(name, str) else f"{name[0]}:{name[1]}"
                 server.log("info", "listening", {"address": shown})
-
-            async def serve_and_end() -> None:
-                await server.serve(listeners)
-                everything.cancel()
-
-            nursery.start_soon(serve_and_end)
-            task_status.started()
-            async for number in received:
-                if number == signal.SIGHUP and reload is not None:
-                    await server.reload(reload)
-                elif number != signal.SIGHUP and server.is_draining:
-                    everything.cancel()
-                elif number != signal.SIGHUP:
-                    server.log("info", "draining", {"requests": len(server.exchanges)})
-                    server.stop()
-    server.finished.set()
+            await server.serve(listeners)
+            nursery.cancel_scope.cancel()
 
 
 async def run_serve(path: Path, env: Mapping[str, str]) -> int:
@@ -7153,14 +7134,11 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
         say(f"warning: {warning}")
     is_well = True
     for account in config.accounts.values():
-        url = account.base_url
-        told = (
-            []
-            if account.auth_file is None
-            else Login(account.name, Path(account.auth_file)).inspect(time.time())
-        )
-        state = "its key can be read" if account.auth_file is None else "its login is there"
-        state = "paused" if account.paused else state if not told else "see below"
+        told, state = [], "its key can be read"
+        if account.auth_file is not None:
+            told = Login(account.name, Path(account.auth_file)).inspect(time.time())
+            state = "see below" if told else "its login is there"
+        url, state = account.base_url, "paused" if account.paused else state
         scheme = "https" if url.is_tls else "http"
         say(f"account {account.name}: {scheme}://{url.authority}{url.path}: {state}")
         for is_error, problem in told:
@@ -7174,10 +7152,9 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
 
 
 NO_POOLER: Final = f"it is not codex-pooler {VERSION}, as this is"
-# What comes of showing its answer: members of other names, types or sizes.
-_NO_STATUS: Final = (
-    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
-)  # fmt: skip
+_NO_ANSWER: Final = {
+    0: "no pooler answers there", 200: NO_POOLER, 401: "it does not take this token"
+}  # fmt: skip
 
 
 async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) -> dict[str, Json]:
@@ -7186,15 +7163,10 @@ async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) ->
     status, body = 0, b""
     with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(Limits().connect_seconds_max):
         status, body = await ask_once(dial, url, tls, head, Limits())
-    shown = _parsed(body) if status == 200 else {}
-    if shown.get("version") == VERSION:
+    shown = _parsed(body)
+    if status == 200 and shown.get("version") == VERSION:
         return shown
-    told = "no pooler answers there"
-    if shown:
-        told = NO_POOLER
-    elif status:
-        told = "it does not take this token" if status == 401 else f"it answers {status}"
-    raise ConfigRefused([f"{url.authority}: {told}"])
+    raise ConfigRefused([f"{url.authority}: {_NO_ANSWER.get(status, f'it answers {status}')}"])
 
 
 def run_status(address: str, is_watched: bool, is_json: bool) -> int:
@@ -7232,7 +7204,14 @@ async def show_status(
             columns = os.get_terminal_size(sys.stdout.fileno()).columns
         try:
             text = status_text(shown, columns, is_coloured)
-        except _NO_STATUS:
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ):
             raise ConfigRefused([f"{url.authority}: {NO_POOLER}"]) from None
         text = json.dumps(shown, indent=2) if is_json else text
         say("\x1b[H\x1b[2J" * (is_watched and sys.stdout.isatty()) + text)
@@ -7254,14 +7233,10 @@ def run_key(is_operator: bool) -> int:
     return 0
 
 
-# Each command and its options.
-COMMANDS: Final = {
-    "serve": "config",
-    "check": "config",
-    "demo": "once port",
-    "key": "operator",
+COMMANDS: Final = {  # and their options
+    "serve": "config", "check": "config", "demo": "once port", "key": "operator",
     "status": "url watch json",
-}
+}  # fmt: skip
 USAGE: Final = """
 commands: serve (the default), run the server; check, judge pools.json and say what it means;
 demo, show the server at work with nothing configured; key, make a pool key; status, show how a
