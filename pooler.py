@@ -4736,7 +4736,12 @@ class Tokens:
         before = login.credentials if login.is_usable(self.unix_now()) else None
         is_rejected = before and rejected and rejected.digest == before.digest
         if before and (is_rejected or login.unsaved or self.is_due(before)):
-            await self.renew(login, before)
+            is_rested = trio.current_time() >= login.retry_at
+            if login.renewal is None and self.services is not None and is_rested:
+                login.renewal = trio.Event()
+                self.services.start_soon(self.serve_renewal, login, before)
+            if login.renewal is not None:
+                await login.renewal.wait()
         found = login.credentials
         if found is None or found.digest in {login.spent, rejected and rejected.digest}:
             raise LoginNeeded(login.problem)
@@ -4751,15 +4756,6 @@ class Tokens:
     @property
     def endpoint(self) -> str:
         return f"the token endpoint {self.url.authority}{self.url.path}"
-
-    async def renew(self, login: Login, before: Credentials) -> None:
-        """Wait for the renewal that is under way, or for a new one; not soon after a failure."""
-        if login.renewal is None:
-            if self.services is None or trio.current_time() < login.retry_at:
-                return
-            login.renewal = trio.Event()
-            self.services.start_soon(self.serve_renewal, login, before)
-        await login.renewal.wait()
 
     async def serve_renewal(self, login: Login, before: Credentials) -> None:
         """One renewal of `before`, to its end, even while the server stops."""
@@ -4833,12 +4829,8 @@ class Tokens:
         """
         if found.refresh_token is None:
             raise LoginNeeded(f"{login.path} holds no refresh token; {login.advice}")
-        asked = {
-            "client_id": CODEX_CLIENT_ID,
-            "grant_type": "refresh_token",
-            "refresh_token": reveal(found.refresh_token),
-        }
-        body = json.dumps(asked).encode()
+        grant = {"client_id": CODEX_CLIENT_ID, "grant_type": "refresh_token"}
+        body = json.dumps({**grant, "refresh_token": reveal(found.refresh_token)}).encode()
         request = request_head(self.url, "", None, [("accept", "application/json")], body) + body
         status, answer = await ask_once(self.dial, self.url, self.tls, request, self.limits)
         verdict = judge_renewal(status, answer)
@@ -6931,6 +6923,10 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
     if config.token_url.is_tls and any(account.is_codex for account in config.accounts.values()):
         contexts[None] = make_tls_context(None)
     problems = []
+    read = [account.auth_file for account in config.accounts.values() if account.auth_file]
+    real_paths = {os.path.realpath(one) for one in (str(path), *read)}
+    if config.journal and os.path.realpath(config.journal) in real_paths:
+        problems.append("journal: lines would be added to a file that is read; name another one")
     for account in config.accounts.values():
         name = account.ca_file
         if name not in contexts and (account.base_url.is_tls or name):
@@ -7151,6 +7147,10 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     return 0 if is_well else 1
 
 
+# What comes of showing what has members of other names, types or sizes.
+_ODD_SHAPE: Final = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+)  # fmt: skip
 NO_POOLER: Final = f"it is not codex-pooler {VERSION}, as this is"
 _NO_ANSWER: Final = {
     0: "no pooler answers there", 200: NO_POOLER, 401: "it does not take this token"
@@ -7204,14 +7204,7 @@ async def show_status(
             columns = os.get_terminal_size(sys.stdout.fileno()).columns
         try:
             text = status_text(shown, columns, is_coloured)
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ):
+        except _ODD_SHAPE:
             raise ConfigRefused([f"{url.authority}: {NO_POOLER}"]) from None
         text = json.dumps(shown, indent=2) if is_json else text
         say("\x1b[H\x1b[2J" * (is_watched and sys.stdout.isatty()) + text)

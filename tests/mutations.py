@@ -195,7 +195,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "",
       "login_recovery::processes_that_contend_send_no_refresh_token_twice"),
     M("not_single_flight", "One renewal is under way at a time.",
-      "        if login.renewal is None:\n", "        if True:\n",
+      "if login.renewal is None and self.services is not None", "if self.services is not None",
       "token_refresh::fifty_requests_on_an_ended_token_ask_once"),
     # What crosses.
     M("client_header_goes_on", "Only listed headers of a client go on.",
