@@ -7029,15 +7029,12 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
 
 def describe_demo(port: int, upstream_port: int, secret: str) -> bytes:
     """pools.json of the demo: one account, whose upstream is the demo's own."""
-    base_url = f"http://127.0.0.1:{upstream_port}"
+    base_url, keys = f"http://127.0.0.1:{upstream_port}", {"you": secret}
     account = {"type": "openai", "api_key": "none", "base_url": base_url}
     aliases = {"gpt-5.4-nano": DEMO_MODEL}  # OpenCode asks it for a session's title
-    pool = {"accounts": ["built-in"], "models": [DEMO_MODEL], "aliases": aliases}
-    pools = {"demo": {**pool, "keys": {"you": secret}}}
-    listen = f"127.0.0.1:{port}"
-    return json.dumps(
-        {"listen": listen, "accounts": {"built-in": account}, "pools": pools}
-    ).encode()
+    pool = {"accounts": ["built-in"], "models": [DEMO_MODEL], "aliases": aliases, "keys": keys}
+    described = {"accounts": {"built-in": account}, "pools": {"demo": pool}}
+    return json.dumps({"listen": f"127.0.0.1:{port}", **described}).encode()
 
 
 async def run_demo(port: int, is_once: bool) -> int:
