@@ -4650,12 +4650,10 @@ class Login:
         except FileNotFoundError:
             self.is_absent = True
             problem = f"is not there; {self.advice}"
-        except PermissionError as error:
-            problem = (
-                f"cannot be read: {error.strerror}; give it and its folder to the pooler's user"
-            )
         except OSError as error:
-            problem = f"cannot be read: {error.strerror}; {self.advice}"
+            is_denied = isinstance(error, PermissionError)
+            advice = "give it and its folder to the pooler's user" if is_denied else self.advice
+            problem = f"cannot be read: {error.strerror}; {advice}"
         except LoginNeeded as error:
             problem = f"{error}; {self.advice}"
         else:
