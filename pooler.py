@@ -1508,7 +1508,14 @@ SESSION_HEADERS: Final = (
 )  # fmt: skip
 
 
-_MODEL_MEMBER: Final = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")')
+# The name as it is and, where that is not found, with any of its letters escaped.
+_MODEL_MEMBERS: Final = tuple(
+    re.compile(rb'"' + name + rb'"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")')
+    for name in (
+        rb"model",
+        rb"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])",
+    )
+)
 
 
 def outside_strings(body: bytes, quotes_max: float = math.inf) -> bytes:
@@ -1637,17 +1644,17 @@ def replace_model(body: bytes, model: str) -> bytes:
     """`body` with another value of its top-level "model"; every other byte stays.
 
     `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
-    Where that name is written with escapes, as nobody does, the whole is written anew.
     """
-    depth = at = 0
-    for member in _MODEL_MEMBER.finditer(body):
-        outside = outside_strings(body[at : member.start()])
-        depth += outside.count(b"{") + outside.count(b"[")
-        depth -= outside.count(b"}") + outside.count(b"]")
-        at = member.end()
-        if depth == 1:
-            return body[: member.start(1)] + json.dumps(model).encode() + body[at:]
-    return dump_json(json.loads(body) | {"model": model})
+    for pattern in _MODEL_MEMBERS:
+        depth = at = 0
+        for member in pattern.finditer(body):
+            outside = outside_strings(body[at : member.start()])
+            depth += outside.count(b"{") + outside.count(b"[")
+            depth -= outside.count(b"}") + outside.count(b"]")
+            at = member.end()
+            if depth == 1:
+                return body[: member.start(1)] + json.dumps(model).encode() + body[at:]
+    raise AssertionError("a body without a model was refused before")
 
 
 def dump_json(value: Json) -> bytes:
@@ -6664,35 +6671,34 @@ class Server(Shared):
         frames = Frames(connection, limits.websocket_message_bytes_max, self.bodies, limits)
         exchange.closes = exchange.is_started = exchange.is_whole = True
         record.status = 101
-        client: ClientSocket | None = None
-        try:
-            async with trio.open_nursery() as nursery:  # holds: readers, of both sides
+        is_open = False
+        async with trio.open_nursery() as nursery:  # holds: readers, of both sides
+            client = ClientSocket(
+                connection.stream,
+                id=record.request_id,
+                frames=frames,
+                key=key,
+                request_head=head,
+                native_path=native_path,
+                nursery=nursery,
+            )
+            self.sockets.add(client)  # before anything waits: the key's others are counted
+            try:
                 with trio.move_on_after(limits.websocket_handshake_seconds_max):
                     await frames.accept(nursery, raw, [("x-request-id", record.request_id)])
-                if frames.socket is not None:
-                    client = ClientSocket(
-                        connection.stream,
-                        id=record.request_id,
-                        frames=frames,
-                        key=key,
-                        request_head=head,
-                        native_path=native_path,
-                        nursery=nursery,
-                    )
-                    self.sockets.add(client)
+                if is_open := frames.socket is not None:
                     nursery.start_soon(client.read_frames, self.bodies)
                     await self.serve_turns(client)
                 nursery.cancel_scope.cancel()
-        finally:
-            frames.release()
-            frames.socket = None  # with what it holds of an unfinished message
-            connection.is_gone = connection.is_at_end
-            if client is not None:
+            finally:
+                frames.release()
+                frames.socket = None  # with what it holds of an unfinished message
+                connection.is_gone = connection.is_at_end
                 self.sockets.discard(client)
                 self.bodies.grow(-sum(map(len, client.waiting)))
                 with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                     await client.drop_upstream()
-        if client is not None and client.close_code:
+        if is_open and client.close_code:
             await connection.send(close_frame(client.close_code), limits)
             await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)
 

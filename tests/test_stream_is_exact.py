@@ -642,7 +642,7 @@ async def test_a_request_goes_out_byte_for_byte(world: World, path: str, body: b
             id="odd-blanks",
         ),
         pytest.param(b'{"model":"n\\u0061no"}', b'{"model":"m1"}', id="escaped-value"),
-        pytest.param(b'{"mod\\u0065l":"nano"}', b'{"model":"m1"}', id="escaped-name"),
+        pytest.param(b'{"mod\\u0065l":"nano"}', b'{"mod\\u0065l":"m1"}', id="escaped-name"),
         pytest.param(
             b'{"a":{"model":"nano"},"b":[{"model":"nano"}],"model":"nano","c":{"model":"nano"}}',
             b'{"a":{"model":"nano"},"b":[{"model":"nano"}],"model":"m1","c":{"model":"nano"}}',
