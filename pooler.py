@@ -1870,8 +1870,9 @@ class EventScanner:
         """
         found: list[tuple[EventKind, bytes]] = []
         boundary = _EVENT_END_AT_EOF if is_end else _EVENT_END
-        # The end of an event is at most 4 bytes, of which 3 may have come before.
-        searched = max(0, len(self._rest) - 3)
+        # The end of an event is at most 4 bytes, of which 3 may have come before; a negative
+        # place to search from is the first byte.
+        searched = len(self._rest) - 3
         self._rest += received
         if not is_end and boundary.search(self._rest, searched) is None:
             return found
