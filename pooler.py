@@ -4280,7 +4280,7 @@ class ClientConnection(Connection):
         """
         if (head.framing.length or 0) > limits.body_bytes_max:
             raise PoolerError("request_too_large")
-        coding = head.headers.get("content-encoding", "identity").lower()
+        coding = (head.headers.get("content-encoding") or "identity").lower()
         decoder = None if coding == "identity" else BodyDecoder(coding, limits)
         if head.headers.get("expect") and not head.is_http_1_0 and not self.buffer:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
@@ -5362,7 +5362,7 @@ class Attempt:
             self.note_quota(read_quota_headers(head.headers))
         if not 200 <= head.status < 300:
             raise UpstreamFailed(await self.read_refusal(deadline))
-        if head.headers.get("content-encoding", "identity").lower() != "identity":
+        if (head.headers.get("content-encoding") or "identity").lower() != "identity":
             raise BadSyntax("content-encoding")
         if self.is_streamed:
             self.event_deadline = deadline
@@ -6450,7 +6450,7 @@ class Server(Shared):
 
     def check_expectation(self, head: RequestHead) -> None:
         """Raises: PoolerError (expectation_failed)."""
-        if head.headers.get("expect", "100-continue").lower() != "100-continue":
+        if (head.headers.get("expect") or "100-continue").lower() != "100-continue":
             raise PoolerError("expectation_failed")
 
     def check_caller(self, config: Config, head: RequestHead) -> None:
