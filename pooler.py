@@ -3708,7 +3708,7 @@ _TABLES: Final[Mapping[str, Mapping[str, str]]] = {
         "In flight": "{in_flight}, {queued} waiting",
         "Accounts": "{accounts}",
         "Models": "{models}",
-        "Routing": "{routing} for {key_count} key(s)",
+        "Routing": "{routing}, keys: {key_count}",
     },
     "accounts": {
         "Account": "{name}",
@@ -3720,7 +3720,7 @@ _TABLES: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "keys": {
         "Key": "{pool} / {name}",
-        "State": "{status}|, ends {expires_at}",
+        "State": "{status}| (end: {expires_at})",
         "In flight": "{in_flight} of {concurrent}",
         "Requests": "{requests:,}|, at most {requests_per_minute} a minute",
         "Today": "{tokens_today:,}| of {tokens_per_day:,}| tokens",

@@ -156,8 +156,9 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "timers::silence_between_events_ends_after_five_minutes"),
     M("two_terminal_events", "A stream has one terminal event.",
       "        if exchange.is_started:\n            await exchange.send_events(last",
-      "        if exchange.is_started:\n            last = last or (error and "
-      'scanner.failure_event(error, "", call.kind)) or b""\n            await exchange.send_events(last',
+      "        if exchange.is_started:\n            if error and not last:\n"
+      '                last = scanner.failure_event(error, "", call.kind)\n'
+      "            await exchange.send_events(last",
       "failover_is_safe::other_failures_in_a_stream_are_forwarded_as_they_came"
       " stream_is_exact::nothing_of_ours_follows_a_terminal_event"),
     M("chunked_cut_is_the_end", "A chunked answer that is cut is not whole.",
