@@ -3477,9 +3477,9 @@ def _count(sums: Sums, row: tuple[str, ...], amounts: Mapping[str, float]) -> No
     """Add to a row of sums; what is past their bound counts with a code of `other`."""
     if row not in sums and len(sums) >= TOTALS_MAX:
         row = (*("" for _ in row[1:]), "other")
-    known = sums.setdefault(row, {})
+    known = sums.setdefault(row, dict.fromkeys(amounts, 0))
     for name, amount in amounts.items():
-        known[name] = known.get(name, 0) + amount
+        known[name] += amount
 
 
 TRANSPORTS: Final = frozenset({"http", "sse", "websocket"})

@@ -209,7 +209,7 @@ CHANGED: Final[dict[str, tuple[Change, str]]] = {
     "rests for ever": (lambda s: s["accounts"][1].update(rests_until=None), "resting"),
     "pool down": (lambda s: s["pools"][0].update(status="down"), "down"),
     "state unheard of": (lambda s: s["accounts"][0].update(status="on_leave"), "on_leave"),
-    "key ends": (lambda s: s["keys"][0].update(expires_at=s["at"] + 90061), "active (end: in 1 d 1 h)"),
+    "key ends": (lambda s: s["keys"][0].update(expires_at=s["at"] + 90061), "(end: in 1 d 1 h)"),
     "error": (lambda s: s["requests"][0].update(status=502, code="upstream_error"), "502 upstream"),
     "reset is past": (
         lambda s: s["accounts"][0]["windows"][0].update(resets_at=s["at"]),
