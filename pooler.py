@@ -1196,11 +1196,12 @@ def _parse_fields(raw: bytes) -> Headers:
         raise BadSyntax("field line")
     fields = [(name.lower(), value.strip(" \t")) for name, value in _FIELD.findall(text)]
     headers = dict(fields)
-    for name in headers if len(headers) < len(fields) else ():  # RFC 9110 §5.3
-        values = [value for known, value in fields if known == name]
-        if len(values) > 1 and name in _ONCE:
-            raise BadSyntax("field given twice")
-        headers[name] = ", ".join(values)
+    if len(headers) < len(fields):
+        headers.clear()
+        for name, value in fields:  # RFC 9110 §5.3
+            if name in headers and name in _ONCE:
+                raise BadSyntax("field given twice")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
 
