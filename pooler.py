@@ -6674,32 +6674,32 @@ class Server(Shared):
         exchange.closes = exchange.is_started = exchange.is_whole = True
         record.status = 101
         is_open = False
-        async with trio.open_nursery() as nursery:  # holds: readers, of both sides
-            client = ClientSocket(
-                connection.stream,
-                id=record.request_id,
-                frames=frames,
-                key=key,
-                request_head=head,
-                native_path=native_path,
-                nursery=nursery,
-            )
-            self.sockets.add(client)  # before anything waits: the key's others are counted
-            try:
+        try:
+            async with trio.open_nursery() as nursery:  # holds: readers, of both sides
+                client = ClientSocket(
+                    connection.stream,
+                    id=record.request_id,
+                    frames=frames,
+                    key=key,
+                    request_head=head,
+                    native_path=native_path,
+                    nursery=nursery,
+                )
+                self.sockets.add(client)  # before anything waits: the key's others are counted
                 with trio.move_on_after(limits.websocket_handshake_seconds_max):
                     await frames.accept(nursery, raw, [("x-request-id", record.request_id)])
                 if is_open := frames.socket is not None:
                     nursery.start_soon(client.read_frames, self.bodies)
                     await self.serve_turns(client)
                 nursery.cancel_scope.cancel()
-            finally:
-                frames.release()
-                frames.socket = None  # with what it holds of an unfinished message
-                connection.is_gone = connection.is_at_end
-                self.sockets.discard(client)
-                self.bodies.grow(-sum(map(len, client.waiting)))
-                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                    await client.drop_upstream()
+        finally:  # the readers have ended, and hold no more
+            frames.release()
+            frames.socket = None  # with what it holds of an unfinished message
+            connection.is_gone = connection.is_at_end
+            self.sockets.discard(client)
+            self.bodies.grow(-sum(map(len, client.waiting)))
+            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await client.drop_upstream()
         if is_open and client.close_code:
             await connection.send(close_frame(client.close_code), limits)
             await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)
