@@ -2892,8 +2892,11 @@ class Health:
     probe_at: float = 0.0
     is_probing: bool = False
     served_at: float = -math.inf
-    # What else holds against it, for one model or (named "") for all: until when.
-    blocks: OrderedDict[tuple[Effect, str], float] = field(default_factory=OrderedDict)
+    # What else holds against it, for one model or (named "") for all: until when.  Models are
+    # named by clients: what they make an account forget is of the same kind.
+    blocks: dict[Effect, OrderedDict[str, float]] = field(
+        default_factory=lambda: defaultdict(OrderedDict)
+    )
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
     catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_until: float = -math.inf  # until then it is good enough
@@ -2927,15 +2930,15 @@ class Health:
         self.probe_at = now + probe_seconds
 
     def block(self, effect: Effect, model: str, until: float) -> None:
-        _remember(self.blocks, (effect, model), until, MODEL_BLOCKS_MAX)
+        _remember(self.blocks[effect], model, until, MODEL_BLOCKS_MAX)
 
     def is_blocked(self, effect: Effect, now: float, model: str = "") -> bool:
-        return self.blocks.get((effect, model), now) > now
+        return self.blocks[effect].get(model, now) > now
 
     def limit_ends_at(self, model: str, now: float) -> float:
         """When a limit lets it serve the model again; not later than `now`: at once."""
         rests_until = now if self.is_refused else self.rests_until
-        return max(rests_until, self.blocks.get((Effect.MODEL_LIMITED, model), now))
+        return max(rests_until, self.blocks[Effect.MODEL_LIMITED].get(model, now))
 
     def plan_levels(self, now: float) -> dict[int, Level]:
         """How far each window of the plan is used up, by its length in seconds."""
@@ -3170,7 +3173,7 @@ class Roster:
         """Only a request that began after the rest did proves that it is over."""
         if lease.began_at > lease.health.rested_at:
             lease.health.rests_until = 0.0
-        lease.health.blocks.pop((Effect.DEMOTED, ""), None)
+        lease.health.blocks[Effect.DEMOTED].clear()
 
     def note_served(self, call: Call, account: Account, now: float) -> None:
         """Pin the session to the account that serves it, or move the pin there."""
