@@ -1196,11 +1196,12 @@ def _parse_fields(raw: bytes) -> Headers:
         raise BadSyntax("field line")
     fields = [(name.lower(), value.strip(" \t")) for name, value in _FIELD.findall(text)]
     headers = dict(fields)
-    for name in headers if len(headers) < len(fields) else ():  # RFC 9110 §5.3
-        values = [value for known, value in fields if known == name]
-        if len(values) > 1 and name in _ONCE:
-            raise BadSyntax("field given twice")
-        headers[name] = ", ".join(values)
+    if len(headers) < len(fields):
+        headers.clear()
+        for name, value in fields:  # RFC 9110 §5.3
+            if name in headers and name in _ONCE:
+                raise BadSyntax("field given twice")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
 
@@ -2891,8 +2892,11 @@ class Health:
     probe_at: float = 0.0
     is_probing: bool = False
     served_at: float = -math.inf
-    # What else holds against it, for one model or (named "") for all: until when.
-    blocks: OrderedDict[tuple[Effect, str], float] = field(default_factory=OrderedDict)
+    # What else holds against it, for one model or (named "") for all: until when.  Models are
+    # named by clients: what they make an account forget is of the same kind.
+    blocks: dict[Effect, OrderedDict[str, float]] = field(
+        default_factory=lambda: defaultdict(OrderedDict)
+    )
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
     catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_until: float = -math.inf  # until then it is good enough
@@ -2926,15 +2930,15 @@ class Health:
         self.probe_at = now + probe_seconds
 
     def block(self, effect: Effect, model: str, until: float) -> None:
-        _remember(self.blocks, (effect, model), until, MODEL_BLOCKS_MAX)
+        _remember(self.blocks[effect], model, until, MODEL_BLOCKS_MAX)
 
     def is_blocked(self, effect: Effect, now: float, model: str = "") -> bool:
-        return self.blocks.get((effect, model), now) > now
+        return self.blocks[effect].get(model, now) > now
 
     def limit_ends_at(self, model: str, now: float) -> float:
         """When a limit lets it serve the model again; not later than `now`: at once."""
         rests_until = now if self.is_refused else self.rests_until
-        return max(rests_until, self.blocks.get((Effect.MODEL_LIMITED, model), now))
+        return max(rests_until, self.blocks[Effect.MODEL_LIMITED].get(model, now))
 
     def plan_levels(self, now: float) -> dict[int, Level]:
         """How far each window of the plan is used up, by its length in seconds."""
@@ -3169,7 +3173,7 @@ class Roster:
         """Only a request that began after the rest did proves that it is over."""
         if lease.began_at > lease.health.rested_at:
             lease.health.rests_until = 0.0
-        lease.health.blocks.pop((Effect.DEMOTED, ""), None)
+        lease.health.blocks[Effect.DEMOTED].clear()
 
     def note_served(self, call: Call, account: Account, now: float) -> None:
         """Pin the session to the account that serves it, or move the pin there."""
@@ -6673,32 +6677,32 @@ class Server(Shared):
         exchange.closes = exchange.is_started = exchange.is_whole = True
         record.status = 101
         is_open = False
-        async with trio.open_nursery() as nursery:  # holds: readers, of both sides
-            client = ClientSocket(
-                connection.stream,
-                id=record.request_id,
-                frames=frames,
-                key=key,
-                request_head=head,
-                native_path=native_path,
-                nursery=nursery,
-            )
-            self.sockets.add(client)  # before anything waits: the key's others are counted
-            try:
+        try:
+            async with trio.open_nursery() as nursery:  # holds: readers, of both sides
+                client = ClientSocket(
+                    connection.stream,
+                    id=record.request_id,
+                    frames=frames,
+                    key=key,
+                    request_head=head,
+                    native_path=native_path,
+                    nursery=nursery,
+                )
+                self.sockets.add(client)  # before anything waits: the key's others are counted
                 with trio.move_on_after(limits.websocket_handshake_seconds_max):
                     await frames.accept(nursery, raw, [("x-request-id", record.request_id)])
                 if is_open := frames.socket is not None:
                     nursery.start_soon(client.read_frames, self.bodies)
                     await self.serve_turns(client)
                 nursery.cancel_scope.cancel()
-            finally:
-                frames.release()
-                frames.socket = None  # with what it holds of an unfinished message
-                connection.is_gone = connection.is_at_end
-                self.sockets.discard(client)
-                self.bodies.grow(-sum(map(len, client.waiting)))
-                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                    await client.drop_upstream()
+        finally:  # the readers have ended, and hold no more
+            frames.release()
+            frames.socket = None  # with what it holds of an unfinished message
+            connection.is_gone = connection.is_at_end
+            self.sockets.discard(client)
+            self.bodies.grow(-sum(map(len, client.waiting)))
+            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await client.drop_upstream()
         if is_open and client.close_code:
             await connection.send(close_frame(client.close_code), limits)
             await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)

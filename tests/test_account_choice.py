@@ -18,9 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pooler import (
+    MODEL_BLOCKS_MAX,
     Account,
+    Action,
     Call,
     CallKind,
+    Effect,
     Fault,
     Key,
     PoolerError,
@@ -186,6 +189,18 @@ def test_a_model_that_one_account_lacks_blocks_no_other_model() -> None:
     scene.answers("a", 404)
     assert scene.order(scene.call(model="m1")) == "bc"
     assert scene.order(scene.call(model="m2")) == "abc"
+
+
+def test_models_that_a_client_makes_up_end_no_limit_and_no_demotion() -> None:
+    scene = Scene()
+    error = PoolerError("no_usable_account")
+    limited = Fault("429", Action.NEXT, Effect.MODEL_LIMITED, error, HOUR)
+    scene.roster.note_fault(scene.account("a"), limited, "m1", 0)
+    scene.answers("b", 500)
+    for number in range(MODEL_BLOCKS_MAX):
+        for name in "ab":
+            scene.roster.note_fault(scene.account(name), scene.fault(404), f"x{number}", 0)
+    assert scene.order(now=1) == "cb"
 
 
 def test_an_alias_is_looked_for_under_its_real_name() -> None:

@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import ERROR_BODY_BYTES_MAX, LINGER_BYTES_MAX, MODEL_BLOCKS_MAX, Limits
+from pooler import ERROR_BODY_BYTES_MAX, LINGER_BYTES_MAX, MODEL_BLOCKS_MAX, Effect, Limits
 from tests.fakes import (
     KEY,
     LAST_CHUNK,
@@ -495,7 +495,7 @@ async def test_an_account_lacks_so_many_models_at_most(autojump_clock: MockClock
         for number in range(MODEL_BLOCKS_MAX + 5):
             response = await world.ask(ask_responses(model=f"model-{number}"))
             check_error(response, 400, "model_not_found")
-        assert len(world.server.roster.health["a"].blocks) == MODEL_BLOCKS_MAX
+        assert len(world.server.roster.health["a"].blocks[Effect.LACKS_MODEL]) == MODEL_BLOCKS_MAX
 
 
 ################################################################

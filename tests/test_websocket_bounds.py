@@ -308,6 +308,24 @@ async def test_frames_count_among_the_bodies_that_are_held(autojump_clock: MockC
         assert world.server.bodies.bytes_held == 0
 
 
+async def test_a_frame_that_comes_as_its_websocket_ends_is_held_no_longer(
+    autojump_clock: MockClock,
+) -> None:
+    """Whoever runs first of the reader and the turns, which Trio leaves to chance."""
+    async with socket_world(socket_described("a")) as world:
+        for steps in [0, 1, 2, 3, 4] * 12:
+            client = await open_socket(world)
+            await world.settle()
+            (socket,) = world.server.sockets
+            await client.say({"type": "response.nothing", "input": "x" * 1000})
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            socket.end(1001)
+            assert await close_of(client) == 1001
+            await world.settle()
+            assert world.server.bodies.bytes_held == 0
+
+
 async def test_an_idle_websocket_is_closed_and_pings_do_not_keep_it(
     autojump_clock: MockClock,
 ) -> None:
