@@ -7183,12 +7183,8 @@ def run_status(address: str, is_watched: bool, is_json: bool) -> int:
     if not (url.is_tls or _is_loopback(url.host)):
         raise ConfigRefused(["--url: http:// would send the token in the clear; use https://"])
     tls = make_tls_context(None) if url.is_tls else None
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # how watching is ended
         trio.run(show_status, url, tls, Secret(token), is_watched, is_json)
-    except KeyboardInterrupt:  # how watching is ended
-        pass
-    except BrokenPipeError:  # `| head`; Python would complain of what it cannot flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -7263,7 +7259,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 well, 1 refused (2, by argparse: wrong usage)."""
     given = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    path = given.config or Path("pools.json")
+    path, code = given.config or Path("pools.json"), 1
     try:
         if given.command == "key":
             return run_key(given.operator)
@@ -7277,7 +7273,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
-        return 1
+    except (BrokenPipeError, ExceptionGroup) as error:  # `| head`
+        if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
+            raise
+        # Python would complain of what it cannot flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    return code
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import signal
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +29,8 @@ import trustme
 import pooler
 from tests.fakes import describe, make_config
 from tests.test_process import (
+    ENV,
+    POOLER,
     SECONDS_MAX,
     Pooler,
     described,
@@ -72,6 +77,24 @@ def test_the_demo_logs_only_what_a_person_should_act_on(
     out, err = capfd.readouterr()
     assert out == ""
     assert [json.loads(line)["level"] for line in err.splitlines()] == ["warning", "error"]
+
+
+@pytest.mark.parametrize("line", ["key", "check", "demo --port 0"])
+def test_a_reader_that_goes_away_ends_a_command_in_silence(line: str, tmp_path: Path) -> None:
+    write_config(tmp_path, described(None))
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as output:
+        done = subprocess.run(
+            [sys.executable, POOLER, *line.split()],
+            env=ENV,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 ################################################################
