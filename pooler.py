@@ -4677,6 +4677,8 @@ class Login:
     @property
     def advice(self) -> str:
         """How to make the file; Codex CLI always calls it auth.json."""
+        if os.path.isdir(self.path):
+            return "name the auth.json in it"
         is_plain = self.path.name == "auth.json"
         folder = self.path.parent if is_plain else self.path.with_suffix("")
         home, made, path = (
