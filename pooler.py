@@ -6870,7 +6870,9 @@ class Server(Shared):
             await self.quiet.wait()
 
 
-async def open_listeners(config: Config, log: Log) -> list[trio.SocketListener]:
+async def open_listeners(
+    config: Config, log: Log, advice: str = "set another one in listen"
+) -> list[trio.SocketListener]:
     """The sockets of `listen`.  Raises: ConfigRefused where one cannot be had."""
     found: list[trio.SocketListener] = []
     for listen in config.listen:
@@ -6885,7 +6887,7 @@ async def open_listeners(config: Config, log: Log) -> list[trio.SocketListener]:
                 continue
             for listener in found:
                 await listener.aclose()
-            hint = "set another one in listen" if error.errno == errno.EADDRINUSE else "see listen"
+            hint = advice if error.errno == errno.EADDRINUSE else "see listen"
             problem = f"listen: {listen.text}: {error.strerror or 'no such name'}; {hint}"
             raise ConfigRefused([problem]) from None
     return found
@@ -7054,7 +7056,7 @@ async def run_demo(port: int, is_once: bool) -> int:
         upstream_port = upstream.socket.getsockname()[1]
         config = parse_config(describe_demo(port, upstream_port, secret), {}, str)
         server = Server(config, {}, log=log_problem)
-        listeners = await open_listeners(config, log_problem)
+        listeners = await open_listeners(config, log_problem, "--port 0 takes a free one")
         url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "/v1")
 
         async def show() -> None:
@@ -7179,7 +7181,7 @@ def run_status(address: str, is_watched: bool, is_json: bool) -> int:
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise ConfigRefused(["set POOLER_OPERATOR_TOKEN to an operator's token"])
     try:
-        url = _base_url(address)
+        url = _base_url(address, "https://host")
     except ValueError as error:
         raise ConfigRefused([f"--url {error}"]) from None
     if not (url.is_tls or _is_loopback(url.host)):
