@@ -829,7 +829,7 @@ class _Loader:
 
     env: Mapping[str, str]
     read_file: Callable[[str], str]
-    folder: str
+    source: str
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     owners: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
@@ -851,7 +851,7 @@ class _Loader:
         """Those fields of one object that are given, and as they should be."""
         found: dict[str, Any] = {}
         prefix = f"{path}." if path else ""
-        with self.at(path or "pools.json"):
+        with self.at(path or self.source):
             for name, content in _typed(value, dict).items():
                 with self.at(prefix + name):
                     if name not in spec:
@@ -928,7 +928,9 @@ class _Loader:
                 raise ValueError('must be visible ASCII; for an upstream without keys write "none"')
             found["api_key"] = Secret(secret)
         if "auth_file" in found:
-            file = posixpath.normpath(posixpath.join(self.folder, found["auth_file"]))
+            file = posixpath.normpath(
+                posixpath.join(posixpath.dirname(self.source), found["auth_file"])
+            )
             found["auth_file"] = file
             with self.at(f"{path}.auth_file"):
                 self.claim(file, path, "is the file of {}: a login is one account")
@@ -991,7 +993,7 @@ class _Loader:
                 self.warnings.append(f"listen: {listen.text} is open to other machines; {hint}")
         found["hosts"] = _hosts_of(found.get("hosts"), listens)
         if "journal" in found:
-            found["journal"] = posixpath.join(self.folder, found["journal"])
+            found["journal"] = posixpath.join(posixpath.dirname(self.source), found["journal"])
         return Config(**found, warnings=tuple(self.warnings))
 
 
@@ -1022,11 +1024,11 @@ def _object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def parse_config(
-    raw: bytes, env: Mapping[str, str], read_file: Callable[[str], str], folder: str = ""
+    raw: bytes, env: Mapping[str, str], read_file: Callable[[str], str], source: str = "pools.json"
 ) -> Config:
     """The configuration that `raw`, the bytes of pools.json, describes.
 
-    `read_file` gives the text of a file named by `{file:path}`; `folder` is that of pools.json.
+    `read_file` gives the text of a file named by `{file:path}`; `source` is where `raw` is from.
     Raises: ConfigRefused with all problems.
     """
     try:
@@ -1034,10 +1036,10 @@ def parse_config(
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise ConfigRefused([f"pools.json: not valid JSON at {place}: {error.msg}"]) from None
+        raise ConfigRefused([f"{source}: not valid JSON at {place}: {error.msg}"]) from None
     except (ValueError, RecursionError):
-        raise ConfigRefused(["pools.json: not valid JSON in UTF-8"]) from None
-    loader = _Loader(env, read_file, folder)
+        raise ConfigRefused([f"{source}: not valid JSON in UTF-8"]) from None
+    loader = _Loader(env, read_file, source)
     config = loader.config(value)
     if loader.problems:
         raise ConfigRefused(sorted(set(loader.problems)))
@@ -6927,7 +6929,7 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
         raise ConfigRefused([f"{path}: {error.strerror}; start from pools.json.example"]) from None
     if len(raw) > CONFIG_BYTES_MAX:
         raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
-    config = parse_config(raw, env, read_file, str(path.parent))
+    config = parse_config(raw, env, read_file, str(path))
     contexts: dict[str | None, ssl.SSLContext] = {}
     if config.token_url.is_tls and any(account.is_codex for account in config.accounts.values()):
         contexts[None] = make_tls_context(None)

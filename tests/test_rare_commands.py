@@ -132,6 +132,14 @@ def test_a_check_says_what_is_odd_and_what_is_wrong(tmp_path: Path, text: str | 
     assert (done.returncode, done.stderr) == (1 if text else 0, "")
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_file_of_another_name_is_refused_by_that_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.json").write_text(text, "latin-1")
+    done = run("check", "--config", "mine.json", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("pooler: mine.json: ")
+
+
 def test_a_file_that_is_too_large_is_no_configuration(tmp_path: Path) -> None:
     whole = json.dumps(without_keys())
     write_config(tmp_path, whole + " " * (pooler.CONFIG_BYTES_MAX - len(whole)))
