@@ -6807,7 +6807,7 @@ class Server(Shared):
             self.log("warning", "reload", {"problem": "listen: a change needs a restart"})
         for warning in config.warnings:
             self.log("warning", "config", {"problem": warning})
-        self.config = config
+        self.config = dataclasses.replace(config, listen=self.config.listen)
         self.tls_contexts |= contexts
         self.roster.reload(config)
         self.take_logins()
