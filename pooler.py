@@ -6391,6 +6391,8 @@ class Server(Shared):
         record = exchange.record
         if exchange.connection.is_gone and not exchange.is_whole:
             record.code = "client_gone"
+        elif self.is_draining and not exchange.is_whole:
+            record.code = record.code or "server_stopping"  # it was cut at once
         record.duration_ms = exchange.age_ms()
         shown = record.as_object()
         use = self.uses.get((record.pool or "", record.key or ""))

@@ -32,12 +32,15 @@ from tests.test_process import (
     ENV,
     POOLER,
     SECONDS_MAX,
+    SILENT,
+    SLOW,
     Pooler,
     described,
     read_request,
     read_until,
     run,
     serving,
+    start_upstream,
     started,
     write_config,
 )
@@ -95,6 +98,26 @@ def test_a_reader_that_goes_away_ends_a_command_in_silence(line: str, tmp_path: 
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("text", "status"), [(SLOW, 200), (SILENT, None)])
+async def test_what_a_second_signal_cuts_is_not_recorded_as_well(
+    nursery: trio.Nursery, tmp_path: Path, text: str, status: int | None
+) -> None:
+    upstream = await start_upstream(nursery)
+    async with (
+        serving(tmp_path, described(upstream)) as server,
+        await server.post(text) as stream,
+    ):
+        await upstream.asked.receive()
+        if text == SLOW:
+            await read_until(stream, b"one")
+        server.process.send_signal(signal.SIGINT)
+        await server.wait_line("draining")
+        server.process.send_signal(signal.SIGINT)
+        assert await server.wait_exit() == 0
+    [line] = [line for line in server.lines if line["event"] == "request"]
+    assert (line["status"], line["code"]) == (status, "server_stopping")
 
 
 ################################################################
