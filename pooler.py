@@ -5369,6 +5369,8 @@ class Attempt:
         if (head.headers.get("content-encoding") or "identity").lower() != "identity":
             raise BadSyntax("content-encoding")
         if self.is_streamed:
+            if "html" in head.headers.get("content-type", "").lower():  # a base_url of a website
+                raise BadSyntax("content-type")
             self.event_deadline = deadline
             if not self.call.is_stream:
                 self.whole_deadline = unary_deadline
