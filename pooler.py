@@ -829,7 +829,7 @@ class _Loader:
 
     env: Mapping[str, str]
     read_file: Callable[[str], str]
-    folder: str
+    source: str
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     owners: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
@@ -851,7 +851,7 @@ class _Loader:
         """Those fields of one object that are given, and as they should be."""
         found: dict[str, Any] = {}
         prefix = f"{path}." if path else ""
-        with self.at(path or "pools.json"):
+        with self.at(path or self.source):
             for name, content in _typed(value, dict).items():
                 with self.at(prefix + name):
                     if name not in spec:
@@ -928,7 +928,9 @@ class _Loader:
                 raise ValueError('must be visible ASCII; for an upstream without keys write "none"')
             found["api_key"] = Secret(secret)
         if "auth_file" in found:
-            file = posixpath.normpath(posixpath.join(self.folder, found["auth_file"]))
+            file = posixpath.normpath(
+                posixpath.join(posixpath.dirname(self.source), found["auth_file"])
+            )
             found["auth_file"] = file
             with self.at(f"{path}.auth_file"):
                 self.claim(file, path, "is the file of {}: a login is one account")
@@ -991,7 +993,7 @@ class _Loader:
                 self.warnings.append(f"listen: {listen.text} is open to other machines; {hint}")
         found["hosts"] = _hosts_of(found.get("hosts"), listens)
         if "journal" in found:
-            found["journal"] = posixpath.join(self.folder, found["journal"])
+            found["journal"] = posixpath.join(posixpath.dirname(self.source), found["journal"])
         return Config(**found, warnings=tuple(self.warnings))
 
 
@@ -1022,11 +1024,11 @@ def _object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def parse_config(
-    raw: bytes, env: Mapping[str, str], read_file: Callable[[str], str], folder: str = ""
+    raw: bytes, env: Mapping[str, str], read_file: Callable[[str], str], source: str = "pools.json"
 ) -> Config:
     """The configuration that `raw`, the bytes of pools.json, describes.
 
-    `read_file` gives the text of a file named by `{file:path}`; `folder` is that of pools.json.
+    `read_file` gives the text of a file named by `{file:path}`; `source` is where `raw` is from.
     Raises: ConfigRefused with all problems.
     """
     try:
@@ -1034,10 +1036,10 @@ def parse_config(
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise ConfigRefused([f"pools.json: not valid JSON at {place}: {error.msg}"]) from None
+        raise ConfigRefused([f"{source}: not valid JSON at {place}: {error.msg}"]) from None
     except (ValueError, RecursionError):
-        raise ConfigRefused(["pools.json: not valid JSON in UTF-8"]) from None
-    loader = _Loader(env, read_file, folder)
+        raise ConfigRefused([f"{source}: not valid JSON in UTF-8"]) from None
+    loader = _Loader(env, read_file, source)
     config = loader.config(value)
     if loader.problems:
         raise ConfigRefused(sorted(set(loader.problems)))
@@ -4681,6 +4683,8 @@ class Login:
     @property
     def advice(self) -> str:
         """How to make the file; Codex CLI always calls it auth.json."""
+        if os.path.isdir(self.path):
+            return "name the auth.json in it"
         is_plain = self.path.name == "auth.json"
         folder = self.path.parent if is_plain else self.path.with_suffix("")
         home, made, path = (
@@ -5369,6 +5373,8 @@ class Attempt:
         if (head.headers.get("content-encoding") or "identity").lower() != "identity":
             raise BadSyntax("content-encoding")
         if self.is_streamed:
+            if "html" in head.headers.get("content-type", "").lower():  # a base_url of a website
+                raise BadSyntax("content-type")
             self.event_deadline = deadline
             if not self.call.is_stream:
                 self.whole_deadline = unary_deadline
@@ -6391,6 +6397,8 @@ class Server(Shared):
         record = exchange.record
         if exchange.connection.is_gone and not exchange.is_whole:
             record.code = "client_gone"
+        elif self.is_draining and not exchange.is_whole:
+            record.code = record.code or "server_stopping"  # it was cut at once
         record.duration_ms = exchange.age_ms()
         shown = record.as_object()
         use = self.uses.get((record.pool or "", record.key or ""))
@@ -6807,7 +6815,7 @@ class Server(Shared):
             self.log("warning", "reload", {"problem": "listen: a change needs a restart"})
         for warning in config.warnings:
             self.log("warning", "config", {"problem": warning})
-        self.config = config
+        self.config = dataclasses.replace(config, listen=self.config.listen)
         self.tls_contexts |= contexts
         self.roster.reload(config)
         self.take_logins()
@@ -6872,7 +6880,9 @@ class Server(Shared):
             await self.quiet.wait()
 
 
-async def open_listeners(config: Config, log: Log) -> list[trio.SocketListener]:
+async def open_listeners(
+    config: Config, log: Log, advice: str = "set another one in listen"
+) -> list[trio.SocketListener]:
     """The sockets of `listen`.  Raises: ConfigRefused where one cannot be had."""
     found: list[trio.SocketListener] = []
     for listen in config.listen:
@@ -6887,7 +6897,7 @@ async def open_listeners(config: Config, log: Log) -> list[trio.SocketListener]:
                 continue
             for listener in found:
                 await listener.aclose()
-            hint = "set another one in listen" if error.errno == errno.EADDRINUSE else "see listen"
+            hint = advice if error.errno == errno.EADDRINUSE else "see listen"
             problem = f"listen: {listen.text}: {error.strerror or 'no such name'}; {hint}"
             raise ConfigRefused([problem]) from None
     return found
@@ -6927,7 +6937,7 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
         raise ConfigRefused([f"{path}: {error.strerror}; start from pools.json.example"]) from None
     if len(raw) > CONFIG_BYTES_MAX:
         raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
-    config = parse_config(raw, env, read_file, str(path.parent))
+    config = parse_config(raw, env, read_file, str(path))
     contexts: dict[str | None, ssl.SSLContext] = {}
     if config.token_url.is_tls and any(account.is_codex for account in config.accounts.values()):
         contexts[None] = make_tls_context(None)
@@ -7056,7 +7066,7 @@ async def run_demo(port: int, is_once: bool) -> int:
         upstream_port = upstream.socket.getsockname()[1]
         config = parse_config(describe_demo(port, upstream_port, secret), {}, str)
         server = Server(config, {}, log=log_problem)
-        listeners = await open_listeners(config, log_problem)
+        listeners = await open_listeners(config, log_problem, "--port 0 takes a free one")
         url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "/v1")
 
         async def show() -> None:
@@ -7181,18 +7191,14 @@ def run_status(address: str, is_watched: bool, is_json: bool) -> int:
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise ConfigRefused(["set POOLER_OPERATOR_TOKEN to an operator's token"])
     try:
-        url = _base_url(address)
+        url = _base_url(address, "https://host")
     except ValueError as error:
         raise ConfigRefused([f"--url {error}"]) from None
     if not (url.is_tls or _is_loopback(url.host)):
         raise ConfigRefused(["--url: http:// would send the token in the clear; use https://"])
     tls = make_tls_context(None) if url.is_tls else None
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # how watching is ended
         trio.run(show_status, url, tls, Secret(token), is_watched, is_json)
-    except KeyboardInterrupt:  # how watching is ended
-        pass
-    except BrokenPipeError:  # `| head`; Python would complain of what it cannot flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -7267,7 +7273,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 well, 1 refused (2, by argparse: wrong usage)."""
     given = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    path = given.config or Path("pools.json")
+    path, code = given.config or Path("pools.json"), 1
     try:
         if given.command == "key":
             return run_key(given.operator)
@@ -7281,7 +7287,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
-        return 1
+    except (BrokenPipeError, ExceptionGroup) as error:  # `| head`
+        if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
+            raise
+        # Python would complain of what it cannot flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    return code
 
 
 if __name__ == "__main__":

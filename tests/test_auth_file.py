@@ -304,7 +304,7 @@ PROBLEMS: Final[dict[str, tuple[Callable[[Path], Any], bool, str]]] = {
     "missing": (lambda path: path.unlink(), False, "is not there; log in with: mkdir -p"),
     "broken": (lambda path: path.write_text("{"), True, "is not whole JSON; log in with"),
     "api-key": (lambda path: path.write_text('{"OPENAI_API_KEY": "sk"}'), True, "an API key"),
-    "folder": (make_folder, True, "cannot be read"),
+    "folder": (make_folder, True, "it is no regular file; name the auth.json in it"),
     "symlink": (make_symlink, True, "is a symbolic link"),
     "readable": (lambda path: path.chmod(0o640), False, "can be read by others: chmod 600"),
     "no-refresh": (
@@ -375,6 +375,13 @@ def test_the_advice_makes_the_file_that_is_missing(tmp_path: Path) -> None:
     other = Login("one", tmp_path / "me.json").advice
     assert f"CODEX_HOME={tmp_path}/me codex login" in other
     assert other.endswith(f" && mv {tmp_path}/me/auth.json {tmp_path}/me.json")
+
+
+@pytest.mark.parametrize("name", [".", "/", ".."])
+def test_a_folder_without_a_name_of_its_own_is_told_like_any_other(name: str) -> None:
+    [(is_error, found)] = inspected(Path(name))
+    assert is_error
+    assert found.endswith("; name the auth.json in it")
 
 
 def test_a_change_is_noticed_and_a_loss_too(path: Path) -> None:

@@ -535,7 +535,8 @@ async def test_a_success_that_is_none_is_an_error_and_not_sent_twice(
         response = await world.ask(question(is_stream=is_stream))
         assert (response.status, counts(world)) == (502, [1, 0])
         check_error(response, response.error["code"])
-        assert response.error["code"] in {INVALID, "upstream_stream_truncated"}
+        cut = set() if script is PAGE else {"upstream_stream_truncated"}
+        assert response.error["code"] in {INVALID, *cut}
         world.upstreams["a"].always = good(is_stream=is_stream)
         assert (await world.ask(question(is_stream=is_stream))).status == 200
         assert counts(world) == [2, 0]

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import signal
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -26,13 +29,18 @@ import trustme
 import pooler
 from tests.fakes import describe, make_config
 from tests.test_process import (
+    ENV,
+    POOLER,
     SECONDS_MAX,
+    SILENT,
+    SLOW,
     Pooler,
     described,
     read_request,
     read_until,
     run,
     serving,
+    start_upstream,
     started,
     write_config,
 )
@@ -74,6 +82,44 @@ def test_the_demo_logs_only_what_a_person_should_act_on(
     assert [json.loads(line)["level"] for line in err.splitlines()] == ["warning", "error"]
 
 
+@pytest.mark.parametrize("line", ["key", "check", "demo --port 0"])
+def test_a_reader_that_goes_away_ends_a_command_in_silence(line: str, tmp_path: Path) -> None:
+    write_config(tmp_path, described(None))
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as output:
+        done = subprocess.run(
+            [sys.executable, POOLER, *line.split()],
+            env=ENV,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("text", "status"), [(SLOW, 200), (SILENT, None)])
+async def test_what_a_second_signal_cuts_is_not_recorded_as_well(
+    nursery: trio.Nursery, tmp_path: Path, text: str, status: int | None
+) -> None:
+    upstream = await start_upstream(nursery)
+    async with (
+        serving(tmp_path, described(upstream)) as server,
+        await server.post(text) as stream,
+    ):
+        await upstream.asked.receive()
+        if text == SLOW:
+            await read_until(stream, b"one")
+        server.process.send_signal(signal.SIGINT)
+        await server.wait_line("draining")
+        server.process.send_signal(signal.SIGINT)
+        assert await server.wait_exit() == 0
+    [line] = [line for line in server.lines if line["event"] == "request"]
+    assert (line["status"], line["code"]) == (status, "server_stopping")
+
+
 ################################################################
 # CONFIGURATIONS
 ################################################################
@@ -107,6 +153,14 @@ def test_a_check_says_what_is_odd_and_what_is_wrong(tmp_path: Path, text: str | 
     assert problem in lines[2]
     assert lines[-1] == f"pools.json: {'not well' if text else 'well'}"
     assert (done.returncode, done.stderr) == (1 if text else 0, "")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_file_of_another_name_is_refused_by_that_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.json").write_text(text, "latin-1")
+    done = run("check", "--config", "mine.json", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("pooler: mine.json: ")
 
 
 def test_a_file_that_is_too_large_is_no_configuration(tmp_path: Path) -> None:

@@ -256,6 +256,15 @@ async def test_a_reload_tells_what_a_start_would_have_warned_of(
         assert told["problem"] == "pools.home.keys: no key, so nobody can use this pool"
 
 
+async def test_a_listen_that_is_served_again_needs_no_restart(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a")) as world:
+        moved = make_config(describe("a", listen="127.0.0.1:1"))
+        await world.server.reload(lambda: (moved, {}))
+        await world.server.reload(lambda: (make_config(describe("a")), {}))
+        [told] = [fields for level, event, fields in world.logged if event == "reload"]
+        assert told["problem"] == "listen: a change needs a restart"
+
+
 ################################################################
 # LOGINS
 ################################################################

@@ -105,7 +105,7 @@ WRONG: Final = {
     "a wrong token": (["--url", "ORIGIN"], "cpo-wrong-0123456789", "does not take this token"),
     "a pool key": (["--url", "ORIGIN"], KEY, "does not take this token"),
     "nobody there": (["--url", "http://127.0.0.1:9"], TOKEN, "no pooler answers there"),
-    "no address": (["--url", "pooler"], TOKEN, "--url must look like"),
+    "no address": (["--url", "pooler"], TOKEN, "--url must look like https://host\n"),
     "plain HTTP": (["--url", "http://pooler.example.com"], TOKEN, "in the clear"),
 }
 
