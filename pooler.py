@@ -6905,7 +6905,7 @@ async def open_listeners(
 
 def _open_unix_listener(path: str) -> trio.SocketListener:
     """A listening unix socket with mode 0660; a socket left behind by a dead process goes."""
-    if Path(path).is_socket():
+    if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):  # no link to one
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             if probe.connect_ex(path) == errno.ECONNREFUSED:
                 os.unlink(path)

@@ -223,6 +223,18 @@ async def test_one_address_that_cannot_be_had_leaves_no_other_open(short_folder:
         await trio.open_unix_socket(path)
 
 
+async def test_a_link_in_the_place_of_a_unix_socket_stays(short_folder: Path) -> None:
+    path, dead = short_folder / "s", short_folder / "dead"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(dead))
+    path.symlink_to(dead)
+    listen = pooler.Listen(f"unix:{path}", unix_path=str(path))
+    config = dataclasses.replace(make_config(describe("a")), listen=(listen,))
+    with pytest.raises(pooler.ConfigRefused):
+        await pooler.open_listeners(config, pooler.log_line)
+    assert path.is_symlink()
+
+
 ################################################################
 # KEPT CONNECTIONS
 ################################################################
