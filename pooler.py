@@ -952,7 +952,7 @@ class _Loader:
         found = self.read(path, value, _POOL)
         members, models = found.get("accounts", ()), found.get("models")
         for index, member in enumerate(members):
-            if member not in accounts:
+            if accounts and member not in accounts:  # with none, that alone is what is wrong
                 hint = _did_you_mean(member, accounts)
                 self.refuse(f"{path}.accounts[{index}]", f"no account has this name; {hint}")
         found["accounts"] = tuple(accounts[member] for member in members if member in accounts)

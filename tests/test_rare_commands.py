@@ -163,6 +163,17 @@ def test_a_file_of_another_name_is_refused_by_that_name(tmp_path: Path, text: st
     assert done.stderr.startswith("pooler: mine.json: ")
 
 
+@pytest.mark.parametrize("accounts", [{"a b": {}}, "x"])
+def test_accounts_that_are_none_are_told_once_and_not_by_each_pool(
+    tmp_path: Path, accounts: object
+) -> None:
+    write_config(tmp_path, described(None, accounts=accounts))
+    done = run("check", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    [problem] = done.stderr.splitlines()
+    assert problem.startswith("pooler: accounts: ")
+
+
 def test_a_file_that_is_too_large_is_no_configuration(tmp_path: Path) -> None:
     whole = json.dumps(without_keys())
     write_config(tmp_path, whole + " " * (pooler.CONFIG_BYTES_MAX - len(whole)))
