@@ -599,7 +599,7 @@ _MODEL: Final = r"[\x21-\x7e]{1,200}"
 _LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _ORIGIN: Final = r"https?://[a-z0-9.\-\[\]:]+"
 _HOST_NAME: Final = rf"{_LABEL}(?:\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]+\]"
-_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
+_ADDRESS: Final = re.compile(rf"({_HOST_NAME}):(\d{{1,5}})")
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
 # What stands for the value of a name that an object has twice: JSON has no tuples.
@@ -6894,7 +6894,7 @@ async def open_listeners(
             for listener in found:
                 await listener.aclose()
             hint = advice if error.errno == errno.EADDRINUSE else "see listen"
-            problem = f"listen: {listen.text}: {error.strerror or 'no such name'}; {hint}"
+            problem = f"listen: {listen.text}: {error.strerror or error}; {hint}"
             raise ConfigRefused([problem]) from None
     return found
 

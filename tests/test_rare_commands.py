@@ -174,6 +174,23 @@ def test_accounts_that_are_none_are_told_once_and_not_by_each_pool(
     assert problem.startswith("pooler: accounts: ")
 
 
+@pytest.mark.parametrize(
+    ("listen", "words"),
+    [
+        ("a" * 64 + ".example:4000", "must be host:port, [v6]:port or unix:/path"),
+        ("a..example:4000", "must be host:port, [v6]:port or unix:/path"),
+        ("unix:/" + "x" * 200, "AF_UNIX path too long; see listen"),
+    ],
+)
+def test_a_name_that_no_address_can_have_is_told_so(
+    tmp_path: Path, listen: str, words: str
+) -> None:
+    write_config(tmp_path, described(None, listen=listen))
+    done = run("serve", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].endswith(words)
+
+
 def test_a_file_that_is_too_large_is_no_configuration(tmp_path: Path) -> None:
     whole = json.dumps(without_keys())
     write_config(tmp_path, whole + " " * (pooler.CONFIG_BYTES_MAX - len(whole)))
