@@ -4371,7 +4371,8 @@ def log_line(level: str, event: str, fields: Mapping[str, Json]) -> None:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     with contextlib.suppress(OSError, ValueError):
         line = _encode({"at": now, "level": level, "event": event, **fields})
-        sys.stderr.write(line + "\n")
+        if sys.stderr is not None:  # it is, where descriptor 2 was closed at the start
+            sys.stderr.write(line + "\n")
 
 
 async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:

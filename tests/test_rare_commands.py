@@ -82,6 +82,12 @@ def test_the_demo_logs_only_what_a_person_should_act_on(
     assert [json.loads(line)["level"] for line in err.splitlines()] == ["warning", "error"]
 
 
+def test_a_log_without_a_stderr_is_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`2>&-`: Python has none where descriptor 2 was closed at the start."""
+    monkeypatch.setattr(sys, "stderr", None)
+    pooler.log_line("info", "it happened", {})
+
+
 @pytest.mark.parametrize("line", ["key", "check", "demo --port 0"])
 def test_a_reader_that_goes_away_ends_a_command_in_silence(line: str, tmp_path: Path) -> None:
     write_config(tmp_path, described(None))
