@@ -599,7 +599,7 @@ _MODEL: Final = r"[\x21-\x7e]{1,200}"
 _LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _ORIGIN: Final = r"https?://[a-z0-9.\-\[\]:]+"
 _HOST_NAME: Final = rf"{_LABEL}(?:\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]+\]"
-_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
+_ADDRESS: Final = re.compile(rf"({_HOST_NAME}):(\d{{1,5}})")
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
 # What stands for the value of a name that an object has twice: JSON has no tuples.
@@ -952,7 +952,7 @@ class _Loader:
         found = self.read(path, value, _POOL)
         members, models = found.get("accounts", ()), found.get("models")
         for index, member in enumerate(members):
-            if member not in accounts:
+            if accounts and member not in accounts:  # with none, that alone is what is wrong
                 hint = _did_you_mean(member, accounts)
                 self.refuse(f"{path}.accounts[{index}]", f"no account has this name; {hint}")
         found["accounts"] = tuple(accounts[member] for member in members if member in accounts)
@@ -4375,7 +4375,8 @@ def log_line(level: str, event: str, fields: Mapping[str, Json]) -> None:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     with contextlib.suppress(OSError, ValueError):
         line = _encode({"at": now, "level": level, "event": event, **fields})
-        sys.stderr.write(line + "\n")
+        if sys.stderr is not None:  # it is, where descriptor 2 was closed at the start
+            sys.stderr.write(line + "\n")
 
 
 async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
@@ -6898,7 +6899,7 @@ async def open_listeners(
             for listener in found:
                 await listener.aclose()
             hint = advice if error.errno == errno.EADDRINUSE else "see listen"
-            problem = f"listen: {listen.text}: {error.strerror or 'no such name'}; {hint}"
+            problem = f"listen: {listen.text}: {error.strerror or error}; {hint}"
             raise ConfigRefused([problem]) from None
     return found
 

@@ -82,6 +82,12 @@ def test_the_demo_logs_only_what_a_person_should_act_on(
     assert [json.loads(line)["level"] for line in err.splitlines()] == ["warning", "error"]
 
 
+def test_a_log_without_a_stderr_is_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`2>&-`: Python has none where descriptor 2 was closed at the start."""
+    monkeypatch.setattr(sys, "stderr", None)
+    pooler.log_line("info", "it happened", {})
+
+
 @pytest.mark.parametrize("line", ["key", "check", "demo --port 0"])
 def test_a_reader_that_goes_away_ends_a_command_in_silence(line: str, tmp_path: Path) -> None:
     write_config(tmp_path, described(None))
@@ -161,6 +167,34 @@ def test_a_file_of_another_name_is_refused_by_that_name(tmp_path: Path, text: st
     done = run("check", "--config", "mine.json", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("pooler: mine.json: ")
+
+
+@pytest.mark.parametrize("accounts", [{"a b": {}}, "x"])
+def test_accounts_that_are_none_are_told_once_and_not_by_each_pool(
+    tmp_path: Path, accounts: object
+) -> None:
+    write_config(tmp_path, described(None, accounts=accounts))
+    done = run("check", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    [problem] = done.stderr.splitlines()
+    assert problem.startswith("pooler: accounts: ")
+
+
+@pytest.mark.parametrize(
+    ("listen", "words"),
+    [
+        ("a" * 64 + ".example:4000", "must be host:port, [v6]:port or unix:/path"),
+        ("a..example:4000", "must be host:port, [v6]:port or unix:/path"),
+        ("unix:/" + "x" * 200, "AF_UNIX path too long; see listen"),
+    ],
+)
+def test_a_name_that_no_address_can_have_is_told_so(
+    tmp_path: Path, listen: str, words: str
+) -> None:
+    write_config(tmp_path, described(None, listen=listen))
+    done = run("serve", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].endswith(words)
 
 
 def test_a_file_that_is_too_large_is_no_configuration(tmp_path: Path) -> None:
