@@ -4276,13 +4276,16 @@ class ClientConnection(Connection):
         bounds the time of the whole.
 
         Raises: ClientGone; PoolerError (request_too_large, request_timeout, pool_busy,
-        bad_request, invalid_json, unsupported_content_encoding).
+        bad_request, invalid_json, unsupported_content_encoding, expectation_failed).
         """
+        expected = head.headers.get("expect")
+        if expected and expected.lower() != "100-continue":
+            raise PoolerError("expectation_failed")
         if (head.framing.length or 0) > limits.body_bytes_max:
             raise PoolerError("request_too_large")
         coding = (head.headers.get("content-encoding") or "identity").lower()
         decoder = None if coding == "identity" else BodyDecoder(coding, limits)
-        if head.headers.get("expect") and not head.is_http_1_0 and not self.buffer:
+        if expected and not head.is_http_1_0 and not self.buffer:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
         pieces: list[bytes] = []
         encoded: list[bytes] = []
@@ -4429,7 +4432,6 @@ class UpstreamConnection(Connection):
 
     async def read_head(self, limits: Limits) -> ResponseHead:
         """The final response head; interim ones are skipped.  Raises: PeerClosed, BadSyntax."""
-        self.is_at_end = False
         for _ in range(limits.upstream_interim_max + 1):
             raw = await self.read_to_blank_line(limits.upstream_head_bytes_max)
             head = parse_response_head(raw)
@@ -5040,10 +5042,6 @@ class Exchange:
     def age_ms(self) -> int:
         return round((trio.current_time() - self.began_at) * 1000)
 
-    def enter(self, stage: Stage, timer: str) -> None:
-        self.stage = stage
-        self.timer = timer
-
     async def bounded(self, deadline: float, wait: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """`await wait(*args)`, at most until `deadline`, and not past the end of the drain.
 
@@ -5056,6 +5054,14 @@ class Exchange:
         if self.stop_code:
             raise PoolerError(self.stop_code)
         raise DeadlinePassed
+
+    async def timed(
+        self, stage: Stage, timer: str, wait: Callable[[*Ts], Awaitable[T]], *args: *Ts
+    ) -> T:
+        """`await wait(*args)`, within the limit of that name.  Raises: as `bounded` does."""
+        self.stage, self.timer = stage, timer
+        until = trio.current_time() + getattr(self.limits, timer)
+        return await self.bounded(until, wait, *args)
 
     def understand(self, body: dict[str, Json]) -> dict[str, Json]:
         """The call that a parsed body holds."""
@@ -5081,11 +5087,10 @@ class Exchange:
 
     async def connect(self, account: Account) -> UpstreamConnection:
         """A new connection to the account's upstream, held by `upstream`."""
-        self.enter(Stage.CONNECT, "connect_seconds_max")
-        url, server = account.base_url, self.server
-        tls = server.tls_contexts[account.ca_file] if url.is_tls else None
-        until = trio.current_time() + self.limits.connect_seconds_max
-        self.upstream = UpstreamConnection(await self.bounded(until, server.dial, url, tls))
+        url, timer = account.base_url, "connect_seconds_max"
+        tls = self.server.tls_contexts[account.ca_file] if url.is_tls else None
+        stream = await self.timed(Stage.CONNECT, timer, self.server.dial, url, tls)
+        self.upstream = UpstreamConnection(stream)
         return self.upstream
 
     async def send_request(
@@ -5100,31 +5105,31 @@ class Exchange:
         self.upstream = await self.server.idle.take(account)
         while True:
             upstream = self.upstream or await self.connect(account)
-            self.enter(Stage.SEND, "write_stall_seconds_max")
+            upstream.is_at_end = False
             with contextlib.suppress(trio.BrokenResourceError):
                 for data in (head + body,) if len(body) < RECEIVE_BYTES else (head, body):
                     for at in range(upstream.send_now(data), len(data), RECEIVE_BYTES):
-                        until = trio.current_time() + self.limits.write_stall_seconds_max
-                        step = data[at : at + RECEIVE_BYTES]
-                        await self.bounded(until, upstream.stream.send_all, step)
+                        step, timer = data[at : at + RECEIVE_BYTES], "write_stall_seconds_max"
+                        await self.timed(Stage.SEND, timer, upstream.stream.send_all, step)
                 return
             if upstream.kept is None:
                 if await upstream.has_early_answer():
                     return
                 raise trio.BrokenResourceError
-            await self.release_upstream()
+            self.upstream = None
+            await upstream.close()
 
-    async def release_upstream(self, account: Account | None = None) -> None:
-        """Keep the connection for the account's next request if it is whole, else close it."""
-        if self.events_held:
-            self.server.events.grow(-self.events_held)
-            self.events_held = 0
-        connection, self.upstream = self.upstream, None
-        if connection is None:
-            return
-        is_kept = account and connection.is_reusable and not self.server.is_draining
-        if not (is_kept and account and self.server.idle.give(account, connection, self.limits)):
-            await connection.close()
+    def release_upstream(self, account: Account) -> UpstreamConnection | None:
+        """Keep the connection for the account's next request; return it, if it is to be closed."""
+        self.hold_events(0)
+        upstream, self.upstream = self.upstream, None
+        is_kept = (
+            upstream is not None
+            and upstream.is_reusable
+            and not (self.connection.is_gone or self.server.is_draining)
+            and self.server.idle.give(account, upstream, self.limits)
+        )
+        return None if is_kept else upstream
 
     def hold_events(self, pending: int, held: int = 0) -> None:
         """Count the unfinished event of the stream, and the whole ones that are held back.
@@ -5144,11 +5149,8 @@ class Exchange:
         is_http_1_0 = head is None or head.is_http_1_0
         keeps_alive = head is not None and head.keeps_alive and not self.server.is_draining
         self.closes |= not keeps_alive or (length is None and is_http_1_0)
-        lines = [
-            *headers,
-            ("x-request-id", self.record.request_id),
-            ("date", http_date(int(time.time()))),
-        ]
+        lines = [*headers, ("x-request-id", self.record.request_id)]
+        lines.append(("date", http_date(int(time.time()))))
         if length is not None:
             lines.append(("content-length", str(length)))
         elif not is_http_1_0:
@@ -5263,23 +5265,14 @@ class Attempt:
         `rejected`: the credentials that this account was refused with just now.
         Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
         """
-        is_open, kept = False, None
         try:
             await self.ask(rejected)
             await self.read_answer()
-            is_open = True
-        except UpstreamFailed:
-            kept = self.account  # its connection may be whole
-            raise
         except LoginNeeded:
             error = PoolerError("no_usable_account")
             raise UpstreamFailed(Fault("login needed", Action.NEXT, Effect.NONE, error)) from None
         except TRANSPORT_ERRORS as error:
             raise UpstreamFailed(self.judge_trouble(error)) from None
-        finally:
-            if not is_open:
-                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                    await self.exchange.release_upstream(kept)
 
     def judge_trouble(self, error: Exception) -> Fault:
         trouble = TROUBLES.get(type(error), Trouble.CLOSED)
@@ -5354,9 +5347,9 @@ class Attempt:
         deadline = unary_deadline = now + limits.unary_seconds_max
         if self.is_streamed:
             deadline = now + self.account.first_event_seconds
-        exchange.enter(Stage.HEAD, timer)
+        exchange.stage, exchange.timer = Stage.HEAD, timer
         head = await exchange.bounded(deadline, connection.read_head, limits)
-        exchange.enter(Stage.BODY, timer)
+        exchange.stage = Stage.BODY
         self.status, self.headers = head.status, head.headers
         if self.account.is_codex:
             self.note_quota(read_quota_headers(head.headers))
@@ -5439,17 +5432,16 @@ class Attempt:
         self.exchange.hold_events(self.scanner.bytes_pending)
         if any(kind is not EventKind.IDLE for kind, _ in events):  # from now on the next timer
             until = trio.current_time() + self.exchange.limits.between_events_seconds_max
-            self.event_deadline = min(until, self.whole_deadline)
-            is_last = self.event_deadline == self.whole_deadline
-            timer = "unary_seconds_max" if is_last else "between_events_seconds_max"
-            self.exchange.enter(Stage.BODY, timer)
+            self.event_deadline, self.exchange.timer = min(
+                (until, "between_events_seconds_max"), (self.whole_deadline, "unary_seconds_max")
+            )
         return events
 
     def shown(self, events: Sequence[tuple[EventKind, bytes]]) -> bytes:
         """What the client's stream gets for these events; news of a quota is noted."""
         for kind, event in events if self.account.is_codex else ():
             if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in event:
-                self.note_quota(read_quota_event(event_object(event) or {}))
+                self.note_quota(read_quota_event(event_object(event)))
         if self.translator is None:
             return b"".join([event for _, event in events])
         shown = b"".join([self.translator.feed(kind, event) for kind, event in events])
@@ -5462,7 +5454,7 @@ class Attempt:
     # The client's side.
 
     async def deliver(self, lease: Lease) -> None:
-        """Hand the opened answer to the client, to its end; the connection is closed or kept.
+        """Hand the opened answer to the client, to its end.
 
         Raises: ClientGone; PoolerError, where a stream was read for an answer in one piece.
         """
@@ -5482,13 +5474,8 @@ class Attempt:
                 await self.relay(headers)
             else:
                 await exchange.respond(self.status, self.body, headers)
-        except BaseException:
+        finally:
             self.note_outcome(lease)
-            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                await exchange.release_upstream()
-            raise
-        self.note_outcome(lease)
-        await exchange.release_upstream(self.account)
 
     def note_outcome(self, lease: Lease) -> None:
         """What an answer, whole or not, tells of its account; the client may follow it up."""
@@ -5612,6 +5599,9 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
         else:
             return
         finally:
+            if upstream := exchange.release_upstream(lease.account):
+                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                    await upstream.close()
             server.end_lease(lease)
         exchange.record.attempts[-1]["reason"] = fault.reason
         tried.append(name)
@@ -5645,6 +5635,8 @@ async def open_repaired(exchange: Exchange, call: Call, lease: Lease) -> Attempt
                 raise
         else:
             return attempt
+        if upstream := exchange.release_upstream(account):
+            await upstream.close()
         repairs.add(action)
         if action is Action.RENEW:
             rejected = exchange.credentials
@@ -5895,7 +5887,6 @@ class UpstreamSocket(UpstreamConnection):
 
         Raises: PeerClosed, BadSyntax.
         """
-        self.is_at_end = False
         self.first = [await self.receive_message()]
         while '"codex.' in self.first[-1][:32] and len(self.first) < limits.handshake_events_max:
             self.first.append(await self.receive_message())
@@ -6079,7 +6070,8 @@ class Turn(Exchange):
                 return
         self.upstream = upstream
         upstream.enter_turn(True)
-        self.enter(Stage.SEND, "write_stall_seconds_max")
+        upstream.is_at_end = False
+        self.stage, self.timer = Stage.SEND, "write_stall_seconds_max"
         try:
             await self.bounded(math.inf, upstream.frames.put, body.decode())
         except PeerClosed:
@@ -6101,9 +6093,10 @@ class Turn(Exchange):
             fields.append(_BETA)
         head = request_head(url, path, secret, fields, b"")
         frames = Frames(connection, limits.event_bytes_max, self.server.events, limits)
-        self.enter(Stage.CONNECT, "websocket_handshake_seconds_max")
-        until = trio.current_time() + limits.websocket_handshake_seconds_max
-        status = await self.bounded(until, frames.open, client.nursery, url, path, head)
+        timer = "websocket_handshake_seconds_max"
+        status = await self.timed(
+            Stage.CONNECT, timer, frames.open, client.nursery, url, path, head
+        )
         if status in NO_WEBSOCKET_STATUSES:
             error = PoolerError("websocket_unsupported")
             raise UpstreamFailed(
@@ -6121,19 +6114,20 @@ class Turn(Exchange):
         client.nursery.start_soon(upstream.pump)
         return upstream
 
-    async def release_upstream(self, account: Account | None = None) -> None:
-        """Keep the WebSocket for the next turn if its answer was whole; else it is closed."""
+    def release_upstream(self, account: Account) -> UpstreamConnection | None:
+        """Keep the WebSocket for the next turn if its answer was whole."""
         upstream = self.upstream
-        if isinstance(upstream, UpstreamSocket):
-            self.upstream = None
-        await Exchange.release_upstream(self, account)
         if not isinstance(upstream, UpstreamSocket):
-            return
+            return Exchange.release_upstream(self, account)
+        self.upstream = None
+        self.hold_events(0)
         upstream.enter_turn(False)
-        if account is None or not upstream.is_reusable:
-            if upstream.has_ended and not upstream.is_spent:
-                self.socket.end(1001)
-            await self.socket.drop_upstream()
+        if upstream.is_reusable:
+            return None
+        if upstream.has_ended and not upstream.is_spent:
+            self.socket.end(1001)
+        self.socket.upstream = None
+        return upstream
 
     async def start(
         self, status: int, headers: Sequence[Field], body: bytes, length: int | None
@@ -6448,11 +6442,6 @@ class Server(Shared):
             return
         raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
 
-    def check_expectation(self, head: RequestHead) -> None:
-        """Raises: PoolerError (expectation_failed)."""
-        if (head.headers.get("expect") or "100-continue").lower() != "100-continue":
-            raise PoolerError("expectation_failed")
-
     def check_caller(self, config: Config, head: RequestHead) -> None:
         """A browser page is nobody, and a name that is not ours is rebinding."""
         host = head.host
@@ -6507,7 +6496,6 @@ class Server(Shared):
         content_type = head.headers.get("content-type", "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise PoolerError("unsupported_media_type")
-        self.check_expectation(head)
         self.admit(exchange, key)
         await exchange.read_body(exchange.limits)
         kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
@@ -6584,7 +6572,6 @@ class Server(Shared):
         """One JSON-RPC message to the companion module.  Raises: PoolerError, ClientGone."""
         if self.mcp is None:
             raise PoolerError("mcp_not_installed")
-        self.check_expectation(head)
         limits = exchange.limits
         bytes_max = limits.mcp_body_bytes_max  # of what is decoded, too
         bounded = dataclasses.replace(limits, body_bytes_max=bytes_max, decoded_bytes_max=bytes_max)
@@ -7026,7 +7013,7 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
         while received := await connection.receive_body():
             for _, events in scanner.feed(received):
                 for event in events.splitlines():
-                    word = (event_object(event) or {}).get("delta", "")
+                    word = event_object(event).get("delta", "")
                     print(word, end="", flush=True)  # noqa: T201
     say("")
     return scanner.terminal is EventKind.SUCCESS
@@ -7183,10 +7170,11 @@ def run_status(address: str, is_watched: bool, is_json: bool) -> int:
     if not (url.is_tls or _is_loopback(url.host)):
         raise ConfigRefused(["--url: http:// would send the token in the clear; use https://"])
     tls = make_tls_context(None) if url.is_tls else None
+    # How watching is ended, also where a shell has had it ignored.  There is nothing to put away,
+    # and a KeyboardInterrupt within a nursery would come out of it as a group.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     try:
         trio.run(show_status, url, tls, Secret(token), is_watched, is_json)
-    except KeyboardInterrupt:  # how watching is ended
-        pass
     except BrokenPipeError:  # `| head`; Python would complain of what it cannot flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
