@@ -4400,11 +4400,14 @@ def make_tls_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
+UNANSWERED: Final = ResponseHead(0, NO_FIELDS, NO_BODY, keeps_alive=False)
+
+
 @dataclass(eq=False, slots=True)
 class UpstreamConnection(Connection):
     """One connection to an upstream.  Whoever holds it closes it or gives it back."""
 
-    head: ResponseHead | None = None
+    head: ResponseHead = UNANSWERED
     reader: BodyReader = field(default_factory=lambda: LengthReader(None))
     is_at_end: bool = False
     kept: deque[UpstreamConnection] | None = None  # where it waited for this exchange
@@ -4412,8 +4415,8 @@ class UpstreamConnection(Connection):
 
     @property
     def is_reusable(self) -> bool:
-        keeps_alive = self.head is not None and self.head.keeps_alive
-        return self.is_at_end and keeps_alive and not self.buffer and not self.is_cut
+        is_clean = not (self.buffer or self.is_cut)
+        return self.is_at_end and self.head.keeps_alive and is_clean
 
     def is_stale(self) -> bool:
         """Whether something has come since the last answer: an end, or what nobody asked for."""
@@ -4451,7 +4454,7 @@ class UpstreamConnection(Connection):
         while not self.reader.is_done:
             received, self.buffer = self.buffer or await self.receive(), b""
             if not received:
-                if self.head is None or self.head.framing != UNTIL_CLOSE:
+                if self.head.framing != UNTIL_CLOSE:
                     raise PeerClosed
                 break
             if piece := self.reader.feed(received):
@@ -4880,6 +4883,7 @@ async def ask_once(
 Field = tuple[str, str]
 Identity = tuple[Secret | None, Sequence[Field]]  # the bearer, and what else goes with it
 JSON: Final[Sequence[Field]] = (("content-type", "application/json"),)
+UNREAD: Final = RequestHead("", "", "", None, False, NO_FIELDS, NO_BODY, keeps_alive=False)
 
 
 @dataclass(eq=False, slots=True)
@@ -4928,6 +4932,9 @@ class Shared:
             if account.auth_file is not None
         }
 
+    def tls_of(self, account: Account) -> ssl.SSLContext | None:
+        return self.tls_contexts[account.ca_file] if account.base_url.is_tls else None
+
     def inspect_logins(self) -> None:
         """Log what a person should know of the logins, as `pooler check` says it."""
         for login in self.logins.values():
@@ -4962,7 +4969,7 @@ class Shared:
         queue = self.queues.setdefault(call.pool.name, deque())
         if len(queue) >= exchange.limits.queue_length_max:
             raise PoolerError("pool_busy")
-        waiter = Waiter(call, tuple(tried), trio.Event())
+        waiter = Waiter(call, tried, trio.Event())
         queue.append(waiter)
         deadline = now + exchange.limits.queue_seconds_max
         try:
@@ -4997,7 +5004,7 @@ class Shared:
     def assign_waiters(self) -> None:
         """Serve whoever has waited longest and can be served."""
         for queue in self.queues.values():
-            for waiter in [waiter for waiter in queue if waiter.lease is None]:
+            for waiter in list(queue):
                 if lease := self.find_lease(waiter.call, waiter.tried):
                     waiter.lease = lease
                     waiter.served.set()
@@ -5014,7 +5021,7 @@ class Exchange:
     config: Config  # a reload does not change that of a request under way
     limits: Limits = field(init=False)
     began_at: float = field(default_factory=trio.current_time)
-    head: RequestHead | None = None
+    head: RequestHead = UNREAD
     call: Call | None = None
     use: KeyUse | None = None  # of the key, which counts the call
     body: bytes = b""  # counted in the server's budget
@@ -5069,7 +5076,6 @@ class Exchange:
 
     async def read_body(self, limits: Limits) -> None:
         """Read the request's body, in time.  Raises: PoolerError, ClientGone."""
-        assert self.head is not None
         read = functools.partial(self.connection.read_body, self.head, limits, self.server.bodies)
         until = self.began_at + limits.body_seconds_max
         try:
@@ -5088,7 +5094,7 @@ class Exchange:
     async def connect(self, account: Account) -> UpstreamConnection:
         """A new connection to the account's upstream, held by `upstream`."""
         url, timer = account.base_url, "connect_seconds_max"
-        tls = self.server.tls_contexts[account.ca_file] if url.is_tls else None
+        tls = self.server.tls_of(account)
         stream = await self.timed(Stage.CONNECT, timer, self.server.dial, url, tls)
         self.upstream = UpstreamConnection(stream)
         return self.upstream
@@ -5146,24 +5152,23 @@ class Exchange:
     ) -> None:
         """Send the response head and the first of the body; `length` None: it is streamed."""
         head = self.head
-        is_http_1_0 = head is None or head.is_http_1_0
-        keeps_alive = head is not None and head.keeps_alive and not self.server.is_draining
-        self.closes |= not keeps_alive or (length is None and is_http_1_0)
+        self.closes |= not head.keeps_alive or self.server.is_draining
+        self.closes |= length is None and head.is_http_1_0
         lines = [*headers, ("x-request-id", self.record.request_id)]
         lines.append(("date", http_date(int(time.time()))))
         if length is not None:
             lines.append(("content-length", str(length)))
-        elif not is_http_1_0:
+        elif not head.is_http_1_0:
             lines.append(("transfer-encoding", "chunked"))
         if self.closes:
             lines.append(("connection", "close"))
-        elif is_http_1_0:
+        elif head.is_http_1_0:
             lines.append(("connection", "keep-alive"))
         self.is_started = True
         self.record.status = status
         self.record.transport = "sse" if length is None else "http"
         self.record.first_byte_ms = self.age_ms()
-        if head is not None and head.method == "HEAD":
+        if head.method == "HEAD":
             body = b""
         elif length is None and body:
             body = self.framed(body)
@@ -5172,9 +5177,7 @@ class Exchange:
 
     def framed(self, body: bytes) -> bytes:
         """`body` as a chunk, an empty one being the last; HTTP/1.0 has none."""
-        if self.head is None or self.head.is_http_1_0:
-            return body
-        return format_chunk(body)
+        return body if self.head.is_http_1_0 else format_chunk(body)
 
     async def send_events(self, events: bytes, *, is_last: bool = False) -> None:
         self.record.bytes_out += len(events)
@@ -5237,7 +5240,9 @@ class Attempt:
     translator: ResponsesAnswer | None = None  # None: an answer is passed on as it came
     status: int = 0
     headers: Headers = field(init=False)
+    connection: UpstreamConnection = field(init=False)
     body: bytes = b""  # not sent yet: whole events, or all of a unary answer
+    event_count: int = 0  # those that are progress
     event_deadline: float = math.inf
     whole_deadline: float = math.inf  # of an answer that is collected
     comment_at: float = math.inf
@@ -5251,11 +5256,6 @@ class Attempt:
     def is_streamed(self) -> bool:
         """Whether the upstream streams, if not the pooler."""
         return self.call.is_stream or self.translator is not None
-
-    @property
-    def connection(self) -> UpstreamConnection:
-        assert self.exchange.upstream is not None
-        return self.exchange.upstream
 
     # The request.
 
@@ -5288,6 +5288,8 @@ class Attempt:
         is_translated = account.is_codex and not call.is_native
         path = CallKind.RESPONSES.value if is_translated else call.path
         await exchange.send_request(account, path, (secret, fields + self.fields()), body)
+        assert exchange.upstream is not None
+        self.connection = exchange.upstream
 
     async def prepare(self) -> bytes:
         """The body that this account takes.  Raises: PoolerError (invalid_value)."""
@@ -5319,7 +5321,6 @@ class Attempt:
     def fields(self) -> list[Field]:
         """What goes along of the client's head, and what a codex account is told besides."""
         exchange, call, account = self.exchange, self.call, self.account
-        assert exchange.head is not None
         client = exchange.head.headers
         if not account.is_codex:
             return forwarded(client, FORWARDED_TO_UPSTREAM)
@@ -5396,8 +5397,7 @@ class Attempt:
         exchange, limits, scanner = self.exchange, self.exchange.limits, self.scanner
         is_stream = self.call.is_stream
         hold_until = trio.current_time() + limits.hold_seconds_max if is_stream else math.inf
-        held_count = 0
-        while held_count <= limits.handshake_events_max or not is_stream:
+        while self.event_count <= limits.handshake_events_max or not is_stream:
             until = min(hold_until, self.event_deadline)
             try:
                 received = await exchange.bounded(until, self.connection.receive_body)
@@ -5405,9 +5405,7 @@ class Attempt:
                 if until < hold_until:
                     raise
                 return
-            events = self.take(received)
-            held_count += sum(kind is not EventKind.IDLE for kind, _ in events)
-            self.body += self.shown(events)
+            self.body += self.take(received)
             if scanner.has_content:
                 return
             if fault := self.judge_failure():
@@ -5425,20 +5423,21 @@ class Attempt:
             return None
         return judge_event(failure, exchange.server.unix_now(), exchange.limits)
 
-    def take(self, received: bytes) -> list[tuple[EventKind, bytes]]:
-        """The events that these bytes complete; none are the end.  Raises: BadSyntax."""
+    def take(self, received: bytes) -> bytes:
+        """What the client's stream gets for the events that these bytes, or the end, complete.
+
+        News of a quota is noted.  Raises: BadSyntax.
+        """
         events = self.scanner.feed(received, is_end=not received)
         self.is_at_end = not received or self.connection.is_over(self.scanner)
         self.exchange.hold_events(self.scanner.bytes_pending)
-        if any(kind is not EventKind.IDLE for kind, _ in events):  # from now on the next timer
+        if count := sum(kind is not EventKind.IDLE for kind, _ in events):
+            self.event_count += count
+            # From now on it is the next timer.
             until = trio.current_time() + self.exchange.limits.between_events_seconds_max
             self.event_deadline, self.exchange.timer = min(
                 (until, "between_events_seconds_max"), (self.whole_deadline, "unary_seconds_max")
             )
-        return events
-
-    def shown(self, events: Sequence[tuple[EventKind, bytes]]) -> bytes:
-        """What the client's stream gets for these events; news of a quota is noted."""
         for kind, event in events if self.account.is_codex else ():
             if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in event:
                 self.note_quota(read_quota_event(event_object(event)))
@@ -5570,9 +5569,8 @@ class Attempt:
         """
         exchange, receive = self.exchange, self.connection.receive_body
         while True:
-            events = self.take(await receive())
             unsent = b""
-            if events and (joined := self.shown(events)):
+            if joined := self.take(await receive()):
                 self.comment_at = trio.current_time() + self.comment_seconds
                 exchange.record.bytes_out += len(joined)
                 unsent = exchange.framed(joined)
@@ -5755,7 +5753,7 @@ class Frames:
     @property
     def close_code(self) -> int:
         """What to say to a peer whose frames are bad; 0, if it has closed or gone itself."""
-        reason = self.socket.closed
+        reason = self.socket and self.socket.closed  # no socket: the turns are over
         is_theirs = reason is None or reason.code == 1006 or self.meter.is_closed
         return self.meter.refused or (0 if is_theirs else int(reason.code))
 
@@ -6340,8 +6338,6 @@ class Server(Shared):
                 await self.conclude(exchange, serve_call(exchange, exchange.call))
                 exchange.connection.enter_call(False)
         finally:
-            if exchange.use is not None:
-                exchange.use.in_flight_count -= 1
             exchange.replace_body(b"")
             self.close_record(exchange)
             self.exchanges.discard(exchange)
@@ -6378,17 +6374,18 @@ class Server(Shared):
         self.log("error", "bug", {"request_id": request_id, "type": name, "at_frames": frames})
 
     def close_record(self, exchange: Exchange) -> None:
-        record = exchange.record
+        record, use, unix_now = exchange.record, exchange.use, self.unix_now()
         if exchange.connection.is_gone and not exchange.is_whole:
             record.code = "client_gone"
         record.duration_ms = exchange.age_ms()
         shown = record.as_object()
-        use = self.uses.get((record.pool or "", record.key or ""))
-        if use is not None and record.account is not None:
-            use.charge(tokens_spent(shown), self.unix_now(), self.unix_now())
+        if use is not None:
+            use.in_flight_count -= 1
+            if record.account is not None:
+                use.charge(tokens_spent(shown), unix_now, unix_now)
         self.log("info", "request", shown)
         if record.pool is not None:  # who has no key must not push out the others
-            entry = {"at": self.unix_now() - record.duration_ms / 1000, **shown}
+            entry = {"at": unix_now - record.duration_ms / 1000, **shown}
             self.ledger.add(entry)
             self.journal.add(entry)
 
@@ -6517,18 +6514,11 @@ class Server(Shared):
         await yield_after(exchange.body)
         value = exchange.understand(parse_json_object(exchange.body))
         await yield_after(exchange.body)
-        call = read_call(
-            kind,
-            value,
-            head.headers,
-            pool,
-            key,
-            native_path=native_path,
-            obstacle=codex_obstacle(kind, value, exchange.CARRIED)
-            if pool.has_codex and not native_path
-            else None,
-            socket_id=exchange.socket.id if isinstance(exchange, Turn) else "",
-        )
+        is_checked = pool.has_codex and not native_path
+        obstacle = codex_obstacle(kind, value, exchange.CARRIED) if is_checked else None
+        socket_id = exchange.socket.id if isinstance(exchange, Turn) else ""
+        more = {"native_path": native_path, "socket_id": socket_id}
+        call = read_call(kind, value, head.headers, pool, key, obstacle=obstacle, **more)
         if call.model != call.requested_model:
             exchange.replace_body(replace_model(exchange.body, call.model))
         is_known = self.roster.is_known(call)
@@ -6754,29 +6744,23 @@ class Server(Shared):
             self.look_at_logins(self.config.accounts.values())
             for account in filter(self.is_catalogue_old, list(self.config.accounts.values())):
                 health = self.roster.health[account.name]
-                health.catalogue_until = trio.current_time() + CATALOGUE_SECONDS
                 found = await self.read_catalogue(account)
                 health.catalogue = found or health.catalogue
-                if found is None:
-                    health.catalogue_until = trio.current_time() + CATALOGUE_PAUSE_SECONDS
+                pause = CATALOGUE_PAUSE_SECONDS if found is None else CATALOGUE_SECONDS
+                health.catalogue_until = trio.current_time() + pause
             await self.catalogues_wanted.wait()
 
     async def read_catalogue(self, account: Account) -> Mapping[str, Model] | None:
         """The models an account's /models lists; None on any failure."""
-        url = account.base_url
+        url, limits = account.base_url, self.config.limits
         path = f"/models?client_version={CODEX_VERSION}" if account.is_codex else "/models"
-        limits = self.config.limits
-        tls = self.tls_contexts[account.ca_file] if url.is_tls else None
-        status, body = 0, b""
-        with (
-            trio.move_on_after(limits.connect_seconds_max),
-            contextlib.suppress(LoginNeeded, *TRANSPORT_ERRORS),
-        ):
+        tls, expected = self.tls_of(account), (LoginNeeded, *TRANSPORT_ERRORS)
+        with trio.move_on_after(limits.connect_seconds_max), contextlib.suppress(*expected):
             secret, fields, _ = await identify(self, account)
             head = request_head(url, path, secret, fields, b"")
             status, body = await ask_once(self.dial, url, tls, head, limits)
-        body = body if status == 200 else b""
-        return read_catalogue(body)
+            return read_catalogue(body) if status == 200 else None
+        return None
 
     async def reload(self, load: Callable[[], Loaded]) -> None:
         """Take what `load` gives, whole or not at all."""
