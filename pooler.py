@@ -4499,11 +4499,11 @@ class IdleConnections:
 
     def __init__(self, reaper: Reaper) -> None:
         self.reaper = reaper
-        self.by_account: dict[tuple[str, BaseUrl], deque[UpstreamConnection]] = {}
+        self.by_account = defaultdict[tuple[str, BaseUrl], deque[UpstreamConnection]](deque)
 
     async def take(self, account: Account) -> UpstreamConnection | None:
         """The most recent connection that looks alive; those that do not are closed."""
-        idle = self.by_account.get((account.name, account.base_url))
+        idle = self.by_account[account.name, account.base_url]
         while idle:
             connection = idle.pop()
             self.reaper.forget(connection)
@@ -4514,13 +4514,12 @@ class IdleConnections:
 
     def give(self, account: Account, connection: UpstreamConnection, limits: Limits) -> bool:
         """Keep the connection; False, and the caller closes it, if there is no room."""
-        idle = self.by_account.setdefault((account.name, account.base_url), deque())
+        idle = self.by_account[account.name, account.base_url]
         if len(idle) >= limits.idle_connections_max:
             return False
         connection.kept = idle
         idle.append(connection)
-        until = trio.current_time() + limits.idle_connection_seconds_max
-        self.reaper.watch(connection, until)
+        self.reaper.watch(connection, trio.current_time() + limits.idle_connection_seconds_max)
         return True
 
     async def close_all(self) -> None:
@@ -4945,15 +4944,14 @@ class Shared:
         """Notice files that have changed, so that nobody waits for an account that needs one."""
         for account in accounts:
             login, health = self.logins.get(account.name), self.roster.health.get(account.name)
-            if login is not None and health is not None:
-                before = login.problem
-                is_usable = login.is_usable(self.unix_now())
-                if login.problem != before:
-                    level = "warning" if login.problem else "info"
-                    told = {"account": account.name, "problem": login.problem}
-                    self.log(level, "login", told)
-                digest = login.credentials.digest if login.credentials else b""
-                health.note_login(digest, is_usable)
+            if login is None or health is None:
+                continue
+            before = login.problem
+            is_usable = login.is_usable(self.unix_now())
+            if login.problem != before:
+                level = "warning" if login.problem else "info"
+                self.log(level, "login", {"account": account.name, "problem": login.problem})
+            health.note_login(login.credentials.digest if login.credentials else b"", is_usable)
 
     async def lease_account(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Lease:
         """A place on the best account that has room, waiting for one in a fair queue.
@@ -5343,12 +5341,14 @@ class Attempt:
     async def read_answer(self) -> None:
         """Raises: UpstreamFailed, TRANSPORT_ERRORS, PoolerError (server_stopping)."""
         exchange, limits, connection = self.exchange, self.exchange.limits, self.connection
-        timer = "first_event_seconds_max" if self.is_streamed else "unary_seconds_max"
         now = trio.current_time()
-        deadline = unary_deadline = now + limits.unary_seconds_max
+        exchange.stage, exchange.timer = Stage.HEAD, "unary_seconds_max"
+        deadline = now + limits.unary_seconds_max
+        if not self.call.is_stream:
+            self.whole_deadline = deadline
         if self.is_streamed:
-            deadline = now + self.account.first_event_seconds
-        exchange.stage, exchange.timer = Stage.HEAD, timer
+            exchange.timer = "first_event_seconds_max"
+            deadline = self.event_deadline = now + self.account.first_event_seconds
         head = await exchange.bounded(deadline, connection.read_head, limits)
         exchange.stage = Stage.BODY
         self.status, self.headers = head.status, head.headers
@@ -5359,9 +5359,6 @@ class Attempt:
         if (head.headers.get("content-encoding") or "identity").lower() != "identity":
             raise BadSyntax("content-encoding")
         if self.is_streamed:
-            self.event_deadline = deadline
-            if not self.call.is_stream:
-                self.whole_deadline = unary_deadline
             await self.hold()
             return
         read = functools.partial(connection.read_body, limits.unary_bytes_max)
@@ -5383,13 +5380,9 @@ class Attempt:
         until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
         with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed):
             body = await exchange.bounded(until, self.connection.read_body, ERROR_BODY_BYTES_MAX)
+        unix_now, is_reshaped = exchange.server.unix_now(), self.translator is not None
         return judge_answer(
-            self.status,
-            self.headers,
-            body,
-            exchange.server.unix_now(),
-            exchange.limits,
-            is_reshaped=self.translator is not None,
+            self.status, self.headers, body, unix_now, exchange.limits, is_reshaped=is_reshaped
         )
 
     async def hold(self) -> None:
@@ -5462,12 +5455,11 @@ class Attempt:
         exchange.replace_body(b"")
         roster = exchange.server.roster
         roster.note_served(call, self.account, trio.current_time())
+        allowed = FORWARDED_TO_CLIENT
         if call.is_native:
-            state = self.headers.get(TURN_STATE)
-            roster.note_made(self.account, call, TURN_STATE, state)
-        headers = forwarded(
-            self.headers, NATIVE_TO_CLIENT if call.is_native else FORWARDED_TO_CLIENT
-        )
+            allowed = NATIVE_TO_CLIENT
+            roster.note_made(self.account, call, TURN_STATE, self.headers.get(TURN_STATE))
+        headers = forwarded(self.headers, allowed)
         try:
             if self.is_streamed:
                 await self.relay(headers)
@@ -5500,17 +5492,15 @@ class Attempt:
         if call.is_stream and not (is_failed and self.translator and call.kind is CallKind.CHAT):
             await self.start_events(headers)
         trouble: PoolerError | None = None
-        is_clean = False
         try:
             await self.relay_rest()
-            is_clean = True
         except PoolerError as stopping:
             trouble = stopping
         except TRANSPORT_ERRORS as cut:
             trouble = self.judge_trouble(cut).error
         error, last = None, b""
         is_told = self.translator is None or self.translator.response is not None
-        if not (is_told and scanner.is_complete(is_clean)):
+        if not (is_told and scanner.is_complete(trouble is None)):
             error = trouble or PoolerError("upstream_stream_truncated")
             exchange.record.code = error.code
             last = scanner.failure_event(error, exchange.record.request_id, call.kind)
@@ -6547,7 +6537,7 @@ class Server(Shared):
         if route is Route.MCP:
             await self.serve_mcp(exchange, head, operator)
             return
-        shown = snapshot(self.state())
+        shown = self.snapshot()
         if route is Route.METRICS:
             text = metrics_text(shown)
             kind = "text/plain; version=0.0.4; charset=utf-8"
@@ -6566,13 +6556,9 @@ class Server(Shared):
         bytes_max = limits.mcp_body_bytes_max  # of what is decoded, too
         bounded = dataclasses.replace(limits, body_bytes_max=bytes_max, decoded_bytes_max=bytes_max)
         await exchange.read_body(bounded)
+        asked, name = (head.method, head.headers, exchange.body), operator.name
         status, headers, body = await self.mcp.answer(
-            head.method,
-            head.headers,
-            exchange.body,
-            operator=operator.name,
-            snapshot=lambda: snapshot(self.state()),
-            explain=self.explain,
+            *asked, operator=name, snapshot=self.snapshot, explain=self.explain
         )
         await exchange.respond(status, body, headers)
 
@@ -6585,25 +6571,19 @@ class Server(Shared):
         except PoolerError:
             raise LookupError(model) from None
 
-    def state(self) -> State:
+    def snapshot(self) -> dict[str, Json]:
         self.look_at_logins(self.config.accounts.values())
-        return State(
-            config=self.config,
-            roster=self.roster,
-            ledger=self.ledger,
-            uses=self.uses,
-            logins={name: self.tokens.state_of(login) for name, login in self.logins.items()},
-            refreshes=self.tokens.outcomes,
-            queued={name: len(queue) for name, queue in self.queues.items()},
-            process={
-                "started_at": self.started_unix,
-                "is_draining": self.is_draining,
-                "connections": len(self.connections),
-                "websockets": len(self.sockets),
-            },
-            now=trio.current_time(),
-            unix_now=self.unix_now(),
-        )
+        records = (self.config, self.roster, self.ledger, self.uses)
+        logins = {name: self.tokens.state_of(login) for name, login in self.logins.items()}
+        queued = {name: len(queue) for name, queue in self.queues.items()}
+        process = {
+            "started_at": self.started_unix,
+            "is_draining": self.is_draining,
+            "connections": len(self.connections),
+            "websockets": len(self.sockets),
+        }
+        sums, times = self.tokens.outcomes, (trio.current_time(), self.unix_now())
+        return snapshot(State(*records, logins, sums, queued, process, *times))
 
     def open_operators(self) -> None:
         """The journal and the companion module, as the configuration asks for them."""
@@ -6896,14 +6876,14 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
         raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
     config = parse_config(raw, env, read_file, str(path.parent))
     contexts: dict[str | None, ssl.SSLContext] = {}
-    if config.token_url.is_tls and any(account.is_codex for account in config.accounts.values()):
+    problems, accounts = [], config.accounts.values()
+    if config.token_url.is_tls and any(account.is_codex for account in accounts):
         contexts[None] = make_tls_context(None)
-    problems = []
-    read = [account.auth_file for account in config.accounts.values() if account.auth_file]
+    read = [account.auth_file for account in accounts if account.auth_file]
     real_paths = {os.path.realpath(one) for one in (str(path), *read)}
     if config.journal and os.path.realpath(config.journal) in real_paths:
         problems.append("journal: lines would be added to a file that is read; name another one")
-    for account in config.accounts.values():
+    for account in accounts:
         name = account.ca_file
         if name not in contexts and (account.base_url.is_tls or name):
             try:
