@@ -4876,7 +4876,7 @@ async def ask_once(
 # RELAY
 ################################################################
 # Three things that do not know each other's insides: the attempts (`serve_call`), one attempt
-# up to the first content (`open_answer`), and the relay of what follows (`relay_events`).
+# up to the first content (`Attempt.open`), and the relay of what follows (`Attempt.deliver`).
 
 
 Field = tuple[str, str]
@@ -5109,7 +5109,7 @@ class Exchange:
         self.upstream = await self.server.idle.take(account)
         while True:
             upstream = self.upstream or await self.connect(account)
-            upstream.is_at_end = False
+            upstream.is_at_end = False  # so that it is not kept before its answer is whole
             with contextlib.suppress(trio.BrokenResourceError):
                 for data in (head + body,) if len(body) < RECEIVE_BYTES else (head, body):
                     for at in range(upstream.send_now(data), len(data), RECEIVE_BYTES):
@@ -5235,6 +5235,7 @@ class Attempt:
     call: Call
     account: Account
     scanner: EventScanner = field(init=False)  # of a unary answer: what would have been its sums
+    is_streamed: bool = False  # by the upstream, if not by the pooler
     translator: ResponsesAnswer | None = None  # None: an answer is passed on as it came
     status: int = 0
     headers: Headers = field(init=False)
@@ -5249,11 +5250,6 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self.scanner = EventScanner(CallKind.RESPONSES if self.account.is_codex else self.call.kind)
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether the upstream streams, if not the pooler."""
-        return self.call.is_stream or self.translator is not None
 
     # The request.
 
@@ -5283,8 +5279,8 @@ class Attempt:
         found = await (exchange.bounded(math.inf, identity) if account.is_codex else identity())
         secret, fields, exchange.credentials = found
         body = await self.prepare()
-        is_translated = account.is_codex and not call.is_native
-        path = CallKind.RESPONSES.value if is_translated else call.path
+        self.is_streamed = call.is_stream or self.translator is not None
+        path = call.path if self.translator is None else CallKind.RESPONSES.value
         await exchange.send_request(account, path, (secret, fields + self.fields()), body)
         assert exchange.upstream is not None
         self.connection = exchange.upstream
@@ -5627,8 +5623,7 @@ async def open_repaired(exchange: Exchange, call: Call, lease: Lease) -> Attempt
             await upstream.close()
         repairs.add(action)
         if action is Action.RENEW:
-            rejected = exchange.credentials
-            noted["renewed"] = True
+            rejected, noted["renewed"] = exchange.credentials, True
         elif action is Action.REPAIR:
             exchange.replace_body(body)
             roster.pin(call, account, True, trio.current_time())
@@ -6425,17 +6420,15 @@ class Server(Shared):
         if route is Route.UNSUPPORTED:
             raise PoolerError("unsupported_endpoint")
         methods = METHODS.get(route, METHODS_ELSE)
-        if head.method in methods:
-            return
-        raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
+        if head.method not in methods:
+            raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
 
     def check_caller(self, config: Config, head: RequestHead) -> None:
         """A browser page is nobody, and a name that is not ours is rebinding."""
-        host = head.host
+        host, origin = head.host, head.headers.get("origin")
         if config.hosts is not None and host is not None and host not in config.hosts:
             hint = f'If it is meant, add "{host[:253]}" to hosts in pools.json.'
             raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
-        origin = head.headers.get("origin")
         if origin is not None and origin.lower() not in config.allowed_origins:
             raise PoolerError("origin_not_allowed")
 
@@ -6588,13 +6581,13 @@ class Server(Shared):
     def open_operators(self) -> None:
         """The journal and the companion module, as the configuration asks for them."""
         self.journal.open(self.config.journal)
-        if self.config.operators and self.mcp is None:
-            try:
+        try:
+            if self.config.operators and self.mcp is None:
                 self.mcp = load_mcp()
-            except ImportError as error:
-                hint = "pip install 'codex-pooler[mcp]'"
-                problem = f"operators: /mcp is not served: {error.msg}; {hint}"
-                self.log("warning", "config", {"problem": problem})
+        except ImportError as error:
+            hint = "pip install 'codex-pooler[mcp]'"
+            problem = f"operators: /mcp is not served: {error.msg}; {hint}"
+            self.log("warning", "config", {"problem": problem})
 
     def restore(self) -> None:
         """Count what the journal has of earlier runs."""
