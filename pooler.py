@@ -4282,13 +4282,16 @@ class ClientConnection(Connection):
         bounds the time of the whole.
 
         Raises: ClientGone; PoolerError (request_too_large, request_timeout, pool_busy,
-        bad_request, invalid_json, unsupported_content_encoding).
+        bad_request, invalid_json, unsupported_content_encoding, expectation_failed).
         """
+        expected = head.headers.get("expect")
+        if expected and expected.lower() != "100-continue":
+            raise PoolerError("expectation_failed")
         if (head.framing.length or 0) > limits.body_bytes_max:
             raise PoolerError("request_too_large")
         coding = (head.headers.get("content-encoding") or "identity").lower()
         decoder = None if coding == "identity" else BodyDecoder(coding, limits)
-        if head.headers.get("expect") and not head.is_http_1_0 and not self.buffer:
+        if expected and not head.is_http_1_0 and not self.buffer:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
         pieces: list[bytes] = []
         encoded: list[bytes] = []
@@ -4404,11 +4407,14 @@ def make_tls_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
+UNANSWERED: Final = ResponseHead(0, NO_FIELDS, NO_BODY, keeps_alive=False)
+
+
 @dataclass(eq=False, slots=True)
 class UpstreamConnection(Connection):
     """One connection to an upstream.  Whoever holds it closes it or gives it back."""
 
-    head: ResponseHead | None = None
+    head: ResponseHead = UNANSWERED
     reader: BodyReader = field(default_factory=lambda: LengthReader(None))
     is_at_end: bool = False
     kept: deque[UpstreamConnection] | None = None  # where it waited for this exchange
@@ -4416,8 +4422,8 @@ class UpstreamConnection(Connection):
 
     @property
     def is_reusable(self) -> bool:
-        keeps_alive = self.head is not None and self.head.keeps_alive
-        return self.is_at_end and keeps_alive and not self.buffer and not self.is_cut
+        is_clean = not (self.buffer or self.is_cut)
+        return self.is_at_end and self.head.keeps_alive and is_clean
 
     def is_stale(self) -> bool:
         """Whether something has come since the last answer: an end, or what nobody asked for."""
@@ -4436,7 +4442,6 @@ class UpstreamConnection(Connection):
 
     async def read_head(self, limits: Limits) -> ResponseHead:
         """The final response head; interim ones are skipped.  Raises: PeerClosed, BadSyntax."""
-        self.is_at_end = False
         for _ in range(limits.upstream_interim_max + 1):
             raw = await self.read_to_blank_line(limits.upstream_head_bytes_max)
             head = parse_response_head(raw)
@@ -4456,7 +4461,7 @@ class UpstreamConnection(Connection):
         while not self.reader.is_done:
             received, self.buffer = self.buffer or await self.receive(), b""
             if not received:
-                if self.head is None or self.head.framing != UNTIL_CLOSE:
+                if self.head.framing != UNTIL_CLOSE:
                     raise PeerClosed
                 break
             if piece := self.reader.feed(received):
@@ -4501,11 +4506,11 @@ class IdleConnections:
 
     def __init__(self, reaper: Reaper) -> None:
         self.reaper = reaper
-        self.by_account: dict[tuple[str, BaseUrl], deque[UpstreamConnection]] = {}
+        self.by_account = defaultdict[tuple[str, BaseUrl], deque[UpstreamConnection]](deque)
 
     async def take(self, account: Account) -> UpstreamConnection | None:
         """The most recent connection that looks alive; those that do not are closed."""
-        idle = self.by_account.get((account.name, account.base_url))
+        idle = self.by_account[account.name, account.base_url]
         while idle:
             connection = idle.pop()
             self.reaper.forget(connection)
@@ -4516,13 +4521,12 @@ class IdleConnections:
 
     def give(self, account: Account, connection: UpstreamConnection, limits: Limits) -> bool:
         """Keep the connection; False, and the caller closes it, if there is no room."""
-        idle = self.by_account.setdefault((account.name, account.base_url), deque())
+        idle = self.by_account[account.name, account.base_url]
         if len(idle) >= limits.idle_connections_max:
             return False
         connection.kept = idle
         idle.append(connection)
-        until = trio.current_time() + limits.idle_connection_seconds_max
-        self.reaper.watch(connection, until)
+        self.reaper.watch(connection, trio.current_time() + limits.idle_connection_seconds_max)
         return True
 
     async def close_all(self) -> None:
@@ -4881,12 +4885,13 @@ async def ask_once(
 # RELAY
 ################################################################
 # Three things that do not know each other's insides: the attempts (`serve_call`), one attempt
-# up to the first content (`open_answer`), and the relay of what follows (`relay_events`).
+# up to the first content (`Attempt.open`), and the relay of what follows (`Attempt.deliver`).
 
 
 Field = tuple[str, str]
 Identity = tuple[Secret | None, Sequence[Field]]  # the bearer, and what else goes with it
 JSON: Final[Sequence[Field]] = (("content-type", "application/json"),)
+UNREAD: Final = RequestHead("", "", "", None, False, NO_FIELDS, NO_BODY, keeps_alive=False)
 
 
 @dataclass(eq=False, slots=True)
@@ -4935,6 +4940,9 @@ class Shared:
             if account.auth_file is not None
         }
 
+    def tls_of(self, account: Account) -> ssl.SSLContext | None:
+        return self.tls_contexts[account.ca_file] if account.base_url.is_tls else None
+
     def inspect_logins(self) -> None:
         """Log what a person should know of the logins, as `pooler check` says it."""
         for login in self.logins.values():
@@ -4945,15 +4953,14 @@ class Shared:
         """Notice files that have changed, so that nobody waits for an account that needs one."""
         for account in accounts:
             login, health = self.logins.get(account.name), self.roster.health.get(account.name)
-            if login is not None and health is not None:
-                before = login.problem
-                is_usable = login.is_usable(self.unix_now())
-                if login.problem != before:
-                    level = "warning" if login.problem else "info"
-                    told = {"account": account.name, "problem": login.problem}
-                    self.log(level, "login", told)
-                digest = login.credentials.digest if login.credentials else b""
-                health.note_login(digest, is_usable)
+            if login is None or health is None:
+                continue
+            before = login.problem
+            is_usable = login.is_usable(self.unix_now())
+            if login.problem != before:
+                level = "warning" if login.problem else "info"
+                self.log(level, "login", {"account": account.name, "problem": login.problem})
+            health.note_login(login.credentials.digest if login.credentials else b"", is_usable)
 
     async def lease_account(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Lease:
         """A place on the best account that has room, waiting for one in a fair queue.
@@ -4969,7 +4976,7 @@ class Shared:
         queue = self.queues.setdefault(call.pool.name, deque())
         if len(queue) >= exchange.limits.queue_length_max:
             raise PoolerError("pool_busy")
-        waiter = Waiter(call, tuple(tried), trio.Event())
+        waiter = Waiter(call, tried, trio.Event())
         queue.append(waiter)
         deadline = now + exchange.limits.queue_seconds_max
         try:
@@ -5004,7 +5011,7 @@ class Shared:
     def assign_waiters(self) -> None:
         """Serve whoever has waited longest and can be served."""
         for queue in self.queues.values():
-            for waiter in [waiter for waiter in queue if waiter.lease is None]:
+            for waiter in list(queue):
                 if lease := self.find_lease(waiter.call, waiter.tried):
                     waiter.lease = lease
                     waiter.served.set()
@@ -5021,7 +5028,7 @@ class Exchange:
     config: Config  # a reload does not change that of a request under way
     limits: Limits = field(init=False)
     began_at: float = field(default_factory=trio.current_time)
-    head: RequestHead | None = None
+    head: RequestHead = UNREAD
     call: Call | None = None
     use: KeyUse | None = None  # of the key, which counts the call
     body: bytes = b""  # counted in the server's budget
@@ -5049,10 +5056,6 @@ class Exchange:
     def age_ms(self) -> int:
         return round((trio.current_time() - self.began_at) * 1000)
 
-    def enter(self, stage: Stage, timer: str) -> None:
-        self.stage = stage
-        self.timer = timer
-
     async def bounded(self, deadline: float, wait: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """`await wait(*args)`, at most until `deadline`, and not past the end of the drain.
 
@@ -5066,13 +5069,20 @@ class Exchange:
             raise PoolerError(self.stop_code)
         raise DeadlinePassed
 
+    async def timed(
+        self, stage: Stage, timer: str, wait: Callable[[*Ts], Awaitable[T]], *args: *Ts
+    ) -> T:
+        """`await wait(*args)`, within the limit of that name.  Raises: as `bounded` does."""
+        self.stage, self.timer = stage, timer
+        until = trio.current_time() + getattr(self.limits, timer)
+        return await self.bounded(until, wait, *args)
+
     def understand(self, body: dict[str, Json]) -> dict[str, Json]:
         """The call that a parsed body holds."""
         return body
 
     async def read_body(self, limits: Limits) -> None:
         """Read the request's body, in time.  Raises: PoolerError, ClientGone."""
-        assert self.head is not None
         read = functools.partial(self.connection.read_body, self.head, limits, self.server.bodies)
         until = self.began_at + limits.body_seconds_max
         try:
@@ -5090,11 +5100,10 @@ class Exchange:
 
     async def connect(self, account: Account) -> UpstreamConnection:
         """A new connection to the account's upstream, held by `upstream`."""
-        self.enter(Stage.CONNECT, "connect_seconds_max")
-        url, server = account.base_url, self.server
-        tls = server.tls_contexts[account.ca_file] if url.is_tls else None
-        until = trio.current_time() + self.limits.connect_seconds_max
-        self.upstream = UpstreamConnection(await self.bounded(until, server.dial, url, tls))
+        url, timer = account.base_url, "connect_seconds_max"
+        tls = self.server.tls_of(account)
+        stream = await self.timed(Stage.CONNECT, timer, self.server.dial, url, tls)
+        self.upstream = UpstreamConnection(stream)
         return self.upstream
 
     async def send_request(
@@ -5109,31 +5118,31 @@ class Exchange:
         self.upstream = await self.server.idle.take(account)
         while True:
             upstream = self.upstream or await self.connect(account)
-            self.enter(Stage.SEND, "write_stall_seconds_max")
+            upstream.is_at_end = False  # so that it is not kept before its answer is whole
             with contextlib.suppress(trio.BrokenResourceError):
                 for data in (head + body,) if len(body) < RECEIVE_BYTES else (head, body):
                     for at in range(upstream.send_now(data), len(data), RECEIVE_BYTES):
-                        until = trio.current_time() + self.limits.write_stall_seconds_max
-                        step = data[at : at + RECEIVE_BYTES]
-                        await self.bounded(until, upstream.stream.send_all, step)
+                        step, timer = data[at : at + RECEIVE_BYTES], "write_stall_seconds_max"
+                        await self.timed(Stage.SEND, timer, upstream.stream.send_all, step)
                 return
             if upstream.kept is None:
                 if await upstream.has_early_answer():
                     return
                 raise trio.BrokenResourceError
-            await self.release_upstream()
+            self.upstream = None
+            await upstream.close()
 
-    async def release_upstream(self, account: Account | None = None) -> None:
-        """Keep the connection for the account's next request if it is whole, else close it."""
-        if self.events_held:
-            self.server.events.grow(-self.events_held)
-            self.events_held = 0
-        connection, self.upstream = self.upstream, None
-        if connection is None:
-            return
-        is_kept = account and connection.is_reusable and not self.server.is_draining
-        if not (is_kept and account and self.server.idle.give(account, connection, self.limits)):
-            await connection.close()
+    def release_upstream(self, account: Account) -> UpstreamConnection | None:
+        """Keep the connection for the account's next request; return it, if it is to be closed."""
+        self.hold_events(0)
+        upstream, self.upstream = self.upstream, None
+        is_kept = (
+            upstream is not None
+            and upstream.is_reusable
+            and not (self.connection.is_gone or self.server.is_draining)
+            and self.server.idle.give(account, upstream, self.limits)
+        )
+        return None if is_kept else upstream
 
     def hold_events(self, pending: int, held: int = 0) -> None:
         """Count the unfinished event of the stream, and the whole ones that are held back.
@@ -5150,27 +5159,23 @@ class Exchange:
     ) -> None:
         """Send the response head and the first of the body; `length` None: it is streamed."""
         head = self.head
-        is_http_1_0 = head is None or head.is_http_1_0
-        keeps_alive = head is not None and head.keeps_alive and not self.server.is_draining
-        self.closes |= not keeps_alive or (length is None and is_http_1_0)
-        lines = [
-            *headers,
-            ("x-request-id", self.record.request_id),
-            ("date", http_date(int(time.time()))),
-        ]
+        self.closes |= not head.keeps_alive or self.server.is_draining
+        self.closes |= length is None and head.is_http_1_0
+        lines = [*headers, ("x-request-id", self.record.request_id)]
+        lines.append(("date", http_date(int(time.time()))))
         if length is not None:
             lines.append(("content-length", str(length)))
-        elif not is_http_1_0:
+        elif not head.is_http_1_0:
             lines.append(("transfer-encoding", "chunked"))
         if self.closes:
             lines.append(("connection", "close"))
-        elif is_http_1_0:
+        elif head.is_http_1_0:
             lines.append(("connection", "keep-alive"))
         self.is_started = True
         self.record.status = status
         self.record.transport = "sse" if length is None else "http"
         self.record.first_byte_ms = self.age_ms()
-        if head is not None and head.method == "HEAD":
+        if head.method == "HEAD":
             body = b""
         elif length is None and body:
             body = self.framed(body)
@@ -5179,9 +5184,7 @@ class Exchange:
 
     def framed(self, body: bytes) -> bytes:
         """`body` as a chunk, an empty one being the last; HTTP/1.0 has none."""
-        if self.head is None or self.head.is_http_1_0:
-            return body
-        return format_chunk(body)
+        return body if self.head.is_http_1_0 else format_chunk(body)
 
     async def send_events(self, events: bytes, *, is_last: bool = False) -> None:
         self.record.bytes_out += len(events)
@@ -5241,10 +5244,13 @@ class Attempt:
     call: Call
     account: Account
     scanner: EventScanner = field(init=False)  # of a unary answer: what would have been its sums
+    is_streamed: bool = False  # by the upstream, if not by the pooler
     translator: ResponsesAnswer | None = None  # None: an answer is passed on as it came
     status: int = 0
     headers: Headers = field(init=False)
+    connection: UpstreamConnection = field(init=False)
     body: bytes = b""  # not sent yet: whole events, or all of a unary answer
+    event_count: int = 0  # those that are progress
     event_deadline: float = math.inf
     whole_deadline: float = math.inf  # of an answer that is collected
     comment_at: float = math.inf
@@ -5254,16 +5260,6 @@ class Attempt:
     def __post_init__(self) -> None:
         self.scanner = EventScanner(CallKind.RESPONSES if self.account.is_codex else self.call.kind)
 
-    @property
-    def is_streamed(self) -> bool:
-        """Whether the upstream streams, if not the pooler."""
-        return self.call.is_stream or self.translator is not None
-
-    @property
-    def connection(self) -> UpstreamConnection:
-        assert self.exchange.upstream is not None
-        return self.exchange.upstream
-
     # The request.
 
     async def open(self, rejected: Credentials | None) -> None:
@@ -5272,23 +5268,14 @@ class Attempt:
         `rejected`: the credentials that this account was refused with just now.
         Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
         """
-        is_open, kept = False, None
         try:
             await self.ask(rejected)
             await self.read_answer()
-            is_open = True
-        except UpstreamFailed:
-            kept = self.account  # its connection may be whole
-            raise
         except LoginNeeded:
             error = PoolerError("no_usable_account")
             raise UpstreamFailed(Fault("login needed", Action.NEXT, Effect.NONE, error)) from None
         except TRANSPORT_ERRORS as error:
             raise UpstreamFailed(self.judge_trouble(error)) from None
-        finally:
-            if not is_open:
-                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                    await self.exchange.release_upstream(kept)
 
     def judge_trouble(self, error: Exception) -> Fault:
         trouble = TROUBLES.get(type(error), Trouble.CLOSED)
@@ -5301,9 +5288,11 @@ class Attempt:
         found = await (exchange.bounded(math.inf, identity) if account.is_codex else identity())
         secret, fields, exchange.credentials = found
         body = await self.prepare()
-        is_translated = account.is_codex and not call.is_native
-        path = CallKind.RESPONSES.value if is_translated else call.path
+        self.is_streamed = call.is_stream or self.translator is not None
+        path = call.path if self.translator is None else CallKind.RESPONSES.value
         await exchange.send_request(account, path, (secret, fields + self.fields()), body)
+        assert exchange.upstream is not None
+        self.connection = exchange.upstream
 
     async def prepare(self) -> bytes:
         """The body that this account takes.  Raises: PoolerError (invalid_value)."""
@@ -5335,7 +5324,6 @@ class Attempt:
     def fields(self) -> list[Field]:
         """What goes along of the client's head, and what a codex account is told besides."""
         exchange, call, account = self.exchange, self.call, self.account
-        assert exchange.head is not None
         client = exchange.head.headers
         if not account.is_codex:
             return forwarded(client, FORWARDED_TO_UPSTREAM)
@@ -5358,14 +5346,16 @@ class Attempt:
     async def read_answer(self) -> None:
         """Raises: UpstreamFailed, TRANSPORT_ERRORS, PoolerError (server_stopping)."""
         exchange, limits, connection = self.exchange, self.exchange.limits, self.connection
-        timer = "first_event_seconds_max" if self.is_streamed else "unary_seconds_max"
         now = trio.current_time()
-        deadline = unary_deadline = now + limits.unary_seconds_max
+        exchange.stage, exchange.timer = Stage.HEAD, "unary_seconds_max"
+        deadline = now + limits.unary_seconds_max
+        if not self.call.is_stream:
+            self.whole_deadline = deadline
         if self.is_streamed:
-            deadline = now + self.account.first_event_seconds
-        exchange.enter(Stage.HEAD, timer)
+            exchange.timer = "first_event_seconds_max"
+            deadline = self.event_deadline = now + self.account.first_event_seconds
         head = await exchange.bounded(deadline, connection.read_head, limits)
-        exchange.enter(Stage.BODY, timer)
+        exchange.stage = Stage.BODY
         self.status, self.headers = head.status, head.headers
         if self.account.is_codex:
             self.note_quota(read_quota_headers(head.headers))
@@ -5376,9 +5366,6 @@ class Attempt:
         if self.is_streamed:
             if "html" in head.headers.get("content-type", "").lower():  # a base_url of a website
                 raise BadSyntax("content-type")
-            self.event_deadline = deadline
-            if not self.call.is_stream:
-                self.whole_deadline = unary_deadline
             await self.hold()
             return
         read = functools.partial(connection.read_body, limits.unary_bytes_max)
@@ -5400,13 +5387,9 @@ class Attempt:
         until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
         with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed):
             body = await exchange.bounded(until, self.connection.read_body, ERROR_BODY_BYTES_MAX)
+        unix_now, is_reshaped = exchange.server.unix_now(), self.translator is not None
         return judge_answer(
-            self.status,
-            self.headers,
-            body,
-            exchange.server.unix_now(),
-            exchange.limits,
-            is_reshaped=self.translator is not None,
+            self.status, self.headers, body, unix_now, exchange.limits, is_reshaped=is_reshaped
         )
 
     async def hold(self) -> None:
@@ -5414,8 +5397,7 @@ class Attempt:
         exchange, limits, scanner = self.exchange, self.exchange.limits, self.scanner
         is_stream = self.call.is_stream
         hold_until = trio.current_time() + limits.hold_seconds_max if is_stream else math.inf
-        held_count = 0
-        while held_count <= limits.handshake_events_max or not is_stream:
+        while self.event_count <= limits.handshake_events_max or not is_stream:
             until = min(hold_until, self.event_deadline)
             try:
                 received = await exchange.bounded(until, self.connection.receive_body)
@@ -5423,9 +5405,7 @@ class Attempt:
                 if until < hold_until:
                     raise
                 return
-            events = self.take(received)
-            held_count += sum(kind is not EventKind.IDLE for kind, _ in events)
-            self.body += self.shown(events)
+            self.body += self.take(received)
             if scanner.has_content:
                 return
             if fault := self.judge_failure():
@@ -5443,24 +5423,24 @@ class Attempt:
             return None
         return judge_event(failure, exchange.server.unix_now(), exchange.limits)
 
-    def take(self, received: bytes) -> list[tuple[EventKind, bytes]]:
-        """The events that these bytes complete; none are the end.  Raises: BadSyntax."""
+    def take(self, received: bytes) -> bytes:
+        """What the client's stream gets for the events that these bytes, or the end, complete.
+
+        News of a quota is noted.  Raises: BadSyntax.
+        """
         events = self.scanner.feed(received, is_end=not received)
         self.is_at_end = not received or self.connection.is_over(self.scanner)
         self.exchange.hold_events(self.scanner.bytes_pending)
-        if any(kind is not EventKind.IDLE for kind, _ in events):  # from now on the next timer
+        if count := sum(kind is not EventKind.IDLE for kind, _ in events):
+            self.event_count += count
+            # From now on it is the next timer.
             until = trio.current_time() + self.exchange.limits.between_events_seconds_max
-            self.event_deadline = min(until, self.whole_deadline)
-            is_last = self.event_deadline == self.whole_deadline
-            timer = "unary_seconds_max" if is_last else "between_events_seconds_max"
-            self.exchange.enter(Stage.BODY, timer)
-        return events
-
-    def shown(self, events: Sequence[tuple[EventKind, bytes]]) -> bytes:
-        """What the client's stream gets for these events; news of a quota is noted."""
+            self.event_deadline, self.exchange.timer = min(
+                (until, "between_events_seconds_max"), (self.whole_deadline, "unary_seconds_max")
+            )
         for kind, event in events if self.account.is_codex else ():
             if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in event:
-                self.note_quota(read_quota_event(event_object(event) or {}))
+                self.note_quota(read_quota_event(event_object(event)))
         if self.translator is None:
             return b"".join([event for _, event in events])
         shown = b"".join([self.translator.feed(kind, event) for kind, event in events])
@@ -5473,7 +5453,7 @@ class Attempt:
     # The client's side.
 
     async def deliver(self, lease: Lease) -> None:
-        """Hand the opened answer to the client, to its end; the connection is closed or kept.
+        """Hand the opened answer to the client, to its end.
 
         Raises: ClientGone; PoolerError, where a stream was read for an answer in one piece.
         """
@@ -5482,24 +5462,18 @@ class Attempt:
         exchange.replace_body(b"")
         roster = exchange.server.roster
         roster.note_served(call, self.account, trio.current_time())
+        allowed = FORWARDED_TO_CLIENT
         if call.is_native:
-            state = self.headers.get(TURN_STATE)
-            roster.note_made(self.account, call, TURN_STATE, state)
-        headers = forwarded(
-            self.headers, NATIVE_TO_CLIENT if call.is_native else FORWARDED_TO_CLIENT
-        )
+            allowed = NATIVE_TO_CLIENT
+            roster.note_made(self.account, call, TURN_STATE, self.headers.get(TURN_STATE))
+        headers = forwarded(self.headers, allowed)
         try:
             if self.is_streamed:
                 await self.relay(headers)
             else:
                 await exchange.respond(self.status, self.body, headers)
-        except BaseException:
+        finally:
             self.note_outcome(lease)
-            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                await exchange.release_upstream()
-            raise
-        self.note_outcome(lease)
-        await exchange.release_upstream(self.account)
 
     def note_outcome(self, lease: Lease) -> None:
         """What an answer, whole or not, tells of its account; the client may follow it up."""
@@ -5525,17 +5499,15 @@ class Attempt:
         if call.is_stream and not (is_failed and self.translator and call.kind is CallKind.CHAT):
             await self.start_events(headers)
         trouble: PoolerError | None = None
-        is_clean = False
         try:
             await self.relay_rest()
-            is_clean = True
         except PoolerError as stopping:
             trouble = stopping
         except TRANSPORT_ERRORS as cut:
             trouble = self.judge_trouble(cut).error
         error, last = None, b""
         is_told = self.translator is None or self.translator.response is not None
-        if not (is_told and scanner.is_complete(is_clean)):
+        if not (is_told and scanner.is_complete(trouble is None)):
             error = trouble or PoolerError("upstream_stream_truncated")
             exchange.record.code = error.code
             last = scanner.failure_event(error, exchange.record.request_id, call.kind)
@@ -5594,9 +5566,8 @@ class Attempt:
         """
         exchange, receive = self.exchange, self.connection.receive_body
         while True:
-            events = self.take(await receive())
             unsent = b""
-            if events and (joined := self.shown(events)):
+            if joined := self.take(await receive()):
                 self.comment_at = trio.current_time() + self.comment_seconds
                 exchange.record.bytes_out += len(joined)
                 unsent = exchange.framed(joined)
@@ -5623,6 +5594,9 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
         else:
             return
         finally:
+            if upstream := exchange.release_upstream(lease.account):
+                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                    await upstream.close()
             server.end_lease(lease)
         exchange.record.attempts[-1]["reason"] = fault.reason
         tried.append(name)
@@ -5656,10 +5630,11 @@ async def open_repaired(exchange: Exchange, call: Call, lease: Lease) -> Attempt
                 raise
         else:
             return attempt
+        if upstream := exchange.release_upstream(account):
+            await upstream.close()
         repairs.add(action)
         if action is Action.RENEW:
-            rejected = exchange.credentials
-            noted["renewed"] = True
+            rejected, noted["renewed"] = exchange.credentials, True
         elif action is Action.REPAIR:
             exchange.replace_body(body)
             roster.pin(call, account, True, trio.current_time())
@@ -5774,7 +5749,7 @@ class Frames:
     @property
     def close_code(self) -> int:
         """What to say to a peer whose frames are bad; 0, if it has closed or gone itself."""
-        reason = self.socket.closed
+        reason = self.socket and self.socket.closed  # no socket: the turns are over
         is_theirs = reason is None or reason.code == 1006 or self.meter.is_closed
         return self.meter.refused or (0 if is_theirs else int(reason.code))
 
@@ -5906,7 +5881,6 @@ class UpstreamSocket(UpstreamConnection):
 
         Raises: PeerClosed, BadSyntax.
         """
-        self.is_at_end = False
         self.first = [await self.receive_message()]
         while '"codex.' in self.first[-1][:32] and len(self.first) < limits.handshake_events_max:
             self.first.append(await self.receive_message())
@@ -6090,7 +6064,8 @@ class Turn(Exchange):
                 return
         self.upstream = upstream
         upstream.enter_turn(True)
-        self.enter(Stage.SEND, "write_stall_seconds_max")
+        upstream.is_at_end = False
+        self.stage, self.timer = Stage.SEND, "write_stall_seconds_max"
         try:
             await self.bounded(math.inf, upstream.frames.put, body.decode())
         except PeerClosed:
@@ -6112,9 +6087,10 @@ class Turn(Exchange):
             fields.append(_BETA)
         head = request_head(url, path, secret, fields, b"")
         frames = Frames(connection, limits.event_bytes_max, self.server.events, limits)
-        self.enter(Stage.CONNECT, "websocket_handshake_seconds_max")
-        until = trio.current_time() + limits.websocket_handshake_seconds_max
-        status = await self.bounded(until, frames.open, client.nursery, url, path, head)
+        timer = "websocket_handshake_seconds_max"
+        status = await self.timed(
+            Stage.CONNECT, timer, frames.open, client.nursery, url, path, head
+        )
         if status in NO_WEBSOCKET_STATUSES:
             error = PoolerError("websocket_unsupported")
             raise UpstreamFailed(
@@ -6132,19 +6108,20 @@ class Turn(Exchange):
         client.nursery.start_soon(upstream.pump)
         return upstream
 
-    async def release_upstream(self, account: Account | None = None) -> None:
-        """Keep the WebSocket for the next turn if its answer was whole; else it is closed."""
+    def release_upstream(self, account: Account) -> UpstreamConnection | None:
+        """Keep the WebSocket for the next turn if its answer was whole."""
         upstream = self.upstream
-        if isinstance(upstream, UpstreamSocket):
-            self.upstream = None
-        await Exchange.release_upstream(self, account)
         if not isinstance(upstream, UpstreamSocket):
-            return
+            return Exchange.release_upstream(self, account)
+        self.upstream = None
+        self.hold_events(0)
         upstream.enter_turn(False)
-        if account is None or not upstream.is_reusable:
-            if upstream.has_ended and not upstream.is_spent:
-                self.socket.end(1001)
-            await self.socket.drop_upstream()
+        if upstream.is_reusable:
+            return None
+        if upstream.has_ended and not upstream.is_spent:
+            self.socket.end(1001)
+        self.socket.upstream = None
+        return upstream
 
     async def start(
         self, status: int, headers: Sequence[Field], body: bytes, length: int | None
@@ -6357,8 +6334,6 @@ class Server(Shared):
                 await self.conclude(exchange, serve_call(exchange, exchange.call))
                 exchange.connection.enter_call(False)
         finally:
-            if exchange.use is not None:
-                exchange.use.in_flight_count -= 1
             exchange.replace_body(b"")
             self.close_record(exchange)
             self.exchanges.discard(exchange)
@@ -6395,19 +6370,20 @@ class Server(Shared):
         self.log("error", "bug", {"request_id": request_id, "type": name, "at_frames": frames})
 
     def close_record(self, exchange: Exchange) -> None:
-        record = exchange.record
+        record, use, unix_now = exchange.record, exchange.use, self.unix_now()
         if exchange.connection.is_gone and not exchange.is_whole:
             record.code = "client_gone"
         elif self.is_draining and not exchange.is_whole:
             record.code = record.code or "server_stopping"  # it was cut at once
         record.duration_ms = exchange.age_ms()
         shown = record.as_object()
-        use = self.uses.get((record.pool or "", record.key or ""))
-        if use is not None and record.account is not None:
-            use.charge(tokens_spent(shown), self.unix_now(), self.unix_now())
+        if use is not None:
+            use.in_flight_count -= 1
+            if record.account is not None:
+                use.charge(tokens_spent(shown), unix_now, unix_now)
         self.log("info", "request", shown)
         if record.pool is not None:  # who has no key must not push out the others
-            entry = {"at": self.unix_now() - record.duration_ms / 1000, **shown}
+            entry = {"at": unix_now - record.duration_ms / 1000, **shown}
             self.ledger.add(entry)
             self.journal.add(entry)
 
@@ -6457,22 +6433,15 @@ class Server(Shared):
         if route is Route.UNSUPPORTED:
             raise PoolerError("unsupported_endpoint")
         methods = METHODS.get(route, METHODS_ELSE)
-        if head.method in methods:
-            return
-        raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
-
-    def check_expectation(self, head: RequestHead) -> None:
-        """Raises: PoolerError (expectation_failed)."""
-        if (head.headers.get("expect") or "100-continue").lower() != "100-continue":
-            raise PoolerError("expectation_failed")
+        if head.method not in methods:
+            raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
 
     def check_caller(self, config: Config, head: RequestHead) -> None:
         """A browser page is nobody, and a name that is not ours is rebinding."""
-        host = head.host
+        host, origin = head.host, head.headers.get("origin")
         if config.hosts is not None and host is not None and host not in config.hosts:
             hint = f'If it is meant, add "{host[:253]}" to hosts in pools.json.'
             raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
-        origin = head.headers.get("origin")
         if origin is not None and origin.lower() not in config.allowed_origins:
             raise PoolerError("origin_not_allowed")
 
@@ -6520,7 +6489,6 @@ class Server(Shared):
         content_type = head.headers.get("content-type", "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise PoolerError("unsupported_media_type")
-        self.check_expectation(head)
         self.admit(exchange, key)
         await exchange.read_body(exchange.limits)
         kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
@@ -6542,18 +6510,11 @@ class Server(Shared):
         await yield_after(exchange.body)
         value = exchange.understand(parse_json_object(exchange.body))
         await yield_after(exchange.body)
-        call = read_call(
-            kind,
-            value,
-            head.headers,
-            pool,
-            key,
-            native_path=native_path,
-            obstacle=codex_obstacle(kind, value, exchange.CARRIED)
-            if pool.has_codex and not native_path
-            else None,
-            socket_id=exchange.socket.id if isinstance(exchange, Turn) else "",
-        )
+        is_checked = pool.has_codex and not native_path
+        obstacle = codex_obstacle(kind, value, exchange.CARRIED) if is_checked else None
+        socket_id = exchange.socket.id if isinstance(exchange, Turn) else ""
+        more = {"native_path": native_path, "socket_id": socket_id}
+        call = read_call(kind, value, head.headers, pool, key, obstacle=obstacle, **more)
         if call.model != call.requested_model:
             exchange.replace_body(replace_model(exchange.body, call.model))
         is_known = self.roster.is_known(call)
@@ -6582,7 +6543,7 @@ class Server(Shared):
         if route is Route.MCP:
             await self.serve_mcp(exchange, head, operator)
             return
-        shown = snapshot(self.state())
+        shown = self.snapshot()
         if route is Route.METRICS:
             text = metrics_text(shown)
             kind = "text/plain; version=0.0.4; charset=utf-8"
@@ -6597,18 +6558,13 @@ class Server(Shared):
         """One JSON-RPC message to the companion module.  Raises: PoolerError, ClientGone."""
         if self.mcp is None:
             raise PoolerError("mcp_not_installed")
-        self.check_expectation(head)
         limits = exchange.limits
         bytes_max = limits.mcp_body_bytes_max  # of what is decoded, too
         bounded = dataclasses.replace(limits, body_bytes_max=bytes_max, decoded_bytes_max=bytes_max)
         await exchange.read_body(bounded)
+        asked, name = (head.method, head.headers, exchange.body), operator.name
         status, headers, body = await self.mcp.answer(
-            head.method,
-            head.headers,
-            exchange.body,
-            operator=operator.name,
-            snapshot=lambda: snapshot(self.state()),
-            explain=self.explain,
+            *asked, operator=name, snapshot=self.snapshot, explain=self.explain
         )
         await exchange.respond(status, body, headers)
 
@@ -6621,36 +6577,30 @@ class Server(Shared):
         except PoolerError:
             raise LookupError(model) from None
 
-    def state(self) -> State:
+    def snapshot(self) -> dict[str, Json]:
         self.look_at_logins(self.config.accounts.values())
-        return State(
-            config=self.config,
-            roster=self.roster,
-            ledger=self.ledger,
-            uses=self.uses,
-            logins={name: self.tokens.state_of(login) for name, login in self.logins.items()},
-            refreshes=self.tokens.outcomes,
-            queued={name: len(queue) for name, queue in self.queues.items()},
-            process={
-                "started_at": self.started_unix,
-                "is_draining": self.is_draining,
-                "connections": len(self.connections),
-                "websockets": len(self.sockets),
-            },
-            now=trio.current_time(),
-            unix_now=self.unix_now(),
-        )
+        records = (self.config, self.roster, self.ledger, self.uses)
+        logins = {name: self.tokens.state_of(login) for name, login in self.logins.items()}
+        queued = {name: len(queue) for name, queue in self.queues.items()}
+        process = {
+            "started_at": self.started_unix,
+            "is_draining": self.is_draining,
+            "connections": len(self.connections),
+            "websockets": len(self.sockets),
+        }
+        sums, times = self.tokens.outcomes, (trio.current_time(), self.unix_now())
+        return snapshot(State(*records, logins, sums, queued, process, *times))
 
     def open_operators(self) -> None:
         """The journal and the companion module, as the configuration asks for them."""
         self.journal.open(self.config.journal)
-        if self.config.operators and self.mcp is None:
-            try:
+        try:
+            if self.config.operators and self.mcp is None:
                 self.mcp = load_mcp()
-            except ImportError as error:
-                hint = "pip install 'codex-pooler[mcp]'"
-                problem = f"operators: /mcp is not served: {error.msg}; {hint}"
-                self.log("warning", "config", {"problem": problem})
+        except ImportError as error:
+            hint = "pip install 'codex-pooler[mcp]'"
+            problem = f"operators: /mcp is not served: {error.msg}; {hint}"
+            self.log("warning", "config", {"problem": problem})
 
     def restore(self) -> None:
         """Count what the journal has of earlier runs."""
@@ -6780,29 +6730,23 @@ class Server(Shared):
             self.look_at_logins(self.config.accounts.values())
             for account in filter(self.is_catalogue_old, list(self.config.accounts.values())):
                 health = self.roster.health[account.name]
-                health.catalogue_until = trio.current_time() + CATALOGUE_SECONDS
                 found = await self.read_catalogue(account)
                 health.catalogue = found or health.catalogue
-                if found is None:
-                    health.catalogue_until = trio.current_time() + CATALOGUE_PAUSE_SECONDS
+                pause = CATALOGUE_PAUSE_SECONDS if found is None else CATALOGUE_SECONDS
+                health.catalogue_until = trio.current_time() + pause
             await self.catalogues_wanted.wait()
 
     async def read_catalogue(self, account: Account) -> Mapping[str, Model] | None:
         """The models an account's /models lists; None on any failure."""
-        url = account.base_url
+        url, limits = account.base_url, self.config.limits
         path = f"/models?client_version={CODEX_VERSION}" if account.is_codex else "/models"
-        limits = self.config.limits
-        tls = self.tls_contexts[account.ca_file] if url.is_tls else None
-        status, body = 0, b""
-        with (
-            trio.move_on_after(limits.connect_seconds_max),
-            contextlib.suppress(LoginNeeded, *TRANSPORT_ERRORS),
-        ):
+        tls, expected = self.tls_of(account), (LoginNeeded, *TRANSPORT_ERRORS)
+        with trio.move_on_after(limits.connect_seconds_max), contextlib.suppress(*expected):
             secret, fields, _ = await identify(self, account)
             head = request_head(url, path, secret, fields, b"")
             status, body = await ask_once(self.dial, url, tls, head, limits)
-        body = body if status == 200 else b""
-        return read_catalogue(body)
+            return read_catalogue(body) if status == 200 else None
+        return None
 
     async def reload(self, load: Callable[[], Loaded]) -> None:
         """Take what `load` gives, whole or not at all."""
@@ -6940,14 +6884,14 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
         raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
     config = parse_config(raw, env, read_file, str(path))
     contexts: dict[str | None, ssl.SSLContext] = {}
-    if config.token_url.is_tls and any(account.is_codex for account in config.accounts.values()):
+    problems, accounts = [], config.accounts.values()
+    if config.token_url.is_tls and any(account.is_codex for account in accounts):
         contexts[None] = make_tls_context(None)
-    problems = []
-    read = [account.auth_file for account in config.accounts.values() if account.auth_file]
+    read = [account.auth_file for account in accounts if account.auth_file]
     real_paths = {os.path.realpath(one) for one in (str(path), *read)}
     if config.journal and os.path.realpath(config.journal) in real_paths:
         problems.append("journal: lines would be added to a file that is read; name another one")
-    for account in config.accounts.values():
+    for account in accounts:
         name = account.ca_file
         if name not in contexts and (account.base_url.is_tls or name):
             try:
@@ -7041,7 +6985,7 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
         while received := await connection.receive_body():
             for _, events in scanner.feed(received):
                 for event in events.splitlines():
-                    word = (event_object(event) or {}).get("delta", "")
+                    word = event_object(event).get("delta", "")
                     print(word, end="", flush=True)  # noqa: T201
     say("")
     return scanner.terminal is EventKind.SUCCESS
@@ -7198,8 +7142,10 @@ def run_status(address: str, is_watched: bool, is_json: bool) -> int:
     if not (url.is_tls or _is_loopback(url.host)):
         raise ConfigRefused(["--url: http:// would send the token in the clear; use https://"])
     tls = make_tls_context(None) if url.is_tls else None
-    with contextlib.suppress(KeyboardInterrupt):  # how watching is ended
-        trio.run(show_status, url, tls, Secret(token), is_watched, is_json)
+    # How watching is ended, also where a shell has had it ignored.  There is nothing to put away,
+    # and a KeyboardInterrupt within a nursery would come out of it as a group.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    trio.run(show_status, url, tls, Secret(token), is_watched, is_json)
     return 0
 
 

@@ -199,7 +199,7 @@ async def test_the_snapshot_tells_what_has_happened(world: World) -> None:
     world.upstreams["b"].always = json_answer(ANSWER)
     for _ in range(2):
         assert (await world.ask(ASK)).status == 200
-    found = pooler.snapshot(world.server.state())
+    found = world.server.snapshot()
     first, second = found["accounts"]
     assert (first["status"], second["status"]) == ("resting", "ready")
     assert first["rests_until"] == pytest.approx(UNIX_START + 90, abs=2)
@@ -225,7 +225,7 @@ async def test_the_snapshot_tells_what_has_happened(world: World) -> None:
 async def test_the_snapshot_has_the_shape_that_its_readers_were_made_for(world: World) -> None:
     world.upstreams["a"].always = world.upstreams["b"].always = json_answer(ANSWER)
     await world.ask(ASK)
-    found = pooler.snapshot(world.server.state())
+    found = world.server.snapshot()
     example = json.loads((Path(__file__).parent / "snapshot.json").read_text())
 
     def shape(value: Json) -> Json:
@@ -262,14 +262,14 @@ async def test_only_so_many_requests_are_remembered(autojump_clock: MockClock) -
     async with opened_world(described(limits={"records_max": 3})) as world:
         for _ in range(4):
             await world.ask(request("GET", "/v1/models"))
-        assert len(pooler.snapshot(world.server.state())["requests"]) == 3
+        assert len(world.server.snapshot()["requests"]) == 3
         fewer = make_config(described(limits={"records_max": 2}))
         await world.server.reload(lambda: (fewer, {}))
-        assert len(pooler.snapshot(world.server.state())["requests"]) == 2
+        assert len(world.server.snapshot()["requests"]) == 2
         for _ in range(5):  # who has no key leaves nothing
             await world.ask(request("GET", "/v1/models", key=None))
-        assert len(pooler.snapshot(world.server.state())["requests"]) == 2
-        assert sum(row["requests"] for row in pooler.snapshot(world.server.state())["totals"]) == 4
+        assert len(world.server.snapshot()["requests"]) == 2
+        assert sum(row["requests"] for row in world.server.snapshot()["totals"]) == 4
 
 
 def test_counters_have_a_bound_whatever_an_upstream_calls_its_errors() -> None:
@@ -320,7 +320,7 @@ async def test_an_edited_line_of_the_journal_breaks_nothing(name: str, world: Wo
         world.server.ledger.add(entry)
         pooler.restore_use(pooler.KeyUse(), entry, 1.0, 2e9)
     await world.settle()
-    found = pooler.snapshot(world.server.state())
+    found = world.server.snapshot()
     page = pooler.show_admin(found)
     assert json.dumps(page)
     assert pooler.admin_page(page).startswith("<!DOCTYPE html>")
@@ -412,7 +412,7 @@ async def test_counts_and_key_limits_survive_a_restart(
             assert (await world.ask(ASK)).status == 200
             usage = (await world.ask(request("GET", "/v1/usage"))).json()
             assert usage["request_count"] == run + 1
-            [key] = pooler.snapshot(world.server.state())["keys"]
+            [key] = world.server.snapshot()["keys"]
             assert (key["requests"], key["tokens_today"]) == (run + 1, 34 * (run + 1))
         with path.open("a") as file:
             file.write('{"at": 1, "torn')  # the process was killed
@@ -422,7 +422,7 @@ async def test_counts_and_key_limits_survive_a_restart(
         world.upstreams["a"].always = world.upstreams["b"].always = json_answer(ANSWER)
         assert (await world.ask(ASK)).status == 200
         assert (await world.ask(ASK)).error["code"] == "key_limit_reached"  # the fourth in a minute
-        totals = pooler.snapshot(world.server.state())["totals"]
+        totals = world.server.snapshot()["totals"]
         assert sum(row["requests"] for row in totals if row["code"] == "ok" and row["account"]) == 3
     assert [line for line in path.read_text().splitlines() if line.endswith("torn")]
 
@@ -441,7 +441,7 @@ async def test_what_a_limit_refused_is_not_counted_after_a_restart(
     async with opened_world(whole) as world:
         world.server.open_operators()
         world.server.restore()
-        [key] = pooler.snapshot(world.server.state())["keys"]
+        [key] = world.server.snapshot()["keys"]
         assert (key["requests"], len(entries(path))) == (0, 2)
 
 
@@ -580,7 +580,7 @@ async def test_no_secret_prompt_or_word_of_an_upstream_is_shown_anywhere(
             await world.ask(post("/v1/responses", {"model": "canary-model"}, key=key))
             await world.ask(request("GET", "/v1/models/canary-model", key=key))
             await world.ask(request("GET", "/v1/canary-path", key=key))
-        found = pooler.snapshot(world.server.state())
+        found = world.server.snapshot()
         page = pooler.show_admin(found)
         shown = [
             json.dumps([found, page]),

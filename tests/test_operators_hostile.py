@@ -110,7 +110,7 @@ async def test_a_clock_that_was_set_back_gives_no_key_its_tokens_again(
     async with opened_world(described(journal=str(path))) as world:
         world.server.open_operators()
         world.server.restore()
-        [key] = [one for one in pooler.snapshot(world.server.state())["keys"] if one["requests"]]
+        [key] = [one for one in world.server.snapshot()["keys"] if one["requests"]]
         assert (key["name"], key["requests"], key["tokens_today"]) == ("laptop", 5, 12)
 
 
@@ -123,7 +123,7 @@ async def test_a_reload_changes_how_many_requests_are_remembered(
             await world.server.reload(functools.partial(lambda one: (one, {}), config))
             for _ in range(7):
                 await world.ask(request("GET", "/v1/models"))
-            assert len(pooler.snapshot(world.server.state())["requests"]) == records_max
+            assert len(world.server.snapshot()["requests"]) == records_max
 
 
 @pytest.mark.parametrize("name", ["pools.json", "auth.json", "link"])
@@ -218,7 +218,7 @@ async def test_a_choice_among_very_many_is_explained_at_once(crowd: World) -> No
 
 async def test_very_many_are_seen_at_once(crowd: World) -> None:
     await trio.lowlevel.checkpoint()
-    assert held_seconds(lambda: pooler.snapshot(crowd.server.state())) < HELD_SECONDS_MAX / 2
+    assert held_seconds(crowd.server.snapshot) < HELD_SECONDS_MAX / 2
 
 
 ################################################################
