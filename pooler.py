@@ -5950,7 +5950,7 @@ class ClientSocket(ClientConnection):
     key: Key
     request_head: RequestHead  # of the upgrade
     native_path: str
-    nursery: trio.Nursery
+    nursery: trio.Nursery = field(init=False)  # of all that reads, here and upstream
     upstream: UpstreamSocket | None = None
     turn: Turn | None = None
     waiting: deque[bytes] = field(default_factory=deque)  # in the budget of bodies
@@ -6672,33 +6672,32 @@ class Server(Shared):
         frames = Frames(connection, limits.websocket_message_bytes_max, self.bodies, limits)
         exchange.closes = exchange.is_started = exchange.is_whole = True
         record.status = 101
+        client = ClientSocket(
+            connection.stream,
+            id=record.request_id,
+            frames=frames,
+            key=key,
+            request_head=head,
+            native_path=native_path,
+        )
         is_open = False
-        async with trio.open_nursery() as nursery:  # holds: readers, of both sides
-            client = ClientSocket(
-                connection.stream,
-                id=record.request_id,
-                frames=frames,
-                key=key,
-                request_head=head,
-                native_path=native_path,
-                nursery=nursery,
-            )
-            self.sockets.add(client)  # before anything waits: the key's others are counted
-            try:
+        self.sockets.add(client)  # before anything waits: the key's others are counted
+        try:
+            async with trio.open_nursery() as client.nursery:  # holds: readers, of both sides
                 with trio.move_on_after(limits.websocket_handshake_seconds_max):
-                    await frames.accept(nursery, raw, [("x-request-id", record.request_id)])
+                    await frames.accept(client.nursery, raw, [("x-request-id", client.id)])
                 if is_open := frames.socket is not None:
-                    nursery.start_soon(client.read_frames, self.bodies)
+                    client.nursery.start_soon(client.read_frames, self.bodies)
                     await self.serve_turns(client)
-                nursery.cancel_scope.cancel()
-            finally:
-                frames.release()
-                frames.socket = None  # with what it holds of an unfinished message
-                connection.is_gone = connection.is_at_end
-                self.sockets.discard(client)
-                self.bodies.grow(-sum(map(len, client.waiting)))
-                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                    await client.drop_upstream()
+                client.nursery.cancel_scope.cancel()
+        finally:  # the readers have ended: nothing more is taken
+            frames.release()
+            frames.socket = None  # with what it holds of an unfinished message
+            connection.is_gone = connection.is_at_end
+            self.sockets.discard(client)
+            self.bodies.grow(-sum(map(len, client.waiting)))
+            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await client.drop_upstream()
         if is_open and client.close_code:
             await connection.send(close_frame(client.close_code), limits)
             await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)

@@ -308,6 +308,26 @@ async def test_frames_count_among_the_bodies_that_are_held(autojump_clock: MockC
         assert world.server.bodies.bytes_held == 0
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_nothing_is_held_of_what_comes_while_a_websocket_is_closed(
+    steps: int, autojump_clock: MockClock
+) -> None:
+    """Both happen to many clients in the same step, in an order that chance gives."""
+    raw = frame(TEXT, b"{") + frame(TEXT, b"x" * 1000)[:-1]
+    async with socket_world(socket_described("a")) as world:
+        clients = [await open_socket(world) for _ in range(20)]
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(client.send, raw)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            world.server.stop()
+        for client in clients:
+            assert await close_of(client) == 1001
+        await world.settle()
+        assert world.server.bodies.bytes_held == 0
+
+
 async def test_an_idle_websocket_is_closed_and_pings_do_not_keep_it(
     autojump_clock: MockClock,
 ) -> None:
