@@ -5891,10 +5891,9 @@ class ClientSocket(ClientConnection):
     `close_code` is set once it is to be closed, `stop_code` if the turn under way is to end too.
     """
 
-    id: str  # of the upgrade's record
+    upgrade: Exchange
     frames: Frames
     key: Key
-    request_head: RequestHead  # of the upgrade
     native_path: str
     nursery: trio.Nursery = field(init=False)  # of all that reads, here and upstream
     upstream: UpstreamSocket | None = None
@@ -5955,10 +5954,9 @@ class ClientSocket(ClientConnection):
         with trio.move_on_after(idle_seconds_max):
             while not (self.waiting or self.close_code):
                 await self.wait_change()
-        if self.close_code or not self.waiting:
-            self.close_code = self.close_code or 1000
-            return None
-        return self.waiting.popleft()
+        if not self.waiting:
+            self.end(1000)
+        return None if self.close_code else self.waiting.popleft()
 
     async def drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
@@ -6018,10 +6016,8 @@ class Turn(Exchange):
         account_id = self.credentials.account_id if self.credentials else None
         url, secret = repr(account.base_url), reveal(account.api_key)
         owner = digest_parts(account.name, url, secret, account_id or "")
-        upstream = client.upstream
-        if upstream is not None and not upstream.serves(owner):
-            upstream = None
-        known = upstream.made if upstream is not None else ()
+        upstream = client.upstream if client.upstream and client.upstream.serves(owner) else None
+        known = upstream.made if upstream else ()
         if self.anchor and account.is_codex and self.anchor not in known:
             raise PoolerError("previous_response_not_found")
         is_reused = upstream is not None
@@ -6478,6 +6474,7 @@ class Server(Shared):
         await yield_after(exchange.body)
         value = exchange.understand(parse_json_object(exchange.body))
         await yield_after(exchange.body)
+        socket_id = exchange.socket.upgrade.record.request_id if isinstance(exchange, Turn) else ""
         call = read_call(
             kind,
             value,
@@ -6488,7 +6485,7 @@ class Server(Shared):
             obstacle=codex_obstacle(kind, value, exchange.CARRIED)
             if pool.has_codex and not native_path
             else None,
-            socket_id=exchange.socket.id if isinstance(exchange, Turn) else "",
+            socket_id=socket_id,
         )
         if call.model != call.requested_model:
             exchange.replace_body(replace_model(exchange.body, call.model))
@@ -6622,19 +6619,14 @@ class Server(Shared):
         exchange.closes = exchange.is_started = exchange.is_whole = True
         record.status = 101
         client = ClientSocket(
-            connection.stream,
-            id=record.request_id,
-            frames=frames,
-            key=key,
-            request_head=head,
-            native_path=native_path,
+            connection.stream, upgrade=exchange, frames=frames, key=key, native_path=native_path
         )
         is_open = False
         self.sockets.add(client)  # before anything waits: the key's others are counted
         try:
             async with trio.open_nursery() as client.nursery:  # holds: readers, of both sides
                 with trio.move_on_after(limits.websocket_handshake_seconds_max):
-                    await frames.accept(client.nursery, raw, client.id)
+                    await frames.accept(client.nursery, raw, record.request_id)
                 if is_open := frames.socket is not None:
                     client.nursery.start_soon(client.read_frames)
                     await self.serve_turns(client)
@@ -6665,13 +6657,11 @@ class Server(Shared):
                     await client.upstream.frames.put(frame.decode())
 
     async def serve_turn(self, client: ClientSocket, key: Key, frame: bytes) -> None:
-        route = Route.CODEX_RESPONSES if client.native_path else Route.RESPONSES
-        record = Record(new_request_id(), "GET", route.value, key.pool, key.name)
-        head, config = client.request_head, self.config
-        turn = Turn(
-            self, client, record, config, head=head, body=frame, closes=False, socket=client
+        upgrade, config = client.upgrade, self.config
+        record = Record(new_request_id(), "GET", upgrade.record.route, key.pool, key.name)
+        client.turn = turn = Turn(
+            self, client, record, config, head=upgrade.head, body=frame, closes=False, socket=client
         )
-        client.turn = turn
         await self.serve_exchange(turn, self.judge_turn(turn, key))
         client.turn = None
         if turn.closes:
@@ -6679,9 +6669,9 @@ class Server(Shared):
 
     async def judge_turn(self, turn: Turn, key: Key) -> None:
         """Raises: PoolerError."""
+        assert turn.head is not None
         self.admit(turn, key)
-        head, path = turn.socket.request_head, turn.socket.native_path
-        await self.judge_call(turn, head, key, CallKind.RESPONSES, path)
+        await self.judge_call(turn, turn.head, key, CallKind.RESPONSES, turn.socket.native_path)
 
     def key_of(self, client: ClientSocket) -> Key | None:
         """The key of a WebSocket as it is now; None where it opens nothing any more."""
