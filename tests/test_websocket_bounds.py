@@ -468,6 +468,23 @@ async def test_a_client_that_leaves_during_the_upgrade_ends_the_upstream(
             assert world.open_count == 0
 
 
+async def test_an_upstream_that_is_replaced_leaves_no_task_behind(
+    autojump_clock: MockClock,
+) -> None:
+    """Whatever it had sent that nobody took."""
+    spent = b'{"type":"error","error":{"code":"websocket_connection_limit_reached"}}'
+    flood = Send(frame(TEXT, spent, mask=b"") * 9)
+    async with socket_world(socket_described("a")) as world:
+        client = await open_socket(world)
+        [socket] = world.server.sockets
+        for _ in range(3):
+            world.upstreams["a"].plays([flood], turn("one"))
+            await client.ask()
+            await world.settle()
+            assert len(socket.nursery.child_tasks) <= 4  # of each side, two
+            assert world.open_count <= 1
+
+
 def changed(described: Json, **laptop: Json) -> Json:
     keys = {"laptop": {"key": KEY} | laptop} if laptop else {"ci": "cp-other-key-0123456789"}
     home = described["pools"]["home"] | {"keys": keys}
