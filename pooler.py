@@ -1155,6 +1155,7 @@ _ONCE: Final = frozenset(
     "sec-websocket-key sec-websocket-version transfer-encoding upgrade".split()
 )
 _WEBSOCKET_GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
 _WEBSOCKET_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 
 
@@ -1383,31 +1384,43 @@ def format_chunk(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
+def _is_upgrade(headers: Headers) -> bool:
+    return headers.get("upgrade", "").lower() == "websocket" and "upgrade" in _options(headers)
+
+
+def upgrade_fields(key: str) -> list[tuple[str, str]]:
+    """What asks for a WebSocket, without extension or subprotocol (RFC 6455 §4.1)."""
+    return [*_UPGRADE, ("Sec-WebSocket-Version", "13"), ("Sec-WebSocket-Key", key)]
+
+
 def upgrade_head(head: RequestHead) -> bytes:
     """The head of a WebSocket's opening handshake, made anew from one that is in order.
 
-    It offers no extension and no subprotocol, so none is agreed on (RFC 6455 §4.2.1).
     Raises: PoolerError (websocket_unsupported, bad_request).
     """
-    names = ("upgrade", "sec-websocket-version", "sec-websocket-key")
-    upgrade, version, key = (head.headers.get(name, "") for name in names)
-    is_upgrade = upgrade.lower() == "websocket" and "upgrade" in _options(head.headers)
-    if not is_upgrade or head.is_http_1_0 or version != "13":
+    version, key = head.headers.get("sec-websocket-version"), head.headers.get("sec-websocket-key")
+    if not _is_upgrade(head.headers) or head.is_http_1_0 or version != "13":
         raise PoolerError("websocket_unsupported")
-    if not _WEBSOCKET_KEY.fullmatch(key) or head.framing != NO_BODY:
+    if not _WEBSOCKET_KEY.fullmatch(key or "") or head.framing != NO_BODY:
         raise PoolerError("bad_request")
-    fields = [("Host", "pooler"), ("Upgrade", "websocket"), ("Connection", "Upgrade")]
-    fields += [("Sec-WebSocket-Version", version), ("Sec-WebSocket-Key", key)]
-    return format_head("GET / HTTP/1.1\r\n", fields)
+    return format_head("GET / HTTP/1.1\r\n", [("Host", "pooler"), *upgrade_fields(key or "")])
+
+
+def upgraded_head(key: str) -> bytes:
+    """The head that agrees to an upgrade asked for with `key`."""
+    return format_response_head(101, [*_UPGRADE, ("Sec-WebSocket-Accept", _accept_of(key))])
+
+
+def _accept_of(key: str) -> str:
+    digest = hashlib.sha1(f"{key}{_WEBSOCKET_GUID}".encode(), usedforsecurity=False).digest()
+    return base64.b64encode(digest).decode()
 
 
 def is_upgraded(head: ResponseHead, key: str) -> bool:
     """Whether an upstream has agreed to the upgrade asked for with `key`, and to no more."""
-    digest = hashlib.sha1(f"{key}{_WEBSOCKET_GUID}".encode(), usedforsecurity=False).digest()
-    is_known = head.headers.get("sec-websocket-accept") == base64.b64encode(digest).decode()
-    is_upgrade = head.headers.get("upgrade", "").lower() == "websocket"
+    is_known = head.headers.get("sec-websocket-accept") == _accept_of(key)
     more = forwarded(head.headers, re.compile("sec-websocket-(?:extensions|protocol)"))
-    return is_known and is_upgrade and "upgrade" in _options(head.headers) and not more
+    return head.status == 101 and is_known and _is_upgrade(head.headers) and not more
 
 
 def close_frame(code: int) -> bytes:
@@ -5663,11 +5676,11 @@ def final_error(
 # WEBSOCKET
 ################################################################
 # GET /v1/responses with an upgrade: each frame of the client is one call of RELAY, and the
-# events of its answer are frames.  trio-websocket reads and writes them on both sides; what it
-# does not bound is counted before it comes there.  All tasks are in the nursery of the client's
-# connection: one reader, and one that takes what it has read, for each side.
+# events of its answer are frames.  trio-websocket reads and writes them on both sides; the heads
+# of a handshake are judged as strictly as all others and replayed to it, and what it does not
+# bound is counted before it comes there.  All tasks are in the nursery of the client's
+# connection: the library's reader for each side, and who takes what it has read.
 
-_KEY_FIELD: Final = re.compile(rb"(?i)\r\nsec-websocket-key: *([^\r]+)")
 _STREAM_ID: Final = re.compile("[A-Za-z0-9_.-]{1,256}")
 _PROCESSED: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"response\.processed"')
 _BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # upstream facts §1.8
@@ -5686,58 +5699,37 @@ class Frames:
         self.socket: Any = None  # the library's WebSocketConnection
         self.connection = connection
         self.meter = FrameMeter(bytes_max, limits.websocket_frames_max)
-        self.budget = budget
+        self.budget = budget  # of what has come of the message that is not whole yet
         self.limits = limits
         self.head = b""
         self.is_accepted = trio.Event()  # until then the library would keep a frame to itself
-        self.bytes_held = 0  # of the budget
-        self.opening = trio.CancelScope()  # of an upstream's handshake
-        self.key = ""  # that it was asked for with
-        self.status = 0
-        self.error: Exception | None = None
 
-    async def accept(self, nursery: trio.Nursery, head: bytes, headers: Sequence[Field]) -> None:
+    async def accept(self, nursery: trio.Nursery, head: bytes, request_id: str) -> None:
         """Answer a client's handshake; a reader runs in `nursery` from now on.
 
         `socket` stays None where the client has gone.
         """
         self.head = head
         size_max = self.meter.bytes_max
-        request = await self.library.wrap_server_stream(
-            nursery, self, max_message_size=size_max, receive_buffer_size=RECEIVE_BYTES
-        )
-        extra = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+        request = await self.library.wrap_server_stream(nursery, self, max_message_size=size_max)
+        fields = [(b"x-request-id", request_id.encode())]
         with contextlib.suppress(self.library.ConnectionClosed):
-            self.socket = await request.accept(extra_headers=extra)
+            self.socket = await request.accept(extra_headers=fields)
         self.is_accepted.set()
 
-    async def open(self, nursery: trio.Nursery, url: BaseUrl, path: str, head: bytes) -> int:
-        """Ask an upstream for a WebSocket; its status, of which all but 101 is a refusal.
-
-        A refusal can then be read from the connection.  `head` is that of a GET.
-        Raises: PeerClosed, BadSyntax.
-        """
-        lines = head.split(b"\r\n")[2:-2]  # the library writes the first two itself
-        with self.opening:
-            self.socket = await self.library.wrap_client_stream(
-                nursery,
-                self,
-                url.authority,
-                url.path + path,
-                extra_headers=[tuple(line.split(b": ", 1)) for line in lines],
-                max_message_size=self.meter.bytes_max,
-                receive_buffer_size=RECEIVE_BYTES,
-            )
-        if self.error is not None:
-            raise self.error
-        return self.status
+    async def begin(self, nursery: trio.Nursery) -> None:
+        """Go on after a handshake with an upstream; a reader runs in `nursery` from now on."""
+        size_max = self.meter.bytes_max
+        self.socket = await self.library.wrap_client_stream(
+            nursery, self, "pooler", "/", max_message_size=size_max
+        )
 
     async def take(self) -> str | bytes:
-        """The next whole message.  Raises: PeerClosed."""
+        """The next whole message.  Raises: PeerClosed; BadSyntax, if the peer's frames are bad."""
         try:
             return cast("str | bytes", await self.socket.get_message())
         except self.library.ConnectionClosed:
-            raise PeerClosed from None
+            raise (BadSyntax("frames") if self.close_code else PeerClosed) from None
 
     async def put(self, message: str | None) -> None:
         """Send a message; None: a sign of life (RFC 6455 §5.5.3).  Raises: PeerClosed."""
@@ -5754,8 +5746,8 @@ class Frames:
         return self.meter.refused or (0 if is_theirs else int(reason.code))
 
     def release(self) -> None:
-        self.budget.grow(-self.bytes_held)
-        self.bytes_held = 0
+        self.budget.grow(-self.meter.bytes_pending)
+        self.meter.bytes_pending = 0
 
     # What the library calls.
 
@@ -5763,52 +5755,32 @@ class Frames:
         if self.head:
             head, self.head = self.head, b""
             return head
-        if self.meter.refused:
+        connection, meter = self.connection, self.meter
+        if meter.refused:
             return b""
+        if isinstance(connection, ClientConnection):
+            await self.is_accepted.wait()
         try:
-            if self.status != 101 and isinstance(self.connection, UpstreamConnection):
-                return await self.read_upgrade(self.connection)
-            connection = self.connection
-            if isinstance(connection, ClientConnection):
-                await self.is_accepted.wait()
             received, connection.buffer = connection.buffer or await connection.receive(), b""
-        except (PeerClosed, BadSyntax) as error:
-            self.fail_opening(error)
+        except PeerClosed:
             raise trio.BrokenResourceError from None
-        meter = self.meter
+        held = meter.bytes_pending
         passed = meter.feed(received)
-        if self.budget.grow(meter.bytes_pending - self.bytes_held):
-            self.bytes_held = meter.bytes_pending
-        else:
-            meter.refused = 1013
+        if not self.budget.grow(meter.bytes_pending - held):
+            meter.bytes_pending, meter.refused = held, 1013
         return passed
 
-    async def read_upgrade(self, connection: UpstreamConnection) -> bytes:
-        """The head of a 101, checked.  Raises: PeerClosed, BadSyntax."""
-        raw = await connection.read_to_blank_line(self.limits.upstream_head_bytes_max)
-        head = parse_response_head(raw)
-        if head.status < 300 and not (head.status == 101 and is_upgraded(head, self.key)):
-            raise BadSyntax("no upgrade")  # the library would fail, not refuse
-        self.status = head.status
-        if head.status == 101:
-            return raw
-        connection.buffer = raw + connection.buffer
-        self.opening.cancel()
-        raise trio.BrokenResourceError
-
-    def fail_opening(self, error: Exception) -> None:
-        if self.socket is None:
-            self.error = error
-            self.opening.cancel()
-
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if not self.key and (found := _KEY_FIELD.search(data)):
-            self.key = found[1].decode()
-        await self.connection.send_all(bytes(data), self.limits.write_stall_seconds_max)
+        if self.socket is None and isinstance(self.connection, UpstreamConnection):
+            # The library asks for what the upstream has agreed to already.
+            asked = parse_request_head(bytes(data), self.limits)
+            self.head = upgraded_head(asked.headers["sec-websocket-key"])
+            await trio.lowlevel.checkpoint()
+        else:
+            await self.connection.send_all(bytes(data), self.limits.write_stall_seconds_max)
 
     async def aclose(self) -> None:
         """The library is done; the connection is closed by whoever owns it."""
-        self.fail_opening(BadSyntax("handshake"))
         await trio.lowlevel.checkpoint()
 
 
@@ -5816,62 +5788,40 @@ class Frames:
 class UpstreamSocket(UpstreamConnection):
     """An upstream's WebSocket.  `read_head` and `receive_body` are of the turn under way."""
 
-    account: Account
-    account_id: str | None  # of the login that it was opened with
+    owner: bytes  # digest of the account that it was opened for
     frames: Frames
-    end: Callable[[], None]  # called when it ends between two turns
+    end: Callable[[], None]  # called when it ends before it was to
     opened_at: float = field(default_factory=trio.current_time)
     made: deque[str] = field(default_factory=lambda: deque(maxlen=ANCHORS_MAX))  # response ids
-    is_in_turn: bool = False
-    has_ended: bool = False
     is_spent: bool = False
     first: list[str] = field(default_factory=list)  # of the turn, read and not given yet
-    sender: trio.MemorySendChannel[str | bytes] = field(init=False)
-    receiver: trio.MemoryReceiveChannel[str | bytes] = field(init=False)
+    rest: trio.CancelScope = field(default_factory=trio.CancelScope)  # between two turns
 
-    def __post_init__(self) -> None:
-        self.sender, self.receiver = trio.open_memory_channel(1)
-
-    @property
-    def is_reusable(self) -> bool:
-        return self.is_at_end and not (self.has_ended or self.is_spent)
-
-    def serves(self, account: Account, account_id: str | None) -> bool:
-        """Whether a turn on this account may use it: same upstream, same credentials."""
-        ours = [(one.name, one.base_url, reveal(one.api_key)) for one in (self.account, account)]
+    def serves(self, owner: bytes) -> bool:
+        """Whether a turn may use it: same upstream, same credentials."""
         is_old = trio.current_time() - self.opened_at > WEBSOCKET_AGE_SECONDS_MAX
-        is_whole = not (self.has_ended or self.is_spent or is_old)
-        return is_whole and ours[0] == ours[1] and self.account_id == account_id
+        return self.owner == owner and not (self.is_spent or is_old)
 
-    async def pump(self) -> None:
-        """Take the upstream's frames as they come, for the turn under way; others are dropped."""
-        with contextlib.suppress(PeerClosed, trio.BrokenResourceError):
-            while True:
-                message = await self.frames.take()
-                if self.is_in_turn:
-                    await self.sender.send(message)
-                elif isinstance(message, str):
-                    self.is_spent |= SPENT_CODE in message
-        is_ours, self.has_ended = self.has_ended, True
-        self.sender.close()
-        if not (is_ours or self.is_in_turn or self.is_spent):
-            self.end()
+    async def take(self) -> str | bytes:
+        """The next message.  Raises: PeerClosed, BadSyntax."""
+        try:
+            return await self.frames.take()
+        except (PeerClosed, BadSyntax):
+            if not self.is_spent:
+                self.end()
+            self.is_spent = True
+            raise
 
-    def enter_turn(self, is_in_turn: bool) -> None:
-        """A turn begins or is over; nothing that has come and was not used is of the next."""
-        self.is_in_turn = is_in_turn
-        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+    async def watch(self) -> None:
+        """Notice its end while no turn is under way; what comes meanwhile is of none."""
+        with self.rest, contextlib.suppress(PeerClosed, BadSyntax):
             while True:
-                self.receiver.receive_nowait()
+                message = await self.take()
+                self.is_spent |= isinstance(message, str) and SPENT_CODE in message
 
     async def receive_message(self) -> str:
         """Raises: PeerClosed, BadSyntax."""
-        try:
-            message = await self.receiver.receive()
-        except trio.EndOfChannel:
-            if self.frames.close_code:
-                raise BadSyntax("frames") from None
-            raise PeerClosed from None
+        message = await self.take()
         if not isinstance(message, str):
             raise BadSyntax("binary frame")
         return message
@@ -5884,16 +5834,15 @@ class UpstreamSocket(UpstreamConnection):
         self.first = [await self.receive_message()]
         while '"codex.' in self.first[-1][:32] and len(self.first) < limits.handshake_events_max:
             self.first.append(await self.receive_message())
-        self.head = ResponseHead(200, NO_FIELDS, NO_BODY, keeps_alive=True)
         value = _parsed(self.first[-1].encode()) if '"error"' in self.first[-1] else {}
         status = value.get("status") or value.get("status_code")
-        if value.get("type") == "error" and isinstance(status, int) and 400 <= status < 600:
-            given = _object(value.get("headers")).items()
-            headers = {name.lower(): text for name, text in given if isinstance(text, str)}
-            headers["content-type"] = "application/json"
-            self.head = ResponseHead(status, headers, NO_BODY, keeps_alive=True)
-            self.is_spent = SPENT_CODE in self.first[-1]
-        return self.head
+        if value.get("type") != "error" or not (isinstance(status, int) and 400 <= status < 600):
+            return ResponseHead(200, NO_FIELDS, NO_BODY, keeps_alive=True)
+        self.is_spent |= SPENT_CODE in self.first[-1]
+        given = _object(value.get("headers")).items()
+        headers = {name.lower(): text for name, text in given if isinstance(text, str)}
+        headers["content-type"] = "application/json"
+        return ResponseHead(status, headers, NO_BODY, keeps_alive=True)
 
     async def read_body(self, bytes_max: int) -> bytes:
         """The error frame that the turn began, and ended, with.  Raises: BadSyntax."""
@@ -5909,17 +5858,15 @@ class UpstreamSocket(UpstreamConnection):
 
     def is_over(self, scanner: EventScanner) -> bool:
         self.is_at_end = scanner.terminal is not None
-        if self.is_at_end and (made := _text_at(scanner.response, "id")):
-            self.made.append(made)
-        self.is_spent |= scanner.failure is not None and SPENT_CODE in str(scanner.failure)
         if self.is_at_end:
-            self.enter_turn(False)
+            self.is_spent |= SPENT_CODE in str(scanner.failure)
+            if made := _text_at(scanner.response, "id"):
+                self.made.append(made)
         return self.is_at_end
 
     async def close(self) -> None:
-        self.has_ended = True
+        self.is_spent = True
         self.frames.release()
-        self.receiver.close()
         await UpstreamConnection.close(self)
 
 
@@ -5930,12 +5877,11 @@ class ClientSocket(ClientConnection):
     `close_code` is set once it is to be closed, `stop_code` if the turn under way is to end too.
     """
 
-    id: str  # of the upgrade's record
+    upgrade: Exchange
     frames: Frames
     key: Key
-    request_head: RequestHead  # of the upgrade
     native_path: str
-    nursery: trio.Nursery
+    nursery: trio.Nursery = field(init=False)  # of all that reads, here and upstream
     upstream: UpstreamSocket | None = None
     turn: Turn | None = None
     waiting: deque[bytes] = field(default_factory=deque)  # in the budget of bodies
@@ -5950,15 +5896,13 @@ class ClientSocket(ClientConnection):
 
         Raises: ClientGone.
         """
-        mark = (
-            f',"stream_id":"{self.turn.stream_id}"}}' if self.turn and self.turn.stream_id else ""
-        )
-        messages = messages_of(data)
+        messages: list[str | None] = list(messages_of(data))
+        if self.turn and self.turn.stream_id:
+            mark = f',"stream_id":"{self.turn.stream_id}"}}'
+            messages = [message.rstrip()[:-1] + mark for message in messages_of(data)]
         try:
-            for message in messages:
-                await self.frames.put(message.rstrip()[:-1] + mark if mark else message)
-            if data and not messages:
-                await self.frames.put(None)
+            for message in messages or ([None] if data else []):
+                await self.frames.put(message)
         except PeerClosed:
             self.is_gone = True
             raise ClientGone from None
@@ -5971,7 +5915,7 @@ class ClientSocket(ClientConnection):
         if stop_code and self.turn is not None and self.turn.scope is not None:
             self.turn.scope.cancel()
 
-    async def read_frames(self, budget: Budget) -> None:
+    async def read_frames(self) -> None:
         """Take the client's frames as they come; its hang-up ends everything."""
         try:
             while True:
@@ -5981,13 +5925,13 @@ class ClientSocket(ClientConnection):
                 body = message.encode()
                 if len(self.waiting) >= TURNS_WAITING_MAX:
                     return self.end(1008, "bad_request")
-                if not budget.grow(len(body)):
+                if not self.frames.budget.grow(len(body)):
                     return self.end(1013, "bad_request")
                 self.waiting.append(body)
                 self.note_change()
+        except BadSyntax:
+            self.end(self.frames.close_code, "bad_request")
         except PeerClosed:
-            if code := self.frames.close_code:
-                return self.end(code, "bad_request")
             self.is_gone = True
             self.nursery.cancel_scope.cancel()
 
@@ -5996,15 +5940,21 @@ class ClientSocket(ClientConnection):
         with trio.move_on_after(idle_seconds_max):
             while not (self.waiting or self.close_code):
                 await self.wait_change()
-        if self.close_code or not self.waiting:
-            self.close_code = self.close_code or 1000
-            return None
-        return self.waiting.popleft()
+        if not self.waiting:
+            self.end(1000)
+        return None if self.close_code else self.waiting.popleft()
 
     async def drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             await upstream.close()
+
+    async def release(self) -> None:
+        """Give back what it holds; nothing reads any more."""
+        self.frames.release()
+        self.frames.budget.grow(-sum(map(len, self.waiting)))
+        self.frames.socket = None  # with what it holds of an unfinished message
+        await self.drop_upstream()
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -6050,20 +6000,20 @@ class Turn(Exchange):
             raise PoolerError("request_too_large", hint)
         client = self.socket
         account_id = self.credentials.account_id if self.credentials else None
-        upstream = client.upstream
-        if upstream is not None and not upstream.serves(account, account_id):
-            upstream = None
-        known = upstream.made if upstream is not None else ()
+        url, secret = repr(account.base_url), reveal(account.api_key)
+        owner = digest_parts(account.name, url, secret, account_id or "")
+        upstream = client.upstream if client.upstream and client.upstream.serves(owner) else None
+        known = upstream.made if upstream else ()
         if self.anchor and account.is_codex and self.anchor not in known:
             raise PoolerError("previous_response_not_found")
         is_reused = upstream is not None
         if upstream is None:
             await client.drop_upstream()
-            upstream = await self.open_socket(account, path, identity, account_id)
+            upstream = await self.open_socket(account, path, identity, owner)
             if upstream is None:
                 return
         self.upstream = upstream
-        upstream.enter_turn(True)
+        upstream.rest.cancel()
         upstream.is_at_end = False
         self.stage, self.timer = Stage.SEND, "write_stall_seconds_max"
         try:
@@ -6076,37 +6026,37 @@ class Turn(Exchange):
             raise UpstreamFailed(Fault("closed", Action.REOPEN, Effect.NONE, error)) from None
 
     async def open_socket(
-        self, account: Account, path: str, identity: Identity, account_id: str | None
+        self, account: Account, path: str, identity: Identity, owner: bytes
     ) -> UpstreamSocket | None:
         """A new WebSocket; None where it was refused in words that are still to be read."""
         limits, client, url = self.limits, self.socket, account.base_url
         connection = await self.connect(account)
         secret, given = identity
-        fields = [pair for pair in given if pair[0] != "accept"]
+        nonce = base64.b64encode(secrets.token_bytes(16)).decode()
+        fields = [pair for pair in given if pair[0] != "accept"] + upgrade_fields(nonce)
         if account.is_codex and not any(name == "openai-beta" for name, _ in fields):
             fields.append(_BETA)
         head = request_head(url, path, secret, fields, b"")
-        frames = Frames(connection, limits.event_bytes_max, self.server.events, limits)
-        timer = "websocket_handshake_seconds_max"
-        status = await self.timed(
-            Stage.CONNECT, timer, frames.open, client.nursery, url, path, head
-        )
-        if status in NO_WEBSOCKET_STATUSES:
-            error = PoolerError("websocket_unsupported")
-            raise UpstreamFailed(
-                Fault(f"{status} at upgrade", Action.NEXT, Effect.LACKS_WEBSOCKET, error)
-            )
-        if status != 101:
+        self.stage, self.timer = Stage.CONNECT, "websocket_handshake_seconds_max"
+        until = trio.current_time() + limits.websocket_handshake_seconds_max
+        await self.bounded(until, connection.send_all, head, limits.write_stall_seconds_max)
+        size_max = limits.upstream_head_bytes_max
+        raw = await self.bounded(until, connection.read_to_blank_line, size_max)
+        answer = parse_response_head(raw)
+        if answer.status in NO_WEBSOCKET_STATUSES:
+            reason, error = f"{answer.status} at upgrade", PoolerError("websocket_unsupported")
+            raise UpstreamFailed(Fault(reason, Action.NEXT, Effect.LACKS_WEBSOCKET, error))
+        if answer.status >= 300:
+            connection.buffer = raw + connection.buffer
             return None
-        client.upstream = upstream = UpstreamSocket(
-            connection.stream,
-            account=account,
-            account_id=account_id,
-            frames=frames,
-            end=lambda: client.end(1001),
+        if not is_upgraded(answer, nonce):
+            raise BadSyntax("no upgrade")
+        frames = Frames(connection, limits.event_bytes_max, self.server.events, limits)
+        await frames.begin(client.nursery)
+        client.upstream = UpstreamSocket(
+            connection.stream, owner=owner, frames=frames, end=lambda: client.end(1001)
         )
-        client.nursery.start_soon(upstream.pump)
-        return upstream
+        return client.upstream
 
     def release_upstream(self, account: Account) -> UpstreamConnection | None:
         """Keep the WebSocket for the next turn if its answer was whole."""
@@ -6115,25 +6065,21 @@ class Turn(Exchange):
             return Exchange.release_upstream(self, account)
         self.upstream = None
         self.hold_events(0)
-        upstream.enter_turn(False)
-        if upstream.is_reusable:
-            return None
-        if upstream.has_ended and not upstream.is_spent:
-            self.socket.end(1001)
-        self.socket.upstream = None
-        return upstream
+        if not upstream.is_at_end or upstream.is_spent:
+            self.socket.upstream = None
+            return upstream
+        upstream.rest = trio.CancelScope()
+        self.socket.nursery.start_soon(upstream.watch)
+        return None
 
     async def start(
         self, status: int, headers: Sequence[Field], body: bytes, length: int | None
     ) -> None:
         """The first of the events; there is no head."""
-        del headers, length
         self.is_started = True
-        self.record.status = status
-        self.record.transport = "websocket"
+        self.record.status, self.record.transport = status, "websocket"
         self.record.first_byte_ms = self.age_ms()
-        self.record.bytes_out += len(body)
-        await self.connection.send(body, self.limits)
+        await self.send_events(body)
 
     def framed(self, body: bytes) -> bytes:
         return body
@@ -6512,7 +6458,7 @@ class Server(Shared):
         await yield_after(exchange.body)
         is_checked = pool.has_codex and not native_path
         obstacle = codex_obstacle(kind, value, exchange.CARRIED) if is_checked else None
-        socket_id = exchange.socket.id if isinstance(exchange, Turn) else ""
+        socket_id = exchange.socket.upgrade.record.request_id if isinstance(exchange, Turn) else ""
         more = {"native_path": native_path, "socket_id": socket_id}
         call = read_call(kind, value, head.headers, pool, key, obstacle=obstacle, **more)
         if call.model != call.requested_model:
@@ -6635,33 +6581,24 @@ class Server(Shared):
         frames = Frames(connection, limits.websocket_message_bytes_max, self.bodies, limits)
         exchange.closes = exchange.is_started = exchange.is_whole = True
         record.status = 101
+        client = ClientSocket(
+            connection.stream, upgrade=exchange, frames=frames, key=key, native_path=native_path
+        )
         is_open = False
+        self.sockets.add(client)  # before anything waits: the key's others are counted
         try:
-            async with trio.open_nursery() as nursery:  # holds: readers, of both sides
-                client = ClientSocket(
-                    connection.stream,
-                    id=record.request_id,
-                    frames=frames,
-                    key=key,
-                    request_head=head,
-                    native_path=native_path,
-                    nursery=nursery,
-                )
-                self.sockets.add(client)  # before anything waits: the key's others are counted
+            async with trio.open_nursery() as client.nursery:  # holds: readers, of both sides
                 with trio.move_on_after(limits.websocket_handshake_seconds_max):
-                    await frames.accept(nursery, raw, [("x-request-id", record.request_id)])
+                    await frames.accept(client.nursery, raw, record.request_id)
                 if is_open := frames.socket is not None:
-                    nursery.start_soon(client.read_frames, self.bodies)
+                    client.nursery.start_soon(client.read_frames)
                     await self.serve_turns(client)
-                nursery.cancel_scope.cancel()
-        finally:  # the readers have ended, and hold no more
-            frames.release()
-            frames.socket = None  # with what it holds of an unfinished message
-            connection.is_gone = connection.is_at_end
+                client.nursery.cancel_scope.cancel()
+        finally:  # the readers have ended: nothing more is taken
             self.sockets.discard(client)
-            self.bodies.grow(-sum(map(len, client.waiting)))
+            connection.is_gone = connection.is_at_end
             with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                await client.drop_upstream()
+                await client.release()
         if is_open and client.close_code:
             await connection.send(close_frame(client.close_code), limits)
             await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)
@@ -6683,13 +6620,11 @@ class Server(Shared):
                     await client.upstream.frames.put(frame.decode())
 
     async def serve_turn(self, client: ClientSocket, key: Key, frame: bytes) -> None:
-        route = Route.CODEX_RESPONSES if client.native_path else Route.RESPONSES
-        record = Record(new_request_id(), "GET", route.value, key.pool, key.name)
-        head, config = client.request_head, self.config
-        turn = Turn(
-            self, client, record, config, head=head, body=frame, closes=False, socket=client
+        upgrade, config = client.upgrade, self.config
+        record = Record(new_request_id(), "GET", upgrade.record.route, key.pool, key.name)
+        client.turn = turn = Turn(
+            self, client, record, config, head=upgrade.head, body=frame, closes=False, socket=client
         )
-        client.turn = turn
         await self.serve_exchange(turn, self.judge_turn(turn, key))
         client.turn = None
         if turn.closes:
@@ -6697,9 +6632,9 @@ class Server(Shared):
 
     async def judge_turn(self, turn: Turn, key: Key) -> None:
         """Raises: PoolerError."""
+        assert turn.head is not None
         self.admit(turn, key)
-        head, path = turn.socket.request_head, turn.socket.native_path
-        await self.judge_call(turn, head, key, CallKind.RESPONSES, path)
+        await self.judge_call(turn, turn.head, key, CallKind.RESPONSES, turn.socket.native_path)
 
     def key_of(self, client: ClientSocket) -> Key | None:
         """The key of a WebSocket as it is now; None where it opens nothing any more."""

@@ -122,6 +122,28 @@ async def test_a_key_has_so_many_websockets_and_no_more(autojump_clock: MockCloc
         await open_socket(world)
 
 
+async def test_a_websocket_counts_from_the_moment_that_it_is_asked_for(
+    autojump_clock: MockClock,
+) -> None:
+    keys = {"laptop": {"key": KEY, "concurrent": 1}}
+    async with socket_world(socket_described(pool={"keys": keys})) as world:
+        clients = [await world.connect() for _ in range(3)]
+        async with trio.open_nursery() as nursery:  # all at the same moment
+            for client in clients:
+                nursery.start_soon(client.send, upgrade())
+        answers = [await client.read_response() for client in clients]
+        assert sorted(answer.status for answer in answers) == [101, 429, 429]
+        for client in clients:
+            await client.hang_up()
+        await world.settle()
+        unread = await world.connect(capacity=10)  # it is not told yet that it has one
+        await unread.send(upgrade())
+        await world.settle()
+        response = await (await world.connect()).ask(upgrade())
+        assert (response.status, response.error["code"]) == (429, "key_limit_reached")
+        await read_upgrade(unread)
+
+
 async def test_an_upgrade_may_come_in_any_pieces(autojump_clock: MockClock) -> None:
     raw = upgrade() + frame(TEXT, json.dumps({"type": "response.create", "model": "m1"}).encode())
     async with socket_world(socket_described("a")) as world:

@@ -326,6 +326,26 @@ async def test_a_frame_that_comes_as_its_websocket_ends_is_held_no_longer(
             assert world.server.bodies.bytes_held == 0
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_nothing_is_held_of_what_comes_while_a_websocket_is_closed(
+    steps: int, autojump_clock: MockClock
+) -> None:
+    """Both happen to many clients in the same step, in an order that chance gives."""
+    raw = frame(TEXT, b"{") + frame(TEXT, b"x" * 1000)[:-1]
+    async with socket_world(socket_described("a")) as world:
+        clients = [await open_socket(world) for _ in range(20)]
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(client.send, raw)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            world.server.stop()
+        for client in clients:
+            assert await close_of(client) == 1001
+        await world.settle()
+        assert world.server.bodies.bytes_held == 0
+
+
 async def test_an_idle_websocket_is_closed_and_pings_do_not_keep_it(
     autojump_clock: MockClock,
 ) -> None:
@@ -464,6 +484,23 @@ async def test_a_client_that_leaves_during_the_upgrade_ends_the_upstream(
             await client.hang_up()
             await world.settle()
             assert world.open_count == 0
+
+
+async def test_an_upstream_that_is_replaced_leaves_no_task_behind(
+    autojump_clock: MockClock,
+) -> None:
+    """Whatever it had sent that nobody took."""
+    spent = b'{"type":"error","error":{"code":"websocket_connection_limit_reached"}}'
+    flood = Send(frame(TEXT, spent, mask=b"") * 9)
+    async with socket_world(socket_described("a")) as world:
+        client = await open_socket(world)
+        [socket] = world.server.sockets
+        for _ in range(3):
+            world.upstreams["a"].plays([flood], turn("one"))
+            await client.ask()
+            await world.settle()
+            assert len(socket.nursery.child_tasks) <= 4  # of each side, two
+            assert world.open_count <= 1
 
 
 def changed(described: Json, **laptop: Json) -> Json:
