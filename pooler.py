@@ -2910,7 +2910,7 @@ class Health:
     # What else holds against it, for one model or (named "") for all: until when.  Models are
     # named by clients: what they make an account forget is of the same kind.
     blocks: dict[Effect, OrderedDict[str, float]] = field(
-        default_factory=lambda: defaultdict(OrderedDict)
+        default_factory=lambda: {effect: OrderedDict() for effect in Effect}
     )
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
     catalogue: Mapping[str, Model] | None = None  # its /models
