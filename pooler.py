@@ -6065,12 +6065,12 @@ class Turn(Exchange):
             return Exchange.release_upstream(self, account)
         self.upstream = None
         self.hold_events(0)
-        if not upstream.is_at_end or upstream.is_spent:
-            self.socket.upstream = None
-            return upstream
         upstream.rest = trio.CancelScope()
-        self.socket.nursery.start_soon(upstream.watch)
-        return None
+        self.socket.nursery.start_soon(upstream.watch)  # of one that is closed, too: to its end
+        if upstream.is_at_end and not upstream.is_spent:
+            return None
+        self.socket.upstream = None
+        return upstream
 
     async def start(
         self, status: int, headers: Sequence[Field], body: bytes, length: int | None
