@@ -5812,9 +5812,12 @@ class UpstreamSocket(UpstreamConnection):
             self.is_spent = True
             raise
 
-    async def watch(self) -> None:
-        """Notice its end while no turn is under way; what comes meanwhile is of none."""
-        with self.rest, contextlib.suppress(PeerClosed, BadSyntax):
+    async def watch(self, rest: trio.CancelScope) -> None:
+        """Notice its end while no turn is under way; what comes meanwhile is of none.
+
+        `rest` may be over before this has begun, and another one begun.
+        """
+        with rest, contextlib.suppress(PeerClosed, BadSyntax):
             while True:
                 message = await self.take()
                 self.is_spent |= isinstance(message, str) and SPENT_CODE in message
@@ -6065,8 +6068,9 @@ class Turn(Exchange):
             return Exchange.release_upstream(self, account)
         self.upstream = None
         self.hold_events(0)
+        # One that is to be closed is seen to its end, too.
         upstream.rest = trio.CancelScope()
-        self.socket.nursery.start_soon(upstream.watch)  # of one that is closed, too: to its end
+        self.socket.nursery.start_soon(upstream.watch, upstream.rest)
         if upstream.is_at_end and not upstream.is_spent:
             return None
         self.socket.upstream = None
