@@ -4223,7 +4223,7 @@ class ClientConnection(Connection):
                 self.ahead += received
                 del received  # a stream lives long, and there may be a thousand
                 self.note_change()
-                while len(self.ahead) > PIPELINED_BYTES_MAX and not self.is_in_call:
+                while len(self.ahead) >= PIPELINED_BYTES_MAX and not self.is_in_call:
                     await self.wait_change()
                 if len(self.ahead) > PIPELINED_BYTES_MAX:
                     break
