@@ -75,7 +75,6 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, NamedTuple, Never, TypeVar, TypeVarTuple, cast
 from urllib.parse import unquote
@@ -433,8 +432,7 @@ class LoginNeeded(Exception):
     """An account has no login that works.  The text says what to do, and repeats no secret."""
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(NamedTuple):
     """One content of an auth.json; `digest` tells it from any other."""
 
     access_token: Secret
@@ -557,8 +555,7 @@ class Routing(enum.StrEnum):
     FAILOVER = "failover"
 
 
-@dataclass(frozen=True, slots=True)
-class BaseUrl:
+class BaseUrl(NamedTuple):
     """Where an account's upstream is; `path` has no slash at its end."""
 
     is_tls: bool
@@ -572,8 +569,7 @@ class BaseUrl:
         return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
+class Listen(NamedTuple):
     """A TCP address, or the path of a unix socket."""
 
     text: str
@@ -760,8 +756,7 @@ class Key:
     paused: Annotated[bool, _typed, bool] = False
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
+class Operator(NamedTuple):
     """Who may see how the pooler does, and call nothing of /v1."""
 
     name: str
@@ -823,7 +818,7 @@ _TYPES: Final[Mapping[str, tuple[str, str, BaseUrl]]] = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Loader:
     """One reading of pools.json: its problems, its warnings, and whose each secret is."""
 
@@ -1428,7 +1423,7 @@ def close_frame(code: int) -> bytes:
     return b"\x88\x02" + code.to_bytes(2, "big")
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class FrameMeter:
     """Counts the frames of a WebSocket's peer as they come (RFC 6455 §5.2).
 
@@ -1854,7 +1849,7 @@ def _kind_of_type(name: bytes) -> EventKind:
 RETRY_WORDS: Final = "You can retry your request."
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class EventScanner:
     """Finds the ends and kinds of the events in a stream, fed in any pieces.
 
@@ -2261,7 +2256,7 @@ _PART_DELTAS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class ResponsesAnswer:
     """The answer of a codex account for a Responses client, streamed or whole.
 
@@ -2428,7 +2423,7 @@ def _chat_failure(value: Mapping[str, Json]) -> PoolerError:
     return failure
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class ChatAnswer(ResponsesAnswer):
     """The same for a Chat client (§5.3, §5.4).
 
@@ -2579,8 +2574,7 @@ class Effect(enum.Enum):
     LACKS_WEBSOCKET = enum.auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """One failed attempt.  `reason` is for the log; `error` is for the client if it is final."""
 
     reason: str
@@ -2624,6 +2618,7 @@ _NO_MODEL: Final = re.compile(
     r"(?i)(?:model [`'\"]?[\w.:/-]+[`'\"]?|model|[`'\"][\w.:/-]+[`'\"] model) "
     r"(?:was |is |does )?not (?:found|exist|available|supported when using)"
 )
+_HTTP_DATE: Final = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 §5.6.7, the one that is to be sent
 _RETRY_HINT: Final = re.compile(
     r"(?i)try again in (?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)(ms|s))?"
 )
@@ -2668,8 +2663,9 @@ def rest_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float | No
         (_number_of(words.headers.get("retry-after-ms")) or 0) / 1000,
         _number_of(after) or 0,
     ]
-    with contextlib.suppress(ValueError, OverflowError):  # it is no date
-        candidates.append(parsedate_to_datetime(after).timestamp() - unix_now)
+    with contextlib.suppress(ValueError):  # it is no date
+        moment = datetime.strptime(after, _HTTP_DATE).replace(tzinfo=UTC)
+        candidates.append(moment.timestamp() - unix_now)
     if hint := _RETRY_HINT.search(words.message):
         hours, minutes, rest = (float(part or 0) for part in hint.group(1, 2, 3))
         candidates.append(hours * HOUR + minutes * 60 + rest * (0.001 if hint[4] == "ms" else 1))
@@ -2898,7 +2894,7 @@ def _remember(known: OrderedDict[K, T], key: K, value: T, length_max: int) -> No
         known.popitem(last=False)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Health:
     """What is known of one account.  A reload keeps its login and catalogue only."""
 
@@ -3309,7 +3305,7 @@ def usage_limit(seconds: int, unix_now: float, *, is_native: bool) -> PoolerErro
     return PoolerError("usage_limit_reached", details=details, headers=headers)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class KeyUse:
     """What one key has used: streams in flight, the last minute, the tokens of the UTC day.
 
@@ -3552,8 +3548,7 @@ class LoginState(NamedTuple):
     token_ends_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """All that a snapshot is made of."""
 
     config: Config
@@ -5220,7 +5215,7 @@ class Exchange:
 
 @functools.lru_cache(maxsize=1)
 def http_date(unix_seconds: int) -> str:
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(unix_seconds))
+    return time.strftime(_HTTP_DATE, time.gmtime(unix_seconds))
 
 
 TROUBLES: Final = {DeadlinePassed: Trouble.TIMEOUT, BadSyntax: Trouble.SYNTAX}

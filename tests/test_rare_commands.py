@@ -248,7 +248,7 @@ def short_folder() -> Iterator[Path]:
 async def test_one_address_that_cannot_be_had_leaves_no_other_open(short_folder: Path) -> None:
     path = str(short_folder / "s")
     first = pooler.Listen(f"unix:{path}", unix_path=path)
-    wanted = (first, dataclasses.replace(ELSEWHERE, is_optional=False))
+    wanted = (first, ELSEWHERE._replace(is_optional=False))
     config = dataclasses.replace(make_config(describe("a")), listen=wanted)
     with pytest.raises(pooler.ConfigRefused) as refused:
         await pooler.open_listeners(config, pooler.log_line)

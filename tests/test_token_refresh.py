@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -521,7 +520,7 @@ async def test_an_endpoint_that_cannot_be_reached_costs_nothing(
 ) -> None:
     async with opened_desk(tmp_path) as desk:
         desk.log_in(SOON)
-        desk.tokens.url = replace(desk.tokens.url, port=1)
+        desk.tokens.url = desk.tokens.url._replace(port=1)
         assert await desk.ask() == desk.saved()
         told = f"the token endpoint {desk.tokens.url.authority}/oauth/token cannot be reached"
         assert desk.logged[-1]["problem"] == f"{told}; it is asked again"
