@@ -1885,7 +1885,8 @@ class EventScanner:
         # place to search from is the first byte.
         searched = len(self._rest) - 3
         self._rest += received
-        if not is_end and boundary.search(self._rest, searched) is None:
+        is_whole = is_end or received.endswith(b"\n\n")  # as nearly always: no search is needed
+        if not is_whole and boundary.search(self._rest, searched) is None:
             return found
         buffer = bytes(self._rest)
         if b"\r" not in buffer:  # several times faster, and all that most streams need
@@ -5157,6 +5158,8 @@ class Exchange:
 
         Raises: BadSyntax, if it is too large, or they are.
         """
+        if not (pending or held or self.events_held):  # as after nearly every event
+            return
         more = pending + held - self.events_held
         if max(pending, held) > self.limits.event_bytes_max or not self.server.events.grow(more):
             raise BadSyntax("event too large")
