@@ -5478,6 +5478,10 @@ class Attempt:
             allowed = NATIVE_TO_CLIENT
             roster.note_made(self.account, call, TURN_STATE, self.headers.get(TURN_STATE))
         headers = forwarded(self.headers, allowed)
+        # A stream may take an hour, and there may be a thousand: their heads have served.
+        exchange.head = exchange.head._replace(headers=NO_FIELDS)
+        self.connection.head = self.connection.head._replace(headers=NO_FIELDS)
+        self.headers = NO_FIELDS
         try:
             if self.is_streamed:
                 await self.relay(headers)
@@ -6267,7 +6271,9 @@ class Server(Shared):
         if raw is None:
             return False
         exchange = Exchange(self, connection, Record(new_request_id()), self.config)
-        await self.serve_exchange(exchange, self.dispatch(exchange, raw))
+        judged = self.dispatch(exchange, raw)
+        del raw  # an answer may take an hour
+        await self.serve_exchange(exchange, judged)
         if exchange.closes and not connection.is_gone:
             await connection.linger()
         return not (exchange.closes or connection.is_gone)
