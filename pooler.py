@@ -4110,7 +4110,7 @@ class Connection:
                     return os.read(stream.socket.fileno(), RECEIVE_BYTES)
                 except BlockingIOError:  # it was a false alarm
                     continue
-        except (trio.BrokenResourceError, OSError):
+        except (trio.BrokenResourceError, OSError, ValueError):  # the last: we have closed it
             raise PeerClosed from None
 
     def send_now(self, data: bytes) -> int:

@@ -15,14 +15,16 @@ from typing import Final
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, open_stream_to_socket_listener
 
 from pooler import (
     ERROR_BODY_BYTES_MAX,
     LINGER_SECONDS_MAX,
+    Connection,
     EventScanner,
     Journal,
     Model,
+    PeerClosed,
     read_catalogue,
 )
 from tests.codex_backend import make_auth_file
@@ -460,3 +462,13 @@ async def test_a_refused_body_is_given_back_before_anybody_collects(world: World
     finally:
         tracemalloc.stop()
         gc.enable()
+
+
+async def test_a_socket_that_was_closed_here_is_at_its_end() -> None:
+    """A WebSocket's reader may come back to one: of the real kind, no memory stream."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        stream = await open_stream_to_socket_listener(listener)
+        await stream.aclose()
+        with pytest.raises(PeerClosed):
+            await Connection(stream).receive()
