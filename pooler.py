@@ -4106,10 +4106,8 @@ class Connection:
                 return bytes(await stream.receive_some(RECEIVE_BYTES))
             while True:
                 await trio.lowlevel.wait_readable(stream.socket)
-                try:
+                with contextlib.suppress(BlockingIOError):  # a false alarm
                     return os.read(stream.socket.fileno(), RECEIVE_BYTES)
-                except BlockingIOError:  # it was a false alarm
-                    continue
         except (trio.BrokenResourceError, OSError, ValueError):  # the last: we have closed it
             raise PeerClosed from None
 
@@ -4159,7 +4157,6 @@ class Connection:
 
     async def expire(self) -> None:
         """It has rested for too long."""
-        raise NotImplementedError
 
 
 class Reaper:
@@ -4496,8 +4493,8 @@ class UpstreamConnection(Connection):
         return bool(self.buffer)
 
     async def expire(self) -> None:
-        if self.kept is not None:
-            self.kept.remove(self)
+        assert self.kept is not None
+        self.kept.remove(self)
         await self.close()
 
     async def close(self) -> None:

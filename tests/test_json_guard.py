@@ -304,6 +304,11 @@ def test_the_right_model_is_replaced(
     assert replace_model(before + b'"a"' + behind, model) == before + written + behind
 
 
+def test_a_body_without_a_model_never_comes_so_far() -> None:
+    with pytest.raises(AssertionError):
+        replace_model(b'{"x": {"model": "a"}}', "b")
+
+
 ITEMS: Final = st.lists(
     st.sampled_from(["reasoning", "message", "compaction", "compaction_summary", 7, None]).map(
         lambda kind: {"type": kind, "encrypted_content": "gAAA", "id": "é"}
