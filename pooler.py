@@ -44,15 +44,18 @@ import hmac
 import html
 import http
 import importlib
+import importlib.util
 import inspect
 import io
 import ipaddress
 import itertools
 import json
+import logging
 import math
 import os
 import posixpath
 import re
+import resource
 import secrets
 import shlex
 import signal
@@ -60,14 +63,15 @@ import socket
 import ssl
 import stat
 import sys
+import threading
 import time
 import traceback
-import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Hashable,
     Iterable,
     Iterator,
     Mapping,
@@ -76,7 +80,19 @@ from collections.abc import (
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, Never, TypeVar, TypeVarTuple, cast
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    NamedTuple,
+    Never,
+    Self,
+    TypeVar,
+    TypeVarTuple,
+    cast,
+)
 from urllib.parse import unquote
 
 import h11
@@ -121,8 +137,6 @@ class Limits:
     body_seconds_max: float = _limit(120, 0.1, 3600)
     json_depth_max: int = _limit(100, 8, 400)  # json.loads itself gives up near 1,000
     json_separators_max: int = _limit(200_000, 1000, 2_000_000)  # holds the loop about 60 ms
-    decoded_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)
-    decoded_ratio_max: int = _limit(200, 2, 2000)  # text packs 3 to 20 times; bombs 1,000
     connections_max: int = _limit(1024, 2, 65536)
     keyless_connections_max: int = _limit(256, 1, 65536)  # have not shown a valid key yet
     write_stall_seconds_max: float = _limit(60, 0.1, 3600)  # for 64 KiB
@@ -183,6 +197,7 @@ ERROR_BODY_SECONDS_MAX: Final = 10.0
 EARLY_ANSWER_SECONDS_MAX: Final = 1.0  # an answer before the end of our request
 RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to
 CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones are not told of newer models
+PLACES_KEPT_PART: Final = 8  # so much of an account is for keys that use it little
 CATALOGUE_SECONDS: Final = HOUR  # how long an account's /models stays good
 CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be had
 CATALOGUE_MODELS_MAX: Final = 10_000
@@ -190,6 +205,7 @@ MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
 MODEL_BLOCKS_MAX: Final = 64  # per account
 QUOTA_WINDOWS_MAX: Final = 16  # per account: its plan has two, single models may have more
 WINDOW_MINUTES_MAX: Final = 366 * 24 * 60  # no plan counts over a longer time
+SLEEP_SECONDS_MIN: Final = 5.0  # by less than that a clock may be corrected at any time
 NEARLY_USED_PERCENT: Final = 95.0  # from here on new sessions go elsewhere if they can
 UNKNOWN_LEFT_PERCENT: Final = 99.0  # without evidence: after the untouched, before the used
 TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum's JSON
@@ -206,14 +222,25 @@ TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the turn un
 ANCHORS_MAX: Final = 256  # response ids that one upstream WebSocket is known to remember
 NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
 UNIX_MAX: Final = 10**10  # in the year 2286: a later time in a file is nonsense
-TOTALS_MAX: Final = 1024  # rows of counters; printing them holds the loop about 35 ms
-JOURNAL_BYTES_MAX: Final = 64 * MIB  # read back at the start: about 150,000 requests
-JOURNAL_LINE_BYTES_MAX: Final = 64 * KIB  # ours have some hundred bytes
+ACCOUNTS_COUNTED_MAX: Final = 1024  # that counters have rows of: reloads may bring ever new ones
+TOTALS_MAX: Final = 512  # rows of counters for each account
+UPSTREAM_CODES_MAX: Final = 16  # of one account that counters tell apart: it may make up new ones
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 SECRET_CHARS_MIN: Final = 16
 CONFIG_BYTES_MAX: Final = 4 * MIB
 SECRET_FILE_BYTES_MAX: Final = 64 * KIB
+CA_BYTES_MAX: Final = 4 * MIB  # all authorities of a system take a quarter of a mebibyte
 LISTEN_BACKLOG: Final = 1024
+STDERR: Final = 2
+LOG_LINES_MAX: Final = 10_000  # not written yet; about 6 MiB
+LOG_BATCH_LINES: Final = 100  # written in one go
+LOG_SECONDS_MAX: Final = 2.0  # at the end, for the lines that are left
+ACCEPT_LOG_SECONDS: Final = 60.0
+DESCRIPTORS_KEPT: Final = 32  # for listeners, the log, files, and health checks
+SPARE_CONNECTIONS_MAX: Final = 16  # beyond all others, for health checks
+FILE_SECONDS_MAX: Final = 2.0  # to look at a login's file: a dead disk must not stop anybody else
+RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and all that it names
+FILE_THREADS_MAX: Final = 8  # at files, so that a dead disk leaves the threads that resolve names
 
 _DEFAULTS: Final = Limits()
 assert _DEFAULTS.target_bytes_max < _DEFAULTS.head_bytes_max < _DEFAULTS.body_bytes_max
@@ -225,18 +252,33 @@ assert _DEFAULTS.hold_seconds_max < _DEFAULTS.first_event_seconds_max
 
 @dataclass(eq=False, slots=True)
 class Budget:
-    """A count of bytes that many holders share; `grow` refuses to pass the maximum."""
+    """A count of bytes that many holders share; nobody may hold more than is left for the others.
+
+    So one holder alone gets half of it, two get a third each, and whoever comes next finds room.
+    A holder is a pool key, by its pool and name, or an account, by its name.
+    """
 
     bytes_max: int
     bytes_held: int = 0
+    by_holder: dict[Hashable, int] = field(default_factory=dict)  # none of them is 0
 
-    def grow(self, byte_count: int) -> bool:
+    def grow(self, holder: Hashable, byte_count: int) -> bool:
         """Take `byte_count` more (negative: give back); False, and nothing taken, if too many."""
-        if byte_count > 0 and self.bytes_held + byte_count > self.bytes_max:
-            return False
-        self.bytes_held += byte_count
-        assert self.bytes_held >= 0
+        if byte_count > 0:
+            left = self.bytes_max - self.bytes_held - byte_count
+            if self.by_holder.get(holder, 0) + byte_count > left:
+                return False
+
+        self.force(holder, byte_count)
         return True
+
+    def force(self, holder: Hashable, byte_count: int) -> None:
+        """Count what is held anyway."""
+        held = self.by_holder.pop(holder, 0) + byte_count
+        self.bytes_held += byte_count
+        assert held >= 0
+        if held:
+            self.by_holder[holder] = held
 
 
 ################################################################
@@ -276,9 +318,8 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "server_stopping": (503, SERVER, "The pooler is being stopped."),
     "target_too_long": (414, INVALID, "The request target is too long."),
     "unsupported_content_encoding": (415, INVALID, (
-        "This Content-Encoding is not understood here. Send the body uncompressed (Codex CLI: "
-        "[features] enable_request_compression = false) or as gzip; for zstd the pooler needs "
-        "Python 3.14 or the package backports.zstd.")),
+        "Compressed bodies are not accepted here. Send the body as it is (Codex CLI: "
+        "[features] enable_request_compression = false).")),
     "unsupported_endpoint": (404, INVALID, "Unsupported OpenAI /v1 endpoint."),
     "unsupported_media_type": (415, INVALID, "The body must be Content-Type: application/json."),
     "unsupported_parameter": (400, INVALID, "No account of this pool can honour this field."),
@@ -299,15 +340,21 @@ _ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("Upgrade", "websocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Version", "13")),
 }
 # fmt: on
+UPSTREAM_CODE: Final = "upstream:"
 _PARAMS: Final = {"model_not_found": "model", "previous_response_not_found": "previous_response_id"}
+
+
+def upstream_name(code: str) -> str:
+    """An upstream's code in a name space of its own: it may be called like one of ours."""
+    return f"{UPSTREAM_CODE}{code}"
 
 
 @dataclass(eq=False)
 class PoolerError(Exception):
     """An answer to the client that is not a success.
 
-    A code that is not in the table is an upstream's own, and comes with its `status`.
-    `answer` is an upstream's body and Content-Type, passed on as they came.
+    `upstream_code` is an upstream's own name for what went wrong: it is told, and counted apart,
+    but decides nothing.  `answer` is an upstream's body and Content-Type, passed on as they came.
     """
 
     code: str
@@ -317,9 +364,10 @@ class PoolerError(Exception):
     headers: Sequence[tuple[str, str]] = ()
     details: Mapping[str, float] = field(default_factory=dict)
     answer: tuple[bytes, str] | None = None
+    upstream_code: str = ""
 
     def __post_init__(self) -> None:
-        status, self.type, public = ERRORS.get(self.code, ERRORS["upstream_error"])
+        status, self.type, public = ERRORS[self.code]
         self.status = self.status or status
         if self.status < 429 and self.type == SERVER:
             self.type = INVALID  # an upstream's 4xx without words of its own
@@ -327,11 +375,23 @@ class PoolerError(Exception):
         self.headers = (*_ERROR_HEADERS.get(self.code, ()), *self.headers)
         self.param = _PARAMS.get(self.code, self.param)
 
+    @property
+    def told_code(self) -> str:
+        """For the client; an upstream that failed cannot speak in the pooler's name."""
+        is_ours = self.status >= 500 and self.upstream_code in ERRORS
+        return self.code if is_ours else self.upstream_code or self.code
+
+    @property
+    def record_code(self) -> str:
+        """For the log and for counts."""
+        return upstream_name(self.upstream_code) if self.upstream_code else self.code
+
     def content(self) -> tuple[bytes, str]:
         """The body and its Content-Type: OpenAI-shaped, unless it is an upstream's own."""
         if self.answer is not None:
             return self.answer
-        shown = {"message": self.public, "type": self.type, "code": self.code, "param": self.param}
+        code = self.told_code
+        shown = {"message": self.public, "type": self.type, "code": code, "param": self.param}
         return json.dumps({"error": shown | dict(self.details)}).encode(), "application/json"
 
 
@@ -734,6 +794,7 @@ class Account:
     first_event_seconds: Annotated[float, _number, 0.1, HOUR, int, float]
     ca_file: _Path = None
     websocket: Annotated[bool, _typed, bool]
+    identity: bytes = b""  # digest of where its requests go, as whom, and what is trusted there
 
     @property
     def is_codex(self) -> bool:
@@ -788,7 +849,6 @@ class Config:
     base_path: Annotated[str, _string, r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"] = ""
     allowed_origins: Annotated[tuple[str, ...], _array, _string, _ORIGIN, "like https://host"] = ()
     hosts: _Hosts = None  # None: any
-    journal: _Path = None  # the path of the file
     limits: Annotated[Limits, _members, "[a-z_]*", "a limit"]
     token_url: BaseUrl = RENEWAL_URL
     warnings: tuple[str, ...] = ()
@@ -929,7 +989,10 @@ class _Loader:
             found["auth_file"] = file
             with self.at(f"{path}.auth_file"):
                 self.claim(file, path, "is the file of {}: a login is one account")
-        return Account(name=name, **found)
+        place = (kind, found["base_url"], reveal(found["api_key"]))
+        files = (found.get("auth_file"), found.get("ca_file"))
+        identity = hashlib.sha256(repr((place, files)).encode()).digest()
+        return Account(name=name, identity=identity, **found)
 
     def key(self, pool: str, name: str, value: Json, limits: Limits) -> Key:
         path = f"pools.{pool}.keys.{name}"
@@ -987,8 +1050,6 @@ class _Loader:
                 hint = "put TLS before it, and set allow_public: true if it is meant"
                 self.warnings.append(f"listen: {listen.text} is open to other machines; {hint}")
         found["hosts"] = _hosts_of(found.get("hosts"), listens)
-        if "journal" in found:
-            found["journal"] = posixpath.join(posixpath.dirname(self.source), found["journal"])
         return Config(**found, warnings=tuple(self.warnings))
 
 
@@ -1510,6 +1571,10 @@ class Call(NamedTuple):
     obstacle: str | None  # the first field that no codex account can honour
     is_socket: bool = False  # a turn of a WebSocket
 
+    @property
+    def key_name(self) -> tuple[str, str]:
+        return self.key.pool, self.key.name
+
 
 # Upstream facts §6.7; the body's prompt_cache_key comes after them.
 SESSION_HEADERS: Final = (
@@ -1691,49 +1756,6 @@ def drop_reasoning(body: bytes) -> bytes:
         if _object(item).get("type") in ("compaction", "compaction_summary"):
             item.pop("encrypted_content", None)
     return dump_json(value)
-
-
-_ZLIB_BITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-
-
-class BodyDecoder:
-    """Undoes a Content-Encoding piece by piece, within `decoded_bytes_max` and the ratio."""
-
-    def __init__(self, coding: str, limits: Limits) -> None:
-        self._limits = limits
-        self._bytes_in = self._bytes_out = 0
-        self._decoder, self._errors = _make_decoder(coding)
-
-    def feed(self, received: bytes) -> bytes:
-        """The decoded bytes.  Raises: PoolerError (request_too_large, invalid_json)."""
-        self._bytes_in += len(received)
-        ratio_room = max(MIB, self._bytes_in * self._limits.decoded_ratio_max)
-        room = min(self._limits.decoded_bytes_max, ratio_room)
-        try:
-            decoded: bytes = self._decoder.decompress(received, room - self._bytes_out + 1)
-        except self._errors:
-            raise PoolerError("invalid_json", "The request body does not decompress.") from None
-        self._bytes_out += len(decoded)
-        if self._bytes_out > room:
-            raise PoolerError("request_too_large", "The body decompresses to too much.")
-        return decoded
-
-    def finish(self) -> None:
-        """Raises: PoolerError (invalid_json) where the end is missing or something follows it."""
-        if not self._decoder.eof or self._decoder.unused_data:
-            raise PoolerError("invalid_json", "The request body does not decompress.")
-
-
-def _make_decoder(coding: str) -> tuple[Any, tuple[type[Exception], ...]]:
-    """A decompressor with zlib's interface, and the errors that bad bytes raise in it."""
-    if coding in _ZLIB_BITS:
-        return zlib.decompressobj(_ZLIB_BITS[coding]), (zlib.error,)
-    if coding == "zstd":
-        for name in ("compression.zstd", "backports.zstd"):  # Python 3.14; its back-port
-            with contextlib.suppress(ImportError):
-                module = importlib.import_module(name)
-                return module.ZstdDecompressor(), (module.ZstdError, EOFError)
-    raise PoolerError("unsupported_content_encoding")
 
 
 ################################################################
@@ -1974,7 +1996,7 @@ class EventScanner:
             "object": "response",
             **self.response,
             "status": "failed",
-            "error": {"code": error.code, "message": f"{error.public} {RETRY_WORDS}"},
+            "error": {"code": error.told_code, "message": f"{error.public} {RETRY_WORDS}"},
             "output": [],
         }
         number = last + 1 if isinstance(last, int) and last < TOKENS_MAX else 0  # it is printed
@@ -2417,7 +2439,8 @@ def _chat_usage(response: Mapping[str, Json]) -> dict[str, Json] | None:
 def _chat_failure(value: Mapping[str, Json]) -> PoolerError:
     """The upstream's own words about a failure."""
     error = failure_of(value)
-    failure = PoolerError(_text_at(error, "code") or "upstream_error", _text_at(error, "message"))
+    code, message = _text_at(error, "code"), _text_at(error, "message")
+    failure = PoolerError("upstream_error", message, upstream_code=code)
     if error is not value:  # the type of a flat event is its own
         failure.type = _text_at(error, "type") or failure.type
     failure.param = _text_at(error, "param") or None
@@ -2583,6 +2606,7 @@ class Fault(NamedTuple):
     effect: Effect
     error: PoolerError
     rest_seconds: float | None = None
+    is_refusal: bool = False  # the upstream has said that it did nothing
 
 
 @dataclass(eq=False)
@@ -2738,12 +2762,14 @@ def _judged(
     action, effect = _verdict_of(status, words)
     error = own
     if status >= 500:
-        error = PoolerError(words.code or "upstream_error", "The upstream failed.", status)
+        public = "The upstream failed."
+        error = PoolerError("upstream_error", public, status, upstream_code=words.code)
     elif effect is Effect.LACKS_MODEL:
         error = PoolerError("model_not_found")
     elif action in {Action.NEXT, Action.RENEW}:
         error = PoolerError("no_usable_account")
-    return Fault(reason, action, effect, error, rest)
+    is_refusal = action is not Action.RETURN or (400 <= status < 500 and status != 408)
+    return Fault(reason, action, effect, error, rest, is_refusal)
 
 
 def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
@@ -2793,7 +2819,8 @@ def judge_answer(
     if status < 400 or (status == 403 and is_blocked):
         error = PoolerError("upstream_blocked" if status == 403 else "upstream_invalid_response")
         return Fault(reason, Action.RETURN, Effect.NONE, error)
-    own = PoolerError(words.code or "upstream_error", "The upstream refused the request.", status)
+    public = "The upstream refused the request."
+    own = PoolerError("upstream_error", public, status, upstream_code=words.code)
     if is_reshaped and not isinstance(value.get("error"), dict):
         own.public = words.message or own.public
     elif value and "json" in content_type:
@@ -2818,7 +2845,7 @@ def failed_answer(failure: Mapping[str, Json], unix_now: float, limits: Limits) 
     if fault := judge_event(failure, unix_now, limits):
         return fault.error
     words = read_error(failure)
-    return PoolerError(words.code or "upstream_error", words.message, 400)
+    return PoolerError("upstream_error", words.message, 400, upstream_code=words.code)
 
 
 class Stage(enum.Enum):
@@ -2895,9 +2922,39 @@ def _remember(known: OrderedDict[K, T], key: K, value: T, length_max: int) -> No
         known.popitem(last=False)
 
 
+class Memory(Generic[T]):
+    """Values by digest, each of one owner; the owner that has most forgets its oldest first.
+
+    So nobody's can be pushed out by somebody else's, however many those are.
+    """
+
+    def __init__(self) -> None:
+        self.by_owner: dict[Hashable, OrderedDict[bytes, T]] = {}
+        self.length = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def get(self, owner: Hashable, digest: bytes) -> T | None:
+        known = self.by_owner.get(owner)
+        return None if known is None else known.get(digest)
+
+    def set(self, owner: Hashable, digest: bytes, value: T, length_max: int) -> None:
+        known = self.by_owner.setdefault(owner, OrderedDict())
+        self.length += digest not in known
+        known[digest] = value
+        known.move_to_end(digest)
+        while self.length > length_max:
+            largest = max(self.by_owner, key=lambda owner: len(self.by_owner[owner]))
+            self.by_owner[largest].popitem(last=False)
+            self.length -= 1
+            if not self.by_owner[largest]:
+                del self.by_owner[largest]
+
+
 @dataclass(eq=False, slots=True)
 class Health:
-    """What is known of one account.  A reload keeps its login and catalogue only."""
+    """What is known of one account."""
 
     rests_until: float = 0.0  # infinite: its credential or plan was refused
     rested_at: float = -math.inf  # when that was said last
@@ -2914,6 +2971,24 @@ class Health:
     catalogue_until: float = -math.inf  # until then it is good enough
     has_login: bool = True  # of a codex account: its login can serve
     login: bytes = b""  # the digest of its file
+
+    def forget(self) -> None:
+        """End every cooldown and block, as the operator asks by a reload."""
+        self.rests_until = self.probe_at = 0.0
+        self.rested_at = self.catalogue_until = -math.inf
+        for known in self.blocks.values():
+            known.clear()
+
+    def bring_forward(self, seconds: float) -> None:
+        """Let everything that was to happen at some time happen so much earlier."""
+        self.rests_until -= seconds  # of one that was refused: for ever stays for ever
+        self.probe_at -= seconds
+        self.catalogue_until -= seconds
+        for known in self.blocks.values():
+            for model in known:
+                known[model] -= seconds
+        for window, level in self.windows.items():
+            self.windows[window] = level._replace(ends_at=level.ends_at - seconds)
 
     def note_login(self, digest: bytes, is_usable: bool) -> None:
         """A new file may be what a refused account, and its model list, were waiting for."""
@@ -2970,6 +3045,7 @@ class Lease(NamedTuple):
     health: Health
     is_probe: bool
     began_at: float
+    key: tuple[str, str]  # for whom: pool and name
 
 
 class Pin(NamedTuple):
@@ -2985,29 +3061,68 @@ class Roster:
     """The accounts' health, the pins, and the choice among them."""
 
     def __init__(self, config: Config) -> None:
+        self.unix_ahead = math.inf  # by how much the wall clock was ahead of the monotonic one
         self.health: dict[str, Health] = {}
+        self.identities: dict[str, bytes] = {}  # of the accounts whose health that is
         self.in_flight: Counter[str] = Counter()  # by account
-        self.pins: OrderedDict[bytes, Pin] = OrderedDict()  # by session
-        # Whose a stored response, or the state of a turn, is.
-        self.responses: OrderedDict[bytes, str] = OrderedDict()
+        self.places: Counter[tuple[str, tuple[str, str]]] = Counter()  # by account and key
+        self.key_places: Counter[tuple[str, str]] = Counter()  # by key
+        self.key_counts: Counter[str] = Counter()  # keys that may use an account
+        self.pins = Memory[Pin]()  # by key and session
+        # Whose a stored response, or the state of a turn, is: the account's identity.
+        self.responses = Memory[bytes]()
         self.turns: Counter[str] = Counter()  # choices made, by pool, for round_robin
         self.reload(config)
 
     def reload(self, config: Config) -> None:
-        """Take a new configuration: rests and blocks are forgotten, pins and counts stay."""
+        """Take a new configuration: cooldowns and blocks are forgotten, pins and counts stay.
+
+        Of an account that goes elsewhere now, or as somebody else, nothing is known any more.
+        """
         self.limits = config.limits
-        known = {name: self.health.get(name, Health()) for name in config.accounts}
-        self.health = {
-            name: Health(has_login=old.has_login, login=old.login, catalogue=old.catalogue)
-            for name, old in known.items()
-        }
+        before, self.health = self.health, {}
+        identities, self.identities = self.identities, {}
+        for name, account in config.accounts.items():
+            is_same = identities.get(name) == account.identity
+            health = before[name] if is_same else Health()
+            health.forget()
+            self.health[name] = health
+            self.identities[name] = account.identity
+
+        self.key_counts.clear()
+        for pool in config.pools.values():
+            for account in pool.accounts:
+                self.key_counts[account.name] += sum(not key.paused for key in pool.keys)
+
+    def note_time(self, now: float, unix_now: float) -> None:
+        """Bring every cooldown forward by the time that the machine has slept.
+
+        The monotonic clock, by which they are kept, stands still meanwhile; the wall clock does
+        not.  Where that one was only set, accounts are tried early, which does no harm.
+        """
+        ahead = unix_now - now
+        slept_seconds = ahead - self.unix_ahead
+        self.unix_ahead = ahead
+        if slept_seconds > SLEEP_SECONDS_MIN:
+            for health in self.health.values():
+                health.bring_forward(slept_seconds)
+
+    def is_current(self, account: Account) -> bool:
+        """Whether no reload has taken the account away or pointed it elsewhere."""
+        return self.identities.get(account.name) == account.identity
 
     def health_of(self, account: Account) -> Health:
-        """What is known of an account; nothing of one that a reload has taken away."""
-        return self.health.get(account.name) or Health()
+        """What is known of an account; nothing of one that is not current."""
+        return self.health[account.name] if self.is_current(account) else Health()
 
-    def has_room(self, account: Account) -> bool:
-        return self.in_flight[account.name] < account.concurrent
+    def has_room(self, account: Account, key: tuple[str, str]) -> bool:
+        """Whether a key may send one more request there.
+
+        Where several keys share an account, the last of its places are for those that have few.
+        """
+        kept = account.concurrent // PLACES_KEPT_PART if self.key_counts[account.name] > 1 else 0
+        left = account.concurrent - self.in_flight[account.name]
+        return left > kept or (left > 0 and self.places[account.name, key] < kept)
 
     # The choice.
 
@@ -3036,14 +3151,14 @@ class Roster:
 
     def bound(self, call: Call, accounts: list[Account]) -> list[Account]:
         """Only the owner of a stored response knows it: the others would answer "not found"."""
-        owner = self.responses.get(call.response) if call.response else None
-        return [account for account in accounts if owner in {None, account.name}]
+        owner = self.responses.get(call.key_name, call.response) if call.response else None
+        return [account for account in accounts if owner in {None, account.identity}]
 
     def able(self, call: Call, now: float) -> list[Account]:
         """The pool's accounts, in its order, that are in rotation and offer the model."""
         offering, unsure = [], []
         for account in call.pool.accounts:
-            if account.paused or account.name not in self.health:
+            if account.paused or not self.is_current(account):
                 continue
             if call.obstacle if account.is_codex else call.is_native:
                 continue
@@ -3090,7 +3205,7 @@ class Roster:
         return (left <= 100 - NEARLY_USED_PERCENT, *tie)
 
     def pin_of(self, call: Call, now: float) -> Pin | None:
-        pin = self.pins.get(call.session) if call.session else None
+        pin = self.pins.get(call.key_name, call.session) if call.session else None
         is_fresh = pin is not None and now - pin.used_at <= self.limits.pin_idle_seconds_max
         return pin if is_fresh else None
 
@@ -3132,12 +3247,21 @@ class Roster:
             health.probe_at = now + self.limits.probe_interval_seconds
         health.served_at = now
         self.in_flight[account.name] += 1
+        self.places[account.name, call.key_name] += 1
+        self.key_places[call.key_name] += 1
         self.turns[call.pool.name] += 1
-        return Lease(account, health, is_probe, now)
+        return Lease(account, health, is_probe, now, call.key_name)
 
     def end(self, lease: Lease) -> None:
         assert self.in_flight[lease.account.name] > 0
         self.in_flight[lease.account.name] -= 1
+        place = (lease.account.name, lease.key)
+        self.places[place] -= 1
+        self.key_places[lease.key] -= 1
+        if not self.places[place]:
+            del self.places[place]
+        if not self.key_places[lease.key]:
+            del self.key_places[lease.key]
         if lease.is_probe:
             lease.health.is_probing = False
 
@@ -3206,17 +3330,18 @@ class Roster:
     def pin(self, call: Call, account: Account, is_foreign: bool, now: float) -> None:
         if call.session is not None:
             pin = Pin(account.name, account.base_url, is_foreign, now)
-            _remember(self.pins, call.session, pin, self.limits.pins_max)
+            self.pins.set(call.key_name, call.session, pin, self.limits.pins_max)
 
     def note_made(self, account: Account, call: Call, what: str, made: Json) -> None:
         """Remember whose a response or a turn's state is."""
         if isinstance(made, str):
             digest = digest_parts(call.pool.name, call.key.name, what, made)
-            _remember(self.responses, digest, account.name, self.limits.response_pins_max)
+            length_max = self.limits.response_pins_max
+            self.responses.set(call.key_name, digest, account.identity, length_max)
 
     def is_maker(self, account: Account, call: Call, what: str, made: str) -> bool:
         digest = digest_parts(call.pool.name, call.key.name, what, made)
-        return self.responses.get(digest) == account.name
+        return self.responses.get(call.key_name, digest) == account.identity
 
     def pooled_quota(self, pool: Pool, now: float) -> tuple[bool, dict[int, Level]]:
         """Whether all are limited, and the best level by window length in seconds.
@@ -3383,6 +3508,7 @@ class Record:
     bytes_in: int = 0
     bytes_out: int = 0
     tokens: Usage | None = None
+    tokens_estimated: bool = False  # what was charged is a guess from the bytes
     transport: str = "http"  # or sse, websocket
 
     def as_object(self) -> dict[str, Json]:
@@ -3460,8 +3586,8 @@ def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) ->
     return {"plan_type": "guest", "rate_limit": limit}
 
 
-_LABELS: Final = ("pool", "key", "account", "model", "route", "code")
-Sums = dict[tuple[str, ...], dict[str, float]]  # by the values of some labels
+_LABELS: Final = ("pool", "key", "model", "route", "code")
+Sums = dict[str, dict[tuple[str, ...], dict[str, float]]]  # by account, and by other labels
 
 
 class Ledger:
@@ -3469,13 +3595,15 @@ class Ledger:
 
     def __init__(self, records_max: int) -> None:
         self.requests: deque[Mapping[str, Json]] = deque(maxlen=records_max)  # oldest first
-        self.totals: Sums = {}  # by _LABELS
+        self.totals: Sums = {}  # by account and _LABELS
         self.attempts: Sums = {}  # by account and reason
+        self.upstream_codes: dict[str, set[str]] = {}  # by account: those that are told apart
 
     def add(self, entry: Mapping[str, Json]) -> None:
         """Take a record and its `at`."""
         self.requests.append(entry)
-        code = entry["code"] or "ok"
+        account = entry["account"] or ""
+        code = self.counted_code(account, entry["code"] or "ok")
         amounts = {
             "requests": 1,
             "seconds": entry["duration_ms"] / 1000,
@@ -3484,61 +3612,32 @@ class Ledger:
             "bytes_out": entry["bytes_out"],
             **(entry["tokens"] or dict.fromkeys(Usage._fields, 0)),
         }
-        _count(self.totals, (*(entry[name] or "" for name in _LABELS[:-1]), code), amounts)
+        row = (*(entry[name] or "" for name in _LABELS[:-1]), code)
+        _count(self.totals, account, row, amounts)
         for attempt in entry["attempts"]:
-            _count(self.attempts, (attempt["account"], attempt.get("reason", code)), {"count": 1})
+            reason = attempt.get("reason", code)
+            _count(self.attempts, attempt["account"], (reason,), {"count": 1})
+
+    def counted_code(self, account: str, code: str) -> str:
+        """The code, or `upstream:other` for one too many that an upstream has made up."""
+        if not code.startswith(UPSTREAM_CODE):
+            return code
+        known = self.upstream_codes.setdefault(account, set())
+        if len(known) < UPSTREAM_CODES_MAX:
+            known.add(code)
+        return code if code in known else upstream_name("other")
 
 
-def _count(sums: Sums, row: tuple[str, ...], amounts: Mapping[str, float]) -> None:
-    """Add to a row of sums; what is past their bound counts with a code of `other`."""
-    if row not in sums and len(sums) >= TOTALS_MAX:
+def _count(sums: Sums, account: str, row: tuple[str, ...], amounts: Mapping[str, float]) -> None:
+    """Add to a row of an account's sums; what is past its bound counts with a code of `other`."""
+    if account not in sums and len(sums) >= ACCOUNTS_COUNTED_MAX:
+        account = ""
+    rows = sums.setdefault(account, {})
+    if row not in rows and len(rows) >= TOTALS_MAX:
         row = (*("" for _ in row[1:]), "other")
-    known = sums.setdefault(row, dict.fromkeys(amounts, 0))
+    known = rows.setdefault(row, dict.fromkeys(amounts, 0))
     for name, amount in amounts.items():
         known[name] += amount
-
-
-TRANSPORTS: Final = frozenset({"http", "sse", "websocket"})
-
-
-def read_entry(line: Mapping[str, Json]) -> dict[str, Json] | None:
-    """A line of the journal as the record that it was; None where it cannot have been one.
-
-    Somebody may have edited it: what is of the wrong type there says nothing.
-    """
-    at, tokens = line.get("at"), line.get("tokens")
-    names = "request_id method route transport pool key account model code".split()
-    texts = {name: _text_at(line, name)[:SESSION_CHARS_MAX] or None for name in names}
-    if not isinstance(at, int | float) or not 0 < at < UNIX_MAX:
-        return None
-    if None in {texts["request_id"], texts["route"]} or texts["transport"] not in TRANSPORTS:
-        return None
-    tried = [one for one in _objects(line.get("attempts")) if _text_at(one, "account")]
-    return {
-        "at": at,
-        **texts,
-        "stream": line.get("stream") is True,
-        "status": _int_at(line, "status") or None,
-        "attempts": [
-            {name: _text_at(one, name) for name in ("account", "reason") if name in one}
-            for one in tried
-        ],
-        "first_byte_ms": _int_at(line, "first_byte_ms") or None,
-        **{name: _int_at(line, name) for name in ("duration_ms", "bytes_in", "bytes_out")},
-        "tokens": {name: _int_at(tokens, name) for name in Usage._fields} if tokens else None,
-    }
-
-
-def restore_use(use: KeyUse, entry: Mapping[str, Json], now: float, unix_now: float) -> None:
-    """Count a call of the journal as its key's; what names no model was never let in as one."""
-    age_seconds = unix_now - entry["at"]
-    if entry["model"] is None:
-        return
-    use.request_count += 1
-    if 0 <= age_seconds < 60:
-        use.minute.append(now - age_seconds)
-    if entry["account"] and age_seconds >= 0:
-        use.charge(tokens_spent(entry), entry["at"], unix_now)
 
 
 class LoginState(NamedTuple):
@@ -3593,13 +3692,17 @@ def snapshot(state: State) -> dict[str, Json]:
         ],
         "requests": list(reversed(ledger.requests)),
         "totals": _flat_rows(_LABELS, ledger.totals),
-        "attempts": _flat_rows(("account", "reason"), ledger.attempts),
-        "refreshes": _flat_rows(("account", "outcome"), state.refreshes),
+        "attempts": _flat_rows(("reason",), ledger.attempts),
+        "refreshes": _flat_rows(("outcome",), state.refreshes),
     }
 
 
 def _flat_rows(labels: Sequence[str], sums: Sums) -> list[dict[str, Json]]:
-    return [dict(zip(labels, row, strict=True)) | counts for row, counts in sums.items()]
+    return [
+        {"account": account, **dict(zip(labels, row, strict=True)), **counts}
+        for account, rows in sums.items()
+        for row, counts in rows.items()
+    ]
 
 
 def _copied(thing: object, names: str) -> dict[str, Json]:
@@ -3689,11 +3792,15 @@ def explain(
     nobody = Key(pool=pool.name, name="", concurrent=1)
     call = read_call(CallKind.RESPONSES, {"model": model}, NO_FIELDS, pool, nobody)
     if session:  # of any key; the first one that is known
-        pins = [digest_parts(pool.name, key.name, "session", session) for key in pool.keys]
-        pinned = [pin for pin in pins if pin in roster.pins] or pins
-        call = call._replace(session=pinned[0] if pinned else None)
+        calls = [
+            call._replace(key=key, session=digest_parts(pool.name, key.name, "session", session))
+            for key in pool.keys
+        ]
+        pinned = [one for one in calls if roster.pin_of(one, now)] or calls
+        call = pinned[0] if pinned else call
     ranked = roster.ranked(call, (), now)
-    chosen = next((account.name for account in ranked if roster.has_room(account)), None)
+    free = [account.name for account in ranked if roster.has_room(account, call.key_name)]
+    chosen = free[0] if free else None
     places = {account.name: place for place, account in enumerate(ranked, 1)}
     able = {account.name for account in roster.able(call, now)}
     accounts: list[Json] = []
@@ -3702,7 +3809,7 @@ def explain(
         reason = account_status(account, health, now)
         if account.name in places:
             reason = f"number {places[account.name]} in order"
-            reason += "" if roster.has_room(account) else ", and busy: at its cap"
+            reason += "" if account.name in free else ", and busy: at its cap"
         elif reason == "resting":
             reason = f"resting for {max(0, round(health.rests_until - now))} s more"
         elif reason == "ready":
@@ -4202,6 +4309,8 @@ class ClientConnection(Connection):
     is_gone: bool = False
     is_first: bool = True
     is_in_call: bool = False  # an account works for it, and must not once the client is gone
+    is_busy: bool = False  # with a call, from the body on, or as a WebSocket
+    owner: Hashable = None  # the key that it has shown last
 
     async def read_ahead(self) -> None:
         """Receive until the client's end, ahead of what is asked for, within bounds."""
@@ -4274,47 +4383,49 @@ class ClientConnection(Connection):
         raise PoolerError("request_timeout")
 
     async def read_body(
-        self, head: RequestHead, limits: Limits, budget: Budget
-    ) -> tuple[bytes, bytes]:
-        """The whole body, its chunking and Content-Encoding undone, and how it was encoded.
+        self, head: RequestHead, limits: Limits, hold: Callable[[int], bool]
+    ) -> bytes:
+        """The whole body, its chunking undone; `hold` has counted its bytes for whoever sent it.
 
-        The second is b"" for a body that was not; `budget` holds the bytes of both.  The caller
-        bounds the time of the whole.
+        The caller bounds the time of the whole.
 
         Raises: ClientGone; PoolerError (request_too_large, request_timeout, pool_busy,
-        bad_request, invalid_json, unsupported_content_encoding, expectation_failed).
+        bad_request, unsupported_content_encoding, expectation_failed).
         """
         expected = head.headers.get("expect")
         if expected and expected.lower() != "100-continue":
             raise PoolerError("expectation_failed")
+
+        if head.headers.get("content-encoding", "identity").lower() != "identity":
+            raise PoolerError("unsupported_content_encoding")
+
         if (head.framing.length or 0) > limits.body_bytes_max:
             raise PoolerError("request_too_large")
-        coding = (head.headers.get("content-encoding") or "identity").lower()
-        decoder = None if coding == "identity" else BodyDecoder(coding, limits)
+
         if expected and not head.is_http_1_0 and not self.buffer:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
+
         pieces: list[bytes] = []
-        encoded: list[bytes] = []
-        byte_count = held = 0
+        byte_count = 0
+        is_whole = False
         try:
             reader = body_reader(head.framing)
             while not reader.is_done:
                 piece = await self._read_piece(reader, limits)
-                byte_count += len(piece)
-                if byte_count > limits.body_bytes_max:
+                if byte_count + len(piece) > limits.body_bytes_max:
                     raise PoolerError("request_too_large")
-                pieces.append(decoder.feed(piece) if decoder else piece)
-                encoded += [piece] if decoder else []
-                more = len(pieces[-1]) + (len(piece) if decoder else 0)
-                if not budget.grow(more):
+
+                if not hold(len(piece)):
                     raise PoolerError("pool_busy", "Too many request bodies are held here.")
-                held += more
-            if decoder is not None:
-                decoder.finish()
-            held = 0  # from here on the caller's
-            return b"".join(pieces), b"".join(encoded)
+
+                byte_count += len(piece)
+                pieces.append(piece)
+            is_whole = True
         finally:
-            budget.grow(-held)
+            if not is_whole:
+                hold(-byte_count)
+
+        return b"".join(pieces)  # from here on the caller holds it
 
     async def _read_piece(self, reader: BodyReader, limits: Limits) -> bytes:
         if not self.buffer:
@@ -4373,13 +4484,88 @@ Log = Callable[[str, str, Mapping[str, Json]], None]
 _encode: Final = json.JSONEncoder(check_circular=False).encode  # made once; no ring is logged
 
 
-def log_line(level: str, event: str, fields: Mapping[str, Json]) -> None:
-    """One JSON line on stderr.  A closed stderr must not fail a request."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+def print_log(level: str, event: str, fields: Mapping[str, Json]) -> None:
+    """Write a line at once: for who does not serve."""
     with contextlib.suppress(OSError, ValueError):
-        line = _encode({"at": now, "level": level, "event": event, **fields})
         if sys.stderr is not None:  # it is, where descriptor 2 was closed at the start
-            sys.stderr.write(line + "\n")
+            sys.stderr.write(format_log_line(level, event, fields))
+
+
+def format_log_line(level: str, event: str, fields: Mapping[str, Json]) -> str:
+    """One line of JSON with its line end, and the time in it."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return _encode({"at": now, "level": level, "event": event, **fields}) + "\n"
+
+
+class LogWriter:
+    """Lines for stderr, written by a thread of its own: nobody waits for who reads them.
+
+    What finds no room is counted, and told when there is some.  As a context manager: at its end
+    the lines that are left are written, for a short while.
+    """
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque()  # not longer than LOG_LINES_MAX
+        self.dropped_count = 0
+        self.is_closed = False
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self.write_all, name="log", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.changed:
+            self.is_closed = True
+            self.changed.notify()
+        self.thread.join(LOG_SECONDS_MAX)
+
+    def __call__(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
+        line = format_log_line(level, event, fields)
+        with self.changed:
+            if len(self.lines) < LOG_LINES_MAX:
+                self.lines.append(line)
+                self.changed.notify()
+            else:
+                self.dropped_count += 1
+
+    def write_all(self) -> None:
+        """Write until the end, some lines at a time."""
+        while lines := self.take_some():
+            raw = "".join(lines).encode("ascii")
+            with contextlib.suppress(OSError):  # a closed stderr must not end this
+                while raw:
+                    raw = raw[os.write(STDERR, raw) :]
+
+    def take_some(self) -> list[str]:
+        """The next lines, as soon as there are some; none at the end."""
+        with self.changed:
+            while not (self.lines or self.is_closed):
+                self.changed.wait()
+            taken = [self.lines.popleft() for _ in range(min(len(self.lines), LOG_BATCH_LINES))]
+            if self.dropped_count:
+                told = {"problem": "nobody read the log in time", "lines": self.dropped_count}
+                taken.append(format_log_line("warning", "log lines dropped", told))
+                self.dropped_count = 0
+            return taken
+
+
+class AcceptLog(logging.Handler):
+    """Says once a minute that no connection can be accepted; Trio says so ten times a second."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self.log = log
+        self.told_at = -math.inf
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        if now - self.told_at >= ACCEPT_LOG_SECONDS:
+            self.told_at = now
+            error = record.exc_info[1] if record.exc_info else None
+            reason = getattr(error, "strerror", None) or "unknown"
+            self.log("error", "accept", {"problem": f"no connection can be accepted: {reason}"})
 
 
 async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
@@ -4397,13 +4583,18 @@ async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
     return secure
 
 
-def make_tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """The system's trust store and, if given, the authorities of `ca_file`."""
+def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """The system's trust store and, if given, the authorities of `ca_file`.
+
+    Raises: OSError, ssl.SSLError, ValueError, where that is no readable PEM file.
+    """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
-        context.load_verify_locations(ca_file)
+        context.load_verify_locations(
+            cadata=read_file(ca_file, CA_BYTES_MAX).decode("ascii", "ignore")
+        )
     return context
 
 
@@ -4506,11 +4697,11 @@ class IdleConnections:
 
     def __init__(self, reaper: Reaper) -> None:
         self.reaper = reaper
-        self.by_account = defaultdict[tuple[str, BaseUrl], deque[UpstreamConnection]](deque)
+        self.by_endpoint = defaultdict[Hashable, deque[UpstreamConnection]](deque)
 
-    async def take(self, account: Account) -> UpstreamConnection | None:
+    async def take(self, endpoint: Hashable) -> UpstreamConnection | None:
         """The most recent connection that looks alive; those that do not are closed."""
-        idle = self.by_account[account.name, account.base_url]
+        idle = self.by_endpoint[endpoint]
         while idle:
             connection = idle.pop()
             self.reaper.forget(connection)
@@ -4519,9 +4710,9 @@ class IdleConnections:
             await connection.close()
         return None
 
-    def give(self, account: Account, connection: UpstreamConnection, limits: Limits) -> bool:
+    def give(self, endpoint: Hashable, connection: UpstreamConnection, limits: Limits) -> bool:
         """Keep the connection; False, and the caller closes it, if there is no room."""
-        idle = self.by_account[account.name, account.base_url]
+        idle = self.by_endpoint[endpoint]
         if len(idle) >= limits.idle_connections_max:
             return False
         connection.kept = idle
@@ -4530,7 +4721,8 @@ class IdleConnections:
         return True
 
     async def close_all(self) -> None:
-        for idle in list(self.by_account.values()):
+        closing, self.by_endpoint = self.by_endpoint, defaultdict(deque)
+        for idle in closing.values():
             while idle:
                 self.reaper.forget(idle[-1])
                 await idle.pop().close()
@@ -4561,6 +4753,7 @@ def request_head(
 # has renewed, else ask, save, and only then use.  A refresh token works once, so nothing is
 # asked that could not be saved (upstream facts §2.4).
 
+RETIRED: Final = "a reload has pointed this account elsewhere"
 CODEX_CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's, whose logins these are
 
 
@@ -4569,12 +4762,31 @@ def new_file(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def read_file(path: Path) -> bytes:
-    """A regular file, as far as a login may go: a pipe would hold us up.  Raises: OSError."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
-    with path.open("rb") as file:
-        return file.read(SECRET_FILE_BYTES_MAX)
+def read_file(path: Path, bytes_max: int = SECRET_FILE_BYTES_MAX) -> bytes:
+    """At most `bytes_max` bytes of a regular file: a pipe would hold us up.  Raises: OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read(bytes_max)
+
+
+class Files:
+    """Runs what reads and writes files: in threads, of which there are few, and in time.
+
+    A file can be on a disk that does not answer; the event loop must not wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.limiter = trio.CapacityLimiter(FILE_THREADS_MAX)
+
+    async def run(self, seconds_max: float, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """The result of `call(*args)`.  Raises: OSError, also where it takes too long."""
+        with trio.move_on_after(seconds_max):
+            return await trio.to_thread.run_sync(
+                call, *args, abandon_on_cancel=True, limiter=self.limiter
+            )
+        raise OSError(errno.ETIMEDOUT, "it takes too long")
 
 
 def sync(path: Path) -> None:
@@ -4591,7 +4803,7 @@ def save_file(path: Path, raw: bytes) -> None:
     fresh = new_file(path)
     is_left = False  # by a process that was killed: it may be the only copy there is
     with contextlib.suppress(OSError):
-        is_left = fresh.lstat().st_mode == stat.S_IFREG | 0o600 and read_file(fresh) == raw
+        is_left = fresh.lstat().st_mode == stat.S_IFREG | 0o600 and read_own(fresh) == raw
     if not is_left:
         fresh.unlink(missing_ok=True)  # maybe another user's, or a link
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -4603,6 +4815,19 @@ def save_file(path: Path, raw: bytes) -> None:
     sync(fresh)
     os.rename(fresh, path)
     sync(path.parent)
+
+
+def is_ours(found: os.stat_result) -> bool:
+    """Whether a file was made by the pooler's own user, and nobody else may write to it."""
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
+
+
+def read_own(path: Path) -> bytes:
+    """A file that the pooler has left behind.  Raises: OSError, also where somebody else has."""
+    found = path.lstat()
+    if not (stat.S_ISREG(found.st_mode) and is_ours(found)):
+        raise OSError(errno.EPERM, "it is another user's")
+    return read_file(path)
 
 
 def obstacle_to_saving(path: Path) -> str | None:
@@ -4619,16 +4844,26 @@ def obstacle_to_saving(path: Path) -> str | None:
     return None
 
 
+def open_lock(path: Path) -> int:
+    """The descriptor of a lock file, made if need be.  Raises: OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and is_ours(found):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EPERM, "it is another user's, or others may write to it; remove it")
+
+
 @contextlib.asynccontextmanager
-async def locked(path: Path) -> AsyncIterator[None]:
+async def locked(path: Path, files: Files) -> AsyncIterator[None]:
     """Hold an exclusive `flock`.  It is tried again and again: a thread that waits cannot leave.
 
     Raises: LoginNeeded, where the file cannot be locked at all.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = os.open(path, flags, 0o600)
+            descriptor = await files.run(FILE_SECONDS_MAX, open_lock, path)
             stack.callback(os.close, descriptor)  # which unlocks it
             while True:
                 with contextlib.suppress(BlockingIOError):
@@ -4640,13 +4875,46 @@ async def locked(path: Path) -> AsyncIterator[None]:
         yield
 
 
+Mark = tuple[int, ...]  # of a file as read: another one is read again
+
+
+class Sight(NamedTuple):
+    """What was found where a login should be."""
+
+    mark: Mark | None = None
+    raw: bytes = b""
+    credentials: Credentials | None = None
+    problem: str = ""  # why there are none
+    is_absent: bool = False
+    is_login: bool = True  # what is missing is a login, and not a permission
+
+
+def read_login(path: Path, known: Mark | None) -> Sight | None:
+    """What is in the file; None where that is still the file of the mark `known`."""
+    try:
+        found = os.stat(path)
+        mark = (found.st_ino, found.st_mtime_ns, found.st_size, found.st_dev)
+        if mark == known:
+            return None
+        raw = read_file(path)
+        return Sight(mark, raw, parse_auth_file(raw))
+    except FileNotFoundError:
+        return Sight(problem="is not there", is_absent=True)
+    except OSError as error:
+        is_login = not isinstance(error, PermissionError)
+        return Sight(problem=f"cannot be read: {error.strerror}", is_login=is_login)
+    except LoginNeeded as error:
+        return Sight(problem=str(error))
+
+
 @dataclass(eq=False, slots=True, repr=False)  # it holds secrets as they are in the file
 class Login:
     """The login of one codex account: its file as last read, and what stands in its way."""
 
     name: str
     path: Path
-    mark: tuple[int, ...] | None = None  # of the file as read: another one is read again
+    tls: ssl.SSLContext | None = None  # what is trusted at the token endpoint
+    mark: Mark | None = None
     raw: bytes = b""
     credentials: Credentials | None = None
     problem: str | None = None  # why it cannot serve, or will not for long
@@ -4655,35 +4923,35 @@ class Login:
     unsaved: bytes = b""  # renewed, and not on the disk yet
     retry_at: float = -math.inf
     renewal: trio.Event | None = None  # set while one is under way
+    is_retired: bool = False  # its account goes elsewhere now: what the file gets is not for it
 
     def look(self) -> None:
-        """Read the file, if it is another one than before."""
-        self.is_absent = False
-        try:
-            found = os.stat(self.path)
-            mark = (found.st_ino, found.st_mtime_ns, found.st_size, found.st_dev)
-            if mark == self.mark:
-                return
-            raw = read_file(self.path)
-            self.credentials = parse_auth_file(raw)
-        except FileNotFoundError:
-            self.is_absent = True
-            problem = f"is not there; {self.advice}"
-        except OSError as error:
-            is_denied = isinstance(error, PermissionError)
-            advice = "give it and its folder to the pooler's user" if is_denied else self.advice
-            problem = f"cannot be read: {error.strerror}; {advice}"
-        except LoginNeeded as error:
-            problem = f"{error}; {self.advice}"
-        else:
-            if raw not in (self.raw, self.unsaved):  # touched is not changed
-                self.unsaved = b""
-            self.mark, self.raw = mark, raw
-            if self.credentials.digest != self.spent and not self.unsaved:
-                self.problem = None
+        """Read the file, if it is another one than before.  It blocks: see `Tokens.look`."""
+        self.take(read_login(self.path, self.mark))
+
+    def take(self, sight: Sight | None) -> None:
+        """Go by what was found in the file's place; None: what was there before."""
+        self.is_absent = sight is not None and sight.is_absent
+        if sight is None:
             return
-        self.mark = self.credentials = None
-        self.problem = f"{self.path} {problem}"
+
+        if sight.credentials is None:
+            self.mark = self.credentials = None
+            advice = (
+                self.advice if sight.is_login else "give it and its folder to the pooler's user"
+            )
+            self.problem = f"{self.path} {sight.problem}; {advice}"
+            return
+
+        is_another = sight.raw not in (self.raw, self.unsaved)  # touched is not changed
+        if is_another:
+            self.unsaved = b""
+        if is_another and self.is_retired:
+            return
+
+        self.mark, self.raw, self.credentials = sight.mark, sight.raw, sight.credentials
+        if self.credentials.digest != self.spent and not self.unsaved:
+            self.problem = None
 
     @property
     def advice(self) -> str:
@@ -4701,7 +4969,6 @@ class Login:
 
     def is_usable(self, unix_now: float) -> bool:
         """Whether it is worth a request's while: it is valid, or can be renewed now."""
-        self.look()
         found = self.credentials
         if found is None or found.digest == self.spent:
             return False
@@ -4726,16 +4993,20 @@ class Login:
         return told
 
 
+def read_logins(asked: Sequence[tuple[Path, Mark | None]]) -> list[Sight | None]:
+    return [read_login(path, known) for path, known in asked]
+
+
 @dataclass(eq=False)
 class Tokens:
     """Keeps logins fresh.  A renewal outlives the request that asked for it."""
 
     url: BaseUrl
-    tls: ssl.SSLContext | None
     dial: Dial
     log: Log
     unix_now: Callable[[], float]
     limits: Limits
+    files: Files
     services: trio.Nursery | None = None  # the server's own
     outcomes: Sums = field(default_factory=dict)  # by account, and how it went
 
@@ -4752,6 +5023,7 @@ class Tokens:
 
         Raises: LoginNeeded.
         """
+        await self.look([login])
         before = login.credentials if login.is_usable(self.unix_now()) else None
         is_rejected = before and rejected and rejected.digest == before.digest
         if before and (is_rejected or login.unsaved or self.is_due(before)):
@@ -4769,6 +5041,21 @@ class Tokens:
             raise LoginNeeded(login.problem)
         return found
 
+    async def look(self, logins: Sequence[Login]) -> None:
+        """Notice files that have changed."""
+        if not logins:
+            return
+
+        asked = [(login.path, login.mark) for login in logins]
+        try:
+            found = await self.files.run(FILE_SECONDS_MAX, read_logins, asked)
+        except OSError as error:
+            found = [Sight(problem=f"cannot be read: {error.strerror}")] * len(logins)
+
+        for login, (_, mark), sight in zip(logins, asked, found, strict=True):
+            if login.mark == mark:  # else somebody else has looked meanwhile, and later
+                login.take(sight)
+
     def is_due(self, credentials: Credentials) -> bool:
         return is_renewal_due(credentials, self.unix_now(), self.limits.refresh_margin_seconds)
 
@@ -4785,9 +5072,8 @@ class Tokens:
                 trio.move_on_after(RENEWAL_SECONDS_CEILING, shield=True),
                 trio.move_on_after(self.limits.refresh_seconds_max),
             ):
-                if obstacle := obstacle_to_saving(login.path):
-                    raise LoginNeeded(f"{login.path} {obstacle}")
-                async with locked(login.path.with_name(f"{login.path.name}.lock")):
+                await self.check_saving(login)
+                async with locked(login.path.with_name(f"{login.path.name}.lock"), self.files):
                     await self.renew_locked(login, before)
                 problem = login.problem or ""
         except LoginNeeded as refused:
@@ -4796,7 +5082,7 @@ class Tokens:
             problem = f"{self.endpoint} cannot be reached; it is asked again"
         finally:
             outcome = "failed" if problem else "ok"
-            _count(self.outcomes, (login.name, outcome), {"count": 1})
+            _count(self.outcomes, login.name, (outcome,), {"count": 1})
             if problem:
                 login.retry_at = trio.current_time() + self.limits.refresh_pause_seconds
                 login.problem = problem
@@ -4804,15 +5090,26 @@ class Tokens:
             login.renewal.set()
             login.renewal = None
 
+    async def check_saving(self, login: Login) -> None:
+        """Raises: LoginNeeded, where what is asked for could not be saved."""
+        try:
+            obstacle = await self.files.run(FILE_SECONDS_MAX, obstacle_to_saving, login.path)
+        except OSError as error:
+            obstacle = f"cannot be examined: {error.strerror}"
+        if obstacle:
+            raise LoginNeeded(f"{login.path} {obstacle}")
+
     async def renew_locked(self, login: Login, before: Credentials) -> None:
         """Adopt, or ask and save.  Raises: LoginNeeded, TRANSPORT_ERRORS."""
-        login.look()
+        await self.look([login])
         found = login.credentials
         if found is None:
             return
+        if login.is_retired:
+            raise LoginNeeded(RETIRED)
         # What a process that was killed had got, and not put in place yet, is as good as asked.
         with contextlib.suppress(OSError, LoginNeeded):
-            left = read_file(new_file(login.path))
+            left = await self.files.run(FILE_SECONDS_MAX, read_own, new_file(login.path))
             kept = parse_auth_file(left)
             is_later = (kept.refreshed_at or 0) > (found.refreshed_at or 0)
             if is_later and kept.account_id == found.account_id:
@@ -4829,16 +5126,22 @@ class Tokens:
             raise LoginNeeded(f"{login.path} {told}")
 
     async def save(self, login: Login) -> None:
-        """Put what is not saved yet on the disk.  Raises: LoginNeeded."""
+        """Put what is not saved yet on the disk.  Raises: LoginNeeded.
+
+        Where another login has come into the file meanwhile, that one stays.
+        """
         if not login.unsaved:
             return
+        await self.look([login])
+        if not (unsaved := login.unsaved):
+            return
         try:
-            await trio.to_thread.run_sync(save_file, login.path, login.unsaved)
+            await self.files.run(math.inf, save_file, login.path, unsaved)
         except OSError as error:
             problem = f"{login.path} cannot be saved: {error.strerror}; it is tried again"
             raise LoginNeeded(problem) from None
         login.unsaved = b""
-        login.look()
+        await self.look([login])
         self.log("info", "login", {"account": login.name, "problem": None})
 
     async def ask(self, login: Login, found: Credentials) -> None:
@@ -4851,14 +5154,14 @@ class Tokens:
         grant = {"client_id": CODEX_CLIENT_ID, "grant_type": "refresh_token"}
         body = json.dumps({**grant, "refresh_token": reveal(found.refresh_token)}).encode()
         request = request_head(self.url, "", None, [("accept", "application/json")], body) + body
-        status, answer = await ask_once(self.dial, self.url, self.tls, request, self.limits)
+        status, answer = await ask_once(self.dial, self.url, login.tls, request, self.limits)
         verdict = judge_renewal(status, answer)
         if verdict is Renewal.FAILED:
             raise LoginNeeded(f"{self.endpoint} answered {status} and no token; it is asked again")
         if verdict is Renewal.DONE:
             login.unsaved = merge_tokens(login.raw, answer, self.unix_now())
             return
-        login.look()
+        await self.look([login])
         if login.credentials is not None and login.credentials.digest == found.digest:
             login.spent = found.digest
             raise LoginNeeded(f"{login.path}: its login has been withdrawn; {login.advice}")
@@ -4894,6 +5197,26 @@ JSON: Final[Sequence[Field]] = (("content-type", "application/json"),)
 UNREAD: Final = RequestHead("", "", "", None, False, NO_FIELDS, NO_BODY, keeps_alive=False)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Endpoint:
+    """Where an account's requests go, and as whom: taken together when the account is chosen.
+
+    A reload makes new ones.  A request keeps the one that it was given, and nothing of it is looked
+    up by the account's name again: a login can never reach a server that it was not meant for.
+    """
+
+    account: Account
+    tls: ssl.SSLContext | None
+    login: Login | None  # of a codex account
+
+
+class Place(NamedTuple):
+    """What a request is given: room at an account, and where that is."""
+
+    lease: Lease
+    endpoint: Endpoint
+
+
 @dataclass(eq=False, slots=True)
 class Waiter:
     """A request in the queue of its pool."""
@@ -4901,7 +5224,8 @@ class Waiter:
     call: Call
     tried: Sequence[str]
     served: trio.Event
-    lease: Lease | None = None
+    place: Place | None = None
+    is_displaced: bool = False  # by a key that has fewer waiting
 
 
 @dataclass(eq=False)
@@ -4909,99 +5233,156 @@ class Shared:
     """What all requests share: configuration, accounts and their queues, budgets."""
 
     config: Config
-    tls_contexts: dict[str | None, ssl.SSLContext]
+    tls_contexts: Mapping[str | None, ssl.SSLContext]
     dial: Dial = dial
     unix_now: Callable[[], float] = time.time
-    log: Log = log_line
+    log: Log = print_log
     queues: dict[str, deque[Waiter]] = field(default_factory=dict)
     reaper: Reaper = field(default_factory=Reaper)
     is_draining: bool = False
     is_stopped: bool = False
-    logins: dict[str, Login] = field(default_factory=dict)  # of the codex accounts
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)  # of the configuration as it is
+    files: Files = field(default_factory=Files)
 
     def __post_init__(self) -> None:
         self.roster = Roster(self.config)
         self.idle = IdleConnections(self.reaper)
         url, limits = self.config.token_url, self.config.limits
-        self.tokens = Tokens(url, None, self.dial, self.log, self.unix_now, limits)
-        self.take_logins()
+        self.tokens = Tokens(url, self.dial, self.log, self.unix_now, limits, self.files)
+        self.take_endpoints()
         self.bodies = Budget(self.config.limits.bodies_bytes_max)
         self.events = Budget(self.config.limits.events_bytes_max)
 
-    def take_logins(self) -> None:
-        """The logins of the configuration; one that stays keeps what is known of it."""
-        is_tls = self.config.token_url.is_tls
-        self.tokens.tls = self.tls_contexts.get(None) if is_tls else None
+    def take_endpoints(self) -> None:
+        """Make those of the configuration; a login keeps what is known of it where it may."""
+        before, self.endpoints = self.endpoints, {}
+        for name, account in self.config.accounts.items():
+            trust = self.tls_contexts.get(account.ca_file)
+            login: Login | None = None
+            if account.auth_file is not None:
+                old = before.get(name)
+                is_same = old is not None and old.account.identity == account.identity
+                login = old.login if is_same and old else Login(name, Path(account.auth_file))
+                assert login is not None
+                login.tls = trust if self.config.token_url.is_tls else None
+            tls = self.tls_contexts[account.ca_file] if account.base_url.is_tls else None
+            self.endpoints[name] = Endpoint(account, tls, login)
+
+        kept = self.logins.values()
+        for endpoint in before.values():
+            if endpoint.login is not None and endpoint.login not in kept:
+                endpoint.login.is_retired = True
         self.tokens.limits = self.config.limits
-        kept = {(login.name, str(login.path)): login for login in self.logins.values()}
-        self.logins = {
-            name: kept.get((name, account.auth_file)) or Login(name, Path(account.auth_file))
-            for name, account in self.config.accounts.items()
-            if account.auth_file is not None
-        }
 
-    def tls_of(self, account: Account) -> ssl.SSLContext | None:
-        return self.tls_contexts[account.ca_file] if account.base_url.is_tls else None
+    @property
+    def logins(self) -> dict[str, Login]:
+        """Those of the codex accounts."""
+        known = self.endpoints.items()
+        return {name: endpoint.login for name, endpoint in known if endpoint.login is not None}
 
-    def inspect_logins(self) -> None:
+    def is_current(self, endpoint: Endpoint) -> bool:
+        """Whether a reload has put nothing in its place."""
+        return self.endpoints.get(endpoint.account.name) is endpoint
+
+    async def inspect_logins(self) -> None:
         """Log what a person should know of the logins, as `pooler check` says it."""
         for login in self.logins.values():
-            for _, problem in login.inspect(self.unix_now()):
+            fresh = Login(login.name, login.path)  # a thread must not change the one in use
+            try:
+                told = await self.files.run(FILE_SECONDS_MAX, fresh.inspect, self.unix_now())
+            except OSError as error:
+                told = [(True, f"{login.path} cannot be read: {error.strerror}")]
+            for _, problem in told:
                 self.log("warning", "login", {"account": login.name, "problem": problem})
 
-    def look_at_logins(self, accounts: Iterable[Account]) -> None:
-        """Notice files that have changed, so that nobody waits for an account that needs one."""
-        for account in accounts:
-            login, health = self.logins.get(account.name), self.roster.health.get(account.name)
-            if login is None or health is None:
-                continue
-            before = login.problem
-            is_usable = login.is_usable(self.unix_now())
-            if login.problem != before:
-                level = "warning" if login.problem else "info"
-                self.log(level, "login", {"account": account.name, "problem": login.problem})
-            health.note_login(login.credentials.digest if login.credentials else b"", is_usable)
+    async def look_at_logins(self, accounts: Iterable[Account]) -> None:
+        """Notice files that have changed, so that nobody waits for an account that needs one.
 
-    async def lease_account(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Lease:
+        And a clock that has: see `Roster.note_time`.
+        """
+        self.roster.note_time(trio.current_time(), self.unix_now())
+        logins = self.logins
+        wanted = [logins[account.name] for account in accounts if account.name in logins]
+        before = {login.name: login.problem for login in wanted}
+        await self.tokens.look(wanted)
+
+        for login in wanted:
+            is_current = self.logins.get(login.name) is login  # a reload may have come meanwhile
+            if not is_current:
+                continue
+            is_usable = login.is_usable(self.unix_now())
+            if login.problem != before[login.name]:
+                level = "warning" if login.problem else "info"
+                self.log(level, "login", {"account": login.name, "problem": login.problem})
+            digest = login.credentials.digest if login.credentials else b""
+            self.roster.health[login.name].note_login(digest, is_usable)
+
+    async def take_place(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Place:
         """A place on the best account that has room, waiting for one in a fair queue.
 
         Raises: PoolerError (pool_busy, usage_limit_reached, no_usable_account,
         model_not_found, server_stopping).
         """
-        if lease := self.find_lease(call, tried):
-            return lease
+        if place := self.find_place(call, tried):
+            return place
         now = trio.current_time()
-        if not self.roster.ranked(call, tried, now):
-            raise self.roster.refusal(call, tried, now, self.unix_now())
+        if not self.roster.ranked(self.current(call), tried, now):
+            raise self.roster.refusal(self.current(call), tried, now, self.unix_now())
+
         queue = self.queues.setdefault(call.pool.name, deque())
-        if len(queue) >= exchange.limits.queue_length_max:
-            raise PoolerError("pool_busy")
+        self.make_way(queue, call, exchange.limits.queue_length_max)
         waiter = Waiter(call, tried, trio.Event())
         queue.append(waiter)
         deadline = now + exchange.limits.queue_seconds_max
         try:
-            while waiter.lease is None and trio.current_time() < deadline:
-                change = self.roster.next_change(call, trio.current_time())
+            while not (waiter.place or waiter.is_displaced) and trio.current_time() < deadline:
+                change = self.roster.next_change(self.current(call), trio.current_time())
                 with contextlib.suppress(DeadlinePassed):
                     await exchange.bounded(min(change, deadline), waiter.served.wait)
                 self.assign_waiters()
         except BaseException:
-            if waiter.lease is not None:  # served and cancelled at the same moment
-                self.end_lease(waiter.lease)
+            if waiter.place is not None:  # served and cancelled at the same moment
+                self.end_lease(waiter.place.lease)
             raise
         finally:
             if waiter in queue:
                 queue.remove(waiter)
-        if waiter.lease is None:
-            raise PoolerError("pool_busy")
-        return waiter.lease
 
-    def find_lease(self, call: Call, tried: Sequence[str]) -> Lease | None:
+        if waiter.place is None:
+            raise PoolerError("pool_busy")
+        return waiter.place
+
+    def make_way(self, queue: deque[Waiter], call: Call, length_max: int) -> None:
+        """Let a request into a queue; a full one gives way to a key that has fewer in it.
+
+        Raises: PoolerError (pool_busy).
+        """
+        if len(queue) < length_max:
+            return
+
+        counts = Counter(waiter.call.key_name for waiter in queue)
+        most, count = max(counts.items(), key=lambda pair: pair[1], default=(("", ""), 0))
+        if counts[call.key_name] + 1 >= count:
+            raise PoolerError("pool_busy")
+
+        newest = next(one for one in reversed(queue) if one.call.key_name == most)
+        queue.remove(newest)
+        newest.is_displaced = True
+        newest.served.set()
+
+    def current(self, call: Call) -> Call:
+        """The call with its pool as it is now: a choice is made among accounts as they are."""
+        pool = self.config.pools.get(call.pool.name)
+        if pool is call.pool:
+            return call
+        return call._replace(pool=pool or dataclasses.replace(call.pool, accounts=()))
+
+    def find_place(self, call: Call, tried: Sequence[str]) -> Place | None:
         """A place that is free now."""
-        now = trio.current_time()
+        now, call = trio.current_time(), self.current(call)
         for account in self.roster.ranked(call, tried, now):
-            if self.roster.has_room(account):
-                return self.roster.begin(account, call, now)
+            if self.roster.has_room(account, call.key_name):
+                return Place(self.roster.begin(account, call, now), self.endpoints[account.name])
         return None
 
     def end_lease(self, lease: Lease) -> None:
@@ -5009,13 +5390,21 @@ class Shared:
         self.assign_waiters()
 
     def assign_waiters(self) -> None:
-        """Serve whoever has waited longest and can be served."""
+        """Serve those who can be served: the key that has least first, and in its order."""
         for queue in self.queues.values():
-            for waiter in list(queue):
-                if lease := self.find_lease(waiter.call, waiter.tried):
-                    waiter.lease = lease
-                    waiter.served.set()
-                    queue.remove(waiter)
+            while self.assign_one(queue):
+                pass
+
+    def assign_one(self, queue: deque[Waiter]) -> bool:
+        """Whether somebody could be served."""
+        by_key = self.roster.key_places
+        for waiter in sorted(queue, key=lambda waiter: by_key[waiter.call.key_name]):
+            if place := self.find_place(waiter.call, waiter.tried):
+                waiter.place = place
+                waiter.served.set()
+                queue.remove(waiter)
+                return True
+        return False
 
 
 @dataclass(eq=False, slots=True)
@@ -5031,8 +5420,9 @@ class Exchange:
     head: RequestHead = UNREAD
     call: Call | None = None
     use: KeyUse | None = None  # of the key, which counts the call
-    body: bytes = b""  # counted in the server's budget
-    encoded: bytes = b""  # the body as it came, if it was encoded; counted as well
+    is_spent: bool = False  # an upstream has read it whole, and has not said that it did nothing
+    body: bytes = b""
+    body_held: int = 0  # bytes of it, and of what was made of it, in the server's budget
     is_started: bool = False
     is_whole: bool = False  # the answer has been sent to its end
     closes: bool = True  # until the request has been read whole
@@ -5040,6 +5430,7 @@ class Exchange:
     credentials: Credentials | None = None  # what a codex account was last asked with
     scope: trio.CancelScope | None = None  # of the latest wait for the upstream
     events_held: int = 0  # bytes of an unfinished event, in the server's budget
+    events_of: str = ""  # the account that they are of
     stage: Stage = Stage.CONNECT
     timer: str = ""  # the limit that the wait is bounded by
 
@@ -5083,41 +5474,52 @@ class Exchange:
 
     async def read_body(self, limits: Limits) -> None:
         """Read the request's body, in time.  Raises: PoolerError, ClientGone."""
-        read = functools.partial(self.connection.read_body, self.head, limits, self.server.bodies)
+        read = functools.partial(self.connection.read_body, self.head, limits, self.hold_body)
         until = self.began_at + limits.body_seconds_max
         try:
             is_here = self.connection.holds(self.head.framing)  # a deadline is not worth its cost
-            self.body, self.encoded = await (read() if is_here else self.bounded(until, read))
+            self.body = await (read() if is_here else self.bounded(until, read))
         except DeadlinePassed:
             raise PoolerError("request_timeout") from None
         self.closes = False
 
-    def replace_body(self, body: bytes) -> None:
-        """Hold another body; never refused, for it is about as long as the one before."""
-        self.server.bodies.grow(-len(self.body) - len(self.encoded))
-        self.body, self.encoded = body, b""
-        self.server.bodies.bytes_held += len(body)
+    @property
+    def holder(self) -> tuple[str, str]:
+        """For whom bodies are held: the key."""
+        return self.record.pool or "", self.record.key or ""
 
-    async def connect(self, account: Account) -> UpstreamConnection:
+    def hold_body(self, byte_count: int) -> bool:
+        """Hold so many bytes more (negative: less); False, where that is too much."""
+        if not self.server.bodies.grow(self.holder, byte_count):
+            return False
+
+        self.body_held += byte_count
+        return True
+
+    def replace_body(self, body: bytes) -> None:
+        """Hold this body and no other; never refused, for it is about as long as the one before."""
+        self.server.bodies.force(self.holder, len(body) - self.body_held)
+        self.body, self.body_held = body, len(body)
+
+    async def connect(self, endpoint: Endpoint) -> UpstreamConnection:
         """A new connection to the account's upstream, held by `upstream`."""
-        url, timer = account.base_url, "connect_seconds_max"
-        tls = self.server.tls_of(account)
+        url, tls, timer = endpoint.account.base_url, endpoint.tls, "connect_seconds_max"
         stream = await self.timed(Stage.CONNECT, timer, self.server.dial, url, tls)
         self.upstream = UpstreamConnection(stream)
         return self.upstream
 
     async def send_request(
-        self, account: Account, path: str, identity: Identity, body: bytes
+        self, endpoint: Endpoint, path: str, identity: Identity, body: bytes
     ) -> None:
         """Send the request on an idle connection, or a new one.  Raises: TRANSPORT_ERRORS.
 
         An idle connection that turns out closed before the last byte was written is replaced
         once, silently.  A slow uplink may take its time as long as it moves.
         """
-        head = request_head(account.base_url, path, *identity, body)
-        self.upstream = await self.server.idle.take(account)
+        head = request_head(endpoint.account.base_url, path, *identity, body)
+        self.upstream = await self.server.idle.take(endpoint)
         while True:
-            upstream = self.upstream or await self.connect(account)
+            upstream = self.upstream or await self.connect(endpoint)
             upstream.is_at_end = False  # so that it is not kept before its answer is whole
             with contextlib.suppress(trio.BrokenResourceError):
                 for data in (head + body,) if len(body) < RECEIVE_BYTES else (head, body):
@@ -5132,7 +5534,7 @@ class Exchange:
             self.upstream = None
             await upstream.close()
 
-    def release_upstream(self, account: Account) -> UpstreamConnection | None:
+    def release_upstream(self, endpoint: Endpoint) -> UpstreamConnection | None:
         """Keep the connection for the account's next request; return it, if it is to be closed."""
         self.hold_events(0)
         upstream, self.upstream = self.upstream, None
@@ -5140,7 +5542,8 @@ class Exchange:
             upstream is not None
             and upstream.is_reusable
             and not (self.connection.is_gone or self.server.is_draining)
-            and self.server.idle.give(account, upstream, self.limits)
+            and self.server.is_current(endpoint)
+            and self.server.idle.give(endpoint, upstream, self.limits)
         )
         return None if is_kept else upstream
 
@@ -5152,7 +5555,9 @@ class Exchange:
         if not (pending or held or self.events_held):  # as after nearly every event
             return
         more = pending + held - self.events_held
-        if max(pending, held) > self.limits.event_bytes_max or not self.server.events.grow(more):
+        if max(pending, held) > self.limits.event_bytes_max or not self.server.events.grow(
+            self.events_of, more
+        ):
             raise BadSyntax("event too large")
         self.events_held += more
 
@@ -5202,7 +5607,7 @@ class Exchange:
     async def fail(self, error: PoolerError) -> None:
         """Answer with an error; nothing has been said yet."""
         assert not self.is_started
-        self.record.code = error.code
+        self.record.code = error.record_code
         body, content_type = error.content()
         await self.respond(error.status, body, [("content-type", content_type), *error.headers])
 
@@ -5216,18 +5621,15 @@ TROUBLES: Final = {DeadlinePassed: Trouble.TIMEOUT, BadSyntax: Trouble.SYNTAX}
 
 
 async def identify(
-    server: Shared, account: Account, rejected: Credentials | None = None
+    tokens: Tokens, endpoint: Endpoint, rejected: Credentials | None = None
 ) -> tuple[Secret, list[Field], Credentials | None]:
     """What proves to its upstream that a request is the account's: a bearer and more fields.
 
     `rejected`: credentials that the upstream has refused.  Raises: LoginNeeded.
     """
-    if not account.is_codex:
-        return account.api_key, [], None
-    login = server.logins.get(account.name)
-    if login is None:
-        raise LoginNeeded("a reload has taken the account away")
-    found = await server.tokens.credentials(login, rejected)
+    if endpoint.login is None:
+        return endpoint.account.api_key, [], None
+    found = await tokens.credentials(endpoint.login, rejected)
     fields = [("chatgpt-account-id", found.account_id)] if found.account_id else []
     return found.access_token, fields, found
 
@@ -5244,7 +5646,8 @@ class Attempt:
 
     exchange: Exchange
     call: Call
-    account: Account
+    endpoint: Endpoint
+    account: Account = field(init=False)
     scanner: EventScanner = field(init=False)  # of a unary answer: what would have been its sums
     is_streamed: bool = False  # by the upstream, if not by the pooler
     translator: ResponsesAnswer | None = None  # None: an answer is passed on as it came
@@ -5260,6 +5663,7 @@ class Attempt:
     is_at_end: bool = False
 
     def __post_init__(self) -> None:
+        self.account = self.endpoint.account
         self.scanner = EventScanner(CallKind.RESPONSES if self.account.is_codex else self.call.kind)
 
     # The request.
@@ -5286,13 +5690,16 @@ class Attempt:
     async def ask(self, rejected: Credentials | None) -> None:
         """Raises: LoginNeeded, UpstreamFailed, TRANSPORT_ERRORS, PoolerError."""
         exchange, call, account = self.exchange, self.call, self.account
-        identity = functools.partial(identify, exchange.server, account, rejected)
+        exchange.events_of = account.name
+        tokens, endpoint = exchange.server.tokens, self.endpoint
+        identity = functools.partial(identify, tokens, endpoint, rejected)
         found = await (exchange.bounded(math.inf, identity) if account.is_codex else identity())
         secret, fields, exchange.credentials = found
         body = await self.prepare()
         self.is_streamed = call.is_stream or self.translator is not None
         path = call.path if self.translator is None else CallKind.RESPONSES.value
-        await exchange.send_request(account, path, (secret, fields + self.fields()), body)
+        await exchange.send_request(endpoint, path, (secret, fields + self.fields()), body)
+        exchange.is_spent = True
         assert exchange.upstream is not None
         self.connection = exchange.upstream
 
@@ -5300,7 +5707,7 @@ class Attempt:
         """The body that this account takes.  Raises: PoolerError (invalid_value)."""
         exchange, call = self.exchange, self.call
         if call.is_native:
-            return exchange.encoded or exchange.body
+            return exchange.body
         if not self.account.is_codex:
             return exchange.body
         value = parse_json_object(exchange.body)
@@ -5333,15 +5740,12 @@ class Attempt:
             session = [("session-id", call.session.hex())] if call.session else []
             return [("accept", "text/event-stream"), ("originator", "codex-pooler"), *session]
         roster = exchange.server.roster
-        fields = [
+        return [
             (name, value)
             for name, value in forwarded(client, NATIVE_TO_UPSTREAM)
             # The client keeps the first of a turn, whoever serves the rest of it.
             if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)
         ]
-        if exchange.encoded:
-            fields += forwarded(client, re.compile("content-encoding"))
-        return fields
 
     # The answer.
 
@@ -5515,10 +5919,11 @@ class Attempt:
         is_told = self.translator is None or self.translator.response is not None
         if not (is_told and scanner.is_complete(trouble is None)):
             error = trouble or PoolerError("upstream_stream_truncated")
-            exchange.record.code = error.code
+            exchange.record.code = error.record_code
             last = scanner.failure_event(error, exchange.record.request_id, call.kind)
         elif scanner.failure is not None:
-            exchange.record.code = read_error(scanner.failure).code or "upstream_error"
+            code = read_error(scanner.failure).code
+            exchange.record.code = upstream_name(code) if code else "upstream_error"
             error = failed_answer(scanner.failure, exchange.server.unix_now(), exchange.limits)
         if exchange.is_started:
             await exchange.send_events(last, is_last=True)
@@ -5587,41 +5992,46 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
     server = exchange.server
     tried: list[str] = []
     while True:
-        lease = await server.lease_account(exchange, call, tried)
-        name = lease.account.name
-        exchange.record.attempts.append({"account": name})
+        place = await server.take_place(exchange, call, tried)
+        call, lease = server.current(call), place.lease
+        exchange.record.attempts.append({"account": lease.account.name})
         try:
-            attempt = await open_repaired(exchange, call, lease)
+            attempt = await open_repaired(exchange, call, place)
             await attempt.deliver(lease)
         except UpstreamFailed as failed:
             fault = failed.fault
-            server.look_at_logins(call.pool.accounts)  # a renewal of ours is no new file
+            exchange.is_spent &= not fault.is_refusal
+            await server.look_at_logins(call.pool.accounts)  # a refresh of ours is no new file
             server.roster.note_fault(lease.account, fault, call.model, trio.current_time())
         else:
             return
         finally:
-            if upstream := exchange.release_upstream(lease.account):
+            if upstream := exchange.release_upstream(place.endpoint):
                 with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                     await upstream.close()
             server.end_lease(lease)
         exchange.record.attempts[-1]["reason"] = fault.reason
-        tried.append(name)
+        tried.append(lease.account.name)
         if error := final_error(exchange, call, tried, fault):
             raise error
 
 
-async def open_repaired(exchange: Exchange, call: Call, lease: Lease) -> Attempt:
+async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt:
     """An attempt, and once more: with a new token, on a new WebSocket, without reasoning.
 
     Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
     """
-    roster, account, noted = exchange.server.roster, lease.account, exchange.record.attempts[-1]
-    if roster.is_foreign(call, account, lease.began_at):
+    roster, account, noted = (
+        exchange.server.roster,
+        place.lease.account,
+        exchange.record.attempts[-1],
+    )
+    if roster.is_foreign(call, account, place.lease.began_at):
         exchange.replace_body(drop_reasoning(exchange.body))
     rejected: Credentials | None = None
     repairs: set[Action] = set()
     while True:
-        attempt = Attempt(exchange, call, account)
+        attempt = Attempt(exchange, call, place.endpoint)
         try:
             await attempt.open(rejected)
         except UpstreamFailed as failed:
@@ -5636,7 +6046,7 @@ async def open_repaired(exchange: Exchange, call: Call, lease: Lease) -> Attempt
                 raise
         else:
             return attempt
-        if upstream := exchange.release_upstream(account):
+        if upstream := exchange.release_upstream(place.endpoint):
             await upstream.close()
         repairs.add(action)
         if action is Action.RENEW:
@@ -5686,13 +6096,17 @@ class Frames:
     """
 
     def __init__(
-        self, connection: Connection, bytes_max: int, budget: Budget, limits: Limits
+        self,
+        connection: Connection,
+        bytes_max: int,
+        hold: Callable[[int], bool],
+        limits: Limits,
     ) -> None:
         self.library = importlib.import_module("trio_websocket")  # many never need it
         self.socket: Any = None  # the library's WebSocketConnection
         self.connection = connection
         self.meter = FrameMeter(bytes_max, limits.websocket_frames_max)
-        self.budget = budget  # of what has come of the message that is not whole yet
+        self.hold = hold  # counts what has come of the message that is not whole yet
         self.limits = limits
         self.head = b""
         self.is_accepted = trio.Event()  # until then the library would keep a frame to itself
@@ -5739,7 +6153,7 @@ class Frames:
         return self.meter.refused or (0 if is_theirs else int(reason.code))
 
     def release(self) -> None:
-        self.budget.grow(-self.meter.bytes_pending)
+        self.hold(-self.meter.bytes_pending)
         self.meter.bytes_pending = 0
 
     # What the library calls.
@@ -5759,7 +6173,7 @@ class Frames:
             raise trio.BrokenResourceError from None
         held = meter.bytes_pending
         passed = meter.feed(received)
-        if not self.budget.grow(meter.bytes_pending - held):
+        if not self.hold(meter.bytes_pending - held):
             meter.bytes_pending, meter.refused = held, 1013
         return passed
 
@@ -5921,7 +6335,7 @@ class ClientSocket(ClientConnection):
                 body = message.encode()
                 if len(self.waiting) >= TURNS_WAITING_MAX:
                     return self.end(1008, "bad_request")
-                if not self.frames.budget.grow(len(body)):
+                if not self.frames.hold(len(body)):
                     return self.end(1013, "bad_request")
                 self.waiting.append(body)
                 self.note_change()
@@ -5948,7 +6362,7 @@ class ClientSocket(ClientConnection):
     async def release(self) -> None:
         """Give back what it holds; nothing reads any more."""
         self.frames.release()
-        self.frames.budget.grow(-sum(map(len, self.waiting)))
+        self.frames.hold(-sum(map(len, self.waiting)))
         self.frames.socket = None  # with what it holds of an unfinished message
         await self.drop_upstream()
 
@@ -5984,7 +6398,7 @@ class Turn(Exchange):
         return body
 
     async def send_request(
-        self, account: Account, path: str, identity: Identity, body: bytes
+        self, endpoint: Endpoint, path: str, identity: Identity, body: bytes
     ) -> None:
         """Send the turn on the WebSocket of the account, or a new one.
 
@@ -5994,10 +6408,9 @@ class Turn(Exchange):
         if len(body) > self.limits.websocket_upstream_bytes_max:
             hint = "Upstreams take no message over websocket_upstream_bytes_max. Use POST."
             raise PoolerError("request_too_large", hint)
-        client = self.socket
+        client, account = self.socket, endpoint.account
         account_id = self.credentials.account_id if self.credentials else None
-        url, secret = repr(account.base_url), reveal(account.api_key)
-        owner = digest_parts(account.name, url, secret, account_id or "")
+        owner = digest_parts(account.name, account.identity.hex(), account_id or "")
         upstream = client.upstream if client.upstream and client.upstream.serves(owner) else None
         known = upstream.made if upstream else ()
         if self.anchor and account.is_codex and self.anchor not in known:
@@ -6005,7 +6418,7 @@ class Turn(Exchange):
         is_reused = upstream is not None
         if upstream is None:
             await client.drop_upstream()
-            upstream = await self.open_socket(account, path, identity, owner)
+            upstream = await self.open_socket(endpoint, path, identity, owner)
             if upstream is None:
                 return
         self.upstream = upstream
@@ -6022,11 +6435,12 @@ class Turn(Exchange):
             raise UpstreamFailed(Fault("closed", Action.REOPEN, Effect.NONE, error)) from None
 
     async def open_socket(
-        self, account: Account, path: str, identity: Identity, owner: bytes
+        self, endpoint: Endpoint, path: str, identity: Identity, owner: bytes
     ) -> UpstreamSocket | None:
         """A new WebSocket; None where it was refused in words that are still to be read."""
-        limits, client, url = self.limits, self.socket, account.base_url
-        connection = await self.connect(account)
+        limits, client, account = self.limits, self.socket, endpoint.account
+        url = account.base_url
+        connection = await self.connect(endpoint)
         secret, given = identity
         nonce = base64.b64encode(secrets.token_bytes(16)).decode()
         fields = [pair for pair in given if pair[0] != "accept"] + upgrade_fields(nonce)
@@ -6047,18 +6461,19 @@ class Turn(Exchange):
             return None
         if not is_upgraded(answer, nonce):
             raise BadSyntax("no upgrade")
-        frames = Frames(connection, limits.event_bytes_max, self.server.events, limits)
+        hold = functools.partial(self.server.events.grow, account.name)
+        frames = Frames(connection, limits.event_bytes_max, hold, limits)
         await frames.begin(client.nursery)
         client.upstream = UpstreamSocket(
             connection.stream, owner=owner, frames=frames, end=lambda: client.end(1001)
         )
         return client.upstream
 
-    def release_upstream(self, account: Account) -> UpstreamConnection | None:
+    def release_upstream(self, endpoint: Endpoint) -> UpstreamConnection | None:
         """Keep the WebSocket for the next turn if its answer was whole."""
         upstream = self.upstream
         if not isinstance(upstream, UpstreamSocket):
-            return Exchange.release_upstream(self, account)
+            return Exchange.release_upstream(self, endpoint)
         self.upstream = None
         self.hold_events(0)
         # One that is to be closed is seen to its end, too.
@@ -6083,7 +6498,7 @@ class Turn(Exchange):
 
     async def fail(self, error: PoolerError) -> None:
         """Answer with an error frame; nothing has been said yet."""
-        self.record.code = error.code
+        self.record.code = error.record_code
         said = _parsed(error.content()[0])
         if not self.socket.native_path:  # an upstream's frame may hold headers of the account
             said = {"error": said.get("error") or said}
@@ -6097,74 +6512,8 @@ class Turn(Exchange):
 ################################################################
 # OPERATORS
 ################################################################
-# The journal, and the companion module that speaks MCP.  What operators are shown is made in
-# RECORDS; the routes are SERVER's.
-
-
-class Journal:
-    """A file of request records: appended to, opened anew on SIGHUP, never waited for.
-
-    A failure is told once, and costs lines, not requests.
-    """
-
-    def __init__(self, log: Log) -> None:
-        self.log = log
-        self.path: str | None = None
-        self.file: int | None = None
-        self.is_torn = False  # the last line has no end
-        self.problem: str | None = None
-
-    def open(self, path: str | None) -> None:
-        self.close()
-        self.path = path
-        if path is None:
-            return
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        try:
-            self.file = os.open(path, flags, 0o600)
-            found = os.fstat(self.file)
-            if stat.S_ISREG(found.st_mode):
-                os.fchmod(self.file, 0o600)  # somebody else may have made it
-            last = os.pread(self.file, 1, found.st_size - 1) if found.st_size else b"\n"
-            self.is_torn = last != b"\n"
-            self.note(None)
-        except OSError as error:
-            self.note(error.strerror)
-
-    def close(self) -> None:
-        if self.file is not None:
-            os.close(self.file)
-            self.file = None
-
-    def note(self, problem: str | None) -> None:
-        if problem is not None and problem != self.problem:
-            self.log("warning", "journal", {"problem": f"{self.path}: {problem}"})
-        self.problem = problem
-
-    def add(self, entry: Mapping[str, Json]) -> None:
-        """Append one line, in one write."""
-        if self.file is None:
-            return
-        line = b"\n" * self.is_torn + json.dumps(entry).encode() + b"\n"
-        try:
-            self.is_torn = os.write(self.file, line) < len(line)
-            self.note("the disk is full" if self.is_torn else None)
-        except OSError as error:
-            self.note(error.strerror)
-
-    def read_back(self) -> Iterator[Mapping[str, Json]]:
-        """The entries of its last JOURNAL_BYTES_MAX bytes; what is no entry is skipped."""
-        if self.file is None or not stat.S_ISREG(os.fstat(self.file).st_mode):
-            return
-        try:
-            with open(self.file, "rb", closefd=False) as file:
-                file.seek(max(0, os.fstat(self.file).st_size - JOURNAL_BYTES_MAX))
-                # A piece of a longer line is no entry: the first one, or one that is not ours.
-                while line := file.readline(JOURNAL_LINE_BYTES_MAX):
-                    if entry := _parsed(line):
-                        yield entry
-        except OSError as error:
-            self.note(error.strerror)
+# The companion module that speaks MCP.  What operators are shown is made in RECORDS; the routes
+# are SERVER's.
 
 
 def load_mcp() -> Any:  # noqa: ANN401 (a module)
@@ -6201,19 +6550,20 @@ class Server(Shared):
 
     started_unix: int = field(default_factory=lambda: int(time.time()))
     uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
-    connections: set[ClientConnection] = field(default_factory=set)
+    connections: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
     keyless: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
+    spares: dict[ClientConnection, None] = field(default_factory=dict)  # too many: oldest first
+    descriptors_max: float = math.inf  # of the process
     exchanges: set[Exchange] = field(default_factory=set)
     sockets: set[ClientSocket] = field(default_factory=set)
     quiet: trio.Event = field(default_factory=trio.Event)
     catalogues_wanted: trio.Event = field(default_factory=trio.Event)
     accepting: trio.CancelScope = field(default_factory=trio.CancelScope)
-    mcp: Any = None  # the companion module, if operators are configured and it is installed
+    mcp: Any = None  # the companion module, once it has been used
 
     def __post_init__(self) -> None:
         Shared.__post_init__(self)
         self.ledger = Ledger(self.config.limits.records_max)
-        self.journal = Journal(self.log)
 
     # One connection.
 
@@ -6221,36 +6571,77 @@ class Server(Shared):
         """Serve one accepted stream to its end, and close it.  Raises nothing but Cancelled."""
         connection = ClientConnection(stream)
         try:
-            if self.make_room():
-                self.connections.add(connection)
-                self.keyless[connection] = None
-                async with trio.open_nursery() as nursery:  # holds: the reader
-                    connection.scope = nursery.cancel_scope
-                    nursery.start_soon(connection.read_ahead)
-                    while await self.serve_request(connection):
-                        pass
-                    nursery.cancel_scope.cancel()
+            self.admit_connection(connection)
+            async with trio.open_nursery() as nursery:  # holds: the reader
+                connection.scope = nursery.cancel_scope
+                nursery.start_soon(connection.read_ahead)
+                while await self.serve_request(connection):
+                    pass
+                nursery.cancel_scope.cancel()
         except Exception:  # noqa: BLE001 (a bug stays within its connection)
             self.log_bug(None)
         finally:
-            self.connections.discard(connection)
+            self.connections.pop(connection, None)
             self.keyless.pop(connection, None)
+            self.spares.pop(connection, None)
             self.reaper.forget(connection)
             with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                 await stream.aclose()
 
-    def make_room(self) -> bool:
-        """Whether one more connection may come; the oldest without a key goes for it."""
+    @property
+    def connections_max(self) -> int:
+        """As configured, or fewer: each may need a descriptor for its upstream, too."""
         limits = self.config.limits
-        is_full = len(self.connections) >= limits.connections_max
-        if is_full or len(self.keyless) >= limits.keyless_connections_max:
-            if not self.keyless:
-                return False
-            oldest = next(iter(self.keyless))
-            del self.keyless[oldest]
-            self.connections.discard(oldest)
-            oldest.scope.cancel()
-        return True
+        idle_max = limits.idle_connections_max * len(self.config.accounts)
+        room = (self.descriptors_max - DESCRIPTORS_KEPT - idle_max) / 2
+        return max(1, int(min(limits.connections_max, room)))
+
+    def warn_of_descriptors(self) -> None:
+        """Log where the system allows fewer connections than are configured."""
+        if self.connections_max < self.config.limits.connections_max:
+            told = f"so few descriptors allow {self.connections_max} connections (ulimit -n)"
+            self.log("warning", "config", {"problem": f"limits.connections_max: {told}"})
+
+    def admit_connection(self, connection: ClientConnection) -> None:
+        """Count a connection in.
+
+        Where there are too many, the oldest that has shown no key goes, else one that rests; if
+        nobody can, the new one may ask for nothing but the pooler's health.
+        """
+        is_full = len(self.connections) >= self.connections_max
+        if is_full or len(self.keyless) >= self.config.limits.keyless_connections_max:
+            leaving = next(iter(self.keyless), None) or self.dispensable()
+            if leaving is None:
+                self.admit_spare(connection)
+                return
+            self.dismiss(leaving)
+
+        self.connections[connection] = None
+        self.keyless[connection] = None
+
+    def admit_spare(self, connection: ClientConnection) -> None:
+        """Count in one that is too many; the oldest of them goes."""
+        if len(self.spares) >= SPARE_CONNECTIONS_MAX:
+            self.dismiss(next(iter(self.spares)))
+        self.spares[connection] = None
+
+    def dispensable(self) -> ClientConnection | None:
+        """One with no call under way, of the key that has most: one that rests, or the oldest."""
+        free = [one for one in self.connections if not one.is_busy]
+        if not free:
+            return None
+        counts = Counter(one.owner for one in self.connections)
+        most = max(free, key=lambda one: counts[one.owner]).owner
+        theirs = [one for one in free if one.owner == most]
+        resting = self.reaper.resting
+        return min(theirs, key=lambda one: resting.get(one, math.inf))
+
+    def dismiss(self, connection: ClientConnection) -> None:
+        """End a connection; it is not counted any more."""
+        self.connections.pop(connection, None)
+        self.keyless.pop(connection, None)
+        self.spares.pop(connection, None)
+        connection.scope.cancel()
 
     async def serve_request(self, connection: ClientConnection) -> bool:
         """Read one request and answer it; whether the connection may carry another."""
@@ -6280,6 +6671,7 @@ class Server(Shared):
                 exchange.connection.enter_call(False)
         finally:
             exchange.replace_body(b"")
+            exchange.connection.is_busy = False
             self.close_record(exchange)
             self.exchanges.discard(exchange)
             if not self.exchanges:
@@ -6299,7 +6691,7 @@ class Server(Shared):
             failure = PoolerError("internal_error")
         if failure is not None and exchange.is_started:
             exchange.closes = True  # cut: nothing better can be said any more
-            exchange.record.code = failure.code
+            exchange.record.code = failure.record_code
         elif failure is not None:
             with contextlib.suppress(ClientGone):
                 await exchange.fail(failure)
@@ -6321,16 +6713,15 @@ class Server(Shared):
         elif self.is_draining and not exchange.is_whole:
             record.code = record.code or "server_stopping"  # it was cut at once
         record.duration_ms = exchange.age_ms()
+        record.tokens_estimated = exchange.is_spent and record.tokens is None
         shown = record.as_object()
         if use is not None:
             use.in_flight_count -= 1
-            if record.account is not None:
+            if exchange.is_spent:
                 use.charge(tokens_spent(shown), unix_now, unix_now)
         self.log("info", "request", shown)
         if record.pool is not None:  # who has no key must not push out the others
-            entry = {"at": unix_now - record.duration_ms / 1000, **shown}
-            self.ledger.add(entry)
-            self.journal.add(entry)
+            self.ledger.add({"at": unix_now - record.duration_ms / 1000, **shown})
 
     # One request.
 
@@ -6353,9 +6744,13 @@ class Server(Shared):
         if route is Route.HEALTH or route is Route.READY:
             self.check_method(head, route)
             is_down = route is Route.READY and self.is_draining
+            exchange.closes |= exchange.connection in self.spares
             body = json.dumps({"status": "draining" if is_down else "ok"}).encode()
             await exchange.respond(503 if is_down else 200, body)
             return
+        if exchange.connection in self.spares:
+            exchange.closes = True
+            raise PoolerError("pool_busy", "Too many connections are open here.")
         if route in OPERATORS:
             await self.serve_operator(exchange, head, route)
             return
@@ -6370,6 +6765,7 @@ class Server(Shared):
         if route in CALLS:
             await self.read_post(exchange, head, key, route)
         else:
+            await self.want_catalogues(pool)
             told = self.answer_get(head, route, key, pool, model)
             await exchange.respond(200, json.dumps(told).encode())
 
@@ -6398,6 +6794,7 @@ class Server(Shared):
             raise PoolerError("invalid_api_key")
         self.keyless.pop(exchange.connection, None)
         exchange.record.pool, exchange.record.key = key.pool, key.name
+        exchange.connection.owner = exchange.holder
         return key
 
     def answer_get(
@@ -6413,7 +6810,6 @@ class Server(Shared):
             return show_key_usage(self.roster, pool, key, use, now=now, unix_now=unix_now)
         if route is Route.CODEX_USAGE:
             return show_codex_usage(self.roster, pool, now, unix_now)
-        self.want_catalogues(pool)
         if route is Route.CODEX_MODELS or (pool.has_codex and "client_version=" in head.query):
             return {"models": self.roster.codex_models_of(pool, key)}
         lengths = self.roster.models_of(pool, key)
@@ -6444,6 +6840,7 @@ class Server(Shared):
         use = self.uses[key.pool, key.name]
         use.admit(key, exchange.began_at, self.unix_now())
         exchange.use = use
+        exchange.connection.is_busy = True
 
     async def judge_call(
         self, exchange: Exchange, head: RequestHead, key: Key, kind: CallKind, native_path: str
@@ -6465,7 +6862,7 @@ class Server(Shared):
         is_known = self.roster.is_known(call)
         exchange.record.model = call.requested_model if is_known else "other"
         exchange.record.stream = call.is_stream
-        self.want_catalogues(pool)
+        await self.want_catalogues(pool)
         exchange.call = call
 
     # The operator's side.
@@ -6484,10 +6881,12 @@ class Server(Shared):
             public = "A valid operator token is needed as Authorization: Bearer."
             raise PoolerError("invalid_api_key", public, headers=more)
         self.keyless.pop(exchange.connection, None)
+        exchange.connection.owner = operator.name
         self.check_method(head, route)
         if route is Route.MCP:
             await self.serve_mcp(exchange, head, operator)
             return
+        await self.look_at_logins(self.config.accounts.values())
         shown = self.snapshot()
         if route is Route.METRICS:
             text = metrics_text(shown)
@@ -6501,12 +6900,15 @@ class Server(Shared):
 
     async def serve_mcp(self, exchange: Exchange, head: RequestHead, operator: Operator) -> None:
         """One JSON-RPC message to the companion module.  Raises: PoolerError, ClientGone."""
-        if self.mcp is None:
-            raise PoolerError("mcp_not_installed")
         limits = exchange.limits
-        bytes_max = limits.mcp_body_bytes_max  # of what is decoded, too
-        bounded = dataclasses.replace(limits, body_bytes_max=bytes_max, decoded_bytes_max=bytes_max)
+        bounded = dataclasses.replace(limits, body_bytes_max=limits.mcp_body_bytes_max)
         await exchange.read_body(bounded)
+        if self.mcp is None:  # at its first use, for it is large; in a thread, for it is slow
+            try:
+                self.mcp = await trio.to_thread.run_sync(load_mcp, limiter=self.files.limiter)
+            except ImportError:
+                raise PoolerError("mcp_not_installed") from None
+        await self.look_at_logins(self.config.accounts.values())
         asked, name = (head.method, head.headers, exchange.body), operator.name
         status, headers, body = await self.mcp.answer(
             *asked, operator=name, snapshot=self.snapshot, explain=self.explain
@@ -6516,14 +6918,12 @@ class Server(Shared):
     def explain(self, pool_name: str, model: str, session: str | None) -> Mapping[str, Json]:
         """Raises: LookupError, there is no such pool, or it does not serve the model."""
         pool = self.config.pools[pool_name]
-        self.look_at_logins(pool.accounts)
         try:
             return explain(self.roster, pool, model, session, trio.current_time())
         except PoolerError:
             raise LookupError(model) from None
 
     def snapshot(self) -> dict[str, Json]:
-        self.look_at_logins(self.config.accounts.values())
         records = (self.config, self.roster, self.ledger, self.uses)
         logins = {name: self.tokens.state_of(login) for name, login in self.logins.items()}
         queued = {name: len(queue) for name, queue in self.queues.items()}
@@ -6536,27 +6936,13 @@ class Server(Shared):
         sums, times = self.tokens.outcomes, (trio.current_time(), self.unix_now())
         return snapshot(State(*records, logins, sums, queued, process, *times))
 
-    def open_operators(self) -> None:
-        """The journal and the companion module, as the configuration asks for them."""
-        self.journal.open(self.config.journal)
-        try:
-            if self.config.operators and self.mcp is None:
-                self.mcp = load_mcp()
-        except ImportError as error:
+    def warn_of_mcp(self) -> None:
+        """Log what /mcp lacks, if operators are configured; it is imported when it is used."""
+        missing = [name for name in ("mcp_server", "mcp") if not importlib.util.find_spec(name)]
+        if self.config.operators and missing:
             hint = "pip install 'codex-pooler[mcp]'"
-            problem = f"operators: /mcp is not served: {error.msg}; {hint}"
+            problem = f"operators: /mcp is not served: No module named {missing[0]!r}; {hint}"
             self.log("warning", "config", {"problem": problem})
-
-    def restore(self) -> None:
-        """Count what the journal has of earlier runs."""
-        now, unix_now = trio.current_time(), self.unix_now()
-        names = {(key.pool, key.name) for key in self.config.keys}
-        for line in self.journal.read_back():
-            if (entry := read_entry(line)) is None:
-                continue
-            self.ledger.add(entry)
-            if (name := (entry["pool"], entry["key"])) in names:
-                restore_use(self.uses[name], entry, now, unix_now)
 
     # One WebSocket.
 
@@ -6569,7 +6955,7 @@ class Server(Shared):
         """
         raw, record, limits = upgrade_head(head), exchange.record, exchange.limits
         pool = exchange.config.pools[key.pool]
-        self.want_catalogues(pool)
+        await self.want_catalogues(pool)
         if not self.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
             raise PoolerError("websocket_unsupported")
         if sum(client.key == key for client in self.sockets) >= key.concurrent:
@@ -6577,8 +6963,10 @@ class Server(Shared):
         if self.is_draining:
             raise PoolerError("server_stopping")
         connection = exchange.connection
-        frames = Frames(connection, limits.websocket_message_bytes_max, self.bodies, limits)
+        hold = functools.partial(self.bodies.grow, exchange.holder)
+        frames = Frames(connection, limits.websocket_message_bytes_max, hold, limits)
         exchange.closes = exchange.is_started = exchange.is_whole = True
+        connection.is_busy = True
         record.status = 101
         client = ClientSocket(
             connection.stream, upgrade=exchange, frames=frames, key=key, native_path=native_path
@@ -6611,7 +6999,7 @@ class Server(Shared):
             if key is not None and not is_news:
                 await self.serve_turn(client, key, frame)
                 continue
-            self.bodies.grow(-len(frame))
+            client.frames.hold(-len(frame))
             if key is None:
                 client.end(1008)
             elif client.upstream is not None:  # nobody answers them
@@ -6622,7 +7010,15 @@ class Server(Shared):
         upgrade, config = client.upgrade, self.config
         record = Record(new_request_id(), "GET", upgrade.record.route, key.pool, key.name)
         client.turn = turn = Turn(
-            self, client, record, config, head=upgrade.head, body=frame, closes=False, socket=client
+            self,
+            client,
+            record,
+            config,
+            head=upgrade.head,
+            body=frame,
+            body_held=len(frame),
+            closes=False,
+            socket=client,
         )
         await self.serve_exchange(turn, self.judge_turn(turn, key))
         client.turn = None
@@ -6645,74 +7041,91 @@ class Server(Shared):
 
     # Services.
 
-    def is_catalogue_old(self, account: Account) -> bool:
+    def is_catalogue_old(self, endpoint: Endpoint) -> bool:
         """Whether the account's model list is to be asked for."""
+        account = endpoint.account
         is_asked = (account.models is None or account.is_codex) and not account.paused
-        health = self.roster.health.get(account.name) if is_asked else None
-        return health is not None and health.catalogue_until <= trio.current_time()
+        health = self.roster.health_of(account)
+        return is_asked and health.catalogue_until <= trio.current_time()
 
-    def want_catalogues(self, pool: Pool) -> None:
-        """Ask for the accounts' model lists in the background, if they are old."""
-        self.look_at_logins(pool.accounts)
-        if any(map(self.is_catalogue_old, pool.accounts)):
+    async def want_catalogues(self, pool: Pool) -> None:
+        """Notice new logins; have old model lists read in the background."""
+        await self.look_at_logins(pool.accounts)
+        known = [self.endpoints.get(account.name) for account in pool.accounts]
+        if any(self.is_catalogue_old(endpoint) for endpoint in known if endpoint):
             self.catalogues_wanted.set()
 
     async def keep_catalogues(self) -> Never:
         """Read the model list of every account that has none configured, when wanted."""
         while True:
             self.catalogues_wanted = trio.Event()
-            self.look_at_logins(self.config.accounts.values())
-            for account in filter(self.is_catalogue_old, list(self.config.accounts.values())):
-                health = self.roster.health[account.name]
-                found = await self.read_catalogue(account)
-                health.catalogue = found or health.catalogue
-                pause = CATALOGUE_PAUSE_SECONDS if found is None else CATALOGUE_SECONDS
-                health.catalogue_until = trio.current_time() + pause
+            await self.look_at_logins(self.config.accounts.values())
+            for endpoint in list(self.endpoints.values()):
+                if self.is_current(endpoint) and self.is_catalogue_old(endpoint):
+                    await self.keep_catalogue(endpoint)
             await self.catalogues_wanted.wait()
 
-    async def read_catalogue(self, account: Account) -> Mapping[str, Model] | None:
+    async def keep_catalogue(self, endpoint: Endpoint) -> None:
+        """Read one account's model list.  Where a reload comes meanwhile, nobody looks at it."""
+        health = self.roster.health_of(endpoint.account)
+        found = await self.read_catalogue(endpoint)
+        health.catalogue = found or health.catalogue
+        pause = CATALOGUE_PAUSE_SECONDS if found is None else CATALOGUE_SECONDS
+        health.catalogue_until = trio.current_time() + pause
+
+    async def read_catalogue(self, endpoint: Endpoint) -> Mapping[str, Model] | None:
         """The models an account's /models lists; None on any failure."""
-        url, limits = account.base_url, self.config.limits
+        account, limits = endpoint.account, self.config.limits
         path = f"/models?client_version={CODEX_VERSION}" if account.is_codex else "/models"
-        tls, expected = self.tls_of(account), (LoginNeeded, *TRANSPORT_ERRORS)
+        expected = (LoginNeeded, *TRANSPORT_ERRORS)
         with trio.move_on_after(limits.connect_seconds_max), contextlib.suppress(*expected):
-            secret, fields, _ = await identify(self, account)
-            head = request_head(url, path, secret, fields, b"")
-            status, body = await ask_once(self.dial, url, tls, head, limits)
+            secret, fields, _ = await identify(self.tokens, endpoint)
+            head = request_head(account.base_url, path, secret, fields, b"")
+            status, body = await ask_once(self.dial, account.base_url, endpoint.tls, head, limits)
             return read_catalogue(body) if status == 200 else None
         return None
 
     async def reload(self, load: Callable[[], Loaded]) -> None:
         """Take what `load` gives, whole or not at all."""
         try:
-            config, contexts = load()
+            config, contexts = await self.files.run(RELOAD_SECONDS_MAX, load)
         except ConfigRefused as refused:
             for problem in refused.problems:
                 self.log("error", "reload refused", {"problem": problem})
             return
+        except OSError as error:
+            problem = f"the configuration cannot be read: {error.strerror}"
+            self.log("error", "reload refused", {"problem": problem})
+            return
+
         if config.listen != self.config.listen:
             self.log("warning", "reload", {"problem": "listen: a change needs a restart"})
         for warning in config.warnings:
             self.log("warning", "config", {"problem": warning})
-        self.config = dataclasses.replace(config, listen=self.config.listen)
-        self.tls_contexts |= contexts
+        self.apply(dataclasses.replace(config, listen=self.config.listen), contexts)
+        self.log("info", "reloaded", {"pools": len(config.pools)})
+        await self.idle.close_all()
+        await self.inspect_logins()
+
+    def apply(self, config: Config, contexts: Mapping[str | None, ssl.SSLContext]) -> None:
+        """Go by another configuration, all of it from one moment to the next."""
+        self.config, self.tls_contexts = config, contexts
         self.roster.reload(config)
-        self.take_logins()
-        self.inspect_logins()
+        self.take_endpoints()
         self.bodies.bytes_max = config.limits.bodies_bytes_max
         self.events.bytes_max = config.limits.events_bytes_max
         self.ledger.requests = deque(self.ledger.requests, config.limits.records_max)
+
         names = {(key.pool, key.name) for key in config.keys}
         for name in self.uses.keys() - names:
             del self.uses[name]
         for client in self.sockets:
             if self.key_of(client) is None:
                 client.end(1008, "invalid_api_key")
-        self.open_operators()
+
+        self.warn_of_mcp()
         self.assign_waiters()
         self.catalogues_wanted.set()
-        await self.idle.close_all()
-        self.log("info", "reloaded", {"pools": len(config.pools)})
 
     # The whole.
 
@@ -6805,32 +7218,26 @@ Loaded = tuple[Config, dict[str | None, ssl.SSLContext]]
 def load(path: Path, env: Mapping[str, str]) -> Loaded:
     """Read and check pools.json; a TLS context for each `ca_file`.  Raises: ConfigRefused."""
 
-    def read_file(name: str) -> str:
-        with (path.parent / name).open("rb") as file:
-            return file.read(SECRET_FILE_BYTES_MAX).decode("utf-8")
+    def read_secret(name: str) -> str:
+        return read_file(path.parent / name).decode("utf-8")
 
     try:
-        with path.open("rb") as file:
-            raw = file.read(CONFIG_BYTES_MAX + 1)
+        raw = read_file(path, CONFIG_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigRefused([f"{path}: {error.strerror}; start from pools.json.example"]) from None
     if len(raw) > CONFIG_BYTES_MAX:
         raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
-    config = parse_config(raw, env, read_file, str(path))
+    config = parse_config(raw, env, read_secret, str(path))
     contexts: dict[str | None, ssl.SSLContext] = {}
     problems, accounts = [], config.accounts.values()
     if config.token_url.is_tls and any(account.is_codex for account in accounts):
         contexts[None] = make_tls_context(None)
-    read = [account.auth_file for account in accounts if account.auth_file]
-    real_paths = {os.path.realpath(one) for one in (str(path), *read)}
-    if config.journal and os.path.realpath(config.journal) in real_paths:
-        problems.append("journal: lines would be added to a file that is read; name another one")
     for account in accounts:
         name = account.ca_file
         if name not in contexts and (account.base_url.is_tls or name):
             try:
-                contexts[name] = make_tls_context(name and str(path.parent / name))
-            except (OSError, ssl.SSLError):
+                contexts[name] = make_tls_context(path.parent / name if name else None)
+            except (OSError, ssl.SSLError, ValueError):
                 problems.append(f"accounts.{account.name}.ca_file: not a readable PEM file")
     if problems:
         raise ConfigRefused(problems)
@@ -6970,7 +7377,7 @@ async def run_demo(port: int, is_once: bool) -> int:
 def log_problem(level: str, event: str, fields: Mapping[str, Json]) -> None:
     """The demo's log: only what a person should act on."""
     if level != "info":
-        log_line(level, event, fields)
+        print_log(level, event, fields)
 
 
 async def serve_with_signals(
@@ -7002,20 +7409,45 @@ async def serve_with_signals(
             nursery.cancel_scope.cancel()
 
 
-async def run_serve(path: Path, env: Mapping[str, str]) -> int:
+async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
     """`pooler serve`.  Raises: ConfigRefused."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # before and after it is listened to
+    descriptors_max = raise_descriptor_limit()
     config, contexts = load(path, env)
     for warning in config.warnings:
-        log_line("warning", "config", {"problem": warning})
-    server = Server(config, contexts)
-    server.open_operators()
-    server.restore()
-    server.inspect_logins()
-    listeners = await open_listeners(config, log_line)
+        log("warning", "config", {"problem": warning})
+
+    server = Server(config, contexts, log=log, descriptors_max=descriptors_max)
+    server.warn_of_descriptors()
+    server.warn_of_mcp()
+    await server.inspect_logins()
+    await server.look_at_logins(config.accounts.values())
+
+    listeners = await open_listeners(config, log)
     await serve_with_signals(server, listeners, functools.partial(load, path, env))
-    log_line("info", "stopped", {})
+    log("info", "stopped", {})
     return 0
+
+
+def raise_descriptor_limit() -> float:
+    """How many descriptors the process may have, which is as many as the system lets it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS has a lower bound than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft
+
+
+def serve_logged(path: Path, env: Mapping[str, str]) -> int:
+    """`pooler serve`, with its log.  Raises: ConfigRefused."""
+    if sys.stderr is None:  # descriptor 2 was closed at the start, and will be somebody else's
+        return trio.run(run_serve, path, env, print_log)
+
+    with LogWriter() as log:
+        accepting = logging.getLogger("trio.serve_listeners")
+        accepting.addHandler(AcceptLog(log))
+        accepting.propagate = False
+        return trio.run(run_serve, path, env, log)
 
 
 def run_check(path: Path, env: Mapping[str, str]) -> int:
@@ -7164,7 +7596,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_check(path, os.environ)
         if given.command == "status":
             return run_status(given.url or "http://127.0.0.1:4000", given.watch, given.json)
-        return trio.run(run_serve, path, dict(os.environ))
+        return serve_logged(path, dict(os.environ))
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
