@@ -7,7 +7,6 @@ bug in its log.
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -322,7 +321,7 @@ async def test_a_reload_keeps_what_is_known_of_a_login(
         before = world.server.logins["a"]
         await world.server.reload(lambda: (world.config, {}))
         assert world.server.logins["a"] is before
-        assert world.server.tokens.tls is None
+        assert world.server.logins["a"].tls is None
 
 
 async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
@@ -461,16 +460,13 @@ async def test_a_new_login_brings_its_models(autojump_clock: MockClock, tmp_path
         assert shown_models(await world.ask(request("GET", "/v1/models"))) == {"gpt-5.5": 7}
 
 
-async def test_an_alias_changes_the_model_of_an_encoded_native_body_and_no_more(
+async def test_an_alias_changes_the_model_of_a_native_body_and_no_more(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     body = NATIVE | {"model": "small", "extra": {"model": "small"}}
-    packed = gzip.compress(json.dumps(body).encode())
     async with scripted_world(tmp_path, pool={"aliases": {"small": "gpt-5.5"}}) as world:
         world.upstreams["a"].plays(sent(stream(WHOLE)))
-        headers = [("Content-Encoding", "gzip")]
-        response = await world.ask(post(f"{PREFIX}/responses", packed, headers=headers))
+        response = await world.ask(post(f"{PREFIX}/responses", body))
         assert response.status == 200
         [asked] = world.asked
         assert asked.json() == body | {"model": "gpt-5.5"}
-        assert asked.header("content-encoding") is None

@@ -164,7 +164,6 @@ WRONG_TYPES: Final[list[tuple[str, Json]]] = [
     *each("allowed_origins", "https://h", [1], ["*"], ["null"], ["h"]),
     *each("allowed_origins", ["https://h/"], ["https://H"], ["file://x"]),
     *each("hosts", "h", [1], [""], ["h:4000"], ["a b"], ["::1"], ["https://h"]),
-    *each("journal", 1, "", None),
     *each("limits", [], "x", 1, None),
 ]
 SECRETS: Final[list[tuple[str, Json]]] = [
@@ -316,13 +315,13 @@ def test_a_login_is_one_account() -> None:
 
 
 def test_all_problems_come_at_once_and_in_order() -> None:
-    described = good() | {"hosts": [1], "journal": 1, "wrong": 1}
+    described = good() | {"hosts": [1], "base_path": 1, "wrong": 1}
     described["accounts"]["a"] |= {"priority": "1", "base_url": "x"}
     described["pools"]["home"]["keys"]["laptop"] = "short"
     problems = problems_of(described)
     paths = [problem.partition(":")[0] for problem in problems]
     assert paths == [
-        "accounts.a.base_url", "accounts.a.priority", "hosts[0]", "journal", KEY_PATH, "wrong",
+        "accounts.a.base_url", "accounts.a.priority", "base_path", "hosts[0]", KEY_PATH, "wrong",
     ]  # fmt: skip
 
 

@@ -7,14 +7,10 @@ of each step measured; and compressed bodies through a whole server.
 
 from __future__ import annotations
 
-import gzip
-import importlib
 import json
-import random
 import sys
 import time
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -33,7 +29,7 @@ from pooler import (
     parse_json_object,
     replace_model,
 )
-from tests.fakes import Response, World, describe, json_answer, opened_world, post
+from tests.fakes import describe, json_answer, opened_world, post
 
 Json = Any
 LIMITS: Final = Limits()
@@ -453,172 +449,3 @@ def test_no_step_of_a_request_with_an_alias_holds_the_loop_for_long() -> None:
 ################################################################
 # COMPRESSED BODIES
 ################################################################
-
-PLAIN: Final = b'{"model": "m1", "input": "' + b"hello, " * 40 + b'"}'
-LONG: Final = (
-    b'{"model": "m1", "input": "'
-    + bytes(random.Random(7).choices(b"abcdefghijklmnopqrstuvwxyz ,.", k=30_000))
-    + b'"}'
-)
-
-
-async def ask(world: World, body: bytes, coding: str) -> Response:
-    world.upstreams["a"].always = json_answer({"id": "r"})
-    headers = [("Content-Encoding", coding)]
-    return await world.ask(post("/v1/responses", body, headers=headers))
-
-
-@pytest.mark.parametrize(
-    "coding", ["gzip", "GZip", "x-gzip", "deflate", "identity", "IDENTITY", ""]
-)
-@pytest.mark.parametrize("plain", [PLAIN, LONG], ids=["short", "long"])
-async def test_a_known_coding_is_undone(
-    autojump_clock: MockClock, coding: str, plain: bytes
-) -> None:
-    packed = plain
-    if "gzip" in coding.lower():
-        packed = gzip.compress(plain)
-    elif coding == "deflate":
-        packed = zlib.compress(plain)
-    async with opened_world(describe("a")) as world:
-        response = await ask(world, packed, coding)
-        assert response.status == 200
-        [asked] = world.asked
-        assert asked.body == plain
-        assert asked.header("content-encoding") is None
-        assert asked.header("content-length") == str(len(plain))
-
-
-@pytest.mark.parametrize("coding", ["br", "compress", "gzip, gzip", "identity, gzip", "x", "*"])
-async def test_an_unknown_coding_names_the_switch(autojump_clock: MockClock, coding: str) -> None:
-    async with opened_world(describe("a")) as world:
-        response = await ask(world, PLAIN, coding)
-        assert (response.status, response.error["code"]) == (415, "unsupported_content_encoding")
-        assert "enable_request_compression" in response.error["message"]
-        assert response.header("connection") == "close"
-
-
-GOOD: Final = gzip.compress(PLAIN)
-BROKEN: Final[dict[str, tuple[str, bytes]]] = {
-    "truncated": ("gzip", GOOD[:-1]),
-    "no-trailer": ("gzip", GOOD[:-8]),
-    "half": ("gzip", GOOD[: len(GOOD) // 2]),
-    "head-only": ("gzip", GOOD[:10]),
-    "empty": ("gzip", b""),
-    "garbage-behind": ("gzip", GOOD + b"x"),
-    "second-member": ("gzip", GOOD + GOOD),
-    "zeros-behind": ("gzip", GOOD + b"\0" * 8),
-    "bad-checksum": ("gzip", GOOD[:-8] + b"\0\0\0\0" + GOOD[-4:]),
-    "plain": ("gzip", PLAIN),
-    "zlib-as-gzip": ("gzip", zlib.compress(PLAIN)),
-    "gzip-as-deflate": ("deflate", GOOD),
-    "raw-deflate": ("deflate", zlib.compress(PLAIN)[2:-4]),
-    "deflate-truncated": ("deflate", zlib.compress(PLAIN)[:-1]),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-async def test_what_does_not_decompress_is_refused(autojump_clock: MockClock, name: str) -> None:
-    coding, packed = BROKEN[name]
-    async with opened_world(describe("a")) as world:
-        response = await ask(world, packed, coding)
-        assert (response.status, response.error["code"]) == (400, "invalid_json")
-
-
-def of_length(length: int) -> bytes:
-    """A valid body of that length, hard to compress."""
-    shell = b'{"model": "m1", "input": ""}'
-    noise = bytes(random.Random(3).choices(b"abcdefghijklmnopqrstuvwxyz", k=length - len(shell)))
-    return shell[:-2] + noise + shell[-2:]
-
-
-async def test_the_decoded_size_at_the_limit_and_one_past_it(autojump_clock: MockClock) -> None:
-    described = describe("a", limits={"decoded_bytes_max": 10_000})
-    async with opened_world(described) as world:
-        assert (await ask(world, gzip.compress(of_length(10_000)), "gzip")).status == 200
-        response = await ask(world, gzip.compress(of_length(10_001)), "gzip")
-        assert (response.status, response.error["code"]) == (413, "request_too_large")
-        assert response.header("connection") == "close"
-        assert len(world.asked) == 1
-
-
-async def test_the_ratio_at_the_limit_and_past_it(autojump_clock: MockClock) -> None:
-    plain = PLAIN + b" " * (4 * MIB)
-    packed = gzip.compress(plain)
-    ratio = -(-len(plain) // len(packed))
-    for allowed, status in ((ratio, 200), (ratio - 1, 413)):
-        async with opened_world(describe("a", limits={"decoded_ratio_max": allowed})) as world:
-            assert (await ask(world, packed, "gzip")).status == status
-
-
-async def test_a_bomb_is_stopped_early(autojump_clock: MockClock) -> None:
-    bomb = gzip.compress(b" " * (64 * MIB), 9)
-    async with opened_world(describe("a")) as world:
-        began = time.process_time()
-        response = await ask(world, bomb, "gzip")
-        assert (response.status, response.error["code"]) == (413, "request_too_large")
-        assert time.process_time() - began < STALL_SECONDS_MAX
-
-
-async def test_a_compressed_body_may_come_in_any_pieces(autojump_clock: MockClock) -> None:
-    async with opened_world(describe("a")) as world:
-        world.upstreams["a"].always = json_answer({"id": "r"})
-        raw = post("/v1/responses", GOOD, headers=[("Content-Encoding", "gzip")])
-        client = await world.connect()
-        for byte in raw:
-            await client.send(bytes([byte]))
-        assert (await client.read_response()).status == 200
-        assert world.asked[0].body == PLAIN
-
-
-async def test_the_ratio_is_that_of_the_body_and_not_of_its_first_packet(
-    autojump_clock: MockClock,
-) -> None:
-    """A run of equal letters at the start packs 1,000 times; the whole body packs 30 times."""
-    plain = PLAIN[:-2] + b"A" * 400_000 + LONG[26:]
-    packed = gzip.compress(plain)
-    assert len(plain) < 40 * len(packed)
-    raw = post("/v1/responses", packed, headers=[("Content-Encoding", "gzip")])
-    for step in (len(raw), 100):
-        async with opened_world(describe("a")) as world:
-            world.upstreams["a"].always = json_answer({"id": "r"})
-            client = await world.connect()
-            for at in range(0, len(raw), step):
-                await client.send(raw[at : at + step])
-                await world.settle()
-            assert (await client.read_response()).status == 200, step
-
-
-def zstd() -> Any:  # noqa: ANN401 (a module)
-    """The module that knows zstd, or None."""
-    for name in ("compression.zstd", "backports.zstd"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    return None
-
-
-async def test_zstd_works_where_python_has_it(autojump_clock: MockClock) -> None:
-    module = zstd()
-    packed = module.compress(PLAIN) if module else b"\x28\xb5\x2f\xfd"
-    async with opened_world(describe("a")) as world:
-        response = await ask(world, packed, "zstd")
-        assert response.status == (200 if module else 415)
-        if module:
-            assert world.asked[0].body == PLAIN
-            for broken in (packed[:-1], packed + b"x", b"", PLAIN):
-                assert (await ask(world, broken, "zstd")).error["code"] == "invalid_json"
-            assert (await ask(world, module.compress(b" " * 64 * MIB), "zstd")).status == 413
-
-
-async def test_without_zstd_the_answer_names_the_switch(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("compression.zstd", "backports.zstd"):
-        monkeypatch.setitem(sys.modules, name, None)
-    async with opened_world(describe("a")) as world:
-        response = await ask(world, b"\x28\xb5\x2f\xfd", "zstd")
-        assert (response.status, response.error["code"]) == (415, "unsupported_content_encoding")
-        assert "enable_request_compression" in response.error["message"]
-        assert "zstd" in response.error["message"]

@@ -67,8 +67,6 @@ CROSSED_BY: Final[dict[str, tuple[str, str]]] = {
     "body_seconds_max": (TIMERS, "test_a_body_may_take_two_minutes_in_all"),
     "json_depth_max": (JSON, "test_depth_at_the_limit_and_one_past_it"),
     "json_separators_max": (JSON, "test_separators_at_the_limit_and_one_past_it"),
-    "decoded_bytes_max": (JSON, "test_the_decoded_size_at_the_limit_and_one_past_it"),
-    "decoded_ratio_max": (JSON, "test_the_ratio_at_the_limit_and_past_it"),
     "connections_max": (HERE, "test_so_many_connections_are_served"),
     "keyless_connections_max": (HERE, "test_so_many_connections_may_be_without_a_key"),
     "write_stall_seconds_max": (TIMERS, "test_a_client_that_does_not_read_is_left_after_a_minute"),
@@ -671,7 +669,6 @@ def test_the_default_limits_are_those_of_the_contract() -> None:
     assert (limits.body_bytes_max, limits.bodies_bytes_max) == (32 * mib, 256 * mib)
     assert (limits.body_idle_seconds_max, limits.body_seconds_max) == (30, 120)
     assert (limits.json_depth_max, limits.json_separators_max) == (100, 200_000)
-    assert (limits.decoded_bytes_max, limits.decoded_ratio_max) == (32 * mib, 200)
     assert (limits.connections_max, limits.keyless_connections_max) == (1024, 256)
     assert (limits.key_streams_max, limits.account_streams_max) == (64, 16)
     assert (limits.queue_length_max, limits.queue_seconds_max) == (64, 10)

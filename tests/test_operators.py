@@ -1,4 +1,4 @@
-"""Proves what an operator's token opens, what it is shown, and that the journal keeps counts.
+"""Proves what an operator's token opens, what it is shown, and that counts are kept.
 
 Method: the real server in virtual time.  What the pages look like is in test_operator_pages.py,
 what MCP says in test_mcp.py.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, NoReturn
@@ -19,10 +17,9 @@ import trio
 from trio.testing import MockClock
 
 import pooler
-from pooler import JOURNAL_BYTES_MAX, Journal, Ledger
+from pooler import Ledger
 from tests.fakes import (
     UNIX_START,
-    Pause,
     Wait,
     World,
     describe,
@@ -158,7 +155,6 @@ async def test_mcp_that_is_not_installed_says_what_to_install(
         raise ImportError("No module named 'mcp'")
 
     monkeypatch.setattr(pooler, "load_mcp", load_nothing)
-    world.server.open_operators()
     [warning] = [fields for level, _, fields in world.logged if level == "warning"]
     assert "codex-pooler[mcp]" in warning["problem"]
     response = await world.ask(post("/mcp", {}, key=TOKEN))
@@ -167,7 +163,6 @@ async def test_mcp_that_is_not_installed_says_what_to_install(
 
 
 async def test_mcp_expects_no_more_than_the_other_routes(world: World) -> None:
-    world.server.open_operators()
     response = await world.ask(post("/mcp", {}, key=TOKEN, headers=[("Expect", "tea")]))
     assert (response.status, response.error["code"]) == (417, "expectation_failed")
 
@@ -273,12 +268,22 @@ async def test_only_so_many_requests_are_remembered(autojump_clock: MockClock) -
 
 
 def test_counters_have_a_bound_whatever_an_upstream_calls_its_errors() -> None:
-    ledger = Ledger(10)
-    for number in range(pooler.TOTALS_MAX + 50):
-        code = f"code_{number}"
-        ledger.add(RECORD | {"code": code, "attempts": [{"account": "a", "reason": code}]})
-    assert len(ledger.totals) == len(ledger.attempts) == pooler.TOTALS_MAX + 1
-    assert sum(row["requests"] for row in ledger.totals.values()) == pooler.TOTALS_MAX + 50
+    """And what one account's upstream makes up takes nothing from the rows of another."""
+    ledger, count = Ledger(10), pooler.TOTALS_MAX + 50
+    for number in range(count):
+        code, model = pooler.upstream_name(f"code_{number}"), f"model_{number}"
+        attempts = [{"account": "a", "reason": code}]
+        ledger.add(RECORD | {"account": "a", "code": code, "model": model, "attempts": attempts})
+        ledger.add(RECORD | {"account": "b", "code": None, "attempts": [{"account": "b"}]})
+    assert len(ledger.totals["a"]) == len(ledger.attempts["a"]) == pooler.TOTALS_MAX + 1
+    assert sum(row["requests"] for row in ledger.totals["a"].values()) == count
+    codes = {row[-1] for row in ledger.totals["a"]}
+    assert codes == {
+        *(pooler.upstream_name(f"code_{number}") for number in range(pooler.UPSTREAM_CODES_MAX)),
+        pooler.upstream_name("other"), "other",
+    }  # fmt: skip
+    [(row, sums)] = ledger.totals["b"].items()
+    assert (row[-1], sums["requests"]) == ("ok", count)
 
 
 RECORD: Final[Json] = {
@@ -303,29 +308,6 @@ ODD: Final[tuple[Json, ...]] = (
     None,
     [{}, 7, None],
 )
-
-
-def test_a_line_of_the_journal_is_the_record_that_it_was() -> None:
-    assert pooler.read_entry(RECORD) == RECORD
-
-
-@pytest.mark.parametrize("name", RECORD)
-async def test_an_edited_line_of_the_journal_breaks_nothing(name: str, world: World) -> None:
-    for odd in ODD:
-        entry = pooler.read_entry(RECORD | {name: odd})
-        assert pooler.read_entry({name: odd}) is None or name == "at"
-        if entry is None:
-            assert name in {"at", "request_id", "route", "transport"}
-            continue
-        world.server.ledger.add(entry)
-        pooler.restore_use(pooler.KeyUse(), entry, 1.0, 2e9)
-    await world.settle()
-    found = world.server.snapshot()
-    page = pooler.show_admin(found)
-    assert json.dumps(page)
-    assert pooler.admin_page(page).startswith("<!DOCTYPE html>")
-    assert pooler.metrics_text(found)
-    assert pooler.status_text(page, 100, True)
 
 
 ################################################################
@@ -370,167 +352,6 @@ async def test_explaining_asks_nobody_and_changes_nothing(world: World) -> None:
 
 
 ################################################################
-# THE JOURNAL
-################################################################
-
-
-def entries(path: Path) -> list[Json]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-async def test_every_request_with_a_key_is_a_line_of_metadata(
-    autojump_clock: MockClock, tmp_path: Path
-) -> None:
-    path = tmp_path / "requests.journal"
-    async with opened_world(described(journal=str(path))) as world:
-        world.server.open_operators()
-        world.upstreams["a"].always = world.upstreams["b"].always = json_answer(ANSWER)
-        await world.ask(post("/v1/responses", {"model": "m1", "input": "canary-prompt"}))
-        await world.ask(request("GET", "/v1/models", key=None))
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        [entry] = entries(path)
-        assert (entry["key"], entry["status"], entry["tokens"]["input_tokens"]) == (
-            "laptop",
-            200,
-            30,
-        )
-        assert entry["at"] == pytest.approx(UNIX_START, abs=2)
-        assert not [word for word in ("canary", KEY, TOKEN) if word in path.read_text()]
-
-
-async def test_counts_and_key_limits_survive_a_restart(
-    autojump_clock: MockClock, tmp_path: Path
-) -> None:
-    path = tmp_path / "requests.journal"
-    keys = {"laptop": {"key": KEY, "requests_per_minute": 3, "tokens_per_day": 1000}}
-    whole = described(journal=str(path), pool={"keys": keys})
-    for run in range(2):
-        async with opened_world(whole) as world:
-            world.server.open_operators()
-            world.server.restore()
-            world.upstreams["a"].always = world.upstreams["b"].always = json_answer(ANSWER)
-            assert (await world.ask(ASK)).status == 200
-            usage = (await world.ask(request("GET", "/v1/usage"))).json()
-            assert usage["request_count"] == run + 1
-            [key] = world.server.snapshot()["keys"]
-            assert (key["requests"], key["tokens_today"]) == (run + 1, 34 * (run + 1))
-        with path.open("a") as file:
-            file.write('{"at": 1, "torn')  # the process was killed
-    async with opened_world(whole) as world:
-        world.server.open_operators()
-        world.server.restore()
-        world.upstreams["a"].always = world.upstreams["b"].always = json_answer(ANSWER)
-        assert (await world.ask(ASK)).status == 200
-        assert (await world.ask(ASK)).error["code"] == "key_limit_reached"  # the fourth in a minute
-        totals = world.server.snapshot()["totals"]
-        assert sum(row["requests"] for row in totals if row["code"] == "ok" and row["account"]) == 3
-    assert [line for line in path.read_text().splitlines() if line.endswith("torn")]
-
-
-async def test_what_a_limit_refused_is_not_counted_after_a_restart(
-    autojump_clock: MockClock, tmp_path: Path
-) -> None:
-    path = tmp_path / "requests.journal"
-    whole = described(journal=str(path), pool={"keys": {"laptop": {"key": KEY, "concurrent": 1}}})
-    async with opened_world(whole) as world:
-        world.server.open_operators()
-        world.server.uses["home", "laptop"] = use = pooler.KeyUse(in_flight_count=1)
-        assert (await world.ask(ASK)).error["code"] == "key_limit_reached"
-        assert (await world.ask(request("GET", "/v1/responses"))).status == 426
-        use.in_flight_count = 0
-    async with opened_world(whole) as world:
-        world.server.open_operators()
-        world.server.restore()
-        [key] = world.server.snapshot()["keys"]
-        assert (key["requests"], len(entries(path))) == (0, 2)
-
-
-async def test_an_entry_says_when_its_request_came(
-    autojump_clock: MockClock, tmp_path: Path
-) -> None:
-    path = tmp_path / "requests.journal"
-    path.write_text("")
-    path.chmod(0o644)
-    async with opened_world(described(journal=str(path))) as world:
-        world.server.open_operators()
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        for name in "ab":
-            world.upstreams[name].plays([Pause(20), *json_answer(ANSWER)])
-        came_at = world.unix_now()
-        await world.ask(ASK)
-        assert world.unix_now() >= came_at + 20
-        assert entries(path)[0]["at"] == pytest.approx(came_at, abs=0.01)
-
-
-async def test_a_reload_opens_the_file_anew(autojump_clock: MockClock, tmp_path: Path) -> None:
-    path = tmp_path / "requests.journal"
-    whole = described(journal=str(path))
-    async with opened_world(whole) as world:
-        world.server.open_operators()
-        await world.ask(request("GET", "/v1/models"))
-        path.rename(tmp_path / "old")
-        await world.ask(request("GET", "/v1/models"))
-        await world.server.reload(lambda: (make_config(whole), {}))
-        await world.ask(request("GET", "/v1/models"))
-        assert (len(entries(tmp_path / "old")), len(entries(path))) == (2, 1)
-        await world.server.reload(lambda: (make_config(described()), {}))
-        await world.ask(request("GET", "/v1/models"))
-        assert len(entries(path)) == 1
-
-
-@pytest.mark.parametrize("kind", ["full", "folder", "nowhere"])
-async def test_a_journal_that_cannot_be_written_fails_no_request(
-    kind: str, autojump_clock: MockClock, tmp_path: Path
-) -> None:
-    path = {
-        "full": Path("/dev/full"),
-        "folder": tmp_path,
-        "nowhere": tmp_path / "no" / "where",
-    }[kind]
-    async with opened_world(described(journal=str(path))) as world:
-        world.server.open_operators()
-        world.server.restore()
-        for _ in range(3):
-            assert (await world.ask(request("GET", "/v1/models"))).status == 200
-        told = [fields for _, event, fields in world.logged if event == "journal"]
-        assert len(told) == 1, told
-        assert str(path) in told[0]["problem"]
-
-
-def test_a_line_that_was_cut_is_not_glued_to_the_next(tmp_path: Path) -> None:
-    path = tmp_path / "j"
-    path.write_bytes(b'{"a": 1}\n{"b": ')
-    journal = Journal(lambda *_: None)
-    journal.open(str(path))
-    journal.add({"c": 3})
-    assert path.read_bytes() == b'{"a": 1}\n{"b": \n{"c": 3}\n'
-    assert list(journal.read_back()) == [{"a": 1}, {"c": 3}]
-    journal.close()
-
-
-def test_a_line_that_is_too_long_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "j"
-    path.write_bytes(b"[" * 10**6 + b'\n{"a": 1}\n')
-    journal = Journal(lambda *_: None)
-    journal.open(str(path))
-    assert list(journal.read_back()) == [{"a": 1}]
-    journal.close()
-
-
-def test_only_the_last_part_of_a_long_journal_is_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "j"
-    with path.open("wb") as file:
-        file.write(b'{"first": 1}\n')
-        file.truncate(JOURNAL_BYTES_MAX)
-        file.seek(0, os.SEEK_END)
-        file.write(b'\n{"last": 1}\n')
-    journal = Journal(lambda *_: None)
-    journal.open(str(path))
-    assert list(journal.read_back()) == [{"last": 1}]
-    journal.close()
-
-
-################################################################
 # NOTHING ELSE
 ################################################################
 
@@ -553,20 +374,17 @@ async def test_no_secret_prompt_or_word_of_an_upstream_is_shown_anywhere(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """A canary in every secret, prompt, header, answer and error; all that is shown is searched."""
-    path = tmp_path / "journal"
     key, token, api_key = SECRETS.values()
     whole = describe(
         "ab",
         accounts={name: {"api_key": api_key} for name in "ab"},
         pool={"keys": {"laptop": key}, "routing": "round_robin"},
         operators={"me": token},
-        journal=str(path),
     )
     said = ANSWER | {"output": [{"type": "message", "content": "canary-answer"}], "id": "canary-id"}
     told = {"error": {"message": "canary-words", "code": "canary code", "type": "canary!"}}
     headers = [("session-id", "canary-session"), ("User-Agent", "canary-agent"), ("X", "canary-x")]
     async with opened_world(whole) as world:
-        world.server.open_operators()
         for script in (
             json_answer(said),
             json_answer(told, 400),
@@ -587,7 +405,6 @@ async def test_no_secret_prompt_or_word_of_an_upstream_is_shown_anywhere(
             pooler.admin_page(page),
             pooler.metrics_text(found),
             pooler.status_text(page, 120, True),
-            path.read_text(),
             json.dumps(world.server.explain("home", "m1", "canary-session")),
             json.dumps(world.logged),
         ]

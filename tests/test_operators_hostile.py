@@ -6,7 +6,6 @@ Method: the real server in virtual time, with journals that nobody of ours would
 from __future__ import annotations
 
 import functools
-import gzip
 import json
 import os
 import socket
@@ -28,6 +27,8 @@ from tests.fakes import UNIX_START, World, describe, make_config, opened_world, 
 from tests.wires import Json
 
 TOKEN: Final = "cpo-operator-token-0123456789"
+
+
 GOOD: Final[Json] = {
     "at": UNIX_START - 5, "request_id": "abcdefghij", "method": "POST", "route": "responses",
     "transport": "http", "pool": "home", "key": "laptop", "account": "a", "model": "m1",
@@ -69,50 +70,6 @@ async def check_all_is_shown(world: World) -> None:
 # THE JOURNAL
 ################################################################
 
-ODD: Final[tuple[Json, ...]] = (
-    None,
-    True,
-    -1,
-    10**400,
-    1e300,
-    float("nan"),
-    float("inf"),
-    "x",
-    "",
-    [],
-    [1],
-    [{}],
-    {},
-)
-
-
-@pytest.mark.parametrize("name", [*GOOD, "nothing"])
-async def test_an_edited_journal_hides_no_page(
-    name: str, autojump_clock: MockClock, tmp_path: Path
-) -> None:
-    path = tmp_path / "journal"
-    lines = [json.dumps(GOOD | {name: odd}) for odd in ODD]
-    lines += [json.dumps({key: GOOD[key] for key in GOOD if key != name}), "[" * 99_999, "{}", "7"]
-    path.write_text("\n".join(lines) + "\n")
-    async with opened_world(described(journal=str(path))) as world:
-        world.server.open_operators()
-        world.server.restore()
-        await check_all_is_shown(world)
-
-
-async def test_a_clock_that_was_set_back_gives_no_key_its_tokens_again(
-    autojump_clock: MockClock, tmp_path: Path
-) -> None:
-    path = tmp_path / "journal"
-    midnight = UNIX_START // 86400 * 86400
-    times = (midnight + 1, midnight - 1, midnight - 90_000, midnight, UNIX_START + 90_000)
-    path.write_text("".join(json.dumps(GOOD | {"at": at}) + "\n" for at in times))
-    async with opened_world(described(journal=str(path))) as world:
-        world.server.open_operators()
-        world.server.restore()
-        [key] = [one for one in world.server.snapshot()["keys"] if one["requests"]]
-        assert (key["name"], key["requests"], key["tokens_today"]) == ("laptop", 5, 12)
-
 
 async def test_a_reload_changes_how_many_requests_are_remembered(
     autojump_clock: MockClock,
@@ -126,25 +83,13 @@ async def test_a_reload_changes_how_many_requests_are_remembered(
             assert len(world.server.snapshot()["requests"]) == records_max
 
 
-@pytest.mark.parametrize("name", ["pools.json", "auth.json", "link"])
-def test_no_line_is_added_to_a_file_that_is_read(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "pools.json"
-    login = {"type": "codex", "auth_file": "auth.json", "base_url": None, "api_key": None}
-    whole = described(journal=name, accounts={"b": login | {"models": None}})
-    path.write_text(json.dumps(whole))
-    (tmp_path / "link").symlink_to(path)
-    with pytest.raises(pooler.ConfigRefused) as refused:
-        pooler.load(path, {})
-    assert [one.partition(":")[0] for one in refused.value.problems] == ["journal"]
-
-
 ################################################################
 # MCP
 ################################################################
 
 
 @pytest.mark.parametrize(("more", "status"), [(0, 202), (1, 413)])
-async def test_a_compressed_message_has_no_more_bytes_than_a_plain_one(
+async def test_a_message_has_so_many_bytes(
     more: int, status: int, autojump_clock: MockClock
 ) -> None:
     async with opened_world(described(limits={"mcp_body_bytes_max": 4096})) as world:
@@ -157,16 +102,13 @@ async def test_a_compressed_message_has_no_more_bytes_than_a_plain_one(
 
         world.server.mcp = Companion()
         body = bytes(range(256)) * 16 + b"x" * more
-        packed = gzip.compress(body)
-        headers = [("Content-Encoding", "gzip")]
-        answer = await world.ask(post("/mcp", packed, key=TOKEN, headers=headers))
+        answer = await world.ask(post("/mcp", body, key=TOKEN))
         assert (answer.status, asked) == (status, [] if more else [body])
 
 
 @pytest.mark.parametrize("pool", ["home", "away"])
 async def test_why_nothing_is_explained_is_told(pool: str, autojump_clock: MockClock) -> None:
     async with opened_world(described(pool={"models": ["m1"]})) as world:
-        world.server.open_operators()
         answer = await world.ask(tool("explain_routing", pool_selector=pool, model="nothing"))
         shown = answer.json()["result"]["structuredContent"]
         assert (shown["chosen"], shown["accounts"]) == (None, [])

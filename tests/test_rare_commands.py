@@ -85,7 +85,7 @@ def test_the_demo_logs_only_what_a_person_should_act_on(
 def test_a_log_without_a_stderr_is_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """`2>&-`: Python has none where descriptor 2 was closed at the start."""
     monkeypatch.setattr(sys, "stderr", None)
-    pooler.log_line("info", "it happened", {})
+    pooler.print_log("info", "it happened", {})
 
 
 @pytest.mark.parametrize("line", ["key", "check", "demo --port 0"])
@@ -251,7 +251,7 @@ async def test_one_address_that_cannot_be_had_leaves_no_other_open(short_folder:
     wanted = (first, ELSEWHERE._replace(is_optional=False))
     config = dataclasses.replace(make_config(describe("a")), listen=wanted)
     with pytest.raises(pooler.ConfigRefused) as refused:
-        await pooler.open_listeners(config, pooler.log_line)
+        await pooler.open_listeners(config, pooler.print_log)
     assert refused.value.problems[0].startswith(f"listen: {ELSEWHERE.text}: ")
     with pytest.raises(ConnectionRefusedError):
         await trio.open_unix_socket(path)
@@ -265,7 +265,7 @@ async def test_a_link_in_the_place_of_a_unix_socket_stays(short_folder: Path) ->
     listen = pooler.Listen(f"unix:{path}", unix_path=str(path))
     config = dataclasses.replace(make_config(describe("a")), listen=(listen,))
     with pytest.raises(pooler.ConfigRefused):
-        await pooler.open_listeners(config, pooler.log_line)
+        await pooler.open_listeners(config, pooler.print_log)
     assert path.is_symlink()
 
 
@@ -356,7 +356,7 @@ async def test_a_kept_connection_is_used_again_only_if_nothing_came_on_it(
     async with kept(trustme.CA() if is_tls else None) as (server, client, keeper):
         raw = ask_responses(stream=False)
         assert (await client.ask(raw)).body == ANSWER
-        [[connection]] = server.idle.by_account.values()
+        [[connection]] = server.idle.by_endpoint.values()
         plain = plain_of(connection.stream)
         await keeper.end(way)
         if way != "nothing":
@@ -371,7 +371,7 @@ async def test_a_kept_connection_is_used_again_only_if_nothing_came_on_it(
 async def test_a_connection_that_was_reset_looks_no_better_than_one_that_ended() -> None:
     async with kept(None) as (server, client, keeper):
         await client.ask(ask_responses(stream=False))
-        [[connection]] = server.idle.by_account.values()
+        [[connection]] = server.idle.by_endpoint.values()
         await keeper.end("a reset")
         await trio.lowlevel.wait_readable(plain_of(connection.stream).socket)
         assert connection.is_stale()

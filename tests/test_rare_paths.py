@@ -22,7 +22,6 @@ from pooler import (
     LINGER_SECONDS_MAX,
     Connection,
     EventScanner,
-    Journal,
     Model,
     PeerClosed,
     read_catalogue,
@@ -235,17 +234,6 @@ async def test_a_limit_of_one_model_is_told_from_a_rest(
         ):
             told = world.server.explain("home", model, None)["accounts"]
             assert [one["reason"] for one in told] == reasons
-
-
-def test_a_journal_that_can_be_opened_and_not_read_costs_only_its_lines() -> None:
-    """Such a disk: the memory of a process, which has nothing where a file begins."""
-    told: list[Json] = []
-    journal = Journal(lambda _level, _event, fields: told.append(fields["problem"]))
-    journal.open("/proc/self/mem")
-    assert list(journal.read_back()) == []
-    journal.close()
-    assert told
-    assert all(problem.startswith("/proc/self/mem: ") for problem in told)
 
 
 async def test_a_reload_tells_what_a_start_would_have_warned_of(

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from pooler import Config, ConfigRefused, Secret, log_line, main, parse_config
+from pooler import Config, ConfigRefused, Secret, main, parse_config, print_log
 from tests.fakes import (
     Fin,
     Json,
@@ -179,7 +179,7 @@ async def test_a_refused_reload_does_not_tell_its_secrets(autojump_clock: MockCl
     async with opened_world(described()) as world:
 
         def load() -> Any:  # noqa: ANN401 (it never returns)
-            raw = json.dumps(described(hosts=[TYPED + ":1"], journal=[TYPED])).encode()
+            raw = json.dumps(described(hosts=[TYPED + ":1"], base_path=[TYPED])).encode()
             parse_config(raw[:-1] + b', "x": "' + FROM_ENV.encode() + b'"}', {}, str)
 
         await world.server.reload(load)
@@ -208,8 +208,8 @@ def test_check_prints_no_secret(
     assert found_in(printed.out + printed.err, SECRETS) == []
 
 
-def test_a_log_line_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
-    log_line("info", "test", {"text": 'a\nb\r\x1b[31m\u2028\x00"é\ud800', "none": None})
+def test_a_print_log_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    print_log("info", "test", {"text": 'a\nb\r\x1b[31m\u2028\x00"é\ud800', "none": None})
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1

@@ -32,13 +32,11 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "accounts": {"platform": {"type": "openai", "api_key": "none", "models": ["m1"]}},
         "pools": {"home": {"accounts": ["platform"], "keys": {"laptop": KEY}}},
         "operators": {"me": TOKEN},
-        "journal": "requests.journal",
     }
     server = Pooler(described, folder)
     yield server.origin
     server.stop()
     assert TOKEN not in server.process.output
-    assert (folder / "requests.journal").stat().st_mode & 0o777 == 0o600
 
 
 def status(*arguments: str, token: str | None = TOKEN, **env: str) -> tuple[int, str, str]:

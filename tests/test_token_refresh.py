@@ -64,7 +64,7 @@ class Desk:
         port = int(self.origin.rpartition(":")[2])
         url = BaseUrl(False, "127.0.0.1", port, "/oauth/token")
         self.tokens = Tokens(
-            url, None, pooler.dial, self.note, time.time, Limits(), self.nursery
+            url, pooler.dial, self.note, time.time, Limits(), pooler.Files(), self.nursery
         )  # fmt: skip
 
     def note(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
@@ -182,7 +182,8 @@ CHILD: Final = textwrap.dedent("""
         url = pooler.BaseUrl(False, "127.0.0.1", int(sys.argv[2]), "/oauth/token")
         async with trio.open_nursery() as nursery:
             tokens = pooler.Tokens(
-                url, None, pooler.dial, pooler.log_line, time.time, pooler.Limits(), nursery
+                url, pooler.dial, pooler.print_log, time.time, pooler.Limits(), pooler.Files(),
+                nursery,
             )
             login = pooler.Login("one", Path(sys.argv[1]))
             found = await tokens.credentials(login)

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gzip
-import io
 import json
 import random
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.parser import BytesParser
 from email.policy import HTTP
@@ -30,9 +27,7 @@ from tests.sockets import UPGRADE, frame
 Json = Any
 HERE: Final = Path(__file__).parent
 VECTORS: Final = HERE.parent / "vectors"
-LIMITS: Final = pooler.Limits(
-    json_separators_max=1000, decoded_bytes_max=4096, decoded_ratio_max=20, event_bytes_max=1024
-)
+LIMITS: Final = pooler.Limits(json_separators_max=1000, event_bytes_max=1024)
 FRAME_BYTES_MAX, FRAMES_MAX = 500, 16
 KEY: Final = "cp-fuzzed-key-0123456789"
 UNIX_NOW: Final = 1_800_000_000.0
@@ -194,18 +189,6 @@ def body(data: bytes) -> None:
     assert kept.keys() == value.keys()
 
 
-def decoded(data: bytes) -> None:
-    """Compressed bodies, within both bounds."""
-    for coding in ("gzip", "deflate"):
-        decoder = pooler.BodyDecoder(coding, LIMITS)
-        made = b""
-        with contextlib.suppress(PoolerError):
-            for piece in pieces_of(data):
-                made += decoder.feed(piece)
-            decoder.finish()
-        assert len(made) <= LIMITS.decoded_bytes_max
-
-
 def stream(data: bytes) -> None:
     """In any pieces the same events, which are the bytes that came."""
     for kind in CallKind:
@@ -307,20 +290,6 @@ def login(data: bytes) -> None:
         pooler.judge_renewal(status, data)
     pooler.read_catalogue(data)
     pooler.read_quota_event(objects_of(data))
-
-
-def journal(data: bytes) -> None:
-    """What was edited breaks neither the counts nor the pages."""
-    entry = pooler.read_entry(objects_of(data))
-    if entry is None:
-        return
-    ledger = pooler.Ledger(10)
-    ledger.add(entry)
-    pooler.restore_use(pooler.KeyUse(), entry, 100.0, UNIX_NOW)
-    shown = SHOWN | {"requests": [entry]}
-    pooler.admin_page(pooler.show_admin(shown)).encode()
-    pooler.status_text(shown, 80, is_coloured=False)
-    json.dumps(entry)
 
 
 SHOWN: Final[Json] = json.loads((HERE.parent / "snapshot.json").read_text(encoding="utf-8"))
@@ -441,25 +410,16 @@ MESSAGES: Final = (
 )
 
 
-def packed() -> list[bytes]:
-    buffer = io.BytesIO()
-    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as file:
-        file.write(b'{"model": "m"}' * 20)
-    return [buffer.getvalue(), zlib.compress(b"x" * 300), b"\x1f\x8b"]
-
-
 TARGETS: Final[dict[str, Target]] = {
     "request_head": Target(request_head, HEADS[:4]),
     "response_head": Target(response_head, HEADS[4:]),
     "chunks": Target(chunks, CHUNKED),
     "frames": Target(frames, FRAMED),
     "body": Target(body, bodies()),
-    "decoded": Target(decoded, packed()),
     "stream": Target(stream, streams()),
     "requests": Target(requests, bodies()),
     "answers": Target(answers, streams()),
     "config": Target(config, CONFIGS),
     "login": Target(login, LOGINS),
-    "journal": Target(journal, [json.dumps(SHOWN["requests"][0]).encode()]),
     "mcp": Target(mcp, MESSAGES),
 }

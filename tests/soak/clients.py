@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import random
@@ -298,16 +297,13 @@ class Browser:
 
     ############ kinds of requests
 
-    def headers(self, *, raw: bytes = b"") -> list[tuple[str, str]]:
-        headers = [("content-encoding", "gzip")] if raw else []
+    def headers(self) -> list[tuple[str, str]]:
+        headers = []
         if self.random.random() < 0.5:
             headers.append(("session-id", f"session-{self.number}-{self.random.randint(1, 3)}"))
         return headers
 
     def post(self, path: str, body: Json, key: str) -> bytes:
-        if self.random.random() < 0.2:
-            raw = gzip.compress(json.dumps(body).encode())
-            return post(path, raw, key=key, headers=self.headers(raw=raw))
         return post(path, body, key=key, headers=self.headers())
 
     async def responses(self) -> str:

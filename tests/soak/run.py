@@ -144,7 +144,6 @@ class Soak:
                 "codex": {"accounts": list(CODEX_ACCOUNTS), "keys": {"codex": KEYS["codex"]}},
             },
             "operators": {"me": OPERATOR},
-            "journal": "journal.jsonl",
             "limits": SMALL,
         }
 
@@ -220,7 +219,6 @@ class Soak:
 
     def rotated(self) -> None:
         self.whole()
-        (self.folder / "journal.jsonl").rename(self.folder / f"journal.{len(self.samples)}")
 
     def whole(self) -> None:
         self.back()
@@ -297,7 +295,7 @@ class Soak:
     def canaries(self) -> list[str]:
         tokens = {*self.backend.logins, *self.backend.refreshable, *self.backend.spent}
         wanted = [PROMPT, ANSWER, "canary", OPERATOR, *KEYS.values(), *API_KEYS.values(), *tokens]
-        files = [self.log, *self.folder.glob("journal*")]
+        files = [self.log]
         found = []
         for path in files:
             text = path.read_text(errors="replace")
@@ -346,7 +344,7 @@ class Soak:
         refused, broken = events["error reload refused"], self.reloads["broken"]
         self.check(refused == broken, f"{broken} broken files, {refused} refused")
         found = self.canaries()
-        lines.append(f"canaries in stderr or journals: {len(found)} {found[:5]}")
+        lines.append(f"canaries in stderr: {len(found)} {found[:5]}")
         self.check(not found, "a canary was told")
         ends = dict(self.ledger.drain_ends)
         lines.append(f"SIGTERM: exit code {self.exit_code} after {self.exit_seconds:.1f} s, {ends}")
