@@ -254,7 +254,7 @@ assert _DEFAULTS.hold_seconds_max < _DEFAULTS.first_event_seconds_max
 class Budget:
     """A count of bytes that many holders share; nobody may hold more than is left for the others.
 
-    So one holder alone gets half of it, two get a third each, and whoever comes next finds room.
+    So one alone gets half of it, and whoever comes next may have half of what he finds.
     A holder is a pool key, by its pool and name, or an account, by its name.
     """
 
@@ -4465,21 +4465,93 @@ class ClientConnection(Connection):
 
 
 ################################################################
-# UPSTREAM
+# FILES
 ################################################################
-# One connection carries one exchange at a time.  Heads are written by hand and read as
-# strictly as a client's.  No redirect is followed, identity encoding is asked for.
+# Files are read and written in threads, in time, and only where they are regular files.  What the
+# pooler itself has made must still be its own.
 
 
-class DeadlinePassed(Exception):
-    """A wait for the upstream took too long; `Exchange.timer` says which one."""
+def new_file(path: Path) -> Path:
+    """Where a file is written before it takes the place of `path`: always the same."""
+    return path.with_name(f".{path.name}.new")
 
 
-TRANSPORT_ERRORS: Final = (OSError, trio.BrokenResourceError, PeerClosed, BadSyntax, DeadlinePassed)
+def read_file(path: Path, bytes_max: int = SECRET_FILE_BYTES_MAX) -> bytes:
+    """At most `bytes_max` bytes of a regular file: a pipe would hold us up.  Raises: OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(bytes_max)
 
-Dial = Callable[[BaseUrl, ssl.SSLContext | None], Awaitable[trio.abc.Stream]]
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no regular file")
+
+
+class Files:
+    """Runs what reads and writes files: in threads, of which there are few, and in time.
+
+    A file can be on a disk that does not answer; the event loop must not wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.limiter = trio.CapacityLimiter(FILE_THREADS_MAX)
+
+    async def run(self, seconds_max: float, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """The result of `call(*args)`.  Raises: OSError, also where it takes too long."""
+        with trio.move_on_after(seconds_max):
+            return await trio.to_thread.run_sync(
+                call, *args, abandon_on_cancel=True, limiter=self.limiter
+            )
+        raise OSError(errno.ETIMEDOUT, "it takes too long")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.  Raises: OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_file(path: Path, raw: bytes) -> None:
+    """Put `raw` in the place of the file in one step, on the disk.  Raises: OSError."""
+    fresh = new_file(path)
+    is_left = False  # by a process that was killed: it may be the only copy there is
+    with contextlib.suppress(OSError):
+        is_left = fresh.lstat().st_mode == stat.S_IFREG | 0o600 and read_own(fresh) == raw
+    if not is_left:
+        fresh.unlink(missing_ok=True)  # maybe another user's, or a link
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            with contextlib.suppress(OSError):  # root must not lock the owner out
+                os.fchown(file.fileno(), path.stat().st_uid, path.stat().st_gid)
+            file.write(raw)
+    sync(fresh)
+    os.rename(fresh, path)
+    sync(path.parent)
+
+
+def is_ours(found: os.stat_result) -> bool:
+    """Whether a file was made by the pooler's own user, and nobody else may write to it."""
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
+
+
+def read_own(path: Path) -> bytes:
+    """A file that the pooler has left behind.  Raises: OSError, also where somebody else has."""
+    found = path.lstat()
+    if not (stat.S_ISREG(found.st_mode) and is_ours(found)):
+        raise OSError(errno.EPERM, "it is another user's")
+    return read_file(path)
+
+
+################################################################
+# LOG
+################################################################
+# One line of JSON for each event.  Serving never waits for whoever reads them.
+
 Log = Callable[[str, str, Mapping[str, Json]], None]
-
 
 _encode: Final = json.JSONEncoder(check_circular=False).encode  # made once; no ring is logged
 
@@ -4566,6 +4638,22 @@ class AcceptLog(logging.Handler):
             error = record.exc_info[1] if record.exc_info else None
             reason = getattr(error, "strerror", None) or "unknown"
             self.log("error", "accept", {"problem": f"no connection can be accepted: {reason}"})
+
+
+################################################################
+# UPSTREAM
+################################################################
+# One connection carries one exchange at a time.  Heads are written by hand and read as
+# strictly as a client's.  No redirect is followed, identity encoding is asked for.
+
+
+class DeadlinePassed(Exception):
+    """A wait for the upstream took too long; `Exchange.timer` says which one."""
+
+
+TRANSPORT_ERRORS: Final = (OSError, trio.BrokenResourceError, PeerClosed, BadSyntax, DeadlinePassed)
+
+Dial = Callable[[BaseUrl, ssl.SSLContext | None], Awaitable[trio.abc.Stream]]
 
 
 async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
@@ -4757,79 +4845,6 @@ RETIRED: Final = "a reload has pointed this account elsewhere"
 CODEX_CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's, whose logins these are
 
 
-def new_file(path: Path) -> Path:
-    """Where a file is written before it takes the place of `path`: always the same."""
-    return path.with_name(f".{path.name}.new")
-
-
-def read_file(path: Path, bytes_max: int = SECRET_FILE_BYTES_MAX) -> bytes:
-    """At most `bytes_max` bytes of a regular file: a pipe would hold us up.  Raises: OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        return file.read(bytes_max)
-
-
-class Files:
-    """Runs what reads and writes files: in threads, of which there are few, and in time.
-
-    A file can be on a disk that does not answer; the event loop must not wait for it.
-    """
-
-    def __init__(self) -> None:
-        self.limiter = trio.CapacityLimiter(FILE_THREADS_MAX)
-
-    async def run(self, seconds_max: float, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        """The result of `call(*args)`.  Raises: OSError, also where it takes too long."""
-        with trio.move_on_after(seconds_max):
-            return await trio.to_thread.run_sync(
-                call, *args, abandon_on_cancel=True, limiter=self.limiter
-            )
-        raise OSError(errno.ETIMEDOUT, "it takes too long")
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk.  Raises: OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def save_file(path: Path, raw: bytes) -> None:
-    """Put `raw` in the place of the file in one step, on the disk.  Raises: OSError."""
-    fresh = new_file(path)
-    is_left = False  # by a process that was killed: it may be the only copy there is
-    with contextlib.suppress(OSError):
-        is_left = fresh.lstat().st_mode == stat.S_IFREG | 0o600 and read_own(fresh) == raw
-    if not is_left:
-        fresh.unlink(missing_ok=True)  # maybe another user's, or a link
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            with contextlib.suppress(OSError):  # root must not lock the owner out
-                os.fchown(file.fileno(), path.stat().st_uid, path.stat().st_gid)
-            file.write(raw)
-    sync(fresh)
-    os.rename(fresh, path)
-    sync(path.parent)
-
-
-def is_ours(found: os.stat_result) -> bool:
-    """Whether a file was made by the pooler's own user, and nobody else may write to it."""
-    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
-
-
-def read_own(path: Path) -> bytes:
-    """A file that the pooler has left behind.  Raises: OSError, also where somebody else has."""
-    found = path.lstat()
-    if not (stat.S_ISREG(found.st_mode) and is_ours(found)):
-        raise OSError(errno.EPERM, "it is another user's")
-    return read_file(path)
-
-
 def obstacle_to_saving(path: Path) -> str | None:
     """Why `save_file` could not replace this file, found without touching it."""
     if path.is_symlink():
@@ -4921,6 +4936,7 @@ class Login:
     is_absent: bool = False  # nobody has logged in yet
     spent: bytes = b""  # the digest of a content that cannot be renewed any more
     unsaved: bytes = b""  # renewed, and not on the disk yet
+    told: str | None = None  # the problem that the log has
     retry_at: float = -math.inf
     renewal: trio.Event | None = None  # set while one is under way
     is_retired: bool = False  # its account goes elsewhere now: what the file gets is not for it
@@ -5040,6 +5056,13 @@ class Tokens:
         if login.raw == login.unsaved or has_ended(found, self.unix_now()):
             raise LoginNeeded(login.problem)
         return found
+
+    def tell(self, login: Login) -> None:
+        """Log what stands in a login's way, or that nothing does any more."""
+        if login.problem != login.told:
+            login.told = login.problem
+            level = "warning" if login.problem else "info"
+            self.log(level, "login", {"account": login.name, "problem": login.problem})
 
     async def look(self, logins: Sequence[Login]) -> None:
         """Notice files that have changed."""
@@ -5293,7 +5316,9 @@ class Shared:
             except OSError as error:
                 told = [(True, f"{login.path} cannot be read: {error.strerror}")]
             for _, problem in told:
-                self.log("warning", "login", {"account": login.name, "problem": problem})
+                if problem != login.told:
+                    self.log("warning", "login", {"account": login.name, "problem": problem})
+            login.told = fresh.problem or login.told
 
     async def look_at_logins(self, accounts: Iterable[Account]) -> None:
         """Notice files that have changed, so that nobody waits for an account that needs one.
@@ -5303,7 +5328,6 @@ class Shared:
         self.roster.note_time(trio.current_time(), self.unix_now())
         logins = self.logins
         wanted = [logins[account.name] for account in accounts if account.name in logins]
-        before = {login.name: login.problem for login in wanted}
         await self.tokens.look(wanted)
 
         for login in wanted:
@@ -5311,9 +5335,7 @@ class Shared:
             if not is_current:
                 continue
             is_usable = login.is_usable(self.unix_now())
-            if login.problem != before[login.name]:
-                level = "warning" if login.problem else "info"
-                self.log(level, "login", {"account": login.name, "problem": login.problem})
+            self.tokens.tell(login)
             digest = login.credentials.digest if login.credentials else b""
             self.roster.health[login.name].note_login(digest, is_usable)
 

@@ -27,6 +27,12 @@ settings.load_profile("pooler")
 T = TypeVar("T")
 
 
+def clock_of(item: pytest.Function) -> str:
+    """The fixture of virtual time that a test asks for, or ""."""
+    names = ("autojump_clock", "mock_clock")
+    return next((name for name in names if name in item.fixturenames), "")
+
+
 def run_virtually(
     item: pytest.Function,
     test: Callable[[], Awaitable[T]],
@@ -38,7 +44,7 @@ def run_virtually(
 
     pytest-trio looks at the test's own arguments alone, and finds no `clock` there.
     """
-    virtual = item.funcargs["autojump_clock"]
+    virtual = item.funcargs[clock_of(item)]
     assert isinstance(virtual, MockClock)
     kept, trio.to_thread.run_sync = trio.to_thread.run_sync, run_inline  # type: ignore[assignment] # threads take real time
     try:
@@ -55,7 +61,7 @@ async def run_inline(call: Callable[..., T], *args: object, **_options: object) 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if isinstance(item, pytest.Function) and "autojump_clock" in item.fixturenames:
+        if isinstance(item, pytest.Function) and clock_of(item):
             item.add_marker(pytest.mark.trio(run=functools.partial(run_virtually, item)))
 
 

@@ -396,6 +396,7 @@ def test_a_change_is_noticed_and_a_loss_too(path: Path) -> None:
     assert reveal(login.credentials.access_token) == "other"
     assert "other" not in repr(login)
     path.unlink()
+    login.look()
     assert not login.is_usable(NOW)
 
 

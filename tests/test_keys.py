@@ -540,3 +540,13 @@ def test_exactly_the_keys_are_accepted_and_never_their_hashes(
     assert (owner is not None) == (presented in secrets)
     if owner is not None:
         assert owner.name == f"k{secrets.index(presented)}"
+
+
+async def test_the_table_of_keys_in_use_holds_no_names_of_strangers(world: World) -> None:
+    """What a caller without a key sends makes no entry anywhere."""
+    for number in range(20):
+        await world.ask(request("GET", f"/v1/models/{number}", key=f"cp-stranger-{number:010}"))
+        await world.ask(post("/v1/responses", {"model": "m1"}, key=KEY + str(number)))
+    assert world.server.uses == {}
+    assert len(world.server.roster.pins) == 0
+    assert world.server.queues == {}

@@ -7,6 +7,7 @@ what MCP says in test_mcp.py.
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -155,6 +156,8 @@ async def test_mcp_that_is_not_installed_says_what_to_install(
         raise ImportError("No module named 'mcp'")
 
     monkeypatch.setattr(pooler, "load_mcp", load_nothing)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    world.server.warn_of_mcp()
     [warning] = [fields for level, _, fields in world.logged if level == "warning"]
     assert "codex-pooler[mcp]" in warning["problem"]
     response = await world.ask(post("/mcp", {}, key=TOKEN))

@@ -285,14 +285,16 @@ def test_a_window_that_emptied_and_filled_again_rests_again() -> None:
     assert scene.order(now=PROBE + 1) == "b"
 
 
-def test_a_reload_forgets_evidence_and_late_words_on_an_account_it_took_away() -> None:
+def test_a_reload_keeps_evidence_but_of_an_account_that_it_took_away() -> None:
     scene = Quotas("ab")
     scene.use(a=97)
     scene.roster.reload(scene.config)
-    assert scene.left("a") == UNKNOWN_LEFT_PERCENT
+    assert scene.left("a") == 3
     scene.roster.reload(make_config(describe("b")))
     scene.use(a=97)
     assert set(scene.roster.health) == {"b"}
+    scene.roster.reload(scene.config)
+    assert scene.left("a") == UNKNOWN_LEFT_PERCENT
 
 
 ################################################################

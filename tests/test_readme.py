@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import shlex
+import ssl
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -211,7 +212,10 @@ async def answers(requests: list[bytes]) -> tuple[list[bytes], list[Mapping[str,
     """What the server says to each request, and the lines it logs."""
     config = parsed(json.loads(EXAMPLE))
     logged: list[Mapping[str, Any]] = []
-    server = pooler.Server(config, {}, log=lambda _level, _event, fields: logged.append(fields))
+    contexts: dict[str | None, ssl.SSLContext] = {None: pooler.make_tls_context(None)}
+    server = pooler.Server(
+        config, contexts, log=lambda _level, _event, fields: logged.append(fields)
+    )
     found = []
     for request in requests:
         client, theirs = memory_stream_pair()

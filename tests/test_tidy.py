@@ -41,6 +41,8 @@ SECTIONS: Final = (
     "ACCOUNTS",
     "RECORDS",
     "CONNECTIONS",  # from here on code may block
+    "FILES",
+    "LOG",
     "UPSTREAM",
     "TOKENS",
     "RELAY",

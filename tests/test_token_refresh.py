@@ -431,6 +431,7 @@ async def test_nothing_is_used_before_it_is_saved(
         assert (desk.asked_count, desk.path.read_bytes()) == (1, before)
         if is_touched:  # as a backup or a careless hand does; the content is the spent one
             desk.path.unlink()
+            desk.login.look()
             assert not desk.login.is_usable(time.time())
             desk.path.write_bytes(before)
         token = await desk.ask()

@@ -1,0 +1,292 @@
+"""Proves that what many share is shared: no key and no account takes what the others need.
+
+Method: a whole server in virtual time, where one key takes all that it can get: connections, places
+at an account, the queue, sessions that are remembered.  With real sockets: test_fair_shares.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from pooler import PLACES_KEPT_PART, SPARE_CONNECTIONS_MAX, Budget, Memory
+from tests.fakes import (
+    KEY,
+    OTHER_KEY,
+    Client,
+    Json,
+    Wait,
+    World,
+    ask_responses,
+    describe,
+    json_answer,
+    make_config,
+    opened_world,
+    post,
+    request,
+)
+from tests.test_limits_hold import check_error, connect_with_key, is_closed
+
+THIRD_KEY: Final = "cp-third-key-0123456789"
+KEYS: Final = {"laptop": KEY, "ci": OTHER_KEY, "third": THIRD_KEY}
+
+
+################################################################
+# BUDGETS
+################################################################
+
+
+def test_a_budget_gives_nobody_more_than_is_left_for_the_others() -> None:
+    budget = Budget(1200)
+    assert not budget.grow("a", 601)
+    assert budget.grow("a", 600)
+    assert not budget.grow("a", 1)
+    assert budget.grow("b", 300)
+    assert not budget.grow("b", 1)
+    assert budget.grow("c", 150)
+    assert budget.bytes_held == 1050
+    budget.grow("a", -600)
+    assert budget.grow("b", 75)
+    budget.force("b", 1000)  # what is held anyway counts, however much
+    assert not budget.grow("d", 1)
+    budget.force("b", -1375)
+    budget.force("c", -150)
+    assert (budget.bytes_held, budget.by_holder) == (0, {})
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_so_many_who_take_all_they_can_leave_something_for_the_next(count: int) -> None:
+    budget = Budget(1 << 30)
+    for holder in range(count):
+        while budget.grow(holder, 1000):
+            pass
+    left = budget.bytes_max - budget.bytes_held
+    assert left >= budget.bytes_max >> count
+    assert budget.grow("next", left // 2)
+    assert not budget.grow("next", 1000)
+
+
+def test_who_has_most_forgets_first() -> None:
+    memory = Memory[int]()
+    for at in range(4):
+        memory.set("quiet", b"q%d" % at, at, 10)
+    for at in range(100):
+        memory.set("loud", b"l%d" % at, at, 10)
+    assert len(memory) == 10
+    assert [memory.get("quiet", b"q%d" % at) for at in range(4)] == [0, 1, 2, 3]
+    assert [at for at in range(100) if memory.get("loud", b"l%d" % at)] == [94, 95, 96, 97, 98, 99]
+    assert memory.get("quiet", b"l99") is None
+    memory.set("quiet", b"q0", 7, 10)  # set again is as new
+    assert (len(memory), memory.get("quiet", b"q0")) == (10, 7)
+    for at in range(3):
+        memory.set("other", b"o%d" % at, at, 1)
+    assert len(memory) == 1
+
+
+################################################################
+# CONNECTIONS
+################################################################
+
+
+async def test_so_many_connections_are_served(autojump_clock: MockClock) -> None:
+    """The one that has rested longest goes for another; of busy ones none does."""
+    async with opened_world(describe("a", limits={"connections_max": 3})) as world:
+        clients = [await connect_with_key(world) for _ in range(3)]
+        await trio.sleep_until(trio.current_time() + 1)
+        await clients[0].ask(request("GET", "/v1/models"))
+        late = await connect_with_key(world)
+        assert [await is_closed(client) for client in clients] == [False, True, False]
+
+        go = trio.Event()
+        world.upstreams["a"].always = [Wait(go), *json_answer({"id": "r"})]
+        for client in (clients[0], clients[2], late):
+            await client.send(ask_responses(stream=False))
+        await world.settle()
+        for path in ("/healthz", "/readyz"):
+            response = await world.ask(request("GET", path))
+            assert (response.status, response.header("connection")) == (200, "close")
+        check_error(await world.ask(request("GET", "/v1/models")), 503, "pool_busy")
+        assert len(world.server.connections) == 3
+        go.set()
+        for client in (clients[0], clients[2], late):
+            assert (await client.read_response()).status == 200
+
+
+async def test_so_many_more_may_ask_for_its_health(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a", limits={"connections_max": 2})) as world:
+        go = trio.Event()
+        world.upstreams["a"].always = [Wait(go), *json_answer({"id": "r"})]
+        busy = [await world.connect() for _ in range(2)]
+        for client in busy:
+            await client.send(ask_responses(stream=False))
+        await world.settle()
+        spares = [await world.connect() for _ in range(SPARE_CONNECTIONS_MAX + 1)]
+        await world.settle()
+        assert await is_closed(spares[0])
+        assert not await is_closed(spares[1])
+        assert (await world.ask(request("GET", "/healthz"))).status == 200
+        go.set()
+        for client in busy:
+            assert (await client.read_response()).status == 200
+
+
+async def test_the_key_that_has_most_connections_loses_one(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a", limits={"connections_max": 6})) as world:
+        quiet = await world.connect()
+        await quiet.ask(request("GET", "/v1/models", key=OTHER_KEY))
+        loud = [await connect_with_key(world) for _ in range(5)]
+        for _ in range(10):
+            await trio.sleep_until(trio.current_time() + 1)
+            loud.append(await connect_with_key(world))
+        assert not await is_closed(quiet)
+        assert (await quiet.ask(request("GET", "/v1/models", key=OTHER_KEY))).status == 200
+
+
+@pytest.mark.parametrize("unread", ["an answer", "half a head"])
+async def test_a_connection_that_rests_in_disguise_goes_as_well(
+    unread: str, autojump_clock: MockClock
+) -> None:
+    """Its client reads no answer, or begins a request and does not go on."""
+    names = [f"model-{at:05}" for at in range(2000)]
+    whole = describe("a", pool={"models": names}, limits={"connections_max": 4})
+    async with opened_world(whole) as world:
+        clients = []
+        for _ in range(4):
+            client = await world.connect(capacity=1000)
+            clients.append(client)
+            if unread == "an answer":
+                await client.send(request("GET", "/v1/models"))
+            else:
+                await client.ask(request("GET", "/v1/usage"))
+                await client.send(b"GET /v1/usage HTTP/1.1\r\n")
+            await world.settle()
+        assert len(world.server.connections) == 4
+        assert (await world.ask(request("GET", "/v1/usage", key=OTHER_KEY))).status == 200
+
+
+async def test_descriptors_bound_the_connections(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("ab")) as world:
+        assert world.server.connections_max == 1024
+        world.server.descriptors_max = 256
+        assert world.server.connections_max == (256 - 32 - 2 * 8) // 2
+        world.server.warn_of_descriptors()
+        [(level, event, fields)] = world.logged
+        assert (level, event) == ("warning", "config")
+        assert "ulimit -n" in fields["problem"]
+        world.server.descriptors_max = 20
+        assert world.server.connections_max == 1
+        assert (await world.ask(request("GET", "/v1/models"))).status == 200
+
+
+################################################################
+# PLACES AND QUEUES
+################################################################
+
+
+def crowded(concurrent: int = 2, **limits: float) -> Json:
+    account = {"concurrent": concurrent}
+    return describe("a", accounts={"a": account}, pool={"keys": KEYS}, limits=limits)
+
+
+async def waits(world: World, keys: Iterable[str]) -> list[Client]:
+    """Clients whose requests came one after the other, and are at an account or in the queue."""
+    clients = []
+    for number, key in enumerate(keys):
+        client = await world.connect()
+        body = {"model": "m1", "input": f"{number}", "stream": False}
+        await client.send(post("/v1/responses", body, key=key))
+        await world.settle()
+        clients.append(client)
+    return clients
+
+
+def held(world: World, *go: trio.Event) -> None:
+    """Each answer waits for an event of its own."""
+    world.upstreams["a"].plays(*([Wait(one), *json_answer({"id": "r"})] for one in go))
+    world.upstreams["a"].always = json_answer({"id": "r"})
+
+
+async def test_the_queue_serves_the_key_that_has_least(autojump_clock: MockClock) -> None:
+    async with opened_world(crowded()) as world:
+        events = [trio.Event() for _ in range(8)]
+        held(world, *events)
+        await waits(world, [KEY] * 5 + [OTHER_KEY, THIRD_KEY])
+        for event in events:
+            event.set()
+            await world.settle()
+        order = [asked.json()["input"] for asked in world.asked]
+        assert order == ["0", "1", "5", "2", "6", "3", "4"]
+
+
+async def test_a_full_queue_gives_way_to_a_key_that_has_fewer_in_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened_world(crowded(queue_length_max=4)) as world:
+        go = trio.Event()
+        held(world, go, go)
+        loud = await waits(world, [KEY] * 6)
+        [refused] = await waits(world, [KEY])
+        check_error(await refused.read_response(), 503, "pool_busy")
+        quiet = await waits(world, [OTHER_KEY, OTHER_KEY])
+        for client in (loud[5], loud[4]):  # its newest goes first
+            check_error(await client.read_response(), 503, "pool_busy")
+        [refused] = await waits(world, [OTHER_KEY])  # now both have two
+        check_error(await refused.read_response(), 503, "pool_busy")
+        go.set()
+        for client in (*loud[:4], *quiet):
+            assert (await client.read_response()).status == 200
+
+
+async def test_one_key_leaves_some_places_to_the_others(autojump_clock: MockClock) -> None:
+    """An eighth of an account; who holds that many of them has no more right than the first."""
+    async with opened_world(crowded(16)) as world:
+        go = trio.Event()
+        held(world, *[go] * 16)
+        await waits(world, [KEY] * 20)
+        assert len(world.asked) == 16 - 16 // PLACES_KEPT_PART == 14
+        began_at = trio.current_time()
+        await waits(world, [OTHER_KEY, OTHER_KEY, OTHER_KEY])
+        assert trio.current_time() == began_at
+        assert [asked.json()["input"] for asked in world.asked[14:]] == ["0", "1"]
+        go.set()
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_key_that_is_alone_has_every_place(paused: bool, autojump_clock: MockClock) -> None:
+    keys: Json = {"laptop": KEY}
+    if paused:
+        keys["ci"] = {"key": OTHER_KEY, "paused": True}
+    async with opened_world(describe("a", pool={"keys": keys})) as world:
+        go = trio.Event()
+        held(world, *[go] * 16)
+        await waits(world, [KEY] * 17)
+        assert len(world.asked) == 16
+        go.set()
+
+
+################################################################
+# SESSIONS
+################################################################
+
+
+async def test_no_key_pushes_out_the_session_of_another(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("abc", limits={"pins_max": 8})) as world:
+        for upstream in world.upstreams.values():
+            upstream.always = json_answer({"id": "r"})
+        ask = functools.partial(ask_responses, stream=False)
+        mine = post("/v1/responses", {"model": "m1", "prompt_cache_key": "mine"}, key=OTHER_KEY)
+        await world.ask(mine)
+        [first] = world.records
+        for number in range(50):
+            await world.ask(ask(prompt_cache_key=f"loud {number}"))
+        assert len(world.server.roster.pins) == 8
+        busy = {name: {"priority": 5} for name in [first["account"]]}
+        config = make_config(describe("abc", accounts=busy, limits={"pins_max": 8}))
+        await world.server.reload(lambda: (config, {}))
+        await world.ask(mine)
+        assert world.records[-1]["account"] == first["account"]
