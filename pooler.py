@@ -4514,6 +4514,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def save_over(path: Path, raw: bytes, known: bytes) -> None:
+    """As `save_file`, unless there is another content than `known` meanwhile; that one stays."""
+    with contextlib.suppress(FileNotFoundError):
+        if read_file(path) not in (known, raw):
+            return
+
+    save_file(path, raw)
+
+
 def save_file(path: Path, raw: bytes) -> None:
     """Put `raw` in the place of the file in one step, on the disk.  Raises: OSError."""
     fresh = new_file(path)
@@ -5155,11 +5164,8 @@ class Tokens:
         """
         if not login.unsaved:
             return
-        await self.look([login])
-        if not (unsaved := login.unsaved):
-            return
         try:
-            await self.files.run(math.inf, save_file, login.path, unsaved)
+            await self.files.run(math.inf, save_over, login.path, login.unsaved, login.raw)
         except OSError as error:
             problem = f"{login.path} cannot be saved: {error.strerror}; it is tried again"
             raise LoginNeeded(problem) from None

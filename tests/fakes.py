@@ -606,7 +606,7 @@ class World:
         assert server.bodies.bytes_held == 0
         assert server.events.bytes_held == 0
         assert [fields for _, event, fields in self.logged if event == "bug"] == []
-        assert self.complaints == []
+        assert self.complaints == [], self.complaints
 
     async def close(self) -> None:
         """Hang up, and see that nothing is left, neither here nor at the upstreams."""
