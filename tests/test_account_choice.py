@@ -397,6 +397,49 @@ def test_a_stored_response_of_a_paused_account_is_not_called_a_missing_model() -
     assert (refusal.status, refusal.code) == (503, "no_usable_account")
 
 
+@pytest.mark.parametrize("slept", [HOUR, 8 * HOUR, 40 * 24 * HOUR])
+def test_a_cooldown_ends_at_its_reset_though_the_machine_has_slept(slept: float) -> None:
+    """The monotonic clock stands still meanwhile; the wall clock does not."""
+    scene = Scene("ab")
+    scene.roster.note_time(0, UNIX_START)
+    scene.answers("a", 429, seconds=HOUR)
+    no_model = scene.fault(404)
+    scene.roster.note_fault(scene.account("b"), no_model, "m1", 0)
+    assert scene.order(now=5) == ""
+    assert scene.refusal(now=5).details["resets_in_seconds"] == HOUR - 5
+    scene.roster.note_time(6, UNIX_START + 6 + slept)
+    assert scene.order(now=6) == "ab"
+
+
+def test_a_cooldown_is_shorter_by_the_time_that_was_slept() -> None:
+    scene = Scene("a")
+    scene.roster.note_time(0, UNIX_START)
+    scene.answers("a", 429, seconds=HOUR)
+    scene.roster.note_time(10, UNIX_START + 610)
+    assert scene.refusal(now=10).details["resets_in_seconds"] == HOUR - 610
+    scene.roster.begin(scene.account("a"), scene.call(), 300)  # the try that is due by then
+    assert scene.order(now=HOUR - 601) == ""
+    assert scene.order(now=HOUR - 600) == "a"
+
+
+def test_a_wall_clock_that_is_set_back_makes_no_cooldown_longer() -> None:
+    scene = Scene("a")
+    scene.roster.note_time(0, UNIX_START)
+    scene.answers("a", 429, seconds=HOUR)
+    for unix_now in (UNIX_START + 5.9, UNIX_START + 2, UNIX_START - 10 * HOUR, 0):
+        scene.roster.note_time(1, unix_now)
+        assert scene.refusal(now=1).details["resets_in_seconds"] == HOUR - 1
+    assert scene.order(now=HOUR) == "a"
+
+
+def test_an_account_that_was_refused_is_so_after_a_sleep() -> None:
+    scene = Scene("a")
+    scene.roster.note_time(0, UNIX_START)
+    scene.answers("a", 402)
+    scene.roster.note_time(1, UNIX_START + HOUR)
+    assert scene.roster.health["a"].is_refused
+
+
 def test_remembered_responses_are_bounded() -> None:
     scene = Scene(limits={"response_pins_max": 2})
     for number in range(3):

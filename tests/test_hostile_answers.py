@@ -10,17 +10,20 @@ connection.
 from __future__ import annotations
 
 import gzip
+import json
 import socket
 from collections.abc import Iterator
 from typing import Final
 
 import pytest
 
+from pooler import ERRORS
 from tests.fakes import chunk
-from tests.raw_wire import OK, Answer, Wire, opened_wire, split_answers
+from tests.raw_wire import OK, OPERATOR, Answer, Wire, opened_wire, split_answers
 from tests.test_http_syntax import BAD_ANSWERS
-from tests.wires import post
+from tests.wires import post, request
 
+METRICS: Final = request("GET", "/metrics", key=OPERATOR, headers=[("Connection", "close")])
 ASK: Final = post(
     "/v1/responses", b'{"model": "m1", "input": "hi"}', headers=[("Connection", "close")]
 )
@@ -238,6 +241,25 @@ def test_a_stream_ends_with_one_terminal_event(case: str, wire: Wire) -> None:
         assert answer.body.count(b'"response.completed"') == is_whole
         assert answer.body.count(b'"response.failed"') == (not is_whole)
         assert answer.body.startswith(BEGUN)
+
+
+@pytest.mark.parametrize("status", [500, 503, 502, 529])
+@pytest.mark.parametrize("code", sorted(ERRORS))
+def test_an_upstream_that_fails_does_not_speak_in_the_poolers_name(
+    code: str, status: int, wire: Wire
+) -> None:
+    """Whatever it calls its error: no header of ours follows, and it is counted apart."""
+    told = json.dumps({"error": {"message": "said", "type": code, "code": code}}).encode()
+    length = b"Content-Length: %d" % len(told)
+    line = b"HTTP/1.1 %d X\r\n" % status
+    answer = answers_to(wire, line + head(TYPE, length).partition(b"\r\n")[2] + told, 1 << 20)
+    assert answer.status == status
+    assert code_of(answer) == b"upstream_error"
+    assert not {"retry-after", "www-authenticate", "upgrade", "allow"} & answer.headers.keys()
+    [metrics] = split_answers(wire.say(METRICS))
+    counted = b'code="upstream:%b"' % code.encode()
+    assert counted in metrics.body or b'code="upstream:other"' in metrics.body
+    assert b'code="%b"' % code.encode() not in metrics.body.replace(b'code="upstream_', b"")
 
 
 def test_a_silent_upstream_is_not_read_as_an_answer(wire: Wire) -> None:

@@ -26,10 +26,12 @@ from tests.fakes import (
     Json,
     Pairs,
     Response,
+    Stall,
     Wait,
     World,
     ask_responses,
     describe,
+    error_answer,
     json_answer,
     make_config,
     opened_world,
@@ -37,7 +39,9 @@ from tests.fakes import (
     request,
     responses_events,
     sse_answer,
+    sse_steps,
 )
+from tests.sockets import open_socket, socket_described, socket_world
 
 TOKEN: Final = "cpo-operator-token-0123456789"
 WORK_KEY: Final = "cp-key-of-the-other-pool-0123"
@@ -415,6 +419,67 @@ async def test_tokens_are_estimated_from_bytes_where_none_are_reported(
             world.upstreams["a"].always = json_answer(answer)
             assert (await world.ask(raw)).status == 200
             assert (await world.ask(raw)).status == status
+
+
+@pytest.mark.parametrize("when", ["before an answer", "in its middle", "before its end"])
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_a_client_that_leaves_has_spent_what_its_upstream_has_read(
+    when: str, is_stream: bool, autojump_clock: MockClock
+) -> None:
+    if not is_stream and when != "before an answer":
+        return
+    raw = ask_responses(stream=is_stream, input="x" * 4000)
+    async with opened_world(with_key(tokens_per_day=1000)) as world:
+        events = responses_events("hello", "again")
+        told = {"before an answer": 0, "in its middle": 3, "before its end": 4}[when]
+        steps = sse_steps(*events[:told], Stall(), is_whole=False) if told else [Stall()]
+        world.upstreams["a"].plays(steps)
+        client = await world.connect()
+        await client.send(raw)
+        await world.settle()
+        await client.hang_up()
+        await world.settle()
+        [record] = world.records
+        assert (record["code"], record["tokens"]) == ("client_gone", None)
+        assert record["tokens_estimated"] is True
+        check_limited(await world.ask(raw), MIDNIGHT_SECONDS)
+        assert len(world.asked) == 1
+
+
+async def test_a_turn_whose_client_leaves_has_spent_what_its_upstream_has_read(
+    autojump_clock: MockClock,
+) -> None:
+    keys = {"laptop": {"key": KEY, "tokens_per_day": 1000}}
+    async with socket_world(socket_described("a", pool={"keys": keys})) as world:
+        world.upstreams["a"].plays([Stall()])
+        client = await open_socket(world)
+        await client.create(input="x" * 4000)
+        await world.settle()
+        await client.hang_up()
+        await world.settle()
+        check_limited(await world.ask(ask_responses()), MIDNIGHT_SECONDS)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 413, 429, 500, 503])
+async def test_what_an_upstream_has_refused_is_not_spent(
+    status: int, autojump_clock: MockClock
+) -> None:
+    async with opened_world(with_key(tokens_per_day=1000)) as world:
+        world.upstreams["a"].plays(error_answer(status, "some_code"))
+        raw = ask_responses(stream=False, input="x" * 4000)
+        assert (await world.ask(raw)).status >= 400
+        assert world.records[0]["tokens_estimated"] is False
+        assert world.server.uses["home", "laptop"].day_tokens == 0
+
+
+@pytest.mark.parametrize("status", [504, 522, 524])
+async def test_what_an_upstream_may_still_be_doing_is_spent(
+    status: int, autojump_clock: MockClock
+) -> None:
+    async with opened_world(with_key(tokens_per_day=1000)) as world:
+        world.upstreams["a"].plays(error_answer(status, "some_code"))
+        await world.ask(ask_responses(stream=False, input="x" * 4000))
+        assert world.server.uses["home", "laptop"].day_tokens >= 1000
 
 
 async def test_a_key_has_so_many_requests_at_once(autojump_clock: MockClock) -> None:

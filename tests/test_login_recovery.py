@@ -471,3 +471,56 @@ def test_the_advice_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path, 
     subprocess.run(["sh", "-c", problem.partition(": ")[2]], check=True, timeout=REAL_SECONDS_MAX)
     assert path.stat().st_mode & 0o777 == 0o600
     assert shlex.quote(str(path)) in problem
+
+
+################################################################
+# OTHER USERS
+################################################################
+
+
+def of_another_user(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files seem to be another user's: it takes root to make one that is."""
+    assert path.exists()
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+
+
+@pytest.mark.parametrize("spoiled", ["another user's", "writable by others", "a pipe"])
+async def test_a_lock_that_is_not_the_poolers_own_is_not_used(
+    spoiled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        lock = tmp_path / "auth.json.lock"
+        if spoiled == "a pipe":
+            os.mkfifo(lock)
+        else:
+            lock.write_text("theirs")
+        if spoiled == "writable by others":
+            lock.chmod(0o666)
+        if spoiled == "another user's":
+            of_another_user(lock, monkeypatch)
+        with pytest.raises(LoginNeeded, match="cannot be locked: it is another user's"):
+            await desk.ask()
+        assert desk.asked_count == 0
+        assert spoiled == "a pipe" or lock.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("is_theirs", [False, True])
+async def test_what_another_user_left_in_the_place_of_a_new_login_is_not_taken(
+    is_theirs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of the same account, and later than the login that is there."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        answer = json.dumps(desk.backend.exchange("rt-acct-1")).encode()
+        left = new_file(desk.path)
+        left.write_bytes(pooler.merge_tokens(desk.path.read_bytes(), answer, time.time() + 1))
+        left.chmod(0o600)
+        (tmp_path / "auth.json.lock").touch(0o600)
+        if is_theirs:
+            left.chmod(0o622)  # anybody could have written it
+            with pytest.raises(LoginNeeded):
+                await desk.ask()
+        else:
+            assert await desk.ask() == desk.saved()
+        assert desk.asked_count == is_theirs

@@ -1,0 +1,343 @@
+"""Proves that no file, no pipe and no import holds up the server, whatever is at their other end.
+
+Method: the real process with a stderr that nobody reads, with pipes where files should be, and with
+few descriptors; a client that asks all the while.  Nothing sleeps: each wait is for bytes, for a
+line of the log or for the end of the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from pooler import LOG_LINES_MAX, LogWriter, format_log_line
+from tests.clients.stage import clean_env
+from tests.raw_wire import OPERATOR, SECONDS_MAX, RawUpstream
+from tests.test_exhaustion import read_answer
+from tests.wires import KEY, post, request
+
+POOLER: Final = str(Path(__file__).resolve().parent.parent / "pooler.py")
+HEALTH: Final = request("GET", "/healthz", key=None)
+CALL: Final = post("/v1/responses", {"model": "m1", "input": "hi"})
+PIPE_BYTES: Final = 64 * 1024  # what the kernel holds of a pipe that nobody reads
+ANSWER_SECONDS_MAX: Final = 2.0  # of a good client, on a busy machine
+END_SECONDS_MAX: Final = 10.0  # after SIGTERM, with nothing under way
+
+Json = dict[str, Any]
+
+
+class Process:
+    """`pooler.py serve` on a port of its own; what it logs is read only when a test asks."""
+
+    def __init__(self, folder: Path, config: Json, *, descriptors: int = 0) -> None:
+        self.path = folder / "pools.json"
+        self.write(config)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.write(config)
+        command = [sys.executable, POOLER, "serve", "--config", str(self.path)]
+        if descriptors:
+            limit = f'ulimit -Sn 40; ulimit -Hn {descriptors}; exec "$@"'
+            command = ["sh", "-c", limit, "sh", *command]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env=clean_env(),
+        )  # fmt: skip
+        self.raw = b""
+        self.before = b""  # all that was logged, as far as it was read
+        self.wait_log(rb'"event": "listening"')
+
+    def write(self, config: Json) -> None:
+        listen = {"listen": f"127.0.0.1:{getattr(self, 'port', 1)}"}
+        self.path.write_text(json.dumps(config | listen))
+
+    def wait_log(self, pattern: bytes) -> bytes:
+        """The line with the pattern, once it has come; what was before it is forgotten."""
+        assert self.process.stderr is not None
+        deadline = time.monotonic() + SECONDS_MAX
+        while not (found := re.search(rb"[^\n]*%b[^\n]*\n" % pattern, self.raw)):
+            left = deadline - time.monotonic()
+            assert select.select([self.process.stderr], [], [], max(0, left))[0], self.raw[-2000:]
+            received = os.read(self.process.stderr.fileno(), PIPE_BYTES)
+            assert received, self.raw[-2000:]
+            self.raw += received
+            self.before += received
+        self.raw = self.raw[found.end() :]
+        return found[0]
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), SECONDS_MAX)
+
+    def ask(self, raw: bytes, client: socket.socket | None = None) -> tuple[bytes, float]:
+        """The answer, and the seconds that it took."""
+        with contextlib.ExitStack() as stack:
+            line = client or stack.enter_context(self.connect())
+            began_at = time.monotonic()
+            line.sendall(raw)
+            return read_answer(line), time.monotonic() - began_at
+
+    def end(self) -> tuple[int, float]:
+        began_at = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(SECONDS_MAX)
+        return code, time.monotonic() - began_at
+
+
+@contextlib.contextmanager
+def running(folder: Path, config: Json, *, descriptors: int = 0) -> Iterator[Process]:
+    process = Process(folder, config, descriptors=descriptors)
+    try:
+        yield process
+    finally:
+        process.process.kill()
+        process.process.wait()
+        assert process.process.stderr is not None
+        process.process.stderr.close()
+
+
+@contextlib.contextmanager
+def upstream() -> Iterator[RawUpstream]:
+    opened = RawUpstream()
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def described(port: int, **more: Any) -> Json:  # noqa: ANN401 (JSON)
+    account = {
+        "type": "openai", "base_url": f"http://127.0.0.1:{port}/v1", "models": ["m1"],
+        "api_key": "upstream-key-of-the-test-0123456789",
+    }  # fmt: skip
+    pools = {"home": {"accounts": ["a"], "keys": {"laptop": KEY}}}
+    return {"accounts": {"a": account}, "pools": pools, "operators": {"me": OPERATOR}} | more
+
+
+################################################################
+# THE LOG
+################################################################
+
+
+def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
+    """Twice as much as the pipe holds; then it is read again, and says what it lost."""
+    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
+        line = pooler.connect()
+        count = 2 * PIPE_BYTES // 400
+        for _ in range(count):
+            answer, seconds = pooler.ask(CALL, line)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert seconds < ANSWER_SECONDS_MAX
+        assert pooler.ask(HEALTH)[0].startswith(b"HTTP/1.1 200 ")
+        line.close()
+
+        code, seconds = pooler.end()
+        assert code == 0
+        assert seconds < END_SECONDS_MAX
+
+
+def test_every_line_is_there_at_an_orderly_end(tmp_path: Path) -> None:
+    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
+        line = pooler.connect()
+        for _ in range(100):
+            pooler.ask(CALL, line)
+        line.close()
+        assert pooler.end()[0] == 0
+        assert pooler.process.stderr is not None
+        raw = pooler.raw + pooler.process.stderr.read()
+        events = [json.loads(one)["event"] for one in raw.splitlines()]
+        assert events == ["request"] * 100 + ["draining", "stopped"]
+
+
+def test_lines_that_find_no_room_are_counted_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe of one's own, which is read only when all is full."""
+    reading, writing = os.pipe()
+    monkeypatch.setattr("pooler.STDERR", writing)
+    lost = 500
+    with LogWriter() as log:
+        fields = {"text": "x" * 1000}
+        while len(log.lines) < LOG_LINES_MAX:
+            log("info", "test", fields)
+        began_at = time.monotonic()
+        for _ in range(lost):
+            log("info", "test", fields)
+        assert time.monotonic() - began_at < 1
+        dropped = log.dropped_count
+        assert dropped > 0
+        raw = b""
+        while b"log lines dropped" not in raw:
+            raw = raw[-5000:] + os.read(reading, PIPE_BYTES)
+    os.close(writing)
+    while received := os.read(reading, PIPE_BYTES):
+        raw += received
+    os.close(reading)
+    told = [json.loads(one) for one in raw.splitlines()[1:]]
+    [line] = [one for one in told if one["event"] == "log lines dropped"]
+    assert (line["level"], line["lines"]) == ("warning", dropped)
+    assert told[-1]["event"] == "test"
+
+
+def test_a_writer_whose_stderr_is_gone_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr("pooler.STDERR", writing)
+    with LogWriter() as log:
+        for _ in range(10):
+            log("info", "test", {})
+    assert not log.thread.is_alive()
+    os.close(writing)
+    assert json.loads(format_log_line("info", "test", {"a": "\n"}))["a"] == "\n"
+
+
+################################################################
+# FILES
+################################################################
+
+
+def as_secret(config: Json, name: str) -> None:
+    config["pools"]["home"]["keys"]["laptop"] = f"{{file:{name}}}"
+
+
+def as_api_key(config: Json, name: str) -> None:
+    config["accounts"]["a"]["api_key"] = f"{{file:{name}}}"
+
+
+def as_authority(config: Json, name: str) -> None:
+    config["accounts"]["a"]["ca_file"] = name
+
+
+def as_login(config: Json, name: str) -> None:
+    config["accounts"]["b"] = {"type": "codex", "auth_file": name}
+    config["pools"]["home"]["accounts"] = ["a", "b"]
+
+
+PLACES: Final = {"secret": as_secret, "api key": as_api_key, "ca_file": as_authority}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_pipe_in_the_place_of_a_file_stops_no_running_server(place: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
+        config = described(server.port)
+        PLACES[place](config, "pipe")
+        pooler.write(config)
+        pooler.process.send_signal(signal.SIGHUP)
+        for _ in range(20):
+            assert pooler.ask(CALL)[1] < ANSWER_SECONDS_MAX
+        told = json.loads(pooler.wait_log(rb'"event": "reload refused"'))
+        assert re.search("no regular file|not a readable PEM file", told["problem"])
+        assert pooler.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
+        assert pooler.end()[0] == 0
+
+
+def test_a_pipe_in_the_place_of_a_login_or_of_the_configuration_stops_nothing(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
+        config = described(server.port)
+        as_login(config, "pipe")
+        pooler.write(config)
+        pooler.process.send_signal(signal.SIGHUP)
+        assert b"no regular file" in pooler.wait_log(rb'"event": "login"')
+        assert pooler.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
+
+        pooler.path.unlink()
+        os.mkfifo(pooler.path)
+        pooler.process.send_signal(signal.SIGHUP)
+        assert b"no regular file" in pooler.wait_log(rb'"event": "reload refused"')
+        assert pooler.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
+        assert pooler.end()[0] == 0
+
+
+################################################################
+# DESCRIPTORS
+################################################################
+
+
+def test_the_soft_limit_is_raised_and_connections_stay_below_what_is_left(tmp_path: Path) -> None:
+    """100 descriptors: no accept fails, and whoever comes with a key is served."""
+    with upstream() as server, running(tmp_path, described(server.port), descriptors=100) as pooler:
+        limits = resource.prlimit(pooler.process.pid, resource.RLIMIT_NOFILE)
+        assert limits == (100, 100)
+        with contextlib.ExitStack() as stack:
+            for _ in range(90):
+                idle = stack.enter_context(pooler.connect())
+                idle.sendall(request("GET", "/v1/models"))
+                assert read_answer(idle).startswith(b"HTTP/1.1 200 ")
+            assert pooler.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
+            assert len(os.listdir(f"/proc/{pooler.process.pid}/fd")) < 60
+        assert pooler.end()[0] == 0
+        assert pooler.process.stderr is not None
+        raw = pooler.raw + pooler.process.stderr.read()
+        events = {json.loads(line)["event"] for line in raw.splitlines()}
+        assert events == {"request", "draining", "stopped"}
+
+
+def test_few_descriptors_are_told_at_the_start_and_health_is_answered(tmp_path: Path) -> None:
+    with upstream() as server, running(tmp_path, described(server.port), descriptors=48) as pooler:
+        assert b"ulimit -n" in pooler.before
+        with contextlib.ExitStack() as stack:
+            for _ in range(60):
+                stack.enter_context(pooler.connect())
+            for _ in range(5):
+                assert pooler.ask(HEALTH)[0].startswith(b"HTTP/1.1 200 ")
+        assert pooler.end()[0] == 0
+
+
+def test_that_nothing_can_be_accepted_is_one_line(tmp_path: Path) -> None:
+    """The system's own table is full: here the limit is lowered while it runs."""
+    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
+        held = len(os.listdir(f"/proc/{pooler.process.pid}/fd"))
+        resource.prlimit(pooler.process.pid, resource.RLIMIT_NOFILE, (held, 1000))
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(pooler.connect())
+            told = json.loads(pooler.wait_log(rb'"event": "accept"'))
+            assert told["level"] == "error"
+            assert "Too many open files" in told["problem"]
+            # Trio would say it ten times a second.
+            assert pooler.process.stderr is not None
+            assert not select.select([pooler.process.stderr], [], [], 0.5)[0]
+        resource.prlimit(pooler.process.pid, resource.RLIMIT_NOFILE, (1000, 1000))
+        assert pooler.ask(HEALTH)[0].startswith(b"HTTP/1.1 200 ")
+        assert pooler.end()[0] == 0
+
+
+################################################################
+# IMPORTS
+################################################################
+
+
+def test_the_first_use_of_mcp_or_of_a_websocket_holds_nobody_up(tmp_path: Path) -> None:
+    """Both need modules that take long to load; a good client asks meanwhile."""
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+    accepted = [("Accept", "application/json, text/event-stream")]
+    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
+        good = pooler.connect()
+        pooler.ask(HEALTH, good)
+        with pooler.connect() as client:
+            client.sendall(post("/mcp", message, key=OPERATOR, headers=accepted))
+            longest, rounds = 0.0, 0
+            while not select.select([client], [], [], 0)[0]:
+                longest = max(longest, pooler.ask(HEALTH, good)[1])
+                rounds += 1
+            assert read_answer(client).startswith(b"HTTP/1.1 200 ")
+        sys.stdout.write(f"mcp is loaded: longest wait {longest:.3f} s in {rounds} rounds\n")
+        assert rounds > 5
+        assert longest < 0.5
+        good.close()
+        assert pooler.end()[0] == 0
