@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import codecs
 import contextlib
 import dataclasses
 import difflib
@@ -219,6 +220,7 @@ RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop c
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes
 TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the turn under way
+PART_BYTES: Final = 64  # that a part of an unfinished message takes besides what is in it
 ANCHORS_MAX: Final = 256  # response ids that one upstream WebSocket is known to remember
 NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
 UNIX_MAX: Final = 10**10  # in the year 2286: a later time in a file is nonsense
@@ -1479,45 +1481,94 @@ def is_upgraded(head: ResponseHead, key: str) -> bool:
     return head.status == 101 and is_known and _is_upgrade(head.headers) and not more
 
 
+_TEXT: Final = 0x1  # opcodes (RFC 6455 §5.2)
+_BINARY: Final = 0x2
+
+
 def close_frame(code: int) -> bytes:
     """A server's Close without words (RFC 6455 §5.5.1)."""
     return b"\x88\x02" + code.to_bytes(2, "big")
 
 
+def is_utf8(text: bytes) -> bool:
+    """Whether `text` is UTF-8; as `str` it is never held whole: a letter may take 4 bytes there."""
+    if text.isascii():
+        return True
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for at in range(0, len(text), RECEIVE_BYTES):
+            decoder.decode(text[at : at + RECEIVE_BYTES])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 @dataclass(eq=False, slots=True)
 class FrameMeter:
-    """Counts the frames of a WebSocket's peer as they come (RFC 6455 §5.2).
+    """Counts the frames of a WebSocket's peer as they come, and turns text into bytes.
 
-    trio-websocket bounds the characters of a message, but not its frames, which may be empty,
-    nor the pings.
+    trio-websocket bounds neither the frames of a message, which may be empty, nor the pings, and
+    it makes a `str` of each part of a text.  So every text frame goes to it as a binary one (RFC
+    6455 §5.2); a binary one of the peer's own is refused.
     """
 
     bytes_max: int
     frames_max: int
     bytes_pending: int = 0  # what has come of the message that is not whole yet
+    part_count: int = 0  # in which it has come
+    bytes_whole: int = 0  # of whole messages that nobody has taken yet
+    message_count: int = 0  # that have come whole
     is_closed: bool = False  # the peer's Close has come
     refused: int = 0  # the code for a peer that passes a bound
     _frame_count: int = 0  # since the last whole message
     _head: bytes = b""  # of a frame, unfinished
     _left: int = 0  # bytes of the frame's payload that are still to come
     _kind: int = 0  # the first byte of the frame
+    _is_in_message: bool = False
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether a frame or a message has begun that is not whole yet."""
+        return bool(self._is_in_message or self._left or self._head)
 
     def feed(self, received: bytes) -> bytes:
         """What of `received` may be passed on: nothing after a Close or a refusal."""
         at = 0
+        texts: list[int] = []
         while at < len(received) and not (self.is_closed or self.refused):
             if self._left:
                 step = min(self._left, len(received) - at)
-                self._left -= step
-                self.bytes_pending += 0 if self._kind & 0x08 else step  # of a Ping: none
+                self._take_payload(step)
             else:
+                is_text = not self._head and received[at] & 0x0F == _TEXT
                 step = self._begin(received[at : at + 14])  # no head is longer
+                texts += [at] if is_text and step else []
             at += step
-            if not (self._left or self._head):  # a whole frame has come
-                self.is_closed = self._kind & 0x0F == 0x08
-                if self._kind & 0x88 == 0x80:  # and with it a message
-                    self._frame_count = self.bytes_pending = 0
-        return received[:at]
+            if not (self._left or self._head or self.refused):  # a whole frame has come
+                self._end()
+        passed = received[:at]
+        if texts:
+            turned = bytearray(passed)
+            for place in texts:
+                turned[place] ^= _TEXT ^ _BINARY
+            passed = bytes(turned)
+        return passed
+
+    def _take_payload(self, byte_count: int) -> None:
+        self._left -= byte_count
+        if not self._kind & 0x08:  # a Ping's is not kept
+            self.bytes_pending += byte_count
+            self.part_count += 1
+
+    def _end(self) -> None:
+        """Note the end of a frame, which may be that of its message."""
+        self.is_closed = self._kind & 0x0F == 0x08
+        if self._kind & 0x88 == 0x80:
+            self.bytes_whole += self.bytes_pending
+            self.message_count += 1
+            self._is_in_message = False
+            self._frame_count = self.bytes_pending = self.part_count = 0
 
     def _begin(self, received: bytes) -> int:
         """Read the head of a frame, or a part of it; the bytes used."""
@@ -1525,11 +1576,15 @@ class FrameMeter:
         code = head[1] & 0x7F if len(head) > 1 else 0
         extra = {126: 2, 127: 8}.get(code, 0)
         size = 2 + extra + (4 if len(head) > 1 and head[1] & 0x80 else 0)
+        if head[0] & 0x0F == _BINARY:
+            self.refused = 1003
+            return 0
         if len(head) < size:
             self._head = head
             return len(received)
         used, self._head = size - len(self._head), b""
         self._kind = head[0]
+        self._is_in_message |= not self._kind & 0x08
         self._left = int.from_bytes(head[2 : 2 + extra], "big") if extra else code
         self._frame_count += 1
         if self._frame_count > self.frames_max:
@@ -2004,15 +2059,47 @@ class EventScanner:
         return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
 
 
-def event_of(message: str) -> bytes:
+def event_of(message: bytes) -> bytes:
     """A WebSocket's message as an event; a line end in JSON is but a blank."""
-    return b"data: " + message.replace("\r", "").replace("\n", "\ndata: ").encode() + b"\n\n"
+    return b"data: " + message.replace(b"\r", b"").replace(b"\n", b"\ndata: ") + b"\n\n"
 
 
-def messages_of(events: bytes) -> list[str]:
+def messages_of(events: bytes) -> list[bytes]:
     """Whole events, whose lines end with LF, as the messages of a WebSocket; not comments."""
     found = [event_data(event) for event in events.split(b"\n\n")]
-    return [data.decode("utf-8", "replace") for data in found if data not in {b"", b"[DONE]"}]
+    return [data for data in found if data not in {b"", b"[DONE]"}]
+
+
+def type_of(message: bytes) -> str:
+    """The type of the event in a WebSocket's message; "" where it has none."""
+    if match := _TYPE_FIRST.match(b"data: " + message[:KIB]):
+        return match[1].decode()
+    return _text_at(_parsed(message), "type")
+
+
+def is_news(name: str) -> bool:
+    """Whether an event of that type tells of the account or the connection, and of no turn."""
+    return name.startswith("codex.") or name in {"keepalive", "response.metadata"}
+
+
+def is_terminal(name: str) -> bool:
+    """Whether an event of that type is the last one of its turn."""
+    return _kind_of_type(name.encode("utf-8", "replace")) in TERMINAL_KINDS
+
+
+def with_stream_id(message: bytes, stream_id: str) -> bytes:
+    """An event that says which turn it is of; as it came, where it is no JSON object."""
+    text = message.strip(b" \t\r\n")
+    members = text[1:-1].strip(b" \t\r\n")
+    if not (text.startswith(b"{") and text.endswith(b"}")):
+        return message
+    # Its name in plain letters, or with one of them escaped.
+    if b'"stream_id"' in members or b"\\u00" in members:
+        value = _parsed(text)
+        if "stream_id" in value:
+            return dump_json(value | {"stream_id": stream_id})
+    comma = "," if members else ""
+    return b"{" + members + f'{comma}"stream_id":"{stream_id}"}}'.encode()
 
 
 COMMENT: Final = b": keepalive\n\n"
@@ -5639,6 +5726,11 @@ class Exchange:
         body, content_type = error.content()
         await self.respond(error.status, body, [("content-type", content_type), *error.headers])
 
+    async def cut(self, error: PoolerError) -> None:
+        """End the connection: nothing better can be said in an answer that has begun."""
+        self.closes = True
+        self.record.code = error.record_code
+
 
 @functools.lru_cache(maxsize=1)
 def http_date(unix_seconds: int) -> str:
@@ -6108,13 +6200,32 @@ def final_error(
 ################################################################
 # GET /v1/responses with an upgrade: each frame of the client is one call of RELAY, and the
 # events of its answer are frames.  trio-websocket reads and writes them on both sides; the heads
-# of a handshake are judged as strictly as all others and replayed to it, and what it does not
-# bound is counted before it comes there.  All tasks are in the nursery of the client's
-# connection: the library's reader for each side, and who takes what it has read.
+# of a handshake are judged as strictly as all others and replayed to it, what it does not bound
+# is counted before it comes there, and it is given bytes where it would make text.  All tasks are
+# in the nursery of the client's connection: one for each side, with a nursery of its own for the
+# library's reader, which ends before its stream is closed; and who takes what it has read.
 
 _STREAM_ID: Final = re.compile("[A-Za-z0-9_.-]{1,256}")
-_PROCESSED: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"response\.processed"')
 _BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # upstream facts §1.8
+
+
+def is_processed_note(frame: bytes, limits: Limits) -> bool:
+    """Whether a client only tells of an answer that it has processed (upstream facts §1.8).
+
+    It is read as strictly as a call: what says anything else to another reader is none.
+    """
+    if len(frame) >= KIB:
+        return False
+    try:
+        check_json_shape(frame, limits)
+        value = parse_json_object(frame)
+    except PoolerError:
+        return False
+    is_alone = [name.lower() for name in value].count("type") == 1
+    return is_alone and value.get("type") == "response.processed"
+
+
+Hold = Callable[[int], bool]  # counts bytes for somebody, or gives them back; False: too many
 
 
 class Frames:
@@ -6123,19 +6234,22 @@ class Frames:
     First comes the head of the opening handshake, then frames that have been counted.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        bytes_max: int,
-        hold: Callable[[int], bool],
-        limits: Limits,
-    ) -> None:
+    def __init__(self, connection: Connection, bytes_max: int, hold: Hold, limits: Limits) -> None:
         self.library = importlib.import_module("trio_websocket")  # many never need it
         self.socket: Any = None  # the library's WebSocketConnection
         self.connection = connection
         self.meter = FrameMeter(bytes_max, limits.websocket_frames_max)
-        self.hold = hold  # counts what has come of the message that is not whole yet
+        self.hold = hold
+        self.held = 0  # of messages that are not whole, or that nobody has taken
         self.limits = limits
+        # Of a message that is not whole: for its next bytes, and for all of it.
+        self.idle_seconds = self.message_seconds = limits.between_events_seconds_max
+        if isinstance(connection, ClientConnection):
+            self.idle_seconds = limits.body_idle_seconds_max
+            self.message_seconds = limits.body_seconds_max
+        self.waited_seconds = 0.0  # for the message that is not whole
+        self.waited_for = 0  # its number
+        self.is_late = False  # it did not come in time
         self.head = b""
         self.is_accepted = trio.Event()  # until then the library would keep a frame to itself
 
@@ -6159,14 +6273,26 @@ class Frames:
             nursery, self, "pooler", "/", max_message_size=size_max
         )
 
-    async def take(self) -> str | bytes:
-        """The next whole message.  Raises: PeerClosed; BadSyntax, if the peer's frames are bad."""
+    async def take(self) -> bytes:
+        """The next whole message, which stays counted until whoever takes it gives it back.
+
+        Raises: PeerClosed; BadSyntax, if the peer's frames are bad.
+        """
+        if self.socket is None:
+            raise PeerClosed
         try:
-            return cast("str | bytes", await self.socket.get_message())
+            message = cast("bytes", await self.socket.get_message())
         except self.library.ConnectionClosed:
             raise (BadSyntax("frames") if self.close_code else PeerClosed) from None
+        self.meter.bytes_whole -= len(message)
+        self.held -= len(message)
+        if not is_utf8(message):
+            self.hold(-len(message))
+            self.meter.refused = 1007
+            raise BadSyntax("not UTF-8")
+        return message
 
-    async def put(self, message: str | None) -> None:
+    async def put(self, message: bytes | None) -> None:
         """Send a message; None: a sign of life (RFC 6455 §5.5.3).  Raises: PeerClosed."""
         try:
             await (self.socket.pong() if message is None else self.socket.send_message(message))
@@ -6180,9 +6306,20 @@ class Frames:
         is_theirs = reason is None or reason.code == 1006 or self.meter.is_closed
         return self.meter.refused or (0 if is_theirs else int(reason.code))
 
+    def count(self) -> bool:
+        """Count what is held now; False, and as before, if it is too much."""
+        meter = self.meter
+        held = meter.bytes_whole + meter.bytes_pending + PART_BYTES * meter.part_count
+        if not self.hold(held - self.held):
+            return False
+        self.held = held
+        return True
+
     def release(self) -> None:
-        self.hold(-self.meter.bytes_pending)
-        self.meter.bytes_pending = 0
+        """Give back what it holds, and the socket with it; nothing reads any more."""
+        self.hold(-self.held)
+        self.held = 0
+        self.socket = None
 
     # What the library calls.
 
@@ -6190,20 +6327,41 @@ class Frames:
         if self.head:
             head, self.head = self.head, b""
             return head
-        connection, meter = self.connection, self.meter
-        if meter.refused:
+        if self.meter.refused or (self.socket is not None and self.socket.closed):
             return b""
-        if isinstance(connection, ClientConnection):
+        if isinstance(self.connection, ClientConnection):
             await self.is_accepted.wait()
+        passed = self.meter.feed(await self.receive())
+        if not self.count():
+            self.meter.refused = 1013
+            return b""
+        return passed
+
+    async def receive(self) -> bytes:
+        """What the peer sends next; b"" at its end, or where a message is late.
+
+        The time of a message is that in which it is waited for, not that in which it waits.
+        """
+        connection, meter = self.connection, self.meter
+        if connection.buffer:
+            received, connection.buffer = connection.buffer, b""
+            return received
+        if meter.message_count != self.waited_for:
+            self.waited_for, self.waited_seconds = meter.message_count, 0.0
+        began_at, until = trio.current_time(), math.inf
+        if meter.is_amid:
+            left = min(self.idle_seconds, self.message_seconds - self.waited_seconds)
+            until = began_at + left
         try:
-            received, connection.buffer = connection.buffer or await connection.receive(), b""
+            with trio.move_on_at(until):
+                received = await connection.receive()
+                if meter.is_amid:
+                    self.waited_seconds += trio.current_time() - began_at
+                return received
         except PeerClosed:
             raise trio.BrokenResourceError from None
-        held = meter.bytes_pending
-        passed = meter.feed(received)
-        if not self.hold(meter.bytes_pending - held):
-            meter.bytes_pending, meter.refused = held, 1013
-        return passed
+        self.is_late, meter.refused = True, 1008
+        return b""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self.socket is None and isinstance(self.connection, UpstreamConnection):
@@ -6211,8 +6369,12 @@ class Frames:
             asked = parse_request_head(bytes(data), self.limits)
             self.head = upgraded_head(asked.headers["sec-websocket-key"])
             await trio.lowlevel.checkpoint()
-        else:
-            await self.connection.send_all(bytes(data), self.limits.write_stall_seconds_max)
+            return
+        for at in range(0, len(data), RECEIVE_BYTES):
+            piece = bytes(data[at : at + RECEIVE_BYTES])
+            if at == 0 and piece[0] == 0x82:  # a message, which is text
+                piece = b"\x81" + piece[1:]
+            await self.connection.send_all(piece, self.limits.write_stall_seconds_max)
 
     async def aclose(self) -> None:
         """The library is done; the connection is closed by whoever owns it."""
@@ -6221,24 +6383,50 @@ class Frames:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class UpstreamSocket(UpstreamConnection):
-    """An upstream's WebSocket.  `read_head` and `receive_body` are of the turn under way."""
+    """An upstream's WebSocket.  `read_head` and `receive_body` are of the turn under way.
+
+    What comes after the last event of a turn, and before the first of the next one, is of
+    neither.  Where that cannot be told apart no further turn uses it: `is_spent`.
+    """
 
     owner: bytes  # digest of the account that it was opened for
     frames: Frames
     end: Callable[[], None]  # called when it ends before it was to
+    note_bug: Callable[[], None]
     opened_at: float = field(default_factory=trio.current_time)
     made: deque[str] = field(default_factory=lambda: deque(maxlen=ANCHORS_MAX))  # response ids
     is_spent: bool = False
-    first: list[str] = field(default_factory=list)  # of the turn, read and not given yet
+    is_reused: bool = False  # there was a turn before the one under way
+    is_begun: bool = True  # its first event has come
+    first: deque[bytes] = field(default_factory=deque)  # of the turn, read and not given yet
     rest: trio.CancelScope = field(default_factory=trio.CancelScope)  # between two turns
+    reading: trio.CancelScope = field(default_factory=trio.CancelScope)
+    has_read: trio.Event = field(default_factory=trio.Event)  # there is no reader any more
+
+    async def read(self, task_status: trio.TaskStatus[None]) -> None:
+        """Let the library read until `close`, or its end.  A bug of it ends this socket alone."""
+        try:
+            async with trio.open_nursery() as nursery:  # holds: the library's reader
+                self.reading = nursery.cancel_scope
+                await self.frames.begin(nursery)
+                task_status.started()
+        except Exception:  # noqa: BLE001 (a bug is logged; whoever waits for it sees its end)
+            self.note_bug()
+        finally:
+            self.has_read.set()
 
     def serves(self, owner: bytes) -> bool:
         """Whether a turn may use it: same upstream, same credentials."""
         is_old = trio.current_time() - self.opened_at > WEBSOCKET_AGE_SECONDS_MAX
         return self.owner == owner and not (self.is_spent or is_old)
 
-    async def take(self) -> str | bytes:
-        """The next message.  Raises: PeerClosed, BadSyntax."""
+    def begin_turn(self, *, is_reused: bool) -> None:
+        self.rest.cancel()
+        self.is_reused = is_reused
+        self.is_at_end = self.is_begun = False
+
+    async def take(self) -> bytes:
+        """The next message, still counted.  Raises: PeerClosed, BadSyntax."""
         try:
             return await self.frames.take()
         except (PeerClosed, BadSyntax):
@@ -6255,55 +6443,80 @@ class UpstreamSocket(UpstreamConnection):
         with rest, contextlib.suppress(PeerClosed, BadSyntax):
             while True:
                 message = await self.take()
-                self.is_spent |= isinstance(message, str) and SPENT_CODE in message
+                self.frames.hold(-len(message))
+                self.is_spent |= not is_news(type_of(message))
 
-    async def receive_message(self) -> str:
-        """Raises: PeerClosed, BadSyntax."""
-        message = await self.take()
-        if not isinstance(message, str):
-            raise BadSyntax("binary frame")
-        return message
+    async def receive_message(self, strays_max: int) -> bytes:
+        """The next message of the turn, still counted; those of the turn before are dropped.
+
+        Raises: PeerClosed; BadSyntax, also where there are too many of the latter.
+        """
+        for _ in range(strays_max + 1):
+            message = await self.take()
+            name = "" if self.is_begun else type_of(message)
+            if self.is_begun or is_news(name):
+                return message
+            if not self.is_reused or name in {"response.created", "error"}:
+                self.is_begun = True
+                self.is_spent |= name != "response.created"
+                return message
+            self.frames.hold(-len(message))
+        raise BadSyntax("events of no turn")
 
     async def read_head(self, limits: Limits) -> ResponseHead:
         """What the first frame says: an error has a status and headers (upstream facts §1.8).
 
         Raises: PeerClosed, BadSyntax.
         """
-        self.first = [await self.receive_message()]
-        while '"codex.' in self.first[-1][:32] and len(self.first) < limits.handshake_events_max:
-            self.first.append(await self.receive_message())
-        value = _parsed(self.first[-1].encode()) if '"error"' in self.first[-1] else {}
+        name = "codex."
+        while name.startswith("codex.") and len(self.first) < limits.handshake_events_max:
+            self.first.append(await self.receive_message(limits.handshake_events_max))
+            if sum(map(len, self.first)) > limits.event_bytes_max:
+                raise BadSyntax("event too large")
+            name = type_of(self.first[-1])
+        value = _parsed(self.first[-1]) if name == "error" else {}
         status = value.get("status") or value.get("status_code")
-        if value.get("type") != "error" or not (isinstance(status, int) and 400 <= status < 600):
+        if not (isinstance(status, int) and 400 <= status < 600):
             return ResponseHead(200, NO_FIELDS, NO_BODY, keeps_alive=True)
-        self.is_spent |= SPENT_CODE in self.first[-1]
         given = _object(value.get("headers")).items()
-        headers = {name.lower(): text for name, text in given if isinstance(text, str)}
+        headers = {field.lower(): text for field, text in given if isinstance(text, str)}
         headers["content-type"] = "application/json"
         return ResponseHead(status, headers, NO_BODY, keeps_alive=True)
 
     async def read_body(self, bytes_max: int) -> bytes:
         """The error frame that the turn began, and ended, with.  Raises: BadSyntax."""
         self.is_at_end = True
-        error = self.first.pop().encode()
+        error = self.first.pop()
+        self.frames.hold(-len(error))
         if len(error) > bytes_max:
             raise BadSyntax("body too large")
         return error
 
     async def receive_body(self) -> bytes:
         """The next event.  Raises: PeerClosed, BadSyntax."""
-        return event_of(self.first.pop(0) if self.first else await self.receive_message())
+        strays_max = self.frames.limits.handshake_events_max
+        message = self.first.popleft() if self.first else await self.receive_message(strays_max)
+        self.frames.hold(-len(message))
+        return event_of(message)
 
     def is_over(self, scanner: EventScanner) -> bool:
         self.is_at_end = scanner.terminal is not None
         if self.is_at_end:
-            self.is_spent |= SPENT_CODE in str(scanner.failure)
+            # A second failure that may follow the first would pass for the next turn's.
+            self.is_spent |= scanner.failure is not None
             if made := _text_at(scanner.response, "id"):
                 self.made.append(made)
         return self.is_at_end
 
     async def close(self) -> None:
+        """Close it once its reader has ended: nothing waits for a socket that is closed."""
         self.is_spent = True
+        self.rest.cancel()
+        self.reading.cancel()
+        with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+            await self.has_read.wait()
+        self.frames.hold(-sum(map(len, self.first)))
+        self.first.clear()
         self.frames.release()
         await UpstreamConnection.close(self)
 
@@ -6319,6 +6532,7 @@ class ClientSocket(ClientConnection):
     frames: Frames
     key: Key
     native_path: str
+    note_bug: Callable[[], None]
     nursery: trio.Nursery = field(init=False)  # of all that reads, here and upstream
     upstream: UpstreamSocket | None = None
     turn: Turn | None = None
@@ -6334,13 +6548,12 @@ class ClientSocket(ClientConnection):
 
         Raises: ClientGone.
         """
-        messages: list[str | None] = list(messages_of(data))
-        if self.turn and self.turn.stream_id:
-            mark = f',"stream_id":"{self.turn.stream_id}"}}'
-            messages = [message.rstrip()[:-1] + mark for message in messages_of(data)]
+        messages = messages_of(data)
         try:
-            for message in messages or ([None] if data else []):
-                await self.frames.put(message)
+            if data and not messages:
+                await self.frames.put(None)
+            for message in messages:
+                await self.frames.put(self.turn.marked(message) if self.turn else message)
         except PeerClosed:
             self.is_gone = True
             raise ClientGone from None
@@ -6353,25 +6566,36 @@ class ClientSocket(ClientConnection):
         if stop_code and self.turn is not None and self.turn.scope is not None:
             self.turn.scope.cancel()
 
-    async def read_frames(self) -> None:
-        """Take the client's frames as they come; its hang-up ends everything."""
+    async def read(self, head: bytes, task_status: trio.TaskStatus[None]) -> None:
+        """Answer the handshake, and take the client's frames; its hang-up ends everything.
+
+        A bug, the library's too, ends the turn under way, and then the WebSocket.
+        """
         try:
-            while True:
-                message = await self.frames.take()
-                if not isinstance(message, str):
-                    return self.end(1003, "bad_request")
-                body = message.encode()
-                if len(self.waiting) >= TURNS_WAITING_MAX:
-                    return self.end(1008, "bad_request")
-                if not self.frames.hold(len(body)):
-                    return self.end(1013, "bad_request")
-                self.waiting.append(body)
+            async with trio.open_nursery() as nursery:  # holds: the library's reader
+                await self.frames.accept(nursery, head, self.upgrade.record.request_id)
+                task_status.started()
+                if self.frames.socket is not None:
+                    await self.take_frames()
+                nursery.cancel_scope.cancel()
+        except Exception:  # noqa: BLE001 (a bug is logged, and told)
+            self.note_bug()
+            self.end(1011, "internal_error")
+        if self.is_gone:
+            self.nursery.cancel_scope.cancel()
+
+    async def take_frames(self) -> None:
+        """Take the client's frames as they come, until it has gone or is to be refused."""
+        try:
+            while len(self.waiting) <= TURNS_WAITING_MAX:
+                self.waiting.append(await self.frames.take())
                 self.note_change()
+            self.end(1008, "bad_request")
         except BadSyntax:
-            self.end(self.frames.close_code, "bad_request")
+            is_late = self.frames.is_late
+            self.end(self.frames.close_code, "request_timeout" if is_late else "bad_request")
         except PeerClosed:
             self.is_gone = True
-            self.nursery.cancel_scope.cancel()
 
     async def next_frame(self, idle_seconds_max: float) -> bytes | None:
         """The next frame of the client; None where the WebSocket is to be closed."""
@@ -6389,9 +6613,8 @@ class ClientSocket(ClientConnection):
 
     async def release(self) -> None:
         """Give back what it holds; nothing reads any more."""
-        self.frames.release()
         self.frames.hold(-sum(map(len, self.waiting)))
-        self.frames.socket = None  # with what it holds of an unfinished message
+        self.frames.release()
         await self.drop_upstream()
 
 
@@ -6403,7 +6626,13 @@ class Turn(Exchange):
 
     socket: ClientSocket
     stream_id: str = ""  # echoed on every event
+    has_ended: bool = False  # its last event has been sent
     anchor: str = ""  # previous_response_id
+
+    def marked(self, message: bytes) -> bytes:
+        """An event of it, as the client gets it."""
+        self.has_ended |= is_terminal(type_of(message))
+        return with_stream_id(message, self.stream_id) if self.stream_id else message
 
     @property
     def stop_code(self) -> str:
@@ -6450,11 +6679,10 @@ class Turn(Exchange):
             if upstream is None:
                 return
         self.upstream = upstream
-        upstream.rest.cancel()
-        upstream.is_at_end = False
+        upstream.begin_turn(is_reused=is_reused)
         self.stage, self.timer = Stage.SEND, "write_stall_seconds_max"
         try:
-            await self.bounded(math.inf, upstream.frames.put, body.decode())
+            await self.bounded(math.inf, upstream.frames.put, body)
         except PeerClosed:
             upstream.is_spent = True
             if not is_reused:
@@ -6491,11 +6719,16 @@ class Turn(Exchange):
             raise BadSyntax("no upgrade")
         hold = functools.partial(self.server.events.grow, account.name)
         frames = Frames(connection, limits.event_bytes_max, hold, limits)
-        await frames.begin(client.nursery)
-        client.upstream = UpstreamSocket(
-            connection.stream, owner=owner, frames=frames, end=lambda: client.end(1001)
+        upstream = UpstreamSocket(
+            connection.stream,
+            owner=owner,
+            frames=frames,
+            end=lambda: client.end(1001),
+            note_bug=client.note_bug,
         )
-        return client.upstream
+        await client.nursery.start(upstream.read)
+        client.upstream = upstream
+        return upstream
 
     def release_upstream(self, endpoint: Endpoint) -> UpstreamConnection | None:
         """Keep the WebSocket for the next turn if its answer was whole."""
@@ -6504,10 +6737,9 @@ class Turn(Exchange):
             return Exchange.release_upstream(self, endpoint)
         self.upstream = None
         self.hold_events(0)
-        # One that is to be closed is seen to its end, too.
-        upstream.rest = trio.CancelScope()
-        self.socket.nursery.start_soon(upstream.watch, upstream.rest)
         if upstream.is_at_end and not upstream.is_spent:
+            upstream.rest = trio.CancelScope()
+            self.socket.nursery.start_soon(upstream.watch, upstream.rest)
             return None
         self.socket.upstream = None
         return upstream
@@ -6535,6 +6767,12 @@ class Turn(Exchange):
             shown["headers"] = headers  # Codex CLI shows a final error with all that it has
         await self.start(error.status, (), _data_line(shown) + b"\n\n", None)
         self.is_whole = True
+
+    async def cut(self, error: PoolerError) -> None:
+        """End the WebSocket, after an error frame if the turn's last event has not been sent."""
+        await Exchange.cut(self, error)
+        if not self.has_ended:
+            await self.fail(error)
 
 
 ################################################################
@@ -6717,11 +6955,10 @@ class Server(Shared):
         except Exception:  # noqa: BLE001 (a bug is logged and answered)
             self.log_bug(exchange.record.request_id)
             failure = PoolerError("internal_error")
-        if failure is not None and exchange.is_started:
-            exchange.closes = True  # cut: nothing better can be said any more
-            exchange.record.code = failure.record_code
-        elif failure is not None:
-            with contextlib.suppress(ClientGone):
+        with contextlib.suppress(ClientGone):
+            if failure is not None and exchange.is_started:
+                await exchange.cut(failure)
+            elif failure is not None:
                 await exchange.fail(failure)
 
     def log_bug(self, request_id: str | None) -> None:
@@ -6991,22 +7228,27 @@ class Server(Shared):
         if self.is_draining:
             raise PoolerError("server_stopping")
         connection = exchange.connection
+        size_max = limits.websocket_message_bytes_max
         hold = functools.partial(self.bodies.grow, exchange.holder)
-        frames = Frames(connection, limits.websocket_message_bytes_max, hold, limits)
+        frames = Frames(connection, size_max, hold, limits)
         exchange.closes = exchange.is_started = exchange.is_whole = True
         connection.is_busy = True
         record.status = 101
         client = ClientSocket(
-            connection.stream, upgrade=exchange, frames=frames, key=key, native_path=native_path
+            connection.stream,
+            upgrade=exchange,
+            frames=frames,
+            key=key,
+            native_path=native_path,
+            note_bug=lambda: self.log_bug(record.request_id),
         )
         is_open = False
         self.sockets.add(client)  # before anything waits: the key's others are counted
         try:
             async with trio.open_nursery() as client.nursery:  # holds: readers, of both sides
                 with trio.move_on_after(limits.websocket_handshake_seconds_max):
-                    await frames.accept(client.nursery, raw, record.request_id)
+                    await client.nursery.start(client.read, raw)
                 if is_open := frames.socket is not None:
-                    client.nursery.start_soon(client.read_frames)
                     await self.serve_turns(client)
                 client.nursery.cancel_scope.cancel()
         finally:  # the readers have ended: nothing more is taken
@@ -7023,8 +7265,8 @@ class Server(Shared):
         idle_seconds_max = self.config.limits.websocket_idle_seconds_max
         while (frame := await client.next_frame(idle_seconds_max)) is not None:
             key = self.key_of(client)
-            is_news = client.native_path and len(frame) < KIB and _PROCESSED.match(frame)
-            if key is not None and not is_news:
+            is_note = client.native_path and is_processed_note(frame, self.config.limits)
+            if key is not None and not is_note:
                 await self.serve_turn(client, key, frame)
                 continue
             client.frames.hold(-len(frame))
@@ -7032,7 +7274,7 @@ class Server(Shared):
                 client.end(1008)
             elif client.upstream is not None:  # nobody answers them
                 with contextlib.suppress(PeerClosed):
-                    await client.upstream.frames.put(frame.decode())
+                    await client.upstream.frames.put(frame)
 
     async def serve_turn(self, client: ClientSocket, key: Key, frame: bytes) -> None:
         upgrade, config = client.upgrade, self.config

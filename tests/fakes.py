@@ -400,6 +400,7 @@ class FakeUpstream:
         first = self.scripts[0][0] if self.scripts and self.scripts[0] else None
         room = max(first.byte_count, 1) if isinstance(first, ReadOnly) else math.inf
         ours, theirs = socket_pair(self.capacity, room)
+        theirs.complaints = self.world.complaints
         line = Line(ours, trio.current_time())
         self.lines.append(line)
         if isinstance(step, Fin):

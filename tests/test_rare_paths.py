@@ -51,6 +51,7 @@ from tests.fakes import (
     sse_steps,
 )
 from tests.sockets import (
+    TERMINAL,
     SocketUpstream,
     codex_described,
     open_socket,
@@ -319,7 +320,7 @@ async def test_a_bug_in_the_middle_of_a_stream_cuts_it(
         assert world.records[-1]["code"] == "internal_error"
 
 
-async def test_a_bug_in_the_middle_of_a_turn_ends_its_websocket(
+async def test_a_bug_in_the_middle_of_a_turn_ends_it_and_then_its_websocket(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_on(monkeypatch, b"BUG")
@@ -328,6 +329,9 @@ async def test_a_bug_in_the_middle_of_a_turn_ends_its_websocket(
         client = await open_socket(world)
         await client.create()
         assert await client.read_event() == DELTA
+        last = await client.read_event()
+        assert last["type"] in TERMINAL
+        assert "internal_error" in json.dumps(last)
         assert await client.read_close() == 1011
         await world.settle()
         assert len(bugs(world)) == 1

@@ -59,12 +59,21 @@ NURSERIES: Final = frozenset(
     {
         "Server.serve",  # the services, and one task for each connection
         "Server.serve_connection",  # the reader of one connection
-        "Server.serve_socket",  # the readers of a client's WebSocket and its upstream's
+        "Server.serve_socket",  # both sides of a client's WebSocket
+        "ClientSocket.read",  # the library's reader of the client
+        "UpstreamSocket.read",  # and of its upstream
         "run_demo",  # the server, and the built-in upstream
         "serve_with_signals",  # the server, beside the wait for signals
     }
 )
-BUG_CATCHERS: Final = frozenset({"Server.conclude", "Server.serve_connection"})
+BUG_CATCHERS: Final = frozenset(
+    {
+        "Server.conclude",
+        "Server.serve_connection",
+        "ClientSocket.read",  # the turn under way is still to be told
+        "UpstreamSocket.read",  # as is the client
+    }
+)
 
 # What the pure half may not touch: whatever an import of these modules binds, and these names.
 BLOCKING_MODULES: Final = frozenset(

@@ -17,7 +17,6 @@ from trio.testing import MockClock
 
 from tests.fakes import Fin, Pause, Reset, Send, Stall, error_answer, json_answer, post, request
 from tests.sockets import (
-    BINARY,
     TEXT,
     UPGRADE,
     codex_described,
@@ -555,8 +554,7 @@ async def test_an_old_or_ended_websocket_is_not_used_again(
 async def test_what_comes_between_two_turns_is_of_neither(autojump_clock: MockClock) -> None:
     stray = {"type": "response.completed", "response": {"id": "resp_0", "output": []}}
     async with socket_world(socket_described("a")) as world:
-        binary = Send(frame(BINARY, b"codex", mask=b""))
-        strays = [*says(stray, stray), binary, *says(stray)]
+        strays = [*says(stray, stray, b"[]", b"nonsense", stray)]
         world.upstreams["a"].plays([*turn("one"), *strays], turn("two"))
         client = await open_socket(world)
         await client.ask()

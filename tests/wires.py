@@ -76,7 +76,12 @@ class Pipe:
 
 
 class MemorySocket(trio.abc.HalfCloseableStream):
-    """One end of a connection in memory; as strict as a real socket about two users at once."""
+    """One end of a connection in memory; as strict as a real socket about two users at once.
+
+    With `complaints` it notes there that it was closed under somebody who waits for it.
+    """
+
+    complaints: list[str] | None = None
 
     def __init__(self, incoming: Pipe, outgoing: Pipe) -> None:
         self.incoming = incoming
@@ -119,6 +124,8 @@ class MemorySocket(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
+        if self.complaints is not None and self._is_receiving:
+            self.complaints.append("a socket was closed while it was read")
         self.is_closed = True
         self.outgoing.set(ended=True)
         self.incoming.set(deaf=True)

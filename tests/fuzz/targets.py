@@ -152,7 +152,7 @@ def chunks(data: bytes) -> None:
 
 
 def frames(data: bytes) -> None:
-    """The meter passes on what it was given, and in any pieces refuses alike."""
+    """The meter passes on what it was given, text as binary, and in any pieces refuses alike."""
 
     def read(parts: Sequence[bytes]) -> tuple[bytes, int, bool]:
         meter = pooler.FrameMeter(FRAME_BYTES_MAX, FRAMES_MAX)
@@ -163,10 +163,12 @@ def frames(data: bytes) -> None:
     whole, refused, is_closed = read([data])
     passed, *others = read(pieces_of(data))
     assert others == [refused, is_closed]
-    assert data.startswith(whole)
     # Of a frame that is refused the head alone may have passed, in pieces.
-    assert data.startswith(passed)
+    assert passed.startswith(whole)
     assert len(passed) - len(whole) in range(14)
+    assert len(passed) <= len(data)
+    changed = [(was, now) for was, now in zip(data, passed, strict=False) if was != now]
+    assert all((was & 0x0F, was ^ now) == (0x1, 0x3) for was, now in changed)
 
 
 ################################################################
