@@ -308,7 +308,7 @@ async def test_frames_sent_ahead_wait_in_order_up_to_a_bound(autojump_clock: Moc
 
 
 async def test_frames_count_among_the_bodies_that_are_held(autojump_clock: MockClock) -> None:
-    limits = {"body_bytes_max": 1024, "bodies_bytes_max": 1024 * 1024}
+    limits = {"body_bytes_max": 1024, "bodies_bytes_max": 2 * 1024 * 1024}
     described = socket_described("a", limits=limits)
     async with socket_world(described) as world:
         client = await open_socket(world)
