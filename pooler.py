@@ -6205,6 +6205,7 @@ def final_error(
 # in the nursery of the client's connection: one for each side, with a nursery of its own for the
 # library's reader, which ends before its stream is closed; and who takes what it has read.
 
+WEBSOCKET_LIBRARY: Final = "trio_websocket"
 _STREAM_ID: Final = re.compile("[A-Za-z0-9_.-]{1,256}")
 _BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # upstream facts §1.8
 
@@ -6235,7 +6236,7 @@ class Frames:
     """
 
     def __init__(self, connection: Connection, bytes_max: int, hold: Hold, limits: Limits) -> None:
-        self.library = importlib.import_module("trio_websocket")  # many never need it
+        self.library = importlib.import_module(WEBSOCKET_LIBRARY)  # many never need it
         self.socket: Any = None  # the library's WebSocketConnection
         self.connection = connection
         self.meter = FrameMeter(bytes_max, limits.websocket_frames_max)
@@ -7168,7 +7169,7 @@ class Server(Shared):
         limits = exchange.limits
         bounded = dataclasses.replace(limits, body_bytes_max=limits.mcp_body_bytes_max)
         await exchange.read_body(bounded)
-        if self.mcp is None:  # at its first use, for it is large; in a thread, for it is slow
+        if self.mcp is None:  # at its first use, for it is large
             try:
                 self.mcp = await trio.to_thread.run_sync(load_mcp, limiter=self.files.limiter)
             except ImportError:
@@ -7201,6 +7202,12 @@ class Server(Shared):
         sums, times = self.tokens.outcomes, (trio.current_time(), self.unix_now())
         return snapshot(State(*records, logins, sums, queued, process, *times))
 
+    async def load(self, name: str) -> None:
+        """Import a module that is slow to load, in a thread, at its first use."""
+        if name not in sys.modules:
+            load = importlib.import_module
+            await trio.to_thread.run_sync(load, name, limiter=self.files.limiter)
+
     def warn_of_mcp(self) -> None:
         """Log what /mcp lacks, if operators are configured; it is imported when it is used."""
         missing = [name for name in ("mcp_server", "mcp") if not importlib.util.find_spec(name)]
@@ -7223,6 +7230,7 @@ class Server(Shared):
         await self.want_catalogues(pool)
         if not self.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
             raise PoolerError("websocket_unsupported")
+        await self.load(WEBSOCKET_LIBRARY)
         if sum(client.key == key for client in self.sockets) >= key.concurrent:
             raise _key_limit("has as many WebSockets open as it may have at once", 1)
         if self.is_draining:

@@ -27,6 +27,7 @@ import pytest
 from pooler import LOG_LINES_MAX, LogWriter, format_log_line
 from tests.clients.stage import clean_env
 from tests.raw_wire import OPERATOR, SECONDS_MAX, RawUpstream
+from tests.sockets import upgrade
 from tests.test_exhaustion import read_answer
 from tests.wires import KEY, post, request
 
@@ -322,22 +323,33 @@ def test_that_nothing_can_be_accepted_is_one_line(tmp_path: Path) -> None:
 ################################################################
 
 
-def test_the_first_use_of_mcp_or_of_a_websocket_holds_nobody_up(tmp_path: Path) -> None:
-    """Both need modules that take long to load; a good client asks meanwhile."""
-    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
-    accepted = [("Accept", "application/json, text/event-stream")]
-    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
-        good = pooler.connect()
-        pooler.ask(HEALTH, good)
-        with pooler.connect() as client:
-            client.sendall(post("/mcp", message, key=OPERATOR, headers=accepted))
-            longest, rounds = 0.0, 0
-            while not select.select([client], [], [], 0)[0]:
-                longest = max(longest, pooler.ask(HEALTH, good)[1])
-                rounds += 1
-            assert read_answer(client).startswith(b"HTTP/1.1 200 ")
-        sys.stdout.write(f"mcp is loaded: longest wait {longest:.3f} s in {rounds} rounds\n")
-        assert rounds > 5
-        assert longest < 0.5
-        good.close()
-        assert pooler.end()[0] == 0
+MESSAGE: Final = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+ACCEPTED: Final = [("Accept", "application/json, text/event-stream")]
+FIRST_USES: Final = {
+    "mcp": (post("/mcp", MESSAGE, key=OPERATOR, headers=ACCEPTED), b"HTTP/1.1 200 "),
+    "websocket": (upgrade(), b"HTTP/1.1 101 "),
+}
+
+
+@pytest.mark.parametrize("what", FIRST_USES)
+def test_the_first_use_of_a_large_module_holds_nobody_up(what: str, tmp_path: Path) -> None:
+    """It takes up to a second to load; a good client asks meanwhile."""
+    raw, status = FIRST_USES[what]
+    with upstream() as server:
+        config = described(server.port)
+        config["accounts"]["a"]["websocket"] = True
+        with running(tmp_path, config) as pooler:
+            good = pooler.connect()
+            pooler.ask(HEALTH, good)
+            with pooler.connect() as client:
+                client.sendall(raw)
+                longest, rounds = 0.0, 0
+                while not select.select([client], [], [], 0)[0]:
+                    longest = max(longest, pooler.ask(HEALTH, good)[1])
+                    rounds += 1
+                assert client.recv(PIPE_BYTES).startswith(status)
+            sys.stdout.write(f"{what}: longest wait {longest:.3f} s in {rounds} rounds\n")
+            assert rounds > 5
+            assert longest < 0.5
+            good.close()
+            assert pooler.end()[0] == 0
