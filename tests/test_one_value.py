@@ -259,3 +259,24 @@ def test_no_credential_reaches_a_server_that_it_is_not_meant_for(
         pytest.fail("the scenario does not end")
     assert number > 10
     assert {(OLD, "old"), (NEW, "new")} <= seen
+
+
+async def test_a_connection_is_not_kept_for_those_who_come_after_a_reload(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """It may have been opened with another CA: the same configuration is one more, too."""
+    old = config_of(tmp_path, "key", "old")
+    async with trio.open_nursery() as nursery:
+        world = Moving(old, nursery)
+        world.start()
+        client = await world.connect()
+        await client.send(post("/v1/responses", {"model": "m1", "input": "x"}))
+        await world.settle()
+        await world.server.reload(lambda: (old, {}))
+        assert (await client.read_response()).status == 200
+        await world.settle()
+        assert world.servers[OLD].asked[0].connection.closed_at is not None
+        await world.ask(post("/v1/responses", {"model": "m1", "input": "x"}))
+        assert len({id(asked.connection) for asked in world.servers[OLD].asked}) == 2
+        await world.close()
+        nursery.cancel_scope.cancel()
