@@ -4716,7 +4716,8 @@ class Login:
         told: list[tuple[bool, str]] = []
         if obstacle := obstacle_to_saving(self.path):
             told.append((True, f"{self.path} {obstacle}"))
-        if self.path.stat().st_mode & 0o077:
+        state = self.path.stat()
+        if state.st_mode & 0o077:
             quoted = shlex.quote(str(self.path))
             told.append((False, f"{self.path} can be read by others: chmod 600 {quoted}"))
         if found.refresh_token is None:
@@ -4864,6 +4865,12 @@ class Tokens:
             raise LoginNeeded(f"{login.path}: its login has been withdrawn; {login.advice}")
 
 
+SEVERAL_LINKS: Final = (
+    "has other names (hard links), at which a renewal leaves a token that is spent; give every "
+    "program a login of its own"
+)
+
+
 async def ask_once(
     dial: Dial, url: BaseUrl, tls: ssl.SSLContext | None, request: bytes, limits: Limits
 ) -> tuple[int, bytes]:
@@ -4943,6 +4950,8 @@ class Shared:
     def tls_of(self, account: Account) -> ssl.SSLContext | None:
         return self.tls_contexts[account.ca_file] if account.base_url.is_tls else None
 
+        if state.st_nlink > 1:
+            told.append((False, f"{self.path} {SEVERAL_LINKS}"))
     def inspect_logins(self) -> None:
         """Log what a person should know of the logins, as `pooler check` says it."""
         for login in self.logins.values():

@@ -197,6 +197,9 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     M("not_single_flight", "One renewal is under way at a time.",
       "if login.renewal is None and self.services is not None", "if self.services is not None",
       "token_refresh::fifty_requests_on_an_ended_token_ask_once"),
+    M("hard_link", "A login with other names is told of.",
+      "        if state.st_nlink > 1:\n", "        if state.st_nlink > 2:\n",
+      "auth_file::a_problem_is_found_before_a_token_is_spent"),
     # What crosses.
     M("client_header_goes_on", "Only listed headers of a client go on.",
       '"accept|openai-beta")', '"accept|openai-beta|cookie|x-.*")',
