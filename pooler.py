@@ -72,6 +72,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Collection,
     Hashable,
     Iterable,
     Iterator,
@@ -201,7 +202,9 @@ CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones are not told of new
 PLACES_KEPT_PART: Final = 8  # so much of an account is for keys that use it little
 CATALOGUE_SECONDS: Final = HOUR  # how long an account's /models stays good
 CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be had
-CATALOGUE_MODELS_MAX: Final = 10_000
+CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB
+CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and written to be kept, in one step
+CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list some hundred
 MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
 MODEL_BLOCKS_MAX: Final = 64  # per account
 QUOTA_WINDOWS_MAX: Final = 16  # per account: its plan has two, single models may have more
@@ -211,8 +214,16 @@ NEARLY_USED_PERCENT: Final = 95.0  # from here on new sessions go elsewhere if t
 UNKNOWN_LEFT_PERCENT: Final = 99.0  # without evidence: after the untouched, before the used
 TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum's JSON
 INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
-OUTPUT_ITEMS_MAX: Final = 20_000  # whose indexes an answer remembers
+OUTPUT_ITEMS_MAX: Final = 4_000  # of an answer: all told at its end, they hold the loop 80 ms
+MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's words: searched, and shown
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
+JSON_DEPTH_MAX: Final = 500  # of an upstream's: more than a body's, for answers repeat its tools
+JSON_MEMBERS_MAX: Final = 100_000  # of an upstream's: read with 16 MiB they take about 120 ms
+WRITTEN_MEMBERS_MAX: Final = 50_000  # of what is written anew: as many numbers take 80 ms
+WRITTEN_BYTES_MAX: Final = 4 * MIB  # of an event that is written anew, besides the items it gets
+UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of an answer that is passed on; a longer one goes unread
+EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
+TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of an answer, which is written anew in one step
 SESSION_CHARS_MAX: Final = 256
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
 LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
@@ -405,6 +416,117 @@ class ConfigRefused(Exception):
 
 
 ################################################################
+# JSON
+################################################################
+# All JSON from outside is read in one of two ways, each behind `json_excess`: json.loads of hostile
+# text would hold the event loop for seconds (security facts, "Python"), and what is nested too
+# deeply can be read and not written again.  A client's is read strictly (REQUEST BODIES), that of
+# an upstream or a file kindly.
+
+
+class BadSyntax(Exception):
+    """The peer's bytes are not what the standard, or this page, allows."""
+
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_NO_BRACKETS: Final = re.compile(rb"[^\[\]{}]+")
+
+
+def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
+    """What JSON text has too much of, in words, or ""; found in a few passes at C speed."""
+    openers = raw.count(b"[") + raw.count(b"{")
+    if openers <= depth_max and openers + raw.count(b",") <= members_max:
+        return ""  # nearly always: not even in its strings
+    plain = raw
+    if b"\\" in raw:  # pairs first: a run of backslashes always begins an escape
+        plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Valid JSON has at most two strings, a name and a value, for each separator.
+    if plain.count(b'"') > 4 * (members_max + 1):
+        return "too many members"
+    outside = b"".join(plain.split(b'"')[::2])
+    if outside.count(b",") + outside.count(b"[") + outside.count(b"{") > members_max:
+        return "too many members"
+    depth = 0
+    for byte in _NO_BRACKETS.sub(b"", outside):
+        depth += 1 if byte in b"[{" else -1
+        if depth > depth_max:
+            return "too much nesting"
+    return ""
+
+
+def count_members(value: Json) -> int:
+    """How many members the objects and lists in a value have, at every level."""
+    count, waiting = 0, [value]
+    while waiting:
+        one = waiting.pop()
+        members = one.values() if isinstance(one, dict) else one
+        count += len(members)
+        waiting += [member for member in members if isinstance(member, dict | list)]
+    return count
+
+
+def check_writable(value: Json) -> None:
+    """Refuse what of an upstream's would take long to write anew.  Raises: BadSyntax."""
+    if count_members(value) > WRITTEN_MEMBERS_MAX:
+        raise BadSyntax("too many members")
+
+
+def _writable(number: str) -> float | None:
+    """A number that can be written again; None instead of NaN, an infinity, or a huge one."""
+    value = float(number)
+    return value if math.isfinite(value) else None
+
+
+def _writable_int(digits: str) -> float | None:
+    return int(digits) if len(digits) <= INTEGER_DIGITS_MAX else _writable(digits)
+
+
+_TOLERANT: Final = json.JSONDecoder(
+    parse_int=_writable_int, parse_float=_writable, parse_constant=_writable
+)
+
+
+def load_json(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> Json:
+    """What JSON text of an upstream, or of a file, holds.
+
+    Raises: ValueError, where it is no JSON in UTF-8; BadSyntax, where to read it would take long.
+    """
+    if excess := json_excess(raw, JSON_DEPTH_MAX, members_max):
+        raise BadSyntax(excess)
+    return _TOLERANT.decode(raw.removeprefix(_BYTE_ORDER_MARK).decode())
+
+
+def dump_json(value: Json) -> bytes:
+    """JSON in UTF-8, as short as it can be; escaped only where half a character stands alone."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _object(value: Json) -> dict[str, Json]:
+    return value if isinstance(value, dict) else {}
+
+
+def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> dict[str, Json]:
+    """The object that JSON text holds; an empty one, if it is none.  Raises: BadSyntax."""
+    if raw.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] != b"{":
+        return {}
+    try:
+        return _object(load_json(raw, members_max))
+    except ValueError:
+        return {}
+
+
+def _parsed(raw: bytes) -> dict[str, Json]:
+    """The same; an empty one also where to read it would take long."""
+    try:
+        return load_object(raw)
+    except BadSyntax:
+        return {}
+
+
+################################################################
 # SECRETS AND KEYS
 ################################################################
 # Keys are compared by SHA-256 digest, each with hmac.compare_digest, every entry on every
@@ -413,19 +535,22 @@ class ConfigRefused(Exception):
 Headers = Mapping[str, str]  # names in lower case; values of one name are joined by commas
 NO_FIELDS: Final[Headers] = {}
 
-FORWARDED_TO_UPSTREAM: Final = re.compile("accept|openai-beta")
-FORWARDED_TO_CLIENT: Final = re.compile(
-    "content-type|openai-(?:model|processing-ms|version)|x-should-retry"
+# What may cross, by name: a pattern would let through what an upstream thinks of next year.
+FORWARDED_TO_UPSTREAM: Final = frozenset({"accept", "openai-beta"})
+FORWARDED_TO_CLIENT: Final = frozenset(
+    "content-type openai-model openai-processing-ms openai-version x-should-retry".split()
 )
 # On Codex CLI's own routes (upstream facts §1.2, §1.9).
-NATIVE_TO_UPSTREAM: Final = re.compile(
-    r"accept|openai-beta|originator|user-agent|version|(?:session|thread)[-_]id|conversation_id|"
-    r"x-client-request-id|x-codex-[a-z-]+|x-openai-(?:subagent|memgen-request)|"
-    r"x-openai-internal-codex-[a-z-]+|x-responsesapi-include-timing-metrics"
+NATIVE_TO_UPSTREAM: Final = FORWARDED_TO_UPSTREAM | frozenset(
+    "originator user-agent version session-id session_id thread-id thread_id conversation_id "
+    "x-client-request-id x-codex-window-id x-codex-turn-state x-codex-turn-metadata "
+    "x-codex-parent-thread-id x-codex-installation-id x-codex-beta-features x-openai-subagent "
+    "x-openai-memgen-request x-openai-internal-codex-responses-lite "
+    "x-openai-internal-codex-residency x-responsesapi-include-timing-metrics".split()
 )
-NATIVE_TO_CLIENT: Final = re.compile(
-    rf"{FORWARDED_TO_CLIENT.pattern}|x-codex-[a-z0-9-]+|x-models-etag|x-reasoning-included|"
-    r"x-oai-request-id|cf-ray"
+# Nothing of the account's plan, quota or credits: a key holder is told the pool's.
+NATIVE_TO_CLIENT: Final = FORWARDED_TO_CLIENT | frozenset(
+    "x-codex-turn-state x-models-etag x-reasoning-included x-oai-request-id cf-ray".split()
 )
 TURN_STATE: Final = "x-codex-turn-state"  # a secret of the account that gave it
 _BASIC: Final = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
@@ -449,8 +574,8 @@ def reveal(secret: Secret) -> str:
     return secret._value  # noqa: SLF001 (the one place)
 
 
-def forwarded(headers: Headers, names: re.Pattern[str]) -> list[tuple[str, str]]:
-    return [pair for pair in headers.items() if names.fullmatch(pair[0])]
+def forwarded(headers: Headers, names: Collection[str]) -> list[tuple[str, str]]:
+    return [pair for pair in headers.items() if pair[0] in names]
 
 
 def basic_of(headers: Headers, bytes_max: int) -> str | None:
@@ -512,17 +637,6 @@ class Renewal(enum.Enum):
     DONE = enum.auto()
     SPENT = enum.auto()  # for good: somebody has to log in
     FAILED = enum.auto()  # this time
-
-
-def _object(value: Json) -> dict[str, Json]:
-    return value if isinstance(value, dict) else {}
-
-
-def _parsed(raw: bytes) -> dict[str, Json]:
-    try:
-        return _object(json.loads(raw))
-    except (ValueError, RecursionError):
-        return {}
 
 
 def _claims(token: Json) -> dict[str, Json]:
@@ -1217,10 +1331,6 @@ _UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
 _WEBSOCKET_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 
 
-class BadSyntax(Exception):
-    """The peer's bytes are not what the standard, or this page, allows."""
-
-
 class Framing(NamedTuple):
     """How long a body is: `length` bytes, or chunked, or until the connection closes."""
 
@@ -1477,7 +1587,7 @@ def _accept_of(key: str) -> str:
 def is_upgraded(head: ResponseHead, key: str) -> bool:
     """Whether an upstream has agreed to the upgrade asked for with `key`, and to no more."""
     is_known = head.headers.get("sec-websocket-accept") == _accept_of(key)
-    more = forwarded(head.headers, re.compile("sec-websocket-(?:extensions|protocol)"))
+    more = forwarded(head.headers, ("sec-websocket-extensions", "sec-websocket-protocol"))
     return head.status == 101 and is_known and _is_upgrade(head.headers) and not more
 
 
@@ -1597,9 +1707,8 @@ class FrameMeter:
 ################################################################
 # REQUEST BODIES
 ################################################################
-# A body is judged once and forwarded as it came: duplicate keys are refused, so that what was
-# checked is what the upstream reads.  `check_json_shape` comes first, for json.loads of a
-# hostile body would hold the event loop for seconds (security facts, "Python").
+# A body is judged once and forwarded as it came, or written anew from what was judged: duplicate
+# keys are refused, so that what was checked is what the upstream reads.
 
 
 class CallKind(enum.Enum):
@@ -1639,42 +1748,10 @@ SESSION_HEADERS: Final = (
 )  # fmt: skip
 
 
-# The name as it is and, where that is not found, with any of its letters escaped.
-_MODEL_MEMBERS: Final = tuple(
-    re.compile(rb'"' + name + rb'"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")')
-    for name in (
-        rb"model",
-        rb"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])",
-    )
-)
-
-
-def outside_strings(body: bytes, quotes_max: float = math.inf) -> bytes:
-    """JSON without its strings.  Raises: PoolerError (invalid_json) if there are too many."""
-    plain = body
-    if b"\\" in body:  # pairs first: a run of backslashes always begins an escape
-        plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Valid JSON has at most two strings, a name and a value, for each separator.
-    if plain.count(b'"') > quotes_max:
-        raise PoolerError("invalid_json", "The request body has too many members.")
-    return b"".join(plain.split(b'"')[::2])
-
-
 def check_json_shape(body: bytes, limits: Limits) -> None:
-    """Refuse a body that is too deep or has too many members, in a few passes at C speed."""
-    openers = body.count(b"[") + body.count(b"{")
-    separators = openers + body.count(b",")
-    if openers <= limits.json_depth_max and separators <= limits.json_separators_max:
-        return
-    outside = outside_strings(body, 4 * (limits.json_separators_max + 1))
-    separators = outside.count(b",") + outside.count(b"[") + outside.count(b"{")
-    if separators > limits.json_separators_max:
-        raise PoolerError("invalid_json", "The request body has too many members.")
-    depth = 0
-    for byte in re.sub(rb"[^\[\]{}]+", b"", outside):
-        depth += 1 if byte in b"[{" else -1
-        if depth > limits.json_depth_max:
-            raise PoolerError("invalid_json", "The request body is nested too deeply.")
+    """Refuse a body that is too deep or has too many members.  Raises: PoolerError."""
+    if excess := json_excess(body, limits.json_depth_max, limits.json_separators_max):
+        raise PoolerError("invalid_json", f"The request body has {excess}.")
 
 
 def _once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
@@ -1771,31 +1848,6 @@ def is_model_allowed(requested: str, pool: Pool, key: Key) -> bool:
     return pool.models is None or model in pool.models
 
 
-def replace_model(body: bytes, model: str) -> bytes:
-    """`body` with another value of its top-level "model"; every other byte stays.
-
-    `body` has passed `parse_json_object`: a quoted word before a colon is always a name.
-    """
-    for pattern in _MODEL_MEMBERS:
-        depth = at = 0
-        for member in pattern.finditer(body):
-            outside = outside_strings(body[at : member.start()])
-            depth += outside.count(b"{") + outside.count(b"[")
-            depth -= outside.count(b"}") + outside.count(b"]")
-            at = member.end()
-            if depth == 1:
-                return body[: member.start(1)] + json.dumps(model).encode() + body[at:]
-    raise AssertionError("a body without a model was refused before")
-
-
-def dump_json(value: Json) -> bytes:
-    """JSON in UTF-8, as short as it can be; escaped only where half a character stands alone."""
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
-
-
 def drop_reasoning(body: bytes) -> bytes:
     """`body` without encrypted reasoning that another account cannot read (upstream facts §1.5).
 
@@ -1851,6 +1903,8 @@ _TYPE_FIRST: Final = re.compile(
     rb"(?:event: ?[^\r\n]*\r?\n)?data: ?\{(?:\"sequence_number\": ?\d+, ?)?"
     rb"\"type\": ?\"([a-z0-9_.]+)\""
 )
+_NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*([0-9]{1,12})(?![0-9.eE])')
+_IDENTITY: Final = ("id", "object", "created_at", "model")  # of a response
 _CHAT_CONTENT: Final = re.compile(rb"data: ?\{\"(?:id|choices|object|created|model)\"")
 _CHAT_NOTABLE: Final = re.compile(
     rb'"(?:finish_reason"\s*:\s*"|usage"\s*:\s*\{|error"\s*:\s*[^n\s])'
@@ -1898,16 +1952,39 @@ def read_usage(value: Json) -> Usage | None:
     return None
 
 
+def _lines(event: bytes) -> list[bytes]:
+    """The lines of an event, and maybe an empty one.  Raises: BadSyntax, if there are too many."""
+    line_count = event.count(b"\n") + event.count(b"\r")
+    if line_count > EVENT_LINES_MAX and line_count - event.count(b"\r\n") > EVENT_LINES_MAX:
+        raise BadSyntax("too many lines")
+    event = event.removeprefix(_BYTE_ORDER_MARK)
+    return event.splitlines() if b"\r" in event else event.split(b"\n")
+
+
 def event_data(event: bytes) -> bytes:
-    """The data of one event: its `data` lines joined by LF."""
-    lines = re.split(rb"\r\n|\n|\r", event.removeprefix(b"\xef\xbb\xbf"))
-    data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
-    return b"\n".join(data)
+    """The data of one event: its `data` lines joined by LF.  Raises: BadSyntax."""
+    data = [
+        line[6 if line.startswith(b"data: ") else 5 :]
+        for line in _lines(event)
+        if line.startswith(b"data:")
+    ]
+    return data[0] if len(data) == 1 else b"\n".join(data)
+
+
+def load_event(event: bytes) -> dict[str, Json]:
+    """The JSON object that an event carries; an empty one, if it carries none.
+
+    Raises: BadSyntax, where to read it would take long.
+    """
+    return load_object(event_data(event))
 
 
 def event_object(event: bytes) -> dict[str, Json]:
-    """The JSON object that an event carries; an empty one, if it carries none."""
-    return _parsed(event_data(event))
+    """The same; an empty one also where to read it would take long."""
+    try:
+        return load_event(event)
+    except BadSyntax:
+        return {}
 
 
 def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -1931,7 +2008,8 @@ class EventScanner:
     """Finds the ends and kinds of the events in a stream, fed in any pieces.
 
     After the terminal event `failure` holds its error object, if it is a failure, and `usage`
-    and `response` what was reported.
+    and `response` what was reported.  `values` are the objects in the events that `feed` gave
+    last, each where it was read.
     """
 
     kind: CallKind
@@ -1941,8 +2019,9 @@ class EventScanner:
     failure: Mapping[str, Json] | None = None
     usage: Usage | None = None
     response: dict[str, Json] = field(default_factory=dict)  # id, created_at, model if known
+    values: list[dict[str, Json] | None] = field(default_factory=list)
     _rest: bytearray = field(default_factory=bytearray)  # the unfinished event
-    _last: bytes = b""  # the latest event with a sequence number
+    _next_number: int = 0  # after the latest sequence number
     _alike: bytes = b"\0"  # how the latest content began; no event begins like this
 
     @property
@@ -1951,16 +2030,16 @@ class EventScanner:
         return len(self._rest)
 
     def feed(self, received: bytes, *, is_end: bool = False) -> list[tuple[EventKind, bytes]]:
-        """The events that `received` completes, as they came.
+        """The events that `received` completes, as they came.  Raises: BadSyntax.
 
         At the end of the body `is_end` resolves a last lone CR.  What is then left unfinished
         is dropped, as the standard asks, but for blank lines.
         """
         found: list[tuple[EventKind, bytes]] = []
+        self.values = []
         boundary = _EVENT_END_AT_EOF if is_end else _EVENT_END
-        # The end of an event is at most 4 bytes, of which 3 may have come before; a negative
-        # place to search from is the first byte.
-        searched = len(self._rest) - 3
+        # The end of an event is at most 4 bytes, of which 3 may have come before.
+        searched = max(0, len(self._rest) - 3)
         self._rest += received
         is_whole = is_end or received.endswith(b"\n\n")  # as nearly always: no search is needed
         if not is_whole and boundary.search(self._rest, searched) is None:
@@ -1969,40 +2048,53 @@ class EventScanner:
         if b"\r" not in buffer:  # several times faster, and all that most streams need
             boundary = _EVENT_END_WITHOUT_CR
         start = 0
-        for match in boundary.finditer(buffer):
+        for match in boundary.finditer(buffer, searched):
             event = buffer[start : match.end()]
             start = match.end()
-            # Most events begin like the content before them, up to and with their type.
-            is_alike = event.startswith(self._alike)
-            kind = EventKind.CONTENT if is_alike else self._kind_of(event)
-            if kind is EventKind.CONTENT:
-                self.has_content = True
-            elif kind is not EventKind.IDLE:
-                self._note(kind, event)
-            found.append((kind, event))
-        for _, event in reversed(found):
-            if b'"sequence_number"' in event:
-                self._last = event
-                break
+            found.append((self._take(event), event))
+        self._note_number(found)
         del self._rest[:start]
         if is_end and self._rest and not self._rest.strip(b"\r\n"):
             found.append((EventKind.IDLE, bytes(self._rest)))
+            self.values.append(None)
             self._rest.clear()
         return found
 
-    def _kind_of(self, event: bytes) -> EventKind:
+    def _take(self, event: bytes) -> EventKind:
+        """The kind of the next event; what it tells is noted."""
+        # Most events begin like the content before them, up to and with their type.
+        kind, value = EventKind.CONTENT, None
+        if not event.startswith(self._alike):
+            kind, value = self._judge(event)
+        if kind is EventKind.CONTENT:
+            self.has_content = True
+        elif kind is not EventKind.IDLE:
+            value = self._note(kind, event, value)
+        self.values.append(value)
+        return kind
+
+    def _judge(self, event: bytes) -> tuple[EventKind, dict[str, Json] | None]:
+        """The kind of an event, and the object in it, if it has been read."""
         if self.kind is CallKind.RESPONSES:
             if (match := _TYPE_FIRST.match(event)) is not None:
                 kind = _kind_of_type(match[1])
-                if kind is EventKind.CONTENT:
+                if kind is EventKind.CONTENT and len(match[0]) <= SESSION_CHARS_MAX:
                     self._alike = match[0]
-                return kind
+                return kind, None
         elif self.has_content and _CHAT_CONTENT.match(event) and not _CHAT_NOTABLE.search(event):
-            return EventKind.CONTENT
+            return EventKind.CONTENT, None
+        if b"data" not in event:
+            return EventKind.IDLE, None
         data = event_data(event)
         if data in {b"", b"[DONE]"}:
-            return EventKind.DONE if data else EventKind.IDLE
-        value = _parsed(data)
+            return EventKind.DONE if data else EventKind.IDLE, None
+        try:
+            value = load_object(data)
+        except BadSyntax:  # who needs more of it than its kind will find so, too
+            return EventKind.CONTENT, None
+        return self._kind_of(value), value
+
+    def _kind_of(self, value: dict[str, Json]) -> EventKind:
         if self.kind is CallKind.CHAT and value:
             return self._kind_of_chunk(value)
         if isinstance(name := value.get("type"), str):
@@ -2021,20 +2113,42 @@ class EventScanner:
         is_content = self.has_content or self.has_finish or says_more
         return EventKind.CONTENT if is_content else EventKind.HANDSHAKE
 
-    def _note(self, kind: EventKind, event: bytes) -> None:
-        """Remember what an event other than plain content tells; after the end, nothing."""
+    def _note(
+        self, kind: EventKind, event: bytes, value: dict[str, Json] | None
+    ) -> dict[str, Json] | None:
+        """Remember what an event other than plain content tells; after the end, nothing.
+
+        Returns the object in it, if it has been read.
+        """
         if self.terminal is not None:
-            return
+            return value
         if kind in TERMINAL_KINDS:
             self.terminal = kind
         if kind is EventKind.DONE or (kind is EventKind.HANDSHAKE and self.response):
-            return
-        value = event_object(event)
-        if response := _object(value.get("response")):
-            self.response = _picked(response, ("id", "object", "created_at", "model"))
+            return value
+        if value is None:
+            with contextlib.suppress(BadSyntax):
+                value = load_event(event)
+        told = value or {}
+        if response := _object(told.get("response")):
+            self.response = {
+                name: member
+                for name, member in _picked(response, _IDENTITY).items()
+                if isinstance(member, int)
+                or (isinstance(member, str) and len(member) <= SESSION_CHARS_MAX)
+            }
             self.usage = read_usage(response.get("usage")) or self.usage
         if kind is EventKind.FAILURE:
-            self.failure = failure_of(value)
+            self.failure = failure_of(told)
+        return value
+
+    def _note_number(self, found: Sequence[tuple[EventKind, bytes]]) -> None:
+        """Remember what follows the latest sequence number."""
+        for _, event in reversed(found):
+            if (at := event.find(b'"sequence_number"')) >= 0:
+                match = _NUMBER.match(event, at)
+                self._next_number = int(match[1]) + 1 if match else 0
+                break
 
     def is_complete(self, is_clean: bool) -> bool:
         """Whether a body that ends now has said all; `is_clean`: its framing was whole."""
@@ -2045,7 +2159,6 @@ class EventScanner:
         """The terminal event of ours, for a client of `kind`, where output came before."""
         if kind is CallKind.CHAT:
             return b"data: " + error.content()[0] + b"\n\n"
-        last = event_object(self._last).get("sequence_number")
         response = {
             "id": f"resp_{request_id}",
             "object": "response",
@@ -2054,13 +2167,15 @@ class EventScanner:
             "error": {"code": error.told_code, "message": f"{error.public} {RETRY_WORDS}"},
             "output": [],
         }
-        number = last + 1 if isinstance(last, int) and last < TOKENS_MAX else 0  # it is printed
+        number = self._next_number
         event = {"type": "response.failed", "sequence_number": number, "response": response}
         return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
 
 
 def event_of(message: bytes) -> bytes:
-    """A WebSocket's message as an event; a line end in JSON is but a blank."""
+    """A WebSocket's message as an event; a line end in JSON is but a blank.  Raises: BadSyntax."""
+    if message.count(b"\n") + 2 > EVENT_LINES_MAX:  # with those that end the event
+        raise BadSyntax("too many lines")
     return b"data: " + message.replace(b"\r", b"").replace(b"\n", b"\ndata: ") + b"\n\n"
 
 
@@ -2168,6 +2283,28 @@ def codex_obstacle(
         if is_kind or _picked(part, ("file_id", "audio", "function_call")):
             return name  # audio, a stored file or a legacy call
     return None
+
+
+# The members of a body that decide about it, by who reads them.
+JUDGED: Final = frozenset(
+    {
+        *("model", "stream", "store", "prompt_cache_key", "previous_response_id"),  # read_call
+        *(*_HARMLESS, "tools", "messages", "input"),  # codex_obstacle
+        *("type", "stream_id"),  # Turn.understand
+    }
+)
+_JUDGED_CHARS_MAX: Final = max(map(len, JUDGED))
+
+
+def check_names(body: Iterable[str]) -> None:
+    """Refuse a name that is one of `JUDGED` but for its case: to some servers it is the same.
+
+    Raises: PoolerError (invalid_json).
+    """
+    for name in body:
+        if len(name) <= _JUDGED_CHARS_MAX and name not in JUDGED and name.casefold() in JUDGED:
+            public = "The request body has a field that differs from a known one only in its case."
+            raise PoolerError("invalid_json", public)
 
 
 def _checked(value: Mapping[str, Json], name: str, kind: type | tuple[type, ...]) -> Json:
@@ -2370,8 +2507,9 @@ _PART_DELTAS: Final[Mapping[str, tuple[str, str]]] = {
 class ResponsesAnswer:
     """The answer of a codex account for a Responses client, streamed or whole.
 
-    `feed` gives what the stream gets for one event; `whole` gives the answer after the end.
-    Raises: BadSyntax, where the items take more than `bytes_max`.
+    `feed` gives what the stream gets for one event, of which `value` is the object, if it has
+    been read; `whole` gives the answer after the end.  Raises: BadSyntax, where the items take
+    more than `bytes_max`, or what is to be written anew would take long.
     """
 
     bytes_max: int
@@ -2380,52 +2518,63 @@ class ResponsesAnswer:
     _items: dict[int, dict[str, Json]] = field(default_factory=dict)  # by output_index
     _texts: dict[tuple[int, str], list[str]] = field(default_factory=dict)  # index, event: deltas
     _bytes_held: int = 0
+    _members_held: int = 0
 
-    def feed(self, kind: EventKind, event: bytes) -> bytes:
+    def feed(self, kind: EventKind, event: bytes, value: dict[str, Json] | None = None) -> bytes:
         if kind is EventKind.IDLE:
-            return b"" if event_data(event) else event
+            return b"" if b"data" in event and event_data(event) else event
         is_at_end = self.response is not None
         if is_at_end or kind is EventKind.DONE:  # clients stop reading at `[DONE]`
             return event if is_at_end and kind is EventKind.DONE else b""
         is_wanted = self.is_collected or b"output_item.done" in event
         if kind is EventKind.CONTENT and not is_wanted:
             return event
-        value = event_object(event)
+        if value is None:
+            value = load_event(event)
         name = _text_at(value, "type")
         if kind is EventKind.HANDSHAKE and name.startswith(("codex.", "response.metadata")):
             return b""
         is_told = value.pop("headers", None) is not None  # with a WebSocket's error
-        is_filled = self._collect(kind, value, len(event)) and "response" in value
+        is_filled = self._collect(kind, value, event) and "response" in value
         return _with_data(event, value) if is_filled or is_told else event
 
     def whole(self) -> dict[str, Json]:
         return self.response or {}
 
-    def _collect(self, kind: EventKind, value: Mapping[str, Json], byte_count: int) -> bool:
+    def _collect(self, kind: EventKind, value: Mapping[str, Json], event: bytes) -> bool:
         """Keep a finished item, fill a snapshot (§4.3); whether the latter was needed."""
         response, item = value.get("response"), value.get("item")
-        if kind in TERMINAL_KINDS:
+        is_end = kind in TERMINAL_KINDS
+        if is_end:
             self.response = response = _object(response)
+            check_writable(response if self.is_collected else {})
         name = _text_at(value, "type")
         is_item = name == "response.output_item.done" and isinstance(item, dict)
-        is_text = self.is_collected and name in _PART_DELTAS
-        self._bytes_held += byte_count if is_item or is_text else 0
-        if self._bytes_held > self.bytes_max:
-            raise BadSyntax("answer too large")
         if is_item:
             self._items[_index_at(value, "output_index", len(self._items))] = _object(item)
-        if is_text:
+            self._members_held += count_members(item)
+            self._hold(event)
+        if self.is_collected and name in _PART_DELTAS:
             key = (_index_at(value, "output_index", 0), name)
             self._texts.setdefault(key, []).append(_text_at(value, "delta"))
+            self._hold(event)
         if not isinstance(response, dict):
             return False
         output = response.get("output")
         if kind is EventKind.SUCCESS and not output:
             self._items = self._streamed_messages() | self._items
-        if isinstance(output, list) and len(output) >= len(self._items):
+        known_count = len(self._items) if is_end else 0  # only the last one tells of them
+        if isinstance(output, list) and len(output) >= known_count:
             return False
-        response["output"] = [self._items[index] for index in sorted(self._items)]
+        response["output"] = [self._items[at] for at in sorted(self._items)] if is_end else []
         return True
+
+    def _hold(self, event: bytes) -> None:
+        """Count what is kept of an event, to be written at the end.  Raises: BadSyntax."""
+        self._bytes_held += len(event)
+        is_many = self._members_held > WRITTEN_MEMBERS_MAX or len(self._items) > OUTPUT_ITEMS_MAX
+        if is_many or self._bytes_held > self.bytes_max:
+            raise BadSyntax("answer too large")
 
     def _streamed_messages(self) -> dict[int, dict[str, Json]]:
         """The items that the deltas were of, for where they never came whole."""
@@ -2444,10 +2593,15 @@ def _index_at(value: Mapping[str, Json], name: str, default: int) -> int:
 
 
 def _with_data(event: bytes, value: Json) -> bytes:
-    """`event` with other data; its other lines and its kind of line ends stay."""
+    """`event` with other data; its other lines and its kind of line ends stay.
+
+    Raises: BadSyntax, where that would take long to write.
+    """
+    if len(event) > WRITTEN_BYTES_MAX:
+        raise BadSyntax("event too large")
+    check_writable(value)
     line_end = b"\r\n" if b"\r\n" in event else b"\n"
-    lines = re.split(rb"[\r\n]+", event.removeprefix(b"\xef\xbb\xbf"))
-    kept = [line for line in lines if line and not line.startswith(b"data:")]
+    kept = [line for line in _lines(event) if line and not line.startswith(b"data:")]
     return line_end.join([*kept, _data_line(value), b"", b""])
 
 
@@ -2502,7 +2656,17 @@ def _citations(notes: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
     """The annotations that cite a page; Chat knows no others."""
     cited = [note for note in notes if note.get("type") == "url_citation"]
     names = ("start_index", "end_index", "url", "title")
-    return [{"type": "url_citation", "url_citation": _picked(note, names)} for note in cited]
+    return [
+        {
+            "type": "url_citation",
+            "url_citation": {name: note[name] for name in names if _is_plain(note.get(name))},
+        }
+        for note in cited
+    ]
+
+
+def _is_plain(value: Json) -> bool:
+    return isinstance(value, str | int | float)
 
 
 def _finish_reason(response: Mapping[str, Json], has_calls: bool) -> str:
@@ -2526,11 +2690,12 @@ def _chat_usage(response: Mapping[str, Json]) -> dict[str, Json] | None:
 def _chat_failure(value: Mapping[str, Json]) -> PoolerError:
     """The upstream's own words about a failure."""
     error = failure_of(value)
-    code, message = _text_at(error, "code"), _text_at(error, "message")
-    failure = PoolerError("upstream_error", message, upstream_code=code)
+    names = ("code", "message", "type", "param")
+    said = {name: _text_at(error, name)[:MESSAGE_CHARS_MAX] for name in names}
+    failure = PoolerError("upstream_error", said["message"], upstream_code=said["code"])
     if error is not value:  # the type of a flat event is its own
-        failure.type = _text_at(error, "type") or failure.type
-    failure.param = _text_at(error, "param") or None
+        failure.type = said["type"] or failure.type
+    failure.param = said["param"] or None
     return failure
 
 
@@ -2550,18 +2715,22 @@ class ChatAnswer(ResponsesAnswer):
     _calls: dict[int, tuple[int, str]] = field(default_factory=dict)  # place among them, type
     _thought: tuple[int, int] | None = None  # the latest part of a summary
 
-    def feed(self, kind: EventKind, event: bytes) -> bytes:
+    def feed(self, kind: EventKind, event: bytes, value: dict[str, Json] | None = None) -> bytes:
         if kind in {EventKind.IDLE, EventKind.DONE} or self.response is not None:
             return b""
-        value = event_object(event)
-        self._collect(kind, value, len(event))
+        if value is None:
+            value = load_event(event)
+        self._collect(kind, value, event)
         if kind is EventKind.FAILURE:
             return b"data: " + _chat_failure(value).content()[0] + b"\n\n"
         is_end = kind is EventKind.SUCCESS
         response = self.response or _object(value.get("response"))
         deltas = [*self._deltas(value)]
         if is_end and not (self._said or self._calls):  # nothing but the end tells of it
-            for index, item in enumerate(_objects(response.get("output"))):
+            items = _objects(response.get("output"))
+            if len(items) > OUTPUT_ITEMS_MAX:
+                raise BadSyntax("answer too large")
+            for index, item in enumerate(items):
                 deltas += self._finish(index, item)
         if not self._head and (deltas or response or is_end):
             self._head = self._identity(response)
@@ -2579,7 +2748,7 @@ class ChatAnswer(ResponsesAnswer):
             "object": "chat.completion",
             "choices": [choice],
             "usage": _chat_usage(response),
-            **_picked(response, ("service_tier",)),
+            **({"service_tier": tier} if (tier := _text_at(response, "service_tier")) else {}),
         }
 
     def _identity(self, response: Mapping[str, Json]) -> dict[str, Json]:
@@ -2725,7 +2894,11 @@ _STATUS_OF_CODE: Final[Mapping[str, int]] = {
 _ACCOUNT_CODES: Final = re.compile("account_(deactivated|suspended|deleted)|deactivated_workspace")
 _POLICY_CODES: Final = re.compile("(cyber|bio|content)_policy.*|misalignment_policy_violation")
 _CODE_TOKEN: Final = re.compile(r"(?!error$)[A-Za-z0-9_.-]{1,80}")  # a flat event's type
-_ENCRYPTED: Final = re.compile(r"(?s)encrypted content .*could not be (?:verified|decrypted)")
+_UNREADABLE: Final = re.compile("could not be (?:verified|decrypted)")  # encrypted content
+# A limit that is lower than what the request asks for by itself.
+_ASKED: Final = re.compile(
+    r"Limit ([0-9]{1,15}), (?:Used [0-9]{1,15}, )?Requested ([0-9]{1,15})(?![0-9])"
+)
 _NO_MODEL: Final = re.compile(
     r"(?i)(?:model [`'\"]?[\w.:/-]+[`'\"]?|model|[`'\"][\w.:/-]+[`'\"] model) "
     r"(?:was |is |does )?not (?:found|exist|available|supported when using)"
@@ -2754,7 +2927,7 @@ def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
     named = (_text_at(error, "code"), _text_at(error, "type"))
     code = next(filter(_CODE_TOKEN.fullmatch, named), "")
     message = _text_at(error, "message") or _text_at(value, "detail")
-    return UpstreamWords(code, message, error, headers)
+    return UpstreamWords(code, message[:MESSAGE_CHARS_MAX], error, headers)
 
 
 def _number_of(value: Json) -> float | None:
@@ -2864,10 +3037,9 @@ def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
         return Action.NEXT, Effect.LACKS_MODEL
     if status in {401, 402, 403} and _ACCOUNT_CODES.fullmatch(words.code):
         return Action.NEXT, Effect.REFUSED
-    if _POLICY_CODES.fullmatch(words.code):
+    if _POLICY_CODES.fullmatch(words.code) or (status == 429 and is_too_large(words)):
         return Action.RETURN, Effect.NONE
-    is_encrypted = words.code == "invalid_encrypted_content" or _ENCRYPTED.search(words.message)
-    if status == 400 and is_encrypted:
+    if status == 400 and _is_about_reasoning(words):
         return Action.REPAIR, Effect.NONE
     if words.code == SPENT_CODE:
         return Action.REOPEN, Effect.NONE
@@ -2877,6 +3049,18 @@ def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
     is_of_a_model = active in families - {PLAN_FAMILY}
     action, effect = _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
     return action, Effect.MODEL_LIMITED if status == 429 and is_of_a_model else effect
+
+
+def _is_about_reasoning(words: UpstreamWords) -> bool:
+    _, _, rest = words.message.partition("encrypted content ")
+    return words.code == "invalid_encrypted_content" or bool(_UNREADABLE.search(rest))
+
+
+def is_too_large(words: UpstreamWords) -> bool:
+    """Whether a request alone is more than a limit allows: no time, and no rest, changes that."""
+    if match := _ASKED.search(words.message):
+        return int(match[2]) > int(match[1])
+    return words.message.startswith("Request too large")
 
 
 def _is_about_model(words: UpstreamWords) -> bool:
@@ -2918,7 +3102,8 @@ def judge_answer(
 def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> Fault | None:
     """What a failure hidden in a 200, before any content, means; None: the client's own."""
     words = read_error(failure)
-    if (status := _STATUS_OF_CODE.get(words.code)) is None:
+    status = _STATUS_OF_CODE.get(words.code)
+    if status is None or (status == 429 and is_too_large(words)):
         return None
     rest = rest_of(words, unix_now, limits)
     return _judged(f"200 {words.code}", status, words, PoolerError("upstream_error"), rest)
@@ -2987,7 +3172,7 @@ class Model(NamedTuple):
 
     context_length: int | None = None
     efforts: tuple[str, ...] = ()  # reasoning levels, the least first; () if not told
-    entry: Mapping[str, Json] | None = None  # as the Codex catalogue has it
+    entry: bytes = b""  # JSON, as the Codex catalogue has it
 
 
 class Level(NamedTuple):
@@ -3471,12 +3656,12 @@ class Roster:
         asked = {name: known.get(pool.aliases.get(name, name), Model()) for name in shown}
         return {name: model.context_length for name, model in asked.items()}
 
-    def codex_models_of(self, pool: Pool, key: Key) -> list[Mapping[str, Json]]:
-        """The Codex catalogue, as far as a key may use it."""
+    def codex_models_of(self, pool: Pool, key: Key) -> list[bytes]:
+        """The entries of the Codex catalogue, as far as a key may use it."""
         return [
             model.entry
             for name, model in self.catalogue_of(pool).items()
-            if model.entry is not None and is_model_allowed(name, pool, key)
+            if model.entry and is_model_allowed(name, pool, key)
         ]
 
     def efforts_of(self, account: Account, model: str) -> tuple[str, ...]:
@@ -3485,20 +3670,24 @@ class Roster:
 
 
 def read_catalogue(body: bytes) -> Mapping[str, Model] | None:
-    """The models in an answer to /models, OpenAI-shaped or Codex's; None if it is neither."""
+    """The models in an answer to /models, OpenAI-shaped or Codex's; None if it is neither.
+
+    Of an entry is kept what is shown of it; entries past the bound are left out.
+    """
     found: dict[str, Model] = {}
     try:
-        value = json.loads(body)
+        value = load_object(body, CATALOGUE_MEMBERS_MAX)
         is_codex = "models" in value
         for entry in value["models" if is_codex else "data"][:CATALOGUE_MODELS_MAX]:
             name = entry["slug" if is_codex else "id"]
             if re.fullmatch(_MODEL, name):
-                names = ("context_length", "context_window", "max_model_len")
-                length = max(_int_at(entry, name) for name in names) or None
+                lengths = ("context_length", "context_window", "max_model_len")
+                length = max(_int_at(entry, name) for name in lengths) or None
                 levels = entry.get("supported_reasoning_levels") if is_codex else None
-                efforts = tuple(str(level["effort"]) for level in levels or ())
-                found[name] = Model(length, efforts, entry if is_codex else None)
-    except (ValueError, KeyError, TypeError, RecursionError):
+                efforts = [level["effort"] for level in levels or ()]
+                known = dict.fromkeys(effort for effort in efforts if effort in _EFFORTS)
+                found[name] = Model(length, tuple(known), dump_json(entry) if is_codex else b"")
+    except (BadSyntax, KeyError, TypeError):
         return None
     return found
 
@@ -3671,6 +3860,32 @@ def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) ->
             "reset_at": math.ceil(unix_now + level.ends_at - now),
         }
     return {"plan_type": "guest", "rate_limit": limit}
+
+
+def _pooled_windows(
+    roster: Roster, pool: Pool, now: float, unix_now: float
+) -> dict[str, dict[str, int]]:
+    """The pool's best quota windows by their position, under the names that Codex's events use."""
+    best = roster.pooled_quota(pool, now)[1]
+    return {
+        position: {
+            "used_percent": int(level.used_percent),
+            "window_minutes": length // 60,
+            "reset_at": math.ceil(unix_now + level.ends_at - now),
+        }
+        for position, (length, level) in zip(_POSITIONS, best.items(), strict=False)
+    }
+
+
+def show_quota_headers(
+    roster: Roster, pool: Pool, now: float, unix_now: float
+) -> list[tuple[str, str]]:
+    """What Codex CLI is told of quota with an answer (upstream facts §1.11), of the whole pool."""
+    return [
+        (f"x-codex-{position}-{name.replace('_', '-')}", str(number))
+        for position, window in _pooled_windows(roster, pool, now, unix_now).items()
+        for name, number in window.items()
+    ]
 
 
 _LABELS: Final = ("pool", "key", "model", "route", "code")
@@ -5018,6 +5233,12 @@ def read_login(path: Path, known: Mark | None) -> Sight | None:
         return Sight(problem=str(error))
 
 
+SEVERAL_LINKS: Final = (
+    "has other names (hard links), at which a renewal leaves a token that is spent; give every "
+    "program a login of its own"
+)
+
+
 @dataclass(eq=False, slots=True, repr=False)  # it holds secrets as they are in the file
 class Login:
     """The login of one codex account: its file as last read, and what stands in its way."""
@@ -5095,9 +5316,12 @@ class Login:
         told: list[tuple[bool, str]] = []
         if obstacle := obstacle_to_saving(self.path):
             told.append((True, f"{self.path} {obstacle}"))
-        if self.path.stat().st_mode & 0o077:
+        state = self.path.stat()
+        if state.st_mode & 0o077:
             quoted = shlex.quote(str(self.path))
             told.append((False, f"{self.path} can be read by others: chmod 600 {quoted}"))
+        if state.st_nlink > 1:
+            told.append((False, f"{self.path} {SEVERAL_LINKS}"))
         if found.refresh_token is None:
             told.append((False, f"{self.path} holds no refresh token; {self.advice}"))
         elif obstacle is None and is_renewal_due(found, unix_now, 0):
@@ -5270,7 +5494,9 @@ class Tokens:
         grant = {"client_id": CODEX_CLIENT_ID, "grant_type": "refresh_token"}
         body = json.dumps({**grant, "refresh_token": reveal(found.refresh_token)}).encode()
         request = request_head(self.url, "", None, [("accept", "application/json")], body) + body
-        status, answer = await ask_once(self.dial, self.url, login.tls, request, self.limits)
+        status, answer = await ask_once(
+            self.dial, self.url, login.tls, request, self.limits, bytes_max=SECRET_FILE_BYTES_MAX
+        )
         verdict = judge_renewal(status, answer)
         if verdict is Renewal.FAILED:
             raise LoginNeeded(f"{self.endpoint} answered {status} and no token; it is asked again")
@@ -5284,17 +5510,23 @@ class Tokens:
 
 
 async def ask_once(
-    dial: Dial, url: BaseUrl, tls: ssl.SSLContext | None, request: bytes, limits: Limits
+    dial: Dial,
+    url: BaseUrl,
+    tls: ssl.SSLContext | None,
+    request: bytes,
+    limits: Limits,
+    *,
+    bytes_max: int,
 ) -> tuple[int, bytes]:
     """One request on a connection of its own: the answer's status and body.
 
-    The caller bounds the time.  Raises: TRANSPORT_ERRORS.
+    The caller bounds the time.  Raises: TRANSPORT_ERRORS, also where the body is larger.
     """
     connection = UpstreamConnection(await dial(url, tls))
     try:
         await connection.stream.send_all(request)
         head = await connection.read_head(limits)
-        return head.status, await connection.read_body(limits.event_bytes_max)
+        return head.status, await connection.read_body(bytes_max)
     finally:
         with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
             await connection.close()
@@ -5389,6 +5621,16 @@ class Shared:
             if endpoint.login is not None and endpoint.login not in kept:
                 endpoint.login.is_retired = True
         self.tokens.limits = self.config.limits
+
+    def log_bug(self, request_id: str | None) -> None:
+        """Type and place of the exception under way; its text could hold a client's."""
+        error = sys.exc_info()[1]
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        trace = traceback.extract_tb(error.__traceback__ if error else None)
+        frames = [f"{frame.name}:{frame.lineno}" for frame in trace]
+        name = type(error).__name__
+        self.log("error", "bug", {"request_id": request_id, "type": name, "at_frames": frames})
 
     @property
     def logins(self) -> dict[str, Login]:
@@ -5539,6 +5781,9 @@ class Exchange:
     body: bytes = b""
     body_held: int = 0  # bytes of it, and of what was made of it, in the server's budget
     is_started: bool = False
+    is_told: bool = (
+        False  # the terminal event of a stream has been sent, or kept for a whole answer
+    )
     is_whole: bool = False  # the answer has been sent to its end
     closes: bool = True  # until the request has been read whole
     upstream: UpstreamConnection | None = None
@@ -5714,6 +5959,17 @@ class Exchange:
         await self.connection.send(framed + (self.framed(b"") if is_last else b""), self.limits)
         self.is_whole = is_last
 
+    async def cut(self, error: PoolerError) -> None:
+        """End what a bug has left open: a stream with one terminal event.  Raises: ClientGone."""
+        self.closes = True
+        self.record.code = error.record_code
+        if self.is_whole or self.call is None or self.record.transport == "http":
+            return
+        last, kind = b"", self.call.kind
+        if not self.is_told:
+            last = EventScanner(kind).failure_event(error, self.record.request_id, kind)
+        await self.send_events(last, is_last=True)
+
     async def respond(self, status: int, body: bytes, headers: Sequence[Field] = JSON) -> None:
         """Send a whole answer."""
         await self.start(status, headers, body, len(body))
@@ -5726,15 +5982,18 @@ class Exchange:
         body, content_type = error.content()
         await self.respond(error.status, body, [("content-type", content_type), *error.headers])
 
-    async def cut(self, error: PoolerError) -> None:
-        """End the connection: nothing better can be said in an answer that has begun."""
-        self.closes = True
-        self.record.code = error.record_code
-
 
 @functools.lru_cache(maxsize=1)
 def http_date(unix_seconds: int) -> str:
     return time.strftime(_HTTP_DATE, time.gmtime(unix_seconds))
+
+
+def crossing_headers(frame: Mapping[str, Json]) -> dict[str, Json]:
+    """The headers that a frame of an upstream's WebSocket has, as far as a client may see them."""
+    given = frame.get("headers")
+    if not isinstance(given, dict):
+        return {}
+    return {"headers": {name: given[name] for name in given if name.lower() in NATIVE_TO_CLIENT}}
 
 
 TROUBLES: Final = {DeadlinePassed: Trouble.TIMEOUT, BadSyntax: Trouble.SYNTAX}
@@ -5837,7 +6096,8 @@ class Attempt:
         await yield_after(exchange.body)
         body = dump_json(made)
         await yield_after(body)
-        bytes_max, is_collected = exchange.limits.unary_bytes_max, not call.is_stream
+        bytes_max = min(exchange.limits.unary_bytes_max, TRANSLATED_BYTES_MAX)
+        is_collected = not call.is_stream
         self.translator = ResponsesAnswer(bytes_max, is_collected)
         if call.kind is CallKind.CHAT:
             self.translator = ChatAnswer(
@@ -5897,12 +6157,23 @@ class Attempt:
         read = functools.partial(connection.read_body, limits.unary_bytes_max)
         is_here = connection.holds(head.framing)
         self.body = await (read() if is_here else exchange.bounded(deadline, read))
-        try:
-            value = json.loads(self.body)
-        except (ValueError, RecursionError):
-            raise BadSyntax("not JSON") from None
-        self.scanner.response = value = _object(value)
-        self.scanner.usage = read_usage(value.get("usage"))
+        self.note_answer()
+
+    def note_answer(self) -> None:
+        """Note what an answer in one piece tells.  Raises: BadSyntax, where it is no JSON.
+
+        Where to read it would take long it is handed on unread, and nothing is known of it.
+        """
+        value: Json = None
+        if len(self.body) <= UNARY_READ_BYTES_MAX:
+            try:
+                value = load_json(self.body)
+            except ValueError:
+                raise BadSyntax("not JSON") from None
+            except BadSyntax:
+                pass
+        self.scanner.response = told = _object(value)
+        self.scanner.usage = read_usage(told.get("usage"))
 
     async def read_refusal(self, deadline: float) -> Fault:
         """What an answer other than 2xx means.
@@ -5920,9 +6191,15 @@ class Attempt:
 
     async def hold(self) -> None:
         """Read events until content, the end of the hold, or a failure that may go elsewhere."""
+        held: list[bytes] = []
+        await self.hold_back(held)
+        self.body = b"".join(held)
+
+    async def hold_back(self, held: list[bytes]) -> None:
         exchange, limits, scanner = self.exchange, self.exchange.limits, self.scanner
         is_stream = self.call.is_stream
         hold_until = trio.current_time() + limits.hold_seconds_max if is_stream else math.inf
+        byte_count = 0
         while self.event_count <= limits.handshake_events_max or not is_stream:
             until = min(hold_until, self.event_deadline)
             try:
@@ -5931,7 +6208,9 @@ class Attempt:
                 if until < hold_until:
                     raise
                 return
-            self.body += self.take(received)
+            if shown := self.take(received):
+                held.append(shown)
+                byte_count += len(shown)
             if scanner.has_content:
                 return
             if fault := self.judge_failure():
@@ -5940,7 +6219,7 @@ class Attempt:
                 return
             if self.is_at_end:
                 raise PeerClosed
-            exchange.hold_events(scanner.bytes_pending, len(self.body))
+            exchange.hold_events(scanner.bytes_pending, byte_count)
 
     def judge_failure(self) -> Fault | None:
         """What the failure that the stream has told means."""
@@ -5964,13 +6243,20 @@ class Attempt:
             self.event_deadline, self.exchange.timer = min(
                 (until, "between_events_seconds_max"), (self.whole_deadline, "unary_seconds_max")
             )
-        for kind, event in events if self.account.is_codex else ():
-            if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in event:
-                self.note_quota(read_quota_event(event_object(event)))
-        if self.translator is None:
+        if self.translator is None and not self.account.is_codex:
             return b"".join([event for _, event in events])
-        shown = b"".join([self.translator.feed(kind, event) for kind, event in events])
+        pairs = zip(events, self.scanner.values, strict=True)
+        shown = b"".join([self.shown(kind, event, value) for (kind, event), value in pairs])
         return shown if self.call.is_stream else b""
+
+    def shown(self, kind: EventKind, event: bytes, value: dict[str, Json] | None) -> bytes:
+        """What the client's stream gets for one event of a codex account.  Raises: BadSyntax."""
+        is_quota = kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in event
+        if is_quota:
+            self.note_quota(read_quota_event(value or event_object(event)))
+        if self.translator is not None:
+            return self.translator.feed(kind, event, value)
+        return event
 
     def note_quota(self, windows: Sequence[Window]) -> None:
         server = self.exchange.server
@@ -5993,6 +6279,9 @@ class Attempt:
             allowed = NATIVE_TO_CLIENT
             roster.note_made(self.account, call, TURN_STATE, self.headers.get(TURN_STATE))
         headers = forwarded(self.headers, allowed)
+        if call.is_native:
+            now, unix_now = trio.current_time(), exchange.server.unix_now()
+            headers += show_quota_headers(roster, call.pool, now, unix_now)
         # A stream may take an hour, and there may be a thousand: their heads have served.
         exchange.head = exchange.head._replace(headers=NO_FIELDS)
         self.connection.head = self.connection.head._replace(headers=NO_FIELDS)
@@ -6028,19 +6317,18 @@ class Attempt:
         is_failed = scanner.failure is not None and not scanner.has_content
         if call.is_stream and not (is_failed and self.translator and call.kind is CallKind.CHAT):
             await self.start_events(headers)
-        trouble: PoolerError | None = None
-        try:
-            await self.relay_rest()
-        except PoolerError as stopping:
-            trouble = stopping
-        except TRANSPORT_ERRORS as cut:
-            trouble = self.judge_trouble(cut).error
+        exchange.is_told = scanner.terminal is not None
+        trouble = await self.relay_on()
         error, last = None, b""
-        is_told = self.translator is None or self.translator.response is not None
+        # Of Chat there may be an end without a terminal event.
+        is_told = exchange.is_told or (scanner.terminal is None and self.translator is None)
+        if self.translator is not None:
+            is_told &= self.translator.response is not None
         if not (is_told and scanner.is_complete(trouble is None)):
             error = trouble or PoolerError("upstream_stream_truncated")
             exchange.record.code = error.record_code
             last = scanner.failure_event(error, exchange.record.request_id, call.kind)
+            exchange.is_told = True
         elif scanner.failure is not None:
             code = read_error(scanner.failure).code
             exchange.record.code = upstream_name(code) if code else "upstream_error"
@@ -6051,7 +6339,7 @@ class Attempt:
             raise error
         else:
             assert self.translator is not None
-            await exchange.respond(200, json.dumps(self.translator.whole()).encode())
+            await exchange.respond(200, dump_json(self.translator.whole()))
 
     async def start_events(self, headers: list[Field]) -> None:
         """Commit: the head of a stream, and what has been held."""
@@ -6062,6 +6350,22 @@ class Attempt:
         await self.exchange.start(200, headers, self.body, None)
         self.body = b""
         self.comment_seconds = self.exchange.limits.comment_seconds
+
+    async def relay_on(self) -> PoolerError | None:
+        """Relay what comes to its end; what went wrong, here or upstream.  Raises: ClientGone."""
+        exchange = self.exchange
+        try:
+            await self.relay_rest()
+        except ClientGone:
+            raise
+        except PoolerError as stopping:
+            return stopping
+        except TRANSPORT_ERRORS as cut:
+            return self.judge_trouble(cut).error
+        except Exception:  # noqa: BLE001 (a bug is logged, and the stream still has its end)
+            exchange.server.log_bug(exchange.record.request_id)
+            return PoolerError("internal_error")
+        return None
 
     async def relay_rest(self) -> None:
         """Relay what comes until the body's end, or a second after the terminal event.
@@ -6088,6 +6392,7 @@ class Attempt:
                 unsent = comment
                 self.comment_at = now + self.comment_seconds
             await exchange.connection.send(unsent, exchange.limits)
+            exchange.is_told = self.scanner.terminal is not None
 
     async def pump(self) -> bytes:
         """Relay as long as the client takes all at once; what it did not take.
@@ -6763,7 +7068,7 @@ class Turn(Exchange):
         said = _parsed(error.content()[0])
         if not self.socket.native_path:  # an upstream's frame may hold headers of the account
             said = {"error": said.get("error") or said}
-        shown = {"type": "error", "status": error.status, **said}
+        shown = {"type": "error", "status": error.status, **said, **crossing_headers(said)}
         if headers := {name.lower(): value for name, value in error.headers}:
             shown["headers"] = headers  # Codex CLI shows a final error with all that it has
         await self.start(error.status, (), _data_line(shown) + b"\n\n", None)
@@ -6771,7 +7076,8 @@ class Turn(Exchange):
 
     async def cut(self, error: PoolerError) -> None:
         """End the WebSocket, after an error frame if the turn's last event has not been sent."""
-        await Exchange.cut(self, error)
+        self.closes = True
+        self.record.code = error.record_code
         if not self.has_ended:
             await self.fail(error)
 
@@ -6956,21 +7262,13 @@ class Server(Shared):
         except Exception:  # noqa: BLE001 (a bug is logged and answered)
             self.log_bug(exchange.record.request_id)
             failure = PoolerError("internal_error")
+        if failure is None:
+            return
         with contextlib.suppress(ClientGone):
-            if failure is not None and exchange.is_started:
+            if exchange.is_started:
                 await exchange.cut(failure)
-            elif failure is not None:
+            else:
                 await exchange.fail(failure)
-
-    def log_bug(self, request_id: str | None) -> None:
-        """Type and place of the exception under way; its text could hold a client's."""
-        error = sys.exc_info()[1]
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        trace = traceback.extract_tb(error.__traceback__ if error else None)
-        frames = [f"{frame.name}:{frame.lineno}" for frame in trace]
-        name = type(error).__name__
-        self.log("error", "bug", {"request_id": request_id, "type": name, "at_frames": frames})
 
     def close_record(self, exchange: Exchange) -> None:
         record, use, unix_now = exchange.record, exchange.use, self.unix_now()
@@ -7032,8 +7330,7 @@ class Server(Shared):
             await self.read_post(exchange, head, key, route)
         else:
             await self.want_catalogues(pool)
-            told = self.answer_get(head, route, key, pool, model)
-            await exchange.respond(200, json.dumps(told).encode())
+            await exchange.respond(200, self.answer_get(head, route, key, pool, model))
 
     def check_method(self, head: RequestHead, route: Route) -> None:
         """Raises: PoolerError (unsupported_endpoint, method_not_allowed)."""
@@ -7065,7 +7362,7 @@ class Server(Shared):
 
     def answer_get(
         self, head: RequestHead, route: Route, key: Key, pool: Pool, wanted: str
-    ) -> Mapping[str, Json]:
+    ) -> bytes:
         """What a key is told of its use, its pool's quota, or its models, one of them if `wanted`.
 
         Raises: PoolerError (model_not_found).
@@ -7073,21 +7370,23 @@ class Server(Shared):
         now, unix_now = trio.current_time(), self.unix_now()
         if route is Route.USAGE:
             use = self.uses[key.pool, key.name]
-            return show_key_usage(self.roster, pool, key, use, now=now, unix_now=unix_now)
+            return dump_json(
+                show_key_usage(self.roster, pool, key, use, now=now, unix_now=unix_now)
+            )
         if route is Route.CODEX_USAGE:
-            return show_codex_usage(self.roster, pool, now, unix_now)
+            return dump_json(show_codex_usage(self.roster, pool, now, unix_now))
         if route is Route.CODEX_MODELS or (pool.has_codex and "client_version=" in head.query):
-            return {"models": self.roster.codex_models_of(pool, key)}
+            return b'{"models":[' + b",".join(self.roster.codex_models_of(pool, key)) + b"]}"
         lengths = self.roster.models_of(pool, key)
         common = {"object": "model", "created": self.started_unix, "owned_by": "codex-pooler"}
         models = {name: {"id": name, **common} for name in lengths}
         for name, length in lengths.items():
             models[name] |= {"context_length": length} if length else {}
         if not wanted:
-            return {"object": "list", "data": [*models.values()]}
+            return dump_json({"object": "list", "data": [*models.values()]})
         if wanted not in models:  # a GET may say 404: nothing retries it for ever
             raise PoolerError("model_not_found", status=404)
-        return models[wanted]
+        return dump_json(models[wanted])
 
     async def read_post(
         self, exchange: Exchange, head: RequestHead, key: Key, route: Route
@@ -7116,15 +7415,19 @@ class Server(Shared):
         pool = exchange.config.pools[key.pool]
         check_json_shape(exchange.body, exchange.limits)
         await yield_after(exchange.body)
-        value = exchange.understand(parse_json_object(exchange.body))
+        value = parse_json_object(exchange.body)
         await yield_after(exchange.body)
+        check_names(value)
+        value = exchange.understand(value)
         is_checked = pool.has_codex and not native_path
         obstacle = codex_obstacle(kind, value, exchange.CARRIED) if is_checked else None
         socket_id = exchange.socket.upgrade.record.request_id if isinstance(exchange, Turn) else ""
         more = {"native_path": native_path, "socket_id": socket_id}
         call = read_call(kind, value, head.headers, pool, key, obstacle=obstacle, **more)
         if call.model != call.requested_model:
-            exchange.replace_body(replace_model(exchange.body, call.model))
+            await yield_after(exchange.body)
+            exchange.replace_body(dump_json(value | {"model": call.model}))
+            await yield_after(exchange.body)
         is_known = self.roster.is_known(call)
         exchange.record.model = call.requested_model if is_known else "other"
         exchange.record.stream = call.is_stream
@@ -7359,7 +7662,14 @@ class Server(Shared):
         with trio.move_on_after(limits.connect_seconds_max), contextlib.suppress(*expected):
             secret, fields, _ = await identify(self.tokens, endpoint)
             head = request_head(account.base_url, path, secret, fields, b"")
-            status, body = await ask_once(self.dial, account.base_url, endpoint.tls, head, limits)
+            status, body = await ask_once(
+                self.dial,
+                account.base_url,
+                endpoint.tls,
+                head,
+                limits,
+                bytes_max=CATALOGUE_BYTES_MAX,
+            )
             return read_catalogue(body) if status == 200 else None
         return None
 
@@ -7765,9 +8075,11 @@ _NO_ANSWER: Final = {
 async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) -> dict[str, Json]:
     """What a running server tells an operator.  Raises: ConfigRefused."""
     head = request_head(url, "/admin", token, [("accept", "application/json")], b"")
-    status, body = 0, b""
-    with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(Limits().connect_seconds_max):
-        status, body = await ask_once(dial, url, tls, head, Limits())
+    status, body, limits = 0, b"", Limits()
+    with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(limits.connect_seconds_max):
+        status, body = await ask_once(
+            dial, url, tls, head, limits, bytes_max=limits.event_bytes_max
+        )
     shown = _parsed(body)
     if status == 200 and shown.get("version") == VERSION:
         return shown

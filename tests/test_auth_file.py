@@ -307,6 +307,9 @@ PROBLEMS: Final[dict[str, tuple[Callable[[Path], Any], bool, str]]] = {
     "folder": (make_folder, True, "it is no regular file; name the auth.json in it"),
     "symlink": (make_symlink, True, "is a symbolic link"),
     "readable": (lambda path: path.chmod(0o640), False, "can be read by others: chmod 600"),
+    "hard-link": (
+        lambda path: path.with_name("other.json").hardlink_to(path), False, "names (hard links)",
+    ),
     "no-refresh": (
         lambda path: path.write_bytes(content({"refresh_token": None})), False, "no refresh token",
     ),

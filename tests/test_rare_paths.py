@@ -21,7 +21,6 @@ from pooler import (
     ERROR_BODY_BYTES_MAX,
     LINGER_SECONDS_MAX,
     Connection,
-    EventScanner,
     Model,
     PeerClosed,
     read_catalogue,
@@ -30,11 +29,9 @@ from tests.codex_backend import make_auth_file
 from tests.fakes import (
     UNIX_START,
     Line,
-    Pause,
     Response,
     Script,
     Stall,
-    Truncated,
     Wait,
     World,
     ask_responses,
@@ -51,7 +48,6 @@ from tests.fakes import (
     sse_steps,
 )
 from tests.sockets import (
-    TERMINAL,
     SocketUpstream,
     codex_described,
     open_socket,
@@ -61,7 +57,7 @@ from tests.sockets import (
     turn,
     upgrade,
 )
-from tests.wires import KEY, Json
+from tests.wires import Json
 
 TOKEN: Final = "cpo-operator-token-0123456789"
 WHOLE: Final = ask_responses()
@@ -70,13 +66,6 @@ CREATED, _, DELTA, _, COMPLETED = EVENTS
 NATIVE: Final = "/backend-api/codex/responses"
 IN_ORDER: Final = {"routing": "failover"}
 BIG: Final = DELTA | {"delta": "x" * 50_000}
-
-
-def bugs(world: World) -> list[Json]:
-    """What the log says of bugs, which is then forgotten."""
-    found = [fields for _, event, fields in world.logged if event == "bug"]
-    world.logged[:] = [entry for entry in world.logged if entry[1] != "bug"]
-    return found
 
 
 ################################################################
@@ -283,60 +272,6 @@ async def test_an_account_that_a_reload_takes_away_is_not_asked_a_second_time(
         assert len(world.upstreams["a"].asked) == 1
         reasons = [attempt.get("reason") for attempt in world.records[-1]["attempts"]]
         assert reasons == ["login needed", None]
-
-
-################################################################
-# BUGS
-################################################################
-
-
-def break_on(monkeypatch: pytest.MonkeyPatch, mark: bytes) -> None:
-    """A bug in the reader of events, which shows at an event that has `mark` in it."""
-    feed = EventScanner.feed
-
-    def broken(self: EventScanner, received: bytes, *, is_end: bool = False) -> Json:
-        if mark in received:
-            raise RuntimeError(KEY)
-        return feed(self, received, is_end=is_end)
-
-    monkeypatch.setattr(EventScanner, "feed", broken)
-
-
-async def test_a_bug_in_the_middle_of_a_stream_cuts_it(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_on(monkeypatch, b"BUG")
-    async with opened_world(describe("a")) as world:
-        world.upstreams["a"].plays(sse_steps(DELTA, Pause(1), {"type": "BUG"}, COMPLETED))
-        client = await world.connect()
-        await client.send(WHOLE)
-        head = await client.read_head()
-        assert (head.status, await client.read_event()) == (200, sse_event(DELTA))
-        with pytest.raises(Truncated):  # no end of ours: it could be taken for the upstream's
-            await client.read_event()
-        await world.settle()
-        [told] = bugs(world)
-        assert told["request_id"] == head.header("x-request-id")
-        assert world.records[-1]["code"] == "internal_error"
-
-
-async def test_a_bug_in_the_middle_of_a_turn_ends_it_and_then_its_websocket(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_on(monkeypatch, b"BUG")
-    async with socket_world(socket_described("a")) as world:
-        world.upstreams["a"].plays(says(DELTA, Pause(1), {"type": "BUG"}))
-        client = await open_socket(world)
-        await client.create()
-        assert await client.read_event() == DELTA
-        last = await client.read_event()
-        assert last["type"] in TERMINAL
-        assert "internal_error" in json.dumps(last)
-        assert await client.read_close() == 1011
-        await world.settle()
-        assert len(bugs(world)) == 1
-        assert world.records[0]["code"] == "internal_error"
-        assert world.open_count == 0
 
 
 ################################################################

@@ -185,7 +185,7 @@ def body(data: bytes) -> None:
         return
     assert json.loads(data.decode("utf-8")) == value
     if isinstance(value.get("model"), str):
-        changed = json.loads(pooler.replace_model(data, "other"))
+        changed = json.loads(pooler.dump_json(value | {"model": "other"}))
         assert changed == value | {"model": "other"}
     kept = json.loads(pooler.drop_reasoning(data))
     assert kept.keys() == value.keys()
