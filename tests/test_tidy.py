@@ -57,9 +57,7 @@ NURSERIES: Final = frozenset(
     {
         "Server.serve",  # the services, and one task for each connection
         "Server.serve_connection",  # the reader of one connection
-        "Server.serve_socket",  # both sides of a client's WebSocket
-        "ClientSocket.read",  # the library's reader of the client
-        "UpstreamSocket.read",  # and of its upstream
+        "Server.serve_socket",  # the readers of a client's WebSocket and its upstream's
         "run_demo",  # the server, and the built-in upstream
         "serve_with_signals",  # the server, beside the wait for signals
     }
@@ -68,8 +66,7 @@ BUG_CATCHERS: Final = frozenset(
     {
         "Server.conclude",
         "Server.serve_connection",
-        "ClientSocket.read",  # the turn under way is still to be told
-        "UpstreamSocket.read",  # as is the client
+        "ClientSocket.guard",  # the client is told, and the turn under way has its last event
     }
 )
 
