@@ -6507,8 +6507,8 @@ def final_error(
 # events of its answer are frames.  trio-websocket reads and writes them on both sides; the heads
 # of a handshake are judged as strictly as all others and replayed to it, what it does not bound
 # is counted before it comes there, and it is given bytes where it would make text.  All tasks are
-# in the nursery of the client's connection: one for each side, with a nursery of its own for the
-# library's reader, which ends before its stream is closed; and who takes what it has read.
+# in the nursery of the client's connection: the library's reader for each side, which ends before
+# its stream is closed, and who takes what it has read.
 
 WEBSOCKET_LIBRARY: Final = "trio_websocket"
 _STREAM_ID: Final = re.compile("[A-Za-z0-9_.-]{1,256}")
@@ -6532,6 +6532,8 @@ def is_processed_note(frame: bytes, limits: Limits) -> bool:
 
 
 Hold = Callable[[int], bool]  # counts bytes for somebody, or gives them back; False: too many
+Work = Callable[[], Awaitable[None]]
+Start = Callable[[Work], None]  # in a task of its own
 
 
 class Frames:
@@ -6558,26 +6560,37 @@ class Frames:
         self.is_late = False  # it did not come in time
         self.head = b""
         self.is_accepted = trio.Event()  # until then the library would keep a frame to itself
+        self.start: Start
+        self.reading = trio.CancelScope()
+        self.has_read = trio.Event()  # there is no reader any more
 
-    async def accept(self, nursery: trio.Nursery, head: bytes, request_id: str) -> None:
-        """Answer a client's handshake; a reader runs in `nursery` from now on.
+    async def accept(self, start: Start, head: bytes, request_id: str) -> None:
+        """Answer a client's handshake; the library's reader runs from now on.
 
         `socket` stays None where the client has gone.
         """
-        self.head = head
+        self.start, self.head = start, head
         size_max = self.meter.bytes_max
-        request = await self.library.wrap_server_stream(nursery, self, max_message_size=size_max)
+        request = await self.library.wrap_server_stream(self, self, max_message_size=size_max)
         fields = [(b"x-request-id", request_id.encode())]
         with contextlib.suppress(self.library.ConnectionClosed):
             self.socket = await request.accept(extra_headers=fields)
         self.is_accepted.set()
 
-    async def begin(self, nursery: trio.Nursery) -> None:
-        """Go on after a handshake with an upstream; a reader runs in `nursery` from now on."""
+    async def begin(self, start: Start) -> None:
+        """Go on after a handshake with an upstream; the library's reader runs from now on."""
+        self.start = start
         size_max = self.meter.bytes_max
         self.socket = await self.library.wrap_client_stream(
-            nursery, self, "pooler", "/", max_message_size=size_max
+            self, self, "pooler", "/", max_message_size=size_max
         )
+
+    async def stop(self) -> None:
+        """End the reader: nothing waits for the connection any more."""
+        with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+            await trio.lowlevel.checkpoint()  # a bug that it is ending with is told first
+            self.reading.cancel()
+            await self.has_read.wait()
 
     async def take(self) -> bytes:
         """The next whole message, which stays counted until whoever takes it gives it back.
@@ -6627,30 +6640,48 @@ class Frames:
         self.held = 0
         self.socket = None
 
+    async def refuse(self, code: int) -> Never:
+        """Read no more; the peer can still be written to."""
+        self.meter.refused = code
+        self.reading.cancel()
+        await trio.sleep_forever()
+
+    async def read(self, reader: Work) -> None:
+        try:
+            with self.reading:
+                await reader()
+        finally:
+            self.has_read.set()
+
     # What the library calls.
+
+    def start_soon(self, reader: Work) -> None:
+        """In the place of a nursery's: the reader runs until it is stopped."""
+        self.start(functools.partial(self.read, reader))
 
     async def receive_some(self, _max_bytes: int | None = None) -> bytes:
         if self.head:
             head, self.head = self.head, b""
             return head
-        if self.meter.refused or (self.socket is not None and self.socket.closed):
+        if self.meter.refused:
+            await self.refuse(self.meter.refused)
+        if self.socket is not None and self.socket.closed:
             return b""
         if isinstance(self.connection, ClientConnection):
             await self.is_accepted.wait()
         passed = self.meter.feed(await self.receive())
         if not self.count():
-            self.meter.refused = 1013
-            return b""
+            await self.refuse(1013)
         return passed
 
     async def receive(self) -> bytes:
-        """What the peer sends next; b"" at its end, or where a message is late.
+        """What the peer sends next, b"" at its end; a message that does not come is refused.
 
         The time of a message is that in which it is waited for, not that in which it waits.
         """
         connection, meter = self.connection, self.meter
-        if connection.buffer:
-            received, connection.buffer = connection.buffer, b""
+        received, connection.buffer = connection.buffer, b""
+        if received:
             return received
         if meter.message_count != self.waited_for:
             self.waited_for, self.waited_seconds = meter.message_count, 0.0
@@ -6659,15 +6690,16 @@ class Frames:
             left = min(self.idle_seconds, self.message_seconds - self.waited_seconds)
             until = began_at + left
         try:
-            with trio.move_on_at(until):
+            with trio.move_on_at(until) as scope:
                 received = await connection.receive()
-                if meter.is_amid:
-                    self.waited_seconds += trio.current_time() - began_at
-                return received
         except PeerClosed:
             raise trio.BrokenResourceError from None
-        self.is_late, meter.refused = True, 1008
-        return b""
+        if scope.cancelled_caught:
+            self.is_late = True
+            await self.refuse(1008)
+        if meter.is_amid:
+            self.waited_seconds += trio.current_time() - began_at
+        return received
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self.socket is None and isinstance(self.connection, UpstreamConnection):
@@ -6698,7 +6730,6 @@ class UpstreamSocket(UpstreamConnection):
     owner: bytes  # digest of the account that it was opened for
     frames: Frames
     end: Callable[[], None]  # called when it ends before it was to
-    note_bug: Callable[[], None]
     opened_at: float = field(default_factory=trio.current_time)
     made: deque[str] = field(default_factory=lambda: deque(maxlen=ANCHORS_MAX))  # response ids
     is_spent: bool = False
@@ -6706,20 +6737,6 @@ class UpstreamSocket(UpstreamConnection):
     is_begun: bool = True  # its first event has come
     first: deque[bytes] = field(default_factory=deque)  # of the turn, read and not given yet
     rest: trio.CancelScope = field(default_factory=trio.CancelScope)  # between two turns
-    reading: trio.CancelScope = field(default_factory=trio.CancelScope)
-    has_read: trio.Event = field(default_factory=trio.Event)  # there is no reader any more
-
-    async def read(self, task_status: trio.TaskStatus[None]) -> None:
-        """Let the library read until `close`, or its end.  A bug of it ends this socket alone."""
-        try:
-            async with trio.open_nursery() as nursery:  # holds: the library's reader
-                self.reading = nursery.cancel_scope
-                await self.frames.begin(nursery)
-                task_status.started()
-        except Exception:  # noqa: BLE001 (a bug is logged; whoever waits for it sees its end)
-            self.note_bug()
-        finally:
-            self.has_read.set()
 
     def serves(self, owner: bytes) -> bool:
         """Whether a turn may use it: same upstream, same credentials."""
@@ -6736,6 +6753,7 @@ class UpstreamSocket(UpstreamConnection):
         try:
             return await self.frames.take()
         except (PeerClosed, BadSyntax):
+            await self.frames.stop()
             if not self.is_spent:
                 self.end()
             self.is_spent = True
@@ -6818,9 +6836,7 @@ class UpstreamSocket(UpstreamConnection):
         """Close it once its reader has ended: nothing waits for a socket that is closed."""
         self.is_spent = True
         self.rest.cancel()
-        self.reading.cancel()
-        with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-            await self.has_read.wait()
+        await self.frames.stop()
         self.frames.hold(-sum(map(len, self.first)))
         self.first.clear()
         self.frames.release()
@@ -6845,6 +6861,7 @@ class ClientSocket(ClientConnection):
     waiting: deque[bytes] = field(default_factory=deque)  # in the budget of bodies
     close_code: int = 0
     stop_code: str = ""
+    has_bug: bool = False
 
     def send_now(self, data: bytes) -> int:
         return 0
@@ -6854,12 +6871,13 @@ class ClientSocket(ClientConnection):
 
         Raises: ClientGone.
         """
+        assert self.turn is not None
         messages = messages_of(data)
         try:
             if data and not messages:
                 await self.frames.put(None)
             for message in messages:
-                await self.frames.put(self.turn.marked(message) if self.turn else message)
+                await self.frames.put(self.turn.marked(message))
         except PeerClosed:
             self.is_gone = True
             raise ClientGone from None
@@ -6872,26 +6890,20 @@ class ClientSocket(ClientConnection):
         if stop_code and self.turn is not None and self.turn.scope is not None:
             self.turn.scope.cancel()
 
-    async def read(self, head: bytes, task_status: trio.TaskStatus[None]) -> None:
-        """Answer the handshake, and take the client's frames; its hang-up ends everything.
+    def start(self, work: Work) -> None:
+        self.nursery.start_soon(self.guard, work)
 
-        A bug, the library's too, ends the turn under way, and then the WebSocket.
-        """
+    async def guard(self, work: Work) -> None:
+        """Await `work`; a bug in it ends the turn under way, with its last event, and then this."""
         try:
-            async with trio.open_nursery() as nursery:  # holds: the library's reader
-                await self.frames.accept(nursery, head, self.upgrade.record.request_id)
-                task_status.started()
-                if self.frames.socket is not None:
-                    await self.take_frames()
-                nursery.cancel_scope.cancel()
+            await work()
         except Exception:  # noqa: BLE001 (a bug is logged, and told)
+            self.has_bug = True
             self.note_bug()
             self.end(1011, "internal_error")
-        if self.is_gone:
-            self.nursery.cancel_scope.cancel()
 
-    async def take_frames(self) -> None:
-        """Take the client's frames as they come, until it has gone or is to be refused."""
+    async def read_frames(self) -> None:
+        """Take the client's frames as they come; its hang-up ends everything."""
         try:
             while len(self.waiting) <= TURNS_WAITING_MAX:
                 self.waiting.append(await self.frames.take())
@@ -6901,7 +6913,10 @@ class ClientSocket(ClientConnection):
             is_late = self.frames.is_late
             self.end(self.frames.close_code, "request_timeout" if is_late else "bad_request")
         except PeerClosed:
-            self.is_gone = True
+            await self.frames.stop()
+            if not self.has_bug:
+                self.is_gone = True
+                self.nursery.cancel_scope.cancel()
 
     async def next_frame(self, idle_seconds_max: float) -> bytes | None:
         """The next frame of the client; None where the WebSocket is to be closed."""
@@ -7025,14 +7040,10 @@ class Turn(Exchange):
             raise BadSyntax("no upgrade")
         hold = functools.partial(self.server.events.grow, account.name)
         frames = Frames(connection, limits.event_bytes_max, hold, limits)
-        upstream = UpstreamSocket(
-            connection.stream,
-            owner=owner,
-            frames=frames,
-            end=lambda: client.end(1001),
-            note_bug=client.note_bug,
+        self.upstream = upstream = UpstreamSocket(
+            connection.stream, owner=owner, frames=frames, end=lambda: client.end(1001)
         )
-        await client.nursery.start(upstream.read)
+        await frames.begin(client.start)
         client.upstream = upstream
         return upstream
 
@@ -7045,7 +7056,7 @@ class Turn(Exchange):
         self.hold_events(0)
         if upstream.is_at_end and not upstream.is_spent:
             upstream.rest = trio.CancelScope()
-            self.socket.nursery.start_soon(upstream.watch, upstream.rest)
+            self.socket.start(functools.partial(upstream.watch, upstream.rest))
             return None
         self.socket.upstream = None
         return upstream
@@ -7558,8 +7569,9 @@ class Server(Shared):
         try:
             async with trio.open_nursery() as client.nursery:  # holds: readers, of both sides
                 with trio.move_on_after(limits.websocket_handshake_seconds_max):
-                    await client.nursery.start(client.read, raw)
+                    await frames.accept(client.start, raw, record.request_id)
                 if is_open := frames.socket is not None:
+                    client.start(client.read_frames)
                     await self.serve_turns(client)
                 client.nursery.cancel_scope.cancel()
         finally:  # the readers have ended: nothing more is taken

@@ -160,7 +160,7 @@ class SocketWire:
         limits: Mapping[str, float],
         *,
         is_codex: bool,
-        **env: str,
+        env: Mapping[str, str],
     ) -> None:
         self.upstreams = {name: Upstream(answer) for name, answer in answers.items()}
         accounts: dict[str, Json] = {}
@@ -221,9 +221,9 @@ def opened_sockets(
     limits: Mapping[str, float] | None = None,
     *,
     is_codex: bool = False,
-    **env: str,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[SocketWire]:
-    wire = SocketWire(folder, answers, limits or {}, is_codex=is_codex, **env)
+    wire = SocketWire(folder, answers, limits or {}, is_codex=is_codex, env=env or {})
     try:
         yield wire
     finally:

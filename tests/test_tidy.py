@@ -60,9 +60,7 @@ NURSERIES: Final = frozenset(
     {
         "Server.serve",  # the services, and one task for each connection
         "Server.serve_connection",  # the reader of one connection
-        "Server.serve_socket",  # both sides of a client's WebSocket
-        "ClientSocket.read",  # the library's reader of the client
-        "UpstreamSocket.read",  # and of its upstream
+        "Server.serve_socket",  # the readers of a client's WebSocket and its upstream's
         "run_demo",  # the server, and the built-in upstream
         "serve_with_signals",  # the server, beside the wait for signals
     }
@@ -72,8 +70,7 @@ BUG_CATCHERS: Final = frozenset(
         "Attempt.relay_on",  # a stream that has begun still gets its end
         "Server.conclude",  # a request is answered
         "Server.serve_connection",  # a bug stays within its connection
-        "ClientSocket.read",  # the turn under way is still to be told
-        "UpstreamSocket.read",  # as is the client
+        "ClientSocket.guard",  # the client is told, and the turn under way has its last event
     }
 )
 
