@@ -494,7 +494,7 @@ async def test_other_failures_in_a_stream_are_forwarded_as_they_came(
         response = await world.ask(streamed(shape))
         assert (response.status, counts(world)) == (200, [1, 0])
         assert response.body == b"".join(map(sse_event, payloads))
-        assert world.records[0]["code"] == code
+        assert world.records[0]["code"] == f"upstream:{code}"
 
 
 PAGE: Final = html(200)
