@@ -334,6 +334,8 @@ NOISE: Final = (
     b"",
 )
 ENDS: Final[Sequence[Step]] = (Fin(), Reset(), Stall())
+DONE: Final[Json] = {"type": "response.done", "response": {"id": "resp_x"}}
+FAILED: Final[Json] = {"type": "response.failed", "response": {"id": "resp_x"}}
 UPGRADES: Final = (426, 401, 403, 429, 500, 503)
 
 
@@ -494,12 +496,31 @@ class SimUpstream(SocketUpstream):
             attempt.is_repeatable = is_old or status in REPEATABLE or code == "usage_limit_reached"
             error = {"type": code, "code": code, "message": "x", "param": None}
             told = {"type": "error", "status": 400 if is_old else status, "error": error}
-            return [Send(frame(1, json.dumps(told).encode(), mask=b""))]
+            refused = Send(frame(1, json.dumps(told).encode(), mask=b""))
+            return [refused, *self.draw_rest([told, FAILED])]
         if at < 0.35:
             attempt.outcome = "turn cut"
             cut = raw[: rng.randrange(len(raw))]
-            return [*in_pieces(rng, cut, attempt, LONG), rng.choice(ENDS)]
-        return in_pieces(rng, raw, attempt, SHORT if at > 0.6 else LONG)
+            closed = Send(frame(8, b"\x03\xf3", mask=b""))
+            return [*in_pieces(rng, cut, attempt, LONG), rng.choice([*ENDS, closed])]
+        pauses = SHORT if at > 0.6 else LONG
+        late = f"w{task.number}.late "
+        extra: Json = {"type": "response.output_text.delta", "delta": late}
+        rest = self.draw_rest([extra, DONE, FAILED])
+        return [*in_pieces(rng, raw, attempt, pauses), *rest]
+
+    def draw_rest(self, events: Sequence[Json]) -> list[Step]:
+        """What may come behind the end of a turn: events, of which one is late or never whole."""
+        rng = self.rng
+        if not self.happens(0.25):
+            return []
+        raw = b"".join(
+            frame(1, json.dumps(event).encode(), mask=b"")
+            for event in rng.sample(events, rng.randint(1, len(events)))
+        )
+        cut = rng.choice([0, len(raw), rng.randrange(len(raw))])
+        after = rng.choice([Pause(rng.choice(LONG)), rng.choice(ENDS)])
+        return [Send(raw[:cut]), after, *([Send(raw[cut:])] if isinstance(after, Pause) else [])]
 
 
 ################################################################

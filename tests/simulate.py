@@ -5,8 +5,9 @@
 A run is the real `Server` in virtual time: clients that stall, leave and half-close; accounts of
 both types, WebSockets and logins whose upstreams and disk err as tests/sim_world.py draws; reloads,
 stops and crashes.  Everything is drawn from the seed, Trio's order of tasks included.  What must
-hold of every run (security-facts, "Deterministic simulation", I1 to I8) is asserted by `judge`,
-`Life`, `end` and `survive`, and by `Sim.judge_asked` and `Gauge` in tests/sim_world.py.
+hold of every run (security-facts, "Deterministic simulation", I1 to I8) is asserted by
+`Life`, `end` and `survive`, by `judge` in tests/sim_answers.py, and by `Sim.judge_asked` and
+`Gauge` in tests/sim_world.py.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from trio.testing import MockClock
 
 from pooler import RENEWAL_URL_VARIABLE, Config, LoginNeeded, UpstreamConnection, parse_config
 from tests.fakes import describe
+from tests.sim_answers import Seen, judge, read_body, read_event
 from tests.sim_disk import Crash, tokens_in
 from tests.sim_world import (
     CALM,
@@ -50,7 +52,7 @@ from tests.sim_world import (
     is_stale,
     run_inline,
 )
-from tests.sockets import CLOSE, TERMINAL, TEXT, SocketClient, frame, read_upgrade, upgrade
+from tests.sockets import CLOSE, TEXT, SocketClient, frame, read_upgrade, upgrade
 from tests.wires import KEY, OTHER_KEY, Client, Json, Response, Truncated, post, request
 
 LIFE_SECONDS_MAX: Final = 20_000.0  # of virtual time: no client waits longer
@@ -71,7 +73,6 @@ INTRUSIONS: Final = (
     b"\x16\x03\x01" * 100,
 )
 NATIVE: Final = "/backend-api/codex/responses"
-SUCCESSES: Final = (["response.completed"], ["[DONE]"], ["finish"], ["json"])
 PATHS: Final = {
     "responses": "/v1/responses",
     "chat": "/v1/chat/completions",
@@ -113,103 +114,6 @@ def describe_life(folder: Path, kind: int) -> Json:
 def config_of(folder: Path, kind: int) -> Config:
     env = {RENEWAL_URL_VARIABLE: f"http://127.0.0.1:9{TOKEN_PATH}"}
     return parse_config(json.dumps(describe_life(folder, kind)).encode(), env, str)
-
-
-################################################################
-# WHAT A CLIENT WAS ANSWERED
-################################################################
-
-
-@dataclass
-class Seen:
-    """An answer as a client has read it."""
-
-    status: int = 0
-    text: str = ""
-    ends: list[str] = field(default_factory=list)  # the types of its terminal events
-    has_finish: bool = False  # of a Chat answer
-    is_whole: bool = False  # the body came to its end
-
-    @property
-    def is_success(self) -> bool:
-        return self.is_whole and self.status == 200 and self.ends in SUCCESSES
-
-
-def read_payloads(body: bytes) -> list[Json]:
-    """The data of whole events.  AssertionError: they are not."""
-    assert body == b"" or body.endswith((b"\n\n", b"\r\n\r\n")), body[-80:]
-    payloads: list[Json] = []
-    for event in body.replace(b"\r\n", b"\n").split(b"\n\n"):
-        data = [line[6:] for line in event.split(b"\n") if line.startswith(b"data: ")]
-        if data and data != [b"[DONE]"]:
-            payloads.append(json.loads(b"\n".join(data)))
-        elif data:
-            payloads.append("[DONE]")
-    return payloads
-
-
-def read_event(seen: Seen, event: Json) -> None:
-    if event == "[DONE]":
-        seen.ends += [] if "error" in seen.ends else ["[DONE]"]
-    elif "choices" in event:
-        delta = event["choices"][0]["delta"] if event["choices"] else {}
-        seen.has_finish |= bool(event["choices"] and event["choices"][0]["finish_reason"])
-        calls = delta.get("tool_calls") or []
-        seen.text += delta.get("content") or ""
-        seen.text += "".join(call["function"].get("arguments", "") for call in calls)
-    elif event.get("type") in TERMINAL or event.get("error"):
-        seen.ends.append(event.get("type") or "error")
-    elif str(event.get("type")).endswith((".output_text.delta", "arguments.delta")):
-        seen.text += event["delta"]
-
-
-def text_of(value: Json) -> str:
-    """What an answer in one piece says."""
-    if "choices" in value:
-        message = value["choices"][0]["message"]
-        calls = message.get("tool_calls") or []
-        return (message.get("content") or "") + "".join(
-            call["function"]["arguments"] for call in calls
-        )
-    item = value["output"][0]
-    return str(item["arguments"] if "arguments" in item else item["content"][0]["text"])
-
-
-def read_body(response: Response, *, is_whole: bool) -> Seen:
-    """Raises: AssertionError, for what no client could read."""
-    seen = Seen(response.status, is_whole=is_whole)
-    if response.header("content-type") == "application/json" or response.status != 200:
-        if is_whole:
-            value = json.loads(response.body)
-            assert (response.status == 200) == ("error" not in value or value["error"] is None)
-            seen.ends = ["json"]
-            seen.text = text_of(value) if response.status == 200 else ""
-        return seen
-    body = response.body
-    for event in read_payloads(body if is_whole else body[: body.rfind(b"\n\n") + 2]):
-        read_event(seen, event)
-    if seen.has_finish and is_whole:  # as the upstream's own stream may end, without a [DONE]
-        seen.ends = seen.ends or ["finish"]
-    return seen
-
-
-def judge(task: Task, seen: Seen) -> None:
-    """I2 to I4 of one request.  Raises: AssertionError."""
-    for attempt in task.attempts[:-1]:
-        assert attempt.is_repeatable, f"asked again after {attempt.outcome}"
-    assert len({attempt.account for attempt in task.attempts}) <= 3
-    last = task.attempts[-1] if task.attempts else None
-    is_relayed = last is not None and (last.account not in CODEX or task.kind == "native")
-    if last is not None and last.is_lie and is_relayed:  # behind its end, too
-        assert last.said.startswith(seen.text) or seen.text.startswith(last.said), seen.text
-        return
-    assert seen.text == "" or (last is not None and last.said.startswith(seen.text)), seen.text
-    if task.is_stream and seen.is_whole and seen.status == 200:
-        assert len(seen.ends) == 1, f"{len(seen.ends)} ends: {seen} {task}"
-    if seen.is_success:
-        assert last is not None
-        assert last.is_told or last.is_lie, "success, and the upstream did not say so"
-        assert seen.text == last.said, "success, and not all of it"
 
 
 ################################################################
@@ -420,7 +324,9 @@ class Life:
                 socket = await read_upgrade(client)
                 for _ in range(rng.randint(1, 4)):
                     await self.pause(rng.choice([0, 0.5, 30]))
-                    await self.take_turn(socket)
+                    await self.take_turns(socket, rng.choice([1, 1, 1, 3]))
+                if rng.random() < 0.15:
+                    await self.dawdle(socket)
                 if not manner.is_rude:
                     await client.send(frame(CLOSE, b"\x03\xe8"))
                     await client.wait_closed()
@@ -433,13 +339,23 @@ class Life:
             self.note("socket over")
         await self.leave(client, manner)
 
-    async def take_turn(self, socket: SocketClient) -> None:
-        """One turn and its verdict.  Raises: Truncated, where the socket is over."""
-        task = self.new_task("responses", is_calm=self.rng.random() < 0.3, is_stream=True)
-        seen = Seen(200)
+    async def take_turns(self, socket: SocketClient, count: int) -> None:
+        """Turns that are sent ahead, and their verdicts.  Raises: as `hear_turn`."""
+        tasks = [
+            self.new_task("responses", is_calm=self.rng.random() < 0.3, is_stream=True)
+            for _ in range(count)
+        ]
         was_stopping = self.is_stopping
+        with contextlib.suppress(*BROKEN):  # what has been answered before can be read
+            for task in tasks:
+                await socket.create(**body_of(task, self.rng))
+        for task in tasks:
+            await self.hear_turn(socket, task, was_stopping=was_stopping)
+
+    async def hear_turn(self, socket: SocketClient, task: Task, *, was_stopping: bool) -> None:
+        """The answer to one, and its verdict.  Raises: Truncated, where the socket is over."""
+        seen = Seen(200)
         try:
-            await socket.create(**body_of(task, self.rng))
             while not seen.ends:
                 opcode, payload = await socket.read_frame()
                 if opcode == CLOSE:
@@ -458,6 +374,16 @@ class Life:
         finally:
             judge(task, seen)
         self.note(f"turn {seen.ends}: {task.number} {task.attempts}")
+
+    async def dawdle(self, socket: SocketClient) -> None:
+        """A message that never becomes whole.  Raises: Truncated, where the socket is over."""
+        raw = frame(TEXT, b"{" * self.rng.choice([1, 9, 70_000]))
+        await socket.send(raw[: self.rng.randrange(1, len(raw))])
+        while (found := await socket.read_frame())[0] != CLOSE:
+            pass
+        code = int.from_bytes(found[1][:2], "big")
+        assert code in {1001, 1008}, code
+        self.note(f"given up with {code}")
 
     ############ the others
 

@@ -24,7 +24,8 @@ SEEN: Final = (
     "200 ['response.completed']", "200 ['[DONE]']", "200 ['json']", "200 ['response.failed']",
     "200 ['error']", "turn ['response.completed']", "turn ['response.failed']", "turn ['error']",
     "502 ['json']", "503 ['json']", "504 ['json']", "401 ['json']", "408 ['json']", "cut",
-    "closed by the pooler", "crash", "intruder", "left", "reload", "rotated", "stop",
+    "closed by the pooler", "crash", "given up with 1008", "intruder", "left", "reload", "rotated",
+    "stop",
 )  # fmt: skip
 
 
