@@ -6256,7 +6256,12 @@ class Attempt:
             self.note_quota(read_quota_event(value or event_object(event)))
         if self.translator is not None:
             return self.translator.feed(kind, event, value)
-        return event
+        if kind is not EventKind.FAILURE or b'"headers"' not in event:
+            return event
+        # Of a WebSocket's error they are the head, in which nothing of the account may be.
+        known = load_event(event) if value is None else value
+        told = known | crossing_headers(known)
+        return event if told == known else _with_data(event, told)
 
     def note_quota(self, windows: Sequence[Window]) -> None:
         server = self.exchange.server

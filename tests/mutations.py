@@ -339,8 +339,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       'if "stream_id" in value:', "if False:",
       "websocket_turns::a_stream_id_leaves_an_event_valid"),
     M("websocket_of_another_login", "A WebSocket is one login's.",
-      'owner = digest_parts(account.name, url, secret, account_id or "")',
-      'owner = digest_parts(account.name, url, secret, "")',
+      'owner = digest_parts(account.name, account.identity.hex(), account_id or "")',
+      "owner = digest_parts(account.name, account.identity.hex())",
       "websocket_turns::a_websocket_is_one_login_s_and_one_account_id_s"),
     # Operators.
     M("snapshot_leak", "A member that is not listed stays private.",

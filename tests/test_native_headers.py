@@ -138,45 +138,16 @@ async def test_the_pool_s_quota_is_that_of_its_best_account(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """Whoever serves, the window that has most left is shown; nothing is made up."""
-    events = [{"type": "codex.rate_limits", "plan_type": SAID, "credits": SAID}, CREATED, COMPLETED]
+    events = [{"type": "codex.rate_limits", "plan_type": SAID}, CREATED, COMPLETED]
     async with socket_world(codex_described(tmp_path)) as world:
         for upstream in world.upstreams.values():
             upstream.always = sse_answer(events, headers=quota(60, 70))
         world.server.roster.health["b"].windows[("codex", 7 * 24 * HOUR)] = Level(5.0, HOUR)
         response = await world.ask(post(NATIVE, {"model": "m1", "input": [], "stream": True}))
-        told = payloads(response)[0]
-        assert (world.records[-1]["account"], told["type"]) == ("a", "codex.rate_limits")
+        assert world.records[-1]["account"] == "a"
         assert response.header("x-codex-primary-used-percent") == "60"
         assert response.header("x-codex-secondary-used-percent") == "5"
-        reset = UNIX_START + HOUR
-        assert told["rate_limits"] == {
-            "allowed": True,
-            "limit_reached": False,
-            "primary": {"used_percent": 60, "window_minutes": 300, "reset_at": reset},
-            "secondary": {"used_percent": 5, "window_minutes": 10080, "reset_at": reset},
-        }
-        assert SAID not in response.body.decode()
-
-
-FRAMES: Final[list[Json]] = [
-    {"type": "response.metadata", "headers": dict([*TOLD, *LISTED]), "metadata": {"a": 1}},
-    {"type": "codex.response.metadata", "headers": {"X-Codex-Plan-Type": SAID, "CF-Ray": "ray"}},
-]
-
-
-@pytest.mark.parametrize("event", FRAMES)
-async def test_headers_within_an_event_pass_by_the_same_list(
-    autojump_clock: MockClock, tmp_path: Path, event: Json
-) -> None:
-    async with scripted_world(tmp_path) as world:
-        script = sse_answer([CREATED, event, DELTA, COMPLETED])
-        told = payloads(await ask(world, "stream", script))
-        assert [one["type"] for one in told] == [
-            one["type"] for one in (CREATED, event, DELTA, COMPLETED)
-        ]
-        kept = {n: text for n, text in event["headers"].items() if n.lower() in NATIVE_TO_CLIENT}
-        assert kept
-        assert told[1] == event | {"headers": kept}
+        assert payloads(response) == events  # Codex CLI's own routes change no event
 
 
 @pytest.mark.parametrize("is_late", [False, True])

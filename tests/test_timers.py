@@ -386,7 +386,7 @@ async def test_after_a_terminal_event_the_body_ends_within_a_second(
         names = [(at, "done" if b"[DONE]" in e else type_of(e)) for at, e in events]
         assert names == [(0, "response.output_text.delta"), (0, terminal), *expected]
         await world.settle()
-        assert world.records[0]["code"] == (None if last is COMPLETED else "x")
+        assert world.records[0]["code"] == (None if last is COMPLETED else "upstream:x")
 
 
 async def test_a_stream_can_end_with_its_terminal_event_inside_the_hold(

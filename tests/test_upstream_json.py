@@ -203,10 +203,10 @@ def test_an_event_has_so_many_lines_and_no_more(name: str) -> None:
 
 
 def test_a_message_has_so_many_lines_and_no_more() -> None:
-    longest = "\n" * (EVENT_LINES_MAX - 2)
-    assert event_data(event_of("{" + longest + "}")).strip(b"{}") == longest.encode()
+    longest = b"\n" * (EVENT_LINES_MAX - 2)
+    assert event_data(event_of(b"{" + longest + b"}")).strip(b"{}") == longest
     with pytest.raises(BadSyntax):
-        event_of(longest + "\n")
+        event_of(longest + b"\n")
 
 
 ################################################################

@@ -253,7 +253,7 @@ async def test_what_comes_before_the_first_event_is_counted(autojump_clock: Mock
 async def test_events_that_the_budget_has_no_room_for_end_their_turn(
     autojump_clock: MockClock,
 ) -> None:
-    limits = {"event_bytes_max": 900_000, "events_bytes_max": MIB}
+    limits = {"event_bytes_max": 900_000, "events_bytes_max": 2 * MIB}
     delta = json.dumps(DELTA | {"delta": "x" * 800_000}).encode()
     async with socket_world(socket_described("a", limits=limits)) as world:
         half = frame(TEXT, delta, mask=b"")[:-1]
@@ -377,7 +377,7 @@ def ask_well(client: Caller) -> str:
 
 
 def test_unfinished_messages_of_clients_do_not_hold_the_budget(tmp_path: Path) -> None:
-    """Eight of the largest size fill it, and others are refused; but for a moment only."""
+    """One key's share has room for four of the largest size, and for a moment only."""
     limits = {"body_idle_seconds_max": 2, "body_seconds_max": 10}
 
     def well(stream: socket.socket, _asked: Json) -> bool:
@@ -389,10 +389,11 @@ def test_unfinished_messages_of_clients_do_not_hold_the_budget(tmp_path: Path) -
     with opened_sockets(tmp_path, {"a": well}, limits, env=ALLOCATOR) as wire:
         base = wire.memory("VmRSS")
         wire.forget_peak()
-        closes = [hold(wire, raw) for _ in range(8)]
-        codes = [close() for close in closes]
-        assert set(codes) <= {1008, 1013}
-        assert codes.count(1008) >= 1
+        for count in (8, 4):
+            closes = [hold(wire, raw) for _ in range(count)]
+            codes = [close() for close in closes]
+            assert set(codes) <= {1008, 1013}
+        assert codes == [1008] * 4
         with wire.open() as client:
             assert ask_well(client) == "response.completed"
         growth = wire.memory("VmHWM") - base
@@ -401,7 +402,7 @@ def test_unfinished_messages_of_clients_do_not_hold_the_budget(tmp_path: Path) -
 
 
 async def test_posts_go_on_beside_unfinished_messages(autojump_clock: MockClock) -> None:
-    limits = {"bodies_bytes_max": MIB, "body_bytes_max": 1000 * KIB}
+    limits = {"bodies_bytes_max": 3 * MIB, "body_bytes_max": 1000 * KIB}
     described = describe("a", accounts={"a": {"websocket": True}}, limits=limits)
     async with opened_world(described) as world:
         client = await world.connect()
