@@ -389,6 +389,7 @@ def test_unfinished_messages_of_clients_do_not_hold_the_budget(tmp_path: Path) -
     with opened_sockets(tmp_path, {"a": well}, limits, env=ALLOCATOR) as wire:
         base = wire.memory("VmRSS")
         wire.forget_peak()
+        codes: list[int] = []
         for count in (8, 4):
             closes = [hold(wire, raw) for _ in range(count)]
             codes = [close() for close in closes]
