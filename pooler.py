@@ -1848,21 +1848,21 @@ def is_model_allowed(requested: str, pool: Pool, key: Key) -> bool:
     return pool.models is None or model in pool.models
 
 
-def drop_reasoning(body: bytes) -> bytes:
-    """`body` without encrypted reasoning that another account cannot read (upstream facts §1.5).
+def drop_reasoning(body: Mapping[str, Json]) -> dict[str, Json] | None:
+    """The body without encrypted reasoning that another account cannot read (upstream facts §1.5).
 
-    Reasoning items go; compaction items lose only their encrypted content.
+    Reasoning items go; compaction items lose only their encrypted content.  None: it has none.
     """
-    value = json.loads(body)
-    items = value.get("input")
-    if not isinstance(items, list) or not re.search(rb"reasoning|compaction", body):
-        return body
-    value["input"] = kept = [item for item in items if _object(item).get("type") != "reasoning"]
-    for item in kept:
+    items = body.get("input")
+    if not isinstance(items, list):
+        return None
+    kept = [item for item in items if _object(item).get("type") != "reasoning"]
+    for at, item in enumerate(kept):
         # Whatever a type is, it can be compared.
-        if _object(item).get("type") in ("compaction", "compaction_summary"):
-            item.pop("encrypted_content", None)
-    return dump_json(value)
+        is_compact = _object(item).get("type") in ("compaction", "compaction_summary")
+        if is_compact and "encrypted_content" in item:
+            kept[at] = {name: item[name] for name in item if name != "encrypted_content"}
+    return None if kept == items else {**body, "input": kept}
 
 
 ################################################################
@@ -6446,6 +6446,19 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
             raise error
 
 
+async def without_reasoning(body: bytes) -> bytes:
+    """A client's body without encrypted reasoning, in steps that hold up nobody for long."""
+    if b"reasoning" not in body and b"compaction" not in body:
+        return body
+    value = drop_reasoning(parse_json_object(body))
+    await yield_after(body)
+    if value is None:
+        return body
+    made = dump_json(value)
+    await yield_after(body)
+    return made
+
+
 async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt:
     """An attempt, and once more: with a new token, on a new WebSocket, without reasoning.
 
@@ -6457,7 +6470,7 @@ async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt
         exchange.record.attempts[-1],
     )
     if roster.is_foreign(call, account, place.lease.began_at):
-        exchange.replace_body(drop_reasoning(exchange.body))
+        exchange.replace_body(await without_reasoning(exchange.body))
     rejected: Credentials | None = None
     repairs: set[Action] = set()
     while True:
@@ -6466,7 +6479,7 @@ async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt
             await attempt.open(rejected)
         except UpstreamFailed as failed:
             action = failed.fault.action
-            body = drop_reasoning(exchange.body) if action is Action.REPAIR else b""
+            body = await without_reasoning(exchange.body) if action is Action.REPAIR else b""
             can_help = {
                 Action.REOPEN: True,
                 Action.RENEW: account.is_codex,

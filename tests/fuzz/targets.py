@@ -187,8 +187,8 @@ def body(data: bytes) -> None:
     if isinstance(value.get("model"), str):
         changed = json.loads(pooler.dump_json(value | {"model": "other"}))
         assert changed == value | {"model": "other"}
-    kept = json.loads(pooler.drop_reasoning(data))
-    assert kept.keys() == value.keys()
+    kept = pooler.drop_reasoning(value)
+    assert kept is None or kept.keys() == value.keys()
 
 
 def stream(data: bytes) -> None:
