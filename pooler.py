@@ -251,6 +251,8 @@ LOG_SECONDS_MAX: Final = 2.0  # at the end, for the lines that are left
 ACCEPT_LOG_SECONDS: Final = 60.0
 DESCRIPTORS_KEPT: Final = 32  # for listeners, the log, files, and health checks
 SPARE_CONNECTIONS_MAX: Final = 16  # beyond all others, for health checks
+WIDE_BYTES_MAX: Final = MIB  # of wide text that is written as it is
+MEMBER_BYTES: Final = 128  # what a member of an object takes in memory, about
 FILE_SECONDS_MAX: Final = 2.0  # to look at a login's file: a dead disk must not stop anybody else
 RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and all that it names
 FILE_THREADS_MAX: Final = 8  # at files, so that a dead disk leaves the threads that resolve names
@@ -501,7 +503,27 @@ def dump_json(value: Json) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        return dump_escaped(value)
+
+
+def is_wide(raw: bytes) -> bool:
+    """Whether JSON has other letters than ASCII: as text they may take 4 bytes each."""
+    return not raw.isascii() or b"\\u" in raw
+
+
+def dump_escaped(value: Json) -> bytes:
+    """JSON in ASCII, as short as it can be."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def dump_like(value: Json, raw: bytes) -> bytes:
+    """JSON for a value that is made of what was in `raw`.
+
+    Of much wide text it has escapes instead: as it is written it would be there three times over.
+    """
+    if len(raw) <= WIDE_BYTES_MAX or not is_wide(raw):
+        return dump_json(value)
+    return dump_escaped(value)
 
 
 def _object(value: Json) -> dict[str, Json]:
@@ -2517,6 +2539,7 @@ class ResponsesAnswer:
     response: dict[str, Json] | None = None  # that of the terminal event, once it came
     _items: dict[int, dict[str, Json]] = field(default_factory=dict)  # by output_index
     _texts: dict[tuple[int, str], list[str]] = field(default_factory=dict)  # index, event: deltas
+    bytes_kept: int = 0  # in memory, about, of what is kept for the end
     _bytes_held: int = 0
     _members_held: int = 0
 
@@ -2552,12 +2575,11 @@ class ResponsesAnswer:
         is_item = name == "response.output_item.done" and isinstance(item, dict)
         if is_item:
             self._items[_index_at(value, "output_index", len(self._items))] = _object(item)
-            self._members_held += count_members(item)
-            self._hold(event)
+            self._hold(event, count_members(item))
         if self.is_collected and name in _PART_DELTAS:
             key = (_index_at(value, "output_index", 0), name)
             self._texts.setdefault(key, []).append(_text_at(value, "delta"))
-            self._hold(event)
+            self._hold(event, 1)
         if not isinstance(response, dict):
             return False
         output = response.get("output")
@@ -2569,9 +2591,11 @@ class ResponsesAnswer:
         response["output"] = [self._items[at] for at in sorted(self._items)] if is_end else []
         return True
 
-    def _hold(self, event: bytes) -> None:
+    def _hold(self, event: bytes, member_count: int) -> None:
         """Count what is kept of an event, to be written at the end.  Raises: BadSyntax."""
         self._bytes_held += len(event)
+        self._members_held += member_count
+        self.bytes_kept += len(event) * (4 if is_wide(event) else 1) + member_count * MEMBER_BYTES
         is_many = self._members_held > WRITTEN_MEMBERS_MAX or len(self._items) > OUTPUT_ITEMS_MAX
         if is_many or self._bytes_held > self.bytes_max:
             raise BadSyntax("answer too large")
@@ -5060,13 +5084,16 @@ class UpstreamConnection(Connection):
         self.buffer = self.reader.rest
         return b""
 
-    async def read_body(self, bytes_max: int) -> bytes:
-        """The whole body.  Raises: PeerClosed; BadSyntax, also where it is too large."""
+    async def read_body(self, bytes_max: int, hold: Callable[[int], bool] | None = None) -> bytes:
+        """The whole body; `hold`, if given, counts its bytes, and may refuse them.
+
+        Raises: PeerClosed; BadSyntax, also where it is too large.
+        """
         pieces: list[bytes] = []
         byte_count = 0
         while piece := await self.receive_body():
             byte_count += len(piece)
-            if byte_count > bytes_max:
+            if byte_count > bytes_max or (hold is not None and not hold(len(piece))):
                 raise BadSyntax("body too large")
             pieces.append(piece)
         return b"".join(pieces)
@@ -5565,6 +5592,31 @@ class Place(NamedTuple):
     endpoint: Endpoint
 
 
+class Unpacking:
+    """Lets one large body at a time be taken apart: as text it may be eight times as large.
+
+    Called with its holder and length it is a context manager.  Keys take turns.
+    """
+
+    def __init__(self) -> None:
+        self.bench = trio.Lock()
+        self.by_holder: dict[Hashable, trio.Lock] = {}  # of those who are here or wait
+
+    @contextlib.asynccontextmanager
+    async def __call__(self, holder: Hashable, byte_count: int) -> AsyncIterator[None]:
+        if byte_count <= RECEIVE_BYTES:
+            yield
+            return
+
+        own = self.by_holder.setdefault(holder, trio.Lock())
+        try:
+            async with own, self.bench:
+                yield
+        finally:
+            if not own.locked():
+                self.by_holder.pop(holder, None)
+
+
 @dataclass(eq=False, slots=True)
 class Waiter:
     """A request in the queue of its pool."""
@@ -5590,6 +5642,7 @@ class Shared:
     is_draining: bool = False
     is_stopped: bool = False
     endpoints: dict[str, Endpoint] = field(default_factory=dict)  # of the configuration as it is
+    unpacking: Unpacking = field(default_factory=Unpacking)
     files: Files = field(default_factory=Files)
 
     def __post_init__(self) -> None:
@@ -5789,8 +5842,8 @@ class Exchange:
     upstream: UpstreamConnection | None = None
     credentials: Credentials | None = None  # what a codex account was last asked with
     scope: trio.CancelScope | None = None  # of the latest wait for the upstream
-    events_held: int = 0  # bytes of an unfinished event, in the server's budget
-    events_of: str = ""  # the account that they are of
+    answer_held: int = 0  # bytes that are held of the answer, in the server's budget
+    answer_of: str = ""  # the account that it is of
     stage: Stage = Stage.CONNECT
     timer: str = ""  # the limit that the wait is bounded by
 
@@ -5896,7 +5949,7 @@ class Exchange:
 
     def release_upstream(self, endpoint: Endpoint) -> UpstreamConnection | None:
         """Keep the connection for the account's next request; return it, if it is to be closed."""
-        self.hold_events(0)
+        self.hold_answer(-self.answer_held)
         upstream, self.upstream = self.upstream, None
         is_kept = (
             upstream is not None
@@ -5907,19 +5960,18 @@ class Exchange:
         )
         return None if is_kept else upstream
 
-    def hold_events(self, pending: int, held: int = 0) -> None:
-        """Count the unfinished event of the stream, and the whole ones that are held back.
+    def hold_answer(self, byte_count: int) -> bool:
+        """Hold so many bytes more of the answer (negative: less); False, where that is too much."""
+        if not self.server.events.grow(self.answer_of, byte_count):
+            return False
 
-        Raises: BadSyntax, if it is too large, or they are.
-        """
-        if not (pending or held or self.events_held):  # as after nearly every event
-            return
-        more = pending + held - self.events_held
-        if max(pending, held) > self.limits.event_bytes_max or not self.server.events.grow(
-            self.events_of, more
-        ):
-            raise BadSyntax("event too large")
-        self.events_held += more
+        self.answer_held += byte_count
+        return True
+
+    def replace_answer(self, body: bytes) -> None:
+        """Hold this of the answer and nothing else; never refused, for it is made of what was."""
+        self.server.events.force(self.answer_of, len(body) - self.answer_held)
+        self.answer_held = len(body)
 
     async def start(
         self, status: int, headers: Sequence[Field], body: bytes, length: int | None
@@ -5947,7 +5999,9 @@ class Exchange:
         elif length is None and body:
             body = self.framed(body)
         self.record.bytes_out += len(body)
-        await self.connection.send(format_response_head(status, lines) + body, self.limits)
+        raw = format_response_head(status, lines)
+        for part in (raw + body,) if len(body) < RECEIVE_BYTES else (raw, body):
+            await self.connection.send(part, self.limits)
 
     def framed(self, body: bytes) -> bytes:
         """`body` as a chunk, an empty one being the last; HTTP/1.0 has none."""
@@ -6069,7 +6123,7 @@ class Attempt:
     async def ask(self, rejected: Credentials | None) -> None:
         """Raises: LoginNeeded, UpstreamFailed, TRANSPORT_ERRORS, PoolerError."""
         exchange, call, account = self.exchange, self.call, self.account
-        exchange.events_of = account.name
+        exchange.answer_of = account.name
         tokens, endpoint = exchange.server.tokens, self.endpoint
         identity = functools.partial(identify, tokens, endpoint, rejected)
         found = await (exchange.bounded(math.inf, identity) if account.is_codex else identity())
@@ -6079,23 +6133,23 @@ class Attempt:
         path = call.path if self.translator is None else CallKind.RESPONSES.value
         await exchange.send_request(endpoint, path, (secret, fields + self.fields()), body)
         exchange.is_spent = True
+        exchange.replace_body(exchange.body)  # what was made of it has been sent
         assert exchange.upstream is not None
         self.connection = exchange.upstream
 
     async def prepare(self) -> bytes:
         """The body that this account takes.  Raises: PoolerError (invalid_value)."""
         exchange, call = self.exchange, self.call
+        exchange.replace_body(exchange.body)  # and not what another account was sent
         if call.is_native:
             return exchange.body
         if not self.account.is_codex:
             return exchange.body
-        value = parse_json_object(exchange.body)
-        await yield_after(exchange.body)
-        efforts = exchange.server.roster.efforts_of(self.account, call.model)
-        made = to_codex(call.kind, value, call.model, efforts) | _picked(value, exchange.CARRIED)
-        await yield_after(exchange.body)
-        body = dump_json(made)
-        await yield_after(body)
+        async with exchange.server.unpacking(exchange.holder, len(exchange.body)):
+            body, include_usage = await self.translate()
+        if not exchange.hold_body(len(body)):
+            raise PoolerError("pool_busy", "Too many request bodies are held here.")
+
         bytes_max = min(exchange.limits.unary_bytes_max, TRANSLATED_BYTES_MAX)
         is_collected = not call.is_stream
         self.translator = ResponsesAnswer(bytes_max, is_collected)
@@ -6106,9 +6160,26 @@ class Attempt:
                 request_id=exchange.record.request_id,
                 model=call.model,
                 created_unix=int(exchange.server.unix_now()),
-                include_usage=_object(value.get("stream_options")).get("include_usage") is True,
+                include_usage=include_usage,
             )
         return body
+
+    async def translate(self) -> tuple[bytes, bool]:
+        """The body for a codex account, and whether a Chat client asks for usage.
+
+        Raises: PoolerError (invalid_value).
+        """
+        exchange, call = self.exchange, self.call
+        value = parse_json_object(exchange.body)
+        await yield_after(exchange.body)
+
+        efforts = exchange.server.roster.efforts_of(self.account, call.model)
+        made = to_codex(call.kind, value, call.model, efforts) | _picked(value, exchange.CARRIED)
+        await yield_after(exchange.body)
+
+        body = dump_like(made, exchange.body)
+        await yield_after(body)
+        return body, _object(value.get("stream_options")).get("include_usage") is True
 
     def fields(self) -> list[Field]:
         """What goes along of the client's head, and what a codex account is told besides."""
@@ -6154,7 +6225,7 @@ class Attempt:
                 raise BadSyntax("content-type")
             await self.hold()
             return
-        read = functools.partial(connection.read_body, limits.unary_bytes_max)
+        read = functools.partial(connection.read_body, limits.unary_bytes_max, exchange.hold_answer)
         is_here = connection.holds(head.framing)
         self.body = await (read() if is_here else exchange.bounded(deadline, read))
         self.note_answer()
@@ -6183,7 +6254,10 @@ class Attempt:
         exchange, body = self.exchange, b""
         until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
         with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed):
-            body = await exchange.bounded(until, self.connection.read_body, ERROR_BODY_BYTES_MAX)
+            read = functools.partial(
+                self.connection.read_body, ERROR_BODY_BYTES_MAX, exchange.hold_answer
+            )
+            body = await exchange.bounded(until, read)
         unix_now, is_reshaped = exchange.server.unix_now(), self.translator is not None
         return judge_answer(
             self.status, self.headers, body, unix_now, exchange.limits, is_reshaped=is_reshaped
@@ -6219,7 +6293,21 @@ class Attempt:
                 return
             if self.is_at_end:
                 raise PeerClosed
-            exchange.hold_events(scanner.bytes_pending, byte_count)
+            self.count_held(byte_count)
+
+    def count_held(self, held_back: int = 0) -> None:
+        """Count what is held: an unfinished event, whole ones held back, what the end is made of.
+
+        Raises: BadSyntax, where that is too much.
+        """
+        exchange, pending = self.exchange, self.scanner.bytes_pending
+        kept = 0 if self.translator is None else self.translator.bytes_kept
+        more = pending + held_back + kept - exchange.answer_held
+        if not more:  # as after nearly every event
+            return
+        is_large = max(pending, held_back) > exchange.limits.event_bytes_max
+        if is_large or not exchange.hold_answer(more):
+            raise BadSyntax("event too large")
 
     def judge_failure(self) -> Fault | None:
         """What the failure that the stream has told means."""
@@ -6235,7 +6323,7 @@ class Attempt:
         """
         events = self.scanner.feed(received, is_end=not received)
         self.is_at_end = not received or self.connection.is_over(self.scanner)
-        self.exchange.hold_events(self.scanner.bytes_pending)
+        self.count_held()
         if count := sum(kind is not EventKind.IDLE for kind, _ in events):
             self.event_count += count
             # From now on it is the next timer.
@@ -6344,7 +6432,12 @@ class Attempt:
             raise error
         else:
             assert self.translator is not None
-            await exchange.respond(200, dump_json(self.translator.whole()))
+            is_large = self.translator.bytes_kept > WIDE_BYTES_MAX
+            dump = dump_escaped if is_large else dump_json
+            body = dump(self.translator.whole())
+            self.translator = None  # with all that the body was made of
+            exchange.replace_answer(body)
+            await exchange.respond(200, body)
 
     async def start_events(self, headers: list[Field]) -> None:
         """Commit: the head of a stream, and what has been held."""
@@ -6446,17 +6539,21 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
             raise error
 
 
-async def without_reasoning(body: bytes) -> bytes:
-    """A client's body without encrypted reasoning, in steps that hold up nobody for long."""
+async def without_reasoning(exchange: Exchange) -> bytes:
+    """The client's body without encrypted reasoning, in steps that hold up nobody for long."""
+    body = exchange.body
     if b"reasoning" not in body and b"compaction" not in body:
         return body
-    value = drop_reasoning(parse_json_object(body))
-    await yield_after(body)
-    if value is None:
-        return body
-    made = dump_json(value)
-    await yield_after(body)
-    return made
+
+    async with exchange.server.unpacking(exchange.holder, len(body)):
+        value = drop_reasoning(parse_json_object(body))
+        await yield_after(body)
+        if value is None:
+            return body
+
+        made = dump_like(value, body)
+        await yield_after(body)
+        return made
 
 
 async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt:
@@ -6470,7 +6567,7 @@ async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt
         exchange.record.attempts[-1],
     )
     if roster.is_foreign(call, account, place.lease.began_at):
-        exchange.replace_body(await without_reasoning(exchange.body))
+        exchange.replace_body(await without_reasoning(exchange))
     rejected: Credentials | None = None
     repairs: set[Action] = set()
     while True:
@@ -6479,7 +6576,7 @@ async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt
             await attempt.open(rejected)
         except UpstreamFailed as failed:
             action = failed.fault.action
-            body = await without_reasoning(exchange.body) if action is Action.REPAIR else b""
+            body = await without_reasoning(exchange) if action is Action.REPAIR else b""
             can_help = {
                 Action.REOPEN: True,
                 Action.RENEW: account.is_codex,
@@ -6825,12 +6922,12 @@ class UpstreamSocket(UpstreamConnection):
         headers["content-type"] = "application/json"
         return ResponseHead(status, headers, NO_BODY, keeps_alive=True)
 
-    async def read_body(self, bytes_max: int) -> bytes:
+    async def read_body(self, bytes_max: int, hold: Callable[[int], bool] | None = None) -> bytes:
         """The error frame that the turn began, and ended, with.  Raises: BadSyntax."""
         self.is_at_end = True
         error = self.first.pop()
         self.frames.hold(-len(error))
-        if len(error) > bytes_max:
+        if len(error) > bytes_max or (hold is not None and not hold(len(error))):
             raise BadSyntax("body too large")
         return error
 
@@ -7071,7 +7168,7 @@ class Turn(Exchange):
         if not isinstance(upstream, UpstreamSocket):
             return Exchange.release_upstream(self, endpoint)
         self.upstream = None
-        self.hold_events(0)
+        self.hold_answer(-self.answer_held)
         if upstream.is_at_end and not upstream.is_spent:
             upstream.rest = trio.CancelScope()
             self.socket.start(functools.partial(upstream.watch, upstream.rest))
@@ -7441,6 +7538,18 @@ class Server(Shared):
     ) -> None:
         """Judge the body that was read; the call is the exchange's.  Raises: PoolerError."""
         exchange.record.bytes_in = len(exchange.body)
+        async with self.unpacking(exchange.holder, len(exchange.body)):
+            call = await self.read_call(exchange, head, key, kind, native_path)
+        is_known = self.roster.is_known(call)
+        exchange.record.model = call.requested_model if is_known else "other"
+        exchange.record.stream = call.is_stream
+        await self.want_catalogues(call.pool)
+        exchange.call = call
+
+    async def read_call(
+        self, exchange: Exchange, head: RequestHead, key: Key, kind: CallKind, native_path: str
+    ) -> Call:
+        """What the body asks for, in steps that hold up nobody for long.  Raises: PoolerError."""
         pool = exchange.config.pools[key.pool]
         check_json_shape(exchange.body, exchange.limits)
         await yield_after(exchange.body)
@@ -7455,13 +7564,9 @@ class Server(Shared):
         call = read_call(kind, value, head.headers, pool, key, obstacle=obstacle, **more)
         if call.model != call.requested_model:
             await yield_after(exchange.body)
-            exchange.replace_body(dump_json(value | {"model": call.model}))
+            exchange.replace_body(dump_like(value | {"model": call.model}, exchange.body))
             await yield_after(exchange.body)
-        is_known = self.roster.is_known(call)
-        exchange.record.model = call.requested_model if is_known else "other"
-        exchange.record.stream = call.is_stream
-        await self.want_catalogues(pool)
-        exchange.call = call
+        return call
 
     # The operator's side.
 

@@ -374,7 +374,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "return self.record.pool or \"\", self.record.key or \"\"", "return \"\", \"\"",
       "limits_hold::all_bodies_together_have_so_many_bytes"),
     M("events_of_all", "Events are held for the account that they are of.",
-      "        exchange.events_of = account.name\n", "        pass\n",
+      "        exchange.answer_of = account.name\n", "        pass\n",
       "limits_hold::all_unfinished_events_together_have_so_many_bytes"),
     M("queue_of_one_key", "A full queue gives way to a key that has fewer in it.",
       "if counts[call.key_name] + 1 >= count:", "if True:",
