@@ -6731,6 +6731,8 @@ class Frames:
         try:
             await (self.socket.pong() if message is None else self.socket.send_message(message))
         except self.library.ConnectionClosed:
+            # Nobody takes any more what has been read, and the library would go through all of it.
+            self.reading.cancel()
             raise PeerClosed from None
 
     @property
