@@ -232,6 +232,7 @@ WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes
 TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the turn under way
 PART_BYTES: Final = 64  # that a part of an unfinished message takes besides what is in it
+FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer; the library holds the loop about 2 ms for them
 ANCHORS_MAX: Final = 256  # response ids that one upstream WebSocket is known to remember
 NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
 UNIX_MAX: Final = 10**10  # in the year 2286: a later time in a file is nonsense
@@ -1664,11 +1665,16 @@ class FrameMeter:
         """Whether a frame or a message has begun that is not whole yet."""
         return bool(self._is_in_message or self._left or self._head)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of what comes is passed on any more."""
+        return self.is_closed or self.refused > 0
+
     def feed(self, received: bytes) -> bytes:
-        """What of `received` may be passed on: nothing after a Close or a refusal."""
-        at = 0
+        """What of `received` may be passed on at once: nothing after a Close or a refusal."""
+        at = frame_count = 0
         texts: list[int] = []
-        while at < len(received) and not (self.is_closed or self.refused):
+        while at < len(received) and frame_count < FRAMES_AT_ONCE and not self.is_over:
             if self._left:
                 step = min(self._left, len(received) - at)
                 self._take_payload(step)
@@ -1679,6 +1685,7 @@ class FrameMeter:
             at += step
             if not (self._left or self._head or self.refused):  # a whole frame has come
                 self._end()
+                frame_count += 1
         passed = received[:at]
         if texts:
             turned = bytearray(passed)
@@ -6647,8 +6654,20 @@ def is_processed_note(frame: bytes, limits: Limits) -> bool:
 
 
 Hold = Callable[[int], bool]  # counts bytes for somebody, or gives them back; False: too many
+SENT_COPIES: Final = 3  # of events under way to a client: they, their messages, and the frames
 Work = Callable[[], Awaitable[None]]
 Start = Callable[[Work], None]  # in a task of its own
+
+
+@contextlib.contextmanager
+def counted(hold: Hold, byte_count: int) -> Iterator[None]:
+    """Count bytes for as long as the block runs.  Raises: PoolerError (pool_busy)."""
+    if not hold(byte_count):
+        raise PoolerError("pool_busy", "Too much is held here. Retry in a moment.")
+    try:
+        yield
+    finally:
+        hold(-byte_count)
 
 
 class Frames:
@@ -6712,8 +6731,6 @@ class Frames:
 
         Raises: PeerClosed; BadSyntax, if the peer's frames are bad.
         """
-        if self.socket is None:
-            raise PeerClosed
         try:
             message = cast("bytes", await self.socket.get_message())
         except self.library.ConnectionClosed:
@@ -6786,7 +6803,10 @@ class Frames:
             return b""
         if isinstance(self.connection, ClientConnection):
             await self.is_accepted.wait()
-        passed = self.meter.feed(await self.receive())
+        received = await self.receive()
+        passed = self.meter.feed(received)
+        if not self.meter.is_over:
+            self.connection.buffer = received[len(passed) :]
         if not self.count():
             await self.refuse(1013)
         return passed
@@ -6799,6 +6819,7 @@ class Frames:
         connection, meter = self.connection, self.meter
         received, connection.buffer = connection.buffer, b""
         if received:
+            await trio.lowlevel.checkpoint()  # between two steps of what came at once
             return received
         if meter.message_count != self.waited_for:
             self.waited_for, self.waited_seconds = meter.message_count, 0.0
@@ -6984,20 +7005,32 @@ class ClientSocket(ClientConnection):
         return 0
 
     async def send(self, data: bytes, limits: Limits) -> None:
-        """Send whole events, each as a message; where there is none, a sign of life.
+        """Send whole events; large ones are counted for as long as the client does not take them.
 
-        Raises: ClientGone.
+        Raises: ClientGone, PoolerError (pool_busy).
         """
-        assert self.turn is not None
-        messages = messages_of(data)
         try:
-            if data and not messages:
-                await self.frames.put(None)
-            for message in messages:
-                await self.frames.put(self.turn.marked(message))
+            if len(data) <= RECEIVE_BYTES:
+                await self.put_events(data)
+                return
+            hold = self.upstream.frames.hold if self.upstream else self.frames.hold
+            with counted(hold, SENT_COPIES * len(data)):
+                await self.put_events(data)
         except PeerClosed:
             self.is_gone = True
             raise ClientGone from None
+
+    async def put_events(self, data: bytes) -> None:
+        """Send each event as a message; where there is none, a sign of life.
+
+        Raises: PeerClosed.
+        """
+        assert self.turn is not None
+        messages = messages_of(data)
+        if data and not messages:
+            await self.frames.put(None)
+        for message in messages:
+            await self.frames.put(self.turn.marked(message))
 
     def end(self, close_code: int, stop_code: str = "") -> None:
         """Close it after the turn under way; with a `stop_code`, that one ends now."""
@@ -7098,7 +7131,7 @@ class Turn(Exchange):
         """Send the turn on the WebSocket of the account, or a new one.
 
         Raises: TRANSPORT_ERRORS; UpstreamFailed, where the upstream takes none; PoolerError
-        (previous_response_not_found, request_too_large).
+        (previous_response_not_found, request_too_large, pool_busy).
         """
         if len(body) > self.limits.websocket_upstream_bytes_max:
             hint = "Upstreams take no message over websocket_upstream_bytes_max. Use POST."
@@ -7120,7 +7153,8 @@ class Turn(Exchange):
         upstream.begin_turn(is_reused=is_reused)
         self.stage, self.timer = Stage.SEND, "write_stall_seconds_max"
         try:
-            await self.bounded(math.inf, upstream.frames.put, body)
+            with counted(client.frames.hold, len(body)):  # a copy of it, in a frame
+                await self.bounded(math.inf, upstream.frames.put, body)
         except PeerClosed:
             upstream.is_spent = True
             if not is_reused:
@@ -7181,11 +7215,11 @@ class Turn(Exchange):
     async def start(
         self, status: int, headers: Sequence[Field], body: bytes, length: int | None
     ) -> None:
-        """The first of the events; there is no head."""
-        self.is_started = True
+        """The first of the events; there is no head.  Nothing is sent where they have no room."""
         self.record.status, self.record.transport = status, "websocket"
         self.record.first_byte_ms = self.age_ms()
         await self.send_events(body)
+        self.is_started = True
 
     def framed(self, body: bytes) -> bytes:
         return body

@@ -14,7 +14,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import PART_BYTES, TURNS_WAITING_MAX, WEBSOCKET_CLOSE_SECONDS_MAX, FrameMeter
+from pooler import (
+    FRAMES_AT_ONCE,
+    PART_BYTES,
+    TURNS_WAITING_MAX,
+    WEBSOCKET_CLOSE_SECONDS_MAX,
+    FrameMeter,
+)
 from tests.fakes import Fin, Pause, Send, Stall, Step, Tell, Wait, make_config, post, sse_steps
 from tests.sockets import (
     BINARY,
@@ -165,7 +171,13 @@ async def test_a_hostile_upstream_costs_one_turn_which_is_told(
 
 
 def fed(meter: FrameMeter, raw: bytes, piece: int) -> bytes:
-    return b"".join(meter.feed(raw[at : at + piece]) for at in range(0, len(raw), piece))
+    passed = b""
+    for at in range(0, len(raw), piece):
+        left = raw[at : at + piece]
+        while left and not meter.is_over:
+            step = meter.feed(left)
+            passed, left = passed + step, left[len(step) :]
+    return passed
 
 
 def turned(raw: bytes) -> bytes:
@@ -204,6 +216,15 @@ def test_the_meter_counts_the_same_in_any_pieces(piece: int) -> None:
     closing = FrameMeter(bytes_max=10, frames_max=3)
     close = frame(CLOSE, b"\x03\xe8")
     assert fed(closing, close + frame(TEXT, b"x" * 99) * 9, piece) == close
+
+
+@pytest.mark.parametrize("raw", [frame(PING, b"x"), frame(TEXT), frame(TEXT, b"xy" * 99)])
+def test_so_many_frames_are_passed_on_at_once(raw: bytes) -> None:
+    """The library handles all that it is given before anybody else runs."""
+    meter = FrameMeter(bytes_max=1000, frames_max=1000)
+    most = raw * (FRAMES_AT_ONCE + 1)
+    assert len(meter.feed(most)) == len(raw) * FRAMES_AT_ONCE
+    assert len(meter.feed(raw)) == len(raw)
 
 
 def test_the_meter_turns_every_text_of_a_piece_and_nothing_else() -> None:

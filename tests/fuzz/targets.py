@@ -156,7 +156,12 @@ def frames(data: bytes) -> None:
 
     def read(parts: Sequence[bytes]) -> tuple[bytes, int, bool]:
         meter = pooler.FrameMeter(FRAME_BYTES_MAX, FRAMES_MAX)
-        passed = b"".join(meter.feed(part) for part in parts)
+        passed = b""
+        for part in parts:
+            left = part
+            while left and not meter.is_over:
+                step = meter.feed(left)
+                passed, left = passed + step, left[len(step) :]
         assert meter.bytes_pending <= FRAME_BYTES_MAX
         return passed, meter.refused, meter.is_closed
 
