@@ -507,6 +507,9 @@ def dump_json(value: Json) -> bytes:
         return dump_escaped(value)
 
 
+_CONTINUATIONS: Final = bytes(range(0x80, 0xC0))  # of UTF-8: all but the first of a letter
+
+
 def is_wide(raw: bytes) -> bool:
     """Whether JSON has other letters than ASCII: as text they may take 4 bytes each."""
     return not raw.isascii() or b"\\u" in raw
@@ -520,11 +523,13 @@ def dump_escaped(value: Json) -> bytes:
 def dump_like(value: Json, raw: bytes) -> bytes:
     """JSON for a value that is made of what was in `raw`.
 
-    Of much wide text it has escapes instead: as it is written it would be there three times over.
+    Of much text that is nearly all ASCII, and wide for the rest of it, that rest has escapes: as
+    it is written the text would be there three times over, with 4 bytes for each letter.
     """
     if len(raw) <= WIDE_BYTES_MAX or not is_wide(raw):
         return dump_json(value)
-    return dump_escaped(value)
+    letter_count = len(raw.translate(None, _CONTINUATIONS))
+    return dump_escaped(value) if 2 * letter_count > len(raw) else dump_json(value)
 
 
 def _object(value: Json) -> dict[str, Json]:
@@ -1902,6 +1907,9 @@ def drop_reasoning(body: Mapping[str, Json]) -> dict[str, Json] | None:
 # not say its type, or where it carries something that is needed: the end, an error, usage.
 
 
+RESPONSE_FIELDS: Final = ("id", "object", "created_at", "model")  # what is kept of a response
+
+
 class EventKind(enum.Enum):
     IDLE = enum.auto()  # comments and `keepalive`: they prove no progress
     HANDSHAKE = enum.auto()  # before content; failover is still possible
@@ -2088,6 +2096,11 @@ class EventScanner:
             self.values.append(None)
             self._rest.clear()
         return found
+
+    def take_values(self) -> list[dict[str, Json] | None]:
+        """The objects in the latest events, where they have been read; they are not kept."""
+        values, self.values = self.values, []
+        return values
 
     def _take(self, event: bytes) -> EventKind:
         """The kind of the next event; what it tells is noted."""
@@ -4738,27 +4751,25 @@ class ClientConnection(Connection):
         if expected and not head.is_http_1_0 and not self.buffer:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
 
-        pieces: list[bytes] = []
-        byte_count = 0
+        body = bytearray()  # one block that grows: freed pieces would leave holes in the heap
         is_whole = False
         try:
             reader = body_reader(head.framing)
             while not reader.is_done:
                 piece = await self._read_piece(reader, limits)
-                if byte_count + len(piece) > limits.body_bytes_max:
+                if len(body) + len(piece) > limits.body_bytes_max:
                     raise PoolerError("request_too_large")
 
                 if not hold(len(piece)):
                     raise PoolerError("pool_busy", "Too many request bodies are held here.")
 
-                byte_count += len(piece)
-                pieces.append(piece)
+                body += piece
             is_whole = True
         finally:
             if not is_whole:
-                hold(-byte_count)
+                hold(-len(body))
 
-        return b"".join(pieces)  # from here on the caller holds it
+        return bytes(body)  # from here on the caller holds it
 
     async def _read_piece(self, reader: BodyReader, limits: Limits) -> bytes:
         if not self.buffer:
@@ -5096,14 +5107,13 @@ class UpstreamConnection(Connection):
 
         Raises: PeerClosed; BadSyntax, also where it is too large.
         """
-        pieces: list[bytes] = []
-        byte_count = 0
+        body = bytearray()  # one block that grows: freed pieces would leave holes in the heap
         while piece := await self.receive_body():
-            byte_count += len(piece)
-            if byte_count > bytes_max or (hold is not None and not hold(len(piece))):
+            is_refused = hold is not None and not hold(len(piece))
+            if is_refused or len(body) + len(piece) > bytes_max:
                 raise BadSyntax("body too large")
-            pieces.append(piece)
-        return b"".join(pieces)
+            body += piece
+        return bytes(body)
 
     def is_over(self, _scanner: EventScanner) -> bool:
         """Whether an answer ends with its terminal event.  In HTTP its framing ends it."""
@@ -6250,7 +6260,8 @@ class Attempt:
                 raise BadSyntax("not JSON") from None
             except BadSyntax:
                 pass
-        self.scanner.response = told = _object(value)
+        told = _object(value)
+        self.scanner.response = _picked(told, RESPONSE_FIELDS)  # the rest may be large
         self.scanner.usage = read_usage(told.get("usage"))
 
     async def read_refusal(self, deadline: float) -> Fault:
@@ -6293,6 +6304,8 @@ class Attempt:
                 held.append(shown)
                 byte_count += len(shown)
             if scanner.has_content:
+                # The client may take its time; until the next event this is counted as held.
+                self.count_held(byte_count if byte_count > RECEIVE_BYTES else 0)
                 return
             if fault := self.judge_failure():
                 raise UpstreamFailed(fault)
@@ -6339,8 +6352,9 @@ class Attempt:
                 (until, "between_events_seconds_max"), (self.whole_deadline, "unary_seconds_max")
             )
         if self.translator is None and not self.account.is_codex:
+            self.scanner.take_values()
             return b"".join([event for _, event in events])
-        pairs = zip(events, self.scanner.values, strict=True)
+        pairs = zip(events, self.scanner.take_values(), strict=True)
         shown = b"".join([self.shown(kind, event, value) for (kind, event), value in pairs])
         return shown if self.call.is_stream else b""
 
@@ -6446,14 +6460,18 @@ class Attempt:
             exchange.replace_answer(body)
             await exchange.respond(200, body)
 
+    def take_body(self) -> bytes:
+        """What has been held, which is not kept beside what is made of it."""
+        body, self.body = self.body, b""
+        return body
+
     async def start_events(self, headers: list[Field]) -> None:
         """Commit: the head of a stream, and what has been held."""
         if "event-stream" not in (dict(headers).get("content-type", "")):
             headers = [pair for pair in headers if pair[0] != "content-type"]
             headers.append(("content-type", "text/event-stream; charset=utf-8"))
         headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
-        await self.exchange.start(200, headers, self.body, None)
-        self.body = b""
+        await self.exchange.start(200, headers, self.take_body(), None)
         self.comment_seconds = self.exchange.limits.comment_seconds
 
     async def relay_on(self) -> PoolerError | None:
@@ -6510,6 +6528,9 @@ class Attempt:
             unsent = b""
             if joined := self.take(await receive()):
                 self.comment_at = trio.current_time() + self.comment_seconds
+                # The client may take its time; until the next event this is counted as held.
+                if len(joined) > RECEIVE_BYTES and not exchange.hold_answer(len(joined)):
+                    raise BadSyntax("too much is held")
                 exchange.record.bytes_out += len(joined)
                 unsent = exchange.framed(joined)
                 unsent = unsent[exchange.connection.send_now(unsent) :]
