@@ -5985,6 +5985,14 @@ class Exchange:
         self.answer_held += byte_count
         return True
 
+    def hold_unsent(self, byte_count: int) -> None:
+        """Hold events that are about to be sent, if they are many bytes.
+
+        Raises: PoolerError (pool_busy).
+        """
+        if byte_count > RECEIVE_BYTES and not self.hold_answer(byte_count):
+            raise PoolerError("pool_busy", "Too much is held here. Retry in a moment.")
+
     def replace_answer(self, body: bytes) -> None:
         """Hold this of the answer and nothing else; never refused, for it is made of what was."""
         self.server.events.force(self.answer_of, len(body) - self.answer_held)
@@ -6305,7 +6313,7 @@ class Attempt:
                 byte_count += len(shown)
             if scanner.has_content:
                 # The client may take its time; until the next event this is counted as held.
-                self.count_held(byte_count if byte_count > RECEIVE_BYTES else 0)
+                exchange.hold_unsent(byte_count)
                 return
             if fault := self.judge_failure():
                 raise UpstreamFailed(fault)
@@ -6529,8 +6537,7 @@ class Attempt:
             if joined := self.take(await receive()):
                 self.comment_at = trio.current_time() + self.comment_seconds
                 # The client may take its time; until the next event this is counted as held.
-                if len(joined) > RECEIVE_BYTES and not exchange.hold_answer(len(joined)):
-                    raise BadSyntax("too much is held")
+                exchange.hold_unsent(len(joined))
                 exchange.record.bytes_out += len(joined)
                 unsent = exchange.framed(joined)
                 unsent = unsent[exchange.connection.send_now(unsent) :]
@@ -7241,6 +7248,9 @@ class Turn(Exchange):
         self.record.first_byte_ms = self.age_ms()
         await self.send_events(body)
         self.is_started = True
+
+    def hold_unsent(self, byte_count: int) -> None:
+        """The client's WebSocket counts them as it sends them."""
 
     def framed(self, body: bytes) -> bytes:
         return body

@@ -151,7 +151,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "    402: (Action.NEXT, Effect.REFUSED),\n",
       "    402: (Action.NEXT, Effect.REFUSED),\n    408: (Action.NEXT, Effect.NONE),\n", _SAFE),
     M("retry_after_content", "Nor once content has come.",
-      "            if scanner.has_content:\n                return\n", "",
+      "                exchange.hold_unsent(byte_count)\n                return\n",
+      "                pass\n",
       "failover_is_safe::other_failures_in_a_stream_are_forwarded_as_they_came"
       " failover_is_safe::nothing_is_sent_elsewhere_once_the_client_has_its_head"),
     # Streams.
@@ -236,8 +237,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "routes::a_foreign_host_or_origin_is_refused_on_every_route"),
     # Syntax and bounds.
     M("body_bytes", "A body may have just so many bytes.",
-      "if byte_count + len(piece) > limits.body_bytes_max:",
-      "if byte_count + len(piece) >= limits.body_bytes_max:",
+      "if len(body) + len(piece) > limits.body_bytes_max:",
+      "if len(body) + len(piece) >= limits.body_bytes_max:",
       "limits_hold::a_body_has_so_many_bytes"),
     M("body_by_its_word", "A body too long by its own word is not read.",
       "if (head.framing.length or 0) > limits.body_bytes_max:", "if False:",

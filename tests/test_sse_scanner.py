@@ -563,6 +563,7 @@ def unfinished(byte_count: int) -> bytes:
 
 
 FITS, TOO_LARGE = True, False
+WHOLE = (1 << 20) + len(b"\n\n" + DONE)  # of an event and the end that comes with it
 
 
 @pytest.mark.parametrize("has_content", [True, False], ids=["after-content", "before-content"])
@@ -571,8 +572,8 @@ FITS, TOO_LARGE = True, False
     [
         pytest.param({"event_bytes_max": LIMIT}, LIMIT, FITS, id="event-at-limit"),
         pytest.param({"event_bytes_max": LIMIT}, LIMIT + 1, TOO_LARGE, id="event-past-limit"),
-        pytest.param({"events_bytes_max": 2 << 20}, 1 << 20, FITS, id="all-at-limit"),
-        pytest.param({"events_bytes_max": 2 << 20}, (1 << 20) + 1, TOO_LARGE, id="all-past-limit"),
+        pytest.param({"events_bytes_max": 2 * WHOLE}, 1 << 20, FITS, id="all-at-limit"),
+        pytest.param({"events_bytes_max": 2 * WHOLE}, WHOLE + 1, TOO_LARGE, id="all-past-limit"),
     ],
 )
 async def test_an_unfinished_event_is_held_up_to_its_limit(
@@ -585,7 +586,7 @@ async def test_an_unfinished_event_is_held_up_to_its_limit(
     assert autojump_clock.autojump_threshold == 0
     first = [CREATED, CONTENT][: 1 + has_content]
     if not has_content and "events_bytes_max" in limits:  # the held one counts with it
-        limits = {"events_bytes_max": 2 * ((1 << 20) + len(sse_event(CREATED)))}
+        limits = {"events_bytes_max": 2 * (WHOLE + len(sse_event(CREATED)))}
     big = unfinished(byte_count)
     go_on, finish = trio.Event(), trio.Event()
     end: list[Step] = [Wait(finish), Send(chunk(b"\n\n" + DONE) + LAST_CHUNK)]

@@ -213,7 +213,7 @@ async def test_events_that_clients_do_not_take_have_room_or_end_their_turn(
     is_late: bool, autojump_clock: MockClock
 ) -> None:
     """The third of them is told, before its first event or behind it; the others go on."""
-    limits = {"event_bytes_max": 500_000, "events_bytes_max": MIB}
+    limits = {"event_bytes_max": 500_000, "events_bytes_max": 2 * MIB}
     delta = json.dumps(DELTA | {"delta": "x" * 120_000}).encode()
     begun = says(CREATED, DELTA) if is_late else says(CREATED)
     async with socket_world(socket_described("a", limits=limits)) as world:
