@@ -11,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
+import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -335,6 +338,13 @@ class Rig:
             assert time.monotonic() < deadline, "the pooler never comes to rest"
             before = after
 
+    def forget(self) -> None:
+        """Have the pooler forget what upstreams have said: it reads its configuration again."""
+        lines = self.pooler.process.lines
+        before = len(lines)
+        os.kill(self.pid, signal.SIGHUP)
+        assert wait_until(lambda: any('"reloaded"' in line for line in lines[before:]))
+
     def warm_up(self) -> None:
         """Let all be built that is built once; growth is counted from here."""
         for name in self.keys:
@@ -354,6 +364,12 @@ class Rig:
     def growth(self) -> int:
         """The peak since the warm-up, above what there was then."""
         return self.status("VmHWM") - self.base
+
+    def kill(self) -> None:
+        """Without another word."""
+        self.upstream.close()
+        self.pooler.process.process.kill()
+        self.pooler.process.end()
 
     def close(self) -> None:
         self.upstream.close()
@@ -473,11 +489,12 @@ class Crowd:
         self.talkers.append(talker)
         return talker
 
-    def add_split(self, raws: Sequence[bytes]) -> None:
-        """Requests whose last bytes come all at the same time, when all else has come."""
+    def add_split(self, raws: Sequence[bytes], *, settles: bool = True) -> None:
+        """Requests whose last bytes come all at the same time, when all else has been read."""
         begun = [self.add(raw[:-1]) for raw in raws]
         wait_until(lambda: all(one.is_sent for one in begun))
-        self.rig.settle()
+        if settles:
+            self.rig.settle()
         for talker, raw in zip(begun, raws, strict=True):
             with contextlib.suppress(OSError):
                 talker.client.sendall(raw[-1:])
@@ -556,6 +573,7 @@ def server_message(body: bytes, *, is_whole: bool = True) -> bytes:
 # THE GOOD CLIENT
 ################################################################
 
+STALL_SECONDS_MAX: Final = 12.0  # nobody waits any longer
 HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -598,7 +616,8 @@ class Probe:
     def close(self) -> None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.close()
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
         self.process.wait(SECONDS_MAX)
         self.process.stdout.close()
 
@@ -611,7 +630,10 @@ def probe(client: socket.socket, pid: int) -> Gap:
         count += 1
         waited, began_at = delays(pid), time.monotonic()
         client.sendall(HEALTH)
-        answer = client.recv(4096)
+        try:
+            answer = client.recv(4096)
+        except TimeoutError:
+            return Gap(math.inf, math.inf, count)
         took = time.monotonic() - began_at
         assert answer.startswith(b"HTTP/1.1 200 "), answer
         gross = max(gross, took)
@@ -626,7 +648,7 @@ def delays(pid: int) -> float:
 
 
 def main(host: str, port: str, pid: str) -> None:
-    with socket.create_connection((host, int(port)), SECONDS_MAX) as client:
+    with socket.create_connection((host, int(port)), STALL_SECONDS_MAX) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
