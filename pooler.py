@@ -2239,11 +2239,6 @@ def is_news(name: str) -> bool:
     return name.startswith("codex.") or name in {"keepalive", "response.metadata"}
 
 
-def is_terminal(name: str) -> bool:
-    """Whether an event of that type is the last one of its turn."""
-    return _kind_of_type(name.encode("utf-8", "replace")) in TERMINAL_KINDS
-
-
 def with_stream_id(message: bytes, stream_id: str) -> bytes:
     """An event that says which turn it is of; as it came, where it is no JSON object."""
     text = message.strip(b" \t\r\n")
@@ -6902,6 +6897,7 @@ class UpstreamSocket(UpstreamConnection):
     is_reused: bool = False  # there was a turn before the one under way
     is_begun: bool = True  # its first event has come
     first: deque[bytes] = field(default_factory=deque)  # of the turn, read and not given yet
+    type: str = ""  # of the latest message, up to and with the one that the turn began with
     rest: trio.CancelScope = field(default_factory=trio.CancelScope)  # between two turns
 
     def serves(self, owner: bytes) -> bool:
@@ -6943,12 +6939,13 @@ class UpstreamSocket(UpstreamConnection):
         """
         for _ in range(strays_max + 1):
             message = await self.take()
-            name = "" if self.is_begun else type_of(message)
-            if self.is_begun or is_news(name):
+            self.type = type_of(message) if not self.is_begun else ""
+            await yield_after(message)
+            if self.is_begun or is_news(self.type):
                 return message
-            if not self.is_reused or name in {"response.created", "error"}:
+            if not self.is_reused or self.type in {"response.created", "error"}:
                 self.is_begun = True
-                self.is_spent |= name != "response.created"
+                self.is_spent |= self.type != "response.created"
                 return message
             self.frames.hold(-len(message))
         raise BadSyntax("events of no turn")
@@ -6963,7 +6960,7 @@ class UpstreamSocket(UpstreamConnection):
             self.first.append(await self.receive_message(limits.handshake_events_max))
             if sum(map(len, self.first)) > limits.event_bytes_max:
                 raise BadSyntax("event too large")
-            name = type_of(self.first[-1])
+            name = self.type
         value = _parsed(self.first[-1]) if name == "error" else {}
         status = value.get("status") or value.get("status_code")
         if not (isinstance(status, int) and 400 <= status < 600):
@@ -6987,7 +6984,9 @@ class UpstreamSocket(UpstreamConnection):
         strays_max = self.frames.limits.handshake_events_max
         message = self.first.popleft() if self.first else await self.receive_message(strays_max)
         self.frames.hold(-len(message))
-        return event_of(message)
+        event = event_of(message)
+        await yield_after(event)
+        return event
 
     def is_over(self, scanner: EventScanner) -> bool:
         self.is_at_end = scanner.terminal is not None
@@ -7054,7 +7053,9 @@ class ClientSocket(ClientConnection):
         Raises: PeerClosed.
         """
         assert self.turn is not None
+        await yield_after(data)
         messages = messages_of(data)
+        await yield_after(data)
         if data and not messages:
             await self.frames.put(None)
         for message in messages:
@@ -7125,12 +7126,10 @@ class Turn(Exchange):
 
     socket: ClientSocket
     stream_id: str = ""  # echoed on every event
-    has_ended: bool = False  # its last event has been sent
     anchor: str = ""  # previous_response_id
 
     def marked(self, message: bytes) -> bytes:
         """An event of it, as the client gets it."""
-        self.has_ended |= is_terminal(type_of(message))
         return with_stream_id(message, self.stream_id) if self.stream_id else message
 
     @property
@@ -7266,13 +7265,6 @@ class Turn(Exchange):
             shown["headers"] = headers  # Codex CLI shows a final error with all that it has
         await self.start(error.status, (), _data_line(shown) + b"\n\n", None)
         self.is_whole = True
-
-    async def cut(self, error: PoolerError) -> None:
-        """End the WebSocket, after an error frame if the turn's last event has not been sent."""
-        self.closes = True
-        self.record.code = error.record_code
-        if not self.has_ended:
-            await self.fail(error)
 
 
 ################################################################

@@ -433,7 +433,7 @@ class Talker:
         self.client = client
         self.raw = raw
         self.reads = reads
-        self.head = b""
+        self.head = self.tail = b""
         self.byte_count = 0
         self.is_sent = self.is_over = False  # all is said; the pooler has ended it
         self.thread = threading.Thread(target=self.run, daemon=True)
@@ -450,6 +450,7 @@ class Talker:
         with contextlib.suppress(OSError):
             while received := self.client.recv(MIB):
                 self.byte_count += len(received)
+                self.tail = (self.tail + received)[-KIB:]
                 if len(self.head) < KIB:
                     self.head += received[:KIB]
         self.is_over = True

@@ -10,6 +10,7 @@ are known.  Each case prints one line of figures.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -501,11 +502,15 @@ def socket_turn(*make: Callable[[], bytes]) -> Dose:
         before = rig.upstream.arrived["a0"]
         with crowded(rig) as crowd:
             talker = crowd.add_socket("a0", message(TURN))
-            if not wait_until(lambda: talker.is_over, CASE_SECONDS_MAX):
+            # The WebSocket itself stays open.
+            if not wait_until(lambda: TURN_ENDS.search(talker.tail) is not None, CASE_SECONDS_MAX):
                 raise TimeoutError
         assert rig.upstream.arrived["a0"] > before
 
     return dose
+
+
+TURN_ENDS: Final = re.compile(rb'"response\.(?:completed|failed)"|"type": ?"error"')
 
 
 def sent(unit: bytes, size: int = EVENT, type_: bytes = b"x") -> Callable[[], bytes]:
