@@ -4086,6 +4086,19 @@ class PeerClosed(Exception):
     """The peer closed, or reset, in the middle of a message."""
 
 
+async def read_socket(source: trio.socket.SocketType) -> bytes:
+    """What has come, as soon as anything has; b"" at the end.
+
+    A socket that is closed here is never waited for: Trio keeps the waiter of its descriptor,
+    which is -1, and finds the next one busy.  Raises: OSError, ClosedResourceError.
+    """
+    while source.fileno() >= 0:
+        await trio.lowlevel.wait_readable(source)
+        with contextlib.suppress(BlockingIOError):  # a false alarm
+            return os.read(source.fileno(), RECEIVE_BYTES)
+    raise trio.ClosedResourceError
+
+
 @dataclass(eq=False, slots=True)
 class Connection:
     """A stream, and what was received and not used yet.
@@ -4099,16 +4112,13 @@ class Connection:
     searched: int = 0  # so much of the buffer holds no end of a head
 
     async def receive(self) -> bytes:
-        """What comes next; b"" at the end.  Raises: PeerClosed at a reset."""
+        """What comes next; b"" at the end.  Raises: PeerClosed at a reset, and once closed here."""
         stream = self.stream
         try:
-            if not isinstance(stream, trio.SocketStream):
-                return bytes(await stream.receive_some(RECEIVE_BYTES))
-            while True:
-                await trio.lowlevel.wait_readable(stream.socket)
-                with contextlib.suppress(BlockingIOError):  # a false alarm
-                    return os.read(stream.socket.fileno(), RECEIVE_BYTES)
-        except (trio.BrokenResourceError, OSError, ValueError):  # the last: we have closed it
+            if isinstance(stream, trio.SocketStream):
+                return await read_socket(stream.socket)
+            return bytes(await stream.receive_some(RECEIVE_BYTES))
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             raise PeerClosed from None
 
     def send_now(self, data: bytes) -> int:

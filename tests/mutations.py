@@ -252,6 +252,15 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     *(M(f"twice_{name}", f"{name} is given once.", _ONCE,
         _ONCE.replace(f'"{name} ', '"').replace(f" {name} ", " ").replace(f' {name}"', '"'),
         _GIVEN_ONCE) for name in _ONCE.replace('"', " ").replace(".split()", "").split()),
+    # Connections to upstreams.
+    M("closed_socket_waited_for", "A socket that is closed here is never waited for.",
+      "while source.fileno() >= 0:", "while True:",
+      "closed_sockets::a_closed_socket_is_at_its_end_however_often_it_is_read"),
+    M("closed_while_read", "Who reads a socket while it is closed hears of it.",
+      "except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):\n"
+      "            raise PeerClosed",
+      "except (trio.BrokenResourceError, OSError):\n            raise PeerClosed",
+      "closed_sockets::who_reads_a_socket_while_it_is_closed_hears_of_it"),
     # WebSockets.
     M("frame_count", "A message has so many frames.",
       "if self._frame_count > self.frames_max:", "if self._frame_count > self.frames_max + 1:",
