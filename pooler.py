@@ -4392,14 +4392,138 @@ def log_line(level: str, event: str, fields: Mapping[str, Json]) -> None:
             sys.stderr.write(line + "\n")
 
 
+class TlsStream(trio.abc.Stream):
+    """The client's side of TLS on a socket; reading and writing do not depend on each other.
+
+    trio.SSLStream would give nothing more to read after a send that failed or was cancelled, and
+    does not tell what it holds.  Here OpenSSL works in memory, and each call takes all that has
+    come.  As usual with HTTPS no close_notify is sent or waited for: the framing of an answer
+    tells one that is cut.
+    """
+
+    def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, host: str) -> None:
+        self.stream = stream
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host)
+        self.unsent = b""  # encrypted, and not taken by the socket yet
+        self.is_at_end = False
+        self._record_left = 0  # bytes of the record that is not whole yet
+        self._record_head = b""  # less than one
+        self._reply_bytes = 0  # of `unsent`, at most
+
+    @property
+    def holds_more(self) -> bool:
+        """Whether the end has come, or a part of a record, after what was received."""
+        return self.is_at_end or bool(self._record_left or self._record_head)
+
+    async def do_handshake(self) -> None:
+        """Greet the peer and check its certificate.  Raises: OSError, BrokenResourceError."""
+        while not self.is_at_end:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self.send_all(b"")
+                await self._fill()
+            else:
+                return await self.send_all(b"")
+        raise trio.BrokenResourceError
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """All that comes next, whatever `max_bytes`: little more than one receive holds.
+
+        Raises: OSError, BrokenResourceError, ClosedResourceError.
+        """
+        while not (received := self._decrypt()) and not self.is_at_end:
+            await self._fill()
+        return received
+
+    def _decrypt(self) -> bytes:
+        """All that has come.  Raises: BrokenResourceError."""
+        pieces = []
+        try:
+            while piece := self.tls.read(RECEIVE_BYTES):
+                pieces.append(piece)
+            self.is_at_end = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            if not pieces:  # else it is raised again
+                raise trio.BrokenResourceError from None
+        if self.outgoing.pending:
+            self._reply()
+        return b"".join(pieces)
+
+    def _reply(self) -> None:
+        """Send what OpenSSL answers by itself, to new keys (RFC 8446 §4.6.3).
+
+        A peer could ask for answers and read none.  Raises: BrokenResourceError.
+        """
+        self._reply_bytes += self.outgoing.pending
+        self.send_now(b"")
+        self._reply_bytes = min(self._reply_bytes, len(self.unsent))
+        if self._reply_bytes > RECEIVE_BYTES:
+            raise trio.BrokenResourceError
+
+    async def _fill(self) -> None:
+        received = await read_socket(self.stream.socket)
+        self.is_at_end = not received
+        self.incoming.write(received)
+        # OpenSSL does not tell what it holds of a record that is not whole (RFC 8446 §5.1).
+        data, at = self._record_head + received, self._record_left
+        while at + 5 <= len(data):
+            at += 5 + int.from_bytes(data[at + 3 : at + 5], "big")
+        self._record_left, self._record_head = max(0, at - len(data)), data[at:]
+
+    def send_now(self, data: bytes) -> bool:
+        """Encrypt `data` and send what goes out without waiting; whether all has gone.
+
+        What has not is for `send_all`, and so are errors.
+        """
+        self._encrypt(data)
+        with contextlib.suppress(OSError):
+            self._write()
+        return not self.unsent
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send what is left from before, even from a call that was cancelled, and `data`.
+
+        Raises: BrokenResourceError, also where it is closed here.
+        """
+        await trio.lowlevel.checkpoint()
+        try:
+            self._encrypt(data)
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    self._write()
+                if not self.unsent:
+                    return
+                await trio.lowlevel.wait_writable(self.stream.socket)
+        except (OSError, trio.ClosedResourceError):
+            raise trio.BrokenResourceError from None
+
+    def _encrypt(self, data: bytes | bytearray | memoryview) -> None:
+        if data:
+            self.tls.write(data)
+        self.unsent += self.outgoing.read()
+
+    def _write(self) -> None:
+        if self.unsent:
+            self.unsent = self.unsent[os.write(self.stream.socket.fileno(), self.unsent) :]
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
 async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
     """A connection to `url`, the name resolved anew.  Raises: OSError, BrokenResourceError."""
     stream = await trio.open_tcp_stream(url.host, url.port)
     if tls is None:
         return stream
-    # https_compatible: no close_notify is waited for; the framing tells a cut answer.
-    secure = trio.SSLStream(stream, tls, server_hostname=url.host, https_compatible=True)
     try:
+        secure = TlsStream(stream, tls, url.host)
         await secure.do_handshake()
     except BaseException:
         await trio.aclose_forcefully(stream)
@@ -4411,6 +4535,7 @@ def make_tls_context(ca_file: str | None) -> ssl.SSLContext:
     """The system's trust store and, if given, the authorities of `ca_file`."""
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # or a write might have to wait for a read
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
         context.load_verify_locations(ca_file)
@@ -4438,8 +4563,8 @@ class UpstreamConnection(Connection):
     def is_stale(self) -> bool:
         """Whether something has come since the last answer: an end, or what nobody asked for."""
         stream = self.stream
-        while isinstance(stream, trio.SSLStream):
-            stream = stream.transport_stream
+        if isinstance(stream, TlsStream):
+            stream = stream.stream
         if not isinstance(stream, trio.SocketStream):
             return False
         try:
