@@ -4367,7 +4367,8 @@ class ClientConnection(Connection):
 # UPSTREAM
 ################################################################
 # One connection carries one exchange at a time.  Heads are written by hand and read as
-# strictly as a client's.  No redirect is followed, identity encoding is asked for.
+# strictly as a client's.  No redirect is followed, identity encoding is asked for.  An answer may
+# come before the end of its request; a connection on which more has come is not used again.
 
 
 class DeadlinePassed(Exception):
@@ -4557,7 +4558,10 @@ class UpstreamConnection(Connection):
 
     @property
     def is_reusable(self) -> bool:
+        """Whether the answer is whole and nothing has come but it."""
         is_clean = not (self.buffer or self.is_cut)
+        if isinstance(self.stream, TlsStream):
+            is_clean &= not self.stream.holds_more
         return self.is_at_end and self.head.keeps_alive and is_clean
 
     def is_stale(self) -> bool:
@@ -4602,7 +4606,7 @@ class UpstreamConnection(Connection):
             if piece := self.reader.feed(received):
                 return piece
         self.is_at_end = True
-        self.buffer = self.reader.rest
+        self.buffer = self.buffer or self.reader.rest  # the first, where there was no body
         return b""
 
     async def read_body(self, bytes_max: int) -> bytes:
