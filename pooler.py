@@ -171,6 +171,7 @@ class Limits:
 
 
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
+STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them holds the loop about 0.5 ms
 PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while an answer is under way
 TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked, thrown away
 LINGER_BYTES_MAX: Final = 256 * KIB  # of a refused request, so that its answer is seen
@@ -4543,6 +4544,13 @@ def make_tls_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
+def in_steps(head: bytes, body: bytes) -> Iterator[bytes]:
+    """A request in steps of a write, the head with the first of the body."""
+    yield head + body[:RECEIVE_BYTES]
+    for at in range(RECEIVE_BYTES, len(body), RECEIVE_BYTES):
+        yield body[at : at + RECEIVE_BYTES]
+
+
 UNANSWERED: Final = ResponseHead(0, NO_FIELDS, NO_BODY, keeps_alive=False)
 
 
@@ -4555,6 +4563,8 @@ class UpstreamConnection(Connection):
     is_at_end: bool = False
     kept: deque[UpstreamConnection] | None = None  # where it waited for this exchange
     is_cut: bool = False  # the request was not sent whole
+    interim_count: int = 0  # 1xx answers of this exchange
+    is_malformed: bool = False  # something came in the place of a head
 
     @property
     def is_reusable(self) -> bool:
@@ -4579,18 +4589,81 @@ class UpstreamConnection(Connection):
             pass
         return True
 
+    def begin(self, head: bytes, body: bytes) -> Iterator[bytes] | None:
+        """Begin an exchange: send as much of the request as goes out at once.
+
+        What `send_rest` is to send in steps; None, if all has gone.
+        """
+        self.is_at_end = False  # so that it is not kept before its answer is whole
+        self.head, self.interim_count = UNANSWERED, 0
+        steps = in_steps(head, body)
+        for step in itertools.islice(steps, STEPS_AT_ONCE_MAX):
+            if isinstance(self.stream, TlsStream):
+                is_out, unsent = self.stream.send_now(step), b""  # it keeps the rest itself
+            else:
+                unsent = step[self.send_now(step) :]
+                is_out = not unsent
+            if not is_out:
+                return itertools.chain([unsent], steps)
+        return steps if len(body) > STEPS_AT_ONCE_MAX * RECEIVE_BYTES else None
+
+    async def send_rest(self, steps: Iterable[bytes], limits: Limits) -> None:
+        """Send what `begin` has left of a request, while its answer may come already.
+
+        One that is no success ends the sending: what it refuses need not be sent.
+        Raises: BrokenResourceError, BadSyntax, DeadlinePassed, where neither the whole of the
+        request went out nor an answer came in.
+        """
+        self.is_cut = True
+        failure: type[Exception] = trio.BrokenResourceError
+        async with trio.open_nursery() as nursery:  # holds: the reader of the answer's head
+            sending, reading_seconds = trio.CancelScope(), 0.0
+            nursery.start_soon(self.read_early, limits, sending)
+            try:
+                with sending:
+                    for step in steps:
+                        with trio.fail_after(limits.write_stall_seconds_max):
+                            await self.stream.send_all(step)
+                    self.is_cut = False
+            except trio.TooSlowError:
+                failure = DeadlinePassed
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                reading_seconds = EARLY_ANSWER_SECONDS_MAX
+            nursery.cancel_scope.deadline = trio.current_time() + reading_seconds
+        if self.is_cut and self.head is UNANSWERED:
+            raise BadSyntax if self.is_malformed else failure
+
+    async def read_early(self, limits: Limits, sending: trio.CancelScope) -> None:
+        """Read the answer's head, and end the sending where it is of no use any more."""
+        try:
+            # A success may be said before the end of the request, and want it all the same.
+            is_useless = (await self.read_head(limits)).status >= 300
+        except PeerClosed:
+            is_useless = True
+        except BadSyntax:
+            is_useless = self.is_malformed = True
+        if is_useless:
+            sending.cancel()
+
     async def read_head(self, limits: Limits) -> ResponseHead:
-        """The final response head; interim ones are skipped.  Raises: PeerClosed, BadSyntax."""
-        for _ in range(limits.upstream_interim_max + 1):
+        """The final response head; interim ones are skipped.  What was read early is told again.
+
+        Raises: PeerClosed, BadSyntax.
+        """
+        if self.is_malformed:
+            raise BadSyntax("malformed before")
+        while self.head is UNANSWERED:
             raw = await self.read_to_blank_line(limits.upstream_head_bytes_max)
             head = parse_response_head(raw)
             if head.status >= 200:
                 self.head = head
                 self.reader = body_reader(head.framing)
-                return head
-            if head.status == 101:
+            elif head.status == 101:
                 raise BadSyntax("unasked 101")
-        raise BadSyntax("too many interim answers")
+            elif self.interim_count >= limits.upstream_interim_max:
+                raise BadSyntax("too many interim answers")
+            self.interim_count += 1
+        return self.head
 
     async def receive_body(self) -> bytes:
         """The next body bytes, framing taken off; b"" at its end.
@@ -4623,13 +4696,6 @@ class UpstreamConnection(Connection):
     def is_over(self, _scanner: EventScanner) -> bool:
         """Whether an answer ends with its terminal event.  In HTTP its framing ends it."""
         return False
-
-    async def has_early_answer(self) -> bool:
-        """Whether an upstream that stopped reading the request has answered it all the same."""
-        self.is_cut = True
-        with trio.move_on_after(EARLY_ANSWER_SECONDS_MAX), contextlib.suppress(PeerClosed):
-            self.buffer = await self.receive()
-        return bool(self.buffer)
 
     async def expire(self) -> None:
         assert self.kept is not None
@@ -5257,17 +5323,16 @@ class Exchange:
         self.upstream = await self.server.idle.take(account)
         while True:
             upstream = self.upstream or await self.connect(account)
-            upstream.is_at_end = False  # so that it is not kept before its answer is whole
-            with contextlib.suppress(trio.BrokenResourceError):
-                for data in (head + body,) if len(body) < RECEIVE_BYTES else (head, body):
-                    for at in range(upstream.send_now(data), len(data), RECEIVE_BYTES):
-                        step, timer = data[at : at + RECEIVE_BYTES], "write_stall_seconds_max"
-                        await self.timed(Stage.SEND, timer, upstream.stream.send_all, step)
+            self.stage, self.timer = Stage.SEND, "write_stall_seconds_max"
+            try:
+                rest = upstream.begin(head, body)
+                if rest is not None:  # else it cost no task and no timer
+                    await self.bounded(math.inf, upstream.send_rest, rest, self.limits)
+            except trio.BrokenResourceError:
+                if upstream.kept is None:
+                    raise
+            else:
                 return
-            if upstream.kept is None:
-                if await upstream.has_early_answer():
-                    return
-                raise trio.BrokenResourceError
             self.upstream = None
             await upstream.close()
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from pooler import Connection, Limits, PeerClosed
+from pooler import Connection, Limits, PeerClosed, UpstreamConnection
 from tests.tls_wire import SECONDS_MAX, dialled
 
 MIB: Final = 1024 * 1024
@@ -68,3 +68,43 @@ async def test_a_closed_socket_takes_nothing_however_often_it_is_written_to(
                 assert connection.send_now(b"x") == 0
                 with pytest.raises(gone):
                     await connection.send_all(b"x", 1.0)
+
+
+async def send_request(upstream: UpstreamConnection, body: bytes) -> None:
+    rest = upstream.begin(b"POST / HTTP/1.1\r\n\r\n", body)
+    if rest is not None:
+        await upstream.send_rest(rest, LIMITS)
+
+
+@of_each_kind
+async def test_a_request_for_a_closed_socket_was_not_sent(tmp_path: Path, *, is_tls: bool) -> None:
+    """It says so as it does where the peer has closed: another connection may take it."""
+    for size in (10, MIB):
+        async with dialled(tmp_path, is_tls=is_tls) as (stream, _):
+            await stream.aclose()
+            upstream = UpstreamConnection(stream)
+            with pytest.raises(trio.BrokenResourceError):
+                await send_request(upstream, b"x" * size)
+            assert not upstream.is_reusable
+
+
+@of_each_kind
+async def test_a_socket_that_is_closed_while_a_request_goes_out_was_not_sent(
+    tmp_path: Path, *, is_tls: bool
+) -> None:
+    body = b"x" * 24 * MIB
+    async with dialled(tmp_path, is_tls=is_tls) as (stream, _), trio.open_nursery() as nursery:
+        ended = trio.Event()
+        upstream = UpstreamConnection(stream)
+
+        async def send() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await send_request(upstream, body)
+            ended.set()
+
+        nursery.start_soon(send)
+        await wait_all_tasks_blocked()
+        await stream.aclose()
+        with trio.fail_after(SECONDS_MAX):
+            await ended.wait()
+        assert upstream.is_cut

@@ -24,13 +24,15 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from trio.testing import wait_all_tasks_blocked
 
 import pooler
-from pooler import BaseUrl, TlsStream
+from pooler import BaseUrl, TlsStream, UpstreamConnection
 from tests.tls_wire import HOST, SECONDS_MAX, Authority, Left, Line, answer, dialled
 
 VERSIONS: Final = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 every_version = pytest.mark.parametrize("version", VERSIONS, ids=["tls-1.2", "tls-1.3"])
 MIB: Final = 1024 * 1024
 STEP: Final = pooler.RECEIVE_BYTES
+AT_ONCE: Final = pooler.STEPS_AT_ONCE_MAX * STEP
+HEAD: Final = b"POST / HTTP/1.1\r\n\r\n"
 
 
 @dataclasses.dataclass
@@ -253,6 +255,26 @@ async def test_it_can_be_waited_for_like_any_stream(tmp_path: Path) -> None:
         await pair.stream.send_all(b"")
         await pair.stream.send_all(b"heard")
         assert await trio.to_thread.run_sync(read_to, pair.line, 5) == b"heard"
+
+
+@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
+async def test_a_request_arrives_whole_whatever_its_size(tmp_path: Path, *, is_tls: bool) -> None:
+    """A small one at once, without a task of its own; of a large one no more than some steps."""
+    sizes = (0, 1, STEP - 1, STEP, STEP + 1, AT_ONCE - 1, AT_ONCE, AT_ONCE + 1, 40 * AT_ONCE + 1)
+    async with dialled(tmp_path, is_tls=is_tls) as (stream, line):
+        upstream = UpstreamConnection(stream)
+        for size in sizes:
+            body = bytes(range(251)) * (size // 251) + b"x" * (size % 251)
+            rest = upstream.begin(HEAD, body)
+            assert rest is None or size >= STEP - 1
+            assert rest is not None or size <= AT_ONCE
+            async with trio.open_nursery() as nursery:
+                if rest is not None:
+                    nursery.start_soon(upstream.send_rest, rest, pooler.Limits())
+                read = await trio.to_thread.run_sync(read_to, line, len(HEAD) + size)
+            assert read == HEAD + body
+            assert not upstream.is_cut
+            line.received.clear()
 
 
 def test_a_write_never_has_to_wait_for_a_read() -> None:
