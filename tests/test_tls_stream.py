@@ -299,6 +299,10 @@ def close(_line: Line) -> None:
     """At once."""
 
 
+def hear_and_close(line: Line) -> None:
+    line.caller.recv(65536)
+
+
 def speak_plainly(line: Line) -> None:
     line.caller.sendall(answer({"id": "r"}))
     be_silent(line)
@@ -310,7 +314,7 @@ def shake_hands(line: Line) -> None:
         line.receive()
 
 
-@pytest.mark.parametrize("play", [close, speak_plainly, shake_hands, be_silent])
+@pytest.mark.parametrize("play", [close, hear_and_close, speak_plainly, shake_hands, be_silent])
 async def test_a_handshake_that_fails_leaves_no_socket_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, play: Callable[[Line], None]
 ) -> None:
