@@ -187,6 +187,7 @@ class Limits:
 
 
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
+STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them holds the loop about 0.5 ms
 PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while an answer is under way
 TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked, thrown away
 LINGER_BYTES_MAX: Final = 256 * KIB  # of a refused request, so that its answer is seen
@@ -4534,6 +4535,19 @@ class PeerClosed(Exception):
     """The peer closed, or reset, in the middle of a message."""
 
 
+async def read_socket(source: trio.socket.SocketType) -> bytes:
+    """What has come, as soon as anything has; b"" at the end.
+
+    A socket that is closed here is never waited for: Trio keeps the waiter of its descriptor,
+    which is -1, and finds the next one busy.  Raises: OSError, ClosedResourceError.
+    """
+    while source.fileno() >= 0:
+        await trio.lowlevel.wait_readable(source)
+        with contextlib.suppress(BlockingIOError):  # a false alarm
+            return os.read(source.fileno(), RECEIVE_BYTES)
+    raise trio.ClosedResourceError
+
+
 @dataclass(eq=False, slots=True)
 class Connection:
     """A stream, and what was received and not used yet.
@@ -4547,16 +4561,13 @@ class Connection:
     searched: int = 0  # so much of the buffer holds no end of a head
 
     async def receive(self) -> bytes:
-        """What comes next; b"" at the end.  Raises: PeerClosed at a reset."""
+        """What comes next; b"" at the end.  Raises: PeerClosed at a reset, and once closed here."""
         stream = self.stream
         try:
-            if not isinstance(stream, trio.SocketStream):
-                return bytes(await stream.receive_some(RECEIVE_BYTES))
-            while True:
-                await trio.lowlevel.wait_readable(stream.socket)
-                with contextlib.suppress(BlockingIOError):  # a false alarm
-                    return os.read(stream.socket.fileno(), RECEIVE_BYTES)
-        except (trio.BrokenResourceError, OSError, ValueError):  # the last: we have closed it
+            if isinstance(stream, trio.SocketStream):
+                return await read_socket(stream.socket)
+            return bytes(await stream.receive_some(RECEIVE_BYTES))
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             raise PeerClosed from None
 
     def send_now(self, data: bytes) -> int:
@@ -4992,7 +5003,8 @@ class AcceptLog(logging.Handler):
 # UPSTREAM
 ################################################################
 # One connection carries one exchange at a time.  Heads are written by hand and read as
-# strictly as a client's.  No redirect is followed, identity encoding is asked for.
+# strictly as a client's.  No redirect is followed, identity encoding is asked for.  An answer may
+# come before the end of its request; a connection on which more has come is not used again.
 
 
 class DeadlinePassed(Exception):
@@ -5004,14 +5016,138 @@ TRANSPORT_ERRORS: Final = (OSError, trio.BrokenResourceError, PeerClosed, BadSyn
 Dial = Callable[[BaseUrl, ssl.SSLContext | None], Awaitable[trio.abc.Stream]]
 
 
+class TlsStream(trio.abc.Stream):
+    """The client's side of TLS on a socket; reading and writing do not depend on each other.
+
+    trio.SSLStream would give nothing more to read after a send that failed or was cancelled, and
+    does not tell what it holds.  Here OpenSSL works in memory, and each call takes all that has
+    come.  As usual with HTTPS no close_notify is sent or waited for: the framing of an answer
+    tells one that is cut.
+    """
+
+    def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, host: str) -> None:
+        self.stream = stream
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host)
+        self.unsent = b""  # encrypted, and not taken by the socket yet
+        self.is_at_end = False
+        self._record_left = 0  # bytes of the record that is not whole yet
+        self._record_head = b""  # less than one
+        self._reply_bytes = 0  # of `unsent`, at most
+
+    @property
+    def holds_more(self) -> bool:
+        """Whether the end has come, or a part of a record, after what was received."""
+        return self.is_at_end or bool(self._record_left or self._record_head)
+
+    async def do_handshake(self) -> None:
+        """Greet the peer and check its certificate.  Raises: OSError, BrokenResourceError."""
+        while not self.is_at_end:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self.send_all(b"")
+                await self._fill()
+            else:
+                return await self.send_all(b"")
+        raise trio.BrokenResourceError
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """All that comes next, whatever `max_bytes`: little more than one receive holds.
+
+        Raises: OSError, BrokenResourceError, ClosedResourceError.
+        """
+        while not (received := self._decrypt()) and not self.is_at_end:
+            await self._fill()
+        return received
+
+    def _decrypt(self) -> bytes:
+        """All that has come.  Raises: BrokenResourceError."""
+        pieces = []
+        try:
+            while piece := self.tls.read(RECEIVE_BYTES):
+                pieces.append(piece)
+            self.is_at_end = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            if not pieces:  # else it is raised again
+                raise trio.BrokenResourceError from None
+        if self.outgoing.pending:
+            self._reply()
+        return b"".join(pieces)
+
+    def _reply(self) -> None:
+        """Send what OpenSSL answers by itself, to new keys (RFC 8446 §4.6.3).
+
+        A peer could ask for answers and read none.  Raises: BrokenResourceError.
+        """
+        self._reply_bytes += self.outgoing.pending
+        self.send_now(b"")
+        self._reply_bytes = min(self._reply_bytes, len(self.unsent))
+        if self._reply_bytes > RECEIVE_BYTES:
+            raise trio.BrokenResourceError
+
+    async def _fill(self) -> None:
+        received = await read_socket(self.stream.socket)
+        self.is_at_end = not received
+        self.incoming.write(received)
+        # OpenSSL does not tell what it holds of a record that is not whole (RFC 8446 §5.1).
+        data, at = self._record_head + received, self._record_left
+        while at + 5 <= len(data):
+            at += 5 + int.from_bytes(data[at + 3 : at + 5], "big")
+        self._record_left, self._record_head = max(0, at - len(data)), data[at:]
+
+    def send_now(self, data: bytes) -> bool:
+        """Encrypt `data` and send what goes out without waiting; whether all has gone.
+
+        What has not is for `send_all`, and so are errors.
+        """
+        self._encrypt(data)
+        with contextlib.suppress(OSError):
+            self._write()
+        return not self.unsent
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send what is left from before, even from a call that was cancelled, and `data`.
+
+        Raises: BrokenResourceError, also where it is closed here.
+        """
+        await trio.lowlevel.checkpoint()
+        try:
+            self._encrypt(data)
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    self._write()
+                if not self.unsent:
+                    return
+                await trio.lowlevel.wait_writable(self.stream.socket)
+        except (OSError, trio.ClosedResourceError):
+            raise trio.BrokenResourceError from None
+
+    def _encrypt(self, data: bytes | bytearray | memoryview) -> None:
+        if data:
+            self.tls.write(data)
+        self.unsent += self.outgoing.read()
+
+    def _write(self) -> None:
+        if self.unsent:
+            self.unsent = self.unsent[os.write(self.stream.socket.fileno(), self.unsent) :]
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
 async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
     """A connection to `url`, the name resolved anew.  Raises: OSError, BrokenResourceError."""
     stream = await trio.open_tcp_stream(url.host, url.port)
     if tls is None:
         return stream
-    # https_compatible: no close_notify is waited for; the framing tells a cut answer.
-    secure = trio.SSLStream(stream, tls, server_hostname=url.host, https_compatible=True)
     try:
+        secure = TlsStream(stream, tls, url.host)
         await secure.do_handshake()
     except BaseException:
         await trio.aclose_forcefully(stream)
@@ -5026,12 +5162,20 @@ def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # or a write might have to wait for a read
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
         context.load_verify_locations(
             cadata=read_file(ca_file, CA_BYTES_MAX).decode("ascii", "ignore")
         )
     return context
+
+
+def in_steps(head: bytes, body: bytes) -> Iterator[bytes]:
+    """A request in steps of a write, the head with the first of the body."""
+    yield head + body[:RECEIVE_BYTES]
+    for at in range(RECEIVE_BYTES, len(body), RECEIVE_BYTES):
+        yield body[at : at + RECEIVE_BYTES]
 
 
 UNANSWERED: Final = ResponseHead(0, NO_FIELDS, NO_BODY, keeps_alive=False)
@@ -5046,17 +5190,22 @@ class UpstreamConnection(Connection):
     is_at_end: bool = False
     kept: deque[UpstreamConnection] | None = None  # where it waited for this exchange
     is_cut: bool = False  # the request was not sent whole
+    interim_count: int = 0  # 1xx answers of this exchange
+    is_malformed: bool = False  # something came in the place of a head
 
     @property
     def is_reusable(self) -> bool:
+        """Whether the answer is whole and nothing has come but it."""
         is_clean = not (self.buffer or self.is_cut)
+        if isinstance(self.stream, TlsStream):
+            is_clean &= not self.stream.holds_more
         return self.is_at_end and self.head.keeps_alive and is_clean
 
     def is_stale(self) -> bool:
         """Whether something has come since the last answer: an end, or what nobody asked for."""
         stream = self.stream
-        while isinstance(stream, trio.SSLStream):
-            stream = stream.transport_stream
+        if isinstance(stream, TlsStream):
+            stream = stream.stream
         if not isinstance(stream, trio.SocketStream):
             return False
         try:
@@ -5067,18 +5216,81 @@ class UpstreamConnection(Connection):
             pass
         return True
 
+    def begin(self, head: bytes, body: bytes) -> Iterator[bytes] | None:
+        """Begin an exchange: send as much of the request as goes out at once.
+
+        What `send_rest` is to send in steps; None, if all has gone.
+        """
+        self.is_at_end = False  # so that it is not kept before its answer is whole
+        self.head, self.interim_count = UNANSWERED, 0
+        steps = in_steps(head, body)
+        for step in itertools.islice(steps, STEPS_AT_ONCE_MAX):
+            if isinstance(self.stream, TlsStream):
+                is_out, unsent = self.stream.send_now(step), b""  # it keeps the rest itself
+            else:
+                unsent = step[self.send_now(step) :]
+                is_out = not unsent
+            if not is_out:
+                return itertools.chain([unsent], steps)
+        return steps if len(body) > STEPS_AT_ONCE_MAX * RECEIVE_BYTES else None
+
+    async def send_rest(self, steps: Iterable[bytes], limits: Limits) -> None:
+        """Send what `begin` has left of a request, while its answer may come already.
+
+        One that is no success ends the sending: what it refuses need not be sent.
+        Raises: BrokenResourceError, BadSyntax, DeadlinePassed, where neither the whole of the
+        request went out nor an answer came in.
+        """
+        self.is_cut = True
+        failure: type[Exception] = trio.BrokenResourceError
+        async with trio.open_nursery() as nursery:  # holds: the reader of the answer's head
+            sending, reading_seconds = trio.CancelScope(), 0.0
+            nursery.start_soon(self.read_early, limits, sending)
+            try:
+                with sending:
+                    for step in steps:
+                        with trio.fail_after(limits.write_stall_seconds_max):
+                            await self.stream.send_all(step)
+                    self.is_cut = False
+            except trio.TooSlowError:
+                failure = DeadlinePassed
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                reading_seconds = EARLY_ANSWER_SECONDS_MAX
+            nursery.cancel_scope.deadline = trio.current_time() + reading_seconds
+        if self.is_cut and self.head is UNANSWERED:
+            raise BadSyntax if self.is_malformed else failure
+
+    async def read_early(self, limits: Limits, sending: trio.CancelScope) -> None:
+        """Read the answer's head, and end the sending where it is of no use any more."""
+        try:
+            # A success may be said before the end of the request, and want it all the same.
+            is_useless = (await self.read_head(limits)).status >= 300
+        except PeerClosed:
+            is_useless = True
+        except BadSyntax:
+            is_useless = self.is_malformed = True
+        if is_useless:
+            sending.cancel()
+
     async def read_head(self, limits: Limits) -> ResponseHead:
-        """The final response head; interim ones are skipped.  Raises: PeerClosed, BadSyntax."""
-        for _ in range(limits.upstream_interim_max + 1):
+        """The final response head; interim ones are skipped.  What was read early is told again.
+
+        Raises: PeerClosed, BadSyntax.
+        """
+        if self.is_malformed:
+            raise BadSyntax("malformed before")
+        while self.head is UNANSWERED:
             raw = await self.read_to_blank_line(limits.upstream_head_bytes_max)
             head = parse_response_head(raw)
             if head.status >= 200:
                 self.head = head
                 self.reader = body_reader(head.framing)
-                return head
-            if head.status == 101:
+            elif head.status == 101:
                 raise BadSyntax("unasked 101")
-        raise BadSyntax("too many interim answers")
+            elif self.interim_count >= limits.upstream_interim_max:
+                raise BadSyntax("too many interim answers")
+            self.interim_count += 1
+        return self.head
 
     async def receive_body(self) -> bytes:
         """The next body bytes, framing taken off; b"" at its end.
@@ -5094,7 +5306,7 @@ class UpstreamConnection(Connection):
             if piece := self.reader.feed(received):
                 return piece
         self.is_at_end = True
-        self.buffer = self.reader.rest
+        self.buffer = self.buffer or self.reader.rest  # the first, where there was no body
         return b""
 
     async def read_body(self, bytes_max: int, hold: Callable[[int], bool] | None = None) -> bytes:
@@ -5113,13 +5325,6 @@ class UpstreamConnection(Connection):
     def is_over(self, _scanner: EventScanner) -> bool:
         """Whether an answer ends with its terminal event.  In HTTP its framing ends it."""
         return False
-
-    async def has_early_answer(self) -> bool:
-        """Whether an upstream that stopped reading the request has answered it all the same."""
-        self.is_cut = True
-        with trio.move_on_after(EARLY_ANSWER_SECONDS_MAX), contextlib.suppress(PeerClosed):
-            self.buffer = await self.receive()
-        return bool(self.buffer)
 
     async def expire(self) -> None:
         assert self.kept is not None
@@ -5945,17 +6150,16 @@ class Exchange:
         self.upstream = await self.server.idle.take(endpoint)
         while True:
             upstream = self.upstream or await self.connect(endpoint)
-            upstream.is_at_end = False  # so that it is not kept before its answer is whole
-            with contextlib.suppress(trio.BrokenResourceError):
-                for data in (head + body,) if len(body) < RECEIVE_BYTES else (head, body):
-                    for at in range(upstream.send_now(data), len(data), RECEIVE_BYTES):
-                        step, timer = data[at : at + RECEIVE_BYTES], "write_stall_seconds_max"
-                        await self.timed(Stage.SEND, timer, upstream.stream.send_all, step)
+            self.stage, self.timer = Stage.SEND, "write_stall_seconds_max"
+            try:
+                rest = upstream.begin(head, body)
+                if rest is not None:  # else it cost no task and no timer
+                    await self.bounded(math.inf, upstream.send_rest, rest, self.limits)
+            except trio.BrokenResourceError:
+                if upstream.kept is None:
+                    raise
+            else:
                 return
-            if upstream.kept is None:
-                if await upstream.has_early_answer():
-                    return
-                raise trio.BrokenResourceError
             self.upstream = None
             await upstream.close()
 

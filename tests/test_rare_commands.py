@@ -276,7 +276,8 @@ async def test_a_link_in_the_place_of_a_unix_socket_stays(short_folder: Path) ->
 
 def plain_of(stream: trio.abc.Stream) -> trio.SocketStream:
     """The socket, without TLS."""
-    plain = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    plain = stream.stream if isinstance(stream, pooler.TlsStream) else stream
+    plain = plain.transport_stream if isinstance(plain, trio.SSLStream) else plain
     assert isinstance(plain, trio.SocketStream)
     return plain
 

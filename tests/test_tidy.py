@@ -61,6 +61,7 @@ NURSERIES: Final = frozenset(
         "Server.serve",  # the services, and one task for each connection
         "Server.serve_connection",  # the reader of one connection
         "Server.serve_socket",  # the readers of a client's WebSocket and its upstream's
+        "UpstreamConnection.send_rest",  # the reader of an answer that comes before its time
         "run_demo",  # the server, and the built-in upstream
         "serve_with_signals",  # the server, beside the wait for signals
     }
