@@ -316,12 +316,15 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "    except BaseException:\n        raise\n    return secure",
       "tls_stream::a_handshake_that_fails_leaves_no_socket_open"),
     M("name_unchecked", "A certificate is for its name, with a `ca_file` too.",
-      "        context.load_verify_locations(ca_file)\n",
-      "        context.load_verify_locations(ca_file)\n        context.check_hostname = False\n",
+      "    if ca_file is not None:\n        context.load_verify_locations(",
+      "    if ca_file is not None:\n        context.check_hostname = False\n"
+      "        context.load_verify_locations(",
       "tls_upstreams::a_certificate_is_for_its_name_and_of_an_authority_that_the_account_knows"),
     M("authority_unchecked", "And of an authority that the account knows.",
-      "        context.load_verify_locations(ca_file)\n",
-      "        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE\n",
+      "    if ca_file is not None:\n        context.load_verify_locations(",
+      "    if ca_file is not None:\n"
+      "        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE\n"
+      "        context.load_verify_locations(",
       "tls_upstreams::a_certificate_is_for_its_name_and_of_an_authority_that_the_account_knows"),
     # WebSockets.
     M("frame_count", "A message has so many frames.",

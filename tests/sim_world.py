@@ -50,14 +50,20 @@ from tests.wires import KEY, OTHER_KEY, Json, MemorySocket, Pipe
 
 T = TypeVar("T")
 
-CODEX: Final = ("b", "d")  # the names of the accounts with a login
+# The accounts with a login, by name; a reload may point the names a and b elsewhere, as somebody
+# else: those are called 2a and 2b here.
+CODEX: Final = ("b", "d", "2b")
+MOVED: Final = {"a": "2a", "b": "2b"}
 CALM_KEY: Final = "cp-calm-key-0123456789"
 TOKEN: Final = "cpo-operator-0123456789abcdef"
 SECRETS: Final = frozenset(
-    {KEY, OTHER_KEY, CALM_KEY, TOKEN, *(UPSTREAM_KEY + one for one in "abcdz")}
+    {KEY, OTHER_KEY, CALM_KEY, TOKEN, *(UPSTREAM_KEY + one for one in ("a", "c", "z", "2a"))}
 )
 CALM: Final = "z"  # an account of a pool of its own, where nothing goes wrong
 HELD_BYTES_MAX: Final = 256 * 1024
+MOVED_PORT: Final = 9100
+DEEP: Final = b'{"type":"vendor.deep","item":' + b"[" * 900 + b"]" * 900 + b"}"
+DEEP_ITEM: Final = DEEP.replace(b"vendor.deep", b"response.output_item.done")
 MARK: Final = re.compile(rb"Sim-(\d{4,})-prompt")
 TOKEN_PATH: Final = "/oauth/token"
 # Answers that say "not executed" (contract §6.2); after any other nothing is sent again.
@@ -436,6 +442,13 @@ class SimUpstream(SocketUpstream):
         rng, is_chat = self.rng, task.kind == "chat" and self.name not in CODEX
         if at < 0.12:
             return self.draw_status(task, attempt)
+        if at < 0.13 and payloads:
+            # An event that can be read by some, and written again by few.
+            attempt.outcome, attempt.is_lie = "too deep", True
+            count = rng.randint(1, len(payloads) - 1)
+            deep = rng.choice([DEEP, DEEP_ITEM])
+            raw, _ = stream_of(rng, [*payloads[:count], deep, *payloads[count:]], is_chat=False)
+            return [*in_pieces(rng, raw, attempt, SHORT), Fin()]
         if at < 0.14 and payloads:
             attempt.outcome, attempt.is_lie = "ended twice", True
             raw, _ = stream_of(rng, [*payloads, *payloads[2:]], is_chat=False)
@@ -596,7 +609,11 @@ class SimWorld(World):
 
     async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
         if url.path != TOKEN_PATH:
-            return await super().dial(url, tls)
+            # By address: a request may have begun before a reload that knows another one.
+            name = "abcdz"[url.port % 100 - 1]
+            name = MOVED[name] if url.port > MOVED_PORT else name
+            upstream = self.upstreams.setdefault(name, SimUpstream(name, self))
+            return await upstream.connect()
         upstream = self.upstreams.setdefault(TOKEN_PATH, SimUpstream(TOKEN_PATH, self))
         return await upstream.connect()
 
