@@ -1170,9 +1170,20 @@ class _Loader:
             self.warnings.append(f"{path}.keys: no key, so nobody can use this pool")
         return Pool(name=name, **found)
 
+    def warn_of_budgets(self, limits: Limits) -> None:
+        """A body or an event of the largest size needs room, of which one holder has half."""
+        pairs = (
+            ("bodies_bytes_max", 8, "body_bytes_max"),  # as text a body may be 8 times as large
+            ("events_bytes_max", 2, "event_bytes_max"),
+        )
+        for name, times, one in pairs:
+            if getattr(limits, name) < times * getattr(limits, one):
+                self.warnings.append(f"limits.{name}: less than {times} times {one} is little")
+
     def config(self, value: Json) -> Config:
         found = self.read("", value, _TOP)
         limits = found["limits"] = Limits(**self.read("limits", found.get("limits", {}), _LIMITS))
+        self.warn_of_budgets(limits)
         accounts, pools, operators = {}, {}, []
         for name, content in found.get("accounts", {}).items():
             accounts[name] = self.account(name, content, limits)

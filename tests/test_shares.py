@@ -71,6 +71,27 @@ def test_so_many_who_take_all_they_can_leave_something_for_the_next(count: int) 
     assert not budget.grow("next", 1000)
 
 
+@pytest.mark.parametrize(
+    ("limits", "warned"),
+    [
+        ({"bodies_bytes_max": 64 << 20}, ["limits.bodies_bytes_max"]),
+        ({"bodies_bytes_max": 64 << 20, "body_bytes_max": 8 << 20}, []),
+        (
+            {"bodies_bytes_max": (64 << 20) - 1, "body_bytes_max": 8 << 20},
+            ["limits.bodies_bytes_max"],
+        ),
+        ({"events_bytes_max": 16 << 20}, ["limits.events_bytes_max"]),
+        ({"events_bytes_max": 32 << 20}, []),
+    ],
+)
+def test_a_budget_that_is_little_for_what_one_may_hold_is_warned_of(
+    limits: Json, warned: list[str]
+) -> None:
+    config = make_config(describe("a", limits=limits))
+    told = [one.partition(":")[0] for one in config.warnings if one.startswith("limits.")]
+    assert told == warned
+
+
 def test_who_has_most_forgets_first() -> None:
     memory = Memory[int]()
     for at in range(4):
