@@ -1352,7 +1352,7 @@ _REQUEST_LINE: Final = re.compile(_TOKEN + rb"{1,16} /[\w\-.~!$&'()*+,;=:@%/?]* 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 # Each field line with the line end before it.
 _FIELD_LINES: Final = re.compile(rf"(?a:\r\n{_TOKEN.decode()}+:[\t\x20-\x7e\x80-\xff]*)*")
-_FIELD: Final = re.compile(r"\r\n([^:]+):([^\r]*)")  # of lines that are in order
+_FIELD: Final = re.compile(r"\r\n([^:\r]+):([^\r]*)")  # of lines that are in order
 # What decides how a message is read; h11 need not see the others, of which there may be many.
 _READ_BY_H11: Final = re.compile(
     rb"(?i)\r\n(?:connection|content-length|expect|host|transfer-encoding|upgrade):[^\r]*"
@@ -1408,11 +1408,12 @@ def _parse_fields(raw: bytes) -> Headers:
     fields = [(name.lower(), value.strip(" \t")) for name, value in _FIELD.findall(text)]
     headers = dict(fields)
     if len(headers) < len(fields):
-        headers.clear()
-        for name, value in fields:  # RFC 9110 §5.3
-            if name in headers and name in _ONCE:
+        lines: dict[str, list[str]] = {}
+        for name, value in fields:
+            if name in lines and name in _ONCE:
                 raise BadSyntax("field given twice")
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+            lines.setdefault(name, []).append(value)
+        headers = {name: ", ".join(values) for name, values in lines.items()}  # RFC 9110 §5.3
     return headers
 
 
