@@ -7527,6 +7527,7 @@ class Server(Shared):
     connections: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
     keyless: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
     spares: dict[ClientConnection, None] = field(default_factory=dict)  # too many: oldest first
+    busy: Counter[Hashable] = field(default_factory=Counter)  # connections, by key
     descriptors_max: float = math.inf  # of the process
     exchanges: set[Exchange] = field(default_factory=set)
     sockets: set[ClientSocket] = field(default_factory=set)
@@ -7610,6 +7611,27 @@ class Server(Shared):
         resting = self.reaper.resting
         return min(theirs, key=lambda one: resting.get(one, math.inf))
 
+    def check_share(self, connection: ClientConnection) -> None:
+        """Refuse to let one key have all connections at work.  Raises: PoolerError (pool_busy)."""
+        keys = [key for key in self.config.keys if not key.paused]
+        kept = max(1, self.connections_max // PLACES_KEPT_PART) if len(keys) > 1 else 0
+        is_new = connection in self.connections and not connection.is_busy
+        if is_new and self.busy[connection.owner] >= self.connections_max - kept:
+            raise PoolerError("pool_busy", "This key has too many connections at work here.")
+
+    def occupy(self, connection: ClientConnection) -> None:
+        """Note that a connection is at work, and cannot go for another."""
+        if connection in self.connections and not connection.is_busy:
+            self.busy[connection.owner] += 1
+            connection.is_busy = True
+
+    def release(self, connection: ClientConnection) -> None:
+        if connection.is_busy:
+            connection.is_busy = False
+            self.busy[connection.owner] -= 1
+            if not self.busy[connection.owner]:
+                del self.busy[connection.owner]
+
     def dismiss(self, connection: ClientConnection) -> None:
         """End a connection; it is not counted any more."""
         self.connections.pop(connection, None)
@@ -7645,7 +7667,7 @@ class Server(Shared):
                 exchange.connection.enter_call(False)
         finally:
             exchange.replace_body(b"")
-            exchange.connection.is_busy = False
+            self.release(exchange.connection)
             self.close_record(exchange)
             self.exchanges.discard(exchange)
             if not self.exchanges:
@@ -7804,9 +7826,10 @@ class Server(Shared):
     def admit(self, exchange: Exchange, key: Key) -> None:
         """Count a call in.  Raises: PoolerError (key_limit_reached)."""
         use = self.uses[key.pool, key.name]
+        self.check_share(exchange.connection)
         use.admit(key, exchange.began_at, self.unix_now())
         exchange.use = use
-        exchange.connection.is_busy = True
+        self.occupy(exchange.connection)
 
     async def judge_call(
         self, exchange: Exchange, head: RequestHead, key: Key, kind: CallKind, native_path: str
@@ -7948,11 +7971,12 @@ class Server(Shared):
         if self.is_draining:
             raise PoolerError("server_stopping")
         connection = exchange.connection
+        self.check_share(connection)
         size_max = limits.websocket_message_bytes_max
         hold = functools.partial(self.bodies.grow, exchange.holder)
         frames = Frames(connection, size_max, hold, limits)
         exchange.closes = exchange.is_started = exchange.is_whole = True
-        connection.is_busy = True
+        self.occupy(connection)
         record.status = 101
         client = ClientSocket(
             connection.stream,

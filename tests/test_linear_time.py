@@ -147,9 +147,10 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "is_whole": (True,), "has_calls": (True,), "efforts": (None,), "supported": (("low",),),
     "carried": ((),), "native_path": ("",), "socket_id": ("",), "obstacle": (None,), "index": (0,),
     "part": ((0, 0),), "member": ("content",), "name": ("content", "input", "delta"),
-    "role": ("user", "assistant"), "default": (0,), "base_path": ("",), "coding": ("gzip",),
+    "role": ("user", "assistant"), "default": (0,), "base_path": ("",),
     "family": ("codex",), "reason": ("x", None), "what": ("x",), "made": ("x",), "effort": ("low",),
     "request_id": ("r",), "timer": ("x",), "start_line": ("x",), "width": (80,), "digest": (b"",),
+    "member_count": (1,),
     "tried": ((),), "template": ("{a}",), "place": ("",), "at": (1.0,), "session": (None,),
 }  # fmt: skip
 OF_KIND: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -163,7 +164,6 @@ OWNERS: Final[Mapping[str, Callable[[], Any]]] = {
     "ChunkReader": pooler.ChunkReader,
     "LengthReader": lambda: pooler.LengthReader(None),
     "FrameMeter": lambda: pooler.FrameMeter(2**20, 4096),
-    "BodyDecoder": lambda: pooler.BodyDecoder("gzip", LIMITS),
     "EventScanner": lambda: pooler.EventScanner(CallKind.RESPONSES),
     "ResponsesAnswer": lambda: pooler.ResponsesAnswer(2**25, is_collected=True),
     "ChatAnswer": lambda: pooler.ChatAnswer(2**25, request_id="r", include_usage=True),
@@ -174,7 +174,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     "RECORDS": "a record and what is made of it is ours: names in it are cut, and cleaned",
     "Secret.__init__": "keeps what it is given",
 }
-FED_ANYWAY: Final = frozenset({"read_entry", "_visible", "_fitted"})  # of RECORDS
+FED_ANYWAY: Final = frozenset({"_visible", "_fitted"})  # of RECORDS
 EVERY: Final = parsers_of(SOURCES["pooler"], FOREIGN, FIXED, "CONNECTIONS")
 PARSERS: Final = [
     one for one in EVERY if one.name in FED_ANYWAY or not {one.name, one.section} & set(EXEMPT)

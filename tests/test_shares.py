@@ -116,7 +116,8 @@ def test_who_has_most_forgets_first() -> None:
 
 async def test_so_many_connections_are_served(autojump_clock: MockClock) -> None:
     """The one that has rested longest goes for another; of busy ones none does."""
-    async with opened_world(describe("a", limits={"connections_max": 3})) as world:
+    whole = describe("a", pool={"keys": {"laptop": KEY}}, limits={"connections_max": 3})
+    async with opened_world(whole) as world:
         clients = [await connect_with_key(world) for _ in range(3)]
         await trio.sleep_until(trio.current_time() + 1)
         await clients[0].ask(request("GET", "/v1/models"))
@@ -139,7 +140,8 @@ async def test_so_many_connections_are_served(autojump_clock: MockClock) -> None
 
 
 async def test_so_many_more_may_ask_for_its_health(autojump_clock: MockClock) -> None:
-    async with opened_world(describe("a", limits={"connections_max": 2})) as world:
+    whole = describe("a", pool={"keys": {"laptop": KEY}}, limits={"connections_max": 2})
+    async with opened_world(whole) as world:
         go = trio.Event()
         world.upstreams["a"].always = [Wait(go), *json_answer({"id": "r"})]
         busy = [await world.connect() for _ in range(2)]
@@ -188,6 +190,30 @@ async def test_a_connection_that_rests_in_disguise_goes_as_well(
             await world.settle()
         assert len(world.server.connections) == 4
         assert (await world.ask(request("GET", "/v1/usage", key=OTHER_KEY))).status == 200
+
+
+async def test_one_key_leaves_some_connections_to_the_others(autojump_clock: MockClock) -> None:
+    """Of those at work, which cannot go for another, an eighth; a key that is alone has all."""
+    for keys in ({"laptop": KEY, "ci": OTHER_KEY}, {"laptop": KEY}):
+        pool = {"keys": keys}
+        whole = describe("a", pool=pool, limits={"connections_max": 16, "account_streams_max": 64})
+        async with opened_world(whole) as world:
+            go = trio.Event()
+            world.upstreams["a"].always = [Wait(go), *json_answer({"id": "r"})]
+            loud = await waits(world, [KEY] * 16)
+            quiet: list[Client] = []
+            is_shared = len(keys) > 1
+            assert world.server.busy == {("home", "laptop"): 14 if is_shared else 16}
+            if is_shared:
+                for client in loud[14:]:
+                    check_error(await client.read_response(), 503, "pool_busy")
+                quiet = await waits(world, [OTHER_KEY, OTHER_KEY])
+                assert len(world.asked) == 16
+            go.set()
+            for client in (*loud[:14], *quiet):
+                assert (await client.read_response()).status == 200
+            await world.settle()
+            assert world.server.busy == {}
 
 
 async def test_descriptors_bound_the_connections(autojump_clock: MockClock) -> None:
