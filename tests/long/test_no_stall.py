@@ -48,8 +48,7 @@ from tests.hostile import (
     wait_until,
     wide,
 )
-from tests.sockets import CLOSE, CONTINUATION, PING, TEXT, frame
-from tests.test_true_bounds import (
+from tests.long.test_true_bounds import (
     BEGUN,
     CODEX_SHAPES,
     DETAIL,
@@ -60,6 +59,7 @@ from tests.test_true_bounds import (
     model_list,
     padding,
 )
+from tests.sockets import CLOSE, CONTINUATION, PING, TEXT, frame
 from tests.wires import post, request
 
 STALL_SECONDS_MAX: Final = 0.15
