@@ -1,7 +1,8 @@
 """Proves that what many share is shared: no key and no account takes what the others need.
 
 Method: a whole server in virtual time, where one key takes all that it can get: connections, places
-at an account, the queue, sessions that are remembered.  With real sockets: tests/long/test_fair_shares.py.
+at an account, the queue, sessions that are remembered.  tests/long/test_fair_shares.py has the same
+with real sockets.
 """
 
 from __future__ import annotations
