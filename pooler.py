@@ -3791,11 +3791,10 @@ class KeyUse:
         self.in_flight_count += 1
         self.request_count += 1
 
-    def charge(self, spent: Mapping[str, int], at_unix: float, unix_now: float) -> None:
+    def charge(self, spent: Mapping[str, int], unix_now: float) -> None:
         """Add the tokens of one answer, by the fields of Usage."""
         self.roll_day(unix_now)
-        if at_unix >= self.day * 24 * HOUR:
-            self.day_tokens += spent["input_tokens"] + spent["output_tokens"]
+        self.day_tokens += spent["input_tokens"] + spent["output_tokens"]
         self.tokens.update(spent)
 
     def roll_day(self, unix_now: float) -> None:
@@ -6255,10 +6254,9 @@ class Exchange:
         self.record.code = error.record_code
         if self.is_whole or self.call is None or self.record.transport == "http":
             return
-        last, kind = b"", self.call.kind
-        if not self.is_told:
-            last = EventScanner(kind).failure_event(error, self.record.request_id, kind)
-        await self.send_events(last, is_last=True)
+        kind = self.call.kind
+        last = EventScanner(kind).failure_event(error, self.record.request_id, kind)
+        await self.send_events(b"" if self.is_told else last, is_last=True)
 
     async def respond(self, status: int, body: bytes, headers: Sequence[Field] = JSON) -> None:
         """Send a whole answer."""
@@ -7705,7 +7703,7 @@ class Server(Shared):
         if use is not None:
             use.in_flight_count -= 1
             if exchange.is_spent:
-                use.charge(tokens_spent(shown), unix_now, unix_now)
+                use.charge(tokens_spent(shown), unix_now)
         self.log("info", "request", shown)
         if record.pool is not None:  # who has no key must not push out the others
             self.ledger.add({"at": unix_now - record.duration_ms / 1000, **shown})

@@ -138,7 +138,7 @@ def patterns_of(module: ModuleType, source: str) -> Patterns:
         if isinstance(owner, ast.Name) and owner.id == "re" and name in PATTERN_CALLS:
             try:
                 text = eval(  # noqa: S307 (an expression of the source)
-                    compile(ast.Expression(node.args[0]), place, "eval"), dict(vars(module))
+                    compile(ast.Expression(node.args[0]), f"<{place}>", "eval"), dict(vars(module))
                 )
             except NameError:
                 known.unread.append(place)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from pooler import (
     MODEL_BLOCKS_MAX,
+    UNKNOWN_LEFT_PERCENT,
     Account,
     Action,
     Call,
@@ -28,6 +29,7 @@ from pooler import (
     Key,
     PoolerError,
     Roster,
+    Window,
     judge_answer,
     judge_event,
     read_call,
@@ -407,8 +409,12 @@ def test_a_cooldown_ends_at_its_reset_though_the_machine_has_slept(slept: float)
     scene.roster.note_fault(scene.account("b"), no_model, "m1", 0)
     assert scene.order(now=5) == ""
     assert scene.refusal(now=5).details["resets_in_seconds"] == HOUR - 5
+    windows = [Window("codex", 5 * 3600, 97.0, UNIX_START + HOUR)]
+    scene.roster.note_quota(scene.account("b"), windows, 5, UNIX_START + 5)
+    assert scene.roster.health["b"].left_percent(5) == 3
     scene.roster.note_time(6, UNIX_START + 6 + slept)
     assert scene.order(now=6) == "ab"
+    assert scene.roster.health["b"].left_percent(6) == UNKNOWN_LEFT_PERCENT
 
 
 def test_a_cooldown_is_shorter_by_the_time_that_was_slept() -> None:

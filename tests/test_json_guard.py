@@ -27,6 +27,7 @@ from pooler import (
     check_json_shape,
     drop_reasoning,
     dump_json,
+    dump_like,
     parse_json_object,
 )
 from tests.fakes import describe, json_answer, opened_world, post
@@ -434,3 +435,24 @@ def test_no_step_of_a_request_with_an_alias_holds_the_loop_for_long() -> None:
 ################################################################
 # COMPRESSED BODIES
 ################################################################
+
+
+EMOJI: Final = "\U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_escaped"),
+    [
+        pytest.param("x" * MIB + EMOJI, True, id="nearly all ASCII"),
+        pytest.param(EMOJI * (MIB // 2), False, id="all wide"),
+        pytest.param("\u4e16\u754c" * (MIB // 4), False, id="CJK"),
+        pytest.param("x" * MIB, False, id="ASCII"),
+        pytest.param("x" * 1000 + EMOJI, False, id="small"),
+    ],
+)
+def test_large_text_is_written_so_that_it_takes_least(text: str, is_escaped: bool) -> None:
+    raw = json.dumps({"a": text}, ensure_ascii=False).encode()
+    made = dump_like({"a": text}, raw)
+    assert json.loads(made) == {"a": text}
+    assert (b"\\ud83d\\ude00" in made) == is_escaped
+    assert len(made) < len(raw) + 100

@@ -107,7 +107,7 @@ def test_patterns_are_found_wherever_they_are() -> None:
         "def h(x): return re.compile(rf'f{PART}').match(x)\n"
     )
     module = ModuleType("planted")
-    exec(compile(source, "planted", "exec"), vars(module))  # noqa: S102 (five lines above)
+    exec(compile(source, "<planted>", "exec"), vars(module))  # noqa: S102 (five lines above)
     known = patterns_of(module, source)
     found = {name: pattern.pattern for name, pattern in known.found.items()}
     assert found == {

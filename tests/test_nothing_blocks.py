@@ -17,15 +17,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import trio
 
+import pooler
 from pooler import LOG_LINES_MAX, LogWriter, format_log_line
 from tests.clients.stage import clean_env
+from tests.codex_backend import make_auth_file
 from tests.raw_wire import OPERATOR, SECONDS_MAX, RawUpstream
 from tests.sockets import upgrade
 from tests.test_exhaustion import read_answer
@@ -135,30 +139,30 @@ def described(port: int, **more: Any) -> Json:  # noqa: ANN401 (JSON)
 
 def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
     """Twice as much as the pipe holds; then it is read again, and says what it lost."""
-    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
-        line = pooler.connect()
+    with upstream() as server, running(tmp_path, described(server.port)) as process:
+        line = process.connect()
         count = 2 * PIPE_BYTES // 400
         for _ in range(count):
-            answer, seconds = pooler.ask(CALL, line)
+            answer, seconds = process.ask(CALL, line)
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert seconds < ANSWER_SECONDS_MAX
-        assert pooler.ask(HEALTH)[0].startswith(b"HTTP/1.1 200 ")
+        assert process.ask(HEALTH)[0].startswith(b"HTTP/1.1 200 ")
         line.close()
 
-        code, seconds = pooler.end()
+        code, seconds = process.end()
         assert code == 0
         assert seconds < END_SECONDS_MAX
 
 
 def test_every_line_is_there_at_an_orderly_end(tmp_path: Path) -> None:
-    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
-        line = pooler.connect()
+    with upstream() as server, running(tmp_path, described(server.port)) as process:
+        line = process.connect()
         for _ in range(100):
-            pooler.ask(CALL, line)
+            process.ask(CALL, line)
         line.close()
-        assert pooler.end()[0] == 0
-        assert pooler.process.stderr is not None
-        raw = pooler.raw + pooler.process.stderr.read()
+        assert process.end()[0] == 0
+        assert process.process.stderr is not None
+        raw = process.raw + process.process.stderr.read()
         events = [json.loads(one)["event"] for one in raw.splitlines()]
         assert events == ["request"] * 100 + ["draining", "stopped"]
 
@@ -231,37 +235,116 @@ PLACES: Final = {"secret": as_secret, "api key": as_api_key, "ca_file": as_autho
 @pytest.mark.parametrize("place", PLACES)
 def test_a_pipe_in_the_place_of_a_file_stops_no_running_server(place: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
+    with upstream() as server, running(tmp_path, described(server.port)) as process:
         config = described(server.port)
         PLACES[place](config, "pipe")
-        pooler.write(config)
-        pooler.process.send_signal(signal.SIGHUP)
+        process.write(config)
+        process.process.send_signal(signal.SIGHUP)
         for _ in range(20):
-            assert pooler.ask(CALL)[1] < ANSWER_SECONDS_MAX
-        told = json.loads(pooler.wait_log(rb'"event": "reload refused"'))
+            assert process.ask(CALL)[1] < ANSWER_SECONDS_MAX
+        told = json.loads(process.wait_log(rb'"event": "reload refused"'))
         assert re.search("no regular file|not a readable PEM file", told["problem"])
-        assert pooler.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
-        assert pooler.end()[0] == 0
+        assert process.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
+        assert process.end()[0] == 0
 
 
 def test_a_pipe_in_the_place_of_a_login_or_of_the_configuration_stops_nothing(
     tmp_path: Path,
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
+    with upstream() as server, running(tmp_path, described(server.port)) as process:
         config = described(server.port)
         as_login(config, "pipe")
-        pooler.write(config)
-        pooler.process.send_signal(signal.SIGHUP)
-        assert b"no regular file" in pooler.wait_log(rb'"event": "login"')
-        assert pooler.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
+        process.write(config)
+        process.process.send_signal(signal.SIGHUP)
+        assert b"no regular file" in process.wait_log(rb'"event": "login"')
+        assert process.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
 
-        pooler.path.unlink()
-        os.mkfifo(pooler.path)
-        pooler.process.send_signal(signal.SIGHUP)
-        assert b"no regular file" in pooler.wait_log(rb'"event": "reload refused"')
-        assert pooler.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
-        assert pooler.end()[0] == 0
+        process.path.unlink()
+        os.mkfifo(process.path)
+        process.process.send_signal(signal.SIGHUP)
+        assert b"no regular file" in process.wait_log(rb'"event": "reload refused"')
+        assert process.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
+        assert process.end()[0] == 0
+
+
+class Hanging:
+    """A disk that does not answer, until it is let go."""
+
+    def __init__(self) -> None:
+        self.may_go = threading.Event()
+
+    def __call__(self, *_: object) -> Any:  # noqa: ANN401 (in the place of any function)
+        self.may_go.wait(SECONDS_MAX)
+        raise OSError(5, "Input/output error")
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    monkeypatch.setattr(pooler, "FILE_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(pooler, "RELOAD_SECONDS_MAX", 0.05)
+    made = Hanging()
+    yield made
+    made.may_go.set()
+
+
+def server_with_login(folder: Path, logged: list[str]) -> pooler.Server:
+    path = folder / "auth.json"
+    make_auth_file(path, "acct-1")
+    account = {"type": "codex", "auth_file": str(path), "base_url": "http://127.0.0.1:1"}
+    pools = {"home": {"accounts": ["a"], "keys": {"laptop": KEY}}}
+    described = json.dumps({"accounts": {"a": account}, "pools": pools}).encode()
+    config = pooler.parse_config(described, {}, str)
+    return pooler.Server(config, {}, log=lambda _level, _event, told: logged.append(str(told)))
+
+
+async def test_a_disk_that_does_not_answer_takes_only_its_login_out(
+    hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    server = server_with_login(tmp_path, logged)
+    login = server.logins["a"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pooler, "read_login", hanging)
+        began_at = time.monotonic()
+        await server.look_at_logins(server.config.accounts.values())
+        assert time.monotonic() - began_at < ANSWER_SECONDS_MAX
+        assert not login.is_usable(time.time())
+        assert "it takes too long" in str(login.problem)
+        await server.inspect_logins()
+        assert "it takes too long" in logged[-1]
+    await server.look_at_logins(server.config.accounts.values())
+    assert login.is_usable(time.time())
+
+    monkeypatch.setattr(pooler, "obstacle_to_saving", hanging)
+    with pytest.raises(pooler.LoginNeeded, match="it takes too long"):
+        await server.tokens.check_saving(login)
+
+
+async def test_a_configuration_that_cannot_be_read_in_time_changes_nothing(
+    hanging: Hanging, tmp_path: Path
+) -> None:
+    logged: list[str] = []
+    server = server_with_login(tmp_path, logged)
+    before = server.config
+    await server.reload(hanging)
+    assert server.config is before
+    assert "it takes too long" in logged[-1]
+
+
+def test_without_a_stderr_nothing_is_written_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptor may be somebody else's."""
+
+    async def run_serve(_path: Path, _env: Json, log: pooler.Log) -> int:
+        await trio.lowlevel.checkpoint()
+        log("info", "test", {})
+        return 7
+
+    monkeypatch.setattr(pooler, "run_serve", run_serve)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert pooler.serve_logged(tmp_path, {}) == 7
 
 
 ################################################################
@@ -271,51 +354,54 @@ def test_a_pipe_in_the_place_of_a_login_or_of_the_configuration_stops_nothing(
 
 def test_the_soft_limit_is_raised_and_connections_stay_below_what_is_left(tmp_path: Path) -> None:
     """100 descriptors: no accept fails, and whoever comes with a key is served."""
-    with upstream() as server, running(tmp_path, described(server.port), descriptors=100) as pooler:
-        limits = resource.prlimit(pooler.process.pid, resource.RLIMIT_NOFILE)
+    with (
+        upstream() as server,
+        running(tmp_path, described(server.port), descriptors=100) as process,
+    ):
+        limits = resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE)
         assert limits == (100, 100)
         with contextlib.ExitStack() as stack:
             for _ in range(90):
-                idle = stack.enter_context(pooler.connect())
+                idle = stack.enter_context(process.connect())
                 idle.sendall(request("GET", "/v1/models"))
                 assert read_answer(idle).startswith(b"HTTP/1.1 200 ")
-            assert pooler.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
-            assert len(os.listdir(f"/proc/{pooler.process.pid}/fd")) < 60
-        assert pooler.end()[0] == 0
-        assert pooler.process.stderr is not None
-        raw = pooler.raw + pooler.process.stderr.read()
+            assert process.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
+            assert len(os.listdir(f"/proc/{process.process.pid}/fd")) < 60
+        assert process.end()[0] == 0
+        assert process.process.stderr is not None
+        raw = process.raw + process.process.stderr.read()
         events = {json.loads(line)["event"] for line in raw.splitlines()}
         assert events == {"request", "draining", "stopped"}
 
 
 def test_few_descriptors_are_told_at_the_start_and_health_is_answered(tmp_path: Path) -> None:
-    with upstream() as server, running(tmp_path, described(server.port), descriptors=48) as pooler:
-        assert b"ulimit -n" in pooler.before
+    with upstream() as server, running(tmp_path, described(server.port), descriptors=48) as process:
+        assert b"ulimit -n" in process.before
         with contextlib.ExitStack() as stack:
             for _ in range(60):
-                stack.enter_context(pooler.connect())
+                stack.enter_context(process.connect())
             for _ in range(5):
-                assert pooler.ask(HEALTH)[0].startswith(b"HTTP/1.1 200 ")
-        assert pooler.end()[0] == 0
+                assert process.ask(HEALTH)[0].startswith(b"HTTP/1.1 200 ")
+        assert process.end()[0] == 0
 
 
 def test_that_nothing_can_be_accepted_is_one_line(tmp_path: Path) -> None:
     """The system's own table is full: here the limit is lowered while it runs."""
-    with upstream() as server, running(tmp_path, described(server.port)) as pooler:
-        held = len(os.listdir(f"/proc/{pooler.process.pid}/fd"))
-        resource.prlimit(pooler.process.pid, resource.RLIMIT_NOFILE, (held, 1000))
+    with upstream() as server, running(tmp_path, described(server.port)) as process:
+        held = len(os.listdir(f"/proc/{process.process.pid}/fd"))
+        resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE, (held, 1000))
         with contextlib.ExitStack() as stack:
             for _ in range(3):
-                stack.enter_context(pooler.connect())
-            told = json.loads(pooler.wait_log(rb'"event": "accept"'))
+                stack.enter_context(process.connect())
+            told = json.loads(process.wait_log(rb'"event": "accept"'))
             assert told["level"] == "error"
             assert "Too many open files" in told["problem"]
             # Trio would say it ten times a second.
-            assert pooler.process.stderr is not None
-            assert not select.select([pooler.process.stderr], [], [], 0.5)[0]
-        resource.prlimit(pooler.process.pid, resource.RLIMIT_NOFILE, (1000, 1000))
-        assert pooler.ask(HEALTH)[0].startswith(b"HTTP/1.1 200 ")
-        assert pooler.end()[0] == 0
+            assert process.process.stderr is not None
+            assert not select.select([process.process.stderr], [], [], 0.5)[0]
+        resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE, (1000, 1000))
+        assert process.ask(HEALTH)[0].startswith(b"HTTP/1.1 200 ")
+        assert process.end()[0] == 0
 
 
 ################################################################
@@ -338,18 +424,18 @@ def test_the_first_use_of_a_large_module_holds_nobody_up(what: str, tmp_path: Pa
     with upstream() as server:
         config = described(server.port)
         config["accounts"]["a"]["websocket"] = True
-        with running(tmp_path, config) as pooler:
-            good = pooler.connect()
-            pooler.ask(HEALTH, good)
-            with pooler.connect() as client:
+        with running(tmp_path, config) as process:
+            good = process.connect()
+            process.ask(HEALTH, good)
+            with process.connect() as client:
                 client.sendall(raw)
                 longest, rounds = 0.0, 0
                 while not select.select([client], [], [], 0)[0]:
-                    longest = max(longest, pooler.ask(HEALTH, good)[1])
+                    longest = max(longest, process.ask(HEALTH, good)[1])
                     rounds += 1
                 assert client.recv(PIPE_BYTES).startswith(status)
             sys.stdout.write(f"{what}: longest wait {longest:.3f} s in {rounds} rounds\n")
             assert rounds > 5
             assert longest < 0.5
             good.close()
-            assert pooler.end()[0] == 0
+            assert process.end()[0] == 0

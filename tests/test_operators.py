@@ -289,6 +289,16 @@ def test_counters_have_a_bound_whatever_an_upstream_calls_its_errors() -> None:
     assert (row[-1], sums["requests"]) == ("ok", count)
 
 
+def test_accounts_that_reloads_have_brought_are_counted_within_a_bound() -> None:
+    ledger, count = Ledger(10), pooler.ACCOUNTS_COUNTED_MAX + 50
+    for number in range(count):
+        name = f"a{number}"
+        ledger.add(RECORD | {"account": name, "attempts": [{"account": name}]})
+    assert len(ledger.totals) == len(ledger.attempts) == pooler.ACCOUNTS_COUNTED_MAX + 1
+    rows = [sums["requests"] for rows in ledger.totals.values() for sums in rows.values()]
+    assert sum(rows) == count
+
+
 RECORD: Final[Json] = {
     "at": 1.0, "request_id": "a" * 20, "method": "POST", "route": "responses", "transport": "sse",
     "pool": "home", "key": "laptop", "account": "a", "model": "m1", "stream": True, "status": 200,

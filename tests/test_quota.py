@@ -578,7 +578,7 @@ def test_a_key_is_shown_its_use_and_what_is_left_of_the_pool() -> None:
     use = KeyUse()
     for now in (0.0, 30.0):
         use.admit(scene.key(), now, UNIX_START + now)
-        use.charge(Usage(30, 4, 20, 1)._asdict(), UNIX_START + now, UNIX_START + now)
+        use.charge(Usage(30, 4, 20, 1)._asdict(), UNIX_START + now)
     use.in_flight_count -= 1
     day_end = "2027-01-16T00:00:00+00:00"
     assert scene.key_usage(use, now=60) == {

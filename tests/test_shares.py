@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
-from pooler import PLACES_KEPT_PART, SPARE_CONNECTIONS_MAX, Budget, Memory
+from pooler import (
+    PLACES_KEPT_PART,
+    RECEIVE_BYTES,
+    SPARE_CONNECTIONS_MAX,
+    Budget,
+    Memory,
+    Unpacking,
+)
 from tests.fakes import (
     KEY,
     OTHER_KEY,
     Client,
     Json,
+    Pause,
     Wait,
     World,
     ask_responses,
@@ -30,7 +40,11 @@ from tests.fakes import (
     opened_world,
     post,
     request,
+    responses_events,
+    sse_answer,
+    sse_steps,
 )
+from tests.sockets import codex_described, socket_world
 from tests.test_limits_hold import check_error, connect_with_key, is_closed
 
 THIRD_KEY: Final = "cp-third-key-0123456789"
@@ -108,6 +122,87 @@ def test_who_has_most_forgets_first() -> None:
     for at in range(3):
         memory.set("other", b"o%d" % at, at, 1)
     assert len(memory) == 1
+
+
+################################################################
+# WHAT IS HELD
+################################################################
+
+
+async def test_keys_take_turns_with_large_bodies(autojump_clock: MockClock) -> None:
+    """One is taken apart at a time, and of each key one waits for that."""
+    unpacking, order = Unpacking(), []
+
+    async def unpack(key: str) -> None:
+        async with unpacking(key, RECEIVE_BYTES + 1):
+            order.append(key)
+            await trio.sleep_until(trio.current_time() + 1)
+
+    async with trio.open_nursery() as nursery:
+        for key in "aaaab":
+            nursery.start_soon(unpack, key)
+            await trio.testing.wait_all_tasks_blocked()
+        async with unpacking("c", RECEIVE_BYTES):  # a small one does not wait
+            assert order == ["a"]
+    assert order == list("abaaa")
+    assert trio.current_time() == 5
+    assert unpacking.by_holder == {}
+
+
+async def test_who_leaves_the_queue_for_large_bodies_leaves_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    unpacking = Unpacking()
+    for seconds in (0, 1, 2.5):
+        async with trio.open_nursery() as nursery:
+            for key in "aab":
+                nursery.start_soon(hold_bench, unpacking, key)
+            with trio.move_on_after(seconds):
+                await trio.sleep_forever()
+            nursery.cancel_scope.cancel()
+        assert unpacking.by_holder == {}
+        assert not unpacking.bench.locked()
+
+
+async def hold_bench(unpacking: Unpacking, key: str) -> None:
+    async with unpacking(key, RECEIVE_BYTES + 1):
+        await trio.sleep_until(trio.current_time() + 1)
+
+
+async def test_what_a_slow_client_has_not_taken_counts_for_its_account(
+    autojump_clock: MockClock,
+) -> None:
+    """The second stream, whose event finds no room, is told so; the first goes on."""
+    total = 1024 * 1024
+    async with opened_world(describe("a", limits={"events_bytes_max": total})) as world:
+        events = responses_events("hi")
+        clients = []
+        for size in (300_000, 260_000):
+            large = responses_events("x" * size)[2]
+            steps = sse_steps(*events[:3], Pause(1), large, Pause(100), *events[3:])
+            world.upstreams["a"].plays(steps)
+            clients.append(await world.connect(capacity=4000))
+            await clients[-1].send(ask_responses())
+            await trio.sleep_until(trio.current_time() + 2)
+        assert 300_000 < world.server.events.bytes_held < 310_000
+        refused = (await clients[1].read_response()).body
+        assert (refused.count(b"response.failed"), b"pool_busy" in refused) == (2, True)
+        assert b"response.completed" in (await clients[0].read_response()).body
+        await world.settle()
+        assert world.server.events.bytes_held == 0
+
+
+async def test_a_translated_body_counts_beside_the_one_that_it_is_made_of(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    limits = {"bodies_bytes_max": 1024 * 1024, "body_bytes_max": 500_000}
+    async with socket_world(codex_described(tmp_path, "a", limits=limits)) as world:
+        for size, status in ((240_000, 200), (300_000, 503)):
+            world.upstreams["a"].always = sse_answer(responses_events("hi"))
+            body = {"model": "m1", "input": "x" * size}
+            assert (await world.ask(post("/v1/responses", body))).status == status
+            assert world.server.bodies.bytes_held == 0
+        assert len(world.asked) == 1
 
 
 ################################################################

@@ -202,6 +202,18 @@ def test_an_event_has_so_many_lines_and_no_more(name: str) -> None:
             reader(LINES[name](EVENT_LINES_MAX + 1))
 
 
+def test_an_event_that_cannot_be_read_is_content_like_any_that_is_not_known() -> None:
+    deep = (
+        b'data: {"x":'
+        + b"[" * JSON_DEPTH_MAX
+        + b"]" * JSON_DEPTH_MAX
+        + b',"type":"response.completed"}\n\n'
+    )
+    scanner = EventScanner(CallKind.RESPONSES)
+    assert scanner.feed(deep) == [(EventKind.CONTENT, deep)]
+    assert scanner.terminal is None
+
+
 def test_a_message_has_so_many_lines_and_no_more() -> None:
     longest = b"\n" * (EVENT_LINES_MAX - 2)
     assert event_data(event_of(b"{" + longest + b"}")).strip(b"{}") == longest
