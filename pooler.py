@@ -40,6 +40,7 @@ import enum
 import errno
 import fcntl
 import functools
+import gc
 import hashlib
 import hmac
 import html
@@ -436,6 +437,21 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _NO_BRACKETS: Final = re.compile(rb"[^\[\]{}]+")
 
 
+def uncollected(work: Callable[[*Ts], T], *given: *Ts) -> T:
+    """`work(*given)`, while nobody looks for garbage in it.
+
+    JSON makes many objects at once, and no ring of them: to look for one takes several times as
+    long as the rest of the work.
+    """
+    if not gc.isenabled():
+        return work(*given)
+    gc.disable()
+    try:
+        return work(*given)
+    finally:
+        gc.enable()
+
+
 def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
     """What JSON text has too much of, in words, or ""; found in a few passes at C speed."""
     openers = raw.count(b"[") + raw.count(b"{")
@@ -497,15 +513,16 @@ def load_json(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> Json:
     """
     if excess := json_excess(raw, JSON_DEPTH_MAX, members_max):
         raise BadSyntax(excess)
-    return _TOLERANT.decode(raw.removeprefix(_BYTE_ORDER_MARK).decode())
+    return uncollected(_TOLERANT.decode, raw.removeprefix(_BYTE_ORDER_MARK).decode())
+
+
+_write: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_write_escaped: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def dump_json(value: Json) -> bytes:
-    """JSON in UTF-8, as short as it can be; escaped only where half a character stands alone."""
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        return dump_escaped(value)
+    """JSON in UTF-8, as short as it can be; half a character that stands alone is escaped."""
+    return uncollected(_write, value).encode("utf-8", "backslashreplace")
 
 
 _CONTINUATIONS: Final = bytes(range(0x80, 0xC0))  # of UTF-8: all but the first of a letter
@@ -518,7 +535,7 @@ def is_wide(raw: bytes) -> bool:
 
 def dump_escaped(value: Json) -> bytes:
     """JSON in ASCII, as short as it can be."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    return uncollected(_write_escaped, value).encode()
 
 
 def dump_like(value: Json, raw: bytes) -> bytes:
@@ -1832,7 +1849,7 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
     Raises: PoolerError (invalid_json).
     """
     try:
-        value = _DECODER.decode(body.decode("utf-8"))
+        value = uncollected(_DECODER.decode, body.decode("utf-8"))
     except (ValueError, RecursionError):
         raise PoolerError("invalid_json") from None
     if not isinstance(value, dict):
@@ -6408,7 +6425,8 @@ class Attempt:
         await yield_after(exchange.body)
 
         efforts = exchange.server.roster.efforts_of(self.account, call.model)
-        made = to_codex(call.kind, value, call.model, efforts) | _picked(value, exchange.CARRIED)
+        made = uncollected(to_codex, call.kind, value, call.model, efforts)
+        made |= _picked(value, exchange.CARRIED)
         await yield_after(exchange.body)
 
         body = dump_like(made, exchange.body)
@@ -6670,6 +6688,7 @@ class Attempt:
             raise error
         else:
             assert self.translator is not None
+            await trio.lowlevel.checkpoint()  # its last event has had its time
             is_large = self.translator.bytes_kept > WIDE_BYTES_MAX
             dump = dump_escaped if is_large else dump_json
             body = dump(self.translator.whole())
