@@ -191,6 +191,18 @@ async def test_a_bug_where_a_stream_is_ended_ends_it_all_the_same(
         check_bug(world, response)
 
 
+async def test_a_bug_between_the_terminal_event_and_the_last_chunk_adds_no_event(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pooler.failed_answer", None)
+    error = {"type": "error", "code": "a_code", "message": "m"}
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(sse_steps(EVENTS[2], error))
+        response = await world.ask(ask_responses())
+        assert response.body == sse_event(EVENTS[2]) + sse_event(error)
+        assert len(bugs(world)) == 1
+
+
 @pytest.mark.parametrize("form", STREAMS)
 async def test_a_bug_after_the_whole_answer_adds_nothing_to_it(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,7 @@ from pooler import (
     parse_auth_file,
     read_catalogue,
     read_error,
+    uncollected,
 )
 from tests.fakes import (
     MemorySocket,
@@ -175,6 +177,20 @@ def test_a_number_that_cannot_be_written_again_says_nothing(number: bytes, value
     found = load_json(b"[" + number + b"]")
     assert found == [value]
     assert json.loads(dump_json(found), parse_constant=pytest.fail) == found
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_garbage_is_sought_afterwards_as_before(is_enabled: bool) -> None:
+    was_enabled = gc.isenabled()
+    (gc.enable if is_enabled else gc.disable)()
+    try:
+        for raw in (b"{}", b"{"):
+            with contextlib.suppress(ValueError):
+                load_json(raw)
+            assert gc.isenabled() == is_enabled
+        assert uncollected(gc.isenabled) is False
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
 
 
 @given(value=OBJECTS)
@@ -319,6 +335,14 @@ def test_what_an_untranslated_event_holds_is_not_known_if_it_takes_long() -> Non
     assert [event for _, event in found] == events
     assert (scanner.terminal, scanner.usage) == (EventKind.SUCCESS, None)
     assert scanner.response == {"id": "r"}
+
+
+@pytest.mark.parametrize("kind", CallKind)
+def test_an_event_without_a_type_that_takes_long_is_content(kind: CallKind) -> None:
+    event = b'data: {"x":' + deep(600) + b',"type":"response.completed","error":1}\n\n'
+    scanner = EventScanner(kind)
+    assert scanner.feed(event) == [(EventKind.CONTENT, event)]
+    assert scanner.terminal is None
 
 
 def test_of_a_response_only_what_is_short_is_remembered() -> None:
