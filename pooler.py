@@ -1967,8 +1967,8 @@ _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
 _EVENT_END_AT_EOF: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _EVENT_END_WITHOUT_CR: Final = re.compile(rb"\n\n")
 _TYPE_FIRST: Final = re.compile(
-    rb"(?:event: ?[^\r\n]*\r?\n)?data: ?\{(?:\"sequence_number\": ?\d+, ?)?"
-    rb"\"type\": ?\"([a-z0-9_.]+)\""
+    rb"(?:event: ?[^\r\n]{0,200}\r?\n)?data: ?\{(?:\"sequence_number\": ?\d{1,20}, ?)?"
+    rb"\"type\": ?\"([a-z0-9_.]{1,200})\""
 )
 _NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*([0-9]{1,12})(?![0-9.eE])')
 _IDENTITY: Final = ("id", "object", "created_at", "model")  # of a response
@@ -2150,7 +2150,7 @@ class EventScanner:
         if self.kind is CallKind.RESPONSES:
             if (match := _TYPE_FIRST.match(event)) is not None:
                 kind = _kind_of_type(match[1])
-                if kind is EventKind.CONTENT and len(match[0]) <= SESSION_CHARS_MAX:
+                if kind is EventKind.CONTENT:
                     self._alike = match[0]
                 return kind, None
         elif self.has_content and _CHAT_CONTENT.match(event) and not _CHAT_NOTABLE.search(event):

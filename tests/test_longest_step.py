@@ -19,11 +19,12 @@ from typing import Any, Final
 
 import pytest
 
+import mcp_server
 import pooler
 from pooler import CallKind, EventKind, Limits
 from tests.fakes import describe, make_config
-from tests.linear_time import Run, seconds_of
-from tests.test_linear_time import ANSWERS
+from tests.linear_time import Run, seconds_of, worst_use
+from tests.test_linear_time import ANSWERS, NAMED, PATTERNS, methods_of
 from tests.wires import Json
 
 LIMITS: Final = Limits()
@@ -80,6 +81,45 @@ def ready(run: Callable[..., object], *arguments: Any) -> Maker:  # noqa: ANN401
 
 
 ################################################################
+# PATTERNS, WITH THE LONGEST TEXT OF EACH
+################################################################
+
+HEAD: Final = LIMITS.head_bytes_max
+FILE, CONFIG = pooler.SECRET_FILE_BYTES_MAX, pooler.CONFIG_BYTES_MAX
+LONGEST: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("_BASIC", "_BEARER", "_HOST_FIELD", "_LENGTH", "_QUOTA_HEADER"), HEAD),
+    **dict.fromkeys(("_STATUS_LINE", "_FIELD_LINES", "_FIELD", "_READ_BY_H11", "_BARE_LF"), HEAD),
+    **dict.fromkeys(("_WEBSOCKET_KEY", "_REQUEST_LINE"), HEAD),
+    **dict.fromkeys(("_TOKEN_TEXT", "_ACCOUNT_ID", "_SPENT_CODES"), FILE),
+    **dict.fromkeys(("_ADDRESS", "_SHA256", "_REFERENCE", "_base_url"), CONFIG),
+    **dict.fromkeys(("_Loader.digest", "_Loader.account", "run_status"), CONFIG),
+    **dict.fromkeys(("_CHUNK_SIZE", "_CHUNK_SIZE_PART", "_EVENT_END", "_EVENT_END_AT_EOF"), PIECE),
+    **dict.fromkeys(("_TYPE_FIRST", "_NUMBER", "_CHAT_CONTENT", "_CHAT_NOTABLE"), EVENT),
+    **dict.fromkeys(("_CODE_TOKEN", "_FAMILY"), EVENT),
+    **dict.fromkeys(("_ACCOUNT_CODES", "_POLICY_CODES"), 80),  # of what `_CODE_TOKEN` took
+    **dict.fromkeys(("_UNREADABLE", "_ASKED", "_NO_MODEL"), pooler.MESSAGE_CHARS_MAX),
+    "_RETRY_HINT": pooler.MESSAGE_CHARS_MAX,
+    "_EVENT_END_WITHOUT_CR": PIECE,  # of blank lines; a longer event has none
+    "_NO_BRACKETS": 2 * LIMITS.json_separators_max,  # so many brackets are left to be found
+    "read_catalogue": pooler.CATALOGUE_BYTES_MAX,
+    "_STREAM_ID": LIMITS.websocket_message_bytes_max,
+    "_PROCESSED": KIB,
+    # Not foreign at all, or cut before.
+    **dict.fromkeys(("_MEMBER", "_fitted", "demo_events"), KIB),
+    "word": mcp_server.WORD_CHARS_MAX,
+}
+
+
+@pytest.mark.parametrize(("module", "name"), NAMED)
+def test_no_pattern_takes_long_over_the_longest_text_that_it_is_given(
+    module: str, name: str
+) -> None:
+    pattern = PATTERNS[module].found[name]
+    words, run = worst_use(pattern, methods_of(module, name), LONGEST[name])
+    check(f"{name}, {LONGEST[name]}: {words}", lambda: run)
+
+
+################################################################
 # JSON, AS LARGE AS IT MAY BE
 ################################################################
 
@@ -130,7 +170,6 @@ def filled(before: bytes, unit: bytes, behind: bytes, byte_count: int) -> bytes:
 
 
 ASKED: Final = b"POST /v1/responses HTTP/1.1\r\nHost: a"
-HEAD: Final = LIMITS.head_bytes_max
 HEADS: Final[Mapping[str, Callable[[], object]]] = {
     "a long field": lambda: pooler.parse_request_head(
         filled(ASKED + b"\r\nA: ", b"b", b"\r\n\r\n", HEAD), LIMITS),
