@@ -227,6 +227,7 @@ UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of an answer that is passed on; a long
 EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
 TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of an answer, which is written anew in one step
 SESSION_CHARS_MAX: Final = 256
+MODEL_CHARS_MAX: Final = 256  # of a client's; names are kept where an upstream lacks the model
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
 LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
 RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
@@ -434,7 +435,7 @@ class BadSyntax(Exception):
 
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_NO_BRACKETS: Final = re.compile(rb"[^\[\]{}]+")
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def uncollected(work: Callable[[*Ts], T], *given: *Ts) -> T:
@@ -466,8 +467,11 @@ def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
     outside = b"".join(plain.split(b'"')[::2])
     if outside.count(b",") + outside.count(b"[") + outside.count(b"{") > members_max:
         return "too many members"
+    brackets = outside.translate(None, _NOT_BRACKETS)
+    if 2 * (brackets.count(b"]") + brackets.count(b"}")) > len(brackets):
+        return "more brackets that close than open"  # of which there may be as many as bytes
     depth = 0
-    for byte in _NO_BRACKETS.sub(b"", outside):
+    for byte in brackets:
         depth += 1 if byte in b"[{" else -1
         if depth > depth_max:
             return "too much nesting"
@@ -552,6 +556,10 @@ def dump_like(value: Json, raw: bytes) -> bytes:
 
 def _object(value: Json) -> dict[str, Json]:
     return value if isinstance(value, dict) else {}
+
+
+def _text(value: Json) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> dict[str, Json]:
@@ -1876,16 +1884,19 @@ def read_call(
     """What the request asks for, if this key may ask it.
 
     `socket_id`: of the WebSocket that it is a turn of, which is a session of its own.
-    Raises: PoolerError (missing_required_parameter, model_not_found).
+    Raises: PoolerError (missing_required_parameter, invalid_value, model_not_found).
     """
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise PoolerError("missing_required_parameter", param="model")
+    if len(model) > MODEL_CHARS_MAX:
+        message = f"The name of a model has at most {MODEL_CHARS_MAX} characters."
+        raise PoolerError("invalid_value", message, param="model")
     if not is_model_allowed(model, pool, key):
         raise PoolerError("model_not_found")
     named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
-    session = str(named or body.get("prompt_cache_key") or socket_id)[:SESSION_CHARS_MAX]
-    previous = body.get("previous_response_id")
+    session = (named or _text(body.get("prompt_cache_key")) or socket_id)[:SESSION_CHARS_MAX]
+    previous = _text(body.get("previous_response_id"))
     scope = (pool.name, key.name)
     return Call(
         kind=kind,
@@ -1896,7 +1907,7 @@ def read_call(
         is_stream=bool(socket_id) or body.get("stream") is True,
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
         session=digest_parts(*scope, "session", session) if session else None,
-        response=digest_parts(*scope, "response", str(previous)) if previous else None,
+        response=digest_parts(*scope, "response", previous) if previous else None,
         path=native_path or kind.value,
         is_native=bool(native_path),
         obstacle=obstacle,
@@ -7374,12 +7385,12 @@ class Turn(Exchange):
 
         Raises: PoolerError (invalid_value).
         """
-        stream_id = body.pop("stream_id", None)
+        stream_id = body.get("stream_id")
         if stream_id is not None:
             if not (isinstance(stream_id, str) and _STREAM_ID.fullmatch(stream_id)):
                 raise PoolerError("invalid_value", param="stream_id")
             self.stream_id = stream_id
-            self.replace_body(dump_json(body))
+            body = {name: member for name, member in body.items() if name != "stream_id"}
         if body.get("type") != "response.create":
             raise PoolerError("invalid_value", "Only response.create is understood.", param="type")
         self.anchor = _checked(body, "previous_response_id", str) or ""
@@ -7871,15 +7882,15 @@ class Server(Shared):
         value = parse_json_object(exchange.body)
         await yield_after(exchange.body)
         check_names(value)
-        value = exchange.understand(value)
+        asked = exchange.understand(value)
         is_checked = pool.has_codex and not native_path
-        obstacle = codex_obstacle(kind, value, exchange.CARRIED) if is_checked else None
+        obstacle = codex_obstacle(kind, asked, exchange.CARRIED) if is_checked else None
         socket_id = exchange.socket.upgrade.record.request_id if isinstance(exchange, Turn) else ""
         more = {"native_path": native_path, "socket_id": socket_id}
-        call = read_call(kind, value, head.headers, pool, key, obstacle=obstacle, **more)
-        if call.model != call.requested_model:
+        call = read_call(kind, asked, head.headers, pool, key, obstacle=obstacle, **more)
+        if asked is not value or call.model != call.requested_model:
             await yield_after(exchange.body)
-            exchange.replace_body(dump_like(value | {"model": call.model}, exchange.body))
+            exchange.replace_body(dump_like(asked | {"model": call.model}, exchange.body))
             await yield_after(exchange.body)
         return call
 

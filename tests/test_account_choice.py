@@ -118,6 +118,14 @@ class Scene:
 RESERVE: Final = {"a": {"priority": 1}}
 
 
+@pytest.mark.parametrize("odd", [["a"], {"a": 1}, 7, 1.5, True, None, ""])
+def test_what_is_no_text_names_no_session(odd: Json) -> None:
+    """To write it as text may take long: it can be as large as a body."""
+    called = Scene("a").call(prompt_cache_key=odd, previous_response_id=odd)
+    assert (called.session, called.response) == (None, None)
+    assert Scene("a").call(prompt_cache_key="a").session
+
+
 @pytest.mark.parametrize(
     ("described", "answers", "now", "expected"),
     [

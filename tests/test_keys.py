@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from pooler import Key, KeyUse, PoolerError, find_owner
+from pooler import MODEL_CHARS_MAX, Key, KeyUse, PoolerError, find_owner
 from tests.fakes import (
     KEY,
     OTHER_KEY,
@@ -275,6 +275,24 @@ async def test_a_key_reaches_its_own_pool_alone(autojump_clock: MockClock) -> No
         assert [(r["pool"], r["key"]) for r in world.records[:2]] == [
             ("home", "laptop"), ("work", "desk"),
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", ["a", "\U0001f600"])
+async def test_the_name_of_a_model_has_so_many_characters(
+    autojump_clock: MockClock, unit: str
+) -> None:
+    """An account keeps the names that its upstream lacks: they are a client's to choose."""
+    whole = describe("a", accounts={"a": {"models": None}})
+    async with opened_world(whole) as world:
+        let_answer(world)
+        for count in (MODEL_CHARS_MAX, MODEL_CHARS_MAX + 1, 1_000_000):
+            response = await world.ask(post("/v1/responses", {"model": unit * count}))
+            if count == MODEL_CHARS_MAX:
+                assert response.status == 200
+                continue
+            told = response.error["code"], response.error["param"]
+            assert (response.status, *told) == (400, "invalid_value", "model")
+        assert len(world.upstreams["a"].asked) == 1
 
 
 async def test_a_key_expires_at_its_second(autojump_clock: MockClock) -> None:

@@ -100,7 +100,6 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_UNREADABLE", "_ASKED", "_NO_MODEL"), pooler.MESSAGE_CHARS_MAX),
     "_RETRY_HINT": pooler.MESSAGE_CHARS_MAX,
     "_EVENT_END_WITHOUT_CR": PIECE,  # of blank lines; a longer event has none
-    "_NO_BRACKETS": 2 * LIMITS.json_separators_max,  # so many brackets are left to be found
     "read_catalogue": pooler.CATALOGUE_BYTES_MAX,
     "_STREAM_ID": LIMITS.websocket_message_bytes_max,
     "_PROCESSED": KIB,
@@ -158,6 +157,18 @@ def shapes(byte_count: int, members: int) -> Mapping[str, Callable[[], bytes]]:
 
 
 SHAPES: Final = shapes(100, 100)  # their names
+
+
+@pytest.mark.parametrize("unit", [b"]", b"] ", b"}\n", b"]x}"])
+def test_no_brackets_that_only_close_take_long(unit: bytes) -> None:
+    """No JSON has them; each may stand for as little as a byte."""
+    body = b"[]" * (LIMITS.json_depth_max + 1)
+    event = b"[]" * (pooler.JSON_DEPTH_MAX + 1)
+    asked = body + unit * ((LIMITS.body_bytes_max - len(body)) // len(unit))
+    check(f"{unit!r}, of a client", ready(pooler.check_json_shape, asked, LIMITS))
+    with pytest.raises(pooler.PoolerError, match="more brackets that close"):
+        pooler.check_json_shape(asked, LIMITS)
+    check(f"{unit!r}, of an upstream", ready(pooler.load_json, event + unit * (EVENT // 4)))
 
 
 ################################################################
