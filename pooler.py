@@ -6848,18 +6848,19 @@ async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt
         attempt = Attempt(exchange, call, place.endpoint)
         try:
             await attempt.open(rejected)
-        except UpstreamFailed as failed:
-            action = failed.fault.action
-            body = await without_reasoning(exchange) if action is Action.REPAIR else b""
-            can_help = {
-                Action.REOPEN: True,
-                Action.RENEW: account.is_codex,
-                Action.REPAIR: body != exchange.body,
-            }
-            if action in repairs or not can_help.get(action, False):
-                raise
+        except UpstreamFailed as error:
+            failed = error
         else:
             return attempt
+        action = failed.fault.action
+        body = await without_reasoning(exchange) if action is Action.REPAIR else b""
+        can_help = {
+            Action.REOPEN: True,
+            Action.RENEW: account.is_codex,
+            Action.REPAIR: body != exchange.body,
+        }
+        if action in repairs or not can_help.get(action, False):
+            raise failed
         if upstream := exchange.release_upstream(place.endpoint):
             await upstream.close()
         repairs.add(action)
@@ -7158,12 +7159,13 @@ class UpstreamSocket(UpstreamConnection):
         """The next message, still counted.  Raises: PeerClosed, BadSyntax."""
         try:
             return await self.frames.take()
-        except (PeerClosed, BadSyntax):
-            await self.frames.stop()
-            if not self.is_spent:
-                self.end()
-            self.is_spent = True
-            raise
+        except (PeerClosed, BadSyntax) as error:
+            failure = error
+        await self.frames.stop()
+        if not self.is_spent:
+            self.end()
+        self.is_spent = True
+        raise failure
 
     async def watch(self, rest: trio.CancelScope) -> None:
         """Notice its end while no turn is under way; what comes meanwhile is of none.
