@@ -1960,7 +1960,8 @@ class EventKind(enum.Enum):
     DONE = enum.auto()  # `[DONE]`
 
 
-TERMINAL_KINDS: Final = frozenset({EventKind.SUCCESS, EventKind.FAILURE, EventKind.DONE})
+_TOLD_ENDS: Final = frozenset({EventKind.SUCCESS, EventKind.FAILURE})
+TERMINAL_KINDS: Final = _TOLD_ENDS | {EventKind.DONE}
 _KIND_OF_TYPE: Final[Mapping[bytes, EventKind]] = {
     b"keepalive": EventKind.IDLE,
     b"response.created": EventKind.HANDSHAKE,
@@ -1998,6 +1999,12 @@ def _text_at(value: Json, name: str) -> str:
     """A member that is text; "" where there is none."""
     found = _object(value).get(name)
     return found if isinstance(found, str) else ""
+
+
+def _label_at(value: Json, name: str) -> str:
+    """The same; "" also where it is too long to be said again with every chunk."""
+    found = _text_at(value, name)
+    return found if len(found) <= SESSION_CHARS_MAX else ""
 
 
 def _int_at(value: Json, name: str) -> int:
@@ -2098,6 +2105,8 @@ class EventScanner:
     usage: Usage | None = None
     response: dict[str, Json] = field(default_factory=dict)  # id, created_at, model if known
     values: list[dict[str, Json] | None] = field(default_factory=list)
+    has_done: bool = False  # a `[DONE]` was seen
+    _is_first: bool = True  # no event has come: it may have a byte order mark
     _rest: bytearray = field(default_factory=bytearray)  # the unfinished event
     _next_number: int = 0  # after the latest sequence number
     _alike: bytes = b"\0"  # how the latest content began; no event begins like this
@@ -2129,7 +2138,11 @@ class EventScanner:
         for match in boundary.finditer(buffer, searched):
             event = buffer[start : match.end()]
             start = match.end()
-            found.append((self._take(event), event))
+            read = event
+            if not self._is_first and event.startswith(_BYTE_ORDER_MARK):
+                read = b":" + event  # it is a part of its line, which clients do not know
+            self._is_first = False
+            found.append((self._take(read), event))
         self._note_number(found)
         del self._rest[:start]
         if is_end and self._rest and not self._rest.strip(b"\r\n"):
@@ -2149,6 +2162,8 @@ class EventScanner:
         kind, value = EventKind.CONTENT, None
         if not event.startswith(self._alike):
             kind, value = self._judge(event)
+        if kind in _TOLD_ENDS and value is None and self.terminal is None:
+            kind, value = self._verified(kind, event)
         if kind is EventKind.CONTENT:
             self.has_content = True
         elif kind is not EventKind.IDLE:
@@ -2175,6 +2190,17 @@ class EventScanner:
             value = load_object(data)
         except BadSyntax:  # who needs more of it than its kind will find so, too
             return EventKind.CONTENT, None
+        return self._kind_of(value), value
+
+    def _verified(self, kind: EventKind, event: bytes) -> tuple[EventKind, dict[str, Json] | None]:
+        """The kind of what began like an end, and the object in it.
+
+        What is no JSON, or says another type after the first, ends nothing for a client.
+        """
+        try:
+            value = load_event(event)
+        except BadSyntax:
+            return kind, None
         return self._kind_of(value), value
 
     def _kind_of(self, value: dict[str, Json]) -> EventKind:
@@ -2205,11 +2231,14 @@ class EventScanner:
         """
         if self.terminal is not None:
             return value
-        if kind in TERMINAL_KINDS:
+        is_done = kind is EventKind.DONE
+        self.has_done |= is_done
+        # Responses end with an event that says how: `[DONE]` alone says nothing.
+        if kind in TERMINAL_KINDS and not (is_done and self.kind is CallKind.RESPONSES):
             self.terminal = kind
-        if kind is EventKind.DONE or (kind is EventKind.HANDSHAKE and self.response):
+        if is_done or (kind is EventKind.HANDSHAKE and self.response):
             return value
-        if value is None:
+        if value is None and kind not in _TOLD_ENDS:
             with contextlib.suppress(BadSyntax):
                 value = load_event(event)
         told = value or {}
@@ -2832,12 +2861,12 @@ class ChatAnswer(ResponsesAnswer):
         }
 
     def _identity(self, response: Mapping[str, Json]) -> dict[str, Json]:
-        identity = _text_at(response, "id").removeprefix("resp_") or self.request_id
+        identity = _label_at(response, "id").removeprefix("resp_") or self.request_id
         return {
             "id": f"chatcmpl-{identity}",
             "object": "chat.completion.chunk",
             "created": _int_at(response, "created_at") or self.created_unix,
-            "model": _text_at(response, "model") or self.model,
+            "model": _label_at(response, "model") or self.model,
         }
 
     def _chunk(self, delta: Delta, reason: str | None = None) -> bytes:
@@ -5070,14 +5099,16 @@ class TlsStream(trio.abc.Stream):
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host)
         self.unsent = b""  # encrypted, and not taken by the socket yet
         self.is_at_end = False
+        self.is_broken = False  # something came that is no TLS: no more can be read or written
         self._record_left = 0  # bytes of the record that is not whole yet
         self._record_head = b""  # less than one
         self._reply_bytes = 0  # of `unsent`, at most
 
     @property
     def holds_more(self) -> bool:
-        """Whether the end has come, or a part of a record, after what was received."""
-        return self.is_at_end or bool(self._record_left or self._record_head)
+        """Whether an end has come, or a part of a record, after what was received."""
+        is_over = self.is_at_end or self.is_broken
+        return is_over or bool(self._record_left or self._record_head)
 
     async def do_handshake(self) -> None:
         """Greet the peer and check its certificate.  Raises: OSError, BrokenResourceError."""
@@ -5110,6 +5141,7 @@ class TlsStream(trio.abc.Stream):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError:
+            self.is_broken = True
             if not pieces:  # else it is raised again
                 raise trio.BrokenResourceError from None
         if self.outgoing.pending:
@@ -5202,6 +5234,8 @@ def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # or a write might have to wait for a read
+    # Not DHE: the server chooses its modulus, and one of 10,000 bits holds the loop for a second.
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL:!eNULL:!SHA1:!AESCCM")
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
         context.load_verify_locations(
@@ -6306,9 +6340,9 @@ def http_date(unix_seconds: int) -> str:
 
 def crossing_headers(frame: Mapping[str, Json]) -> dict[str, Json]:
     """The headers that a frame of an upstream's WebSocket has, as far as a client may see them."""
-    given = frame.get("headers")
-    if not isinstance(given, dict):
+    if "headers" not in frame:
         return {}
+    given = _object(frame["headers"])
     return {"headers": {name: given[name] for name in given if name.lower() in NATIVE_TO_CLIENT}}
 
 
@@ -6356,6 +6390,7 @@ class Attempt:
     comment_at: float = math.inf
     comment_seconds: float = math.inf  # until the client's stream has begun
     is_at_end: bool = False
+    end: EventKind | None = None  # of those passed on, the latest that ends a stream
 
     def __post_init__(self) -> None:
         self.account = self.endpoint.account
@@ -6599,10 +6634,24 @@ class Attempt:
             )
         if self.translator is None and not self.account.is_codex:
             self.scanner.take_values()
-            return b"".join([event for _, event in events])
+            return b"".join([event for kind, event in events if self.may_pass(kind)])
         pairs = zip(events, self.scanner.take_values(), strict=True)
         shown = b"".join([self.shown(kind, event, value) for (kind, event), value in pairs])
         return shown if self.call.is_stream else b""
+
+    def may_pass(self, kind: EventKind) -> bool:
+        """Whether the client may see the next event: after one terminal event only `[DONE]`."""
+        scanner = self.scanner
+        if (scanner.terminal is None and not scanner.has_done) or kind is EventKind.IDLE:
+            return True
+        before = self.end
+        if kind is EventKind.DONE:
+            is_fit = before is not None or scanner.kind is CallKind.CHAT
+            self.end = kind if is_fit else before
+            return is_fit and before is not EventKind.DONE
+        if before is None and kind in TERMINAL_KINDS:
+            self.end = kind
+        return before is None
 
     def shown(self, kind: EventKind, event: bytes, value: dict[str, Json] | None) -> bytes:
         """What the client's stream gets for one event of a codex account.  Raises: BadSyntax."""
@@ -6611,9 +6660,14 @@ class Attempt:
             self.note_quota(read_quota_event(value or event_object(event)))
         if self.translator is not None:
             return self.translator.feed(kind, event, value)
-        if kind is not EventKind.FAILURE or b'"headers"' not in event:
+        if not self.may_pass(kind):
+            return b""
+        if kind not in {EventKind.FAILURE, EventKind.HANDSHAKE}:
             return event
-        # Of a WebSocket's error they are the head, in which nothing of the account may be.
+        # Their name in plain letters, or with one of them escaped.
+        if b'"headers"' not in event and b"\\u00" not in event:
+            return event
+        # Of a WebSocket's answer they are the head, in which nothing of the account may be.
         known = load_event(event) if value is None else value
         told = known | crossing_headers(known)
         return event if told == known else _with_data(event, told)
@@ -7213,6 +7267,8 @@ class UpstreamSocket(UpstreamConnection):
             return ResponseHead(200, NO_FIELDS, NO_BODY, keeps_alive=True)
         given = _object(value.get("headers")).items()
         headers = {field.lower(): text for field, text in given if isinstance(text, str)}
+        if sum(map(len, itertools.chain(*headers.items()))) > limits.upstream_head_bytes_max:
+            raise BadSyntax("head too large")
         headers["content-type"] = "application/json"
         return ResponseHead(status, headers, NO_BODY, keeps_alive=True)
 
@@ -7783,7 +7839,10 @@ class Server(Shared):
             await self.read_post(exchange, head, key, route)
         else:
             await self.want_catalogues(pool)
-            await exchange.respond(200, self.answer_get(head, route, key, pool, model))
+            body = self.answer_get(head, route, key, pool, model)
+            if not exchange.hold_body(len(body)):  # some MiB of models, for a client that rests
+                raise PoolerError("pool_busy", "Too much is held here. Retry in a moment.")
+            await exchange.respond(200, body)
 
     def check_method(self, head: RequestHead, route: Route) -> None:
         """Raises: PoolerError (unsupported_endpoint, method_not_allowed)."""

@@ -51,6 +51,33 @@ _RENEWED: Final = "login.unsaved = merge_tokens(login.raw, answer, self.unix_now
 M = Mutation
 # fmt: off
 MUTATIONS: Final[tuple[Mutation, ...]] = (
+    # What a hostile upstream has too much of.
+    M("second_end", "After a terminal event nothing but `[DONE]` is passed on.",
+      "        return before is None\n", "        return True\n",
+      "upstream_excess::a_client_reads_one_terminal_event_whatever_comes"),
+    M("unread_end", "An end that a client cannot read is none.",
+      "        return self._kind_of(value), value\n\n    def _kind_of",
+      "        return kind, value\n\n    def _kind_of",
+      "upstream_excess::a_client_reads_one_terminal_event_whatever_comes"),
+    M("long_chunk_name", "A long id is not said with every chunk.",
+      'return found if len(found) <= SESSION_CHARS_MAX else ""', "return found",
+      "upstream_excess::a_long_name_is_not_said_with_every_chunk"),
+    M("dhe", "No server chooses the modulus of a handshake.",
+      '"ECDHE+AESGCM:', '"DHE+AESGCM:ECDHE+AESGCM:',
+      "upstream_excess::no_server_chooses_the_modulus_of_a_handshake"),
+    M("models_uncounted", "Models that nobody takes are counted.",
+      "if not exchange.hold_body(len(body)):  # some", "if not exchange.hold_body(0):  # some",
+      "upstream_excess::models_that_nobody_takes_are_counted"),
+    M("head_as_a_list", "The head in an error tells nothing, in any shape.",
+      '    given = _object(frame["headers"])\n',
+      '    given = frame["headers"]\n    if not isinstance(given, dict):\n        return {}\n',
+      "upstream_excess::the_head_in_an_error_tells_nothing_in_any_shape"),
+    M("long_error_head", "The head in an error frame is no longer than another.",
+      "headers.items()))) > limits.upstream_head_bytes_max:", "headers.items()))) > math.inf:",
+      "upstream_excess::the_head_in_an_error_is_no_longer_than_another"),
+    M("broken_tls_kept", "A connection on which no TLS came is not used again.",
+      "            self.is_broken = True\n", "            pass\n",
+      "upstream_excess::after_a_record_that_is_no_tls_the_next_request_is_served"),
     # Keys.
     M("hash_is_a_key", "A hash from a file never becomes a password.",
       'is_hash = secret.lower().startswith("sha256:")', "is_hash = False",

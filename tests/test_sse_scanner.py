@@ -326,7 +326,7 @@ def test_a_byte_order_mark_hides_nothing(call_kind: CallKind) -> None:
     """The standard has one leading mark ignored, so that the first event counts."""
     found, scanner = scan(call_kind, [b"\xef\xbb\xbf" + sse_event(b"[DONE]")])
     assert found == [(EventKind.DONE, b"\xef\xbb\xbfdata: [DONE]\n\n")]
-    assert scanner.terminal is EventKind.DONE
+    assert scanner.has_done
 
 
 def delta(content: dict[str, Any], finish: str | None = None) -> dict[str, Any]:

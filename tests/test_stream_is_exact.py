@@ -183,10 +183,13 @@ def kind_of(path: Path) -> CallKind:
 
 
 def make_wire(path: Path, style: Style, *, has_done: bool = True) -> Wire:
-    """The file's stream; Chat streams get their [DONE]."""
+    """The first stream in the file; Chat streams get their [DONE]."""
     kind = kind_of(path)
     lines = [line for line in path.read_bytes().split(b"\n") if line]
     payloads: list[Any] = [json.loads(line) for line in lines]
+    last = [is_terminal(kind, payload) for payload in payloads]
+    if True in last:
+        del lines[last.index(True) + 1 :], payloads[last.index(True) + 1 :]
     if kind is CallKind.CHAT and has_done:
         lines.append(b"[DONE]")
         payloads.append(None)
