@@ -226,6 +226,8 @@ UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of an answer that is passed on; a long
 EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
 TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of an answer, which is written anew in one step
 SESSION_CHARS_MAX: Final = 256
+MODEL_CHARS_MAX: Final = 200  # of a name: an account remembers some that clients made up
+RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response, to be known again; real ones have 60
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
 LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
 RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
@@ -433,7 +435,7 @@ class BadSyntax(Exception):
 
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_NO_BRACKETS: Final = re.compile(rb"[^\[\]{}]+")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
@@ -448,10 +450,13 @@ def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
     if plain.count(b'"') > 4 * (members_max + 1):
         return "too many members"
     outside = b"".join(plain.split(b'"')[::2])
-    if outside.count(b",") + outside.count(b"[") + outside.count(b"{") > members_max:
+    brackets = outside.translate(None, _NO_BRACKETS)
+    openers = brackets.count(b"[") + brackets.count(b"{")
+    # Of closers valid JSON has as many; the loop below takes its time for each.
+    if outside.count(b",") + openers > members_max or len(brackets) > 2 * members_max:
         return "too many members"
     depth = 0
-    for byte in _NO_BRACKETS.sub(b"", outside):
+    for byte in brackets:
         depth += 1 if byte in b"[{" else -1
         if depth > depth_max:
             return "too much nesting"
@@ -535,6 +540,12 @@ def dump_like(value: Json, raw: bytes) -> bytes:
 
 def _object(value: Json) -> dict[str, Json]:
     return value if isinstance(value, dict) else {}
+
+
+def _text_at(value: Json, name: str) -> str:
+    """A member that is text; "" where there is none."""
+    found = _object(value).get(name)
+    return found if isinstance(found, str) else ""
 
 
 def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> dict[str, Json]:
@@ -795,7 +806,7 @@ DEFAULT_LISTEN: Final = (
 RENEWAL_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")
 RENEWAL_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
-_MODEL: Final = r"[\x21-\x7e]{1,200}"
+_MODEL: Final = rf"[\x21-\x7e]{{1,{MODEL_CHARS_MAX}}}"
 # A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
 _LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _ORIGIN: Final = r"https?://[a-z0-9.\-\[\]:]+"
@@ -1852,11 +1863,13 @@ def read_call(
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise PoolerError("missing_required_parameter", param="model")
-    if not is_model_allowed(model, pool, key):
+    if len(model) > MODEL_CHARS_MAX or not is_model_allowed(model, pool, key):
         raise PoolerError("model_not_found")
     named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
-    session = str(named or body.get("prompt_cache_key") or socket_id)[:SESSION_CHARS_MAX]
-    previous = body.get("previous_response_id")
+    # What is no text names nothing: to write it out could take long.
+    session = (named or _text_at(body, "prompt_cache_key") or socket_id)[:SESSION_CHARS_MAX]
+    previous = _text_at(body, "previous_response_id")
+    is_short = len(previous) <= RESPONSE_ID_CHARS_MAX  # one that is not is nobody's
     scope = (pool.name, key.name)
     return Call(
         kind=kind,
@@ -1867,7 +1880,7 @@ def read_call(
         is_stream=bool(socket_id) or body.get("stream") is True,
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
         session=digest_parts(*scope, "session", session) if session else None,
-        response=digest_parts(*scope, "response", str(previous)) if previous else None,
+        response=digest_parts(*scope, "response", previous) if previous and is_short else None,
         path=native_path or kind.value,
         is_native=bool(native_path),
         obstacle=obstacle,
@@ -1952,12 +1965,6 @@ _CHAT_NOTABLE: Final = re.compile(
 def _objects(values: Json) -> list[dict[str, Json]]:
     """The objects in what may be a list."""
     return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
-
-
-def _text_at(value: Json, name: str) -> str:
-    """A member that is text; "" where there is none."""
-    found = _object(value).get(name)
-    return found if isinstance(found, str) else ""
 
 
 def _int_at(value: Json, name: str) -> int:
@@ -4716,7 +4723,9 @@ class ClientConnection(Connection):
         wait = limits.head_seconds_max if self.is_first else limits.keep_alive_seconds_max
         self.is_first = False
         try:
-            if not self.buffer:
+            if self.buffer:
+                await trio.lowlevel.checkpoint()  # others come between what was sent ahead
+            else:
                 reaper.watch(self, trio.current_time() + wait)
                 self.buffer = await self.receive()
                 reaper.forget(self)
@@ -5812,7 +5821,8 @@ class Place(NamedTuple):
 class Unpacking:
     """Lets one large body at a time be taken apart: as text it may be eight times as large.
 
-    Called with its holder and length it is a context manager.  Keys take turns.
+    Called with its holder and length it is a context manager.  Keys take turns.  What takes long
+    for another reason than its length is large, too.
     """
 
     def __init__(self) -> None:
@@ -5820,7 +5830,7 @@ class Unpacking:
         self.by_holder: dict[Hashable, trio.Lock] = {}  # of those who are here or wait
 
     @contextlib.asynccontextmanager
-    async def __call__(self, holder: Hashable, byte_count: int) -> AsyncIterator[None]:
+    async def __call__(self, holder: Hashable, byte_count: float = math.inf) -> AsyncIterator[None]:
         if byte_count <= RECEIVE_BYTES:
             yield
             return
@@ -5860,6 +5870,7 @@ class Shared:
     is_stopped: bool = False
     endpoints: dict[str, Endpoint] = field(default_factory=dict)  # of the configuration as it is
     unpacking: Unpacking = field(default_factory=Unpacking)
+    listing: Unpacking = field(default_factory=Unpacking)  # of models: a pool may have thousands
     files: Files = field(default_factory=Files)
 
     def __post_init__(self) -> None:
@@ -7341,7 +7352,7 @@ class Turn(Exchange):
         return self.socket.stop_code or ("server_stopping" if self.server.is_stopped else "")
 
     def understand(self, body: dict[str, Json]) -> dict[str, Json]:
-        """The call in a frame; a `stream_id` is not the upstream's business.
+        """The call in a frame, without its `stream_id`, which is not the upstream's business.
 
         Raises: PoolerError (invalid_value).
         """
@@ -7350,7 +7361,6 @@ class Turn(Exchange):
             if not (isinstance(stream_id, str) and _STREAM_ID.fullmatch(stream_id)):
                 raise PoolerError("invalid_value", param="stream_id")
             self.stream_id = stream_id
-            self.replace_body(dump_json(body))
         if body.get("type") != "response.create":
             raise PoolerError("invalid_value", "Only response.create is understood.", param="type")
         self.anchor = _checked(body, "previous_response_id", str) or ""
@@ -7719,7 +7729,9 @@ class Server(Shared):
             await self.read_post(exchange, head, key, route)
         else:
             await self.want_catalogues(pool)
-            await exchange.respond(200, self.answer_get(head, route, key, pool, model))
+            async with self.listing(exchange.holder):
+                shown = self.answer_get(head, route, key, pool, model)
+            await exchange.respond(200, shown)
 
     def check_method(self, head: RequestHead, route: Route) -> None:
         """Raises: PoolerError (unsupported_endpoint, method_not_allowed)."""
@@ -7819,13 +7831,14 @@ class Server(Shared):
         value = parse_json_object(exchange.body)
         await yield_after(exchange.body)
         check_names(value)
+        given_count = len(value)
         value = exchange.understand(value)
         is_checked = pool.has_codex and not native_path
         obstacle = codex_obstacle(kind, value, exchange.CARRIED) if is_checked else None
         socket_id = exchange.socket.upgrade.record.request_id if isinstance(exchange, Turn) else ""
         more = {"native_path": native_path, "socket_id": socket_id}
         call = read_call(kind, value, head.headers, pool, key, obstacle=obstacle, **more)
-        if call.model != call.requested_model:
+        if call.model != call.requested_model or len(value) != given_count:
             await yield_after(exchange.body)
             exchange.replace_body(dump_like(value | {"model": call.model}, exchange.body))
             await yield_after(exchange.body)

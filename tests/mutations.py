@@ -51,6 +51,22 @@ _RENEWED: Final = "login.unsaved = merge_tokens(login.raw, answer, self.unix_now
 M = Mutation
 # fmt: off
 MUTATIONS: Final[tuple[Mutation, ...]] = (
+    # What clients make up.
+    M("brackets_that_close", "Text with far more brackets than JSON can have is not gone through.",
+      " or len(brackets) > 2 * members_max:", ":",
+      "json_guard::brackets_that_close_nothing_are_counted_too"),
+    M("long_model", "No name of a model is longer than a list may have.",
+      "if len(model) > MODEL_CHARS_MAX or not", "if not",
+      "shares::what_names_nothing_is_not_remembered"),
+    M("long_response_id", "A response has no id of any length.",
+      "if previous and is_short else None", "if previous else None",
+      "shares::what_names_nothing_is_not_remembered"),
+    M("all_at_once", "What one connection sends ahead is not answered all at once.",
+      "await trio.lowlevel.checkpoint()  # others come between what was sent ahead", "pass",
+      "no_stall::no_request_without_a_body_holds_the_loop_for_long"),
+    M("lists_at_once", "Models are listed for one request after the other.",
+      "async with self.listing(exchange.holder):", "if True:",
+      "no_stall::no_request_without_a_body_holds_the_loop_for_long"),
     # Keys.
     M("hash_is_a_key", "A hash from a file never becomes a password.",
       'is_hash = secret.lower().startswith("sha256:")', "is_hash = False",

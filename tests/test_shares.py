@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import PLACES_KEPT_PART, SPARE_CONNECTIONS_MAX, Budget, Memory
+from pooler import (
+    MODEL_CHARS_MAX,
+    PLACES_KEPT_PART,
+    RESPONSE_ID_CHARS_MAX,
+    SPARE_CONNECTIONS_MAX,
+    Budget,
+    CallKind,
+    Memory,
+    PoolerError,
+    read_call,
+)
 from tests.fakes import (
     KEY,
     OTHER_KEY,
@@ -290,3 +300,31 @@ async def test_no_key_pushes_out_the_session_of_another(autojump_clock: MockCloc
         await world.server.reload(lambda: (config, {}))
         await world.ask(mine)
         assert world.records[-1]["account"] == first["account"]
+
+
+################################################################
+# WHAT ONE MAKES UP
+################################################################
+
+
+def test_what_names_nothing_is_not_remembered() -> None:
+    """An account remembers names that clients made up; they are no longer than real ones."""
+    pool = make_config(describe("a")).pools["home"]
+    key = pool.keys[0]
+
+    def read(**body: Json) -> Any:  # noqa: ANN401 (a call)
+        return read_call(CallKind.RESPONSES, {"model": "m"} | body, {}, pool, key)
+
+    longest = "m" * MODEL_CHARS_MAX
+    assert read(model=longest).model == longest
+    with pytest.raises(PoolerError) as caught:
+        read(model=longest + "m")
+    assert caught.value.code == "model_not_found"
+
+    known = "r" * RESPONSE_ID_CHARS_MAX
+    assert read(previous_response_id=known).response is not None
+    assert read(prompt_cache_key="s").session is not None
+    for odd in (known + "r", ["r"], {"r": 1}, 7, True):
+        assert read(previous_response_id=odd).response is None
+    for odd in (["s"], {"s": 1}, 7, True):
+        assert read(prompt_cache_key=odd).session is None
