@@ -227,7 +227,8 @@ UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of an answer that is passed on; a long
 EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
 TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of an answer, which is written anew in one step
 SESSION_CHARS_MAX: Final = 256
-MODEL_CHARS_MAX: Final = 256  # of a client's; names are kept where an upstream lacks the model
+MODEL_CHARS_MAX: Final = 200  # of a name: an account remembers some that clients made up
+RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response, to be known again; real ones have 60
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
 LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
 RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
@@ -465,11 +466,12 @@ def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
     if plain.count(b'"') > 4 * (members_max + 1):
         return "too many members"
     outside = b"".join(plain.split(b'"')[::2])
-    if outside.count(b",") + outside.count(b"[") + outside.count(b"{") > members_max:
-        return "too many members"
     brackets = outside.translate(None, _NOT_BRACKETS)
-    if 2 * (brackets.count(b"]") + brackets.count(b"}")) > len(brackets):
-        return "more brackets that close than open"  # of which there may be as many as bytes
+    openers = brackets.count(b"[") + brackets.count(b"{")
+    if outside.count(b",") + openers > members_max:
+        return "too many members"
+    if 2 * openers < len(brackets):  # valid JSON has as many of both; each costs a step below
+        return "more brackets that close than open"
     depth = 0
     for byte in brackets:
         depth += 1 if byte in b"[{" else -1
@@ -558,8 +560,10 @@ def _object(value: Json) -> dict[str, Json]:
     return value if isinstance(value, dict) else {}
 
 
-def _text(value: Json) -> str:
-    return value if isinstance(value, str) else ""
+def _text_at(value: Json, name: str) -> str:
+    """A member that is text; "" where there is none."""
+    found = _object(value).get(name)
+    return found if isinstance(found, str) else ""
 
 
 def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> dict[str, Json]:
@@ -820,7 +824,7 @@ DEFAULT_LISTEN: Final = (
 RENEWAL_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")
 RENEWAL_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
-_MODEL: Final = r"[\x21-\x7e]{1,200}"
+_MODEL: Final = rf"[\x21-\x7e]{{1,{MODEL_CHARS_MAX}}}"
 # A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
 _LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _ORIGIN: Final = r"https?://[a-z0-9.\-\[\]:]+"
@@ -1895,8 +1899,10 @@ def read_call(
     if not is_model_allowed(model, pool, key):
         raise PoolerError("model_not_found")
     named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
-    session = (named or _text(body.get("prompt_cache_key")) or socket_id)[:SESSION_CHARS_MAX]
-    previous = _text(body.get("previous_response_id"))
+    # What is no text names nothing: to write it out could take long.
+    session = (named or _text_at(body, "prompt_cache_key") or socket_id)[:SESSION_CHARS_MAX]
+    previous = _text_at(body, "previous_response_id")
+    is_short = len(previous) <= RESPONSE_ID_CHARS_MAX  # one that is not is nobody's
     scope = (pool.name, key.name)
     return Call(
         kind=kind,
@@ -1907,7 +1913,7 @@ def read_call(
         is_stream=bool(socket_id) or body.get("stream") is True,
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
         session=digest_parts(*scope, "session", session) if session else None,
-        response=digest_parts(*scope, "response", previous) if previous else None,
+        response=digest_parts(*scope, "response", previous) if previous and is_short else None,
         path=native_path or kind.value,
         is_native=bool(native_path),
         obstacle=obstacle,
@@ -1993,12 +1999,6 @@ _CHAT_NOTABLE: Final = re.compile(
 def _objects(values: Json) -> list[dict[str, Json]]:
     """The objects in what may be a list."""
     return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
-
-
-def _text_at(value: Json, name: str) -> str:
-    """A member that is text; "" where there is none."""
-    found = _object(value).get(name)
-    return found if isinstance(found, str) else ""
 
 
 def _label_at(value: Json, name: str) -> str:
@@ -4784,7 +4784,9 @@ class ClientConnection(Connection):
         wait = limits.head_seconds_max if self.is_first else limits.keep_alive_seconds_max
         self.is_first = False
         try:
-            if not self.buffer:
+            if self.buffer:
+                await trio.lowlevel.checkpoint()  # others come between what was sent ahead
+            else:
                 reaper.watch(self, trio.current_time() + wait)
                 self.buffer = await self.receive()
                 reaper.forget(self)
@@ -5885,7 +5887,8 @@ class Place(NamedTuple):
 class Unpacking:
     """Lets one large body at a time be taken apart: as text it may be eight times as large.
 
-    Called with its holder and length it is a context manager.  Keys take turns.
+    Called with its holder and length it is a context manager.  Keys take turns.  What takes long
+    for another reason than its length is large, too.
     """
 
     def __init__(self) -> None:
@@ -5893,7 +5896,7 @@ class Unpacking:
         self.by_holder: dict[Hashable, trio.Lock] = {}  # of those who are here or wait
 
     @contextlib.asynccontextmanager
-    async def __call__(self, holder: Hashable, byte_count: int) -> AsyncIterator[None]:
+    async def __call__(self, holder: Hashable, byte_count: float = math.inf) -> AsyncIterator[None]:
         if byte_count <= RECEIVE_BYTES:
             yield
             return
@@ -5933,6 +5936,7 @@ class Shared:
     is_stopped: bool = False
     endpoints: dict[str, Endpoint] = field(default_factory=dict)  # of the configuration as it is
     unpacking: Unpacking = field(default_factory=Unpacking)
+    listing: Unpacking = field(default_factory=Unpacking)  # of models: a pool may have thousands
     files: Files = field(default_factory=Files)
 
     def __post_init__(self) -> None:
@@ -7439,7 +7443,7 @@ class Turn(Exchange):
         return self.socket.stop_code or ("server_stopping" if self.server.is_stopped else "")
 
     def understand(self, body: dict[str, Json]) -> dict[str, Json]:
-        """The call in a frame; a `stream_id` is not the upstream's business.
+        """The call in a frame, without its `stream_id`, which is not the upstream's business.
 
         Raises: PoolerError (invalid_value).
         """
@@ -7839,10 +7843,11 @@ class Server(Shared):
             await self.read_post(exchange, head, key, route)
         else:
             await self.want_catalogues(pool)
-            body = self.answer_get(head, route, key, pool, model)
-            if not exchange.hold_body(len(body)):  # some MiB of models, for a client that rests
+            async with self.listing(exchange.holder):
+                shown = self.answer_get(head, route, key, pool, model)
+            if not exchange.hold_body(len(shown)):  # some MiB of models, for a client that rests
                 raise PoolerError("pool_busy", "Too much is held here. Retry in a moment.")
-            await exchange.respond(200, body)
+            await exchange.respond(200, shown)
 
     def check_method(self, head: RequestHead, route: Route) -> None:
         """Raises: PoolerError (unsupported_endpoint, method_not_allowed)."""

@@ -66,7 +66,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       '"ECDHE+AESGCM:', '"DHE+AESGCM:ECDHE+AESGCM:',
       "upstream_excess::no_server_chooses_the_modulus_of_a_handshake"),
     M("models_uncounted", "Models that nobody takes are counted.",
-      "if not exchange.hold_body(len(body)):  # some", "if not exchange.hold_body(0):  # some",
+      "if not exchange.hold_body(len(shown)):", "if not exchange.hold_body(0):",
       "upstream_excess::models_that_nobody_takes_are_counted"),
     M("head_as_a_list", "The head in an error tells nothing, in any shape.",
       '    given = _object(frame["headers"])\n',
@@ -78,6 +78,16 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     M("broken_tls_kept", "A connection on which no TLS came is not used again.",
       "            self.is_broken = True\n", "            pass\n",
       "upstream_excess::after_a_record_that_is_no_tls_the_next_request_is_served"),
+    # What clients make up.
+    M("long_response_id", "A response has no id of any length.",
+      "if previous and is_short else None", "if previous else None",
+      "shares::what_names_nothing_is_not_remembered"),
+    M("all_at_once", "What one connection sends ahead is not answered all at once.",
+      "await trio.lowlevel.checkpoint()  # others come between what was sent ahead", "pass",
+      "long/no_stall::no_request_without_a_body_holds_the_loop_for_long"),
+    M("lists_at_once", "Models are listed for one request after the other.",
+      "async with self.listing(exchange.holder):", "if True:",
+      "long/no_stall::no_request_without_a_body_holds_the_loop_for_long"),
     # Keys.
     M("hash_is_a_key", "A hash from a file never becomes a password.",
       'is_hash = secret.lower().startswith("sha256:")', "is_hash = False",
@@ -297,13 +307,13 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       '_UNREADABLE: Final = re.compile("could', '_UNREADABLE: Final = re.compile("(?s)an?.*could',
       "linear_time::the_time_of_a_pattern_is_linear"),
     M("closers_counted", "Brackets that only close are not counted one by one.",
-      '    if 2 * (brackets.count(b"]")', '    if 0 * (brackets.count(b"]")',
+      '    if 2 * openers < len(brackets):', '    if False:',
       "longest_step::no_brackets_that_only_close_take_long"),
     M("any_name_of_a_model", "The name of a model has just so many characters.",
       "    if len(model) > MODEL_CHARS_MAX:", "    if False:",
       "keys::the_name_of_a_model_has_so_many_characters"),
     M("anything_is_a_session", "What is no text names no session.",
-      'named or _text(body.get("prompt_cache_key"))',
+      'named or _text_at(body, "prompt_cache_key")',
       'named or str(body.get("prompt_cache_key") or "")',
       "account_choice::what_is_no_text_names_no_session"),
     M("alias_ignored", "An alias changes no value but that of the model.",
@@ -602,11 +612,14 @@ def mutated(mutation: Mutation, source: str) -> str:
 
 
 def node_ids(tests: str) -> list[str]:
-    """`keys::a_b` is tests/test_keys.py::test_a_b; `keys` is the whole file."""
+    """`keys::a_b` is tests/test_keys.py::test_a_b, `keys` its whole file; `long/a` is in a folder."""
     parts = [test.partition("::") for test in tests.split()]
-    return [
-        f"tests/test_{module}.py" + (f"::test_{name}" if name else "") for module, _, name in parts
-    ]
+    found = []
+    for module, _, name in parts:
+        folder, _, file = module.rpartition("/")
+        path = "/".join(filter(None, ["tests", folder, f"test_{file}.py"]))
+        found.append(path + (f"::test_{name}" if name else ""))
+    return found
 
 
 def run_tests(tests: str, mutation: Mutation | None = None) -> str:

@@ -179,6 +179,14 @@ def test_strings_without_separators_are_too_many_too() -> None:
     refuses(lambda: judge(b'{"a": ' + b'"x" ' * 2_000_000 + b"}"))
 
 
+@pytest.mark.parametrize("unit", [b"]", b"} ", b"]}", b"][}"])
+def test_brackets_that_close_nothing_are_counted_too(unit: bytes) -> None:
+    """Not JSON either; but how deep a text is, is found out one bracket at a time."""
+    begun = b'{"a":[' + b"[]," * LIMITS.json_depth_max
+    for count in (LIMITS.json_depth_max + 2, LIMITS.json_separators_max // 4, 10_000_000):
+        refuses(lambda count=count: check_json_shape(begun + unit * count, LIMITS))  # type: ignore[misc] # bound now
+
+
 def test_quotes_are_counted_before_a_list_of_strings_is_made() -> None:
     """Which would be many times as large as the body."""
     body = b'{"a": [' + b"[" * LIMITS.json_depth_max + b'"' * 4_000_000

@@ -310,7 +310,7 @@ async def test_no_control_byte_of_a_models_name_is_in_the_log(autojump_clock: Mo
     del whole["pools"]["home"]["models"], whole["accounts"]["a"]["models"]
     async with opened_world(whole) as world:
         let_answer(world)
-        for model in ("m\n1", "\x1b[31m", "\r\n{}", "\u2028é", "\ud800", "x" * 256, '","a":"'):
+        for model in ("m\n1", "\x1b[31m", "\r\n{}", "\u2028é", "\ud800", "x" * 200, '","a":"'):
             assert (await world.ask(ask_with({"model": model, "input": "x"}))).status == 200
             assert len(json.dumps(world.records[-1])) < 1000
         check_log(world)

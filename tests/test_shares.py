@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import trio
@@ -18,12 +18,17 @@ import trio.testing
 from trio.testing import MockClock
 
 from pooler import (
+    MODEL_CHARS_MAX,
     PLACES_KEPT_PART,
     RECEIVE_BYTES,
+    RESPONSE_ID_CHARS_MAX,
     SPARE_CONNECTIONS_MAX,
     Budget,
+    CallKind,
     Memory,
+    PoolerError,
     Unpacking,
+    read_call,
 )
 from tests.fakes import (
     KEY,
@@ -433,3 +438,31 @@ async def test_no_key_pushes_out_the_session_of_another(autojump_clock: MockCloc
         await world.server.reload(lambda: (config, {}))
         await world.ask(mine)
         assert world.records[-1]["account"] == first["account"]
+
+
+################################################################
+# WHAT ONE MAKES UP
+################################################################
+
+
+def test_what_names_nothing_is_not_remembered() -> None:
+    """An account remembers names that clients made up; they are no longer than real ones."""
+    pool = make_config(describe("a")).pools["home"]
+    key = pool.keys[0]
+
+    def read(**body: Json) -> Any:  # noqa: ANN401 (a call)
+        return read_call(CallKind.RESPONSES, {"model": "m"} | body, {}, pool, key)
+
+    longest = "m" * MODEL_CHARS_MAX
+    assert read(model=longest).model == longest
+    with pytest.raises(PoolerError) as caught:
+        read(model=longest + "m")
+    assert caught.value.code == "invalid_value"
+
+    known = "r" * RESPONSE_ID_CHARS_MAX
+    assert read(previous_response_id=known).response is not None
+    assert read(prompt_cache_key="s").session is not None
+    for odd in (known + "r", ["r"], {"r": 1}, 7, True):
+        assert read(previous_response_id=odd).response is None
+    for odd in (["s"], {"s": 1}, 7, True):
+        assert read(prompt_cache_key=odd).session is None

@@ -10,7 +10,9 @@ are known.  Each case prints one line of figures.
 from __future__ import annotations
 
 import math
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,8 +25,10 @@ from tests.hostile import (
     DELTA,
     EMOJI,
     END,
+    HEALTH,
     KIB,
     MIB,
+    MODEL,
     OPERATOR,
     SSE_HEAD,
     TURN,
@@ -41,6 +45,7 @@ from tests.hostile import (
     opened_rig,
     paired,
     plays,
+    read_all,
     server_message,
     streams_well,
     take_message,
@@ -196,6 +201,12 @@ def hidden_models(inner: bytes) -> Callable[[], bytes]:
     return lambda: b'{"a":' + inner + b',"stream":true,"input":"","model":"nick"}'
 
 
+def odd_name(member: str) -> Callable[[], bytes]:
+    """A list where a name should be, of letters that take most when they are shown."""
+    begun = b'{"model":"m1","stream":true,"input":"","' + member.encode() + b'":["'
+    return lambda: filled(begun, "\U0010ffff".encode(), b'"]}', FULL)
+
+
 def chunked(rig: Rig) -> None:
     """A body of 2 MiB in chunks of one byte."""
     rig.upstream.plays["a0"] = streams_well
@@ -232,6 +243,11 @@ BODY_DOSES: Final[dict[str, Dose]] = {
     "body, brackets in a text": posted(text_of(b"[{")),
     "body, a long number": posted(lambda: BEGUN + b"9" * FULL + b"}"),
     "body, blanks": posted(lambda: BEGUN + b"0" + b" " * FULL + b"}"),
+    "body, brackets that close nothing": posted(
+        lambda: filled(BEGUN + b"[" + b"[]," * 200, b"] ", b"}", FULL)
+    ),
+    "body, a response id that is a list": posted(odd_name("previous_response_id")),
+    "body, a session that is a list": posted(odd_name("prompt_cache_key")),
     "body, nested models": posted(
         hidden_models(filled(b"[", b'{"model":"x"},', b"1]", MEMBERS * 7))
     ),
@@ -259,6 +275,63 @@ BODY_DOSES: Final[dict[str, Dose]] = {
 @pytest.mark.parametrize("name", BODY_DOSES)
 def test_no_body_holds_the_loop_for_long(name: str, stand: Stand) -> None:
     check(name, stand, BODY_DOSES[name])
+
+
+################################################################
+# REQUESTS THAT HAVE NO BODY
+################################################################
+
+MANY_MODELS: Final = [MODEL, *(f"m-{at}" for at in range(2, 1900))]
+
+
+def at_once(raw: bytes, count: int) -> Dose:
+    """So many connections that have sent this before the pooler looks at any of them."""
+
+    def dose(rig: Rig) -> None:
+        clients = [rig.connect() for _ in range(count)]
+        for client in clients:
+            client.sendall(HEALTH)
+            client.recv(4096)
+        os.kill(rig.pid, signal.SIGSTOP)
+        for client in clients:
+            client.sendall(raw)
+        os.kill(rig.pid, signal.SIGCONT)
+        for client in clients:
+            with client:
+                read_all(client)
+
+    return dose
+
+
+def ahead(raw: bytes, count: int = 1) -> Dose:
+    """As many of this request as may be sent ahead on a connection, and the last one."""
+    last = request("GET", "/healthz", key=None, headers=CLOSES)
+    return at_once(raw * (64 * KIB // len(raw)) + last, count)
+
+
+GET_DOSES: Final[dict[str, Dose]] = {
+    "ahead, unknown paths": ahead(request("GET", "/x", key=None), 24),
+    "ahead, one model": ahead(request("GET", f"/v1/models/{MODEL}", key=key_of("a0"))),
+    "ahead, HEAD of the models": ahead(request("HEAD", "/v1/models", key=key_of("a0"))),
+    "250 lists": at_once(request("GET", "/v1/models", key=key_of("a0"), headers=CLOSES), 250),
+}
+
+
+@pytest.fixture(scope="module")
+def listing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, Probe]]:
+    """A pool with about as many models as there may be."""
+    accounts, pools = paired(1, models=MANY_MODELS)
+    with opened_rig(tmp_path_factory.mktemp("listing"), accounts, pools) as rig:
+        probe = Probe(rig)
+        yield rig, probe
+        probe.close()
+
+
+@pytest.mark.parametrize("name", GET_DOSES)
+def test_no_request_without_a_body_holds_the_loop_for_long(
+    name: str, listing: tuple[Rig, Probe]
+) -> None:
+    judge(name, lambda: measured(*listing, GET_DOSES[name]))
 
 
 ################################################################
