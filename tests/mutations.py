@@ -612,7 +612,7 @@ def mutated(mutation: Mutation, source: str) -> str:
 
 
 def node_ids(tests: str) -> list[str]:
-    """`keys::a_b` is tests/test_keys.py::test_a_b, `keys` its whole file; `long/a` is in a folder."""
+    """`keys::a_b` is tests/test_keys.py::test_a_b, `keys` its file; `long/a` is in a folder."""
     parts = [test.partition("::") for test in tests.split()]
     found = []
     for module, _, name in parts:
