@@ -4563,7 +4563,7 @@ class UpstreamConnection(Connection):
     is_at_end: bool = False
     kept: deque[UpstreamConnection] | None = None  # where it waited for this exchange
     is_cut: bool = False  # the request was not sent whole
-    is_slow: bool = False  # it did not go out at once
+    is_large: bool = False  # it has more than one step
     interim_count: int = 0  # 1xx answers of this exchange
     is_malformed: bool = False  # something came in the place of a head
 
@@ -4571,10 +4571,10 @@ class UpstreamConnection(Connection):
     def is_reusable(self) -> bool:
         """Whether the answer is whole, and nothing but it has come.
 
-        A slow request that was refused may never be read to its end, though the system has taken
+        A large request that was refused may never be read to its end, though the system has taken
         all of it: the next one would wait behind it.
         """
-        is_clean = not (self.buffer or self.is_cut or (self.is_slow and self.head.status >= 300))
+        is_clean = not (self.buffer or self.is_cut or (self.is_large and self.head.status >= 300))
         if isinstance(self.stream, TlsStream):
             is_clean &= not self.stream.holds_more
         return self.is_at_end and self.head.keeps_alive and is_clean
@@ -4600,7 +4600,8 @@ class UpstreamConnection(Connection):
         What `send_rest` is to send in steps; None, if all has gone.
         """
         self.is_at_end = False  # so that it is not kept before its answer is whole
-        self.head, self.interim_count, self.is_slow = UNANSWERED, 0, False
+        self.head, self.interim_count = UNANSWERED, 0
+        self.is_large = len(body) > RECEIVE_BYTES
         steps = in_steps(head, body)
         for step in itertools.islice(steps, STEPS_AT_ONCE_MAX):
             if isinstance(self.stream, TlsStream):
@@ -4619,7 +4620,7 @@ class UpstreamConnection(Connection):
         Raises: BrokenResourceError, BadSyntax, DeadlinePassed, where neither the whole of the
         request went out nor an answer came in.
         """
-        self.is_cut = self.is_slow = True
+        self.is_cut = True  # until it is out
         failure: type[Exception] = trio.BrokenResourceError
         async with trio.open_nursery() as nursery:  # holds: the reader of the answer's head
             sending, reading_seconds = trio.CancelScope(), 0.0

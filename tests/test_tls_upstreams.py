@@ -169,7 +169,7 @@ PATIENT: Final = {
 }
 
 
-KIB_SENT: Final = (600, 1024, 8192)
+KIB_SENT: Final = (100, 600, 1024, 8192)
 KEPT: Final = [f"kept-{kib}" for kib in KIB_SENT]
 
 
