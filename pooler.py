@@ -5265,13 +5265,18 @@ class UpstreamConnection(Connection):
     is_at_end: bool = False
     kept: deque[UpstreamConnection] | None = None  # where it waited for this exchange
     is_cut: bool = False  # the request was not sent whole
+    is_large: bool = False  # it has more than one step
     interim_count: int = 0  # 1xx answers of this exchange
     is_malformed: bool = False  # something came in the place of a head
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the answer is whole and nothing has come but it."""
-        is_clean = not (self.buffer or self.is_cut)
+        """Whether the answer is whole, and nothing but it has come.
+
+        A large request that was refused may never be read to its end, though the system has taken
+        all of it: the next one would wait behind it.
+        """
+        is_clean = not (self.buffer or self.is_cut or (self.is_large and self.head.status >= 300))
         if isinstance(self.stream, TlsStream):
             is_clean &= not self.stream.holds_more
         return self.is_at_end and self.head.keeps_alive and is_clean
@@ -5298,6 +5303,7 @@ class UpstreamConnection(Connection):
         """
         self.is_at_end = False  # so that it is not kept before its answer is whole
         self.head, self.interim_count = UNANSWERED, 0
+        self.is_large = len(body) > RECEIVE_BYTES
         steps = in_steps(head, body)
         for step in itertools.islice(steps, STEPS_AT_ONCE_MAX):
             if isinstance(self.stream, TlsStream):
@@ -5316,7 +5322,7 @@ class UpstreamConnection(Connection):
         Raises: BrokenResourceError, BadSyntax, DeadlinePassed, where neither the whole of the
         request went out nor an answer came in.
         """
-        self.is_cut = True
+        self.is_cut = True  # until it is out
         failure: type[Exception] = trio.BrokenResourceError
         async with trio.open_nursery() as nursery:  # holds: the reader of the answer's head
             sending, reading_seconds = trio.CancelScope(), 0.0

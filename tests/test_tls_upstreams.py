@@ -169,6 +169,10 @@ PATIENT: Final = {
 }
 
 
+KIB_SENT: Final = (100, 600, 1024, 8192)
+KEPT: Final = [f"kept-{kib}" for kib in KIB_SENT]
+
+
 @pytest.fixture(scope="module")
 def patient_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     names = [f"{scheme}-{name}" for scheme in SCHEMES for name in PATIENT]
@@ -176,7 +180,7 @@ def patient_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         name: {"base_url": name.partition("-")[0]} for name in names
     }
     accounts |= {scheme: {"base_url": scheme} for scheme in SCHEMES}
-    for name in ("kept", "replaced-shut", "replaced-closed", "given-up"):
+    for name in (*KEPT, "replaced-shut", "replaced-closed", "given-up"):
         accounts |= {f"{scheme}-{name}": {"base_url": scheme} for scheme in SCHEMES}
     pools = {name: [name] for name in accounts}
     for scheme in SCHEMES:
@@ -214,11 +218,13 @@ def test_a_good_word_before_the_end_of_the_request_does_not_stop_it(
     assert len(set(upstream.lines_of(account))) == 1
 
 
+@pytest.mark.parametrize("kib", KIB_SENT)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_refusal_on_a_kept_connection_is_the_answer_and_the_last_there(
-    patient_site: Site, scheme: str
+    patient_site: Site, scheme: str, kib: int
 ) -> None:
-    upstream, account = upstream_of(patient_site, scheme), f"{scheme}-kept"
+    """Also where the system has taken what is left of the request: it may never be read."""
+    upstream, account = upstream_of(patient_site, scheme), f"{scheme}-kept-{kib}"
 
     def play(line: Line, head: bytes) -> bool:
         if len(upstream.lines_of(account)) == 2:
@@ -229,7 +235,7 @@ def test_a_refusal_on_a_kept_connection_is_the_answer_and_the_last_there(
         return True
 
     upstream.plays[account] = play
-    statuses = [patient_site.ask(account, {"input": "x" * MIB})[0] for _ in range(4)]
+    statuses = [patient_site.ask(account, {"input": "x" * kib * 1024})[0] for _ in range(4)]
     assert statuses == [200, 413, 200, 200]
     numbers = [line.number for line in upstream.lines_of(account)]
     assert [number - numbers[0] for number in numbers] == [0, 0, 1, 1]
