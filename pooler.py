@@ -218,6 +218,10 @@ TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum'
 INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
 OUTPUT_ITEMS_MAX: Final = 4_000  # of an answer: all told at its end, they hold the loop 80 ms
 MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's words: searched, and shown
+# Of a client's body, as escapes or in short strings.  So much and all the members that there may be
+# are read in about 120 ms; twice as much of both would take twice as long.
+MUCH_TEXT_BYTES: Final = 16 * MIB
+FLOATS_MAX: Final = 100_000  # in a client's body: to write one anew takes 0.7 us
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 JSON_DEPTH_MAX: Final = 500  # of an upstream's: more than a body's, for answers repeat its tools
 JSON_MEMBERS_MAX: Final = 100_000  # of an upstream's: read with 16 MiB they take about 120 ms
@@ -275,30 +279,48 @@ class Budget:
     """A count of bytes that many holders share; nobody may hold more than is left for the others.
 
     So one alone gets half of it, and whoever comes next may have half of what he finds.
-    A holder is a pool key, by its pool and name, or an account, by its name.
+    A holder is a pool key, by its pool and name, or an account, by its name.  What an account
+    holds is held for a key, its user: no user has more than the account could still take for the
+    others, so that one who reads slowly does not keep them from their answers.
     """
 
     bytes_max: int
     bytes_held: int = 0
     by_holder: dict[Hashable, int] = field(default_factory=dict)  # none of them is 0
+    by_user: dict[tuple[Hashable, Hashable], int] = field(default_factory=dict)  # nor of these
 
-    def grow(self, holder: Hashable, byte_count: int) -> bool:
+    def grow(self, holder: Hashable, byte_count: int, user: Hashable = None) -> bool:
         """Take `byte_count` more (negative: give back); False, and nothing taken, if too many."""
         if byte_count > 0:
             left = self.bytes_max - self.bytes_held - byte_count
-            if self.by_holder.get(holder, 0) + byte_count > left:
+            spare = left - self.by_holder.get(holder, 0) - byte_count
+            if spare < 0:
                 return False
 
-        self.force(holder, byte_count)
+            # Each byte that the holder takes is one fewer that is left, too.
+            if user is not None and 2 * (self.held_for(holder, user) + byte_count) > spare:
+                return False
+
+        self.force(holder, byte_count, user)
         return True
 
-    def force(self, holder: Hashable, byte_count: int) -> None:
+    def held_for(self, holder: Hashable, user: Hashable) -> int:
+        return self.by_user.get((holder, user), 0)
+
+    def force(self, holder: Hashable, byte_count: int, user: Hashable = None) -> None:
         """Count what is held anyway."""
         held = self.by_holder.pop(holder, 0) + byte_count
         self.bytes_held += byte_count
         assert held >= 0
         if held:
             self.by_holder[holder] = held
+        if user is None:
+            return
+
+        used = self.by_user.pop((holder, user), 0) + byte_count
+        assert used >= 0
+        if used:
+            self.by_user[holder, user] = used
 
 
 ################################################################
@@ -413,6 +435,9 @@ class PoolerError(Exception):
         code = self.told_code
         shown = {"message": self.public, "type": self.type, "code": code, "param": self.param}
         return json.dumps({"error": shown | dict(self.details)}).encode(), "application/json"
+
+
+TOO_MUCH_HELD: Final = "Too much is held here. Retry in a moment."  # pool_busy, of an answer
 
 
 @dataclass(eq=False)
@@ -1200,10 +1225,10 @@ class _Loader:
         return Pool(name=name, **found)
 
     def warn_of_budgets(self, limits: Limits) -> None:
-        """A body or an event of the largest size needs room, of which one holder has half."""
+        """What has the largest size needs room: one key has half of it, of events a quarter."""
         pairs = (
             ("bodies_bytes_max", 8, "body_bytes_max"),  # as text a body may be 8 times as large
-            ("events_bytes_max", 2, "event_bytes_max"),
+            ("events_bytes_max", 4, "event_bytes_max"),
         )
         for name, times, one in pairs:
             if getattr(limits, name) < times * getattr(limits, one):
@@ -1825,8 +1850,15 @@ SESSION_HEADERS: Final = (
 
 
 def check_json_shape(body: bytes, limits: Limits) -> None:
-    """Refuse a body that is too deep or has too many members.  Raises: PoolerError."""
-    if excess := json_excess(body, limits.json_depth_max, limits.json_separators_max):
+    """Refuse a body that is too deep or has too many members.  Raises: PoolerError.
+
+    Text takes its time beside the members: where there is much of it, half as many may be there.
+    """
+    members_max = limits.json_separators_max
+    if len(body) > MUCH_TEXT_BYTES:
+        members_max //= 2
+
+    if excess := json_excess(body, limits.json_depth_max, members_max):
         raise PoolerError("invalid_json", f"The request body has {excess}.")
 
 
@@ -1843,16 +1875,21 @@ def _short_int(digits: str) -> int:
     return int(digits)
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):  # NaN is none
-        raise ValueError("no finite number")
-    return value
+def _strict_decoder() -> json.JSONDecoder:
+    """A decoder for one body, of which it counts the floats."""
+    counter = itertools.count(1)
 
+    def finite(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):  # NaN is none
+            raise ValueError("no finite number")
+        if next(counter) > FLOATS_MAX:
+            raise ValueError("too many floats")
+        return value
 
-_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_once, parse_int=_short_int, parse_float=_finite, parse_constant=_finite
-)
+    return json.JSONDecoder(
+        object_pairs_hook=_once, parse_int=_short_int, parse_float=finite, parse_constant=finite
+    )
 
 
 def parse_json_object(body: bytes) -> dict[str, Json]:
@@ -1861,7 +1898,7 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
     Raises: PoolerError (invalid_json).
     """
     try:
-        value = uncollected(_DECODER.decode, body.decode("utf-8"))
+        value = uncollected(_strict_decoder().decode, body.decode("utf-8"))
     except (ValueError, RecursionError):
         raise PoolerError("invalid_json") from None
     if not isinstance(value, dict):
@@ -5393,13 +5430,16 @@ class UpstreamConnection(Connection):
     async def read_body(self, bytes_max: int, hold: Callable[[int], bool] | None = None) -> bytes:
         """The whole body; `hold`, if given, counts its bytes, and may refuse them.
 
-        Raises: PeerClosed; BadSyntax, also where it is too large.
+        Raises: PeerClosed; BadSyntax, also where it is too large; PoolerError (pool_busy).
         """
         body = bytearray()  # one block that grows: freed pieces would leave holes in the heap
         while piece := await self.receive_body():
-            is_refused = hold is not None and not hold(len(piece))
-            if is_refused or len(body) + len(piece) > bytes_max:
+            if len(body) + len(piece) > bytes_max:
                 raise BadSyntax("body too large")
+
+            if hold is not None and not hold(len(piece)):
+                raise PoolerError("pool_busy", TOO_MUCH_HELD)
+
             body += piece
         return bytes(body)
 
@@ -6261,7 +6301,7 @@ class Exchange:
 
     def hold_answer(self, byte_count: int) -> bool:
         """Hold so many bytes more of the answer (negative: less); False, where that is too much."""
-        if not self.server.events.grow(self.answer_of, byte_count):
+        if not self.server.events.grow(self.answer_of, byte_count, self.holder):
             return False
 
         self.answer_held += byte_count
@@ -6273,11 +6313,11 @@ class Exchange:
         Raises: PoolerError (pool_busy).
         """
         if byte_count > RECEIVE_BYTES and not self.hold_answer(byte_count):
-            raise PoolerError("pool_busy", "Too much is held here. Retry in a moment.")
+            raise PoolerError("pool_busy", TOO_MUCH_HELD)
 
     def replace_answer(self, body: bytes) -> None:
         """Hold this of the answer and nothing else; never refused, for it is made of what was."""
-        self.server.events.force(self.answer_of, len(body) - self.answer_held)
+        self.server.events.force(self.answer_of, len(body) - self.answer_held, self.holder)
         self.answer_held = len(body)
 
     async def start(
@@ -6562,7 +6602,7 @@ class Attempt:
         """
         exchange, body = self.exchange, b""
         until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
-        with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed):
+        with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed, PoolerError):
             read = functools.partial(
                 self.connection.read_body, ERROR_BODY_BYTES_MAX, exchange.hold_answer
             )
@@ -6609,16 +6649,18 @@ class Attempt:
     def count_held(self, held_back: int = 0) -> None:
         """Count what is held: an unfinished event, whole ones held back, what the end is made of.
 
-        Raises: BadSyntax, where that is too much.
+        Raises: BadSyntax, where one event is too large; PoolerError (pool_busy).
         """
         exchange, pending = self.exchange, self.scanner.bytes_pending
         kept = 0 if self.translator is None else self.translator.bytes_kept
         more = pending + held_back + kept - exchange.answer_held
         if not more:  # as after nearly every event
             return
-        is_large = max(pending, held_back) > exchange.limits.event_bytes_max
-        if is_large or not exchange.hold_answer(more):
+        if max(pending, held_back) > exchange.limits.event_bytes_max:
             raise BadSyntax("event too large")
+
+        if not exchange.hold_answer(more):
+            raise PoolerError("pool_busy", TOO_MUCH_HELD)
 
     def judge_failure(self) -> Fault | None:
         """What the failure that the stream has told means."""
@@ -6995,7 +7037,7 @@ Start = Callable[[Work], None]  # in a task of its own
 def counted(hold: Hold, byte_count: int) -> Iterator[None]:
     """Count bytes for as long as the block runs.  Raises: PoolerError (pool_busy)."""
     if not hold(byte_count):
-        raise PoolerError("pool_busy", "Too much is held here. Retry in a moment.")
+        raise PoolerError("pool_busy", TOO_MUCH_HELD)
     try:
         yield
     finally:
@@ -7283,12 +7325,19 @@ class UpstreamSocket(UpstreamConnection):
         return ResponseHead(status, headers, NO_BODY, keeps_alive=True)
 
     async def read_body(self, bytes_max: int, hold: Callable[[int], bool] | None = None) -> bytes:
-        """The error frame that the turn began, and ended, with.  Raises: BadSyntax."""
+        """The error frame that the turn began, and ended, with.
+
+        Raises: BadSyntax, where it is too large; PoolerError (pool_busy).
+        """
         self.is_at_end = True
         error = self.first.pop()
         self.frames.hold(-len(error))
-        if len(error) > bytes_max or (hold is not None and not hold(len(error))):
+        if len(error) > bytes_max:
             raise BadSyntax("body too large")
+
+        if hold is not None and not hold(len(error)):
+            raise PoolerError("pool_busy", TOO_MUCH_HELD)
+
         return error
 
     async def receive_body(self) -> bytes:
@@ -7528,7 +7577,7 @@ class Turn(Exchange):
             return None
         if not is_upgraded(answer, nonce):
             raise BadSyntax("no upgrade")
-        hold = functools.partial(self.server.events.grow, account.name)
+        hold = functools.partial(self.server.events.grow, account.name, user=self.holder)
         frames = Frames(connection, limits.event_bytes_max, hold, limits)
         self.upstream = upstream = UpstreamSocket(
             connection.stream, owner=owner, frames=frames, end=lambda: client.end(1001)
@@ -7852,7 +7901,7 @@ class Server(Shared):
             async with self.listing(exchange.holder):
                 shown = self.answer_get(head, route, key, pool, model)
             if not exchange.hold_body(len(shown)):  # some MiB of models, for a client that rests
-                raise PoolerError("pool_busy", "Too much is held here. Retry in a moment.")
+                raise PoolerError("pool_busy", TOO_MUCH_HELD)
             await exchange.respond(200, shown)
 
     def check_method(self, head: RequestHead, route: Route) -> None:

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from pooler import (
+    FLOATS_MAX,
     INTEGER_DIGITS_MAX,
+    MUCH_TEXT_BYTES,
     Limits,
     PoolerError,
     check_json_shape,
@@ -172,6 +174,34 @@ def test_separators_at_the_limit_and_one_past_it(kind: str, limits: Limits) -> N
     assert body.count(b",") + body.count(b"[") + body.count(b"{") == count
     judge(body, limits)
     refuses(lambda: check_json_shape(members(count + 1, kind), limits))
+
+
+@pytest.mark.parametrize("kind", ["commas", "openers", "names"])
+@pytest.mark.parametrize("text", [b"x", b"\\n", "\u00e9".encode()])
+def test_where_there_is_much_text_half_as_many_members_may_be(kind: str, text: bytes) -> None:
+    """As every member takes its time, and every escape."""
+    count = LIMITS.json_separators_max // 2
+
+    def padded(member_count: int, byte_count: int) -> bytes:
+        begun = members(member_count - 1, kind)[:-1] + b',"much":"'
+        texts = (byte_count - len(begun) - 2) // len(text)
+        filling = text * texts + b"x" * (byte_count - len(begun) - 2 - texts * len(text))
+        return begun + filling + b'"}'
+
+    judge(padded(count, MUCH_TEXT_BYTES + 1), LIMITS)
+    judge(padded(2 * count, MUCH_TEXT_BYTES), LIMITS)
+    refuses(lambda: check_json_shape(padded(count + 1, MUCH_TEXT_BYTES + 1), LIMITS))
+    refuses(lambda: check_json_shape(padded(2 * count + 1, MUCH_TEXT_BYTES), LIMITS))
+
+
+@pytest.mark.parametrize("number", [b"0.5", b"-1e3", b"1.7976931348623157e308"])
+def test_floats_at_their_limit_and_one_past_it(number: bytes) -> None:
+    def listed(count: int) -> bytes:
+        return b'{"a":[' + b",".join([number] * count) + b'],"b":[1,2,3]}'
+
+    for _ in range(2):  # each body is counted for itself
+        assert len(judge(listed(FLOATS_MAX))["a"]) == FLOATS_MAX
+    refuses(lambda: judge(listed(FLOATS_MAX + 1)))
 
 
 def test_strings_without_separators_are_too_many_too() -> None:
@@ -374,8 +404,14 @@ WORST: Final[dict[str, Callable[[], bytes]]] = {
     "escaped-members": lambda: b"{" + b",".join(
         b'"%d":"%b"' % (n, b'\\"' * 70) for n in range(LIMITS.json_separators_max - 1)) + b"}",
     "deep-at-the-limit": lambda: b'{"a":[' + b",".join([b"[" * 98 + b"]" * 98] * 1_500) + b"]}",
-    "floats": lambda: b'{"a":[' + b",".join([b"1.7976931348623157e308"] * 199_000) + b"]}",
-    "long-float-each": lambda: b'{"a":[' + b",".join([b"0." + b"7" * 150] * 199_000) + b"]}",
+    "escaped-objects": lambda: b'{"a":[' + b",".join(
+        b'{"%d":"%b"}' % (n, b"\\n" * 320) for n in range(LIMITS.json_separators_max // 4 - 2)
+    ) + b"]}",
+    "escaped-half": lambda: b'{"a":[' + b",".join(
+        b'{"%d":"%b"}' % (n, b"\\n" * 70) for n in range(LIMITS.json_separators_max // 2 - 2)
+    ) + b"]}",
+    "floats": lambda: b'{"a":[' + b",".join([b"1.7976931348623157e308"] * FLOATS_MAX) + b"]}",
+    "long-float-each": lambda: b'{"a":[' + b",".join([b"0." + b"7" * 150] * FLOATS_MAX) + b"]}",
 }  # fmt: skip
 
 
@@ -426,7 +462,7 @@ class Longest(trio.abc.Instrument):
 
 
 ALIASED: Final[dict[str, Callable[[], bytes]]] = {
-    "escaped-members": lambda: WORST["escaped-members"]()[:-1] + b',"model":"small"}',
+    "escaped-members": lambda: WORST["escaped-half"]()[:-1] + b',"model":"small"}',
     "a-long-inner-model": lambda: filled(b"m", b'{"x":{"model":"')[:-50] + b'"},"model":"small"}',
     "escaped-inner-models": lambda: (
         b'{"x":"' + b'\\"model\\":\\"' * 2_000_000 + b'","model":"small"}'),

@@ -36,9 +36,11 @@ from tests.fakes import (
     Client,
     Json,
     Pause,
+    Send,
     Wait,
     World,
     ask_responses,
+    chunk,
     describe,
     json_answer,
     make_config,
@@ -47,6 +49,7 @@ from tests.fakes import (
     request,
     responses_events,
     sse_answer,
+    sse_event,
     sse_steps,
 )
 from tests.sockets import codex_described, socket_world
@@ -79,6 +82,20 @@ def test_a_budget_gives_nobody_more_than_is_left_for_the_others() -> None:
     assert (budget.bytes_held, budget.by_holder) == (0, {})
 
 
+def test_no_key_has_more_of_an_account_than_the_account_could_take_for_the_others() -> None:
+    budget = Budget(1200)
+    assert not budget.grow("a", 301, "laptop")
+    assert budget.grow("a", 300, "laptop")
+    assert not budget.grow("a", 1, "laptop")
+    assert budget.grow("a", 150, "ci")  # of the 600 that are left the account may take 300
+    assert not budget.grow("a", 1, "ci")
+    assert budget.grow("b", 150, "laptop")  # another account's share is another one
+    assert not budget.grow("b", 100, "laptop")
+    for holder, user, count in (("a", "laptop", 300), ("a", "ci", 150), ("b", "laptop", 150)):
+        assert budget.grow(holder, -count, user)
+    assert (budget.bytes_held, budget.by_holder, budget.by_user) == (0, {}, {})
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_so_many_who_take_all_they_can_leave_something_for_the_next(count: int) -> None:
     budget = Budget(1 << 30)
@@ -100,8 +117,8 @@ def test_so_many_who_take_all_they_can_leave_something_for_the_next(count: int) 
             {"bodies_bytes_max": (64 << 20) - 1, "body_bytes_max": 8 << 20},
             ["limits.bodies_bytes_max"],
         ),
-        ({"events_bytes_max": 16 << 20}, ["limits.events_bytes_max"]),
-        ({"events_bytes_max": 32 << 20}, []),
+        ({"events_bytes_max": (64 << 20) - 1}, ["limits.events_bytes_max"]),
+        ({"events_bytes_max": 64 << 20}, []),
     ],
 )
 def test_a_budget_that_is_little_for_what_one_may_hold_is_warned_of(
@@ -178,11 +195,11 @@ async def test_what_a_slow_client_has_not_taken_counts_for_its_account(
     autojump_clock: MockClock,
 ) -> None:
     """The second stream, whose event finds no room, is told so; the first goes on."""
-    total = 1024 * 1024
+    total = 2 * 1024 * 1024
     async with opened_world(describe("a", limits={"events_bytes_max": total})) as world:
         events = responses_events("hi")
         clients = []
-        for size in (300_000, 260_000):
+        for size in (300_000, 240_000):
             large = responses_events("x" * size)[2]
             steps = sse_steps(*events[:3], Pause(1), large, Pause(100), *events[3:])
             world.upstreams["a"].plays(steps)
@@ -195,6 +212,35 @@ async def test_what_a_slow_client_has_not_taken_counts_for_its_account(
         assert b"response.completed" in (await clients[0].read_response()).body
         await world.settle()
         assert world.server.events.bytes_held == 0
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+async def test_what_one_key_does_not_read_leaves_room_for_another_s_answers(
+    is_split: bool, autojump_clock: MockClock
+) -> None:
+    """Of the same account: many streams that are not read, and one of another key that is."""
+    total = 4 * 1024 * 1024
+    described = describe("a", pool={"keys": KEYS}, limits={"events_bytes_max": total})
+    async with opened_world(described) as world:
+        events = responses_events("hi")
+        for size in (700_000, 300_000, 300_000, 100_000, 100_000, 40_000):
+            large = responses_events("x" * size)[2]
+            steps = sse_steps(*events[:3], large, Pause(100), *events[3:])
+            world.upstreams["a"].plays(steps)
+            slow = await world.connect(capacity=4000)
+            await slow.send(ask_responses())
+            await trio.sleep_until(trio.current_time() + 2)
+        assert world.server.events.bytes_held > 900_000
+        large = responses_events("y" * 300_000)[2]
+        event = sse_event(large)
+        split = [Send(chunk(event[:150_000])), Pause(1), Send(chunk(event[150_000:]))]
+        halves = split if is_split else [large]
+        world.upstreams["a"].plays(sse_steps(*events[:3], *halves, *events[3:]))
+        body = {"model": "m1", "input": "x", "stream": True}
+        answered = await world.ask(post("/v1/responses", body, key=OTHER_KEY))
+        assert answered.status == 200
+        assert b"response.completed" in answered.body
+        assert len(answered.body) > 300_000
 
 
 async def test_a_translated_body_counts_beside_the_one_that_it_is_made_of(

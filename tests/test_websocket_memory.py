@@ -213,7 +213,7 @@ async def test_events_that_clients_do_not_take_have_room_or_end_their_turn(
     is_late: bool, autojump_clock: MockClock
 ) -> None:
     """The third of them is told, before its first event or behind it; the others go on."""
-    limits = {"event_bytes_max": 500_000, "events_bytes_max": 2 * MIB}
+    limits = {"event_bytes_max": 500_000, "events_bytes_max": 4 * MIB}
     delta = json.dumps(DELTA | {"delta": "x" * 120_000}).encode()
     begun = says(CREATED, DELTA) if is_late else says(CREATED)
     async with socket_world(socket_described("a", limits=limits)) as world:
@@ -303,7 +303,7 @@ async def test_what_comes_before_the_first_event_is_counted(autojump_clock: Mock
 async def test_events_that_the_budget_has_no_room_for_end_their_turn(
     autojump_clock: MockClock,
 ) -> None:
-    limits = {"event_bytes_max": 900_000, "events_bytes_max": 2 * MIB}
+    limits = {"event_bytes_max": 900_000, "events_bytes_max": 4 * MIB}
     delta = json.dumps(DELTA | {"delta": "x" * 800_000}).encode()
     async with socket_world(socket_described("a", limits=limits)) as world:
         half = frame(TEXT, delta, mask=b"")[:-1]
