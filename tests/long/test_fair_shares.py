@@ -233,6 +233,44 @@ def test_bodies_of_one_key_leave_room_for_others(case: str, tmp_path: Path) -> N
 
 
 ################################################################
+# ANSWERS
+################################################################
+
+# Of what is not read, from large to small: they leave no room for any that is a little larger.
+UNREAD_BYTES: Final = (*[4 * MIB - KIB] * 16, *[MIB] * 4, *[MIB // 4] * 4, *[MIB // 16] * 4)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_answers_that_one_key_does_not_read_leave_room_for_those_of_others(
+    stream: bool, tmp_path: Path
+) -> None:
+    """Of the same account; the other key's is large, and comes in two halves."""
+    accounts, pools = shared()
+    with opened_rig(tmp_path, accounts, pools, LIMITS) as rig, crowded(rig) as crowd:
+        sizes = iter(UNREAD_BYTES)
+        answer = json_answer(b'{"id":"r","x":"' + b"y" * (4 * MIB) + b'"}')
+
+        def play(visit: Visit) -> bool:
+            if visit.path.endswith("completions"):
+                for half in (answer[: 2 * MIB], answer[2 * MIB :]):
+                    visit.caller.sendall(half)
+                return True
+
+            pad = b"x" * next(sizes)
+            visit.caller.sendall(
+                SSE_HEAD + DELTA[:-5] + pad + DELTA[-5:] if stream else json_answer(b'"%b"' % pad)
+            )
+            return rig.upstream.hold(visit)
+
+        rig.upstream.plays["a0"] = play
+        for at in range(len(UNREAD_BYTES)):
+            crowd.add(call("hog", stream=stream), reads=False, receive_bytes=4 * KIB)
+            assert wait_until(lambda at=at: rig.upstream.arrived["a0"] > at)  # type: ignore[misc] # bound now
+        rig.settle()
+        check_others(rig, "answers that are not read")
+
+
+################################################################
 # PLACES, QUEUE AND PINS
 ################################################################
 
