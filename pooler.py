@@ -8115,7 +8115,9 @@ class Server(Shared):
         if not self.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
             raise PoolerError("websocket_unsupported")
         await self.load(WEBSOCKET_LIBRARY)
-        if sum(client.key == key for client in self.sockets) >= key.concurrent:
+        # By name: a reload may have changed what else the key is.
+        names = [(client.key.pool, client.key.name) for client in self.sockets]
+        if names.count((key.pool, key.name)) >= key.concurrent:
             raise _key_limit("has as many WebSockets open as it may have at once", 1)
         if self.is_draining:
             raise PoolerError("server_stopping")

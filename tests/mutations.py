@@ -507,6 +507,10 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "    signal.signal(signal.SIGHUP, signal.SIG_IGN)", "    pass",
       "soak::a_reload_after_the_last_log_line_does_not_kill_it"),
     # What is shared.
+    M("sockets_of_a_key", "WebSockets count for their key, whatever a reload has changed of it.",
+      "        if names.count((key.pool, key.name)) >= key.concurrent:\n",
+      "        if [client.key for client in self.sockets].count(key) >= key.concurrent:\n",
+      "websocket_bounds::the_websockets_of_a_key_count_on_over_a_reload"),
     M("budget_share", "No holder has more than is left for the others.",
       "            if spare < 0:\n", "            if left < 0:\n",
       "shares::a_budget_gives_nobody_more_than_is_left_for_the_others"),

@@ -223,7 +223,7 @@ async def test_what_one_key_does_not_read_leaves_room_for_another_s_answers(
     described = describe("a", pool={"keys": KEYS}, limits={"events_bytes_max": total})
     async with opened_world(described) as world:
         events = responses_events("hi")
-        for size in (700_000, 300_000, 300_000, 100_000, 100_000, 40_000):
+        for size in (*[700_000] * 3, *[300_000] * 3, *[100_000] * 3, 40_000):
             large = responses_events("x" * size)[2]
             steps = sse_steps(*events[:3], large, Pause(100), *events[3:])
             world.upstreams["a"].plays(steps)

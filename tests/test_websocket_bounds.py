@@ -585,6 +585,18 @@ async def test_a_reload_leaves_the_websockets_of_good_keys_alone(autojump_clock:
         assert [number for number, _ in world.upstream().turns] == [1, 1]
 
 
+async def test_the_websockets_of_a_key_count_on_over_a_reload(autojump_clock: MockClock) -> None:
+    """Though the reload changes another limit of the key."""
+    described = changed(socket_described("a"), concurrent=2)
+    async with socket_world(described) as world:
+        for _ in range(2):
+            await open_socket(world)
+        again = changed(described, concurrent=2, requests_per_minute=1000)
+        await world.server.reload(lambda: (make_config(again), {}))
+        response = await (await world.connect()).ask(upgrade())
+        assert (response.status, response.error["code"]) == (429, "key_limit_reached")
+
+
 async def test_a_stop_lets_the_turn_end_and_then_closes(autojump_clock: MockClock) -> None:
     come, go_on = trio.Event(), trio.Event()
     async with socket_world(socket_described("a")) as world:
