@@ -7680,6 +7680,7 @@ class Server(Shared):
     catalogues_wanted: trio.Event = field(default_factory=trio.Event)
     accepting: trio.CancelScope = field(default_factory=trio.CancelScope)
     mcp: Any = None  # the companion module, once it has been used
+    modules: set[str] = field(default_factory=set)  # that have been loaded: one
 
     def __post_init__(self) -> None:
         Shared.__post_init__(self)
@@ -8087,10 +8088,14 @@ class Server(Shared):
         return snapshot(State(*records, logins, sums, queued, process, *times))
 
     async def load(self, name: str) -> None:
-        """Import a module that is slow to load, in a thread, at its first use."""
-        if name not in sys.modules:
+        """Import a module that is slow to load, in a thread, at its first use.
+
+        While it is being imported it is among `sys.modules` already, and who imports it waits.
+        """
+        if name not in self.modules:
             load = importlib.import_module
             await trio.to_thread.run_sync(load, name, limiter=self.files.limiter)
+            self.modules.add(name)
 
     def warn_of_mcp(self) -> None:
         """Log what /mcp lacks, if operators are configured; it is imported when it is used."""
@@ -8558,15 +8563,25 @@ async def serve_with_signals(
     listeners: Sequence[trio.SocketListener],
     reload: Callable[[], Loaded] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends at once; SIGHUP reloads."""
+    """Serve until SIGTERM or SIGINT; a second one ends at once; SIGHUP reloads.
+
+    A reload may take its time: what is to end need not wait for it.
+    """
+    # One that waits is enough: it will read the file as it then is.
+    to_reload, reloads = trio.open_memory_channel[None](1)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
         async with trio.open_nursery() as nursery:  # holds: who obeys signals
+
+            async def reload_each() -> None:
+                async for _ in reloads:
+                    if reload is not None:
+                        await server.reload(reload)
 
             async def obey() -> None:
                 async for number in received:
                     if number == signal.SIGHUP:
-                        if reload is not None:
-                            await server.reload(reload)
+                        with contextlib.suppress(trio.WouldBlock):
+                            to_reload.send_nowait(None)
                     elif server.is_draining:
                         nursery.cancel_scope.cancel()
                     else:
@@ -8574,6 +8589,7 @@ async def serve_with_signals(
                         server.stop()
 
             nursery.start_soon(obey)
+            nursery.start_soon(reload_each)
             for listener in listeners:
                 name = listener.socket.getsockname()
                 shown = f"unix:{name}" if isinstance(name, str) else f"{name[0]}:{name[1]}"

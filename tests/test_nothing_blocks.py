@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import pytest
 import trio
+import trio.testing
 
 import pooler
 from pooler import LOG_LINES_MAX, LogWriter, format_log_line
@@ -332,6 +333,34 @@ async def test_a_configuration_that_cannot_be_read_in_time_changes_nothing(
     assert "it takes too long" in logged[-1]
 
 
+async def test_a_reload_that_takes_long_does_not_delay_the_end(
+    hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooler, "RELOAD_SECONDS_MAX", SECONDS_MAX)
+    logged: list[str] = []
+    server = server_with_login(tmp_path, logged)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    begun = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def reload() -> Any:  # noqa: ANN401 (it never returns)
+        trio.from_thread.run_sync(begun.set, trio_token=token)
+        return hanging()
+
+    with trio.fail_after(SECONDS_MAX):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pooler.serve_with_signals, server, listeners, reload)
+            await trio.testing.wait_all_tasks_blocked()
+            os.kill(os.getpid(), signal.SIGHUP)
+            await begun.wait()
+            for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            await trio.testing.wait_all_tasks_blocked()
+            was_draining = server.is_draining
+            hanging.may_go.set()
+    assert was_draining
+
+
 def test_without_a_stderr_nothing_is_written_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +436,39 @@ def test_that_nothing_can_be_accepted_is_one_line(tmp_path: Path) -> None:
 ################################################################
 # IMPORTS
 ################################################################
+
+
+async def test_who_comes_while_a_module_is_loaded_waits_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Already among the modules it is not ready: the loop goes on while both wait."""
+    name = "slow_to_load"
+    (tmp_path / f"{name}.py").write_text("import sys\nsys.at_loading()\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def at_loading() -> None:
+        begun.set()
+        may_end.wait(SECONDS_MAX)
+
+    monkeypatch.setattr(sys, "at_loading", at_loading, raising=False)
+    server = server_with_login(tmp_path, [])
+    ended: list[int] = []
+
+    async def load(number: int) -> None:
+        await server.load(name)
+        ended.append(number)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(load, 1)
+        await trio.to_thread.run_sync(begun.wait, SECONDS_MAX)
+        assert name in sys.modules
+        nursery.start_soon(load, 2)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert ended == []
+        may_end.set()
+    assert sorted(ended) == [1, 2]
+    del sys.modules[name]
 
 
 MESSAGE: Final = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
