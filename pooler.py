@@ -1875,20 +1875,36 @@ def _short_int(digits: str) -> int:
     return int(digits)
 
 
-def _strict_decoder() -> json.JSONDecoder:
-    """A decoder for one body, of which it counts the floats."""
-    counter = itertools.count(1)
+@dataclass(slots=True)
+class FloatCounter:
+    """Reads the floats of one body, and counts them."""
 
-    def finite(text: str) -> float:
+    count: int = 0
+
+    def read(self, text: str) -> float:
+        """The finite number that `text` stands for.
+
+        Raises: ValueError, also where there are too many.
+        """
         value = float(text)
         if not math.isfinite(value):  # NaN is none
             raise ValueError("no finite number")
-        if next(counter) > FLOATS_MAX:
+
+        self.count += 1
+        if self.count > FLOATS_MAX:
             raise ValueError("too many floats")
+
         return value
 
+
+def _strict_decoder() -> json.JSONDecoder:
+    """A decoder for one body."""
+    read_float = FloatCounter().read
     return json.JSONDecoder(
-        object_pairs_hook=_once, parse_int=_short_int, parse_float=finite, parse_constant=finite
+        object_pairs_hook=_once,
+        parse_int=_short_int,
+        parse_float=read_float,
+        parse_constant=read_float,
     )
 
 
