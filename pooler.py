@@ -6614,15 +6614,19 @@ class Attempt:
     async def read_refusal(self, deadline: float) -> Fault:
         """What an answer other than 2xx means.
 
-        The status alone says enough: a body that is cut or late takes nothing from it.
+        The status alone says enough: a body that is cut, late or without room takes nothing of it.
         """
         exchange, body = self.exchange, b""
         until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
-        with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed, PoolerError):
-            read = functools.partial(
-                self.connection.read_body, ERROR_BODY_BYTES_MAX, exchange.hold_answer
-            )
-            body = await exchange.bounded(until, read)
+        read = functools.partial(
+            self.connection.read_body, ERROR_BODY_BYTES_MAX, exchange.hold_answer
+        )
+        try:
+            with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed):
+                body = await exchange.bounded(until, read)
+        except PoolerError as error:
+            if error.code != "pool_busy":
+                raise
         unix_now, is_reshaped = exchange.server.unix_now(), self.translator is not None
         return judge_answer(
             self.status, self.headers, body, unix_now, exchange.limits, is_reshaped=is_reshaped

@@ -324,7 +324,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "UpstreamWords(code, message, error, headers)",
       "upstream_json::an_upstream_s_words_are_cut"),
     M("duplicate_keys", "No key stands twice.",
-      "object_pairs_hook=_once, ", "", _JSON),
+      "        object_pairs_hook=_once,\n", "", _JSON),
     M("name_by_case", "A name of another case is not let in beside the one that is judged.",
       "        check_names(value)\n", "",
       "names_by_case::no_upstream_sees_two_models"),

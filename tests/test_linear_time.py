@@ -162,6 +162,7 @@ OF_KIND: Final[Mapping[str, tuple[Any, ...]]] = {
 # A new one for each run: it keeps what it was given.
 OWNERS: Final[Mapping[str, Callable[[], Any]]] = {
     "ChunkReader": pooler.ChunkReader,
+    "FloatCounter": pooler.FloatCounter,
     "LengthReader": lambda: pooler.LengthReader(None),
     "FrameMeter": lambda: pooler.FrameMeter(2**20, 4096),
     "EventScanner": lambda: pooler.EventScanner(CallKind.RESPONSES),
