@@ -190,6 +190,7 @@ class Limits:
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
 STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them holds the loop about 0.5 ms
 PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while an answer is under way
+CHUNK_EXTENSION_BYTES_MAX: Final = KIB  # of each chunk of an upstream; real ones have some ten
 TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked, thrown away
 LINGER_BYTES_MAX: Final = 256 * KIB  # of a refused request, so that its answer is seen
 LINGER_SECONDS_MAX: Final = 1.0
@@ -199,7 +200,10 @@ AFTER_TERMINAL_SECONDS_MAX: Final = 1.0  # OpenCode waits for the end of the bod
 ERROR_BODY_BYTES_MAX: Final = MIB
 ERROR_BODY_SECONDS_MAX: Final = 10.0
 EARLY_ANSWER_SECONDS_MAX: Final = 1.0  # an answer before the end of our request
+CONNECTS_MAX: Final = 2  # that one request has fail at one host, each of which may take seconds
 RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to
+# To accounts with an API key: LiteLLM drops what a client asks whose name begins with "codex".
+API_AGENT: Final = f"pooler/{VERSION}"
 CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones are not told of newer models
 PLACES_KEPT_PART: Final = 8  # so much of an account is for keys that use it little
 CATALOGUE_SECONDS: Final = HOUR  # how long an account's /models stays good
@@ -824,8 +828,21 @@ class BaseUrl(NamedTuple):
 
     @property
     def authority(self) -> str:
+        host, _, port = self.address.rpartition(":")
+        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{port}"
+
+    @property
+    def address(self) -> str:
+        """Its host and port, also where that is the usual one."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
+        return f"{host}:{self.port}"
+
+
+class Proxy(NamedTuple):
+    """An HTTP proxy that makes tunnels (CONNECT); `login` is "name:password" for it."""
+
+    url: BaseUrl
+    login: Secret | None = None
 
 
 class Listen(NamedTuple):
@@ -848,6 +865,7 @@ DEFAULT_LISTEN: Final = (
 )
 RENEWAL_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")
 RENEWAL_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own
+PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # of other programs; lower, too
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _MODEL: Final = rf"[\x21-\x7e]{{1,{MODEL_CHARS_MAX}}}"
 # A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
@@ -938,6 +956,17 @@ def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
     is_tls = match[1] == "https"
     port = int(match[3] or (443 if is_tls else 80))
     return BaseUrl(is_tls, match[2].strip("[]"), port, (match[4] or "").rstrip("/"))
+
+
+def _proxy(text: str) -> Proxy:
+    """What a proxy's URL says.  Raises: ValueError, which does not repeat it."""
+    match = re.fullmatch(rf"http://(?:([^@/\s]+)@)?({_HOST_NAME}):(\d{{1,5}})/?", text)
+    if match is None or not 0 < int(match[3]) <= 65535:
+        raise ValueError("must look like http://host:port or http://name:password@host:port")
+    url = BaseUrl(False, match[2].strip("[]"), int(match[3]), "")
+    name, _, password = (match[1] or "").partition(":")
+    login = Secret(f"{unquote(name)}:{unquote(password)}") if name else None
+    return Proxy(url, login)
 
 
 def _listen(value: Json) -> Listen:
@@ -1048,6 +1077,7 @@ class Config:
     base_path: Annotated[str, _string, r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"] = ""
     allowed_origins: Annotated[tuple[str, ...], _array, _string, _ORIGIN, "like https://host"] = ()
     hosts: _Hosts = None  # None: any
+    proxy: Annotated[Proxy | None, _string] = None  # for all that goes out
     limits: Annotated[Limits, _members, "[a-z_]*", "a limit"]
     token_url: BaseUrl = RENEWAL_URL
     warnings: tuple[str, ...] = ()
@@ -1234,6 +1264,26 @@ class _Loader:
             if getattr(limits, name) < times * getattr(limits, one):
                 self.warnings.append(f"limits.{name}: less than {times} times {one} is little")
 
+    def proxy(self, text: str | None, accounts: Iterable[Account]) -> Proxy | None:
+        """The proxy that `text` is or refers to; warnings of what may be another than is meant."""
+        if text is None:
+            names = [each for name in PROXY_VARIABLES for each in (name, name.lower())]
+            for name in names:
+                if self.env.get(name):
+                    hint = "a proxy is used only where pools.json has one under proxy"
+                    self.warnings.append(f"{name} is set, and not used: {hint}")
+            return None
+
+        found: Proxy | None = None
+        with self.at("proxy"):
+            found = _proxy(self.secret(text)[0])
+        is_away = found is not None and not _is_loopback(found.url.host)
+        for account in accounts:
+            if is_away and _is_loopback(account.base_url.host):
+                told = "to the proxy, through which all connections go, that is its own machine"
+                self.warnings.append(f"accounts.{account.name}.base_url: {told}")
+        return found
+
     def config(self, value: Json) -> Config:
         found = self.read("", value, _TOP)
         limits = found["limits"] = Limits(**self.read("limits", found.get("limits", {}), _LIMITS))
@@ -1249,6 +1299,7 @@ class _Loader:
                 digest, source = self.digest(path, _string(token), "pooler key --operator")
                 operators.append(Operator(name, digest, source))
         found |= {"accounts": accounts, "pools": pools, "operators": tuple(operators)}
+        found["proxy"] = self.proxy(found.get("proxy"), accounts.values())
         with self.at(RENEWAL_URL_VARIABLE):
             if text := self.env.get(RENEWAL_URL_VARIABLE):
                 url = found["token_url"] = _base_url(text, "https://host/oauth/token")
@@ -1398,7 +1449,8 @@ def find_route(path: str, base_path: str) -> tuple[Route, str]:
 ################################################################
 # RFC 9112, minus everything that two readers could understand differently: bare CR or LF,
 # folded lines, blanks around names, a second Host, Content-Length or Authorization, length
-# with chunking, chunk extensions, other targets than a path.  h11 parses a request head only
+# with chunking, chunk extensions, other targets than a path.  What an upstream may do of that
+# is said where it is read.  h11 parses a request head only
 # after this check, which refuses what h11 is measured to let through (security facts §4).
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^`|~\w]"
@@ -1416,10 +1468,15 @@ _LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 _HOST_FIELD: Final = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _CHUNK_SIZE: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,8})\r\n")
 _CHUNK_SIZE_PART: Final = re.compile(rb"(?:\r(?:\n(?:[0-9A-Fa-f]{1,8}\r?)?)?)?")
+# An upstream's: with blanks, or extensions, which are ignored.
+_EXTENSION: Final = rb"[\t ]{0,16}(?:;[\t\x20-\x7e\x80-\xff]{0,%d})?" % CHUNK_EXTENSION_BYTES_MAX
+_LOOSE_SIZE: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,8})%b\r\n" % _EXTENSION)
+_LOOSE_SIZE_PART: Final = re.compile(rb"(?:\r(?:\n(?:[0-9A-Fa-f]{1,8}%b\r?)?)?)?" % _EXTENSION)
 _ONCE: Final = frozenset(
     "authorization content-encoding content-length content-type expect host origin "
     "sec-websocket-key sec-websocket-version transfer-encoding upgrade".split()
 )
+_REPEATABLE: Final = ("content-length", "content-type")  # by an upstream
 _WEBSOCKET_GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
 _WEBSOCKET_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
@@ -1454,8 +1511,11 @@ class ResponseHead(NamedTuple):
     keeps_alive: bool
 
 
-def _parse_fields(raw: bytes) -> Headers:
-    """Field lines, each after a line end, as values by lower-case name.  Raises: BadSyntax."""
+def _parse_fields(raw: bytes, repeatable: Collection[str] = ()) -> Headers:
+    """Field lines, each after a line end, as values by lower-case name.
+
+    `repeatable`: what may be given again with the same value, which is one.  Raises: BadSyntax.
+    """
     text = raw.decode("latin-1")
     if not _FIELD_LINES.fullmatch(text):
         raise BadSyntax("field line")
@@ -1465,6 +1525,8 @@ def _parse_fields(raw: bytes) -> Headers:
         lines: dict[str, list[str]] = {}
         for name, value in fields:
             if name in lines and name in _ONCE:
+                if name in repeatable and value == lines[name][0]:
+                    continue
                 raise BadSyntax("field given twice")
             lines.setdefault(name, []).append(value)
         headers = {name: ", ".join(values) for name, values in lines.items()}  # RFC 9110 §5.3
@@ -1531,14 +1593,25 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
     return RequestHead(method, path, query, name, is_http_1_0, headers, framing, keeps_alive)
 
 
+def _single(value: str) -> str:
+    """The member of a list that has but one, however often; any other value as it is."""
+    first, *others = [member.strip(" \t") for member in value.split(",")]
+    return first if others and {first} == set(others) else value
+
+
 def parse_response_head(raw: bytes) -> ResponseHead:
-    """An upstream's response head, as strict as ours.  Raises: BadSyntax."""
+    """An upstream's response head, nearly as strict as a client's.
+
+    Some say what the body is, or how long, more than once and alike (RFC 9110 §8.6): that leaves
+    nothing that two readers could understand differently.  Raises: BadSyntax.
+    """
     line = raw.partition(b"\r\n")[0]
     start = _STATUS_LINE.fullmatch(line)
     if start is None:
         raise BadSyntax("status line")
     status, is_http_1_0 = int(start[2]), start[1] == b"0"
-    headers = _parse_fields(raw[len(line) : -4])
+    given = _parse_fields(raw[len(line) : -4], _REPEATABLE)
+    headers = {**given, **{name: _single(given[name]) for name in _REPEATABLE if name in given}}
     framing = _framing_of(headers, is_http_1_0)
     if status < 200 or status in {204, 304}:
         framing = NO_BODY
@@ -1549,13 +1622,15 @@ def parse_response_head(raw: bytes) -> ResponseHead:
 class ChunkReader:
     """Takes chunked framing off a body (RFC 9112 §7.1), fed in any pieces.
 
-    No extensions; sizes of at most 8 digits; trailers are checked and thrown away.  `rest` is
-    what was fed and not used; after the end it belongs to the next message.
+    No extensions, but from an upstream; sizes of at most 8 digits; trailers are checked and thrown
+    away.  `rest` is what was fed and not used; after the end it belongs to the next message.
     """
 
-    __slots__ = ("_is_trailer", "_left", "is_done", "rest")
+    __slots__ = ("_is_trailer", "_left", "_size", "_size_part", "is_done", "rest")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_of_upstream: bool = False) -> None:
+        self._size = _LOOSE_SIZE if is_of_upstream else _CHUNK_SIZE
+        self._size_part = _LOOSE_SIZE_PART if is_of_upstream else _CHUNK_SIZE_PART
         self._left = 0
         self._is_trailer = False
         self.is_done = False
@@ -1574,9 +1649,9 @@ class ChunkReader:
                     left, at = at - len(buffer), len(buffer)
                     break
                 left = 0
-            match = _CHUNK_SIZE.match(buffer, at)
+            match = self._size.match(buffer, at)
             if match is None:
-                if not _CHUNK_SIZE_PART.fullmatch(buffer, at):
+                if not self._size_part.fullmatch(buffer, at):
                     raise BadSyntax("chunk size")
                 break
             left = int(match[1], 16)
@@ -1623,8 +1698,10 @@ class LengthReader:
 BodyReader = ChunkReader | LengthReader
 
 
-def body_reader(framing: Framing) -> BodyReader:
-    return ChunkReader() if framing.is_chunked else LengthReader(framing.length)
+def body_reader(framing: Framing, *, is_of_upstream: bool = False) -> BodyReader:
+    if framing.is_chunked:
+        return ChunkReader(is_of_upstream=is_of_upstream)
+    return LengthReader(framing.length)
 
 
 REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus}
@@ -3025,6 +3102,7 @@ class Fault(NamedTuple):
     error: PoolerError
     rest_seconds: float | None = None
     is_refusal: bool = False  # the upstream has said that it did nothing
+    cause: Cause | None = None  # where no connection came about
 
 
 @dataclass(eq=False)
@@ -3283,9 +3361,9 @@ def failed_answer(failure: Mapping[str, Json], unix_now: float, limits: Limits) 
 
 
 class Stage(enum.Enum):
-    """How far an attempt has come."""
+    """How far an attempt has come on its connection."""
 
-    CONNECT = enum.auto()
+    UPGRADE = enum.auto()  # to a WebSocket
     SEND = enum.auto()
     HEAD = enum.auto()
     BODY = enum.auto()
@@ -3303,23 +3381,74 @@ class Trouble(enum.Enum):
 NO_WEBSOCKET_STATUSES: Final = frozenset({404, 405, 426, 501})
 
 
+class Cause(enum.StrEnum):
+    """Why no connection came about; these words are in the log, and counted."""
+
+    NAME = "name not found"
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+    TIMED_OUT = "timed out"
+    CLOSED = "closed"
+    NOT_TRUSTED = "certificate not trusted"
+    OTHER_NAME = "certificate for another name"
+    OUT_OF_DATE = "certificate out of date"
+    TLS = "TLS failed"
+    NO_DESCRIPTOR = "no descriptor left"
+    PROXY_NAME = "proxy name not found"
+    PROXY_UNREACHABLE = "proxy unreachable"
+    PROXY_TIMED_OUT = "proxy timed out"
+    PROXY_LOGIN = "proxy wants a login"
+    PROXY_REFUSED = "proxy refused"
+    PROXY_FAILED = "proxy reached nobody"
+    PROXY_CLOSED = "proxy closed"
+    PROXY_ANSWER = "proxy answer not understood"
+
+
+_LATE: Final = frozenset({Cause.TIMED_OUT, Cause.PROXY_TIMED_OUT})
+# What is trusted at a host may differ from account to account.
+_OF_TRUST: Final = frozenset({Cause.NOT_TRUSTED, Cause.OTHER_NAME, Cause.OUT_OF_DATE, Cause.TLS})
+# No other account would fare better.
+_OF_EVERYBODY: Final = frozenset(
+    {
+        Cause.NO_DESCRIPTOR, Cause.PROXY_NAME, Cause.PROXY_UNREACHABLE, Cause.PROXY_TIMED_OUT,
+        Cause.PROXY_LOGIN, Cause.PROXY_ANSWER,
+    }
+)  # fmt: skip
+
+
+def _timed_out(timer: str) -> PoolerError:
+    # Without the seconds: their digits might read like a status to OpenCode.
+    public = f"The upstream took longer than the timer {timer} allows."
+    return PoolerError("upstream_timeout", public)
+
+
+def judge_connect(cause: Cause) -> Fault:
+    """What it means that no connection came about: nothing was sent, and others may be asked.
+
+    The network is no account's fault, but one that cannot be reached is tried after the others.
+    """
+    is_common = cause in _OF_EVERYBODY
+    action = Action.RETURN if is_common else Action.NEXT
+    effect = Effect.NONE if is_common else Effect.DEMOTED
+    is_late = cause in _LATE
+    error = _timed_out("connect_seconds_max") if is_late else PoolerError("upstream_unreachable")
+    return Fault(f"connect: {cause}", action, effect, error, cause=cause)
+
+
 def judge_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
     """What a broken connection, a passed deadline or nonsense means at this stage.
 
     Only what was never sent whole may go elsewhere.  The network is no account's fault, but one
     that cannot be reached, or is silent, is tried after the others for a minute.
     """
-    action = Action.NEXT if stage in {Stage.CONNECT, Stage.SEND} else Action.RETURN
-    is_demoted = stage is Stage.CONNECT or trouble is Trouble.TIMEOUT
+    action = Action.NEXT if stage in {Stage.UPGRADE, Stage.SEND} else Action.RETURN
+    is_demoted = stage is Stage.UPGRADE or trouble is Trouble.TIMEOUT
     effect = Effect.DEMOTED if is_demoted else Effect.NONE
-    code, public = trouble.value, ""
-    if stage is Stage.BODY and trouble is Trouble.CLOSED:
-        code = "upstream_stream_truncated"
+    is_cut = stage is Stage.BODY and trouble is Trouble.CLOSED
+    error = PoolerError("upstream_stream_truncated" if is_cut else trouble.value)
     if trouble is Trouble.TIMEOUT:
-        # Without the seconds: their digits might read like a status to OpenCode.
-        public = f"The upstream took longer than the timer {timer} allows."
-    reason = f"{stage.name} {trouble.name}".lower()
-    return Fault(reason, action, effect, PoolerError(code, public))
+        error = _timed_out(timer)
+    return Fault(f"{stage.name} {trouble.name}".lower(), action, effect, error)
 
 
 ################################################################
@@ -3491,6 +3620,15 @@ class Pin(NamedTuple):
     used_at: float
 
 
+Way = tuple[str, str | None]  # a host with its port; where it matters, what is trusted there
+
+
+def _ways(account: Account) -> tuple[Way, Way]:
+    """What it takes to reach an account's host: the network, and trust."""
+    address = account.base_url.address
+    return (address, None), (address, f"ca_file {account.ca_file}")
+
+
 class Roster:
     """The accounts' health, the pins, and the choice among them."""
 
@@ -3505,6 +3643,8 @@ class Roster:
         self.pins = Memory[Pin]()  # by key and session
         # Whose a stored response, or the state of a turn, is: the account's identity.
         self.responses = Memory[bytes]()
+        # What did not connect a moment ago, until when it counts, and the cause.
+        self.unreached: dict[Way, tuple[float, Cause]] = {}
         self.turns: Counter[str] = Counter()  # choices made, by pool, for round_robin
         self.reload(config)
 
@@ -3514,6 +3654,7 @@ class Roster:
         Of an account that goes elsewhere now, or as somebody else, nothing is known any more.
         """
         self.limits = config.limits
+        self.unreached.clear()
         before, self.health = self.health, {}
         identities, self.identities = self.identities, {}
         for name, account in config.accounts.items():
@@ -3538,6 +3679,7 @@ class Roster:
         slept_seconds = ahead - self.unix_ahead
         self.unix_ahead = ahead
         if slept_seconds > SLEEP_SECONDS_MIN:
+            self.unreached.clear()
             for health in self.health.values():
                 health.bring_forward(slept_seconds)
 
@@ -3580,7 +3722,9 @@ class Roster:
             is_demoted = health.is_blocked(Effect.DEMOTED, now)
             preference = self.preference(call, account, index, len(able), now)
             rank = (is_elsewhere, account.priority, is_ready, is_demoted, preference)
-            ranks.append((rank, account))
+            # Else each request would wait there first, and go elsewhere all the same.
+            is_unreached = self.unreached_by(account, now) is not None
+            ranks.append(((is_unreached, *rank), account))
         return [account for _, account in sorted(ranks, key=lambda ranked: ranked[0])]
 
     def bound(self, call: Call, accounts: list[Account]) -> list[Account]:
@@ -3701,6 +3845,9 @@ class Roster:
 
     def note_fault(self, account: Account, fault: Fault, model: str, now: float) -> None:
         health, limits = self.health_of(account), self.limits
+        if fault.cause is not None and fault.effect is Effect.DEMOTED and self.is_current(account):
+            way = _ways(account)[fault.cause in _OF_TRUST]
+            self.unreached[way] = (now + limits.demotion_seconds, fault.cause)
         rest_seconds = fault.rest_seconds or limits.cooldown_seconds
         if fault.effect is Effect.LIMITED:
             health.rest(now + rest_seconds, now, limits.probe_interval_seconds)
@@ -3714,6 +3861,15 @@ class Roster:
             health.block(fault.effect, "", now + NO_WEBSOCKET_SECONDS)
         elif fault.effect is Effect.DEMOTED:
             health.block(fault.effect, "", now + limits.demotion_seconds)
+
+    def note_reached(self, account: Account) -> None:
+        for way in _ways(account):
+            self.unreached.pop(way, None)
+
+    def unreached_by(self, account: Account, now: float) -> Cause | None:
+        """Why the account's host did not connect a moment ago, whoever wanted it to."""
+        known = [self.unreached.get(way, (now, None)) for way in _ways(account)]
+        return next((cause for until, cause in known if until > now), None)
 
     def note_quota(
         self, account: Account, windows: Sequence[Window], now: float, unix_now: float
@@ -4193,6 +4349,7 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
         "pools": pools,
         "status": status,
         "is_demoted": health.is_blocked(Effect.DEMOTED, now),
+        "unreached": state.roster.unreached_by(account, now),
         "in_flight": state.roster.in_flight[account.name],
         "rests_until": health.rests_until + unix_ahead if status == "resting" else None,
         **state.logins.get(account.name, LoginState())._asdict(),
@@ -4273,6 +4430,8 @@ def explain(
         if account.name in places:
             reason = f"number {places[account.name]} in order"
             reason += "" if account.name in free else ", and busy: at its cap"
+            cause = roster.unreached_by(account, now)
+            reason += f"; tried last, for it did not connect: {cause}" if cause else ""
         elif reason == "resting":
             reason = f"resting for {max(0, round(health.rests_until - now))} s more"
         elif reason == "ready":
@@ -4297,7 +4456,9 @@ _TABLES: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "accounts": {
         "Account": "{name}",
-        "State": "{status}|, again {rests_until}|, {is_demoted}|, {login}",
+        "State": (
+            "{status}|, again {rests_until}|, {is_demoted}|, {login}|, not reached: {unreached}"
+        ),
         "In flight": "{in_flight} of {concurrent}",
         "Upstream": "{type} |{plan} |at {host}|, token ends {token_ends_at}",
         "Pools": "{pools} (priority {priority})",
@@ -5134,7 +5295,16 @@ class DeadlinePassed(Exception):
     """A wait for the upstream took too long; `Exchange.timer` says which one."""
 
 
-TRANSPORT_ERRORS: Final = (OSError, trio.BrokenResourceError, PeerClosed, BadSyntax, DeadlinePassed)
+@dataclass(eq=False)
+class ConnectFailed(Exception):
+    """No connection to an upstream came about."""
+
+    cause: Cause
+
+
+TRANSPORT_ERRORS: Final = (
+    OSError, trio.BrokenResourceError, PeerClosed, BadSyntax, DeadlinePassed, ConnectFailed
+)  # fmt: skip
 
 Dial = Callable[[BaseUrl, ssl.SSLContext | None], Awaitable[trio.abc.Stream]]
 
@@ -5270,15 +5440,128 @@ class TlsStream(trio.abc.Stream):
 async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
     """A connection to `url`, the name resolved anew.  Raises: OSError, BrokenResourceError."""
     stream = await trio.open_tcp_stream(url.host, url.port)
-    if tls is None:
-        return stream
+    return stream if tls is None else await secured(stream, tls, url.host)
+
+
+async def secured(stream: trio.SocketStream, tls: ssl.SSLContext, host: str) -> TlsStream:
+    """`stream` with TLS; it is closed where that fails.  Raises: OSError, BrokenResourceError."""
     try:
-        secure = TlsStream(stream, tls, url.host)
+        secure = TlsStream(stream, tls, host)
         await secure.do_handshake()
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
     return secure
+
+
+# By the number of a system's error; of several addresses the cause that stands first here.
+_CAUSE_OF_ERRNO: Final[Mapping[int | None, Cause]] = {
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), Cause.NO_DESCRIPTOR),
+    errno.ECONNREFUSED: Cause.REFUSED,
+    errno.ETIMEDOUT: Cause.TIMED_OUT,
+    **dict.fromkeys((errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE), Cause.CLOSED),
+    **dict.fromkeys((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN), Cause.UNREACHABLE),
+    **dict.fromkeys((errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM), Cause.UNREACHABLE),
+}
+_CAUSES_IN_ORDER: Final = list(dict.fromkeys(_CAUSE_OF_ERRNO.values()))
+# By OpenSSL's number (X509_V_ERR_...).
+_CAUSE_OF_VERIFYING: Final[Mapping[int, Cause]] = {
+    **dict.fromkeys((9, 10), Cause.OUT_OF_DATE),
+    **dict.fromkeys((62, 64), Cause.OTHER_NAME),
+}
+_CAUSE_AT_PROXY: Final[Mapping[Cause, Cause]] = {
+    Cause.NAME: Cause.PROXY_NAME,
+    Cause.TIMED_OUT: Cause.PROXY_TIMED_OUT,
+    Cause.NO_DESCRIPTOR: Cause.NO_DESCRIPTOR,
+}
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Why a connection did not come about, of what was raised."""
+    if isinstance(error, ConnectFailed):
+        return error.cause
+    if isinstance(error, socket.gaierror):
+        return Cause.NAME
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _CAUSE_OF_VERIFYING.get(error.verify_code, Cause.NOT_TRUSTED)
+    if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
+        return Cause.TLS
+    if isinstance(error.__cause__, ExceptionGroup):  # Trio's: one of each address
+        causes = [cause_of(one) for one in error.__cause__.exceptions]
+        return min(causes, key=_CAUSES_IN_ORDER.index, default=Cause.UNREACHABLE)
+    return _CAUSE_OF_ERRNO.get(error.errno, Cause.UNREACHABLE)
+
+
+async def connect(
+    dial: Dial, url: BaseUrl, tls: ssl.SSLContext | None, proxy: Proxy | None, limits: Limits
+) -> trio.abc.Stream:
+    """A connection to `url`, in time, and through the proxy if there is one.
+
+    Raises: ConnectFailed.
+    """
+    is_at_proxy, cause = proxy is not None, Cause.TIMED_OUT
+    try:
+        with trio.move_on_after(limits.connect_seconds_max):
+            if proxy is None:
+                return await dial(url, tls)
+            stream = await dial(proxy.url, None)
+            is_at_proxy = False
+            await open_tunnel(stream, url, proxy, limits)
+            if tls is None:
+                return stream
+            assert isinstance(stream, trio.SocketStream)
+            return await secured(stream, tls, url.host)
+    except TRANSPORT_ERRORS as error:
+        cause = cause_of(error)
+    raise ConnectFailed(
+        _CAUSE_AT_PROXY.get(cause, Cause.PROXY_UNREACHABLE) if is_at_proxy else cause
+    )
+
+
+async def open_tunnel(stream: trio.abc.Stream, url: BaseUrl, proxy: Proxy, limits: Limits) -> None:
+    """Have the proxy connect `stream` with `url` (RFC 9110 §9.3.6); it is closed if it does not.
+
+    Raises: ConnectFailed.
+    """
+    fields = [("Host", url.address)]
+    if proxy.login is not None:
+        login = base64.b64encode(reveal(proxy.login).encode()).decode()
+        fields.append(("Proxy-Authorization", f"Basic {login}"))
+    head = format_head(f"CONNECT {url.address} HTTP/1.1\r\n", fields)
+    cause: Cause | None = Cause.PROXY_CLOSED
+    try:
+        await stream.send_all(head)
+        cause = await read_consent(Connection(stream), limits)
+    except (trio.BrokenResourceError, PeerClosed):
+        pass
+    except BadSyntax:
+        cause = Cause.PROXY_ANSWER
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    if cause is not None:
+        await trio.aclose_forcefully(stream)
+        raise ConnectFailed(cause)
+
+
+async def read_consent(connection: Connection, limits: Limits) -> Cause | None:
+    """Read a proxy's answer to CONNECT: None, or why there is no tunnel.
+
+    A tunnel begins with its head: what comes before we have said anything is not the upstream's.
+    Raises: PeerClosed, BadSyntax.
+    """
+    for _ in range(limits.upstream_interim_max + 1):
+        raw = await connection.read_to_blank_line(limits.upstream_head_bytes_max)
+        status = parse_response_head(raw).status
+        if status >= 200:
+            break
+    else:
+        raise BadSyntax("too many interim answers")
+    if status < 300:
+        return Cause.PROXY_ANSWER if connection.buffer else None
+    if status == 407:
+        return Cause.PROXY_LOGIN
+    return Cause.PROXY_FAILED if status >= 500 else Cause.PROXY_REFUSED
 
 
 def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
@@ -5418,7 +5701,7 @@ class UpstreamConnection(Connection):
             head = parse_response_head(raw)
             if head.status >= 200:
                 self.head = head
-                self.reader = body_reader(head.framing)
+                self.reader = body_reader(head.framing, is_of_upstream=True)
             elif head.status == 101:
                 raise BadSyntax("unasked 101")
             elif self.interim_count >= limits.upstream_interim_max:
@@ -5627,6 +5910,7 @@ class Login:
     name: str
     path: Path
     tls: ssl.SSLContext | None = None  # what is trusted at the token endpoint
+    proxy: Proxy | None = None  # on the way there
     mark: Mark | None = None
     raw: bytes = b""
     credentials: Credentials | None = None
@@ -5802,8 +6086,10 @@ class Tokens:
                 problem = login.problem or ""
         except LoginNeeded as refused:
             problem = str(refused)
+        except ConnectFailed as failed:
+            problem = f"{self.endpoint} cannot be reached: {failed.cause}; it is asked again"
         except TRANSPORT_ERRORS:
-            problem = f"{self.endpoint} cannot be reached; it is asked again"
+            problem = f"{self.endpoint} gave no answer; it is asked again"
         finally:
             outcome = "failed" if problem else "ok"
             _count(self.outcomes, login.name, (outcome,), {"count": 1})
@@ -5876,7 +6162,13 @@ class Tokens:
         body = json.dumps({**grant, "refresh_token": reveal(found.refresh_token)}).encode()
         request = request_head(self.url, "", None, [("accept", "application/json")], body) + body
         status, answer = await ask_once(
-            self.dial, self.url, login.tls, request, self.limits, bytes_max=SECRET_FILE_BYTES_MAX
+            self.dial,
+            self.url,
+            login.tls,
+            request,
+            self.limits,
+            proxy=login.proxy,
+            bytes_max=SECRET_FILE_BYTES_MAX,
         )
         verdict = judge_renewal(status, answer)
         if verdict is Renewal.FAILED:
@@ -5897,13 +6189,14 @@ async def ask_once(
     request: bytes,
     limits: Limits,
     *,
+    proxy: Proxy | None,
     bytes_max: int,
 ) -> tuple[int, bytes]:
     """One request on a connection of its own: the answer's status and body.
 
     The caller bounds the time.  Raises: TRANSPORT_ERRORS, also where the body is larger.
     """
-    connection = UpstreamConnection(await dial(url, tls))
+    connection = UpstreamConnection(await connect(dial, url, tls, proxy, limits))
     try:
         await connection.stream.send_all(request)
         head = await connection.read_head(limits)
@@ -5936,6 +6229,7 @@ class Endpoint:
 
     account: Account
     tls: ssl.SSLContext | None
+    proxy: Proxy | None
     login: Login | None  # of a codex account
 
 
@@ -6022,8 +6316,9 @@ class Shared:
                 login = old.login if is_same and old else Login(name, Path(account.auth_file))
                 assert login is not None
                 login.tls = trust if self.config.token_url.is_tls else None
+                login.proxy = self.config.proxy
             tls = self.tls_contexts[account.ca_file] if account.base_url.is_tls else None
-            self.endpoints[name] = Endpoint(account, tls, login)
+            self.endpoints[name] = Endpoint(account, tls, self.config.proxy, login)
 
         kept = self.logins.values()
         for endpoint in before.values():
@@ -6200,7 +6495,9 @@ class Exchange:
     scope: trio.CancelScope | None = None  # of the latest wait for the upstream
     answer_held: int = 0  # bytes that are held of the answer, in the server's budget
     answer_of: str = ""  # the account that it is of
-    stage: Stage = Stage.CONNECT
+    unreached: Counter[str] = field(default_factory=Counter)  # failures to connect, by host
+    out_of_reach: set[str] = field(default_factory=set)  # accounts that are not worth another
+    stage: Stage = Stage.SEND
     timer: str = ""  # the limit that the wait is bounded by
 
     CARRIED: ClassVar[Sequence[str]] = ()  # fields that a translated body keeps as they came
@@ -6228,14 +6525,6 @@ class Exchange:
         if self.stop_code:
             raise PoolerError(self.stop_code)
         raise DeadlinePassed
-
-    async def timed(
-        self, stage: Stage, timer: str, wait: Callable[[*Ts], Awaitable[T]], *args: *Ts
-    ) -> T:
-        """`await wait(*args)`, within the limit of that name.  Raises: as `bounded` does."""
-        self.stage, self.timer = stage, timer
-        until = trio.current_time() + getattr(self.limits, timer)
-        return await self.bounded(until, wait, *args)
 
     def understand(self, body: dict[str, Json]) -> dict[str, Json]:
         """The call that a parsed body holds."""
@@ -6272,8 +6561,9 @@ class Exchange:
 
     async def connect(self, endpoint: Endpoint) -> UpstreamConnection:
         """A new connection to the account's upstream, held by `upstream`."""
-        url, tls, timer = endpoint.account.base_url, endpoint.tls, "connect_seconds_max"
-        stream = await self.timed(Stage.CONNECT, timer, self.server.dial, url, tls)
+        way = (endpoint.account.base_url, endpoint.tls, endpoint.proxy)
+        stream = await self.bounded(math.inf, connect, self.server.dial, *way, self.limits)
+        self.server.roster.note_reached(endpoint.account)
         self.upstream = UpstreamConnection(stream)
         return self.upstream
 
@@ -6423,7 +6713,7 @@ async def identify(
     `rejected`: credentials that the upstream has refused.  Raises: LoginNeeded.
     """
     if endpoint.login is None:
-        return endpoint.account.api_key, [], None
+        return endpoint.account.api_key, [("user-agent", API_AGENT)], None
     found = await tokens.credentials(endpoint.login, rejected)
     fields = [("chatgpt-account-id", found.account_id)] if found.account_id else []
     return found.access_token, fields, found
@@ -6480,6 +6770,8 @@ class Attempt:
             raise UpstreamFailed(self.judge_trouble(error)) from None
 
     def judge_trouble(self, error: Exception) -> Fault:
+        if isinstance(error, ConnectFailed):
+            return judge_connect(error.cause)
         trouble = TROUBLES.get(type(error), Trouble.CLOSED)
         return judge_transport(self.exchange.stage, trouble, self.exchange.timer)
 
@@ -6915,7 +7207,7 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
     server = exchange.server
     tried: list[str] = []
     while True:
-        place = await server.take_place(exchange, call, tried)
+        place = await server.take_place(exchange, call, [*tried, *exchange.out_of_reach])
         call, lease = server.current(call), place.lease
         exchange.record.attempts.append({"account": lease.account.name})
         try:
@@ -6935,8 +7227,21 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
             server.end_lease(lease)
         exchange.record.attempts[-1]["reason"] = fault.reason
         tried.append(lease.account.name)
+        note_unreached(exchange, call.pool, lease.account, fault)
         if error := final_error(exchange, call, tried, fault):
             raise error
+
+
+def note_unreached(exchange: Exchange, pool: Pool, account: Account, fault: Fault) -> None:
+    """Count a host that did not connect; after some it is worth no other account's try."""
+    if fault.cause is None or fault.cause in _OF_TRUST:
+        return
+    address = account.base_url.address
+    exchange.unreached[address] += 1
+    if exchange.unreached[address] >= CONNECTS_MAX:
+        exchange.out_of_reach |= {
+            one.name for one in pool.accounts if one.base_url.address == address
+        }
 
 
 async def without_reasoning(exchange: Exchange) -> bytes:
@@ -7006,13 +7311,14 @@ def final_error(
     may_go_on = fault.action in {Action.NEXT, Action.RENEW}
     if call.path.endswith("/compact"):  # it is long work: only what was not begun is sent on
         may_go_on = fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED}
-    is_left = bool(roster.ranked(call, tried, now))
+    passed_over = [*tried, *exchange.out_of_reach]
+    is_left = bool(roster.ranked(call, passed_over, now))
     if may_go_on and is_left and len(tried) < exchange.limits.attempts_max:
         return None
     # A lack that others may make up for is told only when nobody is left to ask.
     is_lack = is_left and fault.effect is Effect.LACKS_MODEL
     if is_lack or fault.error.code == "no_usable_account":
-        return roster.refusal(call, tried, now, exchange.server.unix_now())
+        return roster.refusal(call, passed_over, now, exchange.server.unix_now())
     return fault.error
 
 
@@ -7546,7 +7852,8 @@ class Turn(Exchange):
             raise PoolerError("request_too_large", hint)
         client, account = self.socket, endpoint.account
         account_id = self.credentials.account_id if self.credentials else None
-        owner = digest_parts(account.name, account.identity.hex(), account_id or "")
+        way = endpoint.proxy.url.address if endpoint.proxy else ""
+        owner = digest_parts(account.name, account.identity.hex(), account_id or "", way)
         upstream = client.upstream if client.upstream and client.upstream.serves(owner) else None
         known = upstream.made if upstream else ()
         if self.anchor and account.is_codex and self.anchor not in known:
@@ -7583,7 +7890,7 @@ class Turn(Exchange):
         if account.is_codex and not any(name == "openai-beta" for name, _ in fields):
             fields.append(_BETA)
         head = request_head(url, path, secret, fields, b"")
-        self.stage, self.timer = Stage.CONNECT, "websocket_handshake_seconds_max"
+        self.stage, self.timer = Stage.UPGRADE, "websocket_handshake_seconds_max"
         until = trio.current_time() + limits.websocket_handshake_seconds_max
         await self.bounded(until, connection.send_all, head, limits.write_stall_seconds_max)
         size_max = limits.upstream_head_bytes_max
@@ -8278,6 +8585,7 @@ class Server(Shared):
                 endpoint.tls,
                 head,
                 limits,
+                proxy=endpoint.proxy,
                 bytes_max=CATALOGUE_BYTES_MAX,
             )
             return read_catalogue(body) if status == 200 else None
@@ -8699,7 +9007,7 @@ async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) ->
     status, body, limits = 0, b"", Limits()
     with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(limits.connect_seconds_max):
         status, body = await ask_once(
-            dial, url, tls, head, limits, bytes_max=limits.event_bytes_max
+            dial, url, tls, head, limits, proxy=None, bytes_max=limits.event_bytes_max
         )
     shown = _parsed(body)
     if status == 200 and shown.get("version") == VERSION:

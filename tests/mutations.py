@@ -167,18 +167,18 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "and is_left and len(tried) < exchange.limits.attempts_max:", "and is_left:",
       "failover_is_safe::at_most_three_accounts_are_tried"),
     M("retry_after_reset", "What may have been executed is not sent again after a reset.",
-      "if stage in {Stage.CONNECT, Stage.SEND} else Action.RETURN",
-      "if stage in {Stage.CONNECT, Stage.SEND} or (stage, trouble) == (Stage.HEAD, Trouble.CLOSED)"
+      "if stage in {Stage.UPGRADE, Stage.SEND} else Action.RETURN",
+      "if stage in {Stage.UPGRADE, Stage.SEND} or (stage, trouble) == (Stage.HEAD, Trouble.CLOSED)"
       " else Action.RETURN",
       _SAFE),
     M("retry_after_timeout", "Nor after a time-out.",
-      "if stage in {Stage.CONNECT, Stage.SEND} else Action.RETURN",
-      "if stage in {Stage.CONNECT, Stage.SEND} or (stage, trouble) == (Stage.HEAD, Trouble.TIMEOUT)"
+      "if stage in {Stage.UPGRADE, Stage.SEND} else Action.RETURN",
+      "if stage in {Stage.UPGRADE, Stage.SEND} or (stage, trouble) == (Stage.HEAD, Trouble.TIMEOUT)"
       " else Action.RETURN",
       "timers::a_silent_upstream_is_given_up_in_time"),
     M("retry_after_cut", "Nor after a cut answer.",
-      "if stage in {Stage.CONNECT, Stage.SEND} else Action.RETURN",
-      "if stage in {Stage.CONNECT, Stage.SEND} or (stage, trouble) == (Stage.BODY, Trouble.CLOSED)"
+      "if stage in {Stage.UPGRADE, Stage.SEND} else Action.RETURN",
+      "if stage in {Stage.UPGRADE, Stage.SEND} or (stage, trouble) == (Stage.BODY, Trouble.CLOSED)"
       " else Action.RETURN",
       "failover_is_safe::a_success_that_is_none_is_an_error_and_not_sent_twice"
       " stream_is_exact::a_cut_whole_answer_is_an_error_and_not_asked_again"),
@@ -479,8 +479,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       'if "stream_id" in value:', "if False:",
       "websocket_turns::a_stream_id_leaves_an_event_valid"),
     M("websocket_of_another_login", "A WebSocket is one login's.",
-      'owner = digest_parts(account.name, account.identity.hex(), account_id or "")',
-      "owner = digest_parts(account.name, account.identity.hex())",
+      'owner = digest_parts(account.name, account.identity.hex(), account_id or "", way)',
+      "owner = digest_parts(account.name, account.identity.hex(), way)",
       "websocket_turns::a_websocket_is_one_login_s_and_one_account_id_s"),
     # Operators.
     M("snapshot_leak", "A member that is not listed stays private.",

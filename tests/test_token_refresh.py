@@ -525,7 +525,7 @@ async def test_an_endpoint_that_cannot_be_reached_costs_nothing(
         desk.tokens.url = desk.tokens.url._replace(port=1)
         assert await desk.ask() == desk.saved()
         told = f"the token endpoint {desk.tokens.url.authority}/oauth/token cannot be reached"
-        assert desk.logged[-1]["problem"] == f"{told}; it is asked again"
+        assert desk.logged[-1]["problem"] == f"{told}: refused; it is asked again"
         assert desk.login.spent == b""
 
 
