@@ -239,6 +239,10 @@ MODEL_CHARS_MAX: Final = 200  # of a name: an account remembers some that client
 RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response, to be known again; real ones have 60
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
 LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
+LOCK_TRIES_MAX: Final = 20  # by who only looks whether it can be locked
+ROOM_SPARE_BYTES: Final = 4 * KIB  # by which a renewed login may be longer than the one before
+TOKEN_SECONDS_MIN: Final = HOUR  # for which a token is good that was just issued
+CLOCK_LEAD_SECONDS_MIN: Final = 60.0  # less is the way of an answer, or a clock that is well kept
 RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes
@@ -696,10 +700,12 @@ _TOKEN_TEXT: Final = re.compile(r"[\x21-\x7e]{1,16384}")
 _ACCOUNT_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 # A refresh that is answered so will never succeed.
 _SPENT_CODES: Final = re.compile(
-    "refresh_token_(?:expired|reused|invalidated)|invalid_grant|invalid_refresh_token|revoked|"
-    "token_(?:expired|invalidated)|app_session_terminated|account_session_expired|"
+    "refresh_token_[a-z_]{1,32}|invalid_grant|invalid_refresh_token|revoked|"
+    "token_(?:expired|invalidated|revoked)|app_session_terminated|account_session_expired|"
     "account_auth_invalidated|account_(?:deactivated|suspended|deleted)"
 )
+_SPENT_STATUSES: Final = frozenset({400, 401, 403})
+_CODE_FIELDS: Final = ("code", "type", "error")
 
 
 class LoginNeeded(Exception):
@@ -716,6 +722,7 @@ class Credentials(NamedTuple):
     expires_at: float | None  # unix time, like the next
     refreshed_at: float | None
     digest: bytes
+    issued_at: float | None = None  # by its issuer's clock
 
 
 class Renewal(enum.Enum):
@@ -757,18 +764,22 @@ def parse_auth_file(raw: bytes) -> Credentials:
     refreshed_at: float | None = None
     with contextlib.suppress(ValueError, TypeError, OverflowError):
         refreshed_at = datetime.fromisoformat(value.get("last_refresh", "")).timestamp()
-    expires_at: Json = claims[1].get("exp")
-    is_time = type(expires_at) in {int, float} and abs(expires_at) < 10**12
     refresh = _first_text(_TOKEN_TEXT, tokens.get("refresh_token"))
     return Credentials(
         access_token=Secret(access),
         refresh_token=Secret(refresh) if refresh else None,
         account_id=_first_text(_ACCOUNT_ID, *ids),
         plan=_first_text(_ACCOUNT_ID, *(one.get("chatgpt_plan_type") for one in auths)),
-        expires_at=float(expires_at) if is_time else None,
+        expires_at=_unix_time(claims[1].get("exp")),
         refreshed_at=refreshed_at,
         digest=hashlib.sha256(raw).digest(),
+        issued_at=_unix_time(claims[1].get("iat")),
     )
+
+
+def _unix_time(value: Json) -> float | None:
+    is_time = type(value) in {int, float} and abs(value) < 10**12
+    return float(value) if is_time else None
 
 
 def has_ended(credentials: Credentials, unix_now: float) -> bool:
@@ -782,15 +793,42 @@ def is_renewal_due(credentials: Credentials, unix_now: float, margin_seconds: fl
     return known is not None and unix_now >= known + RENEWAL_AGE_SECONDS
 
 
+def clock_lead(
+    credentials: Credentials, answer: bytes, unix_now: float, margin_seconds: float
+) -> float:
+    """By how much a clock is ahead that shows `unix_now` as a token has just been issued.
+
+    The token says when it ends, and its issuer how long it is good; a clock by which it has ended
+    already is wrong.  0 where nothing says so.
+    """
+    ends_at, issued_at = credentials.expires_at, credentials.issued_at
+    if ends_at is None:
+        return 0.0
+    told = _unix_time(_parsed(answer).get("expires_in")) or 0.0
+    if 0 < told < UNIX_MAX:
+        lead = unix_now + told - ends_at
+        return lead if lead > CLOCK_LEAD_SECONDS_MIN else 0.0
+    if unix_now < ends_at - margin_seconds:
+        return 0.0
+    if issued_at is not None and issued_at < ends_at:
+        return max(0.0, unix_now + min(ends_at - issued_at, RENEWAL_AGE_SECONDS) - ends_at)
+    return unix_now + TOKEN_SECONDS_MIN - ends_at if ends_at <= unix_now else 0.0
+
+
 def judge_renewal(status: int, body: bytes) -> Renewal:
-    """Failures are told by their code, which comes with 400 or 401 (upstream facts §2.3)."""
+    """Failures are told by their code, which comes with 400, 401 or 403 (upstream facts §2.3).
+
+    The same status with another body may be that of a proxy on the way: it says nothing of the
+    login.
+    """
     value = _parsed(body)
     if status == 200 and _first_text(_TOKEN_TEXT, value.get("access_token")):
         return Renewal.DONE
-    error = value.get("error")
-    code = _object(error).get("code") or _object(error).get("type") or error or value.get("code")
-    is_spent = status in {400, 403} and _SPENT_CODES.fullmatch(str(code))
-    return Renewal.SPENT if status == 401 or is_spent else Renewal.FAILED
+    error, detail = value.get("error"), value.get("detail")
+    named = [error, value.get("code"), detail]
+    named += [one.get(name) for one in (_object(error), _object(detail)) for name in _CODE_FIELDS]
+    is_spent = status in _SPENT_STATUSES and _first_text(_SPENT_CODES, *named)
+    return Renewal.SPENT if is_spent else Renewal.FAILED
 
 
 def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
@@ -5110,6 +5148,11 @@ def new_file(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
+def room_file(path: Path) -> Path:
+    """What keeps room for a new content of `path`, until that is written."""
+    return path.with_name(f".{path.name}.room")
+
+
 def read_file(path: Path, bytes_max: int = SECRET_FILE_BYTES_MAX) -> bytes:
     """At most `bytes_max` bytes of a regular file: a pipe would hold us up.  Raises: OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -5148,8 +5191,54 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+_NO_FOLDER_SYNC: Final = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def sync_folder(path: Path) -> None:
+    """As `sync`; where the file system syncs no folders, there is nothing to wait for."""
+    try:
+        sync(path)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+def write_new(path: Path, raw: bytes, owner: os.stat_result | None) -> None:
+    """Write a file that nobody else can have open, or read.  Raises: OSError."""
+    path.unlink(missing_ok=True)  # maybe another user's, or a link
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        if owner is not None:
+            with contextlib.suppress(OSError):  # root must not lock the owner out
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        file.write(raw)
+
+
+def make_room(path: Path, byte_count: int) -> None:
+    """Make sure that so many bytes can be saved as `path`.  Raises: OSError.
+
+    The caller holds the lock of `path`.  The room is there until `drop_room`, or `save_over`.
+    """
+    room = room_file(path)
+    try:
+        write_new(room, os.urandom(byte_count), None)  # zeros may take no room
+        sync(room)
+        sync_folder(path.parent)
+    except OSError:
+        drop_room(path)
+        raise
+
+
+def drop_room(path: Path) -> None:
+    """Give back what `make_room` has taken."""
+    with contextlib.suppress(OSError):
+        room_file(path).unlink()
+
+
 def save_over(path: Path, raw: bytes, known: bytes) -> None:
     """As `save_file`, unless there is another content than `known` meanwhile; that one stays."""
+    drop_room(path)
     with contextlib.suppress(FileNotFoundError):
         if read_file(path) not in (known, raw):
             return
@@ -5164,16 +5253,13 @@ def save_file(path: Path, raw: bytes) -> None:
     with contextlib.suppress(OSError):
         is_left = fresh.lstat().st_mode == stat.S_IFREG | 0o600 and read_own(fresh) == raw
     if not is_left:
-        fresh.unlink(missing_ok=True)  # maybe another user's, or a link
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            with contextlib.suppress(OSError):  # root must not lock the owner out
-                os.fchown(file.fileno(), path.stat().st_uid, path.stat().st_gid)
-            file.write(raw)
+        owner: os.stat_result | None = None
+        with contextlib.suppress(OSError):
+            owner = path.stat()
+        write_new(fresh, raw, owner)
     sync(fresh)
     os.rename(fresh, path)
-    sync(path.parent)
+    sync_folder(path.parent)
 
 
 def is_ours(found: os.stat_result) -> bool:
@@ -5826,6 +5912,9 @@ def obstacle_to_saving(path: Path) -> str | None:
         return "is a symbolic link, which a renewal would replace; name the file itself"
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return "is in a folder that cannot be written, so it cannot be renewed"
+    folder, owners = path.parent.stat(), {0, path.parent.stat().st_uid, path.stat().st_uid}
+    if folder.st_mode & stat.S_ISVTX and os.geteuid() not in owners:
+        return "is another user's, in a folder where only its owner may replace it (sticky bit)"
     with contextlib.suppress(OSError):  # macOS has neither this file nor mounts of a file
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
         shown = str(path.resolve()).replace(" ", r"\040")
@@ -5834,35 +5923,117 @@ def obstacle_to_saving(path: Path) -> str | None:
     return None
 
 
+# What to do about a file that cannot be locked or written, by the cause.
+_REMEDIES: Final[Mapping[int | None, str]] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
+    **dict.fromkeys(
+        (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL),
+        "keep the login on a local disk: this file system lacks what is needed",
+    ),
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EROFS: "mount its folder so that it can be written",
+    errno.EISDIR: "remove it",
+    errno.ELOOP: "remove it",
+}
+
+
+def remedy_for(error: OSError) -> str:
+    return _REMEDIES.get(error.errno, "give it, and its folder, to the pooler's user")
+
+
+def lock_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
 def open_lock(path: Path) -> int:
-    """The descriptor of a lock file, made if need be.  Raises: OSError."""
+    """The descriptor of a login's lock file, made if need be.  Raises: OSError.
+
+    One that root makes, or finds, may be the login's owner's: root must not lock him out.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = os.open(lock_file(path), flags, 0o600)
     found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode) and is_ours(found):
+    is_own = is_ours(found)
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):
+            owner = path.stat()
+            if found.st_uid == 0 != owner.st_uid:
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+            is_own |= found.st_uid == owner.st_uid and not found.st_mode & 0o022
+    if stat.S_ISREG(found.st_mode) and is_own:
         return descriptor
     os.close(descriptor)
     raise OSError(errno.EPERM, "it is another user's, or others may write to it; remove it")
 
 
+def try_lock(path: Path) -> io.FileIO | None:
+    """A login's lock file, locked until it is closed; None where another process has it.
+
+    It closes itself where nobody waits for it any more.  Raises: OSError.
+    """
+    file = os.fdopen(open_lock(path), "rb", buffering=0)
+    with contextlib.ExitStack() as stack:
+        stack.callback(file.close)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.pop_all()
+            return file
+    return None
+
+
+def lock_problem(path: Path, error: OSError) -> str:
+    shown = error.strerror or "unknown"
+    advice = "" if shown.endswith("remove it") else f"; {remedy_for(error)}"
+    return f"{lock_file(path)} cannot be locked: {shown}{advice}"
+
+
+def room_problem(path: Path, error: OSError) -> str:
+    told = f"a renewed login cannot be saved beside it: {error.strerror}; {remedy_for(error)}"
+    return f"{path} cannot be renewed, for {told}"
+
+
 @contextlib.asynccontextmanager
 async def locked(path: Path, files: Files) -> AsyncIterator[None]:
-    """Hold an exclusive `flock`.  It is tried again and again: a thread that waits cannot leave.
+    """Hold an exclusive `flock` on a login.  It is tried again and again: no thread waits for it.
 
     Raises: LoginNeeded, where the file cannot be locked at all.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            descriptor = await files.run(FILE_SECONDS_MAX, open_lock, path)
-            stack.callback(os.close, descriptor)  # which unlocks it
-            while True:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
+    lock: io.FileIO | None = None
+    try:
+        while lock is None:
+            lock = await files.run(FILE_SECONDS_MAX, try_lock, path)
+            if lock is None:
                 await trio.sleep(LOCK_SECONDS)
-        except OSError as error:
-            raise LoginNeeded(f"{path} cannot be locked: {error.strerror}") from None
+    except OSError as error:
+        raise LoginNeeded(lock_problem(path, error)) from None
+    with lock:
         yield
+
+
+def try_saving(path: Path, byte_count: int) -> list[tuple[bool, str]]:
+    """What stands in the way of a renewal, found without one: is it an error, and what.
+
+    It blocks, for about a second where another process has the lock.
+    """
+    lock: io.FileIO | None = None
+    try:
+        for _ in range(LOCK_TRIES_MAX):
+            lock = try_lock(path)
+            if lock is not None:
+                break
+            time.sleep(LOCK_SECONDS)
+    except OSError as error:
+        return [(True, lock_problem(path, error))]
+
+    if lock is None:  # so it can be locked; what the other one does is its own affair
+        return [(False, f"{lock_file(path)} is held by another process, which may be renewing it")]
+    with lock:
+        try:
+            make_room(path, byte_count)
+        except OSError as error:
+            return [(True, room_problem(path, error))]
+        drop_room(path)
+    return []
 
 
 Mark = tuple[int, ...]  # of a file as read: another one is read again
@@ -5922,6 +6093,9 @@ class Login:
     retry_at: float = -math.inf
     renewal: trio.Event | None = None  # set while one is under way
     is_retired: bool = False  # its account goes elsewhere now: what the file gets is not for it
+    clock_lead: float = 0.0  # by which our clock is ahead, as the last token that we got shows
+    issued: bytes = b""  # the digest of the last content that we got
+    issued_margin_seconds: float = math.inf  # half of its token's life
 
     def look(self) -> None:
         """Read the file, if it is another one than before.  It blocks: see `Tokens.look`."""
@@ -5949,7 +6123,30 @@ class Login:
 
         self.mark, self.raw, self.credentials = sight.mark, sight.raw, sight.credentials
         if self.credentials.digest != self.spent and not self.unsaved:
-            self.problem = None
+            self.problem = self.clock_problem
+
+    @property
+    def clock_problem(self) -> str | None:
+        told = "is this machine's clock right? A token that was just issued has run out by it"
+        return f"{self.path}: {told}; it is used all the same" if self.clock_lead else None
+
+    def note_issue(self, answer: bytes, unix_now: float, margin_seconds: float) -> None:
+        """Learn from a token that was just issued, and is not saved yet."""
+        found = parse_auth_file(self.unsaved)
+        self.clock_lead = clock_lead(found, answer, unix_now, margin_seconds)
+        self.issued, self.issued_margin_seconds = found.digest, math.inf
+        if found.expires_at is not None:
+            left = found.expires_at - unix_now + self.clock_lead
+            self.issued_margin_seconds = max(0.0, left / 2)
+
+    def has_ended(self, credentials: Credentials, unix_now: float) -> bool:
+        return has_ended(credentials, unix_now - self.clock_lead)
+
+    def is_due(self, credentials: Credentials, unix_now: float, margin_seconds: float) -> bool:
+        """Whether it should be renewed; what lives shorter than the margin, at half of its life."""
+        if credentials.digest == self.issued:
+            margin_seconds = min(margin_seconds, self.issued_margin_seconds)
+        return is_renewal_due(credentials, unix_now - self.clock_lead, margin_seconds)
 
     @property
     def advice(self) -> str:
@@ -5970,7 +6167,7 @@ class Login:
         found = self.credentials
         if found is None or found.digest == self.spent:
             return False
-        return not has_ended(found, unix_now) or trio.current_time() >= self.retry_at
+        return not self.has_ended(found, unix_now) or trio.current_time() >= self.retry_at
 
     def inspect(self, unix_now: float) -> list[tuple[bool, str]]:
         """What a person should know before a token is spent: is it an error, and what."""
@@ -5989,8 +6186,10 @@ class Login:
             told.append((False, f"{self.path} {SEVERAL_LINKS}"))
         if found.refresh_token is None:
             told.append((False, f"{self.path} holds no refresh token; {self.advice}"))
-        elif obstacle is None and is_renewal_due(found, unix_now, 0):
-            told.append((False, f"{self.path} has run out; it is renewed when it is needed"))
+        elif obstacle is None:
+            told += try_saving(self.path, len(self.raw) + ROOM_SPARE_BYTES)
+            if is_renewal_due(found, unix_now, 0):
+                told.append((False, f"{self.path} has run out; it is renewed when it is needed"))
         return told
 
 
@@ -6016,7 +6215,7 @@ class Tokens:
         found = login.credentials
         if found is None or found.digest == login.spent:
             return LoginState("needed", found.plan if found else None, None)
-        status = "renewal_due" if self.is_due(found) else "ok"
+        status = "renewal_due" if self.is_due(login, found) else "ok"
         return LoginState(status, found.plan, found.expires_at)
 
     async def credentials(self, login: Login, rejected: Credentials | None = None) -> Credentials:
@@ -6027,7 +6226,7 @@ class Tokens:
         await self.look([login])
         before = login.credentials if login.is_usable(self.unix_now()) else None
         is_rejected = before and rejected and rejected.digest == before.digest
-        if before and (is_rejected or login.unsaved or self.is_due(before)):
+        if before and (is_rejected or login.unsaved or self.is_due(login, before)):
             is_rested = trio.current_time() >= login.retry_at
             if login.renewal is None and self.services is not None and is_rested:
                 login.renewal = trio.Event()
@@ -6038,7 +6237,7 @@ class Tokens:
         if found is None or found.digest in {login.spent, rejected and rejected.digest}:
             raise LoginNeeded(login.problem)
         # What is in its place and still unsaved could be taken away again by a power cut.
-        if login.raw == login.unsaved or has_ended(found, self.unix_now()):
+        if login.raw == login.unsaved or login.has_ended(found, self.unix_now()):
             raise LoginNeeded(login.problem)
         return found
 
@@ -6064,8 +6263,8 @@ class Tokens:
             if login.mark == mark:  # else somebody else has looked meanwhile, and later
                 login.take(sight)
 
-    def is_due(self, credentials: Credentials) -> bool:
-        return is_renewal_due(credentials, self.unix_now(), self.limits.refresh_margin_seconds)
+    def is_due(self, login: Login, found: Credentials) -> bool:
+        return login.is_due(found, self.unix_now(), self.limits.refresh_margin_seconds)
 
     @property
     def endpoint(self) -> str:
@@ -6081,9 +6280,9 @@ class Tokens:
                 trio.move_on_after(self.limits.refresh_seconds_max),
             ):
                 await self.check_saving(login)
-                async with locked(login.path.with_name(f"{login.path.name}.lock"), self.files):
+                async with locked(login.path, self.files):
                     await self.renew_locked(login, before)
-                problem = login.problem or ""
+                problem = "" if login.credentials else login.problem or ""
         except LoginNeeded as refused:
             problem = str(refused)
         except ConnectFailed as failed:
@@ -6127,13 +6326,10 @@ class Tokens:
         is_adopted = bool(login.unsaved) or found.digest != before.digest
         await self.save(login)
         found = login.credentials
-        if found is None or (is_adopted and not self.is_due(found)):
+        if found is None or (is_adopted and not self.is_due(login, found)):
             return
-        await self.ask(login, found)
+        await self.ask_with_room(login, found)
         await self.save(login)
-        if login.credentials is not None and self.is_due(login.credentials):
-            told = "has run out, though it was renewed; is this machine's clock right?"
-            raise LoginNeeded(f"{login.path} {told}")
 
     async def save(self, login: Login) -> None:
         """Put what is not saved yet on the disk.  Raises: LoginNeeded.
@@ -6149,7 +6345,31 @@ class Tokens:
             raise LoginNeeded(problem) from None
         login.unsaved = b""
         await self.look([login])
-        self.log("info", "login", {"account": login.name, "problem": None})
+        level = "warning" if login.problem else "info"
+        self.log(level, "login", {"account": login.name, "problem": login.problem})
+        login.told = login.problem
+
+    async def ask_with_room(self, login: Login, found: Credentials) -> None:
+        """As `ask`, once it is sure that there is room for what comes.
+
+        Raises: LoginNeeded, TRANSPORT_ERRORS.
+        """
+        byte_count = len(login.raw) + ROOM_SPARE_BYTES
+        try:
+            await self.files.run(math.inf, make_room, login.path, byte_count)
+        except OSError as error:
+            raise LoginNeeded(room_problem(login.path, error)) from None
+
+        failure: Exception | None = None
+        try:
+            await self.ask(login, found)
+        except (LoginNeeded, *TRANSPORT_ERRORS) as error:
+            failure = error
+        if not login.unsaved:  # else its saving gives the room back
+            with contextlib.suppress(OSError):
+                await self.files.run(FILE_SECONDS_MAX, drop_room, login.path)
+        if failure is not None:
+            raise failure
 
     async def ask(self, login: Login, found: Credentials) -> None:
         """Ask for new tokens, which are then to be saved.  Raises: LoginNeeded, TRANSPORT_ERRORS.
@@ -6175,6 +6395,7 @@ class Tokens:
             raise LoginNeeded(f"{self.endpoint} answered {status} and no token; it is asked again")
         if verdict is Renewal.DONE:
             login.unsaved = merge_tokens(login.raw, answer, self.unix_now())
+            login.note_issue(answer, self.unix_now(), self.limits.refresh_margin_seconds)
             return
         await self.look([login])
         if login.credentials is not None and login.credentials.digest == found.digest:

@@ -1,7 +1,6 @@
 """Single mistakes in the program, each of which the named tests must find.  (No claims.)
 
-Run: `python -m tests.mutations [NAME ...] [--jobs N] [--list]`.  Each mistake is made in a copy of
-the checkout, and its tests are run there; first they must pass without it.
+Run: `python -m tests.mutations [NAME ...] [--jobs N] [--list]`, in copies of the checkout.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from tests import mutations_of_logins
 
 ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
@@ -243,7 +244,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       _RENEWED, _RENEWED + "            login.credentials = parse_auth_file(login.unsaved)\n",
       "token_refresh::nothing_is_used_before_it_is_saved"),
     M("no_lock", "Processes take turns at a login.",
-      "                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "",
+      "            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "",
       "login_recovery::processes_that_contend_send_no_refresh_token_twice"),
     M("not_single_flight", "One renewal is under way at a time.",
       "if login.renewal is None and self.services is not None", "if self.services is not None",
@@ -251,7 +252,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     M("hard_link", "A login with other names is told of.",
       "        if state.st_nlink > 1:\n", "        if state.st_nlink > 2:\n",
       "auth_file::a_problem_is_found_before_a_token_is_spent"),
-    # What crosses.
+    *(M(*row) for row in mutations_of_logins.ROWS),
     M("client_header_goes_on", "Only listed headers of a client go on.",
       'frozenset({"accept", "openai-beta"})', 'frozenset({"accept", "openai-beta", "cookie"})',
       "secrets_never_leave::an_upstream_gets_its_own_key_and_the_listed_headers"),
@@ -498,7 +499,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "mcp", 1, "mcp_server.py"),
     # Found by the simulation, the exhaustion and the soak, and mended.
     M("used_before_its_name", "No token is used before its file's name is on the disk.",
-      "if login.raw == login.unsaved or has_ended(", "if has_ended(",
+      "if login.raw == login.unsaved or login.has_ended(", "if login.has_ended(",
       "token_refresh::nothing_is_used_before_its_name_is_on_the_disk"),
     M("body_held_on", "What is refused holds no body.",
       "failure = error.with_traceback(None)", "failure = error",
@@ -601,7 +602,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "int(min(limits.connections_max, room))", "int(limits.connections_max)",
       "nothing_blocks::the_soft_limit_is_raised_and_connections_stay_below_what_is_left"),
     M("lock_of_another", "A lock of another user is not used.",
-      "    if stat.S_ISREG(found.st_mode) and is_ours(found):\n        return descriptor",
+      "    if stat.S_ISREG(found.st_mode) and is_own:\n        return descriptor",
       "    if stat.S_ISREG(found.st_mode):\n        return descriptor",
       "login_recovery::a_lock_that_is_not_the_poolers_own_is_not_used"),
     M("left_by_another", "What another user left is not taken for a login.",

@@ -246,6 +246,16 @@ def test_a_refresh_token_that_is_spent_is_told_by_its_code(status: int, code: st
     assert {judge_renewal(status, body) for body in shapes(code)} == {Renewal.SPENT}
 
 
+# What stands between us and the endpoint answers so: the login may be as good as ever.
+OF_A_PROXY: Final = (
+    b"", b"<html>captive portal</html>", b"401 Unauthorized", b"\xff\xfe", b"[]",
+    b'"invalid_grant"',
+    b'{"error": "anything"}', b'{"error": {"code": 401, "message": "invalid_grant"}}',
+    b'{"error": "Proxy authentication required", "code": 407}', b'{"message": "revoked"}',
+    b'{"detail": "Not authenticated"}',
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("status", "body", "verdict"),
     [
@@ -254,14 +264,16 @@ def test_a_refresh_token_that_is_spent_is_told_by_its_code(status: int, code: st
         (200, b"<html>", Renewal.FAILED),
         (200, b'{"access_token": 5}', Renewal.FAILED),
         (200, b'{"access_token": "a\\nb"}', Renewal.FAILED),
-        (401, b'{"error": "anything"}', Renewal.SPENT),
-        (401, b"", Renewal.SPENT),
         (400, b'{"error": "invalid_request"}', Renewal.FAILED),
         (400, b'{"error": {"code": 7}}', Renewal.FAILED),
         (403, b"<html>", Renewal.FAILED),
         (429, b'{"error": "invalid_grant"}', Renewal.FAILED),
         (500, b'{"error": "refresh_token_reused"}', Renewal.FAILED),
         (302, GOOD, Renewal.FAILED),
+        (400, b'{"error": null, "detail": {"code": "refresh_token_reused"}}', Renewal.SPENT),
+        (401, b'{"error": {"type": "invalid_grant", "code": null}}', Renewal.SPENT),
+        (401, b'{"code": "refresh_token_not_known_any_more"}', Renewal.SPENT),
+        *((status, body, Renewal.FAILED) for status in (400, 401, 403, 407) for body in OF_A_PROXY),
     ],
 )
 def test_an_answer_is_judged(status: int, body: bytes, verdict: Renewal) -> None:

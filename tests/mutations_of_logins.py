@@ -1,0 +1,25 @@
+"""Mistakes about logins and the configuration: rows for `tests.mutations`.  (No claims.)"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# fmt: off
+ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
+    ("asked_without_room", "Nothing is asked for that could not be saved.",
+     "            await self.files.run(math.inf, make_room, login.path, byte_count)\n",
+     "            pass\n",
+     "saving_is_sure::on_a_full_disk_nobody_is_asked_and_the_login_is_kept"),
+    ("folder_sync_needed", "A folder that cannot be synced at all is no failure.",
+     "        if error.errno not in _NO_FOLDER_SYNC:\n            raise\n", "        raise\n",
+     "saving_is_sure::a_folder_that_cannot_be_synced_at_all_is_no_failure"),
+    ("clock_believed", "A token just issued is used whatever our clock says.",
+     "        self.clock_lead = clock_lead(", "        self.clock_lead = 0 * clock_lead(",
+     "saving_is_sure::a_token_just_issued_is_used_whatever_the_clock_says"),
+    ("proxy_spends", "Only the token endpoint's own error marks a login spent.",
+     "    is_spent = status in _SPENT_STATUSES and", "    is_spent = status == 401 or status and",
+     "saving_is_sure::an_answer_that_is_not_the_endpoints_own_spends_no_login"),
+    ("check_takes_no_lock", "`check` takes the lock of a login.",
+     "            lock = try_lock(path)\n", "            break\n",
+     "saving_is_sure::check_finds_a_lock_of_another_user"),
+)
