@@ -1427,11 +1427,15 @@ class Route(enum.StrEnum):
     MODELS = "models"
     MODEL = "model"
     RESPONSES = "responses"
+    COMPACT = "compact"
     CHAT = "chat"
     USAGE = "usage"
     CODEX_MODELS = "codex_models"
     CODEX_RESPONSES = "codex_responses"
     CODEX_COMPACT = "codex_compact"
+    CODEX_SEARCH = "codex_search"
+    CODEX_IMAGES = "codex_images"
+    CODEX_IMAGE_EDITS = "codex_image_edits"
     CODEX_USAGE = "codex_usage"
     MCP = "mcp"
     ADMIN = "admin"
@@ -1440,16 +1444,31 @@ class Route(enum.StrEnum):
     NOTHING = "nothing"
 
 
-NATIVE_PATHS: Final = {
+SEARCH_PATH: Final = "/alpha/search"
+IMAGE_PATHS: Final = ("/images/generations", "/images/edits")
+# Tools of Codex CLI, which asks for them below whatever base URL it has.
+TOOL_PATHS: Final[Mapping[Route, str]] = {
+    Route.CODEX_SEARCH: SEARCH_PATH,
+    Route.CODEX_IMAGES: IMAGE_PATHS[0],
+    Route.CODEX_IMAGE_EDITS: IMAGE_PATHS[1],
+}
+NATIVE_PATHS: Final[Mapping[Route, str]] = {
     Route.CODEX_MODELS: "/models",
     Route.CODEX_RESPONSES: "/responses",
     Route.CODEX_COMPACT: "/responses/compact",
+    **TOOL_PATHS,
+}
+# Each body goes on as it came, and its answer comes in one piece.
+UNARY_PATHS: Final[Mapping[Route, str]] = {
+    **dict.fromkeys((Route.COMPACT, Route.CODEX_COMPACT), "/responses/compact"),
+    **TOOL_PATHS,
 }
 _PATHS: Final[Mapping[str, Route]] = {
     "/healthz": Route.HEALTH,
     "/readyz": Route.READY,
     "/v1/models": Route.MODELS,
     "/v1/responses": Route.RESPONSES,
+    "/v1/responses/compact": Route.COMPACT,
     "/v1/chat/completions": Route.CHAT,
     "/v1/usage": Route.USAGE,
     "/api/codex/usage": Route.CODEX_USAGE,
@@ -1460,8 +1479,9 @@ _PATHS: Final[Mapping[str, Route]] = {
     "/metrics": Route.METRICS,
     **{f"/backend-api/codex{path}": route for route, path in NATIVE_PATHS.items()},
     **{f"/backend-api/codex/v1{path}": route for route, path in NATIVE_PATHS.items()},
+    **{f"/v1{path}": route for route, path in TOOL_PATHS.items()},
 }
-CALLS: Final = (Route.RESPONSES, Route.CHAT, Route.CODEX_RESPONSES, Route.CODEX_COMPACT)
+CALLS: Final = (Route.RESPONSES, Route.CHAT, Route.CODEX_RESPONSES, *UNARY_PATHS)
 SOCKETS: Final = (Route.RESPONSES, Route.CODEX_RESPONSES)
 METHODS: Final[Mapping[Route, tuple[str, ...]]] = {
     **dict.fromkeys((*CALLS, Route.MCP), ("POST",)),
@@ -1945,11 +1965,14 @@ class Call(NamedTuple):
     is_stream: bool
     is_stored: bool
     session: bytes | None  # digest of pool, key and session
+    search_session: bytes | None  # the same of what a web search of this session will name
     response: bytes | None  # digest of pool, key and previous_response_id
     path: str  # below the base_url of an account that takes the request as it came
     is_native: bool  # Codex CLI's own: nothing but credentials changes
     obstacle: str | None  # the first field that no codex account can honour
     is_socket: bool = False  # a turn of a WebSocket
+    is_unary: bool = False  # goes on as it came, to whichever account; comes back in one piece
+    is_unlisted: bool = False  # its model, if it names one, is in no catalogue
 
     @property
     def key_name(self) -> tuple[str, str]:
@@ -2050,25 +2073,28 @@ def read_call(
     key: Key,
     *,
     native_path: str = "",
+    unary_path: str = "",
     obstacle: str | None = None,
     socket_id: str = "",
 ) -> Call:
     """What the request asks for, if this key may ask it.
 
+    `unary_path`: below the base_url, of a route whose bodies go on as they came.
     `socket_id`: of the WebSocket that it is a turn of, which is a session of its own.
-    Raises: PoolerError (missing_required_parameter, invalid_value, model_not_found).
+    Raises: PoolerError (missing_required_parameter, invalid_value, model_not_found,
+    unsupported_parameter).
     """
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
-        raise PoolerError("missing_required_parameter", param="model")
-    if len(model) > MODEL_CHARS_MAX:
-        message = f"The name of a model has at most {MODEL_CHARS_MAX} characters."
-        raise PoolerError("invalid_value", message, param="model")
-    if not is_model_allowed(model, pool, key):
-        raise PoolerError("model_not_found")
+    model = _model_of(body, pool, key, unary_path)
+    if unary_path in TOOL_PATHS.values() and body.get("stream"):
+        public = "This route answers in one piece."
+        raise PoolerError("unsupported_parameter", public, param="stream")
     named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
     # What is no text names nothing: to write it out could take long.
-    session = (named or _text_at(body, "prompt_cache_key") or socket_id)[:SESSION_CHARS_MAX]
+    session = named or _text_at(body, "prompt_cache_key") or socket_id
+    if unary_path == SEARCH_PATH:
+        session = session or _text_at(body, "id")
+    session = session[:SESSION_CHARS_MAX]
+    searched = _search_session(headers)
     previous = _text_at(body, "previous_response_id")
     is_short = len(previous) <= RESPONSE_ID_CHARS_MAX  # one that is not is nobody's
     scope = (pool.name, key.name)
@@ -2078,15 +2104,51 @@ def read_call(
         key=key,
         requested_model=model,
         model=pool.aliases.get(model, model),
-        is_stream=bool(socket_id) or body.get("stream") is True,
+        is_stream=not unary_path and (bool(socket_id) or body.get("stream") is True),
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
         session=digest_parts(*scope, "session", session) if session else None,
+        search_session=digest_parts(*scope, "session", searched) if searched else None,
         response=digest_parts(*scope, "response", previous) if previous and is_short else None,
-        path=native_path or kind.value,
+        path=native_path or unary_path or kind.value,
         is_native=bool(native_path),
         obstacle=obstacle,
         is_socket=bool(socket_id),
+        is_unary=bool(unary_path),
+        is_unlisted=not model or unary_path in IMAGE_PATHS,
     )
+
+
+def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, unary_path: str) -> str:
+    """The model that a request names; "" where a tool of Codex CLI leaves it to the upstream.
+
+    Image models are in no catalogue, so what the pool lists does not bar them: only a key's list
+    does, and then one must be named.
+    Raises: PoolerError (missing_required_parameter, invalid_value, model_not_found).
+    """
+    model = body.get("model")
+    is_image = unary_path in IMAGE_PATHS
+    may_be_absent = unary_path in TOOL_PATHS.values() and not (is_image and key.models is not None)
+    if model is None and may_be_absent:
+        return ""
+    if not isinstance(model, str) or not model:
+        raise PoolerError("missing_required_parameter", param="model")
+    if len(model) > MODEL_CHARS_MAX:
+        message = f"The name of a model has at most {MODEL_CHARS_MAX} characters."
+        raise PoolerError("invalid_value", message, param="model")
+    listing = dataclasses.replace(pool, models=None) if is_image else pool
+    if not is_model_allowed(model, listing, key):
+        raise PoolerError("model_not_found")
+    return model
+
+
+def _search_session(headers: Headers) -> str:
+    """What Codex CLI's web search will give as its `id`: the session, whatever its turns name.
+
+    "" for a subagent, whose thread is not its session's own.
+    """
+    session = headers.get("session-id") or headers.get("session_id") or ""
+    thread = headers.get("thread-id") or headers.get("thread_id") or session
+    return session[:SESSION_CHARS_MAX] if thread == session else ""
 
 
 def is_model_allowed(requested: str, pool: Pool, key: Key) -> bool:
@@ -3784,7 +3846,7 @@ class Roster:
             models = health.catalogue if account.models is None else account.models
             if health.is_blocked(Effect.LACKS_MODEL, now, call.model):
                 continue
-            if models is None or call.model in models:
+            if models is None or call.model in models or call.is_unlisted:
                 offering.append(account)
             elif account.models is None:
                 unsure.append(account)
@@ -3956,9 +4018,9 @@ class Roster:
         return pin is not None and (pin.is_foreign or pin.base_url != account.base_url)
 
     def pin(self, call: Call, account: Account, is_foreign: bool, now: float) -> None:
-        if call.session is not None:
-            pin = Pin(account.name, account.base_url, is_foreign, now)
-            self.pins.set(call.key_name, call.session, pin, self.limits.pins_max)
+        pin = Pin(account.name, account.base_url, is_foreign, now)
+        for session in filter(None, (call.session, call.search_session)):
+            self.pins.set(call.key_name, session, pin, self.limits.pins_max)
 
     def note_made(self, account: Account, call: Call, what: str, made: Json) -> None:
         """Remember whose a response or a turn's state is."""
@@ -7017,9 +7079,7 @@ class Attempt:
         """The body that this account takes.  Raises: PoolerError (invalid_value)."""
         exchange, call = self.exchange, self.call
         exchange.replace_body(exchange.body)  # and not what another account was sent
-        if call.is_native:
-            return exchange.body
-        if not self.account.is_codex:
+        if call.is_native or call.is_unary or not self.account.is_codex:
             return exchange.body
         async with exchange.server.unpacking(exchange.holder, len(exchange.body)):
             body, include_usage = await self.translate()
@@ -7066,7 +7126,8 @@ class Attempt:
             return forwarded(client, FORWARDED_TO_UPSTREAM)
         if not call.is_native:
             session = [("session-id", call.session.hex())] if call.session else []
-            return [("accept", "text/event-stream"), ("originator", "codex-pooler"), *session]
+            accepted = "application/json" if call.is_unary else "text/event-stream"
+            return [("accept", accepted), ("originator", "codex-pooler"), *session]
         roster = exchange.server.roster
         return [
             (name, value)
@@ -7140,7 +7201,8 @@ class Attempt:
         except PoolerError as error:
             if error.code != "pool_busy":
                 raise
-        unix_now, is_reshaped = exchange.server.unix_now(), self.translator is not None
+        unix_now = exchange.server.unix_now()
+        is_reshaped = self.account.is_codex and not self.call.is_native
         return judge_answer(
             self.status, self.headers, body, unix_now, exchange.limits, is_reshaped=is_reshaped
         )
@@ -8518,8 +8580,7 @@ class Server(Shared):
             raise PoolerError("unsupported_media_type")
         self.admit(exchange, key)
         await exchange.read_body(exchange.limits)
-        kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
-        await self.judge_call(exchange, head, key, kind, NATIVE_PATHS.get(route, ""))
+        await self.judge_call(exchange, head, key, route)
 
     def admit(self, exchange: Exchange, key: Key) -> None:
         """Count a call in.  Raises: PoolerError (key_limit_reached)."""
@@ -8530,23 +8591,26 @@ class Server(Shared):
         self.occupy(exchange.connection)
 
     async def judge_call(
-        self, exchange: Exchange, head: RequestHead, key: Key, kind: CallKind, native_path: str
+        self, exchange: Exchange, head: RequestHead, key: Key, route: Route
     ) -> None:
         """Judge the body that was read; the call is the exchange's.  Raises: PoolerError."""
         exchange.record.bytes_in = len(exchange.body)
         async with self.unpacking(exchange.holder, len(exchange.body)):
-            call = await self.read_call(exchange, head, key, kind, native_path)
-        is_known = self.roster.is_known(call)
-        exchange.record.model = call.requested_model if is_known else "other"
+            call = await self.read_call(exchange, head, key, route)
+        if call.requested_model:
+            is_known = self.roster.is_known(call)
+            exchange.record.model = call.requested_model if is_known else "other"
         exchange.record.stream = call.is_stream
         await self.want_catalogues(call.pool)
         exchange.call = call
 
     async def read_call(
-        self, exchange: Exchange, head: RequestHead, key: Key, kind: CallKind, native_path: str
+        self, exchange: Exchange, head: RequestHead, key: Key, route: Route
     ) -> Call:
         """What the body asks for, in steps that hold up nobody for long.  Raises: PoolerError."""
         pool = exchange.config.pools[key.pool]
+        kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
+        native_path, unary_path = NATIVE_PATHS.get(route, ""), UNARY_PATHS.get(route, "")
         check_json_shape(exchange.body, exchange.limits)
         await yield_after(exchange.body)
         value = parse_json_object(exchange.body)
@@ -8556,7 +8620,7 @@ class Server(Shared):
         is_checked = pool.has_codex and not native_path
         obstacle = codex_obstacle(kind, asked, exchange.CARRIED) if is_checked else None
         socket_id = exchange.socket.upgrade.record.request_id if isinstance(exchange, Turn) else ""
-        more = {"native_path": native_path, "socket_id": socket_id}
+        more = {"native_path": native_path, "unary_path": unary_path, "socket_id": socket_id}
         call = read_call(kind, asked, head.headers, pool, key, obstacle=obstacle, **more)
         if asked is not value or call.model != call.requested_model:
             await yield_after(exchange.body)
@@ -8748,7 +8812,8 @@ class Server(Shared):
         """Raises: PoolerError."""
         assert turn.head is not None
         self.admit(turn, key)
-        await self.judge_call(turn, turn.head, key, CallKind.RESPONSES, turn.socket.native_path)
+        route = Route.CODEX_RESPONSES if turn.socket.native_path else Route.RESPONSES
+        await self.judge_call(turn, turn.head, key, route)
 
     def key_of(self, client: ClientSocket) -> Key | None:
         """The key of a WebSocket as it is now; None where it opens nothing any more."""

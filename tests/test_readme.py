@@ -250,6 +250,7 @@ async def test_every_route_of_the_readme_is_served(autojump_clock: object) -> No
     status = {path: int(answer.split()[1]) for path, answer in zip(paths, found, strict=True)}
     assert status == {
         "/v1/responses": 426,
+        "/v1/responses/compact": 405,
         "/v1/chat/completions": 405,
         "/v1/models": 200,
         "/v1/models/{id}": 200,

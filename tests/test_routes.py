@@ -46,6 +46,7 @@ ROUTES: Final[dict[str, tuple[str, set[str]]]] = {
     "/v1/models?client_version=1": (KEYED, READING),
     "/v1/models/m1": (KEYED, READING),
     "/v1/responses": (KEYED, {"POST"}),
+    "/v1/responses/compact": (KEYED, {"POST"}),
     "/v1/chat/completions": (KEYED, {"POST"}),
     "/v1/usage": (KEYED, READING),
     "/api/codex/usage": (KEYED, READING),
@@ -53,16 +54,17 @@ ROUTES: Final[dict[str, tuple[str, set[str]]]] = {
     "/backend-api/wham/usage": (KEYED, READING),
 }
 # Codex CLI's own: not served by a pool without a ChatGPT login.
+TOOLS: Final = ("alpha/search", "images/generations", "images/edits")
 NATIVE: Final = [
     f"/backend-api/codex{infix}/{name}"
     for infix in ("", "/v1")
-    for name in ("models", "responses", "responses/compact", "models?client_version=1")
+    for name in ("models", "responses", "responses/compact", "models?client_version=1", *TOOLS)
 ]
 UNSUPPORTED: Final = [
     "/v1", "/v1/", "/v1?x", "/v1/models/", "/v1/responses/", "/v1/responses/resp_1", "/v1/realtime",
     "/v1/realtime/calls", "/v1/realtime?model=m1", "/v1/embeddings", "/v1/usage/", "/v1/files",
-    *NATIVE,
-    "/v1/responses/compact", "/v1/completions", "/v1/chat", "/v1/chat/completions/", "/v1/Models",
+    *NATIVE, *(f"/v1/{name}" for name in TOOLS), "/v1/alpha", "/v1/images", "/v1/images/variations",
+    "/v1/responses/compact/", "/v1/completions", "/v1/chat", "/v1/chat/completions/", "/v1/Models",
     "/v1//models", "/v1/../healthz", "/v1/%6dodels", "/v1/models;x", "/v1/audio/speech",
 ]  # fmt: skip
 NOTHING: Final = [
