@@ -1055,7 +1055,8 @@ class Operator(NamedTuple):
     source: str
 
 
-class Alias(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Alias:
     """What another name for a model stands for; what is None stays as the client has it."""
 
     model: Annotated[str, _model]
