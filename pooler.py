@@ -211,6 +211,8 @@ CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be had
 CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB
 CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and written to be kept, in one step
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list some hundred
+EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it
+MODEL_MEMBERS_MAX: Final = 1_000  # of a body: members of that name, in it and in what it holds
 MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
 MODEL_BLOCKS_MAX: Final = 64  # per account
 QUOTA_WINDOWS_MAX: Final = 16  # per account: its plan has two, single models may have more
@@ -639,9 +641,10 @@ NATIVE_TO_UPSTREAM: Final = FORWARDED_TO_UPSTREAM | frozenset(
     "x-openai-memgen-request x-openai-internal-codex-responses-lite "
     "x-openai-internal-codex-residency x-responsesapi-include-timing-metrics".split()
 )
-# Nothing of the account's plan, quota or credits: a key holder is told the pool's.
+# Nothing of the account's plan, quota or credits: a key holder is told the pool's.  Nor the version
+# of its model list: the pool's has none, and Codex CLI would read it again after each answer.
 NATIVE_TO_CLIENT: Final = FORWARDED_TO_CLIENT | frozenset(
-    "x-codex-turn-state x-models-etag x-reasoning-included x-oai-request-id cf-ray".split()
+    "x-codex-turn-state x-reasoning-included x-oai-request-id cf-ray".split()
 )
 TURN_STATE: Final = "x-codex-turn-state"  # a secret of the account that gave it
 _BASIC: Final = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
@@ -851,9 +854,15 @@ def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
 
 class Routing(enum.StrEnum):
     STICKY = "sticky"
-    ROUND_ROBIN = "round_robin"
     QUOTA_FIRST = "quota_first"
-    FAILOVER = "failover"
+    SOONEST_RESET = "soonest_reset"
+
+
+# Those that there were once, and how the same is written now.
+_ROUTINGS_GONE: Final = {
+    "round_robin": "write 'sticky', which spreads sessions evenly",
+    "failover": "write 'sticky', and give the accounts priority 0, 1, 2 in their order",
+}
 
 
 class BaseUrl(NamedTuple):
@@ -905,7 +914,7 @@ RENEWAL_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")
 RENEWAL_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own
 PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # of other programs; lower, too
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
-_MODEL: Final = rf"[\x21-\x7e]{{1,{MODEL_CHARS_MAX}}}"
+_VERSION: Final = r"\d{1,4}(?:\.\d{1,4}){2}(?:-[a-z0-9.]{1,32})?"
 # A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
 _LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _ORIGIN: Final = r"https?://[a-z0-9.\-\[\]:]+"
@@ -983,7 +992,49 @@ def _members(
 
 
 def _routing(value: Json) -> Routing:
-    return Routing(_string(value, "|".join(Routing), f"one of {', '.join(Routing)}"))
+    text = _typed(value, str)
+    if text in _ROUTINGS_GONE:
+        raise ValueError(f"{text!r} is there no more; {_ROUTINGS_GONE[text]}")
+    known = [one.value for one in Routing]
+    if text not in known:
+        raise ValueError(f"there is no such routing; {_did_you_mean(text, known)}")
+    return Routing(text)
+
+
+def is_model_name(text: str) -> bool:
+    """Whether a model can be called so: servers list names with blanks, and in any letters."""
+    return text.isprintable() and bool(text.strip()) and len(text) <= MODEL_CHARS_MAX
+
+
+def _model(value: Json) -> str:
+    text = _typed(value, str)
+    if not is_model_name(text):
+        raise ValueError("must be a model name")
+    return text
+
+
+def _named_by_models(value: Json) -> dict[str, Json]:
+    named = _typed(value, dict)
+    if not all(is_model_name(name) for name in named):
+        raise ValueError("has a name that is not a model name")
+    return named
+
+
+def _served(value: Json) -> dict[str, str]:
+    """The upstream's name of each model by the pool's; in a list they are the same."""
+    if not isinstance(value, dict):
+        return {name: name for name in _array(value, _model)}
+    found, problems = {}, []
+    for name, upstream_name in _named_by_models(value).items():
+        try:
+            found[name] = _model(upstream_name)
+        except ValueError as error:
+            problems.append(f".{name}: {error}")
+    if not value:
+        problems.append("must name at least one model")
+    if problems:
+        raise ValueError(*problems)
+    return found
 
 
 def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
@@ -1037,8 +1088,8 @@ def _expiry(value: Json) -> float:
 
 # The check of each field that an object may have, and what it is told besides.
 Spec = Mapping[str, tuple[Any, ...]]
-_REQUIRED: Final = {"accounts", "pools", "type", "key"}
-_Models = Annotated[tuple[str, ...] | None, _array, _string, _MODEL, "a model name"]
+_REQUIRED: Final = {"accounts", "pools", "type", "key", "model"}
+_Models = Annotated[tuple[str, ...] | None, _array, _model]
 _Hosts = Annotated[frozenset[str] | None, _array, _string, _HOST_NAME, "a host name without a port"]
 _Path = Annotated[str | None, _string, "[^\x00~][^\x00]*", "a path, without ~ before it"]
 
@@ -1056,15 +1107,20 @@ class Account:
     priority: Annotated[int, _number, -1000, 1000, int] = 0
     paused: Annotated[bool, _typed, bool] = False
     concurrent: Annotated[int, _number, 1, 10_000, int]
-    models: _Models = None
+    models: Annotated[Mapping[str, str] | None, _served] = None  # the pool's names: the upstream's
     first_event_seconds: Annotated[float, _number, 0.1, HOUR, int, float]
     ca_file: _Path = None
     websocket: Annotated[bool, _typed, bool]
+    client_version: Annotated[str | None, _string, _VERSION, "a version like 0.169.0"] = None
     identity: bytes = b""  # digest of where its requests go, as whom, and what is trusted there
 
     @property
     def is_codex(self) -> bool:
         return self.auth_file is not None
+
+    def name_of(self, model: str) -> str:
+        """What its upstream calls a model of the pool."""
+        return (self.models or {}).get(model, model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1091,18 +1147,31 @@ class Operator(NamedTuple):
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """What another name for a model stands for; what is None stays as the client has it."""
+
+    model: Annotated[str, _model]
+    effort: Annotated[str | None, _string, "[a-z]{1,32}", "a level like low or high"] = None
+    service_tier: Annotated[str | None, _string, "[a-z_]{1,32}", "a tier like priority"] = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
     name: str
     accounts: Annotated[tuple[Account, ...], _array, _string]
     models: _Models = None
-    aliases: Annotated[Mapping[str, str], _members, _MODEL, "a model name"]
+    aliases: Annotated[Mapping[str, Alias], _named_by_models]
     routing: Annotated[Routing, _routing] = Routing.STICKY
     keys: Annotated[tuple[Key, ...], _members]
 
     @property
     def has_codex(self) -> bool:
         return any(account.is_codex for account in self.accounts)
+
+    def meant_by(self, name: str) -> Alias:
+        """The model that a client means, which may have called it by an alias."""
+        return self.aliases.get(name, Alias(name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1134,14 +1203,16 @@ _TOP: Final = _spec_of(Config)
 _POOL: Final = _spec_of(Pool)
 _ACCOUNT: Final = {**_spec_of(Account), "type": (_string, "openai|codex", "'openai' or 'codex'")}
 _KEY: Final = {**_spec_of(Key), "key": (_string,)}
+_ALIAS: Final = _spec_of(Alias)
 _LIMITS: Final[Spec] = {
     one.name: (_number, *one.metadata.values(), *((int,) if one.type == "int" else (int, float)))
     for one in dataclasses.fields(Limits)
 }
 # Of each type of account: the field it needs, the other type's, and where its upstream is.
-_TYPES: Final[Mapping[str, tuple[str, str, BaseUrl]]] = {
-    "openai": ("api_key", "auth_file", BaseUrl(True, "api.openai.com", 443, "/v1")),
-    "codex": ("auth_file", "api_key", BaseUrl(True, "chatgpt.com", 443, "/backend-api/codex")),
+_OF_CODEX: Final = ("auth_file", "client_version")
+_TYPES: Final[Mapping[str, tuple[str, Sequence[str], BaseUrl]]] = {
+    "openai": ("api_key", _OF_CODEX, BaseUrl(True, "api.openai.com", 443, "/v1")),
+    "codex": ("auth_file", ("api_key",), BaseUrl(True, "chatgpt.com", 443, "/backend-api/codex")),
 }
 
 
@@ -1157,7 +1228,7 @@ class _Loader:
     owners: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
 
     def refuse(self, path: str, problem: str) -> None:
-        shown = path + ("" if problem.startswith("[") else ": ") + problem
+        shown = path + ("" if problem.startswith(("[", ".")) else ": ") + problem
         self.problems.append("".join(one if one.isprintable() else "?" for one in shown))
 
     @contextlib.contextmanager
@@ -1231,8 +1302,9 @@ class _Loader:
         needed, foreign, base_url = _TYPES[kind or "openai"]
         if kind and not value.get(needed):
             self.refuse(f"{path}.{needed}", "is needed, and not empty")
-        if kind and foreign in value:
-            self.refuse(f"{path}.{foreign}", f"does not belong to type {kind!r}")
+        for one in foreign:
+            if kind and one in value:
+                self.refuse(f"{path}.{one}", f"does not belong to type {kind!r}")
         url = found.setdefault("base_url", base_url)
         if not (url.is_tls or _is_loopback(url.host) or found.get("allow_plain_http")):
             hint = "use https://, or set allow_plain_http if the network is yours"
@@ -1281,16 +1353,24 @@ class _Loader:
                 hint = _did_you_mean(member, accounts)
                 self.refuse(f"{path}.accounts[{index}]", f"no account has this name; {hint}")
         found["accounts"] = tuple(accounts[member] for member in members if member in accounts)
-        for alias, target in found.setdefault("aliases", {}).items():
-            with self.at(f"{path}.aliases.{alias}"):
-                _string(target, _MODEL, "a model name")
-                if models is not None and (alias in models or target not in models):
-                    raise ValueError("must lead from a name that is not in models to one that is")
+        aliases = found.get("aliases", {}).items()
+        found["aliases"] = {one: self.alias(path, one, target, models) for one, target in aliases}
         keys = found.get("keys", {}).items()
         found["keys"] = tuple(self.key(name, one, content, limits) for one, content in keys)
         if not keys:
             self.warnings.append(f"{path}.keys: no key, so nobody can use this pool")
         return Pool(name=name, **found)
+
+    def alias(self, pool: str, name: str, value: Json, models: Collection[str] | None) -> Alias:
+        path, found = f"{pool}.aliases.{name}", {"model": ""}
+        if isinstance(value, dict):
+            found |= self.read(path, value, _ALIAS)
+        else:
+            with self.at(path):
+                found["model"] = _model(value)
+        if models is not None and (name in models or found["model"] not in models):
+            self.refuse(path, "must lead from a name that is not in models to one that is")
+        return Alias(**found)
 
     def warn_of_budgets(self, limits: Limits) -> None:
         """What has the largest size needs room: one key has half of it, of events a quarter."""
@@ -1487,8 +1567,25 @@ METHODS: Final[Mapping[Route, tuple[str, ...]]] = {
     **dict.fromkeys((*CALLS, Route.MCP), ("POST",)),
     **dict.fromkeys(SOCKETS, ("POST", "GET")),  # with an upgrade
 }
+_PLAIN_VERSION: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4}){2}")
+_CODEX_AGENT: Final = re.compile(r"codex[_-](?!pooler)[a-z_-]{1,32}/([0-9.]{5,14})")
+_VERSION_ASKED: Final = re.compile("&client_version=([0-9.]{5,14})")
 OPERATORS: Final = (Route.MCP, Route.ADMIN, Route.METRICS)
 METHODS_ELSE: Final = ("GET", "HEAD")
+
+
+def told_version(headers: Headers, query: str) -> str:
+    """The version of Codex CLI that a request is from, as far as it tells one; else ""."""
+    agent = _CODEX_AGENT.match(headers.get("user-agent", ""))
+    asked = _VERSION_ASKED.search(f"&{query}")
+    told = [headers.get("version", ""), agent[1] if agent else "", asked[1] if asked else ""]
+    found = [match[0] for match in map(_PLAIN_VERSION.match, told) if match]
+    return max(found, key=version_key, default="")
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """What plain versions are compared by; () of ""."""
+    return tuple(map(int, version.split("."))) if version else ()
 
 
 def find_route(path: str, base_path: str) -> tuple[Route, str]:
@@ -1961,7 +2058,7 @@ class Call(NamedTuple):
     pool: Pool
     key: Key
     requested_model: str
-    model: str  # with the pool's alias applied
+    model: str  # the pool's name: with its alias applied
     is_stream: bool
     is_stored: bool
     session: bytes | None  # digest of pool, key and session
@@ -1979,6 +2076,9 @@ class Call(NamedTuple):
         return self.key.pool, self.key.name
 
 
+_MODEL_MEMBER: Final = re.compile(rb'"model"[ \t\r\n]*+:[ \t\r\n]*+(?=")')
+# A letter has 12 bytes at most, as two escapes of 5 steps each.
+_MODEL_VALUE: Final = re.compile(rb'"(?:[^"\\]|\\.){0,%d}+"' % (10 * MODEL_CHARS_MAX))
 # Upstream facts §6.7; the body's prompt_cache_key comes after them.
 SESSION_HEADERS: Final = (
     "x-codex-window-id", "x-codex-session-id", "session-id", "x-session-id",
@@ -2103,7 +2203,7 @@ def read_call(
         pool=pool,
         key=key,
         requested_model=model,
-        model=pool.aliases.get(model, model),
+        model=pool.meant_by(model).model,
         is_stream=not unary_path and (bool(socket_id) or body.get("stream") is True),
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
         session=digest_parts(*scope, "session", session) if session else None,
@@ -2153,10 +2253,53 @@ def _search_session(headers: Headers) -> str:
 
 def is_model_allowed(requested: str, pool: Pool, key: Key) -> bool:
     """Whether the pool's and the key's lists allow a name, which may be an alias."""
-    model = pool.aliases.get(requested, requested)
+    model = pool.meant_by(requested).model
     if key.models is not None and not {requested, model} & set(key.models):
         return False
     return pool.models is None or model in pool.models
+
+
+def with_model(body: bytes, model: str) -> bytes | None:
+    """A body, which is a JSON object, with another model and every other byte as it was.
+
+    None: it would take long, or the name of the member is written with escapes.
+    """
+    at, depth, is_inside = 0, 0, 0  # an object or a list, and a string, at that place
+    for _ in range(MODEL_MEMBERS_MAX):
+        found = _MODEL_MEMBER.search(body, at)
+        if found is None:
+            return None
+        # Pairs first: a run of backslashes always begins an escape.
+        plain = body[at : found.start()].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = plain.split(b'"')
+        outside = b"".join(parts[is_inside::2])
+        depth += outside.count(b"{") + outside.count(b"[")
+        depth -= outside.count(b"}") + outside.count(b"]")
+        is_inside ^= 1 - len(parts) % 2
+        if not is_inside and depth == 1:
+            value = _MODEL_VALUE.match(body, found.end())
+            return value and body[: value.start()] + dump_json(model) + body[value.end() :]
+        if not plain.endswith(b"\\"):  # else its first quote is one of the string's letters
+            is_inside ^= 1
+        at = found.start() + 1
+    return None
+
+
+def with_alias(kind: CallKind, body: Mapping[str, Json], alias: Alias) -> dict[str, Json]:
+    """The body of a client that has called a model by an alias."""
+    made = {**body, "model": alias.model}
+    if alias.service_tier is not None:
+        made["service_tier"] = alias.service_tier
+    if alias.effort is None:
+        return made
+    reasoning = body.get("reasoning")
+    if kind is CallKind.RESPONSES:
+        made["reasoning"] = {**_object(reasoning), "effort": alias.effort}
+        return made
+    made["reasoning_effort"] = alias.effort
+    if isinstance(reasoning, dict) and "effort" in reasoning:
+        made["reasoning"] = {**reasoning, "effort": alias.effort}
+    return made
 
 
 def drop_reasoning(body: Mapping[str, Json]) -> dict[str, Json] | None:
@@ -3564,6 +3707,17 @@ class Model(NamedTuple):
     context_length: int | None = None
     efforts: tuple[str, ...] = ()  # reasoning levels, the least first; () if not told
     entry: bytes = b""  # JSON, as the Codex catalogue has it
+    slug: str = ""  # its name in that entry
+
+    def entry_as(self, name: str) -> bytes:
+        """The entry under the name that a pool has for the model."""
+        return dump_json({**load_object(self.entry, CATALOGUE_MEMBERS_MAX), "slug": name})
+
+    def merged(self, other: Model) -> Model:
+        """What is known of a model that several accounts serve: any of them may be asked."""
+        lengths = [one.context_length for one in (self, other) if one.context_length]
+        told = self if self.entry else other
+        return told._replace(context_length=min(lengths, default=None))
 
 
 class Level(NamedTuple):
@@ -3631,7 +3785,9 @@ class Health:
     )
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
     catalogue: Mapping[str, Model] | None = None  # its /models
+    catalogue_at: float = -math.inf  # when it was asked for
     catalogue_until: float = -math.inf  # until then it is good enough
+    catalogue_problem: str = ""  # that there was with it last, and that has been told
     has_login: bool = True  # of a codex account: its login can serve
     login: bytes = b""  # the digest of its file
 
@@ -3646,6 +3802,7 @@ class Health:
         """Let everything that was to happen at some time happen so much earlier."""
         self.rests_until -= seconds  # of one that was refused: for ever stays for ever
         self.probe_at -= seconds
+        self.catalogue_at -= seconds
         self.catalogue_until -= seconds
         for known in self.blocks.values():
             for model in known:
@@ -3700,6 +3857,22 @@ class Health:
         levels = self.plan_levels(now).values()
         return min((100 - level.used_percent for level in levels), default=UNKNOWN_LEFT_PERCENT)
 
+    def lapse(self, now: float, *, has_plan: bool) -> tuple[float, float]:
+        """How soon quota of its plan is lost unused; smaller is sooner.
+
+        The longest window counts, for a short one comes again many times before that is over; of
+        those that end in the same hour, the shortest.  A window begins with its first use: that of
+        a plan of which none is under way is to begin, and becomes known by that.
+        """
+        levels = self.plan_levels(now)
+        if not levels:
+            return (-math.inf, -math.inf) if has_plan else (math.inf, math.inf)
+        longest = levels[max(levels)]
+        if longest.used_percent >= 100:
+            return math.inf, math.inf
+        hours = round((longest.ends_at - now) / HOUR)
+        return hours, min(level.ends_at for level in levels.values())
+
 
 class Lease(NamedTuple):
     """One request's place on an account."""
@@ -3745,7 +3918,6 @@ class Roster:
         self.responses = Memory[bytes]()
         # What did not connect a moment ago, until when it counts, and the cause.
         self.unreached: dict[Way, tuple[float, Cause]] = {}
-        self.turns: Counter[str] = Counter()  # choices made, by pool, for round_robin
         self.reload(config)
 
     def reload(self, config: Config) -> None:
@@ -3811,7 +3983,7 @@ class Roster:
         pin = self.pin_of(call, now)
         able = self.bound(call, self.able(call, now))
         ranks: list[tuple[tuple[Any, ...], Account]] = []
-        for index, account in enumerate(able):
+        for account in able:
             health = self.health[account.name]
             is_ready = health.is_ready(now)
             if account.name in tried or not (is_ready or health.is_probe_due(now)):
@@ -3820,7 +3992,7 @@ class Roster:
                 continue
             is_elsewhere = pin is None or pin.account != account.name
             is_demoted = health.is_blocked(Effect.DEMOTED, now)
-            preference = self.preference(call, account, index, len(able), now)
+            preference = self.preference(call, account, now)
             rank = (is_elsewhere, account.priority, is_ready, is_demoted, preference)
             # Else each request would wait there first, and go elsewhere all the same.
             is_unreached = self.unreached_by(account, now) is not None
@@ -3864,22 +4036,18 @@ class Roster:
         ready = [account for account, health in known if health.has_login and health.is_ready(now)]
         return any(self.takes_websocket(account, now) for account in ready or fit)
 
-    def preference(
-        self, call: Call, account: Account, index: int, count: int, now: float
-    ) -> tuple[Any, ...]:
+    def preference(self, call: Call, account: Account, now: float) -> tuple[Any, ...]:
         """Among equals, smaller is better.  Rendezvous hashing, so that replicas agree."""
         health = self.health[account.name]
         routing = call.pool.routing
-        if routing is Routing.FAILOVER:
-            return (index,)
-        if routing is Routing.ROUND_ROBIN:
-            return ((index - self.turns[call.pool.name]) % count,)
         left, busy = health.left_percent(now), self.in_flight[account.name]
         tie: tuple[Any, ...] = (busy, health.served_at)
         if call.session is not None:
             tie = (hashlib.sha256(call.session + account.name.encode()).digest(),)
         if routing is Routing.QUOTA_FIRST:
             return (-left, busy, *tie)
+        if routing is Routing.SOONEST_RESET:
+            return (*health.lapse(now, has_plan=account.is_codex), *tie)
         return (left <= 100 - NEARLY_USED_PERCENT, *tie)
 
     def pin_of(self, call: Call, now: float) -> Pin | None:
@@ -3927,7 +4095,6 @@ class Roster:
         self.in_flight[account.name] += 1
         self.places[account.name, call.key_name] += 1
         self.key_places[call.key_name] += 1
-        self.turns[call.pool.name] += 1
         return Lease(account, health, is_probe, now, call.key_name)
 
     def end(self, lease: Lease) -> None:
@@ -4063,7 +4230,9 @@ class Roster:
         for account in pool.accounts:
             listed = self.health_of(account).catalogue or {}
             names = listed if account.models is None else account.models
-            known |= {} if account.paused else {name: listed.get(name, Model()) for name in names}
+            for name in () if account.paused else names:
+                model = listed.get(account.name_of(name), Model())
+                known[name] = known.get(name, model).merged(model)
         return known
 
     def models_of(self, pool: Pool, key: Key) -> dict[str, int | None]:
@@ -4071,43 +4240,71 @@ class Roster:
         known = self.catalogue_of(pool)
         names = [*(sorted(known) if pool.models is None else pool.models), *pool.aliases]
         shown = [name for name in names if is_model_allowed(name, pool, key)]
-        asked = {name: known.get(pool.aliases.get(name, name), Model()) for name in shown}
+        asked = {name: known.get(pool.meant_by(name).model, Model()) for name in shown}
         return {name: model.context_length for name, model in asked.items()}
 
     def codex_models_of(self, pool: Pool, key: Key) -> list[bytes]:
         """The entries of the Codex catalogue, as far as a key may use it."""
         return [
-            model.entry
+            model.entry if model.slug == name else model.entry_as(name)
             for name, model in self.catalogue_of(pool).items()
             if model.entry and is_model_allowed(name, pool, key)
         ]
 
     def efforts_of(self, account: Account, model: str) -> tuple[str, ...]:
-        """The reasoning levels that an account's model supports; () where it is not known."""
+        """The reasoning levels of a model of an account's upstream; () where it is not known."""
         return (self.health_of(account).catalogue or {}).get(model, Model()).efforts
 
 
-def read_catalogue(body: bytes) -> Mapping[str, Model] | None:
-    """The models in an answer to /models, OpenAI-shaped or Codex's; None if it is neither.
+# Where an answer to /models may have its list, and a model in it its name: the likeliest first.
+# llama.cpp has "models", too, and they are not those of Codex's catalogue.
+_CATALOGUE_LISTS: Final = {True: ("models", "data"), False: ("data", "models")}  # by is_codex
+_CATALOGUE_NAMES: Final = {True: ("slug", "id"), False: ("id", "name")}
 
-    Of an entry is kept what is shown of it; entries past the bound are left out.
+
+def read_catalogue(body: bytes, *, is_codex: bool = False) -> Mapping[str, Model] | None:
+    """The models in an answer to /models, as Codex's backend or anybody else writes it.
+
+    Of an entry is kept what is shown of it; entries past the bound are left out, and those that
+    cannot be read.  None: nothing can be.
     """
-    found: dict[str, Model] = {}
     try:
-        value = load_object(body, CATALOGUE_MEMBERS_MAX)
-        is_codex = "models" in value
-        for entry in value["models" if is_codex else "data"][:CATALOGUE_MODELS_MAX]:
-            name = entry["slug" if is_codex else "id"]
-            if re.fullmatch(_MODEL, name):
-                lengths = ("context_length", "context_window", "max_model_len")
-                length = max(_int_at(entry, name) for name in lengths) or None
-                levels = entry.get("supported_reasoning_levels") if is_codex else None
-                efforts = [level["effort"] for level in levels or ()]
-                known = dict.fromkeys(effort for effort in efforts if effort in _EFFORTS)
-                found[name] = Model(length, tuple(known), dump_json(entry) if is_codex else b"")
-    except (BadSyntax, KeyError, TypeError):
+        value = load_json(body, CATALOGUE_MEMBERS_MAX)
+    except (ValueError, BadSyntax):
         return None
+    places = [value, *map(_object(value).get, _CATALOGUE_LISTS[is_codex])]
+    lists = [place for place in places if isinstance(place, list)]
+    for entries in lists:
+        if found := _catalogue_of(entries[:CATALOGUE_MODELS_MAX], is_codex=is_codex):
+            return found
+    return {} if [] in lists else None
+
+
+def _catalogue_of(entries: Sequence[Json], *, is_codex: bool) -> dict[str, Model]:
+    found: dict[str, Model] = {}
+    for entry in entries:
+        names = [_text_at(entry, name) for name in _CATALOGUE_NAMES[is_codex]]
+        name = entry if isinstance(entry, str) else next(filter(None, names), "")
+        if not is_model_name(name):
+            continue
+        if is_codex and _text_at(entry, "slug"):
+            found[name] = _codex_model(entry, name)
+        else:
+            lengths = ("context_length", "context_window", "max_model_len")
+            found[name] = Model(max(_int_at(entry, one) for one in lengths) or None)
     return found
+
+
+def _codex_model(entry: Mapping[str, Json], name: str) -> Model:
+    """A model of Codex's catalogue: of its window Codex itself uses so many percent."""
+    window = _int_at(entry, "context_window") or _int_at(entry, "max_context_window")
+    percent = _int_at(entry, "effective_context_window_percent")
+    if not 0 < percent <= 100:
+        percent = EFFECTIVE_WINDOW_PERCENT
+    levels = entry.get("supported_reasoning_levels")
+    efforts = [_text_at(level, "effort") for level in levels] if isinstance(levels, list) else []
+    known = dict.fromkeys(effort for effort in efforts if effort in _EFFORTS)
+    return Model(window * percent // 100 or None, tuple(known), dump_json(entry), name)
 
 
 def retry_headers(seconds: int) -> list[tuple[str, str]]:
@@ -6577,6 +6774,7 @@ class Shared:
     unpacking: Unpacking = field(default_factory=Unpacking)
     listing: Unpacking = field(default_factory=Unpacking)  # of models: a pool may have thousands
     files: Files = field(default_factory=Files)
+    codex_version: str = CODEX_VERSION  # the newest of those that native clients have told
 
     def __post_init__(self) -> None:
         self.roster = Roster(self.config)
@@ -6608,6 +6806,22 @@ class Shared:
             if endpoint.login is not None and endpoint.login not in kept:
                 endpoint.login.is_retired = True
         self.tokens.limits = self.config.limits
+
+    def version_for(self, account: Account) -> str:
+        """The version of Codex CLI that an account is told: to old ones it lists no new models."""
+        return account.client_version or self.codex_version
+
+    def note_version(self, told: str) -> None:
+        """Take a newer version from a client, and ask for the models that it may list."""
+        if version_key(told) <= version_key(self.codex_version):
+            return
+        self.codex_version = told
+        for name, endpoint in self.endpoints.items():
+            if endpoint.account.is_codex:
+                health = self.roster.health[name]
+                # However many versions clients make up, the list is not asked for more often.
+                until = health.catalogue_at + CATALOGUE_PAUSE_SECONDS
+                health.catalogue_until = min(health.catalogue_until, until)
 
     def log_bug(self, request_id: str | None) -> None:
         """Type and place of the exception under way; its text could hold a client's."""
@@ -7080,7 +7294,7 @@ class Attempt:
         exchange, call = self.exchange, self.call
         exchange.replace_body(exchange.body)  # and not what another account was sent
         if call.is_native or call.is_unary or not self.account.is_codex:
-            return exchange.body
+            return await self.renamed()
         async with exchange.server.unpacking(exchange.holder, len(exchange.body)):
             body, include_usage = await self.translate()
         if not exchange.hold_body(len(body)):
@@ -7100,6 +7314,24 @@ class Attempt:
             )
         return body
 
+    async def renamed(self) -> bytes:
+        """The client's body with its model called as this account's upstream calls it."""
+        exchange, body = self.exchange, self.exchange.body
+        model = self.account.name_of(self.call.model)
+        if model == self.call.model:
+            return body
+        async with exchange.server.unpacking(exchange.holder, len(body)):
+            made = with_model(body, model)
+            await yield_after(body)
+            if made is None:
+                value = parse_json_object(body)
+                await yield_after(body)
+                made = dump_like({**value, "model": model}, body)
+                await yield_after(body)
+        if not exchange.hold_body(len(made)):
+            raise PoolerError("pool_busy", "Too many request bodies are held here.")
+        return made
+
     async def translate(self) -> tuple[bytes, bool]:
         """The body for a codex account, and whether a Chat client asks for usage.
 
@@ -7109,8 +7341,9 @@ class Attempt:
         value = parse_json_object(exchange.body)
         await yield_after(exchange.body)
 
-        efforts = exchange.server.roster.efforts_of(self.account, call.model)
-        made = uncollected(to_codex, call.kind, value, call.model, efforts)
+        model = self.account.name_of(call.model)
+        efforts = exchange.server.roster.efforts_of(self.account, model)
+        made = uncollected(to_codex, call.kind, value, model, efforts)
         made |= _picked(value, exchange.CARRIED)
         await yield_after(exchange.body)
 
@@ -7127,7 +7360,8 @@ class Attempt:
         if not call.is_native:
             session = [("session-id", call.session.hex())] if call.session else []
             accepted = "application/json" if call.is_unary else "text/event-stream"
-            return [("accept", accepted), ("originator", "codex-pooler"), *session]
+            own = [("accept", accepted), ("originator", "codex-pooler")]
+            return [*own, ("version", exchange.server.version_for(account)), *session]
         roster = exchange.server.roster
         return [
             (name, value)
@@ -8499,6 +8733,7 @@ class Server(Shared):
             return
         key = self.authenticate(exchange, head)
         pool = exchange.config.pools[key.pool]
+        self.note_version(told_version(head.headers, head.query))
         if route in NATIVE_PATHS and not pool.has_codex:
             raise PoolerError("unsupported_endpoint")
         if route in SOCKETS and head.method == "GET":
@@ -8622,9 +8857,16 @@ class Server(Shared):
         socket_id = exchange.socket.upgrade.record.request_id if isinstance(exchange, Turn) else ""
         more = {"native_path": native_path, "unary_path": unary_path, "socket_id": socket_id}
         call = read_call(kind, asked, head.headers, pool, key, obstacle=obstacle, **more)
-        if asked is not value or call.model != call.requested_model:
+        alias = pool.meant_by(call.requested_model)
+        if call.path.endswith("/compact"):  # not every server takes the others there
+            alias = Alias(alias.model)
+        if asked is not value or alias != Alias(call.requested_model):
             await yield_after(exchange.body)
-            exchange.replace_body(dump_like(asked | {"model": call.model}, exchange.body))
+            is_all = asked is value and alias == Alias(alias.model)
+            made = with_model(exchange.body, alias.model) if is_all else None
+            if made is None:
+                made = dump_like(with_alias(kind, asked, alias), exchange.body)
+            exchange.replace_body(made)
             await yield_after(exchange.body)
         return call
 
@@ -8852,30 +9094,48 @@ class Server(Shared):
     async def keep_catalogue(self, endpoint: Endpoint) -> None:
         """Read one account's model list.  Where a reload comes meanwhile, nobody looks at it."""
         health = self.roster.health_of(endpoint.account)
-        found = await self.read_catalogue(endpoint)
+        found, problem = await self.read_catalogue(endpoint)
         health.catalogue = found or health.catalogue
+        health.catalogue_at = trio.current_time()
         pause = CATALOGUE_PAUSE_SECONDS if found is None else CATALOGUE_SECONDS
-        health.catalogue_until = trio.current_time() + pause
+        health.catalogue_until = health.catalogue_at + pause
+        if problem and problem != health.catalogue_problem:
+            told = {"account": endpoint.account.name, "problem": problem}
+            self.log("warning", "models", told)
+        health.catalogue_problem = problem
 
-    async def read_catalogue(self, endpoint: Endpoint) -> Mapping[str, Model] | None:
-        """The models an account's /models lists; None on any failure."""
+    async def read_catalogue(self, endpoint: Endpoint) -> tuple[Mapping[str, Model] | None, str]:
+        """The models an account's /models lists, or None, and what a person is to know of that."""
         account, limits = endpoint.account, self.config.limits
-        path = f"/models?client_version={CODEX_VERSION}" if account.is_codex else "/models"
-        expected = (LoginNeeded, *TRANSPORT_ERRORS)
-        with trio.move_on_after(limits.connect_seconds_max), contextlib.suppress(*expected):
-            secret, fields, _ = await identify(self.tokens, endpoint)
-            head = request_head(account.base_url, path, secret, fields, b"")
-            status, body = await ask_once(
-                self.dial,
-                account.base_url,
-                endpoint.tls,
-                head,
-                limits,
-                proxy=endpoint.proxy,
-                bytes_max=CATALOGUE_BYTES_MAX,
-            )
-            return read_catalogue(body) if status == 200 else None
-        return None
+        version = self.version_for(account)
+        path = f"/models?client_version={version}" if account.is_codex else "/models"
+        trouble = "its model list cannot be had: no answer in time"
+        with trio.move_on_after(limits.connect_seconds_max):
+            try:
+                secret, fields, _ = await identify(self.tokens, endpoint)
+                fields += [("version", version)] * account.is_codex
+                head = request_head(account.base_url, path, secret, fields, b"")
+                status, body = await ask_once(
+                    self.dial,
+                    account.base_url,
+                    endpoint.tls,
+                    head,
+                    limits,
+                    proxy=endpoint.proxy,
+                    bytes_max=CATALOGUE_BYTES_MAX,
+                )
+            except LoginNeeded:  # is told as that
+                return None, ""
+            except ConnectFailed as error:
+                return None, f"its model list cannot be had: {error.cause}"
+            except TRANSPORT_ERRORS as error:
+                what = TROUBLES.get(type(error), Trouble.CLOSED).value
+                return None, f"its model list cannot be had: {what}"
+            if status != 200:
+                return None, f"its model list cannot be had: status {status}"
+            found = read_catalogue(body, is_codex=account.is_codex)
+            return found, "its model list cannot be read" if found is None else ""
+        return None, trouble
 
     async def reload(self, load: Callable[[], Loaded]) -> None:
         """Take what `load` gives, whole or not at all."""

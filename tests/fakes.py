@@ -18,12 +18,13 @@ When the world closes it hangs up all clients, and asserts that nothing is left:
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Protocol
@@ -31,7 +32,7 @@ from typing import ClassVar, Final, Protocol
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pooler import BaseUrl, Config, Server, parse_config
+from pooler import BaseUrl, Config, Server, digest_parts, parse_config
 from tests.wires import (
     KEY,
     OTHER_KEY,
@@ -46,6 +47,7 @@ from tests.wires import (
     ask_chat,
     ask_responses,
     post,
+    put_in_order,
     read_fields,
     request,
     socket_pair,
@@ -91,8 +93,10 @@ __all__ = [
     "make_config",
     "opened_world",
     "post",
+    "put_in_order",
     "request",
     "responses_events",
+    "sessions_of",
     "socket_pair",
     "sse_answer",
     "sse_event",
@@ -119,7 +123,8 @@ def describe(
 ) -> dict[str, Json]:
     """pools.json as an object: one account for each letter, one pool `home`, two keys.
 
-    `accounts` adds fields to single accounts (None takes a field away), `pool` to the pool,
+    `accounts` adds fields to single accounts (None takes a field away), `pool` to the pool, in
+    which {"routing": "in_order"} is short for priorities (see tests/wires.py),
     `top` to the whole: describe("ab", accounts={"b": {"priority": 1}}, limits={...}).
     """
     described = {}
@@ -134,7 +139,16 @@ def describe(
     keys = {"laptop": KEY, "ci": OTHER_KEY}
     home = {"accounts": list(names), "keys": keys} | dict(pool or {})
     whole = {"accounts": described, "pools": {"home": home}, "limits": dict(limits or {})}
-    return whole | top
+    return put_in_order(whole | top)
+
+
+def sessions_of(order: str) -> Iterator[str]:
+    """Names of sessions, of the first key, which begin at the accounts in that order."""
+    for number in itertools.count():
+        digest = digest_parts("home", "laptop", "session", f"s{number}")
+        ranks = {hashlib.sha256(digest + name.encode()).digest(): name for name in order}
+        if "".join(ranks[rank] for rank in sorted(ranks)) == order:
+            yield f"s{number}"
 
 
 def make_config(described: Mapping[str, Json]) -> Config:

@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests import mutations_of_logins
 
 from tests.mutations_of_routes import ROWS
+
+from tests.mutations_of_models import MODELS
 
 ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
@@ -260,7 +261,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       '"content-type openai-model', '"set-cookie content-type openai-model',
       "secrets_never_leave::what_an_upstream_says_besides_its_answer_is_not_told"),
     M("plan_comes_back", "Codex CLI is not told the plan of an account.",
-      '"x-codex-turn-state x-models-etag', '"x-codex-turn-state x-codex-plan-type x-models-etag',
+      '"x-codex-turn-state x-reasoning', '"x-codex-turn-state x-codex-plan-type x-reasoning',
       "native_headers::an_answer_s_head_tells_nothing_of_the_account"),
     M("account_quota_told", "An error frame tells nothing of the account.",
       "        return event if told == known else _with_data(event, told)\n",
@@ -318,7 +319,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       'named or str(body.get("prompt_cache_key") or "")',
       "account_choice::what_is_no_text_names_no_session"),
     M("alias_ignored", "An alias changes no value but that of the model.",
-      'dump_like(asked | {"model": call.model}', 'dump_like({"model": call.model} | asked',
+      "with_alias(kind, asked, alias)", "{**with_alias(kind, asked, alias), **asked}",
       "stream_is_exact::an_alias_changes_the_value_of_model_alone"),
     M("words_not_cut", "An upstream's words are cut before they are searched.",
       "UpstreamWords(code, message[:MESSAGE_CHARS_MAX], error, headers)",
@@ -626,6 +627,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)", "if True",
       "codex_hostile::a_turn_s_state_never_reaches_another_account"),
     *(Mutation(*row) for row in ROWS),
+    *(Mutation(*row) for row in MODELS),
 )
 # fmt: on
 

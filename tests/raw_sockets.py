@@ -174,7 +174,7 @@ class SocketWire:
             else:
                 more = {"type": "openai", "api_key": API_KEY, "base_url": f"{address}/v1"}
             accounts[name] = common | more
-        pool = {"accounts": [*accounts], "routing": "failover", "keys": {"laptop": KEY}}
+        pool = {"accounts": [*accounts], "routing": "in_order", "keys": {"laptop": KEY}}
         config: dict[str, Any] = {
             "listen": "127.0.0.1:0",
             "accounts": accounts,

@@ -106,7 +106,7 @@ def describe_life(folder: Path, kind: int) -> Json:
         }
     whole = describe("abcdz", accounts=accounts)
     home = whole["pools"]["home"]
-    home |= {"accounts": list("abcd"), "routing": ["sticky", "failover"][kind & 1]}
+    home |= {"accounts": list("abcd"), "routing": ["sticky", "soonest_reset"][kind & 1]}
     whole["pools"]["calm"] = {"accounts": [CALM], "keys": {"calm": CALM_KEY}}
     whole["operators"] = {"desk": TOKEN}
     if kind & 2:

@@ -351,7 +351,7 @@ def codex_described(folder: Path, names: str = "ab", **more: Json) -> dict[str, 
         path = folder / name / "auth.json"
         make_auth_file(path, f"acct-{name}", expires_at=UNIX_START + 10**6)
         changes[name] = {"type": "codex", "auth_file": str(path), "api_key": None}
-    pool = {"routing": "failover"} | more.pop("pool", {})
+    pool = {"routing": "in_order"} | more.pop("pool", {})
     return describe(names, accounts=changes, pool=pool, **more)
 
 

@@ -177,7 +177,7 @@ class AccountMachine(RuleBasedStateMachine):
         accounts: dict[str, Json] = {LOGIN: {"type": "codex", "auth_file": str(self.auth_file)}}
         accounts[LOGIN] |= {"api_key": None}
         accounts["a"] = {"paused": kind == 1}
-        pool = {"accounts": list(ACCOUNTS), "routing": ["sticky", "failover"][kind % 2]}
+        pool = {"accounts": list(ACCOUNTS), "routing": ["sticky", "soonest_reset"][kind % 2]}
         limits = {"attempts_max": ATTEMPTS_MAX}
         whole = describe("abcd", accounts=accounts, pool=pool, limits=limits)
         env = {RENEWAL_URL_VARIABLE: f"http://127.0.0.1:9{TOKEN_PATH}"}

@@ -50,7 +50,7 @@ from tests.fakes import (
 EVENTS: Final = responses_events("x", "y")
 CREATED, _, DELTA, _, COMPLETED = EVENTS
 BIG: Final = {"type": "response.output_text.delta", "delta": "x" * 100_000}
-IN_ORDER: Final = {"routing": "failover"}
+IN_ORDER: Final = {"routing": "in_order"}
 WHOLE: Final = ask_responses()
 UNARY: Final = ask_responses(stream=False)
 CUT_400: Final = error_answer(400, "invalid_encrypted_content")

@@ -25,7 +25,7 @@ from tests import codex_backend
 from tests.codex_backend import CodexBackend, Play, Seen, make_auth_file
 from tests.codex_turns import ANSWER, TURN_STATE
 from tests.fakes import UNIX_START, Response, World, json_answer, post, request
-from tests.wires import KEY, Json, MemorySocket, Pairs, socket_pair
+from tests.wires import KEY, Json, MemorySocket, Pairs, put_in_order, socket_pair
 
 PREFIX: Final = "/backend-api/codex"
 MODEL: Final = "gpt-5.5"
@@ -76,8 +76,8 @@ def described(folder: Path, *, others: Json = None, **pool: Json) -> Json:
         }
         for at, name in enumerate(NAMES.values())
     } | (others or {})
-    home = {"accounts": list(accounts), "keys": {"laptop": KEY}, "routing": "failover"} | pool
-    return {"accounts": accounts, "pools": {"home": home}}
+    home = {"accounts": list(accounts), "keys": {"laptop": KEY}, "routing": "in_order"} | pool
+    return put_in_order({"accounts": accounts, "pools": {"home": home}})
 
 
 @asynccontextmanager
@@ -601,7 +601,7 @@ async def test_the_catalogue_is_the_backend_s_as_far_as_the_key_may_use_it(
         assert shown["models"][0]["base_instructions"]
         plain = (await world.ask(request("GET", "/v1/models"))).json()
         assert [entry["id"] for entry in plain["data"]] == [MODEL]
-        assert plain["data"][0]["context_length"] == 272000
+        assert plain["data"][0]["context_length"] == 258_400  # 95 % of 272,000
 
 
 ################################################################

@@ -427,7 +427,7 @@ async def test_no_login_and_no_prompt_is_told_to_anybody_else(
 # MODEL LISTS
 ################################################################
 
-LISTED: Final = json_answer({"models": [{"slug": "gpt-5.5", "context_window": 7}]})
+LISTED: Final = json_answer({"models": [{"slug": "gpt-5.5", "context_window": 100}]})
 
 
 def shown_models(response: Response) -> dict[str, Json]:
@@ -445,7 +445,7 @@ async def test_a_model_list_that_could_not_be_had_is_asked_for_again(
         assert shown_models(await world.ask(request("GET", "/v1/models"))) == {}
         autojump_clock.jump(2)
         await world.ask(request("GET", "/v1/models"))
-        assert shown_models(await world.ask(request("GET", "/v1/models"))) == {"gpt-5.5": 7}
+        assert shown_models(await world.ask(request("GET", "/v1/models"))) == {"gpt-5.5": 95}
         autojump_clock.jump(3500)
         await world.ask(request("GET", "/v1/models"))
         assert len(upstream.catalogue_asked) == 2
@@ -457,7 +457,7 @@ async def test_a_new_login_brings_its_models(autojump_clock: MockClock, tmp_path
         path = tmp_path / "auth.json"
         make_auth_file(path, "acct-2", expires_at=UNIX_START + 2 * 10**6)
         await world.ask(request("GET", "/v1/models"))
-        assert shown_models(await world.ask(request("GET", "/v1/models"))) == {"gpt-5.5": 7}
+        assert shown_models(await world.ask(request("GET", "/v1/models"))) == {"gpt-5.5": 95}
 
 
 async def test_an_alias_changes_the_model_of_a_native_body_and_no_more(

@@ -38,7 +38,7 @@ from tests.fakes import (
     sse_answer,
 )
 
-IN_ORDER: Final = {"routing": "failover"}  # a whenever it is well, else b
+IN_ORDER: Final = {"routing": "in_order"}  # a whenever it is well, else b
 STARTED: Final = ReadOnly(10)
 HINT: Final = b"HTTP/1.1 103 Early\r\n\r\n"
 LATER: Final = Pause(3)

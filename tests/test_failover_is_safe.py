@@ -44,6 +44,7 @@ from tests.fakes import (
     opened_world,
     post,
     responses_events,
+    sessions_of,
     sse_answer,
     sse_event,
     sse_head,
@@ -57,7 +58,7 @@ RETRIED: Final = re.compile(
     "temporarily at capacity|request timeout|service unavailable|internal error",
     re.IGNORECASE,
 )
-IN_ORDER: Final = {"routing": "failover"}  # a whenever it is well, else b
+IN_ORDER: Final = {"routing": "in_order"}  # a whenever it is well, else b
 DIALS: Final = (Refuse, Stall, Fin, Reset)
 
 
@@ -223,8 +224,8 @@ def prepare(world: World, row: Row) -> None:
     world.upstreams["a"].always = None
 
 
-def question(*, is_stream: bool) -> bytes:
-    return ask_responses(stream=is_stream)
+def question(*, is_stream: bool, **more: Json) -> bytes:
+    return ask_responses(stream=is_stream, **more)
 
 
 def good(*, is_stream: bool) -> Script:
@@ -259,21 +260,21 @@ async def test_a_fault_of_the_only_account_is_told(
 async def test_a_fault_of_one_account_goes_on_only_where_it_is_safe(
     autojump_clock: MockClock, row: Row, *, is_stream: bool
 ) -> None:
-    async with opened_world(describe("ab", pool=IN_ORDER)) as world:
+    sessions = sessions_of("ab")
+    async with opened_world(describe("ab")) as world:
         prepare(world, row)
         world.upstreams["b"].always = good(is_stream=is_stream)
-        response = await world.ask(question(is_stream=is_stream))
+        response = await world.ask(question(is_stream=is_stream, prompt_cache_key=next(sessions)))
         assert counts(world) == [row.post_count, int(row.goes_on)]
         assert response.status == (200 if row.goes_on else row.status)
         assert trio.current_time() == row.seconds
         attempts = world.records[0]["attempts"]
         assert [attempt["account"] for attempt in attempts] == ["a", "b"][: 1 + row.goes_on]
         world.upstreams["a"].always = good(is_stream=is_stream)
-        assert (await world.ask(question(is_stream=is_stream))).status == 200
+        raw = question(is_stream=is_stream, prompt_cache_key=next(sessions))
+        assert (await world.ask(raw)).status == 200
         is_avoided = row.after != "same"
-        assert counts(world) == [
-            row.post_count + (not is_avoided), int(row.goes_on) + is_avoided,
-        ]  # fmt: skip
+        assert counts(world) == [row.post_count + (not is_avoided), row.goes_on + is_avoided]
 
 
 async def test_eight_interim_answers_are_skipped(world: World) -> None:

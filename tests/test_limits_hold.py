@@ -408,14 +408,17 @@ def in_session(name: str, **more: str) -> bytes:
 
 
 async def test_so_many_sessions_are_remembered(autojump_clock: MockClock) -> None:
-    for limit, expected in ((3, "abca"), (2, "abcd")):
-        turns = {"routing": "round_robin"}
-        described = describe("abcd", pool=turns, limits={"pins_max": limit})
+    """While the first account rests they begin at the second one, and stay there."""
+    for limit, expected in ((3, "bbbb"), (2, "bbba")):
+        described = describe("ab", pool={"routing": "in_order"}, limits={"pins_max": limit})
         async with opened_world(described) as world:
             for upstream in world.upstreams.values():
                 upstream.always = sse_answer(responses_events("hi"))
-            for name in ("s1", "s2", "s3", "s1"):
+            world.upstreams["a"].plays(error_answer(429, "slow_down", [("retry-after", "60")]))
+            for name in ("s1", "s2", "s3"):
                 assert (await world.ask(in_session(name))).status == 200
+            autojump_clock.jump(61)
+            assert (await world.ask(in_session("s1"))).status == 200
             assert "".join(str(record["account"]) for record in world.records) == expected
             assert len(world.server.roster.pins) == limit
 
@@ -430,8 +433,7 @@ def named_answer(response_id: str) -> list[Step]:
 
 async def test_so_many_responses_are_remembered(autojump_clock: MockClock) -> None:
     for limit, expected in ((2, "aba"), (1, "abc")):
-        turns = {"routing": "round_robin"}
-        described = describe("abc", pool=turns, limits={"response_pins_max": limit})
+        described = describe("abc", limits={"response_pins_max": limit})
         async with opened_world(described) as world:
             for name in "abc":
                 world.upstreams[name].always = named_answer(f"resp_{name}")
@@ -478,7 +480,7 @@ async def test_a_reset_is_plausible_up_to_so_far(autojump_clock: MockClock) -> N
 
 
 async def test_a_broken_account_comes_last_so_long(autojump_clock: MockClock) -> None:
-    described = describe("ab", pool={"routing": "failover"}, limits={"demotion_seconds": 40})
+    described = describe("ab", limits={"demotion_seconds": 40})
     async with opened_world(described) as world:
         world.upstreams["a"].plays(error_answer(500, "server_error"))
         let_answer(world)

@@ -103,6 +103,8 @@ LONGEST: Final[Mapping[str, int]] = {
     "_EVENT_END_WITHOUT_CR": PIECE,  # of blank lines; a longer event has none
     "read_catalogue": pooler.CATALOGUE_BYTES_MAX,
     "_STREAM_ID": LIMITS.websocket_message_bytes_max,
+    **dict.fromkeys(("_CODEX_AGENT", "_VERSION_ASKED", "_PLAIN_VERSION"), HEAD),
+    **dict.fromkeys(("_MODEL_MEMBER", "_MODEL_VALUE"), LIMITS.body_bytes_max),
     "_PROCESSED": KIB,
     # Not foreign at all, or cut before.
     **dict.fromkeys(("_MEMBER", "_fitted", "demo_events"), KIB),
@@ -373,7 +375,8 @@ def test_no_refusal_takes_long(words: str) -> None:
 def test_no_model_list_takes_long_to_read(name: str) -> None:
     inside = shapes(pooler.CATALOGUE_BYTES_MAX - 50, pooler.CATALOGUE_MEMBERS_MAX - 50)[name]()
     for listed in (b'{"data":[{"id":"a","x":%b}]}', b'{"models":[{"slug":"a","x":%b}]}'):
-        check(f"{name}, {listed!r}", ready(pooler.read_catalogue, listed % inside))
+        work = functools.partial(pooler.read_catalogue, is_codex=b"slug" in listed)
+        check(f"{name}, {listed!r}", ready(work, listed % inside))
 
 
 def test_no_model_list_takes_long_to_show() -> None:
@@ -385,8 +388,9 @@ def test_no_model_list_takes_long_to_show() -> None:
     for name in names:
         entries = [{"slug": f"{name}{index}", "x": "y" * 1500} for index in indexes]
         raw = json.dumps({"models": entries}).encode()
-        check("read", ready(pooler.read_catalogue, raw))
-        roster.health[name].catalogue = pooler.read_catalogue(raw)
+        read = functools.partial(pooler.read_catalogue, is_codex=True)
+        check("read", ready(read, raw))
+        roster.health[name].catalogue = read(raw)
     for shown in (roster.models_of, roster.codex_models_of):
         check(shown.__name__, ready(shown, pool, pool.keys[0]))
 

@@ -36,11 +36,11 @@ TOLD: Final[Pairs] = [
         "codex-credits-unlimited", "codex-promo-message", "codex-active-limit", "codex-email",
         "codex-rate-limit-reached-type", "codex-primary-reset-after-seconds", "codex-user-id",
         "codex-bengalfox-limit-name", "codex-account", "openai-authorization-error", "error-json",
-        "codex-turn-state-2", "oai-account",
+        "codex-turn-state-2", "oai-account", "models-etag",
     )
 ]  # fmt: skip
 LISTED: Final[Pairs] = [
-    ("openai-model", "m1"), ("x-codex-turn-state", "state"), ("x-models-etag", "etag"),
+    ("openai-model", "m1"), ("x-codex-turn-state", "state"),
     ("x-reasoning-included", "true"), ("x-oai-request-id", "oai"), ("cf-ray", "ray"),
 ]  # fmt: skip
 

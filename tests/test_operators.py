@@ -335,7 +335,7 @@ def reasons(world: World, model: str = "m1", session: str | None = None) -> Json
 
 async def test_the_choice_is_explained_account_by_account(autojump_clock: MockClock) -> None:
     changes: Json = {"b": {"priority": 1}, "c": {"models": ["m2"]}, "d": {"paused": True}}
-    whole = describe("abcde", accounts=changes, pool={"routing": "failover"})
+    whole = describe("abcde", accounts=changes)
     async with opened_world(whole) as world:
         world.upstreams["a"].always = error_answer(429, "usage_limit_reached")
         world.upstreams["e"].always = json_answer(ANSWER)
@@ -391,7 +391,7 @@ async def test_no_secret_prompt_or_word_of_an_upstream_is_shown_anywhere(
     whole = describe(
         "ab",
         accounts={name: {"api_key": api_key} for name in "ab"},
-        pool={"keys": {"laptop": key}, "routing": "round_robin"},
+        pool={"keys": {"laptop": key}},
         operators={"me": token},
     )
     said = ANSWER | {"output": [{"type": "message", "content": "canary-answer"}], "id": "canary-id"}

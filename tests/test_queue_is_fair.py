@@ -231,7 +231,7 @@ async def test_a_limit_that_strikes_after_content_rests_the_account(
 ) -> None:
     error = {"code": "usage_limit_reached", "message": "used up", "resets_in_seconds": 500}
     failed = {"type": "response.failed", "response": {"id": "resp_1", "error": error}}
-    async with opened_world(describe("ab", pool={"routing": "failover"})) as world:
+    async with opened_world(describe("ab", pool={"routing": "in_order"})) as world:
         world.upstreams["a"].plays(sse_answer([*responses_events("half")[:-1], failed]))
         world.upstreams["b"].always = json_answer({"id": "r"})
         response = await world.ask(ask_responses())

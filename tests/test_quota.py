@@ -21,6 +21,7 @@ from pooler import (
     UNKNOWN_LEFT_PERCENT,
     WINDOW_MINUTES_MAX,
     KeyUse,
+    Routing,
     Usage,
     Window,
     read_quota_event,
@@ -225,7 +226,7 @@ def test_a_nonsensical_token_count_is_no_count() -> None:
 def test_a_used_up_window_of_the_plan_rests_its_account(
     windows: Sequence[Window], rest: float
 ) -> None:
-    scene = Quotas("ab", pool={"routing": "failover"}, limits={"probe_interval_seconds": DAY})
+    scene = Quotas("ab", pool={"routing": "in_order"}, limits={"probe_interval_seconds": DAY})
     scene.tell("a", *windows)
     assert scene.roster.health["a"].rests_until == rest
     if rest:
@@ -404,7 +405,7 @@ def test_new_sessions_avoid_nearly_used_accounts_of_their_priority(
     assert scene.order(scene.call(session)) == expected
 
 
-@pytest.mark.parametrize("routing", ["sticky", "quota_first"])
+@pytest.mark.parametrize("routing", [*Routing])
 def test_a_pinned_session_stays_until_its_account_is_used_up(routing: str) -> None:
     scene = Quotas(pool={"routing": routing})
     scene.serves("b", scene.call("s"))
@@ -414,9 +415,10 @@ def test_a_pinned_session_stays_until_its_account_is_used_up(routing: str) -> No
     assert "b" not in scene.order(scene.call("s"))
 
 
-@pytest.mark.parametrize("routing", ["round_robin", "failover"])
+@pytest.mark.parametrize("routing", Routing)
 def test_a_strict_order_is_not_changed_by_what_is_left(routing: str) -> None:
-    scene = Quotas(pool={"routing": routing})
+    priorities = {name: {"priority": at} for at, name in enumerate("abc")}
+    scene = Quotas(accounts=priorities, pool={"routing": routing})
     scene.use(a=99, b=50)
     assert scene.order() == "abc"
 

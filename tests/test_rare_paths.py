@@ -64,7 +64,7 @@ WHOLE: Final = ask_responses()
 EVENTS: Final = responses_events("x", "y")
 CREATED, _, DELTA, _, COMPLETED = EVENTS
 NATIVE: Final = "/backend-api/codex/responses"
-IN_ORDER: Final = {"routing": "failover"}
+IN_ORDER: Final = {"routing": "in_order"}
 BIG: Final = DELTA | {"delta": "x" * 50_000}
 
 
@@ -154,7 +154,7 @@ async def test_a_paused_account_s_models_are_not_offered(autojump_clock: MockClo
 def test_a_list_s_odd_names_are_left_out_and_the_others_stay() -> None:
     names = ["m1", "", "m 2", "m\n3", "x" * 201, "m4"]
     body = json.dumps({"data": [{"id": name} for name in names]}).encode()
-    assert read_catalogue(body) == {"m1": Model(), "m4": Model()}
+    assert read_catalogue(body) == {"m1": Model(), "m 2": Model(), "m4": Model()}
 
 
 async def test_a_chunk_whose_choices_are_no_objects_is_relayed_and_not_stumbled_over(

@@ -20,7 +20,7 @@ from tests.sockets import codex_described, open_socket, says, socket_described, 
 from tests.test_codex_faults import payloads
 from tests.wires import Json, Response
 
-IN_ORDER: Final = {"routing": "failover"}
+IN_ORDER: Final = {"routing": "in_order"}
 TOKENS: Final = "on tokens per min (TPM)"
 SEE: Final = "Visit https://platform.openai.com/account/rate-limits to learn more."
 TOO_LARGE: Final = [

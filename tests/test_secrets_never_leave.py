@@ -58,7 +58,7 @@ SAID: Final = "jBd8Rf3Gc6Nh0Sz5"  # by an upstream
 def described(**more: Json) -> dict[str, Json]:
     accounts = {name: {"api_key": key} for name, key in API_KEY.items()}
     keys = {"laptop": POOL_KEY, "ci": OTHER_KEY}
-    pool = {"keys": keys, "models": ["m1", "m2"], "routing": "failover"}
+    pool = {"keys": keys, "models": ["m1", "m2"], "routing": "in_order"}
     return describe("ab", accounts=accounts, pool=pool, operators={"me": TOKEN}, **more)
 
 

@@ -635,11 +635,6 @@ async def test_a_request_goes_out_byte_for_byte(world: World, path: str, body: b
     assert asked.target == path
 
 
-def pairs_of(body: bytes) -> object:
-    """JSON with the members of its objects as they stand there."""
-    return json.loads(body, object_pairs_hook=list)
-
-
 @pytest.mark.parametrize(
     ("body", "sent"),
     [
@@ -650,7 +645,7 @@ def pairs_of(body: bytes) -> object:
             id="odd-blanks",
         ),
         pytest.param(b'{"model":"n\\u0061no"}', b'{"model":"m1"}', id="escaped-value"),
-        pytest.param(b'{"mod\\u0065l":"nano"}', b'{"mod\\u0065l":"m1"}', id="escaped-name"),
+        pytest.param(b'{"mod\\u0065l":"nano"}', b'{"model":"m1"}', id="escaped-name"),
         pytest.param(
             b'{"a":{"model":"nano"},"b":[{"model":"nano"}],"model":"nano","c":{"model":"nano"}}',
             b'{"a":{"model":"nano"},"b":[{"model":"nano"}],"model":"m1","c":{"model":"nano"}}',
@@ -678,7 +673,7 @@ def pairs_of(body: bytes) -> object:
 async def test_an_alias_changes_the_value_of_model_alone(
     autojump_clock: MockClock, body: bytes, sent: bytes
 ) -> None:
-    """The body is written anew: the same names and values, in the same order."""
+    """Every other byte is as it was."""
     assert autojump_clock.autojump_threshold == 0
     pool = {"aliases": {"nano": "m1", "strange": 'q"\\m'}}
     accounts = {"a": {"models": ["m1", 'q"\\m']}}
@@ -686,4 +681,4 @@ async def test_an_alias_changes_the_value_of_model_alone(
         world.upstreams["a"].plays(json_answer({"id": "r", "model": "m1"}))
         response = await world.ask(post("/v1/responses", body))
         assert response.body == b'{"id": "r", "model": "m1"}'  # and nothing in the answer
-        assert pairs_of(world.asked[0].body) == pairs_of(sent)
+        assert world.asked[0].body == sent

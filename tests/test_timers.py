@@ -55,7 +55,7 @@ async def asking(
     script: Script, raw: bytes, **described: Json
 ) -> AsyncIterator[tuple[World, Client]]:
     """A client that has just asked account a, which plays `script`."""
-    whole: dict[str, Json] = {"pool": {"routing": "failover"}} | described
+    whole: dict[str, Json] = {"pool": {"routing": "in_order"}} | described
     async with opened_world(describe("ab", **whole)) as world:
         world.upstreams["a"].plays(script)
         client = await world.connect()
@@ -200,7 +200,7 @@ async def test_a_slow_connect_is_not_cut_short(world: World) -> None:
 
 
 async def test_the_clocks_of_two_attempts_are_not_added_up(autojump_clock: MockClock) -> None:
-    async with opened_world(describe("ab", pool={"routing": "failover"})) as world:
+    async with opened_world(describe("ab", pool={"routing": "in_order"})) as world:
         world.upstreams["a"].plays([Pause(100), *json_answer({}, 500)])
         world.upstreams["b"].plays([Pause(100), *sse_answer(EVENTS)])
         response = await world.ask(ask_responses())

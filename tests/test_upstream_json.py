@@ -477,7 +477,7 @@ async def test_a_frame_of_too_many_lines_is_an_invalid_answer(autojump_clock: Mo
 ################################################################
 
 
-@pytest.mark.parametrize("raw", [*TOO_MUCH.values(), *NO_JSON.values(), b"[]", b'{"data":{}}'])
+@pytest.mark.parametrize("raw", [*TOO_MUCH.values(), *NO_JSON.values(), b"[7]", b'{"data":{}}'])
 def test_a_list_that_is_not_read_is_none(raw: bytes) -> None:
     assert read_catalogue(raw) is None
     assert read_catalogue(b'{"data":[],"x":' + raw + b"}") in (None, {})
@@ -486,7 +486,8 @@ def test_a_list_that_is_not_read_is_none(raw: bytes) -> None:
 def test_a_list_has_so_many_members_and_models() -> None:
     for member, name in (("data", "id"), ("models", "slug")):
         entries = [{name: f"m{index}"} for index in range(CATALOGUE_MODELS_MAX + 1)]
-        found = read_catalogue(json.dumps({member: entries}).encode())
+        raw = json.dumps({member: entries}).encode()
+        found = read_catalogue(raw, is_codex=name == "slug")
         assert found is not None
         assert (len(found), f"m{CATALOGUE_MODELS_MAX}" in found) == (CATALOGUE_MODELS_MAX, False)
     for count, is_read in ((CATALOGUE_MEMBERS_MAX - 3, True), (CATALOGUE_MEMBERS_MAX, False)):
@@ -496,9 +497,9 @@ def test_a_list_has_so_many_members_and_models() -> None:
 
 def test_of_a_model_is_kept_what_is_shown_of_it() -> None:
     levels = [{"effort": name} for name in ("low", "low", "brisk", "high", "x" * 10**5)]
-    entry = {"slug": "m1", "context_window": 9, "supported_reasoning_levels": levels, "é": [1.5]}
-    found = read_catalogue(json.dumps({"models": [entry]}).encode())
-    assert found == {"m1": Model(9, ("low", "high"), dump_json(entry))}
+    entry = {"slug": "m1", "context_window": 100, "supported_reasoning_levels": levels, "é": [1.5]}
+    found = read_catalogue(json.dumps({"models": [entry]}).encode(), is_codex=True)
+    assert found == {"m1": Model(95, ("low", "high"), dump_json(entry), "m1")}
     found = read_catalogue(json.dumps({"data": [{"id": "m1", "x": "y" * 10**5}]}).encode())
     assert found == {"m1": Model()}
 

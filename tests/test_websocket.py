@@ -380,7 +380,7 @@ async def test_the_native_route_changes_nothing_but_the_credentials(
     events = [
         {"type": "codex.rate_limits", "rate_limits": {}},
         {"type": "response.created", "response": {"id": "resp_1"}},
-        {"type": "response.metadata", "headers": {"x-models-etag": "1"}},
+        {"type": "response.metadata", "headers": {"openai-model": "m1"}},
         {"type": "response.completed", "response": {"id": "resp_1", "output": None}},
     ]
     body = {"type": "response.create", "model": "m1", "input": INPUT, "x": 1, "stream": True}
@@ -480,7 +480,7 @@ async def test_nothing_moves_once_content_was_relayed(autojump_clock: MockClock)
         ([Send(frame(0x2, b"x", mask=b"")), Stall()], "failed"),
         (error_frame(429, "usage_limit_reached"), "error"),
     ):
-        described = socket_described(pool={"routing": "failover"})
+        described = socket_described(pool={"routing": "in_order"})
         async with socket_world(described) as world:
             world.upstreams["a"].plays([*begun, *end])
             client = await open_socket(world)
@@ -577,7 +577,7 @@ async def test_a_refused_upgrade_is_judged_like_a_request(
     case: str, autojump_clock: MockClock
 ) -> None:
     status, code, served_by = AT_UPGRADE[case]
-    described = socket_described(pool={"routing": "failover"})
+    described = socket_described(pool={"routing": "in_order"})
     async with socket_world(described) as world:
         world.upstream("a").upgrades.append(error_answer(status, code))
         world.upstreams["b"].plays(turn("one"))
@@ -619,7 +619,7 @@ ODD_UPGRADES: Final[dict[str, bytes]] = {
 async def test_an_odd_upgrade_goes_to_the_next_account(
     case: str, autojump_clock: MockClock
 ) -> None:
-    described = socket_described(pool={"routing": "failover"})
+    described = socket_described(pool={"routing": "in_order"})
     async with socket_world(described) as world:
         world.upstream("a").upgrades.append([Send(ODD_UPGRADES[case]), Fin()])
         world.upstreams["b"].plays(turn("one"))

@@ -408,7 +408,7 @@ async def test_an_idle_websocket_is_closed_and_pings_do_not_keep_it(
 
 
 async def test_an_upstreams_handshake_has_so_long_and_no_longer(autojump_clock: MockClock) -> None:
-    described = socket_described("ab", pool={"routing": "failover"})
+    described = socket_described("ab", pool={"routing": "in_order"})
     async with socket_world(described) as world:
         world.upstream("a").upgrades.append([Stall()])
         world.upstreams["b"].plays(turn("one"))

@@ -181,6 +181,19 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [ -~]*")
 _FIELD: Final = re.compile(rb"([A-Za-z0-9-]+): ([!-~\x80-\xff](?:[ -~\x80-\xff]*[!-~\x80-\xff])?)")
 
 
+def put_in_order(whole: dict[str, Json]) -> dict[str, Json]:
+    """pools.json in which each pool of {"routing": "in_order"} prefers its accounts in their order.
+
+    That is no routing of the pooler's, but what priorities are for.
+    """
+    for pool in whole["pools"].values():
+        if pool.get("routing") == "in_order":
+            del pool["routing"]
+            for at, name in enumerate(pool["accounts"]):
+                whole["accounts"][name].setdefault("priority", at)
+    return whole
+
+
 def read_fields(lines: Sequence[bytes]) -> list[tuple[str, str]]:
     found = []
     for line in lines:

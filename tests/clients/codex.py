@@ -351,7 +351,7 @@ class CodexPool:
             "accounts": list(NAMES),
             "models": [MODEL],
             "aliases": {TITLE_MODEL: MODEL},
-            "routing": "failover",
+            "routing": "in_order",
             "keys": {"laptop": POOL_KEY},
             **pool,
         }

@@ -27,6 +27,8 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 from urllib.parse import urlsplit
 
+from tests.wires import put_in_order
+
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent.parent
 NODE_MODULES: Final = HERE / "node_modules"
@@ -325,7 +327,7 @@ class Pooler:
 
     def __init__(self, config: Json, folder: Path, **env: str) -> None:
         path = folder / "pools.json"
-        path.write_text(json.dumps(config))
+        path.write_text(json.dumps(put_in_order(config)))
         command = [sys.executable, str(ROOT / "pooler.py"), "serve", "--config", str(path)]
         self.process = Running(*command, env=clean_env(PYTHONDEVMODE="1", **env), cwd=folder)
         address = self.process.wait_line(r'"event": ?"listening".*"address": ?"([^"]+)"')
@@ -387,7 +389,7 @@ class Stage:
         keys = {"laptop": POOL_KEY}
         home = without_none(
             accounts=[*described],
-            **{"models": [MODEL], "routing": "failover", "keys": keys, **(pool or {})},
+            **{"models": [MODEL], "routing": "in_order", "keys": keys, **(pool or {})},
         )
         config = {"listen": "127.0.0.1:0", "accounts": described, "pools": {"home": home}, **more}
         assert self.started is None

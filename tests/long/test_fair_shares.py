@@ -67,13 +67,11 @@ LIMITS: Final[dict[str, float]] = {
 CHAT: Final = "/v1/chat/completions"  # the good key's: by that the upstream knows it
 
 
-def shared(
-    concurrent: int = 128, accounts: int = 1, routing: str = "sticky"
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def shared(concurrent: int = 128, accounts: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
     """A pool of two keys, of which one is the hog."""
     made, _ = paired(accounts, concurrent=concurrent)
     keys: Any = {name: {"key": key_of(name), "concurrent": 256} for name in ("hog", "good")}
-    return made, {"home": {"accounts": [*made], "keys": keys, "routing": routing}}
+    return made, {"home": {"accounts": [*made], "keys": keys}}
 
 
 ################################################################
@@ -315,13 +313,18 @@ def test_a_full_queue_gives_way_and_is_fair(tmp_path: Path) -> None:
 
 
 def test_sessions_of_one_key_do_not_push_out_those_of_another(tmp_path: Path) -> None:
-    """Routing is by turns, so that nothing but its pin keeps a session on its account."""
-    accounts, pools = shared(accounts=3, routing="round_robin")
+    """The first account fails them at first, so that only their pins keep them off it later."""
+    accounts, pools = shared(accounts=3)
+    first = next(iter(accounts))
+    accounts[first]["priority"] = -1
     with opened_rig(tmp_path, accounts, pools, LIMITS) as rig:
         homes: dict[str, str] = {}
 
         def serve(visit: Visit) -> bool:
-            visit.caller.sendall(json_answer(b'{"id":"%b-r"}' % visit.account.encode()))
+            status = "200 OK"
+            if visit.account == first and len(homes) < 4:
+                status = "500 Internal Server Error"
+            visit.caller.sendall(json_answer(b'{"id":"%b-r"}' % visit.account.encode(), status))
             return True
 
         def ask(name: str, **body: object) -> str:
@@ -348,7 +351,7 @@ def test_sessions_of_one_key_do_not_push_out_those_of_another(tmp_path: Path) ->
 
 def test_responses_of_one_key_do_not_push_out_those_of_another(tmp_path: Path) -> None:
     """What follows up a response goes to the account that made it."""
-    accounts, pools = shared(accounts=3, routing="round_robin")
+    accounts, pools = shared(accounts=3)
     with opened_rig(tmp_path, accounts, pools, LIMITS) as rig:
 
         def serve(visit: Visit) -> bool:

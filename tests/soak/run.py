@@ -138,7 +138,7 @@ class Soak:
             "pools": {
                 "open": {
                     "accounts": [*API_KEYS, "dark"],
-                    "routing": "round_robin",
+                    "routing": "soonest_reset",
                     "keys": {"open": KEYS["open"], **brief},
                 },
                 "codex": {"accounts": list(CODEX_ACCOUNTS), "keys": {"codex": KEYS["codex"]}},
