@@ -16,10 +16,7 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-
-from tests.mutations_of_routes import ROWS
-
-from tests.mutations_of_models import MODELS
+from tests import mutations_of_logins, mutations_of_models, mutations_of_routes
 
 ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
@@ -626,8 +623,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     M("foreign_turn_state", "A turn's state reaches no other account.",
       "if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)", "if True",
       "codex_hostile::a_turn_s_state_never_reaches_another_account"),
-    *(Mutation(*row) for row in ROWS),
-    *(Mutation(*row) for row in MODELS),
+    *(Mutation(*row) for row in mutations_of_routes.ROWS),
+    *(Mutation(*row) for row in mutations_of_models.MODELS),
 )
 # fmt: on
 
