@@ -8269,8 +8269,7 @@ class Server(Shared):
         idle_seconds_max = self.config.limits.websocket_idle_seconds_max
         while (frame := await client.next_frame(idle_seconds_max)) is not None:
             key = self.key_of(client)
-            is_note = client.native_path and is_processed_note(frame, self.config.limits)
-            if key is not None and not is_note:
+            if key is not None and not is_processed_note(frame, self.config.limits):
                 await self.serve_turn(client, key, frame)
                 continue
             client.frames.hold(-len(frame))

@@ -158,7 +158,7 @@ def check_model(body: Mapping[str, Json]) -> None:
     if model not in MODELS:
         deny(f"The '{model}' model is not supported when using Codex with a ChatGPT account.")
     effort = (body.get("reasoning") or {}).get("effort")
-    if effort is not None and effort not in MODELS[str(model)]:
+    if effort not in {None, "none", *MODELS[str(model)]}:
         invalid("unsupported_value", f"Unsupported value: '{effort}'.", "reasoning.effort")
 
 

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests.mutations_of_requests import REQUESTS
+
 ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
 LEFT_OUT: Final = (".git", "node_modules", "__pycache__", ".hypothesis", ".*_cache", "*venv")
@@ -47,11 +49,9 @@ _CHUNKS: Final = "translation::a_chat_client_gets_chunks"
 _RIGHT: Final = "account_choice::the_right_account_is_chosen"
 _JSON: Final = "json_guard::what_another_reader_could_read_differently_is_refused"
 _RENEWED: Final = "login.unsaved = merge_tokens(login.raw, answer, self.unix_now())\n"
-
 M = Mutation
 # fmt: off
 MUTATIONS: Final[tuple[Mutation, ...]] = (
-    # What a hostile upstream has too much of.
     M("second_end", "After a terminal event nothing but `[DONE]` is passed on.",
       "        return before is None\n", "        return True\n",
       "upstream_excess::a_client_reads_one_terminal_event_whatever_comes"),
@@ -603,6 +603,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     M("foreign_turn_state", "A turn's state reaches no other account.",
       "if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)", "if True",
       "codex_hostile::a_turn_s_state_never_reaches_another_account"),
+    *(Mutation(*row) for row in REQUESTS),
 )
 # fmt: on
 

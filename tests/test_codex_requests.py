@@ -214,7 +214,9 @@ async def test_a_choice_of_no_certain_tool_is_a_word(
 
 
 @every_carrier
-@pytest.mark.parametrize(("asked", "told"), [("ultra", "xhigh"), ("minimal", "low")])
+@pytest.mark.parametrize(
+    ("asked", "told"), [("none", "none"), ("ultra", "xhigh"), ("minimal", "low")]
+)
 async def test_an_effort_is_one_that_the_backend_has(
     autojump_clock: MockClock, tmp_path: Path, carrier: str, asked: str, told: str
 ) -> None:
