@@ -237,6 +237,7 @@ UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of an answer that is passed on; a long
 EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
 TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of an answer, which is written anew in one step
 SESSION_CHARS_MAX: Final = 256
+CALL_ID_CHARS_MAX: Final = 64  # more the backend refuses
 MODEL_CHARS_MAX: Final = 200  # of a name: an account remembers some that clients made up
 RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response, to be known again; real ones have 60
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
@@ -646,6 +647,8 @@ NATIVE_TO_UPSTREAM: Final = FORWARDED_TO_UPSTREAM | frozenset(
 NATIVE_TO_CLIENT: Final = FORWARDED_TO_CLIENT | frozenset(
     "x-codex-turn-state x-reasoning-included x-oai-request-id cf-ray".split()
 )
+LITE_HEADER: Final = "x-openai-internal-codex-responses-lite"
+LITE_METADATA: Final = f"ws_request_header_{LITE_HEADER.replace('-', '_')}"
 TURN_STATE: Final = "x-codex-turn-state"  # a secret of the account that gave it
 _BASIC: Final = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
 _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
@@ -2051,6 +2054,13 @@ class CallKind(enum.Enum):
     CHAT = "/chat/completions"
 
 
+class Obstacle(NamedTuple):
+    """A field that no codex account can honour."""
+
+    param: str
+    public: str = ""  # what to send instead
+
+
 class Call(NamedTuple):
     """What a request asks of its pool, and where its session belongs."""
 
@@ -2066,7 +2076,8 @@ class Call(NamedTuple):
     response: bytes | None  # digest of pool, key and previous_response_id
     path: str  # below the base_url of an account that takes the request as it came
     is_native: bool  # Codex CLI's own: nothing but credentials changes
-    obstacle: str | None  # the first field that no codex account can honour
+    is_codex_only: bool  # on a route that only accounts of type codex have
+    obstacle: Obstacle | None  # the first one
     is_socket: bool = False  # a turn of a WebSocket
     is_unary: bool = False  # goes on as it came, to whichever account; comes back in one piece
     is_unlisted: bool = False  # its model, if it names one, is in no catalogue
@@ -2160,6 +2171,14 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
     return value
 
 
+def _checked(value: Mapping[str, Json], name: str, kind: type | tuple[type, ...]) -> Json:
+    """A member of that type, or None.  Raises: PoolerError (invalid_value)."""
+    found = value.get(name)
+    if found is not None and not isinstance(found, kind):
+        raise PoolerError("invalid_value", param=name)
+    return found
+
+
 def digest_parts(*parts: str) -> bytes:
     """One digest of several texts, of which only the last may hold any character."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
@@ -2174,7 +2193,7 @@ def read_call(
     *,
     native_path: str = "",
     unary_path: str = "",
-    obstacle: str | None = None,
+    obstacle: Obstacle | None = None,
     socket_id: str = "",
 ) -> Call:
     """What the request asks for, if this key may ask it.
@@ -2188,6 +2207,9 @@ def read_call(
     if unary_path in TOOL_PATHS.values() and body.get("stream"):
         public = "This route answers in one piece."
         raise PoolerError("unsupported_parameter", public, param="stream")
+    for name in ("stream", "store"):
+        _checked(body, name, bool)
+    is_own = is_lite(kind, body, headers) and pool.has_codex
     named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
     # What is no text names nothing: to write it out could take long.
     session = named or _text_at(body, "prompt_cache_key") or socket_id
@@ -2210,8 +2232,9 @@ def read_call(
         search_session=digest_parts(*scope, "session", searched) if searched else None,
         response=digest_parts(*scope, "response", previous) if previous and is_short else None,
         path=native_path or unary_path or kind.value,
-        is_native=bool(native_path),
-        obstacle=obstacle,
+        is_native=is_own or bool(native_path),
+        is_codex_only=bool(native_path),
+        obstacle=None if is_own else obstacle,
         is_socket=bool(socket_id),
         is_unary=bool(unary_path),
         is_unlisted=not model or unary_path in IMAGE_PATHS,
@@ -2249,6 +2272,15 @@ def _search_session(headers: Headers) -> str:
     session = headers.get("session-id") or headers.get("session_id") or ""
     thread = headers.get("thread-id") or headers.get("thread_id") or session
     return session[:SESSION_CHARS_MAX] if thread == session else ""
+
+
+def is_lite(kind: CallKind, body: Mapping[str, Json], headers: Headers) -> bool:
+    """Whether a body is in the form that Codex CLI has for most of its models.
+
+    The upstream is told so in the head, or on a WebSocket in the body, and takes it as it is.
+    """
+    told = _text_at(body.get("client_metadata"), LITE_METADATA)
+    return kind is CallKind.RESPONSES and "true" in (headers.get(LITE_HEADER), told)
 
 
 def is_model_allowed(requested: str, pool: Pool, key: Key) -> bool:
@@ -2302,21 +2334,21 @@ def with_alias(kind: CallKind, body: Mapping[str, Json], alias: Alias) -> dict[s
     return made
 
 
-def drop_reasoning(body: Mapping[str, Json]) -> dict[str, Json] | None:
-    """The body without encrypted reasoning that another account cannot read (upstream facts §1.5).
+COMPACTIONS: Final = ("compaction", "compaction_summary", "context_compaction")
+ENCRYPTED_ITEMS: Final = ("reasoning", *COMPACTIONS)
 
-    Reasoning items go; compaction items lose only their encrypted content.  None: it has none.
+
+def drop_reasoning(body: Mapping[str, Json]) -> dict[str, Json] | None:
+    """The body without the items that another account cannot read (upstream facts §1.5).
+
+    They go whole: what is left of one without its encrypted content is refused.  None: it has none.
     """
     items = body.get("input")
     if not isinstance(items, list):
         return None
-    kept = [item for item in items if _object(item).get("type") != "reasoning"]
-    for at, item in enumerate(kept):
-        # Whatever a type is, it can be compared.
-        is_compact = _object(item).get("type") in ("compaction", "compaction_summary")
-        if is_compact and "encrypted_content" in item:
-            kept[at] = {name: item[name] for name in item if name != "encrypted_content"}
-    return None if kept == items else {**body, "input": kept}
+    # Whatever a type is, it can be compared.
+    kept = [item for item in items if _object(item).get("type") not in ENCRYPTED_ITEMS]
+    return None if len(kept) == len(items) else {**body, "input": kept}
 
 
 ################################################################
@@ -2727,7 +2759,12 @@ _NESTED: Final[Mapping[str | None, Sequence[str]]] = {
     "json_schema": ("name", "description", "schema", "strict"),
     "allowed_tools": ("mode", "tools"),
     "file": ("filename", "file_data"),
+    "url_citation": ("start_index", "end_index", "url", "title"),
 }
+_OUTPUTS: Final = tuple(f"{kind}_output" for kind in _CALLS)  # their parts are a message's
+_CHOICES: Final = ("auto", "none", "required")
+_REASONING: Final = ("effort", "summary", "context", "mode")
+_SERVICE_TIERS: Final = {"fast": "priority", "priority": "priority", "ultrafast": "ultrafast"}
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
 _EFFORTS_ASSUMED: Final = tuple(name for name in _EFFORTS if name not in {"minimal", "ultra"})
 # What a field may say to a codex account: nothing, or what is so anyway.
@@ -2740,29 +2777,71 @@ _HARMLESS: Final[Mapping[str, Sequence[Json]]] = {
     "functions": (None, []),
     "function_call": (None, "none"),
 }
+# What another API calls a field, and what it is called here.
+_OTHER_NAMES: Final[Mapping[CallKind, Mapping[str, str]]] = {
+    CallKind.RESPONSES: {
+        "messages": "input",
+        "reasoning_effort": "reasoning.effort",
+        "response_format": "text.format",
+        "system": "instructions",
+        "verbosity": "text.verbosity",
+        "web_search_options": "tools",
+    },
+    CallKind.CHAT: {"system": "messages"},
+}
+_EMPTY: Final[Sequence[Json]] = (None, [], {"type": "text"})  # says nothing, whatever its name is
+_NOTHING_STORED: Final = "Nothing is stored here. Send the whole input, with store: false."
 
 
 def codex_obstacle(
     kind: CallKind, body: Mapping[str, Json], carried: Sequence[str] = ()
-) -> str | None:
+) -> Obstacle | None:
     """The first field that a codex account cannot honour (§4.1, §5.1, §5.2), or None.
 
     `carried`: those that are no obstacle, for they are passed on as they came.
     """
     for name, harmless in _HARMLESS.items():
         if body.get(name) not in harmless and name not in carried:
-            return name
-    if any(tool.get("type") == "mcp" for tool in _objects(body.get("tools"))):
-        return "tools"
-    name = "messages" if kind is CallKind.CHAT else "input"
-    parts = _objects(body.get(name))
+            return Obstacle(name, _NOTHING_STORED if name == "previous_response_id" else "")
+    for name, right in _OTHER_NAMES[kind].items():
+        if body.get(name) not in _EMPTY:
+            return Obstacle(name, f"Here this field is called {right}.")
+    if _has_mcp(body):
+        return Obstacle("tools")
+
+    is_chat = kind is CallKind.CHAT and (body.get("messages") or body.get("input") is None)
+    name = "messages" if is_chat else "input"
+    items = _objects(body.get(name))
+    if any(map(_is_reference, items)):
+        return Obstacle(name, _NOTHING_STORED)
+    is_unfit = any(map(_has_mcp, items)) or _has_unfit_part(items)
+    return Obstacle(name) if is_unfit else None
+
+
+def _has_mcp(holder: Mapping[str, Json]) -> bool:
+    """Whether one of its tools, or of those inside them, is a server that is to be called."""
+    tools = _objects(holder.get("tools"))
+    for tool in tools:  # it grows by those that are found
+        tools += _objects(tool.get("tools"))
+    return any(tool.get("type") == "mcp" for tool in tools)
+
+
+def _is_reference(item: Mapping[str, Json]) -> bool:
+    """Whether it stands for an item that was stored; the API lets its type be left out."""
+    is_bare = item.get("type") is None and item.get("role") is None
+    return item.get("type") == "item_reference" or (is_bare and item.get("id") is not None)
+
+
+def _has_unfit_part(items: Sequence[Mapping[str, Json]]) -> bool:
+    """Whether there is audio, a stored file or a legacy call."""
+    parts = [*items]
     for member in ("content", "output"):
         parts += [part for item in parts for part in _objects(item.get(member))]
     for part in parts + _objects([part.get("file") for part in parts]):
         is_kind = part.get("type") == "input_audio" or part.get("role") == "function"
         if is_kind or _picked(part, ("file_id", "audio", "function_call")):
-            return name  # audio, a stored file or a legacy call
-    return None
+            return True
+    return False
 
 
 # The members of a body that decide about it, by who reads them.
@@ -2771,6 +2850,8 @@ JUDGED: Final = frozenset(
         *("model", "stream", "store", "prompt_cache_key", "previous_response_id"),  # read_call
         *(*_HARMLESS, "tools", "messages", "input"),  # codex_obstacle
         *("type", "stream_id"),  # Turn.understand
+        *itertools.chain(*_OTHER_NAMES.values()),  # codex_obstacle
+        "client_metadata",  # is_lite
     }
 )
 _JUDGED_CHARS_MAX: Final = max(map(len, JUDGED))
@@ -2785,14 +2866,6 @@ def check_names(body: Iterable[str]) -> None:
         if len(name) <= _JUDGED_CHARS_MAX and name not in JUDGED and name.casefold() in JUDGED:
             public = "The request body has a field that differs from a known one only in its case."
             raise PoolerError("invalid_json", public)
-
-
-def _checked(value: Mapping[str, Json], name: str, kind: type | tuple[type, ...]) -> Json:
-    """A member of that type, or None.  Raises: PoolerError (invalid_value)."""
-    found = value.get(name)
-    if found is not None and not isinstance(found, kind):
-        raise PoolerError("invalid_value", param=name)
-    return found
 
 
 def _checked_list(value: Mapping[str, Json], name: str, kind: type) -> list[Json]:
@@ -2812,54 +2885,99 @@ def to_codex(
     """
     if kind is CallKind.CHAT:
         body = _chat_as_responses(body)
-    items = _input_items(body)
-    # The last item stays whatever it is: without input there is nothing to answer.
-    lifted = [*itertools.takewhile(_is_instruction, items[:-1])]
-    texts = [part["text"] for item in lifted for part in item["content"]]
+    text = _picked(_checked(body, "text", dict) or {}, ("verbosity", "format"))
+    is_json_mode = _object(text.get("format")).get("type") == "json_object"
+    instructions = _checked(body, "instructions", str) or ""
+    read = _instructed_in_json_mode if is_json_mode else _instructed
+    instructions, items = read(instructions, _input_items(body))
     tools = [_tool(tool) for tool in _checked_list(body, "tools", dict)]
-    reasoning = _picked(_checked(body, "reasoning", dict) or {}, ("effort", "summary"))
+    reasoning = _picked(_checked(body, "reasoning", dict) or {}, _REASONING)
     if effort := _checked(reasoning, "effort", str):
         reasoning["effort"] = _clamped(effort, efforts or _EFFORTS_ASSUMED)
     include = (*_checked_list(body, "include", str), "reasoning.encrypted_content")
     choice = _checked(body, "tool_choice", (str, dict))
     is_parallel = _checked(body, "parallel_tool_calls", bool)
+    _checked(_checked(body, "stream_options", dict) or {}, "include_usage", bool)
     made = {
         "model": model,
-        "instructions": "\n\n".join(filter(None, (_checked(body, "instructions", str), *texts))),
-        "input": items[len(lifted) :],
+        "instructions": instructions,
+        "input": items,
         "tools": tools or None,
-        "tool_choice": _flat(choice) if isinstance(choice, dict) else choice,
+        "tool_choice": _choice(choice) if isinstance(choice, dict) else choice,
         "parallel_tool_calls": is_parallel if tools else None,
         "reasoning": reasoning or None,
-        "text": _picked(_checked(body, "text", dict) or {}, ("verbosity", "format")) or None,
+        "text": text or None,
         "include": [*dict.fromkeys(include)],
         "prompt_cache_key": _checked(body, "prompt_cache_key", str),
-        "service_tier": "priority" if body.get("service_tier") in ("fast", "priority") else None,
+        "service_tier": _SERVICE_TIERS.get(_checked(body, "service_tier", str) or ""),
+        "context_management": _checked_list(body, "context_management", dict) or None,
         "store": False,
         "stream": True,
     }
     return {name: value for name, value in made.items() if value is not None}
 
 
+def _instructed(
+    instructions: str, items: Sequence[Mapping[str, Json]]
+) -> tuple[str, Sequence[Mapping[str, Json]]]:
+    """The instructions with those that the input begins with, and the rest of the input."""
+    # The last item stays whatever it is: without input there is nothing to answer.
+    lifted = [*itertools.takewhile(_is_instruction, items[:-1])]
+    texts = [part["text"] for item in lifted for part in item["content"]]
+    return "\n\n".join(filter(None, (instructions, *texts))), items[len(lifted) :]
+
+
+def _instructed_in_json_mode(
+    instructions: str, items: Sequence[Mapping[str, Json]]
+) -> tuple[str, Sequence[Mapping[str, Json]]]:
+    """The same where the word JSON must be in the input: the upstream looks for it there alone."""
+    if "json" not in instructions.lower():
+        return instructions, items
+    content = [_text_part(instructions, "developer")]
+    return "", [{"type": "message", "role": "developer", "content": content}, *items]
+
+
 def _chat_as_responses(body: Mapping[str, Json]) -> dict[str, Json]:
-    """The fields of a Chat body under their Responses names (§5.1); messages as they are."""
-    if not (messages := _checked_list(body, "messages", dict)):
+    """The fields of a Chat body under their Responses names (§5.1); messages as they are.
+
+    Cursor sends `input` in their place; it and others send fields of Responses besides.
+    """
+    items = _checked_list(body, "messages", dict) or body.get("input")
+    if not items:
         raise PoolerError("missing_required_parameter", "There are no messages.", param="messages")
+    text = dict(_checked(body, "text", dict) or {})
+    if verbosity := _checked(body, "verbosity", str):
+        text["verbosity"] = verbosity
     form = _checked(body, "response_format", dict) or {"type": "text"}
-    text = {"verbosity": _checked(body, "verbosity", str)}
     if form.get("type") != "text":
         text["format"] = _flat(form)
-    reasoning = {"effort": _checked(body, "reasoning_effort", str)}
-    return {**body, "input": messages, "text": text, "reasoning": reasoning}
+
+    asked = _checked(body, "reasoning", dict) or {}
+    effort = _checked(asked, "effort", str) or _checked(body, "reasoning_effort", str)
+    reasoning = {**asked, "effort": effort}
+    if effort not in {None, "none"} and "summary" not in asked:
+        reasoning["summary"] = "auto"  # Chat has no field to ask for it
+    return {**body, "input": items, "text": text, "reasoning": reasoning}
 
 
-def _clamped(effort: str, supported: Sequence[str]) -> str:
-    """The nearest level that is supported, rather the higher one; unknown names stay."""
-    if effort not in _EFFORTS:
+def _clamped(effort: str, supported: Collection[str]) -> str:
+    """The nearest level that is supported, rather the higher one.
+
+    `ultra` is a client's name for `max`.  Unknown names stay, and so does `none`: it is no level.
+    """
+    effort = "max" if effort == "ultra" else effort
+    supported = {"max" if name == "ultra" else name for name in supported}
+    if effort == "none" or effort not in _EFFORTS:
         return effort
     at = _EFFORTS.index(effort)
     nearest_first = _EFFORTS[at:] + _EFFORTS[:at][::-1]
     return next((name for name in nearest_first if name in supported), effort)
+
+
+def _choice(choice: Mapping[str, Json]) -> Json:
+    """A tool choice as the upstream takes it: a word, where it names no tool."""
+    flat = _flat(choice)
+    return flat["type"] if flat.get("type") in _CHOICES else flat
 
 
 def _flat(nested: Mapping[str, Json]) -> dict[str, Json]:
@@ -2879,9 +2997,23 @@ def _flat(nested: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _tool(tool: Mapping[str, Json]) -> dict[str, Json]:
+    """A tool, and those that it holds, in the form that the upstream takes."""
     is_chat = tool.get("type") == "function" and "function" in tool
-    defaults = {"parameters": {"type": "object", "properties": {}}, "strict": False}
-    return (defaults if is_chat else {}) | _flat(tool)
+    made = ({"parameters": {}, "strict": False} if is_chat else {}) | _flat(tool)
+    schema: Json = made.get("parameters")
+    if isinstance(schema, dict):
+        made["parameters"] = _parameters(schema)
+    if made.get("tools") is not None:
+        made["tools"] = [_tool(inner) for inner in _checked_list(made, "tools", dict)]
+    return made
+
+
+def _parameters(schema: Mapping[str, Json]) -> Mapping[str, Json]:
+    """A tool's schema with the `properties` without which an object is refused."""
+    is_object = not schema or schema.get("type") == "object"
+    if not is_object or schema.get("properties") is not None:
+        return schema
+    return {"type": "object", **schema, "properties": {}}
 
 
 def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
@@ -2896,8 +3028,11 @@ def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
     items = [item for value in values for item in _items(value)]
     custom_ids = {_text_at(item, "call_id") for item in items if item["type"] == _CUSTOM_CALL}
     for item in items:
-        if item["type"] == "function_call_output" and _text_at(item, "call_id") in custom_ids:
+        call_id = _text_at(item, "call_id")
+        if item["type"] == "function_call_output" and call_id in custom_ids:
             item["type"] = f"{_CUSTOM_CALL}_output"  # Chat does not tell them apart
+        if len(call_id) > CALL_ID_CHARS_MAX:
+            item["call_id"] = digest_parts(call_id).hex()  # the same for the call and its output
     return items
 
 
@@ -2906,15 +3041,27 @@ def _items(value: Mapping[str, Json]) -> list[dict[str, Json]]:
     kind = _checked(value, "type", str)
     if kind in {None, "message"}:
         return _message_items(value)
-    if kind == "item_reference":
-        return []
-    dropped = {"id", "internal_chat_message_metadata_passthrough"}  # the latter is Codex CLI's
+    if kind == "reasoning":
+        return _reasoning_items(value)
+    dropped = {"internal_chat_message_metadata_passthrough"}  # Codex CLI's
+    if kind not in COMPACTIONS or value.get("id") is None:  # their ciphertext is bound to it
+        dropped.add("id")
     if kind.removesuffix("_output") in _CALLS:
         dropped.add("status")
     item = {name: member for name, member in value.items() if name not in dropped}
-    if kind.endswith("call_output") and isinstance(item.get("output"), list):
+    if kind in _OUTPUTS and isinstance(item.get("output"), list):
         item["output"] = _content(item, "output", "user")
+    if item.get("tools") is not None:
+        item["tools"] = [_tool(tool) for tool in _checked_list(item, "tools", dict)]
     return [item]
+
+
+def _reasoning_items(item: Mapping[str, Json]) -> list[dict[str, Json]]:
+    """A reasoning item with nothing but what the upstream knows; none where it could read none."""
+    content = _text_at(item, "encrypted_content")
+    summary = _objects(item.get("summary"))
+    made = {"type": "reasoning", "summary": summary, "encrypted_content": content}
+    return [made] if content else []
 
 
 def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
@@ -2923,13 +3070,15 @@ def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
     content = _content(message, "content", role)
     if role == "tool":
         call_id = _checked(message, "tool_call_id", str) or _text_at(message, "call_id")
-        is_text = all(part["type"] == "input_text" for part in content)
+        is_text = all(part.get("type") == "input_text" for part in content)
         output = "".join(part["text"] for part in content) if is_text else content
         return [{"type": "function_call_output", "call_id": call_id, "output": output}]
     if (role := "developer" if role == "system" else role) not in _ROLES:
         raise PoolerError("invalid_value", param="role")
     if refusal := _checked(message, "refusal", str):
         content.append({"type": "refusal", "refusal": refusal})
+    if role == "assistant" and [part.get("type") for part in content] == ["output_text"]:
+        content[0] |= _annotations(message)  # Chat has them beside the text
     items = [_call_item(call) for call in _checked_list(message, "tool_calls", dict)]
     if content or role != "assistant":
         phase = _picked(message, ("phase",))
@@ -2961,19 +3110,28 @@ def _text_part(text: str, role: str | None) -> dict[str, Json]:
 def _part(part: Mapping[str, Json], role: str | None) -> dict[str, Json]:
     kind = _checked(part, "type", str)
     if kind in _TEXT_PARTS:
-        return _text_part(_checked(part, "text", str) or "", role)
+        notes = _annotations(part) if role == "assistant" else {}
+        return _text_part(_checked(part, "text", str) or "", role) | notes
     image = part.get("image_url")
     if kind == "image_url" and isinstance(image, dict):
         part = {"image_url": image.get("url"), **_picked(image, ("detail",))}
-    flat = _flat(part) | {"type": _PART_KINDS.get(kind, kind)}
+    flat = _flat(part)
+    if kind is not None:
+        flat["type"] = _PART_KINDS.get(kind, kind)
     flat.pop("prompt_cache_breakpoint", None)
     return flat
+
+
+def _annotations(holder: Mapping[str, Json]) -> dict[str, Json]:
+    """The citations of a text in the Responses form, from either form."""
+    notes = [_flat(note) for note in _checked_list(holder, "annotations", dict)]
+    return {"annotations": notes} if notes else {}
 
 
 def _is_instruction(item: Mapping[str, Json]) -> bool:
     """Whether an item is a developer's message of text alone."""
     is_developer = item["type"] == "message" and item["role"] == "developer"
-    return is_developer and all(part["type"] == "input_text" for part in item["content"])
+    return is_developer and all(part.get("type") == "input_text" for part in item["content"])
 
 
 # Events that carry text of a message -> the type of the part that it is of, and its member.
@@ -4010,7 +4168,7 @@ class Roster:
         for account in call.pool.accounts:
             if account.paused or not self.is_current(account):
                 continue
-            if call.obstacle if account.is_codex else call.is_native:
+            if call.obstacle if account.is_codex else call.is_codex_only:
                 continue
             if call.is_socket and not self.takes_websocket(account, now):
                 continue
@@ -4072,12 +4230,13 @@ class Roster:
             return PoolerError("pool_busy", "The accounts asked cannot serve. Retry in a moment.")
         able = self.bound(call, self.able(call, now))
         if call.obstacle and not able:
-            return PoolerError("unsupported_parameter", param=call.obstacle)
+            obstacle = call.obstacle
+            return PoolerError("unsupported_parameter", obstacle.public, param=obstacle.param)
         known = [self.health[account.name] for account in able]
         ends = [health.limit_ends_at(call.model, now) for health in known]
         if resting := [end for end in ends if end > now]:
             seconds = max(1, math.ceil(min(resting) - now))
-            return usage_limit(seconds, unix_now, is_native=call.is_native)
+            return usage_limit(seconds, unix_now, is_native=call.is_codex_only)
         is_any = any(not account.paused for account in call.pool.accounts)
         lacks_model = is_any and not self.able(call, now) and not call.response
         return PoolerError("model_not_found" if lacks_model else "no_usable_account")
@@ -9020,8 +9179,7 @@ class Server(Shared):
         idle_seconds_max = self.config.limits.websocket_idle_seconds_max
         while (frame := await client.next_frame(idle_seconds_max)) is not None:
             key = self.key_of(client)
-            is_note = client.native_path and is_processed_note(frame, self.config.limits)
-            if key is not None and not is_note:
+            if key is not None and not is_processed_note(frame, self.config.limits):
                 await self.serve_turn(client, key, frame)
                 continue
             client.frames.hold(-len(frame))

@@ -88,8 +88,10 @@ def invalid(code: str | None, message: str, param: str, status: int = 400) -> No
 
 ALLOWED: Final = frozenset(
     "model instructions input tools tool_choice parallel_tool_calls reasoning store stream include "
-    "prompt_cache_key text service_tier client_metadata".split()
+    "prompt_cache_key text service_tier context_management client_metadata".split()
 )
+SERVICE_TIERS: Final = frozenset({"priority", "ultrafast"})
+CALL_ID_CHARS_MAX: Final = 64
 ALLOWED_COMPACT: Final = frozenset(
     "model instructions input tools parallel_tool_calls reasoning text".split()
 )
@@ -110,8 +112,10 @@ ITEM_FIELDS: Final[Mapping[str, frozenset[str]]] = {
         "tool_search_call": "call_id execution arguments status",
         "tool_search_output": "call_id execution tools status",
         "image_generation_call": "result revised_prompt status",
-        "compaction": "encrypted_content",
-        "compaction_summary": "encrypted_content",
+        "shell_call": "call_id action status",
+        "shell_call_output": "call_id output status",
+        "additional_tools": "role tools",
+        **dict.fromkeys(("compaction", "compaction_summary"), "id encrypted_content"),
         "compaction_trigger": "",
     }.items()
 }
@@ -139,7 +143,7 @@ def check_top(body: Mapping[str, Json]) -> None:
     if body.get("stream") is not True:
         deny("Stream must be set to true")
     check_names(body, ALLOWED)
-    if body.get("service_tier", "priority") != "priority":
+    if body.get("service_tier", "priority") not in SERVICE_TIERS:
         deny(f"Unsupported service_tier: {body['service_tier']}")
 
 
@@ -154,7 +158,7 @@ def check_model(body: Mapping[str, Json]) -> None:
     if model not in MODELS:
         deny(f"The '{model}' model is not supported when using Codex with a ChatGPT account.")
     effort = (body.get("reasoning") or {}).get("effort")
-    if effort is not None and effort not in MODELS[str(model)]:
+    if effort not in {None, "none", *MODELS[str(model)]}:
         invalid("unsupported_value", f"Unsupported value: '{effort}'.", "reasoning.effort")
 
 
@@ -179,7 +183,8 @@ def check_input(items: Json, *, is_native: bool, is_anchored: bool) -> None:
 def check_item(item: Json, place: str, *, is_native: bool) -> str:
     """The type of a good item."""
     kind = str(item.get("type", "message"))
-    if kind == "item_reference" or ("id" in item and not is_native):
+    is_known = is_native or "id" in ITEM_FIELDS.get(kind, ())
+    if kind == "item_reference" or ("id" in item and not is_known):
         message = (
             f"Item with id '{item.get('id')}' not found. Items are not persisted when `store` is "
             "set to false. Try again with `store` set to true, or remove this item from your input."
@@ -191,8 +196,14 @@ def check_item(item: Json, place: str, *, is_native: bool) -> str:
     for name in item:
         if name not in known:
             invalid("unknown_parameter", "Unknown parameter.", f"{place}.{name}")
+    if len(str(item.get("call_id"))) > CALL_ID_CHARS_MAX:
+        message = f"Invalid '{place}.call_id': string too long."
+        invalid("string_above_max_length", message, f"{place}.call_id")
+    check_tools(item.get("tools"), f"{place}.tools")
     if kind == "message":
         check_message(item, place)
+    elif kind == "reasoning":
+        check_reasoning(item, place)
     elif kind in CALLS and isinstance(item.get("output"), list):
         check_parts(item["output"], INPUT_PARTS, f"{place}.output")
     return kind
@@ -207,6 +218,15 @@ def check_message(item: Mapping[str, Json], place: str) -> None:
     check_parts(item.get("content"), PART_TYPES[role], f"{place}.content")
 
 
+def check_reasoning(item: Mapping[str, Json], place: str) -> None:
+    if not isinstance(item.get("summary"), list):
+        invalid("missing_required_parameter", "Missing parameter.", f"{place}.summary")
+    if item.get("content"):
+        invalid("array_above_max_length", "Array too long.", f"{place}.content")
+    if not item.get("encrypted_content"):
+        invalid(None, f"Item with id '{item.get('id')}' not found.", "input", status=404)
+
+
 def check_parts(parts: Json, allowed: frozenset[str], place: str) -> None:
     if not isinstance(parts, list):
         invalid("invalid_type", "Invalid type: expected a list of parts.", place)
@@ -218,15 +238,26 @@ def check_parts(parts: Json, allowed: frozenset[str], place: str) -> None:
             invalid("invalid_type", "Invalid type for 'image_url'.", f"{place}[{index}].image_url")
 
 
-def check_tools(body: Mapping[str, Json]) -> None:
-    for index, tool in enumerate(body.get("tools") or []):
+def check_tools(tools: Json, place: str) -> None:
+    for index, tool in enumerate(tools or []):
         kind = tool.get("type")
         if kind not in TOOL_TYPES:
-            invalid("invalid_value", f"Invalid value: '{kind}'.", f"tools[{index}].type")
+            invalid("invalid_value", f"Invalid value: '{kind}'.", f"{place}[{index}].type")
         if kind in {"function", "custom"} and not isinstance(tool.get("name"), str):
-            invalid("missing_required_parameter", "Missing parameter.", f"tools[{index}].name")
-    choice = body.get("tool_choice", "auto")
-    if isinstance(choice, dict) and not choice.keys() & {"name", "tools", "mode"}:
+            invalid("missing_required_parameter", "Missing parameter.", f"{place}[{index}].name")
+        schema = tool.get("parameters", {"properties": {}})
+        if kind == "function" and schema is not None and "properties" not in schema:
+            message = "In context=(), object schema missing properties."
+            invalid("invalid_function_parameters", message, f"{place}[{index}].parameters")
+        check_tools(tool.get("tools"), f"{place}[{index}].tools")
+
+
+def check_choice(choice: Json) -> None:
+    if not isinstance(choice, dict):
+        return
+    if choice.get("type") in {"auto", "none", "required"}:
+        invalid("invalid_value", f"Invalid value: '{choice['type']}'.", "tool_choice.type")
+    if not choice.keys() & {"name", "tools", "mode"}:
         invalid("missing_required_parameter", "Missing parameter.", "tool_choice.name")
 
 
@@ -237,6 +268,18 @@ def check_text(body: Mapping[str, Json]) -> None:
     for name in ("name", "schema"):
         if form["type"] == "json_schema" and name not in form:
             invalid("missing_required_parameter", "Missing parameter.", f"text.format.{name}")
+    if form["type"] == "json_object" and "json" not in json.dumps(texts_of(body["input"])).lower():
+        message = (
+            "Response input messages must contain the word 'json' in some form to use "
+            "'text.format' of type 'json_object'."
+        )
+        invalid(None, message, "input")
+
+
+def texts_of(items: Json) -> list[Json]:
+    """What the messages say."""
+    contents = [item.get("content") for item in items if item.get("type") == "message"]
+    return [part.get("text") for content in contents for part in content]
 
 
 def check_body(body: Json, *, is_compact: bool = False, is_anchored: bool = False) -> None:
@@ -251,7 +294,8 @@ def check_body(body: Json, *, is_compact: bool = False, is_anchored: bool = Fals
     # A compact body has no client_metadata: there Codex's own ids cannot be told from others.
     is_native = is_compact or "client_metadata" in body
     check_input(body.get("input"), is_native=is_native, is_anchored=is_anchored)
-    check_tools(body)
+    check_tools(body.get("tools"), "tools")
+    check_choice(body.get("tool_choice", "auto"))
     check_text(body)
 
 

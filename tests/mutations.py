@@ -16,7 +16,12 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests import mutations_of_logins, mutations_of_models, mutations_of_routes
+from tests import (
+    mutations_of_logins,
+    mutations_of_models,
+    mutations_of_requests,
+    mutations_of_routes,
+)
 
 ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
@@ -625,6 +630,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "codex_hostile::a_turn_s_state_never_reaches_another_account"),
     *(Mutation(*row) for row in mutations_of_routes.ROWS),
     *(Mutation(*row) for row in mutations_of_models.MODELS),
+    *(Mutation(*row) for row in mutations_of_requests.REQUESTS),
 )
 # fmt: on
 

@@ -7,7 +7,7 @@ from typing import Final
 # fmt: off
 ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("tool_by_key", "A tool of Codex CLI's reaches no account with an API key.",
-     "if call.obstacle if account.is_codex else call.is_native:", "if False:",
+     "if call.obstacle if account.is_codex else call.is_codex_only:", "if False:",
      "codex_tools::a_tool_is_no_business_of_an_account_with_an_api_key"),
     ("tool_below_v1", "Tools of Codex CLI's are served below every base URL.",
      '    **{f"/v1{path}": route for route, path in TOOL_PATHS.items()},\n', "",

@@ -30,7 +30,8 @@ FAR_UNIX: Final = 4_000_000_000
 GOOD: Final = Login("acct-a", make_token("acct-a", "plus", FAR_UNIX), "rt-acct-a-1")
 STALE: Final = replace(GOOD, access_token=make_token("acct-a", "plus", 1))
 USER: Final = {"role": "user", "content": [{"type": "input_text", "text": "hi"}]}
-TOOL: Final = {"type": "function", "name": "look", "parameters": {}, "strict": False}
+SCHEMA: Final = {"type": "object", "properties": {}}
+TOOL: Final = {"type": "function", "name": "look", "parameters": SCHEMA, "strict": False}
 CUSTOM: Final = {"type": "custom", "name": "patch"}
 CALL: Final = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
 RESULT: Final = {"type": "function_call_output", "call_id": "c", "output": "seen"}
@@ -117,7 +118,7 @@ FAULTS: Final[list[tuple[Json, int, str]]] = [
         (BODY | {name: 1}, 400, f"detail: Unsupported parameter: {name}")
         for name in (
             "max_output_tokens max_completion_tokens max_tokens temperature top_p seed metadata "
-            "presence_penalty frequency_penalty top_logprobs truncation user context_management "
+            "presence_penalty frequency_penalty top_logprobs truncation user "
             "prompt_cache_retention safety_identifier stream_options background conversation "
             "prompt previous_response_id max_tool_calls messages generate anything"
         ).split()
@@ -144,6 +145,25 @@ FAULTS: Final[list[tuple[Json, int, str]]] = [
     (BODY | {"input": [USER | {"reasoning_content": "x"}]}, 400, "unknown_parameter"),
     (BODY | {"input": [RESULT]}, 400, "No tool call found"),
     (BODY | {"input": [TRIGGER, USER]}, 400, "invalid_value input[0]"),
+    *(
+        (BODY | {"input": [{"type": "reasoning"} | thought]}, status, told)
+        for thought, status, told in (
+            ({"summary": [], "status": None}, 400, "unknown_parameter input[0].status"),
+            ({"encrypted_content": "x"}, 400, "missing_required_parameter input[0].summary"),
+            ({"summary": [], "content": [{}]}, 400, "array_above_max_length input[0].content"),
+            ({"summary": []}, 404, ITEM),
+        )
+    ),
+    (BODY | {"input": [CALL | {"call_id": "c" * 65}]}, 400, "string_above_max_length"),
+    (BODY | {"text": {"format": {"type": "json_object"}}}, 400, "must contain the word 'json'"),
+    (BODY | {"tools": [TOOL], "tool_choice": {"type": "auto"}}, 400, "tool_choice.type"),
+    *(
+        (BODY | {"tools": [tool]}, 400, f"invalid_function_parameters {place}.parameters")
+        for tool, place in (
+            (TOOL | {"parameters": {"type": "object"}}, "tools[0]"),
+            ({"type": "namespace", "tools": [TOOL | {"parameters": {}}]}, "tools[0].tools[0]"),
+        )
+    ),
     (
         BODY | {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "gAAAAx"}]},
         400,

@@ -26,7 +26,8 @@ FAR_UNIX: Final = 4_000_000_000
 GOOD: Final = Login("acct-a", make_token("acct-a", "plus", FAR_UNIX), "rt-acct-a-1")
 STALE: Final = replace(GOOD, access_token=make_token("acct-a", "plus", 1))
 USER: Final = {"role": "user", "content": [{"type": "input_text", "text": "hi"}]}
-TOOL: Final = {"type": "function", "name": "look", "parameters": {}, "strict": False}
+SCHEMA: Final = {"type": "object", "properties": {}}
+TOOL: Final = {"type": "function", "name": "look", "parameters": SCHEMA, "strict": False}
 RESULT: Final = {"type": "function_call_output", "call_id": "call_a", "output": "seen"}
 CREATE: Final[dict[str, Json]] = {
     "type": "response.create",

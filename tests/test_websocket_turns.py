@@ -320,13 +320,14 @@ async def test_a_frame_that_only_looks_like_a_note_is_judged_as_a_call(
         assert words_of(await client.ask()) == ["two"]
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", NATIVE])
 @pytest.mark.parametrize("said", [NOTE + "}", ' {"response_id":"x","type":"response.processed"}\n'])
 async def test_a_note_is_passed_on_as_it_came_and_is_no_call(
-    said: str, autojump_clock: MockClock, tmp_path: Path
+    said: str, path: str, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with socket_world(codex_described(tmp_path, "a")) as world:
         world.upstreams["a"].plays(turn("one"), turn("two"))
-        client = await open_socket(world, path=NATIVE)
+        client = await open_socket(world, path=path)
         await client.ask()
         await client.say(said)
         assert words_of(await client.ask()) == ["two"]
