@@ -227,6 +227,7 @@ UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of an answer that is passed on; a long
 EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
 TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of an answer, which is written anew in one step
 SESSION_CHARS_MAX: Final = 256
+BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, to know it again: a digest of 0.3 ms
 MODEL_CHARS_MAX: Final = 200  # of a name: an account remembers some that clients made up
 RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response, to be known again; real ones have 60
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
@@ -1804,7 +1805,7 @@ class Call(NamedTuple):
     model: str  # with the pool's alias applied
     is_stream: bool
     is_stored: bool
-    session: bytes | None  # digest of pool, key and session
+    session: bytes | None  # digest of pool, key and session, named or told by its beginning
     response: bytes | None  # digest of pool, key and previous_response_id
     path: str  # below the base_url of an account that takes the request as it came
     is_native: bool  # Codex CLI's own: nothing but credentials changes
@@ -1874,6 +1875,75 @@ def digest_parts(*parts: str) -> bytes:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
 
 
+def _is_message(item: Mapping[str, Json], *roles: str) -> bool:
+    return item.get("type") in (None, "message") and item.get("role") in roles
+
+
+def _content_texts(content: Json) -> Iterator[str]:
+    """What a message's content says, in either API's form: texts, and where its files are."""
+    if isinstance(content, str):
+        yield content
+    for part in content if isinstance(content, list) else ():
+        # Chat puts the address of a file into an object, Responses beside the type.
+        for holder in (part, *map(_object, _object(part).values())):
+            names = ("text", "url", "image_url", "file_url", "file_id", "file_data", "data")
+            yield from filter(None, (_text_at(holder, name) for name in names))
+
+
+def _beginning_of(texts: Iterable[str]) -> str:
+    """The first of what several texts say, and how much that is."""
+    kept: list[str] = []
+    left, length = BEGINNING_CHARS_MAX, 0
+    for text in texts:
+        kept.append(text[:left])
+        left -= len(kept[-1])
+        length += len(text)
+    return f"{length} {''.join(kept)}" if length else ""
+
+
+def conversation_digest(kind: CallKind, body: Mapping[str, Json]) -> str:
+    """What stays the same in all turns of a conversation; "" where that cannot be told.
+
+    It is made of the instructions, or the system's text before the first message of the user, and
+    of that message: histories are sent whole, and clients mostly name no session.
+    """
+    items = body.get("input")
+    if kind is CallKind.CHAT:
+        items = body.get("messages") or items  # Cursor sends `input` to Chat
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+
+    orders = [_text_at(body, "instructions")]
+    for item in map(_object, items if isinstance(items, list) else ()):
+        if _is_message(item, "user"):
+            said = _beginning_of(_content_texts(item.get("content")))
+            return digest_parts(_beginning_of(orders), said).hex() if said else ""
+        if _is_message(item, "system", "developer"):
+            orders += _content_texts(item.get("content"))
+    return ""
+
+
+def find_session(
+    kind: CallKind,
+    body: Mapping[str, Json],
+    headers: Headers,
+    scope: tuple[str, str],
+    before: bytes | None,
+) -> bytes | None:
+    """The digest of a request's session: as it is named, as it was before, or as it began.
+
+    `scope`: the pool and the key.  What goes on from an earlier response holds only what is new.
+    """
+    named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
+    # What is no text names nothing: to write it out could take long.
+    if name := named or _text_at(body, "prompt_cache_key"):
+        return digest_parts(*scope, "session", name[:SESSION_CHARS_MAX])
+    if before is not None:
+        return before
+    begun = "" if body.get("previous_response_id") else conversation_digest(kind, body)
+    return digest_parts(*scope, "conversation", begun) if begun else None
+
+
 def read_call(
     kind: CallKind,
     body: Mapping[str, Json],
@@ -1884,10 +1954,12 @@ def read_call(
     native_path: str = "",
     obstacle: str | None = None,
     socket_id: str = "",
+    session_before: bytes | None = None,
 ) -> Call:
     """What the request asks for, if this key may ask it.
 
-    `socket_id`: of the WebSocket that it is a turn of, which is a session of its own.
+    `socket_id`: of the WebSocket that it is a turn of; `session_before`: of the turn before it,
+    with which one that names none goes on, for a WebSocket is best served by one account.
     Raises: PoolerError (missing_required_parameter, invalid_value, model_not_found).
     """
     model = body.get("model")
@@ -1898,12 +1970,12 @@ def read_call(
         raise PoolerError("invalid_value", message, param="model")
     if not is_model_allowed(model, pool, key):
         raise PoolerError("model_not_found")
-    named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
-    # What is no text names nothing: to write it out could take long.
-    session = (named or _text_at(body, "prompt_cache_key") or socket_id)[:SESSION_CHARS_MAX]
+    scope = (pool.name, key.name)
+    session = find_session(kind, body, headers, scope, session_before)
+    if session is None and socket_id:
+        session = digest_parts(*scope, "socket", socket_id)
     previous = _text_at(body, "previous_response_id")
     is_short = len(previous) <= RESPONSE_ID_CHARS_MAX  # one that is not is nobody's
-    scope = (pool.name, key.name)
     return Call(
         kind=kind,
         pool=pool,
@@ -1912,7 +1984,7 @@ def read_call(
         model=pool.aliases.get(model, model),
         is_stream=bool(socket_id) or body.get("stream") is True,
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
-        session=digest_parts(*scope, "session", session) if session else None,
+        session=session,
         response=digest_parts(*scope, "response", previous) if previous and is_short else None,
         path=native_path or kind.value,
         is_native=bool(native_path),
@@ -2396,6 +2468,7 @@ def codex_obstacle(
 JUDGED: Final = frozenset(
     {
         *("model", "stream", "store", "prompt_cache_key", "previous_response_id"),  # read_call
+        "instructions",  # conversation_digest
         *(*_HARMLESS, "tools", "messages", "input"),  # codex_obstacle
         *("type", "stream_id"),  # Turn.understand
     }
@@ -2460,7 +2533,7 @@ def to_codex(
         "reasoning": reasoning or None,
         "text": _picked(_checked(body, "text", dict) or {}, ("verbosity", "format")) or None,
         "include": [*dict.fromkeys(include)],
-        "prompt_cache_key": _checked(body, "prompt_cache_key", str),
+        "prompt_cache_key": _checked(body, "prompt_cache_key", str) or None,
         "service_tier": "priority" if body.get("service_tier") in ("fast", "priority") else None,
         "store": False,
         "stream": True,
@@ -6483,6 +6556,8 @@ class Attempt:
         efforts = exchange.server.roster.efforts_of(self.account, call.model)
         made = uncollected(to_codex, call.kind, value, call.model, efforts)
         made |= _picked(value, exchange.CARRIED)
+        if call.session is not None and "prompt_cache_key" not in made:
+            made["prompt_cache_key"] = call.session.hex()  # 64 characters, the most there may be
         await yield_after(exchange.body)
 
         body = dump_like(made, exchange.body)
@@ -7332,6 +7407,7 @@ class ClientSocket(ClientConnection):
     key: Key
     native_path: str
     note_bug: Callable[[], None]
+    session: bytes | None = None  # of the latest turn
     nursery: trio.Nursery = field(init=False)  # of all that reads, here and upstream
     upstream: UpstreamSocket | None = None
     turn: Turn | None = None
@@ -7957,9 +8033,16 @@ class Server(Shared):
         asked = exchange.understand(value)
         is_checked = pool.has_codex and not native_path
         obstacle = codex_obstacle(kind, asked, exchange.CARRIED) if is_checked else None
-        socket_id = exchange.socket.upgrade.record.request_id if isinstance(exchange, Turn) else ""
-        more = {"native_path": native_path, "socket_id": socket_id}
+        more: dict[str, Any] = {"native_path": native_path}
+        if isinstance(exchange, Turn):
+            client = exchange.socket
+            more |= {
+                "socket_id": client.upgrade.record.request_id,
+                "session_before": client.session,
+            }
         call = read_call(kind, asked, head.headers, pool, key, obstacle=obstacle, **more)
+        if isinstance(exchange, Turn):
+            exchange.socket.session = call.session
         if asked is not value or call.model != call.requested_model:
             await yield_after(exchange.body)
             exchange.replace_body(dump_like(asked | {"model": call.model}, exchange.body))

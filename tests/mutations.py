@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import itertools
 import os
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from tests.mistakes_in_answers import ROWS as ANSWERS
 
 ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
@@ -591,18 +594,17 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       'for name in ("name", member)}\n    return {"type": kind, "call_id"',
       'for name in ("name",)}\n    return {"type": kind, "call_id"', _REQUEST),
     M("call_arguments_down", "And on the way down.",
-      "yield {\"tool_calls\": [{\"index\": number, chat: {member: text}}]}", "yield {}",
-      _CHUNKS),
-    M("usage_dropped", "Usage is told to who asks for it.",
-      "if self.include_usage and usage:", "if False:", _CHUNKS),
+      "yield {\"tool_calls\": [{\"index\": number, chat: {member: text}}]}", "yield {}", _CHUNKS),
+    M("usage_dropped", "It tells usage.", "if self.include_usage and usage:", "if False:", _CHUNKS),
     M("incomplete_is_stop", "An incomplete answer is not called whole.",
-      '== "content_filter" else "length"', '== "content_filter" else "stop"', _CHUNKS),
+      'content_filter" else "length"', 'content_filter" else "stop"', _CHUNKS),
     M("foreign_reasoning", "Encrypted reasoning reaches no other upstream.",
       "if roster.is_foreign(call, account, place.lease.began_at):", "if False:",
       "codex_accounts::a_session_that_moves_to_an_api_key_leaves_its_reasoning_behind"),
     M("foreign_turn_state", "A turn's state reaches no other account.",
       "if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)", "if True",
       "codex_hostile::a_turn_s_state_never_reaches_another_account"),
+    *itertools.starmap(M, ANSWERS),
 )
 # fmt: on
 
@@ -619,9 +621,8 @@ def node_ids(tests: str) -> list[str]:
     parts = [test.partition("::") for test in tests.split()]
     found = []
     for module, _, name in parts:
-        folder, _, file = module.rpartition("/")
-        path = "/".join(filter(None, ["tests", folder, f"test_{file}.py"]))
-        found.append(path + (f"::test_{name}" if name else ""))
+        folder, slash, file = module.rpartition("/")
+        found.append(f"tests/{folder}{slash}test_{file}.py" + (f"::test_{name}" if name else ""))
     return found
 
 
