@@ -333,7 +333,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "origin_not_allowed": (403, INVALID, "Pages of this origin may not call (allowed_origins)."),
     "pool_busy": (503, SERVER, "Every account of this pool is busy. Retry in a moment."),
     "previous_response_not_found": (400, INVALID, (
-        "The earlier response is not known on this WebSocket. Send the full input.")),
+        "The earlier response is not known to who can answer now. Send the full input.")),
     "request_timeout": (408, INVALID, "The request did not arrive in time."),
     "request_too_large": (413, INVALID, "The request body is larger than is accepted here."),
     "server_stopping": (503, SERVER, "The pooler is being stopped."),
@@ -3368,6 +3368,9 @@ class Level(NamedTuple):
     seen_at: float = 0.0
 
 
+UNKEPT: Final = b""  # in the place of an owner: a codex account made it, and keeps none
+
+
 def _remember(known: OrderedDict[K, T], key: K, value: T, length_max: int) -> None:
     """Set a member; what was not set for the longest time is forgotten."""
     known[key] = value
@@ -3523,7 +3526,7 @@ class Roster:
         self.key_places: Counter[tuple[str, str]] = Counter()  # by key
         self.key_counts: Counter[str] = Counter()  # keys that may use an account
         self.pins = Memory[Pin]()  # by key and session
-        # Whose a stored response, or the state of a turn, is: the account's identity.
+        # Whose a stored response, or the state of a turn, is: the account's identity, or UNKEPT.
         self.responses = Memory[bytes]()
         self.turns: Counter[str] = Counter()  # choices made, by pool, for round_robin
         self.reload(config)
@@ -3604,9 +3607,18 @@ class Roster:
         return [account for _, account in sorted(ranks, key=lambda ranked: ranked[0])]
 
     def bound(self, call: Call, accounts: list[Account]) -> list[Account]:
-        """Only the owner of a stored response knows it: the others would answer "not found"."""
-        owner = self.responses.get(call.key_name, call.response) if call.response else None
+        """Only the owner of a stored response knows it: the others would answer "not found".
+
+        One that a codex account made is known on its WebSocket, and nowhere else.
+        """
+        owner = self.owner_of(call)
+        if owner == UNKEPT:
+            return [account for account in accounts if account.is_codex]
         return [account for account in accounts if owner in {None, account.identity}]
+
+    def owner_of(self, call: Call) -> bytes | None:
+        """Of the response that a call goes on from; None where that is not known."""
+        return self.responses.get(call.key_name, call.response) if call.response else None
 
     def able(self, call: Call, now: float) -> list[Account]:
         """The pool's accounts, in its order, that are in rotation and offer the model."""
@@ -3678,7 +3690,11 @@ class Roster:
         """
         if self.ranked(call, tried, now):
             return PoolerError("pool_busy", "The accounts asked cannot serve. Retry in a moment.")
-        able = self.bound(call, self.able(call, now))
+        offering = self.able(call, now)
+        able = self.bound(call, offering)
+        if self.owner_of(call) == UNKEPT and len(able) < len(offering):
+            # Others can serve it, but not from where it goes on.
+            return PoolerError("previous_response_not_found")
         if call.obstacle and not able:
             return PoolerError("unsupported_parameter", param=call.obstacle)
         known = [self.health[account.name] for account in able]
@@ -3789,9 +3805,10 @@ class Roster:
     def note_made(self, account: Account, call: Call, what: str, made: Json) -> None:
         """Remember whose a response or a turn's state is."""
         if isinstance(made, str):
+            is_kept = what != "response" or not account.is_codex
+            owner = account.identity if is_kept else UNKEPT
             digest = digest_parts(call.pool.name, call.key.name, what, made)
-            length_max = self.limits.response_pins_max
-            self.responses.set(call.key_name, digest, account.identity, length_max)
+            self.responses.set(call.key_name, digest, owner, self.limits.response_pins_max)
 
     def is_maker(self, account: Account, call: Call, what: str, made: str) -> bool:
         digest = digest_parts(call.pool.name, call.key.name, what, made)
@@ -6798,7 +6815,8 @@ class Attempt:
         exchange, call, account = self.exchange, self.call, self.account
         roster = exchange.server.roster
         exchange.record.tokens = self.scanner.usage
-        if call.is_stored and not account.is_codex:
+        is_answer = call.kind is CallKind.RESPONSES and account.is_codex
+        if call.is_stored or is_answer:
             roster.note_made(account, call, "response", self.scanner.response.get("id"))
         if exchange.is_whole and exchange.record.code is None:
             roster.note_success(lease)

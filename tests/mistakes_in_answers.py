@@ -22,5 +22,8 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("socket_forgotten", "A WebSocket's turn goes on with the session of the turn before.",
      "exchange.socket.session = call.session", "pass",
      "conversations::a_turn_that_holds_only_what_is_new_goes_on_with_its_websocket"),
+    ("unkept_response", "What a codex account made is asked of no other.",
+     "owner = account.identity if is_kept else UNKEPT", "owner = account.identity",
+     "earlier_responses::a_codex_accounts_response_is_asked_of_nobody"),
 )
 # fmt: on
