@@ -238,6 +238,7 @@ EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
 TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of an answer, which is written anew in one step
 SESSION_CHARS_MAX: Final = 256
 CALL_ID_CHARS_MAX: Final = 64  # more the backend refuses
+BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, to know it again: a digest of 0.3 ms
 MODEL_CHARS_MAX: Final = 200  # of a name: an account remembers some that clients made up
 RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response, to be known again; real ones have 60
 RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
@@ -365,7 +366,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "origin_not_allowed": (403, INVALID, "Pages of this origin may not call (allowed_origins)."),
     "pool_busy": (503, SERVER, "Every account of this pool is busy. Retry in a moment."),
     "previous_response_not_found": (400, INVALID, (
-        "The earlier response is not known on this WebSocket. Send the full input.")),
+        "The earlier response is not known to who can answer now. Send the full input.")),
     "request_timeout": (408, INVALID, "The request did not arrive in time."),
     "request_too_large": (413, INVALID, "The request body is larger than is accepted here."),
     "server_stopping": (503, SERVER, "The pooler is being stopped."),
@@ -2071,7 +2072,7 @@ class Call(NamedTuple):
     model: str  # the pool's name: with its alias applied
     is_stream: bool
     is_stored: bool
-    session: bytes | None  # digest of pool, key and session
+    session: bytes | None  # digest of pool, key and session, named or told by its beginning
     search_session: bytes | None  # the same of what a web search of this session will name
     response: bytes | None  # digest of pool, key and previous_response_id
     path: str  # below the base_url of an account that takes the request as it came
@@ -2184,6 +2185,80 @@ def digest_parts(*parts: str) -> bytes:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
 
 
+def _is_message(item: Mapping[str, Json], *roles: str) -> bool:
+    return item.get("type") in (None, "message") and item.get("role") in roles
+
+
+def _content_texts(content: Json) -> Iterator[str]:
+    """What a message's content says, in either API's form: texts, and where its files are."""
+    if isinstance(content, str):
+        yield content
+    for part in content if isinstance(content, list) else ():
+        # Chat puts the address of a file into an object, Responses beside the type.
+        for holder in (part, *map(_object, _object(part).values())):
+            names = ("text", "url", "image_url", "file_url", "file_id", "file_data", "data")
+            yield from filter(None, (_text_at(holder, name) for name in names))
+
+
+def _beginning_of(texts: Iterable[str]) -> str:
+    """The first of what several texts say, and how much that is."""
+    kept: list[str] = []
+    left, length = BEGINNING_CHARS_MAX, 0
+    for text in texts:
+        kept.append(text[:left])
+        left -= len(kept[-1])
+        length += len(text)
+    return f"{length} {''.join(kept)}" if length else ""
+
+
+def conversation_digest(kind: CallKind, body: Mapping[str, Json]) -> str:
+    """What stays the same in all turns of a conversation; "" where that cannot be told.
+
+    It is made of the instructions, or the system's text before the first message of the user, and
+    of that message: histories are sent whole, and clients mostly name no session.
+    """
+    items = body.get("input")
+    if kind is CallKind.CHAT:
+        items = body.get("messages") or items  # Cursor sends `input` to Chat
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+
+    orders = [_text_at(body, "instructions")]
+    for item in map(_object, items if isinstance(items, list) else ()):
+        if _is_message(item, "user"):
+            said = _beginning_of(_content_texts(item.get("content")))
+            return digest_parts(_beginning_of(orders), said).hex() if said else ""
+        if _is_message(item, "system", "developer"):
+            orders += _content_texts(item.get("content"))
+    return ""
+
+
+def find_session(
+    kind: CallKind,
+    body: Mapping[str, Json],
+    headers: Headers,
+    scope: tuple[str, str],
+    *,
+    before: bytes | None,
+    unary_path: str,
+) -> bytes | None:
+    """The digest of a request's session: as it is named, as it was before, or as it began.
+
+    `scope`: the pool and the key.  What goes on from an earlier response holds only what is new.
+    """
+    named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
+    # What is no text names nothing: to write it out could take long.
+    name = named or _text_at(body, "prompt_cache_key")
+    if unary_path == SEARCH_PATH:
+        name = name or _text_at(body, "id")
+    if name:
+        return digest_parts(*scope, "session", name[:SESSION_CHARS_MAX])
+    if before is not None:
+        return before
+    begun = "" if body.get("previous_response_id") else conversation_digest(kind, body)
+    return digest_parts(*scope, "conversation", begun) if begun else None
+
+
 def read_call(
     kind: CallKind,
     body: Mapping[str, Json],
@@ -2195,11 +2270,13 @@ def read_call(
     unary_path: str = "",
     obstacle: Obstacle | None = None,
     socket_id: str = "",
+    session_before: bytes | None = None,
 ) -> Call:
     """What the request asks for, if this key may ask it.
 
     `unary_path`: below the base_url, of a route whose bodies go on as they came.
-    `socket_id`: of the WebSocket that it is a turn of, which is a session of its own.
+    `socket_id`: of the WebSocket that it is a turn of; `session_before`: of the turn before it,
+    with which one that names none goes on, for a WebSocket is best served by one account.
     Raises: PoolerError (missing_required_parameter, invalid_value, model_not_found,
     unsupported_parameter).
     """
@@ -2210,16 +2287,13 @@ def read_call(
     for name in ("stream", "store"):
         _checked(body, name, bool)
     is_own = is_lite(kind, body, headers) and pool.has_codex
-    named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
-    # What is no text names nothing: to write it out could take long.
-    session = named or _text_at(body, "prompt_cache_key") or socket_id
-    if unary_path == SEARCH_PATH:
-        session = session or _text_at(body, "id")
-    session = session[:SESSION_CHARS_MAX]
+    scope = (pool.name, key.name)
+    session = find_session(kind, body, headers, scope, before=session_before, unary_path=unary_path)
+    if session is None and socket_id:
+        session = digest_parts(*scope, "socket", socket_id)
     searched = _search_session(headers)
     previous = _text_at(body, "previous_response_id")
     is_short = len(previous) <= RESPONSE_ID_CHARS_MAX  # one that is not is nobody's
-    scope = (pool.name, key.name)
     return Call(
         kind=kind,
         pool=pool,
@@ -2228,7 +2302,7 @@ def read_call(
         model=pool.meant_by(model).model,
         is_stream=not unary_path and (bool(socket_id) or body.get("stream") is True),
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
-        session=digest_parts(*scope, "session", session) if session else None,
+        session=session,
         search_session=digest_parts(*scope, "session", searched) if searched else None,
         response=digest_parts(*scope, "response", previous) if previous and is_short else None,
         path=native_path or unary_path or kind.value,
@@ -2848,6 +2922,7 @@ def _has_unfit_part(items: Sequence[Mapping[str, Json]]) -> bool:
 JUDGED: Final = frozenset(
     {
         *("model", "stream", "store", "prompt_cache_key", "previous_response_id"),  # read_call
+        "instructions",  # conversation_digest
         *(*_HARMLESS, "tools", "messages", "input"),  # codex_obstacle
         *("type", "stream_id"),  # Turn.understand
         *itertools.chain(*_OTHER_NAMES.values()),  # codex_obstacle
@@ -2908,7 +2983,7 @@ def to_codex(
         "reasoning": reasoning or None,
         "text": text or None,
         "include": [*dict.fromkeys(include)],
-        "prompt_cache_key": _checked(body, "prompt_cache_key", str),
+        "prompt_cache_key": _checked(body, "prompt_cache_key", str) or None,
         "service_tier": _SERVICE_TIERS.get(_checked(body, "service_tier", str) or ""),
         "context_management": _checked_list(body, "context_management", dict) or None,
         "store": False,
@@ -3889,6 +3964,9 @@ class Level(NamedTuple):
     seen_at: float = 0.0
 
 
+UNKEPT: Final = b""  # in the place of an owner: a codex account made it, and keeps none
+
+
 def _remember(known: OrderedDict[K, T], key: K, value: T, length_max: int) -> None:
     """Set a member; what was not set for the longest time is forgotten."""
     known[key] = value
@@ -4072,7 +4150,7 @@ class Roster:
         self.key_places: Counter[tuple[str, str]] = Counter()  # by key
         self.key_counts: Counter[str] = Counter()  # keys that may use an account
         self.pins = Memory[Pin]()  # by key and session
-        # Whose a stored response, or the state of a turn, is: the account's identity.
+        # Whose a stored response, or the state of a turn, is: the account's identity, or UNKEPT.
         self.responses = Memory[bytes]()
         # What did not connect a moment ago, until when it counts, and the cause.
         self.unreached: dict[Way, tuple[float, Cause]] = {}
@@ -4158,9 +4236,18 @@ class Roster:
         return [account for _, account in sorted(ranks, key=lambda ranked: ranked[0])]
 
     def bound(self, call: Call, accounts: list[Account]) -> list[Account]:
-        """Only the owner of a stored response knows it: the others would answer "not found"."""
-        owner = self.responses.get(call.key_name, call.response) if call.response else None
+        """Only the owner of a stored response knows it: the others would answer "not found".
+
+        One that a codex account made is known on its WebSocket, and nowhere else.
+        """
+        owner = self.owner_of(call)
+        if owner == UNKEPT:
+            return [account for account in accounts if account.is_codex]
         return [account for account in accounts if owner in {None, account.identity}]
+
+    def owner_of(self, call: Call) -> bytes | None:
+        """Of the response that a call goes on from; None where that is not known."""
+        return self.responses.get(call.key_name, call.response) if call.response else None
 
     def able(self, call: Call, now: float) -> list[Account]:
         """The pool's accounts, in its order, that are in rotation and offer the model."""
@@ -4228,7 +4315,11 @@ class Roster:
         """
         if self.ranked(call, tried, now):
             return PoolerError("pool_busy", "The accounts asked cannot serve. Retry in a moment.")
-        able = self.bound(call, self.able(call, now))
+        offering = self.able(call, now)
+        able = self.bound(call, offering)
+        if self.owner_of(call) == UNKEPT and len(able) < len(offering):
+            # Others can serve it, but not from where it goes on.
+            return PoolerError("previous_response_not_found")
         if call.obstacle and not able:
             obstacle = call.obstacle
             return PoolerError("unsupported_parameter", obstacle.public, param=obstacle.param)
@@ -4351,9 +4442,10 @@ class Roster:
     def note_made(self, account: Account, call: Call, what: str, made: Json) -> None:
         """Remember whose a response or a turn's state is."""
         if isinstance(made, str):
+            is_kept = what != "response" or not account.is_codex
+            owner = account.identity if is_kept else UNKEPT
             digest = digest_parts(call.pool.name, call.key.name, what, made)
-            length_max = self.limits.response_pins_max
-            self.responses.set(call.key_name, digest, account.identity, length_max)
+            self.responses.set(call.key_name, digest, owner, self.limits.response_pins_max)
 
     def is_maker(self, account: Account, call: Call, what: str, made: str) -> bool:
         digest = digest_parts(call.pool.name, call.key.name, what, made)
@@ -7504,6 +7596,8 @@ class Attempt:
         efforts = exchange.server.roster.efforts_of(self.account, model)
         made = uncollected(to_codex, call.kind, value, model, efforts)
         made |= _picked(value, exchange.CARRIED)
+        if call.session is not None and "prompt_cache_key" not in made:
+            made["prompt_cache_key"] = call.session.hex()  # 64 characters, the most there may be
         await yield_after(exchange.body)
 
         body = dump_like(made, exchange.body)
@@ -7753,7 +7847,8 @@ class Attempt:
         exchange, call, account = self.exchange, self.call, self.account
         roster = exchange.server.roster
         exchange.record.tokens = self.scanner.usage
-        if call.is_stored and not account.is_codex:
+        is_answer = call.kind is CallKind.RESPONSES and account.is_codex
+        if call.is_stored or is_answer:
             roster.note_made(account, call, "response", self.scanner.response.get("id"))
         if exchange.is_whole and exchange.record.code is None:
             roster.note_success(lease)
@@ -8383,6 +8478,7 @@ class ClientSocket(ClientConnection):
     key: Key
     native_path: str
     note_bug: Callable[[], None]
+    session: bytes | None = None  # of the latest turn
     nursery: trio.Nursery = field(init=False)  # of all that reads, here and upstream
     upstream: UpstreamSocket | None = None
     turn: Turn | None = None
@@ -9013,9 +9109,16 @@ class Server(Shared):
         asked = exchange.understand(value)
         is_checked = pool.has_codex and not native_path
         obstacle = codex_obstacle(kind, asked, exchange.CARRIED) if is_checked else None
-        socket_id = exchange.socket.upgrade.record.request_id if isinstance(exchange, Turn) else ""
-        more = {"native_path": native_path, "unary_path": unary_path, "socket_id": socket_id}
+        more: dict[str, Any] = {"native_path": native_path, "unary_path": unary_path}
+        if isinstance(exchange, Turn):
+            client = exchange.socket
+            more |= {
+                "socket_id": client.upgrade.record.request_id,
+                "session_before": client.session,
+            }
         call = read_call(kind, asked, head.headers, pool, key, obstacle=obstacle, **more)
+        if isinstance(exchange, Turn):
+            exchange.socket.session = call.session
         alias = pool.meant_by(call.requested_model)
         if call.path.endswith("/compact"):  # not every server takes the others there
             alias = Alias(alias.model)

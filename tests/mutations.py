@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests import (
+    mistakes_in_answers,
     mutations_of_logins,
     mutations_of_models,
     mutations_of_requests,
@@ -616,12 +617,10 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       'for name in ("name", member)}\n    return {"type": kind, "call_id"',
       'for name in ("name",)}\n    return {"type": kind, "call_id"', _REQUEST),
     M("call_arguments_down", "And on the way down.",
-      "yield {\"tool_calls\": [{\"index\": number, chat: {member: text}}]}", "yield {}",
-      _CHUNKS),
-    M("usage_dropped", "Usage is told to who asks for it.",
-      "if self.include_usage and usage:", "if False:", _CHUNKS),
+      "yield {\"tool_calls\": [{\"index\": number, chat: {member: text}}]}", "yield {}", _CHUNKS),
+    M("usage_dropped", "It tells usage.", "if self.include_usage and usage:", "if False:", _CHUNKS),
     M("incomplete_is_stop", "An incomplete answer is not called whole.",
-      '== "content_filter" else "length"', '== "content_filter" else "stop"', _CHUNKS),
+      'content_filter" else "length"', 'content_filter" else "stop"', _CHUNKS),
     M("foreign_reasoning", "Encrypted reasoning reaches no other upstream.",
       "if roster.is_foreign(call, account, place.lease.began_at):", "if False:",
       "codex_accounts::a_session_that_moves_to_an_api_key_leaves_its_reasoning_behind"),
@@ -631,6 +630,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     *(Mutation(*row) for row in mutations_of_routes.ROWS),
     *(Mutation(*row) for row in mutations_of_models.MODELS),
     *(Mutation(*row) for row in mutations_of_requests.REQUESTS),
+    *(Mutation(*row) for row in mistakes_in_answers.ROWS),
 )
 # fmt: on
 
@@ -647,9 +647,8 @@ def node_ids(tests: str) -> list[str]:
     parts = [test.partition("::") for test in tests.split()]
     found = []
     for module, _, name in parts:
-        folder, _, file = module.rpartition("/")
-        path = "/".join(filter(None, ["tests", folder, f"test_{file}.py"]))
-        found.append(path + (f"::test_{name}" if name else ""))
+        folder, slash, file = module.rpartition("/")
+        found.append(f"tests/{folder}{slash}test_{file}.py" + (f"::test_{name}" if name else ""))
     return found
 
 

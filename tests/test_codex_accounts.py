@@ -337,7 +337,7 @@ async def test_a_limited_account_is_left_until_its_reset(
             assert (await world.ask(post("/v1/responses", ASKED))).status == 200
         assert world.accounts() == [FIRST, SECOND, SECOND, SECOND]
         autojump_clock.jump(7200)
-        await world.ask(post("/v1/responses", ASKED))
+        await world.ask(post("/v1/responses", ASKED | {"input": "Another conversation."}))
         assert world.accounts()[-1] == FIRST
 
 

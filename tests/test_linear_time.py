@@ -147,6 +147,7 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "is_whole": (True,), "has_calls": (True,), "efforts": (None,), "supported": (("low",),),
     "carried": ((),), "native_path": ("",), "unary_path": ("",), "socket_id": ("",),
     "obstacle": (None,), "index": (0,),
+    "session_before": (None,), "before": (None,), "scope": (("p", "k"),),
     "part": ((0, 0),), "member": ("content",), "name": ("content", "input", "delta"),
     "role": ("user", "assistant"), "default": (0,), "base_path": ("",),
     "family": ("codex",), "reason": ("x", None), "what": ("x",), "made": ("x",), "effort": ("low",),

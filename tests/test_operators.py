@@ -36,7 +36,7 @@ from tests.fakes import (
 from tests.wires import KEY, Json
 
 TOKEN: Final = "cpo-operator-token-0123456789"
-ASK: Final = post("/v1/responses", {"model": "m1", "input": "hi"})
+ASK: Final = post("/v1/responses", {"model": "m1", "input": ""})  # of no conversation
 ROUTES: Final = ("/mcp", "/admin", "/metrics")
 ANSWER: Final[Json] = {
     "id": "r1", "object": "response", "output": [],

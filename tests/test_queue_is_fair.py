@@ -37,12 +37,12 @@ ONE_PLACE: Final = {"a": {"concurrent": 1}, "b": {"concurrent": 1}}
 
 
 async def ask_later(world: World, label: str, done: list[tuple[str, float, Response]]) -> None:
-    response = await world.ask(ask_responses(stream=False, input=label))
+    response = await world.ask(ask_responses(stream=False, user=label))
     done.append((label, trio.current_time(), response))
 
 
 def labels(world: World) -> list[str]:
-    return [asked.json()["input"] for asked in world.asked]
+    return [asked.json()["user"] for asked in world.asked]
 
 
 async def test_a_full_account_spills_over_to_the_next(autojump_clock: MockClock) -> None:
@@ -116,7 +116,7 @@ async def test_leaving_the_queue_takes_no_place(autojump_clock: MockClock) -> No
             nursery.start_soon(ask_later, world, "first", done)
             await world.settle()
             leaver = await world.connect()
-            await leaver.send(ask_responses(stream=False, input="leaver"))
+            await leaver.send(ask_responses(stream=False, user="leaver"))
             await world.settle()
             nursery.start_soon(ask_later, world, "third", done)
             await world.settle()
@@ -137,7 +137,7 @@ async def test_who_waits_for_another_model_does_not_hold_up_the_queue(
             upstream.always = [Wait(gates[name]), *json_answer({})]
         async with trio.open_nursery() as nursery:
             for label, model in (("1", "m1"), ("2", "m2"), ("3", "m1"), ("4", "m2")):
-                raw = ask_responses(stream=False, input=label, model=model)
+                raw = ask_responses(stream=False, user=label, model=model)
                 nursery.start_soon(world.ask, raw)
                 await world.settle()
             gates["b"].set()

@@ -354,18 +354,19 @@ async def test_codex_turns_are_translated_as_over_http(
         await client.ask(previous_response_id="resp_1")
         [(_, first), (_, second)] = upstream.turns
         part = {"type": "input_text", "text": "hi"}
+        [shaken] = upstream.handshakes
         assert first == {
             "type": "response.create",
             "model": "m1",
             "instructions": "Be brief.",
             "input": [{"type": "message", "role": "user", "content": [part]}],
             "include": ["reasoning.encrypted_content"],
+            "prompt_cache_key": shaken["session-id"],
             "generate": False,
             "store": False,
             "stream": True,
         }  # fmt: skip
         assert second["previous_response_id"] == "resp_1"
-        [shaken] = upstream.handshakes
         assert shaken["openai-beta"] == "responses_websockets=2026-02-06"
         assert shaken["chatgpt-account-id"] == "acct-a"
         assert shaken["originator"] == "codex-pooler"

@@ -224,11 +224,13 @@ def request(
 
 
 def ask_responses(*, stream: bool = True, model: str = "m1", **more: Json) -> bytes:
-    return post("/v1/responses", {"model": model, "input": "hi", "stream": stream} | more)
+    """It says nothing, so each one is of no conversation, and any account may have it."""
+    return post("/v1/responses", {"model": model, "input": "", "stream": stream} | more)
 
 
 def ask_chat(*, stream: bool = True, model: str = "m1", **more: Json) -> bytes:
-    messages = [{"role": "user", "content": "hi"}]
+    """The same."""
+    messages = [{"role": "user", "content": ""}]
     body = {"model": model, "messages": messages, "stream": stream}
     return post("/v1/chat/completions", body | more)
 

@@ -1,0 +1,29 @@
+"""Single mistakes in sessions and answers, as rows of `Mutation` in mutations.py.  (No claims.)"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_TURNS: Final = "conversations::a_conversation_has_one_account_and_one_id"
+
+# fmt: off
+ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
+    # Sessions that nobody has named.
+    ("conversation_unknown", "A conversation is a session where none is named.",
+     'digest_parts(*scope, "conversation", begun) if begun else None', "None", _TURNS),
+    ("conversation_uncached", "The upstream's cache is told of the session.",
+     'if call.session is not None and "prompt_cache_key" not in made:', "if False:", _TURNS),
+    ("empty_cache_key", "An empty cache key is none.",
+     '_checked(body, "prompt_cache_key", str) or None', '_checked(body, "prompt_cache_key", str)',
+     "conversations::an_empty_cache_key_is_as_good_as_none"),
+    ("beginning_unbounded", "Only the first of a long text is read to know it again.",
+     "kept.append(text[:left])", "kept.append(text)",
+     "conversations::the_beginning_of_a_text_and_its_length_count"),
+    ("socket_forgotten", "A WebSocket's turn goes on with the session of the turn before.",
+     "exchange.socket.session = call.session", "pass",
+     "conversations::a_turn_that_holds_only_what_is_new_goes_on_with_its_websocket"),
+    ("unkept_response", "What a codex account made is asked of no other.",
+     "owner = account.identity if is_kept else UNKEPT", "owner = account.identity",
+     "earlier_responses::a_codex_accounts_response_is_asked_of_nobody"),
+)
+# fmt: on
