@@ -7267,12 +7267,14 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
 
 
 def is_back_soon(exchange: Exchange, call: Call, lease: Lease, fault: Fault) -> bool:
-    """Whether the account that has just failed is the session's own, and worth waiting for."""
+    """Whether the account that has just failed is the session's own, and worth one wait."""
     roster, now = exchange.server.roster, trio.current_time()
-    pin = roster.pin_of(call, now)
-    is_own = pin is not None and pin.account == lease.account.name
-    is_limit = fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED}
-    return is_own and is_limit and roster.returns_at(call, (), now) < math.inf
+    if fault.effect not in {Effect.LIMITED, Effect.MODEL_LIMITED}:
+        return False
+    pin, name = roster.pin_of(call, now), lease.account.name
+    is_first = [attempt["account"] for attempt in exchange.record.attempts].count(name) == 1
+    is_own = pin is not None and pin.account == name
+    return is_own and is_first and roster.returns_at(call, (), now) < math.inf
 
 
 async def without_reasoning(exchange: Exchange) -> bytes:
