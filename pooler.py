@@ -154,7 +154,8 @@ class Limits:
     response_pins_max: int = _limit(4096, 1, 1_000_000)
     cooldown_seconds: float = _limit(30, 1, HOUR)  # where the upstream names no time
     probe_interval_seconds: float = _limit(900, 1, 24 * HOUR)
-    reset_seconds_max: float = _limit(8 * 24 * HOUR, 60, 40 * 24 * HOUR)  # beyond: implausible
+    # Beyond it a reset is implausible: the longest windows of plans have 30 days.
+    reset_seconds_max: float = _limit(32 * 24 * HOUR, 60, 40 * 24 * HOUR)
     demotion_seconds: float = _limit(60, 0, HOUR)
     # An exchange with an upstream.
     connect_seconds_max: float = _limit(10, 0.1, 120)  # name, TCP and TLS together
@@ -213,8 +214,11 @@ CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and written to be kept, in one st
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list some hundred
 EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it
 MODEL_MEMBERS_MAX: Final = 1_000  # of a body: members of that name, in it and in what it holds
+SHORT_REST_SECONDS_MAX: Final = 3.0  # a session waits so long for its account, and its cache
 MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
-MODEL_BLOCKS_MAX: Final = 64  # per account
+ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream has no such route; it may be updated
+MODEL_BLOCKS_MAX: Final = 64  # per account, of each kind
+MODELS_TOLD_MAX: Final = 20  # in an error, of those that a key may use
 QUOTA_WINDOWS_MAX: Final = 16  # per account: its plan has two, single models may have more
 WINDOW_MINUTES_MAX: Final = 366 * 24 * 60  # no plan counts over a longer time
 SLEEP_SECONDS_MIN: Final = 5.0  # by less than that a clock may be corrected at any time
@@ -394,6 +398,8 @@ _ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("Upgrade", "websocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Version", "13")),
 }
 # fmt: on
+# Not to be in a name or code that is told: OpenCode asks again for ever where it sees one of these.
+_RETRIED_DIGITS: Final = re.compile("429|50[0234]|524")
 UPSTREAM_CODE: Final = "upstream:"
 _PARAMS: Final = {"model_not_found": "model", "previous_response_not_found": "previous_response_id"}
 
@@ -2334,7 +2340,7 @@ def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, unary_path: str) -
         raise PoolerError("invalid_value", message, param="model")
     listing = dataclasses.replace(pool, models=None) if is_image else pool
     if not is_model_allowed(model, listing, key):
-        raise PoolerError("model_not_found")
+        raise unknown_model(pool, key, ())
     return model
 
 
@@ -2363,6 +2369,18 @@ def is_model_allowed(requested: str, pool: Pool, key: Key) -> bool:
     if key.models is not None and not {requested, model} & set(key.models):
         return False
     return pool.models is None or model in pool.models
+
+
+def unknown_model(pool: Pool, key: Key, offered: Iterable[str]) -> PoolerError:
+    """The error for a model that a key may not use, with the names that it may."""
+    listed = offered if pool.models is None else pool.models
+    names = dict.fromkeys([*(key.models or ()), *listed, *pool.aliases])
+    told = [name for name in names if is_model_allowed(name, pool, key)]
+    told = [name for name in told if not _RETRIED_DIGITS.search(name)][:MODELS_TOLD_MAX]
+    if not told:
+        return PoolerError("model_not_found")
+    public = f"This key has no such model. It may use {', '.join(told)} (GET /v1/models)."
+    return PoolerError("model_not_found", public)
 
 
 def with_model(body: bytes, model: str) -> bytes | None:
@@ -3566,6 +3584,7 @@ class Effect(enum.Enum):
     REFUSED = enum.auto()  # its credential or plan is not accepted
     DEMOTED = enum.auto()  # used after the others for a minute
     LACKS_MODEL = enum.auto()
+    LACKS_ROUTE = enum.auto()
     LACKS_WEBSOCKET = enum.auto()
 
 
@@ -3576,9 +3595,11 @@ class Fault(NamedTuple):
     action: Action
     effect: Effect
     error: PoolerError
-    rest_seconds: float | None = None
+    rest_seconds: float | None = None  # until a limit resets, where that was told
     is_refusal: bool = False  # the upstream has said that it did nothing
     cause: Cause | None = None  # where no connection came about
+    is_throttle: bool = False  # a limit of pace; else one of a plan, a quota, or credits
+    about: str = ""  # the family of a model's limit, or the path that is lacking
 
 
 @dataclass(eq=False)
@@ -3599,6 +3620,8 @@ _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
 }
 SPENT_CODE: Final = "websocket_connection_limit_reached"  # it was open for an hour
 _QUOTA_CODES: Final = ("insufficient_quota", "quota_exceeded", "usage_not_included")
+# Of a code, or of the way in which a limit was reached: it is no matter of a few seconds.
+_USAGE_WORDS: Final = re.compile("usage|quota|credit|billing|balance|spend|depleted")
 # The status that a failure hidden in a 200 stands for; others are the request's own.
 _STATUS_OF_CODE: Final[Mapping[str, int]] = {
     **dict.fromkeys(("usage_limit_reached", "rate_limit_exceeded", *_QUOTA_CODES), 429),
@@ -3618,11 +3641,30 @@ _ASKED: Final = re.compile(
 _NO_MODEL: Final = re.compile(
     r"(?i)(?:model [`'\"]?[\w.:/-]+[`'\"]?|model|[`'\"][\w.:/-]+[`'\"] model) "
     r"(?:was |is |does )?not (?:found|exist|available|supported when using)"
+    r"|(?:no|not have|without) access to (?:the )?model "
+)
+_NO_MODEL_CODES: Final = re.compile("model_not_(?:found|supported|available)|unsupported_model")
+NO_ROUTE_STATUSES: Final = frozenset({404, 405, 501})
+_ROUTE_REMEDIES: Final[Mapping[str, str]] = {
+    CallKind.RESPONSES.value: (
+        "Ask with POST /v1/chat/completions, or add an account whose upstream has /responses."),
+    CallKind.CHAT.value: (
+        "Ask with POST /v1/responses, or add an account whose upstream has /chat/completions."),
+}  # fmt: skip
+# What servers say of a path, or a method, that they do not know; an item's 404 says more.
+_NO_ROUTE: Final = re.compile(
+    r"(?i)(?:404:? )?(?:(?:file|page|path|route|url|endpoint|resource) )?not found[.!]?"
+    r"|method not allowed[.!]?|(?:http )?not implemented[.!]?"
+    r"|(?:invalid url|unexpected endpoint|unknown (?:endpoint|path|route|url)|cannot post"
+    r"|unsupported (?:endpoint|route)|no (?:such )?(?:endpoint|route))\b.*"
 )
 _HTTP_DATE: Final = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 §5.6.7, the one that is to be sent
-_RETRY_HINT: Final = re.compile(
-    r"(?i)try again in (?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)(ms|s))?"
+_RETRY_HINT: Final = re.compile(r"(?i)(?:try again|retry) (?:in|after) (?=[0-9])")
+_SPAN: Final = re.compile(
+    r"(?i)([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(?:(ms|milliseconds?)|([smhd])|"
+    r"(sec|min|second|minute|hour|day)s?)(?![a-z]),? ?(?:and )?"
 )
+_SECONDS_OF: Final = {"s": 1.0, "m": 60.0, "h": HOUR, "d": 24 * HOUR}
 
 
 class UpstreamWords(NamedTuple):
@@ -3655,11 +3697,20 @@ def _number_of(value: Json) -> float | None:
     return number if abs(number) < 10**12 else None
 
 
+def _moment_of(value: Json) -> float | None:
+    """A unix time, given as one or as RFC 3339."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, OverflowError):
+            moment = datetime.fromisoformat(value)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return _number_of(value)
+
+
 def rest_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float | None:
     """The seconds until a limit resets, as the upstream says; None without a plausible word."""
     after = words.headers.get("retry-after", "")
     candidates = [
-        (_number_of(words.error.get("resets_at")) or 0) - unix_now,
+        (_moment_of(words.error.get("resets_at")) or 0) - unix_now,
         _number_of(words.error.get("resets_in_seconds")) or 0,
         (_number_of(words.headers.get("retry-after-ms")) or 0) / 1000,
         _number_of(after) or 0,
@@ -3667,11 +3718,19 @@ def rest_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float | No
     with contextlib.suppress(ValueError):  # it is no date
         moment = datetime.strptime(after, _HTTP_DATE).replace(tzinfo=UTC)
         candidates.append(moment.timestamp() - unix_now)
-    if hint := _RETRY_HINT.search(words.message):
-        hours, minutes, rest = (float(part or 0) for part in hint.group(1, 2, 3))
-        candidates.append(hours * HOUR + minutes * 60 + rest * (0.001 if hint[4] == "ms" else 1))
-    default = limits.probe_interval_seconds if words.code in _QUOTA_CODES else None
-    return next((rest for rest in candidates if 0 < rest <= limits.reset_seconds_max), default)
+    candidates.append(_hinted_seconds(words.message))
+    return next((rest for rest in candidates if 0 < rest <= limits.reset_seconds_max), None)
+
+
+def _hinted_seconds(message: str) -> float:
+    """How long an error's text says to wait: "1.898s", "6m0s", "2 days and 3 hours"; 0: not."""
+    hint = _RETRY_HINT.search(message)
+    at, seconds = hint.end() if hint else len(message), 0.0
+    while span := _SPAN.match(message, at):
+        unit = (span[3] or span[4] or "")[:1].lower()
+        seconds += float(span[1]) * _SECONDS_OF.get(unit, 0.001)
+        at = span.end()
+    return seconds
 
 
 class Window(NamedTuple):
@@ -3684,6 +3743,7 @@ class Window(NamedTuple):
     length_seconds: int  # 0: not told
     used_percent: float  # 0 to 100
     resets_at: float | None  # unix time, not yet checked
+    name: str = ""  # of the limit, for people; that of a model's own limit is the model's
 
 
 PLAN_FAMILY: Final = "codex"  # this limit is the account's; others are of single models
@@ -3693,7 +3753,7 @@ _FAMILY: Final = re.compile("[a-z0-9_]{1,64}")
 _QUOTA_HEADER: Final = re.compile(r"x-([a-z0-9-]{1,64})-(primary|secondary)-used-percent")
 
 
-def _read_window(family: str, values: Iterable[Json]) -> list[Window]:
+def _read_window(family: str, values: Iterable[Json], name: Json = "") -> list[Window]:
     """The window with these `_WINDOW_FIELDS`; none, if they are no plausible numbers.
 
     More than all is all: a last answer may overrun.  Nothing used, of an unknown length, with
@@ -3703,7 +3763,8 @@ def _read_window(family: str, values: Iterable[Json]) -> list[Window]:
     if percent is None or percent < 0 or not (percent or minutes or resets_at):
         return []
     seconds = int(minutes) * 60 if minutes and 1 <= minutes <= WINDOW_MINUTES_MAX else 0
-    return [Window(family, seconds, min(percent, 100.0), resets_at)]
+    told = name[:MODEL_CHARS_MAX] if isinstance(name, str) else ""
+    return [Window(family, seconds, min(percent, 100.0), resets_at, told)]
 
 
 def read_quota_headers(headers: Headers) -> list[Window]:
@@ -3713,22 +3774,93 @@ def read_quota_headers(headers: Headers) -> list[Window]:
         if match := _QUOTA_HEADER.fullmatch(name):
             stem = name.removesuffix(_WINDOW_FIELDS[0])
             values = [headers.get(stem + part) for part in _WINDOW_FIELDS]
-            found += _read_window(match[1].replace("-", "_"), values)
+            limit_name = headers.get(f"x-{match[1]}-limit-name", "")
+            found += _read_window(match[1].replace("-", "_"), values, limit_name)
     return found
 
 
 def read_quota_event(event: Mapping[str, Json]) -> list[Window]:
     """The quota windows in a `codex.rate_limits` event; one that names no limit is the plan's."""
     rates = _object(event.get("rate_limits"))
-    name = event.get("metered_limit_name") or event.get("limit_name") or PLAN_FAMILY
+    told = event.get("limit_name")
+    name = event.get("metered_limit_name") or told or PLAN_FAMILY
     family = name.lower().replace("-", "_") if isinstance(name, str) else ""
     found: list[Window] = []
     for position in _POSITIONS if _FAMILY.fullmatch(family) else ():
         given = _object(rates.get(position))
-        found += _read_window(
-            family, (given.get(part.replace("-", "_")) for part in _WINDOW_FIELDS)
-        )
+        values = [given.get(part.replace("-", "_")) for part in _WINDOW_FIELDS]
+        found += _read_window(family, values, "" if told == name else told)
     return found
+
+
+class LimitWords(NamedTuple):
+    """What an answer says of its account's limits, besides an error."""
+
+    windows: Sequence[Window] = ()
+    active: str = ""  # the id of the limit that fired
+    reached: str = ""  # in which way it was
+
+
+NO_LIMIT_WORDS: Final = LimitWords()
+
+
+def read_limit_words(headers: Headers) -> LimitWords:
+    """The same from the head of an answer, or of a WebSocket's error frame."""
+    active = headers.get("x-codex-active-limit", "").lower().replace("-", "_")
+    reached = headers.get("x-codex-rate-limit-reached-type", "")
+    is_token = _CODE_TOKEN.fullmatch(reached)
+    return LimitWords(read_quota_headers(headers), active, reached if is_token else "")
+
+
+def model_of_limit(name: str) -> str:
+    """The model that a limit is named after, as models are compared: "GPT-6 Mini" is gpt-6-mini."""
+    return name.strip().lower().replace(" ", "-").replace("_", "-")
+
+
+def _limited_family(said: LimitWords, model: str, *, is_throttle: bool) -> str:
+    """Whose windows are used up, if it is not the plan: those of single models; "" if it is.
+
+    The limit that fired is named where it is known.  Else the windows tell, but not of a throttle,
+    which has none.
+    """
+    others = {window.family for window in said.windows} - {PLAN_FAMILY}
+    if said.active in others:
+        return said.active
+    full = [window for window in said.windows if window.used_percent >= 100]
+    is_of_plan = said.active == PLAN_FAMILY or any(one.family == PLAN_FAMILY for one in full)
+    if is_throttle or is_of_plan:
+        return ""
+    full.sort(key=lambda window: model_of_limit(window.name) != model_of_limit(model))
+    return full[0].family if full else ""
+
+
+def judge_limit(fault: Fault, said: LimitWords, model: str) -> Fault:
+    """The fault, with what else its answer says of limits: it may be the model's alone."""
+    if fault.effect is not Effect.LIMITED:
+        return fault
+    is_throttle = fault.is_throttle and not _USAGE_WORDS.search(said.reached)
+    family = _limited_family(said, model, is_throttle=is_throttle)
+    is_told = not said.reached or said.reached in fault.reason
+    return fault._replace(
+        reason=fault.reason if is_told else f"{fault.reason} {said.reached}",
+        effect=Effect.MODEL_LIMITED if family else Effect.LIMITED,
+        is_throttle=is_throttle,
+        about=family,
+    )
+
+
+def lacking_model(code: str = "") -> PoolerError:
+    """The error where the key may use a model, but no account can, for an upstream's reason."""
+    told = f" (upstream: {code})" if code and not _RETRIED_DIGITS.search(code) else ""
+    public = f"No account in this pool can use this model at the moment{told}."
+    return PoolerError("model_not_found", public)
+
+
+def lacking_route(path: str) -> PoolerError:
+    """The error where no upstream of the accounts has the route."""
+    remedy = _ROUTE_REMEDIES.get(path, "Add an account whose upstream has it.")
+    public = f"The upstream of this pool's accounts has no {path}. {remedy}"
+    return PoolerError("unsupported_endpoint", public, 400)
 
 
 def _judged(
@@ -3741,15 +3873,18 @@ def _judged(
         public = "The upstream failed."
         error = PoolerError("upstream_error", public, status, upstream_code=words.code)
     elif effect is Effect.LACKS_MODEL:
-        error = PoolerError("model_not_found")
+        error = lacking_model(words.code)
     elif action in {Action.NEXT, Action.RENEW}:
         error = PoolerError("no_usable_account")
     is_refusal = action is not Action.RETURN or (400 <= status < 500 and status != 408)
-    return Fault(reason, action, effect, error, rest, is_refusal)
+    is_throttle = not _USAGE_WORDS.search(words.code)
+    return Fault(
+        reason, action, effect, error, rest, is_refusal=is_refusal, is_throttle=is_throttle
+    )
 
 
 def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
-    if status in {400, 404} and _is_about_model(words):
+    if status in {400, 403, 404, 422} and _is_about_model(words):
         return Action.NEXT, Effect.LACKS_MODEL
     if status in {401, 402, 403} and _ACCOUNT_CODES.fullmatch(words.code):
         return Action.NEXT, Effect.REFUSED
@@ -3759,12 +3894,7 @@ def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
         return Action.REPAIR, Effect.NONE
     if words.code == SPENT_CODE:
         return Action.REOPEN, Effect.NONE
-    # The limit that fired may have windows of its own, beside those of the plan.
-    active = words.headers.get("x-codex-active-limit", "").lower().replace("-", "_")
-    families = {window.family for window in read_quota_headers(words.headers)}
-    is_of_a_model = active in families - {PLAN_FAMILY}
-    action, effect = _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
-    return action, Effect.MODEL_LIMITED if status == 429 and is_of_a_model else effect
+    return _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
 
 
 def _is_about_reasoning(words: UpstreamWords) -> bool:
@@ -3780,9 +3910,28 @@ def is_too_large(words: UpstreamWords) -> bool:
 
 
 def _is_about_model(words: UpstreamWords) -> bool:
-    if words.code == "model_not_found":
+    if _NO_MODEL_CODES.fullmatch(words.code):
         return True
     return words.error.get("param") in (None, "model") and bool(_NO_MODEL.search(words.message))
+
+
+def _lacks_route(status: int, value: Mapping[str, Json], words: UpstreamWords) -> bool:
+    """Whether an upstream has no such route: it says so, or says nothing that is an API's."""
+    if status not in NO_ROUTE_STATUSES or _is_about_model(words):
+        return False
+    is_own = isinstance(value.get("error"), dict) or value.get("detail") is not None
+    return not is_own or bool(_NO_ROUTE.fullmatch(words.message))
+
+
+def _is_of_an_edge(status: int, headers: Headers, value: Mapping[str, Json]) -> bool:
+    """Whether the answer is a page of what stands before the upstream: a bot wall, a limiter.
+
+    It has seen an address, and no account.
+    """
+    is_page = "html" in headers.get("content-type", "").lower()
+    if status == 429:
+        is_page = (is_page or headers.get("server", "").lower() == "cloudflare") and not value
+    return status in {403, 429} and (is_page or headers.get("cf-mitigated") is not None)
 
 
 def judge_answer(
@@ -3802,10 +3951,17 @@ def judge_answer(
     words = read_error(value, headers)
     reason = f"{status} {words.code}".strip()
     content_type = headers.get("content-type", "").lower()
-    is_blocked = headers.get("cf-mitigated") is not None or "html" in content_type
-    if status < 400 or (status == 403 and is_blocked):
-        error = PoolerError("upstream_blocked" if status == 403 else "upstream_invalid_response")
+    if status < 400:
+        error = PoolerError("upstream_invalid_response")
         return Fault(reason, Action.RETURN, Effect.NONE, error)
+    if _is_of_an_edge(status, headers, value):
+        # One that counts requests has done nothing; an account elsewhere has another edge.
+        is_limiter = status == 429
+        verdict = (Action.NEXT, Effect.DEMOTED) if is_limiter else (Action.RETURN, Effect.NONE)
+        return Fault(reason, *verdict, PoolerError("upstream_blocked"), is_refusal=is_limiter)
+    if _lacks_route(status, value, words):
+        error = PoolerError("unsupported_endpoint", status=400)
+        return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
     public = "The upstream refused the request."
     own = PoolerError("upstream_error", public, status, upstream_code=words.code)
     if is_reshaped and not isinstance(value.get("error"), dict):
@@ -3818,7 +3974,7 @@ def judge_answer(
 def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> Fault | None:
     """What a failure hidden in a 200, before any content, means; None: the client's own."""
     words = read_error(failure)
-    status = _STATUS_OF_CODE.get(words.code)
+    status = 404 if _is_about_model(words) else _STATUS_OF_CODE.get(words.code)
     if status is None or (status == 429 and is_too_large(words)):
         return None
     rest = rest_of(words, unix_now, limits)
@@ -3962,6 +4118,7 @@ class Level(NamedTuple):
     used_percent: float
     ends_at: float
     seen_at: float = 0.0
+    is_told: bool = True  # the reset
 
 
 UNKEPT: Final = b""  # in the place of an owner: a codex account made it, and keeps none
@@ -4006,17 +4163,59 @@ class Memory(Generic[T]):
 
 
 @dataclass(eq=False, slots=True)
+class Rest:
+    """A limit that was reached, or a refusal: until when it holds, for what it holds.
+
+    Resets come early, and refusals end: now and then one request tries whether it holds still.
+    """
+
+    until: float = 0.0  # infinite: refused
+    said_at: float = -math.inf  # the last time
+    reason: str = ""  # of the same
+    probe_at: float = 0.0
+    is_probing: bool = False
+
+    def is_over(self, now: float) -> bool:
+        return now >= self.until
+
+    def may_try(self, now: float) -> bool:
+        """Whether it stands in nobody's way, or a probe is due."""
+        return self.is_over(now) or (now >= self.probe_at and not self.is_probing)
+
+    def lengthen(self, until: float, now: float, probe_seconds: float, reason: str) -> None:
+        """Hold until then.  The latest word counts, but no rest becomes less long."""
+        self.until = until if self.until == math.inf else max(self.until, until)
+        self.said_at, self.reason = now, reason
+        self.probe_at = now + probe_seconds
+
+    def end(self) -> None:
+        self.until = self.probe_at = 0.0
+        self.said_at = -math.inf
+
+    def bring_forward(self, seconds: float) -> None:
+        self.until -= seconds  # of one that was refused: for ever stays for ever
+        self.probe_at -= seconds
+
+
+class Block(NamedTuple):
+    """What an account lacks, or why it comes last: until when, and how that was told."""
+
+    until: float
+    reason: str
+
+
+@dataclass(eq=False, slots=True)
 class Health:
     """What is known of one account."""
 
-    rests_until: float = 0.0  # infinite: its credential or plan was refused
-    rested_at: float = -math.inf  # when that was said last
-    probe_at: float = 0.0
-    is_probing: bool = False
+    whole: Rest = field(default_factory=Rest)  # a throttle; its credential or plan was refused
+    plan: Rest = field(default_factory=Rest)  # used up, but for models with a limit of their own
+    by_model: OrderedDict[str, Rest] = field(default_factory=OrderedDict)  # limits of one each
+    families: OrderedDict[str, str] = field(default_factory=OrderedDict)  # of such, by model
     served_at: float = -math.inf
-    # What else holds against it, for one model or (named "") for all: until when.  Models are
-    # named by clients: what they make an account forget is of the same kind.
-    blocks: dict[Effect, OrderedDict[str, float]] = field(
+    # What else holds against it, by model or path, or (named "") for all.  Models are named by
+    # clients: what they make an account forget is of the same kind.
+    blocks: dict[Effect, OrderedDict[str, Block]] = field(
         default_factory=lambda: {effect: OrderedDict() for effect in Effect}
     )
     windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
@@ -4027,22 +4226,32 @@ class Health:
     has_login: bool = True  # of a codex account: its login can serve
     login: bytes = b""  # the digest of its file
 
+    @property
+    def rests(self) -> list[Rest]:
+        return [self.whole, self.plan, *self.by_model.values()]
+
+    @property
+    def rests_until(self) -> float:
+        """When it serves again, but for models with limits of their own."""
+        return max(self.whole.until, self.plan.until)
+
     def forget(self) -> None:
         """End every cooldown and block, as the operator asks by a reload."""
-        self.rests_until = self.probe_at = 0.0
-        self.rested_at = self.catalogue_until = -math.inf
+        self.catalogue_until = -math.inf
+        for rest in self.rests:
+            rest.end()
         for known in self.blocks.values():
             known.clear()
 
     def bring_forward(self, seconds: float) -> None:
         """Let everything that was to happen at some time happen so much earlier."""
-        self.rests_until -= seconds  # of one that was refused: for ever stays for ever
-        self.probe_at -= seconds
         self.catalogue_at -= seconds
         self.catalogue_until -= seconds
+        for rest in self.rests:
+            rest.bring_forward(seconds)
         for known in self.blocks.values():
-            for model in known:
-                known[model] -= seconds
+            for name, block in known.items():
+                known[name] = block._replace(until=block.until - seconds)
         for window, level in self.windows.items():
             self.windows[window] = level._replace(ends_at=level.ends_at - seconds)
 
@@ -4054,34 +4263,56 @@ class Health:
         self.login = digest
         self.catalogue_until = -math.inf
         if self.is_refused:
-            self.rests_until = 0.0
+            self.whole.until = 0.0
+
+    @property
+    def reason(self) -> str:
+        """Why it rests, or is refused."""
+        return max((self.whole, self.plan), key=lambda rest: rest.until).reason
 
     @property
     def is_refused(self) -> bool:
-        return self.rests_until == math.inf
+        return self.whole.until == math.inf
 
     def is_ready(self, now: float) -> bool:
         return now >= self.rests_until
 
-    def is_probe_due(self, now: float) -> bool:
-        return not self.is_ready(now) and now >= self.probe_at and not self.is_probing
+    def has_own_room(self, model: str, now: float) -> bool:
+        """Whether a model has a limit of its own, beside the plan's, that is not used up."""
+        family = self.families.get(model_of_limit(model))
+        levels = [level for key, level in self.windows.items() if key[0] == family]
+        running = [level for level in levels if level.ends_at > now]
+        return bool(running) and all(level.used_percent < 100 for level in running)
 
-    def rest(self, until: float, now: float, probe_seconds: float) -> None:
-        """Serve no more until then.  The latest word counts, but no rest becomes less long."""
-        self.rests_until = until if self.is_refused else max(self.rests_until, until)
-        self.rested_at = now
-        self.probe_at = now + probe_seconds
+    def rests_of(self, model: str, now: float) -> list[Rest]:
+        """All that could stand in a model's way."""
+        rests = [self.whole] if self.has_own_room(model, now) else [self.whole, self.plan]
+        own = self.by_model.get(model)
+        return rests if own is None else [*rests, own]
 
-    def block(self, effect: Effect, model: str, until: float) -> None:
-        _remember(self.blocks[effect], model, until, MODEL_BLOCKS_MAX)
+    def rest_of_model(self, model: str) -> Rest:
+        rest = self.by_model.get(model) or Rest()
+        _remember(self.by_model, model, rest, MODEL_BLOCKS_MAX)
+        return rest
 
-    def is_blocked(self, effect: Effect, now: float, model: str = "") -> bool:
-        return self.blocks[effect].get(model, now) > now
+    def block(self, effect: Effect, name: str, until: float, reason: str) -> None:
+        _remember(self.blocks[effect], name, Block(until, reason), MODEL_BLOCKS_MAX)
+
+    def is_blocked(self, effect: Effect, now: float, name: str = "") -> bool:
+        block = self.blocks[effect].get(name)
+        return block is not None and block.until > now
 
     def limit_ends_at(self, model: str, now: float) -> float:
         """When a limit lets it serve the model again; not later than `now`: at once."""
-        rests_until = now if self.is_refused else self.rests_until
-        return max(rests_until, self.blocks[Effect.MODEL_LIMITED].get(model, now))
+        if self.is_refused:
+            return now
+        return max(rest.until for rest in self.rests_of(model, now))
+
+    def reset_seconds(self, family: str, now: float) -> float | None:
+        """Until the fullest window of a limit begins anew; None where that is not known."""
+        levels = [level for key, level in self.windows.items() if key[0] == family]
+        running = [level for level in levels if level.ends_at > now and level.is_told]
+        return max(running).ends_at - now if running else None
 
     def plan_levels(self, now: float) -> dict[int, Level]:
         """How far each window of the plan is used up, by its length in seconds."""
@@ -4115,7 +4346,8 @@ class Lease(NamedTuple):
 
     account: Account
     health: Health
-    is_probe: bool
+    rests: Sequence[Rest]  # that its success ends
+    probes: Sequence[Rest]  # those of them that it tries
     began_at: float
     key: tuple[str, str]  # for whom: pool and name
 
@@ -4221,11 +4453,12 @@ class Roster:
         ranks: list[tuple[tuple[Any, ...], Account]] = []
         for account in able:
             health = self.health[account.name]
-            is_ready = health.is_ready(now)
-            if account.name in tried or not (is_ready or health.is_probe_due(now)):
+            rests = health.rests_of(call.model, now)
+            if account.name in tried or not health.has_login:
                 continue
-            if not health.has_login or health.is_blocked(Effect.MODEL_LIMITED, now, call.model):
+            if not all(rest.may_try(now) for rest in rests):
                 continue
+            is_ready = all(rest.is_over(now) for rest in rests)
             is_elsewhere = pin is None or pin.account != account.name
             is_demoted = health.is_blocked(Effect.DEMOTED, now)
             preference = self.preference(call, account, now)
@@ -4249,9 +4482,9 @@ class Roster:
         """Of the response that a call goes on from; None where that is not known."""
         return self.responses.get(call.key_name, call.response) if call.response else None
 
-    def able(self, call: Call, now: float) -> list[Account]:
-        """The pool's accounts, in its order, that are in rotation and offer the model."""
-        offering, unsure = [], []
+    def fit(self, call: Call, now: float) -> list[Account]:
+        """The pool's accounts, in its order, that are in rotation and take such a call."""
+        found = []
         for account in call.pool.accounts:
             if account.paused or not self.is_current(account):
                 continue
@@ -4259,9 +4492,18 @@ class Roster:
                 continue
             if call.is_socket and not self.takes_websocket(account, now):
                 continue
+            found.append(account)
+        return found
+
+    def able(self, call: Call, now: float) -> list[Account]:
+        """Those of them that have the route, and offer the model."""
+        offering, unsure = [], []
+        for account in self.fit(call, now):
             health = self.health[account.name]
             models = health.catalogue if account.models is None else account.models
             if health.is_blocked(Effect.LACKS_MODEL, now, call.model):
+                continue
+            if health.is_blocked(Effect.LACKS_ROUTE, now, call.path):
                 continue
             if models is None or call.model in models or call.is_unlisted:
                 offering.append(account)
@@ -4303,12 +4545,28 @@ class Roster:
     def next_change(self, call: Call, now: float) -> float:
         """When an account that rests now may serve again."""
         known = [self.health[account.name] for account in self.able(call, now)]
-        ends = [health.limit_ends_at(call.model, now) for health in known]
-        ends += [health.probe_at for health in known]
+        rests = [rest for health in known for rest in health.rests_of(call.model, now)]
+        ends = [end for rest in rests for end in (rest.until, rest.probe_at)]
         return min((end for end in ends if end > now), default=math.inf)
 
+    def returns_at(self, call: Call, tried: Iterable[str], now: float) -> float:
+        """When a session's own account is back, if that is worth waiting for; else infinite.
+
+        Elsewhere all that was said would have to be read anew.
+        """
+        pin = self.pin_of(call, now)
+        if pin is None or pin.account in tried or pin.account not in self.health:
+            return math.inf
+        health = self.health[pin.account]
+        rests = health.rests_of(call.model, now)
+        ends_at = max(rest.until for rest in rests)
+        if not now < ends_at <= now + SHORT_REST_SECONDS_MAX or not health.has_login:
+            return math.inf
+        is_able = any(account.name == pin.account for account in self.able(call, now))
+        return ends_at if is_able else math.inf
+
     def refusal(self, call: Call, tried: Iterable[str], now: float, unix_now: float) -> PoolerError:
-        """Why nobody can serve: all limited, all broken, or nobody has the model.
+        """Why nobody can serve: all limited, all broken, or nobody has the model or the route.
 
         Where an account is left that the attempts did not reach, waiting for a reset would be
         wrong advice, and clients stop at that word: the next request may well be served.
@@ -4328,24 +4586,43 @@ class Roster:
         if resting := [end for end in ends if end > now]:
             seconds = max(1, math.ceil(min(resting) - now))
             return usage_limit(seconds, unix_now, is_native=call.is_codex_only)
+        return (None if able else self.lack(call, now)) or PoolerError("no_usable_account")
+
+    def lack(self, call: Call, now: float) -> PoolerError | None:
+        """What no account has that could be asked; None where that is not why none can."""
+        fit = self.bound(call, self.fit(call, now))
+        known = [self.health[account.name].blocks for account in fit]
+        models = [blocks[Effect.LACKS_MODEL].get(call.model) for blocks in known]
+        for block in models:
+            if block is not None and block.until > now:
+                return lacking_model(block.reason.partition(" ")[2])
+        routes = [blocks[Effect.LACKS_ROUTE].get(call.path) for blocks in known]
+        if any(block is not None and block.until > now for block in routes):
+            return lacking_route(call.path)
+
         is_any = any(not account.paused for account in call.pool.accounts)
-        lacks_model = is_any and not self.able(call, now) and not call.response
-        return PoolerError("model_not_found" if lacks_model else "no_usable_account")
+        if call.response or not is_any or self.able(call, now):
+            return None
+        if self.is_known(call):
+            return lacking_model()
+        offered = self.catalogue_of(call.pool) if call.pool.models is None else ()
+        return unknown_model(call.pool, call.key, offered)
 
     # What happens to an account.
 
     def begin(self, account: Account, call: Call, now: float) -> Lease:
         """Count a request in; `end` counts it out again, also after a reload."""
         health = self.health[account.name]
-        is_probe = not health.is_ready(now)
-        if is_probe:
-            health.is_probing = True
-            health.probe_at = now + self.limits.probe_interval_seconds
+        rests = health.rests_of(call.model, now)
+        probes = [rest for rest in rests if not rest.is_over(now)]
+        for rest in probes:
+            rest.is_probing = True
+            rest.probe_at = now + self.limits.probe_interval_seconds
         health.served_at = now
         self.in_flight[account.name] += 1
         self.places[account.name, call.key_name] += 1
         self.key_places[call.key_name] += 1
-        return Lease(account, health, is_probe, now, call.key_name)
+        return Lease(account, health, rests, probes, now, call.key_name)
 
     def end(self, lease: Lease) -> None:
         assert self.in_flight[lease.account.name] > 0
@@ -4357,27 +4634,55 @@ class Roster:
             del self.places[place]
         if not self.key_places[lease.key]:
             del self.key_places[lease.key]
-        if lease.is_probe:
-            lease.health.is_probing = False
+        for rest in lease.probes:
+            rest.is_probing = False
 
     def note_fault(self, account: Account, fault: Fault, model: str, now: float) -> None:
         health, limits = self.health_of(account), self.limits
         if fault.cause is not None and fault.effect is Effect.DEMOTED and self.is_current(account):
             way = _ways(account)[fault.cause in _OF_TRUST]
             self.unreached[way] = (now + limits.demotion_seconds, fault.cause)
-        rest_seconds = fault.rest_seconds or limits.cooldown_seconds
-        if fault.effect is Effect.LIMITED:
-            health.rest(now + rest_seconds, now, limits.probe_interval_seconds)
+        blocks = {
+            Effect.LACKS_MODEL: (model, MODEL_BLOCK_SECONDS),
+            Effect.LACKS_ROUTE: (fault.about, ROUTE_BLOCK_SECONDS),
+            Effect.LACKS_WEBSOCKET: ("", NO_WEBSOCKET_SECONDS),
+            Effect.DEMOTED: ("", limits.demotion_seconds),
+        }
+        if fault.effect in blocks:
+            name, seconds = blocks[fault.effect]
+            health.block(fault.effect, name, now + seconds, fault.reason)
         elif fault.effect is Effect.REFUSED:
-            health.rest(math.inf, now, limits.probe_interval_seconds)
-        elif fault.effect is Effect.MODEL_LIMITED:
-            health.block(fault.effect, model, now + rest_seconds)
-        elif fault.effect is Effect.LACKS_MODEL:
-            health.block(fault.effect, model, now + MODEL_BLOCK_SECONDS)
-        elif fault.effect is Effect.LACKS_WEBSOCKET:
-            health.block(fault.effect, "", now + NO_WEBSOCKET_SECONDS)
-        elif fault.effect is Effect.DEMOTED:
-            health.block(fault.effect, "", now + limits.demotion_seconds)
+            health.whole.lengthen(math.inf, now, limits.probe_interval_seconds, fault.reason)
+        elif fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED}:
+            self.note_limit(health, fault, model, now)
+
+    def note_limit(self, health: Health, fault: Fault, model: str, now: float) -> None:
+        """Let an account rest, or what a limit is of: until its reset, or as long as is usual."""
+        seconds = fault.rest_seconds
+        if seconds is None and fault.is_throttle:
+            seconds = self.limits.cooldown_seconds
+        elif seconds is None:
+            seconds = health.reset_seconds(fault.about or PLAN_FAMILY, now)
+        probe_seconds = self.limits.probe_interval_seconds
+
+        if fault.effect is Effect.MODEL_LIMITED:
+            rests = [health.rest_of_model(model)]
+            if fault.about and fault.about not in health.families.values():
+                self.note_family(health, model, fault.about)
+        elif fault.is_throttle:
+            rests = [health.whole]
+        else:
+            # One that the plan's rest does not bar was refused all the same.
+            is_own = health.has_own_room(model, now)
+            rests = [health.plan, health.rest_of_model(model)] if is_own else [health.plan]
+            health.whole.until = 0.0 if health.is_refused else health.whole.until
+        for rest in rests:
+            until = now + (probe_seconds if seconds is None else seconds)
+            rest.lengthen(until, now, probe_seconds, fault.reason)
+
+    def note_family(self, health: Health, model: str, family: str) -> None:
+        """Remember which limit is a model's own."""
+        _remember(health.families, model_of_limit(model), family, QUOTA_WINDOWS_MAX)
 
     def note_reached(self, account: Account) -> None:
         for way in _ways(account):
@@ -4405,17 +4710,21 @@ class Roster:
             is_told = 0 < seconds <= self.limits.reset_seconds_max
             ends_at = now + (seconds if is_told else window.length_seconds)
             key = (window.family, window.length_seconds)
+            if window.name and window.family != PLAN_FAMILY:
+                self.note_family(health, window.name, window.family)
             known = health.windows.get(key, Level(0.0, ends_at))
             is_news = known.used_percent < 100 or known.ends_at <= now
-            levels[key] = Level(window.used_percent, ends_at, now)
+            levels[key] = Level(window.used_percent, ends_at, now, is_told)
             if key[0] == PLAN_FAMILY and window.used_percent >= 100 and is_told and is_news:
-                health.rest(ends_at, now, self.limits.probe_interval_seconds)
+                probe_seconds = self.limits.probe_interval_seconds
+                health.plan.lengthen(ends_at, now, probe_seconds, "plan used up")
         health.windows = dict([*levels.items()][-QUOTA_WINDOWS_MAX:])
 
     def note_success(self, lease: Lease) -> None:
         """Only a request that began after the rest did proves that it is over."""
-        if lease.began_at > lease.health.rested_at:
-            lease.health.rests_until = 0.0
+        for rest in lease.rests:
+            if lease.began_at > rest.said_at:
+                rest.until = 0.0
         lease.health.blocks[Effect.DEMOTED].clear()
 
     def note_served(self, call: Call, account: Account, now: float) -> None:
@@ -4900,6 +5209,8 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
         "unreached": state.roster.unreached_by(account, now),
         "in_flight": state.roster.in_flight[account.name],
         "rests_until": health.rests_until + unix_ahead if status == "resting" else None,
+        "reason": health.reason if status in {"resting", "refused"} else None,
+        "lacks": _show_lacks(state, account, health),
         **state.logins.get(account.name, LoginState())._asdict(),
         "models": list(account.models or sorted(health.catalogue or ())) or None,
         "windows": [
@@ -4915,6 +5226,34 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
             if level.ends_at > now
         ],
     }
+
+
+_LACKS: Final = {
+    Effect.LACKS_MODEL: "model",
+    Effect.LACKS_ROUTE: "route",
+    Effect.LACKS_WEBSOCKET: "WebSocket",
+}
+
+
+def _show_lacks(state: State, account: Account, health: Health) -> list[dict[str, Json]]:
+    """What an account lacks, or may not use until a reset, and why.
+
+    Models that only clients have named are not shown.
+    """
+    now, unix_ahead = state.now, state.unix_now - state.now
+    known = {*(account.models or ()), *(health.catalogue or ())}
+    known |= {name for pool in state.config.pools.values() for name in pool.models or ()}
+    rows = [
+        (kind, name, block.reason, block.until)
+        for effect, kind in _LACKS.items()
+        for name, block in health.blocks[effect].items()
+    ]
+    rows += [("limit", name, rest.reason, rest.until) for name, rest in health.by_model.items()]
+    return [
+        {"kind": kind, "name": name, "reason": reason, "ends_at": until + unix_ahead}
+        for kind, name, reason, until in rows
+        if until > now and (kind in {"route", "WebSocket"} or name in known)
+    ]
 
 
 def _show_pool(
@@ -4973,21 +5312,41 @@ def explain(
     able = {account.name for account in roster.able(call, now)}
     accounts: list[Json] = []
     for account in pool.accounts:
-        health = roster.health_of(account)
-        reason = account_status(account, health, now)
         if account.name in places:
             reason = f"number {places[account.name]} in order"
             reason += "" if account.name in free else ", and busy: at its cap"
             cause = roster.unreached_by(account, now)
             reason += f"; tried last, for it did not connect: {cause}" if cause else ""
-        elif reason == "resting":
-            reason = f"resting for {max(0, round(health.rests_until - now))} s more"
-        elif reason == "ready":
-            is_able = account.name in able
-            reason = "limited for this model" if is_able else "does not offer the model"
+        else:
+            health, is_able = roster.health_of(account), account.name in able
+            reason = _why_not(account, health, model, now, is_able=is_able)
         is_chosen = account.name == chosen
         accounts.append({"name": account.name, "is_chosen": is_chosen, "reason": reason})
     return {"pool": pool.name, "model": model, "chosen": chosen, "accounts": accounts}
+
+
+def _why_not(account: Account, health: Health, model: str, now: float, *, is_able: bool) -> str:
+    """Why an account cannot be asked for a model."""
+    status = account_status(account, health, now)
+    if status == "resting":
+        return f"resting for {max(0, round(health.rests_until - now))} s more: {health.reason}"
+    if status == "refused":
+        return f"refused: {health.reason}"
+    if status != "ready":
+        return status
+    if is_able:
+        return f"limited for this model: {health.by_model.get(model, health.plan).reason}"
+    return _what_lacks(health, model, now)
+
+
+def _what_lacks(health: Health, model: str, now: float) -> str:
+    """What an account that is ready cannot do."""
+    block = health.blocks[Effect.LACKS_MODEL].get(model)
+    if block is not None and block.until > now:
+        return f"cannot use the model: {block.reason}"
+    if health.is_blocked(Effect.LACKS_ROUTE, now, CallKind.RESPONSES.value):
+        return "its upstream has no /responses"
+    return "does not offer the model"
 
 
 # What people are told, by table and column: text with members of a row, each in the words of
@@ -5011,6 +5370,8 @@ _TABLES: Final[Mapping[str, Mapping[str, str]]] = {
         "Upstream": "{type} |{plan} |at {host}|, token ends {token_ends_at}",
         "Pools": "{pools} (priority {priority})",
         "Models": "{models}",
+        "Reason": "{reason}",
+        "Lacks": "{lacks}",
     },
     "keys": {
         "Key": "{pool} / {name}",
@@ -5042,6 +5403,7 @@ _HEADLINE: Final = (
 _PARTS: Final[Mapping[str, str]] = {
     "windows": "{family}| {window}|: {used_percent:.4g} % used, resets {resets_at}",
     "attempts": "{account}| ({reason})",
+    "lacks": "{kind}| {name}| ({reason})|, again {ends_at}",
     "tokens": "{input_tokens:,} in|, {cached_tokens:,} of them cached|, {output_tokens:,} out",
 }
 _MEMBER: Final = re.compile(r"{(\w+)")
@@ -5058,7 +5420,9 @@ _SAID: Final[Mapping[str, Mapping[Json, str | None]]] = {
     "login": {"ok": None, "needed": None, "renewal_due": "login renewal due"},
     "code": {None: "ok", "client_gone": "client left"},
 }
-_TIMES: Final = frozenset("at started_at rests_until token_ends_at expires_at resets_at".split())
+_TIMES: Final = frozenset(
+    "at started_at rests_until token_ends_at expires_at resets_at ends_at".split()
+)
 # Of a request's code, or the status of anything else; the tone of any other is "bad".
 _TONES: Final[Mapping[str | None, str]] = {
     **dict.fromkeys(("ready", "active", None), "good"),
@@ -6213,6 +6577,10 @@ class UpstreamConnection(Connection):
             is_clean &= not self.stream.holds_more
         return self.is_at_end and self.head.keeps_alive and is_clean
 
+    def early_messages(self) -> Sequence[bytes]:
+        """What a WebSocket has told before the error that a turn began with."""
+        return ()
+
     def is_stale(self) -> bool:
         """Whether something has come since the last answer: an end, or what nobody asked for."""
         stream = self.stream
@@ -7004,6 +7372,7 @@ class Waiter:
     call: Call
     tried: Sequence[str]
     served: trio.Event
+    deadline: float  # until then it waits, also for an account that it would rather have
     place: Place | None = None
     is_displaced: bool = False  # by a key that has fewer waiting
 
@@ -7129,20 +7498,23 @@ class Shared:
     async def take_place(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Place:
         """A place on the best account that has room, waiting for one in a fair queue.
 
+        A session whose own account is back in a moment waits for that, if the queue has room.
         Raises: PoolerError (pool_busy, usage_limit_reached, no_usable_account,
         model_not_found, server_stopping).
         """
-        if place := self.find_place(call, tried):
+        now, limits = trio.current_time(), exchange.limits
+        has_room = len(self.queues.get(call.pool.name, ())) < limits.queue_length_max
+        deadline = now + limits.queue_seconds_max
+        waiter = Waiter(call, tried, trio.Event(), deadline if has_room else now)
+        if place := self.find_place(waiter):
             return place
-        now = trio.current_time()
-        if not self.roster.ranked(self.current(call), tried, now):
+        is_back = self.roster.returns_at(self.current(call), tried, now) <= waiter.deadline
+        if not (is_back or self.roster.ranked(self.current(call), tried, now)):
             raise self.roster.refusal(self.current(call), tried, now, self.unix_now())
 
         queue = self.queues.setdefault(call.pool.name, deque())
-        self.make_way(queue, call, exchange.limits.queue_length_max)
-        waiter = Waiter(call, tried, trio.Event())
+        self.make_way(queue, call, limits.queue_length_max)
         queue.append(waiter)
-        deadline = now + exchange.limits.queue_seconds_max
         try:
             while not (waiter.place or waiter.is_displaced) and trio.current_time() < deadline:
                 change = self.roster.next_change(self.current(call), trio.current_time())
@@ -7186,10 +7558,12 @@ class Shared:
             return call
         return call._replace(pool=pool or dataclasses.replace(call.pool, accounts=()))
 
-    def find_place(self, call: Call, tried: Sequence[str]) -> Place | None:
-        """A place that is free now."""
-        now, call = trio.current_time(), self.current(call)
-        for account in self.roster.ranked(call, tried, now):
+    def find_place(self, waiter: Waiter) -> Place | None:
+        """A place that is free now, and worth taking."""
+        now, call = trio.current_time(), self.current(waiter.call)
+        if self.roster.returns_at(call, waiter.tried, now) <= waiter.deadline:
+            return None
+        for account in self.roster.ranked(call, waiter.tried, now):
             if self.roster.has_room(account, call.key_name):
                 return Place(self.roster.begin(account, call, now), self.endpoints[account.name])
         return None
@@ -7208,7 +7582,7 @@ class Shared:
         """Whether somebody could be served."""
         by_key = self.roster.key_places
         for waiter in sorted(queue, key=lambda waiter: by_key[waiter.call.key_name]):
-            if place := self.find_place(waiter.call, waiter.tried):
+            if place := self.find_place(waiter):
                 waiter.place = place
                 waiter.served.set()
                 queue.remove(waiter)
@@ -7495,6 +7869,7 @@ class Attempt:
     comment_seconds: float = math.inf  # until the client's stream has begun
     is_at_end: bool = False
     end: EventKind | None = None  # of those passed on, the latest that ends a stream
+    limit_words: LimitWords = NO_LIMIT_WORDS  # what it has said of its account's limits so far
 
     def __post_init__(self) -> None:
         self.account = self.endpoint.account
@@ -7640,8 +8015,11 @@ class Attempt:
         exchange.stage = Stage.BODY
         self.status, self.headers = head.status, head.headers
         if self.account.is_codex:
-            self.note_quota(read_quota_headers(head.headers))
+            self.limit_words = read_limit_words(head.headers)
+            self.note_quota(self.limit_words.windows)
         if not 200 <= head.status < 300:
+            for message in connection.early_messages() if self.account.is_codex else ():
+                self.note_quota(read_quota_event(_parsed(message)))
             raise UpstreamFailed(await self.read_refusal(deadline))
         if (head.headers.get("content-encoding") or "identity").lower() != "identity":
             raise BadSyntax("content-encoding")
@@ -7690,9 +8068,16 @@ class Attempt:
                 raise
         unix_now = exchange.server.unix_now()
         is_reshaped = self.account.is_codex and not self.call.is_native
-        return judge_answer(
+        fault = judge_answer(
             self.status, self.headers, body, unix_now, exchange.limits, is_reshaped=is_reshaped
         )
+        return self.completed(fault)
+
+    def completed(self, fault: Fault) -> Fault:
+        """The fault, with what only the attempt knows of it."""
+        if fault.effect is Effect.LACKS_ROUTE:
+            return fault._replace(about=self.call.path)
+        return judge_limit(fault, self.limit_words, self.call.model)
 
     async def hold(self) -> None:
         """Read events until content, the end of the hold, or a failure that may go elsewhere."""
@@ -7749,7 +8134,8 @@ class Attempt:
         exchange, failure = self.exchange, self.scanner.failure
         if failure is None:
             return None
-        return judge_event(failure, exchange.server.unix_now(), exchange.limits)
+        fault = judge_event(failure, exchange.server.unix_now(), exchange.limits)
+        return fault and self.completed(fault)
 
     def take(self, received: bytes) -> bytes:
         """What the client's stream gets for the events that these bytes, or the end, complete.
@@ -7807,7 +8193,11 @@ class Attempt:
         return event if told == known else _with_data(event, told)
 
     def note_quota(self, windows: Sequence[Window]) -> None:
-        server = self.exchange.server
+        """Take news of a quota: for the account, and for the judgement of this answer's error."""
+        server, known = self.exchange.server, self.limit_words.windows
+        named = {window.family for window in windows}
+        latest = [*(window for window in known if window.family not in named), *windows]
+        self.limit_words = self.limit_words._replace(windows=latest[-QUOTA_WINDOWS_MAX:])
         server.roster.note_quota(self.account, windows, trio.current_time(), server.unix_now())
 
     # The client's side.
@@ -7852,7 +8242,7 @@ class Attempt:
             roster.note_made(account, call, "response", self.scanner.response.get("id"))
         if exchange.is_whole and exchange.record.code is None:
             roster.note_success(lease)
-        elif fault := self.judge_failure():
+        elif (fault := self.judge_failure()) and fault.effect is not Effect.LACKS_MODEL:
             # Too late for this request; the next ones need not run into it.
             roster.note_fault(account, fault, call.model, trio.current_time())
 
@@ -7997,7 +8387,8 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
                     await upstream.close()
             server.end_lease(lease)
         exchange.record.attempts[-1]["reason"] = fault.reason
-        tried.append(lease.account.name)
+        if not is_back_soon(exchange, call, lease, fault):
+            tried.append(lease.account.name)
         note_unreached(exchange, call.pool, lease.account, fault)
         if error := final_error(exchange, call, tried, fault):
             raise error
@@ -8013,6 +8404,17 @@ def note_unreached(exchange: Exchange, pool: Pool, account: Account, fault: Faul
         exchange.out_of_reach |= {
             one.name for one in pool.accounts if one.base_url.address == address
         }
+
+
+def is_back_soon(exchange: Exchange, call: Call, lease: Lease, fault: Fault) -> bool:
+    """Whether the account that has just failed is the session's own, and worth one wait."""
+    roster, now = exchange.server.roster, trio.current_time()
+    if fault.effect not in {Effect.LIMITED, Effect.MODEL_LIMITED}:
+        return False
+    pin, name = roster.pin_of(call, now), lease.account.name
+    is_first = [attempt["account"] for attempt in exchange.record.attempts].count(name) == 1
+    is_own = pin is not None and pin.account == name
+    return is_own and is_first and roster.returns_at(call, (), now) < math.inf
 
 
 async def without_reasoning(exchange: Exchange) -> bytes:
@@ -8074,6 +8476,11 @@ async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt
             noted["repaired"] = True
 
 
+_NOT_BEGUN: Final = frozenset({
+    Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED, Effect.LACKS_MODEL, Effect.LACKS_ROUTE
+})  # fmt: skip
+
+
 def final_error(
     exchange: Exchange, call: Call, tried: Sequence[str], fault: Fault
 ) -> PoolerError | None:
@@ -8081,13 +8488,14 @@ def final_error(
     roster, now = exchange.server.roster, trio.current_time()
     may_go_on = fault.action in {Action.NEXT, Action.RENEW}
     if call.path.endswith("/compact"):  # it is long work: only what was not begun is sent on
-        may_go_on = fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED}
+        may_go_on = fault.effect in _NOT_BEGUN
     passed_over = [*tried, *exchange.out_of_reach]
     is_left = bool(roster.ranked(call, passed_over, now))
-    if may_go_on and is_left and len(tried) < exchange.limits.attempts_max:
+    is_left |= roster.returns_at(call, passed_over, now) < math.inf
+    if may_go_on and is_left and len(exchange.record.attempts) < exchange.limits.attempts_max:
         return None
-    # A lack that others may make up for is told only when nobody is left to ask.
-    is_lack = is_left and fault.effect is Effect.LACKS_MODEL
+    # What others may make up for is told only when nobody is left to ask.
+    is_lack = fault.effect in {Effect.LACKS_MODEL, Effect.LACKS_ROUTE}
     if is_lack or fault.error.code == "no_usable_account":
         return roster.refusal(call, passed_over, now, exchange.server.unix_now())
     return fault.error
@@ -8420,6 +8828,9 @@ class UpstreamSocket(UpstreamConnection):
             raise BadSyntax("head too large")
         headers["content-type"] = "application/json"
         return ResponseHead(status, headers, NO_BODY, keeps_alive=True)
+
+    def early_messages(self) -> Sequence[bytes]:
+        return [*self.first][:-1]
 
     async def read_body(self, bytes_max: int, hold: Callable[[int], bool] | None = None) -> bytes:
         """The error frame that the turn began, and ended, with.

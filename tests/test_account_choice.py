@@ -139,8 +139,8 @@ def test_what_is_no_text_names_no_session(odd: Json) -> None:
         pytest.param({}, [("a", 429, 50)], 50, "abc", id="limit-ends-at-its-reset"),
         pytest.param({}, [("a", 429, 0)], 29.9, "bc", id="no-hint-rests-thirty-seconds"),
         pytest.param({}, [("a", 429, 0)], 30, "abc", id="no-hint-and-not-longer"),
-        pytest.param({}, [("a", 429, 8 * 24 * HOUR)], 899, "bc", id="the-longest-plausible-rest"),
-        pytest.param({}, [("a", 429, 8 * 24 * HOUR + 1)], 30, "abc", id="one-past-it-is-no-hint"),
+        pytest.param({}, [("a", 429, 32 * 24 * HOUR)], 899, "bc", id="the-longest-plausible-rest"),
+        pytest.param({}, [("a", 429, 32 * 24 * HOUR + 10)], 30, "abc", id="one-past-it-is-no-hint"),
         pytest.param({}, [("b", 429, HOUR)], 899.9, "ac", id="no-probe-before-its-time"),
         pytest.param({}, [("b", 429, HOUR)], 900, "bac", id="a-due-probe-goes-first"),
         pytest.param({}, [("b", 401, 0)], 899.9, "ac", id="refused"),
@@ -472,7 +472,7 @@ def test_a_resting_account_is_probed_by_one_request_at_a_time() -> None:
     scene = Scene("ab")
     scene.answers("a", 429, seconds=10 * HOUR)
     lease = scene.roster.begin(scene.account("a"), scene.call(), PROBE)
-    assert lease.is_probe
+    assert lease.probes
     assert scene.order(now=PROBE) == "b"
     assert scene.order(now=3 * PROBE) == "b"  # a slow one: still no second
     scene.roster.end(lease)  # it came to nothing: the client left

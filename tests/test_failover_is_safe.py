@@ -98,6 +98,8 @@ def raw(head: bytes) -> Script:
 
 
 LONG: Final = ("content-length", "100")
+EMPTY: Final = ("content-length", "0")
+NO_ROUTE: Final = "unsupported_endpoint"
 INVALID: Final = "upstream_invalid_response"
 UNREACHABLE: Final = "upstream_unreachable"
 NO_ITEM: Final = "Item with id 'rs_1' not found. Items are not persisted when `store` is false."
@@ -155,8 +157,8 @@ ROWS: Final = {
     "400-detail": Row(detail(400, "Unsupported parameter: seed"), 400, None),
     "400-odd-param": Row(json_answer({"error": {"message": "x", "param": ["a"]}}, 400), 400, None),
     "400-html": Row(html(400), 400, "upstream_error"),
-    "404-html": Row(html(404), 404, "upstream_error"),
-    "404-empty": Row([Send(answer_head(404, [("content-length", "0")]))], 404, "upstream_error"),
+    "404-html": Row(html(404), 400, NO_ROUTE, True, "rests"),
+    "404-empty": Row(raw(answer_head(404, [EMPTY])), 400, NO_ROUTE, True, "rests"),
     "401": Row(fail(401, "token_expired"), 503, "no_usable_account", True, "rests"),
     "402": Row(fail(402, "deactivated_workspace"), 503, "no_usable_account", True, "rests"),
     "403": Row(fail(403), 503, "no_usable_account", True, "later"),
@@ -170,7 +172,7 @@ ROWS: Final = {
     "403-html": Row(html(403, [("server", "cloudflare")]), 502, "upstream_blocked"),
     "408": Row(fail(408), 408, None),
     "429": Row(fail(429, "rate_limit_exceeded"), 429, "usage_limit_reached", True, "rests"),
-    "429-html": Row(html(429), 429, "usage_limit_reached", True, "rests"),
+    "429-html": Row(html(429), 502, "upstream_blocked", True, "later"),
     **{
         str(status): Row(fail(status), status, "some_code", True, "later")
         for status in (500, 502, 503, 520, 521, 529)
@@ -321,8 +323,8 @@ FAR: Final = 10**400
         pytest.param({"code": "insufficient_quota", "resets_at": 1}, [], 900, id="quota-past"),
         pytest.param({}, [], 30, id="no-word"),
         pytest.param({"resets_at": UNIX_START - 1}, [], 30, id="past"),
-        pytest.param({"resets_in_seconds": 8 * DAY}, [], 8 * DAY, id="eight-days"),
-        pytest.param({"resets_in_seconds": 8 * DAY + 1}, [], 30, id="beyond-eight-days"),
+        pytest.param({"resets_in_seconds": 32 * DAY}, [], 32 * DAY, id="thirty-two-days"),
+        pytest.param({"resets_in_seconds": 32 * DAY + 1}, [], 30, id="beyond-thirty-two-days"),
         pytest.param({"resets_in_seconds": -5}, [], 30, id="negative"),
         pytest.param({"resets_in_seconds": math.nan}, [], 30, id="not-a-number"),
         pytest.param({"resets_at": math.inf}, [], 30, id="never"),

@@ -473,7 +473,7 @@ async def test_a_refused_account_is_probed_so_often(autojump_clock: MockClock) -
 async def test_a_reset_is_plausible_up_to_so_far(autojump_clock: MockClock) -> None:
     for told, rests in ((100, 100), (101, 30), (0, 30), (-5, 30)):
         async with opened_world(describe("a", limits={"reset_seconds_max": 100})) as world:
-            answer = error_answer(429, "usage_limit_reached", resets_in_seconds=told)
+            answer = error_answer(429, "rate_limit_exceeded", resets_in_seconds=told)
             world.upstreams["a"].plays(answer)
             response = await world.ask(ask_responses())
             assert response.error["resets_in_seconds"] == rests
@@ -691,5 +691,5 @@ def test_the_default_limits_are_those_of_the_contract() -> None:
     assert (limits.pins_max, limits.pin_idle_seconds_max) == (4096, 24 * 3600)
     assert (limits.response_pins_max, limits.attempts_max) == (4096, 3)
     assert (limits.cooldown_seconds, limits.probe_interval_seconds) == (30, 15 * 60)
-    assert (limits.reset_seconds_max, limits.demotion_seconds) == (8 * 24 * 3600, 60)
+    assert (limits.reset_seconds_max, limits.demotion_seconds) == (32 * 24 * 3600, 60)
     assert (limits.drain_seconds_max, limits.comment_seconds) == (30, 15)

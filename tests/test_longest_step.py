@@ -97,11 +97,14 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_CHUNK_SIZE", "_CHUNK_SIZE_PART", "_EVENT_END", "_EVENT_END_AT_EOF"), PIECE),
     **dict.fromkeys(("_TYPE_FIRST", "_NUMBER", "_CHAT_CONTENT", "_CHAT_NOTABLE"), EVENT),
     **dict.fromkeys(("_CODE_TOKEN", "_FAMILY"), EVENT),
-    **dict.fromkeys(("_ACCOUNT_CODES", "_POLICY_CODES"), 80),  # of what `_CODE_TOKEN` took
+    **dict.fromkeys(
+        ("_ACCOUNT_CODES", "_POLICY_CODES", "_NO_MODEL_CODES"), 80
+    ),  # of what `_CODE_TOKEN` took
     **dict.fromkeys(("_UNREADABLE", "_ASKED", "_NO_MODEL"), pooler.MESSAGE_CHARS_MAX),
-    "_RETRY_HINT": pooler.MESSAGE_CHARS_MAX,
+    **dict.fromkeys(("_RETRY_HINT", "_SPAN", "_NO_ROUTE"), pooler.MESSAGE_CHARS_MAX),
     "_EVENT_END_WITHOUT_CR": PIECE,  # of blank lines; a longer event has none
     "read_catalogue": pooler.CATALOGUE_BYTES_MAX,
+    **dict.fromkeys(("_USAGE_WORDS", "_RETRIED_DIGITS"), pooler.MODEL_CHARS_MAX),
     "_STREAM_ID": LIMITS.websocket_message_bytes_max,
     **dict.fromkeys(("_CODEX_AGENT", "_VERSION_ASKED", "_PLAIN_VERSION"), HEAD),
     **dict.fromkeys(("_MODEL_MEMBER", "_MODEL_VALUE"), LIMITS.body_bytes_max),

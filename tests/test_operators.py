@@ -337,7 +337,7 @@ async def test_the_choice_is_explained_account_by_account(autojump_clock: MockCl
     changes: Json = {"b": {"priority": 1}, "c": {"models": ["m2"]}, "d": {"paused": True}}
     whole = describe("abcde", accounts=changes)
     async with opened_world(whole) as world:
-        world.upstreams["a"].always = error_answer(429, "usage_limit_reached")
+        world.upstreams["a"].always = error_answer(429, "rate_limit_exceeded")
         world.upstreams["e"].always = json_answer(ANSWER)
         chosen, told = reasons(world)
         assert (chosen, told) == ("a", {
@@ -348,7 +348,7 @@ async def test_the_choice_is_explained_account_by_account(autojump_clock: MockCl
         await world.ask(post("/v1/responses", {"model": "m1", "input": "x"}, headers=session))
         chosen, told = reasons(world)
         assert chosen == "e"
-        assert told["a"] == "resting for 30 s more"
+        assert told["a"] == "resting for 30 s more: 429 rate_limit_exceeded"
         await trio.sleep_until(trio.current_time() + 40)
         assert reasons(world)[0] == "a"
         assert reasons(world, session="mine")[0] == "e"  # pinned
