@@ -241,7 +241,7 @@ UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of an answer that is passed on; a long
 EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
 TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of an answer, which is written anew in one step
 SESSION_CHARS_MAX: Final = 256
-CALL_ID_CHARS_MAX: Final = 64  # more the backend refuses
+CODEX_ID_CHARS_MAX: Final = 64  # of a call or a prompt_cache_key: more the backend refuses
 BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, to know it again: a digest of 0.3 ms
 MODEL_CHARS_MAX: Final = 200  # of a name: an account remembers some that clients made up
 RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response, to be known again; real ones have 60
@@ -3001,7 +3001,7 @@ def to_codex(
         "reasoning": reasoning or None,
         "text": text or None,
         "include": [*dict.fromkeys(include)],
-        "prompt_cache_key": _checked(body, "prompt_cache_key", str) or None,
+        "prompt_cache_key": _short_id(_checked(body, "prompt_cache_key", str) or "") or None,
         "service_tier": _SERVICE_TIERS.get(_checked(body, "service_tier", str) or ""),
         "context_management": _checked_list(body, "context_management", dict) or None,
         "store": False,
@@ -3058,7 +3058,6 @@ def _clamped(effort: str, supported: Collection[str]) -> str:
 
     `ultra` is a client's name for `max`.  Unknown names stay, and so does `none`: it is no level.
     """
-    effort = "max" if effort == "ultra" else effort
     supported = {"max" if name == "ultra" else name for name in supported}
     if effort == "none" or effort not in _EFFORTS:
         return effort
@@ -3124,9 +3123,14 @@ def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
         call_id = _text_at(item, "call_id")
         if item["type"] == "function_call_output" and call_id in custom_ids:
             item["type"] = f"{_CUSTOM_CALL}_output"  # Chat does not tell them apart
-        if len(call_id) > CALL_ID_CHARS_MAX:
-            item["call_id"] = digest_parts(call_id).hex()  # the same for the call and its output
+        if call_id:
+            item["call_id"] = _short_id(call_id)
     return items
+
+
+def _short_id(given: str) -> str:
+    """An id that the upstream takes, the same for every place where it stands."""
+    return given if len(given) <= CODEX_ID_CHARS_MAX else digest_parts(given).hex()
 
 
 def _items(value: Mapping[str, Json]) -> list[dict[str, Json]]:

@@ -91,7 +91,7 @@ ALLOWED: Final = frozenset(
     "prompt_cache_key text service_tier context_management client_metadata".split()
 )
 SERVICE_TIERS: Final = frozenset({"priority", "ultrafast"})
-CALL_ID_CHARS_MAX: Final = 64
+ID_CHARS_MAX: Final = 64
 ALLOWED_COMPACT: Final = frozenset(
     "model instructions input tools parallel_tool_calls reasoning text".split()
 )
@@ -143,6 +143,8 @@ def check_top(body: Mapping[str, Json]) -> None:
     if body.get("stream") is not True:
         deny("Stream must be set to true")
     check_names(body, ALLOWED)
+    if len(body.get("prompt_cache_key") or "") > ID_CHARS_MAX:
+        invalid("string_above_max_length", "String too long.", "prompt_cache_key")
     if body.get("service_tier", "priority") not in SERVICE_TIERS:
         deny(f"Unsupported service_tier: {body['service_tier']}")
 
@@ -196,7 +198,7 @@ def check_item(item: Json, place: str, *, is_native: bool) -> str:
     for name in item:
         if name not in known:
             invalid("unknown_parameter", "Unknown parameter.", f"{place}.{name}")
-    if len(str(item.get("call_id"))) > CALL_ID_CHARS_MAX:
+    if len(str(item.get("call_id"))) > ID_CHARS_MAX:
         message = f"Invalid '{place}.call_id': string too long."
         invalid("string_above_max_length", message, f"{place}.call_id")
     check_tools(item.get("tools"), f"{place}.tools")

@@ -155,6 +155,7 @@ FAULTS: Final[list[tuple[Json, int, str]]] = [
         )
     ),
     (BODY | {"input": [CALL | {"call_id": "c" * 65}]}, 400, "string_above_max_length"),
+    (BODY | {"prompt_cache_key": "c" * 65}, 400, "string_above_max_length prompt_cache_key"),
     (BODY | {"text": {"format": {"type": "json_object"}}}, 400, "must contain the word 'json'"),
     (BODY | {"tools": [TOOL], "tool_choice": {"type": "auto"}}, 400, "tool_choice.type"),
     *(

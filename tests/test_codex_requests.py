@@ -156,6 +156,17 @@ async def test_a_call_and_its_output_keep_one_id_that_is_short_enough(
     assert {item["call_id"] for item in seen["input"][1:]} == {call_id if length == 64 else digest}
 
 
+@every_carrier
+@pytest.mark.parametrize("length", [64, 65, 300])
+async def test_a_cache_key_is_short_enough(
+    autojump_clock: MockClock, tmp_path: Path, carrier: str, length: int
+) -> None:
+    make, key = chat if carrier in CHATS else responses, "k" * length
+    seen = await passed(tmp_path, carrier, make(USER, prompt_cache_key=key))
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    assert seen["prompt_cache_key"] == (key if length == 64 else digest)
+
+
 @responses_carriers
 async def test_a_shell_s_output_and_citations_stay_as_they_are(
     autojump_clock: MockClock, tmp_path: Path, carrier: str
