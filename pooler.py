@@ -215,6 +215,7 @@ CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list some hundred
 EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it
 MODEL_MEMBERS_MAX: Final = 1_000  # of a body: members of that name, in it and in what it holds
 SHORT_REST_SECONDS_MAX: Final = 3.0  # a session waits so long for its account, and its cache
+MODEL_ESCAPES_MAX: Final = 1_000_000  # before it: they take about 20 ms
 MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
 ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream has no such route; it may be updated
 MODEL_BLOCKS_MAX: Final = 64  # per account, of each kind
@@ -2388,24 +2389,27 @@ def with_model(body: bytes, model: str) -> bytes | None:
 
     None: it would take long, or the name of the member is written with escapes.
     """
-    at, depth, is_inside = 0, 0, 0  # an object or a list, and a string, at that place
+    at, depth, start = 0, 0, -1
     for _ in range(MODEL_MEMBERS_MAX):
-        found = _MODEL_MEMBER.search(body, at)
-        if found is None:
+        if (start := body.find(b'"model"', start + 1)) < 0:
             return None
-        # Pairs first: a run of backslashes always begins an escape.
-        plain = body[at : found.start()].replace(b"\\\\", b"").replace(b'\\"', b"")
-        parts = plain.split(b'"')
-        outside = b"".join(parts[is_inside::2])
-        depth += outside.count(b"{") + outside.count(b"[")
-        depth -= outside.count(b"}") + outside.count(b"]")
-        is_inside ^= 1 - len(parts) % 2
-        if not is_inside and depth == 1:
+        if (found := _MODEL_MEMBER.match(body, start)) is None:
+            continue
+        plain = body[at:start]
+        if b"\\" in plain:
+            if plain.count(b"\\") > MODEL_ESCAPES_MAX:
+                return None
+            # Pairs first: a run of backslashes always begins an escape.
+            plain = plain.replace(b"\\\\", b"").replace(b'\\"', b"")
+        # All pieces but the first begin within a string: behind its first quote, or an escaped one.
+        outside = b"".join(plain.split(b'"')[int(at > 0) :: 2])
+        brackets = outside.translate(None, _NOT_BRACKETS)
+        depth += 2 * (brackets.count(b"{") + brackets.count(b"[")) - len(brackets)
+        is_escaped = plain.endswith(b"\\")
+        if depth == 1 and not is_escaped:
             value = _MODEL_VALUE.match(body, found.end())
             return value and body[: value.start()] + dump_json(model) + body[value.end() :]
-        if not plain.endswith(b"\\"):  # else its first quote is one of the string's letters
-            is_inside ^= 1
-        at = found.start() + 1
+        at = start + 1
     return None
 
 
@@ -10063,7 +10067,7 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
 def describe_demo(port: int, upstream_port: int, secret: str) -> bytes:
     """pools.json of the demo: one account, whose upstream is the demo's own."""
     base_url, keys = f"http://127.0.0.1:{upstream_port}", {"you": secret}
-    account = {"type": "openai", "api_key": "none", "base_url": base_url}
+    account = {"type": "openai", "api_key": "none", "base_url": base_url, "models": [DEMO_MODEL]}
     aliases = {"gpt-5.4-nano": DEMO_MODEL}  # OpenCode asks it for a session's title
     pool = {"accounts": ["built-in"], "models": [DEMO_MODEL], "aliases": aliases, "keys": keys}
     described = {"accounts": {"built-in": account}, "pools": {"demo": pool}}

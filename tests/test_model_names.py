@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from pooler import MODEL_MEMBERS_MAX, Alias, ConfigRefused, with_model
+from pooler import MODEL_ESCAPES_MAX, MODEL_MEMBERS_MAX, Alias, ConfigRefused, with_model
 from tests.codex_backend import make_auth_file
 from tests.fakes import (
     UNIX_START,
@@ -349,7 +349,7 @@ def test_names_are_taken_as_they_stand() -> None:
 ################################################################
 
 TEXTS: Final = st.text(max_size=8) | st.sampled_from(
-    ["model", '"model": "x"', "\\", '\\"', '{"model":"', "}", "model\\", '"']
+    ["model", '"model": "x"', "\\", '\\"', '{"model":"', "}", "model\\", '"', 'a"model', '\\"model']
 )
 VALUES: Final = st.recursive(
     st.none() | st.integers() | TEXTS,
@@ -359,6 +359,7 @@ VALUES: Final = st.recursive(
 OTHERS: Final = st.dictionaries(TEXTS.filter("model".__ne__), VALUES, max_size=4)
 
 
+@example(before={'x"model': "v", "y": {"model": "v"}}, after={}, old="o", new="n", is_ascii=True)
 @given(before=OTHERS, after=OTHERS, old=TEXTS, new=TEXTS, is_ascii=st.booleans())
 def test_only_the_model_is_changed_whatever_else_a_body_holds(
     before: dict[str, Json], after: dict[str, Json], old: str, new: str, *, is_ascii: bool
@@ -383,8 +384,11 @@ def test_only_the_model_is_changed_whatever_else_a_body_holds(
     assert json.loads(made[len(head) : len(made) - len(tail)]) == new
 
 
-def test_of_very_many_members_of_that_name_the_body_is_written_anew() -> None:
+def test_of_very_many_members_of_that_name_or_escapes_the_body_is_written_anew() -> None:
     inner = [{"model": "m"}]
     for count, is_exact in ((MODEL_MEMBERS_MAX - 1, True), (MODEL_MEMBERS_MAX, False)):
         body = json.dumps({"input": inner * count, "model": "m"}).encode()
+        assert (with_model(body, "n") is not None) == is_exact
+    for count, is_exact in ((MODEL_ESCAPES_MAX, True), (MODEL_ESCAPES_MAX + 1, False)):
+        body = b'{"input":"%b","model":"m"}' % (b"\\n" * count)
         assert (with_model(body, "n") is not None) == is_exact
