@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests import mutations_of_accounts
+
 ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
 LEFT_OUT: Final = (".git", "node_modules", "__pycache__", ".hypothesis", ".*_cache", "*venv")
@@ -47,11 +49,9 @@ _CHUNKS: Final = "translation::a_chat_client_gets_chunks"
 _RIGHT: Final = "account_choice::the_right_account_is_chosen"
 _JSON: Final = "json_guard::what_another_reader_could_read_differently_is_refused"
 _RENEWED: Final = "login.unsaved = merge_tokens(login.raw, answer, self.unix_now())\n"
-
 M = Mutation
 # fmt: off
 MUTATIONS: Final[tuple[Mutation, ...]] = (
-    # What a hostile upstream has too much of.
     M("second_end", "After a terminal event nothing but `[DONE]` is passed on.",
       "        return before is None\n", "        return True\n",
       "upstream_excess::a_client_reads_one_terminal_event_whatever_comes"),
@@ -164,8 +164,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "        return int(match[2]) > int(match[1])\n", "        return True\n",
       "request_too_large::an_ordinary_limit_still_rests_and_the_next_is_asked"),
     M("attempts_max", "At most so many accounts are tried.",
-      "and is_left and len(exchange.record.attempts) < exchange.limits.attempts_max:",
-      "and is_left:",
+      "and len(exchange.record.attempts) < exchange.limits.attempts_max:", ":",
       "failover_is_safe::at_most_three_accounts_are_tried"),
     M("retry_after_reset", "What may have been executed is not sent again after a reset.",
       "if stage in {Stage.CONNECT, Stage.SEND} else Action.RETURN",
@@ -604,6 +603,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     M("foreign_turn_state", "A turn's state reaches no other account.",
       "if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)", "if True",
       "codex_hostile::a_turn_s_state_never_reaches_another_account"),
+    *(Mutation(*row) for row in mutations_of_accounts.ROWS),
 )
 # fmt: on
 
