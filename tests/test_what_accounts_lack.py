@@ -106,6 +106,13 @@ ROUTELESS: Final[Mapping[str, Script]] = {
     "404-nest": json_answer(
         {"message": "Cannot POST /v1/responses", "error": "Not Found", "statusCode": 404}, 404
     ),
+    "404-groq": json_answer(
+        {"error": {"message": "Unknown request URL: POST /v1/responses.", "code": "unknown_url"}},
+        404,
+    ),
+    "404-a-pooler": json_answer(
+        {"error": {"message": "Unsupported.", "code": "unsupported_endpoint"}}, 404
+    ),
     "405-empty": text(405, ""),
     "405-detail": json_answer({"detail": "Method Not Allowed"}, 405),
     "501-text": text(501, "Unsupported method ('POST')"),
@@ -205,6 +212,7 @@ MODELLESS: Final[Mapping[str, Script]] = {
     "404-code": json_answer({"error": GONE}, 404),
     "400-code": error_answer(400, "model_not_supported"),
     "403-code": json_answer({"error": {"message": NO_ACCESS, "code": "model_not_found"}}, 403),
+    "unknown": json_answer({"error": {"message": "Unknown model: m1"}}, 400),
     "ollama": json_answer({"error": "model 'm1' not found"}, 404),
     "event": sse_steps(
         {"type": "response.created", "response": {"id": "r"}},
