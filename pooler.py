@@ -3649,7 +3649,7 @@ _ASKED: Final = re.compile(
 _NO_MODEL: Final = re.compile(
     r"(?i)(?:model [`'\"]?[\w.:/-]+[`'\"]?|model|[`'\"][\w.:/-]+[`'\"] model) "
     r"(?:was |is |does )?not (?:found|exist|available|supported when using)"
-    r"|(?:no|not have|without) access to (?:the )?model "
+    r"|(?:no|not have|without) access to (?:the )?model |(?:unknown|no such) model\b"
 )
 _NO_MODEL_CODES: Final = re.compile("model_not_(?:found|supported|available)|unsupported_model")
 NO_ROUTE_STATUSES: Final = frozenset({404, 405, 501})
@@ -3663,8 +3663,13 @@ _ROUTE_REMEDIES: Final[Mapping[str, str]] = {
 _NO_ROUTE: Final = re.compile(
     r"(?i)(?:404:? )?(?:(?:file|page|path|route|url|endpoint|resource) )?not found[.!]?"
     r"|method not allowed[.!]?|(?:http )?not implemented[.!]?"
-    r"|(?:invalid url|unexpected endpoint|unknown (?:endpoint|path|route|url)|cannot post"
-    r"|unsupported (?:endpoint|route)|no (?:such )?(?:endpoint|route))\b.*"
+    r"|(?:invalid url|unexpected endpoint|unknown (?:request )?(?:endpoint|path|route|url)"
+    r"|cannot post|unsupported (?:openai )?(?:/v1 )?(?:endpoint|route)"
+    r"|no (?:such )?(?:endpoint|route)|(?:this )?(?:endpoint|method|route) (?:is )?not supported"
+    r")\b.*"
+)
+_NO_ROUTE_CODES: Final = re.compile(
+    "(?:unknown|unsupported|invalid)_(?:endpoint|route|url)|(?:endpoint|path|route)_not_found"
 )
 _HTTP_DATE: Final = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 §5.6.7, the one that is to be sent
 _RETRY_HINT: Final = re.compile(r"(?i)(?:try again|retry) (?:in|after) (?=[0-9])")
@@ -3928,7 +3933,8 @@ def _lacks_route(status: int, value: Mapping[str, Json], words: UpstreamWords) -
     if status not in NO_ROUTE_STATUSES or _is_about_model(words):
         return False
     is_own = isinstance(value.get("error"), dict) or value.get("detail") is not None
-    return not is_own or bool(_NO_ROUTE.fullmatch(words.message))
+    is_generic = _NO_ROUTE.fullmatch(words.message) or _NO_ROUTE_CODES.fullmatch(words.code)
+    return not is_own or bool(is_generic)
 
 
 def _is_of_an_edge(status: int, headers: Headers, value: Mapping[str, Json]) -> bool:
@@ -4288,6 +4294,8 @@ class Health:
     def has_own_room(self, model: str, now: float) -> bool:
         """Whether a model has a limit of its own, beside the plan's, that is not used up."""
         family = self.families.get(model_of_limit(model))
+        if family is None:
+            return False
         levels = [level for key, level in self.windows.items() if key[0] == family]
         running = [level for level in levels if level.ends_at > now]
         return bool(running) and all(level.used_percent < 100 for level in running)

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from tests import (
     mistakes_in_answers,
+    mutations_of_accounts,
     mutations_of_logins,
     mutations_of_models,
     mutations_of_requests,
@@ -169,8 +170,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "        return int(match[2]) > int(match[1])\n", "        return True\n",
       "request_too_large::an_ordinary_limit_still_rests_and_the_next_is_asked"),
     M("attempts_max", "At most so many accounts are tried.",
-      "and is_left and len(exchange.record.attempts) < exchange.limits.attempts_max:",
-      "and is_left:",
+      "and len(exchange.record.attempts) < exchange.limits.attempts_max:", ":",
       "failover_is_safe::at_most_three_accounts_are_tried"),
     M("retry_after_reset", "What may have been executed is not sent again after a reset.",
       "if stage in {Stage.UPGRADE, Stage.SEND} else Action.RETURN",
@@ -632,6 +632,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     *(Mutation(*row) for row in mutations_of_models.MODELS),
     *(Mutation(*row) for row in mutations_of_requests.REQUESTS),
     *(Mutation(*row) for row in mistakes_in_answers.ROWS),
+    *(Mutation(*row) for row in mutations_of_accounts.ROWS),
 )
 # fmt: on
 

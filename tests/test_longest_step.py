@@ -98,7 +98,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_TYPE_FIRST", "_NUMBER", "_CHAT_CONTENT", "_CHAT_NOTABLE"), EVENT),
     **dict.fromkeys(("_CODE_TOKEN", "_FAMILY"), EVENT),
     **dict.fromkeys(
-        ("_ACCOUNT_CODES", "_POLICY_CODES", "_NO_MODEL_CODES"), 80
+        ("_ACCOUNT_CODES", "_POLICY_CODES", "_NO_MODEL_CODES", "_NO_ROUTE_CODES"), 80
     ),  # of what `_CODE_TOKEN` took
     **dict.fromkeys(("_UNREADABLE", "_ASKED", "_NO_MODEL"), pooler.MESSAGE_CHARS_MAX),
     **dict.fromkeys(("_RETRY_HINT", "_SPAN", "_NO_ROUTE"), pooler.MESSAGE_CHARS_MAX),
