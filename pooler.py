@@ -235,6 +235,7 @@ LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
 RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes
+WEBSOCKET_PING_SECONDS: Final = 30.0  # proxies cut what is silent from 50 s on
 TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the turn under way
 PART_BYTES: Final = 64  # that a part of an unfinished message takes besides what is in it
 FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer; the library holds the loop about 2 ms for them
@@ -7217,6 +7218,7 @@ class Frames:
         self.waited_seconds = 0.0  # for the message that is not whole
         self.waited_for = 0  # its number
         self.is_late = False  # it did not come in time
+        self.is_pinging = False  # the peer has not answered the latest ping
         self.head = b""
         self.is_accepted = trio.Event()  # until then the library would keep a frame to itself
         self.start: Start
@@ -7276,6 +7278,13 @@ class Frames:
             # Nobody takes any more what has been read, and the library would go through all of it.
             self.reading.cancel()
             raise PeerClosed from None
+
+    async def ping(self) -> None:
+        """Ask the peer whether it is there, and wait until it says so."""
+        self.is_pinging = True
+        with contextlib.suppress(self.library.ConnectionClosed):  # its reader has ended
+            await self.socket.ping(b"")
+        self.is_pinging = False
 
     @property
     def close_code(self) -> int:
@@ -7605,12 +7614,28 @@ class ClientSocket(ClientConnection):
 
     async def next_frame(self, idle_seconds_max: float) -> bytes | None:
         """The next frame of the client; None where the WebSocket is to be closed."""
-        with trio.move_on_after(idle_seconds_max):
-            while not (self.waiting or self.close_code):
-                await self.wait_change()
+        idle_until = trio.current_time() + idle_seconds_max
+        while not (self.waiting or self.close_code) and trio.current_time() < idle_until:
+            until = min(idle_until, trio.current_time() + WEBSOCKET_PING_SECONDS)
+            with trio.move_on_at(until) as silence:
+                while not (self.waiting or self.close_code):
+                    await self.wait_change()
+            if silence.cancelled_caught and until < idle_until:
+                await self.show_life()
         if not self.waiting:
             self.end(1000)
         return None if self.close_code else self.waiting.popleft()
+
+    async def show_life(self) -> None:
+        """Send a ping; where the latest one has no answer, a pong, which needs none.
+
+        A client that answers none is not ended before the time that all may be idle.
+        """
+        if not self.frames.is_pinging:
+            self.start(self.frames.ping)
+            return
+        with contextlib.suppress(PeerClosed):  # its reader has ended
+            await self.frames.put(None)
 
     async def drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None

@@ -43,5 +43,9 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("older_end", "The older name of an end becomes the name that clients know.",
      'is_renamed = name == "response.done"', "is_renamed = False",
      "translation::a_responses_client_gets_repaired_events"),
+    # What is said where there is nothing to say.
+    ("no_ping", "A client that is idle is asked whether it is there.",
+     "            self.start(self.frames.ping)\n", "            pass\n",
+     "websocket_pings::an_idle_client_is_asked_every_30_seconds"),
 )
 # fmt: on
