@@ -255,6 +255,7 @@ CLOCK_LEAD_SECONDS_MIN: Final = 60.0  # less is the way of an answer, or a clock
 RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes
+WEBSOCKET_PING_SECONDS: Final = 30.0  # proxies cut what is silent from 50 s on
 TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the turn under way
 PART_BYTES: Final = 64  # that a part of an unfinished message takes besides what is in it
 FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer; the library holds the loop about 2 ms for them
@@ -2493,7 +2494,7 @@ _NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*([0-9]{1,12})(?![0-9.eE])
 _IDENTITY: Final = ("id", "object", "created_at", "model")  # of a response
 _CHAT_CONTENT: Final = re.compile(rb"data: ?\{\"(?:id|choices|object|created|model)\"")
 _CHAT_NOTABLE: Final = re.compile(
-    rb'"(?:finish_reason"\s*:\s*"|usage"\s*:\s*\{|error"\s*:\s*[^n\s])'
+    rb'"(?:finish_reason"\s*:\s*"(?!")|usage"\s*:\s*\{|error"\s*:\s*[^n\s])'
 )
 
 
@@ -2717,7 +2718,7 @@ class EventScanner:
         self.usage = read_usage(value.get("usage")) or self.usage
         says_more = False
         for choice in _objects(value.get("choices")):
-            self.has_finish |= isinstance(choice.get("finish_reason"), str)
+            self.has_finish |= bool(_text_at(choice, "finish_reason"))  # some say "" meanwhile
             delta = _object(choice.get("delta")).items()
             says_more |= any(value for name, value in delta if name != "role")
         is_content = self.has_content or self.has_finish or says_more
@@ -3235,11 +3236,22 @@ def _is_instruction(item: Mapping[str, Json]) -> bool:
     return is_developer and all(part.get("type") == "input_text" for part in item["content"])
 
 
+COMMENTARY: Final = "commentary"  # the phase of a message that is said on the way to the answer
+
+
+def is_commentary(item: Json) -> bool:
+    return _text_at(item, "phase") == COMMENTARY
+
+
 # Events that carry text of a message -> the type of the part that it is of, and its member.
 _PART_DELTAS: Final[Mapping[str, tuple[str, str]]] = {
     "response.output_text.delta": ("output_text", "text"),
     "response.refusal.delta": ("refusal", "refusal"),
 }
+
+
+# What `response.done`, an older name of a good end, is called now, by the status told with it.
+_STATUS_OF_DONE: Final = {"incomplete": "incomplete"}
 
 
 @dataclass(eq=False, slots=True)
@@ -3256,6 +3268,7 @@ class ResponsesAnswer:
     response: dict[str, Json] | None = None  # that of the terminal event, once it came
     _items: dict[int, dict[str, Json]] = field(default_factory=dict)  # by output_index
     _texts: dict[tuple[int, str], list[str]] = field(default_factory=dict)  # index, event: deltas
+    _comments: set[int] = field(default_factory=set)  # output indexes of commentary
     bytes_kept: int = 0  # in memory, about, of what is kept for the end
     _bytes_held: int = 0
     _members_held: int = 0
@@ -3276,7 +3289,11 @@ class ResponsesAnswer:
             return b""
         is_told = value.pop("headers", None) is not None  # with a WebSocket's error
         is_filled = self._collect(kind, value, event) and "response" in value
-        return _with_data(event, value) if is_filled or is_told else event
+        is_renamed = name == "response.done"
+        if is_renamed:
+            status = _text_at(self.response, "status")
+            value["type"] = f"response.{_STATUS_OF_DONE.get(status, 'completed')}"
+        return _with_data(event, value) if is_filled or is_told or is_renamed else event
 
     def whole(self) -> dict[str, Json]:
         return self.response or {}
@@ -3293,6 +3310,8 @@ class ResponsesAnswer:
         if is_item:
             self._items[_index_at(value, "output_index", len(self._items))] = _object(item)
             self._hold(event, count_members(item))
+        if self.is_collected and name == "response.output_item.added" and is_commentary(item):
+            self._comments.add(_index_at(value, "output_index", 0))
         if self.is_collected and name in _PART_DELTAS:
             key = (_index_at(value, "output_index", 0), name)
             self._texts.setdefault(key, []).append(_text_at(value, "delta"))
@@ -3324,7 +3343,8 @@ class ResponsesAnswer:
             message = {"type": "message", "role": "assistant", "status": "completed", "content": []}
             kind, member = _PART_DELTAS[name]
             part = {"type": kind, member: "".join(deltas)}
-            made.setdefault(index, message)["content"].append(part)
+            phase = {"phase": COMMENTARY} if index in self._comments else {}
+            made.setdefault(index, message | phase)["content"].append(part)
         return made
 
 
@@ -3334,7 +3354,7 @@ def _index_at(value: Mapping[str, Json], name: str, default: int) -> int:
 
 
 def _with_data(event: bytes, value: Json) -> bytes:
-    """`event` with other data; its other lines and its kind of line ends stay.
+    """`event` with other data; its name is the type in it, other lines and line ends stay.
 
     Raises: BadSyntax, where that would take long to write.
     """
@@ -3343,6 +3363,8 @@ def _with_data(event: bytes, value: Json) -> bytes:
     check_writable(value)
     line_end = b"\r\n" if b"\r\n" in event else b"\n"
     kept = [line for line in _lines(event) if line and not line.startswith(b"data:")]
+    name = f"event: {_text_at(value, 'type')}".encode("ascii", "replace")
+    kept = [name if line.startswith(b"event: response.done") else line for line in kept]
     return line_end.join([*kept, _data_line(value), b"", b""])
 
 
@@ -3350,12 +3372,15 @@ def _data_line(value: Json) -> bytes:
     return b"data: " + dump_json(value)
 
 
+THOUGHT: Final = "reasoning_content"
 # Events that carry text of the answer -> the member of the chunk's delta (§5.4).
 _TEXT_EVENTS: Final[Mapping[str, str]] = {
     "response.output_text.delta": "content",
     "response.refusal.delta": "refusal",
-    "response.reasoning_summary_text.delta": "reasoning_content",
+    "response.reasoning_summary_text.delta": THOUGHT,
+    "response.reasoning_text.delta": THOUGHT,
 }
+_TEXT_MEMBERS: Final = ("content", "refusal", THOUGHT)  # members of a message that are text
 # Events that carry a call's arguments -> the member that holds them.
 _CALL_EVENTS: Final[Mapping[str, str]] = {
     "response.function_call_arguments.delta": "delta",
@@ -3372,22 +3397,42 @@ def _chat_call(item: Mapping[str, Json]) -> dict[str, Json]:
     return {"id": _text_at(item, "call_id"), "type": chat, chat: made}
 
 
+def _joined(parts: Json, kind: str) -> str:
+    """The text of those parts that are of a type."""
+    return "".join(_text_at(part, "text") for part in _objects(parts) if part.get("type") == kind)
+
+
+def _thoughts(item: Mapping[str, Json]) -> list[str]:
+    """What an item tells of the way to the answer: a summary, else the reasoning itself."""
+    if is_commentary(item):
+        return [_joined(item.get("content"), "output_text")]
+    summary = [_text_at(part, "text") for part in _objects(item.get("summary"))]
+    parts = _objects(item.get("content")) if item.get("type") == "reasoning" else []
+    return summary if any(summary) else [_text_at(part, "text") for part in parts]
+
+
 def _chat_message(output: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
-    """The Chat message that these output items make (§5.3)."""
-    parts = [part for item in output for part in _objects(item.get("content"))]
-    texts = [_text_at(part, "text") for part in parts if part.get("type") == "output_text"]
+    """The Chat message that these output items make (§5.3).
+
+    The content is the answer alone, for some clients read it as JSON; of several messages each is
+    a paragraph.
+    """
+    answers = [item for item in output if not is_commentary(item)]
+    parts = [part for item in answers for part in _objects(item.get("content"))]
+    has_text = any(part.get("type") == "output_text" for part in parts)
+    texts = [_joined(item.get("content"), "output_text") for item in answers]
     refusal = "".join(_text_at(part, "refusal") for part in parts)
-    summaries = [part for item in output for part in _objects(item.get("summary"))]
+    thoughts = [text for item in output for text in _thoughts(item)]
     calls = [_chat_call(item) for item in output if _text_at(item, "type") in _CALLS]
     notes = [note for part in parts for note in _objects(part.get("annotations"))]
     more = {
         "annotations": _citations(notes),
-        "reasoning_content": "\n\n".join(_text_at(part, "text") for part in summaries),
+        THOUGHT: "\n\n".join(filter(None, thoughts)),
         "tool_calls": calls,
     }
     return {
         "role": "assistant",
-        "content": "".join(texts) if texts or not (calls or refusal) else None,
+        "content": "\n\n".join(filter(None, texts)) if has_text or not (calls or refusal) else None,
         "refusal": refusal or None,
         **{name: value for name, value in more.items() if value},
     }
@@ -3452,9 +3497,16 @@ class ChatAnswer(ResponsesAnswer):
     created_unix: int = 0
     include_usage: bool = False
     _head: dict[str, Json] = field(default_factory=dict)  # of every chunk, once there is one
-    _said: set[int] = field(default_factory=set)  # output indexes of which something was told
+    # Items are told apart by their output index, or by their id where there is none.
+    _indexes: dict[str, int] = field(default_factory=dict)  # by id, or id of the call
+    _unnumbered: int = 0  # of them
+    _latest: int = -1  # the item of the latest event
+    _said: set[int] = field(default_factory=set)  # those of which something was told
     _calls: dict[int, tuple[int, str]] = field(default_factory=dict)  # place among them, type
-    _thought: tuple[int, int] | None = None  # the latest part of a summary
+    _heads: dict[int, Json] = field(default_factory=dict)  # of calls that are not known enough
+    _told_as: dict[int, str] = field(default_factory=dict)  # the event that tells its reasoning
+    _thought: tuple[int, int] | None = None  # the latest part of what was thought
+    _spoke: int | None = None  # the latest message of the answer
 
     def feed(self, kind: EventKind, event: bytes, value: dict[str, Json] | None = None) -> bytes:
         if kind in {EventKind.IDLE, EventKind.DONE} or self.response is not None:
@@ -3515,38 +3567,87 @@ class ChatAnswer(ResponsesAnswer):
 
     def _deltas(self, value: Mapping[str, Json]) -> Iterator[Delta]:
         """What an event tells beyond all that was told."""
-        name, index = _text_at(value, "type"), _index_at(value, "output_index", -1)
-        item = _object(value.get("item"))
+        name, item = _text_at(value, "type"), _object(value.get("item"))
+        index = self._index_of(value, item)
         if name in _TEXT_EVENTS:
-            part = (index, _index_at(value, "summary_index", 0))
-            yield from self._say(part, _TEXT_EVENTS[name], _text_at(value, "delta"))
+            yield from self._say_part(index, name, value)
         elif name in _CALL_EVENTS:
             text = _text_at(value, _CALL_EVENTS[name])
             yield from self._argue(index, text, is_whole=name.endswith(".done"))
         elif name == "response.output_text.annotation.added":
-            if notes := _citations([_object(value.get("annotation"))]):
+            notes = _citations([_object(value.get("annotation"))])
+            if notes and index not in self._comments:
                 yield {"annotations": notes}
         elif name == "response.output_item.added":
+            if is_commentary(item):
+                self._comments.add(index)
             yield from self._open_call(index, item)
         elif name == "response.output_item.done":
             yield from self._finish(index, item)
+
+    def _index_of(self, value: Mapping[str, Json], item: Mapping[str, Json]) -> int:
+        """The number of the item that an event is of.  Raises: BadSyntax, if there are too many."""
+        names = (_label_at(value, "item_id"), _label_at(item, "id"), _label_at(item, "call_id"))
+        known = [*filter(None, names)]
+        index = _index_at(value, "output_index", -1)
+        if index < 0:
+            found = [self._indexes[name] for name in known if name in self._indexes]
+            is_new = bool(known) or _text_at(value, "type") == "response.output_item.added"
+            index = found[0] if found else self._latest
+            if is_new and not found:
+                self._unnumbered += 1
+                index = OUTPUT_ITEMS_MAX + self._unnumbered  # beyond those that can be named
+        if item or index > OUTPUT_ITEMS_MAX:
+            self._indexes.update(dict.fromkeys(known, index))
+        if max(len(self._indexes), self._unnumbered) > OUTPUT_ITEMS_MAX:
+            raise BadSyntax("answer too large")
+        self._latest = index
+        return index
+
+    def _say_part(self, index: int, name: str, value: Mapping[str, Json]) -> Iterator[Delta]:
+        member, number = _TEXT_EVENTS[name], 0
+        if member == THOUGHT:
+            # Some tell their reasoning and a summary of it: one of them is enough.
+            if self._told_as.setdefault(index, name) != name:
+                return
+            number = _index_at(value, "summary_index", _index_at(value, "content_index", 0))
+        elif member == "content" and index in self._comments:
+            member = THOUGHT
+        yield from self._say((index, number), member, _text_at(value, "delta"))
 
     def _say(self, part: tuple[int, int], member: str, text: str) -> Iterator[Delta]:
         if not text:
             return
         self._said.add(part[0])
-        if member == "reasoning_content":
+        if member == THOUGHT:
             if self._thought not in {None, part}:
                 text = f"\n\n{text}"
             self._thought = part
+        elif member == "content":
+            if self._spoke not in {None, part[0]}:
+                text = f"\n\n{text}"
+            self._spoke = part[0]
         yield {member: text}
 
-    def _open_call(self, index: int, item: Mapping[str, Json]) -> Iterator[Delta]:
-        """The head of a call: its place among the calls, id and name, without arguments."""
-        if (kind := _text_at(item, "type")) in _CALLS and index not in self._calls:
-            call = {"index": len(self._calls), **_chat_call({**item, _CALLS[kind][1]: ""})}
-            self._calls[index] = (len(self._calls), kind)
-            yield {"tool_calls": [call]}
+    def _open_call(
+        self, index: int, item: Mapping[str, Json], *, is_whole: bool = False
+    ) -> Iterator[Delta]:
+        """The head of a call: its place among the calls, id and name, without arguments.
+
+        Clients take both from the first chunk of a call: until they are known there is none.
+        """
+        if (kind := _text_at(item, "type")) not in _CALLS or index in self._calls:
+            return
+        named = {name: text for name in ("call_id", "name") if (text := _text_at(item, name))}
+        head = {"type": kind} | self._heads.pop(index, {}) | named
+        if is_whole:
+            head.setdefault("call_id", _label_at(item, "id") or f"call_{len(self._calls)}")
+        elif not ("call_id" in head and "name" in head):
+            self._heads[index] = head
+            return
+        call = {"index": len(self._calls), **_chat_call(head)}
+        self._calls[index] = (len(self._calls), kind)
+        yield {"tool_calls": [call]}
 
     def _argue(self, index: int, text: str, *, is_whole: bool) -> Iterator[Delta]:
         """More of a call's arguments; the whole of them only where no part was told."""
@@ -3559,11 +3660,11 @@ class ChatAnswer(ResponsesAnswer):
     def _finish(self, index: int, item: Mapping[str, Json]) -> Iterator[Delta]:
         """What a finished item tells beyond its own deltas."""
         if (kind := _text_at(item, "type")) in _CALLS:
-            yield from self._open_call(index, item)
+            yield from self._open_call(index, item, is_whole=True)
             yield from self._argue(index, _text_at(item, _CALLS[kind][1]), is_whole=True)
         elif index not in self._said:
             message = _chat_message([item])
-            for member in _TEXT_EVENTS.values():
+            for member in _TEXT_MEMBERS:
                 yield from self._say((index, 0), member, _text_at(message, member))
             if "annotations" in message:
                 yield _picked(message, ("annotations",))
@@ -8587,6 +8688,7 @@ class Frames:
         self.waited_seconds = 0.0  # for the message that is not whole
         self.waited_for = 0  # its number
         self.is_late = False  # it did not come in time
+        self.is_pinging = False  # the peer has not answered the latest ping
         self.head = b""
         self.is_accepted = trio.Event()  # until then the library would keep a frame to itself
         self.start: Start
@@ -8646,6 +8748,13 @@ class Frames:
             # Nobody takes any more what has been read, and the library would go through all of it.
             self.reading.cancel()
             raise PeerClosed from None
+
+    async def ping(self) -> None:
+        """Ask the peer whether it is there, and wait until it says so."""
+        self.is_pinging = True
+        with contextlib.suppress(self.library.ConnectionClosed):  # its reader has ended
+            await self.socket.ping(b"")
+        self.is_pinging = False
 
     @property
     def close_code(self) -> int:
@@ -8985,12 +9094,28 @@ class ClientSocket(ClientConnection):
 
     async def next_frame(self, idle_seconds_max: float) -> bytes | None:
         """The next frame of the client; None where the WebSocket is to be closed."""
-        with trio.move_on_after(idle_seconds_max):
-            while not (self.waiting or self.close_code):
-                await self.wait_change()
+        idle_until = trio.current_time() + idle_seconds_max
+        while not (self.waiting or self.close_code) and trio.current_time() < idle_until:
+            until = min(idle_until, trio.current_time() + WEBSOCKET_PING_SECONDS)
+            with trio.move_on_at(until) as silence:
+                while not (self.waiting or self.close_code):
+                    await self.wait_change()
+            if silence.cancelled_caught and until < idle_until:
+                await self.show_life()
         if not self.waiting:
             self.end(1000)
         return None if self.close_code else self.waiting.popleft()
+
+    async def show_life(self) -> None:
+        """Send a ping; where the latest one has no answer, a pong, which needs none.
+
+        A client that answers none is not ended before the time that all may be idle.
+        """
+        if not self.frames.is_pinging:
+            self.start(self.frames.ping)
+            return
+        with contextlib.suppress(PeerClosed):  # its reader has ended
+            await self.frames.put(None)
 
     async def drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+_CHUNKS: Final = "translation::a_chat_client_gets_chunks"
 _TURNS: Final = "conversations::a_conversation_has_one_account_and_one_id"
 
 # fmt: off
@@ -25,5 +26,26 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("unkept_response", "What a codex account made is asked of no other.",
      "owner = account.identity if is_kept else UNKEPT", "owner = account.identity",
      "earlier_responses::a_codex_accounts_response_is_asked_of_nobody"),
+    # Chat answers.
+    ("commentary_is_answer", "What is said on the way is no part of a streamed answer.",
+     'elif member == "content" and index in self._comments:', "elif False:", _CHUNKS),
+    ("messages_in_one_line", "Of several messages each is a paragraph.",
+     "if self._spoke not in {None, part[0]}:", "if False:", _CHUNKS),
+    ("call_without_name", "A call is opened once its id and name are known.",
+     'elif not ("call_id" in head and "name" in head):', "elif False:", _CHUNKS),
+    ("one_unnumbered_item", "Items without a number are told apart by their ids.",
+     "            if is_new and not found:\n", "            if False:\n", _CHUNKS),
+    ("reasoning_twice", "Reasoning and its summary are not told both.",
+     "if self._told_as.setdefault(index, name) != name:", "if False:", _CHUNKS),
+    ("empty_finish", "An empty reason is no end.",
+     'bool(_text_at(choice, "finish_reason"))', 'isinstance(choice.get("finish_reason"), str)',
+     "chat_endings::a_body_that_ends_in_mid_text_has_failed"),
+    ("older_end", "The older name of an end becomes the name that clients know.",
+     'is_renamed = name == "response.done"', "is_renamed = False",
+     "translation::a_responses_client_gets_repaired_events"),
+    # What is said where there is nothing to say.
+    ("no_ping", "A client that is idle is asked whether it is there.",
+     "            self.start(self.frames.ping)\n", "            pass\n",
+     "websocket_pings::an_idle_client_is_asked_every_30_seconds"),
 )
 # fmt: on

@@ -134,7 +134,7 @@ class SocketClient:
         return events
 
     async def read_event(self) -> Json:
-        while (found := await self.read_frame())[0] == PONG:
+        while (found := await self.read_frame())[0] in {PING, PONG}:
             pass
         opcode, payload = found
         assert opcode == TEXT, found

@@ -348,7 +348,7 @@ EVENT_TYPES: Final = [
     f"response.{name}"
     for name in (
         "created in_progress completed incomplete failed output_text.delta refusal.delta "
-        "reasoning_summary_text.delta output_item.added output_item.done "
+        "reasoning_summary_text.delta reasoning_text.delta output_item.added output_item.done "
         "function_call_arguments.delta function_call_arguments.done "
         "custom_tool_call_input.delta custom_tool_call_input.done "
         "output_text.annotation.added metadata"
@@ -356,12 +356,12 @@ EVENT_TYPES: Final = [
 ]
 EVENT_NAMES: Final = (
     "annotation arguments call_id code content created_at delta error id incomplete_details input "
-    "item item_id message model name output output_index param reason refusal response status "
-    "summary summary_index text type url usage input_tokens"
+    "item item_id message model name output output_index param phase reason refusal response "
+    "status summary summary_index text type url usage input_tokens"
 ).split()
 EVENT_WORDS: Final = (
-    "custom_tool_call function_call incomplete message output_text reasoning refusal summary_text "
-    "url_citation"
+    "commentary custom_tool_call function_call incomplete message output_text reasoning refusal "
+    "reasoning_text summary_text url_citation"
 ).split()
 EVENT_VALUES: Final = st.recursive(
     st.one_of(SCALARS, st.sampled_from(EVENT_WORDS), st.integers(0, 2)),
@@ -405,7 +405,12 @@ def test_no_text_is_lost_on_the_way_to_chunks(deltas: list[tuple[str, int, str]]
     chunks = payloads(b"".join(fed(chat_answer(), body)))
     told = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
     for kind, member in (("output_text", "content"), ("refusal", "refusal")):
-        sent = "".join(text for name, _, text in deltas if name == kind)
+        sent, before = "", None
+        for name, index, text in deltas:
+            if name == kind and text:
+                is_next = kind == "output_text" and before not in {None, index}
+                sent += "\n\n" * is_next + text
+                before = index
         assert "".join(delta.get(member) or "" for delta in told) == sent
 
 
@@ -441,13 +446,22 @@ def test_recorded_streams_keep_their_text_and_calls(path: Path) -> None:
     chat.bytes_max = 10_000_000
     chunks = payloads(b"".join(fed(chat, b"".join(given))))
     told = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
-    text = "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta")
-    assert "".join(delta.get("content", "") for delta in told) == text
     message = chat.whole()["choices"][0]["message"]
     said = [
-        part["text"] for item in output if item["type"] == "message" for part in item["content"]
+        "".join(part["text"] for part in item["content"])
+        for item in output
+        if item["type"] == "message" and item.get("phase") != "commentary"
     ]
-    assert (message["content"] or "") == "".join(said)
+    assert (message["content"] or "") == "\n\n".join(said)
+    streamed: dict[int, str] = {}  # of each message; some files leave out a part of them
+    for event in events:
+        if event["type"] == "response.output_text.delta":
+            at = event["output_index"]
+            streamed[at] = streamed.get(at, "") + event["delta"]
+    added = [event for event in events if event["type"] == "response.output_item.added"]
+    comments = {e["output_index"] for e in added if e["item"].get("phase") == "commentary"}
+    text = "\n\n".join(one for at, one in streamed.items() if at not in comments)
+    assert "".join(delta.get("content", "") for delta in told) == text
     calls = [item for item in output if item["type"] == "function_call"]
     assert [call["id"] for call in message.get("tool_calls", [])] == [c["call_id"] for c in calls]
     pieces = [call for delta in told for call in delta.get("tool_calls", [])]

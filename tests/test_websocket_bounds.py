@@ -401,6 +401,8 @@ async def test_an_idle_websocket_is_closed_and_pings_do_not_keep_it(
         await client.read_turn()
         ended_at = trio.current_time()
         await trio.sleep_until(ended_at + 99)
+        signs = [(await client.read_frame())[0] for _ in range(3)]
+        assert signs == [PING, PONG, PONG]  # every 30 s; it does not answer the first
         await client.send(frame(PING))
         assert (await client.read_frame())[0] == PONG
         assert await client.read_close() == 1000
