@@ -827,7 +827,15 @@ _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _MODEL: Final = rf"[\x21-\x7e]{{1,{MODEL_CHARS_MAX}}}"
 # A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
 _LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
-_ORIGIN: Final = r"https?://[a-z0-9.\-\[\]:]+"
+# As a browser writes it (RFC 6454 §6.2), of whatever scheme: apps have schemes of their own.
+_ORIGIN: Final = (
+    r"(?:https?://(?:[a-z0-9._\-]+|\[[0-9a-f:.]+\])"
+    r"|(?!https?:|file:|data:)[A-Za-z][A-Za-z0-9+.\-]*://[A-Za-z0-9._~%\-]+)(?::[0-9]{1,5})?"
+)
+_ORIGIN_TOLD: Final = (
+    "like https://host or tauri://localhost, in small letters and without a path; "
+    "null is what a page without an origin sends, and *, file: and data: are anybody's, too"
+)
 _HOST_NAME: Final = rf"{_LABEL}(?:\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]+\]"
 _ADDRESS: Final = re.compile(rf"({_HOST_NAME}):(\d{{1,5}})")
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
@@ -1021,7 +1029,7 @@ class Config:
     listen: Annotated[tuple[Listen, ...], _listens] = DEFAULT_LISTEN
     allow_public: Annotated[bool, _typed, bool] = False
     base_path: Annotated[str, _string, r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"] = ""
-    allowed_origins: Annotated[tuple[str, ...], _array, _string, _ORIGIN, "like https://host"] = ()
+    allowed_origins: Annotated[tuple[str, ...], _array, _string, _ORIGIN, _ORIGIN_TOLD] = ()
     hosts: _Hosts = None  # None: any
     limits: Annotated[Limits, _members, "[a-z_]*", "a limit"]
     token_url: BaseUrl = RENEWAL_URL
@@ -1373,8 +1381,19 @@ METHODS: Final[Mapping[Route, tuple[str, ...]]] = {
     **dict.fromkeys((*CALLS, Route.MCP), ("POST",)),
     **dict.fromkeys(SOCKETS, ("POST", "GET")),  # with an upgrade
 }
+HEALTH: Final = (Route.HEALTH, Route.READY)
 OPERATORS: Final = (Route.MCP, Route.ADMIN, Route.METRICS)
 METHODS_ELSE: Final = ("GET", "HEAD")
+_LOOPBACK_ORIGIN: Final = re.compile(
+    r"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::[1-9][0-9]{0,4})?"
+)
+
+
+def is_origin_allowed(origin: str, route: Route, config: Config) -> bool:
+    """Whether a page of this origin, in lower case, may call; /mcp takes those of this machine."""
+    if route is Route.MCP and _LOOPBACK_ORIGIN.fullmatch(origin):
+        return True
+    return origin in {allowed.lower() for allowed in config.allowed_origins}
 
 
 def find_route(path: str, base_path: str) -> tuple[Route, str]:
@@ -1479,6 +1498,12 @@ def _framing_of(headers: Headers, is_http_1_0: bool) -> Framing | None:
     if not _LENGTH.fullmatch(length):
         raise BadSyntax("content-length")
     return Framing(length=int(length))
+
+
+def has_coding(headers: Headers) -> bool:
+    """Whether a body comes in another coding than `identity`, which is none (RFC 9110 §8.4.1)."""
+    codings = headers.get("content-encoding", "").lower().split(",")
+    return not {coding.strip(" \t") for coding in codings} <= {"", "identity"}
 
 
 def _options(headers: Headers) -> set[str]:
@@ -4880,7 +4905,7 @@ class ClientConnection(Connection):
         if expected and expected.lower() != "100-continue":
             raise PoolerError("expectation_failed")
 
-        if head.headers.get("content-encoding", "identity").lower() != "identity":
+        if has_coding(head.headers):
             raise PoolerError("unsupported_content_encoding")
 
         if (head.framing.length or 0) > limits.body_bytes_max:
@@ -5929,6 +5954,11 @@ async def ask_once(
 Field = tuple[str, str]
 Identity = tuple[Secret | None, Sequence[Field]]  # the bearer, and what else goes with it
 JSON: Final[Sequence[Field]] = (("content-type", "application/json"),)
+# On every answer that is the pooler's own: nobody keeps it, or takes it for what it is not.
+OWN: Final[Sequence[Field]] = (
+    ("cache-control", "no-store"),
+    ("x-content-type-options", "nosniff"),
+)
 UNREAD: Final = RequestHead("", "", "", None, False, NO_FIELDS, NO_BODY, keeps_alive=False)
 
 
@@ -6392,9 +6422,12 @@ class Exchange:
         last = EventScanner(kind).failure_event(error, self.record.request_id, kind)
         await self.send_events(b"" if self.is_told else last, is_last=True)
 
-    async def respond(self, status: int, body: bytes, headers: Sequence[Field] = JSON) -> None:
-        """Send a whole answer."""
-        await self.start(status, headers, body, len(body))
+    async def respond(
+        self, status: int, body: bytes, headers: Sequence[Field] = JSON, *, is_own: bool = True
+    ) -> None:
+        """Send a whole answer; `is_own`: it is not an upstream's, passed on as it came."""
+        more = OWN if is_own else ()
+        await self.start(status, [*headers, *more], body, len(body))
         self.is_whole = True
 
     async def fail(self, error: PoolerError) -> None:
@@ -6402,7 +6435,8 @@ class Exchange:
         assert not self.is_started
         self.record.code = error.record_code
         body, content_type = error.content()
-        await self.respond(error.status, body, [("content-type", content_type), *error.headers])
+        headers = [("content-type", content_type), *error.headers]
+        await self.respond(error.status, body, headers, is_own=error.answer is None)
 
 
 @functools.lru_cache(maxsize=1)
@@ -6587,7 +6621,7 @@ class Attempt:
             self.note_quota(read_quota_headers(head.headers))
         if not 200 <= head.status < 300:
             raise UpstreamFailed(await self.read_refusal(deadline))
-        if (head.headers.get("content-encoding") or "identity").lower() != "identity":
+        if has_coding(head.headers):
             raise BadSyntax("content-encoding")
         if self.is_streamed:
             if "html" in head.headers.get("content-type", "").lower():  # a base_url of a website
@@ -6776,7 +6810,7 @@ class Attempt:
             if self.is_streamed:
                 await self.relay(headers)
             else:
-                await exchange.respond(self.status, self.body, headers)
+                await exchange.respond(self.status, self.body, headers, is_own=False)
         finally:
             self.note_outcome(lease)
 
@@ -7100,7 +7134,8 @@ class Frames:
         self.start, self.head = start, head
         size_max = self.meter.bytes_max
         request = await self.library.wrap_server_stream(self, self, max_message_size=size_max)
-        fields = [(b"x-request-id", request_id.encode())]
+        fields = [(name.encode(), value.encode()) for name, value in OWN]
+        fields.append((b"x-request-id", request_id.encode()))
         with contextlib.suppress(self.library.ConnectionClosed):
             self.socket = await request.accept(extra_headers=fields)
         self.is_accepted.set()
@@ -7654,11 +7689,9 @@ def load_mcp() -> Any:  # noqa: ANN401 (a module)
 
 
 PAGE_HEADERS: Final[Sequence[Field]] = (
-    ("cache-control", "no-store"),
     ("content-security-policy", ADMIN_CSP),
     ("referrer-policy", "no-referrer"),
     ("vary", "accept"),
-    ("x-content-type-options", "nosniff"),
 )
 
 
@@ -7878,15 +7911,15 @@ class Server(Shared):
         if isinstance(raw, PoolerError):
             raise raw
         head = exchange.head = parse_request_head(raw, exchange.limits)
-        self.check_caller(exchange.config, head)
         route, model = find_route(head.path, exchange.config.base_path)
+        self.check_caller(exchange.config, head, route)
         is_known = head.method in {"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"}
         exchange.record.method = head.method if is_known else "other"
         exchange.record.route = route
         exchange.closes = head.framing != NO_BODY
         if head.method == "OPTIONS" or route is Route.NOTHING:
             raise PoolerError("not_found")
-        if route is Route.HEALTH or route is Route.READY:
+        if route in HEALTH:
             self.check_method(head, route)
             is_down = route is Route.READY and self.is_draining
             exchange.closes |= exchange.connection in self.spares
@@ -7925,13 +7958,18 @@ class Server(Shared):
         if head.method not in methods:
             raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
 
-    def check_caller(self, config: Config, head: RequestHead) -> None:
-        """A browser page is nobody, and a name that is not ours is rebinding."""
-        host, origin = head.host, head.headers.get("origin")
-        if config.hosts is not None and host is not None and host not in config.hosts:
+    def check_caller(self, config: Config, head: RequestHead, route: Route) -> None:
+        """A browser page is nobody, and a name that is not ours is rebinding.
+
+        Who looks after the process asks for its health by whatever name, and learns no more.
+        """
+        host, hosts = head.host, config.hosts
+        is_named = route in HEALTH or hosts is None or host is None or host in hosts
+        if host is not None and not is_named:
             hint = f'If it is meant, add "{host[:253]}" to hosts in pools.json.'
             raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
-        if origin is not None and origin.lower() not in config.allowed_origins:
+        origin = head.headers.get("origin")
+        if origin is not None and not is_origin_allowed(origin.lower(), route, config):
             raise PoolerError("origin_not_allowed")
 
     def authenticate(self, exchange: Exchange, head: RequestHead) -> Key:
