@@ -8522,6 +8522,27 @@ def demo_events() -> list[dict[str, Json]]:
     return [event | {"sequence_number": number} for number, event in enumerate(events)]
 
 
+def demo_answer(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]]:
+    """The demo's own upstream's answer: its Content-Type, and the pieces that it comes in."""
+    if path.endswith("/models"):
+        listed = {"object": "list", "data": [{"id": DEMO_MODEL, "object": "model"}]}
+        return "application/json", [dump_json(listed)]
+
+    is_stream = body.get("stream") is True
+    made = ResponsesAnswer(WRITTEN_BYTES_MAX, not is_stream)
+    if path.endswith(CallKind.CHAT.value):
+        asked = _object(body.get("stream_options")).get("include_usage") is True
+        made = ChatAnswer(WRITTEN_BYTES_MAX, not is_stream, model=DEMO_MODEL, include_usage=asked)
+    scanner = EventScanner(CallKind.RESPONSES)
+    pieces: list[bytes] = []
+    for told in demo_events():
+        events = scanner.feed(_data_line(told) + b"\n\n")
+        pieces += [made.feed(kind, event) for kind, event in events]
+    if is_stream:
+        return "text/event-stream", pieces
+    return "application/json", [dump_json(made.whole())]
+
+
 async def serve_demo_upstream(stream: trio.SocketStream) -> None:
     """A loopback upstream: one request a connection, the same words for all."""
     limits, connection = Limits(), Connection(stream)
@@ -8532,10 +8553,11 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
             head = parse_request_head(raw, limits)
             while not connection.holds(head.framing) and (received := await connection.receive()):
                 connection.buffer += received
-            headers = [("content-type", "text/event-stream"), ("connection", "close")]
+            content_type, pieces = demo_answer(head.path, _parsed(connection.buffer))
+            headers = [("content-type", content_type), ("connection", "close")]
             await stream.send_all(format_response_head(200, headers))
-            for event in demo_events():
-                await stream.send_all(b"data: " + json.dumps(event).encode() + b"\n\n")
+            for piece in pieces:
+                await stream.send_all(piece)
                 await trio.sleep(DEMO_PAUSE_SECONDS)  # or nobody would see that it streams
 
 

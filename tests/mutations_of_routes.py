@@ -54,5 +54,12 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("upstreams_head", "What an upstream said keeps its head.",
      "        more = OWN if is_own else ()\n", "        more = OWN\n",
      "callers::what_an_upstream_said_keeps_its_head"),
+    ("demo_chat", "The demo answers Chat.",
+     "    if path.endswith(CallKind.CHAT.value):\n        asked", "    if False:\n        asked",
+     "demo::the_demo_answers_what_a_client_may_ask"),
+    ("demo_whole", "The demo answers in one piece, too.",
+     '    if is_stream:\n        return "text/event-stream", pieces\n',
+     '    if path:\n        return "text/event-stream", pieces\n',
+     "demo::the_demo_answers_what_a_client_may_ask"),
 )
 # fmt: on
