@@ -929,7 +929,15 @@ _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _VERSION: Final = r"\d{1,4}(?:\.\d{1,4}){2}(?:-[a-z0-9.]{1,32})?"
 # A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
 _LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
-_ORIGIN: Final = r"https?://[a-z0-9.\-\[\]:]+"
+# As a browser writes it (RFC 6454 §6.2), of whatever scheme: apps have schemes of their own.
+_ORIGIN: Final = (
+    r"(?:https?://(?:[a-z0-9._\-]+|\[[0-9a-f:.]+\])"
+    r"|(?!https?:|file:|data:)[A-Za-z][A-Za-z0-9+.\-]*://[A-Za-z0-9._~%\-]+)(?::[0-9]{1,5})?"
+)
+_ORIGIN_TOLD: Final = (
+    "like https://host or tauri://localhost, in small letters and without a path; "
+    "null is what a page without an origin sends, and *, file: and data: are anybody's, too"
+)
 _HOST_NAME: Final = rf"{_LABEL}(?:\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]+\]"
 _ADDRESS: Final = re.compile(rf"({_HOST_NAME}):(\d{{1,5}})")
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
@@ -1194,7 +1202,7 @@ class Config:
     listen: Annotated[tuple[Listen, ...], _listens] = DEFAULT_LISTEN
     allow_public: Annotated[bool, _typed, bool] = False
     base_path: Annotated[str, _string, r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"] = ""
-    allowed_origins: Annotated[tuple[str, ...], _array, _string, _ORIGIN, "like https://host"] = ()
+    allowed_origins: Annotated[tuple[str, ...], _array, _string, _ORIGIN, _ORIGIN_TOLD] = ()
     hosts: _Hosts = None  # None: any
     proxy: Annotated[Proxy | None, _string] = None  # for all that goes out
     limits: Annotated[Limits, _members, "[a-z_]*", "a limit"]
@@ -1579,11 +1587,22 @@ METHODS: Final[Mapping[Route, tuple[str, ...]]] = {
     **dict.fromkeys((*CALLS, Route.MCP), ("POST",)),
     **dict.fromkeys(SOCKETS, ("POST", "GET")),  # with an upgrade
 }
+HEALTH: Final = (Route.HEALTH, Route.READY)
 _PLAIN_VERSION: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4}){2}")
 _CODEX_AGENT: Final = re.compile(r"codex[_-](?!pooler)[a-z_-]{1,32}/([0-9.]{5,14})")
 _VERSION_ASKED: Final = re.compile("&client_version=([0-9.]{5,14})")
 OPERATORS: Final = (Route.MCP, Route.ADMIN, Route.METRICS)
 METHODS_ELSE: Final = ("GET", "HEAD")
+_LOOPBACK_ORIGIN: Final = re.compile(
+    r"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::[1-9][0-9]{0,4})?"
+)
+
+
+def is_origin_allowed(origin: str, route: Route, config: Config) -> bool:
+    """Whether a page of this origin, in lower case, may call; /mcp takes those of this machine."""
+    if route is Route.MCP and _LOOPBACK_ORIGIN.fullmatch(origin):
+        return True
+    return origin in {allowed.lower() for allowed in config.allowed_origins}
 
 
 def told_version(headers: Headers, query: str) -> str:
@@ -1713,6 +1732,12 @@ def _framing_of(headers: Headers, is_http_1_0: bool) -> Framing | None:
     if not _LENGTH.fullmatch(length):
         raise BadSyntax("content-length")
     return Framing(length=int(length))
+
+
+def has_coding(headers: Headers) -> bool:
+    """Whether a body comes in another coding than `identity`, which is none (RFC 9110 §8.4.1)."""
+    codings = headers.get("content-encoding", "").lower().split(",")
+    return not {coding.strip(" \t") for coding in codings} <= {"", "identity"}
 
 
 def _options(headers: Headers) -> set[str]:
@@ -6061,7 +6086,7 @@ class ClientConnection(Connection):
         if expected and expected.lower() != "100-continue":
             raise PoolerError("expectation_failed")
 
-        if head.headers.get("content-encoding", "identity").lower() != "identity":
+        if has_coding(head.headers):
             raise PoolerError("unsupported_content_encoding")
 
         if (head.framing.length or 0) > limits.body_bytes_max:
@@ -7432,6 +7457,11 @@ async def ask_once(
 Field = tuple[str, str]
 Identity = tuple[Secret | None, Sequence[Field]]  # the bearer, and what else goes with it
 JSON: Final[Sequence[Field]] = (("content-type", "application/json"),)
+# On every answer that is the pooler's own: nobody keeps it, or takes it for what it is not.
+OWN: Final[Sequence[Field]] = (
+    ("cache-control", "no-store"),
+    ("x-content-type-options", "nosniff"),
+)
 UNREAD: Final = RequestHead("", "", "", None, False, NO_FIELDS, NO_BODY, keeps_alive=False)
 
 
@@ -7915,9 +7945,12 @@ class Exchange:
         last = EventScanner(kind).failure_event(error, self.record.request_id, kind)
         await self.send_events(b"" if self.is_told else last, is_last=True)
 
-    async def respond(self, status: int, body: bytes, headers: Sequence[Field] = JSON) -> None:
-        """Send a whole answer."""
-        await self.start(status, headers, body, len(body))
+    async def respond(
+        self, status: int, body: bytes, headers: Sequence[Field] = JSON, *, is_own: bool = True
+    ) -> None:
+        """Send a whole answer; `is_own`: it is not an upstream's, passed on as it came."""
+        more = OWN if is_own else ()
+        await self.start(status, [*headers, *more], body, len(body))
         self.is_whole = True
 
     async def fail(self, error: PoolerError) -> None:
@@ -7925,7 +7958,8 @@ class Exchange:
         assert not self.is_started
         self.record.code = error.record_code
         body, content_type = error.content()
-        await self.respond(error.status, body, [("content-type", content_type), *error.headers])
+        headers = [("content-type", content_type), *error.headers]
+        await self.respond(error.status, body, headers, is_own=error.answer is None)
 
 
 @functools.lru_cache(maxsize=1)
@@ -8138,7 +8172,7 @@ class Attempt:
             for message in connection.early_messages() if self.account.is_codex else ():
                 self.note_quota(read_quota_event(_parsed(message)))
             raise UpstreamFailed(await self.read_refusal(deadline))
-        if (head.headers.get("content-encoding") or "identity").lower() != "identity":
+        if has_coding(head.headers):
             raise BadSyntax("content-encoding")
         if self.is_streamed:
             if "html" in head.headers.get("content-type", "").lower():  # a base_url of a website
@@ -8345,7 +8379,7 @@ class Attempt:
             if self.is_streamed:
                 await self.relay(headers)
             else:
-                await exchange.respond(self.status, self.body, headers)
+                await exchange.respond(self.status, self.body, headers, is_own=False)
         finally:
             self.note_outcome(lease)
 
@@ -8703,7 +8737,8 @@ class Frames:
         self.start, self.head = start, head
         size_max = self.meter.bytes_max
         request = await self.library.wrap_server_stream(self, self, max_message_size=size_max)
-        fields = [(b"x-request-id", request_id.encode())]
+        fields = [(name.encode(), value.encode()) for name, value in OWN]
+        fields.append((b"x-request-id", request_id.encode()))
         with contextlib.suppress(self.library.ConnectionClosed):
             self.socket = await request.accept(extra_headers=fields)
         self.is_accepted.set()
@@ -9292,11 +9327,9 @@ def load_mcp() -> Any:  # noqa: ANN401 (a module)
 
 
 PAGE_HEADERS: Final[Sequence[Field]] = (
-    ("cache-control", "no-store"),
     ("content-security-policy", ADMIN_CSP),
     ("referrer-policy", "no-referrer"),
     ("vary", "accept"),
-    ("x-content-type-options", "nosniff"),
 )
 
 
@@ -9517,15 +9550,15 @@ class Server(Shared):
         if isinstance(raw, PoolerError):
             raise raw
         head = exchange.head = parse_request_head(raw, exchange.limits)
-        self.check_caller(exchange.config, head)
         route, model = find_route(head.path, exchange.config.base_path)
+        self.check_caller(exchange.config, head, route)
         is_known = head.method in {"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"}
         exchange.record.method = head.method if is_known else "other"
         exchange.record.route = route
         exchange.closes = head.framing != NO_BODY
         if head.method == "OPTIONS" or route is Route.NOTHING:
             raise PoolerError("not_found")
-        if route is Route.HEALTH or route is Route.READY:
+        if route in HEALTH:
             self.check_method(head, route)
             is_down = route is Route.READY and self.is_draining
             exchange.closes |= exchange.connection in self.spares
@@ -9565,13 +9598,18 @@ class Server(Shared):
         if head.method not in methods:
             raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
 
-    def check_caller(self, config: Config, head: RequestHead) -> None:
-        """A browser page is nobody, and a name that is not ours is rebinding."""
-        host, origin = head.host, head.headers.get("origin")
-        if config.hosts is not None and host is not None and host not in config.hosts:
+    def check_caller(self, config: Config, head: RequestHead, route: Route) -> None:
+        """A browser page is nobody, and a name that is not ours is rebinding.
+
+        Who looks after the process asks for its health by whatever name, and learns no more.
+        """
+        host, hosts = head.host, config.hosts
+        is_named = route in HEALTH or hosts is None or host is None or host in hosts
+        if host is not None and not is_named:
             hint = f'If it is meant, add "{host[:253]}" to hosts in pools.json.'
             raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
-        if origin is not None and origin.lower() not in config.allowed_origins:
+        origin = head.headers.get("origin")
+        if origin is not None and not is_origin_allowed(origin.lower(), route, config):
             raise PoolerError("origin_not_allowed")
 
     def authenticate(self, exchange: Exchange, head: RequestHead) -> Key:
@@ -10162,6 +10200,27 @@ def demo_events() -> list[dict[str, Json]]:
     return [event | {"sequence_number": number} for number, event in enumerate(events)]
 
 
+def demo_answer(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]]:
+    """The demo's own upstream's answer: its Content-Type, and the pieces that it comes in."""
+    if path.endswith("/models"):
+        listed = {"object": "list", "data": [{"id": DEMO_MODEL, "object": "model"}]}
+        return "application/json", [dump_json(listed)]
+
+    is_stream = body.get("stream") is True
+    made = ResponsesAnswer(WRITTEN_BYTES_MAX, not is_stream)
+    if path.endswith(CallKind.CHAT.value):
+        asked = _object(body.get("stream_options")).get("include_usage") is True
+        made = ChatAnswer(WRITTEN_BYTES_MAX, not is_stream, model=DEMO_MODEL, include_usage=asked)
+    scanner = EventScanner(CallKind.RESPONSES)
+    pieces: list[bytes] = []
+    for told in demo_events():
+        events = scanner.feed(_data_line(told) + b"\n\n")
+        pieces += [made.feed(kind, event) for kind, event in events]
+    if is_stream:
+        return "text/event-stream", pieces
+    return "application/json", [dump_json(made.whole())]
+
+
 async def serve_demo_upstream(stream: trio.SocketStream) -> None:
     """A loopback upstream: one request a connection, the same words for all."""
     limits, connection = Limits(), Connection(stream)
@@ -10172,10 +10231,11 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
             head = parse_request_head(raw, limits)
             while not connection.holds(head.framing) and (received := await connection.receive()):
                 connection.buffer += received
-            headers = [("content-type", "text/event-stream"), ("connection", "close")]
+            content_type, pieces = demo_answer(head.path, _parsed(connection.buffer))
+            headers = [("content-type", content_type), ("connection", "close")]
             await stream.send_all(format_response_head(200, headers))
-            for event in demo_events():
-                await stream.send_all(b"data: " + json.dumps(event).encode() + b"\n\n")
+            for piece in pieces:
+                await stream.send_all(piece)
                 await trio.sleep(DEMO_PAUSE_SECONDS)  # or nobody would see that it streams
 
 

@@ -280,10 +280,10 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "name = type(error).__name__", "name = str(error)",
       "secrets_never_leave::a_bug_on_the_way_is_a_500_that_says_nothing"),
     M("host_check", "A foreign Host is refused.",
-      "host is not None and host not in config.hosts:", "host is None:",
+      "if host is not None and not is_named:", "if host == '':",
       "routes::a_foreign_host_or_origin_is_refused_on_every_route"),
     M("origin_check", "A foreign Origin is refused.",
-      "origin is not None and origin.lower() not in config.allowed_origins:", "origin == '':",
+      "is not None and not is_origin_allowed(origin.lower(), route, config):", "== '':",
       "routes::a_foreign_host_or_origin_is_refused_on_every_route"),
     # Syntax and bounds.
     M("body_bytes", "A body may have just so many bytes.",

@@ -195,6 +195,8 @@ async def read_upgrade(client: Client) -> SocketClient:
         "upgrade": "websocket",
         "connection": "upgrade",
         "sec-websocket-accept": accept.lower(),
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
     }
     return SocketClient(client, Response(101, headers))
 

@@ -49,7 +49,8 @@ DONE: Final = (
 )
 SHOWN: Final = {  # all that a client may see of an answer's head
     "content-type", "content-length", "x-request-id", "date", "connection", "transfer-encoding",
-    "cache-control", "retry-after", "x-should-retry", "x-accel-buffering", "location",
+    "cache-control", "x-content-type-options", "retry-after", "x-should-retry", "x-accel-buffering",
+    "location",
 }  # fmt: skip
 
 

@@ -367,7 +367,7 @@ FORWARDED: Final[Pairs] = [
 ]  # fmt: skip
 OURS: Final = {
     "content-type", "x-request-id", "date", "content-length", "transfer-encoding", "connection",
-    "cache-control", "x-accel-buffering", "retry-after", "x-should-retry",
+    "cache-control", "x-content-type-options", "x-accel-buffering", "retry-after", "x-should-retry",
 }  # fmt: skip
 EVENTS: Final = responses_events("hi")
 ERROR_WITH_KEY: Final = f"Incorrect API key provided: {API_KEY['a']}. {SAID}"
