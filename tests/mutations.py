@@ -14,7 +14,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
+
+from tests.mutation import Mutation
+from tests.mutations_network import NETWORK
 
 from tests import (
     mistakes_in_answers,
@@ -29,19 +32,6 @@ ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
 LEFT_OUT: Final = (".git", "node_modules", "__pycache__", ".hypothesis", ".*_cache", "*venv")
 FIRST: Final = "without a mistake"
-
-
-class Mutation(NamedTuple):
-    """`old` occurs `times` times; `tests` leave out every `test_`, to be short."""
-
-    name: str
-    promise: str
-    old: str
-    new: str
-    tests: str
-    times: int = 1
-    file: str = "pooler.py"
-
 
 _ONCE: Final = (
     '    "authorization content-encoding content-length content-type expect host origin "\n'
@@ -364,6 +354,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     *(M(f"twice_{name}", f"{name} is given once.", _ONCE,
         _ONCE.replace(f'"{name} ', '"').replace(f" {name} ", " ").replace(f' {name}"', '"'),
         _GIVEN_ONCE) for name in _ONCE.replace('"', " ").replace(".split()", "").split()),
+    *NETWORK,
     # Connections to upstreams.
     M("closed_socket_waited_for", "A socket that is closed here is never waited for.",
       "while source.fileno() >= 0:", "while True:",

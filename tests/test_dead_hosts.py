@@ -19,6 +19,7 @@ from pooler import NO_FIELDS, CallKind, Cause, Roster, judge_connect, read_call
 from tests.fakes import (
     Fin,
     Json,
+    Pause,
     Refuse,
     Stall,
     World,
@@ -108,7 +109,8 @@ async def test_an_account_elsewhere_is_asked_first_until_the_host_is_back(
         assert world.server.roster.unreached == {} or dead.dial_count - before == 1
 
         dead.dials.clear()
-        await trio.sleep(61)
+        well.plays([Pause(61), *json_answer({"id": "r"})])
+        assert await ask(world, "whole", "s") == 200
         asked = len(dead.asked)
         for number in range(12):
             assert await ask(world, "whole", f"new {number}") == 200

@@ -11,7 +11,8 @@ import ast
 import pytest
 
 from tests import mutations
-from tests.mutations import MUTATIONS, ROOT, Mutation
+from tests.mutation import Mutation
+from tests.mutations import MUTATIONS, ROOT
 
 
 def test_names_are_unique_and_mistakes_many() -> None:
