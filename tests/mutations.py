@@ -16,9 +16,6 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tests.mutation import Mutation
-from tests.mutations_network import NETWORK
-
 from tests import (
     mistakes_in_answers,
     mutations_of_accounts,
@@ -27,6 +24,8 @@ from tests import (
     mutations_of_requests,
     mutations_of_routes,
 )
+from tests.mutation import Mutation
+from tests.mutations_network import NETWORK
 
 ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
