@@ -1762,6 +1762,9 @@ def _by_path(config: Config) -> dict[str, object]:
 
     put("", config, "accounts", "pools", "operators", "limits", "warnings", "listen")
     put("limits.", config.limits)
+    if config.proxy is not None:
+        login = "" if config.proxy.login is None else reveal(config.proxy.login)
+        flat["proxy"] = (config.proxy.url, hashlib.sha256(login.encode()).digest())
     for name, account in config.accounts.items():
         flat[f"accounts.{name}"] = account.is_codex
         put(f"accounts.{name}.", account)

@@ -456,6 +456,16 @@ def test_a_reload_tells_what_it_changed(name: str) -> None:
     assert not any(secret in str(told) for secret in (API_KEY, OTHER, SECRET, TOKEN))
 
 
+def test_a_proxy_with_a_login_changes_only_where_it_is_another_one() -> None:
+    described = good() | {"proxy": "http://me:canary@proxy.example:3128"}
+    assert changes_between(parse(described), parse(described)) == []
+    for other in ("http://me:other@proxy.example:3128", "http://proxy.example:3128"):
+        assert changes_between(parse(described), parse(described | {"proxy": other})) == [
+            "proxy changed"
+        ]
+    assert changes_between(parse(good()), parse(described)) == ["proxy changed"]
+
+
 def test_what_is_gone_is_told_as_a_whole_and_much_is_cut_short() -> None:
     described = good()
     del described["accounts"]["b"]
