@@ -38,6 +38,7 @@ from tests.fakes import (
     Step,
     Tell,
     World,
+    answer_head,
     chunk,
     error_answer,
     json_answer,
@@ -342,6 +343,7 @@ NOISE: Final = (
 ENDS: Final[Sequence[Step]] = (Fin(), Reset(), Stall())
 DONE: Final[Json] = {"type": "response.done", "response": {"id": "resp_x"}}
 FAILED: Final[Json] = {"type": "response.failed", "response": {"id": "resp_x"}}
+NO_ROUTE: Final = [Send(answer_head(404, [("content-length", "8")]) + b"no page\n")]
 UPGRADES: Final = (426, 401, 403, 429, 500, 503)
 
 
@@ -467,8 +469,15 @@ class SimUpstream(SocketUpstream):
         if task.has_reasoning and rng.random() < 0.5:
             attempt.outcome, attempt.is_repeatable = "sealed", True
             return error_answer(400, "invalid_encrypted_content")
+        if rng.random() < 0.1:
+            attempt.outcome, attempt.is_repeatable = "lacks", True
+            return rng.choice([NO_ROUTE, error_answer(404, "model_not_found")])
         headers = [("retry-after", str(rng.choice([0, 1, 40])))] if rng.random() < 0.3 else []
-        more = {"resets_in_seconds": rng.choice([5, 600])} if status == 429 else {}
+        more = (
+            {"resets_in_seconds": rng.choice([2, 5, 600, 24 * 86400, None])}
+            if status == 429
+            else {}
+        )
         attempt.end_at = 0
         return in_pieces(rng, whole_of(error_answer(status, code, headers, **more)), attempt, SHORT)
 
