@@ -150,7 +150,7 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "role": ("user", "assistant"), "default": (0,), "base_path": ("",),
     "family": ("codex",), "reason": ("x", None), "what": ("x",), "made": ("x",), "effort": ("low",),
     "request_id": ("r",), "timer": ("x",), "start_line": ("x",), "width": (80,), "digest": (b"",),
-    "member_count": (1,),
+    "member_count": (1,), "is_codex": (False, True), "alias": (pooler.Alias("m", "low", "flex"),),
     "tried": ((),), "template": ("{a}",), "place": ("",), "at": (1.0,), "session": (None,),
 }  # fmt: skip
 OF_KIND: Final[Mapping[str, tuple[Any, ...]]] = {
