@@ -153,6 +153,7 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "family": ("codex",), "reason": ("x", None), "what": ("x",), "made": ("x",), "effort": ("low",),
     "request_id": ("r",), "timer": ("x",), "start_line": ("x",), "width": (80,), "digest": (b"",),
     "member_count": (1,), "repeatable": (("content-length", "a"),),
+    "is_codex": (False, True), "alias": (pooler.Alias("m", "low", "flex"),),
     "tried": ((),), "template": ("{a}",), "place": ("",), "at": (1.0,), "session": (None,),
 }  # fmt: skip
 OF_KIND: Final[Mapping[str, tuple[Any, ...]]] = {
