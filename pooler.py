@@ -59,6 +59,7 @@ import posixpath
 import re
 import resource
 import secrets
+import select
 import shlex
 import signal
 import socket
@@ -277,7 +278,9 @@ LISTEN_BACKLOG: Final = 1024
 STDERR: Final = 2
 LOG_LINES_MAX: Final = 10_000  # not written yet; about 6 MiB
 LOG_BATCH_LINES: Final = 100  # written in one go
-LOG_SECONDS_MAX: Final = 2.0  # at the end, for the lines that are left
+LOG_WRITE_BYTES: Final = 4 * KIB  # at once, so that progress with a slow reader is seen
+LOG_SECONDS_MAX: Final = 2.0  # at the end, without progress with the lines that are left
+LOG_END_SECONDS_MAX: Final = 10.0  # at the end, for all of them
 ACCEPT_LOG_SECONDS: Final = 60.0
 DESCRIPTORS_KEPT: Final = 32  # for listeners, the log, files, and health checks
 SPARE_CONNECTIONS_MAX: Final = 16  # beyond all others, for health checks
@@ -6621,13 +6624,17 @@ def format_log_line(level: str, event: str, fields: Mapping[str, Json]) -> str:
 class LogWriter:
     """Lines for stderr, written by a thread of its own: nobody waits for who reads them.
 
-    What finds no room is counted, and told when there is some.  As a context manager: at its end
-    the lines that are left are written, for a short while.
+    What finds no room, there or where it is written to, is counted, and told when there is some.
+    As a context manager: at its end the lines that are left are written, for a short while.
     """
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque()  # not longer than LOG_LINES_MAX
         self.dropped_count = 0
+        self.told_count = 0  # of those dropped, told by the lines that are being written
+        self.byte_count = 0  # written so far
+        self.is_torn = False  # the last line written was cut
+        self.is_failing = False  # nothing could be written when it was last tried
         self.is_closed = False
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self.write_all, name="log", daemon=True)
@@ -6640,7 +6647,10 @@ class LogWriter:
         with self.changed:
             self.is_closed = True
             self.changed.notify()
-        self.thread.join(LOG_SECONDS_MAX)
+        until, before = time.monotonic() + LOG_END_SECONDS_MAX, -1
+        while self.thread.is_alive() and before != self.byte_count and time.monotonic() < until:
+            before = self.byte_count
+            self.thread.join(LOG_SECONDS_MAX)
 
     def __call__(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
         line = format_log_line(level, event, fields)
@@ -6654,10 +6664,36 @@ class LogWriter:
     def write_all(self) -> None:
         """Write until the end, some lines at a time."""
         while lines := self.take_some():
-            raw = "".join(lines).encode("ascii")
-            with contextlib.suppress(OSError):  # a closed stderr must not end this
-                while raw:
-                    raw = raw[os.write(STDERR, raw) :]
+            lost_count = self.write("".join(lines).encode("ascii"))
+            with self.changed:
+                self.is_failing = lost_count > 0
+                if lost_count and self.told_count:  # the last line, which tells of others
+                    lost_count += self.told_count - 1
+                self.dropped_count += lost_count
+                self.told_count = 0
+
+    def write(self, raw: bytes) -> int:
+        """Write whole lines; how many of them stderr did not take, for it is closed or full."""
+        if self.is_torn:
+            raw = b"\n" + raw
+        line_count = raw.count(b"\n") - self.is_torn
+        try:
+            while raw:
+                written_count = self.write_some(raw)
+                self.byte_count += written_count
+                self.is_torn = written_count > 0 and raw[written_count - 1 : written_count] != b"\n"
+                raw = raw[written_count:]
+        except OSError:  # it must not end this
+            return min(raw.count(b"\n"), line_count)
+        return 0
+
+    def write_some(self, raw: bytes) -> int:
+        """How many bytes stderr takes, as soon as it takes some.  Raises: OSError."""
+        while True:
+            try:
+                return os.write(STDERR, raw[:LOG_WRITE_BYTES])
+            except BlockingIOError:  # whoever has it too has made it so that it does not wait
+                select.select((), (STDERR,), ())
 
     def take_some(self) -> list[str]:
         """The next lines, as soon as there are some; none at the end."""
@@ -6665,7 +6701,8 @@ class LogWriter:
             while not (self.lines or self.is_closed):
                 self.changed.wait()
             taken = [self.lines.popleft() for _ in range(min(len(self.lines), LOG_BATCH_LINES))]
-            if self.dropped_count:
+            if self.dropped_count and (taken or not self.is_failing):
+                self.told_count = self.dropped_count
                 told = {"problem": "nobody read the log in time", "lines": self.dropped_count}
                 taken.append(format_log_line("warning", "log lines dropped", told))
                 self.dropped_count = 0

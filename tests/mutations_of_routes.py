@@ -61,5 +61,17 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
      '    if is_stream:\n        return "text/event-stream", pieces\n',
      '    if path:\n        return "text/event-stream", pieces\n',
      "demo::the_demo_answers_what_a_client_may_ask"),
+    ("full_disk_uncounted", "Lines that stderr does not take are counted.",
+     '            return min(raw.count(b"\\n"), line_count)\n', "            return 0\n",
+     "log_writer::what_a_full_disk_does_not_take_is_told_when_there_is_room"),
+    ("torn_line", "A cut line ends before the next one.",
+     "        if self.is_torn:\n            raw =", "        if False:\n            raw =",
+     "log_writer::a_line_that_was_cut_harms_no_other"),
+    ("stderr_not_waiting", "A stderr that does not wait loses nothing.",
+     "            except BlockingIOError:", "            except ZeroDivisionError:",
+     "log_writer::a_stderr_that_does_not_wait_loses_nothing"),
+    ("slow_reader", "Who reads slowly gets all lines at the end.",
+     "and before != self.byte_count and time", "and before == -1 and time",
+     "log_writer::who_reads_slowly_gets_every_line_at_the_end"),
 )
 # fmt: on
