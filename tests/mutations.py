@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests.mutations_of_verdicts import VERDICTS
+
 ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
 LEFT_OUT: Final = (".git", "node_modules", "__pycache__", ".hypothesis", ".*_cache", "*venv")
@@ -320,11 +322,9 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       'dump_like(asked | {"model": call.model}', 'dump_like({"model": call.model} | asked',
       "stream_is_exact::an_alias_changes_the_value_of_model_alone"),
     M("words_not_cut", "An upstream's words are cut before they are searched.",
-      "UpstreamWords(code, message[:MESSAGE_CHARS_MAX], error, headers)",
-      "UpstreamWords(code, message, error, headers)",
+      'next(filter(None, said), "")[:MESSAGE_CHARS_MAX]', 'next(filter(None, said), "")',
       "upstream_json::an_upstream_s_words_are_cut"),
-    M("duplicate_keys", "No key stands twice.",
-      "object_pairs_hook=_once, ", "", _JSON),
+    M("duplicate_keys", "No key stands twice.", "object_pairs_hook=_once, ", "", _JSON),
     M("name_by_case", "A name of another case is not let in beside the one that is judged.",
       "        check_names(value)\n", "",
       "names_by_case::no_upstream_sees_two_models"),
@@ -565,7 +565,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "    if True:\n        os.set_blocking(descriptor, True)\n        with os.fdopen",
       "nothing_blocks::a_pipe_in_the_place_of_a_file_stops_no_running_server"),
     M("code_of_ours", "An upstream that fails does not speak in the pooler's name.",
-      "is_ours = self.status >= 500 and self.upstream_code in ERRORS", "is_ours = False",
+      "return meaning > 0 and (", "return False and (",
       "hostile_answers::an_upstream_that_fails_does_not_speak_in_the_poolers_name"),
     M("codes_without_end", "An upstream's codes are counted within a bound.",
       "        if len(known) < UPSTREAM_CODES_MAX:\n", "        if True:\n",
@@ -603,6 +603,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     M("foreign_turn_state", "A turn's state reaches no other account.",
       "if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)", "if True",
       "codex_hostile::a_turn_s_state_never_reaches_another_account"),
+    *(Mutation(*row) for row in VERDICTS),
 )
 # fmt: on
 
