@@ -69,7 +69,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -234,11 +234,15 @@ MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's words: searched, and shown
 # are read in about 120 ms; twice as much of both would take twice as long.
 MUCH_TEXT_BYTES: Final = 16 * MIB
 FLOATS_MAX: Final = 100_000  # in a client's body: to write one anew takes 0.7 us
+REASON_CHARS_MAX: Final = 300  # of an upstream's words that are told in an error of ours
+ERROR_DEPTH_MAX: Final = 5  # `response`, `error`, `detail` ... around what an upstream says
+FORBIDDEN_MAX: Final = 3  # refusals in a row, without a reason that is known, of one account
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 JSON_DEPTH_MAX: Final = 500  # of an upstream's: more than a body's, for answers repeat its tools
 JSON_MEMBERS_MAX: Final = 100_000  # of an upstream's: read with 16 MiB they take about 120 ms
 WRITTEN_MEMBERS_MAX: Final = 50_000  # of what is written anew: as many numbers take 80 ms
 WRITTEN_BYTES_MAX: Final = 4 * MIB  # of an event that is written anew, besides the items it gets
+WHOLE_MEMBERS_MAX: Final = 10_000  # of an answer in one piece whose events are written
 UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of an answer that is passed on; a longer one goes unread
 EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
 TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of an answer, which is written anew in one step
@@ -444,10 +448,15 @@ class PoolerError(Exception):
         self.param = _PARAMS.get(self.code, self.param)
 
     @property
+    def is_renamed(self) -> bool:
+        """Whether the upstream's code is one of ours: it cannot speak in the pooler's name."""
+        meaning, *_ = ERRORS.get(self.upstream_code, (0,))
+        return meaning > 0 and (self.status >= 500 or meaning >= 500 or meaning in {401, 403})
+
+    @property
     def told_code(self) -> str:
-        """For the client; an upstream that failed cannot speak in the pooler's name."""
-        is_ours = self.status >= 500 and self.upstream_code in ERRORS
-        return self.code if is_ours else self.upstream_code or self.code
+        """For the client."""
+        return self.code if self.is_renamed else self.upstream_code or self.code
 
     @property
     def record_code(self) -> str:
@@ -2826,7 +2835,7 @@ _NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*([0-9]{1,12})(?![0-9.eE])
 _IDENTITY: Final = ("id", "object", "created_at", "model")  # of a response
 _CHAT_CONTENT: Final = re.compile(rb"data: ?\{\"(?:id|choices|object|created|model)\"")
 _CHAT_NOTABLE: Final = re.compile(
-    rb'"(?:finish_reason"\s*:\s*"(?!")|usage"\s*:\s*\{|error"\s*:\s*[^n\s])'
+    rb'"(?:finish_reason"\s*:\s*"(?!")|usage"\s*:\s*\{|error"\s*:\s*[^n\s]|object"\s*:\s*"error)'
 )
 
 
@@ -2907,15 +2916,51 @@ def event_object(event: bytes) -> dict[str, Json]:
 
 
 def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
-    """The error that a failed event tells of, in whichever of its shapes (upstream facts §1.12)."""
+    """The error that a failed event tells of, in whichever of its shapes (upstream facts §1.12).
+
+    What the event says of an HTTP answer that it stands for goes with it.
+    """
     response = _object(value.get("response"))
     error = response.get("error") or value.get("error")
-    return error if isinstance(error, dict) else response or value
+    if not isinstance(error, dict):
+        return value if error == value.get("error") else response
+    return _picked(value, ("status", "status_code", "headers")) | error
+
+
+# Of an error without anything around it: OpenAI's members, and RFC 9457's.
+_PROBLEM_FIELDS: Final = frozenset(
+    "code detail instance message param request_id status title type".split()
+)
+_FAILED_STATUS: Final = re.compile("[45][0-9][0-9]")
+
+
+def is_error(value: Mapping[str, Json]) -> bool:
+    """Whether an object is an error, where no `type` that is known says what it is."""
+    if value.get("error") or "error" in (value.get("type"), value.get("object")):
+        return True
+    if any(_object(choice).get("error") for choice in _objects(value.get("choices"))):
+        return True
+    if not value.keys() <= _PROBLEM_FIELDS:
+        return False
+    return bool(value.get("detail")) or any(
+        map(status_in, (value.get("code"), value.get("status")))
+    )
+
+
+def status_in(value: Json) -> int:
+    """A number that is the status of a failed answer, also as text; 0, if it is none."""
+    text = str(value) if isinstance(value, int | str) else ""
+    return int(text) if _FAILED_STATUS.fullmatch(text) else 0
 
 
 def _kind_of_type(name: bytes) -> EventKind:
     is_codex = name.startswith(b"codex.")
     return _KIND_OF_TYPE.get(name, EventKind.HANDSHAKE if is_codex else EventKind.CONTENT)
+
+
+def is_event_type(name: bytes) -> bool:
+    """Whether a type is an event's: an error, too, has a `type`."""
+    return name.startswith((b"response.", b"codex.")) or name in _KIND_OF_TYPE
 
 
 # OpenCode asks again after a stream that broke only if the message says that it may.
@@ -3010,9 +3055,10 @@ class EventScanner:
         if self.kind is CallKind.RESPONSES:
             if (match := _TYPE_FIRST.match(event)) is not None:
                 kind = _kind_of_type(match[1])
-                if kind is EventKind.CONTENT:
+                if kind is EventKind.CONTENT and match[1].startswith(b"response."):
                     self._alike = match[0]
-                return kind, None
+                if kind is not EventKind.CONTENT or self._alike == match[0]:
+                    return kind, None
         elif self.has_content and _CHAT_CONTENT.match(event) and not _CHAT_NOTABLE.search(event):
             return EventKind.CONTENT, None
         if b"data" not in event:
@@ -3040,12 +3086,16 @@ class EventScanner:
     def _kind_of(self, value: dict[str, Json]) -> EventKind:
         if self.kind is CallKind.CHAT and value:
             return self._kind_of_chunk(value)
-        if isinstance(name := value.get("type"), str):
-            return _kind_of_type(name.encode("utf-8", "replace"))
-        return EventKind.FAILURE if value.get("error") else EventKind.CONTENT
+        name = _text_at(value, "type").encode("utf-8", "replace")
+        if is_event_type(name):
+            kind = _kind_of_type(name)
+            has_failed = _text_at(value.get("response"), "status") == "failed"
+            is_failed_end = kind is EventKind.SUCCESS and has_failed
+            return EventKind.FAILURE if is_failed_end else kind
+        return EventKind.FAILURE if is_error(value) else EventKind.CONTENT
 
     def _kind_of_chunk(self, value: dict[str, Json]) -> EventKind:
-        if value.get("error"):
+        if is_error(value):
             return EventKind.FAILURE
         self.usage = read_usage(value.get("usage")) or self.usage
         says_more = False
@@ -3101,8 +3151,13 @@ class EventScanner:
         is_chat_end = self.kind is CallKind.CHAT and self.has_finish and is_clean
         return self.terminal is not None or is_chat_end
 
-    def failure_event(self, error: PoolerError, request_id: str, kind: CallKind) -> bytes:
-        """The terminal event of ours, for a client of `kind`, where output came before."""
+    def failure_event(
+        self, error: PoolerError, request_id: str, kind: CallKind, *, is_instead: bool = False
+    ) -> bytes:
+        """The terminal event of ours, for a client of `kind`, where output came before.
+
+        `is_instead`: it takes the place, and the number, of the latest event.
+        """
         if kind is CallKind.CHAT:
             return b"data: " + error.content()[0] + b"\n\n"
         response = {
@@ -3113,7 +3168,7 @@ class EventScanner:
             "error": {"code": error.told_code, "message": f"{error.public} {RETRY_WORDS}"},
             "output": [],
         }
-        number = self._next_number
+        number = self._next_number - is_instead
         event = {"type": "response.failed", "sequence_number": number, "response": response}
         return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
 
@@ -3132,10 +3187,11 @@ def messages_of(events: bytes) -> list[bytes]:
 
 
 def type_of(message: bytes) -> str:
-    """The type of the event in a WebSocket's message; "" where it has none."""
+    """The type of the event in a WebSocket's message; "" where it has none, and is no error."""
     if match := _TYPE_FIRST.match(b"data: " + message[:KIB]):
         return match[1].decode()
-    return _text_at(_parsed(message), "type")
+    value = _parsed(message)
+    return _text_at(value, "type") or ("error" if is_error(value) else "")
 
 
 def is_news(name: str) -> bool:
@@ -4002,12 +4058,110 @@ class ChatAnswer(ResponsesAnswer):
                 yield _picked(message, ("annotations",))
 
 
+# An item of an answer in one piece is told in these events between its `added` and its `done`.
+_ITEM_TEXTS: Final[Mapping[str, tuple[str, str]]] = {
+    "function_call": ("response.function_call_arguments", "arguments"),
+    "custom_tool_call": ("response.custom_tool_call_input", "input"),
+}
+_PART_TEXTS: Final[Mapping[str, tuple[str, str]]] = {
+    "output_text": ("response.output_text", "text"),
+    "refusal": ("response.refusal", "refusal"),
+}
+
+
+def events_of(value: Mapping[str, Json], kind: CallKind) -> bytes:
+    """The events of an answer, or an error, that came in one piece where a stream was asked for.
+
+    Raises: BadSyntax, where it is neither, or would take long to write.
+    """
+    check_writable(value)
+    if kind is CallKind.CHAT:
+        lines = [_data_line(chunk) for chunk in _chunks_of(value)]
+        lines += [] if is_error(value) else [b"data: [DONE]"]
+    else:
+        lines = [
+            f"event: {event['type']}\n".encode()
+            + _data_line({"type": event["type"], "sequence_number": number, **event})
+            for number, event in enumerate(_response_events(value))
+        ]
+    return b"".join(line + b"\n\n" for line in lines)
+
+
+def _response_events(response: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
+    if is_error(response) and "output" not in response:
+        yield {"type": "error", "error": dict(failure_of(response))}
+        return
+    items = _objects(response.get("output"))
+    if len(items) > OUTPUT_ITEMS_MAX or not isinstance(response.get("output"), list):
+        raise BadSyntax("no answer, or too large")
+    begun = {**response, "status": "in_progress", "output": []}
+    yield {"type": "response.created", "response": begun}
+    for index, item in enumerate(items):
+        yield from _item_events(index, item)
+    status = _text_at(response, "status")
+    name = status if status in {"failed", "incomplete"} else "completed"
+    yield {"type": f"response.{name}", "response": {**response, "status": name}}
+
+
+def _item_events(index: int, item: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
+    """What a stream tells of one item; of a message, each of its parts."""
+    kind, place = _text_at(item, "type"), {"output_index": index, "item_id": _text_at(item, "id")}
+    parts = _objects(item.get("content")) if kind == "message" else []
+    stem, member = _ITEM_TEXTS.get(kind, ("", ""))
+    bare = {**item, "status": "in_progress"}
+    bare |= {"content": []} if kind == "message" else {}
+    bare |= {member: ""} if stem else {}
+    yield {"type": "response.output_item.added", "output_index": index, "item": bare}
+    for number, part in enumerate(parts):
+        at = {**place, "content_index": number}
+        name, text = _PART_TEXTS.get(_text_at(part, "type"), ("", ""))
+        yield {
+            "type": "response.content_part.added",
+            **at,
+            "part": {**part, text: ""} if name else part,
+        }
+        if name:
+            yield {"type": f"{name}.delta", **at, "delta": _text_at(part, text)}
+            yield {"type": f"{name}.done", **at, text: _text_at(part, text)}
+        yield {"type": "response.content_part.done", **at, "part": part}
+    if stem:
+        yield {"type": f"{stem}.delta", **place, "delta": _text_at(item, member)}
+        yield {"type": f"{stem}.done", **place, member: _text_at(item, member)}
+    yield {"type": "response.output_item.done", "output_index": index, "item": dict(item)}
+
+
+def _chunks_of(answer: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
+    """The chunks of a Chat answer: of each choice its message, then its reason; then the usage."""
+    if is_error(answer):
+        yield {"error": dict(failure_of(answer))}
+        return
+    choices = _objects(answer.get("choices"))
+    if not choices or len(choices) > OUTPUT_ITEMS_MAX:
+        raise BadSyntax("no answer, or too large")
+    head = {**answer, "object": "chat.completion.chunk"}
+    usage = head.pop("usage", None)
+    for choice in choices:
+        delta = dict(_object(choice.get("message")) or _object(choice.get("delta")))
+        delta.setdefault("role", "assistant")
+        if calls := _objects(delta.get("tool_calls")):
+            delta["tool_calls"] = [{**call, "index": at} for at, call in enumerate(calls)]
+        rest = {name: choice[name] for name in choice if name not in {"message", "finish_reason"}}
+        yield {**head, "choices": [{**rest, "delta": delta, "finish_reason": None}]}
+        reason = _text_at(choice, "finish_reason") or "stop"
+        end = {"index": choice.get("index", 0), "delta": {}, "finish_reason": reason}
+        yield {**head, "choices": [end]}
+    if usage is not None:
+        yield {**head, "choices": [], "usage": usage}
+
+
 ################################################################
 # VERDICTS
 ################################################################
 # What a failed attempt means: for the request (hand the answer on, try the next account,
-# repair and ask the same one again) and for the account.  One table by status, one by code
-# (upstream facts §1.12 and §6.4; contract §6.2 says which statuses prove "not executed").
+# repair and ask the same one again) and for the account.  A code, or a type, stands for a status,
+# and one table says what a status means, whichever carrier it came by: as an answer's own, in an
+# event or a JSON body of a 200, in a frame of a WebSocket (upstream facts §1.12 and §6.4; contract
+# §6.2 says which statuses prove "not executed").
 
 
 class Action(enum.Enum):
@@ -4023,6 +4177,7 @@ class Effect(enum.Enum):
     LIMITED = enum.auto()  # rests until its reset
     MODEL_LIMITED = enum.auto()  # rests so for this model
     REFUSED = enum.auto()  # its credential or plan is not accepted
+    FORBIDDEN = enum.auto()  # the same without a reason: perhaps only this request was
     DEMOTED = enum.auto()  # used after the others for a minute
     LACKS_MODEL = enum.auto()
     LACKS_ROUTE = enum.auto()
@@ -4050,10 +4205,12 @@ class UpstreamFailed(Exception):
     fault: Fault
 
 
+NAMELESS: Final = 0  # stands for a failure in a 200 of which nothing is said but that it is one
 _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
+    NAMELESS: (Action.NEXT, Effect.NONE),
     401: (Action.RENEW, Effect.REFUSED),
     402: (Action.NEXT, Effect.REFUSED),
-    403: (Action.NEXT, Effect.DEMOTED),
+    403: (Action.NEXT, Effect.FORBIDDEN),
     429: (Action.NEXT, Effect.LIMITED),
     **dict.fromkeys((500, 502, 503, 520, 521, 529), (Action.NEXT, Effect.DEMOTED)),
     # These may still be working on it.
@@ -4063,28 +4220,85 @@ SPENT_CODE: Final = "websocket_connection_limit_reached"  # it was open for an h
 _QUOTA_CODES: Final = ("insufficient_quota", "quota_exceeded", "usage_not_included")
 # Of a code, or of the way in which a limit was reached: it is no matter of a few seconds.
 _USAGE_WORDS: Final = re.compile("usage|quota|credit|billing|balance|spend|depleted")
-# The status that a failure hidden in a 200 stands for; others are the request's own.
-_STATUS_OF_CODE: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("usage_limit_reached", "rate_limit_exceeded", *_QUOTA_CODES), 429),
-    **dict.fromkeys(("server_is_overloaded", "slow_down", "overloaded_error"), 503),
-    **dict.fromkeys(("server_error", "upstream_error", "internal_error", SPENT_CODE), 502),
-    **dict.fromkeys(("stream_incomplete", "upstream_request_timeout"), 502),
-    "model_not_found": 404,
+_ANY: Final = "(?:[a-z]{1,24}_){0,4}"
+_OWNER: Final = "(?:account|org|organization|project|subscription|team|user|workspace)"
+_MEANS: Final = "(?:balance|billing_hard|budget|credits?|funds|quota)"
+_PROOF: Final = (
+    "(?:api_key|auth|authentication|authorization|credentials?|jwt"
+    "|(?:[a-z]{1,24}_)?(?:session|token))"
+)
+_CREDENTIAL_WORDS: Final = re.compile(
+    f"{_PROOF}_(?:is_)?(?:disabled|expired|invalid|invalidated|revoked|terminated)"
+    f"|(?:bad|disabled|expired|incorrect|invalid|missing|revoked)_{_PROOF}(?:_provided)?"
+    "|(?:auth|authentication|authorization)_(?:error|failed|failure|required)"
+    "|(?:disabled|expired|revoked)_key|key_(?:disabled|expired|revoked)"
+    "|login_required|not_authenticated|unauthenticated|unauthorized(?:_error)?"
+)
+_ACCOUNT_WORDS: Final = re.compile(
+    f"{_OWNER}_(?:is_)?(?:archived|banned|blocked|closed|deactivated|deleted|disabled|inactive"
+    "|locked|not_active|not_found|restricted|suspended|terminated)"
+    f"|(?:banned|deactivated|deleted|disabled|expired|inactive|suspended)_{_OWNER}"
+    f"|(?:invalid|mismatched|unknown)_{_OWNER}(?:_selected)?"
+    "|access_terminated(?:_error)?|billing_(?:error|not_active)|payment_required"
+)
+_LIMIT_WORDS: Final = re.compile(
+    f"{_ANY}(?:rate|spend|spending|usage|{_MEANS})_limit(?:_?[a-z]{{1,24}})?(?:_error)?"
+    f"|{_ANY}{_MEANS}_(?:depleted|exceeded|exhausted|reached)(?:_error)?"
+    f"|(?:exceeded|exhausted|insufficient|no)_(?:[a-z]{{1,24}}_)?{_MEANS}(?:_error)?"
+    "|usage_not_included|too_many_requests(?:_error)?|resource_exhausted"
+    "|rate_limited(?:_error)?|throttl(?:ed|ing)(?:_error|_exception)?"
+)
+_DENIAL_WORDS: Final = re.compile(
+    "access_denied|forbidden(?:_error)?|permission_(?:denied(?:_error)?|error)"
+)
+_MODEL_WORDS: Final = re.compile("model_not_(?:found|supported|available)|unsupported_model")
+_FAILURE_WORDS: Final = re.compile(
+    "api_?(?:connection_)?error|bad_gateway(?:_error)?|provider_error|upstream_error"
+    "|internal(?:_error)?|(?:internal_)?server_error|internal_failure"
+    f"|stream_incomplete|upstream_request_timeout|{SPENT_CODE}"
+)
+_OVERLOAD_WORDS: Final = re.compile(
+    f"{_ANY}overloaded(?:_error)?|slow_down|(?:service_)?unavailable(?:_error)?"
+)
+_TIMEOUT_WORDS: Final = re.compile("deadline_exceeded|(?:gateway_)?timeout(?:_error)?")
+# The status that a code or a type of an upstream stands for, first of all an account's: 401 is
+# for its credential, 402 for itself, 429 for a limit of it.  All others are the request's own.
+_MEANINGS: Final[Mapping[int, re.Pattern[str]]] = {
+    401: _CREDENTIAL_WORDS,
+    402: _ACCOUNT_WORDS,
+    429: _LIMIT_WORDS,
+    403: _DENIAL_WORDS,
+    404: _MODEL_WORDS,
+    502: _FAILURE_WORDS,
+    503: _OVERLOAD_WORDS,
+    504: _TIMEOUT_WORDS,
 }
-_ACCOUNT_CODES: Final = re.compile("account_(deactivated|suspended|deleted)|deactivated_workspace")
+# These say so whatever the status that they come with: some backends have one for everything.
+_FIRM: Final = frozenset({401, 402, 429})
+_CAMEL: Final = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 _POLICY_CODES: Final = re.compile("(cyber|bio|content)_policy.*|misalignment_policy_violation")
-_CODE_TOKEN: Final = re.compile(r"(?!error$)[A-Za-z0-9_.-]{1,80}")  # a flat event's type
+# Not a flat event's type, and not a number.
+_CODE_TOKEN: Final = re.compile(r"(?!error$|response\.|[0-9]+$)[A-Za-z0-9_.-]{1,80}")
 _UNREADABLE: Final = re.compile("could not be (?:verified|decrypted)")  # encrypted content
 # A limit that is lower than what the request asks for by itself.
 _ASKED: Final = re.compile(
     r"Limit ([0-9]{1,15}), (?:Used [0-9]{1,15}, )?Requested ([0-9]{1,15})(?![0-9])"
 )
+_THROTTLED: Final = re.compile(r"(?i)\brate.?limit|\btoo many requests")
+_MARKUP: Final = re.compile(r"(?i)<(?:!doctype|html|head|body|title|script)\b")
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffd]")
+# Keys, tokens, ids and people, and what is said to the owner of an account.
+_PRIVATE: Final = re.compile(
+    r"(?i)\b(?:acct|at|key|org|proj|rt|sess|sk|user|ws)[-_.][\w-]{6}|\beyJ[\w-]{8}|\b[0-9a-f-]{32}"
+    r"|[\w.+-]@[\w-]|\bbearer |\bapi.?key|\b(?:billing|credentials?)\b"
+    r"|\byour (?:\w+ )?(?:account|authentication|organization|plan|subscription|team|workspace)"
+)
+_PLACE: Final = re.compile(r"https?://[^\s'\"]+|\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b")
 _NO_MODEL: Final = re.compile(
     r"(?i)(?:model [`'\"]?[\w.:/-]+[`'\"]?|model|[`'\"][\w.:/-]+[`'\"] model) "
     r"(?:was |is |does )?not (?:found|exist|available|supported when using)"
     r"|(?:no|not have|without) access to (?:the )?model |(?:unknown|no such) model\b"
 )
-_NO_MODEL_CODES: Final = re.compile("model_not_(?:found|supported|available)|unsupported_model")
 NO_ROUTE_STATUSES: Final = frozenset({404, 405, 501})
 _ROUTE_REMEDIES: Final[Mapping[str, str]] = {
     CallKind.RESPONSES.value: (
@@ -4120,18 +4334,104 @@ class UpstreamWords(NamedTuple):
     message: str
     error: Mapping[str, Json]
     headers: Headers
+    names: tuple[str, ...] = ()  # its codes and types, the most telling first
+    status: int = 0  # that it speaks of, as a number
+
+
+# What is in one of these says more of an error than what is around it.
+_ERROR_HOLDERS: Final = ("error", "response", "detail", "errors", "choices")
+_MESSAGE_NAMES: Final = ("message", "detail", "msg", "error_description")
+_REACHED: Final = "rate_limit_reached_type"
 
 
 def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
-    """`{"error": {...}}`, `{"error": "text"}`, `{"detail": ...}`, or the error object itself."""
-    value = _object(value)
-    error = value.get("error", value)
-    if not isinstance(error, dict):
-        error = {"message": error}
-    named = (_text_at(error, "code"), _text_at(error, "type"))
-    code = next(filter(_CODE_TOKEN.fullmatch, named), "")
-    message = _text_at(error, "message") or _text_at(value, "detail")
-    return UpstreamWords(code, message[:MESSAGE_CHARS_MAX], error, headers)
+    """`{"error": {...}}`, `{"error": "text"}`, `{"detail": ...}`, or the error object itself.
+
+    An error in an event may have an answer's status and headers beside it.
+    """
+    levels = _levels(_object(value))
+    error = ChainMap(*levels)
+    given = [_text_at(level, name) for level in levels for name in ("code", "type")]
+    given.append(headers.get("x-openai-authorization-error", ""))
+    names = [name for name in given if _CODE_TOKEN.fullmatch(name)]
+    names.sort(key=lambda name: meaning_of(name) not in _FIRM)
+    said = (_text_at(level, name) for level in levels for name in _MESSAGE_NAMES)
+    message = next(filter(None, said), "")[:MESSAGE_CHARS_MAX]
+    numbers = (level.get(name) for level in levels for name in ("code", "status", "status_code"))
+    status = next(filter(None, map(status_in, numbers)), 0)
+    told = {} if headers else _object(error.get("headers"))
+    headers = headers or {name.lower(): text for name, text in told.items() if _is_field(text)}
+    return UpstreamWords("".join(names[:1]), message, error, headers, tuple(names), status)
+
+
+def _is_field(text: Json) -> bool:
+    return isinstance(text, str) and len(text) <= KIB
+
+
+def _levels(outer: dict[str, Json]) -> list[dict[str, Json]]:
+    """The objects around what an upstream says of an error, the innermost first."""
+    levels = [outer]
+    while len(levels) < ERROR_DEPTH_MAX:
+        inner = next(filter(None, (levels[0].get(name) for name in _ERROR_HOLDERS)), None)
+        if isinstance(inner, list):
+            inner = next(iter(_objects(inner[:1])), None)
+        if isinstance(inner, str):
+            inner = {"message": inner}
+        if not isinstance(inner, dict):
+            break
+        levels.insert(0, inner)
+    return levels
+
+
+def meaning_of(name: str) -> int:
+    """The status that a code or a type stands for; 0, where that is not known.
+
+    It may be written as upstreams write the names of their classes.
+    """
+    plain = _CAMEL.sub("_", name.rpartition(".")[2]).lower().replace("-", "_")
+    return next((status for status, words in _MEANINGS.items() if words.fullmatch(plain)), 0)
+
+
+def _status_of(status: int, words: UpstreamWords) -> int:
+    """The status to judge a failure by; `status`: the answer's own, if it was no success.
+
+    A word for the account's own trouble goes before any number, and a number before other words.
+    """
+    for firm in (*map(meaning_of, words.names), words.status):
+        if firm in _FIRM:
+            return firm
+    if status:
+        return status
+    if words.status:
+        return words.status if words.status < 500 or words.status in _BY_STATUS else 502
+    if not words.names:
+        return 429 if _THROTTLED.search(words.message) else _unnamed(words)
+    return meaning_of(words.code) or 400
+
+
+def _unnamed(words: UpstreamWords) -> int:
+    return 400 if _is_about_model(words) or _is_about_reasoning(words) else NAMELESS
+
+
+def _reason(told: int, words: UpstreamWords) -> str:
+    """What is known of a failure, for the log: names and numbers, and no text."""
+    reached: Json = words.headers.get(f"x-codex-{_REACHED.replace('_', '-')}")
+    reached = reached or words.error.get(_REACHED)
+    reached = _text_at(reached, "type") or _text_at(reached, "kind") or reached
+    name = words.code or (str(words.status) if words.status not in {0, told} else "")
+    is_told = isinstance(reached, str) and _CODE_TOKEN.fullmatch(reached) and reached != name
+    return " ".join(filter(None, [str(told), name, reached if is_told else ""]))
+
+
+def cleaned(text: str) -> str:
+    """An upstream's reason as it may stand in an error of ours: a sentence or two, in plain text.
+
+    "", where it is a page, or names an account, a person or a secret.
+    """
+    if _MARKUP.search(text) or _PRIVATE.search(text):
+        return ""
+    shown = " ".join(_PLACE.sub("[...]", _CONTROL.sub(" ", text)).split())
+    return shown if len(shown) <= REASON_CHARS_MAX else f"{shown[:REASON_CHARS_MAX]} ..."
 
 
 def _number_of(value: Json) -> float | None:
@@ -4315,8 +4615,9 @@ def _judged(
     """What a failure with this status means; `own`: the error, if it is the request's own."""
     action, effect = _verdict_of(status, words)
     error = own
-    if status >= 500:
-        public = "The upstream failed."
+    if status >= 500 or status == NAMELESS:
+        said = cleaned(words.message)
+        public = f"The upstream failed: {said}" if said else ""
         error = PoolerError("upstream_error", public, status, upstream_code=words.code)
     elif effect is Effect.LACKS_MODEL:
         error = lacking_model(words.code)
@@ -4332,8 +4633,6 @@ def _judged(
 def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
     if status in {400, 403, 404, 422} and _is_about_model(words):
         return Action.NEXT, Effect.LACKS_MODEL
-    if status in {401, 402, 403} and _ACCOUNT_CODES.fullmatch(words.code):
-        return Action.NEXT, Effect.REFUSED
     if _POLICY_CODES.fullmatch(words.code) or (status == 429 and is_too_large(words)):
         return Action.RETURN, Effect.NONE
     if status == 400 and _is_about_reasoning(words):
@@ -4356,7 +4655,7 @@ def is_too_large(words: UpstreamWords) -> bool:
 
 
 def _is_about_model(words: UpstreamWords) -> bool:
-    if _NO_MODEL_CODES.fullmatch(words.code):
+    if _MODEL_WORDS.fullmatch(words.code):
         return True
     return words.error.get("param") in (None, "model") and bool(_NO_MODEL.search(words.message))
 
@@ -4394,10 +4693,10 @@ def judge_answer(
 
     `is_reshaped`: a body that is not OpenAI-shaped must not reach the client as it came.
     """
-    value = _parsed(body)
-    words = read_error(value, headers)
-    reason = f"{status} {words.code}".strip()
     content_type = headers.get("content-type", "").lower()
+    value, text = _read_refusal(b"" if "html" in content_type else body)
+    words = read_error(value, headers)
+    reason = _reason(status, words)
     if status < 400:
         error = PoolerError("upstream_invalid_response")
         return Fault(reason, Action.RETURN, Effect.NONE, error)
@@ -4409,23 +4708,42 @@ def judge_answer(
     if _lacks_route(status, value, words):
         error = PoolerError("unsupported_endpoint", status=400)
         return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
-    public = "The upstream refused the request."
-    own = PoolerError("upstream_error", public, status, upstream_code=words.code)
+    own = PoolerError("upstream_error", status=status, upstream_code=words.code)
+    own.public = cleaned(words.message or text) or "The upstream refused the request."
     if is_reshaped and not isinstance(value.get("error"), dict):
         own.public = words.message or own.public
-    elif value and "json" in content_type:
+    elif value and "json" in content_type and not own.is_renamed and _parsed(body):
         own.answer = (body, content_type)
-    return _judged(reason, status, words, own, rest_of(words, unix_now, limits))
+    words = words._replace(message=words.message or text)
+    rest = rest_of(words, unix_now, limits)
+    return _judged(reason, _status_of(status, words), words, own, rest)
+
+
+def _read_refusal(body: bytes) -> tuple[dict[str, Json], str]:
+    """The object in the body of a refusal, or else the text that it is.
+
+    It may be the only one of a list, and what is no UTF-8 is nearly always Latin-1.
+    """
+    raw = body if is_utf8(body) else body.decode("latin-1").encode()
+    start = raw.lstrip()[:1]
+    value = _parsed(b'{"errors":' + raw + b"}") if start == b"[" else _parsed(raw)
+    if value or start in {b"{", b"["}:
+        return value, ""
+    return {}, raw[:MESSAGE_CHARS_MAX].decode("utf-8", "replace").strip().strip('"')
 
 
 def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> Fault | None:
-    """What a failure hidden in a 200, before any content, means; None: the client's own."""
-    words = read_error(failure)
-    status = 404 if _is_about_model(words) else _STATUS_OF_CODE.get(words.code)
-    if status is None or (status == 429 and is_too_large(words)):
+    """What a failure hidden in a 200, before any content, means.
+
+    None: it is the client's own, or nothing of it could be read.
+    """
+    if not failure:
         return None
-    rest = rest_of(words, unix_now, limits)
-    return _judged(f"200 {words.code}", status, words, PoolerError("upstream_error"), rest)
+    words = read_error(failure)
+    status, rest = _status_of(0, words), rest_of(words, unix_now, limits)
+    fault = _judged(_reason(200, words), status, words, _own_failure(words), rest)
+    is_own = fault.action is Action.RETURN and fault.effect is Effect.NONE
+    return None if is_own else fault
 
 
 def failed_answer(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> PoolerError:
@@ -4435,8 +4753,37 @@ def failed_answer(failure: Mapping[str, Json], unix_now: float, limits: Limits) 
     """
     if fault := judge_event(failure, unix_now, limits):
         return fault.error
+    return _own_failure(read_error(failure))
+
+
+def own_fault(failure: Mapping[str, Json], body: bytes = b"") -> Fault:
+    """The fault of a request, told in a 200; `body`: the whole of it, if it is JSON."""
     words = read_error(failure)
-    return PoolerError("upstream_error", words.message, 400, upstream_code=words.code)
+    error = _own_failure(words)
+    if isinstance(_parsed(body).get("error"), dict) and not error.is_renamed:
+        error.answer = (body, "application/json")
+    return Fault(_reason(200, words), Action.RETURN, Effect.NONE, error, is_refusal=True)
+
+
+def _own_failure(words: UpstreamWords) -> PoolerError:
+    """The HTTP error for what a 200 tells that is the request's own fault."""
+    status = words.status if 400 <= words.status < 500 else 400
+    return PoolerError("upstream_error", words.message, status, upstream_code=words.code)
+
+
+def public_error(fault: Fault, failure: Mapping[str, Json]) -> PoolerError | None:
+    """The error that a client is told in the place of what an account's owner is told.
+
+    None: its upstream's words may go to the client, who has been sent some of the answer.
+    """
+    if fault.effect in {Effect.REFUSED, Effect.FORBIDDEN}:
+        return fault.error
+    words = read_error(failure)
+    is_limit = fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED}
+    if not (is_limit and words.message) or cleaned(words.message):
+        return None
+    public = "The account that served this has reached its limit."
+    return PoolerError("upstream_error", public, 429, upstream_code=words.code)
 
 
 class Stage(enum.Enum):
@@ -4660,6 +5007,7 @@ class Health:
     by_model: OrderedDict[str, Rest] = field(default_factory=OrderedDict)  # limits of one each
     families: OrderedDict[str, str] = field(default_factory=OrderedDict)  # of such, by model
     served_at: float = -math.inf
+    forbidden_count: int = 0  # in a row, without a success between
     # What else holds against it, by model or path, or (named "") for all.  Models are named by
     # clients: what they make an account forget is of the same kind.
     blocks: dict[Effect, OrderedDict[str, Block]] = field(
@@ -4684,6 +5032,7 @@ class Health:
 
     def forget(self) -> None:
         """End every cooldown and block, as the operator asks by a reload."""
+        self.forbidden_count = 0
         self.catalogue_until = -math.inf
         for rest in self.rests:
             rest.end()
@@ -4709,6 +5058,7 @@ class Health:
             return
         self.login = digest
         self.catalogue_until = -math.inf
+        self.forbidden_count = 0
         if self.is_refused:
             self.whole.until = 0.0
 
@@ -5104,6 +5454,11 @@ class Roster:
             health.whole.lengthen(math.inf, now, limits.probe_interval_seconds, fault.reason)
         elif fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED}:
             self.note_limit(health, fault, model, now)
+        elif fault.effect is Effect.FORBIDDEN:
+            health.forbidden_count += 1
+            health.block(Effect.DEMOTED, "", now + limits.demotion_seconds, fault.reason)
+            if health.forbidden_count >= FORBIDDEN_MAX:
+                health.whole.lengthen(math.inf, now, limits.probe_interval_seconds, fault.reason)
 
     def note_limit(self, health: Health, fault: Fault, model: str, now: float) -> None:
         """Let an account rest, or what a limit is of: until its reset, or as long as is usual."""
@@ -5175,6 +5530,7 @@ class Roster:
             if lease.began_at > rest.said_at:
                 rest.until = 0.0
         lease.health.blocks[Effect.DEMOTED].clear()
+        lease.health.forbidden_count = 0
 
     def note_served(self, call: Call, account: Account, now: float) -> None:
         """Pin the session to the account that serves it, or move the pin there."""
@@ -8370,6 +8726,8 @@ class Attempt:
     is_at_end: bool = False
     end: EventKind | None = None  # of those passed on, the latest that ends a stream
     limit_words: LimitWords = NO_LIMIT_WORDS  # what it has said of its account's limits so far
+    is_blank: bool = True  # nothing has come yet that could tell events from JSON
+    whole: bytearray | None = None  # of the answer that came instead of events
 
     def __post_init__(self) -> None:
         self.account = self.endpoint.account
@@ -8534,9 +8892,10 @@ class Attempt:
         self.note_answer()
 
     def note_answer(self) -> None:
-        """Note what an answer in one piece tells.  Raises: BadSyntax, where it is no JSON.
+        """Note what an answer in one piece tells, if it is no error in the guise of a success.
 
         Where to read it would take long it is handed on unread, and nothing is known of it.
+        Raises: BadSyntax, where it is no JSON; UpstreamFailed.
         """
         value: Json = None
         if len(self.body) <= UNARY_READ_BYTES_MAX:
@@ -8547,8 +8906,22 @@ class Attempt:
             except BadSyntax:
                 pass
         told = _object(value)
+        if is_error(told):
+            self.refuse_answer(told)
         self.scanner.response = _picked(told, RESPONSE_FIELDS)  # the rest may be large
         self.scanner.usage = read_usage(told.get("usage"))
+
+    def refuse_answer(self, told: Mapping[str, Json]) -> None:
+        """Raises: UpstreamFailed, unless it is a response that failed, by the request's own fault.
+
+        That is how an API tells of it; the client is handed it as it came.
+        """
+        unix_now, limits = self.exchange.server.unix_now(), self.exchange.limits
+        failure = failure_of(told)
+        if fault := judge_event(failure, unix_now, limits):
+            raise UpstreamFailed(fault)
+        if told.get("object") != "response" or self.is_streamed:
+            raise UpstreamFailed(own_fault(failure, b"" if self.translator else self.body))
 
     async def read_refusal(self, deadline: float) -> Fault:
         """What an answer other than 2xx means.
@@ -8618,7 +8991,7 @@ class Attempt:
 
         Raises: BadSyntax, where one event is too large; PoolerError (pool_busy).
         """
-        exchange, pending = self.exchange, self.scanner.bytes_pending
+        exchange, pending = self.exchange, self.scanner.bytes_pending + len(self.whole or b"")
         kept = 0 if self.translator is None else self.translator.bytes_kept
         more = pending + held_back + kept - exchange.answer_held
         if not more:  # as after nearly every event
@@ -8642,7 +9015,7 @@ class Attempt:
 
         News of a quota is noted.  Raises: BadSyntax.
         """
-        events = self.scanner.feed(received, is_end=not received)
+        events = self.scanner.feed(self.as_events(received), is_end=not received)
         self.is_at_end = not received or self.connection.is_over(self.scanner)
         self.count_held()
         if count := sum(kind is not EventKind.IDLE for kind, _ in events):
@@ -8654,10 +9027,49 @@ class Attempt:
             )
         if self.translator is None and not self.account.is_codex:
             self.scanner.take_values()
-            return b"".join([event for kind, event in events if self.may_pass(kind)])
+            return self.joined([pair for pair in events if self.may_pass(pair[0])])
         pairs = zip(events, self.scanner.take_values(), strict=True)
-        shown = b"".join([self.shown(kind, event, value) for (kind, event), value in pairs])
-        return shown if self.call.is_stream else b""
+        told = [(kind, self.shown(kind, event, value)) for (kind, event), value in pairs]
+        return self.joined(told) if self.call.is_stream else b""
+
+    def joined(self, told: Iterable[tuple[EventKind, bytes]]) -> bytes:
+        """The events, and ours in the place of one that is not for clients."""
+        if self.scanner.failure is None:
+            return b"".join([event for _, event in told])
+        return b"".join(itertools.starmap(self.masked, told))
+
+    def masked(self, kind: EventKind, event: bytes) -> bytes:
+        """An event that is told, or one of ours: an account's own trouble is not for clients."""
+        fault = self.judge_failure() if kind is EventKind.FAILURE and event else None
+        error = None if fault is None else public_error(fault, self.scanner.failure or {})
+        if error is None:
+            return event
+        request_id, kind_told = self.exchange.record.request_id, self.call.kind
+        is_numbered = b'"sequence_number"' in event
+        return self.scanner.failure_event(error, request_id, kind_told, is_instead=is_numbered)
+
+    def as_events(self, received: bytes) -> bytes:
+        """What was received; where it is an answer in one piece, at its end, the events of that.
+
+        Raises: BadSyntax, where it is neither; UpstreamFailed, where it is an error and the
+        client has been sent nothing yet.
+        """
+        if self.is_blank and (start := received.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1]):
+            self.is_blank = False
+            self.whole = bytearray() if start in {b"{", b"["} else None
+        if self.whole is None:
+            return received
+        self.whole += received
+        if len(self.whole) > WRITTEN_BYTES_MAX:
+            raise BadSyntax("answer too large")
+        if received:
+            return b""
+        self.body, self.whole = bytes(self.whole), bytearray()
+        value = load_object(self.body, WHOLE_MEMBERS_MAX)
+        if is_error(value) and not self.exchange.is_started:
+            self.refuse_answer(value)
+        self.body = b""
+        return events_of(value, self.scanner.kind)
 
     def may_pass(self, kind: EventKind) -> bool:
         """Whether the client may see the next event: after one terminal event only `[DONE]`."""
@@ -8977,7 +9389,8 @@ async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt
 
 
 _NOT_BEGUN: Final = frozenset({
-    Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED, Effect.LACKS_MODEL, Effect.LACKS_ROUTE
+    Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED, Effect.FORBIDDEN, Effect.LACKS_MODEL,
+    Effect.LACKS_ROUTE,
 })  # fmt: skip
 
 
@@ -9328,8 +9741,8 @@ class UpstreamSocket(UpstreamConnection):
                 raise BadSyntax("event too large")
             name = self.type
         value = _parsed(self.first[-1]) if name == "error" else {}
-        status = value.get("status") or value.get("status_code")
-        if not (isinstance(status, int) and 400 <= status < 600):
+        status = read_error(value).status
+        if not status:
             return ResponseHead(200, NO_FIELDS, NO_BODY, keeps_alive=True)
         given = _object(value.get("headers")).items()
         headers = {field.lower(): text for field, text in given if isinstance(text, str)}

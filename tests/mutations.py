@@ -26,6 +26,7 @@ from tests import (
 )
 from tests.mutation import Mutation
 from tests.mutations_network import NETWORK
+from tests.mutations_of_verdicts import VERDICTS
 
 ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
@@ -315,8 +316,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "with_alias(kind, asked, alias)", "{**with_alias(kind, asked, alias), **asked}",
       "stream_is_exact::an_alias_changes_the_value_of_model_alone"),
     M("words_not_cut", "An upstream's words are cut before they are searched.",
-      "UpstreamWords(code, message[:MESSAGE_CHARS_MAX], error, headers)",
-      "UpstreamWords(code, message, error, headers)",
+      'next(filter(None, said), "")[:MESSAGE_CHARS_MAX]', 'next(filter(None, said), "")',
       "upstream_json::an_upstream_s_words_are_cut"),
     M("duplicate_keys", "No key stands twice.",
       "        object_pairs_hook=_once,\n", "", _JSON),
@@ -582,7 +582,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "    if True:\n        os.set_blocking(descriptor, True)\n        with os.fdopen",
       "nothing_blocks::a_pipe_in_the_place_of_a_file_stops_no_running_server"),
     M("code_of_ours", "An upstream that fails does not speak in the pooler's name.",
-      "is_ours = self.status >= 500 and self.upstream_code in ERRORS", "is_ours = False",
+      "return meaning > 0 and (", "return False and (",
       "hostile_answers::an_upstream_that_fails_does_not_speak_in_the_poolers_name"),
     M("codes_without_end", "An upstream's codes are counted within a bound.",
       "        if len(known) < UPSTREAM_CODES_MAX:\n", "        if True:\n",
@@ -623,6 +623,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     *(Mutation(*row) for row in mutations_of_requests.REQUESTS),
     *(Mutation(*row) for row in mistakes_in_answers.ROWS),
     *(Mutation(*row) for row in mutations_of_accounts.ROWS),
+    *(Mutation(*row) for row in VERDICTS),
 )
 # fmt: on
 

@@ -70,7 +70,10 @@ TOKEN_PATH: Final = "/oauth/token"
 # Answers that say "not executed" (contract §6.2); after any other nothing is sent again.
 REPEATABLE: Final = frozenset({401, 402, 403, 429, 500, 502, 503, 520, 521, 529})
 FINAL: Final = frozenset({400, 404, 408, 413, 422, 504, 522, 524})
-REPEATABLE_CODES: Final = ("server_is_overloaded", "rate_limit_exceeded", "usage_limit_reached")
+REPEATABLE_CODES: Final = (
+    "server_is_overloaded", "rate_limit_exceeded", "usage_limit_reached", "token_invalidated",
+    "account_deactivated", 429,
+)  # fmt: skip
 
 
 ################################################################

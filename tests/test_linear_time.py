@@ -139,6 +139,9 @@ CONFIGURED: Final = make_config(describe("a"))
 POOL: Final = CONFIGURED.pools["home"]
 CALL: Final = pooler.read_call(CallKind.CHAT, {"model": "m1"}, {}, POOL, POOL.keys[0])
 # By name, whatever it is annotated with: several, if each is to be tried.
+FAULT: Final = pooler.Fault(
+    "x", pooler.Action.NEXT, pooler.Effect.LIMITED, pooler.PoolerError("upstream_error")
+)
 FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "limits": (LIMITS,), "now": (1.0,), "unix_now": (1.0,), "status": (400, 429), "pool": (POOL,),
     "key": (POOL.keys[0],), "call": (CALL,), "account": (POOL.accounts[0],), "model": ("m1",),
@@ -154,6 +157,7 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "request_id": ("r",), "timer": ("x",), "start_line": ("x",), "width": (80,), "digest": (b"",),
     "member_count": (1,), "repeatable": (("content-length", "a"),),
     "is_codex": (False, True), "alias": (pooler.Alias("m", "low", "flex"),),
+    "fault": (FAULT,),
     "tried": ((),), "template": ("{a}",), "place": ("",), "at": (1.0,), "session": (None,),
 }  # fmt: skip
 OF_KIND: Final[Mapping[str, tuple[Any, ...]]] = {

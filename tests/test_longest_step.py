@@ -101,10 +101,14 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_LOOSE_SIZE", "_LOOSE_SIZE_PART"), PIECE),
     **dict.fromkeys(("_CHUNK_SIZE", "_CHUNK_SIZE_PART", "_EVENT_END", "_EVENT_END_AT_EOF"), PIECE),
     **dict.fromkeys(("_TYPE_FIRST", "_NUMBER", "_CHAT_CONTENT", "_CHAT_NOTABLE"), EVENT),
-    **dict.fromkeys(("_CODE_TOKEN", "_FAMILY"), EVENT),
+    **dict.fromkeys(("_CODE_TOKEN", "_FAMILY", "_FAILED_STATUS"), EVENT),
     **dict.fromkeys(
-        ("_ACCOUNT_CODES", "_POLICY_CODES", "_NO_MODEL_CODES", "_NO_ROUTE_CODES"), 80
+        ("_POLICY_CODES", "_CAMEL", "_NO_ROUTE_CODES"), 80
     ),  # of what `_CODE_TOKEN` took
+    **dict.fromkeys(("_CREDENTIAL_WORDS", "_ACCOUNT_WORDS", "_LIMIT_WORDS", "_DENIAL_WORDS"), 80),
+    **dict.fromkeys(("_MODEL_WORDS", "_FAILURE_WORDS", "_OVERLOAD_WORDS", "_TIMEOUT_WORDS"), 80),
+    **dict.fromkeys(("_THROTTLED", "_MARKUP"), pooler.MESSAGE_CHARS_MAX),
+    **dict.fromkeys(("_CONTROL", "_PRIVATE", "_PLACE"), pooler.MESSAGE_CHARS_MAX),
     **dict.fromkeys(("_UNREADABLE", "_ASKED", "_NO_MODEL"), pooler.MESSAGE_CHARS_MAX),
     **dict.fromkeys(("_RETRY_HINT", "_SPAN", "_NO_ROUTE"), pooler.MESSAGE_CHARS_MAX),
     "_EVENT_END_WITHOUT_CR": PIECE,  # of blank lines; a longer event has none
