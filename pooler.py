@@ -7175,7 +7175,8 @@ def final_error(
         may_go_on = fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED}
     is_left = bool(roster.ranked(call, tried, now))
     is_committed = exchange.is_started  # by a long silence
-    if may_go_on and is_left and len(tried) < exchange.limits.attempts_max and not is_committed:
+    may_go_on &= not is_committed
+    if may_go_on and is_left and len(tried) < exchange.limits.attempts_max:
         return None
     # A lack that others may make up for is told only when nobody is left to ask.
     is_lack = is_left and fault.effect is Effect.LACKS_MODEL
