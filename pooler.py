@@ -203,6 +203,7 @@ ERROR_BODY_BYTES_MAX: Final = MIB
 ERROR_BODY_SECONDS_MAX: Final = 10.0
 EARLY_ANSWER_SECONDS_MAX: Final = 1.0  # an answer before the end of our request
 CONNECTS_MAX: Final = 2  # that one request has fail at one host, each of which may take seconds
+SILENCE_SECONDS_MAX: Final = 45.0  # then a stream's client gets its 200: proxies cut from 50 s on
 RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to
 # To accounts with an API key: LiteLLM drops what a client asks whose name begins with "codex".
 API_AGENT: Final = f"pooler/{VERSION}"
@@ -8641,12 +8642,15 @@ class Exchange:
         self.is_whole = is_last
 
     async def cut(self, error: PoolerError) -> None:
-        """End what a bug has left open: a stream with one terminal event.  Raises: ClientGone."""
+        """End what has been begun: a stream with one terminal event.  Raises: ClientGone."""
         self.closes = True
         self.record.code = error.record_code
         if self.is_whole or self.call is None or self.record.transport == "http":
             return
         kind = self.call.kind
+        if error.answer is not None:  # an upstream's body, which is no event
+            said = read_error(_parsed(error.answer[0]))
+            error = dataclasses.replace(error, answer=None, public=said.message)
         last = EventScanner(kind).failure_event(error, self.record.request_id, kind)
         await self.send_events(b"" if self.is_told else last, is_last=True)
 
@@ -8869,7 +8873,7 @@ class Attempt:
         if self.is_streamed:
             exchange.timer = "first_event_seconds_max"
             deadline = self.event_deadline = now + self.account.first_event_seconds
-        head = await exchange.bounded(deadline, connection.read_head, limits)
+        head = await self.await_head(deadline)
         exchange.stage = Stage.BODY
         self.status, self.headers = head.status, head.headers
         if self.account.is_codex:
@@ -8890,6 +8894,31 @@ class Attempt:
         is_here = connection.holds(head.framing)
         self.body = await (read() if is_here else exchange.bounded(deadline, read))
         self.note_answer()
+
+    async def await_head(self, deadline: float) -> ResponseHead:
+        """The head of the answer; in a long silence a stream's client is told that we live.
+
+        From then on it has its 200, so whatever comes later is told in its stream.
+        Raises: TRANSPORT_ERRORS, PoolerError (server_stopping), ClientGone.
+        """
+        exchange, limits = self.exchange, self.exchange.limits
+        is_stream = self.call.is_stream
+        tell_at = trio.current_time() + SILENCE_SECONDS_MAX if is_stream else math.inf
+        while True:
+            until = min(deadline, tell_at)
+            with contextlib.suppress(DeadlinePassed):
+                return await exchange.bounded(until, self.connection.read_head, limits)
+            if until >= deadline:
+                raise DeadlinePassed
+
+            if not (exchange.is_started or self.call.is_socket):  # there an error is a message
+                await self.start_events([])
+            await exchange.connection.send(self.comment(), limits)
+            tell_at = trio.current_time() + limits.comment_seconds
+
+    def comment(self) -> bytes:
+        """What a stream's client gets in silence."""
+        return self.exchange.framed(NATIVE_COMMENT if self.call.is_native else COMMENT)
 
     def note_answer(self) -> None:
         """Note what an answer in one piece tells, if it is no error in the guise of a success.
@@ -9166,7 +9195,8 @@ class Attempt:
         """
         exchange, call, scanner = self.exchange, self.call, self.scanner
         is_failed = scanner.failure is not None and not scanner.has_content
-        if call.is_stream and not (is_failed and self.translator and call.kind is CallKind.CHAT):
+        is_told_whole = is_failed and self.translator and call.kind is CallKind.CHAT
+        if exchange.is_started or (call.is_stream and not is_told_whole):
             await self.start_events(headers)
         exchange.is_told = scanner.terminal is not None
         trouble = await self.relay_on()
@@ -9204,7 +9234,12 @@ class Attempt:
         return body
 
     async def start_events(self, headers: list[Field]) -> None:
-        """Commit: the head of a stream, and what has been held."""
+        """Commit: the head of a stream, if it has not been sent, and what has been held."""
+        if self.exchange.is_started:
+            await self.exchange.send_events(self.take_body())
+            self.comment_seconds = self.exchange.limits.comment_seconds
+            return
+
         if "event-stream" not in (dict(headers).get("content-type", "")):
             headers = [pair for pair in headers if pair[0] != "content-type"]
             headers.append(("content-type", "text/event-stream; charset=utf-8"))
@@ -9234,7 +9269,7 @@ class Attempt:
         Raises: TRANSPORT_ERRORS, PoolerError (server_stopping), ClientGone.
         """
         exchange = self.exchange
-        comment = exchange.framed(NATIVE_COMMENT if self.call.is_native else COMMENT)
+        comment = self.comment()
         self.comment_at = trio.current_time() + self.comment_seconds
         end_at = math.inf
         while not self.is_at_end:
@@ -9405,6 +9440,8 @@ def final_error(
     passed_over = [*tried, *exchange.out_of_reach]
     is_left = bool(roster.ranked(call, passed_over, now))
     is_left |= roster.returns_at(call, passed_over, now) < math.inf
+    is_committed = exchange.is_started  # by a long silence
+    may_go_on &= not is_committed
     if may_go_on and is_left and len(exchange.record.attempts) < exchange.limits.attempts_max:
         return None
     # What others may make up for is told only when nobody is left to ask.

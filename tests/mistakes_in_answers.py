@@ -48,5 +48,12 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("no_ping", "A client that is idle is asked whether it is there.",
      "            self.start(self.frames.ping)\n", "            pass\n",
      "websocket_pings::an_idle_client_is_asked_every_30_seconds"),
+    ("silent_head", "A stream's client hears of us before its upstream does speak.",
+     "tell_at = trio.current_time() + SILENCE_SECONDS_MAX if is_stream else math.inf",
+     "tell_at = math.inf",
+     "long_silence::the_head_and_comments_come_before_the_upstreams_head"),
+    ("committed_elsewhere", "Who has its head is not served by somebody else.",
+     "is_committed = exchange.is_started", "is_committed = False",
+     "long_silence::what_comes_later_is_told_in_the_stream"),
 )
 # fmt: on

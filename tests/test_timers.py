@@ -161,9 +161,12 @@ async def test_a_silent_upstream_is_given_up_in_time(
     seconds, timer = told
     async with asking(script, raw, **described) as (world, client):
         response = await client.read_response()
-        assert (response.status, trio.current_time()) == (504, seconds)
-        assert response.error["code"] == "upstream_timeout"
-        assert timer in response.error["message"]
+        is_told = seconds > 45 and b'"stream": true' in raw  # in a stream that has begun
+        assert (response.status, trio.current_time()) == (200 if is_told else 504, seconds)
+        value = json.loads(response.body.rpartition(b"data: ")[2]) if is_told else response.json()
+        error = value.get("error") or value["response"]["error"]
+        assert error["code"] == "upstream_timeout"
+        assert timer in error["message"]
         await world.settle()
         assert world.upstreams["a"].lines[0].closed_at == seconds
         assert world.upstreams["b"].asked == []  # the first may be working on it
@@ -201,10 +204,10 @@ async def test_a_slow_connect_is_not_cut_short(world: World) -> None:
 
 async def test_the_clocks_of_two_attempts_are_not_added_up(autojump_clock: MockClock) -> None:
     async with opened_world(describe("ab", pool={"routing": "in_order"})) as world:
-        world.upstreams["a"].plays([Pause(100), *json_answer({}, 500)])
+        world.upstreams["a"].plays([Pause(44), *json_answer({}, 500)])
         world.upstreams["b"].plays([Pause(100), *sse_answer(EVENTS)])
         response = await world.ask(ask_responses())
-        assert (response.status, response.ended_at) == (200, 200)
+        assert (response.status, response.ended_at) == (200, 144)
 
 
 ################################################################
