@@ -1120,10 +1120,10 @@ def _served(value: Json) -> dict[str, str]:
 
 
 # What clients ask for, and so stands behind a base URL, never in it.
-_ROUTES_OF_APIS: Final = re.compile(
-    r".*?(/(?:responses(?:/compact)?|chat(?:/completions)?|completions|models|embeddings|messages))"
-    r"/?"
-)
+_ROUTES_OF_APIS: Final = (
+    "/responses/compact", "/responses", "/chat/completions", "/completions", "/chat", "/models",
+    "/embeddings", "/messages",
+)  # fmt: skip
 
 
 def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
@@ -1133,8 +1133,10 @@ def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
         raise ValueError(f"must look like {example}")
     is_tls = match[1] == "https"
     port = int(match[3] or (443 if is_tls else 80))
-    if route := _ROUTES_OF_APIS.fullmatch(match[4] or ""):
-        raise ValueError(f"must end before {route[1]}, which is added to it")
+    path = (match[4] or "").rstrip("/")
+    for route in _ROUTES_OF_APIS:
+        if path.endswith(route):
+            raise ValueError(f"must end before {route}, which is added to it")
     return BaseUrl(is_tls, match[2].strip("[]"), port, (match[4] or "").rstrip("/"))
 
 
@@ -1591,16 +1593,19 @@ def _object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 _FIELD_NAMES: Final = frozenset().union(_TOP, _POOL, _ACCOUNT, _KEY, _LIMITS)
 # What stands where the text stops being JSON, and what it is; the first that fits.
-_MISTAKES: Final = tuple((re.compile(pattern), words) for pattern, words in (
-    (r"//|/\*|#", "a comment; JSON has none"),
-    (r",?\s*[}\]]", "a comma before a closing bracket; the last member has none behind it"),
-    (r"[\u2018\u2019\u201c\u201d]", 'a typographic quote; JSON takes " only'),
-    (r"'", 'a single quote; JSON takes " only'),
-    (r"(?:True|False|None)\b", "JSON writes true, false and null in small letters"),
-    (r",", "a comma too many"),
-    (r'"|\{|\[|[-\w]', "something is missing before this: a comma, a colon or a quote"),
-    (r"$", "it ends too early; a bracket or a quote is not closed"),
-))  # fmt: skip
+_COMMENTS: Final = ("//", "/*", "#")
+_LAST_COMMAS: Final = (",}", ",]")
+_MISTAKES: Final = (
+    (_COMMENTS, "a comment; JSON has none"),
+    (
+        (*_LAST_COMMAS, "}", "]"),
+        "a comma before a closing bracket; the last member has none behind it",
+    ),
+    (("\u2018", "\u2019", "\u201c", "\u201d"), 'a typographic quote; JSON takes " only'),
+    (("'",), 'a single quote; JSON takes " only'),
+    (("True", "False", "None"), "JSON writes true, false and null in small letters"),
+    ((",",), "a comma too many"),
+)
 _MESSAGES: Final = {
     "Extra data": "more after its end",
     "Unterminated string starting at": "a string that is not closed",
@@ -1620,10 +1625,14 @@ def describe_bad_json(text: str, place: int, message: str) -> str:
     before = text[:place].rstrip()
     if before.endswith(",") and text[place : place + 1] in {"}", "]"}:
         place = len(before) - 1  # Python before 3.13 tells of the bracket
-    mistakes = (words for pattern, words in _MISTAKES if pattern.match(text, place))
+    rest = text[place : place + 1] + text[place + 1 :].lstrip()[:SHOWN_CHARS_MAX]
+    mistakes = (words for beginnings, words in _MISTAKES if rest.startswith(beginnings))
     named = message.partition(": ")[0]
-    is_plain = re.match(r"//|/\*|#|,\s*[}\]]", text[place:])
-    words = next(mistakes, "this is not JSON")
+    is_plain = rest.startswith((*_COMMENTS, *_LAST_COMMAS))
+    other = "something is missing before this: a comma, a colon or a quote"
+    words = next(
+        mistakes, other if rest else "it ends too early; a bracket or a quote is not closed"
+    )
     if named in _MESSAGES and not is_plain:
         words = _MESSAGES[named]
 
@@ -8321,7 +8330,7 @@ class Shared:
                 if problem != login.told:
                     self.log("warning", "login", {"account": login.name, "problem": problem})
             login.told = fresh.problem or login.told
-            if fresh.credentials is None:
+            if fresh.credentials is None and fresh.problem:
                 unusable.add(login.name)
         for pool in self.config.pools.values():
             waiting = [account for account in pool.accounts if not account.paused]
