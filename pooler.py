@@ -233,6 +233,9 @@ RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when 
 LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
 LOCK_TRIES_MAX: Final = 20  # by who only looks whether it can be locked
 ROOM_SPARE_BYTES: Final = 4 * KIB  # by which a renewed login may be longer than the one before
+CHANGES_TOLD_MAX: Final = 100  # of a reload, in one line of the log
+DOUBTED_CHARS_MAX: Final = 512  # of a secret: a longer one is no placeholder
+SHOWN_CHARS_MAX: Final = 60  # of a line that is no JSON, before and behind the place
 TOKEN_SECONDS_MIN: Final = HOUR  # for which a token is good that was just issued
 CLOCK_LEAD_SECONDS_MIN: Final = 60.0  # less is the way of an answer, or a clock that is well kept
 RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
@@ -827,6 +830,40 @@ class Routing(enum.StrEnum):
     FAILOVER = "failover"
 
 
+# What a program other than this one would fill in, or a person should have.
+_VARIABLE: Final = re.compile(
+    r"\$(?:env:)?[A-Za-z_]\w*|%[A-Za-z_]\w*%|.*(?:\$\{|\$\(|\{\{|\{env[:.]).*|"
+    r"(?i:env|environ|file|op|vault|ssm|keyring|keychain|doppler|secret):[^\s]+|"
+    r"!?(?i:env|getenv|file)[ (].*|"
+    r"(?:os\.environ|os\.getenv|process\.env|import\.meta\.env|secrets\.|ENV\[)[^\s]*|"
+    r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET|PASSWORD)",
+)
+_ASSIGNMENT: Final = re.compile(r"(?:export +|set +)?[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+ *=.*")
+_PLACEHOLDER: Final = re.compile(
+    r"<.*|\[.*\]|.*(?:\.{3}|…|\*{3}|x{6}|X{6}).*|"
+    r"(?i:(?:[a-z]{2,6}[-_])?(?:your.*(?:key|token|secret|password|here).*|"
+    r"(?:insert|enter|paste|put|replace|change|add)[-_ ]?"
+    r"(?:me|this|it|with|your|my|api|key|secret|token|real)(?:[-_ ].*)?))|"
+    r"(?i:.*[-_ ]here|todo|tbd|fixme|placeholder|changeit)",
+)
+_QUOTES: Final = ("'", '"', "`", "\u2018", "\u2019", "\u201c", "\u201d")
+
+
+def doubt_of_secret(secret: str) -> str:
+    """Why a text cannot be a secret that somebody means, or ""."""
+    if len(secret) > DOUBTED_CHARS_MAX:
+        return ""
+    if secret.startswith(_QUOTES) or secret.endswith(_QUOTES):
+        return "still has its quotes"
+    if _ASSIGNMENT.fullmatch(secret):
+        return "a line of an environment file, with the name before its value"
+    if _VARIABLE.fullmatch(secret):
+        return "a variable that nobody fills in here"
+    if re.match(r"(?i:bearer|basic|authorization:) ", secret):
+        return "has a scheme before it, which does not belong to the key"
+    return "a placeholder" if _PLACEHOLDER.fullmatch(secret) else ""
+
+
 class BaseUrl(NamedTuple):
     """Where an account's upstream is; `path` has no slash at its end."""
 
@@ -861,7 +898,8 @@ DEFAULT_LISTEN: Final = (
 )
 RENEWAL_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")
 RENEWAL_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own
-_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+NAME_CHARS_MAX: Final = 64
+_NAME: Final = rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME_CHARS_MAX - 1}}}"
 _MODEL: Final = rf"[\x21-\x7e]{{1,{MODEL_CHARS_MAX}}}"
 # A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
 _LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
@@ -934,13 +972,31 @@ def _members(
     value: Json, pattern: str = _NAME, what: str = "made of letters, digits and _.-"
 ) -> dict[str, Json]:
     named = _typed(value, dict)
-    if not all(re.fullmatch(pattern, name) for name in named):
-        raise ValueError(f"has a name that is not {what}")
+    wrong = [name for name in named if not re.fullmatch(pattern, name)]
+    if wrong:
+        raise ValueError(*(_name_problem(name, what) for name in wrong))
     return named
+
+
+def _name_problem(name: str, what: str) -> str:
+    """What is wrong with the name of a member, behind the path to it."""
+    shown = name if len(name) <= NAME_CHARS_MAX else f"{name[:NAME_CHARS_MAX]}…"
+    if len(name) > NAME_CHARS_MAX:
+        return f".{shown}: the name has {len(name)} characters; at most {NAME_CHARS_MAX} are taken"
+    if name and not name[0].isalnum() and re.fullmatch(_NAME, f"a{name[:-1]}"):
+        return f".{shown}: the name must begin with a letter or digit"
+    return f".{shown}: the name is not {what}" if name else ": a name is empty"
 
 
 def _routing(value: Json) -> Routing:
     return Routing(_string(value, "|".join(Routing), f"one of {', '.join(Routing)}"))
+
+
+# What clients ask for, and so stands behind a base URL, never in it.
+_ROUTES_OF_APIS: Final = (
+    "/responses/compact", "/responses", "/chat/completions", "/completions", "/chat", "/models",
+    "/embeddings", "/messages",
+)  # fmt: skip
 
 
 def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
@@ -950,6 +1006,10 @@ def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
         raise ValueError(f"must look like {example}")
     is_tls = match[1] == "https"
     port = int(match[3] or (443 if is_tls else 80))
+    path = (match[4] or "").rstrip("/")
+    for route in _ROUTES_OF_APIS:
+        if path.endswith(route):
+            raise ValueError(f"must end before {route}, which is added to it")
     return BaseUrl(is_tls, match[2].strip("[]"), port, (match[4] or "").rstrip("/"))
 
 
@@ -981,12 +1041,19 @@ def _expiry(value: Json) -> float:
         raise ValueError(f"must be {what}") from None
 
 
+def _path(value: Json) -> str:
+    text = _string(value, "[^\x00~][^\x00]*", "a path, without ~ before it")
+    if re.search(r"\$\w|\$[{(]|\{|<|%\w+%", text):
+        raise ValueError("must be a path; no variable is filled in here")
+    return text
+
+
 # The check of each field that an object may have, and what it is told besides.
 Spec = Mapping[str, tuple[Any, ...]]
 _REQUIRED: Final = {"accounts", "pools", "type", "key"}
 _Models = Annotated[tuple[str, ...] | None, _array, _string, _MODEL, "a model name"]
 _Hosts = Annotated[frozenset[str] | None, _array, _string, _HOST_NAME, "a host name without a port"]
-_Path = Annotated[str | None, _string, "[^\x00~][^\x00]*", "a path, without ~ before it"]
+_Path = Annotated[str | None, _path]
 
 
 # Fields are called as in pools.json; what may stand there has its check in its type.
@@ -1006,6 +1073,7 @@ class Account:
     first_event_seconds: Annotated[float, _number, 0.1, HOUR, int, float]
     ca_file: _Path = None
     websocket: Annotated[bool, _typed, bool]
+    source: str = ""  # where the API key was given: literal, env, file
     identity: bytes = b""  # digest of where its requests go, as whom, and what is trusted there
 
     @property
@@ -1100,9 +1168,11 @@ class _Loader:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     owners: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
+    refused: set[str] = field(default_factory=set)  # paths that have a problem already
 
     def refuse(self, path: str, problem: str) -> None:
-        shown = path + ("" if problem.startswith("[") else ": ") + problem
+        self.refused.add(path)
+        shown = path + ("" if problem.startswith(("[", ".", ":")) else ": ") + problem
         self.problems.append("".join(one if one.isprintable() else "?" for one in shown))
 
     @contextlib.contextmanager
@@ -1126,9 +1196,13 @@ class _Loader:
                     check, *rest = spec[name]
                     found[name] = check(content, *rest)
             for name in _REQUIRED & spec.keys():
-                if not value.get(name):
-                    self.refuse(prefix + name, "is needed, and not empty")
+                self.need(value, prefix, name)
         return found
+
+    def need(self, value: Json, prefix: str, name: str) -> None:
+        """Refuse an object that lacks a field, unless what is wrong with it is told already."""
+        if not value.get(name) and prefix + name not in self.refused:
+            self.refuse(prefix + name, "is needed, and not empty")
 
     def claim(self, what: str | bytes, path: str, problem: str) -> None:
         """Raises: ValueError, where another place has it."""
@@ -1161,6 +1235,9 @@ class _Loader:
             raise ValueError(f"a placeholder; run `{command}` and paste the line it prints")
         else:
             secret, source = self.secret(text)
+            if doubt := doubt_of_secret(secret):
+                told = f"run `{command}` and paste the line it prints, or write {{env:NAME}}"
+                raise ValueError(f"{doubt}; {told}")
             is_hash = secret.lower().startswith("sha256:")  # it must never be a password
             if is_hash or not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
                 wanted = f"at least {SECRET_CHARS_MIN} visible ASCII characters"
@@ -1174,8 +1251,8 @@ class _Loader:
         found = self.read(path, value, _ACCOUNT)
         kind = found.pop("type", None)
         needed, foreign, base_url = _TYPES[kind or "openai"]
-        if kind and not value.get(needed):
-            self.refuse(f"{path}.{needed}", "is needed, and not empty")
+        if kind:
+            self.need(value, f"{path}.", needed)
         if kind and foreign in value:
             self.refuse(f"{path}.{foreign}", f"does not belong to type {kind!r}")
         url = found.setdefault("base_url", base_url)
@@ -1185,15 +1262,7 @@ class _Loader:
         found.setdefault("websocket", kind == "codex" or url.host == "api.openai.com")
         found.setdefault("concurrent", limits.account_streams_max)
         found.setdefault("first_event_seconds", limits.first_event_seconds_max)
-        text = found.get("api_key", "none")
-        found["api_key"] = Secret("")
-        with self.at(f"{path}.api_key"):
-            if "<" in text or text.startswith("sha256:"):
-                raise ValueError("must be the real key, {env:NAME} or {file:PATH}")
-            secret, _ = self.secret(text)
-            if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
-                raise ValueError('must be visible ASCII; for an upstream without keys write "none"')
-            found["api_key"] = Secret(secret)
+        found |= self.api_key(f"{path}.api_key", found.get("api_key"))
         if "auth_file" in found:
             file = posixpath.normpath(
                 posixpath.join(posixpath.dirname(self.source), found["auth_file"])
@@ -1206,10 +1275,28 @@ class _Loader:
         identity = hashlib.sha256(repr((place, files)).encode()).digest()
         return Account(name=name, identity=identity, **found)
 
+    def api_key(self, path: str, text: str | None) -> dict[str, Any]:
+        """The key for an upstream, and its source."""
+        found: dict[str, Any] = {"api_key": Secret(""), "source": ""}
+        if not text:
+            return found
+        with self.at(path):
+            if "<" in text or text.startswith("sha256:"):
+                raise ValueError("must be the real key, {env:NAME} or {file:PATH}")
+            secret, source = self.secret(text)
+            if doubt := doubt_of_secret(secret):
+                raise ValueError(f"{doubt}; must be the real key, {{env:NAME}} or {{file:PATH}}")
+            if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
+                raise ValueError('must be visible ASCII; for an upstream without keys write "none"')
+            found |= {"api_key": Secret(secret), "source": source}
+        return found
+
     def key(self, pool: str, name: str, value: Json, limits: Limits) -> Key:
         path = f"pools.{pool}.keys.{name}"
         is_bare = isinstance(value, str)
         found = self.read(path, {"key": value} if is_bare else value, _KEY)
+        if is_bare and not value:  # read as an object, it lacks the field that it is
+            self.problems = [one.replace(f"{path}.key: ", f"{path}: ") for one in self.problems]
         found.setdefault("concurrent", limits.key_streams_max)
         if text := found.pop("key", ""):
             place = path if is_bare else f"{path}.key"
@@ -1220,18 +1307,23 @@ class _Loader:
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account], limits: Limits) -> Pool:
         path = f"pools.{name}"
         found = self.read(path, value, _POOL)
-        members, models = found.get("accounts", ()), found.get("models")
-        for index, member in enumerate(members):
-            if accounts and member not in accounts:  # with none, that alone is what is wrong
+        members, models = _texts(_object(value).get("accounts")), _object(value).get("models")
+        is_known = bool(accounts) and "accounts" not in self.refused  # else that is what is wrong
+        for index, member in members:
+            if is_known and member not in accounts:
                 hint = _did_you_mean(member, accounts)
                 self.refuse(f"{path}.accounts[{index}]", f"no account has this name; {hint}")
-        found["accounts"] = tuple(accounts[member] for member in members if member in accounts)
+        found["accounts"] = tuple(accounts[member] for _, member in members if member in accounts)
+        names: set[str] | None = None  # where they are as they should be, or stand there twice
+        if isinstance(models, list) and all(isinstance(one, str) for one in models):
+            are_names = all(re.fullmatch(_MODEL, one) for one in models)
+            names = set(models) if are_names else None
         for alias, target in found.setdefault("aliases", {}).items():
             with self.at(f"{path}.aliases.{alias}"):
                 _string(target, _MODEL, "a model name")
-                if models is not None and (alias in models or target not in models):
+                if names is not None and (alias in names or target not in names):
                     raise ValueError("must lead from a name that is not in models to one that is")
-        keys = found.get("keys", {}).items()
+        keys = _object(_object(value).get("keys")).items()
         found["keys"] = tuple(self.key(name, one, content, limits) for one, content in keys)
         if not keys:
             self.warnings.append(f"{path}.keys: no key, so nobody can use this pool")
@@ -1248,15 +1340,17 @@ class _Loader:
                 self.warnings.append(f"limits.{name}: less than {times} times {one} is little")
 
     def config(self, value: Json) -> Config:
+        """All of it, also what is inside of members that have a problem of their own."""
         found = self.read("", value, _TOP)
+        given = _object(value)
         limits = found["limits"] = Limits(**self.read("limits", found.get("limits", {}), _LIMITS))
         self.warn_of_budgets(limits)
         accounts, pools, operators = {}, {}, []
-        for name, content in found.get("accounts", {}).items():
+        for name, content in _object(given.get("accounts")).items():
             accounts[name] = self.account(name, content, limits)
-        for name, content in found.get("pools", {}).items():
+        for name, content in _object(given.get("pools")).items():
             pools[name] = self.pool(name, content, accounts, limits)
-        for name, token in found.get("operators", {}).items():
+        for name, token in _object(given.get("operators")).items():
             path = f"operators.{name}"
             with self.at(path):
                 digest, source = self.digest(path, _string(token), "pooler key --operator")
@@ -1274,6 +1368,13 @@ class _Loader:
                 self.warnings.append(f"listen: {listen.text} is open to other machines; {hint}")
         found["hosts"] = _hosts_of(found.get("hosts"), listens)
         return Config(**found, warnings=tuple(self.warnings))
+
+
+def _texts(value: Json) -> list[tuple[int, str]]:
+    """The places and texts of what should be a list of texts, each text once."""
+    given = value if isinstance(value, list) else []
+    texts = [(index, one) for index, one in enumerate(given) if isinstance(one, str)]
+    return [(index, one) for index, one in texts if one not in given[:index]]
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -1302,6 +1403,216 @@ def _object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return found
 
 
+_FIELD_NAMES: Final = frozenset().union(_TOP, _POOL, _ACCOUNT, _KEY, _LIMITS)
+# What stands where the text stops being JSON, and what it is; the first that fits.
+_COMMENTS: Final = ("//", "/*", "#")
+_LAST_COMMAS: Final = (",}", ",]")
+_MISTAKES: Final = (
+    (_COMMENTS, "a comment; JSON has none"),
+    (
+        (*_LAST_COMMAS, "}", "]"),
+        "a comma before a closing bracket; the last member has none behind it",
+    ),
+    (("\u2018", "\u2019", "\u201c", "\u201d"), 'a typographic quote; JSON takes " only'),
+    (("'",), 'a single quote; JSON takes " only'),
+    (("True", "False", "None"), "JSON writes true, false and null in small letters"),
+    ((",",), "a comma too many"),
+)
+_MESSAGES: Final = {
+    "Extra data": "more after its end",
+    "Unterminated string starting at": "a string that is not closed",
+    "Invalid control character at": "a line break or tab within a string",
+    "Invalid \\escape": "a backslash in a string; write two of them",
+    "Invalid \\uXXXX escape": "a backslash in a string; write two of them",
+    "Expecting ',' delimiter": "a comma is missing before this",
+    "Expecting ':' delimiter": "a colon is missing before this",
+}
+
+
+def describe_bad_json(text: str, place: int, message: str) -> str:
+    """Where and why text is no JSON: a line of words, the line itself, and a caret.
+
+    Of the line only what this page gives names to is shown: the rest may be a secret.
+    """
+    before = text[:place].rstrip()
+    if before.endswith(",") and text[place : place + 1] in {"}", "]"}:
+        place = len(before) - 1  # Python before 3.13 tells of the bracket
+    rest = text[place : place + 1] + text[place + 1 :].lstrip()[:SHOWN_CHARS_MAX]
+    mistakes = (words for beginnings, words in _MISTAKES if rest.startswith(beginnings))
+    named = message.partition(": ")[0]
+    is_plain = rest.startswith((*_COMMENTS, *_LAST_COMMAS))
+    other = "something is missing before this: a comma, a colon or a quote"
+    words = next(
+        mistakes, other if rest else "it ends too early; a bracket or a quote is not closed"
+    )
+    if named in _MESSAGES and not is_plain:
+        words = _MESSAGES[named]
+
+    start = text.rfind("\n", 0, place) + 1
+    line, column = text[start:].partition("\n")[0].rstrip("\r"), place - start
+    first = max(0, column - SHOWN_CHARS_MAX)
+    shown = re.sub(r"[^\s{}\[\],:\"]+", _masked, line[first : column + SHOWN_CHARS_MAX])
+    shown = "".join(one if one.isprintable() else " " for one in shown)
+    number = text.count("\n", 0, place) + 1
+    caret = " " * (column - first) + "^"
+    return f"line {number}, column {column + 1}: {words}\n  {shown}\n  {caret}"
+
+
+def _masked(match: re.Match[str]) -> str:
+    """A word of pools.json, as far as it is known to be no secret."""
+    word = match[0]
+    is_known = word in _FIELD_NAMES or word in {"//", "/*", "*/", "#"}
+    return word if is_known else "*" * len(word)
+
+
+# What cannot be meant, and is no reason not to serve.
+
+
+def doubts_of(config: Config, unix_now: float) -> list[str]:
+    """What a person should know of a configuration that is accepted, each with its JSON path."""
+    told: list[str] = []
+    used = {account.name for pool in config.pools.values() for account in pool.accounts}
+    for name, account in config.accounts.items():
+        path = f"accounts.{name}"
+        if name not in used:
+            told.append(f"{path}: is in no pool, so nobody uses it")
+        if doubt := _doubt_of_url(account):
+            told.append(f"{path}.base_url: {doubt}")
+        is_open = reveal(account.api_key) == "none" and account.base_url.host == "api.openai.com"
+        if is_open and not account.is_codex:
+            told.append(f'{path}.api_key: "none" is no key that api.openai.com takes')
+    for pool in config.pools.values():
+        told += _doubts_of_pool(pool, unix_now)
+    if config.hosts is not None and not config.hosts:
+        told.append("hosts: is empty, so every request is refused")
+    return told
+
+
+_PATHS_OF_HOSTS: Final = {
+    "api.openai.com": "/v1", "openrouter.ai": "/api/v1", "api.groq.com": "/openai/v1",
+    "api.mistral.ai": "/v1", "api.x.ai": "/v1", "api.together.xyz": "/v1",
+    "api.anthropic.com": "/v1",
+}  # fmt: skip
+_PATHLESS_HOSTS: Final = frozenset({"api.deepseek.com", "api.perplexity.ai"})
+
+
+def _doubt_of_url(account: Account) -> str:
+    """Why an API is hardly at an account's address, or ""."""
+    url = account.base_url
+    if account.is_codex:
+        if url.host == "api.openai.com":
+            return "this address takes API keys, not the login of an account of type codex"
+        is_odd = url.host == "chatgpt.com" and url.path != "/backend-api/codex"
+        return "should end in /backend-api/codex" if is_odd else ""
+    if url.host == "chatgpt.com":
+        return "this address takes ChatGPT logins; the type of such an account is codex"
+    wanted = _PATHS_OF_HOSTS.get(url.host)
+    if wanted and not url.path.startswith(wanted):
+        return f"should end in {wanted}, where this API is"
+    if not url.path and url.host not in _PATHLESS_HOSTS:
+        return "has no path; most APIs are under /v1"
+    return ""
+
+
+def _doubts_of_pool(pool: Pool, unix_now: float) -> list[str]:
+    path, told = f"pools.{pool.name}", []
+    if pool.accounts and all(account.paused for account in pool.accounts):
+        told.append(f"{path}.accounts: all of them are paused, so nobody can serve this pool")
+    told += _doubts_of_models(pool)
+    for key in pool.keys:
+        if key.expires is not None and key.expires <= unix_now:
+            told.append(f"{path}.keys.{key.name}.expires: this key has expired")
+    if pool.keys and not any(is_key_usable(key, unix_now) for key in pool.keys):
+        told.append(f"{path}.keys: all of them are paused or expired, so nobody can use this pool")
+    return told
+
+
+def _doubts_of_models(pool: Pool) -> list[str]:
+    """Names of models that lead nowhere, as far as accounts list theirs."""
+    path, told = f"pools.{pool.name}", []
+    lists = [set(account.models) for account in pool.accounts if account.models is not None]
+    listed = set().union(*lists) if len(lists) == len(pool.accounts) else None
+    if pool.models is not None and listed is not None:
+        lacking = [(at, model) for at, model in enumerate(pool.models) if model not in listed]
+        told += [
+            f"{path}.models[{at}]: no account of this pool lists {model}" for at, model in lacking
+        ]
+    offered = set(pool.models) if pool.models is not None else listed
+    if offered is None:
+        return told
+
+    for index, account in enumerate(pool.accounts):
+        if account.models is not None and offered.isdisjoint(account.models):
+            words = "lists none of this pool's models, so it serves nothing here"
+            told.append(f"{path}.accounts[{index}]: {account.name} {words}")
+    for alias, target in pool.aliases.items():
+        if isinstance(target, str) and target not in offered:
+            told.append(f"{path}.aliases.{alias}: no account of this pool lists {target}")
+    for key in pool.keys:
+        for at, model in enumerate(key.models or ()):
+            if model not in offered and model not in pool.aliases:
+                told.append(f"{path}.keys.{key.name}.models[{at}]: this pool has no {model}")
+    return told
+
+
+def literal_secrets(config: Config) -> list[str]:
+    """The JSON paths of secrets that stand in the file itself."""
+    owners = [
+        *((f"accounts.{one.name}.api_key", one.source) for one in config.accounts.values()
+          if len(reveal(one.api_key)) >= SECRET_CHARS_MIN),
+        *((f"pools.{one.pool}.keys.{one.name}", one.source) for one in config.keys),
+        *((f"operators.{one.name}", one.source) for one in config.operators),
+    ]  # fmt: skip
+    return [path for path, source in owners if source == "literal"]
+
+
+# What a reload has changed.
+
+
+def changes_between(before: Config, after: Config) -> list[str]:
+    """The JSON paths of what is new, gone or another, in order; of what is new only its own."""
+    old, new = _by_path(before), _by_path(after)
+    told = []
+    for path in sorted(old.keys() | new.keys()):
+        parent = path.rpartition(".")[0]
+        if path not in old and (parent in old or parent not in new):
+            told.append(f"{path} added")
+        elif path not in new and (parent in new or parent not in old):
+            told.append(f"{path} removed")
+        elif path in old and path in new and old[path] != new[path]:
+            told.append(f"{path} changed")
+    more = len(told) - CHANGES_TOLD_MAX
+    return told if more <= 0 else [*told[:CHANGES_TOLD_MAX], f"and {more} more"]
+
+
+def _by_path(config: Config) -> dict[str, object]:
+    """What a configuration says, by JSON path; secrets as digests."""
+    flat: dict[str, object] = {}
+
+    def put(prefix: str, value: Any, *left_out: str) -> None:  # noqa: ANN401 (any dataclass)
+        for one in dataclasses.fields(value):
+            if one.name not in {"name", "identity", "source", "pool", *left_out}:
+                flat[f"{prefix}{one.name}"] = getattr(value, one.name)
+
+    put("", config, "accounts", "pools", "operators", "limits", "warnings", "listen")
+    put("limits.", config.limits)
+    for name, account in config.accounts.items():
+        flat[f"accounts.{name}"] = account.is_codex
+        put(f"accounts.{name}.", account)
+        secret = reveal(account.api_key).encode()
+        flat[f"accounts.{name}.api_key"] = hashlib.sha256(secret).digest()
+    for name, pool in config.pools.items():
+        flat[f"pools.{name}"] = None
+        put(f"pools.{name}.", pool, "keys")
+        flat[f"pools.{name}.accounts"] = [account.name for account in pool.accounts]
+        for key in pool.keys:
+            flat[f"pools.{name}.keys.{key.name}"] = None
+            put(f"pools.{name}.keys.{key.name}.", key)
+    for operator in config.operators:
+        flat[f"operators.{operator.name}"] = operator.digest
+    return flat
+
+
 def parse_config(
     raw: bytes, env: Mapping[str, str], read_file: Callable[[str], str], source: str = "pools.json"
 ) -> Config:
@@ -1314,8 +1625,8 @@ def parse_config(
         value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object_of)
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise ConfigRefused([f"{source}: not valid JSON at {place}: {error.msg}"]) from None
+        told = describe_bad_json(error.doc, error.pos, error.msg)
+        raise ConfigRefused([f"{source}: not valid JSON at {told}"]) from None
     except (ValueError, RecursionError):
         raise ConfigRefused([f"{source}: not valid JSON in UTF-8"]) from None
     loader = _Loader(env, read_file, source)
@@ -6218,6 +6529,7 @@ class Shared:
 
     async def inspect_logins(self) -> None:
         """Log what a person should know of the logins, as `pooler check` says it."""
+        unusable: set[str] = set()
         for login in self.logins.values():
             fresh = Login(login.name, login.path)  # a thread must not change the one in use
             try:
@@ -6228,6 +6540,13 @@ class Shared:
                 if problem != login.told:
                     self.log("warning", "login", {"account": login.name, "problem": problem})
             login.told = fresh.problem or login.told
+            if fresh.credentials is None:
+                unusable.add(login.name)
+        for pool in self.config.pools.values():
+            waiting = [account for account in pool.accounts if not account.paused]
+            if waiting and unusable.issuperset(account.name for account in waiting):
+                told_of = f"pools.{pool.name}: nobody can serve it until somebody has logged in"
+                self.log("warning", "config", {"problem": told_of})
 
     async def look_at_logins(self, accounts: Iterable[Account]) -> None:
         """Notice files that have changed, so that nobody waits for an account that needs one.
@@ -8445,8 +8764,10 @@ class Server(Shared):
             self.log("warning", "reload", {"problem": "listen: a change needs a restart"})
         for warning in config.warnings:
             self.log("warning", "config", {"problem": warning})
+        changes = changes_between(self.config, config)
         self.apply(dataclasses.replace(config, listen=self.config.listen), contexts)
-        self.log("info", "reloaded", {"pools": len(config.pools)})
+        told = {"pools": len(config.pools), "changed": changes or "nothing"}
+        self.log("info", "reloaded", told)
         await self.idle.close_all()
         await self.inspect_logins()
 
@@ -8584,7 +8905,28 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
                 problems.append(f"accounts.{account.name}.ca_file: not a readable PEM file")
     if problems:
         raise ConfigRefused(problems)
+    doubts = [*doubts_of(config, time.time()), *doubts_of_modes(path, config)]
+    config = dataclasses.replace(config, warnings=(*config.warnings, *doubts))
     return config, contexts
+
+
+def doubts_of_modes(path: Path, config: Config) -> list[str]:
+    """Who else may read pools.json with secrets in it, or change it.  Raises: ConfigRefused."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ConfigRefused([f"{path}: {error.strerror}"]) from None
+    told, quoted = [], shlex.quote(str(path))
+    # Where it is another user's, its group is how the pooler itself may read it.
+    readers = 0o044 if found.st_uid == os.geteuid() else 0o004
+    secret_places = literal_secrets(config)
+    if found.st_mode & readers and secret_places:
+        told.append(
+            f"{secret_places[0]}: others can read the file it stands in: chmod 600 {quoted}"
+        )
+    if found.st_mode & 0o002:
+        told.append(f"{path}: anybody can change it: chmod o-w {quoted}")
+    return told
 
 
 ################################################################
@@ -8793,17 +9135,25 @@ def serve_logged(path: Path, env: Mapping[str, str]) -> int:
         return trio.run(run_serve, path, env, log)
 
 
+UNUSABLE_ADVICE: Final = "one of its accounts has a login and is not paused"
+
+
 def run_check(path: Path, env: Mapping[str, str]) -> int:
     """`pooler check`: what the file means, and nothing secret.  Raises: ConfigRefused."""
     config, _ = load(path, env)
     for warning in config.warnings:
         say(f"warning: {warning}")
-    is_well = True
+    is_well, unusable = True, set[str]()
     for account in config.accounts.values():
         told, state = [], "its key can be read"
         if account.auth_file is not None:
-            told = Login(account.name, Path(account.auth_file)).inspect(time.time())
-            state = "see below" if told else "its login is there"
+            login = Login(account.name, Path(account.auth_file))
+            told = login.inspect(time.time())
+            state = "see below" if told else "its login can be read, renewed and saved"
+            if login.credentials is None:
+                unusable.add(account.name)
+        if account.paused:
+            unusable.add(account.name)
         url, state = account.base_url, "paused" if account.paused else state
         scheme = "https" if url.is_tls else "http"
         say(f"account {account.name}: {scheme}://{url.authority}{url.path}: {state}")
@@ -8813,6 +9163,8 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     for pool in config.pools.values():
         names = ", ".join(account.name for account in pool.accounts)
         say(f"pool {pool.name}: {names}; {len(pool.keys)} key(s); {pool.routing.value}")
+        if unusable.issuperset(account.name for account in pool.accounts):
+            say(f"  warning: pools.{pool.name}: nobody can serve it until {UNUSABLE_ADVICE}")
     say(f"{path}: {'well' if is_well else 'not well'}")
     return 0 if is_well else 1
 

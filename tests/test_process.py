@@ -170,7 +170,7 @@ def described(upstream: Upstream | None, **changes: object) -> dict[str, Any]:
 
 
 def write_config(folder: Path, config: object) -> Path:
-    path = folder / "pools.json"
+    (path := folder / "pools.json").touch(0o600)
     path.write_text(config if isinstance(config, str) else json.dumps(config))
     return path
 

@@ -28,6 +28,7 @@ README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 SECURITY: Final = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 EXAMPLE: Final = (ROOT / "pools.json.example").read_text(encoding="utf-8")
 OPENCODE_PAGE: Final = ROOT.parent / "shared" / "opencode-page.txt"
+NOW: Final = 1_800_000_000.0  # in January 2027
 UNITS: Final[Mapping[str, float]] = {
     "": 1, "bytes": 1, "KiB": 1024, "MiB": 1024**2, "s": 1, "min": 60, "h": 3600, "days": 86400,
 }  # fmt: skip
@@ -81,11 +82,13 @@ def test_there_are_blocks_of_every_kind() -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_configuration_in_the_readme_is_accepted(config: dict[str, Any]) -> None:
     assert parsed(config).warnings == ()
+    assert pooler.doubts_of(parsed(config), NOW) == []
 
 
 def test_the_example_is_accepted_and_needs_only_what_the_readme_says() -> None:
     config = parsed(json.loads(EXAMPLE))
     assert config.warnings == ()
+    assert pooler.doubts_of(config, NOW) == []
     assert "sha256:" not in EXAMPLE
     names = set(re.findall(r"\{env:(\w+)\}", EXAMPLE))
     told = README.partition("is a longer one. It needs")[2].partition("in the environment")[0]
