@@ -6540,7 +6540,7 @@ class Shared:
                 if problem != login.told:
                     self.log("warning", "login", {"account": login.name, "problem": problem})
             login.told = fresh.problem or login.told
-            if fresh.credentials is None:
+            if fresh.credentials is None and fresh.problem:
                 unusable.add(login.name)
         for pool in self.config.pools.values():
             waiting = [account for account in pool.accounts if not account.paused]
