@@ -64,6 +64,7 @@ __all__ = ["CodexBackend", "Login", "Play", "Seen", "TokenPlay", "make_auth_file
 
 PREFIX: Final = "/backend-api/codex"
 CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's public one
+FOUND: Final = "SEARCHED: quinces are cooked"  # what a web search gives
 TOKEN_SECONDS: Final = 10 * 24 * 3600
 
 ################################################################
@@ -309,6 +310,7 @@ class CodexBackend:
             ("GET", "/_seen"): self.tell,
             ("GET", f"{PREFIX}/models"): self.list_models,
             ("POST", f"{PREFIX}/responses/compact"): self.compact,
+            ("POST", f"{PREFIX}/alpha/search"): self.search,
         }
         route = (seen.method, seen.path)
         if not seen.path.startswith("/_"):
@@ -358,7 +360,7 @@ class CodexBackend:
             raise Refused(ERRORS[play.error](login, play, self.clock()))
         if play.status:
             raise Refused(Answer(play.status, play.body, tuple(play.headers.items())))
-        items = seen.body["input"] if at != "upgrade" else []
+        items = [] if at in {"upgrade", "search"} else seen.body["input"]
         sealed = {item.get("encrypted_content") for item in items}
         if sealed - self.sealed - {None}:
             raise Refused(ERRORS["encrypted_a"](login, play, self.clock()))
@@ -422,6 +424,16 @@ class CodexBackend:
         return Answer(
             200, {"output": items, "usage": usage(Play())}, limit_headers(login, self.clock())
         )
+
+    def search(self, seen: Seen) -> Answer:
+        """Codex CLI's web search, which names its session in the body alone."""
+        login = self.authenticate(seen)
+        if seen.headers.get("content-type") != "application/json":
+            deny("Unsupported media type", 415)
+        if not isinstance(seen.body.get("id"), str) or "stream" in seen.body:
+            deny("Not a search.", 400)
+        self.play_for(seen, login, "search")
+        return Answer(200, {"output": FOUND, "encrypted_output": None})
 
     def list_models(self, seen: Seen) -> Answer:
         """§1.6; without a version all models are too new."""

@@ -457,7 +457,15 @@ def sample(schema: Mapping[str, Json]) -> Json:
 
 
 def offered(body: Mapping[str, Json], name: str) -> Mapping[str, Json] | None:
-    tools = [tool for tool in body.get("tools") or [] if tool["type"] in {"function", "custom"}]
+    """The tool of that name; one of a namespace has the name of that as well."""
+    given = body.get("tools") or []
+    tools = [tool for tool in given if tool["type"] in {"function", "custom"}]
+    tools += [
+        inner | {"namespace": tool["name"]}
+        for tool in given
+        if tool["type"] == "namespace"
+        for inner in tool["tools"]
+    ]
     return next((tool for tool in tools if name in {"*", tool["name"]}), None)
 
 
@@ -487,6 +495,8 @@ def make_items(body: Mapping[str, Json], play: Play, sealed: str) -> list[dict[s
         call |= {"type": "custom_tool_call", "id": "ctc_1", "input": play.arguments or ""}
     else:
         call |= {"type": "function_call", "arguments": json.dumps(play.arguments or {})}
+    if "namespace" in tool:
+        call["namespace"] = tool["namespace"]
     return [thought, call]
 
 

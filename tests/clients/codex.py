@@ -32,7 +32,7 @@ from tests.clients.stage import (
     clean_env,
     installed,
 )
-from tests.codex_backend import PREFIX, Login, Play, Seen, TokenPlay, make_auth_file
+from tests.codex_backend import FOUND, PREFIX, Login, Play, Seen, TokenPlay, make_auth_file
 
 NAMES: Final = ("first", "second")
 PROGRAM: Final = "vendor/x86_64-unknown-linux-musl/bin/codex"
@@ -250,6 +250,18 @@ def prove_compaction(codex: CodexCli, backend: Backend) -> None:
     assert after.body["input"][-1]["encrypted_content"].startswith("gAAAA")
 
 
+def prove_search(codex: CodexCli, backend: Backend) -> None:
+    backend.will(Play(tool="run", arguments={"search_query": [{"q": "quinces"}]}))
+    turn = codex.run("features.standalone_web_search = true", 'web_search = "live"')
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    (search,) = backend.asked(f"{PREFIX}/alpha/search")
+    assert search.body["commands"]["search_query"] == [{"q": "quinces"}]
+    first, second = backend.asked()
+    assert search.account == first.account == second.account
+    assert search.body["id"] in {first.headers.get("session-id"), first.body["prompt_cache_key"]}
+    assert FOUND in json.dumps(second.body["input"][-1])
+
+
 def prove_limit(codex: CodexCli, backend: Backend) -> None:
     backend.will(limited())
     turn = codex.run()
@@ -265,6 +277,7 @@ PROOFS: Final[Mapping[str, Proof]] = {
     "tool-loop": prove_tool_loop,
     "custom-tool": prove_custom_tool,
     "compaction": prove_compaction,
+    "search": prove_search,
     "limit": prove_limit,
 }
 
