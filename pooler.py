@@ -5016,6 +5016,7 @@ class Health:
     plan: Rest = field(default_factory=Rest)  # used up, but for models with a limit of their own
     by_model: OrderedDict[str, Rest] = field(default_factory=OrderedDict)  # limits of one each
     families: OrderedDict[str, str] = field(default_factory=OrderedDict)  # of such, by model
+    names: Mapping[str, str] = field(default_factory=dict)  # the pool's of models: its upstream's
     served_at: float = -math.inf
     forbidden_count: int = 0  # in a row, without a success between
     # What else holds against it, by model or path, or (named "") for all.  Models are named by
@@ -5086,7 +5087,7 @@ class Health:
 
     def has_own_room(self, model: str, now: float) -> bool:
         """Whether a model has a limit of its own, beside the plan's, that is not used up."""
-        family = self.families.get(model_of_limit(model))
+        family = self.families.get(model_of_limit(self.names.get(model, model)))
         if family is None:
             return False
         levels = [level for key, level in self.windows.items() if key[0] == family]
@@ -5210,6 +5211,7 @@ class Roster:
             is_same = identities.get(name) == account.identity
             health = before[name] if is_same else Health()
             health.forget()
+            health.names = account.models or {}
             self.health[name] = health
             self.identities[name] = account.identity
 
@@ -5482,7 +5484,7 @@ class Roster:
         if fault.effect is Effect.MODEL_LIMITED:
             rests = [health.rest_of_model(model)]
             if fault.about and fault.about not in health.families.values():
-                self.note_family(health, model, fault.about)
+                self.note_family(health, health.names.get(model, model), fault.about)
         elif fault.is_throttle:
             rests = [health.whole]
         else:
@@ -8957,7 +8959,7 @@ class Attempt:
         unix_now, limits = self.exchange.server.unix_now(), self.exchange.limits
         failure = failure_of(told)
         if fault := judge_event(failure, unix_now, limits):
-            raise UpstreamFailed(fault)
+            raise UpstreamFailed(self.completed(fault))
         if told.get("object") != "response" or self.is_streamed:
             raise UpstreamFailed(own_fault(failure, b"" if self.translator else self.body))
 
@@ -8988,7 +8990,7 @@ class Attempt:
         """The fault, with what only the attempt knows of it."""
         if fault.effect is Effect.LACKS_ROUTE:
             return fault._replace(about=self.call.path)
-        return judge_limit(fault, self.limit_words, self.call.model)
+        return judge_limit(fault, self.limit_words, self.account.name_of(self.call.model))
 
     async def hold(self) -> None:
         """Read events until content, the end of the hold, or a failure that may go elsewhere."""
