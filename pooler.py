@@ -903,7 +903,7 @@ _VARIABLE: Final = re.compile(
 )
 _ASSIGNMENT: Final = re.compile(r"(?:export +|set +)?[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+ *=.*")
 _PLACEHOLDER: Final = re.compile(
-    r"<.*|\[.*\]|.*(?:\.{3}|…|\*{3}|x{6}|X{6}).*|"
+    r"(?s)<.*|\[.*\]|.*(?:\.{3}|…|\*{3}|x{6}|X{6}).*|"
     r"(?i:(?:[a-z]{2,6}[-_])?(?:your.*(?:key|token|secret|password|here).*|"
     r"(?:insert|enter|paste|put|replace|change|add)[-_ ]?"
     r"(?:me|this|it|with|your|my|api|key|secret|token|real)(?:[-_ ].*)?))|"
@@ -2603,7 +2603,8 @@ def find_session(
 ) -> bytes | None:
     """The digest of a request's session: as it is named, as it was before, or as it began.
 
-    `scope`: the pool and the key.  What goes on from an earlier response holds only what is new.
+    `scope`: the pool and the key.  What goes on from an earlier response holds only what is new,
+    and a tool's request none of its conversation.
     """
     named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
     # What is no text names nothing: to write it out could take long.
@@ -2614,7 +2615,8 @@ def find_session(
         return digest_parts(*scope, "session", name[:SESSION_CHARS_MAX])
     if before is not None:
         return before
-    begun = "" if body.get("previous_response_id") else conversation_digest(kind, body)
+    is_begun = not body.get("previous_response_id") and unary_path not in TOOL_PATHS.values()
+    begun = conversation_digest(kind, body) if is_begun else ""
     return digest_parts(*scope, "conversation", begun) if begun else None
 
 
@@ -4273,15 +4275,15 @@ _OVERLOAD_WORDS: Final = re.compile(
 _TIMEOUT_WORDS: Final = re.compile("deadline_exceeded|(?:gateway_)?timeout(?:_error)?")
 # The status that a code or a type of an upstream stands for, first of all an account's: 401 is
 # for its credential, 402 for itself, 429 for a limit of it.  All others are the request's own.
-_MEANINGS: Final[Mapping[int, re.Pattern[str]]] = {
-    401: _CREDENTIAL_WORDS,
-    402: _ACCOUNT_WORDS,
-    429: _LIMIT_WORDS,
-    403: _DENIAL_WORDS,
-    404: _MODEL_WORDS,
-    502: _FAILURE_WORDS,
-    503: _OVERLOAD_WORDS,
-    504: _TIMEOUT_WORDS,
+_MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
+    401: _CREDENTIAL_WORDS.fullmatch,
+    402: _ACCOUNT_WORDS.fullmatch,
+    429: _LIMIT_WORDS.fullmatch,
+    403: _DENIAL_WORDS.fullmatch,
+    404: _MODEL_WORDS.fullmatch,
+    502: _FAILURE_WORDS.fullmatch,
+    503: _OVERLOAD_WORDS.fullmatch,
+    504: _TIMEOUT_WORDS.fullmatch,
 }
 # These say so whatever the status that they come with: some backends have one for everything.
 _FIRM: Final = frozenset({401, 402, 429})
@@ -4399,7 +4401,7 @@ def meaning_of(name: str) -> int:
     It may be written as upstreams write the names of their classes.
     """
     plain = _CAMEL.sub("_", name.rpartition(".")[2]).lower().replace("-", "_")
-    return next((status for status, words in _MEANINGS.items() if words.fullmatch(plain)), 0)
+    return next((status for status, means in _MEANINGS.items() if means(plain)), 0)
 
 
 def _status_of(status: int, words: UpstreamWords) -> int:
@@ -4675,6 +4677,7 @@ def _lacks_route(status: int, value: Mapping[str, Json], words: UpstreamWords) -
     if status not in NO_ROUTE_STATUSES or _is_about_model(words):
         return False
     is_own = isinstance(value.get("error"), dict) or value.get("detail") is not None
+    is_own |= bool(words.names)
     is_generic = _NO_ROUTE.fullmatch(words.message) or _NO_ROUTE_CODES.fullmatch(words.code)
     return not is_own or bool(is_generic)
 
@@ -4715,7 +4718,7 @@ def judge_answer(
         is_limiter = status == 429
         verdict = (Action.NEXT, Effect.DEMOTED) if is_limiter else (Action.RETURN, Effect.NONE)
         return Fault(reason, *verdict, PoolerError("upstream_blocked"), is_refusal=is_limiter)
-    if _lacks_route(status, value, words):
+    if _status_of(status, words) == status and _lacks_route(status, value, words):
         error = PoolerError("unsupported_endpoint", status=400)
         return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
     own = PoolerError("upstream_error", status=status, upstream_code=words.code)

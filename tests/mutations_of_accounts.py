@@ -45,7 +45,7 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
      "return is_own and is_first and roster", "return is_own and roster",
      _LIMITS + "a_throttle_that_goes_on_is_waited_for_once"),
     ("route_passed_on", "An upstream without the route is passed over.",
-     "    if _lacks_route(status, value, words):\n", "    if False:\n",
+     "    if _status_of(status, words) == status and _lacks_route(status, value, words):\n", "    if False:\n",
      _LACKS + "an_upstream_without_the_route_is_passed_over"),
     ("route_of_an_item", "What an API says of a request is no lacking route.",
      "    return not is_own or bool(is_generic)\n", "    return True\n",
