@@ -19,20 +19,24 @@ from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolPara
 from pydantic import BaseModel
 
 from tests.clients.codex import (
+    ECHO,
     LIMIT_SHOWN,
+    LITE_MODEL,
+    LOOK_UP,
     PROOFS,
     Backend,
     CodexCli,
     CodexPool,
     limited,
+    script,
     shell,
     types,
 )
 from tests.clients.stage import ANSWER, MODEL, POOL_KEY, PROMPT, SECONDS_MAX, USAGE, Pooler
 from tests.clients.test_ai_sdk import run as run_node
 from tests.clients.test_opencode import PAGE, TUNED, OpenCode, documented
-from tests.codex_backend import Play, TokenPlay
-from tests.codex_turns import CALL_ID, THOUGHT
+from tests.codex_backend import PREFIX, Play, TokenPlay
+from tests.codex_turns import CALL_ID, FOUND, LITE, THOUGHT
 
 FIRST, SECOND = "acct-first", "acct-second"
 TOKENS: Final = "/oauth/token"
@@ -87,6 +91,38 @@ def test_codex_does_not_see_it_in_the_middle_of_a_tool_loop(
     moved = backend.turns()[-1]
     assert types(moved)[-3:] == ["reasoning", "function_call", "function_call_output"]
     assert "x-codex-turn-state" not in moved.headers  # it was the first account's
+
+
+@each_door
+def test_a_lite_turn_goes_elsewhere_in_the_middle_of_a_tool_loop(
+    codex: CodexCli, backend: Backend
+) -> None:
+    codex.model = LITE_MODEL
+    codex.can_search = True
+    backend.will(script(ECHO), limited(FIRST), script(LOOK_UP))
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    assert backend.accounts() == [FIRST, FIRST, SECOND, SECOND]
+    (search,) = backend.asked(f"{PREFIX}/alpha/search")
+    assert search.account == SECOND  # where its session is now
+    moved = backend.turns()[-1]
+    assert moved.headers[LITE] == "true"
+    assert types(moved).count("custom_tool_call_output") == 2
+
+
+@each_door
+def test_a_search_goes_elsewhere_where_a_limit_is_reached(
+    codex: CodexCli, backend: Backend
+) -> None:
+    backend.will(Play(FIRST, at="search", error="usage_limit"))
+    backend.will(script(LOOK_UP))
+    codex.model = LITE_MODEL
+    codex.can_search = True
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    searches = backend.asked(f"{PREFIX}/alpha/search")
+    assert [seen.account for seen in searches] == [FIRST, SECOND]
+    assert FOUND in json.dumps(backend.turns()[-1].body["input"][-1]["output"])
 
 
 @pytest.mark.parametrize("door", ["native"])
