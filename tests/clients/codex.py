@@ -384,7 +384,7 @@ class CodexPool:
             self.log_in(name)
 
     def log_in(self, name: str, expires_at: float | None = None) -> None:
-        """What `codex login` does; once more: with other tokens."""
+        """What `codex login` does; once more: with other tokens.  A new name: one more account."""
         login = make_auth_file(self.auth_file(name), f"acct-{name}", expires_at=expires_at)
         self.logins[name] = login
         self.backend.admit(login)
@@ -405,10 +405,10 @@ class CodexPool:
                 "base_url": self.backend.base_url,
                 **account,
             }
-            for name in NAMES
+            for name in self.logins
         }
         home = {
-            "accounts": list(NAMES),
+            "accounts": [*self.logins],
             "models": [MODEL, LITE_MODEL],
             "aliases": {TITLE_MODEL: MODEL},
             "routing": "in_order",

@@ -38,6 +38,7 @@ from tests.clients.test_opencode import PAGE, TUNED, OpenCode, documented
 from tests.codex_backend import PREFIX, Play, TokenPlay
 from tests.codex_turns import CALL_ID, FOUND, LITE, THOUGHT
 
+NOTHING_STORED: Final = "Nothing is stored here. Send the whole input, with store: false."
 FIRST, SECOND = "acct-first", "acct-second"
 TOKENS: Final = "/oauth/token"
 each_door: Final = pytest.mark.parametrize("door", ["native", "v1"])
@@ -483,3 +484,41 @@ def test_the_ai_sdk_runs_a_tool_loop(name: str, api: str, pooler: Pooler, backen
 def test_the_ai_sdk_makes_an_object(api: str, pooler: Pooler) -> None:
     made = run_node("ai_sdk.mjs", "object", api, MODEL, PROMPT, pooler=pooler)
     assert made == JAM.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("release", "api", "options"),
+    [
+        ("5", "chat", []),
+        ("5", "responses", ["unstored"]),
+        ("7", "chat", []),
+        ("7", "responses", []),
+        ("7", "responses", ["unstored"]),
+    ],
+)
+def test_the_ai_sdk_has_a_second_turn(
+    release: str, api: str, options: list[str], pooler: Pooler, backend: Backend
+) -> None:
+    asked = ["secondTurn", api, MODEL, PROMPT, *options]
+    made = run_node("ai_sdk.mjs", *asked, pooler=pooler, release=release)
+    assert (made["first"], made["text"], made["errors"]) == (ANSWER, ANSWER, [])
+    _, second = backend.asked()
+    said = [item for item in second.body["input"] if item.get("role") == "assistant"]
+    assert [item["content"][0]["text"] for item in said] == [ANSWER]
+    assert_only_first(backend, 2)
+
+
+@pytest.mark.parametrize(
+    ("release", "name"), [("5", "secondTurn"), ("5", "toolsStream"), ("7", "toolsStream")]
+)
+def test_the_ai_sdk_is_told_that_nothing_is_stored(
+    name: str, release: str, pooler: Pooler, backend: Backend
+) -> None:
+    """By default it refers to what it was told before, which a ChatGPT account does not keep."""
+    if name == "toolsStream":
+        backend.will(Play(tool="weather", arguments={"city": "Quito"}))
+    made = run_node("ai_sdk.mjs", name, "responses", MODEL, PROMPT, pooler=pooler, release=release)
+    (told,) = made["errors"]
+    assert (told["kind"], told["statusCode"], told["tries"]) == ("AI_APICallError", 400, 1)
+    assert told["message"] == NOTHING_STORED
+    assert_only_first(backend, 1)
