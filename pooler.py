@@ -903,7 +903,7 @@ _VARIABLE: Final = re.compile(
 )
 _ASSIGNMENT: Final = re.compile(r"(?:export +|set +)?[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+ *=.*")
 _PLACEHOLDER: Final = re.compile(
-    r"<.*|\[.*\]|.*(?:\.{3}|…|\*{3}|x{6}|X{6}).*|"
+    r"(?s)<.*|\[.*\]|.*(?:\.{3}|…|\*{3}|x{6}|X{6}).*|"
     r"(?i:(?:[a-z]{2,6}[-_])?(?:your.*(?:key|token|secret|password|here).*|"
     r"(?:insert|enter|paste|put|replace|change|add)[-_ ]?"
     r"(?:me|this|it|with|your|my|api|key|secret|token|real)(?:[-_ ].*)?))|"
@@ -2603,7 +2603,8 @@ def find_session(
 ) -> bytes | None:
     """The digest of a request's session: as it is named, as it was before, or as it began.
 
-    `scope`: the pool and the key.  What goes on from an earlier response holds only what is new.
+    `scope`: the pool and the key.  What goes on from an earlier response holds only what is new,
+    and a tool's request none of its conversation.
     """
     named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
     # What is no text names nothing: to write it out could take long.
@@ -2614,7 +2615,8 @@ def find_session(
         return digest_parts(*scope, "session", name[:SESSION_CHARS_MAX])
     if before is not None:
         return before
-    begun = "" if body.get("previous_response_id") else conversation_digest(kind, body)
+    is_begun = not body.get("previous_response_id") and unary_path not in TOOL_PATHS.values()
+    begun = conversation_digest(kind, body) if is_begun else ""
     return digest_parts(*scope, "conversation", begun) if begun else None
 
 
@@ -4287,15 +4289,15 @@ _OVERLOAD_WORDS: Final = re.compile(
 _TIMEOUT_WORDS: Final = re.compile("deadline_exceeded|(?:gateway_)?timeout(?:_error)?")
 # The status that a code or a type of an upstream stands for, first of all an account's: 401 is
 # for its credential, 402 for itself, 429 for a limit of it.  All others are the request's own.
-_MEANINGS: Final[Mapping[int, re.Pattern[str]]] = {
-    401: _CREDENTIAL_WORDS,
-    402: _ACCOUNT_WORDS,
-    429: _LIMIT_WORDS,
-    403: _DENIAL_WORDS,
-    404: _MODEL_WORDS,
-    502: _FAILURE_WORDS,
-    503: _OVERLOAD_WORDS,
-    504: _TIMEOUT_WORDS,
+_MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
+    401: _CREDENTIAL_WORDS.fullmatch,
+    402: _ACCOUNT_WORDS.fullmatch,
+    429: _LIMIT_WORDS.fullmatch,
+    403: _DENIAL_WORDS.fullmatch,
+    404: _MODEL_WORDS.fullmatch,
+    502: _FAILURE_WORDS.fullmatch,
+    503: _OVERLOAD_WORDS.fullmatch,
+    504: _TIMEOUT_WORDS.fullmatch,
 }
 # These say so whatever the status that they come with: some backends have one for everything.
 _FIRM: Final = frozenset({401, 402, 429})
@@ -4413,7 +4415,7 @@ def meaning_of(name: str) -> int:
     It may be written as upstreams write the names of their classes.
     """
     plain = _CAMEL.sub("_", name.rpartition(".")[2]).lower().replace("-", "_")
-    return next((status for status, words in _MEANINGS.items() if words.fullmatch(plain)), 0)
+    return next((status for status, means in _MEANINGS.items() if means(plain)), 0)
 
 
 def _status_of(status: int, words: UpstreamWords) -> int:
@@ -4689,6 +4691,7 @@ def _lacks_route(status: int, value: Mapping[str, Json], words: UpstreamWords) -
     if status not in NO_ROUTE_STATUSES or _is_about_model(words):
         return False
     is_own = isinstance(value.get("error"), dict) or value.get("detail") is not None
+    is_own |= bool(words.names)
     is_generic = _NO_ROUTE.fullmatch(words.message) or _NO_ROUTE_CODES.fullmatch(words.code)
     return not is_own or bool(is_generic)
 
@@ -4729,7 +4732,7 @@ def judge_answer(
         is_limiter = status == 429
         verdict = (Action.NEXT, Effect.DEMOTED) if is_limiter else (Action.RETURN, Effect.NONE)
         return Fault(reason, *verdict, PoolerError("upstream_blocked"), is_refusal=is_limiter)
-    if _lacks_route(status, value, words):
+    if _status_of(status, words) == status and _lacks_route(status, value, words):
         error = PoolerError("unsupported_endpoint", status=400)
         return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
     own = PoolerError("upstream_error", status=status, upstream_code=words.code)
@@ -5030,6 +5033,7 @@ class Health:
     plan: Rest = field(default_factory=Rest)  # used up, but for models with a limit of their own
     by_model: OrderedDict[str, Rest] = field(default_factory=OrderedDict)  # limits of one each
     families: OrderedDict[str, str] = field(default_factory=OrderedDict)  # of such, by model
+    names: Mapping[str, str] = field(default_factory=dict)  # the pool's of models: its upstream's
     served_at: float = -math.inf
     forbidden_count: int = 0  # in a row, without a success between
     # What else holds against it, by model or path, or (named "") for all.  Models are named by
@@ -5100,7 +5104,7 @@ class Health:
 
     def has_own_room(self, model: str, now: float) -> bool:
         """Whether a model has a limit of its own, beside the plan's, that is not used up."""
-        family = self.families.get(model_of_limit(model))
+        family = self.families.get(model_of_limit(self.names.get(model, model)))
         if family is None:
             return False
         levels = [level for key, level in self.windows.items() if key[0] == family]
@@ -5224,6 +5228,7 @@ class Roster:
             is_same = identities.get(name) == account.identity
             health = before[name] if is_same else Health()
             health.forget()
+            health.names = account.models or {}
             self.health[name] = health
             self.identities[name] = account.identity
 
@@ -5496,7 +5501,7 @@ class Roster:
         if fault.effect is Effect.MODEL_LIMITED:
             rests = [health.rest_of_model(model)]
             if fault.about and fault.about not in health.families.values():
-                self.note_family(health, model, fault.about)
+                self.note_family(health, health.names.get(model, model), fault.about)
         elif fault.is_throttle:
             rests = [health.whole]
         else:
@@ -8974,7 +8979,7 @@ class Attempt:
         unix_now, limits = self.exchange.server.unix_now(), self.exchange.limits
         failure = failure_of(told)
         if fault := judge_event(failure, unix_now, limits):
-            raise UpstreamFailed(fault)
+            raise UpstreamFailed(self.completed(fault))
         if told.get("object") != "response" or self.is_streamed:
             raise UpstreamFailed(own_fault(failure, b"" if self.translator else self.body))
 
@@ -9005,7 +9010,7 @@ class Attempt:
         """The fault, with what only the attempt knows of it."""
         if fault.effect is Effect.LACKS_ROUTE:
             return fault._replace(about=self.call.path)
-        return judge_limit(fault, self.limit_words, self.call.model)
+        return judge_limit(fault, self.limit_words, self.account.name_of(self.call.model))
 
     async def hold(self) -> None:
         """Read events until content, the end of the hold, or a failure that may go elsewhere."""

@@ -9,6 +9,10 @@ _LACKS: Final = "what_accounts_lack::"
 
 # fmt: off
 ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
+    ("limit_s_name", "A limit is named after its upstream's name of a model.",
+     "        family = self.families.get(model_of_limit(self.names.get(model, model)))\n",
+     "        family = self.families.get(model_of_limit(model))\n",
+     "limits_of_accounts::a_model_s_own_limit_is_known_by_its_upstream_s_name"),
     ("weeks_disbelieved", "A reset is believed up to 32 days.",
      "_limit(32 * 24 * HOUR, 60,", "_limit(8 * 24 * HOUR, 60,",
      _LIMITS + "a_reset_of_weeks_is_believed_and_told_and_tried_meanwhile"),
@@ -41,7 +45,7 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
      "return is_own and is_first and roster", "return is_own and roster",
      _LIMITS + "a_throttle_that_goes_on_is_waited_for_once"),
     ("route_passed_on", "An upstream without the route is passed over.",
-     "    if _lacks_route(status, value, words):\n", "    if False:\n",
+     "    if _status_of(status, words) == status and _lacks_route(status, value, words):\n", "    if False:\n",
      _LACKS + "an_upstream_without_the_route_is_passed_over"),
     ("route_of_an_item", "What an API says of a request is no lacking route.",
      "    return not is_own or bool(is_generic)\n", "    return True\n",

@@ -26,7 +26,7 @@ VERDICTS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
      "    if fault.effect in {Effect.REFUSED, Effect.FORBIDDEN}:\n        return fault.error\n",
      "    if fault.effect in {Effect.REFUSED, Effect.FORBIDDEN}:\n        return None\n",
      "one_verdict::an_account_s_words_are_not_told_in_a_stream_that_has_begun"),
-    ("reached_untold", "The way in which a limit was reached is in the log.",
+    ("reached_unread", "The way in which a limit was reached is in the log.",
      'reached if is_told else ""', '""',
      "one_verdict::the_way_in_which_a_limit_was_reached_is_in_the_reason"),
     ("whole_not_streamed", "An answer in one piece becomes the events that were asked for.",

@@ -32,7 +32,7 @@ from tests.test_codex_faults import ask, scripted_world
 from tests.test_failover_is_safe import counts
 from tests.wires import Json, Pairs
 
-IN_ORDER: Final = {"routing": "failover"}
+IN_ORDER: Final = {"routing": "in_order"}
 CALL: Final = {
     "id": "call_1",
     "type": "function",

@@ -126,7 +126,7 @@ ROWS: Final = {
     "not-http": Row(raw(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), 502, INVALID),
     "head-too-large": Row(raw(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 32768), 502, INVALID),
     "two-framings": Row(raw(sse_head(headers=[LONG])), 502, INVALID),
-    "two-lengths": Row(raw(answer_head(200, [LONG, LONG])), 502, INVALID),
+    "two-lengths": Row(raw(answer_head(200, [LONG, ("content-length", "99")])), 502, INVALID),
     "negative-length": Row(raw(answer_head(200, [("content-length", "-1")])), 502, INVALID),
     "gzip-chunked": Row(raw(answer_head(200, [("transfer-encoding", "gzip")])), 502, INVALID),
     "compressed": Row(raw(sse_head(headers=[("content-encoding", "gzip")])), 502, INVALID),
@@ -581,7 +581,7 @@ async def test_unreadable_reasoning_is_dropped_once_on_the_same_account(
         assert counts(world) == [2, 0]
         first, second = (asked.json() for asked in world.asked)
         assert first["input"] == [QUESTION, THOUGHT, SUMMARY]
-        assert second == first | {"input": [QUESTION, {"type": "compaction"}]}
+        assert second == first | {"input": [QUESTION]}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -41,7 +41,7 @@ DAY: Final = 86400
 PROBE: Final = 900
 USAGE: Final[Json] = {"type": "usage_limit_reached", "message": "The limit has been reached."}
 CREATED: Final[Json] = {"type": "response.created", "response": {"id": "resp_1"}}
-IN_ORDER: Final = {"routing": "failover"}
+IN_ORDER: Final = {"routing": "in_order"}
 SPARK: Final = "gpt-5.3-codex-spark"
 NIGHT: Final = "gpt-6-night"
 PLAIN: Final = "gpt-5.5"
@@ -323,6 +323,24 @@ async def test_a_used_up_plan_bars_no_model_whose_own_limit_has_room(
         for _ in range(3):
             assert (await world.ask(question(carrier, model=SPARK))).status == 429
         assert len(upstream.asked) == 3
+
+
+async def test_a_model_s_own_limit_is_known_by_its_upstream_s_name(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Whatever the pool calls the model."""
+    head = families(plan=100, owl=100)
+    described = models_described(tmp_path)
+    for account in described["accounts"].values():
+        account["models"] = {"plain": PLAIN, "quick": SPARK, "late": NIGHT}
+    async with opened_world(described) as world:
+        upstream = world.upstreams["a"]
+        upstream.plays(limited("json", SAID, head), sse_answer(responses_events("x"), headers=head))
+        check_told(await world.ask(question("json", model="plain")), 5 * DAY)
+        assert (await world.ask(question("json", model="quick"))).status == 200
+        for model in ("plain", "late"):
+            assert (await world.ask(question("json", model=model))).status == 429
+        assert len(upstream.asked) == 2
 
 
 async def test_a_throttle_and_a_refusal_bar_every_model(

@@ -38,7 +38,7 @@ from tests.test_codex_accounts import FIRST, FORMS, SECOND, codex_world, describ
 from tests.test_failover_is_safe import counts
 from tests.wires import Json, post
 
-IN_ORDER: Final = {"routing": "failover"}
+IN_ORDER: Final = {"routing": "in_order"}
 OWN: Final = "Your workspace of jane@example.com is out of order."
 CREDENTIAL: Final = (Action.RENEW, Effect.REFUSED)
 ACCOUNT: Final = (Action.NEXT, Effect.REFUSED)

@@ -37,7 +37,7 @@ from tests.fakes import (
 from tests.sockets import codex_described, open_socket, says, socket_world
 from tests.wires import Json
 
-IN_ORDER: Final = {"routing": "failover"}
+IN_ORDER: Final = {"routing": "in_order"}
 OPERATOR: Final = "cpo-operator-token-0123456789"
 RETRIED: Final = re.compile(
     "429|500|502|503|504|524|rate.?limit|overloaded|server.?error|try again|too many requests",
@@ -49,7 +49,7 @@ FORMS: Final[Mapping[str, tuple[str, Json]]] = {
     "chat": ("/v1/chat/completions", {"model": "m1", "messages": [{"role": "user"}]}),
     "chat-stream": (
         "/v1/chat/completions",
-        {"model": "m1", "messages": [{"role": "user", "content": "x"}], "stream": True},
+        {"model": "m1", "messages": [{"role": "user", "content": ""}], "stream": True},
     ),
 }
 NATIVE: Final[Mapping[str, tuple[str, Json]]] = {
@@ -342,7 +342,7 @@ async def test_an_operator_sees_what_an_account_lacks_and_why_it_rests(
         world.upstreams["b"].always = good("chat")
         await world.ask(question("responses"))
         for model in ("m1", "m2"):
-            body = {"model": model, "messages": [{"role": "user", "content": "x"}]}
+            body = {"model": model, "messages": [{"role": "user", "content": ""}]}
             assert (await world.ask(post("/v1/chat/completions", body))).status == 200
         asked = request("GET", "/admin", key=OPERATOR, headers=[("Accept", "application/json")])
         account = (await world.ask(asked)).json()["accounts"][0]
