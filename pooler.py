@@ -3511,9 +3511,16 @@ def _tool(tool: Mapping[str, Json]) -> dict[str, Json]:
     return made
 
 
+# Members of a schema, each of which may say that it is of no object.
+_SAYS_WHAT_IT_IS: Final = frozenset(
+    ("type", "properties", "$ref", "allOf", "anyOf", "oneOf", "const", "enum")
+)
+
+
 def _parameters(schema: Mapping[str, Json]) -> Mapping[str, Json]:
     """A tool's schema with the `properties` without which an object is refused."""
-    is_object = not schema or schema.get("type") == "object"
+    is_object = schema.get("type") in ("object", ["object"])
+    is_object |= _SAYS_WHAT_IT_IS.isdisjoint(schema)
     if not is_object or schema.get("properties") is not None:
         return schema
     return {"type": "object", **schema, "properties": {}}
@@ -3656,8 +3663,8 @@ _PART_DELTAS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-# What `response.done`, an older name of a good end, is called now, by the status told with it.
-_STATUS_OF_DONE: Final = {"incomplete": "incomplete"}
+# What `response.done`, an older name of an end, is called now, by the status told with it.
+_STATUS_OF_DONE: Final = {"incomplete": "incomplete", "failed": "failed"}
 
 
 @dataclass(eq=False, slots=True)
@@ -3797,10 +3804,13 @@ _CALL_EVENTS: Final[Mapping[str, str]] = {
 Delta = dict[str, Json]
 
 
-def _chat_call(item: Mapping[str, Json]) -> dict[str, Json]:
+def _chat_call(item: Mapping[str, Json], place: int) -> dict[str, Json]:
+    """A call as Chat has it, `place` being its own among the answer's."""
     chat, member = _CALLS[item["type"]]
     made = {name: _text_at(item, name) for name in ("name", member)}
-    return {"id": _text_at(item, "call_id"), "type": chat, chat: made}
+    # Without an id there could be no answer to it.
+    call_id = _text_at(item, "call_id") or _label_at(item, "id") or f"call_{place}"
+    return {"id": call_id, "type": chat, chat: made}
 
 
 def _joined(parts: Json, kind: str) -> str:
@@ -3829,7 +3839,8 @@ def _chat_message(output: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     texts = [_joined(item.get("content"), "output_text") for item in answers]
     refusal = "".join(_text_at(part, "refusal") for part in parts)
     thoughts = [text for item in output for text in _thoughts(item)]
-    calls = [_chat_call(item) for item in output if _text_at(item, "type") in _CALLS]
+    called = [item for item in output if _text_at(item, "type") in _CALLS]
+    calls = [_chat_call(item, place) for place, item in enumerate(called)]
     notes = [note for part in parts for note in _objects(part.get("annotations"))]
     more = {
         "annotations": _citations(notes),
@@ -3908,6 +3919,7 @@ class ChatAnswer(ResponsesAnswer):
     _unnumbered: int = 0  # of them
     _latest: int = -1  # the item of the latest event
     _said: set[int] = field(default_factory=set)  # those of which something was told
+    _cited: set[int] = field(default_factory=set)  # those of which a citation was told
     _calls: dict[int, tuple[int, str]] = field(default_factory=dict)  # place among them, type
     _heads: dict[int, Json] = field(default_factory=dict)  # of calls that are not known enough
     _told_as: dict[int, str] = field(default_factory=dict)  # the event that tells its reasoning
@@ -3983,6 +3995,7 @@ class ChatAnswer(ResponsesAnswer):
         elif name == "response.output_text.annotation.added":
             notes = _citations([_object(value.get("annotation"))])
             if notes and index not in self._comments:
+                self._cited.add(index)
                 yield {"annotations": notes}
         elif name == "response.output_item.added":
             if is_commentary(item):
@@ -4046,12 +4059,11 @@ class ChatAnswer(ResponsesAnswer):
             return
         named = {name: text for name in ("call_id", "name") if (text := _text_at(item, name))}
         head = {"type": kind} | self._heads.pop(index, {}) | named
-        if is_whole:
-            head.setdefault("call_id", _label_at(item, "id") or f"call_{len(self._calls)}")
-        elif not ("call_id" in head and "name" in head):
+        if not (is_whole or ("call_id" in head and "name" in head)):
             self._heads[index] = head
             return
-        call = {"index": len(self._calls), **_chat_call(head)}
+        place = len(self._calls)
+        call = {"index": place, **_chat_call(_picked(item, ("id",)) | head, place)}
         self._calls[index] = (len(self._calls), kind)
         yield {"tool_calls": [call]}
 
@@ -4068,12 +4080,14 @@ class ChatAnswer(ResponsesAnswer):
         if (kind := _text_at(item, "type")) in _CALLS:
             yield from self._open_call(index, item, is_whole=True)
             yield from self._argue(index, _text_at(item, _CALLS[kind][1]), is_whole=True)
-        elif index not in self._said:
-            message = _chat_message([item])
+            return
+        message = _chat_message([item])
+        if index not in self._said:
             for member in _TEXT_MEMBERS:
                 yield from self._say((index, 0), member, _text_at(message, member))
-            if "annotations" in message:
-                yield _picked(message, ("annotations",))
+        if "annotations" in message and index not in self._cited:
+            self._cited.add(index)
+            yield _picked(message, ("annotations",))
 
 
 # An item of an answer in one piece is told in these events between its `added` and its `done`.
@@ -8551,6 +8565,7 @@ class Exchange:
     is_spent: bool = False  # an upstream has read it whole, and has not said that it did nothing
     body: bytes = b""
     body_held: int = 0  # bytes of it, and of what was made of it, in the server's budget
+    silent_since: float = math.inf  # it was out whole at the first account; nothing is said yet
     is_started: bool = False
     is_told: bool = (
         False  # the terminal event of a stream has been sent, or kept for a whole answer
@@ -8990,12 +9005,14 @@ class Attempt:
     async def await_head(self, deadline: float) -> ResponseHead:
         """The head of the answer; in a long silence a stream's client is told that we live.
 
-        From then on it has its 200, so whatever comes later is told in its stream.
+        However many accounts are asked, to the client it is one silence.  From then on it has its
+        200, so whatever comes later is told in its stream.
         Raises: TRANSPORT_ERRORS, PoolerError (server_stopping), ClientGone.
         """
         exchange, limits = self.exchange, self.exchange.limits
         is_stream = self.call.is_stream
-        tell_at = trio.current_time() + SILENCE_SECONDS_MAX if is_stream else math.inf
+        exchange.silent_since = min(exchange.silent_since, trio.current_time())
+        tell_at = exchange.silent_since + SILENCE_SECONDS_MAX if is_stream else math.inf
         while True:
             until = min(deadline, tell_at)
             with contextlib.suppress(DeadlinePassed):
@@ -10601,7 +10618,7 @@ class Server(Shared):
         if isinstance(exchange, Turn):
             exchange.socket.session = call.session
         alias = pool.meant_by(call.requested_model)
-        if call.path.endswith("/compact"):  # not every server takes the others there
+        if call.is_unary:  # not every server takes the others there, and a search has neither
             alias = Alias(alias.model)
         if asked is not value or alias != Alias(call.requested_model):
             await yield_after(exchange.body)

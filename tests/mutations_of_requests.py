@@ -66,6 +66,8 @@ REQUESTS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("no_properties", "An object without properties is given some.",
      'return {"type": "object", **schema, "properties": {}}', "return schema",
      "codex_requests::a_chat_client_may_speak_as_responses_clients_do"),
+    ("untyped_object", "A schema that does not say what it is is an object's.",
+     "is_object |= _SAYS_WHAT_IT_IS.isdisjoint(schema)", "is_object |= not schema", TRANSLATED),
     ("reasoning_context", "What the backend knows of reasoning is passed.",
      '("effort", "summary", "context", "mode")', '("effort", "summary")',
      "codex_requests::what_the_backend_knows_is_passed"),

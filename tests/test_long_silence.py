@@ -7,6 +7,7 @@ being silent; clients of each API.  Seen are what the client gets and when, and 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -138,16 +139,18 @@ async def test_until_then_another_account_may_answer(world: World, kind: str) ->
     assert COMMENT not in response.body
 
 
-async def test_each_account_has_its_45_seconds(world: World) -> None:
-    first = [Pause(40), *error_answer(503, "server_is_overloaded")]
+@pytest.mark.parametrize("pauses", [(40,), (20, 20), (1,)])
+async def test_the_silence_of_several_accounts_is_one(world: World, pauses: Sequence[int]) -> None:
+    failed = error_answer(503, "server_is_overloaded")
+    scripts: list[Script] = [*([Pause(p), *failed] for p in pauses), [Stall()]]
     for upstream in world.upstreams.values():
-        upstream.always = lambda _: first if len(world.asked) == 1 else [Stall()]
+        upstream.always = lambda _: scripts[len(world.asked) - 1]
     client = await world.connect()
     await client.send(REQUESTS["responses"])
     await client.read_head()
-    assert trio.current_time() == 85
+    assert trio.current_time() == 45
     check_ended("responses", [event for _, event in await read_all(client)], "upstream_timeout")
-    assert trio.current_time() == 160
+    assert trio.current_time() == sum(pauses) + 120
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
