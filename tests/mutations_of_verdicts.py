@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+_LACKS: Final = "what_accounts_lack::"
+
 # fmt: off
 VERDICTS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("firm_words", "An account's trouble is known by its word, whatever the status.",
@@ -65,6 +67,5 @@ VERDICTS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
      "what_accounts_lack::what_an_api_says_of_a_request_is_no_lacking_route"),
     ("newer_codex", "A model that wants a newer client is lacking.",
      'r"|requires a newer version|has been', 'r"|has been',
-     "what_accounts_lack::"
-     "a_model_that_no_account_can_use_is_not_one_that_the_key_may_not_use"),
+     _LACKS + "a_model_that_no_account_can_use_is_not_one_that_the_key_may_not_use"),
 )
