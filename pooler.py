@@ -6034,6 +6034,7 @@ class LoginState(NamedTuple):
     login: str | None = None  # ok, renewal_due, needed
     plan: str | None = None
     token_ends_at: float | None = None
+    unreached: Cause | None = None  # the token endpoint
 
 
 class State(NamedTuple):
@@ -6111,6 +6112,7 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
     now, unix_ahead = state.now, state.unix_now - state.now
     health = state.roster.health_of(account)
     status = account_status(account, health, now)
+    login = state.logins.get(account.name, LoginState())
     return {
         **_copied(account, "name priority concurrent"),
         "type": "codex" if account.is_codex else "openai",
@@ -6118,12 +6120,12 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
         "pools": pools,
         "status": status,
         "is_demoted": health.is_blocked(Effect.DEMOTED, now),
-        "unreached": state.roster.unreached_by(account, now),
+        "unreached": state.roster.unreached_by(account, now) or login.unreached,
         "in_flight": state.roster.in_flight[account.name],
         "rests_until": health.rests_until + unix_ahead if status == "resting" else None,
         "reason": health.reason if status in {"resting", "refused"} else None,
         "lacks": _show_lacks(state, account, health),
-        **state.logins.get(account.name, LoginState())._asdict(),
+        **_copied(login, "login plan token_ends_at"),
         "models": list(account.models or sorted(health.catalogue or ())) or None,
         "windows": [
             {
@@ -6202,7 +6204,13 @@ def _show_key(state: State, key: Key) -> dict[str, Json]:
 
 
 def explain(
-    roster: Roster, pool: Pool, model: str, session: str | None, now: float
+    roster: Roster,
+    pool: Pool,
+    model: str,
+    session: str | None,
+    now: float,
+    *,
+    logins: Mapping[str, LoginState],
 ) -> dict[str, Json]:
     """Which account would be asked now, and why no other.
 
@@ -6232,6 +6240,8 @@ def explain(
         else:
             health, is_able = roster.health_of(account), account.name in able
             reason = _why_not(account, health, model, now, is_able=is_able)
+            cause = logins.get(account.name, LoginState()).unreached
+            reason += f": its token endpoint was not reached: {cause}" if cause else ""
         is_chosen = account.name == chosen
         accounts.append({"name": account.name, "is_chosen": is_chosen, "reason": reason})
     return {"pool": pool.name, "model": model, "chosen": chosen, "accounts": accounts}
@@ -7914,6 +7924,7 @@ class Login:
     spent: bytes = b""  # the digest of a content that cannot be renewed any more
     unsaved: bytes = b""  # renewed, and not on the disk yet
     told: str | None = None  # the problem that the log has
+    unreached: Cause | None = None  # why the token endpoint was not, the last time
     retry_at: float = -math.inf
     renewal: trio.Event | None = None  # set while one is under way
     is_retired: bool = False  # its account goes elsewhere now: what the file gets is not for it
@@ -8038,9 +8049,9 @@ class Tokens:
         """For operators."""
         found = login.credentials
         if found is None or found.digest == login.spent:
-            return LoginState("needed", found.plan if found else None, None)
+            return LoginState("needed", found.plan if found else None, None, login.unreached)
         status = "renewal_due" if self.is_due(login, found) else "ok"
-        return LoginState(status, found.plan, found.expires_at)
+        return LoginState(status, found.plan, found.expires_at, login.unreached)
 
     async def credentials(self, login: Login, rejected: Credentials | None = None) -> Credentials:
         """The login's credentials, renewed if they are about to end or were `rejected`.
@@ -8098,6 +8109,7 @@ class Tokens:
         """One renewal of `before`, to its end, even while the server stops."""
         assert login.renewal is not None
         problem = "the login was not renewed in time; it is tried again"
+        login.unreached = None
         try:
             with (
                 trio.move_on_after(RENEWAL_SECONDS_CEILING, shield=True),
@@ -8110,6 +8122,7 @@ class Tokens:
         except LoginNeeded as refused:
             problem = str(refused)
         except ConnectFailed as failed:
+            login.unreached = failed.cause
             problem = f"{self.endpoint} cannot be reached: {failed.cause}; it is asked again"
         except TRANSPORT_ERRORS:
             problem = f"{self.endpoint} gave no answer; it is asked again"
@@ -10684,13 +10697,17 @@ class Server(Shared):
         """Raises: LookupError, there is no such pool, or it does not serve the model."""
         pool = self.config.pools[pool_name]
         try:
-            return explain(self.roster, pool, model, session, trio.current_time())
+            now = trio.current_time()
+            return explain(self.roster, pool, model, session, now, logins=self.login_states())
         except PoolerError:
             raise LookupError(model) from None
 
+    def login_states(self) -> dict[str, LoginState]:
+        return {name: self.tokens.state_of(login) for name, login in self.logins.items()}
+
     def snapshot(self) -> dict[str, Json]:
         records = (self.config, self.roster, self.ledger, self.uses)
-        logins = {name: self.tokens.state_of(login) for name, login in self.logins.items()}
+        logins = self.login_states()
         queued = {name: len(queue) for name, queue in self.queues.items()}
         process = {
             "started_at": self.started_unix,

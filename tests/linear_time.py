@@ -122,9 +122,20 @@ def placed(tree: ast.AST, place: str = "") -> Iterator[tuple[str, ast.AST]]:
         yield from placed(child, inner)
 
 
+def methods_in(source: str) -> dict[str, set[str]]:
+    """By name of what has them, the methods of patterns that are called, or handed on."""
+    found: dict[str, set[str]] = {}
+    for _, node in placed(ast.parse(source)):
+        if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+            continue
+        if node.attr in METHODS:
+            found.setdefault(node.value.id, set()).add(node.attr)
+    return found
+
+
 def patterns_of(module: ModuleType, source: str) -> Patterns:
     """All patterns of a module, whatever they are used for."""
-    known = Patterns()
+    known = Patterns(methods=methods_in(source))
     for name, value in list(vars(module).items()):
         known.found |= dict(patterns_in(value, name))
         if isinstance(value, type) and value.__module__ == module.__name__:
@@ -147,8 +158,6 @@ def patterns_of(module: ModuleType, source: str) -> Patterns:
             if pattern.pattern not in compiled or name != "compile":
                 before = sum(one.partition(" ")[0] == place for one in known.found)
                 known.found[f"{place} {before + 1}" if before else place] = pattern
-        elif isinstance(owner, ast.Name) and name in METHODS:
-            known.methods.setdefault(owner.id, set()).add(name)
     return known
 
 

@@ -38,4 +38,10 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("reload_says_nothing", "A reload says what it has changed.",
      '"changed": changes or "nothing"}', '"changed": "nothing"}',
      "config_doubts::the_log_of_a_reload_says_what_changed_or_that_nothing_did"),
+    ("endpoint_s_cause", "Operators find why a token endpoint was not reached.",
+     "            login.unreached = failed.cause\n", "",
+     "connect_causes::operators_find_why_a_login_cannot_be_renewed"),
+    ("endpoint_s_cause_for_ever", "That it was not reached is over when it is.",
+     "        login.unreached = None\n        try:\n", "        try:\n",
+     "connect_causes::operators_find_why_a_login_cannot_be_renewed"),
 )

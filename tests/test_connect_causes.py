@@ -27,11 +27,22 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import Action, BadSyntax, Cause, ConnectFailed, PeerClosed, cause_of, judge_connect
+from pooler import (
+    Action,
+    BadSyntax,
+    BaseUrl,
+    Cause,
+    ConnectFailed,
+    PeerClosed,
+    cause_of,
+    judge_connect,
+)
 from tests.clients.stage import OPERATOR_TOKEN, Pooler
-from tests.fakes import Refuse, describe, opened_world, post
+from tests.codex_backend import make_auth_file
+from tests.fakes import UNIX_START, Refuse, World, describe, opened_world, post
 from tests.raw_sockets import Caller, read_head
 from tests.sockets import upgrade
+from tests.test_codex_accounts import NAMES, codex_world, described
 from tests.tls_wire import API_KEY, HOST, SECONDS_MAX, Authority, Upstream, key_of
 
 Json = Any
@@ -302,3 +313,34 @@ async def test_an_explanation_has_the_cause(autojump_clock: MockClock) -> None:
         told = {one["name"]: one["reason"].partition("; ")[2] for one in shown}
         words = "tried last, for it did not connect: "
         assert told == {"a": f"{words}refused", "b": f"{words}name not found"}
+
+
+@pytest.mark.parametrize("cause", [Cause.NAME, Cause.REFUSED, Cause.NOT_TRUSTED, Cause.TIMED_OUT])
+async def test_operators_find_why_a_login_cannot_be_renewed(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Cause
+) -> None:
+    async def fail(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
+        raise ConnectFailed(cause)
+
+    async with codex_world(described(tmp_path), tmp_path) as world:
+        for account_id, name in NAMES.items():
+            path = tmp_path / name / "auth.json"
+            make_auth_file(path, account_id, expires_at=UNIX_START - 60)
+        dial = world.server.tokens.dial
+        monkeypatch.setattr(world.server.tokens, "dial", fail)
+        assert (await world.ask(post("/v1/responses", {"model": "gpt-5.5"}))).status == 503
+        for account in snapshot_accounts(world):
+            assert (account["status"], account["unreached"]) == ("login_needed", cause)
+        shown = world.server.explain("home", "gpt-5.5", None)["accounts"]
+        for one in shown:
+            told = f"login_needed: its token endpoint was not reached: {cause}"
+            assert one["reason"] == told
+
+        autojump_clock.jump(60)
+        monkeypatch.setattr(world.server.tokens, "dial", dial)
+        await world.ask(post("/v1/responses", {"model": "gpt-5.5"}))
+        assert next(one["unreached"] for one in snapshot_accounts(world)) is None
+
+
+def snapshot_accounts(world: World) -> Json:
+    return world.server.snapshot()["accounts"]
