@@ -8671,11 +8671,15 @@ class Exchange:
         self.is_whole = is_last
 
     async def cut(self, error: PoolerError) -> None:
-        """End what has been begun: a stream with one terminal event.  Raises: ClientGone."""
-        self.closes = True
+        """End what has been begun: a stream with one terminal event.  Raises: ClientGone.
+
+        After a bug, or where the body cannot be ended well, the connection ends with it.
+        """
         self.record.code = error.record_code
         if self.is_whole or self.call is None or self.record.transport == "http":
+            self.closes = True
             return
+        self.closes |= error.code == "internal_error" or self.server.is_draining
         kind = self.call.kind
         if error.answer is not None:  # an upstream's body, which is no event
             said = read_error(_parsed(error.answer[0]))
