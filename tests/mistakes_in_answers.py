@@ -33,7 +33,7 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("messages_in_one_line", "Of several messages each is a paragraph.",
      "if self._spoke not in {None, part[0]}:", "if False:", _CHUNKS),
     ("call_without_name", "A call is opened once its id and name are known.",
-     'elif not ("call_id" in head and "name" in head):', "elif False:", _CHUNKS),
+     'if not (is_whole or ("call_id" in head and "name" in head)):', "if False:", _CHUNKS),
     ("one_unnumbered_item", "Items without a number are told apart by their ids.",
      "            if is_new and not found:\n", "            if False:\n", _CHUNKS),
     ("reasoning_twice", "Reasoning and its summary are not told both.",
