@@ -10559,7 +10559,7 @@ class Server(Shared):
         if isinstance(exchange, Turn):
             exchange.socket.session = call.session
         alias = pool.meant_by(call.requested_model)
-        if call.path.endswith("/compact"):  # not every server takes the others there
+        if call.is_unary:  # not every server takes the others there, and a search has neither
             alias = Alias(alias.model)
         if asked is not value or alias != Alias(call.requested_model):
             await yield_after(exchange.body)

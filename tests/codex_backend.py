@@ -39,6 +39,8 @@ from tests.codex_socket import serve_socket
 from tests.codex_turns import (
     ENCRYPTED,
     ERRORS,
+    FOUND,
+    LITE_MODELS,
     MODELS,
     TURN_STATE,
     Answer,
@@ -49,6 +51,7 @@ from tests.codex_turns import (
     Refused,
     TokenPlay,
     check_body,
+    check_search,
     deny,
     encode_part,
     error_body,
@@ -64,7 +67,6 @@ __all__ = ["CodexBackend", "Login", "Play", "Seen", "TokenPlay", "make_auth_file
 
 PREFIX: Final = "/backend-api/codex"
 CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's public one
-FOUND: Final = "SEARCHED: quinces are cooked"  # what a web search gives
 TOKEN_SECONDS: Final = 10 * 24 * 3600
 
 ################################################################
@@ -214,6 +216,7 @@ def read_body(raw: bytes, headers: Mapping[str, str]) -> Json:
 
 def model_info(slug: str) -> Json:
     """A ModelInfo (§1.6), with the fields that Codex CLI asks for."""
+    is_lite = slug in LITE_MODELS
     return {
         "slug": slug,
         "display_name": slug.upper(),
@@ -237,7 +240,9 @@ def model_info(slug: str) -> Json:
         "context_window": 272000,
         "experimental_supported_tools": [],
         "input_modalities": ["text", "image"],
-        "minimal_client_version": "0.98.0",
+        "minimal_client_version": "0.166.0" if is_lite else "0.98.0",
+        "use_responses_lite": is_lite,
+        "tool_mode": "code_mode_only" if is_lite else None,
     }
 
 
@@ -345,12 +350,17 @@ class CodexBackend:
             deny("The account does not match the token.", 403)
         return login
 
-    def check_posted(self, seen: Seen, *, is_compact: bool = False) -> Login:
-        """The caller of a request that is well formed.  Raises: Refused."""
+    def check_caller(self, seen: Seen) -> Login:
+        """The caller of a request with JSON.  Raises: Refused."""
         login = self.authenticate(seen)
         if seen.headers.get("content-type", "").partition(";")[0] != "application/json":
             deny("Unsupported media type", 415)
-        check_body(seen.body, is_compact=is_compact)
+        return login
+
+    def check_posted(self, seen: Seen, *, is_compact: bool = False) -> Login:
+        """The caller of a request that is well formed.  Raises: Refused."""
+        login = self.check_caller(seen)
+        check_body(seen.body, headers=seen.headers, is_compact=is_compact)
         return login
 
     def play_for(self, seen: Seen, login: Login, at: str = "turn") -> Play:
@@ -426,13 +436,12 @@ class CodexBackend:
         )
 
     def search(self, seen: Seen) -> Answer:
-        """Codex CLI's web search, which names its session in the body alone."""
-        login = self.authenticate(seen)
-        if seen.headers.get("content-type") != "application/json":
-            deny("Unsupported media type", 415)
-        if not isinstance(seen.body.get("id"), str) or "stream" in seen.body:
-            deny("Not a search.", 400)
-        self.play_for(seen, login, "search")
+        """What Codex CLI asks when its model looks something up."""
+        login = self.check_caller(seen)
+        check_search(seen.body)
+        play = self.next_play(seen, "search")
+        if play.error:
+            raise Refused(ERRORS[play.error](login, play, self.clock()))
         return Answer(200, {"output": FOUND, "encrypted_output": None})
 
     def list_models(self, seen: Seen) -> Answer:

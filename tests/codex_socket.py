@@ -128,7 +128,7 @@ def read_object(text: str) -> dict[str, Json]:
     return frame if isinstance(frame, dict) else {}
 
 
-def check_frame(frame: Mapping[str, Json], last_id: str | None) -> None:
+def check_frame(frame: Mapping[str, Json], last_id: str | None, headers: Mapping[str, str]) -> None:
     """Raises: Refused, for the first fault."""
     if frame.get("type") != "response.create":
         invalid("invalid_value", "Invalid value.", "type")
@@ -137,7 +137,7 @@ def check_frame(frame: Mapping[str, Json], last_id: str | None) -> None:
         message = f"Previous response with id '{anchor}' not found."
         invalid("previous_response_not_found", message, "previous_response_id")
     body = {name: value for name, value in frame.items() if name not in SOCKET_FIELDS}
-    check_body({"stream": True} | body, is_anchored=anchor is not None)
+    check_body({"stream": True} | body, headers=headers, is_anchored=anchor is not None)
 
 
 def error_frame(answer: Answer, login: Login, now: float) -> Json:
@@ -163,6 +163,7 @@ class Talk:
         self.seen = seen  # what is seen of each turn, but for its body
         self.login = login
         self.last_id: str | None = None  # of the response that can be an anchor
+        self.added: list[Json] = []  # the items with tools of the turns before
 
     async def answer(self, text: str) -> bool:
         """One frame.  False where the connection is over."""
@@ -175,7 +176,7 @@ class Talk:
         if frame.get("previous_response_id") == last_id:
             self.last_id = None  # until the turn has succeeded
         try:
-            check_frame(frame, last_id)
+            check_frame(frame, last_id, self.seen.headers)
             at = "warm_up" if frame.get("generate") is False else "turn"
             play = self.backend.play_for(seen, self.login, at)
         except Refused as refused:
@@ -191,7 +192,11 @@ class Talk:
         backend = self.backend
         backend.turn_count += 1
         number = backend.turn_count
-        events = make_events(frame, play, self.login, number, backend.clock())
+        earlier = self.added if frame.get("previous_response_id") else []
+        items = [*earlier, *frame["input"]]
+        self.added = [item for item in items if item.get("type") == "additional_tools"]
+        body = {**frame, "input": items}
+        events = make_events(body, play, self.login, number, backend.clock())
         backend.remember(events)
         if play.after != "nothing" and not play.has_extra_events:
             events[:0] = extra_events(self.login, backend.clock())[:1]  # its limits: always

@@ -22,12 +22,15 @@ Pairs = Sequence[tuple[str, str]]
 
 ANSWER: Final = "It is best made of quinces, and slowly, on a rainy afternoon."
 THOUGHT: Final = "The fruit will tell."
+FOUND: Final = "A page about quinces, and how long they boil."
 CALL_ID: Final = "call_a"
 TURN_STATE: Final = "sticky-backend-1"
 MODELS: Final[Mapping[str, Sequence[str]]] = {  # with the efforts that each one has
     "gpt-5.5": ("low", "medium", "high", "xhigh"),
     "gpt-5.4": ("none", "low", "medium", "high"),
+    "gpt-6.2-sol": ("low", "medium", "high", "xhigh", "max", "ultra"),
 }
+LITE_MODELS: Final = frozenset({"gpt-6.2-sol"})
 
 
 ################################################################
@@ -98,6 +101,9 @@ ALLOWED_COMPACT: Final = frozenset(
 TOOL_TYPES: Final = frozenset(
     "function custom web_search image_generation local_shell tool_search namespace".split()
 )
+ALLOWED_SEARCH: Final = frozenset(
+    "id model reasoning input commands settings max_output_tokens".split()
+)
 ITEM_FIELDS: Final[Mapping[str, frozenset[str]]] = {
     kind: frozenset(fields.split())
     for kind, fields in {
@@ -105,7 +111,7 @@ ITEM_FIELDS: Final[Mapping[str, frozenset[str]]] = {
         "reasoning": "summary content encrypted_content",
         "function_call": "call_id name arguments namespace",
         "function_call_output": "call_id output",
-        "custom_tool_call": "call_id name input",
+        "custom_tool_call": "call_id name input namespace",
         "custom_tool_call_output": "call_id output",
         "local_shell_call": "call_id action status",
         "web_search_call": "action status",
@@ -115,11 +121,15 @@ ITEM_FIELDS: Final[Mapping[str, frozenset[str]]] = {
         "shell_call": "call_id action status",
         "shell_call_output": "call_id output status",
         "additional_tools": "role tools",
+        "configuration_update": "reasoning",
         **dict.fromkeys(("compaction", "compaction_summary"), "id encrypted_content"),
         "compaction_trigger": "",
     }.items()
 }
 NATIVE_FIELDS: Final = frozenset({"id", "status", "internal_chat_message_metadata_passthrough"})
+LITE: Final = "x-openai-internal-codex-responses-lite"
+LITE_IN_FRAME: Final = f"ws_request_header_{LITE.replace('-', '_')}"  # in client_metadata
+LITE_ITEMS: Final = frozenset({"additional_tools", "configuration_update"})
 INPUT_PARTS: Final = frozenset({"input_text", "input_image", "input_file"})
 PART_TYPES: Final[Mapping[str, frozenset[str]]] = {
     "user": INPUT_PARTS,
@@ -284,7 +294,38 @@ def texts_of(items: Json) -> list[Json]:
     return [part.get("text") for content in contents for part in content]
 
 
-def check_body(body: Json, *, is_compact: bool = False, is_anchored: bool = False) -> None:
+def check_search(body: Json) -> None:
+    """Raises: Refused.  Unlike a turn, a search names each fault as the API behind it does."""
+    if not isinstance(body, dict):
+        deny("Bad Request")
+    for name in ("id", "commands"):
+        if name not in body:
+            invalid("missing_required_parameter", "Missing parameter.", name)
+    for name in body:
+        if name not in ALLOWED_SEARCH:
+            invalid("unknown_parameter", f"Unknown parameter: '{name}'.", name)
+
+
+def check_lite(body: Mapping[str, Json], headers: Mapping[str, str]) -> None:
+    """A turn that is marked as Responses Lite is in its form, and has what only that form has."""
+    metadata = body.get("client_metadata") or {}
+    is_marked = "true" in {headers.get(LITE), metadata.get(LITE_IN_FRAME)}
+    is_whole = (body.get("reasoning") or {}).get("context") == "all_turns"
+    if is_marked and not (is_whole and body.get("parallel_tool_calls") is False):
+        message = "Responses Lite requires reasoning.context all_turns and no parallel tool calls."
+        invalid("unsupported_value", message, "reasoning.context")
+    for index, item in enumerate(body["input"]):
+        if not is_marked and (item.get("type") in LITE_ITEMS or "namespace" in item):
+            invalid("unknown_parameter", "Unknown parameter.", f"input[{index}]")
+
+
+def check_body(
+    body: Json,
+    *,
+    headers: Mapping[str, str] | None = None,
+    is_compact: bool = False,
+    is_anchored: bool = False,
+) -> None:
     """Raises: Refused, for the first fault."""
     if not isinstance(body, dict):
         deny("Bad Request")
@@ -296,6 +337,7 @@ def check_body(body: Json, *, is_compact: bool = False, is_anchored: bool = Fals
     # A compact body has no client_metadata: there Codex's own ids cannot be told from others.
     is_native = is_compact or "client_metadata" in body
     check_input(body.get("input"), is_native=is_native, is_anchored=is_anchored)
+    check_lite(body, headers or {})
     check_tools(body.get("tools"), "tools")
     check_choice(body.get("tool_choice", "auto"))
     check_text(body)
@@ -315,7 +357,7 @@ class Play:
     """
 
     account: str = ""  # only with this account's id
-    at: str = "turn"  # or, of a WebSocket: upgrade | warm_up (only an error is told there)
+    at: str = "turn"  # or search; of a WebSocket: upgrade | warm_up (only an error is told there)
     with_tools: bool = False  # only where tools are offered
     count: int = 1  # 0: for ever
     error: str = ""
@@ -325,6 +367,7 @@ class Play:
     headers: Mapping[str, str] = field(default_factory=dict)
     text: str = ANSWER
     repeat: int = 1  # the text, so many times
+    commentary: str = ""  # said before the text, which then is the final answer
     refusal: str = ""
     tool: str = ""
     arguments: Json = None  # of the tool; a string for a custom tool
@@ -457,16 +500,19 @@ def sample(schema: Mapping[str, Json]) -> Json:
 
 
 def offered(body: Mapping[str, Json], name: str) -> Mapping[str, Json] | None:
-    """The tool of that name; one of a namespace has the name of that as well."""
-    given = body.get("tools") or []
-    tools = [tool for tool in given if tool["type"] in {"function", "custom"}]
-    tools += [
-        inner | {"namespace": tool["name"]}
-        for tool in given
-        if tool["type"] == "namespace"
-        for inner in tool["tools"]
-    ]
+    added = [item for item in body["input"] if item.get("type") == "additional_tools"]
+    lists = [body.get("tools") or [], *(item["tools"] for item in added)]
+    tools = [tool for tools in lists for tool in unfolded(tools)]
     return next((tool for tool in tools if name in {"*", tool["name"]}), None)
+
+
+def unfolded(tools: Sequence[Mapping[str, Json]]) -> Iterator[Mapping[str, Json]]:
+    """Those that can be called; one in a namespace is told with its name."""
+    for tool in tools:
+        if tool["type"] == "namespace":
+            yield from ({**inner, "namespace": tool["name"]} for inner in unfolded(tool["tools"]))
+        elif tool["type"] in {"function", "custom"}:
+            yield tool
 
 
 def said(part: Json) -> Json:
@@ -487,10 +533,18 @@ def make_items(body: Mapping[str, Json], play: Play, sealed: str) -> list[dict[s
         part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
         if play.refusal:
             part = {"type": "refusal", "refusal": play.refusal}
-        return [said(part) | {"id": "msg_1"}]
+        if not play.commentary:
+            return [said(part) | {"id": "msg_1"}]
+        before = {"type": "output_text", "text": play.commentary, "annotations": [], "logprobs": []}
+        return [
+            said(before) | {"id": "msg_0", "phase": "commentary"},
+            said(part) | {"id": "msg_1", "phase": "final_answer"},
+        ]
     summary = [{"type": "summary_text", "text": THOUGHT}]
     thought = {"type": "reasoning", "id": "rs_1", "summary": summary, "encrypted_content": sealed}
     call = {"id": "fc_1", "status": "completed", "call_id": CALL_ID, "name": tool["name"]}
+    if "namespace" in tool:
+        call["namespace"] = tool["namespace"]
     if tool["type"] == "custom":
         call |= {"type": "custom_tool_call", "id": "ctc_1", "input": play.arguments or ""}
     else:

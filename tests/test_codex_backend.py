@@ -19,11 +19,12 @@ import pytest
 import trio
 
 from tests.codex_backend import CLIENT_ID, CodexBackend, make_auth_file, make_token
-from tests.codex_turns import ANSWER, ERRORS, Json, Login, Play, TokenPlay
+from tests.codex_turns import ANSWER, ERRORS, FOUND, LITE, MODELS, Json, Login, Play, TokenPlay
 from tests.wires import Client, MemorySocket, Pairs, Response, post, request
 
 RESPONSES: Final = "/backend-api/codex/responses"
 COMPACT: Final = f"{RESPONSES}/compact"
+SEARCH: Final = "/backend-api/codex/alpha/search"
 TOKENS: Final = "/oauth/token"
 SECONDS_MAX: Final = 10
 FAR_UNIX: Final = 4_000_000_000
@@ -128,6 +129,15 @@ FAULTS: Final[list[tuple[Json, int, str]]] = [
         for tier in ("fast", "flex", "auto", "default")
     ),
     (BODY | {"reasoning": {"effort": "minimal"}}, 400, "unsupported_value reasoning.effort"),
+    *(
+        (BODY | {"input": [item]}, 400, "unknown_parameter input[0]")
+        for item in (
+            {"type": "configuration_update", "reasoning": {"effort": "low"}},
+            {"type": "additional_tools", "role": "developer", "tools": []},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+            | {"namespace": "functions"},
+        )
+    ),
     (BODY | says("system", INPUT_TEXT), 400, "detail: System messages are not allowed"),
     (BODY | says("tool", INPUT_TEXT), 400, "invalid_value input[0].role"),
     (BODY | says("user", {"type": "text"}), 400, "invalid_value input[0].content[0].type"),
@@ -334,10 +344,43 @@ async def test_a_packed_body_and_a_caller_that_leaves() -> None:
         assert backend.seen[0].body == BODY
 
 
+async def test_a_lite_turn_must_bear_its_mark_and_its_form() -> None:
+    update = {"type": "configuration_update", "reasoning": {"effort": "low"}}
+    body = BODY | {"input": [update]}
+    form = {"reasoning": {"context": "all_turns"}, "parallel_tool_calls": False}
+    async with opened_backend() as (_, caller):
+        mark = [(LITE, "true"), ("chatgpt-account-id", GOOD.account_id)]
+        fault = (400, "unsupported_value reasoning.context")
+        assert shown(await caller.post(RESPONSES, body, mark)) == fault
+        assert (await caller.post(RESPONSES, body | form, mark)).status == 200
+
+
+async def test_a_search_is_answered_if_it_has_nothing_of_a_turn() -> None:
+    body = {"id": "sess-1", "model": "gpt-6.2-sol", "commands": {"search_query": [{"q": "x"}]}}
+    faults: list[tuple[Json, str]] = [
+        (body | {"prompt_cache_key": "sess-1"}, "unknown_parameter prompt_cache_key"),
+        (body | {"stream": True}, "unknown_parameter stream"),
+        ({"id": "sess-1"}, "missing_required_parameter commands"),
+        ([], "detail: Bad Request"),
+    ]
+    async with opened_backend(Play(at="search", error="usage_limit")) as (_, caller):
+        for bad, fault in faults:
+            assert shown(await caller.post(SEARCH, bad)) == (400, fault)
+        assert (await caller.post(SEARCH, body)).status == 429
+        assert (await caller.post(SEARCH, body)).json()["output"] == FOUND
+
+
+async def test_what_is_said_before_the_answer_is_marked() -> None:
+    async with opened_backend(Play(commentary="Let me see.")) as (_, caller):
+        items = (await caller.events())[-1]["response"]["output"]
+    told = [(item["phase"], item["content"][0]["text"]) for item in items]
+    assert told == [("commentary", "Let me see."), ("final_answer", ANSWER)]
+
+
 async def test_the_models_are_told_to_a_known_version() -> None:
     async with opened_backend() as (_, caller):
         own = [("chatgpt-account-id", GOOD.account_id)]
-        for query, slugs in (("", []), ("?client_version=0.169.0", ["gpt-5.5", "gpt-5.4"])):
+        for query, slugs in (("", []), ("?client_version=0.169.0", [*MODELS])):
             path = f"/backend-api/codex/models{query}"
             asked = request("GET", path, key=GOOD.access_token, headers=own)
             models = (await caller.client.ask(asked)).json()["models"]

@@ -142,6 +142,7 @@ CALL: Final = pooler.read_call(CallKind.CHAT, {"model": "m1"}, {}, POOL, POOL.ke
 FAULT: Final = pooler.Fault(
     "x", pooler.Action.NEXT, pooler.Effect.LIMITED, pooler.PoolerError("upstream_error")
 )
+LOGIN: Final = pooler.Credentials(pooler.Secret("x"), None, None, None, None, None, b"")
 FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "limits": (LIMITS,), "now": (1.0,), "unix_now": (1.0,), "status": (400, 429), "pool": (POOL,),
     "key": (POOL.keys[0],), "call": (CALL,), "account": (POOL.accounts[0],), "model": ("m1",),
@@ -157,7 +158,9 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "request_id": ("r",), "timer": ("x",), "start_line": ("x",), "width": (80,), "digest": (b"",),
     "member_count": (1,), "repeatable": (("content-length", "a"),),
     "is_codex": (False, True), "alias": (pooler.Alias("m", "low", "flex"),),
-    "fault": (FAULT,),
+    "fault": (FAULT,), "words": (pooler.read_error({"message": "Not Found " * 400}),),
+    "config": (CONFIGURED,), "route": (pooler.Route.MCP, pooler.Route.MODELS),
+    "credentials": (LOGIN,), "margin_seconds": (300.0,),
     "tried": ((),), "template": ("{a}",), "place": ("",), "at": (1.0,), "session": (None,),
 }  # fmt: skip
 OF_KIND: Final[Mapping[str, tuple[Any, ...]]] = {

@@ -276,13 +276,18 @@ async def test_an_alias_sets_effort_and_tier_on_a_websocket(
         assert (asked["reasoning"], asked["service_tier"]) == ({"effort": "low"}, "priority")
 
 
-async def test_a_compaction_by_an_alias_is_of_its_model_and_else_as_it_came(
-    autojump_clock: MockClock, tmp_path: Path
+@pytest.mark.parametrize(
+    "path",
+    [f"{NATIVE}/compact", "/v1/responses/compact", "/v1/alpha/search", "/v1/images/generations",
+     "/backend-api/codex/alpha/search", "/backend-api/codex/images/edits"],
+)  # fmt: skip
+async def test_what_goes_on_as_it_came_is_by_an_alias_of_its_model_and_nothing_else(
+    autojump_clock: MockClock, tmp_path: Path, path: str
 ) -> None:
     async with socket_world(both(tmp_path, aliases=ALIASES)) as world:
         world.upstreams["a"].plays(json_answer({"id": "r", "output": []}))
         body = b'{ "model":"quick", "input":[]}'
-        assert (await world.ask(post(f"{NATIVE}/compact", body))).status == 200
+        assert (await world.ask(post(path, body))).status == 200
         assert world.upstreams["a"].asked[0].body == b'{ "model":"gpt-5.5-2026", "input":[]}'
 
 

@@ -1,10 +1,13 @@
 // One case of the Vercel AI SDK: node ai_sdk.mjs CASE responses|chat MODEL PROMPT [unstored], with
 // POOLER_URL and CODEX_POOLER_API_KEY in the environment.  Prints what came of it as one line of
 // JSON.  Without `unstored` the SDK replays items of its history as references to stored ones.
-import { createOpenAI } from "@ai-sdk/openai";
-import { APICallError, Output, RetryError, generateText, stepCountIs, streamText, tool } from "ai";
+// AI_SDK=5 in the environment: the older release, which many still have.
 import { z } from "zod";
 
+const isOld = process.env.AI_SDK === "5";
+const { createOpenAI } = await import(isOld ? "ai-5-openai" : "@ai-sdk/openai");
+const { APICallError, Output, RetryError, generateText, stepCountIs, streamText, tool } =
+  await import(isOld ? "ai-5" : "ai");
 const [name, api, model, prompt, unstored] = process.argv.slice(2);
 const openai = createOpenAI({
   baseURL: process.env.POOLER_URL,
@@ -61,6 +64,13 @@ const cases = {
   },
   async toolsStream() {
     return readStream({ ...asked, tools, stopWhen: stepCountIs(5) });
+  },
+  async secondTurn() {
+    const { prompt: question, ...others } = asked;
+    const messages = [{ role: "user", content: question }];
+    const { text, response } = await generateText({ ...others, messages });
+    messages.push(...response.messages, { role: "user", content: "And then?" });
+    return { first: text, ...(await readStream({ ...others, messages })) };
   },
   async object() {
     const schema = z.object({ fruit: z.string(), minutes: z.number() });

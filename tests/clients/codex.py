@@ -32,9 +32,11 @@ from tests.clients.stage import (
     clean_env,
     installed,
 )
-from tests.codex_backend import FOUND, PREFIX, Login, Play, Seen, TokenPlay, make_auth_file
+from tests.codex_backend import PREFIX, Login, Play, Seen, TokenPlay, make_auth_file
+from tests.codex_turns import FOUND, LITE, LITE_IN_FRAME, offered
 
 NAMES: Final = ("first", "second")
+LITE_MODEL: Final = "gpt-6.2-sol"
 PROGRAM: Final = "vendor/x86_64-unknown-linux-musl/bin/codex"
 LIMIT_SHOWN: Final = "hit your usage limit"  # Codex's own words, behind an apostrophe of its own
 COMPACTING: Final = "model_auto_compact_token_limit = 5000"
@@ -83,7 +85,7 @@ class Backend:
 
     def turns(self) -> list[Seen]:
         """The requests that offer tools: those of an agent's turn, and not for a title."""
-        return [seen for seen in self.asked() if seen.body and seen.body.get("tools")]
+        return [seen for seen in self.asked() if seen.body and offered(seen.body, "*")]
 
     def frames(self) -> list[Seen]:
         """The turns on WebSockets, warm-ups among them."""
@@ -142,7 +144,9 @@ class CodexCli:
     def __init__(self, folder: Path, door: Door) -> None:
         self.program = installed("@openai/codex-linux-x64", PROGRAM)
         self.door = door
+        self.model = MODEL
         self.uses_websockets = False
+        self.can_search = False  # on the server, with a request of its own
         self.stream_retries = 0
         self.home = folder / "codex"
         self.project = folder / "project"
@@ -154,7 +158,8 @@ class CodexCli:
         headers = ", ".join(f'"{name}" = "{value}"' for name, value in self.door.headers.items())
         lines = [
             *settings,
-            f'model = "{MODEL}"',
+            f'model = "{self.model}"',
+            f'web_search = "{"live" if self.can_search else "disabled"}"',
             'model_provider = "pooler"',
             'approval_policy = "never"',
             'sandbox_mode = "danger-full-access"',  # a sandbox in a container does not start
@@ -165,6 +170,7 @@ class CodexCli:
             'env_key = "CODEX_POOLER_API_KEY"',
             'wire_api = "responses"',
             f"supports_websockets = {str(self.uses_websockets).lower()}",
+            f"supports_standalone_web_search = {str(self.can_search).lower()}",
             "request_max_retries = 0",
             f"stream_max_retries = {self.stream_retries}",
             f"http_headers = {{ {headers} }}",
@@ -200,6 +206,15 @@ class CodexCli:
 
 def shell(command: str, **more: Any) -> Play:  # noqa: ANN401
     return Play(tool="exec_command", arguments={"cmd": command}, **more)
+
+
+def script(code: str, **more: Any) -> Play:  # noqa: ANN401
+    """A Responses-Lite model has one tool, which runs scripts that call the others."""
+    return Play(tool="exec", arguments=code, **more)
+
+
+ECHO: Final = 'const ran = await tools.exec_command({cmd: "echo peel, cut"}); text(ran.output)'
+LOOK_UP: Final = 'text(await tools.web__run({search_query: [{q: "quinces"}]}))'
 
 
 def types(seen: Seen) -> list[str]:
@@ -250,18 +265,6 @@ def prove_compaction(codex: CodexCli, backend: Backend) -> None:
     assert after.body["input"][-1]["encrypted_content"].startswith("gAAAA")
 
 
-def prove_search(codex: CodexCli, backend: Backend) -> None:
-    backend.will(Play(tool="run", arguments={"search_query": [{"q": "quinces"}]}))
-    turn = codex.run("features.standalone_web_search = true", 'web_search = "live"')
-    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
-    (search,) = backend.asked(f"{PREFIX}/alpha/search")
-    assert search.body["commands"]["search_query"] == [{"q": "quinces"}]
-    first, second = backend.asked()
-    assert search.account == first.account == second.account
-    assert search.body["id"] in {first.headers.get("session-id"), first.body["prompt_cache_key"]}
-    assert FOUND in json.dumps(second.body["input"][-1])
-
-
 def prove_limit(codex: CodexCli, backend: Backend) -> None:
     backend.will(limited())
     turn = codex.run()
@@ -271,14 +274,46 @@ def prove_limit(codex: CodexCli, backend: Backend) -> None:
     assert "try again at" in shown.lower()
 
 
+def prove_lite(codex: CodexCli, backend: Backend) -> None:
+    codex.model = LITE_MODEL
+    backend.will(script(ECHO), script(ECHO))
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    ran = [item for item in turn.items if item["type"] == "command_execution"]
+    assert [item["aggregated_output"] for item in ran] == ["peel, cut\n"] * 2
+    first, _, last = backend.asked()
+    assert {seen.headers[LITE] for seen in backend.asked()} == {"true"}
+    assert types(first)[0] == "additional_tools"
+    assert types(last)[-3:] == ["reasoning", "custom_tool_call", "custom_tool_call_output"]
+    assert last.body["input"][-2]["namespace"] == "functions"
+    assert last.body["reasoning"]["context"] == "all_turns"
+
+
+def prove_search(codex: CodexCli, backend: Backend) -> None:
+    codex.model = LITE_MODEL
+    codex.can_search = True
+    backend.will(script(LOOK_UP))
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    (found,) = [item for item in turn.items if item["type"] == "web_search"]
+    assert found["query"] == "quinces"
+    first, last = backend.asked()
+    (search,) = backend.asked(f"{PREFIX}/alpha/search")
+    assert search.body["commands"] == {"search_query": [{"q": "quinces"}]}
+    assert search.body["id"] == first.body["prompt_cache_key"]
+    assert {search.account, last.account} == {first.account}
+    assert FOUND in json.dumps(last.body["input"][-1]["output"])
+
+
 Proof = Callable[[CodexCli, Backend], None]
 PROOFS: Final[Mapping[str, Proof]] = {
     "text": prove_text,
     "tool-loop": prove_tool_loop,
     "custom-tool": prove_custom_tool,
     "compaction": prove_compaction,
-    "search": prove_search,
     "limit": prove_limit,
+    "lite": prove_lite,
+    "search": prove_search,
 }
 
 # The same on a WebSocket: Codex CLI warms up, and then sends only what is new.
@@ -308,6 +343,17 @@ def prove_socket_tool_loop(codex: CodexCli, backend: Backend) -> None:
     assert [types(seen) for seen in others[1:]] == [["function_call_output"]] * 2
 
 
+def prove_socket_lite(codex: CodexCli, backend: Backend) -> None:
+    codex.model = LITE_MODEL
+    codex.uses_websockets = True
+    backend.will(script(ECHO), script(ECHO))
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    assert [seen.method for seen in backend.asked()] == ["GET", *["WEBSOCKET"] * 4]
+    assert {seen.body["client_metadata"][LITE_IN_FRAME] for seen in backend.frames()} == {"true"}
+    assert [types(seen) for seen in backend.frames()[2:]] == [["custom_tool_call_output"]] * 2
+
+
 def prove_socket_limit(codex: CodexCli, backend: Backend) -> None:
     codex.uses_websockets = True
     prove_limit(codex, backend)
@@ -317,6 +363,7 @@ SOCKET_PROOFS: Final[Mapping[str, Proof]] = {
     "text": prove_socket_text,
     "tool-loop": prove_socket_tool_loop,
     "limit": prove_socket_limit,
+    "lite": prove_socket_lite,
 }
 
 
@@ -337,7 +384,7 @@ class CodexPool:
             self.log_in(name)
 
     def log_in(self, name: str, expires_at: float | None = None) -> None:
-        """What `codex login` does; once more: with other tokens."""
+        """What `codex login` does; once more: with other tokens.  A new name: one more account."""
         login = make_auth_file(self.auth_file(name), f"acct-{name}", expires_at=expires_at)
         self.logins[name] = login
         self.backend.admit(login)
@@ -358,11 +405,11 @@ class CodexPool:
                 "base_url": self.backend.base_url,
                 **account,
             }
-            for name in NAMES
+            for name in self.logins
         }
         home = {
-            "accounts": list(NAMES),
-            "models": [MODEL],
+            "accounts": [*self.logins],
+            "models": [MODEL, LITE_MODEL],
             "aliases": {TITLE_MODEL: MODEL},
             "routing": "in_order",
             "keys": {"laptop": POOL_KEY},

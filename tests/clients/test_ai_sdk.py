@@ -33,6 +33,7 @@ from tests.clients.stage import (
 
 CITY: Final = {"city": "Quito"}
 APIS: Final = {"responses": "/v1/responses", "chat": "/v1/chat/completions"}
+each_release: Final = pytest.mark.parametrize("release", ["5", "7"])
 each_api: Final = pytest.mark.parametrize("api", APIS)
 
 Refusal = tuple[str, str, int, str]  # key, model; status, code
@@ -45,13 +46,15 @@ each_refusal: Final = pytest.mark.parametrize(
 )
 
 
-def run(script: str, *arguments: str, pooler: Pooler, key: str = POOL_KEY) -> Any:  # noqa: ANN401
-    """What a script prints, read."""
-    installed("ai", "package.json")
-    installed("openai", "package.json")
+def run(
+    script: str, *arguments: str, pooler: Pooler, key: str = POOL_KEY, release: str = "7"
+) -> Any:  # noqa: ANN401
+    """What a script prints, read; `release`: of the AI SDK."""
+    for package in ("ai", "ai-5", "openai"):
+        installed(package, "package.json")
     done = subprocess.run(
         [node(), str(HERE / script), *arguments],
-        env=clean_env(POOLER_URL=pooler.base_url, CODEX_POOLER_API_KEY=key),
+        env=clean_env(POOLER_URL=pooler.base_url, CODEX_POOLER_API_KEY=key, AI_SDK=release),
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,
@@ -96,6 +99,19 @@ def test_a_tool_is_called_and_its_result_used(
     asked, answered = stage.first.asked
     assert "rain in Quito" not in asked.text
     assert "rain in Quito" in answered.text
+
+
+@each_api
+@each_release
+def test_a_second_turn_is_asked_as_the_sdk_asks_it(
+    release: str, api: str, pooler: Pooler, stage: Stage
+) -> None:
+    """The older one refers to what is stored at this upstream, if it is not told otherwise."""
+    stage.first.will(says())
+    made = run("ai_sdk.mjs", "secondTurn", api, MODEL, PROMPT, pooler=pooler, release=release)
+    assert (made["first"], made["text"], made["errors"]) == (ANSWER, ANSWER, [])
+    _, second = stage.first.asked
+    assert ("item_reference" in second.text) is (api == "responses" and release == "5")
 
 
 @each_api

@@ -19,21 +19,26 @@ from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolPara
 from pydantic import BaseModel
 
 from tests.clients.codex import (
+    ECHO,
     LIMIT_SHOWN,
+    LITE_MODEL,
+    LOOK_UP,
     PROOFS,
     Backend,
     CodexCli,
     CodexPool,
     limited,
+    script,
     shell,
     types,
 )
 from tests.clients.stage import ANSWER, MODEL, POOL_KEY, PROMPT, SECONDS_MAX, USAGE, Pooler
 from tests.clients.test_ai_sdk import run as run_node
 from tests.clients.test_opencode import PAGE, TUNED, OpenCode, documented
-from tests.codex_backend import Play, TokenPlay
-from tests.codex_turns import CALL_ID, THOUGHT
+from tests.codex_backend import PREFIX, Play, TokenPlay
+from tests.codex_turns import CALL_ID, FOUND, LITE, THOUGHT
 
+NOTHING_STORED: Final = "Nothing is stored here. Send the whole input, with store: false."
 FIRST, SECOND = "acct-first", "acct-second"
 TOKENS: Final = "/oauth/token"
 each_door: Final = pytest.mark.parametrize("door", ["native", "v1"])
@@ -87,6 +92,38 @@ def test_codex_does_not_see_it_in_the_middle_of_a_tool_loop(
     moved = backend.turns()[-1]
     assert types(moved)[-3:] == ["reasoning", "function_call", "function_call_output"]
     assert "x-codex-turn-state" not in moved.headers  # it was the first account's
+
+
+@each_door
+def test_a_lite_turn_goes_elsewhere_in_the_middle_of_a_tool_loop(
+    codex: CodexCli, backend: Backend
+) -> None:
+    codex.model = LITE_MODEL
+    codex.can_search = True
+    backend.will(script(ECHO), limited(FIRST), script(LOOK_UP))
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    assert backend.accounts() == [FIRST, FIRST, SECOND, SECOND]
+    (search,) = backend.asked(f"{PREFIX}/alpha/search")
+    assert search.account == SECOND  # where its session is now
+    moved = backend.turns()[-1]
+    assert moved.headers[LITE] == "true"
+    assert types(moved).count("custom_tool_call_output") == 2
+
+
+@each_door
+def test_a_search_goes_elsewhere_where_a_limit_is_reached(
+    codex: CodexCli, backend: Backend
+) -> None:
+    backend.will(Play(FIRST, at="search", error="usage_limit"))
+    backend.will(script(LOOK_UP))
+    codex.model = LITE_MODEL
+    codex.can_search = True
+    turn = codex.run()
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    searches = backend.asked(f"{PREFIX}/alpha/search")
+    assert [seen.account for seen in searches] == [FIRST, SECOND]
+    assert FOUND in json.dumps(backend.turns()[-1].body["input"][-1]["output"])
 
 
 @pytest.mark.parametrize("door", ["native"])
@@ -447,3 +484,41 @@ def test_the_ai_sdk_runs_a_tool_loop(name: str, api: str, pooler: Pooler, backen
 def test_the_ai_sdk_makes_an_object(api: str, pooler: Pooler) -> None:
     made = run_node("ai_sdk.mjs", "object", api, MODEL, PROMPT, pooler=pooler)
     assert made == JAM.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("release", "api", "options"),
+    [
+        ("5", "chat", []),
+        ("5", "responses", ["unstored"]),
+        ("7", "chat", []),
+        ("7", "responses", []),
+        ("7", "responses", ["unstored"]),
+    ],
+)
+def test_the_ai_sdk_has_a_second_turn(
+    release: str, api: str, options: list[str], pooler: Pooler, backend: Backend
+) -> None:
+    asked = ["secondTurn", api, MODEL, PROMPT, *options]
+    made = run_node("ai_sdk.mjs", *asked, pooler=pooler, release=release)
+    assert (made["first"], made["text"], made["errors"]) == (ANSWER, ANSWER, [])
+    _, second = backend.asked()
+    said = [item for item in second.body["input"] if item.get("role") == "assistant"]
+    assert [item["content"][0]["text"] for item in said] == [ANSWER]
+    assert_only_first(backend, 2)
+
+
+@pytest.mark.parametrize(
+    ("release", "name"), [("5", "secondTurn"), ("5", "toolsStream"), ("7", "toolsStream")]
+)
+def test_the_ai_sdk_is_told_that_nothing_is_stored(
+    name: str, release: str, pooler: Pooler, backend: Backend
+) -> None:
+    """By default it refers to what it was told before, which a ChatGPT account does not keep."""
+    if name == "toolsStream":
+        backend.will(Play(tool="weather", arguments={"city": "Quito"}))
+    made = run_node("ai_sdk.mjs", name, "responses", MODEL, PROMPT, pooler=pooler, release=release)
+    (told,) = made["errors"]
+    assert (told["kind"], told["statusCode"], told["tries"]) == ("AI_APICallError", 400, 1)
+    assert told["message"] == NOTHING_STORED
+    assert_only_first(backend, 1)
