@@ -3922,6 +3922,7 @@ class ChatAnswer(ResponsesAnswer):
     _cited: set[int] = field(default_factory=set)  # those of which a citation was told
     _calls: dict[int, tuple[int, str]] = field(default_factory=dict)  # place among them, type
     _heads: dict[int, Json] = field(default_factory=dict)  # of calls that are not known enough
+    _missed: set[int] = field(default_factory=set)  # calls of which a part came before the head
     _told_as: dict[int, str] = field(default_factory=dict)  # the event that tells its reasoning
     _thought: tuple[int, int] | None = None  # the latest part of what was thought
     _spoke: int | None = None  # the latest message of the answer
@@ -3937,12 +3938,8 @@ class ChatAnswer(ResponsesAnswer):
         is_end = kind is EventKind.SUCCESS
         response = self.response or _object(value.get("response"))
         deltas = [*self._deltas(value)]
-        if is_end and not (self._said or self._calls):  # nothing but the end tells of it
-            items = _objects(response.get("output"))
-            if len(items) > OUTPUT_ITEMS_MAX:
-                raise BadSyntax("answer too large")
-            for index, item in enumerate(items):
-                deltas += self._finish(index, item)
+        if is_end:
+            deltas += self._untold(_objects(response.get("output")))
         if not self._head and (deltas or response or is_end):
             self._head = self._identity(response)
             deltas.insert(0, {"role": "assistant", "content": ""})
@@ -4003,6 +4000,21 @@ class ChatAnswer(ResponsesAnswer):
             yield from self._open_call(index, item)
         elif name == "response.output_item.done":
             yield from self._finish(index, item)
+
+    def _untold(self, items: Sequence[Mapping[str, Json]]) -> Iterator[Delta]:
+        """What nothing but the end tells: all of it, or calls beside a text that was streamed.
+
+        Raises: BadSyntax.
+        """
+        if len(items) > OUTPUT_ITEMS_MAX:
+            raise BadSyntax("answer too large")
+
+        is_all = not (self._said or self._calls)
+        for number, item in enumerate(items):
+            is_known = _text_at(item, "type") in _CALLS and bool(_label_at(item, "call_id"))
+            if is_all or is_known:
+                index = number if is_all else self._index_of({}, item)
+                yield from self._finish(index, item)
 
     def _index_of(self, value: Mapping[str, Json], item: Mapping[str, Json]) -> int:
         """The number of the item that an event is of.  Raises: BadSyntax, if there are too many."""
@@ -4068,8 +4080,15 @@ class ChatAnswer(ResponsesAnswer):
         yield {"tool_calls": [call]}
 
     def _argue(self, index: int, text: str, *, is_whole: bool) -> Iterator[Delta]:
-        """More of a call's arguments; the whole of them only where no part was told."""
-        if text and index in self._calls and not (is_whole and index in self._said):
+        """More of a call's arguments; the whole of them only where no part was told.
+
+        What comes before a call is opened is told with the whole: without it the rest is none.
+        """
+        if index not in self._calls:
+            if not is_whole:
+                self._missed.add(index)
+            return
+        if text and index not in (self._said if is_whole else self._missed):
             self._said.add(index)
             number, kind = self._calls[index]
             chat, member = _CALLS[kind]
