@@ -36,4 +36,7 @@ VERDICTS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("secrets_in_reason", "What names an account or a secret is in no error of ours.",
      "if _MARKUP.search(text) or _PRIVATE.search(text):", "if _MARKUP.search(text):",
      "answers_for_streams::a_reason_that_is_not_for_clients_is_not_told"),
+    ("in_our_name", "An upstream's code of ours does not end a stream that has begun.",
+     "return error if error.is_renamed else None", "return None",
+     "one_verdict::a_stream_that_has_begun_does_not_end_in_the_pooler_s_name"),
 )
