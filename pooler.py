@@ -236,6 +236,9 @@ MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's words: searched, and shown
 MUCH_TEXT_BYTES: Final = 16 * MIB
 FLOATS_MAX: Final = 100_000  # in a client's body: to write one anew takes 0.7 us
 REASON_CHARS_MAX: Final = 300  # of an upstream's words that are told in an error of ours
+DETAILS_MAX: Final = 8  # beside an error's message that are looked at
+UNIX_SECONDS_MIN: Final = 10**9  # a larger number of seconds is a moment, and no span
+MS_DIGITS: Final = 13  # of a unix time in milliseconds, until the year 2286
 ERROR_DEPTH_MAX: Final = 5  # `response`, `error`, `detail` ... around what an upstream says
 FORBIDDEN_MAX: Final = 3  # refusals in a row, without a reason that is known, of one account
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
@@ -2943,6 +2946,7 @@ def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
 _PROBLEM_FIELDS: Final = frozenset(
     "code detail instance message param request_id status title type".split()
 )
+_ANSWER_FIELDS: Final = frozenset({"choices", "id", "output"})  # what goes with them is a remark
 _FAILED_STATUS: Final = re.compile("[45][0-9][0-9]")
 
 
@@ -2951,6 +2955,8 @@ def is_error(value: Mapping[str, Json]) -> bool:
     if value.get("error") or "error" in (value.get("type"), value.get("object")):
         return True
     if any(_object(choice).get("error") for choice in _objects(value.get("choices"))):
+        return True
+    if _objects(value.get("errors")) and not value.keys() & _ANSWER_FIELDS:
         return True
     if not value.keys() <= _PROBLEM_FIELDS:
         return False
@@ -4264,12 +4270,14 @@ _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
 SPENT_CODE: Final = "websocket_connection_limit_reached"  # it was open for an hour
 _QUOTA_CODES: Final = ("insufficient_quota", "quota_exceeded", "usage_not_included")
 # Of a code, or of the way in which a limit was reached: it is no matter of a few seconds.
-_USAGE_WORDS: Final = re.compile("usage|quota|credit|billing|balance|spend|depleted")
+_USAGE_WORDS: Final = re.compile(
+    "usage|quota|credit|billing|balance|spend|depleted|funds|budget|(?:daily|monthly|plan|weekly)_"
+)
 _ANY: Final = "(?:[a-z]{1,24}_){0,4}"
 _OWNER: Final = "(?:account|org|organization|project|subscription|team|user|workspace)"
 _MEANS: Final = "(?:balance|billing_hard|budget|credits?|funds|quota)"
 _PROOF: Final = (
-    "(?:api_key|auth|authentication|authorization|credentials?|jwt"
+    "(?:api_key|(?:account_|user_)?auth|authentication|authorization|credentials?|jwt|login"
     "|(?:[a-z]{1,24}_)?(?:session|token))"
 )
 _CREDENTIAL_WORDS: Final = re.compile(
@@ -4277,26 +4285,34 @@ _CREDENTIAL_WORDS: Final = re.compile(
     f"|(?:bad|disabled|expired|incorrect|invalid|missing|revoked)_{_PROOF}(?:_provided)?"
     "|(?:auth|authentication|authorization)_(?:error|failed|failure|required)"
     "|(?:disabled|expired|revoked)_key|key_(?:disabled|expired|revoked)"
-    "|login_required|not_authenticated|unauthenticated|unauthorized(?:_error)?"
+    "|invalid_grant|login_required|not_authenticated|not_authorized"
+    "|unauthenticated|unauthorized(?:_error)?"
 )
 _ACCOUNT_WORDS: Final = re.compile(
-    f"{_OWNER}_(?:is_)?(?:archived|banned|blocked|closed|deactivated|deleted|disabled|inactive"
-    "|locked|not_active|not_found|restricted|suspended|terminated)"
-    f"|(?:banned|deactivated|deleted|disabled|expired|inactive|suspended)_{_OWNER}"
+    f"{_OWNER}_(?:is_)?(?:archived|banned|blocked|cancell?ed|closed|deactivated|deleted|disabled"
+    "|expired|inactive|locked|not_active|not_found|past_due|restricted|suspended|terminated"
+    "|unpaid)|(?:banned|cancell?ed|deactivated|deleted|disabled|expired|inactive|no_active"
+    f"|suspended)_{_OWNER}|no_subscription|subscription_required"
     f"|(?:invalid|mismatched|unknown)_{_OWNER}(?:_selected)?"
     "|access_terminated(?:_error)?|billing_(?:error|not_active)|payment_required"
 )
 _LIMIT_WORDS: Final = re.compile(
     f"{_ANY}(?:rate|spend|spending|usage|{_MEANS})_limit(?:_?[a-z]{{1,24}})?(?:_error)?"
+    "|(?:concurrency|daily|hourly|minute|monthly|plan|requests?|weekly)_"
+    "(?:requests?_|tokens?_)?limit_(?:exceeded|reached)"
     f"|{_ANY}{_MEANS}_(?:depleted|exceeded|exhausted|reached)(?:_error)?"
-    f"|(?:exceeded|exhausted|insufficient|no)_(?:[a-z]{{1,24}}_)?{_MEANS}(?:_error)?"
+    f"|(?:exceeded|exhausted|insufficient|no|out_of)_(?:[a-z]{{1,24}}_)?{_MEANS}(?:_error)?"
     "|usage_not_included|too_many_requests(?:_error)?|resource_exhausted"
     "|rate_limited(?:_error)?|throttl(?:ed|ing)(?:_error|_exception)?"
 )
 _DENIAL_WORDS: Final = re.compile(
     "access_denied|forbidden(?:_error)?|permission_(?:denied(?:_error)?|error)"
 )
-_MODEL_WORDS: Final = re.compile("model_not_(?:found|supported|available)|unsupported_model")
+_MODEL_WORDS: Final = re.compile(
+    "model_not_(?:accessible|allowed|available|exist|found|included|supported)"
+    "|model_(?:decommissioned|deprecated|discontinued|retired)"
+    "|(?:invalid|unknown|unsupported)_model(?:_id|_name)?|deployment_not_found"
+)
 _FAILURE_WORDS: Final = re.compile(
     "api_?(?:connection_)?error|bad_gateway(?:_error)?|provider_error|upstream_error"
     "|internal(?:_error)?|(?:internal_)?server_error|internal_failure"
@@ -4320,6 +4336,8 @@ _MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
 }
 # These say so whatever the status that they come with: some backends have one for everything.
 _FIRM: Final = frozenset({401, 402, 429})
+# Of this form is a code that stands where a text is usual, as in OAuth's errors.
+_WORDY_CODE: Final = re.compile("[a-z]{1,24}(?:_[a-z]{1,24}){1,5}")
 _CAMEL: Final = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 _POLICY_CODES: Final = re.compile("(cyber|bio|content)_policy.*|misalignment_policy_violation")
 # Not a flat event's type, and not a number.
@@ -4341,8 +4359,11 @@ _PRIVATE: Final = re.compile(
 _PLACE: Final = re.compile(r"https?://[^\s'\"]+|\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b")
 _NO_MODEL: Final = re.compile(
     r"(?i)(?:model [`'\"]?[\w.:/-]+[`'\"]?|model|[`'\"][\w.:/-]+[`'\"] model) "
-    r"(?:was |is |does )?not (?:found|exist|available|supported when using)"
+    r"(?:(?:was |is |does )?not (?:found|exist|available|supported when using)"
+    r"|requires a newer version|has been (?:decommissioned|deprecated|discontinued|retired))"
     r"|(?:no|not have|without) access to (?:the )?model |(?:unknown|no such) model\b"
+    r"|(?:invalid|unsupported) model(?: name)?(?: passed in\b|:|[.!]?$| [`'\"])"
+    r"|is not a valid model\b|no endpoints found for [\w.:/-]+$"
 )
 NO_ROUTE_STATUSES: Final = frozenset({404, 405, 501})
 _ROUTE_REMEDIES: Final[Mapping[str, str]] = {
@@ -4353,18 +4374,28 @@ _ROUTE_REMEDIES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 # What servers say of a path, or a method, that they do not know; an item's 404 says more.
 _NO_ROUTE: Final = re.compile(
-    r"(?i)(?:404:? )?(?:(?:file|page|path|route|url|endpoint|resource) )?not found[.!]?"
+    r"(?i)(?:[a-z.]{1,40}(?:error|exception)(?::| -) ){0,3}(?:404:? )?"
+    r"(?:(?:(?:file|page|path|route|url|endpoint|resource) )?not found[.!]?"
     r"|method not allowed[.!]?|(?:http )?not implemented[.!]?"
     r"|(?:invalid url|unexpected endpoint|unknown (?:request )?(?:endpoint|path|route|url)"
     r"|cannot post|unsupported (?:openai )?(?:/v1 )?(?:endpoint|route)"
     r"|no (?:such )?(?:endpoint|route)|(?:this )?(?:endpoint|method|route) (?:is )?not supported"
-    r")\b.*"
+    r")\b.*)"
 )
 _NO_ROUTE_CODES: Final = re.compile(
     "(?:unknown|unsupported|invalid)_(?:endpoint|route|url)|(?:endpoint|path|route)_not_found"
 )
 _HTTP_DATE: Final = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 §5.6.7, the one that is to be sent
-_RETRY_HINT: Final = re.compile(r"(?i)(?:try again|retry) (?:in|after) (?=[0-9])")
+_RETRY_HINT: Final = re.compile(
+    r"(?i)(?:(?:try(?:ing)? again|retry(?:ing)?|resets?) (?:in|after)|wait(?: for)?)"
+    r"(?: about| at least)? (?=[0-9])"
+)
+_RETRY_MOMENT: Final = re.compile(
+    r"(?i)(?:try(?:ing)? again|retry|resets?)(?: at| after| on)?:? "
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]{5,16}) ?(Z|UTC|GMT|[+-][0-9]{2}:?[0-9]{2})?"
+)
+# A limit's reset counts where nothing is left of it: `x-ratelimit-remaining-tokens: 0`.
+_RATE_LIMITS: Final = ("", "-requests", "-tokens")
 _SPAN: Final = re.compile(
     r"(?i)([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(?:(ms|milliseconds?)|([smhd])|"
     r"(sec|min|second|minute|hour|day)s?)(?![a-z]),? ?(?:and )?"
@@ -4404,8 +4435,8 @@ def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
     message = next(filter(None, said), "")[:MESSAGE_CHARS_MAX]
     numbers = (level.get(name) for level in levels for name in ("code", "status", "status_code"))
     status = next(filter(None, map(status_in, numbers)), 0)
-    told = {} if headers else _object(error.get("headers"))
-    headers = headers or {name.lower(): text for name, text in told.items() if _is_field(text)}
+    told = _object(error.get("headers")) or _object(_object(error.get("metadata")).get("headers"))
+    headers = {name.lower(): text for name, text in told.items() if _is_field(text)} | {**headers}
     return UpstreamWords("".join(names[:1]), message, error, headers, tuple(names), status)
 
 
@@ -4421,7 +4452,8 @@ def _levels(outer: dict[str, Json]) -> list[dict[str, Json]]:
         if isinstance(inner, list):
             inner = next(iter(_objects(inner[:1])), None)
         if isinstance(inner, str):
-            inner = {"message": inner}
+            is_code = _WORDY_CODE.fullmatch(inner) and meaning_of(inner)
+            inner = {"code" if is_code else "message": inner}
         if not isinstance(inner, dict):
             break
         levels.insert(0, inner)
@@ -4499,25 +4531,57 @@ def _moment_of(value: Json) -> float | None:
 
 def rest_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float | None:
     """The seconds until a limit resets, as the upstream says; None without a plausible word."""
-    after = words.headers.get("retry-after", "")
+    error, after = words.error, words.headers.get("retry-after", "")
     candidates = [
-        (_moment_of(words.error.get("resets_at")) or 0) - unix_now,
-        _number_of(words.error.get("resets_in_seconds")) or 0,
+        (_moment_of(error.get("resets_at")) or 0) - unix_now,
+        _number_of(error.get("resets_in_seconds")) or 0,
         (_number_of(words.headers.get("retry-after-ms")) or 0) / 1000,
         _number_of(after) or 0,
+        (_moment_of(after) or 0) - unix_now,
     ]
     with contextlib.suppress(ValueError):  # it is no date
         moment = datetime.strptime(after, _HTTP_DATE).replace(tzinfo=UTC)
         candidates.append(moment.timestamp() - unix_now)
+    candidates.append(_number_of(error.get("retry_after")) or 0)
+    candidates += [_span_of(_text_at(detail, "retryDelay")) for detail in _details(error)]
     candidates.append(_hinted_seconds(words.message))
+    if match := _RETRY_MOMENT.search(words.message):
+        zone = match[2] if match[2] and match[2][0] in "+-" else "+00:00"
+        candidates.append((_moment_of(match[1] + zone) or 0) - unix_now)
+    candidates += [_reset_of(words.headers, limit, unix_now) for limit in _RATE_LIMITS]
     return next((rest for rest in candidates if 0 < rest <= limits.reset_seconds_max), None)
+
+
+def _details(error: Mapping[str, Json]) -> Sequence[Json]:
+    """What google.rpc.Status has beside its message."""
+    details = error.get("details")
+    return _objects(details[:DETAILS_MAX]) if isinstance(details, list) else ()
+
+
+def _reset_of(headers: Headers, limit: str, unix_now: float) -> float:
+    """How long until there is something left of a limit of pace; 0, where that is not told.
+
+    "6m0s", or a number: of seconds, or a unix time in seconds or milliseconds.
+    """
+    if headers.get(f"x-ratelimit-remaining{limit}") != "0":
+        return 0.0
+    told = headers.get(f"x-ratelimit-reset{limit}", "")
+    number = _number_of(told[:-3] if told.isdecimal() and len(told) == MS_DIGITS else told)
+    if number is None:
+        return _span_of(told)
+    return number - unix_now if number > UNIX_SECONDS_MIN else number
 
 
 def _hinted_seconds(message: str) -> float:
     """How long an error's text says to wait: "1.898s", "6m0s", "2 days and 3 hours"; 0: not."""
     hint = _RETRY_HINT.search(message)
-    at, seconds = hint.end() if hint else len(message), 0.0
-    while span := _SPAN.match(message, at):
+    return _span_of(message, hint.end()) if hint else 0.0
+
+
+def _span_of(text: str, at: int = 0) -> float:
+    """The seconds of a span of time that is written there; 0, if none is."""
+    seconds = 0.0
+    while span := _SPAN.match(text, at):
         unit = (span[3] or span[4] or "")[:1].lower()
         seconds += float(span[1]) * _SECONDS_OF.get(unit, 0.001)
         at = span.end()
@@ -4700,7 +4764,7 @@ def is_too_large(words: UpstreamWords) -> bool:
 
 
 def _is_about_model(words: UpstreamWords) -> bool:
-    if _MODEL_WORDS.fullmatch(words.code):
+    if meaning_of(words.code) == 404:
         return True
     return words.error.get("param") in (None, "model") and bool(_NO_MODEL.search(words.message))
 
@@ -4711,8 +4775,18 @@ def _lacks_route(status: int, value: Mapping[str, Json], words: UpstreamWords) -
         return False
     is_own = isinstance(value.get("error"), dict) or value.get("detail") is not None
     is_own |= bool(words.names)
-    is_generic = _NO_ROUTE.fullmatch(words.message) or _NO_ROUTE_CODES.fullmatch(words.code)
-    return not is_own or bool(is_generic)
+    return not is_own or _names_no_route(words)
+
+
+def _names_no_route(words: UpstreamWords) -> bool:
+    is_code = _NO_ROUTE_CODES.fullmatch(words.code)
+    return bool(is_code or _NO_ROUTE.fullmatch(words.message))
+
+
+def _tells_no_route(words: UpstreamWords) -> bool:
+    """The same of a failure in a 200: some local servers answer every path with one."""
+    is_bare = not (words.status or words.names)
+    return (is_bare or words.status in NO_ROUTE_STATUSES) and _names_no_route(words)
 
 
 def _is_of_an_edge(status: int, headers: Headers, value: Mapping[str, Json]) -> bool:
@@ -4786,8 +4860,12 @@ def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) ->
     if not failure:
         return None
     words = read_error(failure)
+    reason = _reason(200, words)
+    if _tells_no_route(words):
+        error = PoolerError("unsupported_endpoint", status=400)
+        return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
     status, rest = _status_of(0, words), rest_of(words, unix_now, limits)
-    fault = _judged(_reason(200, words), status, words, _own_failure(words), rest)
+    fault = _judged(reason, status, words, _own_failure(words), rest)
     is_own = fault.action is Action.RETURN and fault.effect is Effect.NONE
     return None if is_own else fault
 
@@ -5710,7 +5788,7 @@ def _catalogue_of(entries: Sequence[Json], *, is_codex: bool) -> dict[str, Model
         if is_codex and _text_at(entry, "slug"):
             found[name] = _codex_model(entry, name)
         else:
-            lengths = ("context_length", "context_window", "max_model_len")
+            lengths = ("context_length", "context_window", "max_model_len", "max_context_length")
             found[name] = Model(max(_int_at(entry, one) for one in lengths) or None)
     return found
 
@@ -6925,7 +7003,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_NO_FOLDER_SYNC: Final = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_FOLDER_SYNC: Final = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def sync_folder(path: Path) -> None:
@@ -8697,11 +8775,15 @@ class Exchange:
         self.is_whole = is_last
 
     async def cut(self, error: PoolerError) -> None:
-        """End what has been begun: a stream with one terminal event.  Raises: ClientGone."""
-        self.closes = True
+        """End what has been begun: a stream with one terminal event.  Raises: ClientGone.
+
+        After a bug, or where the body cannot be ended well, the connection ends with it.
+        """
         self.record.code = error.record_code
         if self.is_whole or self.call is None or self.record.transport == "http":
+            self.closes = True
             return
+        self.closes |= error.code == "internal_error" or self.server.is_draining
         kind = self.call.kind
         if error.answer is not None:  # an upstream's body, which is no event
             said = read_error(_parsed(error.answer[0]))

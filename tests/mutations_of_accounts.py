@@ -49,7 +49,7 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
      "    if False:\n",
      _LACKS + "an_upstream_without_the_route_is_passed_over"),
     ("route_of_an_item", "What an API says of a request is no lacking route.",
-     "    return not is_own or bool(is_generic)\n", "    return True\n",
+     "    return not is_own or _names_no_route(words)\n", "    return True\n",
      _LACKS + "what_an_api_says_of_a_request_is_no_lacking_route"),
     ("model_s_cause", "A model that no account can use is not one that the key may not use.",
      "                return lacking_model(block.reason.partition(\" \")[2])\n",

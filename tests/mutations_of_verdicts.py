@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+_LACKS: Final = "what_accounts_lack::"
+
 # fmt: off
 VERDICTS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("firm_words", "An account's trouble is known by its word, whatever the status.",
@@ -39,4 +41,34 @@ VERDICTS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("in_our_name", "An upstream's code of ours does not end a stream that has begun.",
      "return error if error.is_renamed else None", "return None",
      "one_verdict::a_stream_that_has_begun_does_not_end_in_the_pooler_s_name"),
+    ("code_as_text", "A code that stands where a text is usual is one.",
+     "is_code = _WORDY_CODE.fullmatch(inner) and meaning_of(inner)", "is_code = None",
+     "one_verdict::a_code_that_stands_where_a_text_is_usual_is_one"),
+    ("listed_errors", "An error in a list of a 200 is no success.",
+     'if _objects(value.get("errors")) and not value.keys() & _ANSWER_FIELDS:', "if False:",
+     "one_verdict::another_account_serves_and_the_first_is_left_out"),
+    ("remarks_as_errors", "A remark beside an answer is no error.",
+     'if _objects(value.get("errors")) and not value.keys() & _ANSWER_FIELDS:',
+     'if _objects(value.get("errors")):',
+     "one_verdict::what_only_looks_like_an_error_is_an_answer"),
+    ("reset_heads", "The head that tells when a limit of pace has something left is believed.",
+     'if headers.get(f"x-ratelimit-remaining{limit}") != "0":', "if True:",
+     "limits_of_accounts::only_a_throttle_without_a_hint_is_short"),
+    ("reset_of_another", "The reset of a limit that has something left is no hint.",
+     'if headers.get(f"x-ratelimit-remaining{limit}") != "0":', "if False:",
+     "limits_of_accounts::only_a_throttle_without_a_hint_is_short"),
+    ("moment_in_words", "A moment in an error's text is a hint.",
+     "    if match := _RETRY_MOMENT.search(words.message):\n",
+     "    if match := _RETRY_MOMENT.search(\"\"):\n",
+     "limits_of_accounts::only_a_throttle_without_a_hint_is_short"),
+    ("route_in_200", "A 200 that says that there is no such route is no answer.",
+     "    if _tells_no_route(words):\n", "    if False:\n",
+     "what_accounts_lack::an_upstream_without_the_route_is_passed_over"),
+    ("item_in_200", "A 200 that says that there is no such item is no lacking route.",
+     "words.status in NO_ROUTE_STATUSES) and _names_no_route(words)",
+     "words.status in NO_ROUTE_STATUSES)",
+     "what_accounts_lack::what_an_api_says_of_a_request_is_no_lacking_route"),
+    ("newer_codex", "A model that wants a newer client is lacking.",
+     'r"|requires a newer version|has been', 'r"|has been',
+     _LACKS + "a_model_that_no_account_can_use_is_not_one_that_the_key_may_not_use"),
 )

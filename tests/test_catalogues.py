@@ -146,7 +146,7 @@ def test_of_a_login_s_context_window_is_told_what_codex_uses_of_it(
 
 
 def test_another_upstream_s_context_window_is_told_as_it_is() -> None:
-    for name in ("context_length", "context_window", "max_model_len"):
+    for name in ("context_length", "context_window", "max_model_len", "max_context_length"):
         entry = {"id": "m", name: 1000, "effective_context_window_percent": 50}
         found = read_catalogue(json.dumps({"data": [entry]}).encode())
         assert found is not None

@@ -97,6 +97,16 @@ def written(unix: float) -> str:
     return datetime.fromtimestamp(unix, UTC).isoformat().replace("+00:00", "Z")
 
 
+def spaced(unix: float) -> str:
+    return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def left_of(limit: str, count: int, reset: str) -> list[tuple[str, str]]:
+    """What is told of a limit of pace, as OpenAI's and others' heads do."""
+    stem = f"-{limit}" if limit else ""
+    return [(f"x-ratelimit-remaining{stem}", str(count)), (f"x-ratelimit-reset{stem}", reset)]
+
+
 RESETS: Final[Mapping[str, tuple[Json, Sequence[tuple[str, str]], float]]] = {
     "at": ({"resets_at": UNIX_START + 24 * DAY}, (), 24 * DAY),
     "at-as-text": ({"resets_at": str(UNIX_START + 24 * DAY)}, (), 24 * DAY),
@@ -152,6 +162,26 @@ UNTOLD: Final[Mapping[str, tuple[Json, Sequence[tuple[str, str]], float]]] = {
     "no-code": ({"message": "Too many requests."}, (), 30),
     "throttle-with-a-hint": ({"code": "rate_limit_exceeded"}, [("retry-after", "7")], 7),
     "hint-in-words": ({"message": "Please retry after 20 seconds."}, (), 20),
+    "please-wait": ({"message": "Slow down. Wait at least 20s before retrying."}, (), 20),
+    "moment-in-words": (
+        {"message": f"Limit reached. Try again at {written(UNIX_START + 50)}"}, (), 50
+    ),
+    "litellm": ({"message": f"Limit resets at: {spaced(UNIX_START + 300)} UTC"}, (), 300),
+    "zone": ({"message": f"Retry after {spaced(UNIX_START + 3600 + 90)}+01:00."}, (), 90),
+    "in-the-body": ({"retry_after": 17}, (), 17),
+    "google": ({"details": [{"@type": "x"}, 7, {"retryDelay": "44s"}]}, (), 44),
+    "head-as-moment": ({}, [("retry-after", written(UNIX_START + 40))], 40),
+    "nothing-left": ({}, left_of("requests", 0, "12s") + left_of("tokens", 7, "6m0s"), 12),
+    "no-tokens-left": ({}, left_of("requests", 3, "12s") + left_of("tokens", 0, "1m30s"), 90),
+    "something-left": ({}, left_of("requests", 3, "12s"), 30),
+    "in-milliseconds": ({}, left_of("", 0, f"{(UNIX_START + 50) * 1000:.0f}"), 50),
+    "unix": ({}, left_of("", 0, f"{UNIX_START + 50:.0f}"), 50),
+    "as-seconds": ({}, left_of("", 0, "55"), 55),
+    "in-an-inner-head": (
+        {"metadata": {"headers": {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "55"}}},
+        (), 55,
+    ),
+    "daily": ({"code": "daily_limit_reached"}, (), PROBE),
 }  # fmt: skip
 
 

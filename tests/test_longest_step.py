@@ -100,7 +100,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_LOOSE_SIZE", "_LOOSE_SIZE_PART"), PIECE),
     **dict.fromkeys(("_CHUNK_SIZE", "_CHUNK_SIZE_PART", "_EVENT_END", "_EVENT_END_AT_EOF"), PIECE),
     **dict.fromkeys(("_TYPE_FIRST", "_NUMBER", "_CHAT_CONTENT", "_CHAT_NOTABLE"), EVENT),
-    **dict.fromkeys(("_CODE_TOKEN", "_FAMILY", "_FAILED_STATUS"), EVENT),
+    **dict.fromkeys(("_CODE_TOKEN", "_FAMILY", "_FAILED_STATUS", "_WORDY_CODE"), EVENT),
     **dict.fromkeys(
         ("_POLICY_CODES", "_CAMEL", "_NO_ROUTE_CODES"), 80
     ),  # of what `_CODE_TOKEN` took
@@ -109,7 +109,9 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_THROTTLED", "_MARKUP"), pooler.MESSAGE_CHARS_MAX),
     **dict.fromkeys(("_CONTROL", "_PRIVATE", "_PLACE"), pooler.MESSAGE_CHARS_MAX),
     **dict.fromkeys(("_UNREADABLE", "_ASKED", "_NO_MODEL"), pooler.MESSAGE_CHARS_MAX),
-    **dict.fromkeys(("_RETRY_HINT", "_SPAN", "_NO_ROUTE"), pooler.MESSAGE_CHARS_MAX),
+    **dict.fromkeys(
+        ("_RETRY_HINT", "_RETRY_MOMENT", "_SPAN", "_NO_ROUTE"), pooler.MESSAGE_CHARS_MAX
+    ),
     "_EVENT_END_WITHOUT_CR": PIECE,  # of blank lines; a longer event has none
     "read_catalogue": pooler.CATALOGUE_BYTES_MAX,
     **dict.fromkeys(("_USAGE_WORDS", "_RETRIED_DIGITS"), pooler.MODEL_CHARS_MAX),

@@ -51,18 +51,21 @@ STATUSES: Final = (200, 400, 401, 403, 404, 429, 500, 504)
 FIRM: Final[dict[str, Verdict]] = {
     **dict.fromkeys(
         "token_invalidated token_expired token_revoked invalid_api_key invalid_authentication "
-        "session_expired authentication_error AuthenticationError API_KEY_INVALID".split(),
+        "session_expired authentication_error AuthenticationError API_KEY_INVALID "
+        "account_auth_invalidated login_expired not_authorized invalid_grant".split(),
         CREDENTIAL,
     ),
     **dict.fromkeys(
         "account_deactivated account_suspended deactivated_workspace invalid_workspace_selected "
-        "workspace_deleted organization_disabled user_suspended billing_not_active".split(),
+        "workspace_deleted organization_disabled user_suspended billing_not_active "
+        "subscription_expired no_active_subscription organization_past_due".split(),
         ACCOUNT,
     ),
     **dict.fromkeys(
         "usage_limit_reached usage_limit_exceeded rate_limit_exceeded insufficient_quota "
         "workspace_member_credits_depleted workspace_owner_usage_limit_reached rate_limit_error "
-        "litellm.RateLimitError RESOURCE_EXHAUSTED billing_hard_limit_reached".split(),
+        "litellm.RateLimitError RESOURCE_EXHAUSTED billing_hard_limit_reached out_of_credits "
+        "plan_limit_reached weekly_limit_reached daily_token_limit_exceeded".split(),
         LIMIT,
     ),
 }
@@ -156,6 +159,16 @@ def test_a_throttle_is_known_where_nothing_but_its_text_is_told(told: Json) -> N
         assert judged(value) == LIMIT
 
 
+@pytest.mark.parametrize("status", [200, 400, 403])
+@pytest.mark.parametrize("place", ["error", "detail"])
+def test_a_code_that_stands_where_a_text_is_usual_is_one(place: str, status: int) -> None:
+    """As in OAuth's errors, with the text elsewhere."""
+    for word, verdict in FIRM.items():
+        if "_" in word and word.islower():
+            assert judged({place: word, "error_description": OWN}, status) == verdict
+    assert judged({place: "a_new_word"}) == (Action.NEXT, Effect.NONE)
+
+
 @pytest.mark.parametrize("told", ["boom", {"message": "unexpected EOF"}, {"message": ""}, [1]])
 def test_what_names_nothing_is_nobody_s_fault_and_may_go_elsewhere(told: Json) -> None:
     assert judged({"error": told}) == (Action.NEXT, Effect.NONE)
@@ -222,6 +235,8 @@ CARRIERS: Final[dict[str, tuple[str, bool, Callable[[Json], Script]]]] = {
         [chat_events("x")[0], {"error": error}])),
     "chat json for a stream": ("chat", True, lambda error: json_answer({"error": error})),
     "chat json": ("chat", False, lambda error: json_answer({"error": error, "choices": []})),
+    "list in a 200": ("responses", False, lambda error: json_answer(
+        {"success": False, "errors": [error if isinstance(error, dict) else {"message": error}]})),
     "choice": ("chat", False, lambda error: json_answer(
         {"choices": [{"finish_reason": "error", "error": error}]})),
 }  # fmt: skip
@@ -276,6 +291,7 @@ async def test_an_error_in_a_200_is_no_success_for_the_client(
     {"code": 0, "message": "success", "data": {}}, {"code": 200, "message": "ok"},
     {"status": "processing", "message": "loading"}, {"detail": "high", "object": "response"},
     {"object": "response", "status": "completed", "output": [{"error": "a word"}]},
+    {"id": "r", "output": [], "errors": [{"message": "a remark"}]}, {"errors": []},
 ])  # fmt: skip
 async def test_what_only_looks_like_an_error_is_an_answer(
     autojump_clock: MockClock, value: Json

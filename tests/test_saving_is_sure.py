@@ -196,7 +196,7 @@ async def test_whatever_refuses_a_new_file_is_found_before_anybody_is_asked(
         assert await serves_after_a_restart(desk)
 
 
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP])
 async def test_a_folder_that_cannot_be_synced_at_all_is_no_failure(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:

@@ -115,6 +115,14 @@ ROUTELESS: Final[Mapping[str, Script]] = {
     ),
     "405-empty": text(405, ""),
     "405-detail": json_answer({"detail": "Method Not Allowed"}, 405),
+    "404-litellm": json_answer(
+        {"error": {"message": "litellm.NotFoundError: OpenAIException - Not Found", "code": "404"}},
+        404,
+    ),
+    "200-lm-studio": json_answer(
+        {"error": "Unexpected endpoint or method. (POST /v1/responses). Returning 200 anyway"}
+    ),
+    "200-code": json_answer({"error": {"code": 404, "message": "File Not Found"}}),
     "501-text": text(501, "Unsupported method ('POST')"),
     "501-page": text(501, "<html>Not implemented</html>", "text/html"),
 }
@@ -181,6 +189,19 @@ OWN: Final[Mapping[str, tuple[Script, int]]] = {
     "item-detail": (json_answer({"detail": ITEM}, 404), 404),
     "405-of-an-api": (error_answer(405, "method_not_allowed"), 405),
     "501-of-an-api": (error_answer(501, "not_implemented"), 501),
+    "200-item": (json_answer({"error": {"code": 404, "message": ITEM}}), 404),
+    "200-words": (
+        json_answer({"error": {"code": "bad", "message": "This method is not supported"}}),
+        400,
+    ),
+    "no-tools": (
+        json_answer({"error": {"message": "No endpoints found that support tool use."}}, 404),
+        404,
+    ),
+    "model-settings": (
+        json_answer({"error": {"message": "Invalid model settings: temperature"}}, 400),
+        400,
+    ),
 }
 
 
@@ -214,6 +235,27 @@ MODELLESS: Final[Mapping[str, Script]] = {
     "403-code": json_answer({"error": {"message": NO_ACCESS, "code": "model_not_found"}}, 403),
     "unknown": json_answer({"error": {"message": "Unknown model: m1"}}, 400),
     "ollama": json_answer({"error": "model 'm1' not found"}, 404),
+    **{
+        text: json_answer({"error": {"message": text, "type": "x"}}, status)
+        for status, text in (
+            (400, "The 'm1' model requires a newer version of Codex. Please upgrade."),
+            (400, "/chat/completions: Invalid model name passed in model=m1. Call `/v1/models`."),
+            (404, "No endpoints found for vendor/m1."),
+            (400, "vendor/m1 is not a valid model ID"),
+            (400, "The model `m1` has been decommissioned and is no longer supported."),
+            (400, "Invalid model: m1"),
+            (400, "Unsupported model"),
+        )
+    },
+    **{
+        code: json_answer({"error": {"code": code, "message": "No."}}, status)
+        for status, code in (
+            (404, "DeploymentNotFound"),
+            (400, "invalid_model"),
+            (400, "model_decommissioned"),
+            (403, "model_not_included"),
+        )
+    },
     "event": sse_steps(
         {"type": "response.created", "response": {"id": "r"}},
         {"type": "response.failed", "response": {"id": "r", "error": GONE}},
