@@ -4910,6 +4910,13 @@ def public_error(fault: Fault, failure: Mapping[str, Json]) -> PoolerError | Non
     return PoolerError("upstream_error", public, 429, upstream_code=words.code)
 
 
+def renamed_error(failure: Mapping[str, Json]) -> PoolerError | None:
+    """The error that is told of a failure whose code is one of ours; None, if it is not."""
+    words = read_error(failure)
+    error = PoolerError("upstream_error", cleaned(words.message), upstream_code=words.code)
+    return error if error.is_renamed else None
+
+
 class Stage(enum.Enum):
     """How far an attempt has come on its connection."""
 
@@ -8867,6 +8874,11 @@ class Attempt:
         self.account = self.endpoint.account
         self.scanner = EventScanner(CallKind.RESPONSES if self.account.is_codex else self.call.kind)
 
+    @property
+    def is_reshaped(self) -> bool:
+        """Whether the answer becomes another form's before the client has it."""
+        return self.account.is_codex and not self.call.is_native
+
     # The request.
 
     async def open(self, rejected: Credentials | None) -> None:
@@ -9101,9 +9113,13 @@ class Attempt:
             if error.code != "pool_busy":
                 raise
         unix_now = exchange.server.unix_now()
-        is_reshaped = self.account.is_codex and not self.call.is_native
         fault = judge_answer(
-            self.status, self.headers, body, unix_now, exchange.limits, is_reshaped=is_reshaped
+            self.status,
+            self.headers,
+            body,
+            unix_now,
+            exchange.limits,
+            is_reshaped=self.is_reshaped,
         )
         return self.completed(fault)
 
@@ -9200,9 +9216,14 @@ class Attempt:
         return b"".join(itertools.starmap(self.masked, told))
 
     def masked(self, kind: EventKind, event: bytes) -> bytes:
-        """An event that is told, or one of ours: an account's own trouble is not for clients."""
+        """An event that is told, or one of ours: an account's own trouble is not for clients.
+
+        Nor is a code of ours that an upstream has used, where its events need not stay its own.
+        """
         fault = self.judge_failure() if kind is EventKind.FAILURE and event else None
         error = None if fault is None else public_error(fault, self.scanner.failure or {})
+        if error is None and kind is EventKind.FAILURE and event and self.is_reshaped:
+            error = renamed_error(self.scanner.failure or {})
         if error is None:
             return event
         request_id, kind_told = self.exchange.record.request_id, self.call.kind
