@@ -1619,7 +1619,7 @@ _ELSEWHERE_CALLED: Final = {
     "rpm": "requests_per_minute", "tpd": "tokens_per_day", "timeout": "first_event_seconds",
     "strategy": "routing", "policy": "routing", "port": "listen", "bind": "listen",
     "address": "listen", "apibase": "base_url", "endpoint": "base_url", "url": "base_url",
-    "token": "key", "secret": "key",
+    "token": "key", "secret": "key", "key": "api_key",
 }  # fmt: skip
 
 

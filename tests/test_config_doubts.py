@@ -262,6 +262,8 @@ MEANT: Final[dict[str, tuple[str, str]]] = {
     "joined otherwise": (f"{CI}.requestsPerMinute", "did you mean 'requests_per_minute'?"),
     "in another word": ("accounts.a.weight", "did you mean 'priority'?"),
     "the reverse": ("accounts.a.enabled", "did you mean 'paused'?"),
+    "in one word": ("accounts.a.key", "did you mean 'api_key'?"),
+    "in one word of many": ("pools.home.key", "did you mean 'keys'?"),
     "in short": (f"{CI}.rpm", "did you mean 'requests_per_minute'?"),
     "of a server": ("port", "did you mean 'listen'?"),
     "of another place": ("accounts.a.proxy", "it belongs to the top of the file"),
