@@ -902,7 +902,7 @@ _VARIABLE: Final = re.compile(
     r"(?i:env|environ|file|op|vault|ssm|keyring|keychain|doppler|secret):[^\s]+|"
     r"!?(?i:env|getenv|file)[ (].*|"
     r"(?:os\.environ|os\.getenv|process\.env|import\.meta\.env|secrets\.|ENV\[)[^\s]*|"
-    r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET|PASSWORD)",
+    r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET|PASSWORD)|@[~/.]\S*",
 )
 _ASSIGNMENT: Final = re.compile(r"(?:export +|set +)?[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+ *=.*")
 _PLACEHOLDER: Final = re.compile(
@@ -910,8 +910,9 @@ _PLACEHOLDER: Final = re.compile(
     r"(?i:(?:[a-z]{2,6}[-_])?(?:your.*(?:key|token|secret|password|here).*|"
     r"(?:insert|enter|paste|put|replace|change|add)[-_ ]?"
     r"(?:me|this|it|with|your|my|api|key|secret|token|real)(?:[-_ ].*)?))|"
-    r"(?i:.*[-_ ]here|todo|tbd|fixme|placeholder|changeit)",
+    r"(?i:.*[-_ ]here|todo|tbd|fixme|placeholder|changeit|change[-_ ]?me.*|null|undefined)",
 )
+_SCHEME: Final = re.compile("(?i:bearer|basic|authorization:) ")
 _QUOTES: Final = ("'", '"', "`", "\u2018", "\u2019", "\u201c", "\u201d")
 
 
@@ -919,15 +920,21 @@ def doubt_of_secret(secret: str) -> str:
     """Why a text cannot be a secret that somebody means, or ""."""
     if len(secret) > DOUBTED_CHARS_MAX:
         return ""
-    if secret.startswith(_QUOTES) or secret.endswith(_QUOTES):
-        return "still has its quotes"
-    if _ASSIGNMENT.fullmatch(secret):
-        return "a line of an environment file, with the name before its value"
-    if _VARIABLE.fullmatch(secret):
-        return "a variable that nobody fills in here"
-    if re.match(r"(?i:bearer|basic|authorization:) ", secret):
-        return "has a scheme before it, which does not belong to the key"
-    return "a placeholder" if _PLACEHOLDER.fullmatch(secret) else ""
+    reasons = (
+        (secret.startswith(_QUOTES) or secret.endswith(_QUOTES), "still has its quotes"),
+        (
+            _ASSIGNMENT.fullmatch(secret),
+            "a line of an environment file, with the name before its value",
+        ),
+        (_VARIABLE.fullmatch(secret), "a variable that nobody fills in here"),
+        (
+            _SCHEME.match(secret),
+            "has a scheme before it, which does not belong to the key",
+        ),
+        (secret.startswith("{"), "JSON, of which a key is only a part"),
+        (_PLACEHOLDER.fullmatch(secret), "a placeholder"),
+    )
+    return next((words for is_so, words in reasons if is_so), "")
 
 
 class BaseUrl(NamedTuple):
@@ -994,6 +1001,7 @@ _ORIGIN_TOLD: Final = (
 )
 _HOST_NAME: Final = rf"{_LABEL}(?:\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]+\]"
 _ADDRESS: Final = re.compile(rf"({_HOST_NAME}):(\d{{1,5}})")
+UNIX_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, without its zero (unix(7))
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
 # What stands for the value of a name that an object has twice: JSON has no tuples.
@@ -1031,8 +1039,13 @@ def _typed(value: Json, *kinds: type[T]) -> T:
 def _number(value: Json, low: float, high: float, *kinds: type[float]) -> float:
     number = _typed(value, *kinds)
     if not low <= number <= high:
-        raise ValueError(f"must be from {low:g} to {high:g}")
+        raise ValueError(f"must be from {_shown(low)} to {_shown(high)}")
     return number
+
+
+def _shown(number: float) -> str:
+    """A number in digits that can be pasted."""
+    return f"{number:g}" if isinstance(number, float) else str(number)
 
 
 def _string(value: Json, pattern: str = r"[^\x00]*", what: str = "a string") -> str:
@@ -1138,7 +1151,7 @@ def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
     port = int(match[3] or (443 if is_tls else 80))
     path = (match[4] or "").rstrip("/")
     for route in _ROUTES_OF_APIS:
-        if path.endswith(route):
+        if path.lower().endswith(route):
             raise ValueError(f"must end before {route}, which is added to it")
     return BaseUrl(is_tls, match[2].strip("[]"), port, (match[4] or "").rstrip("/"))
 
@@ -1150,6 +1163,9 @@ def _proxy(text: str) -> Proxy:
         raise ValueError("must look like http://host:port or http://name:password@host:port")
     url = BaseUrl(False, match[2].strip("[]"), int(match[3]), "")
     name, _, password = (match[1] or "").partition(":")
+    for part in (name, password):
+        if doubt := doubt_of_secret(part):
+            raise ValueError(f"has in its login {doubt}")
     login = Secret(f"{unquote(name)}:{unquote(password)}") if name else None
     return Proxy(url, login)
 
@@ -1158,6 +1174,8 @@ def _listen(value: Json) -> Listen:
     text = _string(value)
     match = _ADDRESS.fullmatch(text)
     if text.startswith("unix:/"):
+        if len(text[5:].encode()) > UNIX_PATH_BYTES_MAX:
+            raise ValueError(f"the path of a socket has at most {UNIX_PATH_BYTES_MAX} bytes")
         return Listen(text, unix_path=text[5:])
     if match is None or int(match[2]) > 65535:
         raise ValueError("must be host:port, [v6]:port or unix:/path")
@@ -1167,7 +1185,9 @@ def _listen(value: Json) -> Listen:
 def _listens(value: Json) -> tuple[Listen, ...]:
     if value == []:
         raise ValueError("must name at least one address")
-    return (_listen(value),) if isinstance(value, str) else _array(value, _listen)
+    if not isinstance(value, list):
+        return (_listen(value),)
+    return cast(tuple[Listen, ...], _array(value, _listen))
 
 
 def _expiry(value: Json) -> float:
@@ -1178,7 +1198,9 @@ def _expiry(value: Json) -> float:
         moment = datetime.fromisoformat(text)
         is_day = moment.tzinfo is None
         return (moment.replace(tzinfo=UTC) + timedelta(days=1) if is_day else moment).timestamp()
-    except (ValueError, OverflowError):
+    except OverflowError:
+        raise ValueError("is too far away; a key without it never expires") from None
+    except ValueError:
         raise ValueError(f"must be {what}") from None
 
 
@@ -1186,6 +1208,10 @@ def _path(value: Json) -> str:
     text = _string(value, "[^\x00~][^\x00]*", "a path, without ~ before it")
     if re.search(r"\$\w|\$[{(]|\{|<|%\w+%", text):
         raise ValueError("must be a path; no variable is filled in here")
+    if text.startswith(_QUOTES) or text.endswith(_QUOTES):
+        raise ValueError("must be a path; it still has its quotes")
+    if "://" in text or text != text.strip():
+        raise ValueError("must be a path, not a URL, and without blanks around it")
     return text
 
 
@@ -1285,7 +1311,9 @@ class Config:
     operators: Annotated[tuple[Operator, ...], _members]
     listen: Annotated[tuple[Listen, ...], _listens] = DEFAULT_LISTEN
     allow_public: Annotated[bool, _typed, bool] = False
-    base_path: Annotated[str, _string, r"(?:/[A-Za-z0-9_.~-]+)*", "a path like /pooler"] = ""
+    base_path: Annotated[
+        str, _string, r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~-]+)*", "a path like /pooler"
+    ] = ""
     allowed_origins: Annotated[tuple[str, ...], _array, _string, _ORIGIN, _ORIGIN_TOLD] = ()
     hosts: _Hosts = None  # None: any
     proxy: Annotated[Proxy | None, _string] = None  # for all that goes out
@@ -1354,7 +1382,7 @@ class _Loader:
             for name, content in _typed(value, dict).items():
                 with self.at(prefix + name):
                     if name not in spec:
-                        raise ValueError(f"unknown field; {_did_you_mean(name, spec)}")
+                        raise ValueError(f"unknown field; {_place_of(name, spec)}")
                     check, *rest = spec[name]
                     found[name] = check(content, *rest)
             for name in _REQUIRED & spec.keys():
@@ -1389,7 +1417,7 @@ class _Loader:
             raise ValueError(f"the file cannot be read: {reason}") from None
         return secret.strip(), source
 
-    def digest(self, path: str, text: str, command: str) -> tuple[bytes, str]:
+    def digest(self, path: str, text: str, command: str, limits: Limits) -> tuple[bytes, str]:
         """The digest of a pool key or operator token, and its source.  Raises: ValueError."""
         if match := _SHA256.fullmatch(text):
             digest, source = bytes.fromhex(match[1]), "sha256"
@@ -1404,6 +1432,8 @@ class _Loader:
             if is_hash or not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
                 wanted = f"at least {SECRET_CHARS_MIN} visible ASCII characters"
                 raise ValueError(f"needs {wanted}; `{command}` makes a good one")
+            if len(secret) > limits.bearer_bytes_max:
+                raise ValueError("is longer than bearer_bytes_max, so nobody can present it")
             digest = hashlib.sha256(secret.encode()).digest()
         self.claim(digest, path, "the same secret as {}")
         return digest, source
@@ -1432,6 +1462,8 @@ class _Loader:
             )
             found["auth_file"] = file
             with self.at(f"{path}.auth_file"):
+                if file == posixpath.normpath(self.source):
+                    raise ValueError("is this very file; a login has one of its own")
                 self.claim(file, path, "is the file of {}: a login is one account")
         place = (kind, found["base_url"], reveal(found["api_key"]))
         files = (found.get("auth_file"), found.get("ca_file"))
@@ -1464,7 +1496,7 @@ class _Loader:
         if text := found.pop("key", ""):
             place = path if is_bare else f"{path}.key"
             with self.at(place):
-                found["digest"], found["source"] = self.digest(place, text, "pooler key")
+                found["digest"], found["source"] = self.digest(place, text, "pooler key", limits)
         return Key(pool=pool, name=name, **found)
 
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account], limits: Limits) -> Pool:
@@ -1495,8 +1527,12 @@ class _Loader:
         else:
             with self.at(path):
                 found["model"] = _model(value)
-        if models is not None and (name in models or found["model"] not in models):
-            self.refuse(path, "must lead from a name that is not in models to one that is")
+        is_told = not found["model"]  # why it is not there
+        if models is None or is_told:
+            return Alias(**found)
+        if name in models or found["model"] not in models:
+            hint = "" if name in models else f"; {_did_you_mean(found['model'], sorted(models))}"
+            self.refuse(path, f"must lead from a name that is not in models to one that is{hint}")
         return Alias(**found)
 
     def warn_of_budgets(self, limits: Limits) -> None:
@@ -1543,7 +1579,8 @@ class _Loader:
         for name, token in _object(given.get("operators")).items():
             path = f"operators.{name}"
             with self.at(path):
-                digest, source = self.digest(path, _string(token), "pooler key --operator")
+                command = "pooler key --operator"
+                digest, source = self.digest(path, _string(token), command, limits)
                 operators.append(Operator(name, digest, source))
         found |= {"accounts": accounts, "pools": pools, "operators": tuple(operators)}
         found["proxy"] = self.proxy(found.get("proxy"), accounts.values())
@@ -1568,9 +1605,41 @@ def _texts(value: Json) -> list[tuple[int, str]]:
     return [(index, one) for index, one in texts if one not in given[:index]]
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1, 0.6)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+def _did_you_mean(name: str, known: Collection[str], likeness: float = 0.6) -> str:
+    """The known name that is meant, however its words are joined; else all of them."""
+    plain = {_plain(one): one for one in known}
+    near = difflib.get_close_matches(_plain(name), list(plain), 1, likeness)
+    return f"did you mean {plain[near[0]]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _plain(name: str) -> str:
+    return re.sub("[-_ ]", "", name).lower()
+
+
+# What other programs call a field of ours, in words that do not resemble it.
+_ELSEWHERE_CALLED: Final = {
+    "enabled": "paused", "disabled": "paused", "active": "paused", "weight": "priority",
+    "rpm": "requests_per_minute", "tpd": "tokens_per_day", "timeout": "first_event_seconds",
+    "strategy": "routing", "policy": "routing", "port": "listen", "bind": "listen",
+    "address": "listen", "apibase": "base_url", "endpoint": "base_url", "url": "base_url",
+    "token": "key", "secret": "key", "key": "api_key",
+}  # fmt: skip
+
+
+def _place_of(name: str, spec: Spec) -> str:
+    """What was meant by a field that there is not, or where it belongs."""
+    meant = _ELSEWHERE_CALLED.get(_plain(name), "")
+    if meant in spec:
+        return f"did you mean {meant!r}?"
+    near = _did_you_mean(name, spec, 0.75)
+    places = (
+        (_TOP, "to the top of the file"), (_LIMITS, "under limits"), (_ACCOUNT, "to an account"),
+        (_POOL, "to a pool"), (_KEY, "to a key"),
+    )  # fmt: skip
+    for other, place in places:
+        if name in other and near.startswith("known"):
+            return f"it belongs {place}"
+    return _did_you_mean(name, spec)
 
 
 def _hosts_of(hosts: Sequence[str] | None, listen: Sequence[Listen]) -> frozenset[str] | None:
@@ -1632,6 +1701,8 @@ def describe_bad_json(text: str, place: int, message: str) -> str:
     mistakes = (words for beginnings, words in _MISTAKES if rest.startswith(beginnings))
     named = message.partition(": ")[0]
     is_plain = rest.startswith((*_COMMENTS, *_LAST_COMMAS))
+    if not text.strip():
+        rest, named, mistakes = "", "", (one for one in ["the file is empty"])
     other = "something is missing before this: a comma, a colon or a quote"
     words = next(
         mistakes, other if rest else "it ends too early; a bracket or a quote is not closed"
@@ -1664,18 +1735,70 @@ def doubts_of(config: Config, unix_now: float) -> list[str]:
     told: list[str] = []
     used = {account.name for pool in config.pools.values() for account in pool.accounts}
     for name, account in config.accounts.items():
-        path = f"accounts.{name}"
         if name not in used:
-            told.append(f"{path}: is in no pool, so nobody uses it")
-        if doubt := _doubt_of_url(account):
-            told.append(f"{path}.base_url: {doubt}")
-        is_open = reveal(account.api_key) == "none" and account.base_url.host == "api.openai.com"
-        if is_open and not account.is_codex:
-            told.append(f'{path}.api_key: "none" is no key that api.openai.com takes')
+            told.append(f"accounts.{name}: is in no pool, so nobody uses it")
+        told += _doubts_of_account(account, config)
     for pool in config.pools.values():
         told += _doubts_of_pool(pool, unix_now)
     if config.hosts is not None and not config.hosts:
         told.append("hosts: is empty, so every request is refused")
+    if config.proxy and (doubt := _doubt_of_own(config.proxy.url, config.listen)):
+        told.append(f"proxy: {doubt}")
+    if config.base_path.startswith("/v1"):
+        told.append(f"base_path: stands before /v1, so a route is {config.base_path}/v1/responses")
+    upstreams = {
+        hashlib.sha256(reveal(account.api_key).encode()).digest(): name
+        for name, account in config.accounts.items()
+    }
+    told += [
+        f"pools.{key.pool}.keys.{key.name}: is the api_key of {upstreams[key.digest]}, too"
+        for key in config.keys
+        if key.digest in upstreams
+    ]
+    return told
+
+
+def _doubts_of_account(account: Account, config: Config) -> list[str]:
+    path, told = f"accounts.{account.name}", []
+    if doubt := _doubt_of_url(account) or _doubt_of_own(account.base_url, config.listen):
+        told.append(f"{path}.base_url: {doubt}")
+    is_open = reveal(account.api_key) == "none" and account.base_url.host == "api.openai.com"
+    if is_open and not account.is_codex:
+        told.append(f'{path}.api_key: "none" is no key that api.openai.com takes')
+    if account.models is not None and not account.models:
+        told.append(f"{path}.models: is empty, so it serves nothing")
+    told += _doubts_of_names(f"{path}.models", account.models or ())
+    told += _doubts_of_names(f"{path}.models", (account.models or {}).items())
+    return told
+
+
+def _doubt_of_own(url: BaseUrl, listens: Iterable[Listen]) -> str:
+    """Why what is sent to an address comes back to the pooler, or ""."""
+    for listen in listens:
+        is_any = listen.is_loopback or listen.host in _EVERYWHERE
+        is_here = url.host == listen.host or (_is_loopback(url.host) and is_any)
+        if is_here and url.port == listen.port and listen.unix_path is None:
+            return "is where this pooler listens, so requests would come back to it"
+    return ""
+
+
+_EVERYWHERE: Final = {str(ipaddress.IPv4Address(0)), "::"}
+_UNMEANT_NAME: Final = re.compile(r"\$\w+|.*(?:\$\{|\{\{|\{env:|\{file:).*|<.*>")
+
+
+def _doubts_of_names(path: str, names: Iterable[str | tuple[str, str]]) -> list[str]:
+    """Why models are hardly called so; of pairs, the upstream's names that differ are looked at."""
+    told = []
+    for index, one in enumerate(names):
+        place, name = (f".{one[0]}", one[1]) if isinstance(one, tuple) else (f"[{index}]", one)
+        if isinstance(one, tuple) and one[0] == name:
+            continue
+        if name != name.strip():
+            told.append(f"{path}{place}: has a blank before or behind it")
+        elif "*" in name:
+            told.append(f"{path}{place}: a name is taken as it stands; * is no pattern here")
+        elif _UNMEANT_NAME.fullmatch(name):
+            told.append(f"{path}{place}: a variable or placeholder that nobody fills in here")
     return told
 
 
@@ -1684,6 +1807,9 @@ _PATHS_OF_HOSTS: Final = {
     "api.mistral.ai": "/v1", "api.x.ai": "/v1", "api.together.xyz": "/v1",
     "api.anthropic.com": "/v1",
 }  # fmt: skip
+_PLACEHOLDER_HOST: Final = re.compile(
+    r"(?i:(?:^|[.-])your[.-]|(?:^|\.)example\.(?:com|net|org)$|(?:^|[.-])placeholder(?:[.-]|$))"
+)
 _PATHLESS_HOSTS: Final = frozenset({"api.deepseek.com", "api.perplexity.ai"})
 
 
@@ -1695,14 +1821,21 @@ def _doubt_of_url(account: Account) -> str:
             return "this address takes API keys, not the login of an account of type codex"
         is_odd = url.host == "chatgpt.com" and url.path != "/backend-api/codex"
         return "should end in /backend-api/codex" if is_odd else ""
-    if url.host == "chatgpt.com":
-        return "this address takes ChatGPT logins; the type of such an account is codex"
-    wanted = _PATHS_OF_HOSTS.get(url.host)
-    if wanted and not url.path.startswith(wanted):
-        return f"should end in {wanted}, where this API is"
-    if not url.path and url.host not in _PATHLESS_HOSTS:
-        return "has no path; most APIs are under /v1"
-    return ""
+    wanted = _PATHS_OF_HOSTS.get(url.host, "")
+    reasons = (
+        (_PLACEHOLDER_HOST.search(url.host), "a placeholder; write the host of your upstream"),
+        (url.path.endswith("/v1/v1"), "has /v1 twice"),
+        (
+            url.host == "chatgpt.com",
+            "this address takes ChatGPT logins; the type of such an account is codex",
+        ),
+        (not url.path.startswith(wanted), f"should end in {wanted}, where this API is"),
+        (
+            not url.path and url.host not in _PATHLESS_HOSTS,
+            "has no path; most APIs are under /v1",
+        ),
+    )
+    return next((words for is_so, words in reasons if is_so), "")
 
 
 def _doubts_of_pool(pool: Pool, unix_now: float) -> list[str]:
@@ -1710,11 +1843,37 @@ def _doubts_of_pool(pool: Pool, unix_now: float) -> list[str]:
     if pool.accounts and all(account.paused for account in pool.accounts):
         told.append(f"{path}.accounts: all of them are paused, so nobody can serve this pool")
     told += _doubts_of_models(pool)
+    told += _doubts_of_names(f"{path}.models", pool.models or ())
+    if pool.models is not None and not pool.models:
+        told.append(f"{path}.models: is empty, so this pool serves nothing")
+    told += _doubts_of_aliases(pool)
     for key in pool.keys:
+        told += _doubts_of_names(f"{path}.keys.{key.name}.models", key.models or ())
+        if key.models is not None and not key.models:
+            told.append(f"{path}.keys.{key.name}.models: is empty, so this key may use no model")
         if key.expires is not None and key.expires <= unix_now:
             told.append(f"{path}.keys.{key.name}.expires: this key has expired")
     if pool.keys and not any(is_key_usable(key, unix_now) for key in pool.keys):
         told.append(f"{path}.keys: all of them are paused or expired, so nobody can use this pool")
+    return told
+
+
+# As upstreams call them; others pass, for they may come to be.
+_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
+_ALIAS_TIERS: Final = ("auto", "default", "fast", "flex", "priority", "scale", "ultrafast")
+
+
+def _doubts_of_aliases(pool: Pool) -> list[str]:
+    told = []
+    for name, alias in pool.aliases.items():
+        path = f"pools.{pool.name}.aliases.{name}"
+        if name != name.strip():
+            told.append(f"{path}: has a blank before or behind it")
+        if alias.effort not in (None, *_EFFORTS):
+            told.append(f"{path}.effort: hardly a level; {_did_you_mean(alias.effort, _EFFORTS)}")
+        if alias.service_tier not in (None, *_ALIAS_TIERS):
+            hint = _did_you_mean(alias.service_tier, _ALIAS_TIERS)
+            told.append(f"{path}.service_tier: hardly a tier; {hint}")
     return told
 
 
@@ -1733,7 +1892,7 @@ def _doubts_of_models(pool: Pool) -> list[str]:
         return told
 
     for index, account in enumerate(pool.accounts):
-        if account.models is not None and offered.isdisjoint(account.models):
+        if account.models and offered and offered.isdisjoint(account.models):
             words = "lists none of this pool's models, so it serves nothing here"
             told.append(f"{path}.accounts[{index}]: {account.name} {words}")
     for alias, target in pool.aliases.items():
@@ -1923,7 +2082,7 @@ _VERSION_ASKED: Final = re.compile("&client_version=([0-9.]{5,14})")
 OPERATORS: Final = (Route.MCP, Route.ADMIN, Route.METRICS)
 METHODS_ELSE: Final = ("GET", "HEAD")
 _LOOPBACK_ORIGIN: Final = re.compile(
-    r"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::[1-9][0-9]{0,4})?"
+    r"https?://(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[1-9][0-9]{0,4})?"
 )
 
 
@@ -3268,7 +3427,6 @@ _OUTPUTS: Final = tuple(f"{kind}_output" for kind in _CALLS)  # their parts are 
 _CHOICES: Final = ("auto", "none", "required")
 _REASONING: Final = ("effort", "summary", "context", "mode")
 _SERVICE_TIERS: Final = {"fast": "priority", "priority": "priority", "ultrafast": "ultrafast"}
-_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
 _EFFORTS_ASSUMED: Final = tuple(name for name in _EFFORTS if name not in {"minimal", "ultra"})
 # What a field may say to a codex account: nothing, or what is so anyway.
 _HARMLESS: Final[Mapping[str, Sequence[Json]]] = {
@@ -3922,6 +4080,7 @@ class ChatAnswer(ResponsesAnswer):
     _cited: set[int] = field(default_factory=set)  # those of which a citation was told
     _calls: dict[int, tuple[int, str]] = field(default_factory=dict)  # place among them, type
     _heads: dict[int, Json] = field(default_factory=dict)  # of calls that are not known enough
+    _missed: set[int] = field(default_factory=set)  # calls of which a part came before the head
     _told_as: dict[int, str] = field(default_factory=dict)  # the event that tells its reasoning
     _thought: tuple[int, int] | None = None  # the latest part of what was thought
     _spoke: int | None = None  # the latest message of the answer
@@ -3937,12 +4096,8 @@ class ChatAnswer(ResponsesAnswer):
         is_end = kind is EventKind.SUCCESS
         response = self.response or _object(value.get("response"))
         deltas = [*self._deltas(value)]
-        if is_end and not (self._said or self._calls):  # nothing but the end tells of it
-            items = _objects(response.get("output"))
-            if len(items) > OUTPUT_ITEMS_MAX:
-                raise BadSyntax("answer too large")
-            for index, item in enumerate(items):
-                deltas += self._finish(index, item)
+        if is_end:
+            deltas += self._untold(_objects(response.get("output")))
         if not self._head and (deltas or response or is_end):
             self._head = self._identity(response)
             deltas.insert(0, {"role": "assistant", "content": ""})
@@ -4003,6 +4158,21 @@ class ChatAnswer(ResponsesAnswer):
             yield from self._open_call(index, item)
         elif name == "response.output_item.done":
             yield from self._finish(index, item)
+
+    def _untold(self, items: Sequence[Mapping[str, Json]]) -> Iterator[Delta]:
+        """What nothing but the end tells: all of it, or calls beside a text that was streamed.
+
+        Raises: BadSyntax.
+        """
+        if len(items) > OUTPUT_ITEMS_MAX:
+            raise BadSyntax("answer too large")
+
+        is_all = not (self._said or self._calls)
+        for number, item in enumerate(items):
+            is_known = _text_at(item, "type") in _CALLS and bool(_label_at(item, "call_id"))
+            if is_all or is_known:
+                index = number if is_all else self._index_of({}, item)
+                yield from self._finish(index, item)
 
     def _index_of(self, value: Mapping[str, Json], item: Mapping[str, Json]) -> int:
         """The number of the item that an event is of.  Raises: BadSyntax, if there are too many."""
@@ -4068,8 +4238,15 @@ class ChatAnswer(ResponsesAnswer):
         yield {"tool_calls": [call]}
 
     def _argue(self, index: int, text: str, *, is_whole: bool) -> Iterator[Delta]:
-        """More of a call's arguments; the whole of them only where no part was told."""
-        if text and index in self._calls and not (is_whole and index in self._said):
+        """More of a call's arguments; the whole of them only where no part was told.
+
+        What comes before a call is opened is told with the whole: without it the rest is none.
+        """
+        if index not in self._calls:
+            if not is_whole:
+                self._missed.add(index)
+            return
+        if text and index not in (self._said if is_whole else self._missed):
             self._said.add(index)
             number, kind = self._calls[index]
             chat, member = _CALLS[kind]
@@ -4889,6 +5066,13 @@ def public_error(fault: Fault, failure: Mapping[str, Json]) -> PoolerError | Non
         return None
     public = "The account that served this has reached its limit."
     return PoolerError("upstream_error", public, 429, upstream_code=words.code)
+
+
+def renamed_error(failure: Mapping[str, Json]) -> PoolerError | None:
+    """The error that is told of a failure whose code is one of ours; None, if it is not."""
+    words = read_error(failure)
+    error = PoolerError("upstream_error", cleaned(words.message), upstream_code=words.code)
+    return error if error.is_renamed else None
 
 
 class Stage(enum.Enum):
@@ -8762,11 +8946,15 @@ class Exchange:
         self.is_whole = is_last
 
     async def cut(self, error: PoolerError) -> None:
-        """End what has been begun: a stream with one terminal event.  Raises: ClientGone."""
-        self.closes = True
+        """End what has been begun: a stream with one terminal event.  Raises: ClientGone.
+
+        After a bug, or where the body cannot be ended well, the connection ends with it.
+        """
         self.record.code = error.record_code
         if self.is_whole or self.call is None or self.record.transport == "http":
+            self.closes = True
             return
+        self.closes |= error.code == "internal_error" or self.server.is_draining
         kind = self.call.kind
         if error.answer is not None:  # an upstream's body, which is no event
             said = read_error(_parsed(error.answer[0]))
@@ -8856,6 +9044,11 @@ class Attempt:
     def __post_init__(self) -> None:
         self.account = self.endpoint.account
         self.scanner = EventScanner(CallKind.RESPONSES if self.account.is_codex else self.call.kind)
+
+    @property
+    def is_reshaped(self) -> bool:
+        """Whether the answer becomes another form's before the client has it."""
+        return self.account.is_codex and not self.call.is_native
 
     # The request.
 
@@ -9091,9 +9284,13 @@ class Attempt:
             if error.code != "pool_busy":
                 raise
         unix_now = exchange.server.unix_now()
-        is_reshaped = self.account.is_codex and not self.call.is_native
         fault = judge_answer(
-            self.status, self.headers, body, unix_now, exchange.limits, is_reshaped=is_reshaped
+            self.status,
+            self.headers,
+            body,
+            unix_now,
+            exchange.limits,
+            is_reshaped=self.is_reshaped,
         )
         return self.completed(fault)
 
@@ -9190,9 +9387,14 @@ class Attempt:
         return b"".join(itertools.starmap(self.masked, told))
 
     def masked(self, kind: EventKind, event: bytes) -> bytes:
-        """An event that is told, or one of ours: an account's own trouble is not for clients."""
+        """An event that is told, or one of ours: an account's own trouble is not for clients.
+
+        Nor is a code of ours that an upstream has used, where its events need not stay its own.
+        """
         fault = self.judge_failure() if kind is EventKind.FAILURE and event else None
         error = None if fault is None else public_error(fault, self.scanner.failure or {})
+        if error is None and kind is EventKind.FAILURE and event and self.is_reshaped:
+            error = renamed_error(self.scanner.failure or {})
         if error is None:
             return event
         request_id, kind_told = self.exchange.record.request_id, self.call.kind

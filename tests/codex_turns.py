@@ -515,6 +515,10 @@ def unfolded(tools: Sequence[Mapping[str, Json]]) -> Iterator[Mapping[str, Json]
             yield tool
 
 
+def output_text(text: str) -> Json:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
 def said(part: Json) -> Json:
     return {"type": "message", "status": "completed", "role": "assistant", "content": [part]}
 
@@ -526,20 +530,15 @@ def make_items(body: Mapping[str, Json], play: Play, sealed: str) -> list[dict[s
     last = body["input"][-1] if body["input"] else {}
     if last.get("type") == "compaction_trigger":
         return [{"type": "compaction", "id": "cmp_1", "encrypted_content": sealed}]
+    before = said(output_text(play.commentary)) | {"id": "msg_0", "phase": "commentary"}
+    phased = [before] if play.commentary else []
     tool = offered(body, play.tool) if play.tool else None
     if tool is None:
         form = (body.get("text") or {}).get("format") or {}
         text = json.dumps(sample(form["schema"])) if "schema" in form else play.text * play.repeat
-        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-        if play.refusal:
-            part = {"type": "refusal", "refusal": play.refusal}
-        if not play.commentary:
-            return [said(part) | {"id": "msg_1"}]
-        before = {"type": "output_text", "text": play.commentary, "annotations": [], "logprobs": []}
-        return [
-            said(before) | {"id": "msg_0", "phase": "commentary"},
-            said(part) | {"id": "msg_1", "phase": "final_answer"},
-        ]
+        part = {"type": "refusal", "refusal": play.refusal} if play.refusal else output_text(text)
+        phase = {"phase": "final_answer"} if phased else {}
+        return [*phased, said(part) | {"id": "msg_1"} | phase]
     summary = [{"type": "summary_text", "text": THOUGHT}]
     thought = {"type": "reasoning", "id": "rs_1", "summary": summary, "encrypted_content": sealed}
     call = {"id": "fc_1", "status": "completed", "call_id": CALL_ID, "name": tool["name"]}
@@ -549,9 +548,7 @@ def make_items(body: Mapping[str, Json], play: Play, sealed: str) -> list[dict[s
         call |= {"type": "custom_tool_call", "id": "ctc_1", "input": play.arguments or ""}
     else:
         call |= {"type": "function_call", "arguments": json.dumps(play.arguments or {})}
-    if "namespace" in tool:
-        call["namespace"] = tool["namespace"]
-    return [thought, call]
+    return [thought, *phased, call]
 
 
 def pieces(text: str, *, is_whole: bool) -> list[str]:

@@ -9,6 +9,10 @@ _TURNS: Final = "conversations::a_conversation_has_one_account_and_one_id"
 
 # fmt: off
 ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
+    ("cut_and_closed", "A stream that ends with our event leaves its connection open.",
+     '        self.closes |= error.code == "internal_error" or self.server.is_draining\n',
+     "        self.closes = True\n",
+     "long_silence::what_comes_later_is_told_in_the_stream"),
     # Sessions that nobody has named.
     ("conversation_unknown", "A conversation is a session where none is named.",
      'digest_parts(*scope, "conversation", begun) if begun else None', "None", _TURNS),
@@ -56,6 +60,10 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("call_without_id", "A call without an id of the call goes by its own.",
      'call_id = _text_at(item, "call_id") or _label_at(item, "id") or f"call_{place}"',
      'call_id = _text_at(item, "call_id")', _CHUNKS),
+    ("arguments_in_part", "Arguments of which a part came too early are told whole.",
+     "                self._missed.add(index)\n", "                pass\n", _CHUNKS),
+    ("late_call", "A call that only the end tells of is told, whatever was told before.",
+     "            if is_all or is_known:\n", "            if is_all:\n", _CHUNKS),
     # What is said where there is nothing to say.
     ("no_ping", "A client that is idle is asked whether it is there.",
      "            self.start(self.frames.ping)\n", "            pass\n",

@@ -87,6 +87,7 @@ async def test_what_only_looks_like_a_health_route_is_none(
 LOOPBACK: Final = (
     "http://localhost", "http://localhost:6274", "https://localhost:8443", "http://127.0.0.1:3000",
     "http://[::1]:5173", "https://127.0.0.1", "HTTP://LocalHost:80", "http://localhost:65535",
+    "http://127.0.0.2:6274", "http://127.255.0.1",
 )  # fmt: skip
 ALIKE: Final = (
     "null", "", "*", "http://localhost.evil.example", "http://evil.example/localhost", "localhost",
@@ -97,7 +98,7 @@ ALIKE: Final = (
     "http://[::1", "http://::1", "http://[::2]:1", "http://127.0.0.1:03000", "http://0.0.0.0:3000",
     "http://1270.0.0.1", "http://127.0.0.11.evil", "http://128.0.0.1", "http://2130706433",
     "http://xlocalhost", "xhttp://localhost", "http://localhost#x", "http://localhost?x",
-    "//localhost",
+    "//localhost", "http://127.0.1", "http://127.1:3000", "http://127.0.0.1.1",
 )  # fmt: skip
 
 

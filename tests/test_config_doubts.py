@@ -51,6 +51,7 @@ VARIABLES: Final = (
     "os.getenv('OPENAI_API_KEY')", "process.env.OPENAI_API_KEY", "{{OPENAI_API_KEY}}",
     "{{ env.OPENAI_API_KEY }}", "sk-${OPENAI_API_KEY}", "file:/run/secrets/openai",
     "op://vault/openai/credential", "OPENAI_API_KEY", "MY_POOL_TOKEN_KEY", "vault:secret/openai",
+    "@/run/secrets/openai", "@~/.openai/api-key",
 )  # fmt: skip
 QUOTED: Final = (
     f'"{API_KEY}"', f"'{API_KEY}'", f"`{API_KEY}`", f'"{API_KEY}', f"{API_KEY}'",
@@ -141,6 +142,7 @@ def test_a_base_url_with_a_route_in_it_is_refused(base: str, end: str) -> None:
 # EACH PROBLEM ONCE, AT ITS PLACE
 ################################################################
 
+NO_ALIAS: Final = "must lead from a name that is not in models to one that is"
 MAKES_ONE: Final = "`pooler key` makes a good one"
 ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     "empty api key": ("accounts.a.api_key", "", ["accounts.a.api_key: is needed, and not empty"]),
@@ -167,8 +169,59 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     ),
     "models twice, and an alias": (
         "pools.home", {"accounts": ["a"], "models": ["m", "m"], "aliases": {"x": "y"}},
-        ["pools.home.aliases.x: must lead from a name that is not in models to one that is",
+        [f"pools.home.aliases.x: {NO_ALIAS}; known: m",
          "pools.home.models[1]: stands there twice"],
+    ),
+    "an alias of no text": (
+        "pools.home.aliases.x", ["m1"], ["pools.home.aliases.x: must be a string, not a list"],
+    ),
+    "an alias without its model": (
+        "pools.home.aliases.x", {"effort": "low"},
+        ["pools.home.aliases.x.model: is needed, and not empty"],
+    ),
+    "an alias misspelt": (
+        "pools.home.aliases.x", {"model": "m-1"},
+        [f"pools.home.aliases.x: {NO_ALIAS}; did you mean 'm1'?"],
+    ),
+    "an alias that is a model": (
+        "pools.home.aliases.m1", "m2", [f"pools.home.aliases.m1: {NO_ALIAS}"],
+    ),
+    "a number for an address": (
+        "listen", 4000, ["listen: must be a string, not a whole number"],
+    ),
+    "a long socket": (
+        "listen", f"unix:/{'x' * 107}", ["listen: the path of a socket has at most 107 bytes"],
+    ),
+    "a key that nobody can present": (
+        f"{CI}.key", "k0" * 257,
+        [f"{CI}.key: is longer than bearer_bytes_max, so nobody can present it"],
+    ),
+    "a time without end": (
+        f"{CI}.expires", "9999-12-31",
+        [f"{CI}.expires: is too far away; a key without it never expires"],
+    ),
+    "a limit in full": (
+        "limits", {"body_bytes_max": 1}, ["limits.body_bytes_max: must be from 1024 to 536870912"],
+    ),
+    "dots in a prefix": ("base_path", "/a/../b", ["base_path: must be a path like /pooler"]),
+    "a variable in the proxy's login": (
+        "proxy", "http://$USER:${PASS}@h:1",
+        ["proxy: has in its login a variable that nobody fills in here"],
+    ),
+    "another program's placeholder as password": (
+        "proxy", "http://me:<password>@h:1", ["proxy: has in its login a placeholder"],
+    ),
+    "a login that is pools.json": (
+        "accounts.a", {"type": "codex", "auth_file": "./pools.json"},
+        ["accounts.a.auth_file: is this very file; a login has one of its own"],
+    ),
+    "a login in quotes": (
+        "accounts.a", {"type": "codex", "auth_file": "'a.json'"},
+        ["accounts.a.auth_file: must be a path; it still has its quotes"],
+    ),
+    "a login far away": (
+        "accounts.a", {"type": "codex", "auth_file": "https://h/auth.json"},
+        ["accounts.a.auth_file: must be a path, not a URL, and without blanks around it"],
     ),
     "long name": (
         f"accounts.{'n' * 65}", {"type": "openai", "api_key": "none"},
@@ -203,6 +256,39 @@ def test_each_problem_is_told_once_and_at_its_place(name: str) -> None:
     assert problems_of(described) == expected
 
 
+MEANT: Final[dict[str, tuple[str, str]]] = {
+    "another case": ("accounts.a.baseURL", "did you mean 'base_url'?"),
+    "small letters": ("accounts.a.APIKEY", "did you mean 'api_key'?"),
+    "joined otherwise": (f"{CI}.requestsPerMinute", "did you mean 'requests_per_minute'?"),
+    "in another word": ("accounts.a.weight", "did you mean 'priority'?"),
+    "the reverse": ("accounts.a.enabled", "did you mean 'paused'?"),
+    "in one word": ("accounts.a.key", "did you mean 'api_key'?"),
+    "in one word of many": ("pools.home.key", "did you mean 'keys'?"),
+    "in short": (f"{CI}.rpm", "did you mean 'requests_per_minute'?"),
+    "of a server": ("port", "did you mean 'listen'?"),
+    "of another place": ("accounts.a.proxy", "it belongs to the top of the file"),
+    "of another place, too": ("drain_seconds_max", "it belongs under limits"),
+    "of an account": ("pools.home.priority", "it belongs to an account"),
+    "of a pool": ("aliases", "it belongs to a pool"),
+}
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_an_unknown_field_is_told_what_was_meant_or_where_it_belongs(name: str) -> None:
+    path, words = MEANT[name]
+    assert problems_of(changed(path, 1)) == [f"{path}: unknown field; {words}"]
+
+
+@pytest.mark.parametrize("text", ['{"OPENAI_API_KEY": "sk-1"}', "{", '{"key":"x"}'])
+@pytest.mark.parametrize("path", ["accounts.a.api_key", KEY_PATH, "operators.me"])
+def test_json_is_no_key(path: str, text: str) -> None:
+    """As the first line of a file is that was taken for the key's."""
+    with pytest.raises(pooler.ConfigRefused) as refused:
+        parse(changed(path, "{env:OAK}"), {"OAK": text})
+    [problem] = refused.value.problems
+    assert problem.startswith(f"{path}: JSON, of which a key is only a part")
+
+
 NO_JSON: Final[dict[str, tuple[str, int, int, str]]] = {
     "comma in an object": ('{\n  "accounts": {},\n}', 2, 17, "a comma before a closing bracket"),
     "comma in a list": ('{"models": [1, 2, ]}', 1, 17, "a comma before a closing bracket"),
@@ -218,7 +304,8 @@ NO_JSON: Final[dict[str, tuple[str, int, int, str]]] = {
     "no colon": ('{"a" 1}', 1, 6, "a colon is missing before this"),
     "no quotes": ("{a: 1}", 1, 2, "something is missing before this"),
     "cut": ('{"a": {', 1, 8, "it ends too early"),
-    "empty": ("", 1, 1, "it ends too early"),
+    "empty": ("", 1, 1, "the file is empty"),
+    "blank": ("\n \n", 3, 1, "the file is empty"),
     "open string": ('{"a": "b}', 1, 7, "a string that is not closed"),
     "line break": ('{"a": "b\nc"}', 1, 9, "a line break or tab within a string"),
     "backslash": ('{"a": "C:\\x"}', 1, 10, "a backslash in a string"),
@@ -318,6 +405,63 @@ DOUBTS: Final[dict[str, tuple[Mapping[str, Json], list[str]]]] = {
     ),
     "no key for OpenAI": ({"accounts.a.api_key": "none"}, ["accounts.a.api_key: "]),
     "no host": ({"hosts": []}, ["hosts: is empty"]),
+    "a host that nobody has filled in": (
+        {"accounts.a.base_url": "https://your-resource.openai.azure.com/openai/v1"},
+        ["accounts.a.base_url: a placeholder"],
+    ),
+    "a host of examples": (
+        {"accounts.a.base_url": "https://llm.example.com/v1"}, ["accounts.a.base_url: a placeh"],
+    ),
+    "twice the version": (
+        {"accounts.a.base_url": "https://api.openai.com/v1/v1"}, ["accounts.a.base_url: has /v1"],
+    ),
+    "its own address": (
+        {"accounts.b.base_url": "http://localhost:4000/v1"}, ["accounts.b.base_url: is where"],
+    ),
+    "its own address, among all": (
+        {"accounts.b.base_url": "http://127.0.0.1:4001/v1", "listen": "0.0.0.0:4001"},
+        ["accounts.b.base_url: is where"],
+    ),
+    "another port": ({"accounts.b.base_url": "http://localhost:4001/v1"}, []),
+    "its own address as proxy": ({"proxy": "http://127.0.0.1:4000"}, ["proxy: is where"]),
+    "a prefix that is a route": ({"base_path": "/v1"}, ["base_path: stands before /v1"]),
+    "a pool key that is an account's": (
+        {f"{CI}.key": API_KEY}, [f"{CI}: is the api_key of a, too"],
+    ),
+    "no model of an account": (
+        {"accounts.a.models": []}, ["accounts.a.models: is empty"],
+    ),
+    "no model of a pool": (
+        {"pools.home": {"accounts": ["a", "b"], "models": [], "keys": {"k": SECRET}}},
+        ["pools.home.models: is empty"],
+    ),
+    "no model of a key": ({f"{CI}.models": []}, [f"{CI}.models: is empty"]),
+    "patterns": (
+        {"accounts.a.models": ["m1", "gpt-*"], "accounts.b.models": {"m2": "*"}},
+        ["accounts.a.models[1]: a name is taken", "accounts.b.models.m2: a name is taken"],
+    ),
+    "a pool's pattern": (
+        {"pools.home.models": ["m1", "m2", "*"]}, ["pools.home.models[2]: a name is taken"],
+    ),
+    "blanks around names": (
+        {"accounts.a.models": {"m1": " x"}, "pools.home.aliases": {"a ": "m1"}},
+        ["accounts.a.models.m1: has a blank", "pools.home.aliases.a : has a blank"],
+    ),
+    "variables for names": (
+        {"accounts.a.models": {"m1": "$MODEL", "m2": "<model>"}},
+        ["accounts.a.models.m1: a variable", "accounts.a.models.m2: a variable"],
+    ),
+    "an effort that there is not": (
+        {"pools.home.aliases.x": {"model": "m1", "effort": "hihg"}},
+        ["pools.home.aliases.x.effort: hardly a level; did you mean 'high'?"],
+    ),
+    "a tier that there is not": (
+        {"pools.home.aliases.x": {"model": "m1", "service_tier": "prioritised"}},
+        ["pools.home.aliases.x.service_tier: hardly a tier; did you mean 'priority'?"],
+    ),
+    "efforts and tiers that there are": (
+        {"pools.home.aliases.x": {"model": "m1", "effort": "ultra", "service_tier": "flex"}}, [],
+    ),
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from tests.fakes import (
     sse_answer,
 )
 from tests.sockets import PONG, codex_described, error_frame, open_socket, socket_world
-from tests.wires import Json, post
+from tests.wires import Json, post, request
 
 ASKED: Final[Json] = {"model": "m1", "input": "Hi", "stream": True}
 CHAT: Final[Json] = {
@@ -125,6 +125,8 @@ async def test_what_comes_later_is_told_in_the_stream(world: World, kind: str, c
     events = [event for _, event in await read_all(client)]
     check_ended(kind, events, code)
     assert len(world.asked) == 1
+    # The body has ended as it should: the connection carries another request.
+    assert (await client.ask(request("GET", "/v1/models"))).status == 200
 
 
 @pytest.mark.parametrize("kind", REQUESTS)

@@ -93,8 +93,13 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_TOKEN_TEXT", "_ACCOUNT_ID", "_SPENT_CODES"), FILE),
     **dict.fromkeys(("_ADDRESS", "_SHA256", "_REFERENCE", "_base_url", "_proxy"), CONFIG),
     **dict.fromkeys(("_Loader.digest", "_Loader.api_key", "_Loader.pool", "run_status"), CONFIG),
+    "_plain": CONFIG,
+    "_PLACEHOLDER_HOST": 127 * 64,  # `_HOST_NAME` took it
+    "_UNMEANT_NAME": pooler.MODEL_CHARS_MAX,
     "_path": CONFIG,
-    **dict.fromkeys(("_VARIABLE", "_ASSIGNMENT", "_PLACEHOLDER"), pooler.DOUBTED_CHARS_MAX),
+    **dict.fromkeys(
+        ("_VARIABLE", "_ASSIGNMENT", "_PLACEHOLDER", "_SCHEME"), pooler.DOUBTED_CHARS_MAX
+    ),
     **dict.fromkeys(("doubt_of_secret", "_name_problem"), pooler.DOUBTED_CHARS_MAX),
     "describe_bad_json": 2 * pooler.SHOWN_CHARS_MAX,
     **dict.fromkeys(("_LOOSE_SIZE", "_LOOSE_SIZE_PART"), PIECE),

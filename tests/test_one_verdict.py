@@ -440,3 +440,17 @@ async def test_a_login_s_words_are_not_told_in_a_stream_that_has_begun(
         assert world.accounts() == [FIRST]
         assert b"token_invalidated" not in response.body
         assert b"no_usable_account" in response.body
+
+
+@pytest.mark.parametrize("code", ["internal_error", "pool_busy", "upstream_timeout"])
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_stream_that_has_begun_does_not_end_in_the_pooler_s_name(
+    autojump_clock: MockClock, tmp_path: Path, form: str, code: str
+) -> None:
+    path, body = FORMS[form]
+    async with codex_world(described(tmp_path), tmp_path) as world:
+        world.backend.plays.append(Play(FIRST, ends="response.failed", code=code))
+        response = await world.ask(post(path, body))
+        assert world.accounts() == [FIRST]
+        assert (code.encode() in response.body) is (form == "native")
+        assert (b"upstream_error" in response.body) is (form != "native")

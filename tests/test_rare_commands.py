@@ -185,7 +185,7 @@ def test_accounts_that_are_none_are_told_once_and_not_by_each_pool(
     [
         ("a" * 64 + ".example:4000", "must be host:port, [v6]:port or unix:/path"),
         ("a..example:4000", "must be host:port, [v6]:port or unix:/path"),
-        ("unix:/" + "x" * 200, "AF_UNIX path too long; see listen"),
+        ("unix:/" + "x" * 200, "listen: the path of a socket has at most 107 bytes"),
     ],
 )
 def test_a_name_that_no_address_can_have_is_told_so(

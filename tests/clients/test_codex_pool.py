@@ -367,6 +367,43 @@ def test_structured_output_is_parsed(api: str, client: openai.OpenAI, pooler: Po
     assert parsed == JAM
 
 
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["parse", "stream"])
+def test_a_chat_helper_gets_the_answer_without_what_is_said_before_it(
+    is_streamed: bool, client: openai.OpenAI, backend: Backend
+) -> None:
+    text = json.dumps(JAM.model_dump())
+    backend.will(Play(commentary="Let me see."))
+    if is_streamed:
+        with client.chat.completions.stream(
+            model=MODEL, messages=ASKED, response_format=Jam
+        ) as stream:
+            deltas = [event.delta for event in stream if event.type == "content.delta"]
+            message: Any = stream.get_final_completion().choices[0].message
+        assert "".join(deltas) == text
+    else:
+        made = client.chat.completions.parse(model=MODEL, messages=ASKED, response_format=Jam)
+        message = made.choices[0].message
+    assert (message.content, message.parsed) == (text, JAM)
+    assert "Let me see." in message.reasoning_content
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "stream"])
+def test_a_tool_is_called_after_something_is_said(
+    is_streamed: bool, client: openai.OpenAI, backend: Backend
+) -> None:
+    backend.will(Play(commentary="Let me see.", tool="look", arguments={"at": "it"}))
+    message: Any
+    if is_streamed:
+        with client.chat.completions.stream(model=MODEL, messages=ASKED, tools=[LOOK]) as stream:
+            message = stream.get_final_completion().choices[0].message
+    else:
+        made = client.chat.completions.create(model=MODEL, messages=ASKED, tools=[LOOK])
+        message = made.choices[0].message
+    assert not message.content
+    assert [call.function.name for call in message.tool_calls] == ["look"]
+    assert "Let me see." in message.reasoning_content
+
+
 def test_a_refusal_is_told_as_one(client: openai.OpenAI, backend: Backend) -> None:
     backend.will(Play(refusal="No.", count=2))
     made = client.chat.completions.create(model=MODEL, messages=ASKED).choices[0].message
