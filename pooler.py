@@ -4160,8 +4160,9 @@ class ChatAnswer(ResponsesAnswer):
             yield from self._finish(index, item)
 
     def _untold(self, items: Sequence[Mapping[str, Json]]) -> Iterator[Delta]:
-        """What nothing but the end tells: all of it, or calls beside a text that was streamed.
+        """What nothing but the end tells: all of it, or of items that something was told of.
 
+        Those are known by their ids; a call has one of its own, so it may be new.
         Raises: BadSyntax.
         """
         if len(items) > OUTPUT_ITEMS_MAX:
@@ -4169,7 +4170,9 @@ class ChatAnswer(ResponsesAnswer):
 
         is_all = not (self._said or self._calls)
         for number, item in enumerate(items):
-            is_known = _text_at(item, "type") in _CALLS and bool(_label_at(item, "call_id"))
+            names = (_label_at(item, "id"), _label_at(item, "call_id"))
+            is_known = any(name in self._indexes for name in names)
+            is_known |= _text_at(item, "type") in _CALLS and bool(names[1])
             if is_all or is_known:
                 index = number if is_all else self._index_of({}, item)
                 yield from self._finish(index, item)

@@ -62,6 +62,8 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
      'call_id = _text_at(item, "call_id")', _CHUNKS),
     ("arguments_in_part", "Arguments of which a part came too early are told whole.",
      "                self._missed.add(index)\n", "                pass\n", _CHUNKS),
+    ("late_text", "A text that only the end tells is told, if its message is known.",
+     "is_known = any(name in self._indexes for name in names)", "is_known = False", _CHUNKS),
     ("late_call", "A call that only the end tells of is told, whatever was told before.",
      "            if is_all or is_known:\n", "            if is_all:\n", _CHUNKS),
     # What is said where there is nothing to say.
