@@ -296,6 +296,7 @@ WIDE_BYTES_MAX: Final = MIB  # of wide text that is written as it is
 MEMBER_BYTES: Final = 128  # what a member of an object takes in memory, about
 FILE_SECONDS_MAX: Final = 2.0  # to look at a login's file: a dead disk must not stop anybody else
 RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and all that it names
+UNSAVED_MAX: Final = 64  # renewed logins that no disk has taken yet, by file
 FILE_THREADS_MAX: Final = 8  # at files, so that a dead disk leaves the threads that resolve names
 
 _DEFAULTS: Final = Limits()
@@ -4969,10 +4970,12 @@ def judge_answer(
     limits: Limits,
     *,
     is_reshaped: bool = False,
+    is_whole: bool = True,
 ) -> Fault:
     """What an upstream's answer other than 2xx means.
 
     `is_reshaped`: a body that is not OpenAI-shaped must not reach the client as it came.
+    `is_whole`: all of it has come; else it may have said what is not there.
     """
     content_type = headers.get("content-type", "").lower()
     value, text = _read_refusal(b"" if "html" in content_type else body)
@@ -4986,7 +4989,8 @@ def judge_answer(
         is_limiter = status == 429
         verdict = (Action.NEXT, Effect.DEMOTED) if is_limiter else (Action.RETURN, Effect.NONE)
         return Fault(reason, *verdict, PoolerError("upstream_blocked"), is_refusal=is_limiter)
-    if _status_of(status, words) == status and _lacks_route(status, value, words):
+    is_own_status = is_whole and _status_of(status, words) == status
+    if is_own_status and _lacks_route(status, value, words):
         error = PoolerError("unsupported_endpoint", status=400)
         return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
     own = PoolerError("upstream_error", status=status, upstream_code=words.code)
@@ -8230,6 +8234,9 @@ class Tokens:
     limits: Limits
     files: Files
     services: trio.Nursery | None = None  # the server's own
+    # What was asked for and could not be saved, by file, with what the file held then: a reload may
+    # take a login out and bring it back.
+    unsaved: OrderedDict[Path, tuple[bytes, bytes]] = field(default_factory=OrderedDict, repr=False)
     outcomes: Sums = field(default_factory=dict)  # by account, and how it went
 
     def state_of(self, login: Login) -> LoginState:
@@ -8347,6 +8354,9 @@ class Tokens:
             is_later = (kept.refreshed_at or 0) > (found.refreshed_at or 0)
             if is_later and kept.account_id == found.account_id:
                 login.unsaved = login.unsaved or left
+        before_it, unsaved = self.unsaved.get(login.path, (b"", b""))
+        if before_it == login.raw:  # else another login has come meanwhile
+            login.unsaved = login.unsaved or unsaved
         is_adopted = bool(login.unsaved) or found.digest != before.digest
         await self.save(login)
         found = login.credentials
@@ -8368,6 +8378,7 @@ class Tokens:
             problem = f"{login.path} cannot be saved: {error.strerror}; it is tried again"
             raise LoginNeeded(problem) from None
         login.unsaved = b""
+        self.unsaved.pop(login.path, None)
         await self.look([login])
         level = "warning" if login.problem else "info"
         self.log(level, "login", {"account": login.name, "problem": login.problem})
@@ -8419,6 +8430,7 @@ class Tokens:
             raise LoginNeeded(f"{self.endpoint} answered {status} and no token; it is asked again")
         if verdict is Renewal.DONE:
             login.unsaved = merge_tokens(login.raw, answer, self.unix_now())
+            _remember(self.unsaved, login.path, (login.raw, login.unsaved), UNSAVED_MAX)
             login.note_issue(answer, self.unix_now(), self.limits.refresh_margin_seconds)
             return
         await self.look([login])
@@ -8951,13 +8963,15 @@ class Exchange:
     async def cut(self, error: PoolerError) -> None:
         """End what has been begun: a stream with one terminal event.  Raises: ClientGone.
 
-        After a bug, or where the body cannot be ended well, the connection ends with it.
+        After a bug, or where the body cannot be ended well, the connection ends with it; so does a
+        WebSocket, of whose turn nobody knows how far it has come.
         """
         self.record.code = error.record_code
         if self.is_whole or self.call is None or self.record.transport == "http":
             self.closes = True
             return
-        self.closes |= error.code == "internal_error" or self.server.is_draining
+        is_turn = self.record.transport == "websocket"
+        self.closes |= is_turn or error.code == "internal_error" or self.server.is_draining
         kind = self.call.kind
         if error.answer is not None:  # an upstream's body, which is no event
             said = read_error(_parsed(error.answer[0]))
@@ -9275,7 +9289,7 @@ class Attempt:
 
         The status alone says enough: a body that is cut, late or without room takes nothing of it.
         """
-        exchange, body = self.exchange, b""
+        exchange, body, is_whole = self.exchange, b"", False
         until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
         read = functools.partial(
             self.connection.read_body, ERROR_BODY_BYTES_MAX, exchange.hold_answer
@@ -9283,6 +9297,7 @@ class Attempt:
         try:
             with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed):
                 body = await exchange.bounded(until, read)
+                is_whole = True
         except PoolerError as error:
             if error.code != "pool_busy":
                 raise
@@ -9294,6 +9309,7 @@ class Attempt:
             unix_now,
             exchange.limits,
             is_reshaped=self.is_reshaped,
+            is_whole=is_whole,
         )
         return self.completed(fault)
 

@@ -6,6 +6,12 @@ from typing import Final
 
 # fmt: off
 ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
+    ("unsaved_forgotten", "What could not be saved is not lost by a reload.",
+     "            login.unsaved = login.unsaved or unsaved\n", "            pass\n",
+     "token_refresh::what_could_not_be_saved_is_not_lost_by_a_reload"),
+    ("unsaved_over_another", "Nor put over another login that has come meanwhile.",
+     "        if before_it == login.raw:  #", "        if unsaved:  #",
+     "token_refresh::what_could_not_be_saved_is_not_lost_by_a_reload"),
     ("asked_without_room", "Nothing is asked for that could not be saved.",
      "            await self.files.run(math.inf, make_room, login.path, byte_count)\n",
      "            pass\n",

@@ -439,6 +439,33 @@ async def test_nothing_is_used_before_it_is_saved(
         assert desk.saved("refresh_token") == "rt-acct-2"
 
 
+@pytest.mark.parametrize("is_another", [False, True])
+async def test_what_could_not_be_saved_is_not_lost_by_a_reload(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_another: bool
+) -> None:
+    """It takes a login out, and another one brings it back: its file holds what is spent.
+
+    Unless somebody has logged in meanwhile, of course.
+    """
+
+    def broken(_path: Path, _raw: bytes) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        with monkeypatch.context() as patch:
+            patch.setattr(pooler, "save_file", broken)
+            with pytest.raises(LoginNeeded, match="cannot be saved: Input/output error"):
+                await desk.ask()
+        desk.login.is_retired = True
+        desk.login = pooler.Login(desk.login.name, desk.path)
+        if is_another:
+            desk.log_in(ENDED)
+        mock_clock.jump(PAUSE_SECONDS)
+        token = await desk.ask()
+        assert (token, desk.asked_count) == (desk.saved(), 2 if is_another else 1)
+
+
 async def test_nothing_is_used_before_its_name_is_on_the_disk(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,9 +18,13 @@ from trio.testing import MockClock
 
 from pooler import MODELS_TOLD_MAX
 from tests.fakes import (
+    Fin,
+    Pause,
+    Reset,
     Response,
     Script,
     Send,
+    Step,
     World,
     answer_head,
     chat_events,
@@ -215,6 +219,19 @@ async def test_what_an_api_says_of_a_request_is_no_lacking_route(
         assert (await world.ask(question("responses"))).status == status
         assert (await world.ask(question("responses"))).status == 200
         assert counts(world) == [2, 0]
+
+
+@pytest.mark.parametrize("end", [Fin(), Reset(), Pause(60)], ids=["cut", "reset", "late"])
+@pytest.mark.parametrize("status", [404, 405, 501])
+async def test_an_answer_that_is_cut_is_no_lacking_route(
+    status: int, end: Step, autojump_clock: MockClock
+) -> None:
+    """What is missing may say that it is about an item of the request."""
+    head = answer_head(status, [("content-type", "application/json"), ("content-length", "100")])
+    async with opened_world(describe("ab", pool=IN_ORDER)) as world:
+        world.upstreams["a"].plays([Send(head + b'{"error":'), end])
+        assert (await world.ask(question("responses"))).status == status
+        assert counts(world) == [1, 0]
 
 
 ################################################################
