@@ -320,6 +320,7 @@ async def test_operators_find_why_a_login_cannot_be_renewed(
     autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Cause
 ) -> None:
     async def fail(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
         raise ConnectFailed(cause)
 
     async with codex_world(described(tmp_path), tmp_path) as world:
