@@ -10,7 +10,7 @@ _TURNS: Final = "conversations::a_conversation_has_one_account_and_one_id"
 # fmt: off
 ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("cut_and_closed", "A stream that ends with our event leaves its connection open.",
-     '        self.closes |= is_turn or error.code == "internal_error" or', "        self.closes = True or",
+     "        self.closes |= is_turn or error", "        self.closes = True or error",
      "long_silence::what_comes_later_is_told_in_the_stream"),
     # Sessions that nobody has named.
     ("conversation_unknown", "A conversation is a session where none is named.",
