@@ -64,7 +64,7 @@ def described() -> dict[str, Json]:
         "soon": {"key": SOON_KEY, "expires": "2027-01-15T08:00:01Z"},
         "day": {"key": DAY_KEY, "expires": "2027-01-15"},
         "longest": LONGEST_KEY,
-        "too-long": TOO_LONG_KEY,
+        "too-long": f"sha256:{hashlib.sha256(TOO_LONG_KEY.encode()).hexdigest()}",
     }
     whole = describe("ab", pool={"accounts": ["a"], "keys": keys}, operators={"me": TOKEN})
     whole["pools"]["work"] = {"accounts": ["b"], "models": ["m2"], "keys": {"desk": WORK_KEY}}
