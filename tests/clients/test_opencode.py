@@ -46,7 +46,7 @@ Config = dict[str, Any]
 
 # What the pooler says, and what OpenCode therefore shows.
 NO_KEY: Final = "A valid pool key is needed as Authorization: Bearer."
-NO_MODEL: Final = "This key has no such model. GET /v1/models lists its own."
+NO_MODEL: Final = "This key has no such model. It may use gpt-other (GET /v1/models)."
 
 
 ################################################################
