@@ -9666,6 +9666,8 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
             await attempt.deliver(lease)
         except UpstreamFailed as failed:
             fault = failed.fault
+            # The frames hold what has come, and would hold it until the client has its answer.
+            failed.with_traceback(None).__context__ = None
             exchange.is_spent &= not fault.is_refusal
             await server.look_at_logins(call.pool.accounts)  # a refresh of ours is no new file
             server.roster.note_fault(lease.account, fault, call.model, trio.current_time())
