@@ -331,14 +331,12 @@ class Budget:
                 return False
 
             # Each byte that the holder takes is one fewer that is left, too.
-            if user is not None and 2 * (self.held_for(holder, user) + byte_count) > spare:
+            used = self.by_user.get((holder, user), 0)
+            if user is not None and 2 * (used + byte_count) > spare:
                 return False
 
         self.force(holder, byte_count, user)
         return True
-
-    def held_for(self, holder: Hashable, user: Hashable) -> int:
-        return self.by_user.get((holder, user), 0)
 
     def force(self, holder: Hashable, byte_count: int, user: Hashable = None) -> None:
         """Count what is held anyway."""
@@ -477,6 +475,7 @@ class PoolerError(Exception):
         return json.dumps({"error": shown | dict(self.details)}).encode(), "application/json"
 
 
+TOO_MANY_BODIES: Final = "Too many request bodies are held here."  # pool_busy
 TOO_MUCH_HELD: Final = "Too much is held here. Retry in a moment."  # pool_busy, of an answer
 
 
@@ -1154,7 +1153,7 @@ def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
     for route in _ROUTES_OF_APIS:
         if path.lower().endswith(route):
             raise ValueError(f"must end before {route}, which is added to it")
-    return BaseUrl(is_tls, match[2].strip("[]"), port, (match[4] or "").rstrip("/"))
+    return BaseUrl(is_tls, match[2].strip("[]"), port, path)
 
 
 def _proxy(text: str) -> Proxy:
@@ -1699,17 +1698,7 @@ def describe_bad_json(text: str, place: int, message: str) -> str:
     if before.endswith(",") and text[place : place + 1] in {"}", "]"}:
         place = len(before) - 1  # Python before 3.13 tells of the bracket
     rest = text[place : place + 1] + text[place + 1 :].lstrip()[:SHOWN_CHARS_MAX]
-    mistakes = (words for beginnings, words in _MISTAKES if rest.startswith(beginnings))
-    named = message.partition(": ")[0]
-    is_plain = rest.startswith((*_COMMENTS, *_LAST_COMMAS))
-    if not text.strip():
-        rest, named, mistakes = "", "", (one for one in ["the file is empty"])
-    other = "something is missing before this: a comma, a colon or a quote"
-    words = next(
-        mistakes, other if rest else "it ends too early; a bracket or a quote is not closed"
-    )
-    if named in _MESSAGES and not is_plain:
-        words = _MESSAGES[named]
+    words = _mistake_in(rest, message.partition(": ")[0]) if text.strip() else "the file is empty"
 
     start = text.rfind("\n", 0, place) + 1
     line, column = text[start:].partition("\n")[0].rstrip("\r"), place - start
@@ -1719,6 +1708,17 @@ def describe_bad_json(text: str, place: int, message: str) -> str:
     number = text.count("\n", 0, place) + 1
     caret = " " * (column - first) + "^"
     return f"line {number}, column {column + 1}: {words}\n  {shown}\n  {caret}"
+
+
+def _mistake_in(rest: str, named: str) -> str:
+    """What is wrong where `rest` begins; `named`: what Python says of it."""
+    is_plain = rest.startswith((*_COMMENTS, *_LAST_COMMAS))
+    if named in _MESSAGES and not is_plain:
+        return _MESSAGES[named]
+    if not rest:
+        return "it ends too early; a bracket or a quote is not closed"
+    mistakes = (words for beginnings, words in _MISTAKES if rest.startswith(beginnings))
+    return next(mistakes, "something is missing before this: a comma, a colon or a quote")
 
 
 def _masked(match: re.Match[str]) -> str:
@@ -1768,8 +1768,11 @@ def _doubts_of_account(account: Account, config: Config) -> list[str]:
         told.append(f'{path}.api_key: "none" is no key that api.openai.com takes')
     if account.models is not None and not account.models:
         told.append(f"{path}.models: is empty, so it serves nothing")
-    told += _doubts_of_names(f"{path}.models", account.models or ())
-    told += _doubts_of_names(f"{path}.models", (account.models or {}).items())
+    for index, (name, upstream_name) in enumerate((account.models or {}).items()):
+        # In a list both are the same.
+        place = f"[{index}]" if name == upstream_name else f".{name}"
+        if doubt := _doubt_of_name(name) or _doubt_of_name(upstream_name):
+            told.append(f"{path}.models{place}: {doubt}")
     return told
 
 
@@ -1787,20 +1790,21 @@ _EVERYWHERE: Final = {str(ipaddress.IPv4Address(0)), "::"}
 _UNMEANT_NAME: Final = re.compile(r"\$\w+|.*(?:\$\{|\{\{|\{env:|\{file:).*|<.*>")
 
 
-def _doubts_of_names(path: str, names: Iterable[str | tuple[str, str]]) -> list[str]:
-    """Why models are hardly called so; of pairs, the upstream's names that differ are looked at."""
-    told = []
-    for index, one in enumerate(names):
-        place, name = (f".{one[0]}", one[1]) if isinstance(one, tuple) else (f"[{index}]", one)
-        if isinstance(one, tuple) and one[0] == name:
-            continue
-        if name != name.strip():
-            told.append(f"{path}{place}: has a blank before or behind it")
-        elif "*" in name:
-            told.append(f"{path}{place}: a name is taken as it stands; * is no pattern here")
-        elif _UNMEANT_NAME.fullmatch(name):
-            told.append(f"{path}{place}: a variable or placeholder that nobody fills in here")
-    return told
+def _doubt_of_name(name: str) -> str:
+    """Why a model is hardly called so, or ""."""
+    if name != name.strip():
+        return "has a blank before or behind it"
+    if "*" in name:
+        return "a name is taken as it stands; * is no pattern here"
+    if _UNMEANT_NAME.fullmatch(name):
+        return "a variable or placeholder that nobody fills in here"
+    return ""
+
+
+def _doubts_of_names(path: str, names: Iterable[str]) -> list[str]:
+    """The same of each name in a list."""
+    doubts = [(index, _doubt_of_name(name)) for index, name in enumerate(names)]
+    return [f"{path}[{index}]: {doubt}" for index, doubt in doubts if doubt]
 
 
 _PATHS_OF_HOSTS: Final = {
@@ -4430,7 +4434,6 @@ _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
     **dict.fromkeys((504, 522, 524), (Action.RETURN, Effect.DEMOTED)),
 }
 SPENT_CODE: Final = "websocket_connection_limit_reached"  # it was open for an hour
-_QUOTA_CODES: Final = ("insufficient_quota", "quota_exceeded", "usage_not_included")
 # Of a code, or of the way in which a limit was reached: it is no matter of a few seconds.
 _USAGE_WORDS: Final = re.compile(
     "usage|quota|credit|billing|balance|spend|depleted|funds|budget|(?:daily|monthly|plan|weekly)_"
@@ -4579,7 +4582,7 @@ class UpstreamWords(NamedTuple):
 # What is in one of these says more of an error than what is around it.
 _ERROR_HOLDERS: Final = ("error", "response", "detail", "errors", "choices")
 _MESSAGE_NAMES: Final = ("message", "detail", "msg", "error_description")
-_REACHED: Final = "rate_limit_reached_type"
+REACHED_HEADER: Final = "x-codex-rate-limit-reached-type"  # in which way a limit was reached
 
 
 def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
@@ -4654,8 +4657,8 @@ def _unnamed(words: UpstreamWords) -> int:
 
 def _reason(told: int, words: UpstreamWords) -> str:
     """What is known of a failure, for the log: names and numbers, and no text."""
-    reached: Json = words.headers.get(f"x-codex-{_REACHED.replace('_', '-')}")
-    reached = reached or words.error.get(_REACHED)
+    reached: Json = words.headers.get(REACHED_HEADER)
+    reached = reached or words.error.get("rate_limit_reached_type")
     reached = _text_at(reached, "type") or _text_at(reached, "kind") or reached
     name = words.code or (str(words.status) if words.status not in {0, told} else "")
     is_told = isinstance(reached, str) and _CODE_TOKEN.fullmatch(reached) and reached != name
@@ -4824,7 +4827,7 @@ NO_LIMIT_WORDS: Final = LimitWords()
 def read_limit_words(headers: Headers) -> LimitWords:
     """The same from the head of an answer, or of a WebSocket's error frame."""
     active = headers.get("x-codex-active-limit", "").lower().replace("-", "_")
-    reached = headers.get("x-codex-rate-limit-reached-type", "")
+    reached = headers.get(REACHED_HEADER, "")
     is_token = _CODE_TOKEN.fullmatch(reached)
     return LimitWords(read_quota_headers(headers), active, reached if is_token else "")
 
@@ -4951,6 +4954,11 @@ def _tells_no_route(words: UpstreamWords) -> bool:
     return (is_bare or words.status in NO_ROUTE_STATUSES) and _names_no_route(words)
 
 
+def _without_route(reason: str) -> Fault:
+    error = PoolerError("unsupported_endpoint", status=400)
+    return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
+
+
 def _is_of_an_edge(status: int, headers: Headers, value: Mapping[str, Json]) -> bool:
     """Whether the answer is a page of what stands before the upstream: a bot wall, a limiter.
 
@@ -4991,8 +4999,7 @@ def judge_answer(
         return Fault(reason, *verdict, PoolerError("upstream_blocked"), is_refusal=is_limiter)
     is_own_status = is_whole and _status_of(status, words) == status
     if is_own_status and _lacks_route(status, value, words):
-        error = PoolerError("unsupported_endpoint", status=400)
-        return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
+        return _without_route(reason)
     own = PoolerError("upstream_error", status=status, upstream_code=words.code)
     own.public = cleaned(words.message or text) or "The upstream refused the request."
     if is_reshaped and not isinstance(value.get("error"), dict):
@@ -5027,8 +5034,7 @@ def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) ->
     words = read_error(failure)
     reason = _reason(200, words)
     if _tells_no_route(words):
-        error = PoolerError("unsupported_endpoint", status=400)
-        return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
+        return _without_route(reason)
     status, rest = _status_of(0, words), rest_of(words, unix_now, limits)
     fault = _judged(reason, status, words, _own_failure(words), rest)
     is_own = fault.action is Action.RETURN and fault.effect is Effect.NONE
@@ -5302,7 +5308,9 @@ class Health:
     plan: Rest = field(default_factory=Rest)  # used up, but for models with a limit of their own
     by_model: OrderedDict[str, Rest] = field(default_factory=OrderedDict)  # limits of one each
     families: OrderedDict[str, str] = field(default_factory=OrderedDict)  # of such, by model
-    names: Mapping[str, str] = field(default_factory=dict)  # the pool's of models: its upstream's
+    names: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of models: the pool's, and its upstream's
     served_at: float = -math.inf
     forbidden_count: int = 0  # in a row, without a success between
     # What else holds against it, by model or path, or (named "") for all.  Models are named by
@@ -7076,7 +7084,7 @@ class ClientConnection(Connection):
                     raise PoolerError("request_too_large")
 
                 if not hold(len(piece)):
-                    raise PoolerError("pool_busy", "Too many request bodies are held here.")
+                    raise PoolerError("pool_busy", TOO_MANY_BODIES)
 
                 body += piece
             is_whole = True
@@ -9116,7 +9124,7 @@ class Attempt:
         async with exchange.server.unpacking(exchange.holder, len(exchange.body)):
             body, include_usage = await self.translate()
         if not exchange.hold_body(len(body)):
-            raise PoolerError("pool_busy", "Too many request bodies are held here.")
+            raise PoolerError("pool_busy", TOO_MANY_BODIES)
 
         bytes_max = min(exchange.limits.unary_bytes_max, TRANSLATED_BYTES_MAX)
         is_collected = not call.is_stream
@@ -9147,7 +9155,7 @@ class Attempt:
                 made = dump_like({**value, "model": model}, body)
                 await yield_after(body)
         if not exchange.hold_body(len(made)):
-            raise PoolerError("pool_busy", "Too many request bodies are held here.")
+            raise PoolerError("pool_busy", TOO_MANY_BODIES)
         return made
 
     async def translate(self) -> tuple[bytes, bool]:
@@ -9394,6 +9402,8 @@ class Attempt:
             )
         if self.translator is None and not self.account.is_codex:
             self.scanner.take_values()
+            if self.scanner.terminal is None and not self.scanner.has_done:  # as nearly always
+                return b"".join([event for _, event in events])
             return self.joined([pair for pair in events if self.may_pass(pair[0])])
         pairs = zip(events, self.scanner.take_values(), strict=True)
         told = [(kind, self.shown(kind, event, value)) for (kind, event), value in pairs]
@@ -9785,8 +9795,7 @@ def final_error(
     passed_over = [*tried, *exchange.out_of_reach]
     is_left = bool(roster.ranked(call, passed_over, now))
     is_left |= roster.returns_at(call, passed_over, now) < math.inf
-    is_committed = exchange.is_started  # by a long silence
-    may_go_on &= not is_committed
+    may_go_on &= not exchange.is_started  # a long silence has its client's 200 sent
     if may_go_on and is_left and len(exchange.record.attempts) < exchange.limits.attempts_max:
         return None
     # What others may make up for is told only when nobody is left to ask.

@@ -17,21 +17,31 @@ from pathlib import Path
 from typing import Final
 
 from tests import (
-    mistakes_in_answers,
     mutations_of_accounts,
+    mutations_of_answers,
+    mutations_of_connections,
     mutations_of_logins,
     mutations_of_models,
     mutations_of_requests,
     mutations_of_routes,
+    mutations_of_verdicts,
 )
 from tests.mutation import Mutation
-from tests.mutations_network import NETWORK
-from tests.mutations_of_verdicts import VERDICTS
 
 ROOT: Final = Path(__file__).parent.parent
 SECONDS_MAX: Final = 90.0
 LEFT_OUT: Final = (".git", "node_modules", "__pycache__", ".hypothesis", ".*_cache", "*venv")
 FIRST: Final = "without a mistake"
+PARTS: Final = (
+    mutations_of_accounts,
+    mutations_of_answers,
+    mutations_of_connections,
+    mutations_of_logins,
+    mutations_of_models,
+    mutations_of_requests,
+    mutations_of_routes,
+    mutations_of_verdicts,
+)
 
 _ONCE: Final = (
     '    "authorization content-encoding content-length content-type expect host origin "\n'
@@ -247,7 +257,6 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     M("hard_link", "A login with other names is told of.",
       "        if state.st_nlink > 1:\n", "        if state.st_nlink > 2:\n",
       "auth_file::a_problem_is_found_before_a_token_is_spent"),
-    *(M(*row) for row in mutations_of_logins.ROWS),
     M("client_header_goes_on", "Only listed headers of a client go on.",
       'frozenset({"accept", "openai-beta"})', 'frozenset({"accept", "openai-beta", "cookie"})',
       "secrets_never_leave::an_upstream_gets_its_own_key_and_the_listed_headers"),
@@ -353,7 +362,6 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     *(M(f"twice_{name}", f"{name} is given once.", _ONCE,
         _ONCE.replace(f'"{name} ', '"').replace(f" {name} ", " ").replace(f' {name}"', '"'),
         _GIVEN_ONCE) for name in _ONCE.replace('"', " ").replace(".split()", "").split()),
-    *NETWORK,
     # Connections to upstreams.
     M("closed_socket_waited_for", "A socket that is closed here is never waited for.",
       "while source.fileno() >= 0:", "while True:",
@@ -618,12 +626,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     M("foreign_turn_state", "A turn's state reaches no other account.",
       "if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)", "if True",
       "codex_hostile::a_turn_s_state_never_reaches_another_account"),
-    *(Mutation(*row) for row in mutations_of_routes.ROWS),
-    *(Mutation(*row) for row in mutations_of_models.MODELS),
-    *(Mutation(*row) for row in mutations_of_requests.REQUESTS),
-    *(Mutation(*row) for row in mistakes_in_answers.ROWS),
-    *(Mutation(*row) for row in mutations_of_accounts.ROWS),
-    *(Mutation(*row) for row in VERDICTS),
+    *(M(*row) for part in PARTS for row in part.ROWS),
 )
 # fmt: on
 

@@ -1,4 +1,4 @@
-"""Mistakes about logins and the configuration: rows for `tests.mutations`.  (No claims.)"""
+"""Single mistakes at logins, and in the configuration: rows of `MUTATIONS`.  (No claims.)"""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
      "        if is_here and url.port == listen.port", "        if False and url.port",
      "config_doubts::what_is_accepted_and_cannot_be_meant_is_doubted_at_its_place"),
     ("pattern_for_name", "A model's name that is a pattern is doubted.",
-     '        elif "*" in name:\n', "        elif False:\n",
+     '    if "*" in name:\n', "    if False:\n",
      "config_doubts::what_is_accepted_and_cannot_be_meant_is_doubted_at_its_place"),
     ("line_unmasked", "A line of pools.json that is shown holds no secret.",
      '    return word if is_known else "*" * len(word)\n', "    return word\n",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 # fmt: off
-MODELS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
+ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("router_s_name", "An upstream is asked for a model by the name that it has for it.",
      "        model = self.account.name_of(self.call.model)\n        if model ==",
      "        model = self.call.model\n        if model ==",

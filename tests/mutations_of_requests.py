@@ -7,7 +7,7 @@ from typing import Final
 TRANSLATED: Final = "translation::a_request_becomes_what_the_backend_takes"
 
 # fmt: off
-REQUESTS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
+ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("json_mode_lifted", "JSON mode finds its word in the input.",
      "read = _instructed_in_json_mode if is_json_mode else _instructed", "read = _instructed",
      "codex_requests::json_mode_finds_its_word_wherever_the_client_says_it"),

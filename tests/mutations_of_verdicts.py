@@ -7,7 +7,7 @@ from typing import Final
 _LACKS: Final = "what_accounts_lack::"
 
 # fmt: off
-VERDICTS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
+ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("firm_words", "An account's trouble is known by its word, whatever the status.",
      "        if firm in _FIRM:\n            return firm\n    if status:",
      "        if firm in _FIRM and not status:\n            return firm\n    if status:",

@@ -1,4 +1,4 @@
-"""Single mistakes in sessions and answers, as rows of `Mutation` in mutations.py.  (No claims.)"""
+"""Single mistakes in sessions and answers: rows of `MUTATIONS`.  (No claims.)"""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
      "exchange.silent_since = trio.current_time()",
      "long_silence::the_silence_of_several_accounts_is_one"),
     ("committed_elsewhere", "Who has its head is not served by somebody else.",
-     "is_committed = exchange.is_started", "is_committed = False",
+     "may_go_on &= not exchange.is_started", "may_go_on &= True",
      "long_silence::what_comes_later_is_told_in_the_stream"),
 )
 # fmt: on
