@@ -475,6 +475,7 @@ class PoolerError(Exception):
         return json.dumps({"error": shown | dict(self.details)}).encode(), "application/json"
 
 
+NO_CHATGPT_ACCOUNT: Final = "Only ChatGPT accounts have this route, and this pool has none."
 TOO_MANY_BODIES: Final = "Too many request bodies are held here."  # pool_busy
 TOO_MUCH_HELD: Final = "Too much is held here. Retry in a moment."  # pool_busy, of an answer
 
@@ -10728,7 +10729,7 @@ class Server(Shared):
         pool = exchange.config.pools[key.pool]
         self.note_version(told_version(head.headers, head.query))
         if route in NATIVE_PATHS and not pool.has_codex:
-            raise PoolerError("unsupported_endpoint")
+            raise PoolerError("unsupported_endpoint", NO_CHATGPT_ACCOUNT)
         if route in SOCKETS and head.method == "GET":
             await self.serve_socket(exchange, head, key, NATIVE_PATHS.get(route, ""))
             return

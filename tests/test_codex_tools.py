@@ -123,6 +123,7 @@ async def test_a_tool_is_no_business_of_an_account_with_an_api_key(
     async with tools_world(tmp_path, codex="", others="o") as world:
         response = await ask(world, base + tool, BODIES[tool], json_answer({}))
         assert (response.status, response.error["code"]) == (404, "unsupported_endpoint")
+        assert "ChatGPT accounts" in response.error["message"]
         assert world.asked == []
     async with tools_world(tmp_path, others="o") as world:
         response = await ask(world, base + tool, BODIES[tool], LIMITED)
