@@ -1,1 +1,1 @@
-"""Everything that proves the pooler; `tests.bench` measures it."""
+"""Everything that proves the pooler; tests/README.md is its index."""

@@ -32,8 +32,8 @@ from tests.clients.stage import (
     clean_env,
     installed,
 )
-from tests.codex_backend import PREFIX, Login, Play, Seen, TokenPlay, make_auth_file
-from tests.codex_turns import FOUND, LITE, LITE_IN_FRAME, offered
+from tests.support.codex_backend import PREFIX, Login, Play, Seen, TokenPlay, make_auth_file
+from tests.support.codex_turns import FOUND, LITE, LITE_IN_FRAME, offered
 
 NAMES: Final = ("first", "second")
 LITE_MODEL: Final = "gpt-6.2-sol"
@@ -48,10 +48,10 @@ COMPACTING: Final = "model_auto_compact_token_limit = 5000"
 
 
 class Backend:
-    """`python -m tests.codex_backend`, and its outside control."""
+    """`python -m tests.support.codex_backend`, and its outside control."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.codex_backend"]
+        command = [sys.executable, "-m", "tests.support.codex_backend"]
         self.process = Running(*command, env=clean_env(), cwd=ROOT)
         self.origin = self.process.wait_line(r"listening on (http://\S+)")
         self.base_url = f"{self.origin}{PREFIX}"

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 from urllib.parse import urlsplit
 
-from tests.wires import put_in_order
+from tests.support.wires import put_in_order
 
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent.parent

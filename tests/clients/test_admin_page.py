@@ -26,11 +26,11 @@ import pytest
 
 import pooler
 from tests.clients.stage import POOL_KEY, Pooler
+from tests.support.places import SNAPSHOT
 
 Json = dict[str, Any]
 
 SECONDS_MAX: Final = 30.0
-SNAPSHOT: Final = Path(__file__).parent.parent / "snapshot.json"
 WIDE: Final = 1280
 PHONE: Final = 390
 

@@ -22,8 +22,8 @@ from tests.clients.codex import (
     types,
 )
 from tests.clients.stage import ANSWER
-from tests.codex_backend import Play, make_auth_file
-from tests.codex_turns import error_body
+from tests.support.codex_backend import Play, make_auth_file
+from tests.support.codex_turns import error_body
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Proves that real clients work through a pool of two ChatGPT accounts, and see one of OpenAI's.
 
 Method: Codex CLI, OpenCode, openai-python and the AI SDK as published, the real pooler, and a
-backend (tests/codex_backend.py) that refuses whatever the real one is known to refuse.  The
+backend (tests/support/codex_backend.py) that refuses whatever the real one is known to refuse.  The
 accounts are folders with an auth.json, as `codex login` leaves it.
 """
 
@@ -35,8 +35,8 @@ from tests.clients.codex import (
 from tests.clients.stage import ANSWER, MODEL, POOL_KEY, PROMPT, SECONDS_MAX, USAGE, Pooler
 from tests.clients.test_ai_sdk import run as run_node
 from tests.clients.test_opencode import PAGE, TUNED, OpenCode, documented
-from tests.codex_backend import PREFIX, Play, TokenPlay
-from tests.codex_turns import CALL_ID, FOUND, LITE, THOUGHT
+from tests.support.codex_backend import PREFIX, Play, TokenPlay
+from tests.support.codex_turns import CALL_ID, FOUND, LITE, THOUGHT
 
 NOTHING_STORED: Final = "Nothing is stored here. Send the whole input, with store: false."
 FIRST, SECOND = "acct-first", "acct-second"

@@ -40,7 +40,7 @@ from tests.clients.stage import (
     split_requests,
 )
 from tests.clients.test_opencode import PAGE, TITLE, OpenCode, documented, turns
-from tests.mcp_desk import ARGUMENTS, PREFIX
+from tests.support.mcp_desk import ARGUMENTS, PREFIX
 
 BEARER: Final = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
 STATUS: Final = f"{PREFIX}get_mcp_service_status"

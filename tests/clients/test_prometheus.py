@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 import pooler
-from tests.test_operator_pages import HOSTILE, LISTS, Json, replace_texts, snapshot
+from tests.operators.test_operator_pages import HOSTILE, LISTS, Json, replace_texts, snapshot
 
 
 def check(given: Json) -> None:

@@ -28,7 +28,7 @@ from tests.clients.stage import (
     installed_python,
     says,
 )
-from tests.codex_backend import Play
+from tests.support.codex_backend import Play
 
 JAM: Final = {"fruit": "quinces", "minutes": 50}
 SYSTEM: Final = "Be brief."

@@ -28,7 +28,7 @@ from tests.clients.stage import (
     node,
     says,
 )
-from tests.codex_backend import Play
+from tests.support.codex_backend import Play
 
 RECIPE: Final = "Peel, cut, boil."
 

@@ -38,7 +38,7 @@ from tests.clients.stage import (
     says,
 )
 from tests.clients.test_opencode import TUNED, OpenCode, documented
-from tests.codex_backend import Play
+from tests.support.codex_backend import Play
 
 FIRST, SECOND = "acct-first", "acct-second"
 each_door: Final = pytest.mark.parametrize("door", ["native", "v1"])

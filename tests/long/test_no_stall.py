@@ -20,7 +20,18 @@ from typing import Final
 
 import pytest
 
-from tests.hostile import (
+from tests.long.test_true_bounds import (
+    BEGUN,
+    CODEX_SHAPES,
+    DETAIL,
+    LIST_PATHS,
+    MEMBERS,
+    SHAPES,
+    done_item,
+    model_list,
+    padding,
+)
+from tests.support.hostile import (
     CLOSES,
     DELTA,
     EMOJI,
@@ -53,19 +64,8 @@ from tests.hostile import (
     wait_until,
     wide,
 )
-from tests.long.test_true_bounds import (
-    BEGUN,
-    CODEX_SHAPES,
-    DETAIL,
-    LIST_PATHS,
-    MEMBERS,
-    SHAPES,
-    done_item,
-    model_list,
-    padding,
-)
-from tests.sockets import CLOSE, CONTINUATION, PING, TEXT, frame
-from tests.wires import post, request
+from tests.support.sockets import CLOSE, CONTINUATION, PING, TEXT, frame
+from tests.support.wires import post, request
 
 STALL_SECONDS_MAX: Final = 0.15
 BUSY_TIMES: Final = 2.5  # a machine that runs the tests may be so much slower

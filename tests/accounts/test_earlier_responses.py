@@ -1,0 +1,176 @@
+"""Proves that a request goes on from an earlier response only where that response is kept.
+
+Method: pools of ChatGPT accounts, which keep no response, and of accounts with an API key, in
+virtual time; a response is made by one of them, over HTTP or a WebSocket, and the next request
+names it.  Seen are the answer and who was asked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from trio.testing import MockClock
+
+from tests.support.codex_backend import Play
+from tests.support.fakes import UPSTREAM_KEY, Response, error_answer, json_answer
+from tests.support.sockets import codex_described, error_frame, open_socket, socket_world, turn
+from tests.support.wires import KEY, OTHER_KEY, Json, post
+from tests.translation.test_codex_accounts import FIRST, MODEL, codex_world, described, payloads
+
+PLATFORM: Final[dict[str, Any]] = {
+    "type": "openai",
+    "base_url": "http://127.0.0.1:9900/v1",
+    "api_key": UPSTREAM_KEY + "platform",
+    "models": [MODEL],
+    "priority": 1,
+}
+
+
+def mixed(folder: Path, *, priority: int = 1) -> Json:
+    found = described(folder, others={"platform": PLATFORM | {"priority": priority}})
+    found["accounts"]["first"]["priority"] = found["accounts"]["second"]["priority"] = 0
+    found["pools"]["home"]["keys"]["ci"] = OTHER_KEY
+    return found
+
+
+def id_of(response: Response) -> str:
+    """The response's own id, whichever form the answer has."""
+    told = response.json() if response.body.startswith(b"{") else payloads(response)[-1]["response"]
+    return str(told["id"])
+
+
+def follow_up(made: str, *, key: str = KEY, **more: Json) -> bytes:
+    body = {"model": MODEL, "input": "And now?", "previous_response_id": made} | more
+    return post("/v1/responses", body, key=key)
+
+
+def check_refused(error: Json) -> None:
+    assert (error["code"], error["param"]) == (
+        "previous_response_not_found",
+        "previous_response_id",
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}, {"store": False}])
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_a_codex_accounts_response_is_asked_of_nobody(
+    autojump_clock: MockClock, tmp_path: Path, more: Json, *, is_stream: bool
+) -> None:
+    async with codex_world(mixed(tmp_path), tmp_path) as world:
+        ask = {"model": MODEL, "input": "I am Bob."}
+        made = id_of(await world.ask(post("/v1/responses", ask | more | {"stream": is_stream})))
+        response = await world.ask(follow_up(made, **more))
+        assert response.status == 400
+        check_refused(response.error)
+        assert world.upstreams["platform"].asked == []
+        assert len(world.accounts()) == 1
+
+
+async def test_it_does_not_matter_that_the_account_was_not_the_first_to_be_asked(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with codex_world(mixed(tmp_path, priority=-1), tmp_path) as world:
+        platform = world.upstreams["platform"]
+        platform.plays(error_answer(500, "server_error"))
+        made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
+        assert len(world.accounts()) == len(platform.asked) == 1
+        response = await world.ask(follow_up(made))
+        assert response.status == 400
+        check_refused(response.error)
+        assert len(platform.asked) == 1
+
+
+async def test_nor_that_it_rests_now(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with codex_world(mixed(tmp_path), tmp_path) as world:
+        made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
+        world.upstreams["platform"].always = json_answer({"id": "resp_p"})
+        world.backend.plays += [Play(FIRST, error="usage_limit", seconds=7200)]
+        await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"}))
+        check_refused((await world.ask(follow_up(made))).error)
+        assert world.upstreams["platform"].asked == []
+
+
+async def test_a_response_that_is_kept_is_asked_of_its_account(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with codex_world(mixed(tmp_path, priority=-1), tmp_path) as world:
+        platform = world.upstreams["platform"]
+        platform.always = json_answer({"id": "resp_p"})
+        made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
+        for raw in (follow_up(made), follow_up("resp_of_another_day")):
+            assert (await world.ask(raw)).status == 200
+        assert len(platform.asked) == 3
+        assert world.accounts() == []
+
+
+async def test_what_one_key_made_is_not_known_to_another(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with codex_world(mixed(tmp_path), tmp_path) as world:
+        made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
+        world.upstreams["platform"].always = error_answer(400, "previous_response_not_found")
+        assert (await world.ask(follow_up(made, key=OTHER_KEY))).status == 400
+        assert len(world.upstreams["platform"].asked) == 1
+
+
+async def test_without_an_api_account_the_field_itself_is_refused(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with codex_world(described(tmp_path), tmp_path) as world:
+        made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
+        response = await world.ask(follow_up(made))
+        assert (response.status, response.error["code"]) == (400, "unsupported_parameter")
+
+
+################################################################
+# OVER A WEBSOCKET
+################################################################
+
+
+def mixed_sockets(folder: Path) -> Json:
+    """A ChatGPT account, and behind it one with an API key that takes WebSockets."""
+    found = codex_described(folder)
+    key = {"type": "openai", "api_key": UPSTREAM_KEY + "b", "websocket": True, "priority": 1}
+    found["accounts"]["b"] = {
+        name: value for name, value in found["accounts"]["b"].items() if name != "auth_file"
+    } | key
+    return found
+
+
+async def test_a_turn_does_not_go_on_at_an_account_that_never_made_the_last_one(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The account is limited meanwhile: with the full input, the other one answers."""
+    async with socket_world(mixed_sockets(tmp_path)) as world:
+        world.upstream().plays(
+            turn("one", response_id="resp_a"),
+            error_frame(429, "usage_limit_reached", {"retry-after": "3000"}),
+        )
+        world.upstream("b").always = turn("two", response_id="resp_b")
+        client = await open_socket(world)
+        await client.ask()
+        for _ in range(2):
+            [refused] = await client.ask(previous_response_id="resp_a")
+            assert refused["status"] == 400
+            check_refused(refused["error"])
+        assert world.upstream("b").turns == []
+        events = await client.ask(input="All of it.")
+        assert events[-1]["response"]["id"] == "resp_b"
+        await client.ask(previous_response_id="resp_b")
+        assert len(world.upstream("b").turns) == 2
+
+
+async def test_a_response_of_a_websocket_is_not_known_over_http(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with socket_world(mixed_sockets(tmp_path)) as world:
+        world.upstream().plays(turn("one", response_id="resp_a"))
+        client = await open_socket(world)
+        await client.ask()
+        body = {"model": "m1", "input": "x", "previous_response_id": "resp_a"}
+        response = await world.ask(post("/v1/responses", body))
+        assert response.status == 400
+        check_refused(response.error)
+        assert world.upstream("b").asked == []

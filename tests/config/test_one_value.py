@@ -1,0 +1,282 @@
+"""Proves that a reload at no moment sends a credential to a server that it was not meant for.
+
+Method: the same account name stands for one server and login before a reload, and for another
+server with another login after it.  Each scenario is lived through as often as the pooler's tasks
+take steps in it, with the reload before another one of them each time, so that it comes between
+every two awaits: of requests, of those that wait for a place, of model lists and of refreshes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from pooler import RENEWAL_URL_VARIABLE, BaseUrl, Config, parse_config
+from tests.conftest import run_inline
+from tests.support.codex_backend import make_auth_file, make_token
+from tests.support.fakes import (
+    KEY,
+    OTHER_KEY,
+    UNIX_START,
+    Asked,
+    FakeUpstream,
+    Pause,
+    Script,
+    Step,
+    World,
+    error_answer,
+    json_answer,
+    post,
+    request,
+    responses_events,
+    sse_answer,
+)
+from tests.support.sockets import SocketUpstream, open_socket, turn
+from tests.support.wires import Json, MemorySocket, Truncated
+
+OLD, NEW, TOKEN_PORT = 9001, 9101, 9999
+FAR: Final = UNIX_START + 10**6
+OWNER: Final = {OLD: "old", NEW: "new"}
+STEPS_MAX: Final = 2000  # of the pooler's tasks in one scenario: far more than any takes
+
+
+class Elsewhere(SocketUpstream):
+    """The server at one address; it keeps who has come with whose credentials."""
+
+    def answer(self, asked: Asked) -> Script:
+        if asked.target == "/oauth/token":
+            name = asked.json()["refresh_token"].split("-")[1]
+            token = make_token(name, "plus", FAR + 7)
+            return json_answer({"access_token": token, "refresh_token": f"rt-{name}-2"})
+        if asked.json().get("stream"):
+            return [Pause(0.5), *sse_answer(responses_events("hi"))]
+        return [Pause(0.5), *json_answer({"id": "r"})]
+
+    async def _read(self, line: Any) -> Asked | None:  # noqa: ANN401 (as in the class above)
+        asked = await super()._read(line)
+        if asked is not None and isinstance(self.world, Moving):
+            self.world.judge(int(self.name), asked)
+        return asked
+
+    def script_for_turn(self, _body: Json) -> Script | None:
+        steps: list[Step] = [Pause(0.5), *turn("hi")]
+        return steps
+
+
+class Moving(World):
+    """Every address has a server of its own."""
+
+    upstream_type: ClassVar[type[FakeUpstream]] = Elsewhere
+
+    def __init__(self, config: Config, nursery: trio.Nursery) -> None:
+        super().__init__(config, nursery)
+        self.servers: dict[int, Elsewhere] = {}
+        self.seen: set[tuple[int, str]] = set()  # ports, and whose credentials came there
+
+    async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
+        assert tls is None
+        if url.port not in self.servers:
+            made = self.servers[url.port] = Elsewhere(str(url.port), self)
+            made.always = made.answer
+            made.catalogue = json_answer({"data": [{"id": "m1"}], "models": []})
+        return await self.servers[url.port].connect()
+
+    def judge(self, port: int, asked: Asked) -> None:
+        told = (asked.header("authorization") or "") + (asked.header("chatgpt-account-id") or "")
+        told += asked.body.decode() if port == TOKEN_PORT else ""
+        for name in ("old", "new"):
+            tokens = (f"sk-{name}", f"rt-{name}", make_token(name, "plus", FAR), f"acct-{name}")
+            again = make_token(name, "plus", FAR + 7)
+            due = make_token(name, "plus", UNIX_START + 100)
+            if any(token in told for token in (*tokens, again, due)):
+                self.seen.add((port, name))
+                if port != TOKEN_PORT and OWNER[port] != name:
+                    self.complaints.append(f"{port} was sent the credentials of {name}")
+
+
+class Reloading(trio.abc.Instrument):
+    """Acts once, before a task of the pooler takes its step of that number."""
+
+    def __init__(self, number: int, act: Callable[[], None]) -> None:
+        self.number = number
+        self.act = act
+        self.count = 0
+        self.failure: Exception | None = None
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += task.name.startswith("pooler.")
+        if self.count == self.number:
+            self.number = -1
+            try:
+                self.act()
+            except Exception as error:  # noqa: BLE001 (Trio would only log it)
+                self.failure = error
+
+
+################################################################
+# CONFIGURATIONS
+################################################################
+
+
+def config_of(folder: Path, kind: str, which: str) -> Config:
+    """`kind`: of the account's credentials; `which` of the two states of the world it is."""
+    port = {"old": OLD, "new": NEW}[which]
+    account: Json = {"concurrent": 1, "websocket": True}
+    account["base_url"] = f"http://127.0.0.1:{port}/v1"
+    if kind == "key":
+        account |= {"type": "openai", "api_key": f"sk-{which}-0123456789"}
+    else:
+        name = "same" if kind == "same file" else which
+        account |= {"type": "codex", "auth_file": str(folder / name / "auth.json")}
+    keys = {"laptop": KEY, "ci": OTHER_KEY}
+    whole = {"accounts": {"a": account}, "pools": {"home": {"accounts": ["a"], "keys": keys}}}
+    env = {RENEWAL_URL_VARIABLE: f"http://127.0.0.1:{TOKEN_PORT}/oauth/token"}
+    return parse_config(json.dumps(whole).encode(), env, str)
+
+
+def log_in(folder: Path, kind: str, which: str, *, is_due: bool) -> None:
+    if kind != "key":
+        name = "same" if kind == "same file" else which
+        expires_at = UNIX_START + 100 if is_due else FAR
+        refresh_token = f"rt-{which}-1"
+        path = folder / name / "auth.json"
+        make_auth_file(path, which, expires_at=expires_at, refresh_token=refresh_token)
+
+
+################################################################
+# SCENARIOS
+################################################################
+
+Scenario = Callable[[Moving], Awaitable[None]]
+
+
+async def one_request(world: Moving) -> None:
+    await world.ask(post("/v1/responses", {"model": "m1", "input": "x", "stream": True}))
+
+
+async def some_that_wait(world: Moving) -> None:
+    """One place, and three requests, of two keys."""
+    clients = []
+    for key in (KEY, KEY, OTHER_KEY):
+        client = await world.connect()
+        clients.append(client)
+        await client.send(post("/v1/responses", {"model": "m1", "input": "x"}, key=key))
+        await world.settle()
+    for client in clients:
+        await client.read_response()
+
+
+async def a_model_list(world: Moving) -> None:
+    await world.ask(request("GET", "/v1/models"))
+    await world.settle()
+    await world.ask(request("GET", "/v1/models"))
+
+
+async def two_turns(world: Moving) -> None:
+    client = await open_socket(world)
+    try:
+        for _ in range(2):
+            await client.ask()
+    except (Truncated, AssertionError):  # its upstream was closed by the reload
+        pass
+    await client.hang_up()
+
+
+async def a_failure(world: Moving) -> None:
+    """Refused, refreshed and asked again."""
+    for server in (OLD, NEW):
+        await (await world.dial(BaseUrl(False, "127.0.0.1", server, ""), None)).aclose()
+        world.servers[server].plays(error_answer(401, "token_invalidated"))
+    await world.ask(post("/v1/responses", {"model": "m1", "input": "x"}))
+
+
+SCENARIOS: Final[dict[str, tuple[str, bool, Scenario]]] = {
+    "a request with a key": ("key", False, one_request),
+    "a request with a login": ("login", False, one_request),
+    "a request with a login in the same file": ("same file", False, one_request),
+    "a login that is refreshed": ("login", True, one_request),
+    "a login in the same file that is refreshed": ("same file", True, one_request),
+    "a token that is refused": ("login", False, a_failure),
+    "a token that is refused, in the same file": ("same file", False, a_failure),
+    "a queue for a key": ("key", False, some_that_wait),
+    "a queue for a login": ("login", False, some_that_wait),
+    "a queue for a login in the same file": ("same file", False, some_that_wait),
+    "a model list with a key": ("key", False, a_model_list),
+    "a model list with a login": ("login", False, a_model_list),
+    "a model list with a login that is refreshed": ("same file", True, a_model_list),
+    "turns with a key": ("key", False, two_turns),
+    "turns with a login in the same file": ("same file", False, two_turns),
+}
+
+
+def live(folder: Path, name: str, number: int) -> tuple[set[tuple[int, str]], bool]:
+    """Who was asked with whose credentials, and whether the reload has come."""
+    kind, is_due, scenario = SCENARIOS[name]
+    for which in ("new", "old"):
+        log_in(folder, kind, which, is_due=is_due)
+    old, new = (config_of(folder, kind, which) for which in ("old", "new"))
+    worlds: list[Moving] = []
+
+    def reload() -> None:
+        log_in(folder, kind, "new", is_due=is_due)
+        worlds[0].server.apply(new, {})
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            world = Moving(old, nursery)
+            worlds.append(world)
+            world.start()
+            with trio.fail_after(1000):
+                await scenario(world)
+                await world.settle()
+            await world.close()
+            nursery.cancel_scope.cancel()
+
+    reloading = Reloading(number, reload)
+    trio.run(main, clock=MockClock(autojump_threshold=0), instruments=[reloading])
+    assert reloading.failure is None
+    return worlds[0].seen, reloading.number == -1
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_no_credential_reaches_a_server_that_it_is_not_meant_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_inline)
+    seen: set[tuple[int, str]] = set()
+    for number in range(1, STEPS_MAX):
+        found, has_come = live(tmp_path, name, number)
+        seen |= found
+        if not has_come:
+            break
+    else:
+        pytest.fail("the scenario does not end")
+    assert number > 10
+    assert {(OLD, "old"), (NEW, "new")} <= seen
+
+
+async def test_a_connection_is_not_kept_for_those_who_come_after_a_reload(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """It may have been opened with another CA: the same configuration is one more, too."""
+    old = config_of(tmp_path, "key", "old")
+    async with trio.open_nursery() as nursery:
+        world = Moving(old, nursery)
+        world.start()
+        client = await world.connect()
+        await client.send(post("/v1/responses", {"model": "m1", "input": "x"}))
+        await world.settle()
+        await world.server.reload(lambda: (old, {}))
+        assert (await client.read_response()).status == 200
+        await world.settle()
+        assert world.servers[OLD].asked[0].connection.closed_at is not None
+        await world.ask(post("/v1/responses", {"model": "m1", "input": "x"}))
+        assert len({id(asked.connection) for asked in world.servers[OLD].asked}) == 2
+        await world.close()
+        nursery.cancel_scope.cancel()

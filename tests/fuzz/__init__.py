@@ -1,1 +1,0 @@
-"""Entry points that feed one parser each with bytes; see `python -m tests.fuzz --help`."""

@@ -1,0 +1,591 @@
+"""Proves that a login is renewed once, saved before it is used, and never lost to a race.
+
+Method: the real `Tokens` and a real loopback endpoint at which a refresh token works once; other
+processes are real ones.  The clock stands still unless a test moves it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+import pooler
+from pooler import (
+    LOCK_SECONDS,
+    RENEWAL_URL_VARIABLE,
+    BaseUrl,
+    Credentials,
+    Limits,
+    Login,
+    LoginNeeded,
+    Server,
+    Tokens,
+    make_tls_context,
+    parse_config,
+    reveal,
+)
+from tests.support.codex_backend import CodexBackend, TokenPlay, make_auth_file
+
+Json = Any
+REAL_SECONDS_MAX: Final = 30.0
+PAUSE_SECONDS: Final = Limits().refresh_pause_seconds
+RENEWAL_SECONDS_MAX: Final = Limits().refresh_seconds_max
+ENDED, SOON, LONG = -60.0, 60.0, 10**6  # seconds until a token ends
+
+
+class Desk:
+    """A login, the endpoint that renews it, and who asks."""
+
+    def __init__(self, path: Path, nursery: trio.Nursery) -> None:
+        self.path = path
+        self.nursery = nursery
+        self.backend = CodexBackend()
+        self.login = Login("one", path)
+        self.logged: list[Mapping[str, Json]] = []
+        self.origin = ""
+
+    async def start(self) -> None:
+        self.origin = await self.nursery.start(self.backend.listen)
+        port = int(self.origin.rpartition(":")[2])
+        url = BaseUrl(False, "127.0.0.1", port, "/oauth/token")
+        self.tokens = Tokens(
+            url, pooler.dial, self.note, time.time, Limits(), pooler.Files(), self.nursery
+        )  # fmt: skip
+
+    def note(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
+        self.logged.append({"level": level, "event": event, **fields})
+
+    def log_in(self, seconds: float, serial: int = 1) -> None:
+        """A new file, whose token ends in so many seconds."""
+        made = make_auth_file(
+            self.path, "acct-1", expires_at=time.time() + seconds, refresh_token=f"rt-acct-{serial}"
+        )
+        self.backend.admit(made)
+
+    async def ask(self, rejected: Credentials | None = None) -> str:
+        """The access token that a request would use."""
+        found = await self.tokens.credentials(self.login, rejected)
+        return reveal(found.access_token)
+
+    @property
+    def asked_count(self) -> int:
+        return len(self.backend.asked("/oauth/token"))
+
+    def saved(self, name: str = "access_token") -> str:
+        return str(json.loads(self.path.read_bytes())["tokens"][name])
+
+    async def rest(self) -> None:
+        """Until no renewal is under way."""
+        while self.login.renewal is not None:
+            await self.login.renewal.wait()
+
+
+@asynccontextmanager
+async def jumping(clock: MockClock, seconds: float) -> AsyncIterator[None]:
+    """The clock jumps once everybody in the block waits."""
+
+    async def jump() -> None:
+        await wait_all_tasks_blocked()
+        clock.jump(seconds)
+
+    failure: LoginNeeded | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(jump)
+        try:
+            yield
+        except LoginNeeded as error:
+            failure = error
+    if failure is not None:  # outside of the nursery: not wrapped in a group
+        raise failure
+
+
+@asynccontextmanager
+async def opened_desk(folder: Path) -> AsyncIterator[Desk]:
+    async with trio.open_nursery() as nursery:
+        desk = Desk(folder / "auth.json", nursery)
+        await desk.start()
+        yield desk
+        await desk.rest()
+        told = json.dumps(desk.logged)
+        for secret in (*desk.backend.spent, *desk.backend.logins, *desk.backend.refreshable):
+            assert secret not in told
+        nursery.cancel_scope.cancel()
+
+
+################################################################
+# ONCE
+################################################################
+
+
+async def test_a_login_that_is_good_is_left_alone(mock_clock: MockClock, tmp_path: Path) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(LONG)
+        before = desk.path.read_bytes()
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.path.read_bytes()) == (0, before)
+
+
+async def test_fifty_requests_on_an_ended_token_ask_once(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        old = desk.saved()
+        got: list[str] = []
+
+        async def one() -> None:
+            got.append(await desk.ask())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(one)
+        assert desk.asked_count == 1
+        assert set(got) == {desk.saved()} != {old}
+        assert desk.saved("refresh_token") == "rt-acct-2"
+        assert desk.path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_credentials_that_were_refused_are_renewed_once(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(LONG)
+        await desk.ask()
+        refused = desk.login.credentials
+        first = await desk.ask(refused)
+        assert first != reveal(refused.access_token) if refused else False
+        assert await desk.ask(refused) == first  # they are others by now
+        assert desk.asked_count == 1
+
+
+CHILD: Final = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+    import trio
+    import pooler
+    async def main():
+        url = pooler.BaseUrl(False, "127.0.0.1", int(sys.argv[2]), "/oauth/token")
+        async with trio.open_nursery() as nursery:
+            tokens = pooler.Tokens(
+                url, pooler.dial, pooler.print_log, time.time, pooler.Limits(), pooler.Files(),
+                nursery,
+            )
+            login = pooler.Login("one", Path(sys.argv[1]))
+            found = await tokens.credentials(login)
+            print(pooler.reveal(found.access_token))
+    trio.run(main)
+""")
+
+
+async def test_several_processes_ask_once_between_them(tmp_path: Path) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        port = desk.origin.rpartition(":")[2]
+        command = [sys.executable, "-c", CHILD, str(desk.path), port]
+        root = Path(pooler.__file__).parent
+        got: list[str] = []
+
+        async def child() -> None:
+            made = await trio.run_process(command, capture_stdout=True, cwd=root)
+            got.append(made.stdout.decode().strip())
+
+        async def here() -> None:
+            got.append(await desk.ask())
+
+        with trio.fail_after(REAL_SECONDS_MAX):
+            async with trio.open_nursery() as nursery:
+                for run in (child, here, child, child):
+                    nursery.start_soon(run)
+        assert desk.asked_count == 1
+        assert got == [desk.saved()] * 4
+
+
+################################################################
+# OTHERS
+################################################################
+
+
+async def test_what_another_program_renewed_before_is_adopted(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        desk.login.look()
+        desk.log_in(LONG, serial=7)
+        assert await desk.ask() == desk.saved()
+        assert desk.asked_count == 0
+
+
+async def test_what_is_renewed_while_we_wait_for_the_lock_is_adopted(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        with (tmp_path / "auth.json.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(desk.ask)
+                await wait_all_tasks_blocked()
+                desk.log_in(LONG, serial=7)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                mock_clock.jump(LOCK_SECONDS)
+        assert await desk.ask() == desk.saved()
+        assert desk.asked_count == 0
+
+
+async def test_a_race_that_we_lose_at_the_endpoint_is_no_loss(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    """Codex CLI takes no lock: it may spend the token while ours is on its way."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        desk.backend.token_gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.ask)
+            await desk.backend.token_asked.wait()
+            answer = desk.backend.exchange("rt-acct-1")
+            value = json.loads(desk.path.read_bytes())
+            value["tokens"] |= {name: answer[name] for name in ("access_token", "refresh_token")}
+            pooler.save_file(desk.path, json.dumps(value).encode())
+            desk.backend.token_gate.set()
+        assert await desk.ask() == desk.saved() == answer["access_token"]
+        assert desk.asked_count == 1
+
+
+async def test_a_lock_that_is_never_free_is_waited_for_a_bounded_time(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(SOON)
+        token = desk.saved()
+        with (tmp_path / "auth.json.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            got: list[str] = []
+
+            async def one() -> None:
+                got.append(await desk.ask())
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one)
+                await wait_all_tasks_blocked()
+                assert got == []
+                mock_clock.jump(RENEWAL_SECONDS_MAX)
+            assert got == [token]  # still valid
+            assert desk.asked_count == 0
+        with (tmp_path / "auth.json.lock").open("w") as lock:  # nothing keeps it
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert RENEWAL_SECONDS_MAX == 15
+
+
+async def test_a_lock_that_is_never_free_costs_no_thread(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    """Trio's threads resolve names: if they all waited here, no upstream could be reached."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        with (tmp_path / "auth.json.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = threading.active_count()
+            for _ in range(5):
+                with pytest.raises(LoginNeeded, match="not renewed in time"):
+                    async with jumping(mock_clock, RENEWAL_SECONDS_MAX):
+                        await desk.ask()
+                mock_clock.jump(PAUSE_SECONDS)
+            assert threading.active_count() == before
+        assert await desk.ask() == desk.saved()
+        assert desk.asked_count == 1
+
+
+@pytest.mark.parametrize("spoil", ["open", "flock"])
+async def test_a_lock_that_cannot_be_had_is_told_by_its_name(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(SOON)
+        if spoil == "open":
+            (tmp_path / "auth.json.lock").mkdir()
+        else:
+            monkeypatch.setattr(fcntl, "flock", refuse)
+        open_count = len(os.listdir("/dev/fd"))
+        assert await desk.ask() == desk.saved()
+        assert str(desk.login.problem).startswith(f"{tmp_path}/auth.json.lock cannot be locked: ")
+        assert len(os.listdir("/dev/fd")) == open_count
+        assert desk.asked_count == 0
+
+
+################################################################
+# TO THE END
+################################################################
+
+
+async def test_a_renewal_outlives_the_request_that_asked_for_it(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        desk.backend.token_gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.ask)
+            await desk.backend.token_asked.wait()
+            nursery.cancel_scope.cancel()
+        assert desk.login.renewal is not None
+        desk.backend.token_gate.set()
+        await desk.rest()
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.saved("refresh_token")) == (1, "rt-acct-2")
+
+
+async def test_a_renewal_outlives_the_server(mock_clock: MockClock, tmp_path: Path) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        desk.backend.token_gate = trio.Event()
+        async with trio.open_nursery() as services:
+            desk.tokens.services = services
+            desk.nursery.start_soon(desk.ask)
+            await desk.backend.token_asked.wait()
+            services.cancel_scope.cancel()
+            desk.backend.token_gate.set()
+        assert desk.login.renewal is None
+        assert desk.saved("refresh_token") == "rt-acct-2"
+
+
+@pytest.mark.parametrize("is_torn", [False, True])
+async def test_what_a_killed_process_had_got_is_not_lost(
+    mock_clock: MockClock, tmp_path: Path, is_torn: bool
+) -> None:
+    """It was killed between the answer and the rename: the file's own token is spent."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        raw = desk.path.read_bytes()
+        answer = json.dumps(desk.backend.exchange("rt-acct-1")).encode()
+        left = pooler.merge_tokens(raw, answer, time.time() + 1)
+        pooler.new_file(desk.path).write_bytes(left[:-9] if is_torn else left)
+        if is_torn:
+            with pytest.raises(LoginNeeded, match="withdrawn"):
+                await desk.ask()
+            return
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.path.read_bytes()) == (0, left)
+        assert not pooler.new_file(desk.path).exists()
+
+
+async def test_what_was_left_of_another_account_is_not_adopted(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        make_auth_file(pooler.new_file(desk.path), "acct-2", last_refresh="2099-01-01T00:00:00Z")
+        desk.log_in(ENDED)
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.saved("account_id")) == (1, "acct-1")
+
+
+async def test_a_plain_endpoint_is_asked_without_tls(mock_clock: MockClock, tmp_path: Path) -> None:
+    """The accounts' own upstreams need the TLS context that is there."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        account = {"type": "codex", "auth_file": str(desk.path)}
+        described = {"accounts": {"one": account}, "pools": {"home": {"accounts": ["one"]}}}
+        env = {RENEWAL_URL_VARIABLE: f"{desk.origin}/oauth/token"}
+        config = parse_config(json.dumps(described).encode(), env, str)
+        server = Server(config, {None: make_tls_context(None)}, log=desk.note)
+        server.tokens.services = desk.nursery
+        with trio.fail_after(REAL_SECONDS_MAX):
+            found = await server.tokens.credentials(server.logins["one"])
+        assert reveal(found.access_token) == desk.saved()
+
+
+@pytest.mark.parametrize("is_touched", [False, True])
+async def test_nothing_is_used_before_it_is_saved(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_touched: bool
+) -> None:
+    def full(_path: Path, _raw: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        before = desk.path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(pooler, "save_file", full)
+            for _ in range(3):
+                with pytest.raises(LoginNeeded, match="cannot be saved: No space left"):
+                    await desk.ask()
+                mock_clock.jump(PAUSE_SECONDS)
+        assert (desk.asked_count, desk.path.read_bytes()) == (1, before)
+        if is_touched:  # as a backup or a careless hand does; the content is the spent one
+            desk.path.unlink()
+            desk.login.look()
+            assert not desk.login.is_usable(time.time())
+            desk.path.write_bytes(before)
+        token = await desk.ask()
+        assert (token, desk.asked_count) == (desk.saved(), 1)
+        assert desk.saved("refresh_token") == "rt-acct-2"
+
+
+@pytest.mark.parametrize("is_another", [False, True])
+async def test_what_could_not_be_saved_is_not_lost_by_a_reload(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_another: bool
+) -> None:
+    """It takes a login out, and another one brings it back: its file holds what is spent.
+
+    Unless somebody has logged in meanwhile, of course.
+    """
+
+    def broken(_path: Path, _raw: bytes) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        with monkeypatch.context() as patch:
+            patch.setattr(pooler, "save_file", broken)
+            with pytest.raises(LoginNeeded, match="cannot be saved: Input/output error"):
+                await desk.ask()
+        desk.login.is_retired = True
+        desk.login = pooler.Login(desk.login.name, desk.path)
+        if is_another:
+            desk.log_in(ENDED)
+        mock_clock.jump(PAUSE_SECONDS)
+        token = await desk.ask()
+        assert (token, desk.asked_count) == (desk.saved(), 2 if is_another else 1)
+
+
+async def test_nothing_is_used_before_its_name_is_on_the_disk(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut could bring the old file back, and its refresh token is spent."""
+    real = pooler.sync
+
+    async with opened_desk(tmp_path) as desk:
+
+        def fails_for_folders(path: Path) -> None:
+            if path.is_dir() and desk.asked_count:  # the disk breaks while the answer is awaited
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            real(path)
+
+        desk.log_in(ENDED)
+        with monkeypatch.context() as patch:
+            patch.setattr(pooler, "sync", fails_for_folders)
+            for _ in range(3):
+                with pytest.raises(LoginNeeded, match="cannot be saved: Input/output error"):
+                    await desk.ask()
+            assert desk.saved("refresh_token") == "rt-acct-2"
+            mock_clock.jump(PAUSE_SECONDS)
+        assert (await desk.ask(), desk.asked_count) == (desk.saved(), 1)
+        assert desk.saved("refresh_token") == "rt-acct-2"
+
+
+################################################################
+# FAILURES
+################################################################
+
+PASSING: Final = {
+    "error": TokenPlay(500, "server_error"),
+    "busy": TokenPlay(429, "rate_limit"),
+    "bad-request": TokenPlay(400, "invalid_request"),
+    "cut": TokenPlay(0),
+}
+
+
+@pytest.mark.parametrize("seconds", [ENDED, SOON], ids=["ended", "valid"])
+@pytest.mark.parametrize("name", PASSING)
+async def test_a_passing_failure_is_tried_again_after_a_pause(
+    mock_clock: MockClock, tmp_path: Path, name: str, seconds: float
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(seconds)
+        old = desk.saved()
+        desk.backend.token_plays.append(PASSING[name])
+        for _ in range(3):
+            if seconds == SOON:
+                assert await desk.ask() == old
+            else:
+                with pytest.raises(LoginNeeded):
+                    await desk.ask()
+        assert desk.asked_count == 1
+        mock_clock.jump(PAUSE_SECONDS)
+        assert await desk.ask() == desk.saved() != old
+        assert desk.asked_count == 2
+        assert PAUSE_SECONDS == 10
+
+
+@pytest.mark.parametrize("shape", ["object", "string", "top"])
+async def test_a_login_that_was_withdrawn_is_out_until_its_file_changes(
+    mock_clock: MockClock, tmp_path: Path, shape: str
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(SOON)
+        desk.backend.token_plays.append(TokenPlay(400, "refresh_token_invalidated", shape))
+        with pytest.raises(LoginNeeded, match="has been withdrawn; log in with: mkdir -p"):
+            await desk.ask()
+        mock_clock.jump(3600)
+        with pytest.raises(LoginNeeded, match="has been withdrawn"):
+            await desk.ask()
+        os.utime(desk.path)  # touched is not changed
+        with pytest.raises(LoginNeeded):
+            await desk.ask()
+        assert desk.asked_count == 1
+        desk.log_in(LONG, serial=9)
+        assert await desk.ask() == desk.saved()
+
+
+async def test_an_endpoint_that_cannot_be_reached_costs_nothing(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(SOON)
+        desk.tokens.url = desk.tokens.url._replace(port=1)
+        assert await desk.ask() == desk.saved()
+        told = f"the token endpoint {desk.tokens.url.authority}/oauth/token cannot be reached"
+        assert desk.logged[-1]["problem"] == f"{told}: refused; it is asked again"
+        assert desk.login.spent == b""
+
+
+async def test_a_login_without_a_refresh_token_serves_to_its_end(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(SOON)
+        value = json.loads(desk.path.read_bytes())
+        del value["tokens"]["refresh_token"]
+        desk.path.write_text(json.dumps(value))
+        assert await desk.ask() == desk.saved()
+        assert "holds no refresh token" in str(desk.login.problem)
+        assert desk.asked_count == 0
+
+
+@pytest.mark.parametrize("spoil", ["link", "folder"])
+async def test_where_nothing_can_be_saved_nothing_is_asked(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
+) -> None:
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        if spoil == "link":
+            os.rename(desk.path, tmp_path / "real")
+            desk.path.symlink_to("real")
+        else:
+            monkeypatch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(LoginNeeded):
+            await desk.ask()
+        assert desk.asked_count == 0
+
+
+def test_a_child_of_these_tests_finds_the_module() -> None:
+    command = [sys.executable, "-c", "import pooler"]
+    subprocess.run(command, check=True, cwd=Path(pooler.__file__).parent, timeout=30)

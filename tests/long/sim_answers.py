@@ -1,0 +1,105 @@
+"""What clients of the simulation were answered, and what must hold of that.  (No claims.)"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.long.sim_world import CODEX, Task
+from tests.support.sockets import TERMINAL
+from tests.support.wires import Json, Response
+
+SUCCESSES: Final = (["response.completed"], ["[DONE]"], ["finish"], ["json"])
+
+
+@dataclass
+class Seen:
+    """An answer as a client has read it."""
+
+    status: int = 0
+    text: str = ""
+    ends: list[str] = field(default_factory=list)  # the types of its terminal events
+    has_finish: bool = False  # of a Chat answer
+    is_whole: bool = False  # the body came to its end
+
+    @property
+    def is_success(self) -> bool:
+        return self.is_whole and self.status == 200 and self.ends in SUCCESSES
+
+
+def read_payloads(body: bytes) -> list[Json]:
+    """The data of whole events.  AssertionError: they are not."""
+    assert body == b"" or body.endswith((b"\n\n", b"\r\n\r\n")), body[-80:]
+    payloads: list[Json] = []
+    for event in body.replace(b"\r\n", b"\n").split(b"\n\n"):
+        data = [line[6:] for line in event.split(b"\n") if line.startswith(b"data: ")]
+        if data and data != [b"[DONE]"]:
+            payloads.append(json.loads(b"\n".join(data)))
+        elif data:
+            payloads.append("[DONE]")
+    return payloads
+
+
+def read_event(seen: Seen, event: Json) -> None:
+    if event == "[DONE]":
+        seen.ends += [] if "error" in seen.ends else ["[DONE]"]
+    elif "choices" in event:
+        delta = event["choices"][0]["delta"] if event["choices"] else {}
+        seen.has_finish |= bool(event["choices"] and event["choices"][0]["finish_reason"])
+        calls = delta.get("tool_calls") or []
+        seen.text += delta.get("content") or ""
+        seen.text += "".join(call["function"].get("arguments", "") for call in calls)
+    elif event.get("type") in TERMINAL or event.get("error"):
+        seen.ends.append(event.get("type") or "error")
+    elif str(event.get("type")).endswith((".output_text.delta", "arguments.delta")):
+        seen.text += event["delta"]
+
+
+def text_of(value: Json) -> str:
+    """What an answer in one piece says."""
+    if "choices" in value:
+        message = value["choices"][0]["message"]
+        calls = message.get("tool_calls") or []
+        return (message.get("content") or "") + "".join(
+            call["function"]["arguments"] for call in calls
+        )
+    item = value["output"][0]
+    return str(item["arguments"] if "arguments" in item else item["content"][0]["text"])
+
+
+def read_body(response: Response, *, is_whole: bool) -> Seen:
+    """Raises: AssertionError, for what no client could read."""
+    seen = Seen(response.status, is_whole=is_whole)
+    if response.header("content-type") == "application/json" or response.status != 200:
+        if is_whole:
+            value = json.loads(response.body)
+            assert (response.status == 200) == ("error" not in value or value["error"] is None)
+            seen.ends = ["json"]
+            seen.text = text_of(value) if response.status == 200 else ""
+        return seen
+    body = response.body
+    for event in read_payloads(body if is_whole else body[: body.rfind(b"\n\n") + 2]):
+        read_event(seen, event)
+    if seen.has_finish and is_whole:  # as the upstream's own stream may end, without a [DONE]
+        seen.ends = seen.ends or ["finish"]
+    return seen
+
+
+def judge(task: Task, seen: Seen) -> None:
+    """I2 to I4 of one request.  Raises: AssertionError."""
+    for attempt in task.attempts[:-1]:
+        assert attempt.is_repeatable, f"asked again after {attempt.outcome}"
+    assert len({attempt.account for attempt in task.attempts}) <= 3
+    last = task.attempts[-1] if task.attempts else None
+    is_relayed = last is not None and (last.account not in CODEX or task.kind == "native")
+    if last is not None and last.is_lie and is_relayed:  # behind its end, too
+        assert last.said.startswith(seen.text) or seen.text.startswith(last.said), seen.text
+        return
+    assert seen.text == "" or (last is not None and last.said.startswith(seen.text)), seen.text
+    if task.is_stream and seen.is_whole and seen.status == 200:
+        assert len(seen.ends) == 1, f"{len(seen.ends)} ends: {seen} {task}"
+    if seen.is_success:
+        assert last is not None
+        assert last.is_told or last.is_lie, "success, and the upstream did not say so"
+        assert seen.text == last.said, "success, and not all of it"

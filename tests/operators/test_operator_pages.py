@@ -1,0 +1,624 @@
+"""Proves that /admin, /metrics and `pooler status` show what they should, and nothing else.
+
+Method: values in, text out.  The snapshot of tests/support/snapshot.json is changed member by
+member: a canary may appear nowhere, a hostile name only where it does no harm.  HTML is read by a
+parser that takes nothing unbalanced, metrics by a small strict parser (tests/clients asks
+Prometheus' own), the terminal's lines by their width.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html.parser
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+
+import pooler
+from tests.support import places
+
+Json = Any
+
+SNAPSHOT: Final = places.SNAPSHOT.read_text(encoding="utf-8")
+CANARY: Final = "canary-4f1e"
+HOSTILE: Final = {
+    "markup": "</td><script>alert(1)</script>",
+    "attribute": "\" onload='x' style=\"",
+    "entity": "&lt;&#60;",
+    "percent": "%s%(x)s{in_flight}{",
+    "label": 'a"} 1\nevil_metric{x="\\',
+    "escape": "\x1b[2J\x1b]0;title\x07\x9b31m",
+    "lines": "a\r\nb\x0bc\u2028d\u0085e",
+    "direction": "\u202eabc\u2066",
+    "wide": "模型模型模型模型模型",
+    "combining": "e\u0301\u0301\u0301\u200d\ufe0f",
+    "half a letter": "\ud800x",
+    "nul": "\x00",
+    "long": "n" * 5000,
+}
+ESCAPE: Final = re.compile(r"\033\[(?:0|1|31|32|33)m")
+VOID_TAGS: Final = {"meta"}
+LISTS: Final = "pools accounts keys operators models requests totals attempts refreshes".split()
+
+
+def snapshot() -> Json:
+    """A fresh one, which the test may change."""
+    return json.loads(SNAPSHOT)
+
+
+def page(given: Json) -> str:
+    return pooler.admin_page(pooler.show_admin(given))
+
+
+def status(given: Json, columns: int = 100, is_coloured: bool = False) -> str:
+    return pooler.status_text(pooler.show_admin(given), columns, is_coloured)
+
+
+def admin_json(given: Json) -> str:
+    return json.dumps(pooler.show_admin(given))
+
+
+SHOWERS: Final[dict[str, Callable[[Json], str]]] = {
+    "json": admin_json,
+    "page": page,
+    "status": lambda given: status(given, 1000),
+    "metrics": pooler.metrics_text,
+}
+EACH_SHOWER: Final = pytest.mark.parametrize("show", SHOWERS.values(), ids=SHOWERS)
+
+
+def objects_in(value: Json, path: str = "") -> Iterator[tuple[str, dict[str, Json]]]:
+    """Every object whose members are the pooler's own, with its place."""
+    if isinstance(value, list):
+        for index, member in enumerate(value):
+            yield from objects_in(member, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        yield path, value
+        for name, member in value.items():
+            yield from objects_in(member, f"{path}.{name}")
+
+
+PLACES: Final = [path for path, _ in objects_in(snapshot())]
+
+
+CLOSED: Final = frozenset("status login".split())
+KNOWN: Final = frozenset(name for _, found in objects_in(snapshot()) for name in found)
+
+
+def replace_texts(value: Json, text: str) -> Json:
+    """The same with `text` for every free text; what is one of a closed set stays."""
+    if isinstance(value, list):
+        return [replace_texts(member, text) for member in value]
+    if isinstance(value, dict):
+        return {
+            name if isinstance(member, (list, dict)) or name in KNOWN else text: (
+                member if name in CLOSED else replace_texts(member, text)
+            )
+            for name, member in value.items()
+        }
+    return text if isinstance(value, str) else value
+
+
+################################################################
+# WHAT IS SHOWN
+################################################################
+
+
+@EACH_SHOWER
+@pytest.mark.parametrize("place", PLACES)
+def test_a_new_member_stays_private_at_every_level(place: str, show: Callable[[Json], str]) -> None:
+    given = snapshot()
+    found = dict(objects_in(given))[place]
+    found["added"] = CANARY
+    found["added_object"] = {CANARY: CANARY, "name": CANARY}
+    found["added_list"] = [CANARY, {"name": CANARY}]
+    assert show(given) == show(snapshot())
+
+
+def test_what_is_shown_is_named_in_one_table() -> None:
+    shown = pooler.show_admin(snapshot())
+    for place, found in objects_in(shown):
+        name = re.sub(r"\[\d+\]", "", place).rpartition(".")[2]
+        assert set(found) <= set(pooler._ALLOWED[name])
+    assert not {"operators", "models", "totals", "attempts", "refreshes"} & set(shown)
+
+
+def check_same(shown: Json, given: Json) -> None:
+    """Some of what was given, unchanged."""
+    if isinstance(shown, dict):
+        assert shown.keys() <= given.keys()
+        for name in shown:
+            check_same(shown[name], given[name])
+    elif isinstance(shown, list):
+        for one, other in zip(shown, given, strict=True):
+            check_same(one, other)
+    else:
+        assert shown == given
+
+
+def test_what_is_allowed_arrives_unchanged() -> None:
+    given = snapshot()
+    check_same(pooler.show_admin(given), given)
+    assert given == snapshot()
+
+
+def test_tuples_are_shown_as_lists() -> None:
+    given = snapshot()
+    given["pools"][0]["accounts"] = tuple(given["pools"][0]["accounts"])
+    given["accounts"] = tuple(given["accounts"])
+    assert pooler.show_admin(given) == pooler.show_admin(snapshot())
+
+
+def test_only_the_newest_requests_are_shown() -> None:
+    given = snapshot()
+    newest = given["requests"][0]
+    given["requests"] = [{**newest, "request_id": f"id{index:04}."} for index in range(1000)]
+    shown = pooler.show_admin(given)
+    ids = [request["request_id"] for request in shown["requests"]]
+    assert ids == [f"id{index:04}." for index in range(50)]
+    assert re.findall(r"id\d{4}\.", pooler.admin_page(shown)) == ids
+    assert re.findall(r"id\d{4}\.", pooler.status_text(shown, 1000, False)) == ids[:15]
+    assert len(pooler.admin_page(shown)) < 100 * 1024
+
+
+FACTS: Final = (
+    "started 1 h ago, in flight: 3, connections: 7, WebSockets: 1",
+    "resting, again in 6 min 40 s",
+    "codex 5h: 42 % used, resets in 1 h 46 min",
+    "codex 7d: 97.5 % used, resets in 3 d 10 h",
+    "3, 0 waiting",
+    "sticky, keys: 2",
+    "2 of 16",
+    "codex plus at chatgpt.com, token ends in 10 d 9 h",
+    "openai at api.openai.com",
+    "home (priority 1)",
+    "home / laptop",
+    "0, at most 60 a minute",
+    "5,000 of 2,000,000 tokens",
+    "100,010 in, 80,000 of them cached, 9,009 out",
+    "expired (end: 3 h 46 min ago)",
+    "9 s ago",
+    "200 ok",
+    "client left",
+    "5,120 ms",
+    "412 ms",
+    "personal (429 usage_limit_reached), then platform",
+    "POST responses sse",
+    "31,877 in, 20,480 out",
+    "qfnpfoibhbtsjsqhmhnw",
+)
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_the_page_and_the_terminal_tell_the_facts_in_words(fact: str) -> None:
+    assert fact in "\n".join(parsed(page(snapshot())).texts)
+    assert fact in status(snapshot(), 1000)
+
+
+Change = Callable[[Json], Json]
+CHANGED: Final[dict[str, tuple[Change, str]]] = {
+    "draining": (lambda s: s.update(is_draining=True), "0.1.0, draining, started 1 h ago"),
+    "demoted": (lambda s: s["accounts"][0].update(is_demoted=True), "ready, used last for now"),
+    "refused": (lambda s: s["accounts"][0].update(status="refused"), "refused"),
+    "login needed": (lambda s: s["accounts"][0].update(status="login_needed"), "login_needed"),
+    "login ends": (lambda s: s["accounts"][0].update(login="renewal_due"), "login renewal due"),
+    "rests for ever": (lambda s: s["accounts"][1].update(rests_until=None), "resting"),
+    "pool down": (lambda s: s["pools"][0].update(status="down"), "down"),
+    "state unheard of": (lambda s: s["accounts"][0].update(status="on_leave"), "on_leave"),
+    "key ends": (lambda s: s["keys"][0].update(expires_at=s["at"] + 90061), "(end: in 1 d 1 h)"),
+    "error": (lambda s: s["requests"][0].update(status=502, code="upstream_error"), "502 upstream"),
+    "reset is past": (
+        lambda s: s["accounts"][0]["windows"][0].update(resets_at=s["at"]),
+        "42 % used, resets 0 s ago",
+    ),
+    "no length": (
+        lambda s: s["accounts"][0]["windows"][0].update(window=None),
+        "codex: 42 % used",
+    ),
+    "one model's": (
+        lambda s: s["accounts"][0]["windows"][0].update(family="spark"),
+        "spark 5h: 42 % used",
+    ),
+    "beyond the limit": (
+        lambda s: s["accounts"][0]["windows"][0].update(used_percent=133.333),
+        "133.3 % used",
+    ),
+    "attempt's end unknown": (
+        lambda s: s["requests"][0]["attempts"][0].update(reason=None),
+        "personal, then platform",
+    ),
+    "none of a key's models": (lambda s: s["keys"][1].update(models=[]), "expired"),
+    "started now": (lambda s: s.update(started_at=s["at"]), "started 0 s ago"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGED.values(), ids=CHANGED)
+def test_other_states_have_their_words(change: Change, words: str) -> None:
+    given = snapshot()
+    change(given)
+    assert words in "\n".join(parsed(page(given)).texts)
+    assert words in status(given, 1000)
+    check_metrics(pooler.metrics_text(given))
+
+
+SPANS: Final = {
+    0: "0 s", 0.9: "0 s", 59.9: "59 s", 60: "1 min", 61: "1 min 1 s",
+    3599: "59 min 59 s", 3600: "1 h", 7800: "2 h 10 min", 86399: "23 h 59 min",
+    86400: "1 d", 86460: "1 d 1 min", 40 * 86400 + 7200: "40 d 2 h",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "words"), SPANS.items())
+def test_a_span_has_two_units_at_most(seconds: float, words: str) -> None:
+    assert pooler._span(seconds) == words
+
+
+################################################################
+# HOSTILE NAMES
+################################################################
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_no_name_changes_the_page(text: str) -> None:
+    plain, hostile = (parsed(page(replace_texts(snapshot(), given))) for given in ("x", text))
+    assert hostile.tags == plain.tags
+    words = "".join(char if char.isprintable() else "?" for char in text)
+    assert any(words in told for told in hostile.texts)
+    hostile_page = page(replace_texts(snapshot(), text))
+    hostile_page.encode()
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", hostile_page)
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_no_name_changes_the_metrics(text: str) -> None:
+    plain, hostile = (
+        pooler.metrics_text(replace_texts(snapshot(), given)) for given in ("x", text)
+    )
+    hostile.encode()
+    names = [[name for name, _, _ in check_metrics(given)] for given in (plain, hostile)]
+    assert names[0] == names[1]
+    words = "".join(char if char.isprintable() else "?" for char in text)
+    values = {value for _, labels, _ in check_metrics(hostile) for value in labels.values()}
+    assert words in values
+
+
+@pytest.mark.parametrize("columns", [60, 61, 80, 97, 200, 1000])
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_no_name_breaks_the_terminal(text: str, columns: int) -> None:
+    given = replace_texts(snapshot(), text)
+    check_lines(status(given, columns, is_coloured=False), columns)
+    check_lines(ESCAPE.sub("", status(given, columns, is_coloured=True)), columns)
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_the_json_holds_every_name_as_it_is(text: str) -> None:
+    given = replace_texts(snapshot(), text)
+    told = admin_json(given)
+    assert told.isascii()
+    assert told.isprintable()
+    assert json.loads(told)["accounts"][0]["name"] == text
+
+
+################################################################
+# THE PAGE
+################################################################
+
+
+class Page(html.parser.HTMLParser):
+    """Takes balanced tags and quoted attributes only."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open_tags: list[str] = []
+        self.tags: list[tuple[str, tuple[str, ...]]] = []
+        self.attributes: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names))
+        assert all(value is not None for _, value in attrs)
+        self.tags.append((tag, tuple(names)))
+        self.attributes.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID_TAGS:
+            self.open_tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open_tags.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def unknown_decl(self, data: str) -> None:
+        raise AssertionError(data)
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(data)
+
+
+def parsed(text: str) -> Page:
+    found = Page()
+    found.feed(text)
+    found.close()
+    assert found.open_tags == []
+    assert text.startswith("<!DOCTYPE html>\n")
+    return found
+
+
+def test_the_page_needs_nothing_but_itself() -> None:
+    found = parsed(page(snapshot()))
+    assert not {"script", "link", "img", "iframe", "form", "a", "base"} & {
+        tag for tag, _ in found.tags
+    }
+    named = {name for _, names in found.tags for name in names}
+    assert not {name for name in named if name.startswith("on")}
+    assert not named & {"style", "src", "href", "action", "srcset", "data"}
+    assert "://" not in page(snapshot())
+    assert "url(" not in pooler.ADMIN_STYLE
+    assert "@import" not in pooler.ADMIN_STYLE
+
+
+def test_the_policy_allows_the_one_style_and_nothing_else() -> None:
+    styles = re.findall(r"<style>(.*?)</style>", page(snapshot()), re.DOTALL)
+    assert len(styles) == 1
+    digest = base64.b64encode(hashlib.sha256(styles[0].encode()).digest()).decode()
+    rules = [rule.split() for rule in pooler.ADMIN_CSP.split("; ")]
+    assert rules == [
+        ["default-src", "'none'"],
+        ["base-uri", "'none'"],
+        ["form-action", "'none'"],
+        ["frame-ancestors", "'none'"],
+        ["style-src", f"'sha256-{digest}'"],
+    ]
+
+
+def test_the_page_refreshes_itself_and_fits_phones_and_dark_rooms() -> None:
+    metas = [found for tag, found in parsed(page(snapshot())).attributes if tag == "meta"]
+    assert {"http-equiv": "refresh", "content": "10"} in metas
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in metas
+    assert "prefers-color-scheme: dark" in pooler.ADMIN_STYLE
+    assert "color-scheme: light dark" in pooler.ADMIN_STYLE
+
+
+def test_the_page_can_be_heard() -> None:
+    found = parsed(page(snapshot()))
+    assert [tag for tag, _ in found.tags if re.fullmatch(r"h\d", tag)] == ["h1", *["h2"] * 4]
+    heads = [attributes for tag, attributes in found.attributes if tag == "th"]
+    assert heads
+    assert {attributes["scope"] for attributes in heads} == {"col", "row"}
+    meters = [attributes for tag, attributes in found.attributes if tag == "meter"]
+    assert [meter["aria-label"] for meter in meters] == [*FACTS[2:4]]
+    assert [float(meter["value"]) for meter in meters] == [42, 97.5]
+    assert {attributes.get("lang") for tag, attributes in found.attributes if tag == "html"} == {
+        "en"
+    }
+
+
+def test_every_cell_says_its_column_on_a_phone() -> None:
+    found = parsed(page(snapshot()))
+    columns = {attributes["data-column"] for tag, attributes in found.attributes if tag == "td"}
+    heads = {text for text in found.texts if text in columns}
+    assert columns == heads
+
+
+@EACH_SHOWER
+def test_a_cell_names_twenty_and_counts_the_others(show: Callable[[Json], str]) -> None:
+    given = snapshot()
+    given["accounts"][0]["models"] = [f"model{index}" for index in range(10_000)]
+    told = show(given)
+    assert ("model19 and 9980 more" in told) == (show in {page, SHOWERS["status"]})
+
+
+@EACH_SHOWER
+def test_a_pooler_without_anything_can_be_shown(show: Callable[[Json], str]) -> None:
+    given = {**snapshot(), **{name: [] for name in LISTS}}
+    assert show(given)
+    assert page(given).count("None.") == 4
+    parsed(page(given))
+    check_lines(status(given, 60), 60)
+    check_metrics(pooler.metrics_text(given))
+
+
+################################################################
+# THE TERMINAL
+################################################################
+
+
+def check_lines(text: str, columns: int) -> None:
+    assert text.endswith("\n")
+    for line in text.split("\n"):
+        assert len(line) <= columns
+        assert re.fullmatch(r"[ -~█░…]*", line)
+
+
+@pytest.mark.parametrize("columns", range(60, 260, 7))
+def test_the_status_fits_its_terminal(columns: int) -> None:
+    plain = status(snapshot(), columns)
+    check_lines(plain, columns)
+    for fact in ("personal", "resting, again in 6 min 40 s", "resets in 3 d 10 h", "client left"):
+        assert fact in plain
+
+
+@pytest.mark.parametrize("columns", [-1, 0, 1, 59])
+def test_a_narrower_terminal_gets_the_narrowest_status(columns: int) -> None:
+    assert status(snapshot(), columns) == status(snapshot(), 60)
+
+
+def test_colours_come_only_when_asked_for_and_say_nothing_new() -> None:
+    plain, coloured = status(snapshot()), status(snapshot(), is_coloured=True)
+    assert "\033" not in plain
+    for code, words in ((32, "personal +ready"), (33, "platform +resting"), (31, "home / ci +exp")):
+        assert re.search(f"^\033\\[{code}m{words}[^\033]*\033\\[0m$", coloured, re.MULTILINE)
+    assert "\033" not in ESCAPE.sub("", coloured)
+    assert unpadded(ESCAPE.sub("", coloured)) == unpadded(plain)
+    assert coloured.count("\033[0m") * 2 == coloured.count("\033")
+
+
+def unpadded(text: str) -> list[str]:
+    return [line.rstrip() for line in text.split("\n")]
+
+
+def test_columns_are_aligned() -> None:
+    lines = status(snapshot(), 200).split("\n")
+    start = lines.index("ACCOUNTS") + 1
+    state = lines[start].index("State")
+    rows = [line for line in lines[start + 1 : start + 5] if not line.startswith(" ")]
+    assert [row[state:].split()[0] for row in rows] == ["ready", "resting,"]
+    assert {row[state - 2 : state] for row in rows} == {"  "}
+
+
+def test_bars_are_as_long_as_the_use() -> None:
+    given = snapshot()
+    given["accounts"][0]["windows"][0]["used_percent"] = 250.0
+    bars = re.findall(r"[█░]+", status(given))
+    assert bars == ["██████████", "█████████░"]
+
+
+def test_a_cut_text_ends_with_an_ellipsis() -> None:
+    given = snapshot()
+    given["accounts"][0]["name"] = "n" * 64
+    assert f"\n{'n' * 29}…  ready" in status(given, 60)
+
+
+################################################################
+# METRICS
+################################################################
+
+SAMPLE: Final = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)")
+LABEL: Final = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\[\\"n])*)"(?:,|$)')
+UNESCAPED: Final = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
+
+Sample = tuple[str, dict[str, str], float]
+
+
+def check_metrics(text: str) -> list[Sample]:
+    """The samples of a text that is strictly of the format: each family whole and told once."""
+    assert text.endswith("\n")
+    samples: list[Sample] = []
+    families: dict[str, str] = {}
+    family = ""
+    for line in text[:-1].split("\n"):
+        if line.startswith("# HELP "):
+            family, words = line[7:].split(" ", 1)
+            assert family.startswith("codex_pooler_")
+            assert family not in families
+            assert re.fullmatch(r"[^\\]+\.", words)
+        elif line.startswith("# TYPE "):
+            assert line[7:].split(" ")[0] == family
+            families[family] = line.rpartition(" ")[2]
+        else:
+            samples.append(sample(line))
+            suffixes = ("_sum", "_count") if families[family] == "summary" else ("",)
+            assert samples[-1][0] in {family + suffix for suffix in suffixes}
+    assert set(families.values()) <= {"gauge", "counter", "summary"}
+    for name, kind in families.items():
+        assert name.endswith("_total") == (kind == "counter")
+    told = [(name, tuple(labels.items())) for name, labels, _ in samples]
+    assert len(told) == len(set(told))
+    return samples
+
+
+def sample(line: str) -> Sample:
+    match = SAMPLE.fullmatch(line)
+    assert match, line
+    name, inside, value = match.groups()
+    labels: dict[str, str] = {}
+    at = 0
+    while inside is not None and at < len(inside):
+        label = LABEL.match(inside, at)
+        assert label, line
+        assert label[1] not in labels
+        labels[label[1]] = re.sub(r"\\.", lambda found: UNESCAPED[found[0]], label[2])
+        at = label.end()
+    return name, labels, float(value)
+
+
+def value_of(given: Json, name: str, **labels: str) -> float:
+    """The only sample of that name with these labels."""
+    (value,) = (
+        value
+        for found, told, value in check_metrics(pooler.metrics_text(given))
+        if found == f"codex_pooler_{name}" and labels.items() <= told.items()
+    )
+    return value
+
+
+METRICS: Final[dict[str, tuple[dict[str, str], float]]] = {
+    "build_info": ({"version": "0.1.0"}, 1),
+    "start_time_seconds": ({}, 1800000000),
+    "draining": ({}, 0),
+    "connections": ({}, 7),
+    "websockets": ({}, 1),
+    "requests_in_flight": ({}, 3),
+    "pool_requests_in_flight": ({"pool": "home"}, 3),
+    "pool_requests_queued": ({"pool": "home"}, 0),
+    "key_requests_in_flight": ({"pool": "home", "key": "laptop"}, 3),
+    "account_requests_in_flight": ({"account": "personal"}, 2),
+    "account_state": ({"account": "platform", "state": "resting"}, 1),
+    "account_cooldown_seconds": ({"account": "platform"}, 400),
+    "token_expiry_timestamp_seconds": ({"account": "personal"}, 1800900000),
+    "quota_used_ratio": ({"account": "personal", "family": "codex", "window": "7d"}, 0.975),
+    "quota_reset_timestamp_seconds": ({"account": "personal", "window": "5h"}, 1800010000),
+    "requests_total": (
+        {"pool": "home", "key": "laptop", "account": "platform", "model": "gpt-5.5",
+         "route": "responses", "code": "ok"}, 4,
+    ),
+    "request_seconds_sum": ({"route": "responses", "code": "ok"}, 20.5),
+    "request_seconds_count": ({"route": "responses", "code": "ok"}, 4),
+    "first_event_seconds_sum": ({"account": "platform"}, 1.5),
+    "first_event_seconds_count": ({"account": "platform"}, 4),
+    "tokens_total": ({"kind": "input", "key": "laptop"}, 10),
+    "body_bytes_total": ({"direction": "out"}, 2000),
+    "attempts_total": ({"account": "personal", "reason": "429 usage_limit_reached"}, 3),
+    "refreshes_total": ({"account": "personal", "outcome": "renewed"}, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "labels", "value"), [(n, *row) for n, row in METRICS.items()])
+def test_metrics_tell_the_snapshot(name: str, labels: dict[str, str], value: float) -> None:
+    assert value_of(snapshot(), name, **labels) == value
+
+
+def test_every_metric_has_a_golden_value() -> None:
+    names = {name for name, _, _ in check_metrics(pooler.metrics_text(snapshot()))}
+    assert names == {f"codex_pooler_{name}" for name in METRICS}
+
+
+def test_an_account_is_in_one_state() -> None:
+    given = snapshot()
+    for status_now in ("ready", "resting", "refused", "login_needed", "paused"):
+        given["accounts"][0]["status"] = status_now
+        samples = check_metrics(pooler.metrics_text(given))
+        states = {
+            labels["state"]: value
+            for name, labels, value in samples
+            if name == "codex_pooler_account_state" and labels["account"] == "personal"
+        }
+        assert states == {status_now: 1}
+
+
+def test_rows_that_differ_in_other_labels_are_added_up() -> None:
+    given = snapshot()
+    row = given["totals"][0]
+    given["totals"] += [{**row, "route": "chat"}, {**row, "code": "upstream_error"}]
+    assert value_of(given, "tokens_total", kind="input") == 30
+    assert value_of(given, "body_bytes_total", direction="in") == 3000
+    assert value_of(given, "requests_total", route="chat") == 4
+    assert value_of(given, "first_event_seconds_count", route="responses", code="ok") == 4
+
+
+def test_what_is_not_known_has_no_sample() -> None:
+    given = snapshot()
+    given["accounts"][0]["token_ends_at"] = None
+    samples = check_metrics(pooler.metrics_text(given))
+    assert "codex_pooler_token_expiry_timestamp_seconds" not in {name for name, _, _ in samples}
+
+
+def test_a_cooldown_is_never_negative() -> None:
+    given = snapshot()
+    given["accounts"][1]["rests_until"] = given["at"] - 5
+    assert value_of(given, "account_cooldown_seconds", account="platform") == 0

@@ -1,0 +1,243 @@
+"""Proves that what is edited, hostile or very large does not break the operator's side.
+
+Method: the real server in virtual time, with journals that nobody of ours would have written.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import pooler
+from tests.clients.stage import ROOT, clean_env
+from tests.support.fakes import (
+    UNIX_START,
+    World,
+    describe,
+    make_config,
+    opened_world,
+    post,
+    request,
+)
+from tests.support.places import SNAPSHOT
+from tests.support.wires import Json
+
+TOKEN: Final = "cpo-operator-token-0123456789"
+
+
+GOOD: Final[Json] = {
+    "at": UNIX_START - 5, "request_id": "abcdefghij", "method": "POST", "route": "responses",
+    "transport": "http", "pool": "home", "key": "laptop", "account": "a", "model": "m1",
+    "stream": False, "status": 200, "code": None, "attempts": [{"account": "a"}],
+    "first_byte_ms": 3, "duration_ms": 5, "bytes_in": 4, "bytes_out": 6,
+    "tokens": dict.fromkeys(pooler.Usage._fields, 3),
+}  # fmt: skip
+
+
+def described(**more: Json) -> Json:
+    return describe("ab", operators={"me": TOKEN}, **more)
+
+
+def page(accept: str) -> bytes:
+    return request("GET", "/admin", key=TOKEN, headers=[("Accept", accept)])
+
+
+def tool(name: str, **arguments: Json) -> bytes:
+    params = {"name": f"codex_pooler_{name}", "arguments": arguments}
+    return post(
+        "/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}, key=TOKEN
+    )
+
+
+async def check_all_is_shown(world: World) -> None:
+    for raw in (
+        page("application/json"),
+        page("text/html"),
+        request("GET", "/metrics", key=TOKEN),
+        tool("list_request_logs"),
+        tool("get_request_log", id="abcdefghij"),
+    ):
+        answer = await world.ask(raw)
+        assert answer.status == 200, world.logged
+        assert b'"isError":true' not in answer.body
+
+
+################################################################
+# THE JOURNAL
+################################################################
+
+
+async def test_a_reload_changes_how_many_requests_are_remembered(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened_world(described()) as world:
+        for records_max in (3, 5):
+            config = make_config(described(limits={"records_max": records_max}))
+            await world.server.reload(functools.partial(lambda one: (one, {}), config))
+            for _ in range(7):
+                await world.ask(request("GET", "/v1/models"))
+            assert len(world.server.snapshot()["requests"]) == records_max
+
+
+################################################################
+# MCP
+################################################################
+
+
+@pytest.mark.parametrize(("more", "status"), [(0, 202), (1, 413)])
+async def test_a_message_has_so_many_bytes(
+    more: int, status: int, autojump_clock: MockClock
+) -> None:
+    async with opened_world(described(limits={"mcp_body_bytes_max": 4096})) as world:
+        asked: list[bytes] = []
+
+        class Companion:
+            async def answer(self, _method: str, _headers: Json, body: bytes, **_: Json) -> Json:
+                asked.append(body)
+                return 202, [], b""
+
+        world.server.mcp = Companion()
+        body = bytes(range(256)) * 16 + b"x" * more
+        answer = await world.ask(post("/mcp", body, key=TOKEN))
+        assert (answer.status, asked) == (status, [] if more else [body])
+
+
+@pytest.mark.parametrize("pool", ["home", "away"])
+async def test_why_nothing_is_explained_is_told(pool: str, autojump_clock: MockClock) -> None:
+    async with opened_world(described(pool={"models": ["m1"]})) as world:
+        answer = await world.ask(tool("explain_routing", pool_selector=pool, model="nothing"))
+        shown = answer.json()["result"]["structuredContent"]
+        assert (shown["chosen"], shown["accounts"]) == (None, [])
+        assert "No such pool or model" in shown["message"]
+
+
+################################################################
+# VERY MANY
+################################################################
+
+MANY: Final = 1000
+HELD_SECONDS_MAX: Final = 0.1  # of the event loop, the best of some
+
+
+def many() -> Json:
+    """As many accounts, and keys, and rows of all sums."""
+    whole = described()
+    account = whole["accounts"].pop("a")
+    whole["accounts"] = {f"a{number}": account for number in range(MANY)}
+    keys = {f"k{number}": f"cp-key-of-the-laptop-{number:06}" for number in range(MANY)}
+    whole["pools"]["home"] = {"accounts": list(whole["accounts"]), "keys": keys}
+    return whole
+
+
+def held_seconds(work: Callable[[], object]) -> float:
+    def once() -> float:
+        before = time.process_time()
+        work()
+        return time.process_time() - before
+
+    return min(once() for _ in range(5))
+
+
+@pytest.fixture
+async def crowd(autojump_clock: MockClock) -> AsyncIterator[World]:
+    async with opened_world(many()) as world:
+        for number in range(pooler.TOTALS_MAX):
+            name = f"a{number % MANY}"
+            told = {"account": name, "key": f"k{number % MANY}", "model": f"m{number}"}
+            attempts = [{"account": name, "reason": f"code{number}"}]
+            world.server.ledger.add(GOOD | told | {"attempts": attempts})
+        yield world
+
+
+async def test_a_choice_among_very_many_is_explained_at_once(crowd: World) -> None:
+    await trio.lowlevel.checkpoint()
+    assert held_seconds(lambda: crowd.server.explain("home", "m1", "s")) < HELD_SECONDS_MAX
+
+
+async def test_very_many_are_seen_at_once(crowd: World) -> None:
+    await trio.lowlevel.checkpoint()
+    assert held_seconds(crowd.server.snapshot) < HELD_SECONDS_MAX / 2
+
+
+################################################################
+# `pooler status`
+################################################################
+
+SHOWN: Final[Json] = json.loads(SNAPSHOT.read_text())
+NO_STATUS: Final[dict[str, Json]] = {
+    "another": {"a": 1},
+    "no time": SHOWN | {"at": "x"},
+    "no rows": SHOWN | {"accounts": None},
+    "no number": SHOWN | {"started_at": "x"},
+    "no moment": SHOWN | {"started_at": {}},
+    "no object": SHOWN | {"pools": [7]},
+    "no window": SHOWN | {"accounts": [SHOWN["accounts"][0] | {"windows": [[]]}]},
+}
+
+
+def status_of(
+    shown: Json, *arguments: str, is_read: bool = True, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """The real program, of a server that says `shown`; unread, its output is a closed pipe."""
+    body = json.dumps(shown).encode()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+                connection.sendall(body)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        command = [sys.executable, str(ROOT / "pooler.py"), "status", "--url", url, *arguments]
+        environment = clean_env(POOLER_OPERATOR_TOKEN=TOKEN, **env)
+        closed, output = os.pipe()
+        os.close(closed)
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE if is_read else output,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            timeout=30,
+            check=False,
+        )
+        os.close(output)
+        serving.join()
+    return done
+
+
+@pytest.mark.parametrize("case", NO_STATUS)
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_who_is_no_pooler_is_told_in_a_line(case: str, arguments: list[str]) -> None:
+    done = status_of(NO_STATUS[case], *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith(f": it is not codex-pooler {pooler.VERSION}, as this is\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    done = status_of(SHOWN, is_read=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode_shows_the_state(encoding: str) -> None:
+    done = status_of(SHOWN, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "personal" in done.stdout

@@ -1,0 +1,270 @@
+"""Proves that README.md, SECURITY.md and pools.json.example say what the program does.
+
+Method: their blocks and tables are read as data and compared with pooler.py: every JSON block is
+parsed, every configuration accepted, every command known, every default and error code the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import shlex
+import ssl
+import tomllib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pytest
+import trio
+from trio.testing import memory_stream_pair
+
+import pooler
+from tests.support.places import ROOT
+
+README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
+SECURITY: Final = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+EXAMPLE: Final = (ROOT / "pools.json.example").read_text(encoding="utf-8")
+OPENCODE_PAGE: Final = ROOT.parent / "shared" / "opencode-page.txt"
+NOW: Final = 1_800_000_000.0  # in January 2027
+UNITS: Final[Mapping[str, float]] = {
+    "": 1, "bytes": 1, "KiB": 1024, "MiB": 1024**2, "s": 1, "min": 60, "h": 3600, "days": 86400,
+}  # fmt: skip
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of README in this language, without the indent of a list around them."""
+    fences = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", README, re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in fences]
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The body of the first table whose header row begins with `| heading |`."""
+    table = README.partition(f"\n| {heading} |")[2].partition("\n\n")[0]
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in table.splitlines()[2:]
+    ]
+
+
+def codes(cell: str) -> list[str]:
+    """What stands in backticks."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+JSON_BLOCKS: Final = [json.loads(text) for text in blocks("json")]
+CONFIGS: Final = [block for block in JSON_BLOCKS if "pools" in block]
+OPENCODE: Final = [block for block in JSON_BLOCKS if "provider" in block]
+
+
+def parsed(config: Any) -> pooler.Config:  # noqa: ANN401
+    """The configuration, with every placeholder filled in and every reference at hand."""
+    text = json.dumps(config)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    text = re.sub(r"sha256:<[^>]*>", f"sha256:{digest}", text)
+    env = {name: f"the-secret-of-{name}" for name in re.findall(r"\{env:(\w+)\}", text)}
+    return pooler.parse_config(text.encode(), env, lambda name: f"the-content-of-{name}\n")
+
+
+################################################################
+# BLOCKS
+################################################################
+
+
+def test_there_are_blocks_of_every_kind() -> None:
+    assert len(CONFIGS) >= 3
+    assert len(OPENCODE) == 2
+    assert len(blocks("sh")) >= 4
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_configuration_in_the_readme_is_accepted(config: dict[str, Any]) -> None:
+    assert parsed(config).warnings == ()
+    assert pooler.doubts_of(parsed(config), NOW) == []
+
+
+def test_the_example_is_accepted_and_needs_only_what_the_readme_says() -> None:
+    config = parsed(json.loads(EXAMPLE))
+    assert config.warnings == ()
+    assert pooler.doubts_of(config, NOW) == []
+    assert "sha256:" not in EXAMPLE
+    names = set(re.findall(r"\{env:(\w+)\}", EXAMPLE))
+    told = README.partition("is a longer one. It needs")[2].partition("in the environment")[0]
+    assert set(codes(told)) == names
+    assert {key.name for key in config.keys} == {"laptop", "ci"}
+
+
+def test_the_opencode_page_works_as_it_stands() -> None:
+    """Both pages show one provider; without the page beside the checkout, it still must be one."""
+    shown = OPENCODE[0]["provider"]["openai"]
+    assert shown["options"]["apiKey"] == "{env:CODEX_POOLER_API_KEY}"
+    if OPENCODE_PAGE.is_file():
+        page = OPENCODE_PAGE.read_text(encoding="utf-8")
+        wanted, _ = json.JSONDecoder().raw_decode(page, page.index("{\n"))
+        assert OPENCODE[0] == wanted
+
+
+def test_the_second_opencode_block_is_the_first_with_its_options_where_they_work() -> None:
+    first = OPENCODE[0]["provider"]["openai"]
+    second = OPENCODE[1]["provider"]["openai"]
+    model = dict(second["models"]["gpt-5.5"])
+    options = model.pop("options")
+    assert model == first["models"]["gpt-5.5"]
+    assert {**second["options"], **options} | {"baseURL": ""} == first["options"] | {"baseURL": ""}
+    assert OPENCODE[1]["small_model"] == OPENCODE[1]["model"] == "openai/gpt-5.5"
+
+
+def test_the_codex_configuration_names_a_provider_of_its_own() -> None:
+    (text,) = blocks("toml")
+    config = tomllib.loads(text)
+    provider = config["model_providers"][config["model_provider"]]
+    assert provider["name"] == "OpenAI"  # else Codex has no compaction of its own
+    assert provider["base_url"].endswith("/backend-api/codex")
+    assert provider["env_key"] == "CODEX_POOLER_API_KEY"
+    assert (provider["wire_api"], provider["supports_websockets"]) == ("responses", True)
+
+
+def test_every_command_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(
+        [*blocks("sh"), *blocks("ini"), *re.findall(r"^\| `(pooler .*?)`", README, re.MULTILINE)]
+    )
+    found = re.findall(r"(?:^|[/= ])pooler ((?:[\w-]+|\[?--).*?)(?: && .*)?$", text, re.MULTILINE)
+    assert {line.split()[0] for line in found} == {
+        "serve",
+        "demo",
+        "check",
+        "key",
+        "status",
+        "--version",
+    }
+    for line in found:
+        words = shlex.split(line.replace("[", "").replace("]", ""))
+        command = [word for word in words[:1] if not word.startswith("-")]
+        with pytest.raises(SystemExit) as ended:
+            pooler.main([*command, "--help"])
+        assert ended.value.code == 0
+        help_text = capsys.readouterr().out
+        assert [word for word in words if word.startswith("--") and word not in help_text] == []
+
+
+def test_every_named_path_of_the_repository_exists() -> None:
+    prose = re.sub(r"^ *```.*?^ *```$", "", README + SECURITY, flags=re.MULTILINE | re.DOTALL)
+    named = {name for name in codes(prose) if re.fullmatch(r"[\w/]+\.(md|py)", name)}
+    assert {"SECURITY.md", "tests/process/test_process.py"} <= named
+    named |= {"LICENSE", "pools.json.example", "tests/clients"}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+################################################################
+# TABLES
+################################################################
+
+
+def amount(cell: str) -> float:
+    match = re.fullmatch(r"([\d,.]+) ?(\w*)", cell)
+    assert match is not None, cell
+    return float(match[1].replace(",", "")) * UNITS[match[2]]
+
+
+def test_every_limit_has_its_default_in_the_readme() -> None:
+    told = {codes(name)[0]: amount(default) for name, default, _ in rows("Limit")}
+    assert told == {limit.name: limit.default for limit in dataclasses.fields(pooler.Limits)}
+
+
+def test_every_error_is_in_the_readme_with_its_status() -> None:
+    told = {codes(code)[0]: int(status) for status, code, _ in rows("Status")}
+    assert told == {code: status for code, (status, _, _) in pooler.ERRORS.items()}
+
+
+def known_fields(config: dict[str, Any], place: str) -> set[str]:
+    """The fields that pooler.py knows at `place`, as its refusal of a strange one lists them."""
+    with pytest.raises(pooler.ConfigRefused) as refused:
+        parsed(config)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{place}: unknown field; known: ")
+    return set(problem.partition("known: ")[2].split(", "))
+
+
+@pytest.mark.parametrize(
+    ("heading", "path"),
+    [
+        ("Field", []),
+        ("Account", ["accounts", "platform"]),
+        ("Pool", ["pools", "home"]),
+        ("Key", ["pools", "home", "keys", "ci"]),
+    ],
+)
+def test_every_field_is_in_the_readme(heading: str, path: list[str]) -> None:
+    config = json.loads(EXAMPLE)
+    inner = config
+    for name in path:
+        inner = inner[name]
+    inner["zzzzzz"] = 1
+    told = {codes(name)[0] for name, _ in rows(heading)}
+    assert known_fields(config, ".".join([*path, "zzzzzz"])) == told
+
+
+################################################################
+# THE RUNNING SERVER
+################################################################
+
+
+async def answers(requests: list[bytes]) -> tuple[list[bytes], list[Mapping[str, Any]]]:
+    """What the server says to each request, and the lines it logs."""
+    config = parsed(json.loads(EXAMPLE))
+    logged: list[Mapping[str, Any]] = []
+    contexts: dict[str | None, ssl.SSLContext] = {None: pooler.make_tls_context(None)}
+    server = pooler.Server(
+        config, contexts, log=lambda _level, _event, fields: logged.append(fields)
+    )
+    found = []
+    for request in requests:
+        client, theirs = memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.serve_connection, theirs)
+            await client.send_all(request)
+            answer = b""
+            while received := await client.receive_some():
+                answer += bytes(received)
+            await client.aclose()
+        found.append(answer)
+    return found, logged
+
+
+def get(path: str, key: str = "") -> bytes:
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+    fields = f"Host: pooler.example.com\r\nConnection: close\r\n{authorization}"
+    return f"GET {path} HTTP/1.1\r\n{fields}\r\n".encode()
+
+
+async def test_the_log_line_of_the_readme_is_that_of_the_program(autojump_clock: object) -> None:
+    _, logged = await answers([get("/v1/models")])
+    told = next(block for block in JSON_BLOCKS if "request_id" in block)
+    assert list(told) == ["at", "level", "event", *logged[0]]
+
+
+async def test_every_route_of_the_readme_is_served(autojump_clock: object) -> None:
+    told = README.partition("It has:")[2].partition("\n- Event")[0]
+    paths = [route.split()[1] for route in codes(told) if route.startswith(("GET", "POST"))]
+    key = "the-secret-of-CODEX_POOLER_LAPTOP_KEY"
+    found, _ = await answers([get(path.replace("{id}", "gpt-5.5"), key) for path in paths])
+    status = {path: int(answer.split()[1]) for path, answer in zip(paths, found, strict=True)}
+    assert status == {
+        "/v1/responses": 426,
+        "/v1/responses/compact": 405,
+        "/v1/chat/completions": 405,
+        "/v1/models": 200,
+        "/v1/models/{id}": 200,
+        "/v1/usage": 200,
+        "/healthz": 200,
+        "/readyz": 200,
+    }
+
+
+async def test_what_is_not_served_is_said_so(autojump_clock: object) -> None:
+    unserved = ["/v1/realtime", "/v1/embeddings", "/v1/files"]
+    key = "the-secret-of-CODEX_POOLER_LAPTOP_KEY"
+    found, _ = await answers([get(path, key) for path in unserved])
+    assert {int(answer.split()[1]) for answer in found} == {404}
+    assert not [answer for answer in found if b"access-control" in answer.lower()]

@@ -1,0 +1,624 @@
+"""Proves that the source keeps its own rules: budgets, order, purity, one reveal, few risks.
+
+Method: each check reads a source text with `ast` or `tokenize` and returns its complaints.
+The real files must give none, and a snippet that breaks a rule must give the right one.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import subprocess
+import tokenize
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+
+from tests.support.places import ROOT
+
+POOLER: Final = (ROOT / "pooler.py").read_text(encoding="utf-8")
+
+FUNCTION_LINES_MAX: Final = 70
+COLUMNS_MAX: Final = 100
+TEST_LINES_MAX: Final = 1000
+
+SECTIONS: Final = (
+    "LIMITS",
+    "ERRORS",
+    "JSON",
+    "SECRETS AND KEYS",
+    "CREDENTIALS",
+    "CONFIGURATION",
+    "ROUTES",
+    "HTTP SYNTAX",
+    "REQUEST BODIES",
+    "EVENT STREAMS",
+    "TRANSLATION",
+    "VERDICTS",
+    "ACCOUNTS",
+    "RECORDS",
+    "CONNECTIONS",  # from here on code may block
+    "FILES",
+    "LOG",
+    "UPSTREAM",
+    "TOKENS",
+    "RELAY",
+    "WEBSOCKET",
+    "OPERATORS",
+    "SERVER",
+    "COMMAND LINE",
+)
+FIRST_BLOCKING: Final = "CONNECTIONS"
+
+# Every function that opens a nursery, and every one that catches all bugs.  A new entry is a
+# decision about concurrency or about hiding errors, so it is taken here, in the open.
+NURSERIES: Final = frozenset(
+    {
+        "Server.serve",  # the services, and one task for each connection
+        "Server.serve_connection",  # the reader of one connection
+        "Server.serve_socket",  # the readers of a client's WebSocket and its upstream's
+        "UpstreamConnection.send_rest",  # the reader of an answer that comes before its time
+        "run_demo",  # the server, and the built-in upstream
+        "serve_with_signals",  # the server, beside the wait for signals
+    }
+)
+BUG_CATCHERS: Final = frozenset(
+    {
+        "Attempt.relay_on",  # a stream that has begun still gets its end
+        "Server.conclude",  # a request is answered
+        "Server.serve_connection",  # a bug stays within its connection
+        "ClientSocket.guard",  # the client is told, and the turn under way has its last event
+    }
+)
+
+# What the pure half may not touch: whatever an import of these modules binds, and these names.
+BLOCKING_MODULES: Final = frozenset(
+    "trio trio_websocket time random secrets os socket select selectors asyncio threading "
+    "subprocess signal tempfile shutil uuid urllib.request http.client".split()
+)
+BLOCKING_NAMES: Final = frozenset({"open", "input", "print", "breakpoint", "__import__"})
+CLOCKS: Final = frozenset({"now", "utcnow", "today"})
+FILE_METHODS: Final = frozenset(
+    "read_text read_bytes write_text write_bytes exists is_file is_dir unlink touch mkdir "
+    "iterdir glob resolve cwd home expanduser".split()
+)
+
+TOP_LEVEL: Final = frozenset(
+    "pyproject.toml README.md LICENSE CHANGELOG.md SECURITY.md pooler.py mcp_server.py "
+    "pools.json.example tests".split()
+)
+# Put together here, or this file would accuse itself.
+MACHINE_PATHS: Final = tuple(f"/{folder}/".encode() for folder in ("work", "root"))
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
+Complaints = list[str]
+
+
+################################################################
+# READING SOURCE
+################################################################
+
+
+def dotted(node: ast.expr) -> str:
+    """`trio.open_nursery` for that expression; "" for anything but names and attributes."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}".lstrip(".")
+    return ""
+
+
+def placed(tree: ast.AST, place: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """Every node with the dotted name of the class and function that it is written in."""
+    for child in ast.iter_child_nodes(tree):
+        yield place, child
+        inner = place
+        if isinstance(child, (*FUNCTIONS, ast.ClassDef)):
+            inner = f"{place}.{child.name}".lstrip(".")
+        yield from placed(child, inner)
+
+
+def docstring_lines(tree: ast.Module) -> set[int]:
+    lines: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                lines.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    return lines
+
+
+def code_lines(source: str) -> set[int]:
+    """The numbers of the lines that are not blank, comment or docstring."""
+    no_code = {
+        tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }  # fmt: skip
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in no_code:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return lines - docstring_lines(ast.parse(source))
+
+
+def banners(source: str) -> list[tuple[int, str]]:
+    """Line number and name of each section."""
+    box = re.compile(r"^#{64}\n# ([A-Z][A-Z ]*)\n#{64}$", re.MULTILINE)
+    return [(source.count("\n", 0, m.start()) + 1, m[1]) for m in box.finditer(source)]
+
+
+def section_of(line: int, starts: list[int]) -> int:
+    """0 above the first banner, then 1, 2, ..."""
+    return sum(start <= line for start in starts)
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[ast.stmt, str, str]]:
+    """Statement, module and bound name of every import, wherever it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node, alias.name, alias.asname or alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield node, node.module or "", alias.asname or alias.name
+
+
+################################################################
+# CHECKS OF THE PRODUCT
+################################################################
+
+
+def check_budgets(source: str) -> Complaints:
+    found = [
+        f"line {number}: {len(line)} columns"
+        for number, line in enumerate(source.splitlines(), 1)
+        if len(line) > COLUMNS_MAX
+    ]
+    for place, node in placed(ast.parse(source)):
+        if isinstance(node, FUNCTIONS):
+            line_count = (node.end_lineno or node.lineno) - node.lineno + 1
+            if line_count > FUNCTION_LINES_MAX:
+                found.append(f"line {node.lineno}: {place}.{node.name} has {line_count} lines")
+    return found
+
+
+def check_sections(source: str) -> Complaints:
+    """Known sections only, in their order, and no box that is drawn differently."""
+    sections = banners(source)
+    names = [name for _, name in sections]
+    found = [f"unknown section {name}" for name in names if name not in SECTIONS]
+    if names != sorted(set(names), key=[*SECTIONS, *names].index):
+        found.append(f"section order: {names}")
+    box_lines = {line for start, _ in sections for line in (start, start + 2)}
+    for number, line in enumerate(source.splitlines(), 1):
+        if re.match(r"^\s*#{8}", line) and number not in box_lines:
+            found.append(f"line {number}: malformed banner")
+    return found
+
+
+def top_level_names(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Each name that the module itself binds, with its line; not what functions bind."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+            yield node.name, node.lineno
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+        elif not isinstance(node, (ast.Lambda, ast.comprehension)):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def local_names(function: Function | ast.Lambda) -> set[str]:
+    """What the function binds for itself: these names do not mean the module's."""
+    kinds = [node for node in ast.walk(function) if node is not function]
+    bound = {node.arg for node in kinds if isinstance(node, ast.arg)}
+    bound |= {n.id for n in kinds if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    bound |= {node.name for node in kinds if isinstance(node, (*FUNCTIONS, ast.ClassDef))}
+    return bound - {name for node in kinds if isinstance(node, ast.Global) for name in node.names}
+
+
+def global_loads(node: ast.AST, hidden: frozenset[str] = frozenset()) -> Iterator[ast.Name]:
+    """Each use of a name, annotations included, that no enclosing function binds."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in hidden:
+        yield node
+    if isinstance(node, (*FUNCTIONS, ast.Lambda)):
+        hidden |= local_names(node)
+    for child in ast.iter_child_nodes(node):
+        yield from global_loads(child, hidden)
+
+
+def check_bottom_up(source: str) -> Complaints:
+    """A section uses its own names and those of the sections above it."""
+    tree = ast.parse(source)
+    sections = banners(source)
+    starts = [start for start, _ in sections]
+    home: dict[str, int] = {}
+    for name, line in top_level_names(tree):
+        section = section_of(line, starts)
+        home[name] = min(section, home.get(name, section))
+    return [
+        f"line {use.lineno}: uses {use.id} of {sections[home[use.id] - 1][1]} further down"
+        for use in global_loads(tree)
+        if home.get(use.id, 0) > section_of(use.lineno, starts)
+    ]
+
+
+def impurity(node: ast.AST, banned: frozenset[str]) -> str:
+    """What about this one node waits, asks the clock or the dice, or touches the system."""
+    if isinstance(node, (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)):
+        return "waits"
+    if isinstance(node, ast.Name) and node.id in banned:
+        return f"uses {node.id}"
+    if isinstance(node, ast.Attribute):
+        owner = dotted(node.value).split(".")[-1]
+        if node.attr in CLOCKS and owner in {"datetime", "date"}:
+            return f"uses {owner}.{node.attr}"
+        if node.attr in FILE_METHODS:
+            return f"uses .{node.attr}"
+    return ""
+
+
+def check_purity(source: str) -> Complaints:
+    """Above CONNECTIONS nothing waits, and nothing enters but by arguments."""
+    tree = ast.parse(source)
+    border = min((at for at, name in banners(source) if name == FIRST_BLOCKING), default=10**9)
+    names = {name for _, module, name in imported(tree) if is_within(module, BLOCKING_MODULES)}
+    banned = BLOCKING_NAMES | names
+    return [
+        f"line {line}: {what}"
+        for node in ast.walk(tree)
+        if (line := getattr(node, "lineno", border)) < border and (what := impurity(node, banned))
+    ]
+
+
+def is_within(module: str, roots: frozenset[str]) -> bool:
+    """True for one of `roots` and for what is inside it."""
+    return any(module == root or module.startswith(f"{root}.") for root in roots)
+
+
+def check_one_reveal(source: str) -> Complaints:
+    """A Secret's value is named by its class and by `reveal` alone, also as a string."""
+    return [
+        f"line {node.lineno}: _value in {place or 'the module'}"
+        for place, node in placed(ast.parse(source))
+        if (isinstance(node, ast.Attribute) and node.attr == "_value")
+        or (isinstance(node, ast.Constant) and node.value == "_value")
+        if place.split(".")[0] != "Secret" and place != "reveal"
+    ]
+
+
+def check_imports(source: str) -> Complaints:
+    """All at the top; never `mcp`; `mcp_server` only inside a function."""
+    tree = ast.parse(source)
+    first_banner = min((at for at, _ in banners(source)), default=10**9)
+    found = []
+    for statement, module, _ in imported(tree):
+        if module.split(".")[0] == "mcp":
+            found.append(f"line {statement.lineno}: imports mcp")
+        elif module != "mcp_server" and (statement.lineno > first_banner or statement.col_offset):
+            found.append(f"line {statement.lineno}: imports {module} below the top")
+    for place, node in placed(tree):
+        text = called_import(node)
+        if text.split(".")[0] == "mcp":
+            found.append(f"line {getattr(node, 'lineno', 0)}: imports mcp")
+        elif text == "mcp_server" and not place:
+            found.append(f"line {getattr(node, 'lineno', 0)}: imports mcp_server at the top")
+    return found
+
+
+def called_import(node: ast.AST) -> str:
+    """The module that this node imports without `import` at the top of the file; or ""."""
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        if dotted(node.func).split(".")[-1] in {"import_module", "__import__"}:
+            return str(node.args[0].value)
+    elif isinstance(node, (ast.Import, ast.ImportFrom)):
+        return next((name for _, name, _ in imported(node) if name == "mcp_server"), "")
+    return ""
+
+
+def nurseries(source: str) -> frozenset[str]:
+    """The functions that open a nursery."""
+    return frozenset(
+        place
+        for place, node in placed(ast.parse(source))
+        if isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] == "open_nursery"
+    )
+
+
+def caught(handler: ast.ExceptHandler) -> set[str]:
+    """The last part of each class that the handler names; "BaseException" for a bare one."""
+    if handler.type is None:
+        return {"BaseException"}
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return {dotted(kind).split(".")[-1] for kind in kinds}
+
+
+def bug_catchers(source: str) -> frozenset[str]:
+    """The functions with an `except Exception`."""
+    return frozenset(
+        place
+        for place, node in placed(ast.parse(source))
+        if isinstance(node, ast.ExceptHandler) and "Exception" in caught(node)
+    )
+
+
+def check_excepts(source: str) -> Complaints:
+    """What could swallow Cancelled raises it again; nothing is hidden by `suppress`."""
+    found = []
+    for _, node in placed(ast.parse(source)):
+        if isinstance(node, ast.TryStar):
+            found.append(f"line {node.lineno}: except*")
+        if isinstance(node, ast.ExceptHandler) and caught(node) & {"BaseException", "Cancelled"}:
+            last = node.body[-1]
+            if not (isinstance(last, ast.Raise) and last.exc is None):
+                found.append(f"line {node.lineno}: swallows Cancelled")
+        if isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] == "suppress":
+            kinds = {dotted(kind).split(".")[-1] for kind in node.args}
+            if kinds & {"Exception", "BaseException", "Cancelled"}:
+                found.append(f"line {node.lineno}: suppresses everything")
+    return found
+
+
+def is_bounded_shield(call: ast.Call) -> bool:
+    """True for `move_on_after(A_CONSTANT, shield=True)`."""
+    bound = dotted(call.args[0]).split(".")[-1] if call.args else ""
+    return dotted(call.func).split(".")[-1] == "move_on_after" and bound.isupper()
+
+
+def check_shields(source: str) -> Complaints:
+    """A shield has a constant bound."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and any(k.arg == "shield" for k in node.keywords):
+            if not is_bounded_shield(node):
+                found.append(f"line {node.lineno}: a shield without a constant bound")
+        elif isinstance(node, ast.Attribute) and node.attr == "shield":
+            found.append(f"line {node.lineno}: a shield is moved")
+    return found
+
+
+CHECKS: Final = (
+    check_sections,
+    check_bottom_up,
+    check_purity,
+    check_one_reveal,
+    check_imports,
+    check_excepts,
+    check_shields,
+)
+
+
+################################################################
+# CHECKS OF THE TESTS AND OF THE REPOSITORY
+################################################################
+
+
+def check_test_waits(source: str) -> Complaints:
+    """No test sleeps: virtual time, events and deadlines do."""
+    tree = ast.parse(source)
+    sleeps = {"time.sleep", "trio.sleep", "asyncio.sleep"}
+    bare = {name for _, module, name in imported(tree) if f"{module}.{name}" in sleeps}
+    return [
+        f"line {node.lineno}: {dotted(node.func)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and dotted(node.func) in sleeps | bare
+    ]
+
+
+def check_test_skips(source: str) -> Complaints:
+    """A test proves its claim or fails."""
+    excuses = {"skip", "skipif", "xfail", "importorskip"}
+    return [
+        f"line {node.lineno}: {dotted(node)}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        if node.attr in excuses and dotted(node).startswith("pytest.")
+    ]
+
+
+def check_test_size(source: str) -> Complaints:
+    """How long a file of tests is, if it is too long; a table (`MUTATIONS`) may be longer."""
+    lines = source.splitlines()
+    table = [at for at, line in enumerate(lines) if line.startswith("MUTATIONS: ")]
+    if table:
+        del lines[table[0] : lines.index(")", table[0])]
+    return [f"{len(lines)} lines"] if len(lines) > TEST_LINES_MAX else []
+
+
+def check_test_claim(source: str) -> Complaints:
+    claim = ast.get_docstring(ast.parse(source)) or ""
+    return [] if claim.startswith("Proves") else ["the docstring does not start with Proves"]
+
+
+def check_repository(files: list[str]) -> Complaints:
+    names = {file.split("/")[0] for file in files}
+    return sorted(n for n in names - TOP_LEVEL if not n.startswith("."))
+
+
+def check_machine_paths(content: bytes) -> Complaints:
+    """No file tells where it was written."""
+    return [path.decode() for path in MACHINE_PATHS if path in content]
+
+
+def repository_files() -> list[str]:
+    """What git has or would take: tracked, and new but not ignored."""
+    asked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(asked, cwd=ROOT, capture_output=True, check=True).stdout
+    return [name for name in listed.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+def text_of(name: str) -> str:
+    """The text of a file; "" for one that is yet to come."""
+    return (ROOT / name).read_text(encoding="utf-8") if (ROOT / name).exists() else ""
+
+
+def is_test_source(name: str) -> bool:
+    return re.fullmatch(r"tests/(?!long/bench/).*\.py", name) is not None
+
+
+################################################################
+# THE REAL FILES
+################################################################
+
+FILES: Final = repository_files()
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_pooler_is_tidy(check: Callable[[str], Complaints]) -> None:
+    assert check(POOLER) == []
+
+
+@pytest.mark.parametrize("name", ["pooler.py", "mcp_server.py"])
+def test_functions_stay_within_their_budget(name: str) -> None:
+    assert check_budgets(text_of(name)) == []
+
+
+def test_the_mcp_server_does_not_load_a_second_pooler() -> None:
+    modules = {module for _, module, _ in imported(ast.parse(text_of("mcp_server.py")))}
+    assert "pooler" not in modules
+
+
+def test_nurseries_are_the_known_ones() -> None:
+    assert nurseries(POOLER) == NURSERIES
+
+
+def test_bugs_are_caught_only_where_it_is_known() -> None:
+    assert bug_catchers(POOLER) == BUG_CATCHERS
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if is_test_source(name)])
+def test_tests_are_tidy(name: str) -> None:
+    source = (ROOT / name).read_text(encoding="utf-8")
+    assert check_test_waits(source) + check_test_skips(source) + check_test_size(source) == []
+    if re.fullmatch(r"tests/(\w+/)*test_\w+\.py", name):
+        assert check_test_claim(source) == []
+
+
+def test_the_repository_holds_what_it_should() -> None:
+    assert check_repository(FILES) == []
+
+
+def test_no_file_names_a_machine() -> None:
+    accused = {name: check_machine_paths((ROOT / name).read_bytes()) for name in FILES}
+    assert {name: paths for name, paths in accused.items() if paths} == {}
+
+
+################################################################
+# THE CHECKS THEMSELVES
+################################################################
+
+
+def boxed(**sections: str) -> str:
+    """A source with these sections; `_` in a name stands for a blank."""
+    box = "#" * 64
+    return "".join(
+        f"{box}\n# {name.replace('_', ' ')}\n{box}\n{body}\n" for name, body in sections.items()
+    )
+
+
+BROKEN: Final = [
+    (check_budgets, "x = '" + "y" * COLUMNS_MAX + "'", "columns"),
+    (check_budgets, "def f():\n" + "    pass\n" * FUNCTION_LINES_MAX, "f has 71 lines"),
+    (check_budgets, "class A:\n  async def f():\n" + "    pass\n" * 70, "A.f has 71 lines"),
+    (check_sections, boxed(MISC=""), "unknown section MISC"),
+    (check_sections, boxed(ERRORS="", LIMITS=""), "section order"),
+    (check_sections, boxed(LIMITS="") * 2, "section order"),
+    (check_sections, "#" * 63 + "\n# LIMITS", "malformed banner"),
+    (check_bottom_up, boxed(LIMITS="def f():\n    return g()", ERRORS="g = 1"), "uses g of ERR"),
+    (check_bottom_up, boxed(LIMITS="def f(x: G): ...", ERRORS="class G: ..."), "uses G of ERR"),
+    (check_bottom_up, boxed(LIMITS="class F(G): ...", ERRORS="class G: ..."), "uses G of ERR"),
+    (
+        check_bottom_up,
+        boxed(LIMITS="class F:\n  def a(self, g): ...\n  def b(self): g", ERRORS="g = 1"),
+        "line 6: uses g of ERR",
+    ),
+    (check_purity, "async def f(): ...", "waits"),
+    (check_purity, "import time\ndef f(): return time.time()", "uses time"),
+    (check_purity, "from time import monotonic as m\ndef f(): return m()", "uses m"),
+    (check_purity, "import os.path\nx = os.sep", "uses os"),
+    (check_purity, boxed(LIMITS="x = open('y')", CONNECTIONS=""), "uses open"),
+    (check_purity, "from datetime import datetime\nx = datetime.now()", "uses datetime.now"),
+    (check_purity, "import datetime\nx = datetime.datetime.now()", "uses datetime.now"),
+    (check_purity, "def f(path): return path.read_bytes()", "uses .read_bytes"),
+    (check_one_reveal, "class Other:\n  def f(self, s): return s._value", "_value in Other.f"),
+    (check_one_reveal, "x = getattr(s, '_value')", "_value in the module"),
+    (check_imports, "import mcp.server", "imports mcp"),
+    (check_imports, "def f():\n  from mcp import types", "imports mcp"),
+    (check_imports, "def f():\n  import_module('mcp')", "imports mcp"),
+    (check_imports, "import mcp_server", "mcp_server at the top"),
+    (check_imports, "x = importlib.import_module('mcp_server')", "mcp_server at the top"),
+    (check_imports, "def f():\n  import json", "imports json below the top"),
+    (check_imports, boxed(LIMITS="import json"), "imports json below the top"),
+    (check_excepts, "try: f()\nexcept: g()", "swallows Cancelled"),
+    (check_excepts, "try: f()\nexcept (A, BaseException): raise B", "swallows Cancelled"),
+    (check_excepts, "try: f()\nexcept trio.Cancelled: pass", "swallows Cancelled"),
+    (check_excepts, "try: f()\nexcept* A: pass", "except*"),
+    (check_excepts, "with contextlib.suppress(Exception): f()", "suppresses everything"),
+    (check_shields, "with trio.CancelScope(shield=True): ...", "constant bound"),
+    (check_shields, "with trio.move_on_after(seconds, shield=True): ...", "constant bound"),
+    (check_shields, "with trio.fail_after(CLOSE, shield=True): ...", "constant bound"),
+    (check_shields, "scope.shield = True", "is moved"),
+    (check_test_waits, "import trio\nasync def f(): await trio.sleep(0)", "trio.sleep"),
+    (check_test_waits, "from time import sleep\nsleep(1)", "sleep"),
+    (check_test_skips, "@pytest.mark.skipif(True)\ndef f(): ...", "pytest.mark.skipif"),
+    (check_test_skips, "x = pytest.importorskip('x')", "pytest.importorskip"),
+    (check_test_size, "\n" * (TEST_LINES_MAX + 1), "1001 lines"),
+    (check_test_claim, '"""Tests of x."""', "does not start with Proves"),
+]
+
+
+@pytest.mark.parametrize(("check", "source", "complaint"), BROKEN)
+def test_a_broken_rule_is_found(
+    check: Callable[[str], Complaints], source: str, complaint: str
+) -> None:
+    found = check(source)
+    assert len(found) == 1
+    assert complaint in found[0]
+
+
+WELL: Final = [
+    (check_budgets, "def f():\n" + "    pass\n" * (FUNCTION_LINES_MAX - 1)),
+    (check_sections, boxed(LIMITS="", SECRETS_AND_KEYS="", COMMAND_LINE="")),
+    (check_bottom_up, boxed(LIMITS="def f(g):\n    return g, h()\ndef h(): ...", ERRORS="g = 1")),
+    (check_bottom_up, boxed(LIMITS="g = 1", ERRORS="def f(): return g")),
+    (check_purity, boxed(LIMITS="x = 1", CONNECTIONS="async def f(): open(await g())")),
+    (check_purity, "import time\ndef f(a): return a.time, a.now()"),
+    (check_one_reveal, "class Secret:\n  __slots__ = ('_value',)\ndef reveal(s): return s._value"),
+    (check_imports, "import json\ndef f():\n  import mcp_server"),
+    (check_excepts, "try: f()\nexcept BaseException:\n  g()\n  raise"),
+    (check_shields, "with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True): ..."),
+    (check_test_waits, "async def f(clock): await trio.sleep_forever(); clock.sleep()"),
+    (check_test_claim, '"""Proves that x.\n\nMethod: y."""'),
+]
+
+
+@pytest.mark.parametrize(("check", "source"), WELL)
+def test_a_kept_rule_is_not_accused(check: Callable[[str], Complaints], source: str) -> None:
+    assert check(source) == []
+
+
+def test_lists_of_functions_name_the_innermost_one() -> None:
+    source = (
+        "class A:\n  async def f(self):\n    async with trio.open_nursery(): ...\n"
+        "def g():\n  try: ...\n  except (KeyError, Exception): ...\n"
+    )
+    assert nurseries(source) == {"A.f"}
+    assert bug_catchers(source) == {"g"}
+
+
+def test_a_code_line_is_no_comment_blank_or_docstring() -> None:
+    source = '"""Doc\n\ndoc."""\n\n# note\nx = """a\nb"""  # note\n\ndef f():\n    """Doc."""\n'
+    assert code_lines(source) == {6, 7, 9}
+
+
+def test_strange_files_and_machine_paths_are_found() -> None:
+    assert check_repository(["pooler.py", ".ci/run", "tests/a.py", "docs/x", "b.py"]) == [
+        "b.py",
+        "docs",
+    ]
+    assert check_machine_paths(b"see " + MACHINE_PATHS[0] + b"x") == [MACHINE_PATHS[0].decode()]
+    assert check_machine_paths(b"homework/ and roots") == []

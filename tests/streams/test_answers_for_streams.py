@@ -1,0 +1,225 @@
+"""Proves that an upstream's reason, and its answer in one piece, are told as was asked for.
+
+Method: JSON where a stream was asked for, by accounts of both types to clients of both APIs, in
+one piece and in drips; refusals in JSON, text and other letters, with what is not for clients.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+from trio.testing import MockClock
+
+from pooler import ERRORS, CallKind, EventKind, EventScanner, events_of
+from tests.accounts.test_failover_is_safe import counts
+from tests.support.fakes import (
+    Pause,
+    Script,
+    Send,
+    answer_head,
+    ask_chat,
+    ask_responses,
+    describe,
+    error_answer,
+    json_answer,
+    opened_world,
+)
+from tests.support.wires import Json, Pairs
+from tests.translation.test_codex_accounts import payloads, said
+from tests.translation.test_codex_faults import ask, scripted_world
+
+IN_ORDER: Final = {"routing": "in_order"}
+CALL: Final = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "f", "arguments": '{"a":1}'},
+}
+CHAT: Final[dict[str, Json]] = {
+    "id": "c1", "object": "chat.completion", "created": 7, "model": "m1",
+    "choices": [{"index": 0, "finish_reason": "tool_calls", "message": {
+        "role": "assistant", "content": "two words", "tool_calls": [CALL, CALL]}}],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+}  # fmt: skip
+ITEMS: Final[list[Json]] = [
+    {"id": "rs", "type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+    {"id": "m", "type": "message", "role": "assistant", "status": "completed",
+     "content": [{"type": "output_text", "text": "two words", "annotations": []}]},
+    {"id": "f", "type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
+]  # fmt: skip
+RESPONSE: Final[dict[str, Json]] = {
+    "id": "resp_1", "object": "response", "status": "completed", "model": "m1", "error": None,
+    "output": ITEMS, "usage": {"input_tokens": 3, "output_tokens": 4},
+}  # fmt: skip
+
+
+def dripped(value: Json, headers: Pairs = ()) -> Script:
+    """An answer whose head, and each few bytes, come a second after the other."""
+    body = b" \r\n" + json.dumps(value).encode()
+    parts = [body[at : at + 200] for at in range(0, len(body), 200)]
+    head = answer_head(200, [("content-length", str(len(body))), *headers])
+    return [Send(head), *(step for part in parts for step in (Pause(4.0), Send(part)))]
+
+
+@pytest.mark.parametrize("content_type", [None, "application/json", "text/event-stream"])
+@pytest.mark.parametrize("is_slow", [True, False], ids=["slow", "at once"])
+@pytest.mark.parametrize("kind", ["responses", "chat"])
+async def test_an_answer_in_one_piece_becomes_a_stream(
+    autojump_clock: MockClock, kind: str, content_type: str | None, *, is_slow: bool
+) -> None:
+    value = RESPONSE if kind == "responses" else CHAT
+    headers = [("content-type", content_type)] if content_type else []
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(
+            dripped(value, headers) if is_slow else json_answer(value, headers=headers[:0])
+        )
+        response = await world.ask(ask_chat() if kind == "chat" else ask_responses())
+        assert response.status == 200
+        assert str(response.header("content-type")).startswith("text/event-stream")
+        assert said(response) == "two words"
+        assert world.records[0]["code"] is None
+        assert world.records[0]["tokens"]["output_tokens"] == 4
+        events = payloads(response)
+        if kind == "responses":
+            assert events[-1]["response"]["output"] == ITEMS
+            assert [event["sequence_number"] for event in events] == [*range(len(events))]
+            done = [event["item"] for event in events if event["type"].endswith("item.done")]
+            assert done == ITEMS
+        else:
+            assert events[-1] == "[DONE]"
+            assert events[0]["choices"][0]["delta"]["tool_calls"][1] == CALL | {"index": 1}
+            assert events[1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("form", ["responses", "responses-stream", "chat", "chat-stream"])
+async def test_so_does_a_login_s(autojump_clock: MockClock, tmp_path: Path, form: str) -> None:
+    async with scripted_world(tmp_path) as world:
+        response = await ask(world, form, json_answer(RESPONSE))
+        assert (response.status, said(response)) == (200, "two words")
+
+
+@pytest.mark.parametrize("status", ["completed", "incomplete", "failed"])
+def test_the_events_end_as_the_answer_did(status: str) -> None:
+    scanner = EventScanner(CallKind.RESPONSES)
+    scanner.feed(events_of(RESPONSE | {"status": status}, CallKind.RESPONSES))
+    assert scanner.terminal is (EventKind.FAILURE if status == "failed" else EventKind.SUCCESS)
+
+
+@pytest.mark.parametrize("value", [CHAT, {}, {"id": "r"}, {"data": []}, [], [1], {"output": "x"}])
+@pytest.mark.parametrize("is_slow", [True, False], ids=["slow", "at once"])
+async def test_other_json_is_a_clear_error(
+    autojump_clock: MockClock, value: Json, *, is_slow: bool
+) -> None:
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(dripped(value) if is_slow else json_answer(value))
+        response = await world.ask(ask_responses())
+        assert "upstream_invalid_response" in str(response.body)
+        assert world.records[0]["code"] == "upstream_invalid_response"
+
+
+async def test_an_error_that_comes_late_is_told_in_the_stream(autojump_clock: MockClock) -> None:
+    error = {"error": {"code": "bad_shape", "message": "No such field." + " " * 1000}}
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(dripped(error))
+        response = await world.ask(ask_responses())
+        assert response.status == 200
+        assert payloads(response)[-1]["error"]["code"] == "bad_shape"
+        assert world.records[0]["code"] == "upstream:bad_shape"
+
+
+################################################################
+# AN UPSTREAM'S REASON
+################################################################
+
+REASON: Final = "image input is not supported - hint: give it an mmproj"
+TOLD: Final[dict[str, Script]] = {
+    "json": error_answer(500, "server_error", message=REASON),
+    "number": json_answer({"error": {"code": 500, "message": REASON, "type": "server_error"}}, 500),
+    "error is text": json_answer({"error": REASON}, 500),
+    "detail": json_answer({"detail": REASON}, 503),
+    "text": [Send(answer_head(500, [("content-length", str(len(REASON)))]) + REASON.encode())],
+    "text of a 400": [Send(answer_head(400, [("content-type", "text/plain"),
+                           ("content-length", str(len(REASON)))]) + REASON.encode())],
+    "list": json_answer([{"error": {"code": 400, "message": REASON}}], 400),
+    "event": json_answer({"error": {"code": 500, "message": REASON}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_stream", [True, False], ids=["streamed", "unary"])
+@pytest.mark.parametrize("name", TOLD)
+async def test_a_client_reads_why_its_request_failed(
+    autojump_clock: MockClock, name: str, *, is_stream: bool
+) -> None:
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(TOLD[name])
+        response = await world.ask(ask_responses(stream=is_stream))
+        assert REASON in response.error["message"]
+        assert response.error["code"] in {"upstream_error", "server_error"}
+        assert "mmproj" not in json.dumps(world.records)
+
+
+@pytest.mark.parametrize("body", [
+    "Modèle indisponible".encode("latin-1"), '{"error": "Modèle indisponible"}'.encode("latin-1"),
+    "Modèle indisponible".encode(), b"Mod\xe8le\r\n\x00indisponible\x1b",
+])  # fmt: skip
+@pytest.mark.parametrize("status", [400, 422, 500])
+async def test_other_letters_are_read(autojump_clock: MockClock, status: int, body: bytes) -> None:
+    async with opened_world(describe("a")) as world:
+        head = answer_head(status, [("content-length", str(len(body)))])
+        world.upstreams["a"].plays([Send(head + body)])
+        response = await world.ask(ask_responses())
+        assert response.status == status
+        assert re.search("Modèle indisponible$", response.error["message"])
+
+
+@pytest.mark.parametrize("reason", [
+    "Incorrect API key provided: sk-proj-abc123def", "owner jane@example.com must pay",
+    "organization org-abcDEF123 is gone", "Your workspace is out of credits",
+    "<!DOCTYPE html><html><title>no</title></html>", "<html>no", "see billing",
+    "token eyJhbGciOiJIUzI1NiJ9.e30 refused", "session 0123456789abcdef0123456789abcdef",
+])  # fmt: skip
+async def test_a_reason_that_is_not_for_clients_is_not_told(
+    autojump_clock: MockClock, reason: str
+) -> None:
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(error_answer(500, None, message=reason))
+        response = await world.ask(ask_responses())
+        assert response.error["message"] == "The upstream failed."
+
+
+async def test_a_reason_is_short_and_names_no_host(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a")) as world:
+        reason = "cannot reach http://10.0.0.7:8080/v1 (10.0.0.7) " + "x" * 4000
+        world.upstreams["a"].plays(error_answer(502, None, message=reason))
+        response = await world.ask(ask_responses())
+        told = response.error["message"]
+        assert told.startswith("The upstream failed: cannot reach [...] ([...]) xxx")
+        assert len(told) < 400
+
+
+OURS: Final = sorted(code for code, (status, *_) in ERRORS.items() if status >= 500)
+
+
+@pytest.mark.parametrize("code", OURS)
+@pytest.mark.parametrize("carrier", ["400", "500", "json", "event"])
+async def test_no_error_of_an_upstream_has_a_code_of_ours(
+    autojump_clock: MockClock, carrier: str, code: str
+) -> None:
+    """It would send whoever reads it to look for a bug of ours."""
+    error = {"code": code, "message": "m", "type": "server_error"}
+    answers = {
+        "400": json_answer({"error": error}, 400),
+        "500": json_answer({"error": error}, 500),
+        "json": json_answer({"error": error}),
+        "event": json_answer({"error": error | {"code": 500, "type": code}}),
+    }
+    async with opened_world(describe("ab", pool=IN_ORDER)) as world:
+        for upstream in world.upstreams.values():
+            upstream.always = answers[carrier]
+        response = await world.ask(ask_responses(stream=carrier == "event"))
+        assert response.error["code"] == "upstream_error"
+        assert counts(world) in ([1, 0], [1, 1])
+        assert code == "upstream_error" or world.records[0]["code"] == f"upstream:{code}"

@@ -1,0 +1,667 @@
+"""A whole world for the pooler in memory: clients, upstreams, sockets and time.  (No claims.)
+
+Nothing here touches the network or waits for real: use it with the `autojump_clock` fixture of
+pytest-trio, so that every time is virtual and exact.  How a test looks:
+
+    async def test_an_answer_arrives(world: World) -> None:
+        world.upstreams["a"].plays(json_answer({"id": "r"}))
+        response = await world.ask(post("/v1/responses", {"model": "m1", "input": "x"}))
+        assert (response.status, response.body) == (200, b'{"id": "r"}')
+
+`world` is the fixture of conftest.py: accounts a, b, c in one pool.  For another configuration:
+
+    async with opened_world(describe("a", limits={"attempts_max": 2})) as world: ...
+
+When the world closes it hangs up all clients, and asserts that nothing is left: see
+`World.assert_quiet`.  What the upstream reads and the client is sent is checked strictly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, Protocol
+
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from pooler import BaseUrl, Config, Server, digest_parts, parse_config
+from tests.support.wires import (
+    KEY,
+    OTHER_KEY,
+    Client,
+    Json,
+    MemoryListener,
+    MemorySocket,
+    Pairs,
+    Pipe,
+    Response,
+    Truncated,
+    ask_chat,
+    ask_responses,
+    post,
+    put_in_order,
+    read_fields,
+    request,
+    socket_pair,
+)
+
+__all__ = [
+    "KEY",
+    "LAST_CHUNK",
+    "MODELS",
+    "OTHER_KEY",
+    "UNIX_START",
+    "UPSTREAM_KEY",
+    "Asked",
+    "Client",
+    "FakeUpstream",
+    "Fin",
+    "Json",
+    "Line",
+    "MemorySocket",
+    "Pairs",
+    "Pause",
+    "Pipe",
+    "ReadOnly",
+    "Refuse",
+    "Reset",
+    "Response",
+    "Script",
+    "Send",
+    "Stall",
+    "Step",
+    "Tell",
+    "Truncated",
+    "Wait",
+    "World",
+    "answer_head",
+    "ask_chat",
+    "ask_responses",
+    "chat_events",
+    "chunk",
+    "describe",
+    "error_answer",
+    "json_answer",
+    "make_config",
+    "opened_world",
+    "post",
+    "put_in_order",
+    "request",
+    "responses_events",
+    "sessions_of",
+    "socket_pair",
+    "sse_answer",
+    "sse_event",
+    "sse_head",
+    "sse_steps",
+]
+
+UPSTREAM_KEY: Final = "sk-upstream-key-of-"  # with the account's name behind it
+MODELS: Final = ("m1", "m2")
+UNIX_START: Final = 1_800_000_000  # the wall clock when virtual time is 0
+
+################################################################
+# CONFIGURATION
+################################################################
+
+
+def describe(
+    names: str = "abc",
+    *,
+    accounts: Mapping[str, Mapping[str, Json]] | None = None,
+    pool: Mapping[str, Json] | None = None,
+    limits: Mapping[str, float] | None = None,
+    **top: Json,
+) -> dict[str, Json]:
+    """pools.json as an object: one account for each letter, one pool `home`, two keys.
+
+    `accounts` adds fields to single accounts (None takes a field away), `pool` to the pool, in
+    which {"routing": "in_order"} is short for priorities (see tests/support/wires.py),
+    `top` to the whole: describe("ab", accounts={"b": {"priority": 1}}, limits={...}).
+    """
+    described = {}
+    for index, name in enumerate(names):
+        account = {
+            "type": "openai",
+            "base_url": f"http://127.0.0.1:{9001 + index}/v1",
+            "api_key": UPSTREAM_KEY + name,
+            "models": list(MODELS),
+        } | dict((accounts or {}).get(name, {}))
+        described[name] = {key: value for key, value in account.items() if value is not None}
+    keys = {"laptop": KEY, "ci": OTHER_KEY}
+    home = {"accounts": list(names), "keys": keys} | dict(pool or {})
+    whole = {"accounts": described, "pools": {"home": home}, "limits": dict(limits or {})}
+    return put_in_order(whole | top)
+
+
+def sessions_of(order: str) -> Iterator[str]:
+    """Names of sessions, of the first key, which begin at the accounts in that order."""
+    for number in itertools.count():
+        digest = digest_parts("home", "laptop", "session", f"s{number}")
+        ranks = {hashlib.sha256(digest + name.encode()).digest(): name for name in order}
+        if "".join(ranks[rank] for rank in sorted(ranks)) == order:
+            yield f"s{number}"
+
+
+def make_config(described: Mapping[str, Json]) -> Config:
+    def read_file(name: str) -> str:
+        raise FileNotFoundError(2, "No such file", name)
+
+    return parse_config(json.dumps(described).encode(), {}, read_file)
+
+
+################################################################
+# WHAT AN UPSTREAM PLAYS
+################################################################
+# A script is a list of steps, played once a request has been read whole.  When it ends without
+# Fin or Reset, the connection waits for its next request.
+
+
+@dataclass(frozen=True)
+class Send:
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Virtual seconds; cut short when the pooler closes the connection."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Until the test sets the event."""
+
+    event: trio.Event
+
+
+class Settable(Protocol):
+    def set(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Set the event: the script has come here."""
+
+    event: Settable
+
+
+@dataclass(frozen=True)
+class Fin:
+    """Close; also what to do at a dial: connect, and close at once."""
+
+
+@dataclass(frozen=True)
+class Reset:
+    """The pooler reads what was sent, then gets BrokenResourceError."""
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Say nothing until the pooler closes the connection."""
+
+
+@dataclass(frozen=True)
+class ReadOnly:
+    """As the first step: play on after so many bytes of the request, and never read the rest.
+
+    The pooler's send blocks beyond that.
+    """
+
+    byte_count: int
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """At a dial: fail."""
+
+    error: BaseException = field(default_factory=lambda: ConnectionRefusedError(111, "refused"))
+
+
+Step = Send | Pause | Wait | Tell | Fin | Reset | Stall | ReadOnly
+Script = Sequence[Step]
+DialStep = Refuse | Stall | Pause | Fin | Reset
+
+
+def answer_head(status: int = 200, headers: Pairs = ()) -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    return f"HTTP/1.1 {status} Whatever\r\n{lines}\r\n".encode("latin-1")
+
+
+def json_answer(content: Json, status: int = 200, headers: Pairs = ()) -> list[Step]:
+    """A whole answer; `content` is sent as it is where it is bytes."""
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    fields = [("content-type", "application/json"), ("content-length", str(len(body))), *headers]
+    return [Send(answer_head(status, fields) + body)]
+
+
+def error_answer(status: int, code: str | None, headers: Pairs = (), **more: Json) -> list[Step]:
+    error = {"message": "said by the upstream", "type": code, "code": code, "param": None}
+    return json_answer({"error": error | more}, status, headers)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+def sse_head(framing: str = "chunked", length: int = 0, headers: Pairs = ()) -> bytes:
+    """`framing`: chunked, length or close."""
+    fields = [("content-type", "text/event-stream"), *headers]
+    if framing == "chunked":
+        fields.append(("transfer-encoding", "chunked"))
+    elif framing == "length":
+        fields.append(("content-length", str(length)))
+    return answer_head(200, fields)
+
+
+def sse_event(payload: Json, newline: bytes = b"\n", *, with_event_line: bool = False) -> bytes:
+    """One event; `payload` is an object, or the bytes of its data."""
+    data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    name = re.search(rb'"type": ?"([a-z_.]+)"', data)
+    line = b"event: " + name[1] + newline if with_event_line and name else b""
+    return line + b"data: " + data + newline * 2
+
+
+def sse_answer(
+    payloads: Iterable[Json],
+    *,
+    framing: str = "chunked",
+    newline: bytes = b"\n",
+    with_event_lines: bool = False,
+    headers: Pairs = (),
+) -> list[Step]:
+    """A whole stream in one piece.  Nothing is added: a Chat stream names its b"[DONE]"."""
+    body = b"".join(
+        sse_event(payload, newline, with_event_line=with_event_lines) for payload in payloads
+    )
+    head = sse_head(framing, len(body), headers)
+    steps: list[Step] = [Send(head + body)]
+    if framing == "chunked":
+        steps = [Send(head + chunk(body) + LAST_CHUNK)]
+    elif framing == "close":
+        steps.append(Fin())
+    return steps
+
+
+def sse_steps(*parts: Json, is_whole: bool = True, headers: Pairs = ()) -> list[Step]:
+    """A chunked stream, each event in a chunk of its own; `parts` are payloads, or steps.
+
+    `is_whole` False leaves the last chunk away: end with Fin(), Reset() or Stall().
+    """
+    steps: list[Step] = [Send(sse_head(headers=headers))]
+    for part in parts:
+        is_step = isinstance(part, Step)
+        steps.append(part if is_step else Send(chunk(sse_event(part))))
+    return steps + ([Send(LAST_CHUNK)] if is_whole else [])
+
+
+def responses_events(*words: str, model: str = "m1") -> list[dict[str, Json]]:
+    """created, in_progress, a delta for each word, completed: numbered from 0."""
+    response = {"id": "resp_1", "object": "response", "created_at": 7, "model": model}
+    usage = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
+    done = response | {"status": "completed", "output": [], "usage": usage}
+    events: list[dict[str, Json]] = [
+        {"type": "response.created", "response": response | {"status": "in_progress"}},
+        {"type": "response.in_progress", "response": response | {"status": "in_progress"}},
+        *({"type": "response.output_text.delta", "item_id": "i", "delta": w} for w in words),
+        {"type": "response.completed", "response": done},
+    ]
+    return [event | {"sequence_number": number} for number, event in enumerate(events)]
+
+
+def chat_events(*words: str, model: str = "m1", is_done: bool = True) -> list[Json]:
+    """A role, a delta for each word, a finish_reason, usage, and [DONE] if `is_done`."""
+
+    def piece(delta: Json, finish: str | None = None) -> dict[str, Json]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return {"id": "c1", "object": "chat.completion.chunk", "model": model, "choices": [choice]}
+
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    tail = [piece({}, "stop"), piece({}) | {"choices": [], "usage": usage}]
+    says = [piece({"content": word}) for word in words]
+    return [piece({"role": "assistant", "content": ""}), *says, *tail, *[b"[DONE]"] * is_done]
+
+
+################################################################
+# UPSTREAMS
+################################################################
+
+
+@dataclass
+class Asked:
+    """One request as an upstream read it."""
+
+    method: str
+    target: str
+    headers: Pairs  # names in lower case, in their order
+    head: bytes  # raw, with its blank line
+    body: bytes
+    at: float
+    connection: Line
+
+    def header(self, name: str) -> str | None:
+        return next((value for known, value in self.headers if known == name), None)
+
+    def json(self) -> Json:
+        return json.loads(self.body)
+
+
+@dataclass
+class Line:
+    """One connection to an upstream."""
+
+    socket: MemorySocket
+    opened_at: float
+    closed_at: float | None = None  # when the pooler closed, or the script did
+    buffer: bytes = b""
+    request_count: int = 0
+
+
+class Misread(AssertionError):
+    """The pooler sent an upstream what is no strict HTTP."""
+
+
+_REQUEST_LINE: Final = re.compile(rb"(GET|POST) (/[!-~]*) HTTP/1\.1")
+
+
+class FakeUpstream:
+    """The other end of one account.
+
+    `plays(script, ...)` queues one script for each coming request; `always` is played when the
+    queue is empty (a script, or a function from the request to one).  `dials` holds a step for
+    each coming dial.  A GET (the model list) is answered with `catalogue` and kept apart.
+    """
+
+    def __init__(self, name: str, world: World) -> None:
+        self.name = name
+        self.world = world
+        self.scripts: deque[Script] = deque()
+        self.always: Script | Callable[[Asked], Script] | None = None
+        self.dials: deque[DialStep] = deque()
+        self.catalogue: Script = error_answer(404, "not_found")
+        self.asked: list[Asked] = []  # the POSTs
+        self.catalogue_asked: list[Asked] = []
+        self.lines: list[Line] = []
+        self.dial_count = 0
+        self.capacity: float = math.inf  # unread bytes of what it sends
+
+    def plays(self, *scripts: Script) -> None:
+        self.scripts.extend(scripts)
+
+    async def connect(self) -> MemorySocket:
+        self.dial_count += 1
+        await trio.lowlevel.checkpoint()
+        step = self.dials.popleft() if self.dials else None
+        if isinstance(step, Refuse):
+            raise step.error
+        if isinstance(step, Stall):
+            await trio.sleep_forever()
+        if isinstance(step, Pause):
+            with trio.move_on_after(step.seconds):
+                await trio.sleep_forever()
+        first = self.scripts[0][0] if self.scripts and self.scripts[0] else None
+        room = max(first.byte_count, 1) if isinstance(first, ReadOnly) else math.inf
+        ours, theirs = socket_pair(self.capacity, room)
+        theirs.complaints = self.world.complaints
+        line = Line(ours, trio.current_time())
+        self.lines.append(line)
+        if isinstance(step, Fin):
+            await ours.aclose()
+        elif isinstance(step, Reset):
+            ours.reset()
+        else:
+            self.world.nursery.start_soon(self._serve, line)
+        return theirs
+
+    async def _serve(self, line: Line) -> None:
+        try:
+            is_open = True
+            while is_open:
+                is_open = await self._serve_request(line)
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            line.closed_at = trio.current_time()
+            line.socket.outgoing.set(ended=True)
+            line.socket.incoming.set(deaf=True)
+
+    async def _serve_request(self, line: Line) -> bool:
+        """Read one request and play its script; whether another may come."""
+        next_script = self.scripts[0] if self.scripts else ()
+        if next_script and isinstance(next_script[0], ReadOnly):
+            while len(line.buffer) < next_script[0].byte_count:
+                line.buffer += await self._receive(line)
+            return await self._play(self.scripts.popleft()[1:], line)
+        asked = await self._read(line)
+        if asked is None:
+            return False
+        if asked.method == "GET":
+            self.catalogue_asked.append(asked)
+            return await self._play(self.catalogue, line)
+        self.asked.append(asked)
+        return await self._play(self._script_for(asked), line)
+
+    def _script_for(self, asked: Asked) -> Script:
+        if self.scripts:
+            return self.scripts.popleft()
+        if self.always is None:
+            self.world.complaints.append(f"{self.name}: a request that no script awaits")
+            return [Reset()]
+        return self.always(asked) if callable(self.always) else self.always
+
+    async def _receive(self, line: Line) -> bytes:
+        received = await line.socket.receive_some(65536)
+        if not received:
+            raise trio.BrokenResourceError
+        return received
+
+    async def _read(self, line: Line) -> Asked | None:
+        """One request; None where the pooler closes between two."""
+        while b"\r\n\r\n" not in line.buffer:
+            received = await line.socket.receive_some(65536)
+            if not received:
+                return None
+            line.buffer += received
+        at = trio.current_time()
+        head, _, rest = line.buffer.partition(b"\r\n\r\n")
+        try:
+            lines = head.split(b"\r\n")
+            start = _REQUEST_LINE.fullmatch(lines[0])
+            assert start is not None, lines[0]
+            headers = read_fields(lines[1:])
+            known = dict(headers)
+            length = int(known.get("content-length", "0"))
+            assert "transfer-encoding" not in known
+            assert "host" in known
+            assert (start[1] == b"POST") == ("content-length" in known)
+        except (AssertionError, ValueError) as error:
+            self.world.complaints.append(f"{self.name}: bad request head: {error}")
+            raise Misread(str(error)) from error
+        while len(rest) < length:
+            rest += await self._receive(line)
+        body, line.buffer = rest[:length], rest[length:]
+        if line.buffer:
+            self.world.complaints.append(f"{self.name}: bytes behind a request")
+        line.request_count += 1
+        method, target = start[1].decode(), start[2].decode()
+        return Asked(method, target, headers, head + b"\r\n\r\n", body, at, line)
+
+    async def _play(self, script: Script, line: Line) -> bool:
+        """Whether the connection stays open."""
+        for step in script:
+            if isinstance(step, Send):
+                await line.socket.send_all(step.data)
+            elif isinstance(step, Tell):
+                step.event.set()
+            elif isinstance(step, Fin):
+                return False
+            elif isinstance(step, Reset):
+                line.socket.reset()
+                return False
+            elif not await self._wait(step, line):
+                return False
+        return True
+
+    async def _wait(self, step: Step, line: Line) -> bool:
+        """Wait as the step says; False where the pooler closed the connection meanwhile."""
+        is_done = False
+        async with trio.open_nursery() as nursery:
+
+            async def wait_gone() -> None:
+                await line.socket.wait_peer_gone()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_gone)
+            seconds = step.seconds if isinstance(step, Pause) else math.inf
+            with trio.move_on_after(seconds):
+                if isinstance(step, Wait):
+                    await step.event.wait()
+                else:
+                    await trio.sleep_forever()
+            is_done = True
+            nursery.cancel_scope.cancel()
+        return is_done
+
+
+################################################################
+# THE WORLD
+################################################################
+
+
+class World:
+    """A running server, its upstreams by account name, its clients and its log."""
+
+    upstream_type: ClassVar[type[FakeUpstream]] = FakeUpstream
+
+    def __init__(self, config: Config, nursery: trio.Nursery) -> None:
+        self.config = config
+        self.nursery = nursery  # holds: the server, the upstreams' connections
+        self.listener = MemoryListener()
+        self.logged: list[tuple[str, str, dict[str, Json]]] = []  # level, event, fields
+        self.complaints: list[str] = []  # what the upstreams hold against the pooler
+        self.upstreams = {name: self.upstream_type(name, self) for name in config.accounts}
+        self.clients: list[Client] = []
+        self.unix_offset: float = UNIX_START  # move it to move the wall clock alone
+        self.server = Server(config, {}, dial=self.dial, unix_now=self.unix_now, log=self.note_log)
+
+    def start(self) -> None:
+        self.nursery.start_soon(self.server.serve, [self.listener])
+
+    async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
+        """In the place of `pooler.dial`: accounts are told apart by their ports."""
+        assert tls is None
+        for name, account in self.server.config.accounts.items():
+            if account.base_url == url:
+                upstream = self.upstreams.setdefault(name, self.upstream_type(name, self))
+                return await upstream.connect()
+        raise AssertionError(f"dialled {url}, which is no account's")
+
+    def unix_now(self) -> float:
+        return self.unix_offset + trio.current_time()
+
+    def note_log(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
+        json.dumps(fields)  # what the real log would do
+        self.logged.append((level, event, dict(fields)))
+
+    @property
+    def records(self) -> list[dict[str, Json]]:
+        """The log's lines about requests, oldest first.  After `Client.ask`: `settle` before."""
+        return [fields for _, event, fields in self.logged if event == "request"]
+
+    @property
+    def asked(self) -> list[Asked]:
+        """The POSTs of all upstreams, oldest first."""
+        every = itertools.chain.from_iterable(one.asked for one in self.upstreams.values())
+        return sorted(every, key=lambda asked: asked.at)
+
+    async def connect(self, *, capacity: float = math.inf) -> Client:
+        """A new client; `capacity`: how many bytes it leaves unread before it blocks the pooler."""
+        await trio.lowlevel.checkpoint()
+        ours, theirs = socket_pair(back=capacity)
+        client = Client(ours)
+        self.clients.append(client)
+        self.listener.arrive(theirs)
+        return client
+
+    async def ask(self, raw: bytes) -> Response:
+        """One request on a connection of its own, which is closed once all is settled."""
+        client = await self.connect()
+        try:
+            response = await client.ask(raw)
+            await self.settle()  # the record is written after the last byte
+            return response
+        finally:
+            client.stream.close()
+
+    async def settle(self) -> None:
+        """Return when everybody waits for something (virtual time does not move)."""
+        await wait_all_tasks_blocked()
+
+    def assert_quiet(self) -> None:
+        """No request is under way and nothing is held.  Call `settle` before."""
+        server = self.server
+        assert not server.exchanges
+        in_flight = dict(server.roster.in_flight)
+        assert set(in_flight.values()) <= {0}, in_flight
+        rests = [rest for health in server.roster.health.values() for rest in health.rests]
+        assert not any(rest.is_probing for rest in rests)
+        assert {use.in_flight_count for use in server.uses.values()} <= {0}
+        assert {pool: len(queue) for pool, queue in server.queues.items() if queue} == {}
+        assert server.bodies.bytes_held == 0
+        assert server.events.bytes_held == 0
+        assert [fields for _, event, fields in self.logged if event == "bug"] == []
+        assert self.complaints == [], self.complaints
+
+    async def close(self) -> None:
+        """Hang up, and see that nothing is left, neither here nor at the upstreams."""
+        for client in self.clients:
+            if not client.stream.is_closed:
+                await client.hang_up()
+        await self.settle()
+        self.assert_quiet()
+        assert not self.server.connections
+        assert not self.server.keyless
+        assert not self.server.sockets
+        self.server.stop()
+        await self.settle()
+        open_lines = [
+            upstream.name
+            for upstream in self.upstreams.values()
+            for line in upstream.lines
+            if not (line.socket.outgoing.is_deaf or line.socket.is_closed or line.closed_at)
+        ]
+        assert open_lines == []
+
+
+@asynccontextmanager
+async def opened_world(
+    described: Mapping[str, Json] | None = None, kind: type[World] = World
+) -> AsyncIterator[World]:
+    """A world that runs inside the `async with`, and is left quiet; else an AssertionError."""
+    is_virtual = isinstance(trio.lowlevel.current_clock(), MockClock)
+    assert is_virtual, "the test must ask for the fixture autojump_clock"
+    failure: BaseException | None = None
+    config = make_config(describe() if described is None else described)
+    async with trio.open_nursery() as nursery:
+        world = kind(config, nursery)
+        world.start()
+        try:
+            yield world
+            await world.close()
+        except Exception as error:  # noqa: BLE001 (raised again below)
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:  # outside of the nursery: not wrapped in a group
+        raise failure

@@ -1,0 +1,230 @@
+"""WebSockets on real sockets: upstreams and clients that make their frames by hand.  (No claims.)
+
+Threads and blocking sockets, as in raw_wire.py:
+
+    with opened_sockets(tmp_path, {"a": refuse, "b": answer}) as wire:
+        with wire.open() as client:
+            events = client.ask()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from tests.clients.stage import Pooler
+from tests.support.codex_backend import make_auth_file
+from tests.support.raw_wire import API_KEY, OPERATOR, SECONDS_MAX
+from tests.support.sockets import (
+    CLIENT_KEY,
+    CLOSE,
+    PING,
+    PONG,
+    TERMINAL,
+    TEXT,
+    accept_of,
+    frame,
+    split_frame,
+    upgrade,
+)
+from tests.support.wires import KEY, Json
+
+KIB: Final = 1024
+Answer = Callable[[socket.socket, Json], bool]  # to a turn; False: the connection ends
+
+
+class Line:
+    """One end of a WebSocket, after the upgrade."""
+
+    def __init__(self, stream: socket.socket, received: bytes = b"") -> None:
+        self.stream = stream
+        self.buffer = bytearray(received)
+
+    def read_frame(self) -> tuple[int, bytes] | None:
+        """Opcode and payload of the next frame; None at the end, or after a reset."""
+        while (found := split_frame(bytes(self.buffer))) is None:
+            try:
+                received = self.stream.recv(1024 * KIB)
+            except ConnectionResetError:
+                return None
+            if not received:
+                return None
+            self.buffer += received
+        opcode, is_last, _, payload, rest = found
+        assert is_last
+        self.buffer = bytearray(rest)
+        return opcode, payload
+
+
+def read_head(stream: socket.socket) -> tuple[bytes, bytes]:
+    """A head, and what came behind it."""
+    raw = b""
+    while b"\r\n\r\n" not in raw:
+        received = stream.recv(65536)
+        assert received, raw
+        raw += received
+    head, _, rest = raw.partition(b"\r\n\r\n")
+    return head, rest
+
+
+class Upstream:
+    """Serves one account; `answer` is given every turn, and sends what it likes."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.turn_count = 0
+        self.opened_count = 0
+        self.ended_count = 0
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                stream, _ = self.listener.accept()
+                threading.Thread(target=self.serve, args=(stream,), daemon=True).start()
+
+    def serve(self, stream: socket.socket) -> None:
+        with contextlib.suppress(OSError), stream:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            head, rest = read_head(stream)
+            found = re.search(rb"(?i)sec-websocket-key: ([!-~]+)", head)
+            if found is None:  # the list of its models
+                stream.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                return
+            accept = accept_of(found[1].decode())
+            stream.sendall(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+                b"Connection: Upgrade\r\nSec-WebSocket-Accept: " + accept.encode() + b"\r\n\r\n"
+            )
+            self.opened_count += 1
+            line = Line(stream, rest)
+            while (found_frame := line.read_frame()) is not None:
+                opcode, payload = found_frame
+                if opcode == TEXT:
+                    self.turn_count += 1
+                    if not self.answer(stream, json.loads(payload)):
+                        break
+        self.ended_count += 1
+
+    def close(self) -> None:
+        self.listener.close()
+
+
+class Caller(Line):
+    """A client; every frame of the pooler is without a mask."""
+
+    def create(self, **body: Json) -> None:
+        turn = {"type": "response.create", "model": "m1", "input": "hi"} | body
+        self.stream.sendall(frame(TEXT, json.dumps(turn).encode()))
+
+    def ask(self, **body: Json) -> list[Json]:
+        """The events of a turn, up to the terminal one; fewer, where the WebSocket ended."""
+        self.create(**body)
+        return self.read_turn()
+
+    def read_turn(self) -> list[Json]:
+        events: list[Json] = []
+        while not events or events[-1]["type"] not in TERMINAL:
+            found = self.read_frame()
+            if found is None or found[0] == CLOSE:
+                break
+            if found[0] not in {PING, PONG}:
+                assert found[0] == TEXT, found
+                events.append(json.loads(found[1]))
+        return events
+
+    def read_close(self) -> int:
+        """The code of the Close that comes; 0 where none does."""
+        while (found := self.read_frame()) is not None:
+            if found[0] == CLOSE:
+                return int.from_bytes(found[1][:2], "big")
+        return 0
+
+
+class SocketWire:
+    """The pooler's process, and an upstream for each account."""
+
+    def __init__(
+        self,
+        folder: Path,
+        answers: Mapping[str, Answer],
+        limits: Mapping[str, float],
+        *,
+        is_codex: bool,
+        env: Mapping[str, str],
+    ) -> None:
+        self.upstreams = {name: Upstream(answer) for name, answer in answers.items()}
+        accounts: dict[str, Json] = {}
+        for name, upstream in self.upstreams.items():
+            common = {"models": ["m1"], "concurrent": 64, "websocket": True}
+            address = f"http://127.0.0.1:{upstream.port}"
+            if is_codex:
+                path = folder / name / "auth.json"
+                make_auth_file(path, f"acct-{name}", expires_at=int(time.time()) + 10**6)
+                more = {"type": "codex", "auth_file": str(path), "base_url": f"{address}/codex"}
+            else:
+                more = {"type": "openai", "api_key": API_KEY, "base_url": f"{address}/v1"}
+            accounts[name] = common | more
+        pool = {"accounts": [*accounts], "routing": "in_order", "keys": {"laptop": KEY}}
+        config: dict[str, Any] = {
+            "listen": "127.0.0.1:0",
+            "accounts": accounts,
+            "pools": {"home": pool},
+            "operators": {"me": OPERATOR},
+            "limits": dict(limits),
+        }
+        self.pooler = Pooler(config, folder, **env)
+        host, _, port = self.pooler.origin.removeprefix("http://").partition(":")
+        self.address = host, int(port)
+        self.pid = self.pooler.process.process.pid
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Caller]:
+        """A client's WebSocket."""
+        with socket.create_connection(self.address, SECONDS_MAX) as stream:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stream.sendall(upgrade())
+            head, rest = read_head(stream)
+            assert head.startswith(b"HTTP/1.1 101 "), head
+            assert accept_of(CLIENT_KEY).encode() in head
+            yield Caller(stream, rest)
+
+    def memory(self, field: str) -> int:
+        """Bytes, of a line of /proc/PID/status."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        [found] = [line for line in lines if line.startswith(f"{field}:")]
+        return int(found.split()[1]) * KIB
+
+    def forget_peak(self) -> None:
+        """VmHWM begins anew."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def close(self) -> None:
+        self.pooler.stop()  # exit code 0, and no word of a bug
+        for upstream in self.upstreams.values():
+            upstream.close()
+
+
+@contextlib.contextmanager
+def opened_sockets(
+    folder: Path,
+    answers: Mapping[str, Answer],
+    limits: Mapping[str, float] | None = None,
+    *,
+    is_codex: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[SocketWire]:
+    wire = SocketWire(folder, answers, limits or {}, is_codex=is_codex, env=env or {})
+    try:
+        yield wire
+    finally:
+        wire.close()

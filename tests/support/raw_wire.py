@@ -1,0 +1,223 @@
+"""Real sockets for the tests of hostile bytes: an upstream and a client that keep raw bytes.
+
+Both are threads and blocking sockets, so that nothing here reads bytes as the pooler does.  (No
+claims.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from tests.clients.stage import Pooler
+from tests.support.wires import KEY
+
+API_KEY: Final = "upstream-key-of-the-test-0123456789"
+OPERATOR: Final = "operator-token-of-the-test-01234"
+SECONDS_MAX: Final = 20.0  # of one wait: a machine may be slow
+OK: Final = (
+    b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"id":"r"}'
+)
+
+
+class Request(NamedTuple):
+    """What an upstream has read, by a reader that knows Content-Length only."""
+
+    line: bytes
+    names: tuple[bytes, ...]
+    body: bytes
+
+
+class Answer(NamedTuple):
+    """What a client has read."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def take_request(raw: bytes) -> tuple[Request, bytes] | None:
+    """The first whole request and what follows it.  Anything but our own strict form is an error.
+
+    Raises: AssertionError, for bytes that the pooler must never send.
+    """
+    head, end, rest = raw.partition(b"\r\n\r\n")
+    if not end:
+        return None
+    line, *fields = head.split(b"\r\n")
+    assert re.fullmatch(rb"(?:GET|POST) /v1/[a-z/]+ HTTP/1\.1", line), raw
+    assert all(re.fullmatch(rb"[A-Za-z-]+: [ -~\x80-\xff]*", one) for one in fields), raw
+    pairs = [one.split(b": ", 1) for one in fields]
+    names = tuple(name.lower() for name, _ in pairs)
+    assert len(set(names)) == len(names), raw
+    known = {name.lower(): value for name, value in pairs}
+    assert b"transfer-encoding" not in known, raw
+    length = int(known.get(b"content-length", b"0"))
+    if len(rest) < length:
+        return None
+    return Request(line, names, rest[:length]), rest[length:]
+
+
+class RawUpstream:
+    """Serves one account; `plays` decides what it sends after a request, and what then."""
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+        self.odd: list[bytes] = []  # bytes that were no request
+        self.opened_count = 0
+        self.answer: Callable[[socket.socket], bool] = self.well
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def well(self, caller: socket.socket) -> bool:
+        caller.sendall(OK)
+        return True
+
+    def plays(self, raw: bytes, keeps: bool = True) -> None:
+        """From now on this is the answer; the connection ends behind it, or is kept."""
+
+        def answer(caller: socket.socket) -> bool:
+            caller.sendall(raw)
+            return keeps
+
+        self.answer = answer
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                caller, _ = self.listener.accept()
+                self.opened_count += 1
+                threading.Thread(target=self.serve, args=(caller,), daemon=True).start()
+
+    def serve(self, caller: socket.socket) -> None:
+        raw = b""
+        with contextlib.suppress(OSError), caller:
+            while received := caller.recv(65536):
+                raw += received
+                try:
+                    taken = take_request(raw)
+                except (AssertionError, ValueError):
+                    self.odd.append(raw)
+                    return
+                if taken is None:
+                    continue
+                request, raw = taken
+                if raw:
+                    self.odd.append(raw)
+                self.asked.append(request)  # before the answer: who has that, may look here
+                if not self.answer(caller):
+                    return
+            if raw:
+                self.odd.append(raw)
+
+    def take(self) -> list[Request]:
+        """The requests since the last look; there must have been nothing else."""
+        assert self.odd == []
+        taken, self.asked = self.asked, []
+        return taken
+
+    def close(self) -> None:
+        self.listener.close()
+        assert self.odd == []
+
+
+class Wire:
+    """The pooler's process and the upstream of its one account."""
+
+    def __init__(self, folder: Path, limits: Mapping[str, float] | None = None, **env: str) -> None:
+        self.upstream = RawUpstream()
+        account = {
+            "type": "openai", "base_url": f"http://127.0.0.1:{self.upstream.port}/v1",
+            "api_key": API_KEY, "models": ["m1"], "concurrent": 64, "websocket": True,
+        }  # fmt: skip
+        config: dict[str, Any] = {
+            "listen": "127.0.0.1:0",
+            "accounts": {"a": account},
+            "pools": {"home": {"accounts": ["a"], "keys": {"laptop": KEY}}},
+            "operators": {"me": OPERATOR},
+            "limits": dict(limits or {}),
+        }
+        self.pooler = Pooler(config, folder, **env)
+        host, _, port = self.pooler.origin.removeprefix("http://").partition(":")
+        self.address = host, int(port)
+        self.pid = self.pooler.process.process.pid
+
+    def connect(self) -> socket.socket:
+        made = socket.create_connection(self.address, SECONDS_MAX)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
+
+    def say(self, raw: bytes, piece: int = 1 << 20) -> bytes:
+        """All that comes back for these bytes, until the pooler ends the connection."""
+        with self.connect() as client:
+            with contextlib.suppress(OSError):  # it may refuse before it has heard all
+                for at in range(0, len(raw), piece):
+                    client.sendall(raw[at : at + piece])
+            return read_all(client)
+
+    def close(self) -> None:
+        self.pooler.stop()  # exit code 0, and no word of a bug
+        self.upstream.close()
+
+
+@contextlib.contextmanager
+def opened_wire(
+    folder: Path, limits: Mapping[str, float] | None = None, **env: str
+) -> Iterator[Wire]:
+    wire = Wire(folder, limits, **env)
+    try:
+        yield wire
+    finally:
+        wire.close()
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Until the end; a reset counts as one, silence for `SECONDS_MAX` is an error."""
+    raw = b""
+    with contextlib.suppress(ConnectionResetError):
+        while received := client.recv(65536):
+            raw += received
+    return raw
+
+
+def split_answers(raw: bytes) -> list[Answer]:
+    """Every answer in `raw`; each must be whole, and of the pooler's own strict form."""
+    answers = []
+    while raw:
+        head, end, raw = raw.partition(b"\r\n\r\n")
+        assert end, head
+        line, *fields = head.split(b"\r\n")
+        found = re.fullmatch(rb"HTTP/1\.1 ([1-5]\d\d) [ -~]*", line)
+        assert found, line
+        assert all(re.fullmatch(rb"[A-Za-z-]+: [ -~\x80-\xff]*", one) for one in fields), head
+        headers = dict(one.decode("latin-1").split(": ", 1) for one in fields)
+        headers = {name.lower(): value for name, value in headers.items()}
+        body = b""
+        if int(found[1]) >= 200:
+            if "transfer-encoding" in headers:
+                body, raw = take_chunks(raw)
+            else:
+                length = int(headers["content-length"])
+                body, raw = raw[:length], raw[length:]
+                assert len(body) == length
+        answers.append(Answer(int(found[1]), headers, body))
+    return answers
+
+
+def take_chunks(raw: bytes) -> tuple[bytes, bytes]:
+    """The body and what follows it; a body that is cut off is an error."""
+    body = b""
+    while True:
+        size, _, raw = raw.partition(b"\r\n")
+        count = int(size, 16)
+        assert len(raw) >= count + 2
+        body, behind, raw = body + raw[:count], raw[count : count + 2], raw[count + 2 :]
+        assert behind == b"\r\n"
+        if not count:
+            return body, raw
