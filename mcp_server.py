@@ -124,7 +124,8 @@ Pool = shape(
 Upstream = shape(
     "Upstream", id=Name, type=Literal["codex", "openai"], status=AccountStatus,
     base_url_host=(str, "host"), pools=list[str], plan_label=(Word | None, "plan"),
-    auth_status=(Auth, "login"), rests_until=Moment | None, in_flight_requests=(int, "in_flight"))
+    auth_status=(Auth, "login"), cooldown_until=Moment | None,
+    in_flight_requests=(int, "in_flight"))
 Window: Any = shape(
     "Window", window=(Word, "family"), window_minutes=Minutes, used_percent=float | None,
     reset_at=(Moment | None, "resets_at"), observed_at=Moment | None,

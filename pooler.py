@@ -201,7 +201,7 @@ STOP_SECONDS_MAX: Final = 5.0  # after the drain, for the last terminal events
 AFTER_TERMINAL_SECONDS_MAX: Final = 1.0  # OpenCode waits for the end of the body
 ERROR_BODY_BYTES_MAX: Final = MIB
 ERROR_BODY_SECONDS_MAX: Final = 10.0
-EARLY_ANSWER_SECONDS_MAX: Final = 1.0  # an answer before the end of our request
+EARLY_RESPONSE_SECONDS_MAX: Final = 1.0  # an answer before the end of our request
 CONNECTS_MAX: Final = 2  # that one request has fail at one host, each of which may take seconds
 SILENCE_SECONDS_MAX: Final = 45.0  # then a stream's client gets its 200: proxies cut from 50 s on
 RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to
@@ -216,7 +216,7 @@ CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and written to be kept, in one st
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list some hundred
 EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it
 MODEL_MEMBERS_MAX: Final = 1_000  # of a body: members of that name, in it and in what it holds
-SHORT_REST_SECONDS_MAX: Final = 3.0  # a session waits so long for its account, and its cache
+SHORT_COOLDOWN_SECONDS_MAX: Final = 3.0  # a session waits so long for its account, and its cache
 MODEL_ESCAPES_MAX: Final = 1_000_000  # before it: they take about 20 ms
 MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
 ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream has no such route; it may be updated
@@ -255,7 +255,7 @@ CODEX_ID_CHARS_MAX: Final = 64  # of a call or a prompt_cache_key: more the back
 BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, to know it again: a digest of 0.3 ms
 MODEL_CHARS_MAX: Final = 200  # of a name: an account remembers some that clients made up
 RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response, to be known again; real ones have 60
-RENEWAL_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
+REFRESH_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
 LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
 LOCK_TRIES_MAX: Final = 20  # by who only looks whether it can be locked
 ROOM_SPARE_BYTES: Final = 4 * KIB  # by which a renewed login may be longer than the one before
@@ -264,7 +264,7 @@ DOUBTED_CHARS_MAX: Final = 512  # of a secret: a longer one is no placeholder
 SHOWN_CHARS_MAX: Final = 60  # of a line that is no JSON, before and behind the place
 TOKEN_SECONDS_MIN: Final = HOUR  # for which a token is good that was just issued
 CLOCK_LEAD_SECONDS_MIN: Final = 60.0  # less is the way of an answer, or a clock that is well kept
-RENEWAL_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
+REFRESH_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes
 WEBSOCKET_PING_SECONDS: Final = 30.0  # proxies cut what is silent from 50 s on
@@ -457,7 +457,7 @@ class PoolerError(Exception):
         return meaning > 0 and (self.status >= 500 or meaning >= 500 or meaning in {401, 403})
 
     @property
-    def told_code(self) -> str:
+    def public_code(self) -> str:
         """For the client."""
         return self.code if self.is_renamed else self.upstream_code or self.code
 
@@ -470,7 +470,7 @@ class PoolerError(Exception):
         """The body and its Content-Type: OpenAI-shaped, unless it is an upstream's own."""
         if self.answer is not None:
             return self.answer
-        code = self.told_code
+        code = self.public_code
         shown = {"message": self.public, "type": self.type, "code": code, "param": self.param}
         return json.dumps({"error": shown | dict(self.details)}).encode(), "application/json"
 
@@ -760,7 +760,7 @@ class Credentials(NamedTuple):
     issued_at: float | None = None  # by its issuer's clock
 
 
-class Renewal(enum.Enum):
+class RefreshOutcome(enum.Enum):
     """What the token endpoint's answer means."""
 
     DONE = enum.auto()
@@ -821,11 +821,11 @@ def has_ended(credentials: Credentials, unix_now: float) -> bool:
     return credentials.expires_at is not None and credentials.expires_at <= unix_now
 
 
-def is_renewal_due(credentials: Credentials, unix_now: float, margin_seconds: float) -> bool:
+def is_refresh_due(credentials: Credentials, unix_now: float, margin_seconds: float) -> bool:
     if credentials.expires_at is not None:
         return unix_now >= credentials.expires_at - margin_seconds
     known = credentials.refreshed_at
-    return known is not None and unix_now >= known + RENEWAL_AGE_SECONDS
+    return known is not None and unix_now >= known + REFRESH_AGE_SECONDS
 
 
 def clock_lead(
@@ -846,11 +846,11 @@ def clock_lead(
     if unix_now < ends_at - margin_seconds:
         return 0.0
     if issued_at is not None and issued_at < ends_at:
-        return max(0.0, unix_now + min(ends_at - issued_at, RENEWAL_AGE_SECONDS) - ends_at)
+        return max(0.0, unix_now + min(ends_at - issued_at, REFRESH_AGE_SECONDS) - ends_at)
     return unix_now + TOKEN_SECONDS_MIN - ends_at if ends_at <= unix_now else 0.0
 
 
-def judge_renewal(status: int, body: bytes) -> Renewal:
+def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
     """Failures are told by their code, which comes with 400, 401 or 403 (upstream facts §2.3).
 
     The same status with another body may be that of a proxy on the way: it says nothing of the
@@ -858,12 +858,12 @@ def judge_renewal(status: int, body: bytes) -> Renewal:
     """
     value = _parsed(body)
     if status == 200 and _first_text(_TOKEN_TEXT, value.get("access_token")):
-        return Renewal.DONE
+        return RefreshOutcome.DONE
     error, detail = value.get("error"), value.get("detail")
     named = [error, value.get("code"), detail]
     named += [one.get(name) for one in (_object(error), _object(detail)) for name in _CODE_FIELDS]
     is_spent = status in _SPENT_STATUSES and _first_text(_SPENT_CODES, *named)
-    return Renewal.SPENT if is_spent else Renewal.FAILED
+    return RefreshOutcome.SPENT if is_spent else RefreshOutcome.FAILED
 
 
 def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
@@ -983,8 +983,8 @@ DEFAULT_LISTEN: Final = (
     Listen("127.0.0.1:4000", "127.0.0.1", 4000),
     Listen("[::1]:4000", "::1", 4000, is_optional=True),
 )
-RENEWAL_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")
-RENEWAL_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own
+REFRESH_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")
+REFRESH_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own
 PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # of other programs; lower, too
 NAME_CHARS_MAX: Final = 64
 _NAME: Final = rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME_CHARS_MAX - 1}}}"
@@ -1319,7 +1319,7 @@ class Config:
     hosts: _Hosts = None  # None: any
     proxy: Annotated[Proxy | None, _string] = None  # for all that goes out
     limits: Annotated[Limits, _members, "[a-z_]*", "a limit"]
-    token_url: BaseUrl = RENEWAL_URL
+    token_url: BaseUrl = REFRESH_URL
     warnings: tuple[str, ...] = ()
 
     @property
@@ -1585,8 +1585,8 @@ class _Loader:
                 operators.append(Operator(name, digest, source))
         found |= {"accounts": accounts, "pools": pools, "operators": tuple(operators)}
         found["proxy"] = self.proxy(found.get("proxy"), accounts.values())
-        with self.at(RENEWAL_URL_VARIABLE):
-            if text := self.env.get(RENEWAL_URL_VARIABLE):
+        with self.at(REFRESH_URL_VARIABLE):
+            if text := self.env.get(REFRESH_URL_VARIABLE):
                 url = found["token_url"] = _base_url(text, "https://host/oauth/token")
                 if not (url.is_tls or _is_loopback(url.host)):
                     raise ValueError("must be https://, for a login is sent there")
@@ -3111,7 +3111,7 @@ def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
 _PROBLEM_FIELDS: Final = frozenset(
     "code detail instance message param request_id status title type".split()
 )
-_ANSWER_FIELDS: Final = frozenset({"choices", "id", "output"})  # what goes with them is a remark
+_RESPONSE_FIELDS: Final = frozenset({"choices", "id", "output"})  # what goes with them is a remark
 _FAILED_STATUS: Final = re.compile("[45][0-9][0-9]")
 
 
@@ -3121,7 +3121,7 @@ def is_error(value: Mapping[str, Json]) -> bool:
         return True
     if any(_object(choice).get("error") for choice in _objects(value.get("choices"))):
         return True
-    if _objects(value.get("errors")) and not value.keys() & _ANSWER_FIELDS:
+    if _objects(value.get("errors")) and not value.keys() & _RESPONSE_FIELDS:
         return True
     if not value.keys() <= _PROBLEM_FIELDS:
         return False
@@ -3223,7 +3223,7 @@ class EventScanner:
         # Most events begin like the content before them, up to and with their type.
         kind, value = EventKind.CONTENT, None
         if not event.startswith(self._alike):
-            kind, value = self._judge(event)
+            kind, value = self._classify(event)
         if kind in _TOLD_ENDS and value is None and self.terminal is None:
             kind, value = self._verified(kind, event)
         if kind is EventKind.CONTENT:
@@ -3233,7 +3233,7 @@ class EventScanner:
         self.values.append(value)
         return kind
 
-    def _judge(self, event: bytes) -> tuple[EventKind, dict[str, Json] | None]:
+    def _classify(self, event: bytes) -> tuple[EventKind, dict[str, Json] | None]:
         """The kind of an event, and the object in it, if it has been read."""
         if self.kind is CallKind.RESPONSES:
             if (match := _TYPE_FIRST.match(event)) is not None:
@@ -3348,7 +3348,7 @@ class EventScanner:
             "object": "response",
             **self.response,
             "status": "failed",
-            "error": {"code": error.told_code, "message": f"{error.public} {RETRY_WORDS}"},
+            "error": {"code": error.public_code, "message": f"{error.public} {RETRY_WORDS}"},
             "output": [],
         }
         number = self._next_number - is_instead
@@ -3512,7 +3512,7 @@ def _has_unfit_part(items: Sequence[Mapping[str, Json]]) -> bool:
 
 
 # The members of a body that decide about it, by who reads them.
-JUDGED: Final = frozenset(
+DECIDING_NAMES: Final = frozenset(
     {
         *("model", "stream", "store", "prompt_cache_key", "previous_response_id"),  # read_call
         "instructions",  # conversation_digest
@@ -3522,16 +3522,20 @@ JUDGED: Final = frozenset(
         "client_metadata",  # is_lite
     }
 )
-_JUDGED_CHARS_MAX: Final = max(map(len, JUDGED))
+_DECIDING_CHARS_MAX: Final = max(map(len, DECIDING_NAMES))
 
 
 def check_names(body: Iterable[str]) -> None:
-    """Refuse a name that is one of `JUDGED` but for its case: to some servers it is the same.
+    """Refuse a name that is one of `DECIDING_NAMES` but for its case: some servers take it for it.
 
     Raises: PoolerError (invalid_json).
     """
     for name in body:
-        if len(name) <= _JUDGED_CHARS_MAX and name not in JUDGED and name.casefold() in JUDGED:
+        if (
+            len(name) <= _DECIDING_CHARS_MAX
+            and name not in DECIDING_NAMES
+            and name.casefold() in DECIDING_NAMES
+        ):
             public = "The request body has a field that differs from a known one only in its case."
             raise PoolerError("invalid_json", public)
 
@@ -4385,7 +4389,7 @@ def _chunks_of(answer: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
 class Action(enum.Enum):
     RETURN = enum.auto()
     NEXT = enum.auto()
-    RENEW = enum.auto()  # the same account once with a new token, if it is of type codex
+    REFRESH = enum.auto()  # the same account once with a new token, if it is of type codex
     REPAIR = enum.auto()  # the same account once without encrypted reasoning
     REOPEN = enum.auto()  # the same account once on a new WebSocket
 
@@ -4409,7 +4413,7 @@ class Fault(NamedTuple):
     action: Action
     effect: Effect
     error: PoolerError
-    rest_seconds: float | None = None  # until a limit resets, where that was told
+    cooldown_seconds: float | None = None  # until a limit resets, where that was told
     is_refusal: bool = False  # the upstream has said that it did nothing
     cause: Cause | None = None  # where no connection came about
     is_throttle: bool = False  # a limit of pace; else one of a plan, a quota, or credits
@@ -4426,7 +4430,7 @@ class UpstreamFailed(Exception):
 NAMELESS: Final = 0  # stands for a failure in a 200 of which nothing is said but that it is one
 _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
     NAMELESS: (Action.NEXT, Effect.NONE),
-    401: (Action.RENEW, Effect.REFUSED),
+    401: (Action.REFRESH, Effect.REFUSED),
     402: (Action.NEXT, Effect.REFUSED),
     403: (Action.NEXT, Effect.FORBIDDEN),
     429: (Action.NEXT, Effect.LIMITED),
@@ -4695,7 +4699,7 @@ def _moment_of(value: Json) -> float | None:
     return _number_of(value)
 
 
-def rest_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float | None:
+def cooldown_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float | None:
     """The seconds until a limit resets, as the upstream says; None without a plausible word."""
     error, after = words.error, words.headers.get("retry-after", "")
     candidates = [
@@ -4855,7 +4859,7 @@ def _limited_family(said: LimitWords, model: str, *, is_throttle: bool) -> str:
     return full[0].family if full else ""
 
 
-def judge_limit(fault: Fault, said: LimitWords, model: str) -> Fault:
+def classify_limit(fault: Fault, said: LimitWords, model: str) -> Fault:
     """The fault, with what else its answer says of limits: it may be the model's alone."""
     if fault.effect is not Effect.LIMITED:
         return fault
@@ -4884,7 +4888,7 @@ def lacking_route(path: str) -> PoolerError:
     return PoolerError("unsupported_endpoint", public, 400)
 
 
-def _judged(
+def _classified(
     reason: str, status: int, words: UpstreamWords, own: PoolerError, rest: float | None
 ) -> Fault:
     """What a failure with this status means; `own`: the error, if it is the request's own."""
@@ -4896,7 +4900,7 @@ def _judged(
         error = PoolerError("upstream_error", public, status, upstream_code=words.code)
     elif effect is Effect.LACKS_MODEL:
         error = lacking_model(words.code)
-    elif action in {Action.NEXT, Action.RENEW}:
+    elif action in {Action.NEXT, Action.REFRESH}:
         error = PoolerError("no_usable_account")
     is_refusal = action is not Action.RETURN or (400 <= status < 500 and status != 408)
     is_throttle = not _USAGE_WORDS.search(words.code)
@@ -4971,7 +4975,7 @@ def _is_of_an_edge(status: int, headers: Headers, value: Mapping[str, Json]) -> 
     return status in {403, 429} and (is_page or headers.get("cf-mitigated") is not None)
 
 
-def judge_answer(
+def classify_response(
     status: int,
     headers: Headers,
     body: bytes,
@@ -5008,8 +5012,8 @@ def judge_answer(
     elif value and "json" in content_type and not own.is_renamed and _parsed(body):
         own.answer = (body, content_type)
     words = words._replace(message=words.message or text)
-    rest = rest_of(words, unix_now, limits)
-    return _judged(reason, _status_of(status, words), words, own, rest)
+    rest = cooldown_of(words, unix_now, limits)
+    return _classified(reason, _status_of(status, words), words, own, rest)
 
 
 def _read_refusal(body: bytes) -> tuple[dict[str, Json], str]:
@@ -5025,7 +5029,7 @@ def _read_refusal(body: bytes) -> tuple[dict[str, Json], str]:
     return {}, raw[:MESSAGE_CHARS_MAX].decode("utf-8", "replace").strip().strip('"')
 
 
-def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> Fault | None:
+def classify_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> Fault | None:
     """What a failure hidden in a 200, before any content, means.
 
     None: it is the client's own, or nothing of it could be read.
@@ -5036,18 +5040,18 @@ def judge_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) ->
     reason = _reason(200, words)
     if _tells_no_route(words):
         return _without_route(reason)
-    status, rest = _status_of(0, words), rest_of(words, unix_now, limits)
-    fault = _judged(reason, status, words, _own_failure(words), rest)
+    status, rest = _status_of(0, words), cooldown_of(words, unix_now, limits)
+    fault = _classified(reason, status, words, _own_failure(words), rest)
     is_own = fault.action is Action.RETURN and fault.effect is Effect.NONE
     return None if is_own else fault
 
 
-def failed_answer(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> PoolerError:
+def failed_response(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> PoolerError:
     """The HTTP error for a failure in a stream whose client has been sent nothing yet.
 
     What is the client's own keeps the upstream's words: it would have them as a 400, too.
     """
-    if fault := judge_event(failure, unix_now, limits):
+    if fault := classify_event(failure, unix_now, limits):
         return fault.error
     return _own_failure(read_error(failure))
 
@@ -5130,7 +5134,7 @@ class Cause(enum.StrEnum):
     PROXY_REFUSED = "proxy refused"
     PROXY_FAILED = "proxy reached nobody"
     PROXY_CLOSED = "proxy closed"
-    PROXY_ANSWER = "proxy answer not understood"
+    PROXY_RESPONSE = "proxy answer not understood"
 
 
 _LATE: Final = frozenset({Cause.TIMED_OUT, Cause.PROXY_TIMED_OUT})
@@ -5140,7 +5144,7 @@ _OF_TRUST: Final = frozenset({Cause.NOT_TRUSTED, Cause.OTHER_NAME, Cause.OUT_OF_
 _OF_EVERYBODY: Final = frozenset(
     {
         Cause.NO_DESCRIPTOR, Cause.PROXY_NAME, Cause.PROXY_UNREACHABLE, Cause.PROXY_TIMED_OUT,
-        Cause.PROXY_LOGIN, Cause.PROXY_ANSWER,
+        Cause.PROXY_LOGIN, Cause.PROXY_RESPONSE,
     }
 )  # fmt: skip
 
@@ -5151,7 +5155,7 @@ def _timed_out(timer: str) -> PoolerError:
     return PoolerError("upstream_timeout", public)
 
 
-def judge_connect(cause: Cause) -> Fault:
+def classify_connect(cause: Cause) -> Fault:
     """What it means that no connection came about: nothing was sent, and others may be asked.
 
     The network is no account's fault, but one that cannot be reached is tried after the others.
@@ -5164,7 +5168,7 @@ def judge_connect(cause: Cause) -> Fault:
     return Fault(f"connect: {cause}", action, effect, error, cause=cause)
 
 
-def judge_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
+def classify_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
     """What a broken connection, a passed deadline or nonsense means at this stage.
 
     Only what was never sent whole may go elsewhere.  The network is no account's fault, but one
@@ -5260,7 +5264,7 @@ class Memory(Generic[T]):
 
 
 @dataclass(eq=False, slots=True)
-class Rest:
+class Cooldown:
     """A limit that was reached, or a refusal: until when it holds, for what it holds.
 
     Resets come early, and refusals end: now and then one request tries whether it holds still.
@@ -5305,9 +5309,13 @@ class Block(NamedTuple):
 class Health:
     """What is known of one account."""
 
-    whole: Rest = field(default_factory=Rest)  # a throttle; its credential or plan was refused
-    plan: Rest = field(default_factory=Rest)  # used up, but for models with a limit of their own
-    by_model: OrderedDict[str, Rest] = field(default_factory=OrderedDict)  # limits of one each
+    whole: Cooldown = field(
+        default_factory=Cooldown
+    )  # a throttle; its credential or plan was refused
+    plan: Cooldown = field(
+        default_factory=Cooldown
+    )  # used up, but for models with a limit of their own
+    by_model: OrderedDict[str, Cooldown] = field(default_factory=OrderedDict)  # limits of one each
     families: OrderedDict[str, str] = field(default_factory=OrderedDict)  # of such, by model
     names: Mapping[str, str] = field(
         default_factory=dict
@@ -5328,11 +5336,11 @@ class Health:
     login: bytes = b""  # the digest of its file
 
     @property
-    def rests(self) -> list[Rest]:
+    def cooldowns(self) -> list[Cooldown]:
         return [self.whole, self.plan, *self.by_model.values()]
 
     @property
-    def rests_until(self) -> float:
+    def cooldown_until(self) -> float:
         """When it serves again, but for models with limits of their own."""
         return max(self.whole.until, self.plan.until)
 
@@ -5340,7 +5348,7 @@ class Health:
         """End every cooldown and block, as the operator asks by a reload."""
         self.forbidden_count = 0
         self.catalogue_until = -math.inf
-        for rest in self.rests:
+        for rest in self.cooldowns:
             rest.end()
         for known in self.blocks.values():
             known.clear()
@@ -5349,7 +5357,7 @@ class Health:
         """Let everything that was to happen at some time happen so much earlier."""
         self.catalogue_at -= seconds
         self.catalogue_until -= seconds
-        for rest in self.rests:
+        for rest in self.cooldowns:
             rest.bring_forward(seconds)
         for known in self.blocks.values():
             for name, block in known.items():
@@ -5378,7 +5386,7 @@ class Health:
         return self.whole.until == math.inf
 
     def is_ready(self, now: float) -> bool:
-        return now >= self.rests_until
+        return now >= self.cooldown_until
 
     def has_own_room(self, model: str, now: float) -> bool:
         """Whether a model has a limit of its own, beside the plan's, that is not used up."""
@@ -5389,14 +5397,14 @@ class Health:
         running = [level for level in levels if level.ends_at > now]
         return bool(running) and all(level.used_percent < 100 for level in running)
 
-    def rests_of(self, model: str, now: float) -> list[Rest]:
+    def cooldowns_of(self, model: str, now: float) -> list[Cooldown]:
         """All that could stand in a model's way."""
-        rests = [self.whole] if self.has_own_room(model, now) else [self.whole, self.plan]
+        cooldowns = [self.whole] if self.has_own_room(model, now) else [self.whole, self.plan]
         own = self.by_model.get(model)
-        return rests if own is None else [*rests, own]
+        return cooldowns if own is None else [*cooldowns, own]
 
-    def rest_of_model(self, model: str) -> Rest:
-        rest = self.by_model.get(model) or Rest()
+    def cooldown_of_model(self, model: str) -> Cooldown:
+        rest = self.by_model.get(model) or Cooldown()
         _remember(self.by_model, model, rest, MODEL_BLOCKS_MAX)
         return rest
 
@@ -5411,7 +5419,7 @@ class Health:
         """When a limit lets it serve the model again; not later than `now`: at once."""
         if self.is_refused:
             return now
-        return max(rest.until for rest in self.rests_of(model, now))
+        return max(rest.until for rest in self.cooldowns_of(model, now))
 
     def reset_seconds(self, family: str, now: float) -> float | None:
         """Until the fullest window of a limit begins anew; None where that is not known."""
@@ -5451,8 +5459,8 @@ class Lease(NamedTuple):
 
     account: Account
     health: Health
-    rests: Sequence[Rest]  # that its success ends
-    probes: Sequence[Rest]  # those of them that it tries
+    cooldowns: Sequence[Cooldown]  # that its success ends
+    probes: Sequence[Cooldown]  # those of them that it tries
     began_at: float
     key: tuple[str, str]  # for whom: pool and name
 
@@ -5559,12 +5567,12 @@ class Roster:
         ranks: list[tuple[tuple[Any, ...], Account]] = []
         for account in able:
             health = self.health[account.name]
-            rests = health.rests_of(call.model, now)
+            cooldowns = health.cooldowns_of(call.model, now)
             if account.name in tried or not health.has_login:
                 continue
-            if not all(rest.may_try(now) for rest in rests):
+            if not all(rest.may_try(now) for rest in cooldowns):
                 continue
-            is_ready = all(rest.is_over(now) for rest in rests)
+            is_ready = all(rest.is_over(now) for rest in cooldowns)
             is_elsewhere = pin is None or pin.account != account.name
             is_demoted = health.is_blocked(Effect.DEMOTED, now)
             preference = self.preference(call, account, now)
@@ -5651,8 +5659,8 @@ class Roster:
     def next_change(self, call: Call, now: float) -> float:
         """When an account that rests now may serve again."""
         known = [self.health[account.name] for account in self.able(call, now)]
-        rests = [rest for health in known for rest in health.rests_of(call.model, now)]
-        ends = [end for rest in rests for end in (rest.until, rest.probe_at)]
+        cooldowns = [rest for health in known for rest in health.cooldowns_of(call.model, now)]
+        ends = [end for rest in cooldowns for end in (rest.until, rest.probe_at)]
         return min((end for end in ends if end > now), default=math.inf)
 
     def returns_at(self, call: Call, tried: Iterable[str], now: float) -> float:
@@ -5664,9 +5672,9 @@ class Roster:
         if pin is None or pin.account in tried or pin.account not in self.health:
             return math.inf
         health = self.health[pin.account]
-        rests = health.rests_of(call.model, now)
-        ends_at = max(rest.until for rest in rests)
-        if not now < ends_at <= now + SHORT_REST_SECONDS_MAX or not health.has_login:
+        cooldowns = health.cooldowns_of(call.model, now)
+        ends_at = max(rest.until for rest in cooldowns)
+        if not now < ends_at <= now + SHORT_COOLDOWN_SECONDS_MAX or not health.has_login:
             return math.inf
         is_able = any(account.name == pin.account for account in self.able(call, now))
         return ends_at if is_able else math.inf
@@ -5719,8 +5727,8 @@ class Roster:
     def begin(self, account: Account, call: Call, now: float) -> Lease:
         """Count a request in; `end` counts it out again, also after a reload."""
         health = self.health[account.name]
-        rests = health.rests_of(call.model, now)
-        probes = [rest for rest in rests if not rest.is_over(now)]
+        cooldowns = health.cooldowns_of(call.model, now)
+        probes = [rest for rest in cooldowns if not rest.is_over(now)]
         for rest in probes:
             rest.is_probing = True
             rest.probe_at = now + self.limits.probe_interval_seconds
@@ -5728,7 +5736,7 @@ class Roster:
         self.in_flight[account.name] += 1
         self.places[account.name, call.key_name] += 1
         self.key_places[call.key_name] += 1
-        return Lease(account, health, rests, probes, now, call.key_name)
+        return Lease(account, health, cooldowns, probes, now, call.key_name)
 
     def end(self, lease: Lease) -> None:
         assert self.in_flight[lease.account.name] > 0
@@ -5769,7 +5777,7 @@ class Roster:
 
     def note_limit(self, health: Health, fault: Fault, model: str, now: float) -> None:
         """Let an account rest, or what a limit is of: until its reset, or as long as is usual."""
-        seconds = fault.rest_seconds
+        seconds = fault.cooldown_seconds
         if seconds is None and fault.is_throttle:
             seconds = self.limits.cooldown_seconds
         elif seconds is None:
@@ -5777,17 +5785,17 @@ class Roster:
         probe_seconds = self.limits.probe_interval_seconds
 
         if fault.effect is Effect.MODEL_LIMITED:
-            rests = [health.rest_of_model(model)]
+            cooldowns = [health.cooldown_of_model(model)]
             if fault.about and fault.about not in health.families.values():
                 self.note_family(health, health.names.get(model, model), fault.about)
         elif fault.is_throttle:
-            rests = [health.whole]
+            cooldowns = [health.whole]
         else:
             # One that the plan's rest does not bar was refused all the same.
             is_own = health.has_own_room(model, now)
-            rests = [health.plan, health.rest_of_model(model)] if is_own else [health.plan]
+            cooldowns = [health.plan, health.cooldown_of_model(model)] if is_own else [health.plan]
             health.whole.until = 0.0 if health.is_refused else health.whole.until
-        for rest in rests:
+        for rest in cooldowns:
             until = now + (probe_seconds if seconds is None else seconds)
             rest.lengthen(until, now, probe_seconds, fault.reason)
 
@@ -5833,7 +5841,7 @@ class Roster:
 
     def note_success(self, lease: Lease) -> None:
         """Only a request that began after the rest did proves that it is over."""
-        for rest in lease.rests:
+        for rest in lease.cooldowns:
             if lease.began_at > rest.said_at:
                 rest.until = 0.0
         lease.health.blocks[Effect.DEMOTED].clear()
@@ -5880,7 +5888,7 @@ class Roster:
         known = [self.health_of(account) for account in pool.accounts if not account.paused]
         ready = [health for health in known if health.is_ready(now)]
         back = [health for health in known if not health.is_refused]
-        back.sort(key=lambda health: health.rests_until)
+        back.sort(key=lambda health: health.cooldown_until)
         best: dict[int, Level] = {}
         for health in ready or back[:1]:
             for length, level in health.plan_levels(now).items():
@@ -6322,7 +6330,7 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
         "is_demoted": health.is_blocked(Effect.DEMOTED, now),
         "unreached": state.roster.unreached_by(account, now) or login.unreached,
         "in_flight": state.roster.in_flight[account.name],
-        "rests_until": health.rests_until + unix_ahead if status == "resting" else None,
+        "cooldown_until": health.cooldown_until + unix_ahead if status == "resting" else None,
         "reason": health.reason if status in {"resting", "refused"} else None,
         "lacks": _show_lacks(state, account, health),
         **_copied(login, "login plan token_ends_at"),
@@ -6451,7 +6459,7 @@ def _why_not(account: Account, health: Health, model: str, now: float, *, is_abl
     """Why an account cannot be asked for a model."""
     status = account_status(account, health, now)
     if status == "resting":
-        return f"resting for {max(0, round(health.rests_until - now))} s more: {health.reason}"
+        return f"resting for {max(0, round(health.cooldown_until - now))} s more: {health.reason}"
     if status == "refused":
         return f"refused: {health.reason}"
     if status != "ready":
@@ -6486,7 +6494,7 @@ _TABLES: Final[Mapping[str, Mapping[str, str]]] = {
     "accounts": {
         "Account": "{name}",
         "State": (
-            "{status}|, again {rests_until}|, {is_demoted}|, {login}|, not reached: {unreached}"
+            "{status}|, again {cooldown_until}|, {is_demoted}|, {login}|, not reached: {unreached}"
         ),
         "In flight": "{in_flight} of {concurrent}",
         "Upstream": "{type} |{plan} |at {host}|, token ends {token_ends_at}",
@@ -6543,7 +6551,7 @@ _SAID: Final[Mapping[str, Mapping[Json, str | None]]] = {
     "code": {None: "ok", "client_gone": "client left"},
 }
 _TIMES: Final = frozenset(
-    "at started_at rests_until token_ends_at expires_at resets_at ends_at".split()
+    "at started_at cooldown_until token_ends_at expires_at resets_at ends_at".split()
 )
 # Of a request's code, or the status of anything else; the tone of any other is "bad".
 _TONES: Final[Mapping[str | None, str]] = {
@@ -6780,7 +6788,12 @@ def _metric_rows(snapshot: Mapping[str, Json]) -> dict[str, Json]:
     """The snapshot's lists, and what can be made of them, as flat rows."""
     at, totals = snapshot["at"], snapshot["totals"]
     accounts = [
-        {**row, "state": row["status"], "one": 1, "rests": max(0, (row["rests_until"] or at) - at)}
+        {
+            **row,
+            "state": row["status"],
+            "one": 1,
+            "rests": max(0, (row["cooldown_until"] or at) - at),
+        }
         for row in snapshot["accounts"]
     ]
     return {
@@ -7651,7 +7664,7 @@ async def open_tunnel(stream: trio.abc.Stream, url: BaseUrl, proxy: Proxy, limit
     except (trio.BrokenResourceError, PeerClosed):
         pass
     except BadSyntax:
-        cause = Cause.PROXY_ANSWER
+        cause = Cause.PROXY_RESPONSE
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -7674,7 +7687,7 @@ async def read_consent(connection: Connection, limits: Limits) -> Cause | None:
     else:
         raise BadSyntax("too many interim answers")
     if status < 300:
-        return Cause.PROXY_ANSWER if connection.buffer else None
+        return Cause.PROXY_RESPONSE if connection.buffer else None
     if status == 407:
         return Cause.PROXY_LOGIN
     return Cause.PROXY_FAILED if status >= 500 else Cause.PROXY_REFUSED
@@ -7705,14 +7718,14 @@ def in_steps(head: bytes, body: bytes) -> Iterator[bytes]:
         yield body[at : at + RECEIVE_BYTES]
 
 
-UNANSWERED: Final = ResponseHead(0, NO_FIELDS, NO_BODY, keeps_alive=False)
+NO_RESPONSE: Final = ResponseHead(0, NO_FIELDS, NO_BODY, keeps_alive=False)
 
 
 @dataclass(eq=False, slots=True)
 class UpstreamConnection(Connection):
     """One connection to an upstream.  Whoever holds it closes it or gives it back."""
 
-    head: ResponseHead = UNANSWERED
+    head: ResponseHead = NO_RESPONSE
     reader: BodyReader = field(default_factory=lambda: LengthReader(None))
     is_at_end: bool = False
     kept: deque[UpstreamConnection] | None = None  # where it waited for this exchange
@@ -7758,7 +7771,7 @@ class UpstreamConnection(Connection):
         What `send_rest` is to send in steps; None, if all has gone.
         """
         self.is_at_end = False  # so that it is not kept before its answer is whole
-        self.head, self.interim_count = UNANSWERED, 0
+        self.head, self.interim_count = NO_RESPONSE, 0
         self.is_large = len(body) > RECEIVE_BYTES
         steps = in_steps(head, body)
         for step in itertools.islice(steps, STEPS_AT_ONCE_MAX):
@@ -7792,9 +7805,9 @@ class UpstreamConnection(Connection):
             except trio.TooSlowError:
                 failure = DeadlinePassed
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                reading_seconds = EARLY_ANSWER_SECONDS_MAX
+                reading_seconds = EARLY_RESPONSE_SECONDS_MAX
             nursery.cancel_scope.deadline = trio.current_time() + reading_seconds
-        if self.is_cut and self.head is UNANSWERED:
+        if self.is_cut and self.head is NO_RESPONSE:
             raise BadSyntax if self.is_malformed else failure
 
     async def read_early(self, limits: Limits, sending: trio.CancelScope) -> None:
@@ -7816,7 +7829,7 @@ class UpstreamConnection(Connection):
         """
         if self.is_malformed:
             raise BadSyntax("malformed before")
-        while self.head is UNANSWERED:
+        while self.head is NO_RESPONSE:
             raw = await self.read_to_blank_line(limits.upstream_head_bytes_max)
             head = parse_response_head(raw)
             if head.status >= 200:
@@ -7940,7 +7953,7 @@ RETIRED: Final = "a reload has pointed this account elsewhere"
 CODEX_CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's, whose logins these are
 
 
-def obstacle_to_saving(path: Path) -> str | None:
+def why_unsaveable(path: Path) -> str | None:
     """Why `save_file` could not replace this file, found without touching it."""
     if path.is_symlink():
         return "is a symbolic link, which a renewal would replace; name the file itself"
@@ -8181,7 +8194,7 @@ class Login:
         """Whether it should be renewed; what lives shorter than the margin, at half of its life."""
         if credentials.digest == self.issued:
             margin_seconds = min(margin_seconds, self.issued_margin_seconds)
-        return is_renewal_due(credentials, unix_now - self.clock_lead, margin_seconds)
+        return is_refresh_due(credentials, unix_now - self.clock_lead, margin_seconds)
 
     @property
     def advice(self) -> str:
@@ -8211,7 +8224,7 @@ class Login:
         if found is None:
             return [(not self.is_absent or self.path.is_symlink(), self.problem or "")]
         told: list[tuple[bool, str]] = []
-        if obstacle := obstacle_to_saving(self.path):
+        if obstacle := why_unsaveable(self.path):
             told.append((True, f"{self.path} {obstacle}"))
         state = self.path.stat()
         if state.st_mode & 0o077:
@@ -8223,7 +8236,7 @@ class Login:
             told.append((False, f"{self.path} holds no refresh token; {self.advice}"))
         elif obstacle is None:
             told += try_saving(self.path, len(self.raw) + ROOM_SPARE_BYTES)
-            if is_renewal_due(found, unix_now, 0):
+            if is_refresh_due(found, unix_now, 0):
                 told.append((False, f"{self.path} has run out; it is renewed when it is needed"))
         return told
 
@@ -8265,10 +8278,10 @@ class Tokens:
         before = login.credentials if login.is_usable(self.unix_now()) else None
         is_rejected = before and rejected and rejected.digest == before.digest
         if before and (is_rejected or login.unsaved or self.is_due(login, before)):
-            is_rested = trio.current_time() >= login.retry_at
-            if login.renewal is None and self.services is not None and is_rested:
+            is_retry_due = trio.current_time() >= login.retry_at
+            if login.renewal is None and self.services is not None and is_retry_due:
                 login.renewal = trio.Event()
-                self.services.start_soon(self.serve_renewal, login, before)
+                self.services.start_soon(self.serve_refresh, login, before)
             if login.renewal is not None:
                 await login.renewal.wait()
         found = login.credentials
@@ -8308,19 +8321,19 @@ class Tokens:
     def endpoint(self) -> str:
         return f"the token endpoint {self.url.authority}{self.url.path}"
 
-    async def serve_renewal(self, login: Login, before: Credentials) -> None:
+    async def serve_refresh(self, login: Login, before: Credentials) -> None:
         """One renewal of `before`, to its end, even while the server stops."""
         assert login.renewal is not None
         problem = "the login was not renewed in time; it is tried again"
         login.unreached = None
         try:
             with (
-                trio.move_on_after(RENEWAL_SECONDS_CEILING, shield=True),
+                trio.move_on_after(REFRESH_SECONDS_CEILING, shield=True),
                 trio.move_on_after(self.limits.refresh_seconds_max),
             ):
                 await self.check_saving(login)
                 async with locked(login.path, self.files):
-                    await self.renew_locked(login, before)
+                    await self.refresh_locked(login, before)
                 problem = "" if login.credentials else login.problem or ""
         except LoginNeeded as refused:
             problem = str(refused)
@@ -8342,13 +8355,13 @@ class Tokens:
     async def check_saving(self, login: Login) -> None:
         """Raises: LoginNeeded, where what is asked for could not be saved."""
         try:
-            obstacle = await self.files.run(FILE_SECONDS_MAX, obstacle_to_saving, login.path)
+            obstacle = await self.files.run(FILE_SECONDS_MAX, why_unsaveable, login.path)
         except OSError as error:
             obstacle = f"cannot be examined: {error.strerror}"
         if obstacle:
             raise LoginNeeded(f"{login.path} {obstacle}")
 
-    async def renew_locked(self, login: Login, before: Credentials) -> None:
+    async def refresh_locked(self, login: Login, before: Credentials) -> None:
         """Adopt, or ask and save.  Raises: LoginNeeded, TRANSPORT_ERRORS."""
         await self.look([login])
         found = login.credentials
@@ -8434,10 +8447,10 @@ class Tokens:
             proxy=login.proxy,
             bytes_max=SECRET_FILE_BYTES_MAX,
         )
-        verdict = judge_renewal(status, answer)
-        if verdict is Renewal.FAILED:
+        verdict = classify_refresh(status, answer)
+        if verdict is RefreshOutcome.FAILED:
             raise LoginNeeded(f"{self.endpoint} answered {status} and no token; it is asked again")
-        if verdict is Renewal.DONE:
+        if verdict is RefreshOutcome.DONE:
             login.unsaved = merge_tokens(login.raw, answer, self.unix_now())
             _remember(self.unsaved, login.path, (login.raw, login.unsaved), UNSAVED_MAX)
             login.note_issue(answer, self.unix_now(), self.limits.refresh_margin_seconds)
@@ -8796,8 +8809,8 @@ class Exchange:
     upstream: UpstreamConnection | None = None
     credentials: Credentials | None = None  # what a codex account was last asked with
     scope: trio.CancelScope | None = None  # of the latest wait for the upstream
-    answer_held: int = 0  # bytes that are held of the answer, in the server's budget
-    answer_of: str = ""  # the account that it is of
+    response_held: int = 0  # bytes that are held of the answer, in the server's budget
+    response_of: str = ""  # the account that it is of
     unreached: Counter[str] = field(default_factory=Counter)  # failures to connect, by host
     out_of_reach: set[str] = field(default_factory=set)  # accounts that are not worth another
     stage: Stage = Stage.SEND
@@ -8897,7 +8910,7 @@ class Exchange:
 
     def release_upstream(self, endpoint: Endpoint) -> UpstreamConnection | None:
         """Keep the connection for the account's next request; return it, if it is to be closed."""
-        self.hold_answer(-self.answer_held)
+        self.hold_response(-self.response_held)
         upstream, self.upstream = self.upstream, None
         is_kept = (
             upstream is not None
@@ -8908,12 +8921,12 @@ class Exchange:
         )
         return None if is_kept else upstream
 
-    def hold_answer(self, byte_count: int) -> bool:
+    def hold_response(self, byte_count: int) -> bool:
         """Hold so many bytes more of the answer (negative: less); False, where that is too much."""
-        if not self.server.events.grow(self.answer_of, byte_count, self.holder):
+        if not self.server.events.grow(self.response_of, byte_count, self.holder):
             return False
 
-        self.answer_held += byte_count
+        self.response_held += byte_count
         return True
 
     def hold_unsent(self, byte_count: int) -> None:
@@ -8921,13 +8934,13 @@ class Exchange:
 
         Raises: PoolerError (pool_busy).
         """
-        if byte_count > RECEIVE_BYTES and not self.hold_answer(byte_count):
+        if byte_count > RECEIVE_BYTES and not self.hold_response(byte_count):
             raise PoolerError("pool_busy", TOO_MUCH_HELD)
 
-    def replace_answer(self, body: bytes) -> None:
+    def replace_response(self, body: bytes) -> None:
         """Hold this of the answer and nothing else; never refused, for it is made of what was."""
-        self.server.events.force(self.answer_of, len(body) - self.answer_held, self.holder)
-        self.answer_held = len(body)
+        self.server.events.force(self.response_of, len(body) - self.response_held, self.holder)
+        self.response_held = len(body)
 
     async def start(
         self, status: int, headers: Sequence[Field], body: bytes, length: int | None
@@ -9086,23 +9099,23 @@ class Attempt:
         """
         try:
             await self.ask(rejected)
-            await self.read_answer()
+            await self.read_response()
         except LoginNeeded:
             error = PoolerError("no_usable_account")
             raise UpstreamFailed(Fault("login needed", Action.NEXT, Effect.NONE, error)) from None
         except TRANSPORT_ERRORS as error:
-            raise UpstreamFailed(self.judge_trouble(error)) from None
+            raise UpstreamFailed(self.classify_trouble(error)) from None
 
-    def judge_trouble(self, error: Exception) -> Fault:
+    def classify_trouble(self, error: Exception) -> Fault:
         if isinstance(error, ConnectFailed):
-            return judge_connect(error.cause)
+            return classify_connect(error.cause)
         trouble = TROUBLES.get(type(error), Trouble.CLOSED)
-        return judge_transport(self.exchange.stage, trouble, self.exchange.timer)
+        return classify_transport(self.exchange.stage, trouble, self.exchange.timer)
 
     async def ask(self, rejected: Credentials | None) -> None:
         """Raises: LoginNeeded, UpstreamFailed, TRANSPORT_ERRORS, PoolerError."""
         exchange, call, account = self.exchange, self.call, self.account
-        exchange.answer_of = account.name
+        exchange.response_of = account.name
         tokens, endpoint = exchange.server.tokens, self.endpoint
         identity = functools.partial(identify, tokens, endpoint, rejected)
         found = await (exchange.bounded(math.inf, identity) if account.is_codex else identity())
@@ -9201,7 +9214,7 @@ class Attempt:
 
     # The answer.
 
-    async def read_answer(self) -> None:
+    async def read_response(self) -> None:
         """Raises: UpstreamFailed, TRANSPORT_ERRORS, PoolerError (server_stopping)."""
         exchange, limits, connection = self.exchange, self.exchange.limits, self.connection
         now = trio.current_time()
@@ -9229,10 +9242,12 @@ class Attempt:
                 raise BadSyntax("content-type")
             await self.hold()
             return
-        read = functools.partial(connection.read_body, limits.unary_bytes_max, exchange.hold_answer)
+        read = functools.partial(
+            connection.read_body, limits.unary_bytes_max, exchange.hold_response
+        )
         is_here = connection.holds(head.framing)
         self.body = await (read() if is_here else exchange.bounded(deadline, read))
-        self.note_answer()
+        self.note_response()
 
     async def await_head(self, deadline: float) -> ResponseHead:
         """The head of the answer; in a long silence a stream's client is told that we live.
@@ -9261,7 +9276,7 @@ class Attempt:
         """What a stream's client gets in silence."""
         return self.exchange.framed(NATIVE_COMMENT if self.call.is_native else COMMENT)
 
-    def note_answer(self) -> None:
+    def note_response(self) -> None:
         """Note what an answer in one piece tells, if it is no error in the guise of a success.
 
         Where to read it would take long it is handed on unread, and nothing is known of it.
@@ -9277,18 +9292,18 @@ class Attempt:
                 pass
         told = _object(value)
         if is_error(told):
-            self.refuse_answer(told)
+            self.refuse_response(told)
         self.scanner.response = _picked(told, RESPONSE_FIELDS)  # the rest may be large
         self.scanner.usage = read_usage(told.get("usage"))
 
-    def refuse_answer(self, told: Mapping[str, Json]) -> None:
+    def refuse_response(self, told: Mapping[str, Json]) -> None:
         """Raises: UpstreamFailed, unless it is a response that failed, by the request's own fault.
 
         That is how an API tells of it; the client is handed it as it came.
         """
         unix_now, limits = self.exchange.server.unix_now(), self.exchange.limits
         failure = failure_of(told)
-        if fault := judge_event(failure, unix_now, limits):
+        if fault := classify_event(failure, unix_now, limits):
             raise UpstreamFailed(self.completed(fault))
         if told.get("object") != "response" or self.is_streamed:
             raise UpstreamFailed(own_fault(failure, b"" if self.translator else self.body))
@@ -9301,7 +9316,7 @@ class Attempt:
         exchange, body, is_whole = self.exchange, b"", False
         until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
         read = functools.partial(
-            self.connection.read_body, ERROR_BODY_BYTES_MAX, exchange.hold_answer
+            self.connection.read_body, ERROR_BODY_BYTES_MAX, exchange.hold_response
         )
         try:
             with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed):
@@ -9311,7 +9326,7 @@ class Attempt:
             if error.code != "pool_busy":
                 raise
         unix_now = exchange.server.unix_now()
-        fault = judge_answer(
+        fault = classify_response(
             self.status,
             self.headers,
             body,
@@ -9326,7 +9341,7 @@ class Attempt:
         """The fault, with what only the attempt knows of it."""
         if fault.effect is Effect.LACKS_ROUTE:
             return fault._replace(about=self.call.path)
-        return judge_limit(fault, self.limit_words, self.account.name_of(self.call.model))
+        return classify_limit(fault, self.limit_words, self.account.name_of(self.call.model))
 
     async def hold(self) -> None:
         """Read events until content, the end of the hold, or a failure that may go elsewhere."""
@@ -9354,7 +9369,7 @@ class Attempt:
                 # The client may take its time; until the next event this is counted as held.
                 exchange.hold_unsent(byte_count)
                 return
-            if fault := self.judge_failure():
+            if fault := self.classify_failure():
                 raise UpstreamFailed(fault)
             if scanner.terminal:
                 return
@@ -9369,21 +9384,21 @@ class Attempt:
         """
         exchange, pending = self.exchange, self.scanner.bytes_pending + len(self.whole or b"")
         kept = 0 if self.translator is None else self.translator.bytes_kept
-        more = pending + held_back + kept - exchange.answer_held
+        more = pending + held_back + kept - exchange.response_held
         if not more:  # as after nearly every event
             return
         if max(pending, held_back) > exchange.limits.event_bytes_max:
             raise BadSyntax("event too large")
 
-        if not exchange.hold_answer(more):
+        if not exchange.hold_response(more):
             raise PoolerError("pool_busy", TOO_MUCH_HELD)
 
-    def judge_failure(self) -> Fault | None:
+    def classify_failure(self) -> Fault | None:
         """What the failure that the stream has told means."""
         exchange, failure = self.exchange, self.scanner.failure
         if failure is None:
             return None
-        fault = judge_event(failure, exchange.server.unix_now(), exchange.limits)
+        fault = classify_event(failure, exchange.server.unix_now(), exchange.limits)
         return fault and self.completed(fault)
 
     def take(self, received: bytes) -> bytes:
@@ -9421,7 +9436,7 @@ class Attempt:
 
         Nor is a code of ours that an upstream has used, where its events need not stay its own.
         """
-        fault = self.judge_failure() if kind is EventKind.FAILURE and event else None
+        fault = self.classify_failure() if kind is EventKind.FAILURE and event else None
         error = None if fault is None else public_error(fault, self.scanner.failure or {})
         if error is None and kind is EventKind.FAILURE and event and self.is_reshaped:
             error = renamed_error(self.scanner.failure or {})
@@ -9450,7 +9465,7 @@ class Attempt:
         self.body, self.whole = bytes(self.whole), bytearray()
         value = load_object(self.body, WHOLE_MEMBERS_MAX)
         if is_error(value) and not self.exchange.is_started:
-            self.refuse_answer(value)
+            self.refuse_response(value)
         self.body = b""
         return events_of(value, self.scanner.kind)
 
@@ -9537,7 +9552,7 @@ class Attempt:
             roster.note_made(account, call, "response", self.scanner.response.get("id"))
         if exchange.is_whole and exchange.record.code is None:
             roster.note_success(lease)
-        elif (fault := self.judge_failure()) and fault.effect is not Effect.LACKS_MODEL:
+        elif (fault := self.classify_failure()) and fault.effect is not Effect.LACKS_MODEL:
             # Too late for this request; the next ones need not run into it.
             roster.note_fault(account, fault, call.model, trio.current_time())
 
@@ -9567,7 +9582,7 @@ class Attempt:
         elif scanner.failure is not None:
             code = read_error(scanner.failure).code
             exchange.record.code = upstream_name(code) if code else "upstream_error"
-            error = failed_answer(scanner.failure, exchange.server.unix_now(), exchange.limits)
+            error = failed_response(scanner.failure, exchange.server.unix_now(), exchange.limits)
         if exchange.is_started:
             await exchange.send_events(last, is_last=True)
         elif error is not None:
@@ -9579,7 +9594,7 @@ class Attempt:
             dump = dump_escaped if is_large else dump_json
             body = dump(self.translator.whole())
             self.translator = None  # with all that the body was made of
-            exchange.replace_answer(body)
+            exchange.replace_response(body)
             await exchange.respond(200, body)
 
     def take_body(self) -> bytes:
@@ -9611,7 +9626,7 @@ class Attempt:
         except PoolerError as stopping:
             return stopping
         except TRANSPORT_ERRORS as cut:
-            return self.judge_trouble(cut).error
+            return self.classify_trouble(cut).error
         except Exception:  # noqa: BLE001 (a bug is logged, and the stream still has its end)
             exchange.server.log_bug(exchange.record.request_id)
             return PoolerError("internal_error")
@@ -9763,7 +9778,7 @@ async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt
         body = await without_reasoning(exchange) if action is Action.REPAIR else b""
         can_help = {
             Action.REOPEN: True,
-            Action.RENEW: account.is_codex,
+            Action.REFRESH: account.is_codex,
             Action.REPAIR: body != exchange.body,
         }
         if action in repairs or not can_help.get(action, False):
@@ -9771,7 +9786,7 @@ async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt
         if upstream := exchange.release_upstream(place.endpoint):
             await upstream.close()
         repairs.add(action)
-        if action is Action.RENEW:
+        if action is Action.REFRESH:
             rejected, noted["renewed"] = exchange.credentials, True
         elif action is Action.REPAIR:
             exchange.replace_body(body)
@@ -9790,7 +9805,7 @@ def final_error(
 ) -> PoolerError | None:
     """What to tell the client after this fault; None, if another account is to be asked."""
     roster, now = exchange.server.roster, trio.current_time()
-    may_go_on = fault.action in {Action.NEXT, Action.RENEW}
+    may_go_on = fault.action in {Action.NEXT, Action.REFRESH}
     if call.path.endswith("/compact"):  # it is long work: only what was not begun is sent on
         may_go_on = fault.effect in _NOT_BEGUN
     passed_over = [*tried, *exchange.out_of_reach]
@@ -10432,7 +10447,7 @@ class Turn(Exchange):
         if not isinstance(upstream, UpstreamSocket):
             return Exchange.release_upstream(self, endpoint)
         self.upstream = None
-        self.hold_answer(-self.answer_held)
+        self.hold_response(-self.response_held)
         if upstream.is_at_end and not upstream.is_spent:
             upstream.rest = trio.CancelScope()
             self.socket.start(functools.partial(upstream.watch, upstream.rest))
@@ -10814,7 +10829,7 @@ class Server(Shared):
             raise PoolerError("unsupported_media_type")
         self.admit(exchange, key)
         await exchange.read_body(exchange.limits)
-        await self.judge_call(exchange, head, key, route)
+        await self.validate_call(exchange, head, key, route)
 
     def admit(self, exchange: Exchange, key: Key) -> None:
         """Count a call in.  Raises: PoolerError (key_limit_reached)."""
@@ -10824,7 +10839,7 @@ class Server(Shared):
         exchange.use = use
         self.occupy(exchange.connection)
 
-    async def judge_call(
+    async def validate_call(
         self, exchange: Exchange, head: RequestHead, key: Key, route: Route
     ) -> None:
         """Judge the body that was read; the call is the exchange's.  Raises: PoolerError."""
@@ -11054,17 +11069,17 @@ class Server(Shared):
             closes=False,
             socket=client,
         )
-        await self.serve_exchange(turn, self.judge_turn(turn, key))
+        await self.serve_exchange(turn, self.validate_turn(turn, key))
         client.turn = None
         if turn.closes:
             client.end(1011)
 
-    async def judge_turn(self, turn: Turn, key: Key) -> None:
+    async def validate_turn(self, turn: Turn, key: Key) -> None:
         """Raises: PoolerError."""
         assert turn.head is not None
         self.admit(turn, key)
         route = Route.CODEX_RESPONSES if turn.socket.native_path else Route.RESPONSES
-        await self.judge_call(turn, turn.head, key, route)
+        await self.validate_call(turn, turn.head, key, route)
 
     def key_of(self, client: ClientSocket) -> Key | None:
         """The key of a WebSocket as it is now; None where it opens nothing any more."""
@@ -11381,7 +11396,7 @@ def demo_events() -> list[dict[str, Json]]:
     return [event | {"sequence_number": number} for number, event in enumerate(events)]
 
 
-def demo_answer(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]]:
+def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]]:
     """The demo's own upstream's answer: its Content-Type, and the pieces that it comes in."""
     if path.endswith("/models"):
         listed = {"object": "list", "data": [{"id": DEMO_MODEL, "object": "model"}]}
@@ -11412,7 +11427,7 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
             head = parse_request_head(raw, limits)
             while not connection.holds(head.framing) and (received := await connection.receive()):
                 connection.buffer += received
-            content_type, pieces = demo_answer(head.path, _parsed(connection.buffer))
+            content_type, pieces = demo_response(head.path, _parsed(connection.buffer))
             headers = [("content-type", content_type), ("connection", "close")]
             await stream.send_all(format_response_head(200, headers))
             for piece in pieces:
@@ -11606,7 +11621,7 @@ _ODD_SHAPE: Final = (
     ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
 )  # fmt: skip
 NO_POOLER: Final = f"it is not codex-pooler {VERSION}, as this is"
-_NO_ANSWER: Final = {
+_NO_RESPONSE: Final = {
     0: "no pooler answers there", 200: NO_POOLER, 401: "it does not take this token"
 }  # fmt: skip
 
@@ -11622,7 +11637,7 @@ async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) ->
     shown = _parsed(body)
     if status == 200 and shown.get("version") == VERSION:
         return shown
-    raise ConfigRefused([f"{url.authority}: {_NO_ANSWER.get(status, f'it answers {status}')}"])
+    raise ConfigRefused([f"{url.authority}: {_NO_RESPONSE.get(status, f'it answers {status}')}"])
 
 
 def run_status(address: str, is_watched: bool, is_json: bool) -> int:

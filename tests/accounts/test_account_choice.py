@@ -31,8 +31,8 @@ from pooler import (
     Roster,
     Routing,
     Window,
-    judge_answer,
-    judge_event,
+    classify_event,
+    classify_response,
     read_call,
 )
 from tests.support.fakes import (
@@ -95,7 +95,7 @@ class Scene:
     def fault(self, status: int, seconds: float = 0.0) -> Fault:
         headers = [JSON_HEAD, ("retry-after", f"{seconds:g}")] if seconds else [JSON_HEAD]
         body = NO_MODEL if status in {400, 404} else b"{}"
-        return judge_answer(status, dict(headers), body, UNIX_START, self.config.limits)
+        return classify_response(status, dict(headers), body, UNIX_START, self.config.limits)
 
     def serves(self, name: str, call: Call, now: float = 0.0) -> None:
         """One whole, successful request of a session."""
@@ -186,7 +186,7 @@ def test_the_right_account_is_chosen(
 def test_a_fault_of_the_request_is_not_the_account_s(status: int) -> None:
     scene = Scene()
     body = b'{"error": {"message": "no", "code": "bad", "param": "input"}}'
-    fault = judge_answer(status, dict([JSON_HEAD]), body, UNIX_START, scene.config.limits)
+    fault = classify_response(status, dict([JSON_HEAD]), body, UNIX_START, scene.config.limits)
     scene.roster.note_fault(scene.account("a"), fault, "m1", 0)
     assert scene.order() == "abc"
 
@@ -586,22 +586,22 @@ class Expected:
 
     def __init__(self) -> None:
         self.is_refused = False
-        self.rests_until = 0.0
+        self.cooldown_until = 0.0
         self.probe_at = 0.0
         self.lacks_until = 0.0
 
     def take(self, status: int, seconds: float, now: float) -> None:
         if status in {401, 402, 429}:
             self.is_refused = status != 429
-            self.rests_until = now + (seconds or 30.0)
+            self.cooldown_until = now + (seconds or 30.0)
             self.probe_at = now + PROBE
         elif status == 404:
             self.lacks_until = now + HOUR
         elif status == 200:
-            self.is_refused, self.rests_until = False, 0.0
+            self.is_refused, self.cooldown_until = False, 0.0
 
     def may_serve(self, now: float) -> bool:
-        is_ready = not self.is_refused and now >= self.rests_until
+        is_ready = not self.is_refused and now >= self.cooldown_until
         return now >= self.lacks_until and (is_ready or now >= self.probe_at)
 
 
@@ -689,11 +689,13 @@ def test_whatever_an_upstream_says_is_understood_as_something(
     limits = scene.config.limits
     event = value if isinstance(value, dict) else {"error": value}
     faults = [
-        judge_answer(status, dict(headers), json.dumps(value).encode(), UNIX_START, limits),
-        judge_event(event, UNIX_START, limits),
+        classify_response(status, dict(headers), json.dumps(value).encode(), UNIX_START, limits),
+        classify_event(event, UNIX_START, limits),
     ]
     for fault in filter(None, faults):
-        assert fault.rest_seconds is None or 0 < fault.rest_seconds <= limits.reset_seconds_max
+        assert (
+            fault.cooldown_seconds is None or 0 < fault.cooldown_seconds <= limits.reset_seconds_max
+        )
         assert 400 <= fault.error.status <= 599
         assert fault.error.content()[0]
         scene.roster.note_fault(scene.account("a"), fault, "m1", 0)

@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 )
 from trio.testing import MockClock
 
-from pooler import RENEWAL_URL_VARIABLE, BaseUrl, parse_config
+from pooler import REFRESH_URL_VARIABLE, BaseUrl, parse_config
 from tests.long.sim_world import run_inline
 from tests.support.codex_backend import CodexBackend, make_auth_file
 from tests.support.codex_turns import Refused
@@ -161,7 +161,7 @@ class AccountMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.run_sync, trio.to_thread.run_sync = trio.to_thread.run_sync, run_inline  # type: ignore[assignment] # threads take real time
         self.asks: dict[int, Ask] = {}
-        self.rests: dict[str, tuple[float, float]] = {}  # account: since, until
+        self.cooldowns: dict[str, tuple[float, float]] = {}  # account: since, until
         self.spent: set[str] = set()
         self.backend: CodexBackend
         self.world: MachineWorld
@@ -180,7 +180,7 @@ class AccountMachine(RuleBasedStateMachine):
         pool = {"accounts": list(ACCOUNTS), "routing": ["sticky", "soonest_reset"][kind % 2]}
         limits = {"attempts_max": ATTEMPTS_MAX}
         whole = describe("abcd", accounts=accounts, pool=pool, limits=limits)
-        env = {RENEWAL_URL_VARIABLE: f"http://127.0.0.1:9{TOKEN_PATH}"}
+        env = {REFRESH_URL_VARIABLE: f"http://127.0.0.1:9{TOKEN_PATH}"}
         return parse_config(json.dumps(whole).encode(), env, str)
 
     async def main(self) -> None:
@@ -229,7 +229,7 @@ class AccountMachine(RuleBasedStateMachine):
             assert sum(one.place == TOKEN_PATH for one in self.world.held) == 1, "two renewals"
             return
         assert name in ACCOUNTS, "an account of no pool was asked"
-        since, until = self.rests.get(name, (0.0, 0.0))
+        since, until = self.cooldowns.get(name, (0.0, 0.0))
         assert now >= min(until, since + PROBE_SECONDS), f"{name} was asked while it rests"
         self.asks[self.number_of(held)].post_count += 1
 
@@ -297,7 +297,7 @@ class AccountMachine(RuleBasedStateMachine):
         held = data.draw(st.sampled_from(self.waiting(at_endpoint=False)))
         ask = self.asks[self.number_of(held)]
         if status == 200:
-            self.rests.pop(held.place, None)
+            self.cooldowns.pop(held.place, None)
             is_stream = held.asked.json().get("stream")
             whole = sse_answer(responses_events("x")) if is_stream else json_answer({"id": "r"})
             self.decide(held, whole)
@@ -306,9 +306,9 @@ class AccountMachine(RuleBasedStateMachine):
         headers = [("retry-after", str(seconds))] if seconds and status == 429 else []
         since = self.guest.clock.current_time()
         if status == 429:
-            _, until = self.rests.get(held.place, (0.0, 0.0))
+            _, until = self.cooldowns.get(held.place, (0.0, 0.0))
             # Another's success may have ended the rest before: then it is shorter, never longer.
-            self.rests[held.place] = (since, max(until, since + (seconds or 30)))
+            self.cooldowns[held.place] = (since, max(until, since + (seconds or 30)))
         self.decide(
             held, error_answer(status, "rate_limit_exceeded" if status == 429 else "odd", headers)
         )
@@ -350,7 +350,7 @@ class AccountMachine(RuleBasedStateMachine):
             self.log_in(trio.current_time() + seconds)
 
         self.act(log_in)
-        self.rests.pop(LOGIN, None)
+        self.cooldowns.pop(LOGIN, None)
 
     ############ the rest
 
@@ -360,7 +360,7 @@ class AccountMachine(RuleBasedStateMachine):
             await self.world.server.reload(lambda: (self.config(kind), {}))
 
         self.act(reload)
-        self.rests.clear()  # a person may have mended what was wrong
+        self.cooldowns.clear()  # a person may have mended what was wrong
 
     @rule(seconds=st.sampled_from([0.5, 6.0, 31.0, 400.0, 901.0]))
     def wait(self, seconds: float) -> None:

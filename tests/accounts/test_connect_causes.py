@@ -35,7 +35,7 @@ from pooler import (
     ConnectFailed,
     PeerClosed,
     cause_of,
-    judge_connect,
+    classify_connect,
 )
 from tests.clients.stage import OPERATOR_TOKEN, Pooler
 from tests.support.codex_backend import make_auth_file
@@ -293,13 +293,13 @@ def test_what_a_system_says_is_one_of_the_causes(name: str) -> None:
 @pytest.mark.parametrize("cause", Cause)
 def test_a_cause_is_words_and_nothing_of_it_was_sent(cause: Cause) -> None:
     """Where no other account would fare better, none is asked, and none is to blame."""
-    fault = judge_connect(cause)
+    fault = classify_connect(cause)
     assert re.fullmatch(r"connect: [A-Za-z ]{3,40}", fault.reason)
     assert fault.error.code in {"upstream_unreachable", "upstream_timeout"}
     assert not fault.is_refusal
     is_common = cause is Cause.NO_DESCRIPTOR or cause in {
         Cause.PROXY_NAME, Cause.PROXY_UNREACHABLE, Cause.PROXY_TIMED_OUT, Cause.PROXY_LOGIN,
-        Cause.PROXY_ANSWER,
+        Cause.PROXY_RESPONSE,
     }  # fmt: skip
     assert fault.action is (Action.RETURN if is_common else Action.NEXT)
 

@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import NO_FIELDS, CallKind, Cause, Roster, judge_connect, read_call
+from pooler import NO_FIELDS, CallKind, Cause, Roster, classify_connect, read_call
 from tests.support.fakes import (
     Fin,
     Json,
@@ -157,7 +157,7 @@ def order_after(cause: Cause, accounts: dict[str, dict[str, Any]]) -> list[str]:
     """Who is asked in which order, once `a` has failed so."""
     config = make_config(describe("abcd", accounts=accounts, pool={"models": ["m1"]}))
     roster, pool = Roster(config), config.pools["home"]
-    roster.note_fault(config.accounts["a"], judge_connect(cause), "m1", 1.0)
+    roster.note_fault(config.accounts["a"], classify_connect(cause), "m1", 1.0)
     call = read_call(CallKind.RESPONSES, {"model": "m1"}, NO_FIELDS, pool, pool.keys[0])
     return [one.name for one in roster.ranked(call, (), 2.0)]
 
@@ -178,7 +178,7 @@ def test_what_failed_for_one_account_comes_last_for_those_of_whom_the_same_is_tr
     order = order_after(cause, PLACES)
     is_common = cause in {
         Cause.NO_DESCRIPTOR, Cause.PROXY_NAME, Cause.PROXY_UNREACHABLE, Cause.PROXY_TIMED_OUT,
-        Cause.PROXY_LOGIN, Cause.PROXY_ANSWER,
+        Cause.PROXY_LOGIN, Cause.PROXY_RESPONSE,
     }  # fmt: skip
     is_of_trust = cause in {Cause.NOT_TRUSTED, Cause.OTHER_NAME, Cause.OUT_OF_DATE, Cause.TLS}
     last = "ab" if is_of_trust else "" if is_common else "abc"

@@ -17,7 +17,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import SHORT_REST_SECONDS_MAX
+from pooler import SHORT_COOLDOWN_SECONDS_MAX
 from tests.support.fakes import (
     UNIX_START,
     Response,
@@ -444,7 +444,7 @@ async def test_a_session_waits_a_moment_for_its_own_account(
         response = await world.ask(of_session(carrier))
         assert response.status == 200
         assert counts(world) == [3, 0]
-        assert response.ended_at <= SHORT_REST_SECONDS_MAX + 0.1
+        assert response.ended_at <= SHORT_COOLDOWN_SECONDS_MAX + 0.1
         # Others that have no cache to lose do not wait for it.
         world.upstreams["a"].plays(limited("json", PACE | {"resets_in_seconds": 2}))
         assert (await world.ask(question(carrier))).status == 200

@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 from trio.testing import MockClock
 
-from pooler import Action, Effect, Fault, Limits, judge_answer, judge_event
+from pooler import Action, Effect, Fault, Limits, classify_event, classify_response
 from tests.accounts.test_failover_is_safe import counts
 from tests.support.codex_turns import ANSWER, Play
 from tests.support.fakes import (
@@ -48,7 +48,7 @@ from tests.translation.test_codex_accounts import (
 
 IN_ORDER: Final = {"routing": "in_order"}
 OWN: Final = "Your workspace of jane@example.com is out of order."
-CREDENTIAL: Final = (Action.RENEW, Effect.REFUSED)
+CREDENTIAL: Final = (Action.REFRESH, Effect.REFUSED)
 ACCOUNT: Final = (Action.NEXT, Effect.REFUSED)
 LIMIT: Final = (Action.NEXT, Effect.LIMITED)
 DENIED: Final = (Action.NEXT, Effect.FORBIDDEN)
@@ -103,10 +103,10 @@ def judged(value: Json, status: int = 200) -> Verdict:
     """What is decided of a request and its account."""
     fault: Fault | None
     if status == 200:
-        fault = judge_event(value, UNIX_START, Limits())
+        fault = classify_event(value, UNIX_START, Limits())
     else:
         headers = {"content-type": "application/json"}
-        fault = judge_answer(status, headers, json.dumps(value).encode(), UNIX_START, Limits())
+        fault = classify_response(status, headers, json.dumps(value).encode(), UNIX_START, Limits())
     return (fault.action, fault.effect) if fault else (Action.RETURN, Effect.NONE)
 
 
@@ -201,9 +201,11 @@ def test_the_way_in_which_a_limit_was_reached_is_in_the_reason(status: int, plac
         del headers["x-codex-rate-limit-reached-type"]
         error["rate_limit_reached_type"] = reached if place == "text" else {"type": reached}
     if status == 200:
-        fault = judge_event({"type": "error", "error": error, "headers": headers}, 1.0, Limits())
+        fault = classify_event({"type": "error", "error": error, "headers": headers}, 1.0, Limits())
     else:
-        fault = judge_answer(status, headers, json.dumps({"error": error}).encode(), 1.0, Limits())
+        fault = classify_response(
+            status, headers, json.dumps({"error": error}).encode(), 1.0, Limits()
+        )
     assert fault is not None
     assert fault.reason == f"{status} usage_limit_reached {reached}"
 
@@ -214,7 +216,7 @@ def test_the_way_in_which_a_limit_was_reached_is_in_the_reason(status: int, plac
 ])  # fmt: skip
 @pytest.mark.parametrize("status", [402, 403])
 def test_the_code_is_in_the_reason_wherever_it_stood(status: int, value: Json) -> None:
-    fault = judge_answer(status, {}, json.dumps(value).encode(), 1.0, Limits())
+    fault = classify_response(status, {}, json.dumps(value).encode(), 1.0, Limits())
     assert fault.reason == f"{status} deactivated_workspace"
 
 

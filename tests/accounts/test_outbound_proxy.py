@@ -157,11 +157,11 @@ ANSWERS: Final[dict[str, tuple[bytes, Cause]]] = {
     "no-time": (b"HTTP/1.1 504 Gateway Timeout\r\n\r\n", Cause.PROXY_FAILED),
     "nothing": (b"", Cause.PROXY_CLOSED),
     "half-a-head": (b"HTTP/1.1 200 Conn", Cause.PROXY_CLOSED),
-    "no-http": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", Cause.PROXY_ANSWER),
-    "bare-lf": (b"HTTP/1.1 200 OK\n\n", Cause.PROXY_ANSWER),
-    "upgrade": (b"HTTP/1.1 101 Switching\r\n\r\n" * 9, Cause.PROXY_ANSWER),
-    "large-head": (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 40_000, Cause.PROXY_ANSWER),
-    "more-than-a-head": (AGREED + b"\x15\x03\x03\x00\x02\x02\x28", Cause.PROXY_ANSWER),
+    "no-http": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", Cause.PROXY_RESPONSE),
+    "bare-lf": (b"HTTP/1.1 200 OK\n\n", Cause.PROXY_RESPONSE),
+    "upgrade": (b"HTTP/1.1 101 Switching\r\n\r\n" * 9, Cause.PROXY_RESPONSE),
+    "large-head": (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 40_000, Cause.PROXY_RESPONSE),
+    "more-than-a-head": (AGREED + b"\x15\x03\x03\x00\x02\x02\x28", Cause.PROXY_RESPONSE),
 }
 AGREEMENTS: Final = {
     "1.0": b"HTTP/1.0 200 Connection established\r\n\r\n",

@@ -235,7 +235,7 @@ def test_a_used_up_window_of_the_plan_rests_its_account(
 ) -> None:
     scene = Quotas("ab", pool={"routing": "in_order"}, limits={"probe_interval_seconds": DAY})
     scene.tell("a", *windows)
-    assert scene.roster.health["a"].rests_until == rest
+    assert scene.roster.health["a"].cooldown_until == rest
     if rest:
         assert scene.order(now=min(rest, DAY) - 1) == "b"
     assert scene.order(now=rest) == "ab"
@@ -682,10 +682,10 @@ def test_whatever_is_said_no_account_rests_beyond_reason_or_serves_at_rest(
         found = read_quota_headers(dict(as_headers(parts))) if is_head else read_quota_event(event)
         assert all(0 <= one.used_percent <= 100 for one in found)
         scene.tell("a", *found, now=now)
-        assert health.rests_until <= now + scene.config.limits.reset_seconds_max
+        assert health.cooldown_until <= now + scene.config.limits.reset_seconds_max
         assert len(health.windows) <= QUOTA_WINDOWS_MAX
         assert 0 <= scene.left("a", now) <= 100
-        assert ("a" in scene.order(now=now)) == (now >= health.rests_until)
+        assert ("a" in scene.order(now=now)) == (now >= health.cooldown_until)
         view = scene.codex_usage(now)
         assert json.loads(json.dumps(view, allow_nan=False)) == view
         assert json.dumps(scene.key_usage(now=now), allow_nan=False)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooler import RENEWAL_URL_VARIABLE, Alias, Config, ConfigRefused, Limits, parse_config, reveal
+from pooler import REFRESH_URL_VARIABLE, Alias, Config, ConfigRefused, Limits, parse_config, reveal
 from tests.support.places import ROOT
 
 Json = Any
@@ -376,7 +376,7 @@ def test_a_codex_account_goes_to_chatgpt_unless_told_otherwise() -> None:
     ],
 )
 def test_logins_are_renewed_only_where_nobody_listens(url: str | None, problem: str | None) -> None:
-    env = ENV if url is None else ENV | {RENEWAL_URL_VARIABLE: url}
+    env = ENV if url is None else ENV | {REFRESH_URL_VARIABLE: url}
     raw = json.dumps(good()).encode()
     if problem is None:
         found = parse_config(raw, env, read_file).token_url
@@ -385,7 +385,7 @@ def test_logins_are_renewed_only_where_nobody_listens(url: str | None, problem: 
     with pytest.raises(ConfigRefused) as refused:
         parse_config(raw, env, read_file)
     [told] = refused.value.problems
-    assert told.startswith(f"{RENEWAL_URL_VARIABLE}: {problem}")
+    assert told.startswith(f"{REFRESH_URL_VARIABLE}: {problem}")
     assert "secret" not in told
 
 

@@ -17,7 +17,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import RENEWAL_URL_VARIABLE, BaseUrl, Config, parse_config
+from pooler import REFRESH_URL_VARIABLE, BaseUrl, Config, parse_config
 from tests.conftest import run_inline
 from tests.support.codex_backend import make_auth_file, make_token
 from tests.support.fakes import (
@@ -136,7 +136,7 @@ def config_of(folder: Path, kind: str, which: str) -> Config:
         account |= {"type": "codex", "auth_file": str(folder / name / "auth.json")}
     keys = {"laptop": KEY, "ci": OTHER_KEY}
     whole = {"accounts": {"a": account}, "pools": {"home": {"accounts": ["a"], "keys": keys}}}
-    env = {RENEWAL_URL_VARIABLE: f"http://127.0.0.1:{TOKEN_PORT}/oauth/token"}
+    env = {REFRESH_URL_VARIABLE: f"http://127.0.0.1:{TOKEN_PORT}/oauth/token"}
     return parse_config(json.dumps(whole).encode(), env, str)
 
 

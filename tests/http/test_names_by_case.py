@@ -14,7 +14,16 @@ from typing import Any, Final
 import pytest
 from trio.testing import MockClock
 
-from pooler import JUDGED, CallKind, Key, PoolerError, Turn, check_names, codex_obstacle, read_call
+from pooler import (
+    DECIDING_NAMES,
+    CallKind,
+    Key,
+    PoolerError,
+    Turn,
+    check_names,
+    codex_obstacle,
+    read_call,
+)
 from tests.support.fakes import describe, json_answer, make_config, opened_world, post
 from tests.support.sockets import codex_described, open_socket, socket_described, socket_world, turn
 from tests.support.wires import Json
@@ -64,10 +73,10 @@ def test_the_names_are_those_that_are_read_to_judge() -> None:
         codex_obstacle(kind, body)
     turn = object.__new__(Turn)
     Turn.understand(turn, body)
-    assert body.read == JUDGED
+    assert body.read == DECIDING_NAMES
 
 
-@pytest.mark.parametrize("name", sorted(JUDGED))
+@pytest.mark.parametrize("name", sorted(DECIDING_NAMES))
 def test_a_name_in_another_case_is_refused(name: str) -> None:
     check_names(BODY | {name: 1})
     for spelling in cases_of(name):

@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
-from pooler import Limits, is_too_large, judge_answer, judge_event, read_error
+from pooler import Limits, classify_event, classify_response, is_too_large, read_error
 from tests.support.fakes import Script, World, describe, json_answer, opened_world, post, sse_answer
 from tests.support.sockets import codex_described, open_socket, says, socket_described, socket_world
 from tests.support.wires import Json, Response
@@ -57,11 +57,11 @@ def test_what_is_asked_for_is_compared_with_the_limit(message: str) -> None:
     body = json.dumps({"error": error_of(message)}).encode()
     assert is_too_large(read_error(error_of(message))) == is_own
     headers = {"content-type": "application/json"}
-    fault = judge_answer(429, headers, body, 1.0, Limits())
+    fault = classify_response(429, headers, body, 1.0, Limits())
     assert (fault.action.name, fault.effect.name) == (
         ("RETURN", "NONE") if is_own else ("NEXT", "LIMITED")
     )
-    assert (judge_event(error_of(message), 1.0, Limits()) is None) == is_own
+    assert (classify_event(error_of(message), 1.0, Limits()) is None) == is_own
     if is_own:
         assert fault.error.content() == (body, "application/json")
         assert fault.error.status == 429
@@ -94,7 +94,7 @@ def script_of(carrier: str, message: str) -> Script:
 
 def check_nobody_rests(world: World) -> None:
     for health in world.server.roster.health.values():
-        assert health.rests_until == 0
+        assert health.cooldown_until == 0
         assert not any(health.blocks.values())
 
 
@@ -155,7 +155,7 @@ async def test_an_ordinary_limit_still_rests_and_the_next_is_asked(
             path, body = REQUESTS["responses"]
             assert (await world.ask(post(path, {**body, "stream": True}))).status == 200
             assert len(world.upstreams["b"].asked) == 1
-            assert world.server.roster.health["a"].rests_until > 0
+            assert world.server.roster.health["a"].cooldown_until > 0
 
 
 ################################################################

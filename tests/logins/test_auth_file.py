@@ -24,20 +24,20 @@ from hypothesis import strategies as st
 
 import pooler
 from pooler import (
-    RENEWAL_AGE_SECONDS,
+    REFRESH_AGE_SECONDS,
     SECRET_FILE_BYTES_MAX,
     Credentials,
     Limits,
     Login,
     LoginNeeded,
-    Renewal,
-    is_renewal_due,
-    judge_renewal,
+    RefreshOutcome,
+    classify_refresh,
+    is_refresh_due,
     merge_tokens,
-    obstacle_to_saving,
     parse_auth_file,
     reveal,
     save_file,
+    why_unsaveable,
 )
 from tests.support.codex_backend import make_auth_file, make_token
 from tests.support.codex_turns import encode_part
@@ -140,8 +140,8 @@ def test_a_token_that_tells_nothing_is_used_all_the_same(token: str) -> None:
     found = parse_auth_file(content({"access_token": token}))
     assert reveal(found.access_token) == token
     assert found.expires_at is None
-    assert not is_renewal_due(found, NOW + RENEWAL_AGE_SECONDS - 1, MARGIN_SECONDS)
-    assert is_renewal_due(found, NOW + RENEWAL_AGE_SECONDS, MARGIN_SECONDS)
+    assert not is_refresh_due(found, NOW + REFRESH_AGE_SECONDS - 1, MARGIN_SECONDS)
+    assert is_refresh_due(found, NOW + REFRESH_AGE_SECONDS, MARGIN_SECONDS)
 
 
 def test_an_end_may_have_a_fraction() -> None:
@@ -193,8 +193,8 @@ def test_no_file_breaks_the_reader(value: Json) -> None:
 def test_a_login_is_renewed_five_minutes_before_its_end() -> None:
     found = parse_auth_file(content())
     assert found.expires_at is not None
-    assert not is_renewal_due(found, found.expires_at - MARGIN_SECONDS - 1, MARGIN_SECONDS)
-    assert is_renewal_due(found, found.expires_at - MARGIN_SECONDS, MARGIN_SECONDS)
+    assert not is_refresh_due(found, found.expires_at - MARGIN_SECONDS - 1, MARGIN_SECONDS)
+    assert is_refresh_due(found, found.expires_at - MARGIN_SECONDS, MARGIN_SECONDS)
     assert MARGIN_SECONDS == 300
 
 
@@ -243,7 +243,7 @@ SPENT_CODES: Final = (
 @pytest.mark.parametrize("code", SPENT_CODES)
 @pytest.mark.parametrize("status", [400, 401, 403])
 def test_a_refresh_token_that_is_spent_is_told_by_its_code(status: int, code: str) -> None:
-    assert {judge_renewal(status, body) for body in shapes(code)} == {Renewal.SPENT}
+    assert {classify_refresh(status, body) for body in shapes(code)} == {RefreshOutcome.SPENT}
 
 
 # What stands between us and the endpoint answers so: the login may be as good as ever.
@@ -259,25 +259,29 @@ OF_A_PROXY: Final = (
 @pytest.mark.parametrize(
     ("status", "body", "verdict"),
     [
-        (200, GOOD, Renewal.DONE),
-        (200, b"{}", Renewal.FAILED),
-        (200, b"<html>", Renewal.FAILED),
-        (200, b'{"access_token": 5}', Renewal.FAILED),
-        (200, b'{"access_token": "a\\nb"}', Renewal.FAILED),
-        (400, b'{"error": "invalid_request"}', Renewal.FAILED),
-        (400, b'{"error": {"code": 7}}', Renewal.FAILED),
-        (403, b"<html>", Renewal.FAILED),
-        (429, b'{"error": "invalid_grant"}', Renewal.FAILED),
-        (500, b'{"error": "refresh_token_reused"}', Renewal.FAILED),
-        (302, GOOD, Renewal.FAILED),
-        (400, b'{"error": null, "detail": {"code": "refresh_token_reused"}}', Renewal.SPENT),
-        (401, b'{"error": {"type": "invalid_grant", "code": null}}', Renewal.SPENT),
-        (401, b'{"code": "refresh_token_not_known_any_more"}', Renewal.SPENT),
-        *((status, body, Renewal.FAILED) for status in (400, 401, 403, 407) for body in OF_A_PROXY),
+        (200, GOOD, RefreshOutcome.DONE),
+        (200, b"{}", RefreshOutcome.FAILED),
+        (200, b"<html>", RefreshOutcome.FAILED),
+        (200, b'{"access_token": 5}', RefreshOutcome.FAILED),
+        (200, b'{"access_token": "a\\nb"}', RefreshOutcome.FAILED),
+        (400, b'{"error": "invalid_request"}', RefreshOutcome.FAILED),
+        (400, b'{"error": {"code": 7}}', RefreshOutcome.FAILED),
+        (403, b"<html>", RefreshOutcome.FAILED),
+        (429, b'{"error": "invalid_grant"}', RefreshOutcome.FAILED),
+        (500, b'{"error": "refresh_token_reused"}', RefreshOutcome.FAILED),
+        (302, GOOD, RefreshOutcome.FAILED),
+        (400, b'{"error": null, "detail": {"code": "refresh_token_reused"}}', RefreshOutcome.SPENT),
+        (401, b'{"error": {"type": "invalid_grant", "code": null}}', RefreshOutcome.SPENT),
+        (401, b'{"code": "refresh_token_not_known_any_more"}', RefreshOutcome.SPENT),
+        *(
+            (status, body, RefreshOutcome.FAILED)
+            for status in (400, 401, 403, 407)
+            for body in OF_A_PROXY
+        ),
     ],
 )
-def test_an_answer_is_judged(status: int, body: bytes, verdict: Renewal) -> None:
-    assert judge_renewal(status, body) is verdict
+def test_an_answer_is_judged(status: int, body: bytes, verdict: RefreshOutcome) -> None:
+    assert classify_refresh(status, body) is verdict
 
 
 ################################################################
@@ -344,7 +348,7 @@ def test_a_folder_that_cannot_be_written_is_found(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
-    assert "cannot be written" in (obstacle_to_saving(path) or "")
+    assert "cannot be written" in (why_unsaveable(path) or "")
 
 
 @pytest.mark.parametrize("folder", ["home", "a home"])
@@ -360,9 +364,9 @@ def test_a_file_that_is_mounted_by_itself_is_found(
     def told(self: Path, **options: str) -> str:
         return line if str(self) == "/proc/self/mountinfo" else read_text(self, **options)
 
-    assert obstacle_to_saving(path) is None
+    assert why_unsaveable(path) is None
     monkeypatch.setattr(Path, "read_text", told)
-    assert "mount its folder" in (obstacle_to_saving(path) or "")
+    assert "mount its folder" in (why_unsaveable(path) or "")
 
 
 def test_a_file_on_another_disk_than_its_folder_is_replaced_like_any_other(
@@ -378,7 +382,7 @@ def test_a_file_on_another_disk_than_its_folder_is_replaced_like_any_other(
 
     monkeypatch.setattr(os, "stat", told)
     assert path.stat().st_dev != path.parent.stat().st_dev
-    assert obstacle_to_saving(path) is None
+    assert why_unsaveable(path) is None
 
 
 def test_the_advice_makes_the_file_that_is_missing(tmp_path: Path) -> None:

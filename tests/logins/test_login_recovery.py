@@ -418,7 +418,7 @@ def test_a_folder_that_really_cannot_be_written_or_read_is_found() -> None:
             os.setgid(65534)
             os.setuid(65534)
         path = Path(sys.argv[1])
-        print(pooler.obstacle_to_saving(path))
+        print(pooler.why_unsaveable(path))
         try:
             pooler.save_file(path, b"new")
         except OSError as error:

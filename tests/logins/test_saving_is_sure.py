@@ -30,9 +30,9 @@ import pooler
 from pooler import (
     Login,
     LoginNeeded,
-    Renewal,
+    RefreshOutcome,
+    classify_refresh,
     clock_lead,
-    judge_renewal,
     lock_file,
     main,
     parse_auth_file,
@@ -225,11 +225,11 @@ async def test_the_room_is_kept_until_the_answer_is_there_and_then_given_back(
     room = pooler.room_file(tmp_path / "auth.json")
     sizes: list[int] = []
 
-    def judged(status: int, body: bytes) -> Renewal:
+    def judged(status: int, body: bytes) -> RefreshOutcome:
         sizes.append(room.stat().st_size)
-        return judge_renewal(status, body)
+        return classify_refresh(status, body)
 
-    monkeypatch.setattr(pooler, "judge_renewal", judged)
+    monkeypatch.setattr(pooler, "classify_refresh", judged)
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
         before = desk.path.stat().st_size
@@ -339,9 +339,9 @@ def test_a_login_in_a_sticky_folder_of_others_cannot_be_replaced(
     path = tmp_path / "auth.json"
     make_auth_file(path, "acct-1")
     tmp_path.chmod(0o1777)
-    assert pooler.obstacle_to_saving(path) is None
+    assert pooler.why_unsaveable(path) is None
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 4321)
-    assert "sticky" in (pooler.obstacle_to_saving(path) or "")
+    assert "sticky" in (pooler.why_unsaveable(path) or "")
 
 
 ################################################################

@@ -27,7 +27,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 import pooler
 from pooler import (
     LOCK_SECONDS,
-    RENEWAL_URL_VARIABLE,
+    REFRESH_URL_VARIABLE,
     BaseUrl,
     Credentials,
     Limits,
@@ -403,7 +403,7 @@ async def test_a_plain_endpoint_is_asked_without_tls(mock_clock: MockClock, tmp_
         desk.log_in(ENDED)
         account = {"type": "codex", "auth_file": str(desk.path)}
         described = {"accounts": {"one": account}, "pools": {"home": {"accounts": ["one"]}}}
-        env = {RENEWAL_URL_VARIABLE: f"{desk.origin}/oauth/token"}
+        env = {REFRESH_URL_VARIABLE: f"{desk.origin}/oauth/token"}
         config = parse_config(json.dumps(described).encode(), env, str)
         server = Server(config, {None: make_tls_context(None)}, log=desk.note)
         server.tokens.services = desk.nursery

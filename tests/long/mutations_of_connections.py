@@ -27,7 +27,7 @@ ROWS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
       "proxy=endpoint.proxy,", "proxy=None,",
       "outbound_proxy::nothing_goes_past_the_proxy_and_tls_goes_through_it"),
     ("said_before_tls", "What comes before the tunnel has been used is not the upstream's.",
-      "return Cause.PROXY_ANSWER if connection.buffer else None", "return None",
+      "return Cause.PROXY_RESPONSE if connection.buffer else None", "return None",
       "outbound_proxy::an_answer_that_makes_no_tunnel_has_its_cause"),
     ("socket_of_another_way", "A WebSocket of before a change of the proxy is not used after it.",
       'way = endpoint.proxy.url.address if endpoint.proxy else ""', 'way = ""',

@@ -36,7 +36,7 @@ import trio
 import trio._core._run as trio_run
 from trio.testing import MockClock
 
-from pooler import RENEWAL_URL_VARIABLE, Config, LoginNeeded, UpstreamConnection, parse_config
+from pooler import REFRESH_URL_VARIABLE, Config, LoginNeeded, UpstreamConnection, parse_config
 from tests.long.sim_answers import Seen, judge, read_body, read_event
 from tests.long.sim_disk import Crash, tokens_in
 from tests.long.sim_world import (
@@ -119,7 +119,7 @@ def describe_life(folder: Path, kind: int) -> Json:
 
 @functools.cache
 def config_of(folder: Path, kind: int) -> Config:
-    env = {RENEWAL_URL_VARIABLE: f"http://127.0.0.1:9{TOKEN_PATH}"}
+    env = {REFRESH_URL_VARIABLE: f"http://127.0.0.1:9{TOKEN_PATH}"}
     return parse_config(json.dumps(describe_life(folder, kind)).encode(), env, str)
 
 

@@ -71,7 +71,7 @@ class Attack:
         """The good client's answer's body."""
         began_at = time.monotonic()
         self.line.sendall(raw)
-        answer = read_answer(self.line)
+        answer = read_response(self.line)
         self.longest = max(self.longest, time.monotonic() - began_at)
         assert answer.startswith(b"HTTP/1.1 200 ")
         return answer.partition(b"\r\n\r\n")[2]
@@ -98,7 +98,7 @@ class Attack:
         assert after - self.base < kept_bytes_max
 
 
-def read_answer(client: socket.socket) -> bytes:
+def read_response(client: socket.socket) -> bytes:
     """One answer with a Content-Length."""
     raw = b""
     while b"\r\n\r\n" not in raw:
@@ -201,7 +201,7 @@ def test_a_thousand_idle_connections_are_held_and_given_back(wire: Wire) -> None
         while True:
             for client in held[-IDLE_COUNT // 4 :]:
                 client.sendall(MODELS)
-            _ = [read_answer(client) for client in held[-IDLE_COUNT // 4 :]]
+            _ = [read_response(client) for client in held[-IDLE_COUNT // 4 :]]
             if len(held) == IDLE_COUNT:
                 break
             held += [stack.enter_context(wire.connect()) for _ in range(IDLE_COUNT // 4)]
@@ -318,7 +318,7 @@ def visit(wire: Wire, kind: int) -> None:
         with contextlib.suppress(OSError):
             client.sendall(asked)
             if kind >= 14 and asked in (MODELS, CALL):
-                assert read_answer(client).startswith(b"HTTP/1.1 200 ")
+                assert read_response(client).startswith(b"HTTP/1.1 200 ")
 
 
 def test_churn_leaves_nothing_behind(wire: Wire) -> None:

@@ -386,7 +386,7 @@ def test_no_refusal_takes_long(words: str) -> None:
     for body in (f'{{"error":{{"message":"{text}"}}}}', f'{{"detail":"{text}"}}'):
         for status in (400, 404, 429):
             asked = (status, headers, body.encode(), 1.0, LIMITS)
-            check(f"{words!r} with {status}", ready(pooler.judge_answer, *asked))
+            check(f"{words!r} with {status}", ready(pooler.classify_response, *asked))
 
 
 @pytest.mark.parametrize("name", SHAPES)

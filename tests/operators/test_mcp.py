@@ -131,7 +131,7 @@ ROWS: Final[Mapping[str, Json]] = {
         "pools": ["home"],
         "plan_label": "plus",
         "auth_status": "ok",
-        "rests_until": None,
+        "cooldown_until": None,
         "in_flight_requests": 2,
     },
     "list_pool_api_keys": {

@@ -206,7 +206,7 @@ CHANGED: Final[dict[str, tuple[Change, str]]] = {
     "refused": (lambda s: s["accounts"][0].update(status="refused"), "refused"),
     "login needed": (lambda s: s["accounts"][0].update(status="login_needed"), "login_needed"),
     "login ends": (lambda s: s["accounts"][0].update(login="renewal_due"), "login renewal due"),
-    "rests for ever": (lambda s: s["accounts"][1].update(rests_until=None), "resting"),
+    "rests for ever": (lambda s: s["accounts"][1].update(cooldown_until=None), "resting"),
     "pool down": (lambda s: s["pools"][0].update(status="down"), "down"),
     "state unheard of": (lambda s: s["accounts"][0].update(status="on_leave"), "on_leave"),
     "key ends": (lambda s: s["keys"][0].update(expires_at=s["at"] + 90061), "(end: in 1 d 1 h)"),
@@ -620,5 +620,5 @@ def test_what_is_not_known_has_no_sample() -> None:
 
 def test_a_cooldown_is_never_negative() -> None:
     given = snapshot()
-    given["accounts"][1]["rests_until"] = given["at"] - 5
+    given["accounts"][1]["cooldown_until"] = given["at"] - 5
     assert value_of(given, "account_cooldown_seconds", account="platform") == 0

@@ -201,7 +201,7 @@ async def test_the_snapshot_tells_what_has_happened(world: World) -> None:
     found = world.server.snapshot()
     first, second = found["accounts"]
     assert (first["status"], second["status"]) == ("resting", "ready")
-    assert first["rests_until"] == pytest.approx(UNIX_START + 90, abs=2)
+    assert first["cooldown_until"] == pytest.approx(UNIX_START + 90, abs=2)
     laptop = found["keys"][0]
     tries = {(one["account"], one["reason"]): one["count"] for one in found["attempts"]}
     assert tries.pop(("b", "ok")) == 2

@@ -30,7 +30,7 @@ import trio.testing
 import pooler
 from pooler import LOG_LINES_MAX, LogWriter, format_log_line
 from tests.clients.stage import clean_env
-from tests.long.test_exhaustion import read_answer
+from tests.long.test_exhaustion import read_response
 from tests.support.codex_backend import make_auth_file
 from tests.support.places import POOLER
 from tests.support.raw_wire import OPERATOR, SECONDS_MAX, RawUpstream
@@ -94,7 +94,7 @@ class Process:
             line = client or stack.enter_context(self.connect())
             began_at = time.monotonic()
             line.sendall(raw)
-            return read_answer(line), time.monotonic() - began_at
+            return read_response(line), time.monotonic() - began_at
 
     def end(self) -> tuple[int, float]:
         began_at = time.monotonic()
@@ -318,7 +318,7 @@ async def test_a_disk_that_does_not_answer_takes_only_its_login_out(
     await server.look_at_logins(server.config.accounts.values())
     assert login.is_usable(time.time())
 
-    monkeypatch.setattr(pooler, "obstacle_to_saving", hanging)
+    monkeypatch.setattr(pooler, "why_unsaveable", hanging)
     with pytest.raises(pooler.LoginNeeded, match="it takes too long"):
         await server.tokens.check_saving(login)
 
@@ -394,7 +394,7 @@ def test_the_soft_limit_is_raised_and_connections_stay_below_what_is_left(tmp_pa
             for _ in range(90):
                 idle = stack.enter_context(process.connect())
                 idle.sendall(request("GET", "/v1/models"))
-                assert read_answer(idle).startswith(b"HTTP/1.1 200 ")
+                assert read_response(idle).startswith(b"HTTP/1.1 200 ")
             assert process.ask(CALL)[0].startswith(b"HTTP/1.1 200 ")
             assert len(os.listdir(f"/proc/{process.process.pid}/fd")) < 60
         assert process.end()[0] == 0

@@ -64,7 +64,7 @@ def chunked(body: bytes, extension: bytes) -> bytes:
     return b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(framed)
 
 
-def answer_of(case: str, content_type: bytes, body: bytes) -> bytes:
+def response_of(case: str, content_type: bytes, body: bytes) -> bytes:
     kind = b"Content-Type: " + content_type
     if case in REPEATED:
         lines = [line.replace(b"application/json", content_type) for line in REPEATED[case]]
@@ -109,7 +109,7 @@ def test_an_answer_is_read_as_if_it_had_been_said_once(
 
     def play(line: Line, head: bytes) -> bool:
         line.read_body(head)
-        line.send(answer_of(case, *said))
+        line.send(response_of(case, *said))
         return True
 
     upstream = site.plain if kind == "http" else site.secure

@@ -194,7 +194,7 @@ async def test_a_bug_where_a_stream_is_ended_ends_it_all_the_same(
 async def test_a_bug_between_the_terminal_event_and_the_last_chunk_adds_no_event(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pooler.failed_answer", None)
+    monkeypatch.setattr("pooler.failed_response", None)
     error = {"type": "error", "code": "a_code", "message": "m"}
     async with opened_world(describe("a")) as world:
         world.upstreams["a"].plays(sse_steps(EVENTS[2], error))

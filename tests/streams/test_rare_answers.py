@@ -232,6 +232,6 @@ def test_a_configuration_that_is_gone_is_no_reason_to_fail(tmp_path: Path) -> No
 
 
 def test_the_demo_lists_its_model() -> None:
-    kind, [body] = pooler.demo_answer("/v1/models", {})
+    kind, [body] = pooler.demo_response("/v1/models", {})
     assert kind == "application/json"
     assert [one["id"] for one in json.loads(body)["data"]] == [pooler.DEMO_MODEL]

@@ -45,17 +45,17 @@ from pooler import (
     Limits,
     LoginNeeded,
     Model,
-    Renewal,
+    RefreshOutcome,
     ResponsesAnswer,
     ask_once,
+    classify_refresh,
+    classify_response,
     count_members,
     dump_json,
     event_data,
     event_object,
     event_of,
     json_excess,
-    judge_answer,
-    judge_renewal,
     load_event,
     load_json,
     load_object,
@@ -246,7 +246,7 @@ def test_an_upstream_s_words_are_cut() -> None:
     for value in ({"error": {"message": "x" * 10**6}}, {"detail": "x" * 10**6}):
         assert read_error(value).message == "x" * MESSAGE_CHARS_MAX
     body = json.dumps({"detail": "y" * 10**5}).encode()
-    fault = judge_answer(400, {}, body, 0.0, Limits(), is_reshaped=True)
+    fault = classify_response(400, {}, body, 0.0, Limits(), is_reshaped=True)
     assert fault.error.public == "y" * MESSAGE_CHARS_MAX
     event = {"type": "error", "code": "c" * 10**5, "message": "m" * 10**5, "param": "p" * 10**5}
     told = ChatAnswer(10**6, request_id="r").feed(EventKind.FAILURE, sse_event(event))
@@ -265,16 +265,16 @@ def test_an_upstream_s_words_are_cut() -> None:
 )
 def test_what_is_said_of_encrypted_content_is_understood(message: str, action: str) -> None:
     body = json.dumps({"error": {"message": message}}).encode()
-    assert judge_answer(400, {}, body, 0.0, Limits()).action.name == action
+    assert classify_response(400, {}, body, 0.0, Limits()).action.name == action
 
 
 @pytest.mark.parametrize("raw", [*TOO_MUCH.values(), *NO_JSON.values()])
 def test_a_refusal_that_is_not_read_is_judged_by_its_status(raw: bytes) -> None:
     headers = {"content-type": "application/json"}
     for status in (400, 401, 429, 500):
-        fault = judge_answer(status, headers, b'{"error":' + raw + b"}", 0.0, Limits())
+        fault = classify_response(status, headers, b'{"error":' + raw + b"}", 0.0, Limits())
         assert fault.error.content()[0].startswith(b'{"error": {"message": "')
-    assert judge_renewal(200, b'{"access_token":"a","x":' + raw + b"}") is Renewal.FAILED
+    assert classify_refresh(200, b'{"access_token":"a","x":' + raw + b"}") is RefreshOutcome.FAILED
 
 
 @pytest.mark.parametrize("raw", TOO_MUCH.values())

@@ -615,7 +615,7 @@ class World:
         assert not server.exchanges
         in_flight = dict(server.roster.in_flight)
         assert set(in_flight.values()) <= {0}, in_flight
-        rests = [rest for health in server.roster.health.values() for rest in health.rests]
+        rests = [rest for health in server.roster.health.values() for rest in health.cooldowns]
         assert not any(rest.is_probing for rest in rests)
         assert {use.in_flight_count for use in server.uses.values()} <= {0}
         assert {pool: len(queue) for pool, queue in server.queues.items() if queue} == {}

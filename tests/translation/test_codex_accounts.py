@@ -20,7 +20,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import RENEWAL_URL_VARIABLE, BaseUrl, Config, parse_config
+from pooler import REFRESH_URL_VARIABLE, BaseUrl, Config, parse_config
 from tests.support import codex_backend
 from tests.support.codex_backend import CodexBackend, Play, Seen, make_auth_file
 from tests.support.codex_turns import ANSWER, TURN_STATE
@@ -83,7 +83,7 @@ def described(folder: Path, *, others: Json = None, **pool: Json) -> Json:
 @asynccontextmanager
 async def codex_world(described: Json, folder: Path) -> AsyncIterator[CodexWorld]:
     """Both accounts are logged in.  It is left quiet, else an AssertionError."""
-    env = {RENEWAL_URL_VARIABLE: "http://127.0.0.1:9/oauth/token"}
+    env = {REFRESH_URL_VARIABLE: "http://127.0.0.1:9/oauth/token"}
     config: Config = parse_config(json.dumps(described).encode(), env, str)
     async with trio.open_nursery() as nursery:
         world = CodexWorld(config, nursery)

@@ -114,7 +114,7 @@ def response_head(data: bytes) -> None:
     check_fields(head.headers, raw)
     pooler.read_quota_headers(head.headers)
     pooler.is_upgraded(head, "dGhlIHNhbXBsZSBub25jZQ==")
-    fault = pooler.judge_answer(head.status, head.headers, data[len(raw) :], UNIX_NOW, LIMITS)
+    fault = pooler.classify_response(head.status, head.headers, data[len(raw) :], UNIX_NOW, LIMITS)
     if head.status >= 300:
         assert 400 <= fault.error.status < 600
 
@@ -209,9 +209,9 @@ def stream(data: bytes) -> None:
             scanner.usage,
         )
         if scanner.failure is not None:
-            fault = pooler.judge_event(scanner.failure, UNIX_NOW, LIMITS)
+            fault = pooler.classify_event(scanner.failure, UNIX_NOW, LIMITS)
             assert fault is None or fault.error.status >= 400
-            pooler.failed_answer(scanner.failure, UNIX_NOW, LIMITS).content()
+            pooler.failed_response(scanner.failure, UNIX_NOW, LIMITS).content()
         for call_kind in CallKind:
             last = scanner.failure_event(PoolerError("upstream_error"), "r" * 20, call_kind)
             assert pooler.event_object(last)
@@ -288,11 +288,11 @@ def config(data: bytes) -> None:
 def login(data: bytes) -> None:
     with contextlib.suppress(LoginNeeded):
         found = pooler.parse_auth_file(data)
-        pooler.is_renewal_due(found, UNIX_NOW, 300)
+        pooler.is_refresh_due(found, UNIX_NOW, 300)
         merged = pooler.merge_tokens(data, b'{"access_token": "a.b.c"}', UNIX_NOW)
         assert pooler.reveal(pooler.parse_auth_file(merged).access_token) == "a.b.c"
     for status in (200, 400, 401, 500):
-        pooler.judge_renewal(status, data)
+        pooler.classify_refresh(status, data)
     pooler.read_catalogue(data)
     pooler.read_quota_event(objects_of(data))
 

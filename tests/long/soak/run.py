@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 
 import trio
 
-from pooler import RENEWAL_URL_VARIABLE
+from pooler import REFRESH_URL_VARIABLE
 from tests.long.soak.clients import KEYS, OPERATOR, Browser, Ledger
 from tests.long.soak.upstreams import (
     ANSWER,
@@ -163,7 +163,7 @@ class Soak:
             self.backend.admit(make_auth_file(path, name, expires_at=time.time() + 60))
         self.write_config(json.dumps(self.config()))
         env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        env[RENEWAL_URL_VARIABLE] = f"{self.codex_origin}/oauth/token"
+        env[REFRESH_URL_VARIABLE] = f"{self.codex_origin}/oauth/token"
         with self.log.open("wb") as log:
             self.process = await trio.lowlevel.open_process(
                 [sys.executable, POOLER, "serve"],
