@@ -621,32 +621,99 @@ def dump_like(value: Json, raw: bytes) -> bytes:
     return dump_escaped(value) if 2 * letter_count > len(raw) else dump_json(value)
 
 
-def _object(value: Json) -> dict[str, Json]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text_at(value: Json, name: str) -> str:
-    """A member that is text; "" where there is none."""
-    found = _object(value).get(name)
-    return found if isinstance(found, str) else ""
-
-
 def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> dict[str, Json]:
     """The object that JSON text holds; an empty one, if it is none.  Raises: BadSyntax."""
     if raw.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] != b"{":
         return {}
     try:
-        return _object(load_json(raw, members_max))
+        return object_of(load_json(raw, members_max))
     except ValueError:
         return {}
 
 
-def _parsed(raw: bytes) -> dict[str, Json]:
+def try_load_object(raw: bytes) -> dict[str, Json]:
     """The same; an empty one also where to read it would take long."""
     try:
         return load_object(raw)
     except BadSyntax:
         return {}
+
+
+# One family of readers for all values that somebody else has sent.  A reader of what an upstream
+# says, or a file, takes what has another type than the right one for absent.  A reader of what a
+# client asks, a `valid_...`, refuses it.
+
+
+def object_of(value: Json) -> dict[str, Json]:
+    """The value, if it is an object; else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def objects_of(values: Json) -> list[dict[str, Json]]:
+    """The objects in what may be a list."""
+    return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
+
+
+def members_of(value: Mapping[str, Json], names: Iterable[str]) -> dict[str, Json]:
+    """Those of the named members that are there, and not null."""
+    return {name: value[name] for name in names if value.get(name) is not None}
+
+
+def text_at(value: Json, name: str) -> str:
+    """A member that is text; "" if there is none."""
+    found = object_of(value).get(name)
+    return found if isinstance(found, str) else ""
+
+
+def label_at(value: Json, name: str) -> str:
+    """The same; "" also if it is too long to be repeated with every chunk of a stream."""
+    found = text_at(value, name)
+    return found if len(found) <= SESSION_CHARS_MAX else ""
+
+
+def count_at(value: Json, name: str) -> int:
+    """A member that is a count, of tokens mostly; 0 if there is none."""
+    found: Json = object_of(value).get(name)
+    is_count = isinstance(found, int) and not isinstance(found, bool) and 0 < found <= TOKENS_MAX
+    return found if is_count else 0
+
+
+def index_at(value: Mapping[str, Json], name: str, default: int) -> int:
+    """A member that numbers an output item, or a part of one, from 0; else the default."""
+    found: Json = value.get(name)
+    return found if isinstance(found, int) and 0 <= found < OUTPUT_ITEMS_MAX else default
+
+
+def number_of(value: Json) -> float | None:
+    """A number that a clock can hold, given as one or as text."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if abs(number) < 10**12 else None
+
+
+def first_text(pattern: re.Pattern[str], *candidates: Json) -> str | None:
+    """The first candidate that is text and, as a whole, of that pattern."""
+    return next(
+        (one for one in candidates if isinstance(one, str) and pattern.fullmatch(one)), None
+    )
+
+
+def valid_member(value: Mapping[str, Json], name: str, kind: type | tuple[type, ...]) -> Json:
+    """A member of that type, or None.  Raises: PoolerError (invalid_value)."""
+    found = value.get(name)
+    if found is not None and not isinstance(found, kind):
+        raise PoolerError("invalid_value", param=name)
+    return found
+
+
+def valid_list(value: Mapping[str, Json], name: str, kind: type) -> list[Json]:
+    """A list of that type, maybe empty.  Raises: PoolerError (invalid_value)."""
+    found = valid_member(value, name, list) or []
+    if found and not all(isinstance(member, kind) for member in found):
+        raise PoolerError("invalid_value", param=name)
+    return [*found]
 
 
 ################################################################
@@ -771,40 +838,36 @@ class RefreshOutcome(enum.Enum):
 def _claims(token: Json) -> dict[str, Json]:
     """The payload of a JWT, or nothing."""
     try:  # more padding than is missing does no harm
-        return _parsed(base64.urlsafe_b64decode(str(token).split(".")[1] + "=="))
+        return try_load_object(base64.urlsafe_b64decode(str(token).split(".")[1] + "=="))
     except (ValueError, IndexError):
         return {}
 
 
-def _first_text(pattern: re.Pattern[str], *candidates: Json) -> str | None:
-    return next(
-        (one for one in candidates if isinstance(one, str) and pattern.fullmatch(one)), None
-    )
-
-
 def parse_auth_file(raw: bytes) -> Credentials:
     """The login in an auth.json.  Tokens win over an API key.  Raises: LoginNeeded."""
-    value = _parsed(raw)
-    tokens = _object(value.get("tokens"))
-    access = _first_text(_TOKEN_TEXT, tokens.get("access_token"))
+    value = try_load_object(raw)
+    tokens = object_of(value.get("tokens"))
+    access = first_text(_TOKEN_TEXT, tokens.get("access_token"))
     if access is None:
         if value.get("OPENAI_API_KEY"):
             raise LoginNeeded("holds an API key, which is for type openai, and no ChatGPT login")
         raise LoginNeeded("holds no ChatGPT login of Codex CLI" if value else "is not whole JSON")
     claims = [_claims(tokens.get("id_token")), _claims(access)]
-    auths = [_object(one.get(AUTH_CLAIM)) for one in claims]
+    auths = [object_of(one.get(AUTH_CLAIM)) for one in claims]
     groups = [one.get("organizations") for one in (*auths, *claims)]
-    firsts = [_object(group[0]).get("id") for group in groups if isinstance(group, list) and group]
+    firsts = [
+        object_of(group[0]).get("id") for group in groups if isinstance(group, list) and group
+    ]
     ids = [tokens.get("account_id"), *(one.get("chatgpt_account_id") for one in auths), *firsts]
     refreshed_at: float | None = None
     with contextlib.suppress(ValueError, TypeError, OverflowError):
         refreshed_at = datetime.fromisoformat(value.get("last_refresh", "")).timestamp()
-    refresh = _first_text(_TOKEN_TEXT, tokens.get("refresh_token"))
+    refresh = first_text(_TOKEN_TEXT, tokens.get("refresh_token"))
     return Credentials(
         access_token=Secret(access),
         refresh_token=Secret(refresh) if refresh else None,
-        account_id=_first_text(_ACCOUNT_ID, *ids),
-        plan=_first_text(_ACCOUNT_ID, *(one.get("chatgpt_plan_type") for one in auths)),
+        account_id=first_text(_ACCOUNT_ID, *ids),
+        plan=first_text(_ACCOUNT_ID, *(one.get("chatgpt_plan_type") for one in auths)),
         expires_at=_unix_time(claims[1].get("exp")),
         refreshed_at=refreshed_at,
         digest=hashlib.sha256(raw).digest(),
@@ -839,7 +902,7 @@ def clock_lead(
     ends_at, issued_at = credentials.expires_at, credentials.issued_at
     if ends_at is None:
         return 0.0
-    told = _unix_time(_parsed(answer).get("expires_in")) or 0.0
+    told = _unix_time(try_load_object(answer).get("expires_in")) or 0.0
     if 0 < told < UNIX_MAX:
         lead = unix_now + told - ends_at
         return lead if lead > CLOCK_LEAD_SECONDS_MIN else 0.0
@@ -856,23 +919,25 @@ def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
     The same status with another body may be that of a proxy on the way: it says nothing of the
     login.
     """
-    value = _parsed(body)
-    if status == 200 and _first_text(_TOKEN_TEXT, value.get("access_token")):
+    value = try_load_object(body)
+    if status == 200 and first_text(_TOKEN_TEXT, value.get("access_token")):
         return RefreshOutcome.DONE
     error, detail = value.get("error"), value.get("detail")
     named = [error, value.get("code"), detail]
-    named += [one.get(name) for one in (_object(error), _object(detail)) for name in _CODE_FIELDS]
-    is_spent = status in _SPENT_STATUSES and _first_text(_SPENT_CODES, *named)
+    named += [
+        one.get(name) for one in (object_of(error), object_of(detail)) for name in _CODE_FIELDS
+    ]
+    is_spent = status in _SPENT_STATUSES and first_text(_SPENT_CODES, *named)
     return RefreshOutcome.SPENT if is_spent else RefreshOutcome.FAILED
 
 
 def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
     """The auth.json after a renewal; what the answer does not name stays, known or unknown."""
-    value, answer = _parsed(raw), _parsed(body)
+    value, answer = try_load_object(raw), try_load_object(body)
     names = ("id_token", "access_token", "refresh_token")
-    fresh = {name: answer[name] for name in names if _first_text(_TOKEN_TEXT, answer.get(name))}
+    fresh = {name: answer[name] for name in names if first_text(_TOKEN_TEXT, answer.get(name))}
     moment = datetime.fromtimestamp(unix_now, UTC).isoformat(timespec="milliseconds")
-    value["tokens"] = _object(value.get("tokens")) | fresh
+    value["tokens"] = object_of(value.get("tokens")) | fresh
     value["last_refresh"] = moment.replace("+00:00", "Z")
     return json.dumps(value, indent=2).encode()
 
@@ -1503,7 +1568,7 @@ class _Loader:
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account], limits: Limits) -> Pool:
         path = f"pools.{name}"
         found = self.read(path, value, _POOL)
-        members, models = _texts(_object(value).get("accounts")), _object(value).get("models")
+        members, models = _texts(object_of(value).get("accounts")), object_of(value).get("models")
         is_known = bool(accounts) and "accounts" not in self.refused  # else that is what is wrong
         for index, member in members:
             if is_known and member not in accounts:
@@ -1515,7 +1580,7 @@ class _Loader:
             names = set(models) if all(map(is_model_name, models)) else None
         aliases = found.get("aliases", {}).items()
         found["aliases"] = {one: self.alias(path, one, target, names) for one, target in aliases}
-        keys = _object(_object(value).get("keys")).items()
+        keys = object_of(object_of(value).get("keys")).items()
         found["keys"] = tuple(self.key(name, one, content, limits) for one, content in keys)
         if not keys:
             self.warnings.append(f"{path}.keys: no key, so nobody can use this pool")
@@ -1569,15 +1634,15 @@ class _Loader:
     def config(self, value: Json) -> Config:
         """All of it, also what is inside of members that have a problem of their own."""
         found = self.read("", value, _TOP)
-        given = _object(value)
+        given = object_of(value)
         limits = found["limits"] = Limits(**self.read("limits", found.get("limits", {}), _LIMITS))
         self.warn_of_budgets(limits)
         accounts, pools, operators = {}, {}, []
-        for name, content in _object(given.get("accounts")).items():
+        for name, content in object_of(given.get("accounts")).items():
             accounts[name] = self.account(name, content, limits)
-        for name, content in _object(given.get("pools")).items():
+        for name, content in object_of(given.get("pools")).items():
             pools[name] = self.pool(name, content, accounts, limits)
-        for name, token in _object(given.get("operators")).items():
+        for name, token in object_of(given.get("operators")).items():
             path = f"operators.{name}"
             with self.at(path):
                 command = "pooler key --operator"
@@ -2699,14 +2764,6 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
     return value
 
 
-def _checked(value: Mapping[str, Json], name: str, kind: type | tuple[type, ...]) -> Json:
-    """A member of that type, or None.  Raises: PoolerError (invalid_value)."""
-    found = value.get(name)
-    if found is not None and not isinstance(found, kind):
-        raise PoolerError("invalid_value", param=name)
-    return found
-
-
 def digest_parts(*parts: str) -> bytes:
     """One digest of several texts, of which only the last may hold any character."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
@@ -2722,9 +2779,9 @@ def _content_texts(content: Json) -> Iterator[str]:
         yield content
     for part in content if isinstance(content, list) else ():
         # Chat puts the address of a file into an object, Responses beside the type.
-        for holder in (part, *map(_object, _object(part).values())):
+        for holder in (part, *map(object_of, object_of(part).values())):
             names = ("text", "url", "image_url", "file_url", "file_id", "file_data", "data")
-            yield from filter(None, (_text_at(holder, name) for name in names))
+            yield from filter(None, (text_at(holder, name) for name in names))
 
 
 def _beginning_of(texts: Iterable[str]) -> str:
@@ -2750,8 +2807,8 @@ def conversation_digest(kind: CallKind, body: Mapping[str, Json]) -> str:
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
 
-    orders = [_text_at(body, "instructions")]
-    for item in map(_object, items if isinstance(items, list) else ()):
+    orders = [text_at(body, "instructions")]
+    for item in map(object_of, items if isinstance(items, list) else ()):
         if _is_message(item, "user"):
             said = _beginning_of(_content_texts(item.get("content")))
             return digest_parts(_beginning_of(orders), said).hex() if said else ""
@@ -2776,9 +2833,9 @@ def find_session(
     """
     named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
     # What is no text names nothing: to write it out could take long.
-    name = named or _text_at(body, "prompt_cache_key")
+    name = named or text_at(body, "prompt_cache_key")
     if unary_path == SEARCH_PATH:
-        name = name or _text_at(body, "id")
+        name = name or text_at(body, "id")
     if name:
         return digest_parts(*scope, "session", name[:SESSION_CHARS_MAX])
     if before is not None:
@@ -2814,14 +2871,14 @@ def read_call(
         public = "This route answers in one piece."
         raise PoolerError("unsupported_parameter", public, param="stream")
     for name in ("stream", "store"):
-        _checked(body, name, bool)
+        valid_member(body, name, bool)
     is_own = is_lite(kind, body, headers) and pool.has_codex
     scope = (pool.name, key.name)
     session = find_session(kind, body, headers, scope, before=session_before, unary_path=unary_path)
     if session is None and socket_id:
         session = digest_parts(*scope, "socket", socket_id)
     searched = _search_session(headers)
-    previous = _text_at(body, "previous_response_id")
+    previous = text_at(body, "previous_response_id")
     is_short = len(previous) <= RESPONSE_ID_CHARS_MAX  # one that is not is nobody's
     return Call(
         kind=kind,
@@ -2882,7 +2939,7 @@ def is_lite(kind: CallKind, body: Mapping[str, Json], headers: Headers) -> bool:
 
     The upstream is told so in the head, or on a WebSocket in the body, and takes it as it is.
     """
-    told = _text_at(body.get("client_metadata"), LITE_METADATA)
+    told = text_at(body.get("client_metadata"), LITE_METADATA)
     return kind is CallKind.RESPONSES and "true" in (headers.get(LITE_HEADER), told)
 
 
@@ -2944,7 +3001,7 @@ def with_alias(kind: CallKind, body: Mapping[str, Json], alias: Alias) -> dict[s
         return made
     reasoning = body.get("reasoning")
     if kind is CallKind.RESPONSES:
-        made["reasoning"] = {**_object(reasoning), "effort": alias.effort}
+        made["reasoning"] = {**object_of(reasoning), "effort": alias.effort}
         return made
     made["reasoning_effort"] = alias.effort
     if isinstance(reasoning, dict) and "effort" in reasoning:
@@ -2965,7 +3022,7 @@ def drop_reasoning(body: Mapping[str, Json]) -> dict[str, Json] | None:
     if not isinstance(items, list):
         return None
     # Whatever a type is, it can be compared.
-    kept = [item for item in items if _object(item).get("type") not in ENCRYPTED_ITEMS]
+    kept = [item for item in items if object_of(item).get("type") not in ENCRYPTED_ITEMS]
     return None if len(kept) == len(items) else {**body, "input": kept}
 
 
@@ -3019,28 +3076,6 @@ _CHAT_NOTABLE: Final = re.compile(
 )
 
 
-def _objects(values: Json) -> list[dict[str, Json]]:
-    """The objects in what may be a list."""
-    return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
-
-
-def _label_at(value: Json, name: str) -> str:
-    """The same; "" also where it is too long to be said again with every chunk."""
-    found = _text_at(value, name)
-    return found if len(found) <= SESSION_CHARS_MAX else ""
-
-
-def _int_at(value: Json, name: str) -> int:
-    """A member that is a count; 0 where there is none."""
-    found: Json = _object(value).get(name)
-    is_count = isinstance(found, int) and not isinstance(found, bool) and 0 < found <= TOKENS_MAX
-    return found if is_count else 0
-
-
-def _picked(value: Mapping[str, Json], names: Iterable[str]) -> dict[str, Json]:
-    return {name: value[name] for name in names if value.get(name) is not None}
-
-
 class Usage(NamedTuple):
     """Token counts as an answer reports them."""
 
@@ -3054,9 +3089,9 @@ def read_usage(value: Json) -> Usage | None:
     """The `usage` object of a Responses or Chat answer; None where it is none."""
     for given, made in (("input_tokens", "output_tokens"), ("prompt_tokens", "completion_tokens")):
         if isinstance(value, dict) and given in value:
-            cached = _int_at(value.get(f"{given}_details"), "cached_tokens")
-            reasoned = _int_at(value.get(f"{made}_details"), "reasoning_tokens")
-            return Usage(_int_at(value, given), _int_at(value, made), cached, reasoned)
+            cached = count_at(value.get(f"{given}_details"), "cached_tokens")
+            reasoned = count_at(value.get(f"{made}_details"), "reasoning_tokens")
+            return Usage(count_at(value, given), count_at(value, made), cached, reasoned)
     return None
 
 
@@ -3100,11 +3135,11 @@ def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
 
     What the event says of an HTTP answer that it stands for goes with it.
     """
-    response = _object(value.get("response"))
+    response = object_of(value.get("response"))
     error = response.get("error") or value.get("error")
     if not isinstance(error, dict):
         return value if error == value.get("error") else response
-    return _picked(value, ("status", "status_code", "headers")) | error
+    return members_of(value, ("status", "status_code", "headers")) | error
 
 
 # Of an error without anything around it: OpenAI's members, and RFC 9457's.
@@ -3119,9 +3154,9 @@ def is_error(value: Mapping[str, Json]) -> bool:
     """Whether an object is an error, where no `type` that is known says what it is."""
     if value.get("error") or "error" in (value.get("type"), value.get("object")):
         return True
-    if any(_object(choice).get("error") for choice in _objects(value.get("choices"))):
+    if any(object_of(choice).get("error") for choice in objects_of(value.get("choices"))):
         return True
-    if _objects(value.get("errors")) and not value.keys() & _RESPONSE_FIELDS:
+    if objects_of(value.get("errors")) and not value.keys() & _RESPONSE_FIELDS:
         return True
     if not value.keys() <= _PROBLEM_FIELDS:
         return False
@@ -3269,10 +3304,10 @@ class EventScanner:
     def _kind_of(self, value: dict[str, Json]) -> EventKind:
         if self.kind is CallKind.CHAT and value:
             return self._kind_of_chunk(value)
-        name = _text_at(value, "type").encode("utf-8", "replace")
+        name = text_at(value, "type").encode("utf-8", "replace")
         if is_event_type(name):
             kind = _kind_of_type(name)
-            has_failed = _text_at(value.get("response"), "status") == "failed"
+            has_failed = text_at(value.get("response"), "status") == "failed"
             is_failed_end = kind is EventKind.SUCCESS and has_failed
             return EventKind.FAILURE if is_failed_end else kind
         return EventKind.FAILURE if is_error(value) else EventKind.CONTENT
@@ -3282,9 +3317,9 @@ class EventScanner:
             return EventKind.FAILURE
         self.usage = read_usage(value.get("usage")) or self.usage
         says_more = False
-        for choice in _objects(value.get("choices")):
-            self.has_finish |= bool(_text_at(choice, "finish_reason"))  # some say "" meanwhile
-            delta = _object(choice.get("delta")).items()
+        for choice in objects_of(value.get("choices")):
+            self.has_finish |= bool(text_at(choice, "finish_reason"))  # some say "" meanwhile
+            delta = object_of(choice.get("delta")).items()
             says_more |= any(value for name, value in delta if name != "role")
         is_content = self.has_content or self.has_finish or says_more
         return EventKind.CONTENT if is_content else EventKind.HANDSHAKE
@@ -3309,10 +3344,10 @@ class EventScanner:
             with contextlib.suppress(BadSyntax):
                 value = load_event(event)
         told = value or {}
-        if response := _object(told.get("response")):
+        if response := object_of(told.get("response")):
             self.response = {
                 name: member
-                for name, member in _picked(response, _IDENTITY).items()
+                for name, member in members_of(response, _IDENTITY).items()
                 if isinstance(member, int)
                 or (isinstance(member, str) and len(member) <= SESSION_CHARS_MAX)
             }
@@ -3373,8 +3408,8 @@ def type_of(message: bytes) -> str:
     """The type of the event in a WebSocket's message; "" where it has none, and is no error."""
     if match := _TYPE_FIRST.match(b"data: " + message[:KIB]):
         return match[1].decode()
-    value = _parsed(message)
-    return _text_at(value, "type") or ("error" if is_error(value) else "")
+    value = try_load_object(message)
+    return text_at(value, "type") or ("error" if is_error(value) else "")
 
 
 def is_news(name: str) -> bool:
@@ -3390,7 +3425,7 @@ def with_stream_id(message: bytes, stream_id: str) -> bytes:
         return message
     # Its name in plain letters, or with one of them escaped.
     if b'"stream_id"' in members or b"\\u00" in members:
-        value = _parsed(text)
+        value = try_load_object(text)
         if "stream_id" in value:
             return dump_json(value | {"stream_id": stream_id})
     comma = "," if members else ""
@@ -3478,7 +3513,7 @@ def codex_obstacle(
 
     is_chat = kind is CallKind.CHAT and (body.get("messages") or body.get("input") is None)
     name = "messages" if is_chat else "input"
-    items = _objects(body.get(name))
+    items = objects_of(body.get(name))
     if any(map(_is_reference, items)):
         return Obstacle(name, _NOTHING_STORED)
     is_unfit = any(map(_has_mcp, items)) or _has_unfit_part(items)
@@ -3487,9 +3522,9 @@ def codex_obstacle(
 
 def _has_mcp(holder: Mapping[str, Json]) -> bool:
     """Whether one of its tools, or of those inside them, is a server that is to be called."""
-    tools = _objects(holder.get("tools"))
+    tools = objects_of(holder.get("tools"))
     for tool in tools:  # it grows by those that are found
-        tools += _objects(tool.get("tools"))
+        tools += objects_of(tool.get("tools"))
     return any(tool.get("type") == "mcp" for tool in tools)
 
 
@@ -3503,10 +3538,10 @@ def _has_unfit_part(items: Sequence[Mapping[str, Json]]) -> bool:
     """Whether there is audio, a stored file or a legacy call."""
     parts = [*items]
     for member in ("content", "output"):
-        parts += [part for item in parts for part in _objects(item.get(member))]
-    for part in parts + _objects([part.get("file") for part in parts]):
+        parts += [part for item in parts for part in objects_of(item.get(member))]
+    for part in parts + objects_of([part.get("file") for part in parts]):
         is_kind = part.get("type") == "input_audio" or part.get("role") == "function"
-        if is_kind or _picked(part, ("file_id", "audio", "function_call")):
+        if is_kind or members_of(part, ("file_id", "audio", "function_call")):
             return True
     return False
 
@@ -3540,14 +3575,6 @@ def check_names(body: Iterable[str]) -> None:
             raise PoolerError("invalid_json", public)
 
 
-def _checked_list(value: Mapping[str, Json], name: str, kind: type) -> list[Json]:
-    """A list of that type, maybe empty.  Raises: PoolerError (invalid_value)."""
-    found = _checked(value, name, list) or []
-    if found and not all(isinstance(member, kind) for member in found):
-        raise PoolerError("invalid_value", param=name)
-    return [*found]
-
-
 def to_codex(
     kind: CallKind, body: Mapping[str, Json], model: str, efforts: Sequence[str] | None
 ) -> dict[str, Json]:
@@ -3557,19 +3584,19 @@ def to_codex(
     """
     if kind is CallKind.CHAT:
         body = _chat_as_responses(body)
-    text = _picked(_checked(body, "text", dict) or {}, ("verbosity", "format"))
-    is_json_mode = _object(text.get("format")).get("type") == "json_object"
-    instructions = _checked(body, "instructions", str) or ""
+    text = members_of(valid_member(body, "text", dict) or {}, ("verbosity", "format"))
+    is_json_mode = object_of(text.get("format")).get("type") == "json_object"
+    instructions = valid_member(body, "instructions", str) or ""
     read = _instructed_in_json_mode if is_json_mode else _instructed
     instructions, items = read(instructions, _input_items(body))
-    tools = [_tool(tool) for tool in _checked_list(body, "tools", dict)]
-    reasoning = _picked(_checked(body, "reasoning", dict) or {}, _REASONING)
-    if effort := _checked(reasoning, "effort", str):
+    tools = [_tool(tool) for tool in valid_list(body, "tools", dict)]
+    reasoning = members_of(valid_member(body, "reasoning", dict) or {}, _REASONING)
+    if effort := valid_member(reasoning, "effort", str):
         reasoning["effort"] = _clamped(effort, efforts or _EFFORTS_ASSUMED)
-    include = (*_checked_list(body, "include", str), "reasoning.encrypted_content")
-    choice = _checked(body, "tool_choice", (str, dict))
-    is_parallel = _checked(body, "parallel_tool_calls", bool)
-    _checked(_checked(body, "stream_options", dict) or {}, "include_usage", bool)
+    include = (*valid_list(body, "include", str), "reasoning.encrypted_content")
+    choice = valid_member(body, "tool_choice", (str, dict))
+    is_parallel = valid_member(body, "parallel_tool_calls", bool)
+    valid_member(valid_member(body, "stream_options", dict) or {}, "include_usage", bool)
     made = {
         "model": model,
         "instructions": instructions,
@@ -3580,9 +3607,9 @@ def to_codex(
         "reasoning": reasoning or None,
         "text": text or None,
         "include": [*dict.fromkeys(include)],
-        "prompt_cache_key": _short_id(_checked(body, "prompt_cache_key", str) or "") or None,
-        "service_tier": _SERVICE_TIERS.get(_checked(body, "service_tier", str) or ""),
-        "context_management": _checked_list(body, "context_management", dict) or None,
+        "prompt_cache_key": _short_id(valid_member(body, "prompt_cache_key", str) or "") or None,
+        "service_tier": _SERVICE_TIERS.get(valid_member(body, "service_tier", str) or ""),
+        "context_management": valid_list(body, "context_management", dict) or None,
         "store": False,
         "stream": True,
     }
@@ -3614,18 +3641,18 @@ def _chat_as_responses(body: Mapping[str, Json]) -> dict[str, Json]:
 
     Cursor sends `input` in their place; it and others send fields of Responses besides.
     """
-    items = _checked_list(body, "messages", dict) or body.get("input")
+    items = valid_list(body, "messages", dict) or body.get("input")
     if not items:
         raise PoolerError("missing_required_parameter", "There are no messages.", param="messages")
-    text = dict(_checked(body, "text", dict) or {})
-    if verbosity := _checked(body, "verbosity", str):
+    text = dict(valid_member(body, "text", dict) or {})
+    if verbosity := valid_member(body, "verbosity", str):
         text["verbosity"] = verbosity
-    form = _checked(body, "response_format", dict) or {"type": "text"}
+    form = valid_member(body, "response_format", dict) or {"type": "text"}
     if form.get("type") != "text":
         text["format"] = _flat(form)
 
-    asked = _checked(body, "reasoning", dict) or {}
-    effort = _checked(asked, "effort", str) or _checked(body, "reasoning_effort", str)
+    asked = valid_member(body, "reasoning", dict) or {}
+    effort = valid_member(asked, "effort", str) or valid_member(body, "reasoning_effort", str)
     reasoning = {**asked, "effort": effort}
     if effort not in {None, "none"} and "summary" not in asked:
         reasoning["summary"] = "auto"  # Chat has no field to ask for it
@@ -3653,17 +3680,17 @@ def _choice(choice: Mapping[str, Json]) -> Json:
 
 def _flat(nested: Mapping[str, Json]) -> dict[str, Json]:
     """A tool, a choice or a format in the Responses form, from either form."""
-    kind = _checked(nested, "type", str)
+    kind = valid_member(nested, "type", str)
     inner = nested.get(kind) if kind in _NESTED else None
     flat = dict(nested)
     if isinstance(inner, dict):
-        flat = {"type": kind, **_picked(inner, _NESTED[kind])}
+        flat = {"type": kind, **members_of(inner, _NESTED[kind])}
     if kind is not None and kind.startswith("web_search_preview"):
         flat["type"] = "web_search"
     if isinstance(flat.get("format"), dict):
         flat["format"] = _flat(flat["format"])
     if kind == "allowed_tools":
-        flat["tools"] = [_flat(tool) for tool in _checked_list(flat, "tools", dict)]
+        flat["tools"] = [_flat(tool) for tool in valid_list(flat, "tools", dict)]
     return flat
 
 
@@ -3675,7 +3702,7 @@ def _tool(tool: Mapping[str, Json]) -> dict[str, Json]:
     if isinstance(schema, dict):
         made["parameters"] = _parameters(schema)
     if made.get("tools") is not None:
-        made["tools"] = [_tool(inner) for inner in _checked_list(made, "tools", dict)]
+        made["tools"] = [_tool(inner) for inner in valid_list(made, "tools", dict)]
     return made
 
 
@@ -3700,13 +3727,13 @@ def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
         raise PoolerError("missing_required_parameter", "The request has no input.", param="input")
     if isinstance(given, str):
         body = {"input": [{"role": "user", "content": given}]}
-    values = _checked_list(body, "input", dict)
+    values = valid_list(body, "input", dict)
     if len(values) > INPUT_ITEMS_MAX:
         raise PoolerError("invalid_value", "The request has too many items.", param="input")
     items = [item for value in values for item in _items(value)]
-    custom_ids = {_text_at(item, "call_id") for item in items if item["type"] == _CUSTOM_CALL}
+    custom_ids = {text_at(item, "call_id") for item in items if item["type"] == _CUSTOM_CALL}
     for item in items:
-        call_id = _text_at(item, "call_id")
+        call_id = text_at(item, "call_id")
         if item["type"] == "function_call_output" and call_id in custom_ids:
             item["type"] = f"{_CUSTOM_CALL}_output"  # Chat does not tell them apart
         if call_id:
@@ -3721,7 +3748,7 @@ def _short_id(given: str) -> str:
 
 def _items(value: Mapping[str, Json]) -> list[dict[str, Json]]:
     """What one item becomes: without what the upstream would look up or refuse."""
-    kind = _checked(value, "type", str)
+    kind = valid_member(value, "type", str)
     if kind in {None, "message"}:
         return _message_items(value)
     if kind == "reasoning":
@@ -3735,36 +3762,36 @@ def _items(value: Mapping[str, Json]) -> list[dict[str, Json]]:
     if kind in _OUTPUTS and isinstance(item.get("output"), list):
         item["output"] = _content(item, "output", "user")
     if item.get("tools") is not None:
-        item["tools"] = [_tool(tool) for tool in _checked_list(item, "tools", dict)]
+        item["tools"] = [_tool(tool) for tool in valid_list(item, "tools", dict)]
     return [item]
 
 
 def _reasoning_items(item: Mapping[str, Json]) -> list[dict[str, Json]]:
     """A reasoning item with nothing but what the upstream knows; none where it could read none."""
-    content = _text_at(item, "encrypted_content")
-    summary = _objects(item.get("summary"))
+    content = text_at(item, "encrypted_content")
+    summary = objects_of(item.get("summary"))
     made = {"type": "reasoning", "summary": summary, "encrypted_content": content}
     return [made] if content else []
 
 
 def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
     """The items of one message of either API (§5.2): what it says, then its calls."""
-    role = _checked(message, "role", str)
+    role = valid_member(message, "role", str)
     content = _content(message, "content", role)
     if role == "tool":
-        call_id = _checked(message, "tool_call_id", str) or _text_at(message, "call_id")
+        call_id = valid_member(message, "tool_call_id", str) or text_at(message, "call_id")
         is_text = all(part.get("type") == "input_text" for part in content)
         output = "".join(part["text"] for part in content) if is_text else content
         return [{"type": "function_call_output", "call_id": call_id, "output": output}]
     if (role := "developer" if role == "system" else role) not in _ROLES:
         raise PoolerError("invalid_value", param="role")
-    if refusal := _checked(message, "refusal", str):
+    if refusal := valid_member(message, "refusal", str):
         content.append({"type": "refusal", "refusal": refusal})
     if role == "assistant" and [part.get("type") for part in content] == ["output_text"]:
         content[0] |= _annotations(message)  # Chat has them beside the text
-    items = [_call_item(call) for call in _checked_list(message, "tool_calls", dict)]
+    items = [_call_item(call) for call in valid_list(message, "tool_calls", dict)]
     if content or role != "assistant":
-        phase = _picked(message, ("phase",))
+        phase = members_of(message, ("phase",))
         items.insert(0, {"type": "message", "role": role, "content": content, **phase})
     return items
 
@@ -3772,18 +3799,18 @@ def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
 def _call_item(call: Mapping[str, Json]) -> dict[str, Json]:
     kind = _CUSTOM_CALL if call.get("type") == "custom" else "function_call"
     chat, member = _CALLS[kind]
-    made = _checked(call, chat, dict) or {}
-    says = {name: _checked(made, name, str) or "" for name in ("name", member)}
-    return {"type": kind, "call_id": _checked(call, "id", str) or "", **says}
+    made = valid_member(call, chat, dict) or {}
+    says = {name: valid_member(made, name, str) or "" for name in ("name", member)}
+    return {"type": kind, "call_id": valid_member(call, "id", str) or "", **says}
 
 
 def _content(holder: Mapping[str, Json], name: str, role: str | None) -> list[dict[str, Json]]:
     """The parts of a message, or of a tool's output, as the upstream names them."""
-    given = _checked(holder, name, (str, list))
+    given = valid_member(holder, name, (str, list))
     if isinstance(given, str):
         is_silent = not given and role == "assistant"  # it only calls tools
         return [] if is_silent else [_text_part(given, role)]
-    return [_part(part, role) for part in _checked_list(holder, name, dict)]
+    return [_part(part, role) for part in valid_list(holder, name, dict)]
 
 
 def _text_part(text: str, role: str | None) -> dict[str, Json]:
@@ -3791,13 +3818,13 @@ def _text_part(text: str, role: str | None) -> dict[str, Json]:
 
 
 def _part(part: Mapping[str, Json], role: str | None) -> dict[str, Json]:
-    kind = _checked(part, "type", str)
+    kind = valid_member(part, "type", str)
     if kind in _TEXT_PARTS:
         notes = _annotations(part) if role == "assistant" else {}
-        return _text_part(_checked(part, "text", str) or "", role) | notes
+        return _text_part(valid_member(part, "text", str) or "", role) | notes
     image = part.get("image_url")
     if kind == "image_url" and isinstance(image, dict):
-        part = {"image_url": image.get("url"), **_picked(image, ("detail",))}
+        part = {"image_url": image.get("url"), **members_of(image, ("detail",))}
     flat = _flat(part)
     if kind is not None:
         flat["type"] = _PART_KINDS.get(kind, kind)
@@ -3807,7 +3834,7 @@ def _part(part: Mapping[str, Json], role: str | None) -> dict[str, Json]:
 
 def _annotations(holder: Mapping[str, Json]) -> dict[str, Json]:
     """The citations of a text in the Responses form, from either form."""
-    notes = [_flat(note) for note in _checked_list(holder, "annotations", dict)]
+    notes = [_flat(note) for note in valid_list(holder, "annotations", dict)]
     return {"annotations": notes} if notes else {}
 
 
@@ -3821,7 +3848,7 @@ COMMENTARY: Final = "commentary"  # the phase of a message that is said on the w
 
 
 def is_commentary(item: Json) -> bool:
-    return _text_at(item, "phase") == COMMENTARY
+    return text_at(item, "phase") == COMMENTARY
 
 
 # Events that carry text of a message -> the type of the part that it is of, and its member.
@@ -3836,7 +3863,7 @@ _STATUS_OF_DONE: Final = {"incomplete": "incomplete", "failed": "failed"}
 
 
 @dataclass(eq=False, slots=True)
-class ResponsesAnswer:
+class ResponsesTranslator:
     """The answer of a codex account for a Responses client, streamed or whole.
 
     `feed` gives what the stream gets for one event, of which `value` is the object, if it has
@@ -3865,16 +3892,16 @@ class ResponsesAnswer:
             return event
         if value is None:
             value = load_event(event)
-        name = _text_at(value, "type")
+        name = text_at(value, "type")
         if kind is EventKind.HANDSHAKE and name.startswith(("codex.", "response.metadata")):
             return b""
         is_told = value.pop("headers", None) is not None  # with a WebSocket's error
         is_filled = self._collect(kind, value, event) and "response" in value
         is_renamed = name == "response.done"
         if is_renamed:
-            status = _text_at(self.response, "status")
+            status = text_at(self.response, "status")
             value["type"] = f"response.{_STATUS_OF_DONE.get(status, 'completed')}"
-        return _with_data(event, value) if is_filled or is_told or is_renamed else event
+        return event_with_data(event, value) if is_filled or is_told or is_renamed else event
 
     def whole(self) -> dict[str, Json]:
         return self.response or {}
@@ -3884,18 +3911,18 @@ class ResponsesAnswer:
         response, item = value.get("response"), value.get("item")
         is_end = kind in TERMINAL_KINDS
         if is_end:
-            self.response = response = _object(response)
+            self.response = response = object_of(response)
             check_writable(response if self.is_collected else {})
-        name = _text_at(value, "type")
+        name = text_at(value, "type")
         is_item = name == "response.output_item.done" and isinstance(item, dict)
         if is_item:
-            self._items[_index_at(value, "output_index", len(self._items))] = _object(item)
+            self._items[index_at(value, "output_index", len(self._items))] = object_of(item)
             self._hold(event, count_members(item))
         if self.is_collected and name == "response.output_item.added" and is_commentary(item):
-            self._comments.add(_index_at(value, "output_index", 0))
+            self._comments.add(index_at(value, "output_index", 0))
         if self.is_collected and name in _PART_DELTAS:
-            key = (_index_at(value, "output_index", 0), name)
-            self._texts.setdefault(key, []).append(_text_at(value, "delta"))
+            key = (index_at(value, "output_index", 0), name)
+            self._texts.setdefault(key, []).append(text_at(value, "delta"))
             self._hold(event, 1)
         if not isinstance(response, dict):
             return False
@@ -3929,12 +3956,7 @@ class ResponsesAnswer:
         return made
 
 
-def _index_at(value: Mapping[str, Json], name: str, default: int) -> int:
-    found: Json = value.get(name)
-    return found if isinstance(found, int) and 0 <= found < OUTPUT_ITEMS_MAX else default
-
-
-def _with_data(event: bytes, value: Json) -> bytes:
+def event_with_data(event: bytes, value: Json) -> bytes:
     """`event` with other data; its name is the type in it, other lines and line ends stay.
 
     Raises: BadSyntax, where that would take long to write.
@@ -3944,12 +3966,12 @@ def _with_data(event: bytes, value: Json) -> bytes:
     check_writable(value)
     line_end = b"\r\n" if b"\r\n" in event else b"\n"
     kept = [line for line in _lines(event) if line and not line.startswith(b"data:")]
-    name = f"event: {_text_at(value, 'type')}".encode("ascii", "replace")
+    name = f"event: {text_at(value, 'type')}".encode("ascii", "replace")
     kept = [name if line.startswith(b"event: response.done") else line for line in kept]
-    return line_end.join([*kept, _data_line(value), b"", b""])
+    return line_end.join([*kept, data_line(value), b"", b""])
 
 
-def _data_line(value: Json) -> bytes:
+def data_line(value: Json) -> bytes:
     return b"data: " + dump_json(value)
 
 
@@ -3975,24 +3997,24 @@ Delta = dict[str, Json]
 def _chat_call(item: Mapping[str, Json], place: int) -> dict[str, Json]:
     """A call as Chat has it, `place` being its own among the answer's."""
     chat, member = _CALLS[item["type"]]
-    made = {name: _text_at(item, name) for name in ("name", member)}
+    made = {name: text_at(item, name) for name in ("name", member)}
     # Without an id there could be no answer to it.
-    call_id = _text_at(item, "call_id") or _label_at(item, "id") or f"call_{place}"
+    call_id = text_at(item, "call_id") or label_at(item, "id") or f"call_{place}"
     return {"id": call_id, "type": chat, chat: made}
 
 
 def _joined(parts: Json, kind: str) -> str:
     """The text of those parts that are of a type."""
-    return "".join(_text_at(part, "text") for part in _objects(parts) if part.get("type") == kind)
+    return "".join(text_at(part, "text") for part in objects_of(parts) if part.get("type") == kind)
 
 
 def _thoughts(item: Mapping[str, Json]) -> list[str]:
     """What an item tells of the way to the answer: a summary, else the reasoning itself."""
     if is_commentary(item):
         return [_joined(item.get("content"), "output_text")]
-    summary = [_text_at(part, "text") for part in _objects(item.get("summary"))]
-    parts = _objects(item.get("content")) if item.get("type") == "reasoning" else []
-    return summary if any(summary) else [_text_at(part, "text") for part in parts]
+    summary = [text_at(part, "text") for part in objects_of(item.get("summary"))]
+    parts = objects_of(item.get("content")) if item.get("type") == "reasoning" else []
+    return summary if any(summary) else [text_at(part, "text") for part in parts]
 
 
 def _chat_message(output: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
@@ -4002,14 +4024,14 @@ def _chat_message(output: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     a paragraph.
     """
     answers = [item for item in output if not is_commentary(item)]
-    parts = [part for item in answers for part in _objects(item.get("content"))]
+    parts = [part for item in answers for part in objects_of(item.get("content"))]
     has_text = any(part.get("type") == "output_text" for part in parts)
     texts = [_joined(item.get("content"), "output_text") for item in answers]
-    refusal = "".join(_text_at(part, "refusal") for part in parts)
+    refusal = "".join(text_at(part, "refusal") for part in parts)
     thoughts = [text for item in output for text in _thoughts(item)]
-    called = [item for item in output if _text_at(item, "type") in _CALLS]
+    called = [item for item in output if text_at(item, "type") in _CALLS]
     calls = [_chat_call(item, place) for place, item in enumerate(called)]
-    notes = [note for part in parts for note in _objects(part.get("annotations"))]
+    notes = [note for part in parts for note in objects_of(part.get("annotations"))]
     more = {
         "annotations": _citations(notes),
         THOUGHT: "\n\n".join(filter(None, thoughts)),
@@ -4043,7 +4065,7 @@ def _is_plain(value: Json) -> bool:
 def _finish_reason(response: Mapping[str, Json], has_calls: bool) -> str:
     details = response.get("incomplete_details")
     if response.get("status") == "incomplete" or isinstance(details, dict):
-        return "content_filter" if _text_at(details, "reason") == "content_filter" else "length"
+        return "content_filter" if text_at(details, "reason") == "content_filter" else "length"
     return "tool_calls" if has_calls else "stop"
 
 
@@ -4062,7 +4084,7 @@ def _chat_failure(value: Mapping[str, Json]) -> PoolerError:
     """The upstream's own words about a failure."""
     error = failure_of(value)
     names = ("code", "message", "type", "param")
-    said = {name: _text_at(error, name)[:MESSAGE_CHARS_MAX] for name in names}
+    said = {name: text_at(error, name)[:MESSAGE_CHARS_MAX] for name in names}
     failure = PoolerError("upstream_error", said["message"], upstream_code=said["code"])
     if error is not value:  # the type of a flat event is its own
         failure.type = said["type"] or failure.type
@@ -4071,7 +4093,7 @@ def _chat_failure(value: Mapping[str, Json]) -> PoolerError:
 
 
 @dataclass(eq=False, slots=True)
-class ChatAnswer(ResponsesAnswer):
+class ChatTranslator(ResponsesTranslator):
     """The same for a Chat client (§5.3, §5.4).
 
     `request_id`, `model` and `created_unix` stand in for what the upstream does not say.
@@ -4104,10 +4126,10 @@ class ChatAnswer(ResponsesAnswer):
         if kind is EventKind.FAILURE:
             return b"data: " + _chat_failure(value).content()[0] + b"\n\n"
         is_end = kind is EventKind.SUCCESS
-        response = self.response or _object(value.get("response"))
+        response = self.response or object_of(value.get("response"))
         deltas = [*self._deltas(value)]
         if is_end:
-            deltas += self._untold(_objects(response.get("output")))
+            deltas += self._untold(objects_of(response.get("output")))
         if not self._head and (deltas or response or is_end):
             self._head = self._identity(response)
             deltas.insert(0, {"role": "assistant", "content": ""})
@@ -4116,7 +4138,7 @@ class ChatAnswer(ResponsesAnswer):
 
     def whole(self) -> dict[str, Json]:
         response = self.response or {}
-        message = _chat_message(_objects(response.get("output")))
+        message = _chat_message(objects_of(response.get("output")))
         reason = _finish_reason(response, "tool_calls" in message)
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
         return {
@@ -4124,41 +4146,41 @@ class ChatAnswer(ResponsesAnswer):
             "object": "chat.completion",
             "choices": [choice],
             "usage": _chat_usage(response),
-            **({"service_tier": tier} if (tier := _text_at(response, "service_tier")) else {}),
+            **({"service_tier": tier} if (tier := text_at(response, "service_tier")) else {}),
         }
 
     def _identity(self, response: Mapping[str, Json]) -> dict[str, Json]:
-        identity = _label_at(response, "id").removeprefix("resp_") or self.request_id
+        identity = label_at(response, "id").removeprefix("resp_") or self.request_id
         return {
             "id": f"chatcmpl-{identity}",
             "object": "chat.completion.chunk",
-            "created": _int_at(response, "created_at") or self.created_unix,
-            "model": _label_at(response, "model") or self.model,
+            "created": count_at(response, "created_at") or self.created_unix,
+            "model": label_at(response, "model") or self.model,
         }
 
     def _chunk(self, delta: Delta, reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         usage = {"usage": None} if self.include_usage else {}
-        return _data_line({**self._head, "choices": [choice], **usage}) + b"\n\n"
+        return data_line({**self._head, "choices": [choice], **usage}) + b"\n\n"
 
     def _end(self, response: Mapping[str, Json]) -> bytes:
         end = self._chunk({}, _finish_reason(response, bool(self._calls)))
         usage = _chat_usage(response)
         if self.include_usage and usage:
-            end += _data_line({**self._head, "choices": [], "usage": usage}) + b"\n\n"
+            end += data_line({**self._head, "choices": [], "usage": usage}) + b"\n\n"
         return end + b"data: [DONE]\n\n"
 
     def _deltas(self, value: Mapping[str, Json]) -> Iterator[Delta]:
         """What an event tells beyond all that was told."""
-        name, item = _text_at(value, "type"), _object(value.get("item"))
+        name, item = text_at(value, "type"), object_of(value.get("item"))
         index = self._index_of(value, item)
         if name in _TEXT_EVENTS:
             yield from self._say_part(index, name, value)
         elif name in _CALL_EVENTS:
-            text = _text_at(value, _CALL_EVENTS[name])
+            text = text_at(value, _CALL_EVENTS[name])
             yield from self._argue(index, text, is_whole=name.endswith(".done"))
         elif name == "response.output_text.annotation.added":
-            notes = _citations([_object(value.get("annotation"))])
+            notes = _citations([object_of(value.get("annotation"))])
             if notes and index not in self._comments:
                 self._cited.add(index)
                 yield {"annotations": notes}
@@ -4180,21 +4202,21 @@ class ChatAnswer(ResponsesAnswer):
 
         is_all = not (self._said or self._calls)
         for number, item in enumerate(items):
-            names = (_label_at(item, "id"), _label_at(item, "call_id"))
+            names = (label_at(item, "id"), label_at(item, "call_id"))
             is_known = any(name in self._indexes for name in names)
-            is_known |= _text_at(item, "type") in _CALLS and bool(names[1])
+            is_known |= text_at(item, "type") in _CALLS and bool(names[1])
             if is_all or is_known:
                 index = number if is_all else self._index_of({}, item)
                 yield from self._finish(index, item)
 
     def _index_of(self, value: Mapping[str, Json], item: Mapping[str, Json]) -> int:
         """The number of the item that an event is of.  Raises: BadSyntax, if there are too many."""
-        names = (_label_at(value, "item_id"), _label_at(item, "id"), _label_at(item, "call_id"))
+        names = (label_at(value, "item_id"), label_at(item, "id"), label_at(item, "call_id"))
         known = [*filter(None, names)]
-        index = _index_at(value, "output_index", -1)
+        index = index_at(value, "output_index", -1)
         if index < 0:
             found = [self._indexes[name] for name in known if name in self._indexes]
-            is_new = bool(known) or _text_at(value, "type") == "response.output_item.added"
+            is_new = bool(known) or text_at(value, "type") == "response.output_item.added"
             index = found[0] if found else self._latest
             if is_new and not found:
                 self._unnumbered += 1
@@ -4212,10 +4234,10 @@ class ChatAnswer(ResponsesAnswer):
             # Some tell their reasoning and a summary of it: one of them is enough.
             if self._told_as.setdefault(index, name) != name:
                 return
-            number = _index_at(value, "summary_index", _index_at(value, "content_index", 0))
+            number = index_at(value, "summary_index", index_at(value, "content_index", 0))
         elif member == "content" and index in self._comments:
             member = THOUGHT
-        yield from self._say((index, number), member, _text_at(value, "delta"))
+        yield from self._say((index, number), member, text_at(value, "delta"))
 
     def _say(self, part: tuple[int, int], member: str, text: str) -> Iterator[Delta]:
         if not text:
@@ -4238,15 +4260,15 @@ class ChatAnswer(ResponsesAnswer):
 
         Clients take both from the first chunk of a call: until they are known there is none.
         """
-        if (kind := _text_at(item, "type")) not in _CALLS or index in self._calls:
+        if (kind := text_at(item, "type")) not in _CALLS or index in self._calls:
             return
-        named = {name: text for name in ("call_id", "name") if (text := _text_at(item, name))}
+        named = {name: text for name in ("call_id", "name") if (text := text_at(item, name))}
         head = {"type": kind} | self._heads.pop(index, {}) | named
         if not (is_whole or ("call_id" in head and "name" in head)):
             self._heads[index] = head
             return
         place = len(self._calls)
-        call = {"index": place, **_chat_call(_picked(item, ("id",)) | head, place)}
+        call = {"index": place, **_chat_call(members_of(item, ("id",)) | head, place)}
         self._calls[index] = (len(self._calls), kind)
         yield {"tool_calls": [call]}
 
@@ -4267,17 +4289,17 @@ class ChatAnswer(ResponsesAnswer):
 
     def _finish(self, index: int, item: Mapping[str, Json]) -> Iterator[Delta]:
         """What a finished item tells beyond its own deltas."""
-        if (kind := _text_at(item, "type")) in _CALLS:
+        if (kind := text_at(item, "type")) in _CALLS:
             yield from self._open_call(index, item, is_whole=True)
-            yield from self._argue(index, _text_at(item, _CALLS[kind][1]), is_whole=True)
+            yield from self._argue(index, text_at(item, _CALLS[kind][1]), is_whole=True)
             return
         message = _chat_message([item])
         if index not in self._said:
             for member in _TEXT_MEMBERS:
-                yield from self._say((index, 0), member, _text_at(message, member))
+                yield from self._say((index, 0), member, text_at(message, member))
         if "annotations" in message and index not in self._cited:
             self._cited.add(index)
-            yield _picked(message, ("annotations",))
+            yield members_of(message, ("annotations",))
 
 
 # An item of an answer in one piece is told in these events between its `added` and its `done`.
@@ -4298,12 +4320,12 @@ def events_of(value: Mapping[str, Json], kind: CallKind) -> bytes:
     """
     check_writable(value)
     if kind is CallKind.CHAT:
-        lines = [_data_line(chunk) for chunk in _chunks_of(value)]
+        lines = [data_line(chunk) for chunk in _chunks_of(value)]
         lines += [] if is_error(value) else [b"data: [DONE]"]
     else:
         lines = [
             f"event: {event['type']}\n".encode()
-            + _data_line({"type": event["type"], "sequence_number": number, **event})
+            + data_line({"type": event["type"], "sequence_number": number, **event})
             for number, event in enumerate(_response_events(value))
         ]
     return b"".join(line + b"\n\n" for line in lines)
@@ -4313,22 +4335,22 @@ def _response_events(response: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
     if is_error(response) and "output" not in response:
         yield {"type": "error", "error": dict(failure_of(response))}
         return
-    items = _objects(response.get("output"))
+    items = objects_of(response.get("output"))
     if len(items) > OUTPUT_ITEMS_MAX or not isinstance(response.get("output"), list):
         raise BadSyntax("no answer, or too large")
     begun = {**response, "status": "in_progress", "output": []}
     yield {"type": "response.created", "response": begun}
     for index, item in enumerate(items):
         yield from _item_events(index, item)
-    status = _text_at(response, "status")
+    status = text_at(response, "status")
     name = status if status in {"failed", "incomplete"} else "completed"
     yield {"type": f"response.{name}", "response": {**response, "status": name}}
 
 
 def _item_events(index: int, item: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
     """What a stream tells of one item; of a message, each of its parts."""
-    kind, place = _text_at(item, "type"), {"output_index": index, "item_id": _text_at(item, "id")}
-    parts = _objects(item.get("content")) if kind == "message" else []
+    kind, place = text_at(item, "type"), {"output_index": index, "item_id": text_at(item, "id")}
+    parts = objects_of(item.get("content")) if kind == "message" else []
     stem, member = _ITEM_TEXTS.get(kind, ("", ""))
     bare = {**item, "status": "in_progress"}
     bare |= {"content": []} if kind == "message" else {}
@@ -4336,19 +4358,19 @@ def _item_events(index: int, item: Mapping[str, Json]) -> Iterator[dict[str, Jso
     yield {"type": "response.output_item.added", "output_index": index, "item": bare}
     for number, part in enumerate(parts):
         at = {**place, "content_index": number}
-        name, text = _PART_TEXTS.get(_text_at(part, "type"), ("", ""))
+        name, text = _PART_TEXTS.get(text_at(part, "type"), ("", ""))
         yield {
             "type": "response.content_part.added",
             **at,
             "part": {**part, text: ""} if name else part,
         }
         if name:
-            yield {"type": f"{name}.delta", **at, "delta": _text_at(part, text)}
-            yield {"type": f"{name}.done", **at, text: _text_at(part, text)}
+            yield {"type": f"{name}.delta", **at, "delta": text_at(part, text)}
+            yield {"type": f"{name}.done", **at, text: text_at(part, text)}
         yield {"type": "response.content_part.done", **at, "part": part}
     if stem:
-        yield {"type": f"{stem}.delta", **place, "delta": _text_at(item, member)}
-        yield {"type": f"{stem}.done", **place, member: _text_at(item, member)}
+        yield {"type": f"{stem}.delta", **place, "delta": text_at(item, member)}
+        yield {"type": f"{stem}.done", **place, member: text_at(item, member)}
     yield {"type": "response.output_item.done", "output_index": index, "item": dict(item)}
 
 
@@ -4357,19 +4379,19 @@ def _chunks_of(answer: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
     if is_error(answer):
         yield {"error": dict(failure_of(answer))}
         return
-    choices = _objects(answer.get("choices"))
+    choices = objects_of(answer.get("choices"))
     if not choices or len(choices) > OUTPUT_ITEMS_MAX:
         raise BadSyntax("no answer, or too large")
     head = {**answer, "object": "chat.completion.chunk"}
     usage = head.pop("usage", None)
     for choice in choices:
-        delta = dict(_object(choice.get("message")) or _object(choice.get("delta")))
+        delta = dict(object_of(choice.get("message")) or object_of(choice.get("delta")))
         delta.setdefault("role", "assistant")
-        if calls := _objects(delta.get("tool_calls")):
+        if calls := objects_of(delta.get("tool_calls")):
             delta["tool_calls"] = [{**call, "index": at} for at, call in enumerate(calls)]
         rest = {name: choice[name] for name in choice if name not in {"message", "finish_reason"}}
         yield {**head, "choices": [{**rest, "delta": delta, "finish_reason": None}]}
-        reason = _text_at(choice, "finish_reason") or "stop"
+        reason = text_at(choice, "finish_reason") or "stop"
         end = {"index": choice.get("index", 0), "delta": {}, "finish_reason": reason}
         yield {**head, "choices": [end]}
     if usage is not None:
@@ -4595,17 +4617,19 @@ def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
 
     An error in an event may have an answer's status and headers beside it.
     """
-    levels = _levels(_object(value))
+    levels = _levels(object_of(value))
     error = ChainMap(*levels)
-    given = [_text_at(level, name) for level in levels for name in ("code", "type")]
+    given = [text_at(level, name) for level in levels for name in ("code", "type")]
     given.append(headers.get("x-openai-authorization-error", ""))
     names = [name for name in given if _CODE_TOKEN.fullmatch(name)]
     names.sort(key=lambda name: meaning_of(name) not in _FIRM)
-    said = (_text_at(level, name) for level in levels for name in _MESSAGE_NAMES)
+    said = (text_at(level, name) for level in levels for name in _MESSAGE_NAMES)
     message = next(filter(None, said), "")[:MESSAGE_CHARS_MAX]
     numbers = (level.get(name) for level in levels for name in ("code", "status", "status_code"))
     status = next(filter(None, map(status_in, numbers)), 0)
-    told = _object(error.get("headers")) or _object(_object(error.get("metadata")).get("headers"))
+    told = object_of(error.get("headers")) or object_of(
+        object_of(error.get("metadata")).get("headers")
+    )
     headers = {name.lower(): text for name, text in told.items() if _is_field(text)} | {**headers}
     return UpstreamWords("".join(names[:1]), message, error, headers, tuple(names), status)
 
@@ -4620,7 +4644,7 @@ def _levels(outer: dict[str, Json]) -> list[dict[str, Json]]:
     while len(levels) < ERROR_DEPTH_MAX:
         inner = next(filter(None, (levels[0].get(name) for name in _ERROR_HOLDERS)), None)
         if isinstance(inner, list):
-            inner = next(iter(_objects(inner[:1])), None)
+            inner = next(iter(objects_of(inner[:1])), None)
         if isinstance(inner, str):
             is_code = _WORDY_CODE.fullmatch(inner) and meaning_of(inner)
             inner = {"code" if is_code else "message": inner}
@@ -4664,7 +4688,7 @@ def _reason(told: int, words: UpstreamWords) -> str:
     """What is known of a failure, for the log: names and numbers, and no text."""
     reached: Json = words.headers.get(REACHED_HEADER)
     reached = reached or words.error.get("rate_limit_reached_type")
-    reached = _text_at(reached, "type") or _text_at(reached, "kind") or reached
+    reached = text_at(reached, "type") or text_at(reached, "kind") or reached
     name = words.code or (str(words.status) if words.status not in {0, told} else "")
     is_told = isinstance(reached, str) and _CODE_TOKEN.fullmatch(reached) and reached != name
     return " ".join(filter(None, [str(told), name, reached if is_told else ""]))
@@ -4681,22 +4705,13 @@ def cleaned(text: str) -> str:
     return shown if len(shown) <= REASON_CHARS_MAX else f"{shown[:REASON_CHARS_MAX]} ..."
 
 
-def _number_of(value: Json) -> float | None:
-    """A number that a clock can hold, given as one or as text."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if abs(number) < 10**12 else None
-
-
 def _moment_of(value: Json) -> float | None:
     """A unix time, given as one or as RFC 3339."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError, OverflowError):
             moment = datetime.fromisoformat(value)
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    return _number_of(value)
+    return number_of(value)
 
 
 def cooldown_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float | None:
@@ -4704,16 +4719,16 @@ def cooldown_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float 
     error, after = words.error, words.headers.get("retry-after", "")
     candidates = [
         (_moment_of(error.get("resets_at")) or 0) - unix_now,
-        _number_of(error.get("resets_in_seconds")) or 0,
-        (_number_of(words.headers.get("retry-after-ms")) or 0) / 1000,
-        _number_of(after) or 0,
+        number_of(error.get("resets_in_seconds")) or 0,
+        (number_of(words.headers.get("retry-after-ms")) or 0) / 1000,
+        number_of(after) or 0,
         (_moment_of(after) or 0) - unix_now,
     ]
     with contextlib.suppress(ValueError):  # it is no date
         moment = datetime.strptime(after, _HTTP_DATE).replace(tzinfo=UTC)
         candidates.append(moment.timestamp() - unix_now)
-    candidates.append(_number_of(error.get("retry_after")) or 0)
-    candidates += [_span_of(_text_at(detail, "retryDelay")) for detail in _details(error)]
+    candidates.append(number_of(error.get("retry_after")) or 0)
+    candidates += [_span_of(text_at(detail, "retryDelay")) for detail in _details(error)]
     candidates.append(_hinted_seconds(words.message))
     if match := _RETRY_MOMENT.search(words.message):
         zone = match[2] if match[2] and match[2][0] in "+-" else "+00:00"
@@ -4725,7 +4740,7 @@ def cooldown_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float 
 def _details(error: Mapping[str, Json]) -> Sequence[Json]:
     """What google.rpc.Status has beside its message."""
     details = error.get("details")
-    return _objects(details[:DETAILS_MAX]) if isinstance(details, list) else ()
+    return objects_of(details[:DETAILS_MAX]) if isinstance(details, list) else ()
 
 
 def _reset_of(headers: Headers, limit: str, unix_now: float) -> float:
@@ -4736,7 +4751,7 @@ def _reset_of(headers: Headers, limit: str, unix_now: float) -> float:
     if headers.get(f"x-ratelimit-remaining{limit}") != "0":
         return 0.0
     told = headers.get(f"x-ratelimit-reset{limit}", "")
-    number = _number_of(told[:-3] if told.isdecimal() and len(told) == MS_DIGITS else told)
+    number = number_of(told[:-3] if told.isdecimal() and len(told) == MS_DIGITS else told)
     if number is None:
         return _span_of(told)
     return number - unix_now if number > UNIX_SECONDS_MIN else number
@@ -4784,7 +4799,7 @@ def _read_window(family: str, values: Iterable[Json], name: Json = "") -> list[W
     More than all is all: a last answer may overrun.  Nothing used, of an unknown length, with
     no reset, is how an upstream says "no data".
     """
-    percent, minutes, resets_at = map(_number_of, values)
+    percent, minutes, resets_at = map(number_of, values)
     if percent is None or percent < 0 or not (percent or minutes or resets_at):
         return []
     seconds = int(minutes) * 60 if minutes and 1 <= minutes <= WINDOW_MINUTES_MAX else 0
@@ -4806,13 +4821,13 @@ def read_quota_headers(headers: Headers) -> list[Window]:
 
 def read_quota_event(event: Mapping[str, Json]) -> list[Window]:
     """The quota windows in a `codex.rate_limits` event; one that names no limit is the plan's."""
-    rates = _object(event.get("rate_limits"))
+    rates = object_of(event.get("rate_limits"))
     told = event.get("limit_name")
     name = event.get("metered_limit_name") or told or PLAN_FAMILY
     family = name.lower().replace("-", "_") if isinstance(name, str) else ""
     found: list[Window] = []
     for position in _POSITIONS if _FAMILY.fullmatch(family) else ():
-        given = _object(rates.get(position))
+        given = object_of(rates.get(position))
         values = [given.get(part.replace("-", "_")) for part in _WINDOW_FIELDS]
         found += _read_window(family, values, "" if told == name else told)
     return found
@@ -5009,7 +5024,7 @@ def classify_response(
     own.public = cleaned(words.message or text) or "The upstream refused the request."
     if is_reshaped and not isinstance(value.get("error"), dict):
         own.public = words.message or own.public
-    elif value and "json" in content_type and not own.is_renamed and _parsed(body):
+    elif value and "json" in content_type and not own.is_renamed and try_load_object(body):
         own.answer = (body, content_type)
     words = words._replace(message=words.message or text)
     rest = cooldown_of(words, unix_now, limits)
@@ -5023,7 +5038,7 @@ def _read_refusal(body: bytes) -> tuple[dict[str, Json], str]:
     """
     raw = body if is_utf8(body) else body.decode("latin-1").encode()
     start = raw.lstrip()[:1]
-    value = _parsed(b'{"errors":' + raw + b"}") if start == b"[" else _parsed(raw)
+    value = try_load_object(b'{"errors":' + raw + b"}") if start == b"[" else try_load_object(raw)
     if value or start in {b"{", b"["}:
         return value, ""
     return {}, raw[:MESSAGE_CHARS_MAX].decode("utf-8", "replace").strip().strip('"')
@@ -5060,7 +5075,7 @@ def own_fault(failure: Mapping[str, Json], body: bytes = b"") -> Fault:
     """The fault of a request, told in a 200; `body`: the whole of it, if it is JSON."""
     words = read_error(failure)
     error = _own_failure(words)
-    if isinstance(_parsed(body).get("error"), dict) and not error.is_renamed:
+    if isinstance(try_load_object(body).get("error"), dict) and not error.is_renamed:
         error.answer = (body, "application/json")
     return Fault(_reason(200, words), Action.RETURN, Effect.NONE, error, is_refusal=True)
 
@@ -5952,7 +5967,7 @@ def read_catalogue(body: bytes, *, is_codex: bool = False) -> Mapping[str, Model
         value = load_json(body, CATALOGUE_MEMBERS_MAX)
     except (ValueError, BadSyntax):
         return None
-    places = [value, *map(_object(value).get, _CATALOGUE_LISTS[is_codex])]
+    places = [value, *map(object_of(value).get, _CATALOGUE_LISTS[is_codex])]
     lists = [place for place in places if isinstance(place, list)]
     for entries in lists:
         if found := _catalogue_of(entries[:CATALOGUE_MODELS_MAX], is_codex=is_codex):
@@ -5963,26 +5978,26 @@ def read_catalogue(body: bytes, *, is_codex: bool = False) -> Mapping[str, Model
 def _catalogue_of(entries: Sequence[Json], *, is_codex: bool) -> dict[str, Model]:
     found: dict[str, Model] = {}
     for entry in entries:
-        names = [_text_at(entry, name) for name in _CATALOGUE_NAMES[is_codex]]
+        names = [text_at(entry, name) for name in _CATALOGUE_NAMES[is_codex]]
         name = entry if isinstance(entry, str) else next(filter(None, names), "")
         if not is_model_name(name):
             continue
-        if is_codex and _text_at(entry, "slug"):
+        if is_codex and text_at(entry, "slug"):
             found[name] = _codex_model(entry, name)
         else:
             lengths = ("context_length", "context_window", "max_model_len", "max_context_length")
-            found[name] = Model(max(_int_at(entry, one) for one in lengths) or None)
+            found[name] = Model(max(count_at(entry, one) for one in lengths) or None)
     return found
 
 
 def _codex_model(entry: Mapping[str, Json], name: str) -> Model:
     """A model of Codex's catalogue: of its window Codex itself uses so many percent."""
-    window = _int_at(entry, "context_window") or _int_at(entry, "max_context_window")
-    percent = _int_at(entry, "effective_context_window_percent")
+    window = count_at(entry, "context_window") or count_at(entry, "max_context_window")
+    percent = count_at(entry, "effective_context_window_percent")
     if not 0 < percent <= 100:
         percent = EFFECTIVE_WINDOW_PERCENT
     levels = entry.get("supported_reasoning_levels")
-    efforts = [_text_at(level, "effort") for level in levels] if isinstance(levels, list) else []
+    efforts = [text_at(level, "effort") for level in levels] if isinstance(levels, list) else []
     known = dict.fromkeys(effort for effort in efforts if effort in _EFFORTS)
     return Model(window * percent // 100 or None, tuple(known), dump_json(entry), name)
 
@@ -8996,7 +9011,7 @@ class Exchange:
         self.closes |= is_turn or error.code == "internal_error" or self.server.is_draining
         kind = self.call.kind
         if error.answer is not None:  # an upstream's body, which is no event
-            said = read_error(_parsed(error.answer[0]))
+            said = read_error(try_load_object(error.answer[0]))
             error = dataclasses.replace(error, answer=None, public=said.message)
         last = EventScanner(kind).failure_event(error, self.record.request_id, kind)
         await self.send_events(b"" if self.is_told else last, is_last=True)
@@ -9027,7 +9042,7 @@ def crossing_headers(frame: Mapping[str, Json]) -> dict[str, Json]:
     """The headers that a frame of an upstream's WebSocket has, as far as a client may see them."""
     if "headers" not in frame:
         return {}
-    given = _object(frame["headers"])
+    given = object_of(frame["headers"])
     return {"headers": {name: given[name] for name in given if name.lower() in NATIVE_TO_CLIENT}}
 
 
@@ -9064,7 +9079,7 @@ class Attempt:
     account: Account = field(init=False)
     scanner: EventScanner = field(init=False)  # of a unary answer: what would have been its sums
     is_streamed: bool = False  # by the upstream, if not by the pooler
-    translator: ResponsesAnswer | None = None  # None: an answer is passed on as it came
+    translator: ResponsesTranslator | None = None  # None: an answer is passed on as it came
     status: int = 0
     headers: Headers = field(init=False)
     connection: UpstreamConnection = field(init=False)
@@ -9142,9 +9157,9 @@ class Attempt:
 
         bytes_max = min(exchange.limits.unary_bytes_max, TRANSLATED_BYTES_MAX)
         is_collected = not call.is_stream
-        self.translator = ResponsesAnswer(bytes_max, is_collected)
+        self.translator = ResponsesTranslator(bytes_max, is_collected)
         if call.kind is CallKind.CHAT:
-            self.translator = ChatAnswer(
+            self.translator = ChatTranslator(
                 bytes_max,
                 is_collected,
                 request_id=exchange.record.request_id,
@@ -9184,14 +9199,14 @@ class Attempt:
         model = self.account.name_of(call.model)
         efforts = exchange.server.roster.efforts_of(self.account, model)
         made = uncollected(to_codex, call.kind, value, model, efforts)
-        made |= _picked(value, exchange.CARRIED)
+        made |= members_of(value, exchange.CARRIED)
         if call.session is not None and "prompt_cache_key" not in made:
             made["prompt_cache_key"] = call.session.hex()  # 64 characters, the most there may be
         await yield_after(exchange.body)
 
         body = dump_like(made, exchange.body)
         await yield_after(body)
-        return body, _object(value.get("stream_options")).get("include_usage") is True
+        return body, object_of(value.get("stream_options")).get("include_usage") is True
 
     def fields(self) -> list[Field]:
         """What goes along of the client's head, and what a codex account is told besides."""
@@ -9233,7 +9248,7 @@ class Attempt:
             self.note_quota(self.limit_words.windows)
         if not 200 <= head.status < 300:
             for message in connection.early_messages() if self.account.is_codex else ():
-                self.note_quota(read_quota_event(_parsed(message)))
+                self.note_quota(read_quota_event(try_load_object(message)))
             raise UpstreamFailed(await self.read_refusal(deadline))
         if has_coding(head.headers):
             raise BadSyntax("content-encoding")
@@ -9290,10 +9305,10 @@ class Attempt:
                 raise BadSyntax("not JSON") from None
             except BadSyntax:
                 pass
-        told = _object(value)
+        told = object_of(value)
         if is_error(told):
             self.refuse_response(told)
-        self.scanner.response = _picked(told, RESPONSE_FIELDS)  # the rest may be large
+        self.scanner.response = members_of(told, RESPONSE_FIELDS)  # the rest may be large
         self.scanner.usage = read_usage(told.get("usage"))
 
     def refuse_response(self, told: Mapping[str, Json]) -> None:
@@ -9500,7 +9515,7 @@ class Attempt:
         # Of a WebSocket's answer they are the head, in which nothing of the account may be.
         known = load_event(event) if value is None else value
         told = known | crossing_headers(known)
-        return event if told == known else _with_data(event, told)
+        return event if told == known else event_with_data(event, told)
 
     def note_quota(self, windows: Sequence[Window]) -> None:
         """Take news of a quota: for the account, and for the judgement of this answer's error."""
@@ -10147,11 +10162,11 @@ class UpstreamSocket(UpstreamConnection):
             if sum(map(len, self.first)) > limits.event_bytes_max:
                 raise BadSyntax("event too large")
             name = self.type
-        value = _parsed(self.first[-1]) if name == "error" else {}
+        value = try_load_object(self.first[-1]) if name == "error" else {}
         status = read_error(value).status
         if not status:
             return ResponseHead(200, NO_FIELDS, NO_BODY, keeps_alive=True)
-        given = _object(value.get("headers")).items()
+        given = object_of(value.get("headers")).items()
         headers = {field.lower(): text for field, text in given if isinstance(text, str)}
         if sum(map(len, itertools.chain(*headers.items()))) > limits.upstream_head_bytes_max:
             raise BadSyntax("head too large")
@@ -10191,7 +10206,7 @@ class UpstreamSocket(UpstreamConnection):
         if self.is_at_end:
             # A second failure that may follow the first would pass for the next turn's.
             self.is_spent |= scanner.failure is not None
-            if made := _text_at(scanner.response, "id"):
+            if made := text_at(scanner.response, "id"):
                 self.made.append(made)
         return self.is_at_end
 
@@ -10364,7 +10379,7 @@ class Turn(Exchange):
             body = {name: member for name, member in body.items() if name != "stream_id"}
         if body.get("type") != "response.create":
             raise PoolerError("invalid_value", "Only response.create is understood.", param="type")
-        self.anchor = _checked(body, "previous_response_id", str) or ""
+        self.anchor = valid_member(body, "previous_response_id", str) or ""
         return body
 
     async def send_request(
@@ -10473,13 +10488,13 @@ class Turn(Exchange):
     async def fail(self, error: PoolerError) -> None:
         """Answer with an error frame; nothing has been said yet."""
         self.record.code = error.record_code
-        said = _parsed(error.content()[0])
+        said = try_load_object(error.content()[0])
         if not self.socket.native_path:  # an upstream's frame may hold headers of the account
             said = {"error": said.get("error") or said}
         shown = {"type": "error", "status": error.status, **said, **crossing_headers(said)}
         if headers := {name.lower(): value for name, value in error.headers}:
             shown["headers"] = headers  # Codex CLI shows a final error with all that it has
-        await self.start(error.status, (), _data_line(shown) + b"\n\n", None)
+        await self.start(error.status, (), data_line(shown) + b"\n\n", None)
         self.is_whole = True
 
 
@@ -11403,14 +11418,16 @@ def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]
         return "application/json", [dump_json(listed)]
 
     is_stream = body.get("stream") is True
-    made = ResponsesAnswer(WRITTEN_BYTES_MAX, not is_stream)
+    made = ResponsesTranslator(WRITTEN_BYTES_MAX, not is_stream)
     if path.endswith(CallKind.CHAT.value):
-        asked = _object(body.get("stream_options")).get("include_usage") is True
-        made = ChatAnswer(WRITTEN_BYTES_MAX, not is_stream, model=DEMO_MODEL, include_usage=asked)
+        asked = object_of(body.get("stream_options")).get("include_usage") is True
+        made = ChatTranslator(
+            WRITTEN_BYTES_MAX, not is_stream, model=DEMO_MODEL, include_usage=asked
+        )
     scanner = EventScanner(CallKind.RESPONSES)
     pieces: list[bytes] = []
     for told in demo_events():
-        events = scanner.feed(_data_line(told) + b"\n\n")
+        events = scanner.feed(data_line(told) + b"\n\n")
         pieces += [made.feed(kind, event) for kind, event in events]
     if is_stream:
         return "text/event-stream", pieces
@@ -11427,7 +11444,7 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
             head = parse_request_head(raw, limits)
             while not connection.holds(head.framing) and (received := await connection.receive()):
                 connection.buffer += received
-            content_type, pieces = demo_response(head.path, _parsed(connection.buffer))
+            content_type, pieces = demo_response(head.path, try_load_object(connection.buffer))
             headers = [("content-type", content_type), ("connection", "close")]
             await stream.send_all(format_response_head(200, headers))
             for piece in pieces:
@@ -11634,7 +11651,7 @@ async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) ->
         status, body = await ask_once(
             dial, url, tls, head, limits, proxy=None, bytes_max=limits.event_bytes_max
         )
-    shown = _parsed(body)
+    shown = try_load_object(body)
     if status == 200 and shown.get("version") == VERSION:
         return shown
     raise ConfigRefused([f"{url.authority}: {_NO_RESPONSE.get(status, f'it answers {status}')}"])

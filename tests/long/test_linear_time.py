@@ -176,8 +176,8 @@ OWNERS: Final[Mapping[str, Callable[[], Any]]] = {
     "LengthReader": lambda: pooler.LengthReader(None),
     "FrameMeter": lambda: pooler.FrameMeter(2**20, 4096),
     "EventScanner": lambda: pooler.EventScanner(CallKind.RESPONSES),
-    "ResponsesAnswer": lambda: pooler.ResponsesAnswer(2**25, is_collected=True),
-    "ChatAnswer": lambda: pooler.ChatAnswer(2**25, request_id="r", include_usage=True),
+    "ResponsesTranslator": lambda: pooler.ResponsesTranslator(2**25, is_collected=True),
+    "ChatTranslator": lambda: pooler.ChatTranslator(2**25, request_id="r", include_usage=True),
 }
 # Not fed, and why that is well: a section, or a function.
 EXEMPT: Final[Mapping[str, str]] = {
@@ -272,7 +272,7 @@ def test_the_parsers_are_found_and_none_is_exempt_without_need() -> None:
 ################################################################
 
 READERS: Final[dict[str, Callable[[], Any]]] = {
-    name: make for name, make in OWNERS.items() if name not in {"ResponsesAnswer", "ChatAnswer"}
+    name: make for name, make in OWNERS.items() if not name.endswith("Translator")
 } | {"a Chat scanner": lambda: pooler.EventScanner(CallKind.CHAT)}  # fmt: skip
 
 
@@ -311,10 +311,10 @@ EVENTS: Final[tuple[Json, ...]] = (
 )  # fmt: skip
 END: Final[Json] = {"type": "response.completed", "response": {"output": []}}
 ANSWERS: Final[dict[str, Callable[[], Any]]] = {
-    "responses": lambda: pooler.ResponsesAnswer(2**25),
-    "responses, collected": lambda: pooler.ResponsesAnswer(2**25, is_collected=True),
-    "chat": lambda: pooler.ChatAnswer(2**25, request_id="r"),
-    "chat, collected": lambda: pooler.ChatAnswer(2**25, is_collected=True, request_id="r"),
+    "responses": lambda: pooler.ResponsesTranslator(2**25),
+    "responses, collected": lambda: pooler.ResponsesTranslator(2**25, is_collected=True),
+    "chat": lambda: pooler.ChatTranslator(2**25, request_id="r"),
+    "chat, collected": lambda: pooler.ChatTranslator(2**25, is_collected=True, request_id="r"),
     "none": lambda: None,
 }
 
@@ -374,7 +374,7 @@ def look_twice(value: Json) -> int:
 
 def pick_once(value: Json) -> list[Json]:
     found: list[Json] = []
-    for one in pooler._objects(pooler._object(value).get("input")) or list(value):
+    for one in pooler.objects_of(pooler.object_of(value).get("input")) or list(value):
         if [one] not in found:
             found = [*found, [one]]
     return found

@@ -329,10 +329,10 @@ ITEMS: Final[Mapping[str, tuple[int, Json]]] = {
     "notes": (4, message_of({"annotations": [{"type": "url_citation", "url": "u"}] * 4_000})),
     "summaries": (4, {"type": "reasoning", "summary": [{"text": "x"}] * 4_000}),
 }  # fmt: skip
-WHOLE: Final = functools.partial(pooler.ChatAnswer, pooler.TRANSLATED_BYTES_MAX, True)
+WHOLE: Final = functools.partial(pooler.ChatTranslator, pooler.TRANSLATED_BYTES_MAX, True)
 FILLED: Final[Mapping[str, Callable[[], Any]]] = {
-    "responses": lambda: pooler.ResponsesAnswer(pooler.TRANSLATED_BYTES_MAX, True),
-    "chat": lambda: pooler.ChatAnswer(pooler.TRANSLATED_BYTES_MAX, request_id="r"),
+    "responses": lambda: pooler.ResponsesTranslator(pooler.TRANSLATED_BYTES_MAX, True),
+    "chat": lambda: pooler.ChatTranslator(pooler.TRANSLATED_BYTES_MAX, request_id="r"),
     "collected": lambda: WHOLE(request_id="r"),
 }
 

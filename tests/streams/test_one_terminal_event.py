@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import Attempt, ChatAnswer, EventScanner, ResponsesAnswer
+from pooler import Attempt, ChatTranslator, EventScanner, ResponsesTranslator
 from tests.support.fakes import (
     Pause,
     Response,
@@ -123,10 +123,10 @@ async def test_a_terminal_event_that_was_read_and_not_sent_is_none(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
 ) -> None:
     """The upstream's end cannot be told to the client: ours has to come all the same."""
-    broken = ChatAnswer if form == "chat-stream" else ResponsesAnswer
+    broken = ChatTranslator if form == "chat-stream" else ResponsesTranslator
     feed = broken.feed
 
-    def fails(self: ResponsesAnswer, *args: Json) -> bytes:
+    def fails(self: ResponsesTranslator, *args: Json) -> bytes:
         told = feed(self, *args)
         if self.response is not None:
             raise RecursionError
@@ -142,8 +142,8 @@ async def test_a_terminal_event_that_was_read_and_not_sent_is_none(
 async def test_an_answer_in_one_piece_whose_end_cannot_be_told_is_an_error(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
 ) -> None:
-    monkeypatch.setattr(ResponsesAnswer, "whole", None)
-    monkeypatch.setattr(ChatAnswer, "whole", None)
+    monkeypatch.setattr(ResponsesTranslator, "whole", None)
+    monkeypatch.setattr(ChatTranslator, "whole", None)
     async with scripted_world(tmp_path) as world:
         response = await ask(world, form, sent(stream(WHOLE)))
         assert (response.status, response.error["code"]) == (500, "internal_error")

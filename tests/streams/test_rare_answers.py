@@ -20,7 +20,7 @@ from pooler import (
     WRITTEN_BYTES_MAX,
     BadSyntax,
     CallKind,
-    ChatAnswer,
+    ChatTranslator,
     ConfigRefused,
     EventKind,
     events_of,
@@ -102,7 +102,7 @@ async def test_a_large_answer_in_the_place_of_a_stream_is_not_understood(
 
 
 def test_items_without_a_name_are_bounded() -> None:
-    answer = ChatAnswer(10**9)
+    answer = ChatTranslator(10**9)
     event = sse_event({"type": "response.output_item.added", "item": CALL})
     for _ in range(OUTPUT_ITEMS_MAX):
         answer.feed(EventKind.CONTENT, event)

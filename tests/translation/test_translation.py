@@ -24,11 +24,11 @@ import pooler
 from pooler import (
     BadSyntax,
     CallKind,
-    ChatAnswer,
+    ChatTranslator,
     EventKind,
     EventScanner,
     PoolerError,
-    ResponsesAnswer,
+    ResponsesTranslator,
     codex_obstacle,
     drop_reasoning,
     to_codex,
@@ -63,7 +63,7 @@ def framed(event: Json, newline: bytes = LF, *, is_named: bool = True) -> bytes:
     return newline.join(lines)
 
 
-def fed(answer: ResponsesAnswer, body: bytes) -> list[bytes]:
+def fed(answer: ResponsesTranslator, body: bytes) -> list[bytes]:
     """What `answer` makes of each event of a stream."""
     scanner = EventScanner(CallKind.RESPONSES)
     events = scanner.feed(body) + scanner.feed(b"", is_end=True)
@@ -76,8 +76,8 @@ def payloads(events: bytes) -> list[Json]:
     return [part.decode() if part == b"[DONE]" else json.loads(part) for part in data]
 
 
-def chat_answer(*, include_usage: bool = False) -> ChatAnswer:
-    return ChatAnswer(
+def chat_answer(*, include_usage: bool = False) -> ChatTranslator:
+    return ChatTranslator(
         ANSWER_BYTES_MAX,
         request_id="spare",
         model="asked",
@@ -236,7 +236,7 @@ def test_a_hostile_body_is_translated_or_refused(
 def test_a_responses_client_gets_repaired_events(
     vector: Json, newline: bytes, is_named: bool
 ) -> None:
-    answer = ResponsesAnswer(ANSWER_BYTES_MAX)
+    answer = ResponsesTranslator(ANSWER_BYTES_MAX)
     given = [framed(event, newline, is_named=is_named) for event in vector["events"]]
     got = [event for event in fed(answer, b"".join(given)) if event]
     assert [payloads(event) for event in got] == [[event] for event in vector["expect_events"]]
@@ -315,7 +315,7 @@ def test_what_the_upstream_does_not_say_is_stood_in_for() -> None:
 
 def test_comments_reach_a_responses_client_only() -> None:
     body = b": ping\n\n" + framed({"type": "keepalive"})
-    assert fed(ResponsesAnswer(ANSWER_BYTES_MAX), body) == [b": ping\n\n", b""]
+    assert fed(ResponsesTranslator(ANSWER_BYTES_MAX), body) == [b": ping\n\n", b""]
     assert fed(chat_answer(), body + b"data: [DONE]\n\n") == [b"", b"", b""]
 
 
@@ -328,11 +328,11 @@ def test_other_lines_of_a_rewritten_event_stay() -> None:
         b"id: 7\r\nevent: response.created\r\n"
         b'data: {"type":"response.created","response":{"output":[]}}\r\n\r\n'
     )
-    assert fed(ResponsesAnswer(ANSWER_BYTES_MAX), event) == [rewritten]
+    assert fed(ResponsesTranslator(ANSWER_BYTES_MAX), event) == [rewritten]
 
 
-@pytest.mark.parametrize("answer", [ResponsesAnswer(ANSWER_BYTES_MAX), chat_answer()], ids=str)
-def test_the_items_that_are_kept_have_a_bound(answer: ResponsesAnswer) -> None:
+@pytest.mark.parametrize("answer", [ResponsesTranslator(ANSWER_BYTES_MAX), chat_answer()], ids=str)
+def test_the_items_that_are_kept_have_a_bound(answer: ResponsesTranslator) -> None:
     part = {"type": "output_text", "text": ""}
     item = {"type": "message", "content": [part]}
     event = {"type": "response.output_item.done", "output_index": 0, "item": item}
@@ -381,7 +381,7 @@ EVENTS: Final = st.builds(
 @given(st.lists(EVENTS, max_size=6), st.booleans())
 def test_hostile_events_raise_nothing(events: list[Json], is_named: bool) -> None:
     body = b"".join(framed(event, is_named=is_named) for event in events)
-    for answer in (ResponsesAnswer(ANSWER_BYTES_MAX), chat_answer(include_usage=True)):
+    for answer in (ResponsesTranslator(ANSWER_BYTES_MAX), chat_answer(include_usage=True)):
         made = b"".join(fed(answer, body))
         payloads(made)
         assert json.dumps(answer.whole())
@@ -416,7 +416,7 @@ def test_no_text_is_lost_on_the_way_to_chunks(deltas: list[tuple[str, int, str]]
 @pytest.mark.parametrize("size", range(0, 60, 7))
 def test_an_event_that_is_no_json_harms_nothing(size: int) -> None:
     torn = b'data: {"type":"response.completed","response":{"id":"resp_1","output":[]}}'[:size]
-    assert fed(ResponsesAnswer(ANSWER_BYTES_MAX), torn + b"\n\n") == [torn + b"\n\n"]
+    assert fed(ResponsesTranslator(ANSWER_BYTES_MAX), torn + b"\n\n") == [torn + b"\n\n"]
     fed(chat_answer(), torn + b"\n\n")
 
 
@@ -437,7 +437,7 @@ def test_recorded_streams_keep_their_text_and_calls(path: Path) -> None:
     ends = [at for at, event in enumerate(events) if event["type"] == "response.completed"]
     del events[ends[0] + 1 :]  # some files hold several turns
     given = [framed(event) for event in events]
-    answer = ResponsesAnswer(10_000_000)
+    answer = ResponsesTranslator(10_000_000)
     assert fed(answer, b"".join(given)) == given
     output = events[-1]["response"]["output"]
     assert answer.whole() == events[-1]["response"]

@@ -251,12 +251,14 @@ def answers(data: bytes) -> None:
     events = scanner.feed(data) + scanner.feed(b"", is_end=True)
     for is_collected in (False, True):
         for answer in (
-            pooler.ResponsesAnswer(10_000, is_collected),
-            pooler.ChatAnswer(10_000, is_collected, request_id="r", model="m", include_usage=True),
+            pooler.ResponsesTranslator(10_000, is_collected),
+            pooler.ChatTranslator(
+                10_000, is_collected, request_id="r", model="m", include_usage=True
+            ),
         ):
             with contextlib.suppress(BadSyntax):
                 told = b"".join([answer.feed(kind, event) for kind, event in events])
-                if isinstance(answer, pooler.ChatAnswer):
+                if isinstance(answer, pooler.ChatTranslator):
                     assert told.count(b"data: [DONE]\n\n") <= 1
                     assert all(pooler.event_data(e)[:1] in b"{[" for e in told.split(b"\n\n") if e)
             pooler.dump_json(answer.whole())
