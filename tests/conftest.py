@@ -11,7 +11,7 @@ import trio
 from hypothesis import HealthCheck, settings
 from trio.testing import MockClock
 
-from tests.support.fakes import World, opened_world
+from tests.support.world import World, opened_world
 
 # The same examples in every run, and no bound in real seconds: the machine may be busy.
 settings.register_profile(

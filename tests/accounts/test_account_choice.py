@@ -35,12 +35,8 @@ from pooler import (
     classify_response,
     read_call,
 )
-from tests.support.fakes import (
-    UNIX_START,
-    describe,
-    make_config,
-)
-from tests.support.wires import Json
+from tests.support.memory_sockets import Json
+from tests.support.world import UNIX_START, describe, make_config
 
 HOUR: Final = 3600.0
 PROBE: Final = 900.0

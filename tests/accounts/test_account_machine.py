@@ -36,7 +36,8 @@ from pooler import REFRESH_URL_VARIABLE, BaseUrl, parse_config
 from tests.long.sim_world import run_inline
 from tests.support.codex_backend import CodexBackend, make_auth_file
 from tests.support.codex_turns import Refused
-from tests.support.fakes import (
+from tests.support.memory_sockets import Client, Json, MemorySocket, ask_responses
+from tests.support.world import (
     UNIX_START,
     Asked,
     FakeUpstream,
@@ -46,14 +47,12 @@ from tests.support.fakes import (
     Step,
     Wait,
     World,
-    ask_responses,
     describe,
     error_answer,
     json_answer,
     responses_events,
     sse_answer,
 )
-from tests.support.wires import Client, Json, MemorySocket
 
 ACCOUNTS: Final = "abc"  # b has a login; d is in no pool
 LOGIN: Final = "b"

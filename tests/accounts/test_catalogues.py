@@ -22,7 +22,9 @@ from pooler import (
     told_version,
 )
 from tests.support.codex_backend import make_auth_file
-from tests.support.fakes import (
+from tests.support.memory_sockets import Json, ask_responses, post, request
+from tests.support.memory_websockets import codex_described, open_socket, says, socket_world
+from tests.support.world import (
     UNIX_START,
     Fin,
     Send,
@@ -36,8 +38,6 @@ from tests.support.fakes import (
     responses_events,
     sse_answer,
 )
-from tests.support.sockets import codex_described, open_socket, says, socket_world
-from tests.support.wires import Json, ask_responses, post, request
 
 NATIVE: Final = "/backend-api/codex"
 

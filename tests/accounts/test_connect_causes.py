@@ -37,12 +37,13 @@ from pooler import (
     cause_of,
     classify_connect,
 )
-from tests.clients.stage import OPERATOR_TOKEN, Pooler
 from tests.support.codex_backend import make_auth_file
-from tests.support.fakes import UNIX_START, Refuse, World, describe, opened_world, post
-from tests.support.raw_sockets import Caller, read_head
-from tests.support.sockets import upgrade
-from tests.support.tls_wire import API_KEY, HOST, SECONDS_MAX, Authority, Upstream, key_of
+from tests.support.memory_sockets import post
+from tests.support.memory_websockets import upgrade
+from tests.support.processes import OPERATOR_TOKEN, Pooler
+from tests.support.raw_websockets import Caller, read_head
+from tests.support.tls_upstreams import API_KEY, HOST, SECONDS_MAX, Authority, Upstream, key_of
+from tests.support.world import UNIX_START, Refuse, World, describe, opened_world
 from tests.translation.test_codex_accounts import NAMES, codex_world, described
 
 Json = Any

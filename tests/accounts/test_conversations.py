@@ -17,9 +17,15 @@ import pytest
 from trio.testing import MockClock
 
 from pooler import BEGINNING_CHARS_MAX, CallKind, conversation_digest, read_call
-from tests.support.fakes import World, describe, json_answer, make_config, opened_world
-from tests.support.sockets import SocketWorld, codex_described, open_socket, socket_world, turn
-from tests.support.wires import OTHER_KEY, Json, post
+from tests.support.memory_sockets import OTHER_KEY, Json, post
+from tests.support.memory_websockets import (
+    SocketWorld,
+    codex_described,
+    open_socket,
+    socket_world,
+    turn,
+)
+from tests.support.world import World, describe, json_answer, make_config, opened_world
 from tests.translation.test_codex_accounts import CHAT, MODEL, codex_world, described
 
 RESPONSES, CHATS = CallKind.RESPONSES, CallKind.CHAT

@@ -16,9 +16,10 @@ import trio
 from trio.testing import MockClock
 
 from pooler import NO_FIELDS, CallKind, Cause, Roster, classify_connect, read_call
-from tests.support.fakes import (
+from tests.support.memory_sockets import Json, post
+from tests.support.memory_websockets import SocketWorld, open_socket
+from tests.support.world import (
     Fin,
-    Json,
     Pause,
     Refuse,
     Stall,
@@ -27,11 +28,9 @@ from tests.support.fakes import (
     json_answer,
     make_config,
     opened_world,
-    post,
     responses_events,
     sse_answer,
 )
-from tests.support.sockets import SocketWorld, open_socket
 
 DEAD: Final = "http://127.0.0.1:9900/v1"
 CARRIERS: Final = ("whole", "stream", "chat", "websocket")

@@ -14,9 +14,15 @@ import pytest
 from trio.testing import MockClock
 
 from tests.support.codex_backend import Play
-from tests.support.fakes import UPSTREAM_KEY, Response, error_answer, json_answer
-from tests.support.sockets import codex_described, error_frame, open_socket, socket_world, turn
-from tests.support.wires import KEY, OTHER_KEY, Json, post
+from tests.support.memory_sockets import KEY, OTHER_KEY, Json, Response, post
+from tests.support.memory_websockets import (
+    codex_described,
+    error_frame,
+    open_socket,
+    socket_world,
+    turn,
+)
+from tests.support.world import UPSTREAM_KEY, error_answer, json_answer
 from tests.translation.test_codex_accounts import FIRST, MODEL, codex_world, described, payloads
 
 PLATFORM: Final[dict[str, Any]] = {

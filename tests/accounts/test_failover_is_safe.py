@@ -20,7 +20,8 @@ import trio
 from trio.testing import MockClock
 
 from pooler import ERRORS, PoolerError
-from tests.support.fakes import (
+from tests.support.memory_sockets import Json, Response, ask_chat, ask_responses, post
+from tests.support.world import (
     LAST_CHUNK,
     UNIX_START,
     Fin,
@@ -28,21 +29,17 @@ from tests.support.fakes import (
     ReadOnly,
     Refuse,
     Reset,
-    Response,
     Script,
     Send,
     Stall,
     World,
     answer_head,
-    ask_chat,
-    ask_responses,
     chat_events,
     chunk,
     describe,
     error_answer,
     json_answer,
     opened_world,
-    post,
     responses_events,
     sessions_of,
     sse_answer,
@@ -50,7 +47,6 @@ from tests.support.fakes import (
     sse_head,
     sse_steps,
 )
-from tests.support.wires import Json
 
 # What makes OpenCode retry an answer whatever its status (client facts, part A, "Errors").
 RETRIED: Final = re.compile(

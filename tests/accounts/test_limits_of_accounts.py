@@ -18,24 +18,21 @@ import trio
 from trio.testing import MockClock
 
 from pooler import SHORT_COOLDOWN_SECONDS_MAX
-from tests.support.fakes import (
+from tests.support.memory_sockets import Json, Response, ask_chat, post
+from tests.support.memory_websockets import codex_described, open_socket, says, socket_world, turn
+from tests.support.world import (
     UNIX_START,
-    Response,
     Script,
     World,
-    ask_chat,
     chat_events,
     describe,
     error_answer,
     json_answer,
     opened_world,
-    post,
     responses_events,
     sse_answer,
     sse_steps,
 )
-from tests.support.sockets import codex_described, open_socket, says, socket_world, turn
-from tests.support.wires import Json
 
 DAY: Final = 86400
 PROBE: Final = 900

@@ -19,7 +19,15 @@ from trio.testing import MockClock
 
 from pooler import MODEL_ESCAPES_MAX, MODEL_MEMBERS_MAX, Alias, ConfigRefused, with_model
 from tests.support.codex_backend import make_auth_file
-from tests.support.fakes import (
+from tests.support.memory_sockets import Json, post, request
+from tests.support.memory_websockets import (
+    SocketWorld,
+    error_frame,
+    open_socket,
+    socket_world,
+    turn,
+)
+from tests.support.world import (
     UNIX_START,
     chat_events,
     describe,
@@ -29,8 +37,6 @@ from tests.support.fakes import (
     responses_events,
     sse_answer,
 )
-from tests.support.sockets import SocketWorld, error_frame, open_socket, socket_world, turn
-from tests.support.wires import Json, post, request
 
 MODEL: Final = "gpt-5.5"
 NAMES: Final = {"a": "gpt-5.5-2026", "b": "openai/gpt 5.5 (fast)"}  # a: ChatGPT, b: a router

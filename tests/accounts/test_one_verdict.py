@@ -20,11 +20,11 @@ from trio.testing import MockClock
 from pooler import Action, Effect, Fault, Limits, classify_event, classify_response
 from tests.accounts.test_failover_is_safe import counts
 from tests.support.codex_turns import ANSWER, Play
-from tests.support.fakes import (
+from tests.support.memory_sockets import Json, ask_chat, ask_responses, post
+from tests.support.memory_websockets import open_socket, says, socket_described, socket_world, turn
+from tests.support.world import (
     UNIX_START,
     Script,
-    ask_chat,
-    ask_responses,
     chat_events,
     describe,
     error_answer,
@@ -34,8 +34,6 @@ from tests.support.fakes import (
     sse_answer,
     sse_steps,
 )
-from tests.support.sockets import open_socket, says, socket_described, socket_world, turn
-from tests.support.wires import Json, post
 from tests.translation.test_codex_accounts import (
     FIRST,
     FORMS,

@@ -19,11 +19,11 @@ from typing import Any, Final
 import pytest
 
 from pooler import Cause, Config, ConfigRefused, parse_config, reveal
-from tests.support.fakes import describe, responses_events
-from tests.support.proxied import AGREED, Gate, Proxied, RealProxy, agree, opened, saying
-from tests.support.raw_sockets import Upstream as SocketUpstream
-from tests.support.sockets import TEXT, frame
-from tests.support.tls_wire import API_KEY, HOST
+from tests.support.memory_websockets import TEXT, frame
+from tests.support.outbound_proxies import AGREED, Gate, Proxied, RealProxy, agree, opened, saying
+from tests.support.raw_websockets import Upstream as SocketUpstream
+from tests.support.tls_upstreams import API_KEY, HOST
+from tests.support.world import describe, responses_events
 
 Json = Any
 LOGIN: Final = "someone:marmalade%20of%3aquinces"  # both words of what the log must never have

@@ -15,16 +15,8 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
-from tests.support.fakes import (
-    Asked,
-    chat_events,
-    json_answer,
-    post,
-    request,
-    responses_events,
-    sse_answer,
-)
-from tests.support.sockets import (
+from tests.support.memory_sockets import post, request
+from tests.support.memory_websockets import (
     SocketWorld,
     codex_described,
     open_socket,
@@ -32,6 +24,7 @@ from tests.support.sockets import (
     socket_world,
     turn,
 )
+from tests.support.world import Asked, chat_events, json_answer, responses_events, sse_answer
 
 CLIENTS: Final = ("codex_cli_rs/0.171.0 (Debian)", "Codex", "openai-python/2.1", "curl/8")
 

@@ -31,15 +31,8 @@ from pooler import (
     show_key_usage,
 )
 from tests.accounts.test_account_choice import Scene
-from tests.support.fakes import (
-    UNIX_START,
-    ask_responses,
-    describe,
-    error_answer,
-    make_config,
-    opened_world,
-)
-from tests.support.wires import Json
+from tests.support.memory_sockets import Json, ask_responses
+from tests.support.world import UNIX_START, describe, error_answer, make_config, opened_world
 
 HOUR: Final = 3600
 DAY: Final = 24 * HOUR

@@ -15,16 +15,9 @@ from trio.testing import MockClock
 
 from pooler import ConfigRefused, Routing
 from tests.accounts.test_quota import Quotas, window
-from tests.support.fakes import (
-    UNIX_START,
-    describe,
-    make_config,
-    post,
-    responses_events,
-    sse_answer,
-)
-from tests.support.sockets import codex_described, socket_world
-from tests.support.wires import Json
+from tests.support.memory_sockets import Json, post
+from tests.support.memory_websockets import codex_described, socket_world
+from tests.support.world import UNIX_START, describe, make_config, responses_events, sse_answer
 
 HOUR: Final = 3600
 DAY: Final = 24 * HOUR

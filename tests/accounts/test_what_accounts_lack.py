@@ -17,11 +17,12 @@ import trio
 from trio.testing import MockClock
 
 from pooler import MODELS_TOLD_MAX
-from tests.support.fakes import (
+from tests.support.memory_sockets import Json, Response, post, request
+from tests.support.memory_websockets import codex_described, open_socket, says, socket_world
+from tests.support.world import (
     Fin,
     Pause,
     Reset,
-    Response,
     Script,
     Send,
     Step,
@@ -32,14 +33,10 @@ from tests.support.fakes import (
     error_answer,
     json_answer,
     opened_world,
-    post,
-    request,
     responses_events,
     sse_answer,
     sse_steps,
 )
-from tests.support.sockets import codex_described, open_socket, says, socket_world
-from tests.support.wires import Json
 
 IN_ORDER: Final = {"routing": "in_order"}
 OPERATOR: Final = "cpo-operator-token-0123456789"

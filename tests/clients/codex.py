@@ -18,22 +18,20 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from tests.clients.stage import (
+from tests.clients.aimock import MODEL, TITLE_MODEL, installed
+from tests.support.codex_backend import PREFIX, Login, Play, Seen, TokenPlay, make_auth_file
+from tests.support.codex_turns import FOUND, LITE, LITE_IN_FRAME, offered
+from tests.support.paths import ROOT
+from tests.support.processes import (
     ANSWER,
-    MODEL,
     POOL_KEY,
     PROMPT,
-    ROOT,
     SECONDS_MAX,
-    TITLE_MODEL,
     Json,
     Pooler,
     Running,
     clean_env,
-    installed,
 )
-from tests.support.codex_backend import PREFIX, Login, Play, Seen, TokenPlay, make_auth_file
-from tests.support.codex_turns import FOUND, LITE, LITE_IN_FRAME, offered
 
 NAMES: Final = ("first", "second")
 LITE_MODEL: Final = "gpt-6.2-sol"

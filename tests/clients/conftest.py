@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.aimock import Providers, Upstream
 from tests.clients.codex import Backend, CodexPool, opened_pool
-from tests.clients.stage import Pooler, Stage, Upstream
+from tests.support.processes import Pooler
 
 
 @pytest.fixture(scope="session")
@@ -24,16 +25,16 @@ def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Upstre
 
 
 @pytest.fixture
-def stage(upstreams: tuple[Upstream, Upstream], tmp_path: Path) -> Iterator[Stage]:
+def providers(upstreams: tuple[Upstream, Upstream], tmp_path: Path) -> Iterator[Providers]:
     """The upstreams, and a pooler for the test to start, which must end well."""
-    with Stage(*upstreams, tmp_path) as opened:
+    with Providers(*upstreams, tmp_path) as opened:
         yield opened
 
 
 @pytest.fixture
-def pooler(stage: Stage) -> Pooler:
+def pooler(providers: Providers) -> Pooler:
     """A pooler over both upstreams, the first one preferred."""
-    return stage.start()
+    return providers.start()
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ from typing import Any, Final
 import pytest
 
 import pooler
-from tests.clients.stage import POOL_KEY, Pooler
-from tests.support.places import SNAPSHOT
+from tests.support.paths import SNAPSHOT
+from tests.support.processes import POOL_KEY, Pooler
 
 Json = dict[str, Any]
 

@@ -12,23 +12,15 @@ from typing import Any, Final
 
 import pytest
 
-from tests.clients.stage import (
+from tests.clients.aimock import HERE, MODEL, USAGE, Providers, calls, fails, installed, node, says
+from tests.support.processes import (
     ANSWER,
-    HERE,
-    MODEL,
     OTHER_POOL_KEY,
     POOL_KEY,
     PROMPT,
     SECONDS_MAX,
-    USAGE,
     Pooler,
-    Stage,
-    calls,
     clean_env,
-    fails,
-    installed,
-    node,
-    says,
 )
 
 CITY: Final = {"city": "Quito"}
@@ -70,33 +62,33 @@ def run(
 
 
 @each_api
-def test_text_is_generated(api: str, pooler: Pooler, stage: Stage) -> None:
-    stage.first.will(says())
+def test_text_is_generated(api: str, pooler: Pooler, providers: Providers) -> None:
+    providers.first.will(says())
     made = run("ai_sdk.mjs", "generate", api, MODEL, PROMPT, pooler=pooler)
     assert (made["text"], made["finish"]) == (ANSWER, "stop")
     assert made["usage"]["inputTokens"] == USAGE["input_tokens"]
-    assert [asked.path for asked in stage.first.asked] == [APIS[api]]
+    assert [asked.path for asked in providers.first.asked] == [APIS[api]]
 
 
 @each_api
-def test_text_is_streamed(api: str, pooler: Pooler, stage: Stage) -> None:
-    stage.first.will(says())
+def test_text_is_streamed(api: str, pooler: Pooler, providers: Providers) -> None:
+    providers.first.will(says())
     made = run("ai_sdk.mjs", "stream", api, MODEL, PROMPT, pooler=pooler)
     assert (made["text"], made["finish"], made["errors"]) == (ANSWER, "stop", [])
     assert made["deltaCount"] > 1
     assert made["usage"]["outputTokens"] == USAGE["output_tokens"]
-    assert [asked.path for asked in stage.first.asked] == [APIS[api]]
+    assert [asked.path for asked in providers.first.asked] == [APIS[api]]
 
 
 @each_api
 @pytest.mark.parametrize("case", ["tools", "toolsStream"])
 def test_a_tool_is_called_and_its_result_used(
-    case: str, api: str, pooler: Pooler, stage: Stage
+    case: str, api: str, pooler: Pooler, providers: Providers
 ) -> None:
-    stage.first.will(calls("weather", CITY), says(hasToolResult=True))
+    providers.first.will(calls("weather", CITY), says(hasToolResult=True))
     made = run("ai_sdk.mjs", case, api, MODEL, PROMPT, pooler=pooler)
     assert (made["text"], made["stepCount"]) == (ANSWER, 2)
-    asked, answered = stage.first.asked
+    asked, answered = providers.first.asked
     assert "rain in Quito" not in asked.text
     assert "rain in Quito" in answered.text
 
@@ -104,31 +96,31 @@ def test_a_tool_is_called_and_its_result_used(
 @each_api
 @each_release
 def test_a_second_turn_is_asked_as_the_sdk_asks_it(
-    release: str, api: str, pooler: Pooler, stage: Stage
+    release: str, api: str, pooler: Pooler, providers: Providers
 ) -> None:
     """The older one refers to what is stored at this upstream, if it is not told otherwise."""
-    stage.first.will(says())
+    providers.first.will(says())
     made = run("ai_sdk.mjs", "secondTurn", api, MODEL, PROMPT, pooler=pooler, release=release)
     assert (made["first"], made["text"], made["errors"]) == (ANSWER, ANSWER, [])
-    _, second = stage.first.asked
+    _, second = providers.first.asked
     assert ("item_reference" in second.text) is (api == "responses" and release == "5")
 
 
 @each_api
-def test_an_object_is_generated(api: str, pooler: Pooler, stage: Stage) -> None:
+def test_an_object_is_generated(api: str, pooler: Pooler, providers: Providers) -> None:
     jam = {"fruit": "quinces", "minutes": 50}
-    stage.first.will(says(json.dumps(jam)))
+    providers.first.will(says(json.dumps(jam)))
     assert run("ai_sdk.mjs", "object", api, MODEL, PROMPT, pooler=pooler) == jam
 
 
 @each_api
 @pytest.mark.parametrize("case", ["generate", "stream"])
-def test_failover_is_not_seen(case: str, api: str, pooler: Pooler, stage: Stage) -> None:
-    stage.first.will(fails(429, "usage_limit_reached", after=3600))
-    stage.second.will(says())
+def test_failover_is_not_seen(case: str, api: str, pooler: Pooler, providers: Providers) -> None:
+    providers.first.will(fails(429, "usage_limit_reached", after=3600))
+    providers.second.will(says())
     made = run("ai_sdk.mjs", case, api, MODEL, PROMPT, pooler=pooler)
     assert made["text"] == ANSWER
-    assert [len(upstream.asked) for _, upstream in stage.upstreams()] == [1, 1]
+    assert [len(upstream.asked) for _, upstream in providers.upstreams()] == [1, 1]
     assert len(pooler.stop_and_read()) == 1
 
 
@@ -147,22 +139,22 @@ def test_an_error_is_final_and_readable(
     assert (told["code"], told["message"]) == (code, thrown["message"])
 
 
-def test_a_pool_that_is_back_soon_is_asked_again(pooler: Pooler, stage: Stage) -> None:
-    for _, upstream in stage.upstreams():
+def test_a_pool_that_is_back_soon_is_asked_again(pooler: Pooler, providers: Providers) -> None:
+    for _, upstream in providers.upstreams():
         upstream.will(fails(429, "usage_limit_reached", sequenceIndex=0), says())
     made = run("ai_sdk.mjs", "generate", "responses", MODEL, PROMPT, pooler=pooler)
     assert made["text"] == ANSWER
-    assert len(stage.first.asked) == 2
+    assert len(providers.first.asked) == 2
     statuses = [line["status"] for line in pooler.stop_and_read()]
     assert (statuses[0], statuses[-1]) == (429, 200)
 
 
-def test_a_stream_that_is_cut_is_an_error(pooler: Pooler, stage: Stage) -> None:
-    stage.first.will({**says(), "latency": 20, "truncateAfterChunks": 6})
+def test_a_stream_that_is_cut_is_an_error(pooler: Pooler, providers: Providers) -> None:
+    providers.first.will({**says(), "latency": 20, "truncateAfterChunks": 6})
     made = run("ai_sdk.mjs", "stream", "responses", MODEL, PROMPT, pooler=pooler)
     assert made["errors"] != []
     assert ANSWER.startswith(made["text"])
-    assert stage.second.asked == []
+    assert providers.second.asked == []
 
 
 ################################################################
@@ -173,17 +165,17 @@ ANSWERED: Final = "response responseHelper responseStream chat chatHelper chatSt
 
 
 @pytest.mark.parametrize("case", ANSWERED)
-def test_openai_node_answers(case: str, pooler: Pooler, stage: Stage) -> None:
-    stage.first.will(says())
+def test_openai_node_answers(case: str, pooler: Pooler, providers: Providers) -> None:
+    providers.first.will(says())
     made = run("openai_node.mjs", case, MODEL, PROMPT, pooler=pooler)
     assert made["text"] == ANSWER
     assert made.get("id", "letters").isalpha()
 
 
-def test_openai_node_runs_tools(pooler: Pooler, stage: Stage) -> None:
-    stage.first.will(calls("weather", CITY), says(hasToolResult=True))
+def test_openai_node_runs_tools(pooler: Pooler, providers: Providers) -> None:
+    providers.first.will(calls("weather", CITY), says(hasToolResult=True))
     assert run("openai_node.mjs", "tools", MODEL, PROMPT, pooler=pooler) == {"text": ANSWER}
-    assert "rain in Quito" in stage.first.asked[1].text
+    assert "rain in Quito" in providers.first.asked[1].text
 
 
 def test_openai_node_lists_models(pooler: Pooler) -> None:
@@ -192,24 +184,30 @@ def test_openai_node_lists_models(pooler: Pooler) -> None:
 
 @pytest.mark.parametrize("case", ["response", "responseStream", "chat", "chatStream"])
 @each_refusal
-def test_openai_node_maps_errors(refusal: Refusal, case: str, pooler: Pooler, stage: Stage) -> None:
+def test_openai_node_maps_errors(
+    refusal: Refusal, case: str, pooler: Pooler, providers: Providers
+) -> None:
     key, model, status, code = refusal
     thrown = run("openai_node.mjs", case, model, PROMPT, pooler=pooler, key=key)["thrown"]
     kind = {401: "AuthenticationError", 400: "BadRequestError"}[status]
     assert (thrown["kind"], thrown["status"], thrown["code"]) == (kind, status, code)
     assert thrown["requestID"].isalpha()
-    assert stage.first.asked == []
+    assert providers.first.asked == []
 
 
-def test_openai_node_does_not_ask_an_exhausted_pool_again(pooler: Pooler, stage: Stage) -> None:
-    for _, upstream in stage.upstreams():
+def test_openai_node_does_not_ask_an_exhausted_pool_again(
+    pooler: Pooler, providers: Providers
+) -> None:
+    for _, upstream in providers.upstreams():
         upstream.will(fails(429, "usage_limit_reached", after=3600))
     thrown = run("openai_node.mjs", "response", MODEL, PROMPT, pooler=pooler)["thrown"]
     assert (thrown["kind"], thrown["code"]) == ("RateLimitError", "usage_limit_reached")
     assert len(pooler.stop_and_read()) == 1  # by default the SDK tries again
 
 
-def test_openai_node_raises_where_a_chat_stream_is_cut(pooler: Pooler, stage: Stage) -> None:
-    stage.first.will({**says(), "latency": 20, "truncateAfterChunks": 3})
+def test_openai_node_raises_where_a_chat_stream_is_cut(
+    pooler: Pooler, providers: Providers
+) -> None:
+    providers.first.will({**says(), "latency": 20, "truncateAfterChunks": 3})
     thrown = run("openai_node.mjs", "chatStream", MODEL, PROMPT, pooler=pooler)["thrown"]
     assert (thrown["kind"], thrown["code"]) == ("APIError", "upstream_stream_truncated")

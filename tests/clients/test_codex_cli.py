@@ -21,9 +21,9 @@ from tests.clients.codex import (
     shell,
     types,
 )
-from tests.clients.stage import ANSWER
 from tests.support.codex_backend import Play, make_auth_file
 from tests.support.codex_turns import error_body
+from tests.support.processes import ANSWER
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from pydantic import BaseModel
 
+from tests.clients.aimock import MODEL, USAGE
 from tests.clients.codex import (
     ECHO,
     LIMIT_SHOWN,
@@ -32,11 +33,11 @@ from tests.clients.codex import (
     shell,
     types,
 )
-from tests.clients.stage import ANSWER, MODEL, POOL_KEY, PROMPT, SECONDS_MAX, USAGE, Pooler
 from tests.clients.test_ai_sdk import run as run_node
 from tests.clients.test_opencode import PAGE, TUNED, OpenCode, documented
 from tests.support.codex_backend import PREFIX, Play, TokenPlay
 from tests.support.codex_turns import CALL_ID, FOUND, LITE, THOUGHT
+from tests.support.processes import ANSWER, POOL_KEY, PROMPT, SECONDS_MAX, Pooler
 
 NOTHING_STORED: Final = "Nothing is stored here. Send the whole input, with store: false."
 FIRST, SECOND = "acct-first", "acct-second"

@@ -22,25 +22,18 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
-from tests.clients.stage import (
+from tests.clients.aimock import HERE, Providers, Tap, calls, installed, node, says, split_requests
+from tests.clients.test_opencode import PAGE, TITLE, OpenCode, documented, turns
+from tests.support.mcp_client import ARGUMENTS, PREFIX
+from tests.support.processes import (
     ANSWER,
-    HERE,
     OPERATOR_TOKEN,
     POOL_KEY,
     SECONDS_MAX,
     Json,
     Pooler,
-    Stage,
-    Tap,
-    calls,
     clean_env,
-    installed,
-    node,
-    says,
-    split_requests,
 )
-from tests.clients.test_opencode import PAGE, TITLE, OpenCode, documented, turns
-from tests.support.mcp_desk import ARGUMENTS, PREFIX
 
 BEARER: Final = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
 STATUS: Final = f"{PREFIX}get_mcp_service_status"
@@ -70,9 +63,9 @@ def endpoint(pooler: Pooler) -> str:
 
 
 @pytest.fixture
-def mcp_pooler(stage: Stage) -> Pooler:
+def mcp_pooler(providers: Providers) -> Pooler:
     """A pooler with an operator."""
-    return stage.start(operators={"me": OPERATOR_TOKEN})
+    return providers.start(operators={"me": OPERATOR_TOKEN})
 
 
 @pytest.fixture
@@ -134,17 +127,17 @@ def test_opencode_is_not_connected_without_an_operators_token(
 
 
 def test_a_model_in_opencode_asks_the_pooler(
-    opencode: OpenCode, mcp_pooler: Pooler, url: str, stage: Stage
+    opencode: OpenCode, mcp_pooler: Pooler, url: str, providers: Providers
 ) -> None:
     tool = f"codex_pooler_{PREFIX}list_pools"  # OpenCode's own prefix comes first
-    stage.first.will(
+    providers.first.will(
         says(TITLE, systemMessage="title generator"), calls(tool, {"limit": 5}), says()
     )
     config = {**documented(PAGE, mcp_pooler), **pasted(url)}
     turn = opencode.run(config=config)
     assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
     assert [(it["tool"], it["state"]["status"]) for it in turn.tools] == [(tool, "completed")]
-    first, second = turns(stage.first)
+    first, second = turns(providers.first)
     offered = {it["name"] for it in first.body["tools"]}
     assert {f"codex_pooler_{name}" for name in TOOLS} <= offered
     outputs = [it for it in second.body["input"] if it.get("type") == "function_call_output"]
@@ -272,12 +265,12 @@ class Porter(Tap):
 
 
 @pytest.fixture
-def porter(stage: Stage) -> Iterator[str]:
+def porter(providers: Providers) -> Iterator[str]:
     """The address of a porter before a pooler that takes its own origin for a good one."""
     with contextlib.closing(Porter(0)) as opened:
         port = opened.listener.getsockname()[1]
         origins = [f"http://{host}:{port}" for host in ("127.0.0.1", "localhost")]
-        started = stage.start(operators={"me": OPERATOR_TOKEN}, allowed_origins=origins)
+        started = providers.start(operators={"me": OPERATOR_TOKEN}, allowed_origins=origins)
         opened.port = urlsplit(endpoint(started)).port or 0
         yield f"http://127.0.0.1:{port}/mcp"
 

@@ -18,24 +18,26 @@ from typing import Any, Final
 
 import pytest
 
-from tests.clients.stage import (
-    ANSWER,
+from tests.clients.aimock import (
     MODEL,
-    OTHER_POOL_KEY,
-    POOL_KEY,
-    PROMPT,
-    ROOT,
     TITLE_MODEL,
     Asked,
-    Pooler,
-    Running,
-    Stage,
+    Providers,
     Upstream,
     calls,
-    clean_env,
     fails,
     installed,
     says,
+)
+from tests.support.paths import ROOT
+from tests.support.processes import (
+    ANSWER,
+    OTHER_POOL_KEY,
+    POOL_KEY,
+    PROMPT,
+    Pooler,
+    Running,
+    clean_env,
 )
 
 TURN_SECONDS_MAX: Final = 55.0
@@ -171,11 +173,11 @@ def title_requests(upstream: Upstream) -> list[Asked]:
 
 
 @pytest.fixture
-def both(stage: Stage) -> Stage:
+def both(providers: Providers) -> Providers:
     """Both upstreams give titles; what else they say is the test's."""
-    for _, upstream in stage.upstreams():
+    for _, upstream in providers.upstreams():
         upstream.will(*titles(MODEL, TITLE_MODEL))
-    return stage
+    return providers
 
 
 ################################################################
@@ -183,7 +185,7 @@ def both(stage: Stage) -> Stage:
 ################################################################
 
 
-def test_a_text_turn(opencode: OpenCode, pooler: Pooler, both: Stage) -> None:
+def test_a_text_turn(opencode: OpenCode, pooler: Pooler, both: Providers) -> None:
     both.first.will(says())
     turn = opencode.run(config=documented(PAGE, pooler))
     assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
@@ -198,7 +200,7 @@ def test_a_text_turn(opencode: OpenCode, pooler: Pooler, both: Stage) -> None:
 
 
 def test_a_tool_loop_and_the_session_goes_on(
-    opencode: OpenCode, pooler: Pooler, both: Stage
+    opencode: OpenCode, pooler: Pooler, both: Providers
 ) -> None:
     recipe = opencode.project / "recipe.txt"
     recipe.write_text("Peel, cut, boil.\n")
@@ -226,7 +228,7 @@ def test_a_tool_loop_and_the_session_goes_on(
 
 
 def test_the_chat_route_of_another_provider_package(
-    opencode: OpenCode, pooler: Pooler, both: Stage
+    opencode: OpenCode, pooler: Pooler, both: Providers
 ) -> None:
     both.first.will(says())
     config = documented(TUNED, pooler)
@@ -247,7 +249,7 @@ def test_the_chat_route_of_another_provider_package(
     ids=["limited", "overloaded"],
 )
 def test_failover_is_not_seen(
-    fault: dict[str, Any], opencode: OpenCode, pooler: Pooler, both: Stage
+    fault: dict[str, Any], opencode: OpenCode, pooler: Pooler, both: Providers
 ) -> None:
     both.first.will(fault)
     both.second.will(says())
@@ -260,7 +262,7 @@ def test_failover_is_not_seen(
 
 
 def test_a_session_moves_in_the_middle_of_a_tool_loop(
-    opencode: OpenCode, pooler: Pooler, both: Stage
+    opencode: OpenCode, pooler: Pooler, both: Providers
 ) -> None:
     recipe = opencode.project / "recipe.txt"
     recipe.write_text("Peel, cut, boil.\n")
@@ -272,7 +274,7 @@ def test_a_session_moves_in_the_middle_of_a_tool_loop(
     assert [len(turns(upstream)) for _, upstream in both.upstreams()] == [2, 1]
 
 
-def test_a_session_stays_on_its_account(opencode: OpenCode, both: Stage) -> None:
+def test_a_session_stays_on_its_account(opencode: OpenCode, both: Providers) -> None:
     recipe = opencode.project / "recipe.txt"
     recipe.write_text("Peel, cut, boil.\n")
     for _, upstream in both.upstreams():
@@ -287,7 +289,7 @@ def test_a_session_stays_on_its_account(opencode: OpenCode, both: Stage) -> None
 
 @pytest.mark.parametrize("package", ["@ai-sdk/openai", "@ai-sdk/openai-compatible"])
 def test_opencode_asks_again_where_a_stream_is_cut(
-    package: str, opencode: OpenCode, pooler: Pooler, both: Stage
+    package: str, opencode: OpenCode, pooler: Pooler, both: Providers
 ) -> None:
     cut = {**says(sequenceIndex=0), "latency": 20, "truncateAfterChunks": 6}
     both.first.will(cut, says())
@@ -300,7 +302,7 @@ def test_opencode_asks_again_where_a_stream_is_cut(
 
 
 def test_opencode_waits_for_a_pool_that_is_back_soon(
-    opencode: OpenCode, pooler: Pooler, both: Stage
+    opencode: OpenCode, pooler: Pooler, both: Providers
 ) -> None:
     for _, upstream in both.upstreams():
         upstream.will(fails(429, "usage_limit_reached", sequenceIndex=0), says())
@@ -311,7 +313,7 @@ def test_opencode_waits_for_a_pool_that_is_back_soon(
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_a_turn_that_is_left_is_left_upstream_too(
-    end: signal.Signals, opencode: OpenCode, pooler: Pooler, both: Stage
+    end: signal.Signals, opencode: OpenCode, pooler: Pooler, both: Providers
 ) -> None:
     both.first.will({**says(ANSWER * 100), "latency": 50})
     turn = opencode.start(config=documented(PAGE, pooler))
@@ -327,7 +329,9 @@ def test_a_turn_that_is_left_is_left_upstream_too(
 ################################################################
 
 
-def test_options_of_the_model_take_effect(opencode: OpenCode, pooler: Pooler, both: Stage) -> None:
+def test_options_of_the_model_take_effect(
+    opencode: OpenCode, pooler: Pooler, both: Providers
+) -> None:
     both.first.will(says())
     turn = opencode.run(config=documented(TUNED, pooler))
     assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
@@ -337,7 +341,9 @@ def test_options_of_the_model_take_effect(opencode: OpenCode, pooler: Pooler, bo
     assert asked.body["store"] is False
 
 
-def test_the_small_model_writes_the_title(opencode: OpenCode, pooler: Pooler, both: Stage) -> None:
+def test_the_small_model_writes_the_title(
+    opencode: OpenCode, pooler: Pooler, both: Providers
+) -> None:
     both.first.will(says())
     config = documented(TUNED, pooler)
     turn = opencode.run(config=config)
@@ -347,7 +353,7 @@ def test_the_small_model_writes_the_title(opencode: OpenCode, pooler: Pooler, bo
 
 @pytest.mark.parametrize("has_alias", [False, True], ids=["no-alias", "alias"])
 def test_the_title_model_may_be_an_alias_and_may_be_missing(
-    has_alias: bool, opencode: OpenCode, both: Stage
+    has_alias: bool, opencode: OpenCode, both: Providers
 ) -> None:
     both.first.will(says())
     aliases = {TITLE_MODEL: MODEL} if has_alias else {}
@@ -366,7 +372,7 @@ def test_the_title_model_may_be_an_alias_and_may_be_missing(
 ################################################################
 
 
-def test_a_wrong_key_is_told(opencode: OpenCode, pooler: Pooler, both: Stage) -> None:
+def test_a_wrong_key_is_told(opencode: OpenCode, pooler: Pooler, both: Providers) -> None:
     turn = opencode.run(config=documented(PAGE, pooler), key=OTHER_POOL_KEY)
     assert turn.code == 1
     assert turn.errors == [NO_KEY]
@@ -381,7 +387,7 @@ def test_a_key_that_is_not_set_is_told(opencode: OpenCode, pooler: Pooler) -> No
     assert turn.errors == [NO_KEY]
 
 
-def test_a_model_that_the_pool_lacks_is_told_at_once(opencode: OpenCode, both: Stage) -> None:
+def test_a_model_that_the_pool_lacks_is_told_at_once(opencode: OpenCode, both: Providers) -> None:
     pooler = both.start(pool={"models": ["gpt-other"]}, accounts={"models": ["gpt-other"]})
     turn = opencode.run(config=documented(PAGE, pooler))
     assert turn.code == 1

@@ -14,21 +14,10 @@ from typing import Final
 
 import pytest
 
+from tests.clients.aimock import HERE, MODEL, Providers, installed_python, says
 from tests.clients.codex import Backend, CodexPool
-from tests.clients.stage import (
-    ANSWER,
-    HERE,
-    MODEL,
-    POOL_KEY,
-    PROMPT,
-    SECONDS_MAX,
-    Pooler,
-    Stage,
-    clean_env,
-    installed_python,
-    says,
-)
 from tests.support.codex_backend import Play
+from tests.support.processes import ANSWER, POOL_KEY, PROMPT, SECONDS_MAX, Pooler, clean_env
 
 JAM: Final = {"fruit": "quinces", "minutes": 50}
 SYSTEM: Final = "Be brief."
@@ -77,10 +66,10 @@ def test_json_mode_works_with_a_chatgpt_account(
 
 
 @each_client
-def test_json_mode_works_with_an_api_key(client: str, pooler: Pooler, stage: Stage) -> None:
-    stage.first.will(says(json.dumps(JAM)))
+def test_json_mode_works_with_an_api_key(client: str, pooler: Pooler, providers: Providers) -> None:
+    providers.first.will(says(json.dumps(JAM)))
     assert ask_for_jam(client, pooler) == JAM
-    (asked,) = stage.first.asked
+    (asked,) = providers.first.asked
     assert asked.body["response_format"] == {"type": "json_object"}
     assert asked.body["messages"][0]["role"] == "system"
 
@@ -132,11 +121,13 @@ def test_a_conversation_stays_on_one_of_three_chatgpt_accounts(
 
 
 @each_api
-def test_a_conversation_stays_on_one_api_key(api: str, stage: Stage, tmp_path: Path) -> None:
-    for _, upstream in stage.upstreams():
+def test_a_conversation_stays_on_one_api_key(
+    api: str, providers: Providers, tmp_path: Path
+) -> None:
+    for _, upstream in providers.upstreams():
         upstream.will(says())
-    converse(tmp_path / "llm", stage.start(pool={"routing": "sticky"}), api)
-    counts = sorted(len(upstream.asked) for _, upstream in stage.upstreams())
+    converse(tmp_path / "llm", providers.start(pool={"routing": "sticky"}), api)
+    counts = sorted(len(upstream.asked) for _, upstream in providers.upstreams())
     assert counts == [0, 2]
-    (asked,) = [upstream.asked for _, upstream in stage.upstreams() if upstream.asked]
+    (asked,) = [upstream.asked for _, upstream in providers.upstreams() if upstream.asked]
     assert not [one for one in asked if {"prompt_cache_key", "session_id"} & one.body.keys()]

@@ -13,22 +13,10 @@ from typing import Any, Final
 
 import pytest
 
+from tests.clients.aimock import MODEL, Providers, calls, installed, node, says
 from tests.clients.codex import Backend, CodexPool, limited
-from tests.clients.stage import (
-    ANSWER,
-    MODEL,
-    POOL_KEY,
-    PROMPT,
-    SECONDS_MAX,
-    Pooler,
-    Stage,
-    calls,
-    clean_env,
-    installed,
-    node,
-    says,
-)
 from tests.support.codex_backend import Play
+from tests.support.processes import ANSWER, POOL_KEY, PROMPT, SECONDS_MAX, Pooler, clean_env
 
 RECIPE: Final = "Peel, cut, boil."
 
@@ -98,9 +86,9 @@ def test_a_tool_loop_with_chatgpt_accounts(
     assert accounts == (moved if is_limited else accounts[:1] * 2)
 
 
-def test_a_tool_loop_with_an_api_key(qwen: QwenCode, stage: Stage) -> None:
-    for _, upstream in stage.upstreams():
+def test_a_tool_loop_with_an_api_key(qwen: QwenCode, providers: Providers) -> None:
+    for _, upstream in providers.upstreams():
         upstream.will(calls("read_file", qwen.arguments), says(hasToolResult=True), says())
-    assert_well(qwen.run(stage.start(pool={"routing": "sticky"})))
-    asked = [one for _, upstream in stage.upstreams() for one in upstream.asked]
+    assert_well(qwen.run(providers.start(pool={"routing": "sticky"})))
+    asked = [one for _, upstream in providers.upstreams() for one in upstream.asked]
     assert any(RECIPE in one.text for one in asked)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import openai
 import pytest
 
+from tests.clients.aimock import MODEL, TITLE_MODEL, Providers, calls, says
 from tests.clients.codex import (
     LIMIT_SHOWN,
     SOCKET_PROOFS,
@@ -25,20 +26,9 @@ from tests.clients.codex import (
     shell,
     types,
 )
-from tests.clients.stage import (
-    ANSWER,
-    MODEL,
-    POOL_KEY,
-    PROMPT,
-    SECONDS_MAX,
-    TITLE_MODEL,
-    Pooler,
-    Stage,
-    calls,
-    says,
-)
 from tests.clients.test_opencode import TUNED, OpenCode, documented
 from tests.support.codex_backend import Play
+from tests.support.processes import ANSWER, POOL_KEY, PROMPT, SECONDS_MAX, Pooler
 
 FIRST, SECOND = "acct-first", "acct-second"
 each_door: Final = pytest.mark.parametrize("door", ["native", "v1"])
@@ -243,25 +233,25 @@ def test_openai_python_is_told_an_error_and_goes_on(
 
 
 @pytest.fixture
-def sockets(stage: Stage) -> Pooler:
-    return stage.start(accounts={"websocket": True, "models": [MODEL, TITLE_MODEL]})
+def sockets(providers: Providers) -> Pooler:
+    return providers.start(accounts={"websocket": True, "models": [MODEL, TITLE_MODEL]})
 
 
 def test_openai_python_connects_to_an_upstream_that_nobody_here_wrote(
-    sockets: Pooler, stage: Stage
+    sockets: Pooler, providers: Providers
 ) -> None:
-    stage.first.will(says())
+    providers.first.will(says())
     with client_of(sockets) as client, client.responses.connect() as connection:
         for _ in range(3):
             connection.response.create(**asked())
             events = read_turn(connection)
             assert "".join(e.delta for e in events if e.type.endswith("text.delta")) == ANSWER
-    upgrades = [one for one in stage.first.tap.asked if "upgrade" in one.headers]
+    upgrades = [one for one in providers.first.tap.asked if "upgrade" in one.headers]
     assert [one.path for one in upgrades] == ["/v1/responses"]  # one for all turns
 
 
-def test_a_tool_loop_on_a_websocket(sockets: Pooler, stage: Stage) -> None:
-    stage.first.will(calls("get_weather", {"city": "Marmalade"}), says())
+def test_a_tool_loop_on_a_websocket(sockets: Pooler, providers: Providers) -> None:
+    providers.first.will(calls("get_weather", {"city": "Marmalade"}), says())
     tool = {"type": "function", "name": "get_weather", "parameters": {"type": "object"}}
     with client_of(sockets) as client, client.responses.connect() as connection:
         connection.response.create(**asked(tools=[tool]))
@@ -273,8 +263,8 @@ def test_a_tool_loop_on_a_websocket(sockets: Pooler, stage: Stage) -> None:
         assert read_turn(connection)[-1].type == "response.completed"
 
 
-def test_the_asynchronous_client_connects_too(sockets: Pooler, stage: Stage) -> None:
-    stage.first.will(says())
+def test_the_asynchronous_client_connects_too(sockets: Pooler, providers: Providers) -> None:
+    providers.first.will(says())
 
     async def main() -> list[str]:
         client = openai.AsyncOpenAI(
@@ -292,8 +282,8 @@ def test_the_asynchronous_client_connects_too(sockets: Pooler, stage: Stage) -> 
     assert asyncio.run(main())[-1] == "response.completed"
 
 
-def test_a_wrong_key_is_refused_before_the_upgrade(sockets: Pooler, stage: Stage) -> None:
+def test_a_wrong_key_is_refused_before_the_upgrade(sockets: Pooler, providers: Providers) -> None:
     client = openai.OpenAI(base_url=sockets.base_url, api_key="cp-wrong-0123456789abcdef")
     with pytest.raises(Exception, match="401"), client, client.responses.connect():
         pass
-    assert not [one for one in stage.first.tap.asked if "upgrade" in one.headers]
+    assert not [one for one in providers.first.tap.asked if "upgrade" in one.headers]

@@ -30,7 +30,7 @@ from tests.config.test_config_is_strict import (
     read_file,
 )
 from tests.support.codex_backend import make_auth_file
-from tests.support.fakes import World
+from tests.support.world import World
 
 Json = Any
 NOW: Final = 1_800_000_000.0

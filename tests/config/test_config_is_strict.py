@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pooler import REFRESH_URL_VARIABLE, Alias, Config, ConfigRefused, Limits, parse_config, reveal
-from tests.support.places import ROOT
+from tests.support.paths import ROOT
 
 Json = Any
 

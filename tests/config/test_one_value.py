@@ -20,9 +20,17 @@ from trio.testing import MockClock
 from pooler import REFRESH_URL_VARIABLE, BaseUrl, Config, parse_config
 from tests.conftest import run_inline
 from tests.support.codex_backend import make_auth_file, make_token
-from tests.support.fakes import (
+from tests.support.memory_sockets import (
     KEY,
     OTHER_KEY,
+    Json,
+    MemorySocket,
+    Truncated,
+    post,
+    request,
+)
+from tests.support.memory_websockets import SocketUpstream, open_socket, turn
+from tests.support.world import (
     UNIX_START,
     Asked,
     FakeUpstream,
@@ -32,13 +40,9 @@ from tests.support.fakes import (
     World,
     error_answer,
     json_answer,
-    post,
-    request,
     responses_events,
     sse_answer,
 )
-from tests.support.sockets import SocketUpstream, open_socket, turn
-from tests.support.wires import Json, MemorySocket, Truncated
 
 OLD, NEW, TOKEN_PORT = 9001, 9101, 9999
 FAR: Final = UNIX_START + 10**6

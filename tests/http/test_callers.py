@@ -13,20 +13,16 @@ import pytest
 from trio.testing import MockClock
 
 from pooler import ConfigRefused, Route, is_origin_allowed, parse_config
-from tests.support.fakes import (
-    KEY,
-    Response,
+from tests.support.memory_sockets import KEY, Json, Pairs, Response, post, request
+from tests.support.world import (
     World,
     describe,
     error_answer,
     json_answer,
     make_config,
     opened_world,
-    post,
-    request,
     sse_answer,
 )
-from tests.support.wires import Json, Pairs
 
 TOKEN: Final = "operator-token-0123456789"
 CALL: Final[Json] = {"model": "m1", "input": "x"}

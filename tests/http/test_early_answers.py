@@ -16,7 +16,8 @@ import trio
 from trio.testing import MockClock
 
 from pooler import BadSyntax, Limits, UpstreamConnection
-from tests.support.fakes import (
+from tests.support.memory_sockets import ask_responses, socket_pair
+from tests.support.world import (
     Fin,
     Pause,
     ReadOnly,
@@ -28,13 +29,11 @@ from tests.support.fakes import (
     Tell,
     World,
     answer_head,
-    ask_responses,
     describe,
     error_answer,
     json_answer,
     opened_world,
     responses_events,
-    socket_pair,
     sse_answer,
 )
 

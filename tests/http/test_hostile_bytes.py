@@ -26,9 +26,17 @@ from tests.http.test_http_syntax import (
     head_of,
 )
 from tests.http.test_json_guard import NOT_JSON
-from tests.support.raw_wire import Answer, Wire, opened_wire, read_all, split_answers
-from tests.support.sockets import CLIENT_KEY, CLOSE, CONTINUATION, PING, TEXT, frame, split_frame
-from tests.support.wires import KEY, post, request
+from tests.support.memory_sockets import KEY, post, request
+from tests.support.memory_websockets import (
+    CLIENT_KEY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    TEXT,
+    frame,
+    split_frame,
+)
+from tests.support.raw_http import Answer, Wire, opened_wire, read_all, split_answers
 from tests.websocket.test_websocket_bounds import HOSTILE
 
 CANARY_BODY: Final = b'{"model": "m1", "input": "canary"}'

@@ -32,18 +32,8 @@ from pooler import (
     parse_request_head,
     parse_response_head,
 )
-from tests.support.fakes import (
-    KEY,
-    Send,
-    World,
-    chunk,
-    describe,
-    json_answer,
-    opened_world,
-    post,
-    request,
-    sse_answer,
-)
+from tests.support.memory_sockets import KEY, post, request
+from tests.support.world import Send, World, chunk, describe, json_answer, opened_world, sse_answer
 
 LIMITS: Final = Limits()
 SMUGGLED: Final = request("GET", "/v1/models/smuggled")

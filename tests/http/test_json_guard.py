@@ -32,7 +32,8 @@ from pooler import (
     dump_like,
     parse_json_object,
 )
-from tests.support.fakes import describe, json_answer, opened_world, post
+from tests.support.memory_sockets import post
+from tests.support.world import describe, json_answer, opened_world
 
 Json = Any
 LIMITS: Final = Limits()

@@ -18,30 +18,32 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from pooler import MODEL_CHARS_MAX, Key, KeyUse, PoolerError, doubt_of_secret, find_owner
-from tests.support.fakes import (
+from tests.support.memory_sockets import (
     KEY,
     OTHER_KEY,
-    UNIX_START,
-    UPSTREAM_KEY,
     Json,
     Pairs,
     Response,
+    ask_responses,
+    post,
+    request,
+)
+from tests.support.memory_websockets import open_socket, socket_described, socket_world
+from tests.support.world import (
+    UNIX_START,
+    UPSTREAM_KEY,
     Stall,
     Wait,
     World,
-    ask_responses,
     describe,
     error_answer,
     json_answer,
     make_config,
     opened_world,
-    post,
-    request,
     responses_events,
     sse_answer,
     sse_steps,
 )
-from tests.support.sockets import open_socket, socket_described, socket_world
 
 TOKEN: Final = "cpo-operator-token-0123456789"
 WORK_KEY: Final = "cp-key-of-the-other-pool-0123"

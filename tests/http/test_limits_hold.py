@@ -22,34 +22,36 @@ from pooler import (
     Effect,
     Limits,
 )
-from tests.support.fakes import (
+from tests.support.memory_sockets import (
     KEY,
-    LAST_CHUNK,
     OTHER_KEY,
     Client,
-    Fin,
     Pairs,
     Response,
+    ask_responses,
+    post,
+    request,
+)
+from tests.support.paths import ROOT
+from tests.support.world import (
+    LAST_CHUNK,
+    Fin,
     Send,
     Stall,
     Step,
     Wait,
     World,
     answer_head,
-    ask_responses,
     chunk,
     describe,
     error_answer,
     json_answer,
     opened_world,
-    post,
-    request,
     responses_events,
     sse_answer,
     sse_event,
     sse_steps,
 )
-from tests.support.places import ROOT
 
 CHOICE: Final = "test_account_choice.py"
 FAILOVER: Final = "test_failover_is_safe.py"

@@ -24,9 +24,15 @@ from pooler import (
     codex_obstacle,
     read_call,
 )
-from tests.support.fakes import describe, json_answer, make_config, opened_world, post
-from tests.support.sockets import codex_described, open_socket, socket_described, socket_world, turn
-from tests.support.wires import Json
+from tests.support.memory_sockets import Json, post
+from tests.support.memory_websockets import (
+    codex_described,
+    open_socket,
+    socket_described,
+    socket_world,
+    turn,
+)
+from tests.support.world import describe, json_answer, make_config, opened_world
 from tests.translation.test_codex_faults import scripted_world
 
 BODY: Final[Json] = {"model": "m1", "input": [], "messages": [{"role": "user", "content": "x"}]}

@@ -13,20 +13,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.fakes import (
-    OTHER_KEY,
-    Response,
+from tests.support.memory_sockets import OTHER_KEY, Response, ask_responses, post
+from tests.support.world import (
     Send,
     Wait,
     World,
-    ask_responses,
     chunk,
     describe,
     error_answer,
     json_answer,
     make_config,
     opened_world,
-    post,
     responses_events,
     sse_answer,
     sse_event,

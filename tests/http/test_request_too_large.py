@@ -15,9 +15,15 @@ import pytest
 from trio.testing import MockClock
 
 from pooler import Limits, classify_event, classify_response, is_too_large, read_error
-from tests.support.fakes import Script, World, describe, json_answer, opened_world, post, sse_answer
-from tests.support.sockets import codex_described, open_socket, says, socket_described, socket_world
-from tests.support.wires import Json, Response
+from tests.support.memory_sockets import Json, Response, post
+from tests.support.memory_websockets import (
+    codex_described,
+    open_socket,
+    says,
+    socket_described,
+    socket_world,
+)
+from tests.support.world import Script, World, describe, json_answer, opened_world, sse_answer
 from tests.translation.test_codex_faults import payloads
 
 IN_ORDER: Final = {"routing": "in_order"}

@@ -15,20 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.support.fakes import (
+from tests.support.memory_sockets import (
     KEY,
     Client,
     Json,
     Pairs,
     Response,
     Truncated,
-    World,
     ask_responses,
+    post,
+    request,
+)
+from tests.support.world import (
+    World,
     describe,
     json_answer,
     opened_world,
-    post,
-    request,
     responses_events,
     sse_answer,
     sse_event,

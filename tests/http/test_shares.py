@@ -31,29 +31,23 @@ from pooler import (
     read_call,
 )
 from tests.http.test_limits_hold import check_error, connect_with_key, is_closed
-from tests.support.fakes import (
-    KEY,
-    OTHER_KEY,
-    Client,
-    Json,
+from tests.support.memory_sockets import KEY, OTHER_KEY, Client, Json, ask_responses, post, request
+from tests.support.memory_websockets import codex_described, socket_world
+from tests.support.world import (
     Pause,
     Send,
     Wait,
     World,
-    ask_responses,
     chunk,
     describe,
     json_answer,
     make_config,
     opened_world,
-    post,
-    request,
     responses_events,
     sse_answer,
     sse_event,
     sse_steps,
 )
-from tests.support.sockets import codex_described, socket_world
 
 THIRD_KEY: Final = "cp-third-key-0123456789"
 KEYS: Final = {"laptop": KEY, "ci": OTHER_KEY, "third": THIRD_KEY}

@@ -27,7 +27,7 @@ from tests.long import (
     mutations_of_verdicts,
 )
 from tests.long.mutation import Mutation
-from tests.support.places import ROOT
+from tests.support.paths import ROOT
 
 SECONDS_MAX: Final = 90.0
 LEFT_OUT: Final = (".git", "node_modules", "__pycache__", ".hypothesis", ".*_cache", "*venv")

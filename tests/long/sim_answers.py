@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.long.sim_world import CODEX, Task
-from tests.support.sockets import TERMINAL
-from tests.support.wires import Json, Response
+from tests.support.memory_sockets import Json, Response
+from tests.support.memory_websockets import TERMINAL
 
 SUCCESSES: Final = (["response.completed"], ["[DONE]"], ["finish"], ["json"])
 

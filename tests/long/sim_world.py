@@ -21,7 +21,9 @@ from pooler import BaseUrl, Config, UpstreamConnection
 from tests.long.sim_disk import Disk, login_file, tokens_in
 from tests.support.codex_backend import CodexBackend, make_token
 from tests.support.codex_turns import Login, Refused
-from tests.support.fakes import (
+from tests.support.memory_sockets import KEY, OTHER_KEY, Json, MemorySocket, Pipe
+from tests.support.memory_websockets import SocketUpstream, frame
+from tests.support.world import (
     LAST_CHUNK,
     UNIX_START,
     UPSTREAM_KEY,
@@ -46,8 +48,6 @@ from tests.support.fakes import (
     sse_event,
     sse_head,
 )
-from tests.support.sockets import SocketUpstream, frame
-from tests.support.wires import KEY, OTHER_KEY, Json, MemorySocket, Pipe
 
 T = TypeVar("T")
 

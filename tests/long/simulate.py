@@ -52,9 +52,18 @@ from tests.long.sim_world import (
     is_stale,
     run_inline,
 )
-from tests.support.fakes import UPSTREAM_KEY, describe
-from tests.support.sockets import CLOSE, TEXT, SocketClient, frame, read_upgrade, upgrade
-from tests.support.wires import KEY, OTHER_KEY, Client, Json, Response, Truncated, post, request
+from tests.support.memory_sockets import (
+    KEY,
+    OTHER_KEY,
+    Client,
+    Json,
+    Response,
+    Truncated,
+    post,
+    request,
+)
+from tests.support.memory_websockets import CLOSE, TEXT, SocketClient, frame, read_upgrade, upgrade
+from tests.support.world import UPSTREAM_KEY, describe
 
 LIFE_SECONDS_MAX: Final = 20_000.0  # of virtual time: no client waits longer
 SEED_REAL_SECONDS_MAX: Final = 60  # where time stands still

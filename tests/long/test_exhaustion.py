@@ -27,9 +27,9 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support.fakes import chunk
-from tests.support.raw_wire import OPERATOR, SECONDS_MAX, Wire, opened_wire, read_all, split_answers
-from tests.support.wires import post, request
+from tests.support.memory_sockets import post, request
+from tests.support.raw_http import OPERATOR, SECONDS_MAX, Wire, opened_wire, read_all, split_answers
+from tests.support.world import chunk
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support.hostile import (
+from tests.support.hostile_peers import (
     CLOSES,
     DELTA,
     END,
@@ -50,8 +50,8 @@ from tests.support.hostile import (
     well,
     wide,
 )
-from tests.support.raw_wire import split_answers, take_chunks
-from tests.support.wires import post, request
+from tests.support.memory_sockets import post, request
+from tests.support.raw_http import split_answers, take_chunks
 
 SECONDS_MAX: Final = 1.0  # that anybody else waits
 RUNS: Final = 3  # at most, of which the best counts

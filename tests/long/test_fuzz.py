@@ -18,7 +18,7 @@ import pytest
 
 from tests.long.fuzz.mutate import mutated
 from tests.long.fuzz.targets import TARGETS
-from tests.support.places import ROOT
+from tests.support.paths import ROOT
 
 KEPT: Final[dict[str, list[str]]] = json.loads((ROOT / "tests/long/fuzz/kept.json").read_text())
 INPUTS: Final = 400  # each; the streams take a millisecond

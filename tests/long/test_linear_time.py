@@ -36,8 +36,8 @@ from tests.long.linear_time import (
     patterns_of,
     seconds_of,
 )
-from tests.support.fakes import describe, make_config
-from tests.support.wires import Json
+from tests.support.memory_sockets import Json
+from tests.support.world import describe, make_config
 
 LIMITS: Final = Limits()
 KIB: Final = 1024

@@ -24,8 +24,8 @@ import pooler
 from pooler import CallKind, EventKind, Limits
 from tests.long.linear_time import Run, seconds_of, worst_use
 from tests.long.test_linear_time import ANSWERS, NAMED, PATTERNS, methods_of
-from tests.support.fakes import describe, make_config
-from tests.support.wires import Json
+from tests.support.memory_sockets import Json
+from tests.support.world import describe, make_config
 
 LIMITS: Final = Limits()
 KIB: Final = 1024

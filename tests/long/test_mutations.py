@@ -13,7 +13,7 @@ import pytest
 from tests.long import mutations
 from tests.long.mutation import Mutation
 from tests.long.mutations import MUTATIONS
-from tests.support.places import ROOT
+from tests.support.paths import ROOT
 
 
 def test_names_are_unique_and_mistakes_many() -> None:

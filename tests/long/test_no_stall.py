@@ -31,7 +31,7 @@ from tests.long.test_true_bounds import (
     model_list,
     padding,
 )
-from tests.support.hostile import (
+from tests.support.hostile_peers import (
     CLOSES,
     DELTA,
     EMOJI,
@@ -64,8 +64,8 @@ from tests.support.hostile import (
     wait_until,
     wide,
 )
-from tests.support.sockets import CLOSE, CONTINUATION, PING, TEXT, frame
-from tests.support.wires import post, request
+from tests.support.memory_sockets import post, request
+from tests.support.memory_websockets import CLOSE, CONTINUATION, PING, TEXT, frame
 
 STALL_SECONDS_MAX: Final = 0.15
 BUSY_TIMES: Final = 2.5  # a machine that runs the tests may be so much slower

@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from tests.long.simulate import run_seed, run_seeds
-from tests.support.places import ROOT
+from tests.support.paths import ROOT
 
 SEEDS: Final = [int(line) for line in (ROOT / "tests/long/seeds.txt").read_text().split()]
 # Without these in numbers nothing is proved: what upstreams, clients and the world must have done.

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from tests.support.hostile import (
+from tests.support.hostile_peers import (
     DELTA,
     EMOJI,
     END,
@@ -44,7 +44,7 @@ from tests.support.hostile import (
     wait_until,
     wide,
 )
-from tests.support.wires import request
+from tests.support.memory_sockets import request
 
 TIMES_MAX: Final = 2  # what is held may take so many times its budget
 BUDGET: Final = 64 * MIB

@@ -15,7 +15,7 @@ import jsonschema  # type: ignore[import-untyped] # it has no types
 import pytest
 
 import mcp_server
-from tests.support.mcp_desk import (
+from tests.support.mcp_client import (
     ARGUMENTS,
     CANARY,
     LOG,

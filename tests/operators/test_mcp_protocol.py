@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mcp_server
-from tests.support.mcp_desk import (
+from tests.support.mcp_client import (
     ARGUMENTS,
     CANARY,
     HEADERS,

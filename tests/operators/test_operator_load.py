@@ -17,8 +17,8 @@ from typing import Final
 import pytest
 import trio
 
-from tests.clients.stage import Pooler
-from tests.support.fakes import responses_events, sse_event
+from tests.support.processes import Pooler
+from tests.support.world import responses_events, sse_event
 
 TOKEN: Final = "cpo-operator-token-0123456789"
 KEY: Final = "cp-key-of-the-laptop-0123456789"

@@ -19,11 +19,11 @@ from typing import Any, Final
 import pytest
 
 import pooler
-from tests.support import places
+from tests.support import paths
 
 Json = Any
 
-SNAPSHOT: Final = places.SNAPSHOT.read_text(encoding="utf-8")
+SNAPSHOT: Final = paths.SNAPSHOT.read_text(encoding="utf-8")
 CANARY: Final = "canary-4f1e"
 HOSTILE: Final = {
     "markup": "</td><script>alert(1)</script>",

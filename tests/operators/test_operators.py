@@ -19,7 +19,9 @@ from trio.testing import MockClock
 
 import pooler
 from pooler import Ledger
-from tests.support.fakes import (
+from tests.support.memory_sockets import KEY, Json, post, request
+from tests.support.paths import SNAPSHOT
+from tests.support.world import (
     UNIX_START,
     Wait,
     World,
@@ -28,13 +30,9 @@ from tests.support.fakes import (
     json_answer,
     make_config,
     opened_world,
-    post,
-    request,
     responses_events,
     sse_steps,
 )
-from tests.support.places import SNAPSHOT
-from tests.support.wires import KEY, Json
 
 TOKEN: Final = "cpo-operator-token-0123456789"
 ASK: Final = post("/v1/responses", {"model": "m1", "input": ""})  # of no conversation

@@ -21,18 +21,10 @@ import trio
 from trio.testing import MockClock
 
 import pooler
-from tests.clients.stage import ROOT, clean_env
-from tests.support.fakes import (
-    UNIX_START,
-    World,
-    describe,
-    make_config,
-    opened_world,
-    post,
-    request,
-)
-from tests.support.places import SNAPSHOT
-from tests.support.wires import Json
+from tests.support.memory_sockets import Json, post, request
+from tests.support.paths import ROOT, SNAPSHOT
+from tests.support.processes import clean_env
+from tests.support.world import UNIX_START, World, describe, make_config, opened_world
 
 TOKEN: Final = "cpo-operator-token-0123456789"
 

@@ -17,7 +17,8 @@ from typing import Final
 
 import pytest
 
-from tests.clients.stage import ROOT, Pooler, Running, clean_env
+from tests.support.paths import ROOT
+from tests.support.processes import Pooler, Running, clean_env
 
 TOKEN: Final = "cpo-operator-token-0123456789"
 KEY: Final = "cp-key-of-the-laptop-0123456789"

@@ -18,8 +18,8 @@ from typing import Final
 import pytest
 
 from tests.process.test_process import ENV, SECONDS_MAX
-from tests.support.places import POOLER
-from tests.support.wires import Json
+from tests.support.memory_sockets import Json
+from tests.support.paths import POOLER
 
 HELLO: Final[Json] = [{"role": "user", "content": "Hello"}]
 MODEL: Final = "gpt-5.5"

@@ -23,8 +23,8 @@ import pytest
 
 from pooler import LOG_BATCH_LINES, LOG_SECONDS_MAX, LogWriter
 from tests.process.test_process import ENV, HEALTH, KEY, SECONDS_MAX
-from tests.support.places import POOLER
-from tests.support.wires import Json
+from tests.support.memory_sockets import Json
+from tests.support.paths import POOLER
 
 LINES: Final = 3 * LOG_BATCH_LINES
 

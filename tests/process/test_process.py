@@ -29,7 +29,7 @@ import pytest
 import trio
 import trustme
 
-from tests.support.places import POOLER
+from tests.support.paths import POOLER
 
 SECONDS_MAX: Final = 30.0
 KEY: Final = "key-of-the-laptop-0123456789"

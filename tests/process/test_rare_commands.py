@@ -42,9 +42,9 @@ from tests.process.test_process import (
     started,
     write_config,
 )
-from tests.support.fakes import describe, make_config
-from tests.support.places import POOLER
-from tests.support.wires import Client, MemoryListener, ask_responses, socket_pair
+from tests.support.memory_sockets import Client, MemoryListener, ask_responses, socket_pair
+from tests.support.paths import POOLER
+from tests.support.world import describe, make_config
 
 ANSWER: Final = b'{"id": "r"}'
 

@@ -26,28 +26,8 @@ from pooler import (
     read_catalogue,
 )
 from tests.support.codex_backend import make_auth_file
-from tests.support.fakes import (
-    UNIX_START,
-    Line,
-    Response,
-    Script,
-    Stall,
-    Wait,
-    World,
-    ask_responses,
-    describe,
-    error_answer,
-    json_answer,
-    make_config,
-    opened_world,
-    post,
-    request,
-    responses_events,
-    sse_answer,
-    sse_event,
-    sse_steps,
-)
-from tests.support.sockets import (
+from tests.support.memory_sockets import Json, Response, ask_responses, post, request
+from tests.support.memory_websockets import (
     SocketUpstream,
     codex_described,
     open_socket,
@@ -57,7 +37,23 @@ from tests.support.sockets import (
     turn,
     upgrade,
 )
-from tests.support.wires import Json
+from tests.support.world import (
+    UNIX_START,
+    Line,
+    Script,
+    Stall,
+    Wait,
+    World,
+    describe,
+    error_answer,
+    json_answer,
+    make_config,
+    opened_world,
+    responses_events,
+    sse_answer,
+    sse_event,
+    sse_steps,
+)
 
 TOKEN: Final = "cpo-operator-token-0123456789"
 WHOLE: Final = ask_responses()

@@ -21,7 +21,7 @@ import trio
 from trio.testing import memory_stream_pair
 
 import pooler
-from tests.support.places import ROOT
+from tests.support.paths import ROOT
 
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 SECURITY: Final = (ROOT / "SECURITY.md").read_text(encoding="utf-8")

@@ -22,12 +22,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from pooler import Config, ConfigRefused, Secret, main, parse_config, print_log
-from tests.support.fakes import (
+from tests.support.memory_sockets import Json, Pairs, Response, post, request
+from tests.support.world import (
     Fin,
-    Json,
-    Pairs,
     Refuse,
-    Response,
     Send,
     Step,
     Wait,
@@ -37,8 +35,6 @@ from tests.support.fakes import (
     error_answer,
     json_answer,
     opened_world,
-    post,
-    request,
     responses_events,
     sse_answer,
     sse_steps,

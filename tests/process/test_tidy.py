@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.places import ROOT
+from tests.support.paths import ROOT
 
 POOLER: Final = (ROOT / "pooler.py").read_text(encoding="utf-8")
 

@@ -16,19 +16,17 @@ from trio.testing import MockClock
 
 from pooler import ERRORS, CallKind, EventKind, EventScanner, events_of
 from tests.accounts.test_failover_is_safe import counts
-from tests.support.fakes import (
+from tests.support.memory_sockets import Json, Pairs, ask_chat, ask_responses
+from tests.support.world import (
     Pause,
     Script,
     Send,
     answer_head,
-    ask_chat,
-    ask_responses,
     describe,
     error_answer,
     json_answer,
     opened_world,
 )
-from tests.support.wires import Json, Pairs
 from tests.translation.test_codex_accounts import payloads, said
 from tests.translation.test_codex_faults import ask, scripted_world
 

@@ -15,31 +15,33 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.fakes import (
+from tests.support.memory_sockets import (
     KEY,
     Client,
+    Response,
+    Truncated,
+    ask_chat,
+    ask_responses,
+    post,
+    request,
+)
+from tests.support.world import (
     Fin,
     Pause,
     ReadOnly,
     Refuse,
-    Response,
     Script,
     Send,
     Stall,
-    Truncated,
     Wait,
     World,
     answer_head,
-    ask_chat,
-    ask_responses,
     chat_events,
     chunk,
     describe,
     error_answer,
     json_answer,
     opened_world,
-    post,
-    request,
     responses_events,
     sse_answer,
     sse_event,

@@ -14,9 +14,9 @@ import pytest
 from trio.testing import MockClock
 
 from pooler import CallKind, EventScanner
-from tests.support.fakes import World, ask_chat, sse_answer
-from tests.support.sockets import codex_described, open_socket, says, socket_world
-from tests.support.wires import Json, post
+from tests.support.memory_sockets import Json, ask_chat, post
+from tests.support.memory_websockets import codex_described, open_socket, says, socket_world
+from tests.support.world import World, sse_answer
 
 NOT_YET: Final[tuple[Json, ...]] = ("", None, 7, [], {})
 

@@ -14,7 +14,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from pooler import Connection, Limits, PeerClosed, UpstreamConnection
-from tests.support.tls_wire import SECONDS_MAX, dialled
+from tests.support.tls_upstreams import SECONDS_MAX, dialled
 
 MIB: Final = 1024 * 1024
 LIMITS: Final = Limits()

@@ -19,9 +19,9 @@ import pytest
 
 from pooler import ERRORS
 from tests.http.test_http_syntax import BAD_ANSWERS
-from tests.support.fakes import chunk
-from tests.support.raw_wire import OK, OPERATOR, Answer, Wire, opened_wire, split_answers
-from tests.support.wires import post, request
+from tests.support.memory_sockets import post, request
+from tests.support.raw_http import OK, OPERATOR, Answer, Wire, opened_wire, split_answers
+from tests.support.world import chunk
 
 METRICS: Final = request("GET", "/metrics", key=OPERATOR, headers=[("Connection", "close")])
 ASK: Final = post(

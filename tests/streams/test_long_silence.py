@@ -16,8 +16,15 @@ import trio
 from trio.testing import MockClock
 
 from pooler import COMMENT, NATIVE_COMMENT, SILENCE_SECONDS_MAX
-from tests.support.fakes import (
-    Client,
+from tests.support.memory_sockets import Client, Json, post, request
+from tests.support.memory_websockets import (
+    PONG,
+    codex_described,
+    error_frame,
+    open_socket,
+    socket_world,
+)
+from tests.support.world import (
     Fin,
     Pause,
     Script,
@@ -30,8 +37,6 @@ from tests.support.fakes import (
     responses_events,
     sse_answer,
 )
-from tests.support.sockets import PONG, codex_described, error_frame, open_socket, socket_world
-from tests.support.wires import Json, post, request
 
 ASKED: Final[Json] = {"model": "m1", "input": "Hi", "stream": True}
 CHAT: Final[Json] = {

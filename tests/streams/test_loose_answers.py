@@ -23,8 +23,9 @@ from pooler import (
     parse_response_head,
 )
 from tests.support.codex_backend import make_auth_file
-from tests.support.fakes import World, post, request, responses_events
-from tests.support.tls_wire import Line, Site, event_stream, opened_site
+from tests.support.memory_sockets import post, request
+from tests.support.tls_upstreams import Line, Site, event_stream, opened_site
+from tests.support.world import World, responses_events
 
 Json = Any
 EXTENSIONS: Final = {

@@ -16,19 +16,17 @@ import trio
 from trio.testing import MockClock
 
 from pooler import Attempt, ChatTranslator, EventScanner, ResponsesTranslator
-from tests.support.fakes import (
+from tests.support.memory_sockets import Json, Response, ask_chat, ask_responses
+from tests.support.memory_websockets import open_socket, says, socket_described, socket_world
+from tests.support.world import (
     Pause,
-    Response,
     World,
-    ask_responses,
     describe,
     opened_world,
     responses_events,
     sse_event,
     sse_steps,
 )
-from tests.support.sockets import open_socket, says, socket_described, socket_world
-from tests.support.wires import Json, ask_chat
 from tests.translation.test_codex_faults import (
     COMPLETED,
     CREATED,

@@ -26,15 +26,13 @@ from pooler import (
     events_of,
     read_error,
 )
-from tests.support.fakes import (
-    Json,
-    ask_responses,
+from tests.support.memory_sockets import Json, ask_responses, post
+from tests.support.world import (
     describe,
     error_answer,
     json_answer,
     make_config,
     opened_world,
-    post,
     sse_event,
 )
 

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from pooler import CallKind, EventKind, EventScanner, PoolerError, Usage
-from tests.support.fakes import (
+from tests.support.memory_sockets import ask_responses
+from tests.support.paths import VECTORS
+from tests.support.world import (
     LAST_CHUNK,
     Pause,
     Send,
@@ -29,7 +31,6 @@ from tests.support.fakes import (
     Step,
     Wait,
     World,
-    ask_responses,
     chat_events,
     chunk,
     describe,
@@ -39,7 +40,6 @@ from tests.support.fakes import (
     sse_head,
     sse_steps,
 )
-from tests.support.places import VECTORS
 
 RESPONSES, CHAT = CallKind.RESPONSES, CallKind.CHAT
 Found = list[tuple[EventKind, bytes]]

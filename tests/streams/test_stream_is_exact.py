@@ -22,13 +22,13 @@ import trio
 from trio.testing import MockClock
 
 from pooler import CallKind, EventKind, EventScanner
-from tests.support.fakes import (
+from tests.support.memory_sockets import Client, Response, ask_chat, ask_responses, post
+from tests.support.paths import RECORDINGS, VECTORS
+from tests.support.world import (
     LAST_CHUNK,
-    Client,
     Fin,
     Pause,
     Reset,
-    Response,
     Script,
     Send,
     Stall,
@@ -36,20 +36,16 @@ from tests.support.fakes import (
     Wait,
     World,
     answer_head,
-    ask_chat,
-    ask_responses,
     chat_events,
     chunk,
     describe,
     json_answer,
     opened_world,
-    post,
     responses_events,
     sse_event,
     sse_head,
     sse_steps,
 )
-from tests.support.places import RECORDINGS, VECTORS
 
 IS_CI: Final = bool(os.environ.get("CI"))
 OWN: Final = sorted((VECTORS).glob("*.txt"))

@@ -15,33 +15,35 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.fakes import (
-    LAST_CHUNK,
+from tests.support.memory_sockets import (
     Client,
+    Json,
+    Truncated,
+    ask_chat,
+    ask_responses,
+    post,
+    request,
+)
+from tests.support.world import (
+    LAST_CHUNK,
     Fin,
     Pause,
     Script,
     Send,
     Stall,
-    Truncated,
     Wait,
     World,
-    ask_chat,
-    ask_responses,
     chat_events,
     chunk,
     describe,
     json_answer,
     opened_world,
-    post,
-    request,
     responses_events,
     sse_answer,
     sse_event,
     sse_head,
     sse_steps,
 )
-from tests.support.wires import Json
 
 COMMENT: Final = b": keepalive\n\n"
 EVENTS: Final = responses_events("x", "y")  # created, in_progress, x, y, completed

@@ -1,7 +1,7 @@
 """Proves that reading and writing through TLS do not depend on each other, and what each tells.
 
 Method: `pooler.TlsStream` on real sockets, and a peer that makes its records by hand
-(tests/support/tls_wire.py).
+(tests/support/tls_upstreams.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import pooler
 from pooler import BaseUrl, TlsStream, UpstreamConnection
-from tests.support.tls_wire import HOST, SECONDS_MAX, Authority, Left, Line, answer, dialled
+from tests.support.tls_upstreams import HOST, SECONDS_MAX, Authority, Left, Line, answer, dialled
 
 VERSIONS: Final = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 every_version = pytest.mark.parametrize("version", VERSIONS, ids=["tls-1.2", "tls-1.3"])

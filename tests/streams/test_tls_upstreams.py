@@ -4,8 +4,8 @@ An answer that comes before the end of its request is the answer; what comes aft
 nobody's; a certificate is for its name and of a known authority.
 
 Method: the real process, and upstreams on real sockets that send by hand
-(tests/support/tls_wire.py); every client has a connection of its own.  Each case is an account of
-its own, so that none finds what another has left behind.
+(tests/support/tls_upstreams.py); every client has a connection of its own.  Each case is an
+account of its own, so that none finds what another has left behind.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from tests.support.codex_backend import make_auth_file
-from tests.support.fakes import responses_events
-from tests.support.tls_wire import (
+from tests.support.tls_upstreams import (
     HOST,
     SECONDS_MAX,
     Authority,
@@ -35,6 +34,7 @@ from tests.support.tls_wire import (
     event_stream,
     opened_site,
 )
+from tests.support.world import responses_events
 
 MIB: Final = 1024 * 1024
 SCHEMES: Final = ("http", "https")

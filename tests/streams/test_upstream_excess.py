@@ -17,8 +17,7 @@ import pytest
 
 import pooler
 from pooler import MIB, ChatTranslator, EventKind
-from tests.support.fakes import sse_event
-from tests.support.hostile import (
+from tests.support.hostile_peers import (
     DELTA,
     END,
     SSE_HEAD,
@@ -36,8 +35,9 @@ from tests.support.hostile import (
     take_message,
     wait_until,
 )
-from tests.support.tls_wire import Line, answer, opened_site
-from tests.support.wires import Json, request
+from tests.support.memory_sockets import Json, request
+from tests.support.tls_upstreams import Line, answer, opened_site
+from tests.support.world import sse_event
 
 NATIVE: Final = "/backend-api/codex/responses"
 FAILED: Final = sse_event({"type": "response.failed", "response": {"error": {"code": "x"}}})

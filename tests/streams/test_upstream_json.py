@@ -65,22 +65,24 @@ from pooler import (
     uncollected,
 )
 from tests.http.test_json_guard import OBJECTS, SHAPES
-from tests.support.fakes import (
+from tests.support.memory_sockets import (
+    Json,
     MemorySocket,
-    Pause,
-    answer_head,
     ask_responses,
-    describe,
-    json_answer,
-    opened_world,
     post,
     request,
     socket_pair,
+)
+from tests.support.memory_websockets import open_socket, says, socket_described, socket_world, turn
+from tests.support.world import (
+    Pause,
+    answer_head,
+    describe,
+    json_answer,
+    opened_world,
     sse_event,
     sse_steps,
 )
-from tests.support.sockets import open_socket, says, socket_described, socket_world, turn
-from tests.support.wires import Json
 from tests.translation.test_codex_faults import CREATED, DELTA, ask, payloads, scripted_world
 
 

@@ -35,7 +35,6 @@ from urllib.parse import parse_qsl, urlsplit
 import h11
 import trio
 
-from tests.support.codex_socket import serve_socket
 from tests.support.codex_turns import (
     ENCRYPTED,
     ERRORS,
@@ -62,6 +61,7 @@ from tests.support.codex_turns import (
     make_items,
     usage,
 )
+from tests.support.codex_websocket import serve_socket
 
 __all__ = ["CodexBackend", "Login", "Play", "Seen", "TokenPlay", "make_auth_file", "make_token"]
 

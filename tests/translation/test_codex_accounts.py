@@ -24,8 +24,18 @@ from pooler import REFRESH_URL_VARIABLE, BaseUrl, Config, parse_config
 from tests.support import codex_backend
 from tests.support.codex_backend import CodexBackend, Play, Seen, make_auth_file
 from tests.support.codex_turns import ANSWER, TURN_STATE
-from tests.support.fakes import UNIX_START, Response, World, json_answer, post, request
-from tests.support.wires import KEY, Json, MemorySocket, Pairs, put_in_order, socket_pair
+from tests.support.memory_sockets import (
+    KEY,
+    Json,
+    MemorySocket,
+    Pairs,
+    Response,
+    post,
+    put_in_order,
+    request,
+    socket_pair,
+)
+from tests.support.world import UNIX_START, World, json_answer
 
 PREFIX: Final = "/backend-api/codex"
 MODEL: Final = "gpt-5.5"

@@ -30,7 +30,7 @@ from tests.support.codex_turns import (
     Play,
     TokenPlay,
 )
-from tests.support.wires import Client, MemorySocket, Pairs, Response, post, request
+from tests.support.memory_sockets import Client, MemorySocket, Pairs, Response, post, request
 
 RESPONSES: Final = "/backend-api/codex/responses"
 COMPACT: Final = f"{RESPONSES}/compact"

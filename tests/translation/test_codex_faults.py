@@ -20,11 +20,11 @@ from trio.testing import MockClock
 
 from pooler import CATALOGUE_PAUSE_SECONDS, parse_config
 from tests.support.codex_backend import Play, TokenPlay, make_auth_file
-from tests.support.fakes import (
+from tests.support.memory_sockets import KEY, Json, Response, post, request
+from tests.support.world import (
     LAST_CHUNK,
     UNIX_START,
     Fin,
-    Response,
     Script,
     Send,
     Stall,
@@ -32,12 +32,9 @@ from tests.support.fakes import (
     answer_head,
     chunk,
     json_answer,
-    post,
-    request,
     sse_event,
     sse_head,
 )
-from tests.support.wires import KEY, Json
 from tests.translation.test_codex_accounts import (
     ASKED,
     CHAT,

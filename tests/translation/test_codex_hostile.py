@@ -17,7 +17,8 @@ from trio.testing import MockClock
 
 from pooler import OUTPUT_ITEMS_MAX, ChatTranslator, EventKind
 from tests.support.codex_backend import Play
-from tests.support.fakes import (
+from tests.support.memory_sockets import post
+from tests.support.world import (
     LAST_CHUNK,
     Pause,
     Send,
@@ -26,7 +27,6 @@ from tests.support.fakes import (
     Wait,
     chunk,
     json_answer,
-    post,
     sse_event,
     sse_head,
 )

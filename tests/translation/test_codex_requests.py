@@ -19,8 +19,9 @@ from trio.testing import MockClock
 from pooler import LITE_HEADER, LITE_METADATA
 from tests.support.codex_backend import Play
 from tests.support.codex_turns import ANSWER
-from tests.support.fakes import json_answer, post, responses_events, sse_steps
-from tests.support.sockets import open_socket, upgrade
+from tests.support.memory_sockets import post
+from tests.support.memory_websockets import open_socket, upgrade
+from tests.support.world import json_answer, responses_events, sse_steps
 from tests.translation.test_codex_accounts import (
     ASKED,
     CHAT,

@@ -18,17 +18,8 @@ from trio.testing import MockClock
 
 from pooler import parse_config
 from tests.support.codex_backend import make_auth_file
-from tests.support.fakes import (
-    KEY,
-    UNIX_START,
-    Response,
-    Step,
-    World,
-    json_answer,
-    post,
-    sse_answer,
-)
-from tests.support.wires import OTHER_KEY, Json, Pairs
+from tests.support.memory_sockets import KEY, OTHER_KEY, Json, Pairs, Response, post
+from tests.support.world import UNIX_START, Step, World, json_answer, sse_answer
 
 CODEX: Final = "/backend-api/codex"
 BASES: Final = (CODEX, f"{CODEX}/v1", "/v1")

@@ -21,18 +21,15 @@ from pooler import (
     NATIVE_TO_UPSTREAM,
     Level,
 )
-from tests.support.fakes import (
-    UNIX_START,
-    Pairs,
-    Response,
-    Step,
-    World,
-    json_answer,
-    post,
-    sse_answer,
+from tests.support.memory_sockets import Json, Pairs, Response, post
+from tests.support.memory_websockets import (
+    codex_described,
+    error_frame,
+    open_socket,
+    says,
+    socket_world,
 )
-from tests.support.sockets import codex_described, error_frame, open_socket, says, socket_world
-from tests.support.wires import Json
+from tests.support.world import UNIX_START, Step, World, json_answer, sse_answer
 from tests.translation.test_codex_faults import (
     COMPLETED,
     CREATED,

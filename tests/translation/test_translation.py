@@ -33,7 +33,7 @@ from pooler import (
     drop_reasoning,
     to_codex,
 )
-from tests.support.places import RECORDINGS, VECTORS
+from tests.support.paths import RECORDINGS, VECTORS
 
 Json = Any
 IS_CI: Final = bool(os.environ.get("CI"))

@@ -18,9 +18,9 @@ import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from tests.support.codex_backend import PREFIX, CodexBackend, make_token
-from tests.support.codex_socket import BETA, CLOSE_SECONDS_MAX, MESSAGE_BYTES_MAX
 from tests.support.codex_turns import ANSWER, Json, Login, Play
-from tests.support.wires import Client, MemorySocket, request
+from tests.support.codex_websocket import BETA, CLOSE_SECONDS_MAX, MESSAGE_BYTES_MAX
+from tests.support.memory_sockets import Client, MemorySocket, request
 
 FAR_UNIX: Final = 4_000_000_000
 GOOD: Final = Login("acct-a", make_token("acct-a", "plus", FAR_UNIX), "rt-acct-a-1")

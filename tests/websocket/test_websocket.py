@@ -1,8 +1,8 @@
 """Proves that a Responses WebSocket is judged before it is one, and that its turns are calls.
 
 Method: the real server in virtual time, a client and upstreams that make their frames by hand
-(tests/support/sockets.py).  Seen are every frame at both ends, the record of each turn, and where
-the next turn goes.
+(tests/support/memory_websockets.py).  Seen are every frame at both ends, the record of each turn,
+and where the next turn goes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.fakes import (
-    Fin,
-    Pause,
-    Reset,
-    Send,
-    Stall,
-    error_answer,
-    json_answer,
-    post,
-    request,
-)
-from tests.support.sockets import (
+from tests.support.memory_sockets import KEY, OTHER_KEY, Json, post, request
+from tests.support.memory_websockets import (
     TEXT,
     UPGRADE,
     codex_described,
@@ -40,7 +30,7 @@ from tests.support.sockets import (
     turn,
     upgrade,
 )
-from tests.support.wires import KEY, OTHER_KEY, Json
+from tests.support.world import Fin, Pause, Reset, Send, Stall, error_answer, json_answer
 
 NATIVE: Final = "/backend-api/codex/responses"
 INPUT: Final = [{"role": "user", "content": "hi"}]

@@ -21,19 +21,8 @@ from pooler import (
     WEBSOCKET_CLOSE_SECONDS_MAX,
     FrameMeter,
 )
-from tests.support.fakes import (
-    Fin,
-    Pause,
-    Send,
-    Stall,
-    Step,
-    Tell,
-    Wait,
-    make_config,
-    post,
-    sse_steps,
-)
-from tests.support.sockets import (
+from tests.support.memory_sockets import KEY, Json, Truncated, post
+from tests.support.memory_websockets import (
     BINARY,
     CLOSE,
     CONTINUATION,
@@ -53,7 +42,7 @@ from tests.support.sockets import (
     turn,
     upgrade,
 )
-from tests.support.wires import KEY, Json, Truncated
+from tests.support.world import Fin, Pause, Send, Stall, Step, Tell, Wait, make_config, sse_steps
 
 CREATE: Final = json.dumps({"type": "response.create", "model": "m1", "input": "hi"}).encode()
 BEGUN: Final = says(

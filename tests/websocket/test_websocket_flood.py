@@ -17,8 +17,8 @@ from typing import Final
 
 import pytest
 
-from tests.clients.stage import Pooler
-from tests.support.sockets import CLIENT_KEY, CONTINUATION, PING, TEXT, frame
+from tests.support.memory_websockets import CLIENT_KEY, CONTINUATION, PING, TEXT, frame
+from tests.support.processes import Pooler
 
 KEY: Final = "cp-key-of-the-laptop-0123456789"
 MIB: Final = 1024 * 1024

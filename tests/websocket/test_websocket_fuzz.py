@@ -2,7 +2,7 @@
 
 Method: seeded random frames, sound and broken, from a client and from its upstreams, in virtual
 time; clients leave in every way.  A world that is not quiet at the end fails
-(tests/support/fakes.py).
+(tests/support/world.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.fakes import Fin, Pause, Reset, Send, Stall, Step
-from tests.support.sockets import (
+from tests.support.memory_sockets import Truncated
+from tests.support.memory_websockets import (
     CLOSE,
     MASK,
     SocketClient,
@@ -29,7 +29,7 @@ from tests.support.sockets import (
     socket_world,
     turn,
 )
-from tests.support.wires import Truncated
+from tests.support.world import Fin, Pause, Reset, Send, Stall, Step
 
 SEEDS: Final = range(160)
 PAYLOADS: Final = (

@@ -22,9 +22,8 @@ import trio
 from trio.testing import MockClock
 
 from pooler import PART_BYTES, SENT_COPIES, is_utf8
-from tests.support.fakes import Pause, Send, Stall, Step, describe, opened_world
-from tests.support.raw_sockets import Answer, Caller, SocketWire, opened_sockets
-from tests.support.sockets import (
+from tests.support.memory_sockets import Json
+from tests.support.memory_websockets import (
     CLOSE,
     CONTINUATION,
     PING,
@@ -39,7 +38,8 @@ from tests.support.sockets import (
     turn,
     upgrade,
 )
-from tests.support.wires import Json
+from tests.support.raw_websockets import Answer, Caller, SocketWire, opened_sockets
+from tests.support.world import Pause, Send, Stall, Step, describe, opened_world
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB

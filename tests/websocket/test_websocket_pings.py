@@ -1,7 +1,8 @@
 """Proves that an idle WebSocket says often enough that it lives, and no more than that.
 
-Method: virtual time, and clients that make their frames by hand (tests/support/sockets.py): some
-answer pings, some do not, some send a turn at the same moment.
+Method: virtual time, and clients that make their frames by hand
+(tests/support/memory_websockets.py): some answer pings, some do not, some send a turn at the same
+moment.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from pooler import WEBSOCKET_PING_SECONDS
-from tests.support.sockets import (
+from tests.support.memory_websockets import (
     CLOSE,
     PING,
     PONG,

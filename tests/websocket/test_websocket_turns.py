@@ -1,8 +1,8 @@
 """Proves that each turn of a WebSocket gets its own events, and one end, whatever comes.
 
 Method: the real server in virtual time, upstreams and clients that make their frames by hand
-(tests/support/sockets.py): upstreams that say more than they should, or less; bugs that are made
-in the library's readers and in the pooler's own code; frames that two readers would read
+(tests/support/memory_websockets.py): upstreams that say more than they should, or less; bugs that
+are made in the library's readers and in the pooler's own code; frames that two readers would read
 differently.
 """
 
@@ -21,8 +21,8 @@ from trio_websocket import WebSocketConnection
 
 from pooler import Attempt, PoolerError, parse_json_object, with_stream_id
 from tests.support.codex_backend import make_auth_file
-from tests.support.fakes import UNIX_START, Pause, Send, Stall, Step, Wait
-from tests.support.sockets import (
+from tests.support.memory_sockets import Json
+from tests.support.memory_websockets import (
     CLOSE,
     PING,
     PONG,
@@ -38,7 +38,7 @@ from tests.support.sockets import (
     socket_world,
     turn,
 )
-from tests.support.wires import Json
+from tests.support.world import UNIX_START, Pause, Send, Stall, Step, Wait
 
 NATIVE: Final = "/backend-api/codex/responses"
 CREATED: Final[Json] = {"type": "response.created", "response": {"id": "resp_1"}}

@@ -1,7 +1,7 @@
 """Proves over real sockets that a WebSocket outlives what its upstreams do to theirs.
 
 Method: the real process on loopback, upstreams and clients that make their frames by hand
-(tests/support/raw_sockets.py).  What is kept of sockets that were closed is the whole process's,
+(tests/support/raw_websockets.py).  What is kept of sockets that were closed is the whole process's,
 so one process serves many of them.
 """
 
@@ -16,10 +16,10 @@ from typing import Final
 
 import pytest
 
-from tests.support.fakes import responses_events
-from tests.support.raw_sockets import SocketWire, opened_sockets
-from tests.support.sockets import CLOSE, TEXT, frame
-from tests.support.wires import Json
+from tests.support.memory_sockets import Json
+from tests.support.memory_websockets import CLOSE, TEXT, frame
+from tests.support.raw_websockets import SocketWire, opened_sockets
+from tests.support.world import responses_events
 
 TURNS: Final = 150
 LIMITS: Final = {"demotion_seconds": 0}  # each turn asks the first account first

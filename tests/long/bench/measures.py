@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.long.bench.load import KEY, Connection, connections, request
-from tests.support.places import ROOT
+from tests.support.paths import ROOT
 
 TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 START_SECONDS_MAX: Final = 20.0

@@ -21,8 +21,8 @@ import trio
 import mcp_server
 import pooler
 from pooler import BadSyntax, CallKind, EventScanner, LoginNeeded, PoolerError
-from tests.support.places import ROOT, SNAPSHOT, VECTORS
-from tests.support.sockets import UPGRADE, frame
+from tests.support.memory_websockets import UPGRADE, frame
+from tests.support.paths import ROOT, SNAPSHOT, VECTORS
 
 Json = Any
 LIMITS: Final = pooler.Limits(json_separators_max=1000, event_bytes_max=1024)

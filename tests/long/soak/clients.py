@@ -34,11 +34,11 @@ from tests.long.soak.upstreams import (
     whole_chat,
     whole_response,
 )
-from tests.support.sockets import TERMINAL, SocketClient, read_upgrade, upgrade
-from tests.support.wires import Client, Response, Truncated, post, request
+from tests.support.memory_sockets import Client, Response, Truncated, post, request
+from tests.support.memory_websockets import TERMINAL, SocketClient, read_upgrade, upgrade
 
 if TYPE_CHECKING:
-    from tests.support.wires import MemorySocket
+    from tests.support.memory_sockets import MemorySocket
 
 Json = Any
 KEYS: Final = {name: f"pool-key-canary-{name}-0123456789" for name in ("open", "codex", "brief")}

@@ -34,8 +34,8 @@ from tests.long.soak.upstreams import (
     pause,
 )
 from tests.support.codex_backend import make_auth_file
-from tests.support.places import POOLER
-from tests.support.wires import Client, Truncated, request
+from tests.support.memory_sockets import Client, Truncated, request
+from tests.support.paths import POOLER
 
 CODEX_ACCOUNTS: Final = ("acct-1", "acct-2", "acct-3", "acct-4")
 # A leak of 100 bytes a request at 3,000 requests a minute is 290 KiB/min; what the allocator

@@ -26,7 +26,7 @@ import trio
 import trustme
 
 from pooler import BaseUrl, dial, make_tls_context
-from tests.clients.stage import Pooler
+from tests.support.processes import Pooler
 
 API_KEY: Final = "upstream-key-of-the-test-0123456789"
 SECONDS_MAX: Final = 20.0  # of one wait: a machine may be slow

@@ -1,6 +1,6 @@
 """WebSockets on real sockets: upstreams and clients that make their frames by hand.  (No claims.)
 
-Threads and blocking sockets, as in raw_wire.py:
+Threads and blocking sockets, as in raw_http.py:
 
     with opened_sockets(tmp_path, {"a": refuse, "b": answer}) as wire:
         with wire.open() as client:
@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tests.clients.stage import Pooler
 from tests.support.codex_backend import make_auth_file
-from tests.support.raw_wire import API_KEY, OPERATOR, SECONDS_MAX
-from tests.support.sockets import (
+from tests.support.memory_sockets import KEY, Json
+from tests.support.memory_websockets import (
     CLIENT_KEY,
     CLOSE,
     PING,
@@ -34,7 +33,8 @@ from tests.support.sockets import (
     split_frame,
     upgrade,
 )
-from tests.support.wires import KEY, Json
+from tests.support.processes import Pooler
+from tests.support.raw_http import API_KEY, OPERATOR, SECONDS_MAX
 
 KIB: Final = 1024
 Answer = Callable[[socket.socket, Json], bool]  # to a turn; False: the connection ends

@@ -12,37 +12,36 @@ import contextlib
 import http.client
 import io
 import json
-import os
 import queue
-import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
-from tests.support.wires import put_in_order
+from tests.support.processes import (
+    ANSWER,
+    API_KEYS,
+    OPERATOR_TOKEN,
+    OTHER_POOL_KEY,
+    POOL_KEY,
+    SECONDS_MAX,
+    Pooler,
+    Running,
+    clean_env,
+)
 
 HERE: Final = Path(__file__).resolve().parent
-ROOT: Final = HERE.parent.parent
 NODE_MODULES: Final = HERE / "node_modules"
 INSTALL: Final = "npm ci --ignore-scripts --prefix tests/clients"
 PYTHON: Final = HERE / ".venv/bin/python"  # of the group `clients`
 INSTALL_PYTHON: Final = (
     "python -m venv tests/clients/.venv && pip --python tests/clients/.venv install --group clients"
 )
-SECONDS_MAX: Final = 30.0
 
-POOL_KEY: Final = "cp-key-of-the-laptop-0123456789"
-OTHER_POOL_KEY: Final = "cp-key-of-nobody-0123456789"
-OPERATOR_TOKEN: Final = "cp-operator-of-me-0123456789"
-API_KEYS: Final = {"first": "sk-first-0123456789abcdef", "second": "sk-second-0123456789abcdef"}
 MODEL: Final = "gpt-5.5"
 TITLE_MODEL: Final = "gpt-5.4-nano"  # OpenCode's own choice
 # All that an upstream gets to see of a client; the rest of its headers may tell who it is.
@@ -52,12 +51,6 @@ PASSED_HEADERS: Final = frozenset(
 UPGRADE_HEADERS: Final = frozenset(
     "connection upgrade sec-websocket-key sec-websocket-version".split()
 )
-# Every prompt has the one word and every answer the other: neither may be in the log.
-PROMPT: Final = "Say something about marmalade."
-ANSWER: Final = "It is best made of quinces, and slowly, on a rainy afternoon."
-NEVER_LOGGED: Final = (
-    POOL_KEY, OTHER_POOL_KEY, OPERATOR_TOKEN, *API_KEYS.values(), "marmalade", "quinces",
-)  # fmt: skip
 
 Json = dict[str, Any]
 
@@ -78,70 +71,6 @@ def installed_python(name: str) -> str:
     found = PYTHON.with_name(name)
     assert found.is_file(), f"{name} is not installed. Run: {INSTALL_PYTHON}"
     return str(found)
-
-
-def clean_env(**more: str) -> dict[str, str]:
-    """The environment without proxies, keys and settings of whoever runs the tests."""
-    kept = re.compile("PATH|LANG|TMPDIR|VIRTUAL_ENV|COVERAGE_.*")
-    return {name: value for name, value in os.environ.items() if kept.fullmatch(name)} | more
-
-
-################################################################
-# PROCESSES
-################################################################
-
-
-class Running:
-    """A process, whose output is read as it comes; `output` is all of it so far."""
-
-    def __init__(self, *command: str, env: Mapping[str, str], cwd: Path | None = None) -> None:
-        self.lines: list[str] = []
-        self.unread: queue.Queue[str | None] = queue.Queue()  # None: the output has ended
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=dict(env),
-            cwd=cwd,
-        )
-        assert self.process.stdout is not None
-        self.reader = threading.Thread(target=self.read, args=(self.process.stdout,), daemon=True)
-        self.reader.start()
-
-    def read(self, pipe: IO[str]) -> None:
-        with pipe:
-            for line in pipe:
-                self.lines.append(line)
-                self.unread.put(line)
-        self.unread.put(None)
-
-    def wait_line(self, pattern: str) -> str:
-        """The first group of the pattern, in the first line that has it."""
-        with contextlib.suppress(queue.Empty):
-            while line := self.unread.get(timeout=SECONDS_MAX):
-                if found := re.search(pattern, line):
-                    return found[1]
-        self.end()
-        raise AssertionError(f"the process did not come up: {self.output}")
-
-    @property
-    def output(self) -> str:
-        return "".join(self.lines)
-
-    def end(self) -> int:
-        """The exit code after SIGTERM; a process that does not go is killed, and counts as bad."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            return -signal.SIGKILL
-        finally:
-            self.reader.join(SECONDS_MAX)
 
 
 ################################################################
@@ -328,54 +257,11 @@ class Upstream:
         assert self.process.end() == 0, self.process.output
 
 
-################################################################
-# THE POOLER
-################################################################
-
-
-class Pooler:
-    """`python pooler.py serve`, and the address that it listens on."""
-
-    def __init__(self, config: Json, folder: Path, **env: str) -> None:
-        path = folder / "pools.json"
-        path.write_text(json.dumps(put_in_order(config)))
-        command = [sys.executable, str(ROOT / "pooler.py"), "serve", "--config", str(path)]
-        self.process = Running(*command, env=clean_env(PYTHONDEVMODE="1", **env), cwd=folder)
-        address = self.process.wait_line(r'"event": ?"listening".*"address": ?"([^"]+)"')
-        self.origin = f"http://{address}"
-        self.base_url = f"{self.origin}/v1"
-        assert self.get("/readyz")[0] == 200
-
-    def get(self, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(urlsplit(self.origin).netloc, timeout=SECONDS_MAX)
-        with contextlib.closing(connection):
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-
-    def stop_and_read(self) -> list[Json]:
-        """The log's lines about requests for work: all of them, so it stops first."""
-        self.stop()
-        lines: list[Json] = [json.loads(line) for line in self.process.lines]
-        return [line for line in lines if line["event"] == "request" and line["method"] == "POST"]
-
-    def stop(self) -> None:
-        """It ends well, and its log is JSON lines that tell nothing."""
-        code = self.process.end()
-        log = self.process.output
-        assert code == 0, log
-        events = [json.loads(line)["event"] for line in log.splitlines()]
-        assert events[-1] == "stopped"
-        assert "bug" not in events, log
-        assert "Traceback" not in log
-        assert not [word for word in NEVER_LOGGED if word in log]
-
-
 def without_none(**fields: object) -> Json:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-class Stage:
+class Providers:
     """The two upstreams, and the pooler once it is started."""
 
     def __init__(self, first: Upstream, second: Upstream, folder: Path) -> None:

@@ -24,7 +24,17 @@ import trio
 
 from pooler import BaseUrl
 from tests.support.codex_backend import make_auth_file
-from tests.support.fakes import (
+from tests.support.memory_sockets import (
+    KEY,
+    Client,
+    Json,
+    MemorySocket,
+    Pairs,
+    Response,
+    read_fields,
+    request,
+)
+from tests.support.world import (
     UNIX_START,
     FakeUpstream,
     Line,
@@ -34,10 +44,8 @@ from tests.support.fakes import (
     World,
     describe,
     opened_world,
-    request,
     responses_events,
 )
-from tests.support.wires import KEY, Client, Json, MemorySocket, Pairs, Response, read_fields
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3

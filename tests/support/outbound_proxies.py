@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tests.clients.stage import OPERATOR_TOKEN, Pooler, Running, clean_env
 from tests.support.codex_backend import make_auth_file, make_token
-from tests.support.fakes import responses_events
-from tests.support.raw_sockets import Caller, read_head
-from tests.support.sockets import upgrade
-from tests.support.tls_wire import (
+from tests.support.memory_websockets import upgrade
+from tests.support.processes import OPERATOR_TOKEN, Pooler, Running, clean_env
+from tests.support.raw_websockets import Caller, read_head
+from tests.support.tls_upstreams import (
     API_KEY,
     HOST,
     SECONDS_MAX,
@@ -30,6 +29,7 @@ from tests.support.tls_wire import (
     event_stream,
     key_of,
 )
+from tests.support.world import responses_events
 
 Json = Any
 AGREED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"

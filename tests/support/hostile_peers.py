@@ -26,10 +26,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from tests.clients.stage import ROOT, Pooler, clean_env
 from tests.support.codex_backend import make_auth_file
-from tests.support.sockets import TEXT, accept_of, frame, upgrade
-from tests.support.wires import post
+from tests.support.memory_sockets import post
+from tests.support.memory_websockets import TEXT, accept_of, frame, upgrade
+from tests.support.paths import ROOT
+from tests.support.processes import Pooler, clean_env
 
 Json = dict[str, Any]
 Figures = dict[str, float]
@@ -592,7 +593,7 @@ class Probe:
 
     def __init__(self, rig: Rig) -> None:
         host, port = rig.address
-        command = [sys.executable, "-m", "tests.support.hostile", host, str(port)]
+        command = [sys.executable, "-m", "tests.support.hostile_peers", host, str(port)]
         self.process = subprocess.Popen(
             [*command, str(rig.pid)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean_env(), cwd=ROOT, text=True,

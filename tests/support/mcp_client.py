@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import mcp_server
-from tests.support import places
+from tests.support import paths
 
 Json = dict[str, Any]
-SNAPSHOT: Final[Json] = json.loads(places.SNAPSHOT.read_text("utf-8"))
+SNAPSHOT: Final[Json] = json.loads(paths.SNAPSHOT.read_text("utf-8"))
 PREFIX: Final = "codex_pooler_"
 LEGACY: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 MODERN: Final = "2026-07-28"

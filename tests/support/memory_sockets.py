@@ -1,6 +1,6 @@
 """Sockets in memory, and a client that reads strictly what the pooler sends.  (No claims.)
 
-Import these names from `tests.support.fakes`, which builds a world of them.
+`tests/support/world.py` builds a whole world of them.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tests.clients.stage import Pooler
-from tests.support.wires import KEY
+from tests.support.memory_sockets import KEY
+from tests.support.processes import Pooler
 
 API_KEY: Final = "upstream-key-of-the-test-0123456789"
 OPERATOR: Final = "operator-token-of-the-test-01234"

@@ -33,7 +33,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pooler import BaseUrl, Config, Server, digest_parts, parse_config
-from tests.support.wires import (
+from tests.support.memory_sockets import (
     KEY,
     OTHER_KEY,
     Client,
@@ -41,68 +41,11 @@ from tests.support.wires import (
     MemoryListener,
     MemorySocket,
     Pairs,
-    Pipe,
     Response,
-    Truncated,
-    ask_chat,
-    ask_responses,
-    post,
     put_in_order,
     read_fields,
-    request,
     socket_pair,
 )
-
-__all__ = [
-    "KEY",
-    "LAST_CHUNK",
-    "MODELS",
-    "OTHER_KEY",
-    "UNIX_START",
-    "UPSTREAM_KEY",
-    "Asked",
-    "Client",
-    "FakeUpstream",
-    "Fin",
-    "Json",
-    "Line",
-    "MemorySocket",
-    "Pairs",
-    "Pause",
-    "Pipe",
-    "ReadOnly",
-    "Refuse",
-    "Reset",
-    "Response",
-    "Script",
-    "Send",
-    "Stall",
-    "Step",
-    "Tell",
-    "Truncated",
-    "Wait",
-    "World",
-    "answer_head",
-    "ask_chat",
-    "ask_responses",
-    "chat_events",
-    "chunk",
-    "describe",
-    "error_answer",
-    "json_answer",
-    "make_config",
-    "opened_world",
-    "post",
-    "put_in_order",
-    "request",
-    "responses_events",
-    "sessions_of",
-    "socket_pair",
-    "sse_answer",
-    "sse_event",
-    "sse_head",
-    "sse_steps",
-]
 
 UPSTREAM_KEY: Final = "sk-upstream-key-of-"  # with the account's name behind it
 MODELS: Final = ("m1", "m2")
@@ -124,7 +67,7 @@ def describe(
     """pools.json as an object: one account for each letter, one pool `home`, two keys.
 
     `accounts` adds fields to single accounts (None takes a field away), `pool` to the pool, in
-    which {"routing": "in_order"} is short for priorities (see tests/support/wires.py),
+    which {"routing": "in_order"} is short for priorities (see tests/support/memory_sockets.py),
     `top` to the whole: describe("ab", accounts={"b": {"priority": 1}}, limits={...}).
     """
     described = {}
