@@ -215,9 +215,7 @@ CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB
 CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and written to be kept, in one step
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list some hundred
 EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it
-MODEL_MEMBERS_MAX: Final = 1_000  # of a body: members of that name, in it and in what it holds
 SHORT_COOLDOWN_SECONDS_MAX: Final = 3.0  # a session waits so long for its account, and its cache
-MODEL_ESCAPES_MAX: Final = 1_000_000  # before it: they take about 20 ms
 MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
 ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream has no such route; it may be updated
 MODEL_BLOCKS_MAX: Final = 64  # per account, of each kind
@@ -2137,7 +2135,6 @@ _PATHS: Final[Mapping[str, Route]] = {
     "/admin": Route.ADMIN,
     "/metrics": Route.METRICS,
     **{f"/backend-api/codex{path}": route for route, path in NATIVE_PATHS.items()},
-    **{f"/backend-api/codex/v1{path}": route for route, path in NATIVE_PATHS.items()},
     **{f"/v1{path}": route for route, path in TOOL_PATHS.items()},
 }
 CALLS: Final = (Route.RESPONSES, Route.CHAT, Route.CODEX_RESPONSES, *UNARY_PATHS)
@@ -2680,9 +2677,6 @@ class Call(NamedTuple):
         return self.key.pool, self.key.name
 
 
-_MODEL_MEMBER: Final = re.compile(rb'"model"[ \t\r\n]*+:[ \t\r\n]*+(?=")')
-# A letter has 12 bytes at most, as two escapes of 5 steps each.
-_MODEL_VALUE: Final = re.compile(rb'"(?:[^"\\]|\\.){0,%d}+"' % (10 * MODEL_CHARS_MAX))
 # Upstream facts §6.7; the body's prompt_cache_key comes after them.
 SESSION_HEADERS: Final = (
     "x-codex-window-id", "x-codex-session-id", "session-id", "x-session-id",
@@ -2961,35 +2955,6 @@ def unknown_model(pool: Pool, key: Key, offered: Iterable[str]) -> PoolerError:
         return PoolerError("model_not_found")
     public = f"This key has no such model. It may use {', '.join(told)} (GET /v1/models)."
     return PoolerError("model_not_found", public)
-
-
-def with_model(body: bytes, model: str) -> bytes | None:
-    """A body, which is a JSON object, with another model and every other byte as it was.
-
-    None: it would take long, or the name of the member is written with escapes.
-    """
-    at, depth, start = 0, 0, -1
-    for _ in range(MODEL_MEMBERS_MAX):
-        if (start := body.find(b'"model"', start + 1)) < 0:
-            return None
-        if (found := _MODEL_MEMBER.match(body, start)) is None:
-            continue
-        plain = body[at:start]
-        if b"\\" in plain:
-            if plain.count(b"\\") > MODEL_ESCAPES_MAX:
-                return None
-            # Pairs first: a run of backslashes always begins an escape.
-            plain = plain.replace(b"\\\\", b"").replace(b'\\"', b"")
-        # All pieces but the first begin within a string: behind its first quote, or an escaped one.
-        outside = b"".join(plain.split(b'"')[int(at > 0) :: 2])
-        brackets = outside.translate(None, _NOT_BRACKETS)
-        depth += 2 * (brackets.count(b"{") + brackets.count(b"[")) - len(brackets)
-        is_escaped = plain.endswith(b"\\")
-        if depth == 1 and not is_escaped:
-            value = _MODEL_VALUE.match(body, found.end())
-            return value and body[: value.start()] + dump_json(model) + body[value.end() :]
-        at = start + 1
-    return None
 
 
 def with_alias(kind: CallKind, body: Mapping[str, Json], alias: Alias) -> dict[str, Json]:
@@ -9176,13 +9141,10 @@ class Attempt:
         if model == self.call.model:
             return body
         async with exchange.server.unpacking(exchange.holder, len(body)):
-            made = with_model(body, model)
+            value = parse_json_object(body)
             await yield_after(body)
-            if made is None:
-                value = parse_json_object(body)
-                await yield_after(body)
-                made = dump_like({**value, "model": model}, body)
-                await yield_after(body)
+            made = dump_like({**value, "model": model}, body)
+            await yield_after(body)
         if not exchange.hold_body(len(made)):
             raise PoolerError("pool_busy", TOO_MANY_BODIES)
         return made
@@ -10898,11 +10860,7 @@ class Server(Shared):
             alias = Alias(alias.model)
         if asked is not value or alias != Alias(call.requested_model):
             await yield_after(exchange.body)
-            is_all = asked is value and alias == Alias(alias.model)
-            made = with_model(exchange.body, alias.model) if is_all else None
-            if made is None:
-                made = dump_like(with_alias(kind, asked, alias), exchange.body)
-            exchange.replace_body(made)
+            exchange.replace_body(dump_like(with_alias(kind, asked, alias), exchange.body))
             await yield_after(exchange.body)
         return call
 

@@ -2,8 +2,7 @@
 
 Method: a pool of a ChatGPT account and a router, in memory, of which each calls the pool's model
 something else, so that a name that is not changed, or changed too often, is seen.  Every request
-fails over from one to the other, on every carrier and in both directions.  What is changed in a
-body is also tried on any JSON at all.
+fails over from one to the other, on every carrier and in both directions.
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from pooler import MODEL_ESCAPES_MAX, MODEL_MEMBERS_MAX, Alias, ConfigRefused, with_model
+from pooler import Alias, ConfigRefused
 from tests.support.codex_backend import make_auth_file
 from tests.support.memory_sockets import Json, post, request
 from tests.support.memory_websockets import (
@@ -45,9 +42,12 @@ ENTRY: Final[Json] = {
     "slug": NAMES["a"], "display_name": "GPT", "context_window": 272_000,
     "supported_reasoning_levels": [{"effort": "low"}, {"effort": "xhigh"}],
 }  # fmt: skip
-# Bytes that nobody would write who writes JSON anew.
+# With other members of that name, escapes, and numbers that are easily changed.
 BODIES: Final[dict[str, tuple[str, bytes]]] = {
-    "responses": ("/v1/responses", b'{ "model" : "gpt-5.5",\n"input":"h\\u00e9" , "top_p":1.50 }'),
+    "responses": (
+        "/v1/responses",
+        b'{ "model" : "gpt-5.5",\n"input":"h\\u00e9" , "top_p":1.50, "seed":-9007199254740993}',
+    ),
     "responses-stream": (
         "/v1/responses",
         b'{"metadata":{"model":"m"}, "stream":true,"input":"\\"model\\":","model":"gpt\\u002d5.5"}',
@@ -82,10 +82,9 @@ def both(folder: Path, first: str = "a", **pool: Json) -> dict[str, Json]:
     return describe("ab", accounts=accounts, pool=pool)
 
 
-def renamed(body: bytes, name: str) -> bytes:
-    """The body with its own model, which is the last or the first of those in it, renamed."""
-    at = body.index(b'"gpt-5.5"') if body.startswith(b'{ "model"') else body.rindex(b'"gpt')
-    return body[:at] + json.dumps(name).encode() + body[body.index(b'"', at + 1) + 1 :]
+def renamed(body: bytes, name: str) -> Json:
+    """What the body holds, with its own model renamed and nothing else."""
+    return json.loads(body) | {"model": name}
 
 
 def play(world: SocketWorld, first: str, form: str) -> None:
@@ -113,7 +112,7 @@ async def test_a_request_fails_over_to_the_upstream_that_has_another_name(
         assert response.status == 200
         [to_login], [to_router] = (world.upstreams[name].asked for name in "ab")
         assert to_login.json()["model"] == NAMES["a"]
-        assert to_router.body == renamed(body, NAMES["b"])
+        assert to_router.json() == renamed(body, NAMES["b"])
         # An answer is passed on as it came, with the upstream's own name.
         assert json.dumps(NAMES["b" if first == "a" else "a"]).encode() in response.body
         check_log(world, first)
@@ -145,7 +144,7 @@ async def test_on_the_native_route_nothing_else_is_changed(
     async with socket_world(both(tmp_path)) as world:
         world.upstreams["a"].plays(json_answer({"id": "r", "output": []}))
         assert (await world.ask(post(path, body))).status == 200
-        assert world.upstreams["a"].asked[0].body == renamed(body, NAMES["a"])
+        assert world.upstreams["a"].asked[0].json() == renamed(body, NAMES["a"])
 
 
 async def test_a_turn_of_a_native_websocket_has_the_upstream_s_name(
@@ -294,7 +293,7 @@ async def test_what_goes_on_as_it_came_is_by_an_alias_of_its_model_and_nothing_e
         world.upstreams["a"].plays(json_answer({"id": "r", "output": []}))
         body = b'{ "model":"quick", "input":[]}'
         assert (await world.ask(post(path, body))).status == 200
-        assert world.upstreams["a"].asked[0].body == b'{ "model":"gpt-5.5-2026", "input":[]}'
+        assert world.upstreams["a"].asked[0].json() == {"model": NAMES["a"], "input": []}
 
 
 ################################################################
@@ -353,53 +352,3 @@ def test_names_are_taken_as_they_stand() -> None:
     assert config.pools["home"].aliases == {
         "kurz": Alias("Qwen 3 8B"), "长": Alias("模型", effort="low"),
     }  # fmt: skip
-
-
-################################################################
-# ANY JSON AT ALL
-################################################################
-
-TEXTS: Final = st.text(max_size=8) | st.sampled_from(
-    ["model", '"model": "x"', "\\", '\\"', '{"model":"', "}", "model\\", '"', 'a"model', '\\"model']
-)
-VALUES: Final = st.recursive(
-    st.none() | st.integers() | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
-    max_leaves=8,
-)
-OTHERS: Final = st.dictionaries(TEXTS.filter("model".__ne__), VALUES, max_size=4)
-
-
-@example(before={'x"model': "v", "y": {"model": "v"}}, after={}, old="o", new="n", is_ascii=True)
-@given(before=OTHERS, after=OTHERS, old=TEXTS, new=TEXTS, is_ascii=st.booleans())
-def test_only_the_model_is_changed_whatever_else_a_body_holds(
-    before: dict[str, Json], after: dict[str, Json], old: str, new: str, *, is_ascii: bool
-) -> None:
-    """JSON with the same members is written with either name."""
-
-    def written(model: str) -> bytes:
-        pairs = [*before.items(), ("model", model), *after.items()]
-        texts = [
-            f"{json.dumps(name, ensure_ascii=is_ascii)} :\t{json.dumps(one, ensure_ascii=is_ascii)}"
-            for name, one in pairs
-            if name != "model" or one is model
-        ]
-        return ("{ " + " ,\n".join(texts) + "}").encode("utf-8", "surrogatepass")
-
-    made = with_model(written(old), new)
-    assert made is not None
-    expected = written("\0new").replace(b'"\\u0000new"', b"%b")
-    head, _, tail = expected.partition(b"%b")
-    assert made.startswith(head)
-    assert made.endswith(tail)
-    assert json.loads(made[len(head) : len(made) - len(tail)]) == new
-
-
-def test_of_very_many_members_of_that_name_or_escapes_the_body_is_written_anew() -> None:
-    inner = [{"model": "m"}]
-    for count, is_exact in ((MODEL_MEMBERS_MAX - 1, True), (MODEL_MEMBERS_MAX, False)):
-        body = json.dumps({"input": inner * count, "model": "m"}).encode()
-        assert (with_model(body, "n") is not None) == is_exact
-    for count, is_exact in ((MODEL_ESCAPES_MAX, True), (MODEL_ESCAPES_MAX + 1, False)):
-        body = b'{"input":"%b","model":"m"}' % (b"\\n" * count)
-        assert (with_model(body, "n") is not None) == is_exact

@@ -58,8 +58,7 @@ ROUTES: Final[dict[str, tuple[str, set[str]]]] = {
 # Codex CLI's own: not served by a pool without a ChatGPT login.
 TOOLS: Final = ("alpha/search", "images/generations", "images/edits")
 NATIVE: Final = [
-    f"/backend-api/codex{infix}/{name}"
-    for infix in ("", "/v1")
+    f"/backend-api/codex/{name}"
     for name in ("models", "responses", "responses/compact", "models?client_version=1", *TOOLS)
 ]
 UNSUPPORTED: Final = [
@@ -73,7 +72,8 @@ NOTHING: Final = [
     "/", "/?", "//", "/v1models", "/V1/models", "//v1/models", "/%761/models", "/./v1/models",
     "/.well-known/openid-configuration", "/.well-known/", "/.well-known/oauth-protected-resource",
     "/healthz/", "/healthz%20", "/HEALTHZ", "/favicon.ico", "/admin", "/metrics", "/mcp",
-    "/backend-api/codex", "/backend-api/codex/usage", "/wham", "/pooler/v1/models",
+    "/backend-api/codex", "/backend-api/codex/usage", "/backend-api/codex/v1/responses",
+    "/wham", "/pooler/v1/models",
 ]  # fmt: skip
 CALL: Final[Json] = {"model": "m1", "input": "x"}
 RETRIED: Final = (

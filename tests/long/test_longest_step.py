@@ -122,7 +122,6 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_USAGE_WORDS", "_RETRIED_DIGITS"), pooler.MODEL_CHARS_MAX),
     "_STREAM_ID": LIMITS.websocket_message_bytes_max,
     **dict.fromkeys(("_CODEX_AGENT", "_VERSION_ASKED", "_PLAIN_VERSION"), HEAD),
-    **dict.fromkeys(("_MODEL_MEMBER", "_MODEL_VALUE"), LIMITS.body_bytes_max),
     "_PROCESSED": KIB,
     # Not foreign at all, or cut before.
     **dict.fromkeys(("_MEMBER", "_fitted", "demo_events"), KIB),
@@ -473,24 +472,3 @@ def test_no_step_with_a_client_s_body_takes_long(name: str) -> None:
     for step, run in STEPS.items():
         seconds_max = SECONDS_MAX_OF_NUMBERS if name == "numbers" else SECONDS_MAX
         check(f"{name}, {step}", ready(run, body), seconds_max)
-
-
-TEXTS_BEFORE: Final[Mapping[str, Callable[[], bytes]]] = {
-    "one text": lambda: filled(b'{"x":"', b"x", b'"', BODY - 20),
-    "escapes": lambda: filled(b'{"x":"', b"\\\\", b'"', BODY - 20),
-    "escaped quotes": lambda: filled(b'{"x":"', b'\\"', b'"', BODY - 20),
-    "blanks": lambda: filled(b'{"x":"y"', b" ", b"", BODY - 20),
-    "escaped members": lambda: filled(b'{"x":"', b'\\"model\\": ', b'"', BODY - 20),
-    "keys that look like it": lambda: b'{"x":[' + b'{"\\"model":""},' * (SEPARATORS // 2) + b"1]",
-    "members that are none": lambda: b'{"x":[' + b'{"model":1},' * (SEPARATORS // 2) + b"1]",
-    "members": lambda: b'{"x":[' + b'{"model":""},' * (SEPARATORS // 2) + b"1]",
-    "far members": lambda: b'{"x":[' + (b'{"model":"%b"},' % (b"x" * 33_000)) * 990 + b"1]",
-    "empty texts": lambda: b'{"x":[' + b'"",' * (SEPARATORS - 3) + b"1]",
-}
-
-
-@pytest.mark.parametrize("name", TEXTS_BEFORE)
-def test_no_body_takes_long_to_be_renamed(name: str) -> None:
-    body = TEXTS_BEFORE[name]() + b',"model":"m"}'
-    assert len(body) <= BODY
-    check(name, ready(pooler.with_model, body, "n"))

@@ -632,49 +632,42 @@ async def test_a_request_goes_out_byte_for_byte(world: World, path: str, body: b
 
 
 @pytest.mark.parametrize(
-    ("body", "sent"),
+    "body",
     [
-        pytest.param(b'{"model":"nano"}', b'{"model":"m1"}', id="plain"),
-        pytest.param(
-            b' {\n\t"model" \r\n:\t "nano"\n , "input":"x" } ',
-            b' {\n\t"model" \r\n:\t "m1"\n , "input":"x" } ',
-            id="odd-blanks",
-        ),
-        pytest.param(b'{"model":"n\\u0061no"}', b'{"model":"m1"}', id="escaped-value"),
-        pytest.param(b'{"mod\\u0065l":"nano"}', b'{"model":"m1"}', id="escaped-name"),
+        pytest.param(b'{"model":"nano"}', id="plain"),
+        pytest.param(b' {\n\t"model" \r\n:\t "nano"\n , "input":"x" } ', id="odd-blanks"),
+        pytest.param(b'{"model":"n\\u0061no"}', id="escaped-value"),
+        pytest.param(b'{"mod\\u0065l":"nano"}', id="escaped-name"),
         pytest.param(
             b'{"a":{"model":"nano"},"b":[{"model":"nano"}],"model":"nano","c":{"model":"nano"}}',
-            b'{"a":{"model":"nano"},"b":[{"model":"nano"}],"model":"m1","c":{"model":"nano"}}',
             id="nested-models",
         ),
+        pytest.param(b'{"input":"\\"model\\":\\"nano\\"","model":"nano"}', id="in-a-string"),
+        pytest.param(b'{"x":"}\\\\","y":"\\\\\\"","t":[[],{}],"model":"nano"}', id="backslashes"),
+        pytest.param('{"ü":"世界 🎉 \u2028","model":"nano","é":"ß"}'.encode(), id="utf-8"),
+        pytest.param(b'{"x":"\\ud800","model":"nano"}', id="half-a-character"),
+        pytest.param(b'{"":"nano","model":"nano"}', id="empty-name"),
+        pytest.param(b'{"model":"strange"}', id="value-needs-escapes"),
         pytest.param(
-            b'{"input":"\\"model\\":\\"nano\\"","model":"nano"}',
-            b'{"input":"\\"model\\":\\"nano\\"","model":"m1"}',
-            id="model-in-a-string",
+            b'{"a":1.0,"b":-1.50E-2,"c":1,"d":-0.0,"e":9007199254740993,"f":5e-324,"g":1e308,'
+            b'"h":0.1,"i":true,"j":null,"k":123456789012345678901234567890,"model":"nano"}',
+            id="numbers",
         ),
-        pytest.param(
-            b'{"x":"}\\\\","y":"\\\\\\"","n":-1.50E-2,"t":[[],{}],"model":"nano"}',
-            b'{"x":"}\\\\","y":"\\\\\\"","n":-1.50E-2,"t":[[],{}],"model":"m1"}',
-            id="backslashes",
-        ),
-        pytest.param(
-            '{"ü":"世界 🎉 \u2028","model":"nano","é":"ß"}'.encode(),
-            '{"ü":"世界 🎉 \u2028","model":"m1","é":"ß"}'.encode(),
-            id="utf-8",
-        ),
-        pytest.param(b'{"":"nano","model":"nano"}', b'{"":"nano","model":"m1"}', id="empty-name"),
-        pytest.param(b'{"model":"strange"}', b'{"model":"q\\"\\\\m"}', id="value-needs-escapes"),
     ],
 )
 async def test_an_alias_changes_the_value_of_model_alone(
-    autojump_clock: MockClock, body: bytes, sent: bytes
+    autojump_clock: MockClock, body: bytes
 ) -> None:
-    """Every other byte is as it was."""
+    """The body is serialised again; every other value, its type and its place stay."""
     assert autojump_clock.autojump_threshold == 0
-    pool = {"aliases": {"nano": "m1", "strange": 'q"\\m'}}
+    aliases = {"nano": "m1", "strange": 'q"\\m'}
     accounts = {"a": {"models": ["m1", 'q"\\m']}}
+    pool = {"aliases": aliases}
     async with opened_world(describe("a", accounts=accounts, pool=pool)) as world:
         world.upstreams["a"].plays(json_answer({"id": "r", "model": "m1"}))
         response = await world.ask(post("/v1/responses", body))
         assert response.body == b'{"id": "r", "model": "m1"}'  # and nothing in the answer
-        assert world.asked[0].body == sent
+        value = json.loads(body)
+        value["model"] = aliases[value["model"]]
+        # As text: 1 equals 1.0 and true.
+        assert json.dumps(world.asked[0].json()) == json.dumps(value)

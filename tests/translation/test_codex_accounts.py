@@ -531,14 +531,13 @@ EXTRA: Final[Pairs] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("infix", ["", "/v1"])
 async def test_on_its_own_routes_only_credentials_change(
-    autojump_clock: MockClock, tmp_path: Path, infix: str
+    autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     raw = json.dumps(NATIVE | {"client_metadata": {"x": "y"}}, indent=1).encode()
     async with codex_world(described(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(has_extra_events=True, newline="\r\n"))
-        response = await world.ask(post(f"{PREFIX}{infix}/responses", raw, headers=EXTRA))
+        response = await world.ask(post(f"{PREFIX}/responses", raw, headers=EXTRA))
         [seen] = world.asked_of()
         assert seen.body == json.loads(raw)
         assert seen.headers["content-length"] == str(len(raw))
@@ -601,7 +600,7 @@ async def test_a_compaction_moves_only_before_it_has_begun(
             assert response.json()["output"][0]["type"] == "compaction"
 
 
-@pytest.mark.parametrize("path", [f"{PREFIX}/models", f"{PREFIX}/v1/models", "/v1/models"])
+@pytest.mark.parametrize("path", [f"{PREFIX}/models", "/v1/models"])
 async def test_the_catalogue_is_the_backend_s_as_far_as_the_key_may_use_it(
     autojump_clock: MockClock, tmp_path: Path, path: str
 ) -> None:

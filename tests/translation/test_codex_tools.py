@@ -22,7 +22,7 @@ from tests.support.memory_sockets import KEY, OTHER_KEY, Json, Pairs, Response, 
 from tests.support.world import UNIX_START, Step, World, json_answer, sse_answer
 
 CODEX: Final = "/backend-api/codex"
-BASES: Final = (CODEX, f"{CODEX}/v1", "/v1")
+BASES: Final = (CODEX, "/v1")
 MODEL: Final = "gpt-5.5"
 SEARCH, DRAW, EDIT = "/alpha/search", "/images/generations", "/images/edits"
 COMPACT: Final = "/responses/compact"
