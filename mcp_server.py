@@ -335,7 +335,7 @@ async def call_tool(ctx: Context, params: types.CallToolRequestParams) -> types.
 
 
 def make_server(version: str) -> Server[None]:
-    hint = caching.CacheHint(ttl_ms=LIST_TTL_MS, scope="private")  # a token stands before it
+    hint = caching.CacheHint(ttl_ms=LIST_TTL_MS, scope="private")  # behind a token (F92)
     server: Server[None] = Server(
         "codex-pooler",
         version=version,
@@ -344,7 +344,7 @@ def make_server(version: str) -> Server[None]:
         on_list_tools=list_tools,
         on_call_tool=call_tool,
     )
-    server.middleware.clear()  # OpenTelemetry's
+    server.middleware.clear()  # OpenTelemetry's (F92)
     return server
 
 
@@ -370,7 +370,7 @@ def parse(body: bytes) -> Any:
 
 
 def read_request(body: bytes) -> Request | None:
-    """The request in the body; None: a notification, which gets no answer.  Raises: MCPError."""
+    """The request in the body; None: a notification, without response (F93).  Raises: MCPError."""
     try:
         value = parse(body)
         if isinstance(value, dict) and "id" not in value:

@@ -134,7 +134,7 @@ class Limits:
     target_bytes_max: int = _limit(8 * KIB, 128, 64 * KIB)
     bearer_bytes_max: int = _limit(512, 64, 8 * KIB)
     head_seconds_max: float = _limit(15, 0.1, 300)  # absolute: drips do not extend it
-    keep_alive_seconds_max: float = _limit(75, 0.1, 3600)  # longer than proxies keep theirs
+    keep_alive_seconds_max: float = _limit(75, 0.1, 3600)  # longer than proxies keep theirs (F98)
     body_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)  # some images in base64
     bodies_bytes_max: int = _limit(256 * MIB, MIB, 8192 * MIB)  # of all connections together
     body_idle_seconds_max: float = _limit(30, 0.1, 600)
@@ -155,7 +155,7 @@ class Limits:
     response_pins_max: int = _limit(4096, 1, 1_000_000)
     cooldown_seconds: float = _limit(30, 1, HOUR)  # where the upstream names no time
     probe_interval_seconds: float = _limit(900, 1, 24 * HOUR)
-    # Beyond it a reset is implausible: the longest windows of plans have 30 days.
+    # Beyond it a reset is implausible: the longest windows of plans have 30 days (F34).
     reset_seconds_max: float = _limit(32 * 24 * HOUR, 60, 40 * 24 * HOUR)
     demotion_seconds: float = _limit(60, 0, HOUR)
     # An exchange with an upstream.
@@ -168,23 +168,23 @@ class Limits:
     upstream_head_bytes_max: int = _limit(32 * KIB, KIB, MIB)
     upstream_interim_max: int = _limit(8, 0, 64)  # 1xx answers
     unary_bytes_max: int = _limit(64 * MIB, KIB, 512 * MIB)
-    event_bytes_max: int = _limit(16 * MIB, KIB, 64 * MIB)  # an image in one event
+    event_bytes_max: int = _limit(16 * MIB, KIB, 64 * MIB)  # an image in one event (F37)
     events_bytes_max: int = _limit(256 * MIB, MIB, 8192 * MIB)  # unfinished, all streams
     idle_connections_max: int = _limit(8, 0, 1024)  # per account
-    idle_connection_seconds_max: float = _limit(15, 0, 300)  # servers drop theirs from 60 s
-    comment_seconds: float = _limit(15, 0.1, 300)  # proxies cut silence from 30 s on
+    idle_connection_seconds_max: float = _limit(15, 0, 300)  # servers drop theirs at 60 s (F98)
+    comment_seconds: float = _limit(15, 0.1, 300)  # proxies cut silence from 50 s on (F97)
     drain_seconds_max: float = _limit(30, 0, 3600)
     # A Responses WebSocket, on both sides of the pooler.
     websocket_handshake_seconds_max: float = _limit(10, 0.1, 120)
     websocket_idle_seconds_max: float = _limit(1800, 1, 24 * HOUR)  # no frame, no turn
     websocket_message_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)  # a client's
-    websocket_upstream_bytes_max: int = _limit(16 * MIB, KIB, 512 * MIB)  # upstreams refuse more
+    websocket_upstream_bytes_max: int = _limit(16 * MIB, KIB, 512 * MIB)  # more is refused (F25)
     websocket_frames_max: int = _limit(4096, 16, 65536)  # until a message is whole, pings too
     # The operator's side.
     mcp_body_bytes_max: int = _limit(MIB, KIB, 32 * MIB)
     records_max: int = _limit(1000, 1, 100_000)  # requests that are remembered
     # The logins of ChatGPT accounts.
-    refresh_margin_seconds: float = _limit(300, 0, 24 * HOUR)  # before a token ends
+    refresh_margin_seconds: float = _limit(300, 0, 24 * HOUR)  # before a token ends (F55)
     refresh_seconds_max: float = _limit(15, 1, 60)  # lock, answer and disk together
     refresh_pause_seconds: float = _limit(10, 1, HOUR)  # after one that failed
 
@@ -198,24 +198,24 @@ LINGER_BYTES_MAX: Final = 256 * KIB  # of a refused request, so that its answer 
 LINGER_SECONDS_MAX: Final = 1.0
 CLOSE_SECONDS_MAX: Final = 2.0
 STOP_SECONDS_MAX: Final = 5.0  # after the drain, for the last terminal events
-AFTER_TERMINAL_SECONDS_MAX: Final = 1.0  # OpenCode waits for the end of the body
+AFTER_TERMINAL_SECONDS_MAX: Final = 1.0  # OpenCode waits for the end of the body (F71)
 ERROR_BODY_BYTES_MAX: Final = MIB
 ERROR_BODY_SECONDS_MAX: Final = 10.0
 EARLY_RESPONSE_SECONDS_MAX: Final = 1.0  # an answer before the end of our request
 CONNECTS_MAX: Final = 2  # that one request has fail at one host, each of which may take seconds
-SILENCE_SECONDS_MAX: Final = 45.0  # then a stream's client gets its 200: proxies cut from 50 s on
-RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to
-# To accounts with an API key: LiteLLM drops what a client asks whose name begins with "codex".
+SILENCE_SECONDS_MAX: Final = 45.0  # then a stream's client gets its 200: proxies cut it (F97)
+RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to (F70)
+# To accounts with an API key: LiteLLM drops parameters if the name begins with "codex" (F61).
 API_AGENT: Final = f"pooler/{VERSION}"
-CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones are not told of newer models
+CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones do not get newer models (F20)
 PLACES_KEPT_PART: Final = 8  # so much of an account is for keys that use it little
 CATALOGUE_SECONDS: Final = HOUR  # how long an account's /models stays good
 CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be had
-CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB
+CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB (F20)
 CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and written to be kept, in one step
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list some hundred
-EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it
-SHORT_COOLDOWN_SECONDS_MAX: Final = 3.0  # a session waits so long for its account, and its cache
+EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it (F21)
+SHORT_COOLDOWN_SECONDS_MAX: Final = 3.0  # a session waits so long for its cache (F15, F40)
 MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
 ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream has no such route; it may be updated
 MODEL_BLOCKS_MAX: Final = 64  # per account, of each kind
@@ -249,11 +249,11 @@ UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of an answer that is passed on; a long
 EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
 TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of an answer, which is written anew in one step
 SESSION_CHARS_MAX: Final = 256
-CODEX_ID_CHARS_MAX: Final = 64  # of a call or a prompt_cache_key: more the backend refuses
+CODEX_ID_CHARS_MAX: Final = 64  # of a call or a prompt_cache_key (F7)
 BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, to know it again: a digest of 0.3 ms
 MODEL_CHARS_MAX: Final = 200  # of a name: an account remembers some that clients made up
 RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response, to be known again; real ones have 60
-REFRESH_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends
+REFRESH_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends (F55)
 LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
 LOCK_TRIES_MAX: Final = 20  # by who only looks whether it can be locked
 ROOM_SPARE_BYTES: Final = 4 * KIB  # by which a renewed login may be longer than the one before
@@ -264,8 +264,8 @@ TOKEN_SECONDS_MIN: Final = HOUR  # for which a token is good that was just issue
 CLOCK_LEAD_SECONDS_MIN: Final = 60.0  # less is the way of an answer, or a clock that is well kept
 REFRESH_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
-WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes
-WEBSOCKET_PING_SECONDS: Final = 30.0  # proxies cut what is silent from 50 s on
+WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes (F25)
+WEBSOCKET_PING_SECONDS: Final = 30.0  # proxies cut what is silent from 50 s on (F97)
 TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the turn under way
 PART_BYTES: Final = 64  # that a part of an unfinished message takes besides what is in it
 FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer; the library holds the loop about 2 ms for them
@@ -356,9 +356,8 @@ class Budget:
 # ERRORS
 ################################################################
 # An expected failure is a PoolerError, one row of this table: what the client gets.  Anything
-# else that is raised is a bug.  Messages of ours hold no status digits and none of the phrases
-# that make OpenCode retry a final answer, and never repeat what the client sent (client facts,
-# part A, "Errors").
+# else that is raised is a bug.  Our messages contain no status codes and none of the phrases that
+# make OpenCode retry a final error (F68), and never repeat what the client sent.
 
 INVALID: Final = "invalid_request_error"
 SERVER: Final = "server_error"
@@ -388,6 +387,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "request_too_large": (413, INVALID, "The request body is larger than is accepted here."),
     "server_stopping": (503, SERVER, "The pooler is being stopped."),
     "target_too_long": (414, INVALID, "The request target is too long."),
+    # Codex CLI may compress with zstd (F79).
     "unsupported_content_encoding": (415, INVALID, (
         "Compressed bodies are not accepted here. Send the body as it is (Codex CLI: "
         "[features] enable_request_compression = false).")),
@@ -402,6 +402,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "upstream_unreachable": (502, SERVER, "The upstream cannot be reached."),
     "usage_limit_reached": (
         429, "usage_limit_reached", "Every account of this pool has reached its limit."),
+    # The one status after which Codex CLI goes on over HTTP at once (F80).
     "websocket_unsupported": (426, INVALID, "No WebSocket for this request. Use POST."),
 }
 _ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
@@ -411,7 +412,7 @@ _ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("Upgrade", "websocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Version", "13")),
 }
 # fmt: on
-# Not to be in a name or code that is told: OpenCode asks again for ever where it sees one of these.
+# Not to be in a name or code that is shown: OpenCode retries for ever if it sees one (F68).
 _RETRIED_DIGITS: Final = re.compile("429|50[0234]|524")
 UPSTREAM_CODE: Final = "upstream:"
 _PARAMS: Final = {"model_not_found": "model", "previous_response_not_found": "previous_response_id"}
@@ -489,8 +490,8 @@ class ConfigRefused(Exception):
 # JSON
 ################################################################
 # All JSON from outside is read in one of two ways, each behind `json_excess`: json.loads of hostile
-# text would hold the event loop for seconds (security facts, "Python"), and what is nested too
-# deeply can be read and not written again.  A client's is read strictly (REQUEST BODIES), that of
+# text would hold the event loop for seconds (F96), and what is nested too deeply can be read and
+# not written again.  A client's is read strictly (REQUEST BODIES), that of
 # an upstream or a file kindly.
 
 
@@ -728,7 +729,7 @@ FORWARDED_TO_UPSTREAM: Final = frozenset({"accept", "openai-beta"})
 FORWARDED_TO_CLIENT: Final = frozenset(
     "content-type openai-model openai-processing-ms openai-version x-should-retry".split()
 )
-# On Codex CLI's own routes (upstream facts §1.2, §1.9).
+# On Codex CLI's own routes (F19).
 NATIVE_TO_UPSTREAM: Final = FORWARDED_TO_UPSTREAM | frozenset(
     "originator user-agent version session-id session_id thread-id thread_id conversation_id "
     "x-client-request-id x-codex-window-id x-codex-turn-state x-codex-turn-metadata "
@@ -737,13 +738,13 @@ NATIVE_TO_UPSTREAM: Final = FORWARDED_TO_UPSTREAM | frozenset(
     "x-openai-internal-codex-residency x-responsesapi-include-timing-metrics".split()
 )
 # Nothing of the account's plan, quota or credits: a key holder is told the pool's.  Nor the version
-# of its model list: the pool's has none, and Codex CLI would read it again after each answer.
+# of its model list: the pool's has none, and Codex CLI would read it again each time (F83).
 NATIVE_TO_CLIENT: Final = FORWARDED_TO_CLIENT | frozenset(
     "x-codex-turn-state x-reasoning-included x-oai-request-id cf-ray".split()
 )
-LITE_HEADER: Final = "x-openai-internal-codex-responses-lite"
+LITE_HEADER: Final = "x-openai-internal-codex-responses-lite"  # F16
 LITE_METADATA: Final = f"ws_request_header_{LITE_HEADER.replace('-', '_')}"
-TURN_STATE: Final = "x-codex-turn-state"  # a secret of the account that gave it
+TURN_STATE: Final = "x-codex-turn-state"  # a secret of the account that gave it (F22)
 _BASIC: Final = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
 _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
 
@@ -792,13 +793,13 @@ def bearer_of(headers: Headers, bytes_max: int) -> str | None:
 ################################################################
 # CREDENTIALS
 ################################################################
-# The login that Codex CLI keeps in auth.json (upstream facts §2).  Its JWTs are read and not
-# verified: only dates and names are taken from them, and the upstream judges the rest.
+# The login that Codex CLI keeps in auth.json (F49).  Its JWTs are read and not verified: only
+# dates and names are taken from them, and the upstream validates the rest.
 
 AUTH_CLAIM: Final = "https://api.openai.com/auth"
 _TOKEN_TEXT: Final = re.compile(r"[\x21-\x7e]{1,16384}")
 _ACCOUNT_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
-# A refresh that is answered so will never succeed.
+# A refresh that is answered with one of these will never succeed (F54).
 _SPENT_CODES: Final = re.compile(
     "refresh_token_[a-z_]{1,32}|invalid_grant|invalid_refresh_token|revoked|"
     "token_(?:expired|invalidated|revoked)|app_session_terminated|account_session_expired|"
@@ -842,7 +843,7 @@ def _claims(token: Json) -> dict[str, Json]:
 
 
 def parse_auth_file(raw: bytes) -> Credentials:
-    """The login in an auth.json.  Tokens win over an API key.  Raises: LoginNeeded."""
+    """The login in an auth.json.  Tokens win over an API key (F50).  Raises: LoginNeeded."""
     value = try_load_object(raw)
     tokens = object_of(value.get("tokens"))
     access = first_text(_TOKEN_TEXT, tokens.get("access_token"))
@@ -856,6 +857,7 @@ def parse_auth_file(raw: bytes) -> Credentials:
     firsts = [
         object_of(group[0]).get("id") for group in groups if isinstance(group, list) and group
     ]
+    # The account's id is in one of three places, the surest first (F51).
     ids = [tokens.get("account_id"), *(one.get("chatgpt_account_id") for one in auths), *firsts]
     refreshed_at: float | None = None
     with contextlib.suppress(ValueError, TypeError, OverflowError):
@@ -912,7 +914,7 @@ def clock_lead(
 
 
 def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
-    """Failures are told by their code, which comes with 400, 401 or 403 (upstream facts §2.3).
+    """Failures are identified by their code, which comes with 400, 401 or 403 (F54).
 
     The same status with another body may be that of a proxy on the way: it says nothing of the
     login.
@@ -930,7 +932,7 @@ def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
 
 
 def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
-    """The auth.json after a renewal; what the answer does not name stays, known or unknown."""
+    """The auth.json after a refresh; what the response leaves out stays, known or not (F52)."""
     value, answer = try_load_object(raw), try_load_object(body)
     names = ("id_token", "access_token", "refresh_token")
     fresh = {name: answer[name] for name in names if first_text(_TOKEN_TEXT, answer.get(name))}
@@ -1046,8 +1048,8 @@ DEFAULT_LISTEN: Final = (
     Listen("127.0.0.1:4000", "127.0.0.1", 4000),
     Listen("[::1]:4000", "::1", 4000, is_optional=True),
 )
-REFRESH_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")
-REFRESH_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own
+REFRESH_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")  # F52
+REFRESH_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own (F57)
 PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # of other programs; lower, too
 NAME_CHARS_MAX: Final = 64
 _NAME: Final = rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME_CHARS_MAX - 1}}}"
@@ -1404,7 +1406,7 @@ _LIMITS: Final[Spec] = {
     one.name: (_number, *one.metadata.values(), *((int,) if one.type == "int" else (int, float)))
     for one in dataclasses.fields(Limits)
 }
-# Of each type of account: the field it needs, the other type's, and where its upstream is.
+# Of each type of account: the field it needs, the other type's, and where its upstream is (F1).
 _OF_CODEX: Final = ("auth_file", "client_version")
 _TYPES: Final[Mapping[str, tuple[str, Sequence[str], BaseUrl]]] = {
     "openai": ("api_key", _OF_CODEX, BaseUrl(True, "api.openai.com", 443, "/v1")),
@@ -2103,7 +2105,7 @@ class Route(enum.StrEnum):
 
 SEARCH_PATH: Final = "/alpha/search"
 IMAGE_PATHS: Final = ("/images/generations", "/images/edits")
-# Tools of Codex CLI, which asks for them below whatever base URL it has.
+# Tools of Codex CLI, which asks for them below whatever base URL it has (F26).
 TOOL_PATHS: Final[Mapping[Route, str]] = {
     Route.CODEX_SEARCH: SEARCH_PATH,
     Route.CODEX_IMAGES: IMAGE_PATHS[0],
@@ -2155,14 +2157,14 @@ _LOOPBACK_ORIGIN: Final = re.compile(
 
 
 def is_origin_allowed(origin: str, route: Route, config: Config) -> bool:
-    """Whether a page of this origin, in lower case, may call; /mcp takes those of this machine."""
+    """Whether a page of this origin, in lower case, may call; /mcp takes loopback ones (F90)."""
     if route is Route.MCP and _LOOPBACK_ORIGIN.fullmatch(origin):
         return True
     return origin in {allowed.lower() for allowed in config.allowed_origins}
 
 
 def told_version(headers: Headers, query: str) -> str:
-    """The version of Codex CLI that a request is from, as far as it tells one; else ""."""
+    """The version of Codex CLI that a request is from, if it gives one (F84); else ""."""
     agent = _CODEX_AGENT.match(headers.get("user-agent", ""))
     asked = _VERSION_ASKED.search(f"&{query}")
     told = [headers.get("version", ""), agent[1] if agent else "", asked[1] if asked else ""]
@@ -2193,7 +2195,7 @@ def find_route(path: str, base_path: str) -> tuple[Route, str]:
 # folded lines, blanks around names, a second Host, Content-Length or Authorization, length
 # with chunking, chunk extensions, other targets than a path.  What an upstream may do of that
 # is said where it is read.  h11 parses a request head only
-# after this check, which refuses what h11 is measured to let through (security facts §4).
+# after this check, which refuses what h11 lets through (F94).
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^`|~\w]"
 _REQUEST_LINE: Final = re.compile(_TOKEN + rb"{1,16} /[\w\-.~!$&'()*+,;=:@%/?]* HTTP/1\.([01])")
@@ -2210,7 +2212,7 @@ _LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 _HOST_FIELD: Final = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _CHUNK_SIZE: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,8})\r\n")
 _CHUNK_SIZE_PART: Final = re.compile(rb"(?:\r(?:\n(?:[0-9A-Fa-f]{1,8}\r?)?)?)?")
-# An upstream's: with blanks, or extensions, which are ignored.
+# An upstream's: with blanks, or extensions, which are ignored (F64).
 _EXTENSION: Final = rb"[\t ]{0,16}(?:;[\t\x20-\x7e\x80-\xff]{0,%d})?" % CHUNK_EXTENSION_BYTES_MAX
 _LOOSE_SIZE: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,8})%b\r\n" % _EXTENSION)
 _LOOSE_SIZE_PART: Final = re.compile(rb"(?:\r(?:\n(?:[0-9A-Fa-f]{1,8}%b\r?)?)?)?" % _EXTENSION)
@@ -2350,7 +2352,7 @@ def _single(value: str) -> str:
 def parse_response_head(raw: bytes) -> ResponseHead:
     """An upstream's response head, nearly as strict as a client's.
 
-    Some say what the body is, or how long, more than once and alike (RFC 9110 §8.6): that leaves
+    Some say what the body is, or how long, more than once and alike (F64): that leaves
     nothing that two readers could understand differently.  Raises: BadSyntax.
     """
     line = raw.partition(b"\r\n")[0]
@@ -2539,8 +2541,8 @@ class FrameMeter:
     """Counts the frames of a WebSocket's peer as they come, and turns text into bytes.
 
     trio-websocket bounds neither the frames of a message, which may be empty, nor the pings, and
-    it makes a `str` of each part of a text.  So every text frame goes to it as a binary one (RFC
-    6455 §5.2); a binary one of the peer's own is refused.
+    it makes a `str` of each part of a text (F95).  So every text frame goes to it as a binary one
+    (RFC 6455 §5.2); a binary one of the peer's own is refused.
     """
 
     bytes_max: int
@@ -2677,7 +2679,7 @@ class Call(NamedTuple):
         return self.key.pool, self.key.name
 
 
-# Upstream facts §6.7; the body's prompt_cache_key comes after them.
+# By which clients name a session (F74); the body's prompt_cache_key comes after them.
 SESSION_HEADERS: Final = (
     "x-codex-window-id", "x-codex-session-id", "session-id", "x-session-id",
     "x-session-affinity", "session_id", "thread-id", "x-codex-conversation-id",
@@ -2793,11 +2795,11 @@ def conversation_digest(kind: CallKind, body: Mapping[str, Json]) -> str:
     """What stays the same in all turns of a conversation; "" where that cannot be told.
 
     It is made of the instructions, or the system's text before the first message of the user, and
-    of that message: histories are sent whole, and clients mostly name no session.
+    of that message: histories are sent whole, and most clients name no session (F75).
     """
     items = body.get("input")
     if kind is CallKind.CHAT:
-        items = body.get("messages") or items  # Cursor sends `input` to Chat
+        items = body.get("messages") or items  # Cursor sends `input` to Chat (F86)
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
 
@@ -2919,7 +2921,7 @@ def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, unary_path: str) -
 
 
 def _search_session(headers: Headers) -> str:
-    """What Codex CLI's web search will give as its `id`: the session, whatever its turns name.
+    """What Codex CLI's web search gives as its `id` (F26): the session, whatever its turns name.
 
     "" for a subagent, whose thread is not its session's own.
     """
@@ -2931,7 +2933,8 @@ def _search_session(headers: Headers) -> str:
 def is_lite(kind: CallKind, body: Mapping[str, Json], headers: Headers) -> bool:
     """Whether a body is in the form that Codex CLI has for most of its models.
 
-    The upstream is told so in the head, or on a WebSocket in the body, and takes it as it is.
+    The upstream is told so in the head, or on a WebSocket in the body, and wants it unchanged
+    (F16).
     """
     told = text_at(body.get("client_metadata"), LITE_METADATA)
     return kind is CallKind.RESPONSES and "true" in (headers.get(LITE_HEADER), told)
@@ -2979,7 +2982,7 @@ ENCRYPTED_ITEMS: Final = ("reasoning", *COMPACTIONS)
 
 
 def drop_reasoning(body: Mapping[str, Json]) -> dict[str, Json] | None:
-    """The body without the items that another account cannot read (upstream facts §1.5).
+    """The body without the items that another account cannot read (F10).
 
     They go whole: what is left of one without its encrypted content is refused.  None: it has none.
     """
@@ -3003,10 +3006,10 @@ RESPONSE_FIELDS: Final = ("id", "object", "created_at", "model")  # what is kept
 
 
 class EventKind(enum.Enum):
-    IDLE = enum.auto()  # comments and `keepalive`: they prove no progress
-    HANDSHAKE = enum.auto()  # before content; failover is still possible
+    IDLE = enum.auto()  # comments and `keepalive` (F76): they prove no progress
+    HANDSHAKE = enum.auto()  # before content; failover is still possible (F28)
     CONTENT = enum.auto()
-    SUCCESS = enum.auto()  # terminal
+    SUCCESS = enum.auto()  # terminal (F29)
     FAILURE = enum.auto()  # terminal
     DONE = enum.auto()  # `[DONE]`
 
@@ -3096,7 +3099,7 @@ def event_object(event: bytes) -> dict[str, Json]:
 
 
 def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
-    """The error that a failed event tells of, in whichever of its shapes (upstream facts §1.12).
+    """The error in a failed event, in any of its shapes (F38).
 
     What the event says of an HTTP answer that it stands for goes with it.
     """
@@ -3116,7 +3119,7 @@ _FAILED_STATUS: Final = re.compile("[45][0-9][0-9]")
 
 
 def is_error(value: Mapping[str, Json]) -> bool:
-    """Whether an object is an error, where no `type` that is known says what it is."""
+    """Whether an object is an error, where no `type` that is known says what it is (F58)."""
     if value.get("error") or "error" in (value.get("type"), value.get("object")):
         return True
     if any(object_of(choice).get("error") for choice in objects_of(value.get("choices"))):
@@ -3146,7 +3149,7 @@ def is_event_type(name: bytes) -> bool:
     return name.startswith((b"response.", b"codex.")) or name in _KIND_OF_TYPE
 
 
-# OpenCode asks again after a stream that broke only if the message says that it may.
+# OpenCode retries a stream that broke only if the message says that it may (F68).
 RETRY_WORDS: Final = "You can retry your request."
 
 
@@ -3283,7 +3286,7 @@ class EventScanner:
         self.usage = read_usage(value.get("usage")) or self.usage
         says_more = False
         for choice in objects_of(value.get("choices")):
-            self.has_finish |= bool(text_at(choice, "finish_reason"))  # some say "" meanwhile
+            self.has_finish |= bool(text_at(choice, "finish_reason"))  # some say "" meanwhile (F63)
             delta = object_of(choice.get("delta")).items()
             says_more |= any(value for name, value in delta if name != "role")
         is_content = self.has_content or self.has_finish or says_more
@@ -3337,7 +3340,7 @@ class EventScanner:
     def failure_event(
         self, error: PoolerError, request_id: str, kind: CallKind, *, is_instead: bool = False
     ) -> bytes:
-        """The terminal event of ours, for a client of `kind`, where output came before.
+        """Our terminal event for a client of `kind` (F72, F78), where output came before.
 
         `is_instead`: it takes the place, and the number, of the latest event.
         """
@@ -3398,17 +3401,17 @@ def with_stream_id(message: bytes, stream_id: str) -> bytes:
 
 
 COMMENT: Final = b": keepalive\n\n"
-NATIVE_COMMENT: Final = b'data: {"type":"keepalive"}\n\n'  # Codex CLI's timer ignores comments
+NATIVE_COMMENT: Final = b'data: {"type":"keepalive"}\n\n'  # its timer ignores comments (F76)
 
 
 ################################################################
 # TRANSLATION
 ################################################################
-# The ChatGPT backend speaks one dialect: streamed, stateless Responses with few fields (upstream
-# facts §1.3, §1.4).  A request is made from an allow-list; a Chat message is read as the
-# Responses item that it almost is.  Events of Responses stay the bytes that came; for Chat each
-# becomes chunks (§5.4).  Both sides are untrusted: a request of the wrong shape is a PoolerError,
-# an event of the wrong shape says nothing.
+# The ChatGPT backend speaks one dialect: streamed, stateless Responses with few fields (F2, F3).
+# A request is made from an allow-list; a Chat message is read as the Responses item that it almost
+# is.  Events of Responses stay the bytes that came; for Chat each becomes chunks.  Both sides are
+# untrusted: a request of the wrong shape is a PoolerError, an event of the wrong shape says
+# nothing.
 
 _ROLES: Final = frozenset({"user", "assistant", "developer"})
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
@@ -3432,6 +3435,7 @@ _NESTED: Final[Mapping[str | None, Sequence[str]]] = {
 _OUTPUTS: Final = tuple(f"{kind}_output" for kind in _CALLS)  # their parts are a message's
 _CHOICES: Final = ("auto", "none", "required")
 _REASONING: Final = ("effort", "summary", "context", "mode")
+# Others are refused (F5).
 _SERVICE_TIERS: Final = {"fast": "priority", "priority": "priority", "ultrafast": "ultrafast"}
 _EFFORTS_ASSUMED: Final = tuple(name for name in _EFFORTS if name not in {"minimal", "ultra"})
 # What a field may say to a codex account: nothing, or what is so anyway.
@@ -3463,7 +3467,7 @@ _NOTHING_STORED: Final = "Nothing is stored here. Send the whole input, with sto
 def codex_obstacle(
     kind: CallKind, body: Mapping[str, Json], carried: Sequence[str] = ()
 ) -> Obstacle | None:
-    """The first field that a codex account cannot honour (§4.1, §5.1, §5.2), or None.
+    """The first field that a codex account cannot honour (F3, F6), or None.
 
     `carried`: those that are no obstacle, for they are passed on as they came.
     """
@@ -3526,7 +3530,7 @@ _DECIDING_CHARS_MAX: Final = max(map(len, DECIDING_NAMES))
 
 
 def check_names(body: Iterable[str]) -> None:
-    """Refuse a name that is one of `DECIDING_NAMES` but for its case: some servers take it for it.
+    """Refuse a name that is one of `DECIDING_NAMES` but for its case: to some they are one (F67).
 
     Raises: PoolerError (invalid_json).
     """
@@ -3594,7 +3598,7 @@ def _instructed(
 def _instructed_in_json_mode(
     instructions: str, items: Sequence[Mapping[str, Json]]
 ) -> tuple[str, Sequence[Mapping[str, Json]]]:
-    """The same where the word JSON must be in the input: the upstream looks for it there alone."""
+    """The same where the word JSON must be in the input: the upstream looks only there (F11)."""
     if "json" not in instructions.lower():
         return instructions, items
     content = [_text_part(instructions, "developer")]
@@ -3602,9 +3606,9 @@ def _instructed_in_json_mode(
 
 
 def _chat_as_responses(body: Mapping[str, Json]) -> dict[str, Json]:
-    """The fields of a Chat body under their Responses names (§5.1); messages as they are.
+    """The fields of a Chat body under their Responses names; messages as they are.
 
-    Cursor sends `input` in their place; it and others send fields of Responses besides.
+    Cursor sends `input` in their place (F86); it and others send fields of Responses besides.
     """
     items = valid_list(body, "messages", dict) or body.get("input")
     if not items:
@@ -3620,14 +3624,14 @@ def _chat_as_responses(body: Mapping[str, Json]) -> dict[str, Json]:
     effort = valid_member(asked, "effort", str) or valid_member(body, "reasoning_effort", str)
     reasoning = {**asked, "effort": effort}
     if effort not in {None, "none"} and "summary" not in asked:
-        reasoning["summary"] = "auto"  # Chat has no field to ask for it
+        reasoning["summary"] = "auto"  # Chat has no field to ask for it (F14)
     return {**body, "input": items, "text": text, "reasoning": reasoning}
 
 
 def _clamped(effort: str, supported: Collection[str]) -> str:
     """The nearest level that is supported, rather the higher one.
 
-    `ultra` is a client's name for `max`.  Unknown names stay, and so does `none`: it is no level.
+    `ultra` is a client's name for `max` (F13).  Unknown names stay, and so does `none`.
     """
     supported = {"max" if name == "ultra" else name for name in supported}
     if effort == "none" or effort not in _EFFORTS:
@@ -3678,7 +3682,7 @@ _SAYS_WHAT_IT_IS: Final = frozenset(
 
 
 def _parameters(schema: Mapping[str, Json]) -> Mapping[str, Json]:
-    """A tool's schema with the `properties` without which an object is refused."""
+    """A tool's schema with the `properties` without which an object is refused (F12)."""
     is_object = schema.get("type") in ("object", ["object"])
     is_object |= _SAYS_WHAT_IT_IS.isdisjoint(schema)
     if not is_object or schema.get("properties") is not None:
@@ -3687,7 +3691,7 @@ def _parameters(schema: Mapping[str, Json]) -> Mapping[str, Json]:
 
 
 def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """The input in the form that the upstream takes (§1.4, §4.1)."""
+    """The input in the form that the upstream takes (F2, F4)."""
     if (given := body.get("input")) is None:
         raise PoolerError("missing_required_parameter", "The request has no input.", param="input")
     if isinstance(given, str):
@@ -3707,19 +3711,19 @@ def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
 
 
 def _short_id(given: str) -> str:
-    """An id that the upstream takes, the same for every place where it stands."""
+    """An id that the upstream takes, the same for every place where it stands (F7)."""
     return given if len(given) <= CODEX_ID_CHARS_MAX else digest_parts(given).hex()
 
 
 def _items(value: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """What one item becomes: without what the upstream would look up or refuse."""
+    """What one item becomes: without what the upstream would look up or refuse (F6)."""
     kind = valid_member(value, "type", str)
     if kind in {None, "message"}:
         return _message_items(value)
     if kind == "reasoning":
         return _reasoning_items(value)
-    dropped = {"internal_chat_message_metadata_passthrough"}  # Codex CLI's
-    if kind not in COMPACTIONS or value.get("id") is None:  # their ciphertext is bound to it
+    dropped = {"internal_chat_message_metadata_passthrough"}  # Codex CLI's (F82)
+    if kind not in COMPACTIONS or value.get("id") is None:  # their ciphertext is bound to it (F9)
         dropped.add("id")
     if kind.removesuffix("_output") in _CALLS:
         dropped.add("status")
@@ -3732,7 +3736,7 @@ def _items(value: Mapping[str, Json]) -> list[dict[str, Json]]:
 
 
 def _reasoning_items(item: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """A reasoning item with nothing but what the upstream knows; none where it could read none."""
+    """A reasoning item with only what the upstream takes; none where it could read none (F8)."""
     content = text_at(item, "encrypted_content")
     summary = objects_of(item.get("summary"))
     made = {"type": "reasoning", "summary": summary, "encrypted_content": content}
@@ -3740,7 +3744,7 @@ def _reasoning_items(item: Mapping[str, Json]) -> list[dict[str, Json]]:
 
 
 def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """The items of one message of either API (§5.2): what it says, then its calls."""
+    """The items of one message of either API: what it says, then its calls."""
     role = valid_member(message, "role", str)
     content = _content(message, "content", role)
     if role == "tool":
@@ -3809,7 +3813,7 @@ def _is_instruction(item: Mapping[str, Json]) -> bool:
     return is_developer and all(part.get("type") == "input_text" for part in item["content"])
 
 
-COMMENTARY: Final = "commentary"  # the phase of a message that is said on the way to the answer
+COMMENTARY: Final = "commentary"  # the phase of a message on the way to the answer (F32)
 
 
 def is_commentary(item: Json) -> bool:
@@ -3823,7 +3827,7 @@ _PART_DELTAS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-# What `response.done`, an older name of an end, is called now, by the status told with it.
+# What `response.done`, an older name of an end (F29), is called now, by the status with it.
 _STATUS_OF_DONE: Final = {"incomplete": "incomplete", "failed": "failed"}
 
 
@@ -3850,7 +3854,7 @@ class ResponsesTranslator:
         if kind is EventKind.IDLE:
             return b"" if b"data" in event and event_data(event) else event
         is_at_end = self.response is not None
-        if is_at_end or kind is EventKind.DONE:  # clients stop reading at `[DONE]`
+        if is_at_end or kind is EventKind.DONE:  # clients stop reading at `[DONE]` (F85)
             return event if is_at_end and kind is EventKind.DONE else b""
         is_wanted = self.is_collected or b"output_item.done" in event
         if kind is EventKind.CONTENT and not is_wanted:
@@ -3872,7 +3876,7 @@ class ResponsesTranslator:
         return self.response or {}
 
     def _collect(self, kind: EventKind, value: Mapping[str, Json], event: bytes) -> bool:
-        """Keep a finished item, fill a snapshot (§4.3); whether the latter was needed."""
+        """Keep a finished item, fill a snapshot (F31); whether the latter was needed."""
         response, item = value.get("response"), value.get("item")
         is_end = kind in TERMINAL_KINDS
         if is_end:
@@ -3941,7 +3945,7 @@ def data_line(value: Json) -> bytes:
 
 
 THOUGHT: Final = "reasoning_content"
-# Events that carry text of the answer -> the member of the chunk's delta (§5.4).
+# Events that carry text of the answer -> the member of the chunk's delta.
 _TEXT_EVENTS: Final[Mapping[str, str]] = {
     "response.output_text.delta": "content",
     "response.refusal.delta": "refusal",
@@ -3983,7 +3987,7 @@ def _thoughts(item: Mapping[str, Json]) -> list[str]:
 
 
 def _chat_message(output: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
-    """The Chat message that these output items make (§5.3).
+    """The Chat message that these output items make (F32).
 
     The content is the answer alone, for some clients read it as JSON; of several messages each is
     a paragraph.
@@ -4059,7 +4063,7 @@ def _chat_failure(value: Mapping[str, Json]) -> PoolerError:
 
 @dataclass(eq=False, slots=True)
 class ChatTranslator(ResponsesTranslator):
-    """The same for a Chat client (§5.3, §5.4).
+    """The same for a Chat client.
 
     `request_id`, `model` and `created_unix` stand in for what the upstream does not say.
     """
@@ -4223,7 +4227,7 @@ class ChatTranslator(ResponsesTranslator):
     ) -> Iterator[Delta]:
         """The head of a call: its place among the calls, id and name, without arguments.
 
-        Clients take both from the first chunk of a call: until they are known there is none.
+        Clients take both from the first chunk of a call (F87): until they are known there is none.
         """
         if (kind := text_at(item, "type")) not in _CALLS or index in self._calls:
             return
@@ -4279,7 +4283,7 @@ _PART_TEXTS: Final[Mapping[str, tuple[str, str]]] = {
 
 
 def events_of(value: Mapping[str, Json], kind: CallKind) -> bytes:
-    """The events of an answer, or an error, that came in one piece where a stream was asked for.
+    """The events of an answer, or an error, that came in one piece instead of a stream (F62).
 
     Raises: BadSyntax, where it is neither, or would take long to write.
     """
@@ -4368,9 +4372,9 @@ def _chunks_of(answer: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
 ################################################################
 # What a failed attempt means: for the request (hand the answer on, try the next account,
 # repair and ask the same one again) and for the account.  A code, or a type, stands for a status,
-# and one table says what a status means, whichever carrier it came by: as an answer's own, in an
-# event or a JSON body of a 200, in a frame of a WebSocket (upstream facts §1.12 and §6.4; contract
-# §6.2 says which statuses prove "not executed").
+# and one table says what a status means, whichever carrier it came by (F41): as an answer's own, in
+# an event or a JSON body of a 200, in a frame of a WebSocket.  F46 says which statuses prove that
+# nothing was executed.
 
 
 class Action(enum.Enum):
@@ -4422,10 +4426,10 @@ _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
     403: (Action.NEXT, Effect.FORBIDDEN),
     429: (Action.NEXT, Effect.LIMITED),
     **dict.fromkeys((500, 502, 503, 520, 521, 529), (Action.NEXT, Effect.DEMOTED)),
-    # These may still be working on it.
+    # These may still be working on it (F46).
     **dict.fromkeys((504, 522, 524), (Action.RETURN, Effect.DEMOTED)),
 }
-SPENT_CODE: Final = "websocket_connection_limit_reached"  # it was open for an hour
+SPENT_CODE: Final = "websocket_connection_limit_reached"  # it was open for an hour (F25)
 # Of a code, or of the way in which a limit was reached: it is no matter of a few seconds.
 _USAGE_WORDS: Final = re.compile(
     "usage|quota|credit|billing|balance|spend|depleted|funds|budget|(?:daily|monthly|plan|weekly)_"
@@ -4475,6 +4479,7 @@ _FAILURE_WORDS: Final = re.compile(
     "|internal(?:_error)?|(?:internal_)?server_error|internal_failure"
     f"|stream_incomplete|upstream_request_timeout|{SPENT_CODE}"
 )
+# F43.
 _OVERLOAD_WORDS: Final = re.compile(
     f"{_ANY}overloaded(?:_error)?|slow_down|(?:service_)?unavailable(?:_error)?"
 )
@@ -4491,16 +4496,17 @@ _MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
     503: _OVERLOAD_WORDS.fullmatch,
     504: _TIMEOUT_WORDS.fullmatch,
 }
-# These say so whatever the status that they come with: some backends have one for everything.
+# These say so whatever the status that they come with: some have one for everything (F41).
 _FIRM: Final = frozenset({401, 402, 429})
 # Of this form is a code that stands where a text is usual, as in OAuth's errors.
 _WORDY_CODE: Final = re.compile("[a-z]{1,24}(?:_[a-z]{1,24}){1,5}")
 _CAMEL: Final = re.compile("(?<=[a-z0-9])(?=[A-Z])")
+# The request's own fault, whichever account is asked (F44).
 _POLICY_CODES: Final = re.compile("(cyber|bio|content)_policy.*|misalignment_policy_violation")
 # Not a flat event's type, and not a number.
 _CODE_TOKEN: Final = re.compile(r"(?!error$|response\.|[0-9]+$)[A-Za-z0-9_.-]{1,80}")
-_UNREADABLE: Final = re.compile("could not be (?:verified|decrypted)")  # encrypted content
-# A limit that is lower than what the request asks for by itself.
+_UNREADABLE: Final = re.compile("could not be (?:verified|decrypted)")  # encrypted content (F10)
+# A limit that is lower than what the request asks for by itself (F48).
 _ASKED: Final = re.compile(
     r"Limit ([0-9]{1,15}), (?:Used [0-9]{1,15}, )?Requested ([0-9]{1,15})(?![0-9])"
 )
@@ -4529,7 +4535,7 @@ _ROUTE_REMEDIES: Final[Mapping[str, str]] = {
     CallKind.CHAT.value: (
         "Ask with POST /v1/responses, or add an account whose upstream has /chat/completions."),
 }  # fmt: skip
-# What servers say of a path, or a method, that they do not know; an item's 404 says more.
+# What servers say of a path, or a method, that they do not know (F59); an item's 404 says more.
 _NO_ROUTE: Final = re.compile(
     r"(?i)(?:[a-z.]{1,40}(?:error|exception)(?::| -) ){0,3}(?:404:? )?"
     r"(?:(?:(?:file|page|path|route|url|endpoint|resource) )?not found[.!]?"
@@ -4551,7 +4557,7 @@ _RETRY_MOMENT: Final = re.compile(
     r"(?i)(?:try(?:ing)? again|retry|resets?)(?: at| after| on)?:? "
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]{5,16}) ?(Z|UTC|GMT|[+-][0-9]{2}:?[0-9]{2})?"
 )
-# A limit's reset counts where nothing is left of it: `x-ratelimit-remaining-tokens: 0`.
+# A limit's reset counts where nothing is left of it: `x-ratelimit-remaining-tokens: 0` (F66).
 _RATE_LIMITS: Final = ("", "-requests", "-tokens")
 _SPAN: Final = re.compile(
     r"(?i)([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(?:(ms|milliseconds?)|([smhd])|"
@@ -4561,7 +4567,7 @@ _SECONDS_OF: Final = {"s": 1.0, "m": 60.0, "h": HOUR, "d": 24 * HOUR}
 
 
 class UpstreamWords(NamedTuple):
-    """What an upstream says of an error, in whichever shape (upstream facts §11.5)."""
+    """What an upstream says of an error, in whichever shape (F38, F58)."""
 
     code: str  # "" if it names none
     message: str
@@ -4574,7 +4580,7 @@ class UpstreamWords(NamedTuple):
 # What is in one of these says more of an error than what is around it.
 _ERROR_HOLDERS: Final = ("error", "response", "detail", "errors", "choices")
 _MESSAGE_NAMES: Final = ("message", "detail", "msg", "error_description")
-REACHED_HEADER: Final = "x-codex-rate-limit-reached-type"  # in which way a limit was reached
+REACHED_HEADER: Final = "x-codex-rate-limit-reached-type"  # how a limit was reached (F39)
 
 
 def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
@@ -4585,7 +4591,7 @@ def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
     levels = _levels(object_of(value))
     error = ChainMap(*levels)
     given = [text_at(level, name) for level in levels for name in ("code", "type")]
-    given.append(headers.get("x-openai-authorization-error", ""))
+    given.append(headers.get("x-openai-authorization-error", ""))  # F47
     names = [name for name in given if _CODE_TOKEN.fullmatch(name)]
     names.sort(key=lambda name: meaning_of(name) not in _FIRM)
     said = (text_at(level, name) for level in levels for name in _MESSAGE_NAMES)
@@ -4703,7 +4709,7 @@ def cooldown_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float 
 
 
 def _details(error: Mapping[str, Json]) -> Sequence[Json]:
-    """What google.rpc.Status has beside its message."""
+    """What google.rpc.Status has beside its message (F65)."""
     details = error.get("details")
     return objects_of(details[:DETAILS_MAX]) if isinstance(details, list) else ()
 
@@ -4723,7 +4729,7 @@ def _reset_of(headers: Headers, limit: str, unix_now: float) -> float:
 
 
 def _hinted_seconds(message: str) -> float:
-    """How long an error's text says to wait: "1.898s", "6m0s", "2 days and 3 hours"; 0: not."""
+    """How long an error's text says to wait (F40): "1.898s", "6m0s", "2 days and 3 hours"; or 0."""
     hint = _RETRY_HINT.search(message)
     return _span_of(message, hint.end()) if hint else 0.0
 
@@ -4739,7 +4745,7 @@ def _span_of(text: str, at: int = 0) -> float:
 
 
 class Window(NamedTuple):
-    """One window of an account's quota, as the upstream reports it (upstream facts §1.11).
+    """One window of an account's quota, as the upstream reports it (F33, F34).
 
     Its length tells the five-hour window from the weekly one; its position does not.
     """
@@ -4751,7 +4757,7 @@ class Window(NamedTuple):
     name: str = ""  # of the limit, for people; that of a model's own limit is the model's
 
 
-PLAN_FAMILY: Final = "codex"  # this limit is the account's; others are of single models
+PLAN_FAMILY: Final = "codex"  # this limit is the account's; others are of single models (F35)
 _POSITIONS: Final = ("primary", "secondary")
 _WINDOW_FIELDS: Final = ("used-percent", "window-minutes", "reset-at")
 _FAMILY: Final = re.compile("[a-z0-9_]{1,64}")
@@ -4855,7 +4861,7 @@ def classify_limit(fault: Fault, said: LimitWords, model: str) -> Fault:
 
 
 def lacking_model(code: str = "") -> PoolerError:
-    """The error where the key may use a model, but no account can, for an upstream's reason."""
+    """The error if the key may use a model, but no account can, as an upstream says (F42)."""
     told = f" (upstream: {code})" if code and not _RETRIED_DIGITS.search(code) else ""
     public = f"No account in this pool can use this model at the moment{told}."
     return PoolerError("model_not_found", public)
@@ -4945,7 +4951,7 @@ def _without_route(reason: str) -> Fault:
 
 
 def _is_of_an_edge(status: int, headers: Headers, value: Mapping[str, Json]) -> bool:
-    """Whether the answer is a page of what stands before the upstream: a bot wall, a limiter.
+    """Whether the answer is a page of something in front of the upstream: a bot wall (F45).
 
     It has seen an address, and no account.
     """
@@ -5565,7 +5571,7 @@ class Roster:
     def bound(self, call: Call, accounts: list[Account]) -> list[Account]:
         """Only the owner of a stored response knows it: the others would answer "not found".
 
-        One that a codex account made is known on its WebSocket, and nowhere else.
+        One that a codex account made is known on its WebSocket, and nowhere else (F23).
         """
         owner = self.owner_of(call)
         if owner == UNKEPT:
@@ -5917,7 +5923,7 @@ class Roster:
 
 
 # Where an answer to /models may have its list, and a model in it its name: the likeliest first.
-# llama.cpp has "models", too, and they are not those of Codex's catalogue.
+# llama.cpp has "models", too (F60), and they are not those of Codex's catalogue (F20).
 _CATALOGUE_LISTS: Final = {True: ("models", "data"), False: ("data", "models")}  # by is_codex
 _CATALOGUE_NAMES: Final = {True: ("slug", "id"), False: ("id", "name")}
 
@@ -5968,14 +5974,14 @@ def _codex_model(entry: Mapping[str, Json], name: str) -> Model:
 
 
 def retry_headers(seconds: int) -> list[tuple[str, str]]:
-    """OpenCode obeys any Retry-After: a long one would freeze it, so retrying is called off."""
+    """OpenCode obeys any Retry-After (F70): a long one would freeze it, so there is none."""
     if seconds <= RETRY_AFTER_SECONDS_MAX:
         return [("Retry-After", str(seconds))]
     return [("x-should-retry", "false")]
 
 
 def usage_limit(seconds: int, unix_now: float, *, is_native: bool) -> PoolerError:
-    """All accounts are limited; the first is back in `seconds`.  Codex CLI reads only that."""
+    """All accounts are limited; the first is back in `seconds`.  Codex CLI reads that (F77)."""
     details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
     is_silent = is_native and seconds > RETRY_AFTER_SECONDS_MAX
     headers = [] if is_silent else retry_headers(seconds)
@@ -6075,7 +6081,7 @@ def tokens_spent(entry: Mapping[str, Json]) -> Mapping[str, int]:
 def _limit_row(
     kind: str, window: str | None, most: float, used: float, reset_unix: float | None
 ) -> dict[str, Json]:
-    """One limit in the shape of upstream facts §8.2."""
+    """One limit of GET /v1/usage: the same fields as in icoretech/codex-pooler's."""
     reset_at = reset_unix and datetime.fromtimestamp(reset_unix, UTC).isoformat("T", "seconds")
     return {
         "limit_type": kind, "limit_window": window,
@@ -6118,7 +6124,7 @@ def show_key_usage(
 
 
 def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) -> dict[str, Json]:
-    """What Codex CLI's /status asks for, of the whole pool (upstream facts §8.4).
+    """What Codex CLI's /status asks for, of the whole pool (F36).
 
     Codex reads whole numbers only, and refuses a plan it does not know: "guest" is known to
     every version, and means none in particular.
@@ -6154,7 +6160,7 @@ def _pooled_windows(
 def show_quota_headers(
     roster: Roster, pool: Pool, now: float, unix_now: float
 ) -> list[tuple[str, str]]:
-    """What Codex CLI is told of quota with an answer (upstream facts §1.11), of the whole pool."""
+    """What Codex CLI is told of quota with a response (F33), of the whole pool."""
     return [
         (f"x-codex-{position}-{name.replace('_', '-')}", str(number))
         for position, window in _pooled_windows(roster, pool, now, unix_now).items()
@@ -6848,7 +6854,7 @@ async def read_socket(source: trio.socket.SocketType) -> bytes:
     """What has come, as soon as anything has; b"" at the end.
 
     A socket that is closed here is never waited for: Trio keeps the waiter of its descriptor,
-    which is -1, and finds the next one busy.  Raises: OSError, ClosedResourceError.
+    which is -1, and finds the next one busy (F99).  Raises: OSError, ClosedResourceError.
     """
     while source.fileno() >= 0:
         await trio.lowlevel.wait_readable(source)
@@ -6861,8 +6867,8 @@ async def read_socket(source: trio.socket.SocketType) -> bytes:
 class Connection:
     """A stream, and what was received and not used yet.
 
-    A plain socket is read, and written to as far as it goes, by system calls of our own: that
-    halves the cost of an event.
+    A plain socket is read, and written to as far as it goes, by system calls of our own, which
+    makes an event much cheaper (F100).
     """
 
     stream: trio.abc.Stream
@@ -7184,7 +7190,7 @@ _NO_FOLDER_SYNC: Final = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNO
 
 
 def sync_folder(path: Path) -> None:
-    """As `sync`; where the file system syncs no folders, there is nothing to wait for."""
+    """As `sync`; if the file system cannot sync folders, there is nothing to wait for (F101)."""
     try:
         sync(path)
     except OSError as error:
@@ -7681,7 +7687,7 @@ def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # or a write might have to wait for a read
-    # Not DHE: the server chooses its modulus, and one of 10,000 bits holds the loop for a second.
+    # Not DHE: the server chooses its modulus, and a large one holds the loop for a second (F102).
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL:!eNULL:!SHA1:!AESCCM")
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
@@ -7926,8 +7932,8 @@ def request_head(
 # TOKENS
 ################################################################
 # Logins are renewed one at a time and file by file: lock, read again, adopt what somebody else
-# has renewed, else ask, save, and only then use.  A refresh token works once, so nothing is
-# asked that could not be saved (upstream facts §2.4).
+# has refreshed, else ask, save, and only then use.  A refresh token works once, so nothing is
+# asked that could not be saved (F53).
 
 RETIRED: Final = "a reload has pointed this account elsewhere"
 CODEX_CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's, whose logins these are
@@ -8411,7 +8417,7 @@ class Tokens:
     async def ask(self, login: Login, found: Credentials) -> None:
         """Ask for new tokens, which are then to be saved.  Raises: LoginNeeded, TRANSPORT_ERRORS.
 
-        Codex CLI, which takes no lock, may be faster: then there is nothing to save.
+        Codex CLI, which takes no lock (F56), may be faster: then there is nothing to save.
         """
         if found.refresh_token is None:
             raise LoginNeeded(f"{login.path} holds no refresh token; {login.advice}")
@@ -9024,6 +9030,7 @@ async def identify(
     if endpoint.login is None:
         return endpoint.account.api_key, [("user-agent", API_AGENT)], None
     found = await tokens.credentials(endpoint.login, rejected)
+    # F17.
     fields = [("chatgpt-account-id", found.account_id)] if found.account_id else []
     return found.access_token, fields, found
 
@@ -9163,7 +9170,7 @@ class Attempt:
         made = uncollected(to_codex, call.kind, value, model, efforts)
         made |= members_of(value, exchange.CARRIED)
         if call.session is not None and "prompt_cache_key" not in made:
-            made["prompt_cache_key"] = call.session.hex()  # 64 characters, the most there may be
+            made["prompt_cache_key"] = call.session.hex()  # 64 characters, the most (F7, F15)
         await yield_after(exchange.body)
 
         body = dump_like(made, exchange.body)
@@ -9179,13 +9186,13 @@ class Attempt:
         if not call.is_native:
             session = [("session-id", call.session.hex())] if call.session else []
             accepted = "application/json" if call.is_unary else "text/event-stream"
-            own = [("accept", accepted), ("originator", "codex-pooler")]
+            own = [("accept", accepted), ("originator", "codex-pooler")]  # F18
             return [*own, ("version", exchange.server.version_for(account)), *session]
         roster = exchange.server.roster
         return [
             (name, value)
             for name, value in forwarded(client, NATIVE_TO_UPSTREAM)
-            # The client keeps the first of a turn, whoever serves the rest of it.
+            # The client keeps the first of a turn (F22), whoever serves the rest of it.
             if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)
         ]
 
@@ -9215,7 +9222,9 @@ class Attempt:
         if has_coding(head.headers):
             raise BadSyntax("content-encoding")
         if self.is_streamed:
-            if "html" in head.headers.get("content-type", "").lower():  # a base_url of a website
+            if (
+                "html" in head.headers.get("content-type", "").lower()
+            ):  # a website; none is fine (F30)
                 raise BadSyntax("content-type")
             await self.hold()
             return
@@ -9783,7 +9792,7 @@ def final_error(
     """What to tell the client after this fault; None, if another account is to be asked."""
     roster, now = exchange.server.roster, trio.current_time()
     may_go_on = fault.action in {Action.NEXT, Action.REFRESH}
-    if call.path.endswith("/compact"):  # it is long work: only what was not begun is sent on
+    if call.path.endswith("/compact"):  # long work (F27): only what was not begun is sent on
         may_go_on = fault.effect in _NOT_BEGUN
     passed_over = [*tried, *exchange.out_of_reach]
     is_left = bool(roster.ranked(call, passed_over, now))
@@ -9804,17 +9813,17 @@ def final_error(
 # GET /v1/responses with an upgrade: each frame of the client is one call of RELAY, and the
 # events of its answer are frames.  trio-websocket reads and writes them on both sides; the heads
 # of a handshake are judged as strictly as all others and replayed to it, what it does not bound
-# is counted before it comes there, and it is given bytes where it would make text.  All tasks are
-# in the nursery of the client's connection: the library's reader for each side, which ends before
-# its stream is closed, and who takes what it has read.
+# is counted before it comes there (F95), and it is given bytes where it would make text.  All tasks
+# are in the nursery of the client's connection: the library's reader for each side, which ends
+# before its stream is closed, and who takes what it has read.
 
 WEBSOCKET_LIBRARY: Final = "trio_websocket"
 _STREAM_ID: Final = re.compile("[A-Za-z0-9_.-]{1,256}")
-_BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # upstream facts §1.8
+_BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # F24
 
 
 def is_processed_note(frame: bytes, limits: Limits) -> bool:
-    """Whether a client only tells of an answer that it has processed (upstream facts §1.8).
+    """Whether a client only reports a response that it has processed (F81).
 
     It is read as strictly as a call: what says anything else to another reader is none.
     """
@@ -10114,7 +10123,7 @@ class UpstreamSocket(UpstreamConnection):
         raise BadSyntax("events of no turn")
 
     async def read_head(self, limits: Limits) -> ResponseHead:
-        """What the first frame says: an error has a status and headers (upstream facts §1.8).
+        """What the first frame says: an error has a status and headers (F24).
 
         Raises: PeerClosed, BadSyntax.
         """
@@ -10455,7 +10464,7 @@ class Turn(Exchange):
             said = {"error": said.get("error") or said}
         shown = {"type": "error", "status": error.status, **said, **crossing_headers(said)}
         if headers := {name.lower(): value for name, value in error.headers}:
-            shown["headers"] = headers  # Codex CLI shows a final error with all that it has
+            shown["headers"] = headers  # Codex CLI shows a final error with all that it has (F88)
         await self.start(error.status, (), data_line(shown) + b"\n\n", None)
         self.is_whole = True
 
@@ -10742,6 +10751,7 @@ class Server(Shared):
             raise PoolerError("unsupported_endpoint")
         methods = METHODS.get(route, METHODS_ELSE)
         if head.method not in methods:
+            # The connection stays open: MCP hosts send GET first, and expect that (F89).
             raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
 
     def check_caller(self, config: Config, head: RequestHead, route: Route) -> None:
@@ -10793,7 +10803,7 @@ class Server(Shared):
             models[name] |= {"context_length": length} if length else {}
         if not wanted:
             return dump_json({"object": "list", "data": [*models.values()]})
-        if wanted not in models:  # a GET may say 404: nothing retries it for ever
+        if wanted not in models:  # a GET may say 404: OpenCode retries only its own POST (F69)
             raise PoolerError("model_not_found", status=404)
         return dump_json(models[wanted])
 
@@ -10902,7 +10912,7 @@ class Server(Shared):
         limits = exchange.limits
         bounded = dataclasses.replace(limits, body_bytes_max=limits.mcp_body_bytes_max)
         await exchange.read_body(bounded)
-        if self.mcp is None:  # at its first use, for it is large
+        if self.mcp is None:  # at its first use, for it is large (F91)
             try:
                 self.mcp = await trio.to_thread.run_sync(load_mcp, limiter=self.files.limiter)
             except ImportError:
@@ -11432,7 +11442,7 @@ def describe_demo(port: int, upstream_port: int, secret: str) -> bytes:
     """pools.json of the demo: one account, whose upstream is the demo's own."""
     base_url, keys = f"http://127.0.0.1:{upstream_port}", {"you": secret}
     account = {"type": "openai", "api_key": "none", "base_url": base_url, "models": [DEMO_MODEL]}
-    aliases = {"gpt-5.4-nano": DEMO_MODEL}  # OpenCode asks it for a session's title
+    aliases = {"gpt-5.4-nano": DEMO_MODEL}  # OpenCode asks it for a session's title (F73)
     pool = {"accounts": ["built-in"], "models": [DEMO_MODEL], "aliases": aliases, "keys": keys}
     described = {"accounts": {"built-in": account}, "pools": {"demo": pool}}
     return json.dumps({"listen": f"127.0.0.1:{port}", **described}).encode()
