@@ -9222,9 +9222,8 @@ class Attempt:
         if has_coding(head.headers):
             raise BadSyntax("content-encoding")
         if self.is_streamed:
-            if (
-                "html" in head.headers.get("content-type", "").lower()
-            ):  # a website; none is fine (F30)
+            # A website's; a stream without any type is fine (F30).
+            if "html" in head.headers.get("content-type", "").lower():
                 raise BadSyntax("content-type")
             await self.hold()
             return

@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.places import ROOT
+from tests.support.paths import ROOT
 
 PRODUCT: Final = ("pooler.py", "mcp_server.py")
 FACTS: Final = (ROOT / "tests" / "FACTS.md").read_text(encoding="utf-8")
