@@ -42,7 +42,7 @@ HOUR: Final = 3600.0
 PROBE: Final = 900.0
 JSON_HEAD: Final = ("content-type", "application/json")
 NO_MODEL: Final = b'{"error": {"message": "x", "code": "model_not_found", "param": null}}'
-# The headers that can name a session, the strongest first (upstream facts, part 6.7).
+# The headers that can name a session, the strongest first (F74).
 SESSION_HEADERS: Final = (
     "x-codex-window-id", "x-codex-session-id", "session-id", "x-session-id",
     "x-session-affinity", "session_id", "thread-id", "x-codex-conversation-id",

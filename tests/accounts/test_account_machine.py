@@ -2,7 +2,7 @@
 
 Method: a state machine of Hypothesis drives the real server, step by step, through a guest run of
 Trio in virtual time.  Upstreams and the token endpoint hold every request until a rule answers it.
-The model is what a careful reader of the contract would note down: who rests until when, how often
+The model is what a careful reader of README.md would note down: who rests until when, how often
 a request was asked and after which answers, which refresh tokens were spent.
 """
 

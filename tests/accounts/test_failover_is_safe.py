@@ -48,7 +48,7 @@ from tests.support.world import (
     sse_steps,
 )
 
-# What makes OpenCode retry an answer whatever its status (client facts, part A, "Errors").
+# What makes OpenCode retry an answer whatever its status (F68).
 RETRIED: Final = re.compile(
     "429|500|502|503|504|524|rate.?limit|overloaded|server.?error|try again|too many requests|"
     "temporarily at capacity|request timeout|service unavailable|internal error",

@@ -476,7 +476,7 @@ def test_a_secret_of_sixteen_characters_is_enough() -> None:
     parse(changed(KEY_PATH, "sixteen-letters!"))
 
 
-def test_accounts_have_the_defaults_of_the_contract() -> None:
+def test_accounts_have_the_documented_defaults() -> None:
     account = parse(changed("accounts.a.api_key", "{env:API_KEY}")).accounts["a"]
     assert reveal(account.api_key) == API_KEY
     assert (account.base_url.is_tls, account.base_url.host) == (True, "api.openai.com")

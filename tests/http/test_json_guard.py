@@ -38,7 +38,7 @@ from tests.support.world import describe, json_answer, opened_world
 Json = Any
 LIMITS: Final = Limits()
 SMALL: Final = Limits(json_depth_max=8, json_separators_max=20)
-STALL_SECONDS_MAX: Final = 0.4  # the contract says about 0.15; a CI machine may be slow
+STALL_SECONDS_MAX: Final = 0.4  # about 0.15 on an idle machine; a CI machine may be slow
 MIB: Final = 1024 * 1024
 
 

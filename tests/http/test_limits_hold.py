@@ -672,8 +672,8 @@ async def test_so_many_idle_connections_are_kept(autojump_clock: MockClock, limi
         assert sum(line.closed_at is None for line in lines) == limit
 
 
-def test_the_default_limits_are_those_of_the_contract() -> None:
-    """Contract §7; the rest of its rows are constants that no configuration moves."""
+def test_the_default_limits_are_those_of_the_readme() -> None:
+    """All others are constants that no configuration moves."""
     mib = 1024 * 1024
     limits = Limits()
     assert (limits.head_bytes_max, limits.head_fields_max) == (32 * 1024, 100)

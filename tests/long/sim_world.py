@@ -67,7 +67,7 @@ DEEP: Final = b'{"type":"vendor.deep","item":' + b"[" * 900 + b"]" * 900 + b"}"
 DEEP_ITEM: Final = DEEP.replace(b"vendor.deep", b"response.output_item.done")
 MARK: Final = re.compile(rb"Sim-(\d{4,})-prompt")
 TOKEN_PATH: Final = "/oauth/token"
-# Answers that say "not executed" (contract §6.2); after any other nothing is sent again.
+# Answers that say "not executed" (F46); after any other nothing is sent again.
 REPEATABLE: Final = frozenset({401, 402, 403, 429, 500, 502, 503, 520, 521, 529})
 FINAL: Final = frozenset({400, 404, 408, 413, 422, 504, 522, 524})
 REPEATABLE_CODES: Final = (

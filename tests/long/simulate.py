@@ -5,7 +5,7 @@
 A run is the real `Server` in virtual time: clients that stall, leave and half-close; accounts of
 both types, WebSockets and logins whose upstreams and disk err as tests/long/sim_world.py draws;
 reloads, stops and crashes.  Everything is drawn from the seed, Trio's order of tasks included.
-What must hold of every run (security-facts, "Deterministic simulation", I1 to I8) is asserted by
+What must hold of every run is asserted by
 `Life`, `end` and `survive`, by `judge` in tests/long/sim_answers.py, and by `Sim.judge_asked` and
 `Gauge` in tests/long/sim_world.py.
 """
@@ -314,7 +314,7 @@ class Life:
                 await self.pause(self.rng.choice(manner.pace))
 
     async def leave(self, client: Client, manner: Manner) -> None:
-        """Hang up; what is under way for this client ends at once (contract §6.4)."""
+        """Hang up; what is under way for this client ends at once."""
         stream = client.stream
         if manner.is_rude:
             client.reset()

@@ -1,4 +1,4 @@
-"""Proves that the real process keeps the contract: commands, signals, sockets, files, stderr.
+"""Proves that the real process does what README.md says: commands, signals, sockets, files, stderr.
 
 Method: `python pooler.py` as a subprocess with real sockets.  Its upstream is the small server
 below, which holds an answer back until a test lets it go on.  Nothing sleeps: a test waits for a

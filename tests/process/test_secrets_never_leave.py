@@ -313,7 +313,7 @@ async def test_no_control_byte_of_a_models_name_is_in_the_log(autojump_clock: Mo
 
 
 async def test_a_foreign_host_is_told_to_its_sender_alone(autojump_clock: MockClock) -> None:
-    """The one echo that the contract asks for: the name to add to `hosts`."""
+    """The one echo that is meant: the name to add to `hosts`."""
     async with opened_world(described()) as world:
         response = await world.ask(request("GET", "/", host=TYPED, key=POOL_KEY))
         assert response.status == 403

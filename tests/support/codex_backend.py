@@ -1,7 +1,7 @@
 """A ChatGPT Codex backend and its token endpoint, as strict as the real ones.  (No claims.)
 
-It stands in for two servers: `/backend-api/codex/...` (upstream-facts §1) and `/oauth/token`
-(§2.3).  Three ways to use it:
+It stands in for two servers: `/backend-api/codex/...` (F1) and `/oauth/token`
+(F52, F53).  Three ways to use it:
 
 - on any stream: `await CodexBackend().serve(stream)`;
 - on a real socket in a trio test: `origin = await nursery.start(backend.listen)`;
@@ -103,7 +103,7 @@ def make_auth_file(
     refresh_token: str = "",
     **more: Json,
 ) -> Login:
-    """Write what `codex login` leaves there (§2.1); `more` are further top-level keys."""
+    """Write what `codex login` leaves there (F49); `more` are further top-level keys."""
     expires_at = time.time() + TOKEN_SECONDS if expires_at is None else expires_at
     access_token = make_token(account_id, plan, expires_at)
     login = Login(account_id, access_token, refresh_token or f"rt-{account_id}-1", plan)
@@ -215,7 +215,7 @@ def read_body(raw: bytes, headers: Mapping[str, str]) -> Json:
 
 
 def model_info(slug: str) -> Json:
-    """A ModelInfo (§1.6), with the fields that Codex CLI asks for."""
+    """An entry of the model list (F20), with the fields that Codex CLI asks for."""
     is_lite = slug in LITE_MODELS
     return {
         "slug": slug,
@@ -337,7 +337,7 @@ class CodexBackend:
     ############ the backend's routes
 
     def authenticate(self, seen: Seen) -> Login:
-        """§1.2.  Raises: Refused."""
+        """The account that the headers of a request name (F17).  Raises: Refused."""
         scheme, _, token = seen.headers.get("authorization", "").partition(" ")
         if scheme != "Bearer":
             deny("Unauthorized", 401)
@@ -424,7 +424,7 @@ class CodexBackend:
         self.sealed |= {item["encrypted_content"] for item in items if "encrypted_content" in item}
 
     def compact(self, seen: Seen) -> Answer:
-        """§1.7."""
+        """A conversation shortened, in one piece (F27)."""
         login = self.check_posted(seen, is_compact=True)
         self.play_for(seen, login)
         self.turn_count += 1
@@ -445,7 +445,7 @@ class CodexBackend:
         return Answer(200, {"output": FOUND, "encrypted_output": None})
 
     def list_models(self, seen: Seen) -> Answer:
-        """§1.6; without a version all models are too new."""
+        """The model list (F20); without a version all models are too new."""
         self.authenticate(seen)
         models = [model_info(slug) for slug in MODELS if "client_version" in seen.query]
         return Answer(200, {"models": models}, [("etag", 'W/"models-1"')])
@@ -453,7 +453,7 @@ class CodexBackend:
     ############ the token endpoint
 
     async def renew(self, wire: Wire, seen: Seen) -> bool:
-        """§2.3: a refresh token can be used once."""
+        """A refresh token can be used once (F53)."""
         self.token_asked.set()
         await self.token_gate.wait()
         form = seen.body if isinstance(seen.body, dict) else {}

@@ -1,10 +1,11 @@
 """What a ChatGPT Codex backend refuses and answers: the pure half of `codex_backend.py`.
 
-`check_body` raises `Refused` for everything that upstream-facts §1.3 and §1.4 say is refused, with
-the raw shape of the real error; `make_events` gives the events of a turn, as a `Play` wants it.
+`check_body` raises `Refused` for everything that tests/FACTS.md says is refused (F2 to F13),
+with the raw shape of the real error; `make_events` gives the events of a turn, as a `Play`
+wants it.
 
 Where the facts leave a choice this takes the strictest reading.  One exception: Codex CLI itself
-sends no `instructions`, and `id`s on its items (client-facts, part B), so a request with
+sends no `instructions`, and `id`s on its items (measured: Codex CLI 0.169.0), so a request with
 `client_metadata`, which only Codex sends, may do both.
 (No claims.)
 """
@@ -75,7 +76,7 @@ class Refused(Exception):
 
 
 def deny(detail: str, status: int = 400) -> NoReturn:
-    """The raw shape of the backend itself (§1.3)."""
+    """The raw shape of the backend itself (F2)."""
     raise Refused(Answer(status, {"detail": detail}))
 
 
@@ -85,7 +86,7 @@ def error_body(code: str | None, message: str, param: str | None = None) -> Json
 
 
 def invalid(code: str | None, message: str, param: str, status: int = 400) -> NoReturn:
-    """The shape of the API behind the backend (§1.4)."""
+    """The shape of the API behind the backend (F6)."""
     raise Refused(Answer(status, error_body(code, message, param)))
 
 
@@ -143,7 +144,7 @@ CALLS: Final = {  # the type of an output, and that of its call
 
 
 def check_top(body: Mapping[str, Json]) -> None:
-    """§1.3: what is not allowed, and what must be there."""
+    """What is not allowed, and what must be there (F2, F3)."""
     if "instructions" not in body and "client_metadata" not in body:
         deny("Instructions are required")
     if not isinstance(body.get("instructions", ""), str):
@@ -175,7 +176,7 @@ def check_model(body: Mapping[str, Json]) -> None:
 
 
 def check_input(items: Json, *, is_native: bool, is_anchored: bool) -> None:
-    """§1.4, item by item; the calls of an anchored request may be in the turns before it."""
+    """The input, item by item (F4, F6); an anchored request's calls may be in earlier turns."""
     if not isinstance(items, list):
         deny("Input must be a list")
     called: set[tuple[str, str]] = set()
@@ -419,7 +420,7 @@ def usage_limit(login: Login, play: Play, now: float) -> Answer:
 
 
 def limit_headers(login: Login, now: float, seconds: int = 9000) -> Pairs:
-    """§1.11."""
+    """The headers that report quota (F33)."""
     windows = (
         ("primary", login.primary_used, 300, seconds),
         ("secondary", login.secondary_used, 10080, 3 * 24 * 3600),

@@ -1,4 +1,4 @@
-"""The WebSocket of a ChatGPT Codex backend (upstream-facts §1.8), for `codex_backend.py`.
+"""The WebSocket of a ChatGPT Codex backend (F24, F25), for `codex_backend.py`.
 
 `serve_socket` judges the upgrade as a POST is judged, and then answers one turn after another.
 What the facts leave open is as strict as it may be: no extension and no unknown field.  An anchor

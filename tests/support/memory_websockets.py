@@ -49,7 +49,7 @@ from tests.support.world import (
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
-CLIENT_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="  # and §1.3's sample
+CLIENT_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="  # the sample of RFC 6455 §1.3
 MASK: Final = b"\x0f\x1e\x2d\x3c"
 TERMINAL: Final = {"response.completed", "response.failed", "response.incomplete", "error"}
 UPGRADE: Final = (

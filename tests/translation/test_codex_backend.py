@@ -1,7 +1,7 @@
 """Proves that the Codex backend of the tests refuses what the real one is known to refuse.
 
 Method: a good request, over a real socket, and then the same with one fault at a time; the facts
-are upstream-facts §1.2 to §1.4 and §2.3.
+are F2 to F13, F17 and F52 to F54.
 """
 
 from __future__ import annotations

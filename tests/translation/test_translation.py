@@ -1,7 +1,7 @@
 """Proves that a codex account answers a Responses and a Chat client as OpenAI's own API would.
 
 Method: the vectors in tests/support/vectors/*.json go through the pure functions of TRANSLATION.
-Each names the row of the upstream facts that it shows.  In `expect_upstream` the members of ALWAYS
+Each names what it shows.  In `expect_upstream` the members of ALWAYS
 are left out; in `expect_chunks` what stands in every chunk.  Bodies and events that Hypothesis
 makes up, and recorded streams (../shared/fixtures beside the checkout, where it is there), show
 that nothing else is raised and that no text is lost.

@@ -1,7 +1,7 @@
 """Proves that the WebSocket of the tests' Codex backend is as strict as the real one.
 
 Method: the client of trio-websocket on a pair of streams in memory, with a good turn and then the
-same with one fault at a time; the facts are upstream-facts §1.8.
+same with one fault at a time; the facts are F23 to F25.
 """
 
 from __future__ import annotations
