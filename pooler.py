@@ -707,6 +707,16 @@ def valid_member(value: Mapping[str, Json], name: str, kind: type | tuple[type, 
     return found
 
 
+def valid_text(value: Mapping[str, Json], name: str) -> str:
+    """A member that is text; "" if it is absent.  Raises: PoolerError (invalid_value)."""
+    return valid_member(value, name, str) or ""
+
+
+def valid_object(value: Mapping[str, Json], name: str) -> dict[str, Json]:
+    """A member that is an object; an empty one if absent.  Raises: PoolerError (invalid_value)."""
+    return valid_member(value, name, dict) or {}
+
+
 def valid_list(value: Mapping[str, Json], name: str, kind: type) -> list[Json]:
     """A list of that type, maybe empty.  Raises: PoolerError (invalid_value)."""
     found = valid_member(value, name, list) or []
@@ -3407,48 +3417,66 @@ NATIVE_COMMENT: Final = b'data: {"type":"keepalive"}\n\n'  # its timer ignores c
 ################################################################
 # TRANSLATION
 ################################################################
-# The ChatGPT backend speaks one dialect: streamed, stateless Responses with few fields (F2, F3).
-# A request is made from an allow-list; a Chat message is read as the Responses item that it almost
-# is.  Events of Responses stay the bytes that came; for Chat each becomes chunks.  Both sides are
-# untrusted: a request of the wrong shape is a PoolerError, an event of the wrong shape says
-# nothing.
+# The ChatGPT backend speaks one dialect: Responses, streamed and stateless, with few fields.  What
+# follows makes an account of type codex answer like OpenAI's own API:
+#
+#   1. what a codex account cannot do     request            -> the field that is refused
+#   2. a Responses request                request            -> the body for the backend
+#   3. a Chat request                     Chat request       -> a Responses request, for 2
+#   4. the whole response                 the backend's events -> one Responses or Chat object
+#   5. Chat chunks                        the backend's events -> events of Chat
+#   6. a response in one piece            one object         -> events, for a client that streams
+#
+# Both sides are untrusted.  A request of the wrong shape is a PoolerError; an event of the wrong
+# shape has no effect.  The events of a Responses stream stay the bytes that came, but for the few
+# that 4 must complete.
 
-_ROLES: Final = frozenset({"user", "assistant", "developer"})
-_TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
-_PART_KINDS: Final = {"image_url": "input_image", "file": "input_file"}
-# Responses item -> the Chat call's type, which names its object too, and that one's last member.
-_CALLS: Final[Mapping[str, tuple[str, str]]] = {
-    "function_call": ("function", "arguments"),
-    "custom_tool_call": ("custom", "input"),
-}
+
+class ToolCallForm(NamedTuple):
+    """How an output item that calls a tool is written elsewhere."""
+
+    chat: str  # the type of the call in Chat, and the name of the object in it
+    arguments: str  # the member of both that holds the arguments
+    events: str  # how the types of the events begin that carry the arguments
+
+
 _CUSTOM_CALL: Final = "custom_tool_call"
-# What Chat puts into an object named like the type, Responses puts beside the type.
-_NESTED: Final[Mapping[str | None, Sequence[str]]] = {
-    "function": ("name", "description", "parameters", "strict"),
-    "custom": ("name", "description", "format"),
-    "grammar": ("syntax", "definition"),
-    "json_schema": ("name", "description", "schema", "strict"),
-    "allowed_tools": ("mode", "tools"),
-    "file": ("filename", "file_data"),
-    "url_citation": ("start_index", "end_index", "url", "title"),
+_TOOL_CALLS: Final[Mapping[str, ToolCallForm]] = {
+    "function_call": ToolCallForm("function", "arguments", "response.function_call_arguments"),
+    _CUSTOM_CALL: ToolCallForm("custom", "input", "response.custom_tool_call_input"),
 }
-_OUTPUTS: Final = tuple(f"{kind}_output" for kind in _CALLS)  # their parts are a message's
-_CHOICES: Final = ("auto", "none", "required")
-_REASONING: Final = ("effort", "summary", "context", "mode")
-# Others are refused (F5).
-_SERVICE_TIERS: Final = {"fast": "priority", "priority": "priority", "ultrafast": "ultrafast"}
-_EFFORTS_ASSUMED: Final = tuple(name for name in _EFFORTS if name not in {"minimal", "ultra"})
-# What a field may say to a codex account: nothing, or what is so anyway.
+COMMENTARY: Final = "commentary"  # the phase of a message that precedes the answer proper
+
+
+def is_commentary(item: Json) -> bool:
+    """Whether an output item is a remark on the way to the answer, as reasoning is."""
+    return text_at(item, "phase") == COMMENTARY
+
+
+def _paragraphs(texts: Iterable[str]) -> str:
+    """The texts that are not empty, with a blank line between them."""
+    return "\n\n".join(filter(None, texts))
+
+
+# ---- 1. What a codex account cannot do ----
+#
+# A request that needs it goes to an account with an API key, if the pool has one, and is refused
+# otherwise: without the field the response would mean something else.
+
+# Field -> the values with which it asks for nothing; any other value is an obstacle.
 _HARMLESS: Final[Mapping[str, Sequence[Json]]] = {
-    **dict.fromkeys(("background", "logprobs"), (None, False)),
-    **dict.fromkeys(("conversation", "prompt", "audio"), (None,)),
+    "background": (None, False),
+    "logprobs": (None, False),
+    "conversation": (None,),
+    "prompt": (None,),
+    "audio": (None,),
     "previous_response_id": (None, ""),
     "n": (None, 1),
     "modalities": (None, ["text"]),
     "functions": (None, []),
     "function_call": (None, "none"),
 }
-# What another API calls a field, and what it is called here.
+# What another API calls a field -> what it is called here.  Whoever confuses them is told so.
 _OTHER_NAMES: Final[Mapping[CallKind, Mapping[str, str]]] = {
     CallKind.RESPONSES: {
         "messages": "input",
@@ -3460,62 +3488,70 @@ _OTHER_NAMES: Final[Mapping[CallKind, Mapping[str, str]]] = {
     },
     CallKind.CHAT: {"system": "messages"},
 }
-_EMPTY: Final[Sequence[Json]] = (None, [], {"type": "text"})  # says nothing, whatever its name is
+_EMPTY: Final[Sequence[Json]] = (None, [], {"type": "text"})  # asks for nothing, in any field
 _NOTHING_STORED: Final = "Nothing is stored here. Send the whole input, with store: false."
 
 
 def codex_obstacle(
     kind: CallKind, body: Mapping[str, Json], carried: Sequence[str] = ()
 ) -> Obstacle | None:
-    """The first field that a codex account cannot honour (F3, F6), or None.
+    """The first field of a request that a codex account cannot honour, or None.
 
-    `carried`: those that are no obstacle, for they are passed on as they came.
+    `carried`: fields of `_HARMLESS` that are no obstacle, for they are passed on unchanged.
     """
     for name, harmless in _HARMLESS.items():
         if body.get(name) not in harmless and name not in carried:
             return Obstacle(name, _NOTHING_STORED if name == "previous_response_id" else "")
+
     for name, right in _OTHER_NAMES[kind].items():
         if body.get(name) not in _EMPTY:
             return Obstacle(name, f"Here this field is called {right}.")
-    if _has_mcp(body):
-        return Obstacle("tools")
 
+    return Obstacle("tools") if _has_mcp(body) else _input_obstacle(kind, body)
+
+
+def _input_obstacle(kind: CallKind, body: Mapping[str, Json]) -> Obstacle | None:
+    """The input, or the messages, if an item there is an obstacle."""
     is_chat = kind is CallKind.CHAT and (body.get("messages") or body.get("input") is None)
     name = "messages" if is_chat else "input"
     items = objects_of(body.get(name))
+
     if any(map(_is_reference, items)):
         return Obstacle(name, _NOTHING_STORED)
-    is_unfit = any(map(_has_mcp, items)) or _has_unfit_part(items)
-    return Obstacle(name) if is_unfit else None
+    if any(map(_has_mcp, items)) or _has_unfit_part(items):
+        return Obstacle(name)
+    return None
 
 
 def _has_mcp(holder: Mapping[str, Json]) -> bool:
-    """Whether one of its tools, or of those inside them, is a server that is to be called."""
+    """Whether one of the tools, or of those inside them, is an MCP server to be called."""
     tools = objects_of(holder.get("tools"))
-    for tool in tools:  # it grows by those that are found
+    for tool in tools:  # the list grows by what is found inside
         tools += objects_of(tool.get("tools"))
     return any(tool.get("type") == "mcp" for tool in tools)
 
 
 def _is_reference(item: Mapping[str, Json]) -> bool:
-    """Whether it stands for an item that was stored; the API lets its type be left out."""
+    """Whether an item stands for one that was stored; its type may be left out."""
     is_bare = item.get("type") is None and item.get("role") is None
     return item.get("type") == "item_reference" or (is_bare and item.get("id") is not None)
 
 
 def _has_unfit_part(items: Sequence[Mapping[str, Json]]) -> bool:
-    """Whether there is audio, a stored file or a legacy call."""
+    """Whether there is audio, a stored file or a legacy function call."""
     parts = [*items]
     for member in ("content", "output"):
         parts += [part for item in parts for part in objects_of(item.get(member))]
-    for part in parts + objects_of([part.get("file") for part in parts]):
-        is_kind = part.get("type") == "input_audio" or part.get("role") == "function"
-        if is_kind or members_of(part, ("file_id", "audio", "function_call")):
+    parts += objects_of([part.get("file") for part in parts])
+
+    for part in parts:
+        is_unfit = part.get("type") == "input_audio" or part.get("role") == "function"
+        if is_unfit or members_of(part, ("file_id", "audio", "function_call")):
             return True
     return False
 
 
-# The members of a body that decide about it, by who reads them.
+# Members of a body that decide what becomes of it, by who reads them.
 DECIDING_NAMES: Final = frozenset(
     {
         *("model", "stream", "store", "prompt_cache_key", "previous_response_id"),  # read_call
@@ -3530,281 +3566,130 @@ _DECIDING_CHARS_MAX: Final = max(map(len, DECIDING_NAMES))
 
 
 def check_names(body: Iterable[str]) -> None:
-    """Refuse a name that is one of `DECIDING_NAMES` but for its case: to some they are one (F67).
+    """Refuse names that differ from one of `DECIDING_NAMES` only in case.
 
+    Some upstreams ignore case: they would act on a field that was not checked here.
     Raises: PoolerError (invalid_json).
     """
     for name in body:
-        if (
-            len(name) <= _DECIDING_CHARS_MAX
-            and name not in DECIDING_NAMES
-            and name.casefold() in DECIDING_NAMES
-        ):
+        if len(name) > _DECIDING_CHARS_MAX or name in DECIDING_NAMES:
+            continue
+        if name.casefold() in DECIDING_NAMES:
             public = "The request body has a field that differs from a known one only in its case."
             raise PoolerError("invalid_json", public)
+
+
+# ---- 2. A Responses request ----
+#
+# The backend refuses a request with a field that it does not know, so the body is made of a list
+# of fields that it does:
+#
+#   model                    replaced: the account's own name for the model
+#   instructions             kept; developer messages at the start of the input are added
+#   input                    kept, item by item (below)
+#   tools, tool_choice       kept; the nested form of Chat is flattened
+#   parallel_tool_calls      kept, if there are tools
+#   reasoning                kept: effort (the nearest one supported), summary, context, mode
+#   text                     kept: verbosity, format
+#   include                  kept; reasoning.encrypted_content is added
+#   prompt_cache_key         kept; too long a key is replaced by its digest
+#   service_tier             translated, or dropped: see _SERVICE_TIERS
+#   context_management       kept
+#   store, stream            replaced: always false and true, for the backend takes nothing else
+#   those of 1               refused
+#   all others               dropped, such as temperature, metadata and max_output_tokens
+#
+# And of the items of the input:
+#
+#   message                  kept: role (system becomes developer), content, phase
+#   function_call and the
+#   like, their outputs      kept, without id and status
+#   reasoning                kept, if encrypted: with its summary; dropped otherwise
+#   compaction and the like  kept unchanged, with the id to which their ciphertext is bound
+#   item_reference           refused, by 1
+#   all others               kept without id: the backend would look it up, and has stored nothing
+
+_ROLES: Final = frozenset({"user", "assistant", "developer"})
+_REASONING: Final = ("effort", "summary", "context", "mode")
+_SERVICE_TIERS: Final = {"fast": "priority", "priority": "priority", "ultrafast": "ultrafast"}
+_EFFORTS_ASSUMED: Final = tuple(name for name in _EFFORTS if name not in {"minimal", "ultra"})
+# Type of an object in Chat -> the members of the object of that name inside it.  Responses has
+# them next to the type.
+_NESTED: Final[Mapping[str, Sequence[str]]] = {
+    "function": ("name", "description", "parameters", "strict"),
+    "custom": ("name", "description", "format"),
+    "grammar": ("syntax", "definition"),
+    "json_schema": ("name", "description", "schema", "strict"),
+    "allowed_tools": ("mode", "tools"),
+    "file": ("filename", "file_data"),
+    "url_citation": ("start_index", "end_index", "url", "title"),
+}
+_CHOICES: Final = ("auto", "none", "required")  # tool choices that are words
+_TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
+_PART_TYPES: Final = {"image_url": "input_image", "file": "input_file"}  # Chat -> Responses
+_OUTPUTS: Final = tuple(f"{kind}_output" for kind in _TOOL_CALLS)
+# Members of a schema, each of which may say that the value is no object.
+_SCHEMA_KINDS: Final = frozenset(
+    ("type", "properties", "$ref", "allOf", "anyOf", "oneOf", "const", "enum")
+)
 
 
 def to_codex(
     kind: CallKind, body: Mapping[str, Json], model: str, efforts: Sequence[str] | None
 ) -> dict[str, Json]:
-    """The upstream's body for a client's; `efforts`: those of the model, ascending, if known.
+    """The body for the backend; `efforts`: those of the model, ascending, or None if unknown.
 
     Raises: PoolerError (invalid_value, missing_required_parameter).
     """
     if kind is CallKind.CHAT:
         body = _chat_as_responses(body)
-    text = members_of(valid_member(body, "text", dict) or {}, ("verbosity", "format"))
-    is_json_mode = object_of(text.get("format")).get("type") == "json_object"
-    instructions = valid_member(body, "instructions", str) or ""
-    read = _instructed_in_json_mode if is_json_mode else _instructed
-    instructions, items = read(instructions, _input_items(body))
-    tools = [_tool(tool) for tool in valid_list(body, "tools", dict)]
-    reasoning = members_of(valid_member(body, "reasoning", dict) or {}, _REASONING)
-    if effort := valid_member(reasoning, "effort", str):
-        reasoning["effort"] = _clamped(effort, efforts or _EFFORTS_ASSUMED)
-    include = (*valid_list(body, "include", str), "reasoning.encrypted_content")
-    choice = valid_member(body, "tool_choice", (str, dict))
+
+    text = members_of(valid_object(body, "text"), ("verbosity", "format"))
+    instructions, items = _instructions_and_input(body, text)
+    tools = [_codex_tool(tool) for tool in valid_list(body, "tools", dict)]
+    reasoning = _codex_reasoning(body, efforts or _EFFORTS_ASSUMED)
+    include = [*valid_list(body, "include", str), "reasoning.encrypted_content"]
+    choice = _codex_tool_choice(body)
     is_parallel = valid_member(body, "parallel_tool_calls", bool)
-    valid_member(valid_member(body, "stream_options", dict) or {}, "include_usage", bool)
-    made = {
+    valid_member(valid_object(body, "stream_options"), "include_usage", bool)
+
+    fields = {
         "model": model,
         "instructions": instructions,
         "input": items,
         "tools": tools or None,
-        "tool_choice": _choice(choice) if isinstance(choice, dict) else choice,
+        "tool_choice": choice,
         "parallel_tool_calls": is_parallel if tools else None,
         "reasoning": reasoning or None,
         "text": text or None,
         "include": [*dict.fromkeys(include)],
-        "prompt_cache_key": _short_id(valid_member(body, "prompt_cache_key", str) or "") or None,
-        "service_tier": _SERVICE_TIERS.get(valid_member(body, "service_tier", str) or ""),
+        "prompt_cache_key": _short_id(valid_text(body, "prompt_cache_key")) or None,
+        "service_tier": _SERVICE_TIERS.get(valid_text(body, "service_tier")),
         "context_management": valid_list(body, "context_management", dict) or None,
         "store": False,
         "stream": True,
     }
-    return {name: value for name, value in made.items() if value is not None}
+    return members_of(fields, fields)
 
 
-def _instructed(
-    instructions: str, items: Sequence[Mapping[str, Json]]
+def _instructions_and_input(
+    body: Mapping[str, Json], text: Mapping[str, Json]
 ) -> tuple[str, Sequence[Mapping[str, Json]]]:
-    """The instructions with those that the input begins with, and the rest of the input."""
-    # The last item stays whatever it is: without input there is nothing to answer.
+    """The instructions, with those that the input begins with, and the rest of the input.
+
+    `text`: the field of that name.  In JSON mode the word JSON must be in the input, for the
+    backend looks for it there alone: instructions that have it become a part of the input.
+    """
+    instructions, items = valid_text(body, "instructions"), _input_items(body)
+    if object_of(text.get("format")).get("type") == "json_object":
+        if "json" not in instructions.lower():
+            return instructions, items
+        return "", [_message("developer", [_text_part(instructions, "developer")]), *items]
+
+    # The last item stays, whatever it is: without input there is nothing to answer.
     lifted = [*itertools.takewhile(_is_instruction, items[:-1])]
     texts = [part["text"] for item in lifted for part in item["content"]]
-    return "\n\n".join(filter(None, (instructions, *texts))), items[len(lifted) :]
-
-
-def _instructed_in_json_mode(
-    instructions: str, items: Sequence[Mapping[str, Json]]
-) -> tuple[str, Sequence[Mapping[str, Json]]]:
-    """The same where the word JSON must be in the input: the upstream looks only there (F11)."""
-    if "json" not in instructions.lower():
-        return instructions, items
-    content = [_text_part(instructions, "developer")]
-    return "", [{"type": "message", "role": "developer", "content": content}, *items]
-
-
-def _chat_as_responses(body: Mapping[str, Json]) -> dict[str, Json]:
-    """The fields of a Chat body under their Responses names; messages as they are.
-
-    Cursor sends `input` in their place (F86); it and others send fields of Responses besides.
-    """
-    items = valid_list(body, "messages", dict) or body.get("input")
-    if not items:
-        raise PoolerError("missing_required_parameter", "There are no messages.", param="messages")
-    text = dict(valid_member(body, "text", dict) or {})
-    if verbosity := valid_member(body, "verbosity", str):
-        text["verbosity"] = verbosity
-    form = valid_member(body, "response_format", dict) or {"type": "text"}
-    if form.get("type") != "text":
-        text["format"] = _flat(form)
-
-    asked = valid_member(body, "reasoning", dict) or {}
-    effort = valid_member(asked, "effort", str) or valid_member(body, "reasoning_effort", str)
-    reasoning = {**asked, "effort": effort}
-    if effort not in {None, "none"} and "summary" not in asked:
-        reasoning["summary"] = "auto"  # Chat has no field to ask for it (F14)
-    return {**body, "input": items, "text": text, "reasoning": reasoning}
-
-
-def _clamped(effort: str, supported: Collection[str]) -> str:
-    """The nearest level that is supported, rather the higher one.
-
-    `ultra` is a client's name for `max` (F13).  Unknown names stay, and so does `none`.
-    """
-    supported = {"max" if name == "ultra" else name for name in supported}
-    if effort == "none" or effort not in _EFFORTS:
-        return effort
-    at = _EFFORTS.index(effort)
-    nearest_first = _EFFORTS[at:] + _EFFORTS[:at][::-1]
-    return next((name for name in nearest_first if name in supported), effort)
-
-
-def _choice(choice: Mapping[str, Json]) -> Json:
-    """A tool choice as the upstream takes it: a word, where it names no tool."""
-    flat = _flat(choice)
-    return flat["type"] if flat.get("type") in _CHOICES else flat
-
-
-def _flat(nested: Mapping[str, Json]) -> dict[str, Json]:
-    """A tool, a choice or a format in the Responses form, from either form."""
-    kind = valid_member(nested, "type", str)
-    inner = nested.get(kind) if kind in _NESTED else None
-    flat = dict(nested)
-    if isinstance(inner, dict):
-        flat = {"type": kind, **members_of(inner, _NESTED[kind])}
-    if kind is not None and kind.startswith("web_search_preview"):
-        flat["type"] = "web_search"
-    if isinstance(flat.get("format"), dict):
-        flat["format"] = _flat(flat["format"])
-    if kind == "allowed_tools":
-        flat["tools"] = [_flat(tool) for tool in valid_list(flat, "tools", dict)]
-    return flat
-
-
-def _tool(tool: Mapping[str, Json]) -> dict[str, Json]:
-    """A tool, and those that it holds, in the form that the upstream takes."""
-    is_chat = tool.get("type") == "function" and "function" in tool
-    made = ({"parameters": {}, "strict": False} if is_chat else {}) | _flat(tool)
-    schema: Json = made.get("parameters")
-    if isinstance(schema, dict):
-        made["parameters"] = _parameters(schema)
-    if made.get("tools") is not None:
-        made["tools"] = [_tool(inner) for inner in valid_list(made, "tools", dict)]
-    return made
-
-
-# Members of a schema, each of which may say that it is of no object.
-_SAYS_WHAT_IT_IS: Final = frozenset(
-    ("type", "properties", "$ref", "allOf", "anyOf", "oneOf", "const", "enum")
-)
-
-
-def _parameters(schema: Mapping[str, Json]) -> Mapping[str, Json]:
-    """A tool's schema with the `properties` without which an object is refused (F12)."""
-    is_object = schema.get("type") in ("object", ["object"])
-    is_object |= _SAYS_WHAT_IT_IS.isdisjoint(schema)
-    if not is_object or schema.get("properties") is not None:
-        return schema
-    return {"type": "object", **schema, "properties": {}}
-
-
-def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """The input in the form that the upstream takes (F2, F4)."""
-    if (given := body.get("input")) is None:
-        raise PoolerError("missing_required_parameter", "The request has no input.", param="input")
-    if isinstance(given, str):
-        body = {"input": [{"role": "user", "content": given}]}
-    values = valid_list(body, "input", dict)
-    if len(values) > INPUT_ITEMS_MAX:
-        raise PoolerError("invalid_value", "The request has too many items.", param="input")
-    items = [item for value in values for item in _items(value)]
-    custom_ids = {text_at(item, "call_id") for item in items if item["type"] == _CUSTOM_CALL}
-    for item in items:
-        call_id = text_at(item, "call_id")
-        if item["type"] == "function_call_output" and call_id in custom_ids:
-            item["type"] = f"{_CUSTOM_CALL}_output"  # Chat does not tell them apart
-        if call_id:
-            item["call_id"] = _short_id(call_id)
-    return items
-
-
-def _short_id(given: str) -> str:
-    """An id that the upstream takes, the same for every place where it stands (F7)."""
-    return given if len(given) <= CODEX_ID_CHARS_MAX else digest_parts(given).hex()
-
-
-def _items(value: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """What one item becomes: without what the upstream would look up or refuse (F6)."""
-    kind = valid_member(value, "type", str)
-    if kind in {None, "message"}:
-        return _message_items(value)
-    if kind == "reasoning":
-        return _reasoning_items(value)
-    dropped = {"internal_chat_message_metadata_passthrough"}  # Codex CLI's (F82)
-    if kind not in COMPACTIONS or value.get("id") is None:  # their ciphertext is bound to it (F9)
-        dropped.add("id")
-    if kind.removesuffix("_output") in _CALLS:
-        dropped.add("status")
-    item = {name: member for name, member in value.items() if name not in dropped}
-    if kind in _OUTPUTS and isinstance(item.get("output"), list):
-        item["output"] = _content(item, "output", "user")
-    if item.get("tools") is not None:
-        item["tools"] = [_tool(tool) for tool in valid_list(item, "tools", dict)]
-    return [item]
-
-
-def _reasoning_items(item: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """A reasoning item with only what the upstream takes; none where it could read none (F8)."""
-    content = text_at(item, "encrypted_content")
-    summary = objects_of(item.get("summary"))
-    made = {"type": "reasoning", "summary": summary, "encrypted_content": content}
-    return [made] if content else []
-
-
-def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """The items of one message of either API: what it says, then its calls."""
-    role = valid_member(message, "role", str)
-    content = _content(message, "content", role)
-    if role == "tool":
-        call_id = valid_member(message, "tool_call_id", str) or text_at(message, "call_id")
-        is_text = all(part.get("type") == "input_text" for part in content)
-        output = "".join(part["text"] for part in content) if is_text else content
-        return [{"type": "function_call_output", "call_id": call_id, "output": output}]
-    if (role := "developer" if role == "system" else role) not in _ROLES:
-        raise PoolerError("invalid_value", param="role")
-    if refusal := valid_member(message, "refusal", str):
-        content.append({"type": "refusal", "refusal": refusal})
-    if role == "assistant" and [part.get("type") for part in content] == ["output_text"]:
-        content[0] |= _annotations(message)  # Chat has them beside the text
-    items = [_call_item(call) for call in valid_list(message, "tool_calls", dict)]
-    if content or role != "assistant":
-        phase = members_of(message, ("phase",))
-        items.insert(0, {"type": "message", "role": role, "content": content, **phase})
-    return items
-
-
-def _call_item(call: Mapping[str, Json]) -> dict[str, Json]:
-    kind = _CUSTOM_CALL if call.get("type") == "custom" else "function_call"
-    chat, member = _CALLS[kind]
-    made = valid_member(call, chat, dict) or {}
-    says = {name: valid_member(made, name, str) or "" for name in ("name", member)}
-    return {"type": kind, "call_id": valid_member(call, "id", str) or "", **says}
-
-
-def _content(holder: Mapping[str, Json], name: str, role: str | None) -> list[dict[str, Json]]:
-    """The parts of a message, or of a tool's output, as the upstream names them."""
-    given = valid_member(holder, name, (str, list))
-    if isinstance(given, str):
-        is_silent = not given and role == "assistant"  # it only calls tools
-        return [] if is_silent else [_text_part(given, role)]
-    return [_part(part, role) for part in valid_list(holder, name, dict)]
-
-
-def _text_part(text: str, role: str | None) -> dict[str, Json]:
-    return {"type": "output_text" if role == "assistant" else "input_text", "text": text}
-
-
-def _part(part: Mapping[str, Json], role: str | None) -> dict[str, Json]:
-    kind = valid_member(part, "type", str)
-    if kind in _TEXT_PARTS:
-        notes = _annotations(part) if role == "assistant" else {}
-        return _text_part(valid_member(part, "text", str) or "", role) | notes
-    image = part.get("image_url")
-    if kind == "image_url" and isinstance(image, dict):
-        part = {"image_url": image.get("url"), **members_of(image, ("detail",))}
-    flat = _flat(part)
-    if kind is not None:
-        flat["type"] = _PART_KINDS.get(kind, kind)
-    flat.pop("prompt_cache_breakpoint", None)
-    return flat
-
-
-def _annotations(holder: Mapping[str, Json]) -> dict[str, Json]:
-    """The citations of a text in the Responses form, from either form."""
-    notes = [_flat(note) for note in valid_list(holder, "annotations", dict)]
-    return {"annotations": notes} if notes else {}
+    return _paragraphs([instructions, *texts]), items[len(lifted) :]
 
 
 def _is_instruction(item: Mapping[str, Json]) -> bool:
@@ -3813,126 +3698,426 @@ def _is_instruction(item: Mapping[str, Json]) -> bool:
     return is_developer and all(part.get("type") == "input_text" for part in item["content"])
 
 
-COMMENTARY: Final = "commentary"  # the phase of a message on the way to the answer (F32)
+def _codex_reasoning(body: Mapping[str, Json], supported: Collection[str]) -> dict[str, Json]:
+    """What a request asks of reasoning, with an effort that is supported."""
+    reasoning = members_of(valid_object(body, "reasoning"), _REASONING)
+    if effort := valid_text(reasoning, "effort"):
+        reasoning["effort"] = _nearest_effort(effort, supported)
+    return reasoning
 
 
-def is_commentary(item: Json) -> bool:
-    return text_at(item, "phase") == COMMENTARY
+def _nearest_effort(effort: str, supported: Collection[str]) -> str:
+    """The nearest supported level, preferring a higher one.
+
+    `ultra` is a client's name for `max`.  An unknown name is unchanged, and so is `none`, which is
+    no level.
+    """
+    if effort == "none" or effort not in _EFFORTS:
+        return effort
+    supported = {"max" if name == "ultra" else name for name in supported}
+    at = _EFFORTS.index(effort)
+    nearest_first = _EFFORTS[at:] + _EFFORTS[:at][::-1]
+    return next((name for name in nearest_first if name in supported), effort)
 
 
-# Events that carry text of a message -> the type of the part that it is of, and its member.
-_PART_DELTAS: Final[Mapping[str, tuple[str, str]]] = {
-    "response.output_text.delta": ("output_text", "text"),
-    "response.refusal.delta": ("refusal", "refusal"),
-}
+def _codex_tool_choice(body: Mapping[str, Json]) -> Json:
+    """The tool choice: a word, or an object that names tools."""
+    choice = valid_member(body, "tool_choice", (str, dict))
+    if not isinstance(choice, dict):
+        return choice
+    flat = _flattened(choice)
+    return flat["type"] if flat.get("type") in _CHOICES else flat
 
 
-# What `response.done`, an older name of an end (F29), is called now, by the status with it.
-_STATUS_OF_DONE: Final = {"incomplete": "incomplete", "failed": "failed"}
+def _codex_tool(tool: Mapping[str, Json]) -> dict[str, Json]:
+    """A tool, and those inside it, in the form that the backend takes."""
+    flat = _flattened(tool)
+    if tool.get("type") == "function" and "function" in tool:
+        # Absent means false in Chat, and true in Responses.
+        flat = {"parameters": {}, "strict": False} | flat
+
+    schema: Json = flat.get("parameters")
+    if isinstance(schema, dict):
+        flat["parameters"] = _with_properties(schema)
+    return _with_codex_tools(flat)
+
+
+def _with_codex_tools(holder: dict[str, Json]) -> dict[str, Json]:
+    """A tool or an item, with the tools inside it in the form that the backend takes."""
+    if holder.get("tools") is not None:
+        holder["tools"] = [_codex_tool(tool) for tool in valid_list(holder, "tools", dict)]
+    return holder
+
+
+def _with_properties(schema: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The schema of a tool's arguments, with the `properties` that the backend requires."""
+    is_object = schema.get("type") in ("object", ["object"]) or _SCHEMA_KINDS.isdisjoint(schema)
+    if not is_object or schema.get("properties") is not None:
+        return schema
+    return {"type": "object", **schema, "properties": {}}
+
+
+def _flattened(nested: Mapping[str, Json]) -> dict[str, Json]:
+    """A tool, choice, format or citation in the form of Responses, from either form."""
+    kind = valid_text(nested, "type")
+    inner = nested.get(kind) if kind in _NESTED else None
+    flat = dict(nested)
+    if isinstance(inner, dict):
+        flat = {"type": kind, **members_of(inner, _NESTED[kind])}
+
+    if kind.startswith("web_search_preview"):
+        flat["type"] = "web_search"  # its name now
+    if isinstance(flat.get("format"), dict):
+        flat["format"] = _flattened(flat["format"])
+    if kind == "allowed_tools":
+        flat["tools"] = [_flattened(tool) for tool in valid_list(flat, "tools", dict)]
+    return flat
+
+
+def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
+    """The input as the backend takes it: a list of items, whose calls and outputs fit together."""
+    if body.get("input") is None:
+        raise PoolerError("missing_required_parameter", "The request has no input.", param="input")
+    if isinstance(body["input"], str):
+        body = {"input": [{"role": "user", "content": body["input"]}]}
+    values = valid_list(body, "input", dict)
+    if len(values) > INPUT_ITEMS_MAX:
+        raise PoolerError("invalid_value", "The request has too many items.", param="input")
+
+    items = [item for value in values for item in _codex_items(value)]
+    custom_ids = {text_at(item, "call_id") for item in items if item["type"] == _CUSTOM_CALL}
+    for item in items:
+        call_id = text_at(item, "call_id")
+        if item["type"] == "function_call_output" and call_id in custom_ids:
+            item["type"] = f"{_CUSTOM_CALL}_output"  # Chat has one kind of output for both
+        if call_id:
+            item["call_id"] = _short_id(call_id)
+    return items
+
+
+def _short_id(given: str) -> str:
+    """An id of a length that the backend takes, the same wherever the given one stands."""
+    return given if len(given) <= CODEX_ID_CHARS_MAX else digest_parts(given).hex()
+
+
+def _codex_items(item: Mapping[str, Json]) -> list[dict[str, Json]]:
+    """What one item of the input becomes: several, if a Chat message calls tools, or none."""
+    kind = valid_text(item, "type")
+    if kind in {"", "message"}:
+        return _message_items(item)
+    if kind == "reasoning":
+        return _reasoning_items(item)
+
+    dropped = {"internal_chat_message_metadata_passthrough"}  # of Codex CLI, for itself
+    if kind not in COMPACTIONS or item.get("id") is None:
+        dropped.add("id")
+    if kind.removesuffix("_output") in _TOOL_CALLS:
+        dropped.add("status")
+    kept = {name: member for name, member in item.items() if name not in dropped}
+
+    if kind in _OUTPUTS and isinstance(kept.get("output"), list):
+        kept["output"] = _codex_content(kept, "output", "user")
+    return [_with_codex_tools(kept)]
+
+
+def _reasoning_items(item: Mapping[str, Json]) -> list[dict[str, Json]]:
+    """A reasoning item, if it is encrypted: the backend refuses, or cannot read, anything else."""
+    encrypted = text_at(item, "encrypted_content")
+    summary = objects_of(item.get("summary"))
+    kept = {"type": "reasoning", "summary": summary, "encrypted_content": encrypted}
+    return [kept] if encrypted else []
+
+
+def _codex_content(holder: Mapping[str, Json], name: str, role: str) -> list[dict[str, Json]]:
+    """The parts of a message, or of a tool's output, as the backend calls them."""
+    content = valid_member(holder, name, (str, list))
+    if not isinstance(content, str):
+        return [_codex_part(part, role) for part in valid_list(holder, name, dict)]
+    is_silent = role == "assistant" and not content  # it only calls tools
+    return [] if is_silent else [_text_part(content, role)]
+
+
+def _text_part(text: str, role: str) -> dict[str, Json]:
+    """A part of text, whose type depends on who wrote it."""
+    return {"type": "output_text" if role == "assistant" else "input_text", "text": text}
+
+
+def _message(role: str, content: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+    return {"type": "message", "role": role, "content": content}
+
+
+def _codex_part(part: Mapping[str, Json], role: str) -> dict[str, Json]:
+    """One part: text becomes that of its role, files and images lose Chat's nesting."""
+    kind = valid_text(part, "type")
+    if kind in _TEXT_PARTS:
+        citations = _flattened_citations(part) if role == "assistant" else {}
+        return _text_part(valid_text(part, "text"), role) | citations
+
+    image = part.get("image_url")
+    if kind == "image_url" and isinstance(image, dict):
+        part = {"image_url": image.get("url"), **members_of(image, ("detail",))}
+    flat = _flattened(part)
+    if kind:
+        flat["type"] = _PART_TYPES.get(kind, kind)
+    flat.pop("prompt_cache_breakpoint", None)  # unknown to the backend
+    return flat
+
+
+def _flattened_citations(holder: Mapping[str, Json]) -> dict[str, Json]:
+    """The member `annotations` in the form of Responses, from either form, if there are any."""
+    notes = [_flattened(note) for note in valid_list(holder, "annotations", dict)]
+    return {"annotations": notes} if notes else {}
+
+
+# ---- 3. A Chat request ----
+#
+# Fields, before the request is treated as one of 2:
+#
+#   messages                 becomes input
+#   response_format          becomes text.format
+#   verbosity                becomes text.verbosity
+#   reasoning_effort         becomes reasoning.effort, with reasoning.summary: auto
+#   stream_options           include_usage decides about a chunk of ours
+#   all others               as in 2
+#
+# Members of a message:
+#
+#   role                     kept; system becomes developer; tool becomes a function_call_output
+#   content                  kept: the parts under the names of Responses
+#   refusal                  becomes a part of the content
+#   annotations              become a member of the text, if that is all of the content
+#   tool_calls               become items after the message
+#   phase                    kept
+#   all others               dropped, such as reasoning_content, which nobody can verify
+
+
+def _chat_as_responses(body: Mapping[str, Json]) -> dict[str, Json]:
+    """A Chat request with its fields under the names of Responses; messages stay as they are.
+
+    Cursor sends `input` instead of `messages`, and other clients fields of Responses besides.
+    Raises: PoolerError (invalid_value, missing_required_parameter).
+    """
+    items = valid_list(body, "messages", dict) or body.get("input")
+    if not items:
+        raise PoolerError("missing_required_parameter", "There are no messages.", param="messages")
+
+    text = {**valid_object(body, "text")}
+    if verbosity := valid_text(body, "verbosity"):
+        text["verbosity"] = verbosity
+    response_format = valid_object(body, "response_format")
+    if response_format.get("type", "text") != "text":
+        text["format"] = _flattened(response_format)
+
+    given = valid_object(body, "reasoning")
+    effort = valid_text(given, "effort") or valid_text(body, "reasoning_effort")
+    reasoning = {**given, "effort": effort or None}
+    if effort not in {"", "none"}:
+        reasoning.setdefault("summary", "auto")  # Chat has no field to ask for it
+    return {**body, "input": items, "text": text, "reasoning": reasoning}
+
+
+def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
+    """The items that a message of either API becomes: what it says, then its calls."""
+    role = valid_text(message, "role")
+    content = _codex_content(message, "content", role)
+    if role == "tool":
+        return [_tool_output_item(message, content)]
+    role = "developer" if role == "system" else role
+    if role not in _ROLES:
+        raise PoolerError("invalid_value", param="role")
+
+    if refusal := valid_text(message, "refusal"):
+        content.append({"type": "refusal", "refusal": refusal})
+    if role == "assistant" and [part.get("type") for part in content] == ["output_text"]:
+        content[0] |= _flattened_citations(message)
+    calls = [_tool_call_item(call) for call in valid_list(message, "tool_calls", dict)]
+    if role == "assistant" and not content:
+        return calls
+    return [_message(role, content) | members_of(message, ("phase",)), *calls]
+
+
+def _tool_output_item(
+    message: Mapping[str, Json], content: Sequence[Mapping[str, Json]]
+) -> dict[str, Json]:
+    """The item for a message of role tool: one text, if it holds nothing else."""
+    is_text = all(part.get("type") == "input_text" for part in content)
+    output = "".join(part["text"] for part in content) if is_text else content
+    call_id = valid_text(message, "tool_call_id") or text_at(message, "call_id")
+    return {"type": "function_call_output", "call_id": call_id, "output": output}
+
+
+def _tool_call_item(call: Mapping[str, Json]) -> dict[str, Json]:
+    """The item for one of a message's `tool_calls`."""
+    kind = _CUSTOM_CALL if call.get("type") == "custom" else "function_call"
+    form = _TOOL_CALLS[kind]
+    inner = valid_object(call, form.chat)
+    return {
+        "type": kind,
+        "call_id": valid_text(call, "id"),
+        "name": valid_text(inner, "name"),
+        form.arguments: valid_text(inner, form.arguments),
+    }
+
+
+# ---- 4. The whole response ----
+#
+# The terminal event holds the whole response, but some upstreams send it with an empty `output`, or
+# with a part of the items that they streamed.  So finished items are kept until then.  For the
+# Responses client of a stream such an event is written again:
+#
+#   created and the like     `output` becomes [], if it is no list
+#   completed, ..., failed   `output` gets the items that it lacks
+#   done                     renamed completed, incomplete or failed, by its status
+#   error                    loses `headers`, which tell of the account
+#   codex.*, metadata        dropped, and so is keepalive
+#   all others               unchanged, byte for byte
+
+# Type of a part of a message, whose text may come in events "response.TYPE.delta" -> its text.
+_PART_TEXTS: Final[Mapping[str, str]] = {"output_text": "text", "refusal": "refusal"}
+_PART_OF_EVENT: Final = {f"response.{kind}.delta": kind for kind in _PART_TEXTS}
+
+
+def _end_status(response: Json) -> str:
+    """The status of a response that has ended: completed, failed or incomplete."""
+    status = text_at(response, "status")
+    return status if status in {"failed", "incomplete"} else "completed"
+
+
+@dataclass(eq=False, slots=True)
+class OutputCollector:
+    """Keeps the output of a stream that its end may lack, at most `bytes_max` of events.
+
+    These are the finished items and, for a client that waits for the whole, the text of messages
+    that are never sent as finished items.
+    """
+
+    bytes_max: int
+    is_whole: bool = False  # the client gets one response, and no events
+    response: dict[str, Json] | None = None  # of the terminal event, completed, once it came
+    bytes_kept: int = 0  # estimated: the memory that all of this takes
+    _items: dict[int, dict[str, Json]] = field(default_factory=dict)  # by output_index
+    _deltas: dict[tuple[int, str], list[str]] = field(default_factory=dict)  # index, part's type
+    _commentary: set[int] = field(default_factory=set)  # output indexes
+    _bytes_taken: int = 0
+    _members_taken: int = 0
+
+    def take(self, kind: EventKind, event: bytes, value: Mapping[str, Json]) -> bool:
+        """Keep what the end needs of an event, of which `value` is the object.
+
+        Returns whether the response in it was changed, in place.  Raises: BadSyntax, if there is
+        too much to keep, or to write at the end.
+        """
+        name, item = text_at(value, "type"), value.get("item")
+        if name == "response.output_item.done" and isinstance(item, dict):
+            self._items[index_at(value, "output_index", len(self._items))] = item
+            self._count(event, count_members(item))
+        elif self.is_whole:
+            self._take_delta(name, event, value)
+
+        response = value.get("response")
+        if kind is EventKind.SUCCESS or kind is EventKind.FAILURE:
+            response = self.response = object_of(response)
+            check_writable(response if self.is_whole else {})
+        return isinstance(response, dict) and self._complete(kind, response)
+
+    def _take_delta(self, name: str, event: bytes, value: Mapping[str, Json]) -> None:
+        """Keep the text of an event of that type, if it is a part of a message."""
+        index = index_at(value, "output_index", 0)
+        if name == "response.output_item.added" and is_commentary(value.get("item")):
+            self._commentary.add(index)
+        if part := _PART_OF_EVENT.get(name):
+            self._deltas.setdefault((index, part), []).append(text_at(value, "delta"))
+            self._count(event, 1)
+
+    def _count(self, event: bytes, member_count: int) -> None:
+        """Add an event to what is kept.  Raises: BadSyntax, if that is too much."""
+        self._bytes_taken += len(event)
+        self._members_taken += member_count
+        self.bytes_kept += len(event) * (4 if is_wide(event) else 1) + member_count * MEMBER_BYTES
+        is_many = self._members_taken > WRITTEN_MEMBERS_MAX or len(self._items) > OUTPUT_ITEMS_MAX
+        if is_many or self._bytes_taken > self.bytes_max:
+            raise BadSyntax("answer too large")
+
+    def _complete(self, kind: EventKind, response: dict[str, Json]) -> bool:
+        """Give a response the output that it lacks; whether it lacked any."""
+        output = response.get("output")
+        if kind is EventKind.SUCCESS and not output:
+            self._items = self._unfinished_messages() | self._items
+
+        # Only the terminal event tells of the items.
+        is_end = self.response is not None
+        items = [self._items[index] for index in sorted(self._items)] if is_end else []
+        if isinstance(output, list) and len(output) >= len(items):
+            return False
+        response["output"] = items
+        return True
+
+    def _unfinished_messages(self) -> dict[int, dict[str, Json]]:
+        """The messages that the kept deltas are of, by output index."""
+        messages: dict[int, dict[str, Json]] = {}
+        for (index, part), deltas in self._deltas.items():
+            message = _message("assistant", []) | {"status": "completed"}
+            if index in self._commentary:
+                message["phase"] = COMMENTARY
+            content = messages.setdefault(index, message)["content"]
+            content.append({"type": part, _PART_TEXTS[part]: "".join(deltas)})
+        return messages
 
 
 @dataclass(eq=False, slots=True)
 class ResponsesTranslator:
-    """The answer of a codex account for a Responses client, streamed or whole.
+    """A codex account's response for a Responses client, streamed or whole.
 
-    `feed` gives what the stream gets for one event, of which `value` is the object, if it has
-    been read; `whole` gives the answer after the end.  Raises: BadSyntax, where the items take
-    more than `bytes_max`, or what is to be written anew would take long.
+    `feed` returns what the client's stream gets for one event; `whole` the response, after the end.
     """
 
-    bytes_max: int
-    is_collected: bool = False  # the client waits for the whole
-    response: dict[str, Json] | None = None  # that of the terminal event, once it came
-    _items: dict[int, dict[str, Json]] = field(default_factory=dict)  # by output_index
-    _texts: dict[tuple[int, str], list[str]] = field(default_factory=dict)  # index, event: deltas
-    _comments: set[int] = field(default_factory=set)  # output indexes of commentary
-    bytes_kept: int = 0  # in memory, about, of what is kept for the end
-    _bytes_held: int = 0
-    _members_held: int = 0
+    output: OutputCollector
 
     def feed(self, kind: EventKind, event: bytes, value: dict[str, Json] | None = None) -> bytes:
+        """`value`: the object in the event, if it has been read.  Raises: BadSyntax."""
         if kind is EventKind.IDLE:
-            return b"" if b"data" in event and event_data(event) else event
-        is_at_end = self.response is not None
-        if is_at_end or kind is EventKind.DONE:  # clients stop reading at `[DONE]` (F85)
-            return event if is_at_end and kind is EventKind.DONE else b""
-        is_wanted = self.is_collected or b"output_item.done" in event
-        if kind is EventKind.CONTENT and not is_wanted:
+            is_keepalive = b"data" in event and event_data(event)
+            return b"" if is_keepalive else event
+        is_after_end = self.output.response is not None
+        if kind is EventKind.DONE:
+            return event if is_after_end else b""  # clients stop reading at `[DONE]`
+        if is_after_end:
+            return b""
+        if kind is EventKind.CONTENT and not self._is_collected(event):
             return event
-        if value is None:
-            value = load_event(event)
+        return self._completed(kind, event, load_event(event) if value is None else value)
+
+    def _is_collected(self, event: bytes) -> bool:
+        """Whether an event of content may have something that the end needs."""
+        return self.output.is_whole or b"output_item.done" in event
+
+    def _completed(self, kind: EventKind, event: bytes, value: dict[str, Json]) -> bytes:
+        """The event, unchanged or written again."""
         name = text_at(value, "type")
         if kind is EventKind.HANDSHAKE and name.startswith(("codex.", "response.metadata")):
             return b""
-        is_told = value.pop("headers", None) is not None  # with a WebSocket's error
-        is_filled = self._collect(kind, value, event) and "response" in value
-        is_renamed = name == "response.done"
-        if is_renamed:
-            status = text_at(self.response, "status")
-            value["type"] = f"response.{_STATUS_OF_DONE.get(status, 'completed')}"
-        return event_with_data(event, value) if is_filled or is_told or is_renamed else event
+
+        is_changed = self.output.take(kind, event, value) and "response" in value
+        if value.pop("headers", None) is not None:
+            is_changed = True
+        if name == "response.done":
+            value["type"] = f"response.{_end_status(self.output.response)}"
+            is_changed = True
+        return event_with_data(event, value) if is_changed else event
 
     def whole(self) -> dict[str, Json]:
-        return self.response or {}
-
-    def _collect(self, kind: EventKind, value: Mapping[str, Json], event: bytes) -> bool:
-        """Keep a finished item, fill a snapshot (F31); whether the latter was needed."""
-        response, item = value.get("response"), value.get("item")
-        is_end = kind in TERMINAL_KINDS
-        if is_end:
-            self.response = response = object_of(response)
-            check_writable(response if self.is_collected else {})
-        name = text_at(value, "type")
-        is_item = name == "response.output_item.done" and isinstance(item, dict)
-        if is_item:
-            self._items[index_at(value, "output_index", len(self._items))] = object_of(item)
-            self._hold(event, count_members(item))
-        if self.is_collected and name == "response.output_item.added" and is_commentary(item):
-            self._comments.add(index_at(value, "output_index", 0))
-        if self.is_collected and name in _PART_DELTAS:
-            key = (index_at(value, "output_index", 0), name)
-            self._texts.setdefault(key, []).append(text_at(value, "delta"))
-            self._hold(event, 1)
-        if not isinstance(response, dict):
-            return False
-        output = response.get("output")
-        if kind is EventKind.SUCCESS and not output:
-            self._items = self._streamed_messages() | self._items
-        known_count = len(self._items) if is_end else 0  # only the last one tells of them
-        if isinstance(output, list) and len(output) >= known_count:
-            return False
-        response["output"] = [self._items[at] for at in sorted(self._items)] if is_end else []
-        return True
-
-    def _hold(self, event: bytes, member_count: int) -> None:
-        """Count what is kept of an event, to be written at the end.  Raises: BadSyntax."""
-        self._bytes_held += len(event)
-        self._members_held += member_count
-        self.bytes_kept += len(event) * (4 if is_wide(event) else 1) + member_count * MEMBER_BYTES
-        is_many = self._members_held > WRITTEN_MEMBERS_MAX or len(self._items) > OUTPUT_ITEMS_MAX
-        if is_many or self._bytes_held > self.bytes_max:
-            raise BadSyntax("answer too large")
-
-    def _streamed_messages(self) -> dict[int, dict[str, Json]]:
-        """The items that the deltas were of, for where they never came whole."""
-        made: dict[int, dict[str, Json]] = {}
-        for (index, name), deltas in self._texts.items():
-            message = {"type": "message", "role": "assistant", "status": "completed", "content": []}
-            kind, member = _PART_DELTAS[name]
-            part = {"type": kind, member: "".join(deltas)}
-            phase = {"phase": COMMENTARY} if index in self._comments else {}
-            made.setdefault(index, message | phase)["content"].append(part)
-        return made
+        return self.output.response or {}
 
 
 def event_with_data(event: bytes, value: Json) -> bytes:
-    """`event` with other data; its name is the type in it, other lines and line ends stay.
+    """`event` with other data; its name is the type in that, other lines and line ends stay.
 
-    Raises: BadSyntax, where that would take long to write.
+    Raises: BadSyntax, if that would take long to write.
     """
     if len(event) > WRITTEN_BYTES_MAX:
         raise BadSyntax("event too large")
     check_writable(value)
+
     line_end = b"\r\n" if b"\r\n" in event else b"\n"
     kept = [line for line in _lines(event) if line and not line.startswith(b"data:")]
     name = f"event: {text_at(value, 'type')}".encode("ascii", "replace")
@@ -3941,97 +4126,78 @@ def event_with_data(event: bytes, value: Json) -> bytes:
 
 
 def data_line(value: Json) -> bytes:
+    """The line of an event that carries a value."""
     return b"data: " + dump_json(value)
 
 
-THOUGHT: Final = "reasoning_content"
-# Events that carry text of the answer -> the member of the chunk's delta.
-_TEXT_EVENTS: Final[Mapping[str, str]] = {
-    "response.output_text.delta": "content",
-    "response.refusal.delta": "refusal",
-    "response.reasoning_summary_text.delta": THOUGHT,
-    "response.reasoning_text.delta": THOUGHT,
-}
-_TEXT_MEMBERS: Final = ("content", "refusal", THOUGHT)  # members of a message that are text
-# Events that carry a call's arguments -> the member that holds them.
-_CALL_EVENTS: Final[Mapping[str, str]] = {
-    "response.function_call_arguments.delta": "delta",
-    "response.function_call_arguments.done": "arguments",
-    "response.custom_tool_call_input.delta": "delta",
-    "response.custom_tool_call_input.done": "input",
-}
-Delta = dict[str, Json]
-
-
-def _chat_call(item: Mapping[str, Json], place: int) -> dict[str, Json]:
-    """A call as Chat has it, `place` being its own among the answer's."""
-    chat, member = _CALLS[item["type"]]
-    made = {name: text_at(item, name) for name in ("name", member)}
-    # Without an id there could be no answer to it.
-    call_id = text_at(item, "call_id") or label_at(item, "id") or f"call_{place}"
-    return {"id": call_id, "type": chat, chat: made}
-
-
-def _joined(parts: Json, kind: str) -> str:
-    """The text of those parts that are of a type."""
-    return "".join(text_at(part, "text") for part in objects_of(parts) if part.get("type") == kind)
-
-
-def _thoughts(item: Mapping[str, Json]) -> list[str]:
-    """What an item tells of the way to the answer: a summary, else the reasoning itself."""
-    if is_commentary(item):
-        return [_joined(item.get("content"), "output_text")]
-    summary = [text_at(part, "text") for part in objects_of(item.get("summary"))]
-    parts = objects_of(item.get("content")) if item.get("type") == "reasoning" else []
-    return summary if any(summary) else [text_at(part, "text") for part in parts]
+THOUGHT: Final = "reasoning_content"  # no field of OpenAI's: that is where Chat clients look for it
 
 
 def _chat_message(output: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
-    """The Chat message that these output items make (F32).
+    """The Chat message that output items make.
 
-    The content is the answer alone, for some clients read it as JSON; of several messages each is
-    a paragraph.
+    Its content is the answer alone, for some clients read it as JSON; of several messages each is
+    a paragraph.  It is null if there are only calls, or a refusal.
     """
-    answers = [item for item in output if not is_commentary(item)]
-    parts = [part for item in answers for part in objects_of(item.get("content"))]
-    has_text = any(part.get("type") == "output_text" for part in parts)
-    texts = [_joined(item.get("content"), "output_text") for item in answers]
+    replies = [item for item in output if not is_commentary(item)]
+    parts = [part for item in replies for part in objects_of(item.get("content"))]
+    called = [item for item in output if text_at(item, "type") in _TOOL_CALLS]
     refusal = "".join(text_at(part, "refusal") for part in parts)
-    thoughts = [text for item in output for text in _thoughts(item)]
-    called = [item for item in output if text_at(item, "type") in _CALLS]
-    calls = [_chat_call(item, place) for place, item in enumerate(called)]
+    has_text = any(part.get("type") == "output_text" for part in parts)
+    is_silent = not has_text and (called or refusal)
+
     notes = [note for part in parts for note in objects_of(part.get("annotations"))]
     more = {
-        "annotations": _citations(notes),
-        THOUGHT: "\n\n".join(filter(None, thoughts)),
-        "tool_calls": calls,
+        "annotations": _chat_citations(notes),
+        THOUGHT: _paragraphs(text for item in output for text in _thoughts(item)),
+        "tool_calls": [_chat_call(item, place) for place, item in enumerate(called)],
     }
     return {
         "role": "assistant",
-        "content": "\n\n".join(filter(None, texts)) if has_text or not (calls or refusal) else None,
+        "content": None if is_silent else _paragraphs(map(_output_text, replies)),
         "refusal": refusal or None,
         **{name: value for name, value in more.items() if value},
     }
 
 
-def _citations(notes: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
-    """The annotations that cite a page; Chat knows no others."""
-    cited = [note for note in notes if note.get("type") == "url_citation"]
-    names = ("start_index", "end_index", "url", "title")
-    return [
-        {
-            "type": "url_citation",
-            "url_citation": {name: note[name] for name in names if _is_plain(note.get(name))},
-        }
-        for note in cited
-    ]
+def _output_text(item: Mapping[str, Json]) -> str:
+    """The text of an item's content."""
+    parts = objects_of(item.get("content"))
+    return "".join(text_at(part, "text") for part in parts if part.get("type") == "output_text")
 
 
-def _is_plain(value: Json) -> bool:
-    return isinstance(value, str | int | float)
+def _thoughts(item: Mapping[str, Json]) -> list[str]:
+    """The texts of an item that lead to the answer: the summary of reasoning, else itself."""
+    if is_commentary(item):
+        return [_output_text(item)]
+    summary = [text_at(part, "text") for part in objects_of(item.get("summary"))]
+    if any(summary) or item.get("type") != "reasoning":
+        return summary
+    return [text_at(part, "text") for part in objects_of(item.get("content"))]
+
+
+def _chat_call(item: Mapping[str, Json], place: int) -> dict[str, Json]:
+    """A tool call in the form of Chat; `place`: its number among the calls of the response."""
+    form = _TOOL_CALLS[item["type"]]
+    inner = {name: text_at(item, name) for name in ("name", form.arguments)}
+    # Without any id the client could not send the output.
+    call_id = text_at(item, "call_id") or label_at(item, "id") or f"call_{place}"
+    return {"id": call_id, "type": form.chat, form.chat: inner}
+
+
+def _chat_citations(notes: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
+    """Those annotations that cite a page, in the form of Chat, which has no others."""
+    citations = []
+    for note in notes:
+        if note.get("type") == "url_citation":
+            members = members_of(note, _NESTED["url_citation"]).items()
+            inner = {name: value for name, value in members if isinstance(value, str | int | float)}
+            citations.append({"type": "url_citation", "url_citation": inner})
+    return citations
 
 
 def _finish_reason(response: Mapping[str, Json], has_calls: bool) -> str:
+    """Why a response ended, in a word of Chat."""
     details = response.get("incomplete_details")
     if response.get("status") == "incomplete" or isinstance(details, dict):
         return "content_filter" if text_at(details, "reason") == "content_filter" else "length"
@@ -4039,6 +4205,7 @@ def _finish_reason(response: Mapping[str, Json], has_calls: bool) -> str:
 
 
 def _chat_usage(response: Mapping[str, Json]) -> dict[str, Json] | None:
+    """The token counts of a response, under the names of Chat; None if there are none."""
     usage = read_usage(response.get("usage"))
     return usage and {
         "prompt_tokens": usage.input_tokens,
@@ -4049,76 +4216,124 @@ def _chat_usage(response: Mapping[str, Json]) -> dict[str, Json] | None:
     }
 
 
-def _chat_failure(value: Mapping[str, Json]) -> PoolerError:
-    """The upstream's own words about a failure."""
+# ---- 5. Chat chunks ----
+#
+#   output_text.delta        delta.content, or .reasoning_content in a message of commentary
+#   refusal.delta            delta.refusal
+#   reasoning_*.delta        delta.reasoning_content: of text and summary only what comes first
+#   output_item.added        delta.tool_calls: id and name of a call
+#   *_arguments.delta, .done delta.tool_calls: the arguments; `done` only if there was no delta
+#   *.annotation.added       delta.annotations
+#   output_item.done         what of the item was not sent yet
+#   completed, incomplete    what of the output was not sent yet, the finish reason, the usage
+#   failed, error            an error; no [DONE] follows
+#   all others               nothing
+#
+# The first chunk with a delta is preceded by one with the role.
+
+# Event of text -> the member of the delta.
+_TEXT_EVENTS: Final[Mapping[str, str]] = {
+    "response.output_text.delta": "content",
+    "response.refusal.delta": "refusal",
+    "response.reasoning_summary_text.delta": THOUGHT,
+    "response.reasoning_text.delta": THOUGHT,
+}
+# Event of a call's arguments -> its own member that holds them.
+_ARGUMENT_EVENTS: Final[Mapping[str, str]] = {
+    "response.function_call_arguments.delta": "delta",
+    "response.function_call_arguments.done": "arguments",
+    "response.custom_tool_call_input.delta": "delta",
+    "response.custom_tool_call_input.done": "input",
+}
+Delta = dict[str, Json]
+
+
+def _chat_error(value: Mapping[str, Json]) -> bytes:
+    """The event that ends a Chat stream, with the upstream's error message."""
     error = failure_of(value)
     names = ("code", "message", "type", "param")
-    said = {name: text_at(error, name)[:MESSAGE_CHARS_MAX] for name in names}
-    failure = PoolerError("upstream_error", said["message"], upstream_code=said["code"])
+    texts = {name: text_at(error, name)[:MESSAGE_CHARS_MAX] for name in names}
+    failure = PoolerError("upstream_error", texts["message"], upstream_code=texts["code"])
     if error is not value:  # the type of a flat event is its own
-        failure.type = said["type"] or failure.type
-    failure.param = said["param"] or None
-    return failure
+        failure.type = texts["type"] or failure.type
+    failure.param = texts["param"] or None
+    return b"data: " + failure.content()[0] + b"\n\n"
 
 
 @dataclass(eq=False, slots=True)
-class ChatTranslator(ResponsesTranslator):
-    """The same for a Chat client.
+class StreamedItem:
+    """What a Chat client has been sent of one output item."""
+
+    is_commentary: bool = False
+    has_text: bool = False  # or, of a call, arguments
+    has_citations: bool = False
+    thought_event: str = ""  # the event that brings its reasoning; others repeat that
+    call: dict[str, str] = field(default_factory=dict)  # type, id, call_id, name: what is known
+    place: int | None = None  # of a call that was begun, its number among the calls
+    has_lost_arguments: bool = False  # some came before the call could be begun
+
+
+@dataclass(eq=False, slots=True)
+class ChatTranslator:
+    """A codex account's response for a Chat client, streamed or whole.
 
     `request_id`, `model` and `created_unix` stand in for what the upstream does not say.
     """
 
+    output: OutputCollector
     request_id: str = ""
     model: str = ""
     created_unix: int = 0
     include_usage: bool = False
     _head: dict[str, Json] = field(default_factory=dict)  # of every chunk, once there is one
-    # Items are told apart by their output index, or by their id where there is none.
-    _indexes: dict[str, int] = field(default_factory=dict)  # by id, or id of the call
-    _unnumbered: int = 0  # of them
-    _latest: int = -1  # the item of the latest event
-    _said: set[int] = field(default_factory=set)  # those of which something was told
-    _cited: set[int] = field(default_factory=set)  # those of which a citation was told
-    _calls: dict[int, tuple[int, str]] = field(default_factory=dict)  # place among them, type
-    _heads: dict[int, Json] = field(default_factory=dict)  # of calls that are not known enough
-    _missed: set[int] = field(default_factory=set)  # calls of which a part came before the head
-    _told_as: dict[int, str] = field(default_factory=dict)  # the event that tells its reasoning
-    _thought: tuple[int, int] | None = None  # the latest part of what was thought
-    _spoke: int | None = None  # the latest message of the answer
+    _by_index: dict[int, StreamedItem] = field(default_factory=dict)  # by output_index
+    _by_id: dict[str, StreamedItem] = field(default_factory=dict)  # by id, or call_id
+    _latest: StreamedItem = field(default_factory=StreamedItem)
+    _unnumbered_count: int = 0  # of items without an output_index
+    _call_count: int = 0  # of those that were begun
+    _has_text: bool = False  # or arguments: something of some item was sent
+    _last_part: dict[str, tuple[StreamedItem, int]] = field(default_factory=dict)  # by member
 
     def feed(self, kind: EventKind, event: bytes, value: dict[str, Json] | None = None) -> bytes:
-        if kind in {EventKind.IDLE, EventKind.DONE} or self.response is not None:
+        """The chunks for one event, of which `value` is the object, if it has been read.
+
+        Raises: BadSyntax, if there is too much to remember.
+        """
+        if kind is EventKind.IDLE or kind is EventKind.DONE or self.output.response is not None:
             return b""
         if value is None:
             value = load_event(event)
-        self._collect(kind, value, event)
+        self.output.take(kind, event, value)
+        if self.output.is_whole:
+            return b""
         if kind is EventKind.FAILURE:
-            return b"data: " + _chat_failure(value).content()[0] + b"\n\n"
-        is_end = kind is EventKind.SUCCESS
-        response = self.response or object_of(value.get("response"))
-        deltas = [*self._deltas(value)]
-        if is_end:
-            deltas += self._untold(objects_of(response.get("output")))
-        if not self._head and (deltas or response or is_end):
-            self._head = self._identity(response)
-            deltas.insert(0, {"role": "assistant", "content": ""})
-        chunks = b"".join(self._chunk(delta) for delta in deltas)
-        return chunks + self._end(response) if is_end else chunks
+            return _chat_error(value)
+
+        deltas = self._deltas(value)
+        response = object_of(self.output.response or value.get("response"))
+        if kind is not EventKind.SUCCESS:
+            return self._chunks(deltas, response)
+        deltas += self._unsent(objects_of(response.get("output")))
+        return self._chunks(deltas, response) + self._end(response)
 
     def whole(self) -> dict[str, Json]:
-        response = self.response or {}
+        """The response after its end, as an object `chat.completion`."""
+        response = self.output.response or {}
         message = _chat_message(objects_of(response.get("output")))
         reason = _finish_reason(response, "tool_calls" in message)
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-        return {
+        completion = {
             **self._identity(response),
             "object": "chat.completion",
             "choices": [choice],
             "usage": _chat_usage(response),
-            **({"service_tier": tier} if (tier := text_at(response, "service_tier")) else {}),
         }
+        if tier := text_at(response, "service_tier"):
+            completion["service_tier"] = tier
+        return completion
 
     def _identity(self, response: Mapping[str, Json]) -> dict[str, Json]:
+        """The members that every chunk of a response begins with."""
         identity = label_at(response, "id").removeprefix("resp_") or self.request_id
         return {
             "id": f"chatcmpl-{identity}",
@@ -4127,165 +4342,197 @@ class ChatTranslator(ResponsesTranslator):
             "model": label_at(response, "model") or self.model,
         }
 
+    def _chunks(self, deltas: Sequence[Delta], response: Mapping[str, Json]) -> bytes:
+        """A chunk for each delta; in front of the first one for the role."""
+        if not self._head and (deltas or response):
+            self._head = self._identity(response)
+            deltas = [{"role": "assistant", "content": ""}, *deltas]
+        return b"".join([self._chunk(delta) for delta in deltas])
+
     def _chunk(self, delta: Delta, reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         usage = {"usage": None} if self.include_usage else {}
         return data_line({**self._head, "choices": [choice], **usage}) + b"\n\n"
 
     def _end(self, response: Mapping[str, Json]) -> bytes:
-        end = self._chunk({}, _finish_reason(response, bool(self._calls)))
+        """The last events: the finish reason, the usage if it is asked for, and `[DONE]`."""
+        end = self._chunk({}, _finish_reason(response, self._call_count > 0))
         usage = _chat_usage(response)
         if self.include_usage and usage:
             end += data_line({**self._head, "choices": [], "usage": usage}) + b"\n\n"
         return end + b"data: [DONE]\n\n"
 
-    def _deltas(self, value: Mapping[str, Json]) -> Iterator[Delta]:
-        """What an event tells beyond all that was told."""
-        name, item = text_at(value, "type"), object_of(value.get("item"))
-        index = self._index_of(value, item)
-        if name in _TEXT_EVENTS:
-            yield from self._say_part(index, name, value)
-        elif name in _CALL_EVENTS:
-            text = text_at(value, _CALL_EVENTS[name])
-            yield from self._argue(index, text, is_whole=name.endswith(".done"))
-        elif name == "response.output_text.annotation.added":
-            notes = _citations([object_of(value.get("annotation"))])
-            if notes and index not in self._comments:
-                self._cited.add(index)
-                yield {"annotations": notes}
-        elif name == "response.output_item.added":
-            if is_commentary(item):
-                self._comments.add(index)
-            yield from self._open_call(index, item)
-        elif name == "response.output_item.done":
-            yield from self._finish(index, item)
+    # From an event to deltas.
 
-    def _untold(self, items: Sequence[Mapping[str, Json]]) -> Iterator[Delta]:
-        """What nothing but the end tells: all of it, or of items that something was told of.
+    def _deltas(self, value: Mapping[str, Json]) -> list[Delta]:
+        """What an event adds to what was sent."""
+        name, item = text_at(value, "type"), object_of(value.get("item"))
+        streamed = self._item_of(name, value, item)
+        if name in _TEXT_EVENTS:
+            return self._part_of_text(streamed, name, value)
+        if name in _ARGUMENT_EVENTS:
+            text = text_at(value, _ARGUMENT_EVENTS[name])
+            return self._arguments(streamed, text, is_all=name.endswith(".done"))
+        if name == "response.output_text.annotation.added":
+            return self._citation(streamed, object_of(value.get("annotation")))
+        if name == "response.output_item.added":
+            streamed.is_commentary |= is_commentary(item)
+            return self._begin_call(streamed, item)
+        if name == "response.output_item.done":
+            return self._rest_of(streamed, item)
+        return []
+
+    def _item_of(
+        self, name: str, value: Mapping[str, Json], item: Mapping[str, Json]
+    ) -> StreamedItem:
+        """The item that an event is about: by its output index, or an id, else the latest one.
+
+        Raises: BadSyntax, if there are too many.
+        """
+        index = index_at(value, "output_index", -1)
+        if index >= 0:
+            self._latest = self._numbered(index)
+            if not item:  # as of nearly all events
+                return self._latest
+
+        labels = (label_at(value, "item_id"), label_at(item, "id"), label_at(item, "call_id"))
+        ids = [*filter(None, labels)]
+        if index < 0 and (ids or name == "response.output_item.added"):
+            known = [self._by_id[label] for label in ids if label in self._by_id]
+            self._latest = known[0] if known else StreamedItem()
+            self._unnumbered_count += not known
+        self._by_id.update(dict.fromkeys(ids, self._latest))
+        if max(len(self._by_id), self._unnumbered_count) > OUTPUT_ITEMS_MAX:
+            raise BadSyntax("answer too large")
+        return self._latest
+
+    def _numbered(self, index: int) -> StreamedItem:
+        """The item with that output index."""
+        streamed = self._by_index.get(index)
+        if streamed is None:
+            streamed = self._by_index[index] = StreamedItem()
+        return streamed
+
+    def _part_of_text(
+        self, streamed: StreamedItem, name: str, value: Mapping[str, Json]
+    ) -> list[Delta]:
+        """The delta for an event of text, which has that name."""
+        member, number = _TEXT_EVENTS[name], 0
+        if member == THOUGHT:
+            # Some upstreams send reasoning and its summary: one of them is enough.
+            streamed.thought_event = streamed.thought_event or name
+            if streamed.thought_event != name:
+                return []
+            number = index_at(value, "summary_index", index_at(value, "content_index", 0))
+        elif member == "content" and streamed.is_commentary:
+            member = THOUGHT
+        return self._text(streamed, number, member, text_at(value, "delta"))
+
+    def _text(self, streamed: StreamedItem, number: int, member: str, text: str) -> list[Delta]:
+        """The delta for text of an item's part of that number; each part is a paragraph."""
+        if not text:
+            return []
+        streamed.has_text = self._has_text = True
+
+        part = (streamed, number)
+        if member != "refusal" and self._last_part.setdefault(member, part) != part:
+            self._last_part[member] = part
+            text = f"\n\n{text}"
+        return [{member: text}]
+
+    def _citation(self, streamed: StreamedItem, note: Mapping[str, Json]) -> list[Delta]:
+        """The delta for one annotation of the answer."""
+        citations = _chat_citations([note])
+        if not citations or streamed.is_commentary:
+            return []
+        streamed.has_citations = True
+        return [{"annotations": citations}]
+
+    def _begin_call(
+        self, streamed: StreamedItem, item: Mapping[str, Json], *, is_all: bool = False
+    ) -> list[Delta]:
+        """The head of a call: its place, id and name, with empty arguments.
+
+        Clients take both from the first chunk of a call, so there is none before they are known,
+        unless this is all that will be known.
+        """
+        if text_at(item, "type") not in _TOOL_CALLS or streamed.place is not None:
+            return []
+        for name in ("type", "id", "call_id", "name"):
+            if text := text_at(item, name):
+                streamed.call[name] = text
+        if not is_all and not {"call_id", "name"} <= streamed.call.keys():
+            return []
+
+        streamed.place = self._call_count
+        self._call_count += 1
+        call = _chat_call(streamed.call, streamed.place)
+        return [{"tool_calls": [{"index": streamed.place, **call}]}]
+
+    def _arguments(self, streamed: StreamedItem, text: str, *, is_all: bool) -> list[Delta]:
+        """The delta for a part of a call's arguments, or for all of them if none was sent.
+
+        What comes before the call is begun is sent at the end with all of them: the parts that
+        follow it would be of no use alone.
+        """
+        if streamed.place is None:
+            streamed.has_lost_arguments |= not is_all
+            return []
+        is_sent = streamed.has_text if is_all else streamed.has_lost_arguments
+        if is_sent or not text:
+            return []
+
+        streamed.has_text = self._has_text = True
+        form = _TOOL_CALLS[streamed.call["type"]]
+        return [{"tool_calls": [{"index": streamed.place, form.chat: {form.arguments: text}}]}]
+
+    def _rest_of(self, streamed: StreamedItem, item: Mapping[str, Json]) -> list[Delta]:
+        """What of a finished item was not sent yet."""
+        form = _TOOL_CALLS.get(text_at(item, "type"))
+        if form is not None:
+            head = self._begin_call(streamed, item, is_all=True)
+            return head + self._arguments(streamed, text_at(item, form.arguments), is_all=True)
+
+        deltas: list[Delta] = []
+        message = _chat_message([item])
+        if not streamed.has_text:
+            for member in ("content", "refusal", THOUGHT):
+                deltas += self._text(streamed, 0, member, text_at(message, member))
+        if "annotations" in message and not streamed.has_citations:
+            streamed.has_citations = True
+            deltas.append(members_of(message, ("annotations",)))
+        return deltas
+
+    def _unsent(self, items: Sequence[Mapping[str, Json]]) -> list[Delta]:
+        """What of the output was not sent yet: all of it, or the rest of items that were begun.
 
         Those are known by their ids; a call has one of its own, so it may be new.
-        Raises: BadSyntax.
+        Raises: BadSyntax, if there are too many items.
         """
         if len(items) > OUTPUT_ITEMS_MAX:
             raise BadSyntax("answer too large")
 
-        is_all = not (self._said or self._calls)
+        deltas: list[Delta] = []
+        is_all = not (self._has_text or self._call_count)
         for number, item in enumerate(items):
-            names = (label_at(item, "id"), label_at(item, "call_id"))
-            is_known = any(name in self._indexes for name in names)
-            is_known |= text_at(item, "type") in _CALLS and bool(names[1])
-            if is_all or is_known:
-                index = number if is_all else self._index_of({}, item)
-                yield from self._finish(index, item)
-
-    def _index_of(self, value: Mapping[str, Json], item: Mapping[str, Json]) -> int:
-        """The number of the item that an event is of.  Raises: BadSyntax, if there are too many."""
-        names = (label_at(value, "item_id"), label_at(item, "id"), label_at(item, "call_id"))
-        known = [*filter(None, names)]
-        index = index_at(value, "output_index", -1)
-        if index < 0:
-            found = [self._indexes[name] for name in known if name in self._indexes]
-            is_new = bool(known) or text_at(value, "type") == "response.output_item.added"
-            index = found[0] if found else self._latest
-            if is_new and not found:
-                self._unnumbered += 1
-                index = OUTPUT_ITEMS_MAX + self._unnumbered  # beyond those that can be named
-        if item or index > OUTPUT_ITEMS_MAX:
-            self._indexes.update(dict.fromkeys(known, index))
-        if max(len(self._indexes), self._unnumbered) > OUTPUT_ITEMS_MAX:
-            raise BadSyntax("answer too large")
-        self._latest = index
-        return index
-
-    def _say_part(self, index: int, name: str, value: Mapping[str, Json]) -> Iterator[Delta]:
-        member, number = _TEXT_EVENTS[name], 0
-        if member == THOUGHT:
-            # Some tell their reasoning and a summary of it: one of them is enough.
-            if self._told_as.setdefault(index, name) != name:
-                return
-            number = index_at(value, "summary_index", index_at(value, "content_index", 0))
-        elif member == "content" and index in self._comments:
-            member = THOUGHT
-        yield from self._say((index, number), member, text_at(value, "delta"))
-
-    def _say(self, part: tuple[int, int], member: str, text: str) -> Iterator[Delta]:
-        if not text:
-            return
-        self._said.add(part[0])
-        if member == THOUGHT:
-            if self._thought not in {None, part}:
-                text = f"\n\n{text}"
-            self._thought = part
-        elif member == "content":
-            if self._spoke not in {None, part[0]}:
-                text = f"\n\n{text}"
-            self._spoke = part[0]
-        yield {member: text}
-
-    def _open_call(
-        self, index: int, item: Mapping[str, Json], *, is_whole: bool = False
-    ) -> Iterator[Delta]:
-        """The head of a call: its place among the calls, id and name, without arguments.
-
-        Clients take both from the first chunk of a call (F87): until they are known there is none.
-        """
-        if (kind := text_at(item, "type")) not in _CALLS or index in self._calls:
-            return
-        named = {name: text for name in ("call_id", "name") if (text := text_at(item, name))}
-        head = {"type": kind} | self._heads.pop(index, {}) | named
-        if not (is_whole or ("call_id" in head and "name" in head)):
-            self._heads[index] = head
-            return
-        place = len(self._calls)
-        call = {"index": place, **_chat_call(members_of(item, ("id",)) | head, place)}
-        self._calls[index] = (len(self._calls), kind)
-        yield {"tool_calls": [call]}
-
-    def _argue(self, index: int, text: str, *, is_whole: bool) -> Iterator[Delta]:
-        """More of a call's arguments; the whole of them only where no part was told.
-
-        What comes before a call is opened is told with the whole: without it the rest is none.
-        """
-        if index not in self._calls:
-            if not is_whole:
-                self._missed.add(index)
-            return
-        if text and index not in (self._said if is_whole else self._missed):
-            self._said.add(index)
-            number, kind = self._calls[index]
-            chat, member = _CALLS[kind]
-            yield {"tool_calls": [{"index": number, chat: {member: text}}]}
-
-    def _finish(self, index: int, item: Mapping[str, Json]) -> Iterator[Delta]:
-        """What a finished item tells beyond its own deltas."""
-        if (kind := text_at(item, "type")) in _CALLS:
-            yield from self._open_call(index, item, is_whole=True)
-            yield from self._argue(index, text_at(item, _CALLS[kind][1]), is_whole=True)
-            return
-        message = _chat_message([item])
-        if index not in self._said:
-            for member in _TEXT_MEMBERS:
-                yield from self._say((index, 0), member, text_at(message, member))
-        if "annotations" in message and index not in self._cited:
-            self._cited.add(index)
-            yield members_of(message, ("annotations",))
+            call_id = label_at(item, "call_id")
+            is_call = call_id and text_at(item, "type") in _TOOL_CALLS
+            if is_all:
+                deltas += self._rest_of(self._numbered(number), item)
+            elif is_call or call_id in self._by_id or label_at(item, "id") in self._by_id:
+                deltas += self._rest_of(self._item_of("", {}, item), item)
+        return deltas
 
 
-# An item of an answer in one piece is told in these events between its `added` and its `done`.
-_ITEM_TEXTS: Final[Mapping[str, tuple[str, str]]] = {
-    "function_call": ("response.function_call_arguments", "arguments"),
-    "custom_tool_call": ("response.custom_tool_call_input", "input"),
-}
-_PART_TEXTS: Final[Mapping[str, tuple[str, str]]] = {
-    "output_text": ("response.output_text", "text"),
-    "refusal": ("response.refusal", "refusal"),
-}
+Translator = ResponsesTranslator | ChatTranslator
+
+# ---- 6. A response in one piece, where a stream was asked for ----
 
 
 def events_of(value: Mapping[str, Json], kind: CallKind) -> bytes:
-    """The events of an answer, or an error, that came in one piece instead of a stream (F62).
+    """The events that a stream would have had instead of one response, or error.
 
-    Raises: BadSyntax, where it is neither, or would take long to write.
+    Raises: BadSyntax, if the value is neither, or would take long to write.
     """
     check_writable(value)
     if kind is CallKind.CHAT:
@@ -4301,70 +4548,93 @@ def events_of(value: Mapping[str, Json], kind: CallKind) -> bytes:
 
 
 def _response_events(response: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
+    """created, the events of each item, and the end; or an error."""
     if is_error(response) and "output" not in response:
         yield {"type": "error", "error": dict(failure_of(response))}
         return
     items = objects_of(response.get("output"))
     if len(items) > OUTPUT_ITEMS_MAX or not isinstance(response.get("output"), list):
         raise BadSyntax("no answer, or too large")
+
     begun = {**response, "status": "in_progress", "output": []}
     yield {"type": "response.created", "response": begun}
     for index, item in enumerate(items):
         yield from _item_events(index, item)
-    status = text_at(response, "status")
-    name = status if status in {"failed", "incomplete"} else "completed"
-    yield {"type": f"response.{name}", "response": {**response, "status": name}}
+    status = _end_status(response)
+    yield {"type": f"response.{status}", "response": {**response, "status": status}}
 
 
 def _item_events(index: int, item: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
-    """What a stream tells of one item; of a message, each of its parts."""
-    kind, place = text_at(item, "type"), {"output_index": index, "item_id": text_at(item, "id")}
-    parts = objects_of(item.get("content")) if kind == "message" else []
-    stem, member = _ITEM_TEXTS.get(kind, ("", ""))
-    bare = {**item, "status": "in_progress"}
-    bare |= {"content": []} if kind == "message" else {}
-    bare |= {member: ""} if stem else {}
-    yield {"type": "response.output_item.added", "output_index": index, "item": bare}
-    for number, part in enumerate(parts):
-        at = {**place, "content_index": number}
-        name, text = _PART_TEXTS.get(text_at(part, "type"), ("", ""))
-        yield {
-            "type": "response.content_part.added",
-            **at,
-            "part": {**part, text: ""} if name else part,
-        }
-        if name:
-            yield {"type": f"{name}.delta", **at, "delta": text_at(part, text)}
-            yield {"type": f"{name}.done", **at, text: text_at(part, text)}
-        yield {"type": "response.content_part.done", **at, "part": part}
-    if stem:
-        yield {"type": f"{stem}.delta", **place, "delta": text_at(item, member)}
-        yield {"type": f"{stem}.done", **place, member: text_at(item, member)}
+    """added; the parts of a message, or the arguments of a call; done."""
+    kind, position = text_at(item, "type"), {"output_index": index, "item_id": text_at(item, "id")}
+    begun = {**item, "status": "in_progress"}
+    inner: Iterable[dict[str, Json]] = ()
+    if kind == "message":
+        begun["content"] = []
+        parts = enumerate(objects_of(item.get("content")))
+        inner = itertools.chain.from_iterable(
+            _part_events({**position, "content_index": number}, part) for number, part in parts
+        )
+    elif form := _TOOL_CALLS.get(kind):
+        begun[form.arguments] = ""
+        inner = _text_events(form.events, position, form.arguments, item)
+
+    yield {"type": "response.output_item.added", "output_index": index, "item": begun}
+    yield from inner
     yield {"type": "response.output_item.done", "output_index": index, "item": dict(item)}
 
 
-def _chunks_of(answer: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
-    """The chunks of a Chat answer: of each choice its message, then its reason; then the usage."""
-    if is_error(answer):
-        yield {"error": dict(failure_of(answer))}
+def _part_events(
+    position: Mapping[str, Json], part: Mapping[str, Json]
+) -> Iterator[dict[str, Json]]:
+    """added, the text if there is any, done."""
+    kind = text_at(part, "type")
+    member = _PART_TEXTS.get(kind)
+    begun = {**part, member: ""} if member else part
+    yield {"type": "response.content_part.added", **position, "part": begun}
+    if member:
+        yield from _text_events(f"response.{kind}", position, member, part)
+    yield {"type": "response.content_part.done", **position, "part": part}
+
+
+def _text_events(
+    name: str, position: Mapping[str, Json], member: str, holder: Mapping[str, Json]
+) -> Iterator[dict[str, Json]]:
+    """One delta with all of the text in a member, and its end; types that begin with `name`."""
+    text = text_at(holder, member)
+    yield {"type": f"{name}.delta", **position, "delta": text}
+    yield {"type": f"{name}.done", **position, member: text}
+
+
+def _chunks_of(completion: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
+    """The chunks of a Chat response: of each choice, then the usage; or an error."""
+    if is_error(completion):
+        yield {"error": dict(failure_of(completion))}
         return
-    choices = objects_of(answer.get("choices"))
+    choices = objects_of(completion.get("choices"))
     if not choices or len(choices) > OUTPUT_ITEMS_MAX:
         raise BadSyntax("no answer, or too large")
-    head = {**answer, "object": "chat.completion.chunk"}
+
+    head = {**completion, "object": "chat.completion.chunk"}
     usage = head.pop("usage", None)
     for choice in choices:
-        delta = dict(object_of(choice.get("message")) or object_of(choice.get("delta")))
-        delta.setdefault("role", "assistant")
-        if calls := objects_of(delta.get("tool_calls")):
-            delta["tool_calls"] = [{**call, "index": at} for at, call in enumerate(calls)]
-        rest = {name: choice[name] for name in choice if name not in {"message", "finish_reason"}}
-        yield {**head, "choices": [{**rest, "delta": delta, "finish_reason": None}]}
-        reason = text_at(choice, "finish_reason") or "stop"
-        end = {"index": choice.get("index", 0), "delta": {}, "finish_reason": reason}
-        yield {**head, "choices": [end]}
+        for chunk_choice in _choices_of_chunks(choice):
+            yield {**head, "choices": [chunk_choice]}
     if usage is not None:
         yield {**head, "choices": [], "usage": usage}
+
+
+def _choices_of_chunks(choice: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
+    """What two chunks say of a choice: its message as a delta, and why it ended."""
+    delta = dict(object_of(choice.get("message")) or object_of(choice.get("delta")))
+    delta.setdefault("role", "assistant")
+    if calls := objects_of(delta.get("tool_calls")):
+        delta["tool_calls"] = [{**call, "index": place} for place, call in enumerate(calls)]
+
+    others = {name: choice[name] for name in choice if name not in {"message", "finish_reason"}}
+    yield {**others, "delta": delta, "finish_reason": None}
+    reason = text_at(choice, "finish_reason") or "stop"
+    yield {"index": choice.get("index", 0), "delta": {}, "finish_reason": reason}
 
 
 ################################################################
@@ -9051,7 +9321,7 @@ class Attempt:
     account: Account = field(init=False)
     scanner: EventScanner = field(init=False)  # of a unary answer: what would have been its sums
     is_streamed: bool = False  # by the upstream, if not by the pooler
-    translator: ResponsesTranslator | None = None  # None: an answer is passed on as it came
+    translator: Translator | None = None  # None: an answer is passed on as it came
     status: int = 0
     headers: Headers = field(init=False)
     connection: UpstreamConnection = field(init=False)
@@ -9129,11 +9399,11 @@ class Attempt:
 
         bytes_max = min(exchange.limits.unary_bytes_max, TRANSLATED_BYTES_MAX)
         is_collected = not call.is_stream
-        self.translator = ResponsesTranslator(bytes_max, is_collected)
+        output = OutputCollector(bytes_max, is_collected)
+        self.translator = ResponsesTranslator(output)
         if call.kind is CallKind.CHAT:
             self.translator = ChatTranslator(
-                bytes_max,
-                is_collected,
+                output,
                 request_id=exchange.record.request_id,
                 model=call.model,
                 created_unix=int(exchange.server.unix_now()),
@@ -9368,7 +9638,7 @@ class Attempt:
         Raises: BadSyntax, where one event is too large; PoolerError (pool_busy).
         """
         exchange, pending = self.exchange, self.scanner.bytes_pending + len(self.whole or b"")
-        kept = 0 if self.translator is None else self.translator.bytes_kept
+        kept = 0 if self.translator is None else self.translator.output.bytes_kept
         more = pending + held_back + kept - exchange.response_held
         if not more:  # as after nearly every event
             return
@@ -9558,7 +9828,7 @@ class Attempt:
         # Of Chat there may be an end without a terminal event.
         is_told = exchange.is_told or (scanner.terminal is None and self.translator is None)
         if self.translator is not None:
-            is_told &= self.translator.response is not None
+            is_told &= self.translator.output.response is not None
         if not (is_told and scanner.is_complete(trouble is None)):
             error = trouble or PoolerError("upstream_stream_truncated")
             exchange.record.code = error.record_code
@@ -9575,7 +9845,7 @@ class Attempt:
         else:
             assert self.translator is not None
             await trio.lowlevel.checkpoint()  # its last event has had its time
-            is_large = self.translator.bytes_kept > WIDE_BYTES_MAX
+            is_large = self.translator.output.bytes_kept > WIDE_BYTES_MAX
             dump = dump_escaped if is_large else dump_json
             body = dump(self.translator.whole())
             self.translator = None  # with all that the body was made of
@@ -10349,7 +10619,7 @@ class Turn(Exchange):
             body = {name: member for name, member in body.items() if name != "stream_id"}
         if body.get("type") != "response.create":
             raise PoolerError("invalid_value", "Only response.create is understood.", param="type")
-        self.anchor = valid_member(body, "previous_response_id", str) or ""
+        self.anchor = valid_text(body, "previous_response_id")
         return body
 
     async def send_request(
@@ -11385,12 +11655,11 @@ def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]
         return "application/json", [dump_json(listed)]
 
     is_stream = body.get("stream") is True
-    made = ResponsesTranslator(WRITTEN_BYTES_MAX, not is_stream)
+    output = OutputCollector(WRITTEN_BYTES_MAX, not is_stream)
+    made: Translator = ResponsesTranslator(output)
     if path.endswith(CallKind.CHAT.value):
         asked = object_of(body.get("stream_options")).get("include_usage") is True
-        made = ChatTranslator(
-            WRITTEN_BYTES_MAX, not is_stream, model=DEMO_MODEL, include_usage=asked
-        )
+        made = ChatTranslator(output, model=DEMO_MODEL, include_usage=asked)
     scanner = EventScanner(CallKind.RESPONSES)
     pieces: list[bytes] = []
     for told in demo_events():

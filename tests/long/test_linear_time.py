@@ -150,7 +150,7 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "is_end": (False, True), "is_http_1_0": (False,), "is_reshaped": (False, True),
     "is_whole": (True,), "has_calls": (True,), "efforts": (None,), "supported": (("low",),),
     "carried": ((),), "native_path": ("",), "unary_path": ("",), "socket_id": ("",),
-    "obstacle": (None,), "index": (0,),
+    "obstacle": (None,), "index": (0,), "streamed": (None,), "deltas": ((),), "position": ({},),
     "session_before": (None,), "before": (None,), "scope": (("p", "k"),),
     "part": ((0, 0),), "member": ("content",), "name": ("content", "input", "delta"),
     "role": ("user", "assistant"), "default": (0,), "base_path": ("",),
@@ -163,6 +163,7 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "credentials": (LOGIN,), "margin_seconds": (300.0,),
     "tried": ((),), "template": ("{a}",), "place": ("",), "at": (1.0,), "session": (None,),
 }  # fmt: skip
+FRESH: Final[Mapping[str, Callable[[], Any]]] = {"streamed": pooler.StreamedItem}  # for each run
 OF_KIND: Final[Mapping[str, tuple[Any, ...]]] = {
     "CallKind": tuple(CallKind),
     "EventKind": (EventKind.CONTENT, EventKind.SUCCESS, EventKind.FAILURE),
@@ -171,13 +172,18 @@ OF_KIND: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 # A new one for each run: it keeps what it was given.
 OWNERS: Final[Mapping[str, Callable[[], Any]]] = {
+    "OutputCollector": lambda: pooler.OutputCollector(2**25, is_whole=True),
     "ChunkReader": pooler.ChunkReader,
     "FloatCounter": pooler.FloatCounter,
     "LengthReader": lambda: pooler.LengthReader(None),
     "FrameMeter": lambda: pooler.FrameMeter(2**20, 4096),
     "EventScanner": lambda: pooler.EventScanner(CallKind.RESPONSES),
-    "ResponsesTranslator": lambda: pooler.ResponsesTranslator(2**25, is_collected=True),
-    "ChatTranslator": lambda: pooler.ChatTranslator(2**25, request_id="r", include_usage=True),
+    "ResponsesTranslator": lambda: pooler.ResponsesTranslator(
+        pooler.OutputCollector(2**25, is_whole=True)
+    ),
+    "ChatTranslator": lambda: pooler.ChatTranslator(
+        pooler.OutputCollector(2**25), request_id="r", include_usage=True
+    ),
 }
 # Not fed, and why that is well: a section, or a function.
 EXEMPT: Final[Mapping[str, str]] = {
@@ -220,7 +226,8 @@ def calls_of(parser: Parser) -> Iterator[tuple[str, Maker]]:
 
             def run(size: int, told: dict[str, Any] = told, make: Growing = make) -> Run:
                 value = make(size)
-                arguments = told | {one: fitting(kinds[one], value) for one in foreign}
+                fresh = {one: make_fresh() for one, make_fresh in FRESH.items() if one in told}
+                arguments = told | fresh | {one: fitting(kinds[one], value) for one in foreign}
                 called = getattr(OWNERS[owner]() if owner else pooler, name)
                 return functools.partial(tried, called, arguments)
 
@@ -272,7 +279,7 @@ def test_the_parsers_are_found_and_none_is_exempt_without_need() -> None:
 ################################################################
 
 READERS: Final[dict[str, Callable[[], Any]]] = {
-    name: make for name, make in OWNERS.items() if not name.endswith("Translator")
+    name: make for name, make in OWNERS.items() if not name.endswith(("Translator", "Collector"))
 } | {"a Chat scanner": lambda: pooler.EventScanner(CallKind.CHAT)}  # fmt: skip
 
 
@@ -311,10 +318,14 @@ EVENTS: Final[tuple[Json, ...]] = (
 )  # fmt: skip
 END: Final[Json] = {"type": "response.completed", "response": {"output": []}}
 ANSWERS: Final[dict[str, Callable[[], Any]]] = {
-    "responses": lambda: pooler.ResponsesTranslator(2**25),
-    "responses, collected": lambda: pooler.ResponsesTranslator(2**25, is_collected=True),
-    "chat": lambda: pooler.ChatTranslator(2**25, request_id="r"),
-    "chat, collected": lambda: pooler.ChatTranslator(2**25, is_collected=True, request_id="r"),
+    "responses": lambda: pooler.ResponsesTranslator(pooler.OutputCollector(2**25)),
+    "responses, collected": lambda: pooler.ResponsesTranslator(
+        pooler.OutputCollector(2**25, is_whole=True)
+    ),
+    "chat": lambda: pooler.ChatTranslator(pooler.OutputCollector(2**25), request_id="r"),
+    "chat, collected": lambda: pooler.ChatTranslator(
+        pooler.OutputCollector(2**25, is_whole=True), request_id="r"
+    ),
     "none": lambda: None,
 }
 

@@ -328,11 +328,11 @@ ITEMS: Final[Mapping[str, tuple[int, Json]]] = {
     "notes": (4, message_of({"annotations": [{"type": "url_citation", "url": "u"}] * 4_000})),
     "summaries": (4, {"type": "reasoning", "summary": [{"text": "x"}] * 4_000}),
 }  # fmt: skip
-WHOLE: Final = functools.partial(pooler.ChatTranslator, pooler.TRANSLATED_BYTES_MAX, True)
+COLLECTOR: Final = functools.partial(pooler.OutputCollector, pooler.TRANSLATED_BYTES_MAX)
 FILLED: Final[Mapping[str, Callable[[], Any]]] = {
-    "responses": lambda: pooler.ResponsesTranslator(pooler.TRANSLATED_BYTES_MAX, True),
-    "chat": lambda: pooler.ChatTranslator(pooler.TRANSLATED_BYTES_MAX, request_id="r"),
-    "collected": lambda: WHOLE(request_id="r"),
+    "responses": lambda: pooler.ResponsesTranslator(COLLECTOR(is_whole=True)),
+    "chat": lambda: pooler.ChatTranslator(COLLECTOR(), request_id="r"),
+    "collected": lambda: pooler.ChatTranslator(COLLECTOR(is_whole=True), request_id="r"),
 }
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import Attempt, ChatTranslator, EventScanner, ResponsesTranslator
+from pooler import Attempt, ChatTranslator, EventScanner, ResponsesTranslator, Translator
 from tests.support.memory_sockets import Json, Response, ask_chat, ask_responses
 from tests.support.memory_websockets import open_socket, says, socket_described, socket_world
 from tests.support.world import (
@@ -121,12 +121,12 @@ async def test_a_terminal_event_that_was_read_and_not_sent_is_none(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
 ) -> None:
     """The upstream's end cannot be told to the client: ours has to come all the same."""
-    broken = ChatTranslator if form == "chat-stream" else ResponsesTranslator
+    broken: Any = ChatTranslator if form == "chat-stream" else ResponsesTranslator
     feed = broken.feed
 
-    def fails(self: ResponsesTranslator, *args: Json) -> bytes:
-        told = feed(self, *args)
-        if self.response is not None:
+    def fails(self: Translator, *args: Json) -> bytes:
+        told: bytes = feed(self, *args)
+        if self.output.response is not None:
             raise RecursionError
         return told
 

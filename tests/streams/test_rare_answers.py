@@ -23,6 +23,7 @@ from pooler import (
     ChatTranslator,
     ConfigRefused,
     EventKind,
+    OutputCollector,
     events_of,
     read_error,
 )
@@ -100,7 +101,7 @@ async def test_a_large_answer_in_the_place_of_a_stream_is_not_understood(
 
 
 def test_items_without_a_name_are_bounded() -> None:
-    answer = ChatTranslator(10**9)
+    answer = ChatTranslator(OutputCollector(10**9))
     event = sse_event({"type": "response.output_item.added", "item": CALL})
     for _ in range(OUTPUT_ITEMS_MAX):
         answer.feed(EventKind.CONTENT, event)

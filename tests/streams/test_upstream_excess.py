@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 import pooler
-from pooler import MIB, ChatTranslator, EventKind
+from pooler import MIB, ChatTranslator, EventKind, OutputCollector
 from tests.support.hostile_peers import (
     DELTA,
     END,
@@ -103,7 +103,9 @@ def test_a_client_reads_one_terminal_event_whatever_comes(
 @pytest.mark.parametrize("name", ["id", "model"])
 def test_a_long_name_is_not_said_with_every_chunk(name: str) -> None:
     response = {"id": "resp_1", "model": "m", name: "r" * MIB}
-    translator = ChatTranslator(MIB, request_id="ours", model="asked", created_unix=1)
+    translator = ChatTranslator(
+        OutputCollector(MIB), request_id="ours", model="asked", created_unix=1
+    )
     translator.feed(
         EventKind.HANDSHAKE, sse_event({"type": "response.created", "response": response})
     )

@@ -45,6 +45,7 @@ from pooler import (
     Limits,
     LoginNeeded,
     Model,
+    OutputCollector,
     RefreshOutcome,
     ResponsesTranslator,
     ask_once,
@@ -251,7 +252,9 @@ def test_an_upstream_s_words_are_cut() -> None:
     fault = classify_response(400, {}, body, 0.0, Limits(), is_reshaped=True)
     assert fault.error.public == "y" * MESSAGE_CHARS_MAX
     event = {"type": "error", "code": "c" * 10**5, "message": "m" * 10**5, "param": "p" * 10**5}
-    told = ChatTranslator(10**6, request_id="r").feed(EventKind.FAILURE, sse_event(event))
+    told = ChatTranslator(OutputCollector(10**6), request_id="r").feed(
+        EventKind.FAILURE, sse_event(event)
+    )
     assert len(told) < 4 * MESSAGE_CHARS_MAX
 
 
@@ -357,11 +360,11 @@ def test_of_a_response_only_what_is_short_is_remembered() -> None:
 @pytest.mark.parametrize("answer", [ResponsesTranslator, ChatTranslator])
 @pytest.mark.parametrize("name", TOO_MUCH)
 def test_a_translated_event_that_takes_long_is_an_invalid_answer(
-    name: str, answer: type[ResponsesTranslator]
+    name: str, answer: type[ResponsesTranslator | ChatTranslator]
 ) -> None:
     event = b'data: {"type":"response.completed","response":' + TOO_MUCH[name] + b"}\n\n"
     with pytest.raises(BadSyntax):
-        answer(10**9).feed(EventKind.SUCCESS, event)
+        answer(OutputCollector(10**9)).feed(EventKind.SUCCESS, event)
 
 
 def item_event(index: int, item: Json) -> bytes:
@@ -371,7 +374,7 @@ def item_event(index: int, item: Json) -> bytes:
 
 def test_the_members_of_all_items_together_are_bounded() -> None:
     half = {"a": [1] * (WRITTEN_MEMBERS_MAX // 2 - 1)}
-    answer = ResponsesTranslator(10**9)
+    answer = ResponsesTranslator(OutputCollector(10**9))
     for index in range(2):
         answer.feed(EventKind.CONTENT, item_event(index, half))
     with pytest.raises(BadSyntax):
@@ -379,14 +382,14 @@ def test_the_members_of_all_items_together_are_bounded() -> None:
 
 
 def test_items_are_bounded_in_number() -> None:
-    answer = ResponsesTranslator(10**9)
+    answer = ResponsesTranslator(OutputCollector(10**9))
     for _ in range(OUTPUT_ITEMS_MAX):
         answer.feed(EventKind.CONTENT, item_event(-1, {}))
     with pytest.raises(BadSyntax):
         answer.feed(EventKind.CONTENT, item_event(-1, {}))
     for count in (OUTPUT_ITEMS_MAX, OUTPUT_ITEMS_MAX + 1):
         end = {"type": "response.completed", "response": {"output": [{}] * count}}
-        chat = ChatTranslator(10**9, request_id="r")
+        chat = ChatTranslator(OutputCollector(10**9), request_id="r")
         if count > OUTPUT_ITEMS_MAX:
             with pytest.raises(BadSyntax):
                 chat.feed(EventKind.SUCCESS, sse_event(end))
@@ -402,12 +405,12 @@ def test_items_are_bounded_in_number() -> None:
 def test_what_is_written_anew_is_bounded(response: Json) -> None:
     event = sse_event({"type": "response.completed", "response": response | {"output": None}})
     with pytest.raises(BadSyntax):
-        ResponsesTranslator(10**9).feed(EventKind.SUCCESS, event)
+        ResponsesTranslator(OutputCollector(10**9)).feed(EventKind.SUCCESS, event)
 
 
 def test_only_the_end_is_filled_with_the_items() -> None:
     """Else each of many small events would be as large as all that came before it."""
-    answer = ResponsesTranslator(10**9)
+    answer = ResponsesTranslator(OutputCollector(10**9))
     for index in range(50):
         answer.feed(EventKind.CONTENT, item_event(index, {"x": "y" * 1000}))
     again = {"type": "response.in_progress", "response": {"output": None}}

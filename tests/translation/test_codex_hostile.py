@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import OUTPUT_ITEMS_MAX, ChatTranslator, EventKind
+from pooler import OUTPUT_ITEMS_MAX, ChatTranslator, EventKind, OutputCollector
 from tests.support.codex_backend import Play
 from tests.support.memory_sockets import post
 from tests.support.world import (
@@ -163,7 +163,7 @@ async def test_the_limit_of_one_model_rests_nobody(
 
 
 def test_the_indexes_that_an_answer_remembers_are_bounded() -> None:
-    answer = ChatTranslator(10**9)
+    answer = ChatTranslator(OutputCollector(10**9))
     told = b""
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
     for index in range(OUTPUT_ITEMS_MAX - 2, OUTPUT_ITEMS_MAX + 10):

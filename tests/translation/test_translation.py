@@ -27,8 +27,10 @@ from pooler import (
     ChatTranslator,
     EventKind,
     EventScanner,
+    OutputCollector,
     PoolerError,
     ResponsesTranslator,
+    Translator,
     codex_obstacle,
     drop_reasoning,
     to_codex,
@@ -63,7 +65,7 @@ def framed(event: Json, newline: bytes = LF, *, is_named: bool = True) -> bytes:
     return newline.join(lines)
 
 
-def fed(answer: ResponsesTranslator, body: bytes) -> list[bytes]:
+def fed(answer: Translator, body: bytes) -> list[bytes]:
     """What `answer` makes of each event of a stream."""
     scanner = EventScanner(CallKind.RESPONSES)
     events = scanner.feed(body) + scanner.feed(b"", is_end=True)
@@ -78,7 +80,7 @@ def payloads(events: bytes) -> list[Json]:
 
 def chat_answer(*, include_usage: bool = False) -> ChatTranslator:
     return ChatTranslator(
-        ANSWER_BYTES_MAX,
+        OutputCollector(ANSWER_BYTES_MAX),
         request_id="spare",
         model="asked",
         created_unix=1,
@@ -236,7 +238,7 @@ def test_a_hostile_body_is_translated_or_refused(
 def test_a_responses_client_gets_repaired_events(
     vector: Json, newline: bytes, is_named: bool
 ) -> None:
-    answer = ResponsesTranslator(ANSWER_BYTES_MAX)
+    answer = ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX))
     given = [framed(event, newline, is_named=is_named) for event in vector["events"]]
     got = [event for event in fed(answer, b"".join(given)) if event]
     assert [payloads(event) for event in got] == [[event] for event in vector["expect_events"]]
@@ -315,7 +317,7 @@ def test_what_the_upstream_does_not_say_is_stood_in_for() -> None:
 
 def test_comments_reach_a_responses_client_only() -> None:
     body = b": ping\n\n" + framed({"type": "keepalive"})
-    assert fed(ResponsesTranslator(ANSWER_BYTES_MAX), body) == [b": ping\n\n", b""]
+    assert fed(ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX)), body) == [b": ping\n\n", b""]
     assert fed(chat_answer(), body + b"data: [DONE]\n\n") == [b"", b"", b""]
 
 
@@ -328,11 +330,13 @@ def test_other_lines_of_a_rewritten_event_stay() -> None:
         b"id: 7\r\nevent: response.created\r\n"
         b'data: {"type":"response.created","response":{"output":[]}}\r\n\r\n'
     )
-    assert fed(ResponsesTranslator(ANSWER_BYTES_MAX), event) == [rewritten]
+    assert fed(ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX)), event) == [rewritten]
 
 
-@pytest.mark.parametrize("answer", [ResponsesTranslator(ANSWER_BYTES_MAX), chat_answer()], ids=str)
-def test_the_items_that_are_kept_have_a_bound(answer: ResponsesTranslator) -> None:
+@pytest.mark.parametrize(
+    "answer", [ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX)), chat_answer()], ids=str
+)
+def test_the_items_that_are_kept_have_a_bound(answer: Translator) -> None:
     part = {"type": "output_text", "text": ""}
     item = {"type": "message", "content": [part]}
     event = {"type": "response.output_item.done", "output_index": 0, "item": item}
@@ -381,7 +385,10 @@ EVENTS: Final = st.builds(
 @given(st.lists(EVENTS, max_size=6), st.booleans())
 def test_hostile_events_raise_nothing(events: list[Json], is_named: bool) -> None:
     body = b"".join(framed(event, is_named=is_named) for event in events)
-    for answer in (ResponsesTranslator(ANSWER_BYTES_MAX), chat_answer(include_usage=True)):
+    for answer in (
+        ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX)),
+        chat_answer(include_usage=True),
+    ):
         made = b"".join(fed(answer, body))
         payloads(made)
         assert json.dumps(answer.whole())
@@ -416,7 +423,9 @@ def test_no_text_is_lost_on_the_way_to_chunks(deltas: list[tuple[str, int, str]]
 @pytest.mark.parametrize("size", range(0, 60, 7))
 def test_an_event_that_is_no_json_harms_nothing(size: int) -> None:
     torn = b'data: {"type":"response.completed","response":{"id":"resp_1","output":[]}}'[:size]
-    assert fed(ResponsesTranslator(ANSWER_BYTES_MAX), torn + b"\n\n") == [torn + b"\n\n"]
+    assert fed(ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX)), torn + b"\n\n") == [
+        torn + b"\n\n"
+    ]
     fed(chat_answer(), torn + b"\n\n")
 
 
@@ -437,12 +446,12 @@ def test_recorded_streams_keep_their_text_and_calls(path: Path) -> None:
     ends = [at for at, event in enumerate(events) if event["type"] == "response.completed"]
     del events[ends[0] + 1 :]  # some files hold several turns
     given = [framed(event) for event in events]
-    answer = ResponsesTranslator(10_000_000)
+    answer = ResponsesTranslator(OutputCollector(10_000_000))
     assert fed(answer, b"".join(given)) == given
     output = events[-1]["response"]["output"]
     assert answer.whole() == events[-1]["response"]
     chat = chat_answer()
-    chat.bytes_max = 10_000_000
+    chat.output.bytes_max = 10_000_000
     chunks = payloads(b"".join(fed(chat, b"".join(given))))
     told = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
     message = chat.whole()["choices"][0]["message"]

@@ -249,11 +249,14 @@ def answers(data: bytes) -> None:
     """From a ChatGPT account: events that parse, one end, and JSON as a whole."""
     scanner = EventScanner(CallKind.RESPONSES)
     events = scanner.feed(data) + scanner.feed(b"", is_end=True)
-    for is_collected in (False, True):
+    for is_whole in (False, True):
         for answer in (
-            pooler.ResponsesTranslator(10_000, is_collected),
+            pooler.ResponsesTranslator(pooler.OutputCollector(10_000, is_whole)),
             pooler.ChatTranslator(
-                10_000, is_collected, request_id="r", model="m", include_usage=True
+                pooler.OutputCollector(10_000, is_whole),
+                request_id="r",
+                model="m",
+                include_usage=True,
             ),
         ):
             with contextlib.suppress(BadSyntax):
