@@ -9,6 +9,7 @@ texts that break it.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -39,6 +40,7 @@ def numbered(text: str) -> dict[str, str]:
     return {match[1]: match[2] for match in _FACT.finditer(text)}
 
 
+@functools.cache
 def prose_of(source: str) -> list[tuple[int, str]]:
     """Line and text of every docstring, and every comment: those on adjacent lines are one."""
     found: list[tuple[int, str]] = []
