@@ -2087,80 +2087,107 @@ def is_key_usable(key: Key, unix_now: float) -> bool:
 ################################################################
 # ROUTES
 ################################################################
-# One table.  A path is compared as it came: no decoding, no normalising, no trailing slash.
+# ROUTES says who may do what: each row has a path, its methods, the credential that a request must
+# present, and the name of the method of SERVER that serves it.  The table is total: its last rows
+# are all other paths.  A path is compared as the client sent it: without decoding, normalising or
+# a trailing slash.  Only the id of a model is decoded, once its route is known.
 
 
-class Route(enum.StrEnum):
-    HEALTH = "healthz"
-    READY = "readyz"
-    MODELS = "models"
-    MODEL = "model"
-    RESPONSES = "responses"
-    COMPACT = "compact"
-    CHAT = "chat"
-    USAGE = "usage"
-    CODEX_MODELS = "codex_models"
-    CODEX_RESPONSES = "codex_responses"
-    CODEX_COMPACT = "codex_compact"
-    CODEX_SEARCH = "codex_search"
-    CODEX_IMAGES = "codex_images"
-    CODEX_IMAGE_EDITS = "codex_image_edits"
-    CODEX_USAGE = "codex_usage"
-    MCP = "mcp"
-    ADMIN = "admin"
-    METRICS = "metrics"
-    UNSUPPORTED = "unsupported"
-    NOTHING = "nothing"
+class Access(enum.Enum):
+    """The credential that a route demands; `identify` checks it."""
+
+    ANYBODY = "none"
+    POOL_KEY = "a pool key"
+    CODEX_KEY = "a key of a pool that has a ChatGPT account"
+    OPERATOR = "an operator's token"
+    OPERATOR_PAGE = "an operator's token, for browsers also as the password of Basic"
 
 
+class CallKind(enum.Enum):
+    """Which API a client speaks; the value is its path below an account's base_url."""
+
+    RESPONSES = "/responses"
+    CHAT = "/chat/completions"
+
+
+COMPACT_PATH: Final = "/responses/compact"
 SEARCH_PATH: Final = "/alpha/search"
 IMAGE_PATHS: Final = ("/images/generations", "/images/edits")
-# Tools of Codex CLI, which asks for them below whatever base URL it has (F26).
-TOOL_PATHS: Final[Mapping[Route, str]] = {
-    Route.CODEX_SEARCH: SEARCH_PATH,
-    Route.CODEX_IMAGES: IMAGE_PATHS[0],
-    Route.CODEX_IMAGE_EDITS: IMAGE_PATHS[1],
-}
-NATIVE_PATHS: Final[Mapping[Route, str]] = {
-    Route.CODEX_MODELS: "/models",
-    Route.CODEX_RESPONSES: "/responses",
-    Route.CODEX_COMPACT: "/responses/compact",
-    **TOOL_PATHS,
-}
-# Each body goes on as it came, and its answer comes in one piece.
-UNARY_PATHS: Final[Mapping[Route, str]] = {
-    **dict.fromkeys((Route.COMPACT, Route.CODEX_COMPACT), "/responses/compact"),
-    **TOOL_PATHS,
-}
-_PATHS: Final[Mapping[str, Route]] = {
-    "/healthz": Route.HEALTH,
-    "/readyz": Route.READY,
-    "/v1/models": Route.MODELS,
-    "/v1/responses": Route.RESPONSES,
-    "/v1/responses/compact": Route.COMPACT,
-    "/v1/chat/completions": Route.CHAT,
-    "/v1/usage": Route.USAGE,
-    "/api/codex/usage": Route.CODEX_USAGE,
-    "/wham/usage": Route.CODEX_USAGE,
-    "/backend-api/wham/usage": Route.CODEX_USAGE,
-    "/mcp": Route.MCP,
-    "/admin": Route.ADMIN,
-    "/metrics": Route.METRICS,
-    **{f"/backend-api/codex{path}": route for route, path in NATIVE_PATHS.items()},
-    **{f"/v1{path}": route for route, path in TOOL_PATHS.items()},
-}
-CALLS: Final = (Route.RESPONSES, Route.CHAT, Route.CODEX_RESPONSES, *UNARY_PATHS)
-SOCKETS: Final = (Route.RESPONSES, Route.CODEX_RESPONSES)
-METHODS: Final[Mapping[Route, tuple[str, ...]]] = {
-    **dict.fromkeys((*CALLS, Route.MCP), ("POST",)),
-    **dict.fromkeys(SOCKETS, ("POST", "GET")),  # with an upgrade
-}
-HEALTH: Final = (Route.HEALTH, Route.READY)
+# Tools of Codex CLI, which sends their requests to whatever base URL it has.
+TOOL_PATHS: Final = (SEARCH_PATH, *IMAGE_PATHS)
+# Bodies are sent on unchanged, and the response comes in one piece.
+UNARY_PATHS: Final = (COMPACT_PATH, *TOOL_PATHS)
+HEALTH_PATHS: Final = ("/healthz", "/readyz")
+
+
+class Route(NamedTuple):
+    """One row of ROUTES."""
+
+    name: str  # in the log
+    path: str  # below base_path; braces stand for any text
+    methods: Sequence[str]  # none: every method is refused
+    access: Access
+    handler: str  # in `Server.handlers`
+
+    @property
+    def upstream_path(self) -> str:
+        """Where a call is sent, below the account's base_url."""
+        return self.path.removeprefix("/backend-api/codex").removeprefix("/v1")
+
+    @property
+    def kind(self) -> CallKind:
+        """The API in which a call's body is written."""
+        is_chat = self.upstream_path == CallKind.CHAT.value
+        return CallKind.CHAT if is_chat else CallKind.RESPONSES
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is Codex CLI's own, which only a ChatGPT account takes, and unchanged."""
+        return self.access is Access.CODEX_KEY
+
+
+READ: Final = ("GET", "HEAD")
+POST: Final = ("POST",)
+UPGRADE: Final = ("GET",)  # to a WebSocket
+NO_METHOD: Final = ()
+ANYBODY, POOL_KEY, CODEX_KEY, OPERATOR, OPERATOR_PAGE = Access
+
+ROUTES: Final = (
+    Route("healthz", "/healthz", READ, ANYBODY, "serve_health"),
+    Route("readyz", "/readyz", READ, ANYBODY, "serve_readiness"),
+    # The OpenAI API.
+    Route("responses", "/v1/responses", POST, POOL_KEY, "accept_call"),
+    Route("responses", "/v1/responses", UPGRADE, POOL_KEY, "accept_socket"),
+    Route("compact", "/v1/responses/compact", POST, POOL_KEY, "accept_call"),
+    Route("chat", "/v1/chat/completions", POST, POOL_KEY, "accept_call"),
+    Route("models", "/v1/models", READ, POOL_KEY, "serve_models"),
+    Route("model", "/v1/models/{id}", READ, POOL_KEY, "serve_models"),
+    Route("usage", "/v1/usage", READ, POOL_KEY, "serve_usage"),
+    # Codex CLI's own.
+    Route("codex_models", "/backend-api/codex/models", READ, CODEX_KEY, "serve_models"),
+    Route("codex_responses", "/backend-api/codex/responses", POST, CODEX_KEY, "accept_call"),
+    Route("codex_responses", "/backend-api/codex/responses", UPGRADE, CODEX_KEY, "accept_socket"),
+    Route("codex_compact", "/backend-api/codex/responses/compact", POST, CODEX_KEY, "accept_call"),
+    Route("codex_search", "/v1/alpha/search", POST, CODEX_KEY, "accept_call"),
+    Route("codex_search", "/backend-api/codex/alpha/search", POST, CODEX_KEY, "accept_call"),
+    Route("codex_images", "/v1/images/generations", POST, CODEX_KEY, "accept_call"),
+    Route("codex_images", "/backend-api/codex/images/generations", POST, CODEX_KEY, "accept_call"),
+    Route("codex_image_edits", "/v1/images/edits", POST, CODEX_KEY, "accept_call"),
+    Route("codex_image_edits", "/backend-api/codex/images/edits", POST, CODEX_KEY, "accept_call"),
+    Route("codex_usage", "/api/codex/usage", READ, POOL_KEY, "serve_codex_usage"),
+    Route("codex_usage", "/wham/usage", READ, POOL_KEY, "serve_codex_usage"),
+    Route("codex_usage", "/backend-api/wham/usage", READ, POOL_KEY, "serve_codex_usage"),
+    # The operators'.
+    Route("mcp", "/mcp", POST, OPERATOR, "serve_mcp"),
+    Route("admin", "/admin", READ, OPERATOR_PAGE, "serve_admin"),
+    Route("metrics", "/metrics", READ, OPERATOR, "serve_metrics"),
+    # All else.
+    Route("unsupported", "/v1{any}", NO_METHOD, POOL_KEY, "refuse_endpoint"),
+    Route("nothing", "{any}", NO_METHOD, ANYBODY, "refuse_path"),
+)
 _PLAIN_VERSION: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4}){2}")
 _CODEX_AGENT: Final = re.compile(r"codex[_-](?!pooler)[a-z_-]{1,32}/([0-9.]{5,14})")
 _VERSION_ASKED: Final = re.compile("&client_version=([0-9.]{5,14})")
-OPERATORS: Final = (Route.MCP, Route.ADMIN, Route.METRICS)
-METHODS_ELSE: Final = ("GET", "HEAD")
 _LOOPBACK_ORIGIN: Final = re.compile(
     r"https?://(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[1-9][0-9]{0,4})?"
 )
@@ -2168,7 +2195,7 @@ _LOOPBACK_ORIGIN: Final = re.compile(
 
 def is_origin_allowed(origin: str, route: Route, config: Config) -> bool:
     """Whether a page of this origin, in lower case, may call; /mcp takes loopback ones (F90)."""
-    if route is Route.MCP and _LOOPBACK_ORIGIN.fullmatch(origin):
+    if route.path == "/mcp" and _LOOPBACK_ORIGIN.fullmatch(origin):
         return True
     return origin in {allowed.lower() for allowed in config.allowed_origins}
 
@@ -2187,15 +2214,41 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split("."))) if version else ()
 
 
-def find_route(path: str, base_path: str) -> tuple[Route, str]:
-    """The route of a path, and the model id that GET /v1/models/{id} asks for (else '')."""
+_ROUTES_BY_PATH: Final[Mapping[str, Sequence[Route]]] = {
+    path: [route for route in ROUTES if route.path == path]
+    for path in dict.fromkeys(route.path for route in ROUTES)
+}
+
+
+def find_routes(path: str, base_path: str) -> tuple[Sequence[Route], str]:
+    """The rows of a path, at least one, and the id of the model that it names, else ""."""
     if not path.startswith(f"{base_path}/"):
-        return Route.NOTHING, ""
+        return _ROUTES_BY_PATH["{any}"], ""
+
     path = path.removeprefix(base_path)
-    if path.startswith("/v1/models/") and len(path) > len("/v1/models/"):
-        return Route.MODEL, unquote(path[len("/v1/models/") :])
+    model = path.removeprefix("/v1/models/")
+    if model and model != path:
+        return _ROUTES_BY_PATH["/v1/models/{id}"], unquote(model)
+    if path in _ROUTES_BY_PATH:
+        return _ROUTES_BY_PATH[path], ""
+
     is_api = path == "/v1" or path.startswith("/v1/")
-    return _PATHS.get(path, Route.UNSUPPORTED if is_api else Route.NOTHING), ""
+    return _ROUTES_BY_PATH["/v1{any}" if is_api else "{any}"], ""
+
+
+def with_method(routes: Sequence[Route], method: str) -> Route:
+    """The row that has the method.  Raises: PoolerError (method_not_allowed)."""
+    for route in routes:
+        if method in route.methods or route.methods is NO_METHOD:
+            return route
+
+    allowed = ", ".join(itertools.chain(*(route.methods for route in routes)))
+    raise PoolerError("method_not_allowed", headers=[("Allow", allowed)])
+
+
+def call_route(path: str) -> Route:
+    """The row of a call to `path`, which is in the table."""
+    return with_method(_ROUTES_BY_PATH[path], "POST")
 
 
 ################################################################
@@ -2649,13 +2702,6 @@ class FrameMeter:
 # keys are refused, so that what was checked is what the upstream reads.
 
 
-class CallKind(enum.Enum):
-    """Which API a client speaks; the value is its path below an account's base_url."""
-
-    RESPONSES = "/responses"
-    CHAT = "/chat/completions"
-
-
 class Obstacle(NamedTuple):
     """A field that no codex account can honour."""
 
@@ -2824,13 +2870,12 @@ def conversation_digest(kind: CallKind, body: Mapping[str, Json]) -> str:
 
 
 def find_session(
-    kind: CallKind,
+    route: Route,
     body: Mapping[str, Json],
     headers: Headers,
     scope: tuple[str, str],
     *,
     before: bytes | None,
-    unary_path: str,
 ) -> bytes | None:
     """The digest of a request's session: as it is named, as it was before, or as it began.
 
@@ -2840,47 +2885,45 @@ def find_session(
     named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
     # What is no text names nothing: to write it out could take long.
     name = named or text_at(body, "prompt_cache_key")
-    if unary_path == SEARCH_PATH:
+    if route.upstream_path == SEARCH_PATH:
         name = name or text_at(body, "id")
     if name:
         return digest_parts(*scope, "session", name[:SESSION_CHARS_MAX])
     if before is not None:
         return before
-    is_begun = not body.get("previous_response_id") and unary_path not in TOOL_PATHS.values()
-    begun = conversation_digest(kind, body) if is_begun else ""
+    is_begun = not body.get("previous_response_id") and route.upstream_path not in TOOL_PATHS
+    begun = conversation_digest(route.kind, body) if is_begun else ""
     return digest_parts(*scope, "conversation", begun) if begun else None
 
 
 def read_call(
-    kind: CallKind,
+    route: Route,
     body: Mapping[str, Json],
     headers: Headers,
     pool: Pool,
     key: Key,
     *,
-    native_path: str = "",
-    unary_path: str = "",
     obstacle: Obstacle | None = None,
     socket_id: str = "",
     session_before: bytes | None = None,
 ) -> Call:
     """What the request asks for, if this key may ask it.
 
-    `unary_path`: below the base_url, of a route whose bodies go on as they came.
     `socket_id`: of the WebSocket that it is a turn of; `session_before`: of the turn before it,
     with which one that names none goes on, for a WebSocket is best served by one account.
     Raises: PoolerError (missing_required_parameter, invalid_value, model_not_found,
     unsupported_parameter).
     """
-    model = _model_of(body, pool, key, unary_path)
-    if unary_path in TOOL_PATHS.values() and body.get("stream"):
+    kind, is_unary = route.kind, route.upstream_path in UNARY_PATHS
+    model = _model_of(body, pool, key, route)
+    if route.upstream_path in TOOL_PATHS and body.get("stream"):
         public = "This route answers in one piece."
         raise PoolerError("unsupported_parameter", public, param="stream")
     for name in ("stream", "store"):
         valid_member(body, name, bool)
     is_own = is_lite(kind, body, headers) and pool.has_codex
     scope = (pool.name, key.name)
-    session = find_session(kind, body, headers, scope, before=session_before, unary_path=unary_path)
+    session = find_session(route, body, headers, scope, before=session_before)
     if session is None and socket_id:
         session = digest_parts(*scope, "socket", socket_id)
     searched = _search_session(headers)
@@ -2892,22 +2935,22 @@ def read_call(
         key=key,
         requested_model=model,
         model=pool.meant_by(model).model,
-        is_stream=not unary_path and (bool(socket_id) or body.get("stream") is True),
+        is_stream=not is_unary and (bool(socket_id) or body.get("stream") is True),
         is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
         session=session,
         search_session=digest_parts(*scope, "session", searched) if searched else None,
         response=digest_parts(*scope, "response", previous) if previous and is_short else None,
-        path=native_path or unary_path or kind.value,
-        is_native=is_own or bool(native_path),
-        is_codex_only=bool(native_path),
+        path=route.upstream_path,
+        is_native=is_own or route.is_native,
+        is_codex_only=route.is_native,
         obstacle=None if is_own else obstacle,
         is_socket=bool(socket_id),
-        is_unary=bool(unary_path),
-        is_unlisted=not model or unary_path in IMAGE_PATHS,
+        is_unary=is_unary,
+        is_unlisted=not model or route.upstream_path in IMAGE_PATHS,
     )
 
 
-def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, unary_path: str) -> str:
+def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, route: Route) -> str:
     """The model that a request names; "" where a tool of Codex CLI leaves it to the upstream.
 
     Image models are in no catalogue, so what the pool lists does not bar them: only a key's list
@@ -2915,8 +2958,9 @@ def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, unary_path: str) -
     Raises: PoolerError (missing_required_parameter, invalid_value, model_not_found).
     """
     model = body.get("model")
-    is_image = unary_path in IMAGE_PATHS
-    may_be_absent = unary_path in TOOL_PATHS.values() and not (is_image and key.models is not None)
+    is_image = route.upstream_path in IMAGE_PATHS
+    is_tool = route.upstream_path in TOOL_PATHS
+    may_be_absent = is_tool and not (is_image and key.models is not None)
     if model is None and may_be_absent:
         return ""
     if not isinstance(model, str) or not model:
@@ -6681,7 +6725,7 @@ def explain(
     Raises: PoolerError (model_not_found).
     """
     nobody = Key(pool=pool.name, name="", concurrent=1)
-    call = read_call(CallKind.RESPONSES, {"model": model}, NO_FIELDS, pool, nobody)
+    call = read_call(call_route("/v1/responses"), {"model": model}, NO_FIELDS, pool, nobody)
     if session:  # of any key; the first one that is known
         calls = [
             call._replace(key=key, session=digest_parts(pool.name, key.name, "session", session))
@@ -10771,6 +10815,37 @@ def new_request_id() -> str:
     return secrets.token_bytes(20).translate(_LETTERS).decode("ascii")
 
 
+Caller = Key | Operator | None
+
+
+class Incoming(NamedTuple):
+    """A request whose head is valid: what a handler of ROUTES is called with."""
+
+    exchange: Exchange
+    head: RequestHead
+    route: Route
+    model: str  # that the path names, else ""
+    caller: Caller
+
+    @property
+    def key(self) -> Key:
+        assert isinstance(self.caller, Key)
+        return self.caller
+
+    @property
+    def pool(self) -> Pool:
+        """The key's pool, in the configuration with which the request began."""
+        return self.exchange.config.pools[self.key.pool]
+
+    @property
+    def operator(self) -> Operator:
+        assert isinstance(self.caller, Operator)
+        return self.caller
+
+
+Handler = Callable[[Incoming], Awaitable[None]]
+
+
 @dataclass(eq=False)
 class Server(Shared):
     """Everything that lives as long as the process."""
@@ -10793,6 +10868,20 @@ class Server(Shared):
     def __post_init__(self) -> None:
         Shared.__post_init__(self)
         self.ledger = Ledger(self.config.limits.records_max)
+        self.handlers: Mapping[str, Handler] = {
+            "serve_health": self.serve_health,
+            "serve_readiness": self.serve_readiness,
+            "accept_call": self.accept_call,
+            "accept_socket": self.accept_socket,
+            "serve_models": self.serve_models,
+            "serve_usage": self.serve_usage,
+            "serve_codex_usage": self.serve_codex_usage,
+            "serve_mcp": self.serve_mcp,
+            "serve_admin": self.serve_admin,
+            "serve_metrics": self.serve_metrics,
+            "refuse_endpoint": self.refuse_endpoint,
+            "refuse_path": self.refuse_path,
+        }
 
     # One connection.
 
@@ -10974,54 +11063,41 @@ class Server(Shared):
         if isinstance(raw, PoolerError):
             raise raw
         head = exchange.head = parse_request_head(raw, exchange.limits)
-        route, model = find_route(head.path, exchange.config.base_path)
+        routes, model = find_routes(head.path, exchange.config.base_path)
+        route = routes[0]  # the others differ in their methods
         self.check_caller(exchange.config, head, route)
+
         is_known = head.method in {"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"}
         exchange.record.method = head.method if is_known else "other"
-        exchange.record.route = route
+        exchange.record.route = route.name
         exchange.closes = head.framing != NO_BODY
-        if head.method == "OPTIONS" or route is Route.NOTHING:
+        if head.method == "OPTIONS":
             raise PoolerError("not_found")
-        if route in HEALTH:
-            self.check_method(head, route)
-            is_down = route is Route.READY and self.is_draining
-            exchange.closes |= exchange.connection in self.spares
-            body = json.dumps({"status": "draining" if is_down else "ok"}).encode()
-            await exchange.respond(503 if is_down else 200, body)
-            return
         if exchange.connection in self.spares:
             exchange.closes = True
-            raise PoolerError("pool_busy", "Too many connections are open here.")
-        if route in OPERATORS:
-            await self.serve_operator(exchange, head, route)
-            return
-        key = self.authenticate(exchange, head)
-        pool = exchange.config.pools[key.pool]
-        self.note_version(told_version(head.headers, head.query))
-        if route in NATIVE_PATHS and not pool.has_codex:
-            raise PoolerError("unsupported_endpoint", NO_CHATGPT_ACCOUNT)
-        if route in SOCKETS and head.method == "GET":
-            await self.serve_socket(exchange, head, key, NATIVE_PATHS.get(route, ""))
-            return
-        self.check_method(head, route)
-        if route in CALLS:
-            await self.read_post(exchange, head, key, route)
-        else:
-            await self.want_catalogues(pool)
-            async with self.listing(exchange.holder):
-                shown = self.answer_get(head, route, key, pool, model)
-            if not exchange.hold_body(len(shown)):  # some MiB of models, for a client that rests
-                raise PoolerError("pool_busy", TOO_MUCH_HELD)
-            await exchange.respond(200, shown)
+            if route.access is not Access.ANYBODY:
+                raise PoolerError("pool_busy", "Too many connections are open here.")
 
-    def check_method(self, head: RequestHead, route: Route) -> None:
-        """Raises: PoolerError (unsupported_endpoint, method_not_allowed)."""
-        if route is Route.UNSUPPORTED:
-            raise PoolerError("unsupported_endpoint")
-        methods = METHODS.get(route, METHODS_ELSE)
-        if head.method not in methods:
-            # The connection stays open: MCP hosts send GET first, and expect that (F89).
-            raise PoolerError("method_not_allowed", headers=[("Allow", ", ".join(methods))])
+        caller = self.identify(exchange, head, route)
+        route = with_method(routes, head.method)
+        await self.handlers[route.handler](Incoming(exchange, head, route, model, caller))
+
+    async def serve_health(self, incoming: Incoming) -> None:
+        await incoming.exchange.respond(200, b'{"status": "ok"}')
+
+    async def serve_readiness(self, incoming: Incoming) -> None:
+        if self.is_draining:
+            await incoming.exchange.respond(503, b'{"status": "draining"}')
+        else:
+            await incoming.exchange.respond(200, b'{"status": "ok"}')
+
+    async def refuse_path(self, _: Incoming) -> None:
+        """Raises: PoolerError."""
+        raise PoolerError("not_found")
+
+    async def refuse_endpoint(self, _: Incoming) -> None:
+        """Raises: PoolerError."""
+        raise PoolerError("unsupported_endpoint")
 
     def check_caller(self, config: Config, head: RequestHead, route: Route) -> None:
         """A browser page is nobody, and a name that is not ours is rebinding.
@@ -11029,7 +11105,7 @@ class Server(Shared):
         Who looks after the process asks for its health by whatever name, and learns no more.
         """
         host, hosts = head.host, config.hosts
-        is_named = route in HEALTH or hosts is None or host is None or host in hosts
+        is_named = route.path in HEALTH_PATHS or hosts is None or host is None or host in hosts
         if host is not None and not is_named:
             hint = f'If it is meant, add "{host[:253]}" to hosts in pools.json.'
             raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
@@ -11037,55 +11113,130 @@ class Server(Shared):
         if origin is not None and not is_origin_allowed(origin.lower(), route, config):
             raise PoolerError("origin_not_allowed")
 
-    def authenticate(self, exchange: Exchange, head: RequestHead) -> Key:
-        """The key of the request; one answer for every kind of wrong one."""
+    def identify(self, exchange: Exchange, head: RequestHead, route: Route) -> Caller:
+        """The key or the operator whose credential the request presents, as its route demands.
+
+        Every kind of wrong one has the same response.  Raises: PoolerError (invalid_api_key,
+        unsupported_endpoint, not_found).
+        """
         presented = bearer_of(head.headers, exchange.limits.bearer_bytes_max)
+        if route.access is Access.ANYBODY:
+            return None
+        if route.access in {Access.OPERATOR, Access.OPERATOR_PAGE}:
+            return self.identify_operator(exchange, head, route, presented)
+
         key = find_owner(presented, exchange.config.keys)
         if key is None or not is_key_usable(key, self.unix_now()):
             raise PoolerError("invalid_api_key")
         self.keyless.pop(exchange.connection, None)
         exchange.record.pool, exchange.record.key = key.pool, key.name
         exchange.connection.owner = exchange.holder
+        self.note_version(told_version(head.headers, head.query))
+        if route.is_native and not exchange.config.pools[key.pool].has_codex:
+            raise PoolerError("unsupported_endpoint", NO_CHATGPT_ACCOUNT)
         return key
 
-    def answer_get(
-        self, head: RequestHead, route: Route, key: Key, pool: Pool, wanted: str
-    ) -> bytes:
-        """What a key is told of its use, its pool's quota, or its models, one of them if `wanted`.
+    def identify_operator(
+        self, exchange: Exchange, head: RequestHead, route: Route, presented: str | None
+    ) -> Operator:
+        """Raises: PoolerError (invalid_api_key, not_found)."""
+        if not exchange.config.operators:
+            raise PoolerError("not_found")
 
-        Raises: PoolerError (model_not_found).
+        asks: list[Field] = []
+        if route.access is Access.OPERATOR_PAGE:  # a browser asks for a password
+            presented = presented or basic_of(head.headers, exchange.limits.bearer_bytes_max)
+            asks = [("WWW-Authenticate", 'Basic realm="codex-pooler"')]
+        operator = find_owner(presented, exchange.config.operators)
+        if operator is None:
+            public = "A valid operator token is needed as Authorization: Bearer."
+            raise PoolerError("invalid_api_key", public, headers=asks)
+
+        self.keyless.pop(exchange.connection, None)
+        exchange.connection.owner = operator.name
+        return operator
+
+    async def serve_models(self, incoming: Incoming) -> None:
+        """The models of the key's pool, or the one that the path names.
+
+        Raises: PoolerError (model_not_found, pool_busy), ClientGone.
         """
-        now, unix_now = trio.current_time(), self.unix_now()
-        if route is Route.USAGE:
-            use = self.uses[key.pool, key.name]
-            return dump_json(
-                show_key_usage(self.roster, pool, key, use, now=now, unix_now=unix_now)
-            )
-        if route is Route.CODEX_USAGE:
-            return dump_json(show_codex_usage(self.roster, pool, now, unix_now))
-        if route is Route.CODEX_MODELS or (pool.has_codex and "client_version=" in head.query):
-            return b'{"models":[' + b",".join(self.roster.codex_models_of(pool, key)) + b"]}"
-        lengths = self.roster.models_of(pool, key)
-        common = {"object": "model", "created": self.started_unix, "owned_by": "codex-pooler"}
-        models = {name: {"id": name, **common} for name in lengths}
-        for name, length in lengths.items():
-            models[name] |= {"context_length": length} if length else {}
+        key, pool = incoming.key, incoming.pool
+        await self.want_catalogues(pool)
+        async with self.listing(incoming.exchange.holder):
+            is_of_codex = pool.has_codex and "client_version=" in incoming.head.query
+            if incoming.route.is_native or is_of_codex:
+                models = b",".join(self.roster.codex_models_of(pool, key))
+                shown = b'{"models":[%b]}' % models
+            else:
+                shown = self.list_models(pool, key, incoming.model)
+        await self.respond_held(incoming, shown)
+
+    def list_models(self, pool: Pool, key: Key, wanted: str) -> bytes:
+        """The OpenAI API's list, or the model `wanted`.  Raises: PoolerError (model_not_found)."""
+        models: dict[str, Json] = {}
+        for name, length in self.roster.models_of(pool, key).items():
+            models[name] = {
+                "id": name,
+                "object": "model",
+                "created": self.started_unix,
+                "owned_by": "codex-pooler",
+            }
+            if length:
+                models[name]["context_length"] = length
         if not wanted:
             return dump_json({"object": "list", "data": [*models.values()]})
-        if wanted not in models:  # a GET may say 404: OpenCode retries only its own POST (F69)
+        if wanted not in models:  # a GET may say 404: nothing retries it for ever
             raise PoolerError("model_not_found", status=404)
         return dump_json(models[wanted])
 
-    async def read_post(
-        self, exchange: Exchange, head: RequestHead, key: Key, route: Route
-    ) -> None:
-        """Read the body, and judge it.  Raises: PoolerError, ClientGone."""
+    async def serve_usage(self, incoming: Incoming) -> None:
+        """What the key has used, and how much is left of its pool's quota.
+
+        Raises: PoolerError (pool_busy), ClientGone.
+        """
+        key, pool = incoming.key, incoming.pool
+        await self.want_catalogues(pool)
+        use = self.uses[key.pool, key.name]
+        times = {"now": trio.current_time(), "unix_now": self.unix_now()}
+        shown = show_key_usage(self.roster, pool, key, use, **times)
+        await self.respond_held(incoming, dump_json(shown))
+
+    async def serve_codex_usage(self, incoming: Incoming) -> None:
+        """The same for Codex CLI's `/status`.  Raises: PoolerError (pool_busy), ClientGone."""
+        await self.want_catalogues(incoming.pool)
+        now, unix_now = trio.current_time(), self.unix_now()
+        shown = show_codex_usage(self.roster, incoming.pool, now, unix_now)
+        await self.respond_held(incoming, dump_json(shown))
+
+    async def respond_held(self, incoming: Incoming, shown: bytes) -> None:
+        """Respond, and count what is held for a client that does not read: models may take MiB.
+
+        Raises: PoolerError (pool_busy), ClientGone.
+        """
+        if not incoming.exchange.hold_body(len(shown)):
+            raise PoolerError("pool_busy", TOO_MUCH_HELD)
+        await incoming.exchange.respond(200, shown)
+
+    async def accept_call(self, incoming: Incoming) -> None:
+        """Read and validate the body; the call is the exchange's.
+
+        Raises: PoolerError, ClientGone.
+        """
+        exchange, head = incoming.exchange, incoming.head
         content_type = head.headers.get("content-type", "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise PoolerError("unsupported_media_type")
-        self.admit(exchange, key)
+
+        self.admit(exchange, incoming.key)
         await exchange.read_body(exchange.limits)
-        await self.validate_call(exchange, head, key, route)
+        await self.validate_call(exchange, head, incoming.key, incoming.route)
+
+    async def accept_socket(self, incoming: Incoming) -> None:
+        """Serve a WebSocket to its end.  Raises: PoolerError, before the upgrade."""
+        route = incoming.route
+        native_path = route.upstream_path if route.is_native else ""
+        await self.serve_socket(incoming.exchange, incoming.head, incoming.key, native_path)
 
     def admit(self, exchange: Exchange, key: Key) -> None:
         """Count a call in.  Raises: PoolerError (key_limit_reached)."""
@@ -11114,24 +11265,23 @@ class Server(Shared):
     ) -> Call:
         """What the body asks for, in steps that hold up nobody for long.  Raises: PoolerError."""
         pool = exchange.config.pools[key.pool]
-        kind = CallKind.CHAT if route is Route.CHAT else CallKind.RESPONSES
-        native_path, unary_path = NATIVE_PATHS.get(route, ""), UNARY_PATHS.get(route, "")
+        kind = route.kind
         check_json_shape(exchange.body, exchange.limits)
         await yield_after(exchange.body)
         value = parse_json_object(exchange.body)
         await yield_after(exchange.body)
         check_names(value)
         asked = exchange.understand(value)
-        is_checked = pool.has_codex and not native_path
+        is_checked = pool.has_codex and not route.is_native
         obstacle = codex_obstacle(kind, asked, exchange.CARRIED) if is_checked else None
-        more: dict[str, Any] = {"native_path": native_path, "unary_path": unary_path}
+        more: dict[str, Any] = {}
         if isinstance(exchange, Turn):
             client = exchange.socket
             more |= {
                 "socket_id": client.upgrade.record.request_id,
                 "session_before": client.session,
             }
-        call = read_call(kind, asked, head.headers, pool, key, obstacle=obstacle, **more)
+        call = read_call(route, asked, head.headers, pool, key, obstacle=obstacle, **more)
         if isinstance(exchange, Turn):
             exchange.socket.session = call.session
         alias = pool.meant_by(call.requested_model)
@@ -11145,40 +11295,27 @@ class Server(Shared):
 
     # The operator's side.
 
-    async def serve_operator(self, exchange: Exchange, head: RequestHead, route: Route) -> None:
-        """Raises: PoolerError, ClientGone."""
-        limits = exchange.limits
-        if not exchange.config.operators:
-            raise PoolerError("not_found")
-        presented = bearer_of(head.headers, limits.bearer_bytes_max)
-        if route is Route.ADMIN:  # a browser asks for a password
-            presented = presented or basic_of(head.headers, limits.bearer_bytes_max)
-        operator = find_owner(presented, exchange.config.operators)
-        if operator is None:
-            more = [("WWW-Authenticate", 'Basic realm="codex-pooler"')] * (route is Route.ADMIN)
-            public = "A valid operator token is needed as Authorization: Bearer."
-            raise PoolerError("invalid_api_key", public, headers=more)
-        self.keyless.pop(exchange.connection, None)
-        exchange.connection.owner = operator.name
-        self.check_method(head, route)
-        if route is Route.MCP:
-            await self.serve_mcp(exchange, head, operator)
-            return
+    async def serve_admin(self, incoming: Incoming) -> None:
+        """The operator's page, or the same as JSON.  Raises: PoolerError, ClientGone."""
         await self.look_at_logins(self.config.accounts.values())
-        shown = self.snapshot()
-        if route is Route.METRICS:
-            text = metrics_text(shown)
-            kind = "text/plain; version=0.0.4; charset=utf-8"
-        elif "application/json" in head.headers.get("accept", ""):
-            text, kind = json.dumps(show_admin(shown)), "application/json"
+        shown = show_admin(self.snapshot())
+        if "application/json" in incoming.head.headers.get("accept", ""):
+            text, kind = json.dumps(shown), "application/json"
         else:
-            text, kind = admin_page(show_admin(shown)), "text/html; charset=utf-8"
+            text, kind = admin_page(shown), "text/html; charset=utf-8"
         headers = [("content-type", kind), *PAGE_HEADERS]
-        await exchange.respond(200, text.encode("utf-8", "replace"), headers)
+        await incoming.exchange.respond(200, text.encode("utf-8", "replace"), headers)
 
-    async def serve_mcp(self, exchange: Exchange, head: RequestHead, operator: Operator) -> None:
+    async def serve_metrics(self, incoming: Incoming) -> None:
+        """The metrics in Prometheus' text format.  Raises: PoolerError, ClientGone."""
+        await self.look_at_logins(self.config.accounts.values())
+        text = metrics_text(self.snapshot())
+        headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8"), *PAGE_HEADERS]
+        await incoming.exchange.respond(200, text.encode("utf-8", "replace"), headers)
+
+    async def serve_mcp(self, incoming: Incoming) -> None:
         """One JSON-RPC message to the companion module.  Raises: PoolerError, ClientGone."""
-        limits = exchange.limits
+        exchange, head, limits = incoming.exchange, incoming.head, incoming.exchange.limits
         bounded = dataclasses.replace(limits, body_bytes_max=limits.mcp_body_bytes_max)
         await exchange.read_body(bounded)
         if self.mcp is None:  # at its first use, for it is large (F91)
@@ -11187,7 +11324,7 @@ class Server(Shared):
             except ImportError:
                 raise PoolerError("mcp_not_installed") from None
         await self.look_at_logins(self.config.accounts.values())
-        asked, name = (head.method, head.headers, exchange.body), operator.name
+        asked, name = (head.method, head.headers, exchange.body), incoming.operator.name
         status, headers, body = await self.mcp.answer(
             *asked, operator=name, snapshot=self.snapshot, explain=self.explain
         )
@@ -11330,7 +11467,8 @@ class Server(Shared):
         """Raises: PoolerError."""
         assert turn.head is not None
         self.admit(turn, key)
-        route = Route.CODEX_RESPONSES if turn.socket.native_path else Route.RESPONSES
+        path = "/backend-api/codex/responses" if turn.socket.native_path else "/v1/responses"
+        route = call_route(path)
         await self.validate_call(turn, turn.head, key, route)
 
     def key_of(self, client: ClientSocket) -> Key | None:

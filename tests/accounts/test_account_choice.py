@@ -23,7 +23,6 @@ from pooler import (
     Account,
     Action,
     Call,
-    CallKind,
     Effect,
     Fault,
     Key,
@@ -31,6 +30,7 @@ from pooler import (
     Roster,
     Routing,
     Window,
+    call_route,
     classify_event,
     classify_response,
     read_call,
@@ -74,7 +74,9 @@ class Scene:
             headers = [("session-id", session)]
         body = {"model": "m1", "store": False} | body
         where = self.config.pools[pool]
-        return read_call(CallKind.RESPONSES, body, dict(headers), where, self.key(key, pool))
+        return read_call(
+            call_route("/v1/responses"), body, dict(headers), where, self.key(key, pool)
+        )
 
     def account(self, name: str) -> Account:
         return self.config.accounts[name]

@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
-from pooler import BEGINNING_CHARS_MAX, CallKind, conversation_digest, read_call
+from pooler import BEGINNING_CHARS_MAX, CallKind, call_route, conversation_digest, read_call
 from tests.support.memory_sockets import OTHER_KEY, Json, post
 from tests.support.memory_websockets import (
     SocketWorld,
@@ -187,7 +187,9 @@ POOL: Final = make_config(describe("ab")).pools["home"]
 
 def session(key: str = "laptop", headers: Json = None, **body: Json) -> bytes | None:
     found = next(one for one in POOL.keys if one.name == key)
-    return read_call(RESPONSES, {"model": "m1"} | body, headers or {}, POOL, found).session
+    return read_call(
+        call_route("/v1/responses"), {"model": "m1"} | body, headers or {}, POOL, found
+    ).session
 
 
 def test_a_conversation_is_a_session_of_its_key_where_none_is_named() -> None:

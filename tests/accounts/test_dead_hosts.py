@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import NO_FIELDS, CallKind, Cause, Roster, classify_connect, read_call
+from pooler import NO_FIELDS, Cause, Roster, call_route, classify_connect, read_call
 from tests.support.memory_sockets import Json, post
 from tests.support.memory_websockets import SocketWorld, open_socket
 from tests.support.world import (
@@ -157,7 +157,7 @@ def order_after(cause: Cause, accounts: dict[str, dict[str, Any]]) -> list[str]:
     config = make_config(describe("abcd", accounts=accounts, pool={"models": ["m1"]}))
     roster, pool = Roster(config), config.pools["home"]
     roster.note_fault(config.accounts["a"], classify_connect(cause), "m1", 1.0)
-    call = read_call(CallKind.RESPONSES, {"model": "m1"}, NO_FIELDS, pool, pool.keys[0])
+    call = read_call(call_route("/v1/responses"), {"model": "m1"}, NO_FIELDS, pool, pool.keys[0])
     return [one.name for one in roster.ranked(call, (), 2.0)]
 
 

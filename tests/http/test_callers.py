@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
-from pooler import ConfigRefused, Route, is_origin_allowed, parse_config
+from pooler import ROUTES, ConfigRefused, is_origin_allowed, parse_config
 from tests.support.memory_sockets import KEY, Json, Pairs, Response, post, request
 from tests.support.world import (
     World,
@@ -176,8 +176,8 @@ def test_what_is_no_origin_is_refused_with_a_reason(origin: str) -> None:
 
 def test_only_mcp_knows_loopback_origins() -> None:
     config = make_config(describe("a"))
-    allowed = {route for route in Route if is_origin_allowed(LOOPBACK[1], route, config)}
-    assert allowed == {Route.MCP}
+    allowed = {route.path for route in ROUTES if is_origin_allowed(LOOPBACK[1], route, config)}
+    assert allowed == {"/mcp"}
 
 
 ################################################################

@@ -20,6 +20,7 @@ from pooler import (
     Key,
     PoolerError,
     Turn,
+    call_route,
     check_names,
     codex_obstacle,
     read_call,
@@ -75,7 +76,7 @@ def test_the_names_are_those_that_are_read_to_judge() -> None:
     key = Key(pool="home", name="k", concurrent=1)
     body = Noting({"model": "m1", "type": "response.create"})
     for kind in CallKind:
-        read_call(kind, body, {}, pool, key)
+        read_call(call_route(f"/v1{kind.value}"), body, {}, pool, key)
         codex_obstacle(kind, body)
     turn = object.__new__(Turn)
     Turn.understand(turn, body)

@@ -6,6 +6,7 @@ what may follow on a connection, with exact bytes; any path at all, under Hypoth
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import Final
 
@@ -15,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from pooler import ROUTES as ROUTE_TABLE
+from pooler import Access, Route
 from tests.support.memory_sockets import (
     KEY,
     Client,
@@ -158,6 +161,60 @@ async def test_each_path_and_method_has_one_answer(world: World, path: str, has_
         known = {*ROUTES[path][1], *UPGRADED.get(path, ())} if status == 405 else set()
         assert listed == known, method
     assert not any(record["status"] is None for record in world.records)
+
+
+def test_rows_of_one_path_differ_in_their_methods_alone() -> None:
+    for path in {route.path for route in ROUTE_TABLE}:
+        rows = [route for route in ROUTE_TABLE if route.path == path]
+        assert len({(row.name, row.access) for row in rows}) == 1, path
+        methods = [method for row in rows for method in row.methods]
+        assert len(methods) == len(set(methods)), path
+
+
+async def test_every_handler_of_the_table_is_there_and_used(world: World) -> None:
+    assert {route.handler for route in ROUTE_TABLE} == set(world.server.handlers)
+
+
+OPERATOR_TOKEN: Final = "op-boss-0123456789"
+PRESENTED: Final[dict[str, Pairs]] = {
+    "nothing": [],
+    "a pool key": [("Authorization", f"Bearer {KEY}")],
+    "a token": [("Authorization", f"Bearer {OPERATOR_TOKEN}")],
+    "a password": [
+        ("Authorization", f"Basic {base64.b64encode(f'me:{OPERATOR_TOKEN}'.encode()).decode()}")
+    ],
+}
+OPENS: Final[dict[Access, set[str]]] = {
+    Access.ANYBODY: {*PRESENTED},
+    Access.POOL_KEY: {"a pool key"},
+    Access.CODEX_KEY: {"a pool key"},
+    Access.OPERATOR: {"a token"},
+    Access.OPERATOR_PAGE: {"a token", "a password"},
+}
+
+
+@pytest.mark.parametrize("route", ROUTE_TABLE, ids=lambda route: f"{route.name} {route.path}")
+async def test_a_row_opens_to_the_credential_that_it_demands_and_to_no_other(
+    autojump_clock: MockClock, route: Route
+) -> None:
+    """The pool has no ChatGPT account, so none of its keys opens what demands one."""
+    described = describe("a", operators={"boss": OPERATOR_TOKEN})
+    async with opened_world(described) as world:
+        let_answer(world)
+        path = route.path.replace("{id}", "m1").replace("{any}", "/no/such/path")
+        for name, fields in PRESENTED.items():
+            for method in (*route.methods, "PUT"):
+                raw = raw_request(method, path, key=None, headers=fields)
+                client = await world.connect()
+                await client.send(raw)
+                await client.half_close()
+                status = int((await client.wait_closed()).split()[1])
+                is_open = name in OPENS[route.access]
+                assert (status == 401) == (not is_open), (name, method)
+                if is_open and (route.access is Access.CODEX_KEY or not route.methods):
+                    assert status == 404
+                elif is_open:
+                    assert (status == 405) == (method == "PUT")
 
 
 async def test_head_is_get_without_its_body(world: World) -> None:

@@ -24,10 +24,10 @@ from pooler import (
     RESPONSE_ID_CHARS_MAX,
     SPARE_CONNECTIONS_MAX,
     Budget,
-    CallKind,
     Memory,
     PoolerError,
     Unpacking,
+    call_route,
     read_call,
 )
 from tests.http.test_limits_hold import check_error, connect_with_key, is_closed
@@ -491,7 +491,7 @@ def test_what_names_nothing_is_not_remembered() -> None:
     key = pool.keys[0]
 
     def read(**body: Json) -> Any:  # noqa: ANN401 (a call)
-        return read_call(CallKind.RESPONSES, {"model": "m"} | body, {}, pool, key)
+        return read_call(call_route("/v1/responses"), {"model": "m"} | body, {}, pool, key)
 
     longest = "m" * MODEL_CHARS_MAX
     assert read(model=longest).model == longest

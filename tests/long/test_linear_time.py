@@ -137,7 +137,9 @@ FOREIGN: Final[Mapping[str, Callable[[random.Random], Iterator[tuple[str, Growin
 }  # fmt: skip
 CONFIGURED: Final = make_config(describe("a"))
 POOL: Final = CONFIGURED.pools["home"]
-CALL: Final = pooler.read_call(CallKind.CHAT, {"model": "m1"}, {}, POOL, POOL.keys[0])
+CALL: Final = pooler.read_call(
+    pooler.call_route("/v1/chat/completions"), {"model": "m1"}, {}, POOL, POOL.keys[0]
+)
 # By name, whatever it is annotated with: several, if each is to be tried.
 FAULT: Final = pooler.Fault(
     "x", pooler.Action.NEXT, pooler.Effect.LIMITED, pooler.PoolerError("upstream_error")
@@ -149,7 +151,7 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "depth_max": (500,), "members_max": (10**5,), "bytes_max": (2**20,), "names": (("a", "b"),),
     "is_end": (False, True), "is_http_1_0": (False,), "is_reshaped": (False, True),
     "is_whole": (True,), "has_calls": (True,), "efforts": (None,), "supported": (("low",),),
-    "carried": ((),), "native_path": ("",), "unary_path": ("",), "socket_id": ("",),
+    "carried": ((),), "socket_id": ("",), "routes": (pooler.ROUTES[-2:],), "method": ("GET",),
     "obstacle": (None,), "index": (0,), "streamed": (None,), "deltas": ((),), "position": ({},),
     "session_before": (None,), "before": (None,), "scope": (("p", "k"),),
     "part": ((0, 0),), "member": ("content",), "name": ("content", "input", "delta"),
@@ -159,7 +161,8 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "member_count": (1,), "repeatable": (("content-length", "a"),),
     "is_codex": (False, True), "alias": (pooler.Alias("m", "low", "flex"),),
     "fault": (FAULT,), "words": (pooler.read_error({"message": "Not Found " * 400}),),
-    "config": (CONFIGURED,), "route": (pooler.Route.MCP, pooler.Route.MODELS),
+    "config": (CONFIGURED,),
+    "route": (pooler.call_route("/mcp"), pooler.call_route("/v1/responses")),
     "credentials": (LOGIN,), "margin_seconds": (300.0,),
     "tried": ((),), "template": ("{a}",), "place": ("",), "at": (1.0,), "session": (None,),
 }  # fmt: skip

@@ -97,7 +97,7 @@ def request_head(data: bytes) -> None:
     coding = "transfer-encoding"  # whose value h11 gives in lower case
     ours = {name: v.lower() if name == coding else v for name, v in head.headers.items()}
     assert joined(others) == ours
-    pooler.find_route(head.path, "")
+    pooler.find_routes(head.path, "")
     pooler.bearer_of(head.headers, LIMITS.bearer_bytes_max)
     pooler.basic_of(head.headers, LIMITS.bearer_bytes_max)
     with contextlib.suppress(PoolerError):
