@@ -36,7 +36,7 @@ CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
     "pooler.py": {
         "tokens": (83_500, 49_000),
         "tokens_per_100_lines": (970, 850),
-        "longest_class": (760, 300),
+        "longest_class": (800, 300),
         "check_length": (0, 0),
         "check_complexity": (66, 0),
         "check_one_condition": (5, 0),
