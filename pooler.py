@@ -108,6 +108,8 @@ T = TypeVar("T")
 K = TypeVar("K")
 Ts = TypeVarTuple("Ts")
 Json = Any  # what `json.loads` gives: it is looked at with isinstance, never trusted
+JsonObject = Mapping[str, Json]  # one that is only read
+JsonDict = dict[str, Json]  # one that may be changed
 
 ################################################################
 # LIMITS
@@ -620,7 +622,7 @@ def dump_like(value: Json, raw: bytes) -> bytes:
     return dump_escaped(value) if 2 * letter_count > len(raw) else dump_json(value)
 
 
-def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> dict[str, Json]:
+def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> JsonDict:
     """The object that JSON text holds; an empty one, if it is none.  Raises: BadSyntax."""
     if raw.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] != b"{":
         return {}
@@ -630,7 +632,7 @@ def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> dict[str, Js
         return {}
 
 
-def try_load_object(raw: bytes) -> dict[str, Json]:
+def try_load_object(raw: bytes) -> JsonDict:
     """The same; an empty one also where to read it would take long."""
     try:
         return load_object(raw)
@@ -643,24 +645,35 @@ def try_load_object(raw: bytes) -> dict[str, Json]:
 # client asks, a `valid_...`, refuses it.
 
 
-def object_of(value: Json) -> dict[str, Json]:
+def object_of(value: Json) -> JsonDict:
     """The value, if it is an object; else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def objects_of(values: Json) -> list[dict[str, Json]]:
+def objects_of(values: Json) -> list[JsonDict]:
     """The objects in what may be a list."""
     return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
 
 
-def members_of(value: Mapping[str, Json], names: Iterable[str]) -> dict[str, Json]:
+def object_at(value: Json, name: str) -> JsonDict:
+    """A member that is an object; an empty one if there is none."""
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def objects_at(value: Json, name: str) -> list[JsonDict]:
+    """The objects in a member that is a list; none if there is no list."""
+    return objects_of(object_of(value).get(name))
+
+
+def members_of(value: JsonObject, names: Iterable[str]) -> JsonDict:
     """Those of the named members that are there, and not null."""
     return {name: value[name] for name in names if value.get(name) is not None}
 
 
 def text_at(value: Json, name: str) -> str:
     """A member that is text; "" if there is none."""
-    found = object_of(value).get(name)
+    found = value.get(name) if isinstance(value, dict) else None
     return found if isinstance(found, str) else ""
 
 
@@ -677,7 +690,7 @@ def count_at(value: Json, name: str) -> int:
     return found if is_count else 0
 
 
-def index_at(value: Mapping[str, Json], name: str, default: int) -> int:
+def index_at(value: JsonObject, name: str, default: int) -> int:
     """A member that numbers an output item, or a part of one, from 0; else the default."""
     found: Json = value.get(name)
     return found if isinstance(found, int) and 0 <= found < OUTPUT_ITEMS_MAX else default
@@ -699,7 +712,7 @@ def first_text(pattern: re.Pattern[str], *candidates: Json) -> str | None:
     )
 
 
-def valid_member(value: Mapping[str, Json], name: str, kind: type | tuple[type, ...]) -> Json:
+def valid_member(value: JsonObject, name: str, kind: type | tuple[type, ...]) -> Json:
     """A member of that type, or None.  Raises: PoolerError (invalid_value)."""
     found = value.get(name)
     if found is not None and not isinstance(found, kind):
@@ -707,17 +720,17 @@ def valid_member(value: Mapping[str, Json], name: str, kind: type | tuple[type, 
     return found
 
 
-def valid_text(value: Mapping[str, Json], name: str) -> str:
+def valid_text(value: JsonObject, name: str) -> str:
     """A member that is text; "" if it is absent.  Raises: PoolerError (invalid_value)."""
     return valid_member(value, name, str) or ""
 
 
-def valid_object(value: Mapping[str, Json], name: str) -> dict[str, Json]:
+def valid_object(value: JsonObject, name: str) -> JsonDict:
     """A member that is an object; an empty one if absent.  Raises: PoolerError (invalid_value)."""
     return valid_member(value, name, dict) or {}
 
 
-def valid_list(value: Mapping[str, Json], name: str, kind: type) -> list[Json]:
+def valid_list(value: JsonObject, name: str, kind: type) -> list[Json]:
     """A list of that type, maybe empty.  Raises: PoolerError (invalid_value)."""
     found = valid_member(value, name, list) or []
     if found and not all(isinstance(member, kind) for member in found):
@@ -3485,7 +3498,7 @@ class ToolCallForm(NamedTuple):
 
 
 _CUSTOM_CALL: Final = "custom_tool_call"
-_TOOL_CALLS: Final[Mapping[str, ToolCallForm]] = {
+_TOOL_CALLS: Final = {
     "function_call": ToolCallForm("function", "arguments", "response.function_call_arguments"),
     _CUSTOM_CALL: ToolCallForm("custom", "input", "response.custom_tool_call_input"),
 }
@@ -3502,13 +3515,18 @@ def _paragraphs(texts: Iterable[str]) -> str:
     return "\n\n".join(filter(None, texts))
 
 
+def _filled(members: JsonObject) -> JsonDict:
+    """The members that are neither null nor empty."""
+    return {name: value for name, value in members.items() if value}
+
+
 # ---- 1. What a codex account cannot do ----
 #
 # A request that needs it goes to an account with an API key, if the pool has one, and is refused
 # otherwise: without the field the response would mean something else.
 
 # Field -> the values with which it asks for nothing; any other value is an obstacle.
-_HARMLESS: Final[Mapping[str, Sequence[Json]]] = {
+_HARMLESS: Final = {
     "background": (None, False),
     "logprobs": (None, False),
     "conversation": (None,),
@@ -3521,7 +3539,7 @@ _HARMLESS: Final[Mapping[str, Sequence[Json]]] = {
     "function_call": (None, "none"),
 }
 # What another API calls a field -> what it is called here.  Whoever confuses them is told so.
-_OTHER_NAMES: Final[Mapping[CallKind, Mapping[str, str]]] = {
+_OTHER_NAMES: Final = {
     CallKind.RESPONSES: {
         "messages": "input",
         "reasoning_effort": "reasoning.effort",
@@ -3537,7 +3555,7 @@ _NOTHING_STORED: Final = "Nothing is stored here. Send the whole input, with sto
 
 
 def codex_obstacle(
-    kind: CallKind, body: Mapping[str, Json], carried: Sequence[str] = ()
+    kind: CallKind, body: JsonObject, carried: Sequence[str] = ()
 ) -> Obstacle | None:
     """The first field of a request that a codex account cannot honour, or None.
 
@@ -3554,11 +3572,11 @@ def codex_obstacle(
     return Obstacle("tools") if _has_mcp(body) else _input_obstacle(kind, body)
 
 
-def _input_obstacle(kind: CallKind, body: Mapping[str, Json]) -> Obstacle | None:
+def _input_obstacle(kind: CallKind, body: JsonObject) -> Obstacle | None:
     """The input, or the messages, if an item there is an obstacle."""
     is_chat = kind is CallKind.CHAT and (body.get("messages") or body.get("input") is None)
     name = "messages" if is_chat else "input"
-    items = objects_of(body.get(name))
+    items = objects_at(body, name)
 
     if any(map(_is_reference, items)):
         return Obstacle(name, _NOTHING_STORED)
@@ -3567,25 +3585,25 @@ def _input_obstacle(kind: CallKind, body: Mapping[str, Json]) -> Obstacle | None
     return None
 
 
-def _has_mcp(holder: Mapping[str, Json]) -> bool:
+def _has_mcp(holder: JsonObject) -> bool:
     """Whether one of the tools, or of those inside them, is an MCP server to be called."""
-    tools = objects_of(holder.get("tools"))
+    tools = objects_at(holder, "tools")
     for tool in tools:  # the list grows by what is found inside
-        tools += objects_of(tool.get("tools"))
+        tools += objects_at(tool, "tools")
     return any(tool.get("type") == "mcp" for tool in tools)
 
 
-def _is_reference(item: Mapping[str, Json]) -> bool:
+def _is_reference(item: JsonObject) -> bool:
     """Whether an item stands for one that was stored; its type may be left out."""
     is_bare = item.get("type") is None and item.get("role") is None
     return item.get("type") == "item_reference" or (is_bare and item.get("id") is not None)
 
 
-def _has_unfit_part(items: Sequence[Mapping[str, Json]]) -> bool:
+def _has_unfit_part(items: Sequence[JsonObject]) -> bool:
     """Whether there is audio, a stored file or a legacy function call."""
     parts = [*items]
     for member in ("content", "output"):
-        parts += [part for item in parts for part in objects_of(item.get(member))]
+        parts += [part for item in parts for part in objects_at(item, member)]
     parts += objects_of([part.get("file") for part in parts])
 
     for part in parts:
@@ -3659,7 +3677,7 @@ _SERVICE_TIERS: Final = {"fast": "priority", "priority": "priority", "ultrafast"
 _EFFORTS_ASSUMED: Final = tuple(name for name in _EFFORTS if name not in {"minimal", "ultra"})
 # Type of an object in Chat -> the members of the object of that name inside it.  Responses has
 # them next to the type.
-_NESTED: Final[Mapping[str, Sequence[str]]] = {
+_NESTED: Final = {
     "function": ("name", "description", "parameters", "strict"),
     "custom": ("name", "description", "format"),
     "grammar": ("syntax", "definition"),
@@ -3679,8 +3697,8 @@ _SCHEMA_KINDS: Final = frozenset(
 
 
 def to_codex(
-    kind: CallKind, body: Mapping[str, Json], model: str, efforts: Sequence[str] | None
-) -> dict[str, Json]:
+    kind: CallKind, body: JsonObject, model: str, efforts: Sequence[str] | None
+) -> JsonDict:
     """The body for the backend; `efforts`: those of the model, ascending, or None if unknown.
 
     Raises: PoolerError (invalid_value, missing_required_parameter).
@@ -3716,19 +3734,18 @@ def to_codex(
     return members_of(fields, fields)
 
 
-def _instructions_and_input(
-    body: Mapping[str, Json], text: Mapping[str, Json]
-) -> tuple[str, Sequence[Mapping[str, Json]]]:
+def _instructions_and_input(body: JsonObject, text: JsonObject) -> tuple[str, Sequence[JsonObject]]:
     """The instructions, with those that the input begins with, and the rest of the input.
 
     `text`: the field of that name.  In JSON mode the word JSON must be in the input, for the
     backend looks for it there alone: instructions that have it become a part of the input.
     """
     instructions, items = valid_text(body, "instructions"), _input_items(body)
-    if object_of(text.get("format")).get("type") == "json_object":
+    if object_at(text, "format").get("type") == "json_object":
         if "json" not in instructions.lower():
             return instructions, items
-        return "", [_message("developer", [_text_part(instructions, "developer")]), *items]
+        part = _text_part(instructions, "developer")
+        return "", [_message({}, "developer", [part]), *items]
 
     # The last item stays, whatever it is: without input there is nothing to answer.
     lifted = [*itertools.takewhile(_is_instruction, items[:-1])]
@@ -3736,13 +3753,13 @@ def _instructions_and_input(
     return _paragraphs([instructions, *texts]), items[len(lifted) :]
 
 
-def _is_instruction(item: Mapping[str, Json]) -> bool:
+def _is_instruction(item: JsonObject) -> bool:
     """Whether an item is a developer's message of text alone."""
     is_developer = item["type"] == "message" and item["role"] == "developer"
     return is_developer and all(part.get("type") == "input_text" for part in item["content"])
 
 
-def _codex_reasoning(body: Mapping[str, Json], supported: Collection[str]) -> dict[str, Json]:
+def _codex_reasoning(body: JsonObject, supported: Collection[str]) -> JsonDict:
     """What a request asks of reasoning, with an effort that is supported."""
     reasoning = members_of(valid_object(body, "reasoning"), _REASONING)
     if effort := valid_text(reasoning, "effort"):
@@ -3764,7 +3781,7 @@ def _nearest_effort(effort: str, supported: Collection[str]) -> str:
     return next((name for name in nearest_first if name in supported), effort)
 
 
-def _codex_tool_choice(body: Mapping[str, Json]) -> Json:
+def _codex_tool_choice(body: JsonObject) -> Json:
     """The tool choice: a word, or an object that names tools."""
     choice = valid_member(body, "tool_choice", (str, dict))
     if not isinstance(choice, dict):
@@ -3773,7 +3790,7 @@ def _codex_tool_choice(body: Mapping[str, Json]) -> Json:
     return flat["type"] if flat.get("type") in _CHOICES else flat
 
 
-def _codex_tool(tool: Mapping[str, Json]) -> dict[str, Json]:
+def _codex_tool(tool: JsonObject) -> JsonDict:
     """A tool, and those inside it, in the form that the backend takes."""
     flat = _flattened(tool)
     if tool.get("type") == "function" and "function" in tool:
@@ -3786,14 +3803,14 @@ def _codex_tool(tool: Mapping[str, Json]) -> dict[str, Json]:
     return _with_codex_tools(flat)
 
 
-def _with_codex_tools(holder: dict[str, Json]) -> dict[str, Json]:
+def _with_codex_tools(holder: JsonDict) -> JsonDict:
     """A tool or an item, with the tools inside it in the form that the backend takes."""
     if holder.get("tools") is not None:
         holder["tools"] = [_codex_tool(tool) for tool in valid_list(holder, "tools", dict)]
     return holder
 
 
-def _with_properties(schema: Mapping[str, Json]) -> Mapping[str, Json]:
+def _with_properties(schema: JsonObject) -> JsonObject:
     """The schema of a tool's arguments, with the `properties` that the backend requires."""
     is_object = schema.get("type") in ("object", ["object"]) or _SCHEMA_KINDS.isdisjoint(schema)
     if not is_object or schema.get("properties") is not None:
@@ -3801,7 +3818,7 @@ def _with_properties(schema: Mapping[str, Json]) -> Mapping[str, Json]:
     return {"type": "object", **schema, "properties": {}}
 
 
-def _flattened(nested: Mapping[str, Json]) -> dict[str, Json]:
+def _flattened(nested: JsonObject) -> JsonDict:
     """A tool, choice, format or citation in the form of Responses, from either form."""
     kind = valid_text(nested, "type")
     inner = nested.get(kind) if kind in _NESTED else None
@@ -3818,18 +3835,13 @@ def _flattened(nested: Mapping[str, Json]) -> dict[str, Json]:
     return flat
 
 
-def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
+def _input_items(body: JsonObject) -> list[JsonDict]:
     """The input as the backend takes it: a list of items, whose calls and outputs fit together."""
-    if body.get("input") is None:
-        raise PoolerError("missing_required_parameter", "The request has no input.", param="input")
-    if isinstance(body["input"], str):
-        body = {"input": [{"role": "user", "content": body["input"]}]}
-    values = valid_list(body, "input", dict)
-    if len(values) > INPUT_ITEMS_MAX:
-        raise PoolerError("invalid_value", "The request has too many items.", param="input")
-
-    items = [item for value in values for item in _codex_items(value)]
+    items: list[JsonDict] = []
+    for item in _given_items(body):
+        items += _codex_items(item)
     custom_ids = {text_at(item, "call_id") for item in items if item["type"] == _CUSTOM_CALL}
+
     for item in items:
         call_id = text_at(item, "call_id")
         if item["type"] == "function_call_output" and call_id in custom_ids:
@@ -3839,12 +3851,26 @@ def _input_items(body: Mapping[str, Json]) -> list[dict[str, Json]]:
     return items
 
 
+def _given_items(body: JsonObject) -> list[Json]:
+    """The items of a request's input, which may be given as one text."""
+    given = body.get("input")
+    if given is None:
+        raise PoolerError("missing_required_parameter", "The request has no input.", param="input")
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+
+    items = valid_list(body, "input", dict)
+    if len(items) > INPUT_ITEMS_MAX:
+        raise PoolerError("invalid_value", "The request has too many items.", param="input")
+    return items
+
+
 def _short_id(given: str) -> str:
     """An id of a length that the backend takes, the same wherever the given one stands."""
     return given if len(given) <= CODEX_ID_CHARS_MAX else digest_parts(given).hex()
 
 
-def _codex_items(item: Mapping[str, Json]) -> list[dict[str, Json]]:
+def _codex_items(item: JsonObject) -> list[JsonDict]:
     """What one item of the input becomes: several, if a Chat message calls tools, or none."""
     kind = valid_text(item, "type")
     if kind in {"", "message"}:
@@ -3864,15 +3890,15 @@ def _codex_items(item: Mapping[str, Json]) -> list[dict[str, Json]]:
     return [_with_codex_tools(kept)]
 
 
-def _reasoning_items(item: Mapping[str, Json]) -> list[dict[str, Json]]:
+def _reasoning_items(item: JsonObject) -> list[JsonDict]:
     """A reasoning item, if it is encrypted: the backend refuses, or cannot read, anything else."""
     encrypted = text_at(item, "encrypted_content")
-    summary = objects_of(item.get("summary"))
+    summary = objects_at(item, "summary")
     kept = {"type": "reasoning", "summary": summary, "encrypted_content": encrypted}
     return [kept] if encrypted else []
 
 
-def _codex_content(holder: Mapping[str, Json], name: str, role: str) -> list[dict[str, Json]]:
+def _codex_content(holder: JsonObject, name: str, role: str) -> list[JsonDict]:
     """The parts of a message, or of a tool's output, as the backend calls them."""
     content = valid_member(holder, name, (str, list))
     if not isinstance(content, str):
@@ -3881,16 +3907,18 @@ def _codex_content(holder: Mapping[str, Json], name: str, role: str) -> list[dic
     return [] if is_silent else [_text_part(content, role)]
 
 
-def _text_part(text: str, role: str) -> dict[str, Json]:
+def _text_part(text: str, role: str) -> JsonDict:
     """A part of text, whose type depends on who wrote it."""
     return {"type": "output_text" if role == "assistant" else "input_text", "text": text}
 
 
-def _message(role: str, content: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
-    return {"type": "message", "role": role, "content": content}
+def _message(given: JsonObject, role: str, content: Sequence[JsonObject]) -> JsonDict:
+    """The item of a message, with what of the given one is kept unchanged."""
+    phase = members_of(given, ("phase",))
+    return {"type": "message", "role": role, "content": content, **phase}
 
 
-def _codex_part(part: Mapping[str, Json], role: str) -> dict[str, Json]:
+def _codex_part(part: JsonObject, role: str) -> JsonDict:
     """One part: text becomes that of its role, files and images lose Chat's nesting."""
     kind = valid_text(part, "type")
     if kind in _TEXT_PARTS:
@@ -3907,10 +3935,10 @@ def _codex_part(part: Mapping[str, Json], role: str) -> dict[str, Json]:
     return flat
 
 
-def _flattened_citations(holder: Mapping[str, Json]) -> dict[str, Json]:
+def _flattened_citations(holder: JsonObject) -> JsonDict:
     """The member `annotations` in the form of Responses, from either form, if there are any."""
-    notes = [_flattened(note) for note in valid_list(holder, "annotations", dict)]
-    return {"annotations": notes} if notes else {}
+    notes = valid_list(holder, "annotations", dict)
+    return _filled({"annotations": [_flattened(note) for note in notes]})
 
 
 # ---- 3. A Chat request ----
@@ -3935,7 +3963,7 @@ def _flattened_citations(holder: Mapping[str, Json]) -> dict[str, Json]:
 #   all others               dropped, such as reasoning_content, which nobody can verify
 
 
-def _chat_as_responses(body: Mapping[str, Json]) -> dict[str, Json]:
+def _chat_as_responses(body: JsonObject) -> JsonDict:
     """A Chat request with its fields under the names of Responses; messages stay as they are.
 
     Cursor sends `input` instead of `messages`, and other clients fields of Responses besides.
@@ -3960,29 +3988,28 @@ def _chat_as_responses(body: Mapping[str, Json]) -> dict[str, Json]:
     return {**body, "input": items, "text": text, "reasoning": reasoning}
 
 
-def _message_items(message: Mapping[str, Json]) -> list[dict[str, Json]]:
+def _message_items(message: JsonObject) -> list[JsonDict]:
     """The items that a message of either API becomes: what it says, then its calls."""
     role = valid_text(message, "role")
     content = _codex_content(message, "content", role)
     if role == "tool":
         return [_tool_output_item(message, content)]
-    role = "developer" if role == "system" else role
+    if role == "system":
+        role = "developer"
     if role not in _ROLES:
         raise PoolerError("invalid_value", param="role")
 
     if refusal := valid_text(message, "refusal"):
         content.append({"type": "refusal", "refusal": refusal})
-    if role == "assistant" and [part.get("type") for part in content] == ["output_text"]:
-        content[0] |= _flattened_citations(message)
     calls = [_tool_call_item(call) for call in valid_list(message, "tool_calls", dict)]
-    if role == "assistant" and not content:
-        return calls
-    return [_message(role, content) | members_of(message, ("phase",)), *calls]
+    if role != "assistant":
+        return [_message(message, role, content), *calls]
+    if [part.get("type") for part in content] == ["output_text"]:
+        content[0] |= _flattened_citations(message)
+    return [_message(message, role, content), *calls] if content else calls
 
 
-def _tool_output_item(
-    message: Mapping[str, Json], content: Sequence[Mapping[str, Json]]
-) -> dict[str, Json]:
+def _tool_output_item(message: JsonObject, content: Sequence[JsonObject]) -> JsonDict:
     """The item for a message of role tool: one text, if it holds nothing else."""
     is_text = all(part.get("type") == "input_text" for part in content)
     output = "".join(part["text"] for part in content) if is_text else content
@@ -3990,7 +4017,7 @@ def _tool_output_item(
     return {"type": "function_call_output", "call_id": call_id, "output": output}
 
 
-def _tool_call_item(call: Mapping[str, Json]) -> dict[str, Json]:
+def _tool_call_item(call: JsonObject) -> JsonDict:
     """The item for one of a message's `tool_calls`."""
     kind = _CUSTOM_CALL if call.get("type") == "custom" else "function_call"
     form = _TOOL_CALLS[kind]
@@ -4017,7 +4044,7 @@ def _tool_call_item(call: Mapping[str, Json]) -> dict[str, Json]:
 #   all others               unchanged, byte for byte
 
 # Type of a part of a message, whose text may come in events "response.TYPE.delta" -> its text.
-_PART_TEXTS: Final[Mapping[str, str]] = {"output_text": "text", "refusal": "refusal"}
+_PART_TEXTS: Final = {"output_text": "text", "refusal": "refusal"}
 _PART_OF_EVENT: Final = {f"response.{kind}.delta": kind for kind in _PART_TEXTS}
 
 
@@ -4037,15 +4064,15 @@ class OutputCollector:
 
     bytes_max: int
     is_whole: bool = False  # the client gets one response, and no events
-    response: dict[str, Json] | None = None  # of the terminal event, completed, once it came
+    response: JsonDict | None = None  # of the terminal event, completed, once it came
     bytes_kept: int = 0  # estimated: the memory that all of this takes
-    _items: dict[int, dict[str, Json]] = field(default_factory=dict)  # by output_index
+    _items: dict[int, JsonDict] = field(default_factory=dict)  # by output_index
     _deltas: dict[tuple[int, str], list[str]] = field(default_factory=dict)  # index, part's type
     _commentary: set[int] = field(default_factory=set)  # output indexes
     _bytes_taken: int = 0
     _members_taken: int = 0
 
-    def take(self, kind: EventKind, event: bytes, value: Mapping[str, Json]) -> bool:
+    def take(self, kind: EventKind, event: bytes, value: JsonObject) -> bool:
         """Keep what the end needs of an event, of which `value` is the object.
 
         Returns whether the response in it was changed, in place.  Raises: BadSyntax, if there is
@@ -4064,7 +4091,7 @@ class OutputCollector:
             check_writable(response if self.is_whole else {})
         return isinstance(response, dict) and self._complete(kind, response)
 
-    def _take_delta(self, name: str, event: bytes, value: Mapping[str, Json]) -> None:
+    def _take_delta(self, name: str, event: bytes, value: JsonObject) -> None:
         """Keep the text of an event of that type, if it is a part of a message."""
         index = index_at(value, "output_index", 0)
         if name == "response.output_item.added" and is_commentary(value.get("item")):
@@ -4082,7 +4109,7 @@ class OutputCollector:
         if is_many or self._bytes_taken > self.bytes_max:
             raise BadSyntax("answer too large")
 
-    def _complete(self, kind: EventKind, response: dict[str, Json]) -> bool:
+    def _complete(self, kind: EventKind, response: JsonDict) -> bool:
         """Give a response the output that it lacks; whether it lacked any."""
         output = response.get("output")
         if kind is EventKind.SUCCESS and not output:
@@ -4096,11 +4123,11 @@ class OutputCollector:
         response["output"] = items
         return True
 
-    def _unfinished_messages(self) -> dict[int, dict[str, Json]]:
+    def _unfinished_messages(self) -> dict[int, JsonDict]:
         """The messages that the kept deltas are of, by output index."""
-        messages: dict[int, dict[str, Json]] = {}
+        messages: dict[int, JsonDict] = {}
         for (index, part), deltas in self._deltas.items():
-            message = _message("assistant", []) | {"status": "completed"}
+            message = _message({}, "assistant", []) | {"status": "completed"}
             if index in self._commentary:
                 message["phase"] = COMMENTARY
             content = messages.setdefault(index, message)["content"]
@@ -4117,7 +4144,7 @@ class ResponsesTranslator:
 
     output: OutputCollector
 
-    def feed(self, kind: EventKind, event: bytes, value: dict[str, Json] | None = None) -> bytes:
+    def feed(self, kind: EventKind, event: bytes, value: JsonDict | None = None) -> bytes:
         """`value`: the object in the event, if it has been read.  Raises: BadSyntax."""
         if kind is EventKind.IDLE:
             is_keepalive = b"data" in event and event_data(event)
@@ -4127,16 +4154,15 @@ class ResponsesTranslator:
             return event if is_after_end else b""  # clients stop reading at `[DONE]`
         if is_after_end:
             return b""
-        if kind is EventKind.CONTENT and not self._is_collected(event):
+        is_collected = self.output.is_whole or b"output_item.done" in event
+        if kind is EventKind.CONTENT and not is_collected:
             return event
-        return self._completed(kind, event, load_event(event) if value is None else value)
+        return self._completed(kind, event, value)
 
-    def _is_collected(self, event: bytes) -> bool:
-        """Whether an event of content may have something that the end needs."""
-        return self.output.is_whole or b"output_item.done" in event
-
-    def _completed(self, kind: EventKind, event: bytes, value: dict[str, Json]) -> bytes:
+    def _completed(self, kind: EventKind, event: bytes, value: JsonDict | None) -> bytes:
         """The event, unchanged or written again."""
+        if value is None:
+            value = load_event(event)
         name = text_at(value, "type")
         if kind is EventKind.HANDSHAKE and name.startswith(("codex.", "response.metadata")):
             return b""
@@ -4149,7 +4175,7 @@ class ResponsesTranslator:
             is_changed = True
         return event_with_data(event, value) if is_changed else event
 
-    def whole(self) -> dict[str, Json]:
+    def whole(self) -> JsonDict:
         return self.output.response or {}
 
 
@@ -4177,50 +4203,57 @@ def data_line(value: Json) -> bytes:
 THOUGHT: Final = "reasoning_content"  # no field of OpenAI's: that is where Chat clients look for it
 
 
-def _chat_message(output: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+def _chat_message(output: Sequence[JsonObject]) -> JsonDict:
     """The Chat message that output items make.
 
     Its content is the answer alone, for some clients read it as JSON; of several messages each is
     a paragraph.  It is null if there are only calls, or a refusal.
     """
-    replies = [item for item in output if not is_commentary(item)]
-    parts = [part for item in replies for part in objects_of(item.get("content"))]
-    called = [item for item in output if text_at(item, "type") in _TOOL_CALLS]
+    texts: list[str] = []
+    thoughts: list[str] = []
+    parts: list[JsonDict] = []
+    calls: list[JsonDict] = []
+    for item in output:
+        thoughts += _thoughts(item)
+        if text_at(item, "type") in _TOOL_CALLS:
+            calls.append(_chat_call(item, len(calls)))
+        if not is_commentary(item):
+            texts.append(_output_text(item))
+            parts += objects_at(item, "content")
+
+    notes = [note for part in parts for note in objects_at(part, "annotations")]
     refusal = "".join(text_at(part, "refusal") for part in parts)
     has_text = any(part.get("type") == "output_text" for part in parts)
-    is_silent = not has_text and (called or refusal)
-
-    notes = [note for part in parts for note in objects_of(part.get("annotations"))]
     more = {
         "annotations": _chat_citations(notes),
-        THOUGHT: _paragraphs(text for item in output for text in _thoughts(item)),
-        "tool_calls": [_chat_call(item, place) for place, item in enumerate(called)],
+        THOUGHT: _paragraphs(thoughts),
+        "tool_calls": calls,
     }
     return {
         "role": "assistant",
-        "content": None if is_silent else _paragraphs(map(_output_text, replies)),
+        "content": _paragraphs(texts) if has_text or not (calls or refusal) else None,
         "refusal": refusal or None,
-        **{name: value for name, value in more.items() if value},
+        **_filled(more),
     }
 
 
-def _output_text(item: Mapping[str, Json]) -> str:
+def _output_text(item: JsonObject) -> str:
     """The text of an item's content."""
-    parts = objects_of(item.get("content"))
+    parts = objects_at(item, "content")
     return "".join(text_at(part, "text") for part in parts if part.get("type") == "output_text")
 
 
-def _thoughts(item: Mapping[str, Json]) -> list[str]:
+def _thoughts(item: JsonObject) -> list[str]:
     """The texts of an item that lead to the answer: the summary of reasoning, else itself."""
     if is_commentary(item):
         return [_output_text(item)]
-    summary = [text_at(part, "text") for part in objects_of(item.get("summary"))]
+    summary = [text_at(part, "text") for part in objects_at(item, "summary")]
     if any(summary) or item.get("type") != "reasoning":
         return summary
-    return [text_at(part, "text") for part in objects_of(item.get("content"))]
+    return [text_at(part, "text") for part in objects_at(item, "content")]
 
 
-def _chat_call(item: Mapping[str, Json], place: int) -> dict[str, Json]:
+def _chat_call(item: JsonObject, place: int) -> JsonDict:
     """A tool call in the form of Chat; `place`: its number among the calls of the response."""
     form = _TOOL_CALLS[item["type"]]
     inner = {name: text_at(item, name) for name in ("name", form.arguments)}
@@ -4229,7 +4262,7 @@ def _chat_call(item: Mapping[str, Json], place: int) -> dict[str, Json]:
     return {"id": call_id, "type": form.chat, form.chat: inner}
 
 
-def _chat_citations(notes: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
+def _chat_citations(notes: Sequence[JsonObject]) -> list[JsonDict]:
     """Those annotations that cite a page, in the form of Chat, which has no others."""
     citations = []
     for note in notes:
@@ -4240,7 +4273,7 @@ def _chat_citations(notes: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]
     return citations
 
 
-def _finish_reason(response: Mapping[str, Json], has_calls: bool) -> str:
+def _finish_reason(response: JsonObject, has_calls: bool) -> str:
     """Why a response ended, in a word of Chat."""
     details = response.get("incomplete_details")
     if response.get("status") == "incomplete" or isinstance(details, dict):
@@ -4248,7 +4281,7 @@ def _finish_reason(response: Mapping[str, Json], has_calls: bool) -> str:
     return "tool_calls" if has_calls else "stop"
 
 
-def _chat_usage(response: Mapping[str, Json]) -> dict[str, Json] | None:
+def _chat_usage(response: JsonObject) -> JsonDict | None:
     """The token counts of a response, under the names of Chat; None if there are none."""
     usage = read_usage(response.get("usage"))
     return usage and {
@@ -4276,23 +4309,23 @@ def _chat_usage(response: Mapping[str, Json]) -> dict[str, Json] | None:
 # The first chunk with a delta is preceded by one with the role.
 
 # Event of text -> the member of the delta.
-_TEXT_EVENTS: Final[Mapping[str, str]] = {
+_TEXT_EVENTS: Final = {
     "response.output_text.delta": "content",
     "response.refusal.delta": "refusal",
     "response.reasoning_summary_text.delta": THOUGHT,
     "response.reasoning_text.delta": THOUGHT,
 }
 # Event of a call's arguments -> its own member that holds them.
-_ARGUMENT_EVENTS: Final[Mapping[str, str]] = {
+_ARGUMENT_EVENTS: Final = {
     "response.function_call_arguments.delta": "delta",
     "response.function_call_arguments.done": "arguments",
     "response.custom_tool_call_input.delta": "delta",
     "response.custom_tool_call_input.done": "input",
 }
-Delta = dict[str, Json]
+Delta = JsonDict  # what a chunk adds to the message
 
 
-def _chat_error(value: Mapping[str, Json]) -> bytes:
+def _chat_error(value: JsonObject) -> bytes:
     """The event that ends a Chat stream, with the upstream's error message."""
     error = failure_of(value)
     names = ("code", "message", "type", "param")
@@ -4329,8 +4362,10 @@ class ChatTranslator:
     model: str = ""
     created_unix: int = 0
     include_usage: bool = False
-    _head: dict[str, Json] = field(default_factory=dict)  # of every chunk, once there is one
-    _by_index: dict[int, StreamedItem] = field(default_factory=dict)  # by output_index
+    _head: JsonDict = field(default_factory=dict)  # of every chunk, once there is one
+    _by_index: dict[int, StreamedItem] = field(
+        default_factory=lambda: defaultdict(StreamedItem)
+    )  # by output_index
     _by_id: dict[str, StreamedItem] = field(default_factory=dict)  # by id, or call_id
     _latest: StreamedItem = field(default_factory=StreamedItem)
     _unnumbered_count: int = 0  # of items without an output_index
@@ -4338,7 +4373,7 @@ class ChatTranslator:
     _has_text: bool = False  # or arguments: something of some item was sent
     _last_part: dict[str, tuple[StreamedItem, int]] = field(default_factory=dict)  # by member
 
-    def feed(self, kind: EventKind, event: bytes, value: dict[str, Json] | None = None) -> bytes:
+    def feed(self, kind: EventKind, event: bytes, value: JsonDict | None = None) -> bytes:
         """The chunks for one event, of which `value` is the object, if it has been read.
 
         Raises: BadSyntax, if there is too much to remember.
@@ -4357,26 +4392,24 @@ class ChatTranslator:
         response = object_of(self.output.response or value.get("response"))
         if kind is not EventKind.SUCCESS:
             return self._chunks(deltas, response)
-        deltas += self._unsent(objects_of(response.get("output")))
+        deltas += self._unsent(objects_at(response, "output"))
         return self._chunks(deltas, response) + self._end(response)
 
-    def whole(self) -> dict[str, Json]:
+    def whole(self) -> JsonDict:
         """The response after its end, as an object `chat.completion`."""
         response = self.output.response or {}
-        message = _chat_message(objects_of(response.get("output")))
+        message = _chat_message(objects_at(response, "output"))
         reason = _finish_reason(response, "tool_calls" in message)
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-        completion = {
+        return {
             **self._identity(response),
             "object": "chat.completion",
             "choices": [choice],
             "usage": _chat_usage(response),
+            **_filled({"service_tier": text_at(response, "service_tier")}),
         }
-        if tier := text_at(response, "service_tier"):
-            completion["service_tier"] = tier
-        return completion
 
-    def _identity(self, response: Mapping[str, Json]) -> dict[str, Json]:
+    def _identity(self, response: JsonObject) -> JsonDict:
         """The members that every chunk of a response begins with."""
         identity = label_at(response, "id").removeprefix("resp_") or self.request_id
         return {
@@ -4386,7 +4419,7 @@ class ChatTranslator:
             "model": label_at(response, "model") or self.model,
         }
 
-    def _chunks(self, deltas: Sequence[Delta], response: Mapping[str, Json]) -> bytes:
+    def _chunks(self, deltas: Sequence[Delta], response: JsonObject) -> bytes:
         """A chunk for each delta; in front of the first one for the role."""
         if not self._head and (deltas or response):
             self._head = self._identity(response)
@@ -4398,7 +4431,7 @@ class ChatTranslator:
         usage = {"usage": None} if self.include_usage else {}
         return data_line({**self._head, "choices": [choice], **usage}) + b"\n\n"
 
-    def _end(self, response: Mapping[str, Json]) -> bytes:
+    def _end(self, response: JsonObject) -> bytes:
         """The last events: the finish reason, the usage if it is asked for, and `[DONE]`."""
         end = self._chunk({}, _finish_reason(response, self._call_count > 0))
         usage = _chat_usage(response)
@@ -4408,9 +4441,9 @@ class ChatTranslator:
 
     # From an event to deltas.
 
-    def _deltas(self, value: Mapping[str, Json]) -> list[Delta]:
+    def _deltas(self, value: JsonObject) -> list[Delta]:
         """What an event adds to what was sent."""
-        name, item = text_at(value, "type"), object_of(value.get("item"))
+        name, item = text_at(value, "type"), object_at(value, "item")
         streamed = self._item_of(name, value, item)
         if name in _TEXT_EVENTS:
             return self._part_of_text(streamed, name, value)
@@ -4418,7 +4451,7 @@ class ChatTranslator:
             text = text_at(value, _ARGUMENT_EVENTS[name])
             return self._arguments(streamed, text, is_all=name.endswith(".done"))
         if name == "response.output_text.annotation.added":
-            return self._citation(streamed, object_of(value.get("annotation")))
+            return self._citation(streamed, object_at(value, "annotation"))
         if name == "response.output_item.added":
             streamed.is_commentary |= is_commentary(item)
             return self._begin_call(streamed, item)
@@ -4426,16 +4459,14 @@ class ChatTranslator:
             return self._rest_of(streamed, item)
         return []
 
-    def _item_of(
-        self, name: str, value: Mapping[str, Json], item: Mapping[str, Json]
-    ) -> StreamedItem:
+    def _item_of(self, name: str, value: JsonObject, item: JsonObject) -> StreamedItem:
         """The item that an event is about: by its output index, or an id, else the latest one.
 
         Raises: BadSyntax, if there are too many.
         """
         index = index_at(value, "output_index", -1)
         if index >= 0:
-            self._latest = self._numbered(index)
+            self._latest = self._by_index[index]
             if not item:  # as of nearly all events
                 return self._latest
 
@@ -4450,16 +4481,7 @@ class ChatTranslator:
             raise BadSyntax("answer too large")
         return self._latest
 
-    def _numbered(self, index: int) -> StreamedItem:
-        """The item with that output index."""
-        streamed = self._by_index.get(index)
-        if streamed is None:
-            streamed = self._by_index[index] = StreamedItem()
-        return streamed
-
-    def _part_of_text(
-        self, streamed: StreamedItem, name: str, value: Mapping[str, Json]
-    ) -> list[Delta]:
+    def _part_of_text(self, streamed: StreamedItem, name: str, value: JsonObject) -> list[Delta]:
         """The delta for an event of text, which has that name."""
         member, number = _TEXT_EVENTS[name], 0
         if member == THOUGHT:
@@ -4484,7 +4506,7 @@ class ChatTranslator:
             text = f"\n\n{text}"
         return [{member: text}]
 
-    def _citation(self, streamed: StreamedItem, note: Mapping[str, Json]) -> list[Delta]:
+    def _citation(self, streamed: StreamedItem, note: JsonObject) -> list[Delta]:
         """The delta for one annotation of the answer."""
         citations = _chat_citations([note])
         if not citations or streamed.is_commentary:
@@ -4493,7 +4515,7 @@ class ChatTranslator:
         return [{"annotations": citations}]
 
     def _begin_call(
-        self, streamed: StreamedItem, item: Mapping[str, Json], *, is_all: bool = False
+        self, streamed: StreamedItem, item: JsonObject, *, is_all: bool = False
     ) -> list[Delta]:
         """The head of a call: its place, id and name, with empty arguments.
 
@@ -4502,9 +4524,8 @@ class ChatTranslator:
         """
         if text_at(item, "type") not in _TOOL_CALLS or streamed.place is not None:
             return []
-        for name in ("type", "id", "call_id", "name"):
-            if text := text_at(item, name):
-                streamed.call[name] = text
+        names = ("type", "id", "call_id", "name")
+        streamed.call |= _filled({name: text_at(item, name) for name in names})
         if not is_all and not {"call_id", "name"} <= streamed.call.keys():
             return []
 
@@ -4530,7 +4551,7 @@ class ChatTranslator:
         form = _TOOL_CALLS[streamed.call["type"]]
         return [{"tool_calls": [{"index": streamed.place, form.chat: {form.arguments: text}}]}]
 
-    def _rest_of(self, streamed: StreamedItem, item: Mapping[str, Json]) -> list[Delta]:
+    def _rest_of(self, streamed: StreamedItem, item: JsonObject) -> list[Delta]:
         """What of a finished item was not sent yet."""
         form = _TOOL_CALLS.get(text_at(item, "type"))
         if form is not None:
@@ -4547,7 +4568,7 @@ class ChatTranslator:
             deltas.append(members_of(message, ("annotations",)))
         return deltas
 
-    def _unsent(self, items: Sequence[Mapping[str, Json]]) -> list[Delta]:
+    def _unsent(self, items: Sequence[JsonObject]) -> list[Delta]:
         """What of the output was not sent yet: all of it, or the rest of items that were begun.
 
         Those are known by their ids; a call has one of its own, so it may be new.
@@ -4562,7 +4583,7 @@ class ChatTranslator:
             call_id = label_at(item, "call_id")
             is_call = call_id and text_at(item, "type") in _TOOL_CALLS
             if is_all:
-                deltas += self._rest_of(self._numbered(number), item)
+                deltas += self._rest_of(self._by_index[number], item)
             elif is_call or call_id in self._by_id or label_at(item, "id") in self._by_id:
                 deltas += self._rest_of(self._item_of("", {}, item), item)
         return deltas
@@ -4573,7 +4594,7 @@ Translator = ResponsesTranslator | ChatTranslator
 # ---- 6. A response in one piece, where a stream was asked for ----
 
 
-def events_of(value: Mapping[str, Json], kind: CallKind) -> bytes:
+def events_of(value: JsonObject, kind: CallKind) -> bytes:
     """The events that a stream would have had instead of one response, or error.
 
     Raises: BadSyntax, if the value is neither, or would take long to write.
@@ -4591,12 +4612,12 @@ def events_of(value: Mapping[str, Json], kind: CallKind) -> bytes:
     return b"".join(line + b"\n\n" for line in lines)
 
 
-def _response_events(response: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
+def _response_events(response: JsonObject) -> Iterator[JsonDict]:
     """created, the events of each item, and the end; or an error."""
     if is_error(response) and "output" not in response:
         yield {"type": "error", "error": dict(failure_of(response))}
         return
-    items = objects_of(response.get("output"))
+    items = objects_at(response, "output")
     if len(items) > OUTPUT_ITEMS_MAX or not isinstance(response.get("output"), list):
         raise BadSyntax("no answer, or too large")
 
@@ -4608,29 +4629,29 @@ def _response_events(response: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
     yield {"type": f"response.{status}", "response": {**response, "status": status}}
 
 
-def _item_events(index: int, item: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
+def _item_events(index: int, item: JsonObject) -> list[JsonDict]:
     """added; the parts of a message, or the arguments of a call; done."""
-    kind, position = text_at(item, "type"), {"output_index": index, "item_id": text_at(item, "id")}
+    kind = text_at(item, "type")
+    position = {"output_index": index, "item_id": text_at(item, "id")}
     begun = {**item, "status": "in_progress"}
-    inner: Iterable[dict[str, Json]] = ()
+
+    inner: list[JsonDict] = []
     if kind == "message":
         begun["content"] = []
-        parts = enumerate(objects_of(item.get("content")))
-        inner = itertools.chain.from_iterable(
-            _part_events({**position, "content_index": number}, part) for number, part in parts
-        )
+        for number, part in enumerate(objects_at(item, "content")):
+            inner += _part_events({**position, "content_index": number}, part)
     elif form := _TOOL_CALLS.get(kind):
         begun[form.arguments] = ""
-        inner = _text_events(form.events, position, form.arguments, item)
+        inner += _text_events(form.events, position, form.arguments, item)
 
-    yield {"type": "response.output_item.added", "output_index": index, "item": begun}
-    yield from inner
-    yield {"type": "response.output_item.done", "output_index": index, "item": dict(item)}
+    return [
+        {"type": "response.output_item.added", "output_index": index, "item": begun},
+        *inner,
+        {"type": "response.output_item.done", "output_index": index, "item": dict(item)},
+    ]
 
 
-def _part_events(
-    position: Mapping[str, Json], part: Mapping[str, Json]
-) -> Iterator[dict[str, Json]]:
+def _part_events(position: JsonObject, part: JsonObject) -> Iterator[JsonDict]:
     """added, the text if there is any, done."""
     kind = text_at(part, "type")
     member = _PART_TEXTS.get(kind)
@@ -4642,20 +4663,20 @@ def _part_events(
 
 
 def _text_events(
-    name: str, position: Mapping[str, Json], member: str, holder: Mapping[str, Json]
-) -> Iterator[dict[str, Json]]:
+    name: str, position: JsonObject, member: str, holder: JsonObject
+) -> Iterator[JsonDict]:
     """One delta with all of the text in a member, and its end; types that begin with `name`."""
     text = text_at(holder, member)
     yield {"type": f"{name}.delta", **position, "delta": text}
     yield {"type": f"{name}.done", **position, member: text}
 
 
-def _chunks_of(completion: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
+def _chunks_of(completion: JsonObject) -> Iterator[JsonDict]:
     """The chunks of a Chat response: of each choice, then the usage; or an error."""
     if is_error(completion):
         yield {"error": dict(failure_of(completion))}
         return
-    choices = objects_of(completion.get("choices"))
+    choices = objects_at(completion, "choices")
     if not choices or len(choices) > OUTPUT_ITEMS_MAX:
         raise BadSyntax("no answer, or too large")
 
@@ -4668,11 +4689,11 @@ def _chunks_of(completion: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
         yield {**head, "choices": [], "usage": usage}
 
 
-def _choices_of_chunks(choice: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
+def _choices_of_chunks(choice: JsonObject) -> Iterator[JsonDict]:
     """What two chunks say of a choice: its message as a delta, and why it ended."""
-    delta = dict(object_of(choice.get("message")) or object_of(choice.get("delta")))
+    delta = dict(object_at(choice, "message") or object_at(choice, "delta"))
     delta.setdefault("role", "assistant")
-    if calls := objects_of(delta.get("tool_calls")):
+    if calls := objects_at(delta, "tool_calls"):
         delta["tool_calls"] = [{**call, "index": place} for place, call in enumerate(calls)]
 
     others = {name: choice[name] for name in choice if name not in {"message", "finish_reason"}}

@@ -129,7 +129,8 @@ FOREIGN: Final[Mapping[str, Callable[[random.Random], Iterator[tuple[str, Growin
     "Headers": fields,
     **dict.fromkeys(
         (
-            "Json", "Mapping[str, Json]", "dict[str, Json]", "Sequence[Mapping[str, Json]]",
+            "Json", "JsonObject", "JsonDict", "Sequence[JsonObject]", "JsonDict | None",
+            "Mapping[str, Json]", "dict[str, Json]", "Sequence[Mapping[str, Json]]",
             "dict[str, Json] | None", "Iterable[Json]", "Iterable[str]",
         ),
         values,
@@ -150,7 +151,8 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "key": (POOL.keys[0],), "call": (CALL,), "account": (POOL.accounts[0],), "model": ("m1",),
     "depth_max": (500,), "members_max": (10**5,), "bytes_max": (2**20,), "names": (("a", "b"),),
     "is_end": (False, True), "is_http_1_0": (False,), "is_reshaped": (False, True),
-    "is_whole": (True,), "has_calls": (True,), "efforts": (None,), "supported": (("low",),),
+    "is_whole": (True,), "is_all": (True,), "number": (0,), "has_calls": (True,),
+    "efforts": (None,), "supported": (("low",),),
     "carried": ((),), "socket_id": ("",), "routes": (pooler.ROUTES[-2:],), "method": ("GET",),
     "obstacle": (None,), "index": (0,), "streamed": (None,), "deltas": ((),), "position": ({},),
     "session_before": (None,), "before": (None,), "scope": (("p", "k"),),
@@ -245,7 +247,11 @@ def fitting(kind: str, value: Any) -> Any:  # noqa: ANN401
         return str(value)
     if kind == "Headers" and not isinstance(value, dict):
         return {"retry-after": str(value)}
-    return None if kind == "dict[str, Json] | None" and isinstance(value, bytes) else value
+    return (
+        None
+        if kind in {"JsonDict | None", "dict[str, Json] | None"} and isinstance(value, bytes)
+        else value
+    )
 
 
 def tried(called: Callable[..., Any], arguments: dict[str, Any]) -> None:
