@@ -11757,10 +11757,12 @@ def doubts_of_modes(path: Path, config: Config) -> list[str]:
 ################################################################
 # COMMAND LINE
 ################################################################
+# One function runs each command.  What a person reads goes to standard output, the log and what is
+# wrong with a configuration to standard error.
 
 DEMO_MODEL: Final = "gpt-5.5"  # the model of the OpenCode configuration in the README
-DEMO_TEXT: Final = "Hello! This answer was streamed through codex-pooler, event by event."
-DEMO_PAUSE_SECONDS: Final = 0.06
+DEMO_TEXT: Final = "Hello! This response was streamed through codex-pooler, event by event."
+DEMO_PAUSE_SECONDS: Final = 0.02  # between two events
 DEMO_GUIDE: Final = """
 To try it from OpenCode, put this into opencode.json:
 {
@@ -11774,7 +11776,7 @@ To try it from OpenCode, put this into opencode.json:
   "model": "openai/gpt-5.5"
 }
 
-and start it with the demo's key, which is new at every start:
+and start it with the demo's key, which changes at every start:
   export CODEX_POOLER_API_KEY=%(key)s
   opencode
 
@@ -11782,73 +11784,75 @@ Serving until Ctrl-C."""
 
 
 def say(*lines: str) -> None:
-    """Words for a person, on standard output."""
+    """Print lines for a person on standard output, at once."""
     print(*lines, sep="\n", flush=True)  # noqa: T201
 
 
-def demo_events() -> list[dict[str, Json]]:
-    """The events with which the demo's own upstream answers everybody."""
-    part = {"type": "output_text", "text": DEMO_TEXT, "annotations": []}
-    item = {"type": "message", "id": "msg_demo", "role": "assistant"}
-    whole_item = item | {"status": "completed", "content": [part]}
-    response = {"id": "resp_demo", "object": "response", "created_at": 0, "model": DEMO_MODEL}
-    usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
-    completed = response | {"status": "completed", "output": [whole_item], "usage": usage}
-    place = {"item_id": "msg_demo", "output_index": 0, "content_index": 0}
-    words = re.findall(r" ?\S+", DEMO_TEXT)
-    deltas = [{"type": "response.output_text.delta", **place, "delta": word} for word in words]
-    events: list[dict[str, Json]] = [
-        {"type": "response.created", "response": response | {"status": "in_progress"}},
-        {"type": "response.output_item.added", "output_index": 0, "item": item | {"content": []}},
-        *deltas,
-        {"type": "response.output_item.done", "output_index": 0, "item": whole_item},
-        {"type": "response.completed", "response": completed},
-    ]
-    return [event | {"sequence_number": number} for number, event in enumerate(events)]
-
-
 def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]]:
-    """The demo's own upstream's answer: its Content-Type, and the pieces that it comes in."""
+    """The response of the demo's upstream: its Content-Type, and its body in pieces.
+
+    One text serves both APIs, streamed or not, and the list of models.  Each word is a part of its
+    own, so that a stream has an event for each.
+    """
     if path.endswith("/models"):
         listed = {"object": "list", "data": [{"id": DEMO_MODEL, "object": "model"}]}
         return "application/json", [dump_json(listed)]
 
+    words = re.findall(r" ?\S+", DEMO_TEXT)
+    parts = [{"type": "output_text", "text": word, "annotations": []} for word in words]
+    message = {"type": "message", "id": "msg_demo", "role": "assistant", "content": parts}
+    response = {
+        "id": "resp_demo",
+        "object": "response",
+        "created_at": 0,
+        "model": DEMO_MODEL,
+        "status": "completed",
+        "output": [message | {"status": "completed"}],
+        "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2},
+    }
+
     is_stream = body.get("stream") is True
     output = OutputCollector(WRITTEN_BYTES_MAX, not is_stream)
-    made: Translator = ResponsesTranslator(output)
+    translator: Translator = ResponsesTranslator(output)
     if path.endswith(CallKind.CHAT.value):
-        asked = object_of(body.get("stream_options")).get("include_usage") is True
-        made = ChatTranslator(output, model=DEMO_MODEL, include_usage=asked)
-    scanner = EventScanner(CallKind.RESPONSES)
-    pieces: list[bytes] = []
-    for told in demo_events():
-        events = scanner.feed(data_line(told) + b"\n\n")
-        pieces += [made.feed(kind, event) for kind, event in events]
+        include_usage = object_of(body.get("stream_options")).get("include_usage") is True
+        translator = ChatTranslator(output, model=DEMO_MODEL, include_usage=include_usage)
+    events = EventScanner(CallKind.RESPONSES).feed(events_of(response, CallKind.RESPONSES))
+    pieces = [translator.feed(kind, event) for kind, event in events]
     if is_stream:
         return "text/event-stream", pieces
-    return "application/json", [dump_json(made.whole())]
+
+    return "application/json", [dump_json(translator.whole())]
 
 
 async def serve_demo_upstream(stream: trio.SocketStream) -> None:
-    """A loopback upstream: one request a connection, the same words for all."""
+    """Answer one request on a loopback connection, and close it."""
     limits, connection = Limits(), Connection(stream)
     gone = (PeerClosed, BadSyntax, PoolerError, trio.BrokenResourceError)
     async with stream:
         with contextlib.suppress(*gone):
             raw = await connection.read_to_blank_line(limits.head_bytes_max)
             head = parse_request_head(raw, limits)
-            while not connection.holds(head.framing) and (received := await connection.receive()):
+            while not connection.holds(head.framing):
+                received = await connection.receive()
+                if not received:
+                    return
+
                 connection.buffer += received
+
             content_type, pieces = demo_response(head.path, try_load_object(connection.buffer))
             headers = [("content-type", content_type), ("connection", "close")]
             await stream.send_all(format_response_head(200, headers))
             for piece in pieces:
                 await stream.send_all(piece)
-                await trio.sleep(DEMO_PAUSE_SECONDS)  # or nobody would see that it streams
+                await trio.sleep(DEMO_PAUSE_SECONDS)  # otherwise nobody would see that it streams
 
 
 async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
-    """Send one streamed request through the pooler and print the answer as it arrives."""
+    """Send one streamed request through the pooler, and print the text as it arrives.
+
+    Returns True if the stream has ended with success.
+    """
     body = json.dumps({"model": DEMO_MODEL, "input": "Say hello.", "stream": True}).encode()
     head = request_head(url, CallKind.RESPONSES.value, secret, (), body)
     scanner = EventScanner(CallKind.RESPONSES)
@@ -11866,7 +11870,7 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
 
 
 def describe_demo(port: int, upstream_port: int, secret: str) -> bytes:
-    """pools.json of the demo: one account, whose upstream is the demo's own."""
+    """The demo's pools.json: one account, whose upstream is the demo's own."""
     base_url, keys = f"http://127.0.0.1:{upstream_port}", {"you": secret}
     account = {"type": "openai", "api_key": "none", "base_url": base_url, "models": [DEMO_MODEL]}
     aliases = {"gpt-5.4-nano": DEMO_MODEL}  # OpenCode asks it for a session's title (F73)
@@ -11876,24 +11880,24 @@ def describe_demo(port: int, upstream_port: int, secret: str) -> bytes:
 
 
 async def run_demo(port: int, is_once: bool) -> int:
-    """The real server with a generated key and its own loopback upstream.
+    """`pooler demo`: run the real server with a generated key and a loopback upstream.
 
-    Raises: ConfigRefused.
+    Returns the exit code: 0 if the demo's own request has been served.  Raises: ConfigRefused.
     """
-    secret, is_well = new_secret("cp"), False
+    secret, is_served = new_secret("cp"), False
     async with (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0] as upstream:
         upstream_port = upstream.socket.getsockname()[1]
         config = parse_config(describe_demo(port, upstream_port, secret), {}, str)
         server = Server(config, {}, log=log_problem)
-        listeners = await open_listeners(config, log_problem, "--port 0 takes a free one")
+        listeners = await open_listeners(config, log_problem, "--port 0 picks a free one")
         url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "/v1")
 
         async def show() -> None:
-            nonlocal is_well
+            nonlocal is_served
             say(f"codex-pooler {VERSION} demo on http://{url.authority}")
             say("A built-in upstream answers; no account is used, nothing leaves this machine.")
             say("", "POST /v1/responses, streamed:")
-            is_well = await ask_demo(url, Secret(secret))
+            is_served = await ask_demo(url, Secret(secret))
             if is_once:
                 server.stop()
             else:
@@ -11904,11 +11908,12 @@ async def run_demo(port: int, is_once: bool) -> int:
             nursery.start_soon(show)
             await serve_with_signals(server, listeners)
             nursery.cancel_scope.cancel()
-    return 0 if is_well else 1
+
+    return 0 if is_served else 1
 
 
 def log_problem(level: str, event: str, fields: Mapping[str, Json]) -> None:
-    """The demo's log: only what a person should act on."""
+    """Log for the demo: only what a person should act on."""
     if level != "info":
         print_log(level, event, fields)
 
@@ -11920,12 +11925,12 @@ async def serve_with_signals(
 ) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends at once; SIGHUP reloads.
 
-    A reload may take its time: what is to end need not wait for it.
+    A reload runs in a task of its own, so that a stop does not wait for it.
     """
-    # One that waits is enough: it will read the file as it then is.
+    # One pending reload is enough: it will read the file as it is by then.
     to_reload, reloads = trio.open_memory_channel[None](1)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
-        async with trio.open_nursery() as nursery:  # holds: who obeys signals
+        async with trio.open_nursery() as nursery:  # holds: the two readers of signals
 
             async def reload_each() -> None:
                 async for _ in reloads:
@@ -11945,17 +11950,20 @@ async def serve_with_signals(
 
             nursery.start_soon(obey)
             nursery.start_soon(reload_each)
+
             for listener in listeners:
                 name = listener.socket.getsockname()
                 shown = f"unix:{name}" if isinstance(name, str) else f"{name[0]}:{name[1]}"
                 server.log("info", "listening", {"address": shown})
+
             await server.serve(listeners)
             nursery.cancel_scope.cancel()
 
 
 async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
-    """`pooler serve`.  Raises: ConfigRefused."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # before and after it is listened to
+    """Read pools.json and serve; the exit code.  Raises: ConfigRefused."""
+    # Outside of `serve_with_signals` SIGHUP would end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     descriptors_max = raise_descriptor_limit()
     config, contexts = load(path, env)
     for warning in config.warnings:
@@ -11974,17 +11982,22 @@ async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
 
 
 def raise_descriptor_limit() -> float:
-    """How many descriptors the process may have, which is as many as the system lets it."""
+    """Raise the limit of open descriptors as far as the system allows; the new limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS has a lower bound than it says
+    with contextlib.suppress(OSError, ValueError):  # macOS has a lower bound than it reports
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def serve_logged(path: Path, env: Mapping[str, str]) -> int:
-    """`pooler serve`, with its log.  Raises: ConfigRefused."""
-    if sys.stderr is None:  # descriptor 2 was closed at the start, and will be somebody else's
+    """`pooler serve`: the exit code.  Raises: ConfigRefused.
+
+    The log is written by a thread.  Trio's complaint about connections that it cannot accept goes
+    into it as well, instead of a traceback on standard error.
+    """
+    # Descriptor 2 was closed at the start, so that another file or socket may get its number.
+    if sys.stderr is None:
         return trio.run(run_serve, path, env, print_log)
 
     with LogWriter() as log:
@@ -11994,38 +12007,48 @@ def serve_logged(path: Path, env: Mapping[str, str]) -> int:
         return trio.run(run_serve, path, env, log)
 
 
-UNUSABLE_ADVICE: Final = "one of its accounts has a login and is not paused"
+def check_account(account: Account) -> tuple[bool, bool]:
+    """Print an account's state and problems: whether it has an error, and whether it can serve.
+
+    The login of a ChatGPT account is read and locked, and it is tried whether it can be saved.
+    """
+    state, problems, can_serve = "key OK", list[tuple[bool, str]](), not account.paused
+    if account.auth_file is not None:
+        login = Login(account.name, Path(account.auth_file))
+        problems = login.inspect(time.time())
+        state = "see below" if problems else "login OK: it can be read, refreshed and saved"
+        can_serve = can_serve and login.credentials is not None
+    if account.paused:
+        state = "paused"
+
+    url = account.base_url
+    scheme = "https" if url.is_tls else "http"
+    say(f"account {account.name}: {scheme}://{url.authority}{url.path}: {state}")
+    for is_error, problem in problems:
+        say(f"  {'error' if is_error else 'warning'}: {problem}")
+    return any(is_error for is_error, _ in problems), can_serve
 
 
 def run_check(path: Path, env: Mapping[str, str]) -> int:
-    """`pooler check`: what the file means, and nothing secret.  Raises: ConfigRefused."""
+    """`pooler check`: validate and summarize pools.json, without secrets and without the network.
+
+    Returns the exit code, 1 if there is an error.  Raises: ConfigRefused.
+    """
     config, _ = load(path, env)
     for warning in config.warnings:
         say(f"warning: {warning}")
-    is_well, unusable = True, set[str]()
-    for account in config.accounts.values():
-        told, state = [], "its key can be read"
-        if account.auth_file is not None:
-            login = Login(account.name, Path(account.auth_file))
-            told = login.inspect(time.time())
-            state = "see below" if told else "its login can be read, renewed and saved"
-            if login.credentials is None:
-                unusable.add(account.name)
-        if account.paused:
-            unusable.add(account.name)
-        url, state = account.base_url, "paused" if account.paused else state
-        scheme = "https" if url.is_tls else "http"
-        say(f"account {account.name}: {scheme}://{url.authority}{url.path}: {state}")
-        for is_error, problem in told:
-            is_well = is_well and not is_error
-            say(f"  {'error' if is_error else 'warning'}: {problem}")
+
+    checked = {name: check_account(account) for name, account in config.accounts.items()}
     for pool in config.pools.values():
-        names = ", ".join(account.name for account in pool.accounts)
-        say(f"pool {pool.name}: {names}; {len(pool.keys)} key(s); {pool.routing.value}")
-        if unusable.issuperset(account.name for account in pool.accounts):
-            say(f"  warning: pools.{pool.name}: nobody can serve it until {UNUSABLE_ADVICE}")
-    say(f"{path}: {'well' if is_well else 'not well'}")
-    return 0 if is_well else 1
+        names = [account.name for account in pool.accounts]
+        say(f"pool {pool.name}: {', '.join(names)}; {len(pool.keys)} key(s); {pool.routing.value}")
+        if not any(checked[name][1] for name in names):
+            advice = "log in to one of its accounts, or unpause one"
+            say(f"  warning: pools.{pool.name}: no account can serve it; {advice}")
+
+    has_error = any(is_wrong for is_wrong, _ in checked.values())
+    say(f"{path}: {'has problems' if has_error else 'OK'}")
+    return int(has_error)
 
 
 # What comes of showing what has members of other names, types or sizes.
@@ -12099,70 +12122,89 @@ def new_secret(prefix: str) -> str:
 
 
 def run_key(is_operator: bool) -> int:
-    """`pooler key`: a new secret, and the line for pools.json that recognises it."""
+    """`pooler key`: print a new secret, and the line for pools.json that recognises it."""
     secret = new_secret("cpo" if is_operator else "cp")
-    whose, where = ("operator", "operators") if is_operator else ("client", "the keys of a pool")
-    say(secret, f"  is the secret, for the {whose}; it is not shown again")
-    say(f'"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"', f"  goes under {where}")
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    whose, where = "client", "the keys of a pool"
+    if is_operator:
+        whose, where = "operator", "operators"
+
+    say(f"Secret for the {whose} (shown only once):", secret)
+    say(f"Line for pools.json, under {where}:", f'"sha256:{digest}"')
     return 0
 
 
-COMMANDS: Final = {  # and their options
-    "serve": "config", "check": "config", "demo": "once port", "key": "operator",
-    "status": "url watch json",
-}  # fmt: skip
-USAGE: Final = """
-commands: serve (the default), run the server; check, judge pools.json and say what it means;
-demo, show the server at work with nothing configured; key, make a pool key; status, show how a
-running server does (the operator's token in POOLER_OPERATOR_TOKEN)."""
+def port_number(text: str) -> int:
+    """The value of `--port`.  Raises: ValueError, ArgumentTypeError."""
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError("must be from 0 to 65535")
+
+    return port
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    about = "Pools AI accounts behind one OpenAI-compatible address."
-    parser = argparse.ArgumentParser(prog="pooler", description=about, epilog=USAGE)
+    """The values of the command's options, and `run`, which takes them and runs the command.
+
+    Without a command the server runs, as most service managers and containers start it.  Wrong
+    usage ends the process with exit code 2, as argparse has it.
+    """
+    parser = argparse.ArgumentParser(
+        prog="pooler", description="Pools AI accounts behind one OpenAI-compatible address."
+    )
     parser.add_argument("--version", action="version", version=f"codex-pooler {VERSION}")
-    parser.add_argument("command", nargs="?", choices=COMMANDS, default="serve", metavar="command")
-    parser.add_argument("--config", type=Path, help="serve, check: default pools.json")
-    parser.add_argument("--once", action="store_true", help="demo: end after the first answer")
-    parser.add_argument("--port", type=int, help="demo: default 4000; 0 takes a free one")
-    parser.add_argument("--operator", action="store_true", help="key: an operator token instead")
-    parser.add_argument("--url", help="status: default http://127.0.0.1:4000")
-    parser.add_argument("--watch", action="store_true", help="status: again every two seconds")
-    parser.add_argument("--json", action="store_true", help="status: as JSON")
-    given = parser.parse_args(arguments)
-    for name, value in vars(given).items():
-        is_absent = value is None or value is False or name == "command"
-        if not is_absent and name not in COMMANDS[given.command].split():
-            parser.error(f"--{name} does not belong to {given.command}")
-    if given.port is not None and not 0 <= given.port <= 65535:
-        parser.error("--port must be from 0 to 65535")
-    return given
+    commands = parser.add_subparsers(metavar="command", required=True)
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("--config", type=Path, default="pools.json", help="default pools.json")
+
+    serve = commands.add_parser("serve", parents=[config], help="run the server (default)")
+    serve.set_defaults(run=lambda given: serve_logged(given.config, dict(os.environ)))
+
+    check = commands.add_parser("check", parents=[config], help="validate and summarize pools.json")
+    check.set_defaults(run=lambda given: run_check(given.config, os.environ))
+
+    demo = commands.add_parser("demo", help="run a self-contained demo")
+    demo.add_argument("--once", action="store_true", help="exit after the first response")
+    demo.add_argument(
+        "--port", type=port_number, default=4000, help="default 4000; 0 picks a free one"
+    )
+    demo.set_defaults(run=lambda given: trio.run(run_demo, given.port, given.once))
+
+    key = commands.add_parser("key", help="generate a pool key")
+    key.add_argument("--operator", action="store_true", help="generate an operator token instead")
+    key.set_defaults(run=lambda given: run_key(given.operator))
+
+    note = "POOLER_OPERATOR_TOKEN must hold the operator's token."
+    status = commands.add_parser("status", help="show a running server's status", epilog=note)
+    status.add_argument("--url", default="http://127.0.0.1:4000", help="default %(default)s")
+    status.add_argument("--watch", action="store_true", help="repeat every two seconds")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(run=lambda given: run_status(given.url, given.watch, given.json))
+
+    # An option in the place of the command belongs to `serve`, except those of the program itself.
+    first = arguments[0] if arguments else "-"
+    if first.startswith("-") and first not in {"-h", "--help", "--version"}:
+        arguments = ["serve", *arguments]
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 well, 1 refused (2, by argparse: wrong usage)."""
+    """Run one command; the exit code: 0 for success, 1 if refused (2, by argparse: wrong usage)."""
     given = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    path, code = given.config or Path("pools.json"), 1
     try:
-        if given.command == "key":
-            return run_key(given.operator)
-        if given.command == "demo":
-            return trio.run(run_demo, 4000 if given.port is None else given.port, given.once)
-        if given.command == "check":
-            return run_check(path, os.environ)
-        if given.command == "status":
-            return run_status(given.url or "http://127.0.0.1:4000", given.watch, given.json)
-        return serve_logged(path, dict(os.environ))
+        exit_code: int = given.run(given)
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
-    except (BrokenPipeError, ExceptionGroup) as error:  # `| head`
+        exit_code = 1
+    except (BrokenPipeError, ExceptionGroup) as error:  # standard output went away: `| head`
         if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
             raise
-        # Python would complain of what it cannot flush.
+
+        # Otherwise Python complains at exit that it cannot flush standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    return code
+        exit_code = 0
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -549,7 +549,7 @@ def test_check_says_where_nobody_can_serve_a_pool(
     path = write(tmp_path, {"accounts": accounts, "pools": pools})
     assert main(["check", "--config", str(path)]) == (name == "broken")
     told = capsys.readouterr().out
-    assert ("warning: pools.home: nobody can serve it until" in told) == (name in UNABLE)
+    assert ("warning: pools.home: no account can serve it" in told) == (name in UNABLE)
 
 
 async def test_the_start_says_where_nobody_can_serve_a_pool(

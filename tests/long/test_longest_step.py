@@ -124,7 +124,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_CODEX_AGENT", "_VERSION_ASKED", "_PLAIN_VERSION"), HEAD),
     "_PROCESSED": KIB,
     # Not foreign at all, or cut before.
-    **dict.fromkeys(("_MEMBER", "_fitted", "demo_events"), KIB),
+    **dict.fromkeys(("_MEMBER", "_fitted", "demo_response"), KIB),
     "word": mcp_server.WORD_CHARS_MAX,
 }
 

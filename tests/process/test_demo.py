@@ -85,7 +85,7 @@ def test_the_demo_answers_what_a_client_may_ask(demo: tuple[int, str], form: str
     path, body = FORMS[form]
     status, raw = ask(demo, "POST", path, {"model": MODEL} | body)
     assert status == 200, raw
-    assert said(raw) == "Hello! This answer was streamed through codex-pooler, event by event."
+    assert said(raw) == "Hello! This response was streamed through codex-pooler, event by event."
     is_chat, told = path.endswith("completions"), payloads(raw)
     assert bool(told) == body.get("stream", False)
     if told and is_chat:

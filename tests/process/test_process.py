@@ -309,7 +309,7 @@ def test_the_demo_streams_an_answer_with_only_h11_and_trio_installed(tmp_path: P
         (tmp_path / f"{name}.py").write_text("raise ImportError('this is not installed')\n")
     done = run("demo", "--once", "--port", "0", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Hello! This answer was streamed through codex-pooler" in done.stdout
+    assert "Hello! This response was streamed through codex-pooler" in done.stdout
 
 
 async def test_the_demo_prints_a_configuration_that_works_until_ctrl_c() -> None:
