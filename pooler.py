@@ -816,49 +816,50 @@ def bearer_of(headers: Headers, bytes_max: int) -> str | None:
 ################################################################
 # CREDENTIALS
 ################################################################
-# The login that Codex CLI keeps in auth.json (F49).  Its JWTs are read and not verified: only
-# dates and names are taken from them, and the upstream validates the rest.
+# The login that Codex CLI keeps in auth.json (F49): reading it, and what the token endpoint's
+# responses mean.  JWTs are decoded and not verified: only dates and names are taken from them, and
+# the upstream validates the rest.  All times are unix seconds.
 
 AUTH_CLAIM: Final = "https://api.openai.com/auth"
 _TOKEN_TEXT: Final = re.compile(r"[\x21-\x7e]{1,16384}")
 _ACCOUNT_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 # A refresh that is answered with one of these will never succeed (F54).
-_SPENT_CODES: Final = re.compile(
+_REVOKED_CODES: Final = re.compile(
     "refresh_token_[a-z_]{1,32}|invalid_grant|invalid_refresh_token|revoked|"
     "token_(?:expired|invalidated|revoked)|app_session_terminated|account_session_expired|"
     "account_auth_invalidated|account_(?:deactivated|suspended|deleted)"
 )
-_SPENT_STATUSES: Final = frozenset({400, 401, 403})
+_REVOKED_STATUSES: Final = frozenset({400, 401, 403})
 _CODE_FIELDS: Final = ("code", "type", "error")
 
 
 class LoginNeeded(Exception):
-    """An account has no login that works.  The text says what to do, and repeats no secret."""
+    """An account has no usable login.  The text says what to do, and contains no secret."""
 
 
 class Credentials(NamedTuple):
-    """One content of an auth.json; `digest` tells it from any other."""
+    """One version of an auth.json, identified by `digest`, the SHA-256 of the file."""
 
     access_token: Secret
     refresh_token: Secret | None
     account_id: str | None
     plan: str | None
-    expires_at: float | None  # unix time, like the next
+    expires_at: float | None
     refreshed_at: float | None
     digest: bytes
     issued_at: float | None = None  # by its issuer's clock
 
 
 class RefreshOutcome(enum.Enum):
-    """What the token endpoint's answer means."""
+    """What a response of the token endpoint means."""
 
     DONE = enum.auto()
-    SPENT = enum.auto()  # for good: somebody has to log in
-    FAILED = enum.auto()  # this time
+    REVOKED = enum.auto()  # no later attempt can succeed: somebody has to log in
+    FAILED = enum.auto()  # a later attempt may succeed
 
 
 def _claims(token: Json) -> dict[str, Json]:
-    """The payload of a JWT, or nothing."""
+    """The payload of a JWT; empty if there is none."""
     try:  # more padding than is missing does no harm
         return try_load_object(base64.urlsafe_b64decode(str(token).split(".")[1] + "=="))
     except (ValueError, IndexError):
@@ -874,23 +875,25 @@ def parse_auth_file(raw: bytes) -> Credentials:
         if value.get("OPENAI_API_KEY"):
             raise LoginNeeded("holds an API key, which is for type openai, and no ChatGPT login")
         raise LoginNeeded("holds no ChatGPT login of Codex CLI" if value else "is not whole JSON")
+
     claims = [_claims(tokens.get("id_token")), _claims(access)]
-    auths = [object_of(one.get(AUTH_CLAIM)) for one in claims]
-    groups = [one.get("organizations") for one in (*auths, *claims)]
-    firsts = [
-        object_of(group[0]).get("id") for group in groups if isinstance(group, list) and group
-    ]
-    # The account's id is in one of three places, the surest first (F51).
-    ids = [tokens.get("account_id"), *(one.get("chatgpt_account_id") for one in auths), *firsts]
+    accounts = [object_of(claim.get(AUTH_CLAIM)) for claim in claims]
+    # The account's id is in one of three places, the most reliable one first (F51).
+    ids = [tokens.get("account_id")]
+    ids += [account.get("chatgpt_account_id") for account in accounts]
+    for holder in accounts + claims:
+        ids += [found.get("id") for found in objects_of(holder.get("organizations"))[:1]]
+
+    refresh = first_text(_TOKEN_TEXT, tokens.get("refresh_token"))
     refreshed_at: float | None = None
     with contextlib.suppress(ValueError, TypeError, OverflowError):
         refreshed_at = datetime.fromisoformat(value.get("last_refresh", "")).timestamp()
-    refresh = first_text(_TOKEN_TEXT, tokens.get("refresh_token"))
+
     return Credentials(
         access_token=Secret(access),
         refresh_token=Secret(refresh) if refresh else None,
         account_id=first_text(_ACCOUNT_ID, *ids),
-        plan=first_text(_ACCOUNT_ID, *(one.get("chatgpt_plan_type") for one in auths)),
+        plan=first_text(_ACCOUNT_ID, *[account.get("chatgpt_plan_type") for account in accounts]),
         expires_at=_unix_time(claims[1].get("exp")),
         refreshed_at=refreshed_at,
         digest=hashlib.sha256(raw).digest(),
@@ -899,59 +902,71 @@ def parse_auth_file(raw: bytes) -> Credentials:
 
 
 def _unix_time(value: Json) -> float | None:
+    """The number if it can be a time, within some 30,000 years; else None."""
     is_time = type(value) in {int, float} and abs(value) < 10**12
     return float(value) if is_time else None
 
 
 def has_ended(credentials: Credentials, unix_now: float) -> bool:
+    """Whether the access token has expired; one without a date has not."""
     return credentials.expires_at is not None and credentials.expires_at <= unix_now
 
 
 def is_refresh_due(credentials: Credentials, unix_now: float, margin_seconds: float) -> bool:
+    """Whether the token expires within the margin; without a date, whether it is old (F55)."""
     if credentials.expires_at is not None:
         return unix_now >= credentials.expires_at - margin_seconds
-    known = credentials.refreshed_at
-    return known is not None and unix_now >= known + REFRESH_AGE_SECONDS
+
+    refreshed_at = credentials.refreshed_at
+    return refreshed_at is not None and unix_now >= refreshed_at + REFRESH_AGE_SECONDS
 
 
 def clock_lead(
     credentials: Credentials, answer: bytes, unix_now: float, margin_seconds: float
 ) -> float:
-    """By how much a clock is ahead that shows `unix_now` as a token has just been issued.
+    """The seconds by which our clock is ahead, if it shows `unix_now` when a token was just issued.
 
-    The token says when it ends, and its issuer how long it is good; a clock by which it has ended
-    already is wrong.  0 where nothing says so.
+    The token says when it expires, and the response, or else the token, for how long it is valid:
+    the difference is the issuer's present.  If neither says so, a clock by which the new token has
+    already expired is still known to be ahead.  0 if nothing proves that it is.
     """
-    ends_at, issued_at = credentials.expires_at, credentials.issued_at
-    if ends_at is None:
+    expires_at, issued_at = credentials.expires_at, credentials.issued_at
+    if expires_at is None:
         return 0.0
-    told = _unix_time(try_load_object(answer).get("expires_in")) or 0.0
-    if 0 < told < UNIX_MAX:
-        lead = unix_now + told - ends_at
+
+    lifetime = _unix_time(try_load_object(answer).get("expires_in")) or 0.0
+    if 0 < lifetime < UNIX_MAX:
+        lead = unix_now + lifetime - expires_at
         return lead if lead > CLOCK_LEAD_SECONDS_MIN else 0.0
-    if unix_now < ends_at - margin_seconds:
+
+    if unix_now < expires_at - margin_seconds:
         return 0.0
-    if issued_at is not None and issued_at < ends_at:
-        return max(0.0, unix_now + min(ends_at - issued_at, REFRESH_AGE_SECONDS) - ends_at)
-    return unix_now + TOKEN_SECONDS_MIN - ends_at if ends_at <= unix_now else 0.0
+
+    if issued_at is not None and issued_at < expires_at:
+        lifetime = min(expires_at - issued_at, REFRESH_AGE_SECONDS)
+        return max(0.0, unix_now + lifetime - expires_at)
+
+    return unix_now + TOKEN_SECONDS_MIN - expires_at if expires_at <= unix_now else 0.0
 
 
 def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
-    """Failures are identified by their code, which comes with 400, 401 or 403 (F54).
+    """What the token endpoint's response means.
 
-    The same status with another body may be that of a proxy on the way: it says nothing of the
-    login.
+    Failures are identified by their code, which comes with 400, 401 or 403 (F54).  The same status
+    with another body may come from a proxy on the way: it says nothing about the login.
     """
     value = try_load_object(body)
     if status == 200 and first_text(_TOKEN_TEXT, value.get("access_token")):
         return RefreshOutcome.DONE
+
     error, detail = value.get("error"), value.get("detail")
-    named = [error, value.get("code"), detail]
-    named += [
-        one.get(name) for one in (object_of(error), object_of(detail)) for name in _CODE_FIELDS
-    ]
-    is_spent = status in _SPENT_STATUSES and first_text(_SPENT_CODES, *named)
-    return RefreshOutcome.SPENT if is_spent else RefreshOutcome.FAILED
+    codes = [error, value.get("code"), detail]
+    for holder in (object_of(error), object_of(detail)):
+        codes += [holder.get(name) for name in _CODE_FIELDS]
+    if status in _REVOKED_STATUSES and first_text(_REVOKED_CODES, *codes):
+        return RefreshOutcome.REVOKED
+
+    return RefreshOutcome.FAILED
 
 
 def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
@@ -960,6 +975,7 @@ def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
     names = ("id_token", "access_token", "refresh_token")
     fresh = {name: answer[name] for name in names if first_text(_TOKEN_TEXT, answer.get(name))}
     moment = datetime.fromtimestamp(unix_now, UTC).isoformat(timespec="milliseconds")
+
     value["tokens"] = object_of(value.get("tokens")) | fresh
     value["last_refresh"] = moment.replace("+00:00", "Z")
     return json.dumps(value, indent=2).encode()
@@ -7469,42 +7485,51 @@ class ClientConnection(Connection):
 ################################################################
 # FILES
 ################################################################
-# Files are read and written in threads, in time, and only where they are regular files.  What the
-# pooler itself has made must still be its own.
+# Files are read and written in threads, with a deadline, and only if they are regular files.  What
+# the pooler itself has left behind is used only if nobody else could have written it.  A login is
+# replaced so that a crash at any moment leaves the old version or the new one, on the disk: write
+# beside it, fsync, rename, fsync the folder.
 
 
 def new_file(path: Path) -> Path:
-    """Where a file is written before it takes the place of `path`: always the same."""
+    """The temporary name used while replacing `path`.
+
+    It is fixed, so that after a crash the next process finds what was left there.
+    """
     return path.with_name(f".{path.name}.new")
 
 
 def room_file(path: Path) -> Path:
-    """What keeps room for a new content of `path`, until that is written."""
+    """The file that reserves disk space for a new version of `path`."""
     return path.with_name(f".{path.name}.room")
 
 
 def read_file(path: Path, bytes_max: int = SECRET_FILE_BYTES_MAX) -> bytes:
-    """At most `bytes_max` bytes of a regular file: a pipe would hold us up.  Raises: OSError."""
+    """The first `bytes_max` bytes of a regular file; a FIFO would block.  Raises: OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         with os.fdopen(descriptor, "rb") as file:
             return file.read(bytes_max)
 
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is no regular file")
+    raise OSError(errno.EINVAL, "not a regular file")
 
 
 class Files:
-    """Runs what reads and writes files: in threads, of which there are few, and in time.
+    """Runs functions that read or write files, in a few threads and with a deadline.
 
-    A file can be on a disk that does not answer; the event loop must not wait for it.
+    A disk may not respond at all, and the event loop must not wait for it.  The threads are not
+    those of Trio's own limiter, so that dead disks do not stop name resolution.
     """
 
     def __init__(self) -> None:
         self.limiter = trio.CapacityLimiter(FILE_THREADS_MAX)
 
     async def run(self, seconds_max: float, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        """The result of `call(*args)`.  Raises: OSError, also where it takes too long."""
+        """The result of `call(*args)`.  Raises: OSError, also if it takes too long.
+
+        A thread cannot be cancelled: after the deadline it goes on by itself.
+        """
         with trio.move_on_after(seconds_max):
             return await trio.to_thread.run_sync(
                 call, *args, abandon_on_cancel=True, limiter=self.limiter
@@ -7513,7 +7538,7 @@ class Files:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk.  Raises: OSError."""
+    """Wait until a file, or the entries of a folder, are on the disk.  Raises: OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -7534,25 +7559,29 @@ def sync_folder(path: Path) -> None:
 
 
 def write_new(path: Path, raw: bytes, owner: os.stat_result | None) -> None:
-    """Write a file that nobody else can have open, or read.  Raises: OSError."""
-    path.unlink(missing_ok=True)  # maybe another user's, or a link
+    """Write a new file that nobody else can have open or read.  Raises: OSError.
+
+    It gets the owner of the file that it will replace: run by root, the pooler must not lock the
+    owner out of a login.
+    """
+    path.unlink(missing_ok=True)  # it may be another user's, or a link
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
         os.fchmod(file.fileno(), 0o600)
         if owner is not None:
-            with contextlib.suppress(OSError):  # root must not lock the owner out
+            with contextlib.suppress(OSError):  # only root may do this
                 os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
         file.write(raw)
 
 
 def make_room(path: Path, byte_count: int) -> None:
-    """Make sure that so many bytes can be saved as `path`.  Raises: OSError.
+    """Make sure that `byte_count` bytes can be saved as `path`.  Raises: OSError.
 
-    The caller holds the lock of `path`.  The room is there until `drop_room`, or `save_over`.
+    The caller holds the lock of `path`.  The space stays reserved until `drop_room` or `save_over`.
     """
     room = room_file(path)
     try:
-        write_new(room, os.urandom(byte_count), None)  # zeros may take no room
+        write_new(room, os.urandom(byte_count), None)  # a file system may not store zeros
         sync(room)
         sync_folder(path.parent)
     except OSError:
@@ -7561,13 +7590,16 @@ def make_room(path: Path, byte_count: int) -> None:
 
 
 def drop_room(path: Path) -> None:
-    """Give back what `make_room` has taken."""
+    """Release the disk space that `make_room` has reserved."""
     with contextlib.suppress(OSError):
         room_file(path).unlink()
 
 
 def save_over(path: Path, raw: bytes, known: bytes) -> None:
-    """As `save_file`, unless there is another content than `known` meanwhile; that one stays."""
+    """Save a file, unless it no longer holds `known`: somebody else's newer login stays.
+
+    Raises: OSError.
+    """
     drop_room(path)
     with contextlib.suppress(FileNotFoundError):
         if read_file(path) not in (known, raw):
@@ -7577,28 +7609,33 @@ def save_over(path: Path, raw: bytes, known: bytes) -> None:
 
 
 def save_file(path: Path, raw: bytes) -> None:
-    """Put `raw` in the place of the file in one step, on the disk.  Raises: OSError."""
+    """Replace a file atomically; it is on the disk when this returns.  Raises: OSError."""
     fresh = new_file(path)
-    is_left = False  # by a process that was killed: it may be the only copy there is
+    # A process that was killed may have left just this, and it may be the only copy there is.
+    is_left = False
     with contextlib.suppress(OSError):
         is_left = fresh.lstat().st_mode == stat.S_IFREG | 0o600 and read_own(fresh) == raw
+
     if not is_left:
         owner: os.stat_result | None = None
         with contextlib.suppress(OSError):
             owner = path.stat()
         write_new(fresh, raw, owner)
+
     sync(fresh)
     os.rename(fresh, path)
     sync_folder(path.parent)
 
 
 def is_ours(found: os.stat_result) -> bool:
-    """Whether a file was made by the pooler's own user, and nobody else may write to it."""
+    """Whether a file belongs to the pooler's user, and nobody else may write to it."""
     return found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 def read_own(path: Path) -> bytes:
-    """A file that the pooler has left behind.  Raises: OSError, also where somebody else has."""
+    """The content of a file that the pooler has left behind.  Raises: OSError, also if it may be
+    somebody else's.
+    """
     found = path.lstat()
     if not (stat.S_ISREG(found.st_mode) and is_ours(found)):
         raise OSError(errno.EPERM, "it is another user's")
@@ -7608,40 +7645,43 @@ def read_own(path: Path) -> bytes:
 ################################################################
 # LOG
 ################################################################
-# One line of JSON for each event.  Serving never waits for whoever reads them.
+# One line of JSON on standard error for each event.  Whoever reads them may be slow or gone, and
+# serving never waits for that: a thread writes, and what it cannot write in time is counted.
 
-Log = Callable[[str, str, Mapping[str, Json]], None]
+Log = Callable[[str, str, Mapping[str, Json]], None]  # level, event, further fields
 
-_encode: Final = json.JSONEncoder(check_circular=False).encode  # made once; no ring is logged
+# Created once; nothing that is logged refers to itself.
+_encode: Final = json.JSONEncoder(check_circular=False).encode
 
 
 def print_log(level: str, event: str, fields: Mapping[str, Json]) -> None:
-    """Write a line at once: for who does not serve."""
+    """Write a line at once, for commands that do not serve."""
     with contextlib.suppress(OSError, ValueError):
-        if sys.stderr is not None:  # it is, where descriptor 2 was closed at the start
+        if sys.stderr is not None:  # it is if descriptor 2 was closed at the start
             sys.stderr.write(format_log_line(level, event, fields))
 
 
 def format_log_line(level: str, event: str, fields: Mapping[str, Json]) -> str:
-    """One line of JSON with its line end, and the time in it."""
+    """One line of ASCII JSON, with the time (UTC) and a line end."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     return _encode({"at": now, "level": level, "event": event, **fields}) + "\n"
 
 
 class LogWriter:
-    """Lines for stderr, written by a thread of its own: nobody waits for who reads them.
+    """Writes log lines to standard error in a thread of its own, so that nobody waits for a reader.
 
-    What finds no room, there or where it is written to, is counted, and told when there is some.
-    As a context manager: at its end the lines that are left are written, for a short while.
+    Lines that find no space, in the queue or on standard error, are dropped and counted; one line
+    reports how many as soon as one can be written.  As a context manager it writes the remaining
+    lines at the end, for a short while.
     """
 
     def __init__(self) -> None:
-        self.lines: deque[str] = deque()  # not longer than LOG_LINES_MAX
+        self.lines: deque[str] = deque()  # at most LOG_LINES_MAX
         self.dropped_count = 0
-        self.told_count = 0  # of those dropped, told by the lines that are being written
+        self.reported_count = 0  # of dropped lines, in the batch that is being written
         self.byte_count = 0  # written so far
-        self.is_torn = False  # the last line written was cut
-        self.is_failing = False  # nothing could be written when it was last tried
+        self.is_torn = False  # the last line was written in part
+        self.is_failing = False  # the latest attempt has written nothing
         self.is_closed = False
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self.write_all, name="log", daemon=True)
@@ -7654,12 +7694,14 @@ class LogWriter:
         with self.changed:
             self.is_closed = True
             self.changed.notify()
+
         until, before = time.monotonic() + LOG_END_SECONDS_MAX, -1
         while self.thread.is_alive() and before != self.byte_count and time.monotonic() < until:
             before = self.byte_count
             self.thread.join(LOG_SECONDS_MAX)
 
     def __call__(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
+        """Queue one line: the class is a `Log`."""
         line = format_log_line(level, event, fields)
         with self.changed:
             if len(self.lines) < LOG_LINES_MAX:
@@ -7669,65 +7711,72 @@ class LogWriter:
                 self.dropped_count += 1
 
     def write_all(self) -> None:
-        """Write until the end, some lines at a time."""
+        """Run the thread: write batches until the queue is closed and empty."""
         while lines := self.take_some():
             lost_count = self.write("".join(lines).encode("ascii"))
             with self.changed:
                 self.is_failing = lost_count > 0
-                if lost_count and self.told_count:  # the last line, which tells of others
-                    lost_count += self.told_count - 1
+                # The last line of the batch was lost, and it reported others.
+                if lost_count and self.reported_count:
+                    lost_count += self.reported_count - 1
                 self.dropped_count += lost_count
-                self.told_count = 0
+                self.reported_count = 0
 
     def write(self, raw: bytes) -> int:
-        """Write whole lines; how many of them stderr did not take, for it is closed or full."""
+        """Write whole lines; returns how many standard error did not take: it is closed or full."""
         if self.is_torn:
             raw = b"\n" + raw
         line_count = raw.count(b"\n") - self.is_torn
+
         try:
             while raw:
                 written_count = self.write_some(raw)
                 self.byte_count += written_count
                 self.is_torn = written_count > 0 and raw[written_count - 1 : written_count] != b"\n"
                 raw = raw[written_count:]
-        except OSError:  # it must not end this
+        except OSError:  # this must not end the thread
             return min(raw.count(b"\n"), line_count)
         return 0
 
     def write_some(self, raw: bytes) -> int:
-        """How many bytes stderr takes, as soon as it takes some.  Raises: OSError."""
+        """Write some bytes, as soon as standard error takes any; how many.  Raises: OSError."""
         while True:
             try:
                 return os.write(STDERR, raw[:LOG_WRITE_BYTES])
-            except BlockingIOError:  # whoever has it too has made it so that it does not wait
+            except BlockingIOError:  # another process that shares it has made it non-blocking
                 select.select((), (STDERR,), ())
 
     def take_some(self) -> list[str]:
-        """The next lines, as soon as there are some; none at the end."""
+        """The next lines, as soon as there are any; none at the end.
+
+        The last one reports how many were dropped, unless nothing else is there to be written and
+        writing has just failed.
+        """
         with self.changed:
             while not (self.lines or self.is_closed):
                 self.changed.wait()
             taken = [self.lines.popleft() for _ in range(min(len(self.lines), LOG_BATCH_LINES))]
             if self.dropped_count and (taken or not self.is_failing):
-                self.told_count = self.dropped_count
-                told = {"problem": "nobody read the log in time", "lines": self.dropped_count}
-                taken.append(format_log_line("warning", "log lines dropped", told))
+                self.reported_count = self.dropped_count
+                fields = {"problem": "nobody read the log in time", "lines": self.dropped_count}
+                taken.append(format_log_line("warning", "log lines dropped", fields))
                 self.dropped_count = 0
             return taken
 
 
 class AcceptLog(logging.Handler):
-    """Says once a minute that no connection can be accepted; Trio says so ten times a second."""
+    """Logs once a minute that no connection can be accepted; Trio does so ten times a second."""
 
     def __init__(self, log: Log) -> None:
         super().__init__()
         self.log = log
-        self.told_at = -math.inf
+        self.logged_at = -math.inf
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Handle a record of `trio.serve_listeners`."""
         now = time.monotonic()
-        if now - self.told_at >= ACCEPT_LOG_SECONDS:
-            self.told_at = now
+        if now - self.logged_at >= ACCEPT_LOG_SECONDS:
+            self.logged_at = now
             error = record.exc_info[1] if record.exc_info else None
             reason = getattr(error, "strerror", None) or "unknown"
             self.log("error", "accept", {"problem": f"no connection can be accepted: {reason}"})

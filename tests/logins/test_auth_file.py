@@ -243,7 +243,7 @@ SPENT_CODES: Final = (
 @pytest.mark.parametrize("code", SPENT_CODES)
 @pytest.mark.parametrize("status", [400, 401, 403])
 def test_a_refresh_token_that_is_spent_is_told_by_its_code(status: int, code: str) -> None:
-    assert {classify_refresh(status, body) for body in shapes(code)} == {RefreshOutcome.SPENT}
+    assert {classify_refresh(status, body) for body in shapes(code)} == {RefreshOutcome.REVOKED}
 
 
 # What stands between us and the endpoint answers so: the login may be as good as ever.
@@ -270,9 +270,9 @@ OF_A_PROXY: Final = (
         (429, b'{"error": "invalid_grant"}', RefreshOutcome.FAILED),
         (500, b'{"error": "refresh_token_reused"}', RefreshOutcome.FAILED),
         (302, GOOD, RefreshOutcome.FAILED),
-        (400, b'{"error": null, "detail": {"code": "refresh_token_reused"}}', RefreshOutcome.SPENT),
-        (401, b'{"error": {"type": "invalid_grant", "code": null}}', RefreshOutcome.SPENT),
-        (401, b'{"code": "refresh_token_not_known_any_more"}', RefreshOutcome.SPENT),
+        (400, b'{"error": null, "detail": {"code": "refresh_token_reused"}}', RefreshOutcome.REVOKED),
+        (401, b'{"error": {"type": "invalid_grant", "code": null}}', RefreshOutcome.REVOKED),
+        (401, b'{"code": "refresh_token_not_known_any_more"}', RefreshOutcome.REVOKED),
         *(
             (status, body, RefreshOutcome.FAILED)
             for status in (400, 401, 403, 407)
@@ -320,7 +320,7 @@ PROBLEMS: Final[dict[str, tuple[Callable[[Path], Any], bool, str]]] = {
     "missing": (lambda path: path.unlink(), False, "is not there; log in with: mkdir -p"),
     "broken": (lambda path: path.write_text("{"), True, "is not whole JSON; log in with"),
     "api-key": (lambda path: path.write_text('{"OPENAI_API_KEY": "sk"}'), True, "an API key"),
-    "folder": (make_folder, True, "it is no regular file; name the auth.json in it"),
+    "folder": (make_folder, True, "not a regular file; name the auth.json in it"),
     "symlink": (make_symlink, True, "is a symbolic link"),
     "readable": (lambda path: path.chmod(0o640), False, "can be read by others: chmod 600"),
     "hard-link": (
