@@ -10917,314 +10917,262 @@ Handler = Callable[[Incoming], Awaitable[None]]
 
 
 @dataclass(eq=False)
-class Server(Shared):
-    """Everything that lives as long as the process."""
+class Connections:
+    """The client connections, and which of them has to go if there are too many.
 
-    started_unix: int = field(default_factory=lambda: int(time.time()))
-    uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
-    connections: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
-    keyless: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
-    spares: dict[ClientConnection, None] = field(default_factory=dict)  # too many: oldest first
-    busy: Counter[Hashable] = field(default_factory=Counter)  # connections, by key
+    A connection is keyless until it has presented a valid key, idle while it waits for a request,
+    busy while a call or a WebSocket is served on it, and spare if it came beyond the limit: then
+    it may ask for the pooler's health and nothing else.
+    """
+
+    shared: Shared
     descriptors_max: float = math.inf  # of the process
-    exchanges: set[Exchange] = field(default_factory=set)
-    sockets: set[ClientSocket] = field(default_factory=set)
-    quiet: trio.Event = field(default_factory=trio.Event)
-    catalogues_wanted: trio.Event = field(default_factory=trio.Event)
-    accepting: trio.CancelScope = field(default_factory=trio.CancelScope)
-    mcp: Any = None  # the companion module, once it has been used
-    modules: set[str] = field(default_factory=set)  # that have been loaded: one
-
-    def __post_init__(self) -> None:
-        Shared.__post_init__(self)
-        self.ledger = Ledger(self.config.limits.records_max)
-        self.handlers: Mapping[str, Handler] = {
-            "serve_health": self.serve_health,
-            "serve_readiness": self.serve_readiness,
-            "accept_call": self.accept_call,
-            "accept_socket": self.accept_socket,
-            "serve_models": self.serve_models,
-            "serve_usage": self.serve_usage,
-            "serve_codex_usage": self.serve_codex_usage,
-            "serve_mcp": self.serve_mcp,
-            "serve_admin": self.serve_admin,
-            "serve_metrics": self.serve_metrics,
-            "refuse_endpoint": self.refuse_endpoint,
-            "refuse_path": self.refuse_path,
-        }
-
-    # One connection.
-
-    async def serve_connection(self, stream: trio.abc.HalfCloseableStream) -> None:
-        """Serve one accepted stream to its end, and close it.  Raises nothing but Cancelled."""
-        connection = ClientConnection(stream)
-        try:
-            self.admit_connection(connection)
-            async with trio.open_nursery() as nursery:  # holds: the reader
-                connection.scope = nursery.cancel_scope
-                nursery.start_soon(connection.read_ahead)
-                while await self.serve_request(connection):
-                    pass
-                nursery.cancel_scope.cancel()
-        except Exception:  # noqa: BLE001 (a bug stays within its connection)
-            self.log_bug(None)
-        finally:
-            self.connections.pop(connection, None)
-            self.keyless.pop(connection, None)
-            self.spares.pop(connection, None)
-            self.reaper.forget(connection)
-            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                await stream.aclose()
+    counted: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
+    keyless: dict[ClientConnection, None] = field(default_factory=dict)  # of these; oldest first
+    spares: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
+    busy: Counter[Hashable] = field(default_factory=Counter)  # number by owner
 
     @property
-    def connections_max(self) -> int:
+    def count_max(self) -> int:
         """As configured, or fewer: each may need a descriptor for its upstream, too."""
-        limits = self.config.limits
-        idle_max = limits.idle_connections_max * len(self.config.accounts)
+        limits = self.shared.config.limits
+        idle_max = limits.idle_connections_max * len(self.shared.config.accounts)
         room = (self.descriptors_max - DESCRIPTORS_KEPT - idle_max) / 2
         return max(1, int(min(limits.connections_max, room)))
 
     def warn_of_descriptors(self) -> None:
-        """Log where the system allows fewer connections than are configured."""
-        if self.connections_max < self.config.limits.connections_max:
-            told = f"so few descriptors allow {self.connections_max} connections (ulimit -n)"
-            self.log("warning", "config", {"problem": f"limits.connections_max: {told}"})
+        """Log that the system allows fewer connections than are configured."""
+        if self.count_max < self.shared.config.limits.connections_max:
+            told = f"so few descriptors allow {self.count_max} connections (ulimit -n)"
+            self.shared.log("warning", "config", {"problem": f"limits.connections_max: {told}"})
 
-    def admit_connection(self, connection: ClientConnection) -> None:
-        """Count a connection in.
+    def admit(self, connection: ClientConnection) -> None:
+        """Count a connection in; another one is ended for it if there are too many.
 
-        Where there are too many, the oldest that has shown no key goes, else one that rests; if
-        nobody can, the new one may ask for nothing but the pooler's health.
+        The oldest keyless one goes first, else an idle one.  If all are busy the new one is spare.
         """
-        is_full = len(self.connections) >= self.connections_max
-        if is_full or len(self.keyless) >= self.config.limits.keyless_connections_max:
+        limits = self.shared.config.limits
+        is_full = len(self.counted) >= self.count_max
+        if is_full or len(self.keyless) >= limits.keyless_connections_max:
             leaving = next(iter(self.keyless), None) or self.dispensable()
             if leaving is None:
                 self.admit_spare(connection)
                 return
             self.dismiss(leaving)
 
-        self.connections[connection] = None
+        self.counted[connection] = None
         self.keyless[connection] = None
 
     def admit_spare(self, connection: ClientConnection) -> None:
-        """Count in one that is too many; the oldest of them goes."""
+        """Count in a spare connection; the oldest of them is ended if there are too many."""
         if len(self.spares) >= SPARE_CONNECTIONS_MAX:
             self.dismiss(next(iter(self.spares)))
         self.spares[connection] = None
 
     def dispensable(self) -> ClientConnection | None:
-        """One with no call under way, of the key that has most: one that rests, or the oldest."""
-        free = [one for one in self.connections if not one.is_busy]
+        """A connection that is not busy, of the owner with most: the one idle longest, if any."""
+        free = [connection for connection in self.counted if not connection.is_busy]
         if not free:
             return None
-        counts = Counter(one.owner for one in self.connections)
-        most = max(free, key=lambda one: counts[one.owner]).owner
-        theirs = [one for one in free if one.owner == most]
-        resting = self.reaper.resting
-        return min(theirs, key=lambda one: resting.get(one, math.inf))
+
+        counts = Counter(connection.owner for connection in self.counted)
+        owner = max(free, key=lambda connection: counts[connection.owner]).owner
+        candidates = [connection for connection in free if connection.owner == owner]
+        idle_since = self.shared.reaper.resting
+        return min(candidates, key=lambda connection: idle_since.get(connection, math.inf))
+
+    def recognize(self, connection: ClientConnection, owner: Hashable) -> None:
+        """Note whose credential has been presented on a connection."""
+        self.keyless.pop(connection, None)
+        connection.owner = owner
 
     def check_share(self, connection: ClientConnection) -> None:
-        """Refuse to let one key have all connections at work.  Raises: PoolerError (pool_busy)."""
-        keys = [key for key in self.config.keys if not key.paused]
-        kept = max(1, self.connections_max // PLACES_KEPT_PART) if len(keys) > 1 else 0
-        is_new = connection in self.connections and not connection.is_busy
-        if is_new and self.busy[connection.owner] >= self.connections_max - kept:
-            raise PoolerError("pool_busy", "This key has too many connections at work here.")
+        """Refuse to make all connections busy for one key.  Raises: PoolerError (pool_busy)."""
+        keys = [key for key in self.shared.config.keys if not key.paused]
+        kept = max(1, self.count_max // PLACES_KEPT_PART) if len(keys) > 1 else 0
+        is_new = connection in self.counted and not connection.is_busy
+        if is_new and self.busy[connection.owner] >= self.count_max - kept:
+            raise PoolerError("pool_busy", "This key has too many busy connections.")
 
     def occupy(self, connection: ClientConnection) -> None:
-        """Note that a connection is at work, and cannot go for another."""
-        if connection in self.connections and not connection.is_busy:
+        """Note that a connection is busy, so that it is not ended for another one."""
+        if connection in self.counted and not connection.is_busy:
             self.busy[connection.owner] += 1
             connection.is_busy = True
 
     def release(self, connection: ClientConnection) -> None:
-        if connection.is_busy:
-            connection.is_busy = False
-            self.busy[connection.owner] -= 1
-            if not self.busy[connection.owner]:
-                del self.busy[connection.owner]
+        """Note that a connection is no longer busy."""
+        if not connection.is_busy:
+            return
+
+        connection.is_busy = False
+        self.busy[connection.owner] -= 1
+        if not self.busy[connection.owner]:
+            del self.busy[connection.owner]
 
     def dismiss(self, connection: ClientConnection) -> None:
-        """End a connection; it is not counted any more."""
-        self.connections.pop(connection, None)
-        self.keyless.pop(connection, None)
-        self.spares.pop(connection, None)
+        """End a connection, and no longer count it."""
+        self.forget(connection)
         connection.scope.cancel()
 
-    async def serve_request(self, connection: ClientConnection) -> bool:
-        """Read one request and answer it; whether the connection may carry another."""
-        raw: bytes | PoolerError | None
-        try:
-            raw = await connection.read_head(self.config.limits, self.reaper)
-        except PoolerError as error:
-            raw = error
-        if raw is None:
-            return False
-        exchange = Exchange(self, connection, Record(new_request_id()), self.config)
-        judged = self.dispatch(exchange, raw)
-        del raw  # an answer may take an hour
-        await self.serve_exchange(exchange, judged)
-        if exchange.closes and not connection.is_gone:
-            await connection.linger()
-        return not (exchange.closes or connection.is_gone)
+    def forget(self, connection: ClientConnection) -> None:
+        """No longer count a connection."""
+        self.counted.pop(connection, None)
+        self.keyless.pop(connection, None)
+        self.spares.pop(connection, None)
 
-    async def serve_exchange(self, exchange: Exchange, judged: Awaitable[None]) -> None:
-        """Await `judged`, then serve the call that it may leave; an error becomes the answer."""
-        self.exchanges.add(exchange)
-        try:
-            await self.conclude(exchange, judged)
-            if exchange.call is not None:
-                exchange.connection.enter_call(True)
-                await self.conclude(exchange, serve_call(exchange, exchange.call))
-                exchange.connection.enter_call(False)
-        finally:
-            exchange.replace_body(b"")
-            self.release(exchange.connection)
-            self.close_record(exchange)
-            self.exchanges.discard(exchange)
-            if not self.exchanges:
-                self.quiet.set()
 
-    async def conclude(self, exchange: Exchange, served: Awaitable[None]) -> None:
-        """Await `served`; an expected failure, or a bug, becomes the answer."""
-        failure: PoolerError | None = None
-        try:
-            await served
-        except PoolerError as error:
-            failure = error.with_traceback(None)  # its frames hold the body, and would hold it on
-        except ClientGone:
-            return
-        except Exception:  # noqa: BLE001 (a bug is logged and answered)
-            self.log_bug(exchange.record.request_id)
-            failure = PoolerError("internal_error")
-        if failure is None:
-            return
-        with contextlib.suppress(ClientGone):
-            if exchange.is_started:
-                await exchange.cut(failure)
+@dataclass(eq=False)
+class Catalogues:
+    """Keeps the accounts' lists of models up to date, in the background and only if asked for."""
+
+    shared: Shared
+    wanted: trio.Event = field(default_factory=trio.Event)
+
+    def is_old(self, endpoint: Endpoint) -> bool:
+        """Whether the account's catalogue must be fetched."""
+        account = endpoint.account
+        is_asked = (account.models is None or account.is_codex) and not account.paused
+        health = self.shared.roster.health_of(account)
+        return is_asked and health.catalogue_until <= trio.current_time()
+
+    async def want(self, pool: Pool) -> None:
+        """Notice new logins; have old catalogues of the pool fetched in the background."""
+        await self.shared.look_at_logins(pool.accounts)
+        for account in pool.accounts:
+            endpoint = self.shared.endpoints.get(account.name)
+            if endpoint is not None and self.is_old(endpoint):
+                self.wanted.set()
+
+    async def run(self) -> Never:
+        """Fetch all old catalogues whenever one is wanted."""
+        while True:
+            self.wanted = trio.Event()
+            await self.shared.look_at_logins(self.shared.config.accounts.values())
+            for endpoint in list(self.shared.endpoints.values()):
+                if self.shared.is_current(endpoint) and self.is_old(endpoint):
+                    await self.update(endpoint)
+            await self.wanted.wait()
+
+    async def update(self, endpoint: Endpoint) -> None:
+        """Fetch one account's catalogue, and log what is wrong with it once."""
+        account = endpoint.account
+        health = self.shared.roster.health_of(account)
+        catalogue, problem = await self.fetch(endpoint)
+        health.catalogue = catalogue or health.catalogue
+        health.catalogue_at = trio.current_time()
+        pause = CATALOGUE_PAUSE_SECONDS if catalogue is None else CATALOGUE_SECONDS
+        health.catalogue_until = health.catalogue_at + pause
+
+        if problem and problem != health.catalogue_problem:
+            fields = {"account": account.name, "problem": problem}
+            self.shared.log("warning", "models", fields)
+        health.catalogue_problem = problem
+
+    async def fetch(self, endpoint: Endpoint) -> tuple[Mapping[str, Model] | None, str]:
+        """The account's catalogue, or None, and a sentence about what went wrong, or ""."""
+        cause = "no response in time"
+        with trio.move_on_after(self.shared.config.limits.connect_seconds_max):
+            try:
+                status, body = await self.request(endpoint)
+            except LoginNeeded:  # which is logged as that
+                return None, ""
+            except ConnectFailed as error:
+                cause = str(error.cause)
+            except TRANSPORT_ERRORS as error:
+                cause = TROUBLES.get(type(error), Trouble.CLOSED).value
             else:
-                await exchange.fail(failure)
+                if status == 200:
+                    catalogue = read_catalogue(body, is_codex=endpoint.account.is_codex)
+                    problem = "its list of models cannot be read" if catalogue is None else ""
+                    return catalogue, problem
+                cause = f"status {status}"
+        return None, f"its list of models could not be fetched: {cause}"
 
-    def close_record(self, exchange: Exchange) -> None:
-        record, use, unix_now = exchange.record, exchange.use, self.unix_now()
-        if exchange.connection.is_gone and not exchange.is_whole:
-            record.code = "client_gone"
-        elif self.is_draining and not exchange.is_whole:
-            record.code = record.code or "server_stopping"  # it was cut at once
-        record.duration_ms = exchange.age_ms()
-        record.tokens_estimated = exchange.is_spent and record.tokens is None
-        shown = record.as_object()
-        if use is not None:
-            use.in_flight_count -= 1
-            if exchange.is_spent:
-                use.charge(tokens_spent(shown), unix_now)
-        self.log("info", "request", shown)
-        if record.pool is not None:  # who has no key must not push out the others
-            self.ledger.add({"at": unix_now - record.duration_ms / 1000, **shown})
+    async def request(self, endpoint: Endpoint) -> tuple[int, bytes]:
+        """Status and body of the account's /models.  Raises: LoginNeeded, TRANSPORT_ERRORS."""
+        account, shared = endpoint.account, self.shared
+        secret, fields, _ = await identify(shared.tokens, endpoint)
+        path, own = "/models", list(fields)
+        if account.is_codex:  # which lists only what this version of Codex CLI knows
+            version = shared.version_for(account)
+            path = f"/models?client_version={version}"
+            own.append(("version", version))
+        return await ask_once(
+            shared.dial,
+            account.base_url,
+            endpoint.tls,
+            request_head(account.base_url, path, secret, own, b""),
+            shared.config.limits,
+            proxy=endpoint.proxy,
+            bytes_max=CATALOGUE_BYTES_MAX,
+        )
 
-    # One request.
 
-    async def dispatch(self, exchange: Exchange, raw: bytes | PoolerError) -> None:
-        """Judge the head and serve the route; a call is only read and judged.
+def check_names_of(head: RequestHead, route: Route, config: Config) -> None:
+    """Refuse browser pages of foreign origins, and foreign hosts (DNS rebinding).
 
-        Raises: PoolerError, ClientGone.
-        """
-        if isinstance(raw, PoolerError):
-            raise raw
-        head = exchange.head = parse_request_head(raw, exchange.limits)
-        routes, model = find_routes(head.path, exchange.config.base_path)
-        route = routes[0]  # the others differ in their methods
-        self.check_caller(exchange.config, head, route)
+    What supervises the process may ask for its health under any name.
+    Raises: PoolerError (host_not_allowed, origin_not_allowed).
+    """
+    host, hosts = head.host, config.hosts
+    is_foreign = host is not None and hosts is not None and host not in hosts
+    if is_foreign and route.path not in HEALTH_PATHS:
+        hint = f'To allow it, add "{(host or "")[:253]}" to hosts in pools.json.'
+        raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
 
-        is_known = head.method in {"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"}
-        exchange.record.method = head.method if is_known else "other"
-        exchange.record.route = route.name
-        exchange.closes = head.framing != NO_BODY
-        if head.method == "OPTIONS":
-            raise PoolerError("not_found")
-        if exchange.connection in self.spares:
-            exchange.closes = True
-            if route.access is not Access.ANYBODY:
-                raise PoolerError("pool_busy", "Too many connections are open here.")
+    origin = head.headers.get("origin")
+    if origin is not None and not is_origin_allowed(origin.lower(), route, config):
+        raise PoolerError("origin_not_allowed")
 
-        caller = self.identify(exchange, head, route)
-        route = with_method(routes, head.method)
-        await self.handlers[route.handler](Incoming(exchange, head, route, model, caller))
 
-    async def serve_health(self, incoming: Incoming) -> None:
-        await incoming.exchange.respond(200, b'{"status": "ok"}')
+def identify_caller(head: RequestHead, route: Route, config: Config, unix_now: float) -> Caller:
+    """The pool key or the operator whose credential a request presents, as its route demands.
 
-    async def serve_readiness(self, incoming: Incoming) -> None:
-        if self.is_draining:
-            await incoming.exchange.respond(503, b'{"status": "draining"}')
-        else:
-            await incoming.exchange.respond(200, b'{"status": "ok"}')
+    All invalid keys get the same response.  Raises: PoolerError (invalid_api_key, not_found).
+    """
+    if route.access is Access.ANYBODY:
+        return None
+    if route.access in {Access.OPERATOR, Access.OPERATOR_PAGE}:
+        return identify_operator(head, route, config)
 
-    async def refuse_path(self, _: Incoming) -> None:
-        """Raises: PoolerError."""
+    presented = bearer_of(head.headers, config.limits.bearer_bytes_max)
+    key = find_owner(presented, config.keys)
+    if key is None or not is_key_usable(key, unix_now):
+        raise PoolerError("invalid_api_key")
+    return key
+
+
+def identify_operator(head: RequestHead, route: Route, config: Config) -> Operator:
+    """The operator whose token a request presents.
+
+    Raises: PoolerError (invalid_api_key; not_found: there are no operators).
+    """
+    if not config.operators:
         raise PoolerError("not_found")
 
-    async def refuse_endpoint(self, _: Incoming) -> None:
-        """Raises: PoolerError."""
-        raise PoolerError("unsupported_endpoint")
+    bytes_max = config.limits.bearer_bytes_max
+    presented = bearer_of(head.headers, bytes_max)
+    challenge: list[Field] = []
+    if route.access is Access.OPERATOR_PAGE:
+        presented = presented or basic_of(head.headers, bytes_max)
+        challenge = [("WWW-Authenticate", 'Basic realm="codex-pooler"')]
 
-    def check_caller(self, config: Config, head: RequestHead, route: Route) -> None:
-        """A browser page is nobody, and a name that is not ours is rebinding.
+    operator = find_owner(presented, config.operators)
+    if operator is None:
+        public = "A valid operator token is required as Authorization: Bearer."
+        raise PoolerError("invalid_api_key", public, headers=challenge)
+    return operator
 
-        Who looks after the process asks for its health by whatever name, and learns no more.
-        """
-        host, hosts = head.host, config.hosts
-        is_named = route.path in HEALTH_PATHS or hosts is None or host is None or host in hosts
-        if host is not None and not is_named:
-            hint = f'If it is meant, add "{host[:253]}" to hosts in pools.json.'
-            raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
-        origin = head.headers.get("origin")
-        if origin is not None and not is_origin_allowed(origin.lower(), route, config):
-            raise PoolerError("origin_not_allowed")
 
-    def identify(self, exchange: Exchange, head: RequestHead, route: Route) -> Caller:
-        """The key or the operator whose credential the request presents, as its route demands.
+@dataclass(eq=False)
+class Readings:
+    """What a key may read: its pool's models, and how much it and its pool have used."""
 
-        Every kind of wrong one has the same response.  Raises: PoolerError (invalid_api_key,
-        unsupported_endpoint, not_found).
-        """
-        presented = bearer_of(head.headers, exchange.limits.bearer_bytes_max)
-        if route.access is Access.ANYBODY:
-            return None
-        if route.access in {Access.OPERATOR, Access.OPERATOR_PAGE}:
-            return self.identify_operator(exchange, head, route, presented)
-
-        key = find_owner(presented, exchange.config.keys)
-        if key is None or not is_key_usable(key, self.unix_now()):
-            raise PoolerError("invalid_api_key")
-        self.keyless.pop(exchange.connection, None)
-        exchange.record.pool, exchange.record.key = key.pool, key.name
-        exchange.connection.owner = exchange.holder
-        self.note_version(told_version(head.headers, head.query))
-        if route.is_native and not exchange.config.pools[key.pool].has_codex:
-            raise PoolerError("unsupported_endpoint", NO_CHATGPT_ACCOUNT)
-        return key
-
-    def identify_operator(
-        self, exchange: Exchange, head: RequestHead, route: Route, presented: str | None
-    ) -> Operator:
-        """Raises: PoolerError (invalid_api_key, not_found)."""
-        if not exchange.config.operators:
-            raise PoolerError("not_found")
-
-        asks: list[Field] = []
-        if route.access is Access.OPERATOR_PAGE:  # a browser asks for a password
-            presented = presented or basic_of(head.headers, exchange.limits.bearer_bytes_max)
-            asks = [("WWW-Authenticate", 'Basic realm="codex-pooler"')]
-        operator = find_owner(presented, exchange.config.operators)
-        if operator is None:
-            public = "A valid operator token is needed as Authorization: Bearer."
-            raise PoolerError("invalid_api_key", public, headers=asks)
-
-        self.keyless.pop(exchange.connection, None)
-        exchange.connection.owner = operator.name
-        return operator
+    shared: Shared
+    catalogues: Catalogues
+    uses: Mapping[tuple[str, str], KeyUse]  # by pool and key
+    started_unix: int
 
     async def serve_models(self, incoming: Incoming) -> None:
         """The models of the key's pool, or the one that the path names.
@@ -11232,11 +11180,11 @@ class Server(Shared):
         Raises: PoolerError (model_not_found, pool_busy), ClientGone.
         """
         key, pool = incoming.key, incoming.pool
-        await self.want_catalogues(pool)
-        async with self.listing(incoming.exchange.holder):
+        await self.catalogues.want(pool)
+        async with self.shared.listing(incoming.exchange.holder):
             is_of_codex = pool.has_codex and "client_version=" in incoming.head.query
             if incoming.route.is_native or is_of_codex:
-                models = b",".join(self.roster.codex_models_of(pool, key))
+                models = b",".join(self.shared.roster.codex_models_of(pool, key))
                 shown = b'{"models":[%b]}' % models
             else:
                 shown = self.list_models(pool, key, incoming.model)
@@ -11245,7 +11193,7 @@ class Server(Shared):
     def list_models(self, pool: Pool, key: Key, wanted: str) -> bytes:
         """The OpenAI API's list, or the model `wanted`.  Raises: PoolerError (model_not_found)."""
         models: dict[str, Json] = {}
-        for name, length in self.roster.models_of(pool, key).items():
+        for name, length in self.shared.roster.models_of(pool, key).items():
             models[name] = {
                 "id": name,
                 "object": "model",
@@ -11266,17 +11214,17 @@ class Server(Shared):
         Raises: PoolerError (pool_busy), ClientGone.
         """
         key, pool = incoming.key, incoming.pool
-        await self.want_catalogues(pool)
+        await self.catalogues.want(pool)
         use = self.uses[key.pool, key.name]
-        times = {"now": trio.current_time(), "unix_now": self.unix_now()}
-        shown = show_key_usage(self.roster, pool, key, use, **times)
+        times = {"now": trio.current_time(), "unix_now": self.shared.unix_now()}
+        shown = show_key_usage(self.shared.roster, pool, key, use, **times)
         await self.respond_held(incoming, dump_json(shown))
 
     async def serve_codex_usage(self, incoming: Incoming) -> None:
         """The same for Codex CLI's `/status`.  Raises: PoolerError (pool_busy), ClientGone."""
-        await self.want_catalogues(incoming.pool)
-        now, unix_now = trio.current_time(), self.unix_now()
-        shown = show_codex_usage(self.roster, incoming.pool, now, unix_now)
+        await self.catalogues.want(incoming.pool)
+        now, unix_now = trio.current_time(), self.shared.unix_now()
+        shown = show_codex_usage(self.shared.roster, incoming.pool, now, unix_now)
         await self.respond_held(incoming, dump_json(shown))
 
     async def respond_held(self, incoming: Incoming, shown: bytes) -> None:
@@ -11287,6 +11235,198 @@ class Server(Shared):
         if not incoming.exchange.hold_body(len(shown)):
             raise PoolerError("pool_busy", TOO_MUCH_HELD)
         await incoming.exchange.respond(200, shown)
+
+
+class Server:
+    """Everything that lives as long as the process."""
+
+    def __init__(
+        self,
+        config: Config,
+        tls_contexts: Mapping[str | None, ssl.SSLContext],
+        *,
+        dial: Dial = dial,
+        unix_now: Callable[[], float] = time.time,
+        log: Log = print_log,
+        descriptors_max: float = math.inf,
+    ) -> None:
+        self.shared = Shared(config, tls_contexts, dial, unix_now, log)
+        self.started_unix = int(time.time())
+        self.uses: dict[tuple[str, str], KeyUse] = defaultdict(KeyUse)  # by pool and key
+        self.ledger = Ledger(config.limits.records_max)
+        self.connections = Connections(self.shared, descriptors_max)
+        self.catalogues = Catalogues(self.shared)
+        self.readings = Readings(self.shared, self.catalogues, self.uses, self.started_unix)
+        self.exchanges: set[Exchange] = set()
+        self.sockets: set[ClientSocket] = set()
+        self.quiet = trio.Event()
+        self.accepting = trio.CancelScope()
+        self.mcp: Any = None  # the companion module, once it has been used
+        self.modules: set[str] = set()  # that have been loaded
+        self.handlers: Mapping[str, Handler] = {
+            "serve_health": self.serve_health,
+            "serve_readiness": self.serve_readiness,
+            "accept_call": self.accept_call,
+            "accept_socket": self.accept_socket,
+            "serve_models": self.readings.serve_models,
+            "serve_usage": self.readings.serve_usage,
+            "serve_codex_usage": self.readings.serve_codex_usage,
+            "serve_mcp": self.serve_mcp,
+            "serve_admin": self.serve_admin,
+            "serve_metrics": self.serve_metrics,
+            "refuse_endpoint": self.refuse_endpoint,
+            "refuse_path": self.refuse_path,
+        }
+
+    # One connection.
+
+    async def serve_connection(self, stream: trio.abc.HalfCloseableStream) -> None:
+        """Serve one accepted stream to its end, and close it.  Raises nothing but Cancelled."""
+        connection = ClientConnection(stream)
+        try:
+            self.connections.admit(connection)
+            async with trio.open_nursery() as nursery:  # holds: the reader
+                connection.scope = nursery.cancel_scope
+                nursery.start_soon(connection.read_ahead)
+                while await self.serve_request(connection):
+                    pass
+                nursery.cancel_scope.cancel()
+        except Exception:  # noqa: BLE001 (a bug stays within its connection)
+            self.shared.log_bug(None)
+        finally:
+            self.connections.forget(connection)
+            self.shared.reaper.forget(connection)
+            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await stream.aclose()
+
+    async def serve_request(self, connection: ClientConnection) -> bool:
+        """Read one request and answer it; whether the connection may carry another."""
+        raw: bytes | PoolerError | None
+        try:
+            raw = await connection.read_head(self.shared.config.limits, self.shared.reaper)
+        except PoolerError as error:
+            raw = error
+        if raw is None:
+            return False
+        exchange = Exchange(self.shared, connection, Record(new_request_id()), self.shared.config)
+        judged = self.dispatch(exchange, raw)
+        del raw  # an answer may take an hour
+        await self.serve_exchange(exchange, judged)
+        if exchange.closes and not connection.is_gone:
+            await connection.linger()
+        return not (exchange.closes or connection.is_gone)
+
+    async def serve_exchange(self, exchange: Exchange, judged: Awaitable[None]) -> None:
+        """Await `judged`, then serve the call that it may leave; an error becomes the answer."""
+        self.exchanges.add(exchange)
+        try:
+            await self.conclude(exchange, judged)
+            if exchange.call is not None:
+                exchange.connection.enter_call(True)
+                await self.conclude(exchange, serve_call(exchange, exchange.call))
+                exchange.connection.enter_call(False)
+        finally:
+            exchange.replace_body(b"")
+            self.connections.release(exchange.connection)
+            self.close_record(exchange)
+            self.exchanges.discard(exchange)
+            if not self.exchanges:
+                self.quiet.set()
+
+    async def conclude(self, exchange: Exchange, served: Awaitable[None]) -> None:
+        """Await `served`; an expected failure, or a bug, becomes the answer."""
+        failure: PoolerError | None = None
+        try:
+            await served
+        except PoolerError as error:
+            failure = error.with_traceback(None)  # its frames hold the body, and would hold it on
+        except ClientGone:
+            return
+        except Exception:  # noqa: BLE001 (a bug is logged and answered)
+            self.shared.log_bug(exchange.record.request_id)
+            failure = PoolerError("internal_error")
+        if failure is None:
+            return
+        with contextlib.suppress(ClientGone):
+            if exchange.is_started:
+                await exchange.cut(failure)
+            else:
+                await exchange.fail(failure)
+
+    def close_record(self, exchange: Exchange) -> None:
+        record, use, unix_now = exchange.record, exchange.use, self.shared.unix_now()
+        if exchange.connection.is_gone and not exchange.is_whole:
+            record.code = "client_gone"
+        elif self.shared.is_draining and not exchange.is_whole:
+            record.code = record.code or "server_stopping"  # it was cut at once
+        record.duration_ms = exchange.age_ms()
+        record.tokens_estimated = exchange.is_spent and record.tokens is None
+        shown = record.as_object()
+        if use is not None:
+            use.in_flight_count -= 1
+            if exchange.is_spent:
+                use.charge(tokens_spent(shown), unix_now)
+        self.shared.log("info", "request", shown)
+        if record.pool is not None:  # who has no key must not push out the others
+            self.ledger.add({"at": unix_now - record.duration_ms / 1000, **shown})
+
+    # One request.
+
+    async def dispatch(self, exchange: Exchange, raw: bytes | PoolerError) -> None:
+        """Judge the head and serve the route; a call is only read and judged.
+
+        Raises: PoolerError, ClientGone.
+        """
+        if isinstance(raw, PoolerError):
+            raise raw
+        head = exchange.head = parse_request_head(raw, exchange.limits)
+        routes, model = find_routes(head.path, exchange.config.base_path)
+        route = routes[0]  # the others differ in their methods
+        check_names_of(head, route, exchange.config)
+
+        is_known = head.method in {"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"}
+        exchange.record.method = head.method if is_known else "other"
+        exchange.record.route = route.name
+        exchange.closes = head.framing != NO_BODY
+        if head.method == "OPTIONS":
+            raise PoolerError("not_found")
+        if exchange.connection in self.connections.spares:
+            exchange.closes = True
+            if route.access is not Access.ANYBODY:
+                raise PoolerError("pool_busy", "Too many connections are open here.")
+
+        caller = identify_caller(head, route, exchange.config, self.shared.unix_now())
+        self.note_caller(exchange, caller)
+        if route.is_native and not exchange.config.pools[exchange.holder[0]].has_codex:
+            raise PoolerError("unsupported_endpoint", NO_CHATGPT_ACCOUNT)
+        route = with_method(routes, head.method)
+        await self.handlers[route.handler](Incoming(exchange, head, route, model, caller))
+
+    def note_caller(self, exchange: Exchange, caller: Caller) -> None:
+        """Note whose the request, and so its connection, is."""
+        if isinstance(caller, Operator):
+            self.connections.recognize(exchange.connection, caller.name)
+        elif isinstance(caller, Key):
+            exchange.record.pool, exchange.record.key = caller.pool, caller.name
+            self.connections.recognize(exchange.connection, exchange.holder)
+            self.shared.note_version(told_version(exchange.head.headers, exchange.head.query))
+
+    async def serve_health(self, incoming: Incoming) -> None:
+        await incoming.exchange.respond(200, b'{"status": "ok"}')
+
+    async def serve_readiness(self, incoming: Incoming) -> None:
+        if self.shared.is_draining:
+            await incoming.exchange.respond(503, b'{"status": "draining"}')
+        else:
+            await incoming.exchange.respond(200, b'{"status": "ok"}')
+
+    async def refuse_path(self, _: Incoming) -> None:
+        """Raises: PoolerError."""
+        raise PoolerError("not_found")
+
+    async def refuse_endpoint(self, _: Incoming) -> None:
+        """Raises: PoolerError."""
+        raise PoolerError("unsupported_endpoint")
 
     async def accept_call(self, incoming: Incoming) -> None:
         """Read and validate the body; the call is the exchange's.
@@ -11311,23 +11451,23 @@ class Server(Shared):
     def admit(self, exchange: Exchange, key: Key) -> None:
         """Count a call in.  Raises: PoolerError (key_limit_reached)."""
         use = self.uses[key.pool, key.name]
-        self.check_share(exchange.connection)
-        use.admit(key, exchange.began_at, self.unix_now())
+        self.connections.check_share(exchange.connection)
+        use.admit(key, exchange.began_at, self.shared.unix_now())
         exchange.use = use
-        self.occupy(exchange.connection)
+        self.connections.occupy(exchange.connection)
 
     async def validate_call(
         self, exchange: Exchange, head: RequestHead, key: Key, route: Route
     ) -> None:
         """Judge the body that was read; the call is the exchange's.  Raises: PoolerError."""
         exchange.record.bytes_in = len(exchange.body)
-        async with self.unpacking(exchange.holder, len(exchange.body)):
+        async with self.shared.unpacking(exchange.holder, len(exchange.body)):
             call = await self.read_call(exchange, head, key, route)
         if call.requested_model:
-            is_known = self.roster.is_known(call)
+            is_known = self.shared.roster.is_known(call)
             exchange.record.model = call.requested_model if is_known else "other"
         exchange.record.stream = call.is_stream
-        await self.want_catalogues(call.pool)
+        await self.catalogues.want(call.pool)
         exchange.call = call
 
     async def read_call(
@@ -11367,7 +11507,7 @@ class Server(Shared):
 
     async def serve_admin(self, incoming: Incoming) -> None:
         """The operator's page, or the same as JSON.  Raises: PoolerError, ClientGone."""
-        await self.look_at_logins(self.config.accounts.values())
+        await self.shared.look_at_logins(self.shared.config.accounts.values())
         shown = show_admin(self.snapshot())
         if "application/json" in incoming.head.headers.get("accept", ""):
             text, kind = json.dumps(shown), "application/json"
@@ -11378,7 +11518,7 @@ class Server(Shared):
 
     async def serve_metrics(self, incoming: Incoming) -> None:
         """The metrics in Prometheus' text format.  Raises: PoolerError, ClientGone."""
-        await self.look_at_logins(self.config.accounts.values())
+        await self.shared.look_at_logins(self.shared.config.accounts.values())
         text = metrics_text(self.snapshot())
         headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8"), *PAGE_HEADERS]
         await incoming.exchange.respond(200, text.encode("utf-8", "replace"), headers)
@@ -11390,10 +11530,12 @@ class Server(Shared):
         await exchange.read_body(bounded)
         if self.mcp is None:  # at its first use, for it is large (F91)
             try:
-                self.mcp = await trio.to_thread.run_sync(load_mcp, limiter=self.files.limiter)
+                self.mcp = await trio.to_thread.run_sync(
+                    load_mcp, limiter=self.shared.files.limiter
+                )
             except ImportError:
                 raise PoolerError("mcp_not_installed") from None
-        await self.look_at_logins(self.config.accounts.values())
+        await self.shared.look_at_logins(self.shared.config.accounts.values())
         asked, name = (head.method, head.headers, exchange.body), incoming.operator.name
         status, headers, body = await self.mcp.answer(
             *asked, operator=name, snapshot=self.snapshot, explain=self.explain
@@ -11402,27 +11544,31 @@ class Server(Shared):
 
     def explain(self, pool_name: str, model: str, session: str | None) -> Mapping[str, Json]:
         """Raises: LookupError, there is no such pool, or it does not serve the model."""
-        pool = self.config.pools[pool_name]
+        pool = self.shared.config.pools[pool_name]
         try:
             now = trio.current_time()
-            return explain(self.roster, pool, model, session, now, logins=self.login_states())
+            return explain(
+                self.shared.roster, pool, model, session, now, logins=self.login_states()
+            )
         except PoolerError:
             raise LookupError(model) from None
 
     def login_states(self) -> dict[str, LoginState]:
-        return {name: self.tokens.state_of(login) for name, login in self.logins.items()}
+        return {
+            name: self.shared.tokens.state_of(login) for name, login in self.shared.logins.items()
+        }
 
     def snapshot(self) -> dict[str, Json]:
-        records = (self.config, self.roster, self.ledger, self.uses)
+        records = (self.shared.config, self.shared.roster, self.ledger, self.uses)
         logins = self.login_states()
-        queued = {name: len(queue) for name, queue in self.queues.items()}
+        queued = {name: len(queue) for name, queue in self.shared.queues.items()}
         process = {
             "started_at": self.started_unix,
-            "is_draining": self.is_draining,
-            "connections": len(self.connections),
+            "is_draining": self.shared.is_draining,
+            "connections": len(self.connections.counted),
             "websockets": len(self.sockets),
         }
-        sums, times = self.tokens.outcomes, (trio.current_time(), self.unix_now())
+        sums, times = self.shared.tokens.outcomes, (trio.current_time(), self.shared.unix_now())
         return snapshot(State(*records, logins, sums, queued, process, *times))
 
     async def load(self, name: str) -> None:
@@ -11432,16 +11578,16 @@ class Server(Shared):
         """
         if name not in self.modules:
             load = importlib.import_module
-            await trio.to_thread.run_sync(load, name, limiter=self.files.limiter)
+            await trio.to_thread.run_sync(load, name, limiter=self.shared.files.limiter)
             self.modules.add(name)
 
     def warn_of_mcp(self) -> None:
         """Log what /mcp lacks, if operators are configured; it is imported when it is used."""
         missing = [name for name in ("mcp_server", "mcp") if not importlib.util.find_spec(name)]
-        if self.config.operators and missing:
+        if self.shared.config.operators and missing:
             hint = "pip install 'codex-pooler[mcp]'"
             problem = f"operators: /mcp is not served: No module named {missing[0]!r}; {hint}"
-            self.log("warning", "config", {"problem": problem})
+            self.shared.log("warning", "config", {"problem": problem})
 
     # One WebSocket.
 
@@ -11454,23 +11600,23 @@ class Server(Shared):
         """
         raw, record, limits = upgrade_head(head), exchange.record, exchange.limits
         pool = exchange.config.pools[key.pool]
-        await self.want_catalogues(pool)
-        if not self.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
+        await self.catalogues.want(pool)
+        if not self.shared.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
             raise PoolerError("websocket_unsupported")
         await self.load(WEBSOCKET_LIBRARY)
         # By name: a reload may have changed what else the key is.
         names = [(client.key.pool, client.key.name) for client in self.sockets]
         if names.count((key.pool, key.name)) >= key.concurrent:
             raise _key_limit("has as many WebSockets open as it may have at once", 1)
-        if self.is_draining:
+        if self.shared.is_draining:
             raise PoolerError("server_stopping")
         connection = exchange.connection
-        self.check_share(connection)
+        self.connections.check_share(connection)
         size_max = limits.websocket_message_bytes_max
-        hold = functools.partial(self.bodies.grow, exchange.holder)
+        hold = functools.partial(self.shared.bodies.grow, exchange.holder)
         frames = Frames(connection, size_max, hold, limits)
         exchange.closes = exchange.is_started = exchange.is_whole = True
-        self.occupy(connection)
+        self.connections.occupy(connection)
         record.status = 101
         client = ClientSocket(
             connection.stream,
@@ -11478,7 +11624,7 @@ class Server(Shared):
             frames=frames,
             key=key,
             native_path=native_path,
-            note_bug=lambda: self.log_bug(record.request_id),
+            note_bug=lambda: self.shared.log_bug(record.request_id),
         )
         is_open = False
         self.sockets.add(client)  # before anything waits: the key's others are counted
@@ -11501,10 +11647,10 @@ class Server(Shared):
 
     async def serve_turns(self, client: ClientSocket) -> None:
         """One turn after the other, until the WebSocket is to be closed."""
-        idle_seconds_max = self.config.limits.websocket_idle_seconds_max
+        idle_seconds_max = self.shared.config.limits.websocket_idle_seconds_max
         while (frame := await client.next_frame(idle_seconds_max)) is not None:
             key = self.key_of(client)
-            if key is not None and not is_processed_note(frame, self.config.limits):
+            if key is not None and not is_processed_note(frame, self.shared.config.limits):
                 await self.serve_turn(client, key, frame)
                 continue
             client.frames.hold(-len(frame))
@@ -11515,10 +11661,10 @@ class Server(Shared):
                     await client.upstream.frames.put(frame)
 
     async def serve_turn(self, client: ClientSocket, key: Key, frame: bytes) -> None:
-        upgrade, config = client.upgrade, self.config
+        upgrade, config = client.upgrade, self.shared.config
         record = Record(new_request_id(), "GET", upgrade.record.route, key.pool, key.name)
         client.turn = turn = Turn(
-            self,
+            self.shared,
             client,
             record,
             config,
@@ -11544,114 +11690,46 @@ class Server(Shared):
     def key_of(self, client: ClientSocket) -> Key | None:
         """The key of a WebSocket as it is now; None where it opens nothing any more."""
         names = (client.key.pool, client.key.name, client.key.digest)
-        for key in self.config.keys:
-            if (key.pool, key.name, key.digest) == names and is_key_usable(key, self.unix_now()):
+        for key in self.shared.config.keys:
+            if (key.pool, key.name, key.digest) == names and is_key_usable(
+                key, self.shared.unix_now()
+            ):
                 return key
         return None
 
     # Services.
 
-    def is_catalogue_old(self, endpoint: Endpoint) -> bool:
-        """Whether the account's model list is to be asked for."""
-        account = endpoint.account
-        is_asked = (account.models is None or account.is_codex) and not account.paused
-        health = self.roster.health_of(account)
-        return is_asked and health.catalogue_until <= trio.current_time()
-
-    async def want_catalogues(self, pool: Pool) -> None:
-        """Notice new logins; have old model lists read in the background."""
-        await self.look_at_logins(pool.accounts)
-        known = [self.endpoints.get(account.name) for account in pool.accounts]
-        if any(self.is_catalogue_old(endpoint) for endpoint in known if endpoint):
-            self.catalogues_wanted.set()
-
-    async def keep_catalogues(self) -> Never:
-        """Read the model list of every account that has none configured, when wanted."""
-        while True:
-            self.catalogues_wanted = trio.Event()
-            await self.look_at_logins(self.config.accounts.values())
-            for endpoint in list(self.endpoints.values()):
-                if self.is_current(endpoint) and self.is_catalogue_old(endpoint):
-                    await self.keep_catalogue(endpoint)
-            await self.catalogues_wanted.wait()
-
-    async def keep_catalogue(self, endpoint: Endpoint) -> None:
-        """Read one account's model list.  Where a reload comes meanwhile, nobody looks at it."""
-        health = self.roster.health_of(endpoint.account)
-        found, problem = await self.read_catalogue(endpoint)
-        health.catalogue = found or health.catalogue
-        health.catalogue_at = trio.current_time()
-        pause = CATALOGUE_PAUSE_SECONDS if found is None else CATALOGUE_SECONDS
-        health.catalogue_until = health.catalogue_at + pause
-        if problem and problem != health.catalogue_problem:
-            told = {"account": endpoint.account.name, "problem": problem}
-            self.log("warning", "models", told)
-        health.catalogue_problem = problem
-
-    async def read_catalogue(self, endpoint: Endpoint) -> tuple[Mapping[str, Model] | None, str]:
-        """The models an account's /models lists, or None, and what a person is to know of that."""
-        account, limits = endpoint.account, self.config.limits
-        version = self.version_for(account)
-        path = f"/models?client_version={version}" if account.is_codex else "/models"
-        trouble = "its model list cannot be had: no answer in time"
-        with trio.move_on_after(limits.connect_seconds_max):
-            try:
-                secret, fields, _ = await identify(self.tokens, endpoint)
-                fields += [("version", version)] * account.is_codex
-                head = request_head(account.base_url, path, secret, fields, b"")
-                status, body = await ask_once(
-                    self.dial,
-                    account.base_url,
-                    endpoint.tls,
-                    head,
-                    limits,
-                    proxy=endpoint.proxy,
-                    bytes_max=CATALOGUE_BYTES_MAX,
-                )
-            except LoginNeeded:  # is told as that
-                return None, ""
-            except ConnectFailed as error:
-                return None, f"its model list cannot be had: {error.cause}"
-            except TRANSPORT_ERRORS as error:
-                what = TROUBLES.get(type(error), Trouble.CLOSED).value
-                return None, f"its model list cannot be had: {what}"
-            if status != 200:
-                return None, f"its model list cannot be had: status {status}"
-            found = read_catalogue(body, is_codex=account.is_codex)
-            return found, "its model list cannot be read" if found is None else ""
-        return None, trouble
-
     async def reload(self, load: Callable[[], Loaded]) -> None:
         """Take what `load` gives, whole or not at all."""
         try:
-            config, contexts = await self.files.run(RELOAD_SECONDS_MAX, load)
+            config, contexts = await self.shared.files.run(RELOAD_SECONDS_MAX, load)
         except ConfigRefused as refused:
             for problem in refused.problems:
-                self.log("error", "reload refused", {"problem": problem})
+                self.shared.log("error", "reload refused", {"problem": problem})
             return
         except OSError as error:
             problem = f"the configuration cannot be read: {error.strerror}"
-            self.log("error", "reload refused", {"problem": problem})
+            self.shared.log("error", "reload refused", {"problem": problem})
             return
 
-        if config.listen != self.config.listen:
-            self.log("warning", "reload", {"problem": "listen: a change needs a restart"})
+        if config.listen != self.shared.config.listen:
+            self.shared.log("warning", "reload", {"problem": "listen: a change needs a restart"})
         for warning in config.warnings:
-            self.log("warning", "config", {"problem": warning})
-        changes = changes_between(self.config, config)
-        self.apply(dataclasses.replace(config, listen=self.config.listen), contexts)
+            self.shared.log("warning", "config", {"problem": warning})
+        changes = changes_between(self.shared.config, config)
+        self.apply(dataclasses.replace(config, listen=self.shared.config.listen), contexts)
         told = {"pools": len(config.pools), "changed": changes or "nothing"}
-        self.log("info", "reloaded", told)
-        await self.idle.close_all()
-        await self.inspect_logins()
+        self.shared.log("info", "reloaded", told)
+        await self.shared.idle.close_all()
+        await self.shared.inspect_logins()
 
     def apply(self, config: Config, contexts: Mapping[str | None, ssl.SSLContext]) -> None:
         """Go by another configuration, all of it from one moment to the next."""
-        self.config, self.tls_contexts = config, contexts
-        self.roster.reload(config)
-        self.take_endpoints()
-        self.bodies.bytes_max = config.limits.bodies_bytes_max
-        self.events.bytes_max = config.limits.events_bytes_max
+        self.shared.config, self.shared.tls_contexts = config, contexts
+        self.shared.roster.reload(config)
+        self.shared.take_endpoints()
+        self.shared.bodies.bytes_max = config.limits.bodies_bytes_max
+        self.shared.events.bytes_max = config.limits.events_bytes_max
         self.ledger.requests = deque(self.ledger.requests, config.limits.records_max)
 
         names = {(key.pool, key.name) for key in config.keys}
@@ -11662,17 +11740,17 @@ class Server(Shared):
                 client.end(1008, "invalid_api_key")
 
         self.warn_of_mcp()
-        self.assign_waiters()
-        self.catalogues_wanted.set()
+        self.shared.assign_waiters()
+        self.catalogues.wanted.set()
 
     # The whole.
 
     async def serve(self, listeners: Sequence[trio.abc.Listener[Any]]) -> None:
         """Accept on `listeners` until `stop`, then drain.  Closes the listeners."""
         async with trio.open_nursery() as services:  # holds: reaper, catalogues, renewals
-            self.tokens.services = services
-            services.start_soon(self.reaper.run)
-            services.start_soon(self.keep_catalogues)
+            self.shared.tokens.services = services
+            services.start_soon(self.shared.reaper.run)
+            services.start_soon(self.catalogues.run)
             async with trio.open_nursery() as connections:  # holds: one task a connection
                 with self.accepting:
                     await trio.serve_listeners(
@@ -11681,23 +11759,23 @@ class Server(Shared):
                 await self.drain()
                 connections.cancel_scope.cancel()
             services.cancel_scope.cancel()
-        await self.idle.close_all()
+        await self.shared.idle.close_all()
 
     def stop(self) -> None:
         """Accept no more, and let `serve` drain."""
-        self.is_draining = True
+        self.shared.is_draining = True
         self.accepting.cancel()
-        for connection in self.connections:
-            if connection in self.reaper.resting:
+        for connection in self.connections.counted:
+            if connection in self.shared.reaper.resting:
                 connection.scope.cancel()
         for client in self.sockets:
             client.end(1001)
 
     async def drain(self) -> None:
         """Let requests end by themselves for a while, then end them with a terminal event."""
-        with trio.move_on_after(self.config.limits.drain_seconds_max):
+        with trio.move_on_after(self.shared.config.limits.drain_seconds_max):
             await self.wait_quiet()
-        self.is_stopped = True
+        self.shared.is_stopped = True
         for exchange in self.exchanges:
             if exchange.scope is not None:
                 exchange.scope.cancel()
@@ -11991,10 +12069,10 @@ async def serve_with_signals(
                     if number == signal.SIGHUP:
                         with contextlib.suppress(trio.WouldBlock):
                             to_reload.send_nowait(None)
-                    elif server.is_draining:
+                    elif server.shared.is_draining:
                         nursery.cancel_scope.cancel()
                     else:
-                        server.log("info", "draining", {"requests": len(server.exchanges)})
+                        server.shared.log("info", "draining", {"requests": len(server.exchanges)})
                         server.stop()
 
             nursery.start_soon(obey)
@@ -12003,7 +12081,7 @@ async def serve_with_signals(
             for listener in listeners:
                 name = listener.socket.getsockname()
                 shown = f"unix:{name}" if isinstance(name, str) else f"{name[0]}:{name[1]}"
-                server.log("info", "listening", {"address": shown})
+                server.shared.log("info", "listening", {"address": shown})
 
             await server.serve(listeners)
             nursery.cancel_scope.cancel()
@@ -12019,10 +12097,10 @@ async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
         log("warning", "config", {"problem": warning})
 
     server = Server(config, contexts, log=log, descriptors_max=descriptors_max)
-    server.warn_of_descriptors()
+    server.connections.warn_of_descriptors()
     server.warn_of_mcp()
-    await server.inspect_logins()
-    await server.look_at_logins(config.accounts.values())
+    await server.shared.inspect_logins()
+    await server.shared.look_at_logins(config.accounts.values())
 
     listeners = await open_listeners(config, log)
     await serve_with_signals(server, listeners, functools.partial(load, path, env))

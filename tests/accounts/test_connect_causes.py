@@ -328,8 +328,8 @@ async def test_operators_find_why_a_login_cannot_be_renewed(
         for account_id, name in NAMES.items():
             path = tmp_path / name / "auth.json"
             make_auth_file(path, account_id, expires_at=UNIX_START - 60)
-        dial = world.server.tokens.dial
-        monkeypatch.setattr(world.server.tokens, "dial", fail)
+        dial = world.server.shared.tokens.dial
+        monkeypatch.setattr(world.server.shared.tokens, "dial", fail)
         assert (await world.ask(post("/v1/responses", {"model": "gpt-5.5"}))).status == 503
         for account in snapshot_accounts(world):
             assert (account["status"], account["unreached"]) == ("login_needed", cause)
@@ -339,7 +339,7 @@ async def test_operators_find_why_a_login_cannot_be_renewed(
             assert one["reason"] == told
 
         autojump_clock.jump(60)
-        monkeypatch.setattr(world.server.tokens, "dial", dial)
+        monkeypatch.setattr(world.server.shared.tokens, "dial", dial)
         await world.ask(post("/v1/responses", {"model": "gpt-5.5"}))
         assert next(one["unreached"] for one in snapshot_accounts(world)) is None
 

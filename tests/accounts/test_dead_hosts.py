@@ -98,14 +98,14 @@ async def test_an_account_elsewhere_is_asked_first_until_the_host_is_back(
         if order == "all there are preferred":
             assert await ask(world, "whole", "s") == 200
             assert dead.dial_count == 1
-            await world.server.idle.close_all()
+            await world.server.shared.idle.close_all()
 
         dead.dials.extend([step.get(failure, Stall())] * 20)
         before = dead.dial_count
         for session in ("s", "s", "t", "u", "v", "w"):
             assert await ask(world, "whole", session) == 200
         assert dead.dial_count - before <= 1
-        assert world.server.roster.unreached == {} or dead.dial_count - before == 1
+        assert world.server.shared.roster.unreached == {} or dead.dial_count - before == 1
 
         dead.dials.clear()
         well.plays([Pause(61), *json_answer({"id": "r"})])
@@ -123,7 +123,7 @@ async def test_a_host_that_connects_again_is_as_good_as_the_others(
         world.upstreams["a"].dials.append(Refuse())
         world.upstreams["a"].always = sse_answer(responses_events("hi"))
         assert await ask(world, "stream") == 200
-        assert world.server.roster.unreached == {}
+        assert world.server.shared.roster.unreached == {}
 
 
 async def test_a_host_that_failed_for_another_request_is_tried_where_nobody_is_left(
@@ -144,7 +144,7 @@ async def test_a_connection_that_ends_at_once_is_no_failure_to_connect(
     async with opened_world(sharing("abcd", "abcd")) as world:
         world.upstreams["a"].dials.extend([Fin()] * 20)
         await ask(world, "whole")
-        assert world.server.roster.unreached == {}
+        assert world.server.shared.roster.unreached == {}
 
 
 ################################################################

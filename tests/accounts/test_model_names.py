@@ -165,7 +165,7 @@ async def test_lists_and_explanations_have_the_pool_s_name(
         world.upstreams["a"].catalogue = json_answer({"models": [ENTRY]})
         await world.ask(request("GET", "/v1/models"))
         await world.settle()
-        world.server.roster.health["a"].catalogue_until = 0.0
+        world.server.shared.roster.health["a"].catalogue_until = 0.0
         await world.ask(request("GET", "/v1/models"))
         await world.settle()
 

@@ -369,7 +369,7 @@ async def test_an_edge_that_counts_addresses_puts_no_account_to_rest(
             upstream.always = sse_answer(responses_events("x"))
         response = await world.ask(question(form))
         assert (response.status, response.error["code"]) == (502, "upstream_blocked")
-        assert all(one.cooldown_until == 0 for one in world.server.roster.health.values())
+        assert all(one.cooldown_until == 0 for one in world.server.shared.roster.health.values())
         assert (await world.ask(question(form))).status == 200
 
 
@@ -380,7 +380,7 @@ async def test_an_api_s_own_limit_is_one_whatever_its_type_is_called(
     async with opened_world(describe("a")) as world:
         world.upstreams["a"].plays(limit)
         assert (await world.ask(question("chat"))).error["code"] == "usage_limit_reached"
-        assert world.server.roster.health["a"].cooldown_until > 0
+        assert world.server.shared.roster.health["a"].cooldown_until > 0
 
 
 ################################################################

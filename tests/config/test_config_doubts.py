@@ -563,7 +563,7 @@ async def test_the_start_says_where_nobody_can_serve_a_pool(
         {None: pooler.make_tls_context(None)},
         log=lambda _level, _event, told: logged.append(str(told.get("problem"))),
     )
-    await server.inspect_logins()
+    await server.shared.inspect_logins()
     assert [one for one in logged if one.startswith("pools.home: nobody can serve it")]
 
 
@@ -628,7 +628,7 @@ async def test_the_log_of_a_reload_says_what_changed_or_that_nothing_did(world: 
         limits = pooler.Limits(pins_max=7)
         return dataclasses.replace(config, limits=limits), contexts
 
-    config, contexts = world.server.config, dict(world.server.tls_contexts)
+    config, contexts = world.server.shared.config, dict(world.server.shared.tls_contexts)
     await world.server.reload(lambda: (config, contexts))
     await world.server.reload(other)
     told = [fields["changed"] for _, event, fields in world.logged if event == "reloaded"]

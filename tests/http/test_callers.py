@@ -214,7 +214,7 @@ async def test_a_compressed_body_is_refused_before_it_is_read(
                 assert "enable_request_compression = false" in response.error["message"]
                 assert response.header("connection") == "close"
         assert world.asked == []
-        assert world.server.bodies.bytes_held == 0
+        assert world.server.shared.bodies.bytes_held == 0
 
 
 @pytest.mark.parametrize("coding", PLAIN)

@@ -252,7 +252,7 @@ async def test_all_bodies_together_have_so_many_bytes(
         first = await world.connect()
         await first.send(post("/v1/responses", of_length(total // 2)))
         await world.settle()
-        assert world.server.bodies.bytes_held == total // 2
+        assert world.server.shared.bodies.bytes_held == total // 2
         let_answer(world)
         for key, length in ((KEY, 100), (OTHER_KEY, total // 4 + 1)):
             response = await world.ask(post("/v1/responses", of_length(length), key=key))
@@ -260,10 +260,10 @@ async def test_all_bodies_together_have_so_many_bytes(
             assert 0 < int(response.header("retry-after") or 0) <= 10
         raw = post("/v1/responses", of_length(total // 4), key=OTHER_KEY)
         assert (await world.ask(raw)).status == 200
-        assert world.server.bodies.bytes_held == total // 2
+        assert world.server.shared.bodies.bytes_held == total // 2
         go.set()
         assert (await first.read_response()).status == 200
-        assert world.server.bodies.bytes_held == 0
+        assert world.server.shared.bodies.bytes_held == 0
         assert (await world.ask(post("/v1/responses", of_length(total // 2)))).status == 200
 
 
@@ -271,10 +271,10 @@ async def test_a_body_that_breaks_off_gives_its_bytes_back(world: World) -> None
     client = await world.connect()
     await client.send(post("/v1/responses", of_length(100_000))[:-1])
     await world.settle()
-    assert world.server.bodies.bytes_held > 90_000
+    assert world.server.shared.bodies.bytes_held > 90_000
     await client.hang_up()
     await world.settle()
-    assert world.server.bodies.bytes_held == 0
+    assert world.server.shared.bodies.bytes_held == 0
 
 
 ################################################################
@@ -306,7 +306,7 @@ async def test_a_full_house_still_takes_who_shows_a_key(autojump_clock: MockCloc
         assert not await is_closed(idle[1])
         for client in (keyed, late):
             assert (await client.ask(request("GET", "/healthz"))).status == 200
-        assert len(world.server.connections) == 3
+        assert len(world.server.connections.counted) == 3
 
 
 async def test_so_many_connections_may_be_without_a_key(autojump_clock: MockClock) -> None:
@@ -325,7 +325,7 @@ async def test_so_many_connections_may_be_without_a_key(autojump_clock: MockCloc
         assert await is_closed(second)
         for client in (keyed, third, fourth):
             assert (await client.ask(request("GET", "/v1/models"))).status == 200
-        assert not world.server.keyless
+        assert not world.server.connections.keyless
 
 
 async def test_a_refused_request_is_not_read_for_ever(world: World) -> None:
@@ -425,7 +425,7 @@ async def test_so_many_sessions_are_remembered(autojump_clock: MockClock) -> Non
             autojump_clock.jump(61)
             assert (await world.ask(in_session("s1"))).status == 200
             assert "".join(str(record["account"]) for record in world.records) == expected
-            assert len(world.server.roster.pins) == limit
+            assert len(world.server.shared.roster.pins) == limit
 
 
 def named_answer(response_id: str) -> list[Step]:
@@ -446,7 +446,7 @@ async def test_so_many_responses_are_remembered(autojump_clock: MockClock) -> No
                 raw = ask_responses(previous_response_id=previous)
                 assert (await world.ask(raw)).status == 200
             assert "".join(str(record["account"]) for record in world.records) == expected
-            assert len(world.server.roster.responses) == limit
+            assert len(world.server.shared.roster.responses) == limit
 
 
 async def wait_until(moment: float) -> None:
@@ -501,7 +501,10 @@ async def test_an_account_lacks_so_many_models_at_most(autojump_clock: MockClock
         for number in range(MODEL_BLOCKS_MAX + 5):
             response = await world.ask(ask_responses(model=f"model-{number}"))
             check_error(response, 400, "model_not_found")
-        assert len(world.server.roster.health["a"].blocks[Effect.LACKS_MODEL]) == MODEL_BLOCKS_MAX
+        assert (
+            len(world.server.shared.roster.health["a"].blocks[Effect.LACKS_MODEL])
+            == MODEL_BLOCKS_MAX
+        )
 
 
 ################################################################
@@ -621,19 +624,19 @@ async def test_all_unfinished_events_together_have_so_many_bytes(
         half = Send(chunk(half_event(total // 4 - 1000)))
         first = await started_stream(world, half, Stall())
         await world.settle()
-        assert world.server.events.bytes_held == total // 4 - 1000
+        assert world.server.shared.events.bytes_held == total // 4 - 1000
         over = await started_stream(world, Send(chunk(half_event(1001))), Stall())
         assert b"response.failed" in await over.read_event()
         half = Send(chunk(half_event(total // 8)))
         second = await started_stream(world, half, Stall(), name="b", model="m2")
         await world.settle()
-        assert world.server.events.bytes_held == total * 3 // 8 - 1000
+        assert world.server.shared.events.bytes_held == total * 3 // 8 - 1000
         await second.hang_up()
         await world.settle()
-        assert world.server.events.bytes_held == total // 4 - 1000
+        assert world.server.shared.events.bytes_held == total // 4 - 1000
         await first.hang_up()
         await world.settle()
-        assert world.server.events.bytes_held == 0
+        assert world.server.shared.events.bytes_held == 0
 
 
 async def test_what_is_held_before_the_first_content_counts_too(
@@ -650,11 +653,11 @@ async def test_what_is_held_before_the_first_content_counts_too(
             clients.append(await world.connect())
             await clients[-1].send(ask_responses())
             await world.settle()
-        assert world.server.events.bytes_held == total // 4
+        assert world.server.shared.events.bytes_held == total // 4
         check_error(await clients[1].read_response(), 503, "pool_busy")
         await clients[0].hang_up()
         await world.settle()
-        assert world.server.events.bytes_held == 0
+        assert world.server.shared.events.bytes_held == 0
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3])

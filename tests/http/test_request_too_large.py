@@ -99,7 +99,7 @@ def script_of(carrier: str, message: str) -> Script:
 
 
 def check_nobody_rests(world: World) -> None:
-    for health in world.server.roster.health.values():
+    for health in world.server.shared.roster.health.values():
         assert health.cooldown_until == 0
         assert not any(health.blocks.values())
 
@@ -161,7 +161,7 @@ async def test_an_ordinary_limit_still_rests_and_the_next_is_asked(
             path, body = REQUESTS["responses"]
             assert (await world.ask(post(path, {**body, "stream": True}))).status == 200
             assert len(world.upstreams["b"].asked) == 1
-            assert world.server.roster.health["a"].cooldown_until > 0
+            assert world.server.shared.roster.health["a"].cooldown_until > 0
 
 
 ################################################################

@@ -289,7 +289,7 @@ async def test_an_answer_does_not_wait_for_a_gigabyte(
     assert trio.current_time() <= 1
     unread = client.stream.outgoing
     assert unread.byte_count - len(unread.buffer) < 500_000
-    assert world.server.bodies.bytes_held == 0
+    assert world.server.shared.bodies.bytes_held == 0
 
 
 @pytest.mark.parametrize(
@@ -623,13 +623,13 @@ async def test_http_1_0_gets_its_stream_to_the_close(world: World) -> None:
 async def test_ready_says_draining_and_health_stays_well(world: World) -> None:
     client = await world.connect()
     assert (await client.ask(request("GET", "/readyz"))).status == 200
-    world.server.is_draining = True
+    world.server.shared.is_draining = True
     await client.send(request("GET", "/readyz"))
     response = await client.read_response()
     assert (response.status, response.json()) == (503, {"status": "draining"})
     assert response.header("connection") == "close"
     assert (await world.ask(request("GET", "/healthz"))).status == 200
-    world.server.is_draining = False
+    world.server.shared.is_draining = False
 
 
 async def test_an_upgrade_elsewhere_is_no_upgrade(world: World) -> None:

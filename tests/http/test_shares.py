@@ -200,12 +200,12 @@ async def test_what_a_slow_client_has_not_taken_counts_for_its_account(
             clients.append(await world.connect(capacity=4000))
             await clients[-1].send(ask_responses())
             await trio.sleep_until(trio.current_time() + 2)
-        assert 300_000 < world.server.events.bytes_held < 310_000
+        assert 300_000 < world.server.shared.events.bytes_held < 310_000
         refused = (await clients[1].read_response()).body
         assert (refused.count(b"response.failed"), b"pool_busy" in refused) == (2, True)
         assert b"response.completed" in (await clients[0].read_response()).body
         await world.settle()
-        assert world.server.events.bytes_held == 0
+        assert world.server.shared.events.bytes_held == 0
 
 
 @pytest.mark.parametrize("is_split", [False, True])
@@ -224,7 +224,7 @@ async def test_what_one_key_does_not_read_leaves_room_for_another_s_answers(
             slow = await world.connect(capacity=4000)
             await slow.send(ask_responses())
             await trio.sleep_until(trio.current_time() + 2)
-        assert world.server.events.bytes_held > 900_000
+        assert world.server.shared.events.bytes_held > 900_000
         large = responses_events("y" * 300_000)[2]
         event = sse_event(large)
         split = [Send(chunk(event[:150_000])), Pause(1), Send(chunk(event[150_000:]))]
@@ -246,7 +246,7 @@ async def test_a_translated_body_counts_beside_the_one_that_it_is_made_of(
             world.upstreams["a"].always = sse_answer(responses_events("hi"))
             body = {"model": "m1", "input": "x" * size}
             assert (await world.ask(post("/v1/responses", body))).status == status
-            assert world.server.bodies.bytes_held == 0
+            assert world.server.shared.bodies.bytes_held == 0
         assert len(world.asked) == 1
 
 
@@ -274,7 +274,7 @@ async def test_so_many_connections_are_served(autojump_clock: MockClock) -> None
             response = await world.ask(request("GET", path))
             assert (response.status, response.header("connection")) == (200, "close")
         check_error(await world.ask(request("GET", "/v1/models")), 503, "pool_busy")
-        assert len(world.server.connections) == 3
+        assert len(world.server.connections.counted) == 3
         go.set()
         for client in (clients[0], clients[2], late):
             assert (await client.read_response()).status == 200
@@ -329,7 +329,7 @@ async def test_a_connection_that_rests_in_disguise_goes_as_well(
                 await client.ask(request("GET", "/v1/usage"))
                 await client.send(b"GET /v1/usage HTTP/1.1\r\n")
             await world.settle()
-        assert len(world.server.connections) == 4
+        assert len(world.server.connections.counted) == 4
         assert (await world.ask(request("GET", "/v1/usage", key=OTHER_KEY))).status == 200
 
 
@@ -344,7 +344,7 @@ async def test_one_key_leaves_some_connections_to_the_others(autojump_clock: Moc
             loud = await waits(world, [KEY] * 16)
             quiet: list[Client] = []
             is_shared = len(keys) > 1
-            assert world.server.busy == {("home", "laptop"): 14 if is_shared else 16}
+            assert world.server.connections.busy == {("home", "laptop"): 14 if is_shared else 16}
             if is_shared:
                 for client in loud[14:]:
                     check_error(await client.read_response(), 503, "pool_busy")
@@ -354,20 +354,20 @@ async def test_one_key_leaves_some_connections_to_the_others(autojump_clock: Moc
             for client in (*loud[:14], *quiet):
                 assert (await client.read_response()).status == 200
             await world.settle()
-            assert world.server.busy == {}
+            assert world.server.connections.busy == {}
 
 
 async def test_descriptors_bound_the_connections(autojump_clock: MockClock) -> None:
     async with opened_world(describe("ab")) as world:
-        assert world.server.connections_max == 1024
-        world.server.descriptors_max = 256
-        assert world.server.connections_max == (256 - 32 - 2 * 8) // 2
-        world.server.warn_of_descriptors()
+        assert world.server.connections.count_max == 1024
+        world.server.connections.descriptors_max = 256
+        assert world.server.connections.count_max == (256 - 32 - 2 * 8) // 2
+        world.server.connections.warn_of_descriptors()
         [(level, event, fields)] = world.logged
         assert (level, event) == ("warning", "config")
         assert "ulimit -n" in fields["problem"]
-        world.server.descriptors_max = 20
-        assert world.server.connections_max == 1
+        world.server.connections.descriptors_max = 20
+        assert world.server.connections.count_max == 1
         assert (await world.ask(request("GET", "/v1/models"))).status == 200
 
 
@@ -472,7 +472,7 @@ async def test_no_key_pushes_out_the_session_of_another(autojump_clock: MockCloc
         [first] = world.records
         for number in range(50):
             await world.ask(ask(prompt_cache_key=f"loud {number}"))
-        assert len(world.server.roster.pins) == 8
+        assert len(world.server.shared.roster.pins) == 8
         busy = {name: {"priority": 5} for name in [first["account"]]}
         config = make_config(describe("abc", accounts=busy, limits={"pins_max": 8}))
         await world.server.reload(lambda: (config, {}))

@@ -406,9 +406,9 @@ async def test_a_plain_endpoint_is_asked_without_tls(mock_clock: MockClock, tmp_
         env = {REFRESH_URL_VARIABLE: f"{desk.origin}/oauth/token"}
         config = parse_config(json.dumps(described).encode(), env, str)
         server = Server(config, {None: make_tls_context(None)}, log=desk.note)
-        server.tokens.services = desk.nursery
+        server.shared.tokens.services = desk.nursery
         with trio.fail_after(REAL_SECONDS_MAX):
-            found = await server.tokens.credentials(server.logins["one"])
+            found = await server.shared.tokens.credentials(server.shared.logins["one"])
         assert reveal(found.access_token) == desk.saved()
 
 

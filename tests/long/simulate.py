@@ -472,7 +472,11 @@ async def end(world: SimWorld) -> None:
     """I1: with the last client gone nothing is left, and the server ends when it is told to."""
     await world.settle()
     world.assert_quiet()
-    left = [*world.server.connections, *world.server.keyless, *world.server.sockets]
+    left = [
+        *world.server.connections.counted,
+        *world.server.connections.keyless,
+        *world.server.sockets,
+    ]
     assert left == []
     world.server.stop()
     with trio.fail_after(END_SECONDS_MAX):
@@ -510,11 +514,11 @@ async def survive(sim: Sim, config: Config) -> None:
             assert tokens_in(sim.path_of(name).read_bytes())[1], f"{name}: its file is broken"
             if name in lost:
                 continue
-            login = world.server.logins.get(name)
+            login = world.server.shared.logins.get(name)
             if login is None:  # it is that of a name that points elsewhere now
                 continue
             try:
-                await world.server.tokens.credentials(login)
+                await world.server.shared.tokens.credentials(login)
             except LoginNeeded as error:
                 raise AssertionError(f"{name}: its login is lost: {error}") from None
         await end(world)

@@ -356,10 +356,12 @@ async def test_the_choice_is_explained_account_by_account(autojump_clock: MockCl
 
 
 async def test_explaining_asks_nobody_and_changes_nothing(world: World) -> None:
-    before = {name: str(health) for name, health in world.server.roster.health.items()}
+    before = {name: str(health) for name, health in world.server.shared.roster.health.items()}
     reasons(world)
     await world.settle()
-    assert {name: str(health) for name, health in world.server.roster.health.items()} == before
+    assert {
+        name: str(health) for name, health in world.server.shared.roster.health.items()
+    } == before
     assert world.asked == []
 
 

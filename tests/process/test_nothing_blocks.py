@@ -305,22 +305,22 @@ async def test_a_disk_that_does_not_answer_takes_only_its_login_out(
 ) -> None:
     logged: list[str] = []
     server = server_with_login(tmp_path, logged)
-    login = server.logins["a"]
+    login = server.shared.logins["a"]
     with monkeypatch.context() as patch:
         patch.setattr(pooler, "read_login", hanging)
         began_at = time.monotonic()
-        await server.look_at_logins(server.config.accounts.values())
+        await server.shared.look_at_logins(server.shared.config.accounts.values())
         assert time.monotonic() - began_at < ANSWER_SECONDS_MAX
         assert not login.is_usable(time.time())
         assert "it takes too long" in str(login.problem)
-        await server.inspect_logins()
+        await server.shared.inspect_logins()
         assert "it takes too long" in logged[-1]
-    await server.look_at_logins(server.config.accounts.values())
+    await server.shared.look_at_logins(server.shared.config.accounts.values())
     assert login.is_usable(time.time())
 
     monkeypatch.setattr(pooler, "why_unsaveable", hanging)
     with pytest.raises(pooler.LoginNeeded, match="it takes too long"):
-        await server.tokens.check_saving(login)
+        await server.shared.tokens.check_saving(login)
 
 
 async def test_a_configuration_that_cannot_be_read_in_time_changes_nothing(
@@ -328,9 +328,9 @@ async def test_a_configuration_that_cannot_be_read_in_time_changes_nothing(
 ) -> None:
     logged: list[str] = []
     server = server_with_login(tmp_path, logged)
-    before = server.config
+    before = server.shared.config
     await server.reload(hanging)
-    assert server.config is before
+    assert server.shared.config is before
     assert "it takes too long" in logged[-1]
 
 
@@ -357,7 +357,7 @@ async def test_a_reload_that_takes_long_does_not_delay_the_end(
             for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
                 os.kill(os.getpid(), number)
             await trio.testing.wait_all_tasks_blocked()
-            was_draining = server.is_draining
+            was_draining = server.shared.is_draining
             hanging.may_go.set()
     assert was_draining
 

@@ -357,7 +357,7 @@ async def test_a_kept_connection_is_used_again_only_if_nothing_came_on_it(
     async with kept(trustme.CA() if is_tls else None) as (server, client, keeper):
         raw = ask_responses(stream=False)
         assert (await client.ask(raw)).body == ANSWER
-        [[connection]] = server.idle.by_endpoint.values()
+        [[connection]] = server.shared.idle.by_endpoint.values()
         plain = plain_of(connection.stream)
         await keeper.end(way)
         if way != "nothing":
@@ -372,7 +372,7 @@ async def test_a_kept_connection_is_used_again_only_if_nothing_came_on_it(
 async def test_a_connection_that_was_reset_looks_no_better_than_one_that_ended() -> None:
     async with kept(None) as (server, client, keeper):
         await client.ask(ask_responses(stream=False))
-        [[connection]] = server.idle.by_endpoint.values()
+        [[connection]] = server.shared.idle.by_endpoint.values()
         await keeper.end("a reset")
         await trio.lowlevel.wait_readable(plain_of(connection.stream).socket)
         assert connection.is_stale()

@@ -302,10 +302,10 @@ async def test_a_client_that_leaves_before_it_knows_of_its_upgrade_holds_nothing
             await world.settle()
         # The handshake's time, and the moment that is left for an answer to be read.
         seconds = 0 if way == "reset" else 10 + LINGER_SECONDS_MAX
-        assert len(world.server.connections) == (seconds > 0)
+        assert len(world.server.connections.counted) == (seconds > 0)
         await trio.sleep_until(trio.current_time() + seconds)
         await world.settle()
-        assert not world.server.connections
+        assert not world.server.connections.counted
         assert not world.server.sockets
 
 

@@ -148,10 +148,10 @@ async def test_the_live_objects_do_not_show_their_secrets(autojump_clock: MockCl
         server = world.server
         parts = [
             server,
-            server.roster,
-            server.roster.health,
+            server.shared.roster,
+            server.shared.roster.health,
             server.uses,
-            server.idle,
+            server.shared.idle,
             vars(server),
         ]
         for part in parts:
@@ -280,8 +280,8 @@ async def test_what_a_client_types_is_not_told(autojump_clock: MockClock, name: 
         response = await world.ask(TYPED_IN[name])
         assert found_in(shown(response), [TYPED, *SECRETS]) == []
         check_log(world, [TYPED])
-        known = {name: health.blocks for name, health in world.server.roster.health.items()}
-        assert found_in(repr([known, world.server.uses, world.server.queues]), [TYPED]) == []
+        known = {name: health.blocks for name, health in world.server.shared.roster.health.items()}
+        assert found_in(repr([known, world.server.uses, world.server.shared.queues]), [TYPED]) == []
 
 
 @pytest.mark.parametrize("has_list", [True, False], ids=["models", "any-model"])

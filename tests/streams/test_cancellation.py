@@ -167,7 +167,7 @@ async def test_a_client_that_leaves_ends_its_request_at_once(
         last = world.upstreams["b" if phase.asked[1] else "a"]
         assert {line.closed_at for line in last.lines} <= {phase.seconds}
         world.assert_quiet()
-        assert not world.server.connections or how == "half-closes"
+        assert not world.server.connections.counted or how == "half-closes"
         assert [(record["code"], record["status"]) for record in world.records] == [
             ("client_gone", phase.status)
         ]
@@ -183,7 +183,7 @@ async def test_a_client_that_leaves_before_its_request_leaves_no_record(
     await world.settle()
     await client.hang_up()
     await world.settle()
-    assert not world.server.connections
+    assert not world.server.connections.counted
     assert world.records == []
 
 
@@ -194,11 +194,11 @@ async def test_leaving_the_queue_leaves_it_empty(autojump_clock: MockClock) -> N
         for client in (first, second):
             await client.send(WHOLE)
             await world.settle()
-        assert len(world.server.queues["home"]) == 1
+        assert len(world.server.shared.queues["home"]) == 1
         await second.hang_up()
         await world.settle()
-        assert not world.server.queues["home"]
-        assert world.server.roster.in_flight["a"] == 1
+        assert not world.server.shared.queues["home"]
+        assert world.server.shared.roster.in_flight["a"] == 1
         assert [record["code"] for record in world.records] == ["client_gone"]
 
 
@@ -493,7 +493,7 @@ async def test_a_stop_does_not_wait_for_a_client_that_does_not_read(
         for seconds in (5, 5):  # the drain, and the moment for the last events
             autojump_clock.jump(seconds)
             await world.settle()
-        assert not world.server.connections
+        assert not world.server.connections.counted
         with pytest.raises(Truncated):
             await client.read_response()
         assert open_lines(world) == [10]
@@ -508,4 +508,4 @@ async def test_a_stop_after_which_nobody_is_left_is_immediate(autojump_clock: Mo
         world.server.stop()
         assert await half.wait_closed() == b""
         assert trio.current_time() == 0
-        assert not world.server.connections
+        assert not world.server.connections.counted

@@ -322,7 +322,7 @@ class SocketWorld(World):
     upstream_type: ClassVar[type[FakeUpstream]] = SocketUpstream
 
     async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
-        if url == self.server.config.token_url:
+        if url == self.server.shared.config.token_url:
             await trio.lowlevel.checkpoint()
             raise ConnectionRefusedError(111, "refused")
         return await super().dial(url, tls)

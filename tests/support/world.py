@@ -505,7 +505,7 @@ class World:
     async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
         """In the place of `pooler.dial`: accounts are told apart by their ports."""
         assert tls is None
-        for name, account in self.server.config.accounts.items():
+        for name, account in self.server.shared.config.accounts.items():
             if account.base_url == url:
                 upstream = self.upstreams.setdefault(name, self.upstream_type(name, self))
                 return await upstream.connect()
@@ -556,14 +556,16 @@ class World:
         """No request is under way and nothing is held.  Call `settle` before."""
         server = self.server
         assert not server.exchanges
-        in_flight = dict(server.roster.in_flight)
+        in_flight = dict(server.shared.roster.in_flight)
         assert set(in_flight.values()) <= {0}, in_flight
-        rests = [rest for health in server.roster.health.values() for rest in health.cooldowns]
+        rests = [
+            rest for health in server.shared.roster.health.values() for rest in health.cooldowns
+        ]
         assert not any(rest.is_probing for rest in rests)
         assert {use.in_flight_count for use in server.uses.values()} <= {0}
-        assert {pool: len(queue) for pool, queue in server.queues.items() if queue} == {}
-        assert server.bodies.bytes_held == 0
-        assert server.events.bytes_held == 0
+        assert {pool: len(queue) for pool, queue in server.shared.queues.items() if queue} == {}
+        assert server.shared.bodies.bytes_held == 0
+        assert server.shared.events.bytes_held == 0
         assert [fields for _, event, fields in self.logged if event == "bug"] == []
         assert self.complaints == [], self.complaints
 
@@ -574,8 +576,8 @@ class World:
                 await client.hang_up()
         await self.settle()
         self.assert_quiet()
-        assert not self.server.connections
-        assert not self.server.keyless
+        assert not self.server.connections.counted
+        assert not self.server.connections.keyless
         assert not self.server.sockets
         self.server.stop()
         await self.settle()

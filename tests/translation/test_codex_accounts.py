@@ -490,7 +490,7 @@ async def test_a_reload_brings_logins_and_takes_them_away(
         await world.server.reload(lambda: (config, {}))
         assert (await world.ask(post("/v1/responses", ASKED))).status == 200
         assert world.accounts() == [FIRST, SECOND]
-        assert list(world.server.logins) == ["second"]
+        assert list(world.server.shared.logins) == ["second"]
         autojump_clock.jump(400)  # the first one's stream ends by its timer
         assert (await client.read_response()).status == 200
 

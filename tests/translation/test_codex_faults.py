@@ -287,7 +287,7 @@ async def test_hostile_quota_headers_rest_nobody(autojump_clock: MockClock, tmp_
     async with scripted_world(tmp_path) as world:
         for _ in range(2):
             assert check_end("chat", await ask(world, "chat", script))
-        assert len(world.server.roster.health["a"].windows) <= 16
+        assert len(world.server.shared.roster.health["a"].windows) <= 16
 
 
 @every_form
@@ -315,10 +315,10 @@ async def test_a_reload_keeps_what_is_known_of_a_login(
 ) -> None:
     """Renewed tokens that are not on the disk yet are nowhere else."""
     async with scripted_world(tmp_path) as world:
-        before = world.server.logins["a"]
+        before = world.server.shared.logins["a"]
         await world.server.reload(lambda: (world.config, {}))
-        assert world.server.logins["a"] is before
-        assert world.server.logins["a"].tls is None
+        assert world.server.shared.logins["a"] is before
+        assert world.server.shared.logins["a"].tls is None
 
 
 async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
@@ -342,7 +342,7 @@ async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
             assert (await world.ask(post("/v1/responses", ASKED))).status == 200
         assert told()[1:] == [("info", "None")]
         path.write_text("{")
-        await world.server.reload(lambda: (world.server.config, {}))
+        await world.server.reload(lambda: (world.server.shared.config, {}))
         assert [problem.partition(";")[0] for _, problem in told()[2:]] == [
             f"{path} is not whole JSON"
         ]

@@ -115,7 +115,7 @@ async def test_a_flood_before_content_is_bounded(
                 continue
             assert response.status == 502
             assert response.error["code"] == "upstream_invalid_response"
-            assert world.server.events.bytes_held == 0
+            assert world.server.shared.events.bytes_held == 0
 
 
 async def test_a_number_too_long_to_print_ends_no_stream_silently(
@@ -201,7 +201,7 @@ async def test_whoever_leaves_takes_the_upstream_along(
         await world.settle()
         assert upstream.lines[-1].closed_at == pytest.approx(left_at, abs=1)
         assert world.records[-1]["code"] == "client_gone"
-        assert not any(world.server.roster.health["a"].blocks.values())
+        assert not any(world.server.shared.roster.health["a"].blocks.values())
 
 
 @every_form

@@ -162,7 +162,7 @@ async def test_a_hostile_upstream_costs_one_turn_which_is_told(
         assert [event["type"] for event in events][-1] == last
         await world.settle()
         assert world.open_count == 0
-        assert world.server.events.bytes_held == 0
+        assert world.server.shared.events.bytes_held == 0
 
 
 ################################################################
@@ -335,10 +335,10 @@ async def test_frames_count_among_the_bodies_that_are_held(autojump_clock: MockC
         client = await open_socket(world)
         await client.send(frame(TEXT, b"x" * 1000, fin=False))
         await world.settle()
-        assert world.server.bodies.bytes_held == 1000 + PART_BYTES
+        assert world.server.shared.bodies.bytes_held == 1000 + PART_BYTES
         await client.send(frame(CONTINUATION, b"x" * (1024 * 1024 - 5000 + 1))[:-1])
         await world.settle()
-        held = world.server.bodies.bytes_held
+        held = world.server.shared.bodies.bytes_held
         assert 1024 * 1024 - 4000 + 2 * PART_BYTES <= held <= 1024 * 1024
         room = 1024 * 1024 - held
         other = await open_socket(world)
@@ -349,7 +349,7 @@ async def test_frames_count_among_the_bodies_that_are_held(autojump_clock: MockC
         assert await close_of(third) == 1013
         await client.hang_up()
         await world.settle()
-        assert world.server.bodies.bytes_held == 0
+        assert world.server.shared.bodies.bytes_held == 0
 
 
 async def test_a_frame_that_comes_as_its_websocket_ends_is_held_no_longer(
@@ -367,7 +367,7 @@ async def test_a_frame_that_comes_as_its_websocket_ends_is_held_no_longer(
             socket.end(1001)
             assert await close_of(client) == 1001
             await world.settle()
-            assert world.server.bodies.bytes_held == 0
+            assert world.server.shared.bodies.bytes_held == 0
 
 
 @pytest.mark.parametrize("steps", range(8))
@@ -387,7 +387,7 @@ async def test_nothing_is_held_of_what_comes_while_a_websocket_is_closed(
         for client in clients:
             assert await close_of(client) == 1001
         await world.settle()
-        assert world.server.bodies.bytes_held == 0
+        assert world.server.shared.bodies.bytes_held == 0
 
 
 async def test_an_idle_websocket_is_closed_and_pings_do_not_keep_it(
@@ -467,7 +467,7 @@ async def test_a_close_waits_so_long_for_its_answer(autojump_clock: MockClock) -
         sent_at = trio.current_time()
         await client.client.wait_closed()
         await world.settle()
-        while world.server.connections:
+        while world.server.connections.counted:
             await trio.sleep_until(trio.current_time() + 0.5)
             await world.settle()
         waited = trio.current_time() - sent_at

@@ -92,7 +92,7 @@ async def test_a_clients_message_that_is_not_finished_is_given_up(
         assert found[1] == b"\x03\xf0"  # 1008
         assert trio.current_time() == began_at + 30
         await world.settle()
-        assert world.server.bodies.bytes_held == 0
+        assert world.server.shared.bodies.bytes_held == 0
 
 
 @pytest.mark.parametrize("seconds", [5, 20])
@@ -156,10 +156,10 @@ async def test_an_upstreams_message_that_is_not_finished_is_given_up(
         await client.ask()
         began_at = trio.current_time()
         await world.settle()
-        assert world.server.events.bytes_held > 0
+        assert world.server.shared.events.bytes_held > 0
         assert await read_to_close(client) == ([], 1001)
         assert trio.current_time() == began_at + 300
-        assert world.server.events.bytes_held == 0
+        assert world.server.shared.events.bytes_held == 0
 
 
 async def test_a_message_is_not_late_while_the_pooler_lets_it_wait(
@@ -202,10 +202,10 @@ async def test_whole_messages_are_counted_until_they_are_taken(autojump_clock: M
         client = await read_upgrade(connected)
         await client.create()
         await world.settle()
-        held = world.server.events.bytes_held
+        held = world.server.shared.events.bytes_held
         assert (2 + SENT_COPIES) * size < held < (2.5 + SENT_COPIES) * size
         assert len(await client.read_turn()) == 11
-        assert world.server.events.bytes_held == 0
+        assert world.server.shared.events.bytes_held == 0
 
 
 @pytest.mark.parametrize("is_late", [False, True])
@@ -231,7 +231,7 @@ async def test_events_that_clients_do_not_take_have_room_or_end_their_turn(
         assert "pool_busy" in json.dumps(events[-1])
         for client in clients:
             assert (await client.read_turn())[-1]["type"] == "response.completed"
-        assert world.server.events.bytes_held == 0
+        assert world.server.shared.events.bytes_held == 0
 
 
 async def test_a_turn_that_the_upstream_does_not_take_is_counted_twice(
@@ -251,7 +251,7 @@ async def test_a_turn_that_the_upstream_does_not_take_is_counted_twice(
         await world.settle()
         await client.create(input="x" * size)
         await world.settle()
-        assert size < world.server.bodies.bytes_held < size + KIB
+        assert size < world.server.shared.bodies.bytes_held < size + KIB
         await client.hang_up()
 
 
@@ -263,11 +263,11 @@ async def test_every_part_of_a_message_is_counted(autojump_clock: MockClock) -> 
         for _ in range(50):
             await client.send(frame(CONTINUATION, b"xy", fin=False))
             await world.settle()
-        assert world.server.bodies.bytes_held == 50 * (2 + PART_BYTES)
+        assert world.server.shared.bodies.bytes_held == 50 * (2 + PART_BYTES)
         await client.send(frame(CONTINUATION, b"z"))
         await world.settle()
         assert (await client.read_event())["error"]["code"] == "invalid_json"
-        assert world.server.bodies.bytes_held == 0
+        assert world.server.shared.bodies.bytes_held == 0
 
 
 @pytest.mark.parametrize("count", [4, 5])
@@ -295,9 +295,9 @@ async def test_what_comes_before_the_first_event_is_counted(autojump_clock: Mock
         client = await open_socket(world)
         await client.create()
         await world.settle()
-        assert 30_000 < world.server.events.bytes_held < 31_000
+        assert 30_000 < world.server.shared.events.bytes_held < 31_000
         assert len(await client.read_turn()) == 7
-        assert world.server.events.bytes_held == 0
+        assert world.server.shared.events.bytes_held == 0
 
 
 async def test_events_that_the_budget_has_no_room_for_end_their_turn(
@@ -315,10 +315,10 @@ async def test_events_that_the_budget_has_no_room_for_end_their_turn(
         [event] = await second.ask()
         assert event["error"]["code"] == "upstream_invalid_response"
         assert world.open_count == 1
-        assert 800_000 < world.server.events.bytes_held < MIB
+        assert 800_000 < world.server.shared.events.bytes_held < MIB
         await first.hang_up()
         await world.settle()
-        assert world.server.events.bytes_held == 0
+        assert world.server.shared.events.bytes_held == 0
 
 
 TEXTS: Final[dict[bytes, bool]] = {
@@ -461,7 +461,7 @@ async def test_posts_go_on_beside_unfinished_messages(autojump_clock: MockClock)
         held = await read_upgrade(client)
         await held.send(frame(TEXT, b"x" * (1000 * KIB))[:-1])
         await world.settle()
-        assert world.server.bodies.bytes_held > 1000 * KIB
+        assert world.server.shared.bodies.bytes_held > 1000 * KIB
         await trio.sleep_until(trio.current_time() + 31)
         await world.settle()
-        assert world.server.bodies.bytes_held == 0
+        assert world.server.shared.bodies.bytes_held == 0
