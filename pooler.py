@@ -2272,6 +2272,7 @@ def with_method(routes: Sequence[Route], method: str) -> Route:
             return route
 
     allowed = ", ".join(itertools.chain(*(route.methods for route in routes)))
+    # The connection stays open: MCP hosts send GET first, and expect that (F89).
     raise PoolerError("method_not_allowed", headers=[("Allow", allowed)])
 
 
@@ -3490,8 +3491,8 @@ NATIVE_COMMENT: Final = b'data: {"type":"keepalive"}\n\n'  # its timer ignores c
 ################################################################
 # TRANSLATION
 ################################################################
-# The ChatGPT backend speaks one dialect: Responses, streamed and stateless, with few fields.  What
-# follows makes an account of type codex answer like OpenAI's own API:
+# The ChatGPT backend speaks one dialect: Responses, streamed and stateless (F2), with few fields.
+# What follows makes an account of type codex answer like OpenAI's own API:
 #
 #   1. what a codex account cannot do     request            -> the field that is refused
 #   2. a Responses request                request            -> the body for the backend
@@ -3646,7 +3647,7 @@ _DECIDING_CHARS_MAX: Final = max(map(len, DECIDING_NAMES))
 def check_names(body: Iterable[str]) -> None:
     """Refuse names that differ from one of `DECIDING_NAMES` only in case.
 
-    Some upstreams ignore case: they would act on a field that was not checked here.
+    Some upstreams ignore case (F67): they would act on a field that was not checked here.
     Raises: PoolerError (invalid_json).
     """
     for name in body:
@@ -3659,8 +3660,8 @@ def check_names(body: Iterable[str]) -> None:
 
 # ---- 2. A Responses request ----
 #
-# The backend refuses a request with a field that it does not know, so the body is made of a list
-# of fields that it does:
+# The backend refuses a request with a field that it does not know (F3), so the body is made of a
+# list of fields that it does:
 #
 #   model                    replaced: the account's own name for the model
 #   instructions             kept; developer messages at the start of the input are added
@@ -3669,9 +3670,9 @@ def check_names(body: Iterable[str]) -> None:
 #   parallel_tool_calls      kept, if there are tools
 #   reasoning                kept: effort (the nearest one supported), summary, context, mode
 #   text                     kept: verbosity, format
-#   include                  kept; reasoning.encrypted_content is added
+#   include                  kept; reasoning.encrypted_content is added (F14)
 #   prompt_cache_key         kept; too long a key is replaced by its digest
-#   service_tier             translated, or dropped: see _SERVICE_TIERS
+#   service_tier             translated, or dropped: see _SERVICE_TIERS (F5)
 #   context_management       kept
 #   store, stream            replaced: always false and true, for the backend takes nothing else
 #   those of 1               refused
@@ -3679,13 +3680,13 @@ def check_names(body: Iterable[str]) -> None:
 #
 # And of the items of the input:
 #
-#   message                  kept: role (system becomes developer), content, phase
+#   message                  kept: role (system becomes developer: F4), content, phase
 #   function_call and the
 #   like, their outputs      kept, without id and status
 #   reasoning                kept, if encrypted: with its summary; dropped otherwise
-#   compaction and the like  kept unchanged, with the id to which their ciphertext is bound
+#   compaction and the like  kept unchanged, with the id to which their ciphertext is bound (F9)
 #   item_reference           refused, by 1
-#   all others               kept without id: the backend would look it up, and has stored nothing
+#   all others               kept without id: the backend would look it up, in vain (F6)
 
 _ROLES: Final = frozenset({"user", "assistant", "developer"})
 _REASONING: Final = ("effort", "summary", "context", "mode")
@@ -3754,7 +3755,7 @@ def _instructions_and_input(body: JsonObject, text: JsonObject) -> tuple[str, Se
     """The instructions, with those that the input begins with, and the rest of the input.
 
     `text`: the field of that name.  In JSON mode the word JSON must be in the input, for the
-    backend looks for it there alone: instructions that have it become a part of the input.
+    backend looks for it there alone (F11): instructions that have it go into the input.
     """
     instructions, items = valid_text(body, "instructions"), _input_items(body)
     if object_at(text, "format").get("type") == "json_object":
@@ -3786,8 +3787,8 @@ def _codex_reasoning(body: JsonObject, supported: Collection[str]) -> JsonDict:
 def _nearest_effort(effort: str, supported: Collection[str]) -> str:
     """The nearest supported level, preferring a higher one.
 
-    `ultra` is a client's name for `max`.  An unknown name is unchanged, and so is `none`, which is
-    no level.
+    `ultra` is a client's name for `max` (F13).  An unknown name is unchanged, and so is `none`,
+    which is no level.
     """
     if effort == "none" or effort not in _EFFORTS:
         return effort
@@ -3827,7 +3828,7 @@ def _with_codex_tools(holder: JsonDict) -> JsonDict:
 
 
 def _with_properties(schema: JsonObject) -> JsonObject:
-    """The schema of a tool's arguments, with the `properties` that the backend requires."""
+    """The schema of a tool's arguments, with the `properties` that the backend requires (F12)."""
     is_object = schema.get("type") in ("object", ["object"]) or _SCHEMA_KINDS.isdisjoint(schema)
     if not is_object or schema.get("properties") is not None:
         return schema
@@ -3894,7 +3895,7 @@ def _codex_items(item: JsonObject) -> list[JsonDict]:
     if kind == "reasoning":
         return _reasoning_items(item)
 
-    dropped = {"internal_chat_message_metadata_passthrough"}  # of Codex CLI, for itself
+    dropped = {"internal_chat_message_metadata_passthrough"}  # of Codex CLI, for itself (F82)
     if kind not in COMPACTIONS or item.get("id") is None:
         dropped.add("id")
     if kind.removesuffix("_output") in _TOOL_CALLS:
@@ -3907,7 +3908,7 @@ def _codex_items(item: JsonObject) -> list[JsonDict]:
 
 
 def _reasoning_items(item: JsonObject) -> list[JsonDict]:
-    """A reasoning item, if it is encrypted: the backend refuses, or cannot read, anything else."""
+    """A reasoning item, if it is encrypted: the backend refuses, or cannot read, the rest (F8)."""
     encrypted = text_at(item, "encrypted_content")
     summary = objects_at(item, "summary")
     kept = {"type": "reasoning", "summary": summary, "encrypted_content": encrypted}
@@ -3982,7 +3983,7 @@ def _flattened_citations(holder: JsonObject) -> JsonDict:
 def _chat_as_responses(body: JsonObject) -> JsonDict:
     """A Chat request with its fields under the names of Responses; messages stay as they are.
 
-    Cursor sends `input` instead of `messages`, and other clients fields of Responses besides.
+    Cursor sends `input` instead of `messages` (F86), and other clients fields of Responses besides.
     Raises: PoolerError (invalid_value, missing_required_parameter).
     """
     items = valid_list(body, "messages", dict) or body.get("input")
@@ -4048,9 +4049,9 @@ def _tool_call_item(call: JsonObject) -> JsonDict:
 
 # ---- 4. The whole response ----
 #
-# The terminal event holds the whole response, but some upstreams send it with an empty `output`, or
-# with a part of the items that they streamed.  So finished items are kept until then.  For the
-# Responses client of a stream such an event is written again:
+# The terminal event holds the whole response, but some upstreams send it with an empty `output`
+# (F31), or with a part of the items that they streamed.  So finished items are kept until then.  For
+# the Responses client of a stream such an event is written again:
 #
 #   created and the like     `output` becomes [], if it is no list
 #   completed, ..., failed   `output` gets the items that it lacks
@@ -4167,7 +4168,7 @@ class ResponsesTranslator:
             return b"" if is_keepalive else event
         is_after_end = self.output.response is not None
         if kind is EventKind.DONE:
-            return event if is_after_end else b""  # clients stop reading at `[DONE]`
+            return event if is_after_end else b""  # clients stop reading at `[DONE]` (F85)
         if is_after_end:
             return b""
         is_collected = self.output.is_whole or b"output_item.done" in event
@@ -4222,7 +4223,7 @@ THOUGHT: Final = "reasoning_content"  # no field of OpenAI's: that is where Chat
 def _chat_message(output: Sequence[JsonObject]) -> JsonDict:
     """The Chat message that output items make.
 
-    Its content is the answer alone, for some clients read it as JSON; of several messages each is
+    Its content is the answer alone, for some clients read it as JSON (F32); of several messages each is
     a paragraph.  It is null if there are only calls, or a refusal.
     """
     texts: list[str] = []
@@ -4535,7 +4536,7 @@ class ChatTranslator:
     ) -> list[Delta]:
         """The head of a call: its place, id and name, with empty arguments.
 
-        Clients take both from the first chunk of a call, so there is none before they are known,
+        Clients take both from the first chunk of a call (F87), so there is none before they are known,
         unless this is all that will be known.
         """
         if text_at(item, "type") not in _TOOL_CALLS or streamed.place is not None:
@@ -4607,7 +4608,7 @@ class ChatTranslator:
 
 Translator = ResponsesTranslator | ChatTranslator
 
-# ---- 6. A response in one piece, where a stream was asked for ----
+# ---- 6. A response in one piece, where a stream was asked for (F62) ----
 
 
 def events_of(value: JsonObject, kind: CallKind) -> bytes:
@@ -11204,7 +11205,7 @@ class Readings:
                 models[name]["context_length"] = length
         if not wanted:
             return dump_json({"object": "list", "data": [*models.values()]})
-        if wanted not in models:  # a GET may say 404: nothing retries it for ever
+        if wanted not in models:  # a GET may say 404: OpenCode retries only its POST (F69)
             raise PoolerError("model_not_found", status=404)
         return dump_json(models[wanted])
 

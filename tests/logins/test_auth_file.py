@@ -270,7 +270,11 @@ OF_A_PROXY: Final = (
         (429, b'{"error": "invalid_grant"}', RefreshOutcome.FAILED),
         (500, b'{"error": "refresh_token_reused"}', RefreshOutcome.FAILED),
         (302, GOOD, RefreshOutcome.FAILED),
-        (400, b'{"error": null, "detail": {"code": "refresh_token_reused"}}', RefreshOutcome.REVOKED),
+        (
+            400,
+            b'{"error": null, "detail": {"code": "refresh_token_reused"}}',
+            RefreshOutcome.REVOKED,
+        ),
         (401, b'{"error": {"type": "invalid_grant", "code": null}}', RefreshOutcome.REVOKED),
         (401, b'{"code": "refresh_token_not_known_any_more"}', RefreshOutcome.REVOKED),
         *(
