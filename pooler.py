@@ -4050,8 +4050,8 @@ def _tool_call_item(call: JsonObject) -> JsonDict:
 # ---- 4. The whole response ----
 #
 # The terminal event holds the whole response, but some upstreams send it with an empty `output`
-# (F31), or with a part of the items that they streamed.  So finished items are kept until then.  For
-# the Responses client of a stream such an event is written again:
+# (F31), or with a part of the items that they streamed.  So finished items are kept until then.
+# For the Responses client of a stream such an event is written again:
 #
 #   created and the like     `output` becomes [], if it is no list
 #   completed, ..., failed   `output` gets the items that it lacks
