@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import pytest
 import trio
@@ -23,6 +23,7 @@ settings.register_profile(
 )
 settings.load_profile("pooler")
 
+QUICK: Final = "not slow and not measures"  # in `addopts` of pyproject.toml
 
 T = TypeVar("T")
 
@@ -57,6 +58,19 @@ async def run_inline(call: Callable[..., T], *args: object, **_options: object) 
     """In the place of `trio.to_thread.run_sync`, during which virtual time would run away."""
     await trio.lowlevel.checkpoint()
     return call(*args)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """A file or test that is named runs whole and in this process, unless told otherwise."""
+    arguments = config.invocation_params.args
+    if not any(".py" in argument for argument in arguments):
+        return
+    if config.option.markexpr == QUICK:
+        config.option.markexpr = ""
+    if not any(argument.startswith(("-n", "--numprocesses")) for argument in arguments):
+        config.option.numprocesses = 0
+        config.option.dist = "no"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

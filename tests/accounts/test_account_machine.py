@@ -413,7 +413,14 @@ class AccountMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-@pytest.mark.parametrize(("step_count", "examples"), [(12, 80), (40, 40)])
+@pytest.mark.parametrize(
+    ("step_count", "examples"),
+    [
+        (12, 10),
+        pytest.param(12, 80, marks=pytest.mark.slow),
+        pytest.param(40, 40, marks=pytest.mark.slow),
+    ],
+)
 def test_accounts_and_logins_keep_their_rules(step_count: int, examples: int) -> None:
     run_state_machine_as_test(
         AccountMachine,

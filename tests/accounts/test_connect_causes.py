@@ -221,11 +221,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     failing.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAUSES)
 def test_the_log_has_the_cause_of_each_attempt_on_every_carrier(seen: Seen, name: str) -> None:
     assert seen.reasons[name] == [f"connect: {CAUSES[name]}"] * len(CARRIERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize("name", CAUSES)
 def test_a_client_is_told_no_more_than_that_there_was_no_connection(
@@ -236,6 +238,7 @@ def test_a_client_is_told_no_more_than_that_there_was_no_connection(
     assert seen.told[name, carrier] == (late if is_late else (502, "upstream_unreachable"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAUSES)
 def test_operators_find_the_cause_in_counts_and_on_the_page(seen: Seen, name: str) -> None:
     cause = CAUSES[name]

@@ -132,7 +132,9 @@ def test_other_words_count_where_no_status_came_with_them(word: str, shape: str)
     assert judged(value, 504) == (Action.RETURN, Effect.DEMOTED)  # it may be at work
 
 
-@pytest.mark.parametrize("as_code", [int, str, lambda status: {"status": status}], ids=str)
+@pytest.mark.parametrize(
+    "as_code", [int, str, lambda status: {"status": status}], ids=["number", "text", "object"]
+)
 @pytest.mark.parametrize(
     ("status", "verdict"),
     [(401, CREDENTIAL), (402, ACCOUNT), (403, DENIED), (429, LIMIT), (500, BROKEN), (503, BROKEN),

@@ -25,6 +25,8 @@ from tests.support.raw_websockets import Upstream as SocketUpstream
 from tests.support.tls_upstreams import API_KEY, HOST
 from tests.support.world import describe, responses_events
 
+pytestmark: Final = pytest.mark.slow
+
 Json = Any
 LOGIN: Final = "someone:marmalade%20of%3aquinces"  # both words of what the log must never have
 LOGIN_TEXT: Final = b"someone:marmalade of:quinces"

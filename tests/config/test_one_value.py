@@ -248,6 +248,7 @@ def live(folder: Path, name: str, number: int) -> tuple[set[tuple[int, str]], bo
     return worlds[0].seen, reloading.number == -1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_no_credential_reaches_a_server_that_it_is_not_meant_for(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -428,10 +428,9 @@ def seconds_of(step: Callable[[], object]) -> tuple[float, bool]:
     return min(attempts), passes
 
 
+@pytest.mark.measures
 @pytest.mark.parametrize("name", WORST)
-def test_no_body_of_the_full_size_holds_the_loop_for_long(
-    name: str, record_property: Callable[[str, object], None]
-) -> None:
+def test_no_body_of_the_full_size_holds_the_loop_for_long(name: str) -> None:
     body = WORST[name]()
     assert len(body) <= FULL
     seconds = []
@@ -440,7 +439,6 @@ def test_no_body_of_the_full_size_holds_the_loop_for_long(
         seconds.append(took)
         if not passes:
             break
-    record_property("seconds", seconds)
     sys.stdout.write(f"{name}: {len(body) >> 20} MiB, {[round(one, 3) for one in seconds]} s\n")
     assert max(seconds) < STALL_SECONDS_MAX
 
@@ -469,6 +467,7 @@ ALIASED: Final[dict[str, Callable[[], bytes]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.measures
 @pytest.mark.parametrize("name", ALIASED)
 def test_no_step_of_a_request_with_an_alias_holds_the_loop_for_long(name: str) -> None:
     body = ALIASED[name]()

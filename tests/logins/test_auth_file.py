@@ -482,6 +482,7 @@ def run_child(path: Path, step: int, when: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_the_old_file_or_the_new_one(path: Path) -> None:
     old, new = content(), b"new" * 30000
     save_file(path, old)

@@ -108,6 +108,7 @@ def holds_an_unspent_login(path: Path, backend: codex_backend.CodexBackend) -> b
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_second", [False, True], ids=["asked", "adopted"])
 async def test_a_kill_at_any_step_of_a_renewal_loses_no_login(
     tmp_path: Path, is_second: bool
@@ -180,6 +181,7 @@ def test_a_save_is_on_the_disk_before_it_counts(
     assert path.read_bytes() == b"new"
 
 
+@pytest.mark.slow
 async def test_processes_that_contend_send_no_refresh_token_twice(tmp_path: Path) -> None:
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)

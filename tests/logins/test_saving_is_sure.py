@@ -264,6 +264,7 @@ def check_without_rights(config: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o666])
 def test_check_finds_a_lock_of_another_user(mode: int) -> None:
     is_root = os.geteuid() == 0

@@ -31,6 +31,8 @@ from tests.support.memory_sockets import post, request
 from tests.support.raw_http import OPERATOR, SECONDS_MAX, Wire, opened_wire, read_all, split_answers
 from tests.support.world import chunk
 
+pytestmark: Final = pytest.mark.measures
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 STREAM_BYTES: Final = 1024 * MIB

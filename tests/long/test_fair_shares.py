@@ -53,6 +53,8 @@ from tests.support.hostile_peers import (
 from tests.support.memory_sockets import post, request
 from tests.support.raw_http import split_answers, take_chunks
 
+pytestmark: Final = pytest.mark.measures
+
 SECONDS_MAX: Final = 1.0  # that anybody else waits
 RUNS: Final = 3  # at most, of which the best counts
 GIVEN_UP_SECONDS: Final = 12.0

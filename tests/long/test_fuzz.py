@@ -20,6 +20,8 @@ from tests.long.fuzz.mutate import mutated
 from tests.long.fuzz.targets import TARGETS
 from tests.support.paths import ROOT
 
+pytestmark: Final = pytest.mark.slow
+
 KEPT: Final[dict[str, list[str]]] = json.loads((ROOT / "tests/long/fuzz/kept.json").read_text())
 INPUTS: Final = 400  # each; the streams take a millisecond
 

@@ -39,6 +39,8 @@ from tests.long.linear_time import (
 from tests.support.memory_sockets import Json
 from tests.support.world import describe, make_config
 
+pytestmark: Final = pytest.mark.measures
+
 LIMITS: Final = Limits()
 KIB: Final = 1024
 MIB: Final = KIB * KIB

@@ -27,6 +27,8 @@ from tests.long.test_linear_time import ANSWERS, NAMED, PATTERNS, methods_of
 from tests.support.memory_sockets import Json
 from tests.support.world import describe, make_config
 
+pytestmark: Final = pytest.mark.measures
+
 LIMITS: Final = Limits()
 KIB: Final = 1024
 MIB: Final = KIB * KIB

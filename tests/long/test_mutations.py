@@ -7,6 +7,7 @@ go through the script to their end.
 from __future__ import annotations
 
 import ast
+from typing import Final
 
 import pytest
 
@@ -14,6 +15,8 @@ from tests.long import mutations
 from tests.long.mutation import Mutation
 from tests.long.mutations import MUTATIONS
 from tests.support.paths import ROOT
+
+pytestmark: Final = pytest.mark.measures
 
 
 def test_names_are_unique_and_mistakes_many() -> None:

@@ -67,6 +67,8 @@ from tests.support.hostile_peers import (
 from tests.support.memory_sockets import post, request
 from tests.support.memory_websockets import CLOSE, CONTINUATION, PING, TEXT, frame
 
+pytestmark: Final = pytest.mark.measures
+
 STALL_SECONDS_MAX: Final = 0.15
 BUSY_TIMES: Final = 2.5  # a machine that runs the tests may be so much slower
 RUNS: Final = 3  # at most, of which the best counts

@@ -29,6 +29,7 @@ SEEN: Final = (
 )  # fmt: skip
 
 
+@pytest.mark.measures
 def test_two_thousand_lives_keep_the_guarantees() -> None:
     command = [sys.executable, "-m", "tests.long.simulate", "--seeds", "2000"]
     done = subprocess.run(
@@ -41,11 +42,13 @@ def test_two_thousand_lives_keep_the_guarantees() -> None:
     assert {what: counts.get(what, 0) for what in SEEN if counts.get(what, 0) < 50} == {}
 
 
+@pytest.mark.slow
 def test_what_once_failed_does_not_fail_again() -> None:
     _, failures = run_seeds(SEEDS)
     assert failures == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 7, 25])
 def test_a_seed_is_one_life(seed: int, tmp_path: Path) -> None:
     first, second = (run_seed(seed, tmp_path, Counter()) for _ in range(2))

@@ -13,8 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from tests.long.soak.run import SLOPE_MINUTES_MIN, slope, soak
 from tests.process.test_process import described, serving
+
+pytestmark: Final = pytest.mark.measures
 
 SECONDS: Final = 15.0
 SEED: Final = "short"

@@ -46,6 +46,8 @@ from tests.support.hostile_peers import (
 )
 from tests.support.memory_sockets import request
 
+pytestmark: Final = pytest.mark.measures
+
 TIMES_MAX: Final = 2  # what is held may take so many times its budget
 BUDGET: Final = 64 * MIB
 SMALL: Final = {

@@ -409,6 +409,7 @@ async def test_a_snapshot_of_another_shape_is_a_bug_that_tells_nothing(
 ################################################################
 
 
+@pytest.mark.measures
 @pytest.mark.parametrize("tool", [None, "list_request_logs", "list_upstreams"])
 @each_version
 async def test_an_answer_costs_less_than_5_ms(tool: str | None, version: str, desk: Desk) -> None:

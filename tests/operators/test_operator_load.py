@@ -20,6 +20,8 @@ import trio
 from tests.support.processes import Pooler
 from tests.support.world import responses_events, sse_event
 
+pytestmark: Final = pytest.mark.measures
+
 TOKEN: Final = "cpo-operator-token-0123456789"
 KEY: Final = "cp-key-of-the-laptop-0123456789"
 STREAMS: Final = 50

@@ -214,6 +214,7 @@ def status_of(
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NO_STATUS)
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_who_is_no_pooler_is_told_in_a_line(case: str, arguments: list[str]) -> None:
@@ -228,6 +229,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_without_unicode_shows_the_state(encoding: str) -> None:
     done = status_of(SHOWN, PYTHONIOENCODING=encoding)

@@ -20,6 +20,8 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.processes import Pooler, Running, clean_env
 
+pytestmark: Final = pytest.mark.slow
+
 TOKEN: Final = "cpo-operator-token-0123456789"
 KEY: Final = "cp-key-of-the-laptop-0123456789"
 SECONDS_MAX: Final = 20

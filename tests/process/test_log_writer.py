@@ -137,6 +137,7 @@ def test_a_stderr_that_does_not_wait_loses_nothing(
     assert [one["number"] for one in told] == [*range(LINES)]
 
 
+@pytest.mark.slow
 def test_who_reads_slowly_gets_every_line_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than the wait without progress."""
     reading, writing = os.pipe()
@@ -195,6 +196,7 @@ STDERRS = [pipe_without_reader, pipe_that_nobody_reads]
 STDERRS += [full_disk] if Path("/dev/full").exists() else []  # Linux has it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("open_stderr", STDERRS)
 def test_a_stderr_that_takes_nothing_stops_no_server(
     tmp_path: Path, open_stderr: Callable[[], int]

@@ -37,6 +37,8 @@ from tests.support.paths import POOLER
 from tests.support.processes import clean_env
 from tests.support.raw_http import OPERATOR, SECONDS_MAX, RawUpstream
 
+pytestmark: Final = pytest.mark.slow
+
 HEALTH: Final = request("GET", "/healthz", key=None)
 CALL: Final = post("/v1/responses", {"model": "m1", "input": "hi"})
 PIPE_BYTES: Final = 64 * 1024  # what the kernel holds of a pipe that nobody reads
@@ -480,6 +482,7 @@ FIRST_USES: Final = {
 }
 
 
+@pytest.mark.measures
 @pytest.mark.parametrize("what", FIRST_USES)
 def test_the_first_use_of_a_large_module_holds_nobody_up(what: str, tmp_path: Path) -> None:
     """It takes up to a second to load; a good client asks meanwhile."""

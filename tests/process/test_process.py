@@ -312,6 +312,7 @@ def test_the_demo_streams_an_answer_with_only_h11_and_trio_installed(tmp_path: P
     assert "Hello! This response was streamed through codex-pooler" in done.stdout
 
 
+@pytest.mark.slow
 async def test_the_demo_prints_a_configuration_that_works_until_ctrl_c() -> None:
     async with started("demo", "--port", "0") as process:
         assert process.stdout is not None
@@ -341,6 +342,7 @@ def test_a_good_configuration_is_checked_without_telling_secrets(tmp_path: Path)
     assert not [secret for secret in (KEY, OTHER_KEY, API_KEY) if secret in done.stdout]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["check", "serve"])
 def test_a_bad_configuration_is_refused_with_all_that_is_wrong(
     command: str, tmp_path: Path
@@ -358,6 +360,7 @@ def test_a_bad_configuration_is_refused_with_all_that_is_wrong(
     assert not [text for text in (KEY, API_KEY, "short-secret", "Traceback") if text in done.stderr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "prefix"), [("key", "cp-"), ("key --operator", "cpo-")])
 def test_a_new_key_comes_with_its_digest(line: str, prefix: str) -> None:
     done = run(*line.split())
@@ -371,6 +374,7 @@ WRONG: Final = """fly, serve --fast, serve --port 0, check --config, key extra, 
 demo --port http, demo --port 65536, demo --port -1"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", WRONG.replace("\n", " ").split(", "))
 def test_wrong_usage_exits_with_2(line: str, tmp_path: Path) -> None:
     done = run(*line.split(), cwd=tmp_path)
@@ -383,6 +387,7 @@ def test_the_version_is_told() -> None:
     assert re.fullmatch(r"codex-pooler \d+\.\d+\.\d+\n", run("--version").stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["serve"], ["check"]], ids=["default", "serve", "check"])
 def test_a_missing_configuration_says_where_to_start(arguments: list[str], tmp_path: Path) -> None:
     done = run(*arguments, cwd=tmp_path)
@@ -391,6 +396,7 @@ def test_a_missing_configuration_says_where_to_start(arguments: list[str], tmp_p
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["serve", "demo"])
 def test_a_port_in_use_is_named(command: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -409,6 +415,7 @@ def test_a_port_in_use_is_named(command: str, tmp_path: Path) -> None:
 ################################################################
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["serve", "serve --config pools.json", "--config pools.json", ""])
 async def test_serving_is_the_default_and_sigterm_ends_it_at_once(
     line: str, upstream: Upstream, tmp_path: Path
@@ -433,6 +440,7 @@ async def test_serving_is_the_default_and_sigterm_ends_it_at_once(
         assert not [text for text in (KEY, OTHER_KEY, API_KEY, WHOLE, "warning") if text in log]
 
 
+@pytest.mark.slow
 async def test_a_signal_right_after_the_start_is_obeyed(tmp_path: Path) -> None:
     async with serving(tmp_path, described(None)):
         pass  # which sends SIGTERM, and wants 0, as soon as the log says "listening"
@@ -459,6 +467,7 @@ async def test_sigterm_lets_a_stream_end_by_itself(upstream: Upstream, tmp_path:
         assert await pooler.wait_exit() == 0
 
 
+@pytest.mark.slow
 async def test_what_outlives_the_drain_is_told_so(upstream: Upstream, tmp_path: Path) -> None:
     config = described(upstream, limits={"drain_seconds_max": 0.2})
     async with (
@@ -480,6 +489,7 @@ async def test_what_outlives_the_drain_is_told_so(upstream: Upstream, tmp_path: 
         assert await pooler.wait_exit() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 async def test_a_second_signal_ends_it_at_once(
     second: signal.Signals, upstream: Upstream, tmp_path: Path
@@ -529,6 +539,7 @@ async def abort_a_stream(pooler: Pooler, is_rude: bool) -> None:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
 
+@pytest.mark.slow
 async def test_aborted_streams_leave_no_descriptor_behind(
     upstream: Upstream, tmp_path: Path
 ) -> None:
@@ -577,6 +588,7 @@ async def test_a_reload_changes_keys_while_streams_go_on(
         assert b"response.completed" in await read_all(stream)
 
 
+@pytest.mark.slow
 async def test_a_broken_file_changes_nothing_and_says_why(
     upstream: Upstream, tmp_path: Path
 ) -> None:
@@ -590,6 +602,7 @@ async def test_a_broken_file_changes_nothing_and_says_why(
         assert status_of(await pooler.ask()) == 200
 
 
+@pytest.mark.slow
 async def test_a_reload_clears_cooldowns(upstream: Upstream, tmp_path: Path) -> None:
     async with serving(tmp_path, described(upstream)) as pooler:
         upstream.is_limited = True
@@ -602,6 +615,7 @@ async def test_a_reload_clears_cooldowns(upstream: Upstream, tmp_path: Path) -> 
         assert status_of(await pooler.ask()) == 200
 
 
+@pytest.mark.slow
 async def test_a_reload_reads_secret_files_again(upstream: Upstream, tmp_path: Path) -> None:
     config = described(upstream)
     config["accounts"]["one"]["api_key"] = "{file:account.key}"
@@ -631,6 +645,7 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow
 async def test_a_unix_socket_is_private_and_replaces_a_stale_one(
     upstream: Upstream, short_folder: Path
 ) -> None:
@@ -650,6 +665,7 @@ async def test_a_unix_socket_is_private_and_replaces_a_stale_one(
         assert status_of(await pooler.ask()) == 200
 
 
+@pytest.mark.slow
 def test_a_file_in_the_place_of_a_unix_socket_stays(short_folder: Path) -> None:
     path = short_folder / "p.sock"
     path.write_text("a letter")
@@ -668,6 +684,7 @@ def has_ipv6() -> bool:
         return False
 
 
+@pytest.mark.slow
 async def test_all_listeners_serve_the_same(upstream: Upstream, short_folder: Path) -> None:
     listen = ["127.0.0.1:0", f"unix:{short_folder}/p.sock", *["[::1]:0"] * has_ipv6()]
     async with serving(short_folder, described(upstream, listen=listen)) as pooler:
@@ -678,6 +695,7 @@ async def test_all_listeners_serve_the_same(upstream: Upstream, short_folder: Pa
                 pooler.address = (await pooler.wait_line("listening"))["address"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
 async def test_a_private_upstream_is_believed_only_with_its_ca_file(
     is_known: bool, nursery: trio.Nursery, tmp_path: Path

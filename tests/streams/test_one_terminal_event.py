@@ -261,6 +261,7 @@ def is_end(event: bytes) -> bool:
     return any(mark in event for mark in (b"[DONE]", b'"error"', b"completed", b"response.failed"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", STREAMS)
 @pytest.mark.parametrize("kind", ["response.completed", "response.failed", "error"])
 async def test_a_deep_end_is_one_end(
@@ -276,6 +277,7 @@ async def test_a_deep_end_is_one_end(
             assert bugs(world) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["responses", "chat", *STREAMS])
 @pytest.mark.parametrize("kind", ["response.output_item.done", "response.in_progress", "x"])
 async def test_a_deep_event_before_the_end_is_no_bug(

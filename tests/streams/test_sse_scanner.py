@@ -233,6 +233,7 @@ def test_a_last_cr_waits_for_the_next_byte_or_the_end() -> None:
     assert scanner.feed(b"", is_end=True) == [(EventKind.CONTENT, b"data: b\r\r")]
 
 
+@pytest.mark.measures
 def test_a_large_event_in_small_pieces_takes_linear_time() -> None:
     """16 MiB in 64 KiB pieces: quadratic work would copy 2 GiB and take many seconds."""
     piece = b"x" * 65536

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -47,19 +46,18 @@ from tests.support.world import (
     sse_steps,
 )
 
-IS_CI: Final = bool(os.environ.get("CI"))
 OWN: Final = sorted((VECTORS).glob("*.txt"))
 RECORDED: Final = sorted(RECORDINGS.rglob("*.chunks.txt"))
 UNARY: Final = sorted(path for path in RECORDINGS.rglob("*.json") if "error" not in path.name)
-EVERY_CUT_BYTES_MAX: Final = 16 * 1024 if IS_CI else 4200  # of larger streams: a sample
+EVERY_CUT_BYTES_MAX: Final = 16 * 1024  # of larger streams: a sample
 EVERY_STYLE_BYTES_MAX: Final = 2400  # streams that are cut in every style
-SAMPLE: Final = 500 if IS_CI else 40
+FEW, MANY = 12, 500  # cuts of one stream
 LF, CRLF = b"\n", b"\r\n"
 
 
-def test_the_recorded_streams_are_there_where_everything_is_proven() -> None:
+def test_the_recorded_streams_are_read_where_they_are() -> None:
     assert len(OWN) == 6
-    if IS_CI:
+    if RECORDINGS.is_dir():
         assert len(RECORDED) >= 31
         assert len(UNARY) >= 30
 
@@ -262,7 +260,7 @@ def test_a_recorded_stream_is_understood_the_same_in_any_pieces(path: Path, inde
     whole = EventScanner(wire.kind)
     found = whole.feed(wire.body) + whole.feed(b"", is_end=True)
     assert b"".join(events for _, events in found) == wire.body
-    for size in (1, 2, 5, 997) if len(wire.body) < 40_000 or IS_CI else (997,):
+    for size in (1, 2, 5, 997) if len(wire.body) < 40_000 else (997,):
         scanner = EventScanner(wire.kind)
         again: list[tuple[EventKind, bytes]] = []
         for at in range(0, len(wire.body), size):
@@ -293,9 +291,12 @@ async def test_a_chat_stream_without_done_is_complete(
 ################################################################
 
 
-def cuts_of(wire: Wire, seed: int, *, is_full: bool) -> Sequence[int]:
+def cuts_of(wire: Wire, seed: int, count: int) -> Sequence[int]:
+    """So many places to cut the stream; many are all of them, unless the stream is large."""
     every = range(len(wire.data))
-    return every if is_full else sorted(random.Random(seed).sample(every, SAMPLE))
+    if count == MANY and len(wire.body) <= EVERY_CUT_BYTES_MAX:
+        return every
+    return sorted(random.Random(seed).sample(every, count))
 
 
 def assert_is_our_end(wire: Wire, count: int, tail: bytes) -> None:
@@ -349,29 +350,33 @@ async def replay_cuts(world: World, wire: Wire, cuts: Iterable[int], *, is_reset
         forget(world)
 
 
+CUT_COUNTS: Final = pytest.mark.parametrize(
+    "cut_count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
+)
 BOTH_ENDS: Final = pytest.mark.parametrize("is_reset", [False, True], ids=["fin", "reset"])
 
 
+@CUT_COUNTS
 @BOTH_ENDS
 @pytest.mark.parametrize(("path", "index"), ALL_STREAMS)
 async def test_a_cut_stream_gives_whole_events_and_one_end(
-    world: World, path: Path, index: int, is_reset: bool
+    world: World, path: Path, index: int, *, is_reset: bool, cut_count: int
 ) -> None:
     """At every byte: the upstream's whole events, then our end; an error before content."""
     wire = make_wire(path, STYLES[(index + 3 * is_reset) % len(STYLES)])
-    is_small = len(wire.body) <= EVERY_CUT_BYTES_MAX
-    cuts = cuts_of(wire, index, is_full=is_small and (IS_CI or not is_reset))
+    cuts = cuts_of(wire, index, cut_count)
     await replay_cuts(world, wire, cuts, is_reset=is_reset)
 
 
+@CUT_COUNTS
 @BOTH_ENDS
 @pytest.mark.parametrize("style", STYLES, ids=str)
 @pytest.mark.parametrize(("path", "index"), SMALLEST_STREAMS)
 async def test_a_cut_stream_is_the_same_in_every_style(
-    world: World, path: Path, index: int, style: Style, is_reset: bool
+    world: World, path: Path, index: int, style: Style, *, is_reset: bool, cut_count: int
 ) -> None:
     wire = make_wire(path, style)
-    cuts = cuts_of(wire, index, is_full=IS_CI)
+    cuts = cuts_of(wire, index, cut_count)
     await replay_cuts(world, wire, cuts, is_reset=is_reset)
 
 

@@ -130,6 +130,7 @@ def early_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in EARLY])
 def test_an_answer_before_the_end_of_the_request_is_the_answer(
     early_site: Site, case: Early
@@ -193,6 +194,7 @@ def patient_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", PATIENT)
 def test_a_good_word_before_the_end_of_the_request_does_not_stop_it(
@@ -296,6 +298,7 @@ def test_an_upstream_that_will_say_nothing_more_is_sent_nothing_more(
     assert len(json.loads(bodies.get(timeout=SECONDS_MAX))["input"]) == 8 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_upstream_that_neither_reads_nor_answers_is_a_timeout_of_the_write(
     patient_site: Site, scheme: str

@@ -10,7 +10,6 @@ that nothing else is raised and that no text is lost.
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +37,9 @@ from pooler import (
 from tests.support.paths import RECORDINGS, VECTORS
 
 Json = Any
-IS_CI: Final = bool(os.environ.get("CI"))
+EXAMPLES: Final = pytest.mark.parametrize(
+    "examples", [100, pytest.param(1500, marks=pytest.mark.slow)]
+)
 RECORDED: Final = sorted(RECORDINGS.rglob("responses/*.chunks.txt"))
 KINDS: Final = {"responses": CallKind.RESPONSES, "chat": CallKind.CHAT}
 ALWAYS: Final = {
@@ -198,9 +199,14 @@ LIKELY_BODIES: Final = st.fixed_dictionaries(
 EFFORTS: Final = st.one_of(st.none(), st.lists(st.sampled_from(WORDS), max_size=3))
 
 
-@settings(max_examples=1500 if IS_CI else 250, deadline=None)
-@given(st.sampled_from(CallKind), st.one_of(objects(ANYTHING), LIKELY_BODIES), EFFORTS)
-def test_a_hostile_body_is_translated_or_refused(
+@EXAMPLES
+def test_a_hostile_body_is_translated_or_refused(examples: int) -> None:
+    bodies = st.one_of(objects(ANYTHING), LIKELY_BODIES)
+    check = given(st.sampled_from(CallKind), bodies, EFFORTS)(check_translated_or_refused)
+    settings(max_examples=examples)(check)()
+
+
+def check_translated_or_refused(
     kind: CallKind, body: dict[str, Json], efforts: list[str] | None
 ) -> None:
     obstacle = codex_obstacle(kind, body)
@@ -381,9 +387,13 @@ EVENTS: Final = st.builds(
 )
 
 
-@settings(max_examples=1500 if IS_CI else 250, deadline=None)
-@given(st.lists(EVENTS, max_size=6), st.booleans())
-def test_hostile_events_raise_nothing(events: list[Json], is_named: bool) -> None:
+@EXAMPLES
+def test_hostile_events_raise_nothing(examples: int) -> None:
+    check = given(st.lists(EVENTS, max_size=6), st.booleans())(check_events_raise_nothing)
+    settings(max_examples=examples)(check)()
+
+
+def check_events_raise_nothing(events: list[Json], is_named: bool) -> None:
     body = b"".join(framed(event, is_named=is_named) for event in events)
     for answer in (
         ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX)),
@@ -395,7 +405,7 @@ def test_hostile_events_raise_nothing(events: list[Json], is_named: bool) -> Non
         assert made.count(b"[DONE]") <= 1
 
 
-@settings(max_examples=400 if IS_CI else 100, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["output_text", "refusal"]), st.integers(0, 2), st.text()),
@@ -434,8 +444,8 @@ def test_an_event_that_is_no_json_harms_nothing(size: int) -> None:
 ################################################################
 
 
-def test_the_recorded_streams_are_there_where_everything_is_proven() -> None:
-    if IS_CI:
+def test_the_recorded_streams_are_read_where_they_are() -> None:
+    if RECORDINGS.is_dir():
         assert len(RECORDED) >= 20
 
 

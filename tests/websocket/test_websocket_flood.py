@@ -20,6 +20,8 @@ import pytest
 from tests.support.memory_websockets import CLIENT_KEY, CONTINUATION, PING, TEXT, frame
 from tests.support.processes import Pooler
 
+pytestmark: Final = pytest.mark.measures
+
 KEY: Final = "cp-key-of-the-laptop-0123456789"
 MIB: Final = 1024 * 1024
 BODIES_BYTES: Final = 40 * MIB  # of all messages together

@@ -385,6 +385,7 @@ FLOODS: Final[dict[str, tuple[Answer, str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FLOODS)
 def test_large_messages_of_an_upstream_take_a_few_times_their_bytes(
     case: str, tmp_path: Path
@@ -426,6 +427,7 @@ def ask_well(client: Caller) -> str:
     return str(events[-1]["type"])
 
 
+@pytest.mark.slow
 def test_unfinished_messages_of_clients_do_not_hold_the_budget(tmp_path: Path) -> None:
     """One key's share has room for four of the largest size, and for a moment only."""
     limits = {"body_idle_seconds_max": 2, "body_seconds_max": 10}

@@ -21,6 +21,8 @@ from tests.support.memory_websockets import CLOSE, TEXT, frame
 from tests.support.raw_websockets import SocketWire, opened_sockets
 from tests.support.world import responses_events
 
+pytestmark: Final = pytest.mark.slow
+
 TURNS: Final = 150
 LIMITS: Final = {"demotion_seconds": 0}  # each turn asks the first account first
 
