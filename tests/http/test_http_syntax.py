@@ -427,6 +427,7 @@ def test_malformed_chunks_are_refused_at_every_cut(raw: bytes) -> None:
         decode(bytes([byte]) for byte in raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 1000, 100_000])
 def test_trailers_are_bounded(step: int) -> None:
     def fed(line: bytes) -> tuple[bytes, bytes, bool]:

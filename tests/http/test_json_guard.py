@@ -177,6 +177,7 @@ def test_separators_at_the_limit_and_one_past_it(kind: str, limits: Limits) -> N
     refuses(lambda: check_json_shape(members(count + 1, kind), limits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["commas", "openers", "names"])
 @pytest.mark.parametrize("text", [b"x", b"\\n", "\u00e9".encode()])
 def test_where_there_is_much_text_half_as_many_members_may_be(kind: str, text: bytes) -> None:

@@ -46,6 +46,8 @@ from tests.support.memory_sockets import Client, MemoryListener, ask_responses, 
 from tests.support.paths import POOLER
 from tests.support.world import describe, make_config
 
+pytestmark: Final = pytest.mark.slow
+
 ANSWER: Final = b'{"id": "r"}'
 
 ################################################################

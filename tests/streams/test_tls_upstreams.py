@@ -220,6 +220,7 @@ def test_a_good_word_before_the_end_of_the_request_does_not_stop_it(
     assert len(set(upstream.lines_of(account))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kib", KIB_SENT)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_refusal_on_a_kept_connection_is_the_answer_and_the_last_there(
@@ -243,6 +244,7 @@ def test_a_refusal_on_a_kept_connection_is_the_answer_and_the_last_there(
     assert [number - numbers[0] for number in numbers] == [0, 0, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["shut", "closed"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_kept_connection_that_ends_before_the_request_does_is_replaced(
@@ -270,6 +272,7 @@ def test_a_kept_connection_that_ends_before_the_request_does_is_replaced(
         assert len(upstream.lines_of(account)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["shut", "farewell", "closed"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_upstream_that_will_say_nothing_more_is_sent_nothing_more(
@@ -428,6 +431,7 @@ def test_an_answer_that_was_given_up_is_never_the_next_client_s(
     assert [number - numbers[0] for number in numbers] == [0, 0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_held", [False, True], ids=["at-once", "with-the-answer"])
 def test_tickets_of_a_session_are_no_answer(tmp_path: Path, *, is_held: bool) -> None:
     """With TLS 1.3 they come when the server likes."""

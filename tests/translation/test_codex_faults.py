@@ -147,6 +147,7 @@ def check_end(form: str, response: Response) -> bool:
     return ends == ["response.completed"]
 
 
+@pytest.mark.slow
 @every_form
 async def test_a_stream_that_is_cut_anywhere_has_one_end(
     autojump_clock: MockClock, tmp_path: Path, form: str
