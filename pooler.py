@@ -3586,13 +3586,16 @@ def codex_obstacle(
         if body.get(name) not in _EMPTY:
             return Obstacle(name, f"Here this field is called {right}.")
 
-    return Obstacle("tools") if _has_mcp(body) else _input_obstacle(kind, body)
+    if _has_mcp(body):
+        return Obstacle("tools")
+    return _input_obstacle(kind, body)
 
 
 def _input_obstacle(kind: CallKind, body: JsonObject) -> Obstacle | None:
     """The input, or the messages, if an item there is an obstacle."""
-    is_chat = kind is CallKind.CHAT and (body.get("messages") or body.get("input") is None)
-    name = "messages" if is_chat else "input"
+    name = "input"
+    if kind is CallKind.CHAT and (body.get("messages") or body.get("input") is None):
+        name = "messages"
     items = objects_at(body, name)
 
     if any(map(_is_reference, items)):
@@ -3612,8 +3615,9 @@ def _has_mcp(holder: JsonObject) -> bool:
 
 def _is_reference(item: JsonObject) -> bool:
     """Whether an item stands for one that was stored; its type may be left out."""
-    is_bare = item.get("type") is None and item.get("role") is None
-    return item.get("type") == "item_reference" or (is_bare and item.get("id") is not None)
+    if item.get("type") is None and item.get("role") is None:
+        return item.get("id") is not None
+    return item.get("type") == "item_reference"
 
 
 def _has_unfit_part(items: Sequence[JsonObject]) -> bool:
@@ -3624,8 +3628,9 @@ def _has_unfit_part(items: Sequence[JsonObject]) -> bool:
     parts += objects_of([part.get("file") for part in parts])
 
     for part in parts:
-        is_unfit = part.get("type") == "input_audio" or part.get("role") == "function"
-        if is_unfit or members_of(part, ("file_id", "audio", "function_call")):
+        if part.get("type") == "input_audio" or part.get("role") == "function":
+            return True
+        if members_of(part, ("file_id", "audio", "function_call")):
             return True
     return False
 
@@ -3690,7 +3695,11 @@ def check_names(body: Iterable[str]) -> None:
 
 _ROLES: Final = frozenset({"user", "assistant", "developer"})
 _REASONING: Final = ("effort", "summary", "context", "mode")
-_SERVICE_TIERS: Final = {"fast": "priority", "priority": "priority", "ultrafast": "ultrafast"}
+_SERVICE_TIERS: Final = {
+    "fast": "priority",
+    "priority": "priority",
+    "ultrafast": "ultrafast",
+}
 _EFFORTS_ASSUMED: Final = tuple(name for name in _EFFORTS if name not in {"minimal", "ultra"})
 # Type of an object in Chat -> the members of the object of that name inside it.  Responses has
 # them next to the type.
@@ -3706,7 +3715,6 @@ _NESTED: Final = {
 _CHOICES: Final = ("auto", "none", "required")  # tool choices that are words
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 _PART_TYPES: Final = {"image_url": "input_image", "file": "input_file"}  # Chat -> Responses
-_OUTPUTS: Final = tuple(f"{kind}_output" for kind in _TOOL_CALLS)
 # Members of a schema, each of which may say that the value is no object.
 _SCHEMA_KINDS: Final = frozenset(
     ("type", "properties", "$ref", "allOf", "anyOf", "oneOf", "const", "enum")
@@ -3751,18 +3759,22 @@ def to_codex(
     return members_of(fields, fields)
 
 
-def _instructions_and_input(body: JsonObject, text: JsonObject) -> tuple[str, Sequence[JsonObject]]:
+def _instructions_and_input(
+    body: JsonObject,
+    text: JsonObject,
+) -> tuple[str, Sequence[JsonObject]]:
     """The instructions, with those that the input begins with, and the rest of the input.
 
     `text`: the field of that name.  In JSON mode the word JSON must be in the input, for the
-    backend looks for it there alone (F11): instructions that have it go into the input.
+    backend looks for it there alone (F11): instructions that have it go to the input instead.
     """
-    instructions, items = valid_text(body, "instructions"), _input_items(body)
+    instructions = valid_text(body, "instructions")
+    items = _input_items(body)
     if object_at(text, "format").get("type") == "json_object":
         if "json" not in instructions.lower():
             return instructions, items
-        part = _text_part(instructions, "developer")
-        return "", [_message({}, "developer", [part]), *items]
+        order = {"role": "developer", "content": instructions}
+        return "", _message_items(order) + items
 
     # The last item stays, whatever it is: without input there is nothing to answer.
     lifted = [*itertools.takewhile(_is_instruction, items[:-1])]
@@ -3772,8 +3784,9 @@ def _instructions_and_input(body: JsonObject, text: JsonObject) -> tuple[str, Se
 
 def _is_instruction(item: JsonObject) -> bool:
     """Whether an item is a developer's message of text alone."""
-    is_developer = item["type"] == "message" and item["role"] == "developer"
-    return is_developer and all(part.get("type") == "input_text" for part in item["content"])
+    if item["type"] != "message" or item["role"] != "developer":
+        return False
+    return all(part.get("type") == "input_text" for part in item["content"])
 
 
 def _codex_reasoning(body: JsonObject, supported: Collection[str]) -> JsonDict:
@@ -3804,7 +3817,9 @@ def _codex_tool_choice(body: JsonObject) -> Json:
     if not isinstance(choice, dict):
         return choice
     flat = _flattened(choice)
-    return flat["type"] if flat.get("type") in _CHOICES else flat
+    if flat.get("type") in _CHOICES:
+        return flat["type"]
+    return flat
 
 
 def _codex_tool(tool: JsonObject) -> JsonDict:
@@ -3829,10 +3844,15 @@ def _with_codex_tools(holder: JsonDict) -> JsonDict:
 
 def _with_properties(schema: JsonObject) -> JsonObject:
     """The schema of a tool's arguments, with the `properties` that the backend requires (F12)."""
-    is_object = schema.get("type") in ("object", ["object"]) or _SCHEMA_KINDS.isdisjoint(schema)
+    is_object = schema.get("type") in ("object", ["object"])
+    is_object |= _SCHEMA_KINDS.isdisjoint(schema)
     if not is_object or schema.get("properties") is not None:
         return schema
-    return {"type": "object", **schema, "properties": {}}
+    return {
+        "type": "object",
+        **schema,
+        "properties": {},
+    }
 
 
 def _flattened(nested: JsonObject) -> JsonDict:
@@ -3884,7 +3904,9 @@ def _given_items(body: JsonObject) -> list[Json]:
 
 def _short_id(given: str) -> str:
     """An id of a length that the backend takes, the same wherever the given one stands."""
-    return given if len(given) <= CODEX_ID_CHARS_MAX else digest_parts(given).hex()
+    if len(given) <= CODEX_ID_CHARS_MAX:
+        return given
+    return digest_parts(given).hex()
 
 
 def _codex_items(item: JsonObject) -> list[JsonDict]:
@@ -3895,44 +3917,49 @@ def _codex_items(item: JsonObject) -> list[JsonDict]:
     if kind == "reasoning":
         return _reasoning_items(item)
 
-    dropped = {"internal_chat_message_metadata_passthrough"}  # of Codex CLI, for itself (F82)
-    if kind not in COMPACTIONS or item.get("id") is None:
-        dropped.add("id")
+    kept = {**item}
+    kept.pop("internal_chat_message_metadata_passthrough", None)  # Codex CLI's own (F82)
+    if kind not in COMPACTIONS or kept.get("id") is None:
+        kept.pop("id", None)
     if kind.removesuffix("_output") in _TOOL_CALLS:
-        dropped.add("status")
-    kept = {name: member for name, member in item.items() if name not in dropped}
-
-    if kind in _OUTPUTS and isinstance(kept.get("output"), list):
-        kept["output"] = _codex_content(kept, "output", "user")
+        kept.pop("status", None)
+        if isinstance(kept.get("output"), list):
+            kept["output"] = _codex_content(kept, "output", "user")
     return [_with_codex_tools(kept)]
 
 
 def _reasoning_items(item: JsonObject) -> list[JsonDict]:
-    """A reasoning item, if it is encrypted: the backend refuses, or cannot read, the rest (F8)."""
+    """A reasoning item, if it is encrypted: the backend refuses any other, and any more (F8)."""
     encrypted = text_at(item, "encrypted_content")
-    summary = objects_at(item, "summary")
-    kept = {"type": "reasoning", "summary": summary, "encrypted_content": encrypted}
-    return [kept] if encrypted else []
+    if not encrypted:
+        return []
+    return [
+        {
+            "type": "reasoning",
+            "summary": objects_at(item, "summary"),
+            "encrypted_content": encrypted,
+        }
+    ]
 
 
-def _codex_content(holder: JsonObject, name: str, role: str) -> list[JsonDict]:
+def _codex_content(
+    holder: JsonObject,
+    name: str,
+    role: str,
+) -> list[JsonDict]:
     """The parts of a message, or of a tool's output, as the backend calls them."""
     content = valid_member(holder, name, (str, list))
     if not isinstance(content, str):
         return [_codex_part(part, role) for part in valid_list(holder, name, dict)]
-    is_silent = role == "assistant" and not content  # it only calls tools
-    return [] if is_silent else [_text_part(content, role)]
+    if role == "assistant" and not content:  # it only calls tools
+        return []
+    return [_text_part(content, role)]
 
 
 def _text_part(text: str, role: str) -> JsonDict:
     """A part of text, whose type depends on who wrote it."""
-    return {"type": "output_text" if role == "assistant" else "input_text", "text": text}
-
-
-def _message(given: JsonObject, role: str, content: Sequence[JsonObject]) -> JsonDict:
-    """The item of a message, with what of the given one is kept unchanged."""
-    phase = members_of(given, ("phase",))
-    return {"type": "message", "role": role, "content": content, **phase}
+    kind = "output_text" if role == "assistant" else "input_text"
+    return {"type": kind, "text": text}
 
 
 def _codex_part(part: JsonObject, role: str) -> JsonDict:
@@ -3994,7 +4021,7 @@ def _chat_as_responses(body: JsonObject) -> JsonDict:
     if verbosity := valid_text(body, "verbosity"):
         text["verbosity"] = verbosity
     response_format = valid_object(body, "response_format")
-    if response_format.get("type", "text") != "text":
+    if response_format and response_format.get("type") != "text":
         text["format"] = _flattened(response_format)
 
     given = valid_object(body, "reasoning")
@@ -4002,7 +4029,12 @@ def _chat_as_responses(body: JsonObject) -> JsonDict:
     reasoning = {**given, "effort": effort or None}
     if effort not in {"", "none"}:
         reasoning.setdefault("summary", "auto")  # Chat has no field to ask for it
-    return {**body, "input": items, "text": text, "reasoning": reasoning}
+    return {
+        **body,
+        "input": items,
+        "text": text,
+        "reasoning": reasoning,
+    }
 
 
 def _message_items(message: JsonObject) -> list[JsonDict]:
@@ -4012,26 +4044,41 @@ def _message_items(message: JsonObject) -> list[JsonDict]:
     if role == "tool":
         return [_tool_output_item(message, content)]
     if role == "system":
-        role = "developer"
+        role = "developer"  # the backend refuses system (F4)
     if role not in _ROLES:
         raise PoolerError("invalid_value", param="role")
 
     if refusal := valid_text(message, "refusal"):
         content.append({"type": "refusal", "refusal": refusal})
-    calls = [_tool_call_item(call) for call in valid_list(message, "tool_calls", dict)]
-    if role != "assistant":
-        return [_message(message, role, content), *calls]
-    if [part.get("type") for part in content] == ["output_text"]:
+    if [part.get("type") for part in content] == ["output_text"]:  # an assistant's
         content[0] |= _flattened_citations(message)
-    return [_message(message, role, content), *calls] if content else calls
+
+    items = [_tool_call_item(call) for call in valid_list(message, "tool_calls", dict)]
+    if content or role != "assistant":
+        phase = members_of(message, ("phase",))
+        items.insert(
+            0,
+            {
+                "type": "message",
+                "role": role,
+                "content": content,
+                **phase,
+            },
+        )
+    return items
 
 
 def _tool_output_item(message: JsonObject, content: Sequence[JsonObject]) -> JsonDict:
     """The item for a message of role tool: one text, if it holds nothing else."""
-    is_text = all(part.get("type") == "input_text" for part in content)
-    output = "".join(part["text"] for part in content) if is_text else content
+    output: Json = content
+    if all(part.get("type") == "input_text" for part in content):
+        output = "".join(part["text"] for part in content)
     call_id = valid_text(message, "tool_call_id") or text_at(message, "call_id")
-    return {"type": "function_call_output", "call_id": call_id, "output": output}
+    return {
+        "type": "function_call_output",
+        "call_id": call_id,
+        "output": output,
+    }
 
 
 def _tool_call_item(call: JsonObject) -> JsonDict:
@@ -4089,13 +4136,19 @@ class OutputCollector:
     _bytes_taken: int = 0
     _members_taken: int = 0
 
-    def take(self, kind: EventKind, event: bytes, value: JsonObject) -> bool:
+    def take(
+        self,
+        kind: EventKind,
+        event: bytes,
+        value: JsonObject,
+    ) -> bool:
         """Keep what the end needs of an event, of which `value` is the object.
 
         Returns whether the response in it was changed, in place.  Raises: BadSyntax, if there is
         too much to keep, or to write at the end.
         """
-        name, item = text_at(value, "type"), value.get("item")
+        name = text_at(value, "type")
+        item = value.get("item")
         if name == "response.output_item.done" and isinstance(item, dict):
             self._items[index_at(value, "output_index", len(self._items))] = item
             self._count(event, count_members(item))
@@ -4105,10 +4158,16 @@ class OutputCollector:
         response = value.get("response")
         if kind is EventKind.SUCCESS or kind is EventKind.FAILURE:
             response = self.response = object_of(response)
-            check_writable(response if self.is_whole else {})
+            if self.is_whole:
+                check_writable(response)
         return isinstance(response, dict) and self._complete(kind, response)
 
-    def _take_delta(self, name: str, event: bytes, value: JsonObject) -> None:
+    def _take_delta(
+        self,
+        name: str,
+        event: bytes,
+        value: JsonObject,
+    ) -> None:
         """Keep the text of an event of that type, if it is a part of a message."""
         index = index_at(value, "output_index", 0)
         if name == "response.output_item.added" and is_commentary(value.get("item")):
@@ -4117,24 +4176,36 @@ class OutputCollector:
             self._deltas.setdefault((index, part), []).append(text_at(value, "delta"))
             self._count(event, 1)
 
-    def _count(self, event: bytes, member_count: int) -> None:
+    def _count(
+        self,
+        event: bytes,
+        member_count: int,
+    ) -> None:
         """Add an event to what is kept.  Raises: BadSyntax, if that is too much."""
         self._bytes_taken += len(event)
         self._members_taken += member_count
-        self.bytes_kept += len(event) * (4 if is_wide(event) else 1) + member_count * MEMBER_BYTES
-        is_many = self._members_taken > WRITTEN_MEMBERS_MAX or len(self._items) > OUTPUT_ITEMS_MAX
-        if is_many or self._bytes_taken > self.bytes_max:
+        char_bytes = 4 if is_wide(event) else 1
+        self.bytes_kept += len(event) * char_bytes + member_count * MEMBER_BYTES
+        if (
+            self._bytes_taken > self.bytes_max
+            or self._members_taken > WRITTEN_MEMBERS_MAX
+            or len(self._items) > OUTPUT_ITEMS_MAX
+        ):
             raise BadSyntax("answer too large")
 
-    def _complete(self, kind: EventKind, response: JsonDict) -> bool:
+    def _complete(
+        self,
+        kind: EventKind,
+        response: JsonDict,
+    ) -> bool:
         """Give a response the output that it lacks; whether it lacked any."""
         output = response.get("output")
         if kind is EventKind.SUCCESS and not output:
             self._items = self._unfinished_messages() | self._items
 
-        # Only the terminal event tells of the items.
-        is_end = self.response is not None
-        items = [self._items[index] for index in sorted(self._items)] if is_end else []
+        items: list[JsonDict] = []
+        if self.response is not None:  # only the terminal event tells of the items
+            items += [self._items[index] for index in sorted(self._items)]
         if isinstance(output, list) and len(output) >= len(items):
             return False
         response["output"] = items
@@ -4144,11 +4215,17 @@ class OutputCollector:
         """The messages that the kept deltas are of, by output index."""
         messages: dict[int, JsonDict] = {}
         for (index, part), deltas in self._deltas.items():
-            message = _message({}, "assistant", []) | {"status": "completed"}
+            if index not in messages:
+                messages[index] = {
+                    "type": "message",
+                    "role": "assistant",
+                    "status": "completed",
+                    "content": [],
+                }
             if index in self._commentary:
-                message["phase"] = COMMENTARY
-            content = messages.setdefault(index, message)["content"]
-            content.append({"type": part, _PART_TEXTS[part]: "".join(deltas)})
+                messages[index]["phase"] = COMMENTARY
+            text = {"type": part, _PART_TEXTS[part]: "".join(deltas)}
+            messages[index]["content"].append(text)
         return messages
 
 
@@ -4161,7 +4238,12 @@ class ResponsesTranslator:
 
     output: OutputCollector
 
-    def feed(self, kind: EventKind, event: bytes, value: JsonDict | None = None) -> bytes:
+    def feed(
+        self,
+        kind: EventKind,
+        event: bytes,
+        value: JsonDict | None = None,
+    ) -> bytes:
         """`value`: the object in the event, if it has been read.  Raises: BadSyntax."""
         if kind is EventKind.IDLE:
             is_keepalive = b"data" in event and event_data(event)
@@ -4176,7 +4258,12 @@ class ResponsesTranslator:
             return event
         return self._completed(kind, event, value)
 
-    def _completed(self, kind: EventKind, event: bytes, value: JsonDict | None) -> bytes:
+    def _completed(
+        self,
+        kind: EventKind,
+        event: bytes,
+        value: JsonDict | None,
+    ) -> bytes:
         """The event, unchanged or written again."""
         if value is None:
             value = load_event(event)
@@ -4206,10 +4293,13 @@ def event_with_data(event: bytes, value: Json) -> bytes:
     check_writable(value)
 
     line_end = b"\r\n" if b"\r\n" in event else b"\n"
-    kept = [line for line in _lines(event) if line and not line.startswith(b"data:")]
-    name = f"event: {text_at(value, 'type')}".encode("ascii", "replace")
-    kept = [name if line.startswith(b"event: response.done") else line for line in kept]
-    return line_end.join([*kept, data_line(value), b"", b""])
+    lines: list[bytes] = []
+    for line in _lines(event):
+        if line.startswith(b"event: response.done"):
+            lines.append(f"event: {text_at(value, 'type')}".encode("ascii", "replace"))
+        elif line and not line.startswith(b"data:"):
+            lines.append(line)
+    return line_end.join([*lines, data_line(value), b"", b""])
 
 
 def data_line(value: Json) -> bytes:
@@ -4223,8 +4313,8 @@ THOUGHT: Final = "reasoning_content"  # no field of OpenAI's: that is where Chat
 def _chat_message(output: Sequence[JsonObject]) -> JsonDict:
     """The Chat message that output items make.
 
-    Its content is the answer alone, for some clients read it as JSON (F32); of several messages each is
-    a paragraph.  It is null if there are only calls, or a refusal.
+    Its content is the answer alone, for some clients read it as JSON (F32); of several messages
+    each is a paragraph.  It is null if there are only calls, or a refusal.
     """
     texts: list[str] = []
     thoughts: list[str] = []
@@ -4238,17 +4328,17 @@ def _chat_message(output: Sequence[JsonObject]) -> JsonDict:
             texts.append(_output_text(item))
             parts += objects_at(item, "content")
 
-    notes = [note for part in parts for note in objects_at(part, "annotations")]
+    types = {text_at(part, "type") for part in parts}
     refusal = "".join(text_at(part, "refusal") for part in parts)
-    has_text = any(part.get("type") == "output_text" for part in parts)
+    is_silent = "output_text" not in types and (calls or refusal)
     more = {
-        "annotations": _chat_citations(notes),
+        "annotations": _chat_citations(parts),
         THOUGHT: _paragraphs(thoughts),
         "tool_calls": calls,
     }
     return {
         "role": "assistant",
-        "content": _paragraphs(texts) if has_text or not (calls or refusal) else None,
+        "content": None if is_silent else _paragraphs(texts),
         "refusal": refusal or None,
         **_filled(more),
     }
@@ -4274,18 +4364,24 @@ def _chat_call(item: JsonObject, place: int) -> JsonDict:
     """A tool call in the form of Chat; `place`: its number among the calls of the response."""
     form = _TOOL_CALLS[item["type"]]
     inner = {name: text_at(item, name) for name in ("name", form.arguments)}
-    # Without any id the client could not send the output.
-    call_id = text_at(item, "call_id") or label_at(item, "id") or f"call_{place}"
-    return {"id": call_id, "type": form.chat, form.chat: inner}
+    return {
+        # Without any id the client could not send the output.
+        "id": text_at(item, "call_id") or label_at(item, "id") or f"call_{place}",
+        "type": form.chat,
+        form.chat: inner,
+    }
 
 
-def _chat_citations(notes: Sequence[JsonObject]) -> list[JsonDict]:
-    """Those annotations that cite a page, in the form of Chat, which has no others."""
+def _chat_citations(parts: Sequence[JsonObject]) -> list[JsonDict]:
+    """The annotations of parts that cite a page, in the form of Chat, which has no others."""
     citations = []
+    notes = [note for part in parts for note in objects_at(part, "annotations")]
     for note in notes:
         if note.get("type") == "url_citation":
-            members = members_of(note, _NESTED["url_citation"]).items()
-            inner = {name: value for name, value in members if isinstance(value, str | int | float)}
+            plain = {
+                name: value for name, value in note.items() if isinstance(value, str | int | float)
+            }
+            inner = members_of(plain, _NESTED["url_citation"])
             citations.append({"type": "url_citation", "url_citation": inner})
     return citations
 
@@ -4294,7 +4390,9 @@ def _finish_reason(response: JsonObject, has_calls: bool) -> str:
     """Why a response ended, in a word of Chat."""
     details = response.get("incomplete_details")
     if response.get("status") == "incomplete" or isinstance(details, dict):
-        return "content_filter" if text_at(details, "reason") == "content_filter" else "length"
+        if text_at(details, "reason") == "content_filter":
+            return "content_filter"
+        return "length"
     return "tool_calls" if has_calls else "stop"
 
 
@@ -4345,12 +4443,13 @@ Delta = JsonDict  # what a chunk adds to the message
 def _chat_error(value: JsonObject) -> bytes:
     """The event that ends a Chat stream, with the upstream's error message."""
     error = failure_of(value)
-    names = ("code", "message", "type", "param")
-    texts = {name: text_at(error, name)[:MESSAGE_CHARS_MAX] for name in names}
-    failure = PoolerError("upstream_error", texts["message"], upstream_code=texts["code"])
+    code, message, kind, param = (
+        text_at(error, name)[:MESSAGE_CHARS_MAX] for name in ("code", "message", "type", "param")
+    )
+    failure = PoolerError("upstream_error", message, upstream_code=code)
     if error is not value:  # the type of a flat event is its own
-        failure.type = texts["type"] or failure.type
-    failure.param = texts["param"] or None
+        failure.type = kind or failure.type
+    failure.param = param or None
     return b"data: " + failure.content()[0] + b"\n\n"
 
 
@@ -4387,10 +4486,15 @@ class ChatTranslator:
     _latest: StreamedItem = field(default_factory=StreamedItem)
     _unnumbered_count: int = 0  # of items without an output_index
     _call_count: int = 0  # of those that were begun
-    _has_text: bool = False  # or arguments: something of some item was sent
-    _last_part: dict[str, tuple[StreamedItem, int]] = field(default_factory=dict)  # by member
+    # Of each member of a delta, the latest part that was sent: an item, and a number in it.
+    _last_part: dict[str, tuple[StreamedItem, int]] = field(default_factory=dict)
 
-    def feed(self, kind: EventKind, event: bytes, value: JsonDict | None = None) -> bytes:
+    def feed(
+        self,
+        kind: EventKind,
+        event: bytes,
+        value: JsonDict | None = None,
+    ) -> bytes:
         """The chunks for one event, of which `value` is the object, if it has been read.
 
         Raises: BadSyntax, if there is too much to remember.
@@ -4417,7 +4521,12 @@ class ChatTranslator:
         response = self.output.response or {}
         message = _chat_message(objects_at(response, "output"))
         reason = _finish_reason(response, "tool_calls" in message)
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": reason,
+        }
         return {
             **self._identity(response),
             "object": "chat.completion",
@@ -4436,31 +4545,62 @@ class ChatTranslator:
             "model": label_at(response, "model") or self.model,
         }
 
-    def _chunks(self, deltas: Sequence[Delta], response: JsonObject) -> bytes:
+    def _chunks(
+        self,
+        deltas: Sequence[Delta],
+        response: JsonObject,
+    ) -> bytes:
         """A chunk for each delta; in front of the first one for the role."""
         if not self._head and (deltas or response):
             self._head = self._identity(response)
             deltas = [{"role": "assistant", "content": ""}, *deltas]
         return b"".join([self._chunk(delta) for delta in deltas])
 
-    def _chunk(self, delta: Delta, reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+    def _chunk(
+        self,
+        delta: Delta,
+        reason: str | None = None,
+    ) -> bytes:
+        choice = {
+            "index": 0,
+            "delta": delta,
+            "finish_reason": reason,
+        }
         usage = {"usage": None} if self.include_usage else {}
-        return data_line({**self._head, "choices": [choice], **usage}) + b"\n\n"
+        return (
+            data_line(
+                {
+                    **self._head,
+                    "choices": [choice],
+                    **usage,
+                }
+            )
+            + b"\n\n"
+        )
 
     def _end(self, response: JsonObject) -> bytes:
         """The last events: the finish reason, the usage if it is asked for, and `[DONE]`."""
         end = self._chunk({}, _finish_reason(response, self._call_count > 0))
         usage = _chat_usage(response)
         if self.include_usage and usage:
-            end += data_line({**self._head, "choices": [], "usage": usage}) + b"\n\n"
+            end += (
+                data_line(
+                    {
+                        **self._head,
+                        "choices": [],
+                        "usage": usage,
+                    }
+                )
+                + b"\n\n"
+            )
         return end + b"data: [DONE]\n\n"
 
     # From an event to deltas.
 
     def _deltas(self, value: JsonObject) -> list[Delta]:
         """What an event adds to what was sent."""
-        name, item = text_at(value, "type"), object_at(value, "item")
+        name = text_at(value, "type")
+        item = object_at(value, "item")
         streamed = self._item_of(name, value, item)
         if name in _TEXT_EVENTS:
             return self._part_of_text(streamed, name, value)
@@ -4468,7 +4608,7 @@ class ChatTranslator:
             text = text_at(value, _ARGUMENT_EVENTS[name])
             return self._arguments(streamed, text, is_all=name.endswith(".done"))
         if name == "response.output_text.annotation.added":
-            return self._citation(streamed, object_at(value, "annotation"))
+            return self._citation(streamed, value.get("annotation"))
         if name == "response.output_item.added":
             streamed.is_commentary |= is_commentary(item)
             return self._begin_call(streamed, item)
@@ -4476,7 +4616,12 @@ class ChatTranslator:
             return self._rest_of(streamed, item)
         return []
 
-    def _item_of(self, name: str, value: JsonObject, item: JsonObject) -> StreamedItem:
+    def _item_of(
+        self,
+        name: str,
+        value: JsonObject,
+        item: JsonObject,
+    ) -> StreamedItem:
         """The item that an event is about: by its output index, or an id, else the latest one.
 
         Raises: BadSyntax, if there are too many.
@@ -4487,7 +4632,11 @@ class ChatTranslator:
             if not item:  # as of nearly all events
                 return self._latest
 
-        labels = (label_at(value, "item_id"), label_at(item, "id"), label_at(item, "call_id"))
+        labels = (
+            label_at(value, "item_id"),
+            label_at(item, "id"),
+            label_at(item, "call_id"),
+        )
         ids = [*filter(None, labels)]
         if index < 0 and (ids or name == "response.output_item.added"):
             known = [self._by_id[label] for label in ids if label in self._by_id]
@@ -4498,9 +4647,15 @@ class ChatTranslator:
             raise BadSyntax("answer too large")
         return self._latest
 
-    def _part_of_text(self, streamed: StreamedItem, name: str, value: JsonObject) -> list[Delta]:
+    def _part_of_text(
+        self,
+        streamed: StreamedItem,
+        name: str,
+        value: JsonObject,
+    ) -> list[Delta]:
         """The delta for an event of text, which has that name."""
-        member, number = _TEXT_EVENTS[name], 0
+        member = _TEXT_EVENTS[name]
+        number = 0
         if member == THOUGHT:
             # Some upstreams send reasoning and its summary: one of them is enough.
             streamed.thought_event = streamed.thought_event or name
@@ -4511,21 +4666,32 @@ class ChatTranslator:
             member = THOUGHT
         return self._text(streamed, number, member, text_at(value, "delta"))
 
-    def _text(self, streamed: StreamedItem, number: int, member: str, text: str) -> list[Delta]:
+    def _text(
+        self,
+        streamed: StreamedItem,
+        number: int,
+        member: str,
+        text: str,
+    ) -> list[Delta]:
         """The delta for text of an item's part of that number; each part is a paragraph."""
         if not text:
             return []
-        streamed.has_text = self._has_text = True
+        streamed.has_text = True
 
         part = (streamed, number)
-        if member != "refusal" and self._last_part.setdefault(member, part) != part:
+        before = self._last_part.setdefault(member, part)
+        if member != "refusal" and before != part:
             self._last_part[member] = part
             text = f"\n\n{text}"
         return [{member: text}]
 
-    def _citation(self, streamed: StreamedItem, note: JsonObject) -> list[Delta]:
+    def _citation(
+        self,
+        streamed: StreamedItem,
+        note: Json,
+    ) -> list[Delta]:
         """The delta for one annotation of the answer."""
-        citations = _chat_citations([note])
+        citations = _chat_citations([{"annotations": [note]}])
         if not citations or streamed.is_commentary:
             return []
         streamed.has_citations = True
@@ -4536,14 +4702,15 @@ class ChatTranslator:
     ) -> list[Delta]:
         """The head of a call: its place, id and name, with empty arguments.
 
-        Clients take both from the first chunk of a call (F87), so there is none before they are known,
-        unless this is all that will be known.
+        Clients take both from the first chunk of a call (F87), so there is none before they are
+        known, unless this is all that will be known.
         """
         if text_at(item, "type") not in _TOOL_CALLS or streamed.place is not None:
             return []
         names = ("type", "id", "call_id", "name")
         streamed.call |= _filled({name: text_at(item, name) for name in names})
-        if not is_all and not {"call_id", "name"} <= streamed.call.keys():
+        is_known = {"call_id", "name"} <= streamed.call.keys()
+        if not (is_known or is_all):
             return []
 
         streamed.place = self._call_count
@@ -4551,7 +4718,13 @@ class ChatTranslator:
         call = _chat_call(streamed.call, streamed.place)
         return [{"tool_calls": [{"index": streamed.place, **call}]}]
 
-    def _arguments(self, streamed: StreamedItem, text: str, *, is_all: bool) -> list[Delta]:
+    def _arguments(
+        self,
+        streamed: StreamedItem,
+        text: str,
+        *,
+        is_all: bool,
+    ) -> list[Delta]:
         """The delta for a part of a call's arguments, or for all of them if none was sent.
 
         What comes before the call is begun is sent at the end with all of them: the parts that
@@ -4564,16 +4737,22 @@ class ChatTranslator:
         if is_sent or not text:
             return []
 
-        streamed.has_text = self._has_text = True
+        streamed.has_text = True
         form = _TOOL_CALLS[streamed.call["type"]]
-        return [{"tool_calls": [{"index": streamed.place, form.chat: {form.arguments: text}}]}]
+        call = {"index": streamed.place, form.chat: {form.arguments: text}}
+        return [{"tool_calls": [call]}]
 
-    def _rest_of(self, streamed: StreamedItem, item: JsonObject) -> list[Delta]:
+    def _rest_of(
+        self,
+        streamed: StreamedItem,
+        item: JsonObject,
+    ) -> list[Delta]:
         """What of a finished item was not sent yet."""
         form = _TOOL_CALLS.get(text_at(item, "type"))
         if form is not None:
+            text = text_at(item, form.arguments)
             head = self._begin_call(streamed, item, is_all=True)
-            return head + self._arguments(streamed, text_at(item, form.arguments), is_all=True)
+            return head + self._arguments(streamed, text, is_all=True)
 
         deltas: list[Delta] = []
         message = _chat_message([item])
@@ -4595,7 +4774,7 @@ class ChatTranslator:
             raise BadSyntax("answer too large")
 
         deltas: list[Delta] = []
-        is_all = not (self._has_text or self._call_count)
+        is_all = not (self._last_part or self._call_count)
         for number, item in enumerate(items):
             call_id = label_at(item, "call_id")
             is_call = call_id and text_at(item, "type") in _TOOL_CALLS
@@ -4623,7 +4802,13 @@ def events_of(value: JsonObject, kind: CallKind) -> bytes:
     else:
         lines = [
             f"event: {event['type']}\n".encode()
-            + data_line({"type": event["type"], "sequence_number": number, **event})
+            + data_line(
+                {
+                    "type": event["type"],
+                    "sequence_number": number,
+                    **event,
+                }
+            )
             for number, event in enumerate(_response_events(value))
         ]
     return b"".join(line + b"\n\n" for line in lines)
@@ -4638,7 +4823,11 @@ def _response_events(response: JsonObject) -> Iterator[JsonDict]:
     if len(items) > OUTPUT_ITEMS_MAX or not isinstance(response.get("output"), list):
         raise BadSyntax("no answer, or too large")
 
-    begun = {**response, "status": "in_progress", "output": []}
+    begun = {
+        **response,
+        "status": "in_progress",
+        "output": [],
+    }
     yield {"type": "response.created", "response": begun}
     for index, item in enumerate(items):
         yield from _item_events(index, item)
@@ -4662,9 +4851,17 @@ def _item_events(index: int, item: JsonObject) -> list[JsonDict]:
         inner += _text_events(form.events, position, form.arguments, item)
 
     return [
-        {"type": "response.output_item.added", "output_index": index, "item": begun},
+        {
+            "type": "response.output_item.added",
+            "output_index": index,
+            "item": begun,
+        },
         *inner,
-        {"type": "response.output_item.done", "output_index": index, "item": dict(item)},
+        {
+            "type": "response.output_item.done",
+            "output_index": index,
+            "item": dict(item),
+        },
     ]
 
 
@@ -4676,7 +4873,11 @@ def _part_events(position: JsonObject, part: JsonObject) -> Iterator[JsonDict]:
     yield {"type": "response.content_part.added", **position, "part": begun}
     if member:
         yield from _text_events(f"response.{kind}", position, member, part)
-    yield {"type": "response.content_part.done", **position, "part": part}
+    yield {
+        "type": "response.content_part.done",
+        **position,
+        "part": part,
+    }
 
 
 def _text_events(
@@ -4703,20 +4904,33 @@ def _chunks_of(completion: JsonObject) -> Iterator[JsonDict]:
         for chunk_choice in _choices_of_chunks(choice):
             yield {**head, "choices": [chunk_choice]}
     if usage is not None:
-        yield {**head, "choices": [], "usage": usage}
+        yield {
+            **head,
+            "choices": [],
+            "usage": usage,
+        }
 
 
-def _choices_of_chunks(choice: JsonObject) -> Iterator[JsonDict]:
+def _choices_of_chunks(choice: JsonDict) -> Iterator[JsonDict]:
     """What two chunks say of a choice: its message as a delta, and why it ended."""
-    delta = dict(object_at(choice, "message") or object_at(choice, "delta"))
-    delta.setdefault("role", "assistant")
+    message = object_at(choice, "message") or object_at(choice, "delta")
+    delta = {"role": "assistant", **message}
     if calls := objects_at(delta, "tool_calls"):
         delta["tool_calls"] = [{**call, "index": place} for place, call in enumerate(calls)]
 
-    others = {name: choice[name] for name in choice if name not in {"message", "finish_reason"}}
-    yield {**others, "delta": delta, "finish_reason": None}
+    begun = {
+        **choice,
+        "delta": delta,
+        "finish_reason": None,
+    }
+    begun.pop("message", None)
+    yield begun
     reason = text_at(choice, "finish_reason") or "stop"
-    yield {"index": choice.get("index", 0), "delta": {}, "finish_reason": reason}
+    yield {
+        "index": choice.get("index", 0),
+        "delta": {},
+        "finish_reason": reason,
+    }
 
 
 ################################################################
