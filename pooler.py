@@ -488,6 +488,16 @@ class ConfigRefused(Exception):
     problems: Sequence[str]
 
 
+def retry_headers(seconds: int) -> list[tuple[str, str]]:
+    """The header that says when to try again: `Retry-After`, or that it makes no sense to wait.
+
+    OpenCode obeys any Retry-After (F70): a long one would freeze it.
+    """
+    if seconds <= RETRY_AFTER_SECONDS_MAX:
+        return [("Retry-After", str(seconds))]
+    return [("x-should-retry", "false")]
+
+
 ################################################################
 # JSON
 ################################################################
@@ -739,15 +749,15 @@ def valid_list(value: JsonObject, name: str, kind: type) -> list[Json]:
 
 
 ################################################################
-# SECRETS AND KEYS
+# SECRETS
 ################################################################
-# Keys are compared by SHA-256 digest, each with hmac.compare_digest, every entry on every
-# look-up: the time says neither which key matched nor how much of it.
+# A secret is wrapped where it enters, and unwrapped by `reveal` where it is sent or compared.  The
+# other way out is a header: so only those that are listed here by name cross the pooler.
 
 Headers = Mapping[str, str]  # names in lower case; values of one name are joined by commas
 NO_FIELDS: Final[Headers] = {}
 
-# What may cross, by name: a pattern would let through what an upstream thinks of next year.
+# By name: a pattern would let through what an upstream invents next year.
 FORWARDED_TO_UPSTREAM: Final = frozenset({"accept", "openai-beta"})
 FORWARDED_TO_CLIENT: Final = frozenset(
     "content-type openai-model openai-processing-ms openai-version x-should-retry".split()
@@ -760,20 +770,18 @@ NATIVE_TO_UPSTREAM: Final = FORWARDED_TO_UPSTREAM | frozenset(
     "x-openai-memgen-request x-openai-internal-codex-responses-lite "
     "x-openai-internal-codex-residency x-responsesapi-include-timing-metrics".split()
 )
-# Nothing of the account's plan, quota or credits: a key holder is told the pool's.  Nor the version
-# of its model list: the pool's has none, and Codex CLI would read it again each time (F83).
+# Nothing of the account's plan, quota or credits: a key holder sees the pool's.  Nor the version of
+# the account's catalogue: Codex CLI would fetch the pool's again after each response (F83).
 NATIVE_TO_CLIENT: Final = FORWARDED_TO_CLIENT | frozenset(
     "x-codex-turn-state x-reasoning-included x-oai-request-id cf-ray".split()
 )
 LITE_HEADER: Final = "x-openai-internal-codex-responses-lite"  # F16
 LITE_METADATA: Final = f"ws_request_header_{LITE_HEADER.replace('-', '_')}"
-TURN_STATE: Final = "x-codex-turn-state"  # a secret of the account that gave it (F22)
-_BASIC: Final = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
-_BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
+TURN_STATE: Final = "x-codex-turn-state"  # a secret of the account that sent it (F22)
 
 
 class Secret:
-    """A value that does not show itself.  Not a dataclass: `asdict` would copy it out."""
+    """A value that its repr does not show.  Not a dataclass: `asdict` would copy it out."""
 
     __slots__ = ("_value",)
 
@@ -785,32 +793,13 @@ class Secret:
 
 
 def reveal(secret: Secret) -> str:
-    """The secret's value.  The only place that reads it."""
+    """The secret's value; no other function reads it."""
     return secret._value  # noqa: SLF001 (the one place)
 
 
 def forwarded(headers: Headers, names: Collection[str]) -> list[tuple[str, str]]:
+    """Those of the headers that are listed in `names`."""
     return [pair for pair in headers.items() if pair[0] in names]
-
-
-def basic_of(headers: Headers, bytes_max: int) -> str | None:
-    """The password of `Authorization: Basic` (RFC 7617), as latin-1; None where there is none."""
-    match = _BASIC.fullmatch(headers.get("authorization", ""))
-    try:
-        text = base64.b64decode(match[1], validate=True).decode("latin-1") if match else ""
-    except ValueError:
-        return None
-    password = text.partition(":")[2]
-    return password if len(password) <= bytes_max else None
-
-
-def bearer_of(headers: Headers, bytes_max: int) -> str | None:
-    """The token of `Authorization: Bearer`; None where there is none or it is too long.
-
-    The head check has refused a second Authorization field already.
-    """
-    match = _BEARER.fullmatch(headers.get("authorization", ""))
-    return match[1] if match and len(match[1]) <= bytes_max else None
 
 
 ################################################################
@@ -1372,6 +1361,10 @@ class Key:
     concurrent: Annotated[int, _number, 1, 10_000, int]
     expires: Annotated[float | None, _expiry] = None  # unix time
     paused: Annotated[bool, _typed, bool] = False
+
+    def is_usable(self, unix_now: float) -> bool:
+        """Whether it is neither paused nor expired."""
+        return not self.paused and (self.expires is None or unix_now < self.expires)
 
 
 class Operator(NamedTuple):
@@ -1963,7 +1956,7 @@ def _doubts_of_pool(pool: Pool, unix_now: float) -> list[str]:
             told.append(f"{path}.keys.{key.name}.models: is empty, so this key may use no model")
         if key.expires is not None and key.expires <= unix_now:
             told.append(f"{path}.keys.{key.name}.expires: this key has expired")
-    if pool.keys and not any(is_key_usable(key, unix_now) for key in pool.keys):
+    if pool.keys and not any(key.is_usable(unix_now) for key in pool.keys):
         told.append(f"{path}.keys: all of them are paused or expired, so nobody can use this pool")
     return told
 
@@ -2099,18 +2092,106 @@ def parse_config(
     return config
 
 
+################################################################
+# KEYS
+################################################################
+# What a request presents, whose it is, and what its key may still use.  Credentials are compared
+# by their SHA-256 digests, with `hmac.compare_digest`, and with every entry each time: how long it
+# takes shows neither which entry matched nor how much of it.
+
+_BASIC: Final = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
+_BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
 Owner = TypeVar("Owner", Key, Operator)
 
 
+def bearer_of(headers: Headers, bytes_max: int) -> str | None:
+    """The token of `Authorization: Bearer`, as latin-1; None if there is none or it is longer.
+
+    A head with a second Authorization field has been refused already.
+    """
+    match = _BEARER.fullmatch(headers.get("authorization", ""))
+    return match[1] if match and len(match[1]) <= bytes_max else None
+
+
+def basic_of(headers: Headers, bytes_max: int) -> str | None:
+    """The password of `Authorization: Basic` (RFC 7617), as latin-1; None as for a bearer."""
+    match = _BASIC.fullmatch(headers.get("authorization", ""))
+    if match is None:
+        return None
+
+    try:
+        text = base64.b64decode(match[1], validate=True).decode("latin-1")
+    except ValueError:
+        return None
+    password = text.partition(":")[2]
+    return password if len(password) <= bytes_max else None
+
+
 def find_owner(presented: str | None, owners: Iterable[Owner]) -> Owner | None:
-    """Whose `presented`, latin-1 text from a header, is; all are compared, always."""
+    """The key or operator with that secret (latin-1 text), or None; compares it with each."""
     digest = hashlib.sha256((presented or "").encode("latin-1")).digest()
-    found = [owner for owner in owners if hmac.compare_digest(digest, owner.digest)]
-    return found[0] if presented and found else None
+    matching = [owner for owner in owners if hmac.compare_digest(digest, owner.digest)]
+    return matching[0] if presented and matching else None
 
 
-def is_key_usable(key: Key, unix_now: float) -> bool:
-    return not key.paused and (key.expires is None or unix_now < key.expires)
+@dataclass(eq=False, slots=True)
+class KeyUse:
+    """What one key has used: its calls in progress, of the last minute, and tokens by UTC day.
+
+    `request_count` and `tokens` are sums since the process started.
+    """
+
+    request_count: int = 0
+    tokens: Counter[str] = field(default_factory=Counter)  # by the fields of Usage
+    in_flight_count: int = 0
+    minute: deque[float] = field(default_factory=deque)  # starts; at most requests_per_minute
+    day: int = 0  # days since 1970
+    day_tokens: int = 0  # of that day
+
+    def admit(self, key: Key, now: float, unix_now: float) -> None:
+        """Count a call in.  Raises: PoolerError (key_limit_reached)."""
+        if self.in_flight_count >= key.concurrent:
+            raise key_limit("has reached its limit of concurrent requests", 1)
+        self.check_tokens(key, unix_now)
+        if key.requests_per_minute is not None:
+            self.check_minute(key.requests_per_minute, now)
+            self.minute.append(now)
+
+        self.in_flight_count += 1
+        self.request_count += 1
+
+    def check_tokens(self, key: Key, unix_now: float) -> None:
+        """Raises: PoolerError (key_limit_reached), with the time to the next UTC day."""
+        self.start_day(unix_now)
+        if key.tokens_per_day is not None and self.day_tokens >= key.tokens_per_day:
+            seconds = math.ceil((self.day + 1) * 24 * HOUR - unix_now)
+            raise key_limit("has used up its daily tokens (UTC)", seconds)
+
+    def check_minute(self, requests_max: int, now: float) -> None:
+        """Raises: PoolerError (key_limit_reached), with the time until a request is allowed."""
+        while self.minute and self.minute[0] <= now - 60:
+            self.minute.popleft()
+        if len(self.minute) >= requests_max:
+            seconds = math.ceil(self.minute[0] + 60 - now)
+            raise key_limit("has used up its requests per minute", seconds)
+
+    def charge(self, spent: Mapping[str, int], unix_now: float) -> None:
+        """Add the tokens of one response, by the fields of Usage."""
+        self.start_day(unix_now)
+        self.day_tokens += spent["input_tokens"] + spent["output_tokens"]
+        self.tokens.update(spent)
+
+    def start_day(self, unix_now: float) -> None:
+        """Count from zero if a new UTC day has begun."""
+        day = int(unix_now // (24 * HOUR))
+        if day != self.day:
+            self.day, self.day_tokens = day, 0
+
+
+def key_limit(what: str, seconds: int) -> PoolerError:
+    """The error for a key that has reached a limit, until `seconds` from now."""
+    headers = retry_headers(max(1, seconds))
+    return PoolerError("key_limit_reached", f"This pool key {what}.", headers=headers)
 
 
 ################################################################
@@ -6539,68 +6620,12 @@ def _codex_model(entry: Mapping[str, Json], name: str) -> Model:
     return Model(window * percent // 100 or None, tuple(known), dump_json(entry), name)
 
 
-def retry_headers(seconds: int) -> list[tuple[str, str]]:
-    """OpenCode obeys any Retry-After (F70): a long one would freeze it, so there is none."""
-    if seconds <= RETRY_AFTER_SECONDS_MAX:
-        return [("Retry-After", str(seconds))]
-    return [("x-should-retry", "false")]
-
-
 def usage_limit(seconds: int, unix_now: float, *, is_native: bool) -> PoolerError:
     """All accounts are limited; the first is back in `seconds`.  Codex CLI reads that (F77)."""
     details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
     is_silent = is_native and seconds > RETRY_AFTER_SECONDS_MAX
     headers = [] if is_silent else retry_headers(seconds)
     return PoolerError("usage_limit_reached", details=details, headers=headers)
-
-
-@dataclass(eq=False, slots=True)
-class KeyUse:
-    """What one key has used: streams in flight, the last minute, the tokens of the UTC day.
-
-    Requests and tokens are also summed since the start of the process.
-    """
-
-    request_count: int = 0
-    tokens: Counter[str] = field(default_factory=Counter)  # by the fields of Usage
-    in_flight_count: int = 0
-    minute: deque[float] = field(default_factory=deque)  # at most requests_per_minute long
-    day: int = 0  # days since 1970
-    day_tokens: int = 0
-
-    def admit(self, key: Key, now: float, unix_now: float) -> None:
-        """Count a request in.  Raises: PoolerError (key_limit_reached)."""
-        if self.in_flight_count >= key.concurrent:
-            raise _key_limit("has as many requests under way as it may have at once", 1)
-        self.roll_day(unix_now)
-        if key.tokens_per_day is not None and self.day_tokens >= key.tokens_per_day:
-            wait = math.ceil((self.day + 1) * 24 * HOUR - unix_now)
-            raise _key_limit("has used its tokens of this day (UTC)", wait)
-        while self.minute and self.minute[0] <= now - 60:
-            self.minute.popleft()
-        if key.requests_per_minute is not None:
-            if len(self.minute) >= key.requests_per_minute:
-                wait = math.ceil(self.minute[0] + 60 - now)
-                raise _key_limit("has used its requests of this minute", wait)
-            self.minute.append(now)
-        self.in_flight_count += 1
-        self.request_count += 1
-
-    def charge(self, spent: Mapping[str, int], unix_now: float) -> None:
-        """Add the tokens of one answer, by the fields of Usage."""
-        self.roll_day(unix_now)
-        self.day_tokens += spent["input_tokens"] + spent["output_tokens"]
-        self.tokens.update(spent)
-
-    def roll_day(self, unix_now: float) -> None:
-        day = int(unix_now // (24 * HOUR))
-        if day != self.day:
-            self.day, self.day_tokens = day, 0
-
-
-def _key_limit(what: str, seconds: int) -> PoolerError:
-    headers = retry_headers(max(1, seconds))
-    return PoolerError("key_limit_reached", f"This pool key {what}.", headers=headers)
 
 
 ################################################################
@@ -6667,7 +6692,7 @@ def show_key_usage(
     roster: Roster, pool: Pool, key: Key, use: KeyUse, *, now: float, unix_now: float
 ) -> dict[str, Json]:
     """GET /v1/usage: a key's own counts and limits, and its pool's best level for each window."""
-    use.roll_day(unix_now)
+    use.start_day(unix_now)
     minute = [at for at in use.minute if at > now - 60]
     minute_end = unix_now + minute[0] + 60 - now if minute else None
     day_end = (use.day + 1) * 24 * HOUR
@@ -6950,8 +6975,8 @@ def _show_pool(
 
 def _show_key(state: State, key: Key) -> dict[str, Json]:
     use = state.uses.get((key.pool, key.name), KeyUse())
-    use.roll_day(state.unix_now)
-    has_ended = not is_key_usable(key, state.unix_now)
+    use.start_day(state.unix_now)
+    has_ended = not key.is_usable(state.unix_now)
     return {
         **_copied(key, "pool name source models requests_per_minute tokens_per_day concurrent"),
         "status": "paused" if key.paused else "expired" if has_ended else "active",
@@ -11353,7 +11378,7 @@ def identify_caller(head: RequestHead, route: Route, config: Config, unix_now: f
 
     presented = bearer_of(head.headers, config.limits.bearer_bytes_max)
     key = find_owner(presented, config.keys)
-    if key is None or not is_key_usable(key, unix_now):
+    if key is None or not key.is_usable(unix_now):
         raise PoolerError("invalid_api_key")
     return key
 
@@ -11822,7 +11847,7 @@ class Server:
         # By name: a reload may have changed what else the key is.
         names = [(client.key.pool, client.key.name) for client in self.sockets]
         if names.count((key.pool, key.name)) >= key.concurrent:
-            raise _key_limit("has as many WebSockets open as it may have at once", 1)
+            raise key_limit("has reached its limit of concurrent WebSockets", 1)
         if self.shared.is_draining:
             raise PoolerError("server_stopping")
         connection = exchange.connection
@@ -11906,9 +11931,8 @@ class Server:
         """The key of a WebSocket as it is now; None where it opens nothing any more."""
         names = (client.key.pool, client.key.name, client.key.digest)
         for key in self.shared.config.keys:
-            if (key.pool, key.name, key.digest) == names and is_key_usable(
-                key, self.shared.unix_now()
-            ):
+            is_same = (key.pool, key.name, key.digest) == names
+            if is_same and key.is_usable(self.shared.unix_now()):
                 return key
         return None
 
