@@ -856,7 +856,7 @@ WELL: Final = [
     (check_predicates, "class A:\n  def is_b(self):\n    c = [*self.d]\n    return c.pop() > 1"),
     (check_predicates, "class A:\n  def b(self):\n    self.is_c = True"),
     (check_composition, "class A(Exception): ...\nclass B(A): ...\nclass C(enum.Enum): ..."),
-    (check_sections, boxed(LIMITS="", SECRETS_AND_KEYS="", COMMAND_LINE="")),
+    (check_sections, boxed(LIMITS="", SECRETS="", COMMAND_LINE="")),
     (check_bottom_up, boxed(LIMITS="def f(g):\n    return g, h()\ndef h(): ...", ERRORS="g = 1")),
     (check_bottom_up, boxed(LIMITS="g = 1", ERRORS="def f(): return g")),
     (check_purity, boxed(LIMITS="x = 1", CONNECTIONS="async def f(): open(await g())")),
