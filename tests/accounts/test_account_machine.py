@@ -48,10 +48,10 @@ from tests.support.world import (
     Wait,
     World,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     responses_events,
-    sse_answer,
+    sse_response,
 )
 
 ACCOUNTS: Final = "abc"  # b has a login; d is in no pool
@@ -298,7 +298,7 @@ class AccountMachine(RuleBasedStateMachine):
         if status == 200:
             self.cooldowns.pop(held.place, None)
             is_stream = held.asked.json().get("stream")
-            whole = sse_answer(responses_events("x")) if is_stream else json_answer({"id": "r"})
+            whole = sse_response(responses_events("x")) if is_stream else json_response({"id": "r"})
             self.decide(held, whole)
             return
         ask.repeatable_count += status in REPEATABLE
@@ -309,7 +309,7 @@ class AccountMachine(RuleBasedStateMachine):
             # Another's success may have ended the rest before: then it is shorter, never longer.
             self.cooldowns[held.place] = (since, max(until, since + (seconds or 30)))
         self.decide(
-            held, error_answer(status, "rate_limit_exceeded" if status == 429 else "odd", headers)
+            held, error_response(status, "rate_limit_exceeded" if status == 429 else "odd", headers)
         )
 
     @precondition(lambda self: self.waiting(at_endpoint=False))
@@ -328,15 +328,15 @@ class AccountMachine(RuleBasedStateMachine):
         token = held.asked.json()["refresh_token"]
         steps: Script = [Fin()]
         if how == "busy":
-            steps = error_answer(503, "busy")
+            steps = error_response(503, "busy")
         elif how == "denied":
             self.backend.refreshable.pop(token, None)
         if how in {"ok", "denied"}:
             try:
-                steps = json_answer(self.backend.exchange(token))
+                steps = json_response(self.backend.exchange(token))
                 self.spent.add(token)
             except Refused as refused:
-                steps = json_answer(refused.answer.body, 401)
+                steps = json_response(refused.answer.body, 401)
         self.decide(held, steps)
 
     @rule(seconds=st.sampled_from([-60, 60, 10**6]))

@@ -30,13 +30,13 @@ from tests.support.world import (
     Send,
     Step,
     World,
-    answer_head,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     opened_world,
+    response_head,
     responses_events,
-    sse_answer,
+    sse_response,
 )
 
 NATIVE: Final = "/backend-api/codex"
@@ -167,8 +167,8 @@ async def test_two_servers_of_one_kind_are_asked_for_their_own_models_only(
 ) -> None:
     async with opened_world(unlisted()) as world:
         for name, upstream in world.upstreams.items():
-            upstream.catalogue = json_answer(llama(f"tiny of {name}"))
-            upstream.always = json_answer({"id": "r"})
+            upstream.catalogue = json_response(llama(f"tiny of {name}"))
+            upstream.always = json_response({"id": "r"})
         await world.ask(request("GET", "/v1/models"))
         shown = (await world.ask(request("GET", "/v1/models"))).json()["data"]
         assert [model["id"] for model in shown] == ["tiny of a", "tiny of b"]
@@ -196,13 +196,13 @@ async def look(world: World, clock: MockClock) -> None:
 
 
 UNREADABLE: Final[dict[str, list[Step]]] = {
-    "404": error_answer(404, "not_found"),
-    "500": error_answer(500, "oops"),
-    "no JSON": json_answer(b"<html>"),
-    "no list": json_answer({"data": {"id": "m"}}),
-    "no names": json_answer({"data": [{"slug": "x"}, 7]}),
-    "too deep": json_answer(b'{"data":' + b"[" * 600 + b"]" * 600 + b"}"),
-    "cut": [Send(answer_head(200, [("content-length", "99")]) + b"{"), Fin()],
+    "404": error_response(404, "not_found"),
+    "500": error_response(500, "oops"),
+    "no JSON": json_response(b"<html>"),
+    "no list": json_response({"data": {"id": "m"}}),
+    "no names": json_response({"data": [{"slug": "x"}, 7]}),
+    "too deep": json_response(b'{"data":' + b"[" * 600 + b"]" * 600 + b"}"),
+    "cut": [Send(response_head(200, [("content-length", "99")]) + b"{"), Fin()],
     "no HTTP": [Send(b"SSH-2.0-x\r\n\r\n"), Fin()],
 }
 
@@ -218,7 +218,7 @@ async def test_a_list_that_cannot_be_read_is_told_once(
             await look(world, autojump_clock)
         [problem] = told(world)
         assert "its list of models c" in problem
-        upstream.catalogue = json_answer({"data": [{"id": "m1"}]})
+        upstream.catalogue = json_response({"data": [{"id": "m1"}]})
         await look(world, autojump_clock)
         assert told(world) == [problem]
         shown = (await world.ask(request("GET", "/v1/models"))).json()["data"]
@@ -231,7 +231,7 @@ async def test_a_list_that_cannot_be_read_is_told_once(
 @pytest.mark.parametrize("value", [{"data": []}, [], llama("m")], ids=["none", "bare", "one"])
 async def test_a_list_that_can_be_read_is_not_told(autojump_clock: MockClock, value: Json) -> None:
     async with opened_world(unlisted("a")) as world:
-        world.upstreams["a"].catalogue = json_answer(value)
+        world.upstreams["a"].catalogue = json_response(value)
         await look(world, autojump_clock)
         assert told(world) == []
 
@@ -252,14 +252,14 @@ async def test_no_answer_names_a_version_of_a_list_that_has_none(
     events = responses_events("hi")
     async with socket_world(codex_described(tmp_path, "a")) as world:
         upstream = world.upstream()
-        upstream.catalogue = json_answer({"models": SLUGS}, headers=ETAG)
+        upstream.catalogue = json_response({"models": SLUGS}, headers=ETAG)
         listed = await world.ask(request("GET", f"{NATIVE}/models?client_version=0.169.0"))
         told = [listed.headers]
         for path, answer in (
-            ("responses", sse_answer(events, headers=ETAG)),
-            ("responses", sse_answer([events[0], META, *events[1:]], headers=ETAG)),
-            ("responses", error_answer(400, "bad", ETAG)),
-            ("responses/compact", json_answer({"id": "r", "output": []}, headers=ETAG)),
+            ("responses", sse_response(events, headers=ETAG)),
+            ("responses", sse_response([events[0], META, *events[1:]], headers=ETAG)),
+            ("responses", error_response(400, "bad", ETAG)),
+            ("responses/compact", json_response({"id": "r", "output": []}, headers=ETAG)),
         ):
             upstream.plays(answer)
             asked = body | {"stream": True} if path == "responses" else body
@@ -288,8 +288,8 @@ def login(folder: Path, **fields: Json) -> dict[str, Json]:
 async def version_told(world: World, clock: MockClock) -> set[str | None]:
     """What the account is told with its list, and with a request that is translated."""
     upstream = world.upstreams["a"]
-    upstream.catalogue = json_answer({"models": []})
-    upstream.always = sse_answer(responses_events("hi"))
+    upstream.catalogue = json_response({"models": []})
+    upstream.always = sse_response(responses_events("hi"))
     await look(world, clock)
     await world.ask(ask_responses())
     listed, asked = upstream.catalogue_asked[-1], upstream.asked[-1]
@@ -338,7 +338,7 @@ async def test_made_up_versions_do_not_have_lists_read_more_often(
 ) -> None:
     async with opened_world(login(tmp_path)) as world:
         upstream = world.upstreams["a"]
-        upstream.catalogue = json_answer({"models": SLUGS})
+        upstream.catalogue = json_response({"models": SLUGS})
         await look(world, autojump_clock)
         count = len(upstream.catalogue_asked)
         for number in range(1, 6):

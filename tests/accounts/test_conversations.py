@@ -25,7 +25,7 @@ from tests.support.memory_websockets import (
     socket_world,
     turn,
 )
-from tests.support.world import World, describe, json_answer, make_config, opened_world
+from tests.support.world import World, describe, json_response, make_config, opened_world
 from tests.translation.test_codex_accounts import CHAT, MODEL, codex_world, described
 
 RESPONSES, CHATS = CallKind.RESPONSES, CallKind.CHAT
@@ -211,7 +211,7 @@ def test_what_goes_on_from_an_earlier_response_begins_no_conversation() -> None:
 async def test_no_key_pushes_out_another_keys_conversations(autojump_clock: MockClock) -> None:
     async with opened_world(describe("abc", limits={"pins_max": 4})) as world:
         for upstream in world.upstreams.values():
-            upstream.always = json_answer({})
+            upstream.always = json_response({})
         for one in ("one", "two"):
             await world.ask(post("/v1/responses", {"model": "m1", "input": one}, key=OTHER_KEY))
         for number in range(20):
@@ -314,7 +314,7 @@ async def ask_turns(world: World, kind: CallKind) -> list[bytes]:
 @pytest.mark.parametrize("kind", [RESPONSES, CHATS])
 async def test_an_api_account_gets_the_body_as_it_came(world: World, kind: CallKind) -> None:
     for upstream in world.upstreams.values():
-        upstream.always = json_answer({})
+        upstream.always = json_response({})
     sent = await ask_turns(world, kind)
     assert [asked.body for asked in world.asked] == sent
     assert len({record["account"] for record in world.records}) == 1

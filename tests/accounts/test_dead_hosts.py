@@ -25,11 +25,11 @@ from tests.support.world import (
     Stall,
     World,
     describe,
-    json_answer,
+    json_response,
     make_config,
     opened_world,
     responses_events,
-    sse_answer,
+    sse_response,
 )
 
 DEAD: Final = "http://127.0.0.1:9900/v1"
@@ -94,7 +94,7 @@ async def test_an_account_elsewhere_is_asked_first_until_the_host_is_back(
     step = {"refuses": Refuse(), "has no name": Refuse(socket.gaierror(socket.EAI_NONAME, ""))}
     async with opened_world(sharing("abcd", "abc", **ORDERS[order])) as world:
         dead, well = world.upstreams["a"], world.upstreams["d"]
-        dead.always = well.always = json_answer({"id": "r"})
+        dead.always = well.always = json_response({"id": "r"})
         if order == "all there are preferred":
             assert await ask(world, "whole", "s") == 200
             assert dead.dial_count == 1
@@ -108,7 +108,7 @@ async def test_an_account_elsewhere_is_asked_first_until_the_host_is_back(
         assert world.server.shared.roster.unreached == {} or dead.dial_count - before == 1
 
         dead.dials.clear()
-        well.plays([Pause(61), *json_answer({"id": "r"})])
+        well.plays([Pause(61), *json_response({"id": "r"})])
         assert await ask(world, "whole", "s") == 200
         asked = len(dead.asked)
         for number in range(12):
@@ -121,7 +121,7 @@ async def test_a_host_that_connects_again_is_as_good_as_the_others(
 ) -> None:
     async with opened_world(sharing("ab", "ab")) as world:
         world.upstreams["a"].dials.append(Refuse())
-        world.upstreams["a"].always = sse_answer(responses_events("hi"))
+        world.upstreams["a"].always = sse_response(responses_events("hi"))
         assert await ask(world, "stream") == 200
         assert world.server.shared.roster.unreached == {}
 
@@ -133,7 +133,7 @@ async def test_a_host_that_failed_for_another_request_is_tried_where_nobody_is_l
         stalls(world)
         assert await ask(world, "whole") == 504
         world.upstreams["a"].dials.clear()
-        world.upstreams["a"].always = json_answer({"id": "r"})
+        world.upstreams["a"].always = json_response({"id": "r"})
         assert await ask(world, "whole") == 200
 
 

@@ -22,7 +22,7 @@ from tests.support.memory_websockets import (
     socket_world,
     turn,
 )
-from tests.support.world import UPSTREAM_KEY, error_answer, json_answer
+from tests.support.world import UPSTREAM_KEY, error_response, json_response
 from tests.translation.test_codex_accounts import FIRST, MODEL, codex_world, described, payloads
 
 PLATFORM: Final[dict[str, Any]] = {
@@ -79,7 +79,7 @@ async def test_it_does_not_matter_that_the_account_was_not_the_first_to_be_asked
 ) -> None:
     async with codex_world(mixed(tmp_path, priority=-1), tmp_path) as world:
         platform = world.upstreams["platform"]
-        platform.plays(error_answer(500, "server_error"))
+        platform.plays(error_response(500, "server_error"))
         made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
         assert len(world.accounts()) == len(platform.asked) == 1
         response = await world.ask(follow_up(made))
@@ -91,7 +91,7 @@ async def test_it_does_not_matter_that_the_account_was_not_the_first_to_be_asked
 async def test_nor_that_it_rests_now(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with codex_world(mixed(tmp_path), tmp_path) as world:
         made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
-        world.upstreams["platform"].always = json_answer({"id": "resp_p"})
+        world.upstreams["platform"].always = json_response({"id": "resp_p"})
         world.backend.plays += [Play(FIRST, error="usage_limit", seconds=7200)]
         await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"}))
         check_refused((await world.ask(follow_up(made))).error)
@@ -103,7 +103,7 @@ async def test_a_response_that_is_kept_is_asked_of_its_account(
 ) -> None:
     async with codex_world(mixed(tmp_path, priority=-1), tmp_path) as world:
         platform = world.upstreams["platform"]
-        platform.always = json_answer({"id": "resp_p"})
+        platform.always = json_response({"id": "resp_p"})
         made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
         for raw in (follow_up(made), follow_up("resp_of_another_day")):
             assert (await world.ask(raw)).status == 200
@@ -116,7 +116,7 @@ async def test_what_one_key_made_is_not_known_to_another(
 ) -> None:
     async with codex_world(mixed(tmp_path), tmp_path) as world:
         made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
-        world.upstreams["platform"].always = error_answer(400, "previous_response_not_found")
+        world.upstreams["platform"].always = error_response(400, "previous_response_not_found")
         assert (await world.ask(follow_up(made, key=OTHER_KEY))).status == 400
         assert len(world.upstreams["platform"].asked) == 1
 

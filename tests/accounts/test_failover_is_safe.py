@@ -33,18 +33,18 @@ from tests.support.world import (
     Send,
     Stall,
     World,
-    answer_head,
     chat_events,
     chunk,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     opened_world,
+    response_head,
     responses_events,
     sessions_of,
-    sse_answer,
     sse_event,
     sse_head,
+    sse_response,
     sse_steps,
 )
 
@@ -76,17 +76,17 @@ class Row:
 
 
 def fail(status: int, code: str | None = "some_code", **more: Json) -> Script:
-    return error_answer(status, code, **more)
+    return error_response(status, code, **more)
 
 
 def detail(status: int, text: str) -> Script:
-    return json_answer({"detail": text}, status)
+    return json_response({"detail": text}, status)
 
 
 def html(status: int, headers: Sequence[tuple[str, str]] = ()) -> Script:
     page = b"<html>Just a moment...</html>\n\n"
     fields = [("content-type", "text/html"), ("content-length", str(len(page))), *headers]
-    return [Send(answer_head(status, fields) + page)]
+    return [Send(response_head(status, fields) + page)]
 
 
 def raw(head: bytes) -> Script:
@@ -123,35 +123,39 @@ ROWS: Final = {
     "not-http": Row(raw(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), 502, INVALID),
     "head-too-large": Row(raw(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 32768), 502, INVALID),
     "two-framings": Row(raw(sse_head(headers=[LONG])), 502, INVALID),
-    "two-lengths": Row(raw(answer_head(200, [LONG, ("content-length", "99")])), 502, INVALID),
-    "negative-length": Row(raw(answer_head(200, [("content-length", "-1")])), 502, INVALID),
-    "gzip-chunked": Row(raw(answer_head(200, [("transfer-encoding", "gzip")])), 502, INVALID),
+    "two-lengths": Row(raw(response_head(200, [LONG, ("content-length", "99")])), 502, INVALID),
+    "negative-length": Row(raw(response_head(200, [("content-length", "-1")])), 502, INVALID),
+    "gzip-chunked": Row(raw(response_head(200, [("transfer-encoding", "gzip")])), 502, INVALID),
     "compressed": Row(raw(sse_head(headers=[("content-encoding", "gzip")])), 502, INVALID),
     "unasked-101": Row(raw(b"HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n"), 502, INVALID),
-    "nine-interim": Row([Send(HINT * 9), *json_answer({})], 502, INVALID),
+    "nine-interim": Row([Send(HINT * 9), *json_response({})], 502, INVALID),
     # An answer that says whose fault it was.
     **{
-        f"redirect-{status}": Row([Send(answer_head(status, ELSEWHERE))], 502, INVALID)
+        f"redirect-{status}": Row([Send(response_head(status, ELSEWHERE))], 502, INVALID)
         for status in (301, 302, 303, 307, 308)
     },
     **{str(status): Row(fail(status), status, None) for status in (400, 404, 409, 413, 422)},
     "400-model-unsupported": Row(detail(400, NO_PLAN), 400, "model_not_found", True, "rests"),
     "404-model": Row(fail(404, "model_not_found"), 400, "model_not_found", True, "rests"),
     "404-model-as-text": Row(
-        json_answer({"error": 'model "m1" not found, try pulling it first'}, 404),
+        json_response({"error": 'model "m1" not found, try pulling it first'}, 404),
         400,
         "model_not_found",
         True,
         "rests",
     ),
     "404-item": Row(
-        json_answer({"error": {"message": NO_ITEM, "param": "input", "code": None}}, 404), 404, None
+        json_response({"error": {"message": NO_ITEM, "param": "input", "code": None}}, 404),
+        404,
+        None,
     ),
     "400-detail": Row(detail(400, "Unsupported parameter: seed"), 400, None),
-    "400-odd-param": Row(json_answer({"error": {"message": "x", "param": ["a"]}}, 400), 400, None),
+    "400-odd-param": Row(
+        json_response({"error": {"message": "x", "param": ["a"]}}, 400), 400, None
+    ),
     "400-html": Row(html(400), 400, "upstream_error"),
     "404-html": Row(html(404), 400, NO_ROUTE, True, "rests"),
-    "404-empty": Row(raw(answer_head(404, [EMPTY])), 400, NO_ROUTE, True, "rests"),
+    "404-empty": Row(raw(response_head(404, [EMPTY])), 400, NO_ROUTE, True, "rests"),
     "401": Row(fail(401, "token_expired"), 503, "no_usable_account", True, "rests"),
     "402": Row(fail(402, "deactivated_workspace"), 503, "no_usable_account", True, "rests"),
     "403": Row(fail(403), 503, "no_usable_account", True, "later"),
@@ -179,17 +183,17 @@ ROWS: Final = {
     "501": Row(fail(501), 501, "some_code"),
     # The status has told that nothing was executed, whatever becomes of the body.
     "429-body-cut": Row(
-        [Send(answer_head(429, [LONG])), Fin()], 429, "usage_limit_reached", True, "rests"
+        [Send(response_head(429, [LONG])), Fin()], 429, "usage_limit_reached", True, "rests"
     ),
     "500-body-garbage": Row(
-        [Send(answer_head(500, [("transfer-encoding", "chunked")]) + b"garbage\r\n"), Stall()],
+        [Send(response_head(500, [("transfer-encoding", "chunked")]) + b"garbage\r\n"), Stall()],
         500,
         "upstream_error",
         True,
         "later",
     ),
     "429-body-stalls": Row(
-        raw(answer_head(429, [LONG])), 429, "usage_limit_reached", True, "rests", 10
+        raw(response_head(429, [LONG])), 429, "usage_limit_reached", True, "rests", 10
     ),
 }
 TABLE: Final = [pytest.param(row, id=name) for name, row in ROWS.items()]
@@ -226,7 +230,7 @@ def question(*, is_stream: bool, **more: Json) -> bytes:
 
 
 def good(*, is_stream: bool) -> Script:
-    return sse_answer(responses_events("x")) if is_stream else json_answer({"id": "r"})
+    return sse_response(responses_events("x")) if is_stream else json_response({"id": "r"})
 
 
 def counts(world: World) -> list[int]:
@@ -275,7 +279,7 @@ async def test_a_fault_of_one_account_goes_on_only_where_it_is_safe(
 
 
 async def test_eight_interim_answers_are_skipped(world: World) -> None:
-    world.upstreams["a"].plays([Send(HINT * 8), *json_answer({"id": "r"})])
+    world.upstreams["a"].plays([Send(HINT * 8), *json_response({"id": "r"})])
     assert (await world.ask(ask_responses(stream=False))).json() == {"id": "r"}
 
 
@@ -346,9 +350,9 @@ async def test_a_limited_account_rests_as_long_as_it_says(
     async with opened_world(describe("a")) as world:
         upstream = world.upstreams["a"]
         upstream.plays(
-            json_answer({"error": {"code": "rate_limit_exceeded"} | error}, 429, headers)
+            json_response({"error": {"code": "rate_limit_exceeded"} | error}, 429, headers)
         )
-        upstream.always = json_answer({})
+        upstream.always = json_response({})
         response = await world.ask(ask_responses(stream=False))
         check_error(response, "usage_limit_reached")
         seconds = math.ceil(rest)
@@ -370,7 +374,7 @@ async def test_a_limited_account_rests_as_long_as_it_says(
 async def test_when_all_are_limited_the_first_reset_is_told(autojump_clock: MockClock) -> None:
     async with opened_world(describe("abc", pool=IN_ORDER)) as world:
         for upstream, seconds in zip(world.upstreams.values(), (500, 40, 80), strict=True):
-            upstream.plays(error_answer(429, "x", resets_in_seconds=seconds))
+            upstream.plays(error_response(429, "x", resets_in_seconds=seconds))
         response = await world.ask(ask_responses())
         assert (response.status, response.header("retry-after")) == (429, "40")
         assert counts(world) == [1, 1, 1]
@@ -379,8 +383,8 @@ async def test_when_all_are_limited_the_first_reset_is_told(autojump_clock: Mock
 async def test_a_model_is_missing_only_when_no_account_is_left(autojump_clock: MockClock) -> None:
     async with opened_world(describe("abcd", pool=IN_ORDER)) as world:
         for upstream in world.upstreams.values():
-            upstream.always = error_answer(404, "model_not_found")
-        world.upstreams["d"].plays(json_answer({"id": "r"}))
+            upstream.always = error_response(404, "model_not_found")
+        world.upstreams["d"].plays(json_response({"id": "r"}))
         first = await world.ask(ask_responses(stream=False))
         assert (first.status, first.error["code"]) == (503, "pool_busy")
         assert (await world.ask(ask_responses(stream=False))).status == 200
@@ -460,17 +464,17 @@ async def test_a_failed_event_before_content_is_as_good_as_a_status(
     status, after = NEXT_CODES[code]
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         a, b = world.upstreams.values()
-        a.plays(sse_answer(failing(shape, code, after_content=False)))
-        b.plays(sse_answer(chat_events("y") if shape == "chat" else responses_events("y")))
+        a.plays(sse_response(failing(shape, code, after_content=False)))
+        b.plays(sse_response(chat_events("y") if shape == "chat" else responses_events("y")))
         response = await world.ask(streamed(shape))
         assert (response.status, counts(world)) == (200, [1, 1])
         assert b"said by the upstream" not in response.body
     async with opened_world(describe("a")) as world:
-        world.upstreams["a"].plays(sse_answer(failing(shape, code, after_content=False)))
+        world.upstreams["a"].plays(sse_response(failing(shape, code, after_content=False)))
         response = await world.ask(streamed(shape))
         check_error(response, "usage_limit_reached" if status == 429 else code)
         assert response.status == status
-        world.upstreams["a"].always = json_answer({})
+        world.upstreams["a"].always = json_response({})
         follower = await world.ask(ask_responses(stream=False))
         assert (follower.status == 200) == (after != "rests")
 
@@ -488,7 +492,7 @@ async def test_other_failures_in_a_stream_are_forwarded_as_they_came(
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         payloads = failing(shape, code, after_content=after_content)
-        world.upstreams["a"].plays(sse_answer(payloads))
+        world.upstreams["a"].plays(sse_response(payloads))
         response = await world.ask(streamed(shape))
         assert (response.status, counts(world)) == (200, [1, 0])
         assert response.body == b"".join(map(sse_event, payloads))
@@ -502,18 +506,18 @@ STREAM_FAULTS: Final = {
     "eof-after-the-handshake": [*sse_steps(*responses_events("x")[:2], is_whole=False), Fin()],
     "clean-end-without-an-event": [Send(sse_head() + LAST_CHUNK)],
     "clean-end-after-the-handshake": sse_steps(*responses_events("x")[:2]),
-    "empty": [Send(answer_head(200, [("content-length", "0")]))],
-    "no-content": [Send(answer_head(204))],
+    "empty": [Send(response_head(200, [("content-length", "0")]))],
+    "no-content": [Send(response_head(204))],
     "html": PAGE,
     "chunk-garbage": [Send(sse_head() + b"xyz\r\n"), Stall()],
     "garbage-after-a-chunk": [Send(sse_head() + b"1\r\n:X\r\n"), Stall()],
 }
 UNARY_FAULTS: Final = {
-    "eof-after-the-head": [Send(answer_head(200, [LONG])), Fin()],
-    "half-a-body": [Send(answer_head(200, [LONG]) + b'{"id":'), Reset()],
+    "eof-after-the-head": [Send(response_head(200, [LONG])), Fin()],
+    "half-a-body": [Send(response_head(200, [LONG]) + b'{"id":'), Reset()],
     "chunk-garbage": [Send(sse_head() + b"xyz\r\n"), Stall()],
-    "empty": [Send(answer_head(200, [("content-length", "0")]))],
-    "no-content": [Send(answer_head(204))],
+    "empty": [Send(response_head(200, [("content-length", "0")]))],
+    "no-content": [Send(response_head(204))],
     "html": PAGE,
 }
 
@@ -545,8 +549,8 @@ async def test_a_success_that_is_none_is_an_error_and_not_sent_twice(
 ################################################################
 
 VARIANTS: Final = {
-    "by-code": error_answer(400, "invalid_encrypted_content"),
-    "by-message": json_answer(
+    "by-code": error_response(400, "invalid_encrypted_content"),
+    "by-message": json_response(
         {
             "error": {
                 "message": "The encrypted content for item rs_1 could not be verified. Reason: "
@@ -569,7 +573,7 @@ async def test_unreadable_reasoning_is_dropped_once_on_the_same_account(
     autojump_clock: MockClock, variant: str
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
-        world.upstreams["a"].plays(VARIANTS[variant], json_answer({"id": "r"}))
+        world.upstreams["a"].plays(VARIANTS[variant], json_response({"id": "r"}))
         assert (await world.ask(WITH_REASONING)).json() == {"id": "r"}
         assert counts(world) == [2, 0]
         first, second = (asked.json()["input"] for asked in world.asked)
@@ -579,7 +583,7 @@ async def test_unreadable_reasoning_is_dropped_once_on_the_same_account(
 @pytest.mark.parametrize("variant", VARIANTS)
 async def test_a_failed_repair_is_returned(autojump_clock: MockClock, variant: str) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
-        world.upstreams["a"].plays(VARIANTS[variant], VARIANTS[variant], json_answer({}))
+        world.upstreams["a"].plays(VARIANTS[variant], VARIANTS[variant], json_response({}))
         response = await world.ask(WITH_REASONING)
         assert (response.status, counts(world)) == (400, [2, 0])
         sent = VARIANTS[variant][0]
@@ -604,7 +608,7 @@ async def test_after_a_repair_the_request_may_still_go_elsewhere(
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays(VARIANTS["by-code"], fail(500))
-        world.upstreams["b"].plays(json_answer({}))
+        world.upstreams["b"].plays(json_response({}))
         assert (await world.ask(WITH_REASONING)).status == 200
         assert counts(world) == [2, 1]
 
@@ -615,7 +619,7 @@ async def test_half_an_emoji_does_not_stand_in_the_way_of_failover(
     body = rb'{"model": "m1", "input": [{"role": "user", "content": "cut \ud83d"}]}'
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays(fail(429))
-        world.upstreams["b"].plays(json_answer({}))
+        world.upstreams["b"].plays(json_response({}))
         assert (await world.ask(post("/v1/responses", body))).status == 200
         assert [asked.body for asked in world.asked] == [body, body]
 
@@ -632,7 +636,7 @@ async def test_a_kept_connection_that_is_found_closed_is_replaced_silently(
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         upstream = world.upstreams["a"]
-        upstream.plays([*json_answer({}), Pause(1), Fin()], json_answer({}))
+        upstream.plays([*json_response({}), Pause(1), Fin()], json_response({}))
         await world.ask(question(is_stream=False))
         autojump_clock.jump(1)
         await world.settle()
@@ -647,7 +651,7 @@ async def test_a_kept_connection_that_dies_with_the_request_is_not_retried(
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         upstream = world.upstreams["a"]
-        upstream.plays(json_answer({}), [Pause(1), end])
+        upstream.plays(json_response({}), [Pause(1), end])
         await world.ask(question(is_stream=False))
         response = await world.ask(question(is_stream=False))
         assert (response.status, response.error["code"]) == (502, UNREACHABLE)
@@ -659,8 +663,8 @@ async def test_a_new_connection_that_dies_while_replacing_goes_elsewhere(
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         upstream = world.upstreams["a"]
-        upstream.plays([*json_answer({}), Pause(1), Fin()])
-        world.upstreams["b"].plays(json_answer({}))
+        upstream.plays([*json_response({}), Pause(1), Fin()])
+        world.upstreams["b"].plays(json_response({}))
         await world.ask(question(is_stream=False))
         autojump_clock.jump(1)
         await world.settle()
@@ -674,9 +678,9 @@ async def test_a_connection_whose_answer_was_cut_or_overfull_is_not_used_again(
 ) -> None:
     async with opened_world(describe("a")) as world:
         upstream = world.upstreams["a"]
-        body = json_answer({})[0]
+        body = json_response({})[0]
         assert isinstance(body, Send)
-        upstream.plays([Send(body.data + b"HTTP/1.1 200 OK\r\n")], json_answer({"id": "r"}))
+        upstream.plays([Send(body.data + b"HTTP/1.1 200 OK\r\n")], json_response({"id": "r"}))
         await world.ask(question(is_stream=False))
         assert (await world.ask(question(is_stream=False))).json() == {"id": "r"}
         assert upstream.dial_count == 2

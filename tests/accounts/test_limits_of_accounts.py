@@ -26,11 +26,11 @@ from tests.support.world import (
     World,
     chat_events,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     opened_world,
     responses_events,
-    sse_answer,
+    sse_response,
     sse_steps,
 )
 
@@ -58,17 +58,17 @@ def question(carrier: str, **body: Json) -> bytes:
 def limited(carrier: str, error: Json, headers: Sequence[tuple[str, str]] = ()) -> Script:
     """An answer that tells of a limit."""
     if "event" not in carrier:
-        return json_answer({"error": error}, 429, headers)
+        return json_response({"error": error}, 429, headers)
     if carrier == "chat-event":
-        return sse_answer([{"error": error}])
+        return sse_response([{"error": error}])
     failed = {"type": "response.failed", "response": {"id": "resp_1", "error": error}}
     return sse_steps(CREATED, failed, headers=headers)
 
 
 def good(carrier: str) -> Script:
     if carrier in {"json", "chat"}:
-        return json_answer({"id": "r"})
-    return sse_answer(chat_events("x") if carrier == "chat-event" else responses_events("x"))
+        return json_response({"id": "r"})
+    return sse_response(chat_events("x") if carrier == "chat-event" else responses_events("x"))
 
 
 def check_told(response: Response, seconds: float) -> None:
@@ -297,7 +297,7 @@ async def test_a_model_s_own_limit_rests_that_model_alone(
         upstream = world.upstreams["a"]
         upstream.plays(limited(carrier, SAID, head))
         check_told(await world.ask(question(carrier, model=model)), 4 * DAY)
-        upstream.always = sse_answer(responses_events("x"))
+        upstream.always = sse_response(responses_events("x"))
         others = {PLAIN, *FAMILIES} - {model}
         for other in others:
             assert (await world.ask(question(carrier, model=other))).status == 200
@@ -340,7 +340,7 @@ async def test_a_used_up_plan_bars_no_model_whose_own_limit_has_room(
         upstream = world.upstreams["a"]
         upstream.plays(limited(carrier, SAID, head))
         check_told(await world.ask(question(carrier, model=PLAIN)), 5 * DAY)
-        upstream.plays(sse_answer(responses_events("x"), headers=head))
+        upstream.plays(sse_response(responses_events("x"), headers=head))
         assert (await world.ask(question(carrier, model=SPARK))).status == 200
         for model in (PLAIN, NIGHT):  # its success proves nothing for those
             assert (await world.ask(question(carrier, model=model))).status == 429
@@ -362,7 +362,9 @@ async def test_a_model_s_own_limit_is_known_by_its_upstream_s_name(
         account["models"] = {"plain": PLAIN, "quick": SPARK, "late": NIGHT}
     async with opened_world(described) as world:
         upstream = world.upstreams["a"]
-        upstream.plays(limited("json", SAID, head), sse_answer(responses_events("x"), headers=head))
+        upstream.plays(
+            limited("json", SAID, head), sse_response(responses_events("x"), headers=head)
+        )
         check_told(await world.ask(question("json", model="plain")), 5 * DAY)
         assert (await world.ask(question("json", model="quick"))).status == 200
         for model in ("plain", "late"):
@@ -374,7 +376,7 @@ async def test_a_throttle_and_a_refusal_bar_every_model(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     head = families(plan=100)
-    for refusal, status in ((limited("json", PACE), 429), (error_answer(402, "x"), 503)):
+    for refusal, status in ((limited("json", PACE), 429), (error_response(402, "x"), 503)):
         async with opened_world(models_described(tmp_path)) as world:
             upstream = world.upstreams["a"]
             upstream.plays(limited("json", SAID, head), refusal)

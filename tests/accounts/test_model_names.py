@@ -28,11 +28,11 @@ from tests.support.world import (
     UNIX_START,
     chat_events,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     make_config,
     responses_events,
-    sse_answer,
+    sse_response,
 )
 
 MODEL: Final = "gpt-5.5"
@@ -62,10 +62,10 @@ BODIES: Final[dict[str, tuple[str, bytes]]] = {
     ),
 }
 ANSWERS: Final = {
-    "responses": json_answer({"id": "r", "model": NAMES["b"], "output": []}),
-    "responses-stream": sse_answer(responses_events("hi", model=NAMES["b"])),
-    "chat": json_answer({"id": "c", "model": NAMES["b"], "choices": []}),
-    "chat-stream": sse_answer(chat_events("hi", model=NAMES["b"])),
+    "responses": json_response({"id": "r", "model": NAMES["b"], "output": []}),
+    "responses-stream": sse_response(responses_events("hi", model=NAMES["b"])),
+    "chat": json_response({"id": "c", "model": NAMES["b"], "choices": []}),
+    "chat-stream": sse_response(chat_events("hi", model=NAMES["b"])),
 }
 
 
@@ -89,8 +89,10 @@ def renamed(body: bytes, name: str) -> Json:
 
 def play(world: SocketWorld, first: str, form: str) -> None:
     """The first account is limited, and the other one serves."""
-    world.upstreams[first].plays(error_answer(429, "usage_limit_reached"))
-    served = ANSWERS[form] if first == "a" else sse_answer(responses_events("hi", model=NAMES["a"]))
+    world.upstreams[first].plays(error_response(429, "usage_limit_reached"))
+    served = (
+        ANSWERS[form] if first == "a" else sse_response(responses_events("hi", model=NAMES["a"]))
+    )
     world.upstreams["ab".replace(first, "")].plays(served)
 
 
@@ -142,7 +144,7 @@ async def test_on_the_native_route_nothing_else_is_changed(
 ) -> None:
     body = b'{"x":[{"model":"gpt-5.5"}],"input":[ ],"stream" :false,"model" : "gpt-5.5" }'
     async with socket_world(both(tmp_path)) as world:
-        world.upstreams["a"].plays(json_answer({"id": "r", "output": []}))
+        world.upstreams["a"].plays(json_response({"id": "r", "output": []}))
         assert (await world.ask(post(path, body))).status == 200
         assert world.upstreams["a"].asked[0].json() == renamed(body, NAMES["a"])
 
@@ -162,7 +164,7 @@ async def test_lists_and_explanations_have_the_pool_s_name(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with socket_world(both(tmp_path)) as world:
-        world.upstreams["a"].catalogue = json_answer({"models": [ENTRY]})
+        world.upstreams["a"].catalogue = json_response({"models": [ENTRY]})
         await world.ask(request("GET", "/v1/models"))
         await world.settle()
         world.server.shared.roster.health["a"].catalogue_until = 0.0
@@ -185,7 +187,7 @@ async def test_lists_and_explanations_have_the_pool_s_name(
         for name in NAMES.values():
             response = await world.ask(post("/v1/responses", {"model": name, "input": "x"}))
             assert (response.status, response.error["code"]) == (400, "model_not_found")
-        world.upstreams["a"].plays(sse_answer(responses_events("hi")))
+        world.upstreams["a"].plays(sse_response(responses_events("hi")))
         asked = {"model": MODEL, "input": "x", "reasoning": {"effort": "high"}}
         assert (await world.ask(post("/v1/responses", asked))).status == 200
         assert world.upstreams["a"].asked[-1].json()["reasoning"]["effort"] == "xhigh"
@@ -290,7 +292,7 @@ async def test_what_goes_on_as_it_came_is_by_an_alias_of_its_model_and_nothing_e
     autojump_clock: MockClock, tmp_path: Path, path: str
 ) -> None:
     async with socket_world(both(tmp_path, aliases=ALIASES)) as world:
-        world.upstreams["a"].plays(json_answer({"id": "r", "output": []}))
+        world.upstreams["a"].plays(json_response({"id": "r", "output": []}))
         body = b'{ "model":"quick", "input":[]}'
         assert (await world.ask(post(path, body))).status == 200
         assert world.upstreams["a"].asked[0].json() == {"model": NAMES["a"], "input": []}

@@ -27,11 +27,11 @@ from tests.support.world import (
     Script,
     chat_events,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     opened_world,
     responses_events,
-    sse_answer,
+    sse_response,
     sse_steps,
 )
 from tests.translation.test_codex_accounts import (
@@ -231,23 +231,23 @@ TEXT: Final = "Rate limit exceeded"
 
 def streamed(kind: str, *last: Json) -> Script:
     """A failure before content, and after a handshake where there is one."""
-    return sse_answer([*(responses_events()[:2] if kind == "responses" else []), *last])
+    return sse_response([*(responses_events()[:2] if kind == "responses" else []), *last])
 
 
 CARRIERS: Final[dict[str, tuple[str, bool, Callable[[Json], Script]]]] = {
     "failed event": ("responses", True, lambda error: streamed(
         "responses", {"type": "response.failed", "response": {"error": error}})),
     "first event": ("responses", True, lambda error: streamed("", {"error": error})),
-    "json for a stream": ("responses", True, lambda error: json_answer({"error": error})),
-    "json in a 200": ("responses", False, lambda error: json_answer({"error": error})),
-    "detail in a 200": ("responses", False, lambda error: json_answer({"detail": error})),
-    "chat chunk": ("chat", True, lambda error: sse_answer(
+    "json for a stream": ("responses", True, lambda error: json_response({"error": error})),
+    "json in a 200": ("responses", False, lambda error: json_response({"error": error})),
+    "detail in a 200": ("responses", False, lambda error: json_response({"detail": error})),
+    "chat chunk": ("chat", True, lambda error: sse_response(
         [chat_events("x")[0], {"error": error}])),
-    "chat json for a stream": ("chat", True, lambda error: json_answer({"error": error})),
-    "chat json": ("chat", False, lambda error: json_answer({"error": error, "choices": []})),
-    "list in a 200": ("responses", False, lambda error: json_answer(
+    "chat json for a stream": ("chat", True, lambda error: json_response({"error": error})),
+    "chat json": ("chat", False, lambda error: json_response({"error": error, "choices": []})),
+    "list in a 200": ("responses", False, lambda error: json_response(
         {"success": False, "errors": [error if isinstance(error, dict) else {"message": error}]})),
-    "choice": ("chat", False, lambda error: json_answer(
+    "choice": ("chat", False, lambda error: json_response(
         {"choices": [{"finish_reason": "error", "error": error}]})),
 }  # fmt: skip
 
@@ -258,8 +258,8 @@ def asks(kind: str, *, is_stream: bool) -> bytes:
 
 def well(kind: str, *, is_stream: bool) -> Script:
     if not is_stream:
-        return json_answer({"id": "well"})
-    return sse_answer(chat_events("well") if kind == "chat" else responses_events("well"))
+        return json_response({"id": "well"})
+    return sse_response(chat_events("well") if kind == "chat" else responses_events("well"))
 
 
 @pytest.mark.parametrize("error", [WORD, NUMBER, TEXT], ids=["word", "number", "text"])
@@ -307,7 +307,7 @@ async def test_what_only_looks_like_an_error_is_an_answer(
     autojump_clock: MockClock, value: Json
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
-        world.upstreams["a"].plays(json_answer(value))
+        world.upstreams["a"].plays(json_response(value))
         response = await world.ask(ask_responses(stream=False))
         assert (response.status, response.json(), counts(world)) == (200, value, [1, 0])
 
@@ -385,7 +385,7 @@ async def test_so_is_the_first_frame_of_a_later_turn(autojump_clock: MockClock, 
 
 
 @pytest.mark.parametrize("answer", [
-    error_answer(403, "x_new"), json_answer({"detail": "Forbidden"}, 403),
+    error_response(403, "x_new"), json_response({"detail": "Forbidden"}, 403),
     streamed("responses", {"type": "error", "status": 403, "error": {"code": "x_new"}}),
 ])  # fmt: skip
 async def test_refused_three_times_in_a_row_an_account_is_left_out(
@@ -393,9 +393,9 @@ async def test_refused_three_times_in_a_row_an_account_is_left_out(
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         a, b = world.upstreams.values()
-        b.always = sse_answer(responses_events("y"))
+        b.always = sse_response(responses_events("y"))
         for round_number, before in enumerate(([answer] * 2, [answer] * 2, [])):
-            a.plays(*before, sse_answer(responses_events("x")))
+            a.plays(*before, sse_response(responses_events("x")))
             for _ in before:
                 await world.ask(ask_responses())
                 autojump_clock.jump(61)  # it is demoted for a minute

@@ -24,7 +24,7 @@ from tests.support.memory_websockets import (
     socket_world,
     turn,
 )
-from tests.support.world import Asked, chat_events, json_answer, responses_events, sse_answer
+from tests.support.world import Asked, chat_events, json_response, responses_events, sse_response
 
 CLIENTS: Final = ("codex_cli_rs/0.171.0 (Debian)", "Codex", "openai-python/2.1", "curl/8")
 
@@ -46,8 +46,8 @@ async def ask_all(world: SocketWorld, name: str, agent: str) -> list[str]:
         ("/v1/chat/completions", True),
     ):
         events = chat_events("hi") if path.endswith("completions") else responses_events("hi")
-        whole = json_answer({"id": "r", "choices": []})
-        upstream.plays(sse_answer(events) if is_stream else whole)
+        whole = json_response({"id": "r", "choices": []})
+        upstream.plays(sse_response(events) if is_stream else whole)
         answer = await world.ask(post(path, {**body, "stream": is_stream}, headers=told))
         assert answer.status == 200
 
@@ -74,7 +74,7 @@ async def test_a_chatgpt_account_is_told_our_full_name(
 ) -> None:
     async with socket_world(codex_described(tmp_path, "a")) as world:
         upstream = world.upstream("a")
-        upstream.plays(sse_answer(responses_events("hi")))
+        upstream.plays(sse_response(responses_events("hi")))
         assert (
             await world.ask(post("/v1/responses", {"model": "m1", "input": "x", "stream": True}))
         ).status == 200

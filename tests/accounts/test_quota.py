@@ -32,7 +32,7 @@ from pooler import (
 )
 from tests.accounts.test_account_choice import Scene
 from tests.support.memory_sockets import Json, ask_responses
-from tests.support.world import UNIX_START, describe, error_answer, make_config, opened_world
+from tests.support.world import UNIX_START, describe, error_response, make_config, opened_world
 
 HOUR: Final = 3600
 DAY: Final = 24 * HOUR
@@ -431,7 +431,7 @@ def test_a_strict_order_is_not_changed_by_what_is_left(routing: str) -> None:
 async def test_a_limit_is_told_only_when_no_account_is_left(autojump_clock: MockClock) -> None:
     async with opened_world(describe("abcd")) as world:
         for name in "abcd":
-            world.upstreams[name].always = error_answer(
+            world.upstreams[name].always = error_response(
                 429, "usage_limit_reached", resets_in_seconds=500
             )
         first = await world.ask(ask_responses(stream=False))

@@ -17,7 +17,7 @@ from pooler import ConfigRefused, Routing
 from tests.accounts.test_quota import Quotas, window
 from tests.support.memory_sockets import Json, post
 from tests.support.memory_websockets import codex_described, socket_world
-from tests.support.world import UNIX_START, describe, make_config, responses_events, sse_answer
+from tests.support.world import UNIX_START, describe, make_config, responses_events, sse_response
 
 HOUR: Final = 3600
 DAY: Final = 24 * HOUR
@@ -126,7 +126,7 @@ async def test_the_pooler_learns_of_the_windows_by_itself(
                 "secondary-reset-at": UNIX_START + days[name] * DAY,
             }  # fmt: skip
             head = [(f"x-codex-{field}", str(value)) for field, value in fields.items()]
-            upstream.always = sse_answer(responses_events("hi"), headers=head)
+            upstream.always = sse_response(responses_events("hi"), headers=head)
         for number in range(9):
             body = {"model": "m1", "input": "x", "stream": True, "prompt_cache_key": f"s{number}"}
             assert (await world.ask(post("/v1/responses", body))).status == 200

@@ -27,14 +27,14 @@ from tests.support.world import (
     Send,
     Step,
     World,
-    answer_head,
     chat_events,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     opened_world,
+    response_head,
     responses_events,
-    sse_answer,
+    sse_response,
     sse_steps,
 )
 
@@ -61,13 +61,13 @@ NATIVE: Final[Mapping[str, tuple[str, Json]]] = {
 
 def text(status: int, body: str, content_type: str = "text/plain") -> Script:
     fields = [("content-type", content_type), ("content-length", str(len(body)))]
-    return [Send(answer_head(status, fields) + body.encode())]
+    return [Send(response_head(status, fields) + body.encode())]
 
 
 def good(form: str) -> Script:
     if form in {"responses", "chat", "compact"}:
-        return json_answer({"id": "r", "output": []})
-    return sse_answer(chat_events("x") if form.startswith("chat") else responses_events("x"))
+        return json_response({"id": "r", "output": []})
+    return sse_response(chat_events("x") if form.startswith("chat") else responses_events("x"))
 
 
 def question(form: str) -> bytes:
@@ -96,34 +96,34 @@ ROUTELESS: Final[Mapping[str, Script]] = {
     "404-text": text(404, "404 page not found\n"),
     "404-empty": text(404, ""),
     "404-page": text(404, "<html><h1>Not Found</h1></html>", "text/html"),
-    "404-detail": json_answer({"detail": "Not Found"}, 404),
-    "404-error-as-text": json_answer({"error": "Not Found"}, 404),
-    "404-llama": json_answer(
+    "404-detail": json_response({"detail": "Not Found"}, 404),
+    "404-error-as-text": json_response({"error": "Not Found"}, 404),
+    "404-llama": json_response(
         {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}}, 404
     ),
-    "404-openai": json_answer(
+    "404-openai": json_response(
         {"error": {"message": "Invalid URL (POST /v1/responses)", "code": None}}, 404
     ),
-    "404-nest": json_answer(
+    "404-nest": json_response(
         {"message": "Cannot POST /v1/responses", "error": "Not Found", "statusCode": 404}, 404
     ),
-    "404-groq": json_answer(
+    "404-groq": json_response(
         {"error": {"message": "Unknown request URL: POST /v1/responses.", "code": "unknown_url"}},
         404,
     ),
-    "404-a-pooler": json_answer(
+    "404-a-pooler": json_response(
         {"error": {"message": "Unsupported.", "code": "unsupported_endpoint"}}, 404
     ),
     "405-empty": text(405, ""),
-    "405-detail": json_answer({"detail": "Method Not Allowed"}, 405),
-    "404-litellm": json_answer(
+    "405-detail": json_response({"detail": "Method Not Allowed"}, 405),
+    "404-litellm": json_response(
         {"error": {"message": "litellm.NotFoundError: OpenAIException - Not Found", "code": "404"}},
         404,
     ),
-    "200-lm-studio": json_answer(
+    "200-lm-studio": json_response(
         {"error": "Unexpected endpoint or method. (POST /v1/responses). Returning 200 anyway"}
     ),
-    "200-code": json_answer({"error": {"code": 404, "message": "File Not Found"}}),
+    "200-code": json_response({"error": {"code": 404, "message": "File Not Found"}}),
     "501-text": text(501, "Unsupported method ('POST')"),
     "501-page": text(501, "<html>Not implemented</html>", "text/html"),
 }
@@ -171,7 +171,7 @@ async def test_a_chatgpt_account_s_route_is_lacking_likewise(
     for form in FORMS:
         async with opened_world(codex_described(tmp_path)) as world:
             world.upstreams["a"].always = ROUTELESS["404-detail"]
-            world.upstreams["b"].always = sse_answer(responses_events("x"))
+            world.upstreams["b"].always = sse_response(responses_events("x"))
             assert (await world.ask(question(form))).status == 200
             assert counts(world) == [1, 1]
 
@@ -185,22 +185,22 @@ async def test_an_account_without_one_route_serves_the_others(autojump_clock: Mo
 
 ITEM: Final = "Item with id 'rs_1' not found. Items are not persisted when `store` is false."
 OWN: Final[Mapping[str, tuple[Script, int]]] = {
-    "item": (json_answer({"error": {"message": ITEM, "param": "input"}}, 404), 404),
-    "response": (json_answer({"error": {"message": "Response resp_1 not found"}}, 404), 404),
-    "item-detail": (json_answer({"detail": ITEM}, 404), 404),
-    "405-of-an-api": (error_answer(405, "method_not_allowed"), 405),
-    "501-of-an-api": (error_answer(501, "not_implemented"), 501),
-    "200-item": (json_answer({"error": {"code": 404, "message": ITEM}}), 404),
+    "item": (json_response({"error": {"message": ITEM, "param": "input"}}, 404), 404),
+    "response": (json_response({"error": {"message": "Response resp_1 not found"}}, 404), 404),
+    "item-detail": (json_response({"detail": ITEM}, 404), 404),
+    "405-of-an-api": (error_response(405, "method_not_allowed"), 405),
+    "501-of-an-api": (error_response(501, "not_implemented"), 501),
+    "200-item": (json_response({"error": {"code": 404, "message": ITEM}}), 404),
     "200-words": (
-        json_answer({"error": {"code": "bad", "message": "This method is not supported"}}),
+        json_response({"error": {"code": "bad", "message": "This method is not supported"}}),
         400,
     ),
     "no-tools": (
-        json_answer({"error": {"message": "No endpoints found that support tool use."}}, 404),
+        json_response({"error": {"message": "No endpoints found that support tool use."}}, 404),
         404,
     ),
     "model-settings": (
-        json_answer({"error": {"message": "Invalid model settings: temperature"}}, 400),
+        json_response({"error": {"message": "Invalid model settings: temperature"}}, 400),
         400,
     ),
 }
@@ -224,7 +224,7 @@ async def test_an_answer_that_is_cut_is_no_lacking_route(
     status: int, end: Step, autojump_clock: MockClock
 ) -> None:
     """What is missing may say that it is about an item of the request."""
-    head = answer_head(status, [("content-type", "application/json"), ("content-length", "100")])
+    head = response_head(status, [("content-type", "application/json"), ("content-length", "100")])
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays([Send(head + b'{"error":'), end])
         assert (await world.ask(question("responses"))).status == status
@@ -239,18 +239,18 @@ NO_PLAN: Final = "The 'm1' model is not supported when using Codex with a ChatGP
 NO_ACCESS: Final = "Project `p` does not have access to model `m1`"
 GONE: Final[Json] = {"code": "model_not_found", "message": "The model `m1` does not exist."}
 MODELLESS: Final[Mapping[str, Script]] = {
-    "plan": json_answer({"detail": NO_PLAN}, 400),
-    "plan-wrapped": json_answer(
+    "plan": json_response({"detail": NO_PLAN}, 400),
+    "plan-wrapped": json_response(
         {"error": {"message": NO_PLAN, "code": "invalid_request_error"}}, 400
     ),
-    "404-detail": json_answer({"detail": "Model not found m1"}, 404),
-    "404-code": json_answer({"error": GONE}, 404),
-    "400-code": error_answer(400, "model_not_supported"),
-    "403-code": json_answer({"error": {"message": NO_ACCESS, "code": "model_not_found"}}, 403),
-    "unknown": json_answer({"error": {"message": "Unknown model: m1"}}, 400),
-    "ollama": json_answer({"error": "model 'm1' not found"}, 404),
+    "404-detail": json_response({"detail": "Model not found m1"}, 404),
+    "404-code": json_response({"error": GONE}, 404),
+    "400-code": error_response(400, "model_not_supported"),
+    "403-code": json_response({"error": {"message": NO_ACCESS, "code": "model_not_found"}}, 403),
+    "unknown": json_response({"error": {"message": "Unknown model: m1"}}, 400),
+    "ollama": json_response({"error": "model 'm1' not found"}, 404),
     **{
-        text: json_answer({"error": {"message": text, "type": "x"}}, status)
+        text: json_response({"error": {"message": text, "type": "x"}}, status)
         for status, text in (
             (400, "The 'm1' model requires a newer version of Codex. Please upgrade."),
             (400, "/chat/completions: Invalid model name passed in model=m1. Call `/v1/models`."),
@@ -262,7 +262,7 @@ MODELLESS: Final[Mapping[str, Script]] = {
         )
     },
     **{
-        code: json_answer({"error": {"code": code, "message": "No."}}, status)
+        code: json_response({"error": {"code": code, "message": "No."}}, status)
         for status, code in (
             (404, "DeploymentNotFound"),
             (400, "invalid_model"),
@@ -289,7 +289,7 @@ async def test_a_model_that_no_account_can_use_is_not_one_that_the_key_may_not_u
     async with opened_world(whole) as world:
         for name in "ab":
             world.upstreams[name].always = MODELLESS[case]
-        world.upstreams["c"].plays(sse_answer(responses_events("x")), MODELLESS[case])
+        world.upstreams["c"].plays(sse_response(responses_events("x")), MODELLESS[case])
         assert (await world.ask(question(form))).status == 200
         assert counts(world) == [1, 1, 1]
         at_the_moment = "No account in this pool can use this model at the moment"
@@ -304,7 +304,7 @@ async def test_a_model_that_no_account_can_use_is_not_one_that_the_key_may_not_u
         assert "m3" not in unknown.error["message"]
 
         await trio.sleep_until(3601)
-        world.upstreams["a"].always = sse_answer(responses_events("x"))
+        world.upstreams["a"].always = sse_response(responses_events("x"))
         assert (await world.ask(question(form))).status == 200
 
 
@@ -312,7 +312,7 @@ async def test_the_upstream_s_code_is_told_where_it_is_one(autojump_clock: MockC
     for code, told in (("model_not_supported", "model_not_supported"), ("model_not_found", "")):
         async with opened_world(describe("ab")) as world:
             for upstream in world.upstreams.values():
-                upstream.always = error_answer(404, code)
+                upstream.always = error_response(404, code)
             for _ in range(2):
                 check_final(await world.ask(question("chat")), "model_not_found", told)
 
@@ -362,11 +362,11 @@ async def test_an_edge_that_counts_addresses_puts_no_account_to_rest(
     case: str, form: str, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     body, fields = EDGES[case]
-    head = answer_head(429, [*fields, ("content-length", str(len(body)))])
+    head = response_head(429, [*fields, ("content-length", str(len(body)))])
     async with opened_world(codex_described(tmp_path)) as world:
         for upstream in world.upstreams.values():
             upstream.plays([Send(head + body.encode())])
-            upstream.always = sse_answer(responses_events("x"))
+            upstream.always = sse_response(responses_events("x"))
         response = await world.ask(question(form))
         assert (response.status, response.error["code"]) == (502, "upstream_blocked")
         assert all(one.cooldown_until == 0 for one in world.server.shared.roster.health.values())
@@ -376,7 +376,9 @@ async def test_an_edge_that_counts_addresses_puts_no_account_to_rest(
 async def test_an_api_s_own_limit_is_one_whatever_its_type_is_called(
     autojump_clock: MockClock,
 ) -> None:
-    limit = json_answer({"error": {"code": "rate_limit_exceeded"}}, 429, [("server", "cloudflare")])
+    limit = json_response(
+        {"error": {"code": "rate_limit_exceeded"}}, 429, [("server", "cloudflare")]
+    )
     async with opened_world(describe("a")) as world:
         world.upstreams["a"].plays(limit)
         assert (await world.ask(question("chat"))).error["code"] == "usage_limit_reached"
@@ -393,7 +395,9 @@ async def test_an_operator_sees_what_an_account_lacks_and_why_it_rests(
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER, operators={"me": OPERATOR})) as world:
         world.upstreams["a"].plays(
-            ROUTELESS["404-text"], MODELLESS["400-code"], error_answer(402, "deactivated_workspace")
+            ROUTELESS["404-text"],
+            MODELLESS["400-code"],
+            error_response(402, "deactivated_workspace"),
         )
         world.upstreams["b"].always = good("chat")
         await world.ask(question("responses"))

@@ -38,10 +38,10 @@ from tests.support.world import (
     Script,
     Step,
     World,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     responses_events,
-    sse_answer,
+    sse_response,
 )
 
 OLD, NEW, TOKEN_PORT = 9001, 9101, 9999
@@ -57,10 +57,10 @@ class Elsewhere(SocketUpstream):
         if asked.target == "/oauth/token":
             name = asked.json()["refresh_token"].split("-")[1]
             token = make_token(name, "plus", FAR + 7)
-            return json_answer({"access_token": token, "refresh_token": f"rt-{name}-2"})
+            return json_response({"access_token": token, "refresh_token": f"rt-{name}-2"})
         if asked.json().get("stream"):
-            return [Pause(0.5), *sse_answer(responses_events("hi"))]
-        return [Pause(0.5), *json_answer({"id": "r"})]
+            return [Pause(0.5), *sse_response(responses_events("hi"))]
+        return [Pause(0.5), *json_response({"id": "r"})]
 
     async def _read(self, line: Any) -> Asked | None:  # noqa: ANN401 (as in the class above)
         asked = await super()._read(line)
@@ -88,7 +88,7 @@ class Moving(World):
         if url.port not in self.servers:
             made = self.servers[url.port] = Elsewhere(str(url.port), self)
             made.always = made.answer
-            made.catalogue = json_answer({"data": [{"id": "m1"}], "models": []})
+            made.catalogue = json_response({"data": [{"id": "m1"}], "models": []})
         return await self.servers[url.port].connect()
 
     def judge(self, port: int, asked: Asked) -> None:
@@ -196,7 +196,7 @@ async def a_failure(world: Moving) -> None:
     """Refused, refreshed and asked again."""
     for server in (OLD, NEW):
         await (await world.dial(BaseUrl(False, "127.0.0.1", server, ""), None)).aclose()
-        world.servers[server].plays(error_answer(401, "token_invalidated"))
+        world.servers[server].plays(error_response(401, "token_invalidated"))
     await world.ask(post("/v1/responses", {"model": "m1", "input": "x"}))
 
 

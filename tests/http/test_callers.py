@@ -17,11 +17,11 @@ from tests.support.memory_sockets import KEY, Json, Pairs, Response, post, reque
 from tests.support.world import (
     World,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     make_config,
     opened_world,
-    sse_answer,
+    sse_response,
 )
 
 TOKEN: Final = "operator-token-0123456789"
@@ -153,7 +153,7 @@ async def test_an_origin_of_any_scheme_may_be_allowed(
     autojump_clock: MockClock, origin: str
 ) -> None:
     async with opened_world(describe("a", allowed_origins=[origin])) as world:
-        world.upstreams["a"].always = json_answer({"id": "r"})
+        world.upstreams["a"].always = json_response({"id": "r"})
         for sent, status in (
             (origin, 200), (origin.upper(), 200), (f"{origin}x", 403), (f"x{origin}", 403),
             (f"{origin}/", 403), ("https://chat.example.com", 403), ("null", 403),
@@ -220,7 +220,7 @@ async def test_a_compressed_body_is_refused_before_it_is_read(
 @pytest.mark.parametrize("coding", PLAIN)
 async def test_identity_is_no_coding(autojump_clock: MockClock, coding: str) -> None:
     async with opened_world(with_operators()) as world:
-        world.upstreams["a"].always = json_answer({"id": "r", "choices": []})
+        world.upstreams["a"].always = json_response({"id": "r", "choices": []})
         for path, key in PATHS.items():
             body = MCP if path == "/mcp" else CALL
             headers = [("Content-Encoding", coding)]
@@ -296,12 +296,12 @@ FAILED: Final = {"type": "response.failed", "response": {"error": {"code": "x", 
 @pytest.mark.parametrize(
     ("script", "status", "ours"),
     [
-        pytest.param(json_answer({"id": "r"}), 200, False, id="passed on"),
-        pytest.param(error_answer(400, "invalid_value"), 400, False, id="a refusal passed on"),
-        pytest.param(error_answer(500, "x"), 500, True, id="a failure"),
-        pytest.param(error_answer(429, "usage_limit_reached"), 429, True, id="a limit"),
-        pytest.param(error_answer(401, "x"), 503, True, id="an account refused"),
-        pytest.param(sse_answer([FAILED]), 502, True, id="nonsense"),
+        pytest.param(json_response({"id": "r"}), 200, False, id="passed on"),
+        pytest.param(error_response(400, "invalid_value"), 400, False, id="a refusal passed on"),
+        pytest.param(error_response(500, "x"), 500, True, id="a failure"),
+        pytest.param(error_response(429, "usage_limit_reached"), 429, True, id="a limit"),
+        pytest.param(error_response(401, "x"), 503, True, id="an account refused"),
+        pytest.param(sse_response([FAILED]), 502, True, id="nonsense"),
     ],
 )
 async def test_what_an_upstream_said_keeps_its_head(

@@ -28,13 +28,13 @@ from tests.support.world import (
     Step,
     Tell,
     World,
-    answer_head,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     opened_world,
+    response_head,
     responses_events,
-    sse_answer,
+    sse_response,
 )
 
 IN_ORDER: Final = {"routing": "in_order"}  # a whenever it is well, else b
@@ -63,27 +63,27 @@ BEHIND: Final[dict[str, Step]] = {"stays-open": Stall(), "ends": Fin(), "is-rese
 ROWS: Final = {
     # Answers, whatever becomes of the connection behind them.
     **{
-        f"413-{name}": Row([STARTED, *error_answer(413, "c"), end], 413, "c", False)
+        f"413-{name}": Row([STARTED, *error_response(413, "c"), end], 413, "c", False)
         for name, end in BEHIND.items()
     },
     **{
         f"429-{name}": Row(
-            [STARTED, *error_answer(429, "c"), end], 429, "usage_limit_reached", True
+            [STARTED, *error_response(429, "c"), end], 429, "usage_limit_reached", True
         )
         for name, end in BEHIND.items()
     },
-    "401": Row([STARTED, *error_answer(401, "c"), Stall()], 503, "no_usable_account", True),
-    "503": Row([STARTED, *error_answer(503, "c"), Stall()], 503, "c", True),
-    "504": Row([STARTED, *error_answer(504, "c"), Stall()], 504, "c", False),
+    "401": Row([STARTED, *error_response(401, "c"), Stall()], 503, "no_usable_account", True),
+    "503": Row([STARTED, *error_response(503, "c"), Stall()], 503, "c", True),
+    "504": Row([STARTED, *error_response(504, "c"), Stall()], 504, "c", False),
     "redirect": Row(
-        [STARTED, Send(answer_head(302, [("location", "/"), ("content-length", "0")])), Stall()],
+        [STARTED, Send(response_head(302, [("location", "/"), ("content-length", "0")])), Stall()],
         502,
         INVALID,
         False,
     ),
-    "after-a-while": Row([STARTED, LATER, *error_answer(413, "c"), Stall()], 413, "c", False, 3),
+    "after-a-while": Row([STARTED, LATER, *error_response(413, "c"), Stall()], 413, "c", False, 3),
     "after-interim-ones": Row(
-        [STARTED, Send(HINT * 8), LATER, *error_answer(413, "c"), Stall()], 413, "c", False, 3
+        [STARTED, Send(HINT * 8), LATER, *error_response(413, "c"), Stall()], 413, "c", False, 3
     ),
     "in-pieces": Row(
         [
@@ -144,7 +144,7 @@ async def test_another_account_is_asked_where_nothing_was_begun(
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays(row.script)
-        good = sse_answer(responses_events("x")) if is_stream else json_answer({"id": "r"})
+        good = sse_response(responses_events("x")) if is_stream else json_response({"id": "r"})
         world.upstreams["b"].always = good
         response = await world.ask(ask_responses(stream=is_stream))
         assert len(world.upstreams["b"].asked) == row.goes_on
@@ -157,7 +157,7 @@ async def test_a_success_is_the_answer_though_the_rest_of_the_request_is_never_r
 ) -> None:
     """It may have wanted the rest, so that has the time that every write has."""
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
-        world.upstreams["a"].plays([STARTED, *json_answer({"id": "r"}), Stall()])
+        world.upstreams["a"].plays([STARTED, *json_response({"id": "r"}), Stall()])
         response = await world.ask(ask_responses(stream=False))
         assert (response.status, response.json()) == (200, {"id": "r"})
         assert trio.current_time() == 60
@@ -167,7 +167,7 @@ async def test_a_success_is_the_answer_though_the_rest_of_the_request_is_never_r
 async def test_a_success_is_the_answer_though_the_rest_of_the_request_is_refused(
     world: World,
 ) -> None:
-    world.upstreams["a"].plays([STARTED, *json_answer({"id": "r"}), Fin()])
+    world.upstreams["a"].plays([STARTED, *json_response({"id": "r"}), Fin()])
     response = await world.ask(ask_responses(stream=False))
     assert (response.status, response.json()) == (200, {"id": "r"})
 
@@ -184,7 +184,7 @@ async def test_an_answer_may_come_a_second_after_the_sending_failed(
             def set(self) -> None:
                 upstream.lines[0].socket.incoming.set(deaf=True)
 
-        refusal = error_answer(413, "c")
+        refusal = error_response(413, "c")
         upstream.plays([STARTED, Tell(Deafness()), Pause(seconds), *refusal, Stall()])
         assert (await world.ask(ask_responses())).status == status
         assert trio.current_time() == min(seconds, 1)
@@ -196,7 +196,7 @@ async def test_interim_answers_are_counted_from_the_first_one(
 ) -> None:
     """Those that come while the request goes out, and those behind it."""
     upstream = world.upstreams["a"]
-    upstream.always = [Send(HINT * late), *json_answer({"id": "r"})]
+    upstream.always = [Send(HINT * late), *json_response({"id": "r"})]
     dial_really = upstream.connect
 
     async def dial_and_hint() -> object:
@@ -213,7 +213,9 @@ async def test_interim_answers_are_counted_from_the_first_one(
 async def test_what_came_in_the_place_of_a_head_is_never_skipped() -> None:
     """What follows it is no answer, even if the request has gone out whole meanwhile."""
     ours, theirs = socket_pair()
-    await theirs.send_all(b"HTTP/1.1 2x0 Odd\r\n\r\n" + answer_head(200, [("content-length", "0")]))
+    await theirs.send_all(
+        b"HTTP/1.1 2x0 Odd\r\n\r\n" + response_head(200, [("content-length", "0")])
+    )
     upstream = UpstreamConnection(ours)
     await upstream.read_early(Limits(), trio.CancelScope())
     for _ in range(2):

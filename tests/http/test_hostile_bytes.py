@@ -36,7 +36,7 @@ from tests.support.memory_websockets import (
     frame,
     split_frame,
 )
-from tests.support.raw_http import Answer, Wire, opened_wire, read_all, split_answers
+from tests.support.raw_http import Answer, Wire, opened_wire, read_all, split_responses
 from tests.websocket.test_websocket_bounds import HOSTILE
 
 CANARY_BODY: Final = b'{"model": "m1", "input": "canary"}'
@@ -74,7 +74,7 @@ def check(wire: Wire, raw: bytes, statuses: list[int], bodies: list[bytes]) -> l
     """The statuses that the client gets, and the bodies of the requests that the upstream gets."""
     answers: list[Answer] = []
     for piece in pieces_of(raw):
-        answers = [one for one in split_answers(wire.say(raw, piece)) if one.status != 100]
+        answers = [one for one in split_responses(wire.say(raw, piece)) if one.status != 100]
         asked = wire.upstream.take()
         assert [answer.status for answer in answers] == statuses
         assert [one.body for one in asked] == bodies
@@ -249,7 +249,7 @@ def test_a_request_cut_off_has_no_effect(step: int, wire: Wire) -> None:
                 for at in range(0, end, step):
                     client.sendall(whole[at : min(end, at + step)])
                 client.shutdown(socket.SHUT_WR)
-                answers = split_answers(read_all(client))
+                answers = split_responses(read_all(client))
             assert [answer.status for answer in answers] in ([], [400], [408])
     assert wire.upstream.take() == []
 
@@ -297,7 +297,7 @@ HANDSHAKES: Final[dict[str, tuple[bytes, int]]] = {
 def test_a_strange_handshake_opens_nothing(case: str, wire: Wire) -> None:
     raw, status = HANDSHAKES[case]
     for piece in pieces_of(raw):
-        answers = split_answers(wire.say(raw + b"\0\r\n\r\n", piece))  # ends there
+        answers = split_responses(wire.say(raw + b"\0\r\n\r\n", piece))  # ends there
         assert [answer.status for answer in answers][:1] == [status]
         assert [answer.status for answer in answers][1:] in ([], [400])
         assert wire.upstream.take() == []

@@ -33,7 +33,15 @@ from pooler import (
     parse_response_head,
 )
 from tests.support.memory_sockets import KEY, post, request
-from tests.support.world import Send, World, chunk, describe, json_answer, opened_world, sse_answer
+from tests.support.world import (
+    Send,
+    World,
+    chunk,
+    describe,
+    json_response,
+    opened_world,
+    sse_response,
+)
 
 LIMITS: Final = Limits()
 SMUGGLED: Final = request("GET", "/v1/models/smuggled")
@@ -570,7 +578,7 @@ def test_a_response_head_says_how_long_its_body_is(
 
 def let_answer(world: World) -> None:
     for upstream in world.upstreams.values():
-        upstream.always = json_answer({"id": "r"})
+        upstream.always = json_response({"id": "r"})
 
 
 async def check_refused(world: World, raw: bytes, status: int) -> None:
@@ -660,7 +668,7 @@ async def test_a_bad_answer_is_a_502_and_its_connection_is_not_kept(
         world.upstreams["a"].plays([Send(BAD_ANSWERS[name] + b"\r\n\r\nHTTP/1.1 200 OK\r\n\r\n")])
         response = await world.ask(post("/v1/responses", BODY))
         assert (response.status, response.error["code"]) == (502, "upstream_invalid_response")
-        world.upstreams["a"].plays(sse_answer([]))
+        world.upstreams["a"].plays(sse_response([]))
         assert world.upstreams["a"].dial_count == 1
         await world.settle()
         assert world.upstreams["a"].lines[0].closed_at is not None

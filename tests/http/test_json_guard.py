@@ -33,7 +33,7 @@ from pooler import (
     parse_json_object,
 )
 from tests.support.memory_sockets import post
-from tests.support.world import describe, json_answer, opened_world
+from tests.support.world import describe, json_response, opened_world
 
 Json = Any
 LIMITS: Final = Limits()
@@ -478,7 +478,7 @@ def test_no_step_of_a_request_with_an_alias_holds_the_loop_for_long(name: str) -
     async def play() -> None:
         described = describe("a", pool={"aliases": {"small": "m1"}})
         async with opened_world(described) as world:
-            world.upstreams["a"].always = json_answer({"id": "r"})
+            world.upstreams["a"].always = json_response({"id": "r"})
             assert (await world.ask(post("/v1/responses", body))).status == 200
 
     trio.run(play, clock=MockClock(autojump_threshold=0), instruments=[longest])

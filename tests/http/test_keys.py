@@ -36,12 +36,12 @@ from tests.support.world import (
     Wait,
     World,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     make_config,
     opened_world,
     responses_events,
-    sse_answer,
+    sse_response,
     sse_steps,
 )
 
@@ -173,7 +173,7 @@ def raw_request(method: str, path: str, headers: Pairs) -> bytes:
 
 def let_answer(world: World) -> None:
     for upstream in world.upstreams.values():
-        upstream.always = json_answer({"id": "r"})
+        upstream.always = json_response({"id": "r"})
 
 
 def shown(response: Response) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -412,7 +412,7 @@ async def test_a_model_list_takes_nothing_of_the_minute(autojump_clock: MockCloc
 
 async def test_tokens_per_day_end_at_midnight_utc(autojump_clock: MockClock) -> None:
     async with opened_world(with_key(tokens_per_day=14)) as world:
-        world.upstreams["a"].always = sse_answer(responses_events("hello"))  # says 7 tokens
+        world.upstreams["a"].always = sse_response(responses_events("hello"))  # says 7 tokens
         for _ in range(2):
             assert (await world.ask(ask_responses())).status == 200
         check_limited(await world.ask(ask_responses()), MIDNIGHT_SECONDS)
@@ -436,7 +436,7 @@ async def test_tokens_are_estimated_from_bytes_where_none_are_reported(
     tokens = (sent + len(answer)) // 4
     for limit, status in ((tokens, 429), (tokens + 1, 200)):
         async with opened_world(with_key(tokens_per_day=limit)) as world:
-            world.upstreams["a"].always = json_answer(answer)
+            world.upstreams["a"].always = json_response(answer)
             assert (await world.ask(raw)).status == 200
             assert (await world.ask(raw)).status == status
 
@@ -485,7 +485,7 @@ async def test_what_an_upstream_has_refused_is_not_spent(
     status: int, autojump_clock: MockClock
 ) -> None:
     async with opened_world(with_key(tokens_per_day=1000)) as world:
-        world.upstreams["a"].plays(error_answer(status, "some_code"))
+        world.upstreams["a"].plays(error_response(status, "some_code"))
         raw = ask_responses(stream=False, input="x" * 4000)
         assert (await world.ask(raw)).status >= 400
         assert world.records[0]["tokens_estimated"] is False
@@ -497,7 +497,7 @@ async def test_what_an_upstream_may_still_be_doing_is_spent(
     status: int, autojump_clock: MockClock
 ) -> None:
     async with opened_world(with_key(tokens_per_day=1000)) as world:
-        world.upstreams["a"].plays(error_answer(status, "some_code"))
+        world.upstreams["a"].plays(error_response(status, "some_code"))
         await world.ask(ask_responses(stream=False, input="x" * 4000))
         assert world.server.uses["home", "laptop"].day_tokens >= 1000
 
@@ -505,7 +505,7 @@ async def test_what_an_upstream_may_still_be_doing_is_spent(
 async def test_a_key_has_so_many_requests_at_once(autojump_clock: MockClock) -> None:
     async with opened_world(with_key(concurrent=2)) as world:
         go = trio.Event()
-        world.upstreams["a"].always = [Wait(go), *json_answer({"id": "r"})]
+        world.upstreams["a"].always = [Wait(go), *json_response({"id": "r"})]
         clients = [await world.connect() for _ in range(2)]
         for client in clients:
             await client.send(ask_responses(stream=False))
@@ -525,7 +525,7 @@ async def test_a_client_that_leaves_gives_its_place_back(autojump_clock: MockClo
         await world.settle()
         await client.hang_up()
         await world.settle()
-        world.upstreams["a"].always = json_answer({"id": "r"})
+        world.upstreams["a"].always = json_response({"id": "r"})
         assert (await world.ask(ask_responses(stream=False))).status == 200
 
 

@@ -41,15 +41,15 @@ from tests.support.world import (
     Step,
     Wait,
     World,
-    answer_head,
     chunk,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     opened_world,
+    response_head,
     responses_events,
-    sse_answer,
     sse_event,
+    sse_response,
     sse_steps,
 )
 
@@ -144,7 +144,7 @@ def test_no_row_outlives_its_limit() -> None:
 
 def let_answer(world: World) -> None:
     for upstream in world.upstreams.values():
-        upstream.always = json_answer({"id": "r"})
+        upstream.always = json_response({"id": "r"})
 
 
 def check_error(response: Response, status: int, code: str) -> None:
@@ -248,7 +248,7 @@ async def test_all_bodies_together_have_so_many_bytes(
     total = 1024 * 1024
     async with opened_world(describe("a", limits={"bodies_bytes_max": total})) as world:
         go = trio.Event()
-        world.upstreams["a"].plays([Wait(go), *json_answer({"id": "r"})])
+        world.upstreams["a"].plays([Wait(go), *json_response({"id": "r"})])
         first = await world.connect()
         await first.send(post("/v1/responses", of_length(total // 2)))
         await world.settle()
@@ -356,7 +356,7 @@ async def send_waiting(world: World, count: int, **more: str) -> list[Client]:
 async def test_a_key_has_so_many_streams(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a", limits={"key_streams_max": 3})) as world:
         go = trio.Event()
-        world.upstreams["a"].always = [Wait(go), *json_answer({"id": "r"})]
+        world.upstreams["a"].always = [Wait(go), *json_response({"id": "r"})]
         clients = await send_waiting(world, 3)
         response = await world.ask(ask_responses(stream=False))
         check_error(response, 429, "key_limit_reached")
@@ -375,7 +375,7 @@ async def test_an_account_has_so_many_streams(autojump_clock: MockClock) -> None
     ) as world:
         go = trio.Event()
         for name in "ab":
-            world.upstreams[name].always = [Wait(go), *json_answer({"id": "r"})]
+            world.upstreams[name].always = [Wait(go), *json_response({"id": "r"})]
         clients = await send_waiting(world, 4)
         assert [len(world.upstreams[name].asked) for name in "ab"] == [2, 2]
         check_error(await world.ask(ask_responses(stream=False)), 503, "pool_busy")
@@ -387,7 +387,7 @@ async def test_a_queue_is_so_long(autojump_clock: MockClock) -> None:
     limits = {"account_streams_max": 1, "queue_length_max": 2}
     async with opened_world(describe("a", limits=limits)) as world:
         go = trio.Event()
-        world.upstreams["a"].always = [Wait(go), *json_answer({"id": "r"})]
+        world.upstreams["a"].always = [Wait(go), *json_response({"id": "r"})]
         clients = await send_waiting(world, 3)
         response = await world.ask(ask_responses(stream=False))
         check_error(response, 503, "pool_busy")
@@ -401,7 +401,7 @@ async def test_a_queue_is_so_long(autojump_clock: MockClock) -> None:
 async def test_so_many_accounts_are_tried(autojump_clock: MockClock, limit: int) -> None:
     async with opened_world(describe("abcde", limits={"attempts_max": limit})) as world:
         for upstream in world.upstreams.values():
-            upstream.always = error_answer(500, "server_error")
+            upstream.always = error_response(500, "server_error")
         assert (await world.ask(ask_responses())).status == 500
         assert len(world.asked) == min(limit, 5)
         assert len({asked.target for asked in world.asked}) == 1
@@ -418,8 +418,8 @@ async def test_so_many_sessions_are_remembered(autojump_clock: MockClock) -> Non
         described = describe("ab", pool={"routing": "in_order"}, limits={"pins_max": limit})
         async with opened_world(described) as world:
             for upstream in world.upstreams.values():
-                upstream.always = sse_answer(responses_events("hi"))
-            world.upstreams["a"].plays(error_answer(429, "slow_down", [("retry-after", "60")]))
+                upstream.always = sse_response(responses_events("hi"))
+            world.upstreams["a"].plays(error_response(429, "slow_down", [("retry-after", "60")]))
             for name in ("s1", "s2", "s3"):
                 assert (await world.ask(in_session(name))).status == 200
             autojump_clock.jump(61)
@@ -428,12 +428,12 @@ async def test_so_many_sessions_are_remembered(autojump_clock: MockClock) -> Non
             assert len(world.server.shared.roster.pins) == limit
 
 
-def named_answer(response_id: str) -> list[Step]:
+def named_response(response_id: str) -> list[Step]:
     events = responses_events("hi")
     for event in events:
         if "response" in event:
             event["response"]["id"] = response_id
-    return sse_answer(events)
+    return sse_response(events)
 
 
 async def test_so_many_responses_are_remembered(autojump_clock: MockClock) -> None:
@@ -441,7 +441,7 @@ async def test_so_many_responses_are_remembered(autojump_clock: MockClock) -> No
         described = describe("abc", limits={"response_pins_max": limit})
         async with opened_world(described) as world:
             for name in "abc":
-                world.upstreams[name].always = named_answer(f"resp_{name}")
+                world.upstreams[name].always = named_response(f"resp_{name}")
             for previous in (None, None, "resp_a"):
                 raw = ask_responses(previous_response_id=previous)
                 assert (await world.ask(raw)).status == 200
@@ -456,7 +456,7 @@ async def wait_until(moment: float) -> None:
 
 async def test_a_limit_without_a_time_rests_so_long(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a", limits={"cooldown_seconds": 20})) as world:
-        world.upstreams["a"].plays(error_answer(429, "rate_limit_exceeded"))
+        world.upstreams["a"].plays(error_response(429, "rate_limit_exceeded"))
         response = await world.ask(ask_responses())
         assert response.header("retry-after") == "20"
         let_answer(world)
@@ -467,7 +467,7 @@ async def test_a_limit_without_a_time_rests_so_long(autojump_clock: MockClock) -
 
 async def test_a_refused_account_is_probed_so_often(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a", limits={"probe_interval_seconds": 50})) as world:
-        world.upstreams["a"].plays(error_answer(401, "invalid_api_key"))
+        world.upstreams["a"].plays(error_response(401, "invalid_api_key"))
         check_error(await world.ask(ask_responses()), 503, "no_usable_account")
         let_answer(world)
         for moment, status in ((49.9, 503), (50, 200), (50, 200)):
@@ -478,7 +478,7 @@ async def test_a_refused_account_is_probed_so_often(autojump_clock: MockClock) -
 async def test_a_reset_is_plausible_up_to_so_far(autojump_clock: MockClock) -> None:
     for told, rests in ((100, 100), (101, 30), (0, 30), (-5, 30)):
         async with opened_world(describe("a", limits={"reset_seconds_max": 100})) as world:
-            answer = error_answer(429, "rate_limit_exceeded", resets_in_seconds=told)
+            answer = error_response(429, "rate_limit_exceeded", resets_in_seconds=told)
             world.upstreams["a"].plays(answer)
             response = await world.ask(ask_responses())
             assert response.error["resets_in_seconds"] == rests
@@ -487,7 +487,7 @@ async def test_a_reset_is_plausible_up_to_so_far(autojump_clock: MockClock) -> N
 async def test_a_broken_account_comes_last_so_long(autojump_clock: MockClock) -> None:
     described = describe("ab", limits={"demotion_seconds": 40})
     async with opened_world(described) as world:
-        world.upstreams["a"].plays(error_answer(500, "server_error"))
+        world.upstreams["a"].plays(error_response(500, "server_error"))
         let_answer(world)
         for moment in (0, 39.9, 40):
             await wait_until(moment)
@@ -497,7 +497,7 @@ async def test_a_broken_account_comes_last_so_long(autojump_clock: MockClock) ->
 
 async def test_an_account_lacks_so_many_models_at_most(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a", accounts={"a": {"models": None}})) as world:
-        world.upstreams["a"].always = error_answer(404, "model_not_found")
+        world.upstreams["a"].always = error_response(404, "model_not_found")
         for number in range(MODEL_BLOCKS_MAX + 5):
             response = await world.ask(ask_responses(model=f"model-{number}"))
             check_error(response, 400, "model_not_found")
@@ -512,10 +512,10 @@ async def test_an_account_lacks_so_many_models_at_most(autojump_clock: MockClock
 ################################################################
 
 
-def padded_answer(length: int) -> list[Step]:
+def padded_response(length: int) -> list[Step]:
     fields = [("content-type", "application/json"), ("content-length", "2")]
-    empty = answer_head(200, [*fields, ("x", "")])
-    head = answer_head(200, [*fields, ("x", "y" * (length - len(empty)))])
+    empty = response_head(200, [*fields, ("x", "")])
+    head = response_head(200, [*fields, ("x", "y" * (length - len(empty)))])
     assert len(head) == length
     return [Send(head + b"{}")]
 
@@ -523,7 +523,7 @@ def padded_answer(length: int) -> list[Step]:
 async def test_an_answers_head_has_so_many_bytes(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a", limits={"upstream_head_bytes_max": 1024})) as world:
         for length, status in ((1024, 200), (1025, 502), (9000, 502)):
-            world.upstreams["a"].plays(padded_answer(length))
+            world.upstreams["a"].plays(padded_response(length))
             assert (await world.ask(ask_responses(stream=False))).status == status
         endless: list[Step] = [Send(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 2000), Stall()]
         world.upstreams["a"].plays(endless)
@@ -535,27 +535,27 @@ async def test_an_answers_head_has_so_many_bytes(autojump_clock: MockClock) -> N
 async def test_so_many_interim_answers_are_skipped(autojump_clock: MockClock, limit: int) -> None:
     async with opened_world(describe("a", limits={"upstream_interim_max": limit})) as world:
         for count, status in ((limit, 200), (limit + 1, 502)):
-            interim = Send(answer_head(103, [("link", "</x>")]) * count)
-            world.upstreams["a"].plays([interim, *json_answer({"id": "r"})])
+            interim = Send(response_head(103, [("link", "</x>")]) * count)
+            world.upstreams["a"].plays([interim, *json_response({"id": "r"})])
             assert (await world.ask(ask_responses(stream=False))).status == status
 
 
-def framed_answer(body: bytes, framing: str) -> list[Step]:
+def framed_response(body: bytes, framing: str) -> list[Step]:
     fields: Pairs = [("content-type", "application/json")]
     if framing == "length":
-        return [Send(answer_head(200, [*fields, ("content-length", str(len(body)))]) + body)]
+        return [Send(response_head(200, [*fields, ("content-length", str(len(body)))]) + body)]
     if framing == "close":
-        return [Send(answer_head(200, fields) + body), Fin()]
+        return [Send(response_head(200, fields) + body), Fin()]
     half = len(body) // 2
     pieces = chunk(body[:half]) + chunk(body[half:]) + LAST_CHUNK
-    return [Send(answer_head(200, [*fields, ("transfer-encoding", "chunked")]) + pieces)]
+    return [Send(response_head(200, [*fields, ("transfer-encoding", "chunked")]) + pieces)]
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 async def test_a_whole_answer_has_so_many_bytes(autojump_clock: MockClock, framing: str) -> None:
     async with opened_world(describe("a", limits={"unary_bytes_max": 1024})) as world:
         for length, status in ((1024, 200), (1025, 502)):
-            world.upstreams["a"].plays(framed_answer(of_length(length), framing))
+            world.upstreams["a"].plays(framed_response(of_length(length), framing))
             response = await world.ask(ask_responses(stream=False))
             assert response.status == status
             if status == 200:
@@ -565,7 +565,7 @@ async def test_a_whole_answer_has_so_many_bytes(autojump_clock: MockClock, frami
 async def test_an_error_body_has_so_many_bytes(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a")) as world:
         for length, is_shown in ((ERROR_BODY_BYTES_MAX, True), (ERROR_BODY_BYTES_MAX + 1, False)):
-            world.upstreams["a"].plays(json_answer(of_length(length), 400))
+            world.upstreams["a"].plays(json_response(of_length(length), 400))
             response = await world.ask(ask_responses(stream=False))
             assert response.status == 400  # which says enough without the words
             assert (response.body == of_length(length)) is is_shown
@@ -664,7 +664,7 @@ async def test_what_is_held_before_the_first_content_counts_too(
 async def test_so_many_idle_connections_are_kept(autojump_clock: MockClock, limit: int) -> None:
     async with opened_world(describe("a", limits={"idle_connections_max": limit})) as world:
         go = trio.Event()
-        world.upstreams["a"].always = [Wait(go), *json_answer({"id": "r"})]
+        world.upstreams["a"].always = [Wait(go), *json_response({"id": "r"})]
         clients = await send_waiting(world, 5)
         go.set()
         for client in clients:

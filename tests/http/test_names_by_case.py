@@ -33,7 +33,7 @@ from tests.support.memory_websockets import (
     socket_world,
     turn,
 )
-from tests.support.world import describe, json_answer, make_config, opened_world
+from tests.support.world import describe, json_response, make_config, opened_world
 from tests.translation.test_codex_faults import scripted_world
 
 BODY: Final[Json] = {"model": "m1", "input": [], "messages": [{"role": "user", "content": "x"}]}
@@ -115,7 +115,7 @@ async def test_no_upstream_sees_two_models(
     raw = json.dumps(BODY).encode()[:-1] + b', "' + spelling.encode() + b'": "m2"}'
     described = describe("a", pool={"models": ["m1"]})
     async with opened_world(described) as world:
-        world.upstreams["a"].always = json_answer({"id": "r"})
+        world.upstreams["a"].always = json_response({"id": "r"})
         response = await world.ask(post(path, raw))
         assert (response.status, response.error["code"]) == (400, "invalid_json")
         assert "odel" not in response.error["message"]

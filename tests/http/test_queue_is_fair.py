@@ -20,14 +20,14 @@ from tests.support.world import (
     World,
     chunk,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     make_config,
     opened_world,
     responses_events,
-    sse_answer,
     sse_event,
     sse_head,
+    sse_response,
 )
 
 ONE_PLACE: Final = {"a": {"concurrent": 1}, "b": {"concurrent": 1}}
@@ -46,7 +46,7 @@ async def test_a_full_account_spills_over_to_the_next(autojump_clock: MockClock)
     async with opened_world(describe("ab", accounts=ONE_PLACE)) as world:
         gate = trio.Event()
         for upstream in world.upstreams.values():
-            upstream.always = [Wait(gate), *json_answer({})]
+            upstream.always = [Wait(gate), *json_response({})]
         done: list[tuple[str, float, Response]] = []
         async with trio.open_nursery() as nursery:
             for label in ("first", "second"):
@@ -60,8 +60,8 @@ async def test_a_full_account_spills_over_to_the_next(autojump_clock: MockClock)
 async def test_the_queue_is_fair_and_its_wait_is_ten_seconds(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a", accounts={"a": ONE_PLACE["a"]})) as world:
         gate = trio.Event()
-        world.upstreams["a"].plays(*[json_answer({})] * 2, [Wait(gate), *json_answer({})])
-        world.upstreams["a"].scripts.appendleft([Wait(gate), *json_answer({})])
+        world.upstreams["a"].plays(*[json_response({})] * 2, [Wait(gate), *json_response({})])
+        world.upstreams["a"].scripts.appendleft([Wait(gate), *json_response({})])
         done: list[tuple[str, float, Response]] = []
         async with trio.open_nursery() as nursery:
             for label in ("first", "second", "third"):
@@ -74,7 +74,7 @@ async def test_the_queue_is_fair_and_its_wait_is_ten_seconds(autojump_clock: Moc
         assert [response.status for _, _, response in done] == [200] * 3
         blocked = trio.Event()
         world.upstreams["a"].scripts.clear()
-        world.upstreams["a"].plays([Wait(blocked), *json_answer({})])
+        world.upstreams["a"].plays([Wait(blocked), *json_response({})])
         started = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask_later, world, "long", done)
@@ -91,7 +91,7 @@ async def test_a_full_queue_refuses_at_once(autojump_clock: MockClock) -> None:
     described = describe("a", accounts={"a": ONE_PLACE["a"]}, limits={"queue_length_max": 1})
     async with opened_world(described) as world:
         gate = trio.Event()
-        world.upstreams["a"].always = [Wait(gate), *json_answer({})]
+        world.upstreams["a"].always = [Wait(gate), *json_response({})]
         done: list[tuple[str, float, Response]] = []
         async with trio.open_nursery() as nursery:
             for label in ("first", "second"):
@@ -107,7 +107,7 @@ async def test_a_full_queue_refuses_at_once(autojump_clock: MockClock) -> None:
 async def test_leaving_the_queue_takes_no_place(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a", accounts={"a": ONE_PLACE["a"]})) as world:
         gate = trio.Event()
-        world.upstreams["a"].always = [Wait(gate), *json_answer({})]
+        world.upstreams["a"].always = [Wait(gate), *json_response({})]
         done: list[tuple[str, float, Response]] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask_later, world, "first", done)
@@ -131,7 +131,7 @@ async def test_who_waits_for_another_model_does_not_hold_up_the_queue(
     async with opened_world(describe("ab", accounts=accounts)) as world:
         gates = {name: trio.Event() for name in "ab"}
         for name, upstream in world.upstreams.items():
-            upstream.always = [Wait(gates[name]), *json_answer({})]
+            upstream.always = [Wait(gates[name]), *json_response({})]
         async with trio.open_nursery() as nursery:
             for label, model in (("1", "m1"), ("2", "m2"), ("3", "m1"), ("4", "m2")):
                 raw = ask_responses(stream=False, user=label, model=model)
@@ -149,9 +149,9 @@ async def test_a_waiter_is_served_as_soon_as_another_account_s_rest_ends(
 ) -> None:
     async with opened_world(describe("ab", accounts=ONE_PLACE)) as world:
         gate = trio.Event()
-        world.upstreams["a"].plays(error_answer(429, None, [("retry-after", "3")]))
-        world.upstreams["a"].always = json_answer({})
-        world.upstreams["b"].always = [Wait(gate), *json_answer({})]
+        world.upstreams["a"].plays(error_response(429, None, [("retry-after", "3")]))
+        world.upstreams["a"].always = json_response({})
+        world.upstreams["b"].always = [Wait(gate), *json_response({})]
         done: list[tuple[str, float, Response]] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask_later, world, "first", done)  # limited at a, held by b
@@ -168,11 +168,11 @@ async def test_a_follow_up_goes_where_its_response_was_made(
 ) -> None:
     async with opened_world(describe("abc")) as world:
         world.upstreams["a"].plays(
-            sse_answer(responses_events("x")) if is_stream else json_answer({"id": "resp_1"})
+            sse_response(responses_events("x")) if is_stream else json_response({"id": "resp_1"})
         )
         assert (await world.ask(ask_responses(stream=is_stream))).status == 200
         for upstream in world.upstreams.values():
-            upstream.always = json_answer({})
+            upstream.always = json_response({})
         follow_up = ask_responses(stream=False, previous_response_id="resp_1")
         for _ in range(2):
             await world.ask(follow_up)
@@ -196,7 +196,7 @@ async def test_a_client_that_leaves_after_the_last_event_can_follow_up(
         await client.hang_up()
         await world.settle()
         for upstream in world.upstreams.values():
-            upstream.always = json_answer({})
+            upstream.always = json_response({})
         await world.ask(ask_responses(stream=False, previous_response_id="resp_1"))
         assert len(world.upstreams["a"].asked) == 2
 
@@ -206,7 +206,7 @@ async def test_a_reload_sends_nothing_to_the_old_address_of_an_account(
 ) -> None:
     async with opened_world(describe("a")) as world:
         upstream, gate = world.upstreams["a"], trio.Event()
-        upstream.plays([Wait(gate), *json_answer({})], json_answer({}))
+        upstream.plays([Wait(gate), *json_response({})], json_response({}))
         done: list[tuple[str, float, Response]] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask_later, world, "first", done)
@@ -229,8 +229,8 @@ async def test_a_limit_that_strikes_after_content_rests_the_account(
     error = {"code": "usage_limit_reached", "message": "used up", "resets_in_seconds": 500}
     failed = {"type": "response.failed", "response": {"id": "resp_1", "error": error}}
     async with opened_world(describe("ab", pool={"routing": "in_order"})) as world:
-        world.upstreams["a"].plays(sse_answer([*responses_events("half")[:-1], failed]))
-        world.upstreams["b"].always = json_answer({"id": "r"})
+        world.upstreams["a"].plays(sse_response([*responses_events("half")[:-1], failed]))
+        world.upstreams["b"].always = json_response({"id": "r"})
         response = await world.ask(ask_responses())
         assert b"used up" in response.body  # as it came, and nothing of it is sent again
         assert [len(world.upstreams[name].asked) for name in "ab"] == [1, 0]

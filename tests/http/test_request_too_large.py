@@ -23,7 +23,7 @@ from tests.support.memory_websockets import (
     socket_described,
     socket_world,
 )
-from tests.support.world import Script, World, describe, json_answer, opened_world, sse_answer
+from tests.support.world import Script, World, describe, json_response, opened_world, sse_response
 from tests.translation.test_codex_faults import payloads
 
 IN_ORDER: Final = {"routing": "in_order"}
@@ -94,8 +94,8 @@ def event_of(carrier: str, error: Json) -> Json:
 def script_of(carrier: str, message: str) -> Script:
     error = error_of(message)
     if carrier == "status":
-        return json_answer({"error": error}, 429)
-    return sse_answer([{"error": error}] if carrier == "chunk" else event_of(carrier, error))
+        return json_response({"error": error}, 429)
+    return sse_response([{"error": error}] if carrier == "chunk" else event_of(carrier, error))
 
 
 def check_nobody_rests(world: World) -> None:
@@ -157,7 +157,7 @@ async def test_an_ordinary_limit_still_rests_and_the_next_is_asked(
         async with opened_world(describe("ab", pool=IN_ORDER)) as world:
             world.upstreams["a"].plays(script_of(carrier, message))
             done = {"type": "response.completed", "response": {"id": "r"}}
-            world.upstreams["b"].plays(sse_answer([done]))
+            world.upstreams["b"].plays(sse_response([done]))
             path, body = REQUESTS["responses"]
             assert (await world.ask(post(path, {**body, "stream": True}))).status == 200
             assert len(world.upstreams["b"].asked) == 1

@@ -32,11 +32,11 @@ from tests.support.memory_sockets import (
 from tests.support.world import (
     World,
     describe,
-    json_answer,
+    json_response,
     opened_world,
     responses_events,
-    sse_answer,
     sse_event,
+    sse_response,
 )
 
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "X-Y"]
@@ -87,7 +87,7 @@ RETRIED: Final = (
 
 def let_answer(world: World) -> None:
     for upstream in world.upstreams.values():
-        upstream.always = json_answer({"id": "r"})
+        upstream.always = json_response({"id": "r"})
 
 
 def raw_request(method: str, path: str, *, key: str | None = KEY, headers: Pairs = ()) -> bytes:
@@ -579,8 +579,10 @@ async def test_a_connection_goes_on_where_its_next_byte_is_known(
 
 
 async def test_pipelined_requests_are_answered_in_order(world: World) -> None:
-    world.upstreams["a"].always = world.upstreams["b"].always = sse_answer(responses_events("one"))
-    world.upstreams["c"].always = sse_answer(responses_events("one"))
+    world.upstreams["a"].always = world.upstreams["b"].always = sse_response(
+        responses_events("one")
+    )
+    world.upstreams["c"].always = sse_response(responses_events("one"))
     client = await world.connect()
     raw = request("GET", "/healthz") + ask_responses() + request("GET", "/v1/models/m2")
     await client.send(raw + ask_responses(model="none") + request("HEAD", "/healthz") + raw)
@@ -609,7 +611,7 @@ async def test_nothing_follows_a_connection_that_closes(world: World) -> None:
 
 async def test_http_1_0_gets_its_stream_to_the_close(world: World) -> None:
     for upstream in world.upstreams.values():
-        upstream.always = sse_answer(responses_events("one", "two"))
+        upstream.always = sse_response(responses_events("one", "two"))
     raw = ask_responses().replace(b"HTTP/1.1", b"HTTP/1.0", 1)
     for sent in (raw, raw.replace(b"\r\n", b"\r\nConnection: keep-alive\r\n", 1)):
         client = await world.connect()

@@ -40,12 +40,12 @@ from tests.support.world import (
     World,
     chunk,
     describe,
-    json_answer,
+    json_response,
     make_config,
     opened_world,
     responses_events,
-    sse_answer,
     sse_event,
+    sse_response,
     sse_steps,
 )
 
@@ -243,7 +243,7 @@ async def test_a_translated_body_counts_beside_the_one_that_it_is_made_of(
     limits = {"bodies_bytes_max": 1024 * 1024, "body_bytes_max": 500_000}
     async with socket_world(codex_described(tmp_path, "a", limits=limits)) as world:
         for size, status in ((240_000, 200), (300_000, 503)):
-            world.upstreams["a"].always = sse_answer(responses_events("hi"))
+            world.upstreams["a"].always = sse_response(responses_events("hi"))
             body = {"model": "m1", "input": "x" * size}
             assert (await world.ask(post("/v1/responses", body))).status == status
             assert world.server.shared.bodies.bytes_held == 0
@@ -266,7 +266,7 @@ async def test_so_many_connections_are_served(autojump_clock: MockClock) -> None
         assert [await is_closed(client) for client in clients] == [False, True, False]
 
         go = trio.Event()
-        world.upstreams["a"].always = [Wait(go), *json_answer({"id": "r"})]
+        world.upstreams["a"].always = [Wait(go), *json_response({"id": "r"})]
         for client in (clients[0], clients[2], late):
             await client.send(ask_responses(stream=False))
         await world.settle()
@@ -284,7 +284,7 @@ async def test_so_many_more_may_ask_for_its_health(autojump_clock: MockClock) ->
     whole = describe("a", pool={"keys": {"laptop": KEY}}, limits={"connections_max": 2})
     async with opened_world(whole) as world:
         go = trio.Event()
-        world.upstreams["a"].always = [Wait(go), *json_answer({"id": "r"})]
+        world.upstreams["a"].always = [Wait(go), *json_response({"id": "r"})]
         busy = [await world.connect() for _ in range(2)]
         for client in busy:
             await client.send(ask_responses(stream=False))
@@ -340,7 +340,7 @@ async def test_one_key_leaves_some_connections_to_the_others(autojump_clock: Moc
         whole = describe("a", pool=pool, limits={"connections_max": 16, "account_streams_max": 64})
         async with opened_world(whole) as world:
             go = trio.Event()
-            world.upstreams["a"].always = [Wait(go), *json_answer({"id": "r"})]
+            world.upstreams["a"].always = [Wait(go), *json_response({"id": "r"})]
             loud = await waits(world, [KEY] * 16)
             quiet: list[Client] = []
             is_shared = len(keys) > 1
@@ -395,8 +395,8 @@ async def waits(world: World, keys: Iterable[str]) -> list[Client]:
 
 def held(world: World, *go: trio.Event) -> None:
     """Each answer waits for an event of its own."""
-    world.upstreams["a"].plays(*([Wait(one), *json_answer({"id": "r"})] for one in go))
-    world.upstreams["a"].always = json_answer({"id": "r"})
+    world.upstreams["a"].plays(*([Wait(one), *json_response({"id": "r"})] for one in go))
+    world.upstreams["a"].always = json_response({"id": "r"})
 
 
 async def test_the_queue_serves_the_key_that_has_least(autojump_clock: MockClock) -> None:
@@ -465,7 +465,7 @@ async def test_a_key_that_is_alone_has_every_place(paused: bool, autojump_clock:
 async def test_no_key_pushes_out_the_session_of_another(autojump_clock: MockClock) -> None:
     async with opened_world(describe("abc", limits={"pins_max": 8})) as world:
         for upstream in world.upstreams.values():
-            upstream.always = json_answer({"id": "r"})
+            upstream.always = json_response({"id": "r"})
         ask = functools.partial(ask_responses, stream=False)
         mine = post("/v1/responses", {"model": "m1", "prompt_cache_key": "mine"}, key=OTHER_KEY)
         await world.ask(mine)

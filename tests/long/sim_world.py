@@ -41,10 +41,10 @@ from tests.support.world import (
     Step,
     Tell,
     World,
-    answer_head,
     chunk,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
+    response_head,
     sse_event,
     sse_head,
 )
@@ -131,7 +131,7 @@ class TokenDesk(CodexBackend):
                 self.exchange(held)
             return False
         if at < 0.14:
-            return await upstream._play(error_answer(rng.choice([500, 503, 429]), "busy"), line)
+            return await upstream._play(error_response(rng.choice([500, 503, 429]), "busy"), line)
         if at < 0.18:
             self.refreshable.pop(held, None)
             self.withdrawn.add(name)
@@ -141,10 +141,10 @@ class TokenDesk(CodexBackend):
             answer = self.exchange(held)
         except Refused as refused:
             self.withdrawn.add(name)
-            return await upstream._play(json_answer(refused.answer.body, 401), line)
+            return await upstream._play(json_response(refused.answer.body, 401), line)
         if not (line.socket.outgoing.is_deaf or at < 0.3):
             self.told.add(held)
-        return await upstream._play(json_answer(answer), line)
+        return await upstream._play(json_response(answer), line)
 
 
 ################################################################
@@ -220,7 +220,7 @@ class Gauge:
             self.sim.complaints.append(f"request {self.task.number}: {held} bytes are held")
 
 
-def responses_answer(task: Task, account: str) -> list[dict[str, Json]]:
+def responses_response(task: Task, account: str) -> list[dict[str, Json]]:
     """The events of a whole answer."""
     words = task.words(account)
     text = "".join(words)
@@ -248,7 +248,7 @@ def responses_answer(task: Task, account: str) -> list[dict[str, Json]]:
     return [event | {"sequence_number": number} for number, event in enumerate(events)]
 
 
-def chat_answer(task: Task, account: str) -> list[Json]:
+def chat_response(task: Task, account: str) -> list[Json]:
     def piece(delta: Json, finish: str | None = None) -> dict[str, Json]:
         choice = {"index": 0, "delta": delta, "finish_reason": finish}
         return {"id": "c1", "object": "chat.completion.chunk", "model": "m1", "choices": [choice]}
@@ -264,9 +264,9 @@ def chat_answer(task: Task, account: str) -> list[Json]:
     return [piece({"role": "assistant"}), *says, piece({}, "tool_calls"), b"[DONE]"]
 
 
-def unary_answer(task: Task, account: str) -> dict[str, Json]:
+def unary_response(task: Task, account: str) -> dict[str, Json]:
     if task.kind != "chat":
-        response = responses_answer(task, account)[-1]["response"]
+        response = responses_response(task, account)[-1]["response"]
         assert isinstance(response, dict)
         return response
     text = "".join(task.words(account))
@@ -346,7 +346,7 @@ NOISE: Final = (
 ENDS: Final[Sequence[Step]] = (Fin(), Reset(), Stall())
 DONE: Final[Json] = {"type": "response.done", "response": {"id": "resp_x"}}
 FAILED: Final[Json] = {"type": "response.failed", "response": {"id": "resp_x"}}
-NO_ROUTE: Final = [Send(answer_head(404, [("content-length", "8")]) + b"no page\n")]
+NO_ROUTE: Final = [Send(response_head(404, [("content-length", "8")]) + b"no page\n")]
 UPGRADES: Final = (426, 401, 403, 429, 500, 503)
 
 
@@ -386,7 +386,7 @@ class SimUpstream(SocketUpstream):
                 line.socket.reset()
             return False  # it never read the whole of it
         if not self.upgrades and self.happens(0.1):
-            self.upgrades.append(error_answer(self.rng.choice(UPGRADES), "no_upgrade"))
+            self.upgrades.append(error_response(self.rng.choice(UPGRADES), "no_upgrade"))
         return await super()._serve_request(line)
 
     async def _read(self, line: Line) -> Asked | None:
@@ -418,14 +418,16 @@ class SimUpstream(SocketUpstream):
         attempt = Attempt(self.name, "whole", "".join(task.words(self.name)))
         task.attempts.append(attempt)
         is_chat = task.kind == "chat" and self.name not in CODEX
-        payloads: Sequence[Json] = (chat_answer if is_chat else responses_answer)(task, self.name)
+        payloads: Sequence[Json] = (chat_response if is_chat else responses_response)(
+            task, self.name
+        )
         if is_stream:
             raw, attempt.end_at = stream_of(rng, payloads, is_chat=is_chat)
             if self.name not in CODEX:
                 longest = max(len(sse_event(payload)) for payload in payloads)
                 attempt.gauge = Gauge(self.sim, task, line.socket.outgoing, longest)
         else:
-            raw = whole_of(json_answer(unary_answer(task, self.name)))
+            raw = whole_of(json_response(unary_response(task, self.name)))
             attempt.end_at = len(raw)
         at = self.draw_fault(task)
         if at < 0.24:
@@ -471,10 +473,10 @@ class SimUpstream(SocketUpstream):
         code = {429: rng.choice(["usage_limit_reached", "rate_limit_exceeded"])}.get(status, "odd")
         if task.has_reasoning and rng.random() < 0.5:
             attempt.outcome, attempt.is_repeatable = "sealed", True
-            return error_answer(400, "invalid_encrypted_content")
+            return error_response(400, "invalid_encrypted_content")
         if rng.random() < 0.1:
             attempt.outcome, attempt.is_repeatable = "lacks", True
-            return rng.choice([NO_ROUTE, error_answer(404, "model_not_found")])
+            return rng.choice([NO_ROUTE, error_response(404, "model_not_found")])
         headers = [("retry-after", str(rng.choice([0, 1, 40])))] if rng.random() < 0.3 else []
         more = (
             {"resets_in_seconds": rng.choice([2, 5, 600, 24 * 86400, None])}
@@ -482,7 +484,9 @@ class SimUpstream(SocketUpstream):
             else {}
         )
         attempt.end_at = 0
-        return in_pieces(rng, whole_of(error_answer(status, code, headers, **more)), attempt, SHORT)
+        return in_pieces(
+            rng, whole_of(error_response(status, code, headers, **more)), attempt, SHORT
+        )
 
     def draw_failure(self, attempt: Attempt, payloads: Sequence[Json], *, is_chat: bool) -> Script:
         """A 200 that tells of a failure, before its first content or later."""
@@ -509,7 +513,7 @@ class SimUpstream(SocketUpstream):
         task.attempts.append(attempt)
         raws = [
             frame(1, json.dumps(event).encode(), mask=b"")
-            for event in responses_answer(task, self.name)
+            for event in responses_response(task, self.name)
         ]
         raw, attempt.end_at = b"".join(raws), sum(map(len, raws))
         at = self.draw_fault(task)

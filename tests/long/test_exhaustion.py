@@ -28,7 +28,14 @@ from typing import Any, Final
 import pytest
 
 from tests.support.memory_sockets import post, request
-from tests.support.raw_http import OPERATOR, SECONDS_MAX, Wire, opened_wire, read_all, split_answers
+from tests.support.raw_http import (
+    OPERATOR,
+    SECONDS_MAX,
+    Wire,
+    opened_wire,
+    read_all,
+    split_responses,
+)
 from tests.support.world import chunk
 
 pytestmark: Final = pytest.mark.measures
@@ -144,7 +151,7 @@ def clients(wire: Wire, count: int) -> Iterator[list[socket.socket]]:
 
 def statuses(held: list[socket.socket]) -> Counter[int]:
     """What each was told before its connection ended; 0: nothing."""
-    answers = [split_answers(read_all(client)) for client in held]
+    answers = [split_responses(read_all(client)) for client in held]
     return Counter(one[0].status if one else 0 for one in answers)
 
 
@@ -279,7 +286,7 @@ def fire(wire: Wire, raw: bytes, count: int, attack: Attack) -> Counter[int]:
     found: list[int] = []
 
     def send() -> None:
-        found.append(split_answers(wire.say(raw))[0].status)
+        found.append(split_responses(wire.say(raw))[0].status)
 
     threads = [threading.Thread(target=send, daemon=True) for _ in range(count)]
     for thread in threads:

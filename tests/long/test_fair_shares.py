@@ -36,8 +36,8 @@ from tests.support.hostile_peers import (
     Visit,
     call,
     crowded,
-    json_answer,
     json_head,
+    json_response,
     key_of,
     message,
     opened_rig,
@@ -51,7 +51,7 @@ from tests.support.hostile_peers import (
     wide,
 )
 from tests.support.memory_sockets import post, request
-from tests.support.raw_http import split_answers, take_chunks
+from tests.support.raw_http import split_responses, take_chunks
 
 pytestmark: Final = pytest.mark.measures
 
@@ -248,7 +248,7 @@ def test_answers_that_one_key_does_not_read_leave_room_for_those_of_others(
     accounts, pools = shared()
     with opened_rig(tmp_path, accounts, pools, LIMITS) as rig, crowded(rig) as crowd:
         sizes = iter(UNREAD_BYTES)
-        answer = json_answer(b'{"id":"r","x":"' + b"y" * (4 * MIB) + b'"}')
+        answer = json_response(b'{"id":"r","x":"' + b"y" * (4 * MIB) + b'"}')
 
         def play(visit: Visit) -> bool:
             if visit.path.endswith("completions"):
@@ -258,7 +258,7 @@ def test_answers_that_one_key_does_not_read_leave_room_for_those_of_others(
 
             pad = b"x" * next(sizes)
             visit.caller.sendall(
-                SSE_HEAD + DELTA[:-5] + pad + DELTA[-5:] if stream else json_answer(b'"%b"' % pad)
+                SSE_HEAD + DELTA[:-5] + pad + DELTA[-5:] if stream else json_response(b'"%b"' % pad)
             )
             return rig.upstream.hold(visit)
 
@@ -326,7 +326,7 @@ def test_sessions_of_one_key_do_not_push_out_those_of_another(tmp_path: Path) ->
             status = "200 OK"
             if visit.account == first and len(homes) < 4:
                 status = "500 Internal Server Error"
-            visit.caller.sendall(json_answer(b'{"id":"%b-r"}' % visit.account.encode(), status))
+            visit.caller.sendall(json_response(b'{"id":"%b-r"}' % visit.account.encode(), status))
             return True
 
         def ask(name: str, **body: object) -> str:
@@ -358,7 +358,7 @@ def test_responses_of_one_key_do_not_push_out_those_of_another(tmp_path: Path) -
 
         def serve(visit: Visit) -> bool:
             name = f"{visit.account}-r{visit.number}"
-            visit.caller.sendall(json_answer(b'{"id":"%b"}' % name.encode()))
+            visit.caller.sendall(json_response(b'{"id":"%b"}' % name.encode()))
             return True
 
         def ask(name: str, previous: str | None = None) -> str:
@@ -465,7 +465,7 @@ def endless_events(rig: Rig, crowd: Crowd) -> None:
     call_all(rig, crowd, plays(SSE_HEAD, *[DELTA * 1_000] * 400))
 
 
-def begun_answers(rig: Rig, crowd: Crowd) -> None:
+def begun_responses(rig: Rig, crowd: Crowd) -> None:
     begun = json_head(8 * MIB - KIB, closes=True) + b'{"id":"' + TEXT
     call_all(rig, crowd, rig.upstream.plays_and_holds(begun), NEARLY_ALL, stream=False)
     rig.settle()
@@ -473,7 +473,7 @@ def begun_answers(rig: Rig, crowd: Crowd) -> None:
 
 def whole_answers(rig: Rig, crowd: Crowd) -> None:
     """Again and again."""
-    answer = json_answer(b'{"id":"' + wide(7 * MIB) + b'"}')
+    answer = json_response(b'{"id":"' + wide(7 * MIB) + b'"}')
     call_all(rig, crowd, plays(answer, keeps=True), 48, stream=False)
 
 
@@ -504,7 +504,7 @@ def first_messages(rig: Rig, crowd: Crowd) -> None:
 UPSTREAM_ATTACKS: Final[dict[str, Attack]] = {
     "unfinished events": begun_events,
     "endless events": endless_events,
-    "unfinished answers": begun_answers,
+    "unfinished answers": begun_responses,
     "whole answers": whole_answers,
     "silence": lambda rig, crowd: call_all(rig, crowd, rig.upstream.hold, 64),
     "unfinished messages": begun_messages,
@@ -542,7 +542,7 @@ def test_new_codes_of_one_upstream_leave_the_counts_of_others_exact(tmp_path: Pa
 
     def refuse(visit: Visit) -> bool:
         body = b'{"error":{"code":"code_%d","message":"no"}}' % visit.number
-        visit.caller.sendall(json_answer(body, "422 Unprocessable Entity"))
+        visit.caller.sendall(json_response(body, "422 Unprocessable Entity"))
         return True
 
     with opened_rig(tmp_path, accounts, pools, LIMITS) as rig:
@@ -554,7 +554,9 @@ def test_new_codes_of_one_upstream_leave_the_counts_of_others_exact(tmp_path: Pa
                 read_one(client)
         for _ in range(3):
             assert rig.ask(call("a1")).startswith(b"HTTP/1.1 200 ")
-        [answer] = split_answers(rig.ask(request("GET", "/metrics", key=OPERATOR, headers=CLOSES)))
+        [answer] = split_responses(
+            rig.ask(request("GET", "/metrics", key=OPERATOR, headers=CLOSES))
+        )
     told = answer.body.decode()
     counts = dict.fromkeys(("requests_total", "attempts_total", "request_seconds_count"), 0)
     for name in counts:

@@ -347,9 +347,9 @@ def stream_of(first: Json, second: Json, count: int) -> bytes:
     return b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in [*events, END])
 
 
-def relay(make_answer: Callable[[], Any], kind: CallKind, raw: bytes) -> None:
+def relay(make_response: Callable[[], Any], kind: CallKind, raw: bytes) -> None:
     """As an attempt does with what it receives."""
-    scanner, answer = pooler.EventScanner(kind), make_answer()
+    scanner, answer = pooler.EventScanner(kind), make_response()
     events = scanner.feed(raw)
     if answer is not None:
         for (kind_of_event, event), value in zip(events, scanner.values, strict=True):

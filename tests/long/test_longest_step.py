@@ -247,9 +247,9 @@ TINY: Final[Mapping[str, bytes]] = {
 }  # fmt: skip
 
 
-def take(make_answer: Callable[[], Any], kind: CallKind, raw: bytes) -> None:
+def take(make_response: Callable[[], Any], kind: CallKind, raw: bytes) -> None:
     """What an attempt does with what it receives, before anybody else may run."""
-    scanner, answer = pooler.EventScanner(kind), make_answer()
+    scanner, answer = pooler.EventScanner(kind), make_response()
     events = scanner.feed(raw)
     if answer is not None:
         for (kind_of_event, event), value in zip(events, scanner.values, strict=True):
@@ -306,9 +306,9 @@ def test_no_event_of_many_lines_takes_long(line: bytes) -> None:
 END: Final = b'data: {"type":"response.completed","response":{"output":null}}\n\n'
 
 
-def answer_with(make_answer: Callable[[], Any], item: Json, count: int) -> Any:  # noqa: ANN401
+def answer_with(make_response: Callable[[], Any], item: Json, count: int) -> Any:  # noqa: ANN401
     """An answer that waits for nothing but its end."""
-    answer = make_answer()
+    answer = make_response()
     done = {"type": "response.output_item.done", "item": item}
     for index in range(count):
         event = b"data: " + json.dumps(done | {"output_index": index}).encode() + b"\n\n"

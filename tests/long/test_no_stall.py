@@ -50,7 +50,7 @@ from tests.support.hostile_peers import (
     call,
     crowded,
     filled,
-    json_answer,
+    json_response,
     key_of,
     message,
     opened_rig,
@@ -226,7 +226,7 @@ def codex_body(shape: str, member: str = "input") -> Callable[[], bytes]:
 def repaired(rig: Rig) -> None:
     """A full body from which encrypted reasoning is taken."""
     refusal = b'{"error":{"code":"invalid_encrypted_content","message":"x"}}'
-    rig.upstream.plays["a0"] = plays(json_answer(refusal, "400 Bad Request"), keeps=True)
+    rig.upstream.plays["a0"] = plays(json_response(refusal, "400 Bad Request"), keeps=True)
     items = filled(b'[{"type":"reasoning"},', b'{"a":"b"},', b"{}]", MEMBERS * 4)
     ask_all(rig, [call("a0", b'{"model":"m1","input":' + items + b"}")])
 
@@ -492,7 +492,7 @@ def answered(make: Callable[[], bytes], status: str = "200 OK", name: str = "a0"
     """An answer in one piece."""
 
     def dose(rig: Rig) -> None:
-        rig.upstream.plays[name] = plays(json_answer(make(), status), keeps=True)
+        rig.upstream.plays[name] = plays(json_response(make(), status), keeps=True)
         ask_upstream(rig, call(name), name)
 
     return dose
@@ -639,7 +639,7 @@ def test_no_model_list_holds_the_loop_for_long(name: str, tmp_path: Path) -> Non
         probe = Probe(rig)
 
         def read(_rig: Rig) -> None:
-            rig.upstream.list_with(json_answer(model_list(kind, LISTED, pad)))
+            rig.upstream.list_with(json_response(model_list(kind, LISTED, pad)))
             assert wait_until(lambda: len(rig.upstream.listed) == len(accounts))
             ask_all(rig, [head])
 

@@ -32,8 +32,8 @@ from tests.support.hostile_peers import (
     call,
     crowded,
     filled,
-    json_answer,
     json_head,
+    json_response,
     key_of,
     message,
     opened_rig,
@@ -457,7 +457,7 @@ def model_lists(kind: str, count: int, pad: bytes) -> Fill:
 
     def fill(rig: Rig, crowd: Crowd) -> int:
         body, path = model_list(kind, count, pad), LIST_PATHS[kind]
-        rig.upstream.list_with(json_answer(body))
+        rig.upstream.list_with(json_response(body))
         assert wait_until(lambda: len(rig.upstream.listed) == len(rig.keys))
         rig.settle()
         for name in [*rig.keys] * 2:

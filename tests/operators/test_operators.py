@@ -26,8 +26,8 @@ from tests.support.world import (
     Wait,
     World,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     make_config,
     opened_world,
     responses_events,
@@ -192,8 +192,10 @@ async def test_a_message_to_mcp_has_so_many_bytes_and_no_more(autojump_clock: Mo
 
 
 async def test_the_snapshot_tells_what_has_happened(world: World) -> None:
-    world.upstreams["a"].always = error_answer(429, "usage_limit_reached", [("Retry-After", "90")])
-    world.upstreams["b"].always = json_answer(ANSWER)
+    world.upstreams["a"].always = error_response(
+        429, "usage_limit_reached", [("Retry-After", "90")]
+    )
+    world.upstreams["b"].always = json_response(ANSWER)
     for _ in range(2):
         assert (await world.ask(ASK)).status == 200
     found = world.server.snapshot()
@@ -220,7 +222,7 @@ async def test_the_snapshot_tells_what_has_happened(world: World) -> None:
 
 
 async def test_the_snapshot_has_the_shape_that_its_readers_were_made_for(world: World) -> None:
-    world.upstreams["a"].always = world.upstreams["b"].always = json_answer(ANSWER)
+    world.upstreams["a"].always = world.upstreams["b"].always = json_response(ANSWER)
     await world.ask(ASK)
     found = world.server.snapshot()
     example = json.loads(SNAPSHOT.read_text())
@@ -336,8 +338,8 @@ async def test_the_choice_is_explained_account_by_account(autojump_clock: MockCl
     changes: Json = {"b": {"priority": 1}, "c": {"models": ["m2"]}, "d": {"paused": True}}
     whole = describe("abcde", accounts=changes)
     async with opened_world(whole) as world:
-        world.upstreams["a"].always = error_answer(429, "rate_limit_exceeded")
-        world.upstreams["e"].always = json_answer(ANSWER)
+        world.upstreams["a"].always = error_response(429, "rate_limit_exceeded")
+        world.upstreams["e"].always = json_response(ANSWER)
         chosen, told = reasons(world)
         assert (chosen, told) == ("a", {
             "a": "number 1 in order", "b": "number 3 in order", "c": "does not offer the model",
@@ -400,13 +402,13 @@ async def test_no_secret_prompt_or_word_of_an_upstream_is_shown_anywhere(
     headers = [("session-id", "canary-session"), ("User-Agent", "canary-agent"), ("X", "canary-x")]
     async with opened_world(whole) as world:
         for script in (
-            json_answer(said),
-            json_answer(told, 400),
-            json_answer(told, 500),
-            json_answer(told, 429),
+            json_response(said),
+            json_response(told, 400),
+            json_response(told, 500),
+            json_response(told, 429),
             [],
         ):
-            world.upstreams["a"].always = world.upstreams["b"].always = script or json_answer("x")
+            world.upstreams["a"].always = world.upstreams["b"].always = script or json_response("x")
             body = {"model": "m1", "input": "canary-prompt", "user": "canary-user"}
             await world.ask(post("/v1/responses?q=canary", body, key=key, headers=headers))
             await world.ask(post("/v1/responses", {"model": "canary-model"}, key=key))

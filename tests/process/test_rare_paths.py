@@ -45,13 +45,13 @@ from tests.support.world import (
     Wait,
     World,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     make_config,
     opened_world,
     responses_events,
-    sse_answer,
     sse_event,
+    sse_response,
     sse_steps,
 )
 
@@ -110,7 +110,7 @@ async def test_a_stop_that_comes_while_a_client_is_slow_ends_its_stream_all_the_
 ################################################################
 
 UNLISTED: Final = {name: {"models": None} for name in "ab"}
-LISTED: Final = json_answer({"data": [{"id": "m1"}]})
+LISTED: Final = json_response({"data": [{"id": "m1"}]})
 
 
 async def ask_about(pool: Json) -> tuple[Response, list[str]]:
@@ -118,7 +118,7 @@ async def ask_about(pool: Json) -> tuple[Response, list[str]]:
     async with opened_world(describe("ab", accounts=UNLISTED, pool=pool)) as world:
         for upstream in world.upstreams.values():
             upstream.catalogue = LISTED
-            upstream.always = json_answer({"id": "r"})
+            upstream.always = json_response({"id": "r"})
         await world.ask(request("GET", "/v1/models"))
         await world.settle()
         response = await world.ask(ask_responses(stream=False, model="m3"))
@@ -159,7 +159,7 @@ async def test_a_chunk_whose_choices_are_no_objects_is_relayed_and_not_stumbled_
     odd = {"id": "c1", "choices": [None, 1, {"delta": {"content": "x"}, "finish_reason": "stop"}]}
     body = {"model": "m1", "messages": [{"role": "user", "content": "hi"}], "stream": True}
     async with opened_world(describe("a")) as world:
-        world.upstreams["a"].plays(sse_answer([odd]))  # without [DONE]: its end is the finish
+        world.upstreams["a"].plays(sse_response([odd]))  # without [DONE]: its end is the finish
         response = await world.ask(post("/v1/chat/completions", body))
         assert response.body == sse_event(odd)
         assert world.records[-1]["code"] is None
@@ -211,8 +211,8 @@ async def test_a_limit_of_one_model_is_told_from_a_rest(
         ("x-codex-other-primary-reset-after-seconds", "600"),
     ]
     async with socket_world(codex_described(tmp_path)) as world:
-        world.upstreams["a"].plays(error_answer(429, "usage_limit_reached", limit))
-        world.upstreams["b"].always = sse_answer(EVENTS)
+        world.upstreams["a"].plays(error_response(429, "usage_limit_reached", limit))
+        world.upstreams["b"].always = sse_response(EVENTS)
         assert (await world.ask(ask_responses(input=[]))).status == 200
         for model, reasons in (
             ("m1", ["limited for this model: 429 usage_limit_reached", "number 1 in order"]),
@@ -253,8 +253,8 @@ async def test_an_account_that_a_reload_takes_away_is_not_asked_a_second_time(
     whole = codex_described(tmp_path)
     async with socket_world(whole) as world:
         refused = trio.Event()
-        world.upstreams["a"].plays([Wait(refused), *error_answer(401, "token_expired")])
-        world.upstreams["b"].plays(sse_answer(EVENTS))
+        world.upstreams["a"].plays([Wait(refused), *error_response(401, "token_expired")])
+        world.upstreams["b"].plays(sse_response(EVENTS))
         client = await world.connect()
         await client.send(ask_responses(input=[]))
         await world.settle()

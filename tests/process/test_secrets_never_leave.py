@@ -30,13 +30,13 @@ from tests.support.world import (
     Step,
     Wait,
     World,
-    answer_head,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     opened_world,
+    response_head,
     responses_events,
-    sse_answer,
+    sse_response,
     sse_steps,
 )
 
@@ -92,7 +92,7 @@ def shown(response: Response) -> bytes:
 
 def let_answer(world: World) -> None:
     for upstream in world.upstreams.values():
-        upstream.always = json_answer({"id": "r"})
+        upstream.always = json_response({"id": "r"})
 
 
 def ask_with(body: Json = None, *, headers: Pairs = (), key: str = POOL_KEY) -> bytes:
@@ -368,21 +368,21 @@ OURS: Final = {
 EVENTS: Final = responses_events("hi")
 ERROR_WITH_KEY: Final = f"Incorrect API key provided: {API_KEY['a']}. {SAID}"
 ANSWERS: Final[dict[str, list[Step]]] = {
-    "unary": json_answer({"id": "r"}, headers=[*SAID_HEADERS, *FORWARDED]),
-    "stream": sse_answer(EVENTS, headers=[*SAID_HEADERS, *FORWARDED]),
-    "400": error_answer(400, "bad", SAID_HEADERS),
-    "404": error_answer(404, "no", SAID_HEADERS),
+    "unary": json_response({"id": "r"}, headers=[*SAID_HEADERS, *FORWARDED]),
+    "stream": sse_response(EVENTS, headers=[*SAID_HEADERS, *FORWARDED]),
+    "400": error_response(400, "bad", SAID_HEADERS),
+    "404": error_response(404, "no", SAID_HEADERS),
     **{
-        str(status): error_answer(status, "some_code", SAID_HEADERS, message=ERROR_WITH_KEY)
+        str(status): error_response(status, "some_code", SAID_HEADERS, message=ERROR_WITH_KEY)
         for status in (301, 307, 401, 402, 403, 429, 500, 502, 503, 504, 522, 529)
     },
-    "code-is-no-token": error_answer(500, f"{SAID} \x1b[31m {API_KEY['a']}"),
-    "code-is-long": error_answer(500, SAID * 10),
-    "type-is-no-token": error_answer(500, None, type=f"x {SAID}"),
-    "detail": json_answer({"detail": ERROR_WITH_KEY}, 500),
-    "html": [Send(answer_head(502, [("content-type", "text/html"), ("content-length", "16")])
+    "code-is-no-token": error_response(500, f"{SAID} \x1b[31m {API_KEY['a']}"),
+    "code-is-long": error_response(500, SAID * 10),
+    "type-is-no-token": error_response(500, None, type=f"x {SAID}"),
+    "detail": json_response({"detail": ERROR_WITH_KEY}, 500),
+    "html": [Send(response_head(502, [("content-type", "text/html"), ("content-length", "16")])
                   + SAID.encode())],
-    "html-403": [Send(answer_head(403, [("content-type", "text/html"), ("content-length", "16")])
+    "html-403": [Send(response_head(403, [("content-type", "text/html"), ("content-length", "16")])
                       + SAID.encode())],
     "reason": [Send(f"HTTP/1.1 500 {SAID}\r\ncontent-length: 0\r\n\r\n".encode())],
     "no-http": [Send(f"{SAID}\r\n\r\n".encode())],
@@ -390,9 +390,9 @@ ANSWERS: Final[dict[str, list[Step]]] = {
     "bad-chunk": [Send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
                        + SAID.encode() + b"\r\n")],
     "bad-coding": [Send(f"HTTP/1.1 200 OK\r\ncontent-encoding: {SAID}\r\n\r\n".encode()), Fin()],
-    "failed-first": sse_answer([{"type": "response.failed", "response": {
+    "failed-first": sse_response([{"type": "response.failed", "response": {
         "error": {"code": "server_error", "message": ERROR_WITH_KEY}}}]),
-    "limited-first": sse_answer([{"type": "response.failed", "response": {
+    "limited-first": sse_response([{"type": "response.failed", "response": {
         "error": {"code": "rate_limit_exceeded", "message": f"try again in 9s {SAID}"}}}]),
     "cut": [Send(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n" + SAID.encode()), Fin()],
 }  # fmt: skip
@@ -434,7 +434,7 @@ async def test_a_stream_that_fails_late_ends_in_our_words(autojump_clock: MockCl
 async def test_an_upstreams_redirect_is_not_followed(autojump_clock: MockClock) -> None:
     async with opened_world(described()) as world:
         location = [("location", "http://127.0.0.1:9002/v1/responses")]  # the other account's
-        world.upstreams["a"].always = error_answer(307, "moved", location)
+        world.upstreams["a"].always = error_response(307, "moved", location)
         response = await world.ask(ask_with())
         assert (response.status, response.header("location")) == (502, None)
         assert world.upstreams["b"].asked == []
@@ -466,8 +466,8 @@ async def test_an_upstream_gets_its_own_key_and_the_listed_headers(
     autojump_clock: MockClock,
 ) -> None:
     async with opened_world(described()) as world:
-        world.upstreams["a"].always = error_answer(503, "server_error")
-        world.upstreams["b"].always = json_answer({"id": "r"})
+        world.upstreams["a"].always = error_response(503, "server_error")
+        world.upstreams["b"].always = json_response({"id": "r"})
         listed = [("Accept", "application/json"), ("OpenAI-Beta", "responses=v1")]
         raw = ask_with(headers=[*NOT_FORWARDED, *listed])
         assert (await world.ask(raw.replace(b"responses HTTP", b"responses?q=" + TYPED.encode()
@@ -505,7 +505,7 @@ async def test_a_model_list_is_asked_with_nothing_of_a_client(autojump_clock: Mo
         del account["models"]
     async with opened_world(whole) as world:
         for upstream in world.upstreams.values():
-            upstream.catalogue = json_answer({"data": [{"id": "m1", "note": SAID}]}, 200)
+            upstream.catalogue = json_response({"data": [{"id": "m1", "note": SAID}]}, 200)
         raw = request("GET", f"/v1/models?x={TYPED}", key=POOL_KEY, headers=NOT_FORWARDED)
         assert found_in(shown(await world.ask(raw)), [SAID, TYPED]) == []
         await world.settle()

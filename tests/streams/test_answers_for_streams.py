@@ -21,11 +21,11 @@ from tests.support.world import (
     Pause,
     Script,
     Send,
-    answer_head,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     opened_world,
+    response_head,
 )
 from tests.translation.test_codex_accounts import payloads, said
 from tests.translation.test_codex_faults import ask, scripted_world
@@ -58,7 +58,7 @@ def dripped(value: Json, headers: Pairs = ()) -> Script:
     """An answer whose head, and each few bytes, come a second after the other."""
     body = b" \r\n" + json.dumps(value).encode()
     parts = [body[at : at + 200] for at in range(0, len(body), 200)]
-    head = answer_head(200, [("content-length", str(len(body))), *headers])
+    head = response_head(200, [("content-length", str(len(body))), *headers])
     return [Send(head), *(step for part in parts for step in (Pause(4.0), Send(part)))]
 
 
@@ -72,7 +72,7 @@ async def test_an_answer_in_one_piece_becomes_a_stream(
     headers = [("content-type", content_type)] if content_type else []
     async with opened_world(describe("a")) as world:
         world.upstreams["a"].plays(
-            dripped(value, headers) if is_slow else json_answer(value, headers=headers[:0])
+            dripped(value, headers) if is_slow else json_response(value, headers=headers[:0])
         )
         response = await world.ask(ask_chat() if kind == "chat" else ask_responses())
         assert response.status == 200
@@ -95,7 +95,7 @@ async def test_an_answer_in_one_piece_becomes_a_stream(
 @pytest.mark.parametrize("form", ["responses", "responses-stream", "chat", "chat-stream"])
 async def test_so_does_a_login_s(autojump_clock: MockClock, tmp_path: Path, form: str) -> None:
     async with scripted_world(tmp_path) as world:
-        response = await ask(world, form, json_answer(RESPONSE))
+        response = await ask(world, form, json_response(RESPONSE))
         assert (response.status, said(response)) == (200, "two words")
 
 
@@ -112,7 +112,7 @@ async def test_other_json_is_a_clear_error(
     autojump_clock: MockClock, value: Json, *, is_slow: bool
 ) -> None:
     async with opened_world(describe("a")) as world:
-        world.upstreams["a"].plays(dripped(value) if is_slow else json_answer(value))
+        world.upstreams["a"].plays(dripped(value) if is_slow else json_response(value))
         response = await world.ask(ask_responses())
         assert "upstream_invalid_response" in str(response.body)
         assert world.records[0]["code"] == "upstream_invalid_response"
@@ -134,15 +134,17 @@ async def test_an_error_that_comes_late_is_told_in_the_stream(autojump_clock: Mo
 
 REASON: Final = "image input is not supported - hint: give it an mmproj"
 TOLD: Final[dict[str, Script]] = {
-    "json": error_answer(500, "server_error", message=REASON),
-    "number": json_answer({"error": {"code": 500, "message": REASON, "type": "server_error"}}, 500),
-    "error is text": json_answer({"error": REASON}, 500),
-    "detail": json_answer({"detail": REASON}, 503),
-    "text": [Send(answer_head(500, [("content-length", str(len(REASON)))]) + REASON.encode())],
-    "text of a 400": [Send(answer_head(400, [("content-type", "text/plain"),
+    "json": error_response(500, "server_error", message=REASON),
+    "number": json_response(
+        {"error": {"code": 500, "message": REASON, "type": "server_error"}}, 500
+    ),
+    "error is text": json_response({"error": REASON}, 500),
+    "detail": json_response({"detail": REASON}, 503),
+    "text": [Send(response_head(500, [("content-length", str(len(REASON)))]) + REASON.encode())],
+    "text of a 400": [Send(response_head(400, [("content-type", "text/plain"),
                            ("content-length", str(len(REASON)))]) + REASON.encode())],
-    "list": json_answer([{"error": {"code": 400, "message": REASON}}], 400),
-    "event": json_answer({"error": {"code": 500, "message": REASON}}),
+    "list": json_response([{"error": {"code": 400, "message": REASON}}], 400),
+    "event": json_response({"error": {"code": 500, "message": REASON}}),
 }  # fmt: skip
 
 
@@ -166,7 +168,7 @@ async def test_a_client_reads_why_its_request_failed(
 @pytest.mark.parametrize("status", [400, 422, 500])
 async def test_other_letters_are_read(autojump_clock: MockClock, status: int, body: bytes) -> None:
     async with opened_world(describe("a")) as world:
-        head = answer_head(status, [("content-length", str(len(body)))])
+        head = response_head(status, [("content-length", str(len(body)))])
         world.upstreams["a"].plays([Send(head + body)])
         response = await world.ask(ask_responses())
         assert response.status == status
@@ -183,7 +185,7 @@ async def test_a_reason_that_is_not_for_clients_is_not_told(
     autojump_clock: MockClock, reason: str
 ) -> None:
     async with opened_world(describe("a")) as world:
-        world.upstreams["a"].plays(error_answer(500, None, message=reason))
+        world.upstreams["a"].plays(error_response(500, None, message=reason))
         response = await world.ask(ask_responses())
         assert response.error["message"] == "The upstream failed."
 
@@ -191,7 +193,7 @@ async def test_a_reason_that_is_not_for_clients_is_not_told(
 async def test_a_reason_is_short_and_names_no_host(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a")) as world:
         reason = "cannot reach http://10.0.0.7:8080/v1 (10.0.0.7) " + "x" * 4000
-        world.upstreams["a"].plays(error_answer(502, None, message=reason))
+        world.upstreams["a"].plays(error_response(502, None, message=reason))
         response = await world.ask(ask_responses())
         told = response.error["message"]
         assert told.startswith("The upstream failed: cannot reach [...] ([...]) xxx")
@@ -209,10 +211,10 @@ async def test_no_error_of_an_upstream_has_a_code_of_ours(
     """It would send whoever reads it to look for a bug of ours."""
     error = {"code": code, "message": "m", "type": "server_error"}
     answers = {
-        "400": json_answer({"error": error}, 400),
-        "500": json_answer({"error": error}, 500),
-        "json": json_answer({"error": error}),
-        "event": json_answer({"error": error | {"code": 500, "type": code}}),
+        "400": json_response({"error": error}, 400),
+        "500": json_response({"error": error}, 500),
+        "json": json_response({"error": error}),
+        "event": json_response({"error": error | {"code": 500, "type": code}}),
     }
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         for upstream in world.upstreams.values():

@@ -35,17 +35,17 @@ from tests.support.world import (
     Stall,
     Wait,
     World,
-    answer_head,
     chat_events,
     chunk,
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     opened_world,
+    response_head,
     responses_events,
-    sse_answer,
     sse_event,
     sse_head,
+    sse_response,
     sse_steps,
 )
 
@@ -55,7 +55,7 @@ BIG: Final = {"type": "response.output_text.delta", "delta": "x" * 100_000}
 IN_ORDER: Final = {"routing": "in_order"}
 WHOLE: Final = ask_responses()
 UNARY: Final = ask_responses(stream=False)
-CUT_400: Final = error_answer(400, "invalid_encrypted_content")
+CUT_400: Final = error_response(400, "invalid_encrypted_content")
 WITH_REASONING: Final = ask_responses(
     stream=False, input=[{"type": "reasoning", "encrypted_content": "gAAAA"}]
 )
@@ -91,7 +91,7 @@ PHASES: Final = {
     "waiting-for-the-head": Phase(WHOLE, [Stall()], seconds=44),
     "waiting-with-a-head-of-ours": Phase(WHOLE, [Stall()], seconds=119, status=200),
     "half-a-head": Phase(WHOLE, [Send(b"HTTP/1.1 200 O"), Stall()], seconds=5),
-    "error-body": Phase(WHOLE, [Send(answer_head(400, [("content-length", "9")])), Stall()]),
+    "error-body": Phase(WHOLE, [Send(response_head(400, [("content-length", "9")])), Stall()]),
     "hold": Phase(WHOLE, [Send(sse_head()), Stall()], seconds=9),
     "hold-with-a-handshake": Phase(WHOLE, sse_steps(CREATED, Stall()), seconds=9),
     "committed-without-an-event": Phase(WHOLE, [Send(sse_head()), Stall()], seconds=11, status=200),
@@ -104,11 +104,11 @@ PHASES: Final = {
         WHOLE, sse_steps(DELTA, COMPLETED, Stall()), seconds=0.5, status=200
     ),
     "not-reading": Phase(WHOLE, sse_steps(BIG, Stall()), seconds=9, status=200, capacity=1000),
-    "not-reading-a-unary-answer": Phase(UNARY, json_answer(BIG), status=200, capacity=1000),
+    "not-reading-a-unary-answer": Phase(UNARY, json_response(BIG), status=200, capacity=1000),
     "waiting-for-a-unary-head": Phase(UNARY, [Stall()], seconds=599),
-    "unary-body": Phase(UNARY, half_of(json_answer(BIG), 5000), seconds=599),
+    "unary-body": Phase(UNARY, half_of(json_response(BIG), 5000), seconds=599),
     "chat": Phase(ask_chat(), sse_steps(*chat_events("x")[:2], Stall()), seconds=40, status=200),
-    "second-account": Phase(WHOLE, error_answer(500, "x"), [Stall()], seconds=9, asked=(1, 1)),
+    "second-account": Phase(WHOLE, error_response(500, "x"), [Stall()], seconds=9, asked=(1, 1)),
     "repair": Phase(WITH_REASONING, CUT_400, seconds=50, asked=(2, 0)),
 }
 
@@ -243,7 +243,7 @@ async def test_fifty_aborted_streams_leave_nothing_behind(autojump_clock: MockCl
 
 
 async def test_a_client_that_leaves_after_its_answer_is_not_called_gone(world: World) -> None:
-    world.upstreams["a"].plays(sse_answer(EVENTS))
+    world.upstreams["a"].plays(sse_response(EVENTS))
     assert (await world.ask(WHOLE)).status == 200
     await world.settle()
     assert [record["code"] for record in world.records] == [None]
@@ -310,8 +310,8 @@ async def test_closing_idle_connections_survives_a_new_one_of_another_account(
     async with opened_world(describe("ab", accounts=accounts, limits=limits)) as world:
         a, b = world.upstreams.values()
         gate = trio.Event()
-        a.always = [Wait(gate), *json_answer({})]
-        b.plays([Pause(15), *json_answer({"id": "b"})])
+        a.always = [Wait(gate), *json_response({})]
+        b.plays([Pause(15), *json_response({"id": "b"})])
         last = await world.connect()
         await last.send(ask_responses(stream=False, model="m2"))
         async with trio.open_nursery() as nursery:
@@ -334,7 +334,7 @@ PIPELINED_MAX: Final = 65_536
 
 async def test_pipelined_requests_are_answered_in_order(world: World) -> None:
     for upstream in world.upstreams.values():
-        upstream.always = lambda asked: [Pause(1), *json_answer({"was": asked.json()["input"]})]
+        upstream.always = lambda asked: [Pause(1), *json_response({"was": asked.json()["input"]})]
     client = await world.connect()
     asked = [ask_responses(stream=False, input=f"number {index}") for index in range(5)]
     await client.send(b"".join(asked) + request("GET", "/healthz"))
@@ -350,7 +350,7 @@ async def test_pipelined_requests_are_answered_in_order(world: World) -> None:
 async def test_what_is_sent_ahead_is_bounded(autojump_clock: MockClock, surplus: int) -> None:
     async with opened_world(describe("a")) as world:
         gate = trio.Event()
-        world.upstreams["a"].plays([Wait(gate), *json_answer({"id": "r"})], json_answer({}))
+        world.upstreams["a"].plays([Wait(gate), *json_response({"id": "r"})], json_response({}))
         client = await world.connect()
         await client.send(UNARY)
         await world.settle()
@@ -501,7 +501,7 @@ async def test_a_stop_does_not_wait_for_a_client_that_does_not_read(
 
 async def test_a_stop_after_which_nobody_is_left_is_immediate(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a")) as world:
-        world.upstreams["a"].plays([*json_answer({}), Fin()])
+        world.upstreams["a"].plays([*json_response({}), Fin()])
         half = await world.connect()
         await half.send(b"POST /v1")
         await world.ask(UNARY)

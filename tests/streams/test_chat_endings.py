@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from pooler import CallKind, EventScanner
 from tests.support.memory_sockets import Json, ask_chat, post
 from tests.support.memory_websockets import codex_described, open_socket, says, socket_world
-from tests.support.world import World, sse_answer
+from tests.support.world import World, sse_response
 
 NOT_YET: Final[tuple[Json, ...]] = ("", None, 7, [], {})
 
@@ -37,7 +37,7 @@ async def test_a_body_that_ends_in_mid_text_has_failed(
     world: World, reason: Json, framing: str
 ) -> None:
     chunks = [piece(word, reason) for word in ("one ", "two ", "three")]
-    world.upstreams["a"].plays(sse_answer(chunks, framing=framing))
+    world.upstreams["a"].plays(sse_response(chunks, framing=framing))
     response = await world.ask(ask_chat())
     assert response.status == 200
     assert is_failed(response.body)
@@ -50,7 +50,7 @@ async def test_a_body_that_ends_in_mid_text_has_failed(
 async def test_a_reason_is_an_end_also_without_done(
     world: World, reason: str, before: Json
 ) -> None:
-    script = sse_answer([piece("one", before), piece("two", reason), piece("", before)])
+    script = sse_response([piece("one", before), piece("two", reason), piece("", before)])
     world.upstreams["a"].plays(script)
     response = await world.ask(ask_chat())
     assert not is_failed(response.body + b"data: [DONE]\n\n")
@@ -59,7 +59,7 @@ async def test_a_reason_is_an_end_also_without_done(
 
 
 async def test_done_is_an_end_without_a_reason(world: World) -> None:
-    world.upstreams["a"].plays(sse_answer([piece("one", ""), b"[DONE]"]))
+    world.upstreams["a"].plays(sse_response([piece("one", ""), b"[DONE]"]))
     response = await world.ask(ask_chat())
     assert not is_failed(response.body)
 
@@ -95,9 +95,9 @@ async def test_a_websocket_client_is_told_the_end_by_its_name(
 
 async def test_an_api_accounts_events_keep_their_names(world: World) -> None:
     event = {"type": "response.done", "response": {"id": "resp_1", "output": []}}
-    world.upstreams["a"].plays(sse_answer([event]))
+    world.upstreams["a"].plays(sse_response([event]))
     body = {"model": "m1", "input": "x", "stream": True}
     for name in "bc":
-        world.upstreams[name].plays(sse_answer([event]))
+        world.upstreams[name].plays(sse_response([event]))
     response = await world.ask(post("/v1/responses", body))
     assert json.loads(response.body.partition(b"data: ")[2]) == event

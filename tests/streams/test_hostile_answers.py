@@ -20,7 +20,7 @@ import pytest
 from pooler import ERRORS
 from tests.http.test_http_syntax import BAD_ANSWERS
 from tests.support.memory_sockets import post, request
-from tests.support.raw_http import OK, OPERATOR, Answer, Wire, opened_wire, split_answers
+from tests.support.raw_http import OK, OPERATOR, Answer, Wire, opened_wire, split_responses
 from tests.support.world import chunk
 
 METRICS: Final = request("GET", "/metrics", key=OPERATOR, headers=[("Connection", "close")])
@@ -77,7 +77,7 @@ def answers_to(
         return keeps
 
     wire.upstream.answer = play
-    [answer] = split_answers(wire.say(asked))
+    [answer] = split_responses(wire.say(asked))
     assert len(wire.upstream.take()) == 1
     assert set(answer.headers) - SHOWN == set()
     assert b"smuggled" not in answer.body
@@ -88,7 +88,7 @@ def answers_to(
 def check_canary(wire: Wire) -> None:
     """The next client gets its own answer, whole."""
     wire.upstream.answer = wire.upstream.well
-    [canary] = split_answers(wire.say(ASK))
+    [canary] = split_responses(wire.say(ASK))
     assert (canary.status, canary.body) == (200, BODY)
     assert len(wire.upstream.take()) == 1
 
@@ -196,7 +196,7 @@ def test_a_connection_with_bytes_behind_the_answer_is_not_used_again(
     wire.upstream.plays(OK + behind, keeps=True)
     counts = []
     for _ in range(3):
-        [answer] = split_answers(wire.say(ASK))
+        [answer] = split_responses(wire.say(ASK))
         assert (answer.status, answer.body) == (200, BODY)
         counts.append(wire.upstream.opened_count)
     assert len(wire.upstream.take()) == 3
@@ -257,7 +257,7 @@ def test_an_upstream_that_fails_does_not_speak_in_the_poolers_name(
     assert answer.status == status
     assert code_of(answer) == b"upstream_error"
     assert not {"retry-after", "www-authenticate", "upgrade", "allow"} & answer.headers.keys()
-    [metrics] = split_answers(wire.say(METRICS))
+    [metrics] = split_responses(wire.say(METRICS))
     counted = b'code="upstream:%b"' % code.encode()
     assert counted in metrics.body or b'code="upstream:other"' in metrics.body
     assert b'code="%b"' % code.encode() not in metrics.body.replace(b'code="upstream_', b"")

@@ -32,10 +32,10 @@ from tests.support.world import (
     Stall,
     World,
     chat_events,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     responses_events,
-    sse_answer,
+    sse_response,
 )
 
 ASKED: Final[Json] = {"model": "m1", "input": "Hi", "stream": True}
@@ -52,10 +52,10 @@ ANSWERS: Final = {"responses": responses_events("x"), "chat": chat_events("x")}
 WRONG: Final = json.dumps({"error": {"message": "Too\nlong.", "code": "bad_input"}}, indent=1)
 LATE: Final[dict[str, tuple[Script, str]]] = {
     # Of these two another account may be asked: the client may send its request once more.
-    "a limit": (error_answer(429, "usage_limit_reached"), "pool_busy"),
-    "a bad credential": (error_answer(401, "invalid_api_key"), "pool_busy"),
-    "a failure": (error_answer(500, "server_error"), "server_error"),
-    "the client's own error": (json_answer(WRONG.encode(), 400), "bad_input"),
+    "a limit": (error_response(429, "usage_limit_reached"), "pool_busy"),
+    "a bad credential": (error_response(401, "invalid_api_key"), "pool_busy"),
+    "a failure": (error_response(500, "server_error"), "server_error"),
+    "the client's own error": (json_response(WRONG.encode(), 400), "bad_input"),
     "a cut": ([Fin()], "upstream_unreachable"),
     "nonsense": ([Send(b"nonsense\r\n\r\n")], "upstream_invalid_response"),
     "a page": (
@@ -63,7 +63,7 @@ LATE: Final[dict[str, tuple[Script, str]]] = {
         "upstream_invalid_response",
     ),
     "nothing": ([Stall()], "upstream_timeout"),
-    "no event": ([*sse_answer([])], "upstream_stream_truncated"),
+    "no event": ([*sse_response([])], "upstream_stream_truncated"),
 }
 
 
@@ -99,7 +99,7 @@ async def test_the_head_and_comments_come_before_the_upstreams_head(
     world: World, kind: str
 ) -> None:
     assert SILENCE_SECONDS_MAX == 45
-    plays_late(world, sse_answer(ANSWERS[kind]))
+    plays_late(world, sse_response(ANSWERS[kind]))
     client = await world.connect()
     await client.send(REQUESTS[kind])
     head = await client.read_head()
@@ -136,10 +136,10 @@ async def test_what_comes_later_is_told_in_the_stream(world: World, kind: str, c
 
 @pytest.mark.parametrize("kind", REQUESTS)
 async def test_until_then_another_account_may_answer(world: World, kind: str) -> None:
-    first = error_answer(503, "server_is_overloaded")
+    first = error_response(503, "server_is_overloaded")
     for upstream in world.upstreams.values():
         upstream.always = lambda _: (
-            [Pause(44.9), *first] if len(world.asked) == 1 else sse_answer(ANSWERS[kind])
+            [Pause(44.9), *first] if len(world.asked) == 1 else sse_response(ANSWERS[kind])
         )
     response = await world.ask(REQUESTS[kind])
     assert (response.status, response.ended_at, len(world.asked)) == (200, 44.9, 2)
@@ -148,7 +148,7 @@ async def test_until_then_another_account_may_answer(world: World, kind: str) ->
 
 @pytest.mark.parametrize("pauses", [(40,), (20, 20), (1,)])
 async def test_the_silence_of_several_accounts_is_one(world: World, pauses: Sequence[int]) -> None:
-    failed = error_answer(503, "server_is_overloaded")
+    failed = error_response(503, "server_is_overloaded")
     scripts: list[Script] = [*([Pause(p), *failed] for p in pauses), [Stall()]]
     for upstream in world.upstreams.values():
         upstream.always = lambda _: scripts[len(world.asked) - 1]
@@ -162,7 +162,7 @@ async def test_the_silence_of_several_accounts_is_one(world: World, pauses: Sequ
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
 async def test_an_answer_in_one_piece_is_waited_for(world: World, path: str) -> None:
-    plays_late(world, json_answer({"id": "r"}), 300)
+    plays_late(world, json_response({"id": "r"}), 300)
     body = CHAT if "chat" in path else ASKED
     response = await world.ask(post(path, body | {"stream": False}))
     assert (response.status, response.head_at, response.body) == (200, 300, b'{"id": "r"}')
@@ -176,7 +176,7 @@ async def test_a_chatgpt_accounts_clients_hear_of_us_too(
     async with socket_world(codex_described(tmp_path, "a")) as world:
         failed = {"type": "response.failed", "response": {"error": {"code": "x", "message": "y"}}}
         events = responses_events("word")
-        plays_late(world, sse_answer(events if is_well else [events[0], failed]), 61)
+        plays_late(world, sse_response(events if is_well else [events[0], failed]), 61)
         is_native = path == "native"
         path = "/backend-api/codex/responses" if is_native else path
         client = await world.connect()

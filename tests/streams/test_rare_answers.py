@@ -30,8 +30,8 @@ from pooler import (
 from tests.support.memory_sockets import Json, ask_responses, post
 from tests.support.world import (
     describe,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     make_config,
     opened_world,
     sse_event,
@@ -90,7 +90,7 @@ async def test_a_large_answer_in_the_place_of_a_stream_is_not_understood(
     autojump_clock: MockClock,
 ) -> None:
     async with opened_world(describe("a")) as world:
-        world.upstreams["a"].plays(json_answer({"output": "x" * WRITTEN_BYTES_MAX}))
+        world.upstreams["a"].plays(json_response({"output": "x" * WRITTEN_BYTES_MAX}))
         response = await world.ask(ask_responses())
         assert (response.status, response.error["code"]) == (502, "upstream_invalid_response")
 
@@ -128,7 +128,9 @@ async def test_an_answer_that_finds_no_room_is_no_fault_of_its_upstream(
     async with opened_world(describe("a", limits={"events_bytes_max": total})) as world:
         large: Json = {"id": "r", "x": "y" * (total // 2)}
         refusal = {"error": {"message": "no", "code": "x", "x": large["x"]}}
-        world.upstreams["a"].plays(json_answer(refusal, 422) if is_error else json_answer(large))
+        world.upstreams["a"].plays(
+            json_response(refusal, 422) if is_error else json_response(large)
+        )
         response = await world.ask(ask_responses(stream=False))
         wanted = (422, "upstream_error") if is_error else (503, "pool_busy")
         assert (response.status, response.error["code"]) == wanted
@@ -144,7 +146,7 @@ async def test_a_model_whose_member_s_name_is_escaped_is_renamed(
 ) -> None:
     described = describe("a", accounts={"a": {"models": {"m1": "vendor/m1"}}})
     async with opened_world(described) as world:
-        world.upstreams["a"].plays(json_answer({"id": "r"}))
+        world.upstreams["a"].plays(json_response({"id": "r"}))
         body = b'{"\\u006dodel":"m1","input":"x"}'
         assert (await world.ask(post("/v1/responses", body))).status == 200
         assert world.asked[0].json() == {"model": "vendor/m1", "input": "x"}
@@ -204,7 +206,7 @@ async def test_a_response_that_its_request_is_to_blame_for_is_passed_on(
     }  # fmt: skip
     async with opened_world(describe("ab")) as world:
         for upstream in world.upstreams.values():
-            upstream.always = json_answer(failed)
+            upstream.always = json_response(failed)
         response = await world.ask(ask_responses(stream=False))
         assert (response.status, response.json()) == (200, failed)
         assert len(world.asked) == 1
@@ -212,8 +214,8 @@ async def test_a_response_that_its_request_is_to_blame_for_is_passed_on(
 
 async def test_what_an_account_lacks_is_explained(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a")) as world:
-        missing = error_answer(404, "model_not_found")
-        world.upstreams["a"].plays(missing, json_answer({"detail": "Not Found"}, 404))
+        missing = error_response(404, "model_not_found")
+        world.upstreams["a"].plays(missing, json_response({"detail": "Not Found"}, 404))
         for model in ("m1", "m2"):
             assert (await world.ask(ask_responses(model=model, stream=False))).status == 400
         told = {

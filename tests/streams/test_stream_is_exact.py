@@ -34,12 +34,12 @@ from tests.support.world import (
     Step,
     Wait,
     World,
-    answer_head,
     chat_events,
     chunk,
     describe,
-    json_answer,
+    json_response,
     opened_world,
+    response_head,
     responses_events,
     sse_event,
     sse_head,
@@ -579,13 +579,13 @@ async def test_a_whole_answer_arrives_byte_for_byte(
     fields = [("content-type", "application/json; charset=utf-8"), ("openai-model", "m1")]
     steps: list[Step] = []
     if framing == "length":
-        head = answer_head(200, [*fields, ("content-length", str(len(body)))])
+        head = response_head(200, [*fields, ("content-length", str(len(body)))])
         steps = [Send(head + body)]
     elif framing == "close":
-        steps = [Send(answer_head(200, fields) + body), Fin()]
+        steps = [Send(response_head(200, fields) + body), Fin()]
     else:
         pieces = [chunk(body[at : at + 999]) for at in range(0, len(body), 999)]
-        head = answer_head(200, [*fields, ("transfer-encoding", "chunked")])
+        head = response_head(200, [*fields, ("transfer-encoding", "chunked")])
         steps = [Send(head), *map(Send, pieces), Send(LAST_CHUNK)]
     play_everywhere(world, steps)
     response = await world.ask(ask_responses(stream=False))
@@ -599,7 +599,7 @@ async def test_a_whole_answer_arrives_byte_for_byte(
 async def test_a_cut_whole_answer_is_an_error_and_not_asked_again(
     world: World, is_reset: bool
 ) -> None:
-    data = b"".join(step.data for step in json_answer({"id": "r"}) if isinstance(step, Send))
+    data = b"".join(step.data for step in json_response({"id": "r"}) if isinstance(step, Send))
     client = await world.connect()
     for cut in range(len(data)):
         play_everywhere(world, [Send(data[:cut]), Reset() if is_reset else Fin()])
@@ -628,7 +628,7 @@ async def test_a_cut_whole_answer_is_an_error_and_not_asked_again(
 )
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
 async def test_a_request_goes_out_byte_for_byte(world: World, path: str, body: bytes) -> None:
-    play_everywhere(world, json_answer({"id": "r"}))
+    play_everywhere(world, json_response({"id": "r"}))
     response = await world.ask(post(path, body))
     assert response.status == 200
     [asked] = world.asked
@@ -669,7 +669,7 @@ async def test_an_alias_changes_the_value_of_model_alone(
     accounts = {"a": {"models": ["m1", 'q"\\m']}}
     pool = {"aliases": aliases}
     async with opened_world(describe("a", accounts=accounts, pool=pool)) as world:
-        world.upstreams["a"].plays(json_answer({"id": "r", "model": "m1"}))
+        world.upstreams["a"].plays(json_response({"id": "r", "model": "m1"}))
         response = await world.ask(post("/v1/responses", body))
         assert response.body == b'{"id": "r", "model": "m1"}'  # and nothing in the answer
         value = json.loads(body)

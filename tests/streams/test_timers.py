@@ -36,12 +36,12 @@ from tests.support.world import (
     chat_events,
     chunk,
     describe,
-    json_answer,
+    json_response,
     opened_world,
     responses_events,
-    sse_answer,
     sse_event,
     sse_head,
+    sse_response,
     sse_steps,
 )
 
@@ -178,13 +178,13 @@ async def test_a_silent_upstream_is_given_up_in_time(
 async def test_an_upstream_that_is_just_in_time_is_heard(
     autojump_clock: MockClock, seconds: float
 ) -> None:
-    async with asking([Pause(seconds), *sse_answer(EVENTS)], ask_responses()) as (_, client):
+    async with asking([Pause(seconds), *sse_response(EVENTS)], ask_responses()) as (_, client):
         response = await client.read_response()
         assert (response.status, response.ended_at) == (200, seconds)
 
 
 async def test_a_unary_answer_may_take_nearly_ten_minutes(autojump_clock: MockClock) -> None:
-    script = [Pause(599.99), *json_answer({"id": "r"})]
+    script = [Pause(599.99), *json_response({"id": "r"})]
     async with asking(script, ask_responses(stream=False)) as (_, client):
         assert (await client.read_response()).json() == {"id": "r"}
 
@@ -199,15 +199,15 @@ async def test_a_stalled_connect_costs_ten_seconds_an_account(world: World) -> N
 
 async def test_a_slow_connect_is_not_cut_short(world: World) -> None:
     world.upstreams["a"].dials.append(Pause(9.99))
-    world.upstreams["a"].plays(json_answer({}))
+    world.upstreams["a"].plays(json_response({}))
     response = await world.ask(ask_responses(stream=False))
     assert (response.status, trio.current_time()) == (200, 9.99)
 
 
 async def test_the_clocks_of_two_attempts_are_not_added_up(autojump_clock: MockClock) -> None:
     async with opened_world(describe("ab", pool={"routing": "in_order"})) as world:
-        world.upstreams["a"].plays([Pause(44), *json_answer({}, 500)])
-        world.upstreams["b"].plays([Pause(100), *sse_answer(EVENTS)])
+        world.upstreams["a"].plays([Pause(44), *json_response({}, 500)])
+        world.upstreams["b"].plays([Pause(100), *sse_response(EVENTS)])
         response = await world.ask(ask_responses())
         assert (response.status, response.ended_at) == (200, 144)
 
@@ -495,7 +495,7 @@ async def read_after_a_minute(world: World, client: Client, clock: MockClock) ->
 async def test_a_slow_reader_that_goes_on_reading_is_not_left(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a")) as world:
         big = {"type": "response.output_text.delta", "delta": "x" * 400_000}
-        world.upstreams["a"].plays([*sse_answer([big, COMPLETED])])
+        world.upstreams["a"].plays([*sse_response([big, COMPLETED])])
         client = await world.connect(capacity=65_536)
         await client.send(ask_responses())
         byte_count = 0
@@ -520,7 +520,7 @@ async def test_an_idle_upstream_connection_is_closed_after_15_seconds(
 ) -> None:
     async with opened_world(describe("a")) as world:
         upstream = world.upstreams["a"]
-        upstream.plays([Pause(5), *json_answer({})])
+        upstream.plays([Pause(5), *json_response({})])
         await world.ask(ask_responses(stream=False))
         assert trio.current_time() == 5
         autojump_clock.jump(14.5)
@@ -537,7 +537,7 @@ async def test_an_idle_upstream_connection_is_closed_though_its_time_is_rounded(
 ) -> None:
     async with opened_world(describe("a")) as world:
         upstream = world.upstreams["a"]
-        upstream.always = json_answer({})
+        upstream.always = json_response({})
         autojump_clock.jump(came_at)
         await world.ask(ask_responses(stream=False))
         autojump_clock.jump(15)
@@ -550,7 +550,7 @@ async def test_an_idle_connection_is_used_again_and_its_age_starts_anew(
 ) -> None:
     async with opened_world(describe("a")) as world:
         upstream = world.upstreams["a"]
-        upstream.always = json_answer({})
+        upstream.always = json_response({})
         for _ in range(3):
             await world.ask(ask_responses(stream=False))
             autojump_clock.jump(14)
@@ -567,7 +567,7 @@ async def test_only_so_many_idle_connections_are_kept(
     async with opened_world(describe("a", limits={"idle_connections_max": limit})) as world:
         gate = trio.Event()
         upstream = world.upstreams["a"]
-        upstream.always = [Wait(gate), *json_answer({})]
+        upstream.always = [Wait(gate), *json_response({})]
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(world.ask, ask_responses(stream=False))
@@ -579,7 +579,7 @@ async def test_only_so_many_idle_connections_are_kept(
 
 async def test_the_wait_for_a_place_ends_after_ten_seconds(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a", accounts={"a": {"concurrent": 1}})) as world:
-        world.upstreams["a"].plays([Pause(11), *json_answer({})])
+        world.upstreams["a"].plays([Pause(11), *json_response({})])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.ask, ask_responses(stream=False))
             await world.settle()

@@ -26,7 +26,7 @@ from tests.support.hostile_peers import (
     Visit,
     call,
     crowded,
-    json_answer,
+    json_response,
     message,
     opened_rig,
     paired,
@@ -134,7 +134,9 @@ def test_models_that_nobody_takes_are_counted(tmp_path: Path) -> None:
         headers=[("Connection", "close")],
     )  # fmt: skip
     with opened_rig(tmp_path, accounts, pools, limits) as rig:
-        rig.upstream.list = plays(json_answer(json.dumps({"models": entries}).encode()), keeps=True)
+        rig.upstream.list = plays(
+            json_response(json.dumps({"models": entries}).encode()), keeps=True
+        )
         rig.forget()
         assert wait_until(lambda: len(rig.ask(raw)) > 1_000_000)
         with crowded(rig) as crowd:

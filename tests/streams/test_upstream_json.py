@@ -77,10 +77,10 @@ from tests.support.memory_sockets import (
 from tests.support.memory_websockets import open_socket, says, socket_described, socket_world, turn
 from tests.support.world import (
     Pause,
-    answer_head,
     describe,
-    json_answer,
+    json_response,
     opened_world,
+    response_head,
     sse_event,
     sse_steps,
 )
@@ -306,7 +306,7 @@ async def test_an_answer_that_takes_long_to_read_is_passed_on_unread(
     raw = TOO_MUCH.get(name) or b'"' + b"x" * UNARY_READ_BYTES_MAX + b'"'
     body = b'{"id":"r",' + USAGE + b',"x":' + raw + b"}"
     async with opened_world(describe("a")) as world:
-        world.upstreams["a"].plays(json_answer(body), json_answer(b'{"id":"r",' + USAGE + b"}"))
+        world.upstreams["a"].plays(json_response(body), json_response(b'{"id":"r",' + USAGE + b"}"))
         response = await world.ask(ASK)
         assert (response.status, response.body) == (200, body)
         await world.ask(ASK)
@@ -319,7 +319,7 @@ async def test_an_answer_that_is_no_json_is_an_invalid_one(
     autojump_clock: MockClock, name: str
 ) -> None:
     async with opened_world(describe("a")) as world:
-        world.upstreams["a"].plays(json_answer(NO_JSON[name]))
+        world.upstreams["a"].plays(json_response(NO_JSON[name]))
         response = await world.ask(ASK)
         assert (response.status, response.error["code"]) == (502, "upstream_invalid_response")
 
@@ -517,7 +517,7 @@ async def test_a_model_list_has_so_many_bytes_and_no_more(
         shell = b'{"data":[{"id":"m7"}],"x":""}'
         padding = b"x" * (CATALOGUE_BYTES_MAX + extra - len(shell))
         async with opened_world(describe("a", accounts=accounts)) as world:
-            world.upstreams["a"].catalogue = json_answer(shell[:-2] + padding + shell[-2:])
+            world.upstreams["a"].catalogue = json_response(shell[:-2] + padding + shell[-2:])
             await world.ask(request("GET", "/v1/models"))
             shown = (await world.ask(request("GET", "/v1/models"))).json()
             assert [model["id"] for model in shown["data"]] == ["m7"] * is_read
@@ -528,7 +528,7 @@ async def test_the_list_that_codex_gets_is_joined_from_what_is_kept(
 ) -> None:
     entries = [{"slug": f"m{index}", "text": "é\ud800"} for index in range(3)]
     async with scripted_world(tmp_path, models=None) as world:
-        world.upstreams["a"].catalogue = json_answer({"models": entries})
+        world.upstreams["a"].catalogue = json_response({"models": entries})
         autojump_clock.jump(CATALOGUE_PAUSE_SECONDS)
         await world.ask(request("GET", "/backend-api/codex/models"))
         monkeypatch.setattr(pooler, "dump_json", None)
@@ -542,7 +542,7 @@ async def test_an_answer_to_a_question_besides_has_so_many_bytes(
     """So the token endpoint's: it has to fit into the login's file."""
     for byte_count, fits in ((1000, True), (1001, False)):
         ours, theirs = socket_pair()
-        head = answer_head(200, [("content-length", str(byte_count))])
+        head = response_head(200, [("content-length", str(byte_count))])
         await theirs.send_all(head + b"x" * byte_count)
 
         async def dial(*_: object, stream: MemorySocket = ours) -> MemorySocket:

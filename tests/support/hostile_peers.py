@@ -75,7 +75,7 @@ def json_head(length: int, status: str = "200 OK", *, closes: bool = False) -> b
     return f"{lines}Connection: {'close' if closes else 'keep-alive'}\r\n\r\n".encode()
 
 
-def json_answer(body: bytes, status: str = "200 OK") -> bytes:
+def json_response(body: bytes, status: str = "200 OK") -> bytes:
     return json_head(len(body), status) + body
 
 
@@ -113,7 +113,7 @@ class HostileUpstream:
 
     def __init__(self) -> None:
         self.plays: dict[str, Play] = {}
-        self.list: Play = plays(json_answer(b'{"models":[]}'), keeps=True)  # of models
+        self.list: Play = plays(json_response(b'{"models":[]}'), keeps=True)  # of models
         self.deaf: set[str] = set()  # accounts that read no body until `released`
         self.arrived: Counter[str] = Counter()  # whole requests for work
         self.listed: Counter[str] = Counter()  # requests for the models
@@ -222,7 +222,7 @@ def well(visit: Visit) -> bool:
     if visit.account.startswith("c"):
         visit.caller.sendall(SSE_HEAD + DELTA + END)
         return False
-    visit.caller.sendall(json_answer(b'{"id":"r"}'))
+    visit.caller.sendall(json_response(b'{"id":"r"}'))
     return True
 
 

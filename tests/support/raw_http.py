@@ -186,7 +186,7 @@ def read_all(client: socket.socket) -> bytes:
     return raw
 
 
-def split_answers(raw: bytes) -> list[Answer]:
+def split_responses(raw: bytes) -> list[Answer]:
     """Every answer in `raw`; each must be whole, and of the pooler's own strict form."""
     answers = []
     while raw:

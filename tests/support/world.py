@@ -4,7 +4,7 @@ Nothing here touches the network or waits for real: use it with the `autojump_cl
 pytest-trio, so that every time is virtual and exact.  How a test looks:
 
     async def test_an_answer_arrives(world: World) -> None:
-        world.upstreams["a"].plays(json_answer({"id": "r"}))
+        world.upstreams["a"].plays(json_response({"id": "r"}))
         response = await world.ask(post("/v1/responses", {"model": "m1", "input": "x"}))
         assert (response.status, response.body) == (200, b'{"id": "r"}')
 
@@ -175,21 +175,21 @@ Script = Sequence[Step]
 DialStep = Refuse | Stall | Pause | Fin | Reset
 
 
-def answer_head(status: int = 200, headers: Pairs = ()) -> bytes:
+def response_head(status: int = 200, headers: Pairs = ()) -> bytes:
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
     return f"HTTP/1.1 {status} Whatever\r\n{lines}\r\n".encode("latin-1")
 
 
-def json_answer(content: Json, status: int = 200, headers: Pairs = ()) -> list[Step]:
+def json_response(content: Json, status: int = 200, headers: Pairs = ()) -> list[Step]:
     """A whole answer; `content` is sent as it is where it is bytes."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     fields = [("content-type", "application/json"), ("content-length", str(len(body))), *headers]
-    return [Send(answer_head(status, fields) + body)]
+    return [Send(response_head(status, fields) + body)]
 
 
-def error_answer(status: int, code: str | None, headers: Pairs = (), **more: Json) -> list[Step]:
+def error_response(status: int, code: str | None, headers: Pairs = (), **more: Json) -> list[Step]:
     error = {"message": "said by the upstream", "type": code, "code": code, "param": None}
-    return json_answer({"error": error | more}, status, headers)
+    return json_response({"error": error | more}, status, headers)
 
 
 def chunk(data: bytes) -> bytes:
@@ -206,7 +206,7 @@ def sse_head(framing: str = "chunked", length: int = 0, headers: Pairs = ()) -> 
         fields.append(("transfer-encoding", "chunked"))
     elif framing == "length":
         fields.append(("content-length", str(length)))
-    return answer_head(200, fields)
+    return response_head(200, fields)
 
 
 def sse_event(payload: Json, newline: bytes = b"\n", *, with_event_line: bool = False) -> bytes:
@@ -217,7 +217,7 @@ def sse_event(payload: Json, newline: bytes = b"\n", *, with_event_line: bool = 
     return line + b"data: " + data + newline * 2
 
 
-def sse_answer(
+def sse_response(
     payloads: Iterable[Json],
     *,
     framing: str = "chunked",
@@ -333,7 +333,7 @@ class FakeUpstream:
         self.scripts: deque[Script] = deque()
         self.always: Script | Callable[[Asked], Script] | None = None
         self.dials: deque[DialStep] = deque()
-        self.catalogue: Script = error_answer(404, "not_found")
+        self.catalogue: Script = error_response(404, "not_found")
         self.asked: list[Asked] = []  # the POSTs
         self.catalogue_asked: list[Asked] = []
         self.lines: list[Line] = []

@@ -35,7 +35,7 @@ from tests.support.memory_sockets import (
     request,
     socket_pair,
 )
-from tests.support.world import UNIX_START, World, json_answer
+from tests.support.world import UNIX_START, World, json_response
 
 PREFIX: Final = "/backend-api/codex"
 MODEL: Final = "gpt-5.5"
@@ -640,7 +640,7 @@ async def test_what_no_codex_account_can_honour_goes_to_another_or_is_refused(
         assert response.error["param"] == next(iter(field))
         assert world.accounts() == []
     async with codex_world(described(tmp_path, others=PLATFORM), tmp_path) as world:
-        world.upstreams["platform"].plays(json_answer({"id": "resp_2", "output": []}))
+        world.upstreams["platform"].plays(json_response({"id": "resp_2", "output": []}))
         assert (await world.ask(post("/v1/responses", ASKED | field))).status == 200
         assert [asked.json() for asked in world.asked] == [ASKED | field]
         assert world.accounts() == []
@@ -659,7 +659,7 @@ async def test_a_session_that_moves_to_an_api_key_leaves_its_reasoning_behind(
     async with codex_world(described(tmp_path, others=PLATFORM, **pool), tmp_path) as world:
         await world.ask(post("/v1/responses", ASKED, headers=headers))
         world.backend.plays.append(Play(FIRST, error="usage_limit"))
-        world.upstreams["platform"].plays(json_answer({"id": "resp_2", "output": []}))
+        world.upstreams["platform"].plays(json_response({"id": "resp_2", "output": []}))
         world.backend.sealed.add("gAAAA")
         await world.ask(post("/v1/responses", ASKED | {"input": items}, headers=headers))
         assert [seen.body["input"][1]["type"] for seen in world.asked_of()[1:]] == ["reasoning"]

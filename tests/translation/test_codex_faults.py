@@ -29,9 +29,9 @@ from tests.support.world import (
     Send,
     Stall,
     World,
-    answer_head,
     chunk,
-    json_answer,
+    json_response,
+    response_head,
     sse_event,
     sse_head,
 )
@@ -92,7 +92,7 @@ async def scripted_world(
     async with trio.open_nursery() as nursery:
         world = World(config, nursery)
         if models:
-            world.upstreams["a"].catalogue = json_answer({"models": []})
+            world.upstreams["a"].catalogue = json_response({"models": []})
         world.start()
         await world.settle()
         yield world
@@ -219,16 +219,16 @@ ODD: Final[dict[str, tuple[Script, int, str]]] = {
         502, "upstream_invalid_response",
     ),
     "redirect": (
-        [Send(answer_head(302, [("location", "http://evil/"), ("content-length", "0")]))],
+        [Send(response_head(302, [("location", "http://evil/"), ("content-length", "0")]))],
         502, "upstream_invalid_response",
     ),
     "html": (
-        json_answer(b"<html>", 500, [("x-codex-primary-used-percent", "nan")]),
+        json_response(b"<html>", 500, [("x-codex-primary-used-percent", "nan")]),
         500, "upstream_error",
     ),
-    "deep-error": (json_answer(b"[" * 100_000, 400), 400, "upstream_error"),
-    "error-is-text": (json_answer({"error": "no"}, 400), 400, "upstream_error"),
-    "detail-is-list": (json_answer({"detail": [{"msg": "x"}]}, 422), 422, "upstream_error"),
+    "deep-error": (json_response(b"[" * 100_000, 400), 400, "upstream_error"),
+    "error-is-text": (json_response({"error": "no"}, 400), 400, "upstream_error"),
+    "detail-is-list": (json_response({"detail": [{"msg": "x"}]}, 422), 422, "upstream_error"),
 }  # fmt: skip
 
 
@@ -262,7 +262,7 @@ async def test_a_compact_answer_must_be_json(autojump_clock: MockClock, tmp_path
     body = {"model": "gpt-5.5", "instructions": "", "input": []}
     async with scripted_world(tmp_path) as world:
         for content, status in ((b"{", 502), (b'{"output": []}', 200)):
-            world.upstreams["a"].plays(json_answer(content))
+            world.upstreams["a"].plays(json_response(content))
             response = await world.ask(post(f"{PREFIX}/responses/compact", body))
             assert response.status == status
 
@@ -370,7 +370,7 @@ async def test_a_login_that_cannot_be_renewed_takes_only_its_account_out(
 async def test_a_stream_without_a_content_type_is_one_all_the_same(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
-    bare = answer_head(200, [("transfer-encoding", "chunked")])
+    bare = response_head(200, [("transfer-encoding", "chunked")])
     async with scripted_world(tmp_path) as world:
         script = [Send(bare + chunk(stream(WHOLE)) + LAST_CHUNK)]
         response = await ask(world, form, script)
@@ -425,7 +425,7 @@ async def test_no_login_and_no_prompt_is_told_to_anybody_else(
 # MODEL LISTS
 ################################################################
 
-LISTED: Final = json_answer({"models": [{"slug": "gpt-5.5", "context_window": 100}]})
+LISTED: Final = json_response({"models": [{"slug": "gpt-5.5", "context_window": 100}]})
 
 
 def shown_models(response: Response) -> dict[str, Json]:

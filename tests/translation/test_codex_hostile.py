@@ -26,7 +26,7 @@ from tests.support.world import (
     Step,
     Wait,
     chunk,
-    json_answer,
+    json_response,
     sse_event,
     sse_head,
 )
@@ -134,7 +134,7 @@ async def test_only_v1_clients_are_told_not_to_retry(
     error = {"type": "usage_limit_reached", "resets_in_seconds": seconds}
     for form in ("native", "responses"):
         async with scripted_world(tmp_path) as world:
-            response = await ask(world, form, json_answer({"error": error}, 429))
+            response = await ask(world, form, json_response({"error": error}, 429))
             assert (response.status, response.header("retry-after")) == (429, told)
             is_told = form == "responses" and told is None
             assert response.header("x-should-retry") == ("false" if is_told else None)
@@ -151,7 +151,7 @@ async def test_the_limit_of_one_model_rests_nobody(
     async with scripted_world(tmp_path, models=models) as world:
         for limit, status in (("codex_bengalfox", 200), ("codex", 429), ("premium", 200)):
             headers = [("x-codex-active-limit", limit), (f"x-{BENGALFOX}-used-percent", "100")]
-            limited = json_answer({"error": error}, 429, headers)
+            limited = json_response({"error": error}, 429, headers)
             response = await ask(world, "responses", limited)
             assert (response.status, response.error["resets_in_seconds"]) == (429, 3000)
             for model, expected in (("m2", status), ("gpt-5.5", 429)):

@@ -21,7 +21,7 @@ from tests.support.codex_backend import Play
 from tests.support.codex_turns import ANSWER
 from tests.support.memory_sockets import post
 from tests.support.memory_websockets import open_socket, upgrade
-from tests.support.world import json_answer, responses_events, sse_steps
+from tests.support.world import json_response, responses_events, sse_steps
 from tests.translation.test_codex_accounts import (
     ASKED,
     CHAT,
@@ -322,7 +322,7 @@ async def test_an_api_key_gets_it_as_it_came(
 ) -> None:
     body = OBSTACLES[name][0]
     async with codex_world(described(tmp_path, others=PLATFORM), tmp_path) as world:
-        world.upstreams["platform"].plays(json_answer({"id": "resp_2", "output": []}))
+        world.upstreams["platform"].plays(json_response({"id": "resp_2", "output": []}))
         assert (await world.ask(post("/v1/responses", body))).status == 200
         assert [asked.body for asked in world.asked] == [json.dumps(body).encode()]
         assert world.asked_of() == []

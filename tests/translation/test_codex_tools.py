@@ -19,7 +19,7 @@ from trio.testing import MockClock
 from pooler import parse_config
 from tests.support.codex_backend import make_auth_file
 from tests.support.memory_sockets import KEY, OTHER_KEY, Json, Pairs, Response, post
-from tests.support.world import UNIX_START, Step, World, json_answer, sse_answer
+from tests.support.world import UNIX_START, Step, World, json_response, sse_response
 
 CODEX: Final = "/backend-api/codex"
 BASES: Final = (CODEX, "/v1")
@@ -42,7 +42,7 @@ ANSWERS: Final[dict[str, bytes]] = {
 }
 every_tool = pytest.mark.parametrize("tool", BODIES)
 every_base = pytest.mark.parametrize("base", BASES)
-LIMITED: Final = json_answer(
+LIMITED: Final = json_response(
     {"error": {"type": "usage_limit_reached", "message": "x", "resets_in_seconds": 3000}}, 429
 )
 
@@ -71,7 +71,7 @@ async def tools_world(
     async with trio.open_nursery() as nursery:
         world = World(config, nursery)
         for upstream in world.upstreams.values():
-            upstream.catalogue = json_answer({"models": []})
+            upstream.catalogue = json_response({"models": []})
         world.start()
         await world.settle()
         yield world
@@ -104,7 +104,7 @@ async def test_a_tool_of_codex_passes_to_the_byte(
 ) -> None:
     raw = json.dumps(BODIES[tool], indent=1).encode()
     async with tools_world(tmp_path, others="o") as world:
-        response = await ask(world, base + tool, raw, json_answer(ANSWERS[tool]))
+        response = await ask(world, base + tool, raw, json_response(ANSWERS[tool]))
         assert (response.status, response.body) == (200, ANSWERS[tool])
         assert response.header("content-type") == "application/json"
         [asked] = world.asked
@@ -121,7 +121,7 @@ async def test_a_tool_is_no_business_of_an_account_with_an_api_key(
     autojump_clock: MockClock, tmp_path: Path, base: str, tool: str
 ) -> None:
     async with tools_world(tmp_path, codex="", others="o") as world:
-        response = await ask(world, base + tool, BODIES[tool], json_answer({}))
+        response = await ask(world, base + tool, BODIES[tool], json_response({}))
         assert (response.status, response.error["code"]) == (404, "unsupported_endpoint")
         assert "ChatGPT accounts" in response.error["message"]
         assert world.asked == []
@@ -137,9 +137,9 @@ async def test_a_tool_is_no_business_of_an_account_with_an_api_key(
     ("script", "is_moved"),
     [
         (LIMITED, True),
-        (json_answer({"detail": "x"}, 403), True),
-        (json_answer({"error": {"message": "x"}}, 503), True),
-        (json_answer({"error": {"message": "x", "code": "moderation_blocked"}}, 400), False),
+        (json_response({"detail": "x"}, 403), True),
+        (json_response({"error": {"message": "x"}}, 503), True),
+        (json_response({"error": {"message": "x", "code": "moderation_blocked"}}, 400), False),
     ],
 )
 async def test_a_tool_goes_elsewhere_when_its_account_cannot(
@@ -147,7 +147,7 @@ async def test_a_tool_goes_elsewhere_when_its_account_cannot(
 ) -> None:
     async with tools_world(tmp_path) as world:
         world.upstreams["a"].plays(script)
-        response = await ask(world, CODEX + tool, BODIES[tool], json_answer(ANSWERS[tool]))
+        response = await ask(world, CODEX + tool, BODIES[tool], json_response(ANSWERS[tool]))
         assert response.status == (200 if is_moved else 400)
         assert asked_of(world) == (["a", "b"] if is_moved else ["a"])
         if not is_moved:
@@ -178,11 +178,11 @@ async def test_a_tool_answers_in_one_piece_or_says_so(
 ) -> None:
     async with tools_world(tmp_path) as world:
         body = BODIES[tool] | {"stream": True}
-        response = await ask(world, CODEX + tool, body, json_answer({}))
+        response = await ask(world, CODEX + tool, body, json_response({}))
         assert (response.status, response.error["param"]) == (400, "stream")
         assert world.asked == []
         body = BODIES[tool] | {"stream": False}
-        script = sse_answer([{"type": "image_generation.completed"}])
+        script = sse_response([{"type": "image_generation.completed"}])
         response = await ask(world, CODEX + tool, body, script)
         assert (response.status, response.error["code"]) == (502, "upstream_invalid_response")
 
@@ -209,7 +209,7 @@ async def test_a_tool_may_leave_its_model_to_the_upstream(
     body = {member: value for member, value in BODIES[tool].items() if member != "model"}
     body |= {} if model is None else {"model": model}
     async with tools_world(tmp_path, aliases={"fast": MODEL}) as world:
-        answer = json_answer(ANSWERS[tool])
+        answer = json_response(ANSWERS[tool])
         response = await ask(world, f"/v1{tool}", body, answer, key=key)
         if tool in sent:
             assert (response.status, response.body) == (200, ANSWERS[tool])
@@ -242,11 +242,11 @@ async def test_a_search_goes_where_the_turns_of_its_session_go(
     async with tools_world(tmp_path) as world:
         world.upstreams["a"].plays(LIMITED)
         turn = TURN | ({} if TURNS[name] else {"prompt_cache_key": "ID"})
-        answer = sse_answer([DONE])
+        answer = sse_response([DONE])
         await ask(world, f"{base}/responses", turn, answer, headers=TURNS[name])
         await trio.sleep_until(trio.current_time() + 4000)  # both are well again
         for body in (BODIES[SEARCH] | {"id": "ID"}, {"id": "ID"}, BODIES[SEARCH]):
-            await ask(world, base + SEARCH, body, json_answer(ANSWERS[SEARCH]))
+            await ask(world, base + SEARCH, body, json_response(ANSWERS[SEARCH]))
         assert asked_of(world) == ["a", "b", "b", "b", "a"]
 
 
@@ -258,7 +258,7 @@ async def test_searches_of_one_session_go_to_one_account(
         world.upstreams["a"].plays(LIMITED)
         for number in (1, 1, 2):
             body = BODIES[SEARCH] | {"id": f"s{number}"}
-            await ask(world, base + SEARCH, body, json_answer(ANSWERS[SEARCH]))
+            await ask(world, base + SEARCH, body, json_response(ANSWERS[SEARCH]))
             await trio.sleep_until(trio.current_time() + 4000)
         assert asked_of(world) == ["a", "b", "b", "a"]
 
@@ -270,32 +270,32 @@ async def test_a_search_stays_with_the_turns_that_moved(
     body = BODIES[SEARCH] | {"id": "ID"}
     async with tools_world(tmp_path, codex="abc") as world:
         world.upstreams["a"].plays(LIMITED)
-        await ask(world, f"{CODEX}/responses", turn, sse_answer([DONE]), headers=headers)
+        await ask(world, f"{CODEX}/responses", turn, sse_response([DONE]), headers=headers)
         assert asked_of(world) == ["a", "b"]
         world.upstreams["b"].plays(LIMITED)
-        await ask(world, f"{CODEX}/responses", turn, sse_answer([DONE]), headers=headers)
+        await ask(world, f"{CODEX}/responses", turn, sse_response([DONE]), headers=headers)
         assert asked_of(world)[2:] == ["b", "c"]
         await trio.sleep_until(trio.current_time() + 4000)  # all are well again
         for path, expected in ((f"{CODEX}{SEARCH}", "c"), (f"/v1{SEARCH}", "c")):
-            await ask(world, path, body, json_answer(ANSWERS[SEARCH]))
+            await ask(world, path, body, json_response(ANSWERS[SEARCH]))
             assert asked_of(world)[-1] == expected
         # A subagent's thread is not its session's own: it does not take the searches along.
         world.upstreams["a"].plays(LIMITED)
         sub = [("x-codex-window-id", "SUB:0"), ("session-id", "ID"), ("thread-id", "SUB")]
-        await ask(world, f"{CODEX}/responses", turn, sse_answer([DONE]), headers=sub)
+        await ask(world, f"{CODEX}/responses", turn, sse_response([DONE]), headers=sub)
         assert asked_of(world)[-2:] == ["a", "b"]
-        await ask(world, f"/v1{SEARCH}", body, json_answer(ANSWERS[SEARCH]))
+        await ask(world, f"/v1{SEARCH}", body, json_response(ANSWERS[SEARCH]))
         assert asked_of(world)[-1] == "c"
 
 
 async def test_sessions_of_two_keys_are_two(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with tools_world(tmp_path) as world:
         world.upstreams["a"].plays(LIMITED)
-        await ask(world, f"/v1{SEARCH}", BODIES[SEARCH], json_answer(ANSWERS[SEARCH]))
+        await ask(world, f"/v1{SEARCH}", BODIES[SEARCH], json_response(ANSWERS[SEARCH]))
         await trio.sleep_until(trio.current_time() + 4000)
         for key, expected in ((KEY, "b"), (OTHER_KEY, "a")):
             body = BODIES[SEARCH]
-            await ask(world, f"/v1{SEARCH}", body, json_answer(ANSWERS[SEARCH]), key=key)
+            await ask(world, f"/v1{SEARCH}", body, json_response(ANSWERS[SEARCH]), key=key)
             assert asked_of(world)[-1] == expected
 
 
@@ -305,7 +305,7 @@ async def test_an_id_that_is_no_text_names_no_session(
 ) -> None:
     async with tools_world(tmp_path) as world:
         body = BODIES[SEARCH] | {"id": named}
-        response = await ask(world, f"/v1{SEARCH}", body, json_answer(ANSWERS[SEARCH]))
+        response = await ask(world, f"/v1{SEARCH}", body, json_response(ANSWERS[SEARCH]))
         assert response.status == 200
         assert world.asked[0].json() == body
         assert not world.server.shared.roster.pins
@@ -335,7 +335,7 @@ async def test_a_compaction_passes_to_the_byte_to_accounts_of_both_types(
     body = HISTORY | ({} if is_stream is None else {"stream": is_stream})
     raw = json.dumps(body, indent=1).encode()
     async with tools_world(tmp_path, codex, others) as world:
-        response = await ask(world, f"/v1{COMPACT}", raw, json_answer(COMPACTED))
+        response = await ask(world, f"/v1{COMPACT}", raw, json_response(COMPACTED))
         assert (response.status, response.body) == (200, COMPACTED)
         [asked] = world.asked
         assert (asked.method, asked.target, asked.body) == ("POST", base + COMPACT, raw)
@@ -357,7 +357,7 @@ async def test_a_refused_compaction_is_told_in_the_shape_of_openai(
 ) -> None:
     codex, others, _ = SIDES[side]
     async with tools_world(tmp_path, codex, others) as world:
-        response = await ask(world, f"/v1{COMPACT}", HISTORY, json_answer(content, 400))
+        response = await ask(world, f"/v1{COMPACT}", HISTORY, json_response(content, 400))
         assert response.status == 400
         if side == "codex" or "error" in content:
             assert response.error["message"] == message
@@ -369,8 +369,8 @@ async def test_a_refused_compaction_is_told_in_the_shape_of_openai(
     ("first", "second", "asked"),
     [
         (LIMITED, None, ["a", "o"]),
-        (json_answer({"error": {"message": "x"}}, 503), 503, ["a"]),
-        (json_answer({"detail": {"code": "deactivated_workspace"}}, 402), None, ["a", "o"]),
+        (json_response({"error": {"message": "x"}}, 503), 503, ["a"]),
+        (json_response({"detail": {"code": "deactivated_workspace"}}, 402), None, ["a", "o"]),
     ],
 )
 async def test_a_compaction_that_was_begun_is_not_begun_elsewhere(
@@ -382,7 +382,7 @@ async def test_a_compaction_that_was_begun_is_not_begun_elsewhere(
 ) -> None:
     async with tools_world(tmp_path, "a", "o") as world:
         world.upstreams["a"].plays(first)
-        world.upstreams["o"].plays(json_answer(COMPACTED))
+        world.upstreams["o"].plays(json_response(COMPACTED))
         response = await world.ask(post(f"/v1{COMPACT}", HISTORY))
         assert response.status == (second or 200)
         assert asked_of(world) == asked
@@ -393,11 +393,11 @@ async def test_a_compaction_of_a_stored_response_goes_to_who_can_have_stored_it(
 ) -> None:
     body = HISTORY | {"previous_response_id": "resp_0"}
     async with tools_world(tmp_path, "a", "o") as world:
-        response = await ask(world, f"/v1{COMPACT}", body, json_answer(COMPACTED))
+        response = await ask(world, f"/v1{COMPACT}", body, json_response(COMPACTED))
         assert response.status == 200
         assert (asked_of(world), world.asked[0].json()) == (["o"], body)
     async with tools_world(tmp_path, "a") as world:
-        response = await ask(world, f"/v1{COMPACT}", body, json_answer(COMPACTED))
+        response = await ask(world, f"/v1{COMPACT}", body, json_response(COMPACTED))
         assert (response.status, response.error["param"]) == (400, "previous_response_id")
         assert world.asked == []
 
@@ -409,7 +409,7 @@ async def test_an_alias_is_a_compaction_s_too(
     codex, others, _ = SIDES[side]
     async with tools_world(tmp_path, codex, others, aliases={"fast": MODEL}) as world:
         body = HISTORY | {"model": "fast"}
-        await ask(world, f"/v1{COMPACT}", body, json_answer(COMPACTED))
+        await ask(world, f"/v1{COMPACT}", body, json_response(COMPACTED))
         assert world.asked[0].json() == HISTORY
-        response = await ask(world, f"/v1{COMPACT}", HISTORY | {"model": "no"}, json_answer({}))
+        response = await ask(world, f"/v1{COMPACT}", HISTORY | {"model": "no"}, json_response({}))
         assert (response.status, response.error["code"]) == (400, "model_not_found")

@@ -29,7 +29,7 @@ from tests.support.memory_websockets import (
     says,
     socket_world,
 )
-from tests.support.world import UNIX_START, Step, World, json_answer, sse_answer
+from tests.support.world import UNIX_START, Step, World, json_response, sse_response
 from tests.translation.test_codex_faults import (
     COMPLETED,
     CREATED,
@@ -93,7 +93,7 @@ async def test_only_names_on_the_list_go_on(autojump_clock: MockClock, tmp_path:
     listed = sorted(name for name in NATIVE_TO_UPSTREAM - left_out if "_" not in name)
     headers = [(name, f"v-{name}") for name in (*UNLISTED, *listed)]
     async with scripted_world(tmp_path) as world:
-        world.upstreams["a"].plays(sse_answer([CREATED, DELTA, COMPLETED]))
+        world.upstreams["a"].plays(sse_response([CREATED, DELTA, COMPLETED]))
         assert (await world.ask(post(path, body, headers=headers))).status == 200
         [asked] = world.asked
         assert not {name for name, _ in asked.headers} & set(UNLISTED)
@@ -115,8 +115,8 @@ async def ask(world: World, form: str, script: list[Step]) -> Response:
 
 def script_of(form: str, headers: Pairs) -> list[Step]:
     if form == "compact":
-        return json_answer({"output": []}, headers=headers)
-    return sse_answer([CREATED, DELTA, COMPLETED], headers=headers)
+        return json_response({"output": []}, headers=headers)
+    return sse_response([CREATED, DELTA, COMPLETED], headers=headers)
 
 
 @pytest.mark.parametrize("form", ["stream", "compact"])
@@ -154,7 +154,7 @@ async def test_the_pool_s_quota_is_that_of_its_best_account(
     events = [{"type": "codex.rate_limits", "plan_type": SAID}, CREATED, COMPLETED]
     async with socket_world(codex_described(tmp_path)) as world:
         for upstream in world.upstreams.values():
-            upstream.always = sse_answer(events, headers=quota(60, 70))
+            upstream.always = sse_response(events, headers=quota(60, 70))
         world.server.shared.roster.health["b"].windows[("codex", 7 * 24 * HOUR)] = Level(5.0, HOUR)
         response = await world.ask(post(NATIVE, {"model": "m1", "input": [], "stream": True}))
         assert world.records[-1]["account"] == "a"
@@ -182,6 +182,6 @@ async def test_an_event_that_tells_nothing_stays_as_it_came(
 ) -> None:
     raw = json.dumps(event | {"note": "  é", "headers": dict(LISTED)}, indent=1).replace("\n", "")
     async with scripted_world(tmp_path) as world:
-        script = sse_answer([raw.encode(), DELTA, COMPLETED])
+        script = sse_response([raw.encode(), DELTA, COMPLETED])
         response = await ask(world, "stream", script)
         assert response.body.startswith(b"data: " + raw.encode() + b"\n\n")

@@ -49,7 +49,7 @@ ALWAYS: Final = {
     "store": False,
     "stream": True,
 }
-ANSWER_BYTES_MAX: Final = 100_000
+RESPONSE_BYTES_MAX: Final = 100_000
 LF, CRLF = b"\n", b"\r\n"
 
 
@@ -79,9 +79,9 @@ def payloads(events: bytes) -> list[Json]:
     return [part.decode() if part == b"[DONE]" else json.loads(part) for part in data]
 
 
-def chat_answer(*, include_usage: bool = False) -> ChatTranslator:
+def chat_response(*, include_usage: bool = False) -> ChatTranslator:
     return ChatTranslator(
-        OutputCollector(ANSWER_BYTES_MAX),
+        OutputCollector(RESPONSE_BYTES_MAX),
         request_id="spare",
         model="asked",
         created_unix=1,
@@ -240,11 +240,11 @@ def check_translated_or_refused(
 
 @pytest.mark.parametrize("newline", [LF, CRLF], ids=["lf", "crlf"])
 @pytest.mark.parametrize("is_named", [True, False], ids=["named", "bare"])
-@pytest.mark.parametrize("vector", vectors("responses-answers.json"))
+@pytest.mark.parametrize("vector", vectors("responses-responses.json"))
 def test_a_responses_client_gets_repaired_events(
     vector: Json, newline: bytes, is_named: bool
 ) -> None:
-    answer = ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX))
+    answer = ResponsesTranslator(OutputCollector(RESPONSE_BYTES_MAX))
     given = [framed(event, newline, is_named=is_named) for event in vector["events"]]
     got = [event for event in fed(answer, b"".join(given)) if event]
     assert [payloads(event) for event in got] == [[event] for event in vector["expect_events"]]
@@ -252,8 +252,8 @@ def test_a_responses_client_gets_repaired_events(
         assert event.endswith(newline * 2)
         assert event.startswith(b"event: ") is is_named
         assert event in given or b'"output":' in event  # only snapshots are written anew
-    if "expect_answer" in vector:
-        assert answer.whole() == vector["expect_answer"]
+    if "expect_response" in vector:
+        assert answer.whole() == vector["expect_response"]
 
 
 def expanded(chunk: Json) -> Json:
@@ -272,10 +272,10 @@ def expanded(chunk: Json) -> Json:
 
 
 @pytest.mark.parametrize("newline", [LF, CRLF], ids=["lf", "crlf"])
-@pytest.mark.parametrize("vector", vectors("chat-answers.json"))
+@pytest.mark.parametrize("vector", vectors("chat-responses.json"))
 def test_a_chat_client_gets_chunks(vector: Json, newline: bytes) -> None:
     include_usage = vector.get("include_usage", False)
-    answer = chat_answer(include_usage=include_usage)
+    answer = chat_response(include_usage=include_usage)
     got = payloads(b"".join(fed(answer, b"".join(framed(e, newline) for e in vector["events"]))))
     names_itself = vector["events"][0]["type"] in {"response.created", "codex.rate_limits"}
     for chunk in got:
@@ -286,33 +286,33 @@ def test_a_chat_client_gets_chunks(vector: Json, newline: bytes) -> None:
             if include_usage and chunk["choices"]:
                 assert chunk.pop("usage") is None
     assert got == [expanded(chunk) for chunk in vector["expect_chunks"]]
-    if "expect_answer" in vector:
+    if "expect_response" in vector:
         whole = answer.whole()
-        choice = {name: vector["expect_answer"][name] for name in ("message", "finish_reason")}
+        choice = {name: vector["expect_response"][name] for name in ("message", "finish_reason")}
         assert whole == {
             "id": "chatcmpl-abc",
             "object": "chat.completion",
             "created": 1700000000,
             "model": "gpt-5.5-2026",
             "choices": [{"index": 0, "logprobs": None, **choice}],
-            **{n: v for n, v in vector["expect_answer"].items() if n not in choice},
+            **{n: v for n, v in vector["expect_response"].items() if n not in choice},
         }
 
 
-@pytest.mark.parametrize("vector", vectors("chat-answers.json"))
+@pytest.mark.parametrize("vector", vectors("chat-responses.json"))
 def test_openai_python_knows_every_member_of_a_chat_answer(vector: Json) -> None:
-    answer = chat_answer(include_usage=True)
+    answer = chat_response(include_usage=True)
     made = payloads(b"".join(fed(answer, b"".join(map(framed, vector["events"])))))
     for chunk in made:
         # The library has no type for a custom tool's deltas, nor for errors in a stream.
         if isinstance(chunk, dict) and "error" not in chunk and '"custom"' not in json.dumps(chunk):
             ChatCompletionChunk.model_validate(chunk)
-    if "expect_answer" in vector:
+    if "expect_response" in vector:
         ChatCompletion.model_validate(answer.whole())
 
 
 def test_what_the_upstream_does_not_say_is_stood_in_for() -> None:
-    answer = chat_answer()
+    answer = chat_response()
     body = framed({"type": "response.completed"})
     chunks = payloads(b"".join(fed(answer, body)))
     assert {(c["id"], c["created"], c["model"]) for c in chunks[:-1]} == {
@@ -323,8 +323,11 @@ def test_what_the_upstream_does_not_say_is_stood_in_for() -> None:
 
 def test_comments_reach_a_responses_client_only() -> None:
     body = b": ping\n\n" + framed({"type": "keepalive"})
-    assert fed(ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX)), body) == [b": ping\n\n", b""]
-    assert fed(chat_answer(), body + b"data: [DONE]\n\n") == [b"", b"", b""]
+    assert fed(ResponsesTranslator(OutputCollector(RESPONSE_BYTES_MAX)), body) == [
+        b": ping\n\n",
+        b"",
+    ]
+    assert fed(chat_response(), body + b"data: [DONE]\n\n") == [b"", b"", b""]
 
 
 def test_other_lines_of_a_rewritten_event_stay() -> None:
@@ -336,18 +339,18 @@ def test_other_lines_of_a_rewritten_event_stay() -> None:
         b"id: 7\r\nevent: response.created\r\n"
         b'data: {"type":"response.created","response":{"output":[]}}\r\n\r\n'
     )
-    assert fed(ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX)), event) == [rewritten]
+    assert fed(ResponsesTranslator(OutputCollector(RESPONSE_BYTES_MAX)), event) == [rewritten]
 
 
 @pytest.mark.parametrize(
-    "answer", [ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX)), chat_answer()], ids=str
+    "answer", [ResponsesTranslator(OutputCollector(RESPONSE_BYTES_MAX)), chat_response()], ids=str
 )
 def test_the_items_that_are_kept_have_a_bound(answer: Translator) -> None:
     part = {"type": "output_text", "text": ""}
     item = {"type": "message", "content": [part]}
     event = {"type": "response.output_item.done", "output_index": 0, "item": item}
-    part["text"] = "x" * (ANSWER_BYTES_MAX - len(framed(event)))
-    assert len(framed(event)) == ANSWER_BYTES_MAX
+    part["text"] = "x" * (RESPONSE_BYTES_MAX - len(framed(event)))
+    assert len(framed(event)) == RESPONSE_BYTES_MAX
     answer.feed(EventKind.CONTENT, framed(event))
     with pytest.raises(BadSyntax):
         answer.feed(EventKind.CONTENT, framed(event))
@@ -396,8 +399,8 @@ def test_hostile_events_raise_nothing(examples: int) -> None:
 def check_events_raise_nothing(events: list[Json], is_named: bool) -> None:
     body = b"".join(framed(event, is_named=is_named) for event in events)
     for answer in (
-        ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX)),
-        chat_answer(include_usage=True),
+        ResponsesTranslator(OutputCollector(RESPONSE_BYTES_MAX)),
+        chat_response(include_usage=True),
     ):
         made = b"".join(fed(answer, body))
         payloads(made)
@@ -418,7 +421,7 @@ def test_no_text_is_lost_on_the_way_to_chunks(deltas: list[tuple[str, int, str]]
         for kind, index, text in deltas
     ]
     body = b"".join(framed(event) for event in [*events, {"type": "response.completed"}])
-    chunks = payloads(b"".join(fed(chat_answer(), body)))
+    chunks = payloads(b"".join(fed(chat_response(), body)))
     told = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
     for kind, member in (("output_text", "content"), ("refusal", "refusal")):
         sent, before = "", None
@@ -433,10 +436,10 @@ def test_no_text_is_lost_on_the_way_to_chunks(deltas: list[tuple[str, int, str]]
 @pytest.mark.parametrize("size", range(0, 60, 7))
 def test_an_event_that_is_no_json_harms_nothing(size: int) -> None:
     torn = b'data: {"type":"response.completed","response":{"id":"resp_1","output":[]}}'[:size]
-    assert fed(ResponsesTranslator(OutputCollector(ANSWER_BYTES_MAX)), torn + b"\n\n") == [
+    assert fed(ResponsesTranslator(OutputCollector(RESPONSE_BYTES_MAX)), torn + b"\n\n") == [
         torn + b"\n\n"
     ]
-    fed(chat_answer(), torn + b"\n\n")
+    fed(chat_response(), torn + b"\n\n")
 
 
 ################################################################
@@ -460,7 +463,7 @@ def test_recorded_streams_keep_their_text_and_calls(path: Path) -> None:
     assert fed(answer, b"".join(given)) == given
     output = events[-1]["response"]["output"]
     assert answer.whole() == events[-1]["response"]
-    chat = chat_answer()
+    chat = chat_response()
     chat.output.bytes_max = 10_000_000
     chunks = payloads(b"".join(fed(chat, b"".join(given))))
     told = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]

@@ -30,7 +30,7 @@ from tests.support.memory_websockets import (
     turn,
     upgrade,
 )
-from tests.support.world import Fin, Pause, Reset, Send, Stall, error_answer, json_answer
+from tests.support.world import Fin, Pause, Reset, Send, Stall, error_response, json_response
 
 NATIVE: Final = "/backend-api/codex/responses"
 INPUT: Final = [{"role": "user", "content": "hi"}]
@@ -90,7 +90,7 @@ async def test_a_pool_without_websockets_says_so_at_once(autojump_clock: MockClo
         client = await world.connect()
         response = await client.ask(upgrade())
         assert (response.status, response.error["code"]) == (426, "websocket_unsupported")
-        world.upstreams["a"].plays(json_answer({"object": "response", "output": []}))
+        world.upstreams["a"].plays(json_response({"object": "response", "output": []}))
         again = await client.ask(post("/v1/responses", {"model": "m1", "input": "hi"}))
         assert again.status == 200  # on the same connection
 
@@ -580,7 +580,7 @@ async def test_a_refused_upgrade_is_judged_like_a_request(
     status, code, served_by = AT_UPGRADE[case]
     described = socket_described(pool={"routing": "in_order"})
     async with socket_world(described) as world:
-        world.upstream("a").upgrades.append(error_answer(status, code))
+        world.upstream("a").upgrades.append(error_response(status, code))
         world.upstreams["b"].plays(turn("one"))
         client = await open_socket(world)
         assert types(await client.ask())[-1] == "completed"
@@ -591,13 +591,13 @@ async def test_an_upstream_that_takes_no_websocket_is_known_for_an_hour(
     autojump_clock: MockClock,
 ) -> None:
     async with socket_world(socket_described("a")) as world:
-        world.upstream("a").upgrades.append(error_answer(426, None))
+        world.upstream("a").upgrades.append(error_response(426, None))
         client = await open_socket(world)
         [event] = await client.ask()
         assert code_of(event) == (426, "websocket_unsupported")
         refused = await (await world.connect()).ask(upgrade())
         assert refused.status == 426
-        world.upstreams["a"].plays(json_answer({"object": "response", "output": []}))
+        world.upstreams["a"].plays(json_response({"object": "response", "output": []}))
         answer = await world.ask(post("/v1/responses", {"model": "m1", "input": "hi"}))
         assert answer.status == 200
         await trio.sleep_until(trio.current_time() + 3601)
@@ -654,7 +654,7 @@ async def test_a_401_renews_the_login_and_asks_the_same_account(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with socket_world(codex_described(tmp_path)) as world:
-        world.upstream("a").upgrades.append(error_answer(401, "token_expired"))
+        world.upstream("a").upgrades.append(error_response(401, "token_expired"))
         world.upstreams["b"].plays(turn("one"))
         client = await open_socket(world)
         assert types(await client.ask())[-1] == "completed"  # no token endpoint here: the next one

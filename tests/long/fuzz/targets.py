@@ -337,7 +337,7 @@ def vectors(name: str) -> list[Json]:
 
 def streams() -> list[bytes]:
     texts = [path.read_bytes() for path in sorted(VECTORS.glob("*.txt"))]
-    names = ("responses-answers.json", "chat-answers.json")
+    names = ("responses-responses.json", "chat-responses.json")
     made = [
         b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in vector["events"])
         for name in names

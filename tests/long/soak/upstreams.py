@@ -232,7 +232,7 @@ class OpenAiUpstream:
             return False
         if not seen.body.get("stream"):
             return await self.answer_whole(wire, seen, mark, fault)
-        return await self.stream_answer(wire, seen, mark, fault)
+        return await self.stream_response(wire, seen, mark, fault)
 
     async def answer_whole(self, wire: Wire, seen: Seen, mark: Mark, fault: str) -> bool:
         made = whole_chat(mark) if "chat" in seen.path else whole_response(mark)
@@ -253,7 +253,7 @@ class OpenAiUpstream:
             reset(wire.stream)
         return False
 
-    async def stream_answer(self, wire: Wire, seen: Seen, mark: Mark, fault: str) -> bool:
+    async def stream_response(self, wire: Wire, seen: Seen, mark: Mark, fault: str) -> bool:
         if fault == "malformed":
             await wire.stream.send_all(b"HTTP/9.9 what\x00ever\r\n\r\n")
             return False
