@@ -2365,28 +2365,31 @@ def call_route(path: str) -> Route:
 ################################################################
 # HTTP SYNTAX
 ################################################################
-# RFC 9112, minus everything that two readers could understand differently: bare CR or LF,
-# folded lines, blanks around names, a second Host, Content-Length or Authorization, length
-# with chunking, chunk extensions, other targets than a path.  What an upstream may do of that
-# is said where it is read.  h11 parses a request head only
-# after this check, which refuses what h11 lets through (F94).
+# RFC 9112, minus everything that two readers could understand differently: bare CR or LF, folded
+# lines, blanks around names, a second Host, Content-Length or Authorization, a length together
+# with chunking, chunk extensions, and targets other than a path.  Upstreams may deviate in a few
+# points, each named where it is read.
+#
+# Every request head passes the grammar here first, because h11 lets through more than that (F94).
+# h11 then parses the fields that decide where the message ends: a second opinion, which has never
+# differed.
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^`|~\w]"
 _REQUEST_LINE: Final = re.compile(_TOKEN + rb"{1,16} /[\w\-.~!$&'()*+,;=:@%/?]* HTTP/1\.([01])")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-# Each field line with the line end before it.
+# Each field line comes with the line end before it.
 _FIELD_LINES: Final = re.compile(rf"(?a:\r\n{_TOKEN.decode()}+:[\t\x20-\x7e\x80-\xff]*)*")
-_FIELD: Final = re.compile(r"\r\n([^:\r]+):([^\r]*)")  # of lines that are in order
-# What decides how a message is read; h11 need not see the others, of which there may be many.
+_FIELD: Final = re.compile(r"\r\n([^:\r]+):([^\r]*)")  # of lines that match _FIELD_LINES
 _READ_BY_H11: Final = re.compile(
     rb"(?i)\r\n(?:connection|content-length|expect|host|transfer-encoding|upgrade):[^\r]*"
 )
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 _HOST_FIELD: Final = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+# A size line with the line end before it, and what may be the beginning of one.
 _CHUNK_SIZE: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,8})\r\n")
 _CHUNK_SIZE_PART: Final = re.compile(rb"(?:\r(?:\n(?:[0-9A-Fa-f]{1,8}\r?)?)?)?")
-# An upstream's: with blanks, or extensions, which are ignored (F64).
+# An upstream's may have blanks and extensions, which are ignored (F64).
 _EXTENSION: Final = rb"[\t ]{0,16}(?:;[\t\x20-\x7e\x80-\xff]{0,%d})?" % CHUNK_EXTENSION_BYTES_MAX
 _LOOSE_SIZE: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,8})%b\r\n" % _EXTENSION)
 _LOOSE_SIZE_PART: Final = re.compile(rb"(?:\r(?:\n(?:[0-9A-Fa-f]{1,8}%b\r?)?)?)?" % _EXTENSION)
@@ -2394,14 +2397,14 @@ _ONCE: Final = frozenset(
     "authorization content-encoding content-length content-type expect host origin "
     "sec-websocket-key sec-websocket-version transfer-encoding upgrade".split()
 )
-_REPEATABLE: Final = ("content-length", "content-type")  # by an upstream
+_REPEATABLE: Final = ("content-length", "content-type")  # by an upstream, with one value
 _WEBSOCKET_GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
 _WEBSOCKET_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 
 
 class Framing(NamedTuple):
-    """How long a body is: `length` bytes, or chunked, or until the connection closes."""
+    """Where a body ends: after `length` bytes, or with its last chunk, or with the connection."""
 
     length: int | None = None
     is_chunked: bool = False
@@ -2412,17 +2415,21 @@ UNTIL_CLOSE: Final = Framing()
 
 
 class RequestHead(NamedTuple):
+    """A valid request head."""
+
     method: str
-    path: str
-    query: str
-    host: str | None  # in lower case, without its port
+    path: str  # as the client sent it
+    query: str  # without the question mark
+    host: str | None  # in lower case, without its port; None: HTTP/1.0 without a Host
     is_http_1_0: bool
     headers: Headers
     framing: Framing
-    keeps_alive: bool
+    keeps_alive: bool  # as far as the client is concerned
 
 
 class ResponseHead(NamedTuple):
+    """A valid response head of an upstream."""
+
     status: int
     headers: Headers
     framing: Framing
@@ -2430,35 +2437,36 @@ class ResponseHead(NamedTuple):
 
 
 def _parse_fields(raw: bytes, repeatable: Collection[str] = ()) -> Headers:
-    """Field lines, each after a line end, as values by lower-case name.
+    """The values of field lines, by lower-case name; `raw` has each with the line end before it.
 
-    `repeatable`: what may be given again with the same value, which is one.  Raises: BadSyntax.
+    Values of one name are joined by commas (RFC 9110 §5.3), but a name of _ONCE may be repeated
+    only if it is in `repeatable`, and with the same value.  Raises: BadSyntax.
     """
     text = raw.decode("latin-1")
     if not _FIELD_LINES.fullmatch(text):
         raise BadSyntax("field line")
-    fields = [(name.lower(), value.strip(" \t")) for name, value in _FIELD.findall(text)]
-    headers = dict(fields)
-    if len(headers) < len(fields):
-        lines: dict[str, list[str]] = {}
-        for name, value in fields:
-            if name in lines and name in _ONCE:
-                if name in repeatable and value == lines[name][0]:
-                    continue
-                raise BadSyntax("field given twice")
-            lines.setdefault(name, []).append(value)
-        headers = {name: ", ".join(values) for name, values in lines.items()}  # RFC 9110 §5.3
+
+    headers: dict[str, str] = {}
+    for spelling, padded in _FIELD.findall(text):
+        name, value = spelling.lower(), padded.strip(" \t")
+        if name not in headers:
+            headers[name] = value
+        elif name not in _ONCE:
+            headers[name] += f", {value}"
+        elif name not in repeatable or headers[name] != value:
+            raise BadSyntax("field given twice")
     return headers
 
 
 def _framing_of(headers: Headers, is_http_1_0: bool) -> Framing | None:
-    """The body's framing as the fields say it; None where they say nothing."""
+    """The framing that the fields declare; None if they declare none.  Raises: BadSyntax."""
     length = headers.get("content-length")
     coding = headers.get("transfer-encoding")
     if coding is not None:
         if length is not None or coding.lower() != "chunked" or is_http_1_0:
             raise BadSyntax("transfer-encoding")
         return Framing(is_chunked=True)
+
     if length is None:
         return None
     if not _LENGTH.fullmatch(length):
@@ -2467,23 +2475,24 @@ def _framing_of(headers: Headers, is_http_1_0: bool) -> Framing | None:
 
 
 def has_coding(headers: Headers) -> bool:
-    """Whether a body comes in another coding than `identity`, which is none (RFC 9110 §8.4.1)."""
+    """Whether a body has a Content-Encoding but `identity`, which is none (RFC 9110 §8.4.1)."""
     codings = headers.get("content-encoding", "").lower().split(",")
     return not {coding.strip(" \t") for coding in codings} <= {"", "identity"}
 
 
 def _options(headers: Headers) -> set[str]:
-    """What the Connection fields list, in lower case."""
+    """The members of the Connection fields, in lower case."""
     return {option.strip() for option in headers.get("connection", "").lower().split(",")}
 
 
 def _keeps_alive(headers: Headers, is_http_1_0: bool) -> bool:
-    listed = _options(headers)
-    return "close" not in listed and (not is_http_1_0 or "keep-alive" in listed)
+    """Whether the connection stays open after the message (RFC 9112 §9.3)."""
+    options = _options(headers)
+    return "close" not in options and (not is_http_1_0 or "keep-alive" in options)
 
 
 def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
-    """A request head, `raw` up to and with its blank line, checked here and parsed by h11.
+    """A request head: `raw` up to its blank line, inclusive.
 
     Raises: PoolerError (bad_request, head_too_large, target_too_long).
     """
@@ -2496,73 +2505,101 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
         raise PoolerError("bad_request")
     if fields.count(b"\n") > limits.head_fields_max:
         raise PoolerError("head_too_large")
+
     is_http_1_0 = start[1] == b"0"
     try:
         headers = _parse_fields(fields)
         framing = _framing_of(headers, is_http_1_0) or NO_BODY
-        field_value = headers.get("host")
-        host = _HOST_FIELD.fullmatch(field_value or "")
-        if host is None and not (is_http_1_0 and field_value is None):
-            raise BadSyntax("host")
-        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw))
-        parser.receive_data(b"".join((line, *_READ_BY_H11.findall(fields), b"\r\n\r\n")))
-        event = parser.next_event()
+        host = _host_of(headers, is_http_1_0)
+        event = _parsed_by_h11(line, fields)
     except (BadSyntax, h11.RemoteProtocolError):
         raise PoolerError("bad_request") from None
-    assert isinstance(event, h11.Request)
-    method = event.method.decode()
+
     path, _, query = event.target.decode().partition("?")
-    name = host[1].lower() if host else None
-    keeps_alive = _keeps_alive(headers, is_http_1_0)
-    return RequestHead(method, path, query, name, is_http_1_0, headers, framing, keeps_alive)
+    return RequestHead(
+        method=event.method.decode(),
+        path=path,
+        query=query,
+        host=host,
+        is_http_1_0=is_http_1_0,
+        headers=headers,
+        framing=framing,
+        keeps_alive=_keeps_alive(headers, is_http_1_0),
+    )
 
 
-def _single(value: str) -> str:
-    """The member of a list that has but one, however often; any other value as it is."""
-    first, *others = [member.strip(" \t") for member in value.split(",")]
-    return first if others and {first} == set(others) else value
+def _host_of(headers: Headers, is_http_1_0: bool) -> str | None:
+    """The name in the Host field, which only HTTP/1.0 may leave out.  Raises: BadSyntax."""
+    if is_http_1_0 and "host" not in headers:
+        return None
+
+    match = _HOST_FIELD.fullmatch(headers.get("host", ""))
+    if match is None:
+        raise BadSyntax("host")
+    return match[1].lower()
+
+
+def _parsed_by_h11(line: bytes, fields: bytes) -> h11.Request:
+    """What h11 reads in a head.  Raises: h11.RemoteProtocolError."""
+    head = b"".join((line, *_READ_BY_H11.findall(fields), b"\r\n\r\n"))
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head))
+    parser.receive_data(head)
+    event = parser.next_event()
+    assert isinstance(event, h11.Request)
+    return event
 
 
 def parse_response_head(raw: bytes) -> ResponseHead:
     """An upstream's response head, nearly as strict as a client's.
 
-    Some say what the body is, or how long, more than once and alike (F64): that leaves
-    nothing that two readers could understand differently.  Raises: BadSyntax.
+    Some upstreams repeat the type or the length of a body with the same value (RFC 9110 §8.6),
+    which leaves nothing to understand differently.  Raises: BadSyntax.
     """
     line = raw.partition(b"\r\n")[0]
     start = _STATUS_LINE.fullmatch(line)
     if start is None:
         raise BadSyntax("status line")
+
     status, is_http_1_0 = int(start[2]), start[1] == b"0"
-    given = _parse_fields(raw[len(line) : -4], _REPEATABLE)
-    headers = {**given, **{name: _single(given[name]) for name in _REPEATABLE if name in given}}
+    headers = dict(_parse_fields(raw[len(line) : -4], _REPEATABLE))
+    for name in _REPEATABLE:
+        if name in headers:
+            headers[name] = _single(headers[name])
+
     framing = _framing_of(headers, is_http_1_0)
     if status < 200 or status in {204, 304}:
         framing = NO_BODY
-    keeps_alive = _keeps_alive(headers, is_http_1_0) and framing is not None
+    keeps_alive = framing is not None and _keeps_alive(headers, is_http_1_0)
     return ResponseHead(status, headers, framing or UNTIL_CLOSE, keeps_alive)
 
 
-class ChunkReader:
-    """Takes chunked framing off a body (RFC 9112 §7.1), fed in any pieces.
+def _single(value: str) -> str:
+    """The one member that a list repeats; any other value unchanged."""
+    first, *others = [member.strip(" \t") for member in value.split(",")]
+    return first if others and {first} == set(others) else value
 
-    No extensions, but from an upstream; sizes of at most 8 digits; trailers are checked and thrown
-    away.  `rest` is what was fed and not used; after the end it belongs to the next message.
+
+class ChunkReader:
+    """Removes the chunked framing from a body (RFC 9112 §7.1) that is fed in any pieces.
+
+    Sizes have at most 8 digits; only an upstream's may have extensions.  Trailers are validated
+    and dropped.  `unread` is what was fed and not used: after the end, it belongs to the next
+    message.
     """
 
-    __slots__ = ("_is_trailer", "_left", "_size", "_size_part", "is_done", "rest")
+    __slots__ = ("_is_trailer", "_left", "_size", "_size_part", "is_done", "unread")
 
     def __init__(self, *, is_of_upstream: bool = False) -> None:
         self._size = _LOOSE_SIZE if is_of_upstream else _CHUNK_SIZE
         self._size_part = _LOOSE_SIZE_PART if is_of_upstream else _CHUNK_SIZE_PART
-        self._left = 0
-        self._is_trailer = False
+        self._left = 0  # bytes of the chunk that are still to come
+        self._is_trailer = False  # the last chunk has come
         self.is_done = False
-        self.rest = b"\r\n"  # every size line follows a line end; the first one follows this
+        self.unread = b"\r\n"  # the first size line follows a line end, too, as all others do
 
     def feed(self, received: bytes) -> bytes:
-        """The body bytes that `received` completes.  Raises: BadSyntax."""
-        buffer = self.rest + received
+        """The bytes of the body that are in `received`.  Raises: BadSyntax."""
+        buffer = self.unread + received
         at, left = 0, self._left
         pieces = []
         while not self._is_trailer:  # the hot loop of a burst: one turn for each chunk
@@ -2573,6 +2610,7 @@ class ChunkReader:
                     left, at = at - len(buffer), len(buffer)
                     break
                 left = 0
+
             match = self._size.match(buffer, at)
             if match is None:
                 if not self._size_part.fullmatch(buffer, at):
@@ -2581,39 +2619,43 @@ class ChunkReader:
             left = int(match[1], 16)
             self._is_trailer = not left
             at = match.end()
+
         self._left = left
-        self.rest = buffer[at:]
+        self.unread = buffer[at:]
         if self._is_trailer:
             self._read_trailer()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_trailer(self) -> None:
-        # The end of the last size line is as good as the end of a field line before.
-        section, end, rest = (b"\r\n" + self.rest).partition(b"\r\n\r\n")
+        """Validate the trailer, as far as it has come.  Raises: BadSyntax."""
+        # The end of the last size line serves as the line end before the first field.
+        section, end, after = (b"\r\n" + self.unread).partition(b"\r\n\r\n")
         if len(section) > TRAILER_BYTES_MAX + (0 if end else len(b"\r\n\r")):
             raise BadSyntax("trailer too large")
         if _BARE_LF.search(section):
             raise BadSyntax("trailer")
         if end:
             _parse_fields(section)
-            self.rest = rest
+            self.unread = after
             self.is_done = True
 
 
 class LengthReader:
-    """Takes `length` bytes for a body; None: all that comes until the peer closes."""
+    """Takes `length` bytes as a body; None: everything until the peer closes."""
 
-    __slots__ = ("_left", "is_done", "rest")
+    __slots__ = ("_left", "is_done", "unread")
 
     def __init__(self, length: int | None) -> None:
         self._left = length
         self.is_done = length == 0
-        self.rest = b""
+        self.unread = b""
 
     def feed(self, received: bytes) -> bytes:
+        """The bytes of the body that are in `received`."""
         if self._left is None:
             return received
-        piece, self.rest = received[: self._left], received[self._left :]
+
+        piece, self.unread = received[: self._left], received[self._left :]
         self._left -= len(piece)
         self.is_done = not self._left
         return piece
@@ -2623,6 +2665,7 @@ BodyReader = ChunkReader | LengthReader
 
 
 def body_reader(framing: Framing, *, is_of_upstream: bool = False) -> BodyReader:
+    """A new reader for a body with that framing."""
     if framing.is_chunked:
         return ChunkReader(is_of_upstream=is_of_upstream)
     return LengthReader(framing.length)
@@ -2632,14 +2675,15 @@ REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus}
 
 
 def format_head(start_line: str, headers: Iterable[tuple[str, str]]) -> bytes:
-    """A message head.  Values come from this file or have passed the field check."""
+    """A message head.  Values are our own, or have passed the grammar of fields."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
     head = f"{start_line}{lines}\r\n"
-    assert head.count("\n") == head.count("\r\n")
+    assert head.count("\n") == head.count("\r\n")  # nobody can add a field through a value
     return head.encode("latin-1")
 
 
 def format_response_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+    """A response head, with the standard reason of its status."""
     return format_head(f"HTTP/1.1 {status} {REASONS.get(status, '')}\r\n", headers)
 
 
@@ -2649,39 +2693,42 @@ def format_chunk(body: bytes) -> bytes:
 
 
 def _is_upgrade(headers: Headers) -> bool:
+    """Whether a head is a WebSocket's (RFC 6455 §4.2.1)."""
     return headers.get("upgrade", "").lower() == "websocket" and "upgrade" in _options(headers)
 
 
 def upgrade_fields(key: str) -> list[tuple[str, str]]:
-    """What asks for a WebSocket, without extension or subprotocol (RFC 6455 §4.1)."""
+    """The fields of an opening handshake, without extensions or subprotocol (RFC 6455 §4.1)."""
     return [*_UPGRADE, ("Sec-WebSocket-Version", "13"), ("Sec-WebSocket-Key", key)]
 
 
 def upgrade_head(head: RequestHead) -> bytes:
-    """The head of a WebSocket's opening handshake, made anew from one that is in order.
+    """A new head of an opening handshake, made from a valid one.
 
     Raises: PoolerError (websocket_unsupported, bad_request).
     """
-    version, key = head.headers.get("sec-websocket-version"), head.headers.get("sec-websocket-key")
+    version = head.headers.get("sec-websocket-version")
+    key = head.headers.get("sec-websocket-key", "")
     if not _is_upgrade(head.headers) or head.is_http_1_0 or version != "13":
         raise PoolerError("websocket_unsupported")
-    if not _WEBSOCKET_KEY.fullmatch(key or "") or head.framing != NO_BODY:
+    if not _WEBSOCKET_KEY.fullmatch(key) or head.framing != NO_BODY:
         raise PoolerError("bad_request")
-    return format_head("GET / HTTP/1.1\r\n", [("Host", "pooler"), *upgrade_fields(key or "")])
+    return format_head("GET / HTTP/1.1\r\n", [("Host", "pooler"), *upgrade_fields(key)])
 
 
 def upgraded_head(key: str) -> bytes:
-    """The head that agrees to an upgrade asked for with `key`."""
+    """The response head that accepts an upgrade requested with `key`."""
     return format_response_head(101, [*_UPGRADE, ("Sec-WebSocket-Accept", _accept_of(key))])
 
 
 def _accept_of(key: str) -> str:
+    """The proof that a server has read `key` (RFC 6455 §4.2.2)."""
     digest = hashlib.sha1(f"{key}{_WEBSOCKET_GUID}".encode(), usedforsecurity=False).digest()
     return base64.b64encode(digest).decode()
 
 
 def is_upgraded(head: ResponseHead, key: str) -> bool:
-    """Whether an upstream has agreed to the upgrade asked for with `key`, and to no more."""
+    """Whether an upstream has accepted the upgrade requested with `key`, and nothing more."""
     is_known = head.headers.get("sec-websocket-accept") == _accept_of(key)
     more = forwarded(head.headers, ("sec-websocket-extensions", "sec-websocket-protocol"))
     return head.status == 101 and is_known and _is_upgrade(head.headers) and not more
@@ -2692,7 +2739,7 @@ _BINARY: Final = 0x2
 
 
 def close_frame(code: int) -> bytes:
-    """A server's Close without words (RFC 6455 §5.5.1)."""
+    """A server's Close frame without a reason (RFC 6455 §5.5.1)."""
     return b"\x88\x02" + code.to_bytes(2, "big")
 
 
@@ -7700,7 +7747,7 @@ class ClientConnection(Connection):
         except BadSyntax:
             raise PoolerError("bad_request", "The chunked framing is malformed.") from None
         if reader.is_done:
-            self.buffer = reader.rest
+            self.buffer = reader.unread
         return piece
 
     async def send(self, data: bytes, limits: Limits) -> None:
@@ -8466,7 +8513,7 @@ class UpstreamConnection(Connection):
             if piece := self.reader.feed(received):
                 return piece
         self.is_at_end = True
-        self.buffer = self.buffer or self.reader.rest  # the first, where there was no body
+        self.buffer = self.buffer or self.reader.unread  # the first, where there was no body
         return b""
 
     async def read_body(self, bytes_max: int, hold: Callable[[int], bool] | None = None) -> bytes:

@@ -383,7 +383,7 @@ def decode(pieces: Iterable[bytes]) -> tuple[bytes, bytes, bool]:
             rest += piece
         else:
             body += reader.feed(piece)
-    return body, (reader.rest + rest if reader.is_done else b""), reader.is_done
+    return body, (reader.unread + rest if reader.is_done else b""), reader.is_done
 
 
 @pytest.mark.parametrize("trailer", TRAILERS)

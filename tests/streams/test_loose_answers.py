@@ -167,7 +167,7 @@ def test_extensions_do_not_add_up() -> None:
     reader, one = ChunkReader(is_of_upstream=True), b"1;" + b"x" * 1000 + b"\r\na\r\n"
     for _ in range(1000):
         assert reader.feed(one) == b"a"
-        assert len(reader.rest) <= 2
+        assert len(reader.unread) <= 2
 
 
 @pytest.mark.parametrize("name", REPEATED)

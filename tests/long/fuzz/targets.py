@@ -133,7 +133,7 @@ def chunks(data: bytes) -> None:
                     body += reader.feed(part)
         except BadSyntax:
             return None
-        return body, reader.is_done, (reader.rest + rest if reader.is_done else b"")
+        return body, reader.is_done, (reader.unread + rest if reader.is_done else b"")
 
     found = read([data])
     assert read(pieces_of(data)) == found or found is None or not found[1]
