@@ -1,340 +1,1390 @@
-"""The operator's MCP tools: what the pooler does, read-only and as metadata only.
+"""What operators are shown: the page, the status text, the metrics and the MCP tools.
 
-`answer` takes one POST to `/mcp`; pooler.py has bounded its body, checked Host and Origin, and
-knows which operator asks.  This file never imports pooler.py, which under `python pooler.py`
-would be a second one: what it shows comes in as `snapshot` and `explain`.  Of the snapshot only
-what a shape below names is shown: a new field stays private.  Nothing outlives the call.
+pooler.py checks who asks, takes one snapshot of its state and passes it in.  Everything here but
+`answer` is a pure function of that snapshot; nothing changes the pooler, and nothing outlives the
+request.  The snapshot's fields that may leave are listed in VISIBLE: a new one stays private until
+it is written there.
+
+Read in this order:
+
+- `admin` and `metrics`: what GET /admin and GET /metrics return;
+- `answer`: what POST /mcp returns.
+
+This file never imports pooler.py: under `python pooler.py` that would be a second copy.  `answer`
+alone needs the package `mcp`, which takes 0.6 s and 40 MB to import (F91): at the first request,
+in a thread.  Without this file pooler.py serves its clients all the same.
 """
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
+import html
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import mcp_types as types
 import trio
-from mcp.server import Server, caching, connection, context, runner
-from mcp.shared import exceptions, inbound, message, transport_context
-from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, KNOWN_PROTOCOL_VERSIONS
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-Facts = Mapping[str, Any]  # the snapshot, or a part of it
-Look = Callable[[], Facts]
-Explain = Callable[[str, str, str | None], Facts]
-More = Callable[[Facts, Facts], Facts]
-Headers = Mapping[str, str]
-Request = types.JSONRPCRequest
-Answer = tuple[int, list[tuple[str, str]], bytes]
+if TYPE_CHECKING:
+    import mcp_types
+    from mcp.server import Server
+    from mcp.server.connection import Connection
+
+Facts = Mapping[str, Any]  # the snapshot, or an object in it
+Headers = Sequence[tuple[str, str]]
+Schema = dict[str, Any]  # JSON Schema, of the keywords that `fits` knows
 
 ################################################################
 # LIMITS
 ################################################################
 
-ROWS_MAX: Final = 100  # of a list in one answer; pools.json seldom has as many
-LOGS_MAX: Final = 50  # of requests in one answer: about 20 kB
+ADMIN_REQUESTS_MAX: Final = 50  # requests on the page
+STATUS_REQUESTS_MAX: Final = 15  # in the status text; with the other tables about one screen
+NAMES_MAX: Final = 20  # in one cell: a provider may have thousands of models
+COLUMNS: Final = 100  # of the status text, unless the query says otherwise
+COLUMNS_MIN: Final = 60
+COLUMNS_MAX: Final = 1000
+
+ROWS_MAX: Final = 100  # of an MCP list; pools.json seldom has as many
+LOGS_MAX: Final = 50  # requests in one MCP response: about 20 kB
 LOG_OFFSET_MAX: Final = 10_000  # more than the pooler remembers
-TEXT_CHARS_MAX: Final = 200  # of an argument
+TEXT_CHARS_MAX: Final = 200  # of an MCP argument
 WORD_CHARS_MAX: Final = 64  # of a name that a client or an upstream may have chosen
-JSON_DEPTH_MAX: Final = 100  # as everywhere in the pooler
-JSON_SEPARATORS_MAX: Final = 10_000  # a request has some dozens; so many are parsed in 5 ms
-FRESH_SECONDS_MAX: Final = 15 * 60  # a resting account is asked again as often
+FRESH_SECONDS_MAX: Final = 15 * 60  # an account that cools down is tried again as often
 LIST_TTL_MS: Final = 300_000  # the tools change with the program only
 
 ################################################################
 # WHAT AN OPERATOR MAY SEE
 ################################################################
-# One strict model per input and output: schema, validation and allow-list in one.
+# Everything in this file that shows a part of the snapshot gets it from `visible`.
+
+# By the name of the object, or of the list that holds it; "" is the snapshot itself.  Not here, so
+# never shown: whatever else the snapshot may come to hold.
+VISIBLE: Final[Mapping[str, Sequence[str]]] = {
+    "": (
+        "version at started_at uptime_seconds is_draining in_flight connections websockets"
+    ).split(),
+    "pools": "name status routing accounts models key_count in_flight queued".split(),
+    "accounts": (
+        "name type host pools priority status is_demoted unreached in_flight concurrent "
+        "cooldown_until reason lacks plan login token_ends_at models windows"
+    ).split(),
+    # Of an account: its quota windows, and what it cannot serve for now.
+    "windows": "family window window_minutes used_percent resets_at observed_at".split(),
+    "lacks": "kind name reason ends_at".split(),
+    "keys": (
+        "pool name source status models expires_at requests_per_minute tokens_per_day "
+        "concurrent in_flight requests tokens_today tokens"
+    ).split(),
+    # Of a key or a request, as upstreams report them.
+    "tokens": "input_tokens output_tokens cached_tokens reasoning_tokens".split(),
+    "operators": "name source status".split(),
+    "models": "name pools".split(),
+    # The latest requests: no header, no body, no address, and of the model's name what a pool or
+    # an account knows.
+    "requests": (
+        "request_id at method route transport pool key account model status code attempts "
+        "first_byte_ms duration_ms bytes_in bytes_out tokens"
+    ).split(),
+    # Sums since the start, by these labels.
+    "totals": (
+        "pool key account model route code requests seconds first_byte_seconds bytes_in "
+        "bytes_out input_tokens output_tokens cached_tokens reasoning_tokens"
+    ).split(),
+    "attempts": "account reason count".split(),  # also those of one request, which have no count
+    "refreshes": "account outcome count".split(),
+    "routing": "name is_chosen reason".split(),  # an account in what `explain` returns
+}
 
 
-class Shape(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+def visible(value: Any, place: str) -> Any:
+    """A copy of what stands under the name `place`, with the fields listed in VISIBLE only."""
+    if isinstance(value, list | tuple):
+        return [visible(member, place) for member in value]
+
+    if not isinstance(value, dict):
+        return value
+
+    names = VISIBLE.get(place, ())
+    return {name: visible(value[name], name) for name in names if name in value}
 
 
-def word(name: str | None) -> str | None:
-    """A name that a client or an upstream may have chosen: short, without markup or controls."""
-    return None if name is None else re.sub(r"[^A-Za-z0-9._:/@+-]", "?", name[:WORD_CHARS_MAX])
+def overview(snapshot: Facts) -> dict[str, Any]:
+    """What GET /admin shows: the pooler itself, four tables, and of the requests the newest."""
+    return {
+        **visible(snapshot, ""),
+        "pools": visible(snapshot["pools"], "pools"),
+        "accounts": visible(snapshot["accounts"], "accounts"),
+        "keys": visible(snapshot["keys"], "keys"),
+        "requests": visible(snapshot["requests"][:ADMIN_REQUESTS_MAX], "requests"),
+    }
 
 
-def moment(unix: float | None) -> str | None:
-    """RFC 3339, to the second."""
-    return None if unix is None else f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%dT%H:%M:%SZ}"
+################################################################
+# WORDS
+################################################################
 
 
-def outcome(code: str | None) -> str:
-    return "ok" if code is None else "aborted" if code == "client_gone" else "error"
+def span(seconds: float) -> str:
+    """A time in at most two units, whole ones: `2 h 10 min`."""
+    left = int(seconds)
+    words = []
+    for unit, name in ((24 * 3600, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, left = divmod(left, unit)
+        if count:
+            words.append(f"{count} {name}")
+    return " ".join(words[:2]) or "0 s"
 
 
-def shape(title: str, /, **fields: Any) -> Any:
-    """An output: the type of each field, and its name in the snapshot where it has another."""
-    pairs = {key: it if isinstance(it, tuple) else (it, key) for key, it in fields.items()}
-    described: Any = {key: (it, Field(validation_alias=a)) for key, (it, a) in pairs.items()}
-    return create_model(title, __base__=Shape, **described)
+def relative(unix: float, now: float) -> str:
+    """A moment as seen from `now`, both in Unix seconds: `in 5 min` or `5 min ago`."""
+    if unix > now:
+        return f"in {span(unix - now)}"
+    return f"{span(now - unix)} ago"
 
 
-Text = Annotated[str, Field(max_length=TEXT_CHARS_MAX)]
-Query = Annotated[Text, Field(description="Only rows that hold this text, in any case.")]
-PoolName = Annotated[Text, Field(description="The name of a pool; only what belongs to it.")]
-ListLimit = Annotated[int, Field(ge=1, le=ROWS_MAX)]
-LogLimit = Annotated[int, Field(ge=1, le=LOGS_MAX)]
-LogOffset = Annotated[int, Field(ge=0, le=LOG_OFFSET_MAX)]
-Word = Annotated[str, BeforeValidator(word)]
-Moment = Annotated[str, BeforeValidator(moment)]
-Count = Annotated[int, BeforeValidator(len)]
-Retries = Annotated[int, BeforeValidator(lambda attempts: max(0, len(attempts) - 1))]
-Minutes = Annotated[int | None, BeforeValidator(lambda minutes: minutes or None)]
-IsReady = (Annotated[bool, BeforeValidator("ready".__eq__)], "status")
-AccountStatus = Literal["ready", "resting", "refused", "login_needed", "paused"]
-KeyStatus = Literal["active", "paused", "expired"]
-Login = Literal["api_key", "ok", "renewal_due", "needed"]
-Auth = Annotated[Login, BeforeValidator(lambda login: login or "api_key")]
-Outcome = Annotated[Literal["ok", "error", "aborted"], BeforeValidator(outcome)]
-Source = Literal["literal", "env", "file", "sha256"]
-Strategy = Literal["sticky", "quota_first", "soonest_reset"]
-Found = Literal["ok", "not_found"]
-LogStatus = Literal["", "ok", "error", "aborted"]
-Name = (str, "name")
+def since_or_until(words: str, unix: float | None, now: float) -> str:
+    """The words and the moment that they lead to; "" if there is no such moment."""
+    return "" if unix is None else f"{words} {relative(unix, now)}"
 
-# fmt: off
-ListArguments = create_model(
-    "ListArguments", __base__=Shape, query=(Query, ""), status=(Text, ""),
-    pool_selector=(PoolName, ""), limit=(ListLimit, 25))
-LogArguments = create_model(
-    "LogArguments", __base__=Shape, pool_selector=(PoolName, ""), status=(LogStatus, ""),
-    limit=(LogLimit, 25), offset=(LogOffset, 0))
-OneLogArguments = create_model("OneLogArguments", __base__=Shape, id=(Text, ...))
-RouteArguments = create_model(
-    "RouteArguments", __base__=Shape, pool_selector=(PoolName, ...), model=(Text, ...),
-    session=(Text, ""))
-Actor = shape("Actor", id=Name, display_name=Name, status=str)
-ServiceStatus = shape(
-    "ServiceStatus", actor=Actor, protocolVersion=str, supportedProtocolVersions=list[str],
-    supportedToolCount=int, version=str, started_at=Moment, uptime_seconds=int,
-    pool_count=(Count, "pools"), upstream_count=(Count, "accounts"),
-    in_flight_requests=(int, "in_flight"))
-Pool = shape(
-    "Pool", id=Name, name=str, status=Literal["ready", "limited", "down"],
-    strategy=(Strategy, "routing"), upstreams=(list[str], "accounts"),
-    upstream_count=(Count, "accounts"), api_key_count=(int, "key_count"), models=list[Word])
-Upstream = shape(
-    "Upstream", id=Name, type=Literal["codex", "openai"], status=AccountStatus,
-    base_url_host=(str, "host"), pools=list[str], plan_label=(Word | None, "plan"),
-    auth_status=(Auth, "login"), cooldown_until=Moment | None,
-    in_flight_requests=(int, "in_flight"))
-Window: Any = shape(
-    "Window", window=(Word, "family"), window_minutes=Minutes, used_percent=float | None,
-    reset_at=(Moment | None, "resets_at"), observed_at=Moment | None,
-    freshness_status=Literal["fresh", "stale", "unknown"])
-Quota = shape(
-    "Quota", upstream=Name, status=AccountStatus, routing_usable=IsReady, windows=list[Window])
-ApiKey = shape("ApiKey", id=str, pool=str, display_name=Name, source=Source, status=KeyStatus)
-Operator = shape("Operator", id=Name, display_name=Name, source=Source, status=str)
-Model = shape("Model", id=(Word, "name"), pools=list[str])
-Log: Any = shape(
-    "Log", id=(str, "request_id"), pool=str | None, api_key=(str | None, "key"),
-    upstream=(str | None, "account"), requested_model=(Word | None, "model"),
-    endpoint=(str, "route"), transport=Literal["http", "sse", "websocket"],
-    status=(Outcome, "code"), error_code=(Word | None, "code"),
-    response_status_code=(int | None, "status"), retry_count=(Retries, "attempts"),
-    latency_ms=(int | None, "duration_ms"), admitted_at=(Moment, "at"))
-LogPage = shape("LogPage", items=list[Log], total=int, limit=int, offset=int)
-OneLog = shape("OneLog", status=Found, kind=Literal["request_log"], item=Log | None, message=str)
-Candidate: Any = shape("Candidate", id=Name, would_serve=(bool, "is_chosen"), reason=str)
-Route = shape(
-    "Route", pool=Word, model=Word, chosen=str | None, accounts=list[Candidate], message=str)
-# fmt: on
+
+def parts(*texts: str, separator: str = ", ") -> str:
+    """The texts that are not empty, joined."""
+    return separator.join(text for text in texts if text)
+
+
+def listed(names: Sequence[str] | None) -> str:
+    """The first names, and how many more there are."""
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
+    return ", ".join(names[:NAMES_MAX]) + more
+
+
+def number(count: float | None, words: str) -> str:
+    """A count with its thousands marked, in the words around it; "" if it is unknown."""
+    return "" if count is None else words.format(f"{count:,}")
+
+
+def printable(text: str) -> str:
+    """The text with `?` for what is invisible, changes the direction, or is half a character."""
+    if text.isprintable():  # nearly always, and fast
+        return text
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def headline(shown: Facts) -> str:
+    """The pooler's own state in one line."""
+    return parts(
+        shown["version"],
+        "draining" if shown["is_draining"] else "",
+        f"started {relative(shown['started_at'], shown['at'])}",
+        f"in flight: {shown['in_flight']}",
+        f"connections: {shown['connections']}",
+        f"WebSockets: {shown['websockets']}",
+    )
+
+
+def window_words(window: Facts, now: float) -> str:
+    """A quota window: `codex 5h: 42 % used, resets in 1 h 46 min`."""
+    name = parts(window["family"], window["window"] or "", separator=" ")
+    used = f"{name}: {window['used_percent']:.4g} % used"
+    return parts(used, since_or_until("resets", window["resets_at"], now))
+
+
+def attempt_words(attempt: Facts) -> str:
+    """An account that was tried, and why the next one was: `personal (429 rate_limited)`."""
+    reason = attempt.get("reason")
+    return f"{attempt['account']} ({reason})" if reason else str(attempt["account"])
+
+
+def lack_words(lack: Facts, now: float) -> str:
+    """What an account cannot serve for now: `model gpt-5.5 (404 not_found), again in 5 min`."""
+    reason = f"({lack['reason']})" if lack["reason"] else ""
+    name = parts(lack["kind"], lack["name"] or "", reason, separator=" ")
+    return parts(name, since_or_until("again", lack["ends_at"], now))
+
+
+def token_words(tokens: Facts | None) -> str:
+    """Tokens as reported by upstreams; "" if there was no report."""
+    if tokens is None:
+        return ""
+    return parts(
+        number(tokens["input_tokens"], "{} in"),
+        number(tokens["cached_tokens"], "{} of them cached"),
+        number(tokens["output_tokens"], "{} out"),
+    )
+
+
+################################################################
+# TABLES
+################################################################
+# The same on the page and in the status text.  What matters most comes first: a narrow terminal
+# shows no more.
+
+
+class Bar(NamedTuple):
+    """A quota window, drawn."""
+
+    used_percent: float
+    words: str
+
+
+class Row(NamedTuple):
+    """One row: the first cell is its name, the second its state."""
+
+    cells: Mapping[str, str]  # by column; an empty one is shown as a dash
+    tone: str  # of the state: good, fair or bad
+    bars: Sequence[Bar] = ()
+
+
+TONES: Final[Mapping[str, str]] = {  # of a status; any other is bad
+    "ready": "good",
+    "active": "good",
+    "resting": "fair",
+    "limited": "fair",
+    "paused": "fair",
+}
+LOGIN_WORDS: Final = {"renewal_due": "login refresh due"}  # the status says the rest
+
+
+def tone_of(status: str) -> str:
+    return TONES.get(status, "bad")
+
+
+def pool_row(pool: Facts, _now: float) -> Row:
+    cells = {
+        "Pool": pool["name"],
+        "State": pool["status"],
+        "In flight": f"{pool['in_flight']}, {pool['queued']} waiting",
+        "Accounts": listed(pool["accounts"]),
+        "Models": listed(pool["models"]),
+        "Routing": f"{pool['routing']}, keys: {pool['key_count']}",
+    }
+    return Row(cells, tone_of(pool["status"]))
+
+
+def account_row(account: Facts, now: float) -> Row:
+    state = parts(
+        account["status"],
+        since_or_until("again", account["cooldown_until"], now),
+        "demoted" if account["is_demoted"] else "",
+        LOGIN_WORDS.get(account["login"], ""),
+        f"not reached: {account['unreached']}" if account["unreached"] else "",
+    )
+    upstream = parts(account["type"], account["plan"] or "", f"at {account['host']}", separator=" ")
+    cells = {
+        "Account": account["name"],
+        "State": state,
+        "In flight": f"{account['in_flight']} of {account['concurrent']}",
+        "Upstream": parts(upstream, since_or_until("token ends", account["token_ends_at"], now)),
+        "Pools": f"{listed(account['pools'])} (priority {account['priority']})",
+        "Models": listed(account["models"]),
+        "Reason": account["reason"] or "",
+        "Lacks": listed([lack_words(lack, now) for lack in account["lacks"]]),
+    }
+    bars = [Bar(window["used_percent"], window_words(window, now)) for window in account["windows"]]
+    return Row(cells, tone_of(account["status"]), bars)
+
+
+def key_row(key: Facts, now: float) -> Row:
+    end = since_or_until("end:", key["expires_at"], now)
+    cells = {
+        "Key": f"{key['pool']} / {key['name']}",
+        "State": parts(key["status"], f"({end})" if end else "", separator=" "),
+        "In flight": f"{key['in_flight']} of {key['concurrent']}",
+        "Requests": parts(
+            number(key["requests"], "{}"),
+            number(key["requests_per_minute"], "at most {} a minute"),
+        ),
+        "Today": parts(
+            number(key["tokens_today"], "{}"),
+            number(key["tokens_per_day"], "of {}"),
+            "tokens",
+            separator=" ",
+        ),
+        "Tokens": token_words(key["tokens"]),
+        "Models": listed(key["models"]),
+    }
+    return Row(cells, tone_of(key["status"]))
+
+
+RESULT_WORDS: Final[Mapping[str | None, str]] = {None: "ok", "client_gone": "client left"}
+RESULT_TONES: Final[Mapping[str | None, str]] = {None: "good", "client_gone": "fair"}
+
+
+def request_row(request: Facts, now: float) -> Row:
+    code = request["code"]
+    status = "" if request["status"] is None else str(request["status"])
+    attempts = [attempt_words(attempt) for attempt in request["attempts"]]
+    has_key = request["pool"] is not None and request["key"] is not None
+    cells = {
+        "Time": relative(request["at"], now),
+        "Result": parts(status, RESULT_WORDS.get(code, code), separator=" "),
+        "Took": number(request["duration_ms"], "{} ms"),
+        "Model": request["model"] or "",
+        "Accounts tried": ", then ".join(attempts),
+        "Key": f"{request['pool']} / {request['key']}" if has_key else "",
+        "Route": f"{request['method']} {request['route']} {request['transport']}",
+        "First byte": number(request["first_byte_ms"], "{} ms"),
+        "Tokens": token_words(request["tokens"]),
+        "Bytes": f"{request['bytes_in']:,} in, {request['bytes_out']:,} out",
+        "Id": request["request_id"],
+    }
+    return Row(cells, RESULT_TONES.get(code, "bad"))
+
+
+TABLES: Final[Mapping[str, Callable[[Facts, float], Row]]] = {
+    "pools": pool_row,
+    "accounts": account_row,
+    "keys": key_row,
+    "requests": request_row,
+}
+
+
+def rows_of(shown: Facts, table: str) -> list[Row]:
+    """The rows of a table, with a dash in each cell that says nothing."""
+    rows = []
+    for facts in shown[table]:
+        row = TABLES[table](facts, shown["at"])
+        cells = {column: text or "-" for column, text in row.cells.items()}
+        rows.append(row._replace(cells=cells))
+    return rows
+
+
+################################################################
+# PAGE
+################################################################
+
+ADMIN_STYLE: Final = """
+:root { color-scheme: light dark; --ink: #1b1f24; --faint: #59616b; --line: #d8dce2;
+  --paper: #f6f7f9; --card: #fff; --good: #17734a; --fair: #875400; --bad: #bd2430 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7e9ec; --faint: #a0a7b0; --line: #363b42;
+  --paper: #101214; --card: #191c1f; --good: #56cc95; --fair: #f0b455; --bad: #ff9191 } }
+body { margin: 0 auto; max-width: 90rem; padding: 1rem; background: var(--paper);
+  color: var(--ink); font: 0.9rem/1.45 system-ui, sans-serif }
+h1, h2 { margin: 0.6rem 0; font-size: 1.2rem }
+section { margin: 1rem 0; padding: 0 1rem; background: var(--card); overflow: auto;
+  border: 1px solid var(--line); border-radius: 0.5rem }
+table { width: 100%; border-collapse: collapse }
+th, td { min-width: 4.5rem; padding: 0.4rem 1rem 0.4rem 0; text-align: left; vertical-align: top;
+  overflow-wrap: anywhere }
+tbody tr { border-top: 1px solid var(--line) }
+thead th, p { color: var(--faint); font-weight: normal; overflow-wrap: normal }
+.good { color: var(--good) } .fair { color: var(--fair) } .bad { color: var(--bad) }
+.bar { display: flex; align-items: center; gap: 0.5rem; min-width: 17rem }
+meter { flex: none; width: 6rem }
+@media (max-width: 75rem) {
+  thead { position: absolute; width: 1px; height: 1px; overflow: hidden }
+  table, tr, td, tbody th { display: block; padding: 0.1rem 0 }
+  td:nth-child(n + 3) { display: inline-block; padding-right: 1rem }
+  tbody tr { padding: 0.5rem 0 }
+  td::before { content: attr(data-column) ": "; color: var(--faint) }
+}
+"""
+STYLE_DIGEST: Final = base64.b64encode(hashlib.sha256(ADMIN_STYLE.encode()).digest()).decode()
+# Nothing may run, load or be sent; the one style is named by its digest.
+ADMIN_CSP: Final = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    f"style-src 'sha256-{STYLE_DIGEST}'"
+)
+PAGE: Final = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>codex-pooler</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="refresh" content="10">
+<style>{style}</style></head>
+<body><header><h1>codex-pooler</h1><p>{headline}</p></header>
+<main>{sections}</main></body></html>
+"""
+TABLE: Final = "<table><thead><tr>{columns}</tr></thead>\n<tbody>{rows}</tbody></table>"
+# A browser colours a meter by the range that its value is in: up to `low` is good.
+METER: Final = (
+    '<div class="bar"><meter aria-label="{words}" min="0" low="95" high="99.9" max="100" '
+    'optimum="0" value="{used}"></meter><span>{words}</span></div>'
+)
+
+
+def escaped(text: str) -> str:
+    """Text for HTML, between tags or in a quoted attribute."""
+    return html.escape(printable(text))
+
+
+def row_html(row: Row) -> str:
+    """One `<tr>`: its name as a row header, the state with its tone and bars, the other cells."""
+    (_, name), (state_column, state), *others = row.cells.items()
+    bars = [METER.format(words=escaped(bar.words), used=bar.used_percent) for bar in row.bars]
+    shown_state = f'<strong class="{row.tone}">{escaped(state)}</strong>{"".join(bars)}'
+
+    cells = [f'<td data-column="{state_column}">{shown_state}</td>']
+    cells += [f'<td data-column="{column}">{escaped(text)}</td>' for column, text in others]
+    return f'<tr><th scope="row">{escaped(name)}</th>{"".join(cells)}</tr>'
+
+
+def section_html(shown: Facts, table: str) -> str:
+    rows = rows_of(shown, table)
+    content = "None."
+    if rows:
+        columns = [f'<th scope="col">{column}</th>' for column in rows[0].cells]
+        lines = "\n".join(row_html(row) for row in rows)
+        content = TABLE.format(columns="".join(columns), rows=lines)
+    return f"<section><h2>{table.title()}</h2>{content}</section>"
+
+
+def admin_page(snapshot: Facts) -> str:
+    """GET /admin as HTML; ADMIN_CSP must be sent with it."""
+    shown = overview(snapshot)
+    sections = [section_html(shown, table) for table in TABLES]
+    return PAGE.format(
+        style=ADMIN_STYLE, headline=escaped(headline(shown)), sections="\n".join(sections)
+    )
+
+
+################################################################
+# STATUS TEXT
+################################################################
+
+# Select Graphic Rendition of ECMA-48.
+COLOURS: Final = {"good": "\033[32m", "fair": "\033[33m", "bad": "\033[31m", "bold": "\033[1m"}
+BAR_CELLS: Final = 10
+
+
+def tinted(text: str, tone: str, is_coloured: bool) -> str:
+    return f"{COLOURS[tone]}{text}\033[0m" if is_coloured else text
+
+
+def fitted(text: str, width: int) -> str:
+    """At most `width` characters that are sure to take one place of a terminal each."""
+    text = re.sub(r"[^ -~█░…]", "?", text)
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def bar_line(bar: Bar, columns: int) -> str:
+    full_cells = int(min(100, bar.used_percent) * BAR_CELLS / 100)
+    drawn = ("█" * full_cells).ljust(BAR_CELLS, "░")
+    return fitted(f"  {drawn} {bar.words}", columns)
+
+
+def table_lines(rows: Sequence[Row], columns: int, is_coloured: bool) -> Iterator[str]:
+    """Lines with aligned cells, each followed by the bars of its row."""
+    texts = [list(row.cells.values()) for row in rows]
+    widths = [min(max(map(len, column)), columns // 2) for column in zip(*texts, strict=True)]
+
+    for row, cells in zip(rows, texts, strict=True):
+        padded = [
+            fitted(cell, width).ljust(width) for cell, width in zip(cells, widths, strict=True)
+        ]
+        line = fitted("  ".join(padded).rstrip(), columns)
+        yield tinted(line, row.tone, is_coloured)
+        yield from (bar_line(bar, columns) for bar in row.bars)
+
+
+def status_text(snapshot: Facts, columns: int = COLUMNS, is_coloured: bool = False) -> str:
+    """GET /admin as plain text, in lines of at most `columns` characters and their colours."""
+    columns = min(max(columns, COLUMNS_MIN), COLUMNS_MAX)
+    shown = overview({**snapshot, "requests": snapshot["requests"][:STATUS_REQUESTS_MAX]})
+    lines = [fitted(f"codex-pooler {headline(shown)}", columns)]
+
+    for table in TABLES:
+        lines += ["", tinted(table.upper(), "bold", is_coloured)]
+        rows = rows_of(shown, table)
+        if rows:
+            heads = Row({column: column for column in rows[0].cells}, "bold")
+            lines += table_lines([heads, *rows], columns, is_coloured)
+        else:
+            lines.append("None.")
+    return "\n".join(lines) + "\n"
+
+
+################################################################
+# METRICS
+################################################################
+# Prometheus' text format 0.0.4.
+
+Labels = Mapping[str, str | None]
+Sample = tuple[Labels, float | None]  # None: unknown, so there is no sample
+
+
+class Family(NamedTuple):
+    """A metric with all its samples; of a summary those of each suffix."""
+
+    name: str
+    kind: str
+    help: str
+    samples: Mapping[str, Iterable[Sample]]  # by suffix
+
+
+def gauge(name: str, words: str, samples: Iterable[Sample]) -> Family:
+    return Family(name, "gauge", words, {"": samples})
+
+
+def counter(name: str, words: str, samples: Iterable[Sample]) -> Family:
+    return Family(f"{name}_total", "counter", words, {"": samples})
+
+
+def picked(row: Facts, *names: str) -> dict[str, Any]:
+    """The row's labels of these names."""
+    return {name: row[name] for name in names}
+
+
+def process_metrics(snapshot: Facts) -> Iterator[Family]:
+    shown = visible(snapshot, "")
+    version = {"version": shown["version"]}
+    yield gauge("build_info", "Always 1; the version is a label.", [(version, 1)])
+
+    for name, field, words in (
+        ("start_time_seconds", "started_at", "Start, in Unix time."),
+        ("draining", "is_draining", "1 while the pooler is stopping."),
+        ("connections", "connections", "Open connections of clients."),
+        ("websockets", "websockets", "Open WebSockets of clients."),
+        ("requests_in_flight", "in_flight", "Requests in progress."),
+    ):
+        yield gauge(name, words, [({}, shown[field])])
+
+
+def pool_metrics(snapshot: Facts) -> Iterator[Family]:
+    pools = [({"pool": pool["name"]}, pool) for pool in visible(snapshot["pools"], "pools")]
+    yield gauge(
+        "pool_requests_in_flight",
+        "Requests in progress in a pool.",
+        [(labels, pool["in_flight"]) for labels, pool in pools],
+    )
+    yield gauge(
+        "pool_requests_queued",
+        "Requests that wait for an account.",
+        [(labels, pool["queued"]) for labels, pool in pools],
+    )
+
+
+def key_metrics(snapshot: Facts) -> Iterator[Family]:
+    yield gauge(
+        "key_requests_in_flight",
+        "Requests in progress with a key.",
+        [
+            ({"pool": key["pool"], "key": key["name"]}, key["in_flight"])
+            for key in visible(snapshot["keys"], "keys")
+        ],
+    )
+
+
+def account_metrics(snapshot: Facts) -> Iterator[Family]:
+    accounts = [
+        ({"account": account["name"]}, account)
+        for account in visible(snapshot["accounts"], "accounts")
+    ]
+    yield gauge(
+        "account_requests_in_flight",
+        "Requests in progress at an account.",
+        [(labels, account["in_flight"]) for labels, account in accounts],
+    )
+    yield gauge(
+        "account_state",
+        "Always 1; the state is a label.",
+        [({**labels, "state": account["status"]}, 1) for labels, account in accounts],
+    )
+
+    now = snapshot["at"]
+    yield gauge(
+        "account_cooldown_seconds",
+        "Time until the account is used again.",
+        [
+            (labels, max(0, (account["cooldown_until"] or now) - now))
+            for labels, account in accounts
+        ],
+    )
+    yield gauge(
+        "token_expiry_timestamp_seconds",
+        "When an account's token ends.",
+        [(labels, account["token_ends_at"]) for labels, account in accounts],
+    )
+
+
+def quota_metrics(snapshot: Facts) -> Iterator[Family]:
+    windows = [
+        ({"account": account["name"], **picked(window, "family", "window")}, window)
+        for account in visible(snapshot["accounts"], "accounts")
+        for window in account["windows"]
+    ]
+    yield gauge(
+        "quota_used_ratio",
+        "Used share of a quota window; 1 is all.",
+        [(labels, window["used_percent"] / 100) for labels, window in windows],
+    )
+    yield gauge(
+        "quota_reset_timestamp_seconds",
+        "When a quota window ends.",
+        [(labels, window["resets_at"]) for labels, window in windows],
+    )
+
+
+def request_metrics(snapshot: Facts) -> Iterator[Family]:
+    names = ("pool", "key", "account", "model", "route", "code")
+    totals = [(picked(row, *names), row) for row in visible(snapshot["totals"], "totals")]
+    counts = [(labels, row["requests"]) for labels, row in totals]
+    yield counter("requests", "Requests; the code is ok or an error's.", counts)
+
+    for name, field, words in (
+        ("request_seconds", "seconds", "Time until a response has ended."),
+        ("first_event_seconds", "first_byte_seconds", "Time until a response's first byte."),
+    ):
+        sums = [(labels, row[field]) for labels, row in totals]
+        yield Family(name, "summary", words, {"_sum": sums, "_count": counts})
+
+
+def volume_metrics(snapshot: Facts) -> Iterator[Family]:
+    totals = visible(snapshot["totals"], "totals")
+    names = ("pool", "key", "account", "model")
+    yield counter(
+        "tokens",
+        "Tokens as reported; cached ones are among input, reasoning ones among output.",
+        [
+            ({**picked(row, *names), "kind": kind}, row[f"{kind}_tokens"])
+            for row in totals
+            for kind in ("input", "output", "cached", "reasoning")
+        ],
+    )
+    yield counter(
+        "body_bytes",
+        "Bytes of bodies.",
+        [
+            ({**picked(row, "pool", "key", "account"), "direction": way}, row[f"bytes_{way}"])
+            for row in totals
+            for way in ("in", "out")
+        ],
+    )
+
+
+def outcome_metrics(snapshot: Facts) -> Iterator[Family]:
+    attempts = visible(snapshot["attempts"], "attempts")
+    yield counter(
+        "attempts",
+        "Attempts at an account by outcome.",
+        [(picked(row, "account", "reason"), row["count"]) for row in attempts],
+    )
+    refreshes = visible(snapshot["refreshes"], "refreshes")
+    yield counter(
+        "refreshes",
+        "Login refreshes by outcome.",
+        [(picked(row, "account", "outcome"), row["count"]) for row in refreshes],
+    )
+
+
+METRICS: Final = (
+    process_metrics,
+    pool_metrics,
+    key_metrics,
+    account_metrics,
+    quota_metrics,
+    request_metrics,
+    volume_metrics,
+    outcome_metrics,
+)
+
+
+def label_text(labels: Labels) -> str:
+    """Labels as they follow a metric's name, their values escaped."""
+    members = []
+    for name, value in labels.items():
+        text = printable(value or "").replace("\\", r"\\").replace('"', r"\"")
+        members.append(f'{name}="{text}"')
+    return f"{{{','.join(members)}}}" if members else ""
+
+
+def family_lines(family: Family) -> Iterator[str]:
+    """A family's lines; samples with the same labels are one, their sum."""
+    name = f"codex_pooler_{family.name}"
+    yield f"# HELP {name} {family.help}"
+    yield f"# TYPE {name} {family.kind}"
+
+    for suffix, samples in family.samples.items():
+        series: dict[str, float] = {}
+        for labels, value in samples:
+            if value is not None:
+                key = label_text(labels)
+                series[key] = series.get(key, 0) + value
+        yield from (f"{name}{suffix}{key} {value}" for key, value in series.items())
+
+
+def metrics_text(snapshot: Facts) -> str:
+    """GET /metrics."""
+    families = [family for group in METRICS for family in group(snapshot)]
+    return "\n".join(line for family in families for line in family_lines(family)) + "\n"
+
+
+################################################################
+# ROUTES
+################################################################
+
+PAGE_HEADERS: Final[Headers] = (
+    ("content-security-policy", ADMIN_CSP),
+    ("referrer-policy", "no-referrer"),
+    ("vary", "accept"),
+)
+
+
+def admin(snapshot: Facts, accept: str, query: str) -> tuple[Headers, str]:
+    """Headers and body of GET /admin, in the form that the field Accept asks for.
+
+    HTML unless it names application/json or text/plain.  `query` is for plain text: `columns=N`,
+    the width of the terminal, and `colour=1`.
+    """
+    if "application/json" in accept:
+        kind, text = "application/json", json.dumps(overview(snapshot))
+    elif "text/plain" in accept:
+        width = re.search(r"\bcolumns=(\d{1,4})\b", query)
+        columns = int(width[1]) if width else COLUMNS
+        kind, text = "text/plain", status_text(snapshot, columns, "colour=1" in query)
+    else:
+        kind, text = "text/html", admin_page(snapshot)
+    return with_type(f"{kind}; charset=utf-8"), text
+
+
+def metrics(snapshot: Facts) -> tuple[Headers, str]:
+    """Headers and body of GET /metrics."""
+    return with_type("text/plain; version=0.0.4; charset=utf-8"), metrics_text(snapshot)
+
+
+def with_type(kind: str) -> Headers:
+    return [("content-type", kind), *PAGE_HEADERS]
+
+
+################################################################
+# SCHEMAS
+################################################################
+# MCP hosts are told the shape of each tool's arguments and result in JSON Schema; both are checked
+# against that same schema.
+
+TEXT: Final[Schema] = {"type": "string"}
+INTEGER: Final[Schema] = {"type": "integer"}
+NUMBER: Final[Schema] = {"type": "number"}
+BOOLEAN: Final[Schema] = {"type": "boolean"}
+TYPES: Final[Mapping[str, Collection[type]]] = {  # exactly: True is an int to Python, not to JSON
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "array": (list,),
+    "object": (dict,),
+}
+
+
+def one_of(*words: str) -> Schema:
+    return {"type": "string", "enum": list(words)}
+
+
+def optional(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def list_of(schema: Schema) -> Schema:
+    return {"type": "array", "items": schema}
+
+
+def object_of(**fields: Schema) -> Schema:
+    """An object with exactly these members; those with a default may be left out."""
+    return {
+        "type": "object",
+        "properties": fields,
+        "required": [name for name, schema in fields.items() if "default" not in schema],
+        "additionalProperties": False,
+    }
+
+
+def text_argument(description: str, **more: object) -> Schema:
+    return {**TEXT, "maxLength": TEXT_CHARS_MAX, "description": description, **more}
+
+
+def whole_argument(least: int, most: int, default: int) -> Schema:
+    return {**INTEGER, "minimum": least, "maximum": most, "default": default}
+
+
+def fits(value: Any, schema: Schema) -> bool:
+    """Whether a value is what the schema describes."""
+    if "anyOf" in schema:
+        return any(fits(value, option) for option in schema["anyOf"])
+
+    if type(value) not in TYPES[schema["type"]]:
+        return False
+
+    if isinstance(value, dict):
+        members = schema["properties"]
+        return value.keys() == members.keys() and all(
+            fits(value[name], member) for name, member in members.items()
+        )
+    if isinstance(value, list):
+        return all(fits(member, schema["items"]) for member in value)
+    return is_within(value, schema)
+
+
+def is_within(value: Any, schema: Schema) -> bool:
+    """Whether a plain value keeps the bounds of its schema."""
+    if isinstance(value, str):
+        is_short = len(value) <= schema.get("maxLength", len(value))
+        return is_short and value in schema.get("enum", [value])
+    if "minimum" in schema:
+        return bool(schema["minimum"] <= value <= schema["maximum"])
+    return True
+
 
 ################################################################
 # TOOLS
 ################################################################
 
+Explain = Callable[[str, str, str | None], Facts]  # pool, model, session; raises LookupError
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+
+class Call(NamedTuple):
+    """One call of a tool: what it is made from."""
+
     operator: str
     protocol_version: str
-    snapshot: Facts  # taken for this one request
+    protocol_versions: Sequence[str]
+    snapshot: Facts
     explain: Explain
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
-    about: str
-    takes: type[Shape]
-    gives: type[Shape]
-    run: Callable[[Asked, Any], Shape]
+class Tool(NamedTuple):
+    """What MCP hosts are told of a tool, and the function that gives its result."""
+
+    description: str
+    takes: Schema
+    gives: Schema
+    run: Callable[[Call, Facts], dict[str, Any]]
 
 
-def see(kind: type[Shape], facts: Facts, **more: object) -> Shape:
-    """Exactly the fields of this kind.  KeyError, TypeError: the facts do not fit, a bug."""
-    known = {**facts, **more}
-    names = [str(it.validation_alias) for it in kind.model_fields.values()]
-    try:
-        return kind.model_validate({name: known[name] for name in names})
-    except ValidationError as error:  # the kernel would take it for the client's
-        raise TypeError(str(error)) from None
+def word(name: str | None) -> str | None:
+    """A name that a client or an upstream may have chosen: short, without markup or controls."""
+    if name is None:
+        return None
+    return re.sub(r"[^A-Za-z0-9._:/@+-]", "?", name[:WORD_CHARS_MAX])
 
 
-def service_status(asked: Asked, _: Shape) -> Shape:
-    operators = {it["name"]: it for it in asked.snapshot["operators"]}
-    just_removed = {"name": asked.operator, "status": "removed"}
-    ours = {
-        "actor": see(Actor, operators.get(asked.operator, just_removed)),
-        "protocolVersion": asked.protocol_version,
-        "supportedProtocolVersions": list(KNOWN_PROTOCOL_VERSIONS),
-        "supportedToolCount": len(TOOLS),
+def moment(unix: float | None) -> str | None:
+    """RFC 3339, to the second."""
+    if unix is None:
+        return None
+    return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def outcome(code: str | None) -> str:
+    """What became of a request, by its error code."""
+    return {None: "ok", "client_gone": "aborted"}.get(code, "error")
+
+
+ACCOUNT_STATUS: Final = one_of("ready", "resting", "refused", "login_needed", "paused")
+SOURCE: Final = one_of("literal", "env", "file", "sha256")
+TIME: Final = optional(TEXT)
+
+POOL: Final = object_of(
+    id=TEXT,
+    name=TEXT,
+    status=one_of("ready", "limited", "down"),
+    strategy=one_of("sticky", "quota_first", "soonest_reset"),
+    upstreams=list_of(TEXT),
+    upstream_count=INTEGER,
+    api_key_count=INTEGER,
+    models=list_of(TEXT),
+)
+UPSTREAM: Final = object_of(
+    id=TEXT,
+    type=one_of("codex", "openai"),
+    status=ACCOUNT_STATUS,
+    base_url_host=TEXT,
+    pools=list_of(TEXT),
+    plan_label=optional(TEXT),
+    auth_status=one_of("api_key", "ok", "renewal_due", "needed"),
+    cooldown_until=TIME,
+    in_flight_requests=INTEGER,
+)
+WINDOW: Final = object_of(
+    window=TEXT,
+    window_minutes=optional(INTEGER),
+    used_percent=optional(NUMBER),
+    reset_at=TIME,
+    observed_at=TIME,
+    freshness_status=one_of("fresh", "stale", "unknown"),
+)
+QUOTA: Final = object_of(
+    upstream=TEXT, status=ACCOUNT_STATUS, routing_usable=BOOLEAN, windows=list_of(WINDOW)
+)
+API_KEY: Final = object_of(
+    id=TEXT,
+    pool=TEXT,
+    display_name=TEXT,
+    source=SOURCE,
+    status=one_of("active", "paused", "expired"),
+)
+OPERATOR: Final = object_of(id=TEXT, display_name=TEXT, source=SOURCE, status=TEXT)
+MODEL: Final = object_of(id=TEXT, pools=list_of(TEXT))
+LOG: Final = object_of(
+    id=TEXT,
+    pool=optional(TEXT),
+    api_key=optional(TEXT),
+    upstream=optional(TEXT),
+    requested_model=optional(TEXT),
+    endpoint=TEXT,
+    transport=one_of("http", "sse", "websocket"),
+    status=one_of("ok", "error", "aborted"),
+    error_code=optional(TEXT),
+    response_status_code=optional(INTEGER),
+    retry_count=INTEGER,
+    latency_ms=optional(INTEGER),
+    admitted_at=TEXT,
+)
+
+
+def pool_facts(pool: Facts, _now: float) -> dict[str, Any]:
+    return {
+        "id": pool["name"],
+        "name": pool["name"],
+        "status": pool["status"],
+        "strategy": pool["routing"],
+        "upstreams": pool["accounts"],
+        "upstream_count": len(pool["accounts"]),
+        "api_key_count": pool["key_count"],
+        "models": [word(name) for name in pool["models"]],
     }
-    return see(ServiceStatus, asked.snapshot, **ours)
 
 
-def listing(about: str, key: str, row: Any, pools: str, more: More | None = None) -> Tool:
-    """The tool that lists the snapshot's `key`; `pools`: the field that names a row's pools."""
-    page = shape(f"{row.__name__}s", status=Found, count=int, limit=int, items=list[row])
-
-    def run(asked: Asked, wanted: Any) -> Shape:
-        snapshot, pool, found = asked.snapshot, wanted.pool_selector, []
-        for facts in snapshot[key]:
-            extra = more(facts, snapshot) if more else {}
-            seen, inside = see(row, facts, **extra), facts.get(pools, ())
-            fits = not pool or pool in ([inside] if isinstance(inside, str) else inside)
-            fits = fits and wanted.status in ("", getattr(seen, "status", None))
-            texts = " ".join(str(value) for _, value in seen).casefold()
-            found += [seen] if fits and wanted.query.casefold() in texts else []
-        is_known = not pool or pool in [it["name"] for it in snapshot["pools"]]
-        items, status = found[: wanted.limit], "ok" if is_known else "not_found"
-        return see(page, {}, status=status, count=len(found), limit=wanted.limit, items=items)
-
-    return Tool(about, ListArguments, page, run)
+def upstream_facts(account: Facts, _now: float) -> dict[str, Any]:
+    return {
+        "id": account["name"],
+        "type": account["type"],
+        "status": account["status"],
+        "base_url_host": account["host"],
+        "pools": account["pools"],
+        "plan_label": word(account["plan"]),
+        "auth_status": account["login"] or "api_key",
+        "cooldown_until": moment(account["cooldown_until"]),
+        "in_flight_requests": account["in_flight"],
+    }
 
 
-def windows(account: Facts, snapshot: Facts) -> Facts:
-    """A window is stale when it has ended, or has not been heard of for long."""
-    now, found = snapshot["at"], []
-    for window in account["windows"]:
-        ends_at, observed_at, freshness = window["resets_at"], window["observed_at"], "unknown"
-        if observed_at is not None:
-            is_old = now - observed_at > FRESH_SECONDS_MAX
-            freshness = "stale" if is_old or (ends_at or now + 1) <= now else "fresh"
-        found.append(see(Window, window, freshness_status=freshness))
-    return {"windows": found}
+def freshness(window: Facts, now: float) -> str:
+    """A window is stale once it has ended, or if nothing was heard of it for long."""
+    if window["observed_at"] is None:
+        return "unknown"
+    is_old = now - window["observed_at"] > FRESH_SECONDS_MAX
+    has_ended = window["resets_at"] is not None and window["resets_at"] <= now
+    return "stale" if is_old or has_ended else "fresh"
 
 
-def list_request_logs(asked: Asked, wanted: Any) -> Shape:
-    pool, status = wanted.pool_selector, wanted.status
-    found = [it for it in asked.snapshot["requests"] if pool in ("", it["pool"])]
-    found = [it for it in found if status in ("", outcome(it["code"]))]
-    items = [see(Log, it) for it in found[wanted.offset : wanted.offset + wanted.limit]]
-    return see(LogPage, wanted.model_dump(), items=items, total=len(found))
+def window_facts(window: Facts, now: float) -> dict[str, Any]:
+    return {
+        "window": word(window["family"]),
+        "window_minutes": window["window_minutes"] or None,
+        "used_percent": window["used_percent"],
+        "reset_at": moment(window["resets_at"]),
+        "observed_at": moment(window["observed_at"]),
+        "freshness_status": freshness(window, now),
+    }
 
 
-def get_request_log(asked: Asked, wanted: Any) -> Shape:
-    told = {"status": "not_found", "kind": "request_log", "message": "It is not remembered."}
-    for it in asked.snapshot["requests"]:
-        if it["request_id"] == wanted.id:
-            return see(OneLog, told, status="ok", item=see(Log, it), message="")
-    return see(OneLog, told, item=None)
+def quota_facts(account: Facts, now: float) -> dict[str, Any]:
+    return {
+        "upstream": account["name"],
+        "status": account["status"],
+        "routing_usable": account["status"] == "ready",
+        "windows": [window_facts(window, now) for window in account["windows"]],
+    }
 
 
-def explain_routing(asked: Asked, wanted: Any) -> Shape:
+def key_facts(key: Facts, _now: float) -> dict[str, Any]:
+    return {
+        "id": f"{key['pool']}/{key['name']}",
+        "pool": key["pool"],
+        "display_name": key["name"],
+        "source": key["source"],
+        "status": key["status"],
+    }
+
+
+def operator_facts(operator: Facts, _now: float) -> dict[str, Any]:
+    return {
+        "id": operator["name"],
+        "display_name": operator["name"],
+        "source": operator["source"],
+        "status": operator["status"],
+    }
+
+
+def model_facts(model: Facts, _now: float) -> dict[str, Any]:
+    return {"id": word(model["name"]), "pools": model["pools"]}
+
+
+def log_facts(request: Facts) -> dict[str, Any]:
+    return {
+        "id": request["request_id"],
+        "pool": request["pool"],
+        "api_key": request["key"],
+        "upstream": request["account"],
+        "requested_model": word(request["model"]),
+        "endpoint": request["route"],
+        "transport": request["transport"],
+        "status": outcome(request["code"]),
+        "error_code": word(request["code"]),
+        "response_status_code": request["status"],
+        "retry_count": max(0, len(request["attempts"]) - 1),
+        "latency_ms": request["duration_ms"],
+        "admitted_at": moment(request["at"]),
+    }
+
+
+LIST_ARGUMENTS: Final = object_of(
+    query=text_argument("Only rows that contain this text, in any case.", default=""),
+    status=text_argument("Only rows with this status.", default=""),
+    pool_selector=text_argument("The name of a pool; only what belongs to it.", default=""),
+    limit=whole_argument(1, ROWS_MAX, 25),
+)
+
+
+def list_tool(
+    description: str,
+    table: str,
+    schema: Schema,
+    facts_of: Callable[[Facts, float], dict[str, Any]],
+    pools_of: Callable[[Facts], Collection[str]],
+) -> Tool:
+    """A tool that lists a table of the snapshot; `pools_of`: the pools that a row belongs to."""
+    gives = object_of(
+        status=one_of("ok", "not_found"), count=INTEGER, limit=INTEGER, items=list_of(schema)
+    )
+
+    def run(call: Call, arguments: Facts) -> dict[str, Any]:
+        pool, query = arguments["pool_selector"], arguments["query"].casefold()
+        rows = []
+        for facts in visible(call.snapshot[table], table):
+            row = facts_of(facts, call.snapshot["at"])
+            is_selected = not pool or pool in pools_of(facts)
+            is_selected &= arguments["status"] in ("", row.get("status"))
+            if is_selected and query in " ".join(map(str, row.values())).casefold():
+                rows.append(row)
+
+        has_pool = not pool or pool in [row["name"] for row in call.snapshot["pools"]]
+        return {
+            "status": "ok" if has_pool else "not_found",
+            "count": len(rows),
+            "limit": arguments["limit"],
+            "items": rows[: arguments["limit"]],
+        }
+
+    return Tool(description, LIST_ARGUMENTS, gives, run)
+
+
+ACTOR: Final = object_of(id=TEXT, display_name=TEXT, status=TEXT)
+SERVICE_STATUS: Final = object_of(
+    actor=ACTOR,
+    protocolVersion=TEXT,
+    supportedProtocolVersions=list_of(TEXT),
+    supportedToolCount=INTEGER,
+    version=TEXT,
+    started_at=TEXT,
+    uptime_seconds=INTEGER,
+    pool_count=INTEGER,
+    upstream_count=INTEGER,
+    in_flight_requests=INTEGER,
+)
+
+
+def service_status(call: Call, _: Facts) -> dict[str, Any]:
+    shown = visible(call.snapshot, "")
+    statuses = {row["name"]: row["status"] for row in call.snapshot["operators"]}
+    actor = {
+        "id": call.operator,
+        "display_name": call.operator,
+        "status": statuses.get(call.operator, "removed"),  # by a reload, just now
+    }
+    return {
+        "actor": actor,
+        "protocolVersion": call.protocol_version,
+        "supportedProtocolVersions": list(call.protocol_versions),
+        "supportedToolCount": len(TOOLS),
+        "version": shown["version"],
+        "started_at": moment(shown["started_at"]),
+        "uptime_seconds": shown["uptime_seconds"],
+        "pool_count": len(call.snapshot["pools"]),
+        "upstream_count": len(call.snapshot["accounts"]),
+        "in_flight_requests": shown["in_flight"],
+    }
+
+
+LOG_ARGUMENTS: Final = object_of(
+    pool_selector=LIST_ARGUMENTS["properties"]["pool_selector"],
+    status={**one_of("", "ok", "error", "aborted"), "default": ""},
+    limit=whole_argument(1, LOGS_MAX, 25),
+    offset=whole_argument(0, LOG_OFFSET_MAX, 0),
+)
+LOG_PAGE: Final = object_of(items=list_of(LOG), total=INTEGER, limit=INTEGER, offset=INTEGER)
+
+
+def list_request_logs(call: Call, arguments: Facts) -> dict[str, Any]:
+    pool, status = arguments["pool_selector"], arguments["status"]
+    requests = [
+        request
+        for request in call.snapshot["requests"]
+        if pool in ("", request["pool"]) and status in ("", outcome(request["code"]))
+    ]
+    first, limit = arguments["offset"], arguments["limit"]
+    page = visible(requests[first : first + limit], "requests")
+    return {
+        "items": [log_facts(request) for request in page],
+        "total": len(requests),
+        "limit": limit,
+        "offset": first,
+    }
+
+
+ONE_LOG: Final = object_of(
+    status=one_of("ok", "not_found"),
+    kind=one_of("request_log"),
+    item=optional(LOG),
+    message=TEXT,
+)
+
+
+def get_request_log(call: Call, arguments: Facts) -> dict[str, Any]:
+    for request in call.snapshot["requests"]:
+        if request["request_id"] == arguments["id"]:
+            log = log_facts(visible(request, "requests"))
+            return {"status": "ok", "kind": "request_log", "item": log, "message": ""}
+
+    message = "Not found; only recent requests are kept."
+    return {"status": "not_found", "kind": "request_log", "item": None, "message": message}
+
+
+ROUTE_ARGUMENTS: Final = object_of(
+    pool_selector=text_argument("The name of a pool."),
+    model=text_argument("The name of a model, as a client asks for it."),
+    session=text_argument("A client's session id, to see its pin.", default=""),
+)
+CANDIDATE: Final = object_of(id=TEXT, would_serve=BOOLEAN, reason=TEXT)
+ROUTE: Final = object_of(
+    pool=TEXT, model=TEXT, chosen=optional(TEXT), accounts=list_of(CANDIDATE), message=TEXT
+)
+
+
+def explain_routing(call: Call, arguments: Facts) -> dict[str, Any]:
+    pool, model = arguments["pool_selector"], arguments["model"]
     try:
-        route = asked.explain(wanted.pool_selector, wanted.model, wanted.session or None)
+        route = call.explain(pool, model, arguments["session"] or None)
     except LookupError:
-        nobody = {"model": wanted.model, "chosen": None, "accounts": []}
-        return see(Route, nobody, pool=wanted.pool_selector, message="No such pool or model in it.")
-    accounts, chosen = [see(Candidate, it) for it in route["accounts"][:ROWS_MAX]], route["chosen"]
-    told = f"It would go to {chosen}." if chosen else "No account would serve it now."
-    return see(Route, route, accounts=accounts, message=told)
+        route = {"chosen": None, "accounts": []}
+        message = "Unknown pool, or the pool does not serve this model."
+    else:
+        message = "No account would serve it now."
+
+    if route["chosen"] is not None:
+        message = f"It would go to {route['chosen']}."
+    accounts = [
+        {"id": row["name"], "would_serve": row["is_chosen"], "reason": row["reason"]}
+        for row in visible(route["accounts"][:ROWS_MAX], "routing")
+    ]
+    return {
+        "pool": word(pool),
+        "model": word(model),
+        "chosen": route["chosen"],
+        "accounts": accounts,
+        "message": message,
+    }
 
 
 TOOLS: Final[Mapping[str, Tool]] = {
     "codex_pooler_get_mcp_service_status": Tool(
-        "Who you are here, and how busy the pooler is.", Shape, ServiceStatus, service_status),
-    "codex_pooler_list_pools": listing(
-        "Pools. Status: ready, limited (all accounts rest), down.", "pools", Pool, "name"),
-    "codex_pooler_list_upstreams": listing(
-        "Accounts: ready, resting, refused, login_needed, paused.", "accounts", Upstream, "pools"),
-    "codex_pooler_list_upstream_quotas": listing(
-        "Use and reset of quota windows, by account.", "accounts", Quota, "pools", windows),
-    "codex_pooler_list_pool_api_keys": listing(
-        "Names of the pools' keys. Status: active, paused, expired.", "keys", ApiKey, "pool",
-        lambda key, _: {"id": f"{key['pool']}/{key['name']}"}),
-    "codex_pooler_list_operators": listing("Names of the operators.", "operators", Operator, ""),
-    "codex_pooler_list_models": listing("Models and their pools.", "models", Model, "pools"),
+        "Your operator identity and the pooler's load.",
+        object_of(),
+        SERVICE_STATUS,
+        service_status,
+    ),
+    "codex_pooler_list_pools": list_tool(
+        "Pools. Status: ready, limited (all accounts cool down), down.",
+        "pools",
+        POOL,
+        pool_facts,
+        lambda pool: [pool["name"]],
+    ),
+    "codex_pooler_list_upstreams": list_tool(
+        "Accounts. Status: ready, resting (cooling down), refused, login_needed, paused.",
+        "accounts",
+        UPSTREAM,
+        upstream_facts,
+        lambda account: account["pools"],
+    ),
+    "codex_pooler_list_upstream_quotas": list_tool(
+        "Use and reset of quota windows, by account.",
+        "accounts",
+        QUOTA,
+        quota_facts,
+        lambda account: account["pools"],
+    ),
+    "codex_pooler_list_pool_api_keys": list_tool(
+        "Names of the pools' keys. Status: active, paused, expired.",
+        "keys",
+        API_KEY,
+        key_facts,
+        lambda key: [key["pool"]],
+    ),
+    "codex_pooler_list_operators": list_tool(
+        "Names of the operators.",
+        "operators",
+        OPERATOR,
+        operator_facts,
+        lambda _: [],
+    ),
+    "codex_pooler_list_models": list_tool(
+        "Models and their pools.",
+        "models",
+        MODEL,
+        model_facts,
+        lambda model: model["pools"],
+    ),
     "codex_pooler_list_request_logs": Tool(
-        "Latest requests (aborted: by the client).", LogArguments, LogPage, list_request_logs),
+        "The latest requests. Status: ok, error, aborted (by the client).",
+        LOG_ARGUMENTS,
+        LOG_PAGE,
+        list_request_logs,
+    ),
     "codex_pooler_get_request_log": Tool(
-        "Metadata of one of the latest requests.", OneLogArguments, OneLog, get_request_log),
+        "Metadata of one of the latest requests.",
+        object_of(id=text_argument("A request id.")),
+        ONE_LOG,
+        get_request_log,
+    ),
     "codex_pooler_explain_routing": Tool(
         "Which account would get a request for a model now, and why not the others. Sends nothing.",
-        RouteArguments, Route, explain_routing),
-}  # fmt: skip
+        ROUTE_ARGUMENTS,
+        ROUTE,
+        explain_routing,
+    ),
+}
+
+
+def wrong_arguments(given: Facts, schema: Schema) -> list[str]:
+    """The names of the arguments that are missing, or do not fit; never what a client wrote."""
+    members = schema["properties"]
+    missing = [name for name in schema["required"] if name not in given]
+    unfit = [name for name in given if name in members and not fits(given[name], members[name])]
+    unknown = [] if given.keys() <= members.keys() else ["(unknown)"]
+    return sorted(missing + unfit + unknown)
+
+
+def run_tool(tool: Tool, call: Call, given: Facts) -> dict[str, Any]:
+    """The result of a tool.
+
+    Raises: TypeError, a bug: the snapshot is not what this file was written for.  The message has
+    nothing of it, for nobody has checked that it may be seen.
+    """
+    members = tool.takes["properties"].items()
+    defaults = {name: member["default"] for name, member in members if "default" in member}
+
+    result = tool.run(call, {**defaults, **given})
+    if not fits(result, tool.gives):
+        raise TypeError("the result does not fit the tool's schema")
+    return result
+
 
 ################################################################
 # PROTOCOL
 ################################################################
-# Streamable HTTP without sessions: one POST, one JSON answer.  The official SDK's kernel serves
-# it by itself in every version: those with a handshake, of which nothing is remembered ("legacy"),
-# and 2026-07-28, where each request has an envelope instead.
+# Streamable HTTP without sessions: one POST, one JSON response.  The official SDK's kernel serves
+# it in every protocol version: those with a handshake, of which nothing is kept ("legacy"), and
+# 2026-07-28, where each request carries an envelope instead.  Why the SDK's own HTTP side is not
+# used: F92.
 
+# What `answer` imports; pooler.py has imported it in a thread before.
+SDK: Final = ("mcp_types", "mcp.server", "mcp.server.runner", "mcp.shared.transport_context")
+logging.getLogger("mcp").addHandler(logging.NullHandler())  # stderr is the pooler's own
+PARSE_ERROR: Final = -32700  # the next three, too: of JSON-RPC 2.0
+INVALID_REQUEST: Final = -32600
+INVALID_PARAMS: Final = -32602
+JSON_ONLY: Final = "Only application/json is accepted and returned."
 INSTRUCTIONS: Final = (
     "Read-only view of codex-pooler, which pools AI accounts (upstreams) behind one address: "
     "codex_pooler_list_upstreams (which are usable), codex_pooler_list_upstream_quotas (how much "
     "is used, when it resets), codex_pooler_explain_routing (which account a model's next request "
     "goes to, and why), codex_pooler_list_request_logs (what went wrong), and the pools, keys, "
-    "models and operators. Metadata only: no secrets, prompts or answers; nothing can be changed."
+    "models and operators. Metadata only: no secrets, prompts or responses; nothing can be changed."
 )
-READ_ONLY: Final = types.ToolAnnotations(
-    read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
-)
-LISTED: Final = types.ListToolsResult(
-    tools=[
+
+Message = Mapping[str, Any]  # a JSON-RPC request
+Response = tuple[int, Headers, bytes]  # status, headers, body
+
+
+class RpcError(Exception):
+    """An error of JSON-RPC, as the client gets it."""
+
+    def __init__(self, code: int, message: str, data: object = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.data = data
+
+    def as_object(self) -> dict[str, Any]:
+        error = {"code": self.code, "message": str(self)}
+        return error if self.data is None else {**error, "data": self.data}
+
+
+async def list_tools(_: object, params: Any) -> mcp_types.ListToolsResult:
+    await trio.lowlevel.checkpoint()
+    if params.cursor is not None:
+        raise RpcError(INVALID_PARAMS, "There are no more pages.")
+    return tool_list()
+
+
+@functools.cache
+def tool_list() -> mcp_types.ListToolsResult:
+    """What tools/list returns, always the same."""
+    import mcp_types as types
+
+    read_only = types.ToolAnnotations(
+        read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
+    )
+    tools = [
         types.Tool(
-            name=name, description=tool.about, annotations=READ_ONLY,
-            input_schema=tool.takes.model_json_schema(),
-            output_schema=tool.gives.model_json_schema(mode="serialization"),
+            name=name,
+            description=tool.description,
+            annotations=read_only,
+            input_schema=tool.takes,
+            output_schema=tool.gives,
         )
         for name, tool in TOOLS.items()
     ]
-)  # fmt: skip
-HTTP: Final = transport_context.TransportContext(kind="http", can_send_request=False)
-Context = context.ServerRequestContext[Any, Asked]
-logging.getLogger("mcp").addHandler(logging.NullHandler())  # stderr is the pooler's own
-ACCEPTED: Final = frozenset({"application/json", "application/*", "*/*"})
-NOT_JSON: Final = {"code": types.INVALID_REQUEST, "message": "Both ways only application/json."}
+    return types.ListToolsResult(tools=tools)
 
 
-async def list_tools(_: Context, params: Any) -> types.ListToolsResult:
+async def call_tool(
+    context: Any, params: mcp_types.CallToolRequestParams
+) -> mcp_types.CallToolResult:
+    """The result of a tool, as JSON and as text; of wrong arguments an error of the tool's."""
+    import mcp_types as types
+
     await trio.lowlevel.checkpoint()
-    if params.cursor is not None:
-        raise exceptions.MCPError(types.INVALID_PARAMS, "There are no more pages.")
-    return LISTED
+    tool = TOOLS.get(params.name)
+    if tool is None:
+        raise RpcError(INVALID_PARAMS, "Unknown tool.")
 
-
-async def call_tool(ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
-    await trio.lowlevel.checkpoint()
-    tool, output = TOOLS.get(params.name), None
-    if tool is None or ctx.request is None:
-        raise exceptions.MCPError(types.INVALID_PARAMS, "There is no tool of this name.")
-    try:
-        wanted = tool.takes.model_validate(params.arguments or {})
-    except ValidationError as error:
-        given = {str(fault["loc"][0]) for fault in error.errors(include_input=False)}
-        known = {name if name in tool.takes.model_fields else "(unknown)" for name in given}
-        told = f"invalid_arguments: {', '.join(sorted(known))}"
+    result = None
+    given = params.arguments or {}
+    wrong = wrong_arguments(given, tool.takes)
+    if wrong:
+        text = f"invalid_arguments: {', '.join(wrong)}"
     else:
-        output = tool.run(ctx.request, wanted).model_dump(mode="json")
-        told = json.dumps(output, separators=(",", ":"))
-    content: list[Any] = [types.TextContent(type="text", text=told)]
-    is_error = output is None
-    return types.CallToolResult(content=content, structured_content=output, is_error=is_error)
+        result = run_tool(tool, context.request, given)
+        text = json.dumps(result, separators=(",", ":"))
+
+    content: list[Any] = [types.TextContent(type="text", text=text)]
+    return types.CallToolResult(content=content, structured_content=result, is_error=bool(wrong))
 
 
+@functools.cache
 def make_server(version: str) -> Server[None]:
+    """The SDK's side of all requests; it keeps nothing of them."""
+    from mcp.server import Server, caching
+
     hint = caching.CacheHint(ttl_ms=LIST_TTL_MS, scope="private")  # behind a token (F92)
     server: Server[None] = Server(
         "codex-pooler",
@@ -348,104 +1398,144 @@ def make_server(version: str) -> Server[None]:
     return server
 
 
-def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands in an object twice")
-    return found
+def read_request(body: bytes, parse: Callable[[bytes], Any]) -> Message | None:
+    """The request in a body; None for a notification, which gets no response.
 
-
-def parse(body: bytes) -> Any:
-    """Of UTF-8, no name twice, no NaN, no lone surrogate.  Raises: ValueError, RecursionError."""
-    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > JSON_SEPARATORS_MAX:
-        raise ValueError("too many members")
-    level = [value := json.loads(body.decode(), object_pairs_hook=read_object)]
-    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    for _ in range(JSON_DEPTH_MAX):
-        lists = [[*it.values()] if isinstance(it, dict) else it for it in level]
-        level = [it for inner in lists if isinstance(inner, list) for it in inner]
-    if any(isinstance(it, (dict, list)) for it in level):
-        raise ValueError("nested too deeply")
-    return value
-
-
-def read_request(body: bytes) -> Request | None:
-    """The request in the body; None: a notification, without response (F93).  Raises: MCPError."""
+    Raises: RpcError.
+    """
     try:
-        value = parse(body)
-        if isinstance(value, dict) and "id" not in value:
-            types.JSONRPCNotification.model_validate(value)
-            return None
-        return Request.model_validate(value)
-    except ValidationError:  # is a ValueError, so it comes first
-        raise exceptions.MCPError(types.INVALID_REQUEST, "Not a JSON-RPC request.") from None
-    except (ValueError, RecursionError):
-        raise exceptions.MCPError(types.PARSE_ERROR, "Not strict JSON.") from None
+        message = parse(body)
+    except ValueError:
+        raise RpcError(PARSE_ERROR, "Invalid JSON.") from None
 
-
-def connect(request: Request, headers: Headers) -> connection.Connection:
-    """What the kernel has to know of the client.  Raises: MCPError."""
-    version = headers.get(inbound.MCP_PROTOCOL_VERSION_HEADER, types.DEFAULT_NEGOTIATED_VERSION)
-    meta = (request.params or {}).get("_meta")
-    has_envelope = isinstance(meta, dict) and types.PROTOCOL_VERSION_META_KEY in meta
-    is_legacy = request.method == "initialize" or not has_envelope
-    if version in HANDSHAKE_PROTOCOL_VERSIONS and is_legacy:
-        return connection.Connection.from_envelope(version, None, None)
-    route = inbound.classify_inbound_request(request.model_dump(), headers=headers)
-    if isinstance(route, inbound.InboundLadderRejection):
-        raise exceptions.MCPError(route.code, route.message, route.data)
-    client = route.client_info, route.client_capabilities
-    return connection.Connection.from_envelope(route.protocol_version, *client)
-
-
-async def serve(request: Request, client: connection.Connection, asked: Asked) -> Facts:
-    """The result.  Raises: MCPError."""
-    # As much of a DispatchContext as is read: our handlers send nothing but their answer.
-    metadata = message.ServerMessageMetadata(request_context=asked)
-    exchange: Any = SimpleNamespace(
-        request_id=request.id, message_metadata=metadata, transport=HTTP, can_send_request=False
+    is_message = (
+        isinstance(message, dict)
+        and message.get("jsonrpc") == "2.0"
+        and isinstance(message.get("method"), str)
+        and isinstance(message.get("params"), dict | None)
     )
-    server = make_server(asked.snapshot["version"])
+    if is_message and "id" not in message:
+        return None
+
+    if not is_message or type(message["id"]) not in (int, str):
+        raise RpcError(INVALID_REQUEST, "Not a JSON-RPC request.")
+    request: Message = message
+    return request
+
+
+def connect(request: Message, headers: Mapping[str, str]) -> Connection:
+    """What the kernel must know of the client: its protocol version.  Raises: RpcError."""
+    import mcp_types as types
+    from mcp.server.connection import Connection
+    from mcp.shared import inbound
+    from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+
+    version = headers.get(inbound.MCP_PROTOCOL_VERSION_HEADER, types.DEFAULT_NEGOTIATED_VERSION)
+    meta = (request.get("params") or {}).get("_meta")
+    has_envelope = isinstance(meta, dict) and types.PROTOCOL_VERSION_META_KEY in meta
+    is_legacy = request["method"] == "initialize" or not has_envelope
+    if version in HANDSHAKE_PROTOCOL_VERSIONS and is_legacy:
+        return Connection.from_envelope(version, None, None)
+
+    route = inbound.classify_inbound_request(request, headers=headers)
+    if isinstance(route, inbound.InboundLadderRejection):
+        # Only this error's data are required; those of others would echo what the client sent.
+        is_version = route.code == types.UNSUPPORTED_PROTOCOL_VERSION
+        raise RpcError(route.code, route.message, route.data if is_version else None)
+    return Connection.from_envelope(
+        route.protocol_version, route.client_info, route.client_capabilities
+    )
+
+
+async def serve(request: Message, client: Connection, call: Call) -> Facts:
+    """The result of one request.  Raises: RpcError."""
+    from mcp.server.runner import serve_one
+    from mcp.shared.exceptions import MCPError
+    from mcp.shared.message import ServerMessageMetadata
+    from mcp.shared.transport_context import TransportContext
+    from pydantic import ValidationError
+
+    # As much of a DispatchContext as the kernel reads: our handlers send nothing but a result.
+    exchange: Any = SimpleNamespace(
+        request_id=request["id"],
+        message_metadata=ServerMessageMetadata(request_context=call),
+        transport=TransportContext(kind="http", can_send_request=False),
+        can_send_request=False,
+    )
+    server = make_server(call.snapshot["version"])
     try:
-        return await runner.serve_one(
-            server, exchange, request.method, request.params, connection=client, lifespan_state=None
+        return await serve_one(
+            server,
+            exchange,
+            request["method"],
+            request.get("params"),
+            connection=client,
+            lifespan_state=None,
         )
+    except MCPError as error:
+        raise RpcError(error.code, error.message) from None
     except ValidationError:
-        raise exceptions.MCPError(types.INVALID_PARAMS, "Invalid parameters.") from None
+        raise RpcError(INVALID_PARAMS, "Invalid parameters.") from None
 
 
 def media_types(value: str) -> set[str]:
+    """The media types of a Content-Type or Accept, without their parameters."""
     return {part.partition(";")[0].strip().lower() for part in value.split(",")}
 
 
-def reply(status: int, request: Request | None, **outcome: object) -> Answer:
-    body = {"jsonrpc": "2.0", "id": request.id if request else None, **outcome}
+def reply(status: int, request: Message | None, **outcome: object) -> Response:
+    """A JSON-RPC response; `outcome` is its result or its error."""
+    body = {"jsonrpc": "2.0", "id": request["id"] if request else None, **outcome}
     encoded = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
     return status, [("content-type", "application/json")], encoded
 
 
-async def answer(
-    method: str, headers: Headers, body: bytes, *, operator: str, snapshot: Look, explain: Explain
-) -> Answer:
-    """Status, headers and body of the answer; names of `headers` are in lower case."""
-    if method != "POST":
-        return 405, [("allow", "POST")], b""
+def refusal(headers: Mapping[str, str]) -> int:
+    """The status for what is neither sent nor accepted as JSON, or 0."""
     if media_types(headers.get("content-type", "")) != {"application/json"}:
-        return reply(415, None, error=NOT_JSON)
-    if not media_types(headers.get("accept", "*/*")) & ACCEPTED:
-        return reply(406, None, error=NOT_JSON)
-    request, statuses = None, inbound.ERROR_CODE_HTTP_STATUS
+        return 415
+    accepted = media_types(headers.get("accept", "*/*"))
+    if not accepted & {"application/json", "application/*", "*/*"}:
+        return 406
+    return 0
+
+
+async def answer(
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    operator: str,
+    parse: Callable[[bytes], Any],
+    snapshot: Callable[[], Facts],
+    explain: Explain,
+) -> Response:
+    """The response to POST /mcp; names of `headers` are in lower case.
+
+    `parse` reads JSON as pooler.py reads that of a client, and raises ValueError.
+    """
+    from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
+    from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, KNOWN_PROTOCOL_VERSIONS
+
+    status = refusal(headers)
+    if status:
+        error = RpcError(INVALID_REQUEST, JSON_ONLY)
+        return reply(status, None, error=error.as_object())
+
+    request = None
+    is_legacy = False
     try:
-        request = read_request(body)
+        request = read_request(body, parse)
         if request is None:
             return 202, [], b""
+
         client = connect(request, headers)
-        if client.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
-            statuses = {}
-        asked = Asked(operator, client.protocol_version, snapshot(), explain)
-        return reply(200, request, result=await serve(request, client, asked))
-    except exceptions.MCPError as failure:
-        # Only one error needs its data; that of others would give back what the client sent.
-        told = None if failure.code == types.UNSUPPORTED_PROTOCOL_VERSION else {"data"}
-        error = failure.error.model_dump(exclude_none=True, exclude=told)
-        return reply(statuses.get(failure.code, 200), request, error=error)
+        version = client.protocol_version
+        is_legacy = version in HANDSHAKE_PROTOCOL_VERSIONS
+        call = Call(operator, version, KNOWN_PROTOCOL_VERSIONS, snapshot(), explain)
+        return reply(200, request, result=await serve(request, client, call))
+    except RpcError as failure:
+        error = failure
+
+    # Legacy versions carry errors of JSON-RPC in a response that HTTP calls a success.
+    status = 200 if is_legacy else ERROR_CODE_HTTP_STATUS.get(error.code, 200)
+    return reply(status, request, error=error.as_object())

@@ -43,7 +43,6 @@ import functools
 import gc
 import hashlib
 import hmac
-import html
 import http
 import importlib
 import importlib.util
@@ -243,6 +242,8 @@ ERROR_DEPTH_MAX: Final = 5  # `response`, `error`, `detail` ... around what an u
 FORBIDDEN_MAX: Final = 3  # refusals in a row, without a reason that is known, of one account
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 JSON_DEPTH_MAX: Final = 500  # of an upstream's: more than a body's, for answers repeat its tools
+MCP_DEPTH_MAX: Final = 100  # of a message to /mcp, which has some dozens of members
+MCP_MEMBERS_MAX: Final = 10_000
 JSON_MEMBERS_MAX: Final = 100_000  # of an upstream's: read with 16 MiB they take about 120 ms
 WRITTEN_MEMBERS_MAX: Final = 50_000  # of what is written anew: as many numbers take 80 ms
 WRITTEN_BYTES_MAX: Final = 4 * MIB  # of an event that is written anew, besides the items it gets
@@ -375,6 +376,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "invalid_json": (400, INVALID, "The request body is not valid JSON."),
     "invalid_value": (400, INVALID, "A field of the request has a value of the wrong kind."),
     "key_limit_reached": (429, "rate_limit_error", "This pool key has reached a limit of its own."),
+    "operators_not_installed": (501, SERVER, "This server has no mcp_server.py for operators."),
     "mcp_not_installed": (501, SERVER, "MCP needs the extra: pip install 'codex-pooler[mcp]'."),
     "method_not_allowed": (405, INVALID, "This path does not take that method."),
     "missing_required_parameter": (400, INVALID, "The request names no model."),
@@ -2960,13 +2962,18 @@ def _strict_decoder() -> json.JSONDecoder:
     )
 
 
+def parse_strictly(body: bytes) -> Json:
+    """What JSON of a client says.  Raises: ValueError, RecursionError."""
+    return uncollected(_strict_decoder().decode, body.decode("utf-8"))
+
+
 def parse_json_object(body: bytes) -> dict[str, Json]:
     """The JSON object in `body`, strictly: UTF-8 without BOM, no key twice, no NaN.
 
     Raises: PoolerError (invalid_json).
     """
     try:
-        value = uncollected(_strict_decoder().decode, body.decode("utf-8"))
+        value = parse_strictly(body)
     except (ValueError, RecursionError):
         raise PoolerError("invalid_json") from None
     if not isinstance(value, dict):
@@ -7031,7 +7038,7 @@ def _show_key(state: State, key: Key) -> dict[str, Json]:
         "in_flight": use.in_flight_count,
         "requests": use.request_count,
         "tokens_today": use.day_tokens,
-        "tokens": dict(use.tokens),
+        "tokens": {name: use.tokens[name] for name in Usage._fields},
     }
 
 
@@ -7101,374 +7108,6 @@ def _what_lacks(health: Health, model: str, now: float) -> str:
     if health.is_blocked(Effect.LACKS_ROUTE, now, CallKind.RESPONSES.value):
         return "its upstream has no /responses"
     return "does not offer the model"
-
-
-# What people are told, by table and column: text with members of a row, each in the words of
-# `_words`.  A part between bars is left out where it has a member that says nothing.  Columns
-# that matter come first: a narrow terminal shows no others.
-_TABLES: Final[Mapping[str, Mapping[str, str]]] = {
-    "pools": {
-        "Pool": "{name}",
-        "State": "{status}",
-        "In flight": "{in_flight}, {queued} waiting",
-        "Accounts": "{accounts}",
-        "Models": "{models}",
-        "Routing": "{routing}, keys: {key_count}",
-    },
-    "accounts": {
-        "Account": "{name}",
-        "State": (
-            "{status}|, again {cooldown_until}|, {is_demoted}|, {login}|, not reached: {unreached}"
-        ),
-        "In flight": "{in_flight} of {concurrent}",
-        "Upstream": "{type} |{plan} |at {host}|, token ends {token_ends_at}",
-        "Pools": "{pools} (priority {priority})",
-        "Models": "{models}",
-        "Reason": "{reason}",
-        "Lacks": "{lacks}",
-    },
-    "keys": {
-        "Key": "{pool} / {name}",
-        "State": "{status}| (end: {expires_at})",
-        "In flight": "{in_flight} of {concurrent}",
-        "Requests": "{requests:,}|, at most {requests_per_minute} a minute",
-        "Today": "{tokens_today:,}| of {tokens_per_day:,}| tokens",
-        "Tokens": "{tokens}",
-        "Models": "{models}",
-    },
-    "requests": {
-        "Came": "{at}",
-        "Result": "{status} |{code}",
-        "Took": "{duration_ms:,} ms",
-        "Model": "{model}",
-        "Accounts asked": "{attempts}",
-        "Key": "{pool} / {key}",
-        "Route": "{method} {route} {transport}",
-        "First byte": "{first_byte_ms:,} ms",
-        "Tokens": "{tokens}",
-        "Bytes": "{bytes_in:,} in, {bytes_out:,} out",
-        "Id": "{request_id}",
-    },
-}
-_HEADLINE: Final = (
-    "{version}|, {is_draining}|, started {started_at}, in flight: {in_flight}, "
-    "connections: {connections}, WebSockets: {websockets}"
-)
-_PARTS: Final[Mapping[str, str]] = {
-    "windows": "{family}| {window}|: {used_percent:.4g} % used, resets {resets_at}",
-    "attempts": "{account}| ({reason})",
-    "lacks": "{kind}| {name}| ({reason})|, again {ends_at}",
-    "tokens": "{input_tokens:,} in|, {cached_tokens:,} of them cached|, {output_tokens:,} out",
-}
-_MEMBER: Final = re.compile(r"{(\w+)")
-# By the name of the object or list: /admin tells what is told to people, and nothing else.
-_ALLOWED: Final[Mapping[str, Sequence[str]]] = {
-    "": ["at", *_TABLES, *_MEMBER.findall(_HEADLINE)],
-    **{name: _MEMBER.findall("".join(_TABLES[name].values()) + "{windows}") for name in _TABLES},
-    **{name: _MEMBER.findall(template) for name, template in _PARTS.items()},
-}
-# What is said instead of a value; None: nothing.
-_SAID: Final[Mapping[str, Mapping[Json, str | None]]] = {
-    "is_draining": {False: None, True: "draining"},
-    "is_demoted": {False: None, True: "used last for now"},
-    "login": {"ok": None, "needed": None, "renewal_due": "login renewal due"},
-    "code": {None: "ok", "client_gone": "client left"},
-}
-_TIMES: Final = frozenset(
-    "at started_at cooldown_until token_ends_at expires_at resets_at ends_at".split()
-)
-# Of a request's code, or the status of anything else; the tone of any other is "bad".
-_TONES: Final[Mapping[str | None, str]] = {
-    **dict.fromkeys(("ready", "active", None), "good"),
-    **dict.fromkeys(("resting", "limited", "paused", "client_gone"), "fair"),
-}
-NAMES_MAX: Final = 20  # in one cell
-ADMIN_REQUESTS_MAX: Final = 50  # what a person reads
-STATUS_REQUESTS_MAX: Final = 15  # with the tables above them, about one screen
-
-
-def _allowed(value: Json, place: str) -> Json:
-    if isinstance(value, list | tuple):
-        return [_allowed(member, place) for member in value]
-    if not isinstance(value, dict):
-        return value
-    names = _ALLOWED.get(place, ())
-    return {name: _allowed(value[name], name) for name in names if name in value}
-
-
-def show_admin(snapshot: Mapping[str, Json]) -> dict[str, Json]:
-    """GET /admin as JSON: the snapshot's members that are allowed, and its newest requests."""
-    newest = {"requests": snapshot["requests"][:ADMIN_REQUESTS_MAX]}
-    return cast("dict[str, Json]", _allowed({**snapshot, **newest}, ""))
-
-
-def _span(seconds: float) -> str:
-    """`2 h 10 min`: at most two units, whole ones."""
-    left, words = int(seconds), []
-    for unit, name in ((24 * 3600, "d"), (3600, "h"), (60, "min"), (1, "s")):
-        count, left = divmod(left, unit)
-        words += [f"{count} {name}"] if count else []
-    return " ".join(words[:2]) or "0 s"
-
-
-def _words(name: str, value: Json, at: float) -> Json:
-    """A member for people, who read it `at` that time; None: it says nothing."""
-    if name in _SAID:
-        return _SAID[name].get(value, value)
-    if name in _TIMES and value is not None:
-        return f"in {_span(value - at)}" if value > at else f"{_span(at - value)} ago"
-    if isinstance(value, dict):
-        return _told(_PARTS[name], value, at)
-    if isinstance(value, list):  # a provider may have thousands of models
-        more = f" and {len(value) - NAMES_MAX} more" if len(value) > NAMES_MAX else ""
-        words = [_words(name, member, at) for member in value[:NAMES_MAX]]
-        return (", then " if name == "attempts" else ", ").join(words) + more
-    return value
-
-
-def _told(template: str, row: Mapping[str, Json], at: float) -> str:
-    """A row in the words of a template."""
-    told = ""
-    for part in template.split("|"):
-        words = {name: _words(name, row.get(name), at) for name in _MEMBER.findall(part)}
-        told += "" if None in words.values() else part.format_map(words)
-    return told or "-"
-
-
-class _Row(NamedTuple):
-    """Cells of text; the second is the state, with its tone and bars: percent used, and words."""
-
-    cells: Sequence[str]
-    tone: str
-    bars: Sequence[tuple[float, str]] = ()
-
-
-def _rows(table: str, shown: Mapping[str, Json]) -> list[_Row]:
-    """The rows of a table: the same on the page and in the terminal."""
-    at, rows = shown["at"], []
-    for row in shown[table]:
-        cells = [_told(template, row, at) for template in _TABLES[table].values()]
-        windows = row.get("windows", ())
-        bars = [(one["used_percent"], _told(_PARTS["windows"], one, at)) for one in windows]
-        rows.append(_Row(cells, _TONES.get(row.get("code", row.get("status")), "bad"), bars))
-    return rows
-
-
-ADMIN_STYLE: Final = """
-:root { color-scheme: light dark; --ink: #1b1f24; --faint: #59616b; --line: #d8dce2;
-  --paper: #f6f7f9; --card: #fff; --good: #17734a; --fair: #875400; --bad: #bd2430 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7e9ec; --faint: #a0a7b0; --line: #363b42;
-  --paper: #101214; --card: #191c1f; --good: #56cc95; --fair: #f0b455; --bad: #ff9191 } }
-body { margin: 0 auto; max-width: 90rem; padding: 1rem; background: var(--paper);
-  color: var(--ink); font: 0.9rem/1.45 system-ui, sans-serif }
-h1, h2 { margin: 0.6rem 0; font-size: 1.2rem }
-section { margin: 1rem 0; padding: 0 1rem; background: var(--card); overflow: auto;
-  border: 1px solid var(--line); border-radius: 0.5rem }
-table { width: 100%; border-collapse: collapse }
-th, td { min-width: 4.5rem; padding: 0.4rem 1rem 0.4rem 0; text-align: left; vertical-align: top;
-  overflow-wrap: anywhere }
-tbody tr { border-top: 1px solid var(--line) }
-thead th, p { color: var(--faint); font-weight: normal; overflow-wrap: normal }
-.good { color: var(--good) } .fair { color: var(--fair) } .bad { color: var(--bad) }
-.bar { display: flex; align-items: center; gap: 0.5rem; min-width: 17rem }
-meter { flex: none; width: 6rem }
-@media (max-width: 75rem) {
-  thead { position: absolute; width: 1px; height: 1px; overflow: hidden }
-  table, tr, td, tbody th { display: block; padding: 0.1rem 0 }
-  td:nth-child(n + 3) { display: inline-block; padding-right: 1rem }
-  tbody tr { padding: 0.5rem 0 }
-  td::before { content: attr(data-column) ": "; color: var(--faint) }
-}
-"""
-ADMIN_CSP: Final = (
-    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; style-src "
-    f"'sha256-{base64.b64encode(hashlib.sha256(ADMIN_STYLE.encode()).digest()).decode()}'"
-)
-_PAGE: Final = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>codex-pooler</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="refresh" content="10">
-<style>%s</style></head>
-<body><header><h1>codex-pooler</h1><p>%s</p></header>
-<main>%s</main></body></html>
-"""
-_BAR: Final = (
-    '<div class="bar"><meter aria-label="{words}" min="0" low="{nearly}" high="99.9" max="100" '
-    'optimum="0" value="{used}"></meter><span>{words}</span></div>'
-)
-
-
-def _visible(text: str) -> str:
-    """Without what a reader does not see, or what turns the direction, or is half a letter."""
-    if text.isprintable():  # nearly always, and fast
-        return text
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def _escaped(text: str) -> str:
-    return html.escape(_visible(text))
-
-
-def _row_html(heads: Sequence[str], row: _Row) -> str:
-    name, state, *rest = map(_escaped, row.cells)
-    state = f'<strong class="{row.tone}">{state}</strong>'
-    for used, words in row.bars:
-        state += _BAR.format(words=_escaped(words), nearly=NEARLY_USED_PERCENT, used=used)
-    columns = zip(heads[1:], (state, *rest), strict=True)
-    cells = "".join(f'<td data-column="{head}">{cell}</td>' for head, cell in columns)
-    return f'<tr><th scope="row">{name}</th>{cells}</tr>'
-
-
-def admin_page(shown: Mapping[str, Json]) -> str:
-    """GET /admin for people, of what `show_admin` gave; to be sent with ADMIN_CSP."""
-    sections = []
-    for name in _TABLES:
-        heads = list(_TABLES[name])
-        columns = "".join(f'<th scope="col">{head}</th>' for head in heads)
-        lines = "\n".join(_row_html(heads, row) for row in _rows(name, shown))
-        table = f"<table><thead><tr>{columns}</tr></thead>\n<tbody>{lines}</tbody></table>"
-        sections.append(f"<section><h2>{name.title()}</h2>{table if lines else 'None.'}</section>")
-    headline = _escaped(_told(_HEADLINE, shown, shown["at"]))
-    return _PAGE % (ADMIN_STYLE, headline, "\n".join(sections))
-
-
-# SGR of ECMA-48.
-_COLOURS: Final = {"good": "\033[32m", "fair": "\033[33m", "bad": "\033[31m", "bold": "\033[1m"}
-_COLUMNS_MIN: Final = 60  # of a terminal; in a narrower one the lines wrap
-_BAR_CELLS: Final = 10
-
-
-def _tinted(text: str, tone: str, is_coloured: bool) -> str:
-    return f"{_COLOURS[tone]}{text}\033[0m" if is_coloured else text
-
-
-def _fitted(text: str, width: int) -> str:
-    """For a terminal: ASCII and what is ours is sure to take one place for each character."""
-    text = re.sub(r"[^ -~█░…]", "?", text)
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _table_lines(rows: Sequence[_Row], columns: int, is_coloured: bool) -> Iterator[str]:
-    cells_of_columns = zip(*(row.cells for row in rows), strict=True)
-    widths = [min(max(map(len, cells)), columns // 2) for cells in cells_of_columns]
-    for row in rows:
-        cells = [
-            _fitted(cell, width).ljust(width) for cell, width in zip(row.cells, widths, strict=True)
-        ]
-        yield _tinted(_fitted("  ".join(cells).rstrip(), columns), row.tone, is_coloured)
-        for used, words in row.bars:
-            bar = ("█" * int(min(100, used) * _BAR_CELLS / 100)).ljust(_BAR_CELLS, "░")
-            yield _fitted(f"  {bar} {words}", columns)
-
-
-def status_text(shown: Mapping[str, Json], columns: int, is_coloured: bool) -> str:
-    """Of what `show_admin` gave, as lines of at most `columns` characters and their colours."""
-    columns = max(columns, _COLUMNS_MIN)
-    newest = {**shown, "requests": shown["requests"][:STATUS_REQUESTS_MAX]}
-    lines = [_fitted(f"codex-pooler {_told(_HEADLINE, shown, shown['at'])}", columns)]
-    for name in _TABLES:
-        rows = [_Row(tuple(_TABLES[name]), "bold"), *_rows(name, newest)]
-        lines += ["", _tinted(name.upper(), "bold", is_coloured)]
-        lines += _table_lines(rows, columns, is_coloured)
-    return "\n".join(lines) + "\n"
-
-
-_ALL: Final = "pool key account model route code"
-_WINDOW: Final = "account family window"
-# Name: the rows of `_metric_rows`, of their members the labels and the value, the help.  Of two
-# values a summary is made: sum and count.
-# fmt: off
-_METRICS: Final[Mapping[str, tuple[str, str, str, str]]] = {
-    "build_info": ("process", "version", "one", "Always 1; the version is a label."),
-    "start_time_seconds": ("process", "", "started_at", "Start, in Unix time."),
-    "draining": ("process", "", "is_draining", "1 while the pooler is stopping."),
-    "connections": ("process", "", "connections", "Open connections of clients."),
-    "websockets": ("process", "", "websockets", "Open WebSockets of clients."),
-    "requests_in_flight": ("process", "", "in_flight", "Requests under way."),
-    "pool_requests_in_flight": ("pools", "pool", "in_flight", "Requests under way in a pool."),
-    "pool_requests_queued": ("pools", "pool", "queued", "Requests that wait for an account."),
-    "key_requests_in_flight": ("keys", "pool key", "in_flight", "Requests under way with a key."),
-    "account_requests_in_flight": ("accounts", "account", "in_flight", "Requests at an account."),
-    "account_state": ("accounts", "account state", "one", "Always 1; the state is a label."),
-    "account_cooldown_seconds": ("accounts", "account", "rests", "Time until it is used again."),
-    "token_expiry_timestamp_seconds": ("accounts", "account", "token_ends_at", "End of a token."),
-    "quota_used_ratio": ("windows", _WINDOW, "used", "Used share of a quota window; 1 is all."),
-    "quota_reset_timestamp_seconds": ("windows", _WINDOW, "resets_at", "End of a quota window."),
-    "requests_total": ("totals", _ALL, "requests", "Requests; the code is ok or an error's."),
-    "request_seconds": ("totals", _ALL, "seconds requests", "Time until an answer has ended."),
-    "first_event_seconds": (
-        "totals", _ALL, "first_byte_seconds requests", "Time until the first byte of an answer."),
-    "tokens_total": (
-        "tokens", "pool key account model kind", "count",
-        "Tokens as reported; cached ones are among input, reasoning ones among output."),
-    "body_bytes_total": ("bytes", "pool key account direction", "count", "Bytes of bodies."),
-    "attempts_total": ("attempts", "account reason", "count", "Tries of an account by outcome."),
-    "refreshes_total": ("refreshes", "account outcome", "count", "Login renewals by outcome."),
-}
-# fmt: on
-
-
-def _metric_rows(snapshot: Mapping[str, Json]) -> dict[str, Json]:
-    """The snapshot's lists, and what can be made of them, as flat rows."""
-    at, totals = snapshot["at"], snapshot["totals"]
-    accounts = [
-        {
-            **row,
-            "state": row["status"],
-            "one": 1,
-            "rests": max(0, (row["cooldown_until"] or at) - at),
-        }
-        for row in snapshot["accounts"]
-    ]
-    return {
-        **snapshot,
-        "process": [{**snapshot, "one": 1}],
-        "accounts": accounts,
-        "windows": [
-            {**window, "account": row["name"], "used": window["used_percent"] / 100}
-            for row in accounts
-            for window in row["windows"]
-        ],
-        "tokens": _split(
-            totals, "kind", {one.removesuffix("_tokens"): one for one in Usage._fields}
-        ),
-        "bytes": _split(totals, "direction", {"in": "bytes_in", "out": "bytes_out"}),
-    }
-
-
-def _split(rows: Sequence[Json], label: str, members: Mapping[str, str]) -> list[Json]:
-    """A row for each of the members: its value is the count, and its name there the label."""
-    pairs = members.items()
-    return [{**row, label: kind, "count": row[name]} for row in rows for kind, name in pairs]
-
-
-def _labelled(row: Mapping[str, Json], labels: Sequence[str]) -> str:
-    values = [_visible(row.get(label, row.get("name")) or "") for label in labels]
-    escaped = [value.replace("\\", r"\\").replace('"', r"\"") for value in values]
-    members = [f'{label}="{value}"' for label, value in zip(labels, escaped, strict=True)]
-    return f"{{{','.join(members)}}}" if members else ""
-
-
-def metrics_text(snapshot: Mapping[str, Json]) -> str:
-    """GET /metrics: Prometheus' text format 0.0.4.
-
-    Rows that differ only in what is no label of a metric are added up.
-    """
-    rows = _metric_rows(snapshot)
-    lines = []
-    for name, (source, labels, values, words) in _METRICS.items():
-        suffixes = ("_sum", "_count") if " " in values else ("",)
-        kind = "summary" if " " in values else "counter" if name.endswith("_total") else "gauge"
-        series: dict[str, float] = {}
-        for row in rows[source]:
-            labelled = _labelled(row, labels.split())
-            for suffix, value in zip(suffixes, values.split(), strict=True):
-                if row[value] is not None:
-                    told = f"codex_pooler_{name}{suffix}{labelled}"
-                    series[told] = series.get(told, 0) + row[value]
-        lines += [f"# HELP codex_pooler_{name} {words}", f"# TYPE codex_pooler_{name} {kind}"]
-        lines += [f"{told} {value}" for told, value in series.items()]
-    return "\n".join(lines) + "\n"
 
 
 ################################################################
@@ -11142,20 +10781,24 @@ class Turn(Exchange):
 ################################################################
 # OPERATORS
 ################################################################
-# The companion module that speaks MCP.  What operators are shown is made in RECORDS; the routes
-# are SERVER's.
+# What operators are shown is made in mcp_server.py, from `snapshot` and `explain` of RECORDS.  This
+# file serves its clients without that one.
 
 
-def load_mcp() -> Any:  # noqa: ANN401 (a module)
-    """The companion module.  Raises: ImportError, where it or the extra is not installed."""
-    return importlib.import_module("mcp_server")
+COMPANION: Final = "mcp_server"  # imported when an operator first asks
 
 
-PAGE_HEADERS: Final[Sequence[Field]] = (
-    ("content-security-policy", ADMIN_CSP),
-    ("referrer-policy", "no-referrer"),
-    ("vary", "accept"),
-)
+def parse_mcp_message(body: bytes) -> Json:
+    """The JSON value of a message to /mcp, read as strictly as the body of a client.
+
+    Raises: ValueError.
+    """
+    if excess := json_excess(body, MCP_DEPTH_MAX, MCP_MEMBERS_MAX):
+        raise ValueError(excess)
+    value = parse_strictly(body)
+    _write(value).encode()  # half a character cannot be sent back
+
+    return value
 
 
 ################################################################
@@ -11548,7 +11191,6 @@ class Server:
         self.sockets: set[ClientSocket] = set()
         self.quiet = trio.Event()
         self.accepting = trio.CancelScope()
-        self.mcp: Any = None  # the companion module, once it has been used
         self.modules: set[str] = set()  # that have been loaded
         self.handlers: Mapping[str, Handler] = {
             "serve_health": self.serve_health,
@@ -11793,41 +11435,52 @@ class Server:
     # The operator's side.
 
     async def serve_admin(self, incoming: Incoming) -> None:
-        """The operator's page, or the same as JSON.  Raises: PoolerError, ClientGone."""
+        """The operator's page, or the same as JSON or as text.  Raises: PoolerError, ClientGone."""
+        companion = await self.load_companion()
         await self.shared.look_at_logins(self.shared.config.accounts.values())
-        shown = show_admin(self.snapshot())
-        if "application/json" in incoming.head.headers.get("accept", ""):
-            text, kind = json.dumps(shown), "application/json"
-        else:
-            text, kind = admin_page(shown), "text/html; charset=utf-8"
-        headers = [("content-type", kind), *PAGE_HEADERS]
+        head = incoming.head
+        accept = head.headers.get("accept", "")
+        headers, text = companion.admin(self.snapshot(), accept, head.query)
         await incoming.exchange.respond(200, text.encode("utf-8", "replace"), headers)
 
     async def serve_metrics(self, incoming: Incoming) -> None:
         """The metrics in Prometheus' text format.  Raises: PoolerError, ClientGone."""
+        companion = await self.load_companion()
         await self.shared.look_at_logins(self.shared.config.accounts.values())
-        text = metrics_text(self.snapshot())
-        headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8"), *PAGE_HEADERS]
+        headers, text = companion.metrics(self.snapshot())
         await incoming.exchange.respond(200, text.encode("utf-8", "replace"), headers)
 
     async def serve_mcp(self, incoming: Incoming) -> None:
-        """One JSON-RPC message to the companion module.  Raises: PoolerError, ClientGone."""
-        exchange, head, limits = incoming.exchange, incoming.head, incoming.exchange.limits
+        """One JSON-RPC message.  Raises: PoolerError, ClientGone."""
+        exchange, limits = incoming.exchange, incoming.exchange.limits
         bounded = dataclasses.replace(limits, body_bytes_max=limits.mcp_body_bytes_max)
         await exchange.read_body(bounded)
-        if self.mcp is None:  # at its first use, for it is large (F91)
-            try:
-                self.mcp = await trio.to_thread.run_sync(
-                    load_mcp, limiter=self.shared.files.limiter
-                )
-            except ImportError:
-                raise PoolerError("mcp_not_installed") from None
+
+        companion = await self.load_companion()
+        try:
+            for name in companion.SDK:
+                await self.load(name)
+        except ImportError:
+            raise PoolerError("mcp_not_installed") from None
+
         await self.shared.look_at_logins(self.shared.config.accounts.values())
-        asked, name = (head.method, head.headers, exchange.body), incoming.operator.name
-        status, headers, body = await self.mcp.answer(
-            *asked, operator=name, snapshot=self.snapshot, explain=self.explain
+        status, headers, body = await companion.answer(
+            incoming.head.headers,
+            exchange.body,
+            operator=incoming.operator.name,
+            parse=parse_mcp_message,
+            snapshot=self.snapshot,
+            explain=self.explain,
         )
         await exchange.respond(status, body, headers)
+
+    async def load_companion(self) -> Any:  # noqa: ANN401 (a module)
+        """The module that makes what operators are shown.  Raises: PoolerError."""
+        try:
+            await self.load(COMPANION)
+        except ImportError:
+            raise PoolerError("operators_not_installed") from None
+        return sys.modules[COMPANION]
 
     def explain(self, pool_name: str, model: str, session: str | None) -> Mapping[str, Json]:
         """Raises: LookupError, there is no such pool, or it does not serve the model."""
@@ -11868,12 +11521,13 @@ class Server:
             await trio.to_thread.run_sync(load, name, limiter=self.shared.files.limiter)
             self.modules.add(name)
 
-    def warn_of_mcp(self) -> None:
-        """Log what /mcp lacks, if operators are configured; it is imported when it is used."""
-        missing = [name for name in ("mcp_server", "mcp") if not importlib.util.find_spec(name)]
+    def warn_of_missing_modules(self) -> None:
+        """Log what operators cannot use because a module is not installed."""
+        missing = [name for name in (COMPANION, "mcp") if not importlib.util.find_spec(name)]
         if self.shared.config.operators and missing:
+            lost = "/mcp" if missing == ["mcp"] else "/admin, /metrics and /mcp"
             hint = "pip install 'codex-pooler[mcp]'"
-            problem = f"operators: /mcp is not served: No module named {missing[0]!r}; {hint}"
+            problem = f"operators: no {lost}: No module named {missing[0]!r}; {hint}"
             self.shared.log("warning", "config", {"problem": problem})
 
     # One WebSocket.
@@ -12025,7 +11679,7 @@ class Server:
             if self.key_of(client) is None:
                 client.end(1008, "invalid_api_key")
 
-        self.warn_of_mcp()
+        self.warn_of_missing_modules()
         self.shared.assign_waiters()
         self.catalogues.wanted.set()
 
@@ -12384,7 +12038,7 @@ async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
 
     server = Server(config, contexts, log=log, descriptors_max=descriptors_max)
     server.connections.warn_of_descriptors()
-    server.warn_of_mcp()
+    server.warn_of_missing_modules()
     await server.shared.inspect_logins()
     await server.shared.look_at_logins(config.accounts.values())
 
@@ -12464,28 +12118,31 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     return int(has_error)
 
 
-# What comes of showing what has members of other names, types or sizes.
-_ODD_SHAPE: Final = (
-    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
-)  # fmt: skip
-NO_POOLER: Final = f"it is not codex-pooler {VERSION}, as this is"
-_NO_RESPONSE: Final = {
-    0: "no pooler answers there", 200: NO_POOLER, 401: "it does not take this token"
-}  # fmt: skip
+_NO_STATUS: Final = {
+    0: "no pooler is running there",
+    200: "this is not a codex-pooler",
+    401: "the token was rejected",
+}
+# What a terminal could take for an order, colours aside; a server is not trusted with it.
+_UNSAFE: Final = re.compile("\x1b(?!\\[[0-9]{0,2}m)|[^\x1b\n -~█░…]")
 
 
-async def ask_status(url: BaseUrl, tls: ssl.SSLContext | None, token: Secret) -> dict[str, Json]:
-    """What a running server tells an operator.  Raises: ConfigRefused."""
-    head = request_head(url, "/admin", token, [("accept", "application/json")], b"")
+async def ask_status(
+    url: BaseUrl, tls: ssl.SSLContext | None, token: Secret, query: str, accept: str
+) -> bytes:
+    """The body of GET /admin of a running server.  Raises: ConfigRefused."""
+    head = request_head(url, f"/admin?{query}", token, [("accept", accept)], b"")
     status, body, limits = 0, b"", Limits()
     with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(limits.connect_seconds_max):
         status, body = await ask_once(
             dial, url, tls, head, limits, proxy=None, bytes_max=limits.event_bytes_max
         )
-    shown = try_load_object(body)
-    if status == 200 and shown.get("version") == VERSION:
-        return shown
-    raise ConfigRefused([f"{url.authority}: {_NO_RESPONSE.get(status, f'it answers {status}')}"])
+
+    is_pooler = body.startswith(b"codex-pooler ") or "version" in try_load_object(body)
+    if status == 200 and is_pooler:
+        return body
+    problem = _NO_STATUS.get(status, f"it returned {status}")
+    raise ConfigRefused([f"{url.authority}: {problem}"])
 
 
 def run_status(address: str, is_watched: bool, is_json: bool) -> int:
@@ -12510,21 +12167,26 @@ def run_status(address: str, is_watched: bool, is_json: bool) -> int:
 async def show_status(
     url: BaseUrl, tls: ssl.SSLContext | None, token: Secret, is_watched: bool, is_json: bool
 ) -> None:
-    """Print once, or again and again.  Raises: ConfigRefused."""
-    is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    # Bars where the locale has none.
+    """Print once, or every STATUS_SECONDS.  Raises: ConfigRefused."""
+    is_terminal = sys.stdout.isatty()
+    is_coloured = is_terminal and not os.environ.get("NO_COLOR")
+    # `?` for bars, if the locale has none.
     cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
+
     while True:
-        shown = await ask_status(url, tls, token)
-        columns = 100
+        query = f"colour={is_coloured:d}"
         with contextlib.suppress(OSError):  # into a pipe
-            columns = os.get_terminal_size(sys.stdout.fileno()).columns
-        try:
-            text = status_text(shown, columns, is_coloured)
-        except _ODD_SHAPE:
-            raise ConfigRefused([f"{url.authority}: {NO_POOLER}"]) from None
-        text = json.dumps(shown, indent=2) if is_json else text
-        say("\x1b[H\x1b[2J" * (is_watched and sys.stdout.isatty()) + text)
+            query += f"&columns={os.get_terminal_size(sys.stdout.fileno()).columns}"
+        accept = "application/json" if is_json else "text/plain"
+        body = await ask_status(url, tls, token, query, accept)
+
+        text = _UNSAFE.sub("?", body.decode("utf-8", "replace"))
+        if is_json:
+            text = json.dumps(try_load_object(body), indent=2)
+        if is_watched and is_terminal:
+            text = "\x1b[H\x1b[2J" + text
+        say(text)
+
         if not is_watched:
             return
         await trio.sleep(STATUS_SECONDS)  # a person watches: nothing else could wake it

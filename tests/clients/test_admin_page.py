@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import pytest
 
-import pooler
+import mcp_server
 from tests.support.paths import SNAPSHOT
 from tests.support.processes import POOL_KEY, Pooler
 
@@ -152,7 +152,7 @@ class Visit(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", pooler.ADMIN_CSP)
+        self.send_header("Content-Security-Policy", mcp_server.ADMIN_CSP)
         self.end_headers()
         self.wfile.write(body)
         self.server.asked.put(self.path)
@@ -170,7 +170,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 @pytest.fixture
 def site() -> Iterator[Site]:
     with Site() as opened:
-        opened.page = pooler.admin_page(pooler.show_admin(snapshot()))
+        opened.page = mcp_server.admin_page(snapshot())
         thread = threading.Thread(target=opened.serve_forever)
         thread.start()
         yield opened
@@ -221,7 +221,7 @@ def test_the_page_is_whole_at_every_width_in_light_and_dark(
     chromium: Chromium, site: Site, tmp_path: Path, name: str, *, width: int, scheme: str
 ) -> None:
     given = crowded() if name == "crowded" else snapshot()
-    site.page = pooler.admin_page(pooler.show_admin(given))
+    site.page = mcp_server.admin_page(given)
     chromium.load(site.url, width=width, scheme=scheme)
     chromium.take_picture(tmp_path / f"{name}-{width}-{scheme}.png")
     assert chromium.complaints() == []
@@ -288,7 +288,7 @@ def test_texts_have_contrast_in_light_and_dark() -> None:
 
 
 def schemes() -> tuple[str, str]:
-    light, _, dark = pooler.ADMIN_STYLE.partition("prefers-color-scheme: dark")
+    light, _, dark = mcp_server.ADMIN_STYLE.partition("prefers-color-scheme: dark")
     return light, dark
 
 

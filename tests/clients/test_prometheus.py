@@ -10,14 +10,14 @@ import subprocess
 
 import pytest
 
-import pooler
+import mcp_server
 from tests.operators.test_operator_pages import HOSTILE, LISTS, Json, replace_texts, snapshot
 
 
 def check(given: Json) -> None:
     promtool = shutil.which("promtool")
     assert promtool, "promtool is not installed. Run: apt-get install prometheus"
-    text = pooler.metrics_text(given).encode()
+    text = mcp_server.metrics_text(given).encode()
     asked = subprocess.run(
         [promtool, "check", "metrics"], input=text, capture_output=True, check=False
     )

@@ -198,11 +198,8 @@ EXEMPT: Final[Mapping[str, str]] = {
     "RECORDS": "a record and what is made of it is ours: names in it are cut, and cleaned",
     "Secret.__init__": "keeps what it is given",
 }
-FED_ANYWAY: Final = frozenset({"_visible", "_fitted"})  # of RECORDS
 EVERY: Final = parsers_of(SOURCES["pooler"], FOREIGN, FIXED, "CONNECTIONS")
-PARSERS: Final = [
-    one for one in EVERY if one.name in FED_ANYWAY or not {one.name, one.section} & set(EXEMPT)
-]
+PARSERS: Final = [one for one in EVERY if not {one.name, one.section} & set(EXEMPT)]
 
 
 @functools.cache

@@ -126,8 +126,10 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_CODEX_AGENT", "_VERSION_ASKED", "_PLAIN_VERSION"), HEAD),
     "_PROCESSED": KIB,
     # Not foreign at all, or cut before.
-    **dict.fromkeys(("_MEMBER", "_fitted", "demo_response"), KIB),
+    **dict.fromkeys(("fitted", "demo_response"), KIB),
+    "_UNSAFE": MIB,  # what `pooler status` prints
     "word": mcp_server.WORD_CHARS_MAX,
+    "admin": HEAD,
 }
 
 

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mcp_server
+import pooler
 from tests.support.mcp_client import (
     ARGUMENTS,
     CANARY,
@@ -28,14 +29,12 @@ from tests.support.mcp_client import (
     NO_METHOD,
     PARSE_ERROR,
     PREFIX,
-    SNAPSHOT,
     UNSUPPORTED,
     VERSIONS,
     Desk,
     Json,
     Reply,
     asked,
-    explained,
 )
 
 each_version: Final = pytest.mark.parametrize("version", VERSIONS)
@@ -207,15 +206,6 @@ async def test_media_types(headers: Json, status: int, desk: Desk) -> None:
         assert reply.message["id"] is None
 
 
-@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
-async def test_only_post_is_answered(method: str) -> None:
-    facts = lambda: SNAPSHOT  # noqa: E731
-    reply = await mcp_server.answer(
-        method, HEADERS, PING, operator="me", snapshot=facts, explain=explained
-    )
-    assert reply == (405, [("allow", "POST")], b"")
-
-
 @pytest.mark.parametrize(
     "body",
     [
@@ -235,7 +225,7 @@ async def test_a_notification_is_taken_and_not_answered(
     assert reply == Reply(202, {}, b"")
 
 
-@pytest.mark.parametrize("request_id", [0, -1, 2**63, 10**4000, "", "a\u00e9\U0001f600", "7"])
+@pytest.mark.parametrize("request_id", [0, -1, 2**63, 10**31, "", "a\u00e9\U0001f600", "7"])
 async def test_an_id_comes_back_as_it_was(request_id: int | str, desk: Desk) -> None:
     body = {"jsonrpc": "2.0", "id": request_id, "method": "ping"}
     reply = await desk.post(json.dumps(body).encode())
@@ -256,7 +246,7 @@ def crowded(separators: int) -> bytes:
     return begun + b",0" * (separators - taken) + b"]}}}"
 
 
-DEPTH, SEPARATORS = mcp_server.JSON_DEPTH_MAX, mcp_server.JSON_SEPARATORS_MAX
+DEPTH, SEPARATORS = pooler.MCP_DEPTH_MAX, pooler.MCP_MEMBERS_MAX
 HOSTILE: Final[Mapping[str, tuple[bytes, int]]] = {
     "nothing": (b"", PARSE_ERROR),
     "blank": (b" \n", PARSE_ERROR),

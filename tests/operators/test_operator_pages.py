@@ -18,10 +18,12 @@ from typing import Any, Final
 
 import pytest
 
-import pooler
+import mcp_server
 from tests.support import paths
 
 Json = Any
+
+page = mcp_server.admin_page
 
 SNAPSHOT: Final = paths.SNAPSHOT.read_text(encoding="utf-8")
 CANARY: Final = "canary-4f1e"
@@ -50,23 +52,19 @@ def snapshot() -> Json:
     return json.loads(SNAPSHOT)
 
 
-def page(given: Json) -> str:
-    return pooler.admin_page(pooler.show_admin(given))
+def admin_json(given: Json) -> str:
+    return mcp_server.admin(given, "application/json", "")[1]
 
 
 def status(given: Json, columns: int = 100, is_coloured: bool = False) -> str:
-    return pooler.status_text(pooler.show_admin(given), columns, is_coloured)
-
-
-def admin_json(given: Json) -> str:
-    return json.dumps(pooler.show_admin(given))
+    return mcp_server.status_text(given, columns, is_coloured)
 
 
 SHOWERS: Final[dict[str, Callable[[Json], str]]] = {
     "json": admin_json,
     "page": page,
     "status": lambda given: status(given, 1000),
-    "metrics": pooler.metrics_text,
+    "metrics": mcp_server.metrics_text,
 }
 EACH_SHOWER: Final = pytest.mark.parametrize("show", SHOWERS.values(), ids=SHOWERS)
 
@@ -119,11 +117,16 @@ def test_a_new_member_stays_private_at_every_level(place: str, show: Callable[[J
     assert show(given) == show(snapshot())
 
 
+def shown_fields(name: str) -> set[str]:
+    """The fields of a kind of object that /admin shows; of the snapshot itself its tables, too."""
+    return {*mcp_server.VISIBLE[name], *(() if name else mcp_server.TABLES)}
+
+
 def test_what_is_shown_is_named_in_one_table() -> None:
-    shown = pooler.show_admin(snapshot())
+    shown = mcp_server.overview(snapshot())
     for place, found in objects_in(shown):
         name = re.sub(r"\[\d+\]", "", place).rpartition(".")[2]
-        assert set(found) <= set(pooler._ALLOWED[name])
+        assert set(found) <= set(shown_fields(name))
     assert not {"operators", "models", "totals", "attempts", "refreshes"} & set(shown)
 
 
@@ -142,7 +145,7 @@ def check_same(shown: Json, given: Json) -> None:
 
 def test_what_is_allowed_arrives_unchanged() -> None:
     given = snapshot()
-    check_same(pooler.show_admin(given), given)
+    check_same(mcp_server.overview(given), given)
     assert given == snapshot()
 
 
@@ -150,19 +153,19 @@ def test_tuples_are_shown_as_lists() -> None:
     given = snapshot()
     given["pools"][0]["accounts"] = tuple(given["pools"][0]["accounts"])
     given["accounts"] = tuple(given["accounts"])
-    assert pooler.show_admin(given) == pooler.show_admin(snapshot())
+    assert mcp_server.overview(given) == mcp_server.overview(snapshot())
 
 
 def test_only_the_newest_requests_are_shown() -> None:
     given = snapshot()
     newest = given["requests"][0]
     given["requests"] = [{**newest, "request_id": f"id{index:04}."} for index in range(1000)]
-    shown = pooler.show_admin(given)
+    shown = mcp_server.overview(given)
     ids = [request["request_id"] for request in shown["requests"]]
     assert ids == [f"id{index:04}." for index in range(50)]
-    assert re.findall(r"id\d{4}\.", pooler.admin_page(shown)) == ids
-    assert re.findall(r"id\d{4}\.", pooler.status_text(shown, 1000, False)) == ids[:15]
-    assert len(pooler.admin_page(shown)) < 100 * 1024
+    assert re.findall(r"id\d{4}\.", page(given)) == ids
+    assert re.findall(r"id\d{4}\.", status(given, 1000)) == ids[:15]
+    assert len(page(given)) < 100 * 1024
 
 
 FACTS: Final = (
@@ -202,10 +205,10 @@ def test_the_page_and_the_terminal_tell_the_facts_in_words(fact: str) -> None:
 Change = Callable[[Json], Json]
 CHANGED: Final[dict[str, tuple[Change, str]]] = {
     "draining": (lambda s: s.update(is_draining=True), "0.1.0, draining, started 1 h ago"),
-    "demoted": (lambda s: s["accounts"][0].update(is_demoted=True), "ready, used last for now"),
+    "demoted": (lambda s: s["accounts"][0].update(is_demoted=True), "ready, demoted"),
     "refused": (lambda s: s["accounts"][0].update(status="refused"), "refused"),
     "login needed": (lambda s: s["accounts"][0].update(status="login_needed"), "login_needed"),
-    "login ends": (lambda s: s["accounts"][0].update(login="renewal_due"), "login renewal due"),
+    "login ends": (lambda s: s["accounts"][0].update(login="renewal_due"), "login refresh due"),
     "rests for ever": (lambda s: s["accounts"][1].update(cooldown_until=None), "resting"),
     "pool down": (lambda s: s["pools"][0].update(status="down"), "down"),
     "state unheard of": (lambda s: s["accounts"][0].update(status="on_leave"), "on_leave"),
@@ -242,7 +245,7 @@ def test_other_states_have_their_words(change: Change, words: str) -> None:
     change(given)
     assert words in "\n".join(parsed(page(given)).texts)
     assert words in status(given, 1000)
-    check_metrics(pooler.metrics_text(given))
+    check_metrics(mcp_server.metrics_text(given))
 
 
 SPANS: Final = {
@@ -254,7 +257,7 @@ SPANS: Final = {
 
 @pytest.mark.parametrize(("seconds", "words"), SPANS.items())
 def test_a_span_has_two_units_at_most(seconds: float, words: str) -> None:
-    assert pooler._span(seconds) == words
+    assert mcp_server.span(seconds) == words
 
 
 ################################################################
@@ -276,7 +279,7 @@ def test_no_name_changes_the_page(text: str) -> None:
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_no_name_changes_the_metrics(text: str) -> None:
     plain, hostile = (
-        pooler.metrics_text(replace_texts(snapshot(), given)) for given in ("x", text)
+        mcp_server.metrics_text(replace_texts(snapshot(), given)) for given in ("x", text)
     )
     hostile.encode()
     names = [[name for name, _, _ in check_metrics(given)] for given in (plain, hostile)]
@@ -358,15 +361,15 @@ def test_the_page_needs_nothing_but_itself() -> None:
     assert not {name for name in named if name.startswith("on")}
     assert not named & {"style", "src", "href", "action", "srcset", "data"}
     assert "://" not in page(snapshot())
-    assert "url(" not in pooler.ADMIN_STYLE
-    assert "@import" not in pooler.ADMIN_STYLE
+    assert "url(" not in mcp_server.ADMIN_STYLE
+    assert "@import" not in mcp_server.ADMIN_STYLE
 
 
 def test_the_policy_allows_the_one_style_and_nothing_else() -> None:
     styles = re.findall(r"<style>(.*?)</style>", page(snapshot()), re.DOTALL)
     assert len(styles) == 1
     digest = base64.b64encode(hashlib.sha256(styles[0].encode()).digest()).decode()
-    rules = [rule.split() for rule in pooler.ADMIN_CSP.split("; ")]
+    rules = [rule.split() for rule in mcp_server.ADMIN_CSP.split("; ")]
     assert rules == [
         ["default-src", "'none'"],
         ["base-uri", "'none'"],
@@ -380,8 +383,8 @@ def test_the_page_refreshes_itself_and_fits_phones_and_dark_rooms() -> None:
     metas = [found for tag, found in parsed(page(snapshot())).attributes if tag == "meta"]
     assert {"http-equiv": "refresh", "content": "10"} in metas
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in metas
-    assert "prefers-color-scheme: dark" in pooler.ADMIN_STYLE
-    assert "color-scheme: light dark" in pooler.ADMIN_STYLE
+    assert "prefers-color-scheme: dark" in mcp_server.ADMIN_STYLE
+    assert "color-scheme: light dark" in mcp_server.ADMIN_STYLE
 
 
 def test_the_page_can_be_heard() -> None:
@@ -420,7 +423,7 @@ def test_a_pooler_without_anything_can_be_shown(show: Callable[[Json], str]) -> 
     assert page(given).count("None.") == 4
     parsed(page(given))
     check_lines(status(given, 60), 60)
-    check_metrics(pooler.metrics_text(given))
+    check_metrics(mcp_server.metrics_text(given))
 
 
 ################################################################
@@ -541,7 +544,7 @@ def value_of(given: Json, name: str, **labels: str) -> float:
     """The only sample of that name with these labels."""
     (value,) = (
         value
-        for found, told, value in check_metrics(pooler.metrics_text(given))
+        for found, told, value in check_metrics(mcp_server.metrics_text(given))
         if found == f"codex_pooler_{name}" and labels.items() <= told.items()
     )
     return value
@@ -584,7 +587,7 @@ def test_metrics_tell_the_snapshot(name: str, labels: dict[str, str], value: flo
 
 
 def test_every_metric_has_a_golden_value() -> None:
-    names = {name for name, _, _ in check_metrics(pooler.metrics_text(snapshot()))}
+    names = {name for name, _, _ in check_metrics(mcp_server.metrics_text(snapshot()))}
     assert names == {f"codex_pooler_{name}" for name in METRICS}
 
 
@@ -592,7 +595,7 @@ def test_an_account_is_in_one_state() -> None:
     given = snapshot()
     for status_now in ("ready", "resting", "refused", "login_needed", "paused"):
         given["accounts"][0]["status"] = status_now
-        samples = check_metrics(pooler.metrics_text(given))
+        samples = check_metrics(mcp_server.metrics_text(given))
         states = {
             labels["state"]: value
             for name, labels, value in samples
@@ -614,7 +617,7 @@ def test_rows_that_differ_in_other_labels_are_added_up() -> None:
 def test_what_is_not_known_has_no_sample() -> None:
     given = snapshot()
     given["accounts"][0]["token_ends_at"] = None
-    samples = check_metrics(pooler.metrics_text(given))
+    samples = check_metrics(mcp_server.metrics_text(given))
     assert "codex_pooler_token_expiry_timestamp_seconds" not in {name for name, _, _ in samples}
 
 

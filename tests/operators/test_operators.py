@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, cast
 
 import pytest
 import trio
@@ -151,17 +152,29 @@ async def test_a_page_of_elsewhere_and_a_strange_host_are_refused(
 async def test_mcp_that_is_not_installed_says_what_to_install(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_nothing() -> NoReturn:
-        raise ImportError("No module named 'mcp'")
-
-    monkeypatch.setattr(pooler, "load_mcp", load_nothing)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    world.server.warn_of_mcp()
+    monkeypatch.setitem(sys.modules, "mcp.server", None)  # so that an import fails
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "mcp_server" or None)
+    world.server.warn_of_missing_modules()
     [warning] = [fields for level, _, fields in world.logged if level == "warning"]
-    assert "codex-pooler[mcp]" in warning["problem"]
+    assert "no /mcp: No module named 'mcp'; pip install 'codex-pooler[mcp]'" in warning["problem"]
     response = await world.ask(post("/mcp", {}, key=TOKEN))
     assert (response.status, response.error["code"]) == (501, "mcp_not_installed")
     assert (await world.ask(admin())).status == 200
+
+
+async def test_without_the_companion_operators_get_501_and_clients_are_served(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.upstreams["a"].always = world.upstreams["b"].always = json_answer(ANSWER)
+    monkeypatch.setitem(sys.modules, "mcp_server", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    world.server.warn_of_missing_modules()
+    [warning] = [fields for level, _, fields in world.logged if level == "warning"]
+    assert "no /admin, /metrics and /mcp: No module named 'mcp_server'" in warning["problem"]
+    for raw in (admin(), request("GET", "/metrics", key=TOKEN), post("/mcp", {}, key=TOKEN)):
+        response = await world.ask(raw)
+        assert (response.status, response.error["code"]) == (501, "operators_not_installed")
+    assert (await world.ask(ASK)).status == 200
 
 
 async def test_mcp_expects_no_more_than_the_other_routes(world: World) -> None:
@@ -169,16 +182,20 @@ async def test_mcp_expects_no_more_than_the_other_routes(world: World) -> None:
     assert (response.status, response.error["code"]) == (417, "expectation_failed")
 
 
-async def test_a_message_to_mcp_has_so_many_bytes_and_no_more(autojump_clock: MockClock) -> None:
+async def test_a_message_to_mcp_has_so_many_bytes_and_no_more(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened_world(described(limits={"mcp_body_bytes_max": 2048})) as world:
         asked: list[bytes] = []
 
         class Companion:
-            async def answer(self, _method: str, _headers: Json, body: bytes, **_: Json) -> Json:
+            SDK = ()
+
+            async def answer(self, _headers: Json, body: bytes, **_: Json) -> Json:
                 asked.append(body)
                 return 202, [("x-said", "yes")], b""
 
-        world.server.mcp = Companion()
+        monkeypatch.setitem(sys.modules, "mcp_server", cast("Any", Companion()))
         response = await world.ask(post("/mcp", b"x" * 2048, key=TOKEN))
         assert (response.status, response.header("x-said"), response.body) == (202, "yes", b"")
         response = await world.ask(post("/mcp", b"x" * 2049, key=TOKEN))
@@ -415,17 +432,13 @@ async def test_no_secret_prompt_or_word_of_an_upstream_is_shown_anywhere(
             await world.ask(request("GET", "/v1/models/canary-model", key=key))
             await world.ask(request("GET", "/v1/canary-path", key=key))
         found = world.server.snapshot()
-        page = pooler.show_admin(found)
         shown = [
-            json.dumps([found, page]),
-            pooler.admin_page(page),
-            pooler.metrics_text(found),
-            pooler.status_text(page, 120, True),
+            json.dumps(found),
             json.dumps(world.server.explain("home", "m1", "canary-session")),
             json.dumps(world.logged),
         ]
         for path_ in ("/admin", "/metrics"):
-            for accept in ("application/json", "text/html"):
+            for accept in ("application/json", "text/html", "text/plain"):
                 got = await world.ask(
                     request("GET", path_, key=token, headers=[("Accept", accept)])
                 )

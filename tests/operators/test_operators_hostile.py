@@ -1,6 +1,7 @@
 """Proves that what is edited, hostile or very large does not break the operator's side.
 
-Method: the real server in virtual time, with journals that nobody of ours would have written.
+Method: the real server in virtual time, and `pooler status` as a process before a server of the
+test's own.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Any, Final, cast
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+import mcp_server
 import pooler
 from tests.support.memory_sockets import Json, post, request
 from tests.support.paths import ROOT, SNAPSHOT
@@ -67,7 +69,7 @@ async def check_all_is_shown(world: World) -> None:
 
 
 ################################################################
-# THE JOURNAL
+# REQUESTS
 ################################################################
 
 
@@ -90,17 +92,19 @@ async def test_a_reload_changes_how_many_requests_are_remembered(
 
 @pytest.mark.parametrize(("more", "status"), [(0, 202), (1, 413)])
 async def test_a_message_has_so_many_bytes(
-    more: int, status: int, autojump_clock: MockClock
+    more: int, status: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened_world(described(limits={"mcp_body_bytes_max": 4096})) as world:
         asked: list[bytes] = []
 
         class Companion:
-            async def answer(self, _method: str, _headers: Json, body: bytes, **_: Json) -> Json:
+            SDK = ()
+
+            async def answer(self, _headers: Json, body: bytes, **_: Json) -> Json:
                 asked.append(body)
                 return 202, [], b""
 
-        world.server.mcp = Companion()
+        monkeypatch.setitem(sys.modules, "mcp_server", cast("Any", Companion()))
         body = bytes(range(256)) * 16 + b"x" * more
         answer = await world.ask(post("/mcp", body, key=TOKEN))
         assert (answer.status, asked) == (status, [] if more else [body])
@@ -112,7 +116,7 @@ async def test_why_nothing_is_explained_is_told(pool: str, autojump_clock: MockC
         answer = await world.ask(tool("explain_routing", pool_selector=pool, model="nothing"))
         shown = answer.json()["result"]["structuredContent"]
         assert (shown["chosen"], shown["accounts"]) == (None, [])
-        assert "No such pool or model" in shown["message"]
+        assert "Unknown pool" in shown["message"]
 
 
 ################################################################
@@ -168,22 +172,21 @@ async def test_very_many_are_seen_at_once(crowd: World) -> None:
 ################################################################
 
 SHOWN: Final[Json] = json.loads(SNAPSHOT.read_text())
-NO_STATUS: Final[dict[str, Json]] = {
-    "another": {"a": 1},
-    "no time": SHOWN | {"at": "x"},
-    "no rows": SHOWN | {"accounts": None},
-    "no number": SHOWN | {"started_at": "x"},
-    "no moment": SHOWN | {"started_at": {}},
-    "no object": SHOWN | {"pools": [7]},
-    "no window": SHOWN | {"accounts": [SHOWN["accounts"][0] | {"windows": [[]]}]},
+STATUS: Final = mcp_server.status_text(SHOWN).encode()
+NO_STATUS: Final[dict[str, bytes]] = {
+    "nothing": b"",
+    "an object": b'{"a": 1}',
+    "a list": b"[]",
+    "a page": b"<!DOCTYPE html><title>codex-pooler </title>",
+    "no text": b"\xff\xfe",
+    "too deep": b'{"version":' * 1000,
 }
 
 
 def status_of(
-    shown: Json, *arguments: str, is_read: bool = True, **env: str
+    body: bytes, *arguments: str, is_read: bool = True, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """The real program, of a server that says `shown`; unread, its output is a closed pipe."""
-    body = json.dumps(shown).encode()
+    """The real program, of a server that says `body`; unread, its output is a closed pipe."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -220,18 +223,26 @@ def status_of(
 def test_who_is_no_pooler_is_told_in_a_line(case: str, arguments: list[str]) -> None:
     done = status_of(NO_STATUS[case], *arguments)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.endswith(f": it is not codex-pooler {pooler.VERSION}, as this is\n")
+    assert done.stderr.endswith(": this is not a codex-pooler\n")
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_server_cannot_order_the_terminal_about() -> None:
+    """Colours are printed as they came; other escape sequences and odd characters are not."""
+    body = "codex-pooler \x1b[2J\x1b]0;title\x07\x9b31m\u202e\r\x1b[32mready\x1b[0m █░…\n"
+    done = status_of(body.encode() + b"\xff")
+    assert done.returncode == 0
+    assert done.stdout == "codex-pooler ?[2J?]0;title??31m??\x1b[32mready\x1b[0m █░…\n?\n"
+
+
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    done = status_of(SHOWN, is_read=False)
+    done = status_of(STATUS, is_read=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_without_unicode_shows_the_state(encoding: str) -> None:
-    done = status_of(SHOWN, PYTHONIOENCODING=encoding)
+    done = status_of(STATUS, PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, "")
     assert "personal" in done.stdout

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import mcp_server
+import pooler
 from tests.support import paths
 
 Json = dict[str, Any]
@@ -104,10 +105,10 @@ class Desk:
 
     async def post(self, body: bytes, headers: Mapping[str, str] = HEADERS) -> Reply:
         status, fields, answered = await mcp_server.answer(
-            "POST",
             headers,
             body,
             operator=self.operator,
+            parse=pooler.parse_mcp_message,
             snapshot=lambda: self.snapshot,
             explain=self.explain,
         )

@@ -313,9 +313,13 @@ def mcp(data: bytes) -> None:
     """One message, whatever it is, has an answer of the protocol."""
     fields = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
     answer = functools.partial(
-        mcp_server.answer, operator="desk", snapshot=lambda: SHOWN, explain=explain_nothing
+        mcp_server.answer,
+        operator="desk",
+        parse=pooler.parse_mcp_message,
+        snapshot=lambda: SHOWN,
+        explain=explain_nothing,
     )
-    status, _, told = trio.run(answer, "POST", fields, data)
+    status, _, told = trio.run(answer, fields, data)
     assert status in {200, 202, 400, 404, 406, 415}
     assert not told or json.loads(told)["jsonrpc"] == "2.0"
 
