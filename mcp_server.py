@@ -1399,7 +1399,7 @@ def make_server(version: str) -> Server[None]:
 
 
 def read_request(body: bytes, parse: Callable[[bytes], Any]) -> Message | None:
-    """The request in a body; None for a notification, which gets no response.
+    """The request in a body; None for a notification, which gets no response (F93).
 
     Raises: RpcError.
     """
