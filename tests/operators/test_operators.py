@@ -165,7 +165,7 @@ async def test_mcp_that_is_not_installed_says_what_to_install(
 async def test_without_the_companion_operators_get_501_and_clients_are_served(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.upstreams["a"].always = world.upstreams["b"].always = json_answer(ANSWER)
+    world.upstreams["a"].always = world.upstreams["b"].always = json_response(ANSWER)
     monkeypatch.setitem(sys.modules, "mcp_server", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     world.server.warn_of_missing_modules()
