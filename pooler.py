@@ -503,14 +503,16 @@ def retry_headers(seconds: int) -> list[tuple[str, str]]:
 ################################################################
 # JSON
 ################################################################
-# All JSON from outside is read in one of two ways, each behind `json_excess`: json.loads of hostile
-# text would hold the event loop for seconds (F96), and what is nested too deeply can be read and
-# not written again.  A client's is read strictly (REQUEST BODIES), that of
-# an upstream or a file kindly.
+# JSON comes from two sides.  A client's is parsed strictly (REQUEST BODIES); an upstream's, or a
+# file's, leniently, by `load_json`.  Neither parses before `json_excess` has passed the text:
+# hostile JSON would hold the event loop for seconds (F96), and what is nested too deeply can be
+# parsed and not serialised again.
+#
+# What was parsed is read by one family of functions, at the end of this section.
 
 
 class BadSyntax(Exception):
-    """The peer's bytes are not what the standard, or this page, allows."""
+    """The peer's bytes violate the standard, or a stricter rule of ours."""
 
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -518,10 +520,10 @@ _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def uncollected(work: Callable[[*Ts], T], *given: *Ts) -> T:
-    """`work(*given)`, while nobody looks for garbage in it.
+    """`work(*given)`, with Python's collector of cyclic garbage turned off.
 
-    JSON makes many objects at once, and no ring of them: to look for one takes several times as
-    long as the rest of the work.
+    JSON makes many objects at once and no cycles among them: to look for some takes several times
+    as long as the rest of the work.
     """
     if not gc.isenabled():
         return work(*given)
@@ -533,16 +535,24 @@ def uncollected(work: Callable[[*Ts], T], *given: *Ts) -> T:
 
 
 def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
-    """What JSON text has too much of, in words, or ""; found in a few passes at C speed."""
+    """What JSON text has too much of, in words, or "".
+
+    It takes a few passes at C speed; the text need not be valid.  A member is anything that a
+    bracket opens or a comma precedes.
+    """
     openers = raw.count(b"[") + raw.count(b"{")
     if openers <= depth_max and openers + raw.count(b",") <= members_max:
-        return ""  # nearly always: not even in its strings
+        return ""  # nearly always: there is not too much even if strings are counted
+
+    # Without escapes every quote begins or ends a string.  Pairs of backslashes go first: what is
+    # left of a run of them begins an escape.
     plain = raw
-    if b"\\" in raw:  # pairs first: a run of backslashes always begins an escape
+    if b"\\" in raw:
         plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
     # Valid JSON has at most two strings, a name and a value, for each separator.
     if plain.count(b'"') > 4 * (members_max + 1):
         return "too many members"
+
     outside = b"".join(plain.split(b'"')[::2])
     brackets = outside.translate(None, _NOT_BRACKETS)
     openers = brackets.count(b"[") + brackets.count(b"{")
@@ -550,6 +560,7 @@ def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
         return "too many members"
     if 2 * openers < len(brackets):  # valid JSON has as many of both; each costs a step below
         return "more brackets that close than open"
+
     depth = 0
     for byte in brackets:
         depth += 1 if byte in b"[{" else -1
@@ -560,82 +571,52 @@ def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
 
 def count_members(value: Json) -> int:
     """How many members the objects and lists in a value have, at every level."""
-    count, waiting = 0, [value]
+    count = 0
+    waiting = [value]
     while waiting:
-        one = waiting.pop()
-        members = one.values() if isinstance(one, dict) else one
+        holder = waiting.pop()
+        members = holder.values() if isinstance(holder, dict) else holder
         count += len(members)
         waiting += [member for member in members if isinstance(member, dict | list)]
     return count
 
 
 def check_writable(value: Json) -> None:
-    """Refuse what of an upstream's would take long to write anew.  Raises: BadSyntax."""
+    """Refuse an upstream's value that would take long to serialise.  Raises: BadSyntax."""
     if count_members(value) > WRITTEN_MEMBERS_MAX:
         raise BadSyntax("too many members")
 
 
 def _writable(number: str) -> float | None:
-    """A number that can be written again; None instead of NaN, an infinity, or a huge one."""
+    """A number that can be serialised again; None for NaN, an infinity, or a huge one."""
     value = float(number)
     return value if math.isfinite(value) else None
 
 
 def _writable_int(digits: str) -> float | None:
+    """The same for an integer: Python refuses to print a long one, so it becomes a float."""
     return int(digits) if len(digits) <= INTEGER_DIGITS_MAX else _writable(digits)
 
 
-_TOLERANT: Final = json.JSONDecoder(
-    parse_int=_writable_int, parse_float=_writable, parse_constant=_writable
+_LENIENT: Final = json.JSONDecoder(
+    parse_int=_writable_int,
+    parse_float=_writable,
+    parse_constant=_writable,
 )
 
 
 def load_json(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> Json:
-    """What JSON text of an upstream, or of a file, holds.
+    """The value in JSON text of an upstream, or of a file.
 
-    Raises: ValueError, where it is no JSON in UTF-8; BadSyntax, where to read it would take long.
+    Raises: ValueError, if it is not JSON in UTF-8; BadSyntax, if parsing it would take long.
     """
     if excess := json_excess(raw, JSON_DEPTH_MAX, members_max):
         raise BadSyntax(excess)
-    return uncollected(_TOLERANT.decode, raw.removeprefix(_BYTE_ORDER_MARK).decode())
-
-
-_write: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_write_escaped: Final = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def dump_json(value: Json) -> bytes:
-    """JSON in UTF-8, as short as it can be; half a character that stands alone is escaped."""
-    return uncollected(_write, value).encode("utf-8", "backslashreplace")
-
-
-_CONTINUATIONS: Final = bytes(range(0x80, 0xC0))  # of UTF-8: all but the first of a letter
-
-
-def is_wide(raw: bytes) -> bool:
-    """Whether JSON has other letters than ASCII: as text they may take 4 bytes each."""
-    return not raw.isascii() or b"\\u" in raw
-
-
-def dump_escaped(value: Json) -> bytes:
-    """JSON in ASCII, as short as it can be."""
-    return uncollected(_write_escaped, value).encode()
-
-
-def dump_like(value: Json, raw: bytes) -> bytes:
-    """JSON for a value that is made of what was in `raw`.
-
-    Of much text that is nearly all ASCII, and wide for the rest of it, that rest has escapes: as
-    it is written the text would be there three times over, with 4 bytes for each letter.
-    """
-    if len(raw) <= WIDE_BYTES_MAX or not is_wide(raw):
-        return dump_json(value)
-    letter_count = len(raw.translate(None, _CONTINUATIONS))
-    return dump_escaped(value) if 2 * letter_count > len(raw) else dump_json(value)
+    return uncollected(_LENIENT.decode, raw.removeprefix(_BYTE_ORDER_MARK).decode())
 
 
 def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> JsonDict:
-    """The object that JSON text holds; an empty one, if it is none.  Raises: BadSyntax."""
+    """The object in JSON text; {} if it is anything else, or no JSON.  Raises: BadSyntax."""
     if raw.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] != b"{":
         return {}
     try:
@@ -645,71 +626,106 @@ def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> JsonDict:
 
 
 def try_load_object(raw: bytes) -> JsonDict:
-    """The same; an empty one also where to read it would take long."""
+    """The same; {} also if parsing it would take long."""
     try:
         return load_object(raw)
     except BadSyntax:
         return {}
 
 
-# One family of readers for all values that somebody else has sent.  A reader of what an upstream
-# says, or a file, takes what has another type than the right one for absent.  A reader of what a
-# client asks, a `valid_...`, refuses it.
+_write: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_write_escaped: Final = json.JSONEncoder(separators=(",", ":")).encode
+_CONTINUATIONS: Final = bytes(range(0x80, 0xC0))  # of UTF-8: all bytes of a character but the first
+
+
+def dump_json(value: Json) -> bytes:
+    """Compact JSON in UTF-8; only a lone surrogate is escaped."""
+    return uncollected(_write, value).encode("utf-8", "backslashreplace")
+
+
+def dump_escaped(value: Json) -> bytes:
+    """Compact JSON in ASCII."""
+    return uncollected(_write_escaped, value).encode()
+
+
+def is_wide(raw: bytes) -> bool:
+    """Whether JSON has characters beyond ASCII: as text it may take 4 bytes for each one."""
+    return not raw.isascii() or b"\\u" in raw
+
+
+def dump_like(value: Json, raw: bytes) -> bytes:
+    """Compact JSON of a value that was made of the JSON in `raw`.
+
+    Long text that is mostly ASCII is escaped if it is wide: otherwise it would be in memory three
+    times while it is serialised, with 4 bytes for each character.
+    """
+    if len(raw) <= WIDE_BYTES_MAX or not is_wide(raw):
+        return dump_json(value)
+    char_count = len(raw.translate(None, _CONTINUATIONS))
+    return dump_escaped(value) if 2 * char_count > len(raw) else dump_json(value)
+
+
+# Readers of what others have sent: the `..._of` read a value, the `..._at` a member of an object.
+# To them a value of the wrong type is absent: it comes from an upstream or a file.  A client's
+# value of the wrong type is refused by the `valid_...`.
 
 
 def object_of(value: Json) -> JsonDict:
-    """The value, if it is an object; else an empty one."""
+    """The value, if it is an object; else {}."""
     return value if isinstance(value, dict) else {}
 
 
 def objects_of(values: Json) -> list[JsonDict]:
-    """The objects in what may be a list."""
-    return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
+    """The objects in a list; [] if there is no list."""
+    if not isinstance(values, list):
+        return []
+    return [value for value in values if isinstance(value, dict)]
 
 
 def object_at(value: Json, name: str) -> JsonDict:
-    """A member that is an object; an empty one if there is none."""
-    found = value.get(name) if isinstance(value, dict) else None
-    return found if isinstance(found, dict) else {}
+    """A member that is an object; else {}."""
+    member = value.get(name) if isinstance(value, dict) else None
+    return member if isinstance(member, dict) else {}
 
 
 def objects_at(value: Json, name: str) -> list[JsonDict]:
-    """The objects in a member that is a list; none if there is no list."""
+    """The objects in a member that is a list; [] if there is no list."""
     return objects_of(object_of(value).get(name))
 
 
 def members_of(value: JsonObject, names: Iterable[str]) -> JsonDict:
-    """Those of the named members that are there, and not null."""
+    """Those of the named members that are there and not null."""
     return {name: value[name] for name in names if value.get(name) is not None}
 
 
 def text_at(value: Json, name: str) -> str:
-    """A member that is text; "" if there is none."""
-    found = value.get(name) if isinstance(value, dict) else None
-    return found if isinstance(found, str) else ""
+    """A member that is text; else ""."""
+    member = value.get(name) if isinstance(value, dict) else None
+    return member if isinstance(member, str) else ""
 
 
 def label_at(value: Json, name: str) -> str:
     """The same; "" also if it is too long to be repeated with every chunk of a stream."""
-    found = text_at(value, name)
-    return found if len(found) <= SESSION_CHARS_MAX else ""
+    text = text_at(value, name)
+    return text if len(text) <= SESSION_CHARS_MAX else ""
 
 
 def count_at(value: Json, name: str) -> int:
-    """A member that is a count, of tokens mostly; 0 if there is none."""
-    found: Json = object_of(value).get(name)
-    is_count = isinstance(found, int) and not isinstance(found, bool) and 0 < found <= TOKENS_MAX
-    return found if is_count else 0
+    """A member that is a plausible number of tokens; else 0."""
+    member: Json = object_of(value).get(name)
+    if not isinstance(member, int) or isinstance(member, bool):
+        return 0
+    return member if 0 < member <= TOKENS_MAX else 0
 
 
 def index_at(value: JsonObject, name: str, default: int) -> int:
-    """A member that numbers an output item, or a part of one, from 0; else the default."""
-    found: Json = value.get(name)
-    return found if isinstance(found, int) and 0 <= found < OUTPUT_ITEMS_MAX else default
+    """A member that is the index of an output item, or of a part of one; else the default."""
+    member: Json = value.get(name)
+    return member if isinstance(member, int) and 0 <= member < OUTPUT_ITEMS_MAX else default
 
 
 def number_of(value: Json) -> float | None:
-    """A number that a clock can hold, given as one or as text."""
+    """A number, or text that is one, if a clock can hold it; else None."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -718,18 +734,19 @@ def number_of(value: Json) -> float | None:
 
 
 def first_text(pattern: re.Pattern[str], *candidates: Json) -> str | None:
-    """The first candidate that is text and, as a whole, of that pattern."""
-    return next(
-        (one for one in candidates if isinstance(one, str) and pattern.fullmatch(one)), None
-    )
+    """The first candidate that is text and matches the pattern as a whole; else None."""
+    for candidate in candidates:
+        if isinstance(candidate, str) and pattern.fullmatch(candidate):
+            return candidate
+    return None
 
 
 def valid_member(value: JsonObject, name: str, kind: type | tuple[type, ...]) -> Json:
-    """A member of that type, or None.  Raises: PoolerError (invalid_value)."""
-    found = value.get(name)
-    if found is not None and not isinstance(found, kind):
+    """A member of that type; None if it is absent or null.  Raises: PoolerError (invalid_value)."""
+    member = value.get(name)
+    if member is not None and not isinstance(member, kind):
         raise PoolerError("invalid_value", param=name)
-    return found
+    return member
 
 
 def valid_text(value: JsonObject, name: str) -> str:
@@ -738,16 +755,16 @@ def valid_text(value: JsonObject, name: str) -> str:
 
 
 def valid_object(value: JsonObject, name: str) -> JsonDict:
-    """A member that is an object; an empty one if absent.  Raises: PoolerError (invalid_value)."""
+    """A member that is an object; {} if it is absent.  Raises: PoolerError (invalid_value)."""
     return valid_member(value, name, dict) or {}
 
 
 def valid_list(value: JsonObject, name: str, kind: type) -> list[Json]:
-    """A list of that type, maybe empty.  Raises: PoolerError (invalid_value)."""
-    found = valid_member(value, name, list) or []
-    if found and not all(isinstance(member, kind) for member in found):
+    """A new list of a member's values of that type.  Raises: PoolerError (invalid_value)."""
+    values = valid_member(value, name, list) or []
+    if not all(isinstance(member, kind) for member in values):
         raise PoolerError("invalid_value", param=name)
-    return [*found]
+    return [*values]
 
 
 ################################################################
