@@ -18,11 +18,12 @@ from pooler import (
     CATALOGUE_SECONDS,
     CODEX_VERSION,
     MODEL_CHARS_MAX,
+    Model,
     read_catalogue,
     told_version,
 )
 from tests.support.codex_backend import make_auth_file
-from tests.support.memory_sockets import Json, ask_responses, post, request
+from tests.support.memory_sockets import Json, Response, ask_responses, post, request
 from tests.support.memory_websockets import codex_described, open_socket, says, socket_world
 from tests.support.world import (
     UNIX_START,
@@ -355,3 +356,48 @@ async def test_made_up_versions_do_not_have_lists_read_more_often(
 def test_a_version_is_three_short_numbers() -> None:
     for text, version in (("0.1.2", "0.1.2"), ("0.1", ""), ("1.2.3.4", "1.2.3"), ("v1.2.3", "")):
         assert told_version({"version": text}, "") == version
+
+
+IN_ORDER: Final = {"routing": "in_order"}
+LISTED: Final = json_response({"data": [{"id": "m1"}]})
+UNLISTED: Final = {name: {"models": None} for name in "ab"}
+
+
+async def ask_about(pool: Json) -> tuple[Response, list[str]]:
+    """A request for m3, which is in nobody's list; who was asked."""
+    async with opened_world(describe("ab", accounts=UNLISTED, pool=pool)) as world:
+        for upstream in world.upstreams.values():
+            upstream.catalogue = LISTED
+            upstream.always = json_response({"id": "r"})
+        await world.ask(request("GET", "/v1/models"))
+        await world.settle()
+        response = await world.ask(ask_responses(stream=False, model="m3"))
+        return response, [name for name, one in world.upstreams.items() if one.asked]
+
+
+async def test_a_list_of_the_pool_s_owner_counts_more_than_the_upstreams_lists(
+    autojump_clock: MockClock,
+) -> None:
+    response, asked = await ask_about(IN_ORDER | {"models": ["m3"]})
+    assert (response.status, asked) == (200, ["a"])
+
+
+async def test_without_one_a_model_in_nobody_s_list_is_not_there(
+    autojump_clock: MockClock,
+) -> None:
+    response, asked = await ask_about(IN_ORDER)
+    assert (response.status, response.error["code"], asked) == (400, "model_not_found", [])
+
+
+async def test_a_paused_account_s_models_are_not_offered(autojump_clock: MockClock) -> None:
+    async with opened_world(
+        describe("ab", accounts={"b": {"paused": True, "models": ["m9"]}})
+    ) as world:
+        shown = (await world.ask(request("GET", "/v1/models"))).json()
+        assert [model["id"] for model in shown["data"]] == ["m1", "m2"]
+
+
+def test_a_list_s_odd_names_are_left_out_and_the_others_stay() -> None:
+    names = ["m1", "", "m 2", "m\n3", "x" * 201, "m4"]
+    body = json.dumps({"data": [{"id": name} for name in names]}).encode()
+    assert read_catalogue(body) == {"m1": Model(), "m 2": Model(), "m4": Model()}

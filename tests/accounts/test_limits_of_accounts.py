@@ -18,7 +18,7 @@ import trio
 from trio.testing import MockClock
 
 from pooler import SHORT_COOLDOWN_SECONDS_MAX
-from tests.support.memory_sockets import Json, Response, ask_chat, post
+from tests.support.memory_sockets import Json, Response, ask_chat, ask_responses, post
 from tests.support.memory_websockets import codex_described, open_socket, says, socket_world, turn
 from tests.support.world import (
     UNIX_START,
@@ -500,3 +500,27 @@ async def test_a_websocket_waits_a_moment_for_its_account_too(
         for _ in range(2):
             assert (await client.ask())[-1]["type"] == "response.completed"
         assert [name for name, _, _ in world.turns] == ["a", "a", "a"]
+
+
+EVENTS: Final = responses_events("x", "y")
+
+
+async def test_a_limit_of_one_model_is_told_from_a_rest(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    limit = [
+        ("x-codex-active-limit", "codex_other"),
+        ("x-codex-other-primary-used-percent", "100"),
+        ("x-codex-other-primary-window-minutes", "300"),
+        ("x-codex-other-primary-reset-after-seconds", "600"),
+    ]
+    async with socket_world(codex_described(tmp_path)) as world:
+        world.upstreams["a"].plays(error_response(429, "usage_limit_reached", limit))
+        world.upstreams["b"].always = sse_response(EVENTS)
+        assert (await world.ask(ask_responses(input=[]))).status == 200
+        for model, reasons in (
+            ("m1", ["limited for this model: 429 usage_limit_reached", "number 1 in order"]),
+            ("m2", ["number 1 in order", "number 2 in order"]),
+        ):
+            told = world.server.explain("home", model, None)["accounts"]
+            assert [one["reason"] for one in told] == reasons

@@ -31,6 +31,7 @@ from tests.support.world import (
     error_response,
     json_response,
     make_config,
+    opened_world,
     responses_events,
     sse_response,
 )
@@ -354,3 +355,30 @@ def test_names_are_taken_as_they_stand() -> None:
     assert config.pools["home"].aliases == {
         "kurz": Alias("Qwen 3 8B"), "长": Alias("模型", effort="low"),
     }  # fmt: skip
+
+
+KIB: Final = 1024
+
+
+async def test_a_model_whose_member_s_name_is_escaped_is_renamed(
+    autojump_clock: MockClock,
+) -> None:
+    described = describe("a", accounts={"a": {"models": {"m1": "vendor/m1"}}})
+    async with opened_world(described) as world:
+        world.upstreams["a"].plays(json_response({"id": "r"}))
+        body = b'{"\\u006dodel":"m1","input":"x"}'
+        assert (await world.ask(post("/v1/responses", body))).status == 200
+        assert world.asked[0].json() == {"model": "vendor/m1", "input": "x"}
+
+
+async def test_a_renamed_body_finds_room_or_is_refused(autojump_clock: MockClock) -> None:
+    described = describe(
+        "a",
+        accounts={"a": {"models": {"m1": "vendor/m1"}}},
+        limits={"bodies_bytes_max": 1024 * KIB, "body_bytes_max": 512 * KIB},
+    )
+    async with opened_world(described) as world:
+        body = {"model": "m1", "input": "x" * (400 * KIB)}
+        response = await world.ask(post("/v1/responses", body))
+        assert (response.status, response.error["code"]) == (503, "pool_busy")
+        assert world.asked == []

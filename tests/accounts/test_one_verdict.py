@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 from trio.testing import MockClock
 
-from pooler import Action, Effect, Fault, Limits, classify_event, classify_response
+from pooler import Action, Effect, Fault, Limits, classify_event, classify_response, read_error
 from tests.accounts.test_failover_is_safe import counts
 from tests.support.codex_turns import ANSWER, Play
 from tests.support.memory_sockets import Json, ask_chat, ask_responses, post
@@ -464,3 +464,28 @@ async def test_a_stream_that_has_begun_does_not_end_in_the_pooler_s_name(
         assert world.accounts() == [FIRST]
         assert (code.encode() in response.body) is (form == "native")
         assert (b"upstream_error" in response.body) is (form != "native")
+
+
+def test_an_error_is_looked_for_so_deep_and_no_deeper() -> None:
+    value: Json = {"code": "token_expired"}
+    for _ in range(3):
+        value = {"error": value}
+    assert read_error(value).code == "token_expired"
+    for _ in range(20):
+        value = {"error": value}
+    assert read_error(value).code == ""
+
+
+async def test_a_response_that_its_request_is_to_blame_for_is_passed_on(
+    autojump_clock: MockClock,
+) -> None:
+    failed = {
+        "object": "response", "status": "failed",
+        "error": {"code": "content_policy_violation", "message": "no"},
+    }  # fmt: skip
+    async with opened_world(describe("ab")) as world:
+        for upstream in world.upstreams.values():
+            upstream.always = json_response(failed)
+        response = await world.ask(ask_responses(stream=False))
+        assert (response.status, response.json()) == (200, failed)
+        assert len(world.asked) == 1

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import trio.testing
+from trio.testing import MockClock
 
+import pooler
 from pooler import Cause, Config, ConfigRefused, parse_config, reveal
 from tests.support.memory_websockets import TEXT, frame
 from tests.support.outbound_proxies import AGREED, Gate, Proxied, RealProxy, agree, opened, saying
@@ -348,3 +351,17 @@ def test_variables_change_nothing_and_are_told_at_the_start(tmp_path: Path, name
         assert [problem for problem in told if problem.startswith(f"{name} is set")]
     gate.close()
     assert gate.heads == []
+
+
+async def test_who_leaves_while_a_tunnel_is_dug_leaves_no_connection(
+    autojump_clock: MockClock,
+) -> None:
+    """The proxy has not said yet whether there will be one."""
+    assert autojump_clock.autojump_threshold == 0
+    ours, theirs = trio.testing.memory_stream_pair()
+    url = pooler.BaseUrl(True, "upstream.example", 443, "")
+    with trio.move_on_after(1) as scope:
+        await pooler.open_tunnel(ours, url, pooler.Proxy(url), pooler.Limits())
+    assert scope.cancelled_caught
+    assert (await theirs.receive_some()).startswith(b"CONNECT upstream.example:443 HTTP/1.1")
+    assert await theirs.receive_some() == b""

@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from pooler import MODELS_TOLD_MAX
-from tests.support.memory_sockets import Json, Response, post, request
+from tests.support.memory_sockets import Json, Response, ask_responses, post, request
 from tests.support.memory_websockets import codex_described, open_socket, says, socket_world
 from tests.support.world import (
     Fin,
@@ -416,3 +416,27 @@ async def test_an_operator_sees_what_an_account_lacks_and_why_it_rests(
             for one in world.server.explain("home", "m1", None)["accounts"]
         }
         assert told["a"] == "refused: 402 deactivated_workspace"
+
+
+async def test_a_model_that_the_pool_lists_and_no_account_does_is_told_as_that(
+    autojump_clock: MockClock,
+) -> None:
+    described = describe("a", accounts={"a": {"models": ["m2"]}}, pool={"models": ["m1"]})
+    async with opened_world(described) as world:
+        response = await world.ask(ask_responses(model="m1", stream=False))
+        assert (response.status, response.error["code"]) == (400, "model_not_found")
+        assert "No account in this pool" in response.error["message"]
+
+
+async def test_what_an_account_lacks_is_explained(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a")) as world:
+        missing = error_response(404, "model_not_found")
+        world.upstreams["a"].plays(missing, json_response({"detail": "Not Found"}, 404))
+        for model in ("m1", "m2"):
+            assert (await world.ask(ask_responses(model=model, stream=False))).status == 400
+        told = {
+            model: world.server.explain("home", model, None)["accounts"][0]["reason"]
+            for model in ("m1", "m2")
+        }
+        assert told["m1"].startswith("cannot use the model: 404")
+        assert told["m2"] == "its upstream has no /responses"

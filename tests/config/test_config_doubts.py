@@ -16,7 +16,7 @@ import pytest
 from trio.testing import MockClock
 
 import pooler
-from pooler import Config, changes_between, doubts_of, main, parse_config
+from pooler import Config, ConfigRefused, changes_between, doubts_of, main, parse_config
 from tests.config.test_config_is_strict import (
     API_KEY,
     CI,
@@ -30,7 +30,7 @@ from tests.config.test_config_is_strict import (
     read_file,
 )
 from tests.support.codex_backend import make_auth_file
-from tests.support.world import World
+from tests.support.world import World, describe, make_config
 
 Json = Any
 NOW: Final = 1_800_000_000.0
@@ -633,3 +633,9 @@ async def test_the_log_of_a_reload_says_what_changed_or_that_nothing_did(world: 
     await world.server.reload(other)
     told = [fields["changed"] for _, event, fields in world.logged if event == "reloaded"]
     assert told == ["nothing", ["limits.pins_max changed"]]
+
+
+def test_a_configuration_that_is_gone_is_no_reason_to_fail(tmp_path: Path) -> None:
+    config = make_config(describe("a"))
+    with pytest.raises(ConfigRefused):
+        pooler.doubts_of_modes(tmp_path / "pools.json", config)

@@ -20,12 +20,13 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, memory_stream_pair
 
 from pooler import (
     TRAILER_BYTES_MAX,
     BadSyntax,
     ChunkReader,
+    Connection,
     Limits,
     PoolerError,
     RequestHead,
@@ -697,3 +698,26 @@ def test_a_refusal_stays_one_whatever_follows(at: int, fault: bytes, behind: byt
     first, second = trio.run(statuses, clock=MockClock(autojump_threshold=0))
     assert 400 <= first < 500
     assert first == second
+
+
+NAMES: Final = (
+    "authorization content-encoding content-length content-type expect host origin "
+    "sec-websocket-key sec-websocket-version transfer-encoding upgrade"
+)
+
+
+@pytest.mark.parametrize("name", NAMES.split())
+def test_a_field_that_is_given_twice_is_refused(name: str) -> None:
+    """Of what tells how a body is to be read an upstream may say the same again."""
+    other = b"identity" if name in {"content-length", "content-type"} else b"chunked"
+    once = b"HTTP/1.1 200 OK\r\n" + name.encode() + b": chunked\r\n"
+    with pytest.raises(BadSyntax, match="field given twice"):
+        parse_response_head(once + name.encode() + b": " + other + b"\r\n\r\n")
+
+
+async def test_a_bare_line_feed_is_refused_before_the_head_is_whole() -> None:
+    await trio.lowlevel.checkpoint()
+    stream, _ = memory_stream_pair()
+    connection = Connection(stream, b"GET / HTTP/1.1\nHost: a\n\n")
+    with pytest.raises(BadSyntax, match="bare LF"):
+        connection.take_head(1000)

@@ -7,8 +7,10 @@ a field without a row fails.  The tests move one limit to a small value and stan
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import re
+import tracemalloc
 from typing import Final
 
 import pytest
@@ -26,6 +28,7 @@ from tests.support.memory_sockets import (
     KEY,
     OTHER_KEY,
     Client,
+    Json,
     Pairs,
     Response,
     ask_responses,
@@ -701,3 +704,40 @@ def test_the_default_limits_are_those_of_the_readme() -> None:
     assert (limits.cooldown_seconds, limits.probe_interval_seconds) == (30, 15 * 60)
     assert (limits.reset_seconds_max, limits.demotion_seconds) == (32 * 24 * 3600, 60)
     assert (limits.drain_seconds_max, limits.comment_seconds) == (30, 15)
+
+
+async def test_a_refused_body_is_given_back_before_anybody_collects(world: World) -> None:
+    """An error that held the frames it went through would hold the body, too."""
+    size = 8 * 1024 * 1024
+    await world.ask(post("/v1/responses", b"[" * 1000))
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            response = await world.ask(post("/v1/responses", b"[" * size))
+            assert response.error["code"] == "invalid_json"
+        assert tracemalloc.get_traced_memory()[0] < size
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
+KIB: Final = 1024
+
+
+@pytest.mark.parametrize("is_error", [False, True])
+async def test_an_answer_that_finds_no_room_is_no_fault_of_its_upstream(
+    is_error: bool, autojump_clock: MockClock
+) -> None:
+    """An error's status is told all the same."""
+    total = 1024 * KIB
+    async with opened_world(describe("a", limits={"events_bytes_max": total})) as world:
+        large: Json = {"id": "r", "x": "y" * (total // 2)}
+        refusal = {"error": {"message": "no", "code": "x", "x": large["x"]}}
+        world.upstreams["a"].plays(
+            json_response(refusal, 422) if is_error else json_response(large)
+        )
+        response = await world.ask(ask_responses(stream=False))
+        wanted = (422, "upstream_error") if is_error else (503, "pool_busy")
+        assert (response.status, response.error["code"]) == wanted

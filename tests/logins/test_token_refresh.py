@@ -589,3 +589,11 @@ async def test_where_nothing_can_be_saved_nothing_is_asked(
 def test_a_child_of_these_tests_finds_the_module() -> None:
     command = [sys.executable, "-c", "import pooler"]
     subprocess.run(command, check=True, cwd=Path(pooler.__file__).parent, timeout=30)
+
+
+def test_a_token_that_tells_no_end_has_no_margin(tmp_path: Path) -> None:
+    login = pooler.Login("a", tmp_path / "auth.json")
+    tokens = {"access_token": "opaque", "refresh_token": "r", "account_id": "acct"}
+    login.unsaved = json.dumps({"tokens": tokens}).encode()
+    login.note_issue(b"{}", 1.0, 300.0)
+    assert login.issued_margin_seconds == float("inf")

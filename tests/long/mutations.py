@@ -48,7 +48,7 @@ _ONCE: Final = (
     '    "sec-websocket-key sec-websocket-version transfer-encoding upgrade".split()\n'
 )
 _TWICE: Final = "http_syntax::a_field_that_two_readers_could_read_differently_is_refused"
-_GIVEN_ONCE: Final = "fields_once::a_field_that_is_given_twice_is_refused"
+_GIVEN_ONCE: Final = "http_syntax::a_field_that_is_given_twice_is_refused"
 _SAFE: Final = "failover_is_safe::a_fault_of_one_account_goes_on_only_where_it_is_safe"
 _REQUEST: Final = "translation::a_request_becomes_what_the_backend_takes"
 _CHUNKS: Final = "translation::a_chat_client_gets_chunks"
@@ -345,7 +345,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "json_guard::floats_at_their_limit_and_one_past_it"),
     M("bare_lf_in_a_head", "A bare LF ends no line of a head.",
       "if _BARE_LF.search(self.buffer, self.searched):", "if False:",
-      "fields_once::a_bare_line_feed_is_refused_before_the_head_is_whole"),
+      "http_syntax::a_bare_line_feed_is_refused_before_the_head_is_whole"),
     M("bare_lf_in_a_trailer", "Nor one of a trailer.",
       "if _BARE_LF.search(section):", "if False:",
       "http_syntax::malformed_chunks_are_refused_at_every_cut"),
@@ -506,7 +506,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
       "token_refresh::nothing_is_used_before_its_name_is_on_the_disk"),
     M("body_held_on", "What is refused holds no body.",
       "failure = error.with_traceback(None)", "failure = error",
-      "rare_paths::a_refused_body_is_given_back_before_anybody_collects"),
+      "limits_hold::a_refused_body_is_given_back_before_anybody_collects"),
     M("hup_kills", "A reload that comes as it ends does not kill it.",
       "    signal.signal(signal.SIGHUP, signal.SIG_IGN)", "    pass",
       "soak::a_reload_after_the_last_log_line_does_not_kill_it"),

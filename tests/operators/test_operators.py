@@ -20,7 +20,9 @@ from trio.testing import MockClock
 
 import pooler
 from pooler import Ledger
+from tests.support.codex_backend import make_auth_file
 from tests.support.memory_sockets import KEY, Json, post, request
+from tests.support.memory_websockets import codex_described, socket_world
 from tests.support.paths import SNAPSHOT
 from tests.support.world import (
     UNIX_START,
@@ -454,3 +456,34 @@ async def test_no_secret_prompt_or_word_of_an_upstream_is_shown_anywhere(
             shown.append(got.body.decode())
         assert all(len(text) > 20 for text in shown)
         assert [text[text.index(CANARY) - 60 :][:120] for text in shown if CANARY in text] == []
+
+
+async def test_a_password_that_is_no_base64_is_none(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a", operators={"me": TOKEN})) as world:
+        for coded in ("A", "AA=A", "=", "QUJD=="):
+            fields = [("Authorization", f"Basic {coded}")]
+            client = await world.connect()
+            await client.send(request("GET", "/admin", key=None, headers=fields))
+            assert (await client._read_to(b"\r\n")).split()[1] == b"401"
+
+
+async def test_the_state_of_every_login_is_shown(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """One is good, one about to end, one is not there, and one's file is no login."""
+    whole = codex_described(tmp_path, "abcd", operators={"me": TOKEN})
+    make_auth_file(tmp_path / "b" / "auth.json", "acct-b", expires_at=UNIX_START + 60)
+    (tmp_path / "c" / "auth.json").unlink()
+    (tmp_path / "d" / "auth.json").write_text("{}")
+    accept = [("Accept", "application/json")]
+    async with socket_world(whole) as world:
+        shown = (await world.ask(request("GET", "/admin", key=TOKEN, headers=accept))).json()
+        states = {one["name"]: (one["status"], one["login"]) for one in shown["accounts"]}
+        assert states == {
+            "a": ("ready", "ok"),
+            "b": ("ready", "renewal_due"),
+            "c": ("login_needed", "needed"),
+            "d": ("login_needed", "needed"),
+        }
+        told = world.server.explain("home", "m1", None)["accounts"]
+        assert [one["reason"] for one in told] == [
+            "number 1 in order", "number 2 in order", "login_needed", "login_needed",
+        ]  # fmt: skip

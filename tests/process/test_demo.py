@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from typing import Final
 
 import pytest
 
-from tests.process.test_process import ENV, SECONDS_MAX
+import pooler
+from tests.process.test_process import ENV, SECONDS_MAX, Pooler, read_until, started
 from tests.support.memory_sockets import Json
 from tests.support.paths import POOLER
 
@@ -109,3 +111,39 @@ def test_the_demo_lists_its_model(demo: tuple[int, str]) -> None:
     status, raw = ask(demo, "GET", "/v1/models")
     assert status == 200
     assert [one["id"] for one in json.loads(raw)["data"]] == [MODEL, "gpt-5.4-nano"]
+
+
+@pytest.mark.slow
+async def test_the_demo_takes_long_requests_hang_ups_and_signals_that_mean_nothing_to_it() -> None:
+    async with started("demo", "--port", "0") as process:
+        assert process.stdout is not None
+        shown = (await read_until(process.stdout, b"Ctrl-C")).decode()
+        key, address = (
+            re.search(r"API_KEY=(\S+)", shown), re.search(r'"http://([^/]+)/v1"', shown)
+        )  # fmt: skip
+        assert key is not None
+        assert address is not None
+        demo = Pooler(process)
+        demo.address = address[1]
+        process.send_signal(signal.SIGHUP)  # there is no file to be read again
+        async with await demo.post("x" * 200_000, key[1]) as leaving:
+            await read_until(leaving, b"response.output_text.delta")
+        assert b"response.completed" in await demo.ask("x" * 8_000_000, key[1])
+        process.send_signal(signal.SIGINT)
+        assert (await demo.wait_exit(), demo.lines) == (0, [])
+
+
+def test_the_demo_logs_only_what_a_person_should_act_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for level in ("info", "warning", "error"):
+        pooler.log_problem(level, "it happened", {})
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert [json.loads(line)["level"] for line in err.splitlines()] == ["warning", "error"]
+
+
+def test_the_list_of_the_demo_is_its_model() -> None:
+    kind, [body] = pooler.demo_response("/v1/models", {})
+    assert kind == "application/json"
+    assert [one["id"] for one in json.loads(body)["data"]] == [pooler.DEMO_MODEL]

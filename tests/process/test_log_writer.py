@@ -21,6 +21,7 @@ from typing import Final
 
 import pytest
 
+import pooler
 from pooler import LOG_BATCH_LINES, LOG_SECONDS_MAX, LogWriter
 from tests.process.test_process import ENV, HEALTH, KEY, SECONDS_MAX
 from tests.support.memory_sockets import Json
@@ -225,3 +226,9 @@ def test_a_stderr_that_takes_nothing_stops_no_server(
             assert answers()
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS_MAX) == 0
+
+
+def test_a_log_without_a_stderr_is_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`2>&-`: Python has none where descriptor 2 was closed at the start."""
+    monkeypatch.setattr(sys, "stderr", None)
+    pooler.print_log("info", "it happened", {})

@@ -717,3 +717,43 @@ async def test_a_private_upstream_is_believed_only_with_its_ca_file(
         else:
             assert (status_of(answer), code_of(answer)) == (502, "upstream_unreachable")
             assert upstream.heads == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["key", "check", "demo --port 0"])
+def test_a_reader_that_goes_away_ends_a_command_in_silence(line: str, tmp_path: Path) -> None:
+    write_config(tmp_path, described(None))
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as output:
+        done = subprocess.run(
+            [sys.executable, POOLER, *line.split()],
+            env=ENV,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("text", "status"), [(SLOW, 200), (SILENT, None)])
+async def test_what_a_second_signal_cuts_is_not_recorded_as_well(
+    nursery: trio.Nursery, tmp_path: Path, text: str, status: int | None
+) -> None:
+    upstream = await start_upstream(nursery)
+    async with (
+        serving(tmp_path, described(upstream)) as server,
+        await server.post(text) as stream,
+    ):
+        await upstream.asked.receive()
+        if text == SLOW:
+            await read_until(stream, b"one")
+        server.process.send_signal(signal.SIGINT)
+        await server.wait_line("draining")
+        server.process.send_signal(signal.SIGINT)
+        assert await server.wait_exit() == 0
+    [line] = [line for line in server.lines if line["event"] == "request"]
+    assert (line["status"], line["code"]) == (status, "server_stopping")

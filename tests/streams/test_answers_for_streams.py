@@ -14,7 +14,16 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
-from pooler import ERRORS, CallKind, EventKind, EventScanner, events_of
+from pooler import (
+    ERRORS,
+    OUTPUT_ITEMS_MAX,
+    WRITTEN_BYTES_MAX,
+    BadSyntax,
+    CallKind,
+    EventKind,
+    EventScanner,
+    events_of,
+)
 from tests.accounts.test_failover_is_safe import counts
 from tests.support.memory_sockets import Json, Pairs, ask_chat, ask_responses
 from tests.support.world import (
@@ -223,3 +232,52 @@ async def test_no_error_of_an_upstream_has_a_code_of_ours(
         assert response.error["code"] == "upstream_error"
         assert counts(world) in ([1, 0], [1, 1])
         assert code == "upstream_error" or world.records[0]["code"] == f"upstream:{code}"
+
+
+@pytest.mark.parametrize("count", [0, OUTPUT_ITEMS_MAX + 1])
+def test_what_is_no_chat_answer_becomes_no_stream(count: int) -> None:
+    with pytest.raises(BadSyntax):
+        events_of({"choices": [{}] * count}, CallKind.CHAT)
+
+
+def chunks(raw: bytes) -> list[Json]:
+    found = [line[6:] for line in raw.split(b"\n") if line.startswith(b"data: ")]
+    return [json.loads(data) for data in found if data != b"[DONE]"]
+
+
+def test_a_chat_answer_becomes_chunks_with_what_it_has() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {"content": "x", "tool_calls": [call]}
+    plain = {"choices": [{"index": 0, "message": {"content": "x"}, "finish_reason": "length"}]}
+    full = {"choices": [{"index": 0, "message": message}], "usage": {"total_tokens": 1}}
+    [said, end] = chunks(events_of(plain, CallKind.CHAT))
+    assert said["choices"][0]["delta"] == {"content": "x", "role": "assistant"}
+    assert end["choices"][0]["finish_reason"] == "length"
+    [said, end, usage] = chunks(events_of(full, CallKind.CHAT))
+    assert said["choices"][0]["delta"]["tool_calls"] == [call | {"index": 0}]
+    assert end["choices"][0]["finish_reason"] == "stop"
+    assert usage["usage"] == {"total_tokens": 1}
+
+
+def test_an_error_becomes_one_event_and_no_end() -> None:
+    raw = events_of({"error": {"message": "no", "code": "x"}}, CallKind.CHAT)
+    assert [chunk["error"]["code"] for chunk in chunks(raw)] == ["x"]
+    assert b"[DONE]" not in raw
+
+
+def test_a_part_of_a_kind_that_nobody_knows_is_told_whole() -> None:
+    part = {"type": "hologram", "light": 1}
+    item = {"type": "message", "role": "assistant", "content": [part]}
+    answer = {"object": "response", "status": "completed", "output": [item]}
+    told = chunks(events_of(answer, CallKind.RESPONSES))
+    parts = [event["part"] for event in told if "part" in event]
+    assert parts == [part, part]
+
+
+async def test_a_large_answer_in_the_place_of_a_stream_is_not_understood(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(json_response({"output": "x" * WRITTEN_BYTES_MAX}))
+        response = await world.ask(ask_responses())
+        assert (response.status, response.error["code"]) == (502, "upstream_invalid_response")

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from pooler import CallKind, EventScanner
 from tests.support.memory_sockets import Json, ask_chat, post
 from tests.support.memory_websockets import codex_described, open_socket, says, socket_world
-from tests.support.world import World, sse_response
+from tests.support.world import World, describe, opened_world, sse_event, sse_response
 
 NOT_YET: Final[tuple[Json, ...]] = ("", None, 7, [], {})
 
@@ -101,3 +101,15 @@ async def test_an_api_accounts_events_keep_their_names(world: World) -> None:
         world.upstreams[name].plays(sse_response([event]))
     response = await world.ask(post("/v1/responses", body))
     assert json.loads(response.body.partition(b"data: ")[2]) == event
+
+
+async def test_a_chunk_whose_choices_are_no_objects_is_relayed_and_not_stumbled_over(
+    autojump_clock: MockClock,
+) -> None:
+    odd = {"id": "c1", "choices": [None, 1, {"delta": {"content": "x"}, "finish_reason": "stop"}]}
+    body = {"model": "m1", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(sse_response([odd]))  # without [DONE]: its end is the finish
+        response = await world.ask(post("/v1/chat/completions", body))
+        assert response.body == sse_event(odd)
+        assert world.records[-1]["code"] is None

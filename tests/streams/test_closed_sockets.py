@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import open_stream_to_socket_listener, wait_all_tasks_blocked
 
 from pooler import Connection, Limits, PeerClosed, UpstreamConnection
 from tests.support.tls_upstreams import SECONDS_MAX, dialled
@@ -108,3 +108,13 @@ async def test_a_socket_that_is_closed_while_a_request_goes_out_was_not_sent(
         with trio.fail_after(SECONDS_MAX):
             await ended.wait()
         assert upstream.is_cut
+
+
+async def test_a_socket_that_was_closed_here_is_at_its_end() -> None:
+    """A WebSocket's reader may come back to one: of the real kind, no memory stream."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        stream = await open_stream_to_socket_listener(listener)
+        await stream.aclose()
+        with pytest.raises(PeerClosed):
+            await Connection(stream).receive()

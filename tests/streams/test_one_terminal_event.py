@@ -20,6 +20,7 @@ from tests.support.memory_sockets import Json, Response, ask_chat, ask_responses
 from tests.support.memory_websockets import open_socket, says, socket_described, socket_world
 from tests.support.world import (
     Pause,
+    Stall,
     World,
     describe,
     opened_world,
@@ -293,3 +294,27 @@ async def test_a_deep_event_before_the_end_is_no_bug(
                 assert not any(others), depth
             assert response.status in {200, 502}
             assert bugs(world) == []
+
+
+BIG: Final = EVENTS[2] | {"delta": "x" * 50_000}
+
+
+async def test_a_stop_that_comes_while_a_client_is_slow_ends_its_stream_all_the_same(
+    autojump_clock: MockClock,
+) -> None:
+    """No wait for the upstream is under way then: none may begin."""
+    async with opened_world(describe("a", limits={"drain_seconds_max": 5})) as world:
+        world.upstreams["a"].plays(sse_steps(BIG, Stall()))
+        client = await world.connect(capacity=1000)
+        await client.send(ask_responses())
+        await world.settle()
+        world.server.stop()
+        await trio.sleep_until(trio.current_time() + 6)
+        response = await client.read_response()
+        assert response.ended_at == 6
+        *events, last = response.body.decode().strip().split("\n\n")
+        assert [json.loads(event[6:]) for event in events] == [BIG]
+        failed = json.loads(last.partition("data: ")[2])
+        assert failed["response"]["error"]["code"] == "server_stopping"
+        await world.settle()
+        assert world.records[-1]["code"] == "server_stopping"

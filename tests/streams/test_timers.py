@@ -586,3 +586,21 @@ async def test_the_wait_for_a_place_ends_after_ten_seconds(autojump_clock: MockC
             response = await world.ask(ask_responses(stream=False))
             assert (response.status, trio.current_time()) == (503, 10)
             assert response.error["code"] == "pool_busy"
+
+
+WHOLE: Final = ask_responses()
+
+
+async def test_an_account_s_first_event_is_not_waited_for_any_longer_because_of_the_hold(
+    autojump_clock: MockClock,
+) -> None:
+    whole = describe("a", accounts={"a": {"first_event_seconds": 4}})
+    async with opened_world(whole) as world:
+        world.upstreams["a"].plays(sse_steps(CREATED, Stall(), is_whole=False), sse_steps(Stall()))
+        response = await world.ask(WHOLE)
+        # The handshake is an event: from then on the hold is all that is waited for.
+        assert (response.status, response.head_at) == (200, 10)
+        began_at = trio.current_time()
+        response = await world.ask(WHOLE)
+        assert (response.status, response.error["code"]) == (504, "upstream_timeout")
+        assert response.ended_at - began_at == 4

@@ -21,6 +21,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 import pooler
 from pooler import (
+    OUTPUT_ITEMS_MAX,
     BadSyntax,
     CallKind,
     ChatTranslator,
@@ -35,6 +36,7 @@ from pooler import (
     to_codex,
 )
 from tests.support.paths import RECORDINGS, VECTORS
+from tests.support.world import sse_event
 
 Json = Any
 EXAMPLES: Final = pytest.mark.parametrize(
@@ -510,3 +512,15 @@ def test_there_are_only_so_many_items() -> None:
     with pytest.raises(PoolerError) as refused:
         to_codex(CallKind.CHAT, {"messages": [*items, items[0]]}, "m", None)
     assert (refused.value.code, refused.value.param) == ("invalid_value", "input")
+
+
+CALL: Final[Json] = {"type": "function_call", "name": "f", "arguments": "{}"}
+
+
+def test_items_without_a_name_are_bounded() -> None:
+    answer = ChatTranslator(OutputCollector(10**9))
+    event = sse_event({"type": "response.output_item.added", "item": CALL})
+    for _ in range(OUTPUT_ITEMS_MAX):
+        answer.feed(EventKind.CONTENT, event)
+    with pytest.raises(BadSyntax, match="too large"):
+        answer.feed(EventKind.CONTENT, event)

@@ -16,6 +16,7 @@ from trio.testing import MockClock
 
 from pooler import (
     FRAMES_AT_ONCE,
+    LINGER_SECONDS_MAX,
     PART_BYTES,
     TURNS_WAITING_MAX,
     WEBSOCKET_CLOSE_SECONDS_MAX,
@@ -659,3 +660,37 @@ async def test_http_goes_on_beside_websockets(autojump_clock: MockClock) -> None
         assert answer.status == 200
         assert split_frame(b"") is None
         assert isinstance(world, SocketWorld)
+
+
+async def test_no_websocket_is_opened_once_the_pooler_is_being_stopped(
+    autojump_clock: MockClock,
+) -> None:
+    raw = upgrade()
+    async with socket_world(socket_described("a")) as world:
+        client = await world.connect()
+        await client.send(raw[:-2])
+        await world.settle()
+        world.server.stop()
+        await client.send(raw[-2:])
+        response = await client.read_response()
+        assert (response.status, response.error["code"]) == (503, "server_stopping")
+
+
+@pytest.mark.parametrize("way", ["reset", "not read"])
+async def test_a_client_that_leaves_before_it_knows_of_its_upgrade_holds_nothing(
+    autojump_clock: MockClock, way: str
+) -> None:
+    async with socket_world(socket_described("a")) as world:
+        client = await world.connect(capacity=10)
+        await client.send(upgrade())
+        await world.settle()
+        if way == "reset":
+            client.reset()
+            await world.settle()
+        # The handshake's time, and the moment that is left for an answer to be read.
+        seconds = 0 if way == "reset" else 10 + LINGER_SECONDS_MAX
+        assert len(world.server.connections.counted) == (seconds > 0)
+        await trio.sleep_until(trio.current_time() + seconds)
+        await world.settle()
+        assert not world.server.connections.counted
+        assert not world.server.sockets

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 from trio_websocket import WebSocketConnection
 
-from pooler import Attempt, PoolerError, parse_json_object, with_stream_id
+from pooler import ERROR_BODY_BYTES_MAX, Attempt, PoolerError, parse_json_object, with_stream_id
 from tests.support.codex_backend import make_auth_file
 from tests.support.memory_sockets import Json
 from tests.support.memory_websockets import (
@@ -28,6 +28,7 @@ from tests.support.memory_websockets import (
     PONG,
     TERMINAL,
     SocketClient,
+    SocketUpstream,
     SocketWorld,
     codex_described,
     error_frame,
@@ -38,7 +39,16 @@ from tests.support.memory_websockets import (
     socket_world,
     turn,
 )
-from tests.support.world import UNIX_START, Pause, Send, Stall, Step, Wait
+from tests.support.world import (
+    UNIX_START,
+    Line,
+    Pause,
+    Script,
+    Send,
+    Stall,
+    Step,
+    Wait,
+)
 
 NATIVE: Final = "/backend-api/codex/responses"
 CREATED: Final[Json] = {"type": "response.created", "response": {"id": "resp_1"}}
@@ -498,3 +508,67 @@ async def test_a_websocket_is_one_login_s_and_one_account_id_s(
         ids = [shaken["chatgpt-account-id"] for shaken in upstream.handshakes]
         assert ids == ["acct-a", "acct-other"]
         assert world.open_count == 1
+
+
+IN_ORDER: Final = {"routing": "in_order"}
+
+
+async def test_news_for_an_upstream_that_is_not_there_are_nobody_s(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with socket_world(codex_described(tmp_path)) as world:
+        world.upstreams["a"].plays(turn("one"))
+        client = await open_socket(world, path=NATIVE)
+        await client.say({"type": "response.processed", "response_id": "resp_0"})
+        await world.settle()
+        assert world.open_count == 0
+        assert (await client.ask(input=[]))[-1]["type"] == "response.completed"
+        assert world.upstream().frames == []
+
+
+async def test_a_refusal_that_is_too_long_to_be_read_is_one_all_the_same(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    error = {"type": "usage_limit_reached", "message": "x" * ERROR_BODY_BYTES_MAX}
+    async with socket_world(codex_described(tmp_path)) as world:
+        world.upstreams["a"].plays(says({"type": "error", "status": 429, "error": error}))
+        world.upstreams["b"].plays(turn("one"))
+        client = await open_socket(world)
+        assert (await client.ask(input=[]))[-1]["type"] == "response.completed"
+        [turned] = world.records[:1]
+        assert [one["account"] for one in turned["attempts"]] == ["a", "b"]
+        assert turned["attempts"][0]["reason"] == "429"
+
+
+async def test_a_turn_that_cannot_be_sent_goes_out_on_a_new_websocket(
+    autojump_clock: MockClock,
+) -> None:
+    """The upstream has gone, which only who sends to it notices."""
+    async with socket_world(socket_described("a")) as world:
+        world.upstreams["a"].plays([*turn("one"), Stall()], turn("two"), turn("three"))
+        client = await open_socket(world)
+        await client.ask()
+        world.upstreams["a"].lines[0].socket.incoming.set(deaf=True)
+        assert (await client.ask())[-1]["type"] == "response.completed"
+        assert [number for _, number, _ in world.turns] == [1, 2]
+        assert len(world.records[-1]["attempts"]) == 1
+        assert (await client.ask())[-1]["type"] == "response.completed"  # the client's stays
+        assert [number for _, number, _ in world.turns] == [1, 2, 2]
+
+
+async def test_an_upstream_that_leaves_right_after_the_upgrade_was_not_asked(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with socket_world(socket_described(pool=IN_ORDER)) as world:
+        upstream = world.upstream("a")
+
+        async def leave(script: Script, line: Line) -> bool:
+            await SocketUpstream._play(upstream, script, line)
+            return False
+
+        monkeypatch.setattr(upstream, "_play", leave)
+        world.upstreams["b"].plays(turn("one"))
+        client = await open_socket(world)
+        assert (await client.ask())[-1]["type"] == "response.completed"
+        assert [name for name, _, _ in world.turns] == ["b"]
+        assert len(upstream.handshakes) == 1

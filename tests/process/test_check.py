@@ -1,0 +1,106 @@
+"""Proves that `check` and `serve` name every problem of a configuration by its place.
+
+Method: the real program as a process, with files that are legal and odd, or wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+import pooler
+from tests.process.test_process import described, run, serving, write_config
+
+pytestmark: Final = pytest.mark.slow
+
+
+NO_KEY: Final = "pools.home.keys: no key, so nobody can use this pool"
+
+
+def without_keys() -> dict[str, Any]:
+    return described(None, pools={"home": {"accounts": ["one"], "keys": {}}})
+
+
+async def test_what_is_legal_and_odd_is_a_warning_at_the_start(tmp_path: Path) -> None:
+    async with serving(tmp_path, without_keys()) as server:
+        told = [line for line in server.lines if line["event"] == "config"]
+        assert [(line["level"], line["problem"]) for line in told] == [("warning", NO_KEY)]
+
+
+@pytest.mark.parametrize("text", [None, "{"], ids=["no login yet", "a broken one"])
+def test_a_check_says_what_is_odd_and_what_is_wrong(tmp_path: Path, text: str | None) -> None:
+    config = without_keys()
+    config["accounts"]["one"] = {"type": "codex", "auth_file": "auth.json"}
+    if text is not None:
+        (tmp_path / "auth.json").write_text(text)
+    write_config(tmp_path, config)
+    done = run("check", cwd=tmp_path)
+    kind, problem = ("error", "is not whole JSON") if text else ("warning", "is not there; log in")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"warning: {NO_KEY}"
+    assert lines[1].endswith(": see below")
+    assert lines[2].startswith(f"  {kind}: ")
+    assert problem in lines[2]
+    assert lines[-1] == f"pools.json: {'has problems' if text else 'OK'}"
+    assert (done.returncode, done.stderr) == (1 if text else 0, "")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_file_of_another_name_is_refused_by_that_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.json").write_text(text, "latin-1")
+    done = run("check", "--config", "mine.json", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("pooler: mine.json: ")
+
+
+@pytest.mark.parametrize("accounts", [{"a b": {"type": "openai", "api_key": "none"}}, "x"])
+def test_accounts_that_are_none_are_told_once_and_not_by_each_pool(
+    tmp_path: Path, accounts: object
+) -> None:
+    write_config(tmp_path, described(None, accounts=accounts))
+    done = run("check", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    [problem] = done.stderr.splitlines()
+    assert problem.startswith(("pooler: accounts: ", "pooler: accounts.a b: "))
+
+
+@pytest.mark.parametrize(
+    ("listen", "words"),
+    [
+        ("a" * 64 + ".example:4000", "must be host:port, [v6]:port or unix:/path"),
+        ("a..example:4000", "must be host:port, [v6]:port or unix:/path"),
+        ("unix:/" + "x" * 200, "listen: the path of a socket has at most 107 bytes"),
+    ],
+)
+def test_a_name_that_no_address_can_have_is_told_so(
+    tmp_path: Path, listen: str, words: str
+) -> None:
+    write_config(tmp_path, described(None, listen=listen))
+    done = run("serve", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].endswith(words)
+
+
+def test_a_file_that_is_too_large_is_no_configuration(tmp_path: Path) -> None:
+    whole = json.dumps(without_keys())
+    write_config(tmp_path, whole + " " * (pooler.CONFIG_BYTES_MAX - len(whole)))
+    assert run("check", cwd=tmp_path).returncode == 0
+    write_config(tmp_path, whole + " " * (pooler.CONFIG_BYTES_MAX - len(whole) + 1))
+    done = run("check", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"pooler: pools.json: larger than {pooler.CONFIG_BYTES_MAX} bytes\n"
+
+
+@pytest.mark.parametrize("text", [None, "", "-----BEGIN CERTIFICATE-----\nno\n"])
+def test_authorities_that_cannot_be_read_are_named(tmp_path: Path, text: str | None) -> None:
+    config = described(None)
+    config["accounts"]["one"]["ca_file"] = "ca.pem"
+    if text is not None:
+        (tmp_path / "ca.pem").write_text(text)
+    write_config(tmp_path, config)
+    done = run("check", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "pooler: accounts.one.ca_file: not a readable PEM file\n"
