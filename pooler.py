@@ -8258,28 +8258,40 @@ def request_head(
 ################################################################
 # TOKENS
 ################################################################
-# Logins are renewed one at a time and file by file: lock, read again, adopt what somebody else
-# has refreshed, else ask, save, and only then use.  A refresh token works once, so nothing is
-# asked that could not be saved (F53).
+# Logins are refreshed one at a time and file by file: lock the file, read it again, use what
+# somebody else has refreshed, else ask the token endpoint, save, and only then use the new token.
+# A refresh token works once, so nothing is asked for that could not be saved (F53).
 
-RETIRED: Final = "a reload has pointed this account elsewhere"
-CODEX_CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's, whose logins these are
+CODEX_CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's, whose logins these are (F52)
+
+
+class Finding(NamedTuple):
+    """What a person should know about a login."""
+
+    is_error: bool
+    text: str
 
 
 def why_unsaveable(path: Path) -> str | None:
     """Why `save_file` could not replace this file, found without touching it."""
     if path.is_symlink():
-        return "is a symbolic link, which a renewal would replace; name the file itself"
+        return "is a symbolic link, which a refresh would replace; use the path of the file itself"
+
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        return "is in a folder that cannot be written, so it cannot be renewed"
-    folder, owners = path.parent.stat(), {0, path.parent.stat().st_uid, path.stat().st_uid}
-    if folder.st_mode & stat.S_ISVTX and os.geteuid() not in owners:
+        return "is in a folder that cannot be written, so it cannot be refreshed"
+
+    folder = path.parent.stat()
+    is_owner = os.geteuid() in {0, folder.st_uid, path.stat().st_uid}
+    if folder.st_mode & stat.S_ISVTX and not is_owner:
         return "is another user's, in a folder where only its owner may replace it (sticky bit)"
-    with contextlib.suppress(OSError):  # macOS has neither this file nor mounts of a file
+
+    # A file that is mounted by itself cannot be replaced (F101).
+    with contextlib.suppress(OSError):  # macOS has neither this list nor mounts of a file
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-        shown = str(path.resolve()).replace(" ", r"\040")
-        if any(line.split()[4:5] == [shown] for line in mounts.splitlines()):
-            return "is mounted by itself, so it cannot be replaced; mount its folder instead"
+        mounted = str(path.resolve()).replace(" ", r"\040")
+        if any(line.split()[4:5] == [mounted] for line in mounts.splitlines()):
+            return "is a bind-mounted file and cannot be replaced; mount its folder instead"
+
     return None
 
 
@@ -8288,75 +8300,81 @@ _REMEDIES: Final[Mapping[int | None, str]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
     **dict.fromkeys(
         (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL),
-        "keep the login on a local disk: this file system lacks what is needed",
+        "keep the login on a local disk: this file system lacks what is required",
     ),
     errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
     errno.EROFS: "mount its folder so that it can be written",
-    errno.EISDIR: "remove it",
-    errno.ELOOP: "remove it",
+    **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ELOOP), "remove it"),
 }
+_GIVE_IT: Final = "give it and its folder to the pooler's user"
 
 
 def remedy_for(error: OSError) -> str:
-    return _REMEDIES.get(error.errno, "give it, and its folder, to the pooler's user")
+    """Advice for a person, to be put after a semicolon."""
+    return _REMEDIES.get(error.errno, _GIVE_IT)
 
 
 def lock_file(path: Path) -> Path:
+    """The file next to a login whose `flock` protects the refresh."""
     return path.with_name(f"{path.name}.lock")
 
 
 def open_lock(path: Path) -> int:
-    """The descriptor of a login's lock file, made if need be.  Raises: OSError.
+    """The descriptor of a login's lock file, created if required.  Raises: OSError.
 
-    One that root makes, or finds, may be the login's owner's: root must not lock him out.
+    A lock file that root creates, or finds, may belong to the login's owner: root must not lock
+    the owner out.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(lock_file(path), flags, 0o600)
     found = os.fstat(descriptor)
-    is_own = is_ours(found)
+    is_trusted = is_ours(found)
     if os.geteuid() == 0:
         with contextlib.suppress(OSError):
             owner = path.stat()
             if found.st_uid == 0 != owner.st_uid:
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)
-            is_own |= found.st_uid == owner.st_uid and not found.st_mode & 0o022
-    if stat.S_ISREG(found.st_mode) and is_own:
+            is_trusted |= found.st_uid == owner.st_uid and not found.st_mode & 0o022
+
+    if stat.S_ISREG(found.st_mode) and is_trusted:
         return descriptor
+
     os.close(descriptor)
-    raise OSError(errno.EPERM, "it is another user's, or others may write to it; remove it")
+    raise OSError(errno.EEXIST, "it is another user's, or others may write to it")
 
 
 def try_lock(path: Path) -> io.FileIO | None:
-    """A login's lock file, locked until it is closed; None where another process has it.
+    """A login's lock file, locked until it is closed; None if another process holds the lock.
 
-    It closes itself where nobody waits for it any more.  Raises: OSError.
+    If nobody is left to use it, the file object closes itself.  Raises: OSError.
     """
     file = os.fdopen(open_lock(path), "rb", buffering=0)
-    with contextlib.ExitStack() as stack:
-        stack.callback(file.close)
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            stack.pop_all()
-            return file
-    return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            return None
+
+        raise
+    return file
 
 
 def lock_problem(path: Path, error: OSError) -> str:
-    shown = error.strerror or "unknown"
-    advice = "" if shown.endswith("remove it") else f"; {remedy_for(error)}"
-    return f"{lock_file(path)} cannot be locked: {shown}{advice}"
+    """A sentence for the log and for `pooler check`, like the next one."""
+    return f"{lock_file(path)} cannot be locked: {error.strerror}; {remedy_for(error)}"
 
 
 def room_problem(path: Path, error: OSError) -> str:
-    told = f"a renewed login cannot be saved beside it: {error.strerror}; {remedy_for(error)}"
-    return f"{path} cannot be renewed, for {told}"
+    reason = f"a refreshed login cannot be saved next to it: {error.strerror}"
+    return f"{path} cannot be refreshed, for {reason}; {remedy_for(error)}"
 
 
 @contextlib.asynccontextmanager
 async def locked(path: Path, files: Files) -> AsyncIterator[None]:
-    """Hold an exclusive `flock` on a login.  It is tried again and again: no thread waits for it.
+    """Hold an exclusive `flock` on a login.  It is polled, so that no thread waits for it.
 
-    Raises: LoginNeeded, where the file cannot be locked at all.
+    Raises: LoginNeeded, if the file cannot be locked at all.
     """
     lock: io.FileIO | None = None
     try:
@@ -8366,14 +8384,15 @@ async def locked(path: Path, files: Files) -> AsyncIterator[None]:
                 await trio.sleep(LOCK_SECONDS)
     except OSError as error:
         raise LoginNeeded(lock_problem(path, error)) from None
+
     with lock:
         yield
 
 
-def try_saving(path: Path, byte_count: int) -> list[tuple[bool, str]]:
-    """What stands in the way of a renewal, found without one: is it an error, and what.
+def try_saving(path: Path, byte_count: int) -> list[Finding]:
+    """What would prevent a refresh, found without one: the lock is taken, and room is made.
 
-    It blocks, for about a second where another process has the lock.
+    It blocks, for about a second if another process holds the lock.
     """
     lock: io.FileIO | None = None
     try:
@@ -8381,62 +8400,78 @@ def try_saving(path: Path, byte_count: int) -> list[tuple[bool, str]]:
             lock = try_lock(path)
             if lock is not None:
                 break
+
             time.sleep(LOCK_SECONDS)
     except OSError as error:
-        return [(True, lock_problem(path, error))]
+        return [Finding(True, lock_problem(path, error))]
 
-    if lock is None:  # so it can be locked; what the other one does is its own affair
-        return [(False, f"{lock_file(path)} is held by another process, which may be renewing it")]
+    if lock is None:  # so it can be locked; what the other process does is its own affair
+        return [
+            Finding(False, f"{lock_file(path)} is held by another process, maybe for a refresh")
+        ]
+
     with lock:
         try:
             make_room(path, byte_count)
         except OSError as error:
-            return [(True, room_problem(path, error))]
+            return [Finding(True, room_problem(path, error))]
+
         drop_room(path)
     return []
 
 
-Mark = tuple[int, ...]  # of a file as read: another one is read again
+Mark = tuple[int, ...]  # what identifies a version of a file: inode, time, size, device
 
 
 class Sight(NamedTuple):
-    """What was found where a login should be."""
+    """What was found at a login's path: credentials, or a problem."""
 
     mark: Mark | None = None
     raw: bytes = b""
     credentials: Credentials | None = None
-    problem: str = ""  # why there are none
+    problem: str = ""
     is_absent: bool = False
-    is_login: bool = True  # what is missing is a login, and not a permission
+    remedy: str = ""  # "": to log in
 
 
 def read_login(path: Path, known: Mark | None) -> Sight | None:
-    """What is in the file; None where that is still the file of the mark `known`."""
+    """What is at a path; None if the file is still the one with the mark `known`.  It blocks."""
     try:
         found = os.stat(path)
         mark = (found.st_ino, found.st_mtime_ns, found.st_size, found.st_dev)
         if mark == known:
             return None
+
         raw = read_file(path)
         return Sight(mark, raw, parse_auth_file(raw))
     except FileNotFoundError:
         return Sight(problem="is not there", is_absent=True)
     except OSError as error:
-        is_login = not isinstance(error, PermissionError)
-        return Sight(problem=f"cannot be read: {error.strerror}", is_login=is_login)
+        remedy = _GIVE_IT if isinstance(error, PermissionError) else ""
+        return Sight(problem=f"cannot be read: {error.strerror}", remedy=remedy)
     except LoginNeeded as error:
         return Sight(problem=str(error))
 
 
 SEVERAL_LINKS: Final = (
-    "has other names (hard links), at which a renewal leaves a token that is spent; give every "
-    "program a login of its own"
+    "has other names (hard links), under which a refresh leaves a token that no longer works; give "
+    "every program a login of its own"
 )
 
 
 @dataclass(eq=False, slots=True, repr=False)  # it holds secrets as they are in the file
 class Login:
-    """The login of one codex account: its file as last read, and what stands in its way."""
+    """The login of one codex account: its file as last read, and what prevents its use.
+
+    What it is good for follows from what it holds (digests are SHA-256 of a version of the file):
+
+    no credentials                  nothing: there is no file, or no login in it that can be read
+    their digest is `revoked`       nothing: the token endpoint will never refresh it
+    `unsaved` is not empty          refreshed, and not yet on the disk: to be saved first
+    none of these                   to serve until it expires, and to be refreshed when due
+
+    A new version of the file may lead from each of them to each.
+    """
 
     name: str
     path: Path
@@ -8446,121 +8481,142 @@ class Login:
     raw: bytes = b""
     credentials: Credentials | None = None
     problem: str | None = None  # why it cannot serve, or will not for long
-    is_absent: bool = False  # nobody has logged in yet
-    spent: bytes = b""  # the digest of a content that cannot be renewed any more
-    unsaved: bytes = b""  # renewed, and not on the disk yet
-    told: str | None = None  # the problem that the log has
+    is_absent: bool = False  # there is no file: nobody has logged in yet
+    revoked: bytes = b""  # the digest of a version that cannot be refreshed any more
+    unsaved: bytes = b""  # refreshed, and not on the disk yet
+    reported: str | None = None  # the problem that was logged last
     unreached: Cause | None = None  # why the token endpoint was not, the last time
-    retry_at: float = -math.inf
-    renewal: trio.Event | None = None  # set while one is under way
-    is_retired: bool = False  # its account goes elsewhere now: what the file gets is not for it
-    clock_lead: float = 0.0  # by which our clock is ahead, as the last token that we got shows
-    issued: bytes = b""  # the digest of the last content that we got
-    issued_margin_seconds: float = math.inf  # half of its token's life
+    retry_at: float = -math.inf  # until then no refresh is tried
+    refresh: trio.Event | None = None  # set at the end of the one in progress
+    is_retired: bool = False  # its account goes elsewhere now: a new version is not for it
+    clock_lead: float = 0.0  # seconds that our clock is ahead, by the last token that we got
+    issued: bytes = b""  # the digest of the last version that we got
+    issued_margin_seconds: float = math.inf  # half of its token's lifetime
+
+    @property
+    def live(self) -> Credentials | None:
+        """The credentials, unless they are revoked."""
+        is_revoked = self.credentials and self.credentials.digest == self.revoked
+        return None if is_revoked else self.credentials
 
     def look(self) -> None:
-        """Read the file, if it is another one than before.  It blocks: see `Tokens.look`."""
+        """Read the file if it has changed.  It blocks: see `Tokens.look`."""
         self.take(read_login(self.path, self.mark))
 
     def take(self, sight: Sight | None) -> None:
-        """Go by what was found in the file's place; None: what was there before."""
+        """Go by what was found at the path; None: what was there before."""
         self.is_absent = sight is not None and sight.is_absent
         if sight is None:
             return
 
         if sight.credentials is None:
             self.mark = self.credentials = None
-            advice = (
-                self.advice if sight.is_login else "give it and its folder to the pooler's user"
-            )
-            self.problem = f"{self.path} {sight.problem}; {advice}"
+            self.problem = f"{self.path} {sight.problem}; {sight.remedy or self.advice}"
             return
 
         is_another = sight.raw not in (self.raw, self.unsaved)  # touched is not changed
         if is_another:
             self.unsaved = b""
-        if is_another and self.is_retired:
-            return
+            if self.is_retired:
+                return
 
         self.mark, self.raw, self.credentials = sight.mark, sight.raw, sight.credentials
-        if self.credentials.digest != self.spent and not self.unsaved:
+        if self.live and not self.unsaved:
             self.problem = self.clock_problem
 
     @property
     def clock_problem(self) -> str | None:
-        told = "is this machine's clock right? A token that was just issued has run out by it"
-        return f"{self.path}: {told}; it is used all the same" if self.clock_lead else None
+        """A warning if a new token is expired by our clock; None if not."""
+        if not self.clock_lead:
+            return None
+
+        reason = "its token is expired although it was just refreshed"
+        return f"{self.path}: {reason}; it is used anyway; is this machine's clock correct?"
 
     def note_issue(self, answer: bytes, unix_now: float, margin_seconds: float) -> None:
         """Learn from a token that was just issued, and is not saved yet."""
-        found = parse_auth_file(self.unsaved)
-        self.clock_lead = clock_lead(found, answer, unix_now, margin_seconds)
-        self.issued, self.issued_margin_seconds = found.digest, math.inf
-        if found.expires_at is not None:
-            left = found.expires_at - unix_now + self.clock_lead
-            self.issued_margin_seconds = max(0.0, left / 2)
+        issued = parse_auth_file(self.unsaved)
+        self.clock_lead = clock_lead(issued, answer, unix_now, margin_seconds)
+        self.issued, self.issued_margin_seconds = issued.digest, math.inf
+        if issued.expires_at is not None:
+            lifetime = issued.expires_at - unix_now + self.clock_lead
+            self.issued_margin_seconds = max(0.0, lifetime / 2)
 
     def has_ended(self, credentials: Credentials, unix_now: float) -> bool:
+        """Whether the token has expired by the issuer's clock."""
         return has_ended(credentials, unix_now - self.clock_lead)
 
+    def is_safe(self, credentials: Credentials, unix_now: float) -> bool:
+        """Whether a token may be used: it has not expired, and no power failure can undo it.
+
+        One renamed into place but not yet fsynced could be lost.
+        """
+        return self.raw != self.unsaved and not self.has_ended(credentials, unix_now)
+
     def is_due(self, credentials: Credentials, unix_now: float, margin_seconds: float) -> bool:
-        """Whether it should be renewed; what lives shorter than the margin, at half of its life."""
+        """Whether to refresh; a token that lives shorter than the margin, at half of its life."""
         if credentials.digest == self.issued:
             margin_seconds = min(margin_seconds, self.issued_margin_seconds)
         return is_refresh_due(credentials, unix_now - self.clock_lead, margin_seconds)
 
     @property
     def advice(self) -> str:
-        """How to make the file; Codex CLI always calls it auth.json."""
+        """How to create the file; Codex CLI always calls it auth.json."""
         if os.path.isdir(self.path):
             return "name the auth.json in it"
+
         is_plain = self.path.name == "auth.json"
         folder = self.path.parent if is_plain else self.path.with_suffix("")
-        home, made, path = (
-            shlex.quote(str(one)) for one in (folder, folder / "auth.json", self.path)
-        )
+        home, created, path = map(shlex.quote, map(str, (folder, folder / "auth.json", self.path)))
         login = f"CODEX_HOME={home} codex login -c 'cli_auth_credentials_store=\"file\"'"
-        move = "" if is_plain else f" && mv {made} {path}"
+        move = "" if is_plain else f" && mv {created} {path}"
         return f"log in with: mkdir -p {home} && {login}{move}"
 
     def is_usable(self, unix_now: float) -> bool:
-        """Whether it is worth a request's while: it is valid, or can be renewed now."""
-        found = self.credentials
-        if found is None or found.digest == self.spent:
+        """Whether a request may use it: the token is valid, or can be refreshed now."""
+        if self.live is None:
             return False
-        return not self.has_ended(found, unix_now) or trio.current_time() >= self.retry_at
 
-    def inspect(self, unix_now: float) -> list[tuple[bool, str]]:
-        """What a person should know before a token is spent: is it an error, and what."""
+        is_valid = not self.has_ended(self.live, unix_now)
+        return is_valid or trio.current_time() >= self.retry_at
+
+    def inspect(self, unix_now: float) -> list[Finding]:
+        """What a person should know before a token is spent, found without the network."""
         self.look()
         found = self.credentials
         if found is None:
-            return [(not self.is_absent or self.path.is_symlink(), self.problem or "")]
-        told: list[tuple[bool, str]] = []
-        if obstacle := why_unsaveable(self.path):
-            told.append((True, f"{self.path} {obstacle}"))
+            is_error = not self.is_absent or self.path.is_symlink()
+            return [Finding(is_error, str(self.problem))]
+
+        findings: list[Finding] = []
+        obstacle = why_unsaveable(self.path)
+        if obstacle:
+            findings.append(Finding(True, f"{self.path} {obstacle}"))
+        can_refresh = found.refresh_token is not None and obstacle is None
+        if can_refresh:
+            findings += try_saving(self.path, len(self.raw) + ROOM_SPARE_BYTES)
+
         state = self.path.stat()
-        if state.st_mode & 0o077:
-            quoted = shlex.quote(str(self.path))
-            told.append((False, f"{self.path} can be read by others: chmod 600 {quoted}"))
-        if state.st_nlink > 1:
-            told.append((False, f"{self.path} {SEVERAL_LINKS}"))
-        if found.refresh_token is None:
-            told.append((False, f"{self.path} holds no refresh token; {self.advice}"))
-        elif obstacle is None:
-            told += try_saving(self.path, len(self.raw) + ROOM_SPARE_BYTES)
-            if is_refresh_due(found, unix_now, 0):
-                told.append((False, f"{self.path} has run out; it is renewed when it is needed"))
-        return told
+        is_due = can_refresh and is_refresh_due(found, unix_now, 0)
+        warnings = {
+            f"can be read by others: chmod 600 {shlex.quote(str(self.path))}": state.st_mode
+            & 0o077,
+            SEVERAL_LINKS: state.st_nlink > 1,
+            f"holds no refresh token; {self.advice}": found.refresh_token is None,
+            "has expired; it will be refreshed on first use": is_due,
+        }
+        shown = [text for text, is_so in warnings.items() if is_so]
+        return findings + [Finding(False, f"{self.path} {text}") for text in shown]
 
 
-def read_logins(asked: Sequence[tuple[Path, Mark | None]]) -> list[Sight | None]:
-    return [read_login(path, known) for path, known in asked]
+def read_logins(wanted: Sequence[tuple[Path, Mark | None]]) -> list[Sight | None]:
+    """What is at each path, for `Tokens.look`: all of them in one thread."""
+    return [read_login(path, known) for path, known in wanted]
 
 
 @dataclass(eq=False)
 class Tokens:
-    """Keeps logins fresh.  A renewal outlives the request that asked for it."""
+    """Keeps logins fresh.  A refresh goes on after the request that asked for it has gone."""
 
     url: BaseUrl
     dial: Dial
@@ -8569,65 +8625,78 @@ class Tokens:
     limits: Limits
     files: Files
     services: trio.Nursery | None = None  # the server's own
-    # What was asked for and could not be saved, by file, with what the file held then: a reload may
-    # take a login out and bring it back.
+    # By file: the version that was refreshed, and its successor that could not be saved.  A reload
+    # may take a login out and bring it back.
     unsaved: OrderedDict[Path, tuple[bytes, bytes]] = field(default_factory=OrderedDict, repr=False)
-    outcomes: Sums = field(default_factory=dict)  # by account, and how it went
+    outcomes: Sums = field(default_factory=dict)  # by account, and ok or failed
 
     def state_of(self, login: Login) -> LoginState:
-        """For operators."""
-        found = login.credentials
-        if found is None or found.digest == login.spent:
-            return LoginState("needed", found.plan if found else None, None, login.unreached)
+        """A login's state, for operators."""
+        found = login.live
+        if found is None:
+            plan = login.credentials and login.credentials.plan
+            return LoginState("needed", plan, unreached=login.unreached)
+
         status = "renewal_due" if self.is_due(login, found) else "ok"
         return LoginState(status, found.plan, found.expires_at, login.unreached)
 
     async def credentials(self, login: Login, rejected: Credentials | None = None) -> Credentials:
-        """The login's credentials, renewed if they are about to end or were `rejected`.
+        """A login's credentials, refreshed if they are about to expire or were `rejected`.
 
         Raises: LoginNeeded.
         """
         await self.look([login])
-        before = login.credentials if login.is_usable(self.unix_now()) else None
-        is_rejected = before and rejected and rejected.digest == before.digest
-        if before and (is_rejected or login.unsaved or self.is_due(login, before)):
-            is_retry_due = trio.current_time() >= login.retry_at
-            if login.renewal is None and self.services is not None and is_retry_due:
-                login.renewal = trio.Event()
-                self.services.start_soon(self.serve_refresh, login, before)
-            if login.renewal is not None:
-                await login.renewal.wait()
-        found = login.credentials
-        if found is None or found.digest in {login.spent, rejected and rejected.digest}:
-            raise LoginNeeded(login.problem)
-        # What is in its place and still unsaved could be taken away again by a power cut.
-        if login.raw == login.unsaved or login.has_ended(found, self.unix_now()):
-            raise LoginNeeded(login.problem)
-        return found
+        rejected_digest = rejected.digest if rejected else b""
+        before = login.live
+        if before and login.is_usable(self.unix_now()):
+            is_rejected = before.digest == rejected_digest
+            if is_rejected or login.unsaved or self.is_due(login, before):
+                await self.join_refresh(login, before)
+
+        found = login.live
+        if found and found.digest != rejected_digest and login.is_safe(found, self.unix_now()):
+            return found
+
+        raise LoginNeeded(login.problem)
+
+    async def join_refresh(self, login: Login, before: Credentials) -> None:
+        """Start a refresh unless one is in progress or has just failed; wait for its end."""
+        is_retry_due = trio.current_time() >= login.retry_at
+        if login.refresh is None and self.services is not None and is_retry_due:
+            login.refresh = trio.Event()
+            self.services.start_soon(self.serve_refresh, login, before)
+
+        if login.refresh is not None:
+            await login.refresh.wait()
+
+    def report(self, login: Login) -> None:
+        """Log what prevents a login's use, or that nothing does."""
+        level = "warning" if login.problem else "info"
+        self.log(level, "login", {"account": login.name, "problem": login.problem})
 
     def tell(self, login: Login) -> None:
-        """Log what stands in a login's way, or that nothing does any more."""
-        if login.problem != login.told:
-            login.told = login.problem
-            level = "warning" if login.problem else "info"
-            self.log(level, "login", {"account": login.name, "problem": login.problem})
+        """Log a login's problem if it has changed."""
+        if login.problem != login.reported:
+            login.reported = login.problem
+            self.report(login)
 
     async def look(self, logins: Sequence[Login]) -> None:
-        """Notice files that have changed."""
+        """Read the files that have changed, in a thread."""
         if not logins:
             return
 
-        asked = [(login.path, login.mark) for login in logins]
+        wanted = [(login.path, login.mark) for login in logins]
         try:
-            found = await self.files.run(FILE_SECONDS_MAX, read_logins, asked)
+            sights = await self.files.run(FILE_SECONDS_MAX, read_logins, wanted)
         except OSError as error:
-            found = [Sight(problem=f"cannot be read: {error.strerror}")] * len(logins)
+            sights = [Sight(problem=f"cannot be read: {error.strerror}")] * len(logins)
 
-        for login, (_, mark), sight in zip(logins, asked, found, strict=True):
-            if login.mark == mark:  # else somebody else has looked meanwhile, and later
+        for login, (_, mark), sight in zip(logins, wanted, sights, strict=True):
+            if login.mark == mark:  # otherwise somebody else has looked in the meantime, and later
                 login.take(sight)
 
     def is_due(self, login: Login, found: Credentials) -> bool:
+        """Whether to refresh the login now."""
         return login.is_due(found, self.unix_now(), self.limits.refresh_margin_seconds)
 
     @property
@@ -8635,9 +8704,9 @@ class Tokens:
         return f"the token endpoint {self.url.authority}{self.url.path}"
 
     async def serve_refresh(self, login: Login, before: Credentials) -> None:
-        """One renewal of `before`, to its end, even while the server stops."""
-        assert login.renewal is not None
-        problem = "the login was not renewed in time; it is tried again"
+        """One refresh of `before`, to its end, even while the server stops."""
+        assert login.refresh is not None
+        problem = "refreshing the login timed out; will retry"
         login.unreached = None
         try:
             with (
@@ -8652,21 +8721,22 @@ class Tokens:
             problem = str(refused)
         except ConnectFailed as failed:
             login.unreached = failed.cause
-            problem = f"{self.endpoint} cannot be reached: {failed.cause}; it is asked again"
+            problem = f"{self.endpoint} cannot be reached: {failed.cause}; will retry"
         except TRANSPORT_ERRORS:
-            problem = f"{self.endpoint} gave no answer; it is asked again"
+            problem = f"{self.endpoint} did not respond; will retry"
         finally:
             outcome = "failed" if problem else "ok"
             _count(self.outcomes, login.name, (outcome,), {"count": 1})
             if problem:
                 login.retry_at = trio.current_time() + self.limits.refresh_pause_seconds
                 login.problem = problem
-                self.log("warning", "login", {"account": login.name, "problem": problem})
-            login.renewal.set()
-            login.renewal = None
+                self.report(login)
+
+            login.refresh.set()
+            login.refresh = None
 
     async def check_saving(self, login: Login) -> None:
-        """Raises: LoginNeeded, where what is asked for could not be saved."""
+        """Raises: LoginNeeded, if a refreshed login could not be saved."""
         try:
             obstacle = await self.files.run(FILE_SECONDS_MAX, why_unsaveable, login.path)
         except OSError as error:
@@ -8675,52 +8745,65 @@ class Tokens:
             raise LoginNeeded(f"{login.path} {obstacle}")
 
     async def refresh_locked(self, login: Login, before: Credentials) -> None:
-        """Adopt, or ask and save.  Raises: LoginNeeded, TRANSPORT_ERRORS."""
+        """Use a login that somebody else has refreshed, or refresh and save it.
+
+        Raises: LoginNeeded, TRANSPORT_ERRORS.
+        """
         await self.look([login])
         found = login.credentials
         if found is None:
             return
+
         if login.is_retired:
-            raise LoginNeeded(RETIRED)
-        # What a process that was killed had got, and not put in place yet, is as good as asked.
+            raise LoginNeeded("a reload has pointed this account elsewhere")
+
+        await self.find_unsaved(login, found)
+        is_refreshed = bool(login.unsaved) or found.digest != before.digest
+        await self.save(login)
+
+        found = login.credentials
+        if found is not None and not (is_refreshed and not self.is_due(login, found)):
+            await self.ask_with_room(login, found)
+            await self.save(login)
+
+    async def find_unsaved(self, login: Login, found: Credentials) -> None:
+        """Find tokens that were fetched and not saved: they are as good as fresh ones.
+
+        A process that was killed before the rename has left them in a file, this one in memory.
+        """
         with contextlib.suppress(OSError, LoginNeeded):
             left = await self.files.run(FILE_SECONDS_MAX, read_own, new_file(login.path))
             kept = parse_auth_file(left)
             is_later = (kept.refreshed_at or 0) > (found.refreshed_at or 0)
             if is_later and kept.account_id == found.account_id:
                 login.unsaved = login.unsaved or left
-        before_it, unsaved = self.unsaved.get(login.path, (b"", b""))
-        if before_it == login.raw:  # else another login has come meanwhile
+
+        before, unsaved = self.unsaved.get(login.path, (b"", b""))
+        if before == login.raw:  # otherwise another login has come in the meantime
             login.unsaved = login.unsaved or unsaved
-        is_adopted = bool(login.unsaved) or found.digest != before.digest
-        await self.save(login)
-        found = login.credentials
-        if found is None or (is_adopted and not self.is_due(login, found)):
-            return
-        await self.ask_with_room(login, found)
-        await self.save(login)
 
     async def save(self, login: Login) -> None:
-        """Put what is not saved yet on the disk.  Raises: LoginNeeded.
+        """Save what is not on the disk yet.  Raises: LoginNeeded.
 
-        Where another login has come into the file meanwhile, that one stays.
+        If another login has come into the file in the meantime, that one stays.
         """
         if not login.unsaved:
             return
+
         try:
             await self.files.run(math.inf, save_over, login.path, login.unsaved, login.raw)
         except OSError as error:
-            problem = f"{login.path} cannot be saved: {error.strerror}; it is tried again"
+            problem = f"{login.path} cannot be saved: {error.strerror}; will retry"
             raise LoginNeeded(problem) from None
+
         login.unsaved = b""
         self.unsaved.pop(login.path, None)
         await self.look([login])
-        level = "warning" if login.problem else "info"
-        self.log(level, "login", {"account": login.name, "problem": login.problem})
-        login.told = login.problem
+        self.report(login)
+        login.reported = login.problem
 
     async def ask_with_room(self, login: Login, found: Credentials) -> None:
-        """As `ask`, once it is sure that there is room for what comes.
+        """As `ask`, once there is room on the disk for the response.
 
         Raises: LoginNeeded, TRANSPORT_ERRORS.
         """
@@ -8735,21 +8818,27 @@ class Tokens:
             await self.ask(login, found)
         except (LoginNeeded, *TRANSPORT_ERRORS) as error:
             failure = error
-        if not login.unsaved:  # else its saving gives the room back
+
+        if not login.unsaved:  # otherwise saving it releases the room
             with contextlib.suppress(OSError):
                 await self.files.run(FILE_SECONDS_MAX, drop_room, login.path)
         if failure is not None:
             raise failure
 
     async def ask(self, login: Login, found: Credentials) -> None:
-        """Ask for new tokens, which are then to be saved.  Raises: LoginNeeded, TRANSPORT_ERRORS.
+        """Ask for new tokens, which then have to be saved.  Raises: LoginNeeded, TRANSPORT_ERRORS.
 
         Codex CLI, which takes no lock (F56), may be faster: then there is nothing to save.
         """
         if found.refresh_token is None:
             raise LoginNeeded(f"{login.path} holds no refresh token; {login.advice}")
-        grant = {"client_id": CODEX_CLIENT_ID, "grant_type": "refresh_token"}
-        body = json.dumps({**grant, "refresh_token": reveal(found.refresh_token)}).encode()
+
+        grant = {
+            "client_id": CODEX_CLIENT_ID,
+            "grant_type": "refresh_token",
+            "refresh_token": reveal(found.refresh_token),
+        }
+        body = json.dumps(grant).encode()
         request = request_head(self.url, "", None, [("accept", "application/json")], body) + body
         status, answer = await ask_once(
             self.dial,
@@ -8760,18 +8849,21 @@ class Tokens:
             proxy=login.proxy,
             bytes_max=SECRET_FILE_BYTES_MAX,
         )
-        verdict = classify_refresh(status, answer)
-        if verdict is RefreshOutcome.FAILED:
-            raise LoginNeeded(f"{self.endpoint} answered {status} and no token; it is asked again")
-        if verdict is RefreshOutcome.DONE:
+
+        outcome = classify_refresh(status, answer)
+        if outcome is RefreshOutcome.FAILED:
+            raise LoginNeeded(f"{self.endpoint} answered {status} without a token; will retry")
+
+        if outcome is RefreshOutcome.DONE:
             login.unsaved = merge_tokens(login.raw, answer, self.unix_now())
             _remember(self.unsaved, login.path, (login.raw, login.unsaved), UNSAVED_MAX)
             login.note_issue(answer, self.unix_now(), self.limits.refresh_margin_seconds)
             return
+
         await self.look([login])
         if login.credentials is not None and login.credentials.digest == found.digest:
-            login.spent = found.digest
-            raise LoginNeeded(f"{login.path}: its login has been withdrawn; {login.advice}")
+            login.revoked = found.digest
+            raise LoginNeeded(f"{login.path}: this login has been revoked; {login.advice}")
 
 
 async def ask_once(
@@ -8784,9 +8876,9 @@ async def ask_once(
     proxy: Proxy | None,
     bytes_max: int,
 ) -> tuple[int, bytes]:
-    """One request on a connection of its own: the answer's status and body.
+    """Send one request on a connection of its own; the status and the body of the response.
 
-    The caller bounds the time.  Raises: TRANSPORT_ERRORS, also where the body is larger.
+    The caller bounds the time.  Raises: TRANSPORT_ERRORS, also if the body is too large.
     """
     connection = UpstreamConnection(await connect(dial, url, tls, proxy, limits))
     try:
@@ -8969,11 +9061,11 @@ class Shared:
             try:
                 told = await self.files.run(FILE_SECONDS_MAX, fresh.inspect, self.unix_now())
             except OSError as error:
-                told = [(True, f"{login.path} cannot be read: {error.strerror}")]
+                told = [Finding(True, f"{login.path} cannot be read: {error.strerror}")]
             for _, problem in told:
-                if problem != login.told:
+                if problem != login.reported:
                     self.log("warning", "login", {"account": login.name, "problem": problem})
-            login.told = fresh.problem or login.told
+            login.reported = fresh.problem or login.reported
             if fresh.credentials is None and fresh.problem:
                 unusable.add(login.name)
         for pool in self.config.pools.values():
@@ -12096,7 +12188,7 @@ def check_account(account: Account) -> tuple[bool, bool]:
 
     The login of a ChatGPT account is read and locked, and it is tried whether it can be saved.
     """
-    state, problems, can_serve = "key OK", list[tuple[bool, str]](), not account.paused
+    state, problems, can_serve = "key OK", list[Finding](), not account.paused
     if account.auth_file is not None:
         login = Login(account.name, Path(account.auth_file))
         problems = login.inspect(time.time())

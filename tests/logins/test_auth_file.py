@@ -27,6 +27,7 @@ from pooler import (
     REFRESH_AGE_SECONDS,
     SECRET_FILE_BYTES_MAX,
     Credentials,
+    Finding,
     Limits,
     Login,
     LoginNeeded,
@@ -300,14 +301,14 @@ def path(tmp_path: Path) -> Path:
     return made
 
 
-def inspected(path: Path, at: float = NOW) -> list[tuple[bool, str]]:
+def inspected(path: Path, at: float = NOW) -> list[Finding]:
     return Login("one", path).inspect(at)
 
 
 def test_a_good_file_has_no_problem(path: Path) -> None:
     assert inspected(path) == []
     [(is_error, words)] = inspected(path, NOW + 3600)
-    assert (is_error, "has run out" in words) == (False, True)
+    assert (is_error, "has expired" in words) == (False, True)
 
 
 def make_symlink(path: Path) -> None:

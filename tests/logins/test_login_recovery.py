@@ -358,9 +358,7 @@ async def test_an_endpoint_that_is_silent_is_left_in_time(
             await wait_all_tasks_blocked()
             assert got == []
             mock_clock.jump(pooler.Limits().refresh_seconds_max)
-        assert got == (
-            [old] if seconds == SOON else ["the login was not renewed in time; it is tried again"]
-        )
+        assert got == ([old] if seconds == SOON else ["refreshing the login timed out; will retry"])
         assert desk.saved() == old
 
 
@@ -374,7 +372,7 @@ async def test_a_token_that_was_spent_for_nothing_is_not_sent_for_ever(
         assert await desk.ask() == desk.saved()
         for _ in range(5):
             mock_clock.jump(PAUSE_SECONDS)
-            with pytest.raises(LoginNeeded, match="withdrawn"):
+            with pytest.raises(LoginNeeded, match="revoked"):
                 await desk.ask()
         assert desk.asked_count == 2
 

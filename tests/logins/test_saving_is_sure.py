@@ -119,7 +119,7 @@ async def test_on_a_full_disk_nobody_is_asked_and_the_login_is_kept(
             before = desk.path.read_bytes()
             with without_room(folder, is_mounted):
                 with pytest.raises(
-                    LoginNeeded, match=r"cannot be saved beside it: .*; (make|raise)"
+                    LoginNeeded, match=r"cannot be saved next to it: .*; (make|raise)"
                 ):
                     await desk.ask()
                 assert desk.asked_count == 0
@@ -138,7 +138,7 @@ def test_check_finds_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[s
             code = main(["check", "--config", config])
         told = capsys.readouterr().out
         assert code == 1
-        assert f"error: {path} cannot be renewed, for a renewed login cannot be saved" in told
+        assert f"error: {path} cannot be refreshed, for a refreshed login cannot be saved" in told
         assert main(["check", "--config", config]) == 0
 
 
@@ -282,7 +282,7 @@ def test_check_finds_a_lock_of_another_user(mode: int) -> None:
         made = check_without_rights(config)
         assert made.returncode == 1, made.stdout + made.stderr
         assert f"error: {lock_file(path)} cannot be locked: " in made.stdout
-        assert "remove it" in made.stdout or "give it, and its folder, to" in made.stdout
+        assert "remove it" in made.stdout or "give it and its folder to" in made.stdout
 
         lock_file(path).unlink()
         made = check_without_rights(config)
@@ -415,7 +415,7 @@ async def test_a_token_just_issued_is_used_whatever_the_clock_says(
         is_past = ends_in < desk.tokens.unix_now()
         problems = [one["problem"] for one in desk.logged]
         if is_past:
-            assert "is this machine's clock right?" in str(desk.login.problem)
+            assert "is this machine's clock correct?" in str(desk.login.problem)
             assert problems.count(desk.login.problem) == 1
 
         # The clock is set right, and a token that was issued then shows it.
@@ -458,9 +458,11 @@ async def test_an_answer_that_is_not_the_endpoints_own_spends_no_login(
             if seconds == SOON:
                 assert await desk.ask() == old
             else:
-                with pytest.raises(LoginNeeded, match=f"answered {status} and no token; it is ask"):
+                with pytest.raises(
+                    LoginNeeded, match=f"answered {status} without a token; will ret"
+                ):
                     await desk.ask()
-        assert (desk.asked_count, desk.login.spent) == (1, b"")
+        assert (desk.asked_count, desk.login.revoked) == (1, b"")
         mock_clock.jump(PAUSE_SECONDS)
         assert await desk.ask() == desk.saved() != old
         assert desk.asked_count == 2

@@ -91,8 +91,8 @@ class Desk:
 
     async def rest(self) -> None:
         """Until no renewal is under way."""
-        while self.login.renewal is not None:
-            await self.login.renewal.wait()
+        while self.login.refresh is not None:
+            await self.login.refresh.wait()
 
 
 @asynccontextmanager
@@ -302,7 +302,7 @@ async def test_a_lock_that_is_never_free_costs_no_thread(
             fcntl.flock(lock, fcntl.LOCK_EX)
             before = threading.active_count()
             for _ in range(5):
-                with pytest.raises(LoginNeeded, match="not renewed in time"):
+                with pytest.raises(LoginNeeded, match="timed out"):
                     async with jumping(mock_clock, RENEWAL_SECONDS_MAX):
                         await desk.ask()
                 mock_clock.jump(PAUSE_SECONDS)
@@ -346,7 +346,7 @@ async def test_a_renewal_outlives_the_request_that_asked_for_it(
             nursery.start_soon(desk.ask)
             await desk.backend.token_asked.wait()
             nursery.cancel_scope.cancel()
-        assert desk.login.renewal is not None
+        assert desk.login.refresh is not None
         desk.backend.token_gate.set()
         await desk.rest()
         assert await desk.ask() == desk.saved()
@@ -363,7 +363,7 @@ async def test_a_renewal_outlives_the_server(mock_clock: MockClock, tmp_path: Pa
             await desk.backend.token_asked.wait()
             services.cancel_scope.cancel()
             desk.backend.token_gate.set()
-        assert desk.login.renewal is None
+        assert desk.login.refresh is None
         assert desk.saved("refresh_token") == "rt-acct-2"
 
 
@@ -379,7 +379,7 @@ async def test_what_a_killed_process_had_got_is_not_lost(
         left = pooler.merge_tokens(raw, answer, time.time() + 1)
         pooler.new_file(desk.path).write_bytes(left[:-9] if is_torn else left)
         if is_torn:
-            with pytest.raises(LoginNeeded, match="withdrawn"):
+            with pytest.raises(LoginNeeded, match="revoked"):
                 await desk.ask()
             return
         assert await desk.ask() == desk.saved()
@@ -532,10 +532,10 @@ async def test_a_login_that_was_withdrawn_is_out_until_its_file_changes(
     async with opened_desk(tmp_path) as desk:
         desk.log_in(SOON)
         desk.backend.token_plays.append(TokenPlay(400, "refresh_token_invalidated", shape))
-        with pytest.raises(LoginNeeded, match="has been withdrawn; log in with: mkdir -p"):
+        with pytest.raises(LoginNeeded, match="has been revoked; log in with: mkdir -p"):
             await desk.ask()
         mock_clock.jump(3600)
-        with pytest.raises(LoginNeeded, match="has been withdrawn"):
+        with pytest.raises(LoginNeeded, match="has been revoked"):
             await desk.ask()
         os.utime(desk.path)  # touched is not changed
         with pytest.raises(LoginNeeded):
@@ -553,8 +553,8 @@ async def test_an_endpoint_that_cannot_be_reached_costs_nothing(
         desk.tokens.url = desk.tokens.url._replace(port=1)
         assert await desk.ask() == desk.saved()
         told = f"the token endpoint {desk.tokens.url.authority}/oauth/token cannot be reached"
-        assert desk.logged[-1]["problem"] == f"{told}: refused; it is asked again"
-        assert desk.login.spent == b""
+        assert desk.logged[-1]["problem"] == f"{told}: refused; will retry"
+        assert desk.login.revoked == b""
 
 
 async def test_a_login_without_a_refresh_token_serves_to_its_end(
