@@ -2875,8 +2875,9 @@ class FrameMeter:
 ################################################################
 # REQUEST BODIES
 ################################################################
-# A body is judged once and forwarded as it came, or written anew from what was judged: duplicate
-# keys are refused, so that what was checked is what the upstream reads.
+# A body is parsed and validated once.  Then it is forwarded unchanged, or serialised again from
+# what was validated.  Names that an object has twice are refused, so that an upstream cannot read
+# another value than the one that was validated here.
 
 
 class Obstacle(NamedTuple):
@@ -2893,19 +2894,21 @@ class Call(NamedTuple):
     pool: Pool
     key: Key
     requested_model: str
-    model: str  # the pool's name: with its alias applied
+    model: str  # with the pool's alias applied
     is_stream: bool
     is_stored: bool
-    session: bytes | None  # digest of pool, key and session, named or told by its beginning
-    search_session: bytes | None  # the same of what a web search of this session will name
-    response: bytes | None  # digest of pool, key and previous_response_id
-    path: str  # below the base_url of an account that takes the request as it came
+    # Digests that begin with the names of pool and key: of the session, which is named or found by
+    # its beginning; of that which a web search of this session will name; of the earlier response.
+    session: bytes | None
+    search_session: bytes | None
+    response: bytes | None
+    path: str  # below the base_url of an account to which the body is sent unchanged
     is_native: bool  # Codex CLI's own: nothing but credentials changes
-    is_codex_only: bool  # on a route that only accounts of type codex have
+    is_codex_only: bool  # the route is one that only ChatGPT accounts have
     obstacle: Obstacle | None  # the first one
     is_socket: bool = False  # a turn of a WebSocket
-    is_unary: bool = False  # goes on as it came, to whichever account; comes back in one piece
-    is_unlisted: bool = False  # its model, if it names one, is in no catalogue
+    is_unary: bool = False  # see UNARY_PATHS
+    is_unlisted: bool = False  # it names no model, or one that no catalogue lists
 
     @property
     def key_name(self) -> tuple[str, str]:
@@ -2921,9 +2924,9 @@ SESSION_HEADERS: Final = (
 
 
 def check_json_shape(body: bytes, limits: Limits) -> None:
-    """Refuse a body that is too deep or has too many members.  Raises: PoolerError.
+    """Refuse a body that is too deep or has too many members.  Raises: PoolerError (invalid_json).
 
-    Text takes its time beside the members: where there is much of it, half as many may be there.
+    Text takes time to parse, too: a body with much of it may have half as many members.
     """
     members_max = limits.json_separators_max
     if len(body) > MUCH_TEXT_BYTES:
@@ -2934,13 +2937,15 @@ def check_json_shape(body: bytes, limits: Limits) -> None:
 
 
 def _once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands in an object twice")
-    return found
+    """The object with these members.  Raises: ValueError, if a name is there twice."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name is in an object twice")
+    return members
 
 
 def _short_int(digits: str) -> int:
+    """Raises: ValueError, if it is so long that to convert it would take long."""
     if len(digits) > INTEGER_DIGITS_MAX:
         raise ValueError("number too long")
     return int(digits)
@@ -2948,17 +2953,14 @@ def _short_int(digits: str) -> int:
 
 @dataclass(slots=True)
 class FloatCounter:
-    """Reads the floats of one body, and counts them."""
+    """Converts the floats of one body, and counts them: each takes some microseconds."""
 
     count: int = 0
 
     def read(self, text: str) -> float:
-        """The finite number that `text` stands for.
-
-        Raises: ValueError, also where there are too many.
-        """
+        """The finite number in `text`.  Raises: ValueError, also if there are too many."""
         value = float(text)
-        if not math.isfinite(value):  # NaN is none
+        if not math.isfinite(value):  # NaN, which is no JSON, or 1e400
             raise ValueError("no finite number")
 
         self.count += 1
@@ -2969,7 +2971,7 @@ class FloatCounter:
 
 
 def _strict_decoder() -> json.JSONDecoder:
-    """A decoder for one body."""
+    """A new decoder, for one body."""
     read_float = FloatCounter().read
     return json.JSONDecoder(
         object_pairs_hook=_once,
@@ -2985,7 +2987,7 @@ def parse_strictly(body: bytes) -> Json:
 
 
 def parse_json_object(body: bytes) -> dict[str, Json]:
-    """The JSON object in `body`, strictly: UTF-8 without BOM, no key twice, no NaN.
+    """The JSON object in `body`, read strictly: UTF-8 without BOM, no name twice, no NaN.
 
     Raises: PoolerError (invalid_json).
     """
@@ -2993,47 +2995,55 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
         value = parse_strictly(body)
     except (ValueError, RecursionError):
         raise PoolerError("invalid_json") from None
+
     if not isinstance(value, dict):
         raise PoolerError("invalid_json", "The request body must be a JSON object.")
     return value
 
 
 def digest_parts(*parts: str) -> bytes:
-    """One digest of several texts, of which only the last may hold any character."""
+    """One digest of several texts; only the last of them may hold a NUL."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
 
 
 def _is_message(item: Mapping[str, Json], *roles: str) -> bool:
+    """Whether an item of either API is a message of one of these roles."""
     return item.get("type") in (None, "message") and item.get("role") in roles
 
 
+_CONTENT_MEMBERS: Final = (
+    "text", "url", "image_url", "file_url", "file_id", "file_data", "data",
+)  # fmt: skip
+
+
 def _content_texts(content: Json) -> Iterator[str]:
-    """What a message's content says, in either API's form: texts, and where its files are."""
+    """The texts of a message's content in either API's form, and the addresses of its files."""
     if isinstance(content, str):
         yield content
+        return
+
     for part in content if isinstance(content, list) else ():
-        # Chat puts the address of a file into an object, Responses beside the type.
+        # Chat puts the address of a file into an object, Responses next to the type.
         for holder in (part, *map(object_of, object_of(part).values())):
-            names = ("text", "url", "image_url", "file_url", "file_id", "file_data", "data")
-            yield from filter(None, (text_at(holder, name) for name in names))
+            for name in _CONTENT_MEMBERS:
+                if text := text_at(holder, name):
+                    yield text
 
 
 def _beginning_of(texts: Iterable[str]) -> str:
-    """The first of what several texts say, and how much that is."""
-    kept: list[str] = []
-    left, length = BEGINNING_CHARS_MAX, 0
+    """The length of several texts, and their first BEGINNING_CHARS_MAX characters; else ""."""
+    beginning, length = "", 0
     for text in texts:
-        kept.append(text[:left])
-        left -= len(kept[-1])
+        beginning += text[: BEGINNING_CHARS_MAX - len(beginning)]
         length += len(text)
-    return f"{length} {''.join(kept)}" if length else ""
+    return f"{length} {beginning}" if length else ""
 
 
 def conversation_digest(kind: CallKind, body: Mapping[str, Json]) -> str:
-    """What stays the same in all turns of a conversation; "" where that cannot be told.
+    """A digest of what all turns of a conversation share; "" if there is no such thing.
 
-    It is made of the instructions, or the system's text before the first message of the user, and
-    of that message: histories are sent whole, and most clients name no session (F75).
+    That is the instructions, or the system's text in front of the user's first message, and that
+    message: histories are sent whole, and most clients name no session (F75).
     """
     items = body.get("input")
     if kind is CallKind.CHAT:
@@ -3041,13 +3051,13 @@ def conversation_digest(kind: CallKind, body: Mapping[str, Json]) -> str:
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
 
-    orders = [text_at(body, "instructions")]
+    instructions = [text_at(body, "instructions")]
     for item in map(object_of, items if isinstance(items, list) else ()):
         if _is_message(item, "user"):
-            said = _beginning_of(_content_texts(item.get("content")))
-            return digest_parts(_beginning_of(orders), said).hex() if said else ""
+            message = _beginning_of(_content_texts(item.get("content")))
+            return digest_parts(_beginning_of(instructions), message).hex() if message else ""
         if _is_message(item, "system", "developer"):
-            orders += _content_texts(item.get("content"))
+            instructions += _content_texts(item.get("content"))
     return ""
 
 
@@ -3059,23 +3069,26 @@ def find_session(
     *,
     before: bytes | None,
 ) -> bytes | None:
-    """The digest of a request's session: as it is named, as it was before, or as it began.
+    """The digest of a request's session: as named, or as before, or found by its beginning.
 
-    `scope`: the pool and the key.  What goes on from an earlier response holds only what is new,
-    and a tool's request none of its conversation.
+    `scope` is the pool and the key; `before` the session of the WebSocket's turn before.  A body
+    that continues an earlier response holds only what is new, and a tool's request nothing of its
+    conversation: such a body has no beginning.
     """
-    named = next(filter(None, map(headers.get, SESSION_HEADERS)), None)
-    # What is no text names nothing: to write it out could take long.
-    name = named or text_at(body, "prompt_cache_key")
+    names = [headers.get(name, "") for name in SESSION_HEADERS]
+    names.append(text_at(body, "prompt_cache_key"))
     if route.upstream_path == SEARCH_PATH:
-        name = name or text_at(body, "id")
+        names.append(text_at(body, "id"))
+    name = next(filter(None, names), "")
     if name:
         return digest_parts(*scope, "session", name[:SESSION_CHARS_MAX])
     if before is not None:
         return before
-    is_begun = not body.get("previous_response_id") and route.upstream_path not in TOOL_PATHS
-    begun = conversation_digest(route.kind, body) if is_begun else ""
-    return digest_parts(*scope, "conversation", begun) if begun else None
+
+    if body.get("previous_response_id") or route.upstream_path in TOOL_PATHS:
+        return None
+    beginning = conversation_digest(route.kind, body)
+    return digest_parts(*scope, "conversation", beginning) if beginning else None
 
 
 def read_call(
@@ -3089,54 +3102,63 @@ def read_call(
     socket_id: str = "",
     session_before: bytes | None = None,
 ) -> Call:
-    """What the request asks for, if this key may ask it.
+    """What the request asks for, if this key may ask for it.
 
-    `socket_id`: of the WebSocket that it is a turn of; `session_before`: of the turn before it,
-    with which one that names none goes on, for a WebSocket is best served by one account.
+    `socket_id` names the WebSocket of which it is a turn, and `session_before` the session of the
+    turn before, which continues unless this one names another: one account serves a WebSocket best.
     Raises: PoolerError (missing_required_parameter, invalid_value, model_not_found,
     unsupported_parameter).
     """
-    kind, is_unary = route.kind, route.upstream_path in UNARY_PATHS
     model = _model_of(body, pool, key, route)
+    is_unary = route.upstream_path in UNARY_PATHS
     if route.upstream_path in TOOL_PATHS and body.get("stream"):
-        public = "This route answers in one piece."
+        public = "The response of this route comes in one piece."
         raise PoolerError("unsupported_parameter", public, param="stream")
     for name in ("stream", "store"):
         valid_member(body, name, bool)
-    is_own = is_lite(kind, body, headers) and pool.has_codex
+
     scope = (pool.name, key.name)
     session = find_session(route, body, headers, scope, before=session_before)
     if session is None and socket_id:
         session = digest_parts(*scope, "socket", socket_id)
-    searched = _search_session(headers)
-    previous = text_at(body, "previous_response_id")
-    is_short = len(previous) <= RESPONSE_ID_CHARS_MAX  # one that is not is nobody's
+
+    is_native = route.is_native
+    if is_lite(route.kind, body, headers) and pool.has_codex:
+        is_native, obstacle = True, None
     return Call(
-        kind=kind,
+        kind=route.kind,
         pool=pool,
         key=key,
         requested_model=model,
         model=pool.meant_by(model).model,
         is_stream=not is_unary and (bool(socket_id) or body.get("stream") is True),
-        is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
+        is_stored=route.kind is CallKind.RESPONSES and body.get("store") is not False,
         session=session,
-        search_session=digest_parts(*scope, "session", searched) if searched else None,
-        response=digest_parts(*scope, "response", previous) if previous and is_short else None,
+        search_session=_search_session(headers, scope),
+        response=_response_of(body, scope),
         path=route.upstream_path,
-        is_native=is_own or route.is_native,
+        is_native=is_native,
         is_codex_only=route.is_native,
-        obstacle=None if is_own else obstacle,
+        obstacle=obstacle,
         is_socket=bool(socket_id),
         is_unary=is_unary,
         is_unlisted=not model or route.upstream_path in IMAGE_PATHS,
     )
 
 
-def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, route: Route) -> str:
-    """The model that a request names; "" where a tool of Codex CLI leaves it to the upstream.
+def _response_of(body: Mapping[str, Json], scope: tuple[str, str]) -> bytes | None:
+    """The digest of the earlier response that a body continues, if an account can have made it."""
+    previous = text_at(body, "previous_response_id")
+    if not previous or len(previous) > RESPONSE_ID_CHARS_MAX:
+        return None
+    return digest_parts(*scope, "response", previous)
 
-    Image models are in no catalogue, so what the pool lists does not bar them: only a key's list
-    does, and then one must be named.
+
+def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, route: Route) -> str:
+    """The model that a request names; "" if a tool of Codex CLI leaves it to the upstream.
+
+    Image models are in no catalogue, so a pool's list does not exclude them: only a key's list
+    does, and then the request must name one.
     Raises: PoolerError (missing_required_parameter, invalid_value, model_not_found).
     """
     model = body.get("model")
@@ -3145,6 +3167,7 @@ def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, route: Route) -> s
     may_be_absent = is_tool and not (is_image and key.models is not None)
     if model is None and may_be_absent:
         return ""
+
     if not isinstance(model, str) or not model:
         raise PoolerError("missing_required_parameter", param="model")
     if len(model) > MODEL_CHARS_MAX:
@@ -3156,24 +3179,26 @@ def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, route: Route) -> s
     return model
 
 
-def _search_session(headers: Headers) -> str:
-    """What Codex CLI's web search gives as its `id` (F26): the session, whatever its turns name.
+def _search_session(headers: Headers, scope: tuple[str, str]) -> bytes | None:
+    """The digest of what Codex CLI's web search will give as its `id`; None if there is no such id.
 
-    "" for a subagent, whose thread is not its session's own.
+    That is the session, whatever its turns name; but a subagent's thread is not its session's own.
     """
     session = headers.get("session-id") or headers.get("session_id") or ""
     thread = headers.get("thread-id") or headers.get("thread_id") or session
-    return session[:SESSION_CHARS_MAX] if thread == session else ""
+    if not session or thread != session:
+        return None
+    return digest_parts(*scope, "session", session[:SESSION_CHARS_MAX])
 
 
 def is_lite(kind: CallKind, body: Mapping[str, Json], headers: Headers) -> bool:
-    """Whether a body is in the form that Codex CLI has for most of its models.
+    """Whether a body is in the form that Codex CLI uses for most of its models.
 
-    The upstream is told so in the head, or on a WebSocket in the body, and wants it unchanged
-    (F16).
+    A header says so, or a member of the body on a WebSocket, and the upstream wants such a body
+    unchanged (F16).
     """
-    told = text_at(body.get("client_metadata"), LITE_METADATA)
-    return kind is CallKind.RESPONSES and "true" in (headers.get(LITE_HEADER), told)
+    metadata = text_at(body.get("client_metadata"), LITE_METADATA)
+    return kind is CallKind.RESPONSES and "true" in (headers.get(LITE_HEADER), metadata)
 
 
 def is_model_allowed(requested: str, pool: Pool, key: Key) -> bool:
@@ -3185,32 +3210,40 @@ def is_model_allowed(requested: str, pool: Pool, key: Key) -> bool:
 
 
 def unknown_model(pool: Pool, key: Key, offered: Iterable[str]) -> PoolerError:
-    """The error for a model that a key may not use, with the names that it may."""
+    """The error for a model that a key may not use, with some of those that it may.
+
+    `offered` are the models of the pool's accounts, which count if the pool lists none.  A name
+    that looks like a status that clients retry is left out.
+    """
     listed = offered if pool.models is None else pool.models
-    names = dict.fromkeys([*(key.models or ()), *listed, *pool.aliases])
-    told = [name for name in names if is_model_allowed(name, pool, key)]
-    told = [name for name in told if not _RETRIED_DIGITS.search(name)][:MODELS_TOLD_MAX]
-    if not told:
+    names = [
+        name
+        for name in dict.fromkeys([*(key.models or ()), *listed, *pool.aliases])
+        if is_model_allowed(name, pool, key) and not _RETRIED_DIGITS.search(name)
+    ]
+    if not names:
         return PoolerError("model_not_found")
-    public = f"This key has no such model. It may use {', '.join(told)} (GET /v1/models)."
+
+    shown = ", ".join(names[:MODELS_TOLD_MAX])
+    public = f"This key has no such model. It may use {shown} (GET /v1/models)."
     return PoolerError("model_not_found", public)
 
 
 def with_alias(kind: CallKind, body: Mapping[str, Json], alias: Alias) -> dict[str, Json]:
-    """The body of a client that has called a model by an alias."""
-    made = {**body, "model": alias.model}
+    """The body with its alias resolved: another model, and the tier and effort of the alias."""
+    resolved = {**body, "model": alias.model}
     if alias.service_tier is not None:
-        made["service_tier"] = alias.service_tier
+        resolved["service_tier"] = alias.service_tier
     if alias.effort is None:
-        return made
-    reasoning = body.get("reasoning")
-    if kind is CallKind.RESPONSES:
-        made["reasoning"] = {**object_of(reasoning), "effort": alias.effort}
-        return made
-    made["reasoning_effort"] = alias.effort
-    if isinstance(reasoning, dict) and "effort" in reasoning:
-        made["reasoning"] = {**reasoning, "effort": alias.effort}
-    return made
+        return resolved
+
+    # Some Chat clients send the Responses API's object, too: both must say the same.
+    reasoning = object_of(body.get("reasoning"))
+    if kind is CallKind.CHAT:
+        resolved["reasoning_effort"] = alias.effort
+    if kind is CallKind.RESPONSES or "effort" in reasoning:
+        resolved["reasoning"] = {**reasoning, "effort": alias.effort}
+    return resolved
 
 
 COMPACTIONS: Final = ("compaction", "compaction_summary", "context_compaction")
@@ -3218,14 +3251,15 @@ ENCRYPTED_ITEMS: Final = ("reasoning", *COMPACTIONS)
 
 
 def drop_reasoning(body: Mapping[str, Json]) -> dict[str, Json] | None:
-    """The body without the items that another account cannot read (F10).
+    """The body without the items that another account cannot read; None if it has none (F10).
 
-    They go whole: what is left of one without its encrypted content is refused.  None: it has none.
+    They are dropped whole: upstreams refuse an item without its encrypted content.
     """
     items = body.get("input")
     if not isinstance(items, list):
         return None
-    # Whatever a type is, it can be compared.
+
+    # ENCRYPTED_ITEMS is a tuple: a type may be a list, which a set could not look up.
     kept = [item for item in items if object_of(item).get("type") not in ENCRYPTED_ITEMS]
     return None if len(kept) == len(items) else {**body, "input": kept}
 
