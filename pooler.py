@@ -3920,9 +3920,7 @@ def to_codex(
     text = members_of(valid_object(body, "text"), ("verbosity", "format"))
     instructions, items = _instructions_and_input(body, text)
     tools = [_codex_tool(tool) for tool in valid_list(body, "tools", dict)]
-    reasoning = _codex_reasoning(body, efforts or _EFFORTS_ASSUMED)
     include = [*valid_list(body, "include", str), "reasoning.encrypted_content"]
-    choice = _codex_tool_choice(body)
     is_parallel = valid_member(body, "parallel_tool_calls", bool)
     valid_member(valid_object(body, "stream_options"), "include_usage", bool)
 
@@ -3931,9 +3929,9 @@ def to_codex(
         "instructions": instructions,
         "input": items,
         "tools": tools or None,
-        "tool_choice": choice,
+        "tool_choice": _codex_tool_choice(body),
         "parallel_tool_calls": is_parallel if tools else None,
-        "reasoning": reasoning or None,
+        "reasoning": _codex_reasoning(body, efforts or _EFFORTS_ASSUMED) or None,
         "text": text or None,
         "include": [*dict.fromkeys(include)],
         "prompt_cache_key": _short_id(valid_text(body, "prompt_cache_key")) or None,
@@ -4034,11 +4032,7 @@ def _with_properties(schema: JsonObject) -> JsonObject:
     is_object |= _SCHEMA_KINDS.isdisjoint(schema)
     if not is_object or schema.get("properties") is not None:
         return schema
-    return {
-        "type": "object",
-        **schema,
-        "properties": {},
-    }
+    return {"type": "object", **schema, "properties": {}}
 
 
 def _flattened(nested: JsonObject) -> JsonDict:
@@ -4128,11 +4122,7 @@ def _reasoning_items(item: JsonObject) -> list[JsonDict]:
     ]
 
 
-def _codex_content(
-    holder: JsonObject,
-    name: str,
-    role: str,
-) -> list[JsonDict]:
+def _codex_content(holder: JsonObject, name: str, role: str) -> list[JsonDict]:
     """The parts of a message, or of a tool's output, as the backend calls them."""
     content = valid_member(holder, name, (str, list))
     if not isinstance(content, str):
@@ -4260,11 +4250,7 @@ def _tool_output_item(message: JsonObject, content: Sequence[JsonObject]) -> Jso
     if all(part.get("type") == "input_text" for part in content):
         output = "".join(part["text"] for part in content)
     call_id = valid_text(message, "tool_call_id") or text_at(message, "call_id")
-    return {
-        "type": "function_call_output",
-        "call_id": call_id,
-        "output": output,
-    }
+    return {"type": "function_call_output", "call_id": call_id, "output": output}
 
 
 def _tool_call_item(call: JsonObject) -> JsonDict:
@@ -4362,11 +4348,7 @@ class OutputCollector:
             self._deltas.setdefault((index, part), []).append(text_at(value, "delta"))
             self._count(event, 1)
 
-    def _count(
-        self,
-        event: bytes,
-        member_count: int,
-    ) -> None:
+    def _count(self, event: bytes, member_count: int) -> None:
         """Add an event to what is kept.  Raises: BadSyntax, if that is too much."""
         self._bytes_taken += len(event)
         self._members_taken += member_count
@@ -4379,11 +4361,7 @@ class OutputCollector:
         ):
             raise BadSyntax("answer too large")
 
-    def _complete(
-        self,
-        kind: EventKind,
-        response: JsonDict,
-    ) -> bool:
+    def _complete(self, kind: EventKind, response: JsonDict) -> bool:
         """Give a response the output that it lacks; whether it lacked any."""
         output = response.get("output")
         if kind is EventKind.SUCCESS and not output:
@@ -4401,17 +4379,17 @@ class OutputCollector:
         """The messages that the kept deltas are of, by output index."""
         messages: dict[int, JsonDict] = {}
         for (index, part), deltas in self._deltas.items():
-            if index not in messages:
-                messages[index] = {
-                    "type": "message",
-                    "role": "assistant",
-                    "status": "completed",
-                    "content": [],
-                }
+            begun: JsonDict = {
+                "type": "message",
+                "role": "assistant",
+                "status": "completed",
+                "content": [],
+            }
+            message = messages.setdefault(index, begun)
             if index in self._commentary:
-                messages[index]["phase"] = COMMENTARY
+                message["phase"] = COMMENTARY
             text = {"type": part, _PART_TEXTS[part]: "".join(deltas)}
-            messages[index]["content"].append(text)
+            message["content"].append(text)
         return messages
 
 
@@ -4731,54 +4709,24 @@ class ChatTranslator:
             "model": label_at(response, "model") or self.model,
         }
 
-    def _chunks(
-        self,
-        deltas: Sequence[Delta],
-        response: JsonObject,
-    ) -> bytes:
+    def _chunks(self, deltas: Sequence[Delta], response: JsonObject) -> bytes:
         """A chunk for each delta; in front of the first one for the role."""
         if not self._head and (deltas or response):
             self._head = self._identity(response)
             deltas = [{"role": "assistant", "content": ""}, *deltas]
         return b"".join([self._chunk(delta) for delta in deltas])
 
-    def _chunk(
-        self,
-        delta: Delta,
-        reason: str | None = None,
-    ) -> bytes:
-        choice = {
-            "index": 0,
-            "delta": delta,
-            "finish_reason": reason,
-        }
+    def _chunk(self, delta: Delta, reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
         usage = {"usage": None} if self.include_usage else {}
-        return (
-            data_line(
-                {
-                    **self._head,
-                    "choices": [choice],
-                    **usage,
-                }
-            )
-            + b"\n\n"
-        )
+        return data_line({**self._head, "choices": [choice], **usage}) + b"\n\n"
 
     def _end(self, response: JsonObject) -> bytes:
         """The last events: the finish reason, the usage if it is asked for, and `[DONE]`."""
         end = self._chunk({}, _finish_reason(response, self._call_count > 0))
         usage = _chat_usage(response)
         if self.include_usage and usage:
-            end += (
-                data_line(
-                    {
-                        **self._head,
-                        "choices": [],
-                        "usage": usage,
-                    }
-                )
-                + b"\n\n"
-            )
+            end += data_line({**self._head, "choices": [], "usage": usage}) + b"\n\n"
         return end + b"data: [DONE]\n\n"
 
     # From an event to deltas.
@@ -4871,11 +4819,7 @@ class ChatTranslator:
             text = f"\n\n{text}"
         return [{member: text}]
 
-    def _citation(
-        self,
-        streamed: StreamedItem,
-        note: Json,
-    ) -> list[Delta]:
+    def _citation(self, streamed: StreamedItem, note: Json) -> list[Delta]:
         """The delta for one annotation of the answer."""
         citations = _chat_citations([{"annotations": [note]}])
         if not citations or streamed.is_commentary:
@@ -4928,11 +4872,7 @@ class ChatTranslator:
         call = {"index": streamed.place, form.chat: {form.arguments: text}}
         return [{"tool_calls": [call]}]
 
-    def _rest_of(
-        self,
-        streamed: StreamedItem,
-        item: JsonObject,
-    ) -> list[Delta]:
+    def _rest_of(self, streamed: StreamedItem, item: JsonObject) -> list[Delta]:
         """What of a finished item was not sent yet."""
         form = _TOOL_CALLS.get(text_at(item, "type"))
         if form is not None:
@@ -4982,21 +4922,15 @@ def events_of(value: JsonObject, kind: CallKind) -> bytes:
     Raises: BadSyntax, if the value is neither, or would take long to write.
     """
     check_writable(value)
+    lines: list[bytes] = []
     if kind is CallKind.CHAT:
-        lines = [data_line(chunk) for chunk in _chunks_of(value)]
-        lines += [] if is_error(value) else [b"data: [DONE]"]
+        lines += map(data_line, _chunks_of(value))
+        if not is_error(value):
+            lines.append(b"data: [DONE]")
     else:
-        lines = [
-            f"event: {event['type']}\n".encode()
-            + data_line(
-                {
-                    "type": event["type"],
-                    "sequence_number": number,
-                    **event,
-                }
-            )
-            for number, event in enumerate(_response_events(value))
-        ]
+        for number, event in enumerate(_response_events(value)):
+            name = f"event: {event['type']}\n".encode()
+            lines.append(name + data_line({**event, "sequence_number": number}))
     return b"".join(line + b"\n\n" for line in lines)
 
 
@@ -5009,11 +4943,7 @@ def _response_events(response: JsonObject) -> Iterator[JsonDict]:
     if len(items) > OUTPUT_ITEMS_MAX or not isinstance(response.get("output"), list):
         raise BadSyntax("no answer, or too large")
 
-    begun = {
-        **response,
-        "status": "in_progress",
-        "output": [],
-    }
+    begun = {**response, "status": "in_progress", "output": []}
     yield {"type": "response.created", "response": begun}
     for index, item in enumerate(items):
         yield from _item_events(index, item)
@@ -5037,17 +4967,9 @@ def _item_events(index: int, item: JsonObject) -> list[JsonDict]:
         inner += _text_events(form.events, position, form.arguments, item)
 
     return [
-        {
-            "type": "response.output_item.added",
-            "output_index": index,
-            "item": begun,
-        },
+        {"type": "response.output_item.added", "output_index": index, "item": begun},
         *inner,
-        {
-            "type": "response.output_item.done",
-            "output_index": index,
-            "item": dict(item),
-        },
+        {"type": "response.output_item.done", "output_index": index, "item": dict(item)},
     ]
 
 
@@ -5059,11 +4981,7 @@ def _part_events(position: JsonObject, part: JsonObject) -> Iterator[JsonDict]:
     yield {"type": "response.content_part.added", **position, "part": begun}
     if member:
         yield from _text_events(f"response.{kind}", position, member, part)
-    yield {
-        "type": "response.content_part.done",
-        **position,
-        "part": part,
-    }
+    yield {"type": "response.content_part.done", **position, "part": part}
 
 
 def _text_events(
@@ -5090,11 +5008,7 @@ def _chunks_of(completion: JsonObject) -> Iterator[JsonDict]:
         for chunk_choice in _choices_of_chunks(choice):
             yield {**head, "choices": [chunk_choice]}
     if usage is not None:
-        yield {
-            **head,
-            "choices": [],
-            "usage": usage,
-        }
+        yield {**head, "choices": [], "usage": usage}
 
 
 def _choices_of_chunks(choice: JsonDict) -> Iterator[JsonDict]:
@@ -5104,19 +5018,11 @@ def _choices_of_chunks(choice: JsonDict) -> Iterator[JsonDict]:
     if calls := objects_at(delta, "tool_calls"):
         delta["tool_calls"] = [{**call, "index": place} for place, call in enumerate(calls)]
 
-    begun = {
-        **choice,
-        "delta": delta,
-        "finish_reason": None,
-    }
+    begun = {**choice, "delta": delta, "finish_reason": None}
     begun.pop("message", None)
     yield begun
     reason = text_at(choice, "finish_reason") or "stop"
-    yield {
-        "index": choice.get("index", 0),
-        "delta": {},
-        "finish_reason": reason,
-    }
+    yield {"index": choice.get("index", 0), "delta": {}, "finish_reason": reason}
 
 
 ################################################################
