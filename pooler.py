@@ -11216,6 +11216,238 @@ class Readings:
         await incoming.exchange.respond(200, shown)
 
 
+@dataclass(eq=False)
+class Calls:
+    """Reads calls, counts them for their keys, and writes their records."""
+
+    shared: Shared
+    connections: Connections
+    catalogues: Catalogues
+    ledger: Ledger
+    uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
+
+    async def accept(self, incoming: Incoming) -> None:
+        """Read and validate the body; the call is the exchange's.
+
+        Raises: PoolerError, ClientGone.
+        """
+        exchange, head = incoming.exchange, incoming.head
+        content_type = head.headers.get("content-type", "").partition(";")[0]
+        if content_type.strip().lower() != "application/json":
+            raise PoolerError("unsupported_media_type")
+
+        self.admit(exchange, incoming.key)
+        await exchange.read_body(exchange.limits)
+        await self.validate(exchange, head, incoming.key, incoming.route)
+
+    def admit(self, exchange: Exchange, key: Key) -> None:
+        """Count a call in, as far as the limits of its key allow.
+
+        Raises: PoolerError (key_limit_reached, pool_busy).
+        """
+        use = self.uses[key.pool, key.name]
+        self.connections.check_share(exchange.connection)
+        use.admit(key, exchange.began_at, self.shared.unix_now())
+        exchange.use = use
+        self.connections.occupy(exchange.connection)
+
+    async def validate(self, exchange: Exchange, head: RequestHead, key: Key, route: Route) -> None:
+        """Validate the body that was read; the call is the exchange's.  Raises: PoolerError."""
+        exchange.record.bytes_in = len(exchange.body)
+        async with self.shared.unpacking(exchange.holder, len(exchange.body)):
+            call = await self.read(exchange, head, key, route)
+        if call.requested_model:
+            is_known = self.shared.roster.is_known(call)
+            exchange.record.model = call.requested_model if is_known else "other"
+        exchange.record.stream = call.is_stream
+        await self.catalogues.want(call.pool)
+        exchange.call = call
+
+    async def read(self, exchange: Exchange, head: RequestHead, key: Key, route: Route) -> Call:
+        """The call in the body, with its alias resolved.  Raises: PoolerError.
+
+        A large body takes so long that others have their turn between the steps.
+        """
+        pool = exchange.config.pools[key.pool]
+        check_json_shape(exchange.body, exchange.limits)
+        await yield_after(exchange.body)
+        value = parse_json_object(exchange.body)
+        await yield_after(exchange.body)
+        check_names(value)
+        asked = exchange.understand(value)
+
+        obstacle: Obstacle | None = None
+        if pool.has_codex and not route.is_native:
+            obstacle = codex_obstacle(route.kind, asked, exchange.CARRIED)
+        more: dict[str, Any] = {}
+        if isinstance(exchange, Turn):
+            client = exchange.socket
+            more["socket_id"] = client.upgrade.record.request_id
+            more["session_before"] = client.session
+        call = read_call(route, asked, head.headers, pool, key, obstacle=obstacle, **more)
+        if isinstance(exchange, Turn):
+            exchange.socket.session = call.session
+
+        alias = pool.meant_by(call.requested_model)
+        if call.is_unary:  # not every server takes effort and tier there, and a search has neither
+            alias = Alias(alias.model)
+        if asked is not value or alias != Alias(call.requested_model):
+            await yield_after(exchange.body)
+            resolved = with_alias(route.kind, asked, alias)
+            exchange.replace_body(dump_like(resolved, exchange.body))
+            await yield_after(exchange.body)
+        return call
+
+    def close(self, exchange: Exchange) -> None:
+        """Log a request that has ended, count it, and charge its key."""
+        record, use, unix_now = exchange.record, exchange.use, self.shared.unix_now()
+        if exchange.connection.is_gone and not exchange.is_whole:
+            record.code = "client_gone"
+        elif self.shared.is_draining and not exchange.is_whole:
+            record.code = record.code or "server_stopping"  # it was cut at once
+
+        record.duration_ms = exchange.age_ms()
+        record.tokens_estimated = exchange.is_spent and record.tokens is None
+        shown = record.as_object()
+
+        if use is not None:
+            use.in_flight_count -= 1
+            if exchange.is_spent:
+                use.charge(tokens_spent(shown), unix_now)
+        self.shared.log("info", "request", shown)
+        if record.pool is not None:  # unauthenticated requests must not evict the others
+            self.ledger.add({"at": unix_now - record.duration_ms / 1000, **shown})
+
+
+@dataclass(eq=False)
+class Imports:
+    """Modules that are slow to load: each is imported when a request first needs it."""
+
+    files: Files  # in whose threads that is done
+    loaded: set[str] = field(default_factory=set)
+
+    async def load(self, name: str) -> None:
+        """Import a module in a thread, if it is not loaded.  Raises: ImportError.
+
+        `sys.modules` has it already while it is still being imported; who imports it then, waits.
+        """
+        if name not in self.loaded:
+            limiter = self.files.limiter
+            await trio.to_thread.run_sync(importlib.import_module, name, limiter=limiter)
+            self.loaded.add(name)
+
+
+@dataclass(eq=False)
+class Operators:
+    """Serves the operators: their page, the metrics and MCP, each from one snapshot."""
+
+    shared: Shared
+    imports: Imports
+    connections: Connections
+    sockets: Collection[ClientSocket]
+    ledger: Ledger
+    uses: Mapping[tuple[str, str], KeyUse]
+    started_unix: int
+
+    async def serve_admin(self, incoming: Incoming) -> None:
+        """The operator's page, or the same as JSON or as text.  Raises: PoolerError, ClientGone."""
+        companion = await self.load_companion()
+        await self.shared.look_at_logins(self.shared.config.accounts.values())
+        head = incoming.head
+        accept = head.headers.get("accept", "")
+        headers, text = companion.admin(self.snapshot(), accept, head.query)
+        await incoming.exchange.respond(200, text.encode("utf-8", "replace"), headers)
+
+    async def serve_metrics(self, incoming: Incoming) -> None:
+        """The metrics in Prometheus' text format.  Raises: PoolerError, ClientGone."""
+        companion = await self.load_companion()
+        await self.shared.look_at_logins(self.shared.config.accounts.values())
+        headers, text = companion.metrics(self.snapshot())
+        await incoming.exchange.respond(200, text.encode("utf-8", "replace"), headers)
+
+    async def serve_mcp(self, incoming: Incoming) -> None:
+        """One JSON-RPC message.  Raises: PoolerError, ClientGone."""
+        exchange, limits = incoming.exchange, incoming.exchange.limits
+        bounded = dataclasses.replace(limits, body_bytes_max=limits.mcp_body_bytes_max)
+        await exchange.read_body(bounded)
+
+        companion = await self.load_companion()
+        try:
+            for name in companion.SDK:
+                await self.imports.load(name)
+        except ImportError:
+            raise PoolerError("mcp_not_installed") from None
+
+        await self.shared.look_at_logins(self.shared.config.accounts.values())
+        status, headers, body = await companion.answer(
+            incoming.head.headers,
+            exchange.body,
+            operator=incoming.operator.name,
+            parse=parse_mcp_message,
+            snapshot=self.snapshot,
+            explain=self.explain,
+        )
+        await exchange.respond(status, body, headers)
+
+    async def load_companion(self) -> Any:  # noqa: ANN401 (a module)
+        """The module that makes what operators are shown.  Raises: PoolerError."""
+        try:
+            await self.imports.load(COMPANION)
+        except ImportError:
+            raise PoolerError("operators_not_installed") from None
+        return sys.modules[COMPANION]
+
+    def explain(self, pool_name: str, model: str, session: str | None) -> Mapping[str, Json]:
+        """Which account a request would go to, and why.
+
+        Raises: LookupError, there is no such pool, or it does not serve the model.
+        """
+        pool = self.shared.config.pools[pool_name]
+        try:
+            now = trio.current_time()
+            return explain(
+                self.shared.roster, pool, model, session, now, logins=self.login_states()
+            )
+        except PoolerError:
+            raise LookupError(model) from None
+
+    def login_states(self) -> dict[str, LoginState]:
+        """The state of each ChatGPT account's login."""
+        tokens, logins = self.shared.tokens, self.shared.logins
+        return {name: tokens.state_of(login) for name, login in logins.items()}
+
+    def snapshot(self) -> dict[str, Json]:
+        """The state of the whole process as JSON, of which operators are shown parts."""
+        shared = self.shared
+        state = State(
+            shared.config,
+            shared.roster,
+            self.ledger,
+            self.uses,
+            self.login_states(),
+            shared.tokens.outcomes,
+            {name: len(queue) for name, queue in shared.queues.items()},
+            {
+                "started_at": self.started_unix,
+                "is_draining": shared.is_draining,
+                "connections": len(self.connections.counted),
+                "websockets": len(self.sockets),
+            },
+            trio.current_time(),
+            shared.unix_now(),
+        )
+        return snapshot(state)
+
+    def warn_of_missing_modules(self) -> None:
+        """Log what operators cannot use because a module is not installed."""
+        missing = [name for name in (COMPANION, "mcp") if not importlib.util.find_spec(name)]
+        if self.shared.config.operators and missing:
+            lost = "/mcp" if missing == ["mcp"] else "/admin, /metrics and /mcp"
+            hint = "pip install 'codex-pooler[mcp]'"
+            problem = f"operators: no {lost}: No module named {missing[0]!r}; {hint}"
+            self.shared.log("warning", "config", {"problem": problem})
+
+
 class Server:
     """Everything that lives as long as the process."""
 
@@ -11231,27 +11463,37 @@ class Server:
     ) -> None:
         self.shared = Shared(config, tls_contexts, dial, unix_now, log)
         self.started_unix = int(time.time())
-        self.uses: dict[tuple[str, str], KeyUse] = defaultdict(KeyUse)  # by pool and key
         self.ledger = Ledger(config.limits.records_max)
         self.connections = Connections(self.shared, descriptors_max)
         self.catalogues = Catalogues(self.shared)
+        self.calls = Calls(self.shared, self.connections, self.catalogues, self.ledger)
+        self.uses = self.calls.uses
         self.readings = Readings(self.shared, self.catalogues, self.uses, self.started_unix)
+        self.imports = Imports(self.shared.files)
         self.exchanges: set[Exchange] = set()
         self.sockets: set[ClientSocket] = set()
+        self.operators = Operators(
+            self.shared,
+            self.imports,
+            self.connections,
+            self.sockets,
+            self.ledger,
+            self.uses,
+            self.started_unix,
+        )
         self.quiet = trio.Event()
         self.accepting = trio.CancelScope()
-        self.modules: set[str] = set()  # that have been loaded
         self.handlers: Mapping[str, Handler] = {
             "serve_health": self.serve_health,
             "serve_readiness": self.serve_readiness,
-            "accept_call": self.accept_call,
+            "accept_call": self.calls.accept,
             "accept_socket": self.accept_socket,
             "serve_models": self.readings.serve_models,
             "serve_usage": self.readings.serve_usage,
             "serve_codex_usage": self.readings.serve_codex_usage,
-            "serve_mcp": self.serve_mcp,
-            "serve_admin": self.serve_admin,
-            "serve_metrics": self.serve_metrics,
+            "serve_mcp": self.operators.serve_mcp,
+            "serve_admin": self.operators.serve_admin,
+            "serve_metrics": self.operators.serve_metrics,
             "refuse_endpoint": self.refuse_endpoint,
             "refuse_path": self.refuse_path,
         }
@@ -11306,7 +11548,7 @@ class Server:
         finally:
             exchange.replace_body(b"")
             self.connections.release(exchange.connection)
-            self.close_record(exchange)
+            self.calls.close(exchange)
             self.exchanges.discard(exchange)
             if not self.exchanges:
                 self.quiet.set()
@@ -11330,25 +11572,6 @@ class Server:
                 await exchange.cut(failure)
             else:
                 await exchange.fail(failure)
-
-    def close_record(self, exchange: Exchange) -> None:
-        record, use, unix_now = exchange.record, exchange.use, self.shared.unix_now()
-        if exchange.connection.is_gone and not exchange.is_whole:
-            record.code = "client_gone"
-        elif self.shared.is_draining and not exchange.is_whole:
-            record.code = record.code or "server_stopping"  # it was cut at once
-        record.duration_ms = exchange.age_ms()
-        record.tokens_estimated = exchange.is_spent and record.tokens is None
-        shown = record.as_object()
-        if use is not None:
-            use.in_flight_count -= 1
-            if exchange.is_spent:
-                use.charge(tokens_spent(shown), unix_now)
-        self.shared.log("info", "request", shown)
-        if record.pool is not None:  # who has no key must not push out the others
-            self.ledger.add({"at": unix_now - record.duration_ms / 1000, **shown})
-
-    # One request.
 
     async def dispatch(self, exchange: Exchange, raw: bytes | PoolerError) -> None:
         """Judge the head and serve the route; a call is only read and judged.
@@ -11406,178 +11629,11 @@ class Server:
         """Raises: PoolerError."""
         raise PoolerError("unsupported_endpoint")
 
-    async def accept_call(self, incoming: Incoming) -> None:
-        """Read and validate the body; the call is the exchange's.
-
-        Raises: PoolerError, ClientGone.
-        """
-        exchange, head = incoming.exchange, incoming.head
-        content_type = head.headers.get("content-type", "").partition(";")[0]
-        if content_type.strip().lower() != "application/json":
-            raise PoolerError("unsupported_media_type")
-
-        self.admit(exchange, incoming.key)
-        await exchange.read_body(exchange.limits)
-        await self.validate_call(exchange, head, incoming.key, incoming.route)
-
     async def accept_socket(self, incoming: Incoming) -> None:
         """Serve a WebSocket to its end.  Raises: PoolerError, before the upgrade."""
         route = incoming.route
         native_path = route.upstream_path if route.is_native else ""
         await self.serve_socket(incoming.exchange, incoming.head, incoming.key, native_path)
-
-    def admit(self, exchange: Exchange, key: Key) -> None:
-        """Count a call in.  Raises: PoolerError (key_limit_reached)."""
-        use = self.uses[key.pool, key.name]
-        self.connections.check_share(exchange.connection)
-        use.admit(key, exchange.began_at, self.shared.unix_now())
-        exchange.use = use
-        self.connections.occupy(exchange.connection)
-
-    async def validate_call(
-        self, exchange: Exchange, head: RequestHead, key: Key, route: Route
-    ) -> None:
-        """Judge the body that was read; the call is the exchange's.  Raises: PoolerError."""
-        exchange.record.bytes_in = len(exchange.body)
-        async with self.shared.unpacking(exchange.holder, len(exchange.body)):
-            call = await self.read_call(exchange, head, key, route)
-        if call.requested_model:
-            is_known = self.shared.roster.is_known(call)
-            exchange.record.model = call.requested_model if is_known else "other"
-        exchange.record.stream = call.is_stream
-        await self.catalogues.want(call.pool)
-        exchange.call = call
-
-    async def read_call(
-        self, exchange: Exchange, head: RequestHead, key: Key, route: Route
-    ) -> Call:
-        """What the body asks for, in steps that hold up nobody for long.  Raises: PoolerError."""
-        pool = exchange.config.pools[key.pool]
-        kind = route.kind
-        check_json_shape(exchange.body, exchange.limits)
-        await yield_after(exchange.body)
-        value = parse_json_object(exchange.body)
-        await yield_after(exchange.body)
-        check_names(value)
-        asked = exchange.understand(value)
-        is_checked = pool.has_codex and not route.is_native
-        obstacle = codex_obstacle(kind, asked, exchange.CARRIED) if is_checked else None
-        more: dict[str, Any] = {}
-        if isinstance(exchange, Turn):
-            client = exchange.socket
-            more |= {
-                "socket_id": client.upgrade.record.request_id,
-                "session_before": client.session,
-            }
-        call = read_call(route, asked, head.headers, pool, key, obstacle=obstacle, **more)
-        if isinstance(exchange, Turn):
-            exchange.socket.session = call.session
-        alias = pool.meant_by(call.requested_model)
-        if call.is_unary:  # not every server takes the others there, and a search has neither
-            alias = Alias(alias.model)
-        if asked is not value or alias != Alias(call.requested_model):
-            await yield_after(exchange.body)
-            exchange.replace_body(dump_like(with_alias(kind, asked, alias), exchange.body))
-            await yield_after(exchange.body)
-        return call
-
-    # The operator's side.
-
-    async def serve_admin(self, incoming: Incoming) -> None:
-        """The operator's page, or the same as JSON or as text.  Raises: PoolerError, ClientGone."""
-        companion = await self.load_companion()
-        await self.shared.look_at_logins(self.shared.config.accounts.values())
-        head = incoming.head
-        accept = head.headers.get("accept", "")
-        headers, text = companion.admin(self.snapshot(), accept, head.query)
-        await incoming.exchange.respond(200, text.encode("utf-8", "replace"), headers)
-
-    async def serve_metrics(self, incoming: Incoming) -> None:
-        """The metrics in Prometheus' text format.  Raises: PoolerError, ClientGone."""
-        companion = await self.load_companion()
-        await self.shared.look_at_logins(self.shared.config.accounts.values())
-        headers, text = companion.metrics(self.snapshot())
-        await incoming.exchange.respond(200, text.encode("utf-8", "replace"), headers)
-
-    async def serve_mcp(self, incoming: Incoming) -> None:
-        """One JSON-RPC message.  Raises: PoolerError, ClientGone."""
-        exchange, limits = incoming.exchange, incoming.exchange.limits
-        bounded = dataclasses.replace(limits, body_bytes_max=limits.mcp_body_bytes_max)
-        await exchange.read_body(bounded)
-
-        companion = await self.load_companion()
-        try:
-            for name in companion.SDK:
-                await self.load(name)
-        except ImportError:
-            raise PoolerError("mcp_not_installed") from None
-
-        await self.shared.look_at_logins(self.shared.config.accounts.values())
-        status, headers, body = await companion.answer(
-            incoming.head.headers,
-            exchange.body,
-            operator=incoming.operator.name,
-            parse=parse_mcp_message,
-            snapshot=self.snapshot,
-            explain=self.explain,
-        )
-        await exchange.respond(status, body, headers)
-
-    async def load_companion(self) -> Any:  # noqa: ANN401 (a module)
-        """The module that makes what operators are shown.  Raises: PoolerError."""
-        try:
-            await self.load(COMPANION)
-        except ImportError:
-            raise PoolerError("operators_not_installed") from None
-        return sys.modules[COMPANION]
-
-    def explain(self, pool_name: str, model: str, session: str | None) -> Mapping[str, Json]:
-        """Raises: LookupError, there is no such pool, or it does not serve the model."""
-        pool = self.shared.config.pools[pool_name]
-        try:
-            now = trio.current_time()
-            return explain(
-                self.shared.roster, pool, model, session, now, logins=self.login_states()
-            )
-        except PoolerError:
-            raise LookupError(model) from None
-
-    def login_states(self) -> dict[str, LoginState]:
-        return {
-            name: self.shared.tokens.state_of(login) for name, login in self.shared.logins.items()
-        }
-
-    def snapshot(self) -> dict[str, Json]:
-        records = (self.shared.config, self.shared.roster, self.ledger, self.uses)
-        logins = self.login_states()
-        queued = {name: len(queue) for name, queue in self.shared.queues.items()}
-        process = {
-            "started_at": self.started_unix,
-            "is_draining": self.shared.is_draining,
-            "connections": len(self.connections.counted),
-            "websockets": len(self.sockets),
-        }
-        sums, times = self.shared.tokens.outcomes, (trio.current_time(), self.shared.unix_now())
-        return snapshot(State(*records, logins, sums, queued, process, *times))
-
-    async def load(self, name: str) -> None:
-        """Import a module that is slow to load, in a thread, at its first use.
-
-        While it is being imported it is among `sys.modules` already, and who imports it waits.
-        """
-        if name not in self.modules:
-            load = importlib.import_module
-            await trio.to_thread.run_sync(load, name, limiter=self.shared.files.limiter)
-            self.modules.add(name)
-
-    def warn_of_missing_modules(self) -> None:
-        """Log what operators cannot use because a module is not installed."""
-        missing = [name for name in (COMPANION, "mcp") if not importlib.util.find_spec(name)]
-        if self.shared.config.operators and missing:
-            lost = "/mcp" if missing == ["mcp"] else "/admin, /metrics and /mcp"
-            hint = "pip install 'codex-pooler[mcp]'"
-            problem = f"operators: no {lost}: No module named {missing[0]!r}; {hint}"
-            self.shared.log("warning", "config", {"problem": problem})
 
     # One WebSocket.
 
@@ -11593,7 +11649,7 @@ class Server:
         await self.catalogues.want(pool)
         if not self.shared.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
             raise PoolerError("websocket_unsupported")
-        await self.load(WEBSOCKET_LIBRARY)
+        await self.imports.load(WEBSOCKET_LIBRARY)
         # By name: a reload may have changed what else the key is.
         names = [(client.key.pool, client.key.name) for client in self.sockets]
         if names.count((key.pool, key.name)) >= key.concurrent:
@@ -11672,10 +11728,10 @@ class Server:
     async def validate_turn(self, turn: Turn, key: Key) -> None:
         """Raises: PoolerError."""
         assert turn.head is not None
-        self.admit(turn, key)
+        self.calls.admit(turn, key)
         path = "/backend-api/codex/responses" if turn.socket.native_path else "/v1/responses"
         route = call_route(path)
-        await self.validate_call(turn, turn.head, key, route)
+        await self.calls.validate(turn, turn.head, key, route)
 
     def key_of(self, client: ClientSocket) -> Key | None:
         """The key of a WebSocket as it is now; None where it opens nothing any more."""
@@ -11728,7 +11784,7 @@ class Server:
             if self.key_of(client) is None:
                 client.end(1008, "invalid_api_key")
 
-        self.warn_of_missing_modules()
+        self.operators.warn_of_missing_modules()
         self.shared.assign_waiters()
         self.catalogues.wanted.set()
 
@@ -12087,7 +12143,7 @@ async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
 
     server = Server(config, contexts, log=log, descriptors_max=descriptors_max)
     server.connections.warn_of_descriptors()
-    server.warn_of_missing_modules()
+    server.operators.warn_of_missing_modules()
     await server.shared.inspect_logins()
     await server.shared.look_at_logins(config.accounts.values())
 

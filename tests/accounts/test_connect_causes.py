@@ -313,7 +313,7 @@ async def test_an_explanation_has_the_cause(autojump_clock: MockClock) -> None:
         world.upstreams["a"].dials.append(Refuse())
         world.upstreams["b"].dials.append(Refuse(socket.gaierror(socket.EAI_NONAME, "")))
         assert (await world.ask(post("/v1/responses", {"model": "m1"}))).status == 502
-        shown = world.server.explain("home", "m1", None)["accounts"]
+        shown = world.server.operators.explain("home", "m1", None)["accounts"]
         told = {one["name"]: one["reason"].partition("; ")[2] for one in shown}
         words = "tried last, for it did not connect: "
         assert told == {"a": f"{words}refused", "b": f"{words}name not found"}
@@ -336,7 +336,7 @@ async def test_operators_find_why_a_login_cannot_be_renewed(
         assert (await world.ask(post("/v1/responses", {"model": "gpt-5.5"}))).status == 503
         for account in snapshot_accounts(world):
             assert (account["status"], account["unreached"]) == ("login_needed", cause)
-        shown = world.server.explain("home", "gpt-5.5", None)["accounts"]
+        shown = world.server.operators.explain("home", "gpt-5.5", None)["accounts"]
         for one in shown:
             told = f"login_needed: its token endpoint was not reached: {cause}"
             assert one["reason"] == told
@@ -348,4 +348,4 @@ async def test_operators_find_why_a_login_cannot_be_renewed(
 
 
 def snapshot_accounts(world: World) -> Json:
-    return world.server.snapshot()["accounts"]
+    return world.server.operators.snapshot()["accounts"]

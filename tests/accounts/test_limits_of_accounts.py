@@ -522,5 +522,5 @@ async def test_a_limit_of_one_model_is_told_from_a_rest(
             ("m1", ["limited for this model: 429 usage_limit_reached", "number 1 in order"]),
             ("m2", ["number 1 in order", "number 2 in order"]),
         ):
-            told = world.server.explain("home", model, None)["accounts"]
+            told = world.server.operators.explain("home", model, None)["accounts"]
             assert [one["reason"] for one in told] == reasons

@@ -178,9 +178,9 @@ async def test_lists_and_explanations_have_the_pool_s_name(
         listed = (await world.ask(request("GET", "/backend-api/codex/models"))).json()
         assert listed == {"models": [ENTRY | {"slug": MODEL}]}
 
-        told = world.server.explain("home", MODEL, None)
+        told = world.server.operators.explain("home", MODEL, None)
         assert (told["model"], told["chosen"]) == (MODEL, "a")
-        seen = world.server.snapshot()
+        seen = world.server.operators.snapshot()
         assert [row["name"] for row in seen["models"]] == [MODEL]
         assert {name for row in seen["accounts"] for name in row["models"]} == {MODEL}
 

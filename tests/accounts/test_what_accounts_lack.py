@@ -413,7 +413,7 @@ async def test_an_operator_sees_what_an_account_lacks_and_why_it_rests(
         ]  # fmt: skip
         told = {
             one["name"]: one["reason"]
-            for one in world.server.explain("home", "m1", None)["accounts"]
+            for one in world.server.operators.explain("home", "m1", None)["accounts"]
         }
         assert told["a"] == "refused: 402 deactivated_workspace"
 
@@ -435,7 +435,7 @@ async def test_what_an_account_lacks_is_explained(autojump_clock: MockClock) -> 
         for model in ("m1", "m2"):
             assert (await world.ask(ask_responses(model=model, stream=False))).status == 400
         told = {
-            model: world.server.explain("home", model, None)["accounts"][0]["reason"]
+            model: world.server.operators.explain("home", model, None)["accounts"][0]["reason"]
             for model in ("m1", "m2")
         }
         assert told["m1"].startswith("cannot use the model: 404")

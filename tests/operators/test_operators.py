@@ -156,7 +156,7 @@ async def test_mcp_that_is_not_installed_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "mcp.server", None)  # so that an import fails
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "mcp_server" or None)
-    world.server.warn_of_missing_modules()
+    world.server.operators.warn_of_missing_modules()
     [warning] = [fields for level, _, fields in world.logged if level == "warning"]
     assert "no /mcp: No module named 'mcp'; pip install 'codex-pooler[mcp]'" in warning["problem"]
     response = await world.ask(post("/mcp", {}, key=TOKEN))
@@ -170,7 +170,7 @@ async def test_without_the_companion_operators_get_501_and_clients_are_served(
     world.upstreams["a"].always = world.upstreams["b"].always = json_response(ANSWER)
     monkeypatch.setitem(sys.modules, "mcp_server", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    world.server.warn_of_missing_modules()
+    world.server.operators.warn_of_missing_modules()
     [warning] = [fields for level, _, fields in world.logged if level == "warning"]
     assert "no /admin, /metrics and /mcp: No module named 'mcp_server'" in warning["problem"]
     for raw in (admin(), request("GET", "/metrics", key=TOKEN), post("/mcp", {}, key=TOKEN)):
@@ -217,7 +217,7 @@ async def test_the_snapshot_tells_what_has_happened(world: World) -> None:
     world.upstreams["b"].always = json_response(ANSWER)
     for _ in range(2):
         assert (await world.ask(ASK)).status == 200
-    found = world.server.snapshot()
+    found = world.server.operators.snapshot()
     first, second = found["accounts"]
     assert (first["status"], second["status"]) == ("resting", "ready")
     assert first["cooldown_until"] == pytest.approx(UNIX_START + 90, abs=2)
@@ -243,7 +243,7 @@ async def test_the_snapshot_tells_what_has_happened(world: World) -> None:
 async def test_the_snapshot_has_the_shape_that_its_readers_were_made_for(world: World) -> None:
     world.upstreams["a"].always = world.upstreams["b"].always = json_response(ANSWER)
     await world.ask(ASK)
-    found = world.server.snapshot()
+    found = world.server.operators.snapshot()
     example = json.loads(SNAPSHOT.read_text())
 
     def shape(value: Json) -> Json:
@@ -280,14 +280,14 @@ async def test_only_so_many_requests_are_remembered(autojump_clock: MockClock) -
     async with opened_world(described(limits={"records_max": 3})) as world:
         for _ in range(4):
             await world.ask(request("GET", "/v1/models"))
-        assert len(world.server.snapshot()["requests"]) == 3
+        assert len(world.server.operators.snapshot()["requests"]) == 3
         fewer = make_config(described(limits={"records_max": 2}))
         await world.server.reload(lambda: (fewer, {}))
-        assert len(world.server.snapshot()["requests"]) == 2
+        assert len(world.server.operators.snapshot()["requests"]) == 2
         for _ in range(5):  # who has no key leaves nothing
             await world.ask(request("GET", "/v1/models", key=None))
-        assert len(world.server.snapshot()["requests"]) == 2
-        assert sum(row["requests"] for row in world.server.snapshot()["totals"]) == 4
+        assert len(world.server.operators.snapshot()["requests"]) == 2
+        assert sum(row["requests"] for row in world.server.operators.snapshot()["totals"]) == 4
 
 
 def test_counters_have_a_bound_whatever_an_upstream_calls_its_errors() -> None:
@@ -349,7 +349,7 @@ ODD: Final[tuple[Json, ...]] = (
 
 
 def reasons(world: World, model: str = "m1", session: str | None = None) -> Json:
-    told = world.server.explain("home", model, session)
+    told = world.server.operators.explain("home", model, session)
     return told["chosen"], {one["name"]: one["reason"] for one in told["accounts"]}
 
 
@@ -373,7 +373,7 @@ async def test_the_choice_is_explained_account_by_account(autojump_clock: MockCl
         assert reasons(world)[0] == "a"
         assert reasons(world, session="mine")[0] == "e"  # pinned
         with pytest.raises(LookupError):
-            world.server.explain("nowhere", "m1", None)
+            world.server.operators.explain("nowhere", "m1", None)
 
 
 async def test_explaining_asks_nobody_and_changes_nothing(world: World) -> None:
@@ -433,10 +433,10 @@ async def test_no_secret_prompt_or_word_of_an_upstream_is_shown_anywhere(
             await world.ask(post("/v1/responses", {"model": "canary-model"}, key=key))
             await world.ask(request("GET", "/v1/models/canary-model", key=key))
             await world.ask(request("GET", "/v1/canary-path", key=key))
-        found = world.server.snapshot()
+        found = world.server.operators.snapshot()
         shown = [
             json.dumps(found),
-            json.dumps(world.server.explain("home", "m1", "canary-session")),
+            json.dumps(world.server.operators.explain("home", "m1", "canary-session")),
             json.dumps(world.logged),
         ]
         for path_ in ("/admin", "/metrics"):
@@ -483,7 +483,7 @@ async def test_the_state_of_every_login_is_shown(autojump_clock: MockClock, tmp_
             "c": ("login_needed", "needed"),
             "d": ("login_needed", "needed"),
         }
-        told = world.server.explain("home", "m1", None)["accounts"]
+        told = world.server.operators.explain("home", "m1", None)["accounts"]
         assert [one["reason"] for one in told] == [
             "number 1 in order", "number 2 in order", "login_needed", "login_needed",
         ]  # fmt: skip

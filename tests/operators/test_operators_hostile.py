@@ -82,7 +82,7 @@ async def test_a_reload_changes_how_many_requests_are_remembered(
             await world.server.reload(functools.partial(lambda one: (one, {}), config))
             for _ in range(7):
                 await world.ask(request("GET", "/v1/models"))
-            assert len(world.server.snapshot()["requests"]) == records_max
+            assert len(world.server.operators.snapshot()["requests"]) == records_max
 
 
 ################################################################
@@ -159,12 +159,14 @@ async def crowd(autojump_clock: MockClock) -> AsyncIterator[World]:
 
 async def test_a_choice_among_very_many_is_explained_at_once(crowd: World) -> None:
     await trio.lowlevel.checkpoint()
-    assert held_seconds(lambda: crowd.server.explain("home", "m1", "s")) < HELD_SECONDS_MAX
+    assert (
+        held_seconds(lambda: crowd.server.operators.explain("home", "m1", "s")) < HELD_SECONDS_MAX
+    )
 
 
 async def test_very_many_are_seen_at_once(crowd: World) -> None:
     await trio.lowlevel.checkpoint()
-    assert held_seconds(crowd.server.snapshot) < HELD_SECONDS_MAX / 2
+    assert held_seconds(crowd.server.operators.snapshot) < HELD_SECONDS_MAX / 2
 
 
 ################################################################

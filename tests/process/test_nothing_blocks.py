@@ -459,7 +459,7 @@ async def test_who_comes_while_a_module_is_loaded_waits_in_a_thread(
     ended: list[int] = []
 
     async def load(number: int) -> None:
-        await server.load(name)
+        await server.imports.load(name)
         ended.append(number)
 
     async with trio.open_nursery() as nursery:
