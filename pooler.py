@@ -7071,24 +7071,32 @@ def _what_lacks(health: Health, model: str, now: float) -> str:
 # CONNECTIONS
 ################################################################
 # == Below this line code may block. ==
-# The client's side of one connection: heads and bodies in, bytes out, each wait with its
-# deadline.  `read_ahead` runs as long as the connection does, so that the client's end is
-# noticed in every phase; what comes early belongs to the next request.
+# The client's side of one connection: heads and bodies in, bytes out, each wait with its deadline.
+# A task, `read_ahead`, reads for as long as the connection lives, so that the client's end is
+# noticed at any time: during a call it ends the call.  What arrives early is kept for the next
+# request, at most PIPELINED_BYTES_MAX of it.
+
+
+BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError)  # the peer's end, and ours
 
 
 class ClientGone(Exception):
-    """The client left or stopped reading.  Nobody is there to be told."""
+    """The client has left or stopped reading: nobody is there to receive an error."""
 
 
 class PeerClosed(Exception):
-    """The peer closed, or reset, in the middle of a message."""
+    """The peer has closed or reset the connection in the middle of a message."""
+
+
+class HeadTooLarge(BadSyntax):
+    """A message head has more bytes than its limit."""
 
 
 async def read_socket(source: trio.socket.SocketType) -> bytes:
-    """What has come, as soon as anything has; b"" at the end.
+    """The next bytes, as soon as there are any; b"" at the end.
 
-    A socket that is closed here is never waited for: Trio keeps the waiter of its descriptor,
-    which is -1, and finds the next one busy (F99).  Raises: OSError, ClosedResourceError.
+    A socket that is closed here is not waited for: Trio files waiters by descriptor, which is -1
+    then, and would find the next one's place taken (F99).  Raises: OSError, ClosedResourceError.
     """
     while source.fileno() >= 0:
         await trio.lowlevel.wait_readable(source)
@@ -7099,35 +7107,35 @@ async def read_socket(source: trio.socket.SocketType) -> bytes:
 
 @dataclass(eq=False, slots=True)
 class Connection:
-    """A stream, and what was received and not used yet.
+    """A stream, and what was received from it and not used yet.
 
-    A plain socket is read, and written to as far as it goes, by system calls of our own, which
-    makes an event much cheaper (F100).
+    A plain socket is read by a system call of our own, and written to by one as far as that goes,
+    which makes an event much cheaper (F100).
     """
 
     stream: trio.abc.Stream
     buffer: bytes = b""
-    searched: int = 0  # so much of the buffer holds no end of a head
+    searched: int = 0  # bytes of the buffer that hold no end of a head
 
     async def receive(self) -> bytes:
-        """What comes next; b"" at the end.  Raises: PeerClosed at a reset, and once closed here."""
+        """The next bytes; b"" at the end.  Raises: PeerClosed, at a reset or once closed here."""
         stream = self.stream
         try:
             if isinstance(stream, trio.SocketStream):
                 return await read_socket(stream.socket)
             return bytes(await stream.receive_some(RECEIVE_BYTES))
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+        except (*BROKEN, OSError):
             raise PeerClosed from None
 
     def send_now(self, data: bytes) -> int:
-        """Send what goes out without waiting; the number of bytes.  Errors are `send_all`'s."""
+        """Send what goes out without waiting; the number of bytes.  `send_all` raises errors."""
         if isinstance(self.stream, trio.SocketStream):
             with contextlib.suppress(OSError):
                 return os.write(self.stream.socket.fileno(), data)
         return 0
 
     async def send_all(self, data: bytes, stall_seconds_max: float) -> None:
-        """Send all of `data`, however slowly, as long as each 64 KiB go out in time.
+        """Send all of `data`, however slowly, if every 64 KiB of it go out in time.
 
         Raises: BrokenResourceError, ClosedResourceError.
         """
@@ -7142,60 +7150,88 @@ class Connection:
         return framing.length is not None and len(self.buffer) >= framing.length
 
     def take_head(self, bytes_max: int) -> bytes | None:
-        """A message head with its blank line, if it is there.  Raises: BadSyntax."""
+        """A message head with its blank line; None if it is not complete.
+
+        Raises: BadSyntax, HeadTooLarge.
+        """
         end = self.buffer.find(b"\r\n\r\n", max(0, self.searched - 3)) + 4
         if 4 <= end <= bytes_max:
             head, self.buffer, self.searched = self.buffer[:end], self.buffer[end:], 0
             return head
+
         if end >= 4 or len(self.buffer) >= bytes_max:
-            raise BadSyntax("head too large")
+            raise HeadTooLarge
+
         if _BARE_LF.search(self.buffer, self.searched):
             raise BadSyntax("bare LF")
+
         self.searched = len(self.buffer)
         return None
 
     async def read_to_blank_line(self, bytes_max: int) -> bytes:
-        """A message head with its blank line.  Raises: PeerClosed, BadSyntax."""
-        while not self.buffer or (head := self.take_head(bytes_max)) is None:
+        """A message head with its blank line.  Raises: PeerClosed, BadSyntax, HeadTooLarge."""
+        while True:
+            head = self.take_head(bytes_max)
+            if head is not None:
+                return head
+
             received = await self.receive()
             if not received:
                 raise PeerClosed
+
             self.buffer += received
-        return head
 
     async def expire(self) -> None:
-        """It has rested for too long."""
+        """End the connection: the reaper has found it idle for too long."""
+
+
+def check_body_head(head: RequestHead, bytes_max: int) -> None:
+    """Refuse a body before it is read.
+
+    Raises: PoolerError (expectation_failed, unsupported_content_encoding, request_too_large).
+    """
+    if head.headers.get("expect", "").lower() not in {"", "100-continue"}:
+        raise PoolerError("expectation_failed")
+
+    if has_coding(head.headers):
+        raise PoolerError("unsupported_content_encoding")
+
+    if (head.framing.length or 0) > bytes_max:
+        raise PoolerError("request_too_large")
 
 
 class Reaper:
-    """Ends each connection that has rested for too long, at the moment when it has.
+    """Ends each connection that is idle for too long, at the moment when it is.
 
-    One task for all of them: a deadline of its own would cost every request more.
+    One task serves all of them: a deadline of its own would cost every request more.
     """
 
     def __init__(self) -> None:
-        self.resting: dict[Connection, float] = {}  # until when
+        self.idle_until: dict[Connection, float] = {}  # trio time
         self.wakes_at = math.inf
         self.changed = trio.Event()
 
     def watch(self, connection: Connection, until: float) -> None:
-        self.resting[connection] = until
+        """End the connection then, unless it is forgotten before."""
+        self.idle_until[connection] = until
         if until < self.wakes_at:
             self.changed.set()
 
     def forget(self, connection: Connection) -> None:
-        self.resting.pop(connection, None)
+        self.idle_until.pop(connection, None)
 
     async def run(self) -> Never:
+        """Run the task."""
         while True:
             self.changed = trio.Event()
-            self.wakes_at = min(self.resting.values(), default=math.inf)
+            self.wakes_at = min(self.idle_until.values(), default=math.inf)
             with trio.move_on_at(self.wakes_at):
                 await self.changed.wait()
+
             now = trio.current_time()
-            for connection in list(self.resting):
-                if self.resting.get(connection, math.inf) <= now:
-                    del self.resting[connection]
+            for connection in list(self.idle_until):
+                if self.idle_until.get(connection, math.inf) <= now:
+                    del self.idle_until[connection]
                     await connection.expire()
 
 
@@ -7204,17 +7240,18 @@ class ClientConnection(Connection):
     """One accepted connection, for as many requests as it carries."""
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # of the whole of it
-    ahead: bytes = b""  # received and not asked for yet
-    changed: trio.Event | None = None  # set when `ahead` grows or shrinks, if anybody waits
-    is_at_end: bool = False
-    is_gone: bool = False
-    is_first: bool = True
+    ahead: bytes = b""  # received by `read_ahead`, and not yet taken by `receive`
+    # Whoever waits for `ahead` to grow or to shrink, or for the end.
+    waiters: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+    is_at_end: bool = False  # the client sends no more
+    is_gone: bool = False  # the client cannot be answered any more
+    is_first: bool = True  # no request has come yet
     is_in_call: bool = False  # an account works for it, and must not once the client is gone
     is_busy: bool = False  # with a call, from the body on, or as a WebSocket
-    owner: Hashable = None  # the key that it has shown last
+    owner: Hashable = None  # the key that it has presented last
 
     async def read_ahead(self) -> None:
-        """Receive until the client's end, ahead of what is asked for, within bounds."""
+        """Receive until the client's end, before anybody asks for it, within bounds."""
         with contextlib.suppress(PeerClosed):
             while received := await Connection.receive(self):
                 self.ahead += received
@@ -7224,19 +7261,28 @@ class ClientConnection(Connection):
                     await self.wait_change()
                 if len(self.ahead) > PIPELINED_BYTES_MAX:
                     break
+
         self.is_at_end = True
-        self.enter_call(self.is_in_call)
+        self.note_change()
+        self.check_presence()
 
     def enter_call(self, is_in_call: bool) -> None:
-        """From now on a client that closes, or sends too much ahead, ends the connection."""
+        """Begin or end the time in which an account works for the client."""
         self.is_in_call = is_in_call
         self.note_change()
-        if is_in_call and (self.is_at_end or len(self.ahead) > PIPELINED_BYTES_MAX):
+        self.check_presence()
+
+    def check_presence(self) -> None:
+        """End the connection if a call is in progress and its client has left, or sends too much.
+
+        Called whenever one of these may have changed.
+        """
+        if self.is_in_call and (self.is_at_end or len(self.ahead) > PIPELINED_BYTES_MAX):
             self.is_gone = True
             self.scope.cancel()
 
     async def receive(self) -> bytes:
-        """What `read_ahead` has; b"" at the end."""
+        """The next bytes, from `read_ahead`; b"" at the end."""
         while not (self.ahead or self.is_at_end):
             await self.wait_change()
         received, self.ahead = self.ahead, b""
@@ -7244,21 +7290,16 @@ class ClientConnection(Connection):
         return received
 
     def note_change(self) -> None:
-        if self.changed is not None:
-            self.changed.set()
-            self.changed = None
+        self.waiters.unpark_all()
 
     async def wait_change(self) -> None:
-        """The reader waits for much that has come to be taken, the others for something to come."""
-        self.changed = trio.Event()
-        await self.changed.wait()
+        await self.waiters.park()
 
     async def expire(self) -> None:
         self.scope.cancel()
-        await trio.lowlevel.checkpoint()
 
     async def read_head(self, limits: Limits, reaper: Reaper) -> bytes | None:
-        """The next request head with its blank line; None where the client sends no more.
+        """The next request head with its blank line; None if the client sends no more.
 
         Raises: PoolerError (head_too_large, bad_request, request_timeout).
         """
@@ -7266,50 +7307,46 @@ class ClientConnection(Connection):
         self.is_first = False
         try:
             if self.buffer:
-                await trio.lowlevel.checkpoint()  # others come between what was sent ahead
+                await trio.lowlevel.checkpoint()  # others take turns with pipelined requests
             else:
                 reaper.watch(self, trio.current_time() + wait)
                 self.buffer = await self.receive()
                 reaper.forget(self)
+
             if not self.buffer:
                 return None
-            if head := self.take_head(limits.head_bytes_max):
+
+            # Nearly always the head is complete, and a deadline is not worth its cost.
+            head = self.take_head(limits.head_bytes_max)
+            if head is not None:
                 return head
+
             with trio.move_on_after(limits.head_seconds_max):
                 return await self.read_to_blank_line(limits.head_bytes_max)
         except PeerClosed:
             self.is_gone = True
             return None
-        except BadSyntax as error:
-            is_large = str(error) == "head too large"
-            raise PoolerError("head_too_large" if is_large else "bad_request") from None
+        except HeadTooLarge:
+            raise PoolerError("head_too_large") from None
+        except BadSyntax:
+            raise PoolerError("bad_request") from None
+
         raise PoolerError("request_timeout")
 
     async def read_body(
         self, head: RequestHead, limits: Limits, hold: Callable[[int], bool]
     ) -> bytes:
-        """The whole body, its chunking undone; `hold` has counted its bytes for whoever sent it.
+        """The whole body, without its chunked framing; `hold` counts its bytes for the sender.
 
-        The caller bounds the time of the whole.
-
-        Raises: ClientGone; PoolerError (request_too_large, request_timeout, pool_busy,
-        bad_request, unsupported_content_encoding, expectation_failed).
+        The caller bounds the time of the whole, and releases the bytes.  Raises: ClientGone;
+        PoolerError (request_too_large, request_timeout, pool_busy, bad_request,
+        unsupported_content_encoding, expectation_failed).
         """
-        expected = head.headers.get("expect")
-        if expected and expected.lower() != "100-continue":
-            raise PoolerError("expectation_failed")
-
-        if has_coding(head.headers):
-            raise PoolerError("unsupported_content_encoding")
-
-        if (head.framing.length or 0) > limits.body_bytes_max:
-            raise PoolerError("request_too_large")
-
-        if expected and not head.is_http_1_0 and not self.buffer:
+        check_body_head(head, limits.body_bytes_max)
+        if head.headers.get("expect") and not head.is_http_1_0 and not self.buffer:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
 
         body = bytearray()  # one block that grows: freed pieces would leave holes in the heap
-        is_whole = False
         try:
             reader = body_reader(head.framing)
             while not reader.is_done:
@@ -7321,22 +7358,24 @@ class ClientConnection(Connection):
                     raise PoolerError("pool_busy", TOO_MANY_BODIES)
 
                 body += piece
-            is_whole = True
-        finally:
-            if not is_whole:
-                hold(-len(body))
+        except BaseException:
+            hold(-len(body))
+            raise
 
         return bytes(body)  # from here on the caller holds it
 
     async def _read_piece(self, reader: BodyReader, limits: Limits) -> bytes:
+        """Some bytes of the body, maybe none.  Raises: ClientGone, PoolerError."""
         if not self.buffer:
             with trio.move_on_after(limits.body_idle_seconds_max) as scope:
                 self.buffer = await self.receive()
             if scope.cancelled_caught:
                 raise PoolerError("request_timeout")
+
             if not self.buffer:
                 self.is_gone = True
                 raise ClientGone
+
         received, self.buffer = self.buffer, b""
         try:
             piece = reader.feed(received)
@@ -7350,18 +7389,24 @@ class ClientConnection(Connection):
         """Send all of `data`.  Raises: ClientGone."""
         try:
             await self.send_all(data, limits.write_stall_seconds_max)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except BROKEN:
             self.is_gone = True
             raise ClientGone from None
 
     async def linger(self, seconds_max: float = LINGER_SECONDS_MAX) -> None:
-        """Close our half and read on for a moment: a reset would take our answer with it."""
+        """Half-close and keep reading briefly.
+
+        Otherwise a reset could destroy our response before the client reads it.
+        """
         byte_count = 0
-        gone = (trio.BrokenResourceError, trio.ClosedResourceError)
-        with trio.move_on_after(seconds_max), contextlib.suppress(*gone):
+        with trio.move_on_after(seconds_max), contextlib.suppress(*BROKEN):
             assert isinstance(self.stream, trio.abc.HalfCloseableStream)  # every client's is
             await self.stream.send_eof()
-            while byte_count <= LINGER_BYTES_MAX and (received := await self.receive()):
+            while byte_count <= LINGER_BYTES_MAX:
+                received = await self.receive()
+                if not received:
+                    return
+
                 byte_count += len(received)
 
 
@@ -8057,7 +8102,7 @@ class UpstreamConnection(Connection):
                     self.is_cut = False
             except trio.TooSlowError:
                 failure = DeadlinePassed
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+            except BROKEN:
                 reading_seconds = EARLY_RESPONSE_SECONDS_MAX
             nursery.cancel_scope.deadline = trio.current_time() + reading_seconds
         if self.is_cut and self.head is NO_RESPONSE:
@@ -9376,7 +9421,11 @@ def crossing_headers(frame: Mapping[str, Json]) -> dict[str, Json]:
     return {"headers": {name: given[name] for name in given if name.lower() in NATIVE_TO_CLIENT}}
 
 
-TROUBLES: Final = {DeadlinePassed: Trouble.TIMEOUT, BadSyntax: Trouble.SYNTAX}
+TROUBLES: Final = {
+    DeadlinePassed: Trouble.TIMEOUT,
+    BadSyntax: Trouble.SYNTAX,
+    HeadTooLarge: Trouble.SYNTAX,
+}
 
 
 async def identify(
@@ -10957,7 +11006,7 @@ class Connections:
         counts = Counter(connection.owner for connection in self.counted)
         owner = max(free, key=lambda connection: counts[connection.owner]).owner
         candidates = [connection for connection in free if connection.owner == owner]
-        idle_since = self.shared.reaper.resting
+        idle_since = self.shared.reaper.idle_until
         return min(candidates, key=lambda connection: idle_since.get(connection, math.inf))
 
     def recognize(self, connection: ClientConnection, owner: Hashable) -> None:
@@ -11811,7 +11860,7 @@ class Server:
         self.shared.is_draining = True
         self.accepting.cancel()
         for connection in self.connections.counted:
-            if connection in self.shared.reaper.resting:
+            if connection in self.shared.reaper.idle_until:
                 connection.scope.cancel()
         for client in self.sockets:
             client.end(1001)

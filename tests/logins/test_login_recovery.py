@@ -439,7 +439,7 @@ def test_a_folder_that_really_cannot_be_written_or_read_is_found() -> None:
     obstacle, error, inspected = made.stdout.splitlines()
     assert "cannot be written" in obstacle
     assert error == "PermissionError"
-    assert inspected.startswith("[(True, ")
+    assert inspected.startswith("[Finding(is_error=True, ")
     assert "cannot be read: Permission denied; give it and its folder to" in inspected
 
 
