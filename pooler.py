@@ -2329,7 +2329,7 @@ def is_origin_allowed(origin: str, route: Route, config: Config) -> bool:
     return origin in {allowed.lower() for allowed in config.allowed_origins}
 
 
-def told_version(headers: Headers, query: str) -> str:
+def codex_version_of(headers: Headers, query: str) -> str:
     """The version of Codex CLI that a request is from, if it gives one (F84); else ""."""
     agent = _CODEX_AGENT.match(headers.get("user-agent", ""))
     asked = _VERSION_ASKED.search(f"&{query}")
@@ -10902,18 +10902,25 @@ def parse_mcp_message(body: bytes) -> Json:
 ################################################################
 # SERVER
 ################################################################
-# Listeners, caps, dispatch, reload, drain.  Expected failures are answered; a bug is logged
-# with its traceback, answered 500 without detail, and stays within its connection.
+# From an accepted connection to a request's handler: `serve_connection`, `serve_request` and
+# `dispatch`, which checks Host, Origin, credential and method, in this order, and then calls the
+# handler that ROUTES names.  The parts in front of Server each have one duty, and know what they
+# need of the others by name; `Shared` is what RELAY needs, too.
+#
+# An expected failure is a PoolerError, which becomes the response.  Anything else is a bug: it is
+# logged with the functions and lines on the stack, becomes a 500 without detail, and ends nothing
+# but its connection.
 
 _LETTERS: Final = bytes(ord("a") + value % 26 for value in range(256))
 
 
 def new_request_id() -> str:
-    """20 random letters: digits could read like a status to OpenCode."""
+    """20 random letters: OpenCode could take digits for a status that it retries."""
     return secrets.token_bytes(20).translate(_LETTERS).decode("ascii")
 
 
-Caller = Key | Operator | None
+KNOWN_METHODS: Final = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
+Caller = Key | Operator | None  # None: nobody in particular
 
 
 class Incoming(NamedTuple):
@@ -11137,7 +11144,7 @@ class Catalogues:
         )
 
 
-def check_names_of(head: RequestHead, route: Route, config: Config) -> None:
+def check_origin(head: RequestHead, route: Route, config: Config) -> None:
     """Refuse browser pages of foreign origins, and foreign hosts (DNS rebinding).
 
     What supervises the process may ask for its health under any name.
@@ -11498,7 +11505,7 @@ class Operators:
 
 
 class Server:
-    """Everything that lives as long as the process."""
+    """What lives as long as the process: its parts, and the tasks that serve connections."""
 
     def __init__(
         self,
@@ -11547,10 +11554,8 @@ class Server:
             "refuse_path": self.refuse_path,
         }
 
-    # One connection.
-
     async def serve_connection(self, stream: trio.abc.HalfCloseableStream) -> None:
-        """Serve one accepted stream to its end, and close it.  Raises nothing but Cancelled."""
+        """Serve the requests on one accepted stream, and close it.  Raises: Cancelled alone."""
         connection = ClientConnection(stream)
         try:
             self.connections.admit(connection)
@@ -11569,27 +11574,29 @@ class Server:
                 await stream.aclose()
 
     async def serve_request(self, connection: ClientConnection) -> bool:
-        """Read one request and answer it; whether the connection may carry another."""
+        """Read one request and respond; whether the connection may carry another."""
+        shared = self.shared
         raw: bytes | PoolerError | None
         try:
-            raw = await connection.read_head(self.shared.config.limits, self.shared.reaper)
+            raw = await connection.read_head(shared.config.limits, shared.reaper)
         except PoolerError as error:
             raw = error
         if raw is None:
             return False
-        exchange = Exchange(self.shared, connection, Record(new_request_id()), self.shared.config)
-        judged = self.dispatch(exchange, raw)
-        del raw  # an answer may take an hour
-        await self.serve_exchange(exchange, judged)
+
+        exchange = Exchange(shared, connection, Record(new_request_id()), shared.config)
+        dispatched = self.dispatch(exchange, raw)
+        del raw  # a response may take an hour
+        await self.serve_exchange(exchange, dispatched)
         if exchange.closes and not connection.is_gone:
             await connection.linger()
         return not (exchange.closes or connection.is_gone)
 
-    async def serve_exchange(self, exchange: Exchange, judged: Awaitable[None]) -> None:
-        """Await `judged`, then serve the call that it may leave; an error becomes the answer."""
+    async def serve_exchange(self, exchange: Exchange, dispatched: Awaitable[None]) -> None:
+        """Await `dispatched`, then serve the call, if it was one; release what both have held."""
         self.exchanges.add(exchange)
         try:
-            await self.conclude(exchange, judged)
+            await self.conclude(exchange, dispatched)
             if exchange.call is not None:
                 exchange.connection.enter_call(True)
                 await self.conclude(exchange, serve_call(exchange, exchange.call))
@@ -11603,12 +11610,12 @@ class Server:
                 self.quiet.set()
 
     async def conclude(self, exchange: Exchange, served: Awaitable[None]) -> None:
-        """Await `served`; an expected failure, or a bug, becomes the answer."""
+        """Await `served`; an expected failure, or a bug, becomes the response or its end."""
         failure: PoolerError | None = None
         try:
             await served
         except PoolerError as error:
-            failure = error.with_traceback(None)  # its frames hold the body, and would hold it on
+            failure = error.with_traceback(None)  # whose frames would keep the body in memory
         except ClientGone:
             return
         except Exception:  # noqa: BLE001 (a bug is logged and answered)
@@ -11616,6 +11623,7 @@ class Server:
             failure = PoolerError("internal_error")
         if failure is None:
             return
+
         with contextlib.suppress(ClientGone):
             if exchange.is_started:
                 await exchange.cut(failure)
@@ -11623,48 +11631,48 @@ class Server:
                 await exchange.fail(failure)
 
     async def dispatch(self, exchange: Exchange, raw: bytes | PoolerError) -> None:
-        """Judge the head and serve the route; a call is only read and judged.
-
-        Raises: PoolerError, ClientGone.
-        """
+        """Check the head and call the handler of its route.  Raises: PoolerError, ClientGone."""
         if isinstance(raw, PoolerError):
             raise raw
+        config = exchange.config
         head = exchange.head = parse_request_head(raw, exchange.limits)
-        routes, model = find_routes(head.path, exchange.config.base_path)
+        routes, model = find_routes(head.path, config.base_path)
         route = routes[0]  # the others differ in their methods
-        check_names_of(head, route, exchange.config)
+        check_origin(head, route, config)
 
-        is_known = head.method in {"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"}
-        exchange.record.method = head.method if is_known else "other"
+        exchange.record.method = head.method if head.method in KNOWN_METHODS else "other"
         exchange.record.route = route.name
         exchange.closes = head.framing != NO_BODY
-        if head.method == "OPTIONS":
+        if head.method == "OPTIONS":  # browsers get no CORS headers
             raise PoolerError("not_found")
         if exchange.connection in self.connections.spares:
             exchange.closes = True
             if route.access is not Access.ANYBODY:
-                raise PoolerError("pool_busy", "Too many connections are open here.")
+                raise PoolerError("pool_busy", "Too many connections are open.")
 
-        caller = identify_caller(head, route, exchange.config, self.shared.unix_now())
+        caller = identify_caller(head, route, config, self.shared.unix_now())
         self.note_caller(exchange, caller)
-        if route.is_native and not exchange.config.pools[exchange.holder[0]].has_codex:
+        if route.access is Access.CODEX_KEY and not config.pools[exchange.holder[0]].has_codex:
             raise PoolerError("unsupported_endpoint", NO_CHATGPT_ACCOUNT)
+
         route = with_method(routes, head.method)
         await self.handlers[route.handler](Incoming(exchange, head, route, model, caller))
 
     def note_caller(self, exchange: Exchange, caller: Caller) -> None:
-        """Note whose the request, and so its connection, is."""
+        """Note whose the request is, and so its connection."""
         if isinstance(caller, Operator):
             self.connections.recognize(exchange.connection, caller.name)
         elif isinstance(caller, Key):
             exchange.record.pool, exchange.record.key = caller.pool, caller.name
             self.connections.recognize(exchange.connection, exchange.holder)
-            self.shared.note_version(told_version(exchange.head.headers, exchange.head.query))
+            self.shared.note_version(codex_version_of(exchange.head.headers, exchange.head.query))
 
     async def serve_health(self, incoming: Incoming) -> None:
+        """Whether the process is alive."""
         await incoming.exchange.respond(200, b'{"status": "ok"}')
 
     async def serve_readiness(self, incoming: Incoming) -> None:
+        """Whether the process takes new requests: not while it drains."""
         if self.shared.is_draining:
             await incoming.exchange.respond(503, b'{"status": "draining"}')
         else:
@@ -11791,34 +11799,37 @@ class Server:
                 return key
         return None
 
-    # Services.
-
     async def reload(self, load: Callable[[], Loaded]) -> None:
-        """Take what `load` gives, whole or not at all."""
-        try:
-            config, contexts = await self.shared.files.run(RELOAD_SECONDS_MAX, load)
-        except ConfigRefused as refused:
-            for problem in refused.problems:
-                self.shared.log("error", "reload refused", {"problem": problem})
-            return
-        except OSError as error:
-            problem = f"the configuration cannot be read: {error.strerror}"
-            self.shared.log("error", "reload refused", {"problem": problem})
+        """Replace the configuration by what `load` returns, atomically, or log why not."""
+        shared = self.shared
+        loaded, problems = await self.try_load(load)
+        for problem in problems:
+            shared.log("error", "reload refused", {"problem": problem})
+        if loaded is None:
             return
 
-        if config.listen != self.shared.config.listen:
-            self.shared.log("warning", "reload", {"problem": "listen: a change needs a restart"})
+        config, contexts = loaded
+        if config.listen != shared.config.listen:
+            shared.log("warning", "reload", {"problem": "listen: a change needs a restart"})
         for warning in config.warnings:
-            self.shared.log("warning", "config", {"problem": warning})
-        changes = changes_between(self.shared.config, config)
-        self.apply(dataclasses.replace(config, listen=self.shared.config.listen), contexts)
-        told = {"pools": len(config.pools), "changed": changes or "nothing"}
-        self.shared.log("info", "reloaded", told)
-        await self.shared.idle.close_all()
-        await self.shared.inspect_logins()
+            shared.log("warning", "config", {"problem": warning})
+        changes = changes_between(shared.config, config) or "nothing"
+        self.apply(dataclasses.replace(config, listen=shared.config.listen), contexts)
+        shared.log("info", "reloaded", {"pools": len(config.pools), "changed": changes})
+        await shared.idle.close_all()
+        await shared.inspect_logins()
+
+    async def try_load(self, load: Callable[[], Loaded]) -> tuple[Loaded | None, Sequence[str]]:
+        """What `load` returns, or None and the problems that it raises; in a thread."""
+        try:
+            return await self.shared.files.run(RELOAD_SECONDS_MAX, load), []
+        except ConfigRefused as refused:
+            return None, refused.problems
+        except OSError as error:
+            return None, [f"the configuration cannot be read: {error.strerror}"]
 
     def apply(self, config: Config, contexts: Mapping[str | None, ssl.SSLContext]) -> None:
-        """Go by another configuration, all of it from one moment to the next."""
+        """Replace the configuration; nothing is awaited, so no request sees half of it."""
         self.shared.config, self.shared.tls_contexts = config, contexts
         self.shared.roster.reload(config)
         self.shared.take_endpoints()
@@ -11837,11 +11848,9 @@ class Server:
         self.shared.assign_waiters()
         self.catalogues.wanted.set()
 
-    # The whole.
-
     async def serve(self, listeners: Sequence[trio.abc.Listener[Any]]) -> None:
-        """Accept on `listeners` until `stop`, then drain.  Closes the listeners."""
-        async with trio.open_nursery() as services:  # holds: reaper, catalogues, renewals
+        """Accept on `listeners` until `stop`, then drain; closes the listeners."""
+        async with trio.open_nursery() as services:  # holds: reaper, catalogues, refreshes
             self.shared.tokens.services = services
             services.start_soon(self.shared.reaper.run)
             services.start_soon(self.catalogues.run)
@@ -11856,7 +11865,7 @@ class Server:
         await self.shared.idle.close_all()
 
     def stop(self) -> None:
-        """Accept no more, and let `serve` drain."""
+        """Stop accepting, and let `serve` drain."""
         self.shared.is_draining = True
         self.accepting.cancel()
         for connection in self.connections.counted:
@@ -11866,7 +11875,7 @@ class Server:
             client.end(1001)
 
     async def drain(self) -> None:
-        """Let requests end by themselves for a while, then end them with a terminal event."""
+        """Give requests time to end, then end the others with a terminal event."""
         with trio.move_on_after(self.shared.config.limits.drain_seconds_max):
             await self.wait_quiet()
         self.shared.is_stopped = True
@@ -11877,6 +11886,7 @@ class Server:
             await self.wait_quiet()
 
     async def wait_quiet(self) -> None:
+        """Wait until no request is in progress."""
         while self.exchanges:
             self.quiet = trio.Event()
             await self.quiet.wait()
@@ -11885,32 +11895,44 @@ class Server:
 async def open_listeners(
     config: Config, log: Log, advice: str = "set another one in listen"
 ) -> list[trio.SocketListener]:
-    """The sockets of `listen`.  Raises: ConfigRefused where one cannot be had."""
-    found: list[trio.SocketListener] = []
+    """The sockets of `listen`.  Raises: ConfigRefused, if one cannot be opened."""
+    opened: list[trio.SocketListener] = []
+    problem = ""
     for listen in config.listen:
         try:
-            if listen.unix_path is not None:
-                found.append(_open_unix_listener(listen.unix_path))
-            else:
-                found += await trio.open_tcp_listeners(listen.port, host=listen.host)
+            opened += await _open_listener(listen)
         except OSError as error:
             if listen.is_optional and error.errno != errno.EADDRINUSE:
                 log("warning", "listen", {"problem": f"{listen.text}: {error.strerror}"})
                 continue
-            for listener in found:
-                await listener.aclose()
             hint = advice if error.errno == errno.EADDRINUSE else "see listen"
             problem = f"listen: {listen.text}: {error.strerror or error}; {hint}"
-            raise ConfigRefused([problem]) from None
-    return found
+            break
+
+    if problem:
+        for listener in opened:
+            await listener.aclose()
+        raise ConfigRefused([problem])
+    return opened
+
+
+async def _open_listener(listen: Listen) -> list[trio.SocketListener]:
+    """The sockets of one address, of which a name may have several.  Raises: OSError."""
+    if listen.unix_path is not None:
+        return [_open_unix_listener(listen.unix_path)]
+    return await trio.open_tcp_listeners(listen.port, host=listen.host)
 
 
 def _open_unix_listener(path: str) -> trio.SocketListener:
-    """A listening unix socket with mode 0660; a socket left behind by a dead process goes."""
-    if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):  # no link to one
+    """A listening Unix socket with mode 0660, in the place of one that a dead process has left.
+
+    Raises: OSError.
+    """
+    if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):  # no symbolic link
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             if probe.connect_ex(path) == errno.ECONNREFUSED:
                 os.unlink(path)
+
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.bind(path)
@@ -11922,11 +11944,15 @@ def _open_unix_listener(path: str) -> trio.SocketListener:
         raise
 
 
-Loaded = tuple[Config, dict[str | None, ssl.SSLContext]]
+Contexts = dict[str | None, ssl.SSLContext]  # by `ca_file`; None: the system's authorities
+Loaded = tuple[Config, Contexts]
 
 
 def load(path: Path, env: Mapping[str, str]) -> Loaded:
-    """Read and check pools.json; a TLS context for each `ca_file`.  Raises: ConfigRefused."""
+    """The configuration in pools.json, with all warnings, and its TLS contexts.
+
+    Raises: ConfigRefused; OSError, for a secret's file.
+    """
 
     def read_secret(name: str) -> str:
         return read_file(path.parent / name).decode("utf-8")
@@ -11937,42 +11963,55 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
         raise ConfigRefused([f"{path}: {error.strerror}; start from pools.json.example"]) from None
     if len(raw) > CONFIG_BYTES_MAX:
         raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
+
     config = parse_config(raw, env, read_secret, str(path))
-    contexts: dict[str | None, ssl.SSLContext] = {}
-    problems, accounts = [], config.accounts.values()
+    contexts = _make_contexts(path, config)
+    doubts = [*doubts_of(config, time.time()), *doubts_of_modes(path, config)]
+    return dataclasses.replace(config, warnings=(*config.warnings, *doubts)), contexts
+
+
+def _make_contexts(path: Path, config: Config) -> Contexts:
+    """The TLS contexts that the accounts need, and the token endpoint.  Raises: ConfigRefused."""
+    contexts: Contexts = {}
+    problems: list[str] = []
+    accounts = config.accounts.values()
     if config.token_url.is_tls and any(account.is_codex for account in accounts):
         contexts[None] = make_tls_context(None)
+
     for account in accounts:
         name = account.ca_file
-        if name not in contexts and (account.base_url.is_tls or name):
-            try:
-                contexts[name] = make_tls_context(path.parent / name if name else None)
-            except (OSError, ssl.SSLError, ValueError):
-                problems.append(f"accounts.{account.name}.ca_file: not a readable PEM file")
+        if name in contexts or not (account.base_url.is_tls or name):
+            continue
+        try:
+            contexts[name] = make_tls_context(path.parent / name if name else None)
+        except (OSError, ssl.SSLError, ValueError):
+            problems.append(f"accounts.{account.name}.ca_file: not a readable PEM file")
+
     if problems:
         raise ConfigRefused(problems)
-    doubts = [*doubts_of(config, time.time()), *doubts_of_modes(path, config)]
-    config = dataclasses.replace(config, warnings=(*config.warnings, *doubts))
-    return config, contexts
+    return contexts
 
 
 def doubts_of_modes(path: Path, config: Config) -> list[str]:
-    """Who else may read pools.json with secrets in it, or change it.  Raises: ConfigRefused."""
+    """Warnings if others can read pools.json with secrets in it, or change it.
+
+    Raises: ConfigRefused.
+    """
     try:
-        found = path.stat()
+        state = path.stat()
     except OSError as error:
         raise ConfigRefused([f"{path}: {error.strerror}"]) from None
-    told, quoted = [], shlex.quote(str(path))
-    # Where it is another user's, its group is how the pooler itself may read it.
-    readers = 0o044 if found.st_uid == os.geteuid() else 0o004
-    secret_places = literal_secrets(config)
-    if found.st_mode & readers and secret_places:
-        told.append(
-            f"{secret_places[0]}: others can read the file it stands in: chmod 600 {quoted}"
-        )
-    if found.st_mode & 0o002:
-        told.append(f"{path}: anybody can change it: chmod o-w {quoted}")
-    return told
+
+    # If another user owns the file, the pooler itself may need its group to read it.
+    readers = 0o044 if state.st_uid == os.geteuid() else 0o004
+    places = literal_secrets(config)
+    quoted = shlex.quote(str(path))
+    doubts: list[str] = []
+    if state.st_mode & readers and places:
+        doubts.append(f"{places[0]}: others can read the file that holds it: chmod 600 {quoted}")
+    if state.st_mode & 0o002:
+        doubts.append(f"{path}: anybody can change it: chmod o-w {quoted}")
+    return doubts
 
 
 ################################################################

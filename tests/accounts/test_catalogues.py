@@ -19,8 +19,8 @@ from pooler import (
     CODEX_VERSION,
     MODEL_CHARS_MAX,
     Model,
+    codex_version_of,
     read_catalogue,
-    told_version,
 )
 from tests.support.codex_backend import make_auth_file
 from tests.support.memory_sockets import Json, Response, ask_responses, post, request
@@ -355,7 +355,7 @@ async def test_made_up_versions_do_not_have_lists_read_more_often(
 
 def test_a_version_is_three_short_numbers() -> None:
     for text, version in (("0.1.2", "0.1.2"), ("0.1", ""), ("1.2.3.4", "1.2.3"), ("v1.2.3", "")):
-        assert told_version({"version": text}, "") == version
+        assert codex_version_of({"version": text}, "") == version
 
 
 IN_ORDER: Final = {"routing": "in_order"}
