@@ -3182,7 +3182,7 @@ def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, route: Route) -> s
 def _search_session(headers: Headers, scope: tuple[str, str]) -> bytes | None:
     """The digest of what Codex CLI's web search will give as its `id`; None if there is no such id.
 
-    That is the session, whatever its turns name; but a subagent's thread is not its session's own.
+    That is the session (F26), whatever its turns name; but a subagent's thread is not its own.
     """
     session = headers.get("session-id") or headers.get("session_id") or ""
     thread = headers.get("thread-id") or headers.get("thread_id") or session

@@ -34,30 +34,30 @@ STATEMENTS_MAX: Final = 12  # that follow each other without a blank line or a c
 # What may be at most in a file, today and in the end.  Only a smaller figure may be written here.
 CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
     "pooler.py": {
-        "tokens": (83_500, 49_000),
-        "tokens_per_100_lines": (970, 850),
-        "longest_class": (800, 300),
+        "tokens": (81_200, 49_000),
+        "tokens_per_100_lines": (940, 850),
+        "longest_class": (630, 300),
         "check_length": (0, 0),
-        "check_complexity": (66, 0),
+        "check_complexity": (43, 0),
         "check_one_condition": (5, 0),
-        "check_steps": (120, 0),
+        "check_steps": (76, 0),
         "check_predicates": (1, 0),
-        "check_composition": (7, 0),
+        "check_composition": (5, 0),
     },
-    "mcp_server.py": {  # room for the operator's side, which comes here from pooler.py
+    "mcp_server.py": {
         "tokens": (9_000, 9_000),
-        "tokens_per_100_lines": (1_160, 850),
+        "tokens_per_100_lines": (800, 850),
         "longest_class": (100, 100),
         "check_length": (0, 0),
-        "check_complexity": (10, 0),
-        "check_one_condition": (5, 0),
-        "check_steps": (20, 0),
+        "check_complexity": (1, 0),
+        "check_one_condition": (1, 0),
+        "check_steps": (8, 0),
         "check_predicates": (0, 0),
         "check_composition": (0, 0),
     },
 }
 # Lines of comment and docstring for 100 of code, at least: today and in the end.
-PROSE_FLOORS: Final = {"pooler.py": (23, 30), "mcp_server.py": (12, 30)}
+PROSE_FLOORS: Final = {"pooler.py": (27, 30), "mcp_server.py": (14, 30)}
 # Places that would be worse if they kept a rule, and why: at most ten.
 EXCEPTIONS: Final[dict[str, str]] = {}
 EXCEPTIONS_MAX: Final = 10
