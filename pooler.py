@@ -8969,10 +8969,14 @@ class Shared:
     unpacking: Unpacking = field(default_factory=Unpacking)
     listing: Unpacking = field(default_factory=Unpacking)  # of models: a pool may have thousands
     files: Files = field(default_factory=Files)
+    # What each key has used, by the names of pool and key.
+    uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
+    started_unix: int = field(default_factory=lambda: int(time.time()))
     codex_version: str = CODEX_VERSION  # the newest of those that native clients have told
 
     def __post_init__(self) -> None:
         self.roster = Roster(self.config)
+        self.ledger = Ledger(self.config.limits.records_max)
         self.idle = IdleConnections(self.reaper)
         url, limits = self.config.token_url, self.config.limits
         self.tokens = Tokens(url, self.dial, self.log, self.unix_now, limits, self.files)
@@ -11206,8 +11210,6 @@ class Readings:
 
     shared: Shared
     catalogues: Catalogues
-    uses: Mapping[tuple[str, str], KeyUse]  # by pool and key
-    started_unix: int
 
     async def serve_models(self, incoming: Incoming) -> None:
         """The models of the key's pool, or the one that the path names.
@@ -11232,7 +11234,7 @@ class Readings:
             models[name] = {
                 "id": name,
                 "object": "model",
-                "created": self.started_unix,
+                "created": self.shared.started_unix,
                 "owned_by": "codex-pooler",
             }
             if length:
@@ -11250,7 +11252,7 @@ class Readings:
         """
         key, pool = incoming.key, incoming.pool
         await self.catalogues.want(pool)
-        use = self.uses[key.pool, key.name]
+        use = self.shared.uses[key.pool, key.name]
         times = {"now": trio.current_time(), "unix_now": self.shared.unix_now()}
         shown = show_key_usage(self.shared.roster, pool, key, use, **times)
         await self.respond_held(incoming, dump_json(shown))
@@ -11279,8 +11281,6 @@ class Calls:
     shared: Shared
     connections: Connections
     catalogues: Catalogues
-    ledger: Ledger
-    uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
 
     async def accept(self, incoming: Incoming) -> None:
         """Read and validate the body; the call is the exchange's.
@@ -11301,7 +11301,7 @@ class Calls:
 
         Raises: PoolerError (key_limit_reached, pool_busy).
         """
-        use = self.uses[key.pool, key.name]
+        use = self.shared.uses[key.pool, key.name]
         self.connections.check_share(exchange.connection)
         use.admit(key, exchange.began_at, self.shared.unix_now())
         exchange.use = use
@@ -11372,7 +11372,7 @@ class Calls:
                 use.charge(tokens_spent(shown), unix_now)
         self.shared.log("info", "request", shown)
         if record.pool is not None:  # unauthenticated requests must not evict the others
-            self.ledger.add({"at": unix_now - record.duration_ms / 1000, **shown})
+            self.shared.ledger.add({"at": unix_now - record.duration_ms / 1000, **shown})
 
 
 @dataclass(eq=False)
@@ -11401,9 +11401,6 @@ class Operators:
     imports: Imports
     connections: Connections
     sockets: Collection[ClientSocket]
-    ledger: Ledger
-    uses: Mapping[tuple[str, str], KeyUse]
-    started_unix: int
 
     async def serve_admin(self, incoming: Incoming) -> None:
         """The operator's page, or the same as JSON or as text.  Raises: PoolerError, ClientGone."""
@@ -11478,13 +11475,13 @@ class Operators:
         state = State(
             shared.config,
             shared.roster,
-            self.ledger,
-            self.uses,
+            shared.ledger,
+            shared.uses,
             self.login_states(),
             shared.tokens.outcomes,
             {name: len(queue) for name, queue in shared.queues.items()},
             {
-                "started_at": self.started_unix,
+                "started_at": shared.started_unix,
                 "is_draining": shared.is_draining,
                 "connections": len(self.connections.counted),
                 "websockets": len(self.sockets),
@@ -11518,25 +11515,14 @@ class Server:
         descriptors_max: float = math.inf,
     ) -> None:
         self.shared = Shared(config, tls_contexts, dial, unix_now, log)
-        self.started_unix = int(time.time())
-        self.ledger = Ledger(config.limits.records_max)
-        self.connections = Connections(self.shared, descriptors_max)
-        self.catalogues = Catalogues(self.shared)
-        self.calls = Calls(self.shared, self.connections, self.catalogues, self.ledger)
-        self.uses = self.calls.uses
-        self.readings = Readings(self.shared, self.catalogues, self.uses, self.started_unix)
-        self.imports = Imports(self.shared.files)
         self.exchanges: set[Exchange] = set()
         self.sockets: set[ClientSocket] = set()
-        self.operators = Operators(
-            self.shared,
-            self.imports,
-            self.connections,
-            self.sockets,
-            self.ledger,
-            self.uses,
-            self.started_unix,
-        )
+        self.connections = Connections(self.shared, descriptors_max)
+        self.catalogues = Catalogues(self.shared)
+        self.calls = Calls(self.shared, self.connections, self.catalogues)
+        self.readings = Readings(self.shared, self.catalogues)
+        self.imports = Imports(self.shared.files)
+        self.operators = Operators(self.shared, self.imports, self.connections, self.sockets)
         self.quiet = trio.Event()
         self.accepting = trio.CancelScope()
         self.handlers: Mapping[str, Handler] = {
@@ -11835,11 +11821,11 @@ class Server:
         self.shared.take_endpoints()
         self.shared.bodies.bytes_max = config.limits.bodies_bytes_max
         self.shared.events.bytes_max = config.limits.events_bytes_max
-        self.ledger.requests = deque(self.ledger.requests, config.limits.records_max)
+        self.shared.ledger.requests = deque(self.shared.ledger.requests, config.limits.records_max)
 
         names = {(key.pool, key.name) for key in config.keys}
-        for name in self.uses.keys() - names:
-            del self.uses[name]
+        for name in self.shared.uses.keys() - names:
+            del self.shared.uses[name]
         for client in self.sockets:
             if self.key_of(client) is None:
                 client.end(1008, "invalid_api_key")

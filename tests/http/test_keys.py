@@ -489,7 +489,7 @@ async def test_what_an_upstream_has_refused_is_not_spent(
         raw = ask_responses(stream=False, input="x" * 4000)
         assert (await world.ask(raw)).status >= 400
         assert world.records[0]["tokens_estimated"] is False
-        assert world.server.uses["home", "laptop"].day_tokens == 0
+        assert world.server.shared.uses["home", "laptop"].day_tokens == 0
 
 
 @pytest.mark.parametrize("status", [504, 522, 524])
@@ -499,7 +499,7 @@ async def test_what_an_upstream_may_still_be_doing_is_spent(
     async with opened_world(with_key(tokens_per_day=1000)) as world:
         world.upstreams["a"].plays(error_response(status, "some_code"))
         await world.ask(ask_responses(stream=False, input="x" * 4000))
-        assert world.server.uses["home", "laptop"].day_tokens >= 1000
+        assert world.server.shared.uses["home", "laptop"].day_tokens >= 1000
 
 
 async def test_a_key_has_so_many_requests_at_once(autojump_clock: MockClock) -> None:
@@ -632,6 +632,6 @@ async def test_the_table_of_keys_in_use_holds_no_names_of_strangers(world: World
     for number in range(20):
         await world.ask(request("GET", f"/v1/models/{number}", key=f"cp-stranger-{number:010}"))
         await world.ask(post("/v1/responses", {"model": "m1"}, key=KEY + str(number)))
-    assert world.server.uses == {}
+    assert world.server.shared.uses == {}
     assert len(world.server.shared.roster.pins) == 0
     assert world.server.shared.queues == {}

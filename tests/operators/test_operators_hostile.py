@@ -153,7 +153,7 @@ async def crowd(autojump_clock: MockClock) -> AsyncIterator[World]:
             name = f"a{number % MANY}"
             told = {"account": name, "key": f"k{number % MANY}", "model": f"m{number}"}
             attempts = [{"account": name, "reason": f"code{number}"}]
-            world.server.ledger.add(GOOD | told | {"attempts": attempts})
+            world.server.shared.ledger.add(GOOD | told | {"attempts": attempts})
         yield world
 
 

@@ -150,7 +150,7 @@ async def test_the_live_objects_do_not_show_their_secrets(autojump_clock: MockCl
             server,
             server.shared.roster,
             server.shared.roster.health,
-            server.uses,
+            server.shared.uses,
             server.shared.idle,
             vars(server),
         ]
@@ -281,7 +281,10 @@ async def test_what_a_client_types_is_not_told(autojump_clock: MockClock, name: 
         assert found_in(shown(response), [TYPED, *SECRETS]) == []
         check_log(world, [TYPED])
         known = {name: health.blocks for name, health in world.server.shared.roster.health.items()}
-        assert found_in(repr([known, world.server.uses, world.server.shared.queues]), [TYPED]) == []
+        assert (
+            found_in(repr([known, world.server.shared.uses, world.server.shared.queues]), [TYPED])
+            == []
+        )
 
 
 @pytest.mark.parametrize("has_list", [True, False], ids=["models", "any-model"])

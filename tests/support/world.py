@@ -562,7 +562,7 @@ class World:
             rest for health in server.shared.roster.health.values() for rest in health.cooldowns
         ]
         assert not any(rest.is_probing for rest in rests)
-        assert {use.in_flight_count for use in server.uses.values()} <= {0}
+        assert {use.in_flight_count for use in server.shared.uses.values()} <= {0}
         assert {pool: len(queue) for pool, queue in server.shared.queues.items() if queue} == {}
         assert server.shared.bodies.bytes_held == 0
         assert server.shared.events.bytes_held == 0

@@ -296,7 +296,7 @@ async def test_a_days_tokens_and_streams_at_once_hold_for_turns(
         assert code_of(refused) == (429, "key_limit_reached")
         await posted.hang_up()
         await world.settle()
-        spent = world.server.uses["home", "laptop"]
+        spent = world.server.shared.uses["home", "laptop"]
         spent.day_tokens = 10
         [refused] = await clients[1].ask()
         assert code_of(refused) == (429, "key_limit_reached")
