@@ -3182,7 +3182,7 @@ def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, route: Route) -> s
 def _search_session(headers: Headers, scope: tuple[str, str]) -> bytes | None:
     """The digest of what Codex CLI's web search will give as its `id`; None if there is no such id.
 
-    That is the session (F26), whatever its turns name; but a subagent's thread is not its own.
+    That is the session (F26), whatever its turns name; but a subagent's thread differs from it.
     """
     session = headers.get("session-id") or headers.get("session_id") or ""
     thread = headers.get("thread-id") or headers.get("thread_id") or session
@@ -8689,10 +8689,15 @@ class Tokens:
         return f"the token endpoint {self.url.authority}{self.url.path}"
 
     async def serve_refresh(self, login: Login, before: Credentials) -> None:
-        """One refresh of `before`, to its end, even while the server stops."""
+        """One refresh of `before`, to its end, even while the server stops.
+
+        A new token must not be lost between the response and the disk, so nothing cancels this but
+        its own deadlines.  What went wrong is the login's `problem`; whoever waits reads that.
+        """
         assert login.refresh is not None
         problem = "refreshing the login timed out; will retry"
         login.unreached = None
+
         try:
             with (
                 trio.move_on_after(REFRESH_SECONDS_CEILING, shield=True),
@@ -8710,6 +8715,7 @@ class Tokens:
         except TRANSPORT_ERRORS:
             problem = f"{self.endpoint} did not respond; will retry"
         finally:
+            # Without an await: this runs also if the deadlines have passed.
             outcome = "failed" if problem else "ok"
             _count(self.outcomes, login.name, (outcome,), {"count": 1})
             if problem:
@@ -12003,8 +12009,16 @@ def doubts_of_modes(path: Path, config: Config) -> list[str]:
 ################################################################
 # COMMAND LINE
 ################################################################
-# One function runs each command.  What a person reads goes to standard output, the log and what is
-# wrong with a configuration to standard error.
+# One function runs each command, and returns its exit code:
+#
+#   serve     serve_logged, run_serve, serve_with_signals
+#   check     run_check
+#   demo      run_demo
+#   key       run_key
+#   status    run_status
+#
+# 0 is success; 1 a refusal, with a line for each problem on standard error; 2 wrong usage.  What a
+# person has asked for goes to standard output, the server's log to standard error.
 
 DEMO_MODEL: Final = "gpt-5.5"  # the model of the OpenCode configuration in the README
 DEMO_TEXT: Final = "Hello! This response was streamed through codex-pooler, event by event."
@@ -12037,13 +12051,9 @@ def say(*lines: str) -> None:
 def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]]:
     """The response of the demo's upstream: its Content-Type, and its body in pieces.
 
-    One text serves both APIs, streamed or not, and the list of models.  Each word is a part of its
-    own, so that a stream has an event for each.
+    One text serves both APIs, streamed or not.  Each word is a part of its own, so that a stream
+    has an event for each.
     """
-    if path.endswith("/models"):
-        listed = {"object": "list", "data": [{"id": DEMO_MODEL, "object": "model"}]}
-        return "application/json", [dump_json(listed)]
-
     words = re.findall(r" ?\S+", DEMO_TEXT)
     parts = [{"type": "output_text", "text": word, "annotations": []} for word in words]
     message = {"type": "message", "id": "msg_demo", "role": "assistant", "content": parts}
@@ -12057,6 +12067,7 @@ def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]
         "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2},
     }
 
+    # The text is written once, as a Responses object, and translated as a ChatGPT account's is.
     is_stream = body.get("stream") is True
     output = OutputCollector(WRITTEN_BYTES_MAX, not is_stream)
     translator: Translator = ResponsesTranslator(output)
@@ -12072,7 +12083,10 @@ def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]
 
 
 async def serve_demo_upstream(stream: trio.SocketStream) -> None:
-    """Answer one request on a loopback connection, and close it."""
+    """Answer one request on a loopback connection, and close it.
+
+    The pooler is the only client, so what is malformed or cut is dropped without a word.
+    """
     limits, connection = Limits(), Connection(stream)
     gone = (PeerClosed, BadSyntax, PoolerError, trio.BrokenResourceError)
     async with stream:
@@ -12106,23 +12120,39 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
         await stream.send_all(head + body)
         connection = UpstreamConnection(stream)
         await connection.read_head(Limits())
+
         while received := await connection.receive_body():
             for _, events in scanner.feed(received):
                 for event in events.splitlines():
                     word = event_object(event).get("delta", "")
                     print(word, end="", flush=True)  # noqa: T201
+
     say("")
     return scanner.terminal is EventKind.SUCCESS
 
 
 def describe_demo(port: int, upstream_port: int, secret: str) -> bytes:
-    """The demo's pools.json: one account, whose upstream is the demo's own."""
-    base_url, keys = f"http://127.0.0.1:{upstream_port}", {"you": secret}
-    account = {"type": "openai", "api_key": "none", "base_url": base_url, "models": [DEMO_MODEL]}
-    aliases = {"gpt-5.4-nano": DEMO_MODEL}  # OpenCode asks it for a session's title (F73)
-    pool = {"accounts": ["built-in"], "models": [DEMO_MODEL], "aliases": aliases, "keys": keys}
-    described = {"accounts": {"built-in": account}, "pools": {"demo": pool}}
-    return json.dumps({"listen": f"127.0.0.1:{port}", **described}).encode()
+    """The demo's pools.json: one account without a key, whose upstream is the demo's own."""
+    account = {
+        "type": "openai",
+        "api_key": "none",
+        "base_url": f"http://127.0.0.1:{upstream_port}",
+        "models": [DEMO_MODEL],
+    }
+
+    pool = {
+        "accounts": ["built-in"],
+        "models": [DEMO_MODEL],
+        "aliases": {"gpt-5.4-nano": DEMO_MODEL},  # OpenCode asks it for a session's title (F73)
+        "keys": {"you": secret},
+    }
+
+    described = {
+        "listen": f"127.0.0.1:{port}",
+        "accounts": {"built-in": account},
+        "pools": {"demo": pool},
+    }
+    return json.dumps(described).encode()
 
 
 async def run_demo(port: int, is_once: bool) -> int:
@@ -12139,6 +12169,7 @@ async def run_demo(port: int, is_once: bool) -> int:
         url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "/v1")
 
         async def show() -> None:
+            """Print what the demo does, and how to go on from here."""
             nonlocal is_served
             say(f"codex-pooler {VERSION} demo on http://{url.authority}")
             say("A built-in upstream answers; no account is used, nothing leaves this machine.")
@@ -12179,11 +12210,13 @@ async def serve_with_signals(
         async with trio.open_nursery() as nursery:  # holds: the two readers of signals
 
             async def reload_each() -> None:
+                """Reload for each SIGHUP, one after the other."""
                 async for _ in reloads:
                     if reload is not None:
                         await server.reload(reload)
 
             async def obey() -> None:
+                """Turn signals into a reload, a stop, or an end at once."""
                 async for number in received:
                     if number == signal.SIGHUP:
                         with contextlib.suppress(trio.WouldBlock):
@@ -12372,6 +12405,7 @@ async def show_status(
 
 
 def new_secret(prefix: str) -> str:
+    """A secret with 256 random bits, whose prefix tells people what it is for."""
     return f"{prefix}-{secrets.token_urlsafe(32)}"
 
 
