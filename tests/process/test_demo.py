@@ -141,9 +141,3 @@ def test_the_demo_logs_only_what_a_person_should_act_on(
     out, err = capfd.readouterr()
     assert out == ""
     assert [json.loads(line)["level"] for line in err.splitlines()] == ["warning", "error"]
-
-
-def test_the_list_of_the_demo_is_its_model() -> None:
-    kind, [body] = pooler.demo_response("/v1/models", {})
-    assert kind == "application/json"
-    assert [one["id"] for one in json.loads(body)["data"]] == [pooler.DEMO_MODEL]
