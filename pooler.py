@@ -831,7 +831,7 @@ def forwarded(headers: Headers, names: Collection[str]) -> list[tuple[str, str]]
 AUTH_CLAIM: Final = "https://api.openai.com/auth"
 _TOKEN_TEXT: Final = re.compile(r"[\x21-\x7e]{1,16384}")
 _ACCOUNT_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
-# A refresh that is answered with one of these will never succeed (F54).
+# A refresh that fails with one of these codes will never succeed (F54).
 _REVOKED_CODES: Final = re.compile(
     "refresh_token_[a-z_]{1,32}|invalid_grant|invalid_refresh_token|revoked|"
     "token_(?:expired|invalidated|revoked)|app_session_terminated|account_session_expired|"
@@ -890,7 +890,7 @@ def parse_auth_file(raw: bytes) -> Credentials:
     ids = [tokens.get("account_id")]
     ids += [account.get("chatgpt_account_id") for account in accounts]
     for holder in accounts + claims:
-        ids += [found.get("id") for found in objects_of(holder.get("organizations"))[:1]]
+        ids += [entry.get("id") for entry in objects_of(holder.get("organizations"))[:1]]
 
     refresh = first_text(_TOKEN_TEXT, tokens.get("refresh_token"))
     refreshed_at: float | None = None
@@ -930,7 +930,7 @@ def is_refresh_due(credentials: Credentials, unix_now: float, margin_seconds: fl
 
 
 def clock_lead(
-    credentials: Credentials, answer: bytes, unix_now: float, margin_seconds: float
+    credentials: Credentials, response: bytes, unix_now: float, margin_seconds: float
 ) -> float:
     """The seconds by which our clock is ahead, if it shows `unix_now` when a token was just issued.
 
@@ -942,7 +942,7 @@ def clock_lead(
     if expires_at is None:
         return 0.0
 
-    lifetime = _unix_time(try_load_object(answer).get("expires_in")) or 0.0
+    lifetime = _unix_time(try_load_object(response).get("expires_in")) or 0.0
     if 0 < lifetime < UNIX_MAX:
         lead = unix_now + lifetime - expires_at
         return lead if lead > CLOCK_LEAD_SECONDS_MIN else 0.0
@@ -979,9 +979,9 @@ def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
 
 def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
     """The auth.json after a refresh; what the response leaves out stays, known or not (F52)."""
-    value, answer = try_load_object(raw), try_load_object(body)
+    value, response = try_load_object(raw), try_load_object(body)
     names = ("id_token", "access_token", "refresh_token")
-    fresh = {name: answer[name] for name in names if first_text(_TOKEN_TEXT, answer.get(name))}
+    fresh = {name: response[name] for name in names if first_text(_TOKEN_TEXT, response.get(name))}
     moment = datetime.fromtimestamp(unix_now, UTC).isoformat(timespec="milliseconds")
 
     value["tokens"] = object_of(value.get("tokens")) | fresh
@@ -7523,14 +7523,14 @@ def drop_room(path: Path) -> None:
         room_file(path).unlink()
 
 
-def save_over(path: Path, raw: bytes, known: bytes) -> None:
-    """Save a file, unless it no longer holds `known`: somebody else's newer login stays.
+def save_over(path: Path, raw: bytes, expected: bytes) -> None:
+    """Save a file, unless it no longer holds `expected`: somebody else's newer login stays.
 
     Raises: OSError.
     """
     drop_room(path)
     with contextlib.suppress(FileNotFoundError):
-        if read_file(path) not in (known, raw):
+        if read_file(path) not in (expected, raw):
             return
 
     save_file(path, raw)
@@ -7555,17 +7555,17 @@ def save_file(path: Path, raw: bytes) -> None:
     sync_folder(path.parent)
 
 
-def is_ours(found: os.stat_result) -> bool:
+def is_ours(state: os.stat_result) -> bool:
     """Whether a file belongs to the pooler's user, and nobody else may write to it."""
-    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    return state.st_uid == os.geteuid() and not state.st_mode & 0o022
 
 
 def read_own(path: Path) -> bytes:
     """The content of a file that the pooler has left behind.  Raises: OSError, also if it may be
     somebody else's.
     """
-    found = path.lstat()
-    if not (stat.S_ISREG(found.st_mode) and is_ours(found)):
+    state = path.lstat()
+    if not (stat.S_ISREG(state.st_mode) and is_ours(state)):
         raise OSError(errno.EPERM, "it is another user's")
     return read_file(path)
 
@@ -8312,16 +8312,16 @@ def open_lock(path: Path) -> int:
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(lock_file(path), flags, 0o600)
-    found = os.fstat(descriptor)
-    is_trusted = is_ours(found)
+    state = os.fstat(descriptor)
+    is_trusted = is_ours(state)
     if os.geteuid() == 0:
         with contextlib.suppress(OSError):
             owner = path.stat()
-            if found.st_uid == 0 != owner.st_uid:
+            if state.st_uid == 0 != owner.st_uid:
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)
-            is_trusted |= found.st_uid == owner.st_uid and not found.st_mode & 0o022
+            is_trusted |= state.st_uid == owner.st_uid and not state.st_mode & 0o022
 
-    if stat.S_ISREG(found.st_mode) and is_trusted:
+    if stat.S_ISREG(state.st_mode) and is_trusted:
         return descriptor
 
     os.close(descriptor)
@@ -8422,8 +8422,8 @@ class Sight(NamedTuple):
 def read_login(path: Path, known: Mark | None) -> Sight | None:
     """What is at a path; None if the file is still the one with the mark `known`.  It blocks."""
     try:
-        found = os.stat(path)
-        mark = (found.st_ino, found.st_mtime_ns, found.st_size, found.st_dev)
+        state = os.stat(path)
+        mark = (state.st_ino, state.st_mtime_ns, state.st_size, state.st_dev)
         if mark == known:
             return None
 
@@ -8518,10 +8518,10 @@ class Login:
         reason = "its token is expired although it was just refreshed"
         return f"{self.path}: {reason}; it is used anyway; is this machine's clock correct?"
 
-    def note_issue(self, answer: bytes, unix_now: float, margin_seconds: float) -> None:
+    def note_issue(self, response: bytes, unix_now: float, margin_seconds: float) -> None:
         """Learn from a token that was just issued, and is not saved yet."""
         issued = parse_auth_file(self.unsaved)
-        self.clock_lead = clock_lead(issued, answer, unix_now, margin_seconds)
+        self.clock_lead = clock_lead(issued, response, unix_now, margin_seconds)
         self.issued, self.issued_margin_seconds = issued.digest, math.inf
         if issued.expires_at is not None:
             lifetime = issued.expires_at - unix_now + self.clock_lead
@@ -8568,8 +8568,8 @@ class Login:
     def inspect(self, unix_now: float) -> list[Finding]:
         """What a person should know before a token is spent, found without the network."""
         self.look()
-        found = self.credentials
-        if found is None:
+        current = self.credentials
+        if current is None:
             is_error = not self.is_absent or self.path.is_symlink()
             return [Finding(is_error, str(self.problem))]
 
@@ -8577,17 +8577,17 @@ class Login:
         obstacle = why_unsaveable(self.path)
         if obstacle:
             findings.append(Finding(True, f"{self.path} {obstacle}"))
-        can_refresh = found.refresh_token is not None and obstacle is None
+        can_refresh = current.refresh_token is not None and obstacle is None
         if can_refresh:
             findings += try_saving(self.path, len(self.raw) + ROOM_SPARE_BYTES)
 
         state = self.path.stat()
-        is_due = can_refresh and is_refresh_due(found, unix_now, 0)
+        is_due = can_refresh and is_refresh_due(current, unix_now, 0)
         warnings = {
             f"can be read by others: chmod 600 {shlex.quote(str(self.path))}": state.st_mode
             & 0o077,
             SEVERAL_LINKS: state.st_nlink > 1,
-            f"holds no refresh token; {self.advice}": found.refresh_token is None,
+            f"holds no refresh token; {self.advice}": current.refresh_token is None,
             "has expired; it will be refreshed on first use": is_due,
         }
         shown = [text for text, is_so in warnings.items() if is_so]
@@ -8617,13 +8617,13 @@ class Tokens:
 
     def state_of(self, login: Login) -> LoginState:
         """A login's state, for operators."""
-        found = login.live
-        if found is None:
+        current = login.live
+        if current is None:
             plan = login.credentials and login.credentials.plan
             return LoginState("needed", plan, unreached=login.unreached)
 
-        status = "renewal_due" if self.is_due(login, found) else "ok"
-        return LoginState(status, found.plan, found.expires_at, login.unreached)
+        status = "renewal_due" if self.is_due(login, current) else "ok"
+        return LoginState(status, current.plan, current.expires_at, login.unreached)
 
     async def credentials(self, login: Login, rejected: Credentials | None = None) -> Credentials:
         """A login's credentials, refreshed if they are about to expire or were `rejected`.
@@ -8638,9 +8638,13 @@ class Tokens:
             if is_rejected or login.unsaved or self.is_due(login, before):
                 await self.join_refresh(login, before)
 
-        found = login.live
-        if found and found.digest != rejected_digest and login.is_safe(found, self.unix_now()):
-            return found
+        current = login.live
+        if (
+            current
+            and current.digest != rejected_digest
+            and login.is_safe(current, self.unix_now())
+        ):
+            return current
 
         raise LoginNeeded(login.problem)
 
@@ -8659,7 +8663,7 @@ class Tokens:
         level = "warning" if login.problem else "info"
         self.log(level, "login", {"account": login.name, "problem": login.problem})
 
-    def tell(self, login: Login) -> None:
+    def report_change(self, login: Login) -> None:
         """Log a login's problem if it has changed."""
         if login.problem != login.reported:
             login.reported = login.problem
@@ -8680,9 +8684,9 @@ class Tokens:
             if login.mark == mark:  # otherwise somebody else has looked in the meantime, and later
                 login.take(sight)
 
-    def is_due(self, login: Login, found: Credentials) -> bool:
+    def is_due(self, login: Login, current: Credentials) -> bool:
         """Whether to refresh the login now."""
-        return login.is_due(found, self.unix_now(), self.limits.refresh_margin_seconds)
+        return login.is_due(current, self.unix_now(), self.limits.refresh_margin_seconds)
 
     @property
     def endpoint(self) -> str:
@@ -8741,23 +8745,23 @@ class Tokens:
         Raises: LoginNeeded, TRANSPORT_ERRORS.
         """
         await self.look([login])
-        found = login.credentials
-        if found is None:
+        current = login.credentials
+        if current is None:
             return
 
         if login.is_retired:
             raise LoginNeeded("a reload has pointed this account elsewhere")
 
-        await self.find_unsaved(login, found)
-        is_refreshed = bool(login.unsaved) or found.digest != before.digest
+        await self.find_unsaved(login, current)
+        is_refreshed = bool(login.unsaved) or current.digest != before.digest
         await self.save(login)
 
-        found = login.credentials
-        if found is not None and not (is_refreshed and not self.is_due(login, found)):
-            await self.ask_with_room(login, found)
+        current = login.credentials
+        if current is not None and not (is_refreshed and not self.is_due(login, current)):
+            await self.ask_with_room(login, current)
             await self.save(login)
 
-    async def find_unsaved(self, login: Login, found: Credentials) -> None:
+    async def find_unsaved(self, login: Login, current: Credentials) -> None:
         """Find tokens that were fetched and not saved: they are as good as fresh ones.
 
         A process that was killed before the rename has left them in a file, this one in memory.
@@ -8765,8 +8769,8 @@ class Tokens:
         with contextlib.suppress(OSError, LoginNeeded):
             left = await self.files.run(FILE_SECONDS_MAX, read_own, new_file(login.path))
             kept = parse_auth_file(left)
-            is_later = (kept.refreshed_at or 0) > (found.refreshed_at or 0)
-            if is_later and kept.account_id == found.account_id:
+            is_later = (kept.refreshed_at or 0) > (current.refreshed_at or 0)
+            if is_later and kept.account_id == current.account_id:
                 login.unsaved = login.unsaved or left
 
         before, unsaved = self.unsaved.get(login.path, (b"", b""))
@@ -8793,7 +8797,7 @@ class Tokens:
         self.report(login)
         login.reported = login.problem
 
-    async def ask_with_room(self, login: Login, found: Credentials) -> None:
+    async def ask_with_room(self, login: Login, current: Credentials) -> None:
         """As `ask`, once there is room on the disk for the response.
 
         Raises: LoginNeeded, TRANSPORT_ERRORS.
@@ -8806,7 +8810,7 @@ class Tokens:
 
         failure: Exception | None = None
         try:
-            await self.ask(login, found)
+            await self.ask(login, current)
         except (LoginNeeded, *TRANSPORT_ERRORS) as error:
             failure = error
 
@@ -8816,22 +8820,22 @@ class Tokens:
         if failure is not None:
             raise failure
 
-    async def ask(self, login: Login, found: Credentials) -> None:
+    async def ask(self, login: Login, current: Credentials) -> None:
         """Ask for new tokens, which then have to be saved.  Raises: LoginNeeded, TRANSPORT_ERRORS.
 
         Codex CLI, which takes no lock (F56), may be faster: then there is nothing to save.
         """
-        if found.refresh_token is None:
+        if current.refresh_token is None:
             raise LoginNeeded(f"{login.path} holds no refresh token; {login.advice}")
 
         grant = {
             "client_id": CODEX_CLIENT_ID,
             "grant_type": "refresh_token",
-            "refresh_token": reveal(found.refresh_token),
+            "refresh_token": reveal(current.refresh_token),
         }
         body = json.dumps(grant).encode()
         request = request_head(self.url, "", None, [("accept", "application/json")], body) + body
-        status, answer = await ask_once(
+        status, response = await ask_once(
             self.dial,
             self.url,
             login.tls,
@@ -8841,19 +8845,19 @@ class Tokens:
             bytes_max=SECRET_FILE_BYTES_MAX,
         )
 
-        outcome = classify_refresh(status, answer)
+        outcome = classify_refresh(status, response)
         if outcome is RefreshOutcome.FAILED:
             raise LoginNeeded(f"{self.endpoint} answered {status} without a token; will retry")
 
         if outcome is RefreshOutcome.DONE:
-            login.unsaved = merge_tokens(login.raw, answer, self.unix_now())
+            login.unsaved = merge_tokens(login.raw, response, self.unix_now())
             _remember(self.unsaved, login.path, (login.raw, login.unsaved), UNSAVED_MAX)
-            login.note_issue(answer, self.unix_now(), self.limits.refresh_margin_seconds)
+            login.note_issue(response, self.unix_now(), self.limits.refresh_margin_seconds)
             return
 
         await self.look([login])
-        if login.credentials is not None and login.credentials.digest == found.digest:
-            login.revoked = found.digest
+        if login.credentials is not None and login.credentials.digest == current.digest:
+            login.revoked = current.digest
             raise LoginNeeded(f"{login.path}: this login has been revoked; {login.advice}")
 
 
@@ -9084,7 +9088,7 @@ class Shared:
             if not is_current:
                 continue
             is_usable = login.is_usable(self.unix_now())
-            self.tokens.tell(login)
+            self.tokens.report_change(login)
             digest = login.credentials.digest if login.credentials else b""
             self.roster.health[login.name].note_login(digest, is_usable)
 
@@ -12043,7 +12047,7 @@ and start it with the demo's key, which changes at every start:
 Serving until Ctrl-C."""
 
 
-def say(*lines: str) -> None:
+def show(*lines: str) -> None:
     """Print lines for a person on standard output, at once."""
     print(*lines, sep="\n", flush=True)  # noqa: T201
 
@@ -12127,7 +12131,7 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
                     word = event_object(event).get("delta", "")
                     print(word, end="", flush=True)  # noqa: T201
 
-    say("")
+    show("")
     return scanner.terminal is EventKind.SUCCESS
 
 
@@ -12168,21 +12172,21 @@ async def run_demo(port: int, is_once: bool) -> int:
         listeners = await open_listeners(config, log_problem, "--port 0 picks a free one")
         url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "/v1")
 
-        async def show() -> None:
+        async def introduce() -> None:
             """Print what the demo does, and how to go on from here."""
             nonlocal is_served
-            say(f"codex-pooler {VERSION} demo on http://{url.authority}")
-            say("A built-in upstream answers; no account is used, nothing leaves this machine.")
-            say("", "POST /v1/responses, streamed:")
+            show(f"codex-pooler {VERSION} demo on http://{url.authority}")
+            show("A built-in upstream answers; no account is used, nothing leaves this machine.")
+            show("", "POST /v1/responses, streamed:")
             is_served = await ask_demo(url, Secret(secret))
             if is_once:
                 server.stop()
             else:
-                say(DEMO_GUIDE % {"url": f"http://{url.authority}", "key": secret})
+                show(DEMO_GUIDE % {"url": f"http://{url.authority}", "key": secret})
 
         async with trio.open_nursery() as nursery:  # holds: the upstream, the one request
             nursery.start_soon(trio.serve_listeners, serve_demo_upstream, [upstream])
-            nursery.start_soon(show)
+            nursery.start_soon(introduce)
             await serve_with_signals(server, listeners)
             nursery.cancel_scope.cancel()
 
@@ -12302,9 +12306,9 @@ def check_account(account: Account) -> tuple[bool, bool]:
 
     url = account.base_url
     scheme = "https" if url.is_tls else "http"
-    say(f"account {account.name}: {scheme}://{url.authority}{url.path}: {state}")
+    show(f"account {account.name}: {scheme}://{url.authority}{url.path}: {state}")
     for is_error, problem in problems:
-        say(f"  {'error' if is_error else 'warning'}: {problem}")
+        show(f"  {'error' if is_error else 'warning'}: {problem}")
     return any(is_error for is_error, _ in problems), can_serve
 
 
@@ -12315,18 +12319,18 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     """
     config, _ = load(path, env)
     for warning in config.warnings:
-        say(f"warning: {warning}")
+        show(f"warning: {warning}")
 
     checked = {name: check_account(account) for name, account in config.accounts.items()}
     for pool in config.pools.values():
         names = [account.name for account in pool.accounts]
-        say(f"pool {pool.name}: {', '.join(names)}; {len(pool.keys)} key(s); {pool.routing.value}")
+        show(f"pool {pool.name}: {', '.join(names)}; {len(pool.keys)} key(s); {pool.routing.value}")
         if not any(checked[name][1] for name in names):
             advice = "log in to one of its accounts, or unpause one"
-            say(f"  warning: pools.{pool.name}: no account can serve it; {advice}")
+            show(f"  warning: pools.{pool.name}: no account can serve it; {advice}")
 
     has_error = any(is_wrong for is_wrong, _ in checked.values())
-    say(f"{path}: {'has problems' if has_error else 'OK'}")
+    show(f"{path}: {'has problems' if has_error else 'OK'}")
     return int(has_error)
 
 
@@ -12397,7 +12401,7 @@ async def show_status(
             text = json.dumps(try_load_object(body), indent=2)
         if is_watched and is_terminal:
             text = "\x1b[H\x1b[2J" + text
-        say(text)
+        show(text)
 
         if not is_watched:
             return
@@ -12417,8 +12421,8 @@ def run_key(is_operator: bool) -> int:
     if is_operator:
         whose, where = "operator", "operators"
 
-    say(f"Secret for the {whose} (shown only once):", secret)
-    say(f"Line for pools.json, under {where}:", f'"sha256:{digest}"')
+    show(f"Secret for the {whose} (shown only once):", secret)
+    show(f"Line for pools.json, under {where}:", f'"sha256:{digest}"')
     return 0
 
 

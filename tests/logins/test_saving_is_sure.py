@@ -408,7 +408,7 @@ async def test_a_token_just_issued_is_used_whatever_the_clock_says(
         desk.tokens.unix_now = lambda: time.time() + days * DAY
         for _ in range(5):
             assert await desk.ask() == desk.saved() in desk.backend.logins
-            desk.tokens.tell(desk.login)
+            desk.tokens.report_change(desk.login)
             mock_clock.jump(PAUSE_SECONDS)
         assert desk.asked_count == 1
         ends_in = parse_auth_file(desk.path.read_bytes()).expires_at or 0.0
