@@ -1,29 +1,61 @@
 """codex-pooler: several AI accounts behind one OpenAI-compatible address.
 
-Clients call a narrow `/v1` with a pool key; each request goes to one account of that key's
-pool and its answer is streamed back: unchanged from an account with an API key, translated from
-a ChatGPT account.  One file, to be read from top to bottom.
+Clients call a narrow `/v1` with a pool key.  Each request goes to one account of that key's pool,
+and the response is streamed back: unchanged from an account with an API key, translated from a
+ChatGPT account.  One file, to be read from top to bottom.
 
-The way of a request, and where it is written down:
+Words that have one meaning here:
 
-    bytes -> head checked, then parsed by h11            HTTP SYNTAX, CONNECTIONS
-          -> Host, Origin, route, key, method            ROUTES, SECRETS AND KEYS, SERVER
-          -> body read within bounds, JSON judged        REQUEST BODIES, CONNECTIONS
-          -> an account is chosen, or waited for         ACCOUNTS
-          -> its login is read, and renewed if need be   CREDENTIALS, TOKENS
-          -> one exchange with its upstream              TRANSLATION, UPSTREAM
-          -> events held until content, then relayed     EVENT STREAMS, RELAY
-          -> a failure: who is asked next, and told what VERDICTS, RELAY
-          -> or all of that once for each message        WEBSOCKET
-          -> one line of metadata, which is counted      RECORDS
-          -> and shown to operators                      OPERATORS
+    account    an API key or a ChatGPT login, at one upstream
+    pool       accounts that stand in for each other, and the keys that may use them
+    pool key   what a client presents; an operator presents a token
+    login      the auth.json of a ChatGPT account; a refresh gets its next tokens
+    catalogue  an account's list of models
+    session    the requests of one conversation; its pin keeps them on one account
+    request    what a client sends: a call, if it is to be served by an account
+    turn       one call on a WebSocket
+    attempt    one call sent to one account
+    event      one SSE event, or one message of a WebSocket
+    response   what a request gets, from its upstream or from the pooler
+    fault      a failed attempt, classified: its effect on the account, and the next action
+    cooldown   a time in which an account is not asked; after a demotion it is asked last
+    lease      a place at an account, or bytes of a budget, held until they are given back
+    head       the first line and the header fields of a request or a response
 
-Trust: everything that arrives on the listening socket is untrusted; an upstream may see what
-is sent to it and is otherwise untrusted too; pools.json decides every destination.  A secret
-leaves its `Secret` in one function only, `reveal`.
+The way of a request, and the sections that it passes:
 
-Sections are bottom-up: each uses only what stands above it.  Above CONNECTIONS nothing waits,
-reads a clock, draws a random number or touches a file, so all of it can be tested with values.
+    its connection is accepted and counted    SERVER, CONNECTIONS
+    its head is validated                     HTTP SYNTAX, ERRORS
+    Host, Origin, credential and method       ROUTES, KEYS, CONFIGURATION
+    its body is read and validated            JSON, REQUEST BODIES, LIMITS
+    an account is chosen, or waited for       ACCOUNTS, RELAY
+    its login is read and refreshed           CREDENTIALS, TOKENS, FILES
+    an attempt: translated, and sent          TRANSLATION, UPSTREAM, SECRETS
+    its events are held until there is        EVENT STREAMS, RELAY
+      content, then relayed
+    a failure is classified; another attempt  VERDICTS, RELAY
+    or all of this for each turn              WEBSOCKET
+    it is logged and counted                  RECORDS, LOG
+    operators see states and sums             OPERATORS
+    how the process starts and stops          COMMAND LINE
+
+Read these first, in this order: they serve a streamed request to an account with an API key, and
+everything else is a variant of one of them.
+
+    Server.serve_connection, Server.serve_request, ClientConnection.read_head, Server.dispatch,
+    parse_request_head, find_routes, identify_caller, find_owner, Calls.accept, KeyUse.admit,
+    Exchange.read_body, Calls.read, parse_json_object, read_call, serve_call, Shared.take_place,
+    Roster.ranked, Attempt.open, Attempt.ask, Attempt.fields, Exchange.send_request, request_head,
+    reveal, connect, Attempt.read_response, parse_response_head, Attempt.hold, EventScanner.feed,
+    Attempt.deliver, Exchange.start, Attempt.relay, Exchange.send_events, Attempt.note_outcome,
+    Calls.close
+
+Trust: everything that arrives on the listening socket is untrusted; an upstream may see what is
+sent to it, and is otherwise untrusted, too; pools.json decides every destination.  A secret leaves
+its `Secret` through one function, `reveal`.
+
+Sections are bottom-up: each uses only what is above it.  Above CONNECTIONS nothing waits, reads a
+clock, draws a random number or touches a file, so all of it can be tested with values.
 
 Run: `python pooler.py demo`, or `python pooler.py serve --config pools.json`.
 """
