@@ -34,7 +34,7 @@ The way of a request, and the sections that it passes:
     its events are held until there is        EVENT STREAMS, RELAY
       content, then relayed
     a failure is classified; another attempt  VERDICTS, RELAY
-    or all of this for each turn              WEBSOCKET
+    or all of this for each turn              WEBSOCKET SYNTAX, WEBSOCKET
     it is logged and counted                  RECORDS, LOG
     operators see states and sums             OPERATORS
     how the process starts and stops          COMMAND LINE
@@ -2449,9 +2449,6 @@ _ONCE: Final = frozenset(
     "sec-websocket-key sec-websocket-version transfer-encoding upgrade".split()
 )
 _REPEATABLE: Final = ("content-length", "content-type")  # by an upstream, with one value
-_WEBSOCKET_GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
-_WEBSOCKET_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 
 
 class Framing(NamedTuple):
@@ -2743,6 +2740,19 @@ def format_chunk(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
+################################################################
+# WEBSOCKET SYNTAX
+################################################################
+# Of RFC 6455 what trio-websocket does not do: the heads of the opening handshake, which it is
+# only given once they are valid, and bounds on frames, which are counted before it joins them.
+
+_WEBSOCKET_GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
+_WEBSOCKET_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
+_TEXT: Final = 0x1  # opcodes (RFC 6455 §5.2)
+_BINARY: Final = 0x2
+
+
 def _is_upgrade(headers: Headers) -> bool:
     """Whether a head is a WebSocket's (RFC 6455 §4.2.1)."""
     return headers.get("upgrade", "").lower() == "websocket" and "upgrade" in _options(headers)
@@ -2785,10 +2795,6 @@ def is_upgraded(head: ResponseHead, key: str) -> bool:
     return head.status == 101 and is_known and _is_upgrade(head.headers) and not more
 
 
-_TEXT: Final = 0x1  # opcodes (RFC 6455 §5.2)
-_BINARY: Final = 0x2
-
-
 def close_frame(code: int) -> bytes:
     """A server's Close frame without a reason (RFC 6455 §5.5.1)."""
     return b"\x88\x02" + code.to_bytes(2, "big")
@@ -2808,37 +2814,65 @@ def is_utf8(text: bytes) -> bool:
     return True
 
 
+def _read_frame_head(head: bytes) -> tuple[int, int] | None:
+    """The bytes of a frame's head and of its payload; None if the head is not complete.
+
+    RFC 6455 §5.2: two bytes, then 2 or 8 for a longer length, then 4 of a client's mask.
+    """
+    if len(head) < 2:
+        return None
+
+    code = head[1] & 0x7F
+    length_bytes = {126: 2, 127: 8}.get(code, 0)
+    size = 2 + length_bytes
+    length = int.from_bytes(head[2:size], "big") if length_bytes else code
+    if head[1] & 0x80:
+        size += 4
+    return (size, length) if len(head) >= size else None
+
+
+def _with_binary_frames(frames: bytes, texts: Collection[int]) -> bytes:
+    """The frames, with those that begin at `texts` turned from text into binary ones."""
+    if not texts:
+        return frames
+
+    turned = bytearray(frames)
+    for at in texts:
+        turned[at] ^= _TEXT ^ _BINARY
+    return bytes(turned)
+
+
 @dataclass(eq=False, slots=True)
 class FrameMeter:
     """Counts the frames of a WebSocket's peer as they come, and turns text into bytes.
 
     trio-websocket bounds neither the frames of a message, which may be empty, nor the pings, and
-    it makes a `str` of each part of a text (F95).  So every text frame goes to it as a binary one
-    (RFC 6455 §5.2); a binary one of the peer's own is refused.
+    it makes a `str` of each part of a text.  So it gets every text frame as a binary one (RFC 6455
+    §5.2); binary ones of the peer are refused.
     """
 
-    bytes_max: int
-    frames_max: int
-    bytes_pending: int = 0  # what has come of the message that is not whole yet
+    bytes_max: int  # of a message
+    frames_max: int  # from one message to the next
+    bytes_pending: int = 0  # what has come of the message that is not complete
     part_count: int = 0  # in which it has come
-    bytes_whole: int = 0  # of whole messages that nobody has taken yet
-    message_count: int = 0  # that have come whole
+    bytes_whole: int = 0  # of complete messages that nobody has taken
+    message_count: int = 0  # complete ones
     is_closed: bool = False  # the peer's Close has come
-    refused: int = 0  # the code for a peer that passes a bound
-    _frame_count: int = 0  # since the last whole message
-    _head: bytes = b""  # of a frame, unfinished
+    refused: int = 0  # the code of the Close for a peer that exceeds a bound
+    _frame_count: int = 0  # since the last complete message
+    _head: bytes = b""  # of a frame, incomplete
     _left: int = 0  # bytes of the frame's payload that are still to come
     _kind: int = 0  # the first byte of the frame
     _is_in_message: bool = False
 
     @property
     def is_amid(self) -> bool:
-        """Whether a frame or a message has begun that is not whole yet."""
+        """Whether a frame or a message has begun and is not complete."""
         return bool(self._is_in_message or self._left or self._head)
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing of what comes is passed on any more."""
+        """Whether nothing more is passed on."""
         return self.is_closed or self.refused > 0
 
     def feed(self, received: bytes) -> bytes:
@@ -2852,54 +2886,51 @@ class FrameMeter:
             else:
                 is_text = not self._head and received[at] & 0x0F == _TEXT
                 step = self._begin(received[at : at + 14])  # no head is longer
-                texts += [at] if is_text and step else []
+                if is_text and step:
+                    texts.append(at)
+
             at += step
-            if not (self._left or self._head or self.refused):  # a whole frame has come
+            if not (self._left or self._head or self.refused):
                 self._end()
                 frame_count += 1
-        passed = received[:at]
-        if texts:
-            turned = bytearray(passed)
-            for place in texts:
-                turned[place] ^= _TEXT ^ _BINARY
-            passed = bytes(turned)
-        return passed
+        return _with_binary_frames(received[:at], texts)
 
     def _take_payload(self, byte_count: int) -> None:
+        """Count bytes of a payload; a control frame's are not kept."""
         self._left -= byte_count
-        if not self._kind & 0x08:  # a Ping's is not kept
+        if not self._kind & 0x08:
             self.bytes_pending += byte_count
             self.part_count += 1
 
     def _end(self) -> None:
         """Note the end of a frame, which may be that of its message."""
         self.is_closed = self._kind & 0x0F == 0x08
-        if self._kind & 0x88 == 0x80:
+        if self._kind & 0x88 == 0x80:  # final, and no control frame
             self.bytes_whole += self.bytes_pending
             self.message_count += 1
             self._is_in_message = False
             self._frame_count = self.bytes_pending = self.part_count = 0
 
     def _begin(self, received: bytes) -> int:
-        """Read the head of a frame, or a part of it; the bytes used."""
+        """Read the head of a frame, or a part of it; the number of bytes used."""
         head = self._head + received
-        code = head[1] & 0x7F if len(head) > 1 else 0
-        extra = {126: 2, 127: 8}.get(code, 0)
-        size = 2 + extra + (4 if len(head) > 1 and head[1] & 0x80 else 0)
         if head[0] & 0x0F == _BINARY:
             self.refused = 1003
             return 0
-        if len(head) < size:
+
+        sizes = _read_frame_head(head)
+        if sizes is None:
             self._head = head
             return len(received)
-        used, self._head = size - len(self._head), b""
-        self._kind = head[0]
-        self._is_in_message |= not self._kind & 0x08
-        self._left = int.from_bytes(head[2 : 2 + extra], "big") if extra else code
+
+        used = sizes[0] - len(self._head)
+        self._head, self._kind, self._left = b"", head[0], sizes[1]
+        is_data = not head[0] & 0x08
+        self._is_in_message |= is_data
         self._frame_count += 1
         if self._frame_count > self.frames_max:
             self.refused = 1008
-        elif not self._kind & 0x08 and self.bytes_pending + self._left > self.bytes_max:
+        elif is_data and self.bytes_pending + self._left > self.bytes_max:
             self.refused = 1009
         return 0 if self.refused else used
 

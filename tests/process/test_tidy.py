@@ -72,6 +72,7 @@ SECTIONS: Final = (
     "KEYS",
     "ROUTES",
     "HTTP SYNTAX",
+    "WEBSOCKET SYNTAX",
     "REQUEST BODIES",
     "EVENT STREAMS",
     "TRANSLATION",
