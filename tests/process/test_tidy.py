@@ -643,12 +643,9 @@ def check_test_skips(source: str) -> Complaints:
 
 
 def check_test_size(source: str) -> Complaints:
-    """How long a file of tests is, if it is too long; a table (`MUTATIONS`) may be longer."""
-    lines = source.splitlines()
-    table = [at for at, line in enumerate(lines) if line.startswith("MUTATIONS: ")]
-    if table:
-        del lines[table[0] : lines.index(")", table[0])]
-    return [f"{len(lines)} lines"] if len(lines) > TEST_LINES_MAX else []
+    """How long a file of tests is, if it is too long."""
+    count = len(source.splitlines())
+    return [f"{count} lines"] if count > TEST_LINES_MAX else []
 
 
 def check_test_claim(source: str) -> Complaints:

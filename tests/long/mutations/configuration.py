@@ -1,0 +1,51 @@
+"""Single mistakes in the section CONFIGURATION of pooler.py.  (No claims.)"""
+
+from __future__ import annotations
+
+from tests.long.mutations.apply import Rows
+
+# fmt: off
+ROWS: Rows = (
+    ("variable_is_secret", "A variable that nobody fills in is no secret.",
+     "doubt_of_secret", "_VARIABLE.fullmatch(secret)", "False",
+     "config_doubts::a_secret_that_nobody_filled_in_is_refused_at_its_path"),
+    ("origin_of_a_file", "What anybody's page sends is no origin to allow.",
+     "_ORIGIN", "'…(?!https?:|file:|data:)…'", "'…(?!https?:)…'",
+     "callers::what_is_no_origin_is_refused_with_a_reason"),
+    ("told_twice", "Each problem of the configuration is told once.",
+     "_Loader.need", "not value.get(name) and prefix + name not in self.refused",
+     "not value.get(name)",
+     "config_doubts::each_problem_is_told_once_and_at_its_place"),
+    ("hash_is_a_key", "A hash from a file never becomes a password.",
+     "_Loader.digest", "secret.lower().startswith('sha256:')", "False",
+     "config_is_strict::a_referred_hash_never_becomes_a_password"),
+    ("key_unpresentable", "A key that nobody can present is none.",
+     "_Loader.digest", "len(secret) > limits.bearer_bytes_max", "False",
+     "config_doubts::each_problem_is_told_once_and_at_its_place"),
+    ("alias_told_twice", "An alias without a model is told once.",
+     "_Loader.alias", "not found['model']", "False",
+     "config_doubts::each_problem_is_told_once_and_at_its_place"),
+    ("variable_in_lower_case", "A proxy's variable that is not used is told, in either case.",
+     "_Loader.proxy", "(name, name.lower())", "(name,)",
+     "outbound_proxy::a_variable_that_is_not_used_is_told_and_its_value_is_not"),
+    ("place_untold", "A field that belongs elsewhere is told where.",
+     "_place_of", "name in other", "False",
+     "config_doubts::an_unknown_field_is_told_what_was_meant_or_where_it_belongs"),
+    ("line_unmasked", "A line of pools.json that is shown holds no secret.",
+     "_masked", "word if is_known else '*' * len(word)", "word",
+     "config_doubts::a_line_that_is_shown_holds_no_secret"),
+    ("own_address", "An upstream at the pooler's own address is doubted.",
+     "_doubt_of_own", "is_here and url.port == listen.port and (listen.unix_path is None)",
+     "False and url.port and (listen.unix_path is None)",
+     "config_doubts::what_is_accepted_and_cannot_be_meant_is_doubted_at_its_place"),
+    ("pattern_for_name", "A model's name that is a pattern is doubted.",
+     "_doubt_of_name", "'*' in name", "False",
+     "config_doubts::what_is_accepted_and_cannot_be_meant_is_doubted_at_its_place"),
+    ("expired_key", "A key ends at its second.",
+     "is_key_usable", "unix_now < key.expires", "unix_now <= key.expires",
+     "keys::a_key_expires_at_its_second"),
+    ("paused_key", "A paused key opens nothing.",
+     "is_key_usable", "not key.paused and (key.expires is None or unix_now < key.expires)",
+     "key.expires is None or unix_now < key.expires",
+     "keys::all_other_credentials_get_one_identical_401"),
+)

@@ -1,0 +1,29 @@
+"""Single mistakes in the section EVENT STREAMS of pooler.py.  (No claims.)"""
+
+from __future__ import annotations
+
+from tests.long.mutations.apply import Rows
+
+# fmt: off
+ROWS: Rows = (
+    ("long_chunk_name", "A long id is not said with every chunk.",
+     "label_at", "found if len(found) <= SESSION_CHARS_MAX else ''", "found",
+     "upstream_excess::a_long_name_is_not_said_with_every_chunk"),
+    ("listed_errors", "An error in a list of a 200 is no success.",
+     "is_error", "_objects(value.get('errors')) and (not value.keys() & _RESPONSE_FIELDS)", "False",
+     "one_verdict::another_account_serves_and_the_first_is_left_out"),
+    ("remarks_as_errors", "A remark beside an answer is no error.",
+     "is_error", "_objects(value.get('errors')) and (not value.keys() & _RESPONSE_FIELDS)",
+     "_objects(value.get('errors'))",
+     "one_verdict::what_only_looks_like_an_error_is_an_answer"),
+    ("unread_end", "An end that a client cannot read is none.",
+     "EventScanner._verified", "self._kind_of(value)", "kind",
+     "upstream_excess::a_client_reads_one_terminal_event_whatever_comes"),
+    ("empty_finish", "An empty reason is no end.",
+     "EventScanner._kind_of_chunk", "bool(_text_at(choice, 'finish_reason'))",
+     "isinstance(choice.get('finish_reason'), str)",
+     "chat_endings::a_body_that_ends_in_mid_text_has_failed"),
+    ("two_stream_ids", "An event bears its stream_id once.",
+     "with_stream_id", "'stream_id' in value", "False",
+     "websocket_turns::a_stream_id_leaves_an_event_valid"),
+)

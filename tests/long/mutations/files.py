@@ -1,0 +1,42 @@
+"""Single mistakes in the section FILES of pooler.py.  (No claims.)"""
+
+from __future__ import annotations
+
+from tests.long.mutations.apply import Rows
+
+# fmt: off
+ROWS: Rows = (
+    ("pipe_is_read", "A pipe is no file.",
+     "read_file",
+     ("if stat.S_ISREG(os.fstat(descriptor).st_mode):\n"
+     "    with os.fdopen(descriptor, 'rb') as file:\n"
+     "        return file.read(bytes_max)"),
+     ("if True:\n"
+     "    os.set_blocking(descriptor, True)\n"
+     "    with os.fdopen(descriptor, 'rb') as file:\n"
+     "        return file.read(bytes_max)"),
+     "nothing_blocks::a_pipe_in_the_place_of_a_file_stops_no_running_server"),
+    ("no_fsync", "A save is on the disk before it counts.",
+     "sync", "os.fsync(descriptor)", "pass",
+     "login_recovery::a_save_is_on_the_disk_before_it_counts"),
+    ("folder_sync_needed", "A folder that cannot be synced at all is no failure.",
+     "sync_folder",
+     ("if error.errno not in _NO_FOLDER_SYNC:\n"
+     "    raise"), "raise",
+     "saving_is_sure::a_folder_that_cannot_be_synced_at_all_is_no_failure"),
+    ("saved_over_another", "A refreshed login takes no other's place.",
+     "save_over",
+     ("if read_file(path) not in (known, raw):\n"
+     "    return"), "pass",
+     "one_value"),
+    ("save_in_place", "A login is replaced whole.",
+     "save_file",
+     ("sync(fresh)\n"
+     "os.rename(fresh, path)"),
+     ("path.write_bytes(raw)\n"
+     "fresh.unlink()"),
+     "login_recovery::a_save_is_on_the_disk_before_it_counts"),
+    ("left_by_another", "What another user left is not taken for a login.",
+     "read_own", "not (stat.S_ISREG(found.st_mode) and is_ours(found))", "False",
+     "login_recovery::what_another_user_left_in_the_place_of_a_new_login_is_not_taken"),
+)

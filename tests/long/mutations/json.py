@@ -1,0 +1,19 @@
+"""Single mistakes in the section JSON of pooler.py.  (No claims.)"""
+
+from __future__ import annotations
+
+from tests.long.mutations.apply import Rows
+
+# fmt: off
+ROWS: Rows = (
+    ("json_depth", "JSON may be just so deep.",
+     "json_excess", "depth > depth_max", "depth > depth_max + 1",
+     "json_guard::depth_at_the_limit_and_one_past_it"),
+    ("closers_counted", "Brackets that only close are not counted one by one.",
+     "json_excess", "2 * openers < len(brackets)", "False",
+     "longest_step::no_brackets_that_only_close_take_long"),
+    ("upstream_members", "An upstream's JSON has a bounded number of members.",
+     "load_json", "json_excess(raw, JSON_DEPTH_MAX, members_max)",
+     "json_excess(raw, JSON_DEPTH_MAX, 10 ** 9)",
+     "upstream_json::each_bound_and_one_past_it"),
+)

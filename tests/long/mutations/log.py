@@ -1,0 +1,40 @@
+"""Single mistakes in the section LOG of pooler.py.  (No claims.)"""
+
+from __future__ import annotations
+
+from tests.long.mutations.apply import Rows
+
+# fmt: off
+ROWS: Rows = (
+    ("slow_reader", "Who reads slowly gets all lines at the end.",
+     "LogWriter.__exit__", "before != self.byte_count", "before == -1",
+     "log_writer::who_reads_slowly_gets_every_line_at_the_end"),
+    ("log_blocks", "The log is written by a thread of its own.",
+     "LogWriter.__call__",
+     ("if len(self.lines) < LOG_LINES_MAX:\n"
+     "    self.lines.append(line)\n"
+     "    self.changed.notify()\n"
+     "else:\n"
+     "    self.dropped_count += 1"),
+     ("while len(self.lines) >= 100:\n"
+     "    self.changed.wait(1)\n"
+     "if len(self.lines) < LOG_LINES_MAX:\n"
+     "    self.lines.append(line)\n"
+     "    self.changed.notify()\n"
+     "else:\n"
+     "    self.dropped_count += 1"),
+     "nothing_blocks::a_log_that_nobody_reads_stops_nothing"),
+    ("full_disk_uncounted", "Lines that stderr does not take are counted.",
+     "LogWriter.write", "min(raw.count(b'\\n'), line_count)", "0",
+     "log_writer::what_a_full_disk_does_not_take_is_told_when_there_is_room"),
+    ("torn_line", "A cut line ends before the next one.",
+     "LogWriter.write",
+     ("if self.is_torn:\n"
+     "    raw = b'\\n' + raw"),
+     ("if False:\n"
+     "    raw = b'\\n' + raw"),
+     "log_writer::a_line_that_was_cut_harms_no_other"),
+    ("stderr_not_waiting", "A stderr that does not wait loses nothing.",
+     "LogWriter.write_some", "BlockingIOError", "ZeroDivisionError",
+     "log_writer::a_stderr_that_does_not_wait_loses_nothing"),
+)

@@ -1,0 +1,57 @@
+"""Single mistakes in the section TOKENS of pooler.py.  (No claims.)"""
+
+from __future__ import annotations
+
+from tests.long.mutations.apply import Rows
+
+# fmt: off
+ROWS: Rows = (
+    ("lock_of_another", "A lock of another user is not used.",
+     "open_lock", "stat.S_ISREG(found.st_mode) and is_own", "stat.S_ISREG(found.st_mode)",
+     "login_recovery::a_lock_that_is_not_the_poolers_own_is_not_used"),
+    ("no_lock", "Processes take turns at a login.",
+     "try_lock", "fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)", "",
+     "login_recovery::processes_that_contend_send_no_refresh_token_twice"),
+    ("check_takes_no_lock", "`check` takes the lock of a login.",
+     "try_saving", "lock = try_lock(path)", "break",
+     "saving_is_sure::check_finds_a_lock_of_another_user"),
+    ("clock_believed", "A token just issued is used whatever our clock says.",
+     "Login.note_issue", "clock_lead(found, answer, unix_now, margin_seconds)",
+     "0 * clock_lead(found, answer, unix_now, margin_seconds)",
+     "saving_is_sure::a_token_just_issued_is_used_whatever_the_clock_says"),
+    ("hard_link", "A login with other names is told of.",
+     "Login.inspect", "state.st_nlink > 1", "state.st_nlink > 2",
+     "auth_file::a_problem_is_found_before_a_token_is_spent"),
+    ("not_single_flight", "One renewal is under way at a time.",
+     "Tokens.credentials", "login.renewal is None and self.services is not None and is_retry_due",
+     "self.services is not None and is_retry_due",
+     "token_refresh::fifty_requests_on_an_ended_token_ask_once"),
+    ("used_before_its_name", "No token is used before its file's name is on the disk.",
+     "Tokens.credentials", "login.raw == login.unsaved or login.has_ended(found, self.unix_now())",
+     "login.has_ended(found, self.unix_now())",
+     "token_refresh::nothing_is_used_before_its_name_is_on_the_disk"),
+    ("endpoint_s_cause", "Operators find why a token endpoint was not reached.",
+     "Tokens.serve_refresh", "login.unreached = failed.cause", "",
+     "connect_causes::operators_find_why_a_login_cannot_be_renewed"),
+    ("endpoint_s_cause_for_ever", "That it was not reached is over when it is.",
+     "Tokens.serve_refresh", "login.unreached = None", "",
+     "connect_causes::operators_find_why_a_login_cannot_be_renewed"),
+    ("unsaved_forgotten", "What could not be saved is not lost by a reload.",
+     "Tokens.find_unsaved", "login.unsaved = login.unsaved or unsaved", "pass",
+     "token_refresh::what_could_not_be_saved_is_not_lost_by_a_reload"),
+    ("unsaved_over_another", "An unsaved login is not put over another that has come meanwhile.",
+     "Tokens.refresh_locked", "before_it == login.raw", "unsaved",
+     "token_refresh::what_could_not_be_saved_is_not_lost_by_a_reload"),
+    ("asked_without_room", "Nothing is asked for that could not be saved.",
+     "Tokens.ask_with_room", "await self.files.run(math.inf, make_room, login.path, byte_count)",
+     "pass",
+     "saving_is_sure::on_a_full_disk_nobody_is_asked_and_the_login_is_kept"),
+    ("used_before_saved", "No token is used before it is saved.",
+     "Tokens.ask", "login.unsaved = merge_tokens(login.raw, answer, self.unix_now())",
+     ("login.unsaved = merge_tokens(login.raw, answer, self.unix_now())\n"
+     "login.credentials = parse_auth_file(login.unsaved)"),
+     "token_refresh::nothing_is_used_before_it_is_saved"),
+    ("token_past_the_proxy", "A login is renewed through the proxy.",
+     "Tokens.ask", "login.proxy", "None",
+     "outbound_proxy::nothing_goes_past_the_proxy_and_tls_goes_through_it"),
+)
