@@ -2890,10 +2890,14 @@ class FrameMeter:
                     texts.append(at)
 
             at += step
-            if not (self._left or self._head or self.refused):
+            if self._is_between_frames():
                 self._end()
                 frame_count += 1
         return _with_binary_frames(received[:at], texts)
+
+    def _is_between_frames(self) -> bool:
+        """Whether the last frame is complete."""
+        return not (self._left or self._head or self.refused)
 
     def _take_payload(self, byte_count: int) -> None:
         """Count bytes of a payload; a control frame's are not kept."""
@@ -2999,7 +3003,7 @@ def check_json_shape(body: bytes, limits: Limits) -> None:
         raise PoolerError("invalid_json", f"The request body has {excess}.")
 
 
-def _once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+def _once(pairs: list[tuple[str, Json]]) -> JsonDict:
     """The object with these members.  Raises: ValueError, if a name is there twice."""
     members = dict(pairs)
     if len(members) != len(pairs):
@@ -3049,7 +3053,7 @@ def parse_strictly(body: bytes) -> Json:
     return uncollected(_strict_decoder().decode, body.decode("utf-8"))
 
 
-def parse_json_object(body: bytes) -> dict[str, Json]:
+def parse_json_object(body: bytes) -> JsonDict:
     """The JSON object in `body`, read strictly: UTF-8 without BOM, no name twice, no NaN.
 
     Raises: PoolerError (invalid_json).
@@ -3069,7 +3073,7 @@ def digest_parts(*parts: str) -> bytes:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
 
 
-def _is_message(item: Mapping[str, Json], *roles: str) -> bool:
+def _is_message(item: JsonObject, *roles: str) -> bool:
     """Whether an item of either API is a message of one of these roles."""
     return item.get("type") in (None, "message") and item.get("role") in roles
 
@@ -3102,7 +3106,7 @@ def _beginning_of(texts: Iterable[str]) -> str:
     return f"{length} {beginning}" if length else ""
 
 
-def conversation_digest(kind: CallKind, body: Mapping[str, Json]) -> str:
+def conversation_digest(kind: CallKind, body: JsonObject) -> str:
     """A digest of what all turns of a conversation share; "" if there is no such thing.
 
     That is the instructions, or the system's text in front of the user's first message, and that
@@ -3126,7 +3130,7 @@ def conversation_digest(kind: CallKind, body: Mapping[str, Json]) -> str:
 
 def find_session(
     route: Route,
-    body: Mapping[str, Json],
+    body: JsonObject,
     headers: Headers,
     scope: tuple[str, str],
     *,
@@ -3156,7 +3160,7 @@ def find_session(
 
 def read_call(
     route: Route,
-    body: Mapping[str, Json],
+    body: JsonObject,
     headers: Headers,
     pool: Pool,
     key: Key,
@@ -3174,11 +3178,7 @@ def read_call(
     """
     model = _model_of(body, pool, key, route)
     is_unary = route.upstream_path in UNARY_PATHS
-    if route.upstream_path in TOOL_PATHS and body.get("stream"):
-        public = "The response of this route comes in one piece."
-        raise PoolerError("unsupported_parameter", public, param="stream")
-    for name in ("stream", "store"):
-        valid_member(body, name, bool)
+    _check_flags(body, route)
 
     scope = (pool.name, key.name)
     session = find_session(route, body, headers, scope, before=session_before)
@@ -3209,7 +3209,16 @@ def read_call(
     )
 
 
-def _response_of(body: Mapping[str, Json], scope: tuple[str, str]) -> bytes | None:
+def _check_flags(body: JsonObject, route: Route) -> None:
+    """Raises: PoolerError (unsupported_parameter, invalid_value)."""
+    if route.upstream_path in TOOL_PATHS and body.get("stream"):
+        public = "The response of this route comes in one piece."
+        raise PoolerError("unsupported_parameter", public, param="stream")
+    for name in ("stream", "store"):
+        valid_member(body, name, bool)
+
+
+def _response_of(body: JsonObject, scope: tuple[str, str]) -> bytes | None:
     """The digest of the earlier response that a body continues, if an account can have made it."""
     previous = text_at(body, "previous_response_id")
     if not previous or len(previous) > RESPONSE_ID_CHARS_MAX:
@@ -3217,7 +3226,7 @@ def _response_of(body: Mapping[str, Json], scope: tuple[str, str]) -> bytes | No
     return digest_parts(*scope, "response", previous)
 
 
-def _model_of(body: Mapping[str, Json], pool: Pool, key: Key, route: Route) -> str:
+def _model_of(body: JsonObject, pool: Pool, key: Key, route: Route) -> str:
     """The model that a request names; "" if a tool of Codex CLI leaves it to the upstream.
 
     Image models are in no catalogue, so a pool's list does not exclude them: only a key's list
@@ -3254,7 +3263,7 @@ def _search_session(headers: Headers, scope: tuple[str, str]) -> bytes | None:
     return digest_parts(*scope, "session", session[:SESSION_CHARS_MAX])
 
 
-def is_lite(kind: CallKind, body: Mapping[str, Json], headers: Headers) -> bool:
+def is_lite(kind: CallKind, body: JsonObject, headers: Headers) -> bool:
     """Whether a body is in the form that Codex CLI uses for most of its models.
 
     A header says so, or a member of the body on a WebSocket, and the upstream wants such a body
@@ -3292,7 +3301,7 @@ def unknown_model(pool: Pool, key: Key, offered: Iterable[str]) -> PoolerError:
     return PoolerError("model_not_found", public)
 
 
-def with_alias(kind: CallKind, body: Mapping[str, Json], alias: Alias) -> dict[str, Json]:
+def with_alias(kind: CallKind, body: JsonObject, alias: Alias) -> JsonDict:
     """The body with its alias resolved: another model, and the tier and effort of the alias."""
     resolved = {**body, "model": alias.model}
     if alias.service_tier is not None:
@@ -3313,7 +3322,7 @@ COMPACTIONS: Final = ("compaction", "compaction_summary", "context_compaction")
 ENCRYPTED_ITEMS: Final = ("reasoning", *COMPACTIONS)
 
 
-def drop_reasoning(body: Mapping[str, Json]) -> dict[str, Json] | None:
+def drop_reasoning(body: JsonObject) -> JsonDict | None:
     """The body without the items that another account cannot read; None if it has none (F10).
 
     They are dropped whole: upstreams refuse an item without its encrypted content.
@@ -11302,7 +11311,7 @@ class Readings:
 
     def list_models(self, pool: Pool, key: Key, wanted: str) -> bytes:
         """The OpenAI API's list, or the model `wanted`.  Raises: PoolerError (model_not_found)."""
-        models: dict[str, Json] = {}
+        models: JsonDict = {}
         for name, length in self.shared.roster.models_of(pool, key).items():
             models[name] = {
                 "id": name,
@@ -11523,7 +11532,7 @@ class Operators:
             raise PoolerError("operators_not_installed") from None
         return sys.modules[COMPANION]
 
-    def explain(self, pool_name: str, model: str, session: str | None) -> Mapping[str, Json]:
+    def explain(self, pool_name: str, model: str, session: str | None) -> JsonObject:
         """Which account a request would go to, and why.
 
         Raises: LookupError, there is no such pool, or it does not serve the model.
@@ -11542,7 +11551,7 @@ class Operators:
         tokens, logins = self.shared.tokens, self.shared.logins
         return {name: tokens.state_of(login) for name, login in logins.items()}
 
-    def snapshot(self) -> dict[str, Json]:
+    def snapshot(self) -> JsonDict:
         """The state of the whole process as JSON, of which operators are shown parts."""
         shared = self.shared
         state = State(
@@ -12041,14 +12050,23 @@ def _make_contexts(path: Path, config: Config) -> Contexts:
         name = account.ca_file
         if name in contexts or not (account.base_url.is_tls or name):
             continue
-        try:
-            contexts[name] = make_tls_context(path.parent / name if name else None)
-        except (OSError, ssl.SSLError, ValueError):
+        context = _try_tls_context(path.parent, name)
+        if context is None:
             problems.append(f"accounts.{account.name}.ca_file: not a readable PEM file")
+        else:
+            contexts[name] = context
 
     if problems:
         raise ConfigRefused(problems)
     return contexts
+
+
+def _try_tls_context(folder: Path, name: str | None) -> ssl.SSLContext | None:
+    """The context that trusts the authorities in a file; None if that is not possible."""
+    try:
+        return make_tls_context(folder / name if name else None)
+    except (OSError, ssl.SSLError, ValueError):
+        return None
 
 
 def doubts_of_modes(path: Path, config: Config) -> list[str]:
