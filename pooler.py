@@ -11016,10 +11016,11 @@ class Incoming(NamedTuple):
     head: RequestHead
     route: Route
     model: str  # that the path names, else ""
-    caller: Caller
+    caller: Caller  # of the kind that the route demands
 
     @property
     def key(self) -> Key:
+        """The caller of a route that demands a pool key."""
         assert isinstance(self.caller, Key)
         return self.caller
 
@@ -11030,6 +11031,7 @@ class Incoming(NamedTuple):
 
     @property
     def operator(self) -> Operator:
+        """The caller of a route that demands an operator's token."""
         assert isinstance(self.caller, Operator)
         return self.caller
 
@@ -11055,7 +11057,11 @@ class Connections:
 
     @property
     def count_max(self) -> int:
-        """As configured, or fewer: each may need a descriptor for its upstream, too."""
+        """How many connections are admitted, at least one: the limit, or as descriptors allow.
+
+        A connection takes one descriptor, and one more for its upstream while a call is served.
+        Others are kept for idle upstream connections, and DESCRIPTORS_KEPT for everything else.
+        """
         limits = self.shared.config.limits
         idle_max = limits.idle_connections_max * len(self.shared.config.accounts)
         room = (self.descriptors_max - DESCRIPTORS_KEPT - idle_max) / 2
@@ -11064,8 +11070,8 @@ class Connections:
     def warn_of_descriptors(self) -> None:
         """Log that the system allows fewer connections than are configured."""
         if self.count_max < self.shared.config.limits.connections_max:
-            told = f"so few descriptors allow {self.count_max} connections (ulimit -n)"
-            self.shared.log("warning", "config", {"problem": f"limits.connections_max: {told}"})
+            cause = f"the open files allowed suffice for {self.count_max} connections (ulimit -n)"
+            self.shared.log("warning", "config", {"problem": f"limits.connections_max: {cause}"})
 
     def admit(self, connection: ClientConnection) -> None:
         """Count a connection in; another one is ended for it if there are too many.
@@ -11091,7 +11097,10 @@ class Connections:
         self.spares[connection] = None
 
     def dispensable(self) -> ClientConnection | None:
-        """A connection that is not busy, of the owner with most: the one idle longest, if any."""
+        """The connection to end for a new one: not busy, of the owner with most, idle longest.
+
+        None if all are busy: a call in progress is never ended for another client.
+        """
         free = [connection for connection in self.counted if not connection.is_busy]
         if not free:
             return None
@@ -11108,7 +11117,11 @@ class Connections:
         connection.owner = owner
 
     def check_share(self, connection: ClientConnection) -> None:
-        """Refuse to make all connections busy for one key.  Raises: PoolerError (pool_busy)."""
+        """Refuse a call for which one key would have all connections busy.
+
+        A part of them is kept for the other keys, unless there is but one that is not paused.
+        Raises: PoolerError (pool_busy).
+        """
         keys = [key for key in self.shared.config.keys if not key.paused]
         kept = max(1, self.count_max // PLACES_KEPT_PART) if len(keys) > 1 else 0
         is_new = connection in self.counted and not connection.is_busy
@@ -11166,7 +11179,7 @@ class Catalogues:
                 self.wanted.set()
 
     async def run(self) -> Never:
-        """Fetch all old catalogues whenever one is wanted."""
+        """Fetch all old catalogues one by one, at the start and whenever one is wanted."""
         while True:
             self.wanted = trio.Event()
             await self.shared.look_at_logins(self.shared.config.accounts.values())
@@ -11176,7 +11189,10 @@ class Catalogues:
             await self.wanted.wait()
 
     async def update(self, endpoint: Endpoint) -> None:
-        """Fetch one account's catalogue, and log what is wrong with it once."""
+        """Fetch one account's catalogue; the same problem is logged once.
+
+        After a failure the old catalogue stays in use, and the next attempt comes sooner.
+        """
         account = endpoint.account
         health = self.shared.roster.health_of(account)
         catalogue, problem = await self.fetch(endpoint)
@@ -11192,7 +11208,8 @@ class Catalogues:
 
     async def fetch(self, endpoint: Endpoint) -> tuple[Mapping[str, Model] | None, str]:
         """The account's catalogue, or None, and a sentence about what went wrong, or ""."""
-        cause = "no response in time"
+        cause = "no response in time"  # unless there was another
+
         with trio.move_on_after(self.shared.config.limits.connect_seconds_max):
             try:
                 status, body = await self.request(endpoint)
@@ -11208,17 +11225,20 @@ class Catalogues:
                     problem = "its list of models cannot be read" if catalogue is None else ""
                     return catalogue, problem
                 cause = f"status {status}"
+
         return None, f"its list of models could not be fetched: {cause}"
 
     async def request(self, endpoint: Endpoint) -> tuple[int, bytes]:
         """Status and body of the account's /models.  Raises: LoginNeeded, TRANSPORT_ERRORS."""
         account, shared = endpoint.account, self.shared
+
         secret, fields, _ = await identify(shared.tokens, endpoint)
         path, own = "/models", list(fields)
         if account.is_codex:  # which lists only what this version of Codex CLI knows
             version = shared.version_for(account)
             path = f"/models?client_version={version}"
             own.append(("version", version))
+
         return await ask_once(
             shared.dial,
             account.base_url,
@@ -11236,7 +11256,7 @@ def check_origin(head: RequestHead, route: Route, config: Config) -> None:
     What supervises the process may ask for its health under any name.
     Raises: PoolerError (host_not_allowed, origin_not_allowed).
     """
-    host, hosts = head.host, config.hosts
+    host, hosts = head.host, config.hosts  # None: HTTP/1.0 without a Host; every name is allowed
     is_foreign = host is not None and hosts is not None and host not in hosts
     if is_foreign and route.path not in HEALTH_PATHS:
         hint = f'To allow it, add "{(host or "")[:253]}" to hosts in pools.json.'
@@ -11288,7 +11308,10 @@ def identify_operator(head: RequestHead, route: Route, config: Config) -> Operat
 
 @dataclass(eq=False)
 class Readings:
-    """What a key may read: its pool's models, and how much it and its pool have used."""
+    """What a key may read: its pool's models, and how much it and its pool have used.
+
+    All of it is about the key itself and the pool as one: no account has a name or a number here.
+    """
 
     shared: Shared
     catalogues: Catalogues
@@ -11300,7 +11323,7 @@ class Readings:
         """
         key, pool = incoming.key, incoming.pool
         await self.catalogues.want(pool)
-        async with self.shared.listing(incoming.exchange.holder):
+        async with self.shared.listing(incoming.exchange.holder):  # a pool may have thousands
             is_of_codex = pool.has_codex and "client_version=" in incoming.head.query
             if incoming.route.is_native or is_of_codex:
                 models = b",".join(self.shared.roster.codex_models_of(pool, key))
@@ -11358,7 +11381,11 @@ class Readings:
 
 @dataclass(eq=False)
 class Calls:
-    """Reads calls, counts them for their keys, and writes their records."""
+    """Reads calls, counts them for their keys, and closes their records.
+
+    Between `admit` and `close`, a call counts as in progress for its key, and its connection as
+    busy; both are reached on every way out, because `serve_exchange` closes each exchange.
+    """
 
     shared: Shared
     connections: Connections
@@ -11370,6 +11397,7 @@ class Calls:
         Raises: PoolerError, ClientGone.
         """
         exchange, head = incoming.exchange, incoming.head
+        # A page of another origin could send any other type without asking for permission.
         content_type = head.headers.get("content-type", "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise PoolerError("unsupported_media_type")
@@ -11554,6 +11582,7 @@ class Operators:
     def snapshot(self) -> JsonDict:
         """The state of the whole process as JSON, of which operators are shown parts."""
         shared = self.shared
+
         state = State(
             shared.config,
             shared.roster,
@@ -11597,6 +11626,7 @@ class Server:
         descriptors_max: float = math.inf,
     ) -> None:
         self.shared = Shared(config, tls_contexts, dial, unix_now, log)
+        # Requests in progress, and WebSockets: what a drain waits for, and what a reload may close.
         self.exchanges: set[Exchange] = set()
         self.sockets: set[ClientSocket] = set()
         self.connections = Connections(self.shared, descriptors_max)
@@ -11605,8 +11635,9 @@ class Server:
         self.readings = Readings(self.shared, self.catalogues)
         self.imports = Imports(self.shared.files)
         self.operators = Operators(self.shared, self.imports, self.connections, self.sockets)
-        self.quiet = trio.Event()
+        self.quiet = trio.Event()  # set when no request is in progress
         self.accepting = trio.CancelScope()
+
         self.handlers: Mapping[str, Handler] = {
             "serve_health": self.serve_health,
             "serve_readiness": self.serve_readiness,
@@ -11623,8 +11654,13 @@ class Server:
         }
 
     async def serve_connection(self, stream: trio.abc.HalfCloseableStream) -> None:
-        """Serve the requests on one accepted stream, and close it.  Raises: Cancelled alone."""
+        """Serve the requests on one accepted stream, and close it.  Raises: Cancelled alone.
+
+        The reader runs for as long as the connection: so a client that leaves is noticed while its
+        call waits for an upstream, and ends it.
+        """
         connection = ClientConnection(stream)
+
         try:
             self.connections.admit(connection)
             async with trio.open_nursery() as nursery:  # holds: the reader
@@ -11670,6 +11706,7 @@ class Server:
                 await self.conclude(exchange, serve_call(exchange, exchange.call))
                 exchange.connection.enter_call(False)
         finally:
+            # Nothing below waits, so nothing of it can be cancelled.
             exchange.replace_body(b"")
             self.connections.release(exchange.connection)
             self.calls.close(exchange)
@@ -11933,7 +11970,10 @@ class Server:
         await self.shared.idle.close_all()
 
     def stop(self) -> None:
-        """Stop accepting, and let `serve` drain."""
+        """Stop accepting, end idle connections, and let `serve` drain.
+
+        A WebSocket ends after its turn in progress.
+        """
         self.shared.is_draining = True
         self.accepting.cancel()
         for connection in self.connections.counted:
