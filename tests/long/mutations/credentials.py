@@ -6,8 +6,8 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
-    ("proxy_spends", "Only the token endpoint's own error marks a login spent.",
-     "classify_refresh", "status in _SPENT_STATUSES and _first_text(_SPENT_CODES, *named)",
-     "status == 401 or (status and _first_text(_SPENT_CODES, *named))",
+    ("proxy_spends", "Only the token endpoint's own error marks a login revoked.",
+     "classify_refresh", "status in _REVOKED_STATUSES and first_text(_REVOKED_CODES, *codes)",
+     "status == 401 or (status and first_text(_REVOKED_CODES, *codes))",
      "saving_is_sure::an_answer_that_is_not_the_endpoints_own_spends_no_login"),
 )

@@ -26,7 +26,7 @@ ROWS: Rows = (
      "saving_is_sure::a_folder_that_cannot_be_synced_at_all_is_no_failure"),
     ("saved_over_another", "A refreshed login takes no other's place.",
      "save_over",
-     ("if read_file(path) not in (known, raw):\n"
+     ("if read_file(path) not in (expected, raw):\n"
      "    return"), "pass",
      "one_value"),
     ("save_in_place", "A login is replaced whole.",
@@ -37,6 +37,6 @@ ROWS: Rows = (
      "fresh.unlink()"),
      "login_recovery::a_save_is_on_the_disk_before_it_counts"),
     ("left_by_another", "What another user left is not taken for a login.",
-     "read_own", "not (stat.S_ISREG(found.st_mode) and is_ours(found))", "False",
+     "read_own", "not (stat.S_ISREG(state.st_mode) and is_ours(state))", "False",
      "login_recovery::what_another_user_left_in_the_place_of_a_new_login_is_not_taken"),
 )
