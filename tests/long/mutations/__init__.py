@@ -20,6 +20,7 @@ from tests.long.mutations import (
     files,
     http_syntax,
     json,
+    keys,
     limits,
     log,
     mcp_server,
@@ -34,6 +35,7 @@ from tests.long.mutations import (
     upstream,
     verdicts,
     websocket,
+    websocket_syntax,
 )
 from tests.long.mutations.apply import Mutation
 
@@ -44,8 +46,10 @@ TABLES: Final[tuple[ModuleType, ...]] = (
     secrets,
     credentials,
     configuration,
+    keys,
     routes,
     http_syntax,
+    websocket_syntax,
     request_bodies,
     event_streams,
     translation,

@@ -7,10 +7,13 @@ from tests.long.mutations.apply import Rows
 # fmt: off
 ROWS: Rows = (
     ("tool_below_v1", "Tools of Codex CLI's are served below every base URL.",
-     "_PATHS", "**{f'/v1{path}': route for route, path in TOOL_PATHS.items()}", "",
+     "ROUTES",
+     "Route('codex_search', '/v1/alpha/search', POST, CODEX_KEY, 'accept_call')",
+     "Route('codex_search', '/v1/alpha/searches', POST, CODEX_KEY, 'accept_call')",
      "codex_tools::a_tool_of_codex_passes_to_the_byte"),
     ("loopback_everywhere", "Only /mcp takes loopback origins.",
-     "is_origin_allowed", "route is Route.MCP and _LOOPBACK_ORIGIN.fullmatch(origin)",
+     "is_origin_allowed",
+     "route.path == '/mcp' and _LOOPBACK_ORIGIN.fullmatch(origin)",
      "_LOOPBACK_ORIGIN.fullmatch(origin)",
      "callers::a_page_of_this_machine_may_use_mcp"),
     ("loopback_alike", "What only looks like a loopback origin is none.",
