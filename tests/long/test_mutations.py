@@ -7,6 +7,7 @@ go through the script to their end.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -15,6 +16,8 @@ from tests.long.mutations import MUTATIONS
 from tests.long.mutations import __main__ as script
 from tests.long.mutations.apply import FILES, Mutation, Program
 from tests.support.paths import ROOT
+
+pytestmark: Final = pytest.mark.measures
 
 SMALL = """\
 AT_MOST: int = 10

@@ -156,6 +156,24 @@ def test_every_named_path_of_the_repository_exists() -> None:
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
+def test_the_index_of_the_tests_has_every_section_and_only_files_that_exist() -> None:
+    index = (ROOT / "tests/README.md").read_text(encoding="utf-8")
+    table = index.partition("| Section |")[2].partition("\n\n")[0]
+    sections = {
+        name
+        for line in table.splitlines()[2:]
+        for name in line.split("|")[1].strip().replace(" and ", ", ").split(", ")
+    }
+    source = (ROOT / "pooler.py").read_text(encoding="utf-8")
+    banners = set(re.findall(r"^#{64}\n# ([A-Z ]+)\n#{64}$", source, re.MULTILINE))
+    assert banners - sections == set()
+    files = {path.stem for path in (ROOT / "tests").glob("*/test_*.py")}
+    named = {name.rpartition("/")[2] for name in codes(table) if "test_" in name}
+    assert named - files == set()
+    modules = {path.stem for path in (ROOT / "tests/support").glob("[a-z]*.py")}
+    assert {name for row in index.splitlines() for name in codes(row)} >= modules
+
+
 ################################################################
 # TABLES
 ################################################################
