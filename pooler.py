@@ -826,7 +826,7 @@ NATIVE_TO_UPSTREAM: Final = FORWARDED_TO_UPSTREAM | frozenset(
 NATIVE_TO_CLIENT: Final = FORWARDED_TO_CLIENT | frozenset(
     "x-codex-turn-state x-reasoning-included x-oai-request-id cf-ray".split()
 )
-LITE_HEADER: Final = "x-openai-internal-codex-responses-lite"  # F16
+LITE_HEADER: Final = "x-openai-internal-codex-responses-lite"  # see is_lite (F16)
 LITE_METADATA: Final = f"ws_request_header_{LITE_HEADER.replace('-', '_')}"
 TURN_STATE: Final = "x-codex-turn-state"  # a secret of the account that sent it (F22)
 
@@ -1127,7 +1127,7 @@ DEFAULT_LISTEN: Final = (
     Listen("127.0.0.1:4000", "127.0.0.1", 4000),
     Listen("[::1]:4000", "::1", 4000, is_optional=True),
 )
-REFRESH_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")  # F52
+REFRESH_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")  # (F52)
 REFRESH_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own (F57)
 PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # of other programs; lower, too
 NAME_CHARS_MAX: Final = 64
@@ -5209,7 +5209,7 @@ _FAILURE_WORDS: Final = re.compile(
     "|internal(?:_error)?|(?:internal_)?server_error|internal_failure"
     f"|stream_incomplete|upstream_request_timeout|{SPENT_CODE}"
 )
-# F43.
+# Overload has many names, and comes mostly in a 200 (F43).
 _OVERLOAD_WORDS: Final = re.compile(
     f"{_ANY}overloaded(?:_error)?|slow_down|(?:service_)?unavailable(?:_error)?"
 )
@@ -5321,7 +5321,7 @@ def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
     levels = _levels(object_of(value))
     error = ChainMap(*levels)
     given = [text_at(level, name) for level in levels for name in ("code", "type")]
-    given.append(headers.get("x-openai-authorization-error", ""))  # F47
+    given.append(headers.get("x-openai-authorization-error", ""))  # maybe the only word (F47)
     names = [name for name in given if _CODE_TOKEN.fullmatch(name)]
     names.sort(key=lambda name: meaning_of(name) not in _FIRM)
     said = (text_at(level, name) for level in levels for name in _MESSAGE_NAMES)
