@@ -159,69 +159,71 @@ def _limit(default: float, low: float, high: float) -> Any:  # noqa: ANN401 (as 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds that `limits` in pools.json may move.  Units are in the names."""
+    """The limits that pools.json may override; units are in the names."""
 
-    # A client's request, before and while it is read.
-    head_bytes_max: int = _limit(32 * KIB, KIB, MIB)  # Codex sends about 3 KiB of metadata
-    head_fields_max: int = _limit(100, 16, 1000)
-    target_bytes_max: int = _limit(8 * KIB, 128, 64 * KIB)
-    bearer_bytes_max: int = _limit(512, 64, 8 * KIB)
-    head_seconds_max: float = _limit(15, 0.1, 300)  # absolute: drips do not extend it
-    keep_alive_seconds_max: float = _limit(75, 0.1, 3600)  # longer than proxies keep theirs (F98)
     body_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)  # some images in base64
     bodies_bytes_max: int = _limit(256 * MIB, MIB, 8192 * MIB)  # of all connections together
-    body_idle_seconds_max: float = _limit(30, 0.1, 600)
-    body_seconds_max: float = _limit(120, 0.1, 3600)
-    json_depth_max: int = _limit(100, 8, 400)  # json.loads itself gives up near 1,000
-    json_separators_max: int = _limit(200_000, 1000, 2_000_000)  # holds the loop about 60 ms
     connections_max: int = _limit(1024, 2, 65536)
-    keyless_connections_max: int = _limit(256, 1, 65536)  # have not shown a valid key yet
-    write_stall_seconds_max: float = _limit(60, 0.1, 3600)  # for 64 KiB
-    # The pool.
     key_streams_max: int = _limit(64, 1, 10_000)
     account_streams_max: int = _limit(16, 1, 10_000)
-    queue_length_max: int = _limit(64, 0, 10_000)  # per pool
     queue_seconds_max: float = _limit(10, 0, 600)
     attempts_max: int = _limit(3, 1, 16)  # accounts tried for one request
-    pins_max: int = _limit(4096, 1, 1_000_000)
-    pin_idle_seconds_max: float = _limit(24 * HOUR, 1, 30 * 24 * HOUR)
-    response_pins_max: int = _limit(4096, 1, 1_000_000)
     cooldown_seconds: float = _limit(30, 1, HOUR)  # where the upstream names no time
-    probe_interval_seconds: float = _limit(900, 1, 24 * HOUR)
-    # Beyond it a reset is implausible: the longest windows of plans have 30 days (F34).
-    reset_seconds_max: float = _limit(32 * 24 * HOUR, 60, 40 * 24 * HOUR)
-    demotion_seconds: float = _limit(60, 0, HOUR)
-    # An exchange with an upstream.
-    connect_seconds_max: float = _limit(10, 0.1, 120)  # name, TCP and TLS together
     first_event_seconds_max: float = _limit(120, 0.1, 3600)
     between_events_seconds_max: float = _limit(300, 0.1, 3600)
     unary_seconds_max: float = _limit(600, 0.1, 3600)
-    hold_seconds_max: float = _limit(10, 0, 120)  # then the client gets its 200
-    handshake_events_max: int = _limit(16, 1, 256)
-    upstream_head_bytes_max: int = _limit(32 * KIB, KIB, MIB)
-    upstream_interim_max: int = _limit(8, 0, 64)  # 1xx answers
-    unary_bytes_max: int = _limit(64 * MIB, KIB, 512 * MIB)
-    event_bytes_max: int = _limit(16 * MIB, KIB, 64 * MIB)  # an image in one event (F37)
-    events_bytes_max: int = _limit(256 * MIB, MIB, 8192 * MIB)  # unfinished, all streams
-    idle_connections_max: int = _limit(8, 0, 1024)  # per account
-    idle_connection_seconds_max: float = _limit(15, 0, 300)  # servers drop theirs at 60 s (F98)
     comment_seconds: float = _limit(15, 0.1, 300)  # proxies cut silence from 50 s on (F97)
-    drain_seconds_max: float = _limit(30, 0, 3600)
-    # A Responses WebSocket, on both sides of the pooler.
-    websocket_handshake_seconds_max: float = _limit(10, 0.1, 120)
     websocket_idle_seconds_max: float = _limit(1800, 1, 24 * HOUR)  # no frame, no turn
-    websocket_message_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)  # a client's
-    websocket_upstream_bytes_max: int = _limit(16 * MIB, KIB, 512 * MIB)  # more is refused (F25)
-    websocket_frames_max: int = _limit(4096, 16, 65536)  # until a message is whole, pings too
-    # The operator's side.
-    mcp_body_bytes_max: int = _limit(MIB, KIB, 32 * MIB)
+    drain_seconds_max: float = _limit(30, 0, 3600)
     records_max: int = _limit(1000, 1, 100_000)  # requests that are remembered
-    # The logins of ChatGPT accounts.
-    refresh_margin_seconds: float = _limit(300, 0, 24 * HOUR)  # before a token ends (F55)
-    refresh_seconds_max: float = _limit(15, 1, 60)  # lock, answer and disk together
-    refresh_pause_seconds: float = _limit(10, 1, HOUR)  # after one that failed
 
 
+# A client's request, before and while it is read.
+HEAD_BYTES_MAX: Final = 32 * KIB  # Codex sends about 3 KiB of metadata
+HEAD_FIELDS_MAX: Final = 100
+TARGET_BYTES_MAX: Final = 8 * KIB
+BEARER_BYTES_MAX: Final = 512
+HEAD_SECONDS_MAX: Final = 15.0  # absolute: drips do not extend it
+KEEP_ALIVE_SECONDS_MAX: Final = 75.0  # longer than proxies keep theirs (F98)
+BODY_IDLE_SECONDS_MAX: Final = 30.0
+BODY_SECONDS_MAX: Final = 120.0
+BODY_DEPTH_MAX: Final = 100  # json.loads itself gives up near 1,000
+JSON_SEPARATORS_MAX: Final = 200_000  # holds the loop about 60 ms
+KEYLESS_CONNECTIONS_MAX: Final = 256  # have not shown a valid key yet
+WRITE_STALL_SECONDS_MAX: Final = 60.0  # for 64 KiB
+# The pool.
+QUEUE_LENGTH_MAX: Final = 64  # per pool
+PINS_MAX: Final = 4096
+PIN_IDLE_SECONDS_MAX: Final = 24 * HOUR
+RESPONSE_PINS_MAX: Final = 4096
+PROBE_INTERVAL_SECONDS: Final = 900.0
+# Beyond it a reset is implausible: the longest windows of plans have 30 days (F34).
+RESET_SECONDS_MAX: Final = 32 * 24 * HOUR
+DEMOTION_SECONDS: Final = 60.0
+# An exchange with an upstream.
+CONNECT_SECONDS_MAX: Final = 10.0  # name, TCP and TLS together
+HOLD_SECONDS_MAX: Final = 10.0  # then the client gets its 200
+HANDSHAKE_EVENTS_MAX: Final = 16
+UPSTREAM_HEAD_BYTES_MAX: Final = 32 * KIB
+UPSTREAM_INTERIM_MAX: Final = 8  # 1xx answers
+UNARY_BYTES_MAX: Final = 64 * MIB
+EVENT_BYTES_MAX: Final = 16 * MIB  # an image in one event (F37)
+EVENTS_BYTES_MAX: Final = 256 * MIB  # unfinished, all streams
+IDLE_CONNECTIONS_MAX: Final = 8  # per account
+IDLE_CONNECTION_SECONDS_MAX: Final = 15.0  # servers drop theirs at 60 s (F98)
+# A Responses WebSocket, on both sides of the pooler.
+WEBSOCKET_HANDSHAKE_SECONDS_MAX: Final = 10.0
+WEBSOCKET_MESSAGE_BYTES_MAX: Final = 32 * MIB  # a client's
+WEBSOCKET_UPSTREAM_BYTES_MAX: Final = 16 * MIB  # more is refused (F25)
+WEBSOCKET_FRAMES_MAX: Final = 4096  # until a message is whole, pings too
+# The operator's side.
+MCP_BODY_BYTES_MAX: Final = MIB
+# The logins of ChatGPT accounts.
+REFRESH_MARGIN_SECONDS: Final = 300.0  # before a token ends (F55)
+REFRESH_SECONDS_MAX: Final = 15.0  # lock, answer and disk together
+REFRESH_PAUSE_SECONDS: Final = 10.0  # after one that failed
+
+# The rest.
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
 STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them holds the loop about 0.5 ms
 PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while an answer is under way
@@ -297,7 +299,7 @@ DOUBTED_CHARS_MAX: Final = 512  # of a secret: a longer one is no placeholder
 SHOWN_CHARS_MAX: Final = 60  # of a line that is no JSON, before and behind the place
 TOKEN_SECONDS_MIN: Final = HOUR  # for which a token is good that was just issued
 CLOCK_LEAD_SECONDS_MIN: Final = 60.0  # less is the way of an answer, or a clock that is well kept
-REFRESH_SECONDS_CEILING: Final = 60.0  # of `refresh_seconds_max`, for no stop can cut it short
+REFRESH_SECONDS_CEILING: Final = 60.0  # of one refresh, for no stop can cut it short
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes (F25)
 WEBSOCKET_PING_SECONDS: Final = 30.0  # proxies cut what is silent from 50 s on (F97)
@@ -333,11 +335,10 @@ UNSAVED_MAX: Final = 64  # renewed logins that no disk has taken yet, by file
 FILE_THREADS_MAX: Final = 8  # at files, so that a dead disk leaves the threads that resolve names
 
 _DEFAULTS: Final = Limits()
-assert _DEFAULTS.target_bytes_max < _DEFAULTS.head_bytes_max < _DEFAULTS.body_bytes_max
-assert _DEFAULTS.body_bytes_max < _DEFAULTS.bodies_bytes_max
-assert _DEFAULTS.event_bytes_max < _DEFAULTS.events_bytes_max
-assert _DEFAULTS.keyless_connections_max < _DEFAULTS.connections_max
-assert _DEFAULTS.hold_seconds_max < _DEFAULTS.first_event_seconds_max
+assert TARGET_BYTES_MAX < HEAD_BYTES_MAX < _DEFAULTS.body_bytes_max < _DEFAULTS.bodies_bytes_max
+assert EVENT_BYTES_MAX < EVENTS_BYTES_MAX
+assert _DEFAULTS.connections_max > KEYLESS_CONNECTIONS_MAX
+assert _DEFAULTS.first_event_seconds_max > HOLD_SECONDS_MAX
 
 
 @dataclass(eq=False, slots=True)
@@ -1581,8 +1582,10 @@ class _Loader:
             if is_hash or not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
                 wanted = f"at least {SECRET_CHARS_MIN} visible ASCII characters"
                 raise ValueError(f"needs {wanted}; `{command}` makes a good one")
-            if len(secret) > limits.bearer_bytes_max:
-                raise ValueError("is longer than bearer_bytes_max, so nobody can present it")
+            if len(secret) > BEARER_BYTES_MAX:
+                raise ValueError(
+                    f"is longer than {BEARER_BYTES_MAX} bytes, so nobody can present it"
+                )
             digest = hashlib.sha256(secret.encode()).digest()
         self.claim(digest, path, "the same secret as {}")
         return digest, source
@@ -1686,13 +1689,11 @@ class _Loader:
 
     def warn_of_budgets(self, limits: Limits) -> None:
         """What has the largest size needs room: one key has half of it, of events a quarter."""
-        pairs = (
-            ("bodies_bytes_max", 8, "body_bytes_max"),  # as text a body may be 8 times as large
-            ("events_bytes_max", 4, "event_bytes_max"),
-        )
-        for name, times, one in pairs:
-            if getattr(limits, name) < times * getattr(limits, one):
-                self.warnings.append(f"limits.{name}: less than {times} times {one} is little")
+        if (
+            limits.bodies_bytes_max < 8 * limits.body_bytes_max
+        ):  # as text a body may be 8 times as large
+            words = "less than 8 times body_bytes_max is little"
+            self.warnings.append(f"limits.bodies_bytes_max: {words}")
 
     def proxy(self, text: str | None, accounts: Iterable[Account]) -> Proxy | None:
         """The proxy that `text` is or refers to; warnings of what may be another than is meant."""
@@ -2546,12 +2547,12 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
     """
     line = raw.partition(b"\r\n")[0]
     fields = raw[len(line) : -4]
-    if len(line.partition(b" ")[2]) > limits.target_bytes_max + len(b" HTTP/1.1"):
+    if len(line.partition(b" ")[2]) > TARGET_BYTES_MAX + len(b" HTTP/1.1"):
         raise PoolerError("target_too_long")
     start = _REQUEST_LINE.fullmatch(line)
     if start is None:
         raise PoolerError("bad_request")
-    if fields.count(b"\n") > limits.head_fields_max:
+    if fields.count(b"\n") > HEAD_FIELDS_MAX:
         raise PoolerError("head_too_large")
 
     is_http_1_0 = start[1] == b"0"
@@ -2995,11 +2996,11 @@ def check_json_shape(body: bytes, limits: Limits) -> None:
 
     Text takes time to parse, too: a body with much of it may have half as many members.
     """
-    members_max = limits.json_separators_max
+    members_max = JSON_SEPARATORS_MAX
     if len(body) > MUCH_TEXT_BYTES:
         members_max //= 2
 
-    if excess := json_excess(body, limits.json_depth_max, members_max):
+    if excess := json_excess(body, BODY_DEPTH_MAX, members_max):
         raise PoolerError("invalid_json", f"The request body has {excess}.")
 
 
@@ -5435,7 +5436,7 @@ def cooldown_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float 
         zone = match[2] if match[2] and match[2][0] in "+-" else "+00:00"
         candidates.append((_moment_of(match[1] + zone) or 0) - unix_now)
     candidates += [_reset_of(words.headers, limit, unix_now) for limit in _RATE_LIMITS]
-    return next((rest for rest in candidates if 0 < rest <= limits.reset_seconds_max), None)
+    return next((rest for rest in candidates if 0 < rest <= RESET_SECONDS_MAX), None)
 
 
 def _details(error: Mapping[str, Json]) -> Sequence[Json]:
@@ -6369,7 +6370,7 @@ class Roster:
 
     def pin_of(self, call: Call, now: float) -> Pin | None:
         pin = self.pins.get(call.key_name, call.session) if call.session else None
-        is_fresh = pin is not None and now - pin.used_at <= self.limits.pin_idle_seconds_max
+        is_fresh = pin is not None and now - pin.used_at <= PIN_IDLE_SECONDS_MAX
         return pin if is_fresh else None
 
     def next_change(self, call: Call, now: float) -> float:
@@ -6447,7 +6448,7 @@ class Roster:
         probes = [rest for rest in cooldowns if not rest.is_over(now)]
         for rest in probes:
             rest.is_probing = True
-            rest.probe_at = now + self.limits.probe_interval_seconds
+            rest.probe_at = now + PROBE_INTERVAL_SECONDS
         health.served_at = now
         self.in_flight[account.name] += 1
         self.places[account.name, call.key_name] += 1
@@ -6468,28 +6469,28 @@ class Roster:
             rest.is_probing = False
 
     def note_fault(self, account: Account, fault: Fault, model: str, now: float) -> None:
-        health, limits = self.health_of(account), self.limits
+        health = self.health_of(account)
         if fault.cause is not None and fault.effect is Effect.DEMOTED and self.is_current(account):
             way = _ways(account)[fault.cause in _OF_TRUST]
-            self.unreached[way] = (now + limits.demotion_seconds, fault.cause)
+            self.unreached[way] = (now + DEMOTION_SECONDS, fault.cause)
         blocks = {
             Effect.LACKS_MODEL: (model, MODEL_BLOCK_SECONDS),
             Effect.LACKS_ROUTE: (fault.about, ROUTE_BLOCK_SECONDS),
             Effect.LACKS_WEBSOCKET: ("", NO_WEBSOCKET_SECONDS),
-            Effect.DEMOTED: ("", limits.demotion_seconds),
+            Effect.DEMOTED: ("", DEMOTION_SECONDS),
         }
         if fault.effect in blocks:
             name, seconds = blocks[fault.effect]
             health.block(fault.effect, name, now + seconds, fault.reason)
         elif fault.effect is Effect.REFUSED:
-            health.whole.lengthen(math.inf, now, limits.probe_interval_seconds, fault.reason)
+            health.whole.lengthen(math.inf, now, PROBE_INTERVAL_SECONDS, fault.reason)
         elif fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED}:
             self.note_limit(health, fault, model, now)
         elif fault.effect is Effect.FORBIDDEN:
             health.forbidden_count += 1
-            health.block(Effect.DEMOTED, "", now + limits.demotion_seconds, fault.reason)
+            health.block(Effect.DEMOTED, "", now + DEMOTION_SECONDS, fault.reason)
             if health.forbidden_count >= FORBIDDEN_MAX:
-                health.whole.lengthen(math.inf, now, limits.probe_interval_seconds, fault.reason)
+                health.whole.lengthen(math.inf, now, PROBE_INTERVAL_SECONDS, fault.reason)
 
     def note_limit(self, health: Health, fault: Fault, model: str, now: float) -> None:
         """Let an account rest, or what a limit is of: until its reset, or as long as is usual."""
@@ -6498,7 +6499,7 @@ class Roster:
             seconds = self.limits.cooldown_seconds
         elif seconds is None:
             seconds = health.reset_seconds(fault.about or PLAN_FAMILY, now)
-        probe_seconds = self.limits.probe_interval_seconds
+        probe_seconds = PROBE_INTERVAL_SECONDS
 
         if fault.effect is Effect.MODEL_LIMITED:
             cooldowns = [health.cooldown_of_model(model)]
@@ -6542,7 +6543,7 @@ class Roster:
         # The fullest last: where two are of one length, it counts.
         for window in sorted(windows, key=lambda window: window.used_percent):
             seconds = (window.resets_at or 0.0) - unix_now
-            is_told = 0 < seconds <= self.limits.reset_seconds_max
+            is_told = 0 < seconds <= RESET_SECONDS_MAX
             ends_at = now + (seconds if is_told else window.length_seconds)
             key = (window.family, window.length_seconds)
             if window.name and window.family != PLAN_FAMILY:
@@ -6551,7 +6552,7 @@ class Roster:
             is_news = known.used_percent < 100 or known.ends_at <= now
             levels[key] = Level(window.used_percent, ends_at, now, is_told)
             if key[0] == PLAN_FAMILY and window.used_percent >= 100 and is_told and is_news:
-                probe_seconds = self.limits.probe_interval_seconds
+                probe_seconds = PROBE_INTERVAL_SECONDS
                 health.plan.lengthen(ends_at, now, probe_seconds, "plan used up")
         health.windows = dict([*levels.items()][-QUOTA_WINDOWS_MAX:])
 
@@ -6582,7 +6583,7 @@ class Roster:
     def pin(self, call: Call, account: Account, is_foreign: bool, now: float) -> None:
         pin = Pin(account.name, account.base_url, is_foreign, now)
         for session in filter(None, (call.session, call.search_session)):
-            self.pins.set(call.key_name, session, pin, self.limits.pins_max)
+            self.pins.set(call.key_name, session, pin, PINS_MAX)
 
     def note_made(self, account: Account, call: Call, what: str, made: Json) -> None:
         """Remember whose a response or a turn's state is."""
@@ -6590,7 +6591,7 @@ class Roster:
             is_kept = what != "response" or not account.is_codex
             owner = account.identity if is_kept else UNKEPT
             digest = digest_parts(call.pool.name, call.key.name, what, made)
-            self.responses.set(call.key_name, digest, owner, self.limits.response_pins_max)
+            self.responses.set(call.key_name, digest, owner, RESPONSE_PINS_MAX)
 
     def is_maker(self, account: Account, call: Call, what: str, made: str) -> bool:
         digest = digest_parts(call.pool.name, call.key.name, what, made)
@@ -7375,7 +7376,7 @@ class ClientConnection(Connection):
 
         Raises: PoolerError (head_too_large, bad_request, request_timeout).
         """
-        wait = limits.head_seconds_max if self.is_first else limits.keep_alive_seconds_max
+        wait = HEAD_SECONDS_MAX if self.is_first else KEEP_ALIVE_SECONDS_MAX
         self.is_first = False
         try:
             if self.buffer:
@@ -7389,12 +7390,12 @@ class ClientConnection(Connection):
                 return None
 
             # Nearly always the head is complete, and a deadline is not worth its cost.
-            head = self.take_head(limits.head_bytes_max)
+            head = self.take_head(HEAD_BYTES_MAX)
             if head is not None:
                 return head
 
-            with trio.move_on_after(limits.head_seconds_max):
-                return await self.read_to_blank_line(limits.head_bytes_max)
+            with trio.move_on_after(HEAD_SECONDS_MAX):
+                return await self.read_to_blank_line(HEAD_BYTES_MAX)
         except PeerClosed:
             self.is_gone = True
             return None
@@ -7439,7 +7440,7 @@ class ClientConnection(Connection):
     async def _read_piece(self, reader: BodyReader, limits: Limits) -> bytes:
         """Some bytes of the body, maybe none.  Raises: ClientGone, PoolerError."""
         if not self.buffer:
-            with trio.move_on_after(limits.body_idle_seconds_max) as scope:
+            with trio.move_on_after(BODY_IDLE_SECONDS_MAX) as scope:
                 self.buffer = await self.receive()
             if scope.cancelled_caught:
                 raise PoolerError("request_timeout")
@@ -7460,7 +7461,7 @@ class ClientConnection(Connection):
     async def send(self, data: bytes, limits: Limits) -> None:
         """Send all of `data`.  Raises: ClientGone."""
         try:
-            await self.send_all(data, limits.write_stall_seconds_max)
+            await self.send_all(data, WRITE_STALL_SECONDS_MAX)
         except BROKEN:
             self.is_gone = True
             raise ClientGone from None
@@ -8000,7 +8001,7 @@ async def connect(
     """
     is_at_proxy, cause = proxy is not None, Cause.TIMED_OUT
     try:
-        with trio.move_on_after(limits.connect_seconds_max):
+        with trio.move_on_after(CONNECT_SECONDS_MAX):
             if proxy is None:
                 return await dial(url, tls)
             stream = await dial(proxy.url, None)
@@ -8049,8 +8050,8 @@ async def read_consent(connection: Connection, limits: Limits) -> Cause | None:
     A tunnel begins with its head: what comes before we have said anything is not the upstream's.
     Raises: PeerClosed, BadSyntax.
     """
-    for _ in range(limits.upstream_interim_max + 1):
-        raw = await connection.read_to_blank_line(limits.upstream_head_bytes_max)
+    for _ in range(UPSTREAM_INTERIM_MAX + 1):
+        raw = await connection.read_to_blank_line(UPSTREAM_HEAD_BYTES_MAX)
         status = parse_response_head(raw).status
         if status >= 200:
             break
@@ -8169,7 +8170,7 @@ class UpstreamConnection(Connection):
             try:
                 with sending:
                     for step in steps:
-                        with trio.fail_after(limits.write_stall_seconds_max):
+                        with trio.fail_after(WRITE_STALL_SECONDS_MAX):
                             await self.stream.send_all(step)
                     self.is_cut = False
             except trio.TooSlowError:
@@ -8200,14 +8201,14 @@ class UpstreamConnection(Connection):
         if self.is_malformed:
             raise BadSyntax("malformed before")
         while self.head is NO_RESPONSE:
-            raw = await self.read_to_blank_line(limits.upstream_head_bytes_max)
+            raw = await self.read_to_blank_line(UPSTREAM_HEAD_BYTES_MAX)
             head = parse_response_head(raw)
             if head.status >= 200:
                 self.head = head
                 self.reader = body_reader(head.framing, is_of_upstream=True)
             elif head.status == 101:
                 raise BadSyntax("unasked 101")
-            elif self.interim_count >= limits.upstream_interim_max:
+            elif self.interim_count >= UPSTREAM_INTERIM_MAX:
                 raise BadSyntax("too many interim answers")
             self.interim_count += 1
         return self.head
@@ -8279,11 +8280,11 @@ class IdleConnections:
     def give(self, endpoint: Hashable, connection: UpstreamConnection, limits: Limits) -> bool:
         """Keep the connection; False, and the caller closes it, if there is no room."""
         idle = self.by_endpoint[endpoint]
-        if len(idle) >= limits.idle_connections_max:
+        if len(idle) >= IDLE_CONNECTIONS_MAX:
             return False
         connection.kept = idle
         idle.append(connection)
-        self.reaper.watch(connection, trio.current_time() + limits.idle_connection_seconds_max)
+        self.reaper.watch(connection, trio.current_time() + IDLE_CONNECTION_SECONDS_MAX)
         return True
 
     async def close_all(self) -> None:
@@ -8758,7 +8759,7 @@ class Tokens:
 
     def is_due(self, login: Login, current: Credentials) -> bool:
         """Whether to refresh the login now."""
-        return login.is_due(current, self.unix_now(), self.limits.refresh_margin_seconds)
+        return login.is_due(current, self.unix_now(), REFRESH_MARGIN_SECONDS)
 
     @property
     def endpoint(self) -> str:
@@ -8777,7 +8778,7 @@ class Tokens:
         try:
             with (
                 trio.move_on_after(REFRESH_SECONDS_CEILING, shield=True),
-                trio.move_on_after(self.limits.refresh_seconds_max),
+                trio.move_on_after(REFRESH_SECONDS_MAX),
             ):
                 await self.check_saving(login)
                 async with locked(login.path, self.files):
@@ -8795,7 +8796,7 @@ class Tokens:
             outcome = "failed" if problem else "ok"
             _count(self.outcomes, login.name, (outcome,), {"count": 1})
             if problem:
-                login.retry_at = trio.current_time() + self.limits.refresh_pause_seconds
+                login.retry_at = trio.current_time() + REFRESH_PAUSE_SECONDS
                 login.problem = problem
                 self.report(login)
 
@@ -8924,7 +8925,7 @@ class Tokens:
         if outcome is RefreshOutcome.DONE:
             login.unsaved = merge_tokens(login.raw, response, self.unix_now())
             _remember(self.unsaved, login.path, (login.raw, login.unsaved), UNSAVED_MAX)
-            login.note_issue(response, self.unix_now(), self.limits.refresh_margin_seconds)
+            login.note_issue(response, self.unix_now(), REFRESH_MARGIN_SECONDS)
             return
 
         await self.look([login])
@@ -9064,7 +9065,7 @@ class Shared:
         self.tokens = Tokens(url, self.dial, self.log, self.unix_now, limits, self.files)
         self.take_endpoints()
         self.bodies = Budget(self.config.limits.bodies_bytes_max)
-        self.events = Budget(self.config.limits.events_bytes_max)
+        self.events = Budget(EVENTS_BYTES_MAX)
 
     def take_endpoints(self) -> None:
         """Make those of the configuration; a login keeps what is known of it where it may."""
@@ -9172,7 +9173,7 @@ class Shared:
         model_not_found, server_stopping).
         """
         now, limits = trio.current_time(), exchange.limits
-        has_room = len(self.queues.get(call.pool.name, ())) < limits.queue_length_max
+        has_room = len(self.queues.get(call.pool.name, ())) < QUEUE_LENGTH_MAX
         deadline = now + limits.queue_seconds_max
         waiter = Waiter(call, tried, trio.Event(), deadline if has_room else now)
         if place := self.find_place(waiter):
@@ -9182,7 +9183,7 @@ class Shared:
             raise self.roster.refusal(self.current(call), tried, now, self.unix_now())
 
         queue = self.queues.setdefault(call.pool.name, deque())
-        self.make_way(queue, call, limits.queue_length_max)
+        self.make_way(queue, call, QUEUE_LENGTH_MAX)
         queue.append(waiter)
         try:
             while not (waiter.place or waiter.is_displaced) and trio.current_time() < deadline:
@@ -9325,7 +9326,7 @@ class Exchange:
     async def read_body(self, limits: Limits) -> None:
         """Read the request's body, in time.  Raises: PoolerError, ClientGone."""
         read = functools.partial(self.connection.read_body, self.head, limits, self.hold_body)
-        until = self.began_at + limits.body_seconds_max
+        until = self.began_at + BODY_SECONDS_MAX
         try:
             is_here = self.connection.holds(self.head.framing)  # a deadline is not worth its cost
             self.body = await (read() if is_here else self.bounded(until, read))
@@ -9621,7 +9622,7 @@ class Attempt:
         if not exchange.hold_body(len(body)):
             raise PoolerError("pool_busy", TOO_MANY_BODIES)
 
-        bytes_max = min(exchange.limits.unary_bytes_max, TRANSLATED_BYTES_MAX)
+        bytes_max = min(UNARY_BYTES_MAX, TRANSLATED_BYTES_MAX)
         is_collected = not call.is_stream
         output = OutputCollector(bytes_max, is_collected)
         self.translator = ResponsesTranslator(output)
@@ -9721,9 +9722,7 @@ class Attempt:
                 raise BadSyntax("content-type")
             await self.hold()
             return
-        read = functools.partial(
-            connection.read_body, limits.unary_bytes_max, exchange.hold_response
-        )
+        read = functools.partial(connection.read_body, UNARY_BYTES_MAX, exchange.hold_response)
         is_here = connection.holds(head.framing)
         self.body = await (read() if is_here else exchange.bounded(deadline, read))
         self.note_response()
@@ -9829,11 +9828,11 @@ class Attempt:
         self.body = b"".join(held)
 
     async def hold_back(self, held: list[bytes]) -> None:
-        exchange, limits, scanner = self.exchange, self.exchange.limits, self.scanner
+        exchange, scanner = self.exchange, self.scanner
         is_stream = self.call.is_stream
-        hold_until = trio.current_time() + limits.hold_seconds_max if is_stream else math.inf
+        hold_until = trio.current_time() + HOLD_SECONDS_MAX if is_stream else math.inf
         byte_count = 0
-        while self.event_count <= limits.handshake_events_max or not is_stream:
+        while self.event_count <= HANDSHAKE_EVENTS_MAX or not is_stream:
             until = min(hold_until, self.event_deadline)
             try:
                 received = await exchange.bounded(until, self.connection.receive_body)
@@ -9866,7 +9865,7 @@ class Attempt:
         more = pending + held_back + kept - exchange.response_held
         if not more:  # as after nearly every event
             return
-        if max(pending, held_back) > exchange.limits.event_bytes_max:
+        if max(pending, held_back) > EVENT_BYTES_MAX:
             raise BadSyntax("event too large")
 
         if not exchange.hold_response(more):
@@ -10358,15 +10357,15 @@ class Frames:
         self.library = importlib.import_module(WEBSOCKET_LIBRARY)  # many never need it
         self.socket: Any = None  # the library's WebSocketConnection
         self.connection = connection
-        self.meter = FrameMeter(bytes_max, limits.websocket_frames_max)
+        self.meter = FrameMeter(bytes_max, WEBSOCKET_FRAMES_MAX)
         self.hold = hold
         self.held = 0  # of messages that are not whole, or that nobody has taken
         self.limits = limits
         # Of a message that is not whole: for its next bytes, and for all of it.
         self.idle_seconds = self.message_seconds = limits.between_events_seconds_max
         if isinstance(connection, ClientConnection):
-            self.idle_seconds = limits.body_idle_seconds_max
-            self.message_seconds = limits.body_seconds_max
+            self.idle_seconds = BODY_IDLE_SECONDS_MAX
+            self.message_seconds = BODY_SECONDS_MAX
         self.waited_seconds = 0.0  # for the message that is not whole
         self.waited_for = 0  # its number
         self.is_late = False  # it did not come in time
@@ -10537,7 +10536,7 @@ class Frames:
             piece = bytes(data[at : at + RECEIVE_BYTES])
             if at == 0 and piece[0] == 0x82:  # a message, which is text
                 piece = b"\x81" + piece[1:]
-            await self.connection.send_all(piece, self.limits.write_stall_seconds_max)
+            await self.connection.send_all(piece, WRITE_STALL_SECONDS_MAX)
 
     async def aclose(self) -> None:
         """The library is done; the connection is closed by whoever owns it."""
@@ -10621,9 +10620,9 @@ class UpstreamSocket(UpstreamConnection):
         Raises: PeerClosed, BadSyntax.
         """
         name = "codex."
-        while name.startswith("codex.") and len(self.first) < limits.handshake_events_max:
-            self.first.append(await self.receive_message(limits.handshake_events_max))
-            if sum(map(len, self.first)) > limits.event_bytes_max:
+        while name.startswith("codex.") and len(self.first) < HANDSHAKE_EVENTS_MAX:
+            self.first.append(await self.receive_message(HANDSHAKE_EVENTS_MAX))
+            if sum(map(len, self.first)) > EVENT_BYTES_MAX:
                 raise BadSyntax("event too large")
             name = self.type
         value = try_load_object(self.first[-1]) if name == "error" else {}
@@ -10632,7 +10631,7 @@ class UpstreamSocket(UpstreamConnection):
             return ResponseHead(200, NO_FIELDS, NO_BODY, keeps_alive=True)
         given = object_of(value.get("headers")).items()
         headers = {field.lower(): text for field, text in given if isinstance(text, str)}
-        if sum(map(len, itertools.chain(*headers.items()))) > limits.upstream_head_bytes_max:
+        if sum(map(len, itertools.chain(*headers.items()))) > UPSTREAM_HEAD_BYTES_MAX:
             raise BadSyntax("head too large")
         headers["content-type"] = "application/json"
         return ResponseHead(status, headers, NO_BODY, keeps_alive=True)
@@ -10658,7 +10657,7 @@ class UpstreamSocket(UpstreamConnection):
 
     async def receive_body(self) -> bytes:
         """The next event.  Raises: PeerClosed, BadSyntax."""
-        strays_max = self.frames.limits.handshake_events_max
+        strays_max = HANDSHAKE_EVENTS_MAX
         message = self.first.popleft() if self.first else await self.receive_message(strays_max)
         self.frames.hold(-len(message))
         event = event_of(message)
@@ -10854,7 +10853,7 @@ class Turn(Exchange):
         Raises: TRANSPORT_ERRORS; UpstreamFailed, where the upstream takes none; PoolerError
         (previous_response_not_found, request_too_large, pool_busy).
         """
-        if len(body) > self.limits.websocket_upstream_bytes_max:
+        if len(body) > WEBSOCKET_UPSTREAM_BYTES_MAX:
             hint = "Upstreams take no message over websocket_upstream_bytes_max. Use POST."
             raise PoolerError("request_too_large", hint)
         client, account = self.socket, endpoint.account
@@ -10898,9 +10897,9 @@ class Turn(Exchange):
             fields.append(_BETA)
         head = request_head(url, path, secret, fields, b"")
         self.stage, self.timer = Stage.UPGRADE, "websocket_handshake_seconds_max"
-        until = trio.current_time() + limits.websocket_handshake_seconds_max
-        await self.bounded(until, connection.send_all, head, limits.write_stall_seconds_max)
-        size_max = limits.upstream_head_bytes_max
+        until = trio.current_time() + WEBSOCKET_HANDSHAKE_SECONDS_MAX
+        await self.bounded(until, connection.send_all, head, WRITE_STALL_SECONDS_MAX)
+        size_max = UPSTREAM_HEAD_BYTES_MAX
         raw = await self.bounded(until, connection.read_to_blank_line, size_max)
         answer = parse_response_head(raw)
         if answer.status in NO_WEBSOCKET_STATUSES:
@@ -10912,7 +10911,7 @@ class Turn(Exchange):
         if not is_upgraded(answer, nonce):
             raise BadSyntax("no upgrade")
         hold = functools.partial(self.server.events.grow, account.name, user=self.holder)
-        frames = Frames(connection, limits.event_bytes_max, hold, limits)
+        frames = Frames(connection, EVENT_BYTES_MAX, hold, limits)
         self.upstream = upstream = UpstreamSocket(
             connection.stream, owner=owner, frames=frames, end=lambda: client.end(1001)
         )
@@ -11063,7 +11062,7 @@ class Connections:
         Others are kept for idle upstream connections, and DESCRIPTORS_KEPT for everything else.
         """
         limits = self.shared.config.limits
-        idle_max = limits.idle_connections_max * len(self.shared.config.accounts)
+        idle_max = IDLE_CONNECTIONS_MAX * len(self.shared.config.accounts)
         room = (self.descriptors_max - DESCRIPTORS_KEPT - idle_max) / 2
         return max(1, int(min(limits.connections_max, room)))
 
@@ -11078,9 +11077,8 @@ class Connections:
 
         The oldest keyless one goes first, else an idle one.  If all are busy the new one is spare.
         """
-        limits = self.shared.config.limits
         is_full = len(self.counted) >= self.count_max
-        if is_full or len(self.keyless) >= limits.keyless_connections_max:
+        if is_full or len(self.keyless) >= KEYLESS_CONNECTIONS_MAX:
             leaving = next(iter(self.keyless), None) or self.dispensable()
             if leaving is None:
                 self.admit_spare(connection)
@@ -11210,7 +11208,7 @@ class Catalogues:
         """The account's catalogue, or None, and a sentence about what went wrong, or ""."""
         cause = "no response in time"  # unless there was another
 
-        with trio.move_on_after(self.shared.config.limits.connect_seconds_max):
+        with trio.move_on_after(CONNECT_SECONDS_MAX):
             try:
                 status, body = await self.request(endpoint)
             except LoginNeeded:  # which is logged as that
@@ -11277,7 +11275,7 @@ def identify_caller(head: RequestHead, route: Route, config: Config, unix_now: f
     if route.access in {Access.OPERATOR, Access.OPERATOR_PAGE}:
         return identify_operator(head, route, config)
 
-    presented = bearer_of(head.headers, config.limits.bearer_bytes_max)
+    presented = bearer_of(head.headers, BEARER_BYTES_MAX)
     key = find_owner(presented, config.keys)
     if key is None or not key.is_usable(unix_now):
         raise PoolerError("invalid_api_key")
@@ -11292,7 +11290,7 @@ def identify_operator(head: RequestHead, route: Route, config: Config) -> Operat
     if not config.operators:
         raise PoolerError("not_found")
 
-    bytes_max = config.limits.bearer_bytes_max
+    bytes_max = BEARER_BYTES_MAX
     presented = bearer_of(head.headers, bytes_max)
     challenge: list[Field] = []
     if route.access is Access.OPERATOR_PAGE:
@@ -11531,7 +11529,7 @@ class Operators:
     async def serve_mcp(self, incoming: Incoming) -> None:
         """One JSON-RPC message.  Raises: PoolerError, ClientGone."""
         exchange, limits = incoming.exchange, incoming.exchange.limits
-        bounded = dataclasses.replace(limits, body_bytes_max=limits.mcp_body_bytes_max)
+        bounded = dataclasses.replace(limits, body_bytes_max=MCP_BODY_BYTES_MAX)
         await exchange.read_body(bounded)
 
         companion = await self.load_companion()
@@ -11820,7 +11818,7 @@ class Server:
             raise PoolerError("server_stopping")
         connection = exchange.connection
         self.connections.check_share(connection)
-        size_max = limits.websocket_message_bytes_max
+        size_max = WEBSOCKET_MESSAGE_BYTES_MAX
         hold = functools.partial(self.shared.bodies.grow, exchange.holder)
         frames = Frames(connection, size_max, hold, limits)
         exchange.closes = exchange.is_started = exchange.is_whole = True
@@ -11838,7 +11836,7 @@ class Server:
         self.sockets.add(client)  # before anything waits: the key's others are counted
         try:
             async with trio.open_nursery() as client.nursery:  # holds: readers, of both sides
-                with trio.move_on_after(limits.websocket_handshake_seconds_max):
+                with trio.move_on_after(WEBSOCKET_HANDSHAKE_SECONDS_MAX):
                     await frames.accept(client.start, raw, record.request_id)
                 if is_open := frames.socket is not None:
                     client.start(client.read_frames)
@@ -11939,7 +11937,7 @@ class Server:
         self.shared.roster.reload(config)
         self.shared.take_endpoints()
         self.shared.bodies.bytes_max = config.limits.bodies_bytes_max
-        self.shared.events.bytes_max = config.limits.events_bytes_max
+        self.shared.events.bytes_max = EVENTS_BYTES_MAX
         self.shared.ledger.requests = deque(self.shared.ledger.requests, config.limits.records_max)
 
         names = {(key.pool, key.name) for key in config.keys}
@@ -12216,7 +12214,7 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
     gone = (PeerClosed, BadSyntax, PoolerError, trio.BrokenResourceError)
     async with stream:
         with contextlib.suppress(*gone):
-            raw = await connection.read_to_blank_line(limits.head_bytes_max)
+            raw = await connection.read_to_blank_line(HEAD_BYTES_MAX)
             head = parse_request_head(raw, limits)
             while not connection.holds(head.framing):
                 received = await connection.receive()
@@ -12470,9 +12468,9 @@ async def ask_status(
     """The body of GET /admin of a running server.  Raises: ConfigRefused."""
     head = request_head(url, f"/admin?{query}", token, [("accept", accept)], b"")
     status, body, limits = 0, b"", Limits()
-    with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(limits.connect_seconds_max):
+    with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(CONNECT_SECONDS_MAX):
         status, body = await ask_once(
-            dial, url, tls, head, limits, proxy=None, bytes_max=limits.event_bytes_max
+            dial, url, tls, head, limits, proxy=None, bytes_max=EVENT_BYTES_MAX
         )
 
     is_pooler = body.startswith(b"codex-pooler ") or "version" in try_load_object(body)

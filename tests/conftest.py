@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import pytest
@@ -11,6 +11,7 @@ import trio
 from hypothesis import HealthCheck, settings
 from trio.testing import MockClock
 
+import pooler
 from tests.support.world import World, opened_world
 
 # The same examples in every run, and no bound in real seconds: the machine may be busy.
@@ -77,6 +78,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and clock_of(item):
             item.add_marker(pytest.mark.trio(run=functools.partial(run_virtually, item)))
+
+
+@pytest.fixture(autouse=True)
+def limits_stay() -> Iterator[None]:
+    """What a test makes of the program's constants (`with_limits`) ends with it."""
+    before = {name: value for name, value in vars(pooler).items() if name.isupper()}
+    yield
+    vars(pooler).update(before)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pooler
 from pooler import (
     MODEL_BLOCKS_MAX,
     UNKNOWN_LEFT_PERCENT,
@@ -692,7 +693,7 @@ def test_whatever_an_upstream_says_is_understood_as_something(
     ]
     for fault in filter(None, faults):
         assert (
-            fault.cooldown_seconds is None or 0 < fault.cooldown_seconds <= limits.reset_seconds_max
+            fault.cooldown_seconds is None or 0 < fault.cooldown_seconds <= pooler.RESET_SECONDS_MAX
         )
         assert 400 <= fault.error.status <= 599
         assert fault.error.content()[0]

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+import pooler
 from pooler import (
     NEARLY_USED_PERCENT,
     QUOTA_WINDOWS_MAX,
@@ -675,7 +676,7 @@ def test_whatever_is_said_no_account_rests_beyond_reason_or_serves_at_rest(
         found = read_quota_headers(dict(as_headers(parts))) if is_head else read_quota_event(event)
         assert all(0 <= one.used_percent <= 100 for one in found)
         scene.tell("a", *found, now=now)
-        assert health.cooldown_until <= now + scene.config.limits.reset_seconds_max
+        assert health.cooldown_until <= now + pooler.RESET_SECONDS_MAX
         assert len(health.windows) <= QUOTA_WINDOWS_MAX
         assert 0 <= scene.left("a", now) <= 100
         assert ("a" in scene.order(now=now)) == (now >= health.cooldown_until)

@@ -194,7 +194,7 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     ),
     "a key that nobody can present": (
         f"{CI}.key", "k0" * 257,
-        [f"{CI}.key: is longer than bearer_bytes_max, so nobody can present it"],
+        [f"{CI}.key: is longer than 512 bytes, so nobody can present it"],
     ),
     "a time without end": (
         f"{CI}.expires", "9999-12-31",
@@ -583,7 +583,7 @@ CHANGES: Final[dict[str, tuple[str, Json, list[str]]]] = {
     "fewer accounts": ("pools.home.accounts", ["b"], ["pools.home.accounts changed"]),
     "a pool": ("pools.p", {"accounts": ["a"]}, ["pools.p added"]),
     "an operator": ("operators", {}, ["operators.me removed"]),
-    "a limit": ("limits", {"pins_max": 7}, ["limits.pins_max changed"]),
+    "a limit": ("limits", {"attempts_max": 7}, ["limits.attempts_max changed"]),
     "a top field": ("base_path", "/p", ["base_path changed"]),
     "routing": ("pools.home.routing", "quota_first", ["pools.home.routing changed"]),
 }
@@ -625,14 +625,14 @@ def test_what_is_gone_is_told_as_a_whole_and_much_is_cut_short() -> None:
 
 async def test_the_log_of_a_reload_says_what_changed_or_that_nothing_did(world: World) -> None:
     def other() -> pooler.Loaded:
-        limits = pooler.Limits(pins_max=7)
+        limits = pooler.Limits(attempts_max=7)
         return dataclasses.replace(config, limits=limits), contexts
 
     config, contexts = world.server.shared.config, dict(world.server.shared.tls_contexts)
     await world.server.reload(lambda: (config, contexts))
     await world.server.reload(other)
     told = [fields["changed"] for _, event, fields in world.logged if event == "reloaded"]
-    assert told == ["nothing", ["limits.pins_max changed"]]
+    assert told == ["nothing", ["limits.attempts_max changed"]]
 
 
 def test_a_configuration_that_is_gone_is_no_reason_to_fail(tmp_path: Path) -> None:

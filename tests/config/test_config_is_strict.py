@@ -266,7 +266,7 @@ def test_a_field_that_resembles_nothing_gets_the_known_ones() -> None:
         ('{"pools": {"p": {"keys": {"k": {"key": "x", "key": "x"}}}}}', "pools.p.keys.k.key"),
         ('{"pools": {"p": {"aliases": {"x": "y", "x": "z"}}}}', "pools.p.aliases.x"),
         ('{"operators": {"me": "x", "me": "y"}}', "operators.me"),
-        ('{"limits": {"pins_max": 1, "pins_max": 2}}', "limits.pins_max"),
+        ('{"limits": {"records_max": 1, "records_max": 2}}', "limits.records_max"),
     ],
 )
 def test_a_name_that_stands_twice_is_named(raw: str, path: str) -> None:

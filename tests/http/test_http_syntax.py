@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 
+import pooler
 from pooler import (
     TRAILER_BYTES_MAX,
     BadSyntax,
@@ -233,12 +234,12 @@ def test_a_body_is_framed_in_one_way(lines: list[bytes], expected: tuple[int | N
 
 
 def test_heads_are_bounded_at_the_limit_and_one_past_it() -> None:
-    target = b"/" + b"a" * (LIMITS.target_bytes_max - 1)
+    target = b"/" + b"a" * (pooler.TARGET_BYTES_MAX - 1)
     assert parse(head_of(start=b"GET %b HTTP/1.1" % target)).path == target.decode()
     assert refusal(head_of(start=b"GET %ba HTTP/1.1" % target)) == LONG
     assert refusal(head_of(start=b"GET /" + b"a" * 20_000 + b" HTTP/1.1")) == LONG
-    fields = [b"X-%d: y" % number for number in range(LIMITS.head_fields_max - 3)]
-    assert len(parse(head_of(*fields)).headers) == LIMITS.head_fields_max
+    fields = [b"X-%d: y" % number for number in range(pooler.HEAD_FIELDS_MAX - 3)]
+    assert len(parse(head_of(*fields)).headers) == pooler.HEAD_FIELDS_MAX
     assert refusal(head_of(*fields, b"X: y")) == LARGE
     assert refusal(head_of(*[b"X: y"] * 5000)) == LARGE
     assert parse(head_of(start=b"A" * 16 + b" / HTTP/1.1")).method == "A" * 16

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import pytest
@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+import pooler
 from pooler import (
     FLOATS_MAX,
     INTEGER_DIGITS_MAX,
@@ -32,12 +33,13 @@ from pooler import (
     dump_like,
     parse_json_object,
 )
+from tests.support.limits import with_limits
 from tests.support.memory_sockets import post
 from tests.support.world import describe, json_response, opened_world
 
 Json = Any
 LIMITS: Final = Limits()
-SMALL: Final = Limits(json_depth_max=8, json_separators_max=20)
+SMALL: Final = {"body_depth_max": 8, "json_separators_max": 20}
 STALL_SECONDS_MAX: Final = 0.4  # about 0.15 on an idle machine; a CI machine may be slow
 MIB: Final = 1024 * 1024
 
@@ -121,10 +123,12 @@ def nested(depth: int, openers: str) -> bytes:
 
 
 @pytest.mark.parametrize("openers", ["[", "{", "[{", "[[{"])
-@pytest.mark.parametrize("limits", [LIMITS, SMALL])
-def test_depth_at_the_limit_and_one_past_it(openers: str, limits: Limits) -> None:
-    judge(nested(limits.json_depth_max, openers), limits)
-    refuses(lambda: check_json_shape(nested(limits.json_depth_max + 1, openers), limits))
+@pytest.mark.parametrize("limits", [{}, SMALL])
+def test_depth_at_the_limit_and_one_past_it(openers: str, limits: Mapping[str, float]) -> None:
+    with_limits(limits)
+    depth = pooler.BODY_DEPTH_MAX
+    judge(nested(depth, openers))
+    refuses(lambda: check_json_shape(nested(depth + 1, openers), LIMITS))
 
 
 @pytest.mark.parametrize(
@@ -140,19 +144,21 @@ def test_depth_at_the_limit_and_one_past_it(openers: str, limits: Limits) -> Non
     ],
 )
 def test_what_stands_in_a_string_is_not_counted(text: str) -> None:
+    with_limits(SMALL)
     body = ('{"a": "' + text + '", "b": {"' + text + '": 1}}').encode()
-    assert judge(body, SMALL) == json.loads(body)
+    assert judge(body) == json.loads(body)
 
 
 @pytest.mark.parametrize("run", range(6))
 def test_a_run_of_backslashes_hides_no_depth(run: int) -> None:
     """An even run ends the string before the quote, an odd one does not."""
+    with_limits(SMALL)
     string = b'"' + b"\\" * run + b'"' + (b'"' if run % 2 else b"")
     deep = b'{"a":' + string + b',"b":' + b"[" * 8 + b"]" * 8 + b"}"
     json.loads(deep)
-    refuses(lambda: check_json_shape(deep, SMALL))
+    refuses(lambda: check_json_shape(deep, LIMITS))
     flat = b'{"a":' + string + b',"b":' + b"[" * 7 + b"]" * 7 + b"}"
-    assert judge(flat, SMALL) == json.loads(flat)
+    assert judge(flat) == json.loads(flat)
 
 
 def members(count: int, kind: str) -> bytes:
@@ -168,13 +174,14 @@ def members(count: int, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["commas", "names"])
-@pytest.mark.parametrize("limits", [LIMITS, SMALL])
-def test_separators_at_the_limit_and_one_past_it(kind: str, limits: Limits) -> None:
-    count = limits.json_separators_max
+@pytest.mark.parametrize("limits", [{}, SMALL])
+def test_separators_at_the_limit_and_one_past_it(kind: str, limits: Mapping[str, float]) -> None:
+    with_limits(limits)
+    count = pooler.JSON_SEPARATORS_MAX
     body = members(count, kind)
     assert body.count(b",") + body.count(b"[") + body.count(b"{") == count
-    judge(body, limits)
-    refuses(lambda: check_json_shape(members(count + 1, kind), limits))
+    judge(body)
+    refuses(lambda: check_json_shape(members(count + 1, kind), LIMITS))
 
 
 @pytest.mark.slow
@@ -182,7 +189,7 @@ def test_separators_at_the_limit_and_one_past_it(kind: str, limits: Limits) -> N
 @pytest.mark.parametrize("text", [b"x", b"\\n", "\u00e9".encode()])
 def test_where_there_is_much_text_half_as_many_members_may_be(kind: str, text: bytes) -> None:
     """As every member takes its time, and every escape."""
-    count = LIMITS.json_separators_max // 2
+    count = pooler.JSON_SEPARATORS_MAX // 2
 
     def padded(member_count: int, byte_count: int) -> bytes:
         begun = members(member_count - 1, kind)[:-1] + b',"much":"'
@@ -214,14 +221,14 @@ def test_strings_without_separators_are_too_many_too() -> None:
 @pytest.mark.parametrize("unit", [b"]", b"} ", b"]}", b"][}"])
 def test_brackets_that_close_nothing_are_counted_too(unit: bytes) -> None:
     """Not JSON either; but how deep a text is, is found out one bracket at a time."""
-    begun = b'{"a":[' + b"[]," * LIMITS.json_depth_max
-    for count in (LIMITS.json_depth_max + 2, LIMITS.json_separators_max // 4, 10_000_000):
+    begun = b'{"a":[' + b"[]," * pooler.BODY_DEPTH_MAX
+    for count in (pooler.BODY_DEPTH_MAX + 2, pooler.JSON_SEPARATORS_MAX // 4, 10_000_000):
         refuses(lambda count=count: check_json_shape(begun + unit * count, LIMITS))  # type: ignore[misc] # bound now
 
 
 def test_quotes_are_counted_before_a_list_of_strings_is_made() -> None:
     """Which would be many times as large as the body."""
-    body = b'{"a": [' + b"[" * LIMITS.json_depth_max + b'"' * 4_000_000
+    body = b'{"a": [' + b"[" * pooler.BODY_DEPTH_MAX + b'"' * 4_000_000
     tracemalloc.start()
     refuses(lambda: check_json_shape(body, LIMITS))
     _, peak = tracemalloc.get_traced_memory()
@@ -256,7 +263,7 @@ def slow_shape(text: str) -> tuple[int, int]:
 def test_a_valid_body_is_counted_as_a_slow_scanner_counts(
     shape: str, value: dict[str, str]
 ) -> None:
-    limits = Limits(json_depth_max=3, json_separators_max=5)
+    with_limits({"body_depth_max": 3, "json_separators_max": 5})
     for text in (json.dumps(value | {shape: shape}), '{"a": ' + shape + "}"):
         try:
             json.loads(text)
@@ -264,9 +271,9 @@ def test_a_valid_body_is_counted_as_a_slow_scanner_counts(
             continue  # json.loads refuses it, at whatever depth
         deepest, separators = slow_shape(text)
         if deepest <= 3 and separators <= 5:
-            check_json_shape(text.encode(), limits)
+            check_json_shape(text.encode(), LIMITS)
         else:
-            refuses(lambda text=text: check_json_shape(text.encode(), limits))  # type: ignore[misc] # bound now
+            refuses(lambda text=text: check_json_shape(text.encode(), LIMITS))  # type: ignore[misc] # bound now
 
 
 VALUES: Final = st.recursive(
@@ -291,8 +298,9 @@ def test_any_object_is_read_as_json_loads_reads_it(
 
 @given(body=st.binary(max_size=40) | SHAPES.map(str.encode))
 def test_any_bytes_are_an_object_or_refused(body: bytes) -> None:
+    with_limits(SMALL)
     try:
-        value = judge(body, SMALL)
+        value = judge(body)
     except PoolerError as error:
         assert error.code == "invalid_json"  # noqa: PT017 (either way is well)
     else:
@@ -398,17 +406,17 @@ WORST: Final[dict[str, Callable[[], bytes]]] = {
     "openers": lambda: filled(b"[", b'{"a":', b"}"),
     "names": lambda: filled(b'"a":1,', b"{", b'"b":1}'),
     "fraction": lambda: filled(b"1", b'{"a":0.', b"}"),
-    "most-members": lambda: members(LIMITS.json_separators_max, "names"),
+    "most-members": lambda: members(pooler.JSON_SEPARATORS_MAX, "names"),
     "long-members": lambda: b"{" + b",".join(
-        b'"%d":"%b"' % (n, b"x" * 140) for n in range(LIMITS.json_separators_max - 1)) + b"}",
+        b'"%d":"%b"' % (n, b"x" * 140) for n in range(pooler.JSON_SEPARATORS_MAX - 1)) + b"}",
     "escaped-members": lambda: b"{" + b",".join(
-        b'"%d":"%b"' % (n, b'\\"' * 70) for n in range(LIMITS.json_separators_max - 1)) + b"}",
+        b'"%d":"%b"' % (n, b'\\"' * 70) for n in range(pooler.JSON_SEPARATORS_MAX - 1)) + b"}",
     "deep-at-the-limit": lambda: b'{"a":[' + b",".join([b"[" * 98 + b"]" * 98] * 1_500) + b"]}",
     "escaped-objects": lambda: b'{"a":[' + b",".join(
-        b'{"%d":"%b"}' % (n, b"\\n" * 320) for n in range(LIMITS.json_separators_max // 4 - 2)
+        b'{"%d":"%b"}' % (n, b"\\n" * 320) for n in range(pooler.JSON_SEPARATORS_MAX // 4 - 2)
     ) + b"]}",
     "escaped-half": lambda: b'{"a":[' + b",".join(
-        b'{"%d":"%b"}' % (n, b"\\n" * 70) for n in range(LIMITS.json_separators_max // 2 - 2)
+        b'{"%d":"%b"}' % (n, b"\\n" * 70) for n in range(pooler.JSON_SEPARATORS_MAX // 2 - 2)
     ) + b"]}",
     "floats": lambda: b'{"a":[' + b",".join([b"1.7976931348623157e308"] * FLOATS_MAX) + b"]}",
     "long-float-each": lambda: b'{"a":[' + b",".join([b"0." + b"7" * 150] * FLOATS_MAX) + b"]}",

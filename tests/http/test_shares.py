@@ -111,8 +111,6 @@ def test_so_many_who_take_all_they_can_leave_something_for_the_next(count: int) 
             {"bodies_bytes_max": (64 << 20) - 1, "body_bytes_max": 8 << 20},
             ["limits.bodies_bytes_max"],
         ),
-        ({"events_bytes_max": (64 << 20) - 1}, ["limits.events_bytes_max"]),
-        ({"events_bytes_max": 64 << 20}, []),
     ],
 )
 def test_a_budget_that_is_little_for_what_one_may_hold_is_warned_of(

@@ -28,7 +28,6 @@ from pooler import (
     SECRET_FILE_BYTES_MAX,
     Credentials,
     Finding,
-    Limits,
     Login,
     LoginNeeded,
     RefreshOutcome,
@@ -45,7 +44,7 @@ from tests.support.codex_turns import encode_part
 
 Json = Any
 NOW: Final = 1_800_000_000.0
-MARGIN_SECONDS: Final = Limits().refresh_margin_seconds
+MARGIN_SECONDS: Final = pooler.REFRESH_MARGIN_SECONDS
 AUTH: Final = "https://api.openai.com/auth"
 ACCESS: Final = make_token("acct-claimed", "plus", NOW + 3600)
 

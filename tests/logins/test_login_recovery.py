@@ -357,7 +357,7 @@ async def test_an_endpoint_that_is_silent_is_left_in_time(
             await desk.backend.token_asked.wait()
             await wait_all_tasks_blocked()
             assert got == []
-            mock_clock.jump(pooler.Limits().refresh_seconds_max)
+            mock_clock.jump(pooler.REFRESH_SECONDS_MAX)
         assert got == ([old] if seconds == SOON else ["refreshing the login timed out; will retry"])
         assert desk.saved() == old
 

@@ -43,8 +43,8 @@ from tests.support.codex_backend import CodexBackend, TokenPlay, make_auth_file
 
 Json = Any
 REAL_SECONDS_MAX: Final = 30.0
-PAUSE_SECONDS: Final = Limits().refresh_pause_seconds
-RENEWAL_SECONDS_MAX: Final = Limits().refresh_seconds_max
+PAUSE_SECONDS: Final = pooler.REFRESH_PAUSE_SECONDS
+RENEWAL_SECONDS_MAX: Final = pooler.REFRESH_SECONDS_MAX
 ENDED, SOON, LONG = -60.0, 60.0, 10**6  # seconds until a token ends
 
 

@@ -119,7 +119,7 @@ def describe_life(folder: Path, kind: int) -> Json:
     whole["pools"]["calm"] = {"accounts": [CALM], "keys": {"calm": CALM_KEY}}
     whole["operators"] = {"desk": TOKEN}
     if kind & 2:
-        whole["limits"] = {"queue_length_max": 1, "idle_connections_max": 1, "attempts_max": 2}
+        whole["limits"] = {"queue_seconds_max": 1, "attempts_max": 2}
     if kind & 4:  # for a reload: less of everything
         del home["keys"]["ci"], home["accounts"][1]
         whole["accounts"]["a"]["paused"] = True

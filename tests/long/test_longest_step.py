@@ -36,8 +36,8 @@ SECONDS_MAX: Final = 0.15
 # Long numbers with a fraction, which Python is slow to write: nobody sends as many.
 SECONDS_MAX_OF_NUMBERS: Final = 0.3
 REFERENCE_SECONDS: Final = 0.03  # of `work` on the machine that SECONDS_MAX is of
-EVENT: Final = LIMITS.event_bytes_max - 200  # with room for what stands around it
-PIECE: Final = pooler.RECEIVE_BYTES + LIMITS.head_bytes_max  # what may come in one step
+EVENT: Final = pooler.EVENT_BYTES_MAX - 200  # with room for what stands around it
+PIECE: Final = pooler.RECEIVE_BYTES + pooler.HEAD_BYTES_MAX  # what may come in one step
 Maker = Callable[[], Run]  # what makes it ready is not its time
 
 
@@ -86,7 +86,7 @@ def ready(run: Callable[..., object], *arguments: Any) -> Maker:  # noqa: ANN401
 # PATTERNS, WITH THE LONGEST TEXT OF EACH
 ################################################################
 
-HEAD: Final = LIMITS.head_bytes_max
+HEAD: Final = pooler.HEAD_BYTES_MAX
 FILE, CONFIG = pooler.SECRET_FILE_BYTES_MAX, pooler.CONFIG_BYTES_MAX
 LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_BASIC", "_BEARER", "_HOST_FIELD", "_LENGTH", "_QUOTA_HEADER"), HEAD),
@@ -122,7 +122,7 @@ LONGEST: Final[Mapping[str, int]] = {
     "_EVENT_END_WITHOUT_CR": PIECE,  # of blank lines; a longer event has none
     "read_catalogue": pooler.CATALOGUE_BYTES_MAX,
     **dict.fromkeys(("_USAGE_WORDS", "_RETRIED_DIGITS"), pooler.MODEL_CHARS_MAX),
-    "_STREAM_ID": LIMITS.websocket_message_bytes_max,
+    "_STREAM_ID": pooler.WEBSOCKET_MESSAGE_BYTES_MAX,
     **dict.fromkeys(("_CODEX_AGENT", "_VERSION_ASKED", "_PLAIN_VERSION"), HEAD),
     "_PROCESSED": KIB,
     # Not foreign at all, or cut before.
@@ -186,7 +186,7 @@ SHAPES: Final = shapes(100, 100)  # their names
 @pytest.mark.parametrize("unit", [b"]", b"] ", b"}\n", b"]x}"])
 def test_no_brackets_that_only_close_take_long(unit: bytes) -> None:
     """No JSON has them; each may stand for as little as a byte."""
-    body = b"[]" * (LIMITS.json_depth_max + 1)
+    body = b"[]" * (pooler.BODY_DEPTH_MAX + 1)
     event = b"[]" * (pooler.JSON_DEPTH_MAX + 1)
     asked = body + unit * ((LIMITS.body_bytes_max - len(body)) // len(unit))
     check(f"{unit!r}, of a client", ready(pooler.check_json_shape, asked, LIMITS))
@@ -422,7 +422,7 @@ def test_no_model_list_takes_long_to_show() -> None:
 # The parser itself is measured in test_json_guard.
 
 BODY: Final = LIMITS.body_bytes_max
-SEPARATORS: Final = LIMITS.json_separators_max
+SEPARATORS: Final = pooler.JSON_SEPARATORS_MAX
 ITEMS_MAX: Final = pooler.INPUT_ITEMS_MAX
 PART: Final[Json] = {"type": "input_text", "text": "x"}
 MESSAGE: Final[Json] = {"type": "message", "role": "user", "content": [PART]}

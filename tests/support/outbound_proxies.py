@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support.codex_backend import make_auth_file, make_token
+from tests.support.limits import settable
 from tests.support.memory_websockets import upgrade
 from tests.support.processes import OPERATOR_TOKEN, Pooler, Running, clean_env
 from tests.support.raw_websockets import Caller, read_head
@@ -196,7 +197,9 @@ class Proxied:
 
     def reload(self, proxy: str | None) -> None:
         self.proxy = proxy
-        (self.folder / "pools.json").write_text(json.dumps(self.described()))
+        described = self.described()
+        described["limits"] = settable(described["limits"])
+        (self.folder / "pools.json").write_text(json.dumps(described))
         self.pooler.process.process.send_signal(signal.SIGHUP)
         self.pooler.process.wait_line(r'"event": ?"(reloaded)"')
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import urlsplit
 
+from tests.support.limits import LAUNCHER, constants, settable
 from tests.support.memory_sockets import put_in_order
 from tests.support.paths import ROOT
 
@@ -104,8 +105,13 @@ class Pooler:
 
     def __init__(self, config: Json, folder: Path, **env: str) -> None:
         path = folder / "pools.json"
+        limits = config.get("limits", {})
+        config = {**config, "limits": settable(limits)}
         path.write_text(json.dumps(put_in_order(config)))
-        command = [sys.executable, str(ROOT / "pooler.py"), "serve", "--config", str(path)]
+        command = [sys.executable, str(ROOT / "pooler.py")]
+        if changed := constants(limits):
+            command = [sys.executable, LAUNCHER, json.dumps(changed)]
+        command += ["serve", "--config", str(path)]
         self.process = Running(*command, env=clean_env(PYTHONDEVMODE="1", **env), cwd=folder)
         address = self.process.wait_line(r'"event": ?"listening".*"address": ?"([^"]+)"')
         self.origin = f"http://{address}"

@@ -33,6 +33,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pooler import BaseUrl, Config, Server, digest_parts, parse_config
+from tests.support.limits import with_limits
 from tests.support.memory_sockets import (
     KEY,
     OTHER_KEY,
@@ -81,7 +82,7 @@ def describe(
         described[name] = {key: value for key, value in account.items() if value is not None}
     keys = {"laptop": KEY, "ci": OTHER_KEY}
     home = {"accounts": list(names), "keys": keys} | dict(pool or {})
-    whole = {"accounts": described, "pools": {"home": home}, "limits": dict(limits or {})}
+    whole = {"accounts": described, "pools": {"home": home}, "limits": with_limits(limits or {})}
     return put_in_order(whole | top)
 
 

@@ -20,6 +20,7 @@ from trio.testing import MockClock
 
 from pooler import CATALOGUE_PAUSE_SECONDS, parse_config
 from tests.support.codex_backend import Play, TokenPlay, make_auth_file
+from tests.support.limits import with_limits
 from tests.support.memory_sockets import KEY, Json, Response, post, request
 from tests.support.world import (
     LAST_CHUNK,
@@ -87,7 +88,7 @@ async def scripted_world(
         "base_url": f"http://127.0.0.1:9001{PREFIX}",
     } | ({"models": models} if models else {})
     pools = {"home": {"accounts": ["a"], "keys": {"laptop": KEY}} | (pool or {})}
-    whole = {"accounts": {"a": account}, "pools": pools, "limits": limits}
+    whole = {"accounts": {"a": account}, "pools": pools, "limits": with_limits(limits)}
     config = parse_config(json.dumps(whole).encode(), {}, str)
     async with trio.open_nursery() as nursery:
         world = World(config, nursery)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.long.bench.load import KEY, Connection, connections, request
+from tests.support.limits import LAUNCHER
 from tests.support.paths import ROOT
 
 TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
@@ -152,7 +153,6 @@ def pooler_config(port: int, upstream_port: int) -> str:
             "listen": f"127.0.0.1:{port}",
             "accounts": {"bench": account},
             "pools": {"bench": {"accounts": ["bench"], "keys": {"load": key}}},
-            "limits": {"idle_connections_max": CLIENTS},  # as many as are in use at once
         }
     )
 
@@ -162,7 +162,9 @@ def arguments_of(name: str, port: int, upstream_port: int, folder: Path) -> list
     if name == "pooler":
         config = folder / f"pools-{port}.json"
         config.write_text(pooler_config(port, upstream_port))
-        return ["pooler.py", "serve", "--config", str(config)]
+        # As many idle connections as are in use at once.
+        changed = json.dumps({"IDLE_CONNECTIONS_MAX": CLIENTS})
+        return [LAUNCHER, changed, "serve", "--config", str(config)]
     return ["-m", "tests.long.bench.proxies", name, str(port), str(upstream_port)]
 
 

@@ -21,11 +21,13 @@ import trio
 import mcp_server
 import pooler
 from pooler import BadSyntax, CallKind, EventScanner, LoginNeeded, PoolerError
+from tests.support.limits import with_limits
 from tests.support.memory_websockets import UPGRADE, frame
 from tests.support.paths import ROOT, SNAPSHOT, VECTORS
 
 Json = Any
-LIMITS: Final = pooler.Limits(json_separators_max=1000, event_bytes_max=1024)
+LIMITS: Final = pooler.Limits()
+SMALL: Final = {"json_separators_max": 1000, "event_bytes_max": 1024}
 FRAME_BYTES_MAX, FRAMES_MAX = 500, 16
 KEY: Final = "cp-fuzzed-key-0123456789"
 UNIX_NOW: Final = 1_800_000_000.0
@@ -98,8 +100,8 @@ def request_head(data: bytes) -> None:
     ours = {name: v.lower() if name == coding else v for name, v in head.headers.items()}
     assert joined(others) == ours
     pooler.find_routes(head.path, "")
-    pooler.bearer_of(head.headers, LIMITS.bearer_bytes_max)
-    pooler.basic_of(head.headers, LIMITS.bearer_bytes_max)
+    pooler.bearer_of(head.headers, pooler.BEARER_BYTES_MAX)
+    pooler.basic_of(head.headers, pooler.BEARER_BYTES_MAX)
     with contextlib.suppress(PoolerError):
         made = pooler.upgrade_head(head)
         pooler.parse_request_head(made, LIMITS)
@@ -180,6 +182,7 @@ def frames(data: bytes) -> None:
 
 
 def body(data: bytes) -> None:
+    with_limits(SMALL)
     try:
         pooler.check_json_shape(data, LIMITS)
         value = pooler.parse_json_object(data)
@@ -196,6 +199,7 @@ def body(data: bytes) -> None:
 
 def stream(data: bytes) -> None:
     """In any pieces the same events, which are the bytes that came."""
+    with_limits(SMALL)
     for kind in CallKind:
         scanner, other = EventScanner(kind), EventScanner(kind)
         events = scanner.feed(data) + scanner.feed(b"", is_end=True)

@@ -34,8 +34,8 @@ from tests.long.soak.upstreams import (
     pause,
 )
 from tests.support.codex_backend import make_auth_file
+from tests.support.limits import LAUNCHER, constants, settable
 from tests.support.memory_sockets import Client, Truncated, request
-from tests.support.paths import POOLER
 
 CODEX_ACCOUNTS: Final = ("acct-1", "acct-2", "acct-3", "acct-4")
 # A leak of 100 bytes a request at 3,000 requests a minute is 290 KiB/min; what the allocator
@@ -144,7 +144,7 @@ class Soak:
                 "codex": {"accounts": list(CODEX_ACCOUNTS), "keys": {"codex": KEYS["codex"]}},
             },
             "operators": {"me": OPERATOR},
-            "limits": SMALL,
+            "limits": settable(SMALL),
         }
 
     def write_config(self, text: str) -> None:
@@ -166,7 +166,7 @@ class Soak:
         env[REFRESH_URL_VARIABLE] = f"{self.codex_origin}/oauth/token"
         with self.log.open("wb") as log:
             self.process = await trio.lowlevel.open_process(
-                [sys.executable, POOLER, "serve"],
+                [sys.executable, LAUNCHER, json.dumps(constants(SMALL)), "serve"],
                 cwd=self.folder,
                 env=env,
                 stdin=subprocess.DEVNULL,
