@@ -156,6 +156,7 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "is_whole": (True,), "is_all": (True,), "number": (0,), "has_calls": (True,),
     "efforts": (None,), "supported": (("low",),),
     "carried": ((),), "socket_id": ("",), "routes": (pooler.ROUTES[-2:],), "method": ("GET",),
+    "texts": ((0,),), "line": (b"GET / HTTP/1.1",),
     "obstacle": (None,), "index": (0,), "streamed": (None,), "deltas": ((),), "position": ({},),
     "session_before": (None,), "before": (None,), "scope": (("p", "k"),),
     "part": ((0, 0),), "member": ("content",), "name": ("content", "input", "delta"),
