@@ -57,6 +57,8 @@ its `Secret` through one function, `reveal`.
 Sections are bottom-up: each uses only what is above it.  Above CONNECTIONS nothing waits, reads a
 clock, draws a random number or touches a file, so all of it can be tested with values.
 
+A number like (F12) in a comment is a fact about another program: tests/FACTS.md has its source.
+
 Run: `python pooler.py demo`, or `python pooler.py serve --config pools.json`.
 """
 
