@@ -20,7 +20,7 @@ ROWS: Rows = (
      "_Loader.digest", "secret.lower().startswith('sha256:')", "False",
      "config_is_strict::a_referred_hash_never_becomes_a_password"),
     ("key_unpresentable", "A key that nobody can present is none.",
-     "_Loader.digest", "len(secret) > limits.bearer_bytes_max", "False",
+     "_Loader.digest", "len(secret) > BEARER_BYTES_MAX", "False",
      "config_doubts::each_problem_is_told_once_and_at_its_place"),
     ("alias_told_twice", "An alias without a model is told once.",
      "_Loader.alias", "not found['model']", "False",

@@ -7,7 +7,7 @@ from tests.long.mutations.apply import Rows
 # fmt: off
 ROWS: Rows = (
     ("weeks_disbelieved", "A reset is believed up to 32 days.",
-     "Limits.reset_seconds_max", "32 * 24 * HOUR", "8 * 24 * HOUR",
+     "RESET_SECONDS_MAX", "32 * 24 * HOUR", "8 * 24 * HOUR",
      "limits_of_accounts::a_reset_of_weeks_is_believed_and_told_and_tried_meanwhile"),
     ("name_of_codex", "An upstream with an API key is told a name that is not Codex CLI's.",
      "API_AGENT", "f'pooler/{VERSION}'", "f'codex-pooler/{VERSION}'",

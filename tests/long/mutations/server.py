@@ -127,7 +127,7 @@ ROWS: Rows = (
      "Catalogues.update", "problem and problem != health.catalogue_problem", "problem",
      "catalogues::a_list_that_cannot_be_read_is_told_once"),
     ("catalogue_bytes", "A model list has just so many bytes.",
-     "Catalogues.request", "CATALOGUE_BYTES_MAX", "limits.event_bytes_max",
+     "Catalogues.request", "CATALOGUE_BYTES_MAX", "EVENT_BYTES_MAX",
      "upstream_json::a_model_list_has_so_many_bytes_and_no_more"),
     ("models_past_the_proxy", "Models are listed through the proxy.",
      "Catalogues.request", "endpoint.proxy", "None",
