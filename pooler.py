@@ -2358,23 +2358,27 @@ _LOOPBACK_ORIGIN: Final = re.compile(
 
 
 def is_origin_allowed(origin: str, route: Route, config: Config) -> bool:
-    """Whether a page of this origin, in lower case, may call; /mcp takes loopback ones (F90)."""
+    """Whether pages of this origin, in lower case, may send requests to the route.
+
+    To /mcp those of this machine may, too (F90): they need an operator's token all the same.
+    """
     if route.path == "/mcp" and _LOOPBACK_ORIGIN.fullmatch(origin):
         return True
     return origin in {allowed.lower() for allowed in config.allowed_origins}
 
 
 def codex_version_of(headers: Headers, query: str) -> str:
-    """The version of Codex CLI that a request is from, if it gives one (F84); else ""."""
+    """The version of Codex CLI that a request gives, the highest of several (F84); else ""."""
     agent = _CODEX_AGENT.match(headers.get("user-agent", ""))
-    asked = _VERSION_ASKED.search(f"&{query}")
-    told = [headers.get("version", ""), agent[1] if agent else "", asked[1] if asked else ""]
-    found = [match[0] for match in map(_PLAIN_VERSION.match, told) if match]
-    return max(found, key=version_key, default="")
+    member = _VERSION_ASKED.search(f"&{query}")
+    texts = [headers.get("version", "")]
+    texts += [match[1] for match in (agent, member) if match]
+    matches = map(_PLAIN_VERSION.match, texts)
+    return max((match[0] for match in matches if match), key=version_key, default="")
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """What plain versions are compared by; () of ""."""
+    """What a version is compared by: its numbers; () of ""."""
     return tuple(map(int, version.split("."))) if version else ()
 
 
@@ -2403,7 +2407,7 @@ def find_routes(path: str, base_path: str) -> tuple[Sequence[Route], str]:
 def with_method(routes: Sequence[Route], method: str) -> Route:
     """The row that has the method.  Raises: PoolerError (method_not_allowed)."""
     for route in routes:
-        if method in route.methods or route.methods is NO_METHOD:
+        if method in route.methods or not route.methods:
             return route
 
     allowed = ", ".join(itertools.chain(*(route.methods for route in routes)))
@@ -2804,7 +2808,7 @@ def close_frame(code: int) -> bytes:
 
 
 def is_utf8(text: bytes) -> bool:
-    """Whether `text` is UTF-8; as `str` it is never held whole: a letter may take 4 bytes there."""
+    """Whether `text` is UTF-8; no `str` of it is made, in which a letter may take 4 bytes."""
     if text.isascii():
         return True
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -3052,7 +3056,7 @@ def _strict_decoder() -> json.JSONDecoder:
 
 
 def parse_strictly(body: bytes) -> Json:
-    """What JSON of a client says.  Raises: ValueError, RecursionError."""
+    """The value of a client's JSON.  Raises: ValueError, RecursionError."""
     return uncollected(_strict_decoder().decode, body.decode("utf-8"))
 
 
@@ -3312,7 +3316,7 @@ def with_alias(kind: CallKind, body: JsonObject, alias: Alias) -> JsonDict:
     if alias.effort is None:
         return resolved
 
-    # Some Chat clients send the Responses API's object, too: both must say the same.
+    # Some Chat clients send the Responses API's object, too: both must have the same effort.
     reasoning = object_of(body.get("reasoning"))
     if kind is CallKind.CHAT:
         resolved["reasoning_effort"] = alias.effort
