@@ -43,7 +43,7 @@ from tests.support.processes import (
 TURN_SECONDS_MAX: Final = 55.0
 TITLE: Final = "On quinces"
 JSON_LINES: Final = ("--format", "json")
-PAGE, TUNED = 0, 1  # the two configurations of README.md
+PAGE, TUNED = 1, 2  # how many blocks of README.md are merged
 Config = dict[str, Any]
 
 # What the pooler says, and what OpenCode therefore shows.
@@ -56,11 +56,22 @@ NO_MODEL: Final = "This key has no such model. It may use gpt-other (GET /v1/mod
 ################################################################
 
 
-def documented(index: int, pooler: Pooler) -> Config:
-    """A configuration from the README's chapter, with our address."""
+def merged(config: Config, more: Config) -> Config:
+    """`config` with the members of `more`; objects are merged member by member."""
+    result = dict(config)
+    for name, value in more.items():
+        is_object = isinstance(value, dict) and isinstance(result.get(name), dict)
+        result[name] = merged(result[name], value) if is_object else value
+    return result
+
+
+def documented(count: int, pooler: Pooler) -> Config:
+    """The first `count` blocks of the README's chapter, merged, with our address."""
     chapter = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## OpenCode\n")[2]
     blocks = re.findall(r"```json\n(.*?)```", chapter.partition("\n## ")[0], re.DOTALL)
-    config: Config = json.loads(blocks[index])
+    config: Config = {}
+    for block in blocks[:count]:
+        config = merged(config, json.loads(block))
     options = config["provider"]["openai"]["options"]
     assert options["apiKey"] == "{env:CODEX_POOLER_API_KEY}"
     options["baseURL"] = pooler.base_url
