@@ -8661,10 +8661,10 @@ class Login:
             findings += try_saving(self.path, len(self.raw) + ROOM_SPARE_BYTES)
 
         state = self.path.stat()
+        is_open = state.st_mode & 0o077 != 0
         is_due = can_refresh and is_refresh_due(current, unix_now, 0)
         warnings = {
-            f"can be read by others: chmod 600 {shlex.quote(str(self.path))}": state.st_mode
-            & 0o077,
+            f"can be read by others: chmod 600 {shlex.quote(str(self.path))}": is_open,
             SEVERAL_LINKS: state.st_nlink > 1,
             f"holds no refresh token; {self.advice}": current.refresh_token is None,
             "has expired; it will be refreshed on first use": is_due,
