@@ -80,7 +80,6 @@ import hmac
 import http
 import importlib
 import importlib.util
-import inspect
 import io
 import ipaddress
 import itertools
@@ -118,7 +117,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import (
-    Annotated,
     Any,
     ClassVar,
     Final,
@@ -1163,10 +1161,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-# What a field may hold: a function from JSON, and what the field adds, to the value.  It
-# raises ValueError with what is wrong, one argument for each problem; `[0]: ...` names a member
-# of a list.
-Check = Callable[..., Any]
+# A check turns the JSON of a field into its value.  It raises ValueError with one argument for
+# each problem; a problem that begins with "[0]" or ".name" is one of a member.
+Check = Callable[[Json], Any]
+Spec = Mapping[str, Check]  # of each field that an object may have
 
 
 _KINDS: Final = {
@@ -1184,11 +1182,20 @@ def _typed(value: Json, *kinds: type[T]) -> T:
     return cast(T, value)
 
 
-def _number(value: Json, low: float, high: float, *kinds: type[float]) -> float:
-    number = _typed(value, *kinds)
-    if not low <= number <= high:
-        raise ValueError(f"must be from {_shown(low)} to {_shown(high)}")
-    return number
+def _flag(value: Json) -> bool:
+    return _typed(value, bool)
+
+
+def _number(low: float, high: float, *kinds: type[float]) -> Callable[[Json], float]:
+    """A check for numbers from `low` to `high`: whole ones, if `kinds` are not given."""
+
+    def check(value: Json) -> float:
+        number: float = _typed(value, *(kinds or (int,)))
+        if not low <= number <= high:
+            raise ValueError(f"must be from {_shown(low)} to {_shown(high)}")
+        return number
+
+    return check
 
 
 def _shown(number: float) -> str:
@@ -1196,35 +1203,54 @@ def _shown(number: float) -> str:
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 
-def _string(value: Json, pattern: str = r"[^\x00]*", what: str = "a string") -> str:
-    text = _typed(value, str)
-    if not re.fullmatch(pattern, text):
-        raise ValueError(f"must be {what}")
-    return text
+def _text(pattern: str, what: str) -> Callable[[Json], str]:
+    """A check for strings that match."""
+
+    def check(value: Json) -> str:
+        text = _typed(value, str)
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {what}")
+        return text
+
+    return check
 
 
-def _array(value: Json, member: Check, *rest: str) -> tuple[Any, ...]:
-    found, problems = [], []
-    for index, item in enumerate(_typed(value, list)):
-        try:
-            found.append(member(item, *rest))
-        except ValueError as error:
-            problems.append(f"[{index}]: {error}")
-        if item in value[:index]:
-            problems.append(f"[{index}]: stands there twice")
-    if problems:
-        raise ValueError(*problems)
-    return tuple(found)
+_string: Final = _text(r"[^\x00]*", "a string")
 
 
-def _members(
-    value: Json, pattern: str = _NAME, what: str = "made of letters, digits and _.-"
-) -> dict[str, Json]:
-    named = _typed(value, dict)
-    wrong = [name for name in named if not re.fullmatch(pattern, name)]
-    if wrong:
-        raise ValueError(*(_name_problem(name, what) for name in wrong))
-    return named
+def _list(member: Check) -> Check:
+    """A check for lists, whose members differ and pass a check."""
+
+    def check(value: Json) -> tuple[Any, ...]:
+        members, problems = [], []
+        for index, item in enumerate(_typed(value, list)):
+            try:
+                members.append(member(item))
+            except ValueError as error:
+                problems.append(f"[{index}]: {error}")
+            if item in value[:index]:
+                problems.append(f"[{index}]: stands there twice")
+        if problems:
+            raise ValueError(*problems)
+        return tuple(members)
+
+    return check
+
+
+def _named(pattern: str, what: str) -> Check:
+    """A check for objects whose names match, whatever their members hold."""
+
+    def check(value: Json) -> dict[str, Json]:
+        members = _typed(value, dict)
+        wrong = [name for name in members if not re.fullmatch(pattern, name)]
+        if wrong:
+            raise ValueError(*(_name_problem(name, what) for name in wrong))
+        return members
+
+    return check
+
+
+_members: Final = _named(_NAME, "made of letters, digits and _.-")
 
 
 def _name_problem(name: str, what: str) -> str:
@@ -1259,6 +1285,9 @@ def _model(value: Json) -> str:
     return text
 
 
+_models: Final = _list(_model)
+
+
 def _named_by_models(value: Json) -> dict[str, Json]:
     named = _typed(value, dict)
     if not all(is_model_name(name) for name in named):
@@ -1269,7 +1298,7 @@ def _named_by_models(value: Json) -> dict[str, Json]:
 def _served(value: Json) -> dict[str, str]:
     """The upstream's name of each model by the pool's; in a list they are the same."""
     if not isinstance(value, dict):
-        return {name: name for name in _array(value, _model)}
+        return {name: name for name in _models(value)}
     found, problems = {}, []
     for name, upstream_name in _named_by_models(value).items():
         try:
@@ -1335,13 +1364,13 @@ def _listens(value: Json) -> tuple[Listen, ...]:
         raise ValueError("must name at least one address")
     if not isinstance(value, list):
         return (_listen(value),)
-    return cast(tuple[Listen, ...], _array(value, _listen))
+    return cast(tuple[Listen, ...], _list(_listen)(value))
 
 
 def _expiry(value: Json) -> float:
     """A date means the end of that day in UTC; a time needs its offset."""
     what = "a date (2027-01-01) or a time (2027-01-01T12:00:00Z)"
-    text = _string(value, r"\d{4}-\d{2}-\d{2}(T[0-9:.]+(Z|[+-][0-9:]+))?", what)
+    text = _text(r"\d{4}-\d{2}-\d{2}(T[0-9:.]+(Z|[+-][0-9:]+))?", what)(value)
     try:
         moment = datetime.fromisoformat(text)
         is_day = moment.tzinfo is None
@@ -1353,7 +1382,7 @@ def _expiry(value: Json) -> float:
 
 
 def _path(value: Json) -> str:
-    text = _string(value, "[^\x00~][^\x00]*", "a path, without ~ before it")
+    text = _text("[^\x00~][^\x00]*", "a path, without ~ before it")(value)
     if re.search(r"\$\w|\$[{(]|\{|<|%\w+%", text):
         raise ValueError("must be a path; no variable is filled in here")
     if text.startswith(_QUOTES) or text.endswith(_QUOTES):
@@ -1363,32 +1392,23 @@ def _path(value: Json) -> str:
     return text
 
 
-# The check of each field that an object may have, and what it is told besides.
-Spec = Mapping[str, tuple[Any, ...]]
-_REQUIRED: Final = {"accounts", "pools", "type", "key", "model"}
-_Models = Annotated[tuple[str, ...] | None, _array, _model]
-_Hosts = Annotated[frozenset[str] | None, _array, _string, _HOST_NAME, "a host name without a port"]
-_Path = Annotated[str | None, _path]
-
-
-# Fields are called as in pools.json; what may stand there has its check in its type.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """An account; `auth_file` is that of a `codex` one, as written, `api_key` of the others."""
 
     name: str
-    base_url: Annotated[BaseUrl, _base_url]
-    api_key: Annotated[Secret, _string]
-    auth_file: _Path = None
-    allow_plain_http: Annotated[bool, _typed, bool] = False
-    priority: Annotated[int, _number, -1000, 1000, int] = 0
-    paused: Annotated[bool, _typed, bool] = False
-    concurrent: Annotated[int, _number, 1, 10_000, int]
-    models: Annotated[Mapping[str, str] | None, _served] = None  # the pool's names: the upstream's
-    first_event_seconds: Annotated[float, _number, 0.1, HOUR, int, float]
-    ca_file: _Path = None
-    websocket: Annotated[bool, _typed, bool]
-    client_version: Annotated[str | None, _string, _VERSION, "a version like 0.169.0"] = None
+    base_url: BaseUrl
+    api_key: Secret
+    auth_file: str | None = None
+    allow_plain_http: bool = False
+    priority: int = 0
+    paused: bool = False
+    concurrent: int
+    models: Mapping[str, str] | None = None  # the pool's names: the upstream's
+    first_event_seconds: float
+    ca_file: str | None = None
+    websocket: bool
+    client_version: str | None = None
     source: str = ""  # where the API key was given: literal, env, file
     identity: bytes = b""  # digest of where its requests go, as whom, and what is trusted there
 
@@ -1409,12 +1429,12 @@ class Key:
     name: str
     digest: bytes = b""
     source: str = ""  # where the secret was given: literal, env, file, sha256
-    models: _Models = None
-    requests_per_minute: Annotated[int | None, _number, 1, 100_000, int] = None
-    tokens_per_day: Annotated[int | None, _number, 1, 10**12, int] = None
-    concurrent: Annotated[int, _number, 1, 10_000, int]
-    expires: Annotated[float | None, _expiry] = None  # unix time
-    paused: Annotated[bool, _typed, bool] = False
+    models: tuple[str, ...] | None = None
+    requests_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    concurrent: int
+    expires: float | None = None  # unix time
+    paused: bool = False
 
     def is_usable(self, unix_now: float) -> bool:
         """Whether it is neither paused nor expired."""
@@ -1433,19 +1453,19 @@ class Operator(NamedTuple):
 class Alias:
     """What another name for a model stands for; what is None stays as the client has it."""
 
-    model: Annotated[str, _model]
-    effort: Annotated[str | None, _string, "[a-z]{1,32}", "a level like low or high"] = None
-    service_tier: Annotated[str | None, _string, "[a-z_]{1,32}", "a tier like priority"] = None
+    model: str
+    effort: str | None = None
+    service_tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
     name: str
-    accounts: Annotated[tuple[Account, ...], _array, _string]
-    models: _Models = None
-    aliases: Annotated[Mapping[str, Alias], _named_by_models]
-    routing: Annotated[Routing, _routing] = Routing.STICKY
-    keys: Annotated[tuple[Key, ...], _members]
+    accounts: tuple[Account, ...]
+    models: tuple[str, ...] | None = None
+    aliases: Mapping[str, Alias]
+    routing: Routing = Routing.STICKY
+    keys: tuple[Key, ...]
 
     @property
     def has_codex(self) -> bool:
@@ -1458,18 +1478,16 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    accounts: Annotated[Mapping[str, Account], _members]
-    pools: Annotated[Mapping[str, Pool], _members]
-    operators: Annotated[tuple[Operator, ...], _members]
-    listen: Annotated[tuple[Listen, ...], _listens] = DEFAULT_LISTEN
-    allow_public: Annotated[bool, _typed, bool] = False
-    base_path: Annotated[
-        str, _string, r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~-]+)*", "a path like /pooler"
-    ] = ""
-    allowed_origins: Annotated[tuple[str, ...], _array, _string, _ORIGIN, _ORIGIN_TOLD] = ()
-    hosts: _Hosts = None  # None: any
-    proxy: Annotated[Proxy | None, _string] = None  # for all that goes out
-    limits: Annotated[Limits, _members, "[a-z_]*", "a limit"]
+    accounts: Mapping[str, Account]
+    pools: Mapping[str, Pool]
+    operators: tuple[Operator, ...]
+    listen: tuple[Listen, ...] = DEFAULT_LISTEN
+    allow_public: bool = False
+    base_path: str = ""
+    allowed_origins: tuple[str, ...] = ()
+    hosts: frozenset[str] | None = None  # None: any
+    proxy: Proxy | None = None  # for all that goes out
+    limits: Limits
     token_url: BaseUrl = REFRESH_URL
     warnings: tuple[str, ...] = ()
 
@@ -1478,18 +1496,56 @@ class Config:
         return (key for pool in self.pools.values() for key in pool.keys)
 
 
-def _spec_of(kind: type[object]) -> Spec:
-    hints = inspect.get_annotations(kind, eval_str=True).items()
-    return {name: hint.__metadata__ for name, hint in hints if hasattr(hint, "__metadata__")}
-
-
-_TOP: Final = _spec_of(Config)
-_POOL: Final = _spec_of(Pool)
-_ACCOUNT: Final = {**_spec_of(Account), "type": (_string, "openai|codex", "'openai' or 'codex'")}
-_KEY: Final = {**_spec_of(Key), "key": (_string,)}
-_ALIAS: Final = _spec_of(Alias)
+_TOP: Final[Spec] = {
+    "accounts": _members,
+    "pools": _members,
+    "operators": _members,
+    "listen": _listens,
+    "allow_public": _flag,
+    "base_path": _text(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~-]+)*", "a path like /pooler"),
+    "allowed_origins": _list(_text(_ORIGIN, _ORIGIN_TOLD)),
+    "hosts": _list(_text(_HOST_NAME, "a host name without a port")),
+    "proxy": _string,
+    "limits": _named("[a-z_]*", "a limit"),
+}
+_POOL: Final[Spec] = {
+    "accounts": _list(_string),
+    "models": _models,
+    "aliases": _named_by_models,
+    "routing": _routing,
+    "keys": _members,
+}
+_ACCOUNT: Final[Spec] = {
+    "base_url": _base_url,
+    "api_key": _string,
+    "auth_file": _path,
+    "allow_plain_http": _flag,
+    "priority": _number(-1000, 1000),
+    "paused": _flag,
+    "concurrent": _number(1, 10_000),
+    "models": _served,
+    "first_event_seconds": _number(0.1, HOUR, int, float),
+    "ca_file": _path,
+    "websocket": _flag,
+    "client_version": _text(_VERSION, "a version like 0.169.0"),
+    "type": _text("openai|codex", "'openai' or 'codex'"),
+}
+_KEY: Final[Spec] = {
+    "models": _models,
+    "requests_per_minute": _number(1, 100_000),
+    "tokens_per_day": _number(1, 10**12),
+    "concurrent": _number(1, 10_000),
+    "expires": _expiry,
+    "paused": _flag,
+    "key": _string,
+}
+_ALIAS: Final[Spec] = {
+    "model": _model,
+    "effort": _text("[a-z]{1,32}", "a level like low or high"),
+    "service_tier": _text("[a-z_]{1,32}", "a tier like priority"),
+}
 _LIMITS: Final[Spec] = {
-    one.name: (_number, *one.metadata.values(), *((int,) if one.type == "int" else (int, float)))
+    one.name: _number(*one.metadata.values(), *((int,) if one.type == "int" else (int, float)))
     for one in dataclasses.fields(Limits)
 }
 # Of each type of account: the field it needs, the other type's, and where its upstream is (F1).
@@ -1526,8 +1582,8 @@ class _Loader:
             for problem in error.args:
                 self.refuse(path, problem)
 
-    def read(self, path: str, value: Json, spec: Spec) -> dict[str, Any]:
-        """Those fields of one object that are given, and as they should be."""
+    def read(self, path: str, value: Json, spec: Spec, *required: str) -> dict[str, Any]:
+        """The valid fields of one object; those that are required and not there are refused."""
         found: dict[str, Any] = {}
         prefix = f"{path}." if path else ""
         with self.at(path or self.source):
@@ -1535,9 +1591,8 @@ class _Loader:
                 with self.at(prefix + name):
                     if name not in spec:
                         raise ValueError(f"unknown field; {_place_of(name, spec)}")
-                    check, *rest = spec[name]
-                    found[name] = check(content, *rest)
-            for name in _REQUIRED & spec.keys():
+                    found[name] = spec[name](content)
+            for name in required:
                 self.need(value, prefix, name)
         return found
 
@@ -1594,7 +1649,7 @@ class _Loader:
 
     def account(self, name: str, value: Json, limits: Limits) -> Account:
         path = f"accounts.{name}"
-        found = self.read(path, value, _ACCOUNT)
+        found = self.read(path, value, _ACCOUNT, "type")
         kind = found.pop("type", None)
         needed, foreign, base_url = _TYPES[kind or "openai"]
         if kind:
@@ -1643,7 +1698,7 @@ class _Loader:
     def key(self, pool: str, name: str, value: Json, limits: Limits) -> Key:
         path = f"pools.{pool}.keys.{name}"
         is_bare = isinstance(value, str)
-        found = self.read(path, {"key": value} if is_bare else value, _KEY)
+        found = self.read(path, {"key": value} if is_bare else value, _KEY, "key")
         if is_bare and not value:  # read as an object, it lacks the field that it is
             self.problems = [one.replace(f"{path}.key: ", f"{path}: ") for one in self.problems]
         found.setdefault("concurrent", limits.key_streams_max)
@@ -1655,7 +1710,7 @@ class _Loader:
 
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account], limits: Limits) -> Pool:
         path = f"pools.{name}"
-        found = self.read(path, value, _POOL)
+        found = self.read(path, value, _POOL, "accounts")
         members, models = _texts(object_of(value).get("accounts")), object_of(value).get("models")
         is_known = bool(accounts) and "accounts" not in self.refused  # else that is what is wrong
         for index, member in members:
@@ -1677,7 +1732,7 @@ class _Loader:
     def alias(self, pool: str, name: str, value: Json, models: Collection[str] | None) -> Alias:
         path, found = f"{pool}.aliases.{name}", {"model": ""}
         if isinstance(value, dict):
-            found |= self.read(path, value, _ALIAS)
+            found |= self.read(path, value, _ALIAS, "model")
         else:
             with self.at(path):
                 found["model"] = _model(value)
@@ -1690,10 +1745,8 @@ class _Loader:
         return Alias(**found)
 
     def warn_of_budgets(self, limits: Limits) -> None:
-        """What has the largest size needs room: one key has half of it, of events a quarter."""
-        if (
-            limits.bodies_bytes_max < 8 * limits.body_bytes_max
-        ):  # as text a body may be 8 times as large
+        """As text a body may be 8 times as large, and one key may use half of the room for all."""
+        if limits.bodies_bytes_max < 8 * limits.body_bytes_max:
             words = "less than 8 times body_bytes_max is little"
             self.warnings.append(f"limits.bodies_bytes_max: {words}")
 
@@ -1719,7 +1772,7 @@ class _Loader:
 
     def config(self, value: Json) -> Config:
         """All of it, also what is inside of members that have a problem of their own."""
-        found = self.read("", value, _TOP)
+        found = self.read("", value, _TOP, "accounts", "pools")
         given = object_of(value)
         limits = found["limits"] = Limits(**self.read("limits", found.get("limits", {}), _LIMITS))
         self.warn_of_budgets(limits)
@@ -1885,47 +1938,59 @@ def _masked(match: re.Match[str]) -> str:
 
 def doubts_of(config: Config, unix_now: float) -> list[str]:
     """What a person should know of a configuration that is accepted, each with its JSON path."""
-    told: list[str] = []
-    used = {account.name for pool in config.pools.values() for account in pool.accounts}
-    for name, account in config.accounts.items():
-        if name not in used:
-            told.append(f"accounts.{name}: is in no pool, so nobody uses it")
-        told += _doubts_of_account(account, config)
+    doubts = [*_doubts_of_top(config), *_doubts_of_shared_secrets(config)]
+    for account in config.accounts.values():
+        doubts += _doubts_of_account(account, config)
     for pool in config.pools.values():
-        told += _doubts_of_pool(pool, unix_now)
+        doubts += _doubts_of_pool(pool)
+        doubts += _doubts_of_models(pool)
+        doubts += _doubts_of_aliases(pool)
+        doubts += _doubts_of_keys(pool, unix_now)
+    return doubts
+
+
+def _doubts_of_top(config: Config) -> Iterator[str]:
     if config.hosts is not None and not config.hosts:
-        told.append("hosts: is empty, so every request is refused")
+        yield "hosts: is empty, so every request is refused"
     if config.proxy and (doubt := _doubt_of_own(config.proxy.url, config.listen)):
-        told.append(f"proxy: {doubt}")
+        yield f"proxy: {doubt}"
     if config.base_path.startswith("/v1"):
-        told.append(f"base_path: stands before /v1, so a route is {config.base_path}/v1/responses")
+        yield f"base_path: stands before /v1, so a route is {config.base_path}/v1/responses"
+
+    used = {account.name for pool in config.pools.values() for account in pool.accounts}
+    for name in config.accounts:
+        if name not in used:
+            yield f"accounts.{name}: is in no pool, so nobody uses it"
+
+
+def _doubts_of_shared_secrets(config: Config) -> Iterator[str]:
+    """Pool keys that an upstream knows: it could use the pool itself."""
     upstreams = {
         hashlib.sha256(reveal(account.api_key).encode()).digest(): name
         for name, account in config.accounts.items()
     }
-    told += [
-        f"pools.{key.pool}.keys.{key.name}: is the api_key of {upstreams[key.digest]}, too"
-        for key in config.keys
-        if key.digest in upstreams
-    ]
-    return told
+    for key in config.keys:
+        if key.digest in upstreams:
+            path = f"pools.{key.pool}.keys.{key.name}"
+            yield f"{path}: is the api_key of {upstreams[key.digest]}, too"
 
 
-def _doubts_of_account(account: Account, config: Config) -> list[str]:
-    path, told = f"accounts.{account.name}", []
+def _doubts_of_account(account: Account, config: Config) -> Iterator[str]:
+    path = f"accounts.{account.name}"
     if doubt := _doubt_of_url(account) or _doubt_of_own(account.base_url, config.listen):
-        told.append(f"{path}.base_url: {doubt}")
-    is_open = reveal(account.api_key) == "none" and account.base_url.host == "api.openai.com"
-    if is_open and not account.is_codex:
-        told.append(f'{path}.api_key: "none" is no key that api.openai.com takes')
-    if account.models is not None and not account.models:
-        told.append(f"{path}.models: is empty, so it serves nothing")
-    for index, (name, upstream_name) in enumerate((account.models or {}).items()):
+        yield f"{path}.base_url: {doubt}"
+    if account.base_url.host == "api.openai.com" and reveal(account.api_key) == "none":
+        yield f'{path}.api_key: "none" is no key that api.openai.com takes'
+    if account.models is None:
+        return
+
+    if not account.models:
+        yield f"{path}.models: is empty, so it serves nothing"
+    for index, (name, upstream_name) in enumerate(account.models.items()):
         # In a list both are the same.
         place = f"[{index}]" if name == upstream_name else f".{name}"
         if doubt := _doubt_of_name(name) or _doubt_of_name(upstream_name):
-            told.append(f"{path}.models{place}: {doubt}")
-    return told
+            yield f"{path}.models{place}: {doubt}"
 
 
 def _doubt_of_own(url: BaseUrl, listens: Iterable[Listen]) -> str:
@@ -1953,10 +2018,11 @@ def _doubt_of_name(name: str) -> str:
     return ""
 
 
-def _doubts_of_names(path: str, names: Iterable[str]) -> list[str]:
+def _doubts_of_names(path: str, names: Iterable[str]) -> Iterator[str]:
     """The same of each name in a list."""
-    doubts = [(index, _doubt_of_name(name)) for index, name in enumerate(names)]
-    return [f"{path}[{index}]: {doubt}" for index, doubt in doubts if doubt]
+    for index, name in enumerate(names):
+        if doubt := _doubt_of_name(name):
+            yield f"{path}[{index}]: {doubt}"
 
 
 _PATHS_OF_HOSTS: Final = {
@@ -1995,24 +2061,28 @@ def _doubt_of_url(account: Account) -> str:
     return next((words for is_so, words in reasons if is_so), "")
 
 
-def _doubts_of_pool(pool: Pool, unix_now: float) -> list[str]:
-    path, told = f"pools.{pool.name}", []
+def _doubts_of_pool(pool: Pool) -> Iterator[str]:
+    path = f"pools.{pool.name}"
     if pool.accounts and all(account.paused for account in pool.accounts):
-        told.append(f"{path}.accounts: all of them are paused, so nobody can serve this pool")
-    told += _doubts_of_models(pool)
-    told += _doubts_of_names(f"{path}.models", pool.models or ())
-    if pool.models is not None and not pool.models:
-        told.append(f"{path}.models: is empty, so this pool serves nothing")
-    told += _doubts_of_aliases(pool)
+        yield f"{path}.accounts: all of them are paused, so nobody can serve this pool"
+    if pool.models is not None:
+        yield from _doubts_of_names(f"{path}.models", pool.models)
+        if not pool.models:
+            yield f"{path}.models: is empty, so this pool serves nothing"
+
+
+def _doubts_of_keys(pool: Pool, unix_now: float) -> Iterator[str]:
     for key in pool.keys:
-        told += _doubts_of_names(f"{path}.keys.{key.name}.models", key.models or ())
-        if key.models is not None and not key.models:
-            told.append(f"{path}.keys.{key.name}.models: is empty, so this key may use no model")
+        path = f"pools.{pool.name}.keys.{key.name}"
+        if key.models is not None:
+            yield from _doubts_of_names(f"{path}.models", key.models)
+            if not key.models:
+                yield f"{path}.models: is empty, so this key may use no model"
         if key.expires is not None and key.expires <= unix_now:
-            told.append(f"{path}.keys.{key.name}.expires: this key has expired")
+            yield f"{path}.expires: this key has expired"
     if pool.keys and not any(key.is_usable(unix_now) for key in pool.keys):
-        told.append(f"{path}.keys: all of them are paused or expired, so nobody can use this pool")
-    return told
+        words = "all of them are paused or expired, so nobody can use this pool"
+        yield f"pools.{pool.name}.keys: {words}"
 
 
 # As upstreams call them; others pass, for they may come to be.
@@ -2020,46 +2090,57 @@ _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "
 _ALIAS_TIERS: Final = ("auto", "default", "fast", "flex", "priority", "scale", "ultrafast")
 
 
-def _doubts_of_aliases(pool: Pool) -> list[str]:
-    told = []
+def _doubts_of_aliases(pool: Pool) -> Iterator[str]:
     for name, alias in pool.aliases.items():
         path = f"pools.{pool.name}.aliases.{name}"
         if name != name.strip():
-            told.append(f"{path}: has a blank before or behind it")
+            yield f"{path}: has a blank before or behind it"
         if alias.effort not in (None, *_EFFORTS):
-            told.append(f"{path}.effort: hardly a level; {_did_you_mean(alias.effort, _EFFORTS)}")
+            yield f"{path}.effort: hardly a level; {_did_you_mean(alias.effort, _EFFORTS)}"
         if alias.service_tier not in (None, *_ALIAS_TIERS):
             hint = _did_you_mean(alias.service_tier, _ALIAS_TIERS)
-            told.append(f"{path}.service_tier: hardly a tier; {hint}")
-    return told
+            yield f"{path}.service_tier: hardly a tier; {hint}"
 
 
-def _doubts_of_models(pool: Pool) -> list[str]:
+def _doubts_of_models(pool: Pool) -> Iterator[str]:
     """Names of models that lead nowhere, as far as accounts list theirs."""
-    path, told = f"pools.{pool.name}", []
-    lists = [set(account.models) for account in pool.accounts if account.models is not None]
-    listed = set().union(*lists) if len(lists) == len(pool.accounts) else None
-    if pool.models is not None and listed is not None:
-        lacking = [(at, model) for at, model in enumerate(pool.models) if model not in listed]
-        told += [
-            f"{path}.models[{at}]: no account of this pool lists {model}" for at, model in lacking
-        ]
-    offered = set(pool.models) if pool.models is not None else listed
+    path = f"pools.{pool.name}"
+    listed = _listed_models(pool.accounts)
+    offered = listed
+    if pool.models is not None:
+        offered = set(pool.models)
+        for model in _lacking(pool.models, listed):
+            place = f"{path}.models[{pool.models.index(model)}]"
+            yield f"{place}: no account of this pool lists {model}"
     if offered is None:
-        return told
+        return
 
     for index, account in enumerate(pool.accounts):
         if account.models and offered and offered.isdisjoint(account.models):
             words = "lists none of this pool's models, so it serves nothing here"
-            told.append(f"{path}.accounts[{index}]: {account.name} {words}")
+            yield f"{path}.accounts[{index}]: {account.name} {words}"
     for alias, target in pool.aliases.items():
         if target.model not in offered:
-            told.append(f"{path}.aliases.{alias}: no account of this pool lists {target.model}")
+            yield f"{path}.aliases.{alias}: no account of this pool lists {target.model}"
     for key in pool.keys:
-        for at, model in enumerate(key.models or ()):
-            if model not in offered and model not in pool.aliases:
-                told.append(f"{path}.keys.{key.name}.models[{at}]: this pool has no {model}")
-    return told
+        models = key.models or ()
+        for model in _lacking(models, offered | pool.aliases.keys()):
+            yield f"{path}.keys.{key.name}.models[{models.index(model)}]: this pool has no {model}"
+
+
+def _listed_models(accounts: Iterable[Account]) -> set[str] | None:
+    """The models that the accounts list together; None if one of them lists none."""
+    models: set[str] = set()
+    for account in accounts:
+        if account.models is None:
+            return None
+        models |= account.models.keys()
+    return models
+
+
+def _lacking(models: Iterable[str], offered: Collection[str] | None) -> list[str]:
+    """Those that are not offered; none if it is not known what is."""
+    return [] if offered is None else [model for model in models if model not in offered]
 
 
 def literal_secrets(config: Config) -> list[str]:
@@ -2079,17 +2160,23 @@ def literal_secrets(config: Config) -> list[str]:
 def changes_between(before: Config, after: Config) -> list[str]:
     """The JSON paths of what is new, gone or another, in order; of what is new only its own."""
     old, new = _by_path(before), _by_path(after)
-    told = []
+    changes = []
     for path in sorted(old.keys() | new.keys()):
+        if path in old and path in new:
+            if old[path] != new[path]:
+                changes.append(f"{path} changed")
+            continue
+
+        is_added = path in new
+        here, there = (new, old) if is_added else (old, new)
         parent = path.rpartition(".")[0]
-        if path not in old and (parent in old or parent not in new):
-            told.append(f"{path} added")
-        elif path not in new and (parent in new or parent not in old):
-            told.append(f"{path} removed")
-        elif path in old and path in new and old[path] != new[path]:
-            told.append(f"{path} changed")
-    more = len(told) - CHANGES_TOLD_MAX
-    return told if more <= 0 else [*told[:CHANGES_TOLD_MAX], f"and {more} more"]
+        if parent in there or parent not in here:  # else its parent is named
+            changes.append(f"{path} {'added' if is_added else 'removed'}")
+
+    more = len(changes) - CHANGES_TOLD_MAX
+    if more > 0:
+        changes[CHANGES_TOLD_MAX:] = [f"and {more} more"]
+    return changes
 
 
 def _by_path(config: Config) -> dict[str, object]:
