@@ -86,7 +86,10 @@ def unfounded(facts: dict[str, str]) -> list[str]:
 
 
 def sources() -> dict[str, str]:
-    names = [ROOT / name for name in PRODUCT] + sorted((ROOT / "tests").rglob("*.py"))
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    installed = {"node_modules", ".venv"}  # in tests/clients
+    ours = [path for path in tests if not installed & {*path.parts}]
+    names = [ROOT / name for name in PRODUCT] + ours
     return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in names}
 
 
