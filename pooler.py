@@ -2516,8 +2516,7 @@ def call_route(path: str) -> Route:
 # points, each named where it is read.
 #
 # Every request head passes the grammar here first, because h11 lets through more than that (F94).
-# h11 then parses the fields that decide where the message ends: a second opinion, which has never
-# differed.
+# h11 then parses it: a second opinion, which has never differed.
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^`|~\w]"
 _REQUEST_LINE: Final = re.compile(_TOKEN + rb"{1,16} /[\w\-.~!$&'()*+,;=:@%/?]* HTTP/1\.([01])")
@@ -2525,9 +2524,6 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x
 # Each field line comes with the line end before it.
 _FIELD_LINES: Final = re.compile(rf"(?a:\r\n{_TOKEN.decode()}+:[\t\x20-\x7e\x80-\xff]*)*")
 _FIELD: Final = re.compile(r"\r\n([^:\r]+):([^\r]*)")  # of lines that match _FIELD_LINES
-_READ_BY_H11: Final = re.compile(
-    rb"(?i)\r\n(?:connection|content-length|expect|host|transfer-encoding|upgrade):[^\r]*"
-)
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 _HOST_FIELD: Final = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -2653,7 +2649,7 @@ def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
         headers = _parse_fields(fields)
         framing = _framing_of(headers, is_http_1_0) or NO_BODY
         host = _host_of(headers, is_http_1_0)
-        event = _parsed_by_h11(line, fields)
+        event = _parsed_by_h11(raw)
     except (BadSyntax, h11.RemoteProtocolError):
         raise PoolerError("bad_request") from None
 
@@ -2681,11 +2677,10 @@ def _host_of(headers: Headers, is_http_1_0: bool) -> str | None:
     return match[1].lower()
 
 
-def _parsed_by_h11(line: bytes, fields: bytes) -> h11.Request:
-    """What h11 reads in a head.  Raises: h11.RemoteProtocolError."""
-    head = b"".join((line, *_READ_BY_H11.findall(fields), b"\r\n\r\n"))
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head))
-    parser.receive_data(head)
+def _parsed_by_h11(raw: bytes) -> h11.Request:
+    """A request head as h11 reads it.  Raises: h11.RemoteProtocolError."""
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw))
+    parser.receive_data(raw)
     event = parser.next_event()
     assert isinstance(event, h11.Request)
     return event

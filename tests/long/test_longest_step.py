@@ -90,7 +90,7 @@ HEAD: Final = pooler.HEAD_BYTES_MAX
 FILE, CONFIG = pooler.SECRET_FILE_BYTES_MAX, pooler.CONFIG_BYTES_MAX
 LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_BASIC", "_BEARER", "_HOST_FIELD", "_LENGTH", "_QUOTA_HEADER"), HEAD),
-    **dict.fromkeys(("_STATUS_LINE", "_FIELD_LINES", "_FIELD", "_READ_BY_H11", "_BARE_LF"), HEAD),
+    **dict.fromkeys(("_STATUS_LINE", "_FIELD_LINES", "_FIELD", "_BARE_LF"), HEAD),
     **dict.fromkeys(("_WEBSOCKET_KEY", "_REQUEST_LINE", "_LOOPBACK_ORIGIN"), HEAD),
     **dict.fromkeys(("_TOKEN_TEXT", "_ACCOUNT_ID", "_SPENT_CODES"), FILE),
     **dict.fromkeys(("_ADDRESS", "_SHA256", "_REFERENCE", "_base_url", "_proxy"), CONFIG),
