@@ -16,4 +16,7 @@ ROWS: Rows = (
      "load_json", "json_excess(raw, JSON_DEPTH_MAX, members_max)",
      "json_excess(raw, JSON_DEPTH_MAX, 10 ** 9)",
      "upstream_json::each_bound_and_one_past_it"),
+    ("long_chunk_name", "A long id is not said with every chunk.",
+     "label_at", "text if len(text) <= SESSION_CHARS_MAX else ''", "text",
+     "upstream_excess::a_long_name_is_not_said_with_every_chunk"),
 )

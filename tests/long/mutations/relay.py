@@ -62,7 +62,7 @@ ROWS: Rows = (
      "Exchange.respond", "OWN if is_own else ()", "OWN",
      "callers::what_an_upstream_said_keeps_its_head"),
     ("head_as_a_list", "The head in an error tells nothing, in any shape.",
-     "crossing_headers", "given = _object(frame['headers'])",
+     "crossing_headers", "given = object_of(frame['headers'])",
      ("given = frame['headers']\n"
      "if not isinstance(given, dict):\n"
      "    return {}"),
@@ -128,7 +128,7 @@ ROWS: Rows = (
      "Attempt.may_pass", "return before is None", "return True",
      "upstream_excess::a_client_reads_one_terminal_event_whatever_comes"),
     ("account_quota_told", "An error frame tells nothing of the account.",
-     "Attempt.shown", "event if told == known else _with_data(event, told)", "event",
+     "Attempt.shown", "event if told == known else event_with_data(event, told)", "event",
      "native_headers::an_error_frame_tells_nothing_of_the_account"),
     ("cut_told_as_clean", "A cut stream ends with our failure.",
      "Attempt.relay", "scanner.failure_event(error, exchange.record.request_id, call.kind)", "b''",
