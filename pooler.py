@@ -11097,7 +11097,10 @@ Caller = Key | Operator | None  # None: nobody in particular
 
 
 class Incoming(NamedTuple):
-    """A request whose head is valid: what a handler of ROUTES is called with."""
+    """A request whose head is valid: what a handler of ROUTES is called with.
+
+    Its body has not been read, and its caller may use its route.
+    """
 
     exchange: Exchange
     head: RequestHead
@@ -11410,6 +11413,7 @@ class Readings:
         key, pool = incoming.key, incoming.pool
         await self.catalogues.want(pool)
         async with self.shared.listing(incoming.exchange.holder):  # a pool may have thousands
+            # Codex CLI asks for its own form of the list on /v1, too.
             is_of_codex = pool.has_codex and "client_version=" in incoming.head.query
             if incoming.route.is_native or is_of_codex:
                 models = b",".join(self.shared.roster.codex_models_of(pool, key))
@@ -11430,6 +11434,7 @@ class Readings:
             }
             if length:
                 models[name]["context_length"] = length
+
         if not wanted:
             return dump_json({"object": "list", "data": [*models.values()]})
         if wanted not in models:  # a GET may say 404: OpenCode retries only its POST (F69)
@@ -11591,7 +11596,11 @@ class Imports:
 
 @dataclass(eq=False)
 class Operators:
-    """Serves the operators: their page, the metrics and MCP, each from one snapshot."""
+    """Serves the operators: their page, the metrics and MCP, each from one snapshot.
+
+    What of a snapshot they are shown is decided in the companion module, which is imported at
+    the first request for it: so the pooler serves its clients without that module, too.
+    """
 
     shared: Shared
     imports: Imports
@@ -11792,7 +11801,7 @@ class Server:
                 await self.conclude(exchange, serve_call(exchange, exchange.call))
                 exchange.connection.enter_call(False)
         finally:
-            # Nothing below waits, so nothing of it can be cancelled.
+            # Nothing here waits, so nothing of it can be cancelled.
             exchange.replace_body(b"")
             self.connections.release(exchange.connection)
             self.calls.close(exchange)
@@ -12020,27 +12029,34 @@ class Server:
             return None, [f"the configuration cannot be read: {error.strerror}"]
 
     def apply(self, config: Config, contexts: Mapping[str | None, ssl.SSLContext]) -> None:
-        """Replace the configuration; nothing is awaited, so no request sees half of it."""
-        self.shared.config, self.shared.tls_contexts = config, contexts
-        self.shared.roster.reload(config)
-        self.shared.take_endpoints()
-        self.shared.bodies.bytes_max = config.limits.bodies_bytes_max
-        self.shared.events.bytes_max = EVENTS_BYTES_MAX
-        self.shared.ledger.requests = deque(self.shared.ledger.requests, config.limits.records_max)
+        """Replace the configuration; nothing is awaited, so no request sees half of it.
+
+        Requests in progress keep the old one; what they have used still counts for their keys.
+        """
+        shared, limits = self.shared, config.limits
+        shared.config, shared.tls_contexts = config, contexts
+        shared.roster.reload(config)
+        shared.take_endpoints()
+        shared.bodies.bytes_max = limits.bodies_bytes_max
+        shared.ledger.requests = deque(shared.ledger.requests, limits.records_max)
 
         names = {(key.pool, key.name) for key in config.keys}
-        for name in self.shared.uses.keys() - names:
-            del self.shared.uses[name]
+        for name in shared.uses.keys() - names:
+            del shared.uses[name]
         for client in self.sockets:
             if self.key_of(client) is None:
                 client.end(1008, "invalid_api_key")
 
+        # What waits may be served now: by a new account, or by one whose cooldown is cleared.
         self.operators.warn_of_missing_modules()
-        self.shared.assign_waiters()
+        shared.assign_waiters()
         self.catalogues.wanted.set()
 
     async def serve(self, listeners: Sequence[trio.abc.Listener[Any]]) -> None:
-        """Accept on `listeners` until `stop`, then drain; closes the listeners."""
+        """Accept on `listeners` until `stop`, then drain; closes the listeners.
+
+        Services outlive connections, because a request that is drained may need a refresh.
+        """
         async with trio.open_nursery() as services:  # holds: reaper, catalogues, refreshes
             self.shared.tokens.services = services
             services.start_soon(self.shared.reaper.run)
@@ -12069,7 +12085,10 @@ class Server:
             client.end(1001)
 
     async def drain(self) -> None:
-        """Give requests time to end, then end the others with a terminal event."""
+        """Give requests time to end, then end the others with a terminal event.
+
+        Cancelling the wait for its upstream is how a request learns of `is_stopped`.
+        """
         with trio.move_on_after(self.shared.config.limits.drain_seconds_max):
             await self.wait_quiet()
         self.shared.is_stopped = True
