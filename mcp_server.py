@@ -5,10 +5,15 @@ pooler.py checks who asks, takes one snapshot of its state and passes it in.  Ev
 request.  The snapshot's fields that may leave are listed in VISIBLE: a new one stays private until
 it is written there.
 
-Read in this order:
+An auditor reads VISIBLE and `visible` first, then the functions that pooler.py calls:
 
-- `admin` and `metrics`: what GET /admin and GET /metrics return;
-- `answer`: what POST /mcp returns.
+- `admin`: GET /admin, as a page (`admin_page`), as text for a terminal (`status_text`), or as JSON
+  (`overview`).  Page and text show the same four tables (`rows_of`).
+- `metrics`: GET /metrics, in families of samples (METRICS).
+- `answer`: POST /mcp, one JSON-RPC message (PROTOCOL) that may call a tool (TOOLS).
+
+How to add a metric: one more `yield` in the function for its subject, or a function in METRICS.
+How to add a field: to VISIBLE, then to the row, metric or tool that shows it.
 
 This file never imports pooler.py: under `python pooler.py` that would be a second copy.  `answer`
 alone needs the package `mcp`, which takes 0.6 s and 40 MB to import (F91): at the first request,
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     from mcp.server import Server
     from mcp.server.connection import Connection
 
+# JSON has no static type of use here: VISIBLE and the schemas say what is in it.
 Facts = Mapping[str, Any]  # the snapshot, or an object in it
 Headers = Sequence[tuple[str, str]]
 Schema = dict[str, Any]  # JSON Schema, of the keywords that `fits` knows
@@ -62,7 +68,9 @@ LIST_TTL_MS: Final = 300_000  # the tools change with the program only
 ################################################################
 # WHAT AN OPERATOR MAY SEE
 ################################################################
-# Everything in this file that shows a part of the snapshot gets it from `visible`.
+# pooler.py makes the snapshot from its own state: names from pools.json, numbers, codes and times
+# in Unix seconds.  It has no secret, no prompt and no address of a client to begin with.  This list
+# is the second lock: whatever in this file shows a part of the snapshot gets it from `visible`.
 
 # By the name of the object, or of the list that holds it; "" is the snapshot itself.  Not here, so
 # never shown: whatever else the snapshot may come to hold.
@@ -104,7 +112,10 @@ VISIBLE: Final[Mapping[str, Sequence[str]]] = {
 
 
 def visible(value: Any, place: str) -> Any:
-    """A copy of what stands under the name `place`, with the fields listed in VISIBLE only."""
+    """A copy of what stands under the name `place`, with the fields listed in VISIBLE only.
+
+    An object under a name that VISIBLE does not have comes out empty.
+    """
     if isinstance(value, list | tuple):
         return [visible(member, place) for member in value]
 
@@ -116,7 +127,10 @@ def visible(value: Any, place: str) -> Any:
 
 
 def overview(snapshot: Facts) -> dict[str, Any]:
-    """What GET /admin shows: the pooler itself, four tables, and of the requests the newest."""
+    """What GET /admin shows: the pooler itself and four tables, the newest requests among them.
+
+    Operators, models and sums are left out: MCP and the metrics have them.
+    """
     return {
         **visible(snapshot, ""),
         "pools": visible(snapshot["pools"], "pools"),
@@ -129,10 +143,12 @@ def overview(snapshot: Facts) -> dict[str, Any]:
 ################################################################
 # WORDS
 ################################################################
+# How values are written for people.  A function returns "" for what there is nothing to say about,
+# and `parts` leaves that out.
 
 
 def span(seconds: float) -> str:
-    """A time in at most two units, whole ones: `2 h 10 min`."""
+    """A time in seconds in at most two units, whole ones: `2 h 10 min`, `0 s`."""
     left = int(seconds)
     words = []
     for unit, name in ((24 * 3600, "d"), (3600, "h"), (60, "min"), (1, "s")):
@@ -160,7 +176,10 @@ def parts(*texts: str, separator: str = ", ") -> str:
 
 
 def listed(names: Sequence[str] | None) -> str:
-    """The first names, and how many more there are."""
+    """The first NAMES_MAX names, and how many more there are.
+
+    None, of a list that is not known, is no name.
+    """
     if not names:
         return ""
     more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
@@ -230,21 +249,22 @@ def token_words(tokens: Facts | None) -> str:
 
 
 class Bar(NamedTuple):
-    """A quota window, drawn."""
+    """A quota window, drawn as a bar with words next to it."""
 
-    used_percent: float
+    used_percent: float  # may exceed 100, as upstreams report it
     words: str
 
 
 class Row(NamedTuple):
-    """One row: the first cell is its name, the second its state."""
+    """One row: the first cell is its name, the second its state, to which tone and bars belong."""
 
     cells: Mapping[str, str]  # by column; an empty one is shown as a dash
     tone: str  # of the state: good, fair or bad
     bars: Sequence[Bar] = ()
 
 
-TONES: Final[Mapping[str, str]] = {  # of a status; any other is bad
+# The tone of an account's, a pool's or a key's status; that of any other status is bad.
+TONES: Final[Mapping[str, str]] = {
     "ready": "good",
     "active": "good",
     "resting": "fair",
@@ -255,10 +275,12 @@ LOGIN_WORDS: Final = {"renewal_due": "login refresh due"}  # the status says the
 
 
 def tone_of(status: str) -> str:
+    """The tone of a status.  One that this file does not know is bad, so that it is noticed."""
     return TONES.get(status, "bad")
 
 
 def pool_row(pool: Facts, _now: float) -> Row:
+    """A pool: who serves it, and how busy it is.  Its status is that of its best account."""
     cells = {
         "Pool": pool["name"],
         "State": pool["status"],
@@ -271,6 +293,11 @@ def pool_row(pool: Facts, _now: float) -> Row:
 
 
 def account_row(account: Facts, now: float) -> Row:
+    """An account: whether it serves, what it lacks if not, and its quota windows as bars.
+
+    `status` is one word; what follows it says until when, and what else slows the account down: a
+    demoted one is used last, and one that was not reached is tried last.
+    """
     state = parts(
         account["status"],
         since_or_until("again", account["cooldown_until"], now),
@@ -279,6 +306,7 @@ def account_row(account: Facts, now: float) -> Row:
         f"not reached: {account['unreached']}" if account["unreached"] else "",
     )
     upstream = parts(account["type"], account["plan"] or "", f"at {account['host']}", separator=" ")
+
     cells = {
         "Account": account["name"],
         "State": state,
@@ -289,12 +317,18 @@ def account_row(account: Facts, now: float) -> Row:
         "Reason": account["reason"] or "",
         "Lacks": listed([lack_words(lack, now) for lack in account["lacks"]]),
     }
+
     bars = [Bar(window["used_percent"], window_words(window, now)) for window in account["windows"]]
     return Row(cells, tone_of(account["status"]), bars)
 
 
 def key_row(key: Facts, now: float) -> Row:
+    """A pool key: what it has used of its own limits.
+
+    Limits that pools.json does not set are left out; a day is one of UTC.
+    """
     end = since_or_until("end:", key["expires_at"], now)
+
     cells = {
         "Key": f"{key['pool']} / {key['name']}",
         "State": parts(key["status"], f"({end})" if end else "", separator=" "),
@@ -312,18 +346,26 @@ def key_row(key: Facts, now: float) -> Row:
         "Tokens": token_words(key["tokens"]),
         "Models": listed(key["models"]),
     }
+
     return Row(cells, tone_of(key["status"]))
 
 
+# By the code of a request: None is a success.  A client that left has not been failed.
 RESULT_WORDS: Final[Mapping[str | None, str]] = {None: "ok", "client_gone": "client left"}
 RESULT_TONES: Final[Mapping[str | None, str]] = {None: "good", "client_gone": "fair"}
 
 
 def request_row(request: Facts, now: float) -> Row:
+    """A request that is over.
+
+    It has no status if the client left before the response began, and no key if none of ours was
+    presented.
+    """
     code = request["code"]
     status = "" if request["status"] is None else str(request["status"])
     attempts = [attempt_words(attempt) for attempt in request["attempts"]]
     has_key = request["pool"] is not None and request["key"] is not None
+
     cells = {
         "Time": relative(request["at"], now),
         "Result": parts(status, RESULT_WORDS.get(code, code), separator=" "),
@@ -337,9 +379,12 @@ def request_row(request: Facts, now: float) -> Row:
         "Bytes": f"{request['bytes_in']:,} in, {request['bytes_out']:,} out",
         "Id": request["request_id"],
     }
+
     return Row(cells, RESULT_TONES.get(code, "bad"))
 
 
+# The tables in their order, each with the function that makes a row of one of its objects, as seen
+# at a time.
 TABLES: Final[Mapping[str, Callable[[Facts, float], Row]]] = {
     "pools": pool_row,
     "accounts": account_row,
@@ -361,6 +406,8 @@ def rows_of(shown: Facts, table: str) -> list[Row]:
 ################################################################
 # PAGE
 ################################################################
+# One HTML document without script.  It reloads itself, follows the browser's light or dark scheme,
+# and on a narrow screen turns each row into a block.  Every text goes through `escaped`.
 
 ADMIN_STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b1f24; --faint: #59616b; --line: #d8dce2;
@@ -394,6 +441,7 @@ ADMIN_CSP: Final = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     f"style-src 'sha256-{STYLE_DIGEST}'"
 )
+# Templates for str.format: only markup stands here, all text is put in escaped.
 PAGE: Final = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>codex-pooler</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -427,6 +475,7 @@ def row_html(row: Row) -> str:
 
 
 def section_html(shown: Facts, table: str) -> str:
+    """A heading and its table, or `None.` for a table without rows."""
     rows = rows_of(shown, table)
     content = "None."
     if rows:
@@ -448,6 +497,8 @@ def admin_page(snapshot: Facts) -> str:
 ################################################################
 # STATUS TEXT
 ################################################################
+# What `pooler status` prints.  That program only asks for it: the server knows what its own state
+# looks like, so the two may be of different versions.
 
 # Select Graphic Rendition of ECMA-48.
 COLOURS: Final = {"good": "\033[32m", "fair": "\033[33m", "bad": "\033[31m", "bold": "\033[1m"}
@@ -455,6 +506,7 @@ BAR_CELLS: Final = 10
 
 
 def tinted(text: str, tone: str, is_coloured: bool) -> str:
+    """The text in the colour of its tone, if colours were asked for."""
     return f"{COLOURS[tone]}{text}\033[0m" if is_coloured else text
 
 
@@ -465,13 +517,17 @@ def fitted(text: str, width: int) -> str:
 
 
 def bar_line(bar: Bar, columns: int) -> str:
+    """A quota window as a bar of BAR_CELLS cells, the last one full only at 100 %."""
     full_cells = int(min(100, bar.used_percent) * BAR_CELLS / 100)
     drawn = ("█" * full_cells).ljust(BAR_CELLS, "░")
     return fitted(f"  {drawn} {bar.words}", columns)
 
 
 def table_lines(rows: Sequence[Row], columns: int, is_coloured: bool) -> Iterator[str]:
-    """Lines with aligned cells, each followed by the bars of its row."""
+    """Lines with aligned cells, each followed by the bars of its row.
+
+    A column is as wide as its longest cell, at most half a line; what does not fit is cut off.
+    """
     texts = [list(row.cells.values()) for row in rows]
     widths = [min(max(map(len, column)), columns // 2) for column in zip(*texts, strict=True)]
 
@@ -504,7 +560,9 @@ def status_text(snapshot: Facts, columns: int = COLUMNS, is_coloured: bool = Fal
 ################################################################
 # METRICS
 ################################################################
-# Prometheus' text format 0.0.4.
+# Prometheus' text format 0.0.4.  One function for each subject yields its families.  Names and
+# labels are an interface: dashboards and alerts are built on them.  The number of series is bounded
+# in pooler.py, which counts what is too much under `other`.
 
 Labels = Mapping[str, str | None]
 Sample = tuple[Labels, float | None]  # None: unknown, so there is no sample
@@ -513,17 +571,19 @@ Sample = tuple[Labels, float | None]  # None: unknown, so there is no sample
 class Family(NamedTuple):
     """A metric with all its samples; of a summary those of each suffix."""
 
-    name: str
-    kind: str
+    name: str  # after `codex_pooler_`
+    kind: str  # gauge, counter or summary
     help: str
     samples: Mapping[str, Iterable[Sample]]  # by suffix
 
 
 def gauge(name: str, words: str, samples: Iterable[Sample]) -> Family:
+    """A metric that goes up and down."""
     return Family(name, "gauge", words, {"": samples})
 
 
 def counter(name: str, words: str, samples: Iterable[Sample]) -> Family:
+    """A metric that only grows, from 0 at each start; its name ends with `_total`."""
     return Family(f"{name}_total", "counter", words, {"": samples})
 
 
@@ -533,6 +593,7 @@ def picked(row: Facts, *names: str) -> dict[str, Any]:
 
 
 def process_metrics(snapshot: Facts) -> Iterator[Family]:
+    """What the process as a whole does."""
     shown = visible(snapshot, "")
     version = {"version": shown["version"]}
     yield gauge("build_info", "Always 1; the version is a label.", [(version, 1)])
@@ -548,6 +609,7 @@ def process_metrics(snapshot: Facts) -> Iterator[Family]:
 
 
 def pool_metrics(snapshot: Facts) -> Iterator[Family]:
+    """How busy each pool is."""
     pools = [({"pool": pool["name"]}, pool) for pool in visible(snapshot["pools"], "pools")]
     yield gauge(
         "pool_requests_in_flight",
@@ -562,6 +624,7 @@ def pool_metrics(snapshot: Facts) -> Iterator[Family]:
 
 
 def key_metrics(snapshot: Facts) -> Iterator[Family]:
+    """How busy each key is."""
     yield gauge(
         "key_requests_in_flight",
         "Requests in progress with a key.",
@@ -573,6 +636,7 @@ def key_metrics(snapshot: Facts) -> Iterator[Family]:
 
 
 def account_metrics(snapshot: Facts) -> Iterator[Family]:
+    """How busy each account is, and what keeps it from serving."""
     accounts = [
         ({"account": account["name"]}, account)
         for account in visible(snapshot["accounts"], "accounts")
@@ -605,6 +669,10 @@ def account_metrics(snapshot: Facts) -> Iterator[Family]:
 
 
 def quota_metrics(snapshot: Facts) -> Iterator[Family]:
+    """The quota windows of ChatGPT accounts, and of API keys whose upstream reports any.
+
+    Only windows that have not ended are in the snapshot.
+    """
     windows = [
         ({"account": account["name"], **picked(window, "family", "window")}, window)
         for account in visible(snapshot["accounts"], "accounts")
@@ -623,6 +691,10 @@ def quota_metrics(snapshot: Facts) -> Iterator[Family]:
 
 
 def request_metrics(snapshot: Facts) -> Iterator[Family]:
+    """Requests, their duration and the wait for their first byte, by all labels.
+
+    Durations are summaries of a sum and a count: enough for an average, and bounded in memory.
+    """
     names = ("pool", "key", "account", "model", "route", "code")
     totals = [(picked(row, *names), row) for row in visible(snapshot["totals"], "totals")]
     counts = [(labels, row["requests"]) for labels, row in totals]
@@ -637,6 +709,11 @@ def request_metrics(snapshot: Facts) -> Iterator[Family]:
 
 
 def volume_metrics(snapshot: Facts) -> Iterator[Family]:
+    """Tokens and bytes.
+
+    They have fewer labels than the requests have: route and code are left out, and those rows are
+    added up.
+    """
     totals = visible(snapshot["totals"], "totals")
     names = ("pool", "key", "account", "model")
     yield counter(
@@ -648,6 +725,7 @@ def volume_metrics(snapshot: Facts) -> Iterator[Family]:
             for kind in ("input", "output", "cached", "reasoning")
         ],
     )
+
     yield counter(
         "body_bytes",
         "Bytes of bodies.",
@@ -660,6 +738,7 @@ def volume_metrics(snapshot: Facts) -> Iterator[Family]:
 
 
 def outcome_metrics(snapshot: Facts) -> Iterator[Family]:
+    """How attempts at accounts and refreshes of logins have ended."""
     attempts = visible(snapshot["attempts"], "attempts")
     yield counter(
         "attempts",
@@ -687,7 +766,10 @@ METRICS: Final = (
 
 
 def label_text(labels: Labels) -> str:
-    """Labels as they follow a metric's name, their values escaped."""
+    """Labels as they follow a metric's name, their values escaped.
+
+    A line end would have to be escaped as well, but `printable` leaves none.
+    """
     members = []
     for name, value in labels.items():
         text = printable(value or "").replace("\\", r"\\").replace('"', r"\"")
@@ -696,7 +778,10 @@ def label_text(labels: Labels) -> str:
 
 
 def family_lines(family: Family) -> Iterator[str]:
-    """A family's lines; samples with the same labels are one, their sum."""
+    """A family's lines; samples with the same labels are one, their sum.
+
+    Prometheus refuses a whole page if two samples have the same labels.
+    """
     name = f"codex_pooler_{family.name}"
     yield f"# HELP {name} {family.help}"
     yield f"# TYPE {name} {family.kind}"
@@ -720,6 +805,7 @@ def metrics_text(snapshot: Facts) -> str:
 # ROUTES
 ################################################################
 
+# Sent with each form: what a browser shows of it must not run, load or leak anything.
 PAGE_HEADERS: Final[Headers] = (
     ("content-security-policy", ADMIN_CSP),
     ("referrer-policy", "no-referrer"),
@@ -734,14 +820,15 @@ def admin(snapshot: Facts, accept: str, query: str) -> tuple[Headers, str]:
     the width of the terminal, and `colour=1`.
     """
     if "application/json" in accept:
-        kind, text = "application/json", json.dumps(overview(snapshot))
+        kind, text = "application/json", json.dumps(overview(snapshot))  # ASCII
     elif "text/plain" in accept:
         width = re.search(r"\bcolumns=(\d{1,4})\b", query)
         columns = int(width[1]) if width else COLUMNS
-        kind, text = "text/plain", status_text(snapshot, columns, "colour=1" in query)
+        kind = "text/plain; charset=utf-8"
+        text = status_text(snapshot, columns, "colour=1" in query)
     else:
-        kind, text = "text/html", admin_page(snapshot)
-    return with_type(f"{kind}; charset=utf-8"), text
+        kind, text = "text/html; charset=utf-8", admin_page(snapshot)
+    return with_type(kind), text
 
 
 def metrics(snapshot: Facts) -> tuple[Headers, str]:
@@ -750,20 +837,24 @@ def metrics(snapshot: Facts) -> tuple[Headers, str]:
 
 
 def with_type(kind: str) -> Headers:
+    """The headers of a response to an operator: nothing in it may be used elsewhere."""
     return [("content-type", kind), *PAGE_HEADERS]
 
 
 ################################################################
 # SCHEMAS
 ################################################################
-# MCP hosts are told the shape of each tool's arguments and result in JSON Schema; both are checked
-# against that same schema.
+# Each MCP tool has a JSON Schema of its arguments and one of its result, which hosts read in
+# tools/list.  Both are also enforced: a call whose arguments do not fit is refused, and a result
+# that does not fit is a bug that shows nothing.  A few keywords are enough, so a function of a few
+# lines (`fits`) checks them without a library.
 
 TEXT: Final[Schema] = {"type": "string"}
 INTEGER: Final[Schema] = {"type": "integer"}
 NUMBER: Final[Schema] = {"type": "number"}
 BOOLEAN: Final[Schema] = {"type": "boolean"}
-TYPES: Final[Mapping[str, Collection[type]]] = {  # exactly: True is an int to Python, not to JSON
+# Python's types for JSON's, compared exactly: True is an int to Python, and no number to JSON.
+TYPES: Final[Mapping[str, Collection[type]]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),
@@ -775,14 +866,17 @@ TYPES: Final[Mapping[str, Collection[type]]] = {  # exactly: True is an int to P
 
 
 def one_of(*words: str) -> Schema:
+    """A text that is one of these words."""
     return {"type": "string", "enum": list(words)}
 
 
 def optional(schema: Schema) -> Schema:
+    """What the schema describes, or null."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
 def list_of(schema: Schema) -> Schema:
+    """A list of what the schema describes."""
     return {"type": "array", "items": schema}
 
 
@@ -797,15 +891,20 @@ def object_of(**fields: Schema) -> Schema:
 
 
 def text_argument(description: str, **more: object) -> Schema:
+    """An argument that is a short text; `more` may have its default."""
     return {**TEXT, "maxLength": TEXT_CHARS_MAX, "description": description, **more}
 
 
 def whole_argument(least: int, most: int, default: int) -> Schema:
+    """An argument that is a whole number from `least` to `most`."""
     return {**INTEGER, "minimum": least, "maximum": most, "default": default}
 
 
 def fits(value: Any, schema: Schema) -> bool:
-    """Whether a value is what the schema describes."""
+    """Whether a value is what the schema describes.
+
+    An object of a result must have all of the members; `wrong_arguments` knows about defaults.
+    """
     if "anyOf" in schema:
         return any(fits(value, option) for option in schema["anyOf"])
 
@@ -823,7 +922,7 @@ def fits(value: Any, schema: Schema) -> bool:
 
 
 def is_within(value: Any, schema: Schema) -> bool:
-    """Whether a plain value keeps the bounds of its schema."""
+    """Whether a plain value keeps the bounds of its schema: length, choice or range."""
     if isinstance(value, str):
         is_short = len(value) <= schema.get("maxLength", len(value))
         return is_short and value in schema.get("enum", [value])
@@ -835,31 +934,37 @@ def is_within(value: Any, schema: Schema) -> bool:
 ################################################################
 # TOOLS
 ################################################################
+# Read-only, and metadata only.  Names and fields follow the tools of icoretech/codex-pooler, so
+# that what was written for those works here.  A model reads the results, so a name that a client or
+# an upstream may have chosen goes through `word`: it cannot carry an instruction of any length.
 
 Explain = Callable[[str, str, str | None], Facts]  # pool, model, session; raises LookupError
 
 
 class Call(NamedTuple):
-    """One call of a tool: what it is made from."""
+    """One call of a tool: who asks, in which version, and what the result is made from."""
 
     operator: str
     protocol_version: str
-    protocol_versions: Sequence[str]
-    snapshot: Facts
+    protocol_versions: Sequence[str]  # all that are supported
+    snapshot: Facts  # of this one request
     explain: Explain
 
 
 class Tool(NamedTuple):
-    """What MCP hosts are told of a tool, and the function that gives its result."""
+    """What MCP hosts read about a tool, and the function that returns its result."""
 
     description: str
-    takes: Schema
-    gives: Schema
-    run: Callable[[Call, Facts], dict[str, Any]]
+    takes: Schema  # the arguments
+    gives: Schema  # the result
+    run: Callable[[Call, Facts], dict[str, Any]]  # the arguments with their defaults
 
 
 def word(name: str | None) -> str | None:
-    """A name that a client or an upstream may have chosen: short, without markup or controls."""
+    """A name that a client or an upstream may have chosen: short, without markup or controls.
+
+    Other characters than those of a usual name become `?`; None stays None.
+    """
     if name is None:
         return None
     return re.sub(r"[^A-Za-z0-9._:/@+-]", "?", name[:WORD_CHARS_MAX])
@@ -873,14 +978,18 @@ def moment(unix: float | None) -> str | None:
 
 
 def outcome(code: str | None) -> str:
-    """What became of a request, by its error code."""
+    """What became of a request, by its error code: a client that left is no error."""
     return {None: "ok", "client_gone": "aborted"}.get(code, "error")
 
 
+# The words that pooler.py uses for a status; another one does not fit, and is a bug.
 ACCOUNT_STATUS: Final = one_of("ready", "resting", "refused", "login_needed", "paused")
+# Where pools.json has a secret from: itself, the environment, a file, or only a digest of it.
 SOURCE: Final = one_of("literal", "env", "file", "sha256")
-TIME: Final = optional(TEXT)
+TIME: Final = optional(TEXT)  # RFC 3339, in UTC
 
+# What the lists hold: one schema for each kind of row, next to it (below) the function that makes
+# such a row from the snapshot's object and the snapshot's time.
 POOL: Final = object_of(
     id=TEXT,
     name=TEXT,
@@ -891,6 +1000,7 @@ POOL: Final = object_of(
     api_key_count=INTEGER,
     models=list_of(TEXT),
 )
+# An account.  `auth_status` is that of its login; an account with an API key has none.
 UPSTREAM: Final = object_of(
     id=TEXT,
     type=one_of("codex", "openai"),
@@ -902,6 +1012,7 @@ UPSTREAM: Final = object_of(
     cooldown_until=TIME,
     in_flight_requests=INTEGER,
 )
+# A quota window of an account; `window` is the name of the limit, most often `codex`.
 WINDOW: Final = object_of(
     window=TEXT,
     window_minutes=optional(INTEGER),
@@ -922,6 +1033,8 @@ API_KEY: Final = object_of(
 )
 OPERATOR: Final = object_of(id=TEXT, display_name=TEXT, source=SOURCE, status=TEXT)
 MODEL: Final = object_of(id=TEXT, pools=list_of(TEXT))
+# A request.  `endpoint` is the route's name, never the URL; `requested_model` is `other` unless a
+# pool or an account knows the model.
 LOG: Final = object_of(
     id=TEXT,
     pool=optional(TEXT),
@@ -940,6 +1053,7 @@ LOG: Final = object_of(
 
 
 def pool_facts(pool: Facts, _now: float) -> dict[str, Any]:
+    """One pool, as codex_pooler_list_pools returns it."""
     return {
         "id": pool["name"],
         "name": pool["name"],
@@ -953,6 +1067,7 @@ def pool_facts(pool: Facts, _now: float) -> dict[str, Any]:
 
 
 def upstream_facts(account: Facts, _now: float) -> dict[str, Any]:
+    """One account; its credentials are never in the snapshot, only their state."""
     return {
         "id": account["name"],
         "type": account["type"],
@@ -967,7 +1082,10 @@ def upstream_facts(account: Facts, _now: float) -> dict[str, Any]:
 
 
 def freshness(window: Facts, now: float) -> str:
-    """A window is stale once it has ended, or if nothing was heard of it for long."""
+    """How far a quota window can be trusted: fresh, stale or unknown.
+
+    A window is stale once it has ended, or if its last report is older than FRESH_SECONDS_MAX.
+    """
     if window["observed_at"] is None:
         return "unknown"
     is_old = now - window["observed_at"] > FRESH_SECONDS_MAX
@@ -976,6 +1094,7 @@ def freshness(window: Facts, now: float) -> str:
 
 
 def window_facts(window: Facts, now: float) -> dict[str, Any]:
+    """One quota window; a length of 0 minutes means that the upstream did not report it."""
     return {
         "window": word(window["family"]),
         "window_minutes": window["window_minutes"] or None,
@@ -987,6 +1106,7 @@ def window_facts(window: Facts, now: float) -> dict[str, Any]:
 
 
 def quota_facts(account: Facts, now: float) -> dict[str, Any]:
+    """The quota windows of one account."""
     return {
         "upstream": account["name"],
         "status": account["status"],
@@ -996,6 +1116,7 @@ def quota_facts(account: Facts, now: float) -> dict[str, Any]:
 
 
 def key_facts(key: Facts, _now: float) -> dict[str, Any]:
+    """One pool key: its name, and where pools.json has its secret from."""
     return {
         "id": f"{key['pool']}/{key['name']}",
         "pool": key["pool"],
@@ -1006,6 +1127,7 @@ def key_facts(key: Facts, _now: float) -> dict[str, Any]:
 
 
 def operator_facts(operator: Facts, _now: float) -> dict[str, Any]:
+    """One operator."""
     return {
         "id": operator["name"],
         "display_name": operator["name"],
@@ -1015,10 +1137,12 @@ def operator_facts(operator: Facts, _now: float) -> dict[str, Any]:
 
 
 def model_facts(model: Facts, _now: float) -> dict[str, Any]:
+    """One model, with the pools that serve it."""
     return {"id": word(model["name"]), "pools": model["pools"]}
 
 
 def log_facts(request: Facts) -> dict[str, Any]:
+    """One request; the same for a list and for a single one."""
     return {
         "id": request["request_id"],
         "pool": request["pool"],
@@ -1051,12 +1175,16 @@ def list_tool(
     facts_of: Callable[[Facts, float], dict[str, Any]],
     pools_of: Callable[[Facts], Collection[str]],
 ) -> Tool:
-    """A tool that lists a table of the snapshot; `pools_of`: the pools that a row belongs to."""
+    """A tool that lists a table of the snapshot, filtered by pool, status and text.
+
+    `facts_of` makes a row that fits `schema`; `pools_of` names the pools that an object belongs to.
+    """
     gives = object_of(
         status=one_of("ok", "not_found"), count=INTEGER, limit=INTEGER, items=list_of(schema)
     )
 
     def run(call: Call, arguments: Facts) -> dict[str, Any]:
+        """The rows that were asked for.  `count` is of all of them, also of those cut off."""
         pool, query = arguments["pool_selector"], arguments["query"].casefold()
         rows = []
         for facts in visible(call.snapshot[table], table):
@@ -1093,6 +1221,7 @@ SERVICE_STATUS: Final = object_of(
 
 
 def service_status(call: Call, _: Facts) -> dict[str, Any]:
+    """Who asks, and what the process does."""
     shown = visible(call.snapshot, "")
     statuses = {row["name"]: row["status"] for row in call.snapshot["operators"]}
     actor = {
@@ -1100,6 +1229,7 @@ def service_status(call: Call, _: Facts) -> dict[str, Any]:
         "display_name": call.operator,
         "status": statuses.get(call.operator, "removed"),  # by a reload, just now
     }
+
     return {
         "actor": actor,
         "protocolVersion": call.protocol_version,
@@ -1124,6 +1254,7 @@ LOG_PAGE: Final = object_of(items=list_of(LOG), total=INTEGER, limit=INTEGER, of
 
 
 def list_request_logs(call: Call, arguments: Facts) -> dict[str, Any]:
+    """A page of the latest requests, newest first, and how many there are in all."""
     pool, status = arguments["pool_selector"], arguments["status"]
     requests = [
         request
@@ -1149,6 +1280,7 @@ ONE_LOG: Final = object_of(
 
 
 def get_request_log(call: Call, arguments: Facts) -> dict[str, Any]:
+    """The request with this id, if it is still kept."""
     for request in call.snapshot["requests"]:
         if request["request_id"] == arguments["id"]:
             log = log_facts(visible(request, "requests"))
@@ -1170,6 +1302,10 @@ ROUTE: Final = object_of(
 
 
 def explain_routing(call: Call, arguments: Facts) -> dict[str, Any]:
+    """Which account a request would get, and the reason for each of its pool's accounts.
+
+    An unknown pool and an unknown model get one message: nobody has to guess which it was.
+    """
     pool, model = arguments["pool_selector"], arguments["model"]
     try:
         route = call.explain(pool, model, arguments["session"] or None)
@@ -1264,25 +1400,31 @@ TOOLS: Final[Mapping[str, Tool]] = {
 }
 
 
-def wrong_arguments(given: Facts, schema: Schema) -> list[str]:
-    """The names of the arguments that are missing, or do not fit; never what a client wrote."""
+def wrong_arguments(arguments: Facts, schema: Schema) -> list[str]:
+    """The names of the arguments that are missing or do not fit.
+
+    They are names from the schema: an error never repeats what the client sent.
+    """
     members = schema["properties"]
-    missing = [name for name in schema["required"] if name not in given]
-    unfit = [name for name in given if name in members and not fits(given[name], members[name])]
-    unknown = [] if given.keys() <= members.keys() else ["(unknown)"]
-    return sorted(missing + unfit + unknown)
+    wrong = {name for name in schema["required"] if name not in arguments}
+    for name, value in arguments.items():
+        if name not in members:
+            wrong.add("(unknown)")
+        elif not fits(value, members[name]):
+            wrong.add(name)
+    return sorted(wrong)
 
 
-def run_tool(tool: Tool, call: Call, given: Facts) -> dict[str, Any]:
-    """The result of a tool.
+def run_tool(tool: Tool, call: Call, arguments: Facts) -> dict[str, Any]:
+    """The result of a tool, whose arguments are in order.
 
     Raises: TypeError, a bug: the snapshot is not what this file was written for.  The message has
-    nothing of it, for nobody has checked that it may be seen.
+    nothing of it, for nobody has checked that it may be seen.  pooler.py then answers 500.
     """
     members = tool.takes["properties"].items()
     defaults = {name: member["default"] for name, member in members if "default" in member}
 
-    result = tool.run(call, {**defaults, **given})
+    result = tool.run(call, {**defaults, **arguments})
     if not fits(result, tool.gives):
         raise TypeError("the result does not fit the tool's schema")
     return result
@@ -1293,8 +1435,11 @@ def run_tool(tool: Tool, call: Call, given: Facts) -> dict[str, Any]:
 ################################################################
 # Streamable HTTP without sessions: one POST, one JSON response.  The official SDK's kernel serves
 # it in every protocol version: those with a handshake, of which nothing is kept ("legacy"), and
-# 2026-07-28, where each request carries an envelope instead.  Why the SDK's own HTTP side is not
-# used: F92.
+# 2026-07-28, where each request carries an envelope instead.
+#
+# The functions import the SDK themselves, and so it is needed by nothing else in this file.  The
+# SDK's own HTTP side is not used: it would keep a task and a stream for each session, and answers
+# a GET with a stream that never ends.
 
 # What `answer` imports; pooler.py has imported it in a thread before.
 SDK: Final = ("mcp_types", "mcp.server", "mcp.server.runner", "mcp.shared.transport_context")
@@ -1316,7 +1461,7 @@ Response = tuple[int, Headers, bytes]  # status, headers, body
 
 
 class RpcError(Exception):
-    """An error of JSON-RPC, as the client gets it."""
+    """An error of JSON-RPC, as the client gets it; the message is one of ours or of the SDK's."""
 
     def __init__(self, code: int, message: str, data: object = None) -> None:
         super().__init__(message)
@@ -1324,11 +1469,13 @@ class RpcError(Exception):
         self.data = data
 
     def as_object(self) -> dict[str, Any]:
+        """The member `error` of a response."""
         error = {"code": self.code, "message": str(self)}
         return error if self.data is None else {**error, "data": self.data}
 
 
 async def list_tools(_: object, params: Any) -> mcp_types.ListToolsResult:
+    """tools/list, in one page."""
     await trio.lowlevel.checkpoint()
     if params.cursor is not None:
         raise RpcError(INVALID_PARAMS, "There are no more pages.")
@@ -1359,7 +1506,11 @@ def tool_list() -> mcp_types.ListToolsResult:
 async def call_tool(
     context: Any, params: mcp_types.CallToolRequestParams
 ) -> mcp_types.CallToolResult:
-    """The result of a tool, as JSON and as text; of wrong arguments an error of the tool's."""
+    """The result of a tool, as JSON and as text.
+
+    Wrong arguments are an error of the tool, not of the protocol: a model reads it and can correct
+    itself.
+    """
     import mcp_types as types
 
     await trio.lowlevel.checkpoint()
@@ -1368,12 +1519,12 @@ async def call_tool(
         raise RpcError(INVALID_PARAMS, "Unknown tool.")
 
     result = None
-    given = params.arguments or {}
-    wrong = wrong_arguments(given, tool.takes)
+    arguments = params.arguments or {}
+    wrong = wrong_arguments(arguments, tool.takes)
     if wrong:
         text = f"invalid_arguments: {', '.join(wrong)}"
     else:
-        result = run_tool(tool, context.request, given)
+        result = run_tool(tool, context.request, arguments)
         text = json.dumps(result, separators=(",", ":"))
 
     content: list[Any] = [types.TextContent(type="text", text=text)]
@@ -1382,7 +1533,10 @@ async def call_tool(
 
 @functools.cache
 def make_server(version: str) -> Server[None]:
-    """The SDK's side of all requests; it keeps nothing of them."""
+    """The SDK's side of all requests; it keeps nothing of them.
+
+    There is one for a version, and the version is the pooler's own: one in all.
+    """
     from mcp.server import Server, caching
 
     hint = caching.CacheHint(ttl_ms=LIST_TTL_MS, scope="private")  # behind a token (F92)
@@ -1394,7 +1548,8 @@ def make_server(version: str) -> Server[None]:
         on_list_tools=list_tools,
         on_call_tool=call_tool,
     )
-    server.middleware.clear()  # OpenTelemetry's (F92)
+    # The SDK would report every call to OpenTelemetry (F92).
+    server.middleware.clear()
     return server
 
 
@@ -1424,12 +1579,17 @@ def read_request(body: bytes, parse: Callable[[bytes], Any]) -> Message | None:
 
 
 def connect(request: Message, headers: Mapping[str, str]) -> Connection:
-    """What the kernel must know of the client: its protocol version.  Raises: RpcError."""
+    """What the kernel must know of the client: its protocol version.
+
+    A client that names none is taken for one of 2025-03-26, as the specification says.
+    Raises: RpcError, if headers and envelope do not agree or the version is not supported.
+    """
     import mcp_types as types
     from mcp.server.connection import Connection
     from mcp.shared import inbound
     from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
+    # An envelope is a member of the request that names its version; `initialize` is never read so.
     version = headers.get(inbound.MCP_PROTOCOL_VERSION_HEADER, types.DEFAULT_NEGOTIATED_VERSION)
     meta = (request.get("params") or {}).get("_meta")
     has_envelope = isinstance(meta, dict) and types.PROTOCOL_VERSION_META_KEY in meta
@@ -1448,7 +1608,10 @@ def connect(request: Message, headers: Mapping[str, str]) -> Connection:
 
 
 async def serve(request: Message, client: Connection, call: Call) -> Facts:
-    """The result of one request.  Raises: RpcError."""
+    """The result of one request, by the SDK's kernel and the two handlers above.
+
+    Raises: RpcError; or whatever a tool raises, which is a bug.
+    """
     from mcp.server.runner import serve_one
     from mcp.shared.exceptions import MCPError
     from mcp.shared.message import ServerMessageMetadata
@@ -1484,14 +1647,20 @@ def media_types(value: str) -> set[str]:
 
 
 def reply(status: int, request: Message | None, **outcome: object) -> Response:
-    """A JSON-RPC response; `outcome` is its result or its error."""
+    """A JSON-RPC response; `outcome` is its result or its error.
+
+    The id is null if the request's is unknown (JSON-RPC 2.0).  The JSON is ASCII.
+    """
     body = {"jsonrpc": "2.0", "id": request["id"] if request else None, **outcome}
     encoded = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
     return status, [("content-type", "application/json")], encoded
 
 
 def refusal(headers: Mapping[str, str]) -> int:
-    """The status for what is neither sent nor accepted as JSON, or 0."""
+    """The status for a body that is not sent, or a response that is not accepted, as JSON; or 0.
+
+    A client that sends no Accept accepts everything (RFC 9110 §12.5.1).
+    """
     if media_types(headers.get("content-type", "")) != {"application/json"}:
         return 415
     accepted = media_types(headers.get("accept", "*/*"))
@@ -1511,7 +1680,9 @@ async def answer(
 ) -> Response:
     """The response to POST /mcp; names of `headers` are in lower case.
 
-    `parse` reads JSON as pooler.py reads that of a client, and raises ValueError.
+    pooler.py has checked the operator's token, Origin and Host, and read the body within its bound.
+    `parse` reads JSON as pooler.py reads that of a client, and raises ValueError; `snapshot` is
+    called at most once, and only for a well-formed request.
     """
     from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
     from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, KNOWN_PROTOCOL_VERSIONS
@@ -1521,6 +1692,7 @@ async def answer(
         error = RpcError(INVALID_REQUEST, JSON_ONLY)
         return reply(status, None, error=error.as_object())
 
+    # Until the version is known, errors have the statuses of 2026-07-28.
     request = None
     is_legacy = False
     try:

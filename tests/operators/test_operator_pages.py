@@ -13,6 +13,8 @@ import hashlib
 import html.parser
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -625,3 +627,59 @@ def test_a_cooldown_is_never_negative() -> None:
     given = snapshot()
     given["accounts"][1]["cooldown_until"] = given["at"] - 5
     assert value_of(given, "account_cooldown_seconds", account="platform") == 0
+
+
+################################################################
+# WHERE THEY COME FROM
+################################################################
+
+FORMS: Final = {
+    "application/json": "application/json",
+    "text/plain": "text/plain; charset=utf-8",
+    "text/html": "text/html; charset=utf-8",
+    "": "text/html; charset=utf-8",
+    "*/*": "text/html; charset=utf-8",
+    "text/html, application/xhtml+xml, */*;q=0.8": "text/html; charset=utf-8",
+}
+
+
+@pytest.mark.parametrize("accept", FORMS)
+def test_admin_has_the_form_that_is_asked_for(accept: str) -> None:
+    headers, text = mcp_server.admin(snapshot(), accept, "")
+    shown = dict(headers)
+    assert shown["content-type"] == FORMS[accept]
+    assert shown["content-security-policy"] == mcp_server.ADMIN_CSP
+    assert (shown["vary"], shown["referrer-policy"]) == ("accept", "no-referrer")
+    assert text.startswith(("{", "codex-pooler ", "<!DOCTYPE html>\n"))
+
+
+@pytest.mark.parametrize(
+    ("query", "columns", "is_coloured"),
+    [
+        ("", 100, False),
+        ("columns=80", 80, False),
+        ("colour=1&columns=9999", 1000, True),
+        ("columns=0&colour=0", 60, False),
+        ("columns=99999&columns=-1", 100, False),
+        ("columns=x&colour=", 100, False),
+        ("%63olumns=80", 100, False),
+    ],
+)
+def test_the_query_says_how_wide_a_terminal_is(query: str, columns: int, is_coloured: bool) -> None:
+    _, text = mcp_server.admin(snapshot(), "text/plain", query)
+    assert text == status(snapshot(), columns, is_coloured)
+
+
+def test_the_pages_need_no_package_of_mcp() -> None:
+    code = (
+        "import json, mcp_server, pathlib, sys\n"
+        f"facts = json.loads(pathlib.Path({str(paths.SNAPSHOT)!r}).read_text('utf-8'))\n"
+        "for accept in ('application/json', 'text/plain', 'text/html'):\n"
+        "    assert mcp_server.admin(facts, accept, '')[1]\n"
+        "assert mcp_server.metrics(facts)[1]\n"
+        "print([name for name in sys.modules if name.startswith(('mcp.', 'mcp_t', 'pydantic'))])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")

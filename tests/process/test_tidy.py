@@ -46,18 +46,18 @@ CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
     },
     "mcp_server.py": {
         "tokens": (9_000, 9_000),
-        "tokens_per_100_lines": (800, 850),
+        "tokens_per_100_lines": (850, 850),
         "longest_class": (100, 100),
         "check_length": (0, 0),
-        "check_complexity": (1, 0),
-        "check_one_condition": (1, 0),
-        "check_steps": (8, 0),
+        "check_complexity": (0, 0),
+        "check_one_condition": (0, 0),
+        "check_steps": (0, 0),
         "check_predicates": (0, 0),
         "check_composition": (0, 0),
     },
 }
 # Lines of comment and docstring for 100 of code, at least: today and in the end.
-PROSE_FLOORS: Final = {"pooler.py": (27, 30), "mcp_server.py": (14, 30)}
+PROSE_FLOORS: Final = {"pooler.py": (27, 30), "mcp_server.py": (30, 30)}
 # Places that would be worse if they kept a rule, and why: at most ten.
 EXCEPTIONS: Final[dict[str, str]] = {}
 EXCEPTIONS_MAX: Final = 10
