@@ -159,7 +159,10 @@ def span(seconds: float) -> str:
 
 
 def relative(unix: float, now: float) -> str:
-    """A moment as seen from `now`, both in Unix seconds: `in 5 min` or `5 min ago`."""
+    """A moment as seen from `now`, both in Unix seconds: `in 5 min` or `5 min ago`.
+
+    Nobody has to know the server's time zone, or whether its clock is right.
+    """
     if unix > now:
         return f"in {span(unix - now)}"
     return f"{span(now - unix)} ago"
@@ -394,7 +397,10 @@ TABLES: Final[Mapping[str, Callable[[Facts, float], Row]]] = {
 
 
 def rows_of(shown: Facts, table: str) -> list[Row]:
-    """The rows of a table, with a dash in each cell that says nothing."""
+    """The rows of a table, with a dash in each cell that says nothing.
+
+    `shown` is what `overview` returned; every row is seen from the snapshot's own time.
+    """
     rows = []
     for facts in shown[table]:
         row = TABLES[table](facts, shown["at"])
@@ -796,7 +802,7 @@ def family_lines(family: Family) -> Iterator[str]:
 
 
 def metrics_text(snapshot: Facts) -> str:
-    """GET /metrics."""
+    """GET /metrics: the families of all subjects, in the order of METRICS."""
     families = [family for group in METRICS for family in group(snapshot)]
     return "\n".join(line for family in families for line in family_lines(family)) + "\n"
 
