@@ -1558,17 +1558,23 @@ _TYPES: Final[Mapping[str, tuple[str, Sequence[str], BaseUrl]]] = {
 
 @dataclass(eq=False, slots=True)
 class _Loader:
-    """One reading of pools.json: its problems, its warnings, and whose each secret is."""
+    """Loads pools.json once: collects problems and warnings, and whose each secret is.
+
+    A part that has a problem is None, and its problem is the reason why there will be no Config;
+    the other parts are read all the same, so that all problems are reported at once.
+    """
 
     env: Mapping[str, str]
     read_file: Callable[[str], str]
     source: str
+    limits: Limits = field(default_factory=Limits)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     owners: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
     refused: set[str] = field(default_factory=set)  # paths that have a problem already
 
     def refuse(self, path: str, problem: str) -> None:
+        """Record a problem at a path; it may begin with the rest of the path."""
         self.refused.add(path)
         shown = path + ("" if problem.startswith(("[", ".", ":")) else ": ") + problem
         self.problems.append("".join(one if one.isprintable() else "?" for one in shown))
@@ -1584,28 +1590,30 @@ class _Loader:
 
     def read(self, path: str, value: Json, spec: Spec, *required: str) -> dict[str, Any]:
         """The valid fields of one object; those that are required and not there are refused."""
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         prefix = f"{path}." if path else ""
         with self.at(path or self.source):
             for name, content in _typed(value, dict).items():
                 with self.at(prefix + name):
                     if name not in spec:
                         raise ValueError(f"unknown field; {_place_of(name, spec)}")
-                    found[name] = spec[name](content)
+                    fields[name] = spec[name](content)
             for name in required:
-                self.need(value, prefix, name)
-        return found
+                self.require(value, prefix, name)
+        return fields
 
-    def need(self, value: Json, prefix: str, name: str) -> None:
-        """Refuse an object that lacks a field, unless what is wrong with it is told already."""
+    def require(self, value: Json, prefix: str, name: str) -> None:
+        """Refuse an object that lacks a field, unless a problem of the field is known already."""
         if not value.get(name) and prefix + name not in self.refused:
-            self.refuse(prefix + name, "is needed, and not empty")
+            self.refuse(prefix + name, "is required, and not empty")
 
     def claim(self, what: str | bytes, path: str, problem: str) -> None:
-        """Raises: ValueError, where another place has it."""
+        """Raises: ValueError, if another place has it."""
         owner = self.owners.setdefault(what, path)
         if owner != path:
             raise ValueError(problem.format(owner))
+
+    # Secrets.
 
     def secret(self, text: str) -> tuple[str, str]:
         """The secret that `text` is or refers to, and its source.  Raises: ValueError."""
@@ -1614,6 +1622,7 @@ class _Loader:
         match = _REFERENCE.fullmatch(text)
         if match is None:
             raise ValueError("only {env:NAME} and {file:PATH} are understood")
+
         source, name = match.groups()
         try:
             secret = self.env[name] if source == "env" else self.read_file(name).partition("\n")[0]
@@ -1624,7 +1633,7 @@ class _Loader:
             raise ValueError(f"the file cannot be read: {reason}") from None
         return secret.strip(), source
 
-    def digest(self, path: str, text: str, command: str, limits: Limits) -> tuple[bytes, str]:
+    def digest(self, path: str, text: str, command: str) -> tuple[bytes, str]:
         """The digest of a pool key or operator token, and its source.  Raises: ValueError."""
         if match := _SHA256.fullmatch(text):
             digest, source = bytes.fromhex(match[1]), "sha256"
@@ -1632,175 +1641,235 @@ class _Loader:
             raise ValueError(f"a placeholder; run `{command}` and paste the line it prints")
         else:
             secret, source = self.secret(text)
-            if doubt := doubt_of_secret(secret):
-                told = f"run `{command}` and paste the line it prints, or write {{env:NAME}}"
-                raise ValueError(f"{doubt}; {told}")
-            is_hash = secret.lower().startswith("sha256:")  # it must never be a password
-            if is_hash or not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
-                wanted = f"at least {SECRET_CHARS_MIN} visible ASCII characters"
-                raise ValueError(f"needs {wanted}; `{command}` makes a good one")
-            if len(secret) > BEARER_BYTES_MAX:
-                raise ValueError(
-                    f"is longer than {BEARER_BYTES_MAX} bytes, so nobody can present it"
-                )
+            _check_presented(secret, command)
             digest = hashlib.sha256(secret.encode()).digest()
         self.claim(digest, path, "the same secret as {}")
         return digest, source
 
-    def account(self, name: str, value: Json, limits: Limits) -> Account:
-        path = f"accounts.{name}"
-        found = self.read(path, value, _ACCOUNT, "type")
-        kind = found.pop("type", None)
-        needed, foreign, base_url = _TYPES[kind or "openai"]
+    def api_key(self, text: str) -> tuple[Secret, str]:
+        """The key for an upstream, and its source.  Raises: ValueError."""
+        advice = "must be the real key, {env:NAME} or {file:PATH}"
+        if "<" in text or text.startswith("sha256:"):
+            raise ValueError(advice)
+        secret, source = self.secret(text)
+        if doubt := doubt_of_secret(secret):
+            raise ValueError(f"{doubt}; {advice}")
+        if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
+            raise ValueError('must be visible ASCII; use "none" if the upstream needs no key')
+        return Secret(secret), source
+
+    # Accounts.
+
+    def account(self, name: str, value: Json) -> Account | None:
+        path, problem_count = f"accounts.{name}", len(self.problems)
+        fields = self.read(path, value, _ACCOUNT, "type")
+        kind = fields.pop("type", None)
+        required, foreign, base_url = _TYPES[kind or "openai"]
         if kind:
-            self.need(value, f"{path}.", needed)
-        for one in foreign:
-            if kind and one in value:
-                self.refuse(f"{path}.{one}", f"does not belong to type {kind!r}")
-        url = found.setdefault("base_url", base_url)
-        if not (url.is_tls or _is_loopback(url.host) or found.get("allow_plain_http")):
-            hint = "use https://, or set allow_plain_http if the network is yours"
+            self.require(value, f"{path}.", required)
+            for other in foreign:
+                if other in value:
+                    self.refuse(f"{path}.{other}", f"does not belong to type {kind!r}")
+
+        url = fields.setdefault("base_url", base_url)
+        if not (url.is_tls or _is_loopback(url.host) or fields.get("allow_plain_http")):
+            hint = "use https://, or set allow_plain_http if you trust the network"
             self.refuse(f"{path}.base_url", f"http:// sends the key in the clear; {hint}")
-        found.setdefault("websocket", kind == "codex" or url.host == "api.openai.com")
-        found.setdefault("concurrent", limits.account_streams_max)
-        found.setdefault("first_event_seconds", limits.first_event_seconds_max)
-        found |= self.api_key(f"{path}.api_key", found.get("api_key"))
-        if "auth_file" in found:
-            file = posixpath.normpath(
-                posixpath.join(posixpath.dirname(self.source), found["auth_file"])
-            )
-            found["auth_file"] = file
-            with self.at(f"{path}.auth_file"):
-                if file == posixpath.normpath(self.source):
-                    raise ValueError("is this very file; a login has one of its own")
-                self.claim(file, path, "is the file of {}: a login is one account")
-        place = (kind, found["base_url"], reveal(found["api_key"]))
-        files = (found.get("auth_file"), found.get("ca_file"))
+        is_openai = url.host == "api.openai.com"
+        fields.setdefault("websocket", kind == "codex" or is_openai)
+        fields.setdefault("concurrent", self.limits.account_streams_max)
+        fields.setdefault("first_event_seconds", self.limits.first_event_seconds_max)
+
+        if text := fields.pop("api_key", ""):
+            with self.at(f"{path}.api_key"):
+                fields["api_key"], fields["source"] = self.api_key(text)
+        if "auth_file" in fields:
+            fields["auth_file"] = self.auth_file(path, fields["auth_file"])
+        if len(self.problems) > problem_count:
+            return None
+
+        fields.setdefault("api_key", Secret(""))  # of an account of type codex
+        place = (kind, url, reveal(fields["api_key"]))
+        files = (fields.get("auth_file"), fields.get("ca_file"))
         identity = hashlib.sha256(repr((place, files)).encode()).digest()
-        return Account(name=name, identity=identity, **found)
+        return Account(name=name, identity=identity, **fields)
 
-    def api_key(self, path: str, text: str | None) -> dict[str, Any]:
-        """The key for an upstream, and its source."""
-        found: dict[str, Any] = {"api_key": Secret(""), "source": ""}
-        if not text:
-            return found
-        with self.at(path):
-            if "<" in text or text.startswith("sha256:"):
-                raise ValueError("must be the real key, {env:NAME} or {file:PATH}")
-            secret, source = self.secret(text)
-            if doubt := doubt_of_secret(secret):
-                raise ValueError(f"{doubt}; must be the real key, {{env:NAME}} or {{file:PATH}}")
-            if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
-                raise ValueError('must be visible ASCII; for an upstream without keys write "none"')
-            found |= {"api_key": Secret(secret), "source": source}
-        return found
+    def auth_file(self, path: str, file: str) -> str:
+        """A login's path, from where pools.json is; no two accounts have one login."""
+        file = posixpath.normpath(posixpath.join(posixpath.dirname(self.source), file))
+        with self.at(f"{path}.auth_file"):
+            if file == posixpath.normpath(self.source):
+                raise ValueError("is this very file; a login has one of its own")
+            self.claim(file, path, "is already used by {}: each account needs its own login")
+        return file
 
-    def key(self, pool: str, name: str, value: Json, limits: Limits) -> Key:
-        path = f"pools.{pool}.keys.{name}"
-        is_bare = isinstance(value, str)
-        found = self.read(path, {"key": value} if is_bare else value, _KEY, "key")
-        if is_bare and not value:  # read as an object, it lacks the field that it is
-            self.problems = [one.replace(f"{path}.key: ", f"{path}: ") for one in self.problems]
-        found.setdefault("concurrent", limits.key_streams_max)
-        if text := found.pop("key", ""):
-            place = path if is_bare else f"{path}.key"
+    # Pools.
+
+    def key(self, pool: str, name: str, value: Json) -> Key | None:
+        path, problem_count = f"pools.{pool}.keys.{name}", len(self.problems)
+        fields: dict[str, Any] = {}
+        place, text = path, value
+        if not isinstance(value, str):  # a key may be written with nothing else
+            place = f"{path}.key"
+            fields = self.read(path, value, _KEY, "key")
+            text = fields.pop("key", "")
+        elif not value:
+            self.refuse(path, "is required, and not empty")
+        fields.setdefault("concurrent", self.limits.key_streams_max)
+        if text:
             with self.at(place):
-                found["digest"], found["source"] = self.digest(place, text, "pooler key", limits)
-        return Key(pool=pool, name=name, **found)
+                fields["digest"], fields["source"] = self.digest(place, text, "pooler key")
+        if len(self.problems) > problem_count:
+            return None
+        return Key(pool=pool, name=name, **fields)
 
-    def pool(self, name: str, value: Json, accounts: Mapping[str, Account], limits: Limits) -> Pool:
-        path = f"pools.{name}"
-        found = self.read(path, value, _POOL, "accounts")
-        members, models = _texts(object_of(value).get("accounts")), object_of(value).get("models")
-        is_known = bool(accounts) and "accounts" not in self.refused  # else that is what is wrong
-        for index, member in members:
-            if is_known and member not in accounts:
-                hint = _did_you_mean(member, accounts)
-                self.refuse(f"{path}.accounts[{index}]", f"no account has this name; {hint}")
-        found["accounts"] = tuple(accounts[member] for _, member in members if member in accounts)
-        names: set[str] | None = None  # where they are as they should be, or stand there twice
-        if isinstance(models, list) and all(isinstance(one, str) for one in models):
-            names = set(models) if all(map(is_model_name, models)) else None
-        aliases = found.get("aliases", {}).items()
-        found["aliases"] = {one: self.alias(path, one, target, names) for one, target in aliases}
-        keys = object_of(object_of(value).get("keys")).items()
-        found["keys"] = tuple(self.key(name, one, content, limits) for one, content in keys)
+    def pool(self, name: str, value: Json, accounts: Mapping[str, Account | None]) -> Pool | None:
+        path, problem_count = f"pools.{name}", len(self.problems)
+        fields = self.read(path, value, _POOL, "accounts")
+        given = object_of(value)
+        fields["accounts"] = self.members(path, given.get("accounts"), accounts)
+        models = _known_models(given.get("models"))
+        aliases = fields.get("aliases", {}).items()
+        fields["aliases"] = {one: self.alias(path, one, target, models) for one, target in aliases}
+
+        keys = object_of(given.get("keys")).items()
+        fields["keys"] = tuple(self.key(name, one, content) for one, content in keys)
         if not keys:
-            self.warnings.append(f"{path}.keys: no key, so nobody can use this pool")
-        return Pool(name=name, **found)
+            self.warnings.append(f"{path}.keys: no keys, so nobody can use this pool")
+        return None if len(self.problems) > problem_count else Pool(name=name, **fields)
 
-    def alias(self, pool: str, name: str, value: Json, models: Collection[str] | None) -> Alias:
-        path, found = f"{pool}.aliases.{name}", {"model": ""}
+    def members(
+        self, path: str, value: Json, accounts: Mapping[str, Account | None]
+    ) -> tuple[Account | None, ...]:
+        """The accounts of a pool, by their names."""
+        members = []
+        is_known = bool(accounts) and "accounts" not in self.refused  # else that is what is wrong
+        for index, name in _texts(value):
+            if name in accounts:
+                members.append(accounts[name])
+            elif is_known:
+                hint = _did_you_mean(name, accounts)
+                self.refuse(f"{path}.accounts[{index}]", f"no account has this name; {hint}")
+        return tuple(members)
+
+    def alias(
+        self, pool: str, name: str, value: Json, models: Collection[str] | None
+    ) -> Alias | None:
+        path, fields = f"{pool}.aliases.{name}", {}
         if isinstance(value, dict):
-            found |= self.read(path, value, _ALIAS, "model")
+            fields = self.read(path, value, _ALIAS, "model")
         else:
             with self.at(path):
-                found["model"] = _model(value)
-        is_told = not found["model"]  # why it is not there
-        if models is None or is_told:
-            return Alias(**found)
-        if name in models or found["model"] not in models:
-            hint = "" if name in models else f"; {_did_you_mean(found['model'], sorted(models))}"
-            self.refuse(path, f"must lead from a name that is not in models to one that is{hint}")
-        return Alias(**found)
+                fields["model"] = _model(value)
+        if "model" not in fields:
+            return None
 
-    def warn_of_budgets(self, limits: Limits) -> None:
-        """As text a body may be 8 times as large, and one key may use half of the room for all."""
+        if models is not None and (name in models or fields["model"] not in models):
+            hint = "" if name in models else f"; {_did_you_mean(fields['model'], sorted(models))}"
+            self.refuse(path, f"must map a name that is not in models to one that is{hint}")
+        return Alias(**fields)
+
+    # The whole.
+
+    def read_limits(self, value: Json) -> Limits:
+        limits = self.limits = Limits(**self.read("limits", value, _LIMITS))
+        # As text a body may be 8 times as large, and one key may use half of the room for all.
         if limits.bodies_bytes_max < 8 * limits.body_bytes_max:
             words = "less than 8 times body_bytes_max is little"
             self.warnings.append(f"limits.bodies_bytes_max: {words}")
+        return limits
 
-    def proxy(self, text: str | None, accounts: Iterable[Account]) -> Proxy | None:
-        """The proxy that `text` is or refers to; warnings of what may be another than is meant."""
-        if text is None:
-            names = [each for name in PROXY_VARIABLES for each in (name, name.lower())]
-            for name in names:
-                if self.env.get(name):
-                    hint = "a proxy is used only where pools.json has one under proxy"
-                    self.warnings.append(f"{name} is set, and not used: {hint}")
-            return None
-
-        found: Proxy | None = None
-        with self.at("proxy"):
-            found = _proxy(self.secret(text)[0])
-        is_away = found is not None and not _is_loopback(found.url.host)
-        for account in accounts:
-            if is_away and _is_loopback(account.base_url.host):
-                told = "to the proxy, through which all connections go, that is its own machine"
-                self.warnings.append(f"accounts.{account.name}.base_url: {told}")
-        return found
-
-    def config(self, value: Json) -> Config:
-        """All of it, also what is inside of members that have a problem of their own."""
-        found = self.read("", value, _TOP, "accounts", "pools")
-        given = object_of(value)
-        limits = found["limits"] = Limits(**self.read("limits", found.get("limits", {}), _LIMITS))
-        self.warn_of_budgets(limits)
-        accounts, pools, operators = {}, {}, []
-        for name, content in object_of(given.get("accounts")).items():
-            accounts[name] = self.account(name, content, limits)
-        for name, content in object_of(given.get("pools")).items():
-            pools[name] = self.pool(name, content, accounts, limits)
-        for name, token in object_of(given.get("operators")).items():
+    def operators(self, tokens: Mapping[str, Json]) -> tuple[Operator, ...]:
+        operators = []
+        for name, token in tokens.items():
             path = f"operators.{name}"
             with self.at(path):
-                command = "pooler key --operator"
-                digest, source = self.digest(path, _string(token), command, limits)
-                operators.append(Operator(name, digest, source))
-        found |= {"accounts": accounts, "pools": pools, "operators": tuple(operators)}
-        found["proxy"] = self.proxy(found.get("proxy"), accounts.values())
+                digest = self.digest(path, _string(token), "pooler key --operator")
+                operators.append(Operator(name, *digest))
+        return tuple(operators)
+
+    def proxy(self, text: str | None) -> Proxy | None:
+        """The proxy that `text` is or refers to."""
+        if text is not None:
+            with self.at("proxy"):
+                return _proxy(self.secret(text)[0])
+        return None
+
+    def warn_of_proxies(self, proxy: Proxy | None, accounts: Iterable[Account | None]) -> None:
+        """What may be another proxy, or another way, than is meant."""
+        if proxy is None:
+            names = [each for name in PROXY_VARIABLES for each in (name, name.lower())]
+            hint = "a proxy is used only if pools.json has one under proxy"
+            self.warnings += [
+                f"{name} is set, and not used: {hint}" for name in names if self.env.get(name)
+            ]
+            return
+
+        if _is_loopback(proxy.url.host):
+            return
+        for account in accounts:
+            if account is not None and _is_loopback(account.base_url.host):
+                words = "to the proxy, through which all connections go, that is its own machine"
+                self.warnings.append(f"accounts.{account.name}.base_url: {words}")
+
+    def token_url(self) -> BaseUrl:
+        """Where logins are refreshed."""
         with self.at(REFRESH_URL_VARIABLE):
             if text := self.env.get(REFRESH_URL_VARIABLE):
-                url = found["token_url"] = _base_url(text, "https://host/oauth/token")
+                url = _base_url(text, "https://host/oauth/token")
                 if not (url.is_tls or _is_loopback(url.host)):
                     raise ValueError("must be https://, for a login is sent there")
-        listens = found.setdefault("listen", DEFAULT_LISTEN)
+                return url
+        return REFRESH_URL
+
+    def config(self, value: Json) -> Config:
+        """All of it, also what is inside of members that have a problem of their own.
+
+        Raises: ConfigRefused, if there is any problem.
+        """
+        fields = self.read("", value, _TOP, "accounts", "pools")
+        given = object_of(value)
+        fields["limits"] = self.read_limits(fields.get("limits", {}))
+        fields["accounts"] = accounts = {
+            name: self.account(name, content)
+            for name, content in object_of(given.get("accounts")).items()
+        }
+        fields["pools"] = {
+            name: self.pool(name, content, accounts)
+            for name, content in object_of(given.get("pools")).items()
+        }
+        fields["operators"] = self.operators(object_of(given.get("operators")))
+        fields["token_url"] = self.token_url()
+
+        text = fields.get("proxy")
+        fields["proxy"] = proxy = self.proxy(text)
+        if text is None or proxy is not None:
+            self.warn_of_proxies(proxy, accounts.values())
+        listens = fields.setdefault("listen", DEFAULT_LISTEN)
         for listen in listens:
-            if not (listen.is_loopback or found.get("allow_public")):
-                hint = "put TLS before it, and set allow_public: true if it is meant"
+            if not (listen.is_loopback or fields.get("allow_public")):
+                hint = (
+                    "put a TLS proxy in front of it, and set allow_public: true if this is intended"
+                )
                 self.warnings.append(f"listen: {listen.text} is open to other machines; {hint}")
-        found["hosts"] = _hosts_of(found.get("hosts"), listens)
-        return Config(**found, warnings=tuple(self.warnings))
+        fields["hosts"] = _hosts_of(fields.get("hosts"), listens)
+
+        if self.problems:
+            raise ConfigRefused(sorted(set(self.problems)))
+        return Config(**fields, warnings=tuple(self.warnings))
+
+
+def _check_presented(secret: str, command: str) -> None:
+    """Raises: ValueError, if a client could not present this secret, or should not."""
+    if doubt := doubt_of_secret(secret):
+        advice = f"run `{command}` and paste the line it prints, or write {{env:NAME}}"
+        raise ValueError(f"{doubt}; {advice}")
+    is_hash = secret.lower().startswith("sha256:")  # it must never be a password
+    if is_hash or not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
+        wanted = f"at least {SECRET_CHARS_MIN} visible ASCII characters"
+        raise ValueError(f"needs {wanted}; `{command}` makes a good one")
+    if len(secret) > BEARER_BYTES_MAX:
+        raise ValueError(f"is longer than {BEARER_BYTES_MAX} bytes, so nobody can present it")
 
 
 def _texts(value: Json) -> list[tuple[int, str]]:
@@ -1808,6 +1877,13 @@ def _texts(value: Json) -> list[tuple[int, str]]:
     given = value if isinstance(value, list) else []
     texts = [(index, one) for index, one in enumerate(given) if isinstance(one, str)]
     return [(index, one) for index, one in texts if one not in given[:index]]
+
+
+def _known_models(value: Json) -> set[str] | None:
+    """The models of a pool's list, which may have one twice; None if it is not as it should be."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        return None
+    return set(value) if all(map(is_model_name, value)) else None
 
 
 def _did_you_mean(name: str, known: Collection[str], likeness: float = 0.6) -> str:
@@ -2226,11 +2302,7 @@ def parse_config(
         raise ConfigRefused([f"{source}: not valid JSON at {told}"]) from None
     except (ValueError, RecursionError):
         raise ConfigRefused([f"{source}: not valid JSON in UTF-8"]) from None
-    loader = _Loader(env, read_file, source)
-    config = loader.config(value)
-    if loader.problems:
-        raise ConfigRefused(sorted(set(loader.problems)))
-    return config
+    return _Loader(env, read_file, source).config(value)
 
 
 ################################################################

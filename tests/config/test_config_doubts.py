@@ -142,12 +142,12 @@ def test_a_base_url_with_a_route_in_it_is_refused(base: str, end: str) -> None:
 # EACH PROBLEM ONCE, AT ITS PLACE
 ################################################################
 
-NO_ALIAS: Final = "must lead from a name that is not in models to one that is"
+NO_ALIAS: Final = "must map a name that is not in models to one that is"
 MAKES_ONE: Final = "`pooler key` makes a good one"
 ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
-    "empty api key": ("accounts.a.api_key", "", ["accounts.a.api_key: is needed, and not empty"]),
-    "empty key": (KEY_PATH, "", [f"{KEY_PATH}: is needed, and not empty"]),
-    "empty inner key": (f"{CI}.key", "", [f"{CI}.key: is needed, and not empty"]),
+    "empty api key": ("accounts.a.api_key", "", ["accounts.a.api_key: is required, and not empty"]),
+    "empty key": (KEY_PATH, "", [f"{KEY_PATH}: is required, and not empty"]),
+    "empty inner key": (f"{CI}.key", "", [f"{CI}.key: is required, and not empty"]),
     "empty file": (
         "accounts.a", {"type": "codex", "auth_file": ""},
         ["accounts.a.auth_file: must be a path, without ~ before it"],
@@ -177,7 +177,7 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     ),
     "an alias without its model": (
         "pools.home.aliases.x", {"effort": "low"},
-        ["pools.home.aliases.x.model: is needed, and not empty"],
+        ["pools.home.aliases.x.model: is required, and not empty"],
     ),
     "an alias misspelt": (
         "pools.home.aliases.x", {"model": "m-1"},

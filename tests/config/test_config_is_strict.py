@@ -219,7 +219,7 @@ def test_what_is_needed_is_named(path: str) -> None:
     for name in way:
         place = place[name]
     del place[last]
-    assert any(one.startswith(f"{path}: is needed") for one in problems_of(described))
+    assert any(one.startswith(f"{path}: is required") for one in problems_of(described))
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_login_is_one_account() -> None:
     for name, file in (("one", "x/auth.json"), ("two", "x/../x/auth.json")):
         described["accounts"][name] = {"type": "codex", "auth_file": file}
     [problem] = problems_of(described)
-    assert problem.startswith("accounts.two.auth_file: is the file of accounts.one")
+    assert problem.startswith("accounts.two.auth_file: is already used by accounts.one")
 
 
 def test_all_problems_come_at_once_and_in_order() -> None:
@@ -326,10 +326,10 @@ def test_all_problems_come_at_once_and_in_order() -> None:
 
 A_PATH: Final = "must be a path, without ~ before it"
 TYPED: Final[dict[str, tuple[Json, list[str]]]] = {
-    "codex-without": ({"type": "codex"}, ["auth_file: is needed, and not empty"]),
+    "codex-without": ({"type": "codex"}, ["auth_file: is required, and not empty"]),
     "codex-empty": ({"type": "codex", "auth_file": ""}, [f"auth_file: {A_PATH}"]),
     "codex-home": ({"type": "codex", "auth_file": "~/auth.json"}, [f"auth_file: {A_PATH}"]),
-    "openai-without": ({"type": "openai"}, ["api_key: is needed, and not empty"]),
+    "openai-without": ({"type": "openai"}, ["api_key: is required, and not empty"]),
     "codex-with-key": (
         {"type": "codex", "auth_file": "a.json", "api_key": "none"},
         ["api_key: does not belong to type 'codex'"],

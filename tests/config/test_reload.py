@@ -33,7 +33,7 @@ async def test_a_reload_tells_what_a_start_would_have_warned_of(
         unused = describe("a", pool={"keys": {}})
         await world.server.reload(lambda: (make_config(unused), {}))
         [told] = [fields for level, event, fields in world.logged if event == "config"]
-        assert told["problem"] == "pools.home.keys: no key, so nobody can use this pool"
+        assert told["problem"] == "pools.home.keys: no keys, so nobody can use this pool"
 
 
 async def test_a_listen_that_is_served_again_needs_no_restart(autojump_clock: MockClock) -> None:

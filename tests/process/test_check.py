@@ -17,7 +17,7 @@ from tests.process.test_process import described, run, serving, write_config
 pytestmark: Final = pytest.mark.slow
 
 
-NO_KEY: Final = "pools.home.keys: no key, so nobody can use this pool"
+NO_KEY: Final = "pools.home.keys: no keys, so nobody can use this pool"
 
 
 def without_keys() -> dict[str, Any]:
