@@ -92,7 +92,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_BASIC", "_BEARER", "_HOST_FIELD", "_LENGTH", "_QUOTA_HEADER"), HEAD),
     **dict.fromkeys(("_STATUS_LINE", "_FIELD_LINES", "_FIELD", "_BARE_LF"), HEAD),
     **dict.fromkeys(("_WEBSOCKET_KEY", "_REQUEST_LINE", "_LOOPBACK_ORIGIN"), HEAD),
-    **dict.fromkeys(("_TOKEN_TEXT", "_ACCOUNT_ID", "_SPENT_CODES"), FILE),
+    **dict.fromkeys(("_TOKEN_TEXT", "_ACCOUNT_ID", "_REVOKED_CODES"), FILE),
     **dict.fromkeys(("_ADDRESS", "_SHA256", "_REFERENCE", "_base_url", "_proxy"), CONFIG),
     **dict.fromkeys(("_Loader.digest", "_Loader.api_key", "_Loader.pool", "run_status"), CONFIG),
     "_plain": CONFIG,
