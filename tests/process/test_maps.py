@@ -48,7 +48,7 @@ READING_LIST: Final = re.findall(
 )
 PROMISES: Final = dict(
     re.findall(
-        r"^(\d+)\. .*?Kept by ([^.]*(?:\.[A-Za-z_][^.]*)*)\.$",
+        r"^(\d+)\. .*?Kept\s+by\s(.*?)\.\s+Proved\s+by\s",
         (ROOT / "SECURITY.md").read_text(),
         re.MULTILINE | re.DOTALL,
     )
