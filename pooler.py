@@ -1548,11 +1548,27 @@ _LIMITS: Final[Spec] = {
     one.name: _number(*one.metadata.values(), *((int,) if one.type == "int" else (int, float)))
     for one in dataclasses.fields(Limits)
 }
-# Of each type of account: the field it needs, the other type's, and where its upstream is (F1).
-_OF_CODEX: Final = ("auth_file", "client_version")
-_TYPES: Final[Mapping[str, tuple[str, Sequence[str], BaseUrl]]] = {
-    "openai": ("api_key", _OF_CODEX, BaseUrl(True, "api.openai.com", 443, "/v1")),
-    "codex": ("auth_file", ("api_key",), BaseUrl(True, "chatgpt.com", 443, "/backend-api/codex")),
+
+
+class _AccountType(NamedTuple):
+    """What an account needs as its credential, may not have, and has as its default address."""
+
+    required: str
+    foreign: tuple[str, ...]
+    base_url: BaseUrl
+
+
+_TYPES: Final[Mapping[str, _AccountType]] = {
+    "openai": _AccountType(
+        required="api_key",
+        foreign=("auth_file", "client_version"),
+        base_url=BaseUrl(True, "api.openai.com", 443, "/v1"),
+    ),
+    "codex": _AccountType(
+        required="auth_file",
+        foreign=("api_key",),
+        base_url=BaseUrl(True, "chatgpt.com", 443, "/backend-api/codex"),  # F1
+    ),
 }
 
 
@@ -1664,19 +1680,14 @@ class _Loader:
         path, problem_count = f"accounts.{name}", len(self.problems)
         fields = self.read(path, value, _ACCOUNT, "type")
         kind = fields.pop("type", None)
-        required, foreign, base_url = _TYPES[kind or "openai"]
         if kind:
-            self.require(value, f"{path}.", required)
-            for other in foreign:
-                if other in value:
-                    self.refuse(f"{path}.{other}", f"does not belong to type {kind!r}")
+            self.check_type(path, value, kind)
 
-        url = fields.setdefault("base_url", base_url)
+        url = fields.setdefault("base_url", _TYPES[kind or "openai"].base_url)
         if not (url.is_tls or _is_loopback(url.host) or fields.get("allow_plain_http")):
             hint = "use https://, or set allow_plain_http if you trust the network"
             self.refuse(f"{path}.base_url", f"http:// sends the key in the clear; {hint}")
-        is_openai = url.host == "api.openai.com"
-        fields.setdefault("websocket", kind == "codex" or is_openai)
+        fields.setdefault("websocket", kind == "codex" or url.host == "api.openai.com")
         fields.setdefault("concurrent", self.limits.account_streams_max)
         fields.setdefault("first_event_seconds", self.limits.first_event_seconds_max)
 
@@ -1693,6 +1704,13 @@ class _Loader:
         files = (fields.get("auth_file"), fields.get("ca_file"))
         identity = hashlib.sha256(repr((place, files)).encode()).digest()
         return Account(name=name, identity=identity, **fields)
+
+    def check_type(self, path: str, value: Mapping[str, Json], kind: str) -> None:
+        """Refuse an account that lacks its credential, or has what belongs to another type."""
+        self.require(value, f"{path}.", _TYPES[kind].required)
+        for name in _TYPES[kind].foreign:
+            if name in value:
+                self.refuse(f"{path}.{name}", f"does not belong to type {kind!r}")
 
     def auth_file(self, path: str, file: str) -> str:
         """A login's path, from where pools.json is; no two accounts have one login."""
@@ -2057,16 +2075,19 @@ def _doubts_of_account(account: Account, config: Config) -> Iterator[str]:
         yield f"{path}.base_url: {doubt}"
     if account.base_url.host == "api.openai.com" and reveal(account.api_key) == "none":
         yield f'{path}.api_key: "none" is no key that api.openai.com takes'
-    if account.models is None:
-        return
+    if account.models is not None:
+        yield from _doubts_of_served(f"{path}.models", account.models)
 
-    if not account.models:
-        yield f"{path}.models: is empty, so it serves nothing"
-    for index, (name, upstream_name) in enumerate(account.models.items()):
+
+def _doubts_of_served(path: str, models: Mapping[str, str]) -> Iterator[str]:
+    """The doubts about an account's models."""
+    if not models:
+        yield f"{path}: is empty, so it serves nothing"
+    for index, (name, upstream_name) in enumerate(models.items()):
         # In a list both are the same.
         place = f"[{index}]" if name == upstream_name else f".{name}"
         if doubt := _doubt_of_name(name) or _doubt_of_name(upstream_name):
-            yield f"{path}.models{place}: {doubt}"
+            yield f"{path}{place}: {doubt}"
 
 
 def _doubt_of_own(url: BaseUrl, listens: Iterable[Listen]) -> str:
@@ -2181,16 +2202,17 @@ def _doubts_of_aliases(pool: Pool) -> Iterator[str]:
 def _doubts_of_models(pool: Pool) -> Iterator[str]:
     """Names of models that lead nowhere, as far as accounts list theirs."""
     path = f"pools.{pool.name}"
-    listed = _listed_models(pool.accounts)
-    offered = listed
+    offered = _listed_models(pool.accounts)
     if pool.models is not None:
+        for place, model in _lacking(pool.models, offered):
+            yield f"{path}.models{place}: no account of this pool lists {model}"
         offered = set(pool.models)
-        for model in _lacking(pool.models, listed):
-            place = f"{path}.models[{pool.models.index(model)}]"
-            yield f"{place}: no account of this pool lists {model}"
-    if offered is None:
-        return
+    if offered is not None:
+        yield from _doubts_of_offer(path, pool, offered)
 
+
+def _doubts_of_offer(path: str, pool: Pool, offered: set[str]) -> Iterator[str]:
+    """What of a pool is not among the models that it offers."""
     for index, account in enumerate(pool.accounts):
         if account.models and offered and offered.isdisjoint(account.models):
             words = "lists none of this pool's models, so it serves nothing here"
@@ -2199,9 +2221,8 @@ def _doubts_of_models(pool: Pool) -> Iterator[str]:
         if target.model not in offered:
             yield f"{path}.aliases.{alias}: no account of this pool lists {target.model}"
     for key in pool.keys:
-        models = key.models or ()
-        for model in _lacking(models, offered | pool.aliases.keys()):
-            yield f"{path}.keys.{key.name}.models[{models.index(model)}]: this pool has no {model}"
+        for place, model in _lacking(key.models or (), offered | pool.aliases.keys()):
+            yield f"{path}.keys.{key.name}.models{place}: this pool has no {model}"
 
 
 def _listed_models(accounts: Iterable[Account]) -> set[str] | None:
@@ -2214,9 +2235,11 @@ def _listed_models(accounts: Iterable[Account]) -> set[str] | None:
     return models
 
 
-def _lacking(models: Iterable[str], offered: Collection[str] | None) -> list[str]:
-    """Those that are not offered; none if it is not known what is."""
-    return [] if offered is None else [model for model in models if model not in offered]
+def _lacking(models: Iterable[str], offered: Collection[str] | None) -> Iterator[tuple[str, str]]:
+    """The places and names of those not offered; nothing if it is not known what is offered."""
+    for index, model in enumerate(models):
+        if offered is not None and model not in offered:
+            yield f"[{index}]", model
 
 
 def literal_secrets(config: Config) -> list[str]:
