@@ -59,8 +59,8 @@ PATTERNS: Final = {name: patterns_of(MODULES[name], SOURCES[name]) for name in M
 EVERY_METHOD: Final = frozenset({"search", "match", "fullmatch"})
 # Calls with a pattern that is an argument of the function that they stand in, and why that is well.
 BY_ARGUMENT: Final[Mapping[str, str]] = {
-    "_string": "of pools.json, the operator's own; a field's annotation has the pattern",
-    "_members": "the same",
+    "_text.check": "of pools.json, the operator's own; the table of its fields has the pattern",
+    "_named.check": "the same",
 }
 # What hurt a pattern once.
 OLD_HURTS: Final = (
