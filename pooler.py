@@ -6898,8 +6898,12 @@ def usage_limit(seconds: int, unix_now: float, *, is_native: bool) -> PoolerErro
 ################################################################
 # RECORDS
 ################################################################
-# One line of JSON for each request, metadata only: names from pools.json, numbers, codes.
-# Nothing that a client typed but the model's name, cut and cleaned.
+# What is kept of requests, and shown of the pooler's state: to a client its own use, to Codex CLI
+# the pool's quota, to operators a snapshot.  It is metadata only: names from pools.json, numbers,
+# codes.  Of what a client typed there is only the model's name, cut and cleaned.
+#
+# Everything here is a function of state that is passed in.  mcp_server.py picks from the snapshot
+# what operators see; the log shows a `Record`.
 
 
 @dataclass
@@ -6914,7 +6918,7 @@ class Record:
     account: str | None = None
     model: str | None = None
     stream: bool = False
-    status: int | None = None  # None: the client was gone before an answer
+    status: int | None = None  # None: the client left before a response
     code: str | None = None
     attempts: list[dict[str, Json]] = field(default_factory=list)
     first_byte_ms: int | None = None
@@ -6926,27 +6930,35 @@ class Record:
     transport: str = "http"  # or sse, websocket
 
     def as_object(self) -> dict[str, Json]:
+        """The fields as the log has them."""
         return {**vars(self), "tokens": self.tokens and self.tokens._asdict()}
 
 
 def tokens_spent(entry: Mapping[str, Json]) -> Mapping[str, int]:
-    """The tokens to charge for a record; where none were reported, one for 4 bytes."""
-    read_count, count = entry["bytes_in"] // 4, (entry["bytes_in"] + entry["bytes_out"]) // 4
-    guess = {"input_tokens": read_count, "output_tokens": count - read_count}
+    """The tokens to charge for a record: those reported, else one for each 4 bytes."""
+    input_count = entry["bytes_in"] // 4
+    count = (entry["bytes_in"] + entry["bytes_out"]) // 4
+    guess = {"input_tokens": input_count, "output_tokens": count - input_count}
     return entry["tokens"] or guess
 
 
 def _limit_row(
     kind: str, window: str | None, most: float, used: float, reset_unix: float | None
 ) -> dict[str, Json]:
-    """One limit of GET /v1/usage: the same fields as in icoretech/codex-pooler's."""
-    reset_at = reset_unix and datetime.fromtimestamp(reset_unix, UTC).isoformat("T", "seconds")
+    """One limit of GET /v1/usage, with the fields of icoretech/codex-pooler's."""
+    reset_at = None
+    if reset_unix:
+        reset_at = datetime.fromtimestamp(reset_unix, UTC).isoformat("T", "seconds")
     return {
-        "limit_type": kind, "limit_window": window,
-        "max_value": most, "current_value": used, "remaining_value": max(0, most - used),
-        "reset_at": reset_at, "source": "upstream_usage" if kind == "percent" else "pool_key",
+        "limit_type": kind,
+        "limit_window": window,
+        "max_value": most,
+        "current_value": used,
+        "remaining_value": max(0, most - used),
+        "reset_at": reset_at,
+        "source": "upstream_usage" if kind == "percent" else "pool_key",
         "model_filter": None,
-    }  # fmt: skip
+    }
 
 
 def _window_name(seconds: int) -> str:
@@ -6958,20 +6970,26 @@ def _window_name(seconds: int) -> str:
 def show_key_usage(
     roster: Roster, pool: Pool, key: Key, use: KeyUse, *, now: float, unix_now: float
 ) -> dict[str, Json]:
-    """GET /v1/usage: a key's own counts and limits, and its pool's best level for each window."""
+    """GET /v1/usage: a key's own counts and limits, and its pool's best level for each window.
+
+    Accounts are not named: a client learns what it may still use, and nothing of who pays for it.
+    """
     use.start_day(unix_now)
     minute = [at for at in use.minute if at > now - 60]
     minute_end = unix_now + minute[0] + 60 - now if minute else None
     day_end = (use.day + 1) * 24 * HOUR
+
     rows = (
         ("requests", "1m", key.requests_per_minute, len(minute), minute_end),
         ("total_tokens", "1d", key.tokens_per_day, use.day_tokens, day_end),
         ("concurrent_requests", None, key.concurrent, use.in_flight_count, None),
     )
+
     upstream = [
         (_window_name(length), 100, int(level.used_percent), unix_now + level.ends_at - now)
         for length, level in roster.pooled_quota(pool, now)[1].items()
     ]
+
     return {
         "request_count": use.request_count,
         "total_tokens": use.tokens["input_tokens"] + use.tokens["output_tokens"],
@@ -6982,7 +7000,7 @@ def show_key_usage(
 
 
 def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) -> dict[str, Json]:
-    """What Codex CLI's /status asks for, of the whole pool (F36).
+    """What Codex CLI's /status shows of quota, for the whole pool (F36).
 
     Codex reads whole numbers only, and refuses a plan it does not know: "guest" is known to
     every version, and means none in particular.
@@ -6990,6 +7008,7 @@ def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) ->
     is_limited, best = roster.pooled_quota(pool, now)
     limit: dict[str, Json] = {"allowed": not is_limited, "limit_reached": is_limited}
     limit |= {"primary_window": None, "secondary_window": None}
+
     for name, (length, level) in zip(_POSITIONS, best.items(), strict=False):
         limit[f"{name}_window"] = {
             "used_percent": int(level.used_percent),
@@ -7000,30 +7019,20 @@ def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) ->
     return {"plan_type": "guest", "rate_limit": limit}
 
 
-def _pooled_windows(
-    roster: Roster, pool: Pool, now: float, unix_now: float
-) -> dict[str, dict[str, int]]:
-    """The pool's best quota windows by their position, under the names that Codex's events use."""
-    best = roster.pooled_quota(pool, now)[1]
-    return {
-        position: {
-            "used_percent": int(level.used_percent),
-            "window_minutes": length // 60,
-            "reset_at": math.ceil(unix_now + level.ends_at - now),
-        }
-        for position, (length, level) in zip(_POSITIONS, best.items(), strict=False)
-    }
-
-
 def show_quota_headers(
     roster: Roster, pool: Pool, now: float, unix_now: float
 ) -> list[tuple[str, str]]:
-    """What Codex CLI is told of quota with a response (F33), of the whole pool."""
-    return [
-        (f"x-codex-{position}-{name.replace('_', '-')}", str(number))
-        for position, window in _pooled_windows(roster, pool, now, unix_now).items()
-        for name, number in window.items()
-    ]
+    """The headers from which Codex CLI learns its quota (F33), for the whole pool."""
+    best = roster.pooled_quota(pool, now)[1]
+    headers = []
+    for position, (length, level) in zip(_POSITIONS, best.items(), strict=False):
+        name = f"x-codex-{position}"
+        headers += [
+            (f"{name}-used-percent", str(int(level.used_percent))),
+            (f"{name}-window-minutes", str(length // 60)),
+            (f"{name}-reset-at", str(math.ceil(unix_now + level.ends_at - now))),
+        ]
+    return headers
 
 
 _LABELS: Final = ("pool", "key", "model", "route", "code")
@@ -7031,19 +7040,23 @@ Sums = dict[str, dict[tuple[str, ...], dict[str, float]]]  # by account, and by 
 
 
 class Ledger:
-    """What is remembered of requests that are over: the last ones, and sums."""
+    """What is kept of requests that are over: the latest ones, and sums since the start.
+
+    All of it is in memory and bounded, whatever clients and upstreams put into names and codes.
+    """
 
     def __init__(self, records_max: int) -> None:
         self.requests: deque[Mapping[str, Json]] = deque(maxlen=records_max)  # oldest first
         self.totals: Sums = {}  # by account and _LABELS
         self.attempts: Sums = {}  # by account and reason
-        self.upstream_codes: dict[str, set[str]] = {}  # by account: those that are told apart
+        self.upstream_codes: dict[str, set[str]] = {}  # by account: those counted by name
 
     def add(self, entry: Mapping[str, Json]) -> None:
-        """Take a record and its `at`."""
+        """Count a record, which has its time as `at`."""
         self.requests.append(entry)
         account = entry["account"] or ""
         code = self.counted_code(account, entry["code"] or "ok")
+
         amounts = {
             "requests": 1,
             "seconds": entry["duration_ms"] / 1000,
@@ -7054,34 +7067,40 @@ class Ledger:
         }
         row = (*(entry[name] or "" for name in _LABELS[:-1]), code)
         _count(self.totals, account, row, amounts)
+
+        # The last attempt has no reason of its own: it ended as the request did.
         for attempt in entry["attempts"]:
             reason = attempt.get("reason", code)
             _count(self.attempts, attempt["account"], (reason,), {"count": 1})
 
     def counted_code(self, account: str, code: str) -> str:
-        """The code, or `upstream:other` for one too many that an upstream has made up."""
+        """The code, or `upstream:other` once an upstream has made up UPSTREAM_CODES_MAX others."""
         if not code.startswith(UPSTREAM_CODE):
             return code
-        known = self.upstream_codes.setdefault(account, set())
-        if len(known) < UPSTREAM_CODES_MAX:
-            known.add(code)
-        return code if code in known else upstream_name("other")
+        codes = self.upstream_codes.setdefault(account, set())
+        if len(codes) < UPSTREAM_CODES_MAX:
+            codes.add(code)
+        return code if code in codes else upstream_name("other")
 
 
 def _count(sums: Sums, account: str, row: tuple[str, ...], amounts: Mapping[str, float]) -> None:
-    """Add to a row of an account's sums; what is past its bound counts with a code of `other`."""
+    """Add to a row of an account's sums.
+
+    An account too many counts as no account, a row too many as one whose code is `other`.
+    """
     if account not in sums and len(sums) >= ACCOUNTS_COUNTED_MAX:
         account = ""
     rows = sums.setdefault(account, {})
     if row not in rows and len(rows) >= TOTALS_MAX:
         row = (*("" for _ in row[1:]), "other")
-    known = rows.setdefault(row, dict.fromkeys(amounts, 0))
+
+    sums_of_row = rows.setdefault(row, dict.fromkeys(amounts, 0))
     for name, amount in amounts.items():
-        known[name] += amount
+        sums_of_row[name] += amount
 
 
 class LoginState(NamedTuple):
-    """What an operator may know of a login; nothing of an account that has an API key."""
+    """What an operator may know of a login; all None for an account that has an API key."""
 
     login: str | None = None  # ok, renewal_due, needed
     plan: str | None = None
@@ -7090,7 +7109,7 @@ class LoginState(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that a snapshot is made of."""
+    """All that a snapshot is made from, and the time on both clocks."""
 
     config: Config
     roster: Roster
@@ -7099,37 +7118,46 @@ class State(NamedTuple):
     logins: Mapping[str, LoginState]
     refreshes: Sums  # by account and outcome
     queued: Mapping[str, int]  # by pool
-    process: Mapping[str, Json]  # shown as they are
+    process: Mapping[str, Json]  # shown as it is
     now: float
     unix_now: float
 
 
 def snapshot(state: State) -> dict[str, Json]:
-    """How the pooler does: metadata of the operator's own names, for those who pick from it."""
+    """The pooler's state for operators: metadata, with times in Unix seconds.
+
+    It is the interface to mcp_server.py, which shows only the fields that it lists.
+    tests/support/snapshot.json is an example.
+    """
     config, ledger = state.config, state.ledger
     pools = config.pools.values()
     pools_of: dict[str, list[str]] = {name: [] for name in config.accounts}
     for pool in pools:
         for account in pool.accounts:
             pools_of[account.name].append(pool.name)
-    accounts = [_show_account(state, one, pools_of[one.name]) for one in config.accounts.values()]
+    accounts = [
+        _show_account(state, account, pools_of[account.name])
+        for account in config.accounts.values()
+    ]
     status_of = {row["name"]: row["status"] for row in accounts}
-    known = {pool.name: state.roster.catalogue_of(pool) for pool in pools}
+
+    models_of = {pool.name: state.roster.catalogue_of(pool) for pool in pools}
+    all_models = sorted({model for models in models_of.values() for model in models})
+    operators = [_copied(operator, "name source") for operator in config.operators]
+
     return {
         "version": VERSION,
         "at": state.unix_now,
         "uptime_seconds": int(state.unix_now - state.process["started_at"]),
         **state.process,
         "in_flight": sum(state.roster.in_flight.values()),
-        "pools": [_show_pool(state, pool, known[pool.name], status_of) for pool in pools],
+        "pools": [_show_pool(state, pool, models_of[pool.name], status_of) for pool in pools],
         "accounts": accounts,
         "keys": [_show_key(state, key) for key in config.keys],
-        "operators": [
-            _copied(one, "name source") | {"status": "active"} for one in config.operators
-        ],
+        "operators": [{**operator, "status": "active"} for operator in operators],
         "models": [
-            {"name": name, "pools": [pool for pool in known if name in known[pool]]}
-            for name in sorted({name for models in known.values() for name in models})
+            {"name": model, "pools": [pool for pool in models_of if model in models_of[pool]]}
+            for model in all_models
         ],
         "requests": list(reversed(ledger.requests)),
         "totals": _flat_rows(_LABELS, ledger.totals),
@@ -7139,6 +7167,7 @@ def snapshot(state: State) -> dict[str, Json]:
 
 
 def _flat_rows(labels: Sequence[str], sums: Sums) -> list[dict[str, Json]]:
+    """Sums as a list of objects, each with its account and the other labels."""
     return [
         {"account": account, **dict(zip(labels, row, strict=True)), **counts}
         for account, rows in sums.items()
@@ -7147,7 +7176,7 @@ def _flat_rows(labels: Sequence[str], sums: Sums) -> list[dict[str, Json]]:
 
 
 def _copied(thing: object, names: str) -> dict[str, Json]:
-    """Of one of our own objects, what is shown as it is."""
+    """The attributes of one of our own objects that are shown as they are."""
     return {name: getattr(thing, name) for name in names.split()}
 
 
@@ -7161,10 +7190,12 @@ def account_status(account: Account, health: Health, now: float) -> str:
 
 
 def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[str, Json]:
+    """An account: its configuration, its health, its login's state and its quota windows."""
     now, unix_ahead = state.now, state.unix_now - state.now
     health = state.roster.health_of(account)
     status = account_status(account, health, now)
     login = state.logins.get(account.name, LoginState())
+
     return {
         **_copied(account, "name priority concurrent"),
         "type": "codex" if account.is_codex else "openai",
@@ -7179,19 +7210,24 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
         "lacks": _show_lacks(state, account, health),
         **_copied(login, "login plan token_ends_at"),
         "models": list(account.models or sorted(health.catalogue or ())) or None,
-        "windows": [
-            {
-                "family": family,
-                "window": _window_name(length) if length else None,
-                "window_minutes": length // 60,
-                "used_percent": level.used_percent,
-                "resets_at": level.ends_at + unix_ahead,
-                "observed_at": level.seen_at + unix_ahead,
-            }
-            for (family, length), level in health.windows.items()
-            if level.ends_at > now
-        ],
+        "windows": _show_windows(health, now, unix_ahead),
     }
+
+
+def _show_windows(health: Health, now: float, unix_ahead: float) -> list[dict[str, Json]]:
+    """The quota windows that have not ended; a length of 0 was not reported."""
+    return [
+        {
+            "family": family,
+            "window": _window_name(length) if length else None,
+            "window_minutes": length // 60,
+            "used_percent": level.used_percent,
+            "resets_at": level.ends_at + unix_ahead,
+            "observed_at": level.seen_at + unix_ahead,
+        }
+        for (family, length), level in health.windows.items()
+        if level.ends_at > now
+    ]
 
 
 _LACKS: Final = {
@@ -7202,9 +7238,9 @@ _LACKS: Final = {
 
 
 def _show_lacks(state: State, account: Account, health: Health) -> list[dict[str, Json]]:
-    """What an account lacks, or may not use until a reset, and why.
+    """What an account cannot serve for now, until when, and why.
 
-    Models that only clients have named are not shown.
+    Models that only clients have named are left out: a client chose those names.
     """
     now, unix_ahead = state.now, state.unix_now - state.now
     known = {*(account.models or ()), *(health.catalogue or ())}
@@ -7223,30 +7259,43 @@ def _show_lacks(state: State, account: Account, health: Health) -> list[dict[str
 
 
 def _show_pool(
-    state: State, pool: Pool, known: Iterable[str], status_of: Mapping[str, str]
+    state: State, pool: Pool, models: Iterable[str], status_of: Mapping[str, str]
 ) -> dict[str, Json]:
+    """A pool: ready if one of its accounts is, limited if one cools down, else down."""
     names = [account.name for account in pool.accounts]
-    found = {status_of[name] for name in names}
+    statuses = {status_of[name] for name in names}
+    status = "down"
+    if "ready" in statuses:
+        status = "ready"
+    elif "resting" in statuses:
+        status = "limited"
+
     uses = [state.uses.get((pool.name, key.name), KeyUse()) for key in pool.keys]
     return {
         "name": pool.name,
         "routing": pool.routing.value,
         "accounts": names,
-        "models": sorted(known) if pool.models is None else list(pool.models),
+        "models": sorted(models) if pool.models is None else list(pool.models),
         "key_count": len(pool.keys),
         "queued": state.queued.get(pool.name, 0),
         "in_flight": sum(use.in_flight_count for use in uses),
-        "status": "ready" if "ready" in found else "limited" if "resting" in found else "down",
+        "status": status,
     }
 
 
 def _show_key(state: State, key: Key) -> dict[str, Json]:
+    """A pool key: its limits and its use of them; the key itself is not in it, nor its digest."""
     use = state.uses.get((key.pool, key.name), KeyUse())
     use.start_day(state.unix_now)
-    has_ended = not key.is_usable(state.unix_now)
+    status = "active"
+    if key.paused:
+        status = "paused"
+    elif not key.is_usable(state.unix_now):
+        status = "expired"
+
     return {
         **_copied(key, "pool name source models requests_per_minute tokens_per_day concurrent"),
-        "status": "paused" if key.paused else "expired" if has_ended else "active",
+        "status": status,
         "expires_at": key.expires,
         "in_flight": use.in_flight_count,
         "requests": use.request_count,
