@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
 from tests.support.codex_backend import make_auth_file
+from tests.support.listening import Listening
 from tests.support.memory_sockets import post
 from tests.support.memory_websockets import TEXT, accept_of, frame, upgrade
 from tests.support.paths import ROOT
@@ -121,16 +122,8 @@ class HostileUpstream:
         self.may_list = threading.Event()
         self.may_list.set()
         self.lock = threading.Lock()
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                caller, _ = self.listener.accept()
-                caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self.serve, args=(caller,), daemon=True).start()
+        self.listening = Listening(self.serve)
+        self.port = self.listening.port
 
     def serve(self, caller: socket.socket) -> None:
         with contextlib.suppress(OSError), caller:
@@ -212,7 +205,7 @@ class HostileUpstream:
     def close(self) -> None:
         self.released.set()
         self.may_list.set()
-        self.listener.close()
+        self.listening.close()
 
 
 def well(visit: Visit) -> bool:

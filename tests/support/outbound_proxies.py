@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from tests.support.codex_backend import make_auth_file, make_token
 from tests.support.limits import settable
+from tests.support.listening import Listening
 from tests.support.memory_websockets import upgrade
 from tests.support.processes import OPERATOR_TOKEN, Pooler, Running, clean_env
 from tests.support.raw_websockets import Caller, read_head
@@ -69,15 +70,8 @@ class Gate:
         self.sent: dict[str, list[bytearray]] = {}  # through each tunnel, by where it led
         self.plays: Callable[[socket.socket], bool] = agree
         self.is_over = threading.Event()
-        self.listener = socket.create_server((HOST, 0), backlog=64)
-        self.address = f"{HOST}:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                caller, _ = self.listener.accept()
-                threading.Thread(target=self.serve, args=(caller,), daemon=True).start()
+        self.listening = Listening(self.serve)
+        self.address = f"{HOST}:{self.listening.port}"
 
     def serve(self, caller: socket.socket) -> None:
         with contextlib.suppress(OSError, AssertionError), caller:
@@ -108,8 +102,7 @@ class Gate:
 
     def close(self) -> None:
         self.is_over.set()
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
+        self.listening.close()
 
 
 def agree(caller: socket.socket) -> bool:

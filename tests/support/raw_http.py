@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tests.support.listening import Listening
 from tests.support.memory_sockets import KEY
 from tests.support.processes import Pooler
 
@@ -69,11 +69,13 @@ class RawUpstream:
     def __init__(self) -> None:
         self.asked: list[Request] = []
         self.odd: list[bytes] = []  # bytes that were no request
-        self.opened_count = 0
         self.answer: Callable[[socket.socket], bool] = self.well
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
+        self.listening = Listening(self.serve)
+        self.port = self.listening.port
+
+    @property
+    def opened_count(self) -> int:
+        return self.listening.count
 
     def well(self, caller: socket.socket) -> bool:
         caller.sendall(OK)
@@ -87,13 +89,6 @@ class RawUpstream:
             return keeps
 
         self.answer = answer
-
-    def accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                caller, _ = self.listener.accept()
-                self.opened_count += 1
-                threading.Thread(target=self.serve, args=(caller,), daemon=True).start()
 
     def serve(self, caller: socket.socket) -> None:
         raw = b""
@@ -123,7 +118,7 @@ class RawUpstream:
         return taken
 
     def close(self) -> None:
-        self.listener.close()
+        self.listening.close()
         assert self.odd == []
 
 

@@ -13,13 +13,13 @@ import contextlib
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from tests.support.codex_backend import make_auth_file
+from tests.support.listening import Listening
 from tests.support.memory_sockets import KEY, Json
 from tests.support.memory_websockets import (
     CLIENT_KEY,
@@ -82,19 +82,11 @@ class Upstream:
         self.turn_count = 0
         self.opened_count = 0
         self.ended_count = 0
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                stream, _ = self.listener.accept()
-                threading.Thread(target=self.serve, args=(stream,), daemon=True).start()
+        self.listening = Listening(self.serve)
+        self.port = self.listening.port
 
     def serve(self, stream: socket.socket) -> None:
         with contextlib.suppress(OSError), stream:
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             head, rest = read_head(stream)
             found = re.search(rb"(?i)sec-websocket-key: ([!-~]+)", head)
             if found is None:  # the list of its models
@@ -116,7 +108,7 @@ class Upstream:
         self.ended_count += 1
 
     def close(self) -> None:
-        self.listener.close()
+        self.listening.close()
 
 
 class Caller(Line):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import re
 import socket
@@ -26,6 +27,7 @@ import trio
 import trustme
 
 from pooler import BaseUrl, dial, make_tls_context
+from tests.support.listening import Listening
 from tests.support.processes import Pooler
 
 API_KEY: Final = "upstream-key-of-the-test-0123456789"
@@ -156,25 +158,17 @@ class Upstream:
         self.asked: list[tuple[str, Line]] = []  # in their order
         self.is_over = threading.Event()  # the test is
         self.holds_tickets = False
-        self.opened_count = 0
-        self.listener = socket.create_server((HOST, 0), backlog=64)
-        self.port = self.listener.getsockname()[1]
-        self.threads = [threading.Thread(target=self.accept, daemon=True)]
-        self.threads[0].start()
+        self.numbers = itertools.count(1)  # of connections
+        self.listening = Listening(self.serve)
+        self.port = self.listening.port
 
-    def accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                caller, _ = self.listener.accept()
-                self.opened_count += 1
-                line = Line(caller, self.context, self.opened_count)
-                caller.settimeout(SECONDS_MAX)
-                caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                thread = threading.Thread(target=self.serve, args=(line,), daemon=True)
-                self.threads.append(thread)
-                thread.start()
+    @property
+    def opened_count(self) -> int:
+        return self.listening.count
 
-    def serve(self, line: Line) -> None:
+    def serve(self, caller: socket.socket) -> None:
+        caller.settimeout(SECONDS_MAX)
+        line = Line(caller, self.context, next(self.numbers))
         with contextlib.suppress(OSError, Left), line.caller:
             line.shake_hands(holds_tickets=self.holds_tickets)
             is_kept = True
@@ -195,11 +189,8 @@ class Upstream:
 
     def close(self) -> None:
         self.is_over.set()
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for thread in self.threads:
-            thread.join(SECONDS_MAX)
-            assert not thread.is_alive()
+        self.listening.close()
+        self.listening.join(SECONDS_MAX)
 
 
 def answer(content: Json, status: int = 200) -> bytes:
