@@ -118,11 +118,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import (
     Any,
-    ClassVar,
     Final,
     Generic,
     NamedTuple,
     Never,
+    Protocol,
     Self,
     TypeVar,
     TypeVarTuple,
@@ -513,7 +513,42 @@ class PoolerError(Exception):
 
 NO_CHATGPT_ACCOUNT: Final = "Only ChatGPT accounts have this route, and this pool has none."
 TOO_MANY_BODIES: Final = "Too many request bodies are held here."  # pool_busy
-TOO_MUCH_HELD: Final = "Too much is held here. Retry in a moment."  # pool_busy, of an answer
+TOO_MUCH_HELD: Final = "Too much is held here. Retry in a moment."  # pool_busy, of a response
+
+
+@dataclass(eq=False, slots=True)
+class HeldBytes:
+    """The bytes that one holder has in a budget; at the end of a `with` none are left."""
+
+    budget: Budget
+    holder: Hashable
+    user: Hashable = None
+    refusal: str = TOO_MUCH_HELD
+    byte_count: int = 0
+
+    def __enter__(self) -> HeldBytes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.replace(0)
+
+    def grow(self, byte_count: int) -> None:
+        """Hold so many bytes more; negative: fewer.
+
+        Raises: PoolerError (pool_busy), and the same are held, where that is too much.
+        """
+        if not self.budget.grow(self.holder, byte_count, self.user):
+            raise PoolerError("pool_busy", self.refusal)
+        self.byte_count += byte_count
+
+    def resize(self, byte_count: int) -> None:
+        """Hold so many bytes.  Raises: as `grow`."""
+        self.grow(byte_count - self.byte_count)
+
+    def replace(self, byte_count: int) -> None:
+        """Hold so many bytes; never refused, for they are made of what was held."""
+        self.budget.force(self.holder, byte_count - self.byte_count, self.user)
+        self.byte_count = byte_count
 
 
 @dataclass(eq=False)
@@ -3558,10 +3593,11 @@ _KIND_OF_TYPE: Final[Mapping[bytes, EventKind]] = {
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
 _EVENT_END_AT_EOF: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _EVENT_END_WITHOUT_CR: Final = re.compile(rb"\n\n")
-_TYPE_FIRST: Final = re.compile(
-    rb"(?:event: ?[^\r\n]{0,200}\r?\n)?data: ?\{(?:\"sequence_number\": ?\d{1,20}, ?)?"
-    rb"\"type\": ?\"([a-z0-9_.]{1,200})\""
+_BEGINS_WITH_TYPE: Final = (
+    rb"\{(?:\"sequence_number\": ?\d{1,20}, ?)?\"type\": ?\"([a-z0-9_.]{1,200})\""
 )
+_TYPE_FIRST: Final = re.compile(rb"(?:event: ?[^\r\n]{0,200}\r?\n)?data: ?" + _BEGINS_WITH_TYPE)
+_TYPE_FIRST_IN_MESSAGE: Final = re.compile(_BEGINS_WITH_TYPE)
 _NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*([0-9]{1,12})(?![0-9.eE])')
 _IDENTITY: Final = ("id", "object", "created_at", "model")  # of a response
 _CHAT_CONTENT: Final = re.compile(rb"data: ?\{\"(?:id|choices|object|created|model)\"")
@@ -3624,6 +3660,31 @@ def event_object(event: bytes) -> dict[str, Json]:
         return {}
 
 
+class Event(NamedTuple):
+    """One event of a stream: SSE, whose lines are as they came, or a message of a WebSocket."""
+
+    kind: EventKind
+    raw: bytes
+    value: JsonDict | None = None  # the object in it, where it has been read
+    is_message: bool = False
+
+    def load(self) -> JsonDict:
+        """The object in it; an empty one, if it has none.
+
+        Raises: BadSyntax, where to read it would take long.
+        """
+        if self.value is not None:
+            return self.value
+        return load_object(self.raw) if self.is_message else load_event(self.raw)
+
+    def try_load(self) -> JsonDict:
+        """The same; an empty one also where to read it would take long."""
+        try:
+            return self.load()
+        except BadSyntax:
+            return {}
+
+
 def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
     """The error in a failed event, in any of its shapes (F38).
 
@@ -3681,21 +3742,20 @@ RETRY_WORDS: Final = "You can retry your request."
 
 @dataclass(eq=False, slots=True)
 class EventScanner:
-    """Finds the ends and kinds of the events in a stream, fed in any pieces.
+    """Finds the kinds of the events in a stream: SSE in any pieces, or a WebSocket's messages.
 
     After the terminal event `failure` holds its error object, if it is a failure, and `usage`
-    and `response` what was reported.  `values` are the objects in the events that `feed` gave
-    last, each where it was read.
+    and `response` what was reported.
     """
 
     kind: CallKind
+    is_socket: bool = False  # events are messages
     has_content: bool = False
     has_finish: bool = False  # a Chat finish_reason was seen
     terminal: EventKind | None = None
     failure: Mapping[str, Json] | None = None
     usage: Usage | None = None
     response: dict[str, Json] = field(default_factory=dict)  # id, created_at, model if known
-    values: list[dict[str, Json] | None] = field(default_factory=list)
     has_done: bool = False  # a `[DONE]` was seen
     _is_first: bool = True  # no event has come: it may have a byte order mark
     _rest: bytearray = field(default_factory=bytearray)  # the unfinished event
@@ -3707,75 +3767,74 @@ class EventScanner:
         """The length of the unfinished event."""
         return len(self._rest)
 
-    def feed(self, received: bytes, *, is_end: bool = False) -> list[tuple[EventKind, bytes]]:
-        """The events that `received` completes, as they came.  Raises: BadSyntax.
+    def feed(self, received: bytes, *, is_end: bool = False) -> list[Event]:
+        """The events that `received` completes, unchanged.  Raises: BadSyntax.
 
         At the end of the body `is_end` resolves a last lone CR.  What is then left unfinished
         is dropped, as the standard asks, but for blank lines.
         """
-        found: list[tuple[EventKind, bytes]] = []
-        self.values = []
+        events = [self._take(raw) for raw in self._split(received, is_end)]
+        self._note_number(events)
+        return events
+
+    def take_message(self, message: bytes) -> Event:
+        """A message of a WebSocket, which is one event.  Raises: BadSyntax."""
+        event = self._take(message)
+        self._note_number([event])
+        return event
+
+    def _split(self, received: bytes, is_end: bool) -> list[bytes]:
+        """The whole events in what was received by now, which are not kept."""
         boundary = _EVENT_END_AT_EOF if is_end else _EVENT_END
         # The end of an event is at most 4 bytes, of which 3 may have come before.
         searched = max(0, len(self._rest) - 3)
         self._rest += received
         is_whole = is_end or received.endswith(b"\n\n")  # as nearly always: no search is needed
         if not is_whole and boundary.search(self._rest, searched) is None:
-            return found
+            return []
+
         buffer = bytes(self._rest)
         if b"\r" not in buffer:  # several times faster, and all that most streams need
             boundary = _EVENT_END_WITHOUT_CR
+        events: list[bytes] = []
         start = 0
         for match in boundary.finditer(buffer, searched):
-            event = buffer[start : match.end()]
+            events.append(buffer[start : match.end()])
             start = match.end()
-            read = event
-            if not self._is_first and event.startswith(_BYTE_ORDER_MARK):
-                read = b":" + event  # it is a part of its line, which clients do not know
-            self._is_first = False
-            found.append((self._take(read), event))
-        self._note_number(found)
+
         del self._rest[:start]
         if is_end and self._rest and not self._rest.strip(b"\r\n"):
-            found.append((EventKind.IDLE, bytes(self._rest)))
-            self.values.append(None)
+            events.append(bytes(self._rest))
             self._rest.clear()
-        return found
+        return events
 
-    def take_values(self) -> list[dict[str, Json] | None]:
-        """The objects in the latest events, where they have been read; they are not kept."""
-        values, self.values = self.values, []
-        return values
-
-    def _take(self, event: bytes) -> EventKind:
-        """The kind of the next event; what it tells is noted."""
+    def _take(self, raw: bytes) -> Event:
+        """The next event; what it says is noted."""
         # Most events begin like the content before them, up to and with their type.
-        kind, value = EventKind.CONTENT, None
-        if not event.startswith(self._alike):
-            kind, value = self._classify(event)
+        if raw.startswith(self._alike):
+            self.has_content = True
+            return Event(EventKind.CONTENT, raw, None, self.is_socket)
+
+        text = raw
+        if not self._is_first and raw.startswith(_BYTE_ORDER_MARK):
+            text = b":" + raw  # it is a part of its line, which clients do not know
+        self._is_first = False
+        kind, value = self._classify(text)
         if kind in _TOLD_ENDS and value is None and self.terminal is None:
-            kind, value = self._verified(kind, event)
+            kind, value = self._verified(kind, text)
         if kind is EventKind.CONTENT:
             self.has_content = True
         elif kind is not EventKind.IDLE:
-            value = self._note(kind, event, value)
-        self.values.append(value)
-        return kind
+            value = self._note(kind, text, value)
+        return Event(kind, raw, value, self.is_socket)
 
-    def _classify(self, event: bytes) -> tuple[EventKind, dict[str, Json] | None]:
+    def _classify(self, text: bytes) -> tuple[EventKind, JsonDict | None]:
         """The kind of an event, and the object in it, if it has been read."""
-        if self.kind is CallKind.RESPONSES:
-            if (match := _TYPE_FIRST.match(event)) is not None:
-                kind = _kind_of_type(match[1])
-                if kind is EventKind.CONTENT and match[1].startswith(b"response."):
-                    self._alike = match[0]
-                if kind is not EventKind.CONTENT or self._alike == match[0]:
-                    return kind, None
-        elif self.has_content and _CHAT_CONTENT.match(event) and not _CHAT_NOTABLE.search(event):
-            return EventKind.CONTENT, None
-        if b"data" not in event:
-            return EventKind.IDLE, None
-        data = event_data(event)
+        kind = self._kind_at_first_sight(text)
+        if kind is not None:
+            return kind, None
+
+        data = self._data(text)
         if data in {b"", b"[DONE]"}:
             return EventKind.DONE if data else EventKind.IDLE, None
         try:
@@ -3784,13 +3843,32 @@ class EventScanner:
             return EventKind.CONTENT, None
         return self._kind_of(value), value
 
-    def _verified(self, kind: EventKind, event: bytes) -> tuple[EventKind, dict[str, Json] | None]:
+    def _kind_at_first_sight(self, text: bytes) -> EventKind | None:
+        """The kind of an event that shows it before its JSON is read."""
+        if self.kind is CallKind.RESPONSES:
+            pattern = _TYPE_FIRST_IN_MESSAGE if self.is_socket else _TYPE_FIRST
+            if match := pattern.match(text):
+                kind = _kind_of_type(match[1])
+                is_known = match[1].startswith(b"response.")
+                if kind is EventKind.CONTENT and is_known:
+                    self._alike = match[0]
+                if kind is not EventKind.CONTENT or is_known:
+                    return kind
+        elif self.has_content and _CHAT_CONTENT.match(text) and not _CHAT_NOTABLE.search(text):
+            return EventKind.CONTENT
+        is_blank = not self.is_socket and b"data" not in text
+        return EventKind.IDLE if is_blank else None
+
+    def _data(self, text: bytes) -> bytes:
+        return text if self.is_socket else event_data(text)
+
+    def _verified(self, kind: EventKind, text: bytes) -> tuple[EventKind, JsonDict | None]:
         """The kind of what began like an end, and the object in it.
 
         What is no JSON, or says another type after the first, ends nothing for a client.
         """
         try:
-            value = load_event(event)
+            value = load_object(self._data(text))
         except BadSyntax:
             return kind, None
         return self._kind_of(value), value
@@ -3818,15 +3896,14 @@ class EventScanner:
         is_content = self.has_content or self.has_finish or says_more
         return EventKind.CONTENT if is_content else EventKind.HANDSHAKE
 
-    def _note(
-        self, kind: EventKind, event: bytes, value: dict[str, Json] | None
-    ) -> dict[str, Json] | None:
-        """Remember what an event other than plain content tells; after the end, nothing.
+    def _note(self, kind: EventKind, text: bytes, value: JsonDict | None) -> JsonDict | None:
+        """Remember what an event other than plain content says; after the end, nothing.
 
         Returns the object in it, if it has been read.
         """
         if self.terminal is not None:
             return value
+
         is_done = kind is EventKind.DONE
         self.has_done |= is_done
         # Responses end with an event that says how: `[DONE]` alone says nothing.
@@ -3834,27 +3911,31 @@ class EventScanner:
             self.terminal = kind
         if is_done or (kind is EventKind.HANDSHAKE and self.response):
             return value
+
         if value is None and kind not in _TOLD_ENDS:
             with contextlib.suppress(BadSyntax):
-                value = load_event(event)
-        told = value or {}
-        if response := object_of(told.get("response")):
-            self.response = {
-                name: member
-                for name, member in members_of(response, _IDENTITY).items()
-                if isinstance(member, int)
-                or (isinstance(member, str) and len(member) <= SESSION_CHARS_MAX)
-            }
-            self.usage = read_usage(response.get("usage")) or self.usage
+                value = load_object(self._data(text))
+        self._note_response(object_of((value or {}).get("response")))
         if kind is EventKind.FAILURE:
-            self.failure = failure_of(told)
+            self.failure = failure_of(value or {})
         return value
 
-    def _note_number(self, found: Sequence[tuple[EventKind, bytes]]) -> None:
+    def _note_response(self, response: JsonObject) -> None:
+        """Remember whose response it is, and its usage."""
+        if not response:
+            return
+        self.response = {}
+        for name, member in members_of(response, _IDENTITY).items():
+            is_short = isinstance(member, str) and len(member) <= SESSION_CHARS_MAX
+            if is_short or isinstance(member, int):
+                self.response[name] = member
+        self.usage = read_usage(response.get("usage")) or self.usage
+
+    def _note_number(self, events: Sequence[Event]) -> None:
         """Remember what follows the latest sequence number."""
-        for _, event in reversed(found):
-            if (at := event.find(b'"sequence_number"')) >= 0:
-                match = _NUMBER.match(event, at)
+        for event in reversed(events):
+            if (at := event.raw.find(b'"sequence_number"')) >= 0:
+                match = _NUMBER.match(event.raw, at)
                 self._next_number = int(match[1]) + 1 if match else 0
                 break
 
@@ -3882,25 +3963,13 @@ class EventScanner:
         }
         number = self._next_number - is_instead
         event = {"type": "response.failed", "sequence_number": number, "response": response}
-        return b"event: response.failed\ndata: " + json.dumps(event).encode() + b"\n\n"
-
-
-def event_of(message: bytes) -> bytes:
-    """A WebSocket's message as an event; a line end in JSON is but a blank.  Raises: BadSyntax."""
-    if message.count(b"\n") + 2 > EVENT_LINES_MAX:  # with those that end the event
-        raise BadSyntax("too many lines")
-    return b"data: " + message.replace(b"\r", b"").replace(b"\n", b"\ndata: ") + b"\n\n"
-
-
-def messages_of(events: bytes) -> list[bytes]:
-    """Whole events, whose lines end with LF, as the messages of a WebSocket; not comments."""
-    found = [event_data(event) for event in events.split(b"\n\n")]
-    return [data for data in found if data not in {b"", b"[DONE]"}]
+        text = json.dumps(event).encode()
+        return text if self.is_socket else b"event: response.failed\ndata: " + text + b"\n\n"
 
 
 def type_of(message: bytes) -> str:
     """The type of the event in a WebSocket's message; "" where it has none, and is no error."""
-    if match := _TYPE_FIRST.match(b"data: " + message[:KIB]):
+    if match := _TYPE_FIRST_IN_MESSAGE.match(message[:KIB]):
         return match[1].decode()
     value = try_load_object(message)
     return text_at(value, "type") or ("error" if is_error(value) else "")
@@ -3927,7 +3996,8 @@ def with_stream_id(message: bytes, stream_id: str) -> bytes:
 
 
 COMMENT: Final = b": keepalive\n\n"
-NATIVE_COMMENT: Final = b'data: {"type":"keepalive"}\n\n'  # its timer ignores comments (F76)
+NATIVE_KEEPALIVE: Final = b'{"type":"keepalive"}'  # Codex CLI's timer ignores comments (F76)
+NATIVE_COMMENT: Final = b"data: " + NATIVE_KEEPALIVE + b"\n\n"
 
 
 ################################################################
@@ -4658,63 +4728,58 @@ class ResponsesTranslator:
 
     output: OutputCollector
 
-    def feed(
-        self,
-        kind: EventKind,
-        event: bytes,
-        value: JsonDict | None = None,
-    ) -> bytes:
-        """`value`: the object in the event, if it has been read.  Raises: BadSyntax."""
+    def feed(self, event: Event) -> bytes:
+        """The event, unchanged or written again; b"" if it is not for the client.
+
+        Raises: BadSyntax.
+        """
+        kind, raw = event.kind, event.raw
         if kind is EventKind.IDLE:
-            is_keepalive = b"data" in event and event_data(event)
-            return b"" if is_keepalive else event
+            is_keepalive = event.is_message or (b"data" in raw and event_data(raw))
+            return b"" if is_keepalive else raw
         is_after_end = self.output.response is not None
         if kind is EventKind.DONE:
-            return event if is_after_end else b""  # clients stop reading at `[DONE]` (F85)
+            return raw if is_after_end else b""  # clients stop reading at `[DONE]` (F85)
         if is_after_end:
             return b""
-        is_collected = self.output.is_whole or b"output_item.done" in event
+        is_collected = self.output.is_whole or b"output_item.done" in raw
         if kind is EventKind.CONTENT and not is_collected:
-            return event
-        return self._completed(kind, event, value)
+            return raw
+        return self._completed(event)
 
-    def _completed(
-        self,
-        kind: EventKind,
-        event: bytes,
-        value: JsonDict | None,
-    ) -> bytes:
+    def _completed(self, event: Event) -> bytes:
         """The event, unchanged or written again."""
-        if value is None:
-            value = load_event(event)
+        value = event.load()
         name = text_at(value, "type")
-        if kind is EventKind.HANDSHAKE and name.startswith(("codex.", "response.metadata")):
+        if event.kind is EventKind.HANDSHAKE and name.startswith(("codex.", "response.metadata")):
             return b""
 
-        is_changed = self.output.take(kind, event, value) and "response" in value
+        is_changed = self.output.take(event.kind, event.raw, value) and "response" in value
         if value.pop("headers", None) is not None:
             is_changed = True
         if name == "response.done":
             value["type"] = f"response.{_end_status(self.output.response)}"
             is_changed = True
-        return event_with_data(event, value) if is_changed else event
+        return event_with_data(event, value) if is_changed else event.raw
 
     def whole(self) -> JsonDict:
         return self.output.response or {}
 
 
-def event_with_data(event: bytes, value: Json) -> bytes:
+def event_with_data(event: Event, value: Json) -> bytes:
     """`event` with other data; its name is the type in that, other lines and line ends stay.
 
     Raises: BadSyntax, if that would take long to write.
     """
-    if len(event) > WRITTEN_BYTES_MAX:
+    if len(event.raw) > WRITTEN_BYTES_MAX:
         raise BadSyntax("event too large")
     check_writable(value)
+    if event.is_message:
+        return dump_json(value)
 
-    line_end = b"\r\n" if b"\r\n" in event else b"\n"
+    line_end = b"\r\n" if b"\r\n" in event.raw else b"\n"
     lines: list[bytes] = []
-    for line in _lines(event):
+    for line in _lines(event.raw):
         if line.startswith(b"event: response.done"):
             lines.append(f"event: {text_at(value, 'type')}".encode("ascii", "replace"))
         elif line and not line.startswith(b"data:"):
@@ -4909,21 +4974,13 @@ class ChatTranslator:
     # Of each member of a delta, the latest part that was sent: an item, and a number in it.
     _last_part: dict[str, tuple[StreamedItem, int]] = field(default_factory=dict)
 
-    def feed(
-        self,
-        kind: EventKind,
-        event: bytes,
-        value: JsonDict | None = None,
-    ) -> bytes:
-        """The chunks for one event, of which `value` is the object, if it has been read.
-
-        Raises: BadSyntax, if there is too much to remember.
-        """
+    def feed(self, event: Event) -> bytes:
+        """The chunks for one event.  Raises: BadSyntax, if there is too much to remember."""
+        kind = event.kind
         if kind is EventKind.IDLE or kind is EventKind.DONE or self.output.response is not None:
             return b""
-        if value is None:
-            value = load_event(event)
-        self.output.take(kind, event, value)
+        value = event.load()
+        self.output.take(kind, event.raw, value)
         if self.output.is_whole:
             return b""
         if kind is EventKind.FAILURE:
@@ -7638,13 +7695,12 @@ class ClientConnection(Connection):
 
         raise PoolerError("request_timeout")
 
-    async def read_body(
-        self, head: RequestHead, limits: Limits, hold: Callable[[int], bool]
-    ) -> bytes:
-        """The whole body, without its chunked framing; `hold` counts its bytes for the sender.
+    async def read_body(self, head: RequestHead, limits: Limits, held: HeldBytes) -> bytes:
+        """The whole body, without its chunked framing; its bytes are `held` for the sender.
 
-        The caller bounds the time of the whole, and releases the bytes.  Raises: ClientGone;
-        PoolerError (request_too_large, request_timeout, pool_busy, bad_request,
+        The caller bounds the time of the whole, and holds the bytes no longer than the body.
+
+        Raises: ClientGone; PoolerError (request_too_large, request_timeout, pool_busy, bad_request,
         unsupported_content_encoding, expectation_failed).
         """
         check_body_head(head, limits.body_bytes_max)
@@ -7652,22 +7708,15 @@ class ClientConnection(Connection):
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
 
         body = bytearray()  # one block that grows: freed pieces would leave holes in the heap
-        try:
-            reader = body_reader(head.framing)
-            while not reader.is_done:
-                piece = await self._read_piece(reader, limits)
-                if len(body) + len(piece) > limits.body_bytes_max:
-                    raise PoolerError("request_too_large")
+        reader = body_reader(head.framing)
+        while not reader.is_done:
+            piece = await self._read_piece(reader, limits)
+            if len(body) + len(piece) > limits.body_bytes_max:
+                raise PoolerError("request_too_large")
 
-                if not hold(len(piece)):
-                    raise PoolerError("pool_busy", TOO_MANY_BODIES)
-
-                body += piece
-        except BaseException:
-            hold(-len(body))
-            raise
-
-        return bytes(body)  # from here on the caller holds it
+            held.grow(len(piece))
+            body += piece
+        return bytes(body)
 
     async def _read_piece(self, reader: BodyReader, limits: Limits) -> bytes:
         """Some bytes of the body, maybe none.  Raises: ClientGone, PoolerError."""
@@ -8024,7 +8073,7 @@ class AcceptLog(logging.Handler):
 
 
 class DeadlinePassed(Exception):
-    """A wait for the upstream took too long; `Exchange.timer` says which one."""
+    """A wait for the upstream took too long; `Deadline.timer` says which one."""
 
 
 @dataclass(eq=False)
@@ -8349,24 +8398,23 @@ class UpstreamConnection(Connection):
             is_clean &= not self.stream.holds_more
         return self.is_at_end and self.head.keeps_alive and is_clean
 
-    def early_messages(self) -> Sequence[bytes]:
-        """What a WebSocket has told before the error that a turn began with."""
-        return ()
+    def probe(self) -> bool:
+        """Read what may have come since the last response; whether nothing has, as it should be.
 
-    def is_stale(self) -> bool:
-        """Whether something has come since the last answer: an end, or what nobody asked for."""
+        An end, or bytes that nobody asked for, make the connection unusable.
+        """
         stream = self.stream
         if isinstance(stream, TlsStream):
             stream = stream.stream
         if not isinstance(stream, trio.SocketStream):
-            return False
+            return True
         try:
             os.read(stream.socket.fileno(), 1)  # whatever it takes, the connection is no good
         except BlockingIOError:
-            return False
+            return True
         except OSError:
             pass
-        return True
+        return False
 
     def begin(self, head: bytes, body: bytes) -> Iterator[bytes] | None:
         """Begin an exchange: send as much of the request as goes out at once.
@@ -8462,8 +8510,8 @@ class UpstreamConnection(Connection):
         self.buffer = self.buffer or self.reader.unread  # the first, where there was no body
         return b""
 
-    async def read_body(self, bytes_max: int, hold: Callable[[int], bool] | None = None) -> bytes:
-        """The whole body; `hold`, if given, counts its bytes, and may refuse them.
+    async def read_body(self, bytes_max: int, held: HeldBytes | None = None) -> bytes:
+        """The whole body; its bytes are `held`, if that is given.
 
         Raises: PeerClosed; BadSyntax, also where it is too large; PoolerError (pool_busy).
         """
@@ -8472,15 +8520,11 @@ class UpstreamConnection(Connection):
             if len(body) + len(piece) > bytes_max:
                 raise BadSyntax("body too large")
 
-            if hold is not None and not hold(len(piece)):
-                raise PoolerError("pool_busy", TOO_MUCH_HELD)
+            if held is not None:
+                held.grow(len(piece))
 
             body += piece
         return bytes(body)
-
-    def is_over(self, _scanner: EventScanner) -> bool:
-        """Whether an answer ends with its terminal event.  In HTTP its framing ends it."""
-        return False
 
     async def expire(self) -> None:
         assert self.kept is not None
@@ -8504,7 +8548,7 @@ class IdleConnections:
         while idle:
             connection = idle.pop()
             self.reaper.forget(connection)
-            if not connection.is_stale():
+            if connection.probe():
                 return connection
             await connection.close()
         return None
@@ -9198,13 +9242,22 @@ async def ask_once(
 
 
 Field = tuple[str, str]
-Identity = tuple[Secret | None, Sequence[Field]]  # the bearer, and what else goes with it
 JSON: Final[Sequence[Field]] = (("content-type", "application/json"),)
 # On every answer that is the pooler's own: nobody keeps it, or takes it for what it is not.
 OWN: Final[Sequence[Field]] = (
     ("cache-control", "no-store"),
     ("x-content-type-options", "nosniff"),
 )
+
+
+class Identity(NamedTuple):
+    """The credentials to send to an account's upstream."""
+
+    secret: Secret | None  # the bearer
+    fields: Sequence[Field]  # what else goes with it
+    credentials: Credentials | None = None  # of a codex account, what both are made of
+
+
 UNREAD: Final = RequestHead("", "", "", None, False, NO_FIELDS, NO_BODY, keeps_alive=False)
 
 
@@ -9421,7 +9474,7 @@ class Shared:
             while not (waiter.place or waiter.is_displaced) and trio.current_time() < deadline:
                 change = self.roster.next_change(self.current(call), trio.current_time())
                 with contextlib.suppress(DeadlinePassed):
-                    await exchange.bounded(min(change, deadline), waiter.served.wait)
+                    await exchange.deadline.bounded(min(change, deadline), waiter.served.wait)
                 self.assign_waiters()
         except BaseException:
             if waiter.place is not None:  # served and cancelled at the same moment
@@ -9493,203 +9546,458 @@ class Shared:
 
 
 @dataclass(eq=False, slots=True)
-class Exchange:
-    """One request and its answer: what has been said to the client, and what may still be."""
+class Deadline:
+    """Bounds each wait of a request for others: by a time, and by what stops the request at once.
 
-    server: Shared
-    connection: ClientConnection
-    record: Record
-    config: Config  # a reload does not change that of a request under way
-    limits: Limits = field(init=False)
+    All times are Trio's clock.  `stage` and `timer`, the name of a limit, say what a wait that took
+    too long was for.  Nothing that writes to the client waits in here: a send that is cut tears an
+    event apart.
+    """
+
+    stop_code: Callable[[], str]  # why no wait may go on, or ""
     began_at: float = field(default_factory=trio.current_time)
-    head: RequestHead = UNREAD
-    call: Call | None = None
-    use: KeyUse | None = None  # of the key, which counts the call
-    is_spent: bool = False  # an upstream has read it whole, and has not said that it did nothing
-    body: bytes = b""
-    body_held: int = 0  # bytes of it, and of what was made of it, in the server's budget
-    silent_since: float = math.inf  # it was out whole at the first account; nothing is said yet
-    is_started: bool = False
-    is_told: bool = (
-        False  # the terminal event of a stream has been sent, or kept for a whole answer
-    )
-    is_whole: bool = False  # the answer has been sent to its end
-    closes: bool = True  # until the request has been read whole
-    upstream: UpstreamConnection | None = None
-    credentials: Credentials | None = None  # what a codex account was last asked with
-    scope: trio.CancelScope | None = None  # of the latest wait for the upstream
-    response_held: int = 0  # bytes that are held of the answer, in the server's budget
-    response_of: str = ""  # the account that it is of
-    unreached: Counter[str] = field(default_factory=Counter)  # failures to connect, by host
-    out_of_reach: set[str] = field(default_factory=set)  # accounts that are not worth another
     stage: Stage = Stage.SEND
-    timer: str = ""  # the limit that the wait is bounded by
-
-    CARRIED: ClassVar[Sequence[str]] = ()  # fields that a translated body keeps as they came
-
-    def __post_init__(self) -> None:
-        self.limits = self.config.limits
-
-    @property
-    def stop_code(self) -> str:
-        """Why no wait may go on, or ""."""
-        return "server_stopping" if self.server.is_stopped else ""
+    timer: str = ""
+    at: float = math.inf  # of the next event, or of a response in one piece
+    whole_at: float = math.inf  # of a response that is collected from events
+    scope: trio.CancelScope | None = None  # of the latest wait
 
     def age_ms(self) -> int:
+        """The milliseconds since the request began."""
         return round((trio.current_time() - self.began_at) * 1000)
 
-    async def bounded(self, deadline: float, wait: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-        """`await wait(*args)`, at most until `deadline`, and not past the end of the drain.
+    def begin(self, stage: Stage, timer: str, seconds: float = math.inf) -> None:
+        """Begin a stage, which the limit `timer` bounds to so many seconds."""
+        self.stage, self.timer = stage, timer
+        self.at = trio.current_time() + seconds
 
-        Nothing that writes to the client may run in here: a cut send tears an event apart.
-        Raises: DeadlinePassed, PoolerError (the stop code).
+    def move(self, seconds: float) -> None:
+        """There was progress: the next event is due, or the end of a response that is collected."""
+        self.at, self.timer = trio.current_time() + seconds, "between_events_seconds_max"
+        if self.whole_at < self.at:
+            self.at, self.timer = self.whole_at, "unary_seconds_max"
+
+    def cancel(self) -> None:
+        """End the wait in progress, if there is one: `stop_code` has changed."""
+        if self.scope is not None:
+            self.scope.cancel()
+
+    async def bounded(self, until: float, wait: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+        """`await wait(*args)`, at most until that time, and only if nothing stops the request.
+
+        Raises: DeadlinePassed; PoolerError (the stop code).
         """
-        if not self.stop_code:
-            with trio.CancelScope(deadline=deadline) as self.scope:
+        if not self.stop_code():
+            with trio.CancelScope(deadline=until) as self.scope:
                 return await wait(*args)
-        if self.stop_code:
-            raise PoolerError(self.stop_code)
+        if code := self.stop_code():
+            raise PoolerError(code)
         raise DeadlinePassed
 
-    def understand(self, body: dict[str, Json]) -> dict[str, Json]:
-        """The call that a parsed body holds."""
-        return body
 
-    async def read_body(self, limits: Limits) -> None:
-        """Read the request's body, in time.  Raises: PoolerError, ClientGone."""
-        read = functools.partial(self.connection.read_body, self.head, limits, self.hold_body)
-        until = self.began_at + BODY_SECONDS_MAX
-        try:
-            is_here = self.connection.holds(self.head.framing)  # a deadline is not worth its cost
-            self.body = await (read() if is_here else self.bounded(until, read))
-        except DeadlinePassed:
-            raise PoolerError("request_timeout") from None
-        self.closes = False
+class Reply(Protocol):
+    """What a client is answered through: a response of HTTP, or the events of a WebSocket's turn.
+
+    A stream is started, fed and ended; a response in one piece, or an error in place of either, is
+    one call.  Everything that waits raises ClientGone.
+    """
+
+    is_started: bool  # something was sent, so an error can no longer take its place
+    is_told: bool  # the terminal event of a stream was sent, or kept for a whole response
+    is_whole: bool  # the response was sent to its end
+    closes: bool  # no other request follows on the connection
+    silent_since: float  # when the client began to wait, its request being out
+    copies_held: int  # of events in progress, in memory
 
     @property
-    def holder(self) -> tuple[str, str]:
-        """For whom bodies are held: the key."""
-        return self.record.pool or "", self.record.key or ""
+    def is_gone(self) -> bool:
+        """Whether the client has left."""
 
-    def hold_body(self, byte_count: int) -> bool:
-        """Hold so many bytes more (negative: less); False, where that is too much."""
-        if not self.server.bodies.grow(self.holder, byte_count):
-            return False
+    async def start(self, status: int, headers: Sequence[Field], events: Sequence[bytes]) -> None:
+        """Begin a stream with its first events."""
 
-        self.body_held += byte_count
-        return True
+    def put(self, events: Sequence[bytes]) -> bool:
+        """Send whole events as far as the client takes them; whether it took all."""
 
-    def replace_body(self, body: bytes) -> None:
-        """Hold this body and no other; never refused, for it is about as long as the one before."""
-        self.server.bodies.force(self.holder, len(body) - self.body_held)
-        self.body, self.body_held = body, len(body)
+    async def flush(self) -> None:
+        """Send what the client has not taken."""
+
+    async def comment(self, *, is_native: bool) -> None:
+        """Show in a silence that the stream goes on; a native client's timer wants an event."""
+
+    async def end(self, last: Sequence[bytes]) -> None:
+        """End the stream with these events."""
+
+    async def respond(
+        self, status: int, body: bytes, headers: Sequence[Field] = JSON, *, is_own: bool = True
+    ) -> None:
+        """Send a response in one piece; `is_own`: it is the pooler's, not an upstream's."""
+
+    async def fail(self, error: PoolerError) -> None:
+        """Send an error; nothing was sent before."""
+
+
+@dataclass(eq=False, slots=True)
+class HttpReply:
+    """A response of HTTP (a `Reply`): a stream is chunked, or in HTTP/1.0 ended by closing."""
+
+    shared: Shared
+    connection: ClientConnection
+    record: Record
+    limits: Limits
+    deadline: Deadline  # whose clock says how old the request is
+    is_head: bool = False  # the request's method is HEAD
+    is_http_1_0: bool = False
+    keeps_alive: bool = False  # the request asks for it
+    is_started: bool = False
+    is_told: bool = False
+    is_whole: bool = False
+    closes: bool = True  # until the request has been read whole
+    silent_since: float = math.inf
+    copies_held: int = 1
+    unsent: bytes = b""  # of a chunk
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has closed, or takes nothing any more."""
+        return self.connection.is_gone
+
+    async def start(self, status: int, headers: Sequence[Field], events: Sequence[bytes]) -> None:
+        """Send the head of a stream and its first events as one chunk."""
+        await self._begin(status, headers, b"".join(events), None)
+
+    async def respond(
+        self, status: int, body: bytes, headers: Sequence[Field] = JSON, *, is_own: bool = True
+    ) -> None:
+        """Send a response with its Content-Length."""
+        more = OWN if is_own else ()
+        await self._begin(status, [*headers, *more], body, len(body))
+        self.is_whole = True
+
+    async def fail(self, error: PoolerError) -> None:
+        """Send an error as a response in one piece."""
+        assert not self.is_started
+        self.record.code = error.record_code
+        body, content_type = error.content()
+        headers = [("content-type", content_type), *error.headers]
+        await self.respond(error.status, body, headers, is_own=error.answer is None)
+
+    async def _begin(
+        self, status: int, headers: Sequence[Field], body: bytes, length: int | None
+    ) -> None:
+        """Send the head and the first of the body; without a length it is streamed."""
+        is_stream = length is None
+        self.is_started = True
+        self.record.status = status
+        self.record.transport = "sse" if is_stream else "http"
+        self.record.first_byte_ms = self.deadline.age_ms()
+
+        if self.is_head:
+            body = b""
+        elif is_stream and body:
+            body = self._framed(body)
+        self.record.bytes_out += len(body)
+
+        raw = format_response_head(status, [*headers, *self._own_headers(length)])
+        if len(body) < RECEIVE_BYTES:
+            await self.connection.send(raw + body, self.limits)
+        else:
+            await self.connection.send(raw, self.limits)
+            await self.connection.send(body, self.limits)
+
+    def _own_headers(self, length: int | None) -> list[Field]:
+        """The id and the date, the framing, and whether the connection goes on."""
+        is_stream = length is None
+        self.closes |= not self.keeps_alive or self.shared.is_draining
+        self.closes |= is_stream and self.is_http_1_0
+
+        headers = [("x-request-id", self.record.request_id)]
+        headers.append(("date", http_date(int(time.time()))))
+        if not is_stream:
+            headers.append(("content-length", str(length)))
+        elif not self.is_http_1_0:
+            headers.append(("transfer-encoding", "chunked"))
+        if self.closes:
+            headers.append(("connection", "close"))
+        elif self.is_http_1_0:
+            headers.append(("connection", "keep-alive"))
+        return headers
+
+    def _framed(self, body: bytes) -> bytes:
+        """`body` as a chunk, an empty one being the last; HTTP/1.0 has none."""
+        return body if self.is_http_1_0 else format_chunk(body)
+
+    def put(self, events: Sequence[bytes]) -> bool:
+        """Send events as one chunk, as far as the socket takes it; whether it took all."""
+        body = b"".join(events)
+        if not body:
+            return True
+        self.record.bytes_out += len(body)
+        framed = self._framed(body)
+        self.unsent = framed[self.connection.send_now(framed) :]
+        return not self.unsent
+
+    async def flush(self) -> None:
+        """Send the rest of the chunk."""
+        unsent, self.unsent = self.unsent, b""
+        if unsent:
+            await self.connection.send(unsent, self.limits)
+
+    async def comment(self, *, is_native: bool) -> None:
+        """Send a comment; Codex CLI's timer ignores those, and gets an event (F76)."""
+        comment = NATIVE_COMMENT if is_native else COMMENT
+        await self.connection.send(self._framed(comment), self.limits)
+
+    async def end(self, last: Sequence[bytes]) -> None:
+        """Send the last events, and the end of the body with them."""
+        body = b"".join(last)
+        self.record.bytes_out += len(body)
+        framed = self._framed(body) if body else b""
+        await self.connection.send(framed + self._framed(b""), self.limits)
+        self.is_whole = True
+
+
+class Source(Protocol):
+    """Where the response to one attempt comes from: HTTP, or the messages of a WebSocket.
+
+    Everything that waits raises PeerClosed and BadSyntax.
+    """
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether no event follows."""
+
+    @property
+    def bytes_pending(self) -> int:
+        """The bytes that are held of an event, or a response, that is not whole."""
+
+    async def read_head(self, limits: Limits) -> ResponseHead | None:
+        """Status and headers; None for a response that begins with its first event."""
+
+    def early_events(self) -> Sequence[bytes]:
+        """The messages that came in front of the error that a turn began with."""
+
+    async def read_body(self, bytes_max: int, held: HeldBytes) -> bytes:
+        """The body of a response in one piece, which is held.  Raises PoolerError, too."""
+
+    async def receive(self, keeps_error: bool = False) -> Sequence[Event]:
+        """What comes next: any number of whole events.
+
+        `keeps_error`: an error in one piece is kept for `take_error`, and makes no event.
+        """
+
+    def take_error(self) -> tuple[JsonObject, bytes] | None:
+        """An error that came in one piece instead of events, and its body; once only."""
+
+
+@dataclass(eq=False, slots=True)
+class HttpSource:
+    """A response of HTTP (a `Source`): events, or one piece, also where events were asked for."""
+
+    connection: UpstreamConnection
+    scanner: EventScanner
+    is_at_end: bool = False
+    is_blank: bool = True  # nothing has come yet that could tell events from JSON
+    whole: bytearray | None = None  # of the response that came instead of events
+    error: tuple[JsonObject, bytes] | None = None
+
+    @property
+    def bytes_pending(self) -> int:
+        """The bytes that are held of an event, or a response, that is not whole."""
+        return self.scanner.bytes_pending + len(self.whole or b"")
+
+    async def read_head(self, limits: Limits) -> ResponseHead | None:
+        """Status and headers, which are not kept: a stream may take an hour."""
+        head = await self.connection.read_head(limits)
+        self.connection.head = head._replace(headers=NO_FIELDS)
+        return head
+
+    def early_events(self) -> Sequence[bytes]:
+        """Nothing: in HTTP an error comes alone."""
+        return ()
+
+    async def read_body(self, bytes_max: int, held: HeldBytes) -> bytes:
+        """The whole body, which is held."""
+        return await self.connection.read_body(bytes_max, held)
+
+    async def receive(self, keeps_error: bool = False) -> Sequence[Event]:
+        """The events that the next bytes, or the end, complete."""
+        received = await self.connection.receive_body()
+        self.is_at_end = not received
+        if self.is_blank or self.whole is not None:
+            received = self._as_events(received, keeps_error)
+        return self.scanner.feed(received, is_end=self.is_at_end)
+
+    def _as_events(self, received: bytes, keeps_error: bool) -> bytes:
+        """What was received; of a response in one piece nothing, and at its end its events.
+
+        Raises: BadSyntax, where it is neither.
+        """
+        if self.is_blank and (start := received.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1]):
+            self.is_blank = False
+            self.whole = bytearray() if start in {b"{", b"["} else None
+        if self.whole is None:
+            return received
+
+        self.whole += received
+        if len(self.whole) > WRITTEN_BYTES_MAX:
+            raise BadSyntax("answer too large")
+        if received:
+            return b""
+
+        body, self.whole = bytes(self.whole), bytearray()
+        value = load_object(body, WHOLE_MEMBERS_MAX)
+        if keeps_error and is_error(value):
+            self.error = value, body
+            return b""
+        return events_of(value, self.scanner.kind)
+
+    def take_error(self) -> tuple[JsonObject, bytes] | None:
+        """An error that came in one piece instead of events, and its body; once only."""
+        error, self.error = self.error, None
+        return error
+
+
+class Transport(Protocol):
+    """How a client's requests reach accounts: over HTTP, or as turns of a WebSocket."""
+
+    async def send(
+        self, endpoint: Endpoint, path: str, identity: Identity, body: bytes, scanner: EventScanner
+    ) -> Source | Fault:
+        """Send a request; where its response comes from, or why it was not sent.
+
+        Raises: TRANSPORT_ERRORS; PoolerError.
+        """
+
+    async def release(self, endpoint: Endpoint) -> None:
+        """Keep the connection that was used for the account's next request, or close it."""
+
+
+@dataclass(eq=False, slots=True)
+class HttpTransport:
+    """A connection to an upstream for each attempt (a `Transport`), kept if that ended well."""
+
+    shared: Shared
+    deadline: Deadline
+    limits: Limits
+    has_gone: Callable[[], bool]  # whether the client has
+    upstream: UpstreamConnection | None = None
 
     async def connect(self, endpoint: Endpoint) -> UpstreamConnection:
-        """A new connection to the account's upstream, held by `upstream`."""
+        """A new connection to the account's upstream, held by `upstream`.
+
+        Raises: ConnectFailed; PoolerError (the stop code).
+        """
         way = (endpoint.account.base_url, endpoint.tls, endpoint.proxy)
-        stream = await self.bounded(math.inf, connect, self.server.dial, *way, self.limits)
-        self.server.roster.note_reached(endpoint.account)
+        stream = await self.deadline.bounded(math.inf, connect, self.shared.dial, *way, self.limits)
+        self.shared.roster.note_reached(endpoint.account)
         self.upstream = UpstreamConnection(stream)
         return self.upstream
 
-    async def send_request(
-        self, endpoint: Endpoint, path: str, identity: Identity, body: bytes
-    ) -> None:
+    async def send(
+        self, endpoint: Endpoint, path: str, identity: Identity, body: bytes, scanner: EventScanner
+    ) -> Source | Fault:
         """Send the request on an idle connection, or a new one.  Raises: TRANSPORT_ERRORS.
 
         An idle connection that turns out closed before the last byte was written is replaced
         once, silently.  A slow uplink may take its time as long as it moves.
         """
-        head = request_head(endpoint.account.base_url, path, *identity, body)
-        self.upstream = await self.server.idle.take(endpoint)
+        head = request_head(endpoint.account.base_url, path, identity.secret, identity.fields, body)
+        self.upstream = await self.shared.idle.take(endpoint)
         while True:
             upstream = self.upstream or await self.connect(endpoint)
-            self.stage, self.timer = Stage.SEND, "write_stall_seconds_max"
+            self.deadline.begin(Stage.SEND, "write_stall_seconds_max")
             try:
-                rest = upstream.begin(head, body)
-                if rest is not None:  # else it cost no task and no timer
-                    await self.bounded(math.inf, upstream.send_rest, rest, self.limits)
+                steps = upstream.begin(head, body)
+                if steps is not None:  # else it cost no task and no timer
+                    await self.deadline.bounded(math.inf, upstream.send_rest, steps, self.limits)
             except trio.BrokenResourceError:
                 if upstream.kept is None:
                     raise
             else:
-                return
+                return HttpSource(upstream, scanner)
+
             self.upstream = None
             await upstream.close()
 
-    def release_upstream(self, endpoint: Endpoint) -> UpstreamConnection | None:
-        """Keep the connection for the account's next request; return it, if it is to be closed."""
-        self.hold_response(-self.response_held)
+    async def release(self, endpoint: Endpoint) -> None:
+        """Keep the connection for the account's next request, or close it."""
         upstream, self.upstream = self.upstream, None
-        is_kept = (
-            upstream is not None
-            and upstream.is_reusable
-            and not (self.connection.is_gone or self.server.is_draining)
-            and self.server.is_current(endpoint)
-            and self.server.idle.give(endpoint, upstream, self.limits)
+        if upstream is None:
+            return
+
+        may_keep = upstream.is_reusable and not (self.has_gone() or self.shared.is_draining)
+        may_keep = may_keep and self.shared.is_current(endpoint)
+        if not (may_keep and self.shared.idle.give(endpoint, upstream, self.limits)):
+            await close_in_time(upstream.close)
+
+
+async def close_in_time(close: Callable[[], Awaitable[None]]) -> None:
+    """Await `close`, even where this task is cancelled, but not for long."""
+    with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+        await close()
+
+
+@dataclass(eq=False, slots=True)
+class Exchange:
+    """One request of a client, and what its parts share: see Reply, Transport and Deadline."""
+
+    shared: Shared
+    connection: ClientConnection
+    record: Record
+    config: Config  # as the request found it: a reload does not change it
+    deadline: Deadline
+    reply: Reply
+    transport: Transport
+    held: HeldBytes  # of `body`, and of what was made of it
+    head: RequestHead = UNREAD
+    body: bytes = b""
+    carried: Sequence[str] = ()  # fields that a translated body keeps unchanged
+    call: Call | None = None
+    use: KeyUse | None = None  # of the key, which counts the call
+    is_spent: bool = False  # an upstream has read it whole, and has not said that it did nothing
+
+    @property
+    def limits(self) -> Limits:
+        """Those of the configuration that the request found."""
+        return self.config.limits
+
+    @property
+    def holder(self) -> tuple[str, str]:
+        """For whom bytes are held: the key."""
+        return self.record.pool or "", self.record.key or ""
+
+    def begin(self, head: RequestHead) -> None:
+        """Take the head of the request: it decides how a response is framed."""
+        self.head = head
+        self.reply = HttpReply(
+            self.shared,
+            self.connection,
+            self.record,
+            self.limits,
+            self.deadline,
+            is_head=head.method == "HEAD",
+            is_http_1_0=head.is_http_1_0,
+            keeps_alive=head.keeps_alive,
         )
-        return None if is_kept else upstream
 
-    def hold_response(self, byte_count: int) -> bool:
-        """Hold so many bytes more of the answer (negative: less); False, where that is too much."""
-        if not self.server.events.grow(self.response_of, byte_count, self.holder):
-            return False
+    async def read_body(self, limits: Limits) -> None:
+        """Read the request's body, in time.  Raises: PoolerError, ClientGone."""
+        read = functools.partial(self.connection.read_body, self.head, limits, self.held)
+        until = self.deadline.began_at + BODY_SECONDS_MAX
+        try:
+            if self.connection.holds(self.head.framing):  # a deadline is not worth its cost
+                self.body = await read()
+            else:
+                self.body = await self.deadline.bounded(until, read)
+        except DeadlinePassed:
+            raise PoolerError("request_timeout") from None
+        self.reply.closes = False
 
-        self.response_held += byte_count
-        return True
-
-    def hold_unsent(self, byte_count: int) -> None:
-        """Hold events that are about to be sent, if they are many bytes.
-
-        Raises: PoolerError (pool_busy).
-        """
-        if byte_count > RECEIVE_BYTES and not self.hold_response(byte_count):
-            raise PoolerError("pool_busy", TOO_MUCH_HELD)
-
-    def replace_response(self, body: bytes) -> None:
-        """Hold this of the answer and nothing else; never refused, for it is made of what was."""
-        self.server.events.force(self.response_of, len(body) - self.response_held, self.holder)
-        self.response_held = len(body)
-
-    async def start(
-        self, status: int, headers: Sequence[Field], body: bytes, length: int | None
-    ) -> None:
-        """Send the response head and the first of the body; `length` None: it is streamed."""
-        head = self.head
-        self.closes |= not head.keeps_alive or self.server.is_draining
-        self.closes |= length is None and head.is_http_1_0
-        lines = [*headers, ("x-request-id", self.record.request_id)]
-        lines.append(("date", http_date(int(time.time()))))
-        if length is not None:
-            lines.append(("content-length", str(length)))
-        elif not head.is_http_1_0:
-            lines.append(("transfer-encoding", "chunked"))
-        if self.closes:
-            lines.append(("connection", "close"))
-        elif head.is_http_1_0:
-            lines.append(("connection", "keep-alive"))
-        self.is_started = True
-        self.record.status = status
-        self.record.transport = "sse" if length is None else "http"
-        self.record.first_byte_ms = self.age_ms()
-        if head.method == "HEAD":
-            body = b""
-        elif length is None and body:
-            body = self.framed(body)
-        self.record.bytes_out += len(body)
-        raw = format_response_head(status, lines)
-        for part in (raw + body,) if len(body) < RECEIVE_BYTES else (raw, body):
-            await self.connection.send(part, self.limits)
-
-    def framed(self, body: bytes) -> bytes:
-        """`body` as a chunk, an empty one being the last; HTTP/1.0 has none."""
-        return body if self.head.is_http_1_0 else format_chunk(body)
-
-    async def send_events(self, events: bytes, *, is_last: bool = False) -> None:
-        self.record.bytes_out += len(events)
-        framed = self.framed(events) if events else b""
-        await self.connection.send(framed + (self.framed(b"") if is_last else b""), self.limits)
-        self.is_whole = is_last
+    def replace_body(self, body: bytes) -> None:
+        """Hold this body and no other."""
+        self.body = body
+        self.held.replace(len(body))
 
     async def cut(self, error: PoolerError) -> None:
         """End what has been begun: a stream with one terminal event.  Raises: ClientGone.
@@ -9697,34 +10005,23 @@ class Exchange:
         After a bug, or where the body cannot be ended well, the connection ends with it; so does a
         WebSocket, of whose turn nobody knows how far it has come.
         """
+        reply, call = self.reply, self.call
         self.record.code = error.record_code
-        if self.is_whole or self.call is None or self.record.transport == "http":
-            self.closes = True
+        if reply.is_whole or call is None or self.record.transport == "http":
+            reply.closes = True
             return
-        is_turn = self.record.transport == "websocket"
-        self.closes |= is_turn or error.code == "internal_error" or self.server.is_draining
-        kind = self.call.kind
+
+        is_bug = error.code == "internal_error"
+        reply.closes |= call.is_socket or is_bug or self.shared.is_draining
+        if reply.is_told:
+            await reply.end(())
+            return
+
         if error.answer is not None:  # an upstream's body, which is no event
-            said = read_error(try_load_object(error.answer[0]))
-            error = dataclasses.replace(error, answer=None, public=said.message)
-        last = EventScanner(kind).failure_event(error, self.record.request_id, kind)
-        await self.send_events(b"" if self.is_told else last, is_last=True)
-
-    async def respond(
-        self, status: int, body: bytes, headers: Sequence[Field] = JSON, *, is_own: bool = True
-    ) -> None:
-        """Send a whole answer; `is_own`: it is not an upstream's, passed on as it came."""
-        more = OWN if is_own else ()
-        await self.start(status, [*headers, *more], body, len(body))
-        self.is_whole = True
-
-    async def fail(self, error: PoolerError) -> None:
-        """Answer with an error; nothing has been said yet."""
-        assert not self.is_started
-        self.record.code = error.record_code
-        body, content_type = error.content()
-        headers = [("content-type", content_type), *error.headers]
-        await self.respond(error.status, body, headers, is_own=error.answer is None)
+            upstream_error = read_error(try_load_object(error.answer[0]))
+            error = dataclasses.replace(error, answer=None, public=upstream_error.message)
+        scanner = EventScanner(call.kind, is_socket=call.is_socket)
+        await reply.end([scanner.failure_event(error, self.record.request_id, call.kind)])
 
 
 @functools.lru_cache(maxsize=1)
@@ -9749,17 +10046,25 @@ TROUBLES: Final = {
 
 async def identify(
     tokens: Tokens, endpoint: Endpoint, rejected: Credentials | None = None
-) -> tuple[Secret, list[Field], Credentials | None]:
-    """What proves to its upstream that a request is the account's: a bearer and more fields.
+) -> Identity:
+    """The credentials to send upstream: a bearer token and extra header fields.
 
     `rejected`: credentials that the upstream has refused.  Raises: LoginNeeded.
     """
     if endpoint.login is None:
-        return endpoint.account.api_key, [("user-agent", API_AGENT)], None
-    found = await tokens.credentials(endpoint.login, rejected)
-    # F17.
-    fields = [("chatgpt-account-id", found.account_id)] if found.account_id else []
-    return found.access_token, fields, found
+        return Identity(endpoint.account.api_key, [("user-agent", API_AGENT)])
+    credentials = await tokens.credentials(endpoint.login, rejected)
+    account_id = credentials.account_id
+    fields = [("chatgpt-account-id", account_id)] if account_id else []  # F17
+    return Identity(credentials.access_token, fields, credentials)
+
+
+def classify_trouble(error: Exception, deadline: Deadline) -> Fault:
+    """What a failure of the connection means, at the stage that the attempt has come to."""
+    if isinstance(error, ConnectFailed):
+        return classify_connect(error.cause)
+    trouble = TROUBLES.get(type(error), Trouble.CLOSED)
+    return classify_transport(deadline.stage, trouble, deadline.timer)
 
 
 async def yield_after(body: bytes) -> None:
@@ -9769,228 +10074,105 @@ async def yield_after(body: bytes) -> None:
 
 
 @dataclass(eq=False, slots=True)
-class Attempt:
-    """A call at one account: its request, its answer up to the first content, and the rest."""
+class Opened:
+    """The response to an attempt, from its head on: what it says, and what the client gets of it.
+
+    `open` reads it up to the first content; from there on it is the relay's.
+    """
 
     exchange: Exchange
     call: Call
-    endpoint: Endpoint
-    account: Account = field(init=False)
-    scanner: EventScanner = field(init=False)  # of a unary answer: what would have been its sums
-    is_streamed: bool = False  # by the upstream, if not by the pooler
-    translator: Translator | None = None  # None: an answer is passed on as it came
+    account: Account
+    source: Source
+    scanner: EventScanner  # of a response in one piece: what would have been its sums
+    translator: Translator | None  # None: the response is passed on unchanged
+    held: HeldBytes  # what is held of it
     status: int = 0
-    headers: Headers = field(init=False)
-    connection: UpstreamConnection = field(init=False)
-    body: bytes = b""  # not sent yet: whole events, or all of a unary answer
+    headers: Headers = field(default_factory=lambda: NO_FIELDS)
+    body: bytes = b""  # of a response in one piece
+    events: list[bytes] = field(default_factory=list)  # read, and not sent yet
     event_count: int = 0  # those that are progress
-    event_deadline: float = math.inf
-    whole_deadline: float = math.inf  # of an answer that is collected
-    comment_at: float = math.inf
-    comment_seconds: float = math.inf  # until the client's stream has begun
-    is_at_end: bool = False
     end: EventKind | None = None  # of those passed on, the latest that ends a stream
     limit_words: LimitWords = NO_LIMIT_WORDS  # what it has said of its account's limits so far
-    is_blank: bool = True  # nothing has come yet that could tell events from JSON
-    whole: bytearray | None = None  # of the answer that came instead of events
 
-    def __post_init__(self) -> None:
-        self.account = self.endpoint.account
-        self.scanner = EventScanner(CallKind.RESPONSES if self.account.is_codex else self.call.kind)
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the upstream streams it, for the client or for the pooler."""
+        return self.call.is_stream or self.translator is not None
 
     @property
     def is_reshaped(self) -> bool:
-        """Whether the answer becomes another form's before the client has it."""
+        """Whether it becomes another form's before the client has it."""
         return self.account.is_codex and not self.call.is_native
 
-    # The request.
+    # The head, and a response in one piece.
 
-    async def open(self, rejected: Credentials | None) -> None:
-        """Ask, and read the answer up to its first content.
+    async def open(self) -> Fault | None:
+        """Read the response up to its first content; why there is none.
 
-        `rejected`: the credentials that this account was refused with just now.
-        Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
+        Raises: TRANSPORT_ERRORS, PoolerError (the stop code, pool_busy), ClientGone.
         """
-        try:
-            await self.ask(rejected)
-            await self.read_response()
-        except LoginNeeded:
-            error = PoolerError("no_usable_account")
-            raise UpstreamFailed(Fault("login needed", Action.NEXT, Effect.NONE, error)) from None
-        except TRANSPORT_ERRORS as error:
-            raise UpstreamFailed(self.classify_trouble(error)) from None
-
-    def classify_trouble(self, error: Exception) -> Fault:
-        if isinstance(error, ConnectFailed):
-            return classify_connect(error.cause)
-        trouble = TROUBLES.get(type(error), Trouble.CLOSED)
-        return classify_transport(self.exchange.stage, trouble, self.exchange.timer)
-
-    async def ask(self, rejected: Credentials | None) -> None:
-        """Raises: LoginNeeded, UpstreamFailed, TRANSPORT_ERRORS, PoolerError."""
-        exchange, call, account = self.exchange, self.call, self.account
-        exchange.response_of = account.name
-        tokens, endpoint = exchange.server.tokens, self.endpoint
-        identity = functools.partial(identify, tokens, endpoint, rejected)
-        found = await (exchange.bounded(math.inf, identity) if account.is_codex else identity())
-        secret, fields, exchange.credentials = found
-        body = await self.prepare()
-        self.is_streamed = call.is_stream or self.translator is not None
-        path = call.path if self.translator is None else CallKind.RESPONSES.value
-        await exchange.send_request(endpoint, path, (secret, fields + self.fields()), body)
-        exchange.is_spent = True
-        exchange.replace_body(exchange.body)  # what was made of it has been sent
-        assert exchange.upstream is not None
-        self.connection = exchange.upstream
-
-    async def prepare(self) -> bytes:
-        """The body that this account takes.  Raises: PoolerError (invalid_value)."""
-        exchange, call = self.exchange, self.call
-        exchange.replace_body(exchange.body)  # and not what another account was sent
-        if call.is_native or call.is_unary or not self.account.is_codex:
-            return await self.renamed()
-        async with exchange.server.unpacking(exchange.holder, len(exchange.body)):
-            body, include_usage = await self.translate()
-        if not exchange.hold_body(len(body)):
-            raise PoolerError("pool_busy", TOO_MANY_BODIES)
-
-        bytes_max = min(UNARY_BYTES_MAX, TRANSLATED_BYTES_MAX)
-        is_collected = not call.is_stream
-        output = OutputCollector(bytes_max, is_collected)
-        self.translator = ResponsesTranslator(output)
-        if call.kind is CallKind.CHAT:
-            self.translator = ChatTranslator(
-                output,
-                request_id=exchange.record.request_id,
-                model=call.model,
-                created_unix=int(exchange.server.unix_now()),
-                include_usage=include_usage,
-            )
-        return body
-
-    async def renamed(self) -> bytes:
-        """The client's body with its model called as this account's upstream calls it."""
-        exchange, body = self.exchange, self.exchange.body
-        model = self.account.name_of(self.call.model)
-        if model == self.call.model:
-            return body
-        async with exchange.server.unpacking(exchange.holder, len(body)):
-            value = parse_json_object(body)
-            await yield_after(body)
-            made = dump_like({**value, "model": model}, body)
-            await yield_after(body)
-        if not exchange.hold_body(len(made)):
-            raise PoolerError("pool_busy", TOO_MANY_BODIES)
-        return made
-
-    async def translate(self) -> tuple[bytes, bool]:
-        """The body for a codex account, and whether a Chat client asks for usage.
-
-        Raises: PoolerError (invalid_value).
-        """
-        exchange, call = self.exchange, self.call
-        value = parse_json_object(exchange.body)
-        await yield_after(exchange.body)
-
-        model = self.account.name_of(call.model)
-        efforts = exchange.server.roster.efforts_of(self.account, model)
-        made = uncollected(to_codex, call.kind, value, model, efforts)
-        made |= members_of(value, exchange.CARRIED)
-        if call.session is not None and "prompt_cache_key" not in made:
-            made["prompt_cache_key"] = call.session.hex()  # 64 characters, the most (F7, F15)
-        await yield_after(exchange.body)
-
-        body = dump_like(made, exchange.body)
-        await yield_after(body)
-        return body, object_of(value.get("stream_options")).get("include_usage") is True
-
-    def fields(self) -> list[Field]:
-        """What goes along of the client's head, and what a codex account is told besides."""
-        exchange, call, account = self.exchange, self.call, self.account
-        client = exchange.head.headers
-        if not account.is_codex:
-            return forwarded(client, FORWARDED_TO_UPSTREAM)
-        if not call.is_native:
-            session = [("session-id", call.session.hex())] if call.session else []
-            accepted = "application/json" if call.is_unary else "text/event-stream"
-            own = [("accept", accepted), ("originator", "codex-pooler")]  # F18
-            return [*own, ("version", exchange.server.version_for(account)), *session]
-        roster = exchange.server.roster
-        return [
-            (name, value)
-            for name, value in forwarded(client, NATIVE_TO_UPSTREAM)
-            # The client keeps the first of a turn (F22), whoever serves the rest of it.
-            if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)
-        ]
-
-    # The answer.
-
-    async def read_response(self) -> None:
-        """Raises: UpstreamFailed, TRANSPORT_ERRORS, PoolerError (server_stopping)."""
-        exchange, limits, connection = self.exchange, self.exchange.limits, self.connection
-        now = trio.current_time()
-        exchange.stage, exchange.timer = Stage.HEAD, "unary_seconds_max"
-        deadline = now + limits.unary_seconds_max
-        if not self.call.is_stream:
-            self.whole_deadline = deadline
+        limits, deadline = self.exchange.limits, self.exchange.deadline
+        deadline.begin(Stage.HEAD, "unary_seconds_max", limits.unary_seconds_max)
+        deadline.whole_at = math.inf if self.call.is_stream else deadline.at
         if self.is_streamed:
-            exchange.timer = "first_event_seconds_max"
-            deadline = self.event_deadline = now + self.account.first_event_seconds
-        head = await self.await_head(deadline)
-        exchange.stage = Stage.BODY
-        self.status, self.headers = head.status, head.headers
-        if self.account.is_codex:
-            self.limit_words = read_limit_words(head.headers)
-            self.note_quota(self.limit_words.windows)
-        if not 200 <= head.status < 300:
-            for message in connection.early_messages() if self.account.is_codex else ():
-                self.note_quota(read_quota_event(try_load_object(message)))
-            raise UpstreamFailed(await self.read_refusal(deadline))
-        if has_coding(head.headers):
+            seconds = self.account.first_event_seconds
+            deadline.begin(Stage.HEAD, "first_event_seconds_max", seconds)
+
+        head = await self.await_head()
+        deadline.stage = Stage.BODY
+        if head is not None:
+            self.status, self.headers = head.status, head.headers
+            self.note_limits()
+            if not 200 <= head.status < 300:
+                return await self.read_refusal()
+
+        if has_coding(self.headers):
             raise BadSyntax("content-encoding")
-        if self.is_streamed:
-            # A website's; a stream without any type is fine (F30).
-            if "html" in head.headers.get("content-type", "").lower():
-                raise BadSyntax("content-type")
-            await self.hold()
-            return
-        read = functools.partial(connection.read_body, UNARY_BYTES_MAX, exchange.hold_response)
-        is_here = connection.holds(head.framing)
-        self.body = await (read() if is_here else exchange.bounded(deadline, read))
-        self.note_response()
+        if not self.is_streamed:
+            return await self.read_whole()
+        # A website's; a stream without any type is fine (F30).
+        if "html" in self.headers.get("content-type", "").lower():
+            raise BadSyntax("content-type")
+        return await self.hold()
 
-    async def await_head(self, deadline: float) -> ResponseHead:
-        """The head of the answer; in a long silence a stream's client is told that we live.
+    async def await_head(self) -> ResponseHead | None:
+        """The head of the response; in a long silence a stream's client is shown that it goes on.
 
         However many accounts are asked, to the client it is one silence.  From then on it has its
         200, so whatever comes later is told in its stream.
-        Raises: TRANSPORT_ERRORS, PoolerError (server_stopping), ClientGone.
         """
-        exchange, limits = self.exchange, self.exchange.limits
-        is_stream = self.call.is_stream
-        exchange.silent_since = min(exchange.silent_since, trio.current_time())
-        tell_at = exchange.silent_since + SILENCE_SECONDS_MAX if is_stream else math.inf
+        exchange, reply, limits = self.exchange, self.exchange.reply, self.exchange.limits
+        reply.silent_since = min(reply.silent_since, trio.current_time())
+        comment_at = math.inf
+        if self.call.is_stream:
+            comment_at = reply.silent_since + SILENCE_SECONDS_MAX
+
+        deadline_at = exchange.deadline.at
         while True:
-            until = min(deadline, tell_at)
+            until = min(deadline_at, comment_at)
             with contextlib.suppress(DeadlinePassed):
-                return await exchange.bounded(until, self.connection.read_head, limits)
-            if until >= deadline:
+                return await exchange.deadline.bounded(until, self.source.read_head, limits)
+            if until >= deadline_at:
                 raise DeadlinePassed
 
-            if not (exchange.is_started or self.call.is_socket):  # there an error is a message
-                await self.start_events([])
-            await exchange.connection.send(self.comment(), limits)
-            tell_at = trio.current_time() + limits.comment_seconds
+            if not (reply.is_started or self.call.is_socket):  # there an error is a message
+                await reply.start(200, stream_headers(()), ())
+            await reply.comment(is_native=self.call.is_native)
+            comment_at = trio.current_time() + limits.comment_seconds
 
-    def comment(self) -> bytes:
-        """What a stream's client gets in silence."""
-        return self.exchange.framed(NATIVE_COMMENT if self.call.is_native else COMMENT)
+    async def read_whole(self) -> Fault | None:
+        """Read a response in one piece; why it is none."""
+        deadline = self.exchange.deadline
+        read = self.source.read_body
+        self.body = await deadline.bounded(deadline.at, read, UNARY_BYTES_MAX, self.held)
+        return self.note_response()
 
-    def note_response(self) -> None:
-        """Note what an answer in one piece tells, if it is no error in the guise of a success.
+    def note_response(self) -> Fault | None:
+        """Note what a response in one piece says, or why it is an error posing as a success.
 
-        Where to read it would take long it is handed on unread, and nothing is known of it.
-        Raises: BadSyntax, where it is no JSON; UpstreamFailed.
+        Where to read it would take long it is passed on unread, and nothing is known of it.
+        Raises: BadSyntax, where it is no JSON.
         """
         value: Json = None
         if len(self.body) <= UNARY_READ_BYTES_MAX:
@@ -10000,191 +10182,179 @@ class Attempt:
                 raise BadSyntax("not JSON") from None
             except BadSyntax:
                 pass
-        told = object_of(value)
-        if is_error(told):
-            self.refuse_response(told)
-        self.scanner.response = members_of(told, RESPONSE_FIELDS)  # the rest may be large
-        self.scanner.usage = read_usage(told.get("usage"))
 
-    def refuse_response(self, told: Mapping[str, Json]) -> None:
-        """Raises: UpstreamFailed, unless it is a response that failed, by the request's own fault.
+        response = object_of(value)
+        if is_error(response) and (fault := self.fault_of(response, self.body)):
+            return fault
+        self.scanner.response = members_of(response, RESPONSE_FIELDS)  # the rest may be large
+        self.scanner.usage = read_usage(response.get("usage"))
+        return None
 
-        That is how an API tells of it; the client is handed it as it came.
+    def fault_of(self, value: JsonObject, body: bytes) -> Fault | None:
+        """What an error in a 200 means; None for a response that failed by the request's own fault.
+
+        That is how an API reports it; the client gets it unchanged.
         """
-        unix_now, limits = self.exchange.server.unix_now(), self.exchange.limits
-        failure = failure_of(told)
+        unix_now, limits = self.exchange.shared.unix_now(), self.exchange.limits
+        failure = failure_of(value)
         if fault := classify_event(failure, unix_now, limits):
-            raise UpstreamFailed(self.completed(fault))
-        if told.get("object") != "response" or self.is_streamed:
-            raise UpstreamFailed(own_fault(failure, b"" if self.translator else self.body))
+            return self.completed(fault)
+        if value.get("object") == "response" and not self.is_streamed:
+            return None
+        return own_fault(failure, b"" if self.translator else body)
 
-    async def read_refusal(self, deadline: float) -> Fault:
-        """What an answer other than 2xx means.
+    async def read_refusal(self) -> Fault:
+        """What a response other than 2xx means.
 
         The status alone says enough: a body that is cut, late or without room takes nothing of it.
         """
-        exchange, body, is_whole = self.exchange, b"", False
-        until = min(deadline, trio.current_time() + ERROR_BODY_SECONDS_MAX)
-        read = functools.partial(
-            self.connection.read_body, ERROR_BODY_BYTES_MAX, exchange.hold_response
-        )
+        deadline, body, is_whole = self.exchange.deadline, b"", False
+        until = min(deadline.at, trio.current_time() + ERROR_BODY_SECONDS_MAX)
+        read = self.source.read_body
         try:
             with contextlib.suppress(PeerClosed, BadSyntax, DeadlinePassed):
-                body = await exchange.bounded(until, read)
+                body = await deadline.bounded(until, read, ERROR_BODY_BYTES_MAX, self.held)
                 is_whole = True
         except PoolerError as error:
             if error.code != "pool_busy":
                 raise
-        unix_now = exchange.server.unix_now()
+
         fault = classify_response(
             self.status,
             self.headers,
             body,
-            unix_now,
-            exchange.limits,
+            self.exchange.shared.unix_now(),
+            self.exchange.limits,
             is_reshaped=self.is_reshaped,
             is_whole=is_whole,
         )
         return self.completed(fault)
 
+    # Faults and limits.
+
     def completed(self, fault: Fault) -> Fault:
-        """The fault, with what only the attempt knows of it."""
+        """The fault, with what only the response knows of it."""
         if fault.effect is Effect.LACKS_ROUTE:
             return fault._replace(about=self.call.path)
         return classify_limit(fault, self.limit_words, self.account.name_of(self.call.model))
 
-    async def hold(self) -> None:
-        """Read events until content, the end of the hold, or a failure that may go elsewhere."""
-        held: list[bytes] = []
-        await self.hold_back(held)
-        self.body = b"".join(held)
+    def classify_failure(self) -> Fault | None:
+        """What the failure that the stream has reported means, if it has."""
+        failure = self.scanner.failure
+        if failure is None:
+            return None
+        unix_now, limits = self.exchange.shared.unix_now(), self.exchange.limits
+        fault = classify_event(failure, unix_now, limits)
+        return fault and self.completed(fault)
 
-    async def hold_back(self, held: list[bytes]) -> None:
-        exchange, scanner = self.exchange, self.scanner
+    def note_limits(self) -> None:
+        """Note what the head says of a codex account's limits, and what came in front of it."""
+        if not self.account.is_codex:
+            return
+        self.limit_words = read_limit_words(self.headers)
+        self.note_quota(self.limit_words.windows)
+        for message in self.source.early_events():
+            self.note_quota(read_quota_event(try_load_object(message)))
+
+    def note_quota(self, windows: Sequence[Window]) -> None:
+        """Take news of a quota: for the account, and to classify this response's error."""
+        shared, before = self.exchange.shared, self.limit_words.windows
+        families = {window.family for window in windows}
+        kept = [window for window in before if window.family not in families]
+        latest = [*kept, *windows][-QUOTA_WINDOWS_MAX:]
+        self.limit_words = self.limit_words._replace(windows=latest)
+        shared.roster.note_quota(self.account, windows, trio.current_time(), shared.unix_now())
+
+    # Events.
+
+    async def hold(self) -> Fault | None:
+        """Read events until content or the end of the hold; why the response is none.
+
+        What is read is held, so that after a failure another account can be asked.
+        Raises: as `open`.
+        """
+        exchange, deadline = self.exchange, self.exchange.deadline
         is_stream = self.call.is_stream
         hold_until = trio.current_time() + HOLD_SECONDS_MAX if is_stream else math.inf
         byte_count = 0
         while self.event_count <= HANDSHAKE_EVENTS_MAX or not is_stream:
-            until = min(hold_until, self.event_deadline)
+            until = min(hold_until, deadline.at)
+            keeps_error = not exchange.reply.is_started
             try:
-                received = await exchange.bounded(until, self.connection.receive_body)
+                received = await deadline.bounded(until, self.source.receive, keeps_error)
             except DeadlinePassed:
                 if until < hold_until:
                     raise
-                return
-            if shown := self.take(received):
-                held.append(shown)
-                byte_count += len(shown)
-            if scanner.has_content:
-                # The client may take its time; until the next event this is counted as held.
-                exchange.hold_unsent(byte_count)
-                return
+                return None
+
+            if error := self.source.take_error():
+                return self.fault_of(*error)
+            events = self.take(received)
+            self.events += events
+            byte_count += sum(map(len, events))
+            if self.scanner.has_content:
+                self.hold_unsent(byte_count)
+                return None
             if fault := self.classify_failure():
-                raise UpstreamFailed(fault)
-            if scanner.terminal:
-                return
-            if self.is_at_end:
+                return fault
+            if self.scanner.terminal:
+                return None
+            if self.source.is_at_end:
                 raise PeerClosed
             self.count_held(byte_count)
+        return None
 
     def count_held(self, held_back: int = 0) -> None:
         """Count what is held: an unfinished event, whole ones held back, what the end is made of.
 
         Raises: BadSyntax, where one event is too large; PoolerError (pool_busy).
         """
-        exchange, pending = self.exchange, self.scanner.bytes_pending + len(self.whole or b"")
+        pending = self.source.bytes_pending
         kept = 0 if self.translator is None else self.translator.output.bytes_kept
-        more = pending + held_back + kept - exchange.response_held
-        if not more:  # as after nearly every event
+        byte_count = pending + held_back + kept
+        if byte_count == self.held.byte_count:  # as after nearly every event
             return
         if max(pending, held_back) > EVENT_BYTES_MAX:
             raise BadSyntax("event too large")
+        self.held.resize(byte_count)
 
-        if not exchange.hold_response(more):
-            raise PoolerError("pool_busy", TOO_MUCH_HELD)
+    def hold_unsent(self, byte_count: int) -> None:
+        """Hold events that are about to be sent, if they are large, until the next one.
 
-    def classify_failure(self) -> Fault | None:
-        """What the failure that the stream has told means."""
-        exchange, failure = self.exchange, self.scanner.failure
-        if failure is None:
-            return None
-        fault = classify_event(failure, exchange.server.unix_now(), exchange.limits)
-        return fault and self.completed(fault)
-
-    def take(self, received: bytes) -> bytes:
-        """What the client's stream gets for the events that these bytes, or the end, complete.
-
-        News of a quota is noted.  Raises: BadSyntax.
+        The client may take its time.  Raises: PoolerError (pool_busy).
         """
-        events = self.scanner.feed(self.as_events(received), is_end=not received)
-        self.is_at_end = not received or self.connection.is_over(self.scanner)
+        if byte_count > RECEIVE_BYTES:
+            self.held.grow(self.exchange.reply.copies_held * byte_count)
+
+    def take(self, events: Sequence[Event]) -> list[bytes]:
+        """What the client's stream gets for these events.  News of a quota is noted.
+
+        Raises: BadSyntax; PoolerError (pool_busy).
+        """
         self.count_held()
-        if count := sum(kind is not EventKind.IDLE for kind, _ in events):
-            self.event_count += count
-            # From now on it is the next timer.
-            until = trio.current_time() + self.exchange.limits.between_events_seconds_max
-            self.event_deadline, self.exchange.timer = min(
-                (until, "between_events_seconds_max"), (self.whole_deadline, "unary_seconds_max")
-            )
-        if self.translator is None and not self.account.is_codex:
-            self.scanner.take_values()
-            if self.scanner.terminal is None and not self.scanner.has_done:  # as nearly always
-                return b"".join([event for _, event in events])
-            return self.joined([pair for pair in events if self.may_pass(pair[0])])
-        pairs = zip(events, self.scanner.take_values(), strict=True)
-        told = [(kind, self.shown(kind, event, value)) for (kind, event), value in pairs]
-        return self.joined(told) if self.call.is_stream else b""
-
-    def joined(self, told: Iterable[tuple[EventKind, bytes]]) -> bytes:
-        """The events, and ours in the place of one that is not for clients."""
-        if self.scanner.failure is None:
-            return b"".join([event for _, event in told])
-        return b"".join(itertools.starmap(self.masked, told))
-
-    def masked(self, kind: EventKind, event: bytes) -> bytes:
-        """An event that is told, or one of ours: an account's own trouble is not for clients.
-
-        Nor is a code of ours that an upstream has used, where its events need not stay its own.
-        """
-        fault = self.classify_failure() if kind is EventKind.FAILURE and event else None
-        error = None if fault is None else public_error(fault, self.scanner.failure or {})
-        if error is None and kind is EventKind.FAILURE and event and self.is_reshaped:
-            error = renamed_error(self.scanner.failure or {})
-        if error is None:
-            return event
-        request_id, kind_told = self.exchange.record.request_id, self.call.kind
-        is_numbered = b'"sequence_number"' in event
-        return self.scanner.failure_event(error, request_id, kind_told, is_instead=is_numbered)
-
-    def as_events(self, received: bytes) -> bytes:
-        """What was received; where it is an answer in one piece, at its end, the events of that.
-
-        Raises: BadSyntax, where it is neither; UpstreamFailed, where it is an error and the
-        client has been sent nothing yet.
-        """
-        if self.is_blank and (start := received.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1]):
-            self.is_blank = False
-            self.whole = bytearray() if start in {b"{", b"["} else None
-        if self.whole is None:
-            return received
-        self.whole += received
-        if len(self.whole) > WRITTEN_BYTES_MAX:
-            raise BadSyntax("answer too large")
-        if received:
-            return b""
-        self.body, self.whole = bytes(self.whole), bytearray()
-        value = load_object(self.body, WHOLE_MEMBERS_MAX)
-        if is_error(value) and not self.exchange.is_started:
-            self.refuse_response(value)
-        self.body = b""
-        return events_of(value, self.scanner.kind)
-
-    def may_pass(self, kind: EventKind) -> bool:
-        """Whether the client may see the next event: after one terminal event only `[DONE]`."""
+        self.count_progress(events)
         scanner = self.scanner
-        if (scanner.terminal is None and not scanner.has_done) or kind is EventKind.IDLE:
+        if self.account.is_codex:
+            shown = [(event, self.shown(event)) for event in events]
+            return self.masked(shown) if self.call.is_stream else []
+        if scanner.terminal is None and not scanner.has_done:  # as nearly always
+            return [event.raw for event in events]
+        passed = [event for event in events if self.passes(event.kind)]
+        return self.masked([(event, event.raw) for event in passed])
+
+    def count_progress(self, events: Sequence[Event]) -> None:
+        """Count what is progress; the next event is due from now on."""
+        count = sum([event.kind is not EventKind.IDLE for event in events])
+        if count:
+            self.event_count += count
+            self.exchange.deadline.move(self.exchange.limits.between_events_seconds_max)
+
+    def passes(self, kind: EventKind) -> bool:
+        """Let the next event pass, or not: after one terminal event only `[DONE]` does."""
+        scanner, before = self.scanner, self.end
+        is_before_end = scanner.terminal is None and not scanner.has_done
+        if is_before_end or kind is EventKind.IDLE:
             return True
-        before = self.end
         if kind is EventKind.DONE:
             is_fit = before is not None or scanner.kind is CallKind.CHAT
             self.end = kind if is_fit else before
@@ -10193,76 +10363,258 @@ class Attempt:
             self.end = kind
         return before is None
 
-    def shown(self, kind: EventKind, event: bytes, value: dict[str, Json] | None) -> bytes:
+    def shown(self, event: Event) -> bytes:
         """What the client's stream gets for one event of a codex account.  Raises: BadSyntax."""
-        is_quota = kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in event
-        if is_quota:
-            self.note_quota(read_quota_event(value or event_object(event)))
+        kind, raw = event.kind, event.raw
+        if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in raw:
+            self.note_quota(read_quota_event(event.try_load()))
         if self.translator is not None:
-            return self.translator.feed(kind, event, value)
-        if not self.may_pass(kind):
+            return self.translator.feed(event)
+        if not self.passes(kind):
             return b""
         if kind not in {EventKind.FAILURE, EventKind.HANDSHAKE}:
-            return event
+            return raw
+
         # Their name in plain letters, or with one of them escaped.
-        if b'"headers"' not in event and b"\\u00" not in event:
-            return event
-        # Of a WebSocket's answer they are the head, in which nothing of the account may be.
-        known = load_event(event) if value is None else value
-        told = known | crossing_headers(known)
-        return event if told == known else event_with_data(event, told)
+        if b'"headers"' not in raw and b"\\u00" not in raw:
+            return raw
+        # Of a WebSocket's response they are the head, in which nothing of the account may be.
+        value = event.load()
+        crossing = value | crossing_headers(value)
+        return raw if crossing == value else event_with_data(event, crossing)
 
-    def note_quota(self, windows: Sequence[Window]) -> None:
-        """Take news of a quota: for the account, and for the judgement of this answer's error."""
-        server, known = self.exchange.server, self.limit_words.windows
-        named = {window.family for window in windows}
-        latest = [*(window for window in known if window.family not in named), *windows]
-        self.limit_words = self.limit_words._replace(windows=latest[-QUOTA_WINDOWS_MAX:])
-        server.roster.note_quota(self.account, windows, trio.current_time(), server.unix_now())
+    def masked(self, shown: Sequence[tuple[Event, bytes]]) -> list[bytes]:
+        """The events as shown, and ours in the place of one that is not for clients.
 
-    # The client's side.
+        An account's own trouble is not; nor is a code of ours that an upstream has used, where its
+        events need not stay its own.
+        """
+        texts = [text for _, text in shown]
+        if self.scanner.failure is not None:
+            for place, (event, text) in enumerate(shown):
+                error = self.error_instead(event.kind) if text else None
+                if error is not None:
+                    texts[place] = self.failure_event(
+                        error, is_instead=b'"sequence_number"' in text
+                    )
+        return [text for text in texts if text]
 
-    async def deliver(self, lease: Lease) -> None:
-        """Hand the opened answer to the client, to its end.
+    def error_instead(self, kind: EventKind) -> PoolerError | None:
+        """The error to show in the place of an event of that kind; None if it may be shown."""
+        failure = self.scanner.failure or {}
+        if kind is not EventKind.FAILURE:
+            return None
+        fault = self.classify_failure()
+        error = None if fault is None else public_error(fault, failure)
+        if error is None and self.is_reshaped:
+            error = renamed_error(failure)
+        return error
 
-        Raises: ClientGone; PoolerError, where a stream was read for an answer in one piece.
+    def failure_event(self, error: PoolerError, *, is_instead: bool = False) -> bytes:
+        """Our terminal event; `is_instead`: in the place, and with the number, of the latest."""
+        request_id, kind = self.exchange.record.request_id, self.call.kind
+        return self.scanner.failure_event(error, request_id, kind, is_instead=is_instead)
+
+
+@dataclass(eq=False, slots=True)
+class Attempt:
+    """A request sent to one account: `open` has its response, or why there is none."""
+
+    exchange: Exchange
+    call: Call
+    endpoint: Endpoint
+    held: HeldBytes  # of the response
+    credentials: Credentials | None = None  # that a codex account was asked with
+
+    async def open(self, rejected: Credentials | None) -> Opened | Fault:
+        """Ask, and read the response up to its first content.
+
+        `rejected`: the credentials that this account was refused with just now.
+        Raises: PoolerError (the stop code, invalid_value, pool_busy), ClientGone.
+        """
+        try:
+            return await self.ask(rejected)
+        except LoginNeeded:
+            error = PoolerError("no_usable_account")
+            return Fault("login needed", Action.NEXT, Effect.NONE, error)
+        except TRANSPORT_ERRORS as error:
+            return classify_trouble(error, self.exchange.deadline)
+
+    async def ask(self, rejected: Credentials | None) -> Opened | Fault:
+        """As `open`.  Raises also: LoginNeeded, TRANSPORT_ERRORS."""
+        exchange, call, account = self.exchange, self.call, self.endpoint.account
+        identify_account = functools.partial(
+            identify, exchange.shared.tokens, self.endpoint, rejected
+        )
+        if account.is_codex:
+            identity = await exchange.deadline.bounded(math.inf, identify_account)
+        else:
+            identity = await identify_account()
+        self.credentials = identity.credentials
+
+        body, translator = await self.prepare()
+        kind = CallKind.RESPONSES if account.is_codex else call.kind
+        scanner = EventScanner(kind, is_socket=call.is_socket)
+        path = call.path if translator is None else CallKind.RESPONSES.value
+        identity = identity._replace(fields=[*identity.fields, *self.fields()])
+        source = await exchange.transport.send(self.endpoint, path, identity, body, scanner)
+        if isinstance(source, Fault):
+            return source
+
+        exchange.is_spent = True
+        exchange.replace_body(exchange.body)  # what was made of it has been sent
+        opened = Opened(exchange, call, account, source, scanner, translator, self.held)
+        return await opened.open() or opened
+
+    async def prepare(self) -> tuple[bytes, Translator | None]:
+        """The body that this account takes, and what makes the client's response of its own.
+
+        Raises: PoolerError (invalid_value, pool_busy).
         """
         exchange, call = self.exchange, self.call
-        exchange.record.account = self.account.name
+        exchange.replace_body(exchange.body)  # and not what another account was sent
+        if call.is_native or call.is_unary or not self.endpoint.account.is_codex:
+            return await self.renamed(), None
+
+        async with exchange.shared.unpacking(exchange.holder, len(exchange.body)):
+            body, include_usage = await self.translate()
+        exchange.held.grow(len(body))
+
+        bytes_max = min(UNARY_BYTES_MAX, TRANSLATED_BYTES_MAX)
+        output = OutputCollector(bytes_max, not call.is_stream)
+        if call.kind is CallKind.RESPONSES:
+            return body, ResponsesTranslator(output)
+        return body, ChatTranslator(
+            output,
+            request_id=exchange.record.request_id,
+            model=call.model,
+            created_unix=int(exchange.shared.unix_now()),
+            include_usage=include_usage,
+        )
+
+    async def renamed(self) -> bytes:
+        """The client's body with its model called as this account's upstream calls it."""
+        exchange, body = self.exchange, self.exchange.body
+        model = self.endpoint.account.name_of(self.call.model)
+        if model == self.call.model:
+            return body
+
+        async with exchange.shared.unpacking(exchange.holder, len(body)):
+            value = parse_json_object(body)
+            await yield_after(body)
+            renamed = dump_like({**value, "model": model}, body)
+            await yield_after(body)
+        exchange.held.grow(len(renamed))
+        return renamed
+
+    async def translate(self) -> tuple[bytes, bool]:
+        """The body for a codex account, and whether a Chat client asks for usage.
+
+        Raises: PoolerError (invalid_value).
+        """
+        exchange, call, account = self.exchange, self.call, self.endpoint.account
+        value = parse_json_object(exchange.body)
+        await yield_after(exchange.body)
+
+        model = account.name_of(call.model)
+        efforts = exchange.shared.roster.efforts_of(account, model)
+        translated = uncollected(to_codex, call.kind, value, model, efforts)
+        translated |= members_of(value, exchange.carried)
+        if call.session is not None and "prompt_cache_key" not in translated:
+            # 64 characters, the most (F7, F15).
+            translated["prompt_cache_key"] = call.session.hex()
+        await yield_after(exchange.body)
+
+        body = dump_like(translated, exchange.body)
+        await yield_after(body)
+        return body, object_of(value.get("stream_options")).get("include_usage") is True
+
+    def fields(self) -> list[Field]:
+        """The client's header fields to forward, and those that a codex account needs."""
+        exchange, call, account = self.exchange, self.call, self.endpoint.account
+        client = exchange.head.headers
+        if not account.is_codex:
+            return forwarded(client, FORWARDED_TO_UPSTREAM)
+        if not call.is_native:
+            session = [("session-id", call.session.hex())] if call.session else []
+            accepted = "application/json" if call.is_unary else "text/event-stream"
+            own = [("accept", accepted), ("originator", "codex-pooler")]  # F18
+            return [*own, ("version", exchange.shared.version_for(account)), *session]
+
+        roster = exchange.shared.roster
+        return [
+            (name, value)
+            for name, value in forwarded(client, NATIVE_TO_UPSTREAM)
+            # The client keeps the first of a turn (F22), whoever serves the rest of it.
+            if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)
+        ]
+
+
+def stream_headers(headers: Sequence[Field]) -> list[Field]:
+    """The headers of a stream of events, of those that an upstream has sent."""
+    shown = list(headers)
+    if "event-stream" not in dict(headers).get("content-type", ""):
+        shown = [pair for pair in headers if pair[0] != "content-type"]
+        shown.append(("content-type", "text/event-stream; charset=utf-8"))
+    return [*shown, ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+
+
+@dataclass(eq=False, slots=True)
+class Relay:
+    """Hands an opened response to the client, to its end."""
+
+    exchange: Exchange
+    call: Call
+    opened: Opened
+    comment_at: float = math.inf
+    comment_seconds: float = math.inf  # until the client's stream has begun
+    end_at: float = math.inf  # after the terminal event
+
+    async def deliver(self, lease: Lease) -> None:
+        """Hand over the response, and note its outcome.
+
+        Raises: ClientGone; PoolerError, where a stream was read for a response in one piece.
+        """
+        exchange, opened = self.exchange, self.opened
+        exchange.record.account = opened.account.name
         exchange.replace_body(b"")
-        roster = exchange.server.roster
-        roster.note_served(call, self.account, trio.current_time())
-        allowed = FORWARDED_TO_CLIENT
-        if call.is_native:
-            allowed = NATIVE_TO_CLIENT
-            roster.note_made(self.account, call, TURN_STATE, self.headers.get(TURN_STATE))
-        headers = forwarded(self.headers, allowed)
-        if call.is_native:
-            now, unix_now = trio.current_time(), exchange.server.unix_now()
-            headers += show_quota_headers(roster, call.pool, now, unix_now)
+        exchange.shared.roster.note_served(self.call, opened.account, trio.current_time())
+        headers = self.headers()
         # A stream may take an hour, and there may be a thousand: their heads have served.
         exchange.head = exchange.head._replace(headers=NO_FIELDS)
-        self.connection.head = self.connection.head._replace(headers=NO_FIELDS)
-        self.headers = NO_FIELDS
+        opened.headers = NO_FIELDS
+
         try:
-            if self.is_streamed:
+            if opened.is_streamed:
                 await self.relay(headers)
             else:
-                await exchange.respond(self.status, self.body, headers, is_own=False)
+                await exchange.reply.respond(opened.status, opened.body, headers, is_own=False)
         finally:
             self.note_outcome(lease)
 
+    def headers(self) -> list[Field]:
+        """The headers of the response that the client gets."""
+        opened, call, shared = self.opened, self.call, self.exchange.shared
+        if not call.is_native:
+            return forwarded(opened.headers, FORWARDED_TO_CLIENT)
+
+        state = opened.headers.get(TURN_STATE)
+        shared.roster.note_made(opened.account, call, TURN_STATE, state)
+        now, unix_now = trio.current_time(), shared.unix_now()
+        quota = show_quota_headers(shared.roster, call.pool, now, unix_now)
+        return forwarded(opened.headers, NATIVE_TO_CLIENT) + quota
+
     def note_outcome(self, lease: Lease) -> None:
-        """What an answer, whole or not, tells of its account; the client may follow it up."""
-        exchange, call, account = self.exchange, self.call, self.account
-        roster = exchange.server.roster
-        exchange.record.tokens = self.scanner.usage
-        is_answer = call.kind is CallKind.RESPONSES and account.is_codex
-        if call.is_stored or is_answer:
-            roster.note_made(account, call, "response", self.scanner.response.get("id"))
-        if exchange.is_whole and exchange.record.code is None:
+        """Record what the outcome says about the account, and whose the response is."""
+        exchange, call, opened = self.exchange, self.call, self.opened
+        roster, account, scanner = exchange.shared.roster, opened.account, opened.scanner
+        exchange.record.tokens = scanner.usage
+        is_kept = call.kind is CallKind.RESPONSES and account.is_codex
+        if call.is_stored or is_kept:
+            roster.note_made(account, call, "response", scanner.response.get("id"))
+        if exchange.reply.is_whole and exchange.record.code is None:
             roster.note_success(lease)
-        elif (fault := self.classify_failure()) and fault.effect is not Effect.LACKS_MODEL:
+        elif (fault := opened.classify_failure()) and fault.effect is not Effect.LACKS_MODEL:
             # Too late for this request; the next ones need not run into it.
             roster.note_fault(account, fault, call.model, trio.current_time())
 
@@ -10272,58 +10624,71 @@ class Attempt:
         What went wrong, here or upstream, is the record's `code`.
         Raises: ClientGone; PoolerError, where nothing has been said and an error can be.
         """
-        exchange, call, scanner = self.exchange, self.call, self.scanner
+        reply, call, scanner = self.exchange.reply, self.call, self.opened.scanner
         is_failed = scanner.failure is not None and not scanner.has_content
-        is_told_whole = is_failed and self.translator and call.kind is CallKind.CHAT
-        if exchange.is_started or (call.is_stream and not is_told_whole):
+        is_told_whole = is_failed and self.opened.translator and call.kind is CallKind.CHAT
+        if reply.is_started or (call.is_stream and not is_told_whole):
             await self.start_events(headers)
-        exchange.is_told = scanner.terminal is not None
+        reply.is_told = scanner.terminal is not None
+
         trouble = await self.relay_on()
-        error, last = None, b""
-        # Of Chat there may be an end without a terminal event.
-        is_told = exchange.is_told or (scanner.terminal is None and self.translator is None)
-        if self.translator is not None:
-            is_told &= self.translator.output.response is not None
-        if not (is_told and scanner.is_complete(trouble is None)):
-            error = trouble or PoolerError("upstream_stream_truncated")
-            exchange.record.code = error.record_code
-            last = scanner.failure_event(error, exchange.record.request_id, call.kind)
-            exchange.is_told = True
+        last: list[bytes] = []
+        error = self.failure_after(trouble)
+        if error is not None:
+            last.append(self.opened.failure_event(error))
+            reply.is_told = True
         elif scanner.failure is not None:
-            code = read_error(scanner.failure).code
-            exchange.record.code = upstream_name(code) if code else "upstream_error"
-            error = failed_response(scanner.failure, exchange.server.unix_now(), exchange.limits)
-        if exchange.is_started:
-            await exchange.send_events(last, is_last=True)
+            error = self.note_failure(scanner.failure)
+
+        if reply.is_started:
+            await reply.end(last)
         elif error is not None:
             raise error
         else:
-            assert self.translator is not None
-            await trio.lowlevel.checkpoint()  # its last event has had its time
-            is_large = self.translator.output.bytes_kept > WIDE_BYTES_MAX
-            dump = dump_escaped if is_large else dump_json
-            body = dump(self.translator.whole())
-            self.translator = None  # with all that the body was made of
-            exchange.replace_response(body)
-            await exchange.respond(200, body)
+            await self.respond_collected()
 
-    def take_body(self) -> bytes:
-        """What has been held, which is not kept beside what is made of it."""
-        body, self.body = self.body, b""
-        return body
+    def failure_after(self, trouble: PoolerError | None) -> PoolerError | None:
+        """Why the stream, which is over, has no end of its own; it is the record's `code`."""
+        opened, scanner = self.opened, self.opened.scanner
+        # Of Chat there may be an end without a terminal event.
+        is_told = self.exchange.reply.is_told
+        if opened.translator is None:
+            is_told |= scanner.terminal is None
+        else:
+            is_told &= opened.translator.output.response is not None
+        if is_told and scanner.is_complete(trouble is None):
+            return None
+        error = trouble or PoolerError("upstream_stream_truncated")
+        self.exchange.record.code = error.record_code
+        return error
+
+    def note_failure(self, failure: JsonObject) -> PoolerError:
+        """Record the failure that the stream has ended with; the error it would be in one piece."""
+        exchange = self.exchange
+        code = read_error(failure).code
+        exchange.record.code = upstream_name(code) if code else "upstream_error"
+        return failed_response(failure, exchange.shared.unix_now(), exchange.limits)
+
+    async def respond_collected(self) -> None:
+        """Send the response that was collected from events."""
+        opened = self.opened
+        assert opened.translator is not None
+        await trio.lowlevel.checkpoint()  # its last event has had its time
+        is_large = opened.translator.output.bytes_kept > WIDE_BYTES_MAX
+        dump = dump_escaped if is_large else dump_json
+        body = dump(opened.translator.whole())
+        opened.translator = None  # with all that the body was made of
+        opened.held.replace(len(body))
+        await self.exchange.reply.respond(200, body)
 
     async def start_events(self, headers: list[Field]) -> None:
         """Commit: the head of a stream, if it has not been sent, and what has been held."""
-        if self.exchange.is_started:
-            await self.exchange.send_events(self.take_body())
-            self.comment_seconds = self.exchange.limits.comment_seconds
-            return
-
-        if "event-stream" not in (dict(headers).get("content-type", "")):
-            headers = [pair for pair in headers if pair[0] != "content-type"]
-            headers.append(("content-type", "text/event-stream; charset=utf-8"))
-        headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
-        await self.exchange.start(200, headers, self.take_body(), None)
+        reply = self.exchange.reply
+        events, self.opened.events = self.opened.events, []  # not kept beside what is sent
+        if not reply.is_started:
+            await reply.start(200, stream_headers(headers), events)
+        elif not reply.put(events):
+            await reply.flush()
         self.comment_seconds = self.exchange.limits.comment_seconds
 
     async def relay_on(self) -> PoolerError | None:
@@ -10336,112 +10701,135 @@ class Attempt:
         except PoolerError as stopping:
             return stopping
         except TRANSPORT_ERRORS as cut:
-            return self.classify_trouble(cut).error
+            return classify_trouble(cut, exchange.deadline).error
         except Exception:  # noqa: BLE001 (a bug is logged, and the stream still has its end)
-            exchange.server.log_bug(exchange.record.request_id)
+            exchange.shared.log_bug(exchange.record.request_id)
             return PoolerError("internal_error")
         return None
 
     async def relay_rest(self) -> None:
         """Relay what comes until the body's end, or a second after the terminal event.
 
-        Raises: TRANSPORT_ERRORS, PoolerError (server_stopping), ClientGone.
+        Raises: TRANSPORT_ERRORS, PoolerError (the stop code, pool_busy), ClientGone.
         """
-        exchange = self.exchange
-        comment = self.comment()
+        reply, deadline, opened = self.exchange.reply, self.exchange.deadline, self.opened
         self.comment_at = trio.current_time() + self.comment_seconds
-        end_at = math.inf
-        while not self.is_at_end:
-            if self.scanner.terminal is not None and end_at == math.inf:
-                end_at = trio.current_time() + AFTER_TERMINAL_SECONDS_MAX
+        while not opened.source.is_at_end:
+            if opened.scanner.terminal is not None and self.end_at == math.inf:
+                self.end_at = trio.current_time() + AFTER_TERMINAL_SECONDS_MAX
                 self.comment_at = self.comment_seconds = math.inf
-            until = min(self.comment_at, self.event_deadline, end_at)
+
+            until = min(self.comment_at, deadline.at, self.end_at)
             try:
-                unsent = await exchange.bounded(until, self.pump)
+                await deadline.bounded(until, self.pump)
             except DeadlinePassed:
                 now = trio.current_time()
-                if now >= min(self.event_deadline, end_at):
+                if now >= min(deadline.at, self.end_at):
                     raise
-                if now < self.comment_at:
-                    continue  # there was progress since the deadline was set
-                unsent = comment
-                self.comment_at = now + self.comment_seconds
-            await exchange.connection.send(unsent, exchange.limits)
-            exchange.is_told = self.scanner.terminal is not None
-
-    async def pump(self) -> bytes:
-        """Relay as long as the client takes all at once; what it did not take.
-
-        It waits for the upstream only, so that a deadline can tear no event.  It returns at the
-        terminal event and at the end, too.  Raises: PeerClosed, BadSyntax, ClientGone.
-        """
-        exchange, receive = self.exchange, self.connection.receive_body
-        while True:
-            unsent = b""
-            if joined := self.take(await receive()):
+                is_silent = now >= self.comment_at  # else there was progress meanwhile
+            else:
+                is_silent = False
+                await reply.flush()
+            if is_silent:
                 self.comment_at = trio.current_time() + self.comment_seconds
-                # The client may take its time; until the next event this is counted as held.
-                exchange.hold_unsent(len(joined))
-                exchange.record.bytes_out += len(joined)
-                unsent = exchange.framed(joined)
-                unsent = unsent[exchange.connection.send_now(unsent) :]
-            if unsent or self.is_at_end or self.scanner.terminal is not None:
-                return unsent
+                await reply.comment(is_native=self.call.is_native)
+            reply.is_told = opened.scanner.terminal is not None
+
+    async def pump(self) -> None:
+        """Relay as long as the client takes all at once.
+
+        It waits for the upstream only, so that a deadline can tear no event.  It returns also at
+        the terminal event and at the end.  Raises: PeerClosed, BadSyntax, PoolerError (pool_busy).
+        """
+        opened, reply = self.opened, self.exchange.reply
+        source, scanner = opened.source, opened.scanner
+        while True:
+            events = opened.take(await source.receive())
+            if events:
+                self.comment_at = trio.current_time() + self.comment_seconds
+                opened.hold_unsent(sum(map(len, events)))
+                if not reply.put(events):
+                    return
+            if source.is_at_end or scanner.terminal is not None:
+                return
+
+
+@dataclass(eq=False, slots=True)
+class Tries:
+    """Which accounts a call has been sent to, or need not be sent to."""
+
+    tried: list[str] = field(default_factory=list)
+    unreached: Counter[str] = field(default_factory=Counter)  # failures to connect, by host
+    out_of_reach: set[str] = field(default_factory=set)  # accounts of hosts that do not connect
+
+    @property
+    def passed_over(self) -> list[str]:
+        """The accounts that are not asked again."""
+        return [*self.tried, *self.out_of_reach]
+
+    def note_unreached(self, pool: Pool, account: Account, fault: Fault) -> None:
+        """Count a host that did not connect; after some it is worth no other account's try."""
+        if fault.cause is None or fault.cause in _OF_TRUST:
+            return
+        address = account.base_url.address
+        self.unreached[address] += 1
+        if self.unreached[address] >= CONNECTS_MAX:
+            self.out_of_reach |= {
+                other.name for other in pool.accounts if other.base_url.address == address
+            }
 
 
 async def serve_call(exchange: Exchange, call: Call) -> None:
     """The attempts: at most `attempts_max` accounts, until one answers.  Raises: PoolerError."""
-    server = exchange.server
-    tried: list[str] = []
+    shared, tries = exchange.shared, Tries()
     while True:
-        place = await server.take_place(exchange, call, [*tried, *exchange.out_of_reach])
-        call, lease = server.current(call), place.lease
-        exchange.record.attempts.append({"account": lease.account.name})
+        place = await shared.take_place(exchange, call, tries.passed_over)
+        call, account = shared.current(call), place.lease.account
+        exchange.record.attempts.append({"account": account.name})
         try:
-            attempt = await open_repaired(exchange, call, place)
-            await attempt.deliver(lease)
-        except UpstreamFailed as failed:
-            fault = failed.fault
-            # The frames hold what has come, and would hold it until the client has its answer.
-            failed.with_traceback(None).__context__ = None
-            exchange.is_spent &= not fault.is_refusal
-            await server.look_at_logins(call.pool.accounts)  # a refresh of ours is no new file
-            server.roster.note_fault(lease.account, fault, call.model, trio.current_time())
-        else:
-            return
+            fault = await try_account(exchange, call, place)
         finally:
-            if upstream := exchange.release_upstream(place.endpoint):
-                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                    await upstream.close()
-            server.end_lease(lease)
+            await exchange.transport.release(place.endpoint)
+            shared.end_lease(place.lease)
+        if fault is None:
+            return
+
         exchange.record.attempts[-1]["reason"] = fault.reason
-        if not is_back_soon(exchange, call, lease, fault):
-            tried.append(lease.account.name)
-        note_unreached(exchange, call.pool, lease.account, fault)
-        if error := final_error(exchange, call, tried, fault):
+        if not is_back_soon(exchange, call, account, fault):
+            tries.tried.append(account.name)
+        tries.note_unreached(call.pool, account, fault)
+        if error := final_error(exchange, call, tries, fault):
             raise error
 
 
-def note_unreached(exchange: Exchange, pool: Pool, account: Account, fault: Fault) -> None:
-    """Count a host that did not connect; after some it is worth no other account's try."""
-    if fault.cause is None or fault.cause in _OF_TRUST:
-        return
-    address = account.base_url.address
-    exchange.unreached[address] += 1
-    if exchange.unreached[address] >= CONNECTS_MAX:
-        exchange.out_of_reach |= {
-            one.name for one in pool.accounts if one.base_url.address == address
-        }
+async def try_account(exchange: Exchange, call: Call, place: Place) -> Fault | None:
+    """Have one account serve the call; why it has not, where the client has nothing of it.
+
+    Raises: PoolerError, ClientGone.
+    """
+    shared, account = exchange.shared, place.lease.account
+    with HeldBytes(shared.events, account.name, exchange.holder) as held:
+        opened = await open_repaired(exchange, call, place, held)
+        if isinstance(opened, Opened):
+            await Relay(exchange, call, opened).deliver(place.lease)
+            return None
+
+    fault = opened
+    exchange.is_spent &= not fault.is_refusal
+    await shared.look_at_logins(call.pool.accounts)  # a refresh of ours is no new file
+    shared.roster.note_fault(account, fault, call.model, trio.current_time())
+    return fault
 
 
-def is_back_soon(exchange: Exchange, call: Call, lease: Lease, fault: Fault) -> bool:
+def is_back_soon(exchange: Exchange, call: Call, account: Account, fault: Fault) -> bool:
     """Whether the account that has just failed is the session's own, and worth one wait."""
-    roster, now = exchange.server.roster, trio.current_time()
+    roster, now = exchange.shared.roster, trio.current_time()
     if fault.effect not in {Effect.LIMITED, Effect.MODEL_LIMITED}:
         return False
-    pin, name = roster.pin_of(call, now), lease.account.name
-    is_first = [attempt["account"] for attempt in exchange.record.attempts].count(name) == 1
-    is_own = pin is not None and pin.account == name
+    names = [attempt["account"] for attempt in exchange.record.attempts]
+    pin = roster.pin_of(call, now)
+    is_own = pin is not None and pin.account == account.name
+    is_first = names.count(account.name) == 1
     return is_own and is_first and roster.returns_at(call, (), now) < math.inf
 
 
@@ -10451,53 +10839,52 @@ async def without_reasoning(exchange: Exchange) -> bytes:
     if b"reasoning" not in body and b"compaction" not in body:
         return body
 
-    async with exchange.server.unpacking(exchange.holder, len(body)):
+    async with exchange.shared.unpacking(exchange.holder, len(body)):
         value = drop_reasoning(parse_json_object(body))
         await yield_after(body)
         if value is None:
             return body
 
-        made = dump_like(value, body)
+        shorter = dump_like(value, body)
         await yield_after(body)
-        return made
+        return shorter
 
 
-async def open_repaired(exchange: Exchange, call: Call, place: Place) -> Attempt:
-    """An attempt, and once more: with a new token, on a new WebSocket, without reasoning.
+async def open_repaired(
+    exchange: Exchange, call: Call, place: Place, held: HeldBytes
+) -> Opened | Fault:
+    """An opened response, tried once more with a new token, a new WebSocket, or no reasoning.
 
-    Raises: UpstreamFailed, PoolerError (server_stopping, invalid_value).
+    Raises: PoolerError (the stop code, invalid_value, pool_busy), ClientGone.
     """
-    roster, account, noted = (
-        exchange.server.roster,
-        place.lease.account,
-        exchange.record.attempts[-1],
-    )
+    roster, account = exchange.shared.roster, place.lease.account
+    noted = exchange.record.attempts[-1]
     if roster.is_foreign(call, account, place.lease.began_at):
         exchange.replace_body(await without_reasoning(exchange))
+
     rejected: Credentials | None = None
     repairs: set[Action] = set()
     while True:
-        attempt = Attempt(exchange, call, place.endpoint)
-        try:
-            await attempt.open(rejected)
-        except UpstreamFailed as error:
-            failed = error
-        else:
-            return attempt
-        action = failed.fault.action
-        body = await without_reasoning(exchange) if action is Action.REPAIR else b""
+        attempt = Attempt(exchange, call, place.endpoint, held)
+        opened = await attempt.open(rejected)
+        if isinstance(opened, Opened):
+            return opened
+
+        action = opened.action
+        body = await without_reasoning(exchange) if action is Action.REPAIR else exchange.body
         can_help = {
             Action.REOPEN: True,
             Action.REFRESH: account.is_codex,
-            Action.REPAIR: body != exchange.body,
+            Action.REPAIR: body is not exchange.body,
         }
         if action in repairs or not can_help.get(action, False):
-            raise failed
-        if upstream := exchange.release_upstream(place.endpoint):
-            await upstream.close()
+            return opened
+
+        await exchange.transport.release(place.endpoint)
+        held.replace(0)
         repairs.add(action)
         if action is Action.REFRESH:
-            rejected, noted["renewed"] = exchange.credentials, True
+            rejected, noted["renewed"] = attempt.credentials, True
         elif action is Action.REPAIR:
             exchange.replace_body(body)
             roster.pin(call, account, True, trio.current_time())
@@ -10510,24 +10897,23 @@ _NOT_BEGUN: Final = frozenset({
 })  # fmt: skip
 
 
-def final_error(
-    exchange: Exchange, call: Call, tried: Sequence[str], fault: Fault
-) -> PoolerError | None:
-    """What to tell the client after this fault; None, if another account is to be asked."""
-    roster, now = exchange.server.roster, trio.current_time()
+def final_error(exchange: Exchange, call: Call, tries: Tries, fault: Fault) -> PoolerError | None:
+    """What to tell the client after this fault; None, if another account must be asked."""
+    roster, now = exchange.shared.roster, trio.current_time()
     may_go_on = fault.action in {Action.NEXT, Action.REFRESH}
     if call.path.endswith("/compact"):  # long work (F27): only what was not begun is sent on
         may_go_on = fault.effect in _NOT_BEGUN
-    passed_over = [*tried, *exchange.out_of_reach]
-    is_left = bool(roster.ranked(call, passed_over, now))
-    is_left |= roster.returns_at(call, passed_over, now) < math.inf
-    may_go_on &= not exchange.is_started  # a long silence has its client's 200 sent
-    if may_go_on and is_left and len(exchange.record.attempts) < exchange.limits.attempts_max:
-        return None
+    # After a long silence the client has its 200.
+    if may_go_on and not exchange.reply.is_started:
+        is_left = bool(roster.ranked(call, tries.passed_over, now))
+        is_left = is_left or roster.returns_at(call, tries.passed_over, now) < math.inf
+        if is_left and len(exchange.record.attempts) < exchange.limits.attempts_max:
+            return None
+
     # What others may make up for is told only when nobody is left to ask.
     is_lack = fault.effect in {Effect.LACKS_MODEL, Effect.LACKS_ROUTE}
     if is_lack or fault.error.code == "no_usable_account":
-        return roster.refusal(call, passed_over, now, exchange.server.unix_now())
+        return roster.refusal(call, tries.passed_over, now, exchange.shared.unix_now())
     return fault.error
 
 
@@ -10562,45 +10948,45 @@ def is_processed_note(frame: bytes, limits: Limits) -> bool:
     return is_alone and value.get("type") == "response.processed"
 
 
-Hold = Callable[[int], bool]  # counts bytes for somebody, or gives them back; False: too many
-SENT_COPIES: Final = 3  # of events under way to a client: they, their messages, and the frames
+SENT_COPIES: Final = 3  # in memory, of an event on its way to a client: it, its message, its frame
 Work = Callable[[], Awaitable[None]]
 Start = Callable[[Work], None]  # in a task of its own
-
-
-@contextlib.contextmanager
-def counted(hold: Hold, byte_count: int) -> Iterator[None]:
-    """Count bytes for as long as the block runs.  Raises: PoolerError (pool_busy)."""
-    if not hold(byte_count):
-        raise PoolerError("pool_busy", TOO_MUCH_HELD)
-    try:
-        yield
-    finally:
-        hold(-byte_count)
 
 
 class Frames:
     """A connection as trio-websocket sees it, and that library's side of it.
 
-    First comes the head of the opening handshake, then frames that have been counted.
+    First comes the head of the opening handshake, then frames that have been counted.  `held` are
+    the bytes of messages that are not whole, or not taken, or taken and not done with.
     """
 
-    def __init__(self, connection: Connection, bytes_max: int, hold: Hold, limits: Limits) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        bytes_max: int,
+        held: HeldBytes,
+        limits: Limits,
+        *,
+        is_client: bool,
+    ) -> None:
         self.library = importlib.import_module(WEBSOCKET_LIBRARY)  # many never need it
         self.socket: Any = None  # the library's WebSocketConnection
         self.connection = connection
         self.meter = FrameMeter(bytes_max, WEBSOCKET_FRAMES_MAX)
-        self.hold = hold
-        self.held = 0  # of messages that are not whole, or that nobody has taken
+        self.held = held
+        self.bytes_taken = 0  # of messages that were taken, and are not done with
         self.limits = limits
+        self.is_client = is_client  # the peer is one; else it is an upstream
+
         # Of a message that is not whole: for its next bytes, and for all of it.
         self.idle_seconds = self.message_seconds = limits.between_events_seconds_max
-        if isinstance(connection, ClientConnection):
+        if is_client:
             self.idle_seconds = BODY_IDLE_SECONDS_MAX
             self.message_seconds = BODY_SECONDS_MAX
         self.waited_seconds = 0.0  # for the message that is not whole
         self.waited_for = 0  # its number
         self.is_late = False  # it did not come in time
+
         self.is_pinging = False  # the peer has not answered the latest ping
         self.head = b""
         self.is_accepted = trio.Event()  # until then the library would keep a frame to itself
@@ -10638,7 +11024,7 @@ class Frames:
             await self.has_read.wait()
 
     async def take(self) -> bytes:
-        """The next whole message, which stays counted until whoever takes it gives it back.
+        """The next whole message, which is held until whoever takes it is `done` with it.
 
         Raises: PeerClosed; BadSyntax, if the peer's frames are bad.
         """
@@ -10646,13 +11032,19 @@ class Frames:
             message = cast("bytes", await self.socket.get_message())
         except self.library.ConnectionClosed:
             raise (BadSyntax("frames") if self.close_code else PeerClosed) from None
+
         self.meter.bytes_whole -= len(message)
-        self.held -= len(message)
+        self.bytes_taken += len(message)
         if not is_utf8(message):
-            self.hold(-len(message))
+            self.done(message)
             self.meter.refused = 1007
             raise BadSyntax("not UTF-8")
         return message
+
+    def done(self, message: bytes) -> None:
+        """Hold a message that was taken no longer."""
+        self.bytes_taken -= len(message)
+        self.held.grow(-len(message))
 
     async def put(self, message: bytes | None) -> None:
         """Send a message; None: a sign of life (RFC 6455 §5.5.3).  Raises: PeerClosed."""
@@ -10674,22 +11066,21 @@ class Frames:
     def close_code(self) -> int:
         """What to say to a peer whose frames are bad; 0, if it has closed or gone itself."""
         reason = self.socket and self.socket.closed  # no socket: the turns are over
+        if self.meter.refused:
+            return self.meter.refused
         is_theirs = reason is None or reason.code == 1006 or self.meter.is_closed
-        return self.meter.refused or (0 if is_theirs else int(reason.code))
+        return 0 if is_theirs else int(reason.code)
 
-    def count(self) -> bool:
-        """Count what is held now; False, and as before, if it is too much."""
+    def count(self) -> None:
+        """Count what is held now.  Raises: PoolerError (pool_busy), and it is held as before."""
         meter = self.meter
-        held = meter.bytes_whole + meter.bytes_pending + PART_BYTES * meter.part_count
-        if not self.hold(held - self.held):
-            return False
-        self.held = held
-        return True
+        parts = PART_BYTES * meter.part_count
+        self.held.resize(meter.bytes_whole + meter.bytes_pending + parts + self.bytes_taken)
 
     def release(self) -> None:
-        """Give back what it holds, and the socket with it; nothing reads any more."""
-        self.hold(-self.held)
-        self.held = 0
+        """Hold nothing any more, nor the socket: nothing reads, and nobody calls `done`."""
+        self.bytes_taken = 0
+        self.held.replace(0)
         self.socket = None
 
     async def refuse(self, code: int) -> Never:
@@ -10699,6 +11090,7 @@ class Frames:
         await trio.sleep_forever()
 
     async def read(self, reader: Work) -> None:
+        """Run the library's reader until it is stopped."""
         try:
             with self.reading:
                 await reader()
@@ -10712,6 +11104,7 @@ class Frames:
         self.start(functools.partial(self.read, reader))
 
     async def receive_some(self, _max_bytes: int | None = None) -> bytes:
+        """The head of the handshake, then frames as they come, each of them counted."""
         if self.head:
             head, self.head = self.head, b""
             return head
@@ -10719,13 +11112,18 @@ class Frames:
             await self.refuse(self.meter.refused)
         if self.socket is not None and self.socket.closed:
             return b""
-        if isinstance(self.connection, ClientConnection):
+        if self.is_client:
             await self.is_accepted.wait()
+
         received = await self.receive()
         passed = self.meter.feed(received)
         if not self.meter.is_over:
             self.connection.buffer = received[len(passed) :]
-        if not self.count():
+        has_room = False
+        with contextlib.suppress(PoolerError):
+            self.count()
+            has_room = True
+        if not has_room:
             await self.refuse(1013)
         return passed
 
@@ -10739,12 +11137,14 @@ class Frames:
         if received:
             await trio.lowlevel.checkpoint()  # between two steps of what came at once
             return received
+
         if meter.message_count != self.waited_for:
             self.waited_for, self.waited_seconds = meter.message_count, 0.0
         began_at, until = trio.current_time(), math.inf
         if meter.is_amid:
             left = min(self.idle_seconds, self.message_seconds - self.waited_seconds)
             until = began_at + left
+
         try:
             with trio.move_on_at(until) as scope:
                 received = await connection.receive()
@@ -10758,12 +11158,14 @@ class Frames:
         return received
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self.socket is None and isinstance(self.connection, UpstreamConnection):
+        """Send frames; messages are text, which the library is not given as such."""
+        if self.socket is None and not self.is_client:
             # The library asks for what the upstream has agreed to already.
             asked = parse_request_head(bytes(data), self.limits)
             self.head = upgraded_head(asked.headers["sec-websocket-key"])
             await trio.lowlevel.checkpoint()
             return
+
         for at in range(0, len(data), RECEIVE_BYTES):
             piece = bytes(data[at : at + RECEIVE_BYTES])
             if at == 0 and piece[0] == 0x82:  # a message, which is text
@@ -10776,37 +11178,29 @@ class Frames:
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
-class UpstreamSocket(UpstreamConnection):
-    """An upstream's WebSocket.  `read_head` and `receive_body` are of the turn under way.
+class UpstreamSocket:
+    """An upstream's WebSocket, which serves one turn after the other.
 
     What comes after the last event of a turn, and before the first of the next one, is of
     neither.  Where that cannot be told apart no further turn uses it: `is_spent`.
     """
 
     owner: bytes  # digest of the account that it was opened for
+    connection: UpstreamConnection
     frames: Frames
     end: Callable[[], None]  # called when it ends before it was to
     opened_at: float = field(default_factory=trio.current_time)
-    made: deque[str] = field(default_factory=lambda: deque(maxlen=ANCHORS_MAX))  # response ids
+    response_ids: deque[str] = field(default_factory=lambda: deque(maxlen=ANCHORS_MAX))
     is_spent: bool = False
-    is_reused: bool = False  # there was a turn before the one under way
-    is_begun: bool = True  # its first event has come
-    first: deque[bytes] = field(default_factory=deque)  # of the turn, read and not given yet
-    type: str = ""  # of the latest message, up to and with the one that the turn began with
-    rest: trio.CancelScope = field(default_factory=trio.CancelScope)  # between two turns
+    idle_scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # between two turns
 
     def serves(self, owner: bytes) -> bool:
         """Whether a turn may use it: same upstream, same credentials."""
         is_old = trio.current_time() - self.opened_at > WEBSOCKET_AGE_SECONDS_MAX
         return self.owner == owner and not (self.is_spent or is_old)
 
-    def begin_turn(self, *, is_reused: bool) -> None:
-        self.rest.cancel()
-        self.is_reused = is_reused
-        self.is_at_end = self.is_begun = False
-
     async def take(self) -> bytes:
-        """The next message, still counted.  Raises: PeerClosed, BadSyntax."""
+        """The next message, still held.  Raises: PeerClosed, BadSyntax."""
         try:
             return await self.frames.take()
         except (PeerClosed, BadSyntax) as error:
@@ -10817,37 +11211,59 @@ class UpstreamSocket(UpstreamConnection):
         self.is_spent = True
         raise failure
 
-    async def watch(self, rest: trio.CancelScope) -> None:
-        """Notice its end while no turn is under way; what comes meanwhile is of none.
+    async def watch(self, idle_scope: trio.CancelScope) -> None:
+        """Notice its end between turns; messages that come then belong to no turn.
 
-        `rest` may be over before this has begun, and another one begun.
+        `idle_scope` may be over before this has begun, and another one begun.
         """
-        with rest, contextlib.suppress(PeerClosed, BadSyntax):
+        with idle_scope, contextlib.suppress(PeerClosed, BadSyntax):
             while True:
                 message = await self.take()
-                self.frames.hold(-len(message))
+                self.frames.done(message)
                 self.is_spent |= not is_news(type_of(message))
 
+    async def close(self) -> None:
+        """Close it once its reader has ended: nothing waits for a socket that is closed."""
+        self.is_spent = True
+        self.idle_scope.cancel()
+        await self.frames.stop()
+        self.frames.release()
+        await self.connection.close()
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class SocketSource:
+    """The messages of one turn on an upstream's WebSocket (a `Source`)."""
+
+    socket: UpstreamSocket
+    scanner: EventScanner
+    is_reused: bool  # there was a turn before this one
+    is_begun: bool = False  # its first event has come
+    is_at_end: bool = False
+    first: deque[bytes] = field(default_factory=deque)  # read for the head, and not given yet
+    type: str = ""  # of the latest message, up to and with the one that the turn began with
+    bytes_pending: int = 0  # what is not whole is held with the frames
+
     async def receive_message(self, strays_max: int) -> bytes:
-        """The next message of the turn, still counted; those of the turn before are dropped.
+        """The next message of the turn, still held; those of the turn before are dropped.
 
         Raises: PeerClosed; BadSyntax, also where there are too many of the latter.
         """
         for _ in range(strays_max + 1):
-            message = await self.take()
-            self.type = type_of(message) if not self.is_begun else ""
+            message = await self.socket.take()
+            self.type = "" if self.is_begun else type_of(message)
             await yield_after(message)
             if self.is_begun or is_news(self.type):
                 return message
             if not self.is_reused or self.type in {"response.created", "error"}:
                 self.is_begun = True
-                self.is_spent |= self.type != "response.created"
+                self.socket.is_spent |= self.type != "response.created"
                 return message
-            self.frames.hold(-len(message))
+            self.socket.frames.done(message)
         raise BadSyntax("events of no turn")
 
-    async def read_head(self, limits: Limits) -> ResponseHead:
-        """What the first frame says: an error has a status and headers (F24).
+    async def read_head(self, limits: Limits) -> ResponseHead | None:
+        """The status and headers of an error that the turn begins with (F24); else None.
 
         Raises: PeerClosed, BadSyntax.
         """
@@ -10857,10 +11273,12 @@ class UpstreamSocket(UpstreamConnection):
             if sum(map(len, self.first)) > EVENT_BYTES_MAX:
                 raise BadSyntax("event too large")
             name = self.type
+
         value = try_load_object(self.first[-1]) if name == "error" else {}
         status = read_error(value).status
         if not status:
-            return ResponseHead(200, NO_FIELDS, NO_BODY, keeps_alive=True)
+            return None
+
         given = object_of(value.get("headers")).items()
         headers = {field.lower(): text for field, text in given if isinstance(text, str)}
         if sum(map(len, itertools.chain(*headers.items()))) > UPSTREAM_HEAD_BYTES_MAX:
@@ -10868,59 +11286,56 @@ class UpstreamSocket(UpstreamConnection):
         headers["content-type"] = "application/json"
         return ResponseHead(status, headers, NO_BODY, keeps_alive=True)
 
-    def early_messages(self) -> Sequence[bytes]:
+    def early_events(self) -> Sequence[bytes]:
+        """The messages that came in front of the error that the turn began with."""
         return [*self.first][:-1]
 
-    async def read_body(self, bytes_max: int, hold: Callable[[int], bool] | None = None) -> bytes:
-        """The error frame that the turn began, and ended, with.
+    async def read_body(self, bytes_max: int, held: HeldBytes) -> bytes:
+        """The error that the turn began, and ended, with.
 
         Raises: BadSyntax, where it is too large; PoolerError (pool_busy).
         """
         self.is_at_end = True
         error = self.first.pop()
-        self.frames.hold(-len(error))
+        self.socket.frames.done(error)
         if len(error) > bytes_max:
             raise BadSyntax("body too large")
-
-        if hold is not None and not hold(len(error)):
-            raise PoolerError("pool_busy", TOO_MUCH_HELD)
-
+        held.grow(len(error))
         return error
 
-    async def receive_body(self) -> bytes:
-        """The next event.  Raises: PeerClosed, BadSyntax."""
-        strays_max = HANDSHAKE_EVENTS_MAX
-        message = self.first.popleft() if self.first else await self.receive_message(strays_max)
-        self.frames.hold(-len(message))
-        event = event_of(message)
-        await yield_after(event)
-        return event
+    async def receive(self, keeps_error: bool = False) -> Sequence[Event]:
+        """The next event; an error is one, too.  Raises: PeerClosed, BadSyntax."""
+        frames, scanner = self.socket.frames, self.scanner
+        if self.first:
+            message = self.first.popleft()
+        else:
+            message = await self.receive_message(HANDSHAKE_EVENTS_MAX)
+        frames.done(message)
+        await yield_after(message)
 
-    def is_over(self, scanner: EventScanner) -> bool:
-        self.is_at_end = scanner.terminal is not None
-        if self.is_at_end:
+        event = scanner.take_message(message)
+        if scanner.terminal is not None:
+            self.is_at_end = True
             # A second failure that may follow the first would pass for the next turn's.
-            self.is_spent |= scanner.failure is not None
-            if made := text_at(scanner.response, "id"):
-                self.made.append(made)
-        return self.is_at_end
+            self.socket.is_spent |= scanner.failure is not None
+            if response_id := text_at(scanner.response, "id"):
+                self.socket.response_ids.append(response_id)
+        return [event]
 
-    async def close(self) -> None:
-        """Close it once its reader has ended: nothing waits for a socket that is closed."""
-        self.is_spent = True
-        self.rest.cancel()
-        await self.frames.stop()
-        self.frames.hold(-sum(map(len, self.first)))
-        self.first.clear()
-        self.frames.release()
-        await UpstreamConnection.close(self)
+    def take_error(self) -> None:
+        """Nothing: an error is an event here."""
+
+    def drop(self) -> None:
+        """Hold nothing of the turn any more."""
+        while self.first:
+            self.socket.frames.done(self.first.pop())
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
-class ClientSocket(ClientConnection):
-    """A client's connection after the upgrade: its turns in order, and their upstream.
+class ClientSocket:
+    """A client's WebSocket: its turns in order, and their upstream.
 
-    `close_code` is set once it is to be closed, `stop_code` if the turn under way is to end too.
+    `close_code` is set once it must be closed, `stop_code` if the turn in progress ends with it.
     """
 
     upgrade: Exchange
@@ -10931,58 +11346,33 @@ class ClientSocket(ClientConnection):
     session: bytes | None = None  # of the latest turn
     nursery: trio.Nursery = field(init=False)  # of all that reads, here and upstream
     upstream: UpstreamSocket | None = None
-    turn: Turn | None = None
-    waiting: deque[bytes] = field(default_factory=deque)  # in the budget of bodies
+    turn: Exchange | None = None  # in progress
+    waiting: deque[bytes] = field(default_factory=deque)  # frames, still held
+    changed: trio.Event = field(default_factory=trio.Event)
     close_code: int = 0
     stop_code: str = ""
+    is_gone: bool = False
     has_bug: bool = False
 
-    def send_now(self, data: bytes) -> int:
-        return 0
-
-    async def send(self, data: bytes, limits: Limits) -> None:
-        """Send whole events; large ones are counted for as long as the client does not take them.
-
-        Raises: ClientGone, PoolerError (pool_busy).
-        """
-        try:
-            if len(data) <= RECEIVE_BYTES:
-                await self.put_events(data)
-                return
-            hold = self.upstream.frames.hold if self.upstream else self.frames.hold
-            with counted(hold, SENT_COPIES * len(data)):
-                await self.put_events(data)
-        except PeerClosed:
-            self.is_gone = True
-            raise ClientGone from None
-
-    async def put_events(self, data: bytes) -> None:
-        """Send each event as a message; where there is none, a sign of life.
-
-        Raises: PeerClosed.
-        """
-        assert self.turn is not None
-        await yield_after(data)
-        messages = messages_of(data)
-        await yield_after(data)
-        if data and not messages:
-            await self.frames.put(None)
-        for message in messages:
-            await self.frames.put(self.turn.marked(message))
+    def note_change(self) -> None:
+        """Wake who waits for a frame, or for the end."""
+        self.changed.set()
+        self.changed = trio.Event()
 
     def end(self, close_code: int, stop_code: str = "") -> None:
-        """Close it after the turn under way; with a `stop_code`, that one ends now."""
+        """Close it after the turn in progress; with a `stop_code`, that one ends now."""
         self.close_code = self.close_code or close_code
         self.stop_code = self.stop_code or stop_code
         self.note_change()
-        if stop_code and self.turn is not None and self.turn.scope is not None:
-            self.turn.scope.cancel()
+        if stop_code and self.turn is not None:
+            self.turn.deadline.cancel()
 
     def start(self, work: Work) -> None:
+        """Run `work` in a task of its own."""
         self.nursery.start_soon(self.guard, work)
 
     async def guard(self, work: Work) -> None:
-        """Await `work`; a bug in it ends the turn under way, with its last event, and then this."""
+        """Await `work`; a bug in it ends the turn in progress, with its event, and then this."""
         try:
             await work()
         except Exception:  # noqa: BLE001 (a bug is logged, and told)
@@ -11007,15 +11397,16 @@ class ClientSocket(ClientConnection):
                 self.nursery.cancel_scope.cancel()
 
     async def next_frame(self, idle_seconds_max: float) -> bytes | None:
-        """The next frame of the client; None where the WebSocket is to be closed."""
+        """The next frame of the client; None where the WebSocket must be closed."""
         idle_until = trio.current_time() + idle_seconds_max
         while not (self.waiting or self.close_code) and trio.current_time() < idle_until:
             until = min(idle_until, trio.current_time() + WEBSOCKET_PING_SECONDS)
             with trio.move_on_at(until) as silence:
                 while not (self.waiting or self.close_code):
-                    await self.wait_change()
+                    await self.changed.wait()
             if silence.cancelled_caught and until < idle_until:
                 await self.show_life()
+
         if not self.waiting:
             self.end(1000)
         return None if self.close_code else self.waiting.popleft()
@@ -11032,36 +11423,235 @@ class ClientSocket(ClientConnection):
             await self.frames.put(None)
 
     async def drop_upstream(self) -> None:
+        """Close the upstream's WebSocket, if there is one."""
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             await upstream.close()
 
     async def release(self) -> None:
-        """Give back what it holds; nothing reads any more."""
-        self.frames.hold(-sum(map(len, self.waiting)))
+        """Hold nothing any more; nothing reads."""
+        self.waiting.clear()
         self.frames.release()
         await self.drop_upstream()
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
-class Turn(Exchange):
-    """One call on a WebSocket, and its answer."""
+class SocketReply:
+    """The events of one turn on a client's WebSocket (a `Reply`); there is no head."""
 
-    CARRIED: ClassVar[Sequence[str]] = ("type", "previous_response_id", "generate")
-
-    socket: ClientSocket
+    client: ClientSocket
+    record: Record
+    deadline: Deadline  # whose clock says how old the turn is
     stream_id: str = ""  # echoed on every event
-    anchor: str = ""  # previous_response_id
-
-    def marked(self, message: bytes) -> bytes:
-        """An event of it, as the client gets it."""
-        return with_stream_id(message, self.stream_id) if self.stream_id else message
+    is_started: bool = False
+    is_told: bool = False
+    is_whole: bool = False
+    closes: bool = False
+    silent_since: float = math.inf
+    copies_held: int = SENT_COPIES
+    unsent: list[bytes] = field(default_factory=list)
 
     @property
-    def stop_code(self) -> str:
-        return self.socket.stop_code or ("server_stopping" if self.server.is_stopped else "")
+    def is_gone(self) -> bool:
+        """Whether the client has left."""
+        return self.client.is_gone
 
-    def understand(self, body: dict[str, Json]) -> dict[str, Json]:
+    async def start(self, status: int, headers: Sequence[Field], events: Sequence[bytes]) -> None:
+        """Send the first of the events; they say all that a head would."""
+        self.record.status, self.record.transport = status, "websocket"
+        self.record.first_byte_ms = self.deadline.age_ms()
+        self.put(events)
+        await self.flush()
+        self.is_started = True
+
+    def put(self, events: Sequence[bytes]) -> bool:
+        """Take events for `flush`: the library sends nothing without waiting."""
+        self.record.bytes_out += sum(map(len, events))
+        self.unsent += [event for event in events if event not in {b"", b"[DONE]"}]
+        return not self.unsent
+
+    async def flush(self) -> None:
+        """Send each event as a message."""
+        unsent, self.unsent = self.unsent, []
+        for event in unsent:
+            await yield_after(event)
+            message = with_stream_id(event, self.stream_id) if self.stream_id else event
+            await self._send(message)
+
+    async def comment(self, *, is_native: bool) -> None:
+        """Send a pong; Codex CLI's timer ignores those, and gets an event (F76)."""
+        await self._send(NATIVE_KEEPALIVE if is_native else None)
+
+    async def _send(self, message: bytes | None) -> None:
+        """Send a message, or a pong.  Raises: ClientGone."""
+        try:
+            await self.client.frames.put(message)
+        except PeerClosed:
+            self.client.is_gone = True
+            raise ClientGone from None
+
+    async def end(self, last: Sequence[bytes]) -> None:
+        """Send the last events: the turn is over, the WebSocket is not."""
+        self.put(last)
+        await self.flush()
+        self.is_whole = True
+
+    async def respond(
+        self, status: int, body: bytes, headers: Sequence[Field] = JSON, *, is_own: bool = True
+    ) -> None:
+        """Send a response in one piece as one event."""
+        assert is_own
+        await self.start(status, headers, [body])
+        self.is_whole = True
+
+    async def fail(self, error: PoolerError) -> None:
+        """Send an event `error`, with status and headers as Codex CLI shows them (F88)."""
+        self.record.code = error.record_code
+        body = try_load_object(error.content()[0])
+        if not self.client.native_path:  # an upstream's frame may hold headers of the account
+            body = {"error": body.get("error") or body}
+        shown = {"type": "error", "status": error.status, **body, **crossing_headers(body)}
+        if headers := {name.lower(): value for name, value in error.headers}:
+            shown["headers"] = headers
+        await self.respond(error.status, dump_json(shown))
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class SocketTransport:
+    """Sends turns on the client's one WebSocket to an upstream (a `Transport`)."""
+
+    client: ClientSocket
+    http: HttpTransport  # for the opening handshake, and a refusal of it
+    user: tuple[str, str]  # the key, for which bytes are held
+    anchor: str = ""  # previous_response_id
+    source: SocketSource | None = None
+
+    async def send(
+        self, endpoint: Endpoint, path: str, identity: Identity, body: bytes, scanner: EventScanner
+    ) -> Source | Fault:
+        """Send the turn on the WebSocket of the account, or a new one.
+
+        Raises: TRANSPORT_ERRORS; PoolerError (previous_response_not_found, request_too_large,
+        pool_busy).
+        """
+        client, account, deadline = self.client, endpoint.account, self.http.deadline
+        if len(body) > WEBSOCKET_UPSTREAM_BYTES_MAX:
+            hint = "Upstreams take no message over websocket_upstream_bytes_max. Use POST."
+            raise PoolerError("request_too_large", hint)
+
+        owner = owner_of(endpoint, identity.credentials)
+        upstream = client.upstream if client.upstream and client.upstream.serves(owner) else None
+        known = upstream.response_ids if upstream else ()
+        if self.anchor and account.is_codex and self.anchor not in known:
+            raise PoolerError("previous_response_not_found")
+
+        is_reused = upstream is not None
+        if upstream is None:
+            await client.drop_upstream()
+            opened = await self.open_socket(endpoint, path, identity, owner)
+            if isinstance(opened, Fault):
+                return opened
+            if opened is None:
+                assert self.http.upstream is not None
+                return HttpSource(self.http.upstream, scanner)
+            upstream = opened
+
+        upstream.idle_scope.cancel()
+        self.source = SocketSource(socket=upstream, scanner=scanner, is_reused=is_reused)
+        deadline.begin(Stage.SEND, "write_stall_seconds_max")
+        try:
+            with HeldBytes(self.http.shared.bodies, self.user) as held:
+                held.grow(len(body))  # a copy of it, in a frame
+                await deadline.bounded(math.inf, upstream.frames.put, body)
+        except PeerClosed:
+            upstream.is_spent = True
+            if not is_reused:
+                raise
+            error = PoolerError("upstream_unreachable")
+            return Fault("closed", Action.REOPEN, Effect.NONE, error)
+        return self.source
+
+    async def open_socket(
+        self, endpoint: Endpoint, path: str, identity: Identity, owner: bytes
+    ) -> UpstreamSocket | Fault | None:
+        """A new WebSocket; None where it was refused with a response that is still unread.
+
+        Raises: TRANSPORT_ERRORS; PoolerError (the stop code).
+        """
+        http, client, account = self.http, self.client, endpoint.account
+        limits, deadline = http.limits, http.deadline
+        connection = await http.connect(endpoint)
+        nonce = base64.b64encode(secrets.token_bytes(16)).decode()
+        fields = [pair for pair in identity.fields if pair[0] != "accept"] + upgrade_fields(nonce)
+        if account.is_codex and not any(name == "openai-beta" for name, _ in fields):
+            fields.append(_BETA)
+        head = request_head(account.base_url, path, identity.secret, fields, b"")
+
+        seconds = WEBSOCKET_HANDSHAKE_SECONDS_MAX
+        deadline.begin(Stage.UPGRADE, "websocket_handshake_seconds_max", seconds)
+        until = deadline.at
+        await deadline.bounded(until, connection.send_all, head, WRITE_STALL_SECONDS_MAX)
+        size_max = UPSTREAM_HEAD_BYTES_MAX
+        raw = await deadline.bounded(until, connection.read_to_blank_line, size_max)
+
+        response = parse_response_head(raw)
+        if response.status in NO_WEBSOCKET_STATUSES:
+            reason, error = f"{response.status} at upgrade", PoolerError("websocket_unsupported")
+            return Fault(reason, Action.NEXT, Effect.LACKS_WEBSOCKET, error)
+        if response.status >= 300:
+            connection.buffer = raw + connection.buffer
+            return None
+        if not is_upgraded(response, nonce):
+            raise BadSyntax("no upgrade")
+
+        held = HeldBytes(http.shared.events, account.name, self.user)
+        frames = Frames(connection, EVENT_BYTES_MAX, held, limits, is_client=False)
+        upstream = UpstreamSocket(
+            owner=owner, connection=connection, frames=frames, end=lambda: client.end(1001)
+        )
+        http.upstream = None
+        client.upstream = upstream
+        await frames.begin(client.start)
+        return upstream
+
+    async def release(self, endpoint: Endpoint) -> None:
+        """Keep the WebSocket for the next turn if its response was whole, else close it."""
+        source, self.source = self.source, None
+        if source is None:
+            await self.http.release(endpoint)
+            return
+
+        upstream = source.socket
+        if source.is_at_end and not upstream.is_spent:
+            upstream.idle_scope = trio.CancelScope()
+            self.client.start(functools.partial(upstream.watch, upstream.idle_scope))
+            return
+        source.drop()
+        self.client.upstream = None
+        await close_in_time(upstream.close)
+
+
+def owner_of(endpoint: Endpoint, credentials: Credentials | None) -> bytes:
+    """A digest of the account that an upstream's WebSocket is opened for, and of the way there."""
+    account = endpoint.account
+    account_id = credentials.account_id if credentials else None
+    way = endpoint.proxy.url.address if endpoint.proxy else ""
+    return digest_parts(account.name, account.identity.hex(), account_id or "", way)
+
+
+# Fields of a turn that a translated body keeps unchanged.
+CARRIED: Final[Sequence[str]] = ("type", "previous_response_id", "generate")
+
+
+@dataclass(eq=False, slots=True)
+class Turn:
+    """What one call on a WebSocket has beside what all calls have."""
+
+    client: ClientSocket
+    reply: SocketReply
+    transport: SocketTransport
+
+    def understand(self, body: JsonDict) -> JsonDict:
         """The call in a frame, without its `stream_id`, which is not the upstream's business.
 
         Raises: PoolerError (invalid_value).
@@ -11070,127 +11660,13 @@ class Turn(Exchange):
         if stream_id is not None:
             if not (isinstance(stream_id, str) and _STREAM_ID.fullmatch(stream_id)):
                 raise PoolerError("invalid_value", param="stream_id")
-            self.stream_id = stream_id
+            self.reply.stream_id = stream_id
             body = {name: member for name, member in body.items() if name != "stream_id"}
+
         if body.get("type") != "response.create":
             raise PoolerError("invalid_value", "Only response.create is understood.", param="type")
-        self.anchor = valid_text(body, "previous_response_id")
+        self.transport.anchor = valid_text(body, "previous_response_id")
         return body
-
-    async def send_request(
-        self, endpoint: Endpoint, path: str, identity: Identity, body: bytes
-    ) -> None:
-        """Send the turn on the WebSocket of the account, or a new one.
-
-        Raises: TRANSPORT_ERRORS; UpstreamFailed, where the upstream takes none; PoolerError
-        (previous_response_not_found, request_too_large, pool_busy).
-        """
-        if len(body) > WEBSOCKET_UPSTREAM_BYTES_MAX:
-            hint = "Upstreams take no message over websocket_upstream_bytes_max. Use POST."
-            raise PoolerError("request_too_large", hint)
-        client, account = self.socket, endpoint.account
-        account_id = self.credentials.account_id if self.credentials else None
-        way = endpoint.proxy.url.address if endpoint.proxy else ""
-        owner = digest_parts(account.name, account.identity.hex(), account_id or "", way)
-        upstream = client.upstream if client.upstream and client.upstream.serves(owner) else None
-        known = upstream.made if upstream else ()
-        if self.anchor and account.is_codex and self.anchor not in known:
-            raise PoolerError("previous_response_not_found")
-        is_reused = upstream is not None
-        if upstream is None:
-            await client.drop_upstream()
-            upstream = await self.open_socket(endpoint, path, identity, owner)
-            if upstream is None:
-                return
-        self.upstream = upstream
-        upstream.begin_turn(is_reused=is_reused)
-        self.stage, self.timer = Stage.SEND, "write_stall_seconds_max"
-        try:
-            with counted(client.frames.hold, len(body)):  # a copy of it, in a frame
-                await self.bounded(math.inf, upstream.frames.put, body)
-        except PeerClosed:
-            upstream.is_spent = True
-            if not is_reused:
-                raise
-            error = PoolerError("upstream_unreachable")
-            raise UpstreamFailed(Fault("closed", Action.REOPEN, Effect.NONE, error)) from None
-
-    async def open_socket(
-        self, endpoint: Endpoint, path: str, identity: Identity, owner: bytes
-    ) -> UpstreamSocket | None:
-        """A new WebSocket; None where it was refused in words that are still to be read."""
-        limits, client, account = self.limits, self.socket, endpoint.account
-        url = account.base_url
-        connection = await self.connect(endpoint)
-        secret, given = identity
-        nonce = base64.b64encode(secrets.token_bytes(16)).decode()
-        fields = [pair for pair in given if pair[0] != "accept"] + upgrade_fields(nonce)
-        if account.is_codex and not any(name == "openai-beta" for name, _ in fields):
-            fields.append(_BETA)
-        head = request_head(url, path, secret, fields, b"")
-        self.stage, self.timer = Stage.UPGRADE, "websocket_handshake_seconds_max"
-        until = trio.current_time() + WEBSOCKET_HANDSHAKE_SECONDS_MAX
-        await self.bounded(until, connection.send_all, head, WRITE_STALL_SECONDS_MAX)
-        size_max = UPSTREAM_HEAD_BYTES_MAX
-        raw = await self.bounded(until, connection.read_to_blank_line, size_max)
-        answer = parse_response_head(raw)
-        if answer.status in NO_WEBSOCKET_STATUSES:
-            reason, error = f"{answer.status} at upgrade", PoolerError("websocket_unsupported")
-            raise UpstreamFailed(Fault(reason, Action.NEXT, Effect.LACKS_WEBSOCKET, error))
-        if answer.status >= 300:
-            connection.buffer = raw + connection.buffer
-            return None
-        if not is_upgraded(answer, nonce):
-            raise BadSyntax("no upgrade")
-        hold = functools.partial(self.server.events.grow, account.name, user=self.holder)
-        frames = Frames(connection, EVENT_BYTES_MAX, hold, limits)
-        self.upstream = upstream = UpstreamSocket(
-            connection.stream, owner=owner, frames=frames, end=lambda: client.end(1001)
-        )
-        await frames.begin(client.start)
-        client.upstream = upstream
-        return upstream
-
-    def release_upstream(self, endpoint: Endpoint) -> UpstreamConnection | None:
-        """Keep the WebSocket for the next turn if its answer was whole."""
-        upstream = self.upstream
-        if not isinstance(upstream, UpstreamSocket):
-            return Exchange.release_upstream(self, endpoint)
-        self.upstream = None
-        self.hold_response(-self.response_held)
-        if upstream.is_at_end and not upstream.is_spent:
-            upstream.rest = trio.CancelScope()
-            self.socket.start(functools.partial(upstream.watch, upstream.rest))
-            return None
-        self.socket.upstream = None
-        return upstream
-
-    async def start(
-        self, status: int, headers: Sequence[Field], body: bytes, length: int | None
-    ) -> None:
-        """The first of the events; there is no head.  Nothing is sent where they have no room."""
-        self.record.status, self.record.transport = status, "websocket"
-        self.record.first_byte_ms = self.age_ms()
-        await self.send_events(body)
-        self.is_started = True
-
-    def hold_unsent(self, byte_count: int) -> None:
-        """The client's WebSocket counts them as it sends them."""
-
-    def framed(self, body: bytes) -> bytes:
-        return body
-
-    async def fail(self, error: PoolerError) -> None:
-        """Answer with an error frame; nothing has been said yet."""
-        self.record.code = error.record_code
-        said = try_load_object(error.content()[0])
-        if not self.socket.native_path:  # an upstream's frame may hold headers of the account
-            said = {"error": said.get("error") or said}
-        shown = {"type": "error", "status": error.status, **said, **crossing_headers(said)}
-        if headers := {name.lower(): value for name, value in error.headers}:
-            shown["headers"] = headers  # Codex CLI shows a final error with all that it has (F88)
-        await self.start(error.status, (), data_line(shown) + b"\n\n", None)
-        self.is_whole = True
 
 
 ################################################################
@@ -11609,9 +12085,10 @@ class Readings:
 
         Raises: PoolerError (pool_busy), ClientGone.
         """
-        if not incoming.exchange.hold_body(len(shown)):
-            raise PoolerError("pool_busy", TOO_MUCH_HELD)
-        await incoming.exchange.respond(200, shown)
+        held = incoming.exchange.held
+        held.refusal = TOO_MUCH_HELD
+        held.grow(len(shown))
+        await incoming.exchange.reply.respond(200, shown)
 
 
 @dataclass(eq=False)
@@ -11640,6 +12117,7 @@ class Calls:
         self.admit(exchange, incoming.key)
         await exchange.read_body(exchange.limits)
         await self.validate(exchange, head, incoming.key, incoming.route)
+        exchange.connection.enter_call(True)
 
     def admit(self, exchange: Exchange, key: Key) -> None:
         """Count a call in, as far as the limits of its key allow.
@@ -11648,15 +12126,22 @@ class Calls:
         """
         use = self.shared.uses[key.pool, key.name]
         self.connections.check_share(exchange.connection)
-        use.admit(key, exchange.began_at, self.shared.unix_now())
+        use.admit(key, exchange.deadline.began_at, self.shared.unix_now())
         exchange.use = use
         self.connections.occupy(exchange.connection)
 
-    async def validate(self, exchange: Exchange, head: RequestHead, key: Key, route: Route) -> None:
+    async def validate(
+        self,
+        exchange: Exchange,
+        head: RequestHead,
+        key: Key,
+        route: Route,
+        turn: Turn | None = None,
+    ) -> None:
         """Validate the body that was read; the call is the exchange's.  Raises: PoolerError."""
         exchange.record.bytes_in = len(exchange.body)
         async with self.shared.unpacking(exchange.holder, len(exchange.body)):
-            call = await self.read(exchange, head, key, route)
+            call = await self.read(exchange, head, key, route, turn)
         if call.requested_model:
             is_known = self.shared.roster.is_known(call)
             exchange.record.model = call.requested_model if is_known else "other"
@@ -11664,7 +12149,14 @@ class Calls:
         await self.catalogues.want(call.pool)
         exchange.call = call
 
-    async def read(self, exchange: Exchange, head: RequestHead, key: Key, route: Route) -> Call:
+    async def read(
+        self,
+        exchange: Exchange,
+        head: RequestHead,
+        key: Key,
+        route: Route,
+        turn: Turn | None,
+    ) -> Call:
         """The call in the body, with its alias resolved.  Raises: PoolerError.
 
         A large body takes so long that others have their turn between the steps.
@@ -11675,19 +12167,18 @@ class Calls:
         value = parse_json_object(exchange.body)
         await yield_after(exchange.body)
         check_names(value)
-        asked = exchange.understand(value)
+        asked = value if turn is None else turn.understand(value)
 
         obstacle: Obstacle | None = None
         if pool.has_codex and not route.is_native:
-            obstacle = codex_obstacle(route.kind, asked, exchange.CARRIED)
+            obstacle = codex_obstacle(route.kind, asked, exchange.carried)
         more: dict[str, Any] = {}
-        if isinstance(exchange, Turn):
-            client = exchange.socket
-            more["socket_id"] = client.upgrade.record.request_id
-            more["session_before"] = client.session
+        if turn is not None:
+            more["socket_id"] = turn.client.upgrade.record.request_id
+            more["session_before"] = turn.client.session
         call = read_call(route, asked, head.headers, pool, key, obstacle=obstacle, **more)
-        if isinstance(exchange, Turn):
-            exchange.socket.session = call.session
+        if turn is not None:
+            turn.client.session = call.session
 
         alias = pool.meant_by(call.requested_model)
         if call.is_unary:  # not every server takes effort and tier there, and a search has neither
@@ -11702,12 +12193,12 @@ class Calls:
     def close(self, exchange: Exchange) -> None:
         """Log a request that has ended, count it, and charge its key."""
         record, use, unix_now = exchange.record, exchange.use, self.shared.unix_now()
-        if exchange.connection.is_gone and not exchange.is_whole:
+        if exchange.reply.is_gone and not exchange.reply.is_whole:
             record.code = "client_gone"
-        elif self.shared.is_draining and not exchange.is_whole:
+        elif self.shared.is_draining and not exchange.reply.is_whole:
             record.code = record.code or "server_stopping"  # it was cut at once
 
-        record.duration_ms = exchange.age_ms()
+        record.duration_ms = exchange.deadline.age_ms()
         record.tokens_estimated = exchange.is_spent and record.tokens is None
         shown = record.as_object()
 
@@ -11758,14 +12249,14 @@ class Operators:
         head = incoming.head
         accept = head.headers.get("accept", "")
         headers, text = companion.admin(self.snapshot(), accept, head.query)
-        await incoming.exchange.respond(200, text.encode("utf-8", "replace"), headers)
+        await incoming.exchange.reply.respond(200, text.encode("utf-8", "replace"), headers)
 
     async def serve_metrics(self, incoming: Incoming) -> None:
         """The metrics in Prometheus' text format.  Raises: PoolerError, ClientGone."""
         companion = await self.load_companion()
         await self.shared.look_at_logins(self.shared.config.accounts.values())
         headers, text = companion.metrics(self.snapshot())
-        await incoming.exchange.respond(200, text.encode("utf-8", "replace"), headers)
+        await incoming.exchange.reply.respond(200, text.encode("utf-8", "replace"), headers)
 
     async def serve_mcp(self, incoming: Incoming) -> None:
         """One JSON-RPC message.  Raises: PoolerError, ClientGone."""
@@ -11789,7 +12280,7 @@ class Operators:
             snapshot=self.snapshot,
             explain=self.explain,
         )
-        await exchange.respond(status, body, headers)
+        await exchange.reply.respond(status, body, headers)
 
     async def load_companion(self) -> Any:  # noqa: ANN401 (a module)
         """The module that makes what operators are shown.  Raises: PoolerError."""
@@ -11927,13 +12418,33 @@ class Server:
         if raw is None:
             return False
 
-        exchange = Exchange(shared, connection, Record(new_request_id()), shared.config)
+        exchange = self.new_exchange(connection)
         dispatched = self.dispatch(exchange, raw)
         del raw  # a response may take an hour
-        await self.serve_exchange(exchange, dispatched)
-        if exchange.closes and not connection.is_gone:
+        try:
+            await self.serve_exchange(exchange, dispatched)
+        finally:
+            connection.enter_call(False)
+            self.connections.release(connection)
+        if exchange.reply.closes and not connection.is_gone:
             await connection.linger()
-        return not (exchange.closes or connection.is_gone)
+        return not (exchange.reply.closes or connection.is_gone)
+
+    def new_exchange(self, connection: ClientConnection) -> Exchange:
+        """A request whose head has not been read."""
+        shared, record = self.shared, Record(new_request_id())
+        limits = shared.config.limits
+        deadline = Deadline(lambda: "server_stopping" if shared.is_stopped else "")
+        return Exchange(
+            shared,
+            connection,
+            record,
+            shared.config,
+            deadline,
+            HttpReply(shared, connection, record, limits, deadline),
+            HttpTransport(shared, deadline, limits, lambda: connection.is_gone),
+            HeldBytes(shared.bodies, ("", ""), refusal=TOO_MANY_BODIES),
+        )
 
     async def serve_exchange(self, exchange: Exchange, dispatched: Awaitable[None]) -> None:
         """Await `dispatched`, then serve the call, if it was one; release what both have held."""
@@ -11941,13 +12452,10 @@ class Server:
         try:
             await self.conclude(exchange, dispatched)
             if exchange.call is not None:
-                exchange.connection.enter_call(True)
                 await self.conclude(exchange, serve_call(exchange, exchange.call))
-                exchange.connection.enter_call(False)
         finally:
             # Nothing here waits, so nothing of it can be cancelled.
             exchange.replace_body(b"")
-            self.connections.release(exchange.connection)
             self.calls.close(exchange)
             self.exchanges.discard(exchange)
             if not self.exchanges:
@@ -11969,28 +12477,29 @@ class Server:
             return
 
         with contextlib.suppress(ClientGone):
-            if exchange.is_started:
+            if exchange.reply.is_started:
                 await exchange.cut(failure)
             else:
-                await exchange.fail(failure)
+                await exchange.reply.fail(failure)
 
     async def dispatch(self, exchange: Exchange, raw: bytes | PoolerError) -> None:
         """Check the head and call the handler of its route.  Raises: PoolerError, ClientGone."""
         if isinstance(raw, PoolerError):
             raise raw
         config = exchange.config
-        head = exchange.head = parse_request_head(raw, exchange.limits)
+        head = parse_request_head(raw, exchange.limits)
+        exchange.begin(head)
         routes, model = find_routes(head.path, config.base_path)
         route = routes[0]  # the others differ in their methods
         check_origin(head, route, config)
 
         exchange.record.method = head.method if head.method in KNOWN_METHODS else "other"
         exchange.record.route = route.name
-        exchange.closes = head.framing != NO_BODY
+        exchange.reply.closes = head.framing != NO_BODY
         if head.method == "OPTIONS":  # browsers get no CORS headers
             raise PoolerError("not_found")
         if exchange.connection in self.connections.spares:
-            exchange.closes = True
+            exchange.reply.closes = True
             if route.access is not Access.ANYBODY:
                 raise PoolerError("pool_busy", "Too many connections are open.")
 
@@ -12008,19 +12517,20 @@ class Server:
             self.connections.recognize(exchange.connection, caller.name)
         elif isinstance(caller, Key):
             exchange.record.pool, exchange.record.key = caller.pool, caller.name
+            exchange.held.holder = exchange.holder
             self.connections.recognize(exchange.connection, exchange.holder)
             self.shared.note_version(codex_version_of(exchange.head.headers, exchange.head.query))
 
     async def serve_health(self, incoming: Incoming) -> None:
         """Whether the process is alive."""
-        await incoming.exchange.respond(200, b'{"status": "ok"}')
+        await incoming.exchange.reply.respond(200, b'{"status": "ok"}')
 
     async def serve_readiness(self, incoming: Incoming) -> None:
         """Whether the process takes new requests: not while it drains."""
         if self.shared.is_draining:
-            await incoming.exchange.respond(503, b'{"status": "draining"}')
+            await incoming.exchange.reply.respond(503, b'{"status": "draining"}')
         else:
-            await incoming.exchange.respond(200, b'{"status": "ok"}')
+            await incoming.exchange.reply.respond(200, b'{"status": "ok"}')
 
     async def refuse_path(self, _: Incoming) -> None:
         """Raises: PoolerError."""
@@ -12046,7 +12556,7 @@ class Server:
         Raises: PoolerError, before the upgrade.
         """
         raw, record, limits = upgrade_head(head), exchange.record, exchange.limits
-        pool = exchange.config.pools[key.pool]
+        pool, connection = exchange.config.pools[key.pool], exchange.connection
         await self.catalogues.want(pool)
         if not self.shared.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
             raise PoolerError("websocket_unsupported")
@@ -12057,16 +12567,15 @@ class Server:
             raise key_limit("has reached its limit of concurrent WebSockets", 1)
         if self.shared.is_draining:
             raise PoolerError("server_stopping")
-        connection = exchange.connection
         self.connections.check_share(connection)
+        held = HeldBytes(self.shared.bodies, exchange.holder)
         size_max = WEBSOCKET_MESSAGE_BYTES_MAX
-        hold = functools.partial(self.shared.bodies.grow, exchange.holder)
-        frames = Frames(connection, size_max, hold, limits)
-        exchange.closes = exchange.is_started = exchange.is_whole = True
+        frames = Frames(connection, size_max, held, limits, is_client=True)
+        reply = exchange.reply
+        reply.closes = reply.is_started = reply.is_whole = True
         self.connections.occupy(connection)
         record.status = 101
         client = ClientSocket(
-            connection.stream,
             upgrade=exchange,
             frames=frames,
             key=key,
@@ -12100,7 +12609,7 @@ class Server:
             if key is not None and not is_processed_note(frame, self.shared.config.limits):
                 await self.serve_turn(client, key, frame)
                 continue
-            client.frames.hold(-len(frame))
+            client.frames.done(frame)
             if key is None:
                 client.end(1008)
             elif client.upstream is not None:  # nobody answers them
@@ -12108,31 +12617,43 @@ class Server:
                     await client.upstream.frames.put(frame)
 
     async def serve_turn(self, client: ClientSocket, key: Key, frame: bytes) -> None:
-        upgrade, config = client.upgrade, self.shared.config
+        """Serve one call of a WebSocket."""
+        shared, upgrade, limits = self.shared, client.upgrade, self.shared.config.limits
         record = Record(new_request_id(), "GET", upgrade.record.route, key.pool, key.name)
-        client.turn = turn = Turn(
-            self.shared,
-            client,
-            record,
-            config,
-            head=upgrade.head,
-            body=frame,
-            body_held=len(frame),
-            closes=False,
-            socket=client,
+        deadline = Deadline(
+            lambda: client.stop_code or ("server_stopping" if shared.is_stopped else "")
         )
-        await self.serve_exchange(turn, self.validate_turn(turn, key))
+        user = (key.pool, key.name)
+        http = HttpTransport(shared, deadline, limits, lambda: client.is_gone)
+        reply = SocketReply(client=client, record=record, deadline=deadline)
+        transport = SocketTransport(client=client, http=http, user=user)
+        exchange = Exchange(
+            shared,
+            upgrade.connection,
+            record,
+            shared.config,
+            deadline,
+            reply,
+            transport,
+            HeldBytes(shared.bodies, user, refusal=TOO_MANY_BODIES),
+            head=upgrade.head,
+            carried=CARRIED,
+        )
+        client.frames.done(frame)  # from here on the exchange holds it
+        exchange.replace_body(frame)
+
+        client.turn = exchange
+        turn = Turn(client, reply, transport)
+        await self.serve_exchange(exchange, self.validate_turn(exchange, key, turn))
         client.turn = None
-        if turn.closes:
+        if reply.closes:
             client.end(1011)
 
-    async def validate_turn(self, turn: Turn, key: Key) -> None:
-        """Raises: PoolerError."""
-        assert turn.head is not None
-        self.calls.admit(turn, key)
-        path = "/backend-api/codex/responses" if turn.socket.native_path else "/v1/responses"
-        route = call_route(path)
-        await self.calls.validate(turn, turn.head, key, route)
+    async def validate_turn(self, exchange: Exchange, key: Key, turn: Turn) -> None:
+        """Validate the call in a frame.  Raises: PoolerError."""
+        self.calls.admit(exchange, key)
+        path = "/backend-api/codex/responses" if turn.client.native_path else "/v1/responses"
+        await self.calls.validate(exchange, exchange.head, key, call_route(path), turn)
 
     def key_of(self, client: ClientSocket) -> Key | None:
         """The key of a WebSocket as it is now; None where it opens nothing any more."""
@@ -12237,8 +12758,7 @@ class Server:
             await self.wait_quiet()
         self.shared.is_stopped = True
         for exchange in self.exchanges:
-            if exchange.scope is not None:
-                exchange.scope.cancel()
+            exchange.deadline.cancel()
         with trio.move_on_after(STOP_SECONDS_MAX):
             await self.wait_quiet()
 
@@ -12449,7 +12969,7 @@ def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]
         include_usage = object_of(body.get("stream_options")).get("include_usage") is True
         translator = ChatTranslator(output, model=DEMO_MODEL, include_usage=include_usage)
     events = EventScanner(CallKind.RESPONSES).feed(events_of(response, CallKind.RESPONSES))
-    pieces = [translator.feed(kind, event) for kind, event in events]
+    pieces = [translator.feed(event) for event in events]
     if is_stream:
         return "text/event-stream", pieces
 
@@ -12496,10 +13016,9 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
         await connection.read_head(Limits())
 
         while received := await connection.receive_body():
-            for _, events in scanner.feed(received):
-                for event in events.splitlines():
-                    word = event_object(event).get("delta", "")
-                    print(word, end="", flush=True)  # noqa: T201
+            for event in scanner.feed(received):
+                word = event.try_load().get("delta", "")
+                print(word, end="", flush=True)  # noqa: T201
 
     show("")
     return scanner.terminal is EventKind.SUCCESS

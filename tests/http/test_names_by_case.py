@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -78,8 +79,8 @@ def test_the_names_are_those_that_are_read_to_judge() -> None:
     for kind in CallKind:
         read_call(call_route(f"/v1{kind.value}"), body, {}, pool, key)
         codex_obstacle(kind, body)
-    turn = object.__new__(Turn)
-    Turn.understand(turn, body)
+    stand_in: Any = SimpleNamespace()
+    Turn(stand_in, stand_in, stand_in).understand(body)
     assert body.read == DECIDING_NAMES
 
 

@@ -637,11 +637,11 @@ class SimWorld(World):
         return self.sim.unix_now()
 
 
-def is_stale(connection: UpstreamConnection) -> bool:
+def probe(connection: UpstreamConnection) -> bool:
     """In the place of the method, which asks the kernel about a socket."""
     assert isinstance(connection.stream, MemorySocket)
     pipe = connection.stream.incoming
-    return bool(pipe.buffer) or pipe.is_ended or pipe.is_reset
+    return not (pipe.buffer or pipe.is_ended or pipe.is_reset)
 
 
 async def run_inline(call: Callable[..., T], *args: object, **_options: object) -> T:

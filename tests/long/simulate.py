@@ -49,7 +49,7 @@ from tests.long.sim_world import (
     Sim,
     SimWorld,
     Task,
-    is_stale,
+    probe,
     run_inline,
 )
 from tests.support.memory_sockets import (
@@ -558,7 +558,7 @@ def run_seed(seed: int, folder: Path, counts: Counter[str]) -> list[tuple[float,
         (trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         (trio.to_thread, "run_sync", run_inline),
         (secrets, "token_bytes", random.Random(seed).randbytes),  # of request ids
-        (UpstreamConnection, "is_stale", is_stale),
+        (UpstreamConnection, "probe", probe),
     )
     kept = [getattr(place, name) for place, name, _ in places]
     for place, name, value in places:

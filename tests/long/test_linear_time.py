@@ -24,7 +24,7 @@ import pytest
 
 import mcp_server
 import pooler
-from pooler import CallKind, EventKind, Limits
+from pooler import CallKind, Event, EventKind, Limits
 from tests.long.hurting_inputs import Growing, fields, raw_inputs, texts, values
 from tests.long.linear_time import (
     Maker,
@@ -350,8 +350,8 @@ def relay(make_response: Callable[[], Any], kind: CallKind, raw: bytes) -> None:
     scanner, answer = pooler.EventScanner(kind), make_response()
     events = scanner.feed(raw)
     if answer is not None:
-        for (kind_of_event, event), value in zip(events, scanner.values, strict=True):
-            answer.feed(kind_of_event, event, value)
+        for event in events:
+            answer.feed(event)
         pooler.dump_json(answer.whole())
     scanner.failure_event(pooler.PoolerError("upstream_error"), "r", kind)
 
@@ -437,8 +437,8 @@ class Filling:
     def __init__(self) -> None:
         self.items: list[str] = []
 
-    def feed(self, _: EventKind, event: bytes, __: Json) -> str:
-        self.items.append(event.decode())
+    def feed(self, event: Event) -> str:
+        self.items.append(event.raw.decode())
         return json.dumps(self.items)
 
     def whole(self) -> Json:

@@ -21,7 +21,7 @@ import pytest
 
 import mcp_server
 import pooler
-from pooler import CallKind, EventKind, Limits
+from pooler import CallKind, Event, EventKind, Limits
 from tests.long.linear_time import Run, seconds_of, worst_use
 from tests.long.test_linear_time import ANSWERS, NAMED, PATTERNS, methods_of
 from tests.support.memory_sockets import Json
@@ -254,8 +254,8 @@ def take(make_response: Callable[[], Any], kind: CallKind, raw: bytes) -> None:
     scanner, answer = pooler.EventScanner(kind), make_response()
     events = scanner.feed(raw)
     if answer is not None:
-        for (kind_of_event, event), value in zip(events, scanner.values, strict=True):
-            answer.feed(kind_of_event, event, value)
+        for event in events:
+            answer.feed(event)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -314,7 +314,7 @@ def answer_with(make_response: Callable[[], Any], item: Json, count: int) -> Any
     done = {"type": "response.output_item.done", "item": item}
     for index in range(count):
         event = b"data: " + json.dumps(done | {"output_index": index}).encode() + b"\n\n"
-        answer.feed(EventKind.CONTENT, event)
+        answer.feed(Event(EventKind.CONTENT, event))
     return answer
 
 
@@ -351,7 +351,7 @@ def test_the_end_of_a_large_answer_takes_no_longer(name: str, form: str) -> None
 
     def write() -> Run:
         answer = answer_with(FILLED[form], item, count)
-        answer.feed(EventKind.SUCCESS, END)
+        answer.feed(Event(EventKind.SUCCESS, END))
         return lambda: pooler.dump_json(answer.whole())
 
     check(f"{name}, {form}", end)
@@ -362,9 +362,9 @@ def test_the_end_of_a_large_answer_takes_no_longer(name: str, form: str) -> None
 def test_no_message_of_a_websocket_takes_long(unit: str) -> None:
     for text in (unit * (EVENT // len(unit.encode())), "\n" * (pooler.EVENT_LINES_MAX - 2)):
         message = text.encode()
-        check(f"{message[:4]!r} as an event", ready(pooler.event_of, message))
-        event = pooler.event_of(message)
-        check(f"{message[:4]!r} as a message", ready(pooler.messages_of, event))
+        for kind in CallKind:
+            scanner = pooler.EventScanner(kind, is_socket=True)
+            check(f"{message[:4]!r}, {kind}", ready(scanner.take_message, message))
 
 
 ################################################################

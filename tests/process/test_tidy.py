@@ -106,7 +106,7 @@ NURSERIES: Final = frozenset(
 )
 BUG_CATCHERS: Final = frozenset(
     {
-        "Attempt.relay_on",  # a stream that has begun still gets its end
+        "Relay.relay_on",  # a stream that has begun still gets its end
         "Server.conclude",  # a request is answered
         "Server.serve_connection",  # a bug stays within its connection
         "ClientSocket.guard",  # the client is told, and the turn under way has its last event

@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import Attempt, ChatTranslator, EventScanner, ResponsesTranslator, Translator
+from pooler import ChatTranslator, Event, EventScanner, Relay, ResponsesTranslator, Translator
 from tests.support.memory_sockets import Json, Response, ask_chat, ask_responses
 from tests.support.memory_websockets import open_socket, says, socket_described, socket_world
 from tests.support.world import (
@@ -82,14 +82,14 @@ def check_bug(world: World, response: Response, code: str = "internal_error") ->
 
 def break_scanner(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug in the reader of events, which shows at an event that has `BUG` in it."""
-    feed = EventScanner.feed
+    take = EventScanner._take
 
-    def broken(self: EventScanner, received: bytes, *, is_end: bool = False) -> Json:
-        if b"BUG" in received:
+    def broken(self: EventScanner, raw: bytes) -> Event:
+        if b"BUG" in raw:
             raise RuntimeError("BUG")
-        return feed(self, received, is_end=is_end)
+        return take(self, raw)
 
-    monkeypatch.setattr(EventScanner, "feed", broken)
+    monkeypatch.setattr(EventScanner, "_take", broken)
 
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["http-1.1", "http-1.0"])
@@ -173,18 +173,18 @@ async def test_a_bug_where_a_stream_is_ended_ends_it_all_the_same(
     """Nobody but the one who serves the whole request is left to do it."""
     failure_event = EventScanner.failure_event
 
-    def fails_once(self: EventScanner, *args: Json) -> bytes:
+    def fails_once(self: EventScanner, *args: Json, **_: Json) -> bytes:
         monkeypatch.setattr(EventScanner, "failure_event", failure_event)
         raise RuntimeError
 
-    async def fails(self: Attempt) -> None:
+    async def fails(self: Relay) -> None:
         await trio.lowlevel.checkpoint()
         raise RuntimeError
 
     if place == "failure_event":
         monkeypatch.setattr(EventScanner, place, fails_once)
     else:
-        monkeypatch.setattr(Attempt, place, fails)
+        monkeypatch.setattr(Relay, place, fails)
     async with scripted_world(tmp_path) as world:
         response = await ask(world, form, sent(stream((CREATED, DELTA)), is_whole=False))
         check_bug(world, response)
@@ -206,7 +206,7 @@ async def test_a_bug_between_the_terminal_event_and_the_last_chunk_adds_no_event
 async def test_a_bug_after_the_whole_answer_adds_nothing_to_it(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
 ) -> None:
-    monkeypatch.setattr(Attempt, "note_outcome", None)
+    monkeypatch.setattr(Relay, "note_outcome", None)
     async with scripted_world(tmp_path) as world:
         response = await ask(world, form, sent(stream(WHOLE)))
         assert ends(payloads(response)) == [""]
@@ -233,7 +233,7 @@ async def test_a_bug_in_the_middle_of_a_turn_ends_that_turn(
 async def test_a_bug_where_a_turn_is_ended_ends_it_and_its_websocket(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Attempt, "relay_on", None)
+    monkeypatch.setattr(Relay, "relay_on", None)
     async with socket_world(socket_described("a")) as world:
         world.upstreams["a"].plays(says(EVENTS[2], Pause(1), EVENTS[-1]))
         client = await open_socket(world)

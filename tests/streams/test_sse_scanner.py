@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from pooler import CallKind, EventKind, EventScanner, PoolerError, Usage
+from pooler import CallKind, Event, EventKind, EventScanner, PoolerError, Usage
 from tests.support.memory_sockets import ask_responses
 from tests.support.paths import VECTORS
 from tests.support.world import (
@@ -66,10 +66,14 @@ def read_slowly(stream: bytes) -> list[bytes]:
 
 def scan(kind: CallKind, pieces: Iterable[bytes]) -> tuple[Found, EventScanner]:
     scanner = EventScanner(kind)
-    found: Found = []
-    for piece in pieces:
-        found += scanner.feed(piece)
-    return found + scanner.feed(b"", is_end=True), scanner
+    events = [event for piece in pieces for event in scanner.feed(piece)]
+    events += scanner.feed(b"", is_end=True)
+    return shown(events), scanner
+
+
+def shown(events: Iterable[Event]) -> Found:
+    """Kind and bytes of each event."""
+    return [(event.kind, event.raw) for event in events]
 
 
 def merged(found: Found) -> Found:
@@ -86,7 +90,7 @@ def merged(found: Found) -> Found:
 def kinds(kind: CallKind, *events: bytes) -> list[EventKind]:
     """The kind of each event, fed one by one."""
     scanner = EventScanner(kind)
-    return [one for event in events for one, _ in scanner.feed(event)]
+    return [event.kind for raw in events for event in scanner.feed(raw)]
 
 
 def summary(scanner: EventScanner) -> tuple[Any, ...]:
@@ -190,8 +194,8 @@ def test_what_is_out_is_always_whole(kind: CallKind, stream: bytes) -> None:
     """At no moment has half an event been given: each piece given ends with a blank line."""
     scanner = EventScanner(kind)
     for at in range(len(stream)):
-        for _, events in scanner.feed(stream[at : at + 1]):
-            assert re.search(rb"(?:\r\n|\r|\n)(?:\r\n|\r|\n)\Z", events)
+        for event in scanner.feed(stream[at : at + 1]):
+            assert re.search(rb"(?:\r\n|\r|\n)(?:\r\n|\r|\n)\Z", event.raw)
 
 
 ################################################################
@@ -228,9 +232,9 @@ def test_an_event_ends_at_a_blank_line(stream: bytes, events: list[bytes]) -> No
 def test_a_last_cr_waits_for_the_next_byte_or_the_end() -> None:
     scanner = EventScanner(RESPONSES)
     assert scanner.feed(b"data: a\r\r") == []
-    assert scanner.feed(b"\n") == [(EventKind.CONTENT, b"data: a\r\r\n")]
+    assert shown(scanner.feed(b"\n")) == [(EventKind.CONTENT, b"data: a\r\r\n")]
     assert scanner.feed(b"data: b\r\r") == []
-    assert scanner.feed(b"", is_end=True) == [(EventKind.CONTENT, b"data: b\r\r")]
+    assert shown(scanner.feed(b"", is_end=True)) == [(EventKind.CONTENT, b"data: b\r\r")]
 
 
 @pytest.mark.measures
@@ -243,7 +247,7 @@ def test_a_large_event_in_small_pieces_takes_linear_time() -> None:
     for _ in range(256):
         assert scanner.feed(piece) == []
     assert scanner.bytes_pending == 256 * len(piece) + 52
-    [(kind, event)] = scanner.feed(b'"}\n\n')
+    [(kind, event)] = shown(scanner.feed(b'"}\n\n'))
     assert time.process_time() - began < 2.0
     assert (kind, len(event)) == (EventKind.CONTENT, 256 * len(piece) + 56)
     assert scanner.bytes_pending == 0
@@ -319,7 +323,7 @@ def test_a_responses_event_is_known_by_its_type(
 )
 def test_what_carries_no_data_is_no_progress(call_kind: CallKind, event: bytes) -> None:
     scanner = EventScanner(call_kind)
-    assert scanner.feed(event) == [(EventKind.IDLE, event)]
+    assert shown(scanner.feed(event)) == [(EventKind.IDLE, event)]
     assert not scanner.has_content
 
 
@@ -408,7 +412,7 @@ def test_a_late_chat_event_is_read_as_carefully(
     """After content most events are not parsed; those that matter still are."""
     scanner = EventScanner(CHAT)
     scanner.feed(sse_event(delta({"content": "x"})))
-    assert [one for one, _ in scanner.feed(b"data: " + text.encode() + b"\n\n")] == [kind]
+    assert [event.kind for event in scanner.feed(b"data: " + text.encode() + b"\n\n")] == [kind]
     assert (scanner.has_finish, scanner.usage) == (has_finish, usage)
 
 

@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 import pooler
-from pooler import MIB, ChatTranslator, EventKind, OutputCollector
+from pooler import MIB, ChatTranslator, Event, EventKind, OutputCollector
 from tests.support.hostile_peers import (
     DELTA,
     END,
@@ -107,9 +107,9 @@ def test_a_long_name_is_not_said_with_every_chunk(name: str) -> None:
         OutputCollector(MIB), request_id="ours", model="asked", created_unix=1
     )
     translator.feed(
-        EventKind.HANDSHAKE, sse_event({"type": "response.created", "response": response})
+        Event(EventKind.HANDSHAKE, sse_event({"type": "response.created", "response": response}))
     )
-    chunk = json.loads(translator.feed(EventKind.CONTENT, DELTA).removeprefix(b"data: "))
+    chunk = json.loads(translator.feed(Event(EventKind.CONTENT, DELTA)).removeprefix(b"data: "))
     expected = {
         "id": "chatcmpl-1",
         "model": "m",

@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import OUTPUT_ITEMS_MAX, ChatTranslator, EventKind, OutputCollector
+from pooler import OUTPUT_ITEMS_MAX, ChatTranslator, Event, EventKind, OutputCollector
 from tests.support.codex_backend import Play
 from tests.support.memory_sockets import post
 from tests.support.world import (
@@ -168,7 +168,7 @@ def test_the_indexes_that_an_answer_remembers_are_bounded() -> None:
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
     for index in range(OUTPUT_ITEMS_MAX - 2, OUTPUT_ITEMS_MAX + 10):
         event = {"type": "response.output_item.added", "output_index": index, "item": call}
-        told += answer.feed(EventKind.CONTENT, sse_event(event))
+        told += answer.feed(Event(EventKind.CONTENT, sse_event(event)))
     assert told.count(b'"tool_calls"') == 2  # those without a place are, by their id, the last
 
 

@@ -25,6 +25,7 @@ from pooler import (
     BadSyntax,
     CallKind,
     ChatTranslator,
+    Event,
     EventKind,
     EventScanner,
     OutputCollector,
@@ -72,7 +73,7 @@ def fed(answer: Translator, body: bytes) -> list[bytes]:
     """What `answer` makes of each event of a stream."""
     scanner = EventScanner(CallKind.RESPONSES)
     events = scanner.feed(body) + scanner.feed(b"", is_end=True)
-    return [answer.feed(kind, event) for kind, event in events]
+    return [answer.feed(event) for event in events]
 
 
 def payloads(events: bytes) -> list[Json]:
@@ -353,9 +354,9 @@ def test_the_items_that_are_kept_have_a_bound(answer: Translator) -> None:
     event = {"type": "response.output_item.done", "output_index": 0, "item": item}
     part["text"] = "x" * (RESPONSE_BYTES_MAX - len(framed(event)))
     assert len(framed(event)) == RESPONSE_BYTES_MAX
-    answer.feed(EventKind.CONTENT, framed(event))
+    answer.feed(Event(EventKind.CONTENT, framed(event)))
     with pytest.raises(BadSyntax):
-        answer.feed(EventKind.CONTENT, framed(event))
+        answer.feed(Event(EventKind.CONTENT, framed(event)))
 
 
 EVENT_TYPES: Final = [
@@ -521,6 +522,6 @@ def test_items_without_a_name_are_bounded() -> None:
     answer = ChatTranslator(OutputCollector(10**9))
     event = sse_event({"type": "response.output_item.added", "item": CALL})
     for _ in range(OUTPUT_ITEMS_MAX):
-        answer.feed(EventKind.CONTENT, event)
+        answer.feed(Event(EventKind.CONTENT, event))
     with pytest.raises(BadSyntax, match="too large"):
-        answer.feed(EventKind.CONTENT, event)
+        answer.feed(Event(EventKind.CONTENT, event))

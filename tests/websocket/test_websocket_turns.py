@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 from trio_websocket import WebSocketConnection
 
-from pooler import ERROR_BODY_BYTES_MAX, Attempt, PoolerError, parse_json_object, with_stream_id
+from pooler import ERROR_BODY_BYTES_MAX, PoolerError, Relay, parse_json_object, with_stream_id
 from tests.support.codex_backend import make_auth_file
 from tests.support.memory_sockets import Json
 from tests.support.memory_websockets import (
@@ -454,11 +454,11 @@ async def test_whatever_is_raised_in_a_turn_it_has_one_end(
     is_over: bool, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bug, and an error that comes too late to be an answer; before the end, and after it."""
-    relay = Attempt.relay
+    relay = Relay.relay
     for raised in (RuntimeError("a bug"), PoolerError("pool_busy"), RecursionError()):
 
         async def broken(
-            self: Attempt, headers: list[tuple[str, str]], error: Exception = raised
+            self: Relay, headers: list[tuple[str, str]], error: Exception = raised
         ) -> None:
             if is_over:
                 await relay(self, headers)
@@ -466,7 +466,7 @@ async def test_whatever_is_raised_in_a_turn_it_has_one_end(
                 await self.start_events(headers)
             raise error
 
-        monkeypatch.setattr(Attempt, "relay", broken)
+        monkeypatch.setattr(Relay, "relay", broken)
         async with socket_world(socket_described("a")) as world:
             world.upstreams["a"].plays(turn("one"))
             client = await open_socket(world)

@@ -203,7 +203,7 @@ def stream(data: bytes) -> None:
     for kind in CallKind:
         scanner, other = EventScanner(kind), EventScanner(kind)
         events = scanner.feed(data) + scanner.feed(b"", is_end=True)
-        assert data.startswith(b"".join(event for _, event in events))
+        assert data.startswith(b"".join(event.raw for event in events))
         in_pieces = [one for piece in pieces_of(data) for one in other.feed(piece)]
         in_pieces += other.feed(b"", is_end=True)
         assert in_pieces == events
@@ -264,7 +264,7 @@ def answers(data: bytes) -> None:
             ),
         ):
             with contextlib.suppress(BadSyntax):
-                told = b"".join([answer.feed(kind, event) for kind, event in events])
+                told = b"".join([answer.feed(event) for event in events])
                 if isinstance(answer, pooler.ChatTranslator):
                     assert told.count(b"data: [DONE]\n\n") <= 1
                     assert all(pooler.event_data(e)[:1] in b"{[" for e in told.split(b"\n\n") if e)
