@@ -7188,18 +7188,9 @@ def snapshot(state: State) -> dict[str, Json]:
     """
     config, ledger = state.config, state.ledger
     pools = config.pools.values()
-    pools_of: dict[str, list[str]] = {name: [] for name in config.accounts}
-    for pool in pools:
-        for account in pool.accounts:
-            pools_of[account.name].append(pool.name)
-    accounts = [
-        _show_account(state, account, pools_of[account.name])
-        for account in config.accounts.values()
-    ]
+    accounts = _show_accounts(state)
     status_of = {row["name"]: row["status"] for row in accounts}
-
     models_of = {pool.name: state.roster.catalogue_of(pool) for pool in pools}
-    all_models = sorted({model for models in models_of.values() for model in models})
     operators = [_copied(operator, "name source") for operator in config.operators]
 
     return {
@@ -7212,10 +7203,7 @@ def snapshot(state: State) -> dict[str, Json]:
         "accounts": accounts,
         "keys": [_show_key(state, key) for key in config.keys],
         "operators": [{**operator, "status": "active"} for operator in operators],
-        "models": [
-            {"name": model, "pools": [pool for pool in models_of if model in models_of[pool]]}
-            for model in all_models
-        ],
+        "models": _show_models(models_of),
         "requests": list(reversed(ledger.requests)),
         "totals": _flat_rows(_LABELS, ledger.totals),
         "attempts": _flat_rows(("reason",), ledger.attempts),
@@ -7244,6 +7232,25 @@ def account_status(account: Account, health: Health, now: float) -> str:
     if not health.has_login:
         return "login_needed"
     return "ready" if health.is_ready(now) else "refused" if health.is_refused else "resting"
+
+
+def _show_models(models_of: Mapping[str, Iterable[str]]) -> list[dict[str, Json]]:
+    """Every model, with the pools that serve it."""
+    pools_of: defaultdict[str, list[str]] = defaultdict(list)
+    for pool, models in models_of.items():
+        for model in models:
+            pools_of[model].append(pool)
+    return [{"name": model, "pools": pools_of[model]} for model in sorted(pools_of)]
+
+
+def _show_accounts(state: State) -> list[dict[str, Json]]:
+    """Every account, with the pools that it is in."""
+    accounts = state.config.accounts
+    pools_of: dict[str, list[str]] = {name: [] for name in accounts}
+    for pool in state.config.pools.values():
+        for account in pool.accounts:
+            pools_of[account.name].append(pool.name)
+    return [_show_account(state, account, pools_of[name]) for name, account in accounts.items()]
 
 
 def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[str, Json]:
@@ -7294,25 +7301,32 @@ _LACKS: Final = {
 }
 
 
+def _named_models(state: State, account: Account, health: Health) -> set[str | None]:
+    """The models that pools.json or the account's catalogue names."""
+    known = set[str | None]().union(account.models or (), health.catalogue or ())
+    known.update(*(pool.models or () for pool in state.config.pools.values()))
+    return known
+
+
 def _show_lacks(state: State, account: Account, health: Health) -> list[dict[str, Json]]:
     """What an account cannot serve for now, until when, and why.
 
     Models that only clients have named are left out: a client chose those names.
     """
     now, unix_ahead = state.now, state.unix_now - state.now
-    known = {*(account.models or ()), *(health.catalogue or ())}
-    known |= {name for pool in state.config.pools.values() for name in pool.models or ()}
-    rows = [
-        (kind, name, block.reason, block.until)
-        for effect, kind in _LACKS.items()
-        for name, block in health.blocks[effect].items()
-    ]
-    rows += [("limit", name, rest.reason, rest.until) for name, rest in health.by_model.items()]
-    return [
-        {"kind": kind, "name": name, "reason": reason, "ends_at": until + unix_ahead}
-        for kind, name, reason, until in rows
-        if until > now and (kind in {"route", "WebSocket"} or name in known)
-    ]
+    known = _named_models(state, account, health)
+    blocks: dict[str, Mapping[Any, Any]] = {"limit": health.by_model}
+    blocks |= {kind: health.blocks[effect] for effect, kind in _LACKS.items()}
+
+    rows = []
+    for kind, by_name in blocks.items():
+        for name, block in by_name.items():
+            is_shown = name in known or kind in {"route", "WebSocket"}
+            if is_shown and block.until > now:
+                ends_at = block.until + unix_ahead
+                reason = block.reason
+                rows.append({"kind": kind, "name": name, "reason": reason, "ends_at": ends_at})
+    return rows
 
 
 def _show_pool(
