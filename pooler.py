@@ -7226,7 +7226,7 @@ def _copied(thing: object, names: str) -> dict[str, Json]:
 
 
 def account_status(account: Account, health: Health, now: float) -> str:
-    """In a word: paused, login_needed, ready, resting, refused."""
+    """One word: paused, login_needed, ready, resting (cooling down) or refused."""
     if account.paused:
         return "paused"
     if not health.has_login:
