@@ -45,10 +45,10 @@ everything else is a variant of one of them.
     Server.serve_connection, Server.serve_request, ClientConnection.read_head, Server.dispatch,
     parse_request_head, find_routes, identify_caller, find_owner, Calls.accept, KeyUse.admit,
     Exchange.read_body, Calls.read, parse_json_object, read_call, serve_call, Shared.take_place,
-    Roster.ranked, Attempt.open, Attempt.ask, Attempt.fields, Exchange.send_request, request_head,
-    reveal, connect, Attempt.read_response, parse_response_head, Attempt.hold, EventScanner.feed,
-    Attempt.deliver, Exchange.start, Attempt.relay, Exchange.send_events, Attempt.note_outcome,
-    Calls.close
+    Roster.ranked, try_account, Attempt.open, Attempt.ask, Attempt.fields, HttpTransport.send,
+    request_head, reveal, connect, Deadline.bounded, Opened.open, parse_response_head,
+    Opened.hold, HttpSource.receive, EventScanner.feed, Relay.deliver, HttpReply.start,
+    Relay.relay, HttpReply.flush, Relay.note_outcome, Calls.close
 
 Trust: everything that arrives on the listening socket is untrusted; an upstream may see what is
 sent to it, and is otherwise untrusted, too; pools.json decides every destination.  A secret leaves
