@@ -2759,7 +2759,7 @@ def _keeps_alive(headers: Headers, is_http_1_0: bool) -> bool:
     return "close" not in options and (not is_http_1_0 or "keep-alive" in options)
 
 
-def parse_request_head(raw: bytes, limits: Limits) -> RequestHead:
+def parse_request_head(raw: bytes) -> RequestHead:
     """A request head: `raw` up to its blank line, inclusive.
 
     Raises: PoolerError (bad_request, head_too_large, target_too_long).
@@ -3209,7 +3209,7 @@ SESSION_HEADERS: Final = (
 )  # fmt: skip
 
 
-def check_json_shape(body: bytes, limits: Limits) -> None:
+def check_json_shape(body: bytes) -> None:
     """Refuse a body that is too deep or has too many members.  Raises: PoolerError (invalid_json).
 
     Text takes time to parse, too: a body with much of it may have half as many members.
@@ -5656,7 +5656,7 @@ def _moment_of(value: Json) -> float | None:
     return number_of(value)
 
 
-def cooldown_of(words: UpstreamWords, unix_now: float, limits: Limits) -> float | None:
+def cooldown_of(words: UpstreamWords, unix_now: float) -> float | None:
     """The seconds until a limit resets, as the upstream says; None without a plausible word."""
     error, after = words.error, words.headers.get("retry-after", "")
     candidates = [
@@ -5937,7 +5937,6 @@ def classify_response(
     headers: Headers,
     body: bytes,
     unix_now: float,
-    limits: Limits,
     *,
     is_reshaped: bool = False,
     is_whole: bool = True,
@@ -5969,7 +5968,7 @@ def classify_response(
     elif value and "json" in content_type and not own.is_renamed and try_load_object(body):
         own.answer = (body, content_type)
     words = words._replace(message=words.message or text)
-    rest = cooldown_of(words, unix_now, limits)
+    rest = cooldown_of(words, unix_now)
     return _classified(reason, _status_of(status, words), words, own, rest)
 
 
@@ -5986,7 +5985,7 @@ def _read_refusal(body: bytes) -> tuple[dict[str, Json], str]:
     return {}, raw[:MESSAGE_CHARS_MAX].decode("utf-8", "replace").strip().strip('"')
 
 
-def classify_event(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> Fault | None:
+def classify_event(failure: Mapping[str, Json], unix_now: float) -> Fault | None:
     """What a failure hidden in a 200, before any content, means.
 
     None: it is the client's own, or nothing of it could be read.
@@ -5997,18 +5996,18 @@ def classify_event(failure: Mapping[str, Json], unix_now: float, limits: Limits)
     reason = _reason(200, words)
     if _tells_no_route(words):
         return _without_route(reason)
-    status, rest = _status_of(0, words), cooldown_of(words, unix_now, limits)
+    status, rest = _status_of(0, words), cooldown_of(words, unix_now)
     fault = _classified(reason, status, words, _own_failure(words), rest)
     is_own = fault.action is Action.RETURN and fault.effect is Effect.NONE
     return None if is_own else fault
 
 
-def failed_response(failure: Mapping[str, Json], unix_now: float, limits: Limits) -> PoolerError:
+def failed_response(failure: Mapping[str, Json], unix_now: float) -> PoolerError:
     """The HTTP error for a failure in a stream whose client has been sent nothing yet.
 
     What is the client's own keeps the upstream's words: it would have them as a 400, too.
     """
-    if fault := classify_event(failure, unix_now, limits):
+    if fault := classify_event(failure, unix_now):
         return fault.error
     return _own_failure(read_error(failure))
 
@@ -7724,7 +7723,7 @@ class ClientConnection(Connection):
         body = bytearray()  # one block that grows: freed pieces would leave holes in the heap
         reader = body_reader(head.framing)
         while not reader.is_done:
-            piece = await self._read_piece(reader, limits)
+            piece = await self._read_piece(reader)
             if len(body) + len(piece) > limits.body_bytes_max:
                 raise PoolerError("request_too_large")
 
@@ -7732,7 +7731,7 @@ class ClientConnection(Connection):
             body += piece
         return bytes(body)
 
-    async def _read_piece(self, reader: BodyReader, limits: Limits) -> bytes:
+    async def _read_piece(self, reader: BodyReader) -> bytes:
         """Some bytes of the body, maybe none.  Raises: ClientGone, PoolerError."""
         if not self.buffer:
             with trio.move_on_after(BODY_IDLE_SECONDS_MAX) as scope:
@@ -8301,7 +8300,7 @@ async def connect(
                 return await dial(url, tls)
             stream = await dial(proxy.url, None)
             is_at_proxy = False
-            await open_tunnel(stream, url, proxy, limits)
+            await open_tunnel(stream, url, proxy)
             if tls is None:
                 return stream
             assert isinstance(stream, trio.SocketStream)
@@ -8313,7 +8312,7 @@ async def connect(
     )
 
 
-async def open_tunnel(stream: trio.abc.Stream, url: BaseUrl, proxy: Proxy, limits: Limits) -> None:
+async def open_tunnel(stream: trio.abc.Stream, url: BaseUrl, proxy: Proxy) -> None:
     """Have the proxy connect `stream` with `url` (RFC 9110 §9.3.6); it is closed if it does not.
 
     Raises: ConnectFailed.
@@ -8326,7 +8325,7 @@ async def open_tunnel(stream: trio.abc.Stream, url: BaseUrl, proxy: Proxy, limit
     cause: Cause | None = Cause.PROXY_CLOSED
     try:
         await stream.send_all(head)
-        cause = await read_consent(Connection(stream), limits)
+        cause = await read_consent(Connection(stream))
     except (trio.BrokenResourceError, PeerClosed):
         pass
     except BadSyntax:
@@ -8339,7 +8338,7 @@ async def open_tunnel(stream: trio.abc.Stream, url: BaseUrl, proxy: Proxy, limit
         raise ConnectFailed(cause)
 
 
-async def read_consent(connection: Connection, limits: Limits) -> Cause | None:
+async def read_consent(connection: Connection) -> Cause | None:
     """Read a proxy's answer to CONNECT: None, or why there is no tunnel.
 
     A tunnel begins with its head: what comes before we have said anything is not the upstream's.
@@ -8567,7 +8566,7 @@ class IdleConnections:
             await connection.close()
         return None
 
-    def give(self, endpoint: Hashable, connection: UpstreamConnection, limits: Limits) -> bool:
+    def give(self, endpoint: Hashable, connection: UpstreamConnection) -> bool:
         """Keep the connection; False, and the caller closes it, if there is no room."""
         idle = self.by_endpoint[endpoint]
         if len(idle) >= IDLE_CONNECTIONS_MAX:
@@ -9942,7 +9941,7 @@ class HttpTransport:
 
         may_keep = upstream.is_reusable and not (self.has_gone() or self.shared.is_draining)
         may_keep = may_keep and self.shared.is_current(endpoint)
-        if not (may_keep and self.shared.idle.give(endpoint, upstream, self.limits)):
+        if not (may_keep and self.shared.idle.give(endpoint, upstream)):
             await close_in_time(upstream.close)
 
 
@@ -10209,9 +10208,9 @@ class Opened:
 
         That is how an API reports it; the client gets it unchanged.
         """
-        unix_now, limits = self.exchange.shared.unix_now(), self.exchange.limits
+        unix_now = self.exchange.shared.unix_now()
         failure = failure_of(value)
-        if fault := classify_event(failure, unix_now, limits):
+        if fault := classify_event(failure, unix_now):
             return self.completed(fault)
         if value.get("object") == "response" and not self.is_streamed:
             return None
@@ -10238,7 +10237,6 @@ class Opened:
             self.headers,
             body,
             self.exchange.shared.unix_now(),
-            self.exchange.limits,
             is_reshaped=self.is_reshaped,
             is_whole=is_whole,
         )
@@ -10257,8 +10255,8 @@ class Opened:
         failure = self.scanner.failure
         if failure is None:
             return None
-        unix_now, limits = self.exchange.shared.unix_now(), self.exchange.limits
-        fault = classify_event(failure, unix_now, limits)
+        unix_now = self.exchange.shared.unix_now()
+        fault = classify_event(failure, unix_now)
         return fault and self.completed(fault)
 
     def note_limits(self) -> None:
@@ -10681,7 +10679,7 @@ class Relay:
         exchange = self.exchange
         code = read_error(failure).code
         exchange.record.code = upstream_name(code) if code else "upstream_error"
-        return failed_response(failure, exchange.shared.unix_now(), exchange.limits)
+        return failed_response(failure, exchange.shared.unix_now())
 
     async def respond_collected(self) -> None:
         """Send the response that was collected from events."""
@@ -10954,7 +10952,7 @@ def is_processed_note(frame: bytes, limits: Limits) -> bool:
     if len(frame) >= KIB:
         return False
     try:
-        check_json_shape(frame, limits)
+        check_json_shape(frame)
         value = parse_json_object(frame)
     except PoolerError:
         return False
@@ -11175,7 +11173,7 @@ class Frames:
         """Send frames; messages are text, which the library is not given as such."""
         if self.socket is None and not self.is_client:
             # The library asks for what the upstream has agreed to already.
-            asked = parse_request_head(bytes(data), self.limits)
+            asked = parse_request_head(bytes(data))
             self.head = upgraded_head(asked.headers["sec-websocket-key"])
             await trio.lowlevel.checkpoint()
             return
@@ -12176,7 +12174,7 @@ class Calls:
         A large body takes so long that others have their turn between the steps.
         """
         pool = exchange.config.pools[key.pool]
-        check_json_shape(exchange.body, exchange.limits)
+        check_json_shape(exchange.body)
         await yield_after(exchange.body)
         value = parse_json_object(exchange.body)
         await yield_after(exchange.body)
@@ -12501,7 +12499,7 @@ class Server:
         if isinstance(raw, PoolerError):
             raise raw
         config = exchange.config
-        head = parse_request_head(raw, exchange.limits)
+        head = parse_request_head(raw)
         exchange.begin(head)
         routes, model = find_routes(head.path, config.base_path)
         route = routes[0]  # the others differ in their methods
@@ -12995,12 +12993,12 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
 
     The pooler is the only client, so what is malformed or cut is dropped without a word.
     """
-    limits, connection = Limits(), Connection(stream)
+    connection = Connection(stream)
     gone = (PeerClosed, BadSyntax, PoolerError, trio.BrokenResourceError)
     async with stream:
         with contextlib.suppress(*gone):
             raw = await connection.read_to_blank_line(HEAD_BYTES_MAX)
-            head = parse_request_head(raw, limits)
+            head = parse_request_head(raw)
             while not connection.holds(head.framing):
                 received = await connection.receive()
                 if not received:

@@ -94,7 +94,7 @@ class Scene:
     def fault(self, status: int, seconds: float = 0.0) -> Fault:
         headers = [JSON_HEAD, ("retry-after", f"{seconds:g}")] if seconds else [JSON_HEAD]
         body = NO_MODEL if status in {400, 404} else b"{}"
-        return classify_response(status, dict(headers), body, UNIX_START, self.config.limits)
+        return classify_response(status, dict(headers), body, UNIX_START)
 
     def serves(self, name: str, call: Call, now: float = 0.0) -> None:
         """One whole, successful request of a session."""
@@ -185,7 +185,7 @@ def test_the_right_account_is_chosen(
 def test_a_fault_of_the_request_is_not_the_account_s(status: int) -> None:
     scene = Scene()
     body = b'{"error": {"message": "no", "code": "bad", "param": "input"}}'
-    fault = classify_response(status, dict([JSON_HEAD]), body, UNIX_START, scene.config.limits)
+    fault = classify_response(status, dict([JSON_HEAD]), body, UNIX_START)
     scene.roster.note_fault(scene.account("a"), fault, "m1", 0)
     assert scene.order() == "abc"
 
@@ -685,11 +685,10 @@ def test_whatever_an_upstream_says_is_understood_as_something(
     status: int, headers: Sequence[tuple[str, str]], value: Json
 ) -> None:
     scene = Scene()
-    limits = scene.config.limits
     event = value if isinstance(value, dict) else {"error": value}
     faults = [
-        classify_response(status, dict(headers), json.dumps(value).encode(), UNIX_START, limits),
-        classify_event(event, UNIX_START, limits),
+        classify_response(status, dict(headers), json.dumps(value).encode(), UNIX_START),
+        classify_event(event, UNIX_START),
     ]
     for fault in filter(None, faults):
         assert (

@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 from trio.testing import MockClock
 
-from pooler import Action, Effect, Fault, Limits, classify_event, classify_response, read_error
+from pooler import Action, Effect, Fault, classify_event, classify_response, read_error
 from tests.accounts.test_failover_is_safe import counts
 from tests.support.codex_turns import ANSWER, Play
 from tests.support.memory_sockets import Json, ask_chat, ask_responses, post
@@ -101,10 +101,10 @@ def judged(value: Json, status: int = 200) -> Verdict:
     """What is decided of a request and its account."""
     fault: Fault | None
     if status == 200:
-        fault = classify_event(value, UNIX_START, Limits())
+        fault = classify_event(value, UNIX_START)
     else:
         headers = {"content-type": "application/json"}
-        fault = classify_response(status, headers, json.dumps(value).encode(), UNIX_START, Limits())
+        fault = classify_response(status, headers, json.dumps(value).encode(), UNIX_START)
     return (fault.action, fault.effect) if fault else (Action.RETURN, Effect.NONE)
 
 
@@ -201,11 +201,9 @@ def test_the_way_in_which_a_limit_was_reached_is_in_the_reason(status: int, plac
         del headers["x-codex-rate-limit-reached-type"]
         error["rate_limit_reached_type"] = reached if place == "text" else {"type": reached}
     if status == 200:
-        fault = classify_event({"type": "error", "error": error, "headers": headers}, 1.0, Limits())
+        fault = classify_event({"type": "error", "error": error, "headers": headers}, 1.0)
     else:
-        fault = classify_response(
-            status, headers, json.dumps({"error": error}).encode(), 1.0, Limits()
-        )
+        fault = classify_response(status, headers, json.dumps({"error": error}).encode(), 1.0)
     assert fault is not None
     assert fault.reason == f"{status} usage_limit_reached {reached}"
 
@@ -216,7 +214,7 @@ def test_the_way_in_which_a_limit_was_reached_is_in_the_reason(status: int, plac
 ])  # fmt: skip
 @pytest.mark.parametrize("status", [402, 403])
 def test_the_code_is_in_the_reason_wherever_it_stood(status: int, value: Json) -> None:
-    fault = classify_response(status, {}, json.dumps(value).encode(), 1.0, Limits())
+    fault = classify_response(status, {}, json.dumps(value).encode(), 1.0)
     assert fault.reason == f"{status} deactivated_workspace"
 
 

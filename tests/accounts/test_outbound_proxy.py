@@ -361,7 +361,7 @@ async def test_who_leaves_while_a_tunnel_is_dug_leaves_no_connection(
     ours, theirs = trio.testing.memory_stream_pair()
     url = pooler.BaseUrl(True, "upstream.example", 443, "")
     with trio.move_on_after(1) as scope:
-        await pooler.open_tunnel(ours, url, pooler.Proxy(url), pooler.Limits())
+        await pooler.open_tunnel(ours, url, pooler.Proxy(url))
     assert scope.cancelled_caught
     assert (await theirs.receive_some()).startswith(b"CONNECT upstream.example:443 HTTP/1.1")
     assert await theirs.receive_some() == b""

@@ -60,7 +60,7 @@ def head_of(
 
 
 def parse(raw: bytes) -> RequestHead:
-    return parse_request_head(raw, LIMITS)
+    return parse_request_head(raw)
 
 
 def refusal(raw: bytes) -> tuple[int, str]:

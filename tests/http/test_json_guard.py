@@ -45,7 +45,7 @@ MIB: Final = 1024 * 1024
 
 
 def judge(body: bytes, limits: Limits = LIMITS) -> dict[str, Json]:
-    check_json_shape(body, limits)
+    check_json_shape(body)
     return parse_json_object(body)
 
 
@@ -128,7 +128,7 @@ def test_depth_at_the_limit_and_one_past_it(openers: str, limits: Mapping[str, f
     with_limits(limits)
     depth = pooler.BODY_DEPTH_MAX
     judge(nested(depth, openers))
-    refuses(lambda: check_json_shape(nested(depth + 1, openers), LIMITS))
+    refuses(lambda: check_json_shape(nested(depth + 1, openers)))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_run_of_backslashes_hides_no_depth(run: int) -> None:
     string = b'"' + b"\\" * run + b'"' + (b'"' if run % 2 else b"")
     deep = b'{"a":' + string + b',"b":' + b"[" * 8 + b"]" * 8 + b"}"
     json.loads(deep)
-    refuses(lambda: check_json_shape(deep, LIMITS))
+    refuses(lambda: check_json_shape(deep))
     flat = b'{"a":' + string + b',"b":' + b"[" * 7 + b"]" * 7 + b"}"
     assert judge(flat) == json.loads(flat)
 
@@ -181,7 +181,7 @@ def test_separators_at_the_limit_and_one_past_it(kind: str, limits: Mapping[str,
     body = members(count, kind)
     assert body.count(b",") + body.count(b"[") + body.count(b"{") == count
     judge(body)
-    refuses(lambda: check_json_shape(members(count + 1, kind), LIMITS))
+    refuses(lambda: check_json_shape(members(count + 1, kind)))
 
 
 @pytest.mark.slow
@@ -199,8 +199,8 @@ def test_where_there_is_much_text_half_as_many_members_may_be(kind: str, text: b
 
     judge(padded(count, MUCH_TEXT_BYTES + 1), LIMITS)
     judge(padded(2 * count, MUCH_TEXT_BYTES), LIMITS)
-    refuses(lambda: check_json_shape(padded(count + 1, MUCH_TEXT_BYTES + 1), LIMITS))
-    refuses(lambda: check_json_shape(padded(2 * count + 1, MUCH_TEXT_BYTES), LIMITS))
+    refuses(lambda: check_json_shape(padded(count + 1, MUCH_TEXT_BYTES + 1)))
+    refuses(lambda: check_json_shape(padded(2 * count + 1, MUCH_TEXT_BYTES)))
 
 
 @pytest.mark.parametrize("number", [b"0.5", b"-1e3", b"1.7976931348623157e308"])
@@ -223,14 +223,14 @@ def test_brackets_that_close_nothing_are_counted_too(unit: bytes) -> None:
     """Not JSON either; but how deep a text is, is found out one bracket at a time."""
     begun = b'{"a":[' + b"[]," * pooler.BODY_DEPTH_MAX
     for count in (pooler.BODY_DEPTH_MAX + 2, pooler.JSON_SEPARATORS_MAX // 4, 10_000_000):
-        refuses(lambda count=count: check_json_shape(begun + unit * count, LIMITS))  # type: ignore[misc] # bound now
+        refuses(lambda count=count: check_json_shape(begun + unit * count))  # type: ignore[misc] # bound now
 
 
 def test_quotes_are_counted_before_a_list_of_strings_is_made() -> None:
     """Which would be many times as large as the body."""
     body = b'{"a": [' + b"[" * pooler.BODY_DEPTH_MAX + b'"' * 4_000_000
     tracemalloc.start()
-    refuses(lambda: check_json_shape(body, LIMITS))
+    refuses(lambda: check_json_shape(body))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < MIB
@@ -271,9 +271,9 @@ def test_a_valid_body_is_counted_as_a_slow_scanner_counts(
             continue  # json.loads refuses it, at whatever depth
         deepest, separators = slow_shape(text)
         if deepest <= 3 and separators <= 5:
-            check_json_shape(text.encode(), LIMITS)
+            check_json_shape(text.encode())
         else:
-            refuses(lambda text=text: check_json_shape(text.encode(), LIMITS))  # type: ignore[misc] # bound now
+            refuses(lambda text=text: check_json_shape(text.encode()))  # type: ignore[misc] # bound now
 
 
 VALUES: Final = st.recursive(
@@ -443,7 +443,7 @@ def test_no_body_of_the_full_size_holds_the_loop_for_long(name: str) -> None:
     body = WORST[name]()
     assert len(body) <= FULL
     seconds = []
-    for step in (lambda: check_json_shape(body, LIMITS), lambda: parse_json_object(body)):
+    for step in (lambda: check_json_shape(body), lambda: parse_json_object(body)):
         took, passes = seconds_of(step)
         seconds.append(took)
         if not passes:

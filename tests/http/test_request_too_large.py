@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
-from pooler import Limits, classify_event, classify_response, is_too_large, read_error
+from pooler import classify_event, classify_response, is_too_large, read_error
 from tests.support.memory_sockets import Json, Response, post
 from tests.support.memory_websockets import (
     codex_described,
@@ -63,11 +63,11 @@ def test_what_is_asked_for_is_compared_with_the_limit(message: str) -> None:
     body = json.dumps({"error": error_of(message)}).encode()
     assert is_too_large(read_error(error_of(message))) == is_own
     headers = {"content-type": "application/json"}
-    fault = classify_response(429, headers, body, 1.0, Limits())
+    fault = classify_response(429, headers, body, 1.0)
     assert (fault.action.name, fault.effect.name) == (
         ("RETURN", "NONE") if is_own else ("NEXT", "LIMITED")
     )
-    assert (classify_event(error_of(message), 1.0, Limits()) is None) == is_own
+    assert (classify_event(error_of(message), 1.0) is None) == is_own
     if is_own:
         assert fault.error.content() == (body, "application/json")
         assert fault.error.status == 429

@@ -189,9 +189,9 @@ def test_no_brackets_that_only_close_take_long(unit: bytes) -> None:
     body = b"[]" * (pooler.BODY_DEPTH_MAX + 1)
     event = b"[]" * (pooler.JSON_DEPTH_MAX + 1)
     asked = body + unit * ((LIMITS.body_bytes_max - len(body)) // len(unit))
-    check(f"{unit!r}, of a client", ready(pooler.check_json_shape, asked, LIMITS))
+    check(f"{unit!r}, of a client", ready(pooler.check_json_shape, asked))
     with pytest.raises(pooler.PoolerError, match="more brackets that close"):
-        pooler.check_json_shape(asked, LIMITS)
+        pooler.check_json_shape(asked)
     check(f"{unit!r}, of an upstream", ready(pooler.load_json, event + unit * (EVENT // 4)))
 
 
@@ -207,10 +207,9 @@ def filled(before: bytes, unit: bytes, behind: bytes, byte_count: int) -> bytes:
 ASKED: Final = b"POST /v1/responses HTTP/1.1\r\nHost: a"
 HEADS: Final[Mapping[str, Callable[[], object]]] = {
     "a long field": lambda: pooler.parse_request_head(
-        filled(ASKED + b"\r\nA: ", b"b", b"\r\n\r\n", HEAD), LIMITS),
+        filled(ASKED + b"\r\nA: ", b"b", b"\r\n\r\n", HEAD)),
     "a hundred fields": lambda: pooler.parse_request_head(
-        ASKED + b"".join(b"\r\nconnection: %b" % (b"a," * 150) for _ in range(98)) + b"\r\n\r\n",
-        LIMITS),
+        ASKED + b"".join(b"\r\nconnection: %b" % (b"a," * 150) for _ in range(98)) + b"\r\n\r\n"),
     "an answer's fields": lambda: pooler.parse_response_head(
         filled(b"HTTP/1.1 200 OK", b"\r\na:", b"\r\n\r\n", HEAD)),
     "an answer's quota": lambda: pooler.read_quota_headers(
@@ -388,7 +387,7 @@ def test_no_refusal_takes_long(words: str) -> None:
     headers = {"content-type": "application/json"}
     for body in (f'{{"error":{{"message":"{text}"}}}}', f'{{"detail":"{text}"}}'):
         for status in (400, 404, 429):
-            asked = (status, headers, body.encode(), 1.0, LIMITS)
+            asked = (status, headers, body.encode(), 1.0)
             check(f"{words!r} with {status}", ready(pooler.classify_response, *asked))
 
 

@@ -250,7 +250,7 @@ def test_an_upstream_s_words_are_cut() -> None:
     for value in ({"error": {"message": "x" * 10**6}}, {"detail": "x" * 10**6}):
         assert read_error(value).message == "x" * MESSAGE_CHARS_MAX
     body = json.dumps({"detail": "y" * 10**5}).encode()
-    fault = classify_response(400, {}, body, 0.0, Limits(), is_reshaped=True)
+    fault = classify_response(400, {}, body, 0.0, is_reshaped=True)
     assert fault.error.public == "y" * MESSAGE_CHARS_MAX
     event = {"type": "error", "code": "c" * 10**5, "message": "m" * 10**5, "param": "p" * 10**5}
     told = ChatTranslator(OutputCollector(10**6), request_id="r").feed(
@@ -271,14 +271,14 @@ def test_an_upstream_s_words_are_cut() -> None:
 )
 def test_what_is_said_of_encrypted_content_is_understood(message: str, action: str) -> None:
     body = json.dumps({"error": {"message": message}}).encode()
-    assert classify_response(400, {}, body, 0.0, Limits()).action.name == action
+    assert classify_response(400, {}, body, 0.0).action.name == action
 
 
 @pytest.mark.parametrize("raw", [*TOO_MUCH.values(), *NO_JSON.values()])
 def test_a_refusal_that_is_not_read_is_judged_by_its_status(raw: bytes) -> None:
     headers = {"content-type": "application/json"}
     for status in (400, 401, 429, 500):
-        fault = classify_response(status, headers, b'{"error":' + raw + b"}", 0.0, Limits())
+        fault = classify_response(status, headers, b'{"error":' + raw + b"}", 0.0)
         assert fault.error.content()[0].startswith(b'{"error": {"message": "')
     assert classify_refresh(200, b'{"access_token":"a","x":' + raw + b"}") is RefreshOutcome.FAILED
 

@@ -84,7 +84,7 @@ def check_fields(headers: Mapping[str, str], raw: bytes) -> None:
 def request_head(data: bytes) -> None:
     raw = head_of(data)
     try:
-        head = pooler.parse_request_head(raw, LIMITS)
+        head = pooler.parse_request_head(raw)
     except PoolerError as error:
         check_refusal(error)
         return
@@ -104,7 +104,7 @@ def request_head(data: bytes) -> None:
     pooler.basic_of(head.headers, pooler.BEARER_BYTES_MAX)
     with contextlib.suppress(PoolerError):
         made = pooler.upgrade_head(head)
-        pooler.parse_request_head(made, LIMITS)
+        pooler.parse_request_head(made)
 
 
 def response_head(data: bytes) -> None:
@@ -116,7 +116,7 @@ def response_head(data: bytes) -> None:
     check_fields(head.headers, raw)
     pooler.read_quota_headers(head.headers)
     pooler.is_upgraded(head, "dGhlIHNhbXBsZSBub25jZQ==")
-    fault = pooler.classify_response(head.status, head.headers, data[len(raw) :], UNIX_NOW, LIMITS)
+    fault = pooler.classify_response(head.status, head.headers, data[len(raw) :], UNIX_NOW)
     if head.status >= 300:
         assert 400 <= fault.error.status < 600
 
@@ -184,7 +184,7 @@ def frames(data: bytes) -> None:
 def body(data: bytes) -> None:
     with_limits(SMALL)
     try:
-        pooler.check_json_shape(data, LIMITS)
+        pooler.check_json_shape(data)
         value = pooler.parse_json_object(data)
     except PoolerError as error:
         check_refusal(error)
@@ -213,9 +213,9 @@ def stream(data: bytes) -> None:
             scanner.usage,
         )
         if scanner.failure is not None:
-            fault = pooler.classify_event(scanner.failure, UNIX_NOW, LIMITS)
+            fault = pooler.classify_event(scanner.failure, UNIX_NOW)
             assert fault is None or fault.error.status >= 400
-            pooler.failed_response(scanner.failure, UNIX_NOW, LIMITS).content()
+            pooler.failed_response(scanner.failure, UNIX_NOW).content()
         for call_kind in CallKind:
             last = scanner.failure_event(PoolerError("upstream_error"), "r" * 20, call_kind)
             assert pooler.event_object(last)
