@@ -5542,7 +5542,7 @@ class UpstreamWords(NamedTuple):
 
     code: str  # "" if it names none
     message: str
-    error: Mapping[str, Json]
+    error: JsonObject
     headers: Headers
     names: tuple[str, ...] = ()  # its codes and types, the most telling first
     status: int = 0  # that it speaks of, as a number
@@ -5555,32 +5555,43 @@ REACHED_HEADER: Final = "x-codex-rate-limit-reached-type"  # how a limit was rea
 
 
 def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
-    """`{"error": {...}}`, `{"error": "text"}`, `{"detail": ...}`, or the error object itself.
+    """What `{"error": {...}}`, `{"error": "text"}`, `{"detail": ...}` or a bare error object says.
 
-    An error in an event may have an answer's status and headers beside it.
+    An error in an event may have a response's status and headers next to it.
     """
     levels = _levels(object_of(value))
     error = ChainMap(*levels)
-    given = [text_at(level, name) for level in levels for name in ("code", "type")]
-    given.append(headers.get("x-openai-authorization-error", ""))  # maybe the only word (F47)
-    names = [name for name in given if _CODE_TOKEN.fullmatch(name)]
-    names.sort(key=lambda name: meaning_of(name) not in _FIRM)
-    said = (text_at(level, name) for level in levels for name in _MESSAGE_NAMES)
-    message = next(filter(None, said), "")[:MESSAGE_CHARS_MAX]
+    names = _error_names(levels, headers)
+
+    texts = (text_at(level, name) for level in levels for name in _MESSAGE_NAMES)
+    message = next(filter(None, texts), "")[:MESSAGE_CHARS_MAX]
     numbers = (level.get(name) for level in levels for name in ("code", "status", "status_code"))
     status = next(filter(None, map(status_in, numbers)), 0)
-    told = object_of(error.get("headers")) or object_of(
-        object_of(error.get("metadata")).get("headers")
-    )
-    headers = {name.lower(): text for name, text in told.items() if _is_field(text)} | {**headers}
-    return UpstreamWords("".join(names[:1]), message, error, headers, tuple(names), status)
+
+    known = _error_headers(error) | {**headers}
+    return UpstreamWords("".join(names[:1]), message, error, known, tuple(names), status)
 
 
-def _is_field(text: Json) -> bool:
-    return isinstance(text, str) and len(text) <= KIB
+def _error_names(levels: Sequence[JsonObject], headers: Headers) -> list[str]:
+    """The codes and types that an error bears; first those whose meaning is firm."""
+    names = [text_at(level, name) for level in levels for name in ("code", "type")]
+    names.append(headers.get("x-openai-authorization-error", ""))  # maybe the only word (F47)
+    names = [name for name in names if _CODE_TOKEN.fullmatch(name)]
+    names.sort(key=lambda name: meaning_of(name) not in _FIRM)
+    return names
 
 
-def _levels(outer: dict[str, Json]) -> list[dict[str, Json]]:
+def _error_headers(error: JsonObject) -> dict[str, str]:
+    """The headers in an error, or in its metadata, by lower-case name; long ones are left out."""
+    given = object_of(error.get("headers")) or object_at(error.get("metadata"), "headers")
+    return {
+        name.lower(): text
+        for name, text in given.items()
+        if isinstance(text, str) and len(text) <= KIB
+    }
+
+
+def _levels(outer: JsonDict) -> list[JsonDict]:
     """The objects around what an upstream says of an error, the innermost first."""
     levels = [outer]
     while len(levels) < ERROR_DEPTH_MAX:
@@ -5658,28 +5669,54 @@ def _moment_of(value: Json) -> float | None:
 
 def cooldown_of(words: UpstreamWords, unix_now: float) -> float | None:
     """The seconds until a limit resets, as the upstream says; None without a plausible word."""
-    error, after = words.error, words.headers.get("retry-after", "")
-    candidates = [
-        (_moment_of(error.get("resets_at")) or 0) - unix_now,
-        number_of(error.get("resets_in_seconds")) or 0,
-        (number_of(words.headers.get("retry-after-ms")) or 0) / 1000,
-        number_of(after) or 0,
-        (_moment_of(after) or 0) - unix_now,
-    ]
-    with contextlib.suppress(ValueError):  # it is no date
-        moment = datetime.strptime(after, _HTTP_DATE).replace(tzinfo=UTC)
-        candidates.append(moment.timestamp() - unix_now)
-    candidates.append(number_of(error.get("retry_after")) or 0)
-    candidates += [_span_of(text_at(detail, "retryDelay")) for detail in _details(error)]
-    candidates.append(_hinted_seconds(words.message))
+    for seconds in _stated_cooldowns(words, unix_now):
+        if 0 < seconds <= RESET_SECONDS_MAX:
+            return seconds
+    return None
+
+
+def _stated_cooldowns(words: UpstreamWords, unix_now: float) -> Iterator[float]:
+    """All that an error says of when its limit resets, in seconds from now, the surest first.
+
+    What it does not say, or what cannot be read, is no positive number.
+    """
+    error, headers = words.error, words.headers
+    yield _seconds_until(error.get("resets_at"), unix_now)
+    yield number_of(error.get("resets_in_seconds")) or 0
+
+    after = headers.get("retry-after", "")
+    yield (number_of(headers.get("retry-after-ms")) or 0) / 1000
+    yield number_of(after) or 0
+    yield _seconds_until(after, unix_now)
+    yield _seconds_until_date(after, unix_now)
+    yield number_of(error.get("retry_after")) or 0
+
+    for detail in _details(error):
+        yield _span_of(text_at(detail, "retryDelay"))
+    yield _hinted_seconds(words.message)
     if match := _RETRY_MOMENT.search(words.message):
         zone = match[2] if match[2] and match[2][0] in "+-" else "+00:00"
-        candidates.append((_moment_of(match[1] + zone) or 0) - unix_now)
-    candidates += [_reset_of(words.headers, limit, unix_now) for limit in _RATE_LIMITS]
-    return next((rest for rest in candidates if 0 < rest <= RESET_SECONDS_MAX), None)
+        yield _seconds_until(match[1] + zone, unix_now)
+    for limit in _RATE_LIMITS:
+        yield _reset_of(headers, limit, unix_now)
 
 
-def _details(error: Mapping[str, Json]) -> Sequence[Json]:
+def _seconds_until(value: Json, unix_now: float) -> float:
+    """The seconds until a moment, which may be past; 0 if the value is none."""
+    moment = _moment_of(value)
+    return 0.0 if moment is None else moment - unix_now
+
+
+def _seconds_until_date(text: str, unix_now: float) -> float:
+    """The seconds until the date of a header (RFC 9110 §5.6.7); 0 if the text is none."""
+    try:
+        moment = datetime.strptime(text, _HTTP_DATE).replace(tzinfo=UTC)
+    except ValueError:
+        return 0.0
+    return moment.timestamp() - unix_now
+
+
+def _details(error: JsonObject) -> Sequence[Json]:
     """What google.rpc.Status has beside its message (F65)."""
     details = error.get("details")
     return objects_of(details[:DETAILS_MAX]) if isinstance(details, list) else ()
@@ -5761,15 +5798,15 @@ def read_quota_headers(headers: Headers) -> list[Window]:
     return found
 
 
-def read_quota_event(event: Mapping[str, Json]) -> list[Window]:
+def read_quota_event(event: JsonObject) -> list[Window]:
     """The quota windows in a `codex.rate_limits` event; one that names no limit is the plan's."""
-    rates = object_of(event.get("rate_limits"))
+    rates = object_at(event, "rate_limits")
     told = event.get("limit_name")
     name = event.get("metered_limit_name") or told or PLAN_FAMILY
     family = name.lower().replace("-", "_") if isinstance(name, str) else ""
     found: list[Window] = []
     for position in _POSITIONS if _FAMILY.fullmatch(family) else ():
-        given = object_of(rates.get(position))
+        given = object_at(rates, position)
         values = [given.get(part.replace("-", "_")) for part in _WINDOW_FIELDS]
         found += _read_window(family, values, "" if told == name else told)
     return found
@@ -5896,7 +5933,7 @@ def _is_about_model(words: UpstreamWords) -> bool:
     return words.error.get("param") in (None, "model") and bool(_NO_MODEL.search(words.message))
 
 
-def _lacks_route(status: int, value: Mapping[str, Json], words: UpstreamWords) -> bool:
+def _lacks_route(status: int, value: JsonObject, words: UpstreamWords) -> bool:
     """Whether an upstream has no such route: it says so, or says nothing that is an API's."""
     if status not in NO_ROUTE_STATUSES or _is_about_model(words):
         return False
@@ -5921,7 +5958,7 @@ def _without_route(reason: str) -> Fault:
     return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
 
 
-def _is_of_an_edge(status: int, headers: Headers, value: Mapping[str, Json]) -> bool:
+def _is_of_an_edge(status: int, headers: Headers, value: JsonObject) -> bool:
     """Whether the answer is a page of something in front of the upstream: a bot wall (F45).
 
     It has seen an address, and no account.
@@ -5950,29 +5987,66 @@ def classify_response(
     value, text = _read_refusal(b"" if "html" in content_type else body)
     words = read_error(value, headers)
     reason = _reason(status, words)
+
     if status < 400:
         error = PoolerError("upstream_invalid_response")
         return Fault(reason, Action.RETURN, Effect.NONE, error)
     if _is_of_an_edge(status, headers, value):
-        # One that counts requests has done nothing; an account elsewhere has another edge.
-        is_limiter = status == 429
-        verdict = (Action.NEXT, Effect.DEMOTED) if is_limiter else (Action.RETURN, Effect.NONE)
-        return Fault(reason, *verdict, PoolerError("upstream_blocked"), is_refusal=is_limiter)
+        return _edge_fault(reason, status)
     is_own_status = is_whole and _status_of(status, words) == status
     if is_own_status and _lacks_route(status, value, words):
         return _without_route(reason)
-    own = PoolerError("upstream_error", status=status, upstream_code=words.code)
-    own.public = cleaned(words.message or text) or "The upstream refused the request."
-    if is_reshaped and not isinstance(value.get("error"), dict):
-        own.public = words.message or own.public
-    elif value and "json" in content_type and not own.is_renamed and try_load_object(body):
-        own.answer = (body, content_type)
+
+    own = _refusal_error(
+        status,
+        words,
+        text=text,
+        value=value,
+        body=body,
+        content_type=content_type,
+        is_reshaped=is_reshaped,
+    )
     words = words._replace(message=words.message or text)
     rest = cooldown_of(words, unix_now)
     return _classified(reason, _status_of(status, words), words, own, rest)
 
 
-def _read_refusal(body: bytes) -> tuple[dict[str, Json], str]:
+def _refusal_error(
+    status: int,
+    words: UpstreamWords,
+    *,
+    text: str,
+    value: JsonObject,
+    body: bytes,
+    content_type: str,
+    is_reshaped: bool,
+) -> PoolerError:
+    """The error for the client, if the refusal is about its request.
+
+    It is the upstream's own body, or has its message.
+
+    `text`: of a body that is no JSON; `value`: of one that is.
+    """
+    error = PoolerError("upstream_error", status=status, upstream_code=words.code)
+    error.public = cleaned(words.message or text) or "The upstream refused the request."
+    if is_reshaped and not isinstance(value.get("error"), dict):
+        error.public = words.message or error.public
+    elif value and "json" in content_type and not error.is_renamed and try_load_object(body):
+        error.answer = (body, content_type)
+    return error
+
+
+def _edge_fault(reason: str, status: int) -> Fault:
+    """What a page of an edge means, a bot wall or a limiter.
+
+    One that counts requests has done nothing, and the next account may have another edge.
+    """
+    is_limiter = status == 429
+    verdict = (Action.NEXT, Effect.DEMOTED) if is_limiter else (Action.RETURN, Effect.NONE)
+    return Fault(reason, *verdict, PoolerError("upstream_blocked"), is_refusal=is_limiter)
+
+
+def _read_refusal(body: bytes) -> tuple[JsonDict, str]:
     """The object in the body of a refusal, or else the text that it is.
 
     It may be the only one of a list, and what is no UTF-8 is nearly always Latin-1.
@@ -5985,7 +6059,7 @@ def _read_refusal(body: bytes) -> tuple[dict[str, Json], str]:
     return {}, raw[:MESSAGE_CHARS_MAX].decode("utf-8", "replace").strip().strip('"')
 
 
-def classify_event(failure: Mapping[str, Json], unix_now: float) -> Fault | None:
+def classify_event(failure: JsonObject, unix_now: float) -> Fault | None:
     """What a failure hidden in a 200, before any content, means.
 
     None: it is the client's own, or nothing of it could be read.
@@ -6002,7 +6076,7 @@ def classify_event(failure: Mapping[str, Json], unix_now: float) -> Fault | None
     return None if is_own else fault
 
 
-def failed_response(failure: Mapping[str, Json], unix_now: float) -> PoolerError:
+def failed_response(failure: JsonObject, unix_now: float) -> PoolerError:
     """The HTTP error for a failure in a stream whose client has been sent nothing yet.
 
     What is the client's own keeps the upstream's words: it would have them as a 400, too.
@@ -6012,7 +6086,7 @@ def failed_response(failure: Mapping[str, Json], unix_now: float) -> PoolerError
     return _own_failure(read_error(failure))
 
 
-def own_fault(failure: Mapping[str, Json], body: bytes = b"") -> Fault:
+def own_fault(failure: JsonObject, body: bytes = b"") -> Fault:
     """The fault of a request, told in a 200; `body`: the whole of it, if it is JSON."""
     words = read_error(failure)
     error = _own_failure(words)
@@ -6027,7 +6101,7 @@ def _own_failure(words: UpstreamWords) -> PoolerError:
     return PoolerError("upstream_error", words.message, status, upstream_code=words.code)
 
 
-def public_error(fault: Fault, failure: Mapping[str, Json]) -> PoolerError | None:
+def public_error(fault: Fault, failure: JsonObject) -> PoolerError | None:
     """The error that a client is told in the place of what an account's owner is told.
 
     None: its upstream's words may go to the client, who has been sent some of the answer.
@@ -6042,7 +6116,7 @@ def public_error(fault: Fault, failure: Mapping[str, Json]) -> PoolerError | Non
     return PoolerError("upstream_error", public, 429, upstream_code=words.code)
 
 
-def renamed_error(failure: Mapping[str, Json]) -> PoolerError | None:
+def renamed_error(failure: JsonObject) -> PoolerError | None:
     """The error that is told of a failure whose code is one of ours; None, if it is not."""
     words = read_error(failure)
     error = PoolerError("upstream_error", cleaned(words.message), upstream_code=words.code)
