@@ -146,7 +146,7 @@ JsonDict = dict[str, Json]  # one that may be changed
 # LIMITS
 ################################################################
 # Every buffer, wait, queue and count has its bound here.  `Limits` can be overridden in
-# pools.json within the bounds beside each default; the constants after it cannot.
+# pools.json within the bounds beside each default; the constants after it cannot be changed.
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -223,7 +223,7 @@ REFRESH_MARGIN_SECONDS: Final = 300.0  # before a token ends (F55)
 REFRESH_SECONDS_MAX: Final = 15.0  # lock, answer and disk together
 REFRESH_PAUSE_SECONDS: Final = 10.0  # after one that failed
 
-# The rest.
+# Steps, caches and texts.
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
 STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them holds the loop about 0.5 ms
 PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while an answer is under way
@@ -1185,7 +1185,7 @@ _ADDRESS: Final = re.compile(rf"({_HOST_NAME}):(\d{{1,5}})")
 UNIX_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, without its zero (unix(7))
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
-# What stands for the value of a name that an object has twice: JSON has no tuples.
+# Sentinel for the value of a duplicate name (JSON has no tuples).
 _TWICE: Final = ("the name stands there twice",)
 
 
@@ -1477,7 +1477,7 @@ class Key:
 
 
 class Operator(NamedTuple):
-    """Who may see how the pooler does, and call nothing of /v1."""
+    """May read the pooler's status, and nothing under /v1."""
 
     name: str
     digest: bytes
