@@ -12182,7 +12182,7 @@ class Calls:
     """Reads calls, counts them for their keys, and closes their records.
 
     Between `admit` and `close`, a call counts as in progress for its key, and its connection as
-    busy; both are reached on every way out, because `serve_exchange` closes each exchange.
+    busy; both are reached on every way out, because `Exchanges.serve` closes each exchange.
     """
 
     shared: Shared
@@ -12316,6 +12316,193 @@ class Imports:
 
 
 @dataclass(eq=False)
+class Exchanges:
+    """The requests in progress: what a drain waits for."""
+
+    shared: Shared
+    calls: Calls
+    in_progress: set[Exchange] = field(default_factory=set)
+    quiet: trio.Event = field(default_factory=trio.Event)  # set when there is none
+
+    async def serve(self, exchange: Exchange, dispatched: Awaitable[None]) -> None:
+        """Await `dispatched`, then serve the call, if it was one; release what both have held."""
+        self.in_progress.add(exchange)
+        try:
+            await self.conclude(exchange, dispatched)
+            if exchange.call is not None:
+                await self.conclude(exchange, serve_call(exchange, exchange.call))
+        finally:
+            # Nothing here waits, so nothing of it can be cancelled.
+            exchange.replace_body(b"")
+            self.calls.close(exchange)
+            self.in_progress.discard(exchange)
+            if not self.in_progress:
+                self.quiet.set()
+
+    async def conclude(self, exchange: Exchange, served: Awaitable[None]) -> None:
+        """Await `served`; an expected failure, or a bug, becomes the response or its end."""
+        failure: PoolerError | None = None
+        try:
+            await served
+        except PoolerError as error:
+            failure = error.with_traceback(None)  # whose frames would keep the body in memory
+        except ClientGone:
+            return
+        except Exception:  # noqa: BLE001 (a bug is logged and answered)
+            self.shared.log_bug(exchange.record.request_id)
+            failure = PoolerError("internal_error")
+        if failure is None:
+            return
+
+        with contextlib.suppress(ClientGone):
+            if exchange.reply.is_started:
+                await exchange.cut(failure)
+            else:
+                await exchange.reply.fail(failure)
+
+    async def wait_quiet(self) -> None:
+        """Wait until no request is in progress."""
+        while self.in_progress:
+            self.quiet = trio.Event()
+            await self.quiet.wait()
+
+
+@dataclass(eq=False)
+class WebSockets:
+    """The clients' WebSockets: the upgrade, then one turn after the other, each an exchange."""
+
+    shared: Shared
+    connections: Connections
+    catalogues: Catalogues
+    calls: Calls
+    imports: Imports
+    exchanges: Exchanges
+    opened: set[ClientSocket] = field(default_factory=set)
+
+    async def accept(self, incoming: Incoming) -> None:
+        """Serve a WebSocket to its end.  Raises: PoolerError, before the upgrade."""
+        route = incoming.route
+        native_path = route.upstream_path if route.is_native else ""
+        await self.serve_socket(incoming.exchange, incoming.head, incoming.key, native_path)
+
+    async def serve_socket(
+        self, exchange: Exchange, head: RequestHead, key: Key, native_path: str
+    ) -> None:
+        """Judge the upgrade, then serve turns to the end of the connection.
+
+        Raises: PoolerError, before the upgrade.
+        """
+        raw, record, limits = upgrade_head(head), exchange.record, exchange.limits
+        pool, connection = exchange.config.pools[key.pool], exchange.connection
+        await self.catalogues.want(pool)
+        if not self.shared.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
+            raise PoolerError("websocket_unsupported")
+        await self.imports.load(WEBSOCKET_LIBRARY)
+        # By name: a reload may have changed what else the key is.
+        names = [(client.key.pool, client.key.name) for client in self.opened]
+        if names.count((key.pool, key.name)) >= key.concurrent:
+            raise key_limit("has reached its limit of concurrent WebSockets", 1)
+        if self.shared.is_draining:
+            raise PoolerError("server_stopping")
+        self.connections.check_share(connection)
+        held = HeldBytes(self.shared.bodies, exchange.holder)
+        size_max = WEBSOCKET_MESSAGE_BYTES_MAX
+        frames = Frames(connection, size_max, held, limits, is_client=True)
+        reply = exchange.reply
+        reply.closes = reply.is_started = reply.is_whole = True
+        self.connections.occupy(connection)
+        record.status = 101
+        client = ClientSocket(
+            upgrade=exchange,
+            frames=frames,
+            key=key,
+            native_path=native_path,
+            note_bug=lambda: self.shared.log_bug(record.request_id),
+        )
+        is_open = False
+        self.opened.add(client)  # before anything waits: the key's others are counted
+        try:
+            async with trio.open_nursery() as client.nursery:  # holds: readers, of both sides
+                with trio.move_on_after(WEBSOCKET_HANDSHAKE_SECONDS_MAX):
+                    await frames.accept(client.start, raw, record.request_id)
+                if is_open := frames.socket is not None:
+                    client.start(client.read_frames)
+                    await self.serve_turns(client)
+                client.nursery.cancel_scope.cancel()
+        finally:  # the readers have ended: nothing more is taken
+            self.opened.discard(client)
+            connection.is_gone = connection.is_at_end
+            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await client.release()
+        if is_open and client.close_code:
+            await connection.send(close_frame(client.close_code), limits)
+            await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)
+
+    async def serve_turns(self, client: ClientSocket) -> None:
+        """One turn after the other, until the WebSocket is to be closed."""
+        idle_seconds_max = self.shared.config.limits.websocket_idle_seconds_max
+        while (frame := await client.next_frame(idle_seconds_max)) is not None:
+            key = self.key_of(client)
+            if key is not None and not is_processed_note(frame, self.shared.config.limits):
+                await self.serve_turn(client, key, frame)
+                continue
+            client.frames.done(frame)
+            if key is None:
+                client.end(1008)
+            elif client.upstream is not None:  # nobody answers them
+                with contextlib.suppress(PeerClosed):
+                    await client.upstream.frames.put(frame)
+
+    async def serve_turn(self, client: ClientSocket, key: Key, frame: bytes) -> None:
+        """Serve one call of a WebSocket."""
+        shared, upgrade, limits = self.shared, client.upgrade, self.shared.config.limits
+        record = Record(new_request_id(), "GET", upgrade.record.route, key.pool, key.name)
+        deadline = Deadline(
+            lambda: client.stop_code or ("server_stopping" if shared.is_stopped else "")
+        )
+        user = (key.pool, key.name)
+        http = HttpTransport(shared, deadline, limits, lambda: client.is_gone)
+        reply = SocketReply(client=client, record=record, deadline=deadline)
+        transport = SocketTransport(client=client, http=http, user=user)
+        exchange = Exchange(
+            shared,
+            upgrade.connection,
+            record,
+            shared.config,
+            deadline,
+            reply,
+            transport,
+            HeldBytes(shared.bodies, user, refusal=TOO_MANY_BODIES),
+            head=upgrade.head,
+            carried=CARRIED,
+        )
+        client.frames.done(frame)  # from here on the exchange holds it
+        exchange.replace_body(frame)
+
+        client.turn = exchange
+        turn = Turn(client, reply, transport)
+        await self.exchanges.serve(exchange, self.validate_turn(exchange, key, turn))
+        client.turn = None
+        if reply.closes:
+            client.end(1011)
+
+    async def validate_turn(self, exchange: Exchange, key: Key, turn: Turn) -> None:
+        """Validate the call in a frame.  Raises: PoolerError."""
+        self.calls.admit(exchange, key)
+        path = "/backend-api/codex/responses" if turn.client.native_path else "/v1/responses"
+        await self.calls.validate(exchange, exchange.head, key, call_route(path), turn)
+
+    def key_of(self, client: ClientSocket) -> Key | None:
+        """The key of a WebSocket as it is now; None where it opens nothing any more."""
+        names = (client.key.pool, client.key.name, client.key.digest)
+        for key in self.shared.config.keys:
+            is_same = (key.pool, key.name, key.digest) == names
+            if is_same and key.is_usable(self.shared.unix_now()):
+                return key
+        return None
+
+
+@dataclass(eq=False)
 class Operators:
     """Serves the operators: their page, the metrics and MCP, each from one snapshot.
 
@@ -12442,23 +12629,29 @@ class Server:
         descriptors_max: float = math.inf,
     ) -> None:
         self.shared = Shared(config, tls_contexts, dial, unix_now, log)
-        # Requests in progress, and WebSockets: what a drain waits for, and what a reload may close.
-        self.exchanges: set[Exchange] = set()
-        self.sockets: set[ClientSocket] = set()
         self.connections = Connections(self.shared, descriptors_max)
         self.catalogues = Catalogues(self.shared)
         self.calls = Calls(self.shared, self.connections, self.catalogues)
         self.readings = Readings(self.shared, self.catalogues)
         self.imports = Imports(self.shared.files)
-        self.operators = Operators(self.shared, self.imports, self.connections, self.sockets)
-        self.quiet = trio.Event()  # set when no request is in progress
+        self.exchanges = Exchanges(self.shared, self.calls)
+        self.websockets = WebSockets(
+            self.shared,
+            self.connections,
+            self.catalogues,
+            self.calls,
+            self.imports,
+            self.exchanges,
+        )
+        sockets = self.websockets.opened
+        self.operators = Operators(self.shared, self.imports, self.connections, sockets)
         self.accepting = trio.CancelScope()
 
         self.handlers: Mapping[str, Handler] = {
             "serve_health": self.serve_health,
             "serve_readiness": self.serve_readiness,
             "accept_call": self.calls.accept,
-            "accept_socket": self.accept_socket,
+            "accept_socket": self.websockets.accept,
             "serve_models": self.readings.serve_models,
             "serve_usage": self.readings.serve_usage,
             "serve_codex_usage": self.readings.serve_codex_usage,
@@ -12508,7 +12701,7 @@ class Server:
         dispatched = self.dispatch(exchange, raw)
         del raw  # a response may take an hour
         try:
-            await self.serve_exchange(exchange, dispatched)
+            await self.exchanges.serve(exchange, dispatched)
         finally:
             connection.enter_call(False)
             self.connections.release(connection)
@@ -12531,42 +12724,6 @@ class Server:
             HttpTransport(shared, deadline, limits, lambda: connection.is_gone),
             HeldBytes(shared.bodies, ("", ""), refusal=TOO_MANY_BODIES),
         )
-
-    async def serve_exchange(self, exchange: Exchange, dispatched: Awaitable[None]) -> None:
-        """Await `dispatched`, then serve the call, if it was one; release what both have held."""
-        self.exchanges.add(exchange)
-        try:
-            await self.conclude(exchange, dispatched)
-            if exchange.call is not None:
-                await self.conclude(exchange, serve_call(exchange, exchange.call))
-        finally:
-            # Nothing here waits, so nothing of it can be cancelled.
-            exchange.replace_body(b"")
-            self.calls.close(exchange)
-            self.exchanges.discard(exchange)
-            if not self.exchanges:
-                self.quiet.set()
-
-    async def conclude(self, exchange: Exchange, served: Awaitable[None]) -> None:
-        """Await `served`; an expected failure, or a bug, becomes the response or its end."""
-        failure: PoolerError | None = None
-        try:
-            await served
-        except PoolerError as error:
-            failure = error.with_traceback(None)  # whose frames would keep the body in memory
-        except ClientGone:
-            return
-        except Exception:  # noqa: BLE001 (a bug is logged and answered)
-            self.shared.log_bug(exchange.record.request_id)
-            failure = PoolerError("internal_error")
-        if failure is None:
-            return
-
-        with contextlib.suppress(ClientGone):
-            if exchange.reply.is_started:
-                await exchange.cut(failure)
-            else:
-                await exchange.reply.fail(failure)
 
     async def dispatch(self, exchange: Exchange, raw: bytes | PoolerError) -> None:
         """Check the head and call the handler of its route.  Raises: PoolerError, ClientGone."""
@@ -12626,130 +12783,6 @@ class Server:
         """Raises: PoolerError."""
         raise PoolerError("unsupported_endpoint")
 
-    async def accept_socket(self, incoming: Incoming) -> None:
-        """Serve a WebSocket to its end.  Raises: PoolerError, before the upgrade."""
-        route = incoming.route
-        native_path = route.upstream_path if route.is_native else ""
-        await self.serve_socket(incoming.exchange, incoming.head, incoming.key, native_path)
-
-    # One WebSocket.
-
-    async def serve_socket(
-        self, exchange: Exchange, head: RequestHead, key: Key, native_path: str
-    ) -> None:
-        """Judge the upgrade, then serve turns to the end of the connection.
-
-        Raises: PoolerError, before the upgrade.
-        """
-        raw, record, limits = upgrade_head(head), exchange.record, exchange.limits
-        pool, connection = exchange.config.pools[key.pool], exchange.connection
-        await self.catalogues.want(pool)
-        if not self.shared.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
-            raise PoolerError("websocket_unsupported")
-        await self.imports.load(WEBSOCKET_LIBRARY)
-        # By name: a reload may have changed what else the key is.
-        names = [(client.key.pool, client.key.name) for client in self.sockets]
-        if names.count((key.pool, key.name)) >= key.concurrent:
-            raise key_limit("has reached its limit of concurrent WebSockets", 1)
-        if self.shared.is_draining:
-            raise PoolerError("server_stopping")
-        self.connections.check_share(connection)
-        held = HeldBytes(self.shared.bodies, exchange.holder)
-        size_max = WEBSOCKET_MESSAGE_BYTES_MAX
-        frames = Frames(connection, size_max, held, limits, is_client=True)
-        reply = exchange.reply
-        reply.closes = reply.is_started = reply.is_whole = True
-        self.connections.occupy(connection)
-        record.status = 101
-        client = ClientSocket(
-            upgrade=exchange,
-            frames=frames,
-            key=key,
-            native_path=native_path,
-            note_bug=lambda: self.shared.log_bug(record.request_id),
-        )
-        is_open = False
-        self.sockets.add(client)  # before anything waits: the key's others are counted
-        try:
-            async with trio.open_nursery() as client.nursery:  # holds: readers, of both sides
-                with trio.move_on_after(WEBSOCKET_HANDSHAKE_SECONDS_MAX):
-                    await frames.accept(client.start, raw, record.request_id)
-                if is_open := frames.socket is not None:
-                    client.start(client.read_frames)
-                    await self.serve_turns(client)
-                client.nursery.cancel_scope.cancel()
-        finally:  # the readers have ended: nothing more is taken
-            self.sockets.discard(client)
-            connection.is_gone = connection.is_at_end
-            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                await client.release()
-        if is_open and client.close_code:
-            await connection.send(close_frame(client.close_code), limits)
-            await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)
-
-    async def serve_turns(self, client: ClientSocket) -> None:
-        """One turn after the other, until the WebSocket is to be closed."""
-        idle_seconds_max = self.shared.config.limits.websocket_idle_seconds_max
-        while (frame := await client.next_frame(idle_seconds_max)) is not None:
-            key = self.key_of(client)
-            if key is not None and not is_processed_note(frame, self.shared.config.limits):
-                await self.serve_turn(client, key, frame)
-                continue
-            client.frames.done(frame)
-            if key is None:
-                client.end(1008)
-            elif client.upstream is not None:  # nobody answers them
-                with contextlib.suppress(PeerClosed):
-                    await client.upstream.frames.put(frame)
-
-    async def serve_turn(self, client: ClientSocket, key: Key, frame: bytes) -> None:
-        """Serve one call of a WebSocket."""
-        shared, upgrade, limits = self.shared, client.upgrade, self.shared.config.limits
-        record = Record(new_request_id(), "GET", upgrade.record.route, key.pool, key.name)
-        deadline = Deadline(
-            lambda: client.stop_code or ("server_stopping" if shared.is_stopped else "")
-        )
-        user = (key.pool, key.name)
-        http = HttpTransport(shared, deadline, limits, lambda: client.is_gone)
-        reply = SocketReply(client=client, record=record, deadline=deadline)
-        transport = SocketTransport(client=client, http=http, user=user)
-        exchange = Exchange(
-            shared,
-            upgrade.connection,
-            record,
-            shared.config,
-            deadline,
-            reply,
-            transport,
-            HeldBytes(shared.bodies, user, refusal=TOO_MANY_BODIES),
-            head=upgrade.head,
-            carried=CARRIED,
-        )
-        client.frames.done(frame)  # from here on the exchange holds it
-        exchange.replace_body(frame)
-
-        client.turn = exchange
-        turn = Turn(client, reply, transport)
-        await self.serve_exchange(exchange, self.validate_turn(exchange, key, turn))
-        client.turn = None
-        if reply.closes:
-            client.end(1011)
-
-    async def validate_turn(self, exchange: Exchange, key: Key, turn: Turn) -> None:
-        """Validate the call in a frame.  Raises: PoolerError."""
-        self.calls.admit(exchange, key)
-        path = "/backend-api/codex/responses" if turn.client.native_path else "/v1/responses"
-        await self.calls.validate(exchange, exchange.head, key, call_route(path), turn)
-
-    def key_of(self, client: ClientSocket) -> Key | None:
-        """The key of a WebSocket as it is now; None where it opens nothing any more."""
-        names = (client.key.pool, client.key.name, client.key.digest)
-        for key in self.shared.config.keys:
-            is_same = (key.pool, key.name, key.digest) == names
-            if is_same and key.is_usable(self.shared.unix_now()):
-                return key
-        return None
-
     async def reload(self, load: Callable[[], Loaded]) -> None:
         """Replace the configuration by what `load` returns, atomically, or log why not."""
         shared = self.shared
@@ -12794,8 +12827,8 @@ class Server:
         names = {(key.pool, key.name) for key in config.keys}
         for name in shared.uses.keys() - names:
             del shared.uses[name]
-        for client in self.sockets:
-            if self.key_of(client) is None:
+        for client in self.websockets.opened:
+            if self.websockets.key_of(client) is None:
                 client.end(1008, "invalid_api_key")
 
         # What waits may be served now: by a new account, or by one whose cooldown is cleared.
@@ -12832,7 +12865,7 @@ class Server:
         for connection in self.connections.counted:
             if connection in self.shared.reaper.idle_until:
                 connection.scope.cancel()
-        for client in self.sockets:
+        for client in self.websockets.opened:
             client.end(1001)
 
     async def drain(self) -> None:
@@ -12841,18 +12874,12 @@ class Server:
         Cancelling the wait for its upstream is how a request learns of `is_stopped`.
         """
         with trio.move_on_after(self.shared.config.limits.drain_seconds_max):
-            await self.wait_quiet()
+            await self.exchanges.wait_quiet()
         self.shared.is_stopped = True
-        for exchange in self.exchanges:
+        for exchange in self.exchanges.in_progress:
             exchange.deadline.cancel()
         with trio.move_on_after(STOP_SECONDS_MAX):
-            await self.wait_quiet()
-
-    async def wait_quiet(self) -> None:
-        """Wait until no request is in progress."""
-        while self.exchanges:
-            self.quiet = trio.Event()
-            await self.quiet.wait()
+            await self.exchanges.wait_quiet()
 
 
 async def open_listeners(
@@ -13203,7 +13230,9 @@ async def serve_with_signals(
                     elif server.shared.is_draining:
                         nursery.cancel_scope.cancel()
                     else:
-                        server.shared.log("info", "draining", {"requests": len(server.exchanges)})
+                        server.shared.log(
+                            "info", "draining", {"requests": len(server.exchanges.in_progress)}
+                        )
                         server.stop()
 
             nursery.start_soon(obey)

@@ -387,7 +387,7 @@ class AccountMachine(RuleBasedStateMachine):
     def what_runs_is_counted(self) -> None:
         server = self.world.server
         running = sum(server.shared.roster.in_flight.values())
-        assert running <= len(server.exchanges)
+        assert running <= len(server.exchanges.in_progress)
         assert len(self.waiting(at_endpoint=False)) <= running
         assert self.world.complaints == []
         assert [line for line in self.world.logged if line[1] == "bug"] == []

@@ -324,7 +324,7 @@ class Life:
         await self.world.settle()
         left = [
             exchange
-            for exchange in self.world.server.exchanges
+            for exchange in self.world.server.exchanges.in_progress
             if getattr(exchange.connection.stream, "incoming", None) is stream.outgoing
         ]
         assert not left, "a request outlives its client"
@@ -475,7 +475,7 @@ async def end(world: SimWorld) -> None:
     left = [
         *world.server.connections.counted,
         *world.server.connections.keyless,
-        *world.server.sockets,
+        *world.server.websockets.opened,
     ]
     assert left == []
     world.server.stop()

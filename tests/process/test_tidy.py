@@ -98,7 +98,7 @@ NURSERIES: Final = frozenset(
     {
         "Server.serve",  # the services, and one task for each connection
         "Server.serve_connection",  # the reader of one connection
-        "Server.serve_socket",  # the readers of a client's WebSocket and its upstream's
+        "WebSockets.serve_socket",  # the readers of a client's WebSocket and its upstream's
         "UpstreamConnection.send_rest",  # the reader of an answer that comes before its time
         "run_demo",  # the server, and the built-in upstream
         "serve_with_signals",  # the server, beside the wait for signals
@@ -107,7 +107,7 @@ NURSERIES: Final = frozenset(
 BUG_CATCHERS: Final = frozenset(
     {
         "Relay.relay_on",  # a stream that has begun still gets its end
-        "Server.conclude",  # a request is answered
+        "Exchanges.conclude",  # a request is answered
         "Server.serve_connection",  # a bug stays within its connection
         "ClientSocket.guard",  # the client is told, and the turn under way has its last event
     }

@@ -556,7 +556,7 @@ class World:
     def assert_quiet(self) -> None:
         """No request is under way and nothing is held.  Call `settle` before."""
         server = self.server
-        assert not server.exchanges
+        assert not server.exchanges.in_progress
         in_flight = dict(server.shared.roster.in_flight)
         assert set(in_flight.values()) <= {0}, in_flight
         rests = [
@@ -579,7 +579,7 @@ class World:
         self.assert_quiet()
         assert not self.server.connections.counted
         assert not self.server.connections.keyless
-        assert not self.server.sockets
+        assert not self.server.websockets.opened
         self.server.stop()
         await self.settle()
         open_lines = [

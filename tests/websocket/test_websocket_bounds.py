@@ -361,7 +361,7 @@ async def test_a_frame_that_comes_as_its_websocket_ends_is_held_no_longer(
         for steps in [0, 1, 2, 3, 4] * 12:
             client = await open_socket(world)
             await world.settle()
-            (socket,) = world.server.sockets
+            (socket,) = world.server.websockets.opened
             await client.say({"type": "response.nothing", "input": "x" * 1000})
             for _ in range(steps):
                 await trio.lowlevel.checkpoint()
@@ -455,7 +455,7 @@ async def test_a_client_that_does_not_read_is_let_go(autojump_clock: MockClock) 
         await trio.sleep_until(trio.current_time() + 61)
         await world.settle()
         assert world.open_count == 0
-        assert not world.server.sockets
+        assert not world.server.websockets.opened
         assert world.records[0]["code"] == "client_gone"
 
 
@@ -511,7 +511,7 @@ async def test_a_client_that_leaves_ends_the_upstream_at_once(
             client.client.reset()
         await world.settle()
         assert world.open_count == 0
-        assert not world.server.sockets
+        assert not world.server.websockets.opened
         codes = [record["code"] for record in world.records if record["status"] != 101]
         assert codes == ([None] if script is None else ["client_gone"])
 
@@ -541,7 +541,7 @@ async def test_an_upstream_that_is_replaced_leaves_no_task_behind(
     flood = Send(frame(TEXT, spent, mask=b"") * 9)
     async with socket_world(socket_described("a")) as world:
         client = await open_socket(world)
-        [socket] = world.server.sockets
+        [socket] = world.server.websockets.opened
         for _ in range(3):
             world.upstreams["a"].plays([flood], turn("one"))
             await client.ask()
@@ -693,4 +693,4 @@ async def test_a_client_that_leaves_before_it_knows_of_its_upgrade_holds_nothing
         await trio.sleep_until(trio.current_time() + seconds)
         await world.settle()
         assert not world.server.connections.counted
-        assert not world.server.sockets
+        assert not world.server.websockets.opened

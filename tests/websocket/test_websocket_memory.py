@@ -86,7 +86,7 @@ async def test_a_clients_message_that_is_not_finished_is_given_up(
         began_at = trio.current_time()
         await client.send(UNFINISHED[case])
         await trio.sleep_until(began_at + 29)
-        assert world.server.sockets
+        assert world.server.websockets.opened
         while (found := await client.read_frame())[0] != CLOSE:
             pass
         assert found[1] == b"\x03\xf0"  # 1008

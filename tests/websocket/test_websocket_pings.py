@@ -104,4 +104,4 @@ async def test_a_client_that_leaves_during_a_ping_is_gone(autojump_clock: MockCl
         await read_signs(client, 1, answers=False)
         await client.hang_up()
         await world.settle()
-        assert not world.server.sockets
+        assert not world.server.websockets.opened
