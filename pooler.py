@@ -4735,8 +4735,7 @@ class ResponsesTranslator:
         """
         kind, raw = event.kind, event.raw
         if kind is EventKind.IDLE:
-            is_keepalive = event.is_message or (b"data" in raw and event_data(raw))
-            return b"" if is_keepalive else raw
+            return b"" if self._is_keepalive(event) else raw
         is_after_end = self.output.response is not None
         if kind is EventKind.DONE:
             return raw if is_after_end else b""  # clients stop reading at `[DONE]` (F85)
@@ -4746,6 +4745,10 @@ class ResponsesTranslator:
         if kind is EventKind.CONTENT and not is_collected:
             return raw
         return self._completed(event)
+
+    def _is_keepalive(self, event: Event) -> bool:
+        """Whether an event that proves no progress is one of the backend's own, and no comment."""
+        return event.is_message or (b"data" in event.raw and event_data(event.raw) != b"")
 
     def _completed(self, event: Event) -> bytes:
         """The event, unchanged or written again."""
