@@ -5385,13 +5385,6 @@ class Fault(NamedTuple):
     about: str = ""  # the family of a model's limit, or the path that is lacking
 
 
-@dataclass(eq=False)
-class UpstreamFailed(Exception):
-    """An attempt ended without anything for the client."""
-
-    fault: Fault
-
-
 NAMELESS: Final = 0  # stands for a failure in a 200 of which nothing is said but that it is one
 _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
     NAMELESS: (Action.NEXT, Effect.NONE),
@@ -9327,8 +9320,10 @@ async def ask_once(
 ################################################################
 # RELAY
 ################################################################
-# Three things that do not know each other's insides: the attempts (`serve_call`), one attempt
-# up to the first content (`Attempt.open`), and the relay of what follows (`Attempt.deliver`).
+# One pipeline of events.  `serve_call` tries accounts in turn: an `Attempt` yields a `Fault`, or an
+# `Opened` response with its first events, which a `Relay` hands to the client.  What is HTTP or a
+# WebSocket stands behind three protocols: a `Transport` sends the request, a `Source` yields the
+# events of the response, a `Reply` is what the client gets.  A `Deadline` bounds every wait.
 
 
 Field = tuple[str, str]
