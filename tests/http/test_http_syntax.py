@@ -540,6 +540,7 @@ def test_a_response_head_is_as_strict(raw: bytes) -> None:
         parse_response_head(raw)
 
 
+@pytest.mark.measures
 def test_a_head_of_many_names_is_read_in_no_time() -> None:
     """An upstream may send as many fields as fit, and one of them twice."""
     names = [f"\r\n{number:x}:" for number in range(4500)]
