@@ -211,7 +211,6 @@ class Program:
             lines[first - 1 : statement.end_lineno] = [code, "\n"]
         return name, "".join(lines)
 
-    def changed_part(self, mutation: Mutation) -> tuple[str, str]:
-        """The file that is changed and the new code of its top-level statements that are."""
-        name, parts = self._parts(mutation)
-        return name, "\n".join(code for _, code in parts)
+    def changed_part(self, mutation: Mutation) -> str:
+        """The new code of the top-level statements that are changed."""
+        return "\n".join(code for _, code in self._parts(mutation)[1])
