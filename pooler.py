@@ -7561,9 +7561,13 @@ class Connection:
     stream: trio.abc.Stream
     buffer: bytes = b""
     searched: int = 0  # bytes of the buffer that hold no end of a head
+    source: Callable[[], Awaitable[bytes]] | None = None  # what has read from the stream already
 
     async def receive(self) -> bytes:
         """The next bytes; b"" at the end.  Raises: PeerClosed, at a reset or once closed here."""
+        if self.source is not None:
+            return await self.source()
+
         stream = self.stream
         try:
             if isinstance(stream, trio.SocketStream):
@@ -7626,9 +7630,6 @@ class Connection:
 
             self.buffer += received
 
-    async def expire(self) -> None:
-        """End the connection: the reaper has found it idle for too long."""
-
 
 def check_body_head(head: RequestHead, bytes_max: int) -> None:
     """Refuse a body before it is read.
@@ -7645,6 +7646,13 @@ def check_body_head(head: RequestHead, bytes_max: int) -> None:
         raise PoolerError("request_too_large")
 
 
+class Idle(Protocol):
+    """A connection that the reaper may end."""
+
+    async def expire(self) -> None:
+        """End it: it has been idle for too long."""
+
+
 class Reaper:
     """Ends each connection that is idle for too long, at the moment when it is.
 
@@ -7652,17 +7660,17 @@ class Reaper:
     """
 
     def __init__(self) -> None:
-        self.idle_until: dict[Connection, float] = {}  # trio time
+        self.idle_until: dict[Idle, float] = {}  # trio time
         self.wakes_at = math.inf
         self.changed = trio.Event()
 
-    def watch(self, connection: Connection, until: float) -> None:
+    def watch(self, connection: Idle, until: float) -> None:
         """End the connection then, unless it is forgotten before."""
         self.idle_until[connection] = until
         if until < self.wakes_at:
             self.changed.set()
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Idle) -> None:
         self.idle_until.pop(connection, None)
 
     async def run(self) -> Never:
@@ -7681,9 +7689,11 @@ class Reaper:
 
 
 @dataclass(eq=False, slots=True)
-class ClientConnection(Connection):
+class ClientConnection:
     """One accepted connection, for as many requests as it carries."""
 
+    stream: trio.abc.HalfCloseableStream
+    wire: Connection = field(init=False)  # reads what `read_ahead` has read
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # of the whole of it
     ahead: bytes = b""  # received by `read_ahead`, and not yet taken by `receive`
     # Whoever waits for `ahead` to grow or to shrink, or for the end.
@@ -7695,10 +7705,14 @@ class ClientConnection(Connection):
     is_busy: bool = False  # with a call, from the body on, or as a WebSocket
     owner: Hashable = None  # the key that it has presented last
 
+    def __post_init__(self) -> None:
+        self.wire = Connection(self.stream, source=self.receive)
+
     async def read_ahead(self) -> None:
         """Receive until the client's end, before anybody asks for it, within bounds."""
+        connection = Connection(self.stream)
         with contextlib.suppress(PeerClosed):
-            while received := await Connection.receive(self):
+            while received := await connection.receive():
                 self.ahead += received
                 del received  # a stream lives long, and there may be a thousand
                 self.note_change()
@@ -7751,23 +7765,23 @@ class ClientConnection(Connection):
         wait = HEAD_SECONDS_MAX if self.is_first else KEEP_ALIVE_SECONDS_MAX
         self.is_first = False
         try:
-            if self.buffer:
+            if self.wire.buffer:
                 await trio.lowlevel.checkpoint()  # others take turns with pipelined requests
             else:
                 reaper.watch(self, trio.current_time() + wait)
-                self.buffer = await self.receive()
+                self.wire.buffer = await self.receive()
                 reaper.forget(self)
 
-            if not self.buffer:
+            if not self.wire.buffer:
                 return None
 
             # Nearly always the head is complete, and a deadline is not worth its cost.
-            head = self.take_head(HEAD_BYTES_MAX)
+            head = self.wire.take_head(HEAD_BYTES_MAX)
             if head is not None:
                 return head
 
             with trio.move_on_after(HEAD_SECONDS_MAX):
-                return await self.read_to_blank_line(HEAD_BYTES_MAX)
+                return await self.wire.read_to_blank_line(HEAD_BYTES_MAX)
         except PeerClosed:
             self.is_gone = True
             return None
@@ -7787,7 +7801,7 @@ class ClientConnection(Connection):
         unsupported_content_encoding, expectation_failed).
         """
         check_body_head(head, limits.body_bytes_max)
-        if head.headers.get("expect") and not head.is_http_1_0 and not self.buffer:
+        if head.headers.get("expect") and not head.is_http_1_0 and not self.wire.buffer:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
 
         body = bytearray()  # one block that grows: freed pieces would leave holes in the heap
@@ -7803,29 +7817,29 @@ class ClientConnection(Connection):
 
     async def _read_piece(self, reader: BodyReader) -> bytes:
         """Some bytes of the body, maybe none.  Raises: ClientGone, PoolerError."""
-        if not self.buffer:
+        if not self.wire.buffer:
             with trio.move_on_after(BODY_IDLE_SECONDS_MAX) as scope:
-                self.buffer = await self.receive()
+                self.wire.buffer = await self.receive()
             if scope.cancelled_caught:
                 raise PoolerError("request_timeout")
 
-            if not self.buffer:
+            if not self.wire.buffer:
                 self.is_gone = True
                 raise ClientGone
 
-        received, self.buffer = self.buffer, b""
+        received, self.wire.buffer = self.wire.buffer, b""
         try:
             piece = reader.feed(received)
         except BadSyntax:
             raise PoolerError("bad_request", "The chunked framing is malformed.") from None
         if reader.is_done:
-            self.buffer = reader.unread
+            self.wire.buffer = reader.unread
         return piece
 
     async def send(self, data: bytes, limits: Limits) -> None:
         """Send all of `data`.  Raises: ClientGone."""
         try:
-            await self.send_all(data, WRITE_STALL_SECONDS_MAX)
+            await self.wire.send_all(data, WRITE_STALL_SECONDS_MAX)
         except BROKEN:
             self.is_gone = True
             raise ClientGone from None
@@ -7837,7 +7851,6 @@ class ClientConnection(Connection):
         """
         byte_count = 0
         with trio.move_on_after(seconds_max), contextlib.suppress(*BROKEN):
-            assert isinstance(self.stream, trio.abc.HalfCloseableStream)  # every client's is
             await self.stream.send_eof()
             while byte_count <= LINGER_BYTES_MAX:
                 received = await self.receive()
@@ -8457,9 +8470,11 @@ NO_RESPONSE: Final = ResponseHead(0, NO_FIELDS, NO_BODY, keeps_alive=False)
 
 
 @dataclass(eq=False, slots=True)
-class UpstreamConnection(Connection):
+class UpstreamConnection:
     """One connection to an upstream.  Whoever holds it closes it or gives it back."""
 
+    stream: trio.abc.Stream
+    wire: Connection = field(init=False)
     head: ResponseHead = NO_RESPONSE
     reader: BodyReader = field(default_factory=lambda: LengthReader(None))
     is_at_end: bool = False
@@ -8469,6 +8484,9 @@ class UpstreamConnection(Connection):
     interim_count: int = 0  # 1xx answers of this exchange
     is_malformed: bool = False  # something came in the place of a head
 
+    def __post_init__(self) -> None:
+        self.wire = Connection(self.stream)
+
     @property
     def is_reusable(self) -> bool:
         """Whether the answer is whole, and nothing but it has come.
@@ -8476,7 +8494,9 @@ class UpstreamConnection(Connection):
         A large request that was refused may never be read to its end, though the system has taken
         all of it: the next one would wait behind it.
         """
-        is_clean = not (self.buffer or self.is_cut or (self.is_large and self.head.status >= 300))
+        is_clean = not (
+            self.wire.buffer or self.is_cut or (self.is_large and self.head.status >= 300)
+        )
         if isinstance(self.stream, TlsStream):
             is_clean &= not self.stream.holds_more
         return self.is_at_end and self.head.keeps_alive and is_clean
@@ -8512,7 +8532,7 @@ class UpstreamConnection(Connection):
             if isinstance(self.stream, TlsStream):
                 is_out, unsent = self.stream.send_now(step), b""  # it keeps the rest itself
             else:
-                unsent = step[self.send_now(step) :]
+                unsent = step[self.wire.send_now(step) :]
                 is_out = not unsent
             if not is_out:
                 return itertools.chain([unsent], steps)
@@ -8564,7 +8584,7 @@ class UpstreamConnection(Connection):
         if self.is_malformed:
             raise BadSyntax("malformed before")
         while self.head is NO_RESPONSE:
-            raw = await self.read_to_blank_line(UPSTREAM_HEAD_BYTES_MAX)
+            raw = await self.wire.read_to_blank_line(UPSTREAM_HEAD_BYTES_MAX)
             head = parse_response_head(raw)
             if head.status >= 200:
                 self.head = head
@@ -8582,7 +8602,7 @@ class UpstreamConnection(Connection):
         Raises: PeerClosed, BadSyntax.
         """
         while not self.reader.is_done:
-            received, self.buffer = self.buffer or await self.receive(), b""
+            received, self.wire.buffer = self.wire.buffer or await self.wire.receive(), b""
             if not received:
                 if self.head.framing != UNTIL_CLOSE:
                     raise PeerClosed
@@ -8590,7 +8610,9 @@ class UpstreamConnection(Connection):
             if piece := self.reader.feed(received):
                 return piece
         self.is_at_end = True
-        self.buffer = self.buffer or self.reader.unread  # the first, where there was no body
+        self.wire.buffer = (
+            self.wire.buffer or self.reader.unread
+        )  # the first, where there was no body
         return b""
 
     async def read_body(self, bytes_max: int, held: HeldBytes | None = None) -> bytes:
@@ -9819,7 +9841,7 @@ class HttpReply:
             return True
         self.record.bytes_out += len(body)
         framed = self._framed(body)
-        self.unsent = framed[self.connection.send_now(framed) :]
+        self.unsent = framed[self.connection.wire.send_now(framed) :]
         return not self.unsent
 
     async def flush(self) -> None:
@@ -10071,7 +10093,7 @@ class Exchange:
         read = functools.partial(self.connection.read_body, self.head, limits, self.held)
         until = self.deadline.began_at + BODY_SECONDS_MAX
         try:
-            if self.connection.holds(self.head.framing):  # a deadline is not worth its cost
+            if self.connection.wire.holds(self.head.framing):  # a deadline is not worth its cost
                 self.body = await read()
             else:
                 self.body = await self.deadline.bounded(until, read)
@@ -11674,22 +11696,22 @@ class SocketTransport:
         seconds = WEBSOCKET_HANDSHAKE_SECONDS_MAX
         deadline.begin(Stage.UPGRADE, "websocket_handshake_seconds_max", seconds)
         until = deadline.at
-        await deadline.bounded(until, connection.send_all, head, WRITE_STALL_SECONDS_MAX)
+        await deadline.bounded(until, connection.wire.send_all, head, WRITE_STALL_SECONDS_MAX)
         size_max = UPSTREAM_HEAD_BYTES_MAX
-        raw = await deadline.bounded(until, connection.read_to_blank_line, size_max)
+        raw = await deadline.bounded(until, connection.wire.read_to_blank_line, size_max)
 
         response = parse_response_head(raw)
         if response.status in NO_WEBSOCKET_STATUSES:
             reason, error = f"{response.status} at upgrade", PoolerError("websocket_unsupported")
             return Fault(reason, Action.NEXT, Effect.LACKS_WEBSOCKET, error)
         if response.status >= 300:
-            connection.buffer = raw + connection.buffer
+            connection.wire.buffer = raw + connection.wire.buffer
             return None
         if not is_upgraded(response, nonce):
             raise BadSyntax("no upgrade")
 
         held = HeldBytes(http.shared.events, account.name, self.user)
-        frames = Frames(connection, EVENT_BYTES_MAX, held, limits, is_client=False)
+        frames = Frames(connection.wire, EVENT_BYTES_MAX, held, limits, is_client=False)
         upstream = UpstreamSocket(
             owner=owner, connection=connection, frames=frames, end=lambda: client.end(1001)
         )
@@ -12405,7 +12427,7 @@ class WebSockets:
         self.connections.check_share(connection)
         held = HeldBytes(self.shared.bodies, exchange.holder)
         size_max = WEBSOCKET_MESSAGE_BYTES_MAX
-        frames = Frames(connection, size_max, held, limits, is_client=True)
+        frames = Frames(connection.wire, size_max, held, limits, is_client=True)
         reply = exchange.reply
         reply.closes = reply.is_started = reply.is_whole = True
         self.connections.occupy(connection)

@@ -42,7 +42,7 @@ CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
         "check_one_condition": (4, 0),
         "check_steps": (40, 0),
         "check_predicates": (0, 0),
-        "check_composition": (2, 0),
+        "check_composition": (0, 0),
     },
     "mcp_server.py": {
         "tokens": (9_000, 9_000),
@@ -57,7 +57,7 @@ CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
     },
 }
 # Lines of comment and docstring for 100 of code, at least: today and in the end.
-PROSE_FLOORS: Final = {"pooler.py": (27, 30), "mcp_server.py": (30, 30)}
+PROSE_FLOORS: Final = {"pooler.py": (29, 30), "mcp_server.py": (30, 30)}
 # Places that would be worse if they kept a rule, and why: at most ten.
 EXCEPTIONS: Final[dict[str, str]] = {}
 EXCEPTIONS_MAX: Final = 10

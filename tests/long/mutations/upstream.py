@@ -81,6 +81,7 @@ ROWS: Rows = (
      "self.head is NO_RESPONSE",
      "stream_is_exact::a_cut_chat_stream_with_a_finish_reason_but_no_done"),
     ("rest_thrown_away", "What comes behind an answer without a body is not thrown away.",
-     "UpstreamConnection.receive_body", "self.buffer or self.reader.unread", "self.reader.unread",
+     "UpstreamConnection.receive_body", "self.wire.buffer or self.reader.unread",
+     "self.reader.unread",
      "tls_upstreams::what_comes_behind_an_answer_is_never_the_next_client_s"),
 )
