@@ -6213,16 +6213,17 @@ def classify_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
 ################################################################
 # ACCOUNTS
 ################################################################
-# Which account serves.  All state is here, in memory, bounded; every method is one step that
-# decides and takes effect at once, so that nothing can come between.  `now` is monotonic.
+# Which account serves.  All state is here, in memory and bounded; each method decides and takes
+# effect in one step, so nothing can come between.  `now` is monotonic, in seconds; what an upstream
+# announces is in unix seconds, and `unix_now` translates it.
 
 
 class Model(NamedTuple):
-    """One entry of an account's model list."""
+    """One entry of an account's catalogue."""
 
-    context_length: int | None = None
-    efforts: tuple[str, ...] = ()  # reasoning levels, the least first; () if not told
-    entry: bytes = b""  # JSON, as the Codex catalogue has it
+    context_length: int | None = None  # in tokens
+    efforts: tuple[str, ...] = ()  # reasoning levels, the lowest first; () if unknown
+    entry: bytes = b""  # JSON, as in Codex's catalogue
     slug: str = ""  # its name in that entry
 
     def entry_as(self, name: str) -> bytes:
@@ -6230,29 +6231,14 @@ class Model(NamedTuple):
         return dump_json({**load_object(self.entry, CATALOGUE_MEMBERS_MAX), "slug": name})
 
     def merged(self, other: Model) -> Model:
-        """What is known of a model that several accounts serve: any of them may be asked."""
-        lengths = [one.context_length for one in (self, other) if one.context_length]
-        told = self if self.entry else other
-        return told._replace(context_length=min(lengths, default=None))
-
-
-class Level(NamedTuple):
-    """How far one quota window is used up, and when it begins anew.
-
-    Where the upstream tells no plausible reset, that is the latest that it can be.
-    """
-
-    used_percent: float
-    ends_at: float
-    seen_at: float = 0.0
-    is_told: bool = True  # the reset
-
-
-UNKEPT: Final = b""  # in the place of an owner: a codex account made it, and keeps none
+        """The model as two accounts serve it: the shorter context, as either may be asked."""
+        lengths = [model.context_length for model in (self, other) if model.context_length]
+        described = self if self.entry else other
+        return described._replace(context_length=min(lengths, default=None))
 
 
 def _remember(known: OrderedDict[K, T], key: K, value: T, length_max: int) -> None:
-    """Set a member; what was not set for the longest time is forgotten."""
+    """Set a member; the one that was set longest ago is forgotten."""
     known[key] = value
     known.move_to_end(key)
     while len(known) > length_max:
@@ -6262,7 +6248,7 @@ def _remember(known: OrderedDict[K, T], key: K, value: T, length_max: int) -> No
 class Memory(Generic[T]):
     """Values by digest, each of one owner; the owner that has most forgets its oldest first.
 
-    So nobody's can be pushed out by somebody else's, however many those are.
+    So no client can push out what others need, however much it adds itself.
     """
 
     def __init__(self) -> None:
@@ -6282,50 +6268,156 @@ class Memory(Generic[T]):
         known[digest] = value
         known.move_to_end(digest)
         while self.length > length_max:
-            largest = max(self.by_owner, key=lambda owner: len(self.by_owner[owner]))
-            self.by_owner[largest].popitem(last=False)
-            self.length -= 1
-            if not self.by_owner[largest]:
-                del self.by_owner[largest]
+            self._forget_one()
+
+    def _forget_one(self) -> None:
+        largest = max(self.by_owner, key=lambda owner: len(self.by_owner[owner]))
+        self.by_owner[largest].popitem(last=False)
+        self.length -= 1
+        if not self.by_owner[largest]:
+            del self.by_owner[largest]
+
+
+# Quota.
+
+
+class QuotaWindow(NamedTuple):
+    """How far one window of a limit is used up, and when the next one begins.
+
+    If the upstream tells no plausible reset, `ends_at` is the latest that it can be.
+    """
+
+    used_percent: float
+    ends_at: float
+    seen_at: float = 0.0
+    is_reset_known: bool = True
+
+
+@dataclass(eq=False, slots=True)
+class Quota:
+    """How far the limits of one account are used up: its plan's, and those of single models."""
+
+    # By the limit's family, and the window's length in seconds.
+    windows: dict[tuple[str, int], QuotaWindow] = field(default_factory=dict)
+    # The families of models that have a limit of their own, by the upstream's name of the model.
+    families: OrderedDict[str, str] = field(default_factory=OrderedDict)
+
+    def running(self, family: str, now: float) -> dict[int, QuotaWindow]:
+        """The windows of a limit that have not ended, by their length in seconds."""
+        return {
+            length: window
+            for (name, length), window in self.windows.items()
+            if name == family and window.ends_at > now
+        }
+
+    def has_own_room(self, model: str, now: float) -> bool:
+        """Whether a model has a limit apart from the plan's, and that is not used up."""
+        family = self.families.get(model_of_limit(model), "")
+        windows = self.running(family, now).values()
+        return bool(windows) and all(window.used_percent < 100 for window in windows)
+
+    def reset_seconds(self, family: str, now: float) -> float | None:
+        """The seconds until a limit's fullest window ends; None if that is unknown."""
+        windows = self.running(family, now).values()
+        announced = [window for window in windows if window.is_reset_known]
+        return max(announced).ends_at - now if announced else None
+
+    def left_percent(self, now: float) -> float:
+        """What is left of the plan's fullest window."""
+        windows = self.running(PLAN_FAMILY, now).values()
+        return min((100 - one.used_percent for one in windows), default=UNKNOWN_LEFT_PERCENT)
+
+    def lapse(self, now: float, *, has_plan: bool) -> tuple[float, float]:
+        """How soon quota of the plan is lost unused, as a sort key; smaller is sooner.
+
+        The longest window counts, as a short one begins many times before that is over; among
+        windows that end within the same hour the shortest decides.  A window begins with its first
+        use, so a plan without a running one comes first: its window should begin.
+        """
+        windows = self.running(PLAN_FAMILY, now)
+        if not windows:
+            return (-math.inf, -math.inf) if has_plan else (math.inf, math.inf)
+
+        longest = windows[max(windows)]
+        if longest.used_percent >= 100:
+            return math.inf, math.inf
+
+        hours = round((longest.ends_at - now) / HOUR)
+        return hours, min(window.ends_at for window in windows.values())
+
+    def note(
+        self, reports: Sequence[Window], now: float, unix_now: float, seconds_max: float
+    ) -> float | None:
+        """Take what an upstream reports; when the plan has just been used up: until when.
+
+        A window is used up once: an account that serves all the same does so on credits.
+        `seconds_max`: how far away a plausible reset is at most.
+        """
+        reported = {report.family for report in reports}
+        windows = {key: one for key, one in self.windows.items() if key[0] not in reported}
+        ends: list[float] = []
+        # The fullest last: of two with the same length it counts.
+        for report in sorted(reports, key=lambda report: report.used_percent):
+            key = (report.family, report.length_seconds)
+            seconds = (report.resets_at or 0.0) - unix_now
+            is_plausible = 0 < seconds <= seconds_max
+            ends_at = now + (seconds if is_plausible else report.length_seconds)
+            windows[key] = QuotaWindow(report.used_percent, ends_at, now, is_plausible)
+
+            if report.family != PLAN_FAMILY:
+                if report.name:
+                    self.note_family(report.name, report.family)
+            elif report.used_percent >= 100 and is_plausible and not self._is_full(key, now):
+                ends.append(ends_at)
+
+        self.windows = dict([*windows.items()][-QUOTA_WINDOWS_MAX:])
+        return max(ends, default=None)
+
+    def _is_full(self, key: tuple[str, int], now: float) -> bool:
+        window = self.windows.get(key)
+        return window is not None and window.used_percent >= 100 and window.ends_at > now
+
+    def note_family(self, model: str, family: str) -> None:
+        """Remember the limit that is a model's own."""
+        _remember(self.families, model_of_limit(model), family, QUOTA_WINDOWS_MAX)
+
+    def bring_forward(self, seconds: float) -> None:
+        for key, window in self.windows.items():
+            self.windows[key] = window._replace(ends_at=window.ends_at - seconds)
+
+
+# Health.
 
 
 @dataclass(eq=False, slots=True)
 class Cooldown:
-    """A limit that was reached, or a refusal: until when it holds, for what it holds.
+    """A limit that was reached, or a refusal.
 
-    Resets come early, and refusals end: now and then one request tries whether it holds still.
+    Limits are reset early, and refusals end, so the account may be asked again before the announced
+    end: from `retry_at` on.  A failure then begins the next wait.
     """
 
-    until: float = 0.0  # infinite: refused
-    said_at: float = -math.inf  # the last time
-    reason: str = ""  # of the same
-    probe_at: float = 0.0
-    is_probing: bool = False
+    until: float = 0.0  # as announced; infinite: refused
+    retry_at: float = 0.0  # never later than `until`
+    noted_at: float = -math.inf  # when there was evidence for it last
+    reason: str = ""
 
-    def is_over(self, now: float) -> bool:
-        return now >= self.until
-
-    def may_try(self, now: float) -> bool:
-        """Whether it stands in nobody's way, or a probe is due."""
-        return self.is_over(now) or (now >= self.probe_at and not self.is_probing)
-
-    def lengthen(self, until: float, now: float, probe_seconds: float, reason: str) -> None:
-        """Hold until then.  The latest word counts, but no rest becomes less long."""
+    def extend(self, until: float, now: float, retry_seconds: float, reason: str) -> None:
+        """Cool down until then.  The latest evidence wins, but never shortens a cooldown."""
         self.until = until if self.until == math.inf else max(self.until, until)
-        self.said_at, self.reason = now, reason
-        self.probe_at = now + probe_seconds
+        self.retry_at = min(self.until, now + retry_seconds)
+        self.noted_at, self.reason = now, reason
 
     def end(self) -> None:
-        self.until = self.probe_at = 0.0
-        self.said_at = -math.inf
+        self.until = self.retry_at = 0.0
 
     def bring_forward(self, seconds: float) -> None:
-        self.until -= seconds  # of one that was refused: for ever stays for ever
-        self.probe_at -= seconds
+        self.until -= seconds  # infinite stays infinite
+        self.retry_at -= seconds
 
 
 class Block(NamedTuple):
-    """What an account lacks, or why it comes last: until when, and how that was told."""
+    """What an account lacks, or why it comes last: until when, and the evidence."""
 
     until: float
     reason: str
@@ -6335,149 +6427,285 @@ class Block(NamedTuple):
 class Health:
     """What is known of one account."""
 
-    whole: Cooldown = field(
-        default_factory=Cooldown
-    )  # a throttle; its credential or plan was refused
-    plan: Cooldown = field(
-        default_factory=Cooldown
-    )  # used up, but for models with a limit of their own
-    by_model: OrderedDict[str, Cooldown] = field(default_factory=OrderedDict)  # limits of one each
-    families: OrderedDict[str, str] = field(default_factory=OrderedDict)  # of such, by model
-    names: Mapping[str, str] = field(
-        default_factory=dict
-    )  # of models: the pool's, and its upstream's
-    served_at: float = -math.inf
-    forbidden_count: int = 0  # in a row, without a success between
-    # What else holds against it, by model or path, or (named "") for all.  Models are named by
-    # clients: what they make an account forget is of the same kind.
+    account: Account
+    whole: Cooldown = field(default_factory=Cooldown)  # after a throttle or a refusal
+    # The plan is used up, which bars all models but those with a limit of their own.
+    plan: Cooldown = field(default_factory=Cooldown)
+    by_model: OrderedDict[str, Cooldown] = field(default_factory=OrderedDict)
+    # By the model or path that it lacks, or under "".  Clients choose the names of models, so one
+    # effect's blocks are bounded apart from another's.
     blocks: dict[Effect, OrderedDict[str, Block]] = field(
         default_factory=lambda: {effect: OrderedDict() for effect in Effect}
     )
-    windows: dict[tuple[str, int], Level] = field(default_factory=dict)  # family, length
+    quota: Quota = field(default_factory=Quota)
+    served_at: float = -math.inf  # when it was chosen last
+    forbidden_count: int = 0  # in a row, without a success in between
     catalogue: Mapping[str, Model] | None = None  # its /models
-    catalogue_at: float = -math.inf  # when it was asked for
-    catalogue_until: float = -math.inf  # until then it is good enough
-    catalogue_problem: str = ""  # that there was with it last, and that has been told
-    has_login: bool = True  # of a codex account: its login can serve
-    login: bytes = b""  # the digest of its file
+    catalogue_at: float = -math.inf  # when that was asked for
+    catalogue_until: float = -math.inf  # when it is to be asked for again
+    catalogue_problem: str = ""  # the last one, which has been logged
+    has_login: bool = True  # False: its auth_file cannot serve
+    login: bytes = b""  # digest of its auth_file
 
     @property
     def cooldowns(self) -> list[Cooldown]:
         return [self.whole, self.plan, *self.by_model.values()]
 
     @property
-    def cooldown_until(self) -> float:
-        """When it serves again, but for models with limits of their own."""
-        return max(self.whole.until, self.plan.until)
+    def models(self) -> Mapping[str, object] | None:
+        """The models that it offers by pools.json, else by its catalogue; None if unknown."""
+        return self.catalogue if self.account.models is None else self.account.models
 
     def forget(self) -> None:
-        """End every cooldown and block, as the operator asks by a reload."""
+        """End all cooldowns and blocks, as an operator asks by a reload."""
         self.forbidden_count = 0
         self.catalogue_until = -math.inf
-        for rest in self.cooldowns:
-            rest.end()
-        for known in self.blocks.values():
-            known.clear()
+        for cooldown in self.cooldowns:
+            cooldown.end()
+        for blocks in self.blocks.values():
+            blocks.clear()
 
     def bring_forward(self, seconds: float) -> None:
-        """Let everything that was to happen at some time happen so much earlier."""
+        """Move everything that has a time so much closer."""
         self.catalogue_at -= seconds
         self.catalogue_until -= seconds
-        for rest in self.cooldowns:
-            rest.bring_forward(seconds)
-        for known in self.blocks.values():
-            for name, block in known.items():
-                known[name] = block._replace(until=block.until - seconds)
-        for window, level in self.windows.items():
-            self.windows[window] = level._replace(ends_at=level.ends_at - seconds)
+        self.quota.bring_forward(seconds)
+        for cooldown in self.cooldowns:
+            cooldown.bring_forward(seconds)
+        for blocks in self.blocks.values():
+            for name, block in blocks.items():
+                blocks[name] = block._replace(until=block.until - seconds)
 
     def note_login(self, digest: bytes, is_usable: bool) -> None:
-        """A new file may be what a refused account, and its model list, were waiting for."""
+        """Take the state of the auth_file; a new one may be what a refused account needed."""
         self.has_login = is_usable
         if digest == self.login:
             return
         self.login = digest
         self.catalogue_until = -math.inf
         self.forbidden_count = 0
-        if self.is_refused:
-            self.whole.until = 0.0
+        self.end_refusal()
 
-    @property
-    def reason(self) -> str:
-        """Why it rests, or is refused."""
-        return max((self.whole, self.plan), key=lambda rest: rest.until).reason
-
-    @property
-    def is_refused(self) -> bool:
-        return self.whole.until == math.inf
-
-    def is_ready(self, now: float) -> bool:
-        return now >= self.cooldown_until
-
-    def has_own_room(self, model: str, now: float) -> bool:
-        """Whether a model has a limit of its own, beside the plan's, that is not used up."""
-        family = self.families.get(model_of_limit(self.names.get(model, model)))
-        if family is None:
-            return False
-        levels = [level for key, level in self.windows.items() if key[0] == family]
-        running = [level for level in levels if level.ends_at > now]
-        return bool(running) and all(level.used_percent < 100 for level in running)
+    def end_refusal(self) -> None:
+        if self.whole.until == math.inf:
+            self.whole.end()
 
     def cooldowns_of(self, model: str, now: float) -> list[Cooldown]:
-        """All that could stand in a model's way."""
-        cooldowns = [self.whole] if self.has_own_room(model, now) else [self.whole, self.plan]
-        own = self.by_model.get(model)
-        return cooldowns if own is None else [*cooldowns, own]
+        """All that may bar a model, by its name in the pool."""
+        cooldowns = [self.whole]
+        if not self.quota.has_own_room(self.account.name_of(model), now):
+            cooldowns.append(self.plan)
+        if model in self.by_model:
+            cooldowns.append(self.by_model[model])
+        return cooldowns
 
     def cooldown_of_model(self, model: str) -> Cooldown:
-        rest = self.by_model.get(model) or Cooldown()
-        _remember(self.by_model, model, rest, MODEL_BLOCKS_MAX)
-        return rest
+        cooldown = self.by_model.get(model) or Cooldown()
+        _remember(self.by_model, model, cooldown, MODEL_BLOCKS_MAX)
+        return cooldown
 
     def block(self, effect: Effect, name: str, until: float, reason: str) -> None:
         _remember(self.blocks[effect], name, Block(until, reason), MODEL_BLOCKS_MAX)
 
-    def is_blocked(self, effect: Effect, now: float, name: str = "") -> bool:
+    def block_of(self, effect: Effect, now: float, name: str = "") -> Block | None:
+        """The block that holds now."""
         block = self.blocks[effect].get(name)
-        return block is not None and block.until > now
+        return block if block is not None and block.until > now else None
 
-    def limit_ends_at(self, model: str, now: float) -> float:
-        """When a limit lets it serve the model again; not later than `now`: at once."""
-        if self.is_refused:
-            return now
-        return max(rest.until for rest in self.cooldowns_of(model, now))
+    def is_demoted(self, now: float) -> bool:
+        return self.block_of(Effect.DEMOTED, now) is not None
 
-    def reset_seconds(self, family: str, now: float) -> float | None:
-        """Until the fullest window of a limit begins anew; None where that is not known."""
-        levels = [level for key, level in self.windows.items() if key[0] == family]
-        running = [level for level in levels if level.ends_at > now and level.is_told]
-        return max(running).ends_at - now if running else None
+    def takes_websocket(self, now: float) -> bool:
+        return self.account.websocket and self.block_of(Effect.LACKS_WEBSOCKET, now) is None
 
-    def plan_levels(self, now: float) -> dict[int, Level]:
-        """How far each window of the plan is used up, by its length in seconds."""
-        plan = {key[1]: level for key, level in self.windows.items() if key[0] == PLAN_FAMILY}
-        return {length: level for length, level in plan.items() if level.ends_at > now}
+    def efforts_of(self, model: str) -> tuple[str, ...]:
+        """The reasoning levels of a model, by its upstream's name; () if unknown."""
+        return (self.catalogue or {}).get(model, Model()).efforts
 
-    def left_percent(self, now: float) -> float:
-        """What is left of the plan's fullest window."""
-        levels = self.plan_levels(now).values()
-        return min((100 - level.used_percent for level in levels), default=UNKNOWN_LEFT_PERCENT)
 
-    def lapse(self, now: float, *, has_plan: bool) -> tuple[float, float]:
-        """How soon quota of its plan is lost unused; smaller is sooner.
+def health_in(known: Mapping[str, Health], account: Account) -> Health:
+    """What is known of an account; nothing if a reload has removed it or pointed it elsewhere."""
+    health = known.get(account.name)
+    if health is None or health.account.identity != account.identity:
+        return Health(account)
+    return health
 
-        The longest window counts, for a short one comes again many times before that is over; of
-        those that end in the same hour, the shortest.  A window begins with its first use: that of
-        a plan of which none is under way is to begin, and becomes known by that.
-        """
-        levels = self.plan_levels(now)
-        if not levels:
-            return (-math.inf, -math.inf) if has_plan else (math.inf, math.inf)
-        longest = levels[max(levels)]
-        if longest.used_percent >= 100:
-            return math.inf, math.inf
-        hours = round((longest.ends_at - now) / HOUR)
-        return hours, min(level.ends_at for level in levels.values())
+
+# How an account stands.
+
+
+class Status(enum.StrEnum):
+    """Whether an account can serve, or else the first cause that holds, in this order.
+
+    The values are what operators read.
+    """
+
+    PAUSED = "paused"
+    CANNOT_HONOUR = "cannot honour a field of the request"
+    NOT_CHATGPT = "only ChatGPT accounts have this route"
+    NO_WEBSOCKET = "takes no WebSocket"
+    NOT_OWNER = "does not know the earlier response"
+    LACKS_MODEL = "cannot use the model"
+    LACKS_ROUTE = "its upstream has no such route"
+    NOT_OFFERED = "does not offer the model"
+    NOT_LISTED = "its catalogue does not list the model"
+    NO_LOGIN = "login_needed"
+    REFUSED = "refused"
+    COOLING_DOWN = "resting"
+    MODEL_LIMITED = "limited for this model"
+    READY = "ready"
+
+
+LIMITED: Final = frozenset({Status.COOLING_DOWN, Status.MODEL_LIMITED})
+# It has what the request needs, though perhaps not now.
+_ABLE: Final = frozenset({Status.NO_LOGIN, Status.REFUSED, *LIMITED, Status.READY})
+
+
+class Standing(NamedTuple):
+    """Whether an account can serve; if not, why, and until when."""
+
+    status: Status
+    reason: str = ""  # the evidence, for operators
+    until: float = math.inf  # as announced
+    retry_at: float = math.inf  # when it may be asked again all the same
+
+    @property
+    def is_able(self) -> bool:
+        return self.status in _ABLE
+
+    def text(self, now: float) -> str:
+        """The standing for operators, in words."""
+        words = self.status.value
+        if self.status is Status.COOLING_DOWN:
+            words = f"cooling down for {round(self.until - now)} s more"
+        return f"{words}: {self.reason}" if self.reason else words
+
+
+def standing_of(health: Health, now: float) -> Standing:
+    """How an account stands, whatever is asked of it."""
+    if health.account.paused:
+        return Standing(Status.PAUSED)
+    return _standing_in_time(health, [health.whole, health.plan], now)
+
+
+def standing_for(health: Health, call: Call, owner: bytes | None, now: float) -> Standing:
+    """How an account stands for a request; `owner`: see `Sessions.owner_of`."""
+    lack = _lack_of(health, call, owner, now) or _lack_of_model(health, call, now)
+    return lack or _standing_for_model(health, call, now)
+
+
+def _lack_of(health: Health, call: Call, owner: bytes | None, now: float) -> Standing | None:
+    """Why an account cannot serve such a request, whatever its model."""
+    account = health.account
+    if account.paused:
+        return Standing(Status.PAUSED)
+    if account.is_codex and call.obstacle is not None:
+        return Standing(Status.CANNOT_HONOUR, call.obstacle.param or "")
+    if call.is_codex_only and not account.is_codex:
+        return Standing(Status.NOT_CHATGPT)
+    if call.is_socket and not health.takes_websocket(now):
+        return Standing(Status.NO_WEBSOCKET)
+
+    # Only the owner of a stored response knows it: others would answer "not found".  What a codex
+    # account created is known on its WebSocket, and nowhere else (F23).
+    is_owner = account.is_codex if owner == UNKEPT else owner in {None, account.identity}
+    return None if is_owner else Standing(Status.NOT_OWNER)
+
+
+def _lack_of_model(health: Health, call: Call, now: float) -> Standing | None:
+    """Why an account cannot serve this model or route."""
+    if block := health.block_of(Effect.LACKS_MODEL, now, call.model):
+        return Standing(Status.LACKS_MODEL, block.reason, block.until, block.until)
+    if block := health.block_of(Effect.LACKS_ROUTE, now, call.path):
+        return Standing(Status.LACKS_ROUTE, call.path, block.until, block.until)
+
+    models = health.models
+    if models is None or call.model in models or call.is_unlisted:
+        return None
+    is_certain = health.account.models is not None
+    return Standing(Status.NOT_OFFERED if is_certain else Status.NOT_LISTED)
+
+
+def _standing_for_model(health: Health, call: Call, now: float) -> Standing:
+    """How an account that lacks nothing stands for a model."""
+    standing = _standing_in_time(health, health.cooldowns_of(call.model, now), now)
+    own = health.by_model.get(call.model)
+    if own is not None and standing.until == own.until < math.inf:
+        return standing._replace(status=Status.MODEL_LIMITED)
+    return standing
+
+
+def _standing_in_time(health: Health, cooldowns: Iterable[Cooldown], now: float) -> Standing:
+    """How an account stands that may be barred by some cooldowns, or by its login."""
+    if not health.has_login:
+        return Standing(Status.NO_LOGIN)
+
+    holding = [cooldown for cooldown in cooldowns if cooldown.until > now]
+    if not holding:
+        return Standing(Status.READY, until=-math.inf, retry_at=-math.inf)
+
+    longest = max(holding, key=lambda cooldown: cooldown.until)
+    status = Status.REFUSED if longest.until == math.inf else Status.COOLING_DOWN
+    retry_at = max(cooldown.retry_at for cooldown in holding)
+    return Standing(status, longest.reason, longest.until, retry_at)
+
+
+# Sessions.
+
+UNKEPT: Final = b""  # instead of an owner: a codex account created the response, and keeps none
+
+
+class Pin(NamedTuple):
+    """Where a session stays."""
+
+    account: str
+    base_url: BaseUrl
+    is_mixed: bool  # its history may hold reasoning of several upstreams
+    used_at: float
+
+
+class Sessions:
+    """Which account a session, a stored response or a turn's state belongs to."""
+
+    def __init__(self) -> None:
+        self.pins = Memory[Pin]()  # by key and session
+        self.owners = Memory[bytes]()  # by key and what was created: an identity, or UNKEPT
+
+    def pin_of(self, call: Call, now: float) -> Pin | None:
+        """Where the session of a request stays; None if it has none, or was idle too long."""
+        pin = self.pins.get(call.key_name, call.session) if call.session else None
+        if pin is None or now - pin.used_at > PIN_IDLE_SECONDS_MAX:
+            return None
+        return pin
+
+    def pin(self, call: Call, account: Account, is_mixed: bool, now: float) -> None:
+        pin = Pin(account.name, account.base_url, is_mixed, now)
+        for session in filter(None, (call.session, call.search_session)):
+            self.pins.set(call.key_name, session, pin, PINS_MAX)
+
+    def has_foreign_reasoning(self, call: Call, account: Account, now: float) -> bool:
+        """Whether the session's history may hold reasoning that `account` cannot read."""
+        pin = self.pin_of(call, now)
+        return pin is not None and (pin.is_mixed or pin.base_url != account.base_url)
+
+    def note_owner(self, account: Account, call: Call, what: str, value: Json) -> None:
+        """Remember who created a response (`what`: "response") or a turn's state."""
+        if isinstance(value, str):
+            is_kept = what != "response" or not account.is_codex
+            owner = account.identity if is_kept else UNKEPT
+            digest = digest_parts(call.pool.name, call.key.name, what, value)
+            self.owners.set(call.key_name, digest, owner, RESPONSE_PINS_MAX)
+
+    def is_owner(self, account: Account, call: Call, what: str, value: str) -> bool:
+        digest = digest_parts(call.pool.name, call.key.name, what, value)
+        return self.owners.get(call.key_name, digest) == account.identity
+
+    def owner_of(self, call: Call) -> bytes | None:
+        """The owner of the response that a request continues; None if unknown."""
+        return self.owners.get(call.key_name, call.response) if call.response else None
+
+
+# Places.
 
 
 class Lease(NamedTuple):
@@ -6486,21 +6714,96 @@ class Lease(NamedTuple):
     account: Account
     health: Health
     cooldowns: Sequence[Cooldown]  # that its success ends
-    probes: Sequence[Cooldown]  # those of them that it tries
     began_at: float
     key: tuple[str, str]  # for whom: pool and name
 
 
-class Pin(NamedTuple):
-    """Where a session stays.  `is_foreign`: its history holds reasoning of another upstream."""
+class Places:
+    """How many requests are in flight, by account and by key."""
 
-    account: str
-    base_url: BaseUrl
-    is_foreign: bool
-    used_at: float
+    def __init__(self) -> None:
+        self.in_flight: Counter[str] = Counter()  # by account
+        self.of_key: Counter[tuple[str, str]] = Counter()  # by pool and name of the key
+        self.of_key_at: Counter[tuple[str, tuple[str, str]]] = Counter()  # by account and key
+        self.key_counts: Counter[str] = Counter()  # the keys that may use an account
+
+    def reload(self, config: Config) -> None:
+        self.key_counts.clear()
+        for pool in config.pools.values():
+            key_count = sum(not key.paused for key in pool.keys)
+            for account in pool.accounts:
+                self.key_counts[account.name] += key_count
+
+    def has_room(self, account: Account, key: tuple[str, str]) -> bool:
+        """Whether a key may have one more request in flight there: the account is not at its cap.
+
+        If several keys share an account, its last places are for those that have few.
+        """
+        kept = account.concurrent // PLACES_KEPT_PART if self.key_counts[account.name] > 1 else 0
+        left = account.concurrent - self.in_flight[account.name]
+        return left > kept or (left > 0 and self.of_key_at[account.name, key] < kept)
+
+    def take(self, account: str, key: tuple[str, str]) -> None:
+        self.in_flight[account] += 1
+        self.of_key[key] += 1
+        self.of_key_at[account, key] += 1
+
+    def give_back(self, account: str, key: tuple[str, str]) -> None:
+        assert self.in_flight[account] > 0
+        self.in_flight[account] -= 1
+        self.of_key[key] -= 1
+        self.of_key_at[account, key] -= 1
+        if not self.of_key[key]:
+            del self.of_key[key]
+        if not self.of_key_at[account, key]:
+            del self.of_key_at[account, key]
 
 
-Way = tuple[str, str | None]  # a host with its port; where it matters, what is trusted there
+# Catalogues.
+
+
+def catalogue_of(known: Mapping[str, Health], pool: Pool) -> dict[str, Model]:
+    """All that is known of the models of a pool's accounts; `known`: their health by name."""
+    models: dict[str, Model] = {}
+    for account in pool.accounts:
+        if account.paused:
+            continue
+        listed = health_in(known, account).catalogue or {}
+        for name in listed if account.models is None else account.models:
+            model = listed.get(account.name_of(name), Model())
+            models[name] = models.get(name, model).merged(model)
+    return models
+
+
+def models_of(known: Mapping[str, Health], pool: Pool, key: Key) -> dict[str, int | None]:
+    """The names that GET /v1/models shows to a key, with context lengths if known."""
+    catalogue = catalogue_of(known, pool)
+    names = [*(sorted(catalogue) if pool.models is None else pool.models), *pool.aliases]
+    shown = [name for name in names if is_model_allowed(name, pool, key)]
+    models = {name: catalogue.get(pool.meant_by(name).model, Model()) for name in shown}
+    return {name: model.context_length for name, model in models.items()}
+
+
+def codex_models_of(known: Mapping[str, Health], pool: Pool, key: Key) -> list[bytes]:
+    """The entries of Codex's catalogue that a key may use."""
+    return [
+        model.entry if model.slug == name else model.entry_as(name)
+        for name, model in catalogue_of(known, pool).items()
+        if model.entry and is_model_allowed(name, pool, key)
+    ]
+
+
+def is_model_known(known: Mapping[str, Health], call: Call) -> bool:
+    """Whether the model's name is an operator's or an upstream's, not just a client's."""
+    name, pool = call.requested_model, call.pool
+    if name in (pool.models or ()) or name in pool.aliases:
+        return True
+    return any(name in (health_in(known, one).models or ()) for one in pool.accounts)
+
+
+# The choice.
+
+Way = tuple[str, str | None]  # a host with its port; if it matters, what is trusted there
 
 
 def _ways(account: Account) -> tuple[Way, Way]:
@@ -6509,51 +6812,53 @@ def _ways(account: Account) -> tuple[Way, Way]:
     return (address, None), (address, f"ca_file {account.ca_file}")
 
 
+class Rank(NamedTuple):
+    """What makes an account the better choice, the weightiest first; the smallest wins."""
+
+    is_unreached: bool  # else each request would wait there first, and go elsewhere all the same
+    is_elsewhere: bool  # not where the session is pinned
+    priority: int
+    # False for an idle account whose cooldown has lasted long enough: it comes first, as nobody
+    # would notice otherwise that its limit has been reset early.
+    needs_no_trial: bool
+    is_demoted: bool
+    quota: tuple[float, float]  # by the pool's routing
+    digest: bytes  # of session and account: rendezvous hashing, so that replicas agree
+    busy: int
+    served_at: float
+
+
 class Roster:
-    """The accounts' health, the pins, and the choice among them."""
+    """The accounts' health, and the choice among them."""
 
     def __init__(self, config: Config) -> None:
-        self.unix_ahead = math.inf  # by how much the wall clock was ahead of the monotonic one
+        self.unix_ahead = math.inf  # how far the wall clock is ahead of the monotonic one
         self.health: dict[str, Health] = {}
-        self.identities: dict[str, bytes] = {}  # of the accounts whose health that is
-        self.in_flight: Counter[str] = Counter()  # by account
-        self.places: Counter[tuple[str, tuple[str, str]]] = Counter()  # by account and key
-        self.key_places: Counter[tuple[str, str]] = Counter()  # by key
-        self.key_counts: Counter[str] = Counter()  # keys that may use an account
-        self.pins = Memory[Pin]()  # by key and session
-        # Whose a stored response, or the state of a turn, is: the account's identity, or UNKEPT.
-        self.responses = Memory[bytes]()
-        # What did not connect a moment ago, until when it counts, and the cause.
+        self.sessions = Sessions()
+        self.places = Places()
+        # What did not connect a moment ago: until when that counts, and the cause.
         self.unreached: dict[Way, tuple[float, Cause]] = {}
         self.reload(config)
 
     def reload(self, config: Config) -> None:
         """Take a new configuration: cooldowns and blocks are forgotten, pins and counts stay.
 
-        Of an account that goes elsewhere now, or as somebody else, nothing is known any more.
+        Nothing is known any more of an account whose requests go elsewhere now, or as another.
         """
         self.limits = config.limits
         self.unreached.clear()
-        before, self.health = self.health, {}
-        identities, self.identities = self.identities, {}
-        for name, account in config.accounts.items():
-            is_same = identities.get(name) == account.identity
-            health = before[name] if is_same else Health()
+        before = self.health
+        self.health = {one.name: health_in(before, one) for one in config.accounts.values()}
+        for name, health in self.health.items():
+            health.account = config.accounts[name]
             health.forget()
-            health.names = account.models or {}
-            self.health[name] = health
-            self.identities[name] = account.identity
-
-        self.key_counts.clear()
-        for pool in config.pools.values():
-            for account in pool.accounts:
-                self.key_counts[account.name] += sum(not key.paused for key in pool.keys)
+        self.places.reload(config)
 
     def note_time(self, now: float, unix_now: float) -> None:
         """Bring every cooldown forward by the time that the machine has slept.
 
-        The monotonic clock, by which they are kept, stands still meanwhile; the wall clock does
-        not.  Where that one was only set, accounts are tried early, which does no harm.
+        They are kept by the monotonic clock, which stands still meanwhile; the wall clock does not.
+        If that one was only set, accounts are tried early, which does no harm.
         """
         ahead = unix_now - now
         slept_seconds = ahead - self.unix_ahead
@@ -6564,402 +6869,268 @@ class Roster:
                 health.bring_forward(slept_seconds)
 
     def is_current(self, account: Account) -> bool:
-        """Whether no reload has taken the account away or pointed it elsewhere."""
-        return self.identities.get(account.name) == account.identity
+        """Whether no reload has removed the account or pointed it elsewhere."""
+        health = self.health.get(account.name)
+        return health is not None and health.account.identity == account.identity
 
     def health_of(self, account: Account) -> Health:
-        """What is known of an account; nothing of one that is not current."""
-        return self.health[account.name] if self.is_current(account) else Health()
+        return health_in(self.health, account)
 
-    def has_room(self, account: Account, key: tuple[str, str]) -> bool:
-        """Whether a key may send one more request there.
+    def unreached_by(self, account: Account, now: float) -> Cause | None:
+        """Why the account's host did not connect a moment ago, for whichever account."""
+        known = [self.unreached.get(way, (now, None)) for way in _ways(account)]
+        return next((cause for until, cause in known if until > now), None)
 
-        Where several keys share an account, the last of its places are for those that have few.
-        """
-        kept = account.concurrent // PLACES_KEPT_PART if self.key_counts[account.name] > 1 else 0
-        left = account.concurrent - self.in_flight[account.name]
-        return left > kept or (left > 0 and self.places[account.name, key] < kept)
+    def standings(self, call: Call, now: float) -> list[tuple[Health, Standing]]:
+        """How each account of a pool stands for a request, in the pool's order."""
+        owner = self.sessions.owner_of(call)
+        accounts = [account for account in call.pool.accounts if self.is_current(account)]
+        healths = [self.health[account.name] for account in accounts]
+        standings = [(health, standing_for(health, call, owner, now)) for health in healths]
+        if call.pool.models is None or any(standing.is_able for _, standing in standings):
+            return standings
 
-    # The choice.
+        # A catalogue may be incomplete: it decides only if some account does offer the model.
+        return [
+            (health, _standing_for_model(health, call, now))
+            if standing.status is Status.NOT_LISTED else (health, standing)
+            for health, standing in standings
+        ]  # fmt: skip
 
     def ranked(self, call: Call, tried: Iterable[str], now: float) -> list[Account]:
-        """The accounts that may serve now, the best first, whether or not they have room.
+        """The accounts that may be asked now, the best first, whether or not they have room."""
+        pin = self.sessions.pin_of(call, now)
+        ranks: list[tuple[Rank, Account]] = []
+        for health, standing in self.standings(call, now):
+            if standing.retry_at <= now and health.account.name not in tried:
+                ranks.append((self.rank(call, health, standing, pin, now), health.account))
+        ranks.sort(key=lambda ranked: ranked[0])
+        return [account for _, account in ranks]
 
-        A session's own account comes first.  A probe that is due comes before the ready ones
-        of its priority: else a rest that ended early would never be noticed.
-        """
-        pin = self.pin_of(call, now)
-        able = self.bound(call, self.able(call, now))
-        ranks: list[tuple[tuple[Any, ...], Account]] = []
-        for account in able:
-            health = self.health[account.name]
-            cooldowns = health.cooldowns_of(call.model, now)
-            if account.name in tried or not health.has_login:
-                continue
-            if not all(rest.may_try(now) for rest in cooldowns):
-                continue
-            is_ready = all(rest.is_over(now) for rest in cooldowns)
-            is_elsewhere = pin is None or pin.account != account.name
-            is_demoted = health.is_blocked(Effect.DEMOTED, now)
-            preference = self.preference(call, account, now)
-            rank = (is_elsewhere, account.priority, is_ready, is_demoted, preference)
-            # Else each request would wait there first, and go elsewhere all the same.
-            is_unreached = self.unreached_by(account, now) is not None
-            ranks.append(((is_unreached, *rank), account))
-        return [account for _, account in sorted(ranks, key=lambda ranked: ranked[0])]
-
-    def bound(self, call: Call, accounts: list[Account]) -> list[Account]:
-        """Only the owner of a stored response knows it: the others would answer "not found".
-
-        One that a codex account made is known on its WebSocket, and nowhere else (F23).
-        """
-        owner = self.owner_of(call)
-        if owner == UNKEPT:
-            return [account for account in accounts if account.is_codex]
-        return [account for account in accounts if owner in {None, account.identity}]
-
-    def owner_of(self, call: Call) -> bytes | None:
-        """Of the response that a call goes on from; None where that is not known."""
-        return self.responses.get(call.key_name, call.response) if call.response else None
-
-    def fit(self, call: Call, now: float) -> list[Account]:
-        """The pool's accounts, in its order, that are in rotation and take such a call."""
-        found = []
-        for account in call.pool.accounts:
-            if account.paused or not self.is_current(account):
-                continue
-            if call.obstacle if account.is_codex else call.is_codex_only:
-                continue
-            if call.is_socket and not self.takes_websocket(account, now):
-                continue
-            found.append(account)
-        return found
-
-    def able(self, call: Call, now: float) -> list[Account]:
-        """Those of them that have the route, and offer the model."""
-        offering, unsure = [], []
-        for account in self.fit(call, now):
-            health = self.health[account.name]
-            models = health.catalogue if account.models is None else account.models
-            if health.is_blocked(Effect.LACKS_MODEL, now, call.model):
-                continue
-            if health.is_blocked(Effect.LACKS_ROUTE, now, call.path):
-                continue
-            if models is None or call.model in models or call.is_unlisted:
-                offering.append(account)
-            elif account.models is None:
-                unsure.append(account)
-        # A catalogue may be incomplete: it decides only where some account does offer it.
-        return offering or (unsure if call.pool.models is not None else [])
-
-    def takes_websocket(self, account: Account, now: float) -> bool:
-        health = self.health_of(account)
-        return account.websocket and not health.is_blocked(Effect.LACKS_WEBSOCKET, now)
-
-    def may_upgrade(self, pool: Pool, is_native: bool, now: float) -> bool:
-        """Whether a WebSocket is of use: not where only accounts that take none can serve."""
-        fit = [one for one in pool.accounts if not one.paused and (one.is_codex or not is_native)]
-        known = [(account, self.health_of(account)) for account in fit]
-        ready = [account for account, health in known if health.has_login and health.is_ready(now)]
-        return any(self.takes_websocket(account, now) for account in ready or fit)
-
-    def preference(self, call: Call, account: Account, now: float) -> tuple[Any, ...]:
-        """Among equals, smaller is better.  Rendezvous hashing, so that replicas agree."""
-        health = self.health[account.name]
-        routing = call.pool.routing
-        left, busy = health.left_percent(now), self.in_flight[account.name]
-        tie: tuple[Any, ...] = (busy, health.served_at)
+    def rank(
+        self, call: Call, health: Health, standing: Standing, pin: Pin | None, now: float
+    ) -> Rank:
+        account = health.account
+        busy = self.places.in_flight[account.name]
+        digest = b""
         if call.session is not None:
-            tie = (hashlib.sha256(call.session + account.name.encode()).digest(),)
-        if routing is Routing.QUOTA_FIRST:
-            return (-left, busy, *tie)
-        if routing is Routing.SOONEST_RESET:
-            return (*health.lapse(now, has_plan=account.is_codex), *tie)
-        return (left <= 100 - NEARLY_USED_PERCENT, *tie)
+            digest = hashlib.sha256(call.session + account.name.encode()).digest()
 
-    def pin_of(self, call: Call, now: float) -> Pin | None:
-        pin = self.pins.get(call.key_name, call.session) if call.session else None
-        is_fresh = pin is not None and now - pin.used_at <= PIN_IDLE_SECONDS_MAX
-        return pin if is_fresh else None
+        left_percent = health.quota.left_percent(now)
+        quota: tuple[float, float] = (left_percent <= 100 - NEARLY_USED_PERCENT, 0)
+        if call.pool.routing is Routing.QUOTA_FIRST:
+            quota = (-left_percent, busy)
+        elif call.pool.routing is Routing.SOONEST_RESET:
+            quota = health.quota.lapse(now, has_plan=account.is_codex)
+
+        return Rank(
+            is_unreached=self.unreached_by(account, now) is not None,
+            is_elsewhere=pin is None or pin.account != account.name,
+            priority=account.priority,
+            needs_no_trial=standing.status is Status.READY or busy > 0,
+            is_demoted=health.is_demoted(now),
+            quota=quota,
+            digest=digest,
+            busy=busy,
+            served_at=health.served_at,
+        )
 
     def next_change(self, call: Call, now: float) -> float:
-        """When an account that rests now may serve again."""
-        known = [self.health[account.name] for account in self.able(call, now)]
-        cooldowns = [rest for health in known for rest in health.cooldowns_of(call.model, now)]
-        ends = [end for rest in cooldowns for end in (rest.until, rest.probe_at)]
-        return min((end for end in ends if end > now), default=math.inf)
+        """When an account that cannot serve now may be asked; infinite if none ever."""
+        moments = [standing.retry_at for _, standing in self.standings(call, now)]
+        return min((moment for moment in moments if moment > now), default=math.inf)
 
     def returns_at(self, call: Call, tried: Iterable[str], now: float) -> float:
         """When a session's own account is back, if that is worth waiting for; else infinite.
 
-        Elsewhere all that was said would have to be read anew.
+        Any other would have to read the whole history again, without a cache.
         """
-        pin = self.pin_of(call, now)
-        if pin is None or pin.account in tried or pin.account not in self.health:
+        pin = self.sessions.pin_of(call, now)
+        if pin is None or pin.account in tried:
             return math.inf
-        health = self.health[pin.account]
-        cooldowns = health.cooldowns_of(call.model, now)
-        ends_at = max(rest.until for rest in cooldowns)
-        if not now < ends_at <= now + SHORT_COOLDOWN_SECONDS_MAX or not health.has_login:
-            return math.inf
-        is_able = any(account.name == pin.account for account in self.able(call, now))
-        return ends_at if is_able else math.inf
+        for health, standing in self.standings(call, now):
+            is_soon = standing.until <= now + SHORT_COOLDOWN_SECONDS_MAX
+            if health.account.name == pin.account and standing.status in LIMITED and is_soon:
+                return standing.until
+        return math.inf
+
+    def may_upgrade(self, pool: Pool, is_native: bool, now: float) -> bool:
+        """Whether a WebSocket is of use: not if only accounts that take none can serve."""
+        accounts = [one for one in pool.accounts if one.is_codex or not is_native]
+        healths = [self.health_of(one) for one in accounts if not one.paused]
+        ready = [one for one in healths if standing_of(one, now).status is Status.READY]
+        return any(health.takes_websocket(now) for health in ready or healths)
 
     def refusal(self, call: Call, tried: Iterable[str], now: float, unix_now: float) -> PoolerError:
         """Why nobody can serve: all limited, all broken, or nobody has the model or the route.
 
-        Where an account is left that the attempts did not reach, waiting for a reset would be
-        wrong advice, and clients stop at that word: the next request may well be served.
+        If an account is left that the attempts did not reach, waiting for a reset would be wrong
+        advice, and clients stop at that word: the next request may well be served.
         """
         if self.ranked(call, tried, now):
-            return PoolerError("pool_busy", "The accounts asked cannot serve. Retry in a moment.")
-        offering = self.able(call, now)
-        able = self.bound(call, offering)
-        if self.owner_of(call) == UNKEPT and len(able) < len(offering):
-            # Others can serve it, but not from where it goes on.
-            return PoolerError("previous_response_not_found")
-        if call.obstacle and not able:
-            obstacle = call.obstacle
+            public = "The accounts tried could not serve this. Retry in a moment."
+            return PoolerError("pool_busy", public)
+
+        standings = [standing for _, standing in self.standings(call, now)]
+        able = [standing for standing in standings if standing.is_able]
+        if self.sessions.owner_of(call) == UNKEPT:
+            anywhere = self.standings(call._replace(response=None), now)
+            if sum(standing.is_able for _, standing in anywhere) > len(able):
+                return PoolerError("previous_response_not_found")
+        if not able:
+            return self.lack(call, standings)
+
+        ends = [standing.until for standing in able if standing.status in LIMITED]
+        if not ends:
+            return PoolerError("no_usable_account")
+        seconds = max(1, math.ceil(min(ends) - now))
+        return usage_limit(seconds, unix_now, is_native=call.is_codex_only)
+
+    def lack(self, call: Call, standings: Sequence[Standing]) -> PoolerError:
+        """What no account has."""
+        if obstacle := call.obstacle:
             return PoolerError("unsupported_parameter", obstacle.public, param=obstacle.param)
-        known = [self.health[account.name] for account in able]
-        ends = [health.limit_ends_at(call.model, now) for health in known]
-        if resting := [end for end in ends if end > now]:
-            seconds = max(1, math.ceil(min(resting) - now))
-            return usage_limit(seconds, unix_now, is_native=call.is_codex_only)
-        return (None if able else self.lack(call, now)) or PoolerError("no_usable_account")
-
-    def lack(self, call: Call, now: float) -> PoolerError | None:
-        """What no account has that could be asked; None where that is not why none can."""
-        fit = self.bound(call, self.fit(call, now))
-        known = [self.health[account.name].blocks for account in fit]
-        models = [blocks[Effect.LACKS_MODEL].get(call.model) for blocks in known]
-        for block in models:
-            if block is not None and block.until > now:
-                return lacking_model(block.reason.partition(" ")[2])
-        routes = [blocks[Effect.LACKS_ROUTE].get(call.path) for blocks in known]
-        if any(block is not None and block.until > now for block in routes):
+        by_status = {standing.status: standing for standing in reversed(standings)}
+        if standing := by_status.get(Status.LACKS_MODEL):
+            return lacking_model(standing.reason.partition(" ")[2])
+        if Status.LACKS_ROUTE in by_status:
             return lacking_route(call.path)
+        if call.response or by_status.keys() <= {Status.PAUSED}:
+            return PoolerError("no_usable_account")
 
-        is_any = any(not account.paused for account in call.pool.accounts)
-        if call.response or not is_any or self.able(call, now):
-            return None
-        if self.is_known(call):
+        if is_model_known(self.health, call):
             return lacking_model()
-        offered = self.catalogue_of(call.pool) if call.pool.models is None else ()
+        offered = catalogue_of(self.health, call.pool) if call.pool.models is None else ()
         return unknown_model(call.pool, call.key, offered)
+
+    def pooled_quota(self, pool: Pool, now: float) -> tuple[bool, dict[int, QuotaWindow]]:
+        """Whether all are limited, and the least used window of each length in seconds.
+
+        Of the accounts that are not limited; if there are none, of the one that is back first.
+        """
+        healths = [self.health_of(account) for account in pool.accounts]
+        standings = [(standing_of(health, now), health) for health in healths]
+        free = [health for standing, health in standings if standing.status in _UNLIMITED]
+        limited = [pair for pair in standings if pair[0].status in LIMITED]
+        limited.sort(key=lambda pair: pair[0].until)
+        shown = free or [health for _, health in limited[:1]]
+
+        best: dict[int, QuotaWindow] = {}
+        for health in shown:
+            for length, window in health.quota.running(PLAN_FAMILY, now).items():
+                best[length] = min(best.get(length, window), window)
+        best.pop(0, None)  # of unknown length: it counts, but cannot be shown as a window
+        return bool(limited) and not free, dict(sorted(best.items()))
 
     # What happens to an account.
 
     def begin(self, account: Account, call: Call, now: float) -> Lease:
         """Count a request in; `end` counts it out again, also after a reload."""
         health = self.health[account.name]
-        cooldowns = health.cooldowns_of(call.model, now)
-        probes = [rest for rest in cooldowns if not rest.is_over(now)]
-        for rest in probes:
-            rest.is_probing = True
-            rest.probe_at = now + PROBE_INTERVAL_SECONDS
         health.served_at = now
-        self.in_flight[account.name] += 1
-        self.places[account.name, call.key_name] += 1
-        self.key_places[call.key_name] += 1
-        return Lease(account, health, cooldowns, probes, now, call.key_name)
+        self.places.take(account.name, call.key_name)
+        return Lease(account, health, health.cooldowns_of(call.model, now), now, call.key_name)
 
     def end(self, lease: Lease) -> None:
-        assert self.in_flight[lease.account.name] > 0
-        self.in_flight[lease.account.name] -= 1
-        place = (lease.account.name, lease.key)
-        self.places[place] -= 1
-        self.key_places[lease.key] -= 1
-        if not self.places[place]:
-            del self.places[place]
-        if not self.key_places[lease.key]:
-            del self.key_places[lease.key]
-        for rest in lease.probes:
-            rest.is_probing = False
+        self.places.give_back(lease.account.name, lease.key)
 
     def note_fault(self, account: Account, fault: Fault, model: str, now: float) -> None:
-        health = self.health_of(account)
-        if fault.cause is not None and fault.effect is Effect.DEMOTED and self.is_current(account):
-            way = _ways(account)[fault.cause in _OF_TRUST]
-            self.unreached[way] = (now + DEMOTION_SECONDS, fault.cause)
-        blocks = {
-            Effect.LACKS_MODEL: (model, MODEL_BLOCK_SECONDS),
-            Effect.LACKS_ROUTE: (fault.about, ROUTE_BLOCK_SECONDS),
-            Effect.LACKS_WEBSOCKET: ("", NO_WEBSOCKET_SECONDS),
-            Effect.DEMOTED: ("", DEMOTION_SECONDS),
-        }
-        if fault.effect in blocks:
-            name, seconds = blocks[fault.effect]
-            health.block(fault.effect, name, now + seconds, fault.reason)
-        elif fault.effect is Effect.REFUSED:
-            health.whole.lengthen(math.inf, now, PROBE_INTERVAL_SECONDS, fault.reason)
-        elif fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED}:
-            self.note_limit(health, fault, model, now)
-        elif fault.effect is Effect.FORBIDDEN:
+        """Take what a failed attempt means for its account."""
+        health, effect = self.health_of(account), fault.effect
+        retry_seconds = PROBE_INTERVAL_SECONDS
+        demoted_until = now + DEMOTION_SECONDS
+        if effect in _BLOCK_SECONDS:
+            name = model if effect is Effect.LACKS_MODEL else fault.about
+            health.block(effect, name, now + _BLOCK_SECONDS[effect], fault.reason)
+        elif effect is Effect.DEMOTED:
+            health.block(effect, "", demoted_until, fault.reason)
+            if fault.cause is not None and self.is_current(account):
+                way = _ways(account)[fault.cause in _OF_TRUST]
+                self.unreached[way] = (demoted_until, fault.cause)
+        elif effect is Effect.REFUSED:
+            health.whole.extend(math.inf, now, retry_seconds, fault.reason)
+        elif effect is Effect.FORBIDDEN:
             health.forbidden_count += 1
-            health.block(Effect.DEMOTED, "", now + DEMOTION_SECONDS, fault.reason)
+            health.block(Effect.DEMOTED, "", demoted_until, fault.reason)
             if health.forbidden_count >= FORBIDDEN_MAX:
-                health.whole.lengthen(math.inf, now, PROBE_INTERVAL_SECONDS, fault.reason)
+                health.whole.extend(math.inf, now, retry_seconds, fault.reason)
+        elif effect is not Effect.NONE:
+            self.note_limit(health, fault, model, now)
 
     def note_limit(self, health: Health, fault: Fault, model: str, now: float) -> None:
-        """Let an account rest, or what a limit is of: until its reset, or as long as is usual."""
+        """Begin the cooldown of a limit: until its reset, or as long as is usual."""
+        family = fault.about or PLAN_FAMILY
         seconds = fault.cooldown_seconds
         if seconds is None and fault.is_throttle:
             seconds = self.limits.cooldown_seconds
         elif seconds is None:
-            seconds = health.reset_seconds(fault.about or PLAN_FAMILY, now)
-        probe_seconds = PROBE_INTERVAL_SECONDS
+            seconds = health.quota.reset_seconds(family, now)
+        retry_seconds = PROBE_INTERVAL_SECONDS
+        until = now + (retry_seconds if seconds is None else seconds)
+        upstream_model = health.account.name_of(model)
 
         if fault.effect is Effect.MODEL_LIMITED:
             cooldowns = [health.cooldown_of_model(model)]
-            if fault.about and fault.about not in health.families.values():
-                self.note_family(health, health.names.get(model, model), fault.about)
+            if fault.about and fault.about not in health.quota.families.values():
+                health.quota.note_family(upstream_model, fault.about)
         elif fault.is_throttle:
             cooldowns = [health.whole]
         else:
-            # One that the plan's rest does not bar was refused all the same.
-            is_own = health.has_own_room(model, now)
-            cooldowns = [health.plan, health.cooldown_of_model(model)] if is_own else [health.plan]
-            health.whole.until = 0.0 if health.is_refused else health.whole.until
-        for rest in cooldowns:
-            until = now + (probe_seconds if seconds is None else seconds)
-            rest.lengthen(until, now, probe_seconds, fault.reason)
-
-    def note_family(self, health: Health, model: str, family: str) -> None:
-        """Remember which limit is a model's own."""
-        _remember(health.families, model_of_limit(model), family, QUOTA_WINDOWS_MAX)
+            health.end_refusal()
+            cooldowns = [health.plan]
+            # The plan's cooldown does not bar this model, and yet it was refused.
+            if health.quota.has_own_room(upstream_model, now):
+                cooldowns.append(health.cooldown_of_model(model))
+        for cooldown in cooldowns:
+            cooldown.extend(until, now, retry_seconds, fault.reason)
 
     def note_reached(self, account: Account) -> None:
         for way in _ways(account):
             self.unreached.pop(way, None)
 
-    def unreached_by(self, account: Account, now: float) -> Cause | None:
-        """Why the account's host did not connect a moment ago, whoever wanted it to."""
-        known = [self.unreached.get(way, (now, None)) for way in _ways(account)]
-        return next((cause for until, cause in known if until > now), None)
-
     def note_quota(
-        self, account: Account, windows: Sequence[Window], now: float, unix_now: float
+        self, account: Account, reports: Sequence[Window], now: float, unix_now: float
     ) -> None:
-        """Take what an answer or an event says of quota; a plan's window used up is a rest.
+        """Take what a response reports of quota; a plan that is used up begins a cooldown.
 
-        No word of quota ends a rest: time does, and the success of a later request.  A window
-        rests its account once, for one that serves on all the same does so on credits.
+        No report ends a cooldown: time does, and the success of a later request.
         """
         health = self.health_of(account)
-        named = {window.family for window in windows}
-        levels = {key: level for key, level in health.windows.items() if key[0] not in named}
-        # The fullest last: where two are of one length, it counts.
-        for window in sorted(windows, key=lambda window: window.used_percent):
-            seconds = (window.resets_at or 0.0) - unix_now
-            is_told = 0 < seconds <= RESET_SECONDS_MAX
-            ends_at = now + (seconds if is_told else window.length_seconds)
-            key = (window.family, window.length_seconds)
-            if window.name and window.family != PLAN_FAMILY:
-                self.note_family(health, window.name, window.family)
-            known = health.windows.get(key, Level(0.0, ends_at))
-            is_news = known.used_percent < 100 or known.ends_at <= now
-            levels[key] = Level(window.used_percent, ends_at, now, is_told)
-            if key[0] == PLAN_FAMILY and window.used_percent >= 100 and is_told and is_news:
-                probe_seconds = PROBE_INTERVAL_SECONDS
-                health.plan.lengthen(ends_at, now, probe_seconds, "plan used up")
-        health.windows = dict([*levels.items()][-QUOTA_WINDOWS_MAX:])
+        until = health.quota.note(reports, now, unix_now, RESET_SECONDS_MAX)
+        if until is not None:
+            health.plan.extend(until, now, PROBE_INTERVAL_SECONDS, "plan used up")
 
     def note_success(self, lease: Lease) -> None:
-        """Only a request that began after the rest did proves that it is over."""
-        for rest in lease.cooldowns:
-            if lease.began_at > rest.said_at:
-                rest.until = 0.0
+        """Only a request that began after the latest evidence proves that a cooldown is over."""
+        for cooldown in lease.cooldowns:
+            if lease.began_at > cooldown.noted_at:
+                cooldown.end()
         lease.health.blocks[Effect.DEMOTED].clear()
         lease.health.forbidden_count = 0
 
     def note_served(self, call: Call, account: Account, now: float) -> None:
         """Pin the session to the account that serves it, or move the pin there."""
-        pin = self.pin_of(call, now)
-        if pin is not None and pin.account != account.name:
-            health = self.health.get(pin.account)
-            is_able = any(pin.account == one.name for one in call.pool.accounts if not one.paused)
-            is_well = health and health.is_ready(now) and not health.is_blocked(Effect.DEMOTED, now)
-            if is_able and is_well:
-                return  # only busy, or without this model: the session comes back to it
-        self.pin(call, account, self.is_foreign(call, account, now), now)
+        sessions = self.sessions
+        pin = sessions.pin_of(call, now)
+        if pin is not None and pin.account != account.name and self.may_return(call, pin, now):
+            return
+        is_mixed = sessions.has_foreign_reasoning(call, account, now)
+        sessions.pin(call, account, is_mixed, now)
 
-    def is_foreign(self, call: Call, account: Account, now: float) -> bool:
-        """Whether the session's history may hold reasoning that `account` cannot read."""
-        pin = self.pin_of(call, now)
-        return pin is not None and (pin.is_foreign or pin.base_url != account.base_url)
+    def may_return(self, call: Call, pin: Pin, now: float) -> bool:
+        """Whether a session's own account is only busy, or lacks this model: the pin stays."""
+        health = self.health.get(pin.account)
+        if health is None or pin.account not in [account.name for account in call.pool.accounts]:
+            return False
+        return standing_of(health, now).status in _UNLIMITED and not health.is_demoted(now)
 
-    def pin(self, call: Call, account: Account, is_foreign: bool, now: float) -> None:
-        pin = Pin(account.name, account.base_url, is_foreign, now)
-        for session in filter(None, (call.session, call.search_session)):
-            self.pins.set(call.key_name, session, pin, PINS_MAX)
 
-    def note_made(self, account: Account, call: Call, what: str, made: Json) -> None:
-        """Remember whose a response or a turn's state is."""
-        if isinstance(made, str):
-            is_kept = what != "response" or not account.is_codex
-            owner = account.identity if is_kept else UNKEPT
-            digest = digest_parts(call.pool.name, call.key.name, what, made)
-            self.responses.set(call.key_name, digest, owner, RESPONSE_PINS_MAX)
-
-    def is_maker(self, account: Account, call: Call, what: str, made: str) -> bool:
-        digest = digest_parts(call.pool.name, call.key.name, what, made)
-        return self.responses.get(call.key_name, digest) == account.identity
-
-    def pooled_quota(self, pool: Pool, now: float) -> tuple[bool, dict[int, Level]]:
-        """Whether all are limited, and the best level by window length in seconds.
-
-        The best of the accounts that can serve; if none can, of the one that is back first.
-        """
-        known = [self.health_of(account) for account in pool.accounts if not account.paused]
-        ready = [health for health in known if health.is_ready(now)]
-        back = [health for health in known if not health.is_refused]
-        back.sort(key=lambda health: health.cooldown_until)
-        best: dict[int, Level] = {}
-        for health in ready or back[:1]:
-            for length, level in health.plan_levels(now).items():
-                best[length] = min(best.get(length, level), level)
-        best.pop(0, None)  # of an untold length: it counts, but cannot be shown as one
-        return bool(back) and not ready, dict(sorted(best.items()))
-
-    def is_known(self, call: Call) -> bool:
-        """Whether the model's name is the operator's or an upstream's, not only a client's."""
-        name, pool = call.requested_model, call.pool
-        if name in (pool.models or ()) or name in pool.aliases:
-            return True
-        known = [one.models or self.health_of(one).catalogue or () for one in pool.accounts]
-        return any(name in models for models in known)
-
-    def catalogue_of(self, pool: Pool) -> dict[str, Model]:
-        """All that is known of the models of a pool's accounts."""
-        known: dict[str, Model] = {}
-        for account in pool.accounts:
-            listed = self.health_of(account).catalogue or {}
-            names = listed if account.models is None else account.models
-            for name in () if account.paused else names:
-                model = listed.get(account.name_of(name), Model())
-                known[name] = known.get(name, model).merged(model)
-        return known
-
-    def models_of(self, pool: Pool, key: Key) -> dict[str, int | None]:
-        """The names that GET /v1/models shows to a key, with context lengths where known."""
-        known = self.catalogue_of(pool)
-        names = [*(sorted(known) if pool.models is None else pool.models), *pool.aliases]
-        shown = [name for name in names if is_model_allowed(name, pool, key)]
-        asked = {name: known.get(pool.meant_by(name).model, Model()) for name in shown}
-        return {name: model.context_length for name, model in asked.items()}
-
-    def codex_models_of(self, pool: Pool, key: Key) -> list[bytes]:
-        """The entries of the Codex catalogue, as far as a key may use it."""
-        return [
-            model.entry if model.slug == name else model.entry_as(name)
-            for name, model in self.catalogue_of(pool).items()
-            if model.entry and is_model_allowed(name, pool, key)
-        ]
-
-    def efforts_of(self, account: Account, model: str) -> tuple[str, ...]:
-        """The reasoning levels of a model of an account's upstream; () where it is not known."""
-        return (self.health_of(account).catalogue or {}).get(model, Model()).efforts
+_UNLIMITED: Final = frozenset({Status.NO_LOGIN, Status.READY})  # the quota is not why
+_BLOCK_SECONDS: Final = {
+    Effect.LACKS_MODEL: MODEL_BLOCK_SECONDS,
+    Effect.LACKS_ROUTE: ROUTE_BLOCK_SECONDS,
+    Effect.LACKS_WEBSOCKET: NO_WEBSOCKET_SECONDS,
+}
 
 
 # Where an answer to /models may have its list, and a model in it its name: the likeliest first.
@@ -7259,7 +7430,7 @@ def snapshot(state: State) -> dict[str, Json]:
     pools = config.pools.values()
     accounts = _show_accounts(state)
     status_of = {row["name"]: row["status"] for row in accounts}
-    models_of = {pool.name: state.roster.catalogue_of(pool) for pool in pools}
+    models = {pool.name: catalogue_of(state.roster.health, pool) for pool in pools}
     operators = [_copied(operator, "name source") for operator in config.operators]
 
     return {
@@ -7267,12 +7438,12 @@ def snapshot(state: State) -> dict[str, Json]:
         "at": state.unix_now,
         "uptime_seconds": int(state.unix_now - state.process["started_at"]),
         **state.process,
-        "in_flight": sum(state.roster.in_flight.values()),
-        "pools": [_show_pool(state, pool, models_of[pool.name], status_of) for pool in pools],
+        "in_flight": sum(state.roster.places.in_flight.values()),
+        "pools": [_show_pool(state, pool, models[pool.name], status_of) for pool in pools],
         "accounts": accounts,
         "keys": [_show_key(state, key) for key in config.keys],
         "operators": [{**operator, "status": "active"} for operator in operators],
-        "models": _show_models(models_of),
+        "models": _show_models(models),
         "requests": list(reversed(ledger.requests)),
         "totals": _flat_rows(_LABELS, ledger.totals),
         "attempts": _flat_rows(("reason",), ledger.attempts),
@@ -7292,15 +7463,6 @@ def _flat_rows(labels: Sequence[str], sums: Sums) -> list[dict[str, Json]]:
 def _copied(thing: object, names: str) -> dict[str, Json]:
     """The attributes of one of our own objects that are shown as they are."""
     return {name: getattr(thing, name) for name in names.split()}
-
-
-def account_status(account: Account, health: Health, now: float) -> str:
-    """One word: paused, login_needed, ready, resting (cooling down) or refused."""
-    if account.paused:
-        return "paused"
-    if not health.has_login:
-        return "login_needed"
-    return "ready" if health.is_ready(now) else "refused" if health.is_refused else "resting"
 
 
 def _show_models(models_of: Mapping[str, Iterable[str]]) -> list[dict[str, Json]]:
@@ -7326,7 +7488,8 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
     """An account: its configuration, its health, its login's state and its quota windows."""
     now, unix_ahead = state.now, state.unix_now - state.now
     health = state.roster.health_of(account)
-    status = account_status(account, health, now)
+    standing = standing_of(health, now)
+    is_cooling = standing.status is Status.COOLING_DOWN
     login = state.logins.get(account.name, LoginState())
 
     return {
@@ -7334,12 +7497,12 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
         "type": "codex" if account.is_codex else "openai",
         "host": account.base_url.host,
         "pools": pools,
-        "status": status,
-        "is_demoted": health.is_blocked(Effect.DEMOTED, now),
+        "status": standing.status.value,
+        "is_demoted": health.is_demoted(now),
         "unreached": state.roster.unreached_by(account, now) or login.unreached,
-        "in_flight": state.roster.in_flight[account.name],
-        "cooldown_until": health.cooldown_until + unix_ahead if status == "resting" else None,
-        "reason": health.reason if status in {"resting", "refused"} else None,
+        "in_flight": state.roster.places.in_flight[account.name],
+        "cooldown_until": standing.until + unix_ahead if is_cooling else None,
+        "reason": standing.reason or None,
         "lacks": _show_lacks(state, account, health),
         **_copied(login, "login plan token_ends_at"),
         "models": list(account.models or sorted(health.catalogue or ())) or None,
@@ -7358,7 +7521,7 @@ def _show_windows(health: Health, now: float, unix_ahead: float) -> list[dict[st
             "resets_at": level.ends_at + unix_ahead,
             "observed_at": level.seen_at + unix_ahead,
         }
-        for (family, length), level in health.windows.items()
+        for (family, length), level in health.quota.windows.items()
         if level.ends_at > now
     ]
 
@@ -7404,12 +7567,6 @@ def _show_pool(
     """A pool: ready if one of its accounts is, limited if one cools down, else down."""
     names = [account.name for account in pool.accounts]
     statuses = {status_of[name] for name in names}
-    status = "down"
-    if "ready" in statuses:
-        status = "ready"
-    elif "resting" in statuses:
-        status = "limited"
-
     uses = [state.uses.get((pool.name, key.name), KeyUse()) for key in pool.keys]
     return {
         "name": pool.name,
@@ -7419,8 +7576,15 @@ def _show_pool(
         "key_count": len(pool.keys),
         "queued": state.queued.get(pool.name, 0),
         "in_flight": sum(use.in_flight_count for use in uses),
-        "status": status,
+        "status": _status_of_pool(statuses),
     }
+
+
+def _status_of_pool(statuses: Collection[str]) -> str:
+    """In a word; `statuses`: those of its accounts."""
+    if Status.READY in statuses:
+        return "ready"
+    return "limited" if Status.COOLING_DOWN in statuses else "down"
 
 
 def _show_key(state: State, key: Key) -> dict[str, Json]:
@@ -7464,52 +7628,42 @@ def explain(
             call._replace(key=key, session=digest_parts(pool.name, key.name, "session", session))
             for key in pool.keys
         ]
-        pinned = [one for one in calls if roster.pin_of(one, now)] or calls
+        pinned = [one for one in calls if roster.sessions.pin_of(one, now)] or calls
         call = pinned[0] if pinned else call
-    ranked = roster.ranked(call, (), now)
-    free = [account.name for account in ranked if roster.has_room(account, call.key_name)]
-    chosen = free[0] if free else None
-    places = {account.name: place for place, account in enumerate(ranked, 1)}
-    able = {account.name for account in roster.able(call, now)}
-    accounts: list[Json] = []
-    for account in pool.accounts:
-        if account.name in places:
-            reason = f"number {places[account.name]} in order"
-            reason += "" if account.name in free else ", and busy: at its cap"
-            cause = roster.unreached_by(account, now)
-            reason += f"; tried last, for it did not connect: {cause}" if cause else ""
-        else:
-            health, is_able = roster.health_of(account), account.name in able
-            reason = _why_not(account, health, model, now, is_able=is_able)
-            cause = logins.get(account.name, LoginState()).unreached
-            reason += f": its token endpoint was not reached: {cause}" if cause else ""
-        is_chosen = account.name == chosen
-        accounts.append({"name": account.name, "is_chosen": is_chosen, "reason": reason})
+    ranked = [account.name for account in roster.ranked(call, (), now)]
+    free: list[str] = []
+    reasons: dict[str, str] = {}
+    for health, standing in roster.standings(call, now):
+        account, name = health.account, health.account.name
+        if name not in ranked:
+            overall = standing_of(health, now)
+            shown = standing if overall.status is Status.READY else overall
+            reasons[name] = shown.text(now)
+            cause = logins.get(name, LoginState()).unreached
+            reasons[name] += f": its token endpoint was not reached: {cause}" if cause else ""
+            continue
+        if roster.places.has_room(account, call.key_name):
+            free.append(name)
+        reasons[name] = _reason_of_place(roster, account, ranked, name in free, now)
+
+    chosen = min(free, key=ranked.index, default=None)
+    accounts = [
+        {"name": name, "is_chosen": name == chosen, "reason": reason}
+        for name, reason in reasons.items()
+    ]
     return {"pool": pool.name, "model": model, "chosen": chosen, "accounts": accounts}
 
 
-def _why_not(account: Account, health: Health, model: str, now: float, *, is_able: bool) -> str:
-    """Why an account cannot be asked for a model."""
-    status = account_status(account, health, now)
-    if status == "resting":
-        return f"resting for {max(0, round(health.cooldown_until - now))} s more: {health.reason}"
-    if status == "refused":
-        return f"refused: {health.reason}"
-    if status != "ready":
-        return status
-    if is_able:
-        return f"limited for this model: {health.by_model.get(model, health.plan).reason}"
-    return _what_lacks(health, model, now)
-
-
-def _what_lacks(health: Health, model: str, now: float) -> str:
-    """What an account that is ready cannot do."""
-    block = health.blocks[Effect.LACKS_MODEL].get(model)
-    if block is not None and block.until > now:
-        return f"cannot use the model: {block.reason}"
-    if health.is_blocked(Effect.LACKS_ROUTE, now, CallKind.RESPONSES.value):
-        return "its upstream has no /responses"
-    return "does not offer the model"
+def _reason_of_place(
+    roster: Roster, account: Account, ranked: Sequence[str], is_free: bool, now: float
+) -> str:
+    """Where an account stands among those that may be asked."""
+    reason = f"number {ranked.index(account.name) + 1} in order"
+    if not is_free:
+        reason += ", and busy: at its cap"
+    if cause := roster.unreached_by(account, now):
+        reason += f"; tried last, for it did not connect: {cause}"
+    return reason
 
 
 ################################################################
@@ -9626,7 +9780,7 @@ class Shared:
         if self.roster.returns_at(call, waiter.tried, now) <= waiter.deadline:
             return None
         for account in self.roster.ranked(call, waiter.tried, now):
-            if self.roster.has_room(account, call.key_name):
+            if self.roster.places.has_room(account, call.key_name):
                 return Place(self.roster.begin(account, call, now), self.endpoints[account.name])
         return None
 
@@ -9642,7 +9796,7 @@ class Shared:
 
     def assign_one(self, queue: deque[Waiter]) -> bool:
         """Whether somebody could be served."""
-        by_key = self.roster.key_places
+        by_key = self.roster.places.of_key
         for waiter in sorted(queue, key=lambda waiter: by_key[waiter.call.key_name]):
             if place := self.find_place(waiter):
                 waiter.place = place
@@ -10623,7 +10777,7 @@ class Attempt:
         await yield_after(exchange.body)
 
         model = account.name_of(call.model)
-        efforts = exchange.shared.roster.efforts_of(account, model)
+        efforts = exchange.shared.roster.health_of(account).efforts_of(model)
         translated = uncollected(to_codex, call.kind, value, model, efforts)
         translated |= members_of(value, exchange.carried)
         if call.session is not None and "prompt_cache_key" not in translated:
@@ -10652,7 +10806,7 @@ class Attempt:
             (name, value)
             for name, value in forwarded(client, NATIVE_TO_UPSTREAM)
             # The client keeps the first of a turn (F22), whoever serves the rest of it.
-            if name != TURN_STATE or roster.is_maker(account, call, TURN_STATE, value)
+            if name != TURN_STATE or roster.sessions.is_owner(account, call, TURN_STATE, value)
         ]
 
 
@@ -10705,7 +10859,7 @@ class Relay:
             return forwarded(opened.headers, FORWARDED_TO_CLIENT)
 
         state = opened.headers.get(TURN_STATE)
-        shared.roster.note_made(opened.account, call, TURN_STATE, state)
+        shared.roster.sessions.note_owner(opened.account, call, TURN_STATE, state)
         now, unix_now = trio.current_time(), shared.unix_now()
         quota = show_quota_headers(shared.roster, call.pool, now, unix_now)
         return forwarded(opened.headers, NATIVE_TO_CLIENT) + quota
@@ -10717,7 +10871,7 @@ class Relay:
         exchange.record.tokens = scanner.usage
         is_kept = call.kind is CallKind.RESPONSES and account.is_codex
         if call.is_stored or is_kept:
-            roster.note_made(account, call, "response", scanner.response.get("id"))
+            roster.sessions.note_owner(account, call, "response", scanner.response.get("id"))
         if exchange.reply.is_whole and exchange.record.code is None:
             roster.note_success(lease)
         elif (fault := opened.classify_failure()) and fault.effect is not Effect.LACKS_MODEL:
@@ -10933,7 +11087,7 @@ def is_back_soon(exchange: Exchange, call: Call, account: Account, fault: Fault)
     if fault.effect not in {Effect.LIMITED, Effect.MODEL_LIMITED}:
         return False
     names = [attempt["account"] for attempt in exchange.record.attempts]
-    pin = roster.pin_of(call, now)
+    pin = roster.sessions.pin_of(call, now)
     is_own = pin is not None and pin.account == account.name
     is_first = names.count(account.name) == 1
     return is_own and is_first and roster.returns_at(call, (), now) < math.inf
@@ -10965,7 +11119,7 @@ async def open_repaired(
     """
     roster, account = exchange.shared.roster, place.lease.account
     noted = exchange.record.attempts[-1]
-    if roster.is_foreign(call, account, place.lease.began_at):
+    if roster.sessions.has_foreign_reasoning(call, account, place.lease.began_at):
         exchange.replace_body(await without_reasoning(exchange))
 
     rejected: Credentials | None = None
@@ -10993,7 +11147,7 @@ async def open_repaired(
             rejected, noted["renewed"] = attempt.credentials, True
         elif action is Action.REPAIR:
             exchange.replace_body(body)
-            roster.pin(call, account, True, trio.current_time())
+            roster.sessions.pin(call, account, True, trio.current_time())
             noted["repaired"] = True
 
 
@@ -12142,7 +12296,7 @@ class Readings:
             # Codex CLI asks for its own form of the list on /v1, too.
             is_of_codex = pool.has_codex and "client_version=" in incoming.head.query
             if incoming.route.is_native or is_of_codex:
-                models = b",".join(self.shared.roster.codex_models_of(pool, key))
+                models = b",".join(codex_models_of(self.shared.roster.health, pool, key))
                 shown = b'{"models":[%b]}' % models
             else:
                 shown = self.list_models(pool, key, incoming.model)
@@ -12151,7 +12305,7 @@ class Readings:
     def list_models(self, pool: Pool, key: Key, wanted: str) -> bytes:
         """The OpenAI API's list, or the model `wanted`.  Raises: PoolerError (model_not_found)."""
         models: JsonDict = {}
-        for name, length in self.shared.roster.models_of(pool, key).items():
+        for name, length in models_of(self.shared.roster.health, pool, key).items():
             models[name] = {
                 "id": name,
                 "object": "model",
@@ -12249,7 +12403,7 @@ class Calls:
         async with self.shared.unpacking(exchange.holder, len(exchange.body)):
             call = await self.read(exchange, head, key, route, turn)
         if call.requested_model:
-            is_known = self.shared.roster.is_known(call)
+            is_known = is_model_known(self.shared.roster.health, call)
             exchange.record.model = call.requested_model if is_known else "other"
         exchange.record.stream = call.is_stream
         await self.catalogues.want(call.pool)

@@ -30,17 +30,19 @@ from pooler import (
     PoolerError,
     Roster,
     Routing,
+    Status,
     Window,
     call_route,
     classify_event,
     classify_response,
     read_call,
+    standing_of,
 )
 from tests.support.memory_sockets import Json
 from tests.support.world import UNIX_START, describe, make_config
 
 HOUR: Final = 3600.0
-PROBE: Final = 900.0
+RETRY: Final = 900.0
 JSON_HEAD: Final = ("content-type", "application/json")
 NO_MODEL: Final = b'{"error": {"message": "x", "code": "model_not_found", "param": null}}'
 # The headers that can name a session, the strongest first (F74).
@@ -140,13 +142,13 @@ def test_what_is_no_text_names_no_session(odd: Json) -> None:
         pytest.param({}, [("a", 429, 0)], 30, "abc", id="no-hint-and-not-longer"),
         pytest.param({}, [("a", 429, 32 * 24 * HOUR)], 899, "bc", id="the-longest-plausible-rest"),
         pytest.param({}, [("a", 429, 32 * 24 * HOUR + 10)], 30, "abc", id="one-past-it-is-no-hint"),
-        pytest.param({}, [("b", 429, HOUR)], 899.9, "ac", id="no-probe-before-its-time"),
-        pytest.param({}, [("b", 429, HOUR)], 900, "bac", id="a-due-probe-goes-first"),
+        pytest.param({}, [("b", 429, HOUR)], 899.9, "ac", id="not-asked-before-15-minutes"),
+        pytest.param({}, [("b", 429, HOUR)], 900, "bac", id="asked-again-after-15-minutes"),
         pytest.param({}, [("b", 401, 0)], 899.9, "ac", id="refused"),
-        pytest.param({}, [("b", 401, 0)], 900, "bac", id="refused-is-probed"),
+        pytest.param({}, [("b", 401, 0)], 900, "bac", id="refused-is-asked-again"),
         pytest.param({}, [("b", 402, 0)], 899.9, "ac", id="not-paid"),
         pytest.param(
-            {"accounts": RESERVE}, [("a", 401, 0)], 900, "bca", id="a-probe-within-its-priority"
+            {"accounts": RESERVE}, [("a", 401, 0)], 900, "bca", id="asked-again-within-its-priority"
         ),
         pytest.param({}, [("a", 500, 0)], 59.9, "bca", id="demoted-is-last"),
         pytest.param({}, [("a", 500, 0)], 60, "abc", id="demoted-for-a-minute"),
@@ -374,7 +376,7 @@ def test_the_least_recently_used_session_is_forgotten() -> None:
         scene.serves("b", scene.call(session))
     firsts = {session: scene.order(scene.call(session))[0] for session in "xyz"}
     assert firsts == {"x": "b", "y": "a", "z": "b"}
-    assert len(scene.roster.pins) == 2
+    assert len(scene.roster.sessions.pins) == 2
 
 
 def test_a_session_is_kept_for_24_idle_hours() -> None:
@@ -389,7 +391,7 @@ def test_a_session_is_kept_for_24_idle_hours() -> None:
 
 def test_a_stored_response_binds_its_key_to_its_account() -> None:
     scene = Scene()
-    scene.roster.note_made(scene.account("c"), scene.call(), "response", "resp_9")
+    scene.roster.sessions.note_owner(scene.account("c"), scene.call(), "response", "resp_9")
     assert scene.order(scene.call(previous_response_id="resp_9")) == "c"
     assert scene.order(scene.call(previous_response_id="resp_9", key="ci")) == "abc"
     assert scene.order(scene.call(previous_response_id="resp_8")) == "abc"
@@ -400,7 +402,7 @@ def test_a_stored_response_binds_its_key_to_its_account() -> None:
 
 def test_a_stored_response_of_a_paused_account_is_not_called_a_missing_model() -> None:
     scene = Scene()
-    scene.roster.note_made(scene.account("c"), scene.call(), "response", "resp_9")
+    scene.roster.sessions.note_owner(scene.account("c"), scene.call(), "response", "resp_9")
     scene.config = make_config(describe(accounts={"c": {"paused": True}}))
     scene.roster.reload(scene.config)
     refusal = scene.refusal(previous_response_id="resp_9")
@@ -419,10 +421,10 @@ def test_a_cooldown_ends_at_its_reset_though_the_machine_has_slept(slept: float)
     assert scene.refusal(now=5).details["resets_in_seconds"] == HOUR - 5
     windows = [Window("codex", 5 * 3600, 97.0, UNIX_START + HOUR)]
     scene.roster.note_quota(scene.account("b"), windows, 5, UNIX_START + 5)
-    assert scene.roster.health["b"].left_percent(5) == 3
+    assert scene.roster.health["b"].quota.left_percent(5) == 3
     scene.roster.note_time(6, UNIX_START + 6 + slept)
     assert scene.order(now=6) == "ab"
-    assert scene.roster.health["b"].left_percent(6) == UNKNOWN_LEFT_PERCENT
+    assert scene.roster.health["b"].quota.left_percent(6) == UNKNOWN_LEFT_PERCENT
 
 
 def test_a_cooldown_is_shorter_by_the_time_that_was_slept() -> None:
@@ -431,9 +433,8 @@ def test_a_cooldown_is_shorter_by_the_time_that_was_slept() -> None:
     scene.answers("a", 429, seconds=HOUR)
     scene.roster.note_time(10, UNIX_START + 610)
     assert scene.refusal(now=10).details["resets_in_seconds"] == HOUR - 610
-    scene.roster.begin(scene.account("a"), scene.call(), 300)  # the try that is due by then
-    assert scene.order(now=HOUR - 601) == ""
-    assert scene.order(now=HOUR - 600) == "a"
+    assert scene.order(now=RETRY - 600.1) == ""
+    assert scene.order(now=RETRY - 600) == "a"
 
 
 def test_a_wall_clock_that_is_set_back_makes_no_cooldown_longer() -> None:
@@ -451,13 +452,13 @@ def test_an_account_that_was_refused_is_so_after_a_sleep() -> None:
     scene.roster.note_time(0, UNIX_START)
     scene.answers("a", 402)
     scene.roster.note_time(1, UNIX_START + HOUR)
-    assert scene.roster.health["a"].is_refused
+    assert standing_of(scene.roster.health["a"], 1).status is Status.REFUSED
 
 
 def test_remembered_responses_are_bounded() -> None:
     scene = Scene(limits={"response_pins_max": 2})
     for number in range(3):
-        scene.roster.note_made(scene.account("c"), scene.call(), "response", f"r{number}")
+        scene.roster.sessions.note_owner(scene.account("c"), scene.call(), "response", f"r{number}")
     orders = [scene.order(scene.call(previous_response_id=f"r{number}")) for number in range(3)]
     assert orders == ["abc", "c", "c"]
 
@@ -467,34 +468,44 @@ def test_remembered_responses_are_bounded() -> None:
 ################################################################
 
 
-def test_a_resting_account_is_probed_by_one_request_at_a_time() -> None:
-    scene = Scene("ab")
-    scene.answers("a", 429, seconds=10 * HOUR)
-    lease = scene.roster.begin(scene.account("a"), scene.call(), PROBE)
-    assert lease.probes
-    assert scene.order(now=PROBE) == "b"
-    assert scene.order(now=3 * PROBE) == "b"  # a slow one: still no second
+def test_after_15_minutes_a_cooling_account_is_asked_again() -> None:
+    """By as many as come; it comes first while it is idle, so that somebody tries it."""
+    scene = Scene("abc")
+    scene.answers("b", 429, seconds=10 * HOUR)
+    assert scene.order(now=RETRY - 0.1) == "ac"
+    assert scene.order(now=RETRY) == "bac"
+    lease = scene.roster.begin(scene.account("b"), scene.call(), RETRY)
+    assert scene.order(now=RETRY) == "acb"
     scene.roster.end(lease)  # it came to nothing: the client left
-    assert scene.order(now=2 * PROBE - 1) == "b"
-    assert scene.order(now=2 * PROBE) == "ab"
+    assert scene.order(now=RETRY + 1) == "bac"
 
 
-def test_a_probe_that_is_refused_leaves_the_account_resting() -> None:
+def test_the_first_failure_after_15_minutes_begins_the_next_cooldown() -> None:
     scene = Scene("ab")
     scene.answers("a", 429, seconds=10 * HOUR)
-    lease = scene.roster.begin(scene.account("a"), scene.call(), PROBE + 5)
-    scene.answers("a", 429, now=PROBE + 9, seconds=10 * HOUR)
-    scene.roster.end(lease)
-    assert scene.order(now=2 * PROBE + 8) == "b"
-    assert scene.order(now=2 * PROBE + 9) == "ab"
+    leases = [scene.roster.begin(scene.account("a"), scene.call(), RETRY + 5) for _ in range(2)]
+    scene.answers("a", 429, now=RETRY + 9, seconds=10 * HOUR)
+    assert scene.order(now=RETRY + 9) == "b"
+    for lease in leases:
+        scene.roster.end(lease)
+    assert scene.order(now=2 * RETRY + 8) == "b"
+    assert scene.order(now=2 * RETRY + 9) == "ab"
+
+
+def test_clients_read_the_announced_reset_though_the_account_is_asked_before() -> None:
+    scene = Scene("a")
+    scene.answers("a", 429, seconds=10 * HOUR)
+    assert scene.order(now=RETRY) == "a"
+    refusal = scene.roster.refusal(scene.call(), "a", RETRY, UNIX_START + RETRY)
+    assert refusal.details["resets_in_seconds"] == 10 * HOUR - RETRY
 
 
 @pytest.mark.parametrize("status", [429, 401, 402])
 def test_the_success_of_a_later_request_ends_the_rest(status: int) -> None:
     scene = Scene("ab")
     scene.answers("a", status, seconds=10 * HOUR)
-    scene.serves("a", scene.call(), now=PROBE)
-    assert scene.order(now=PROBE) == "ba"  # ready, and served a moment ago
+    scene.serves("a", scene.call(), now=RETRY)
+    assert scene.order(now=RETRY) == "ba"  # ready, and served a moment ago
 
 
 def test_a_success_ends_a_demotion() -> None:
@@ -532,7 +543,7 @@ def test_a_reload_ends_rests_and_blocks_and_keeps_counts_and_pins() -> None:
     scene.roster.reload(scene.config)
     assert scene.order(now=1) == "abc"
     assert scene.order(session, now=1)[0] == "c"
-    assert scene.roster.in_flight["c"] == 1
+    assert scene.roster.places.in_flight["c"] == 1
 
 
 def test_an_account_that_a_reload_took_away_is_counted_out_quietly() -> None:
@@ -586,14 +597,14 @@ class Expected:
     def __init__(self) -> None:
         self.is_refused = False
         self.cooldown_until = 0.0
-        self.probe_at = 0.0
+        self.retry_at = 0.0
         self.lacks_until = 0.0
 
     def take(self, status: int, seconds: float, now: float) -> None:
         if status in {401, 402, 429}:
             self.is_refused = status != 429
             self.cooldown_until = now + (seconds or 30.0)
-            self.probe_at = now + PROBE
+            self.retry_at = now + RETRY
         elif status == 404:
             self.lacks_until = now + HOUR
         elif status == 200:
@@ -601,7 +612,7 @@ class Expected:
 
     def may_serve(self, now: float) -> bool:
         is_ready = not self.is_refused and now >= self.cooldown_until
-        return now >= self.lacks_until and (is_ready or now >= self.probe_at)
+        return now >= self.lacks_until and (is_ready or now >= self.retry_at)
 
 
 @given(history=st.lists(steps, max_size=12), session=st.none() | st.text(min_size=1, max_size=3))

@@ -216,7 +216,7 @@ async def test_no_key_pushes_out_another_keys_conversations(autojump_clock: Mock
             await world.ask(post("/v1/responses", {"model": "m1", "input": one}, key=OTHER_KEY))
         for number in range(20):
             await world.ask(post("/v1/responses", {"model": "m1", "input": f"x{number}"}))
-        pins = world.server.shared.roster.pins
+        pins = world.server.shared.roster.sessions.pins
         assert len(pins) == 4
         assert {owner: len(known) for owner, known in pins.by_owner.items()} == {
             ("home", "ci"): 2,

@@ -66,7 +66,7 @@ class Quotas(Scene):
             self.tell(name, window(percent))
 
     def left(self, name: str, now: float = 0.0) -> float:
-        return self.roster.health[name].left_percent(now)
+        return self.roster.health[name].quota.left_percent(now)
 
     def codex_usage(self, now: float = 0.0) -> dict[str, Any]:
         return show_codex_usage(self.roster, self.pool, now, UNIX_START + now)
@@ -229,7 +229,7 @@ def test_a_used_up_window_of_the_plan_rests_its_account(
 ) -> None:
     scene = Quotas("ab", pool={"routing": "in_order"}, limits={"probe_interval_seconds": DAY})
     scene.tell("a", *windows)
-    assert scene.roster.health["a"].cooldown_until == rest
+    assert scene.roster.health["a"].plan.until == rest
     if rest:
         assert scene.order(now=min(rest, DAY) - 1) == "b"
     assert scene.order(now=rest) == "ab"
@@ -333,7 +333,7 @@ def test_the_latest_word_on_a_limit_replaces_all_earlier_ones_on_it() -> None:
     scene.tell("a", window(90, DAY, WEEK), window(4, family="codex_bengalfox"))
     scene.tell("a", window(20))  # another plan, without a weekly window
     assert scene.left("a") == 80
-    assert len(scene.roster.health["a"].windows) == 2
+    assert len(scene.roster.health["a"].quota.windows) == 2
 
 
 def test_only_so_many_windows_are_kept_the_latest_ones() -> None:
@@ -341,7 +341,7 @@ def test_only_so_many_windows_are_kept_the_latest_ones() -> None:
     for number in range(QUOTA_WINDOWS_MAX):
         scene.tell("a", window(5, family=f"f{number}"))
     scene.use(a=50)
-    assert len(scene.roster.health["a"].windows) == QUOTA_WINDOWS_MAX
+    assert len(scene.roster.health["a"].quota.windows) == QUOTA_WINDOWS_MAX
     assert scene.left("a") == 50
 
 
@@ -676,10 +676,10 @@ def test_whatever_is_said_no_account_rests_beyond_reason_or_serves_at_rest(
         found = read_quota_headers(dict(as_headers(parts))) if is_head else read_quota_event(event)
         assert all(0 <= one.used_percent <= 100 for one in found)
         scene.tell("a", *found, now=now)
-        assert health.cooldown_until <= now + pooler.RESET_SECONDS_MAX
-        assert len(health.windows) <= QUOTA_WINDOWS_MAX
+        assert health.plan.until <= now + pooler.RESET_SECONDS_MAX
+        assert len(health.quota.windows) <= QUOTA_WINDOWS_MAX
         assert 0 <= scene.left("a", now) <= 100
-        assert ("a" in scene.order(now=now)) == (now >= health.cooldown_until)
+        assert ("a" in scene.order(now=now)) == (now >= health.plan.until)
         view = scene.codex_usage(now)
         assert json.loads(json.dumps(view, allow_nan=False)) == view
         assert json.dumps(scene.key_usage(now=now), allow_nan=False)

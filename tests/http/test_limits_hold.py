@@ -432,7 +432,7 @@ async def test_so_many_sessions_are_remembered(autojump_clock: MockClock) -> Non
             autojump_clock.jump(61)
             assert (await world.ask(in_session("s1"))).status == 200
             assert "".join(str(record["account"]) for record in world.records) == expected
-            assert len(world.server.shared.roster.pins) == limit
+            assert len(world.server.shared.roster.sessions.pins) == limit
 
 
 def named_response(response_id: str) -> list[Step]:
@@ -453,7 +453,7 @@ async def test_so_many_responses_are_remembered(autojump_clock: MockClock) -> No
                 raw = ask_responses(previous_response_id=previous)
                 assert (await world.ask(raw)).status == 200
             assert "".join(str(record["account"]) for record in world.records) == expected
-            assert len(world.server.shared.roster.responses) == limit
+            assert len(world.server.shared.roster.sessions.owners) == limit
 
 
 async def wait_until(moment: float) -> None:

@@ -470,7 +470,7 @@ async def test_no_key_pushes_out_the_session_of_another(autojump_clock: MockCloc
         [first] = world.records
         for number in range(50):
             await world.ask(ask(prompt_cache_key=f"loud {number}"))
-        assert len(world.server.shared.roster.pins) == 8
+        assert len(world.server.shared.roster.sessions.pins) == 8
         busy = {name: {"priority": 5} for name in [first["account"]]}
         config = make_config(describe("abc", accounts=busy, limits={"pins_max": 8}))
         await world.server.reload(lambda: (config, {}))

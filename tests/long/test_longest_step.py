@@ -411,8 +411,8 @@ def test_no_model_list_takes_long_to_show() -> None:
         read = functools.partial(pooler.read_catalogue, is_codex=True)
         check("read", ready(read, raw))
         roster.health[name].catalogue = read(raw)
-    for shown in (roster.models_of, roster.codex_models_of):
-        check(shown.__name__, ready(shown, pool, pool.keys[0]))
+    for shown in (pooler.models_of, pooler.codex_models_of):
+        check(shown.__name__, ready(shown, roster.health, pool, pool.keys[0]))
 
 
 ################################################################

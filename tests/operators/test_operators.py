@@ -368,7 +368,7 @@ async def test_the_choice_is_explained_account_by_account(autojump_clock: MockCl
         await world.ask(post("/v1/responses", {"model": "m1", "input": "x"}, headers=session))
         chosen, told = reasons(world)
         assert chosen == "e"
-        assert told["a"] == "resting for 30 s more: 429 rate_limit_exceeded"
+        assert told["a"] == "cooling down for 30 s more: 429 rate_limit_exceeded"
         await trio.sleep_until(trio.current_time() + 40)
         assert reasons(world)[0] == "a"
         assert reasons(world, session="mine")[0] == "e"  # pinned

@@ -289,7 +289,7 @@ async def test_hostile_quota_headers_rest_nobody(autojump_clock: MockClock, tmp_
     async with scripted_world(tmp_path) as world:
         for _ in range(2):
             assert check_end("chat", await ask(world, "chat", script))
-        assert len(world.server.shared.roster.health["a"].windows) <= 16
+        assert len(world.server.shared.roster.health["a"].quota.windows) <= 16
 
 
 @every_form

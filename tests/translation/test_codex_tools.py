@@ -308,7 +308,7 @@ async def test_an_id_that_is_no_text_names_no_session(
         response = await ask(world, f"/v1{SEARCH}", body, json_response(ANSWERS[SEARCH]))
         assert response.status == 200
         assert world.asked[0].json() == body
-        assert not world.server.shared.roster.pins
+        assert not world.server.shared.roster.sessions.pins
 
 
 ################################################################

@@ -19,7 +19,7 @@ from pooler import (
     FORWARDED_TO_UPSTREAM,
     NATIVE_TO_CLIENT,
     NATIVE_TO_UPSTREAM,
-    Level,
+    QuotaWindow,
 )
 from tests.support.memory_sockets import Json, Pairs, Response, post
 from tests.support.memory_websockets import (
@@ -155,7 +155,9 @@ async def test_the_pool_s_quota_is_that_of_its_best_account(
     async with socket_world(codex_described(tmp_path)) as world:
         for upstream in world.upstreams.values():
             upstream.always = sse_response(events, headers=quota(60, 70))
-        world.server.shared.roster.health["b"].windows[("codex", 7 * 24 * HOUR)] = Level(5.0, HOUR)
+        world.server.shared.roster.health["b"].quota.windows[("codex", 7 * 24 * HOUR)] = (
+            QuotaWindow(5.0, HOUR)
+        )
         response = await world.ask(post(NATIVE, {"model": "m1", "input": [], "stream": True}))
         assert world.records[-1]["account"] == "a"
         assert response.header("x-codex-primary-used-percent") == "60"

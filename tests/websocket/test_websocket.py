@@ -441,7 +441,9 @@ async def test_a_limit_before_content_moves_the_turn_and_rests_the_account(
             assert types(await client.ask(previous_response_id="resp_1"))[-1] == "completed"
             assert len(world.upstream("b").handshakes) == 1
             health = world.server.shared.roster.health["a"]
-            assert health.cooldown_until - trio.current_time() == pytest.approx(120, abs=1)
+            assert max(
+                one.until for one in health.cooldowns
+            ) - trio.current_time() == pytest.approx(120, abs=1)
             assert world.open_count == 1  # the first one's is closed
 
 
