@@ -10190,13 +10190,7 @@ class HttpTransport:
         may_keep = upstream.is_reusable and not (self.has_gone() or self.shared.is_draining)
         may_keep = may_keep and self.shared.is_current(endpoint)
         if not (may_keep and self.shared.idle.give(endpoint, upstream)):
-            await close_in_time(upstream.close)
-
-
-async def close_in_time(close: Callable[[], Awaitable[None]]) -> None:
-    """Await `close`, even where this task is cancelled, but not for long."""
-    with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-        await close()
+            await upstream.close()
 
 
 @dataclass(eq=False, slots=True)
@@ -11049,7 +11043,8 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
         try:
             fault = await try_account(exchange, call, place)
         finally:
-            await exchange.transport.release(place.endpoint)
+            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await exchange.transport.release(place.endpoint)
             shared.end_lease(place.lease)
         if fault is None:
             return
@@ -11888,7 +11883,7 @@ class SocketTransport:
             return
         source.drop()
         self.client.upstream = None
-        await close_in_time(upstream.close)
+        await upstream.close()
 
 
 def owner_of(endpoint: Endpoint, credentials: Credentials | None) -> bytes:

@@ -171,8 +171,9 @@ def test_rows_of_one_path_differ_in_their_methods_alone() -> None:
         assert len(methods) == len(set(methods)), path
 
 
-async def test_every_handler_of_the_table_is_there_and_used(world: World) -> None:
-    assert {route.handler for route in ROUTE_TABLE} == set(world.server.handlers)
+async def test_every_handler_of_the_table_is_there_and_used(autojump_clock: MockClock) -> None:
+    async with opened_world() as world:
+        assert {route.handler for route in ROUTE_TABLE} == set(world.server.handlers)
 
 
 OPERATOR_TOKEN: Final = "op-boss-0123456789"

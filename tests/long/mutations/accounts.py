@@ -11,7 +11,7 @@ ROWS: Rows = (
      "next(iter(self.by_owner))",
      "shares::who_has_most_forgets_first"),
     ("cooldown_without_end", "A cooldown ends at its reset.",
-     "_standing_in_time", "cooldown.until > now", "cooldown.until > 0",
+     "Cooldown.extend", "max(self.until, until)", "math.inf",
      "account_choice"),
     ("model_untried", "A limit of one model is tried now and then.",
      "_standing_in_time", "max((cooldown.retry_at for cooldown in holding))", "longest.until",
