@@ -196,7 +196,7 @@ QUEUE_LENGTH_MAX: Final = 64  # per pool
 PINS_MAX: Final = 4096
 PIN_IDLE_SECONDS_MAX: Final = 24 * HOUR
 RESPONSE_PINS_MAX: Final = 4096
-PROBE_INTERVAL_SECONDS: Final = 900.0
+UNTRIED_SECONDS_MAX: Final = 900.0
 # Beyond it a reset is implausible: the longest windows of plans have 30 days (F34).
 RESET_SECONDS_MAX: Final = 32 * 24 * HOUR
 DEMOTION_SECONDS: Final = 60.0
@@ -3652,14 +3652,6 @@ def load_event(event: bytes) -> dict[str, Json]:
     return load_object(event_data(event))
 
 
-def event_object(event: bytes) -> dict[str, Json]:
-    """The same; an empty one also where to read it would take long."""
-    try:
-        return load_event(event)
-    except BadSyntax:
-        return {}
-
-
 class Event(NamedTuple):
     """One event of a stream: SSE, whose lines are as they came, or a message of a WebSocket."""
 
@@ -7037,7 +7029,7 @@ class Roster:
     def note_fault(self, account: Account, fault: Fault, model: str, now: float) -> None:
         """Take what a failed attempt means for its account."""
         health, effect = self.health_of(account), fault.effect
-        retry_seconds = PROBE_INTERVAL_SECONDS
+        retry_seconds = UNTRIED_SECONDS_MAX
         demoted_until = now + DEMOTION_SECONDS
         if effect in _BLOCK_SECONDS:
             name = model if effect is Effect.LACKS_MODEL else fault.about
@@ -7065,7 +7057,7 @@ class Roster:
             seconds = self.limits.cooldown_seconds
         elif seconds is None:
             seconds = health.quota.reset_seconds(family, now)
-        retry_seconds = PROBE_INTERVAL_SECONDS
+        retry_seconds = UNTRIED_SECONDS_MAX
         until = now + (retry_seconds if seconds is None else seconds)
         upstream_model = health.account.name_of(model)
 
@@ -7098,7 +7090,7 @@ class Roster:
         health = self.health_of(account)
         until = health.quota.note(reports, now, unix_now, RESET_SECONDS_MAX)
         if until is not None:
-            health.plan.extend(until, now, PROBE_INTERVAL_SECONDS, "plan used up")
+            health.plan.extend(until, now, UNTRIED_SECONDS_MAX, "plan used up")
 
     def note_success(self, lease: Lease) -> None:
         """Only a request that began after the latest evidence proves that a cooldown is over."""

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 
 from pooler import Alias, ConfigRefused
 from tests.support.codex_backend import make_auth_file
-from tests.support.memory_sockets import Json, post, request
+from tests.support.memory_sockets import Json, ask_responses, post, request
 from tests.support.memory_websockets import (
     SocketWorld,
     error_frame,
@@ -382,3 +382,13 @@ async def test_a_renamed_body_finds_room_or_is_refused(autojump_clock: MockClock
         response = await world.ask(post("/v1/responses", body))
         assert (response.status, response.error["code"]) == (503, "pool_busy")
         assert world.asked == []
+
+
+async def test_a_name_that_looks_like_a_status_is_not_listed_in_an_error(
+    autojump_clock: MockClock,
+) -> None:
+    models = {"models": ["m-503"]}
+    async with opened_world(describe("a", accounts={"a": models}, pool=models)) as world:
+        response = await world.ask(ask_responses(model="x", stream=False))
+        assert (response.status, response.error["code"]) == (400, "model_not_found")
+        assert "503" not in response.error["message"]

@@ -227,7 +227,7 @@ def test_a_nonsensical_token_count_is_no_count() -> None:
 def test_a_used_up_window_of_the_plan_rests_its_account(
     windows: Sequence[Window], rest: float
 ) -> None:
-    scene = Quotas("ab", pool={"routing": "in_order"}, limits={"probe_interval_seconds": DAY})
+    scene = Quotas("ab", pool={"routing": "in_order"}, limits={"untried_seconds_max": DAY})
     scene.tell("a", *windows)
     assert scene.roster.health["a"].plan.until == rest
     if rest:

@@ -94,7 +94,7 @@ CROSSED_BY: Final[dict[str, tuple[str, str]]] = {
     "pin_idle_seconds_max": (CHOICE, "test_a_session_is_kept_for_24_idle_hours"),
     "response_pins_max": (HERE, "test_so_many_responses_are_remembered"),
     "cooldown_seconds": (HERE, "test_a_limit_without_a_time_rests_so_long"),
-    "probe_interval_seconds": (HERE, "test_a_refused_account_is_probed_so_often"),
+    "untried_seconds_max": (HERE, "test_a_refused_account_is_tried_again_so_often"),
     "reset_seconds_max": (HERE, "test_a_reset_is_plausible_up_to_so_far"),
     "demotion_seconds": (HERE, "test_a_broken_account_comes_last_so_long"),
     "connect_seconds_max": (TIMERS, "test_a_stalled_connect_costs_ten_seconds_an_account"),
@@ -472,8 +472,8 @@ async def test_a_limit_without_a_time_rests_so_long(autojump_clock: MockClock) -
             assert (await world.ask(ask_responses(stream=False))).status == status
 
 
-async def test_a_refused_account_is_probed_so_often(autojump_clock: MockClock) -> None:
-    async with opened_world(describe("a", limits={"probe_interval_seconds": 50})) as world:
+async def test_a_refused_account_is_tried_again_so_often(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a", limits={"untried_seconds_max": 50})) as world:
         world.upstreams["a"].plays(error_response(401, "invalid_api_key"))
         check_error(await world.ask(ask_responses()), 503, "no_usable_account")
         let_answer(world)
@@ -705,7 +705,7 @@ def test_the_default_limits_are_those_of_the_readme() -> None:
     assert pooler.WRITE_STALL_SECONDS_MAX == 60
     assert (pooler.PINS_MAX, pooler.PIN_IDLE_SECONDS_MAX) == (4096, 24 * 3600)
     assert (pooler.RESPONSE_PINS_MAX, limits.attempts_max) == (4096, 3)
-    assert (limits.cooldown_seconds, pooler.PROBE_INTERVAL_SECONDS) == (30, 15 * 60)
+    assert (limits.cooldown_seconds, pooler.UNTRIED_SECONDS_MAX) == (30, 15 * 60)
     assert (pooler.RESET_SECONDS_MAX, pooler.DEMOTION_SECONDS) == (32 * 24 * 3600, 60)
     assert (limits.drain_seconds_max, limits.comment_seconds) == (30, 15)
 

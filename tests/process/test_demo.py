@@ -14,14 +14,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 import pytest
+import trio
 
 import pooler
 from tests.process.test_process import ENV, SECONDS_MAX, Pooler, read_until, started
-from tests.support.memory_sockets import Json
+from tests.support.memory_sockets import Json, socket_pair
 from tests.support.paths import POOLER
+
+HEAD: Final = b"POST /v1/responses HTTP/1.1\r\nHost: demo\r\nContent-Length: 99\r\n\r\n"
 
 HELLO: Final[Json] = [{"role": "user", "content": "Hello"}]
 MODEL: Final = "gpt-5.5"
@@ -141,3 +144,13 @@ def test_the_demo_logs_only_what_a_person_should_act_on(
     out, err = capfd.readouterr()
     assert out == ""
     assert [json.loads(line)["level"] for line in err.splitlines()] == ["warning", "error"]
+
+
+@pytest.mark.parametrize("sent", [b"POST /v1/responses HT", HEAD, HEAD + b'{"model"'])
+async def test_the_upstream_of_the_demo_minds_no_client_that_leaves(sent: bytes) -> None:
+    client, upstream = socket_pair()
+    await client.send_all(sent)
+    await client.send_eof()
+    with trio.fail_after(SECONDS_MAX):
+        await pooler.serve_demo_upstream(cast("trio.SocketStream", upstream))
+    assert await client.receive_some() == b""

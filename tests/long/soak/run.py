@@ -53,7 +53,7 @@ SMALL: Final = {
     "pins_max": 100,
     "response_pins_max": 200,
     "cooldown_seconds": 1,
-    "probe_interval_seconds": 1,
+    "untried_seconds_max": 1,
     "demotion_seconds": 1,
     "first_event_seconds_max": 5,
     "between_events_seconds_max": 5,

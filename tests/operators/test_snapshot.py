@@ -1,0 +1,93 @@
+"""Proves that the snapshot says what state keys and accounts are in, and what accounts lack.
+
+Method: a server in virtual time, whose accounts and places are put into the state in question; the
+words are those that operators read.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import mcp_server
+from pooler import Cause, Effect
+from tests.support.memory_sockets import KEY, Json
+from tests.support.world import World, describe, opened_world
+
+PAUSED_KEY: Final = "cp-key-that-is-paused-0123456789"
+EXPIRED_KEY: Final = "cp-key-that-is-expired-0123456789"
+PLACE: Final = ("home", "laptop")
+
+
+def snapshot(world: World) -> Json:
+    return world.server.operators.snapshot()
+
+
+def reasons(world: World) -> Json:
+    explained = world.server.operators.explain("home", "m1", None)
+    return {account["name"]: account["reason"] for account in explained["accounts"]}
+
+
+async def test_a_key_is_active_paused_or_expired(autojump_clock: MockClock) -> None:
+    keys = {
+        "laptop": KEY,
+        "off": {"key": PAUSED_KEY, "paused": True},
+        "old": {"key": EXPIRED_KEY, "expires": "2027-01-15T08:00:00Z"},
+    }
+    async with opened_world(describe("a", pool={"keys": keys})) as world:
+        states = {key["name"]: key["status"] for key in snapshot(world)["keys"]}
+        assert states == {"laptop": "active", "off": "paused", "old": "expired"}
+
+
+@pytest.mark.parametrize(
+    ("effect", "kind", "name"),
+    [
+        (Effect.LACKS_MODEL, "model", "m1"),
+        (Effect.LACKS_ROUTE, "route", "/responses"),
+        (Effect.LACKS_WEBSOCKET, "WebSocket", ""),
+    ],
+)
+async def test_what_an_account_lacks_is_shown_until_it_is_tried_again(
+    autojump_clock: MockClock, effect: Effect, kind: str, name: str
+) -> None:
+    async with opened_world(describe("a")) as world:
+        health = world.server.shared.roster.health["a"]
+        health.block(effect, name, trio.current_time() + 60, "404 not_found")
+
+        (lack,) = snapshot(world)["accounts"][0]["lacks"]
+        assert (lack["kind"], lack["name"], lack["reason"]) == (kind, name, "404 not_found")
+        shown = mcp_server.status_text(snapshot(world), 1000, is_coloured=False)
+        words = " ".join(filter(None, [kind, name, "(404 not_found)"]))
+        assert f"{words}, again in 1 min" in shown
+
+        await trio.sleep_until(trio.current_time() + 61)
+        assert snapshot(world)["accounts"][0]["lacks"] == []
+
+
+async def test_a_model_that_only_a_client_named_is_not_shown(world: World) -> None:
+    health = world.server.shared.roster.health["a"]
+    health.block(Effect.LACKS_MODEL, "a-client-s-word", trio.current_time() + 60, "404 not_found")
+    assert snapshot(world)["accounts"][0]["lacks"] == []
+
+
+async def test_an_account_at_its_cap_is_said_to_be_busy(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a", accounts={"a": {"concurrent": 1}})) as world:
+        places = world.server.shared.roster.places
+        places.take("a", PLACE)
+        assert reasons(world) == {"a": "number 1 in order, and busy: at its cap"}
+        assert world.server.operators.explain("home", "m1", None)["chosen"] is None
+
+        places.give_back("a", PLACE)
+        assert reasons(world) == {"a": "number 1 in order"}
+
+
+async def test_an_account_whose_host_did_not_connect_is_said_to_come_last(world: World) -> None:
+    roster = world.server.shared.roster
+    address = world.config.accounts["a"].base_url.address
+    roster.unreached[address, None] = (trio.current_time() + 60, Cause.REFUSED)
+    assert reasons(world)["a"] == (
+        f"number 3 in order; tried last, for it did not connect: {Cause.REFUSED.value}"
+    )
