@@ -67,10 +67,11 @@ async def test_what_an_account_lacks_is_shown_until_it_is_tried_again(
         assert snapshot(world)["accounts"][0]["lacks"] == []
 
 
-async def test_a_model_that_only_a_client_named_is_not_shown(world: World) -> None:
-    health = world.server.shared.roster.health["a"]
-    health.block(Effect.LACKS_MODEL, "a-client-s-word", trio.current_time() + 60, "404 not_found")
-    assert snapshot(world)["accounts"][0]["lacks"] == []
+async def test_a_model_that_only_a_client_named_is_not_shown(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a")) as world:
+        health = world.server.shared.roster.health["a"]
+        health.block(Effect.LACKS_MODEL, "of-a-client", trio.current_time() + 60, "404 not_found")
+        assert snapshot(world)["accounts"][0]["lacks"] == []
 
 
 async def test_an_account_at_its_cap_is_said_to_be_busy(autojump_clock: MockClock) -> None:
@@ -84,10 +85,13 @@ async def test_an_account_at_its_cap_is_said_to_be_busy(autojump_clock: MockCloc
         assert reasons(world) == {"a": "number 1 in order"}
 
 
-async def test_an_account_whose_host_did_not_connect_is_said_to_come_last(world: World) -> None:
-    roster = world.server.shared.roster
-    address = world.config.accounts["a"].base_url.address
-    roster.unreached[address, None] = (trio.current_time() + 60, Cause.REFUSED)
-    assert reasons(world)["a"] == (
-        f"number 3 in order; tried last, for it did not connect: {Cause.REFUSED.value}"
-    )
+async def test_an_account_whose_host_did_not_connect_is_said_to_come_last(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened_world(describe("abc")) as world:
+        address = world.config.accounts["a"].base_url.address
+        until = trio.current_time() + 60
+        world.server.shared.roster.unreached[address, None] = (until, Cause.REFUSED)
+        assert reasons(world)["a"] == (
+            f"number 3 in order; tried last, for it did not connect: {Cause.REFUSED.value}"
+        )
