@@ -1344,7 +1344,7 @@ TOOLS: Final[Mapping[str, Tool]] = {
         service_status,
     ),
     "codex_pooler_list_pools": list_tool(
-        "Pools. Status: ready, limited (all accounts cool down), down.",
+        "Pools. Status: ready, limited (none is ready, one or more cool down), down.",
         "pools",
         POOL,
         pool_facts,

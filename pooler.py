@@ -14,12 +14,12 @@ Words that have one meaning here:
     session    the requests of one conversation; its pin keeps them on one account
     request    what a client sends: a call, if it is to be served by an account
     turn       one call on a WebSocket
-    attempt    one call sent to one account
+    attempt    one call sent to one account, with its repairs
     event      one SSE event, or one message of a WebSocket
     response   what a request gets, from its upstream or from the pooler
     fault      a failed attempt, classified: its effect on the account, and the next action
     cooldown   a time in which an account is not asked; after a demotion it is asked last
-    lease      a place at an account, or bytes of a budget, held until they are given back
+    lease      a place at an account, held until it is given back
     head       the first line and the header fields of a request or a response
 
 The way of a request, and the sections that it passes:
@@ -146,7 +146,7 @@ JsonDict = dict[str, Json]  # one that may be changed
 # LIMITS
 ################################################################
 # Every buffer, wait, queue and count has its bound here.  `Limits` can be overridden in
-# pools.json within the bounds beside each default; the constants after it cannot be changed.
+# pools.json within the bounds beside each default; the constants below it are fixed.
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -163,176 +163,177 @@ class Limits:
 
     body_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)  # some images in base64
     bodies_bytes_max: int = _limit(256 * MIB, MIB, 8192 * MIB)  # of all connections together
-    connections_max: int = _limit(1024, 2, 65536)
-    key_streams_max: int = _limit(64, 1, 10_000)
-    account_streams_max: int = _limit(16, 1, 10_000)
-    queue_seconds_max: float = _limit(10, 0, 600)
+    connections_max: int = _limit(1024, 2, 65536)  # of clients; each takes one descriptor or two
+    key_streams_max: int = _limit(64, 1, 10_000)  # at once, of one key
+    account_streams_max: int = _limit(16, 1, 10_000)  # at once, if the account names no other
+    queue_seconds_max: float = _limit(10, 0, 600)  # for a place at an account
     attempts_max: int = _limit(3, 1, 16)  # accounts tried for one request
-    cooldown_seconds: float = _limit(30, 1, HOUR)  # where the upstream names no time
-    first_event_seconds_max: float = _limit(120, 0.1, 3600)
-    between_events_seconds_max: float = _limit(300, 0.1, 3600)
-    unary_seconds_max: float = _limit(600, 0.1, 3600)
-    comment_seconds: float = _limit(15, 0.1, 300)  # proxies cut silence from 50 s on (F97)
+    cooldown_seconds: float = _limit(30, 1, HOUR)  # if the upstream announces no reset
+    first_event_seconds_max: float = _limit(120, 0.1, 3600)  # local models load first
+    between_events_seconds_max: float = _limit(300, 0.1, 3600)  # reasoning may be silent
+    unary_seconds_max: float = _limit(600, 0.1, 3600)  # for a response in one piece
+    comment_seconds: float = _limit(15, 0.1, 300)  # proxies cut off silence from 50 s on (F97)
     websocket_idle_seconds_max: float = _limit(1800, 1, 24 * HOUR)  # no frame, no turn
-    drain_seconds_max: float = _limit(30, 0, 3600)
-    records_max: int = _limit(1000, 1, 100_000)  # requests that are remembered
+    drain_seconds_max: float = _limit(30, 0, 3600)  # for requests in progress at a stop
+    records_max: int = _limit(1000, 1, 100_000)  # of requests, kept for operators
 
 
 # A client's request, before and while it is read.
 HEAD_BYTES_MAX: Final = 32 * KIB  # Codex sends about 3 KiB of metadata
-HEAD_FIELDS_MAX: Final = 100
-TARGET_BYTES_MAX: Final = 8 * KIB
-BEARER_BYTES_MAX: Final = 512
+HEAD_FIELDS_MAX: Final = 100  # browsers and proxies send some 40
+TARGET_BYTES_MAX: Final = 8 * KIB  # what most servers take
+BEARER_BYTES_MAX: Final = 512  # our own keys have some 50
 HEAD_SECONDS_MAX: Final = 15.0  # absolute: drips do not extend it
 KEEP_ALIVE_SECONDS_MAX: Final = 75.0  # longer than proxies keep theirs (F98)
-BODY_IDLE_SECONDS_MAX: Final = 30.0
-BODY_SECONDS_MAX: Final = 120.0
+BODY_IDLE_SECONDS_MAX: Final = 30.0  # without a byte
+BODY_SECONDS_MAX: Final = 120.0  # absolute: 32 MiB at 2 Mbit/s
 BODY_DEPTH_MAX: Final = 100  # json.loads itself gives up near 1,000
 JSON_SEPARATORS_MAX: Final = 200_000  # holds the loop about 60 ms
-KEYLESS_CONNECTIONS_MAX: Final = 256  # have not shown a valid key yet
+KEYLESS_CONNECTIONS_MAX: Final = 256  # that have not presented a valid key yet
 WRITE_STALL_SECONDS_MAX: Final = 60.0  # for 64 KiB
 # The pool.
 QUEUE_LENGTH_MAX: Final = 64  # per pool
 PINS_MAX: Final = 4096
-PIN_IDLE_SECONDS_MAX: Final = 24 * HOUR
-RESPONSE_PINS_MAX: Final = 4096
-UNTRIED_SECONDS_MAX: Final = 900.0
+PIN_IDLE_SECONDS_MAX: Final = 24 * HOUR  # prompt caches are gone by then
+RESPONSE_PINS_MAX: Final = 4096  # as many as sessions
+UNTRIED_SECONDS_MAX: Final = 900.0  # limits are reset early, and nobody announces that
 # Beyond it a reset is implausible: the longest windows of plans have 30 days (F34).
 RESET_SECONDS_MAX: Final = 32 * 24 * HOUR
-DEMOTION_SECONDS: Final = 60.0
+DEMOTION_SECONDS: Final = 60.0  # a server that failed mostly fails again at once
 # An exchange with an upstream.
 CONNECT_SECONDS_MAX: Final = 10.0  # name, TCP and TLS together
 HOLD_SECONDS_MAX: Final = 10.0  # then the client gets its 200
-HANDSHAKE_EVENTS_MAX: Final = 16
-UPSTREAM_HEAD_BYTES_MAX: Final = 32 * KIB
-UPSTREAM_INTERIM_MAX: Final = 8  # 1xx answers
-UNARY_BYTES_MAX: Final = 64 * MIB
+HANDSHAKE_EVENTS_MAX: Final = 16  # before content; real streams have two or three (F28)
+UPSTREAM_HEAD_BYTES_MAX: Final = 32 * KIB  # cookies and policies of CDNs take some KiB
+UPSTREAM_INTERIM_MAX: Final = 8  # responses with a status 1xx
+UNARY_BYTES_MAX: Final = 64 * MIB  # several images in base64
 EVENT_BYTES_MAX: Final = 16 * MIB  # an image in one event (F37)
 EVENTS_BYTES_MAX: Final = 256 * MIB  # unfinished, all streams
 IDLE_CONNECTIONS_MAX: Final = 8  # per account
 IDLE_CONNECTION_SECONDS_MAX: Final = 15.0  # servers drop theirs at 60 s (F98)
 # A Responses WebSocket, on both sides of the pooler.
-WEBSOCKET_HANDSHAKE_SECONDS_MAX: Final = 10.0
+WEBSOCKET_HANDSHAKE_SECONDS_MAX: Final = 10.0  # with an upstream
 WEBSOCKET_MESSAGE_BYTES_MAX: Final = 32 * MIB  # a client's
 WEBSOCKET_UPSTREAM_BYTES_MAX: Final = 16 * MIB  # more is refused (F25)
 WEBSOCKET_FRAMES_MAX: Final = 4096  # until a message is whole, pings too
 # The operator's side.
-MCP_BODY_BYTES_MAX: Final = MIB
+MCP_BODY_BYTES_MAX: Final = MIB  # messages have some hundred bytes
 # The logins of ChatGPT accounts.
 REFRESH_MARGIN_SECONDS: Final = 300.0  # before a token ends (F55)
-REFRESH_SECONDS_MAX: Final = 15.0  # lock, answer and disk together
+REFRESH_SECONDS_MAX: Final = 15.0  # lock, response and disk together
 REFRESH_PAUSE_SECONDS: Final = 10.0  # after one that failed
 
 # Steps, caches and texts.
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
 STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them holds the loop about 0.5 ms
-PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while an answer is under way
-CHUNK_EXTENSION_BYTES_MAX: Final = KIB  # of each chunk of an upstream; real ones have some ten
-TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked, thrown away
-LINGER_BYTES_MAX: Final = 256 * KIB  # of a refused request, so that its answer is seen
-LINGER_SECONDS_MAX: Final = 1.0
-CLOSE_SECONDS_MAX: Final = 2.0
+PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while a response is in progress
+CHUNK_EXTENSION_BYTES_MAX: Final = KIB  # of each chunk of an upstream; real ones have about ten
+TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked and dropped
+LINGER_BYTES_MAX: Final = 256 * KIB  # read of a rejected request, so that its response arrives
+LINGER_SECONDS_MAX: Final = 1.0  # and for so long
+CLOSE_SECONDS_MAX: Final = 2.0  # to say goodbye over TLS, or to a WebSocket
 STOP_SECONDS_MAX: Final = 5.0  # after the drain, for the last terminal events
 AFTER_TERMINAL_SECONDS_MAX: Final = 1.0  # OpenCode waits for the end of the body (F71)
-ERROR_BODY_BYTES_MAX: Final = MIB
-ERROR_BODY_SECONDS_MAX: Final = 10.0
-EARLY_RESPONSE_SECONDS_MAX: Final = 1.0  # an answer before the end of our request
-CONNECTS_MAX: Final = 2  # that one request has fail at one host, each of which may take seconds
+ERROR_BODY_BYTES_MAX: Final = MIB  # the largest error page that is worth reading
+ERROR_BODY_SECONDS_MAX: Final = 10.0  # then its status has to do
+EARLY_RESPONSE_SECONDS_MAX: Final = 1.0  # a response before the end of our request
+CONNECTS_MAX: Final = 2  # failed at one host by one request: each may take seconds
 SILENCE_SECONDS_MAX: Final = 45.0  # then a stream's client gets its 200: proxies cut it (F97)
 RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to (F70)
 # To accounts with an API key: LiteLLM drops parameters if the name begins with "codex" (F61).
 API_AGENT: Final = f"pooler/{VERSION}"
 CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones do not get newer models (F20)
-PLACES_KEPT_PART: Final = 8  # so much of an account is for keys that use it little
+PLACES_KEPT_PART: Final = 8  # one part of so many is kept for keys that use little
 CATALOGUE_SECONDS: Final = HOUR  # how long an account's /models stays good
-CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be had
+CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be fetched
 CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB (F20)
-CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and written to be kept, in one step
-CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list some hundred
+CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and serialized to be kept, in one step
+CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list a few hundred
 EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it (F21)
-SHORT_COOLDOWN_SECONDS_MAX: Final = 3.0  # a session waits so long for its cache (F15, F40)
-MODEL_BLOCK_SECONDS: Final = HOUR  # an account said that it lacks the model
-ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream has no such route; it may be updated
+SHORT_COOLDOWN_SECONDS_MAX: Final = 3.0  # a session waits that long for its cache (F15, F40)
+MODEL_BLOCK_SECONDS: Final = HOUR  # an upstream said that the account lacks the model
+ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream lacks the route, but may be updated
 MODEL_BLOCKS_MAX: Final = 64  # per account, of each kind
 MODELS_TOLD_MAX: Final = 20  # in an error, of those that a key may use
 QUOTA_WINDOWS_MAX: Final = 16  # per account: its plan has two, single models may have more
-WINDOW_MINUTES_MAX: Final = 366 * 24 * 60  # no plan counts over a longer time
-SLEEP_SECONDS_MIN: Final = 5.0  # by less than that a clock may be corrected at any time
-NEARLY_USED_PERCENT: Final = 95.0  # from here on new sessions go elsewhere if they can
+WINDOW_MINUTES_MAX: Final = 366 * 24 * 60  # no plan has a longer window
+SLEEP_SECONDS_MIN: Final = 5.0  # a clock may be corrected by less at any time
+NEARLY_USED_PERCENT: Final = 95.0  # from here on new sessions go elsewhere if possible
 UNKNOWN_LEFT_PERCENT: Final = 99.0  # without evidence: after the untouched, before the used
 TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum's JSON
 INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
-OUTPUT_ITEMS_MAX: Final = 4_000  # of an answer: all told at its end, they hold the loop 80 ms
-MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's words: searched, and shown
+OUTPUT_ITEMS_MAX: Final = 4_000  # of a response: sent at its end, they hold the loop 80 ms
+MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's error message: searched, and shown
 # Of a client's body, as escapes or in short strings.  So much and all the members that there may be
 # are read in about 120 ms; twice as much of both would take twice as long.
 MUCH_TEXT_BYTES: Final = 16 * MIB
-FLOATS_MAX: Final = 100_000  # in a client's body: to write one anew takes 0.7 us
-REASON_CHARS_MAX: Final = 300  # of an upstream's words that are told in an error of ours
-DETAILS_MAX: Final = 8  # beside an error's message that are looked at
+FLOATS_MAX: Final = 100_000  # in a client's body: serializing one takes 0.7 us
+REASON_CHARS_MAX: Final = 300  # of an upstream's error message that one of ours repeats
+KEY_PART_CHARS_MIN: Final = 12  # in an upstream's code: an id or a key, if it has digits
+DETAILS_MAX: Final = 8  # next to an error's message that are read
 UNIX_SECONDS_MIN: Final = 10**9  # a larger number of seconds is a moment, and no span
 MS_DIGITS: Final = 13  # of a unix time in milliseconds, until the year 2286
 ERROR_DEPTH_MAX: Final = 5  # `response`, `error`, `detail` ... around what an upstream says
-FORBIDDEN_MAX: Final = 3  # refusals in a row, without a reason that is known, of one account
+FORBIDDEN_MAX: Final = 3  # refusals of one account in a row, for no known reason
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
-JSON_DEPTH_MAX: Final = 500  # of an upstream's: more than a body's, for answers repeat its tools
+JSON_DEPTH_MAX: Final = 500  # of an upstream's: responses repeat the tools of bodies
 MCP_DEPTH_MAX: Final = 100  # of a message to /mcp, which has some dozens of members
-MCP_MEMBERS_MAX: Final = 10_000
+MCP_MEMBERS_MAX: Final = 10_000  # reading them takes about 10 ms
 JSON_MEMBERS_MAX: Final = 100_000  # of an upstream's: read with 16 MiB they take about 120 ms
-WRITTEN_MEMBERS_MAX: Final = 50_000  # of what is written anew: as many numbers take 80 ms
-WRITTEN_BYTES_MAX: Final = 4 * MIB  # of an event that is written anew, besides the items it gets
-WHOLE_MEMBERS_MAX: Final = 10_000  # of an answer in one piece whose events are written
-UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of an answer that is passed on; a longer one goes unread
+WRITTEN_MEMBERS_MAX: Final = 50_000  # of what is serialized again: as many numbers take 80 ms
+WRITTEN_BYTES_MAX: Final = 4 * MIB  # of an event that is serialized again, without new items
+WHOLE_MEMBERS_MAX: Final = 10_000  # of a response in one piece that is made into events
+UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of a response to be read; a longer one passes unread
 EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
-TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of an answer, which is written anew in one step
-SESSION_CHARS_MAX: Final = 256
+TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of a response, which is serialized again in one step
+SESSION_CHARS_MAX: Final = 256  # of its header; clients send UUIDs
 CODEX_ID_CHARS_MAX: Final = 64  # of a call or a prompt_cache_key (F7)
-BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, to know it again: a digest of 0.3 ms
-MODEL_CHARS_MAX: Final = 200  # of a name: an account remembers some that clients made up
-RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response, to be known again; real ones have 60
+BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, for its digest, which takes 0.3 ms
+MODEL_CHARS_MAX: Final = 200  # of a name: some that clients made up are remembered
+RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response's id; real ones have about 60
 REFRESH_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends (F55)
 LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
-LOCK_TRIES_MAX: Final = 20  # by who only looks whether it can be locked
-ROOM_SPARE_BYTES: Final = 4 * KIB  # by which a renewed login may be longer than the one before
+LOCK_TRIES_MAX: Final = 20  # by who only checks that it can be locked
+ROOM_SPARE_BYTES: Final = 4 * KIB  # by which a refreshed login may be longer than the last
 CHANGES_TOLD_MAX: Final = 100  # of a reload, in one line of the log
 DOUBTED_CHARS_MAX: Final = 512  # of a secret: a longer one is no placeholder
-SHOWN_CHARS_MAX: Final = 60  # of a line that is no JSON, before and behind the place
+SHOWN_CHARS_MAX: Final = 60  # of a line that is not JSON, on either side of the error
 TOKEN_SECONDS_MIN: Final = HOUR  # for which a token is good that was just issued
-CLOCK_LEAD_SECONDS_MIN: Final = 60.0  # less is the way of an answer, or a clock that is well kept
-REFRESH_SECONDS_CEILING: Final = 60.0  # of one refresh, for no stop can cut it short
+CLOCK_LEAD_SECONDS_MIN: Final = 60.0  # less may be latency, or a clock that is well kept
+REFRESH_SECONDS_CEILING: Final = 60.0  # of one refresh: a shutdown waits for it
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes (F25)
 WEBSOCKET_PING_SECONDS: Final = 30.0  # proxies cut what is silent from 50 s on (F97)
-TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the turn under way
-PART_BYTES: Final = 64  # that a part of an unfinished message takes besides what is in it
-FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer; the library holds the loop about 2 ms for them
-ANCHORS_MAX: Final = 256  # response ids that one upstream WebSocket is known to remember
+TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the one in progress
+PART_BYTES: Final = 64  # what a part of an unfinished message takes besides its data
+FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer: they hold the loop about 2 ms
+ANCHORS_MAX: Final = 256  # response ids that an upstream WebSocket is known to keep
 NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
 UNIX_MAX: Final = 10**10  # in the year 2286: a later time in a file is nonsense
-ACCOUNTS_COUNTED_MAX: Final = 1024  # that counters have rows of: reloads may bring ever new ones
+ACCOUNTS_COUNTED_MAX: Final = 1024  # with rows of counters: reloads may bring new ones
 TOTALS_MAX: Final = 512  # rows of counters for each account
-UPSTREAM_CODES_MAX: Final = 16  # of one account that counters tell apart: it may make up new ones
+UPSTREAM_CODES_MAX: Final = 16  # of one account, counted one by one: it may invent more
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
-SECRET_CHARS_MIN: Final = 16
-CONFIG_BYTES_MAX: Final = 4 * MIB
-SECRET_FILE_BYTES_MAX: Final = 64 * KIB
-CA_BYTES_MAX: Final = 4 * MIB  # all authorities of a system take a quarter of a mebibyte
-LISTEN_BACKLOG: Final = 1024
+SECRET_CHARS_MIN: Final = 16  # fewer can be guessed
+CONFIG_BYTES_MAX: Final = 4 * MIB  # of pools.json: thousands of keys
+SECRET_FILE_BYTES_MAX: Final = 64 * KIB  # a login has some 5 KiB
+CA_BYTES_MAX: Final = 4 * MIB  # a system's authorities take about 256 KiB
+LISTEN_BACKLOG: Final = 1024  # as many as connections
 STDERR: Final = 2
 LOG_LINES_MAX: Final = 10_000  # not written yet; about 6 MiB
-LOG_BATCH_LINES: Final = 100  # written in one go
-LOG_WRITE_BYTES: Final = 4 * KIB  # at once, so that progress with a slow reader is seen
+LOG_BATCH_LINES: Final = 100  # written at once
+LOG_WRITE_BYTES: Final = 4 * KIB  # in one step, so that a slow reader's progress is seen
 LOG_SECONDS_MAX: Final = 2.0  # at the end, without progress with the lines that are left
 LOG_END_SECONDS_MAX: Final = 10.0  # at the end, for all of them
-ACCEPT_LOG_SECONDS: Final = 60.0
+ACCEPT_LOG_SECONDS: Final = 60.0  # between two lines about refused connections
 DESCRIPTORS_KEPT: Final = 32  # for listeners, the log, files, and health checks
 SPARE_CONNECTIONS_MAX: Final = 16  # beyond all others, for health checks
 WIDE_BYTES_MAX: Final = MIB  # of wide text that is written as it is
-MEMBER_BYTES: Final = 128  # what a member of an object takes in memory, about
-FILE_SECONDS_MAX: Final = 2.0  # to look at a login's file: a dead disk must not stop anybody else
-RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and all that it names
-UNSAVED_MAX: Final = 64  # renewed logins that no disk has taken yet, by file
-FILE_THREADS_MAX: Final = 8  # at files, so that a dead disk leaves the threads that resolve names
+MEMBER_BYTES: Final = 128  # about what a member of an object takes in memory
+FILE_SECONDS_MAX: Final = 2.0  # for a login's file: a dead disk must stop nobody else
+RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and the files that it names
+UNSAVED_MAX: Final = 64  # refreshed logins that could not be saved yet, by file
+FILE_THREADS_MAX: Final = 8  # for files: a dead disk leaves those that resolve names
 
 _DEFAULTS: Final = Limits()
 assert TARGET_BYTES_MAX < HEAD_BYTES_MAX < _DEFAULTS.body_bytes_max < _DEFAULTS.bodies_bytes_max
@@ -393,7 +394,7 @@ class Budget:
 ################################################################
 # An expected failure is a PoolerError, one row of this table: what the client gets.  Anything
 # else that is raised is a bug.  Our messages contain no status codes and none of the phrases that
-# make OpenCode retry a final error (F68), and never repeat what the client sent.
+# make OpenCode retry a final error (F68), and repeat nothing that the client sent but its Host.
 
 INVALID: Final = "invalid_request_error"
 SERVER: Final = "server_error"
@@ -1185,6 +1186,7 @@ _ADDRESS: Final = re.compile(rf"({_HOST_NAME}):(\d{{1,5}})")
 UNIX_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, without its zero (unix(7))
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
+_VARIABLE_NAME: Final = re.compile("[A-Z_][A-Z0-9_]{0,63}")
 # Sentinel for the value of a duplicate name (JSON has no tuples).
 _TWICE: Final = ("the name stands there twice",)
 
@@ -1678,7 +1680,9 @@ class _Loader:
         try:
             secret = self.env[name] if source == "env" else self.read_file(name).partition("\n")[0]
         except KeyError:
-            raise ValueError(f"the environment variable {name} is not set") from None
+            # Whoever pastes a secret in the place of a name must not read it in the log.
+            shown = f"variable {name}" if _VARIABLE_NAME.fullmatch(name) else "variable it names"
+            raise ValueError(f"the environment {shown} is not set") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise ValueError(f"the file cannot be read: {reason}") from None
@@ -2083,7 +2087,7 @@ def _doubts_of_top(config: Config) -> Iterator[str]:
         yield "hosts: is empty, so every request is refused"
     if config.proxy and (doubt := _doubt_of_own(config.proxy.url, config.listen)):
         yield f"proxy: {doubt}"
-    if config.base_path.startswith("/v1"):
+    if f"{config.base_path}/".startswith("/v1/"):
         yield f"base_path: stands before /v1, so a route is {config.base_path}/v1/responses"
 
     used = {account.name for pool in config.pools.values() for account in pool.accounts}
@@ -2475,7 +2479,7 @@ def key_limit(what: str, seconds: int) -> PoolerError:
 
 
 class Access(enum.Enum):
-    """The credential that a route demands; `identify` checks it."""
+    """The credential that a route demands; `identify_caller` checks it."""
 
     ANYBODY = "none"
     POOL_KEY = "a pool key"
@@ -2505,7 +2509,7 @@ class Route(NamedTuple):
     """One row of ROUTES."""
 
     name: str  # in the log
-    path: str  # below base_path; braces stand for any text
+    path: str  # below base_path; `find_routes` knows the patterns in braces
     methods: Sequence[str]  # none: every method is refused
     access: Access
     handler: str  # in `Server.handlers`
@@ -5464,6 +5468,7 @@ _CAMEL: Final = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 _POLICY_CODES: Final = re.compile("(cyber|bio|content)_policy.*|misalignment_policy_violation")
 # Not a flat event's type, and not a number.
 _CODE_TOKEN: Final = re.compile(r"(?!error$|response\.|[0-9]+$)[A-Za-z0-9_.-]{1,80}")
+_PARTS_OF_CODE: Final = re.compile("[_.-]")
 _UNREADABLE: Final = re.compile("could not be (?:verified|decrypted)")  # encrypted content (F10)
 # A limit that is lower than what the request asks for by itself (F48).
 _ASKED: Final = re.compile(
@@ -5560,11 +5565,19 @@ def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
     return UpstreamWords("".join(names[:1]), message, error, known, tuple(names), status)
 
 
+def is_code(text: str) -> bool:
+    """Whether a text names a failure: keys and ids do not, as they mix letters and digits."""
+    if not _CODE_TOKEN.fullmatch(text):
+        return False
+    parts = _PARTS_OF_CODE.split(text)
+    return all(len(part) < KEY_PART_CHARS_MIN or part.isalpha() for part in parts)
+
+
 def _error_names(levels: Sequence[JsonObject], headers: Headers) -> list[str]:
     """The codes and types that an error bears; first those whose meaning is firm."""
     names = [text_at(level, name) for level in levels for name in ("code", "type")]
     names.append(headers.get("x-openai-authorization-error", ""))  # maybe the only word (F47)
-    names = [name for name in names if _CODE_TOKEN.fullmatch(name)]
+    names = [name for name in names if is_code(name)]
     names.sort(key=lambda name: meaning_of(name) not in _FIRM)
     return names
 
@@ -5631,7 +5644,7 @@ def _reason(told: int, words: UpstreamWords) -> str:
     reached = reached or words.error.get("rate_limit_reached_type")
     reached = text_at(reached, "type") or text_at(reached, "kind") or reached
     name = words.code or (str(words.status) if words.status not in {0, told} else "")
-    is_told = isinstance(reached, str) and _CODE_TOKEN.fullmatch(reached) and reached != name
+    is_told = isinstance(reached, str) and is_code(reached) and reached != name
     return " ".join(filter(None, [str(told), name, reached if is_told else ""]))
 
 
@@ -5815,8 +5828,8 @@ def read_limit_words(headers: Headers) -> LimitWords:
     """The same from the head of an answer, or of a WebSocket's error frame."""
     active = headers.get("x-codex-active-limit", "").lower().replace("-", "_")
     reached = headers.get(REACHED_HEADER, "")
-    is_token = _CODE_TOKEN.fullmatch(reached)
-    return LimitWords(read_quota_headers(headers), active, reached if is_token else "")
+    reached = reached if is_code(reached) else ""
+    return LimitWords(read_quota_headers(headers), active, reached)
 
 
 def model_of_limit(name: str) -> str:
@@ -6987,7 +7000,7 @@ class Roster:
             return lacking_model(standing.reason.partition(" ")[2])
         if Status.LACKS_ROUTE in by_status:
             return lacking_route(call.path)
-        if call.response or by_status.keys() <= {Status.PAUSED}:
+        if Status.NOT_OWNER in by_status or by_status.keys() <= {Status.PAUSED}:
             return PoolerError("no_usable_account")
 
         if is_model_known(self.health, call):
@@ -6998,21 +7011,21 @@ class Roster:
     def pooled_quota(self, pool: Pool, now: float) -> tuple[bool, dict[int, QuotaWindow]]:
         """Whether all are limited, and the least used window of each length in seconds.
 
-        Of the accounts that are not limited; if there are none, of the one that is back first.
+        Of the accounts that can serve; if none can, of the limited one that is back first.
         """
         healths = [self.health_of(account) for account in pool.accounts]
         standings = [(standing_of(health, now), health) for health in healths]
-        free = [health for standing, health in standings if standing.status in _UNLIMITED]
+        ready = [health for standing, health in standings if standing.status is Status.READY]
         limited = [pair for pair in standings if pair[0].status in LIMITED]
         limited.sort(key=lambda pair: pair[0].until)
-        shown = free or [health for _, health in limited[:1]]
+        shown = ready or [health for _, health in limited[:1]]
 
         best: dict[int, QuotaWindow] = {}
         for health in shown:
             for length, window in health.quota.running(PLAN_FAMILY, now).items():
                 best[length] = min(best.get(length, window), window)
         best.pop(0, None)  # of unknown length: it counts, but cannot be shown as a window
-        return bool(limited) and not free, dict(sorted(best.items()))
+        return bool(limited) and not ready, dict(sorted(best.items()))
 
     # What happens to an account.
 
@@ -7110,7 +7123,7 @@ class Roster:
         sessions.pin(call, account, is_mixed, now)
 
     def may_return(self, call: Call, pin: Pin, now: float) -> bool:
-        """Whether a session's own account is only busy, or lacks this model: the pin stays."""
+        """Whether a session's own account is only busy, or has no login for now: the pin stays."""
         health = self.health.get(pin.account)
         if health is None or pin.account not in [account.name for account in call.pool.accounts]:
             return False
@@ -8627,7 +8640,7 @@ class UpstreamConnection:
     kept: deque[UpstreamConnection] | None = None  # where it waited for this exchange
     is_cut: bool = False  # the request was not sent whole
     is_large: bool = False  # it has more than one step
-    interim_count: int = 0  # 1xx answers of this exchange
+    interim_count: int = 0  # responses with a status 1xx of this exchange
     is_malformed: bool = False  # something came in the place of a head
 
     def __post_init__(self) -> None:
@@ -10320,6 +10333,12 @@ async def yield_after(body: bytes) -> None:
         await trio.lowlevel.checkpoint()
 
 
+async def share_after(message: bytes) -> None:
+    """As `yield_after`, but no deadline ends it: what has been taken would be lost."""
+    if len(message) > RECEIVE_BYTES:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
 @dataclass(eq=False, slots=True)
 class Opened:
     """The response to an attempt, from its head on: what it says, and what the client gets of it.
@@ -11499,7 +11518,7 @@ class SocketSource:
         for _ in range(strays_max + 1):
             message = await self.socket.take()
             self.type = "" if self.is_begun else type_of(message)
-            await yield_after(message)
+            await share_after(message)
             if self.is_begun or is_news(self.type):
                 return message
             if not self.is_reused or self.type in {"response.created", "error"}:
@@ -11558,7 +11577,7 @@ class SocketSource:
         else:
             message = await self.receive_message(HANDSHAKE_EVENTS_MAX)
         frames.done(message)
-        await yield_after(message)
+        await share_after(message)
 
         event = scanner.take_message(message)
         if scanner.terminal is not None:

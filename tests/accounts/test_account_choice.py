@@ -16,6 +16,7 @@ from typing import Any, Final
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 import pooler
 from pooler import (
@@ -38,8 +39,8 @@ from pooler import (
     read_call,
     standing_of,
 )
-from tests.support.memory_sockets import Json
-from tests.support.world import UNIX_START, describe, make_config
+from tests.support.memory_sockets import Json, post
+from tests.support.world import UNIX_START, describe, make_config, opened_world
 
 HOUR: Final = 3600.0
 RETRY: Final = 900.0
@@ -709,3 +710,13 @@ def test_whatever_an_upstream_says_is_understood_as_something(
         assert fault.error.content()[0]
         scene.roster.note_fault(scene.account("a"), fault, "m1", 0)
         assert set(scene.order()) >= set("bc")
+
+
+@pytest.mark.parametrize("previous", [None, "resp_of_nobody"])
+async def test_an_unknown_model_is_one_also_in_a_follow_up(
+    autojump_clock: MockClock, previous: str | None
+) -> None:
+    async with opened_world(describe("a")) as world:
+        body = {"model": "typo", "input": "x", "previous_response_id": previous}
+        response = await world.ask(post("/v1/responses", body))
+        assert (response.status, response.error["code"]) == (400, "model_not_found")

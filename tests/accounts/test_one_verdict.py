@@ -487,3 +487,20 @@ async def test_a_response_that_its_request_is_to_blame_for_is_passed_on(
         response = await world.ask(ask_responses(stream=False))
         assert (response.status, response.json()) == (200, failed)
         assert len(world.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sk-or-v1-0123456789abcdef0123456789abcdef",
+        "sk-proj-AbCdEfGh12345678",
+        "acct.12345678901234567",
+        "123e4567-e89b-12d3-a456-426614174000",
+    ],
+)
+def test_a_code_that_may_be_a_key_or_an_id_is_not_repeated(code: str) -> None:
+    for name in ("code", "type"):
+        fault = classify_response(401, {}, json.dumps({"error": {name: code}}).encode(), UNIX_START)
+        assert fault is not None
+        assert fault.reason == "401"
+        assert code not in fault.error.record_code

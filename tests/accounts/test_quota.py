@@ -697,3 +697,11 @@ def test_quota_first_never_prefers_an_account_with_less_left(
     left = [scene.left(name) for name in scene.order(scene.call(prompt_cache_key=session))]
     assert len(left) == 3
     assert left == sorted(left, reverse=True)
+
+
+def test_a_pool_is_limited_though_another_account_has_no_login() -> None:
+    scene = Quotas("ab")
+    scene.tell("a", window(100, DAY))
+    assert scene.codex_usage()["rate_limit"]["allowed"] is True
+    scene.roster.health["b"].has_login = False
+    assert scene.codex_usage()["rate_limit"]["allowed"] is False

@@ -692,3 +692,9 @@ def test_a_good_file_with_any_fault_is_accepted_or_refused_without_its_secrets(
         last = data.draw(st.sampled_from(FIELDS))
     place[last] = value
     accepts_or_refuses(json.dumps(described).encode())
+
+
+@pytest.mark.parametrize("pasted", ["sk-proj-0123456789abcdef", "gsk_0123456789abcdef", "x" * 99])
+def test_a_secret_in_the_place_of_a_variable_s_name_is_not_repeated(pasted: str) -> None:
+    (problem,) = problems_of(changed("accounts.a.api_key", f"{{env:{pasted}}}"))
+    assert problem == "accounts.a.api_key: the environment variable it names is not set"

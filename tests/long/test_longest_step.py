@@ -94,6 +94,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_WEBSOCKET_KEY", "_REQUEST_LINE", "_LOOPBACK_ORIGIN"), HEAD),
     **dict.fromkeys(("_TOKEN_TEXT", "_ACCOUNT_ID", "_REVOKED_CODES"), FILE),
     **dict.fromkeys(("_ADDRESS", "_SHA256", "_REFERENCE", "_base_url", "_proxy"), CONFIG),
+    "_VARIABLE_NAME": CONFIG,
     **dict.fromkeys(("_Loader.digest", "_Loader.api_key", "_Loader.pool", "run_status"), CONFIG),
     "_plain": CONFIG,
     "_PLACEHOLDER_HOST": 127 * 64,  # `_HOST_NAME` took it
@@ -109,7 +110,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_TYPE_FIRST", "_NUMBER", "_CHAT_CONTENT", "_CHAT_NOTABLE"), EVENT),
     **dict.fromkeys(("_CODE_TOKEN", "_FAMILY", "_FAILED_STATUS", "_WORDY_CODE"), EVENT),
     **dict.fromkeys(
-        ("_POLICY_CODES", "_CAMEL", "_NO_ROUTE_CODES"), 80
+        ("_POLICY_CODES", "_CAMEL", "_NO_ROUTE_CODES", "_PARTS_OF_CODE"), 80
     ),  # of what `_CODE_TOKEN` took
     **dict.fromkeys(("_CREDENTIAL_WORDS", "_ACCOUNT_WORDS", "_LIMIT_WORDS", "_DENIAL_WORDS"), 80),
     **dict.fromkeys(("_MODEL_WORDS", "_FAILURE_WORDS", "_OVERLOAD_WORDS", "_TIMEOUT_WORDS"), 80),

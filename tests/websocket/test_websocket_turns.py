@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 import trio
@@ -19,7 +19,18 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 from trio_websocket import WebSocketConnection
 
-from pooler import ERROR_BODY_BYTES_MAX, PoolerError, Relay, parse_json_object, with_stream_id
+from pooler import (
+    ERROR_BODY_BYTES_MAX,
+    RECEIVE_BYTES,
+    CallKind,
+    EventScanner,
+    PoolerError,
+    Relay,
+    SocketSource,
+    UpstreamSocket,
+    parse_json_object,
+    with_stream_id,
+)
 from tests.support.codex_backend import make_auth_file
 from tests.support.memory_sockets import Json
 from tests.support.memory_websockets import (
@@ -572,3 +583,38 @@ async def test_an_upstream_that_leaves_right_after_the_upgrade_was_not_asked(
         assert (await client.ask())[-1]["type"] == "response.completed"
         assert [name for name, _, _ in world.turns] == ["b"]
         assert len(upstream.handshakes) == 1
+
+
+class OneMessage:
+    """An upstream's WebSocket with one message, which is taken as a deadline passes."""
+
+    def __init__(self, message: bytes, deadline: trio.CancelScope) -> None:
+        self.message, self.deadline = message, deadline
+        self.given_back: list[bytes] = []
+        self.frames = self
+        self.is_spent = False
+        self.response_ids: list[str] = []
+
+    async def take(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self.deadline.cancel()
+        return self.message
+
+    def done(self, message: bytes) -> None:
+        self.given_back.append(message)
+
+
+@pytest.mark.parametrize("size", [10, RECEIVE_BYTES, RECEIVE_BYTES + 1, 1_000_000])
+async def test_a_message_that_was_taken_is_not_lost_to_a_deadline(size: int) -> None:
+    told = {"type": "response.created", "response": {"id": "resp_1"}, "pad": "x" * size}
+    message = json.dumps(told).encode()
+    with trio.CancelScope() as deadline:
+        socket = OneMessage(message, deadline)
+        source = SocketSource(
+            socket=cast("UpstreamSocket", socket),
+            scanner=EventScanner(CallKind.RESPONSES, is_socket=True),
+            is_reused=False,
+        )
+        events = await source.receive()
+    assert [event.raw for event in events] == [message]
+    assert socket.given_back == [message]

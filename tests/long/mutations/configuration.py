@@ -6,6 +6,9 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("pasted_secret", "A secret in the place of a variable's name is not repeated.",
+     "_Loader.secret", "_VARIABLE_NAME.fullmatch(name)", "True",
+     "config_is_strict::a_secret_in_the_place_of_a_variable_s_name_is_not_repeated"),
     ("variable_is_secret", "A variable that nobody fills in is no secret.",
      "doubt_of_secret", "_VARIABLE.fullmatch(secret)", "False",
      "config_doubts::a_secret_that_nobody_filled_in_is_refused_at_its_path"),

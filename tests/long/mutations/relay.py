@@ -6,6 +6,9 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("taken_message_lost", "No deadline loses a message that was taken.",
+     "share_after", "trio.lowlevel.cancel_shielded_checkpoint()", "trio.lowlevel.checkpoint()",
+     "websocket_turns::a_message_that_was_taken_is_not_lost_to_a_deadline"),
     ("login_not_retired", "A login whose account goes elsewhere takes nothing new.",
      "Shared.take_endpoints", "endpoint.login.is_retired = True", "pass",
      "one_value"),
