@@ -349,7 +349,7 @@ class Budget:
     So one alone gets half of it, and whoever comes next may have half of what he finds.
     A holder is a pool key, by its pool and name, or an account, by its name.  What an account
     holds is held for a key, its user: no user has more than the account could still take for the
-    others, so that one who reads slowly does not keep them from their answers.
+    others, so that one who reads slowly does not keep them from their responses.
     """
 
     bytes_max: int
@@ -463,7 +463,7 @@ def upstream_name(code: str) -> str:
 
 @dataclass(eq=False)
 class PoolerError(Exception):
-    """An answer to the client that is not a success.
+    """A response to the client that is not a success.
 
     `upstream_code` is an upstream's own name for what went wrong: it is told, and counted apart,
     but decides nothing.  `answer` is an upstream's body and Content-Type, passed on as they came.
@@ -3611,7 +3611,7 @@ _CHAT_NOTABLE: Final = re.compile(
 
 
 class Usage(NamedTuple):
-    """Token counts as an answer reports them."""
+    """Token counts as a response reports them."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -3620,7 +3620,7 @@ class Usage(NamedTuple):
 
 
 def read_usage(value: Json) -> Usage | None:
-    """The `usage` object of a Responses or Chat answer; None where it is none."""
+    """The `usage` object of a Responses or Chat response; None where it is none."""
     for given, made in (("input_tokens", "output_tokens"), ("prompt_tokens", "completion_tokens")):
         if isinstance(value, dict) and given in value:
             cached = count_at(value.get(f"{given}_details"), "cached_tokens")
@@ -3684,7 +3684,7 @@ class Event(NamedTuple):
 def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
     """The error in a failed event, in any of its shapes (F38).
 
-    What the event says of an HTTP answer that it stands for goes with it.
+    What the event says of an HTTP response that it stands for goes with it.
     """
     response = object_of(value.get("response"))
     error = response.get("error") or value.get("error")
@@ -3717,7 +3717,7 @@ def is_error(value: Mapping[str, Json]) -> bool:
 
 
 def status_in(value: Json) -> int:
-    """A number that is the status of a failed answer, also as text; 0, if it is none."""
+    """A number that is the status of a failed response, also as text; 0, if it is none."""
     text = str(value) if isinstance(value, int | str) else ""
     return int(text) if _FAILED_STATUS.fullmatch(text) else 0
 
@@ -5340,11 +5340,11 @@ def _choices_of_chunks(choice: JsonDict) -> Iterator[JsonDict]:
 ################################################################
 # VERDICTS
 ################################################################
-# What a failed attempt means: for the request (hand the answer on, try the next account,
+# What a failed attempt means: for the request (hand the response on, try the next account,
 # repair and ask the same one again) and for the account.  A code, or a type, stands for a status,
-# and one table says what a status means, whichever carrier it came by (F41): as an answer's own, in
-# an event or a JSON body of a 200, in a frame of a WebSocket.  F46 says which statuses prove that
-# nothing was executed.
+# and one table says what a status means, whichever carrier it came by (F41): a response's own, an
+# event or a JSON body of a 200, a frame of a WebSocket.  F46 says which statuses prove that nothing
+# was executed.
 
 
 class Action(enum.Enum):
@@ -5618,7 +5618,7 @@ def meaning_of(name: str) -> int:
 
 
 def _status_of(status: int, words: UpstreamWords) -> int:
-    """The status to judge a failure by; `status`: the answer's own, if it was no success.
+    """The status to judge a failure by; `status`: the response's own, if it was no success.
 
     A word for the account's own trouble goes before any number, and a number before other words.
     """
@@ -5776,7 +5776,7 @@ _QUOTA_HEADER: Final = re.compile(r"x-([a-z0-9-]{1,64})-(primary|secondary)-used
 def _read_window(family: str, values: Iterable[Json], name: Json = "") -> list[Window]:
     """The window with these `_WINDOW_FIELDS`; none, if they are no plausible numbers.
 
-    More than all is all: a last answer may overrun.  Nothing used, of an unknown length, with
+    More than all is all: a last response may overrun.  Nothing used, of an unknown length, with
     no reset, is how an upstream says "no data".
     """
     percent, minutes, resets_at = map(number_of, values)
@@ -5788,7 +5788,7 @@ def _read_window(family: str, values: Iterable[Json], name: Json = "") -> list[W
 
 
 def read_quota_headers(headers: Headers) -> list[Window]:
-    """The quota windows in the head of an answer, a refusal's too."""
+    """The quota windows in the head of a response, a refusal's too."""
     found: list[Window] = []
     for name in headers:
         if match := _QUOTA_HEADER.fullmatch(name):
@@ -5814,7 +5814,7 @@ def read_quota_event(event: JsonObject) -> list[Window]:
 
 
 class LimitWords(NamedTuple):
-    """What an answer says of its account's limits, besides an error."""
+    """What a response says of its account's limits, besides an error."""
 
     windows: Sequence[Window] = ()
     active: str = ""  # the id of the limit that fired
@@ -5825,7 +5825,7 @@ NO_LIMIT_WORDS: Final = LimitWords()
 
 
 def read_limit_words(headers: Headers) -> LimitWords:
-    """The same from the head of an answer, or of a WebSocket's error frame."""
+    """The same from the head of a response, or of a WebSocket's error frame."""
     active = headers.get("x-codex-active-limit", "").lower().replace("-", "_")
     reached = headers.get(REACHED_HEADER, "")
     reached = reached if is_code(reached) else ""
@@ -5855,7 +5855,7 @@ def _limited_family(said: LimitWords, model: str, *, is_throttle: bool) -> str:
 
 
 def classify_limit(fault: Fault, said: LimitWords, model: str) -> Fault:
-    """The fault, with what else its answer says of limits: it may be the model's alone."""
+    """The fault, with what else its response says of limits: it may be the model's alone."""
     if fault.effect is not Effect.LIMITED:
         return fault
     is_throttle = fault.is_throttle and not _USAGE_WORDS.search(said.reached)
@@ -5960,7 +5960,7 @@ def _without_route(reason: str) -> Fault:
 
 
 def _is_of_an_edge(status: int, headers: Headers, value: JsonObject) -> bool:
-    """Whether the answer is a page of something in front of the upstream: a bot wall (F45).
+    """Whether the response is a page of something in front of the upstream: a bot wall (F45).
 
     It has seen an address, and no account.
     """
@@ -5979,7 +5979,7 @@ def classify_response(
     is_reshaped: bool = False,
     is_whole: bool = True,
 ) -> Fault:
-    """What an upstream's answer other than 2xx means.
+    """What an upstream's response other than 2xx means.
 
     `is_reshaped`: a body that is not OpenAI-shaped must not reach the client as it came.
     `is_whole`: all of it has come; else it may have said what is not there.
@@ -6105,7 +6105,7 @@ def _own_failure(words: UpstreamWords) -> PoolerError:
 def public_error(fault: Fault, failure: JsonObject) -> PoolerError | None:
     """The error that a client is told in the place of what an account's owner is told.
 
-    None: its upstream's words may go to the client, who has been sent some of the answer.
+    None: its upstream's words may go to the client, who has been sent some of the response.
     """
     if fault.effect in {Effect.REFUSED, Effect.FORBIDDEN}:
         return fault.error
@@ -7138,14 +7138,14 @@ _BLOCK_SECONDS: Final = {
 }
 
 
-# Where an answer to /models may have its list, and a model in it its name: the likeliest first.
+# Where a response to /models may have its list, and a model in it its name: the likeliest first.
 # llama.cpp has "models", too (F60), and they are not those of Codex's catalogue (F20).
 _CATALOGUE_LISTS: Final = {True: ("models", "data"), False: ("data", "models")}  # by is_codex
 _CATALOGUE_NAMES: Final = {True: ("slug", "id"), False: ("id", "name")}
 
 
 def read_catalogue(body: bytes, *, is_codex: bool = False) -> Mapping[str, Model] | None:
-    """The models in an answer to /models, as Codex's backend or anybody else writes it.
+    """The models in a response to /models, as Codex's backend or anybody else writes it.
 
     Of an entry is kept what is shown of it; entries past the bound are left out, and those that
     cannot be read.  None: nothing can be.
@@ -8323,7 +8323,7 @@ class AcceptLog(logging.Handler):
 # UPSTREAM
 ################################################################
 # One connection carries one exchange at a time.  Heads are written by hand and read as
-# strictly as a client's.  No redirect is followed, identity encoding is asked for.  An answer may
+# strictly as a client's.  No redirect is followed, identity encoding is asked for.  A response may
 # come before the end of its request; a connection on which more has come is not used again.
 
 
@@ -8350,7 +8350,7 @@ class TlsStream(trio.abc.Stream):
 
     trio.SSLStream would give nothing more to read after a send that failed or was cancelled, and
     does not tell what it holds.  Here OpenSSL works in memory, and each call takes all that has
-    come.  As usual with HTTPS no close_notify is sent or waited for: the framing of an answer
+    come.  As usual with HTTPS no close_notify is sent or waited for: the framing of a response
     tells one that is cut.
     """
 
@@ -8412,7 +8412,7 @@ class TlsStream(trio.abc.Stream):
     def _reply(self) -> None:
         """Send what OpenSSL answers by itself, to new keys (RFC 8446 §4.6.3).
 
-        A peer could ask for answers and read none.  Raises: BrokenResourceError.
+        A peer could ask for responses and read none.  Raises: BrokenResourceError.
         """
         self._reply_bytes += self.outgoing.pending
         self.send_now(b"")
@@ -8474,7 +8474,7 @@ class TlsStream(trio.abc.Stream):
 
 
 async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
-    """A connection to `url`, the name resolved anew.  Raises: OSError, BrokenResourceError."""
+    """A connection to `url`, the name resolved again.  Raises: OSError, BrokenResourceError."""
     stream = await trio.open_tcp_stream(url.host, url.port)
     return stream if tls is None else await secured(stream, tls, url.host)
 
@@ -8581,7 +8581,7 @@ async def open_tunnel(stream: trio.abc.Stream, url: BaseUrl, proxy: Proxy) -> No
 
 
 async def read_consent(connection: Connection) -> Cause | None:
-    """Read a proxy's answer to CONNECT: None, or why there is no tunnel.
+    """Read a proxy's response to CONNECT: None, or why there is no tunnel.
 
     A tunnel begins with its head: what comes before we have said anything is not the upstream's.
     Raises: PeerClosed, BadSyntax.
@@ -8648,7 +8648,7 @@ class UpstreamConnection:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the answer is whole, and nothing but it has come.
+        """Whether the response is whole, and nothing but it has come.
 
         A large request that was refused may never be read to its end, though the system has taken
         all of it: the next one would wait behind it.
@@ -8683,7 +8683,7 @@ class UpstreamConnection:
 
         What `send_rest` is to send in steps; None, if all has gone.
         """
-        self.is_at_end = False  # so that it is not kept before its answer is whole
+        self.is_at_end = False  # so that it is not kept before its response is whole
         self.head, self.interim_count = NO_RESPONSE, 0
         self.is_large = len(body) > RECEIVE_BYTES
         steps = in_steps(head, body)
@@ -8698,15 +8698,15 @@ class UpstreamConnection:
         return steps if len(body) > STEPS_AT_ONCE_MAX * RECEIVE_BYTES else None
 
     async def send_rest(self, steps: Iterable[bytes], limits: Limits) -> None:
-        """Send what `begin` has left of a request, while its answer may come already.
+        """Send what `begin` has left of a request, while its response may already come.
 
         One that is no success ends the sending: what it refuses need not be sent.
         Raises: BrokenResourceError, BadSyntax, DeadlinePassed, where neither the whole of the
-        request went out nor an answer came in.
+        request went out nor a response came in.
         """
         self.is_cut = True  # until it is out
         failure: type[Exception] = trio.BrokenResourceError
-        async with trio.open_nursery() as nursery:  # holds: the reader of the answer's head
+        async with trio.open_nursery() as nursery:  # holds: the reader of the response's head
             sending, reading_seconds = trio.CancelScope(), 0.0
             nursery.start_soon(self.read_early, limits, sending)
             try:
@@ -8724,7 +8724,7 @@ class UpstreamConnection:
             raise BadSyntax if self.is_malformed else failure
 
     async def read_early(self, limits: Limits, sending: trio.CancelScope) -> None:
-        """Read the answer's head, and end the sending where it is of no use any more."""
+        """Read the response's head, and end the sending where it is of no use any more."""
         try:
             # A success may be said before the end of the request, and want it all the same.
             is_useless = (await self.read_head(limits)).status >= 300
@@ -9509,7 +9509,7 @@ async def ask_once(
 
 Field = tuple[str, str]
 JSON: Final[Sequence[Field]] = (("content-type", "application/json"),)
-# On every answer that is the pooler's own: nobody keeps it, or takes it for what it is not.
+# On every response that is the pooler's own: nobody keeps it, or takes it for what it is not.
 OWN: Final[Sequence[Field]] = (
     ("cache-control", "no-store"),
     ("x-content-type-options", "nosniff"),
@@ -9657,7 +9657,7 @@ class Shared:
                 health.catalogue_until = min(health.catalogue_until, until)
 
     def log_bug(self, request_id: str | None) -> None:
-        """Type and place of the exception under way; its text could hold a client's."""
+        """Type and place of the current exception; its text could hold a client's."""
         error = sys.exc_info()[1]
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -11187,7 +11187,7 @@ def final_error(exchange: Exchange, call: Call, tries: Tries, fault: Fault) -> P
 # WEBSOCKET
 ################################################################
 # GET /v1/responses with an upgrade: each frame of the client is one call of RELAY, and the
-# events of its answer are frames.  trio-websocket reads and writes them on both sides; the heads
+# events of its response are frames.  trio-websocket reads and writes them on both sides; the heads
 # of a handshake are judged as strictly as all others and replayed to it, what it does not bound
 # is counted before it comes there (F95), and it is given bytes where it would make text.  All tasks
 # are in the nursery of the client's connection: the library's reader for each side, which ends
@@ -11678,7 +11678,7 @@ class ClientSocket:
         return None if self.close_code else self.waiting.popleft()
 
     async def show_life(self) -> None:
-        """Send a ping; where the latest one has no answer, a pong, which needs none.
+        """Send a ping; where the latest one got no answer, a pong, which needs none.
 
         A client that answers none is not ended before the time that all may be idle.
         """
