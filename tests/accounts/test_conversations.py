@@ -168,6 +168,7 @@ def test_the_beginning_of_a_text_and_its_length_count() -> None:
     assert digest(input=split) == digest(input=start + "b")
 
 
+@pytest.mark.measures
 def test_a_large_beginning_costs_no_more_than_a_small_one() -> None:
     """A digest of all of it would take some hundred milliseconds."""
     large = {"instructions": "y" * 2**24, "input": [user([{"text": "x" * 2**24}] * 4)]}

@@ -157,6 +157,7 @@ async def crowd(autojump_clock: MockClock) -> AsyncIterator[World]:
         yield world
 
 
+@pytest.mark.measures
 async def test_a_choice_among_very_many_is_explained_at_once(crowd: World) -> None:
     await trio.lowlevel.checkpoint()
     assert (
@@ -164,6 +165,7 @@ async def test_a_choice_among_very_many_is_explained_at_once(crowd: World) -> No
     )
 
 
+@pytest.mark.measures
 async def test_very_many_are_seen_at_once(crowd: World) -> None:
     await trio.lowlevel.checkpoint()
     assert held_seconds(crowd.server.operators.snapshot) < HELD_SECONDS_MAX / 2

@@ -253,7 +253,8 @@ def test_an_upstream_that_fails_does_not_speak_in_the_poolers_name(
     told = json.dumps({"error": {"message": "said", "type": code, "code": code}}).encode()
     length = b"Content-Length: %d" % len(told)
     line = b"HTTP/1.1 %d X\r\n" % status
-    answer = answers_to(wire, line + head(TYPE, length).partition(b"\r\n")[2] + told, 1 << 20)
+    raw = line + head(TYPE, length).partition(b"\r\n")[2] + told
+    answer = answers_to(wire, raw, 1 << 20, keeps=True)
     assert answer.status == status
     assert code_of(answer) == b"upstream_error"
     assert not {"retry-after", "www-authenticate", "upgrade", "allow"} & answer.headers.keys()
