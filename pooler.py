@@ -3842,8 +3842,11 @@ class EventScanner:
     def _kind_at_first_sight(self, text: bytes) -> EventKind | None:
         """The kind of an event that shows it before its JSON is read."""
         if self.kind is CallKind.RESPONSES:
-            pattern = _TYPE_FIRST_IN_MESSAGE if self.is_socket else _TYPE_FIRST
-            if match := pattern.match(text):
+            if self.is_socket:
+                match = _TYPE_FIRST_IN_MESSAGE.match(text)
+            else:
+                match = _TYPE_FIRST.match(text)
+            if match:
                 kind = _kind_of_type(match[1])
                 is_known = match[1].startswith(b"response.")
                 if kind is EventKind.CONTENT and is_known:

@@ -175,6 +175,7 @@ FRESH: Final[Mapping[str, Callable[[], Any]]] = {"streamed": pooler.StreamedItem
 OF_KIND: Final[Mapping[str, tuple[Any, ...]]] = {
     "CallKind": tuple(CallKind),
     "EventKind": (EventKind.CONTENT, EventKind.SUCCESS, EventKind.FAILURE),
+    "Event": (pooler.Event(EventKind.CONTENT, b"data: {}\n\n"),),
     "type": (list,),
     "type | tuple[type, ...]": (list,),
 }
@@ -182,6 +183,7 @@ OF_KIND: Final[Mapping[str, tuple[Any, ...]]] = {
 OWNERS: Final[Mapping[str, Callable[[], Any]]] = {
     "OutputCollector": lambda: pooler.OutputCollector(2**25, is_whole=True),
     "ChunkReader": pooler.ChunkReader,
+    "Sessions": pooler.Sessions,
     "FloatCounter": pooler.FloatCounter,
     "LengthReader": lambda: pooler.LengthReader(None),
     "FrameMeter": lambda: pooler.FrameMeter(2**20, 4096),

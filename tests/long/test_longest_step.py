@@ -94,7 +94,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_WEBSOCKET_KEY", "_REQUEST_LINE", "_LOOPBACK_ORIGIN"), HEAD),
     **dict.fromkeys(("_TOKEN_TEXT", "_ACCOUNT_ID", "_REVOKED_CODES"), FILE),
     **dict.fromkeys(("_ADDRESS", "_SHA256", "_REFERENCE", "_base_url", "_proxy"), CONFIG),
-    "_VARIABLE_NAME": CONFIG,
+    **dict.fromkeys(("_VARIABLE_NAME", "_check_presented"), CONFIG),
     **dict.fromkeys(("_Loader.digest", "_Loader.api_key", "_Loader.pool", "run_status"), CONFIG),
     "_plain": CONFIG,
     "_PLACEHOLDER_HOST": 127 * 64,  # `_HOST_NAME` took it
@@ -107,7 +107,10 @@ LONGEST: Final[Mapping[str, int]] = {
     "describe_bad_json": 2 * pooler.SHOWN_CHARS_MAX,
     **dict.fromkeys(("_LOOSE_SIZE", "_LOOSE_SIZE_PART"), PIECE),
     **dict.fromkeys(("_CHUNK_SIZE", "_CHUNK_SIZE_PART", "_EVENT_END", "_EVENT_END_AT_EOF"), PIECE),
-    **dict.fromkeys(("_TYPE_FIRST", "_NUMBER", "_CHAT_CONTENT", "_CHAT_NOTABLE"), EVENT),
+    **dict.fromkeys(
+        ("_TYPE_FIRST", "_TYPE_FIRST_IN_MESSAGE", "_NUMBER", "_CHAT_CONTENT", "_CHAT_NOTABLE"),
+        EVENT,
+    ),
     **dict.fromkeys(("_CODE_TOKEN", "_FAMILY", "_FAILED_STATUS", "_WORDY_CODE"), EVENT),
     **dict.fromkeys(
         ("_POLICY_CODES", "_CAMEL", "_NO_ROUTE_CODES", "_PARTS_OF_CODE"), 80
@@ -347,7 +350,7 @@ def test_the_end_of_a_large_answer_takes_no_longer(name: str, form: str) -> None
 
     def end() -> Run:
         answer = answer_with(FILLED[form], item, count)
-        return functools.partial(answer.feed, EventKind.SUCCESS, END)
+        return functools.partial(answer.feed, Event(EventKind.SUCCESS, END))
 
     def write() -> Run:
         answer = answer_with(FILLED[form], item, count)
