@@ -3820,6 +3820,7 @@ class EventScanner:
             kind, value = self._verified(kind, text)
         if kind is EventKind.CONTENT:
             self.has_content = True
+            value = None  # several times as large as the event, which may wait to be sent
         elif kind is not EventKind.IDLE:
             value = self._note(kind, text, value)
         return Event(kind, raw, value, self.is_socket)
@@ -12305,11 +12306,15 @@ class Readings:
             # Codex CLI asks for its own form of the list on /v1, too.
             is_of_codex = pool.has_codex and "client_version=" in incoming.head.query
             if incoming.route.is_native or is_of_codex:
-                models = b",".join(codex_models_of(self.shared.roster.health, pool, key))
-                shown = b'{"models":[%b]}' % models
+                shown = self.list_codex_models(pool, key)
             else:
                 shown = self.list_models(pool, key, incoming.model)
         await self.respond_held(incoming, shown)
+
+    def list_codex_models(self, pool: Pool, key: Key) -> bytes:
+        """The catalogue as Codex CLI reads it."""
+        entries = codex_models_of(self.shared.roster.health, pool, key)
+        return b'{"models":[' + b",".join(entries) + b"]}"
 
     def list_models(self, pool: Pool, key: Key, wanted: str) -> bytes:
         """The OpenAI API's list, or the model `wanted`.  Raises: PoolerError (model_not_found)."""

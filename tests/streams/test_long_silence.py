@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import COMMENT, NATIVE_COMMENT, SILENCE_SECONDS_MAX
+from pooler import COMMENT, NATIVE_COMMENT, SILENCE_SECONDS_MAX, HttpReply
 from tests.support.memory_sockets import Client, Json, post, request
 from tests.support.memory_websockets import (
     PONG,
@@ -203,3 +203,9 @@ async def test_on_a_websocket_a_late_error_is_still_a_message_with_its_status(
             assert trio.current_time() == at
         refused = await client.read_event()
         assert (refused["type"], refused["status"]) == ("error", 400)
+
+
+@pytest.mark.parametrize("events", [[], [b""]])
+def test_where_all_events_are_dropped_nothing_is_sent(events: list[bytes]) -> None:
+    """An empty chunk would end the body; the reply needs no connection for that."""
+    assert HttpReply.put(cast("HttpReply", None), events)
