@@ -3746,6 +3746,7 @@ class EventScanner:
 
     kind: CallKind
     is_socket: bool = False  # events are messages
+    is_translated: bool = False  # what was read of content is kept, so as not to be read again
     has_content: bool = False
     has_finish: bool = False  # a Chat finish_reason was seen
     terminal: EventKind | None = None
@@ -3820,7 +3821,8 @@ class EventScanner:
             kind, value = self._verified(kind, text)
         if kind is EventKind.CONTENT:
             self.has_content = True
-            value = None  # several times as large as the event, which may wait to be sent
+            # What was read may take several times as much memory as the event.
+            value = value if self.is_translated else None
         elif kind is not EventKind.IDLE:
             value = self._note(kind, text, value)
         return Event(kind, raw, value, self.is_socket)
@@ -10723,8 +10725,9 @@ class Attempt:
 
         body, translator = await self.prepare()
         kind = CallKind.RESPONSES if account.is_codex else call.kind
-        scanner = EventScanner(kind, is_socket=call.is_socket)
-        path = call.path if translator is None else CallKind.RESPONSES.value
+        is_translated = translator is not None
+        scanner = EventScanner(kind, is_socket=call.is_socket, is_translated=is_translated)
+        path = CallKind.RESPONSES.value if is_translated else call.path
         identity = identity._replace(fields=[*identity.fields, *self.fields()])
         source = await exchange.transport.send(self.endpoint, path, identity, body, scanner)
         if isinstance(source, Fault):

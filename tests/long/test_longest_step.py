@@ -254,7 +254,8 @@ TINY: Final[Mapping[str, bytes]] = {
 
 def take(make_response: Callable[[], Any], kind: CallKind, raw: bytes) -> None:
     """What an attempt does with what it receives, before anybody else may run."""
-    scanner, answer = pooler.EventScanner(kind), make_response()
+    answer = make_response()
+    scanner = pooler.EventScanner(kind, is_translated=answer is not None)
     events = scanner.feed(raw)
     if answer is not None:
         for event in events:
