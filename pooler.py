@@ -51,8 +51,9 @@ everything else is a variant of one of them.
     Relay.relay, HttpReply.flush, Relay.note_outcome, Calls.close
 
 Trust: everything that arrives on the listening socket is untrusted; an upstream may see what is
-sent to it, and is otherwise untrusted, too; pools.json decides every destination.  A secret leaves
-its `Secret` through one function, `reveal`.
+sent to it, and is otherwise untrusted, too; pools.json decides every destination, but for the
+token endpoint, which CODEX_REFRESH_TOKEN_URL_OVERRIDE moves, as it does for Codex CLI.  A secret
+leaves its `Secret` through one function, `reveal`.
 
 Sections are bottom-up: each uses only what is above it.  Above CONNECTIONS nothing waits, reads a
 clock, draws a random number or touches a file, so all of it can be tested with values.
@@ -3603,7 +3604,6 @@ _BEGINS_WITH_TYPE: Final = (
 _TYPE_FIRST: Final = re.compile(rb"(?:event: ?[^\r\n]{0,200}\r?\n)?data: ?" + _BEGINS_WITH_TYPE)
 _TYPE_FIRST_IN_MESSAGE: Final = re.compile(_BEGINS_WITH_TYPE)
 _NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*([0-9]{1,12})(?![0-9.eE])')
-_IDENTITY: Final = ("id", "object", "created_at", "model")  # of a response
 _CHAT_CONTENT: Final = re.compile(rb"data: ?\{\"(?:id|choices|object|created|model)\"")
 _CHAT_NOTABLE: Final = re.compile(
     rb'"(?:finish_reason"\s*:\s*"(?!")|usage"\s*:\s*\{|error"\s*:\s*[^n\s]|object"\s*:\s*"error)'
@@ -3697,7 +3697,7 @@ def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
 _PROBLEM_FIELDS: Final = frozenset(
     "code detail instance message param request_id status title type".split()
 )
-_RESPONSE_FIELDS: Final = frozenset({"choices", "id", "output"})  # what goes with them is a remark
+_SUCCESS_FIELDS: Final = frozenset({"choices", "id", "output"})  # what goes with them is a remark
 _FAILED_STATUS: Final = re.compile("[45][0-9][0-9]")
 
 
@@ -3707,7 +3707,7 @@ def is_error(value: Mapping[str, Json]) -> bool:
         return True
     if any(object_of(choice).get("error") for choice in objects_of(value.get("choices"))):
         return True
-    if objects_of(value.get("errors")) and not value.keys() & _RESPONSE_FIELDS:
+    if objects_of(value.get("errors")) and not value.keys() & _SUCCESS_FIELDS:
         return True
     if not value.keys() <= _PROBLEM_FIELDS:
         return False
@@ -3927,7 +3927,7 @@ class EventScanner:
         if not response:
             return
         self.response = {}
-        for name, member in members_of(response, _IDENTITY).items():
+        for name, member in members_of(response, RESPONSE_FIELDS).items():
             is_short = isinstance(member, str) and len(member) <= SESSION_CHARS_MAX
             if is_short or isinstance(member, int):
                 self.response[name] = member
@@ -8927,16 +8927,17 @@ def open_lock(path: Path) -> int:
     """The descriptor of a login's lock file, created if required.  Raises: OSError.
 
     A lock file that root creates, or finds, may belong to the login's owner: root must not lock
-    the owner out.
+    the owner out.  A hard link is given to nobody: it may be another file of root's.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(lock_file(path), flags, 0o600)
     state = os.fstat(descriptor)
     is_trusted = is_ours(state)
+    is_alone = stat.S_ISREG(state.st_mode) and state.st_nlink == 1
     if os.geteuid() == 0:
         with contextlib.suppress(OSError):
             owner = path.stat()
-            if state.st_uid == 0 != owner.st_uid:
+            if state.st_uid == 0 != owner.st_uid and is_alone:
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)
             is_trusted |= state.st_uid == owner.st_uid and not state.st_mode & 0o022
 

@@ -204,7 +204,7 @@ async def test_interim_answers_are_counted_from_the_first_one(
         await upstream.lines[-1].socket.send_all(HINT * early)
         return socket
 
-    upstream.connect = dial_and_hint  # type: ignore[assignment, method-assign]
+    upstream.connect = dial_and_hint  # type: ignore[assignment, method-assign] # one of this world alone
     response = await world.ask(ask_responses(stream=False))
     assert response.status == status
     assert len(upstream.asked) == 1

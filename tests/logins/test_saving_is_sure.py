@@ -334,6 +334,18 @@ def test_root_does_not_lock_the_owner_of_a_login_out(tmp_path: Path) -> None:
         assert lock_file(path).stat().st_uid == owner
 
 
+def test_root_gives_a_hard_link_in_the_place_of_a_lock_to_nobody(tmp_path: Path) -> None:
+    """It may be another file of root's."""
+    path, other = tmp_path / "auth.json", tmp_path / "another"
+    make_auth_file(path, "acct-1")
+    os.chown(path, 1234 if os.geteuid() == 0 else os.getuid(), -1)
+    other.touch(0o600)
+    owner = other.stat().st_uid
+    os.link(other, lock_file(path))
+    Login("one", path).inspect(time.time())
+    assert other.stat().st_uid == owner
+
+
 def test_a_login_in_a_sticky_folder_of_others_cannot_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,10 +8,10 @@ from tests.long.mutations.apply import Rows
 ROWS: Rows = (
     ("listed_errors", "An error in a list of a 200 is no success.",
      "is_error",
-     "objects_of(value.get('errors')) and (not value.keys() & _RESPONSE_FIELDS)", "False",
+     "objects_of(value.get('errors')) and (not value.keys() & _SUCCESS_FIELDS)", "False",
      "one_verdict::another_account_serves_and_the_first_is_left_out"),
     ("remarks_as_errors", "A remark beside an answer is no error.",
-     "is_error", "objects_of(value.get('errors')) and (not value.keys() & _RESPONSE_FIELDS)",
+     "is_error", "objects_of(value.get('errors')) and (not value.keys() & _SUCCESS_FIELDS)",
      "objects_of(value.get('errors'))",
      "one_verdict::what_only_looks_like_an_error_is_an_answer"),
     ("unread_end", "An end that a client cannot read is none.",
