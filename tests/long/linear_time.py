@@ -30,6 +30,8 @@ QUICK_SECONDS: Final = 0.0005  # too short to be judged, and nothing that could 
 LONG_SECONDS: Final = 0.25  # so long a run is not doubled any more
 STEEP: Final = 1.5  # the exponent: linear work shows 1, quadratic 2
 HOPELESS: Final = 3.3  # the exponent of what is not run again with twice as much
+APART: Final = 1.4  # sizes closer than this show noise as a large exponent
+ROUNDS: Final = 5
 
 
 def seconds_of(run: Run, times: int = 1) -> float:
@@ -69,11 +71,28 @@ def growth(make: Maker, steps: Iterable[int]) -> str | None:
     return None
 
 
+def _rounds(runs: tuple[Run, ...]) -> Iterator[tuple[float, ...]]:
+    """The seconds of each run, round after round, until there are enough or they took too long."""
+    spent = 0.0
+    for _ in range(ROUNDS):
+        taken = tuple(seconds_of(run) for run in runs)
+        yield taken
+        spent += sum(taken)
+        if spent > LONG_SECONDS:
+            return
+
+
 def confirmed(make: Maker, small: int, large: int) -> str | None:
-    """Measured anew, and once more with twice as much."""
-    first, second = (seconds_of(make(size), 5) for size in (small, large))
+    """How the time grows between two sizes, measured again, and once more with twice as much.
+
+    The two are measured in turn, and the best of each counts: what else the machine does then
+    slows neither of them alone.
+    """
+    runs = make(small), make(large)
+    first, second = (min(taken) for taken in zip(*_rounds(runs), strict=True))
     power = exponent(first, second, large / small)
-    if power > HOPELESS and second > QUICK_SECONDS:
+    is_apart = large / small >= APART
+    if is_apart and power > HOPELESS and second > QUICK_SECONDS:
         return f"{large} units take {second:.4f} s, {small} took {first:.6f} s"
     third = seconds_of(make(2 * large), 3)
     if min(power, exponent(second, third, 2)) <= STEEP or third < 4 * QUICK_SECONDS:
