@@ -1103,6 +1103,7 @@ def doubt_of_secret(secret: str) -> str:
     """Why a text cannot be a secret that somebody means, or ""."""
     if len(secret) > DOUBTED_CHARS_MAX:
         return ""
+
     reasons = (
         (secret.startswith(_QUOTES) or secret.endswith(_QUOTES), "still has its quotes"),
         (
@@ -1130,8 +1131,10 @@ class BaseUrl(NamedTuple):
 
     @property
     def authority(self) -> str:
-        host, _, port = self.address.rpartition(":")
-        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{port}"
+        """The value of a Host header: with the port, unless it is the scheme's own."""
+        host, _, _ = self.address.rpartition(":")
+        usual_port = 443 if self.is_tls else 80
+        return host if self.port == usual_port else self.address
 
     @property
     def address(self) -> str:
@@ -1764,19 +1767,22 @@ class _Loader:
     # Pools.
 
     def key(self, pool: str, name: str, value: Json) -> Key | None:
+        """A pool key, written as its text alone or as an object; None after a complaint."""
         path, problem_count = f"pools.{pool}.keys.{name}", len(self.problems)
         fields: dict[str, Any] = {}
         place, text = path, value
-        if not isinstance(value, str):  # a key may be written with nothing else
+        if not isinstance(value, str):
             place = f"{path}.key"
             fields = self.read(path, value, _KEY, "key")
             text = fields.pop("key", "")
         elif not value:
             self.refuse(path, "is required, and not empty")
+
         fields.setdefault("concurrent", self.limits.key_streams_max)
         if text:
             with self.at(place):
                 fields["digest"], fields["source"] = self.digest(place, text, "pooler key")
+
         if len(self.problems) > problem_count:
             return None
         return Key(pool=pool, name=name, **fields)
@@ -2181,6 +2187,7 @@ def _doubt_of_url(account: Account) -> str:
             return "this address takes API keys, not the login of an account of type codex"
         is_odd = url.host == "chatgpt.com" and url.path != "/backend-api/codex"
         return "should end in /backend-api/codex" if is_odd else ""
+
     wanted = _PATHS_OF_HOSTS.get(url.host, "")
     reasons = (
         (_PLACEHOLDER_HOST.search(url.host), "a placeholder; write the host of your upstream"),
@@ -2332,11 +2339,13 @@ def _by_path(config: Config) -> dict[str, object]:
     if config.proxy is not None:
         login = "" if config.proxy.login is None else reveal(config.proxy.login)
         flat["proxy"] = (config.proxy.url, hashlib.sha256(login.encode()).digest())
+
     for name, account in config.accounts.items():
         flat[f"accounts.{name}"] = account.is_codex
         put(f"accounts.{name}.", account)
         secret = reveal(account.api_key).encode()
         flat[f"accounts.{name}.api_key"] = hashlib.sha256(secret).digest()
+
     for name, pool in config.pools.items():
         flat[f"pools.{name}"] = None
         put(f"pools.{name}.", pool, "keys")
@@ -2344,6 +2353,7 @@ def _by_path(config: Config) -> dict[str, object]:
         for key in pool.keys:
             flat[f"pools.{name}.keys.{key.name}"] = None
             put(f"pools.{name}.keys.{key.name}.", key)
+
     for operator in config.operators:
         flat[f"operators.{operator.name}"] = operator.digest
     return flat
@@ -3845,21 +3855,32 @@ class EventScanner:
     def _kind_at_first_sight(self, text: bytes) -> EventKind | None:
         """The kind of an event that shows it before its JSON is read."""
         if self.kind is CallKind.RESPONSES:
-            if self.is_socket:
-                match = _TYPE_FIRST_IN_MESSAGE.match(text)
-            else:
-                match = _TYPE_FIRST.match(text)
-            if match:
-                kind = _kind_of_type(match[1])
-                is_known = match[1].startswith(b"response.")
-                if kind is EventKind.CONTENT and is_known:
-                    self._alike = match[0]
-                if kind is not EventKind.CONTENT or is_known:
-                    return kind
+            kind = self._kind_by_leading_type(text)
+            if kind is not None:
+                return kind
         elif self.has_content and _CHAT_CONTENT.match(text) and not _CHAT_NOTABLE.search(text):
             return EventKind.CONTENT
+
         is_blank = not self.is_socket and b"data" not in text
         return EventKind.IDLE if is_blank else None
+
+    def _kind_by_leading_type(self, text: bytes) -> EventKind | None:
+        """The kind of a Responses event whose first member is a `type` that we know.
+
+        How plain content begins is kept: `_take` compares the events that follow with it.
+        """
+        match = _TYPE_FIRST_IN_MESSAGE.match(text) if self.is_socket else _TYPE_FIRST.match(text)
+        if match is None:
+            return None
+
+        kind = _kind_of_type(match[1])
+        if kind is not EventKind.CONTENT:
+            return kind
+        # An object of an unknown type may be an error: its other members decide (F58).
+        if not match[1].startswith(b"response."):
+            return None
+        self._alike = match[0]
+        return kind
 
     def _data(self, text: bytes) -> bytes:
         return text if self.is_socket else event_data(text)
@@ -3906,20 +3927,25 @@ class EventScanner:
         if self.terminal is not None:
             return value
 
-        is_done = kind is EventKind.DONE
-        self.has_done |= is_done
-        # Responses end with an event that says how: `[DONE]` alone says nothing.
-        if kind in TERMINAL_KINDS and not (is_done and self.kind is CallKind.RESPONSES):
+        if kind is EventKind.DONE:
+            self.has_done = True
+            # A Responses stream ends with an event that says how: `[DONE]` alone says nothing.
+            if self.kind is CallKind.CHAT:
+                self.terminal = kind
+            return value
+
+        if kind in TERMINAL_KINDS:
             self.terminal = kind
-        if is_done or (kind is EventKind.HANDSHAKE and self.response):
+        if kind is EventKind.HANDSHAKE and self.response:
             return value
 
         if value is None and kind not in _TOLD_ENDS:
             with contextlib.suppress(BadSyntax):
                 value = load_object(self._data(text))
-        self._note_response(object_of((value or {}).get("response")))
+        known = object_of(value)
+        self._note_response(object_of(known.get("response")))
         if kind is EventKind.FAILURE:
-            self.failure = failure_of(value or {})
+            self.failure = failure_of(known)
         return value
 
     def _note_response(self, response: JsonObject) -> None:
@@ -5003,6 +5029,7 @@ class ChatTranslator:
         response = self.output.response or {}
         message = _chat_message(objects_at(response, "output"))
         reason = _finish_reason(response, "tool_calls" in message)
+
         choice = {
             "index": 0,
             "message": message,
@@ -5059,6 +5086,7 @@ class ChatTranslator:
         if name in _ARGUMENT_EVENTS:
             text = text_at(value, _ARGUMENT_EVENTS[name])
             return self._arguments(streamed, text, is_all=name.endswith(".done"))
+
         if name == "response.output_text.annotation.added":
             return self._citation(streamed, value.get("annotation"))
         if name == "response.output_item.added":
@@ -5894,6 +5922,7 @@ def _classified(
 ) -> Fault:
     """What a failure with this status means; `own`: the error, if it is the request's own."""
     action, effect = _verdict_of(status, words)
+
     error = own
     if status >= 500 or status == NAMELESS:
         said = cleaned(words.message)
@@ -5903,6 +5932,7 @@ def _classified(
         error = lacking_model(words.code)
     elif action in {Action.NEXT, Action.REFRESH}:
         error = PoolerError("no_usable_account")
+
     is_refusal = action is not Action.RETURN or (400 <= status < 500 and status != 408)
     is_throttle = not _USAGE_WORDS.search(words.code)
     return Fault(
@@ -6303,6 +6333,19 @@ class QuotaWindow(NamedTuple):
     seen_at: float = 0.0
     is_reset_known: bool = True
 
+    @property
+    def is_full(self) -> bool:
+        return self.used_percent >= 100
+
+
+def _window_of(report: Window, now: float, unix_now: float, seconds_max: float) -> QuotaWindow:
+    """A reported window on our clock; a reset further away than `seconds_max` is not believed."""
+    seconds = (report.resets_at or 0.0) - unix_now
+    is_plausible = 0 < seconds <= seconds_max
+    if not is_plausible:
+        seconds = report.length_seconds
+    return QuotaWindow(report.used_percent, now + seconds, now, is_plausible)
+
 
 @dataclass(eq=False, slots=True)
 class Quota:
@@ -6350,7 +6393,7 @@ class Quota:
             return (-math.inf, -math.inf) if has_plan else (math.inf, math.inf)
 
         longest = windows[max(windows)]
-        if longest.used_percent >= 100:
+        if longest.is_full:
             return math.inf, math.inf
 
         hours = round((longest.ends_at - now) / HOUR)
@@ -6365,28 +6408,28 @@ class Quota:
         `seconds_max`: how far away a plausible reset is at most.
         """
         reported = {report.family for report in reports}
-        windows = {key: one for key, one in self.windows.items() if key[0] not in reported}
+        windows = {key: window for key, window in self.windows.items() if key[0] not in reported}
         ends: list[float] = []
+
         # The fullest last: of two with the same length it counts.
         for report in sorted(reports, key=lambda report: report.used_percent):
             key = (report.family, report.length_seconds)
-            seconds = (report.resets_at or 0.0) - unix_now
-            is_plausible = 0 < seconds <= seconds_max
-            ends_at = now + (seconds if is_plausible else report.length_seconds)
-            windows[key] = QuotaWindow(report.used_percent, ends_at, now, is_plausible)
+            window = _window_of(report, now, unix_now, seconds_max)
+            windows[key] = window
 
-            if report.family != PLAN_FAMILY:
-                if report.name:
-                    self.note_family(report.name, report.family)
-            elif report.used_percent >= 100 and is_plausible and not self._is_full(key, now):
-                ends.append(ends_at)
+            if report.family == PLAN_FAMILY:
+                was_full = self._is_full(key, now)
+                if window.is_full and window.is_reset_known and not was_full:
+                    ends.append(window.ends_at)
+            elif report.name:
+                self.note_family(report.name, report.family)
 
         self.windows = dict([*windows.items()][-QUOTA_WINDOWS_MAX:])
         return max(ends, default=None)
 
     def _is_full(self, key: tuple[str, int], now: float) -> bool:
         window = self.windows.get(key)
-        return window is not None and window.used_percent >= 100 and window.ends_at > now
+        return window is not None and window.is_full and window.ends_at > now
 
     def note_family(self, model: str, family: str) -> None:
         """Remember the limit that is a model's own."""
@@ -6617,10 +6660,18 @@ def _lack_of(health: Health, call: Call, owner: bytes | None, now: float) -> Sta
     if call.is_socket and not health.takes_websocket(now):
         return Standing(Status.NO_WEBSOCKET)
 
-    # Only the owner of a stored response knows it: others would answer "not found".  What a codex
-    # account created is known on its WebSocket, and nowhere else (F23).
-    is_owner = account.is_codex if owner == UNKEPT else owner in {None, account.identity}
-    return None if is_owner else Standing(Status.NOT_OWNER)
+    return None if _is_owner(account, owner) else Standing(Status.NOT_OWNER)
+
+
+def _is_owner(account: Account, owner: bytes | None) -> bool:
+    """Whether an account can have the stored response that a request continues.
+
+    Only the account that created it has it: others would respond "not found".  What a codex
+    account created is known on its WebSocket, and nowhere else (F23).
+    """
+    if owner == UNKEPT:
+        return account.is_codex
+    return owner is None or owner == account.identity
 
 
 def _lack_of_model(health: Health, call: Call, now: float) -> Standing | None:
@@ -6984,10 +7035,8 @@ class Roster:
 
         standings = [standing for _, standing in self.standings(call, now)]
         able = [standing for standing in standings if standing.is_able]
-        if self.sessions.owner_of(call) == UNKEPT:
-            anywhere = self.standings(call._replace(response=None), now)
-            if sum(standing.is_able for _, standing in anywhere) > len(able):
-                return PoolerError("previous_response_not_found")
+        if self.is_history_missing(call, len(able), now):
+            return PoolerError("previous_response_not_found")
         if not able:
             return self.lack(call, standings)
 
@@ -6996,6 +7045,17 @@ class Roster:
             return PoolerError("no_usable_account")
         seconds = max(1, math.ceil(min(ends) - now))
         return usage_limit(seconds, unix_now, is_native=call.is_codex_only)
+
+    def is_history_missing(self, call: Call, able_count: int, now: float) -> bool:
+        """Whether more accounts than `able_count` could serve the call without its history.
+
+        That is so if the response that it continues is kept nowhere: a client that is told
+        "previous_response_not_found" sends the whole conversation again.
+        """
+        if self.sessions.owner_of(call) != UNKEPT:
+            return False
+        anywhere = self.standings(call._replace(response=None), now)
+        return sum(standing.is_able for _, standing in anywhere) > able_count
 
     def lack(self, call: Call, standings: Sequence[Standing]) -> PoolerError:
         """What no account has."""
@@ -7019,19 +7079,27 @@ class Roster:
 
         Of the accounts that can serve; if none can, of the limited one that is back first.
         """
-        healths = [self.health_of(account) for account in pool.accounts]
-        standings = [(standing_of(health, now), health) for health in healths]
-        ready = [health for standing, health in standings if standing.status is Status.READY]
-        limited = [pair for pair in standings if pair[0].status in LIMITED]
-        limited.sort(key=lambda pair: pair[0].until)
-        shown = ready or [health for _, health in limited[:1]]
+        ready: list[Health] = []
+        limited: list[tuple[float, Health]] = []
+        for account in pool.accounts:
+            health = self.health_of(account)
+            standing = standing_of(health, now)
+            if standing.status is Status.READY:
+                ready.append(health)
+            elif standing.status in LIMITED:
+                limited.append((standing.until, health))
+
+        shown = ready
+        is_limited = bool(limited) and not ready
+        if is_limited:
+            shown = [min(limited, key=lambda pair: pair[0])[1]]
 
         best: dict[int, QuotaWindow] = {}
         for health in shown:
             for length, window in health.quota.running(PLAN_FAMILY, now).items():
                 best[length] = min(best.get(length, window), window)
         best.pop(0, None)  # of unknown length: it counts, but cannot be shown as a window
-        return bool(limited) and not ready, dict(sorted(best.items()))
+        return is_limited, dict(sorted(best.items()))
 
     # What happens to an account.
 
@@ -7048,52 +7116,60 @@ class Roster:
     def note_fault(self, account: Account, fault: Fault, model: str, now: float) -> None:
         """Take what a failed attempt means for its account."""
         health, effect = self.health_of(account), fault.effect
-        retry_seconds = UNTRIED_SECONDS_MAX
-        demoted_until = now + DEMOTION_SECONDS
         if effect in _BLOCK_SECONDS:
             name = model if effect is Effect.LACKS_MODEL else fault.about
             health.block(effect, name, now + _BLOCK_SECONDS[effect], fault.reason)
-        elif effect is Effect.DEMOTED:
-            health.block(effect, "", demoted_until, fault.reason)
-            if fault.cause is not None and self.is_current(account):
-                way = _ways(account)[fault.cause in _OF_TRUST]
-                self.unreached[way] = (demoted_until, fault.cause)
-        elif effect is Effect.REFUSED:
-            health.whole.extend(math.inf, now, retry_seconds, fault.reason)
-        elif effect is Effect.FORBIDDEN:
-            health.forbidden_count += 1
-            health.block(Effect.DEMOTED, "", demoted_until, fault.reason)
-            if health.forbidden_count >= FORBIDDEN_MAX:
-                health.whole.extend(math.inf, now, retry_seconds, fault.reason)
-        elif effect is not Effect.NONE:
+        elif effect in _OF_LIMITS:
             self.note_limit(health, fault, model, now)
+        elif effect in _DEMOTING:
+            self.demote(health, fault, now)
+
+        # One response that forbids may be about a request; several in a row are about the account.
+        is_barred = effect is Effect.FORBIDDEN and health.forbidden_count >= FORBIDDEN_MAX
+        if effect is Effect.REFUSED or is_barred:
+            health.whole.extend(math.inf, now, UNTRIED_SECONDS_MAX, fault.reason)
+
+    def demote(self, health: Health, fault: Fault, now: float) -> None:
+        """Use an account after the others for a while; count what forbids, note what is cut off."""
+        demoted_until = now + DEMOTION_SECONDS
+        health.block(Effect.DEMOTED, "", demoted_until, fault.reason)
+        health.forbidden_count += fault.effect is Effect.FORBIDDEN
+
+        account = health.account
+        if fault.cause is not None and self.is_current(account):
+            way = _ways(account)[fault.cause in _OF_TRUST]
+            self.unreached[way] = (demoted_until, fault.cause)
 
     def note_limit(self, health: Health, fault: Fault, model: str, now: float) -> None:
         """Begin the cooldown of a limit: until its reset, or as long as is usual."""
-        family = fault.about or PLAN_FAMILY
         seconds = fault.cooldown_seconds
         if seconds is None and fault.is_throttle:
             seconds = self.limits.cooldown_seconds
         elif seconds is None:
-            seconds = health.quota.reset_seconds(family, now)
-        retry_seconds = UNTRIED_SECONDS_MAX
-        until = now + (retry_seconds if seconds is None else seconds)
-        upstream_model = health.account.name_of(model)
+            seconds = health.quota.reset_seconds(fault.about or PLAN_FAMILY, now)
+        if seconds is None:
+            seconds = UNTRIED_SECONDS_MAX
 
+        for cooldown in self.limited_by(health, fault, model, now):
+            cooldown.extend(now + seconds, now, UNTRIED_SECONDS_MAX, fault.reason)
+
+    def limited_by(
+        self, health: Health, fault: Fault, model: str, now: float
+    ) -> Sequence[Cooldown]:
+        """The cooldowns that a limit begins: of the model, of everything, or of the plan."""
+        quota, upstream_model = health.quota, health.account.name_of(model)
         if fault.effect is Effect.MODEL_LIMITED:
-            cooldowns = [health.cooldown_of_model(model)]
-            if fault.about and fault.about not in health.quota.families.values():
-                health.quota.note_family(upstream_model, fault.about)
-        elif fault.is_throttle:
-            cooldowns = [health.whole]
-        else:
-            health.end_refusal()
-            cooldowns = [health.plan]
+            if fault.about and fault.about not in quota.families.values():
+                quota.note_family(upstream_model, fault.about)
+            return [health.cooldown_of_model(model)]
+        if fault.is_throttle:
+            return [health.whole]
+
+        health.end_refusal()
+        if quota.has_own_room(upstream_model, now):
             # The plan's cooldown does not bar this model, and yet it was refused.
-            if health.quota.has_own_room(upstream_model, now):
-                cooldowns.append(health.cooldown_of_model(model))
-        for cooldown in cooldowns:
-            cooldown.extend(until, now, retry_seconds, fault.reason)
+            return [health.plan, health.cooldown_of_model(model)]
+        return [health.plan]
 
     def note_reached(self, account: Account) -> None:
         for way in _ways(account):
@@ -7136,6 +7212,8 @@ class Roster:
         return standing_of(health, now).status in _UNLIMITED and not health.is_demoted(now)
 
 
+_DEMOTING: Final = frozenset({Effect.DEMOTED, Effect.FORBIDDEN})
+_OF_LIMITS: Final = frozenset({Effect.LIMITED, Effect.MODEL_LIMITED})
 _UNLIMITED: Final = frozenset({Status.NO_LOGIN, Status.READY})  # the quota is not why
 _BLOCK_SECONDS: Final = {
     Effect.LACKS_MODEL: MODEL_BLOCK_SECONDS,
@@ -7632,30 +7710,21 @@ def explain(
 
     Raises: PoolerError (model_not_found).
     """
-    nobody = Key(pool=pool.name, name="", concurrent=1)
-    call = read_call(call_route("/v1/responses"), {"model": model}, NO_FIELDS, pool, nobody)
-    if session:  # of any key; the first one that is known
-        calls = [
-            call._replace(key=key, session=digest_parts(pool.name, key.name, "session", session))
-            for key in pool.keys
-        ]
-        pinned = [one for one in calls if roster.sessions.pin_of(one, now)] or calls
-        call = pinned[0] if pinned else call
+    call = _explained_call(roster, pool, model, session, now)
     ranked = [account.name for account in roster.ranked(call, (), now)]
     free: list[str] = []
     reasons: dict[str, str] = {}
     for health, standing in roster.standings(call, now):
         account, name = health.account, health.account.name
         if name not in ranked:
-            overall = standing_of(health, now)
-            shown = standing if overall.status is Status.READY else overall
-            reasons[name] = shown.text(now)
-            cause = logins.get(name, LoginState()).unreached
-            reasons[name] += f": its token endpoint was not reached: {cause}" if cause else ""
+            login = logins.get(name, LoginState())
+            reasons[name] = _reason_of_standing(health, standing, login, now)
             continue
-        if roster.places.has_room(account, call.key_name):
+
+        has_room = roster.places.has_room(account, call.key_name)
+        if has_room:
             free.append(name)
-        reasons[name] = _reason_of_place(roster, account, ranked, name in free, now)
+        reasons[name] = _reason_of_place(roster, account, ranked, has_room, now)
 
     chosen = min(free, key=ranked.index, default=None)
     accounts = [
@@ -7663,6 +7732,36 @@ def explain(
         for name, reason in reasons.items()
     ]
     return {"pool": pool.name, "model": model, "chosen": chosen, "accounts": accounts}
+
+
+def _explained_call(
+    roster: Roster, pool: Pool, model: str, session: str | None, now: float
+) -> Call:
+    """The request that is explained: of the first key whose session of that name is pinned.
+
+    Raises: PoolerError (model_not_found).
+    """
+    nobody = Key(pool=pool.name, name="", concurrent=1)
+    call = read_call(call_route("/v1/responses"), {"model": model}, NO_FIELDS, pool, nobody)
+    if not session or not pool.keys:
+        return call
+
+    calls = [
+        call._replace(key=key, session=digest_parts(pool.name, key.name, "session", session))
+        for key in pool.keys
+    ]
+    pinned = (candidate for candidate in calls if roster.sessions.pin_of(candidate, now))
+    return next(pinned, calls[0])
+
+
+def _reason_of_standing(health: Health, standing: Standing, login: LoginState, now: float) -> str:
+    """Why an account is not asked: what holds for every request first, then for this one."""
+    overall = standing_of(health, now)
+    shown = standing if overall.status is Status.READY else overall
+    reason = shown.text(now)
+    if login.unreached:
+        reason += f": its token endpoint was not reached: {login.unreached}"
+    return reason
 
 
 def _reason_of_place(
@@ -7922,7 +8021,7 @@ class ClientConnection:
     async def expire(self) -> None:
         self.scope.cancel()
 
-    async def read_head(self, limits: Limits, reaper: Reaper) -> bytes | None:
+    async def read_head(self, reaper: Reaper) -> bytes | None:
         """The next request head with its blank line; None if the client sends no more.
 
         Raises: PoolerError (head_too_large, bad_request, request_timeout).
@@ -7967,7 +8066,7 @@ class ClientConnection:
         """
         check_body_head(head, limits.body_bytes_max)
         if head.headers.get("expect") and not head.is_http_1_0 and not self.wire.buffer:
-            await self.send(b"HTTP/1.1 100 Continue\r\n\r\n", limits)
+            await self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
         body = bytearray()  # one block that grows: freed pieces would leave holes in the heap
         reader = body_reader(head.framing)
@@ -8001,7 +8100,7 @@ class ClientConnection:
             self.wire.buffer = reader.unread
         return piece
 
-    async def send(self, data: bytes, limits: Limits) -> None:
+    async def send(self, data: bytes) -> None:
         """Send all of `data`.  Raises: ClientGone."""
         try:
             await self.wire.send_all(data, WRITE_STALL_SECONDS_MAX)
@@ -8535,7 +8634,7 @@ def cause_of(error: BaseException) -> Cause:
 
 
 async def connect(
-    dial: Dial, url: BaseUrl, tls: ssl.SSLContext | None, proxy: Proxy | None, limits: Limits
+    dial: Dial, url: BaseUrl, tls: ssl.SSLContext | None, proxy: Proxy | None
 ) -> trio.abc.Stream:
     """A connection to `url`, in time, and through the proxy if there is one.
 
@@ -8546,15 +8645,18 @@ async def connect(
         with trio.move_on_after(CONNECT_SECONDS_MAX):
             if proxy is None:
                 return await dial(url, tls)
+
             stream = await dial(proxy.url, None)
             is_at_proxy = False
             await open_tunnel(stream, url, proxy)
+
             if tls is None:
                 return stream
             assert isinstance(stream, trio.SocketStream)
             return await secured(stream, tls, url.host)
     except TRANSPORT_ERRORS as error:
         cause = cause_of(error)
+
     raise ConnectFailed(
         _CAUSE_AT_PROXY.get(cause, Cause.PROXY_UNREACHABLE) if is_at_proxy else cause
     )
@@ -8570,6 +8672,7 @@ async def open_tunnel(stream: trio.abc.Stream, url: BaseUrl, proxy: Proxy) -> No
         login = base64.b64encode(reveal(proxy.login).encode()).decode()
         fields.append(("Proxy-Authorization", f"Basic {login}"))
     head = format_head(f"CONNECT {url.address} HTTP/1.1\r\n", fields)
+
     cause: Cause | None = Cause.PROXY_CLOSED
     try:
         await stream.send_all(head)
@@ -8581,6 +8684,7 @@ async def open_tunnel(stream: trio.abc.Stream, url: BaseUrl, proxy: Proxy) -> No
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
+
     if cause is not None:
         await trio.aclose_forcefully(stream)
         raise ConnectFailed(cause)
@@ -8703,7 +8807,7 @@ class UpstreamConnection:
                 return itertools.chain([unsent], steps)
         return steps if len(body) > STEPS_AT_ONCE_MAX * RECEIVE_BYTES else None
 
-    async def send_rest(self, steps: Iterable[bytes], limits: Limits) -> None:
+    async def send_rest(self, steps: Iterable[bytes]) -> None:
         """Send what `begin` has left of a request, while its response may already come.
 
         One that is no success ends the sending: what it refuses need not be sent.
@@ -8711,10 +8815,12 @@ class UpstreamConnection:
         request went out nor a response came in.
         """
         self.is_cut = True  # until it is out
+
         failure: type[Exception] = trio.BrokenResourceError
         async with trio.open_nursery() as nursery:  # holds: the reader of the response's head
             sending, reading_seconds = trio.CancelScope(), 0.0
-            nursery.start_soon(self.read_early, limits, sending)
+            nursery.start_soon(self.read_early, sending)
+
             try:
                 with sending:
                     for step in steps:
@@ -8725,15 +8831,17 @@ class UpstreamConnection:
                 failure = DeadlinePassed
             except BROKEN:
                 reading_seconds = EARLY_RESPONSE_SECONDS_MAX
+
             nursery.cancel_scope.deadline = trio.current_time() + reading_seconds
+
         if self.is_cut and self.head is NO_RESPONSE:
             raise BadSyntax if self.is_malformed else failure
 
-    async def read_early(self, limits: Limits, sending: trio.CancelScope) -> None:
+    async def read_early(self, sending: trio.CancelScope) -> None:
         """Read the response's head, and end the sending where it is of no use any more."""
         try:
             # A success may be said before the end of the request, and want it all the same.
-            is_useless = (await self.read_head(limits)).status >= 300
+            is_useless = (await self.read_head()).status >= 300
         except PeerClosed:
             is_useless = True
         except BadSyntax:
@@ -8741,13 +8849,14 @@ class UpstreamConnection:
         if is_useless:
             sending.cancel()
 
-    async def read_head(self, limits: Limits) -> ResponseHead:
+    async def read_head(self) -> ResponseHead:
         """The final response head; interim ones are skipped.  What was read early is told again.
 
         Raises: PeerClosed, BadSyntax.
         """
         if self.is_malformed:
             raise BadSyntax("malformed before")
+
         while self.head is NO_RESPONSE:
             raw = await self.wire.read_to_blank_line(UPSTREAM_HEAD_BYTES_MAX)
             head = parse_response_head(raw)
@@ -9227,7 +9336,6 @@ class Tokens:
     dial: Dial
     log: Log
     unix_now: Callable[[], float]
-    limits: Limits
     files: Files
     services: trio.Nursery | None = None  # the server's own
     # By file: the version that was refreshed, and its successor that could not be saved.  A reload
@@ -9460,7 +9568,6 @@ class Tokens:
             self.url,
             login.tls,
             request,
-            self.limits,
             proxy=login.proxy,
             bytes_max=SECRET_FILE_BYTES_MAX,
         )
@@ -9486,7 +9593,6 @@ async def ask_once(
     url: BaseUrl,
     tls: ssl.SSLContext | None,
     request: bytes,
-    limits: Limits,
     *,
     proxy: Proxy | None,
     bytes_max: int,
@@ -9495,10 +9601,10 @@ async def ask_once(
 
     The caller bounds the time.  Raises: TRANSPORT_ERRORS, also if the body is too large.
     """
-    connection = UpstreamConnection(await connect(dial, url, tls, proxy, limits))
+    connection = UpstreamConnection(await connect(dial, url, tls, proxy))
     try:
         await connection.stream.send_all(request)
-        head = await connection.read_head(limits)
+        head = await connection.read_head()
         return head.status, await connection.read_body(bytes_max)
     finally:
         with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
@@ -9619,25 +9725,17 @@ class Shared:
         self.roster = Roster(self.config)
         self.ledger = Ledger(self.config.limits.records_max)
         self.idle = IdleConnections(self.reaper)
-        url, limits = self.config.token_url, self.config.limits
-        self.tokens = Tokens(url, self.dial, self.log, self.unix_now, limits, self.files)
+        url = self.config.token_url
+        self.tokens = Tokens(url, self.dial, self.log, self.unix_now, self.files)
         self.take_endpoints()
         self.bodies = Budget(self.config.limits.bodies_bytes_max)
         self.events = Budget(EVENTS_BYTES_MAX)
 
     def take_endpoints(self) -> None:
-        """Make those of the configuration; a login keeps what is known of it where it may."""
+        """Make the endpoints of the configuration; logins that are not in it any more retire."""
         before, self.endpoints = self.endpoints, {}
         for name, account in self.config.accounts.items():
-            trust = self.tls_contexts.get(account.ca_file)
-            login: Login | None = None
-            if account.auth_file is not None:
-                old = before.get(name)
-                is_same = old is not None and old.account.identity == account.identity
-                login = old.login if is_same and old else Login(name, Path(account.auth_file))
-                assert login is not None
-                login.tls = trust if self.config.token_url.is_tls else None
-                login.proxy = self.config.proxy
+            login = self.login_of(account, before.get(name))
             tls = self.tls_contexts[account.ca_file] if account.base_url.is_tls else None
             self.endpoints[name] = Endpoint(account, tls, self.config.proxy, login)
 
@@ -9645,7 +9743,25 @@ class Shared:
         for endpoint in before.values():
             if endpoint.login is not None and endpoint.login not in kept:
                 endpoint.login.is_retired = True
-        self.tokens.limits = self.config.limits
+
+    def login_of(self, account: Account, before: Endpoint | None) -> Login | None:
+        """The login of an account; None for an account with an API key.
+
+        What is known of a login outlives a reload, if the account's identity is the same:
+        `before` is the endpoint that had this name.
+        """
+        if account.auth_file is None:
+            return None
+
+        login = None
+        if before is not None and before.account.identity == account.identity:
+            login = before.login
+        if login is None:
+            login = Login(account.name, Path(account.auth_file))
+        is_tls = self.config.token_url.is_tls
+        login.tls = self.tls_contexts.get(account.ca_file) if is_tls else None
+        login.proxy = self.config.proxy
+        return login
 
     def version_for(self, account: Account) -> str:
         """The version of Codex CLI that an account is told: to old ones it lists no new models."""
@@ -9684,25 +9800,28 @@ class Shared:
         return self.endpoints.get(endpoint.account.name) is endpoint
 
     async def inspect_logins(self) -> None:
-        """Log what a person should know of the logins, as `pooler check` says it."""
-        unusable: set[str] = set()
-        for login in self.logins.values():
-            fresh = Login(login.name, login.path)  # a thread must not change the one in use
-            try:
-                told = await self.files.run(FILE_SECONDS_MAX, fresh.inspect, self.unix_now())
-            except OSError as error:
-                told = [Finding(True, f"{login.path} cannot be read: {error.strerror}")]
-            for _, problem in told:
-                if problem != login.reported:
-                    self.log("warning", "login", {"account": login.name, "problem": problem})
-            login.reported = fresh.problem or login.reported
-            if fresh.credentials is None and fresh.problem:
-                unusable.add(login.name)
+        """Log the problems of the logins, as `pooler check` reports them, and the pools without."""
+        logins = list(self.logins.values())
+        unusable = {login.name for login in logins if not await self.inspect_login(login)}
         for pool in self.config.pools.values():
-            waiting = [account for account in pool.accounts if not account.paused]
-            if waiting and unusable.issuperset(account.name for account in waiting):
-                told_of = f"pools.{pool.name}: nobody can serve it until somebody has logged in"
-                self.log("warning", "config", {"problem": told_of})
+            names = {account.name for account in pool.accounts if not account.paused}
+            if names and names <= unusable:
+                problem = f"pools.{pool.name}: no account can serve it until somebody has logged in"
+                self.log("warning", "config", {"problem": problem})
+
+    async def inspect_login(self, login: Login) -> bool:
+        """Log what is wrong with a login, unless that was logged before; whether it is usable."""
+        fresh = Login(login.name, login.path)  # a thread must not change the one in use
+        try:
+            findings = await self.files.run(FILE_SECONDS_MAX, fresh.inspect, self.unix_now())
+        except OSError as error:
+            findings = [Finding(True, f"{login.path} cannot be read: {error.strerror}")]
+
+        for _, problem in findings:
+            if problem != login.reported:
+                self.log("warning", "login", {"account": login.name, "problem": problem})
+        login.reported = fresh.problem or login.reported
+        return fresh.credentials is not None or not fresh.problem
 
     async def look_at_logins(self, accounts: Iterable[Account]) -> None:
         """Notice files that have changed, so that nobody waits for an account that needs one.
@@ -9730,25 +9849,23 @@ class Shared:
         Raises: PoolerError (pool_busy, usage_limit_reached, no_usable_account,
         model_not_found, server_stopping).
         """
-        now, limits = trio.current_time(), exchange.limits
+        now = trio.current_time()
         has_room = len(self.queues.get(call.pool.name, ())) < QUEUE_LENGTH_MAX
-        deadline = now + limits.queue_seconds_max
+        deadline = now + exchange.limits.queue_seconds_max
         waiter = Waiter(call, tried, trio.Event(), deadline if has_room else now)
         if place := self.find_place(waiter):
             return place
-        is_back = self.roster.returns_at(self.current(call), tried, now) <= waiter.deadline
-        if not (is_back or self.roster.ranked(self.current(call), tried, now)):
-            raise self.roster.refusal(self.current(call), tried, now, self.unix_now())
+
+        current = self.current(call)
+        is_back = self.roster.returns_at(current, tried, now) <= waiter.deadline
+        if not is_back and not self.roster.ranked(current, tried, now):
+            raise self.roster.refusal(current, tried, now, self.unix_now())
 
         queue = self.queues.setdefault(call.pool.name, deque())
         self.make_way(queue, call, QUEUE_LENGTH_MAX)
         queue.append(waiter)
         try:
-            while not (waiter.place or waiter.is_displaced) and trio.current_time() < deadline:
-                change = self.roster.next_change(self.current(call), trio.current_time())
-                with contextlib.suppress(DeadlinePassed):
-                    await exchange.deadline.bounded(min(change, deadline), waiter.served.wait)
-                self.assign_waiters()
+            await self.wait_for_place(exchange, waiter, deadline)
         except BaseException:
             if waiter.place is not None:  # served and cancelled at the same moment
                 self.end_lease(waiter.place.lease)
@@ -9760,6 +9877,17 @@ class Shared:
         if waiter.place is None:
             raise PoolerError("pool_busy")
         return waiter.place
+
+    async def wait_for_place(self, exchange: Exchange, waiter: Waiter, deadline: float) -> None:
+        """Return when a waiter has a place, was displaced, or has waited until `deadline`.
+
+        It wakes when a cooldown ends, as nobody else may be there to notice that.
+        """
+        while not (waiter.place or waiter.is_displaced) and trio.current_time() < deadline:
+            change = self.roster.next_change(self.current(waiter.call), trio.current_time())
+            with contextlib.suppress(DeadlinePassed):
+                await exchange.deadline.bounded(min(change, deadline), waiter.served.wait)
+            self.assign_waiters()
 
     def make_way(self, queue: deque[Waiter], call: Call, length_max: int) -> None:
         """Let a request into a queue; a full one gives way to a key that has fewer in it.
@@ -9917,7 +10045,6 @@ class HttpReply:
     shared: Shared
     connection: ClientConnection
     record: Record
-    limits: Limits
     deadline: Deadline  # whose clock says how old the request is
     is_head: bool = False  # the request's method is HEAD
     is_http_1_0: bool = False
@@ -9973,10 +10100,10 @@ class HttpReply:
 
         raw = format_response_head(status, [*headers, *self._own_headers(length)])
         if len(body) < RECEIVE_BYTES:
-            await self.connection.send(raw + body, self.limits)
+            await self.connection.send(raw + body)
         else:
-            await self.connection.send(raw, self.limits)
-            await self.connection.send(body, self.limits)
+            await self.connection.send(raw)
+            await self.connection.send(body)
 
     def _own_headers(self, length: int | None) -> list[Field]:
         """The id and the date, the framing, and whether the connection goes on."""
@@ -10014,19 +10141,19 @@ class HttpReply:
         """Send the rest of the chunk."""
         unsent, self.unsent = self.unsent, b""
         if unsent:
-            await self.connection.send(unsent, self.limits)
+            await self.connection.send(unsent)
 
     async def comment(self, *, is_native: bool) -> None:
         """Send a comment; Codex CLI's timer ignores those, and gets an event (F76)."""
         comment = NATIVE_COMMENT if is_native else COMMENT
-        await self.connection.send(self._framed(comment), self.limits)
+        await self.connection.send(self._framed(comment))
 
     async def end(self, last: Sequence[bytes]) -> None:
         """Send the last events, and the end of the body with them."""
         body = b"".join(last)
         self.record.bytes_out += len(body)
         framed = self._framed(body) if body else b""
-        await self.connection.send(framed + self._framed(b""), self.limits)
+        await self.connection.send(framed + self._framed(b""))
         self.is_whole = True
 
 
@@ -10044,7 +10171,7 @@ class Source(Protocol):
     def bytes_pending(self) -> int:
         """The bytes that are held of an event, or a response, that is not whole."""
 
-    async def read_head(self, limits: Limits) -> ResponseHead | None:
+    async def read_head(self) -> ResponseHead | None:
         """Status and headers; None for a response that begins with its first event."""
 
     def early_events(self) -> Sequence[bytes]:
@@ -10079,9 +10206,9 @@ class HttpSource:
         """The bytes that are held of an event, or a response, that is not whole."""
         return self.scanner.bytes_pending + len(self.whole or b"")
 
-    async def read_head(self, limits: Limits) -> ResponseHead | None:
+    async def read_head(self) -> ResponseHead | None:
         """Status and headers, which are not kept: a stream may take an hour."""
-        head = await self.connection.read_head(limits)
+        head = await self.connection.read_head()
         self.connection.head = head._replace(headers=NO_FIELDS)
         return head
 
@@ -10162,7 +10289,7 @@ class HttpTransport:
         Raises: ConnectFailed; PoolerError (the stop code).
         """
         way = (endpoint.account.base_url, endpoint.tls, endpoint.proxy)
-        stream = await self.deadline.bounded(math.inf, connect, self.shared.dial, *way, self.limits)
+        stream = await self.deadline.bounded(math.inf, connect, self.shared.dial, *way)
         self.shared.roster.note_reached(endpoint.account)
         self.upstream = UpstreamConnection(stream)
         return self.upstream
@@ -10183,7 +10310,7 @@ class HttpTransport:
             try:
                 steps = upstream.begin(head, body)
                 if steps is not None:  # else it cost no task and no timer
-                    await self.deadline.bounded(math.inf, upstream.send_rest, steps, self.limits)
+                    await self.deadline.bounded(math.inf, upstream.send_rest, steps)
             except trio.BrokenResourceError:
                 if upstream.kept is None:
                     raise
@@ -10241,7 +10368,6 @@ class Exchange:
             self.shared,
             self.connection,
             self.record,
-            self.limits,
             self.deadline,
             is_head=head.method == "HEAD",
             is_http_1_0=head.is_http_1_0,
@@ -10425,7 +10551,7 @@ class Opened:
         while True:
             until = min(deadline_at, comment_at)
             with contextlib.suppress(DeadlinePassed):
-                return await exchange.deadline.bounded(until, self.source.read_head, limits)
+                return await exchange.deadline.bounded(until, self.source.read_head)
             if until >= deadline_at:
                 raise DeadlinePassed
 
@@ -10545,22 +10671,16 @@ class Opened:
         What is read is held, so that after a failure another account can be asked.
         Raises: as `open`.
         """
-        exchange, deadline = self.exchange, self.exchange.deadline
         is_stream = self.call.is_stream
         hold_until = trio.current_time() + HOLD_SECONDS_MAX if is_stream else math.inf
         byte_count = 0
         while self.event_count <= HANDSHAKE_EVENTS_MAX or not is_stream:
-            until = min(hold_until, deadline.at)
-            keeps_error = not exchange.reply.is_started
-            try:
-                received = await deadline.bounded(until, self.source.receive, keeps_error)
-            except DeadlinePassed:
-                if until < hold_until:
-                    raise
+            received = await self.receive_until(hold_until)
+            if received is None:
                 return None
-
             if error := self.source.take_error():
                 return self.fault_of(*error)
+
             events = self.take(received)
             self.events += events
             byte_count += sum(map(len, events))
@@ -10571,10 +10691,26 @@ class Opened:
                 return fault
             if self.scanner.terminal:
                 return None
+
             if self.source.is_at_end:
                 raise PeerClosed
             self.count_held(byte_count)
         return None
+
+    async def receive_until(self, hold_until: float) -> Sequence[Event] | None:
+        """What the source yields next; None if the hold ends before.
+
+        Raises: as `open`; DeadlinePassed, if the deadline comes before the end of the hold.
+        """
+        deadline = self.exchange.deadline
+        until = min(hold_until, deadline.at)
+        keeps_error = not self.exchange.reply.is_started
+        try:
+            return await deadline.bounded(until, self.source.receive, keeps_error)
+        except DeadlinePassed:
+            if until < hold_until:
+                raise
+            return None
 
     def count_held(self, held_back: int = 0) -> None:
         """Count what is held: an unfinished event, whole ones held back, what the end is made of.
@@ -10897,10 +11033,8 @@ class Relay:
         What went wrong, here or upstream, is the record's `code`.
         Raises: ClientGone; PoolerError, where nothing has been said and an error can be.
         """
-        reply, call, scanner = self.exchange.reply, self.call, self.opened.scanner
-        is_failed = scanner.failure is not None and not scanner.has_content
-        is_told_whole = is_failed and self.opened.translator and call.kind is CallKind.CHAT
-        if reply.is_started or (call.is_stream and not is_told_whole):
+        reply, scanner = self.exchange.reply, self.opened.scanner
+        if reply.is_started or self.is_sent_as_events():
             await self.start_events(headers)
         reply.is_told = scanner.terminal is not None
 
@@ -10919,6 +11053,16 @@ class Relay:
             raise error
         else:
             await self.respond_collected()
+
+    def is_sent_as_events(self) -> bool:
+        """Whether a response that has not begun is sent as a stream, and not in one piece.
+
+        A Chat client gets a failure that comes before all content as an error with its status.
+        """
+        opened, scanner = self.opened, self.opened.scanner
+        is_failed = scanner.failure is not None and not scanner.has_content
+        is_translated_chat = opened.translator is not None and self.call.kind is CallKind.CHAT
+        return self.call.is_stream and not (is_failed and is_translated_chat)
 
     def failure_after(self, trouble: PoolerError | None) -> PoolerError | None:
         """Why the stream, which is over, has no end of its own; it is the record's `code`."""
@@ -11003,6 +11147,7 @@ class Relay:
             else:
                 is_silent = False
                 await reply.flush()
+
             if is_silent:
                 self.comment_at = trio.current_time() + self.comment_seconds
                 await reply.comment(is_native=self.call.is_native)
@@ -11206,7 +11351,7 @@ _STREAM_ID: Final = re.compile("[A-Za-z0-9_.-]{1,256}")
 _BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # F24
 
 
-def is_processed_note(frame: bytes, limits: Limits) -> bool:
+def is_processed_note(frame: bytes) -> bool:
     """Whether a client only reports a response that it has processed (F81).
 
     It is read as strictly as a call: what says anything else to another reader is none.
@@ -11249,7 +11394,6 @@ class Frames:
         self.meter = FrameMeter(bytes_max, WEBSOCKET_FRAMES_MAX)
         self.held = held
         self.bytes_taken = 0  # of messages that were taken, and are not done with
-        self.limits = limits
         self.is_client = is_client  # the peer is one; else it is an upstream
 
         # Of a message that is not whole: for its next bytes, and for all of it.
@@ -11536,7 +11680,7 @@ class SocketSource:
             self.socket.frames.done(message)
         raise BadSyntax("events of no turn")
 
-    async def read_head(self, limits: Limits) -> ResponseHead | None:
+    async def read_head(self) -> ResponseHead | None:
         """The status and headers of an error that the turn begins with (F24); else None.
 
         Raises: PeerClosed, BadSyntax.
@@ -11808,20 +11952,15 @@ class SocketTransport:
         Raises: TRANSPORT_ERRORS; PoolerError (previous_response_not_found, request_too_large,
         pool_busy).
         """
-        client, account, deadline = self.client, endpoint.account, self.http.deadline
         if len(body) > WEBSOCKET_UPSTREAM_BYTES_MAX:
             hint = "Upstreams take no message over websocket_upstream_bytes_max. Use POST."
             raise PoolerError("request_too_large", hint)
 
         owner = owner_of(endpoint, identity.credentials)
-        upstream = client.upstream if client.upstream and client.upstream.serves(owner) else None
-        known = upstream.response_ids if upstream else ()
-        if self.anchor and account.is_codex and self.anchor not in known:
-            raise PoolerError("previous_response_not_found")
-
+        upstream = self.kept_socket(endpoint.account, owner)
         is_reused = upstream is not None
         if upstream is None:
-            await client.drop_upstream()
+            await self.client.drop_upstream()
             opened = await self.open_socket(endpoint, path, identity, owner)
             if isinstance(opened, Fault):
                 return opened
@@ -11832,11 +11971,8 @@ class SocketTransport:
 
         upstream.idle_scope.cancel()
         self.source = SocketSource(socket=upstream, scanner=scanner, is_reused=is_reused)
-        deadline.begin(Stage.SEND, "write_stall_seconds_max")
         try:
-            with HeldBytes(self.http.shared.bodies, self.user) as held:
-                held.grow(len(body))  # a copy of it, in a frame
-                await deadline.bounded(math.inf, upstream.frames.put, body)
+            await self.put(upstream, body)
         except PeerClosed:
             upstream.is_spent = True
             if not is_reused:
@@ -11844,6 +11980,28 @@ class SocketTransport:
             error = PoolerError("upstream_unreachable")
             return Fault("closed", Action.REOPEN, Effect.NONE, error)
         return self.source
+
+    def kept_socket(self, account: Account, owner: bytes) -> UpstreamSocket | None:
+        """The WebSocket of the turn before, if it serves this turn too.
+
+        Raises: PoolerError (previous_response_not_found), if the turn continues a response that
+        only another WebSocket knows (F23).
+        """
+        kept = self.client.upstream
+        if kept is not None and not kept.serves(owner):
+            kept = None
+        known = kept.response_ids if kept is not None else ()
+        if self.anchor and account.is_codex and self.anchor not in known:
+            raise PoolerError("previous_response_not_found")
+        return kept
+
+    async def put(self, upstream: UpstreamSocket, body: bytes) -> None:
+        """Send a turn as one message.  Raises: PeerClosed, DeadlinePassed, PoolerError."""
+        deadline = self.http.deadline
+        deadline.begin(Stage.SEND, "write_stall_seconds_max")
+        with HeldBytes(self.http.shared.bodies, self.user) as held:
+            held.grow(len(body))  # a copy of it, in a frame
+            await deadline.bounded(math.inf, upstream.frames.put, body)
 
     async def open_socket(
         self, endpoint: Endpoint, path: str, identity: Identity, owner: bytes
@@ -12227,7 +12385,6 @@ class Catalogues:
             account.base_url,
             endpoint.tls,
             request_head(account.base_url, path, secret, own, b""),
-            shared.config.limits,
             proxy=endpoint.proxy,
             bytes_max=CATALOGUE_BYTES_MAX,
         )
@@ -12580,30 +12737,26 @@ class WebSockets:
     async def serve_socket(
         self, exchange: Exchange, head: RequestHead, key: Key, native_path: str
     ) -> None:
-        """Judge the upgrade, then serve turns to the end of the connection.
+        """Validate the upgrade, then serve turns to the end of the connection.
 
         Raises: PoolerError, before the upgrade.
         """
-        raw, record, limits = upgrade_head(head), exchange.record, exchange.limits
+        raw, record = upgrade_head(head), exchange.record
         pool, connection = exchange.config.pools[key.pool], exchange.connection
         await self.catalogues.want(pool)
-        if not self.shared.roster.may_upgrade(pool, bool(native_path), trio.current_time()):
-            raise PoolerError("websocket_unsupported")
         await self.imports.load(WEBSOCKET_LIBRARY)
-        # By name: a reload may have changed what else the key is.
-        names = [(client.key.pool, client.key.name) for client in self.opened]
-        if names.count((key.pool, key.name)) >= key.concurrent:
-            raise key_limit("has reached its limit of concurrent WebSockets", 1)
-        if self.shared.is_draining:
-            raise PoolerError("server_stopping")
+
+        # From here to the place in `opened` nothing waits: no other may take it meanwhile.
+        self.check_room(key, pool, is_native=bool(native_path))
         self.connections.check_share(connection)
-        held = HeldBytes(self.shared.bodies, exchange.holder)
-        size_max = WEBSOCKET_MESSAGE_BYTES_MAX
-        frames = Frames(connection.wire, size_max, held, limits, is_client=True)
+        self.connections.occupy(connection)
         reply = exchange.reply
         reply.closes = reply.is_started = reply.is_whole = True
-        self.connections.occupy(connection)
         record.status = 101
+
+        held = HeldBytes(self.shared.bodies, exchange.holder)
+        size_max = WEBSOCKET_MESSAGE_BYTES_MAX
+        frames = Frames(connection.wire, size_max, held, exchange.limits, is_client=True)
         client = ClientSocket(
             upgrade=exchange,
             frames=frames,
@@ -12611,8 +12764,9 @@ class WebSockets:
             native_path=native_path,
             note_bug=lambda: self.shared.log_bug(record.request_id),
         )
+
         is_open = False
-        self.opened.add(client)  # before anything waits: the key's others are counted
+        self.opened.add(client)
         try:
             async with trio.open_nursery() as client.nursery:  # holds: readers, of both sides
                 with trio.move_on_after(WEBSOCKET_HANDSHAKE_SECONDS_MAX):
@@ -12623,19 +12777,33 @@ class WebSockets:
                 client.nursery.cancel_scope.cancel()
         finally:  # the readers have ended: nothing more is taken
             self.opened.discard(client)
+
             connection.is_gone = connection.is_at_end
             with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                 await client.release()
+
         if is_open and client.close_code:
-            await connection.send(close_frame(client.close_code), limits)
+            await connection.send(close_frame(client.close_code))
             await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)
+
+    def check_room(self, key: Key, pool: Pool, *, is_native: bool) -> None:
+        """Raises: PoolerError, if the key may open no further WebSocket now."""
+        if not self.shared.roster.may_upgrade(pool, is_native, trio.current_time()):
+            raise PoolerError("websocket_unsupported")
+
+        # By name: a reload may have changed what else the key is.
+        names = [(client.key.pool, client.key.name) for client in self.opened]
+        if names.count((key.pool, key.name)) >= key.concurrent:
+            raise key_limit("has reached its limit of concurrent WebSockets", 1)
+        if self.shared.is_draining:
+            raise PoolerError("server_stopping")
 
     async def serve_turns(self, client: ClientSocket) -> None:
         """One turn after the other, until the WebSocket is to be closed."""
         idle_seconds_max = self.shared.config.limits.websocket_idle_seconds_max
         while (frame := await client.next_frame(idle_seconds_max)) is not None:
             key = self.key_of(client)
-            if key is not None and not is_processed_note(frame, self.shared.config.limits):
+            if key is not None and not is_processed_note(frame):
                 await self.serve_turn(client, key, frame)
                 continue
             client.frames.done(frame)
@@ -12870,8 +13038,10 @@ class Server:
                 while await self.serve_request(connection):
                     pass
                 nursery.cancel_scope.cancel()
+
         except Exception:  # noqa: BLE001 (a bug stays within its connection)
             self.shared.log_bug(None)
+
         finally:
             self.connections.forget(connection)
             self.shared.reaper.forget(connection)
@@ -12883,13 +13053,14 @@ class Server:
         shared = self.shared
         raw: bytes | PoolerError | None
         try:
-            raw = await connection.read_head(shared.config.limits, shared.reaper)
+            raw = await connection.read_head(shared.reaper)
         except PoolerError as error:
             raw = error
         if raw is None:
             return False
 
         exchange = self.new_exchange(connection)
+
         dispatched = self.dispatch(exchange, raw)
         del raw  # a response may take an hour
         try:
@@ -12897,6 +13068,7 @@ class Server:
         finally:
             connection.enter_call(False)
             self.connections.release(connection)
+
         if exchange.reply.closes and not connection.is_gone:
             await connection.linger()
         return not (exchange.reply.closes or connection.is_gone)
@@ -12912,7 +13084,7 @@ class Server:
             record,
             shared.config,
             deadline,
-            HttpReply(shared, connection, record, limits, deadline),
+            HttpReply(shared, connection, record, deadline),
             HttpTransport(shared, deadline, limits, lambda: connection.is_gone),
             HeldBytes(shared.bodies, ("", ""), refusal=TOO_MANY_BODIES),
         )
@@ -13318,7 +13490,7 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
     async with await dial(url, None) as stream:
         await stream.send_all(head + body)
         connection = UpstreamConnection(stream)
-        await connection.read_head(Limits())
+        await connection.read_head()
 
         while received := await connection.receive_body():
             for event in scanner.feed(received):
@@ -13544,11 +13716,9 @@ async def ask_status(
 ) -> bytes:
     """The body of GET /admin of a running server.  Raises: ConfigRefused."""
     head = request_head(url, f"/admin?{query}", token, [("accept", accept)], b"")
-    status, body, limits = 0, b"", Limits()
+    status, body = 0, b""
     with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(CONNECT_SECONDS_MAX):
-        status, body = await ask_once(
-            dial, url, tls, head, limits, proxy=None, bytes_max=EVENT_BYTES_MAX
-        )
+        status, body = await ask_once(dial, url, tls, head, proxy=None, bytes_max=EVENT_BYTES_MAX)
 
     is_pooler = body.startswith(b"codex-pooler ") or "version" in try_load_object(body)
     if status == 200 and is_pooler:

@@ -564,7 +564,7 @@ async def test_the_start_says_where_nobody_can_serve_a_pool(
         log=lambda _level, _event, told: logged.append(str(told.get("problem"))),
     )
     await server.shared.inspect_logins()
-    assert [one for one in logged if one.startswith("pools.home: nobody can serve it")]
+    assert [one for one in logged if one.startswith("pools.home: no account can serve it")]
 
 
 ################################################################

@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import BadSyntax, Limits, UpstreamConnection
+from pooler import BadSyntax, UpstreamConnection
 from tests.support.memory_sockets import ask_responses, socket_pair
 from tests.support.world import (
     Fin,
@@ -217,10 +217,10 @@ async def test_what_came_in_the_place_of_a_head_is_never_skipped() -> None:
         b"HTTP/1.1 2x0 Odd\r\n\r\n" + response_head(200, [("content-length", "0")])
     )
     upstream = UpstreamConnection(ours)
-    await upstream.read_early(Limits(), trio.CancelScope())
+    await upstream.read_early(trio.CancelScope())
     for _ in range(2):
         with pytest.raises(BadSyntax):
-            await upstream.read_head(Limits())
+            await upstream.read_head()
 
 
 async def test_a_client_that_leaves_ends_the_sending_and_the_reading(

@@ -79,7 +79,7 @@ CHILD: Final = textwrap.dedent("""
         url = pooler.BaseUrl(False, "127.0.0.1", int(port), "/oauth/token")
         async with trio.open_nursery() as nursery:
             tokens = pooler.Tokens(
-                url, pooler.dial, log, time.time, pooler.Limits(), pooler.Files(), nursery
+                url, pooler.dial, log, time.time, pooler.Files(), nursery
             )
             login = pooler.Login("one", Path(path))
             found = None

@@ -30,7 +30,6 @@ from pooler import (
     REFRESH_URL_VARIABLE,
     BaseUrl,
     Credentials,
-    Limits,
     Login,
     LoginNeeded,
     Server,
@@ -64,7 +63,7 @@ class Desk:
         port = int(self.origin.rpartition(":")[2])
         url = BaseUrl(False, "127.0.0.1", port, "/oauth/token")
         self.tokens = Tokens(
-            url, pooler.dial, self.note, time.time, Limits(), pooler.Files(), self.nursery
+            url, pooler.dial, self.note, time.time, pooler.Files(), self.nursery
         )  # fmt: skip
 
     def note(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
@@ -182,7 +181,7 @@ CHILD: Final = textwrap.dedent("""
         url = pooler.BaseUrl(False, "127.0.0.1", int(sys.argv[2]), "/oauth/token")
         async with trio.open_nursery() as nursery:
             tokens = pooler.Tokens(
-                url, pooler.dial, pooler.print_log, time.time, pooler.Limits(), pooler.Files(),
+                url, pooler.dial, pooler.print_log, time.time, pooler.Files(),
                 nursery,
             )
             login = pooler.Login("one", Path(sys.argv[1]))

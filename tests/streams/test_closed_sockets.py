@@ -73,7 +73,7 @@ async def test_a_closed_socket_takes_nothing_however_often_it_is_written_to(
 async def send_request(upstream: UpstreamConnection, body: bytes) -> None:
     rest = upstream.begin(b"POST / HTTP/1.1\r\n\r\n", body)
     if rest is not None:
-        await upstream.send_rest(rest, LIMITS)
+        await upstream.send_rest(rest)
 
 
 @of_each_kind

@@ -270,7 +270,7 @@ async def test_a_request_arrives_whole_whatever_its_size(tmp_path: Path, *, is_t
             assert rest is not None or size <= AT_ONCE
             async with trio.open_nursery() as nursery:
                 if rest is not None:
-                    nursery.start_soon(upstream.send_rest, rest, pooler.Limits())
+                    nursery.start_soon(upstream.send_rest, rest)
                 read = await trio.to_thread.run_sync(read_to, line, len(HEAD) + size)
             assert read == HEAD + body
             assert not upstream.is_cut

@@ -43,7 +43,6 @@ from pooler import (
     Event,
     EventKind,
     EventScanner,
-    Limits,
     LoginNeeded,
     Model,
     OutputCollector,
@@ -549,9 +548,7 @@ async def test_an_answer_to_a_question_besides_has_so_many_bytes(
             return stream
 
         url = BaseUrl(is_tls=False, host="h", port=1, path="")
-        asked = functools.partial(
-            ask_once, dial, url, None, b"x", Limits(), proxy=None, bytes_max=1000
-        )
+        asked = functools.partial(ask_once, dial, url, None, b"x", proxy=None, bytes_max=1000)
         if fits:
             assert await asked() == (200, b"x" * byte_count)
         else:

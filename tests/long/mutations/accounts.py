@@ -53,7 +53,7 @@ ROWS: Rows = (
      "Roster.rank", "self.unreached_by(account, now) is not None", "False",
      "dead_hosts::an_account_elsewhere_is_asked_first_until_the_host_is_back"),
     ("response_pin", "A follow-up goes where its response was made.",
-     "_lack_of", "owner in {None, account.identity}", "True",
+     "_is_owner", "owner is None or owner == account.identity", "True",
      "account_choice::a_stored_response_binds_its_key_to_its_account"),
     ("paused_account", "A paused account serves nobody.",
      "_lack_of", "account.paused", "False",
