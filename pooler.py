@@ -264,6 +264,7 @@ UNKNOWN_LEFT_PERCENT: Final = 99.0  # without evidence: after the untouched, bef
 TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum's JSON
 INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
 OUTPUT_ITEMS_MAX: Final = 4_000  # of a response: sent at its end, they hold the loop 80 ms
+NAMES_CHARS_MAX: Final = 64 * KIB  # of an error that is searched for names: 8 ms
 MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's error message: searched, and shown
 # Of a client's body, as escapes or in short strings.  So much and all the members that there may be
 # are read in about 120 ms; twice as much of both would take twice as long.
@@ -5511,10 +5512,16 @@ _ASKED: Final = re.compile(
 _THROTTLED: Final = re.compile(r"(?i)\brate.?limit|\btoo many requests")
 _MARKUP: Final = re.compile(r"(?i)<(?:!doctype|html|head|body|title|script)\b")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffd]")
-# Keys, tokens, ids and people, and what is said to the owner of an account.
+# Keys, tokens and ids, as providers write them, and addresses of people.
+_NAMES_ACCOUNT: Final = (
+    r"\b(?:acct|at|gsk|hf|key|org|pplx|proj|rt|sess|sk|user|ws|xai)[-_.][\w-]{6}[\w-]*"
+    r"|\beyJ[\w-]{8}[\w.-]*|\bAIza[\w-]{8}[\w-]*"
+    r"|(?:(?<![\w.+-])[\w.+-]{1,64}|[\w.+-])@[\w-][\w.-]*"
+)
+_ACCOUNT_NAMES: Final = re.compile(f"(?i){_NAMES_ACCOUNT}")
+# These, and what is said to the owner of an account.
 _PRIVATE: Final = re.compile(
-    r"(?i)\b(?:acct|at|key|org|proj|rt|sess|sk|user|ws)[-_.][\w-]{6}|\beyJ[\w-]{8}|\b[0-9a-f-]{32}"
-    r"|[\w.+-]@[\w-]|\bbearer |\bapi.?key|\b(?:billing|credentials?)\b"
+    rf"(?i){_NAMES_ACCOUNT}|\b[0-9a-f-]{{32}}|\bbearer |\bapi.?key|\b(?:billing|credentials?)\b"
     r"|\byour (?:\w+ )?(?:account|authentication|organization|plan|subscription|team|workspace)"
 )
 _PLACE: Final = re.compile(r"https?://[^\s'\"]+|\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b")
@@ -5691,6 +5698,19 @@ def cleaned(text: str) -> str:
         return ""
     shown = " ".join(_PLACE.sub("[...]", _CONTROL.sub(" ", text)).split())
     return shown if len(shown) <= REASON_CHARS_MAX else f"{shown[:REASON_CHARS_MAX]} ..."
+
+
+def names_account(text: str) -> bool:
+    """Whether an error that would be passed on unchanged names an account, or is too long to tell.
+
+    An error that long says more than what is wrong.
+    """
+    return len(text) > NAMES_CHARS_MAX or _ACCOUNT_NAMES.search(text) is not None
+
+
+def without_names(text: str) -> str:
+    """An upstream's text about the request, without what names an account, a person or a secret."""
+    return _ACCOUNT_NAMES.sub("[...]", text)
 
 
 def _moment_of(value: Json) -> float | None:
@@ -6066,8 +6086,9 @@ def _refusal_error(
     """
     error = PoolerError("upstream_error", status=status, upstream_code=words.code)
     error.public = cleaned(words.message or text) or "The upstream refused the request."
-    if is_reshaped and not isinstance(value.get("error"), dict):
-        error.public = words.message or error.public
+    is_flat = is_reshaped and not isinstance(value.get("error"), dict)
+    if is_flat or names_account(body.decode("utf-8", "replace")):
+        error.public = without_names(words.message) or error.public
     elif value and "json" in content_type and not error.is_renamed and try_load_object(body):
         error.answer = (body, content_type)
     return error
@@ -6127,7 +6148,8 @@ def own_fault(failure: JsonObject, body: bytes = b"") -> Fault:
     """The fault of a request, told in a 200; `body`: the whole of it, if it is JSON."""
     words = read_error(failure)
     error = _own_failure(words)
-    if isinstance(try_load_object(body).get("error"), dict) and not error.is_renamed:
+    is_shaped = isinstance(try_load_object(body).get("error"), dict)
+    if is_shaped and not error.is_renamed and not names_account(body.decode()):
         error.answer = (body, "application/json")
     return Fault(_reason(200, words), Action.RETURN, Effect.NONE, error, is_refusal=True)
 
@@ -6135,22 +6157,30 @@ def own_fault(failure: JsonObject, body: bytes = b"") -> Fault:
 def _own_failure(words: UpstreamWords) -> PoolerError:
     """The HTTP error for what a 200 tells that is the request's own fault."""
     status = words.status if 400 <= words.status < 500 else 400
-    return PoolerError("upstream_error", words.message, status, upstream_code=words.code)
+    public = without_names(words.message)
+    return PoolerError("upstream_error", public, status, upstream_code=words.code)
 
 
-def public_error(fault: Fault, failure: JsonObject) -> PoolerError | None:
-    """The error that a client is told in the place of what an account's owner is told.
+def public_error(fault: Fault | None, failure: JsonObject) -> PoolerError | None:
+    """The error that a client gets in the place of a failure in the middle of its stream.
 
-    None: its upstream's words may go to the client, who has been sent some of the response.
+    None: the upstream's own words may go to the client.  Those about an account may not.
     """
-    if fault.effect in {Effect.REFUSED, Effect.FORBIDDEN}:
+    effect = Effect.NONE if fault is None else fault.effect
+    if fault is not None and effect in {Effect.REFUSED, Effect.FORBIDDEN}:
         return fault.error
+
     words = read_error(failure)
-    is_limit = fault.effect in {Effect.LIMITED, Effect.MODEL_LIMITED}
-    if not (is_limit and words.message) or cleaned(words.message):
-        return None
-    public = "The account that served this has reached its limit."
-    return PoolerError("upstream_error", public, 429, upstream_code=words.code)
+    is_limit = effect in {Effect.LIMITED, Effect.MODEL_LIMITED}
+    if is_limit and words.message and not cleaned(words.message):
+        public = "The account that served this has reached its limit."
+        return PoolerError("upstream_error", public, 429, upstream_code=words.code)
+
+    texts = [text_at(failure, name) for name in ("message", "code", "param", "type")]
+    if names_account("\n".join([words.message, *texts])):
+        public = without_names(words.message)
+        return PoolerError("upstream_error", public, upstream_code=words.code)
+    return None
 
 
 def renamed_error(failure: JsonObject) -> PoolerError | None:
@@ -10812,8 +10842,7 @@ class Opened:
         failure = self.scanner.failure or {}
         if kind is not EventKind.FAILURE:
             return None
-        fault = self.classify_failure()
-        error = None if fault is None else public_error(fault, failure)
+        error = public_error(self.classify_failure(), failure)
         if error is None and self.is_reshaped:
             error = renamed_error(failure)
         return error

@@ -35,6 +35,7 @@ from tests.support.world import (
     json_response,
     opened_world,
     response_head,
+    sse_response,
 )
 from tests.translation.test_codex_accounts import payloads, said
 from tests.translation.test_codex_faults import ask, scripted_world
@@ -197,6 +198,59 @@ async def test_a_reason_that_is_not_for_clients_is_not_told(
         world.upstreams["a"].plays(error_response(500, None, message=reason))
         response = await world.ask(ask_responses())
         assert response.error["message"] == "The upstream failed."
+
+
+# What names an account, in words about the request: those the client needs.
+NAMING: Final = [
+    ("Request too large for gpt-5 in organization org-abcDEF123 on TPM: Limit 3, Requested 4",
+     "Request too large for gpt-5 in organization [...] on TPM: Limit 3, Requested 4"),
+    ("acct_1234567 may not use the tool", "[...] may not use the tool"),
+    ("file of jane.doe+x@mail.example.com is gone", "file of [...] is gone"),
+    ("Half a pair \ud800, of proj_abcdef12", "of [...]"),
+    ("Project proj_abcdef12 has no such file", "Project [...] has no such file"),
+    ("bad key gsk_abcdefgh1 in AIzaSyA1234567, xai-abcdefg and hf_abcdefg",
+     "bad key [...] in [...], [...] and [...]"),
+]  # fmt: skip
+NAMING_CARRIERS: Final = {
+    "400": lambda error: json_response({"error": error}, 400),
+    "too large": lambda error: json_response(
+        {"error": error | {"code": "tokens"}}, 429 if "Limit" in error["message"] else 413
+    ),
+    "422 flat": lambda error: json_response({"detail": error["message"]}, 422),
+    "json": lambda error: json_response({"error": error | {"code": 400}}),
+    "first event": lambda error: sse_response(
+        [{"type": "response.failed", "response": {"status": "failed", "error": error}}]
+    ),
+    "last event": lambda error: sse_response(
+        [
+            {"type": "response.output_text.delta", "delta": "x"},
+            {"type": "response.failed", "response": {"status": "failed", "error": error}},
+        ]
+    ),
+    "failing upstream": lambda error: sse_response(
+        [
+            {"type": "response.output_text.delta", "delta": "x"},
+            {"type": "error", "error": error | {"code": "server_error"}},
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("carrier", NAMING_CARRIERS)
+@pytest.mark.parametrize(("message", "public"), NAMING)
+async def test_what_names_an_account_is_left_out_of_a_reason(
+    autojump_clock: MockClock, carrier: str, message: str, public: str
+) -> None:
+    error: dict[str, Json] = {"message": message, "code": "invalid_prompt"}
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(NAMING_CARRIERS[carrier](error))
+        is_stream = "event" in carrier or "failing" in carrier
+        response = await world.ask(ask_responses(stream=is_stream))
+        shown = response.body.decode()
+        assert public in shown
+        for name in re.findall(r"\S*(?:org-|acct_|proj_|gsk_|AIza|xai-|hf_|@)\S*", message):
+            assert name not in shown
+            assert name not in json.dumps(world.records)
 
 
 async def test_a_reason_is_short_and_names_no_host(autojump_clock: MockClock) -> None:
