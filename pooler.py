@@ -1171,6 +1171,7 @@ DEFAULT_LISTEN: Final = (
 )
 REFRESH_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")  # (F52)
 REFRESH_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own (F57)
+KEY_LOG_VARIABLE: Final = "SSLKEYLOGFILE"
 PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # of other programs; lower, too
 NAME_CHARS_MAX: Final = 64
 _NAME: Final = rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME_CHARS_MAX - 1}}}"
@@ -1868,24 +1869,38 @@ class _Loader:
             self.warnings += [
                 f"{name} is set, and not used: {hint}" for name in names if self.env.get(name)
             ]
-            return
+        elif not _is_loopback(proxy.url.host):
+            for account in accounts:
+                if account is not None and _is_loopback(account.base_url.host):
+                    self.doubt_way_here(account)
 
-        if _is_loopback(proxy.url.host):
-            return
-        for account in accounts:
-            if account is not None and _is_loopback(account.base_url.host):
-                words = "to the proxy, through which all connections go, that is its own machine"
-                self.warnings.append(f"accounts.{account.name}.base_url: {words}")
+    def doubt_way_here(self, account: Account) -> None:
+        """Refuse or warn of an upstream on the loopback that a proxy elsewhere is to reach."""
+        path, url = f"accounts.{account.name}.base_url", account.base_url
+        words = "to the proxy, through which all connections go, that is its own machine"
+        self.warnings.append(f"{path}: {words}")
+        if not (url.is_tls or account.allow_plain_http):
+            hint = "use https://, or set allow_plain_http if you trust the network"
+            self.refuse(path, f"http:// sends the key in the clear to the proxy; {hint}")
 
-    def token_url(self) -> BaseUrl:
-        """Where logins are refreshed."""
-        with self.at(REFRESH_URL_VARIABLE):
-            if text := self.env.get(REFRESH_URL_VARIABLE):
+    def token_url(self, proxy: Proxy | None) -> BaseUrl:
+        """Where logins are refreshed: at the usual place, or where the environment says (F57)."""
+        url = REFRESH_URL
+        if text := self.env.get(REFRESH_URL_VARIABLE):
+            with self.at(REFRESH_URL_VARIABLE):
                 url = _base_url(text, "https://host/oauth/token")
-                if not (url.is_tls or _is_loopback(url.host)):
+                is_proxy_here = proxy is None or _is_loopback(proxy.url.host)
+                if not (url.is_tls or (is_proxy_here and _is_loopback(url.host))):
                     raise ValueError("must be https://, for a login is sent there")
-                return url
-        return REFRESH_URL
+                where = f"logins are refreshed at {url.authority}, which gets their refresh tokens"
+                self.warnings.append(f"{REFRESH_URL_VARIABLE} is set: {where}")
+        return url
+
+    def warn_of_key_log(self) -> None:
+        """Python's TLS writes the keys of every connection to the file that this names."""
+        if self.env.get(KEY_LOG_VARIABLE):
+            words = "whoever reads that file can decrypt all connections to upstreams"
+            self.warnings.append(f"{KEY_LOG_VARIABLE} is set: {words}")
 
     def config(self, value: Json) -> Config:
         """All of it, also what is inside of members that have a problem of their own.
@@ -1904,12 +1919,14 @@ class _Loader:
             for name, content in object_of(given.get("pools")).items()
         }
         fields["operators"] = self.operators(object_of(given.get("operators")))
-        fields["token_url"] = self.token_url()
 
         text = fields.get("proxy")
         fields["proxy"] = proxy = self.proxy(text)
         if text is None or proxy is not None:
             self.warn_of_proxies(proxy, accounts.values())
+        fields["token_url"] = self.token_url(proxy)
+        self.warn_of_key_log()
+
         listens = fields.setdefault("listen", DEFAULT_LISTEN)
         for listen in listens:
             if not (listen.is_loopback or fields.get("allow_public")):
@@ -6089,7 +6106,10 @@ def _refusal_error(
     is_flat = is_reshaped and not isinstance(value.get("error"), dict)
     if is_flat or names_account(body.decode("utf-8", "replace")):
         error.public = without_names(words.message) or error.public
-    elif value and "json" in content_type and not error.is_renamed and try_load_object(body):
+        return error
+
+    is_json = "json" in content_type and bool(try_load_object(body))
+    if is_json and not error.is_renamed:
         error.answer = (body, content_type)
     return error
 

@@ -21,7 +21,14 @@ import trio.testing
 from trio.testing import MockClock
 
 import pooler
-from pooler import Cause, Config, ConfigRefused, parse_config, reveal
+from pooler import (
+    REFRESH_URL_VARIABLE,
+    Cause,
+    Config,
+    ConfigRefused,
+    parse_config,
+    reveal,
+)
 from tests.support.memory_websockets import TEXT, frame
 from tests.support.outbound_proxies import AGREED, Gate, Proxied, RealProxy, agree, opened, saying
 from tests.support.raw_websockets import Upstream as SocketUpstream
@@ -278,7 +285,9 @@ def test_a_change_of_the_proxy_leaves_no_connection_in_use(tmp_path: Path) -> No
 
 
 def parsed(env: dict[str, str] | None = None, **top: Json) -> Config:
-    return parse_config(json.dumps(describe("a", **top)).encode(), env or {}, str)
+    accounts = {"a": {"allow_plain_http": True}}
+    described = describe("a", accounts=accounts, **top)
+    return parse_config(json.dumps(described).encode(), env or {}, str)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +348,48 @@ def test_an_upstream_here_behind_a_proxy_elsewhere_is_a_warning() -> None:
     """To that one the loopback is its own."""
     [warning] = parsed(proxy="http://proxy.example.com:3128").warnings
     assert warning.startswith("accounts.a.base_url: ")
+
+
+ELSEWHERE: Final = "http://proxy.example.com:3128"
+HERE: Final = "http://127.0.0.1:3128"
+
+
+@pytest.mark.parametrize(
+    ("proxy", "base_url", "is_sent_in_the_clear"),
+    [
+        (ELSEWHERE, "http://127.0.0.1:9001/v1", True),
+        (ELSEWHERE, "http://[::1]:9001/v1", True),
+        (ELSEWHERE, "http://localhost:9001/v1", True),
+        (ELSEWHERE, "https://127.0.0.1:9001/v1", False),
+        (HERE, "http://127.0.0.1:9001/v1", False),
+    ],
+)
+def test_no_proxy_elsewhere_reads_the_key_of_an_upstream_here(
+    proxy: str, base_url: str, *, is_sent_in_the_clear: bool
+) -> None:
+    described = describe("a", accounts={"a": {"base_url": base_url}}, proxy=proxy)
+    raw = json.dumps(described).encode()
+    if not is_sent_in_the_clear:
+        assert parse_config(raw, {}, str).proxy is not None
+        return
+
+    with pytest.raises(ConfigRefused) as refused:
+        parse_config(raw, {}, str)
+    [problem] = refused.value.problems
+    assert problem.startswith(
+        "accounts.a.base_url: http:// sends the key in the clear to the proxy"
+    )
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/oauth/token", "http://localhost:9/token"])
+def test_no_proxy_elsewhere_reads_a_refresh_token(url: str) -> None:
+    env = {REFRESH_URL_VARIABLE: url}
+    assert parsed(env, proxy=HERE).token_url.port == 9
+    with pytest.raises(ConfigRefused) as refused:
+        parsed(env, proxy=ELSEWHERE)
+    assert refused.value.problems == [
+        f"{REFRESH_URL_VARIABLE}: must be https://, for a login is sent there"
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

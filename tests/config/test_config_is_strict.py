@@ -379,14 +379,25 @@ def test_logins_are_renewed_only_where_nobody_listens(url: str | None, problem: 
     env = ENV if url is None else ENV | {REFRESH_URL_VARIABLE: url}
     raw = json.dumps(good()).encode()
     if problem is None:
-        found = parse_config(raw, env, read_file).token_url
-        assert found.path == "/oauth/token"
+        config = parse_config(raw, env, read_file)
+        assert config.token_url.path == "/oauth/token"
+        warned = [text for text in config.warnings if text.startswith(REFRESH_URL_VARIABLE)]
+        assert len(warned) == bool(url)
+        assert not warned or config.token_url.authority in warned[0]
         return
     with pytest.raises(ConfigRefused) as refused:
         parse_config(raw, env, read_file)
     [told] = refused.value.problems
     assert told.startswith(f"{REFRESH_URL_VARIABLE}: {problem}")
     assert "secret" not in told
+
+
+def test_a_file_that_gets_the_keys_of_all_connections_is_a_warning() -> None:
+    raw = json.dumps(good()).encode()
+    [warning] = parse_config(raw, ENV | {"SSLKEYLOGFILE": "canary"}, read_file).warnings
+    assert warning.startswith("SSLKEYLOGFILE is set: ")
+    assert "canary" not in warning
+    assert parse_config(raw, ENV | {"SSLKEYLOGFILE": ""}, read_file).warnings == ()
 
 
 @pytest.mark.parametrize("name", [one.name for one in dataclasses.fields(Limits)])

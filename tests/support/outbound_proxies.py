@@ -148,7 +148,7 @@ class Proxied:
         self.accounts: dict[str, Json] = {}
         self.proxy, self.env = proxy, {"CODEX_REFRESH_TOKEN_URL_OVERRIDE": self.token_url, **env}
         self.add("secure", f"https://{HOST}:{self.secure.port}", ca_file=str(self.authority.path))
-        self.add("plain", f"http://{HOST}:{self.plain.port}")
+        self.add("plain", f"http://{HOST}:{self.plain.port}", allow_plain_http=True)
         self.add("stranger", f"https://{HOST}:{self.secure.port}", ca_file=str(self.stranger.path))
         misnamed = f"https://{HOST}:{self.misnamed.port}"
         self.add("misnamed", misnamed, ca_file=str(self.authority.path))
