@@ -8238,20 +8238,21 @@ def drop_room(path: Path) -> None:
 
 
 def save_over(path: Path, raw: bytes, expected: bytes) -> None:
-    """Save a file, unless it no longer holds `expected`: somebody else's newer login stays.
+    """Save a file in the space that was reserved for it; `expected`: see `save_file`.
 
     Raises: OSError.
     """
     drop_room(path)
-    with contextlib.suppress(FileNotFoundError):
-        if read_file(path) not in (expected, raw):
-            return
-
-    save_file(path, raw)
+    save_file(path, raw, expected)
 
 
-def save_file(path: Path, raw: bytes) -> None:
-    """Replace a file atomically; it is on the disk when this returns.  Raises: OSError."""
+def save_file(path: Path, raw: bytes, expected: bytes | None = None) -> None:
+    """Replace a file atomically; it is on the disk when this returns.  Raises: OSError.
+
+    A file that does not hold `expected`, if that is given, stays: it is somebody else's newer
+    login.  Syncing may take long, so this is checked last: only between it and the rename could a
+    program that takes no lock (F56) lose what it writes.
+    """
     fresh = new_file(path)
     # A process that was killed may have left just this, and it may be the only copy there is.
     is_left = False
@@ -8265,6 +8266,12 @@ def save_file(path: Path, raw: bytes) -> None:
         write_new(fresh, raw, owner)
 
     sync(fresh)
+    if expected is not None:
+        with contextlib.suppress(FileNotFoundError):
+            if read_file(path) not in (expected, raw):
+                fresh.unlink()
+                return
+
     os.rename(fresh, path)
     sync_folder(path.parent)
 
@@ -9084,8 +9091,51 @@ def room_problem(path: Path, error: OSError) -> str:
     return f"{path} cannot be refreshed, for {reason}; {remedy_for(error)}"
 
 
+class FileLock:
+    """A login's lock, held until its owner and each thread that works under it have released it.
+
+    A thread cannot be cancelled: one that is abandoned after its deadline may still replace the
+    login, however late.  Until it has ended, no other process may refresh that login: the older
+    version would take the place of the newer one.
+    """
+
+    def __init__(self, file: io.FileIO, files: Files) -> None:
+        self.file = file  # closing it releases the `flock`
+        self.files = files
+        self.holder_count = 1  # the owner, and threads
+        self.counting = threading.Lock()
+
+    async def run(self, seconds_max: float, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """As `Files.run`, with the lock held until the thread ends.  Raises: OSError."""
+        return await self.files.run(seconds_max, lambda: self.hold(call, *args))
+
+    def hold(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """The result of `call(*args)`, in a thread.
+
+        Raises: OSError, also if the thread has waited for its turn until the lock was released.
+        """
+        with self.counting:
+            if not self.holder_count:
+                raise OSError(errno.ECANCELED, "its lock was released")
+            self.holder_count += 1
+
+        try:
+            return call(*args)
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """One holder less; the last one closes the file."""
+        with self.counting:
+            self.holder_count -= 1
+            is_free = not self.holder_count
+
+        if is_free:
+            self.file.close()
+
+
 @contextlib.asynccontextmanager
-async def locked(path: Path, files: Files) -> AsyncIterator[None]:
+async def locked(path: Path, files: Files) -> AsyncIterator[FileLock]:
     """Hold an exclusive `flock` on a login.  It is polled, so that no thread waits for it.
 
     Raises: LoginNeeded, if the file cannot be locked at all.
@@ -9099,8 +9149,11 @@ async def locked(path: Path, files: Files) -> AsyncIterator[None]:
     except OSError as error:
         raise LoginNeeded(lock_problem(path, error)) from None
 
-    with lock:
-        yield
+    owned = FileLock(lock, files)
+    try:
+        yield owned
+    finally:
+        owned.release()
 
 
 def try_saving(path: Path, byte_count: int) -> list[Finding]:
@@ -9436,8 +9489,8 @@ class Tokens:
                 trio.move_on_after(REFRESH_SECONDS_MAX),
             ):
                 await self.check_saving(login)
-                async with locked(login.path, self.files):
-                    await self.refresh_locked(login, before)
+                async with locked(login.path, self.files) as lock:
+                    await self.refresh_locked(login, before, lock)
                 problem = "" if login.credentials else login.problem or ""
         except LoginNeeded as refused:
             problem = str(refused)
@@ -9467,7 +9520,7 @@ class Tokens:
         if obstacle:
             raise LoginNeeded(f"{login.path} {obstacle}")
 
-    async def refresh_locked(self, login: Login, before: Credentials) -> None:
+    async def refresh_locked(self, login: Login, before: Credentials, lock: FileLock) -> None:
         """Use a login that somebody else has refreshed, or refresh and save it.
 
         Raises: LoginNeeded, TRANSPORT_ERRORS.
@@ -9482,12 +9535,12 @@ class Tokens:
 
         await self.find_unsaved(login, current)
         is_refreshed = bool(login.unsaved) or current.digest != before.digest
-        await self.save(login)
+        await self.save(login, lock)
 
         current = login.credentials
         if current is not None and not (is_refreshed and not self.is_due(login, current)):
-            await self.ask_with_room(login, current)
-            await self.save(login)
+            await self.ask_with_room(login, current, lock)
+            await self.save(login, lock)
 
     async def find_unsaved(self, login: Login, current: Credentials) -> None:
         """Find tokens that were fetched and not saved: they are as good as fresh ones.
@@ -9505,7 +9558,7 @@ class Tokens:
         if before == login.raw:  # otherwise another login has come in the meantime
             login.unsaved = login.unsaved or unsaved
 
-    async def save(self, login: Login) -> None:
+    async def save(self, login: Login, lock: FileLock) -> None:
         """Save what is not on the disk yet.  Raises: LoginNeeded.
 
         If another login has come into the file in the meantime, that one stays.
@@ -9514,7 +9567,7 @@ class Tokens:
             return
 
         try:
-            await self.files.run(math.inf, save_over, login.path, login.unsaved, login.raw)
+            await lock.run(math.inf, save_over, login.path, login.unsaved, login.raw)
         except OSError as error:
             problem = f"{login.path} cannot be saved: {error.strerror}; will retry"
             raise LoginNeeded(problem) from None
@@ -9525,14 +9578,14 @@ class Tokens:
         self.report(login)
         login.reported = login.problem
 
-    async def ask_with_room(self, login: Login, current: Credentials) -> None:
+    async def ask_with_room(self, login: Login, current: Credentials, lock: FileLock) -> None:
         """As `ask`, once there is room on the disk for the response.
 
         Raises: LoginNeeded, TRANSPORT_ERRORS.
         """
         byte_count = len(login.raw) + ROOM_SPARE_BYTES
         try:
-            await self.files.run(math.inf, make_room, login.path, byte_count)
+            await lock.run(math.inf, make_room, login.path, byte_count)
         except OSError as error:
             raise LoginNeeded(room_problem(login.path, error)) from None
 
@@ -9544,7 +9597,7 @@ class Tokens:
 
         if not login.unsaved:  # otherwise saving it releases the room
             with contextlib.suppress(OSError):
-                await self.files.run(FILE_SECONDS_MAX, drop_room, login.path)
+                await lock.run(FILE_SECONDS_MAX, drop_room, login.path)
         if failure is not None:
             raise failure
 
