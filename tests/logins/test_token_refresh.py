@@ -594,5 +594,5 @@ def test_a_token_that_tells_no_end_has_no_margin(tmp_path: Path) -> None:
     login = pooler.Login("a", tmp_path / "auth.json")
     tokens = {"access_token": "opaque", "refresh_token": "r", "account_id": "acct"}
     login.unsaved = json.dumps({"tokens": tokens}).encode()
-    login.note_issue(b"{}", 1.0, 300.0)
+    login.note_issue(b"{}", 1.0)
     assert login.issued_margin_seconds == float("inf")
