@@ -270,7 +270,7 @@ MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's error message: searched, and
 MUCH_TEXT_BYTES: Final = 16 * MIB
 FLOATS_MAX: Final = 100_000  # in a client's body: serializing one takes 0.7 us
 REASON_CHARS_MAX: Final = 300  # of an upstream's error message that one of ours repeats
-KEY_PART_CHARS_MIN: Final = 12  # in an upstream's code: an id or a key, if it has digits
+KEY_PART_CHARS_MIN: Final = 12  # of a name: with digits in it, it is an id or a key
 DETAILS_MAX: Final = 8  # next to an error's message that are read
 UNIX_SECONDS_MIN: Final = 10**9  # a larger number of seconds is a moment, and no span
 MS_DIGITS: Final = 13  # of a unix time in milliseconds, until the year 2286
@@ -884,6 +884,15 @@ class Secret:
 def reveal(secret: Secret) -> str:
     """The secret's value; no other function reads it."""
     return secret._value  # noqa: SLF001 (the one place)
+
+
+_PARTS_OF_NAME: Final = re.compile("[_.-]")
+
+
+def looks_secret(name: str) -> bool:
+    """Whether what should be a name may be a key, a token or an id: they mix letters and digits."""
+    parts = _PARTS_OF_NAME.split(name)
+    return any(len(part) >= KEY_PART_CHARS_MIN and any(map(str.isdigit, part)) for part in parts)
 
 
 def forwarded(headers: Headers, names: Collection[str]) -> list[tuple[str, str]]:
@@ -1631,9 +1640,15 @@ class _Loader:
     refused: set[str] = field(default_factory=set)  # paths that have a problem already
 
     def refuse(self, path: str, problem: str) -> None:
-        """Record a problem at a path; it may begin with the rest of the path."""
+        """Record a problem at a path; it may begin with the rest of the path.
+
+        Who has swapped a name and its key must not find the key in a log.
+        """
         self.refused.add(path)
         shown = path + ("" if problem.startswith(("[", ".", ":")) else ": ") + problem
+        place, colon, words = shown.partition(": ")
+        names = ["(hidden)" if looks_secret(name) else name for name in place.split(".")]
+        shown = ".".join(names) + colon + words
         self.problems.append("".join(one if one.isprintable() else "?" for one in shown))
 
     @contextlib.contextmanager
@@ -5502,7 +5517,6 @@ _CAMEL: Final = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 _POLICY_CODES: Final = re.compile("(cyber|bio|content)_policy.*|misalignment_policy_violation")
 # Not a flat event's type, and not a number.
 _CODE_TOKEN: Final = re.compile(r"(?!error$|response\.|[0-9]+$)[A-Za-z0-9_.-]{1,80}")
-_PARTS_OF_CODE: Final = re.compile("[_.-]")
 _UNREADABLE: Final = re.compile("could not be (?:verified|decrypted)")  # encrypted content (F10)
 # A limit that is lower than what the request asks for by itself (F48).
 _ASKED: Final = re.compile(
@@ -5601,10 +5615,7 @@ def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
 
 def is_code(text: str) -> bool:
     """Whether a text names a failure: keys and ids do not, as they mix letters and digits."""
-    if not _CODE_TOKEN.fullmatch(text):
-        return False
-    parts = _PARTS_OF_CODE.split(text)
-    return all(len(part) < KEY_PART_CHARS_MIN or part.isalpha() for part in parts)
+    return _CODE_TOKEN.fullmatch(text) is not None and not looks_secret(text)
 
 
 def _error_names(levels: Sequence[JsonObject], headers: Headers) -> list[str]:
