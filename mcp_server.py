@@ -976,6 +976,11 @@ def word(name: str | None) -> str | None:
     return re.sub(r"[^A-Za-z0-9._:/@+-]", "?", name[:WORD_CHARS_MAX])
 
 
+def sentence(text: str) -> str:
+    """A reason in words of pooler.py's, cleaned like a `word`: it may quote an upstream's code."""
+    return re.sub(r"[^A-Za-z0-9._:/@+ ,;()'-]", "?", text[:TEXT_CHARS_MAX])
+
+
 def moment(unix: float | None) -> str | None:
     """RFC 3339, to the second."""
     if unix is None:
@@ -1324,7 +1329,7 @@ def explain_routing(call: Call, arguments: Facts) -> dict[str, Any]:
     if route["chosen"] is not None:
         message = f"It would go to {route['chosen']}."
     accounts = [
-        {"id": row["name"], "would_serve": row["is_chosen"], "reason": row["reason"]}
+        {"id": row["name"], "would_serve": row["is_chosen"], "reason": sentence(row["reason"])}
         for row in visible(route["accounts"][:ROWS_MAX], "routing")
     ]
     return {

@@ -271,7 +271,7 @@ MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's error message: searched, and
 MUCH_TEXT_BYTES: Final = 16 * MIB
 FLOATS_MAX: Final = 100_000  # in a client's body: serializing one takes 0.7 us
 REASON_CHARS_MAX: Final = 300  # of an upstream's error message that one of ours repeats
-KEY_PART_CHARS_MIN: Final = 12  # in an upstream's code: an id or a key, if it has digits
+KEY_PART_CHARS_MIN: Final = 12  # of a name: with digits in it, it is an id or a key
 DETAILS_MAX: Final = 8  # next to an error's message that are read
 UNIX_SECONDS_MIN: Final = 10**9  # a larger number of seconds is a moment, and no span
 MS_DIGITS: Final = 13  # of a unix time in milliseconds, until the year 2286
@@ -885,6 +885,15 @@ class Secret:
 def reveal(secret: Secret) -> str:
     """The secret's value; no other function reads it."""
     return secret._value  # noqa: SLF001 (the one place)
+
+
+_PARTS_OF_NAME: Final = re.compile("[_.-]")
+
+
+def looks_secret(name: str) -> bool:
+    """Whether what should be a name may be a key, a token or an id: they mix letters and digits."""
+    parts = _PARTS_OF_NAME.split(name)
+    return any(len(part) >= KEY_PART_CHARS_MIN and any(map(str.isdigit, part)) for part in parts)
 
 
 def forwarded(headers: Headers, names: Collection[str]) -> list[tuple[str, str]]:
@@ -1633,9 +1642,15 @@ class _Loader:
     refused: set[str] = field(default_factory=set)  # paths that have a problem already
 
     def refuse(self, path: str, problem: str) -> None:
-        """Record a problem at a path; it may begin with the rest of the path."""
+        """Record a problem at a path; it may begin with the rest of the path.
+
+        Who has swapped a name and its key must not find the key in a log.
+        """
         self.refused.add(path)
         shown = path + ("" if problem.startswith(("[", ".", ":")) else ": ") + problem
+        place, colon, words = shown.partition(": ")
+        names = ["(hidden)" if looks_secret(name) else name for name in place.split(".")]
+        shown = ".".join(names) + colon + words
         self.problems.append("".join(one if one.isprintable() else "?" for one in shown))
 
     @contextlib.contextmanager
@@ -5520,7 +5535,6 @@ _CAMEL: Final = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 _POLICY_CODES: Final = re.compile("(cyber|bio|content)_policy.*|misalignment_policy_violation")
 # Not a flat event's type, and not a number.
 _CODE_TOKEN: Final = re.compile(r"(?!error$|response\.|[0-9]+$)[A-Za-z0-9_.-]{1,80}")
-_PARTS_OF_CODE: Final = re.compile("[_.-]")
 _UNREADABLE: Final = re.compile("could not be (?:verified|decrypted)")  # encrypted content (F10)
 # A limit that is lower than what the request asks for by itself (F48).
 _ASKED: Final = re.compile(
@@ -5625,10 +5639,7 @@ def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
 
 def is_code(text: str) -> bool:
     """Whether a text names a failure: keys and ids do not, as they mix letters and digits."""
-    if not _CODE_TOKEN.fullmatch(text):
-        return False
-    parts = _PARTS_OF_CODE.split(text)
-    return all(len(part) < KEY_PART_CHARS_MIN or part.isalpha() for part in parts)
+    return _CODE_TOKEN.fullmatch(text) is not None and not looks_secret(text)
 
 
 def _error_names(levels: Sequence[JsonObject], headers: Headers) -> list[str]:
@@ -7344,25 +7355,35 @@ def usage_limit(seconds: int, unix_now: float, *, is_native: bool) -> PoolerErro
 
 @dataclass
 class Record:
-    """One request, filled in while it is served; the log shows it field by field."""
+    """One request, filled in while it is served; the log shows it field by field.
+
+    The names of the fields are an interface: people search their logs for them.
+    """
 
     request_id: str
     method: str = ""
     route: str = ""
+    # From pools.json.  They are None until the key is known, and the account until one was tried.
     pool: str | None = None
     key: str | None = None
     account: str | None = None
+    # `other` if no pool and no account knows what the client asked for.
     model: str | None = None
     stream: bool = False
-    status: int | None = None  # None: the client left before a response
+    # None if the client left before a response began.
+    status: int | None = None
+    # Of ERRORS, or an upstream's own after UPSTREAM_CODE; None if the request succeeded.
     code: str | None = None
+    # By account, each with the reason why the next one was tried.
     attempts: list[dict[str, Json]] = field(default_factory=list)
     first_byte_ms: int | None = None
     duration_ms: int = 0
+    # Of bodies, as they crossed the client's connection.
     bytes_in: int = 0
     bytes_out: int = 0
     tokens: Usage | None = None
-    tokens_estimated: bool = False  # what was charged is a guess from the bytes
+    # What was charged to the key is a guess from the bytes: see `tokens_spent`.
+    tokens_estimated: bool = False
     transport: str = "http"  # or sse, websocket
 
     def as_object(self) -> dict[str, Json]:
@@ -7371,36 +7392,54 @@ class Record:
 
 
 def tokens_spent(entry: Mapping[str, Json]) -> Mapping[str, int]:
-    """The tokens to charge for a record: those reported, else one for each 4 bytes."""
+    """The tokens to charge for a record: those reported, else one for each 4 bytes.
+
+    A response that was cut off reports none, and was paid for all the same: if it were free, a
+    client could leave each of its streams before the end and never use up its key.
+    """
     input_count = entry["bytes_in"] // 4
-    count = (entry["bytes_in"] + entry["bytes_out"]) // 4
-    guess = {"input_tokens": input_count, "output_tokens": count - input_count}
+    total_count = (entry["bytes_in"] + entry["bytes_out"]) // 4
+    guess = {"input_tokens": input_count, "output_tokens": total_count - input_count}
     return entry["tokens"] or guess
 
 
-def _limit_row(
-    kind: str, window: str | None, most: float, used: float, reset_unix: float | None
-) -> dict[str, Json]:
-    """One limit of GET /v1/usage, with the fields of icoretech/codex-pooler's."""
-    reset_at = None
-    if reset_unix:
-        reset_at = datetime.fromtimestamp(reset_unix, UTC).isoformat("T", "seconds")
-    return {
-        "limit_type": kind,
-        "limit_window": window,
-        "max_value": most,
-        "current_value": used,
-        "remaining_value": max(0, most - used),
-        "reset_at": reset_at,
-        "source": "upstream_usage" if kind == "percent" else "pool_key",
-        "model_filter": None,
-    }
+# Kind, window, the most, what is used, and when it starts from 0 again.  Without a most: no limit.
+LimitRow = tuple[str, str | None, float | None, float, float | None]
+
+
+def _limit_rows(rows: Iterable[LimitRow]) -> list[dict[str, Json]]:
+    """The limits of GET /v1/usage, with the fields of icoretech/codex-pooler's."""
+    shown = []
+    for kind, window, most, used, reset_unix in rows:
+        if most is None:
+            continue
+
+        reset_at = None
+        if reset_unix:
+            reset_at = datetime.fromtimestamp(reset_unix, UTC).isoformat("T", "seconds")
+        row = {
+            "limit_type": kind,
+            "limit_window": window,
+            "max_value": most,
+            "current_value": used,
+            "remaining_value": max(0, most - used),
+            "reset_at": reset_at,
+            "source": "upstream_usage" if kind == "percent" else "pool_key",
+            "model_filter": None,
+        }
+        shown.append(row)
+    return shown
 
 
 def _window_name(seconds: int) -> str:
-    """`5h`, `7d`; a window is whole minutes long."""
-    units = ((24 * HOUR, "d"), (HOUR, "h"), (60, "m"))
-    return next(f"{seconds / unit:.0f}{letter}" for unit, letter in units if seconds % unit == 0)
+    """A window's length in its largest whole unit: `7d`, `5h`, `90m`.
+
+    Upstreams report it in whole minutes.
+    """
+    for unit, letter in ((24 * HOUR, "d"), (HOUR, "h")):
+        if seconds % unit == 0:
+            return f"{seconds / unit:.0f}{letter}"
+    return f"{seconds // 60}m"
 
 
 def show_key_usage(
@@ -7411,27 +7450,32 @@ def show_key_usage(
     Accounts are not named: a client learns what it may still use, and nothing of who pays for it.
     """
     use.start_day(unix_now)
-    minute = [at for at in use.minute if at > now - 60]
-    minute_end = unix_now + minute[0] + 60 - now if minute else None
     day_end = (use.day + 1) * 24 * HOUR
 
-    rows = (
+    # The minute slides: its next place is free 60 s after the first of the requests in it.
+    minute = [at for at in use.minute if at > now - 60]
+    minute_end = None
+    if minute:
+        minute_end = unix_now + minute[0] + 60 - now
+
+    own: list[LimitRow] = [
         ("requests", "1m", key.requests_per_minute, len(minute), minute_end),
         ("total_tokens", "1d", key.tokens_per_day, use.day_tokens, day_end),
         ("concurrent_requests", None, key.concurrent, use.in_flight_count, None),
-    )
-
-    upstream = [
-        (_window_name(length), 100, int(level.used_percent), unix_now + level.ends_at - now)
-        for length, level in roster.pooled_quota(pool, now)[1].items()
     ]
+
+    upstream: list[LimitRow] = []
+    for seconds, quota in roster.pooled_quota(pool, now)[1].items():
+        name = _window_name(seconds)
+        reset_unix = unix_now + quota.ends_at - now
+        upstream.append(("percent", name, 100, int(quota.used_percent), reset_unix))
 
     return {
         "request_count": use.request_count,
         "total_tokens": use.tokens["input_tokens"] + use.tokens["output_tokens"],
         "cached_input_tokens": use.tokens["cached_tokens"],
-        "limits": [_limit_row(*row) for row in rows if row[2] is not None],
-        "upstream_limits": [_limit_row("percent", *row) for row in upstream],
+        "limits": _limit_rows(own),
+        "upstream_limits": _limit_rows(upstream),
     }
 
 
@@ -7441,16 +7485,20 @@ def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) ->
     Codex reads whole numbers only, and refuses a plan it does not know: "guest" is known to
     every version, and means none in particular.
     """
-    is_limited, best = roster.pooled_quota(pool, now)
-    limit: dict[str, Json] = {"allowed": not is_limited, "limit_reached": is_limited}
-    limit |= {"primary_window": None, "secondary_window": None}
+    is_limited, windows = roster.pooled_quota(pool, now)
+    limit: dict[str, Json] = {
+        "allowed": not is_limited,
+        "limit_reached": is_limited,
+        "primary_window": None,
+        "secondary_window": None,
+    }
 
-    for name, (length, level) in zip(_POSITIONS, best.items(), strict=False):
-        limit[f"{name}_window"] = {
-            "used_percent": int(level.used_percent),
-            "limit_window_seconds": length,
-            "reset_after_seconds": math.ceil(level.ends_at - now),
-            "reset_at": math.ceil(unix_now + level.ends_at - now),
+    for position, (seconds, window) in zip(_POSITIONS, windows.items(), strict=False):
+        limit[f"{position}_window"] = {
+            "used_percent": int(window.used_percent),
+            "limit_window_seconds": seconds,
+            "reset_after_seconds": math.ceil(window.ends_at - now),
+            "reset_at": math.ceil(unix_now + window.ends_at - now),
         }
     return {"plan_type": "guest", "rate_limit": limit}
 
@@ -7458,21 +7506,27 @@ def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) ->
 def show_quota_headers(
     roster: Roster, pool: Pool, now: float, unix_now: float
 ) -> list[tuple[str, str]]:
-    """The headers from which Codex CLI learns its quota (F33), for the whole pool."""
-    best = roster.pooled_quota(pool, now)[1]
+    """The headers from which Codex CLI learns its quota (F33), for the whole pool.
+
+    Those of the account itself are withheld from clients: they tell who pays, and how much is left.
+    """
+    windows = roster.pooled_quota(pool, now)[1]
     headers = []
-    for position, (length, level) in zip(_POSITIONS, best.items(), strict=False):
+    for position, (seconds, window) in zip(_POSITIONS, windows.items(), strict=False):
         name = f"x-codex-{position}"
         headers += [
-            (f"{name}-used-percent", str(int(level.used_percent))),
-            (f"{name}-window-minutes", str(length // 60)),
-            (f"{name}-reset-at", str(math.ceil(unix_now + level.ends_at - now))),
+            (f"{name}-used-percent", str(int(window.used_percent))),
+            (f"{name}-window-minutes", str(seconds // 60)),
+            (f"{name}-reset-at", str(math.ceil(unix_now + window.ends_at - now))),
         ]
     return headers
 
 
+# What requests are counted by, next to their account: enough to find out who caused what, and few
+# enough that the number of rows stays small.
 _LABELS: Final = ("pool", "key", "model", "route", "code")
-Sums = dict[str, dict[tuple[str, ...], dict[str, float]]]  # by account, and by other labels
+# By account, then by the values of further labels: amounts by name.
+Sums = dict[str, dict[tuple[str, ...], dict[str, float]]]
 
 
 class Ledger:
@@ -7488,10 +7542,15 @@ class Ledger:
         self.upstream_codes: dict[str, set[str]] = {}  # by account: those counted by name
 
     def add(self, entry: Mapping[str, Json]) -> None:
-        """Count a record, which has its time as `at`."""
+        """Count a record; `at`, when it began, is in Unix seconds.
+
+        If no tokens were reported, none are counted here: the estimate that is charged to a key is
+        no measurement.
+        """
         self.requests.append(entry)
         account = entry["account"] or ""
         code = self.counted_code(account, entry["code"] or "ok")
+        tokens = entry["tokens"] or Usage()._asdict()
 
         amounts = {
             "requests": 1,
@@ -7499,10 +7558,10 @@ class Ledger:
             "first_byte_seconds": (entry["first_byte_ms"] or 0) / 1000,
             "bytes_in": entry["bytes_in"],
             "bytes_out": entry["bytes_out"],
-            **(entry["tokens"] or dict.fromkeys(Usage._fields, 0)),
+            **tokens,
         }
-        row = (*(entry[name] or "" for name in _LABELS[:-1]), code)
-        _count(self.totals, account, row, amounts)
+        labels = [entry[name] or "" for name in _LABELS[:-1]]
+        _count(self.totals, account, (*labels, code), amounts)
 
         # The last attempt has no reason of its own: it ended as the request did.
         for attempt in entry["attempts"]:
@@ -7510,9 +7569,13 @@ class Ledger:
             _count(self.attempts, attempt["account"], (reason,), {"count": 1})
 
     def counted_code(self, account: str, code: str) -> str:
-        """The code, or `upstream:other` once an upstream has made up UPSTREAM_CODES_MAX others."""
+        """The code, or `upstream:other` once an upstream has made up UPSTREAM_CODES_MAX others.
+
+        Each code becomes a series of the metrics, and an upstream may send a new one every time.
+        """
         if not code.startswith(UPSTREAM_CODE):
             return code
+
         codes = self.upstream_codes.setdefault(account, set())
         if len(codes) < UPSTREAM_CODES_MAX:
             codes.add(code)
@@ -7522,13 +7585,14 @@ class Ledger:
 def _count(sums: Sums, account: str, row: tuple[str, ...], amounts: Mapping[str, float]) -> None:
     """Add to a row of an account's sums.
 
-    An account too many counts as no account, a row too many as one whose code is `other`.
+    Reloads and clients can bring up new names for ever, so both levels are bounded.  An account too
+    many counts as no account, a row too many as one whose last label is `other`.
     """
     if account not in sums and len(sums) >= ACCOUNTS_COUNTED_MAX:
         account = ""
     rows = sums.setdefault(account, {})
     if row not in rows and len(rows) >= TOTALS_MAX:
-        row = (*("" for _ in row[1:]), "other")
+        row = ("",) * (len(row) - 1) + ("other",)
 
     sums_of_row = rows.setdefault(row, dict.fromkeys(amounts, 0))
     for name, amount in amounts.items():
@@ -7539,9 +7603,9 @@ class LoginState(NamedTuple):
     """What an operator may know of a login; all None for an account that has an API key."""
 
     login: str | None = None  # ok, renewal_due, needed
-    plan: str | None = None
-    token_ends_at: float | None = None
-    unreached: Cause | None = None  # the token endpoint
+    plan: str | None = None  # as ChatGPT names it: plus, team ...
+    token_ends_at: float | None = None  # Unix time of the access token's end
+    unreached: Cause | None = None  # why the token endpoint was not reached
 
 
 class State(NamedTuple):
@@ -7558,6 +7622,17 @@ class State(NamedTuple):
     now: float
     unix_now: float
 
+    def unix(self, at: float) -> float:
+        """A time of Trio's clock, which deadlines are kept in, as Unix time.
+
+        The difference is taken at each snapshot: somebody may set the machine's clock.
+        """
+        return at - self.now + self.unix_now
+
+    def use_of(self, key: Key) -> KeyUse:
+        """What a key has used; nothing, if it has never been presented."""
+        return self.uses.get((key.pool, key.name), KeyUse())
+
 
 def snapshot(state: State) -> dict[str, Json]:
     """The pooler's state for operators: metadata, with times in Unix seconds.
@@ -7565,12 +7640,16 @@ def snapshot(state: State) -> dict[str, Json]:
     It is the interface to mcp_server.py, which shows only the fields that it lists.
     tests/support/snapshot.json is an example.
     """
-    config, ledger = state.config, state.ledger
-    pools = config.pools.values()
+    config = state.config
+    ledger = state.ledger
     accounts = _show_accounts(state)
     status_of = {row["name"]: row["status"] for row in accounts}
-    models = {pool.name: catalogue_of(state.roster.health, pool) for pool in pools}
-    operators = [_copied(operator, "name source") for operator in config.operators]
+
+    models: dict[str, list[str]] = {}
+    pools = []
+    for name, pool in config.pools.items():
+        models[name] = sorted(catalogue_of(state.roster.health, pool))
+        pools.append(_show_pool(state, pool, models[name], status_of))
 
     return {
         "version": VERSION,
@@ -7578,11 +7657,16 @@ def snapshot(state: State) -> dict[str, Json]:
         "uptime_seconds": int(state.unix_now - state.process["started_at"]),
         **state.process,
         "in_flight": sum(state.roster.places.in_flight.values()),
-        "pools": [_show_pool(state, pool, models[pool.name], status_of) for pool in pools],
+        "pools": pools,
         "accounts": accounts,
         "keys": [_show_key(state, key) for key in config.keys],
-        "operators": [{**operator, "status": "active"} for operator in operators],
-        "models": _show_models(models),
+        "operators": [
+            {"name": operator.name, "source": operator.source, "status": "active"}
+            for operator in config.operators
+        ],
+        "models": [
+            {"name": model, "pools": names} for model, names in sorted(_holders(models).items())
+        ],
         "requests": list(reversed(ledger.requests)),
         "totals": _flat_rows(_LABELS, ledger.totals),
         "attempts": _flat_rows(("reason",), ledger.attempts),
@@ -7590,81 +7674,96 @@ def snapshot(state: State) -> dict[str, Json]:
     }
 
 
+def _holders(names_of: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """The mapping turned around: who has each of the names, in the order of `names_of`.
+
+    From the models of each pool follow the pools of each model; likewise for accounts.
+    """
+    holders: dict[str, list[str]] = {}
+    for holder, names in names_of.items():
+        for name in names:
+            holders.setdefault(name, []).append(holder)
+    return holders
+
+
 def _flat_rows(labels: Sequence[str], sums: Sums) -> list[dict[str, Json]]:
-    """Sums as a list of objects, each with its account and the other labels."""
+    """Sums as a list of objects, each with its account, the further labels and the amounts.
+
+    JSON has no objects whose keys are tuples, so the labels become members.
+    """
     return [
-        {"account": account, **dict(zip(labels, row, strict=True)), **counts}
+        {"account": account, **dict(zip(labels, row, strict=True)), **amounts}
         for account, rows in sums.items()
-        for row, counts in rows.items()
+        for row, amounts in rows.items()
     ]
-
-
-def _copied(thing: object, names: str) -> dict[str, Json]:
-    """The attributes of one of our own objects that are shown as they are."""
-    return {name: getattr(thing, name) for name in names.split()}
-
-
-def _show_models(models_of: Mapping[str, Iterable[str]]) -> list[dict[str, Json]]:
-    """Every model, with the pools that serve it."""
-    pools_of: defaultdict[str, list[str]] = defaultdict(list)
-    for pool, models in models_of.items():
-        for model in models:
-            pools_of[model].append(pool)
-    return [{"name": model, "pools": pools_of[model]} for model in sorted(pools_of)]
 
 
 def _show_accounts(state: State) -> list[dict[str, Json]]:
     """Every account, with the pools that it is in."""
-    accounts = state.config.accounts
-    pools_of: dict[str, list[str]] = {name: [] for name in accounts}
-    for pool in state.config.pools.values():
-        for account in pool.accounts:
-            pools_of[account.name].append(pool.name)
-    return [_show_account(state, account, pools_of[name]) for name, account in accounts.items()]
+    members = {
+        pool.name: [account.name for account in pool.accounts]
+        for pool in state.config.pools.values()
+    }
+    pools_of = _holders(members)
+    return [
+        _show_account(state, account, pools_of.get(name, []))
+        for name, account in state.config.accounts.items()
+    ]
 
 
 def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[str, Json]:
-    """An account: its configuration, its health, its login's state and its quota windows."""
-    now, unix_ahead = state.now, state.unix_now - state.now
+    """An account: its configuration, its health, its login's state and its quota windows.
+
+    Not its key, its file or more of its address than the host: operators know accounts by name.
+    """
     health = state.roster.health_of(account)
-    standing = standing_of(health, now)
+    standing = standing_of(health, state.now)
     is_cooling = standing.status is Status.COOLING_DOWN
     login = state.logins.get(account.name, LoginState())
+    models = list(account.models or sorted(health.catalogue or ()))
 
     return {
-        **_copied(account, "name priority concurrent"),
+        "name": account.name,
+        "priority": account.priority,
+        "concurrent": account.concurrent,
         "type": "codex" if account.is_codex else "openai",
         "host": account.base_url.host,
         "pools": pools,
         "status": standing.status.value,
-        "is_demoted": health.is_demoted(now),
-        "unreached": state.roster.unreached_by(account, now) or login.unreached,
+        "is_demoted": health.is_demoted(state.now),
+        "unreached": state.roster.unreached_by(account, state.now) or login.unreached,
         "in_flight": state.roster.places.in_flight[account.name],
-        "cooldown_until": standing.until + unix_ahead if is_cooling else None,
+        "cooldown_until": state.unix(standing.until) if is_cooling else None,
         "reason": standing.reason or None,
         "lacks": _show_lacks(state, account, health),
-        **_copied(login, "login plan token_ends_at"),
-        "models": list(account.models or sorted(health.catalogue or ())) or None,
-        "windows": _show_windows(health, now, unix_ahead),
+        "login": login.login,
+        "plan": login.plan,
+        "token_ends_at": login.token_ends_at,
+        "models": models or None,
+        "windows": _show_windows(state, health),
     }
 
 
-def _show_windows(health: Health, now: float, unix_ahead: float) -> list[dict[str, Json]]:
-    """The quota windows that have not ended; a length of 0 was not reported."""
+def _show_windows(state: State, health: Health) -> list[dict[str, Json]]:
+    """The quota windows that have not ended; a length of 0 was not reported.
+
+    The family is the limit's name: `codex`, or that of a model with a limit of its own.
+    """
     return [
         {
             "family": family,
-            "window": _window_name(length) if length else None,
-            "window_minutes": length // 60,
-            "used_percent": level.used_percent,
-            "resets_at": level.ends_at + unix_ahead,
-            "observed_at": level.seen_at + unix_ahead,
+            "window": _window_name(seconds) if seconds else None,
+            "window_minutes": seconds // 60,
+            "used_percent": window.used_percent,
+            "resets_at": state.unix(window.ends_at),
+            "observed_at": state.unix(window.seen_at),
         }
-        for (family, length), level in health.quota.windows.items()
-        if level.ends_at > now
+        for (family, seconds), window in health.quota.windows.items()
+        if window.ends_at > state.now
     ]
 
 
+# How operators read what an account lacks.  A route and the WebSocket are named by the pooler.
 _LACKS: Final = {
     Effect.LACKS_MODEL: "model",
     Effect.LACKS_ROUTE: "route",
@@ -7674,9 +7773,10 @@ _LACKS: Final = {
 
 def _named_models(state: State, account: Account, health: Health) -> set[str | None]:
     """The models that pools.json or the account's catalogue names."""
-    known = set[str | None]().union(account.models or (), health.catalogue or ())
-    known.update(*(pool.models or () for pool in state.config.pools.values()))
-    return known
+    names = set[str | None]().union(account.models or (), health.catalogue or ())
+    for pool in state.config.pools.values():
+        names.update(pool.models or ())
+    return names
 
 
 def _show_lacks(state: State, account: Account, health: Health) -> list[dict[str, Json]]:
@@ -7684,43 +7784,40 @@ def _show_lacks(state: State, account: Account, health: Health) -> list[dict[str
 
     Models that only clients have named are left out: a client chose those names.
     """
-    now, unix_ahead = state.now, state.unix_now - state.now
-    known = _named_models(state, account, health)
+    named = _named_models(state, account, health)
     blocks: dict[str, Mapping[Any, Any]] = {"limit": health.by_model}
-    blocks |= {kind: health.blocks[effect] for effect, kind in _LACKS.items()}
+    for effect, kind in _LACKS.items():
+        blocks[kind] = health.blocks[effect]
 
     rows = []
     for kind, by_name in blocks.items():
         for name, block in by_name.items():
-            is_shown = name in known or kind in {"route", "WebSocket"}
-            if is_shown and block.until > now:
-                ends_at = block.until + unix_ahead
-                reason = block.reason
-                rows.append({"kind": kind, "name": name, "reason": reason, "ends_at": ends_at})
+            is_ours = name in named or kind in {"route", "WebSocket"}
+            if is_ours and block.until > state.now:
+                row = {"kind": kind, "name": name, "reason": block.reason}
+                rows.append({**row, "ends_at": state.unix(block.until)})
     return rows
 
 
 def _show_pool(
     state: State, pool: Pool, models: Iterable[str], status_of: Mapping[str, str]
 ) -> dict[str, Json]:
-    """A pool: ready if one of its accounts is, limited if one cools down, else down."""
+    """A pool; `models` are those of its accounts, shown if pools.json lists none."""
     names = [account.name for account in pool.accounts]
-    statuses = {status_of[name] for name in names}
-    uses = [state.uses.get((pool.name, key.name), KeyUse()) for key in pool.keys]
     return {
         "name": pool.name,
         "routing": pool.routing.value,
         "accounts": names,
-        "models": sorted(models) if pool.models is None else list(pool.models),
+        "models": list(models if pool.models is None else pool.models),
         "key_count": len(pool.keys),
         "queued": state.queued.get(pool.name, 0),
-        "in_flight": sum(use.in_flight_count for use in uses),
-        "status": _status_of_pool(statuses),
+        "in_flight": sum(state.use_of(key).in_flight_count for key in pool.keys),
+        "status": _status_of_pool({status_of[name] for name in names}),
     }
 
 
 def _status_of_pool(statuses: Collection[str]) -> str:
-    """In a word; `statuses`: those of its accounts."""
+    """A pool is ready if one of its accounts is, limited if one cools down, else down."""
     if Status.READY in statuses:
         return "ready"
     return "limited" if Status.COOLING_DOWN in statuses else "down"
@@ -7728,7 +7825,7 @@ def _status_of_pool(statuses: Collection[str]) -> str:
 
 def _show_key(state: State, key: Key) -> dict[str, Json]:
     """A pool key: its limits and its use of them; the key itself is not in it, nor its digest."""
-    use = state.uses.get((key.pool, key.name), KeyUse())
+    use = state.use_of(key)
     use.start_day(state.unix_now)
     status = "active"
     if key.paused:
@@ -7737,7 +7834,13 @@ def _show_key(state: State, key: Key) -> dict[str, Json]:
         status = "expired"
 
     return {
-        **_copied(key, "pool name source models requests_per_minute tokens_per_day concurrent"),
+        "pool": key.pool,
+        "name": key.name,
+        "source": key.source,
+        "models": key.models,
+        "requests_per_minute": key.requests_per_minute,
+        "tokens_per_day": key.tokens_per_day,
+        "concurrent": key.concurrent,
         "status": status,
         "expires_at": key.expires,
         "in_flight": use.in_flight_count,
@@ -7756,73 +7859,67 @@ def explain(
     *,
     logins: Mapping[str, LoginState],
 ) -> dict[str, Json]:
-    """Which account would be asked now, and why no other.
+    """Which account a request for the model would go to now, and why to no other.
 
-    Raises: PoolerError (model_not_found).
-    """
-    call = _explained_call(roster, pool, model, session, now)
-    ranked = [account.name for account in roster.ranked(call, (), now)]
-    free: list[str] = []
-    reasons: dict[str, str] = {}
-    for health, standing in roster.standings(call, now):
-        account, name = health.account, health.account.name
-        if name not in ranked:
-            login = logins.get(name, LoginState())
-            reasons[name] = _reason_of_standing(health, standing, login, now)
-            continue
-
-        has_room = roster.places.has_room(account, call.key_name)
-        if has_room:
-            free.append(name)
-        reasons[name] = _reason_of_place(roster, account, ranked, has_room, now)
-
-    chosen = min(free, key=ranked.index, default=None)
-    accounts = [
-        {"name": name, "is_chosen": name == chosen, "reason": reason}
-        for name, reason in reasons.items()
-    ]
-    return {"pool": pool.name, "model": model, "chosen": chosen, "accounts": accounts}
-
-
-def _explained_call(
-    roster: Roster, pool: Pool, model: str, session: str | None, now: float
-) -> Call:
-    """The request that is explained: of the first key whose session of that name is pinned.
-
-    Raises: PoolerError (model_not_found).
+    It asks the functions that choose for real requests, so it cannot contradict them; it sends
+    nothing, takes no place and moves no pin.  Raises: PoolerError (model_not_found).
     """
     nobody = Key(pool=pool.name, name="", concurrent=1)
     call = read_call(call_route("/v1/responses"), {"model": model}, NO_FIELDS, pool, nobody)
-    if not session or not pool.keys:
-        return call
+    if session:
+        call = _call_of_session(roster, call, session, now)
 
-    calls = [
-        call._replace(key=key, session=digest_parts(pool.name, key.name, "session", session))
-        for key in pool.keys
-    ]
-    pinned = (candidate for candidate in calls if roster.sessions.pin_of(candidate, now))
-    return next(pinned, calls[0])
+    order = roster.ranked(call, (), now)
+    ranked = [account.name for account in order]
+    free = [account.name for account in order if roster.places.has_room(account, call.key_name)]
+    chosen = free[0] if free else None
+
+    rows = []
+    for health, standing in roster.standings(call, now):
+        name = health.account.name
+        if name not in ranked:
+            reason = _reason_of_standing(health, standing, logins.get(name), now)
+        else:
+            reason = f"number {ranked.index(name) + 1} in order"
+            if name not in free:
+                reason += ", and busy: at its cap"
+            if cause := roster.unreached_by(health.account, now):
+                reason += f"; tried last, for it did not connect: {cause}"
+
+        rows.append({"name": name, "is_chosen": name == chosen, "reason": reason})
+
+    return {"pool": pool.name, "model": model, "chosen": chosen, "accounts": rows}
 
 
-def _reason_of_standing(health: Health, standing: Standing, login: LoginState, now: float) -> str:
-    """Why an account is not asked: what holds for every request first, then for this one."""
-    overall = standing_of(health, now)
-    shown = standing if overall.status is Status.READY else overall
-    reason = shown.text(now)
-    if login.unreached:
-        reason += f": its token endpoint was not reached: {login.unreached}"
-    return reason
+def _call_of_session(roster: Roster, call: Call, session: str, now: float) -> Call:
+    """The call as it would come with a client's session id.
+
+    A session belongs to a key; without one to go by, the first that has a pin for it is taken.
+    """
+    calls = []
+    for key in call.pool.keys:
+        digest = digest_parts(call.pool.name, key.name, "session", session)
+        calls.append(call._replace(key=key, session=digest))
+
+    pinned = [candidate for candidate in calls if roster.sessions.pin_of(candidate, now)]
+    return [*pinned, *calls, call][0]
 
 
-def _reason_of_place(
-    roster: Roster, account: Account, ranked: Sequence[str], is_free: bool, now: float
+def _reason_of_standing(
+    health: Health, standing: Standing, login: LoginState | None, now: float
 ) -> str:
-    """Where an account stands among those that may be asked."""
-    reason = f"number {ranked.index(account.name) + 1} in order"
-    if not is_free:
-        reason += ", and busy: at its cap"
-    if cause := roster.unreached_by(account, now):
-        reason += f"; tried last, for it did not connect: {cause}"
+    """Why an account may not be asked.
+
+    What keeps it from every request comes before what keeps it from this one: an operator has to
+    mend that first.
+    """
+    overall = standing_of(health, now)
+    if overall.status is not Status.READY:
+        standing = overall
+
+    reason = standing.text(now)
+    if login is not None and login.unreached:
+        reason += f": its token endpoint was not reached: {login.unreached}"
     return reason
 
 
@@ -8288,20 +8385,21 @@ def drop_room(path: Path) -> None:
 
 
 def save_over(path: Path, raw: bytes, expected: bytes) -> None:
-    """Save a file, unless it no longer holds `expected`: somebody else's newer login stays.
+    """Save a file in the space that was reserved for it; `expected`: see `save_file`.
 
     Raises: OSError.
     """
     drop_room(path)
-    with contextlib.suppress(FileNotFoundError):
-        if read_file(path) not in (expected, raw):
-            return
-
-    save_file(path, raw)
+    save_file(path, raw, expected)
 
 
-def save_file(path: Path, raw: bytes) -> None:
-    """Replace a file atomically; it is on the disk when this returns.  Raises: OSError."""
+def save_file(path: Path, raw: bytes, expected: bytes | None = None) -> None:
+    """Replace a file atomically; it is on the disk when this returns.  Raises: OSError.
+
+    A file that does not hold `expected`, if that is given, stays: it is somebody else's newer
+    login.  Syncing may take long, so this is checked last: only between it and the rename could a
+    program that takes no lock (F56) lose what it writes.
+    """
     fresh = new_file(path)
     # A process that was killed may have left just this, and it may be the only copy there is.
     is_left = False
@@ -8315,6 +8413,12 @@ def save_file(path: Path, raw: bytes) -> None:
         write_new(fresh, raw, owner)
 
     sync(fresh)
+    if expected is not None:
+        with contextlib.suppress(FileNotFoundError):
+            if read_file(path) not in (expected, raw):
+                fresh.unlink()
+                return
+
     os.rename(fresh, path)
     sync_folder(path.parent)
 
@@ -9134,8 +9238,34 @@ def room_problem(path: Path, error: OSError) -> str:
     return f"{path} cannot be refreshed, for {reason}; {remedy_for(error)}"
 
 
+class FileLock(NamedTuple):
+    """The lock of a login, and the threads that work under it.
+
+    A thread cannot be cancelled: one that is abandoned after its deadline may still replace the
+    login, however late.  Until it has ended, no other process may refresh that login, or an older
+    version would take the place of the newer one.
+    """
+
+    file: io.FileIO
+    files: Files
+
+    async def run(self, seconds_max: float, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """As `Files.run`, with the lock held until the thread ends.  Raises: OSError.
+
+        A `flock` is released with the last descriptor of its file that was duplicated, so a thread
+        that has one of its own holds the lock.  If it never begins, the descriptor closes itself.
+        """
+        own = os.fdopen(os.dup(self.file.fileno()), "rb", buffering=0)
+
+        def hold() -> T:
+            with own:
+                return call(*args)
+
+        return await self.files.run(seconds_max, hold)
+
+
 @contextlib.asynccontextmanager
-async def locked(path: Path, files: Files) -> AsyncIterator[None]:
+async def locked(path: Path, files: Files) -> AsyncIterator[FileLock]:
     """Hold an exclusive `flock` on a login.  It is polled, so that no thread waits for it.
 
     Raises: LoginNeeded, if the file cannot be locked at all.
@@ -9150,7 +9280,7 @@ async def locked(path: Path, files: Files) -> AsyncIterator[None]:
         raise LoginNeeded(lock_problem(path, error)) from None
 
     with lock:
-        yield
+        yield FileLock(lock, files)
 
 
 def try_saving(path: Path, byte_count: int) -> list[Finding]:
@@ -9297,10 +9427,10 @@ class Login:
         reason = "its token is expired although it was just refreshed"
         return f"{self.path}: {reason}; it is used anyway; is this machine's clock correct?"
 
-    def note_issue(self, response: bytes, unix_now: float, margin_seconds: float) -> None:
+    def note_issue(self, response: bytes, unix_now: float) -> None:
         """Learn from a token that was just issued, and is not saved yet."""
         issued = parse_auth_file(self.unsaved)
-        self.clock_lead = clock_lead(issued, response, unix_now, margin_seconds)
+        self.clock_lead = clock_lead(issued, response, unix_now, REFRESH_MARGIN_SECONDS)
         self.issued, self.issued_margin_seconds = issued.digest, math.inf
         if issued.expires_at is not None:
             lifetime = issued.expires_at - unix_now + self.clock_lead
@@ -9317,8 +9447,9 @@ class Login:
         """
         return self.raw != self.unsaved and not self.has_ended(credentials, unix_now)
 
-    def is_due(self, credentials: Credentials, unix_now: float, margin_seconds: float) -> bool:
+    def is_due(self, credentials: Credentials, unix_now: float) -> bool:
         """Whether to refresh; a token that lives shorter than the margin, at half of its life."""
+        margin_seconds = REFRESH_MARGIN_SECONDS
         if credentials.digest == self.issued:
             margin_seconds = min(margin_seconds, self.issued_margin_seconds)
         return is_refresh_due(credentials, unix_now - self.clock_lead, margin_seconds)
@@ -9371,11 +9502,6 @@ class Login:
         }
         shown = [text for text, is_so in warnings.items() if is_so]
         return findings + [Finding(False, f"{self.path} {text}") for text in shown]
-
-
-def read_logins(wanted: Sequence[tuple[Path, Mark | None]]) -> list[Sight | None]:
-    """What is at each path, for `Tokens.look`: all of them in one thread."""
-    return [read_login(path, known) for path, known in wanted]
 
 
 @dataclass(eq=False)
@@ -9448,23 +9574,26 @@ class Tokens:
             self.report(login)
 
     async def look(self, logins: Sequence[Login]) -> None:
-        """Read the files that have changed, in a thread."""
+        """Read the files that have changed, all of them in one thread."""
         if not logins:
             return
 
-        wanted = [(login.path, login.mark) for login in logins]
+        paths = [login.path for login in logins]
+        marks = [login.mark for login in logins]
         try:
-            sights = await self.files.run(FILE_SECONDS_MAX, read_logins, wanted)
+            sights = await self.files.run(
+                FILE_SECONDS_MAX, lambda: list(map(read_login, paths, marks))
+            )
         except OSError as error:
             sights = [Sight(problem=f"cannot be read: {error.strerror}")] * len(logins)
 
-        for login, (_, mark), sight in zip(logins, wanted, sights, strict=True):
+        for login, mark, sight in zip(logins, marks, sights, strict=True):
             if login.mark == mark:  # otherwise somebody else has looked in the meantime, and later
                 login.take(sight)
 
     def is_due(self, login: Login, current: Credentials) -> bool:
         """Whether to refresh the login now."""
-        return login.is_due(current, self.unix_now(), REFRESH_MARGIN_SECONDS)
+        return login.is_due(current, self.unix_now())
 
     @property
     def endpoint(self) -> str:
@@ -9486,8 +9615,8 @@ class Tokens:
                 trio.move_on_after(REFRESH_SECONDS_MAX),
             ):
                 await self.check_saving(login)
-                async with locked(login.path, self.files):
-                    await self.refresh_locked(login, before)
+                async with locked(login.path, self.files) as lock:
+                    await self.refresh_locked(login, before, lock)
                 problem = "" if login.credentials else login.problem or ""
         except LoginNeeded as refused:
             problem = str(refused)
@@ -9517,7 +9646,7 @@ class Tokens:
         if obstacle:
             raise LoginNeeded(f"{login.path} {obstacle}")
 
-    async def refresh_locked(self, login: Login, before: Credentials) -> None:
+    async def refresh_locked(self, login: Login, before: Credentials, lock: FileLock) -> None:
         """Use a login that somebody else has refreshed, or refresh and save it.
 
         Raises: LoginNeeded, TRANSPORT_ERRORS.
@@ -9532,12 +9661,12 @@ class Tokens:
 
         await self.find_unsaved(login, current)
         is_refreshed = bool(login.unsaved) or current.digest != before.digest
-        await self.save(login)
+        await self.save(login, lock)
 
         current = login.credentials
         if current is not None and not (is_refreshed and not self.is_due(login, current)):
-            await self.ask_with_room(login, current)
-            await self.save(login)
+            await self.ask_with_room(login, current, lock)
+            await self.save(login, lock)
 
     async def find_unsaved(self, login: Login, current: Credentials) -> None:
         """Find tokens that were fetched and not saved: they are as good as fresh ones.
@@ -9555,7 +9684,7 @@ class Tokens:
         if before == login.raw:  # otherwise another login has come in the meantime
             login.unsaved = login.unsaved or unsaved
 
-    async def save(self, login: Login) -> None:
+    async def save(self, login: Login, lock: FileLock) -> None:
         """Save what is not on the disk yet.  Raises: LoginNeeded.
 
         If another login has come into the file in the meantime, that one stays.
@@ -9564,7 +9693,7 @@ class Tokens:
             return
 
         try:
-            await self.files.run(math.inf, save_over, login.path, login.unsaved, login.raw)
+            await lock.run(math.inf, save_over, login.path, login.unsaved, login.raw)
         except OSError as error:
             problem = f"{login.path} cannot be saved: {error.strerror}; will retry"
             raise LoginNeeded(problem) from None
@@ -9575,14 +9704,14 @@ class Tokens:
         self.report(login)
         login.reported = login.problem
 
-    async def ask_with_room(self, login: Login, current: Credentials) -> None:
+    async def ask_with_room(self, login: Login, current: Credentials, lock: FileLock) -> None:
         """As `ask`, once there is room on the disk for the response.
 
         Raises: LoginNeeded, TRANSPORT_ERRORS.
         """
         byte_count = len(login.raw) + ROOM_SPARE_BYTES
         try:
-            await self.files.run(math.inf, make_room, login.path, byte_count)
+            await lock.run(math.inf, make_room, login.path, byte_count)
         except OSError as error:
             raise LoginNeeded(room_problem(login.path, error)) from None
 
@@ -9594,7 +9723,7 @@ class Tokens:
 
         if not login.unsaved:  # otherwise saving it releases the room
             with contextlib.suppress(OSError):
-                await self.files.run(FILE_SECONDS_MAX, drop_room, login.path)
+                await lock.run(FILE_SECONDS_MAX, drop_room, login.path)
         if failure is not None:
             raise failure
 
@@ -9629,7 +9758,7 @@ class Tokens:
         if outcome is RefreshOutcome.DONE:
             login.unsaved = merge_tokens(login.raw, response, self.unix_now())
             _remember(self.unsaved, login.path, (login.raw, login.unsaved), UNSAVED_MAX)
-            login.note_issue(response, self.unix_now(), REFRESH_MARGIN_SECONDS)
+            login.note_issue(response, self.unix_now())
             return
 
         await self.look([login])

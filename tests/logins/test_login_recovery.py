@@ -67,10 +67,10 @@ CHILD: Final = textwrap.dedent("""
                     os.kill(os.getpid(), signal.SIGKILL)
         return call
     real_save = pooler.save_file
-    def save(path, raw):
+    def save(*args):
         for name in ("unlink", "open", "fdopen", "fchmod", "fchown", "fsync", "rename", "close"):
             setattr(os, name, deadly(name))
-        real_save(path, raw)
+        real_save(*args)
     if int(step):
         pooler.save_file = save
     def log(*_):

@@ -18,12 +18,14 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 import pooler
@@ -488,3 +490,90 @@ async def test_a_good_login_is_not_asked_for_by_check(
         before = desk.path.read_bytes()
         assert check(tmp_path, desk.path) == 0
         assert (desk.asked_count, desk.path.read_bytes()) == (0, before)
+
+
+################################################################
+# A THREAD THAT NOBODY WAITS FOR ANY LONGER
+################################################################
+
+
+class SlowDisk:
+    """In the place of `pooler.sync`: it waits while the new version of a login is synced."""
+
+    def __init__(self) -> None:
+        self.has_begun = threading.Event()
+        self.may_go = threading.Event()
+        self.real_sync = pooler.sync
+
+    def __call__(self, path: Path) -> None:
+        if path.name.endswith(".new"):
+            self.has_begun.set()
+            assert self.may_go.wait(SECONDS_MAX)
+        self.real_sync(path)
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
+    disk = SlowDisk()
+    monkeypatch.setattr(pooler, "sync", disk)
+    monkeypatch.setattr(pooler, "REFRESH_SECONDS_MAX", 0.5)
+    yield disk
+    disk.may_go.set()
+
+
+async def lock_as_another(path: Path) -> None:
+    """Wait until another process could lock the login, and let go of it again."""
+    with trio.fail_after(SECONDS_MAX):
+        async with pooler.locked(path, pooler.Files()):
+            pass
+
+
+async def test_a_save_that_takes_too_long_keeps_its_lock_until_it_has_ended(
+    slow_disk: SlowDisk, tmp_path: Path
+) -> None:
+    """Otherwise it could take the place of a login that another process has refreshed since."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        before = desk.path.read_bytes()
+        with pytest.raises(LoginNeeded, match="timed out"):
+            await desk.ask()
+
+        assert slow_disk.has_begun.is_set()
+        assert desk.path.read_bytes() == before
+        assert pooler.try_lock(desk.path) is None
+
+        slow_disk.may_go.set()
+        await lock_as_another(desk.path)
+        assert desk.path.read_bytes() == desk.login.unsaved
+        assert await serves_after_a_restart(desk)
+        assert desk.asked_count == 1
+
+
+async def test_a_login_that_comes_while_another_is_being_saved_stays(
+    slow_disk: SlowDisk, tmp_path: Path
+) -> None:
+    """Codex CLI takes no lock, so the file is read once more right before the rename."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        with pytest.raises(LoginNeeded, match="timed out"):
+            await desk.ask()
+
+        desk.log_in(LONG, serial=7)
+        newer = desk.path.read_bytes()
+        slow_disk.may_go.set()
+        await lock_as_another(desk.path)
+        assert desk.path.read_bytes() == newer
+        assert not pooler.new_file(desk.path).exists()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the descriptor closes itself
+async def test_a_thread_that_never_begins_holds_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "auth.json"
+    files = pooler.Files()
+    files.limiter.total_tokens = 1
+    async with files.limiter:
+        async with pooler.locked(path, pooler.Files()) as lock:
+            with pytest.raises(OSError, match="too long"):
+                await lock._replace(files=files).run(0.05, path.write_bytes, b"late")
+        await lock_as_another(path)
+    assert not path.exists()

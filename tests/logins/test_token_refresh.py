@@ -415,7 +415,7 @@ async def test_a_plain_endpoint_is_asked_without_tls(mock_clock: MockClock, tmp_
 async def test_nothing_is_used_before_it_is_saved(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_touched: bool
 ) -> None:
-    def full(_path: Path, _raw: bytes) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     async with opened_desk(tmp_path) as desk:
@@ -447,7 +447,7 @@ async def test_what_could_not_be_saved_is_not_lost_by_a_reload(
     Unless somebody has logged in meanwhile, of course.
     """
 
-    def broken(_path: Path, _raw: bytes) -> None:
+    def broken(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     async with opened_desk(tmp_path) as desk:
@@ -594,5 +594,5 @@ def test_a_token_that_tells_no_end_has_no_margin(tmp_path: Path) -> None:
     login = pooler.Login("a", tmp_path / "auth.json")
     tokens = {"access_token": "opaque", "refresh_token": "r", "account_id": "acct"}
     login.unsaved = json.dumps({"tokens": tokens}).encode()
-    login.note_issue(b"{}", 1.0, 300.0)
+    login.note_issue(b"{}", 1.0)
     assert login.issued_margin_seconds == float("inf")

@@ -96,7 +96,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_ADDRESS", "_SHA256", "_REFERENCE", "_base_url", "_proxy"), CONFIG),
     **dict.fromkeys(("_VARIABLE_NAME", "_check_presented"), CONFIG),
     **dict.fromkeys(("_Loader.digest", "_Loader.api_key", "_Loader.pool", "run_status"), CONFIG),
-    "_plain": CONFIG,
+    **dict.fromkeys(("_plain", "_PARTS_OF_NAME"), CONFIG),
     "_PLACEHOLDER_HOST": 127 * 64,  # `_HOST_NAME` took it
     "_UNMEANT_NAME": pooler.MODEL_CHARS_MAX,
     "_path": CONFIG,
@@ -113,7 +113,7 @@ LONGEST: Final[Mapping[str, int]] = {
     ),
     **dict.fromkeys(("_CODE_TOKEN", "_FAMILY", "_FAILED_STATUS", "_WORDY_CODE"), EVENT),
     **dict.fromkeys(
-        ("_POLICY_CODES", "_CAMEL", "_NO_ROUTE_CODES", "_PARTS_OF_CODE"), 80
+        ("_POLICY_CODES", "_CAMEL", "_NO_ROUTE_CODES"), 80
     ),  # of what `_CODE_TOKEN` took
     **dict.fromkeys(("_CREDENTIAL_WORDS", "_ACCOUNT_WORDS", "_LIMIT_WORDS", "_DENIAL_WORDS"), 80),
     **dict.fromkeys(("_MODEL_WORDS", "_FAILURE_WORDS", "_OVERLOAD_WORDS", "_TIMEOUT_WORDS"), 80),
@@ -134,6 +134,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("fitted", "demo_response"), KIB),
     "_UNSAFE": MIB,  # what `pooler status` prints
     "word": mcp_server.WORD_CHARS_MAX,
+    "sentence": mcp_server.TEXT_CHARS_MAX,
     "admin": HEAD,
 }
 

@@ -298,6 +298,15 @@ async def test_routing_is_explained(desk: Desk) -> None:
     assert pinned.output["accounts"][0]["reason"] == "pinned by s-1"
 
 
+async def test_a_reason_with_an_upstream_s_words_is_shortened_and_disarmed(desk: Desk) -> None:
+    hostile = "cooling down for 9 s: 429 (a; b), c's <b>\x1b[31m\u202e`x`\n" + "y" * 300
+    rows = [{"name": "personal", "is_chosen": False, "reason": hostile}]
+    desk.explain = lambda *_: {"chosen": None, "accounts": rows}
+    output = (await desk.call("explain_routing", pool_selector="home", model="m")).output
+    disarmed = "cooling down for 9 s: 429 (a; b), c's ?b???31m??x??"
+    assert output["accounts"][0]["reason"] == disarmed.ljust(200, "y")
+
+
 async def test_routing_to_nobody_and_in_no_pool_is_explained(desk: Desk) -> None:
     unknown = (await desk.call("explain_routing", pool_selector="spare", model="m")).output
     assert (unknown["chosen"], unknown["accounts"]) == (None, [])

@@ -6,6 +6,9 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("secret_as_a_name", "A secret in the place of a name is not repeated.",
+     "_Loader.refuse", "looks_secret(name)", "False",
+     "config_is_strict::a_secret_in_the_place_of_a_name_is_not_repeated"),
     ("pasted_secret", "A secret in the place of a variable's name is not repeated.",
      "_Loader.secret", "_VARIABLE_NAME.fullmatch(name)", "True",
      "config_is_strict::a_secret_in_the_place_of_a_variable_s_name_is_not_repeated"),

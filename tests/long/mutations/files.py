@@ -25,14 +25,14 @@ ROWS: Rows = (
      "    raise"), "raise",
      "saving_is_sure::a_folder_that_cannot_be_synced_at_all_is_no_failure"),
     ("saved_over_another", "A refreshed login takes no other's place.",
-     "save_over",
+     "save_file",
      ("if read_file(path) not in (expected, raw):\n"
+     "    fresh.unlink()\n"
      "    return"), "pass",
-     "one_value"),
+     "saving_is_sure::a_login_that_comes_while_another_is_being_saved_stays"),
     ("save_in_place", "A login is replaced whole.",
      "save_file",
-     ("sync(fresh)\n"
-     "os.rename(fresh, path)"),
+     "os.rename(fresh, path)",
      ("path.write_bytes(raw)\n"
      "fresh.unlink()"),
      "login_recovery::a_save_is_on_the_disk_before_it_counts"),

@@ -7,7 +7,7 @@ from tests.long.mutations.apply import Rows
 # fmt: off
 ROWS: Rows = (
     ("key_as_code", "A key in the place of a code is not repeated.",
-     "is_code", "len(part) < KEY_PART_CHARS_MIN or part.isalpha()", "True",
+     "is_code", "looks_secret(text)", "False",
      "one_verdict::a_code_that_may_be_a_key_or_an_id_is_not_repeated"),
     ("retry_after_504", "What may have been executed is not sent again after a 504.",
      "_BY_STATUS", "Action.RETURN", "Action.NEXT",
