@@ -7375,7 +7375,7 @@ class Record:
     # Of ERRORS, or an upstream's own after UPSTREAM_CODE; None if the request succeeded.
     code: str | None = None
     # By account, each with the reason why the next one was tried.
-    attempts: list[dict[str, Json]] = field(default_factory=list)
+    attempts: list[JsonDict] = field(default_factory=list)
     first_byte_ms: int | None = None
     duration_ms: int = 0
     # Of bodies, as they crossed the client's connection.
@@ -7386,12 +7386,12 @@ class Record:
     tokens_estimated: bool = False
     transport: str = "http"  # or sse, websocket
 
-    def as_object(self) -> dict[str, Json]:
+    def as_object(self) -> JsonDict:
         """The fields as the log has them."""
         return {**vars(self), "tokens": self.tokens and self.tokens._asdict()}
 
 
-def tokens_spent(entry: Mapping[str, Json]) -> Mapping[str, int]:
+def tokens_spent(entry: JsonObject) -> Mapping[str, int]:
     """The tokens to charge for a record: those reported, else one for each 4 bytes.
 
     A response that was cut off reports none, and was paid for all the same: if it were free, a
@@ -7407,7 +7407,7 @@ def tokens_spent(entry: Mapping[str, Json]) -> Mapping[str, int]:
 LimitRow = tuple[str, str | None, float | None, float, float | None]
 
 
-def _limit_rows(rows: Iterable[LimitRow]) -> list[dict[str, Json]]:
+def _limit_rows(rows: Iterable[LimitRow]) -> list[JsonDict]:
     """The limits of GET /v1/usage, with the fields of icoretech/codex-pooler's."""
     shown = []
     for kind, window, most, used, reset_unix in rows:
@@ -7443,8 +7443,14 @@ def _window_name(seconds: int) -> str:
 
 
 def show_key_usage(
-    roster: Roster, pool: Pool, key: Key, use: KeyUse, *, now: float, unix_now: float
-) -> dict[str, Json]:
+    roster: Roster,
+    pool: Pool,
+    key: Key,
+    use: KeyUse,
+    *,
+    now: float,
+    unix_now: float,
+) -> JsonDict:
     """GET /v1/usage: a key's own counts and limits, and its pool's best level for each window.
 
     Accounts are not named: a client learns what it may still use, and nothing of who pays for it.
@@ -7465,10 +7471,13 @@ def show_key_usage(
     ]
 
     upstream: list[LimitRow] = []
-    for seconds, quota in roster.pooled_quota(pool, now)[1].items():
+    # What the accounts' upstreams report is a share of an amount that nobody names.
+    _, windows = roster.pooled_quota(pool, now)
+    for seconds, level in windows.items():
         name = _window_name(seconds)
-        reset_unix = unix_now + quota.ends_at - now
-        upstream.append(("percent", name, 100, int(quota.used_percent), reset_unix))
+        used_percent = int(level.used_percent)
+        reset_unix = unix_now + level.ends_at - now
+        upstream.append(("percent", name, 100, used_percent, reset_unix))
 
     return {
         "request_count": use.request_count,
@@ -7479,45 +7488,56 @@ def show_key_usage(
     }
 
 
-def show_codex_usage(roster: Roster, pool: Pool, now: float, unix_now: float) -> dict[str, Json]:
+def show_codex_usage(
+    roster: Roster,
+    pool: Pool,
+    now: float,
+    unix_now: float,
+) -> JsonDict:
     """What Codex CLI's /status shows of quota, for the whole pool (F36).
 
     Codex reads whole numbers only, and refuses a plan it does not know: "guest" is known to
     every version, and means none in particular.
     """
     is_limited, windows = roster.pooled_quota(pool, now)
-    limit: dict[str, Json] = {
+    limit: JsonDict = {
         "allowed": not is_limited,
         "limit_reached": is_limited,
         "primary_window": None,
         "secondary_window": None,
     }
 
-    for position, (seconds, window) in zip(_POSITIONS, windows.items(), strict=False):
+    for position, (seconds, level) in zip(_POSITIONS, windows.items(), strict=False):
+        left_seconds = level.ends_at - now
         limit[f"{position}_window"] = {
-            "used_percent": int(window.used_percent),
+            "used_percent": int(level.used_percent),
             "limit_window_seconds": seconds,
-            "reset_after_seconds": math.ceil(window.ends_at - now),
-            "reset_at": math.ceil(unix_now + window.ends_at - now),
+            "reset_after_seconds": math.ceil(left_seconds),
+            "reset_at": math.ceil(unix_now + left_seconds),
         }
     return {"plan_type": "guest", "rate_limit": limit}
 
 
 def show_quota_headers(
-    roster: Roster, pool: Pool, now: float, unix_now: float
+    roster: Roster,
+    pool: Pool,
+    now: float,
+    unix_now: float,
 ) -> list[tuple[str, str]]:
     """The headers from which Codex CLI learns its quota (F33), for the whole pool.
 
+    They go with each response on Codex CLI's own routes: the shortest window as the primary one.
     Those of the account itself are withheld from clients: they tell who pays, and how much is left.
     """
-    windows = roster.pooled_quota(pool, now)[1]
+    _, windows = roster.pooled_quota(pool, now)
     headers = []
-    for position, (seconds, window) in zip(_POSITIONS, windows.items(), strict=False):
+    for position, (seconds, level) in zip(_POSITIONS, windows.items(), strict=False):
         name = f"x-codex-{position}"
+        reset_at = math.ceil(unix_now + level.ends_at - now)
         headers += [
-            (f"{name}-used-percent", str(int(window.used_percent))),
+            (f"{name}-used-percent", str(int(level.used_percent))),
             (f"{name}-window-minutes", str(seconds // 60)),
-            (f"{name}-reset-at", str(math.ceil(unix_now + window.ends_at - now))),
+            (f"{name}-reset-at", str(reset_at)),
         ]
     return headers
 
@@ -7536,13 +7556,13 @@ class Ledger:
     """
 
     def __init__(self, records_max: int) -> None:
-        self.requests: deque[Mapping[str, Json]] = deque(maxlen=records_max)  # oldest first
+        self.requests: deque[JsonObject] = deque(maxlen=records_max)  # oldest first
         self.totals: Sums = {}  # by account and _LABELS
         self.attempts: Sums = {}  # by account and reason
         self.upstream_codes: dict[str, set[str]] = {}  # by account: those counted by name
 
-    def add(self, entry: Mapping[str, Json]) -> None:
-        """Count a record; `at`, when it began, is in Unix seconds.
+    def add(self, entry: JsonObject) -> None:
+        """Count a record, which is an object of `Record` with its time as `at`, in Unix seconds.
 
         If no tokens were reported, none are counted here: the estimate that is charged to a key is
         no measurement.
@@ -7566,7 +7586,8 @@ class Ledger:
         # The last attempt has no reason of its own: it ended as the request did.
         for attempt in entry["attempts"]:
             reason = attempt.get("reason", code)
-            _count(self.attempts, attempt["account"], (reason,), {"count": 1})
+            account = attempt["account"]
+            _count(self.attempts, account, (reason,), {"count": 1})
 
     def counted_code(self, account: str, code: str) -> str:
         """The code, or `upstream:other` once an upstream has made up UPSTREAM_CODES_MAX others.
@@ -7582,7 +7603,12 @@ class Ledger:
         return code if code in codes else upstream_name("other")
 
 
-def _count(sums: Sums, account: str, row: tuple[str, ...], amounts: Mapping[str, float]) -> None:
+def _count(
+    sums: Sums,
+    account: str,
+    row: tuple[str, ...],
+    amounts: Mapping[str, float],
+) -> None:
     """Add to a row of an account's sums.
 
     Reloads and clients can bring up new names for ever, so both levels are bounded.  An account too
@@ -7591,10 +7617,12 @@ def _count(sums: Sums, account: str, row: tuple[str, ...], amounts: Mapping[str,
     if account not in sums and len(sums) >= ACCOUNTS_COUNTED_MAX:
         account = ""
     rows = sums.setdefault(account, {})
-    if row not in rows and len(rows) >= TOTALS_MAX:
-        row = ("",) * (len(row) - 1) + ("other",)
 
+    if row not in rows and len(rows) >= TOTALS_MAX:
+        empty = [""] * (len(row) - 1)
+        row = (*empty, "other")
     sums_of_row = rows.setdefault(row, dict.fromkeys(amounts, 0))
+
     for name, amount in amounts.items():
         sums_of_row[name] += amount
 
@@ -7609,7 +7637,10 @@ class LoginState(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that a snapshot is made from, and the time on both clocks."""
+    """All that a snapshot is made from, and the time on both clocks.
+
+    SERVER gathers it; nothing here asks a clock, so a snapshot shows one moment.
+    """
 
     config: Config
     roster: Roster
@@ -7618,7 +7649,7 @@ class State(NamedTuple):
     logins: Mapping[str, LoginState]
     refreshes: Sums  # by account and outcome
     queued: Mapping[str, int]  # by pool
-    process: Mapping[str, Json]  # shown as it is
+    process: JsonObject  # shown as it is
     now: float
     unix_now: float
 
@@ -7630,11 +7661,15 @@ class State(NamedTuple):
         return at - self.now + self.unix_now
 
     def use_of(self, key: Key) -> KeyUse:
-        """What a key has used; nothing, if it has never been presented."""
-        return self.uses.get((key.pool, key.name), KeyUse())
+        """What a key has used; nothing, if it has never been presented.
+
+        Counts are kept by name: they survive a reload that changes the key's secret or its limits.
+        """
+        place = (key.pool, key.name)
+        return self.uses.get(place, KeyUse())
 
 
-def snapshot(state: State) -> dict[str, Json]:
+def snapshot(state: State) -> JsonDict:
     """The pooler's state for operators: metadata, with times in Unix seconds.
 
     It is the interface to mcp_server.py, which shows only the fields that it lists.
@@ -7648,8 +7683,9 @@ def snapshot(state: State) -> dict[str, Json]:
     models: dict[str, list[str]] = {}
     pools = []
     for name, pool in config.pools.items():
-        models[name] = sorted(catalogue_of(state.roster.health, pool))
-        pools.append(_show_pool(state, pool, models[name], status_of))
+        offered = sorted(catalogue_of(state.roster.health, pool))
+        models[name] = offered
+        pools.append(_show_pool(state, pool, offered, status_of))
 
     return {
         "version": VERSION,
@@ -7661,7 +7697,11 @@ def snapshot(state: State) -> dict[str, Json]:
         "accounts": accounts,
         "keys": [_show_key(state, key) for key in config.keys],
         "operators": [
-            {"name": operator.name, "source": operator.source, "status": "active"}
+            {
+                "name": operator.name,
+                "source": operator.source,
+                "status": "active",
+            }
             for operator in config.operators
         ],
         "models": [
@@ -7686,20 +7726,24 @@ def _holders(names_of: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
     return holders
 
 
-def _flat_rows(labels: Sequence[str], sums: Sums) -> list[dict[str, Json]]:
+def _flat_rows(labels: Sequence[str], sums: Sums) -> list[JsonDict]:
     """Sums as a list of objects, each with its account, the further labels and the amounts.
 
     JSON has no objects whose keys are tuples, so the labels become members.
     """
     return [
-        {"account": account, **dict(zip(labels, row, strict=True)), **amounts}
+        {
+            "account": account,
+            **dict(zip(labels, row, strict=True)),
+            **amounts,
+        }
         for account, rows in sums.items()
         for row, amounts in rows.items()
     ]
 
 
-def _show_accounts(state: State) -> list[dict[str, Json]]:
-    """Every account, with the pools that it is in."""
+def _show_accounts(state: State) -> list[JsonDict]:
+    """Every account of pools.json, also one that is in no pool: that may be a mistake."""
     members = {
         pool.name: [account.name for account in pool.accounts]
         for pool in state.config.pools.values()
@@ -7711,16 +7755,24 @@ def _show_accounts(state: State) -> list[dict[str, Json]]:
     ]
 
 
-def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[str, Json]:
+def _show_account(
+    state: State,
+    account: Account,
+    pools: Sequence[str],
+) -> JsonDict:
     """An account: its configuration, its health, its login's state and its quota windows.
 
     Not its key, its file or more of its address than the host: operators know accounts by name.
     """
     health = state.roster.health_of(account)
     standing = standing_of(health, state.now)
-    is_cooling = standing.status is Status.COOLING_DOWN
+    cooldown_until = None
+    if standing.status is Status.COOLING_DOWN:
+        cooldown_until = state.unix(standing.until)
+
     login = state.logins.get(account.name, LoginState())
-    models = list(account.models or sorted(health.catalogue or ()))
+    unreached = state.roster.unreached_by(account, state.now)
+    catalogue = sorted(health.catalogue or ())
 
     return {
         "name": account.name,
@@ -7731,20 +7783,20 @@ def _show_account(state: State, account: Account, pools: Sequence[str]) -> dict[
         "pools": pools,
         "status": standing.status.value,
         "is_demoted": health.is_demoted(state.now),
-        "unreached": state.roster.unreached_by(account, state.now) or login.unreached,
+        "unreached": unreached or login.unreached,
         "in_flight": state.roster.places.in_flight[account.name],
-        "cooldown_until": state.unix(standing.until) if is_cooling else None,
+        "cooldown_until": cooldown_until,
         "reason": standing.reason or None,
         "lacks": _show_lacks(state, account, health),
         "login": login.login,
         "plan": login.plan,
         "token_ends_at": login.token_ends_at,
-        "models": models or None,
+        "models": list(account.models or catalogue) or None,
         "windows": _show_windows(state, health),
     }
 
 
-def _show_windows(state: State, health: Health) -> list[dict[str, Json]]:
+def _show_windows(state: State, health: Health) -> list[JsonDict]:
     """The quota windows that have not ended; a length of 0 was not reported.
 
     The family is the limit's name: `codex`, or that of a model with a limit of its own.
@@ -7771,15 +7823,20 @@ _LACKS: Final = {
 }
 
 
-def _named_models(state: State, account: Account, health: Health) -> set[str | None]:
+def _named_models(state: State, account: Account, health: Health) -> set[str]:
     """The models that pools.json or the account's catalogue names."""
-    names = set[str | None]().union(account.models or (), health.catalogue or ())
+    names = set(account.models or ())
+    names.update(health.catalogue or ())
     for pool in state.config.pools.values():
         names.update(pool.models or ())
     return names
 
 
-def _show_lacks(state: State, account: Account, health: Health) -> list[dict[str, Json]]:
+def _show_lacks(
+    state: State,
+    account: Account,
+    health: Health,
+) -> list[JsonDict]:
     """What an account cannot serve for now, until when, and why.
 
     Models that only clients have named are left out: a client chose those names.
@@ -7793,16 +7850,30 @@ def _show_lacks(state: State, account: Account, health: Health) -> list[dict[str
     for kind, by_name in blocks.items():
         for name, block in by_name.items():
             is_ours = name in named or kind in {"route", "WebSocket"}
-            if is_ours and block.until > state.now:
-                row = {"kind": kind, "name": name, "reason": block.reason}
-                rows.append({**row, "ends_at": state.unix(block.until)})
+            if not is_ours or block.until <= state.now:
+                continue
+
+            row = {
+                "kind": kind,
+                "name": name,
+                "reason": block.reason,
+                "ends_at": state.unix(block.until),
+            }
+            rows.append(row)
     return rows
 
 
 def _show_pool(
-    state: State, pool: Pool, models: Iterable[str], status_of: Mapping[str, str]
-) -> dict[str, Json]:
-    """A pool; `models` are those of its accounts, shown if pools.json lists none."""
+    state: State,
+    pool: Pool,
+    models: Iterable[str],
+    status_of: Mapping[str, str],
+) -> JsonDict:
+    """A pool: its accounts, how busy it is, and whether any of them is ready.
+
+    `models` are those of its accounts, shown if pools.json lists none for the pool.  What is in
+    flight is counted by key, as an account may serve several pools.
+    """
     names = [account.name for account in pool.accounts]
     return {
         "name": pool.name,
@@ -7823,9 +7894,10 @@ def _status_of_pool(statuses: Collection[str]) -> str:
     return "limited" if Status.COOLING_DOWN in statuses else "down"
 
 
-def _show_key(state: State, key: Key) -> dict[str, Json]:
+def _show_key(state: State, key: Key) -> JsonDict:
     """A pool key: its limits and its use of them; the key itself is not in it, nor its digest."""
     use = state.use_of(key)
+    # Yesterday's tokens would be shown until the key's next request.
     use.start_day(state.unix_now)
     status = "active"
     if key.paused:
@@ -7858,17 +7930,25 @@ def explain(
     now: float,
     *,
     logins: Mapping[str, LoginState],
-) -> dict[str, Json]:
+) -> JsonDict:
     """Which account a request for the model would go to now, and why to no other.
 
     It asks the functions that choose for real requests, so it cannot contradict them; it sends
     nothing, takes no place and moves no pin.  Raises: PoolerError (model_not_found).
     """
+    # A key without limits of its own: it may use every model of the pool.
     nobody = Key(pool=pool.name, name="", concurrent=1)
-    call = read_call(call_route("/v1/responses"), {"model": model}, NO_FIELDS, pool, nobody)
+    call = read_call(
+        call_route("/v1/responses"),
+        {"model": model},
+        NO_FIELDS,
+        pool,
+        nobody,
+    )
     if session:
         call = _call_of_session(roster, call, session, now)
 
+    # Those that may be asked, the best first; of these the first one with a free place is chosen.
     order = roster.ranked(call, (), now)
     ranked = [account.name for account in order]
     free = [account.name for account in order if roster.places.has_room(account, call.key_name)]
@@ -7886,12 +7966,23 @@ def explain(
             if cause := roster.unreached_by(health.account, now):
                 reason += f"; tried last, for it did not connect: {cause}"
 
-        rows.append({"name": name, "is_chosen": name == chosen, "reason": reason})
+        is_chosen = name == chosen
+        rows.append({"name": name, "is_chosen": is_chosen, "reason": reason})
 
-    return {"pool": pool.name, "model": model, "chosen": chosen, "accounts": rows}
+    return {
+        "pool": pool.name,
+        "model": model,
+        "chosen": chosen,
+        "accounts": rows,
+    }
 
 
-def _call_of_session(roster: Roster, call: Call, session: str, now: float) -> Call:
+def _call_of_session(
+    roster: Roster,
+    call: Call,
+    session: str,
+    now: float,
+) -> Call:
     """The call as it would come with a client's session id.
 
     A session belongs to a key; without one to go by, the first that has a pin for it is taken.
@@ -7906,7 +7997,10 @@ def _call_of_session(roster: Roster, call: Call, session: str, now: float) -> Ca
 
 
 def _reason_of_standing(
-    health: Health, standing: Standing, login: LoginState | None, now: float
+    health: Health,
+    standing: Standing,
+    login: LoginState | None,
+    now: float,
 ) -> str:
     """Why an account may not be asked.
 
@@ -8295,7 +8389,8 @@ def room_file(path: Path) -> Path:
 
 def read_file(path: Path, bytes_max: int = SECRET_FILE_BYTES_MAX) -> bytes:
     """The first `bytes_max` bytes of a regular file; a FIFO would block.  Raises: OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         with os.fdopen(descriptor, "rb") as file:
             return file.read(bytes_max)
@@ -8314,14 +8409,22 @@ class Files:
     def __init__(self) -> None:
         self.limiter = trio.CapacityLimiter(FILE_THREADS_MAX)
 
-    async def run(self, seconds_max: float, call: Callable[[*Ts], T], *args: *Ts) -> T:
+    async def run(
+        self,
+        seconds_max: float,
+        call: Callable[[*Ts], T],
+        *args: *Ts,
+    ) -> T:
         """The result of `call(*args)`.  Raises: OSError, also if it takes too long.
 
         A thread cannot be cancelled: after the deadline it goes on by itself.
         """
         with trio.move_on_after(seconds_max):
             return await trio.to_thread.run_sync(
-                call, *args, abandon_on_cancel=True, limiter=self.limiter
+                call,
+                *args,
+                abandon_on_cancel=True,
+                limiter=self.limiter,
             )
         raise OSError(errno.ETIMEDOUT, "it takes too long")
 
@@ -8335,7 +8438,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_NO_FOLDER_SYNC: Final = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_FOLDER_SYNC: Final = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+}
 
 
 def sync_folder(path: Path) -> None:
@@ -8355,7 +8463,8 @@ def write_new(path: Path, raw: bytes, owner: os.stat_result | None) -> None:
     """
     path.unlink(missing_ok=True)  # it may be another user's, or a link
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+    descriptor = os.open(path, flags, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
         os.fchmod(file.fileno(), 0o600)
         if owner is not None:
             with contextlib.suppress(OSError):  # only root may do this
@@ -8444,23 +8553,24 @@ def read_own(path: Path) -> bytes:
 # One line of JSON on standard error for each event.  Whoever reads them may be slow or gone, and
 # serving never waits for that: a thread writes, and what it cannot write in time is counted.
 
-Log = Callable[[str, str, Mapping[str, Json]], None]  # level, event, further fields
+Log = Callable[[str, str, JsonObject], None]  # level, event, further fields
 
 # Created once; nothing that is logged refers to itself.
 _encode: Final = json.JSONEncoder(check_circular=False).encode
 
 
-def print_log(level: str, event: str, fields: Mapping[str, Json]) -> None:
+def print_log(level: str, event: str, fields: JsonObject) -> None:
     """Write a line at once, for commands that do not serve."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:  # it is if descriptor 2 was closed at the start
             sys.stderr.write(format_log_line(level, event, fields))
 
 
-def format_log_line(level: str, event: str, fields: Mapping[str, Json]) -> str:
+def format_log_line(level: str, event: str, fields: JsonObject) -> str:
     """One line of ASCII JSON, with the time (UTC) and a line end."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return _encode({"at": now, "level": level, "event": event, **fields}) + "\n"
+    line = {"at": now, "level": level, "event": event, **fields}
+    return _encode(line) + "\n"
 
 
 class LogWriter:
@@ -8480,7 +8590,11 @@ class LogWriter:
         self.is_failing = False  # the latest attempt has written nothing
         self.is_closed = False
         self.changed = threading.Condition()
-        self.thread = threading.Thread(target=self.write_all, name="log", daemon=True)
+        self.thread = threading.Thread(
+            target=self.write_all,
+            name="log",
+            daemon=True,
+        )
 
     def __enter__(self) -> Self:
         self.thread.start()
@@ -8491,12 +8605,14 @@ class LogWriter:
             self.is_closed = True
             self.changed.notify()
 
-        until, before = time.monotonic() + LOG_END_SECONDS_MAX, -1
-        while self.thread.is_alive() and before != self.byte_count and time.monotonic() < until:
+        # A reader that is slow may have all of its lines; for one that is gone nobody waits long.
+        until = time.monotonic() + LOG_END_SECONDS_MAX
+        before = -1
+        while before != self.byte_count and time.monotonic() < until:
             before = self.byte_count
             self.thread.join(LOG_SECONDS_MAX)
 
-    def __call__(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
+    def __call__(self, level: str, event: str, fields: JsonObject) -> None:
         """Queue one line: the class is a `Log`."""
         line = format_log_line(level, event, fields)
         with self.changed:
@@ -8528,7 +8644,8 @@ class LogWriter:
             while raw:
                 written_count = self.write_some(raw)
                 self.byte_count += written_count
-                self.is_torn = written_count > 0 and raw[written_count - 1 : written_count] != b"\n"
+                if written_count:
+                    self.is_torn = raw[written_count - 1] != ord("\n")
                 raw = raw[written_count:]
         except OSError:  # this must not end the thread
             return min(raw.count(b"\n"), line_count)
@@ -8551,7 +8668,9 @@ class LogWriter:
         with self.changed:
             while not (self.lines or self.is_closed):
                 self.changed.wait()
-            taken = [self.lines.popleft() for _ in range(min(len(self.lines), LOG_BATCH_LINES))]
+
+            count = min(len(self.lines), LOG_BATCH_LINES)
+            taken = [self.lines.popleft() for _ in range(count)]
             if self.dropped_count and (taken or not self.is_failing):
                 self.reported_count = self.dropped_count
                 fields = {"problem": "nobody read the log in time", "lines": self.dropped_count}
