@@ -49,6 +49,13 @@ def judge(body: bytes, limits: Limits = LIMITS) -> dict[str, Json]:
     return parse_json_object(body)
 
 
+def judge_as_served(body: bytes) -> dict[str, Json]:
+    """As a request's body is: the whole guard only where there may be too many members."""
+    if not pooler.is_surely_small(body):
+        check_json_shape(body)
+    return parse_json_object(body)
+
+
 def refuses(judged: Callable[[], object]) -> PoolerError:
     with pytest.raises(PoolerError) as refused:
         judged()
@@ -129,6 +136,18 @@ def test_depth_at_the_limit_and_one_past_it(openers: str, limits: Mapping[str, f
     depth = pooler.BODY_DEPTH_MAX
     judge(nested(depth, openers))
     refuses(lambda: check_json_shape(nested(depth + 1, openers)))
+    judge_as_served(nested(depth, openers))
+    refuses(lambda: judge_as_served(nested(depth + 1, openers)))
+
+
+@pytest.mark.parametrize("count", [500, 5_000, 150_000, 5_000_000])
+@pytest.mark.parametrize("unit", ["[", '{"a":', '[{"a":'])
+def test_what_is_nested_without_end_is_refused_at_once(unit: str, count: int) -> None:
+    body = b'{"a":' + unit.encode() * count
+    began = time.process_time()
+    refuses(lambda: judge_as_served(body))
+    refuses(lambda: judge_as_served(body + b"1" + b"]" * count))
+    assert time.process_time() - began < STALL_SECONDS_MAX
 
 
 @pytest.mark.parametrize(
@@ -182,6 +201,14 @@ def test_separators_at_the_limit_and_one_past_it(kind: str, limits: Mapping[str,
     assert body.count(b",") + body.count(b"[") + body.count(b"{") == count
     judge(body)
     refuses(lambda: check_json_shape(members(count + 1, kind)))
+
+
+@pytest.mark.parametrize("kind", ["commas", "openers", "names"])
+def test_the_cheap_count_lets_pass_what_the_whole_guard_does(kind: str) -> None:
+    with_limits({"body_depth_max": 8, "json_separators_max": 40})
+    count = pooler.JSON_SEPARATORS_MAX
+    judge_as_served(members(count - 2, kind))
+    refuses(lambda: judge_as_served(members(count + 2, kind)))
 
 
 @pytest.mark.slow
@@ -272,8 +299,10 @@ def test_a_valid_body_is_counted_as_a_slow_scanner_counts(
         deepest, separators = slow_shape(text)
         if deepest <= 3 and separators <= 5:
             check_json_shape(text.encode())
+            judge_as_served(text.encode())
         else:
             refuses(lambda text=text: check_json_shape(text.encode()))  # type: ignore[misc] # bound now
+            refuses(lambda text=text: judge_as_served(text.encode()))  # type: ignore[misc] # bound now
 
 
 VALUES: Final = st.recursive(

@@ -119,7 +119,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_MODEL_WORDS", "_FAILURE_WORDS", "_OVERLOAD_WORDS", "_TIMEOUT_WORDS"), 80),
     **dict.fromkeys(("_THROTTLED", "_MARKUP"), pooler.MESSAGE_CHARS_MAX),
     **dict.fromkeys(("_CONTROL", "_PRIVATE", "_PLACE"), pooler.MESSAGE_CHARS_MAX),
-    "_ACCOUNT_NAMES": pooler.NAMES_CHARS_MAX,
+    "_ACCOUNT_NAMES": pooler.NAMED_BYTES_MAX + 5 * pooler.MESSAGE_CHARS_MAX,
     **dict.fromkeys(("_UNREADABLE", "_ASKED", "_NO_MODEL"), pooler.MESSAGE_CHARS_MAX),
     **dict.fromkeys(
         ("_RETRY_HINT", "_RETRY_MOMENT", "_SPAN", "_NO_ROUTE"), pooler.MESSAGE_CHARS_MAX

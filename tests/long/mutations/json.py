@@ -7,10 +7,16 @@ from tests.long.mutations.apply import Rows
 # fmt: off
 ROWS: Rows = (
     ("json_depth", "JSON may be just so deep.",
-     "json_excess", "depth > depth_max", "depth > depth_max + 1",
+     "_excess_outside_strings", "depth > depth_max", "depth > depth_max + 1",
      "json_guard::depth_at_the_limit_and_one_past_it"),
+    ("parsed_depth", "What was parsed may be just so deep, too.",
+     "is_deeper", "range(depth_max)", "range(depth_max + 1)",
+     "json_guard::depth_at_the_limit_and_one_past_it"),
+    ("cheap_count", "What a list begins counts in the cheap count.",
+     "count_beginnings", "len(raw.translate(None, _NOT_BEGINNINGS))",
+     "raw.count(b',')", "json_guard::the_cheap_count_lets_pass_what_the_whole_guard_does"),
     ("closers_counted", "Brackets that only close are not counted one by one.",
-     "json_excess", "2 * openers < len(brackets)", "False",
+     "_excess_outside_strings", "2 * openers < len(brackets)", "False",
      "longest_step::no_brackets_that_only_close_take_long"),
     ("upstream_members", "An upstream's JSON has a bounded number of members.",
      "load_json", "json_excess(raw, JSON_DEPTH_MAX, members_max)",

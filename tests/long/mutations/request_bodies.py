@@ -7,7 +7,7 @@ from tests.long.mutations.apply import Rows
 # fmt: off
 ROWS: Rows = (
     ("much_text", "Much text leaves room for fewer members.",
-     "check_json_shape", "members_max //= 2", "pass",
+     "members_max_of", "members_max //= 2", "pass",
      "json_guard::where_there_is_much_text_half_as_many_members_may_be"),
     ("floats_uncounted", "The floats of a body are counted.",
      "FloatCounter.read", "self.count > FLOATS_MAX", "False",
