@@ -114,9 +114,9 @@ VISIBLE: Final[Mapping[str, Sequence[str]]] = {
 
 
 def visible(value: Any, place: str) -> Any:
-    """A copy of what stands under the name `place`, with the fields listed in VISIBLE only.
+    """A copy of the value under the name `place`, with only the fields that VISIBLE lists.
 
-    An object under a name that VISIBLE does not have comes out empty.
+    An object whose place is not in VISIBLE comes out empty.
     """
     if isinstance(value, list | tuple):
         return [visible(member, place) for member in value]
@@ -145,7 +145,7 @@ def overview(snapshot: Facts) -> Shown:
 ################################################################
 # WORDS
 ################################################################
-# How values are written for people.  A function returns "" for what there is nothing to say about,
+# How values are written for people.  A function returns "" if there is nothing to show,
 # and `parts` leaves that out.
 
 
@@ -194,7 +194,7 @@ def parts(*texts: str, separator: str = ", ") -> str:
 def listed(names: Sequence[str] | None) -> str:
     """The first NAMES_MAX names, and how many more there are.
 
-    "" if there are none, or if nobody knows them (None).
+    "" if there are none, or if they are unknown (None).
     """
     if not names:
         return ""
@@ -448,8 +448,8 @@ def rows_of(shown: Facts, table: str) -> list[Row]:
 # One HTML document without script.  It reloads itself, follows the browser's light or dark scheme,
 # and on a narrow screen turns each row into a block.  Every text goes through `escaped`.
 #
-# The tables are real ones, with heads and scopes, and a bar is a <meter> with its words: who uses a
-# screen reader gets the same facts.  A browser that cannot colour still has the words.
+# The tables have heads and scopes, and a bar is a <meter> with its words next to it: who uses a
+# screen reader gets the same facts.  Colours only repeat what the words say.
 
 # The one style sheet.  It is part of the page, so that the page loads nothing; `--good`, `--fair`
 # and `--bad` are the tones of `Row`, in colours that keep a contrast of 4.5 on their ground.
@@ -487,7 +487,7 @@ ADMIN_CSP: Final = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     f"style-src 'sha256-{STYLE_DIGEST}'"
 )
-# Templates for str.format: only markup stands here, all text is put in escaped.
+# Templates for str.format.  They hold nothing but markup; every text is escaped before it goes in.
 PAGE: Final = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>codex-pooler</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -507,7 +507,7 @@ METER: Final = (
 def escaped(text: str) -> str:
     """Text for HTML, between tags or in a quoted attribute.
 
-    Whatever a client or an upstream has called something, it stays text.
+    Names may come from clients and upstreams: in whatever form, they stay text.
     """
     return html.escape(printable(text))
 
@@ -940,9 +940,7 @@ def admin(snapshot: Facts, accept: str, query: str) -> tuple[Headers, str]:
     return with_type("text/html; charset=utf-8"), admin_page(snapshot)
 
 
-def metrics(
-    snapshot: Facts,
-) -> tuple[Headers, str]:
+def metrics(snapshot: Facts) -> tuple[Headers, str]:
     """Headers and body of GET /metrics."""
     kind = "text/plain; version=0.0.4; charset=utf-8"
     return with_type(kind), metrics_text(snapshot)
@@ -950,7 +948,10 @@ def metrics(
 
 def with_type(kind: str) -> Headers:
     """The headers of a response to an operator: nothing in it may be used elsewhere."""
-    return [("content-type", kind), *PAGE_HEADERS]
+    return [
+        ("content-type", kind),
+        *PAGE_HEADERS,
+    ]
 
 
 ################################################################
@@ -1132,7 +1133,7 @@ def outcome(code: str | None) -> str:
 # The words that pooler.py uses for a status.  Another one does not fit the schema, which is a bug:
 # hosts may have built on this list.
 ACCOUNT_STATUS: Final = one_of("ready", "resting", "refused", "login_needed", "paused")
-# Where pools.json has a secret from: itself, the environment, a file, or only a digest of it.
+# Where pools.json gets a secret from: itself, the environment, a file, or only a digest of it.
 SOURCE: Final = one_of("literal", "env", "file", "sha256")
 TIME: Final = optional(TEXT)  # RFC 3339, in UTC
 
@@ -1156,7 +1157,7 @@ UPSTREAM: Final = object_of(
     # A ChatGPT login or an API key.
     type=one_of("codex", "openai"),
     status=ACCOUNT_STATUS,
-    # Not the whole address: a path or a port of an intranet is nobody's business.
+    # Only the host: paths and ports of an internal network stay private.
     base_url_host=TEXT,
     pools=list_of(TEXT),
     # The subscription's name; null for an API key, or if the login does not say.
@@ -1296,7 +1297,7 @@ def quota_facts(account: Facts, now: float) -> Shown:
 
 
 def key_facts(key: Facts, _now: float) -> Shown:
-    """One pool key: its name, and where pools.json has its secret from.
+    """One pool key: its name, and where pools.json gets its secret from.
 
     Limits and use are on the page: a model has no need to compare clients.
     """
@@ -1380,8 +1381,8 @@ def list_tool(
     def run(call: Call, arguments: Facts) -> Shown:
         """The rows that were asked for; `count` includes those beyond the limit.
 
-        The text is looked for in what is returned, not in what is kept back: a search must not find
-        out what it may not see.
+        Only what is returned is searched, not what is withheld: a search must not reveal what its
+        result may not show.
         """
         now = visible(call.snapshot, "")["at"]
         pool = arguments["pool_selector"]
@@ -1684,7 +1685,7 @@ def run_tool(tool: Tool, call: Call, arguments: Facts) -> Shown:
     """The result of a tool, whose arguments are in order.
 
     Raises: TypeError, a bug: the snapshot is not what this file was written for.  The message has
-    nothing of it, for nobody has checked that it may be seen.  pooler.py then answers 500.
+    nothing of it, because it has not been checked.  pooler.py then responds with 500.
     """
     members = tool.takes["properties"]
     defaults = {name: member["default"] for name, member in members.items() if "default" in member}

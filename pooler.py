@@ -7363,11 +7363,12 @@ class Record:
     request_id: str
     method: str = ""
     route: str = ""
-    # From pools.json.  They are None until the key is known, and the account until one was tried.
+    # Names from pools.json.  The first two are None without a valid key; `account` is the last one
+    # that was tried.
     pool: str | None = None
     key: str | None = None
     account: str | None = None
-    # `other` if no pool and no account knows what the client asked for.
+    # `other` if no pool and no account has a model of the name that the client sent.
     model: str | None = None
     stream: bool = False
     # None if the client left before a response began.
@@ -7471,7 +7472,7 @@ def show_key_usage(
     ]
 
     upstream: list[LimitRow] = []
-    # What the accounts' upstreams report is a share of an amount that nobody names.
+    # Upstreams report percentages only, never the amount that they are a percentage of.
     _, windows = roster.pooled_quota(pool, now)
     for seconds, level in windows.items():
         name = _window_name(seconds)
@@ -7527,7 +7528,7 @@ def show_quota_headers(
     """The headers from which Codex CLI learns its quota (F33), for the whole pool.
 
     They go with each response on Codex CLI's own routes: the shortest window as the primary one.
-    Those of the account itself are withheld from clients: they tell who pays, and how much is left.
+    Those of the account itself are withheld from clients: they show who pays, and what is left.
     """
     _, windows = roster.pooled_quota(pool, now)
     headers = []
@@ -7639,7 +7640,7 @@ class LoginState(NamedTuple):
 class State(NamedTuple):
     """All that a snapshot is made from, and the time on both clocks.
 
-    SERVER gathers it; nothing here asks a clock, so a snapshot shows one moment.
+    SERVER gathers it.  Nothing here reads a clock, so a snapshot shows a single moment.
     """
 
     config: Config
@@ -7654,9 +7655,9 @@ class State(NamedTuple):
     unix_now: float
 
     def unix(self, at: float) -> float:
-        """A time of Trio's clock, which deadlines are kept in, as Unix time.
+        """Converts a time of Trio's clock, which deadlines use, to Unix time.
 
-        The difference is taken at each snapshot: somebody may set the machine's clock.
+        The offset is computed for each snapshot, because the machine's clock may be set.
         """
         return at - self.now + self.unix_now
 
@@ -7715,9 +7716,9 @@ def snapshot(state: State) -> JsonDict:
 
 
 def _holders(names_of: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
-    """The mapping turned around: who has each of the names, in the order of `names_of`.
+    """The inverted mapping: for each name, who lists it, in the order of `names_of`.
 
-    From the models of each pool follow the pools of each model; likewise for accounts.
+    It turns the models of each pool into the pools of each model; likewise for accounts.
     """
     holders: dict[str, list[str]] = {}
     for holder, names in names_of.items():
@@ -7931,9 +7932,9 @@ def explain(
     *,
     logins: Mapping[str, LoginState],
 ) -> JsonDict:
-    """Which account a request for the model would go to now, and why to no other.
+    """Which account a request for the model would go to now, and why not to the others.
 
-    It asks the functions that choose for real requests, so it cannot contradict them; it sends
+    The functions that choose for real requests decide, so this cannot contradict them.  It sends
     nothing, takes no place and moves no pin.  Raises: PoolerError (model_not_found).
     """
     # A key without limits of its own: it may use every model of the pool.
@@ -7948,7 +7949,7 @@ def explain(
     if session:
         call = _call_of_session(roster, call, session, now)
 
-    # Those that may be asked, the best first; of these the first one with a free place is chosen.
+    # The accounts that may be tried, best first.  The first one with a free place is chosen.
     order = roster.ranked(call, (), now)
     ranked = [account.name for account in order]
     free = [account.name for account in order if roster.places.has_room(account, call.key_name)]
@@ -7983,9 +7984,10 @@ def _call_of_session(
     session: str,
     now: float,
 ) -> Call:
-    """The call as it would come with a client's session id.
+    """The call as it would arrive with a client's session id.
 
-    A session belongs to a key; without one to go by, the first that has a pin for it is taken.
+    Session ids are scoped by key, and no key is given here: the first key that has a pin for this
+    session is used.
     """
     calls = []
     for key in call.pool.keys:
@@ -8002,10 +8004,10 @@ def _reason_of_standing(
     login: LoginState | None,
     now: float,
 ) -> str:
-    """Why an account may not be asked.
+    """Why an account may not be tried.
 
-    What keeps it from every request comes before what keeps it from this one: an operator has to
-    mend that first.
+    What excludes it from every request comes before what excludes it from this one: an operator
+    must fix that first.
     """
     overall = standing_of(health, now)
     if overall.status is not Status.READY:
@@ -8550,8 +8552,8 @@ def read_own(path: Path) -> bytes:
 ################################################################
 # LOG
 ################################################################
-# One line of JSON on standard error for each event.  Whoever reads them may be slow or gone, and
-# serving never waits for that: a thread writes, and what it cannot write in time is counted.
+# One line of JSON on standard error for each event.  Its reader may be slow or gone, and requests
+# never wait for it: a thread writes the lines, and those that it cannot write in time are counted.
 
 Log = Callable[[str, str, JsonObject], None]  # level, event, further fields
 
@@ -8574,7 +8576,7 @@ def format_log_line(level: str, event: str, fields: JsonObject) -> str:
 
 
 class LogWriter:
-    """Writes log lines to standard error in a thread of its own, so that nobody waits for a reader.
+    """Writes log lines to standard error in a thread of its own: requests wait for no reader.
 
     Lines that find no space, in the queue or on standard error, are dropped and counted; one line
     reports how many as soon as one can be written.  As a context manager it writes the remaining
@@ -8605,7 +8607,8 @@ class LogWriter:
             self.is_closed = True
             self.changed.notify()
 
-        # A reader that is slow may have all of its lines; for one that is gone nobody waits long.
+        # A slow reader gets all lines, as long as it takes some; one that is gone delays the end
+        # only once.
         until = time.monotonic() + LOG_END_SECONDS_MAX
         before = -1
         while before != self.byte_count and time.monotonic() < until:
@@ -9244,9 +9247,14 @@ def request_head(
 ################################################################
 # TOKENS
 ################################################################
-# Logins are refreshed one at a time and file by file: lock the file, read it again, use what
-# somebody else has refreshed, else ask the token endpoint, save, and only then use the new token.
-# A refresh token works once, so nothing is asked for that could not be saved (F53).
+# Each login file is refreshed by one process at a time: lock it, read it again, and use what
+# another process has refreshed; else ask the token endpoint, save the response, and only then use
+# the new token.  A refresh token works once, so no request is sent whose response could not be
+# saved (F53).
+#
+# A login file may be written by this process, by other poolers, which take the same lock, and by
+# Codex CLI, which takes none (F56).  The lock keeps poolers apart (`FileLock`); what Codex CLI has
+# written is kept because the file is read again right before it is replaced (`save_file`).
 
 CODEX_CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's, whose logins these are (F52)
 
@@ -9259,7 +9267,10 @@ class Finding(NamedTuple):
 
 
 def why_unsaveable(path: Path) -> str | None:
-    """Why `save_file` could not replace this file, found without touching it."""
+    """Why `save_file` could not replace this file, as far as can be seen without touching it.
+
+    The text continues a sentence that begins with the path; None if nothing is in the way.
+    """
     if path.is_symlink():
         return "is a symbolic link, which a refresh would replace; use the path of the file itself"
 
@@ -9296,7 +9307,7 @@ _GIVE_IT: Final = "give it and its folder to the pooler's user"
 
 
 def remedy_for(error: OSError) -> str:
-    """Advice for a person, to be put after a semicolon."""
+    """What a person can do about an error; it follows a semicolon."""
     return _REMEDIES.get(error.errno, _GIVE_IT)
 
 
@@ -9308,8 +9319,8 @@ def lock_file(path: Path) -> Path:
 def open_lock(path: Path) -> int:
     """The descriptor of a login's lock file, created if required.  Raises: OSError.
 
-    A lock file that root creates, or finds, may belong to the login's owner: root must not lock
-    the owner out.  A hard link is given to nobody: it may be another file of root's.
+    If root creates or finds the lock file, it gives it to the login's owner, who would be locked
+    out otherwise.  One with several hard links is left alone: it may be another file of root's.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(lock_file(path), flags, 0o600)
@@ -9333,7 +9344,8 @@ def open_lock(path: Path) -> int:
 def try_lock(path: Path) -> io.FileIO | None:
     """A login's lock file, locked until it is closed; None if another process holds the lock.
 
-    If nobody is left to use it, the file object closes itself.  Raises: OSError.
+    Raises: OSError.  Called in a thread that was abandoned, its result is unused, and the file
+    object closes itself.
     """
     file = os.fdopen(open_lock(path), "rb", buffering=0)
     try:
@@ -9348,11 +9360,12 @@ def try_lock(path: Path) -> io.FileIO | None:
 
 
 def lock_problem(path: Path, error: OSError) -> str:
-    """A sentence for the log and for `pooler check`, like the next one."""
+    """Why a login cannot be locked, as a sentence for the log and for `pooler check`."""
     return f"{lock_file(path)} cannot be locked: {error.strerror}; {remedy_for(error)}"
 
 
 def room_problem(path: Path, error: OSError) -> str:
+    """Why a login cannot be refreshed, in the same way."""
     reason = f"a refreshed login cannot be saved next to it: {error.strerror}"
     return f"{path} cannot be refreshed, for {reason}; {remedy_for(error)}"
 
@@ -9385,9 +9398,10 @@ class FileLock(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def locked(path: Path, files: Files) -> AsyncIterator[FileLock]:
-    """Hold an exclusive `flock` on a login.  It is polled, so that no thread waits for it.
+    """Hold an exclusive `flock` on a login.
 
-    Raises: LoginNeeded, if the file cannot be locked at all.
+    The lock is polled: a thread that waited for it could not be cancelled.  The caller bounds the
+    time.  Raises: LoginNeeded, if the file cannot be locked at all.
     """
     lock: io.FileIO | None = None
     try:
@@ -9403,7 +9417,7 @@ async def locked(path: Path, files: Files) -> AsyncIterator[FileLock]:
 
 
 def try_saving(path: Path, byte_count: int) -> list[Finding]:
-    """What would prevent a refresh, found without one: the lock is taken, and room is made.
+    """What would prevent a refresh, found by taking the lock and making room, without a refresh.
 
     It blocks, for about a second if another process holds the lock.
     """
@@ -9418,7 +9432,7 @@ def try_saving(path: Path, byte_count: int) -> list[Finding]:
     except OSError as error:
         return [Finding(True, lock_problem(path, error))]
 
-    if lock is None:  # so it can be locked; what the other process does is its own affair
+    if lock is None:  # so it can be locked, which is all that matters here
         return [
             Finding(False, f"{lock_file(path)} is held by another process, maybe for a refresh")
         ]
@@ -9448,7 +9462,7 @@ class Sight(NamedTuple):
 
 
 def read_login(path: Path, known: Mark | None) -> Sight | None:
-    """What is at a path; None if the file is still the one with the mark `known`.  It blocks."""
+    """What is at a path; None if the file still has the mark `known`.  It blocks."""
     try:
         state = os.stat(path)
         mark = (state.st_ino, state.st_mtime_ns, state.st_size, state.st_dev)
@@ -9493,15 +9507,15 @@ class Login:
     mark: Mark | None = None
     raw: bytes = b""
     credentials: Credentials | None = None
-    problem: str | None = None  # why it cannot serve, or will not for long
+    problem: str | None = None  # why it cannot serve, or soon will not
     is_absent: bool = False  # there is no file: nobody has logged in yet
-    revoked: bytes = b""  # the digest of a version that cannot be refreshed any more
+    revoked: bytes = b""  # the digest of a version that can no longer be refreshed
     unsaved: bytes = b""  # refreshed, and not on the disk yet
     reported: str | None = None  # the problem that was logged last
     unreached: Cause | None = None  # why the token endpoint was not, the last time
     retry_at: float = -math.inf  # until then no refresh is tried
     refresh: trio.Event | None = None  # set at the end of the one in progress
-    is_retired: bool = False  # its account goes elsewhere now: a new version is not for it
+    is_retired: bool = False  # a reload has pointed its account elsewhere
     clock_lead: float = 0.0  # seconds that our clock is ahead, by the last token that we got
     issued: bytes = b""  # the digest of the last version that we got
     issued_margin_seconds: float = math.inf  # half of its token's lifetime
@@ -9517,7 +9531,11 @@ class Login:
         self.take(read_login(self.path, self.mark))
 
     def take(self, sight: Sight | None) -> None:
-        """Go by what was found at the path; None: what was there before."""
+        """Adopt what was read at the path; None: the file is unchanged.
+
+        A login that has been refreshed but not saved stays in use while its file still holds the
+        version before it, and gives way to any other version: somebody has logged in again.
+        """
         self.is_absent = sight is not None and sight.is_absent
         if sight is None:
             return
@@ -9527,7 +9545,7 @@ class Login:
             self.problem = f"{self.path} {sight.problem}; {sight.remedy or self.advice}"
             return
 
-        is_another = sight.raw not in (self.raw, self.unsaved)  # touched is not changed
+        is_another = sight.raw not in (self.raw, self.unsaved)  # a file may be touched only
         if is_another:
             self.unsaved = b""
             if self.is_retired:
@@ -9539,7 +9557,7 @@ class Login:
 
     @property
     def clock_problem(self) -> str | None:
-        """A warning if a new token is expired by our clock; None if not."""
+        """A warning if a token that was just issued has expired by our clock; else None."""
         if not self.clock_lead:
             return None
 
@@ -9547,7 +9565,11 @@ class Login:
         return f"{self.path}: {reason}; it is used anyway; is this machine's clock correct?"
 
     def note_issue(self, response: bytes, unix_now: float) -> None:
-        """Learn from a token that was just issued, and is not saved yet."""
+        """Compare a token that was just issued, and is not saved yet, with our clock.
+
+        Half of its lifetime is remembered: one that lives for less than the margin would be
+        refreshed with each request.
+        """
         issued = parse_auth_file(self.unsaved)
         self.clock_lead = clock_lead(issued, response, unix_now, REFRESH_MARGIN_SECONDS)
         self.issued, self.issued_margin_seconds = issued.digest, math.inf
@@ -9567,7 +9589,7 @@ class Login:
         return self.raw != self.unsaved and not self.has_ended(credentials, unix_now)
 
     def is_due(self, credentials: Credentials, unix_now: float) -> bool:
-        """Whether to refresh; a token that lives shorter than the margin, at half of its life."""
+        """Whether to refresh: within the margin, or in the second half of a shorter lifetime."""
         margin_seconds = REFRESH_MARGIN_SECONDS
         if credentials.digest == self.issued:
             margin_seconds = min(margin_seconds, self.issued_margin_seconds)
@@ -9595,7 +9617,10 @@ class Login:
         return is_valid or trio.current_time() >= self.retry_at
 
     def inspect(self, unix_now: float) -> list[Finding]:
-        """What a person should know before a token is spent, found without the network."""
+        """What a person should know before a token is spent, found without the network.
+
+        The first error is the reason why the login cannot be used, or cannot be refreshed.
+        """
         self.look()
         current = self.credentials
         if current is None:
@@ -9625,7 +9650,7 @@ class Login:
 
 @dataclass(eq=False)
 class Tokens:
-    """Keeps logins fresh.  A refresh goes on after the request that asked for it has gone."""
+    """Keeps logins fresh.  A refresh goes on even if the request that caused it is cancelled."""
 
     url: BaseUrl
     dial: Dial
@@ -9707,7 +9732,7 @@ class Tokens:
             sights = [Sight(problem=f"cannot be read: {error.strerror}")] * len(logins)
 
         for login, mark, sight in zip(logins, marks, sights, strict=True):
-            if login.mark == mark:  # otherwise somebody else has looked in the meantime, and later
+            if login.mark == mark:  # otherwise another task has read the file since
                 login.take(sight)
 
     def is_due(self, login: Login, current: Credentials) -> bool:
@@ -9721,8 +9746,8 @@ class Tokens:
     async def serve_refresh(self, login: Login, before: Credentials) -> None:
         """One refresh of `before`, to its end, even while the server stops.
 
-        A new token must not be lost between the response and the disk, so nothing cancels this but
-        its own deadlines.  What went wrong is the login's `problem`; whoever waits reads that.
+        A new token must not be lost between the response and the disk, so only its own deadlines
+        cancel this.  What went wrong becomes the login's `problem`, which all that wait then read.
         """
         assert login.refresh is not None
         problem = "refreshing the login timed out; will retry"
@@ -9766,7 +9791,7 @@ class Tokens:
             raise LoginNeeded(f"{login.path} {obstacle}")
 
     async def refresh_locked(self, login: Login, before: Credentials, lock: FileLock) -> None:
-        """Use a login that somebody else has refreshed, or refresh and save it.
+        """Use a login that another process has refreshed, or refresh and save it.
 
         Raises: LoginNeeded, TRANSPORT_ERRORS.
         """
@@ -9790,7 +9815,8 @@ class Tokens:
     async def find_unsaved(self, login: Login, current: Credentials) -> None:
         """Find tokens that were fetched and not saved: they are as good as fresh ones.
 
-        A process that was killed before the rename has left them in a file, this one in memory.
+        A process that was killed before the rename has left them in a file; this process keeps its
+        own in memory.
         """
         with contextlib.suppress(OSError, LoginNeeded):
             left = await self.files.run(FILE_SECONDS_MAX, read_own, new_file(login.path))
@@ -9824,7 +9850,7 @@ class Tokens:
         login.reported = login.problem
 
     async def ask_with_room(self, login: Login, current: Credentials, lock: FileLock) -> None:
-        """As `ask`, once there is room on the disk for the response.
+        """As `ask`, after space on the disk has been reserved for the response.
 
         Raises: LoginNeeded, TRANSPORT_ERRORS.
         """
