@@ -887,6 +887,17 @@ def reveal(secret: Secret) -> str:
     return secret._value  # noqa: SLF001 (the one place)
 
 
+# How providers begin keys, tokens and ids of accounts, before "-", "_" or ".".
+ID_PREFIXES: Final = (
+    "acct org proj user ws "  # accounts, organizations, projects, people and workspaces
+    "at rt sess "  # access and refresh tokens, and sessions
+    "sk key "  # keys of OpenAI, Anthropic, DeepSeek, OpenRouter, and of many more
+    "csk fw gsk jina nvapi pplx tgp xai "  # Cerebras to xAI
+    "hf r8 "  # Hugging Face and Replicate, which host models
+    "ghp github_pat glpat"  # GitHub's models, and GitLab's
+).split()
+# JWTs, and keys of Google, AWS and Bedrock: no mark follows their beginning.
+KEY_BEGINNINGS: Final = ("eyJ", "AIza", "AKIA", "ABSK")
 _PARTS_OF_NAME: Final = re.compile("[_.-]")
 
 
@@ -1109,6 +1120,11 @@ _SCHEME: Final = re.compile("(?i:bearer|basic|authorization:) ")
 _QUOTES: Final = ("'", '"', "`", "\u2018", "\u2019", "\u201c", "\u201d")
 
 
+def _first_of(reasons: Iterable[tuple[object, str]]) -> str:
+    """The words of the first reason that holds, or ""."""
+    return next((words for holds, words in reasons if holds), "")
+
+
 def doubt_of_secret(secret: str) -> str:
     """Why a text cannot be a secret that somebody means, or ""."""
     if len(secret) > DOUBTED_CHARS_MAX:
@@ -1128,7 +1144,7 @@ def doubt_of_secret(secret: str) -> str:
         (secret.startswith("{"), "JSON, of which a key is only a part"),
         (_PLACEHOLDER.fullmatch(secret), "a placeholder"),
     )
-    return next((words for is_so, words in reasons if is_so), "")
+    return _first_of(reasons)
 
 
 class BaseUrl(NamedTuple):
@@ -1203,7 +1219,7 @@ _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
 _VARIABLE_NAME: Final = re.compile("[A-Z_][A-Z0-9_]{0,63}")
 # Sentinel for the value of a duplicate name (JSON has no tuples).
-_TWICE: Final = ("the name stands there twice",)
+_TWICE: Final = ("the name occurs twice",)
 
 
 def _is_loopback(host: str) -> bool:
@@ -1281,7 +1297,8 @@ def _list(member: Check) -> Check:
             except ValueError as error:
                 problems.append(f"[{index}]: {error}")
             if item in value[:index]:
-                problems.append(f"[{index}]: stands there twice")
+                problems.append(f"[{index}]: is listed twice")
+
         if problems:
             raise ValueError(*problems)
         return tuple(members)
@@ -1318,7 +1335,7 @@ def _name_problem(name: str, what: str) -> str:
 def _routing(value: Json) -> Routing:
     text = _typed(value, str)
     if text in _ROUTINGS_GONE:
-        raise ValueError(f"{text!r} is there no more; {_ROUTINGS_GONE[text]}")
+        raise ValueError(f"{text!r} was removed; {_ROUTINGS_GONE[text]}")
     known = [one.value for one in Routing]
     if text not in known:
         raise ValueError(f"there is no such routing; {_did_you_mean(text, known)}")
@@ -1351,17 +1368,17 @@ def _served(value: Json) -> dict[str, str]:
     """The upstream's name of each model by the pool's; in a list they are the same."""
     if not isinstance(value, dict):
         return {name: name for name in _models(value)}
-    found, problems = {}, []
+    served: dict[str, str] = {}
+    problems = [] if value else ["must name at least one model"]
     for name, upstream_name in _named_by_models(value).items():
         try:
-            found[name] = _model(upstream_name)
+            served[name] = _model(upstream_name)
         except ValueError as error:
             problems.append(f".{name}: {error}")
-    if not value:
-        problems.append("must name at least one model")
+
     if problems:
         raise ValueError(*problems)
-    return found
+    return served
 
 
 # What clients ask for, and so stands behind a base URL, never in it.
@@ -1628,14 +1645,15 @@ _TYPES: Final[Mapping[str, _AccountType]] = {
 class _Loader:
     """Loads pools.json once: collects problems and warnings, and whose each secret is.
 
-    A part that has a problem is None, and its problem is the reason why there will be no Config;
-    the other parts are read all the same, so that all problems are reported at once.
+    After a problem there will be no Config, so from there on a part is None: it is still read, so
+    that all problems are reported at once, but nothing is made of it.
     """
 
     env: Mapping[str, str]
     read_file: Callable[[str], str]
     source: str
     limits: Limits = field(default_factory=Limits)
+    is_proxied_elsewhere: bool = False  # all that goes out passes another machine
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     owners: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
@@ -1737,16 +1755,15 @@ class _Loader:
     # Accounts.
 
     def account(self, name: str, value: Json) -> Account | None:
-        path, problem_count = f"accounts.{name}", len(self.problems)
+        """The account that an object describes; None if the file has a problem."""
+        path = f"accounts.{name}"
         fields = self.read(path, value, _ACCOUNT, "type")
         kind = fields.pop("type", None)
         if kind:
             self.check_type(path, value, kind)
 
         url = fields.setdefault("base_url", _TYPES[kind or "openai"].base_url)
-        if not (url.is_tls or _is_loopback(url.host) or fields.get("allow_plain_http")):
-            hint = "use https://, or set allow_plain_http if you trust the network"
-            self.refuse(f"{path}.base_url", f"http:// sends the key in the clear; {hint}")
+        self.check_way(f"{path}.base_url", url, fields.get("allow_plain_http"))
         fields.setdefault("websocket", kind == "codex" or url.host == "api.openai.com")
         fields.setdefault("concurrent", self.limits.account_streams_max)
         fields.setdefault("first_event_seconds", self.limits.first_event_seconds_max)
@@ -1756,14 +1773,33 @@ class _Loader:
                 fields["api_key"], fields["source"] = self.api_key(text)
         if "auth_file" in fields:
             fields["auth_file"] = self.auth_file(path, fields["auth_file"])
-        if len(self.problems) > problem_count:
+        if self.problems:
             return None
 
+        # Two accounts of one identity are one to their upstream: a reload that only renames an
+        # account, or changes its priority, keeps the connections that it has.
         fields.setdefault("api_key", Secret(""))  # of an account of type codex
         place = (kind, url, reveal(fields["api_key"]))
         files = (fields.get("auth_file"), fields.get("ca_file"))
         identity = hashlib.sha256(repr((place, files)).encode()).digest()
         return Account(name=name, identity=identity, **fields)
+
+    def check_way(self, path: str, url: BaseUrl, is_plain_allowed: Json) -> None:
+        """Refuse an upstream to which others could read the key on its way.
+
+        What is sent over the loopback leaves no machine, unless a proxy elsewhere carries it: for
+        that, a loopback address is even another machine, its own.
+        """
+        is_here = _is_loopback(url.host)
+        reader = ""
+        if is_here and self.is_proxied_elsewhere:
+            words = "to the proxy, through which all connections go, that is its own machine"
+            self.warnings.append(f"{path}: {words}")
+            is_here, reader = False, " to the proxy"
+
+        if not (url.is_tls or is_here or is_plain_allowed):
+            hint = "use https://, or set allow_plain_http if you trust the network"
+            self.refuse(path, f"http:// sends the key in the clear{reader}; {hint}")
 
     def check_type(self, path: str, value: Mapping[str, Json], kind: str) -> None:
         """Refuse an account that lacks its credential, or has what belongs to another type."""
@@ -1784,8 +1820,8 @@ class _Loader:
     # Pools.
 
     def key(self, pool: str, name: str, value: Json) -> Key | None:
-        """A pool key, written as its text alone or as an object; None after a complaint."""
-        path, problem_count = f"pools.{pool}.keys.{name}", len(self.problems)
+        """A pool key, its text alone or an object; None if the file has a problem."""
+        path = f"pools.{pool}.keys.{name}"
         fields: dict[str, Any] = {}
         place, text = path, value
         if not isinstance(value, str):
@@ -1800,12 +1836,11 @@ class _Loader:
             with self.at(place):
                 fields["digest"], fields["source"] = self.digest(place, text, "pooler key")
 
-        if len(self.problems) > problem_count:
-            return None
-        return Key(pool=pool, name=name, **fields)
+        return None if self.problems else Key(pool=pool, name=name, **fields)
 
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account | None]) -> Pool | None:
-        path, problem_count = f"pools.{name}", len(self.problems)
+        """The pool that an object describes; None if the file has a problem."""
+        path = f"pools.{name}"
         fields = self.read(path, value, _POOL, "accounts")
         given = object_of(value)
         fields["accounts"] = self.members(path, given.get("accounts"), accounts)
@@ -1817,7 +1852,7 @@ class _Loader:
         fields["keys"] = tuple(self.key(name, one, content) for one, content in keys)
         if not keys:
             self.warnings.append(f"{path}.keys: no keys, so nobody can use this pool")
-        return None if len(self.problems) > problem_count else Pool(name=name, **fields)
+        return None if self.problems else Pool(name=name, **fields)
 
     def members(
         self, path: str, value: Json, accounts: Mapping[str, Account | None]
@@ -1869,46 +1904,36 @@ class _Loader:
                 operators.append(Operator(name, *digest))
         return tuple(operators)
 
-    def proxy(self, text: str | None) -> Proxy | None:
-        """The proxy that `text` is or refers to."""
-        if text is not None:
-            with self.at("proxy"):
-                return _proxy(self.secret(text)[0])
-        return None
+    def proxy(self, text: str) -> Proxy | None:
+        """The proxy that `text` is or refers to; None if it has a problem."""
+        proxy: Proxy | None = None
+        with self.at("proxy"):
+            proxy = _proxy(self.secret(text)[0])
+            self.is_proxied_elsewhere = not _is_loopback(proxy.url.host)
+        return proxy
 
-    def warn_of_proxies(self, proxy: Proxy | None, accounts: Iterable[Account | None]) -> None:
-        """What may be another proxy, or another way, than is meant."""
-        if proxy is None:
-            names = [each for name in PROXY_VARIABLES for each in (name, name.lower())]
-            hint = "a proxy is used only if pools.json has one under proxy"
-            self.warnings += [
-                f"{name} is set, and not used: {hint}" for name in names if self.env.get(name)
-            ]
-        elif not _is_loopback(proxy.url.host):
-            for account in accounts:
-                if account is not None and _is_loopback(account.base_url.host):
-                    self.doubt_way_here(account)
+    def warn_of_proxies(self) -> None:
+        """Warn of variables that make other programs use a proxy: here they do nothing."""
+        hint = "a proxy is used only if pools.json has one under proxy"
+        for name in PROXY_VARIABLES:
+            for variable in (name, name.lower()):
+                if self.env.get(variable):
+                    self.warnings.append(f"{variable} is set, and not used: {hint}")
 
-    def doubt_way_here(self, account: Account) -> None:
-        """Refuse or warn of an upstream on the loopback that a proxy elsewhere is to reach."""
-        path, url = f"accounts.{account.name}.base_url", account.base_url
-        words = "to the proxy, through which all connections go, that is its own machine"
-        self.warnings.append(f"{path}: {words}")
-        if not (url.is_tls or account.allow_plain_http):
-            hint = "use https://, or set allow_plain_http if you trust the network"
-            self.refuse(path, f"http:// sends the key in the clear to the proxy; {hint}")
-
-    def token_url(self, proxy: Proxy | None) -> BaseUrl:
+    def token_url(self) -> BaseUrl:
         """Where logins are refreshed: at the usual place, or where the environment says (F57)."""
+        text = self.env.get(REFRESH_URL_VARIABLE)
         url = REFRESH_URL
-        if text := self.env.get(REFRESH_URL_VARIABLE):
-            with self.at(REFRESH_URL_VARIABLE):
-                url = _base_url(text, "https://host/oauth/token")
-                is_proxy_here = proxy is None or _is_loopback(proxy.url.host)
-                if not (url.is_tls or (is_proxy_here and _is_loopback(url.host))):
-                    raise ValueError("must be https://, for a login is sent there")
-                where = f"logins are refreshed at {url.authority}, which gets their refresh tokens"
-                self.warnings.append(f"{REFRESH_URL_VARIABLE} is set: {where}")
+        if not text:
+            return url
+
+        with self.at(REFRESH_URL_VARIABLE):
+            url = _base_url(text, "https://host/oauth/token")
+            is_private = _is_loopback(url.host) and not self.is_proxied_elsewhere
+            if not (url.is_tls or is_private):
+                raise ValueError("must be https://, for a login is sent there")
+            where = f"logins are refreshed at {url.authority}, which gets their refresh tokens"
+            self.warnings.append(f"{REFRESH_URL_VARIABLE} is set: {where}")
         return url
 
     def warn_of_key_log(self) -> None:
@@ -1925,6 +1950,15 @@ class _Loader:
         fields = self.read("", value, _TOP, "accounts", "pools")
         given = object_of(value)
         fields["limits"] = self.read_limits(fields.get("limits", {}))
+
+        # Before the accounts: it decides which of their addresses are on this machine.
+        if "proxy" in fields:
+            fields["proxy"] = self.proxy(fields["proxy"])
+        else:
+            self.warn_of_proxies()
+        fields["token_url"] = self.token_url()
+        self.warn_of_key_log()
+
         fields["accounts"] = accounts = {
             name: self.account(name, content)
             for name, content in object_of(given.get("accounts")).items()
@@ -1934,13 +1968,6 @@ class _Loader:
             for name, content in object_of(given.get("pools")).items()
         }
         fields["operators"] = self.operators(object_of(given.get("operators")))
-
-        text = fields.get("proxy")
-        fields["proxy"] = proxy = self.proxy(text)
-        if text is None or proxy is not None:
-            self.warn_of_proxies(proxy, accounts.values())
-        fields["token_url"] = self.token_url(proxy)
-        self.warn_of_key_log()
 
         listens = fields.setdefault("listen", DEFAULT_LISTEN)
         for listen in listens:
@@ -2004,8 +2031,27 @@ _ELSEWHERE_CALLED: Final = {
 }  # fmt: skip
 
 
+# Limits that pools.json could set once: their bounds are constants, or are not needed any more.
+# A name that resembles one of them would be a wrong hint.
+_FIXED_LIMITS: Final = frozenset(
+    "bearer_bytes_max body_idle_seconds_max body_seconds_max connect_seconds_max decoded_bytes_max "
+    "decoded_ratio_max demotion_seconds event_bytes_max events_bytes_max handshake_events_max "
+    "head_bytes_max head_fields_max head_seconds_max hold_seconds_max idle_connection_seconds_max "
+    "idle_connections_max json_depth_max json_separators_max keep_alive_seconds_max "
+    "keyless_connections_max mcp_body_bytes_max pin_idle_seconds_max pins_max "
+    "probe_interval_seconds queue_length_max refresh_margin_seconds refresh_pause_seconds "
+    "refresh_seconds_max reset_seconds_max response_pins_max target_bytes_max unary_bytes_max "
+    "upstream_head_bytes_max upstream_interim_max websocket_frames_max "
+    "websocket_handshake_seconds_max websocket_message_bytes_max websocket_upstream_bytes_max "
+    "write_stall_seconds_max".split()
+)
+
+
 def _place_of(name: str, spec: Spec) -> str:
-    """What was meant by a field that there is not, or where it belongs."""
+    """The hint for an unknown field: what was meant, where it belongs, or that it is gone."""
+    if name in _FIXED_LIMITS:
+        return "this limit can no longer be set"
+
     meant = _ELSEWHERE_CALLED.get(_plain(name), "")
     if meant in spec:
         return f"did you mean {meant!r}?"
@@ -2194,11 +2240,15 @@ def _doubt_of_name(name: str) -> str:
     return ""
 
 
-def _doubts_of_names(path: str, names: Iterable[str]) -> Iterator[str]:
-    """The same of each name in a list."""
+def _doubts_of_names(path: str, names: Sequence[str] | None, emptiness: str) -> Iterator[str]:
+    """The doubts about an allow-list of models; `emptiness`: what it means if it is empty."""
+    if names is None:
+        return
     for index, name in enumerate(names):
         if doubt := _doubt_of_name(name):
             yield f"{path}[{index}]: {doubt}"
+    if not names:
+        yield f"{path}: is empty, so {emptiness}"
 
 
 _PATHS_OF_HOSTS: Final = {
@@ -2235,26 +2285,20 @@ def _doubt_of_url(account: Account) -> str:
             "has no path; most APIs are under /v1",
         ),
     )
-    return next((words for is_so, words in reasons if is_so), "")
+    return _first_of(reasons)
 
 
 def _doubts_of_pool(pool: Pool) -> Iterator[str]:
     path = f"pools.{pool.name}"
     if pool.accounts and all(account.paused for account in pool.accounts):
         yield f"{path}.accounts: all of them are paused, so nobody can serve this pool"
-    if pool.models is not None:
-        yield from _doubts_of_names(f"{path}.models", pool.models)
-        if not pool.models:
-            yield f"{path}.models: is empty, so this pool serves nothing"
+    yield from _doubts_of_names(f"{path}.models", pool.models, "this pool serves nothing")
 
 
 def _doubts_of_keys(pool: Pool, unix_now: float) -> Iterator[str]:
     for key in pool.keys:
         path = f"pools.{pool.name}.keys.{key.name}"
-        if key.models is not None:
-            yield from _doubts_of_names(f"{path}.models", key.models)
-            if not key.models:
-                yield f"{path}.models: is empty, so this key may use no model"
+        yield from _doubts_of_names(f"{path}.models", key.models, "this key may use no model")
         if key.expires is not None and key.expires <= unix_now:
             yield f"{path}.expires: this key has expired"
     if pool.keys and not any(key.is_usable(unix_now) for key in pool.keys):
@@ -5545,8 +5589,8 @@ _MARKUP: Final = re.compile(r"(?i)<(?:!doctype|html|head|body|title|script)\b")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffd]")
 # Keys, tokens and ids, as providers write them, and addresses of people.
 _NAMES_ACCOUNT: Final = (
-    r"\b(?:acct|at|gsk|hf|key|org|pplx|proj|rt|sess|sk|user|ws|xai)[-_.][\w-]{6}[\w-]*"
-    r"|\beyJ[\w-]{8}[\w.-]*|\bAIza[\w-]{8}[\w-]*"
+    rf"\b(?:{'|'.join(ID_PREFIXES)})[-_.][\w-]{{6}}[\w-]*"
+    rf"|\b(?:{'|'.join(KEY_BEGINNINGS)})[\w-]{{8}}[\w.-]*"
     r"|(?:(?<![\w.+-])[\w.+-]{1,64}|[\w.+-])@[\w-][\w.-]*"
 )
 _ACCOUNT_NAMES: Final = re.compile(f"(?i){_NAMES_ACCOUNT}")
@@ -13631,8 +13675,12 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
     Raises: ConfigRefused; OSError, for a secret's file.
     """
 
+    secret_files: dict[Path, None] = {}  # a set in the order of pools.json
+
     def read_secret(name: str) -> str:
-        return read_file(path.parent / name).decode("utf-8")
+        secret_file = path.parent / name
+        secret_files[secret_file] = None
+        return read_file(secret_file).decode("utf-8")
 
     try:
         raw = read_file(path, CONFIG_BYTES_MAX + 1)
@@ -13644,6 +13692,8 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
     config = parse_config(raw, env, read_secret, str(path))
     contexts = _make_contexts(path, config)
     doubts = [*doubts_of(config, time.time()), *doubts_of_modes(path, config)]
+    for secret_file in secret_files:
+        doubts += doubts_of_secret_file(secret_file)
     return dataclasses.replace(config, warnings=(*config.warnings, *doubts)), contexts
 
 
@@ -13683,21 +13733,45 @@ def doubts_of_modes(path: Path, config: Config) -> list[str]:
 
     Raises: ConfigRefused.
     """
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise ConfigRefused([f"{path}: {error.strerror}"]) from None
-
-    # If another user owns the file, the pooler itself may need its group to read it.
-    readers = 0o044 if state.st_uid == os.geteuid() else 0o004
+    state = _state_of(path)
     places = literal_secrets(config)
     quoted = shlex.quote(str(path))
     doubts: list[str] = []
-    if state.st_mode & readers and places:
+    if places and _is_read_by_others(state):
         doubts.append(f"{places[0]}: others can read the file that holds it: chmod 600 {quoted}")
-    if state.st_mode & 0o002:
-        doubts.append(f"{path}: anybody can change it: chmod o-w {quoted}")
+    # Who can change the file can send every secret to an upstream of their own.
+    if state.st_mode & 0o022:
+        doubts.append(f"{path}: others can change it: chmod go-w {quoted}")
     return doubts
+
+
+def doubts_of_secret_file(path: Path) -> list[str]:
+    """A warning if others can read a file that pools.json names as {file:PATH}, or change it.
+
+    Raises: ConfigRefused.
+    """
+    state = _state_of(path)
+    quoted = shlex.quote(str(path))
+    if _is_read_by_others(state):
+        return [f"{path}: others can read this secret: chmod 600 {quoted}"]
+    if state.st_mode & 0o022:
+        return [f"{path}: others can change this secret: chmod go-w {quoted}"]
+    return []
+
+
+def _state_of(path: Path) -> os.stat_result:
+    """The state of a file that has just been read.  Raises: ConfigRefused."""
+    try:
+        return path.stat()
+    except OSError as error:
+        raise ConfigRefused([f"{path}: {error.strerror}"]) from None
+
+
+def _is_read_by_others(state: os.stat_result) -> bool:
+    """Whether users who need not read a file may do so."""
+    # If another user owns the file, the pooler itself may need its group to read it.
+    readers = 0o044 if state.st_uid == os.geteuid() else 0o004
+    return state.st_mode & readers != 0
 
 
 ################################################################

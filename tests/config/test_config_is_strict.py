@@ -270,7 +270,7 @@ def test_a_field_that_resembles_nothing_gets_the_known_ones() -> None:
     ],
 )
 def test_a_name_that_stands_twice_is_named(raw: str, path: str) -> None:
-    assert f"{path}: the name stands there twice" in problems_of(raw.encode())
+    assert f"{path}: the name occurs twice" in problems_of(raw.encode())
 
 
 @pytest.mark.parametrize(
