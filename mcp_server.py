@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 # JSON has no static type of use here: VISIBLE and the schemas say what is in it.
 Facts = Mapping[str, Any]  # the snapshot, or an object in it
+Shown = dict[str, Any]  # what may leave: made from a snapshot, field by field
 Headers = Sequence[tuple[str, str]]
 Schema = dict[str, Any]  # JSON Schema, of the keywords that `fits` knows
 
@@ -71,6 +72,7 @@ LIST_TTL_MS: Final = 300_000  # the tools change with the program only
 # pooler.py makes the snapshot from its own state: names from pools.json, numbers, codes and times
 # in Unix seconds.  It has no secret, no prompt and no address of a client to begin with.  This list
 # is the second lock: whatever in this file shows a part of the snapshot gets it from `visible`.
+# Only rows are selected before they are copied, by fields that are listed here as well.
 
 # By the name of the object, or of the list that holds it; "" is the snapshot itself.  Not here, so
 # never shown: whatever else the snapshot may come to hold.
@@ -112,9 +114,9 @@ VISIBLE: Final[Mapping[str, Sequence[str]]] = {
 
 
 def visible(value: Any, place: str) -> Any:
-    """A copy of what stands under the name `place`, with the fields listed in VISIBLE only.
+    """A copy of the value under the name `place`, with only the fields that VISIBLE lists.
 
-    An object under a name that VISIBLE does not have comes out empty.
+    An object whose place is not in VISIBLE comes out empty.
     """
     if isinstance(value, list | tuple):
         return [visible(member, place) for member in value]
@@ -126,7 +128,7 @@ def visible(value: Any, place: str) -> Any:
     return {name: visible(value[name], name) for name in names if name in value}
 
 
-def overview(snapshot: Facts) -> dict[str, Any]:
+def overview(snapshot: Facts) -> Shown:
     """What GET /admin shows: the pooler itself and four tables, the newest requests among them.
 
     Operators, models and sums are left out: MCP and the metrics have them.
@@ -143,15 +145,24 @@ def overview(snapshot: Facts) -> dict[str, Any]:
 ################################################################
 # WORDS
 ################################################################
-# How values are written for people.  A function returns "" for what there is nothing to say about,
+# How values are written for people.  A function returns "" if there is nothing to show,
 # and `parts` leaves that out.
 
 
+# In seconds, the longest first.
+UNITS: Final = {
+    "d": 24 * 3600,
+    "h": 3600,
+    "min": 60,
+    "s": 1,
+}
+
+
 def span(seconds: float) -> str:
-    """A time in seconds in at most two units, whole ones: `2 h 10 min`, `0 s`."""
+    """A duration in at most two units, rounded down: `2 h 10 min`, `0 s`."""
     left = int(seconds)
     words = []
-    for unit, name in ((24 * 3600, "d"), (3600, "h"), (60, "min"), (1, "s")):
+    for name, unit in UNITS.items():
         count, left = divmod(left, unit)
         if count:
             words.append(f"{count} {name}")
@@ -169,8 +180,10 @@ def relative(unix: float, now: float) -> str:
 
 
 def since_or_until(words: str, unix: float | None, now: float) -> str:
-    """The words and the moment that they lead to; "" if there is no such moment."""
-    return "" if unix is None else f"{words} {relative(unix, now)}"
+    """The words followed by the moment; "" if there is no such moment."""
+    if unix is None:
+        return ""
+    return f"{words} {relative(unix, now)}"
 
 
 def parts(*texts: str, separator: str = ", ") -> str:
@@ -181,12 +194,14 @@ def parts(*texts: str, separator: str = ", ") -> str:
 def listed(names: Sequence[str] | None) -> str:
     """The first NAMES_MAX names, and how many more there are.
 
-    None, of a list that is not known, is no name.
+    "" if there are none, or if they are unknown (None).
     """
     if not names:
         return ""
-    more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
-    return ", ".join(names[:NAMES_MAX]) + more
+
+    text = ", ".join(names[:NAMES_MAX])
+    more_count = len(names) - NAMES_MAX
+    return f"{text} and {more_count} more" if more_count > 0 else text
 
 
 def number(count: float | None, words: str) -> str:
@@ -198,7 +213,9 @@ def printable(text: str) -> str:
     """The text with `?` for what is invisible, changes the direction, or is half a character."""
     if text.isprintable():  # nearly always, and fast
         return text
-    return "".join(char if char.isprintable() else "?" for char in text)
+
+    shown = [char if char.isprintable() else "?" for char in text]
+    return "".join(shown)
 
 
 def headline(shown: Facts) -> str:
@@ -215,9 +232,11 @@ def headline(shown: Facts) -> str:
 
 def window_words(window: Facts, now: float) -> str:
     """A quota window: `codex 5h: 42 % used, resets in 1 h 46 min`."""
-    name = parts(window["family"], window["window"] or "", separator=" ")
+    length = window["window"] or ""
+    name = parts(window["family"], length, separator=" ")
     used = f"{name}: {window['used_percent']:.4g} % used"
-    return parts(used, since_or_until("resets", window["resets_at"], now))
+    reset = since_or_until("resets", window["resets_at"], now)
+    return parts(used, reset)
 
 
 def attempt_words(attempt: Facts) -> str:
@@ -228,9 +247,11 @@ def attempt_words(attempt: Facts) -> str:
 
 def lack_words(lack: Facts, now: float) -> str:
     """What an account cannot serve for now: `model gpt-5.5 (404 not_found), again in 5 min`."""
+    name = lack["name"] or ""
     reason = f"({lack['reason']})" if lack["reason"] else ""
-    name = parts(lack["kind"], lack["name"] or "", reason, separator=" ")
-    return parts(name, since_or_until("again", lack["ends_at"], now))
+    words = parts(lack["kind"], name, reason, separator=" ")
+    end = since_or_until("again", lack["ends_at"], now)
+    return parts(words, end)
 
 
 def token_words(tokens: Facts | None) -> str:
@@ -308,17 +329,20 @@ def account_row(account: Facts, now: float) -> Row:
         LOGIN_WORDS.get(account["login"], ""),
         f"not reached: {account['unreached']}" if account["unreached"] else "",
     )
-    upstream = parts(account["type"], account["plan"] or "", f"at {account['host']}", separator=" ")
+    plan = account["plan"] or ""
+    upstream = parts(account["type"], plan, f"at {account['host']}", separator=" ")
+    token_end = since_or_until("token expires", account["token_ends_at"], now)
+    lacks = [lack_words(lack, now) for lack in account["lacks"]]
 
     cells = {
         "Account": account["name"],
         "State": state,
         "In flight": f"{account['in_flight']} of {account['concurrent']}",
-        "Upstream": parts(upstream, since_or_until("token ends", account["token_ends_at"], now)),
+        "Upstream": parts(upstream, token_end),
         "Pools": f"{listed(account['pools'])} (priority {account['priority']})",
         "Models": listed(account["models"]),
         "Reason": account["reason"] or "",
-        "Lacks": listed([lack_words(lack, now) for lack in account["lacks"]]),
+        "Cannot serve": listed(lacks),
     }
 
     bars = [Bar(window["used_percent"], window_words(window, now)) for window in account["windows"]]
@@ -330,11 +354,13 @@ def key_row(key: Facts, now: float) -> Row:
 
     Limits that pools.json does not set are left out; a day is one of UTC.
     """
-    end = since_or_until("end:", key["expires_at"], now)
+    expiry = since_or_until("expiry:", key["expires_at"], now)
+    if expiry:
+        expiry = f"({expiry})"
 
     cells = {
         "Key": f"{key['pool']} / {key['name']}",
-        "State": parts(key["status"], f"({end})" if end else "", separator=" "),
+        "State": parts(key["status"], expiry, separator=" "),
         "In flight": f"{key['in_flight']} of {key['concurrent']}",
         "Requests": parts(
             number(key["requests"], "{}"),
@@ -354,8 +380,14 @@ def key_row(key: Facts, now: float) -> Row:
 
 
 # By the code of a request: None is a success.  A client that left has not been failed.
-RESULT_WORDS: Final[Mapping[str | None, str]] = {None: "ok", "client_gone": "client left"}
-RESULT_TONES: Final[Mapping[str | None, str]] = {None: "good", "client_gone": "fair"}
+RESULT_WORDS: Final[Mapping[str | None, str]] = {
+    None: "ok",
+    "client_gone": "client left",
+}
+RESULT_TONES: Final[Mapping[str | None, str]] = {
+    None: "good",
+    "client_gone": "fair",
+}
 
 
 def request_row(request: Facts, now: float) -> Row:
@@ -365,14 +397,15 @@ def request_row(request: Facts, now: float) -> Row:
     presented.
     """
     code = request["code"]
+    result = RESULT_WORDS.get(code, code)
     status = "" if request["status"] is None else str(request["status"])
     attempts = [attempt_words(attempt) for attempt in request["attempts"]]
     has_key = request["pool"] is not None and request["key"] is not None
 
     cells = {
         "Time": relative(request["at"], now),
-        "Result": parts(status, RESULT_WORDS.get(code, code), separator=" "),
-        "Took": number(request["duration_ms"], "{} ms"),
+        "Result": parts(status, result, separator=" "),
+        "Duration": number(request["duration_ms"], "{} ms"),
         "Model": request["model"] or "",
         "Accounts tried": ", then ".join(attempts),
         "Key": f"{request['pool']} / {request['key']}" if has_key else "",
@@ -380,15 +413,15 @@ def request_row(request: Facts, now: float) -> Row:
         "First byte": number(request["first_byte_ms"], "{} ms"),
         "Tokens": token_words(request["tokens"]),
         "Bytes": f"{request['bytes_in']:,} in, {request['bytes_out']:,} out",
-        "Id": request["request_id"],
+        "Request id": request["request_id"],
     }
 
     return Row(cells, RESULT_TONES.get(code, "bad"))
 
 
-# The tables in their order, each with the function that makes a row of one of its objects, as seen
-# at a time.
-TABLES: Final[Mapping[str, Callable[[Facts, float], Row]]] = {
+RowMaker = Callable[[Facts, float], Row]  # of an object of the snapshot, as seen at a time
+# The tables in their order.
+TABLES: Final[Mapping[str, RowMaker]] = {
     "pools": pool_row,
     "accounts": account_row,
     "keys": key_row,
@@ -414,7 +447,12 @@ def rows_of(shown: Facts, table: str) -> list[Row]:
 ################################################################
 # One HTML document without script.  It reloads itself, follows the browser's light or dark scheme,
 # and on a narrow screen turns each row into a block.  Every text goes through `escaped`.
+#
+# The tables have heads and scopes, and a bar is a <meter> with its words next to it: who uses a
+# screen reader gets the same facts.  Colours only repeat what the words say.
 
+# The one style sheet.  It is part of the page, so that the page loads nothing; `--good`, `--fair`
+# and `--bad` are the tones of `Row`, in colours that keep a contrast of 4.5 on their ground.
 ADMIN_STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b1f24; --faint: #59616b; --line: #d8dce2;
   --paper: #f6f7f9; --card: #fff; --good: #17734a; --fair: #875400; --bad: #bd2430 }
@@ -441,13 +479,15 @@ meter { flex: none; width: 6rem }
   td::before { content: attr(data-column) ": "; color: var(--faint) }
 }
 """
-STYLE_DIGEST: Final = base64.b64encode(hashlib.sha256(ADMIN_STYLE.encode()).digest()).decode()
-# Nothing may run, load or be sent; the one style is named by its digest.
+STYLE_SHA256: Final = hashlib.sha256(ADMIN_STYLE.encode()).digest()
+STYLE_DIGEST: Final = base64.b64encode(STYLE_SHA256).decode()
+# Nothing may run, load or be sent, even if a name got past `escaped`.  The style is allowed by its
+# digest: 'unsafe-inline' would allow any.
 ADMIN_CSP: Final = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     f"style-src 'sha256-{STYLE_DIGEST}'"
 )
-# Templates for str.format: only markup stands here, all text is put in escaped.
+# Templates for str.format.  They hold nothing but markup; every text is escaped before it goes in.
 PAGE: Final = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>codex-pooler</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -465,18 +505,25 @@ METER: Final = (
 
 
 def escaped(text: str) -> str:
-    """Text for HTML, between tags or in a quoted attribute."""
+    """Text for HTML, between tags or in a quoted attribute.
+
+    Names may come from clients and upstreams: in whatever form, they stay text.
+    """
     return html.escape(printable(text))
 
 
 def row_html(row: Row) -> str:
-    """One `<tr>`: its name as a row header, the state with its tone and bars, the other cells."""
+    """One `<tr>`: its name as a row header, the state with its tone and bars, the other cells.
+
+    On a narrow screen the style writes `data-column` before each cell, as the heads are hidden.
+    """
     (_, name), (state_column, state), *others = row.cells.items()
     bars = [METER.format(words=escaped(bar.words), used=bar.used_percent) for bar in row.bars]
     shown_state = f'<strong class="{row.tone}">{escaped(state)}</strong>{"".join(bars)}'
 
     cells = [f'<td data-column="{state_column}">{shown_state}</td>']
-    cells += [f'<td data-column="{column}">{escaped(text)}</td>' for column, text in others]
+    for column, text in others:
+        cells.append(f'<td data-column="{column}">{escaped(text)}</td>')
     return f'<tr><th scope="row">{escaped(name)}</th>{"".join(cells)}</tr>'
 
 
@@ -496,7 +543,9 @@ def admin_page(snapshot: Facts) -> str:
     shown = overview(snapshot)
     sections = [section_html(shown, table) for table in TABLES]
     return PAGE.format(
-        style=ADMIN_STYLE, headline=escaped(headline(shown)), sections="\n".join(sections)
+        style=ADMIN_STYLE,
+        headline=escaped(headline(shown)),
+        sections="\n".join(sections),
     )
 
 
@@ -507,59 +556,91 @@ def admin_page(snapshot: Facts) -> str:
 # looks like, so the two may be of different versions.
 
 # Select Graphic Rendition of ECMA-48.
-COLOURS: Final = {"good": "\033[32m", "fair": "\033[33m", "bad": "\033[31m", "bold": "\033[1m"}
+COLOURS: Final = {
+    "good": "\033[32m",
+    "fair": "\033[33m",
+    "bad": "\033[31m",
+    "bold": "\033[1m",
+}
 BAR_CELLS: Final = 10
 
 
 def tinted(text: str, tone: str, is_coloured: bool) -> str:
     """The text in the colour of its tone, if colours were asked for."""
-    return f"{COLOURS[tone]}{text}\033[0m" if is_coloured else text
+    if not is_coloured:
+        return text
+    return f"{COLOURS[tone]}{text}\033[0m"
 
 
 def fitted(text: str, width: int) -> str:
-    """At most `width` characters that are sure to take one place of a terminal each."""
+    """At most `width` characters that are sure to take one place of a terminal each.
+
+    Wide and combining ones would push the next columns aside; an escape sequence could do worse.
+    """
     text = re.sub(r"[^ -~█░…]", "?", text)
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    if len(text) <= width:
+        return text
+    return f"{text[: width - 1]}…"
 
 
 def bar_line(bar: Bar, columns: int) -> str:
     """A quota window as a bar of BAR_CELLS cells, the last one full only at 100 %."""
-    full_cells = int(min(100, bar.used_percent) * BAR_CELLS / 100)
+    used_percent = min(100, bar.used_percent)
+    full_cells = int(used_percent * BAR_CELLS / 100)
     drawn = ("█" * full_cells).ljust(BAR_CELLS, "░")
     return fitted(f"  {drawn} {bar.words}", columns)
 
 
-def table_lines(rows: Sequence[Row], columns: int, is_coloured: bool) -> Iterator[str]:
+def table_lines(
+    rows: Sequence[Row],
+    columns: int,
+    is_coloured: bool,
+) -> Iterator[str]:
     """Lines with aligned cells, each followed by the bars of its row.
 
     A column is as wide as its longest cell, at most half a line; what does not fit is cut off.
     """
-    texts = [list(row.cells.values()) for row in rows]
-    widths = [min(max(map(len, column)), columns // 2) for column in zip(*texts, strict=True)]
+    widths: dict[str, int] = {}
+    for row in rows:
+        for column, text in row.cells.items():
+            width = max(widths.get(column, 0), len(text))
+            widths[column] = min(width, columns // 2)
 
-    for row, cells in zip(rows, texts, strict=True):
+    for row in rows:
         padded = [
-            fitted(cell, width).ljust(width) for cell, width in zip(cells, widths, strict=True)
+            fitted(text, widths[column]).ljust(widths[column]) for column, text in row.cells.items()
         ]
-        line = fitted("  ".join(padded).rstrip(), columns)
-        yield tinted(line, row.tone, is_coloured)
-        yield from (bar_line(bar, columns) for bar in row.bars)
+        line = "  ".join(padded).rstrip()
+        yield tinted(fitted(line, columns), row.tone, is_coloured)
+        for bar in row.bars:
+            yield bar_line(bar, columns)
 
 
-def status_text(snapshot: Facts, columns: int = COLUMNS, is_coloured: bool = False) -> str:
-    """GET /admin as plain text, in lines of at most `columns` characters and their colours."""
+def status_text(
+    snapshot: Facts,
+    columns: int = COLUMNS,
+    is_coloured: bool = False,
+) -> str:
+    """GET /admin as plain text, in lines of at most `columns` characters and their colours.
+
+    There are fewer requests in it than on the page: the newest must not scroll away.
+    """
     columns = min(max(columns, COLUMNS_MIN), COLUMNS_MAX)
-    shown = overview({**snapshot, "requests": snapshot["requests"][:STATUS_REQUESTS_MAX]})
+    shown = overview(snapshot)
+    shown["requests"] = shown["requests"][:STATUS_REQUESTS_MAX]
     lines = [fitted(f"codex-pooler {headline(shown)}", columns)]
 
     for table in TABLES:
-        lines += ["", tinted(table.upper(), "bold", is_coloured)]
+        lines.append("")
+        lines.append(tinted(table.upper(), "bold", is_coloured))
         rows = rows_of(shown, table)
-        if rows:
-            heads = Row({column: column for column in rows[0].cells}, "bold")
-            lines += table_lines([heads, *rows], columns, is_coloured)
-        else:
+        if not rows:
             lines.append("None.")
+            continue
+
+        names = {column: column for column in rows[0].cells}
+        heads = Row(names, "bold")
+        lines += table_lines([heads, *rows], columns, is_coloured)
     return "\n".join(lines) + "\n"
 
 
@@ -584,38 +665,47 @@ class Family(NamedTuple):
 
 
 def gauge(name: str, words: str, samples: Iterable[Sample]) -> Family:
-    """A metric that goes up and down."""
+    """A metric that goes up and down: what is so at the moment of the snapshot."""
     return Family(name, "gauge", words, {"": samples})
 
 
 def counter(name: str, words: str, samples: Iterable[Sample]) -> Family:
-    """A metric that only grows, from 0 at each start; its name ends with `_total`."""
+    """A metric that only grows, from 0 at each start; its name ends with `_total`.
+
+    Prometheus notices a restart by itself, so nothing has to be kept on a disk.
+    """
     return Family(f"{name}_total", "counter", words, {"": samples})
 
 
-def picked(row: Facts, *names: str) -> dict[str, Any]:
-    """The row's labels of these names."""
+def picked(row: Facts, *names: str) -> Shown:
+    """The members of a row that become labels."""
     return {name: row[name] for name in names}
 
 
 def process_metrics(snapshot: Facts) -> Iterator[Family]:
-    """What the process as a whole does."""
+    """What the process as a whole does.
+
+    The start time shows restarts; `draining` keeps an alert quiet while one is in progress.
+    """
     shown = visible(snapshot, "")
     version = {"version": shown["version"]}
     yield gauge("build_info", "Always 1; the version is a label.", [(version, 1)])
 
     for name, field, words in (
-        ("start_time_seconds", "started_at", "Start, in Unix time."),
-        ("draining", "is_draining", "1 while the pooler is stopping."),
-        ("connections", "connections", "Open connections of clients."),
-        ("websockets", "websockets", "Open WebSockets of clients."),
+        ("start_time_seconds", "started_at", "Start time in Unix seconds."),
+        ("draining", "is_draining", "1 while the pooler is shutting down."),
+        ("connections", "connections", "Open client connections."),
+        ("websockets", "websockets", "Open client WebSockets."),
         ("requests_in_flight", "in_flight", "Requests in progress."),
     ):
         yield gauge(name, words, [({}, shown[field])])
 
 
 def pool_metrics(snapshot: Facts) -> Iterator[Family]:
-    """How busy each pool is."""
+    """How busy each pool is.
+
+    A queue that does not get shorter means that the pool needs another account.
+    """
     pools = [({"pool": pool["name"]}, pool) for pool in visible(snapshot["pools"], "pools")]
     yield gauge(
         "pool_requests_in_flight",
@@ -624,7 +714,7 @@ def pool_metrics(snapshot: Facts) -> Iterator[Family]:
     )
     yield gauge(
         "pool_requests_queued",
-        "Requests that wait for an account.",
+        "Requests waiting for an account.",
         [(labels, pool["queued"]) for labels, pool in pools],
     )
 
@@ -642,7 +732,10 @@ def key_metrics(snapshot: Facts) -> Iterator[Family]:
 
 
 def account_metrics(snapshot: Facts) -> Iterator[Family]:
-    """How busy each account is, and what keeps it from serving."""
+    """How busy each account is, and what keeps it from serving.
+
+    An account with an API key has no token that expires, so it has no sample of that family.
+    """
     accounts = [
         ({"account": account["name"]}, account)
         for account in visible(snapshot["accounts"], "accounts")
@@ -658,10 +751,11 @@ def account_metrics(snapshot: Facts) -> Iterator[Family]:
         [({**labels, "state": account["status"]}, 1) for labels, account in accounts],
     )
 
+    # 0, and not missing, if the account does not cool down: a graph of it has no gaps.
     now = snapshot["at"]
     yield gauge(
         "account_cooldown_seconds",
-        "Time until the account is used again.",
+        "Seconds until the account is used again.",
         [
             (labels, max(0, (account["cooldown_until"] or now) - now))
             for labels, account in accounts
@@ -669,7 +763,7 @@ def account_metrics(snapshot: Facts) -> Iterator[Family]:
     )
     yield gauge(
         "token_expiry_timestamp_seconds",
-        "When an account's token ends.",
+        "Expiry time of an account's token in Unix seconds.",
         [(labels, account["token_ends_at"]) for labels, account in accounts],
     )
 
@@ -677,7 +771,7 @@ def account_metrics(snapshot: Facts) -> Iterator[Family]:
 def quota_metrics(snapshot: Facts) -> Iterator[Family]:
     """The quota windows of ChatGPT accounts, and of API keys whose upstream reports any.
 
-    Only windows that have not ended are in the snapshot.
+    Only windows that have not ended are in the snapshot, so a ratio never outlives its window.
     """
     windows = [
         ({"account": account["name"], **picked(window, "family", "window")}, window)
@@ -686,12 +780,12 @@ def quota_metrics(snapshot: Facts) -> Iterator[Family]:
     ]
     yield gauge(
         "quota_used_ratio",
-        "Used share of a quota window; 1 is all.",
+        "Used fraction of a quota window; 1 means all of it.",
         [(labels, window["used_percent"] / 100) for labels, window in windows],
     )
     yield gauge(
         "quota_reset_timestamp_seconds",
-        "When a quota window ends.",
+        "Reset time of a quota window in Unix seconds.",
         [(labels, window["resets_at"]) for labels, window in windows],
     )
 
@@ -704,11 +798,15 @@ def request_metrics(snapshot: Facts) -> Iterator[Family]:
     names = ("pool", "key", "account", "model", "route", "code")
     totals = [(picked(row, *names), row) for row in visible(snapshot["totals"], "totals")]
     counts = [(labels, row["requests"]) for labels, row in totals]
-    yield counter("requests", "Requests; the code is ok or an error's.", counts)
+    yield counter("requests", "Requests by code: ok, or an error code.", counts)
 
     for name, field, words in (
-        ("request_seconds", "seconds", "Time until a response has ended."),
-        ("first_event_seconds", "first_byte_seconds", "Time until a response's first byte."),
+        ("request_seconds", "seconds", "Seconds until the end of a response."),
+        (
+            "first_event_seconds",
+            "first_byte_seconds",
+            "Seconds until the first byte of a response.",
+        ),
     ):
         sums = [(labels, row[field]) for labels, row in totals]
         yield Family(name, "summary", words, {"_sum": sums, "_count": counts})
@@ -724,7 +822,7 @@ def volume_metrics(snapshot: Facts) -> Iterator[Family]:
     names = ("pool", "key", "account", "model")
     yield counter(
         "tokens",
-        "Tokens as reported; cached ones are among input, reasoning ones among output.",
+        "Tokens reported by upstreams; input includes cached, output includes reasoning.",
         [
             ({**picked(row, *names), "kind": kind}, row[f"{kind}_tokens"])
             for row in totals
@@ -734,7 +832,7 @@ def volume_metrics(snapshot: Facts) -> Iterator[Family]:
 
     yield counter(
         "body_bytes",
-        "Bytes of bodies.",
+        "Bytes of request and response bodies.",
         [
             ({**picked(row, "pool", "key", "account"), "direction": way}, row[f"bytes_{way}"])
             for row in totals
@@ -744,17 +842,20 @@ def volume_metrics(snapshot: Facts) -> Iterator[Family]:
 
 
 def outcome_metrics(snapshot: Facts) -> Iterator[Family]:
-    """How attempts at accounts and refreshes of logins have ended."""
+    """How attempts at accounts and refreshes of logins have ended.
+
+    Attempts outnumber requests if accounts stand in for each other; the reason says why.
+    """
     attempts = visible(snapshot["attempts"], "attempts")
     yield counter(
         "attempts",
-        "Attempts at an account by outcome.",
+        "Attempts at an account, by outcome.",
         [(picked(row, "account", "reason"), row["count"]) for row in attempts],
     )
     refreshes = visible(snapshot["refreshes"], "refreshes")
     yield counter(
         "refreshes",
-        "Login refreshes by outcome.",
+        "Login refreshes, by outcome.",
         [(picked(row, "account", "outcome"), row["count"]) for row in refreshes],
     )
 
@@ -826,25 +927,31 @@ def admin(snapshot: Facts, accept: str, query: str) -> tuple[Headers, str]:
     the width of the terminal, and `colour=1`.
     """
     if "application/json" in accept:
-        kind, text = "application/json", json.dumps(overview(snapshot))  # ASCII
-    elif "text/plain" in accept:
+        text = json.dumps(overview(snapshot))  # ASCII
+        return with_type("application/json"), text
+
+    if "text/plain" in accept:
         width = re.search(r"\bcolumns=(\d{1,4})\b", query)
         columns = int(width[1]) if width else COLUMNS
-        kind = "text/plain; charset=utf-8"
-        text = status_text(snapshot, columns, "colour=1" in query)
-    else:
-        kind, text = "text/html; charset=utf-8", admin_page(snapshot)
-    return with_type(kind), text
+        is_coloured = "colour=1" in query
+        text = status_text(snapshot, columns, is_coloured)
+        return with_type("text/plain; charset=utf-8"), text
+
+    return with_type("text/html; charset=utf-8"), admin_page(snapshot)
 
 
 def metrics(snapshot: Facts) -> tuple[Headers, str]:
     """Headers and body of GET /metrics."""
-    return with_type("text/plain; version=0.0.4; charset=utf-8"), metrics_text(snapshot)
+    kind = "text/plain; version=0.0.4; charset=utf-8"
+    return with_type(kind), metrics_text(snapshot)
 
 
 def with_type(kind: str) -> Headers:
     """The headers of a response to an operator: nothing in it may be used elsewhere."""
-    return [("content-type", kind), *PAGE_HEADERS]
+    return [
+        ("content-type", kind),
+        *PAGE_HEADERS,
+    ]
 
 
 ################################################################
@@ -873,7 +980,7 @@ TYPES: Final[Mapping[str, Collection[type]]] = {
 
 def one_of(*words: str) -> Schema:
     """A text that is one of these words."""
-    return {"type": "string", "enum": list(words)}
+    return {**TEXT, "enum": list(words)}
 
 
 def optional(schema: Schema) -> Schema:
@@ -888,22 +995,33 @@ def list_of(schema: Schema) -> Schema:
 
 def object_of(**fields: Schema) -> Schema:
     """An object with exactly these members; those with a default may be left out."""
+    required = [name for name, schema in fields.items() if "default" not in schema]
     return {
         "type": "object",
         "properties": fields,
-        "required": [name for name, schema in fields.items() if "default" not in schema],
+        "required": required,
         "additionalProperties": False,
     }
 
 
 def text_argument(description: str, **more: object) -> Schema:
     """An argument that is a short text; `more` may have its default."""
-    return {**TEXT, "maxLength": TEXT_CHARS_MAX, "description": description, **more}
+    return {
+        **TEXT,
+        "maxLength": TEXT_CHARS_MAX,
+        "description": description,
+        **more,
+    }
 
 
 def whole_argument(least: int, most: int, default: int) -> Schema:
     """An argument that is a whole number from `least` to `most`."""
-    return {**INTEGER, "minimum": least, "maximum": most, "default": default}
+    return {
+        **INTEGER,
+        "minimum": least,
+        "maximum": most,
+        "default": default,
+    }
 
 
 def fits(value: Any, schema: Schema) -> bool:
@@ -912,28 +1030,38 @@ def fits(value: Any, schema: Schema) -> bool:
     An object of a result must have all of the members; `wrong_arguments` knows about defaults.
     """
     if "anyOf" in schema:
-        return any(fits(value, option) for option in schema["anyOf"])
+        options = schema["anyOf"]
+        return any(fits(value, option) for option in options)
 
     if type(value) not in TYPES[schema["type"]]:
         return False
 
     if isinstance(value, dict):
         members = schema["properties"]
-        return value.keys() == members.keys() and all(
-            fits(value[name], member) for name, member in members.items()
-        )
+        if value.keys() != members.keys():
+            return False
+        return all(fits(value[name], member) for name, member in members.items())
+
     if isinstance(value, list):
-        return all(fits(member, schema["items"]) for member in value)
+        items = schema["items"]
+        return all(fits(member, items) for member in value)
+
     return is_within(value, schema)
 
 
 def is_within(value: Any, schema: Schema) -> bool:
-    """Whether a plain value keeps the bounds of its schema: length, choice or range."""
+    """Whether a plain value keeps the bounds of its schema: length, choice or range.
+
+    A schema without bounds takes every value of its type.
+    """
     if isinstance(value, str):
-        is_short = len(value) <= schema.get("maxLength", len(value))
-        return is_short and value in schema.get("enum", [value])
+        length_max = schema.get("maxLength", len(value))
+        words = schema.get("enum", [value])
+        return len(value) <= length_max and value in words
+
     if "minimum" in schema:
         return bool(schema["minimum"] <= value <= schema["maximum"])
+
     return True
 
 
@@ -942,13 +1070,18 @@ def is_within(value: Any, schema: Schema) -> bool:
 ################################################################
 # Read-only, and metadata only.  Names and fields follow the tools of icoretech/codex-pooler, so
 # that what was written for those works here.  A model reads the results, so a name that a client or
-# an upstream may have chosen goes through `word`: it cannot carry an instruction of any length.
+# an upstream may have chosen goes through `word`, and a reason through `sentence`: neither can
+# carry an instruction of any length.  Names from pools.json are the operator's own.
+#
+# To add a tool: its schemas, the function that makes its result, and a row in TOOLS.  To add a
+# field: first to VISIBLE, then to a schema and to the function next to it; `run_tool` notices if
+# one of the two is missing.
 
 Explain = Callable[[str, str, str | None], Facts]  # pool, model, session; raises LookupError
 
 
 class Call(NamedTuple):
-    """One call of a tool: who asks, in which version, and what the result is made from."""
+    """One call of a tool: who asks, in which protocol version, and what the result is made from."""
 
     operator: str
     protocol_version: str
@@ -958,12 +1091,15 @@ class Call(NamedTuple):
 
 
 class Tool(NamedTuple):
-    """What MCP hosts read about a tool, and the function that returns its result."""
+    """What MCP hosts read about a tool, and the function that returns its result.
+
+    `run` need not look at the types of its arguments: `call_tool` has compared them with `takes`.
+    """
 
     description: str
     takes: Schema  # the arguments
     gives: Schema  # the result
-    run: Callable[[Call, Facts], dict[str, Any]]  # the arguments with their defaults
+    run: Callable[[Call, Facts], Shown]  # the arguments with their defaults
 
 
 def word(name: str | None) -> str | None:
@@ -982,7 +1118,7 @@ def sentence(text: str) -> str:
 
 
 def moment(unix: float | None) -> str | None:
-    """RFC 3339, to the second."""
+    """A time in RFC 3339, in UTC and to the second; None stays None."""
     if unix is None:
         return None
     return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -990,51 +1126,67 @@ def moment(unix: float | None) -> str | None:
 
 def outcome(code: str | None) -> str:
     """What became of a request, by its error code: a client that left is no error."""
-    return {None: "ok", "client_gone": "aborted"}.get(code, "error")
+    words = {None: "ok", "client_gone": "aborted"}
+    return words.get(code, "error")
 
 
-# The words that pooler.py uses for a status; another one does not fit, and is a bug.
+# The words that pooler.py uses for a status.  Another one does not fit the schema, which is a bug:
+# hosts may have built on this list.
 ACCOUNT_STATUS: Final = one_of("ready", "resting", "refused", "login_needed", "paused")
-# Where pools.json has a secret from: itself, the environment, a file, or only a digest of it.
+# Where pools.json gets a secret from: itself, the environment, a file, or only a digest of it.
 SOURCE: Final = one_of("literal", "env", "file", "sha256")
 TIME: Final = optional(TEXT)  # RFC 3339, in UTC
 
 # What the lists hold: one schema for each kind of row, next to it (below) the function that makes
 # such a row from the snapshot's object and the snapshot's time.
+# A pool.  `upstreams` are the names of its accounts; `strategy` is its `routing` in pools.json.
 POOL: Final = object_of(
     id=TEXT,
     name=TEXT,
+    # Limited: no account is ready, but at least one cools down.  Down: none of either.
     status=one_of("ready", "limited", "down"),
+    # The names for `routing` that pools.json takes.
     strategy=one_of("sticky", "quota_first", "soonest_reset"),
     upstreams=list_of(TEXT),
     upstream_count=INTEGER,
     api_key_count=INTEGER,
     models=list_of(TEXT),
 )
-# An account.  `auth_status` is that of its login; an account with an API key has none.
 UPSTREAM: Final = object_of(
     id=TEXT,
+    # A ChatGPT login or an API key.
     type=one_of("codex", "openai"),
     status=ACCOUNT_STATUS,
+    # Only the host: paths and ports of an internal network stay private.
     base_url_host=TEXT,
     pools=list_of(TEXT),
+    # The subscription's name; null for an API key, or if the login does not say.
     plan_label=optional(TEXT),
+    # Of the login; an account with an API key has none.
     auth_status=one_of("api_key", "ok", "renewal_due", "needed"),
+    # Null unless the status is `resting`.
     cooldown_until=TIME,
     in_flight_requests=INTEGER,
 )
-# A quota window of an account; `window` is the name of the limit, most often `codex`.
+# A quota window of an account.
 WINDOW: Final = object_of(
+    # The name of the limit, most often `codex`.
     window=TEXT,
+    # Null if the upstream did not report how long it is.
     window_minutes=optional(INTEGER),
+    # May exceed 100.
     used_percent=optional(NUMBER),
     reset_at=TIME,
     observed_at=TIME,
+    # See `freshness`.
     freshness_status=one_of("fresh", "stale", "unknown"),
 )
+# An account with its quota windows.  It is usable for routing if it is ready: one that was not
+# reached, or is demoted, is tried last and still counts.
 QUOTA: Final = object_of(
     upstream=TEXT, status=ACCOUNT_STATUS, routing_usable=BOOLEAN, windows=list_of(WINDOW)
 )
+# A pool key.  The id has the pool's name in it, as two pools may each have a key `laptop`.
 API_KEY: Final = object_of(
     id=TEXT,
     pool=TEXT,
@@ -1042,20 +1194,31 @@ API_KEY: Final = object_of(
     source=SOURCE,
     status=one_of("active", "paused", "expired"),
 )
-OPERATOR: Final = object_of(id=TEXT, display_name=TEXT, source=SOURCE, status=TEXT)
+# An operator, that is a token of pools.json; `status` is always `active`, as there is no other.
+OPERATOR: Final = object_of(
+    id=TEXT,
+    display_name=TEXT,
+    source=SOURCE,
+    status=TEXT,
+)
+# A model, under the name that clients use.
 MODEL: Final = object_of(id=TEXT, pools=list_of(TEXT))
-# A request.  `endpoint` is the route's name, never the URL; `requested_model` is `other` unless a
-# pool or an account knows the model.
 LOG: Final = object_of(
     id=TEXT,
+    # Null if no key of ours was presented.
     pool=optional(TEXT),
     api_key=optional(TEXT),
+    # The account that served it, or was tried last.
     upstream=optional(TEXT),
+    # `other` unless a pool or an account knows the model: a client may write anything there.
     requested_model=optional(TEXT),
+    # The route's name, never the URL.
     endpoint=TEXT,
     transport=one_of("http", "sse", "websocket"),
     status=one_of("ok", "error", "aborted"),
+    # Of README's table, or an upstream's own after `upstream:`.
     error_code=optional(TEXT),
+    # Null if the client left before a response began.
     response_status_code=optional(INTEGER),
     retry_count=INTEGER,
     latency_ms=optional(INTEGER),
@@ -1063,8 +1226,11 @@ LOG: Final = object_of(
 )
 
 
-def pool_facts(pool: Facts, _now: float) -> dict[str, Any]:
-    """One pool, as codex_pooler_list_pools returns it."""
+def pool_facts(pool: Facts, _now: float) -> Shown:
+    """One pool, as codex_pooler_list_pools returns it.
+
+    Its models are cleaned: without a list in pools.json they are those of an upstream's catalogue.
+    """
     return {
         "id": pool["name"],
         "name": pool["name"],
@@ -1077,8 +1243,11 @@ def pool_facts(pool: Facts, _now: float) -> dict[str, Any]:
     }
 
 
-def upstream_facts(account: Facts, _now: float) -> dict[str, Any]:
-    """One account; its credentials are never in the snapshot, only their state."""
+def upstream_facts(account: Facts, _now: float) -> Shown:
+    """One account; its credentials are never in the snapshot, only their state.
+
+    The plan is a word from the login's token, so ChatGPT has chosen it.
+    """
     return {
         "id": account["name"],
         "type": account["type"],
@@ -1095,7 +1264,8 @@ def upstream_facts(account: Facts, _now: float) -> dict[str, Any]:
 def freshness(window: Facts, now: float) -> str:
     """How far a quota window can be trusted: fresh, stale or unknown.
 
-    A window is stale once it has ended, or if its last report is older than FRESH_SECONDS_MAX.
+    A window is stale once it has ended, or if its last report is older than FRESH_SECONDS_MAX:
+    other programs may use the same account, and only its upstream counts them all.
     """
     if window["observed_at"] is None:
         return "unknown"
@@ -1104,7 +1274,7 @@ def freshness(window: Facts, now: float) -> str:
     return "stale" if is_old or has_ended else "fresh"
 
 
-def window_facts(window: Facts, now: float) -> dict[str, Any]:
+def window_facts(window: Facts, now: float) -> Shown:
     """One quota window; a length of 0 minutes means that the upstream did not report it."""
     return {
         "window": word(window["family"]),
@@ -1116,8 +1286,8 @@ def window_facts(window: Facts, now: float) -> dict[str, Any]:
     }
 
 
-def quota_facts(account: Facts, now: float) -> dict[str, Any]:
-    """The quota windows of one account."""
+def quota_facts(account: Facts, now: float) -> Shown:
+    """The quota windows of one account; none if its upstream has not reported any yet."""
     return {
         "upstream": account["name"],
         "status": account["status"],
@@ -1126,8 +1296,11 @@ def quota_facts(account: Facts, now: float) -> dict[str, Any]:
     }
 
 
-def key_facts(key: Facts, _now: float) -> dict[str, Any]:
-    """One pool key: its name, and where pools.json has its secret from."""
+def key_facts(key: Facts, _now: float) -> Shown:
+    """One pool key: its name, and where pools.json gets its secret from.
+
+    Limits and use are on the page: a model has no need to compare clients.
+    """
     return {
         "id": f"{key['pool']}/{key['name']}",
         "pool": key["pool"],
@@ -1137,8 +1310,8 @@ def key_facts(key: Facts, _now: float) -> dict[str, Any]:
     }
 
 
-def operator_facts(operator: Facts, _now: float) -> dict[str, Any]:
-    """One operator."""
+def operator_facts(operator: Facts, _now: float) -> Shown:
+    """One operator; its token is not in the snapshot."""
     return {
         "id": operator["name"],
         "display_name": operator["name"],
@@ -1147,13 +1320,19 @@ def operator_facts(operator: Facts, _now: float) -> dict[str, Any]:
     }
 
 
-def model_facts(model: Facts, _now: float) -> dict[str, Any]:
+def model_facts(model: Facts, _now: float) -> Shown:
     """One model, with the pools that serve it."""
-    return {"id": word(model["name"]), "pools": model["pools"]}
+    return {
+        "id": word(model["name"]),
+        "pools": model["pools"],
+    }
 
 
-def log_facts(request: Facts) -> dict[str, Any]:
-    """One request; the same for a list and for a single one."""
+def log_facts(request: Facts) -> Shown:
+    """One request; the same for a list and for a single one.
+
+    A retry is an attempt after the first one; a request that never reached an account has neither.
+    """
     return {
         "id": request["request_id"],
         "pool": request["pool"],
@@ -1171,10 +1350,11 @@ def log_facts(request: Facts) -> dict[str, Any]:
     }
 
 
+# All lists take the same ones; "" selects everything.
 LIST_ARGUMENTS: Final = object_of(
-    query=text_argument("Only rows that contain this text, in any case.", default=""),
-    status=text_argument("Only rows with this status.", default=""),
-    pool_selector=text_argument("The name of a pool; only what belongs to it.", default=""),
+    query=text_argument("Return only rows that contain this text, ignoring case.", default=""),
+    status=text_argument("Return only rows with this status.", default=""),
+    pool_selector=text_argument("Return only rows that belong to this pool.", default=""),
     limit=whole_argument(1, ROWS_MAX, 25),
 )
 
@@ -1183,31 +1363,49 @@ def list_tool(
     description: str,
     table: str,
     schema: Schema,
-    facts_of: Callable[[Facts, float], dict[str, Any]],
+    facts_of: Callable[[Facts, float], Shown],
     pools_of: Callable[[Facts], Collection[str]],
 ) -> Tool:
     """A tool that lists a table of the snapshot, filtered by pool, status and text.
 
     `facts_of` makes a row that fits `schema`; `pools_of` names the pools that an object belongs to.
+    The five lists differ in nothing else, so that a model that has learned one knows all of them.
     """
     gives = object_of(
-        status=one_of("ok", "not_found"), count=INTEGER, limit=INTEGER, items=list_of(schema)
+        status=one_of("ok", "not_found"),
+        count=INTEGER,
+        limit=INTEGER,
+        items=list_of(schema),
     )
 
-    def run(call: Call, arguments: Facts) -> dict[str, Any]:
-        """The rows that were asked for.  `count` is of all of them, also of those cut off."""
-        pool, query = arguments["pool_selector"], arguments["query"].casefold()
+    def run(call: Call, arguments: Facts) -> Shown:
+        """The rows that were asked for; `count` includes those beyond the limit.
+
+        Only what is returned is searched, not what is withheld: a search must not reveal what its
+        result may not show.
+        """
+        now = visible(call.snapshot, "")["at"]
+        pool = arguments["pool_selector"]
+        status = arguments["status"]
+        query = arguments["query"].casefold()
+
         rows = []
         for facts in visible(call.snapshot[table], table):
-            row = facts_of(facts, call.snapshot["at"])
-            is_selected = not pool or pool in pools_of(facts)
-            is_selected &= arguments["status"] in ("", row.get("status"))
-            if is_selected and query in " ".join(map(str, row.values())).casefold():
+            row = facts_of(facts, now)
+            if pool and pool not in pools_of(facts):
+                continue
+            if status and status != row.get("status"):
+                continue
+
+            text = " ".join(map(str, row.values()))
+            if query in text.casefold():
                 rows.append(row)
 
-        has_pool = not pool or pool in [row["name"] for row in call.snapshot["pools"]]
+        # An unknown pool is reported as such: an empty list would look like an idle one.
+        pools = visible(call.snapshot["pools"], "pools")
+        names = ["", *(row["name"] for row in pools)]
         return {
-            "status": "ok" if has_pool else "not_found",
+            "status": "ok" if pool in names else "not_found",
             "count": len(rows),
             "limit": arguments["limit"],
             "items": rows[: arguments["limit"]],
@@ -1216,7 +1414,13 @@ def list_tool(
     return Tool(description, LIST_ARGUMENTS, gives, run)
 
 
-ACTOR: Final = object_of(id=TEXT, display_name=TEXT, status=TEXT)
+# The operator whose token came with the request.
+ACTOR: Final = object_of(
+    id=TEXT,
+    display_name=TEXT,
+    status=TEXT,
+)
+# The names in camelCase are those of the MCP specification.
 SERVICE_STATUS: Final = object_of(
     actor=ACTOR,
     protocolVersion=TEXT,
@@ -1231,10 +1435,14 @@ SERVICE_STATUS: Final = object_of(
 )
 
 
-def service_status(call: Call, _: Facts) -> dict[str, Any]:
-    """Who asks, and what the process does."""
+def service_status(call: Call, _: Facts) -> Shown:
+    """Who asks, and what the process does.
+
+    An operator whose token a reload has just removed still gets this one response.
+    """
     shown = visible(call.snapshot, "")
-    statuses = {row["name"]: row["status"] for row in call.snapshot["operators"]}
+    operators = visible(call.snapshot["operators"], "operators")
+    statuses = {row["name"]: row["status"] for row in operators}
     actor = {
         "id": call.operator,
         "display_name": call.operator,
@@ -1255,24 +1463,37 @@ def service_status(call: Call, _: Facts) -> dict[str, Any]:
     }
 
 
+# Requests have no text to search in; there are many of them, so there is an offset instead.
 LOG_ARGUMENTS: Final = object_of(
     pool_selector=LIST_ARGUMENTS["properties"]["pool_selector"],
     status={**one_of("", "ok", "error", "aborted"), "default": ""},
     limit=whole_argument(1, LOGS_MAX, 25),
     offset=whole_argument(0, LOG_OFFSET_MAX, 0),
 )
-LOG_PAGE: Final = object_of(items=list_of(LOG), total=INTEGER, limit=INTEGER, offset=INTEGER)
+LOG_PAGE: Final = object_of(
+    items=list_of(LOG),
+    total=INTEGER,
+    limit=INTEGER,
+    offset=INTEGER,
+)
 
 
-def list_request_logs(call: Call, arguments: Facts) -> dict[str, Any]:
-    """A page of the latest requests, newest first, and how many there are in all."""
-    pool, status = arguments["pool_selector"], arguments["status"]
+def list_request_logs(call: Call, arguments: Facts) -> Shown:
+    """A page of the latest requests, newest first, and how many there are in all.
+
+    Only those of the page are copied: the pooler may keep thousands.
+    """
+    pool = arguments["pool_selector"]
+    status = arguments["status"]
     requests = [
         request
         for request in call.snapshot["requests"]
-        if pool in ("", request["pool"]) and status in ("", outcome(request["code"]))
+        if pool in ("", request["pool"])
+        if status in ("", outcome(request["code"]))
     ]
-    first, limit = arguments["offset"], arguments["limit"]
+
+    first = arguments["offset"]
+    limit = arguments["limit"]
     page = visible(requests[first : first + limit], "requests")
     return {
         "items": [log_facts(request) for request in page],
@@ -1282,6 +1503,7 @@ def list_request_logs(call: Call, arguments: Facts) -> dict[str, Any]:
     }
 
 
+# `item` is null if the request is not kept any more, or never was: `message` says so.
 ONE_LOG: Final = object_of(
     status=one_of("ok", "not_found"),
     kind=one_of("request_log"),
@@ -1290,48 +1512,72 @@ ONE_LOG: Final = object_of(
 )
 
 
-def get_request_log(call: Call, arguments: Facts) -> dict[str, Any]:
-    """The request with this id, if it is still kept."""
+def get_request_log(call: Call, arguments: Facts) -> Shown:
+    """The request with this id, if it is still kept.
+
+    Ids are random, so there is nothing to be had by guessing one.
+    """
     for request in call.snapshot["requests"]:
         if request["request_id"] == arguments["id"]:
             log = log_facts(visible(request, "requests"))
             return {"status": "ok", "kind": "request_log", "item": log, "message": ""}
 
-    message = "Not found; only recent requests are kept."
-    return {"status": "not_found", "kind": "request_log", "item": None, "message": message}
+    return {
+        "status": "not_found",
+        "kind": "request_log",
+        "item": None,
+        "message": "Not found; only recent requests are kept.",
+    }
 
 
 ROUTE_ARGUMENTS: Final = object_of(
-    pool_selector=text_argument("The name of a pool."),
-    model=text_argument("The name of a model, as a client asks for it."),
-    session=text_argument("A client's session id, to see its pin.", default=""),
+    pool_selector=text_argument("The pool's name."),
+    model=text_argument("The model's name, as a client would request it."),
+    session=text_argument("A client's session id, to follow the session's pin.", default=""),
 )
-CANDIDATE: Final = object_of(id=TEXT, would_serve=BOOLEAN, reason=TEXT)
+# An account of the pool.  At most one would serve.
+CANDIDATE: Final = object_of(
+    id=TEXT,
+    would_serve=BOOLEAN,
+    reason=TEXT,
+)
 ROUTE: Final = object_of(
-    pool=TEXT, model=TEXT, chosen=optional(TEXT), accounts=list_of(CANDIDATE), message=TEXT
+    pool=TEXT,
+    model=TEXT,
+    chosen=optional(TEXT),
+    accounts=list_of(CANDIDATE),
+    message=TEXT,
 )
 
 
-def explain_routing(call: Call, arguments: Facts) -> dict[str, Any]:
-    """Which account a request would get, and the reason for each of its pool's accounts.
+def explain_routing(call: Call, arguments: Facts) -> Shown:
+    """Which account a request would go to, and the reason for each account of its pool.
 
-    An unknown pool and an unknown model get one message: nobody has to guess which it was.
+    Pool and model are repeated as the caller wrote them, cleaned.  `explain` raises the same error
+    for an unknown pool and for a model that the pool does not serve.
     """
-    pool, model = arguments["pool_selector"], arguments["model"]
+    pool = arguments["pool_selector"]
+    model = arguments["model"]
+    session = arguments["session"] or None
     try:
-        route = call.explain(pool, model, arguments["session"] or None)
+        route = call.explain(pool, model, session)
     except LookupError:
         route = {"chosen": None, "accounts": []}
         message = "Unknown pool, or the pool does not serve this model."
     else:
-        message = "No account would serve it now."
+        message = "No account can serve the request now."
 
     if route["chosen"] is not None:
-        message = f"It would go to {route['chosen']}."
+        message = f"The request would go to {route['chosen']}."
     accounts = [
-        {"id": row["name"], "would_serve": row["is_chosen"], "reason": sentence(row["reason"])}
+        {
+            "id": row["name"],
+            "would_serve": row["is_chosen"],
+            "reason": sentence(row["reason"]),
+        }
         for row in visible(route["accounts"][:ROWS_MAX], "routing")
     ]
+
     return {
         "pool": word(pool),
         "model": word(model),
@@ -1341,69 +1587,76 @@ def explain_routing(call: Call, arguments: Facts) -> dict[str, Any]:
     }
 
 
+# In the order in which hosts list them.  A description says what a model gets by calling the tool,
+# and what the words of a status mean: that is all it has to choose by.
 TOOLS: Final[Mapping[str, Tool]] = {
     "codex_pooler_get_mcp_service_status": Tool(
-        "Your operator identity and the pooler's load.",
+        "Your operator identity, and the pooler's version, uptime and load.",
         object_of(),
         SERVICE_STATUS,
         service_status,
     ),
     "codex_pooler_list_pools": list_tool(
-        "Pools. Status: ready, limited (none is ready, one or more cool down), down.",
+        "Lists pools with their accounts and models. Status: ready, limited (no account is ready, "
+        "but at least one is cooling down) or down.",
         "pools",
         POOL,
         pool_facts,
         lambda pool: [pool["name"]],
     ),
     "codex_pooler_list_upstreams": list_tool(
-        "Accounts. Status: ready, resting (cooling down), refused, login_needed, paused.",
+        "Lists accounts (upstreams). Status: ready, resting (cooling down), refused (rejected by "
+        "the upstream), login_needed or paused.",
         "accounts",
         UPSTREAM,
         upstream_facts,
         lambda account: account["pools"],
     ),
     "codex_pooler_list_upstream_quotas": list_tool(
-        "Use and reset of quota windows, by account.",
+        "Shows how much of each account's quota windows is used, and when they reset.",
         "accounts",
         QUOTA,
         quota_facts,
         lambda account: account["pools"],
     ),
     "codex_pooler_list_pool_api_keys": list_tool(
-        "Names of the pools' keys. Status: active, paused, expired.",
+        "Lists pool keys by name; never the keys themselves. Status: active, paused or expired.",
         "keys",
         API_KEY,
         key_facts,
         lambda key: [key["pool"]],
     ),
     "codex_pooler_list_operators": list_tool(
-        "Names of the operators.",
+        "Lists operators by name; never their tokens.",
         "operators",
         OPERATOR,
         operator_facts,
         lambda _: [],
     ),
     "codex_pooler_list_models": list_tool(
-        "Models and their pools.",
+        "Lists models and the pools that serve them.",
         "models",
         MODEL,
         model_facts,
         lambda model: model["pools"],
     ),
     "codex_pooler_list_request_logs": Tool(
-        "The latest requests. Status: ok, error, aborted (by the client).",
+        "Lists recent requests, newest first. Status: ok, error or aborted (by the client).",
         LOG_ARGUMENTS,
         LOG_PAGE,
         list_request_logs,
     ),
     "codex_pooler_get_request_log": Tool(
-        "Metadata of one of the latest requests.",
-        object_of(id=text_argument("A request id.")),
+        "Shows the metadata of one recent request.",
+        object_of(
+            id=text_argument("The request's id, from a log line or the x-request-id header.")
+        ),
         ONE_LOG,
         get_request_log,
     ),
     "codex_pooler_explain_routing": Tool(
-        "Which account would get a request for a model now, and why not the others. Sends nothing.",
+        "Explains which account a request for a model would go to now, and why not to the others. "
+        "Sends nothing upstream.",
         ROUTE_ARGUMENTS,
         ROUTE,
         explain_routing,
@@ -1412,7 +1665,9 @@ TOOLS: Final[Mapping[str, Tool]] = {
 
 
 def wrong_arguments(arguments: Facts, schema: Schema) -> list[str]:
-    """The names of the arguments that are missing or do not fit.
+    """The names of the arguments that are missing or do not fit, in alphabetical order.
+
+    A member that the schema does not have counts as wrong: a misspelled filter must not be ignored.
 
     They are names from the schema: an error never repeats what the client sent.
     """
@@ -1426,14 +1681,14 @@ def wrong_arguments(arguments: Facts, schema: Schema) -> list[str]:
     return sorted(wrong)
 
 
-def run_tool(tool: Tool, call: Call, arguments: Facts) -> dict[str, Any]:
+def run_tool(tool: Tool, call: Call, arguments: Facts) -> Shown:
     """The result of a tool, whose arguments are in order.
 
     Raises: TypeError, a bug: the snapshot is not what this file was written for.  The message has
-    nothing of it, for nobody has checked that it may be seen.  pooler.py then answers 500.
+    nothing of it, because it has not been checked.  pooler.py then responds with 500.
     """
-    members = tool.takes["properties"].items()
-    defaults = {name: member["default"] for name, member in members if "default" in member}
+    members = tool.takes["properties"]
+    defaults = {name: member["default"] for name, member in members.items() if "default" in member}
 
     result = tool.run(call, {**defaults, **arguments})
     if not fits(result, tool.gives):
@@ -1460,11 +1715,12 @@ INVALID_REQUEST: Final = -32600
 INVALID_PARAMS: Final = -32602
 JSON_ONLY: Final = "Only application/json is accepted and returned."
 INSTRUCTIONS: Final = (
-    "Read-only view of codex-pooler, which pools AI accounts (upstreams) behind one address: "
-    "codex_pooler_list_upstreams (which are usable), codex_pooler_list_upstream_quotas (how much "
-    "is used, when it resets), codex_pooler_explain_routing (which account a model's next request "
-    "goes to, and why), codex_pooler_list_request_logs (what went wrong), and the pools, keys, "
-    "models and operators. Metadata only: no secrets, prompts or responses; nothing can be changed."
+    "Read-only view of codex-pooler, which pools AI accounts (upstreams) behind one address. "
+    "codex_pooler_list_upstreams shows which accounts are usable, "
+    "codex_pooler_list_upstream_quotas how much quota is used and when it resets, "
+    "codex_pooler_explain_routing which account the next request for a model would go to and why, "
+    "codex_pooler_list_request_logs what went wrong. Other tools list pools, keys, models and "
+    "operators. Metadata only: no secrets, prompts or responses. Nothing can be changed."
 )
 
 Message = Mapping[str, Any]  # a JSON-RPC request
@@ -1479,7 +1735,7 @@ class RpcError(Exception):
         self.code = code
         self.data = data
 
-    def as_object(self) -> dict[str, Any]:
+    def as_object(self) -> Shown:
         """The member `error` of a response."""
         error = {"code": self.code, "message": str(self)}
         return error if self.data is None else {**error, "data": self.data}

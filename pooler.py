@@ -919,6 +919,17 @@ def reveal(secret: Secret) -> str:
     return secret._value  # noqa: SLF001 (the one place)
 
 
+# How providers begin keys, tokens and ids of accounts, before "-", "_" or ".".
+ID_PREFIXES: Final = (
+    "acct org proj user ws "  # accounts, organizations, projects, people and workspaces
+    "at rt sess "  # access and refresh tokens, and sessions
+    "sk key "  # keys of OpenAI, Anthropic, DeepSeek, OpenRouter, and of many more
+    "csk fw gsk jina nvapi pplx tgp xai "  # Cerebras to xAI
+    "hf r8 "  # Hugging Face and Replicate, which host models
+    "ghp github_pat glpat"  # GitHub's models, and GitLab's
+).split()
+# JWTs, and keys of Google, AWS and Bedrock: no mark follows their beginning.
+KEY_BEGINNINGS: Final = ("eyJ", "AIza", "AKIA", "ABSK")
 _PARTS_OF_NAME: Final = re.compile("[_.-]")
 
 
@@ -1141,6 +1152,11 @@ _SCHEME: Final = re.compile("(?i:bearer|basic|authorization:) ")
 _QUOTES: Final = ("'", '"', "`", "\u2018", "\u2019", "\u201c", "\u201d")
 
 
+def _first_of(reasons: Iterable[tuple[object, str]]) -> str:
+    """The words of the first reason that holds, or ""."""
+    return next((words for holds, words in reasons if holds), "")
+
+
 def doubt_of_secret(secret: str) -> str:
     """Why a text cannot be a secret that somebody means, or ""."""
     if len(secret) > DOUBTED_CHARS_MAX:
@@ -1160,7 +1176,7 @@ def doubt_of_secret(secret: str) -> str:
         (secret.startswith("{"), "JSON, of which a key is only a part"),
         (_PLACEHOLDER.fullmatch(secret), "a placeholder"),
     )
-    return next((words for is_so, words in reasons if is_so), "")
+    return _first_of(reasons)
 
 
 class BaseUrl(NamedTuple):
@@ -1235,7 +1251,7 @@ _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
 _VARIABLE_NAME: Final = re.compile("[A-Z_][A-Z0-9_]{0,63}")
 # Sentinel for the value of a duplicate name (JSON has no tuples).
-_TWICE: Final = ("the name stands there twice",)
+_TWICE: Final = ("the name occurs twice",)
 
 
 def _is_loopback(host: str) -> bool:
@@ -1313,7 +1329,8 @@ def _list(member: Check) -> Check:
             except ValueError as error:
                 problems.append(f"[{index}]: {error}")
             if item in value[:index]:
-                problems.append(f"[{index}]: stands there twice")
+                problems.append(f"[{index}]: is listed twice")
+
         if problems:
             raise ValueError(*problems)
         return tuple(members)
@@ -1350,7 +1367,7 @@ def _name_problem(name: str, what: str) -> str:
 def _routing(value: Json) -> Routing:
     text = _typed(value, str)
     if text in _ROUTINGS_GONE:
-        raise ValueError(f"{text!r} is there no more; {_ROUTINGS_GONE[text]}")
+        raise ValueError(f"{text!r} was removed; {_ROUTINGS_GONE[text]}")
     known = [one.value for one in Routing]
     if text not in known:
         raise ValueError(f"there is no such routing; {_did_you_mean(text, known)}")
@@ -1383,17 +1400,17 @@ def _served(value: Json) -> dict[str, str]:
     """The upstream's name of each model by the pool's; in a list they are the same."""
     if not isinstance(value, dict):
         return {name: name for name in _models(value)}
-    found, problems = {}, []
+    served: dict[str, str] = {}
+    problems = [] if value else ["must name at least one model"]
     for name, upstream_name in _named_by_models(value).items():
         try:
-            found[name] = _model(upstream_name)
+            served[name] = _model(upstream_name)
         except ValueError as error:
             problems.append(f".{name}: {error}")
-    if not value:
-        problems.append("must name at least one model")
+
     if problems:
         raise ValueError(*problems)
-    return found
+    return served
 
 
 # What clients ask for, and so stands behind a base URL, never in it.
@@ -1660,14 +1677,15 @@ _TYPES: Final[Mapping[str, _AccountType]] = {
 class _Loader:
     """Loads pools.json once: collects problems and warnings, and whose each secret is.
 
-    A part that has a problem is None, and its problem is the reason why there will be no Config;
-    the other parts are read all the same, so that all problems are reported at once.
+    After a problem there will be no Config, so from there on a part is None: it is still read, so
+    that all problems are reported at once, but nothing is made of it.
     """
 
     env: Mapping[str, str]
     read_file: Callable[[str], str]
     source: str
     limits: Limits = field(default_factory=Limits)
+    is_proxied_elsewhere: bool = False  # all that goes out passes another machine
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     owners: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
@@ -1769,16 +1787,15 @@ class _Loader:
     # Accounts.
 
     def account(self, name: str, value: Json) -> Account | None:
-        path, problem_count = f"accounts.{name}", len(self.problems)
+        """The account that an object describes; None if the file has a problem."""
+        path = f"accounts.{name}"
         fields = self.read(path, value, _ACCOUNT, "type")
         kind = fields.pop("type", None)
         if kind:
             self.check_type(path, value, kind)
 
         url = fields.setdefault("base_url", _TYPES[kind or "openai"].base_url)
-        if not (url.is_tls or _is_loopback(url.host) or fields.get("allow_plain_http")):
-            hint = "use https://, or set allow_plain_http if you trust the network"
-            self.refuse(f"{path}.base_url", f"http:// sends the key in the clear; {hint}")
+        self.check_way(f"{path}.base_url", url, fields.get("allow_plain_http"))
         fields.setdefault("websocket", kind == "codex" or url.host == "api.openai.com")
         fields.setdefault("concurrent", self.limits.account_streams_max)
         fields.setdefault("first_event_seconds", self.limits.first_event_seconds_max)
@@ -1788,14 +1805,33 @@ class _Loader:
                 fields["api_key"], fields["source"] = self.api_key(text)
         if "auth_file" in fields:
             fields["auth_file"] = self.auth_file(path, fields["auth_file"])
-        if len(self.problems) > problem_count:
+        if self.problems:
             return None
 
+        # Two accounts of one identity are one to their upstream: a reload that only renames an
+        # account, or changes its priority, keeps the connections that it has.
         fields.setdefault("api_key", Secret(""))  # of an account of type codex
         place = (kind, url, reveal(fields["api_key"]))
         files = (fields.get("auth_file"), fields.get("ca_file"))
         identity = hashlib.sha256(repr((place, files)).encode()).digest()
         return Account(name=name, identity=identity, **fields)
+
+    def check_way(self, path: str, url: BaseUrl, is_plain_allowed: Json) -> None:
+        """Refuse an upstream to which others could read the key on its way.
+
+        What is sent over the loopback leaves no machine, unless a proxy elsewhere carries it: for
+        that, a loopback address is even another machine, its own.
+        """
+        is_here = _is_loopback(url.host)
+        reader = ""
+        if is_here and self.is_proxied_elsewhere:
+            words = "to the proxy, through which all connections go, that is its own machine"
+            self.warnings.append(f"{path}: {words}")
+            is_here, reader = False, " to the proxy"
+
+        if not (url.is_tls or is_here or is_plain_allowed):
+            hint = "use https://, or set allow_plain_http if you trust the network"
+            self.refuse(path, f"http:// sends the key in the clear{reader}; {hint}")
 
     def check_type(self, path: str, value: Mapping[str, Json], kind: str) -> None:
         """Refuse an account that lacks its credential, or has what belongs to another type."""
@@ -1816,8 +1852,8 @@ class _Loader:
     # Pools.
 
     def key(self, pool: str, name: str, value: Json) -> Key | None:
-        """A pool key, written as its text alone or as an object; None after a complaint."""
-        path, problem_count = f"pools.{pool}.keys.{name}", len(self.problems)
+        """A pool key, its text alone or an object; None if the file has a problem."""
+        path = f"pools.{pool}.keys.{name}"
         fields: dict[str, Any] = {}
         place, text = path, value
         if not isinstance(value, str):
@@ -1832,12 +1868,11 @@ class _Loader:
             with self.at(place):
                 fields["digest"], fields["source"] = self.digest(place, text, "pooler key")
 
-        if len(self.problems) > problem_count:
-            return None
-        return Key(pool=pool, name=name, **fields)
+        return None if self.problems else Key(pool=pool, name=name, **fields)
 
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account | None]) -> Pool | None:
-        path, problem_count = f"pools.{name}", len(self.problems)
+        """The pool that an object describes; None if the file has a problem."""
+        path = f"pools.{name}"
         fields = self.read(path, value, _POOL, "accounts")
         given = object_of(value)
         fields["accounts"] = self.members(path, given.get("accounts"), accounts)
@@ -1849,7 +1884,7 @@ class _Loader:
         fields["keys"] = tuple(self.key(name, one, content) for one, content in keys)
         if not keys:
             self.warnings.append(f"{path}.keys: no keys, so nobody can use this pool")
-        return None if len(self.problems) > problem_count else Pool(name=name, **fields)
+        return None if self.problems else Pool(name=name, **fields)
 
     def members(
         self, path: str, value: Json, accounts: Mapping[str, Account | None]
@@ -1901,46 +1936,36 @@ class _Loader:
                 operators.append(Operator(name, *digest))
         return tuple(operators)
 
-    def proxy(self, text: str | None) -> Proxy | None:
-        """The proxy that `text` is or refers to."""
-        if text is not None:
-            with self.at("proxy"):
-                return _proxy(self.secret(text)[0])
-        return None
+    def proxy(self, text: str) -> Proxy | None:
+        """The proxy that `text` is or refers to; None if it has a problem."""
+        proxy: Proxy | None = None
+        with self.at("proxy"):
+            proxy = _proxy(self.secret(text)[0])
+            self.is_proxied_elsewhere = not _is_loopback(proxy.url.host)
+        return proxy
 
-    def warn_of_proxies(self, proxy: Proxy | None, accounts: Iterable[Account | None]) -> None:
-        """What may be another proxy, or another way, than is meant."""
-        if proxy is None:
-            names = [each for name in PROXY_VARIABLES for each in (name, name.lower())]
-            hint = "a proxy is used only if pools.json has one under proxy"
-            self.warnings += [
-                f"{name} is set, and not used: {hint}" for name in names if self.env.get(name)
-            ]
-        elif not _is_loopback(proxy.url.host):
-            for account in accounts:
-                if account is not None and _is_loopback(account.base_url.host):
-                    self.doubt_way_here(account)
+    def warn_of_proxies(self) -> None:
+        """Warn of variables that make other programs use a proxy: here they do nothing."""
+        hint = "a proxy is used only if pools.json has one under proxy"
+        for name in PROXY_VARIABLES:
+            for variable in (name, name.lower()):
+                if self.env.get(variable):
+                    self.warnings.append(f"{variable} is set, and not used: {hint}")
 
-    def doubt_way_here(self, account: Account) -> None:
-        """Refuse or warn of an upstream on the loopback that a proxy elsewhere is to reach."""
-        path, url = f"accounts.{account.name}.base_url", account.base_url
-        words = "to the proxy, through which all connections go, that is its own machine"
-        self.warnings.append(f"{path}: {words}")
-        if not (url.is_tls or account.allow_plain_http):
-            hint = "use https://, or set allow_plain_http if you trust the network"
-            self.refuse(path, f"http:// sends the key in the clear to the proxy; {hint}")
-
-    def token_url(self, proxy: Proxy | None) -> BaseUrl:
+    def token_url(self) -> BaseUrl:
         """Where logins are refreshed: at the usual place, or where the environment says (F57)."""
+        text = self.env.get(REFRESH_URL_VARIABLE)
         url = REFRESH_URL
-        if text := self.env.get(REFRESH_URL_VARIABLE):
-            with self.at(REFRESH_URL_VARIABLE):
-                url = _base_url(text, "https://host/oauth/token")
-                is_proxy_here = proxy is None or _is_loopback(proxy.url.host)
-                if not (url.is_tls or (is_proxy_here and _is_loopback(url.host))):
-                    raise ValueError("must be https://, for a login is sent there")
-                where = f"logins are refreshed at {url.authority}, which gets their refresh tokens"
-                self.warnings.append(f"{REFRESH_URL_VARIABLE} is set: {where}")
+        if not text:
+            return url
+
+        with self.at(REFRESH_URL_VARIABLE):
+            url = _base_url(text, "https://host/oauth/token")
+            is_private = _is_loopback(url.host) and not self.is_proxied_elsewhere
+            if not (url.is_tls or is_private):
+                raise ValueError("must be https://, for a login is sent there")
+            where = f"logins are refreshed at {url.authority}, which gets their refresh tokens"
+            self.warnings.append(f"{REFRESH_URL_VARIABLE} is set: {where}")
         return url
 
     def warn_of_key_log(self) -> None:
@@ -1957,6 +1982,15 @@ class _Loader:
         fields = self.read("", value, _TOP, "accounts", "pools")
         given = object_of(value)
         fields["limits"] = self.read_limits(fields.get("limits", {}))
+
+        # Before the accounts: it decides which of their addresses are on this machine.
+        if "proxy" in fields:
+            fields["proxy"] = self.proxy(fields["proxy"])
+        else:
+            self.warn_of_proxies()
+        fields["token_url"] = self.token_url()
+        self.warn_of_key_log()
+
         fields["accounts"] = accounts = {
             name: self.account(name, content)
             for name, content in object_of(given.get("accounts")).items()
@@ -1966,13 +2000,6 @@ class _Loader:
             for name, content in object_of(given.get("pools")).items()
         }
         fields["operators"] = self.operators(object_of(given.get("operators")))
-
-        text = fields.get("proxy")
-        fields["proxy"] = proxy = self.proxy(text)
-        if text is None or proxy is not None:
-            self.warn_of_proxies(proxy, accounts.values())
-        fields["token_url"] = self.token_url(proxy)
-        self.warn_of_key_log()
 
         listens = fields.setdefault("listen", DEFAULT_LISTEN)
         for listen in listens:
@@ -2036,8 +2063,27 @@ _ELSEWHERE_CALLED: Final = {
 }  # fmt: skip
 
 
+# Limits that pools.json could set once: their bounds are constants, or are not needed any more.
+# A name that resembles one of them would be a wrong hint.
+_FIXED_LIMITS: Final = frozenset(
+    "bearer_bytes_max body_idle_seconds_max body_seconds_max connect_seconds_max decoded_bytes_max "
+    "decoded_ratio_max demotion_seconds event_bytes_max events_bytes_max handshake_events_max "
+    "head_bytes_max head_fields_max head_seconds_max hold_seconds_max idle_connection_seconds_max "
+    "idle_connections_max json_depth_max json_separators_max keep_alive_seconds_max "
+    "keyless_connections_max mcp_body_bytes_max pin_idle_seconds_max pins_max "
+    "probe_interval_seconds queue_length_max refresh_margin_seconds refresh_pause_seconds "
+    "refresh_seconds_max reset_seconds_max response_pins_max target_bytes_max unary_bytes_max "
+    "upstream_head_bytes_max upstream_interim_max websocket_frames_max "
+    "websocket_handshake_seconds_max websocket_message_bytes_max websocket_upstream_bytes_max "
+    "write_stall_seconds_max".split()
+)
+
+
 def _place_of(name: str, spec: Spec) -> str:
-    """What was meant by a field that there is not, or where it belongs."""
+    """The hint for an unknown field: what was meant, where it belongs, or that it is gone."""
+    if name in _FIXED_LIMITS:
+        return "this limit can no longer be set"
+
     meant = _ELSEWHERE_CALLED.get(_plain(name), "")
     if meant in spec:
         return f"did you mean {meant!r}?"
@@ -2226,11 +2272,15 @@ def _doubt_of_name(name: str) -> str:
     return ""
 
 
-def _doubts_of_names(path: str, names: Iterable[str]) -> Iterator[str]:
-    """The same of each name in a list."""
+def _doubts_of_names(path: str, names: Sequence[str] | None, emptiness: str) -> Iterator[str]:
+    """The doubts about an allow-list of models; `emptiness`: what it means if it is empty."""
+    if names is None:
+        return
     for index, name in enumerate(names):
         if doubt := _doubt_of_name(name):
             yield f"{path}[{index}]: {doubt}"
+    if not names:
+        yield f"{path}: is empty, so {emptiness}"
 
 
 _PATHS_OF_HOSTS: Final = {
@@ -2267,26 +2317,20 @@ def _doubt_of_url(account: Account) -> str:
             "has no path; most APIs are under /v1",
         ),
     )
-    return next((words for is_so, words in reasons if is_so), "")
+    return _first_of(reasons)
 
 
 def _doubts_of_pool(pool: Pool) -> Iterator[str]:
     path = f"pools.{pool.name}"
     if pool.accounts and all(account.paused for account in pool.accounts):
         yield f"{path}.accounts: all of them are paused, so nobody can serve this pool"
-    if pool.models is not None:
-        yield from _doubts_of_names(f"{path}.models", pool.models)
-        if not pool.models:
-            yield f"{path}.models: is empty, so this pool serves nothing"
+    yield from _doubts_of_names(f"{path}.models", pool.models, "this pool serves nothing")
 
 
 def _doubts_of_keys(pool: Pool, unix_now: float) -> Iterator[str]:
     for key in pool.keys:
         path = f"pools.{pool.name}.keys.{key.name}"
-        if key.models is not None:
-            yield from _doubts_of_names(f"{path}.models", key.models)
-            if not key.models:
-                yield f"{path}.models: is empty, so this key may use no model"
+        yield from _doubts_of_names(f"{path}.models", key.models, "this key may use no model")
         if key.expires is not None and key.expires <= unix_now:
             yield f"{path}.expires: this key has expired"
     if pool.keys and not any(key.is_usable(unix_now) for key in pool.keys):
@@ -5600,8 +5644,8 @@ _MARKUP: Final = re.compile(r"(?i)<(?:!doctype|html|head|body|title|script)\b")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffd]")
 # Keys, tokens and ids, as providers write them, and addresses of people.
 _NAMES_ACCOUNT: Final = (
-    r"\b(?:acct|at|gsk|hf|key|org|pplx|proj|rt|sess|sk|user|ws|xai)[-_.][\w-]{6}[\w-]*"
-    r"|\beyJ[\w-]{8}[\w.-]*|\bAIza[\w-]{8}[\w-]*"
+    rf"\b(?:{'|'.join(ID_PREFIXES)})[-_.][\w-]{{6}}[\w-]*"
+    rf"|\b(?:{'|'.join(KEY_BEGINNINGS)})[\w-]{{8}}[\w.-]*"
     r"|(?:(?<![\w.+-])[\w.+-]{1,64}|[\w.+-])@[\w-][\w.-]*"
 )
 _ACCOUNT_NAMES: Final = re.compile(f"(?i){_NAMES_ACCOUNT}")
@@ -7422,11 +7466,12 @@ class Record:
     request_id: str
     method: str = ""
     route: str = ""
-    # From pools.json.  They are None until the key is known, and the account until one was tried.
+    # Names from pools.json.  The first two are None without a valid key; `account` is the last one
+    # that was tried.
     pool: str | None = None
     key: str | None = None
     account: str | None = None
-    # `other` if no pool and no account knows what the client asked for.
+    # `other` if no pool and no account has a model of the name that the client sent.
     model: str | None = None
     stream: bool = False
     # None if the client left before a response began.
@@ -7530,7 +7575,7 @@ def show_key_usage(
     ]
 
     upstream: list[LimitRow] = []
-    # What the accounts' upstreams report is a share of an amount that nobody names.
+    # Upstreams report percentages only, never the amount that they are a percentage of.
     _, windows = roster.pooled_quota(pool, now)
     for seconds, level in windows.items():
         name = _window_name(seconds)
@@ -7586,7 +7631,7 @@ def show_quota_headers(
     """The headers from which Codex CLI learns its quota (F33), for the whole pool.
 
     They go with each response on Codex CLI's own routes: the shortest window as the primary one.
-    Those of the account itself are withheld from clients: they tell who pays, and how much is left.
+    Those of the account itself are withheld from clients: they show who pays, and what is left.
     """
     _, windows = roster.pooled_quota(pool, now)
     headers = []
@@ -7698,7 +7743,7 @@ class LoginState(NamedTuple):
 class State(NamedTuple):
     """All that a snapshot is made from, and the time on both clocks.
 
-    SERVER gathers it; nothing here asks a clock, so a snapshot shows one moment.
+    SERVER gathers it.  Nothing here reads a clock, so a snapshot shows a single moment.
     """
 
     config: Config
@@ -7713,9 +7758,9 @@ class State(NamedTuple):
     unix_now: float
 
     def unix(self, at: float) -> float:
-        """A time of Trio's clock, which deadlines are kept in, as Unix time.
+        """Converts a time of Trio's clock, which deadlines use, to Unix time.
 
-        The difference is taken at each snapshot: somebody may set the machine's clock.
+        The offset is computed for each snapshot, because the machine's clock may be set.
         """
         return at - self.now + self.unix_now
 
@@ -7774,9 +7819,9 @@ def snapshot(state: State) -> JsonDict:
 
 
 def _holders(names_of: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
-    """The mapping turned around: who has each of the names, in the order of `names_of`.
+    """The inverted mapping: for each name, who lists it, in the order of `names_of`.
 
-    From the models of each pool follow the pools of each model; likewise for accounts.
+    It turns the models of each pool into the pools of each model; likewise for accounts.
     """
     holders: dict[str, list[str]] = {}
     for holder, names in names_of.items():
@@ -7990,9 +8035,9 @@ def explain(
     *,
     logins: Mapping[str, LoginState],
 ) -> JsonDict:
-    """Which account a request for the model would go to now, and why to no other.
+    """Which account a request for the model would go to now, and why not to the others.
 
-    It asks the functions that choose for real requests, so it cannot contradict them; it sends
+    The functions that choose for real requests decide, so this cannot contradict them.  It sends
     nothing, takes no place and moves no pin.  Raises: PoolerError (model_not_found).
     """
     # A key without limits of its own: it may use every model of the pool.
@@ -8007,7 +8052,7 @@ def explain(
     if session:
         call = _call_of_session(roster, call, session, now)
 
-    # Those that may be asked, the best first; of these the first one with a free place is chosen.
+    # The accounts that may be tried, best first.  The first one with a free place is chosen.
     order = roster.ranked(call, (), now)
     ranked = [account.name for account in order]
     free = [account.name for account in order if roster.places.has_room(account, call.key_name)]
@@ -8042,9 +8087,10 @@ def _call_of_session(
     session: str,
     now: float,
 ) -> Call:
-    """The call as it would come with a client's session id.
+    """The call as it would arrive with a client's session id.
 
-    A session belongs to a key; without one to go by, the first that has a pin for it is taken.
+    Session ids are scoped by key, and no key is given here: the first key that has a pin for this
+    session is used.
     """
     calls = []
     for key in call.pool.keys:
@@ -8061,10 +8107,10 @@ def _reason_of_standing(
     login: LoginState | None,
     now: float,
 ) -> str:
-    """Why an account may not be asked.
+    """Why an account may not be tried.
 
-    What keeps it from every request comes before what keeps it from this one: an operator has to
-    mend that first.
+    What excludes it from every request comes before what excludes it from this one: an operator
+    must fix that first.
     """
     overall = standing_of(health, now)
     if overall.status is not Status.READY:
@@ -8609,8 +8655,8 @@ def read_own(path: Path) -> bytes:
 ################################################################
 # LOG
 ################################################################
-# One line of JSON on standard error for each event.  Whoever reads them may be slow or gone, and
-# serving never waits for that: a thread writes, and what it cannot write in time is counted.
+# One line of JSON on standard error for each event.  Its reader may be slow or gone, and requests
+# never wait for it: a thread writes the lines, and those that it cannot write in time are counted.
 
 Log = Callable[[str, str, JsonObject], None]  # level, event, further fields
 
@@ -8633,7 +8679,7 @@ def format_log_line(level: str, event: str, fields: JsonObject) -> str:
 
 
 class LogWriter:
-    """Writes log lines to standard error in a thread of its own, so that nobody waits for a reader.
+    """Writes log lines to standard error in a thread of its own: requests wait for no reader.
 
     Lines that find no space, in the queue or on standard error, are dropped and counted; one line
     reports how many as soon as one can be written.  As a context manager it writes the remaining
@@ -8664,7 +8710,8 @@ class LogWriter:
             self.is_closed = True
             self.changed.notify()
 
-        # A reader that is slow may have all of its lines; for one that is gone nobody waits long.
+        # A slow reader gets all lines, as long as it takes some; one that is gone delays the end
+        # only once.
         until = time.monotonic() + LOG_END_SECONDS_MAX
         before = -1
         while before != self.byte_count and time.monotonic() < until:
@@ -9303,9 +9350,14 @@ def request_head(
 ################################################################
 # TOKENS
 ################################################################
-# Logins are refreshed one at a time and file by file: lock the file, read it again, use what
-# somebody else has refreshed, else ask the token endpoint, save, and only then use the new token.
-# A refresh token works once, so nothing is asked for that could not be saved (F53).
+# Each login file is refreshed by one process at a time: lock it, read it again, and use what
+# another process has refreshed; else ask the token endpoint, save the response, and only then use
+# the new token.  A refresh token works once, so no request is sent whose response could not be
+# saved (F53).
+#
+# A login file may be written by this process, by other poolers, which take the same lock, and by
+# Codex CLI, which takes none (F56).  The lock keeps poolers apart (`FileLock`); what Codex CLI has
+# written is kept because the file is read again right before it is replaced (`save_file`).
 
 CODEX_CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's, whose logins these are (F52)
 
@@ -9318,7 +9370,10 @@ class Finding(NamedTuple):
 
 
 def why_unsaveable(path: Path) -> str | None:
-    """Why `save_file` could not replace this file, found without touching it."""
+    """Why `save_file` could not replace this file, as far as can be seen without touching it.
+
+    The text continues a sentence that begins with the path; None if nothing is in the way.
+    """
     if path.is_symlink():
         return "is a symbolic link, which a refresh would replace; use the path of the file itself"
 
@@ -9355,7 +9410,7 @@ _GIVE_IT: Final = "give it and its folder to the pooler's user"
 
 
 def remedy_for(error: OSError) -> str:
-    """Advice for a person, to be put after a semicolon."""
+    """What a person can do about an error; it follows a semicolon."""
     return _REMEDIES.get(error.errno, _GIVE_IT)
 
 
@@ -9367,8 +9422,8 @@ def lock_file(path: Path) -> Path:
 def open_lock(path: Path) -> int:
     """The descriptor of a login's lock file, created if required.  Raises: OSError.
 
-    A lock file that root creates, or finds, may belong to the login's owner: root must not lock
-    the owner out.  A hard link is given to nobody: it may be another file of root's.
+    If root creates or finds the lock file, it gives it to the login's owner, who would be locked
+    out otherwise.  One with several hard links is left alone: it may be another file of root's.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(lock_file(path), flags, 0o600)
@@ -9392,7 +9447,8 @@ def open_lock(path: Path) -> int:
 def try_lock(path: Path) -> io.FileIO | None:
     """A login's lock file, locked until it is closed; None if another process holds the lock.
 
-    If nobody is left to use it, the file object closes itself.  Raises: OSError.
+    Raises: OSError.  Called in a thread that was abandoned, its result is unused, and the file
+    object closes itself.
     """
     file = os.fdopen(open_lock(path), "rb", buffering=0)
     try:
@@ -9407,11 +9463,12 @@ def try_lock(path: Path) -> io.FileIO | None:
 
 
 def lock_problem(path: Path, error: OSError) -> str:
-    """A sentence for the log and for `pooler check`, like the next one."""
+    """Why a login cannot be locked, as a sentence for the log and for `pooler check`."""
     return f"{lock_file(path)} cannot be locked: {error.strerror}; {remedy_for(error)}"
 
 
 def room_problem(path: Path, error: OSError) -> str:
+    """Why a login cannot be refreshed, in the same way."""
     reason = f"a refreshed login cannot be saved next to it: {error.strerror}"
     return f"{path} cannot be refreshed, for {reason}; {remedy_for(error)}"
 
@@ -9444,9 +9501,10 @@ class FileLock(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def locked(path: Path, files: Files) -> AsyncIterator[FileLock]:
-    """Hold an exclusive `flock` on a login.  It is polled, so that no thread waits for it.
+    """Hold an exclusive `flock` on a login.
 
-    Raises: LoginNeeded, if the file cannot be locked at all.
+    The lock is polled: a thread that waited for it could not be cancelled.  The caller bounds the
+    time.  Raises: LoginNeeded, if the file cannot be locked at all.
     """
     lock: io.FileIO | None = None
     try:
@@ -9462,7 +9520,7 @@ async def locked(path: Path, files: Files) -> AsyncIterator[FileLock]:
 
 
 def try_saving(path: Path, byte_count: int) -> list[Finding]:
-    """What would prevent a refresh, found without one: the lock is taken, and room is made.
+    """What would prevent a refresh, found by taking the lock and making room, without a refresh.
 
     It blocks, for about a second if another process holds the lock.
     """
@@ -9477,7 +9535,7 @@ def try_saving(path: Path, byte_count: int) -> list[Finding]:
     except OSError as error:
         return [Finding(True, lock_problem(path, error))]
 
-    if lock is None:  # so it can be locked; what the other process does is its own affair
+    if lock is None:  # so it can be locked, which is all that matters here
         return [
             Finding(False, f"{lock_file(path)} is held by another process, maybe for a refresh")
         ]
@@ -9507,7 +9565,7 @@ class Sight(NamedTuple):
 
 
 def read_login(path: Path, known: Mark | None) -> Sight | None:
-    """What is at a path; None if the file is still the one with the mark `known`.  It blocks."""
+    """What is at a path; None if the file still has the mark `known`.  It blocks."""
     try:
         state = os.stat(path)
         mark = (state.st_ino, state.st_mtime_ns, state.st_size, state.st_dev)
@@ -9552,15 +9610,15 @@ class Login:
     mark: Mark | None = None
     raw: bytes = b""
     credentials: Credentials | None = None
-    problem: str | None = None  # why it cannot serve, or will not for long
+    problem: str | None = None  # why it cannot serve, or soon will not
     is_absent: bool = False  # there is no file: nobody has logged in yet
-    revoked: bytes = b""  # the digest of a version that cannot be refreshed any more
+    revoked: bytes = b""  # the digest of a version that can no longer be refreshed
     unsaved: bytes = b""  # refreshed, and not on the disk yet
     reported: str | None = None  # the problem that was logged last
     unreached: Cause | None = None  # why the token endpoint was not, the last time
     retry_at: float = -math.inf  # until then no refresh is tried
     refresh: trio.Event | None = None  # set at the end of the one in progress
-    is_retired: bool = False  # its account goes elsewhere now: a new version is not for it
+    is_retired: bool = False  # a reload has pointed its account elsewhere
     clock_lead: float = 0.0  # seconds that our clock is ahead, by the last token that we got
     issued: bytes = b""  # the digest of the last version that we got
     issued_margin_seconds: float = math.inf  # half of its token's lifetime
@@ -9576,7 +9634,11 @@ class Login:
         self.take(read_login(self.path, self.mark))
 
     def take(self, sight: Sight | None) -> None:
-        """Go by what was found at the path; None: what was there before."""
+        """Adopt what was read at the path; None: the file is unchanged.
+
+        A login that has been refreshed but not saved stays in use while its file still holds the
+        version before it, and gives way to any other version: somebody has logged in again.
+        """
         self.is_absent = sight is not None and sight.is_absent
         if sight is None:
             return
@@ -9586,7 +9648,7 @@ class Login:
             self.problem = f"{self.path} {sight.problem}; {sight.remedy or self.advice}"
             return
 
-        is_another = sight.raw not in (self.raw, self.unsaved)  # touched is not changed
+        is_another = sight.raw not in (self.raw, self.unsaved)  # a file may be touched only
         if is_another:
             self.unsaved = b""
             if self.is_retired:
@@ -9598,7 +9660,7 @@ class Login:
 
     @property
     def clock_problem(self) -> str | None:
-        """A warning if a new token is expired by our clock; None if not."""
+        """A warning if a token that was just issued has expired by our clock; else None."""
         if not self.clock_lead:
             return None
 
@@ -9606,7 +9668,11 @@ class Login:
         return f"{self.path}: {reason}; it is used anyway; is this machine's clock correct?"
 
     def note_issue(self, response: bytes, unix_now: float) -> None:
-        """Learn from a token that was just issued, and is not saved yet."""
+        """Compare a token that was just issued, and is not saved yet, with our clock.
+
+        Half of its lifetime is remembered: one that lives for less than the margin would be
+        refreshed with each request.
+        """
         issued = parse_auth_file(self.unsaved)
         self.clock_lead = clock_lead(issued, response, unix_now, REFRESH_MARGIN_SECONDS)
         self.issued, self.issued_margin_seconds = issued.digest, math.inf
@@ -9626,7 +9692,7 @@ class Login:
         return self.raw != self.unsaved and not self.has_ended(credentials, unix_now)
 
     def is_due(self, credentials: Credentials, unix_now: float) -> bool:
-        """Whether to refresh; a token that lives shorter than the margin, at half of its life."""
+        """Whether to refresh: within the margin, or in the second half of a shorter lifetime."""
         margin_seconds = REFRESH_MARGIN_SECONDS
         if credentials.digest == self.issued:
             margin_seconds = min(margin_seconds, self.issued_margin_seconds)
@@ -9654,7 +9720,10 @@ class Login:
         return is_valid or trio.current_time() >= self.retry_at
 
     def inspect(self, unix_now: float) -> list[Finding]:
-        """What a person should know before a token is spent, found without the network."""
+        """What a person should know before a token is spent, found without the network.
+
+        The first error is the reason why the login cannot be used, or cannot be refreshed.
+        """
         self.look()
         current = self.credentials
         if current is None:
@@ -9684,7 +9753,7 @@ class Login:
 
 @dataclass(eq=False)
 class Tokens:
-    """Keeps logins fresh.  A refresh goes on after the request that asked for it has gone."""
+    """Keeps logins fresh.  A refresh goes on even if the request that caused it is cancelled."""
 
     url: BaseUrl
     dial: Dial
@@ -9766,7 +9835,7 @@ class Tokens:
             sights = [Sight(problem=f"cannot be read: {error.strerror}")] * len(logins)
 
         for login, mark, sight in zip(logins, marks, sights, strict=True):
-            if login.mark == mark:  # otherwise somebody else has looked in the meantime, and later
+            if login.mark == mark:  # otherwise another task has read the file since
                 login.take(sight)
 
     def is_due(self, login: Login, current: Credentials) -> bool:
@@ -9780,8 +9849,8 @@ class Tokens:
     async def serve_refresh(self, login: Login, before: Credentials) -> None:
         """One refresh of `before`, to its end, even while the server stops.
 
-        A new token must not be lost between the response and the disk, so nothing cancels this but
-        its own deadlines.  What went wrong is the login's `problem`; whoever waits reads that.
+        A new token must not be lost between the response and the disk, so only its own deadlines
+        cancel this.  What went wrong becomes the login's `problem`, which all that wait then read.
         """
         assert login.refresh is not None
         problem = "refreshing the login timed out; will retry"
@@ -9825,7 +9894,7 @@ class Tokens:
             raise LoginNeeded(f"{login.path} {obstacle}")
 
     async def refresh_locked(self, login: Login, before: Credentials, lock: FileLock) -> None:
-        """Use a login that somebody else has refreshed, or refresh and save it.
+        """Use a login that another process has refreshed, or refresh and save it.
 
         Raises: LoginNeeded, TRANSPORT_ERRORS.
         """
@@ -9849,7 +9918,8 @@ class Tokens:
     async def find_unsaved(self, login: Login, current: Credentials) -> None:
         """Find tokens that were fetched and not saved: they are as good as fresh ones.
 
-        A process that was killed before the rename has left them in a file, this one in memory.
+        A process that was killed before the rename has left them in a file; this process keeps its
+        own in memory.
         """
         with contextlib.suppress(OSError, LoginNeeded):
             left = await self.files.run(FILE_SECONDS_MAX, read_own, new_file(login.path))
@@ -9883,7 +9953,7 @@ class Tokens:
         login.reported = login.problem
 
     async def ask_with_room(self, login: Login, current: Credentials, lock: FileLock) -> None:
-        """As `ask`, once there is room on the disk for the response.
+        """As `ask`, after space on the disk has been reserved for the response.
 
         Raises: LoginNeeded, TRANSPORT_ERRORS.
         """
@@ -13664,8 +13734,12 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
     Raises: ConfigRefused; OSError, for a secret's file.
     """
 
+    secret_files: dict[Path, None] = {}  # a set in the order of pools.json
+
     def read_secret(name: str) -> str:
-        return read_file(path.parent / name).decode("utf-8")
+        secret_file = path.parent / name
+        secret_files[secret_file] = None
+        return read_file(secret_file).decode("utf-8")
 
     try:
         raw = read_file(path, CONFIG_BYTES_MAX + 1)
@@ -13677,6 +13751,8 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
     config = parse_config(raw, env, read_secret, str(path))
     contexts = _make_contexts(path, config)
     doubts = [*doubts_of(config, time.time()), *doubts_of_modes(path, config)]
+    for secret_file in secret_files:
+        doubts += doubts_of_secret_file(secret_file)
     return dataclasses.replace(config, warnings=(*config.warnings, *doubts)), contexts
 
 
@@ -13716,21 +13792,45 @@ def doubts_of_modes(path: Path, config: Config) -> list[str]:
 
     Raises: ConfigRefused.
     """
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise ConfigRefused([f"{path}: {error.strerror}"]) from None
-
-    # If another user owns the file, the pooler itself may need its group to read it.
-    readers = 0o044 if state.st_uid == os.geteuid() else 0o004
+    state = _state_of(path)
     places = literal_secrets(config)
     quoted = shlex.quote(str(path))
     doubts: list[str] = []
-    if state.st_mode & readers and places:
+    if places and _is_read_by_others(state):
         doubts.append(f"{places[0]}: others can read the file that holds it: chmod 600 {quoted}")
-    if state.st_mode & 0o002:
-        doubts.append(f"{path}: anybody can change it: chmod o-w {quoted}")
+    # Who can change the file can send every secret to an upstream of their own.
+    if state.st_mode & 0o022:
+        doubts.append(f"{path}: others can change it: chmod go-w {quoted}")
     return doubts
+
+
+def doubts_of_secret_file(path: Path) -> list[str]:
+    """A warning if others can read a file that pools.json names as {file:PATH}, or change it.
+
+    Raises: ConfigRefused.
+    """
+    state = _state_of(path)
+    quoted = shlex.quote(str(path))
+    if _is_read_by_others(state):
+        return [f"{path}: others can read this secret: chmod 600 {quoted}"]
+    if state.st_mode & 0o022:
+        return [f"{path}: others can change this secret: chmod go-w {quoted}"]
+    return []
+
+
+def _state_of(path: Path) -> os.stat_result:
+    """The state of a file that has just been read.  Raises: ConfigRefused."""
+    try:
+        return path.stat()
+    except OSError as error:
+        raise ConfigRefused([f"{path}: {error.strerror}"]) from None
+
+
+def _is_read_by_others(state: os.stat_result) -> bool:
+    """Whether users who need not read a file may do so."""
+    # If another user owns the file, the pooler itself may need its group to read it.
+    readers = 0o044 if state.st_uid == os.geteuid() else 0o004
+    return state.st_mode & readers != 0
 
 
 ################################################################

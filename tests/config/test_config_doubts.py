@@ -160,7 +160,7 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     "twice, and not there": (
         "pools.home.accounts", ["zz", "zz"],
         ["pools.home.accounts[0]: no account has this name; known: a, b",
-         "pools.home.accounts[1]: stands there twice"],
+         "pools.home.accounts[1]: is listed twice"],
     ),
     "no text, and not there": (
         "pools.home.accounts", [1, "zz"],
@@ -170,7 +170,7 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     "models twice, and an alias": (
         "pools.home", {"accounts": ["a"], "models": ["m", "m"], "aliases": {"x": "y"}},
         [f"pools.home.aliases.x: {NO_ALIAS}; known: m",
-         "pools.home.models[1]: stands there twice"],
+         "pools.home.models[1]: is listed twice"],
     ),
     "an alias of no text": (
         "pools.home.aliases.x", ["m1"], ["pools.home.aliases.x: must be a string, not a list"],
@@ -270,13 +270,18 @@ MEANT: Final[dict[str, tuple[str, str]]] = {
     "of another place, too": ("drain_seconds_max", "it belongs under limits"),
     "of an account": ("pools.home.priority", "it belongs to an account"),
     "of a pool": ("aliases", "it belongs to a pool"),
+    "of a limit that is fixed": ("limits.head_bytes_max", "this limit can no longer be set"),
+    "of a limit that is gone": ("limits.decoded_bytes_max", "this limit can no longer be set"),
 }
 
 
 @pytest.mark.parametrize("name", MEANT)
 def test_an_unknown_field_is_told_what_was_meant_or_where_it_belongs(name: str) -> None:
     path, words = MEANT[name]
-    assert problems_of(changed(path, 1)) == [f"{path}: unknown field; {words}"]
+    described = changed(path, 1) if not path.startswith("limits.") else good()
+    if path.startswith("limits."):
+        described["limits"] = {path.removeprefix("limits."): 1}
+    assert problems_of(described) == [f"{path}: unknown field; {words}"]
 
 
 @pytest.mark.parametrize("text", ['{"OPENAI_API_KEY": "sk-1"}', "{", '{"key":"x"}'])
@@ -499,7 +504,7 @@ def test_check_and_the_start_tell_of_what_cannot_be_meant(
     assert [one.partition(":")[0] for one in config.warnings] == ["accounts.c"]
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o604, 0o646, 0o602])
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o604, 0o646, 0o602, 0o620, 0o664])
 @pytest.mark.parametrize("place", ["accounts.a.api_key", KEY_PATH, "operators.me", ""])
 def test_a_file_with_secrets_that_others_can_read_is_doubted(
     tmp_path: Path, mode: int, place: str
@@ -518,9 +523,34 @@ def test_a_file_with_secrets_that_others_can_read_is_doubted(
     path = write(tmp_path, described, mode)
     config, _ = pooler.load(path, {"A": API_KEY})
     expected = [place] if mode & 0o044 and place else []
-    expected += [str(path)] if mode & 0o002 else []
+    expected += [str(path)] if mode & 0o022 else []
     assert [one.partition(":")[0] for one in config.warnings] == expected
     assert all("chmod" in one for one in config.warnings)
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        (0o600, None),
+        (0o400, None),
+        (0o640, "others can read this secret: chmod 600 "),
+        (0o604, "others can read this secret: chmod 600 "),
+        (0o620, "others can change this secret: chmod go-w "),
+        (0o602, "others can change this secret: chmod go-w "),
+    ],
+)
+def test_a_secret_s_file_that_others_can_read_or_change_is_doubted_once(
+    tmp_path: Path, mode: int, words: str | None
+) -> None:
+    secret_file = tmp_path / "up.txt"
+    secret_file.write_text(API_KEY)
+    secret_file.chmod(mode)
+    accounts = {name: openai(api_key="{file:up.txt}") for name in "ab"}
+    keys = {"laptop": "sha256:" + "0" * 64}
+    pools = {"home": {"accounts": ["a", "b"], "keys": keys}}
+    config, _ = pooler.load(write(tmp_path, {"accounts": accounts, "pools": pools}), {})
+    expected = [] if words is None else [f"{secret_file}: {words}{secret_file}"]
+    assert list(config.warnings) == expected
 
 
 UNABLE: Final[dict[str, Callable[[Path], Json]]] = {

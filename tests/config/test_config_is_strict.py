@@ -270,7 +270,7 @@ def test_a_field_that_resembles_nothing_gets_the_known_ones() -> None:
     ],
 )
 def test_a_name_that_stands_twice_is_named(raw: str, path: str) -> None:
-    assert f"{path}: the name stands there twice" in problems_of(raw.encode())
+    assert f"{path}: the name occurs twice" in problems_of(raw.encode())
 
 
 @pytest.mark.parametrize(
@@ -398,6 +398,23 @@ def test_a_file_that_gets_the_keys_of_all_connections_is_a_warning() -> None:
     assert warning.startswith("SSLKEYLOGFILE is set: ")
     assert "canary" not in warning
     assert parse_config(raw, ENV | {"SSLKEYLOGFILE": ""}, read_file).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "secret", [SECRET, TOKEN, API_KEY, "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOjEyM30.x"]
+)
+@pytest.mark.parametrize("path", ["", "accounts", "accounts.a", "pools.home.keys", "operators"])
+def test_a_secret_in_the_place_of_a_name_is_not_repeated(path: str, secret: str) -> None:
+    """Somebody who writes a key's name and the key in the wrong order must not find it in a log."""
+    described = good()
+    place = described
+    for name in filter(None, path.split(".")):
+        place = place[name]
+    place[secret] = "laptop"
+    with pytest.raises(ConfigRefused) as refused:
+        parse(described)
+    assert f"{path}." * bool(path) + "(hidden)" in str(refused.value.problems)
+    assert not any(part in str(refused.value.problems) for part in secret.split(".")[:2])
 
 
 @pytest.mark.parametrize("name", [one.name for one in dataclasses.fields(Limits)])

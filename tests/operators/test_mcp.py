@@ -15,6 +15,7 @@ import jsonschema  # type: ignore[import-untyped] # it has no types
 import pytest
 
 import mcp_server
+from tests.operators.test_operator_pages import watched
 from tests.support.mcp_client import (
     ARGUMENTS,
     CANARY,
@@ -319,7 +320,7 @@ async def test_routing_to_nobody_and_in_no_pool_is_explained(desk: Desk) -> None
     }
     nobody = (await desk.call("explain_routing", pool_selector="home", model="m")).output
     assert (nobody["chosen"], nobody["accounts"][0]["would_serve"]) == (None, False)
-    assert nobody["message"] == "No account would serve it now."
+    assert nobody["message"] == "No account can serve the request now."
 
 
 @pytest.mark.parametrize(
@@ -380,6 +381,13 @@ async def test_a_new_field_stays_private(tool: str, version: str, desk: Desk) ->
     reply = await desk.call(tool, version=version, **ARGUMENTS[tool])
     assert reply == plain
     assert CANARY not in reply.body.decode()
+
+
+@each_tool
+async def test_a_tool_reads_nothing_but_what_is_listed(tool: str, desk: Desk) -> None:
+    plain = await desk.call(tool, **ARGUMENTS[tool])
+    desk.snapshot = watched(desk.snapshot)
+    assert await desk.call(tool, **ARGUMENTS[tool]) == plain
 
 
 # What the snapshot has, and MCP does not tell.

@@ -119,6 +119,32 @@ def test_a_new_member_stays_private_at_every_level(place: str, show: Callable[[J
     assert show(given) == show(snapshot())
 
 
+class Watched(dict[str, Json]):
+    """An object of the snapshot that may be asked for listed fields only."""
+
+    place = ""
+
+    def __getitem__(self, name: str) -> Json:
+        is_table = not self.place and name in LISTS
+        assert is_table or name in mcp_server.VISIBLE[self.place], (self.place, name)
+        return super().__getitem__(name)
+
+
+def watched(value: Json, place: str = "") -> Json:
+    if isinstance(value, list):
+        return [watched(member, place) for member in value]
+    if not isinstance(value, dict):
+        return value
+    made = Watched({name: watched(member, name) for name, member in value.items()})
+    made.place = place
+    return made
+
+
+@EACH_SHOWER
+def test_nothing_is_read_but_what_is_listed(show: Callable[[Json], str]) -> None:
+    assert show(watched(snapshot())) == show(snapshot())
+
+
 def shown_fields(name: str) -> set[str]:
     """The fields of a kind of object that /admin shows; of the snapshot itself its tables, too."""
     return {*mcp_server.VISIBLE[name], *(() if name else mcp_server.TABLES)}
@@ -178,14 +204,14 @@ FACTS: Final = (
     "3, 0 waiting",
     "sticky, keys: 2",
     "2 of 16",
-    "codex plus at chatgpt.com, token ends in 10 d 9 h",
+    "codex plus at chatgpt.com, token expires in 10 d 9 h",
     "openai at api.openai.com",
     "home (priority 1)",
     "home / laptop",
     "0, at most 60 a minute",
     "5,000 of 2,000,000 tokens",
     "100,010 in, 80,000 of them cached, 9,009 out",
-    "expired (end: 3 h 46 min ago)",
+    "expired (expiry: 3 h 46 min ago)",
     "9 s ago",
     "200 ok",
     "client left",
@@ -214,7 +240,7 @@ CHANGED: Final[dict[str, tuple[Change, str]]] = {
     "rests for ever": (lambda s: s["accounts"][1].update(cooldown_until=None), "resting"),
     "pool down": (lambda s: s["pools"][0].update(status="down"), "down"),
     "state unheard of": (lambda s: s["accounts"][0].update(status="on_leave"), "on_leave"),
-    "key ends": (lambda s: s["keys"][0].update(expires_at=s["at"] + 90061), "(end: in 1 d 1 h)"),
+    "key ends": (lambda s: s["keys"][0].update(expires_at=s["at"] + 90061), "(expiry: in 1 d 1 h)"),
     "error": (lambda s: s["requests"][0].update(status=502, code="upstream_error"), "502 upstream"),
     "reset is past": (
         lambda s: s["accounts"][0]["windows"][0].update(resets_at=s["at"]),

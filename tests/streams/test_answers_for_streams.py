@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
+import pooler
 from pooler import (
     ERRORS,
     OUTPUT_ITEMS_MAX,
@@ -251,6 +252,36 @@ async def test_what_names_an_account_is_left_out_of_a_reason(
         for name in re.findall(r"\S*(?:org-|acct_|proj_|gsk_|AIza|xai-|hf_|@)\S*", message):
             assert name not in shown
             assert name not in json.dumps(world.records)
+
+
+KEYS_OF_PROVIDERS: Final = (
+    *(f"{prefix}{mark}Ab12cd34" for prefix in pooler.ID_PREFIXES for mark in "-_"),
+    *(f"{beginning}SyA1b2c3d4e5" for beginning in pooler.KEY_BEGINNINGS),
+    "sk-ant-api03-abcdefgh", "sk-or-v1-01234567", "github_pat_11ABCDEFG0abcdefgh",
+    "nvapi-Ab_cd-12345678", "r8_abcdefgh12345678", "pplx-0123456789abcdef",
+)  # fmt: skip
+NO_KEYS: Final = (
+    "task-manager",
+    "whisky_bottle",
+    "gsk",
+    "hf_1",
+    "AIza1234",
+    "csk-",
+    "https://x.ai",
+)
+
+
+@pytest.mark.parametrize("text", KEYS_OF_PROVIDERS)
+def test_a_provider_s_key_is_left_out_of_every_text(text: str) -> None:
+    message = f"Incorrect key provided: {text}."
+    assert pooler.names_account(message)
+    assert text[:8] not in pooler.without_names(message)
+    assert pooler.cleaned(message) == ""
+
+
+@pytest.mark.parametrize("text", NO_KEYS)
+def test_what_resembles_a_provider_s_key_is_shown(text: str) -> None:
+    assert not pooler.names_account(f"No such thing: {text}.")
 
 
 async def test_a_reason_is_short_and_names_no_host(autojump_clock: MockClock) -> None:

@@ -32,7 +32,7 @@ ROWS: Rows = (
      "_Loader.alias", "'model' not in fields", "False",
      "config_doubts::each_problem_is_told_once_and_at_its_place"),
     ("variable_in_lower_case", "A proxy's variable that is not used is told, in either case.",
-     "_Loader.warn_of_proxies.names", "(name, name.lower())", "(name,)",
+     "_Loader.warn_of_proxies", "(name, name.lower())", "(name,)",
      "outbound_proxy::a_variable_that_is_not_used_is_told_and_its_value_is_not"),
     ("place_untold", "A field that belongs elsewhere is told where.",
      "_place_of", "name in other", "False",
