@@ -258,11 +258,12 @@ def token_words(tokens: Facts | None) -> str:
     """Tokens as reported by upstreams; "" if there was no report."""
     if tokens is None:
         return ""
-    return parts(
+    tokens_in = parts(
         number(tokens["input_tokens"], "{} in"),
-        number(tokens["cached_tokens"], "{} of them cached"),
-        number(tokens["output_tokens"], "{} out"),
+        number(tokens["cached_tokens"], "({} cached)"),
+        separator=" ",
     )
+    return parts(tokens_in, number(tokens["output_tokens"], "{} out"))
 
 
 ################################################################
@@ -307,7 +308,7 @@ def pool_row(pool: Facts, _now: float) -> Row:
     """A pool: who serves it, and how busy it is.  Its status is that of its best account."""
     cells = {
         "Pool": pool["name"],
-        "State": pool["status"],
+        "Status": pool["status"],
         "In flight": f"{pool['in_flight']}, {pool['queued']} waiting",
         "Accounts": listed(pool["accounts"]),
         "Models": listed(pool["models"]),
@@ -336,7 +337,7 @@ def account_row(account: Facts, now: float) -> Row:
 
     cells = {
         "Account": account["name"],
-        "State": state,
+        "Status": state,
         "In flight": f"{account['in_flight']} of {account['concurrent']}",
         "Upstream": parts(upstream, token_end),
         "Pools": f"{listed(account['pools'])} (priority {account['priority']})",
@@ -360,7 +361,7 @@ def key_row(key: Facts, now: float) -> Row:
 
     cells = {
         "Key": f"{key['pool']} / {key['name']}",
-        "State": parts(key["status"], expiry, separator=" "),
+        "Status": parts(key["status"], expiry, separator=" "),
         "In flight": f"{key['in_flight']} of {key['concurrent']}",
         "Requests": parts(
             number(key["requests"], "{}"),
@@ -1014,10 +1015,11 @@ def text_argument(description: str, **more: object) -> Schema:
     }
 
 
-def whole_argument(least: int, most: int, default: int) -> Schema:
+def whole_argument(description: str, least: int, most: int, default: int) -> Schema:
     """An argument that is a whole number from `least` to `most`."""
     return {
         **INTEGER,
+        "description": description,
         "minimum": least,
         "maximum": most,
         "default": default,
@@ -1355,7 +1357,7 @@ LIST_ARGUMENTS: Final = object_of(
     query=text_argument("Return only rows that contain this text, ignoring case.", default=""),
     status=text_argument("Return only rows with this status.", default=""),
     pool_selector=text_argument("Return only rows that belong to this pool.", default=""),
-    limit=whole_argument(1, ROWS_MAX, 25),
+    limit=whole_argument("Return at most this many rows.", 1, ROWS_MAX, 25),
 )
 
 
@@ -1466,9 +1468,13 @@ def service_status(call: Call, _: Facts) -> Shown:
 # Requests have no text to search in; there are many of them, so there is an offset instead.
 LOG_ARGUMENTS: Final = object_of(
     pool_selector=LIST_ARGUMENTS["properties"]["pool_selector"],
-    status={**one_of("", "ok", "error", "aborted"), "default": ""},
-    limit=whole_argument(1, LOGS_MAX, 25),
-    offset=whole_argument(0, LOG_OFFSET_MAX, 0),
+    status={
+        **one_of("", "ok", "error", "aborted"),
+        "description": "Return only requests with this status.",
+        "default": "",
+    },
+    limit=whole_argument("Return at most this many requests.", 1, LOGS_MAX, 25),
+    offset=whole_argument("Skip this many of the newest requests.", 0, LOG_OFFSET_MAX, 0),
 )
 LOG_PAGE: Final = object_of(
     items=list_of(LOG),

@@ -155,6 +155,7 @@ HOUR: Final = 3600.0
 
 
 def _limit(default: float, low: float, high: float) -> Any:  # noqa: ANN401 (as `field`)
+    """A field of `Limits`, with the bounds that pools.json must keep."""
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -162,180 +163,218 @@ def _limit(default: float, low: float, high: float) -> Any:  # noqa: ANN401 (as 
 class Limits:
     """The limits that pools.json may override; units are in the names."""
 
+    # What clients may hold: memory for their bodies, connections, and places.
     body_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)  # some images in base64
     bodies_bytes_max: int = _limit(256 * MIB, MIB, 8192 * MIB)  # of all connections together
     connections_max: int = _limit(1024, 2, 65536)  # of clients; each takes one descriptor or two
     key_streams_max: int = _limit(64, 1, 10_000)  # at once, of one key
     account_streams_max: int = _limit(16, 1, 10_000)  # at once, if the account names no other
+    # How long a request waits for an account, and how many it may try.
     queue_seconds_max: float = _limit(10, 0, 600)  # for a place at an account
     attempts_max: int = _limit(3, 1, 16)  # accounts tried for one request
     cooldown_seconds: float = _limit(30, 1, HOUR)  # if the upstream announces no reset
+    # How long an upstream or a client may be silent.
     first_event_seconds_max: float = _limit(120, 0.1, 3600)  # local models load first
     between_events_seconds_max: float = _limit(300, 0.1, 3600)  # reasoning may be silent
     unary_seconds_max: float = _limit(600, 0.1, 3600)  # for a response in one piece
     comment_seconds: float = _limit(15, 0.1, 300)  # proxies cut off silence from 50 s on (F97)
     websocket_idle_seconds_max: float = _limit(1800, 1, 24 * HOUR)  # no frame, no turn
+    # The end of the process, and what it remembers until then.
     drain_seconds_max: float = _limit(30, 0, 3600)  # for requests in progress at a stop
     records_max: int = _limit(1000, 1, 100_000)  # of requests, kept for operators
 
 
-# A client's request, before and while it is read.
+# The head of a client's request.  Whoever has not presented a key yet holds no more than this.
 HEAD_BYTES_MAX: Final = 32 * KIB  # Codex sends about 3 KiB of metadata
 HEAD_FIELDS_MAX: Final = 100  # browsers and proxies send some 40
 TARGET_BYTES_MAX: Final = 8 * KIB  # what most servers take
 BEARER_BYTES_MAX: Final = 512  # our own keys have some 50
 HEAD_SECONDS_MAX: Final = 15.0  # absolute: drips do not extend it
 KEEP_ALIVE_SECONDS_MAX: Final = 75.0  # longer than proxies keep theirs (F98)
+KEYLESS_CONNECTIONS_MAX: Final = 256  # that have not presented a valid key yet
+
+# A client's connections and descriptors.  Health checks have some of their own, so that a pooler
+# that has none left is still seen to be alive.
+LISTEN_BACKLOG: Final = 1024  # as many as connections
+DESCRIPTORS_KEPT: Final = 32  # for listeners, the log, files, and health checks
+SPARE_CONNECTIONS_MAX: Final = 16  # beyond all others, for health checks
+ACCEPT_LOG_SECONDS: Final = 60.0  # between two lines about refused connections
+PLACES_KEPT_PART: Final = 8  # one eighth is kept for keys that use little
+RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
+STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them holds the loop about 0.5 ms
+PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while a response is in progress
+WRITE_STALL_SECONDS_MAX: Final = 60.0  # for 64 KiB
+
+# How a client's connection ends.  A response to a request that was not read whole is lost in a TCP
+# reset unless some of the rest is read.
+LINGER_BYTES_MAX: Final = 256 * KIB  # read of a rejected request, so that its response arrives
+LINGER_SECONDS_MAX: Final = 1.0  # to read them in
+CLOSE_SECONDS_MAX: Final = 2.0  # to send the last record of TLS, or a WebSocket's Close
+STOP_SECONDS_MAX: Final = 5.0  # after the drain, for the last terminal events
+
+# The body of a client's request.  One loop serves all clients, so what is read of a body in one
+# step must not hold it for long, whatever a hostile body is made of.
 BODY_IDLE_SECONDS_MAX: Final = 30.0  # without a byte
 BODY_SECONDS_MAX: Final = 120.0  # absolute: 32 MiB at 2 Mbit/s
 BODY_DEPTH_MAX: Final = 100  # json.loads itself gives up near 1,000
 JSON_SEPARATORS_MAX: Final = 200_000  # holds the loop about 60 ms
-KEYLESS_CONNECTIONS_MAX: Final = 256  # that have not presented a valid key yet
-WRITE_STALL_SECONDS_MAX: Final = 60.0  # for 64 KiB
-# The pool.
+# Of a client's body, as escapes or in short strings.  So much and all the members that there may be
+# are read in about 120 ms; twice as much of both would take twice as long.
+MUCH_TEXT_BYTES: Final = 16 * MIB
+FLOATS_MAX: Final = 100_000  # in a client's body: serializing one takes 0.7 us
+WIDE_BYTES_MAX: Final = MIB  # of wide text that is written as it is
+INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
+MEMBER_BYTES: Final = 128  # about what a member of an object takes in memory
+INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
+
+# Names and ids in a client's request.  Each is kept, compared or sent on, so none may be long.
+MODEL_CHARS_MAX: Final = 200  # of a name: some that clients made up are remembered
+SESSION_CHARS_MAX: Final = 256  # of its header; clients send UUIDs
+CODEX_ID_CHARS_MAX: Final = 64  # of a call or a prompt_cache_key (F7)
+RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response's id; real ones have about 60
+BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, for its digest, which takes 0.3 ms
+
+# The choice of an account: queue, pins, and how long something is remembered of an account.  All
+# of it can be wrong, for upstreams change: nothing keeps an account out for good.
 QUEUE_LENGTH_MAX: Final = 64  # per pool
 PINS_MAX: Final = 4096
 PIN_IDLE_SECONDS_MAX: Final = 24 * HOUR  # prompt caches are gone by then
 RESPONSE_PINS_MAX: Final = 4096  # as many as sessions
+SHORT_COOLDOWN_SECONDS_MAX: Final = 3.0  # a session waits this long for its cache (F15, F40)
 UNTRIED_SECONDS_MAX: Final = 900.0  # limits are reset early, and nobody announces that
 # Beyond it a reset is implausible: the longest windows of plans have 30 days (F34).
 RESET_SECONDS_MAX: Final = 32 * 24 * HOUR
 DEMOTION_SECONDS: Final = 60.0  # a server that failed mostly fails again at once
-# An exchange with an upstream.
-CONNECT_SECONDS_MAX: Final = 10.0  # name, TCP and TLS together
-HOLD_SECONDS_MAX: Final = 10.0  # then the client gets its 200
-HANDSHAKE_EVENTS_MAX: Final = 16  # before content; real streams have two or three (F28)
-UPSTREAM_HEAD_BYTES_MAX: Final = 32 * KIB  # cookies and policies of CDNs take some KiB
-UPSTREAM_INTERIM_MAX: Final = 8  # responses with a status 1xx
-UNARY_BYTES_MAX: Final = 64 * MIB  # several images in base64
-EVENT_BYTES_MAX: Final = 16 * MIB  # an image in one event (F37)
-EVENTS_BYTES_MAX: Final = 256 * MIB  # unfinished, all streams
-IDLE_CONNECTIONS_MAX: Final = 8  # per account
-IDLE_CONNECTION_SECONDS_MAX: Final = 15.0  # servers drop theirs at 60 s (F98)
-# A Responses WebSocket, on both sides of the pooler.
-WEBSOCKET_HANDSHAKE_SECONDS_MAX: Final = 10.0  # with an upstream
-WEBSOCKET_MESSAGE_BYTES_MAX: Final = 32 * MIB  # a client's
-WEBSOCKET_UPSTREAM_BYTES_MAX: Final = 16 * MIB  # more is refused (F25)
-WEBSOCKET_FRAMES_MAX: Final = 4096  # until a message is whole, pings too
-# The operator's side.
-MCP_BODY_BYTES_MAX: Final = MIB  # messages have some hundred bytes
-# The logins of ChatGPT accounts.
-REFRESH_MARGIN_SECONDS: Final = 300.0  # before a token ends (F55)
-REFRESH_SECONDS_MAX: Final = 15.0  # lock, response and disk together
-REFRESH_PAUSE_SECONDS: Final = 10.0  # after one that failed
+FORBIDDEN_MAX: Final = 3  # refusals of one account in a row, for no known reason
+MODEL_BLOCK_SECONDS: Final = HOUR  # an upstream said that the account lacks the model
+ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream lacks the route, but may be updated
+MODEL_BLOCKS_MAX: Final = 64  # per account, of each kind
+NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
 
-# Steps, caches and texts.
-RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
-STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them holds the loop about 0.5 ms
-PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while a response is in progress
-CHUNK_EXTENSION_BYTES_MAX: Final = KIB  # of each chunk of an upstream; real ones have about ten
-TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked and dropped
-LINGER_BYTES_MAX: Final = 256 * KIB  # read of a rejected request, so that its response arrives
-LINGER_SECONDS_MAX: Final = 1.0  # and for so long
-CLOSE_SECONDS_MAX: Final = 2.0  # to say goodbye over TLS, or to a WebSocket
-STOP_SECONDS_MAX: Final = 5.0  # after the drain, for the last terminal events
-AFTER_TERMINAL_SECONDS_MAX: Final = 1.0  # OpenCode waits for the end of the body (F71)
-ERROR_BODY_BYTES_MAX: Final = MIB  # the largest error page that is worth reading
-ERROR_BODY_SECONDS_MAX: Final = 10.0  # then its status has to do
-EARLY_RESPONSE_SECONDS_MAX: Final = 1.0  # a response before the end of our request
-CONNECTS_MAX: Final = 2  # failed at one host by one request: each may take seconds
-SILENCE_SECONDS_MAX: Final = 45.0  # then a stream's client gets its 200: proxies cut it (F97)
-RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to (F70)
-# To accounts with an API key: LiteLLM drops parameters if the name begins with "codex" (F61).
-API_AGENT: Final = f"pooler/{VERSION}"
-CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones do not get newer models (F20)
-PLACES_KEPT_PART: Final = 8  # one part of so many is kept for keys that use little
+# Quotas and catalogues of accounts, as their upstreams report them.
+NEARLY_USED_PERCENT: Final = 95.0  # from here on new sessions go elsewhere if possible
+UNKNOWN_LEFT_PERCENT: Final = 99.0  # without evidence: after the untouched, before the used
+QUOTA_WINDOWS_MAX: Final = 16  # per account: its plan has two, single models may have more
+WINDOW_MINUTES_MAX: Final = 366 * 24 * 60  # no plan has a longer window
 CATALOGUE_SECONDS: Final = HOUR  # how long an account's /models stays good
 CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be fetched
 CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB (F20)
 CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and serialized to be kept, in one step
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list a few hundred
 EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it (F21)
-SHORT_COOLDOWN_SECONDS_MAX: Final = 3.0  # a session waits that long for its cache (F15, F40)
-MODEL_BLOCK_SECONDS: Final = HOUR  # an upstream said that the account lacks the model
-ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream lacks the route, but may be updated
-MODEL_BLOCKS_MAX: Final = 64  # per account, of each kind
 MODELS_TOLD_MAX: Final = 20  # in an error, of those that a key may use
-QUOTA_WINDOWS_MAX: Final = 16  # per account: its plan has two, single models may have more
-WINDOW_MINUTES_MAX: Final = 366 * 24 * 60  # no plan has a longer window
-SLEEP_SECONDS_MIN: Final = 5.0  # a clock may be corrected by less at any time
-NEARLY_USED_PERCENT: Final = 95.0  # from here on new sessions go elsewhere if possible
-UNKNOWN_LEFT_PERCENT: Final = 99.0  # without evidence: after the untouched, before the used
-TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum's JSON
-INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
-OUTPUT_ITEMS_MAX: Final = 4_000  # of a response: sent at its end, they hold the loop 80 ms
-NAMED_BYTES_MAX: Final = 64 * KIB  # of an error that is searched for names of accounts: 8 ms
-MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's error message: searched, and shown
-# Of a client's body, as escapes or in short strings.  So much and all the members that there may be
-# are read in about 120 ms; twice as much of both would take twice as long.
-MUCH_TEXT_BYTES: Final = 16 * MIB
-FLOATS_MAX: Final = 100_000  # in a client's body: serializing one takes 0.7 us
-REASON_CHARS_MAX: Final = 300  # of an upstream's error message that one of ours repeats
-KEY_PART_CHARS_MIN: Final = 12  # of a name: with digits in it, it is an id or a key
-DETAILS_MAX: Final = 8  # next to an error's message that are read
-UNIX_SECONDS_MIN: Final = 10**9  # a larger number of seconds is a moment, and no span
-MS_DIGITS: Final = 13  # of a unix time in milliseconds, until the year 2286
-ERROR_DEPTH_MAX: Final = 5  # `response`, `error`, `detail` ... around what an upstream says
-FORBIDDEN_MAX: Final = 3  # refusals of one account in a row, for no known reason
-INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
+
+# Connections to upstreams, and the names by which these know the pooler.
+CONNECT_SECONDS_MAX: Final = 10.0  # name, TCP and TLS together
+CONNECTS_MAX: Final = 2  # failed at one host by one request: each may take seconds
+IDLE_CONNECTIONS_MAX: Final = 8  # per account
+IDLE_CONNECTION_SECONDS_MAX: Final = 15.0  # servers drop theirs at 60 s (F98)
+# To accounts with an API key: LiteLLM drops parameters if the name begins with "codex" (F61).
+API_AGENT: Final = f"pooler/{VERSION}"
+CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones do not get newer models (F20)
+CA_BYTES_MAX: Final = 4 * MIB  # a system's authorities take about 256 KiB
+
+# The head and frame of an upstream's response: as little trusted as a client's request.
+UPSTREAM_HEAD_BYTES_MAX: Final = 32 * KIB  # cookies and policies of CDNs take some KiB
+UPSTREAM_INTERIM_MAX: Final = 8  # responses with a status 1xx
+CHUNK_EXTENSION_BYTES_MAX: Final = KIB  # of each chunk of an upstream; real ones have about ten
+TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked and dropped
+EARLY_RESPONSE_SECONDS_MAX: Final = 1.0  # a response before the end of our request
+
+# A response in one piece, or the JSON of an event.  Reading and serializing again take time in one
+# step, so what is longer passes unread where that is possible, and is refused elsewhere.
+UNARY_BYTES_MAX: Final = 64 * MIB  # several images in base64
+UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of a response to be read; a longer one passes unread
+TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of a response, which is serialized again in one step
 JSON_DEPTH_MAX: Final = 500  # of an upstream's: responses repeat the tools of bodies
-MCP_DEPTH_MAX: Final = 100  # of a message to /mcp, which has some dozens of members
-MCP_MEMBERS_MAX: Final = 10_000  # reading them takes about 10 ms
 JSON_MEMBERS_MAX: Final = 100_000  # of an upstream's: read with 16 MiB they take about 120 ms
+WHOLE_MEMBERS_MAX: Final = 10_000  # of a response in one piece that is made into events
 WRITTEN_MEMBERS_MAX: Final = 50_000  # of what is serialized again: as many numbers take 80 ms
 WRITTEN_BYTES_MAX: Final = 4 * MIB  # of an event that is serialized again, without new items
-WHOLE_MEMBERS_MAX: Final = 10_000  # of a response in one piece that is made into events
-UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of a response to be read; a longer one passes unread
+OUTPUT_ITEMS_MAX: Final = 4_000  # of a response: sent at its end, they hold the loop 80 ms
+TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum's JSON
+
+# A stream.  Until its client has a 200, another account can still take its request.
+HOLD_SECONDS_MAX: Final = 10.0  # then the client gets its 200
+SILENCE_SECONDS_MAX: Final = 45.0  # then a stream's client gets its 200: proxies cut it (F97)
+HANDSHAKE_EVENTS_MAX: Final = 16  # before content; real streams have two or three (F28)
+EVENT_BYTES_MAX: Final = 16 * MIB  # an image in one event (F37)
+EVENTS_BYTES_MAX: Final = 256 * MIB  # unfinished, all streams
 EVENT_LINES_MAX: Final = 100_000  # pretty-printed JSON has one for each member
-TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of a response, which is serialized again in one step
-SESSION_CHARS_MAX: Final = 256  # of its header; clients send UUIDs
-CODEX_ID_CHARS_MAX: Final = 64  # of a call or a prompt_cache_key (F7)
-BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, for its digest, which takes 0.3 ms
-MODEL_CHARS_MAX: Final = 200  # of a name: some that clients made up are remembered
-RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response's id; real ones have about 60
-REFRESH_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends (F55)
-LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
-LOCK_TRIES_MAX: Final = 20  # by who only checks that it can be locked
-ROOM_SPARE_BYTES: Final = 4 * KIB  # by which a refreshed login may be longer than the last
-CHANGES_TOLD_MAX: Final = 100  # of a reload, in one line of the log
-DOUBTED_CHARS_MAX: Final = 512  # of a secret: a longer one is no placeholder
-SHOWN_CHARS_MAX: Final = 60  # of a line that is not JSON, on either side of the error
-TOKEN_SECONDS_MIN: Final = HOUR  # for which a token is good that was just issued
-CLOCK_LEAD_SECONDS_MIN: Final = 60.0  # less may be latency, or a clock that is well kept
-REFRESH_SECONDS_CEILING: Final = 60.0  # of one refresh: a shutdown waits for it
+AFTER_TERMINAL_SECONDS_MAX: Final = 1.0  # OpenCode waits for the end of the body (F71)
+
+# What an upstream says of a failure.  It is searched for names, numbers and reasons, and some of it
+# is shown, so little of it is enough.
+ERROR_BODY_BYTES_MAX: Final = MIB  # the largest error page that is worth reading
+ERROR_BODY_SECONDS_MAX: Final = 10.0  # then its status must suffice
+ERROR_DEPTH_MAX: Final = 5  # `response`, `error`, `detail` ... around what an upstream says
+DETAILS_MAX: Final = 8  # next to an error's message that are read
+MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's error message: searched, and shown
+NAMED_BYTES_MAX: Final = 64 * KIB  # of an error that is searched for names of accounts: 8 ms
+REASON_CHARS_MAX: Final = 300  # of an upstream's error message that one of ours repeats
+KEY_PART_CHARS_MIN: Final = 12  # of a name: with digits in it, it is an id or a key
+RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to (F70)
+
+# A Responses WebSocket, on both sides of the pooler.
+WEBSOCKET_HANDSHAKE_SECONDS_MAX: Final = 10.0  # with an upstream
+WEBSOCKET_MESSAGE_BYTES_MAX: Final = 32 * MIB  # a client's
+WEBSOCKET_UPSTREAM_BYTES_MAX: Final = 16 * MIB  # more is refused (F25)
+WEBSOCKET_FRAMES_MAX: Final = 4096  # until a message is whole, pings too
+FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer: they hold the loop about 2 ms
+PART_BYTES: Final = 64  # what a part of an unfinished message takes besides its data
+TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the one in progress
+ANCHORS_MAX: Final = 256  # response ids that an upstream WebSocket is known to keep
+WEBSOCKET_PING_SECONDS: Final = 30.0  # proxies cut what is silent from 50 s on (F97)
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes (F25)
-WEBSOCKET_PING_SECONDS: Final = 30.0  # proxies cut what is silent from 50 s on (F97)
-TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the one in progress
-PART_BYTES: Final = 64  # what a part of an unfinished message takes besides its data
-FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer: they hold the loop about 2 ms
-ANCHORS_MAX: Final = 256  # response ids that an upstream WebSocket is known to keep
-NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
+
+# The logins of ChatGPT accounts.  A refresh token is good for one use: a refresh that was begun is
+# given the time to be saved.
+REFRESH_MARGIN_SECONDS: Final = 300.0  # before a token ends (F55)
+REFRESH_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends (F55)
+REFRESH_SECONDS_MAX: Final = 15.0  # lock, response and disk together
+REFRESH_SECONDS_CEILING: Final = 60.0  # of one refresh: a shutdown waits for it
+REFRESH_PAUSE_SECONDS: Final = 10.0  # after one that failed
+TOKEN_SECONDS_MIN: Final = HOUR  # for which a new token is valid, at least
+LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
+LOCK_TRIES_MAX: Final = 20  # by who only checks that it can be locked
+ROOM_SPARE_BYTES: Final = 4 * KIB  # by which a refreshed login may outgrow the last one
+UNSAVED_MAX: Final = 64  # refreshed logins that could not be saved yet, by file
+
+# Times that others write down, and clocks that disagree.
+UNIX_SECONDS_MIN: Final = 10**9  # a larger number of seconds is a moment, and no span
 UNIX_MAX: Final = 10**10  # in the year 2286: a later time in a file is nonsense
+MS_DIGITS: Final = 13  # of a unix time in milliseconds, until the year 2286
+CLOCK_LEAD_SECONDS_MIN: Final = 60.0  # less may be latency, or a clock that is well kept
+SLEEP_SECONDS_MIN: Final = 5.0  # a clock may be corrected by less at any time
+
+# pools.json, and the secrets and files that it names.
+CONFIG_BYTES_MAX: Final = 4 * MIB  # of pools.json: thousands of keys
+SECRET_FILE_BYTES_MAX: Final = 64 * KIB  # a login has some 5 KiB
+SECRET_CHARS_MIN: Final = 16  # fewer can be guessed
+DOUBTED_CHARS_MAX: Final = 512  # of a secret: a longer one is no placeholder
+SHOWN_CHARS_MAX: Final = 60  # of a line that is not JSON, on either side of the error
+CHANGES_TOLD_MAX: Final = 100  # of a reload, in one line of the log
+RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and the files that it names
+FILE_SECONDS_MAX: Final = 2.0  # for a login's file: a dead disk must stop nobody else
+FILE_THREADS_MAX: Final = 8  # for files: a dead disk leaves those that resolve names
+
+# The operator's side.  Accounts and codes that come and go must not make its tables grow for ever.
+MCP_BODY_BYTES_MAX: Final = MIB  # messages have some hundred bytes
+MCP_DEPTH_MAX: Final = 100  # of a message to /mcp, which has some dozens of members
+MCP_MEMBERS_MAX: Final = 10_000  # reading them takes about 10 ms
 ACCOUNTS_COUNTED_MAX: Final = 1024  # with rows of counters: reloads may bring new ones
 TOTALS_MAX: Final = 512  # rows of counters for each account
 UPSTREAM_CODES_MAX: Final = 16  # of one account, counted one by one: it may invent more
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
-SECRET_CHARS_MIN: Final = 16  # fewer can be guessed
-CONFIG_BYTES_MAX: Final = 4 * MIB  # of pools.json: thousands of keys
-SECRET_FILE_BYTES_MAX: Final = 64 * KIB  # a login has some 5 KiB
-CA_BYTES_MAX: Final = 4 * MIB  # a system's authorities take about 256 KiB
-LISTEN_BACKLOG: Final = 1024  # as many as connections
+
+# The log.  It never waits for its reader: what finds no room is counted, and dropped.
 STDERR: Final = 2
 LOG_LINES_MAX: Final = 10_000  # not written yet; about 6 MiB
 LOG_BATCH_LINES: Final = 100  # written at once
 LOG_WRITE_BYTES: Final = 4 * KIB  # in one step, so that a slow reader's progress is seen
 LOG_SECONDS_MAX: Final = 2.0  # at the end, without progress with the lines that are left
 LOG_END_SECONDS_MAX: Final = 10.0  # at the end, for all of them
-ACCEPT_LOG_SECONDS: Final = 60.0  # between two lines about refused connections
-DESCRIPTORS_KEPT: Final = 32  # for listeners, the log, files, and health checks
-SPARE_CONNECTIONS_MAX: Final = 16  # beyond all others, for health checks
-WIDE_BYTES_MAX: Final = MIB  # of wide text that is written as it is
-MEMBER_BYTES: Final = 128  # about what a member of an object takes in memory
-FILE_SECONDS_MAX: Final = 2.0  # for a login's file: a dead disk must stop nobody else
-RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and the files that it names
-UNSAVED_MAX: Final = 64  # refreshed logins that could not be saved yet, by file
-FILE_THREADS_MAX: Final = 8  # for files: a dead disk leaves those that resolve names
 
 _DEFAULTS: Final = Limits()
 assert TARGET_BYTES_MAX < HEAD_BYTES_MAX < _DEFAULTS.body_bytes_max < _DEFAULTS.bodies_bytes_max
@@ -348,10 +387,11 @@ assert _DEFAULTS.first_event_seconds_max > HOLD_SECONDS_MAX
 class Budget:
     """A count of bytes that many holders share; nobody may hold more than is left for the others.
 
-    So one alone gets half of it, and whoever comes next may have half of what he finds.
+    So the first holder gets at most half of it, and the next one at most half of the rest.
+
     A holder is a pool key, by its pool and name, or an account, by its name.  What an account
-    holds is held for a key, its user: no user has more than the account could still take for the
-    others, so that one who reads slowly does not keep them from their responses.
+    holds is held for a key, its user.  No user has more than the account could still take for the
+    others, so that a client that reads slowly does not keep them from their responses.
     """
 
     bytes_max: int
@@ -360,7 +400,7 @@ class Budget:
     by_user: dict[tuple[Hashable, Hashable], int] = field(default_factory=dict)  # nor of these
 
     def grow(self, holder: Hashable, byte_count: int, user: Hashable = None) -> bool:
-        """Take `byte_count` more (negative: give back); False, and nothing taken, if too many."""
+        """Take `byte_count` bytes more (negative: fewer); False, and none taken, if too many."""
         if byte_count > 0:
             left = self.bytes_max - self.bytes_held - byte_count
             spare = left - self.by_holder.get(holder, 0) - byte_count
@@ -376,7 +416,7 @@ class Budget:
         return True
 
     def force(self, holder: Hashable, byte_count: int, user: Hashable = None) -> None:
-        """Count what is held anyway."""
+        """Count bytes that are already held, without asking whether there is room for them."""
         held = self.by_holder.pop(holder, 0) + byte_count
         self.bytes_held += byte_count
         assert held >= 0

@@ -210,7 +210,7 @@ FACTS: Final = (
     "home / laptop",
     "0, at most 60 a minute",
     "5,000 of 2,000,000 tokens",
-    "100,010 in, 80,000 of them cached, 9,009 out",
+    "100,010 in (80,000 cached), 9,009 out",
     "expired (expiry: 3 h 46 min ago)",
     "9 s ago",
     "200 ok",
@@ -496,7 +496,7 @@ def unpadded(text: str) -> list[str]:
 def test_columns_are_aligned() -> None:
     lines = status(snapshot(), 200).split("\n")
     start = lines.index("ACCOUNTS") + 1
-    state = lines[start].index("State")
+    state = lines[start].index("Status")
     rows = [line for line in lines[start + 1 : start + 5] if not line.startswith(" ")]
     assert [row[state:].split()[0] for row in rows] == ["ready", "resting,"]
     assert {row[state - 2 : state] for row in rows} == {"  "}
