@@ -8782,9 +8782,9 @@ class LogWriter:
 
     def write(self, raw: bytes) -> int:
         """Write whole lines; returns how many standard error did not take: it is closed or full."""
+        line_count = raw.count(b"\n")
         if self.is_torn:
             raw = b"\n" + raw
-        line_count = raw.count(b"\n") - self.is_torn
 
         try:
             while raw:
@@ -9694,7 +9694,9 @@ class Login:
             if self.is_retired:
                 return
 
-        self.mark, self.raw, self.credentials = sight.mark, sight.raw, sight.credentials
+        self.mark = sight.mark
+        self.raw = sight.raw
+        self.credentials = sight.credentials
         if self.live and not self.unsaved:
             self.problem = self.clock_problem
 
@@ -9715,7 +9717,8 @@ class Login:
         """
         issued = parse_auth_file(self.unsaved)
         self.clock_lead = clock_lead(issued, response, unix_now, REFRESH_MARGIN_SECONDS)
-        self.issued, self.issued_margin_seconds = issued.digest, math.inf
+        self.issued = issued.digest
+        self.issued_margin_seconds = math.inf
         if issued.expires_at is not None:
             lifetime = issued.expires_at - unix_now + self.clock_lead
             self.issued_margin_seconds = max(0.0, lifetime / 2)
@@ -9746,10 +9749,13 @@ class Login:
 
         is_plain = self.path.name == "auth.json"
         folder = self.path.parent if is_plain else self.path.with_suffix("")
-        home, created, path = map(shlex.quote, map(str, (folder, folder / "auth.json", self.path)))
+        home = shlex.quote(str(folder))
         login = f"CODEX_HOME={home} codex login -c 'cli_auth_credentials_store=\"file\"'"
-        move = "" if is_plain else f" && mv {created} {path}"
-        return f"log in with: mkdir -p {home} && {login}{move}"
+        command = f"mkdir -p {home} && {login}"
+        if not is_plain:
+            created = shlex.quote(str(folder / "auth.json"))
+            command += f" && mv {created} {shlex.quote(str(self.path))}"
+        return f"log in with: {command}"
 
     def is_usable(self, unix_now: float) -> bool:
         """Whether a request may use it: the token is valid, or can be refreshed now."""
@@ -9884,6 +9890,7 @@ class Tokens:
 
     @property
     def endpoint(self) -> str:
+        """The token endpoint, in the words of a problem."""
         return f"the token endpoint {self.url.authority}{self.url.path}"
 
     async def serve_refresh(self, login: Login, before: Credentials) -> None:
