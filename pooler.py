@@ -1155,24 +1155,34 @@ def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
 ################################################################
 # CONFIGURATION
 ################################################################
-# pools.json bytes and an environment in, frozen values out, or every problem at once, each
-# with its JSON path.  A refusal never repeats a secret.
+# The bytes of pools.json and an environment in; frozen values out, or every problem at once, each
+# with its JSON path.  A problem never repeats a secret.
+#
+#   checks      functions that turn the JSON of one field into its value
+#   specs       tables of the fields that each kind of object may have, with their checks
+#   _Loader     reads the objects, resolves {env:} and {file:}, and collects the problems
+#   doubts      warnings about what is accepted, and can hardly be meant
+#   changes     what a reload logs
 
 
 class Routing(enum.StrEnum):
+    """How a new session's account is chosen among those of the same priority."""
+
     STICKY = "sticky"
     QUOTA_FIRST = "quota_first"
     SOONEST_RESET = "soonest_reset"
 
 
-# Those that there were once, and how the same is written now.
+# Values that were removed, and how the same is written now.
 _ROUTINGS_GONE: Final = {
     "round_robin": "write 'sticky', which spreads sessions evenly",
     "failover": "write 'sticky', and give the accounts priority 0, 1, 2 in their order",
 }
 
 
-# What a program other than this one would fill in, or a person should have.
+# What another program would fill in (shells, Docker, LiteLLM, secret stores), or a person should
+# have.  A key that was not filled in would get a 401 from its upstream at the first request only;
+# as a pool key, it would be known to everybody who has read the same documentation.
 _VARIABLE: Final = re.compile(
     r"\$(?:env:)?[A-Za-z_]\w*|%[A-Za-z_]\w*%|.*(?:\$\{|\$\(|\{\{|\{env[:.]).*|"
     r"(?i:env|environ|file|op|vault|ssm|keyring|keychain|doppler|secret):[^\s]+|"
@@ -1198,7 +1208,10 @@ def _first_of(reasons: Iterable[tuple[object, str]]) -> str:
 
 
 def doubt_of_secret(secret: str) -> str:
-    """Why a text cannot be a secret that somebody means, or ""."""
+    """Why a text cannot be a secret that somebody means, or "".
+
+    The first reason is shown, so the most specific ones come first.
+    """
     if len(secret) > DOUBTED_CHARS_MAX:
         return ""
 
@@ -1262,12 +1275,14 @@ class Listen(NamedTuple):
         return self.unix_path is not None or _is_loopback(self.host)
 
 
+# Both loopbacks: clients that look up "localhost" may try ::1 first.
 DEFAULT_LISTEN: Final = (
     Listen("127.0.0.1:4000", "127.0.0.1", 4000),
     Listen("[::1]:4000", "::1", 4000, is_optional=True),
 )
 REFRESH_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")  # (F52)
 REFRESH_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own (F57)
+# Python's `ssl` honours it in every context that `create_default_context` makes.
 KEY_LOG_VARIABLE: Final = "SSLKEYLOGFILE"
 PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # of other programs; lower, too
 NAME_CHARS_MAX: Final = 64
@@ -1295,6 +1310,7 @@ _TWICE: Final = ("the name occurs twice",)
 
 
 def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine; of names only localhost, for no name is looked up here."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -1323,6 +1339,7 @@ def _typed(value: Json, *kinds: type[T]) -> T:
 
 
 def _flag(value: Json) -> bool:
+    """A check for true and false."""
     return _typed(value, bool)
 
 
@@ -1339,12 +1356,12 @@ def _number(low: float, high: float, *kinds: type[float]) -> Callable[[Json], fl
 
 
 def _shown(number: float) -> str:
-    """A number in digits that can be pasted."""
+    """A number in digits that can be pasted into pools.json."""
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 
 def _text(pattern: str, what: str) -> Callable[[Json], str]:
-    """A check for strings that match."""
+    """A check for strings that match all of a pattern; `what` says in a problem what they are."""
 
     def check(value: Json) -> str:
         text = _typed(value, str)
@@ -1405,6 +1422,7 @@ def _name_problem(name: str, what: str) -> str:
 
 
 def _routing(value: Json) -> Routing:
+    """A check for the routing of a pool."""
     text = _typed(value, str)
     if text in _ROUTINGS_GONE:
         raise ValueError(f"{text!r} was removed; {_ROUTINGS_GONE[text]}")
@@ -1420,6 +1438,7 @@ def is_model_name(text: str) -> bool:
 
 
 def _model(value: Json) -> str:
+    """A check for the name of a model."""
     text = _typed(value, str)
     if not is_model_name(text):
         raise ValueError("must be a model name")
@@ -1430,6 +1449,7 @@ _models: Final = _list(_model)
 
 
 def _named_by_models(value: Json) -> dict[str, Json]:
+    """A check for objects whose names are models, whatever their members hold."""
     named = _typed(value, dict)
     if not all(is_model_name(name) for name in named):
         raise ValueError("has a name that is not a model name")
@@ -1453,7 +1473,8 @@ def _served(value: Json) -> dict[str, str]:
     return served
 
 
-# What clients ask for, and so stands behind a base URL, never in it.
+# The ends of the URLs in providers' documentation: people paste these whole, but a base URL ends
+# before them.  A longer one comes before its own end.
 _ROUTES_OF_APIS: Final = (
     "/responses/compact", "/responses", "/chat/completions", "/completions", "/chat", "/models",
     "/embeddings", "/messages",
@@ -1461,6 +1482,11 @@ _ROUTES_OF_APIS: Final = (
 
 
 def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
+    """A check for an upstream's address.
+
+    It takes no login, query or fragment: the first would be a secret that is logged, and the
+    others would be lost when a route is added.
+    """
     text = _string(value)
     match = re.fullmatch(rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?", text)
     if match is None or not 0 < int(match[3] or 1) <= 65535:
@@ -1489,6 +1515,7 @@ def _proxy(text: str) -> Proxy:
 
 
 def _listen(value: Json) -> Listen:
+    """A check for one address to listen at."""
     text = _string(value)
     match = _ADDRESS.fullmatch(text)
     if text.startswith("unix:/"):
@@ -1501,6 +1528,7 @@ def _listen(value: Json) -> Listen:
 
 
 def _listens(value: Json) -> tuple[Listen, ...]:
+    """A check for one address to listen at, or a list of them."""
     if value == []:
         raise ValueError("must name at least one address")
     if not isinstance(value, list):
@@ -1509,7 +1537,11 @@ def _listens(value: Json) -> tuple[Listen, ...]:
 
 
 def _expiry(value: Json) -> float:
-    """A date means the end of that day in UTC; a time needs its offset."""
+    """A check for the end of a key, which gives unix time.
+
+    A date means the end of that day in UTC; a time needs its offset, for the server's own time zone
+    is hardly the one that is meant.
+    """
     what = "a date (2027-01-01) or a time (2027-01-01T12:00:00Z)"
     text = _text(r"\d{4}-\d{2}-\d{2}(T[0-9:.]+(Z|[+-][0-9:]+))?", what)(value)
     try:
@@ -1523,6 +1555,10 @@ def _expiry(value: Json) -> float:
 
 
 def _path(value: Json) -> str:
+    """A check for the path of a file.
+
+    Nothing expands ~ or variables here, so a path with them would name a file that is not there.
+    """
     text = _text("[^\x00~][^\x00]*", "a path, without ~ before it")(value)
     if re.search(r"\$\w|\$[{(]|\{|<|%\w+%", text):
         raise ValueError("must be a path; no variable is filled in here")
@@ -1542,19 +1578,25 @@ class Account:
     api_key: Secret
     auth_file: str | None = None
     allow_plain_http: bool = False
+    # Smaller ones are used first; a larger one is a reserve.
     priority: int = 0
     paused: bool = False
+    # How many requests it may have in progress.
     concurrent: int
-    models: Mapping[str, str] | None = None  # the pool's names: the upstream's
+    # The pool's names, and the upstream's; None: what its own /models lists.
+    models: Mapping[str, str] | None = None
     first_event_seconds: float
     ca_file: str | None = None
     websocket: bool
     client_version: str | None = None
-    source: str = ""  # where the API key was given: literal, env, file
-    identity: bytes = b""  # digest of where its requests go, as whom, and what is trusted there
+    # Where the API key was given: literal, env or file.
+    source: str = ""
+    # A digest of where its requests go, as whom, and which authorities are trusted there.
+    identity: bytes = b""
 
     @property
     def is_codex(self) -> bool:
+        """Whether it is a ChatGPT account, and no API key."""
         return self.auth_file is not None
 
     def name_of(self, model: str) -> str:
@@ -1569,12 +1611,15 @@ class Key:
     pool: str
     name: str
     digest: bytes = b""
-    source: str = ""  # where the secret was given: literal, env, file, sha256
+    # Where the secret was given: literal, env, file or sha256.
+    source: str = ""
+    # Those that it may use; None: all that its pool has.
     models: tuple[str, ...] | None = None
     requests_per_minute: int | None = None
     tokens_per_day: int | None = None
     concurrent: int
-    expires: float | None = None  # unix time
+    # In unix time; None: never.
+    expires: float | None = None
     paused: bool = False
 
     def is_usable(self, unix_now: float) -> bool:
@@ -1601,8 +1646,11 @@ class Alias:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
+    """Accounts that stand in for each other, and the keys that may use them."""
+
     name: str
     accounts: tuple[Account, ...]
+    # Those that it offers; None: whatever its accounts serve.
     models: tuple[str, ...] | None = None
     aliases: Mapping[str, Alias]
     routing: Routing = Routing.STICKY
@@ -1610,6 +1658,7 @@ class Pool:
 
     @property
     def has_codex(self) -> bool:
+        """Whether any of its accounts is a ChatGPT account."""
         return any(account.is_codex for account in self.accounts)
 
     def meant_by(self, name: str) -> Alias:
@@ -1619,6 +1668,8 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
+    """All of pools.json, and what the environment adds to it.  A reload replaces it as a whole."""
+
     accounts: Mapping[str, Account]
     pools: Mapping[str, Pool]
     operators: tuple[Operator, ...]
@@ -1626,17 +1677,22 @@ class Config:
     allow_public: bool = False
     base_path: str = ""
     allowed_origins: tuple[str, ...] = ()
-    hosts: frozenset[str] | None = None  # None: any
-    proxy: Proxy | None = None  # for all that goes out
+    # What a Host header may name; None: anything.
+    hosts: frozenset[str] | None = None
+    # For all that goes out; None: connections are made directly.
+    proxy: Proxy | None = None
     limits: Limits
     token_url: BaseUrl = REFRESH_URL
     warnings: tuple[str, ...] = ()
 
     @property
     def keys(self) -> Iterator[Key]:
+        """The keys of all pools."""
         return (key for pool in self.pools.values() for key in pool.keys)
 
 
+# The fields of each kind of object.  The check of a field that holds objects looks at their names
+# only: `_Loader` reads the objects, so that their problems have their own paths.
 _TOP: Final[Spec] = {
     "accounts": _members,
     "pools": _members,
@@ -1685,6 +1741,7 @@ _ALIAS: Final[Spec] = {
     "effort": _text("[a-z]{1,32}", "a level like low or high"),
     "service_tier": _text("[a-z_]{1,32}", "a tier like priority"),
 }
+# A limit in `int` takes whole numbers only; a time may have a fraction.
 _LIMITS: Final[Spec] = {
     one.name: _number(*one.metadata.values(), *((int,) if one.type == "int" else (int, float)))
     for one in dataclasses.fields(Limits)
@@ -1777,7 +1834,7 @@ class _Loader:
         if owner != path:
             raise ValueError(problem.format(owner))
 
-    # Secrets.
+    # Secrets: each is a literal, or a reference to a variable or to the first line of a file.
 
     def secret(self, text: str) -> tuple[str, str]:
         """The secret that `text` is or refers to, and its source.  Raises: ValueError."""
@@ -1824,7 +1881,7 @@ class _Loader:
             raise ValueError('must be visible ASCII; use "none" if the upstream needs no key')
         return Secret(secret), source
 
-    # Accounts.
+    # Accounts.  What an account leaves out comes from its type, or from the limits.
 
     def account(self, name: str, value: Json) -> Account | None:
         """The account that an object describes; None if the file has a problem."""
@@ -1889,7 +1946,7 @@ class _Loader:
             self.claim(file, path, "is already used by {}: each account needs its own login")
         return file
 
-    # Pools.
+    # Pools.  Their members are read after all accounts, for they name them.
 
     def key(self, pool: str, name: str, value: Json) -> Key | None:
         """A pool key, its text alone or an object; None if the file has a problem."""
@@ -1943,6 +2000,10 @@ class _Loader:
     def alias(
         self, pool: str, name: str, value: Json, models: Collection[str] | None
     ) -> Alias | None:
+        """What an alias stands for: a model, or an object with one; None if it has a problem.
+
+        `models` are those of the pool; None if it lists none: then anything may be meant.
+        """
         path, fields = f"{pool}.aliases.{name}", {}
         if isinstance(value, dict):
             fields = self.read(path, value, _ALIAS, "model")
@@ -1960,6 +2021,7 @@ class _Loader:
     # The whole.
 
     def read_limits(self, value: Json) -> Limits:
+        """The limits, which the other parts have as defaults: they are read first."""
         limits = self.limits = Limits(**self.read("limits", value, _LIMITS))
         # As text a body may be 8 times as large, and one key may use half of the room for all.
         if limits.bodies_bytes_max < 8 * limits.body_bytes_max:
@@ -1968,6 +2030,7 @@ class _Loader:
         return limits
 
     def operators(self, tokens: Mapping[str, Json]) -> tuple[Operator, ...]:
+        """The operators whose tokens are valid; no token may be a pool key, too."""
         operators = []
         for name, token in tokens.items():
             path = f"operators.{name}"
@@ -2090,6 +2153,7 @@ def _did_you_mean(name: str, known: Collection[str], likeness: float = 0.6) -> s
 
 
 def _plain(name: str) -> str:
+    """A name without what people write differently: case, and the marks between words."""
     return re.sub("[-_ ]", "", name).lower()
 
 
@@ -2153,14 +2217,20 @@ def _hosts_of(hosts: Sequence[str] | None, listen: Sequence[Listen]) -> frozense
 
 
 def _object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    found: dict[str, Json] = {}
+    """A JSON object in which a repeated name has the value `_TWICE`.
+
+    `json.loads` would keep the last value silently: of two keys with one name, the first would be
+    gone.
+    """
+    members: dict[str, Json] = {}
     for name, value in pairs:
-        found[name] = _TWICE if name in found else value
-    return found
+        members[name] = _TWICE if name in members else value
+    return members
 
 
 _FIELD_NAMES: Final = frozenset().union(_TOP, _POOL, _ACCOUNT, _KEY, _LIMITS)
-# What stands where the text stops being JSON, and what it is; the first that fits.
+# Python says what it expected, which helps nobody who has written a comment.  So the text at that
+# place is looked at first: what it begins with, and what is wrong; the first that fits.
 _COMMENTS: Final = ("//", "/*", "#")
 _LAST_COMMAS: Final = (",}", ",]")
 _MISTAKES: Final = (
@@ -2174,6 +2244,7 @@ _MISTAKES: Final = (
     (("True", "False", "None"), "JSON writes true, false and null in small letters"),
     ((",",), "a comma too many"),
 )
+# Python's messages that say enough, in words for people who write no JSON otherwise.
 _MESSAGES: Final = {
     "Extra data": "more after its end",
     "Unterminated string starting at": "a string that is not closed",
@@ -2218,13 +2289,17 @@ def _mistake_in(rest: str, named: str) -> str:
 
 
 def _masked(match: re.Match[str]) -> str:
-    """A word of pools.json, as far as it is known to be no secret."""
+    """A word of pools.json if it is known to be no secret; else as many asterisks.
+
+    The line is logged, and broken JSON has no fields by which a secret could be recognized.
+    """
     word = match[0]
     is_known = word in _FIELD_NAMES or word in {"//", "/*", "*/", "#"}
     return word if is_known else "*" * len(word)
 
 
-# What cannot be meant, and is no reason not to serve.
+# Doubts: what can hardly be meant, and is no reason not to serve.  Each is a line that begins with
+# its JSON path: `check` prints them, and the start logs them.
 
 
 def doubts_of(config: Config, unix_now: float) -> list[str]:
@@ -2241,6 +2316,7 @@ def doubts_of(config: Config, unix_now: float) -> list[str]:
 
 
 def _doubts_of_top(config: Config) -> Iterator[str]:
+    """Doubts about the top of the file, and accounts that nobody uses."""
     if config.hosts is not None and not config.hosts:
         yield "hosts: is empty, so every request is refused"
     if config.proxy and (doubt := _doubt_of_own(config.proxy.url, config.listen)):
@@ -2255,7 +2331,7 @@ def _doubts_of_top(config: Config) -> Iterator[str]:
 
 
 def _doubts_of_shared_secrets(config: Config) -> Iterator[str]:
-    """Pool keys that an upstream knows: it could use the pool itself."""
+    """Doubts about pool keys that an upstream knows, too: it could use the pool itself."""
     upstreams = {
         hashlib.sha256(reveal(account.api_key).encode()).digest(): name
         for name, account in config.accounts.items()
@@ -2267,6 +2343,7 @@ def _doubts_of_shared_secrets(config: Config) -> Iterator[str]:
 
 
 def _doubts_of_account(account: Account, config: Config) -> Iterator[str]:
+    """Doubts about an account's address, key and models."""
     path = f"accounts.{account.name}"
     if doubt := _doubt_of_url(account) or _doubt_of_own(account.base_url, config.listen):
         yield f"{path}.base_url: {doubt}"
@@ -2297,6 +2374,7 @@ def _doubt_of_own(url: BaseUrl, listens: Iterable[Listen]) -> str:
     return ""
 
 
+# Addresses that stand for all of a machine's own.
 _EVERYWHERE: Final = {str(ipaddress.IPv4Address(0)), "::"}
 _UNMEANT_NAME: Final = re.compile(r"\$\w+|.*(?:\$\{|\{\{|\{env:|\{file:).*|<.*>")
 
@@ -2323,6 +2401,7 @@ def _doubts_of_names(path: str, names: Sequence[str] | None, emptiness: str) -> 
         yield f"{path}: is empty, so {emptiness}"
 
 
+# Where well-known providers have their APIs: a base URL that ends before it gets a 404 for all.
 _PATHS_OF_HOSTS: Final = {
     "api.openai.com": "/v1", "openrouter.ai": "/api/v1", "api.groq.com": "/openai/v1",
     "api.mistral.ai": "/v1", "api.x.ai": "/v1", "api.together.xyz": "/v1",
@@ -2331,6 +2410,7 @@ _PATHS_OF_HOSTS: Final = {
 _PLACEHOLDER_HOST: Final = re.compile(
     r"(?i:(?:^|[.-])your[.-]|(?:^|\.)example\.(?:com|net|org)$|(?:^|[.-])placeholder(?:[.-]|$))"
 )
+# Providers whose API is at the root of their host.
 _PATHLESS_HOSTS: Final = frozenset({"api.deepseek.com", "api.perplexity.ai"})
 
 
@@ -2361,6 +2441,7 @@ def _doubt_of_url(account: Account) -> str:
 
 
 def _doubts_of_pool(pool: Pool) -> Iterator[str]:
+    """Doubts about what a pool has as a whole."""
     path = f"pools.{pool.name}"
     if pool.accounts and all(account.paused for account in pool.accounts):
         yield f"{path}.accounts: all of them are paused, so nobody can serve this pool"
@@ -2368,6 +2449,7 @@ def _doubts_of_pool(pool: Pool) -> Iterator[str]:
 
 
 def _doubts_of_keys(pool: Pool, unix_now: float) -> Iterator[str]:
+    """Doubts about each key of a pool, and whether any of them can be used."""
     for key in pool.keys:
         path = f"pools.{pool.name}.keys.{key.name}"
         yield from _doubts_of_names(f"{path}.models", key.models, "this key may use no model")
@@ -2384,6 +2466,7 @@ _ALIAS_TIERS: Final = ("auto", "default", "fast", "flex", "priority", "scale", "
 
 
 def _doubts_of_aliases(pool: Pool) -> Iterator[str]:
+    """Doubts about what aliases add to a request; its upstream would refuse that, or ignore it."""
     for name, alias in pool.aliases.items():
         path = f"pools.{pool.name}.aliases.{name}"
         if name != name.strip():
@@ -2475,7 +2558,11 @@ def changes_between(before: Config, after: Config) -> list[str]:
 
 
 def _by_path(config: Config) -> dict[str, object]:
-    """What a configuration says, by JSON path; secrets as digests."""
+    """What a configuration says, by JSON path; secrets as digests.
+
+    Two of these are compared, so what is equal must mean the same: a secret that has moved from the
+    file to a variable is unchanged.
+    """
     flat: dict[str, object] = {}
 
     def put(prefix: str, value: Any, *left_out: str) -> None:  # noqa: ANN401 (any dataclass)
