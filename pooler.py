@@ -10911,6 +10911,7 @@ class Exchange:
     call: Call | None = None
     use: KeyUse | None = None  # of the key, which counts the call
     is_spent: bool = False  # an upstream has read it whole, and has not said that it did nothing
+    is_sent: bool = False  # the upstream of the latest attempt has read it whole
 
     @property
     def limits(self) -> Limits:
@@ -11411,6 +11412,7 @@ class Attempt:
     async def ask(self, rejected: Credentials | None) -> Opened | Fault:
         """As `open`.  Raises also: LoginNeeded, TRANSPORT_ERRORS."""
         exchange, call, account = self.exchange, self.call, self.endpoint.account
+        exchange.is_sent = False
         identify_account = functools.partial(
             identify, exchange.shared.tokens, self.endpoint, rejected
         )
@@ -11430,7 +11432,7 @@ class Attempt:
         if isinstance(source, Fault):
             return source
 
-        exchange.is_spent = True
+        exchange.is_spent = exchange.is_sent = True
         exchange.replace_body(exchange.body)  # what was made of it has been sent
         opened = Opened(exchange, call, account, source, scanner, translator, self.held)
         return await opened.open() or opened
@@ -11870,30 +11872,56 @@ async def open_repaired(
             noted["repaired"] = True
 
 
+_ANY_EFFECT: Final = frozenset(Effect)
+# An upstream that says one of these has not begun the work.
 _NOT_BEGUN: Final = frozenset({
     Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED, Effect.FORBIDDEN, Effect.LACKS_MODEL,
     Effect.LACKS_ROUTE,
 })  # fmt: skip
+# A call's path, and the effects of a failure after which it may be repeated with another account
+# although an upstream has read it whole.  A 500 may come after long work: where each attempt
+# costs again, a compaction (F27) or an image (F26), only what was not begun is repeated.
+REPEATED_AFTER: Final[Mapping[str, frozenset[Effect]]] = {
+    CallKind.RESPONSES.value: _ANY_EFFECT,
+    CallKind.CHAT.value: _ANY_EFFECT,
+    SEARCH_PATH: _ANY_EFFECT,
+    COMPACT_PATH: _NOT_BEGUN,
+    **dict.fromkeys(IMAGE_PATHS, _NOT_BEGUN),
+}
 
 
 def final_error(exchange: Exchange, call: Call, tries: Tries, fault: Fault) -> PoolerError | None:
-    """What to tell the client after this fault; None, if another account must be asked."""
-    roster, now = exchange.shared.roster, trio.current_time()
-    may_go_on = fault.action in {Action.NEXT, Action.REFRESH}
-    if call.path.endswith("/compact"):  # long work (F27): only what was not begun is sent on
-        may_go_on = fault.effect in _NOT_BEGUN
-    # After a long silence the client has its 200.
-    if may_go_on and not exchange.reply.is_started:
-        is_left = bool(roster.ranked(call, tries.passed_over, now))
-        is_left = is_left or roster.returns_at(call, tries.passed_over, now) < math.inf
-        if is_left and len(exchange.record.attempts) < exchange.limits.attempts_max:
-            return None
+    """The client's error after this fault; None if another account must be asked."""
+    if may_repeat(exchange, call, fault) and is_account_left(exchange, call, tries):
+        return None
 
-    # What others may make up for is told only when nobody is left to ask.
+    # What another account may make up for is reported only when none is left to ask.
     is_lack = fault.effect in {Effect.LACKS_MODEL, Effect.LACKS_ROUTE}
-    if is_lack or fault.error.code == "no_usable_account":
-        return roster.refusal(call, tries.passed_over, now, exchange.shared.unix_now())
-    return fault.error
+    if not is_lack and fault.error.code != "no_usable_account":
+        return fault.error
+
+    roster, unix_now = exchange.shared.roster, exchange.shared.unix_now()
+    return roster.refusal(call, tries.passed_over, trio.current_time(), unix_now)
+
+
+def may_repeat(exchange: Exchange, call: Call, fault: Fault) -> bool:
+    """Whether the call may be sent to another account, so that nothing is done twice."""
+    if exchange.reply.is_started:  # after a long silence the client has its 200
+        return False
+    if fault.action not in {Action.NEXT, Action.REFRESH}:
+        return False
+    return not exchange.is_sent or fault.effect in REPEATED_AFTER[call.path]
+
+
+def is_account_left(exchange: Exchange, call: Call, tries: Tries) -> bool:
+    """Whether there is an account to ask, now or soon, and an attempt to ask it with."""
+    if len(exchange.record.attempts) >= exchange.limits.attempts_max:
+        return False
+
+    roster, now = exchange.shared.roster, trio.current_time()
+    if roster.ranked(call, tries.passed_over, now):
+        return True
+    return roster.returns_at(call, tries.passed_over, now) < math.inf
 
 
 ################################################################

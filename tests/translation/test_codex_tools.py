@@ -16,10 +16,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import parse_config
+from pooler import REPEATED_AFTER, ROUTES, parse_config
 from tests.support.codex_backend import make_auth_file
 from tests.support.memory_sockets import KEY, OTHER_KEY, Json, Pairs, Response, post
-from tests.support.world import UNIX_START, Step, World, json_response, sse_response
+from tests.support.world import UNIX_START, Refuse, Step, World, json_response, sse_response
 
 CODEX: Final = "/backend-api/codex"
 BASES: Final = (CODEX, "/v1")
@@ -138,7 +138,6 @@ async def test_a_tool_is_no_business_of_an_account_with_an_api_key(
     [
         (LIMITED, True),
         (json_response({"detail": "x"}, 403), True),
-        (json_response({"error": {"message": "x"}}, 503), True),
         (json_response({"error": {"message": "x", "code": "moderation_blocked"}}, 400), False),
     ],
 )
@@ -386,6 +385,57 @@ async def test_a_compaction_that_was_begun_is_not_begun_elsewhere(
         response = await world.ask(post(f"/v1{COMPACT}", HISTORY))
         assert response.status == (second or 200)
         assert asked_of(world) == asked
+
+
+FAILURES: Final[dict[str, list[Step]]] = {
+    **{
+        str(status): json_response({"error": {"message": "x"}}, status)
+        for status in (500, 502, 503, 520, 521, 529)
+    },
+    "in-a-200": json_response({"error": {"code": "server_error", "message": "x"}}),
+}
+NOT_BEGUN: Final[dict[str, list[Step]]] = {
+    "limited": LIMITED,
+    "out-of-credit": json_response({"detail": {"code": "deactivated_workspace"}}, 402),
+    "lacks-it": json_response({"detail": "Not Found"}, 404),
+}
+
+
+@every_base
+@every_tool
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_what_costs_again_is_not_repeated_after_an_upstream_may_have_begun(
+    autojump_clock: MockClock, tmp_path: Path, failure: str, tool: str, base: str
+) -> None:
+    """An image is paid for each time that it is made; a search only reads."""
+    async with tools_world(tmp_path) as world:
+        world.upstreams["a"].plays(FAILURES[failure])
+        world.upstreams["b"].plays(json_response({"id": "r", "output": []}))
+        response = await world.ask(post(f"{base}{tool}", BODIES[tool]))
+        is_repeated = tool == SEARCH
+        assert asked_of(world) == (["a", "b"] if is_repeated else ["a"])
+        assert (response.status == 200) is is_repeated
+
+
+@pytest.mark.parametrize("tool", [*BODIES, COMPACT])
+@pytest.mark.parametrize("failure", [*NOT_BEGUN, "unreached"])
+async def test_what_was_not_begun_is_done_by_another_account(
+    autojump_clock: MockClock, tmp_path: Path, failure: str, tool: str
+) -> None:
+    async with tools_world(tmp_path) as world:
+        if failure == "unreached":
+            world.upstreams["a"].dials.append(Refuse())
+        else:
+            world.upstreams["a"].plays(NOT_BEGUN[failure])
+        world.upstreams["b"].plays(json_response({"id": "r", "output": []}))
+        response = await world.ask(post(f"{CODEX}{tool}", BODIES.get(tool, HISTORY)))
+        assert response.status == 200
+        assert world.records[-1]["account"] == "b"
+
+
+def test_of_every_call_is_settled_after_what_it_is_repeated() -> None:
+    paths = {route.upstream_path for route in ROUTES if route.handler.startswith("accept_")}
+    assert set(REPEATED_AFTER) == paths
 
 
 async def test_a_compaction_of_a_stored_response_goes_to_who_can_have_stored_it(
