@@ -3889,13 +3889,28 @@ class Usage(NamedTuple):
 
 
 def read_usage(value: Json) -> Usage | None:
-    """The `usage` object of a Responses or Chat response; None where it is none."""
-    for given, made in (("input_tokens", "output_tokens"), ("prompt_tokens", "completion_tokens")):
-        if isinstance(value, dict) and given in value:
-            cached = count_at(value.get(f"{given}_details"), "cached_tokens")
-            reasoned = count_at(value.get(f"{made}_details"), "reasoning_tokens")
-            return Usage(count_at(value, given), count_at(value, made), cached, reasoned)
-    return None
+    """The `usage` object of a Responses or Chat response; None if it is not one.
+
+    The two APIs count the same tokens under different names.
+    """
+    if not isinstance(value, dict):
+        return None
+
+    if "input_tokens" in value:
+        input_name, output_name = "input_tokens", "output_tokens"
+    elif "prompt_tokens" in value:
+        input_name, output_name = "prompt_tokens", "completion_tokens"
+    else:
+        return None
+
+    input_details = value.get(f"{input_name}_details")
+    output_details = value.get(f"{output_name}_details")
+    return Usage(
+        count_at(value, input_name),
+        count_at(value, output_name),
+        count_at(input_details, "cached_tokens"),
+        count_at(output_details, "reasoning_tokens"),
+    )
 
 
 def _lines(event: bytes) -> list[bytes]:
@@ -3909,18 +3924,16 @@ def _lines(event: bytes) -> list[bytes]:
 
 def event_data(event: bytes) -> bytes:
     """The data of one event: its `data` lines joined by LF.  Raises: BadSyntax."""
-    data = [
-        line[6 if line.startswith(b"data: ") else 5 :]
-        for line in _lines(event)
-        if line.startswith(b"data:")
-    ]
-    return data[0] if len(data) == 1 else b"\n".join(data)
+    fields = [line for line in _lines(event) if line.startswith(b"data:")]
+    # One space after the colon belongs to the syntax; further ones belong to the data.
+    data = [line.removeprefix(b"data:").removeprefix(b" ") for line in fields]
+    return b"\n".join(data)
 
 
 def load_event(event: bytes) -> dict[str, Json]:
-    """The JSON object that an event carries; an empty one, if it carries none.
+    """The JSON object that an event carries; an empty one if it carries none.
 
-    Raises: BadSyntax, where to read it would take long.
+    Raises: BadSyntax, if it would take long to read.
     """
     return load_object(event_data(event))
 
@@ -3930,20 +3943,20 @@ class Event(NamedTuple):
 
     kind: EventKind
     raw: bytes
-    value: JsonDict | None = None  # the object in it, where it has been read
+    value: JsonDict | None = None  # the object in it, if it has been read
     is_message: bool = False
 
     def load(self) -> JsonDict:
-        """The object in it; an empty one, if it has none.
+        """The object in it; an empty one if it has none.
 
-        Raises: BadSyntax, where to read it would take long.
+        Raises: BadSyntax, if it would take long to read.
         """
         if self.value is not None:
             return self.value
         return load_object(self.raw) if self.is_message else load_event(self.raw)
 
     def try_load(self) -> JsonDict:
-        """The same; an empty one also where to read it would take long."""
+        """The same; an empty one also if it would take long to read."""
         try:
             return self.load()
         except BadSyntax:
@@ -3966,38 +3979,48 @@ def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
 _PROBLEM_FIELDS: Final = frozenset(
     "code detail instance message param request_id status title type".split()
 )
-_SUCCESS_FIELDS: Final = frozenset({"choices", "id", "output"})  # what goes with them is a remark
+# Errors next to one of these are remarks on a response that has not failed.
+_SUCCESS_FIELDS: Final = frozenset({"choices", "id", "output"})
 _FAILED_STATUS: Final = re.compile("[45][0-9][0-9]")
 
 
 def is_error(value: Mapping[str, Json]) -> bool:
-    """Whether an object is an error, where no `type` that is known says what it is (F58)."""
+    """Whether an object is an error, if no known `type` says what it is (F58)."""
     if value.get("error") or "error" in (value.get("type"), value.get("object")):
         return True
-    if any(object_of(choice).get("error") for choice in objects_of(value.get("choices"))):
+
+    choices = objects_of(value.get("choices"))
+    if any(object_of(choice).get("error") for choice in choices):
         return True
+
     if objects_of(value.get("errors")) and not value.keys() & _SUCCESS_FIELDS:
         return True
+
+    # An error that is not wrapped in a member has an error's members and no others.
     if not value.keys() <= _PROBLEM_FIELDS:
         return False
-    return bool(value.get("detail")) or any(
-        map(status_in, (value.get("code"), value.get("status")))
-    )
+    statuses = (value.get("code"), value.get("status"))
+    return bool(value.get("detail")) or any(map(status_in, statuses))
 
 
 def status_in(value: Json) -> int:
-    """A number that is the status of a failed response, also as text; 0, if it is none."""
+    """A number that is the status of a failed response, also as text; 0 if it is not one."""
     text = str(value) if isinstance(value, int | str) else ""
     return int(text) if _FAILED_STATUS.fullmatch(text) else 0
 
 
 def _kind_of_type(name: bytes) -> EventKind:
+    """The kind of an event of that type.
+
+    An unknown type is content, after which no other account is tried, unless it is one of Codex's
+    own, which say nothing of a response.
+    """
     is_codex = name.startswith(b"codex.")
     return _KIND_OF_TYPE.get(name, EventKind.HANDSHAKE if is_codex else EventKind.CONTENT)
 
 
 def is_event_type(name: bytes) -> bool:
-    """Whether a type is an event's: an error, too, has a `type`."""
+    """Whether a type is an event's: the errors of an HTTP response have a `type`, too."""
     return name.startswith((b"response.", b"codex.")) or name in _KIND_OF_TYPE
 
 
@@ -4103,11 +4126,14 @@ class EventScanner:
             return kind, None
 
         data = self._data(text)
-        if data in {b"", b"[DONE]"}:
-            return EventKind.DONE if data else EventKind.IDLE, None
+        if not data:
+            return EventKind.IDLE, None
+        if data == b"[DONE]":
+            return EventKind.DONE, None
+
         try:
             value = load_object(data)
-        except BadSyntax:  # who needs more of it than its kind will find so, too
+        except BadSyntax:  # a reader that needs more of it than its kind will notice as well
             return EventKind.CONTENT, None
         return self._kind_of(value), value
 
@@ -4120,15 +4146,17 @@ class EventScanner:
         elif self.has_content and _CHAT_CONTENT.match(text) and not _CHAT_NOTABLE.search(text):
             return EventKind.CONTENT
 
-        is_blank = not self.is_socket and b"data" not in text
-        return EventKind.IDLE if is_blank else None
+        if not self.is_socket and b"data" not in text:
+            return EventKind.IDLE
+        return None
 
     def _kind_by_leading_type(self, text: bytes) -> EventKind | None:
         """The kind of a Responses event whose first member is a `type` that we know.
 
         How plain content begins is kept: `_take` compares the events that follow with it.
         """
-        match = _TYPE_FIRST_IN_MESSAGE.match(text) if self.is_socket else _TYPE_FIRST.match(text)
+        pattern = _TYPE_FIRST_IN_MESSAGE if self.is_socket else _TYPE_FIRST
+        match = pattern.match(text)
         if match is None:
             return None
 
@@ -4142,12 +4170,14 @@ class EventScanner:
         return kind
 
     def _data(self, text: bytes) -> bytes:
+        """The JSON text of an event: all of a WebSocket's message, or the data lines of SSE."""
         return text if self.is_socket else event_data(text)
 
     def _verified(self, kind: EventKind, text: bytes) -> tuple[EventKind, JsonDict | None]:
         """The kind of what began like an end, and the object in it.
 
-        What is no JSON, or says another type after the first, ends nothing for a client.
+        An event that is not JSON, or gives another type after the first, ends nothing for a
+        client.
         """
         try:
             value = load_object(self._data(text))
@@ -4156,27 +4186,41 @@ class EventScanner:
         return self._kind_of(value), value
 
     def _kind_of(self, value: dict[str, Json]) -> EventKind:
+        """The kind of an event, by the object in it."""
         if self.kind is CallKind.CHAT and value:
             return self._kind_of_chunk(value)
+
         name = text_at(value, "type").encode("utf-8", "replace")
-        if is_event_type(name):
-            kind = _kind_of_type(name)
-            has_failed = text_at(value.get("response"), "status") == "failed"
-            is_failed_end = kind is EventKind.SUCCESS and has_failed
-            return EventKind.FAILURE if is_failed_end else kind
-        return EventKind.FAILURE if is_error(value) else EventKind.CONTENT
+        if not is_event_type(name):
+            return EventKind.FAILURE if is_error(value) else EventKind.CONTENT
+
+        kind = _kind_of_type(name)
+        # The status of the response itself counts for more than the type of the event.
+        has_failed = text_at(value.get("response"), "status") == "failed"
+        if kind is EventKind.SUCCESS and has_failed:
+            return EventKind.FAILURE
+        return kind
 
     def _kind_of_chunk(self, value: dict[str, Json]) -> EventKind:
+        """The kind of a Chat chunk; its usage and finish_reason are noted.
+
+        A chunk that names only the role comes before content: failover is still possible.
+        """
         if is_error(value):
             return EventKind.FAILURE
+
         self.usage = read_usage(value.get("usage")) or self.usage
-        says_more = False
+        is_content = self.has_content
         for choice in objects_of(value.get("choices")):
-            self.has_finish |= bool(text_at(choice, "finish_reason"))  # some say "" meanwhile (F63)
-            delta = object_of(choice.get("delta")).items()
-            says_more |= any(value for name, value in delta if name != "role")
-        is_content = self.has_content or self.has_finish or says_more
-        return EventKind.CONTENT if is_content else EventKind.HANDSHAKE
+            if text_at(choice, "finish_reason"):  # some say "" meanwhile (F63)
+                self.has_finish = True
+            delta = object_of(choice.get("delta"))
+            if any(member for name, member in delta.items() if name != "role"):
+                is_content = True
+
+        if is_content or self.has_finish:
+            return EventKind.CONTENT
+        return EventKind.HANDSHAKE
 
     def _note(self, kind: EventKind, text: bytes, value: JsonDict | None) -> JsonDict | None:
         """Remember what an event other than plain content says; after the end, nothing.
@@ -4201,16 +4245,20 @@ class EventScanner:
         if value is None and kind not in _TOLD_ENDS:
             with contextlib.suppress(BadSyntax):
                 value = load_object(self._data(text))
-        known = object_of(value)
-        self._note_response(object_of(known.get("response")))
+        content = object_of(value)
+        self._note_response(object_of(content.get("response")))
         if kind is EventKind.FAILURE:
-            self.failure = failure_of(known)
+            self.failure = failure_of(content)
         return value
 
     def _note_response(self, response: JsonObject) -> None:
-        """Remember whose response it is, and its usage."""
+        """Remember which response it is, and its usage.
+
+        Only short members are kept: `failure_event` repeats them in a client's last event.
+        """
         if not response:
             return
+
         self.response = {}
         for name, member in members_of(response, RESPONSE_FIELDS).items():
             is_short = isinstance(member, str) and len(member) <= SESSION_CHARS_MAX
@@ -4219,17 +4267,22 @@ class EventScanner:
         self.usage = read_usage(response.get("usage")) or self.usage
 
     def _note_number(self, events: Sequence[Event]) -> None:
-        """Remember what follows the latest sequence number."""
+        """Remember the number after the latest sequence number, for `failure_event`."""
         for event in reversed(events):
-            if (at := event.raw.find(b'"sequence_number"')) >= 0:
+            at = event.raw.find(b'"sequence_number"')
+            if at >= 0:
                 match = _NUMBER.match(event.raw, at)
                 self._next_number = int(match[1]) + 1 if match else 0
-                break
+                return
 
     def is_complete(self, is_clean: bool) -> bool:
-        """Whether a body that ends now has said all; `is_clean`: its framing was whole."""
-        is_chat_end = self.kind is CallKind.CHAT and self.has_finish and is_clean
-        return self.terminal is not None or is_chat_end
+        """Whether a body that ends now is complete; `is_clean`: its framing was whole.
+
+        A Chat stream is complete after a finish_reason and a clean end, even without `[DONE]`.
+        """
+        if self.terminal is not None:
+            return True
+        return is_clean and self.has_finish and self.kind is CallKind.CHAT
 
     def failure_event(
         self, error: PoolerError, request_id: str, kind: CallKind, *, is_instead: bool = False
@@ -4240,44 +4293,63 @@ class EventScanner:
         """
         if kind is CallKind.CHAT:
             return b"data: " + error.content()[0] + b"\n\n"
+
+        message = f"{error.public} {RETRY_WORDS}"
         response = {
             "id": f"resp_{request_id}",
             "object": "response",
             **self.response,
             "status": "failed",
-            "error": {"code": error.public_code, "message": f"{error.public} {RETRY_WORDS}"},
+            "error": {"code": error.public_code, "message": message},
             "output": [],
         }
         number = self._next_number - is_instead
-        event = {"type": "response.failed", "sequence_number": number, "response": response}
+        event = {
+            "type": "response.failed",
+            "sequence_number": number,
+            "response": response,
+        }
         text = json.dumps(event).encode()
-        return text if self.is_socket else b"event: response.failed\ndata: " + text + b"\n\n"
+        if self.is_socket:
+            return text
+        return b"event: response.failed\ndata: " + text + b"\n\n"
 
 
 def type_of(message: bytes) -> str:
-    """The type of the event in a WebSocket's message; "" where it has none, and is no error."""
-    if match := _TYPE_FIRST_IN_MESSAGE.match(message[:KIB]):
+    """The type of the event in a WebSocket's message; "" if it has none and is not an error."""
+    match = _TYPE_FIRST_IN_MESSAGE.match(message[:KIB])
+    if match is not None:
         return match[1].decode()
+
     value = try_load_object(message)
-    return text_at(value, "type") or ("error" if is_error(value) else "")
+    name = text_at(value, "type")
+    if not name and is_error(value):
+        return "error"
+    return name
 
 
 def is_news(name: str) -> bool:
-    """Whether an event of that type tells of the account or the connection, and of no turn."""
+    """Whether an event of that type is about the account or the connection, and not a turn."""
     return name.startswith("codex.") or name in {"keepalive", "response.metadata"}
 
 
 def with_stream_id(message: bytes, stream_id: str) -> bytes:
-    """An event that says which turn it is of; as it came, where it is no JSON object."""
+    """The event with the turn that it belongs to; unchanged if it is not a JSON object.
+
+    The member is put in as text: a large event is not parsed and serialised for it.
+    """
     text = message.strip(b" \t\r\n")
     members = text[1:-1].strip(b" \t\r\n")
     if not (text.startswith(b"{") and text.endswith(b"}")):
         return message
-    # Its name in plain letters, or with one of them escaped.
+
+    # Of two members of one name some clients would read the other.  The name may be in plain
+    # letters, or have some of them escaped.
     if b'"stream_id"' in members or b"\\u00" in members:
         value = try_load_object(text)
         if "stream_id" in value:
             return dump_json(value | {"stream_id": stream_id})
+
     comma = "," if members else ""
     return b"{" + members + f'{comma}"stream_id":"{stream_id}"}}'.encode()
 
@@ -8282,8 +8354,10 @@ async def read_socket(source: trio.socket.SocketType) -> bytes:
     """
     while source.fileno() >= 0:
         await trio.lowlevel.wait_readable(source)
-        with contextlib.suppress(BlockingIOError):  # a false alarm
+        try:
             return os.read(source.fileno(), RECEIVE_BYTES)
+        except BlockingIOError:  # a false alarm
+            continue
     raise trio.ClosedResourceError
 
 
@@ -8315,10 +8389,12 @@ class Connection:
 
     def send_now(self, data: bytes) -> int:
         """Send what goes out without waiting; the number of bytes.  `send_all` raises errors."""
-        if isinstance(self.stream, trio.SocketStream):
-            with contextlib.suppress(OSError):
-                return os.write(self.stream.socket.fileno(), data)
-        return 0
+        if not isinstance(self.stream, trio.SocketStream):
+            return 0
+        try:
+            return os.write(self.stream.socket.fileno(), data)
+        except OSError:
+            return 0
 
     async def send_all(self, data: bytes, stall_seconds_max: float) -> None:
         """Send all of `data`, however slowly, if every 64 KiB of it go out in time.
@@ -9047,8 +9123,10 @@ class TlsStream(trio.abc.Stream):
         What has not is for `send_all`, and so are errors.
         """
         self._encrypt(data)
-        with contextlib.suppress(OSError):
+        try:
             self._write()
+        except OSError:
+            return False
         return not self.unsent
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

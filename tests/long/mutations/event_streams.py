@@ -18,7 +18,7 @@ ROWS: Rows = (
      "EventScanner._verified", "self._kind_of(value)", "kind",
      "upstream_excess::a_client_reads_one_terminal_event_whatever_comes"),
     ("empty_finish", "An empty reason is no end.",
-     "EventScanner._kind_of_chunk", "bool(text_at(choice, 'finish_reason'))",
+     "EventScanner._kind_of_chunk", "text_at(choice, 'finish_reason')",
      "isinstance(choice.get('finish_reason'), str)",
      "chat_endings::a_body_that_ends_in_mid_text_has_failed"),
     ("two_stream_ids", "An event bears its stream_id once.",
