@@ -7,6 +7,7 @@ of each step measured; and compressed bodies through a whole server.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -303,6 +304,48 @@ def test_a_valid_body_is_counted_as_a_slow_scanner_counts(
         else:
             refuses(lambda text=text: check_json_shape(text.encode()))  # type: ignore[misc] # bound now
             refuses(lambda text=text: judge_as_served(text.encode()))  # type: ignore[misc] # bound now
+
+
+def plain_excess(raw: bytes, depth_max: int, members_max: int) -> str:
+    """The guard written so that it is easily seen to be right: by removal, one step at a time."""
+    text = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if text.count(b'"') > 4 * (members_max + 1):
+        return "too many members"
+    outside = b"".join(text.split(b'"')[::2])
+    if sum(outside.count(opener_or_comma) for opener_or_comma in (b"[", b"{", b",")) > members_max:
+        return "too many members"
+    brackets = bytes(byte for byte in outside if byte in b"[]{}")
+    if 2 * sum(byte in b"[{" for byte in brackets) < len(brackets):
+        return "more brackets that close than open"
+    depths = itertools.accumulate(1 if byte in b"[{" else -1 for byte in brackets)
+    return "too much nesting" if max(depths, default=0) > depth_max else ""
+
+
+TEXTS: Final = st.one_of(
+    SHAPES,
+    SHAPES.map(lambda shape: '{"a": ' + shape + "}"),
+    SHAPES.map(lambda shape: json.dumps({shape: [shape, {"b": shape}]})),
+)
+
+
+@given(text=TEXTS, depth_max=st.integers(1, 4), members_max=st.integers(0, 12))
+def test_any_text_is_accepted_or_refused_as_a_plain_guard_does(
+    text: str, depth_max: int, members_max: int
+) -> None:
+    with_limits({"body_depth_max": depth_max, "json_separators_max": members_max})
+    body = text.encode()
+    openers = body.count(b"[") + body.count(b"{")
+    is_little = openers <= depth_max and openers + body.count(b",") <= members_max
+    if is_little or not plain_excess(body, depth_max, members_max):
+        try:
+            expected = pooler.parse_strictly(body)
+        except ValueError:
+            expected = None
+        if isinstance(expected, dict):
+            assert judge_as_served(body) == judge(body) == expected
+            return
+    refuses(lambda: judge(body))
+    refuses(lambda: judge_as_served(body))
 
 
 VALUES: Final = st.recursive(

@@ -1,0 +1,64 @@
+"""Proves that a request's body is read, and written, no more often than is known of it.
+
+Method: the passes over large bodies are counted in the real server in virtual time: an account of
+either type, with and without another name for the model, and a WebSocket's turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from trio.testing import MockClock
+
+import pooler
+from tests.support.memory_sockets import post
+from tests.support.world import describe, json_response, opened_world
+from tests.translation.test_codex_accounts import MODEL, codex_world, described
+from tests.translation.test_codex_requests import ONE, sent
+
+TEXT: Final = "much\n" * 200
+PASSES: Final = ("check_json_shape", "parse_json_object", "parse_again", "dump_like")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often each pass was made."""
+    counts = dict.fromkeys(PASSES, 0)
+
+    def counted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:  # noqa: ANN401
+            counts[name] += 1
+            return work(*given)
+
+        return run
+
+    for name in PASSES:
+        monkeypatch.setattr(pooler, name, counted(name, getattr(pooler, name)))
+    return counts
+
+
+@pytest.mark.parametrize(("model", "expected"), [("m1", (0, 1, 0, 0)), ("small", (0, 1, 0, 1))])
+async def test_a_body_for_an_account_with_a_key_is_read_once(
+    model: str, expected: tuple[int, ...], passes: dict[str, int], autojump_clock: MockClock
+) -> None:
+    async with opened_world(describe("a", pool={"aliases": {"small": "m1"}})) as world:
+        world.upstreams["a"].always = json_response({"id": "r"})
+        body = {"model": model, "input": TEXT}
+        assert (await world.ask(post("/v1/responses", body))).status == 200
+    assert tuple(passes.values()) == expected
+
+
+@pytest.mark.parametrize("carrier", ["responses", "responses-stream", "chat", "websocket"])
+async def test_a_body_that_is_translated_is_read_twice_and_written_once(
+    carrier: str, passes: dict[str, int], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Once to be judged, and once for its account: between the two it may wait for a long time,
+    and what was parsed takes several times as much memory as the body."""
+    name = "messages" if carrier == "chat" else "input"
+    body = {"model": MODEL, name: [{"role": "user", "content": TEXT}]}
+    async with codex_world(described(tmp_path, **ONE), tmp_path) as world:
+        assert (await sent(world, carrier, body))[0] == 200
+    assert tuple(passes.values()) == (0, 1, 1, 1)
