@@ -1004,6 +1004,7 @@ _REVOKED_CODES: Final = re.compile(
     "account_auth_invalidated|account_(?:deactivated|suspended|deleted)"
 )
 _REVOKED_STATUSES: Final = frozenset({400, 401, 403})
+_TOKEN_NAMES: Final = ("id_token", "access_token", "refresh_token")
 _CODE_FIELDS: Final = ("code", "type", "error")
 
 
@@ -1033,11 +1034,15 @@ class RefreshOutcome(enum.Enum):
 
 
 def _claims(token: Json) -> dict[str, Json]:
-    """The payload of a JWT; empty if there is none."""
-    try:  # more padding than is missing does no harm
-        return try_load_object(base64.urlsafe_b64decode(str(token).split(".")[1] + "=="))
-    except (ValueError, IndexError):
+    """The payload of a JWT (RFC 7519 §3); empty if there is none."""
+    _, _, rest = str(token).partition(".")
+    payload, _, _ = rest.partition(".")
+    try:
+        # JWTs leave the padding out; more of it than is missing does no harm.
+        raw = base64.urlsafe_b64decode(payload + "==")
+    except ValueError:
         return {}
+    return try_load_object(raw)
 
 
 def parse_auth_file(raw: bytes) -> Credentials:
@@ -1145,12 +1150,16 @@ def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
 
 def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
     """The auth.json after a refresh; what the response leaves out stays, known or not (F52)."""
-    value, response = try_load_object(raw), try_load_object(body)
-    names = ("id_token", "access_token", "refresh_token")
-    fresh = {name: response[name] for name in names if first_text(_TOKEN_TEXT, response.get(name))}
-    moment = datetime.fromtimestamp(unix_now, UTC).isoformat(timespec="milliseconds")
+    value = try_load_object(raw)
+    tokens = object_of(value.get("tokens"))
+    response = try_load_object(body)
+    for name in _TOKEN_NAMES:
+        if token := first_text(_TOKEN_TEXT, response.get(name)):
+            tokens[name] = token
 
-    value["tokens"] = object_of(value.get("tokens")) | fresh
+    # As Codex CLI writes it: in UTC, with Z.
+    moment = datetime.fromtimestamp(unix_now, UTC).isoformat(timespec="milliseconds")
+    value["tokens"] = tokens
     value["last_refresh"] = moment.replace("+00:00", "Z")
     return json.dumps(value, indent=2).encode()
 
@@ -1202,7 +1211,13 @@ _PLACEHOLDER: Final = re.compile(
     r"(?i:.*[-_ ]here|todo|tbd|fixme|placeholder|changeit|change[-_ ]?me.*|null|undefined)",
 )
 _SCHEME: Final = re.compile("(?i:bearer|basic|authorization:) ")
-_QUOTES: Final = ("'", '"', "`", "\u2018", "\u2019", "\u201c", "\u201d")
+_TYPOGRAPHIC_QUOTES: Final = ("\u2018", "\u2019", "\u201c", "\u201d")
+_QUOTES: Final = ("'", '"', "`", *_TYPOGRAPHIC_QUOTES)
+
+
+def _has_quotes(text: str) -> bool:
+    """Whether a value was pasted with quotes, or one of them, around it."""
+    return text.startswith(_QUOTES) or text.endswith(_QUOTES)
 
 
 def _first_of(reasons: Iterable[tuple[object, str]]) -> str:
@@ -1219,7 +1234,7 @@ def doubt_of_secret(secret: str) -> str:
         return ""
 
     reasons = (
-        (secret.startswith(_QUOTES) or secret.endswith(_QUOTES), "still has its quotes"),
+        (_has_quotes(secret), "still has its quotes"),
         (
             _ASSIGNMENT.fullmatch(secret),
             "a line of an environment file, with the name before its value",
@@ -1429,14 +1444,14 @@ def _routing(value: Json) -> Routing:
     text = _typed(value, str)
     if text in _ROUTINGS_GONE:
         raise ValueError(f"{text!r} was removed; {_ROUTINGS_GONE[text]}")
-    known = [one.value for one in Routing]
-    if text not in known:
-        raise ValueError(f"there is no such routing; {_did_you_mean(text, known)}")
+    names = [routing.value for routing in Routing]
+    if text not in names:
+        raise ValueError(f"there is no such routing; {_did_you_mean(text, names)}")
     return Routing(text)
 
 
 def is_model_name(text: str) -> bool:
-    """Whether a model can be called so: servers list names with blanks, and in any letters."""
+    """Whether a text can be the name of a model: servers list names with blanks, in any script."""
     return text.isprintable() and bool(text.strip()) and len(text) <= MODEL_CHARS_MAX
 
 
@@ -1565,7 +1580,7 @@ def _path(value: Json) -> str:
     text = _text("[^\x00~][^\x00]*", "a path, without ~ before it")(value)
     if re.search(r"\$\w|\$[{(]|\{|<|%\w+%", text):
         raise ValueError("must be a path; no variable is filled in here")
-    if text.startswith(_QUOTES) or text.endswith(_QUOTES):
+    if _has_quotes(text):
         raise ValueError("must be a path; it still has its quotes")
     if "://" in text or text != text.strip():
         raise ValueError("must be a path, not a URL, and without blanks around it")
@@ -2136,9 +2151,12 @@ def _check_presented(secret: str, command: str) -> None:
 
 def _texts(value: Json) -> list[tuple[int, str]]:
     """The places and texts of what should be a list of texts, each text once."""
-    given = value if isinstance(value, list) else []
-    texts = [(index, one) for index, one in enumerate(given) if isinstance(one, str)]
-    return [(index, one) for index, one in texts if one not in given[:index]]
+    members = value if isinstance(value, list) else []
+    first_places: dict[str, int] = {}
+    for index, member in enumerate(members):
+        if isinstance(member, str):
+            first_places.setdefault(member, index)
+    return [(index, text) for text, index in first_places.items()]
 
 
 def _known_models(value: Json) -> set[str] | None:
@@ -2242,7 +2260,7 @@ _MISTAKES: Final = (
         (*_LAST_COMMAS, "}", "]"),
         "a comma before a closing bracket; the last member has none behind it",
     ),
-    (("\u2018", "\u2019", "\u201c", "\u201d"), 'a typographic quote; JSON takes " only'),
+    (_TYPOGRAPHIC_QUOTES, 'a typographic quote; JSON takes " only'),
     (("'",), 'a single quote; JSON takes " only'),
     (("True", "False", "None"), "JSON writes true, false and null in small letters"),
     ((",",), "a comma too many"),
@@ -2297,7 +2315,7 @@ def _masked(match: re.Match[str]) -> str:
     The line is logged, and broken JSON has no fields by which a secret could be recognized.
     """
     word = match[0]
-    is_known = word in _FIELD_NAMES or word in {"//", "/*", "*/", "#"}
+    is_known = word in _FIELD_NAMES or word in (*_COMMENTS, "*/")
     return word if is_known else "*" * len(word)
 
 
@@ -2526,13 +2544,16 @@ def _lacking(models: Iterable[str], offered: Collection[str] | None) -> Iterator
 
 def literal_secrets(config: Config) -> list[str]:
     """The JSON paths of secrets that stand in the file itself."""
-    owners = [
-        *((f"accounts.{one.name}.api_key", one.source) for one in config.accounts.values()
-          if len(reveal(one.api_key)) >= SECRET_CHARS_MIN),
-        *((f"pools.{one.pool}.keys.{one.name}", one.source) for one in config.keys),
-        *((f"operators.{one.name}", one.source) for one in config.operators),
-    ]  # fmt: skip
-    return [path for path, source in owners if source == "literal"]
+    sources: dict[str, str] = {}
+    for account in config.accounts.values():
+        # A shorter one is what a server without keys takes: "none", "ollama".
+        if len(reveal(account.api_key)) >= SECRET_CHARS_MIN:
+            sources[f"accounts.{account.name}.api_key"] = account.source
+    for key in config.keys:
+        sources[f"pools.{key.pool}.keys.{key.name}"] = key.source
+    for operator in config.operators:
+        sources[f"operators.{operator.name}"] = operator.source
+    return [path for path, source in sources.items() if source == "literal"]
 
 
 # What a reload has changed.
