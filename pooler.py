@@ -507,8 +507,8 @@ def upstream_name(code: str) -> str:
 class PoolerError(Exception):
     """A response to the client that is not a success.
 
-    `upstream_code` is an upstream's own name for what went wrong: it is told, and counted apart,
-    but decides nothing.  `answer` is an upstream's body and Content-Type, passed on as they came.
+    `upstream_code` is an upstream's own name for what went wrong: it is shown and counted apart,
+    but decides nothing.  `answer` is an upstream's body and Content-Type, passed on unchanged.
     """
 
     code: str
@@ -537,12 +537,12 @@ class PoolerError(Exception):
 
     @property
     def public_code(self) -> str:
-        """For the client."""
+        """The code that the client gets: an upstream's own, unless it would pass for one of ours."""
         return self.code if self.is_renamed else self.upstream_code or self.code
 
     @property
     def record_code(self) -> str:
-        """For the log and for counts."""
+        """The code for the log and for counts; an upstream's has a name space of its own."""
         return upstream_name(self.upstream_code) if self.upstream_code else self.code
 
     def content(self) -> tuple[bytes, str]:
@@ -576,20 +576,20 @@ class HeldBytes:
         self.replace(0)
 
     def grow(self, byte_count: int) -> None:
-        """Hold so many bytes more; negative: fewer.
+        """Hold `byte_count` bytes more; negative: fewer.
 
-        Raises: PoolerError (pool_busy), and the same are held, where that is too much.
+        Raises: PoolerError (pool_busy), if that is too much; then as many are held as before.
         """
         if not self.budget.grow(self.holder, byte_count, self.user):
             raise PoolerError("pool_busy", self.refusal)
         self.byte_count += byte_count
 
     def resize(self, byte_count: int) -> None:
-        """Hold so many bytes.  Raises: as `grow`."""
+        """Hold `byte_count` bytes in all.  Raises: as `grow`."""
         self.grow(byte_count - self.byte_count)
 
     def replace(self, byte_count: int) -> None:
-        """Hold so many bytes; never refused, for they are made of what was held."""
+        """Hold `byte_count` bytes in all; never refused, for they are made of what was held."""
         self.budget.force(self.holder, byte_count - self.byte_count, self.user)
         self.byte_count = byte_count
 
@@ -1003,6 +1003,7 @@ _REVOKED_CODES: Final = re.compile(
     "token_(?:expired|invalidated|revoked)|app_session_terminated|account_session_expired|"
     "account_auth_invalidated|account_(?:deactivated|suspended|deleted)"
 )
+# Only with these statuses: a 5xx with such a code is a fault of the endpoint, which may pass.
 _REVOKED_STATUSES: Final = frozenset({400, 401, 403})
 _TOKEN_NAMES: Final = ("id_token", "access_token", "refresh_token")
 _CODE_FIELDS: Final = ("code", "type", "error")
@@ -1016,13 +1017,15 @@ class Credentials(NamedTuple):
     """One version of an auth.json, identified by `digest`, the SHA-256 of the file."""
 
     access_token: Secret
+    # None: the login cannot be refreshed, and ends with its access token.
     refresh_token: Secret | None
     account_id: str | None
     plan: str | None
+    # By the issuer's clock, as is `issued_at`; `refreshed_at` is by its writer's.
     expires_at: float | None
     refreshed_at: float | None
     digest: bytes
-    issued_at: float | None = None  # by its issuer's clock
+    issued_at: float | None = None
 
 
 class RefreshOutcome(enum.Enum):
@@ -1251,7 +1254,7 @@ def doubt_of_secret(secret: str) -> str:
 
 
 class BaseUrl(NamedTuple):
-    """Where an account's upstream is; `path` has no slash at its end."""
+    """Where an account's upstream is; `path` has no slash at its end, `host` no brackets."""
 
     is_tls: bool
     host: str
@@ -1905,6 +1908,7 @@ class _Loader:
         """The account that an object describes; None if the file has a problem."""
         path = f"accounts.{name}"
         fields = self.read(path, value, _ACCOUNT, "type")
+        # Without a valid type, nothing is said of the credential: either may be meant.
         kind = fields.pop("type", None)
         if kind:
             self.check_type(path, value, kind)
@@ -2142,6 +2146,7 @@ def _check_presented(secret: str, command: str) -> None:
         advice = f"run `{command}` and paste the line it prints, or write {{env:NAME}}"
         raise ValueError(f"{doubt}; {advice}")
     is_hash = secret.lower().startswith("sha256:")  # it must never be a password
+    # Visible ASCII only: anything else would not pass through an Authorization header unchanged.
     if is_hash or not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
         wanted = f"at least {SECRET_CHARS_MIN} visible ASCII characters"
         raise ValueError(f"needs {wanted}; `{command}` makes a good one")
@@ -2167,7 +2172,10 @@ def _known_models(value: Json) -> set[str] | None:
 
 
 def _did_you_mean(name: str, known: Collection[str], likeness: float = 0.6) -> str:
-    """The known name that is meant, however its words are joined; else all of them."""
+    """A hint: the known name that is meant, however its words are joined; else all known names.
+
+    `likeness` is how much a name must resemble a known one, as `difflib` counts it: 1 is equal.
+    """
     plain = {_plain(one): one for one in known}
     near = difflib.get_close_matches(_plain(name), list(plain), 1, likeness)
     return f"did you mean {plain[near[0]]!r}?" if near else f"known: {', '.join(known)}"
@@ -2288,6 +2296,7 @@ def describe_bad_json(text: str, place: int, message: str) -> str:
     rest = text[place : place + 1] + text[place + 1 :].lstrip()[:SHOWN_CHARS_MAX]
     words = _mistake_in(rest, message.partition(": ")[0]) if text.strip() else "the file is empty"
 
+    # Only the part of the line around the place: a file may be one long line.
     start = text.rfind("\n", 0, place) + 1
     line, column = text[start:].partition("\n")[0].rstrip("\r"), place - start
     first = max(0, column - SHOWN_CHARS_MAX)
