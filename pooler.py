@@ -537,7 +537,7 @@ class PoolerError(Exception):
 
     @property
     def public_code(self) -> str:
-        """The code that the client gets: an upstream's own, unless it would pass for one of ours."""
+        """The code that the client gets: an upstream's own if it cannot pass for one of ours."""
         return self.code if self.is_renamed else self.upstream_code or self.code
 
     @property
