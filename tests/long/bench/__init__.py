@@ -1,6 +1,7 @@
-"""Measures the pooler beside a bare byte relay and an aiohttp reverse proxy.
+"""Measures what users do, on the pooler and beside it on what it could be at best.
 
-Absolute figures say more about the machine than about the code, so everything runs side by side,
-in turns, and only the ratios count.  Linux only: CPU time and memory come from /proc.  Run:
-`python -m tests.long.bench`, or `python -m tests.long.bench --quick` for a look without judgement.
+`python -m tests.long.bench` runs the pooler, an aiohttp reverse proxy, a bare Trio byte relay and a
+minimal Trio + h11 proxy in turns, and only ratios to the aiohttp proxy count: absolute figures say
+more about the machine.  `--quick` takes about a minute; `--against DIRECTORY` measures the
+`pooler.py` there in the same run.  Linux only, with `taskset` and `strace`.
 """

@@ -4,31 +4,71 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import time
 from collections.abc import AsyncIterator
 from typing import Final
 
 KEY: Final = "bench-key-0123456789"
+CHATGPT_KEY: Final = "bench-key-chatgpt-0123456789"
 TAIL_BYTES: Final = 1024
 END_OF_CHUNKS: Final = b"\r\n0\r\n\r\n"
 CONTENT: Final = b"response.output_text.delta"
-ANSWER_SECONDS_MAX: Final = 60.0
+ANSWER_SECONDS_MAX: Final = 30.0
 
 
-def request(kind: str, count: int, port: int) -> bytes:
-    """A POST of 1 KiB that tells the upstream of the bench what to answer."""
+def message(number: int) -> list[dict[str, object]]:
+    """Three items of an agent's conversation: words, a call of a tool, what it gave."""
+    call = f"call_{number}"
+    arguments = json.dumps({"command": ["bash", "-lc", f"sed -n '1,40p' src/part_{number}.py"]})
+    output = "".join(
+        f'\t"name_{number}_{line}": "a \\\\ path\\n",  # \u2026 \u00e9\r\n' for line in range(24)
+    )
+    text = f'Let me look at "part {number}":\n\n```python\nprint("x\\n")\n```\n'
+    return [
+        {
+            "type": "message",
+            "role": "assistant" if number % 5 else "user",
+            "content": [{"type": "output_text" if number % 5 else "input_text", "text": text}],
+        },
+        {"type": "function_call", "name": "shell", "call_id": call, "arguments": arguments},
+        {"type": "function_call_output", "call_id": call, "output": output},
+    ]
+
+
+@functools.cache
+def conversation(size: int) -> list[dict[str, object]]:
+    """A conversation of about `size` bytes of JSON: many messages, escapes and tool results."""
+    items: list[dict[str, object]] = []
+    count = 0
+    length = 0
+    while length < size:
+        turn = message(count)
+        length += len(json.dumps(turn))
+        items += turn
+        count += 1
+    return items
+
+
+@functools.cache
+def request(kind: str, count: int, port: int, size: int = 0, key: str = KEY) -> bytes:
+    """A POST of 1 KiB, or an agent's of `size` bytes, that tells the upstream what to answer."""
     body: dict[str, object] = {
         "model": "m",
-        "user": f"bench-{kind}-{count}",
-        "stream": kind != "unary",
-        "input": "",
+        "instructions": f"bench-{kind}-{count}",
+        "stream": kind not in {"unary", "watch"},
+        "store": False,
     }
-    body["input"] = "x" * (1024 - len(json.dumps(body)))
+    if size:
+        body["input"] = conversation(size)
+    else:
+        body["input"] = ""
+        body["input"] = "x" * (1024 - len(json.dumps(body)))
     content = json.dumps(body).encode()
     head = (
         f"POST /v1/responses HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-        f"Authorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content

@@ -13,24 +13,32 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.long.bench.load import KEY, Connection, connections, request
-from tests.support.limits import LAUNCHER
+from tests.long.bench.load import CHATGPT_KEY, KEY, Connection, connections, request
+from tests.support.codex_backend import make_auth_file
 from tests.support.paths import ROOT
 
 TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
-START_SECONDS_MAX: Final = 20.0
+START_SECONDS_MAX: Final = 60.0
 STOP_SECONDS_MAX: Final = 10.0
 CLIENTS: Final = 32
 PACED_STREAMS: Final = 50
 BURST_STREAMS: Final = 4
 BATCH: Final = 50
+TURNS_AT_ONCE: Final = 16
 SETTLE_SECONDS: Final = 0.5
 STREAMS_MAX: Final = 4096
+SMALL_BODY: Final = 150_000
+LARGE_BODY: Final = 1_000_000
+COUNT_SECONDS: Final = 1.0
+COUNTED_REQUESTS: Final = 50
+COUNTED_BODIES: Final = 4
+OPERATOR_TOKEN: Final = "bench-operator-0123456789"
+CORES: Final = sorted(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,10 @@ class Scale:
     paced_seconds: float
     first_event_seconds: float
     idle_streams: int
-    imports: int
+    turns: int  # one after the other, on each of TURNS_AT_ONCE connections
+    turn_events: int
+    bodies: int
+    aborts: int
 
 
 FULL: Final = Scale(
@@ -55,7 +66,10 @@ FULL: Final = Scale(
     paced_seconds=5.0,
     first_event_seconds=3.0,
     idle_streams=500,
-    imports=15,
+    turns=1,
+    turn_events=600,
+    bodies=60,
+    aborts=40,
 )
 QUICK: Final = Scale(
     rounds=1,
@@ -65,7 +79,23 @@ QUICK: Final = Scale(
     paced_seconds=2.0,
     first_event_seconds=1.0,
     idle_streams=200,
-    imports=5,
+    turns=1,
+    turn_events=200,
+    bodies=20,
+    aborts=10,
+)
+SMALLEST: Final = Scale(
+    rounds=1,
+    request_seconds=0.3,
+    burst_events=5_000,
+    bursts=1,
+    paced_seconds=0.5,
+    first_event_seconds=0.5,
+    idle_streams=50,
+    turns=1,
+    turn_events=20,
+    bodies=8,
+    aborts=3,
 )
 
 
@@ -74,18 +104,36 @@ QUICK: Final = Scale(
 ################################################################
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Server:
     """A running process that accepts connections at `port`."""
 
     pid: int
     port: int
-    cold_start_seconds: float
+    cold_start: float = 0.0  # CPU seconds until it accepted
+    has_chatgpt: bool = False  # whether a key leads to a ChatGPT account
+    counts: Path | None = None  # what `launch` writes at SIGUSR1
 
     def cpu_seconds(self) -> float:
         """User and system time of the process so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+
+    def cpu_since(self, before: float) -> float:
+        """CPU seconds since `cpu_seconds` was `before`: at least a tick, to divide by it."""
+        return max(self.cpu_seconds() - before, 1 / TICKS_PER_SECOND)
+
+    def ask_counts(self) -> dict[str, int]:
+        """What `launch` has counted so far."""
+        assert self.counts is not None
+        self.counts.unlink(missing_ok=True)
+        os.kill(self.pid, signal.SIGUSR1)
+        deadline = time.monotonic() + STOP_SECONDS_MAX
+        while not self.counts.exists():
+            assert time.monotonic() < deadline, "no counts came"
+            time.sleep(0.001)
+        counts: dict[str, int] = json.loads(self.counts.read_text())
+        return counts
 
     def memory_mb(self) -> float:
         """Resident memory, in 1,000,000 bytes."""
@@ -109,20 +157,25 @@ def wait_accepting(process: subprocess.Popen[bytes], port: int) -> None:
             socket.create_connection(("127.0.0.1", port)).close()
             return
         time.sleep(0.001)  # a port cannot be waited for
-    raise RuntimeError(f"{process.args!r} does not accept connections")
+    raise RuntimeError(f"{process.args!r} does not accept connections at {port}")
 
 
 @contextlib.contextmanager
-def running(arguments: list[str], port: int, log: Path) -> Iterator[Server]:
-    """The process `python ARGUMENTS`, once it accepts at `port`; ended with the block."""
+def running(arguments: list[str], port: int, log: Path, core: int = CORES[0]) -> Iterator[Server]:
+    """The process `python ARGUMENTS` on `core`, once it accepts at `port`; ended with the block."""
     with log.open("ab") as stderr:
-        started = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, env=environment(log.parent), stderr=stderr
+            ["taskset", "-c", str(core), sys.executable, *arguments],
+            cwd=ROOT,
+            env=environment(log.parent),
+            stdout=stderr,
+            stderr=stderr,
         )
         try:
             wait_accepting(process, port)
-            yield Server(process.pid, port, time.perf_counter() - started)
+            server = Server(process.pid, port)
+            server.cold_start = server.cpu_seconds()
+            yield server
         finally:
             process.send_signal(signal.SIGINT)
             try:
@@ -138,34 +191,64 @@ def environment(folder: Path) -> dict[str, str]:
     return kept | {"PYTHONPYCACHEPREFIX": str(folder / "pycache")}
 
 
-def pooler_config(port: int, upstream_port: int) -> str:
-    """A pools.json with one account and one key, whose caps are out of the way."""
-    account = {
-        "type": "openai",
-        "base_url": f"http://127.0.0.1:{upstream_port}/v1",
-        "api_key": "none",
-        "models": ["m"],
-        "concurrent": STREAMS_MAX,
+def pooler_config(folder: Path, port: int, upstream_port: int, has_operators: bool) -> Path:
+    """A pools.json: an account of each type, a key for each, and caps that are out of the way."""
+    shared = {"models": ["m"], "concurrent": STREAMS_MAX}
+    login = folder / f"login-{port}" / "auth.json"  # two servers cannot share a login
+    make_auth_file(login, "acct-bench")
+    origin = f"http://127.0.0.1:{upstream_port}"
+    accounts = {
+        "bench": {"type": "openai", "base_url": f"{origin}/v1", "api_key": "none", **shared},
+        "chatgpt": {
+            "type": "codex",
+            "base_url": f"{origin}/codex",
+            "auth_file": str(login),
+            **shared,
+        },
     }
-    key = {"key": KEY, "concurrent": STREAMS_MAX}
-    return json.dumps(
-        {
-            "listen": f"127.0.0.1:{port}",
-            "accounts": {"bench": account},
-            "pools": {"bench": {"accounts": ["bench"], "keys": {"load": key}}},
+    keys = {"bench": KEY, "chatgpt": CHATGPT_KEY}
+    pools = {
+        name: {
+            "accounts": [name],
+            "keys": {f"load-{name}": {"key": key, "concurrent": STREAMS_MAX}},
         }
-    )
+        for name, key in keys.items()
+    }
+    config: dict[str, object] = {
+        "listen": f"127.0.0.1:{port}",
+        "accounts": accounts,
+        "pools": pools,
+    }
+    if has_operators:
+        config["operators"] = {"me": OPERATOR_TOKEN}
+    path = folder / f"pools-{port}.json"
+    path.write_text(json.dumps(config))
+    path.chmod(0o600)
+    return path
 
 
-def arguments_of(name: str, port: int, upstream_port: int, folder: Path) -> list[str]:
-    """The command line, after `python`, of one of the contestants."""
-    if name == "pooler":
-        config = folder / f"pools-{port}.json"
-        config.write_text(pooler_config(port, upstream_port))
-        # As many idle connections as are in use at once.
-        changed = json.dumps({"IDLE_CONNECTIONS_MAX": CLIENTS})
-        return [LAUNCHER, changed, "serve", "--config", str(config)]
-    return ["-m", "tests.long.bench.proxies", name, str(port), str(upstream_port)]
+@contextlib.contextmanager
+def contestant(
+    program: str,
+    upstream_port: int,
+    folder: Path,
+    counts: Path | None = None,
+    has_operators: bool = False,
+) -> Iterator[Server]:
+    """A program of the bench: the folder of a pooler.py, or a name of `proxies` or `reverse`."""
+    port = free_port()
+    is_pooler = Path(program, "pooler.py").is_file()
+    arguments = ["-m", "tests.long.bench.launch", str(counts or "-"), program]
+    if is_pooler:
+        config = pooler_config(folder, port, upstream_port, has_operators)
+        arguments += ["serve", "--config", str(config)]
+    else:
+        arguments += [str(port), str(upstream_port)]
+    log = folder / f"{port}.log"
+    with running(arguments, port, log) as server:
+        server.has_chatgpt = is_pooler
+        server.counts = counts
+        yield server
 
 
 ################################################################
@@ -173,8 +256,8 @@ def arguments_of(name: str, port: int, upstream_port: int, folder: Path) -> list
 ################################################################
 
 
-async def requests_per_cpu_second(server: Server, scale: Scale) -> float:
-    """Unary requests of 1 KiB, as fast as they are answered, on 32 connections."""
+async def request_rate(server: Server, scale: Scale, clients: int) -> float:
+    """Unary requests of 1 KiB per CPU second, as fast as they are answered."""
     content = request("unary", 1, server.port)
     count = 0
 
@@ -184,15 +267,87 @@ async def requests_per_cpu_second(server: Server, scale: Scale) -> float:
             await connection.exchange(content)
             count += 1
 
-    async with connections(server.port, CLIENTS) as opened, asyncio.TaskGroup() as group:
+    async with connections(server.port, clients) as opened, asyncio.TaskGroup() as group:
         tasks = [group.create_task(repeat(connection)) for connection in opened]
         await asyncio.sleep(SETTLE_SECONDS)
         cpu, counted = server.cpu_seconds(), count
         await asyncio.sleep(scale.request_seconds)
-        rate = (count - counted) / (server.cpu_seconds() - cpu)
+        rate = (count - counted) / server.cpu_since(cpu)
         for task in tasks:
             task.cancel()
     return rate
+
+
+async def requests_alone(server: Server, scale: Scale) -> float:
+    return await request_rate(server, scale, 1)
+
+
+async def requests_together(server: Server, scale: Scale) -> float:
+    return await request_rate(server, scale, CLIENTS)
+
+
+async def turn_ms(server: Server, scale: Scale) -> float:
+    """CPU ms of an agent's turn: 150 KB up, paced events down, 16 at a time."""
+    content = request("paced", scale.turn_events, server.port, SMALL_BODY)
+
+    async def repeat(connection: Connection) -> None:
+        for _ in range(scale.turns):
+            await connection.stream(content)
+
+    async with connections(server.port, TURNS_AT_ONCE) as opened:
+        cpu = server.cpu_seconds()
+        async with asyncio.TaskGroup() as group:
+            for connection in opened:
+                group.create_task(repeat(connection))
+        used = server.cpu_since(cpu)
+    return used * 1000 / (scale.turns * TURNS_AT_ONCE)
+
+
+async def body_ms(server: Server, scale: Scale, size: int, is_chatgpt: bool) -> float:
+    """CPU ms of a request with a large body, one after the other; its stream is short."""
+    key = CHATGPT_KEY if is_chatgpt and server.has_chatgpt else KEY
+    content = request("burst", 1, server.port, size, key)
+    async with connections(server.port, 1) as opened:
+        await opened[0].stream(content)
+        cpu = server.cpu_seconds()
+        for _ in range(scale.bodies):
+            await opened[0].stream(content)
+        used = server.cpu_since(cpu)
+    return used * 1000 / scale.bodies
+
+
+async def small_body(server: Server, scale: Scale) -> float:
+    return await body_ms(server, scale, SMALL_BODY, is_chatgpt=False)
+
+
+async def large_body(server: Server, scale: Scale) -> float:
+    return await body_ms(server, scale, LARGE_BODY, is_chatgpt=False)
+
+
+async def small_body_chatgpt(server: Server, scale: Scale) -> float:
+    return await body_ms(server, scale, SMALL_BODY, is_chatgpt=True)
+
+
+async def large_body_chatgpt(server: Server, scale: Scale) -> float:
+    return await body_ms(server, scale, LARGE_BODY, is_chatgpt=True)
+
+
+async def abort_ms(server: Server, scale: Scale, upstream_port: int) -> float:
+    """The median time from a client's leaving until its upstream connection is closed."""
+    watch = request("watch", 1, upstream_port)
+    content = request("idle", 1, server.port)
+    waits = []
+    async with connections(upstream_port, 1) as (watcher,):
+        for _ in range(scale.aborts):
+            async with connections(server.port, 1) as (client,):
+                await client.first_content(content)
+                watching = asyncio.create_task(watcher.exchange(watch))
+                await asyncio.sleep(0.02)  # until the upstream has read that it is watched
+                started = time.perf_counter()
+                client.transport.abort()
+                await watching
+                waits.append(time.perf_counter() - started)
+    return statistics.median(waits) * 1000
 
 
 async def burst_events_per_cpu_second(server: Server, scale: Scale) -> float:
@@ -208,7 +363,7 @@ async def burst_events_per_cpu_second(server: Server, scale: Scale) -> float:
         async with asyncio.TaskGroup() as group:
             for connection in opened:
                 group.create_task(repeat(connection))
-        used = server.cpu_seconds() - cpu
+        used = server.cpu_since(cpu)
     return scale.burst_events * scale.bursts * BURST_STREAMS / used
 
 
@@ -221,7 +376,7 @@ async def paced_cpu_us_per_event(server: Server, scale: Scale) -> float:
         await asyncio.sleep(SETTLE_SECONDS)
         cpu, counted = server.cpu_seconds(), sum(c.event_count for c in opened)
         await asyncio.sleep(scale.paced_seconds)
-        used = server.cpu_seconds() - cpu
+        used = server.cpu_since(cpu)
         count = sum(c.event_count for c in opened) - counted
     expected = scale.paced_seconds * PACED_STREAMS * 50
     assert 0.8 * expected < count < 1.2 * expected, f"{count} events for {expected}"
@@ -260,8 +415,91 @@ async def mb_per_1000_streams(server: Server, scale: Scale) -> float:
         return (server.memory_mb() - before) * 1000 / scale.idle_streams
 
 
-def import_cpu_seconds(modules: str, folder: Path) -> float:
-    """CPU time of `import MODULES` in a fresh interpreter."""
-    code = f"import time; t = time.process_time(); import {modules}; print(time.process_time() - t)"
-    command = [sys.executable, "-c", code]
-    return float(subprocess.check_output(command, cwd=ROOT, env=environment(folder)))
+################################################################
+# COUNTS
+################################################################
+
+
+@contextlib.contextmanager
+def traced(server: Server, folder: Path) -> Iterator[list[int]]:
+    """The system calls of the block, in the list afterwards: strace is attached meanwhile."""
+    table = folder / "strace.txt"
+    command = ["strace", "-c", "-f", "-p", str(server.pid), "-o", str(table)]
+    calls: list[int] = []
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        assert tracer.stderr is not None
+        first = tracer.stderr.readline()
+        assert b"attached" in first, first
+        yield calls
+    finally:
+        tracer.send_signal(signal.SIGINT)
+        tracer.wait(STOP_SECONDS_MAX)
+    # The columns: % of the time, seconds, us per call, calls, errors if there are any.
+    total = table.read_text().splitlines()[-1].split()
+    assert total[-1] == "total", total
+    calls.append(int(total[3]))
+
+
+async def paced_events(server: Server, seconds: float) -> AsyncGenerator[int, None]:
+    """Paced streams: nothing once they flow, then the number of their events in `seconds`."""
+    content = request("paced", 1_000_000, server.port)
+    async with connections(server.port, TURNS_AT_ONCE) as opened:
+        for connection in opened:
+            await connection.first_content(content)
+        await asyncio.sleep(SETTLE_SECONDS)
+        before = sum(connection.event_count for connection in opened)
+        yield 0
+        await asyncio.sleep(seconds)
+        yield sum(connection.event_count for connection in opened) - before
+
+
+async def calls_per_event(server: Server, folder: Path) -> float:
+    """System calls of a paced event."""
+    events = paced_events(server, COUNT_SECONDS)
+    await anext(events)
+    with traced(server, folder) as calls:
+        count = await anext(events)
+    await events.aclose()
+    return calls[0] / count
+
+
+async def calls_per_request(server: Server, folder: Path) -> float:
+    """System calls of a small request on a connection that is kept."""
+    content = request("unary", 1, server.port)
+    async with connections(server.port, 1) as (client,):
+        await client.exchange(content)
+        with traced(server, folder) as calls:
+            for _ in range(COUNTED_REQUESTS):
+                await client.exchange(content)
+    return calls[0] / COUNTED_REQUESTS
+
+
+async def steps_per_event(server: Server, folder: Path) -> float:
+    """How often Trio resumes a task, which is how many waits end, for a paced event."""
+    events = paced_events(server, COUNT_SECONDS)
+    await anext(events)
+    before = server.ask_counts()["trio steps"]
+    count = await anext(events)
+    steps = server.ask_counts()["trio steps"] - before
+    await events.aclose()
+    return steps / count
+
+
+async def parses_of(server: Server, is_chatgpt: bool) -> float:
+    """How often a body of 150 KB is parsed as JSON."""
+    key = CHATGPT_KEY if is_chatgpt and server.has_chatgpt else KEY
+    content = request("burst", 1, server.port, SMALL_BODY, key)
+    async with connections(server.port, 1) as (client,):
+        before = server.ask_counts()["big JSON parses"]
+        for _ in range(COUNTED_BODIES):
+            await client.stream(content)
+        return (server.ask_counts()["big JSON parses"] - before) / COUNTED_BODIES
+
+
+async def parses_per_body(server: Server, folder: Path) -> float:
+    return await parses_of(server, is_chatgpt=False)
+
+
+async def parses_per_body_chatgpt(server: Server, folder: Path) -> float:
+    return await parses_of(server, is_chatgpt=True)

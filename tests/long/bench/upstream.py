@@ -1,8 +1,9 @@
 """The upstream of the bench: speaks just enough HTTP/1.1, from bytes made beforehand.
 
-What it answers is in the request's body: `"user": "bench-KIND-COUNT"`, which any honest proxy
+What it answers is in the request's instructions: `bench-KIND-COUNT`, which any honest proxy
 forwards.  Kinds: `unary` (one JSON object), `burst` (COUNT events as fast as they are taken),
-`paced` (COUNT events, 50 a second), `idle` (a first event, then silence).
+`paced` (COUNT events, 50 a second), `idle` (a first event, then silence), `watch` (answered when
+the connection of an idle stream has been closed).
 Run: `python -m tests.long.bench.upstream PORT`.
 """
 
@@ -23,7 +24,7 @@ STREAM_HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 LAST_CHUNK: Final = b"0\r\n\r\n"
-_ASKED: Final = re.compile(rb"bench-(unary|burst|paced|idle)-(\d+)")
+_ASKED: Final = re.compile(rb"bench-(unary|burst|paced|idle|watch)-(\d+)")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 USAGE: Final = {"input_tokens": 11, "output_tokens": 22, "total_tokens": 33}
@@ -78,6 +79,8 @@ def unary() -> bytes:
 
 
 UNARY: Final = unary()
+NOT_FOUND: Final = b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n{}"
+WATCHERS: Final[set[asyncio.Transport]] = set()
 
 
 class Upstream(asyncio.Protocol):
@@ -90,6 +93,7 @@ class Upstream(asyncio.Protocol):
         self.is_paused = False
         self.batches: Iterator[bytes] = iter(())
         self.ticks: asyncio.TimerHandle | None = None
+        self.is_idle_stream = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -97,11 +101,18 @@ class Upstream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.batches = iter(())
+        if self.is_idle_stream:
+            while WATCHERS:
+                WATCHERS.pop().write(UNARY)
         if self.ticks is not None:
             self.ticks.cancel()
 
     def data_received(self, data: bytes) -> None:
-        self.received += data
+        self.received = self.received + data if self.received else data
+        if self.received.startswith(b"GET "):  # a catalogue, a quota: the bench has none
+            self.received = b""
+            self.transport.write(NOT_FOUND)
+            return
         head, separator, rest = self.received.partition(b"\r\n\r\n")
         length = _LENGTH.search(head + b"\r\n")
         if separator and length and len(rest) >= int(length[1]):
@@ -113,11 +124,14 @@ class Upstream(asyncio.Protocol):
     def answer(self, kind: bytes, count: int) -> None:
         if kind == b"unary":
             self.transport.write(UNARY)
+        elif kind == b"watch":
+            WATCHERS.add(self.transport)
         elif kind == b"burst":
             self.batches = iter(burst(count))
             self.pump()
         else:
             self.transport.write(STREAM_HEAD + created() + delta(1))
+            self.is_idle_stream = kind == b"idle"
             if kind == b"paced":
                 start = random.random() * PACED_SECONDS  # streams do not beat together
                 loop = asyncio.get_running_loop()
