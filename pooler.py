@@ -5797,7 +5797,10 @@ _USAGE_WORDS: Final = re.compile(
     "usage|quota|credit|billing|balance|spend|depleted|funds|budget|(?:daily|monthly|plan|weekly)_"
 )
 _ANY: Final = "(?:[a-z]{1,24}_){0,4}"
-_OWNER: Final = "(?:account|org|organization|project|subscription|team|user|workspace)"
+# A client's content names users, projects and teams, too: of those that an upstream does not find
+# it may well be the client that speaks.
+_HOLDER: Final = "(?:account|org|organization|subscription|workspace)"
+_OWNER: Final = f"(?:{_HOLDER}|project|team|user)"
 _MEANS: Final = "(?:balance|billing_hard|budget|credits?|funds|quota)"
 _PROOF: Final = (
     "(?:api_key|(?:account_|user_)?auth|authentication|authorization|credentials?|jwt|login"
@@ -5813,10 +5816,10 @@ _CREDENTIAL_WORDS: Final = re.compile(
 )
 _ACCOUNT_WORDS: Final = re.compile(
     f"{_OWNER}_(?:is_)?(?:archived|banned|blocked|cancell?ed|closed|deactivated|deleted|disabled"
-    "|expired|inactive|locked|not_active|not_found|past_due|restricted|suspended|terminated"
+    "|expired|inactive|locked|not_active|past_due|restricted|suspended|terminated"
     "|unpaid)|(?:banned|cancell?ed|deactivated|deleted|disabled|expired|inactive|no_active"
     f"|suspended)_{_OWNER}|no_subscription|subscription_required"
-    f"|(?:invalid|mismatched|unknown)_{_OWNER}(?:_selected)?"
+    f"|{_HOLDER}_not_found|(?:invalid|mismatched|unknown)_{_HOLDER}(?:_selected)?"
     "|access_terminated(?:_error)?|billing_(?:error|not_active)|payment_required"
 )
 _LIMIT_WORDS: Final = re.compile(
@@ -5864,7 +5867,17 @@ _FIRM: Final = frozenset({401, 402, 429})
 _WORDY_CODE: Final = re.compile("[a-z]{1,24}(?:_[a-z]{1,24}){1,5}")
 _CAMEL: Final = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 # The request's own fault, whichever account is asked (F44).
-_POLICY_CODES: Final = re.compile("(cyber|bio|content)_policy.*|misalignment_policy_violation")
+_POLICY_CODES: Final = re.compile(
+    "(?:cyber|bio|content|safety|usage)_policy.*|[a-z_]{0,60}policy_violation"
+    "|(?:content|prompt|safety)_(?:blocked|error|filter|filtered|flagged|violation)"
+    "|content_filter_.*|(?:content_)?moderation(?:_.*)?|(?:input|output|prompt|request)_flagged"
+    "|flagged(?:_.*)?|image_generation_user_error"
+)
+# A text that says so in a 403: of what the client sent, and not of somebody's account.
+_FLAGGED: Final = re.compile(
+    r"(?i)\b(?:content|image|input|messages?|prompt|request)\b[^.\n]{0,60}"
+    r"\b(?:flagged|moderation|(?:content|safety|usage) polic(?:y|ies)|safety system)\b"
+)
 # Not a flat event's type, and not a number.
 _CODE_TOKEN: Final = re.compile(r"(?!error$|response\.|[0-9]+$)[A-Za-z0-9_.-]{1,80}")
 _UNREADABLE: Final = re.compile("could not be (?:verified|decrypted)")  # encrypted content (F10)
@@ -5875,10 +5888,14 @@ _ASKED: Final = re.compile(
 _THROTTLED: Final = re.compile(r"(?i)\brate.?limit|\btoo many requests")
 _MARKUP: Final = re.compile(r"(?i)<(?:!doctype|html|head|body|title|script)\b")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffd]")
-# Keys, tokens and ids, as providers write them, and addresses of people.
+# Keys, tokens and ids, as providers write them, also masked ones of which a part is left; the
+# ids of ChatGPT accounts, which look like those of requests; and addresses of people.
 _NAMES_ACCOUNT: Final = (
     rf"\b(?:{'|'.join(ID_PREFIXES)})[-_.][\w-]{{6}}[\w-]*"
     rf"|\b(?:{'|'.join(KEY_BEGINNINGS)})[\w-]{{8}}[\w.-]*"
+    r"|[\w-]{0,16}\*{4}[\w*-]*|\b(?:gsk|key|rt|sk|xai)[-_][\w-]{0,16}(?:\.{3}|\u2026)[\w-]*"
+    r"|\b(?:org|proj|acct)-[a-z0-9]+"
+    r"|(?<!request id )(?<!request id: )\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b"
     r"|(?:(?<![\w.+-])[\w.+-]{1,64}|[\w.+-])@[\w-][\w.-]*"
 )
 _ACCOUNT_NAMES: Final = re.compile(f"(?i){_NAMES_ACCOUNT}")
@@ -5971,7 +5988,10 @@ def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
 
 def is_code(text: str) -> bool:
     """Whether a text names a failure: keys and ids do not, as they mix letters and digits."""
-    return _CODE_TOKEN.fullmatch(text) is not None and not looks_secret(text)
+    is_token = _CODE_TOKEN.fullmatch(text) is not None
+    # An id of letters alone names an account, too, but `user_not_found` is none.
+    is_word = _WORDY_CODE.fullmatch(text) is not None
+    return is_token and not looks_secret(text) and (is_word or not is_account_name(text))
 
 
 def _error_names(levels: Sequence[JsonObject], headers: Headers) -> list[str]:
@@ -6060,17 +6080,39 @@ def cleaned(text: str) -> str:
     return shown if len(shown) <= REASON_CHARS_MAX else f"{shown[:REASON_CHARS_MAX]} ..."
 
 
-def names_account(words: UpstreamWords, body: bytes = b"") -> bool:
-    """Whether an error that would be passed on unchanged names an account.
+def _texts_in(value: Json) -> str:
+    """All texts in a value, one a line: as they are meant, and not as JSON escapes them.
 
-    `body` is what it was read from, if all of that would be passed on.  A long one is not searched:
-    it would take long.
+    In the source of a text an escape hides where a word begins: `\\norg-abc`.
     """
-    members = [words.error.get(name) for name in ("message", "code", "param", "type")]
-    texts = [member[:MESSAGE_CHARS_MAX] for member in members if isinstance(member, str)]
+    texts: list[str] = []
+    waiting: list[Json] = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, list):
+            waiting += part
+        elif isinstance(part, dict):
+            waiting += part.values()
+    return "\n".join(texts)
+
+
+def is_account_name(text: str) -> bool:
+    """Whether a text holds what names an account, a person or a secret."""
+    return _ACCOUNT_NAMES.search(text) is not None
+
+
+def names_account(words: UpstreamWords, value: Json = None, body: bytes = b"") -> bool:
+    """Whether an error that would be passed on unchanged names an account, in whichever spelling.
+
+    `value`: all that would be; `body`: its source.  Of a long one only a part is searched, as it
+    would take long.
+    """
+    parts = [words.message, _texts_in(value)[:NAMED_BYTES_MAX]]
     if len(body) <= NAMED_BYTES_MAX:
-        texts.append(body.decode("utf-8", "replace"))
-    return _ACCOUNT_NAMES.search("\n".join([words.message, *texts])) is not None
+        parts.append(body.decode("utf-8", "replace"))
+    return any(map(is_account_name, parts))
 
 
 def without_names(text: str) -> str:
@@ -6079,20 +6121,23 @@ def without_names(text: str) -> str:
 
 
 def _moment_of(value: Json) -> float | None:
-    """A unix time, given as one or as RFC 3339."""
+    """A unix time, given as one, as RFC 3339, or as the date of a header (RFC 9110 §5.6.7)."""
     if isinstance(value, str):
-        with contextlib.suppress(ValueError, OverflowError):
-            moment = datetime.fromisoformat(value)
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        for parse in (datetime.fromisoformat, _date_of):
+            with contextlib.suppress(ValueError, OverflowError):
+                moment = parse(value)
+                return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     return number_of(value)
+
+
+def _date_of(text: str) -> datetime:
+    return datetime.strptime(text, _HTTP_DATE).replace(tzinfo=UTC)
 
 
 def cooldown_of(words: UpstreamWords, unix_now: float) -> float | None:
     """The seconds until a limit resets, as the upstream says; None without a plausible word."""
-    for seconds in _stated_cooldowns(words, unix_now):
-        if 0 < seconds <= RESET_SECONDS_MAX:
-            return seconds
-    return None
+    stated = _stated_cooldowns(words, unix_now)
+    return next((seconds for seconds in stated if 0 < seconds <= RESET_SECONDS_MAX), None)
 
 
 def _stated_cooldowns(words: UpstreamWords, unix_now: float) -> Iterator[float]:
@@ -6108,7 +6153,6 @@ def _stated_cooldowns(words: UpstreamWords, unix_now: float) -> Iterator[float]:
     yield (number_of(headers.get("retry-after-ms")) or 0) / 1000
     yield number_of(after) or 0
     yield _seconds_until(after, unix_now)
-    yield _seconds_until_date(after, unix_now)
     yield number_of(error.get("retry_after")) or 0
 
     for detail in _details(error):
@@ -6125,15 +6169,6 @@ def _seconds_until(value: Json, unix_now: float) -> float:
     """The seconds until a moment, which may be past; 0 if the value is none."""
     moment = _moment_of(value)
     return 0.0 if moment is None else moment - unix_now
-
-
-def _seconds_until_date(text: str, unix_now: float) -> float:
-    """The seconds until the date of a header (RFC 9110 §5.6.7); 0 if the text is none."""
-    try:
-        moment = datetime.strptime(text, _HTTP_DATE).replace(tzinfo=UTC)
-    except ValueError:
-        return 0.0
-    return moment.timestamp() - unix_now
 
 
 def _details(error: JsonObject) -> Sequence[Json]:
@@ -6328,13 +6363,27 @@ def _classified(
 def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
     if status in {400, 403, 404, 422} and _is_about_model(words):
         return Action.NEXT, Effect.LACKS_MODEL
-    if _POLICY_CODES.fullmatch(words.code) or (status == 429 and is_too_large(words)):
+    if _is_about_content(status, words) or (status == 429 and is_too_large(words)):
         return Action.RETURN, Effect.NONE
     if status == 400 and _is_about_reasoning(words):
         return Action.REPAIR, Effect.NONE
     if words.code == SPENT_CODE:
         return Action.REOPEN, Effect.NONE
     return _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
+
+
+def _is_about_content(status: int, words: UpstreamWords) -> bool:
+    """Whether a policy forbids what was sent (F44): that must not count against an account.
+
+    A word about the account goes first: one is suspended, too, for what was sent.
+    """
+    if meaning_of(words.code) in _FIRM:
+        return False
+    if any(map(_POLICY_CODES.fullmatch, words.names)):
+        return True
+
+    is_flagged = _FLAGGED.search(words.message) is not None
+    return status == 403 and is_flagged and not _PRIVATE.search(words.message)
 
 
 def _is_about_reasoning(words: UpstreamWords) -> bool:
@@ -6419,16 +6468,15 @@ def classify_response(
     if is_own_status and _lacks_route(status, value, words):
         return _without_route(reason)
 
+    words = words._replace(message=words.message or text)
     own = _refusal_error(
         status,
         words,
-        text=text,
         value=value,
         body=body,
         content_type=content_type,
         is_reshaped=is_reshaped,
     )
-    words = words._replace(message=words.message or text)
     rest = cooldown_of(words, unix_now)
     return _classified(reason, _status_of(status, words), words, own, rest)
 
@@ -6437,7 +6485,6 @@ def _refusal_error(
     status: int,
     words: UpstreamWords,
     *,
-    text: str,
     value: JsonObject,
     body: bytes,
     content_type: str,
@@ -6445,15 +6492,14 @@ def _refusal_error(
 ) -> PoolerError:
     """The error for the client, if the refusal is about its request.
 
-    It is the upstream's own body, or has its message.
-
-    `text`: of a body that is no JSON; `value`: of one that is.
+    It is the upstream's own body, or has its message.  `value`: what is in a body that is JSON.
     """
     error = PoolerError("upstream_error", status=status, upstream_code=words.code)
-    error.public = cleaned(words.message or text) or "The upstream refused the request."
+    error.public = cleaned(words.message) or "The upstream refused the request."
     is_flat = is_reshaped and not isinstance(value.get("error"), dict)
-    if is_flat or names_account(words, body):
-        error.public = without_names(words.message) or error.public
+    if is_flat or names_account(words, value, body):
+        if value:  # a text of no known shape is told as far as it is clean
+            error.public = without_names(words.message) or error.public
         return error
 
     is_json = "json" in content_type and bool(try_load_object(body))
@@ -6516,8 +6562,9 @@ def own_fault(failure: JsonObject, body: bytes = b"") -> Fault:
     """The fault of a request, told in a 200; `body`: the whole of it, if it is JSON."""
     words = read_error(failure)
     error = _own_failure(words)
-    is_shaped = isinstance(try_load_object(body).get("error"), dict)
-    if is_shaped and not error.is_renamed and not names_account(words, body):
+    value = try_load_object(body)
+    is_shaped = isinstance(value.get("error"), dict)
+    if is_shaped and not error.is_renamed and not names_account(words, value, body):
         error.answer = (body, "application/json")
     return Fault(_reason(200, words), Action.RETURN, Effect.NONE, error, is_refusal=True)
 
@@ -6527,6 +6574,10 @@ def _own_failure(words: UpstreamWords) -> PoolerError:
     status = words.status if 400 <= words.status < 500 else 400
     public = without_names(words.message)
     return PoolerError("upstream_error", public, status, upstream_code=words.code)
+
+
+# Of a failed event: what no client gets, and what only names the request.
+_NOT_SHOWN: Final = frozenset({"headers", "request_id"})
 
 
 def public_error(fault: Fault | None, failure: JsonObject) -> PoolerError | None:
@@ -6539,15 +6590,24 @@ def public_error(fault: Fault | None, failure: JsonObject) -> PoolerError | None
         return fault.error
 
     words = read_error(failure)
+    error = PoolerError("upstream_error", without_names(words.message), upstream_code=words.code)
     is_limit = effect in {Effect.LIMITED, Effect.MODEL_LIMITED}
     if is_limit and words.message and not cleaned(words.message):
-        public = "The account that served this has reached its limit."
-        return PoolerError("upstream_error", public, 429, upstream_code=words.code)
+        error.status = 429
+        error.public = "The account that served this has reached its limit."
+        return error
 
-    if names_account(words):
-        public = without_names(words.message)
-        return PoolerError("upstream_error", public, upstream_code=words.code)
-    return None
+    return error if names_account(words, _error_members(failure)) else None
+
+
+def _error_members(failure: JsonObject) -> list[Json]:
+    """What a failed event shows of its error.
+
+    Of a whole response it is nothing: most of that is the client's own, as its instructions are.
+    """
+    if "output" in failure:
+        return []
+    return [failure[name] for name in failure if name not in _NOT_SHOWN]
 
 
 def renamed_error(failure: JsonObject) -> PoolerError | None:
@@ -6697,8 +6757,8 @@ class Memory(Generic[T]):
         return self.length
 
     def get(self, owner: Hashable, digest: bytes) -> T | None:
-        known = self.by_owner.get(owner)
-        return None if known is None else known.get(digest)
+        values = self.by_owner.get(owner) or OrderedDict()
+        return values.get(digest)
 
     def set(self, owner: Hashable, digest: bytes, value: T, length_max: int) -> None:
         known = self.by_owner.setdefault(owner, OrderedDict())
@@ -6804,29 +6864,28 @@ class Quota:
         A window is used up once: an account that serves all the same does so on credits.
         `seconds_max`: how far away a plausible reset is at most.
         """
-        reported = {report.family for report in reports}
-        windows = {key: window for key, window in self.windows.items() if key[0] not in reported}
-        ends: list[float] = []
+        full_before = self._full_of_plan(now)
+        families = {report.family for report in reports}
+        windows = {key: window for key, window in self.windows.items() if key[0] not in families}
 
         # The fullest last: of two with the same length it counts.
         for report in sorted(reports, key=lambda report: report.used_percent):
-            key = (report.family, report.length_seconds)
             window = _window_of(report, now, unix_now, seconds_max)
-            windows[key] = window
-
-            if report.family == PLAN_FAMILY:
-                was_full = self._is_full(key, now)
-                if window.is_full and window.is_reset_known and not was_full:
-                    ends.append(window.ends_at)
-            elif report.name:
+            windows[report.family, report.length_seconds] = window
+            if report.name and report.family != PLAN_FAMILY:
                 self.note_family(report.name, report.family)
-
         self.windows = dict([*windows.items()][-QUOTA_WINDOWS_MAX:])
+
+        ends = [
+            window.ends_at
+            for length, window in self._full_of_plan(now).items()
+            if window.is_reset_known and length not in full_before
+        ]
         return max(ends, default=None)
 
-    def _is_full(self, key: tuple[str, int], now: float) -> bool:
-        window = self.windows.get(key)
-        return window is not None and window.is_full and window.ends_at > now
+    def _full_of_plan(self, now: float) -> dict[int, QuotaWindow]:
+        windows = self.running(PLAN_FAMILY, now)
+        return {length: window for length, window in windows.items() if window.is_full}
 
     def note_family(self, model: str, family: str) -> None:
         """Remember the limit that is a model's own."""
@@ -7152,11 +7211,12 @@ class Sessions:
         if isinstance(value, str):
             is_kept = what != "response" or not account.is_codex
             owner = account.identity if is_kept else UNKEPT
-            digest = digest_parts(call.pool.name, call.key.name, what, value)
+            digest = digest_parts(*call.key_name, what, value)
             self.owners.set(call.key_name, digest, owner, RESPONSE_PINS_MAX)
 
     def is_owner(self, account: Account, call: Call, what: str, value: str) -> bool:
-        digest = digest_parts(call.pool.name, call.key.name, what, value)
+        """Whether the account is known to have created a response or a turn's state."""
+        digest = digest_parts(*call.key_name, what, value)
         return self.owners.get(call.key_name, digest) == account.identity
 
     def owner_of(self, call: Call) -> bytes | None:
@@ -7253,11 +7313,17 @@ def codex_models_of(known: Mapping[str, Health], pool: Pool, key: Key) -> list[b
 
 
 def is_model_known(known: Mapping[str, Health], call: Call) -> bool:
-    """Whether the model's name is an operator's or an upstream's, not just a client's."""
+    """Whether the model's name is an operator's or an upstream's, not just a client's.
+
+    The log shows such a name, so one of an upstream must not name an account.
+    """
     name, pool = call.requested_model, call.pool
-    if name in (pool.models or ()) or name in pool.aliases:
+    lists = [pool.models, pool.aliases, *(account.models for account in pool.accounts)]
+    if any(name in names for names in lists if names is not None):
         return True
-    return any(name in (health_in(known, one).models or ()) for one in pool.accounts)
+
+    catalogues = [health_in(known, account).catalogue for account in pool.accounts]
+    return any(name in names for names in catalogues if names) and not is_account_name(name)
 
 
 # The choice.
@@ -7329,16 +7395,18 @@ class Roster:
 
     def is_current(self, account: Account) -> bool:
         """Whether no reload has removed the account or pointed it elsewhere."""
-        health = self.health.get(account.name)
-        return health is not None and health.account.identity == account.identity
+        return self.health_of(account) is self.health.get(account.name)
 
     def health_of(self, account: Account) -> Health:
         return health_in(self.health, account)
 
     def unreached_by(self, account: Account, now: float) -> Cause | None:
         """Why the account's host did not connect a moment ago, for whichever account."""
-        known = [self.unreached.get(way, (now, None)) for way in _ways(account)]
-        return next((cause for until, cause in known if until > now), None)
+        for way in _ways(account):
+            until, cause = self.unreached.get(way, (now, None))
+            if until > now:
+                return cause
+        return None
 
     def standings(self, call: Call, now: float) -> list[tuple[Health, Standing]]:
         """How each account of a pool stands for a request, in the pool's order."""
@@ -7468,7 +7536,10 @@ class Roster:
 
         if is_model_known(self.health, call):
             return lacking_model()
-        offered = catalogue_of(self.health, call.pool) if call.pool.models is None else ()
+
+        # An upstream names its models as it likes: a fine-tuned one perhaps by its owner's id.
+        catalogue = catalogue_of(self.health, call.pool)
+        offered = [name for name in catalogue if not is_account_name(name)]
         return unknown_model(call.pool, call.key, offered)
 
     def pooled_quota(self, pool: Pool, now: float) -> tuple[bool, dict[int, QuotaWindow]]:
@@ -7476,23 +7547,20 @@ class Roster:
 
         Of the accounts that can serve; if none can, of the limited one that is back first.
         """
-        ready: list[Health] = []
-        limited: list[tuple[float, Health]] = []
+        by_status: dict[Status, list[tuple[float, Health]]] = {}
         for account in pool.accounts:
             health = self.health_of(account)
             standing = standing_of(health, now)
-            if standing.status is Status.READY:
-                ready.append(health)
-            elif standing.status in LIMITED:
-                limited.append((standing.until, health))
+            by_status.setdefault(standing.status, []).append((standing.until, health))
 
-        shown = ready
-        is_limited = bool(limited) and not ready
+        shown = by_status.get(Status.READY, [])
+        limited = by_status.get(Status.COOLING_DOWN, [])
+        is_limited = bool(limited) and not shown
         if is_limited:
-            shown = [min(limited, key=lambda pair: pair[0])[1]]
+            shown = [min(limited, key=lambda pair: pair[0])]
 
         best: dict[int, QuotaWindow] = {}
-        for health in shown:
+        for _, health in shown:
             for length, window in health.quota.running(PLAN_FAMILY, now).items():
                 best[length] = min(best.get(length, window), window)
         best.pop(0, None)  # of unknown length: it counts, but cannot be shown as a window
@@ -7539,13 +7607,11 @@ class Roster:
 
     def note_limit(self, health: Health, fault: Fault, model: str, now: float) -> None:
         """Begin the cooldown of a limit: until its reset, or as long as is usual."""
-        seconds = fault.cooldown_seconds
-        if seconds is None and fault.is_throttle:
-            seconds = self.limits.cooldown_seconds
-        elif seconds is None:
-            seconds = health.quota.reset_seconds(fault.about or PLAN_FAMILY, now)
-        if seconds is None:
-            seconds = UNTRIED_SECONDS_MAX
+        usual: float | None = self.limits.cooldown_seconds
+        if not fault.is_throttle:
+            usual = health.quota.reset_seconds(fault.about or PLAN_FAMILY, now)
+
+        seconds = fault.cooldown_seconds or usual or UNTRIED_SECONDS_MAX
 
         for cooldown in self.limited_by(health, fault, model, now):
             cooldown.extend(now + seconds, now, UNTRIED_SECONDS_MAX, fault.reason)

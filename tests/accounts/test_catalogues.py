@@ -401,3 +401,23 @@ def test_a_list_s_odd_names_are_left_out_and_the_others_stay() -> None:
     names = ["m1", "", "m 2", "m\n3", "x" * 201, "m4"]
     body = json.dumps({"data": [{"id": name} for name in names]}).encode()
     assert read_catalogue(body) == {"m1": Model(), "m 2": Model(), "m4": Model()}
+
+
+async def test_a_name_that_tells_whose_a_model_is_is_in_no_error_and_no_log(
+    autojump_clock: MockClock,
+) -> None:
+    """Upstreams choose these names; who may use the model still finds it in the list."""
+    own = "ft:gpt:org-abcDEF123"
+    async with opened_world(describe("a", accounts={"a": {"models": None}})) as world:
+        a = world.upstreams["a"]
+        a.catalogue = json_response({"data": [{"id": "plain"}, {"id": own}]})
+        a.always = json_response({"id": "r"})
+        await world.ask(request("GET", "/v1/models"))
+        await world.settle()
+
+        response = await world.ask(ask_responses(stream=False, model="other"))
+        assert "plain" in response.error["message"]
+        assert own not in response.body.decode()
+
+        assert (await world.ask(ask_responses(stream=False, model=own))).status == 200
+        assert own not in json.dumps(world.records)

@@ -191,6 +191,36 @@ def test_the_request_s_own_fault_stays_its_own(code: str) -> None:
         assert judged(value) == (Action.RETURN, Effect.NONE)
 
 
+CONTENT: Final[list[Json]] = [
+    {"code": "moderation_blocked"}, {"code": "content_filter"}, {"type": "moderation"},
+    {"code": "safety_violation"}, {"code": "responsible_ai_policy_violation"},
+    {"code": "input_flagged"}, {"type": "image_generation_user_error", "code": "invalid_image"},
+    {"code": 403, "message": "Your chosen model requires moderation and your input was flagged"},
+    {"message": "This request was rejected by our safety system."},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", CONTENT)
+def test_what_a_client_s_content_provokes_is_the_request_s(error: dict[str, Json]) -> None:
+    for status in (400, 403):
+        assert judged({"error": error}, status) == (Action.RETURN, Effect.NONE)
+
+
+@pytest.mark.parametrize(
+    "code", ["user_not_found", "project_not_found", "unknown_user", "invalid_project"]
+)
+def test_a_name_in_a_client_s_content_takes_no_account_out(code: str) -> None:
+    for status in (200, 400, 404):
+        assert judged({"error": {"code": code}}, status) == (Action.RETURN, Effect.NONE)
+    assert judged({"error": {"code": code}}, 403) == DENIED  # three in a row are the account's
+
+
+def test_an_account_that_is_out_for_what_was_sent_is_still_out() -> None:
+    text = "Your account is suspended: a request was flagged by our safety system."
+    assert judged({"error": {"code": "account_suspended", "message": text}}, 403) == ACCOUNT
+    assert judged({"error": {"message": text}}, 403) == DENIED
+
+
 @pytest.mark.parametrize("place", ["header", "text", "object"])
 @pytest.mark.parametrize("status", [429, 402, 200])
 def test_the_way_in_which_a_limit_was_reached_is_in_the_reason(status: int, place: str) -> None:

@@ -117,7 +117,7 @@ LONGEST: Final[Mapping[str, int]] = {
     ),  # of what `_CODE_TOKEN` took
     **dict.fromkeys(("_CREDENTIAL_WORDS", "_ACCOUNT_WORDS", "_LIMIT_WORDS", "_DENIAL_WORDS"), 80),
     **dict.fromkeys(("_MODEL_WORDS", "_FAILURE_WORDS", "_OVERLOAD_WORDS", "_TIMEOUT_WORDS"), 80),
-    **dict.fromkeys(("_THROTTLED", "_MARKUP"), pooler.MESSAGE_CHARS_MAX),
+    **dict.fromkeys(("_THROTTLED", "_MARKUP", "_FLAGGED"), pooler.MESSAGE_CHARS_MAX),
     **dict.fromkeys(("_CONTROL", "_PRIVATE", "_PLACE"), pooler.MESSAGE_CHARS_MAX),
     "_ACCOUNT_NAMES": pooler.NAMED_BYTES_MAX + 5 * pooler.MESSAGE_CHARS_MAX,
     **dict.fromkeys(("_UNREADABLE", "_ASKED", "_NO_MODEL"), pooler.MESSAGE_CHARS_MAX),

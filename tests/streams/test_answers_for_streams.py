@@ -209,6 +209,11 @@ NAMING: Final = [
     ("file of jane.doe+x@mail.example.com is gone", "file of [...] is gone"),
     ("Half a pair \ud800, of proj_abcdef12", "of [...]"),
     ("Project proj_abcdef12 has no such file", "Project [...] has no such file"),
+    ("key sk-ab********************cdef is bad", "key [...] is bad"),
+    ("key sk-...AbCd and gsk_ab...cdef", "key [...] and [...]"),
+    ("in organization org-abc on tokens per min", "in organization [...] on tokens per min"),
+    ("see below:\norg-abcDEF123", "see below:\\n[...]"),
+    ("of 4f2c7a9e-3b1d-4c5e-8f60-123456789abc only", "of [...] only"),
     ("bad key gsk_abcdefgh1 in AIzaSyA1234567, xai-abcdefg and hf_abcdefg",
      "bad key [...] in [...], [...] and [...]"),
 ]  # fmt: skip
@@ -228,6 +233,12 @@ NAMING_CARRIERS: Final = {
             {"type": "response.failed", "response": {"status": "failed", "error": error}},
         ]
     ),
+    "in a detail": lambda error: sse_response(
+        [
+            {"type": "response.output_text.delta", "delta": "x"},
+            {"type": "error", "error": error | {"details": [{"owner": error["message"]}]}},
+        ]
+    ),
     "failing upstream": lambda error: sse_response(
         [
             {"type": "response.output_text.delta", "delta": "x"},
@@ -245,11 +256,13 @@ async def test_what_names_an_account_is_left_out_of_a_reason(
     error: dict[str, Json] = {"message": message, "code": "invalid_prompt"}
     async with opened_world(describe("a")) as world:
         world.upstreams["a"].plays(NAMING_CARRIERS[carrier](error))
-        is_stream = "event" in carrier or "failing" in carrier
+        is_stream = "event" in carrier or "failing" in carrier or "detail" in carrier
         response = await world.ask(ask_responses(stream=is_stream))
         shown = response.body.decode()
         assert public in shown
-        for name in re.findall(r"\S*(?:org-|acct_|proj_|gsk_|AIza|xai-|hf_|@)\S*", message):
+        for name in re.findall(
+            r"\S*(?:org-|acct_|proj_|gsk_|AIza|xai-|hf_|@|\*|sk-|4f2c)\S*", message
+        ):
             assert name not in shown
             assert name not in json.dumps(world.records)
 
@@ -282,6 +295,29 @@ def test_a_provider_s_key_is_left_out_of_every_text(text: str) -> None:
 def test_what_resembles_a_provider_s_key_is_shown(text: str) -> None:
     message = f"No such thing: {text}."
     assert pooler.without_names(message) == message
+
+
+@pytest.mark.parametrize("place", ["code", "type", "param"])
+@pytest.mark.parametrize("carrier", NAMING_CARRIERS)
+async def test_what_names_an_account_is_left_out_of_every_member(
+    autojump_clock: MockClock, carrier: str, place: str
+) -> None:
+    error: dict[str, Json] = {"message": "m", "code": "invalid_prompt", place: "org-abcDEFghi"}
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(NAMING_CARRIERS[carrier](error))
+        is_stream = "event" in carrier or "failing" in carrier or "detail" in carrier
+        response = await world.ask(ask_responses(stream=is_stream))
+        assert b"org-abcDEFghi" not in response.body
+        assert "org-abcDEFghi" not in json.dumps(world.records)
+
+
+async def test_the_id_of_a_request_is_left_in_its_error(autojump_clock: MockClock) -> None:
+    """Who asks the upstream for help needs it."""
+    message = "Please include the request ID 4f2c7a9e-3b1d-4c5e-8f60-123456789abc in your message."
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(error_response(400, "invalid_prompt", message=message))
+        response = await world.ask(ask_responses())
+        assert response.error["message"] == message
 
 
 async def test_a_reason_is_short_and_names_no_host(autojump_clock: MockClock) -> None:
