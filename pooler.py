@@ -629,9 +629,6 @@ class BadSyntax(Exception):
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _NOT_BEGINNINGS: Final = bytes(set(range(256)) - set(b"[{,"))
-# All that says nothing of a text's shape.  What may follow a backslash in JSON stays with it, or
-# the next character would seem to be the escaped one.
-_NOT_SHAPE: Final = bytes(set(range(256)) - set(b'[]{},"\\/bfnrtu'))
 
 
 def uncollected(work: Callable[[*Ts], T], *given: *Ts) -> T:
@@ -669,7 +666,7 @@ def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
     # left of a run of them begins an escape.
     plain = raw
     if b"\\" in raw:
-        plain = raw.translate(None, _NOT_SHAPE).replace(b"\\\\", b"").replace(b'\\"', b"")
+        plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
     if plain.count(b'"') > quotes_max:
         return "too many members"
     return _excess_outside_strings(plain, depth_max, members_max)
