@@ -14141,6 +14141,11 @@ def doubts_of_modes(path: Path, config: Config) -> list[str]:
     return doubts
 
 
+# Where container runtimes mount secrets, mode 0444 if nobody says otherwise.  Nobody else is in the
+# container, and its user cannot change the mode.
+MOUNTED_SECRETS: Final = Path("/run/secrets")
+
+
 def doubts_of_secret_file(path: Path) -> list[str]:
     """A warning if others can read a file that pools.json names as {file:PATH}, or change it.
 
@@ -14148,7 +14153,7 @@ def doubts_of_secret_file(path: Path) -> list[str]:
     """
     state = _state_of(path)
     quoted = shlex.quote(str(path))
-    if _is_read_by_others(state):
+    if _is_read_by_others(state) and not path.is_relative_to(MOUNTED_SECRETS):
         return [f"{path}: others can read this secret: chmod 600 {quoted}"]
     if state.st_mode & 0o022:
         return [f"{path}: others can change this secret: chmod go-w {quoted}"]

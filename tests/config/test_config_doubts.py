@@ -553,6 +553,23 @@ def test_a_secret_s_file_that_others_can_read_or_change_is_doubted_once(
     assert list(config.warnings) == expected
 
 
+@pytest.mark.parametrize(("mode", "is_doubted"), [(0o444, False), (0o640, False), (0o666, True)])
+def test_a_secret_that_a_container_s_runtime_mounts_may_be_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, *, is_doubted: bool
+) -> None:
+    """Its mode is the runtime's choice, and nobody else is there."""
+    monkeypatch.setattr(pooler, "MOUNTED_SECRETS", tmp_path / "mounted")
+    secret_file = tmp_path / "mounted" / "key"
+    secret_file.parent.mkdir()
+    secret_file.write_text(API_KEY)
+    secret_file.chmod(mode)
+    described = good() | {"accounts": {"a": openai(api_key=f"{{file:{secret_file}}}")}}
+    described["pools"]["home"]["accounts"] = ["a"]
+    config, _ = pooler.load(write(tmp_path, described), {})
+    assert any("others can change this secret" in text for text in config.warnings) == is_doubted
+    assert not any("others can read this secret" in text for text in config.warnings)
+
+
 UNABLE: Final[dict[str, Callable[[Path], Json]]] = {
     "no login": lambda folder: codex(auth_file=str(folder / "none.json")),
     "broken": lambda folder: codex(auth_file=str(write(folder, []).rename(folder / "b.json"))),

@@ -141,6 +141,7 @@ def test_depth_at_the_limit_and_one_past_it(openers: str, limits: Mapping[str, f
     refuses(lambda: judge_as_served(nested(depth + 1, openers)))
 
 
+@pytest.mark.measures
 @pytest.mark.parametrize("count", [500, 5_000, 150_000, 5_000_000])
 @pytest.mark.parametrize("unit", ["[", '{"a":', '[{"a":'])
 def test_what_is_nested_without_end_is_refused_at_once(unit: str, count: int) -> None:
