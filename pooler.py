@@ -6732,7 +6732,12 @@ class Model(NamedTuple):
         return described._replace(context_length=min(lengths, default=None))
 
 
-def _remember(known: OrderedDict[K, T], key: K, value: T, length_max: int) -> None:
+def _remember(
+    known: OrderedDict[K, T],
+    key: K,
+    value: T,
+    length_max: int,
+) -> None:
     """Set a member; the one that was set longest ago is forgotten."""
     known[key] = value
     known.move_to_end(key)
@@ -6754,10 +6759,18 @@ class Memory(Generic[T]):
         return self.length
 
     def get(self, owner: Hashable, digest: bytes) -> T | None:
+        """The value of an owner under a digest; None if it is not remembered."""
         values = self.by_owner.get(owner) or OrderedDict()
         return values.get(digest)
 
-    def set(self, owner: Hashable, digest: bytes, value: T, length_max: int) -> None:
+    def set(
+        self,
+        owner: Hashable,
+        digest: bytes,
+        value: T,
+        length_max: int,
+    ) -> None:
+        """Remember a value; above `length_max` values in all, old ones are forgotten."""
         known = self.by_owner.setdefault(owner, OrderedDict())
         self.length += digest not in known
         known[digest] = value
@@ -6766,6 +6779,7 @@ class Memory(Generic[T]):
             self._forget_one()
 
     def _forget_one(self) -> None:
+        """Forget the oldest value of the owner that has the most."""
         largest = max(self.by_owner, key=lambda owner: len(self.by_owner[owner]))
         self.by_owner[largest].popitem(last=False)
         self.length -= 1
@@ -6792,7 +6806,12 @@ class QuotaWindow(NamedTuple):
         return self.used_percent >= 100
 
 
-def _window_of(report: Window, now: float, unix_now: float, seconds_max: float) -> QuotaWindow:
+def _window_of(
+    report: Window,
+    now: float,
+    unix_now: float,
+    seconds_max: float,
+) -> QuotaWindow:
     """A reported window on our clock; a reset further away than `seconds_max` is not believed."""
     seconds = (report.resets_at or 0.0) - unix_now
     is_plausible = 0 < seconds <= seconds_max
@@ -6889,6 +6908,7 @@ class Quota:
         _remember(self.families, model_of_limit(model), family, QUOTA_WINDOWS_MAX)
 
     def bring_forward(self, seconds: float) -> None:
+        """Move the end of every window so many seconds closer."""
         for key, window in self.windows.items():
             self.windows[key] = window._replace(ends_at=window.ends_at - seconds)
 
@@ -6909,16 +6929,24 @@ class Cooldown:
     noted_at: float = -math.inf  # when there was evidence for it last
     reason: str = ""
 
-    def extend(self, until: float, now: float, retry_seconds: float, reason: str) -> None:
+    def extend(
+        self,
+        until: float,
+        now: float,
+        retry_seconds: float,
+        reason: str,
+    ) -> None:
         """Cool down until then.  The latest evidence wins, but never shortens a cooldown."""
         self.until = until if self.until == math.inf else max(self.until, until)
         self.retry_at = min(self.until, now + retry_seconds)
         self.noted_at, self.reason = now, reason
 
     def end(self) -> None:
+        """Let the account be asked again at once; the reason stays for operators."""
         self.until = self.retry_at = 0.0
 
     def bring_forward(self, seconds: float) -> None:
+        """Move both ends so many seconds closer."""
         self.until -= seconds  # infinite stays infinite
         self.retry_at -= seconds
 
@@ -6994,6 +7022,7 @@ class Health:
         self.end_refusal()
 
     def end_refusal(self) -> None:
+        """End the cooldown of the whole account if it is a refusal; a limit stays."""
         if self.whole.until == math.inf:
             self.whole.end()
 
@@ -7007,11 +7036,19 @@ class Health:
         return cooldowns
 
     def cooldown_of_model(self, model: str) -> Cooldown:
+        """The cooldown of a single model, begun if there is none yet."""
         cooldown = self.by_model.get(model) or Cooldown()
         _remember(self.by_model, model, cooldown, MODEL_BLOCKS_MAX)
         return cooldown
 
-    def block(self, effect: Effect, name: str, until: float, reason: str) -> None:
+    def block(
+        self,
+        effect: Effect,
+        name: str,
+        until: float,
+        reason: str,
+    ) -> None:
+        """Remember what the account lacks, under the name of a model or a path."""
         _remember(self.blocks[effect], name, Block(until, reason), MODEL_BLOCKS_MAX)
 
     def block_of(self, effect: Effect, now: float, name: str = "") -> Block | None:
@@ -7020,9 +7057,11 @@ class Health:
         return block if block is not None and block.until > now else None
 
     def is_demoted(self, now: float) -> bool:
+        """Whether the account is used only after the others."""
         return self.block_of(Effect.DEMOTED, now) is not None
 
     def takes_websocket(self, now: float) -> bool:
+        """Whether a WebSocket to the account may be tried."""
         return self.account.websocket and self.block_of(Effect.LACKS_WEBSOCKET, now) is None
 
     def efforts_of(self, model: str) -> tuple[str, ...]:
@@ -7095,13 +7134,23 @@ def standing_of(health: Health, now: float) -> Standing:
     return _standing_in_time(health, [health.whole, health.plan], now)
 
 
-def standing_for(health: Health, call: Call, owner: bytes | None, now: float) -> Standing:
+def standing_for(
+    health: Health,
+    call: Call,
+    owner: bytes | None,
+    now: float,
+) -> Standing:
     """How an account stands for a request; `owner`: see `Sessions.owner_of`."""
     lack = _lack_of(health, call, owner, now) or _lack_of_model(health, call, now)
     return lack or _standing_for_model(health, call, now)
 
 
-def _lack_of(health: Health, call: Call, owner: bytes | None, now: float) -> Standing | None:
+def _lack_of(
+    health: Health,
+    call: Call,
+    owner: bytes | None,
+    now: float,
+) -> Standing | None:
     """Why an account cannot serve such a request, whatever its model."""
     account = health.account
     if account.paused:
@@ -7127,7 +7176,11 @@ def _is_owner(account: Account, owner: bytes | None) -> bool:
     return owner is None or owner == account.identity
 
 
-def _lack_of_model(health: Health, call: Call, now: float) -> Standing | None:
+def _lack_of_model(
+    health: Health,
+    call: Call,
+    now: float,
+) -> Standing | None:
     """Why an account cannot serve this model or route."""
     if block := health.block_of(Effect.LACKS_MODEL, now, call.model):
         return Standing(Status.LACKS_MODEL, block.reason, block.until, block.until)
@@ -7141,7 +7194,11 @@ def _lack_of_model(health: Health, call: Call, now: float) -> Standing | None:
     return Standing(Status.NOT_OFFERED if is_certain else Status.NOT_LISTED)
 
 
-def _standing_for_model(health: Health, call: Call, now: float) -> Standing:
+def _standing_for_model(
+    health: Health,
+    call: Call,
+    now: float,
+) -> Standing:
     """How an account that lacks nothing stands for a model."""
     standing = _standing_in_time(health, health.cooldowns_of(call.model, now), now)
     own = health.by_model.get(call.model)
@@ -7150,7 +7207,11 @@ def _standing_for_model(health: Health, call: Call, now: float) -> Standing:
     return standing
 
 
-def _standing_in_time(health: Health, cooldowns: Iterable[Cooldown], now: float) -> Standing:
+def _standing_in_time(
+    health: Health,
+    cooldowns: Iterable[Cooldown],
+    now: float,
+) -> Standing:
     """How an account stands that may be barred by some cooldowns, or by its login."""
     if not health.has_login:
         return Standing(Status.NO_LOGIN)
@@ -7193,17 +7254,35 @@ class Sessions:
             return None
         return pin
 
-    def pin(self, call: Call, account: Account, is_mixed: bool, now: float) -> None:
+    def pin(
+        self,
+        call: Call,
+        account: Account,
+        is_mixed: bool,
+        now: float,
+    ) -> None:
+        """Keep a session on an account; its web searches stay there, too."""
         pin = Pin(account.name, account.base_url, is_mixed, now)
         for session in filter(None, (call.session, call.search_session)):
             self.pins.set(call.key_name, session, pin, PINS_MAX)
 
-    def has_foreign_reasoning(self, call: Call, account: Account, now: float) -> bool:
+    def has_foreign_reasoning(
+        self,
+        call: Call,
+        account: Account,
+        now: float,
+    ) -> bool:
         """Whether the session's history may hold reasoning that `account` cannot read."""
         pin = self.pin_of(call, now)
         return pin is not None and (pin.is_mixed or pin.base_url != account.base_url)
 
-    def note_owner(self, account: Account, call: Call, what: str, value: Json) -> None:
+    def note_owner(
+        self,
+        account: Account,
+        call: Call,
+        what: str,
+        value: Json,
+    ) -> None:
         """Remember who created a response (`what`: "response") or a turn's state."""
         if isinstance(value, str):
             is_kept = what != "response" or not account.is_codex
@@ -7211,7 +7290,13 @@ class Sessions:
             digest = digest_parts(*call.key_name, what, value)
             self.owners.set(call.key_name, digest, owner, RESPONSE_PINS_MAX)
 
-    def is_owner(self, account: Account, call: Call, what: str, value: str) -> bool:
+    def is_owner(
+        self,
+        account: Account,
+        call: Call,
+        what: str,
+        value: str,
+    ) -> bool:
         """Whether the account is known to have created a response or a turn's state."""
         digest = digest_parts(*call.key_name, what, value)
         return self.owners.get(call.key_name, digest) == account.identity
@@ -7244,6 +7329,7 @@ class Places:
         self.key_counts: Counter[str] = Counter()  # the keys that may use an account
 
     def reload(self, config: Config) -> None:
+        """Count the keys that may use each account; requests in flight stay counted."""
         self.key_counts.clear()
         for pool in config.pools.values():
             key_count = sum(not key.paused for key in pool.keys)
@@ -7260,11 +7346,13 @@ class Places:
         return left > kept or (left > 0 and self.of_key_at[account.name, key] < kept)
 
     def take(self, account: str, key: tuple[str, str]) -> None:
+        """Count one more request in flight."""
         self.in_flight[account] += 1
         self.of_key[key] += 1
         self.of_key_at[account, key] += 1
 
     def give_back(self, account: str, key: tuple[str, str]) -> None:
+        """Count one request less; a key without any is forgotten."""
         assert self.in_flight[account] > 0
         self.in_flight[account] -= 1
         self.of_key[key] -= 1
@@ -7291,7 +7379,11 @@ def catalogue_of(known: Mapping[str, Health], pool: Pool) -> dict[str, Model]:
     return models
 
 
-def models_of(known: Mapping[str, Health], pool: Pool, key: Key) -> dict[str, int | None]:
+def models_of(
+    known: Mapping[str, Health],
+    pool: Pool,
+    key: Key,
+) -> dict[str, int | None]:
     """The names that GET /v1/models shows to a key, with context lengths if known."""
     catalogue = catalogue_of(known, pool)
     names = [*(sorted(catalogue) if pool.models is None else pool.models), *pool.aliases]
@@ -7300,7 +7392,11 @@ def models_of(known: Mapping[str, Health], pool: Pool, key: Key) -> dict[str, in
     return {name: model.context_length for name, model in models.items()}
 
 
-def codex_models_of(known: Mapping[str, Health], pool: Pool, key: Key) -> list[bytes]:
+def codex_models_of(
+    known: Mapping[str, Health],
+    pool: Pool,
+    key: Key,
+) -> list[bytes]:
     """The entries of Codex's catalogue that a key may use."""
     return [
         model.entry if model.slug == name else model.entry_as(name)
@@ -7395,6 +7491,7 @@ class Roster:
         return self.health_of(account) is self.health.get(account.name)
 
     def health_of(self, account: Account) -> Health:
+        """What is known of an account; nothing after a reload has replaced it."""
         return health_in(self.health, account)
 
     def unreached_by(self, account: Account, now: float) -> Cause | None:
@@ -7421,7 +7518,12 @@ class Roster:
             for health, standing in standings
         ]  # fmt: skip
 
-    def ranked(self, call: Call, tried: Iterable[str], now: float) -> list[Account]:
+    def ranked(
+        self,
+        call: Call,
+        tried: Iterable[str],
+        now: float,
+    ) -> list[Account]:
         """The accounts that may be asked now, the best first, whether or not they have room."""
         pin = self.sessions.pin_of(call, now)
         ranks: list[tuple[Rank, Account]] = []
@@ -7434,6 +7536,7 @@ class Roster:
     def rank(
         self, call: Call, health: Health, standing: Standing, pin: Pin | None, now: float
     ) -> Rank:
+        """How good a choice an account is; the smallest rank is the best."""
         account = health.account
         busy = self.places.in_flight[account.name]
         digest = b""
@@ -7464,7 +7567,12 @@ class Roster:
         moments = [standing.retry_at for _, standing in self.standings(call, now)]
         return min((moment for moment in moments if moment > now), default=math.inf)
 
-    def returns_at(self, call: Call, tried: Iterable[str], now: float) -> float:
+    def returns_at(
+        self,
+        call: Call,
+        tried: Iterable[str],
+        now: float,
+    ) -> float:
         """When a session's own account is back, if that is worth waiting for; else infinite.
 
         Any other would have to read the whole history again, without a cache.
@@ -7478,14 +7586,25 @@ class Roster:
                 return standing.until
         return math.inf
 
-    def may_upgrade(self, pool: Pool, is_native: bool, now: float) -> bool:
+    def may_upgrade(
+        self,
+        pool: Pool,
+        is_native: bool,
+        now: float,
+    ) -> bool:
         """Whether a WebSocket is of use: not if only accounts that take none can serve."""
         accounts = [one for one in pool.accounts if one.is_codex or not is_native]
         healths = [self.health_of(one) for one in accounts if not one.paused]
         ready = [one for one in healths if standing_of(one, now).status is Status.READY]
         return any(health.takes_websocket(now) for health in ready or healths)
 
-    def refusal(self, call: Call, tried: Iterable[str], now: float, unix_now: float) -> PoolerError:
+    def refusal(
+        self,
+        call: Call,
+        tried: Iterable[str],
+        now: float,
+        unix_now: float,
+    ) -> PoolerError:
         """Why nobody can serve: all limited, all broken, or nobody has the model or the route.
 
         If an account is left that the attempts did not reach, waiting for a reset would be wrong
@@ -7508,7 +7627,12 @@ class Roster:
         seconds = max(1, math.ceil(min(ends) - now))
         return usage_limit(seconds, unix_now, is_native=call.is_codex_only)
 
-    def is_history_missing(self, call: Call, able_count: int, now: float) -> bool:
+    def is_history_missing(
+        self,
+        call: Call,
+        able_count: int,
+        now: float,
+    ) -> bool:
         """Whether more accounts than `able_count` could serve the call without its history.
 
         That is so if the response that it continues is kept nowhere: a client that is told
@@ -7565,7 +7689,12 @@ class Roster:
 
     # What happens to an account.
 
-    def begin(self, account: Account, call: Call, now: float) -> Lease:
+    def begin(
+        self,
+        account: Account,
+        call: Call,
+        now: float,
+    ) -> Lease:
         """Count a request in; `end` counts it out again, also after a reload."""
         health = self.health[account.name]
         health.served_at = now
@@ -7573,9 +7702,16 @@ class Roster:
         return Lease(account, health, health.cooldowns_of(call.model, now), now, call.key_name)
 
     def end(self, lease: Lease) -> None:
+        """Give back the place of a request that is over."""
         self.places.give_back(lease.account.name, lease.key)
 
-    def note_fault(self, account: Account, fault: Fault, model: str, now: float) -> None:
+    def note_fault(
+        self,
+        account: Account,
+        fault: Fault,
+        model: str,
+        now: float,
+    ) -> None:
         """Take what a failed attempt means for its account."""
         health, effect = self.health_of(account), fault.effect
         if effect in _BLOCK_SECONDS:
@@ -7591,7 +7727,12 @@ class Roster:
         if effect is Effect.REFUSED or is_barred:
             health.whole.extend(math.inf, now, UNTRIED_SECONDS_MAX, fault.reason)
 
-    def demote(self, health: Health, fault: Fault, now: float) -> None:
+    def demote(
+        self,
+        health: Health,
+        fault: Fault,
+        now: float,
+    ) -> None:
         """Use an account after the others for a while; count what forbids, note what is cut off."""
         demoted_until = now + DEMOTION_SECONDS
         health.block(Effect.DEMOTED, "", demoted_until, fault.reason)
@@ -7602,7 +7743,13 @@ class Roster:
             way = _ways(account)[fault.cause in _OF_TRUST]
             self.unreached[way] = (demoted_until, fault.cause)
 
-    def note_limit(self, health: Health, fault: Fault, model: str, now: float) -> None:
+    def note_limit(
+        self,
+        health: Health,
+        fault: Fault,
+        model: str,
+        now: float,
+    ) -> None:
         """Begin the cooldown of a limit: until its reset, or as long as is usual."""
         usual: float | None = self.limits.cooldown_seconds
         if not fault.is_throttle:
@@ -7632,6 +7779,7 @@ class Roster:
         return [health.plan]
 
     def note_reached(self, account: Account) -> None:
+        """Forget that the account's host did not connect a moment ago."""
         for way in _ways(account):
             self.unreached.pop(way, None)
 
@@ -7655,7 +7803,12 @@ class Roster:
         lease.health.blocks[Effect.DEMOTED].clear()
         lease.health.forbidden_count = 0
 
-    def note_served(self, call: Call, account: Account, now: float) -> None:
+    def note_served(
+        self,
+        call: Call,
+        account: Account,
+        now: float,
+    ) -> None:
         """Pin the session to the account that serves it, or move the pin there."""
         sessions = self.sessions
         pin = sessions.pin_of(call, now)
@@ -7664,7 +7817,12 @@ class Roster:
         is_mixed = sessions.has_foreign_reasoning(call, account, now)
         sessions.pin(call, account, is_mixed, now)
 
-    def may_return(self, call: Call, pin: Pin, now: float) -> bool:
+    def may_return(
+        self,
+        call: Call,
+        pin: Pin,
+        now: float,
+    ) -> bool:
         """Whether a session's own account is only busy, or has no login for now: the pin stays."""
         health = self.health.get(pin.account)
         if health is None or pin.account not in [account.name for account in call.pool.accounts]:
@@ -7733,7 +7891,12 @@ def _codex_model(entry: Mapping[str, Json], name: str) -> Model:
     return Model(window * percent // 100 or None, tuple(known), dump_json(entry), name)
 
 
-def usage_limit(seconds: int, unix_now: float, *, is_native: bool) -> PoolerError:
+def usage_limit(
+    seconds: int,
+    unix_now: float,
+    *,
+    is_native: bool,
+) -> PoolerError:
     """All accounts are limited; the first is back in `seconds`.  Codex CLI reads that (F77)."""
     details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
     is_silent = is_native and seconds > RETRY_AFTER_SECONDS_MAX
