@@ -10759,9 +10759,12 @@ class Shared:
         is_back = self.roster.returns_at(current, tried, now) <= waiter.deadline
         if not is_back and not self.roster.ranked(current, tried, now):
             raise self.roster.refusal(current, tried, now, self.unix_now())
+        return await self.queue_up(exchange, waiter, deadline)
 
-        queue = self.queues.setdefault(call.pool.name, deque())
-        self.make_way(queue, call, QUEUE_LENGTH_MAX)
+    async def queue_up(self, exchange: Exchange, waiter: Waiter, deadline: float) -> Place:
+        """The place that a waiter gets in its pool's queue.  Raises: PoolerError (pool_busy)."""
+        queue = self.queues.setdefault(waiter.call.pool.name, deque())
+        self.make_way(queue, waiter.call, QUEUE_LENGTH_MAX)
         queue.append(waiter)
         try:
             await self.wait_for_place(exchange, waiter, deadline)
@@ -11372,6 +11375,65 @@ async def share_after(message: bytes) -> None:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
 
+async def await_head(exchange: Exchange, call: Call, source: Source) -> ResponseHead | None:
+    """The head of the response; in a long silence a stream's client is shown that it goes on.
+
+    However many accounts are asked, to the client it is one silence.  From then on it has its 200,
+    so whatever comes later is reported in its stream.
+    """
+    deadline, reply = exchange.deadline, exchange.reply
+    reply.silent_since = min(reply.silent_since, trio.current_time())
+    comment_at = math.inf
+    if call.is_stream:
+        comment_at = reply.silent_since + SILENCE_SECONDS_MAX
+
+    deadline_at = deadline.at
+    while True:
+        until = min(deadline_at, comment_at)
+        with contextlib.suppress(DeadlinePassed):
+            return await deadline.bounded(until, source.read_head)
+        if until >= deadline_at:
+            raise DeadlinePassed
+
+        if not (reply.is_started or call.is_socket):  # there an error is a message
+            await reply.start(200, stream_headers(()), ())
+        await reply.comment(is_native=call.is_native)
+        comment_at = trio.current_time() + exchange.limits.comment_seconds
+
+
+@dataclass(eq=False, slots=True)
+class LimitNews:
+    """What a response says of its account's limits: noted, and used to classify its error."""
+
+    shared: Shared
+    account: Account
+    words: LimitWords = NO_LIMIT_WORDS  # so far
+
+    def note_head(self, headers: Headers, messages: Sequence[bytes]) -> None:
+        """Note what the head of a codex account's response says, and what came in front of it."""
+        if not self.account.is_codex:
+            return
+        self.words = read_limit_words(headers)
+        self.note_quota(self.words.windows)
+        for message in messages:
+            self.note_quota(read_quota_event(try_load_object(message)))
+
+    def note_quota(self, windows: Sequence[Window]) -> None:
+        """Take news of a quota: of each family of windows the latest counts."""
+        families = {window.family for window in windows}
+        kept = [window for window in self.words.windows if window.family not in families]
+        latest = [*kept, *windows][-QUOTA_WINDOWS_MAX:]
+        self.words = self.words._replace(windows=latest)
+        now, unix_now = trio.current_time(), self.shared.unix_now()
+        self.shared.roster.note_quota(self.account, windows, now, unix_now)
+
+    def completed(self, fault: Fault, call: Call) -> Fault:
+        """The fault, with what only the response and its request know of it."""
+        if fault.effect is Effect.LACKS_ROUTE:
+            return fault._replace(about=call.path)
+        return classify_limit(fault, self.words, self.account.name_of(call.model))
+
+
 @dataclass(eq=False, slots=True)
 class Opened:
     """The response to an attempt, from its head on: what it says, and what the client gets of it.
@@ -11386,13 +11448,16 @@ class Opened:
     scanner: EventScanner  # of a response in one piece: what would have been its sums
     translator: Translator | None  # None: the response is passed on unchanged
     held: HeldBytes  # what is held of it
+    news: LimitNews = field(init=False)
     status: int = 0
     headers: Headers = field(default_factory=lambda: NO_FIELDS)
     body: bytes = b""  # of a response in one piece
     events: list[bytes] = field(default_factory=list)  # read, and not sent yet
     event_count: int = 0  # those that are progress
     end: EventKind | None = None  # of those passed on, the latest that ends a stream
-    limit_words: LimitWords = NO_LIMIT_WORDS  # what it has said of its account's limits so far
+
+    def __post_init__(self) -> None:
+        self.news = LimitNews(self.exchange.shared, self.account)
 
     @property
     def is_streamed(self) -> bool:
@@ -11418,11 +11483,11 @@ class Opened:
             seconds = self.account.first_event_seconds
             deadline.begin(Stage.HEAD, "first_event_seconds_max", seconds)
 
-        head = await self.await_head()
+        head = await await_head(self.exchange, self.call, self.source)
         deadline.stage = Stage.BODY
         if head is not None:
             self.status, self.headers = head.status, head.headers
-            self.note_limits()
+            self.news.note_head(head.headers, self.source.early_events())
             if not 200 <= head.status < 300:
                 return await self.read_refusal()
 
@@ -11434,31 +11499,6 @@ class Opened:
         if "html" in self.headers.get("content-type", "").lower():
             raise BadSyntax("content-type")
         return await self.hold()
-
-    async def await_head(self) -> ResponseHead | None:
-        """The head of the response; in a long silence a stream's client is shown that it goes on.
-
-        However many accounts are asked, to the client it is one silence.  From then on it has its
-        200, so whatever comes later is told in its stream.
-        """
-        exchange, reply, limits = self.exchange, self.exchange.reply, self.exchange.limits
-        reply.silent_since = min(reply.silent_since, trio.current_time())
-        comment_at = math.inf
-        if self.call.is_stream:
-            comment_at = reply.silent_since + SILENCE_SECONDS_MAX
-
-        deadline_at = exchange.deadline.at
-        while True:
-            until = min(deadline_at, comment_at)
-            with contextlib.suppress(DeadlinePassed):
-                return await exchange.deadline.bounded(until, self.source.read_head)
-            if until >= deadline_at:
-                raise DeadlinePassed
-
-            if not (reply.is_started or self.call.is_socket):  # there an error is a message
-                await reply.start(200, stream_headers(()), ())
-            await reply.comment(is_native=self.call.is_native)
-            comment_at = trio.current_time() + limits.comment_seconds
 
     async def read_whole(self) -> Fault | None:
         """Read a response in one piece; why it is none."""
@@ -11497,7 +11537,7 @@ class Opened:
         unix_now = self.exchange.shared.unix_now()
         failure = failure_of(value)
         if fault := classify_event(failure, unix_now):
-            return self.completed(fault)
+            return self.news.completed(fault, self.call)
         if value.get("object") == "response" and not self.is_streamed:
             return None
         return own_fault(failure, b"" if self.translator else body)
@@ -11526,15 +11566,9 @@ class Opened:
             is_reshaped=self.is_reshaped,
             is_whole=is_whole,
         )
-        return self.completed(fault)
+        return self.news.completed(fault, self.call)
 
-    # Faults and limits.
-
-    def completed(self, fault: Fault) -> Fault:
-        """The fault, with what only the response knows of it."""
-        if fault.effect is Effect.LACKS_ROUTE:
-            return fault._replace(about=self.call.path)
-        return classify_limit(fault, self.limit_words, self.account.name_of(self.call.model))
+    # Faults.
 
     def classify_failure(self) -> Fault | None:
         """What the failure that the stream has reported means, if it has."""
@@ -11543,25 +11577,7 @@ class Opened:
             return None
         unix_now = self.exchange.shared.unix_now()
         fault = classify_event(failure, unix_now)
-        return fault and self.completed(fault)
-
-    def note_limits(self) -> None:
-        """Note what the head says of a codex account's limits, and what came in front of it."""
-        if not self.account.is_codex:
-            return
-        self.limit_words = read_limit_words(self.headers)
-        self.note_quota(self.limit_words.windows)
-        for message in self.source.early_events():
-            self.note_quota(read_quota_event(try_load_object(message)))
-
-    def note_quota(self, windows: Sequence[Window]) -> None:
-        """Take news of a quota: for the account, and to classify this response's error."""
-        shared, before = self.exchange.shared, self.limit_words.windows
-        families = {window.family for window in windows}
-        kept = [window for window in before if window.family not in families]
-        latest = [*kept, *windows][-QUOTA_WINDOWS_MAX:]
-        self.limit_words = self.limit_words._replace(windows=latest)
-        shared.roster.note_quota(self.account, windows, trio.current_time(), shared.unix_now())
+        return fault and self.news.completed(fault, self.call)
 
     # Events.
 
@@ -11571,10 +11587,14 @@ class Opened:
         What is read is held, so that after a failure another account can be asked.
         Raises: as `open`.
         """
-        is_stream = self.call.is_stream
-        hold_until = trio.current_time() + HOLD_SECONDS_MAX if is_stream else math.inf
+        # What is collected for a response in one piece is held to its end.
+        hold_until = events_max = math.inf
+        if self.call.is_stream:
+            hold_until = trio.current_time() + HOLD_SECONDS_MAX
+            events_max = HANDSHAKE_EVENTS_MAX
+
         byte_count = 0
-        while self.event_count <= HANDSHAKE_EVENTS_MAX or not is_stream:
+        while self.event_count <= events_max:
             received = await self.receive_until(hold_until)
             if received is None:
                 return None
@@ -11672,10 +11692,13 @@ class Opened:
         return before is None
 
     def shown(self, event: Event) -> bytes:
-        """What the client's stream gets for one event of a codex account.  Raises: BadSyntax."""
+        """What the client's stream gets for one event of a codex account.  Raises: BadSyntax.
+
+        Codex CLI gets its events unchanged: `codex.rate_limits` names a plan, and nobody (F33).
+        """
         kind, raw = event.kind, event.raw
         if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in raw:
-            self.note_quota(read_quota_event(event.try_load()))
+            self.news.note_quota(read_quota_event(event.try_load()))
         if self.translator is not None:
             return self.translator.feed(event)
         if not self.passes(kind):
@@ -11946,7 +11969,14 @@ class Relay:
             reply.is_told = True
         elif scanner.failure is not None:
             error = self.note_failure(scanner.failure)
+        await self.finish(last, error)
 
+    async def finish(self, last: Sequence[bytes], error: PoolerError | None) -> None:
+        """End the stream with `last`; one that has not begun becomes an error, or one piece.
+
+        Raises: ClientGone; PoolerError (`error`).
+        """
+        reply = self.exchange.reply
         if reply.is_started:
             await reply.end(last)
         elif error is not None:
@@ -12882,19 +12912,16 @@ class SocketTransport:
             raise PoolerError("request_too_large", hint)
 
         owner = owner_of(endpoint, identity.credentials)
-        upstream = self.kept_socket(endpoint.account, owner)
-        is_reused = upstream is not None
+        kept = self.kept_socket(endpoint.account, owner)
+        upstream = kept or await self.open_socket(endpoint, path, identity, owner)
+        if isinstance(upstream, Fault):
+            return upstream
         if upstream is None:
-            await self.client.drop_upstream()
-            opened = await self.open_socket(endpoint, path, identity, owner)
-            if isinstance(opened, Fault):
-                return opened
-            if opened is None:
-                assert self.http.upstream is not None
-                return HttpSource(self.http.upstream, scanner)
-            upstream = opened
+            assert self.http.upstream is not None
+            return HttpSource(self.http.upstream, scanner)
 
         upstream.idle_scope.cancel()
+        is_reused = kept is not None
         self.source = SocketSource(socket=upstream, scanner=scanner, is_reused=is_reused)
         try:
             await self.put(upstream, body)
@@ -12931,10 +12958,12 @@ class SocketTransport:
     async def open_socket(
         self, endpoint: Endpoint, path: str, identity: Identity, owner: bytes
     ) -> UpstreamSocket | Fault | None:
-        """A new WebSocket; None where it was refused with a response that is still unread.
+        """A new WebSocket in the place of the one before.
 
+        None, if it was refused with a response that is still unread.
         Raises: TRANSPORT_ERRORS; PoolerError (the stop code).
         """
+        await self.client.drop_upstream()
         http, client, account = self.http, self.client, endpoint.account
         limits, deadline = http.limits, http.deadline
         connection = await http.connect(endpoint)
