@@ -10733,8 +10733,7 @@ class Shared:
         await self.tokens.look(wanted)
 
         for login in wanted:
-            is_current = self.logins.get(login.name) is login  # a reload may have come meanwhile
-            if not is_current:
+            if self.logins.get(login.name) is not login:  # a reload has come meanwhile
                 continue
             is_usable = login.is_usable(self.unix_now())
             self.tokens.report_change(login)
@@ -10972,8 +10971,9 @@ class HttpReply:
         self, status: int, body: bytes, headers: Sequence[Field] = JSON, *, is_own: bool = True
     ) -> None:
         """Send a response with its Content-Length."""
-        more = OWN if is_own else ()
-        await self._begin(status, [*headers, *more], body, len(body))
+        if is_own:
+            headers = [*headers, *OWN]
+        await self._begin(status, headers, body, len(body))
         self.is_whole = True
 
     async def fail(self, error: PoolerError) -> None:
@@ -11534,10 +11534,9 @@ class Opened:
 
         That is how an API reports it; the client gets it unchanged.
         """
-        unix_now = self.exchange.shared.unix_now()
         failure = failure_of(value)
-        if fault := classify_event(failure, unix_now):
-            return self.news.completed(fault, self.call)
+        if fault := self.classify(failure):
+            return fault
         if value.get("object") == "response" and not self.is_streamed:
             return None
         return own_fault(failure, b"" if self.translator else body)
@@ -11573,10 +11572,11 @@ class Opened:
     def classify_failure(self) -> Fault | None:
         """What the failure that the stream has reported means, if it has."""
         failure = self.scanner.failure
-        if failure is None:
-            return None
-        unix_now = self.exchange.shared.unix_now()
-        fault = classify_event(failure, unix_now)
+        return None if failure is None else self.classify(failure)
+
+    def classify(self, failure: JsonObject) -> Fault | None:
+        """What a failure means; None for one of the request itself."""
+        fault = classify_event(failure, self.exchange.shared.unix_now())
         return fault and self.news.completed(fault, self.call)
 
     # Events.
@@ -11661,14 +11661,12 @@ class Opened:
         """
         self.count_held()
         self.count_progress(events)
-        scanner = self.scanner
         if self.account.is_codex:
             shown = [(event, self.shown(event)) for event in events]
             return self.masked(shown) if self.call.is_stream else []
-        if scanner.terminal is None and not scanner.has_done:  # as nearly always
+        if self.scanner.terminal is None and not self.scanner.has_done:  # as nearly always
             return [event.raw for event in events]
-        passed = [event for event in events if self.passes(event.kind)]
-        return self.masked([(event, event.raw) for event in passed])
+        return self.masked([(event, event.raw) for event in events if self.passes(event.kind)])
 
     def count_progress(self, events: Sequence[Event]) -> None:
         """Count what is progress; the next event is due from now on."""
@@ -11725,9 +11723,8 @@ class Opened:
             for place, (event, text) in enumerate(shown):
                 error = self.error_instead(event.kind) if text else None
                 if error is not None:
-                    texts[place] = self.failure_event(
-                        error, is_instead=b'"sequence_number"' in text
-                    )
+                    is_numbered = b'"sequence_number"' in text
+                    texts[place] = self.failure_event(error, is_instead=is_numbered)
         return [text for text in texts if text]
 
     def error_instead(self, kind: EventKind) -> PoolerError | None:
@@ -12240,7 +12237,6 @@ async def open_repaired(
             noted["repaired"] = True
 
 
-_ANY_EFFECT: Final = frozenset(Effect)
 # An upstream that says one of these has not begun the work.
 _NOT_BEGUN: Final = frozenset({
     Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED, Effect.FORBIDDEN, Effect.LACKS_MODEL,
@@ -12250,11 +12246,8 @@ _NOT_BEGUN: Final = frozenset({
 # although an upstream has read it whole.  A 500 may come after long work: where each attempt
 # costs again, a compaction (F27) or an image (F26), only what was not begun is repeated.
 REPEATED_AFTER: Final[Mapping[str, frozenset[Effect]]] = {
-    CallKind.RESPONSES.value: _ANY_EFFECT,
-    CallKind.CHAT.value: _ANY_EFFECT,
-    SEARCH_PATH: _ANY_EFFECT,
-    COMPACT_PATH: _NOT_BEGUN,
-    **dict.fromkeys(IMAGE_PATHS, _NOT_BEGUN),
+    **dict.fromkeys([*[kind.value for kind in CallKind], SEARCH_PATH], frozenset(Effect)),
+    **dict.fromkeys([COMPACT_PATH, *IMAGE_PATHS], _NOT_BEGUN),
 }
 
 
