@@ -11494,18 +11494,13 @@ class Opened:
         if has_coding(self.headers):
             raise BadSyntax("content-encoding")
         if not self.is_streamed:
-            return await self.read_whole()
+            read = self.source.read_body
+            self.body = await deadline.bounded(deadline.at, read, UNARY_BYTES_MAX, self.held)
+            return self.note_response()
         # A website's; a stream without any type is fine (F30).
         if "html" in self.headers.get("content-type", "").lower():
             raise BadSyntax("content-type")
         return await self.hold()
-
-    async def read_whole(self) -> Fault | None:
-        """Read a response in one piece; why it is none."""
-        deadline = self.exchange.deadline
-        read = self.source.read_body
-        self.body = await deadline.bounded(deadline.at, read, UNARY_BYTES_MAX, self.held)
-        return self.note_response()
 
     def note_response(self) -> Fault | None:
         """Note what a response in one piece says, or why it is an error posing as a success.
@@ -11739,8 +11734,8 @@ class Opened:
 
     def failure_event(self, error: PoolerError, *, is_instead: bool = False) -> bytes:
         """Our terminal event; `is_instead`: in the place, and with the number, of the latest."""
-        request_id, kind = self.exchange.record.request_id, self.call.kind
-        return self.scanner.failure_event(error, request_id, kind, is_instead=is_instead)
+        request_id = self.exchange.record.request_id
+        return self.scanner.failure_event(error, request_id, self.call.kind, is_instead=is_instead)
 
 
 @dataclass(eq=False, slots=True)
@@ -11771,13 +11766,11 @@ class Attempt:
         """As `open`.  Raises also: LoginNeeded, TRANSPORT_ERRORS."""
         exchange, call, account = self.exchange, self.call, self.endpoint.account
         exchange.is_sent = False
-        identify_account = functools.partial(
-            identify, exchange.shared.tokens, self.endpoint, rejected
-        )
+        login = (exchange.shared.tokens, self.endpoint, rejected)
         if account.is_codex:
-            identity = await exchange.deadline.bounded(math.inf, identify_account)
+            identity = await exchange.deadline.bounded(math.inf, identify, *login)
         else:
-            identity = await identify_account()
+            identity = await identify(*login)
         self.credentials = identity.credentials
 
         body, translator = await self.prepare()
