@@ -11562,8 +11562,6 @@ class Opened:
         )
         return self.news.completed(fault, self.call)
 
-    # Faults.
-
     def classify_failure(self) -> Fault | None:
         """What the failure that the stream has reported means, if it has."""
         failure = self.scanner.failure
