@@ -9280,7 +9280,7 @@ class DeadlinePassed(Exception):
 
 @dataclass(eq=False)
 class ConnectFailed(Exception):
-    """No connection to an upstream came about."""
+    """No connection to an upstream could be made."""
 
     cause: Cause
 
@@ -9378,9 +9378,9 @@ class TlsStream(trio.abc.Stream):
         self._record_left, self._record_head = max(0, at - len(data)), data[at:]
 
     def send_now(self, data: bytes) -> bool:
-        """Encrypt `data` and send what goes out without waiting; whether all has gone.
+        """Encrypt `data`, send what goes out without waiting, and return whether all was sent.
 
-        What has not is for `send_all`, and so are errors.
+        `send_all` sends the rest, and raises the errors.
         """
         self._encrypt(data)
         try:
@@ -9390,9 +9390,9 @@ class TlsStream(trio.abc.Stream):
         return not self.unsent
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send what is left from before, even from a call that was cancelled, and `data`.
+        """Send what is left from earlier calls, cancelled ones included, and then `data`.
 
-        Raises: BrokenResourceError, also where it is closed here.
+        Raises: BrokenResourceError, also if it is closed here.
         """
         await trio.lowlevel.checkpoint()
         try:
@@ -9429,7 +9429,7 @@ async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
 
 
 async def secured(stream: trio.SocketStream, tls: ssl.SSLContext, host: str) -> TlsStream:
-    """`stream` with TLS; it is closed where that fails.  Raises: OSError, BrokenResourceError."""
+    """`stream` with TLS; it is closed if that fails.  Raises: OSError, BrokenResourceError."""
     try:
         secure = TlsStream(stream, tls, host)
         await secure.do_handshake()
@@ -9462,7 +9462,7 @@ _CAUSE_AT_PROXY: Final[Mapping[Cause, Cause]] = {
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Why a connection did not come about, of what was raised."""
+    """Why no connection was made, by the exception that was raised."""
     if isinstance(error, ConnectFailed):
         return error.cause
     if isinstance(error, socket.gaierror):
@@ -9557,7 +9557,7 @@ async def read_consent(connection: Connection) -> Cause | None:
 def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """The system's trust store and, if given, the authorities of `ca_file`.
 
-    Raises: OSError, ssl.SSLError, ValueError, where that is no readable PEM file.
+    Raises: OSError, ssl.SSLError, ValueError, if that is not a readable PEM file.
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -9573,7 +9573,7 @@ def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def in_steps(head: bytes, body: bytes) -> Iterator[bytes]:
-    """A request in steps of a write, the head with the first of the body."""
+    """A request in pieces of one write each; the first is the head and the start of the body."""
     yield head + body[:RECEIVE_BYTES]
     for at in range(RECEIVE_BYTES, len(body), RECEIVE_BYTES):
         yield body[at : at + RECEIVE_BYTES]
@@ -9602,7 +9602,7 @@ class UpstreamConnection:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the response is whole, and nothing but it has come.
+        """Whether the response is complete, and nothing more has come.
 
         A large request that was refused may never be read to its end, though the system has taken
         all of it: the next one would wait behind it.
@@ -9625,7 +9625,7 @@ class UpstreamConnection:
         if not isinstance(stream, trio.SocketStream):
             return True
         try:
-            os.read(stream.socket.fileno(), 1)  # whatever it takes, the connection is no good
+            os.read(stream.socket.fileno(), 1)  # any result but EAGAIN: the connection is unusable
         except BlockingIOError:
             return True
         except OSError:
@@ -9635,7 +9635,7 @@ class UpstreamConnection:
     def begin(self, head: bytes, body: bytes) -> Iterator[bytes] | None:
         """Begin an exchange: send as much of the request as goes out at once.
 
-        What `send_rest` is to send in steps; None, if all has gone.
+        Returns the pieces that `send_rest` must send; None if all has been sent.
         """
         self.is_at_end = False  # so that it is not kept before its response is whole
         self.head, self.interim_count = NO_RESPONSE, 0
@@ -9652,11 +9652,11 @@ class UpstreamConnection:
         return steps if len(body) > STEPS_AT_ONCE_MAX * RECEIVE_BYTES else None
 
     async def send_rest(self, steps: Iterable[bytes]) -> None:
-        """Send what `begin` has left of a request, while its response may already come.
+        """Send what `begin` has left of a request, while its response may already arrive.
 
-        One that is no success ends the sending: what it refuses need not be sent.
-        Raises: BrokenResourceError, BadSyntax, DeadlinePassed, where neither the whole of the
-        request went out nor a response came in.
+        A response that is not a success ends the sending: the rest of the request is of no use.
+        Raises: BrokenResourceError, BadSyntax, DeadlinePassed, if the request was not sent whole
+        and no response came.
         """
         self.is_cut = True  # until it is out
 
@@ -9682,9 +9682,9 @@ class UpstreamConnection:
             raise BadSyntax if self.is_malformed else failure
 
     async def read_early(self, sending: trio.CancelScope) -> None:
-        """Read the response's head, and end the sending where it is of no use any more."""
+        """Read the response's head, and end the sending if it has become useless."""
         try:
-            # A success may be said before the end of the request, and want it all the same.
+            # An upstream may begin a success early, and still need the rest of the request.
             is_useless = (await self.read_head()).status >= 300
         except PeerClosed:
             is_useless = True
@@ -9694,7 +9694,7 @@ class UpstreamConnection:
             sending.cancel()
 
     async def read_head(self) -> ResponseHead:
-        """The final response head; interim ones are skipped.  What was read early is told again.
+        """The final response head, which may have been read early; interim ones are skipped.
 
         Raises: PeerClosed, BadSyntax.
         """
@@ -9736,7 +9736,7 @@ class UpstreamConnection:
     async def read_body(self, bytes_max: int, held: HeldBytes | None = None) -> bytes:
         """The whole body; its bytes are `held`, if that is given.
 
-        Raises: PeerClosed; BadSyntax, also where it is too large; PoolerError (pool_busy).
+        Raises: PeerClosed; BadSyntax, also if it is too large; PoolerError (pool_busy).
         """
         body = bytearray()  # one block that grows: freed pieces would leave holes in the heap
         while piece := await self.receive_body():
