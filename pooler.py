@@ -6732,7 +6732,12 @@ class Model(NamedTuple):
         return described._replace(context_length=min(lengths, default=None))
 
 
-def _remember(known: OrderedDict[K, T], key: K, value: T, length_max: int) -> None:
+def _remember(
+    known: OrderedDict[K, T],
+    key: K,
+    value: T,
+    length_max: int,
+) -> None:
     """Set a member; the one that was set longest ago is forgotten."""
     known[key] = value
     known.move_to_end(key)
@@ -6754,10 +6759,18 @@ class Memory(Generic[T]):
         return self.length
 
     def get(self, owner: Hashable, digest: bytes) -> T | None:
+        """The value of an owner under a digest; None if it is not remembered."""
         values = self.by_owner.get(owner) or OrderedDict()
         return values.get(digest)
 
-    def set(self, owner: Hashable, digest: bytes, value: T, length_max: int) -> None:
+    def set(
+        self,
+        owner: Hashable,
+        digest: bytes,
+        value: T,
+        length_max: int,
+    ) -> None:
+        """Remember a value; above `length_max` values in all, old ones are forgotten."""
         known = self.by_owner.setdefault(owner, OrderedDict())
         self.length += digest not in known
         known[digest] = value
@@ -6766,6 +6779,7 @@ class Memory(Generic[T]):
             self._forget_one()
 
     def _forget_one(self) -> None:
+        """Forget the oldest value of the owner that has the most."""
         largest = max(self.by_owner, key=lambda owner: len(self.by_owner[owner]))
         self.by_owner[largest].popitem(last=False)
         self.length -= 1
@@ -6792,7 +6806,12 @@ class QuotaWindow(NamedTuple):
         return self.used_percent >= 100
 
 
-def _window_of(report: Window, now: float, unix_now: float, seconds_max: float) -> QuotaWindow:
+def _window_of(
+    report: Window,
+    now: float,
+    unix_now: float,
+    seconds_max: float,
+) -> QuotaWindow:
     """A reported window on our clock; a reset further away than `seconds_max` is not believed."""
     seconds = (report.resets_at or 0.0) - unix_now
     is_plausible = 0 < seconds <= seconds_max
@@ -6889,6 +6908,7 @@ class Quota:
         _remember(self.families, model_of_limit(model), family, QUOTA_WINDOWS_MAX)
 
     def bring_forward(self, seconds: float) -> None:
+        """Move the end of every window so many seconds closer."""
         for key, window in self.windows.items():
             self.windows[key] = window._replace(ends_at=window.ends_at - seconds)
 
@@ -6909,16 +6929,24 @@ class Cooldown:
     noted_at: float = -math.inf  # when there was evidence for it last
     reason: str = ""
 
-    def extend(self, until: float, now: float, retry_seconds: float, reason: str) -> None:
+    def extend(
+        self,
+        until: float,
+        now: float,
+        retry_seconds: float,
+        reason: str,
+    ) -> None:
         """Cool down until then.  The latest evidence wins, but never shortens a cooldown."""
         self.until = until if self.until == math.inf else max(self.until, until)
         self.retry_at = min(self.until, now + retry_seconds)
         self.noted_at, self.reason = now, reason
 
     def end(self) -> None:
+        """Let the account be asked again at once; the reason stays for operators."""
         self.until = self.retry_at = 0.0
 
     def bring_forward(self, seconds: float) -> None:
+        """Move both ends so many seconds closer."""
         self.until -= seconds  # infinite stays infinite
         self.retry_at -= seconds
 
@@ -6994,6 +7022,7 @@ class Health:
         self.end_refusal()
 
     def end_refusal(self) -> None:
+        """End the cooldown of the whole account if it is a refusal; a limit stays."""
         if self.whole.until == math.inf:
             self.whole.end()
 
@@ -7007,11 +7036,19 @@ class Health:
         return cooldowns
 
     def cooldown_of_model(self, model: str) -> Cooldown:
+        """The cooldown of a single model, begun if there is none yet."""
         cooldown = self.by_model.get(model) or Cooldown()
         _remember(self.by_model, model, cooldown, MODEL_BLOCKS_MAX)
         return cooldown
 
-    def block(self, effect: Effect, name: str, until: float, reason: str) -> None:
+    def block(
+        self,
+        effect: Effect,
+        name: str,
+        until: float,
+        reason: str,
+    ) -> None:
+        """Remember what the account lacks, under the name of a model or a path."""
         _remember(self.blocks[effect], name, Block(until, reason), MODEL_BLOCKS_MAX)
 
     def block_of(self, effect: Effect, now: float, name: str = "") -> Block | None:
@@ -7020,9 +7057,11 @@ class Health:
         return block if block is not None and block.until > now else None
 
     def is_demoted(self, now: float) -> bool:
+        """Whether the account is used only after the others."""
         return self.block_of(Effect.DEMOTED, now) is not None
 
     def takes_websocket(self, now: float) -> bool:
+        """Whether a WebSocket to the account may be tried."""
         return self.account.websocket and self.block_of(Effect.LACKS_WEBSOCKET, now) is None
 
     def efforts_of(self, model: str) -> tuple[str, ...]:
@@ -7095,13 +7134,23 @@ def standing_of(health: Health, now: float) -> Standing:
     return _standing_in_time(health, [health.whole, health.plan], now)
 
 
-def standing_for(health: Health, call: Call, owner: bytes | None, now: float) -> Standing:
+def standing_for(
+    health: Health,
+    call: Call,
+    owner: bytes | None,
+    now: float,
+) -> Standing:
     """How an account stands for a request; `owner`: see `Sessions.owner_of`."""
     lack = _lack_of(health, call, owner, now) or _lack_of_model(health, call, now)
     return lack or _standing_for_model(health, call, now)
 
 
-def _lack_of(health: Health, call: Call, owner: bytes | None, now: float) -> Standing | None:
+def _lack_of(
+    health: Health,
+    call: Call,
+    owner: bytes | None,
+    now: float,
+) -> Standing | None:
     """Why an account cannot serve such a request, whatever its model."""
     account = health.account
     if account.paused:
@@ -7127,7 +7176,11 @@ def _is_owner(account: Account, owner: bytes | None) -> bool:
     return owner is None or owner == account.identity
 
 
-def _lack_of_model(health: Health, call: Call, now: float) -> Standing | None:
+def _lack_of_model(
+    health: Health,
+    call: Call,
+    now: float,
+) -> Standing | None:
     """Why an account cannot serve this model or route."""
     if block := health.block_of(Effect.LACKS_MODEL, now, call.model):
         return Standing(Status.LACKS_MODEL, block.reason, block.until, block.until)
@@ -7141,7 +7194,11 @@ def _lack_of_model(health: Health, call: Call, now: float) -> Standing | None:
     return Standing(Status.NOT_OFFERED if is_certain else Status.NOT_LISTED)
 
 
-def _standing_for_model(health: Health, call: Call, now: float) -> Standing:
+def _standing_for_model(
+    health: Health,
+    call: Call,
+    now: float,
+) -> Standing:
     """How an account that lacks nothing stands for a model."""
     standing = _standing_in_time(health, health.cooldowns_of(call.model, now), now)
     own = health.by_model.get(call.model)
@@ -7150,7 +7207,11 @@ def _standing_for_model(health: Health, call: Call, now: float) -> Standing:
     return standing
 
 
-def _standing_in_time(health: Health, cooldowns: Iterable[Cooldown], now: float) -> Standing:
+def _standing_in_time(
+    health: Health,
+    cooldowns: Iterable[Cooldown],
+    now: float,
+) -> Standing:
     """How an account stands that may be barred by some cooldowns, or by its login."""
     if not health.has_login:
         return Standing(Status.NO_LOGIN)
@@ -7193,17 +7254,35 @@ class Sessions:
             return None
         return pin
 
-    def pin(self, call: Call, account: Account, is_mixed: bool, now: float) -> None:
+    def pin(
+        self,
+        call: Call,
+        account: Account,
+        is_mixed: bool,
+        now: float,
+    ) -> None:
+        """Keep a session on an account; its web searches stay there, too."""
         pin = Pin(account.name, account.base_url, is_mixed, now)
         for session in filter(None, (call.session, call.search_session)):
             self.pins.set(call.key_name, session, pin, PINS_MAX)
 
-    def has_foreign_reasoning(self, call: Call, account: Account, now: float) -> bool:
+    def has_foreign_reasoning(
+        self,
+        call: Call,
+        account: Account,
+        now: float,
+    ) -> bool:
         """Whether the session's history may hold reasoning that `account` cannot read."""
         pin = self.pin_of(call, now)
         return pin is not None and (pin.is_mixed or pin.base_url != account.base_url)
 
-    def note_owner(self, account: Account, call: Call, what: str, value: Json) -> None:
+    def note_owner(
+        self,
+        account: Account,
+        call: Call,
+        what: str,
+        value: Json,
+    ) -> None:
         """Remember who created a response (`what`: "response") or a turn's state."""
         if isinstance(value, str):
             is_kept = what != "response" or not account.is_codex
@@ -7211,7 +7290,13 @@ class Sessions:
             digest = digest_parts(*call.key_name, what, value)
             self.owners.set(call.key_name, digest, owner, RESPONSE_PINS_MAX)
 
-    def is_owner(self, account: Account, call: Call, what: str, value: str) -> bool:
+    def is_owner(
+        self,
+        account: Account,
+        call: Call,
+        what: str,
+        value: str,
+    ) -> bool:
         """Whether the account is known to have created a response or a turn's state."""
         digest = digest_parts(*call.key_name, what, value)
         return self.owners.get(call.key_name, digest) == account.identity
@@ -7244,6 +7329,7 @@ class Places:
         self.key_counts: Counter[str] = Counter()  # the keys that may use an account
 
     def reload(self, config: Config) -> None:
+        """Count the keys that may use each account; requests in flight stay counted."""
         self.key_counts.clear()
         for pool in config.pools.values():
             key_count = sum(not key.paused for key in pool.keys)
@@ -7260,11 +7346,13 @@ class Places:
         return left > kept or (left > 0 and self.of_key_at[account.name, key] < kept)
 
     def take(self, account: str, key: tuple[str, str]) -> None:
+        """Count one more request in flight."""
         self.in_flight[account] += 1
         self.of_key[key] += 1
         self.of_key_at[account, key] += 1
 
     def give_back(self, account: str, key: tuple[str, str]) -> None:
+        """Count one request less; a key without any is forgotten."""
         assert self.in_flight[account] > 0
         self.in_flight[account] -= 1
         self.of_key[key] -= 1
@@ -7291,7 +7379,11 @@ def catalogue_of(known: Mapping[str, Health], pool: Pool) -> dict[str, Model]:
     return models
 
 
-def models_of(known: Mapping[str, Health], pool: Pool, key: Key) -> dict[str, int | None]:
+def models_of(
+    known: Mapping[str, Health],
+    pool: Pool,
+    key: Key,
+) -> dict[str, int | None]:
     """The names that GET /v1/models shows to a key, with context lengths if known."""
     catalogue = catalogue_of(known, pool)
     names = [*(sorted(catalogue) if pool.models is None else pool.models), *pool.aliases]
@@ -7300,7 +7392,11 @@ def models_of(known: Mapping[str, Health], pool: Pool, key: Key) -> dict[str, in
     return {name: model.context_length for name, model in models.items()}
 
 
-def codex_models_of(known: Mapping[str, Health], pool: Pool, key: Key) -> list[bytes]:
+def codex_models_of(
+    known: Mapping[str, Health],
+    pool: Pool,
+    key: Key,
+) -> list[bytes]:
     """The entries of Codex's catalogue that a key may use."""
     return [
         model.entry if model.slug == name else model.entry_as(name)
@@ -7395,6 +7491,7 @@ class Roster:
         return self.health_of(account) is self.health.get(account.name)
 
     def health_of(self, account: Account) -> Health:
+        """What is known of an account; nothing after a reload has replaced it."""
         return health_in(self.health, account)
 
     def unreached_by(self, account: Account, now: float) -> Cause | None:
@@ -7421,7 +7518,12 @@ class Roster:
             for health, standing in standings
         ]  # fmt: skip
 
-    def ranked(self, call: Call, tried: Iterable[str], now: float) -> list[Account]:
+    def ranked(
+        self,
+        call: Call,
+        tried: Iterable[str],
+        now: float,
+    ) -> list[Account]:
         """The accounts that may be asked now, the best first, whether or not they have room."""
         pin = self.sessions.pin_of(call, now)
         ranks: list[tuple[Rank, Account]] = []
@@ -7434,6 +7536,7 @@ class Roster:
     def rank(
         self, call: Call, health: Health, standing: Standing, pin: Pin | None, now: float
     ) -> Rank:
+        """How good a choice an account is; the smallest rank is the best."""
         account = health.account
         busy = self.places.in_flight[account.name]
         digest = b""
@@ -7464,7 +7567,12 @@ class Roster:
         moments = [standing.retry_at for _, standing in self.standings(call, now)]
         return min((moment for moment in moments if moment > now), default=math.inf)
 
-    def returns_at(self, call: Call, tried: Iterable[str], now: float) -> float:
+    def returns_at(
+        self,
+        call: Call,
+        tried: Iterable[str],
+        now: float,
+    ) -> float:
         """When a session's own account is back, if that is worth waiting for; else infinite.
 
         Any other would have to read the whole history again, without a cache.
@@ -7478,14 +7586,25 @@ class Roster:
                 return standing.until
         return math.inf
 
-    def may_upgrade(self, pool: Pool, is_native: bool, now: float) -> bool:
+    def may_upgrade(
+        self,
+        pool: Pool,
+        is_native: bool,
+        now: float,
+    ) -> bool:
         """Whether a WebSocket is of use: not if only accounts that take none can serve."""
         accounts = [one for one in pool.accounts if one.is_codex or not is_native]
         healths = [self.health_of(one) for one in accounts if not one.paused]
         ready = [one for one in healths if standing_of(one, now).status is Status.READY]
         return any(health.takes_websocket(now) for health in ready or healths)
 
-    def refusal(self, call: Call, tried: Iterable[str], now: float, unix_now: float) -> PoolerError:
+    def refusal(
+        self,
+        call: Call,
+        tried: Iterable[str],
+        now: float,
+        unix_now: float,
+    ) -> PoolerError:
         """Why nobody can serve: all limited, all broken, or nobody has the model or the route.
 
         If an account is left that the attempts did not reach, waiting for a reset would be wrong
@@ -7508,7 +7627,12 @@ class Roster:
         seconds = max(1, math.ceil(min(ends) - now))
         return usage_limit(seconds, unix_now, is_native=call.is_codex_only)
 
-    def is_history_missing(self, call: Call, able_count: int, now: float) -> bool:
+    def is_history_missing(
+        self,
+        call: Call,
+        able_count: int,
+        now: float,
+    ) -> bool:
         """Whether more accounts than `able_count` could serve the call without its history.
 
         That is so if the response that it continues is kept nowhere: a client that is told
@@ -7565,7 +7689,12 @@ class Roster:
 
     # What happens to an account.
 
-    def begin(self, account: Account, call: Call, now: float) -> Lease:
+    def begin(
+        self,
+        account: Account,
+        call: Call,
+        now: float,
+    ) -> Lease:
         """Count a request in; `end` counts it out again, also after a reload."""
         health = self.health[account.name]
         health.served_at = now
@@ -7573,9 +7702,16 @@ class Roster:
         return Lease(account, health, health.cooldowns_of(call.model, now), now, call.key_name)
 
     def end(self, lease: Lease) -> None:
+        """Give back the place of a request that is over."""
         self.places.give_back(lease.account.name, lease.key)
 
-    def note_fault(self, account: Account, fault: Fault, model: str, now: float) -> None:
+    def note_fault(
+        self,
+        account: Account,
+        fault: Fault,
+        model: str,
+        now: float,
+    ) -> None:
         """Take what a failed attempt means for its account."""
         health, effect = self.health_of(account), fault.effect
         if effect in _BLOCK_SECONDS:
@@ -7591,7 +7727,12 @@ class Roster:
         if effect is Effect.REFUSED or is_barred:
             health.whole.extend(math.inf, now, UNTRIED_SECONDS_MAX, fault.reason)
 
-    def demote(self, health: Health, fault: Fault, now: float) -> None:
+    def demote(
+        self,
+        health: Health,
+        fault: Fault,
+        now: float,
+    ) -> None:
         """Use an account after the others for a while; count what forbids, note what is cut off."""
         demoted_until = now + DEMOTION_SECONDS
         health.block(Effect.DEMOTED, "", demoted_until, fault.reason)
@@ -7602,7 +7743,13 @@ class Roster:
             way = _ways(account)[fault.cause in _OF_TRUST]
             self.unreached[way] = (demoted_until, fault.cause)
 
-    def note_limit(self, health: Health, fault: Fault, model: str, now: float) -> None:
+    def note_limit(
+        self,
+        health: Health,
+        fault: Fault,
+        model: str,
+        now: float,
+    ) -> None:
         """Begin the cooldown of a limit: until its reset, or as long as is usual."""
         usual: float | None = self.limits.cooldown_seconds
         if not fault.is_throttle:
@@ -7632,6 +7779,7 @@ class Roster:
         return [health.plan]
 
     def note_reached(self, account: Account) -> None:
+        """Forget that the account's host did not connect a moment ago."""
         for way in _ways(account):
             self.unreached.pop(way, None)
 
@@ -7655,7 +7803,12 @@ class Roster:
         lease.health.blocks[Effect.DEMOTED].clear()
         lease.health.forbidden_count = 0
 
-    def note_served(self, call: Call, account: Account, now: float) -> None:
+    def note_served(
+        self,
+        call: Call,
+        account: Account,
+        now: float,
+    ) -> None:
         """Pin the session to the account that serves it, or move the pin there."""
         sessions = self.sessions
         pin = sessions.pin_of(call, now)
@@ -7664,7 +7817,12 @@ class Roster:
         is_mixed = sessions.has_foreign_reasoning(call, account, now)
         sessions.pin(call, account, is_mixed, now)
 
-    def may_return(self, call: Call, pin: Pin, now: float) -> bool:
+    def may_return(
+        self,
+        call: Call,
+        pin: Pin,
+        now: float,
+    ) -> bool:
         """Whether a session's own account is only busy, or has no login for now: the pin stays."""
         health = self.health.get(pin.account)
         if health is None or pin.account not in [account.name for account in call.pool.accounts]:
@@ -7733,7 +7891,12 @@ def _codex_model(entry: Mapping[str, Json], name: str) -> Model:
     return Model(window * percent // 100 or None, tuple(known), dump_json(entry), name)
 
 
-def usage_limit(seconds: int, unix_now: float, *, is_native: bool) -> PoolerError:
+def usage_limit(
+    seconds: int,
+    unix_now: float,
+    *,
+    is_native: bool,
+) -> PoolerError:
     """All accounts are limited; the first is back in `seconds`.  Codex CLI reads that (F77)."""
     details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
     is_silent = is_native and seconds > RETRY_AFTER_SECONDS_MAX
@@ -9117,7 +9280,7 @@ class DeadlinePassed(Exception):
 
 @dataclass(eq=False)
 class ConnectFailed(Exception):
-    """No connection to an upstream came about."""
+    """No connection to an upstream could be made."""
 
     cause: Cause
 
@@ -9215,9 +9378,9 @@ class TlsStream(trio.abc.Stream):
         self._record_left, self._record_head = max(0, at - len(data)), data[at:]
 
     def send_now(self, data: bytes) -> bool:
-        """Encrypt `data` and send what goes out without waiting; whether all has gone.
+        """Encrypt `data`, send what goes out without waiting, and return whether all was sent.
 
-        What has not is for `send_all`, and so are errors.
+        `send_all` sends the rest, and raises the errors.
         """
         self._encrypt(data)
         try:
@@ -9227,9 +9390,9 @@ class TlsStream(trio.abc.Stream):
         return not self.unsent
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send what is left from before, even from a call that was cancelled, and `data`.
+        """Send what is left from earlier calls, cancelled ones included, and then `data`.
 
-        Raises: BrokenResourceError, also where it is closed here.
+        Raises: BrokenResourceError, also if it is closed here.
         """
         await trio.lowlevel.checkpoint()
         try:
@@ -9266,7 +9429,7 @@ async def dial(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:
 
 
 async def secured(stream: trio.SocketStream, tls: ssl.SSLContext, host: str) -> TlsStream:
-    """`stream` with TLS; it is closed where that fails.  Raises: OSError, BrokenResourceError."""
+    """`stream` with TLS; it is closed if that fails.  Raises: OSError, BrokenResourceError."""
     try:
         secure = TlsStream(stream, tls, host)
         await secure.do_handshake()
@@ -9299,7 +9462,7 @@ _CAUSE_AT_PROXY: Final[Mapping[Cause, Cause]] = {
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Why a connection did not come about, of what was raised."""
+    """Why no connection was made, by the exception that was raised."""
     if isinstance(error, ConnectFailed):
         return error.cause
     if isinstance(error, socket.gaierror):
@@ -9394,7 +9557,7 @@ async def read_consent(connection: Connection) -> Cause | None:
 def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """The system's trust store and, if given, the authorities of `ca_file`.
 
-    Raises: OSError, ssl.SSLError, ValueError, where that is no readable PEM file.
+    Raises: OSError, ssl.SSLError, ValueError, if that is not a readable PEM file.
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -9410,7 +9573,7 @@ def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def in_steps(head: bytes, body: bytes) -> Iterator[bytes]:
-    """A request in steps of a write, the head with the first of the body."""
+    """A request in pieces of one write each; the first is the head and the start of the body."""
     yield head + body[:RECEIVE_BYTES]
     for at in range(RECEIVE_BYTES, len(body), RECEIVE_BYTES):
         yield body[at : at + RECEIVE_BYTES]
@@ -9439,7 +9602,7 @@ class UpstreamConnection:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the response is whole, and nothing but it has come.
+        """Whether the response is complete, and nothing more has come.
 
         A large request that was refused may never be read to its end, though the system has taken
         all of it: the next one would wait behind it.
@@ -9462,7 +9625,7 @@ class UpstreamConnection:
         if not isinstance(stream, trio.SocketStream):
             return True
         try:
-            os.read(stream.socket.fileno(), 1)  # whatever it takes, the connection is no good
+            os.read(stream.socket.fileno(), 1)  # any result but EAGAIN: the connection is unusable
         except BlockingIOError:
             return True
         except OSError:
@@ -9472,7 +9635,7 @@ class UpstreamConnection:
     def begin(self, head: bytes, body: bytes) -> Iterator[bytes] | None:
         """Begin an exchange: send as much of the request as goes out at once.
 
-        What `send_rest` is to send in steps; None, if all has gone.
+        Returns the pieces that `send_rest` must send; None if all has been sent.
         """
         self.is_at_end = False  # so that it is not kept before its response is whole
         self.head, self.interim_count = NO_RESPONSE, 0
@@ -9489,11 +9652,11 @@ class UpstreamConnection:
         return steps if len(body) > STEPS_AT_ONCE_MAX * RECEIVE_BYTES else None
 
     async def send_rest(self, steps: Iterable[bytes]) -> None:
-        """Send what `begin` has left of a request, while its response may already come.
+        """Send what `begin` has left of a request, while its response may already arrive.
 
-        One that is no success ends the sending: what it refuses need not be sent.
-        Raises: BrokenResourceError, BadSyntax, DeadlinePassed, where neither the whole of the
-        request went out nor a response came in.
+        A response that is not a success ends the sending: the rest of the request is of no use.
+        Raises: BrokenResourceError, BadSyntax, DeadlinePassed, if the request was not sent whole
+        and no response came.
         """
         self.is_cut = True  # until it is out
 
@@ -9519,9 +9682,9 @@ class UpstreamConnection:
             raise BadSyntax if self.is_malformed else failure
 
     async def read_early(self, sending: trio.CancelScope) -> None:
-        """Read the response's head, and end the sending where it is of no use any more."""
+        """Read the response's head, and end the sending if it has become useless."""
         try:
-            # A success may be said before the end of the request, and want it all the same.
+            # An upstream may begin a success early, and still need the rest of the request.
             is_useless = (await self.read_head()).status >= 300
         except PeerClosed:
             is_useless = True
@@ -9531,7 +9694,7 @@ class UpstreamConnection:
             sending.cancel()
 
     async def read_head(self) -> ResponseHead:
-        """The final response head; interim ones are skipped.  What was read early is told again.
+        """The final response head, which may have been read early; interim ones are skipped.
 
         Raises: PeerClosed, BadSyntax.
         """
@@ -9573,7 +9736,7 @@ class UpstreamConnection:
     async def read_body(self, bytes_max: int, held: HeldBytes | None = None) -> bytes:
         """The whole body; its bytes are `held`, if that is given.
 
-        Raises: PeerClosed; BadSyntax, also where it is too large; PoolerError (pool_busy).
+        Raises: PeerClosed; BadSyntax, also if it is too large; PoolerError (pool_busy).
         """
         body = bytearray()  # one block that grows: freed pieces would leave holes in the heap
         while piece := await self.receive_body():
@@ -10570,8 +10733,7 @@ class Shared:
         await self.tokens.look(wanted)
 
         for login in wanted:
-            is_current = self.logins.get(login.name) is login  # a reload may have come meanwhile
-            if not is_current:
+            if self.logins.get(login.name) is not login:  # a reload has come meanwhile
                 continue
             is_usable = login.is_usable(self.unix_now())
             self.tokens.report_change(login)
@@ -10596,9 +10758,12 @@ class Shared:
         is_back = self.roster.returns_at(current, tried, now) <= waiter.deadline
         if not is_back and not self.roster.ranked(current, tried, now):
             raise self.roster.refusal(current, tried, now, self.unix_now())
+        return await self.queue_up(exchange, waiter, deadline)
 
-        queue = self.queues.setdefault(call.pool.name, deque())
-        self.make_way(queue, call, QUEUE_LENGTH_MAX)
+    async def queue_up(self, exchange: Exchange, waiter: Waiter, deadline: float) -> Place:
+        """The place that a waiter gets in its pool's queue.  Raises: PoolerError (pool_busy)."""
+        queue = self.queues.setdefault(waiter.call.pool.name, deque())
+        self.make_way(queue, waiter.call, QUEUE_LENGTH_MAX)
         queue.append(waiter)
         try:
             await self.wait_for_place(exchange, waiter, deadline)
@@ -10806,8 +10971,9 @@ class HttpReply:
         self, status: int, body: bytes, headers: Sequence[Field] = JSON, *, is_own: bool = True
     ) -> None:
         """Send a response with its Content-Length."""
-        more = OWN if is_own else ()
-        await self._begin(status, [*headers, *more], body, len(body))
+        if is_own:
+            headers = [*headers, *OWN]
+        await self._begin(status, headers, body, len(body))
         self.is_whole = True
 
     async def fail(self, error: PoolerError) -> None:
@@ -11209,6 +11375,65 @@ async def share_after(message: bytes) -> None:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
 
+async def await_head(exchange: Exchange, call: Call, source: Source) -> ResponseHead | None:
+    """The head of the response; in a long silence a stream's client is shown that it goes on.
+
+    However many accounts are asked, to the client it is one silence.  From then on it has its 200,
+    so whatever comes later is reported in its stream.
+    """
+    deadline, reply = exchange.deadline, exchange.reply
+    reply.silent_since = min(reply.silent_since, trio.current_time())
+    comment_at = math.inf
+    if call.is_stream:
+        comment_at = reply.silent_since + SILENCE_SECONDS_MAX
+
+    deadline_at = deadline.at
+    while True:
+        until = min(deadline_at, comment_at)
+        with contextlib.suppress(DeadlinePassed):
+            return await deadline.bounded(until, source.read_head)
+        if until >= deadline_at:
+            raise DeadlinePassed
+
+        if not (reply.is_started or call.is_socket):  # there an error is a message
+            await reply.start(200, stream_headers(()), ())
+        await reply.comment(is_native=call.is_native)
+        comment_at = trio.current_time() + exchange.limits.comment_seconds
+
+
+@dataclass(eq=False, slots=True)
+class LimitNews:
+    """What a response says of its account's limits: noted, and used to classify its error."""
+
+    shared: Shared
+    account: Account
+    words: LimitWords = NO_LIMIT_WORDS  # so far
+
+    def note_head(self, headers: Headers, messages: Sequence[bytes]) -> None:
+        """Note what the head of a codex account's response says, and what came in front of it."""
+        if not self.account.is_codex:
+            return
+        self.words = read_limit_words(headers)
+        self.note_quota(self.words.windows)
+        for message in messages:
+            self.note_quota(read_quota_event(try_load_object(message)))
+
+    def note_quota(self, windows: Sequence[Window]) -> None:
+        """Take news of a quota: of each family of windows the latest counts."""
+        families = {window.family for window in windows}
+        kept = [window for window in self.words.windows if window.family not in families]
+        latest = [*kept, *windows][-QUOTA_WINDOWS_MAX:]
+        self.words = self.words._replace(windows=latest)
+        now, unix_now = trio.current_time(), self.shared.unix_now()
+        self.shared.roster.note_quota(self.account, windows, now, unix_now)
+
+    def completed(self, fault: Fault, call: Call) -> Fault:
+        """The fault, with what only the response and its request know of it."""
+        if fault.effect is Effect.LACKS_ROUTE:
+            return fault._replace(about=call.path)
+        return classify_limit(fault, self.words, self.account.name_of(call.model))
+
+
 @dataclass(eq=False, slots=True)
 class Opened:
     """The response to an attempt, from its head on: what it says, and what the client gets of it.
@@ -11223,13 +11448,16 @@ class Opened:
     scanner: EventScanner  # of a response in one piece: what would have been its sums
     translator: Translator | None  # None: the response is passed on unchanged
     held: HeldBytes  # what is held of it
+    news: LimitNews = field(init=False)
     status: int = 0
     headers: Headers = field(default_factory=lambda: NO_FIELDS)
     body: bytes = b""  # of a response in one piece
     events: list[bytes] = field(default_factory=list)  # read, and not sent yet
     event_count: int = 0  # those that are progress
     end: EventKind | None = None  # of those passed on, the latest that ends a stream
-    limit_words: LimitWords = NO_LIMIT_WORDS  # what it has said of its account's limits so far
+
+    def __post_init__(self) -> None:
+        self.news = LimitNews(self.exchange.shared, self.account)
 
     @property
     def is_streamed(self) -> bool:
@@ -11255,54 +11483,24 @@ class Opened:
             seconds = self.account.first_event_seconds
             deadline.begin(Stage.HEAD, "first_event_seconds_max", seconds)
 
-        head = await self.await_head()
+        head = await await_head(self.exchange, self.call, self.source)
         deadline.stage = Stage.BODY
         if head is not None:
             self.status, self.headers = head.status, head.headers
-            self.note_limits()
+            self.news.note_head(head.headers, self.source.early_events())
             if not 200 <= head.status < 300:
                 return await self.read_refusal()
 
         if has_coding(self.headers):
             raise BadSyntax("content-encoding")
         if not self.is_streamed:
-            return await self.read_whole()
+            read = self.source.read_body
+            self.body = await deadline.bounded(deadline.at, read, UNARY_BYTES_MAX, self.held)
+            return self.note_response()
         # A website's; a stream without any type is fine (F30).
         if "html" in self.headers.get("content-type", "").lower():
             raise BadSyntax("content-type")
         return await self.hold()
-
-    async def await_head(self) -> ResponseHead | None:
-        """The head of the response; in a long silence a stream's client is shown that it goes on.
-
-        However many accounts are asked, to the client it is one silence.  From then on it has its
-        200, so whatever comes later is told in its stream.
-        """
-        exchange, reply, limits = self.exchange, self.exchange.reply, self.exchange.limits
-        reply.silent_since = min(reply.silent_since, trio.current_time())
-        comment_at = math.inf
-        if self.call.is_stream:
-            comment_at = reply.silent_since + SILENCE_SECONDS_MAX
-
-        deadline_at = exchange.deadline.at
-        while True:
-            until = min(deadline_at, comment_at)
-            with contextlib.suppress(DeadlinePassed):
-                return await exchange.deadline.bounded(until, self.source.read_head)
-            if until >= deadline_at:
-                raise DeadlinePassed
-
-            if not (reply.is_started or self.call.is_socket):  # there an error is a message
-                await reply.start(200, stream_headers(()), ())
-            await reply.comment(is_native=self.call.is_native)
-            comment_at = trio.current_time() + limits.comment_seconds
-
-    async def read_whole(self) -> Fault | None:
-        """Read a response in one piece; why it is none."""
-        deadline = self.exchange.deadline
-        read = self.source.read_body
-        self.body = await deadline.bounded(deadline.at, read, UNARY_BYTES_MAX, self.held)
-        return self.note_response()
 
     def note_response(self) -> Fault | None:
         """Note what a response in one piece says, or why it is an error posing as a success.
@@ -11331,10 +11529,9 @@ class Opened:
 
         That is how an API reports it; the client gets it unchanged.
         """
-        unix_now = self.exchange.shared.unix_now()
         failure = failure_of(value)
-        if fault := classify_event(failure, unix_now):
-            return self.completed(fault)
+        if fault := self.classify(failure):
+            return fault
         if value.get("object") == "response" and not self.is_streamed:
             return None
         return own_fault(failure, b"" if self.translator else body)
@@ -11363,42 +11560,17 @@ class Opened:
             is_reshaped=self.is_reshaped,
             is_whole=is_whole,
         )
-        return self.completed(fault)
-
-    # Faults and limits.
-
-    def completed(self, fault: Fault) -> Fault:
-        """The fault, with what only the response knows of it."""
-        if fault.effect is Effect.LACKS_ROUTE:
-            return fault._replace(about=self.call.path)
-        return classify_limit(fault, self.limit_words, self.account.name_of(self.call.model))
+        return self.news.completed(fault, self.call)
 
     def classify_failure(self) -> Fault | None:
         """What the failure that the stream has reported means, if it has."""
         failure = self.scanner.failure
-        if failure is None:
-            return None
-        unix_now = self.exchange.shared.unix_now()
-        fault = classify_event(failure, unix_now)
-        return fault and self.completed(fault)
+        return None if failure is None else self.classify(failure)
 
-    def note_limits(self) -> None:
-        """Note what the head says of a codex account's limits, and what came in front of it."""
-        if not self.account.is_codex:
-            return
-        self.limit_words = read_limit_words(self.headers)
-        self.note_quota(self.limit_words.windows)
-        for message in self.source.early_events():
-            self.note_quota(read_quota_event(try_load_object(message)))
-
-    def note_quota(self, windows: Sequence[Window]) -> None:
-        """Take news of a quota: for the account, and to classify this response's error."""
-        shared, before = self.exchange.shared, self.limit_words.windows
-        families = {window.family for window in windows}
-        kept = [window for window in before if window.family not in families]
-        latest = [*kept, *windows][-QUOTA_WINDOWS_MAX:]
-        self.limit_words = self.limit_words._replace(windows=latest)
-        shared.roster.note_quota(self.account, windows, trio.current_time(), shared.unix_now())
+    def classify(self, failure: JsonObject) -> Fault | None:
+        """What a failure means; None for one of the request itself."""
+        fault = classify_event(failure, self.exchange.shared.unix_now())
+        return fault and self.news.completed(fault, self.call)
 
     # Events.
 
@@ -11408,10 +11580,14 @@ class Opened:
         What is read is held, so that after a failure another account can be asked.
         Raises: as `open`.
         """
-        is_stream = self.call.is_stream
-        hold_until = trio.current_time() + HOLD_SECONDS_MAX if is_stream else math.inf
+        # What is collected for a response in one piece is held to its end.
+        hold_until = events_max = math.inf
+        if self.call.is_stream:
+            hold_until = trio.current_time() + HOLD_SECONDS_MAX
+            events_max = HANDSHAKE_EVENTS_MAX
+
         byte_count = 0
-        while self.event_count <= HANDSHAKE_EVENTS_MAX or not is_stream:
+        while self.event_count <= events_max:
             received = await self.receive_until(hold_until)
             if received is None:
                 return None
@@ -11478,14 +11654,12 @@ class Opened:
         """
         self.count_held()
         self.count_progress(events)
-        scanner = self.scanner
         if self.account.is_codex:
             shown = [(event, self.shown(event)) for event in events]
             return self.masked(shown) if self.call.is_stream else []
-        if scanner.terminal is None and not scanner.has_done:  # as nearly always
+        if self.scanner.terminal is None and not self.scanner.has_done:  # as nearly always
             return [event.raw for event in events]
-        passed = [event for event in events if self.passes(event.kind)]
-        return self.masked([(event, event.raw) for event in passed])
+        return self.masked([(event, event.raw) for event in events if self.passes(event.kind)])
 
     def count_progress(self, events: Sequence[Event]) -> None:
         """Count what is progress; the next event is due from now on."""
@@ -11509,10 +11683,13 @@ class Opened:
         return before is None
 
     def shown(self, event: Event) -> bytes:
-        """What the client's stream gets for one event of a codex account.  Raises: BadSyntax."""
+        """What the client's stream gets for one event of a codex account.  Raises: BadSyntax.
+
+        Codex CLI gets its events unchanged: `codex.rate_limits` names a plan, and nobody (F33).
+        """
         kind, raw = event.kind, event.raw
         if kind is EventKind.HANDSHAKE and b'"codex.rate_limits"' in raw:
-            self.note_quota(read_quota_event(event.try_load()))
+            self.news.note_quota(read_quota_event(event.try_load()))
         if self.translator is not None:
             return self.translator.feed(event)
         if not self.passes(kind):
@@ -11539,9 +11716,8 @@ class Opened:
             for place, (event, text) in enumerate(shown):
                 error = self.error_instead(event.kind) if text else None
                 if error is not None:
-                    texts[place] = self.failure_event(
-                        error, is_instead=b'"sequence_number"' in text
-                    )
+                    is_numbered = b'"sequence_number"' in text
+                    texts[place] = self.failure_event(error, is_instead=is_numbered)
         return [text for text in texts if text]
 
     def error_instead(self, kind: EventKind) -> PoolerError | None:
@@ -11556,8 +11732,8 @@ class Opened:
 
     def failure_event(self, error: PoolerError, *, is_instead: bool = False) -> bytes:
         """Our terminal event; `is_instead`: in the place, and with the number, of the latest."""
-        request_id, kind = self.exchange.record.request_id, self.call.kind
-        return self.scanner.failure_event(error, request_id, kind, is_instead=is_instead)
+        request_id = self.exchange.record.request_id
+        return self.scanner.failure_event(error, request_id, self.call.kind, is_instead=is_instead)
 
 
 @dataclass(eq=False, slots=True)
@@ -11588,13 +11764,11 @@ class Attempt:
         """As `open`.  Raises also: LoginNeeded, TRANSPORT_ERRORS."""
         exchange, call, account = self.exchange, self.call, self.endpoint.account
         exchange.is_sent = False
-        identify_account = functools.partial(
-            identify, exchange.shared.tokens, self.endpoint, rejected
-        )
+        login = (exchange.shared.tokens, self.endpoint, rejected)
         if account.is_codex:
-            identity = await exchange.deadline.bounded(math.inf, identify_account)
+            identity = await exchange.deadline.bounded(math.inf, identify, *login)
         else:
-            identity = await identify_account()
+            identity = await identify(*login)
         self.credentials = identity.credentials
 
         body, translator = await self.prepare()
@@ -11783,7 +11957,14 @@ class Relay:
             reply.is_told = True
         elif scanner.failure is not None:
             error = self.note_failure(scanner.failure)
+        await self.finish(last, error)
 
+    async def finish(self, last: Sequence[bytes], error: PoolerError | None) -> None:
+        """End the stream with `last`; one that has not begun becomes an error, or one piece.
+
+        Raises: ClientGone; PoolerError (`error`).
+        """
+        reply = self.exchange.reply
         if reply.is_started:
             await reply.end(last)
         elif error is not None:
@@ -12047,7 +12228,6 @@ async def open_repaired(
             noted["repaired"] = True
 
 
-_ANY_EFFECT: Final = frozenset(Effect)
 # An upstream that says one of these has not begun the work.
 _NOT_BEGUN: Final = frozenset({
     Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED, Effect.FORBIDDEN, Effect.LACKS_MODEL,
@@ -12057,11 +12237,8 @@ _NOT_BEGUN: Final = frozenset({
 # although an upstream has read it whole.  A 500 may come after long work: where each attempt
 # costs again, a compaction (F27) or an image (F26), only what was not begun is repeated.
 REPEATED_AFTER: Final[Mapping[str, frozenset[Effect]]] = {
-    CallKind.RESPONSES.value: _ANY_EFFECT,
-    CallKind.CHAT.value: _ANY_EFFECT,
-    SEARCH_PATH: _ANY_EFFECT,
-    COMPACT_PATH: _NOT_BEGUN,
-    **dict.fromkeys(IMAGE_PATHS, _NOT_BEGUN),
+    **dict.fromkeys([*[kind.value for kind in CallKind], SEARCH_PATH], frozenset(Effect)),
+    **dict.fromkeys([COMPACT_PATH, *IMAGE_PATHS], _NOT_BEGUN),
 }
 
 
@@ -12719,19 +12896,16 @@ class SocketTransport:
             raise PoolerError("request_too_large", hint)
 
         owner = owner_of(endpoint, identity.credentials)
-        upstream = self.kept_socket(endpoint.account, owner)
-        is_reused = upstream is not None
+        kept = self.kept_socket(endpoint.account, owner)
+        upstream = kept or await self.open_socket(endpoint, path, identity, owner)
+        if isinstance(upstream, Fault):
+            return upstream
         if upstream is None:
-            await self.client.drop_upstream()
-            opened = await self.open_socket(endpoint, path, identity, owner)
-            if isinstance(opened, Fault):
-                return opened
-            if opened is None:
-                assert self.http.upstream is not None
-                return HttpSource(self.http.upstream, scanner)
-            upstream = opened
+            assert self.http.upstream is not None
+            return HttpSource(self.http.upstream, scanner)
 
         upstream.idle_scope.cancel()
+        is_reused = kept is not None
         self.source = SocketSource(socket=upstream, scanner=scanner, is_reused=is_reused)
         try:
             await self.put(upstream, body)
@@ -12768,10 +12942,12 @@ class SocketTransport:
     async def open_socket(
         self, endpoint: Endpoint, path: str, identity: Identity, owner: bytes
     ) -> UpstreamSocket | Fault | None:
-        """A new WebSocket; None where it was refused with a response that is still unread.
+        """A new WebSocket in the place of the one before.
 
+        None, if it was refused with a response that is still unread.
         Raises: TRANSPORT_ERRORS; PoolerError (the stop code).
         """
+        await self.client.drop_upstream()
         http, client, account = self.http, self.client, endpoint.account
         limits, deadline = http.limits, http.deadline
         connection = await http.connect(endpoint)

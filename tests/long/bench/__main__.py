@@ -105,9 +105,9 @@ def run_round(programs: dict[str, str], scale: Scale, folder: Path, figures: Fig
         servers = {}
         for name, program in programs.items():
             with measures.contestant(program, port, folder, has_operators=True) as server:
-                figures[COLD_OPERATORS][name].append(server.cold_start)
+                figures[COLD_OPERATORS][name].append(asyncio.run(measures.cold_start(server)))
             servers[name] = stack.enter_context(measures.contestant(program, port, folder))
-            figures[COLD][name].append(servers[name].cold_start)
+            figures[COLD][name].append(asyncio.run(measures.cold_start(servers[name])))
 
         for row, measure in MEASURES:
             for name, server in servers.items():

@@ -110,7 +110,6 @@ class Server:
 
     pid: int
     port: int
-    cold_start: float = 0.0  # CPU seconds until it accepted
     has_chatgpt: bool = False  # whether a key leads to a ChatGPT account
     counts: Path | None = None  # what `launch` writes at SIGUSR1
 
@@ -173,9 +172,7 @@ def running(arguments: list[str], port: int, log: Path, core: int = CORES[0]) ->
         )
         try:
             wait_accepting(process, port)
-            server = Server(process.pid, port)
-            server.cold_start = server.cpu_seconds()
-            yield server
+            yield Server(process.pid, port)
         finally:
             process.send_signal(signal.SIGINT)
             try:
@@ -256,6 +253,13 @@ def contestant(
 ################################################################
 
 
+async def cold_start(server: Server) -> float:
+    """CPU seconds of a fresh process until it has served its first request."""
+    async with connections(server.port, 1) as (client,):
+        await client.exchange(request("unary", 1, server.port))
+        return server.cpu_seconds()
+
+
 async def request_rate(server: Server, scale: Scale, clients: int) -> float:
     """Unary requests of 1 KiB per CPU second, as fast as they are answered."""
     content = request("unary", 1, server.port)
@@ -310,10 +314,11 @@ async def body_ms(server: Server, scale: Scale, size: int, is_chatgpt: bool) -> 
     async with connections(server.port, 1) as opened:
         await opened[0].stream(content)
         cpu = server.cpu_seconds()
-        for _ in range(scale.bodies):
+        count = scale.bodies * LARGE_BODY // size  # as many bytes of each: CPU time has ticks
+        for _ in range(count):
             await opened[0].stream(content)
         used = server.cpu_since(cpu)
-    return used * 1000 / scale.bodies
+    return used * 1000 / count
 
 
 async def small_body(server: Server, scale: Scale) -> float:
