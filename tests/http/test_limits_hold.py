@@ -111,6 +111,7 @@ CROSSED_BY: Final[dict[str, tuple[str, str]]] = {
     "event_bytes_max": (HERE, "test_an_event_has_so_many_bytes"),
     "events_bytes_max": (HERE, "test_all_unfinished_events_together_have_so_many_bytes"),
     "idle_connections_max": (HERE, "test_so_many_idle_connections_are_kept"),
+    "all_idle_connections_max": (HERE, "test_so_many_idle_connections_of_all_accounts_are_kept"),
     "idle_connection_seconds_max": (
         TIMERS, "test_an_idle_upstream_connection_is_closed_after_15_seconds"),
     "comment_seconds": (TIMERS, "test_comments_come_after_fifteen_seconds_of_silence"),
@@ -682,6 +683,30 @@ async def test_so_many_idle_connections_are_kept(autojump_clock: MockClock, limi
         assert sum(line.closed_at is None for line in lines) == limit
 
 
+@pytest.mark.parametrize("limit", [0, 1, 3])
+async def test_so_many_idle_connections_of_all_accounts_are_kept(
+    autojump_clock: MockClock, limit: int
+) -> None:
+    described = describe(
+        "ab",
+        accounts={"a": {"concurrent": 2}},
+        pool={"routing": "in_order"},
+        limits={"all_idle_connections_max": limit},
+    )
+    async with opened_world(described) as world:
+        go = trio.Event()
+        for upstream in world.upstreams.values():
+            upstream.always = [Wait(go), *json_response({"id": "r"})]
+        clients = await send_waiting(world, 5)
+        go.set()
+        for client in clients:
+            assert (await client.read_response()).status == 200
+        await world.settle()
+        lines = [line for upstream in world.upstreams.values() for line in upstream.lines]
+        assert [len(upstream.lines) for upstream in world.upstreams.values()] == [2, 3]
+        assert sum(line.closed_at is None for line in lines) == limit
+
+
 def test_the_default_limits_are_those_of_the_readme() -> None:
     """All others are constants that no configuration moves."""
     mib = 1024 * 1024
@@ -701,7 +726,8 @@ def test_the_default_limits_are_those_of_the_readme() -> None:
     assert (pooler.UPSTREAM_HEAD_BYTES_MAX, pooler.UPSTREAM_INTERIM_MAX) == (32 * 1024, 8)
     assert (64 * mib, 16 * mib) == (pooler.UNARY_BYTES_MAX, pooler.EVENT_BYTES_MAX)
     assert 256 * mib == pooler.EVENTS_BYTES_MAX
-    assert (pooler.IDLE_CONNECTIONS_MAX, pooler.IDLE_CONNECTION_SECONDS_MAX) == (8, 15)
+    assert (pooler.IDLE_CONNECTIONS_MAX, pooler.ALL_IDLE_CONNECTIONS_MAX) == (64, 128)
+    assert pooler.IDLE_CONNECTION_SECONDS_MAX == 15
     assert pooler.WRITE_STALL_SECONDS_MAX == 60
     assert (pooler.PINS_MAX, pooler.PIN_IDLE_SECONDS_MAX) == (4096, 24 * 3600)
     assert (pooler.RESPONSE_PINS_MAX, limits.attempts_max) == (4096, 3)
