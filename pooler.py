@@ -374,6 +374,7 @@ STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 # The log.  It never waits for its reader: what finds no room is counted, and dropped.
 STDERR: Final = 2
 LOG_LINES_MAX: Final = 10_000  # not written yet; about 6 MiB
+LOG_GATHER_SECONDS: Final = 0.02  # so long a line waits for others that are written with it
 LOG_BATCH_LINES: Final = 100  # written at once
 LOG_WRITE_BYTES: Final = 4 * KIB  # in one step, so that a slow reader's progress is seen
 LOG_SECONDS_MAX: Final = 2.0  # at the end, without progress with the lines that are left
@@ -9161,6 +9162,7 @@ class LogWriter:
         self.is_failing = False  # the latest attempt has written nothing
         self.is_closed = False
         self.changed = threading.Condition()
+        self.closing = threading.Event()  # ends the wait for further lines
         self.thread = threading.Thread(
             target=self.write_all,
             name="log",
@@ -9175,6 +9177,7 @@ class LogWriter:
         with self.changed:
             self.is_closed = True
             self.changed.notify()
+        self.closing.set()
 
         # A slow reader gets all lines, as long as it takes some; one that is gone delays the end
         # only once.
@@ -9240,7 +9243,14 @@ class LogWriter:
         with self.changed:
             while not (self.lines or self.is_closed):
                 self.changed.wait()
+            is_full = len(self.lines) >= LOG_BATCH_LINES
 
+        # Each time that this thread wakes up it takes the interpreter from the event loop: seven
+        # system calls a request.  So lines are gathered before they are written.
+        if not is_full:
+            self.closing.wait(LOG_GATHER_SECONDS)
+
+        with self.changed:
             count = min(len(self.lines), LOG_BATCH_LINES)
             taken = [self.lines.popleft() for _ in range(count)]
             if self.dropped_count and (taken or not self.is_failing):

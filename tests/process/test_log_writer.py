@@ -228,6 +228,42 @@ def test_a_stderr_that_takes_nothing_stops_no_server(
         assert process.wait(SECONDS_MAX) == 0
 
 
+def test_lines_that_come_together_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the end waits for no more of them."""
+    written: list[bytes] = []
+
+    def write_some(_: LogWriter, raw: bytes) -> int:
+        written.append(raw)
+        return len(raw)
+
+    monkeypatch.setattr(pooler, "LOG_GATHER_SECONDS", 30.0)
+    monkeypatch.setattr(LogWriter, "write_some", write_some)
+    began = time.monotonic()
+    with LogWriter() as log:
+        for number in range(50):
+            log("info", "line", {"number": number})
+    assert time.monotonic() - began < 10
+    assert len(written) == 1
+    numbers = [json.loads(line)["number"] for line in written[0].splitlines()]
+    assert numbers == list(range(50))
+
+
+def test_a_full_batch_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = threading.Event()
+
+    def write_some(_: LogWriter, raw: bytes) -> int:
+        written.set()
+        return len(raw)
+
+    monkeypatch.setattr(pooler, "LOG_GATHER_SECONDS", 30.0)
+    monkeypatch.setattr(LogWriter, "write_some", write_some)
+    with LogWriter() as log:
+        with log.changed:  # the thread sees them all at once
+            log.lines += [pooler.format_log_line("info", "line", {})] * pooler.LOG_BATCH_LINES
+            log.changed.notify()
+        assert written.wait(10)
+
+
 def test_a_log_without_a_stderr_is_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """`2>&-`: Python has none where descriptor 2 was closed at the start."""
     monkeypatch.setattr(sys, "stderr", None)
