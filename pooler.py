@@ -270,7 +270,8 @@ CONNECTS_MAX: Final = 2  # failed at one host by one request: each may take seco
 # Per account, as many as a key has requests at once: with 8, two in five requests of 32 clients
 # had to connect anew.
 IDLE_CONNECTIONS_MAX: Final = 64
-ALL_IDLE_CONNECTIONS_MAX: Final = 128  # of all accounts: each takes a descriptor
+SURE_IDLE_CONNECTIONS_MAX: Final = 8  # of which an account has so many whatever others keep
+ALL_IDLE_CONNECTIONS_MAX: Final = 128  # beyond those, of all accounts: each takes a descriptor
 IDLE_CONNECTION_SECONDS_MAX: Final = 15.0  # servers drop theirs at 60 s (F98)
 # To accounts with an API key: LiteLLM drops parameters if the name begins with "codex" (F61).
 API_AGENT: Final = f"pooler/{VERSION}"
@@ -9793,7 +9794,8 @@ class IdleConnections:
         """Keep the connection; False, and the caller closes it, if there is no room."""
         idle = self.by_endpoint[endpoint]
         all_count = sum(map(len, self.by_endpoint.values()))
-        if len(idle) >= IDLE_CONNECTIONS_MAX or all_count >= ALL_IDLE_CONNECTIONS_MAX:
+        is_crowded = all_count >= ALL_IDLE_CONNECTIONS_MAX
+        if len(idle) >= (SURE_IDLE_CONNECTIONS_MAX if is_crowded else IDLE_CONNECTIONS_MAX):
             return False
 
         connection.kept = idle
@@ -13158,8 +13160,11 @@ class Connections:
         Others are kept for idle upstream connections, and DESCRIPTORS_KEPT for everything else.
         """
         limits = self.shared.config.limits
-        idle_max = IDLE_CONNECTIONS_MAX * len(self.shared.config.accounts)
-        idle_max = min(idle_max, ALL_IDLE_CONNECTIONS_MAX)
+        account_count = len(self.shared.config.accounts)
+        idle_max = min(
+            account_count * IDLE_CONNECTIONS_MAX,
+            account_count * SURE_IDLE_CONNECTIONS_MAX + ALL_IDLE_CONNECTIONS_MAX,
+        )
         room = (self.descriptors_max - DESCRIPTORS_KEPT - idle_max) / 2
         return max(1, int(min(limits.connections_max, room)))
 

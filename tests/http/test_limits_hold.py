@@ -112,6 +112,7 @@ CROSSED_BY: Final[dict[str, tuple[str, str]]] = {
     "events_bytes_max": (HERE, "test_all_unfinished_events_together_have_so_many_bytes"),
     "idle_connections_max": (HERE, "test_so_many_idle_connections_are_kept"),
     "all_idle_connections_max": (HERE, "test_so_many_idle_connections_of_all_accounts_are_kept"),
+    "sure_idle_connections_max": (HERE, "test_so_many_idle_connections_of_all_accounts_are_kept"),
     "idle_connection_seconds_max": (
         TIMERS, "test_an_idle_upstream_connection_is_closed_after_15_seconds"),
     "comment_seconds": (TIMERS, "test_comments_come_after_fifteen_seconds_of_silence"),
@@ -683,15 +684,18 @@ async def test_so_many_idle_connections_are_kept(autojump_clock: MockClock, limi
         assert sum(line.closed_at is None for line in lines) == limit
 
 
-@pytest.mark.parametrize("limit", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("limit", "sure", "kept"), [(0, 0, 0), (0, 1, 2), (0, 3, 5), (3, 0, 3), (3, 2, 4), (9, 0, 5)]
+)
 async def test_so_many_idle_connections_of_all_accounts_are_kept(
-    autojump_clock: MockClock, limit: int
+    autojump_clock: MockClock, limit: int, sure: int, kept: int
 ) -> None:
+    """Two of one account and three of another come free, in turn."""
     described = describe(
         "ab",
         accounts={"a": {"concurrent": 2}},
         pool={"routing": "in_order"},
-        limits={"all_idle_connections_max": limit},
+        limits={"all_idle_connections_max": limit, "sure_idle_connections_max": sure},
     )
     async with opened_world(described) as world:
         go = trio.Event()
@@ -704,7 +708,7 @@ async def test_so_many_idle_connections_of_all_accounts_are_kept(
         await world.settle()
         lines = [line for upstream in world.upstreams.values() for line in upstream.lines]
         assert [len(upstream.lines) for upstream in world.upstreams.values()] == [2, 3]
-        assert sum(line.closed_at is None for line in lines) == limit
+        assert sum(line.closed_at is None for line in lines) == kept
 
 
 def test_the_default_limits_are_those_of_the_readme() -> None:
@@ -727,6 +731,7 @@ def test_the_default_limits_are_those_of_the_readme() -> None:
     assert (64 * mib, 16 * mib) == (pooler.UNARY_BYTES_MAX, pooler.EVENT_BYTES_MAX)
     assert 256 * mib == pooler.EVENTS_BYTES_MAX
     assert (pooler.IDLE_CONNECTIONS_MAX, pooler.ALL_IDLE_CONNECTIONS_MAX) == (64, 128)
+    assert pooler.SURE_IDLE_CONNECTIONS_MAX == 8
     assert pooler.IDLE_CONNECTION_SECONDS_MAX == 15
     assert pooler.WRITE_STALL_SECONDS_MAX == 60
     assert (pooler.PINS_MAX, pooler.PIN_IDLE_SECONDS_MAX) == (4096, 24 * 3600)
