@@ -14622,7 +14622,11 @@ async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
     await server.shared.look_at_logins(config.accounts.values())
 
     listeners = await open_listeners(config, log)
-    await serve_with_signals(server, listeners, functools.partial(load, path, env))
+    try:
+        await serve_with_signals(server, listeners, functools.partial(load, path, env))
+    except Exception:  # noqa: BLE001 (a bug in a service ends the server; its text may be private)
+        server.shared.log_bug(None)
+        return 1
     log("info", "stopped", {})
     return 0
 

@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from pooler import Config, ConfigRefused, Secret, main, parse_config, print_log
+import pooler
+from pooler import Config, ConfigRefused, JsonObject, Secret, main, parse_config, print_log
 from tests.support.memory_sockets import Json, Pairs, Response, post, request
 from tests.support.world import (
     Fin,
@@ -592,3 +593,27 @@ async def test_a_bug_before_the_request_is_known_says_nothing(
         for received in (b"", request("GET", f"/{TYPED}"), ask_with(BODY | {"input": TYPED})[:-1]):
             await world.server.serve_connection(Broken(received))
             check_bug(world, capfd)
+
+
+@pytest.mark.parametrize("service", [(pooler.Reaper, "run"), (pooler.Catalogues, "run")])
+async def test_a_bug_in_a_service_ends_the_server_and_its_text_stays_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: tuple[type, str]
+) -> None:
+    async def fail(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("canary")
+
+    logged: list[tuple[str, str, JsonObject]] = []
+
+    def log(level: str, event: str, fields: JsonObject) -> None:
+        logged.append((level, event, fields))
+
+    monkeypatch.setattr(*service, fail)
+    path = tmp_path / "pools.json"
+    path.write_text(json.dumps(describe("a", listen="127.0.0.1:0")))
+    assert await pooler.run_serve(path, {}, log) == 1
+
+    [bug] = [fields for level, event, fields in logged if (level, event) == ("error", "bug")]
+    assert bug["type"] == "RuntimeError"
+    assert "canary" not in json.dumps([fields for _, _, fields in logged])
+    assert "stopped" not in [event for _, event, _ in logged]

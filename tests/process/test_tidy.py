@@ -110,6 +110,7 @@ BUG_CATCHERS: Final = frozenset(
         "Exchanges.conclude",  # a request is answered
         "Server.serve_connection",  # a bug stays within its connection
         "ClientSocket.guard",  # the client is told, and the turn under way has its last event
+        "run_serve",  # the server ends, and the log says where the bug is but not its text
     }
 )
 
