@@ -4479,7 +4479,9 @@ _NOTHING_STORED: Final = "Nothing is stored here. Send the whole input, with sto
 
 
 def codex_obstacle(
-    kind: CallKind, body: JsonObject, carried: Sequence[str] = ()
+    kind: CallKind,
+    body: JsonObject,
+    carried: Sequence[str] = (),
 ) -> Obstacle | None:
     """The first field of a request that a codex account cannot honour, or None.
 
@@ -4501,8 +4503,11 @@ def codex_obstacle(
 def _input_obstacle(kind: CallKind, body: JsonObject) -> Obstacle | None:
     """The input, or the messages, if an item there is an obstacle."""
     name = "input"
-    if kind is CallKind.CHAT and (body.get("messages") or body.get("input") is None):
-        name = "messages"
+    if kind is CallKind.CHAT:
+        # Cursor sends `input` to Chat (F86): it is read if there are no messages.
+        has_messages = bool(body.get("messages"))
+        if has_messages or body.get("input") is None:
+            name = "messages"
     items = objects_at(body, name)
 
     if any(map(_is_reference, items)):
@@ -4624,12 +4629,15 @@ _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 _PART_TYPES: Final = {"image_url": "input_image", "file": "input_file"}  # Chat -> Responses
 # Members of a schema, each of which may say that the value is no object.
 _SCHEMA_KINDS: Final = frozenset(
-    ("type", "properties", "$ref", "allOf", "anyOf", "oneOf", "const", "enum")
+    ("type", "properties", "$ref", "allOf", "anyOf", "oneOf", "const", "enum"),
 )
 
 
 def to_codex(
-    kind: CallKind, body: JsonObject, model: str, efforts: Sequence[str] | None
+    kind: CallKind,
+    body: JsonObject,
+    model: str,
+    efforts: Sequence[str] | None,
 ) -> JsonDict:
     """The body for the backend; `efforts`: those of the model, ascending, or None if unknown.
 
@@ -4743,7 +4751,8 @@ def _codex_tool(tool: JsonObject) -> JsonDict:
 def _with_codex_tools(holder: JsonDict) -> JsonDict:
     """A tool or an item, with the tools inside it in the form that the backend takes."""
     if holder.get("tools") is not None:
-        holder["tools"] = [_codex_tool(tool) for tool in valid_list(holder, "tools", dict)]
+        tools = valid_list(holder, "tools", dict)
+        holder["tools"] = [_codex_tool(tool) for tool in tools]
     return holder
 
 
@@ -4769,7 +4778,8 @@ def _flattened(nested: JsonObject) -> JsonDict:
     if isinstance(flat.get("format"), dict):
         flat["format"] = _flattened(flat["format"])
     if kind == "allowed_tools":
-        flat["tools"] = [_flattened(tool) for tool in valid_list(flat, "tools", dict)]
+        tools = valid_list(flat, "tools", dict)
+        flat["tools"] = [_flattened(tool) for tool in tools]
     return flat
 
 
@@ -4778,7 +4788,9 @@ def _input_items(body: JsonObject) -> list[JsonDict]:
     items: list[JsonDict] = []
     for item in _given_items(body):
         items += _codex_items(item)
-    custom_ids = {text_at(item, "call_id") for item in items if item["type"] == _CUSTOM_CALL}
+
+    custom_calls = [item for item in items if item["type"] == _CUSTOM_CALL]
+    custom_ids = {text_at(item, "call_id") for item in custom_calls}
 
     for item in items:
         call_id = text_at(item, "call_id")
@@ -4843,11 +4855,16 @@ def _reasoning_items(item: JsonObject) -> list[JsonDict]:
     ]
 
 
-def _codex_content(holder: JsonObject, name: str, role: str) -> list[JsonDict]:
+def _codex_content(
+    holder: JsonObject,
+    name: str,
+    role: str,
+) -> list[JsonDict]:
     """The parts of a message, or of a tool's output, as the backend calls them."""
     content = valid_member(holder, name, (str, list))
     if not isinstance(content, str):
-        return [_codex_part(part, role) for part in valid_list(holder, name, dict)]
+        parts = valid_list(holder, name, dict)
+        return [_codex_part(part, role) for part in parts]
     if role == "assistant" and not content:  # it only calls tools
         return []
     return [_text_part(content, role)]
@@ -5069,7 +5086,11 @@ class OutputCollector:
             self._deltas.setdefault((index, part), []).append(text_at(value, "delta"))
             self._count(event, 1)
 
-    def _count(self, event: bytes, member_count: int) -> None:
+    def _count(
+        self,
+        event: bytes,
+        member_count: int,
+    ) -> None:
         """Add an event to what is kept.  Raises: BadSyntax, if that is too much."""
         self._bytes_taken += len(event)
         self._members_taken += member_count
@@ -5082,7 +5103,11 @@ class OutputCollector:
         ):
             raise BadSyntax("answer too large")
 
-    def _complete(self, kind: EventKind, response: JsonDict) -> bool:
+    def _complete(
+        self,
+        kind: EventKind,
+        response: JsonDict,
+    ) -> bool:
         """Give a response the output that it lacks; whether it lacked any."""
         output = response.get("output")
         if kind is EventKind.SUCCESS and not output:
@@ -5230,7 +5255,8 @@ def _chat_message(output: Sequence[JsonObject]) -> JsonDict:
 def _output_text(item: JsonObject) -> str:
     """The text of an item's content."""
     parts = objects_at(item, "content")
-    return "".join(text_at(part, "text") for part in parts if part.get("type") == "output_text")
+    text_parts = [part for part in parts if part.get("type") == "output_text"]
+    return "".join(text_at(part, "text") for part in text_parts)
 
 
 def _thoughts(item: JsonObject) -> list[str]:
@@ -5428,7 +5454,11 @@ class ChatTranslator:
             deltas = [{"role": "assistant", "content": ""}, *deltas]
         return b"".join([self._chunk(delta) for delta in deltas])
 
-    def _chunk(self, delta: Delta, reason: str | None = None) -> bytes:
+    def _chunk(
+        self,
+        delta: Delta,
+        reason: str | None = None,
+    ) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         usage = {"usage": None} if self.include_usage else {}
         return data_line({**self._head, "choices": [choice], **usage}) + b"\n\n"
@@ -5541,7 +5571,11 @@ class ChatTranslator:
         return [{"annotations": citations}]
 
     def _begin_call(
-        self, streamed: StreamedItem, item: JsonObject, *, is_all: bool = False
+        self,
+        streamed: StreamedItem,
+        item: JsonObject,
+        *,
+        is_all: bool = False,
     ) -> list[Delta]:
         """The head of a call: its place, id and name, with empty arguments.
 
@@ -5698,7 +5732,10 @@ def _part_events(position: JsonObject, part: JsonObject) -> Iterator[JsonDict]:
 
 
 def _text_events(
-    name: str, position: JsonObject, member: str, holder: JsonObject
+    name: str,
+    position: JsonObject,
+    member: str,
+    holder: JsonObject,
 ) -> Iterator[JsonDict]:
     """One delta with all of the text in a member, and its end; types that begin with `name`."""
     text = text_at(holder, member)
@@ -9492,7 +9529,10 @@ def cause_of(error: BaseException) -> Cause:
 
 
 async def connect(
-    dial: Dial, url: BaseUrl, tls: ssl.SSLContext | None, proxy: Proxy | None
+    dial: Dial,
+    url: BaseUrl,
+    tls: ssl.SSLContext | None,
+    proxy: Proxy | None,
 ) -> trio.abc.Stream:
     """A connection to `url`, in time, and through the proxy if there is one.
 
@@ -9516,7 +9556,7 @@ async def connect(
         cause = cause_of(error)
 
     raise ConnectFailed(
-        _CAUSE_AT_PROXY.get(cause, Cause.PROXY_UNREACHABLE) if is_at_proxy else cause
+        _CAUSE_AT_PROXY.get(cause, Cause.PROXY_UNREACHABLE) if is_at_proxy else cause,
     )
 
 
@@ -9581,7 +9621,7 @@ def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
         context.load_verify_locations(
-            cadata=read_file(ca_file, CA_BYTES_MAX).decode("ascii", "ignore")
+            cadata=read_file(ca_file, CA_BYTES_MAX).decode("ascii", "ignore"),
         )
     return context
 
@@ -9812,7 +9852,11 @@ class IdleConnections:
 
 
 def request_head(
-    url: BaseUrl, path: str, secret: Secret | None, others: Sequence[tuple[str, str]], body: bytes
+    url: BaseUrl,
+    path: str,
+    secret: Secret | None,
+    others: Sequence[tuple[str, str]],
+    body: bytes,
 ) -> bytes:
     """The head of a POST, or with an empty body of a GET, to an account's upstream.
 
