@@ -526,6 +526,7 @@ async def test_a_response_that_its_request_is_to_blame_for_is_passed_on(
         "sk-proj-AbCdEfGh12345678",
         "acct.12345678901234567",
         "123e4567-e89b-12d3-a456-426614174000",
+        "live_0a1b2c3d4e5f6a7b",  # it has no beginning that we know
     ],
 )
 def test_a_code_that_may_be_a_key_or_an_id_is_not_repeated(code: str) -> None:
