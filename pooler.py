@@ -276,6 +276,8 @@ IDLE_CONNECTION_SECONDS_MAX: Final = 15.0  # servers drop theirs at 60 s (F98)
 # To accounts with an API key: LiteLLM drops parameters if the name begins with "codex" (F61).
 API_AGENT: Final = f"pooler/{VERSION}"
 CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones do not get newer models (F20)
+# By how many minor releases a client's Codex CLI may be ahead of that to be believed.
+CODEX_MINORS_AHEAD_MAX: Final = 200
 CA_BYTES_MAX: Final = 4 * MIB  # a system's authorities take about 256 KiB
 
 # The head and frame of an upstream's response: as little trusted as a client's request.
@@ -2652,43 +2654,71 @@ def parse_config(
 ################################################################
 # KEYS
 ################################################################
-# What a request presents, whose it is, and what its key may still use.  Credentials are compared
-# by their SHA-256 digests, with `hmac.compare_digest`, and with every entry each time: how long it
-# takes shows neither which entry matched nor how much of it.
+# Which credential a request presents, whose it is, and what its key may still use.  Credentials are
+# compared by their SHA-256 digests, with `hmac.compare_digest` and against every entry, so that the
+# time taken reveals neither which entry matched nor how much of it.
 
 _BASIC: Final = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
 _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
 Owner = TypeVar("Owner", Key, Operator)
 
 
-def bearer_of(headers: Headers, bytes_max: int) -> str | None:
-    """The token of `Authorization: Bearer`, as latin-1; None if there is none or it is longer.
+def bearer_of(
+    headers: Headers,
+    bytes_max: int,
+) -> str | None:
+    """The token of `Authorization: Bearer` (RFC 6750 §2.1), as latin-1 text.
 
-    A head with a second Authorization field has been refused already.
+    None if there is none, or if it is longer than `bytes_max`.  A head with a second Authorization
+    field has already been refused.
     """
-    match = _BEARER.fullmatch(headers.get("authorization", ""))
-    return match[1] if match and len(match[1]) <= bytes_max else None
+    value = headers.get("authorization", "")
+    match = _BEARER.fullmatch(value)
+    if match is None or len(match[1]) > bytes_max:
+        return None
+    return match[1]
 
 
-def basic_of(headers: Headers, bytes_max: int) -> str | None:
-    """The password of `Authorization: Basic` (RFC 7617), as latin-1; None as for a bearer."""
-    match = _BASIC.fullmatch(headers.get("authorization", ""))
+def basic_of(
+    headers: Headers,
+    bytes_max: int,
+) -> str | None:
+    """The password of `Authorization: Basic` (RFC 7617), as latin-1 text.
+
+    None if there is none, or if it is longer than `bytes_max`.  The user name is ignored.
+    """
+    value = headers.get("authorization", "")
+    match = _BASIC.fullmatch(value)
     if match is None:
         return None
 
     try:
-        text = base64.b64decode(match[1], validate=True).decode("latin-1")
+        decoded = base64.b64decode(match[1], validate=True)
     except ValueError:
         return None
-    password = text.partition(":")[2]
-    return password if len(password) <= bytes_max else None
+
+    _, _, password = decoded.decode("latin-1").partition(":")
+    if len(password) > bytes_max:
+        return None
+    return password
 
 
-def find_owner(presented: str | None, owners: Iterable[Owner]) -> Owner | None:
-    """The key or operator with that secret (latin-1 text), or None; compares it with each."""
-    digest = hashlib.sha256((presented or "").encode("latin-1")).digest()
-    matching = [owner for owner in owners if hmac.compare_digest(digest, owner.digest)]
-    return matching[0] if presented and matching else None
+def find_owner(
+    presented: str | None,
+    owners: Iterable[Owner],
+) -> Owner | None:
+    """The key or the operator whose secret was presented (latin-1 text), or None.
+
+    Without a secret the comparison is still made, so that it takes as long.
+    """
+    secret = (presented or "").encode("latin-1")
+    digest = hashlib.sha256(secret).digest()
+
+    match: Owner | None = None
+    for owner in owners:  # no early exit: its time would show which entry matched
+        if hmac.compare_digest(digest, owner.digest):
+            match = owner
+    return match if presented else None
 
 
 @dataclass(eq=False, slots=True)
@@ -2705,11 +2735,18 @@ class KeyUse:
     day: int = 0  # days since 1970
     day_tokens: int = 0  # of that day
 
-    def admit(self, key: Key, now: float, unix_now: float) -> None:
-        """Count a call in.  Raises: PoolerError (key_limit_reached)."""
+    def admit(
+        self,
+        key: Key,
+        now: float,
+        unix_now: float,
+    ) -> None:
+        """Count a call in.  Raises: PoolerError (key_limit_reached); then nothing is counted."""
         if self.in_flight_count >= key.concurrent:
             raise key_limit("has reached its limit of concurrent requests", 1)
         self.check_tokens(key, unix_now)
+
+        # This check comes last: a call that is refused must not count for the minute.
         if key.requests_per_minute is not None:
             self.check_minute(key.requests_per_minute, now)
             self.minute.append(now)
@@ -2718,13 +2755,20 @@ class KeyUse:
         self.request_count += 1
 
     def check_tokens(self, key: Key, unix_now: float) -> None:
-        """Raises: PoolerError (key_limit_reached), with the time to the next UTC day."""
+        """Raises: PoolerError (key_limit_reached), with the time until the next UTC day."""
         self.start_day(unix_now)
-        if key.tokens_per_day is not None and self.day_tokens >= key.tokens_per_day:
-            seconds = math.ceil((self.day + 1) * 24 * HOUR - unix_now)
-            raise key_limit("has used up its daily tokens (UTC)", seconds)
+        if key.tokens_per_day is None or self.day_tokens < key.tokens_per_day:
+            return
 
-    def check_minute(self, requests_max: int, now: float) -> None:
+        day_ends_at = (self.day + 1) * 24 * HOUR
+        seconds = math.ceil(day_ends_at - unix_now)
+        raise key_limit("has used up its daily tokens (UTC)", seconds)
+
+    def check_minute(
+        self,
+        requests_max: int,
+        now: float,
+    ) -> None:
         """Raises: PoolerError (key_limit_reached), with the time until a request is allowed."""
         while self.minute and self.minute[0] <= now - 60:
             self.minute.popleft()
@@ -2732,7 +2776,11 @@ class KeyUse:
             seconds = math.ceil(self.minute[0] + 60 - now)
             raise key_limit("has used up its requests per minute", seconds)
 
-    def charge(self, spent: Mapping[str, int], unix_now: float) -> None:
+    def charge(
+        self,
+        spent: Mapping[str, int],
+        unix_now: float,
+    ) -> None:
         """Add the tokens of one response, by the fields of Usage."""
         self.start_day(unix_now)
         self.day_tokens += spent["input_tokens"] + spent["output_tokens"]
@@ -2742,7 +2790,8 @@ class KeyUse:
         """Count from zero if a new UTC day has begun."""
         day = int(unix_now // (24 * HOUR))
         if day != self.day:
-            self.day, self.day_tokens = day, 0
+            self.day = day
+            self.day_tokens = 0
 
 
 def key_limit(what: str, seconds: int) -> PoolerError:
@@ -2754,10 +2803,11 @@ def key_limit(what: str, seconds: int) -> PoolerError:
 ################################################################
 # ROUTES
 ################################################################
-# ROUTES says who may do what: each row has a path, its methods, the credential that a request must
-# present, and the name of the method of SERVER that serves it.  The table is total: its last rows
-# are all other paths.  A path is compared as the client sent it: without decoding, normalising or
-# a trailing slash.  Only the id of a model is decoded, once its route is known.
+# ROUTES is the table of who may do what: each row has a path, its methods, the credential that a
+# request must present, and the name of the method of SERVER that serves it.  The table is total:
+# its last rows match every other path.  A path is compared as the client sent it: it is not decoded
+# or normalised, and a trailing slash counts.  Only the id of a model is decoded, once its route is
+# known.
 
 
 class Access(enum.Enum):
@@ -2809,7 +2859,7 @@ class Route(NamedTuple):
 
     @property
     def is_native(self) -> bool:
-        """Whether it is Codex CLI's own, which only a ChatGPT account takes, and unchanged."""
+        """Whether it is Codex CLI's own route: ChatGPT accounts alone serve it, untranslated."""
         return self.access is Access.CODEX_KEY
 
 
@@ -2860,29 +2910,65 @@ _LOOPBACK_ORIGIN: Final = re.compile(
 )
 
 
-def is_origin_allowed(origin: str, route: Route, config: Config) -> bool:
+def is_origin_allowed(
+    origin: str,
+    route: Route,
+    config: Config,
+) -> bool:
     """Whether pages of this origin, in lower case, may send requests to the route.
 
-    To /mcp those of this machine may, too (F90): they need an operator's token all the same.
+    Pages of this machine may also send requests to /mcp (F90), which still need an operator's
+    token.
     """
     if route.path == "/mcp" and _LOOPBACK_ORIGIN.fullmatch(origin):
         return True
-    return origin in {allowed.lower() for allowed in config.allowed_origins}
+    allowed = {text.lower() for text in config.allowed_origins}
+    return origin in allowed
 
 
 def codex_version_of(headers: Headers, query: str) -> str:
-    """The version of Codex CLI that a request gives, the highest of several (F84); else ""."""
-    agent = _CODEX_AGENT.match(headers.get("user-agent", ""))
-    member = _VERSION_ASKED.search(f"&{query}")
+    """The version of Codex CLI that a request names, the highest of several (F84); else "".
+
+    It may come in the header `version`, in the User-Agent, or in the query.
+    """
     texts = [headers.get("version", "")]
-    texts += [match[1] for match in (agent, member) if match]
-    matches = map(_PLAIN_VERSION.match, texts)
-    return max((match[0] for match in matches if match), key=version_key, default="")
+    agent = _CODEX_AGENT.match(headers.get("user-agent", ""))
+    if agent is not None:
+        texts.append(agent[1])
+    member = _VERSION_ASKED.search(f"&{query}")
+    if member is not None:
+        texts.append(member[1])
+
+    versions: list[str] = []
+    for text in texts:
+        match = _PLAIN_VERSION.match(text)
+        if match is not None and is_version_plausible(match[0]):
+            versions.append(match[0])
+    return max(versions, key=version_key, default="")
+
+
+def is_version_plausible(version: str) -> bool:
+    """Whether Codex CLI may have reached this version since the pooler was released.
+
+    Upstreams are told the highest version that any client has named: without a bound one client
+    could make all accounts claim a version that never existed.
+    """
+    major, minor, _ = version_key(version)
+    our_major, our_minor, _ = version_key(CODEX_VERSION)
+
+    if major == our_major:
+        return minor <= our_minor + CODEX_MINORS_AHEAD_MAX
+    if major == our_major + 1:
+        return minor <= CODEX_MINORS_AHEAD_MAX
+    return major < our_major
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """What a version is compared by: its numbers; () of ""."""
-    return tuple(map(int, version.split("."))) if version else ()
+    """The numbers of a version, by which versions are compared; () for ""."""
+    if not version:
+        return ()
+    numbers = version.split(".")
+    return tuple(map(int, numbers))
 
 
 _ROUTES_BY_PATH: Final[Mapping[str, Sequence[Route]]] = {
@@ -2892,7 +2978,10 @@ _ROUTES_BY_PATH: Final[Mapping[str, Sequence[Route]]] = {
 
 
 def find_routes(path: str, base_path: str) -> tuple[Sequence[Route], str]:
-    """The rows of a path, at least one, and the id of the model that it names, else ""."""
+    """The rows of a path, at least one, and the id of the model that it names, else "".
+
+    Every path outside of `base_path` is unknown, even one that is in the table.
+    """
     if not path.startswith(f"{base_path}/"):
         return _ROUTES_BY_PATH["{any}"], ""
 
@@ -2904,18 +2993,27 @@ def find_routes(path: str, base_path: str) -> tuple[Sequence[Route], str]:
         return _ROUTES_BY_PATH[path], ""
 
     is_api = path == "/v1" or path.startswith("/v1/")
-    return _ROUTES_BY_PATH["/v1{any}" if is_api else "{any}"], ""
+    pattern = "/v1{any}" if is_api else "{any}"
+    return _ROUTES_BY_PATH[pattern], ""
 
 
-def with_method(routes: Sequence[Route], method: str) -> Route:
-    """The row that has the method.  Raises: PoolerError (method_not_allowed)."""
+def with_method(
+    routes: Sequence[Route],
+    method: str,
+) -> Route:
+    """The row that has the method, or the one that refuses every method.
+
+    Raises: PoolerError (method_not_allowed).
+    """
+    allowed: list[str] = []
     for route in routes:
         if method in route.methods or not route.methods:
             return route
+        allowed.extend(route.methods)
 
-    allowed = ", ".join(itertools.chain(*(route.methods for route in routes)))
     # The connection stays open: MCP hosts send GET first, and expect that (F89).
-    raise PoolerError("method_not_allowed", headers=[("Allow", allowed)])
+    headers = [("Allow", ", ".join(allowed))]
+    raise PoolerError("method_not_allowed", headers=headers)
 
 
 def call_route(path: str) -> Route:

@@ -301,7 +301,7 @@ async def version_told(world: World, clock: MockClock) -> set[str | None]:
 async def test_a_login_is_told_the_version_that_is_configured(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    newer = [("version", "9.0.0")]
+    newer = [("version", "0.171.0")]
     for version, fields in ((CODEX_VERSION, {}), ("0.99.1", {"client_version": "0.99.1"})):
         async with opened_world(login(tmp_path, **fields)) as world:
             assert await version_told(world, autojump_clock) == {version}
@@ -322,6 +322,7 @@ async def test_a_login_is_told_the_version_that_is_configured(
         ("?client_version=0.168.9", [], CODEX_VERSION),
         ("?client_version=99999.0.0", [], CODEX_VERSION),
         ("?client_version=new", [("version", "1")], CODEX_VERSION),
+        ("?client_version=0.370.0", [("version", "9.0.0")], CODEX_VERSION),
         ("", [("user-agent", "codex-pooler/1.0.0")], CODEX_VERSION),
         ("", [("user-agent", "opencode/1.18.33")], CODEX_VERSION),
     ],

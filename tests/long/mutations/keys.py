@@ -16,7 +16,7 @@ ROWS: Rows = (
      "self.in_flight_count > key.concurrent",
      "keys::a_key_has_so_many_requests_at_once"),
     ("tokens_per_day", "A key has so many tokens a day.",
-     "KeyUse.check_tokens", "self.day_tokens >= key.tokens_per_day",
-     "self.day_tokens > key.tokens_per_day",
+     "KeyUse.check_tokens", "self.day_tokens < key.tokens_per_day",
+     "self.day_tokens <= key.tokens_per_day",
      "keys::tokens_per_day_end_at_midnight_utc"),
 )

@@ -19,4 +19,7 @@ ROWS: Rows = (
     ("loopback_alike", "What only looks like a loopback origin is none.",
      "is_origin_allowed", "_LOOPBACK_ORIGIN.fullmatch", "_LOOPBACK_ORIGIN.match",
      "callers::a_page_that_only_looks_like_it_may_not"),
+    ("version_made_up", "A version of Codex CLI that cannot exist yet is ignored.",
+     "is_version_plausible", "minor <= our_minor + CODEX_MINORS_AHEAD_MAX", "True",
+     "catalogues::a_newer_version_of_a_client_is_told_from_then_on"),
 )
