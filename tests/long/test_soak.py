@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import trio
 
 from tests.long.soak.run import SLOPE_MINUTES_MIN, slope, soak
 from tests.process.test_process import described, serving
@@ -41,7 +42,10 @@ def test_a_slope_is_that_of_least_squares() -> None:
 async def test_a_reload_after_the_last_log_line_does_not_kill_it(tmp_path: Path) -> None:
     async with serving(tmp_path, described(None)) as pooler:
         pooler.process.send_signal(signal.SIGTERM)
-        await pooler.wait_line("stopped")
-        with suppress(ProcessLookupError):
-            pooler.process.send_signal(signal.SIGHUP)
+        await pooler.wait_line("draining")
+        while pooler.process.poll() is None:  # so one comes after the last line, too
+            with suppress(ProcessLookupError):
+                pooler.process.send_signal(signal.SIGHUP)
+            with trio.move_on_after(0.001):
+                await pooler.process.wait()
         assert await pooler.wait_exit() == 0

@@ -126,6 +126,11 @@ async def test_a_websocket_counts_from_the_moment_that_it_is_asked_for(
 ) -> None:
     keys = {"laptop": {"key": KEY, "concurrent": 1}}
     async with socket_world(socket_described(pool={"keys": keys})) as world:
+        first = await world.connect()
+        await first.ask(upgrade())  # it waits for the library, which the others find imported
+        await first.hang_up()
+        await world.settle()
+
         clients = [await world.connect() for _ in range(3)]
         async with trio.open_nursery() as nursery:  # all at the same moment
             for client in clients:
