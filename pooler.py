@@ -3080,7 +3080,10 @@ class RequestHead(NamedTuple):
 
 
 class ResponseHead(NamedTuple):
-    """A valid response head of an upstream."""
+    """A valid response head of an upstream.
+
+    One of status 1xx is a head of its own: whoever reads it goes on to the next.
+    """
 
     status: int
     headers: Headers
@@ -3133,12 +3136,15 @@ def has_coding(headers: Headers) -> bool:
 
 
 def _options(headers: Headers) -> set[str]:
-    """The members of the Connection fields, in lower case."""
+    """The members of the Connection fields, in lower case (RFC 9110 §7.6.1)."""
     return {option.strip() for option in headers.get("connection", "").lower().split(",")}
 
 
 def _keeps_alive(headers: Headers, is_http_1_0: bool) -> bool:
-    """Whether the connection stays open after the message (RFC 9112 §9.3)."""
+    """Whether the connection stays open after the message (RFC 9112 §9.3).
+
+    `close` prevails over `keep-alive`, which only HTTP/1.0 needs.
+    """
     options = _options(headers)
     return "close" not in options and (not is_http_1_0 or "keep-alive" in options)
 
@@ -3192,7 +3198,10 @@ def _host_of(headers: Headers, is_http_1_0: bool) -> str | None:
 
 
 def _parsed_by_h11(raw: bytes) -> h11.Request:
-    """A request head as h11 reads it.  Raises: h11.RemoteProtocolError."""
+    """A request head as h11 reads it.  Raises: h11.RemoteProtocolError.
+
+    A parser of its own for each head: whatever h11 keeps of a message cannot reach the next.
+    """
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw))
     parser.receive_data(raw)
     event = parser.next_event()
@@ -3225,7 +3234,10 @@ def parse_response_head(raw: bytes) -> ResponseHead:
 
 
 def _single(value: str) -> str:
-    """The one member that a list repeats; any other value unchanged."""
+    """The one member that a list repeats; any other value unchanged.
+
+    `5, 5` becomes `5`; `5, 6` stays as it is, and is rejected as a length.
+    """
     first, *others = [member.strip(" \t") for member in value.split(",")]
     return first if others and {first} == set(others) else value
 
@@ -3357,8 +3369,9 @@ _BINARY: Final = 0x2
 
 
 def _is_upgrade(headers: Headers) -> bool:
-    """Whether a head is a WebSocket's (RFC 6455 §4.2.1)."""
-    return headers.get("upgrade", "").lower() == "websocket" and "upgrade" in _options(headers)
+    """Whether a head is that of a WebSocket's opening handshake (RFC 6455 §4.2.1)."""
+    protocol = headers.get("upgrade", "").lower()
+    return protocol == "websocket" and "upgrade" in _options(headers)
 
 
 def upgrade_fields(key: str) -> list[tuple[str, str]]:
@@ -3377,25 +3390,34 @@ def upgrade_head(head: RequestHead) -> bytes:
         raise PoolerError("websocket_unsupported")
     if not _WEBSOCKET_KEY.fullmatch(key) or head.framing != NO_BODY:
         raise PoolerError("bad_request")
-    return format_head("GET / HTTP/1.1\r\n", [("Host", "pooler"), *upgrade_fields(key)])
+
+    fields = [("Host", "pooler"), *upgrade_fields(key)]
+    return format_head("GET / HTTP/1.1\r\n", fields)
 
 
 def upgraded_head(key: str) -> bytes:
     """The response head that accepts an upgrade requested with `key`."""
-    return format_response_head(101, [*_UPGRADE, ("Sec-WebSocket-Accept", _accept_of(key))])
+    accept = ("Sec-WebSocket-Accept", _accept_of(key))
+    return format_response_head(101, [*_UPGRADE, accept])
 
 
 def _accept_of(key: str) -> str:
     """The proof that a server has read `key` (RFC 6455 §4.2.2)."""
-    digest = hashlib.sha1(f"{key}{_WEBSOCKET_GUID}".encode(), usedforsecurity=False).digest()
+    text = f"{key}{_WEBSOCKET_GUID}"
+    digest = hashlib.sha1(text.encode(), usedforsecurity=False).digest()
     return base64.b64encode(digest).decode()
 
 
 def is_upgraded(head: ResponseHead, key: str) -> bool:
     """Whether an upstream has accepted the upgrade requested with `key`, and nothing more."""
-    is_known = head.headers.get("sec-websocket-accept") == _accept_of(key)
-    more = forwarded(head.headers, ("sec-websocket-extensions", "sec-websocket-protocol"))
-    return head.status == 101 and is_known and _is_upgrade(head.headers) and not more
+    if head.status != 101 or not _is_upgrade(head.headers):
+        return False
+    if head.headers.get("sec-websocket-accept") != _accept_of(key):
+        return False
+
+    # Neither was offered (RFC 6455 §4.1).
+    extras = forwarded(head.headers, ("sec-websocket-extensions", "sec-websocket-protocol"))
+    return not extras
 
 
 def close_frame(code: int) -> bytes:
@@ -13201,23 +13223,21 @@ class Turn:
 ################################################################
 # OPERATORS
 ################################################################
-# What operators are shown is made in mcp_server.py, from `snapshot` and `explain` of RECORDS.  This
-# file serves its clients without that one.
-
+# What operators are shown is made in mcp_server.py, from `snapshot` and `explain` of RECORDS.
+# Without that module pooler.py serves its clients as usual.
 
 COMPANION: Final = "mcp_server"  # imported when an operator first asks
 
 
 def parse_mcp_message(body: bytes) -> Json:
-    """The JSON value of a message to /mcp, read as strictly as the body of a client.
+    """The JSON value of a message to /mcp, parsed as strictly as a client's body.
 
     Raises: ValueError.
     """
     if excess := json_excess(body, MCP_DEPTH_MAX, MCP_MEMBERS_MAX):
         raise ValueError(excess)
     value = parse_strictly(body)
-    _write(value).encode()  # half a character cannot be sent back
-
+    _write(value).encode()  # half of a surrogate pair could not be sent back
     return value
 
 
@@ -14525,8 +14545,9 @@ def _is_read_by_others(state: os.stat_result) -> bool:
 #   key       run_key
 #   status    run_status
 #
-# 0 is success; 1 a refusal, with a line for each problem on standard error; 2 wrong usage.  What a
-# person has asked for goes to standard output, the server's log to standard error.
+# Exit codes: 0 for success; 1 for a refusal, with one line for each problem on standard error; 2
+# for wrong usage.  What a person has asked for goes to standard output, the server's log to
+# standard error.
 
 DEMO_MODEL: Final = "gpt-5.5"  # the model of the OpenCode configuration in the README
 DEMO_TEXT: Final = "Hello! This response was streamed through codex-pooler, event by event."
@@ -14559,8 +14580,8 @@ def show(*lines: str) -> None:
 def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]]:
     """The response of the demo's upstream: its Content-Type, and its body in pieces.
 
-    One text serves both APIs, streamed or not.  Each word is a part of its own, so that a stream
-    has an event for each.
+    One text serves both APIs, streamed or not.  Each word is a content part of its own, so that a
+    stream has an event for each word.
     """
     words = re.findall(r" ?\S+", DEMO_TEXT)
     parts = [{"type": "output_text", "text": word, "annotations": []} for word in words]
@@ -14575,14 +14596,17 @@ def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]
         "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2},
     }
 
-    # The text is written once, as a Responses object, and translated as a ChatGPT account's is.
+    # The text exists once, as a Responses object, and is translated like a ChatGPT account's.
     is_stream = body.get("stream") is True
     output = OutputCollector(WRITTEN_BYTES_MAX, not is_stream)
     translator: Translator = ResponsesTranslator(output)
     if path.endswith(CallKind.CHAT.value):
-        include_usage = object_of(body.get("stream_options")).get("include_usage") is True
+        options = object_of(body.get("stream_options"))
+        include_usage = options.get("include_usage") is True
         translator = ChatTranslator(output, model=DEMO_MODEL, include_usage=include_usage)
-    events = EventScanner(CallKind.RESPONSES).feed(events_of(response, CallKind.RESPONSES))
+
+    stream = events_of(response, CallKind.RESPONSES)
+    events = EventScanner(CallKind.RESPONSES).feed(stream)
     pieces = [translator.feed(event) for event in events]
     if is_stream:
         return "text/event-stream", pieces
@@ -14591,9 +14615,10 @@ def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]
 
 
 async def serve_demo_upstream(stream: trio.SocketStream) -> None:
-    """Answer one request on a loopback connection, and close it.
+    """Respond to one request on a loopback connection, and close it.
 
-    The pooler is the only client, so what is malformed or cut is dropped without a word.
+    The pooler is the only client, so a malformed or incomplete request needs no response.  Each
+    event is sent on its own, with a pause after it, as a model would.
     """
     connection = Connection(stream)
     gone = (PeerClosed, BadSyntax, PoolerError, trio.BrokenResourceError)
@@ -14605,10 +14630,10 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
                 received = await connection.receive()
                 if not received:
                     return
-
                 connection.buffer += received
 
-            content_type, pieces = demo_response(head.path, try_load_object(connection.buffer))
+            body = try_load_object(connection.buffer)
+            content_type, pieces = demo_response(head.path, body)
             headers = [("content-type", content_type), ("connection", "close")]
             await stream.send_all(format_response_head(200, headers))
             for piece in pieces:
@@ -14619,9 +14644,11 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
 async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
     """Send one streamed request through the pooler, and print the text as it arrives.
 
-    Returns True if the stream has ended with success.
+    Returns True if the stream has ended with success.  The request passes the real listener and the
+    real key, so it shows that the whole path works.
     """
-    body = json.dumps({"model": DEMO_MODEL, "input": "Say hello.", "stream": True}).encode()
+    asked = {"model": DEMO_MODEL, "input": "Say hello.", "stream": True}
+    body = json.dumps(asked).encode()
     head = request_head(url, CallKind.RESPONSES.value, secret, (), body)
     scanner = EventScanner(CallKind.RESPONSES)
     async with await dial(url, None) as stream:
@@ -14639,7 +14666,10 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
 
 
 def describe_demo(port: int, upstream_port: int, secret: str) -> bytes:
-    """The demo's pools.json: one account without a key, whose upstream is the demo's own."""
+    """The demo's pools.json: one account, whose upstream is the demo's own and needs no key.
+
+    `port` is that of the pooler; 0 lets the system choose one.
+    """
     account = {
         "type": "openai",
         "api_key": "none",
@@ -14667,16 +14697,19 @@ async def run_demo(port: int, is_once: bool) -> int:
 
     Returns the exit code: 0 if the demo's own request has been served.  Raises: ConfigRefused.
     """
-    secret, is_served = new_secret("cp"), False
-    async with (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0] as upstream:
+    secret = new_secret("cp")
+    is_served = False
+    [upstream] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with upstream:
         upstream_port = upstream.socket.getsockname()[1]
         config = parse_config(describe_demo(port, upstream_port, secret), {}, str)
         server = Server(config, {}, log=log_problem)
         listeners = await open_listeners(config, log_problem, "--port 0 picks a free one")
-        url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "/v1")
+        bound_port = listeners[0].socket.getsockname()[1]
+        url = BaseUrl(False, "127.0.0.1", bound_port, "/v1")
 
         async def introduce() -> None:
-            """Print what the demo does, and how to go on from here."""
+            """Print what the demo does, send its request, and print what to try next."""
             nonlocal is_served
             show(f"codex-pooler {VERSION} demo on http://{url.authority}")
             show("A built-in upstream answers; no account is used, nothing leaves this machine.")
@@ -14697,7 +14730,10 @@ async def run_demo(port: int, is_once: bool) -> int:
 
 
 def log_problem(level: str, event: str, fields: Mapping[str, Json]) -> None:
-    """Log for the demo: only what a person should act on."""
+    """Log for the demo: warnings and errors only.
+
+    Between the lines of a streamed text, records of requests would be noise.
+    """
     if level != "info":
         print_log(level, event, fields)
 
@@ -14707,11 +14743,12 @@ async def serve_with_signals(
     listeners: Sequence[trio.SocketListener],
     reload: Callable[[], Loaded] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends at once; SIGHUP reloads.
+    """Serve until SIGTERM or SIGINT, then drain; a second one ends at once; SIGHUP reloads.
 
-    A reload runs in a task of its own, so that a stop does not wait for it.
+    A reload runs in a task of its own, so that a stop does not wait for it.  Without `reload`
+    SIGHUP is ignored.
     """
-    # One pending reload is enough: it will read the file as it is by then.
+    # One pending reload is enough: it will read the file as it is then.
     to_reload, reloads = trio.open_memory_channel[None](1)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
         async with trio.open_nursery() as nursery:  # holds: the two readers of signals
@@ -14731,9 +14768,8 @@ async def serve_with_signals(
                     elif server.shared.is_draining:
                         nursery.cancel_scope.cancel()
                     else:
-                        server.shared.log(
-                            "info", "draining", {"requests": len(server.exchanges.in_progress)}
-                        )
+                        count = len(server.exchanges.in_progress)
+                        server.shared.log("info", "draining", {"requests": count})
                         server.stop()
 
             nursery.start_soon(obey)
@@ -14749,8 +14785,11 @@ async def serve_with_signals(
 
 
 async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
-    """Read pools.json and serve; the exit code.  Raises: ConfigRefused."""
-    # Outside of `serve_with_signals` SIGHUP would end the process.
+    """Read pools.json, open the listeners and serve; returns the exit code.
+
+    Raises: ConfigRefused, before anything is accepted.
+    """
+    # Before `serve_with_signals` has its handler, SIGHUP would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     descriptors_max = raise_descriptor_limit()
     config, contexts = load(path, env)
@@ -14774,7 +14813,10 @@ async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
 
 
 def raise_descriptor_limit() -> float:
-    """Raise the limit of open descriptors as far as the system allows; the new limit."""
+    """Raise the limit of open descriptors as far as the system allows; returns the new limit.
+
+    Many systems start a process with 1024, which suffices for fewer than 500 busy connections.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # macOS has a lower bound than it reports
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -14783,12 +14825,13 @@ def raise_descriptor_limit() -> float:
 
 
 def serve_logged(path: Path, env: Mapping[str, str]) -> int:
-    """`pooler serve`: the exit code.  Raises: ConfigRefused.
+    """Run `pooler serve` and return its exit code.  Raises: ConfigRefused.
 
-    The log is written by a thread.  Trio's complaint about connections that it cannot accept goes
-    into it as well, instead of a traceback on standard error.
+    The log is written by a thread, so that a slow reader of standard error blocks no request.
+    Trio's complaints about connections that it cannot accept go into the log as well, instead of
+    tracebacks on standard error.
     """
-    # Descriptor 2 was closed at the start, so that another file or socket may get its number.
+    # If descriptor 2 was closed at the start, another file or socket may get its number.
     if sys.stderr is None:
         return trio.run(run_serve, path, env, print_log)
 
@@ -14800,11 +14843,14 @@ def serve_logged(path: Path, env: Mapping[str, str]) -> int:
 
 
 def check_account(account: Account) -> tuple[bool, bool]:
-    """Print an account's state and problems: whether it has an error, and whether it can serve.
+    """Print an account's state and problems; returns whether it has an error, and can serve.
 
-    The login of a ChatGPT account is read and locked, and it is tried whether it can be saved.
+    The login of a ChatGPT account is read and locked, and the check includes whether it can be
+    saved.  Nothing is refreshed.
     """
-    state, problems, can_serve = "key OK", list[Finding](), not account.paused
+    state = "key OK"
+    problems: list[Finding] = []
+    can_serve = not account.paused
     if account.auth_file is not None:
         login = Login(account.name, Path(account.auth_file))
         problems = login.inspect(time.time())
@@ -14816,15 +14862,19 @@ def check_account(account: Account) -> tuple[bool, bool]:
     url = account.base_url
     scheme = "https" if url.is_tls else "http"
     show(f"account {account.name}: {scheme}://{url.authority}{url.path}: {state}")
+    has_error = False
     for is_error, problem in problems:
-        show(f"  {'error' if is_error else 'warning'}: {problem}")
-    return any(is_error for is_error, _ in problems), can_serve
+        level = "error" if is_error else "warning"
+        show(f"  {level}: {problem}")
+        has_error |= is_error
+    return has_error, can_serve
 
 
 def run_check(path: Path, env: Mapping[str, str]) -> int:
-    """`pooler check`: validate and summarize pools.json, without secrets and without the network.
+    """Run `pooler check`: validate and summarize pools.json.
 
-    Returns the exit code, 1 if there is an error.  Raises: ConfigRefused.
+    It prints no secrets and uses no network.  Returns the exit code: 1 if there is an error; a
+    warning is none.  Raises: ConfigRefused.
     """
     config, _ = load(path, env)
     for warning in config.warnings:
@@ -14833,7 +14883,8 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     checked = {name: check_account(account) for name, account in config.accounts.items()}
     for pool in config.pools.values():
         names = [account.name for account in pool.accounts]
-        show(f"pool {pool.name}: {', '.join(names)}; {len(pool.keys)} key(s); {pool.routing.value}")
+        key_count = len(pool.keys)
+        show(f"pool {pool.name}: {', '.join(names)}; {key_count} key(s); {pool.routing.value}")
         if not any(checked[name][1] for name in names):
             advice = "log in to one of its accounts, or unpause one"
             show(f"  warning: pools.{pool.name}: no account can serve it; {advice}")
@@ -14848,14 +14899,21 @@ _NO_STATUS: Final = {
     200: "this is not a codex-pooler",
     401: "the token was rejected",
 }
-# What a terminal could take for an order, colours aside; a server is not trusted with it.
+# What a terminal could take for a command, except colours; a server is not trusted with that.
 _UNSAFE: Final = re.compile("\x1b(?!\\[[0-9]{0,2}m)|[^\x1b\n -~█░…]")
 
 
 async def ask_status(
-    url: BaseUrl, tls: ssl.SSLContext | None, token: Secret, query: str, accept: str
+    url: BaseUrl,
+    tls: ssl.SSLContext | None,
+    token: Secret,
+    query: str,
+    accept: str,
 ) -> bytes:
-    """The body of GET /admin of a running server.  Raises: ConfigRefused."""
+    """The body of GET /admin of a running server.
+
+    Raises: ConfigRefused, with the reason, if there is none or it is not a pooler's.
+    """
     head = request_head(url, f"/admin?{query}", token, [("accept", accept)], b"")
     status, body = 0, b""
     with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(CONNECT_SECONDS_MAX):
@@ -14869,7 +14927,11 @@ async def ask_status(
 
 
 def run_status(address: str, is_watched: bool, is_json: bool) -> int:
-    """`pooler status`.  Raises: ConfigRefused."""
+    """Run `pooler status` and return its exit code.
+
+    The token comes from the environment, because other users can read a command line.
+    Raises: ConfigRefused.
+    """
     token = os.environ.get("POOLER_OPERATOR_TOKEN", "")
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise ConfigRefused(["set POOLER_OPERATOR_TOKEN to an operator's token"])
@@ -14879,27 +14941,37 @@ def run_status(address: str, is_watched: bool, is_json: bool) -> int:
         raise ConfigRefused([f"--url {error}"]) from None
     if not (url.is_tls or _is_loopback(url.host)):
         raise ConfigRefused(["--url: http:// would send the token in the clear; use https://"])
+
     tls = make_tls_context(None) if url.is_tls else None
-    # How watching is ended, also where a shell has had it ignored.  There is nothing to put away,
-    # and a KeyboardInterrupt within a nursery would come out of it as a group.
+    # Ctrl-C is how a person stops watching, even if the shell has set it to be ignored.  There is
+    # nothing to clean up, and a KeyboardInterrupt would leave a nursery as an exception group.
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     trio.run(show_status, url, tls, Secret(token), is_watched, is_json)
     return 0
 
 
 async def show_status(
-    url: BaseUrl, tls: ssl.SSLContext | None, token: Secret, is_watched: bool, is_json: bool
+    url: BaseUrl,
+    tls: ssl.SSLContext | None,
+    token: Secret,
+    is_watched: bool,
+    is_json: bool,
 ) -> None:
-    """Print once, or every STATUS_SECONDS.  Raises: ConfigRefused."""
+    """Print the status once, or every STATUS_SECONDS.
+
+    On a terminal each status replaces the last; into a pipe or a file they follow each other.
+    Raises: ConfigRefused.
+    """
     is_terminal = sys.stdout.isatty()
     is_coloured = is_terminal and not os.environ.get("NO_COLOR")
-    # `?` for bars, if the locale has none.
+    # Bars become `?` if the locale cannot show them.
     cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
 
     while True:
         query = f"colour={is_coloured:d}"
-        with contextlib.suppress(OSError):  # into a pipe
-            query += f"&columns={os.get_terminal_size(sys.stdout.fileno()).columns}"
+        with contextlib.suppress(OSError):  # standard output is not a terminal
+            size = os.get_terminal_size(sys.stdout.fileno())
+            query += f"&columns={size.columns}"
         accept = "application/json" if is_json else "text/plain"
         body = await ask_status(url, tls, token, query, accept)
 
@@ -14921,7 +14993,10 @@ def new_secret(prefix: str) -> str:
 
 
 def run_key(is_operator: bool) -> int:
-    """`pooler key`: print a new secret, and the line for pools.json that recognises it."""
+    """Run `pooler key`: print a new secret and its line for pools.json; returns the exit code.
+
+    The line has only the digest: from it nobody can find a secret of 256 random bits.
+    """
     secret = new_secret("cpo" if is_operator else "cp")
     digest = hashlib.sha256(secret.encode()).hexdigest()
     whose, where = "client", "the keys of a pool"
@@ -14934,23 +15009,21 @@ def run_key(is_operator: bool) -> int:
 
 
 def port_number(text: str) -> int:
-    """The value of `--port`.  Raises: ValueError, ArgumentTypeError."""
+    """The value of `--port`.  Raises: ValueError, ArgumentTypeError, as argparse expects."""
     port = int(text)
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError("must be from 0 to 65535")
-
     return port
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The values of the command's options, and `run`, which takes them and runs the command.
 
-    Without a command the server runs, as most service managers and containers start it.  Wrong
-    usage ends the process with exit code 2, as argparse has it.
+    `serve` is the default command, because service managers and containers usually pass only
+    options.  Wrong usage ends the process with exit code 2, as argparse defines.
     """
-    parser = argparse.ArgumentParser(
-        prog="pooler", description="Pools AI accounts behind one OpenAI-compatible address."
-    )
+    about = "Pools AI accounts behind one OpenAI-compatible address."
+    parser = argparse.ArgumentParser(prog="pooler", description=about)
     parser.add_argument("--version", action="version", version=f"codex-pooler {VERSION}")
     commands = parser.add_subparsers(metavar="command", required=True)
     config = argparse.ArgumentParser(add_help=False)
@@ -14965,7 +15038,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     demo = commands.add_parser("demo", help="run a self-contained demo")
     demo.add_argument("--once", action="store_true", help="exit after the first response")
     demo.add_argument(
-        "--port", type=port_number, default=4000, help="default 4000; 0 picks a free one"
+        "--port",
+        type=port_number,
+        default=4000,
+        help="default 4000; 0 picks a free one",
     )
     demo.set_defaults(run=lambda given: trio.run(run_demo, given.port, given.once))
 
@@ -14980,7 +15056,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(run=lambda given: run_status(given.url, given.watch, given.json))
 
-    # An option in the place of the command belongs to `serve`, except those of the program itself.
+    # An option without a command belongs to `serve`, except those of the program itself.
     first = arguments[0] if arguments else "-"
     if first.startswith("-") and first not in {"-h", "--help", "--version"}:
         arguments = ["serve", *arguments]
@@ -14988,7 +15064,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 for success, 1 if refused (2, by argparse: wrong usage)."""
+    """Run one command; returns its exit code, 0 for success or 1 if it was refused.
+
+    Expected failures become lines for a person; anything else is a bug and shows its traceback.
+    """
     given = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
         exit_code: int = given.run(given)
@@ -14996,7 +15075,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
         exit_code = 1
-    except (BrokenPipeError, ExceptionGroup) as error:  # standard output went away: `| head`
+    except (BrokenPipeError, ExceptionGroup) as error:  # standard output was closed: `| head`
         if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
             raise
 
