@@ -3080,7 +3080,10 @@ class RequestHead(NamedTuple):
 
 
 class ResponseHead(NamedTuple):
-    """A valid response head of an upstream."""
+    """A valid response head of an upstream.
+
+    One of status 1xx is a head of its own: whoever reads it goes on to the next.
+    """
 
     status: int
     headers: Headers
@@ -3133,12 +3136,15 @@ def has_coding(headers: Headers) -> bool:
 
 
 def _options(headers: Headers) -> set[str]:
-    """The members of the Connection fields, in lower case."""
+    """The members of the Connection fields, in lower case (RFC 9110 §7.6.1)."""
     return {option.strip() for option in headers.get("connection", "").lower().split(",")}
 
 
 def _keeps_alive(headers: Headers, is_http_1_0: bool) -> bool:
-    """Whether the connection stays open after the message (RFC 9112 §9.3)."""
+    """Whether the connection stays open after the message (RFC 9112 §9.3).
+
+    `close` prevails over `keep-alive`, which only HTTP/1.0 needs.
+    """
     options = _options(headers)
     return "close" not in options and (not is_http_1_0 or "keep-alive" in options)
 
@@ -3192,7 +3198,10 @@ def _host_of(headers: Headers, is_http_1_0: bool) -> str | None:
 
 
 def _parsed_by_h11(raw: bytes) -> h11.Request:
-    """A request head as h11 reads it.  Raises: h11.RemoteProtocolError."""
+    """A request head as h11 reads it.  Raises: h11.RemoteProtocolError.
+
+    A parser of its own for each head: whatever h11 keeps of a message cannot reach the next.
+    """
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw))
     parser.receive_data(raw)
     event = parser.next_event()
@@ -3225,7 +3234,10 @@ def parse_response_head(raw: bytes) -> ResponseHead:
 
 
 def _single(value: str) -> str:
-    """The one member that a list repeats; any other value unchanged."""
+    """The one member that a list repeats; any other value unchanged.
+
+    `5, 5` becomes `5`; `5, 6` stays as it is, and is rejected as a length.
+    """
     first, *others = [member.strip(" \t") for member in value.split(",")]
     return first if others and {first} == set(others) else value
 
@@ -3357,8 +3369,9 @@ _BINARY: Final = 0x2
 
 
 def _is_upgrade(headers: Headers) -> bool:
-    """Whether a head is a WebSocket's (RFC 6455 §4.2.1)."""
-    return headers.get("upgrade", "").lower() == "websocket" and "upgrade" in _options(headers)
+    """Whether a head is that of a WebSocket's opening handshake (RFC 6455 §4.2.1)."""
+    protocol = headers.get("upgrade", "").lower()
+    return protocol == "websocket" and "upgrade" in _options(headers)
 
 
 def upgrade_fields(key: str) -> list[tuple[str, str]]:
@@ -3377,25 +3390,34 @@ def upgrade_head(head: RequestHead) -> bytes:
         raise PoolerError("websocket_unsupported")
     if not _WEBSOCKET_KEY.fullmatch(key) or head.framing != NO_BODY:
         raise PoolerError("bad_request")
-    return format_head("GET / HTTP/1.1\r\n", [("Host", "pooler"), *upgrade_fields(key)])
+
+    fields = [("Host", "pooler"), *upgrade_fields(key)]
+    return format_head("GET / HTTP/1.1\r\n", fields)
 
 
 def upgraded_head(key: str) -> bytes:
     """The response head that accepts an upgrade requested with `key`."""
-    return format_response_head(101, [*_UPGRADE, ("Sec-WebSocket-Accept", _accept_of(key))])
+    accept = ("Sec-WebSocket-Accept", _accept_of(key))
+    return format_response_head(101, [*_UPGRADE, accept])
 
 
 def _accept_of(key: str) -> str:
     """The proof that a server has read `key` (RFC 6455 §4.2.2)."""
-    digest = hashlib.sha1(f"{key}{_WEBSOCKET_GUID}".encode(), usedforsecurity=False).digest()
+    text = f"{key}{_WEBSOCKET_GUID}"
+    digest = hashlib.sha1(text.encode(), usedforsecurity=False).digest()
     return base64.b64encode(digest).decode()
 
 
 def is_upgraded(head: ResponseHead, key: str) -> bool:
     """Whether an upstream has accepted the upgrade requested with `key`, and nothing more."""
-    is_known = head.headers.get("sec-websocket-accept") == _accept_of(key)
-    more = forwarded(head.headers, ("sec-websocket-extensions", "sec-websocket-protocol"))
-    return head.status == 101 and is_known and _is_upgrade(head.headers) and not more
+    if head.status != 101 or not _is_upgrade(head.headers):
+        return False
+    if head.headers.get("sec-websocket-accept") != _accept_of(key):
+        return False
+
+    # Neither was offered (RFC 6455 §4.1).
+    extras = forwarded(head.headers, ("sec-websocket-extensions", "sec-websocket-protocol"))
+    return not extras
 
 
 def close_frame(code: int) -> bytes:
@@ -3966,12 +3988,12 @@ def drop_reasoning(body: JsonObject) -> JsonDict | None:
 ################################################################
 # EVENT STREAMS
 ################################################################
-# WHATWG HTML, "Interpreting an event stream".  We scan, we never rewrite: whole events go to
-# the client as the bytes that came.  An event is parsed as JSON only where its first key does
-# not say its type, or where it carries something that is needed: the end, an error, usage.
+# WHATWG HTML, "Interpreting an event stream".  Events are scanned and never rewritten: the client
+# gets each whole event byte for byte.  An event is parsed as JSON only if its first key is not its
+# type, or if it carries something that is required: the end, an error or usage.
 
 
-RESPONSE_FIELDS: Final = ("id", "object", "created_at", "model")  # what is kept of a response
+RESPONSE_FIELDS: Final = ("id", "object", "created_at", "model")  # those that are remembered
 
 
 class EventKind(enum.Enum):
@@ -3983,8 +4005,9 @@ class EventKind(enum.Enum):
     DONE = enum.auto()  # `[DONE]`
 
 
-_TOLD_ENDS: Final = frozenset({EventKind.SUCCESS, EventKind.FAILURE})
-TERMINAL_KINDS: Final = _TOLD_ENDS | {EventKind.DONE}
+# These say how the response ended; `[DONE]` does not.
+_OUTCOME_KINDS: Final = frozenset({EventKind.SUCCESS, EventKind.FAILURE})
+TERMINAL_KINDS: Final = _OUTCOME_KINDS | {EventKind.DONE}
 _KIND_OF_TYPE: Final[Mapping[bytes, EventKind]] = {
     b"keepalive": EventKind.IDLE,
     b"response.created": EventKind.HANDSHAKE,
@@ -3997,7 +4020,7 @@ _KIND_OF_TYPE: Final[Mapping[bytes, EventKind]] = {
     b"response.failed": EventKind.FAILURE,
     b"error": EventKind.FAILURE,
 }
-# A lone CR ends a line too, but only the next byte tells that it is alone.
+# A lone CR also ends a line, but only the next byte shows that no LF follows it.
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
 _EVENT_END_AT_EOF: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _EVENT_END_WITHOUT_CR: Final = re.compile(rb"\n\n")
@@ -4048,7 +4071,7 @@ def read_usage(value: Json) -> Usage | None:
 
 
 def _lines(event: bytes) -> list[bytes]:
-    """The lines of an event, and maybe an empty one.  Raises: BadSyntax, if there are too many."""
+    """The lines of an event, some of them empty.  Raises: BadSyntax, if there are too many."""
     line_count = event.count(b"\n") + event.count(b"\r")
     if line_count > EVENT_LINES_MAX and line_count - event.count(b"\r\n") > EVENT_LINES_MAX:
         raise BadSyntax("too many lines")
@@ -4065,32 +4088,32 @@ def event_data(event: bytes) -> bytes:
 
 
 def load_event(event: bytes) -> dict[str, Json]:
-    """The JSON object that an event carries; an empty one if it carries none.
+    """The JSON object in the data of an event; an empty one if there is none.
 
-    Raises: BadSyntax, if it would take long to read.
+    Raises: BadSyntax, if it would take long to parse.
     """
     return load_object(event_data(event))
 
 
 class Event(NamedTuple):
-    """One event of a stream: SSE, whose lines are as they came, or a message of a WebSocket."""
+    """One event of a stream: unchanged SSE lines, or one WebSocket message."""
 
     kind: EventKind
     raw: bytes
-    value: JsonDict | None = None  # the object in it, if it has been read
+    value: JsonDict | None = None  # the object in it, if it has been parsed
     is_message: bool = False
 
     def load(self) -> JsonDict:
-        """The object in it; an empty one if it has none.
+        """The JSON object in the event; an empty one if there is none.
 
-        Raises: BadSyntax, if it would take long to read.
+        Raises: BadSyntax, if it would take long to parse.
         """
         if self.value is not None:
             return self.value
         return load_object(self.raw) if self.is_message else load_event(self.raw)
 
     def try_load(self) -> JsonDict:
-        """The same; an empty one also if it would take long to read."""
+        """Like `load`, but an object that would take long to parse is empty, too."""
         try:
             return self.load()
         except BadSyntax:
@@ -4098,9 +4121,10 @@ class Event(NamedTuple):
 
 
 def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
-    """The error in a failed event, in any of its shapes (F38).
+    """The error object of a failed event, whatever its shape (F38).
 
-    What the event says of an HTTP response that it stands for goes with it.
+    Status and headers next to the error are added to it: an event of a WebSocket carries them in
+    place of an HTTP response.
     """
     response = object_of(value.get("response"))
     error = response.get("error") or value.get("error")
@@ -4109,11 +4133,11 @@ def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
     return members_of(value, ("status", "status_code", "headers")) | error
 
 
-# Of an error without anything around it: OpenAI's members, and RFC 9457's.
+# The members of an error that nothing wraps: those of OpenAI and of RFC 9457.
 _PROBLEM_FIELDS: Final = frozenset(
     "code detail instance message param request_id status title type".split()
 )
-# Errors next to one of these are remarks on a response that has not failed.
+# Next to one of these, `errors` only comments on a response that has not failed.
 _SUCCESS_FIELDS: Final = frozenset({"choices", "id", "output"})
 _FAILED_STATUS: Final = re.compile("[45][0-9][0-9]")
 
@@ -4130,7 +4154,7 @@ def is_error(value: Mapping[str, Json]) -> bool:
     if objects_of(value.get("errors")) and not value.keys() & _SUCCESS_FIELDS:
         return True
 
-    # An error that is not wrapped in a member has an error's members and no others.
+    # An error that nothing wraps has no members but those of errors.
     if not value.keys() <= _PROBLEM_FIELDS:
         return False
     statuses = (value.get("code"), value.get("status"))
@@ -4138,7 +4162,7 @@ def is_error(value: Mapping[str, Json]) -> bool:
 
 
 def status_in(value: Json) -> int:
-    """A number that is the status of a failed response, also as text; 0 if it is not one."""
+    """The HTTP status of a failed response, from a number or text; 0 if the value is neither."""
     text = str(value) if isinstance(value, int | str) else ""
     return int(text) if _FAILED_STATUS.fullmatch(text) else 0
 
@@ -4146,33 +4170,33 @@ def status_in(value: Json) -> int:
 def _kind_of_type(name: bytes) -> EventKind:
     """The kind of an event of that type.
 
-    An unknown type is content, after which no other account is tried, unless it is one of Codex's
-    own, which say nothing of a response.
+    An unknown type is content, so that no other account is tried after it.  Those of Codex itself
+    are the exception: they are about the account and carry nothing of a response.
     """
     is_codex = name.startswith(b"codex.")
     return _KIND_OF_TYPE.get(name, EventKind.HANDSHAKE if is_codex else EventKind.CONTENT)
 
 
 def is_event_type(name: bytes) -> bool:
-    """Whether a type is an event's: the errors of an HTTP response have a `type`, too."""
+    """Whether a type is that of an event: errors in HTTP responses have a `type`, too."""
     return name.startswith((b"response.", b"codex.")) or name in _KIND_OF_TYPE
 
 
-# OpenCode retries a stream that broke only if the message says that it may (F68).
+# OpenCode retries a broken stream only if the error message allows it (F68).
 RETRY_WORDS: Final = "You can retry your request."
 
 
 @dataclass(eq=False, slots=True)
 class EventScanner:
-    """Finds the kinds of the events in a stream: SSE in any pieces, or a WebSocket's messages.
+    """Splits a stream into events and classifies them: SSE in any pieces, or WebSocket messages.
 
-    After the terminal event `failure` holds its error object, if it is a failure, and `usage`
-    and `response` what was reported.
+    After the terminal event, `failure` is the error object if the response failed, and `usage` and
+    `response` are what the upstream reported.
     """
 
     kind: CallKind
     is_socket: bool = False  # events are messages
-    is_translated: bool = False  # what was read of content is kept, so as not to be read again
+    is_translated: bool = False  # parsed content is kept for the translator
     has_content: bool = False
     has_finish: bool = False  # a Chat finish_reason was seen
     terminal: EventKind | None = None
@@ -4180,44 +4204,44 @@ class EventScanner:
     usage: Usage | None = None
     response: dict[str, Json] = field(default_factory=dict)  # id, created_at, model if known
     has_done: bool = False  # a `[DONE]` was seen
-    _is_first: bool = True  # no event has come: it may have a byte order mark
-    _rest: bytearray = field(default_factory=bytearray)  # the unfinished event
+    _is_first: bool = True  # only the first event may have a byte order mark
+    _unfinished: bytearray = field(default_factory=bytearray)  # the bytes of one event
     _next_number: int = 0  # after the latest sequence number
-    _alike: bytes = b"\0"  # how the latest content began; no event begins like this
+    _content_prefix: bytes = b"\0"  # of the latest content; no event begins with NUL
 
     @property
     def bytes_pending(self) -> int:
         """The length of the unfinished event."""
-        return len(self._rest)
+        return len(self._unfinished)
 
     def feed(self, received: bytes, *, is_end: bool = False) -> list[Event]:
         """The events that `received` completes, unchanged.  Raises: BadSyntax.
 
-        At the end of the body `is_end` resolves a last lone CR.  What is then left unfinished
-        is dropped, as the standard asks, but for blank lines.
+        `is_end`: the body has ended, so that a last CR is a line end of its own.  An unfinished
+        event is then dropped, as the standard requires, unless it is only blank lines.
         """
         events = [self._take(raw) for raw in self._split(received, is_end)]
         self._note_number(events)
         return events
 
     def take_message(self, message: bytes) -> Event:
-        """A message of a WebSocket, which is one event.  Raises: BadSyntax."""
+        """The event that a WebSocket message is.  Raises: BadSyntax."""
         event = self._take(message)
         self._note_number([event])
         return event
 
     def _split(self, received: bytes, is_end: bool) -> list[bytes]:
-        """The whole events in what was received by now, which are not kept."""
+        """The events that are complete by now; the bytes of an unfinished one are kept."""
         boundary = _EVENT_END_AT_EOF if is_end else _EVENT_END
-        # The end of an event is at most 4 bytes, of which 3 may have come before.
-        searched = max(0, len(self._rest) - 3)
-        self._rest += received
-        is_whole = is_end or received.endswith(b"\n\n")  # as nearly always: no search is needed
-        if not is_whole and boundary.search(self._rest, searched) is None:
+        # An event ends with at most 4 bytes, 3 of which may have been received before.
+        searched = max(0, len(self._unfinished) - 3)
+        self._unfinished += received
+        is_whole = is_end or received.endswith(b"\n\n")  # nearly always: no search is required
+        if not is_whole and boundary.search(self._unfinished, searched) is None:
             return []
 
-        buffer = bytes(self._rest)
-        if b"\r" not in buffer:  # several times faster, and all that most streams need
+        buffer = bytes(self._unfinished)
+        if b"\r" not in buffer:  # several times faster, and enough for most streams
             boundary = _EVENT_END_WITHOUT_CR
         events: list[bytes] = []
         start = 0
@@ -4225,36 +4249,36 @@ class EventScanner:
             events.append(buffer[start : match.end()])
             start = match.end()
 
-        del self._rest[:start]
-        if is_end and self._rest and not self._rest.strip(b"\r\n"):
-            events.append(bytes(self._rest))
-            self._rest.clear()
+        del self._unfinished[:start]
+        if is_end and self._unfinished and not self._unfinished.strip(b"\r\n"):
+            events.append(bytes(self._unfinished))
+            self._unfinished.clear()
         return events
 
     def _take(self, raw: bytes) -> Event:
-        """The next event; what it says is noted."""
-        # Most events begin like the content before them, up to and with their type.
-        if raw.startswith(self._alike):
+        """Classify the next event and remember what it reports."""
+        # Most events share the prefix of the content before them, up to and including the type.
+        if raw.startswith(self._content_prefix):
             self.has_content = True
             return Event(EventKind.CONTENT, raw, None, self.is_socket)
 
         text = raw
         if not self._is_first and raw.startswith(_BYTE_ORDER_MARK):
-            text = b":" + raw  # it is a part of its line, which clients do not know
+            text = b":" + raw  # clients read it as part of an unknown field
         self._is_first = False
         kind, value = self._classify(text)
-        if kind in _TOLD_ENDS and value is None and self.terminal is None:
+        if kind in _OUTCOME_KINDS and value is None and self.terminal is None:
             kind, value = self._verified(kind, text)
         if kind is EventKind.CONTENT:
             self.has_content = True
-            # What was read may take several times as much memory as the event.
+            # A parsed object may take several times the memory of its event.
             value = value if self.is_translated else None
         elif kind is not EventKind.IDLE:
             value = self._note(kind, text, value)
         return Event(kind, raw, value, self.is_socket)
 
     def _classify(self, text: bytes) -> tuple[EventKind, JsonDict | None]:
-        """The kind of an event, and the object in it, if it has been read."""
+        """The kind of an event, and the object in it, if it was parsed."""
         kind = self._kind_at_first_sight(text)
         if kind is not None:
             return kind, None
@@ -4267,12 +4291,12 @@ class EventScanner:
 
         try:
             value = load_object(data)
-        except BadSyntax:  # a reader that needs more of it than its kind will notice as well
+        except BadSyntax:  # whoever needs the object fails on it, too
             return EventKind.CONTENT, None
         return self._kind_of(value), value
 
     def _kind_at_first_sight(self, text: bytes) -> EventKind | None:
-        """The kind of an event that shows it before its JSON is read."""
+        """The kind of an event, if it can be seen without parsing JSON."""
         if self.kind is CallKind.RESPONSES:
             kind = self._kind_by_leading_type(text)
             if kind is not None:
@@ -4285,9 +4309,9 @@ class EventScanner:
         return None
 
     def _kind_by_leading_type(self, text: bytes) -> EventKind | None:
-        """The kind of a Responses event whose first member is a `type` that we know.
+        """The kind of a Responses event whose first member is a known `type`; None otherwise.
 
-        How plain content begins is kept: `_take` compares the events that follow with it.
+        The prefix of plain content is remembered: `_take` recognizes the next events by it.
         """
         pattern = _TYPE_FIRST_IN_MESSAGE if self.is_socket else _TYPE_FIRST
         match = pattern.match(text)
@@ -4300,7 +4324,7 @@ class EventScanner:
         # An object of an unknown type may be an error: its other members decide (F58).
         if not match[1].startswith(b"response."):
             return None
-        self._alike = match[0]
+        self._content_prefix = match[0]
         return kind
 
     def _data(self, text: bytes) -> bytes:
@@ -4308,10 +4332,10 @@ class EventScanner:
         return text if self.is_socket else event_data(text)
 
     def _verified(self, kind: EventKind, text: bytes) -> tuple[EventKind, JsonDict | None]:
-        """The kind of what began like an end, and the object in it.
+        """The kind of an event whose prefix is that of an outcome, and the object in it.
 
-        An event that is not JSON, or gives another type after the first, ends nothing for a
-        client.
+        The whole event is parsed: one that is not JSON, or repeats `type` with another value, does
+        not end the stream for a client.
         """
         try:
             value = load_object(self._data(text))
@@ -4320,7 +4344,7 @@ class EventScanner:
         return self._kind_of(value), value
 
     def _kind_of(self, value: dict[str, Json]) -> EventKind:
-        """The kind of an event, by the object in it."""
+        """The kind of an event with that object in it."""
         if self.kind is CallKind.CHAT and value:
             return self._kind_of_chunk(value)
 
@@ -4329,16 +4353,16 @@ class EventScanner:
             return EventKind.FAILURE if is_error(value) else EventKind.CONTENT
 
         kind = _kind_of_type(name)
-        # The status of the response itself counts for more than the type of the event.
+        # The status of the response takes precedence over the type of the event.
         has_failed = text_at(value.get("response"), "status") == "failed"
         if kind is EventKind.SUCCESS and has_failed:
             return EventKind.FAILURE
         return kind
 
     def _kind_of_chunk(self, value: dict[str, Json]) -> EventKind:
-        """The kind of a Chat chunk; its usage and finish_reason are noted.
+        """The kind of a Chat chunk, whose usage and finish_reason are remembered.
 
-        A chunk that names only the role comes before content: failover is still possible.
+        A chunk with only a role is no content yet: failover is still possible after it.
         """
         if is_error(value):
             return EventKind.FAILURE
@@ -4346,7 +4370,7 @@ class EventScanner:
         self.usage = read_usage(value.get("usage")) or self.usage
         is_content = self.has_content
         for choice in objects_of(value.get("choices")):
-            if text_at(choice, "finish_reason"):  # some say "" meanwhile (F63)
+            if text_at(choice, "finish_reason"):  # some send "" before the end (F63)
                 self.has_finish = True
             delta = object_of(choice.get("delta"))
             if any(member for name, member in delta.items() if name != "role"):
@@ -4357,16 +4381,16 @@ class EventScanner:
         return EventKind.HANDSHAKE
 
     def _note(self, kind: EventKind, text: bytes, value: JsonDict | None) -> JsonDict | None:
-        """Remember what an event other than plain content says; after the end, nothing.
+        """Remember what an event other than plain content reports, up to the terminal one.
 
-        Returns the object in it, if it has been read.
+        Returns the object in it, if it was parsed.
         """
         if self.terminal is not None:
             return value
 
         if kind is EventKind.DONE:
             self.has_done = True
-            # A Responses stream ends with an event that says how: `[DONE]` alone says nothing.
+            # A Responses stream ends with its outcome: `[DONE]` alone does not complete it.
             if self.kind is CallKind.CHAT:
                 self.terminal = kind
             return value
@@ -4376,7 +4400,7 @@ class EventScanner:
         if kind is EventKind.HANDSHAKE and self.response:
             return value
 
-        if value is None and kind not in _TOLD_ENDS:
+        if value is None and kind not in _OUTCOME_KINDS:
             with contextlib.suppress(BadSyntax):
                 value = load_object(self._data(text))
         content = object_of(value)
@@ -4386,9 +4410,9 @@ class EventScanner:
         return value
 
     def _note_response(self, response: JsonObject) -> None:
-        """Remember which response it is, and its usage.
+        """Remember the identity of the response, and its usage.
 
-        Only short members are kept: `failure_event` repeats them in a client's last event.
+        Only short members are kept, for `failure_event` repeats them in the client's last event.
         """
         if not response:
             return
@@ -4401,7 +4425,7 @@ class EventScanner:
         self.usage = read_usage(response.get("usage")) or self.usage
 
     def _note_number(self, events: Sequence[Event]) -> None:
-        """Remember the number after the latest sequence number, for `failure_event`."""
+        """Remember which sequence number comes next, for `failure_event`."""
         for event in reversed(events):
             at = event.raw.find(b'"sequence_number"')
             if at >= 0:
@@ -4410,9 +4434,9 @@ class EventScanner:
                 return
 
     def is_complete(self, is_clean: bool) -> bool:
-        """Whether a body that ends now is complete; `is_clean`: its framing was whole.
+        """Whether a body that ends now is complete; `is_clean`: its HTTP framing was complete.
 
-        A Chat stream is complete after a finish_reason and a clean end, even without `[DONE]`.
+        A Chat stream is also complete without `[DONE]`, after a finish_reason and a clean end.
         """
         if self.terminal is not None:
             return True
@@ -4421,9 +4445,9 @@ class EventScanner:
     def failure_event(
         self, error: PoolerError, request_id: str, kind: CallKind, *, is_instead: bool = False
     ) -> bytes:
-        """Our terminal event for a client of `kind` (F72, F78), where output came before.
+        """The terminal event for a client of `kind` that has had output before (F72, F78).
 
-        `is_instead`: it takes the place, and the number, of the latest event.
+        `is_instead`: it replaces the latest event and takes its sequence number.
         """
         if kind is CallKind.CHAT:
             return b"data: " + error.content()[0] + b"\n\n"
@@ -4450,7 +4474,7 @@ class EventScanner:
 
 
 def type_of(message: bytes) -> str:
-    """The type of the event in a WebSocket's message; "" if it has none and is not an error."""
+    """The type of the event in a WebSocket message; "" if it has none and is no error."""
     match = _TYPE_FIRST_IN_MESSAGE.match(message[:KIB])
     if match is not None:
         return match[1].decode()
@@ -4463,22 +4487,22 @@ def type_of(message: bytes) -> str:
 
 
 def is_news(name: str) -> bool:
-    """Whether an event of that type is about the account or the connection, and not a turn."""
+    """Whether events of that type are about the account or connection rather than a turn."""
     return name.startswith("codex.") or name in {"keepalive", "response.metadata"}
 
 
 def with_stream_id(message: bytes, stream_id: str) -> bytes:
-    """The event with the turn that it belongs to; unchanged if it is not a JSON object.
+    """The event with the `stream_id` of its turn added; unchanged if it is not a JSON object.
 
-    The member is put in as text: a large event is not parsed and serialised for it.
+    The member is inserted as text, so that a large event is neither parsed nor serialised.
     """
     text = message.strip(b" \t\r\n")
     members = text[1:-1].strip(b" \t\r\n")
     if not (text.startswith(b"{") and text.endswith(b"}")):
         return message
 
-    # Of two members of one name some clients would read the other.  The name may be in plain
-    # letters, or have some of them escaped.
+    # If the name occurred twice, some clients would read the wrong member.  It may be written
+    # plainly or with escaped letters.
     if b'"stream_id"' in members or b"\\u00" in members:
         value = try_load_object(text)
         if "stream_id" in value:
@@ -4497,7 +4521,7 @@ NATIVE_COMMENT: Final = b"data: " + NATIVE_KEEPALIVE + b"\n\n"
 # TRANSLATION
 ################################################################
 # The ChatGPT backend speaks one dialect: Responses, streamed and stateless (F2), with few fields.
-# What follows makes an account of type codex answer like OpenAI's own API:
+# This section makes a codex account respond like OpenAI's own API:
 #
 #   1. what a codex account cannot do     request            -> the field that is refused
 #   2. a Responses request                request            -> the body for the backend
@@ -4506,17 +4530,17 @@ NATIVE_COMMENT: Final = b"data: " + NATIVE_KEEPALIVE + b"\n\n"
 #   5. Chat chunks                        the backend's events -> events of Chat
 #   6. a response in one piece            one object         -> events, for a client that streams
 #
-# Both sides are untrusted.  A request of the wrong shape is a PoolerError; an event of the wrong
-# shape has no effect.  The events of a Responses stream stay the bytes that came, but for the few
-# that 4 must complete.
+# Both sides are untrusted.  A request of the wrong shape raises PoolerError; an event of the wrong
+# shape has no effect.  The events of a Responses stream stay unchanged, except for the few that 4
+# must complete.
 
 
 class ToolCallForm(NamedTuple):
-    """How an output item that calls a tool is written elsewhere."""
+    """How a tool call, which is an output item in Responses, is written elsewhere."""
 
     chat: str  # the type of the call in Chat, and the name of the object in it
     arguments: str  # the member of both that holds the arguments
-    events: str  # how the types of the events begin that carry the arguments
+    events: str  # the prefix of the types of events with the arguments
 
 
 _CUSTOM_CALL: Final = "custom_tool_call"
@@ -4524,16 +4548,16 @@ _TOOL_CALLS: Final = {
     "function_call": ToolCallForm("function", "arguments", "response.function_call_arguments"),
     _CUSTOM_CALL: ToolCallForm("custom", "input", "response.custom_tool_call_input"),
 }
-COMMENTARY: Final = "commentary"  # the phase of a message that precedes the answer proper
+COMMENTARY: Final = "commentary"  # the phase of messages before the final one
 
 
 def is_commentary(item: Json) -> bool:
-    """Whether an output item is a remark on the way to the answer, as reasoning is."""
+    """Whether an output item precedes the final message and is shown like reasoning."""
     return text_at(item, "phase") == COMMENTARY
 
 
 def _paragraphs(texts: Iterable[str]) -> str:
-    """The texts that are not empty, with a blank line between them."""
+    """The non-empty texts, separated by blank lines."""
     return "\n\n".join(filter(None, texts))
 
 
@@ -4544,10 +4568,10 @@ def _filled(members: JsonObject) -> JsonDict:
 
 # ---- 1. What a codex account cannot do ----
 #
-# A request that needs it goes to an account with an API key, if the pool has one, and is refused
-# otherwise: without the field the response would mean something else.
+# A request with such a field goes to an API-key account if the pool has one, and is refused
+# otherwise: a response that ignores the field would mean something else.
 
-# Field -> the values with which it asks for nothing; any other value is an obstacle.
+# Field -> its values that request nothing; any other value is an obstacle.
 _HARMLESS: Final = {
     "background": (None, False),
     "logprobs": (None, False),
@@ -4560,7 +4584,7 @@ _HARMLESS: Final = {
     "functions": (None, []),
     "function_call": (None, "none"),
 }
-# What another API calls a field -> what it is called here.  Whoever confuses them is told so.
+# Name of a field in another API -> its name in this one, for the error message.
 _OTHER_NAMES: Final = {
     CallKind.RESPONSES: {
         "messages": "input",
@@ -4572,7 +4596,7 @@ _OTHER_NAMES: Final = {
     },
     CallKind.CHAT: {"system": "messages"},
 }
-_EMPTY: Final[Sequence[Json]] = (None, [], {"type": "text"})  # asks for nothing, in any field
+_EMPTY: Final[Sequence[Json]] = (None, [], {"type": "text"})  # request nothing in any field
 _NOTHING_STORED: Final = "Nothing is stored here. Send the whole input, with store: false."
 
 
@@ -4583,15 +4607,15 @@ def codex_obstacle(
 ) -> Obstacle | None:
     """The first field of a request that a codex account cannot honour, or None.
 
-    `carried`: fields of `_HARMLESS` that are no obstacle, for they are passed on unchanged.
+    `carried`: fields of `_HARMLESS` that are no obstacle because they are passed on unchanged.
     """
     for name, harmless in _HARMLESS.items():
         if body.get(name) not in harmless and name not in carried:
             return Obstacle(name, _NOTHING_STORED if name == "previous_response_id" else "")
 
-    for name, right in _OTHER_NAMES[kind].items():
+    for name, name_here in _OTHER_NAMES[kind].items():
         if body.get(name) not in _EMPTY:
-            return Obstacle(name, f"Here this field is called {right}.")
+            return Obstacle(name, f"Here this field is called {name_here}.")
 
     if _has_mcp(body):
         return Obstacle("tools")
@@ -4599,7 +4623,7 @@ def codex_obstacle(
 
 
 def _input_obstacle(kind: CallKind, body: JsonObject) -> Obstacle | None:
-    """The input, or the messages, if an item there is an obstacle."""
+    """The field of the items, `input` or `messages`, if one of them is an obstacle; else None."""
     name = "input"
     if kind is CallKind.CHAT:
         # Cursor sends `input` to Chat (F86): it is read if there are no messages.
@@ -4616,15 +4640,15 @@ def _input_obstacle(kind: CallKind, body: JsonObject) -> Obstacle | None:
 
 
 def _has_mcp(holder: JsonObject) -> bool:
-    """Whether one of the tools, or of those inside them, is an MCP server to be called."""
+    """Whether one of the tools, at any depth, is an MCP server that the upstream would call."""
     tools = objects_at(holder, "tools")
-    for tool in tools:  # the list grows by what is found inside
+    for tool in tools:  # the list grows by the tools inside
         tools += objects_at(tool, "tools")
     return any(tool.get("type") == "mcp" for tool in tools)
 
 
 def _is_reference(item: JsonObject) -> bool:
-    """Whether an item stands for one that was stored; its type may be left out."""
+    """Whether an item refers to a stored one, by its type or by an id alone."""
     if item.get("type") is None and item.get("role") is None:
         return item.get("id") is not None
     return item.get("type") == "item_reference"
@@ -4645,7 +4669,7 @@ def _has_unfit_part(items: Sequence[JsonObject]) -> bool:
     return False
 
 
-# Members of a body that decide what becomes of it, by who reads them.
+# Members of a body that decide how it is handled, by the functions that read them.
 DECIDING_NAMES: Final = frozenset(
     {
         *("model", "stream", "store", "prompt_cache_key", "previous_response_id"),  # read_call
@@ -4675,8 +4699,8 @@ def check_names(body: Iterable[str]) -> None:
 
 # ---- 2. A Responses request ----
 #
-# The backend refuses a request with a field that it does not know (F3), so the body is made of a
-# list of fields that it does:
+# The backend refuses a request with an unknown field (F3), so the body is built from a list of
+# known ones:
 #
 #   model                    replaced: the account's own name for the model
 #   instructions             kept; developer messages at the start of the input are added
@@ -4689,7 +4713,7 @@ def check_names(body: Iterable[str]) -> None:
 #   prompt_cache_key         kept; too long a key is replaced by its digest
 #   service_tier             translated, or dropped: see _SERVICE_TIERS (F5)
 #   context_management       kept
-#   store, stream            replaced: always false and true, for the backend takes nothing else
+#   store, stream            replaced: always false and true: the backend accepts nothing else
 #   those of 1               refused
 #   all others               dropped, such as temperature, metadata and max_output_tokens
 #
@@ -4701,7 +4725,7 @@ def check_names(body: Iterable[str]) -> None:
 #   reasoning                kept, if encrypted: with its summary; dropped otherwise
 #   compaction and the like  kept unchanged, with the id to which their ciphertext is bound (F9)
 #   item_reference           refused, by 1
-#   all others               kept without id: the backend would look it up, in vain (F6)
+#   all others               kept without id: the backend would look it up and fail (F6)
 
 _ROLES: Final = frozenset({"user", "assistant", "developer"})
 _REASONING: Final = ("effort", "summary", "context", "mode")
@@ -4711,8 +4735,8 @@ _SERVICE_TIERS: Final = {
     "ultrafast": "ultrafast",
 }
 _EFFORTS_ASSUMED: Final = tuple(name for name in _EFFORTS if name not in {"minimal", "ultra"})
-# Type of an object in Chat -> the members of the object of that name inside it.  Responses has
-# them next to the type.
+# Type of an object in Chat -> the members of the inner object of that name.  In Responses they
+# are next to the type.
 _NESTED: Final = {
     "function": ("name", "description", "parameters", "strict"),
     "custom": ("name", "description", "format"),
@@ -4725,7 +4749,7 @@ _NESTED: Final = {
 _CHOICES: Final = ("auto", "none", "required")  # tool choices that are words
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 _PART_TYPES: Final = {"image_url": "input_image", "file": "input_file"}  # Chat -> Responses
-# Members of a schema, each of which may say that the value is no object.
+# Members of a schema that may mean that the value is not an object.
 _SCHEMA_KINDS: Final = frozenset(
     ("type", "properties", "$ref", "allOf", "anyOf", "oneOf", "const", "enum"),
 )
@@ -4776,18 +4800,18 @@ def _instructions_and_input(
 ) -> tuple[str, Sequence[JsonObject]]:
     """The instructions, with those that the input begins with, and the rest of the input.
 
-    `text`: the field of that name.  In JSON mode the word JSON must be in the input, for the
-    backend looks for it there alone (F11): instructions that have it go to the input instead.
+    `text`: the field of that name.  In JSON mode the backend requires the word JSON in the input
+    itself (F11), so instructions that contain it are moved into the input.
     """
     instructions = valid_text(body, "instructions")
     items = _input_items(body)
     if object_at(text, "format").get("type") == "json_object":
         if "json" not in instructions.lower():
             return instructions, items
-        order = {"role": "developer", "content": instructions}
-        return "", _message_items(order) + items
+        message = {"role": "developer", "content": instructions}
+        return "", _message_items(message) + items
 
-    # The last item stays, whatever it is: without input there is nothing to answer.
+    # The last item always stays: the backend requires some input.
     lifted = [*itertools.takewhile(_is_instruction, items[:-1])]
     texts = [part["text"] for item in lifted for part in item["content"]]
     return _paragraphs([instructions, *texts]), items[len(lifted) :]
@@ -4801,7 +4825,7 @@ def _is_instruction(item: JsonObject) -> bool:
 
 
 def _codex_reasoning(body: JsonObject, supported: Collection[str]) -> JsonDict:
-    """What a request asks of reasoning, with an effort that is supported."""
+    """The `reasoning` of a request, with a supported effort."""
     reasoning = members_of(valid_object(body, "reasoning"), _REASONING)
     if effort := valid_text(reasoning, "effort"):
         reasoning["effort"] = _nearest_effort(effort, supported)
@@ -4809,10 +4833,10 @@ def _codex_reasoning(body: JsonObject, supported: Collection[str]) -> JsonDict:
 
 
 def _nearest_effort(effort: str, supported: Collection[str]) -> str:
-    """The nearest supported level, preferring a higher one.
+    """The supported level that is nearest to `effort`; a higher one is preferred.
 
-    `ultra` is a client's name for `max` (F13).  An unknown name is unchanged, and so is `none`,
-    which is no level.
+    `ultra` is a client's name for `max` (F13).  An unknown name stays unchanged, and so does
+    `none`, which is not a level.
     """
     if effort == "none" or effort not in _EFFORTS:
         return effort
@@ -4834,7 +4858,7 @@ def _codex_tool_choice(body: JsonObject) -> Json:
 
 
 def _codex_tool(tool: JsonObject) -> JsonDict:
-    """A tool, and those inside it, in the form that the backend takes."""
+    """A tool, and the tools inside it, in the form that the backend accepts."""
     flat = _flattened(tool)
     if tool.get("type") == "function" and "function" in tool:
         # Absent means false in Chat, and true in Responses.
@@ -4847,7 +4871,7 @@ def _codex_tool(tool: JsonObject) -> JsonDict:
 
 
 def _with_codex_tools(holder: JsonDict) -> JsonDict:
-    """A tool or an item, with the tools inside it in the form that the backend takes."""
+    """A tool or an item, with the tools inside it in the form that the backend accepts."""
     if holder.get("tools") is not None:
         tools = valid_list(holder, "tools", dict)
         holder["tools"] = [_codex_tool(tool) for tool in tools]
@@ -4882,9 +4906,9 @@ def _flattened(nested: JsonObject) -> JsonDict:
 
 
 def _input_items(body: JsonObject) -> list[JsonDict]:
-    """The input as the backend takes it: a list of items, whose calls and outputs fit together."""
+    """The items of the input in the backend's form, with outputs that match their calls."""
     items: list[JsonDict] = []
-    for item in _given_items(body):
+    for item in _input_list(body):
         items += _codex_items(item)
 
     custom_calls = [item for item in items if item["type"] == _CUSTOM_CALL]
@@ -4899,13 +4923,13 @@ def _input_items(body: JsonObject) -> list[JsonDict]:
     return items
 
 
-def _given_items(body: JsonObject) -> list[Json]:
-    """The items of a request's input, which may be given as one text."""
-    given = body.get("input")
-    if given is None:
+def _input_list(body: JsonObject) -> list[Json]:
+    """The items of a request's input; an input that is one text is a user's message."""
+    content = body.get("input")
+    if content is None:
         raise PoolerError("missing_required_parameter", "The request has no input.", param="input")
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
+    if isinstance(content, str):
+        return [{"role": "user", "content": content}]
 
     items = valid_list(body, "input", dict)
     if len(items) > INPUT_ITEMS_MAX:
@@ -4913,15 +4937,15 @@ def _given_items(body: JsonObject) -> list[Json]:
     return items
 
 
-def _short_id(given: str) -> str:
-    """An id of a length that the backend takes, the same wherever the given one stands."""
-    if len(given) <= CODEX_ID_CHARS_MAX:
-        return given
-    return digest_parts(given).hex()
+def _short_id(label: str) -> str:
+    """The id itself, or its digest if it is too long for the backend: equal ids stay equal."""
+    if len(label) <= CODEX_ID_CHARS_MAX:
+        return label
+    return digest_parts(label).hex()
 
 
 def _codex_items(item: JsonObject) -> list[JsonDict]:
-    """What one item of the input becomes: several, if a Chat message calls tools, or none."""
+    """The items that replace one of the input: none, or several if a Chat message calls tools."""
     kind = valid_text(item, "type")
     if kind in {"", "message"}:
         return _message_items(item)
@@ -4940,7 +4964,7 @@ def _codex_items(item: JsonObject) -> list[JsonDict]:
 
 
 def _reasoning_items(item: JsonObject) -> list[JsonDict]:
-    """A reasoning item, if it is encrypted: the backend refuses any other, and any more (F8)."""
+    """A reasoning item, if it is encrypted: the backend refuses others, and other members (F8)."""
     encrypted = text_at(item, "encrypted_content")
     if not encrypted:
         return []
@@ -4958,7 +4982,7 @@ def _codex_content(
     name: str,
     role: str,
 ) -> list[JsonDict]:
-    """The parts of a message, or of a tool's output, as the backend calls them."""
+    """The parts of a message, or of a tool's output, in the backend's form."""
     content = valid_member(holder, name, (str, list))
     if not isinstance(content, str):
         parts = valid_list(holder, name, dict)
@@ -4975,7 +4999,7 @@ def _text_part(text: str, role: str) -> JsonDict:
 
 
 def _codex_part(part: JsonObject, role: str) -> JsonDict:
-    """One part: text becomes that of its role, files and images lose Chat's nesting."""
+    """One part: text gets the type of its role; files and images lose the nesting of Chat."""
     kind = valid_text(part, "type")
     if kind in _TEXT_PARTS:
         citations = _flattened_citations(part) if role == "assistant" else {}
@@ -4992,20 +5016,20 @@ def _codex_part(part: JsonObject, role: str) -> JsonDict:
 
 
 def _flattened_citations(holder: JsonObject) -> JsonDict:
-    """The member `annotations` in the form of Responses, from either form, if there are any."""
+    """The member `annotations` in the form of Responses; nothing if there are none."""
     notes = valid_list(holder, "annotations", dict)
     return _filled({"annotations": [_flattened(note) for note in notes]})
 
 
 # ---- 3. A Chat request ----
 #
-# Fields, before the request is treated as one of 2:
+# Fields, before 2 treats the request as its own:
 #
 #   messages                 becomes input
 #   response_format          becomes text.format
 #   verbosity                becomes text.verbosity
 #   reasoning_effort         becomes reasoning.effort, with reasoning.summary: auto
-#   stream_options           include_usage decides about a chunk of ours
+#   stream_options           include_usage adds a chunk with the usage
 #   all others               as in 2
 #
 # Members of a message:
@@ -5016,11 +5040,11 @@ def _flattened_citations(holder: JsonObject) -> JsonDict:
 #   annotations              become a member of the text, if that is all of the content
 #   tool_calls               become items after the message
 #   phase                    kept
-#   all others               dropped, such as reasoning_content, which nobody can verify
+#   all others               dropped, such as reasoning_content, which cannot be verified
 
 
 def _chat_as_responses(body: JsonObject) -> JsonDict:
-    """A Chat request with its fields under the names of Responses; messages stay as they are.
+    """A Chat request with its fields under the names of Responses; its messages are unchanged.
 
     Cursor sends `input` instead of `messages` (F86), and other clients fields of Responses besides.
     Raises: PoolerError (invalid_value, missing_required_parameter).
@@ -5036,9 +5060,9 @@ def _chat_as_responses(body: JsonObject) -> JsonDict:
     if response_format and response_format.get("type") != "text":
         text["format"] = _flattened(response_format)
 
-    given = valid_object(body, "reasoning")
-    effort = valid_text(given, "effort") or valid_text(body, "reasoning_effort")
-    reasoning = {**given, "effort": effort or None}
+    reasoning = {**valid_object(body, "reasoning")}
+    effort = valid_text(reasoning, "effort") or valid_text(body, "reasoning_effort")
+    reasoning["effort"] = effort or None
     if effort not in {"", "none"}:
         reasoning.setdefault("summary", "auto")  # Chat has no field to ask for it
     return {
@@ -5050,7 +5074,7 @@ def _chat_as_responses(body: JsonObject) -> JsonDict:
 
 
 def _message_items(message: JsonObject) -> list[JsonDict]:
-    """The items that a message of either API becomes: what it says, then its calls."""
+    """The items for a message of either API: its content, then its tool calls."""
     role = valid_text(message, "role")
     content = _codex_content(message, "content", role)
     if role == "tool":
@@ -5065,23 +5089,20 @@ def _message_items(message: JsonObject) -> list[JsonDict]:
     if [part.get("type") for part in content] == ["output_text"]:  # an assistant's
         content[0] |= _flattened_citations(message)
 
-    items = [_tool_call_item(call) for call in valid_list(message, "tool_calls", dict)]
-    if content or role != "assistant":
-        phase = members_of(message, ("phase",))
-        items.insert(
-            0,
-            {
-                "type": "message",
-                "role": role,
-                "content": content,
-                **phase,
-            },
-        )
-    return items
+    calls = [_tool_call_item(call) for call in valid_list(message, "tool_calls", dict)]
+    if role == "assistant" and not content:  # it only calls tools
+        return calls
+    item = {
+        "type": "message",
+        "role": role,
+        "content": content,
+        **members_of(message, ("phase",)),
+    }
+    return [item, *calls]
 
 
 def _tool_output_item(message: JsonObject, content: Sequence[JsonObject]) -> JsonDict:
-    """The item for a message of role tool: one text, if it holds nothing else."""
+    """The item for a message of role tool; its output is one text if all its parts are."""
     output: Json = content
     if all(part.get("type") == "input_text" for part in content):
         output = "".join(part["text"] for part in content)
@@ -5105,17 +5126,17 @@ def _tool_call_item(call: JsonObject) -> JsonDict:
 # ---- 4. The whole response ----
 #
 # The terminal event holds the whole response, but some upstreams send it with an empty `output`
-# (F31), or with a part of the items that they streamed.  So finished items are kept until then.
-# For the Responses client of a stream such an event is written again:
+# (F31), or with only a part of the streamed items.  So finished items are kept until then.  For
+# the client of a Responses stream, these events are rewritten:
 #
 #   created and the like     `output` becomes [], if it is no list
 #   completed, ..., failed   `output` gets the items that it lacks
 #   done                     renamed completed, incomplete or failed, by its status
-#   error                    loses `headers`, which tell of the account
+#   error                    loses `headers`, which reveal the account
 #   codex.*, metadata        dropped, and so is keepalive
 #   all others               unchanged, byte for byte
 
-# Type of a part of a message, whose text may come in events "response.TYPE.delta" -> its text.
+# Type of a part whose text is streamed in events "response.TYPE.delta" -> member with the text.
 _PART_TEXTS: Final = {"output_text": "text", "refusal": "refusal"}
 _PART_OF_EVENT: Final = {f"response.{kind}.delta": kind for kind in _PART_TEXTS}
 
@@ -5128,16 +5149,16 @@ def _end_status(response: Json) -> str:
 
 @dataclass(eq=False, slots=True)
 class OutputCollector:
-    """Keeps the output of a stream that its end may lack, at most `bytes_max` of events.
+    """Keeps the output that the terminal event may lack, from at most `bytes_max` of events.
 
-    These are the finished items and, for a client that waits for the whole, the text of messages
-    that are never sent as finished items.
+    These are the finished items and, for a client that waits for the whole response, the text of
+    messages that never arrive as finished items.
     """
 
     bytes_max: int
     is_whole: bool = False  # the client gets one response, and no events
-    response: JsonDict | None = None  # of the terminal event, completed, once it came
-    bytes_kept: int = 0  # estimated: the memory that all of this takes
+    response: JsonDict | None = None  # of the terminal event, with all of its output
+    bytes_kept: int = 0  # an estimate of the memory for all of this
     _items: dict[int, JsonDict] = field(default_factory=dict)  # by output_index
     _deltas: dict[tuple[int, str], list[str]] = field(default_factory=dict)  # index, part's type
     _commentary: set[int] = field(default_factory=set)  # output indexes
@@ -5150,7 +5171,7 @@ class OutputCollector:
         event: bytes,
         value: JsonObject,
     ) -> bool:
-        """Keep what the end needs of an event, of which `value` is the object.
+        """Keep the output in an event, whose object is `value`, for the end.
 
         Returns whether the response in it was changed, in place.  Raises: BadSyntax, if there is
         too much to keep, or to write at the end.
@@ -5176,7 +5197,7 @@ class OutputCollector:
         event: bytes,
         value: JsonObject,
     ) -> None:
-        """Keep the text of an event of that type, if it is a part of a message."""
+        """Keep the text of a message's part from an event of that type, if it has any."""
         index = index_at(value, "output_index", 0)
         if name == "response.output_item.added" and is_commentary(value.get("item")):
             self._commentary.add(index)
@@ -5189,7 +5210,7 @@ class OutputCollector:
         event: bytes,
         member_count: int,
     ) -> None:
-        """Add an event to what is kept.  Raises: BadSyntax, if that is too much."""
+        """Account for an event that is kept.  Raises: BadSyntax, if there is too much."""
         self._bytes_taken += len(event)
         self._members_taken += member_count
         char_bytes = 4 if is_wide(event) else 1
@@ -5206,13 +5227,13 @@ class OutputCollector:
         kind: EventKind,
         response: JsonDict,
     ) -> bool:
-        """Give a response the output that it lacks; whether it lacked any."""
+        """Add the missing output to a response; return whether any was missing."""
         output = response.get("output")
         if kind is EventKind.SUCCESS and not output:
             self._items = self._unfinished_messages() | self._items
 
         items: list[JsonDict] = []
-        if self.response is not None:  # only the terminal event tells of the items
+        if self.response is not None:  # only the terminal event carries the items
             items += [self._items[index] for index in sorted(self._items)]
         if isinstance(output, list) and len(output) >= len(items):
             return False
@@ -5220,7 +5241,7 @@ class OutputCollector:
         return True
 
     def _unfinished_messages(self) -> dict[int, JsonDict]:
-        """The messages that the kept deltas are of, by output index."""
+        """The messages that the kept deltas make up, by output index."""
         messages: dict[int, JsonDict] = {}
         for (index, part), deltas in self._deltas.items():
             begun: JsonDict = {
@@ -5241,35 +5262,38 @@ class OutputCollector:
 class ResponsesTranslator:
     """A codex account's response for a Responses client, streamed or whole.
 
-    `feed` returns what the client's stream gets for one event; `whole` the response, after the end.
+    `feed` returns the bytes for the client's stream; `whole` returns the response after the end.
     """
 
     output: OutputCollector
 
     def feed(self, event: Event) -> bytes:
-        """The event, unchanged or written again; b"" if it is not for the client.
+        """The event, unchanged or rewritten; b"" if it is not for the client.
 
         Raises: BadSyntax.
         """
-        kind, raw = event.kind, event.raw
+        kind = event.kind
+        raw = event.raw
         if kind is EventKind.IDLE:
             return b"" if self._is_keepalive(event) else raw
+
         is_after_end = self.output.response is not None
         if kind is EventKind.DONE:
             return raw if is_after_end else b""  # clients stop reading at `[DONE]` (F85)
         if is_after_end:
             return b""
+
         is_collected = self.output.is_whole or b"output_item.done" in raw
         if kind is EventKind.CONTENT and not is_collected:
             return raw
         return self._completed(event)
 
     def _is_keepalive(self, event: Event) -> bool:
-        """Whether an event that proves no progress is one of the backend's own, and no comment."""
+        """Whether an idle event is the backend's own `keepalive` rather than a comment."""
         return event.is_message or (b"data" in event.raw and event_data(event.raw) != b"")
 
     def _completed(self, event: Event) -> bytes:
-        """The event, unchanged or written again."""
+        """The event with a complete response and without `headers`; unchanged if it already is."""
         value = event.load()
         name = text_at(value, "type")
         if event.kind is EventKind.HANDSHAKE and name.startswith(("codex.", "response.metadata")):
@@ -5288,7 +5312,9 @@ class ResponsesTranslator:
 
 
 def event_with_data(event: Event, value: Json) -> bytes:
-    """`event` with other data; its name is the type in that, other lines and line ends stay.
+    """`event` with `value` as its data; all other lines and the line ends stay.
+
+    An event named `response.done` is renamed to the type in `value`.
 
     Raises: BadSyntax, if that would take long to write.
     """
@@ -5313,14 +5339,14 @@ def data_line(value: Json) -> bytes:
     return b"data: " + dump_json(value)
 
 
-THOUGHT: Final = "reasoning_content"  # no field of OpenAI's: that is where Chat clients look for it
+THOUGHT: Final = "reasoning_content"  # not OpenAI's, but where Chat clients look for it
 
 
 def _chat_message(output: Sequence[JsonObject]) -> JsonDict:
-    """The Chat message that output items make.
+    """The Chat message for the items of an output.
 
-    Its content is the answer alone, for some clients read it as JSON (F32); of several messages
-    each is a paragraph.  It is null if there are only calls, or a refusal.
+    Its content is the final text alone, since some clients parse it as JSON (F32); each message
+    is a paragraph of it.  The content is null if there are only tool calls or a refusal.
     """
     texts: list[str] = []
     thoughts: list[str] = []
@@ -5351,14 +5377,14 @@ def _chat_message(output: Sequence[JsonObject]) -> JsonDict:
 
 
 def _output_text(item: JsonObject) -> str:
-    """The text of an item's content."""
+    """All text in the content of an item."""
     parts = objects_at(item, "content")
     text_parts = [part for part in parts if part.get("type") == "output_text"]
     return "".join(text_at(part, "text") for part in text_parts)
 
 
 def _thoughts(item: JsonObject) -> list[str]:
-    """The texts of an item that lead to the answer: the summary of reasoning, else itself."""
+    """The reasoning in an item: commentary, or the summary of reasoning, or else its content."""
     if is_commentary(item):
         return [_output_text(item)]
     summary = [text_at(part, "text") for part in objects_at(item, "summary")]
@@ -5372,7 +5398,7 @@ def _chat_call(item: JsonObject, place: int) -> JsonDict:
     form = _TOOL_CALLS[item["type"]]
     inner = {name: text_at(item, name) for name in ("name", form.arguments)}
     return {
-        # Without any id the client could not send the output.
+        # Without an id the client could not return the output.
         "id": text_at(item, "call_id") or label_at(item, "id") or f"call_{place}",
         "type": form.chat,
         form.chat: inner,
@@ -5380,7 +5406,7 @@ def _chat_call(item: JsonObject, place: int) -> JsonDict:
 
 
 def _chat_citations(parts: Sequence[JsonObject]) -> list[JsonDict]:
-    """The annotations of parts that cite a page, in the form of Chat, which has no others."""
+    """The URL citations of parts in the form of Chat, which has no other annotations."""
     citations = []
     notes = [note for part in parts for note in objects_at(part, "annotations")]
     for note in notes:
@@ -5394,7 +5420,7 @@ def _chat_citations(parts: Sequence[JsonObject]) -> list[JsonDict]:
 
 
 def _finish_reason(response: JsonObject, has_calls: bool) -> str:
-    """Why a response ended, in a word of Chat."""
+    """The `finish_reason` of Chat for a response that has ended."""
     details = response.get("incomplete_details")
     if response.get("status") == "incomplete" or isinstance(details, dict):
         if text_at(details, "reason") == "content_filter":
@@ -5404,7 +5430,7 @@ def _finish_reason(response: JsonObject, has_calls: bool) -> str:
 
 
 def _chat_usage(response: JsonObject) -> JsonDict | None:
-    """The token counts of a response, under the names of Chat; None if there are none."""
+    """The usage of a response under the names of Chat; None if it has none."""
     usage = read_usage(response.get("usage"))
     return usage and {
         "prompt_tokens": usage.input_tokens,
@@ -5419,25 +5445,25 @@ def _chat_usage(response: JsonObject) -> JsonDict | None:
 #
 #   output_text.delta        delta.content, or .reasoning_content in a message of commentary
 #   refusal.delta            delta.refusal
-#   reasoning_*.delta        delta.reasoning_content: of text and summary only what comes first
+#   reasoning_*.delta        delta.reasoning_content: of text or summary, whichever is first
 #   output_item.added        delta.tool_calls: id and name of a call
 #   *_arguments.delta, .done delta.tool_calls: the arguments; `done` only if there was no delta
 #   *.annotation.added       delta.annotations
-#   output_item.done         what of the item was not sent yet
-#   completed, incomplete    what of the output was not sent yet, the finish reason, the usage
+#   output_item.done         the unsent rest of the item
+#   completed, incomplete    the unsent rest of the output, the finish reason, the usage
 #   failed, error            an error; no [DONE] follows
 #   all others               nothing
 #
-# The first chunk with a delta is preceded by one with the role.
+# A chunk with the role precedes the first delta.
 
-# Event of text -> the member of the delta.
+# Type of an event with text -> member of the delta.
 _TEXT_EVENTS: Final = {
     "response.output_text.delta": "content",
     "response.refusal.delta": "refusal",
     "response.reasoning_summary_text.delta": THOUGHT,
     "response.reasoning_text.delta": THOUGHT,
 }
-# Event of a call's arguments -> its own member that holds them.
+# Type of an event with arguments of a call -> its member that holds them.
 _ARGUMENT_EVENTS: Final = {
     "response.function_call_arguments.delta": "delta",
     "response.function_call_arguments.done": "arguments",
@@ -5450,34 +5476,34 @@ Delta = JsonDict  # what a chunk adds to the message
 def _chat_error(value: JsonObject) -> bytes:
     """The event that ends a Chat stream, with the upstream's error message."""
     error = failure_of(value)
-    code, message, kind, param = (
-        text_at(error, name)[:MESSAGE_CHARS_MAX] for name in ("code", "message", "type", "param")
-    )
-    failure = PoolerError("upstream_error", message, upstream_code=code)
-    if error is not value:  # the type of a flat event is its own
-        failure.type = kind or failure.type
-    failure.param = param or None
+    names = ("code", "message", "type", "param")
+    texts = {name: text_at(error, name)[:MESSAGE_CHARS_MAX] for name in names}
+
+    failure = PoolerError("upstream_error", texts["message"], upstream_code=texts["code"])
+    if error is not value:  # if the event is the error, its `type` is the event's
+        failure.type = texts["type"] or failure.type
+    failure.param = texts["param"] or None
     return b"data: " + failure.content()[0] + b"\n\n"
 
 
 @dataclass(eq=False, slots=True)
 class StreamedItem:
-    """What a Chat client has been sent of one output item."""
+    """How much of one output item has been sent to a Chat client."""
 
     is_commentary: bool = False
     has_text: bool = False  # or, of a call, arguments
     has_citations: bool = False
-    thought_event: str = ""  # the event that brings its reasoning; others repeat that
-    call: dict[str, str] = field(default_factory=dict)  # type, id, call_id, name: what is known
-    place: int | None = None  # of a call that was begun, its number among the calls
-    has_lost_arguments: bool = False  # some came before the call could be begun
+    thought_event: str = ""  # the type of events with its reasoning; others repeat it
+    call: dict[str, str] = field(default_factory=dict)  # type, id, call_id, name, as far as known
+    place: int | None = None  # the number of a call that was begun
+    has_lost_arguments: bool = False  # some preceded the head of the call
 
 
 @dataclass(eq=False, slots=True)
 class ChatTranslator:
     """A codex account's response for a Chat client, streamed or whole.
 
-    `request_id`, `model` and `created_unix` stand in for what the upstream does not say.
+    `request_id`, `model` and `created_unix` are used if the upstream does not report its own.
     """
 
     output: OutputCollector
@@ -5493,7 +5519,7 @@ class ChatTranslator:
     _latest: StreamedItem = field(default_factory=StreamedItem)
     _unnumbered_count: int = 0  # of items without an output_index
     _call_count: int = 0  # of those that were begun
-    # Of each member of a delta, the latest part that was sent: an item, and a number in it.
+    # Member of a delta -> the latest part sent in it: an item, and the part's number in the item.
     _last_part: dict[str, tuple[StreamedItem, int]] = field(default_factory=dict)
 
     def feed(self, event: Event) -> bytes:
@@ -5546,7 +5572,7 @@ class ChatTranslator:
         }
 
     def _chunks(self, deltas: Sequence[Delta], response: JsonObject) -> bytes:
-        """A chunk for each delta; in front of the first one for the role."""
+        """One chunk per delta; a chunk with the role precedes the first of the stream."""
         if not self._head and (deltas or response):
             self._head = self._identity(response)
             deltas = [{"role": "assistant", "content": ""}, *deltas]
@@ -5562,7 +5588,7 @@ class ChatTranslator:
         return data_line({**self._head, "choices": [choice], **usage}) + b"\n\n"
 
     def _end(self, response: JsonObject) -> bytes:
-        """The last events: the finish reason, the usage if it is asked for, and `[DONE]`."""
+        """The last events: the finish reason, the usage if requested, and `[DONE]`."""
         end = self._chunk({}, _finish_reason(response, self._call_count > 0))
         usage = _chat_usage(response)
         if self.include_usage and usage:
@@ -5572,7 +5598,7 @@ class ChatTranslator:
     # From an event to deltas.
 
     def _deltas(self, value: JsonObject) -> list[Delta]:
-        """What an event adds to what was sent."""
+        """The deltas for one event."""
         name = text_at(value, "type")
         item = object_at(value, "item")
         streamed = self._item_of(name, value, item)
@@ -5597,14 +5623,14 @@ class ChatTranslator:
         value: JsonObject,
         item: JsonObject,
     ) -> StreamedItem:
-        """The item that an event is about: by its output index, or an id, else the latest one.
+        """The item of an event: by its output index or an id, otherwise the latest one.
 
         Raises: BadSyntax, if there are too many.
         """
         index = index_at(value, "output_index", -1)
         if index >= 0:
             self._latest = self._by_index[index]
-            if not item:  # as of nearly all events
+            if not item:  # as in nearly all events
                 return self._latest
 
         labels = (
@@ -5614,13 +5640,19 @@ class ChatTranslator:
         )
         ids = [*filter(None, labels)]
         if index < 0 and (ids or name == "response.output_item.added"):
-            known = [self._by_id[label] for label in ids if label in self._by_id]
-            self._latest = known[0] if known else StreamedItem()
-            self._unnumbered_count += not known
+            self._latest = self._item_with(ids)
         self._by_id.update(dict.fromkeys(ids, self._latest))
         if max(len(self._by_id), self._unnumbered_count) > OUTPUT_ITEMS_MAX:
             raise BadSyntax("answer too large")
         return self._latest
+
+    def _item_with(self, ids: Sequence[str]) -> StreamedItem:
+        """The item that has one of those ids; a new one if none does."""
+        for label in ids:
+            if label in self._by_id:
+                return self._by_id[label]
+        self._unnumbered_count += 1
+        return StreamedItem()
 
     def _part_of_text(
         self,
@@ -5628,11 +5660,11 @@ class ChatTranslator:
         name: str,
         value: JsonObject,
     ) -> list[Delta]:
-        """The delta for an event of text, which has that name."""
+        """The delta for an event with text, whose type is `name`."""
         member = _TEXT_EVENTS[name]
         number = 0
         if member == THOUGHT:
-            # Some upstreams send reasoning and its summary: one of them is enough.
+            # Some upstreams send both reasoning and its summary: the client gets one of them.
             streamed.thought_event = streamed.thought_event or name
             if streamed.thought_event != name:
                 return []
@@ -5648,20 +5680,20 @@ class ChatTranslator:
         member: str,
         text: str,
     ) -> list[Delta]:
-        """The delta for text of an item's part of that number; each part is a paragraph."""
+        """The delta for text in part `number` of an item; each part is a paragraph."""
         if not text:
             return []
         streamed.has_text = True
 
         part = (streamed, number)
-        before = self._last_part.setdefault(member, part)
-        if member != "refusal" and before != part:
+        previous_part = self._last_part.setdefault(member, part)
+        if member != "refusal" and previous_part != part:
             self._last_part[member] = part
             text = f"\n\n{text}"
         return [{member: text}]
 
     def _citation(self, streamed: StreamedItem, note: Json) -> list[Delta]:
-        """The delta for one annotation of the answer."""
+        """The delta for one annotation, if it is a citation in the final message."""
         citations = _chat_citations([{"annotations": [note]}])
         if not citations or streamed.is_commentary:
             return []
@@ -5675,10 +5707,10 @@ class ChatTranslator:
         *,
         is_all: bool = False,
     ) -> list[Delta]:
-        """The head of a call: its place, id and name, with empty arguments.
+        """The delta that begins a call: its place, id and name, with empty arguments.
 
-        Clients take both from the first chunk of a call (F87), so there is none before they are
-        known, unless this is all that will be known.
+        Clients take id and name from the first chunk of a call (F87), so it is not sent before
+        both are known.  `is_all`: the item is finished, so nothing more will be known.
         """
         if text_at(item, "type") not in _TOOL_CALLS or streamed.place is not None:
             return []
@@ -5702,8 +5734,8 @@ class ChatTranslator:
     ) -> list[Delta]:
         """The delta for a part of a call's arguments, or for all of them if none was sent.
 
-        What comes before the call is begun is sent at the end with all of them: the parts that
-        follow it would be of no use alone.
+        If parts arrive before the call has begun, no part is sent: the client would join the
+        later ones to broken JSON.  It gets all arguments at the end.
         """
         if streamed.place is None:
             streamed.has_lost_arguments |= not is_all
@@ -5718,7 +5750,7 @@ class ChatTranslator:
         return [{"tool_calls": [call]}]
 
     def _rest_of(self, streamed: StreamedItem, item: JsonObject) -> list[Delta]:
-        """What of a finished item was not sent yet."""
+        """The deltas for the unsent rest of a finished item."""
         form = _TOOL_CALLS.get(text_at(item, "type"))
         if form is not None:
             text = text_at(item, form.arguments)
@@ -5736,9 +5768,10 @@ class ChatTranslator:
         return deltas
 
     def _unsent(self, items: Sequence[JsonObject]) -> list[Delta]:
-        """What of the output was not sent yet: all of it, or the rest of items that were begun.
+        """The deltas for the unsent rest of the output; all of it if nothing was sent.
 
-        Those are known by their ids; a call has one of its own, so it may be new.
+        Otherwise only items that were streamed are completed, which their ids identify, and calls:
+        a call has an id of its own, so a new one cannot be sent twice.
         Raises: BadSyntax, if there are too many items.
         """
         if len(items) > OUTPUT_ITEMS_MAX:
@@ -5758,11 +5791,11 @@ class ChatTranslator:
 
 Translator = ResponsesTranslator | ChatTranslator
 
-# ---- 6. A response in one piece, where a stream was asked for (F62) ----
+# ---- 6. A response in one piece, although a stream was requested (F62) ----
 
 
 def events_of(value: JsonObject, kind: CallKind) -> bytes:
-    """The events that a stream would have had instead of one response, or error.
+    """The events of a stream for one whole response or error.
 
     Raises: BadSyntax, if the value is neither, or would take long to write.
     """
@@ -5780,7 +5813,7 @@ def events_of(value: JsonObject, kind: CallKind) -> bytes:
 
 
 def _response_events(response: JsonObject) -> Iterator[JsonDict]:
-    """created, the events of each item, and the end; or an error."""
+    """The event `response.created`, those of each item, and the terminal one; or an error."""
     if is_error(response) and "output" not in response:
         yield {"type": "error", "error": dict(failure_of(response))}
         return
@@ -5797,7 +5830,7 @@ def _response_events(response: JsonObject) -> Iterator[JsonDict]:
 
 
 def _item_events(index: int, item: JsonObject) -> list[JsonDict]:
-    """added; the parts of a message, or the arguments of a call; done."""
+    """The events of one item: added, the message's parts or the call's arguments, done."""
     kind = text_at(item, "type")
     position = {"output_index": index, "item_id": text_at(item, "id")}
     begun = {**item, "status": "in_progress"}
@@ -5819,7 +5852,7 @@ def _item_events(index: int, item: JsonObject) -> list[JsonDict]:
 
 
 def _part_events(position: JsonObject, part: JsonObject) -> Iterator[JsonDict]:
-    """added, the text if there is any, done."""
+    """The events of one part of a message: added, its text if it has any, done."""
     kind = text_at(part, "type")
     member = _PART_TEXTS.get(kind)
     begun = {**part, member: ""} if member else part
@@ -5835,14 +5868,14 @@ def _text_events(
     member: str,
     holder: JsonObject,
 ) -> Iterator[JsonDict]:
-    """One delta with all of the text in a member, and its end; types that begin with `name`."""
+    """A delta with all text of a member, and its end; `name` is the prefix of their types."""
     text = text_at(holder, member)
     yield {"type": f"{name}.delta", **position, "delta": text}
     yield {"type": f"{name}.done", **position, member: text}
 
 
 def _chunks_of(completion: JsonObject) -> Iterator[JsonDict]:
-    """The chunks of a Chat response: of each choice, then the usage; or an error."""
+    """The chunks of a Chat response: those of each choice, then the usage; or an error."""
     if is_error(completion):
         yield {"error": dict(failure_of(completion))}
         return
@@ -5860,7 +5893,7 @@ def _chunks_of(completion: JsonObject) -> Iterator[JsonDict]:
 
 
 def _choices_of_chunks(choice: JsonDict) -> Iterator[JsonDict]:
-    """What two chunks say of a choice: its message as a delta, and why it ended."""
+    """The two forms of a choice in chunks: its message as a delta, then its finish_reason."""
     message = object_at(choice, "message") or object_at(choice, "delta")
     delta = {"role": "assistant", **message}
     if calls := objects_at(delta, "tool_calls"):
@@ -13201,23 +13234,21 @@ class Turn:
 ################################################################
 # OPERATORS
 ################################################################
-# What operators are shown is made in mcp_server.py, from `snapshot` and `explain` of RECORDS.  This
-# file serves its clients without that one.
-
+# What operators are shown is made in mcp_server.py, from `snapshot` and `explain` of RECORDS.
+# Without that module pooler.py serves its clients as usual.
 
 COMPANION: Final = "mcp_server"  # imported when an operator first asks
 
 
 def parse_mcp_message(body: bytes) -> Json:
-    """The JSON value of a message to /mcp, read as strictly as the body of a client.
+    """The JSON value of a message to /mcp, parsed as strictly as a client's body.
 
     Raises: ValueError.
     """
     if excess := json_excess(body, MCP_DEPTH_MAX, MCP_MEMBERS_MAX):
         raise ValueError(excess)
     value = parse_strictly(body)
-    _write(value).encode()  # half a character cannot be sent back
-
+    _write(value).encode()  # half of a surrogate pair could not be sent back
     return value
 
 
@@ -14525,8 +14556,9 @@ def _is_read_by_others(state: os.stat_result) -> bool:
 #   key       run_key
 #   status    run_status
 #
-# 0 is success; 1 a refusal, with a line for each problem on standard error; 2 wrong usage.  What a
-# person has asked for goes to standard output, the server's log to standard error.
+# Exit codes: 0 for success; 1 for a refusal, with one line for each problem on standard error; 2
+# for wrong usage.  What a person has asked for goes to standard output, the server's log to
+# standard error.
 
 DEMO_MODEL: Final = "gpt-5.5"  # the model of the OpenCode configuration in the README
 DEMO_TEXT: Final = "Hello! This response was streamed through codex-pooler, event by event."
@@ -14559,8 +14591,8 @@ def show(*lines: str) -> None:
 def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]]:
     """The response of the demo's upstream: its Content-Type, and its body in pieces.
 
-    One text serves both APIs, streamed or not.  Each word is a part of its own, so that a stream
-    has an event for each.
+    One text serves both APIs, streamed or not.  Each word is a content part of its own, so that a
+    stream has an event for each word.
     """
     words = re.findall(r" ?\S+", DEMO_TEXT)
     parts = [{"type": "output_text", "text": word, "annotations": []} for word in words]
@@ -14575,14 +14607,17 @@ def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]
         "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2},
     }
 
-    # The text is written once, as a Responses object, and translated as a ChatGPT account's is.
+    # The text exists once, as a Responses object, and is translated like a ChatGPT account's.
     is_stream = body.get("stream") is True
     output = OutputCollector(WRITTEN_BYTES_MAX, not is_stream)
     translator: Translator = ResponsesTranslator(output)
     if path.endswith(CallKind.CHAT.value):
-        include_usage = object_of(body.get("stream_options")).get("include_usage") is True
+        options = object_of(body.get("stream_options"))
+        include_usage = options.get("include_usage") is True
         translator = ChatTranslator(output, model=DEMO_MODEL, include_usage=include_usage)
-    events = EventScanner(CallKind.RESPONSES).feed(events_of(response, CallKind.RESPONSES))
+
+    stream = events_of(response, CallKind.RESPONSES)
+    events = EventScanner(CallKind.RESPONSES).feed(stream)
     pieces = [translator.feed(event) for event in events]
     if is_stream:
         return "text/event-stream", pieces
@@ -14591,9 +14626,10 @@ def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]
 
 
 async def serve_demo_upstream(stream: trio.SocketStream) -> None:
-    """Answer one request on a loopback connection, and close it.
+    """Respond to one request on a loopback connection, and close it.
 
-    The pooler is the only client, so what is malformed or cut is dropped without a word.
+    The pooler is the only client, so a malformed or incomplete request needs no response.  Each
+    event is sent on its own, with a pause after it, as a model would.
     """
     connection = Connection(stream)
     gone = (PeerClosed, BadSyntax, PoolerError, trio.BrokenResourceError)
@@ -14605,10 +14641,10 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
                 received = await connection.receive()
                 if not received:
                     return
-
                 connection.buffer += received
 
-            content_type, pieces = demo_response(head.path, try_load_object(connection.buffer))
+            body = try_load_object(connection.buffer)
+            content_type, pieces = demo_response(head.path, body)
             headers = [("content-type", content_type), ("connection", "close")]
             await stream.send_all(format_response_head(200, headers))
             for piece in pieces:
@@ -14619,9 +14655,11 @@ async def serve_demo_upstream(stream: trio.SocketStream) -> None:
 async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
     """Send one streamed request through the pooler, and print the text as it arrives.
 
-    Returns True if the stream has ended with success.
+    Returns True if the stream has ended with success.  The request passes the real listener and the
+    real key, so it shows that the whole path works.
     """
-    body = json.dumps({"model": DEMO_MODEL, "input": "Say hello.", "stream": True}).encode()
+    asked = {"model": DEMO_MODEL, "input": "Say hello.", "stream": True}
+    body = json.dumps(asked).encode()
     head = request_head(url, CallKind.RESPONSES.value, secret, (), body)
     scanner = EventScanner(CallKind.RESPONSES)
     async with await dial(url, None) as stream:
@@ -14639,7 +14677,10 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
 
 
 def describe_demo(port: int, upstream_port: int, secret: str) -> bytes:
-    """The demo's pools.json: one account without a key, whose upstream is the demo's own."""
+    """The demo's pools.json: one account, whose upstream is the demo's own and needs no key.
+
+    `port` is that of the pooler; 0 lets the system choose one.
+    """
     account = {
         "type": "openai",
         "api_key": "none",
@@ -14667,16 +14708,19 @@ async def run_demo(port: int, is_once: bool) -> int:
 
     Returns the exit code: 0 if the demo's own request has been served.  Raises: ConfigRefused.
     """
-    secret, is_served = new_secret("cp"), False
-    async with (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0] as upstream:
+    secret = new_secret("cp")
+    is_served = False
+    [upstream] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with upstream:
         upstream_port = upstream.socket.getsockname()[1]
         config = parse_config(describe_demo(port, upstream_port, secret), {}, str)
         server = Server(config, {}, log=log_problem)
         listeners = await open_listeners(config, log_problem, "--port 0 picks a free one")
-        url = BaseUrl(False, "127.0.0.1", listeners[0].socket.getsockname()[1], "/v1")
+        bound_port = listeners[0].socket.getsockname()[1]
+        url = BaseUrl(False, "127.0.0.1", bound_port, "/v1")
 
         async def introduce() -> None:
-            """Print what the demo does, and how to go on from here."""
+            """Print what the demo does, send its request, and print what to try next."""
             nonlocal is_served
             show(f"codex-pooler {VERSION} demo on http://{url.authority}")
             show("A built-in upstream answers; no account is used, nothing leaves this machine.")
@@ -14697,7 +14741,10 @@ async def run_demo(port: int, is_once: bool) -> int:
 
 
 def log_problem(level: str, event: str, fields: Mapping[str, Json]) -> None:
-    """Log for the demo: only what a person should act on."""
+    """Log for the demo: warnings and errors only.
+
+    Between the lines of a streamed text, records of requests would be noise.
+    """
     if level != "info":
         print_log(level, event, fields)
 
@@ -14707,11 +14754,12 @@ async def serve_with_signals(
     listeners: Sequence[trio.SocketListener],
     reload: Callable[[], Loaded] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends at once; SIGHUP reloads.
+    """Serve until SIGTERM or SIGINT, then drain; a second one ends at once; SIGHUP reloads.
 
-    A reload runs in a task of its own, so that a stop does not wait for it.
+    A reload runs in a task of its own, so that a stop does not wait for it.  Without `reload`
+    SIGHUP is ignored.
     """
-    # One pending reload is enough: it will read the file as it is by then.
+    # One pending reload is enough: it will read the file as it is then.
     to_reload, reloads = trio.open_memory_channel[None](1)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
         async with trio.open_nursery() as nursery:  # holds: the two readers of signals
@@ -14731,9 +14779,8 @@ async def serve_with_signals(
                     elif server.shared.is_draining:
                         nursery.cancel_scope.cancel()
                     else:
-                        server.shared.log(
-                            "info", "draining", {"requests": len(server.exchanges.in_progress)}
-                        )
+                        count = len(server.exchanges.in_progress)
+                        server.shared.log("info", "draining", {"requests": count})
                         server.stop()
 
             nursery.start_soon(obey)
@@ -14749,8 +14796,11 @@ async def serve_with_signals(
 
 
 async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
-    """Read pools.json and serve; the exit code.  Raises: ConfigRefused."""
-    # Outside of `serve_with_signals` SIGHUP would end the process.
+    """Read pools.json, open the listeners and serve; returns the exit code.
+
+    Raises: ConfigRefused, before anything is accepted.
+    """
+    # Before `serve_with_signals` has its handler, SIGHUP would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     descriptors_max = raise_descriptor_limit()
     config, contexts = load(path, env)
@@ -14774,7 +14824,10 @@ async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
 
 
 def raise_descriptor_limit() -> float:
-    """Raise the limit of open descriptors as far as the system allows; the new limit."""
+    """Raise the limit of open descriptors as far as the system allows; returns the new limit.
+
+    Many systems start a process with 1024, which suffices for fewer than 500 busy connections.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # macOS has a lower bound than it reports
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -14783,12 +14836,13 @@ def raise_descriptor_limit() -> float:
 
 
 def serve_logged(path: Path, env: Mapping[str, str]) -> int:
-    """`pooler serve`: the exit code.  Raises: ConfigRefused.
+    """Run `pooler serve` and return its exit code.  Raises: ConfigRefused.
 
-    The log is written by a thread.  Trio's complaint about connections that it cannot accept goes
-    into it as well, instead of a traceback on standard error.
+    The log is written by a thread, so that a slow reader of standard error blocks no request.
+    Trio's complaints about connections that it cannot accept go into the log as well, instead of
+    tracebacks on standard error.
     """
-    # Descriptor 2 was closed at the start, so that another file or socket may get its number.
+    # If descriptor 2 was closed at the start, another file or socket may get its number.
     if sys.stderr is None:
         return trio.run(run_serve, path, env, print_log)
 
@@ -14800,11 +14854,14 @@ def serve_logged(path: Path, env: Mapping[str, str]) -> int:
 
 
 def check_account(account: Account) -> tuple[bool, bool]:
-    """Print an account's state and problems: whether it has an error, and whether it can serve.
+    """Print an account's state and problems; returns whether it has an error, and can serve.
 
-    The login of a ChatGPT account is read and locked, and it is tried whether it can be saved.
+    The login of a ChatGPT account is read and locked, and the check includes whether it can be
+    saved.  Nothing is refreshed.
     """
-    state, problems, can_serve = "key OK", list[Finding](), not account.paused
+    state = "key OK"
+    problems: list[Finding] = []
+    can_serve = not account.paused
     if account.auth_file is not None:
         login = Login(account.name, Path(account.auth_file))
         problems = login.inspect(time.time())
@@ -14816,15 +14873,19 @@ def check_account(account: Account) -> tuple[bool, bool]:
     url = account.base_url
     scheme = "https" if url.is_tls else "http"
     show(f"account {account.name}: {scheme}://{url.authority}{url.path}: {state}")
+    has_error = False
     for is_error, problem in problems:
-        show(f"  {'error' if is_error else 'warning'}: {problem}")
-    return any(is_error for is_error, _ in problems), can_serve
+        level = "error" if is_error else "warning"
+        show(f"  {level}: {problem}")
+        has_error |= is_error
+    return has_error, can_serve
 
 
 def run_check(path: Path, env: Mapping[str, str]) -> int:
-    """`pooler check`: validate and summarize pools.json, without secrets and without the network.
+    """Run `pooler check`: validate and summarize pools.json.
 
-    Returns the exit code, 1 if there is an error.  Raises: ConfigRefused.
+    It prints no secrets and uses no network.  Returns the exit code: 1 if there is an error; a
+    warning is none.  Raises: ConfigRefused.
     """
     config, _ = load(path, env)
     for warning in config.warnings:
@@ -14833,7 +14894,8 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     checked = {name: check_account(account) for name, account in config.accounts.items()}
     for pool in config.pools.values():
         names = [account.name for account in pool.accounts]
-        show(f"pool {pool.name}: {', '.join(names)}; {len(pool.keys)} key(s); {pool.routing.value}")
+        key_count = len(pool.keys)
+        show(f"pool {pool.name}: {', '.join(names)}; {key_count} key(s); {pool.routing.value}")
         if not any(checked[name][1] for name in names):
             advice = "log in to one of its accounts, or unpause one"
             show(f"  warning: pools.{pool.name}: no account can serve it; {advice}")
@@ -14848,14 +14910,21 @@ _NO_STATUS: Final = {
     200: "this is not a codex-pooler",
     401: "the token was rejected",
 }
-# What a terminal could take for an order, colours aside; a server is not trusted with it.
+# What a terminal could take for a command, except colours; a server is not trusted with that.
 _UNSAFE: Final = re.compile("\x1b(?!\\[[0-9]{0,2}m)|[^\x1b\n -~█░…]")
 
 
 async def ask_status(
-    url: BaseUrl, tls: ssl.SSLContext | None, token: Secret, query: str, accept: str
+    url: BaseUrl,
+    tls: ssl.SSLContext | None,
+    token: Secret,
+    query: str,
+    accept: str,
 ) -> bytes:
-    """The body of GET /admin of a running server.  Raises: ConfigRefused."""
+    """The body of GET /admin of a running server.
+
+    Raises: ConfigRefused, with the reason, if there is none or it is not a pooler's.
+    """
     head = request_head(url, f"/admin?{query}", token, [("accept", accept)], b"")
     status, body = 0, b""
     with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(CONNECT_SECONDS_MAX):
@@ -14869,7 +14938,11 @@ async def ask_status(
 
 
 def run_status(address: str, is_watched: bool, is_json: bool) -> int:
-    """`pooler status`.  Raises: ConfigRefused."""
+    """Run `pooler status` and return its exit code.
+
+    The token comes from the environment, because other users can read a command line.
+    Raises: ConfigRefused.
+    """
     token = os.environ.get("POOLER_OPERATOR_TOKEN", "")
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise ConfigRefused(["set POOLER_OPERATOR_TOKEN to an operator's token"])
@@ -14879,27 +14952,37 @@ def run_status(address: str, is_watched: bool, is_json: bool) -> int:
         raise ConfigRefused([f"--url {error}"]) from None
     if not (url.is_tls or _is_loopback(url.host)):
         raise ConfigRefused(["--url: http:// would send the token in the clear; use https://"])
+
     tls = make_tls_context(None) if url.is_tls else None
-    # How watching is ended, also where a shell has had it ignored.  There is nothing to put away,
-    # and a KeyboardInterrupt within a nursery would come out of it as a group.
+    # Ctrl-C is how a person stops watching, even if the shell has set it to be ignored.  There is
+    # nothing to clean up, and a KeyboardInterrupt would leave a nursery as an exception group.
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     trio.run(show_status, url, tls, Secret(token), is_watched, is_json)
     return 0
 
 
 async def show_status(
-    url: BaseUrl, tls: ssl.SSLContext | None, token: Secret, is_watched: bool, is_json: bool
+    url: BaseUrl,
+    tls: ssl.SSLContext | None,
+    token: Secret,
+    is_watched: bool,
+    is_json: bool,
 ) -> None:
-    """Print once, or every STATUS_SECONDS.  Raises: ConfigRefused."""
+    """Print the status once, or every STATUS_SECONDS.
+
+    On a terminal each status replaces the last; into a pipe or a file they follow each other.
+    Raises: ConfigRefused.
+    """
     is_terminal = sys.stdout.isatty()
     is_coloured = is_terminal and not os.environ.get("NO_COLOR")
-    # `?` for bars, if the locale has none.
+    # Bars become `?` if the locale cannot show them.
     cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
 
     while True:
         query = f"colour={is_coloured:d}"
-        with contextlib.suppress(OSError):  # into a pipe
-            query += f"&columns={os.get_terminal_size(sys.stdout.fileno()).columns}"
+        with contextlib.suppress(OSError):  # standard output is not a terminal
+            size = os.get_terminal_size(sys.stdout.fileno())
+            query += f"&columns={size.columns}"
         accept = "application/json" if is_json else "text/plain"
         body = await ask_status(url, tls, token, query, accept)
 
@@ -14921,7 +15004,10 @@ def new_secret(prefix: str) -> str:
 
 
 def run_key(is_operator: bool) -> int:
-    """`pooler key`: print a new secret, and the line for pools.json that recognises it."""
+    """Run `pooler key`: print a new secret and its line for pools.json; returns the exit code.
+
+    The line has only the digest: from it nobody can find a secret of 256 random bits.
+    """
     secret = new_secret("cpo" if is_operator else "cp")
     digest = hashlib.sha256(secret.encode()).hexdigest()
     whose, where = "client", "the keys of a pool"
@@ -14934,23 +15020,21 @@ def run_key(is_operator: bool) -> int:
 
 
 def port_number(text: str) -> int:
-    """The value of `--port`.  Raises: ValueError, ArgumentTypeError."""
+    """The value of `--port`.  Raises: ValueError, ArgumentTypeError, as argparse expects."""
     port = int(text)
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError("must be from 0 to 65535")
-
     return port
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The values of the command's options, and `run`, which takes them and runs the command.
 
-    Without a command the server runs, as most service managers and containers start it.  Wrong
-    usage ends the process with exit code 2, as argparse has it.
+    `serve` is the default command, because service managers and containers usually pass only
+    options.  Wrong usage ends the process with exit code 2, as argparse defines.
     """
-    parser = argparse.ArgumentParser(
-        prog="pooler", description="Pools AI accounts behind one OpenAI-compatible address."
-    )
+    about = "Pools AI accounts behind one OpenAI-compatible address."
+    parser = argparse.ArgumentParser(prog="pooler", description=about)
     parser.add_argument("--version", action="version", version=f"codex-pooler {VERSION}")
     commands = parser.add_subparsers(metavar="command", required=True)
     config = argparse.ArgumentParser(add_help=False)
@@ -14965,7 +15049,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     demo = commands.add_parser("demo", help="run a self-contained demo")
     demo.add_argument("--once", action="store_true", help="exit after the first response")
     demo.add_argument(
-        "--port", type=port_number, default=4000, help="default 4000; 0 picks a free one"
+        "--port",
+        type=port_number,
+        default=4000,
+        help="default 4000; 0 picks a free one",
     )
     demo.set_defaults(run=lambda given: trio.run(run_demo, given.port, given.once))
 
@@ -14980,7 +15067,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(run=lambda given: run_status(given.url, given.watch, given.json))
 
-    # An option in the place of the command belongs to `serve`, except those of the program itself.
+    # An option without a command belongs to `serve`, except those of the program itself.
     first = arguments[0] if arguments else "-"
     if first.startswith("-") and first not in {"-h", "--help", "--version"}:
         arguments = ["serve", *arguments]
@@ -14988,7 +15075,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 for success, 1 if refused (2, by argparse: wrong usage)."""
+    """Run one command; returns its exit code, 0 for success or 1 if it was refused.
+
+    Expected failures become lines for a person; anything else is a bug and shows its traceback.
+    """
     given = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
         exit_code: int = given.run(given)
@@ -14996,7 +15086,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
         exit_code = 1
-    except (BrokenPipeError, ExceptionGroup) as error:  # standard output went away: `| head`
+    except (BrokenPipeError, ExceptionGroup) as error:  # standard output was closed: `| head`
         if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
             raise
 

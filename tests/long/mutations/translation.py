@@ -113,7 +113,7 @@ ROWS: Rows = (
      "ChatTranslator._part_of_text", "streamed.thought_event != name", "False",
      "translation::a_chat_client_gets_chunks"),
     ("messages_in_one_line", "Of several messages each is a paragraph.",
-     "ChatTranslator._text", "member != 'refusal' and before != part", "False",
+     "ChatTranslator._text", "member != 'refusal' and previous_part != part", "False",
      "translation::a_chat_client_gets_chunks"),
     ("call_without_name", "A call is opened once its id and name are known.",
      "ChatTranslator._begin_call", "not (is_known or is_all)", "False",
