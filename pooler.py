@@ -4045,29 +4045,29 @@ class Usage(NamedTuple):
     reasoning_tokens: int = 0
 
 
-def read_usage(value: Json) -> Usage | None:
-    """The `usage` object of a Responses or Chat response; None if it is not one.
+# Input tokens -> output tokens, as Responses and Chat call them.
+_USAGE_NAMES: Final = {
+    "input_tokens": "output_tokens",
+    "prompt_tokens": "completion_tokens",
+}
 
-    The two APIs count the same tokens under different names.
-    """
+
+def read_usage(value: Json) -> Usage | None:
+    """The token counts in the `usage` of a Responses or Chat response; None if it has none."""
     if not isinstance(value, dict):
         return None
 
-    if "input_tokens" in value:
-        input_name, output_name = "input_tokens", "output_tokens"
-    elif "prompt_tokens" in value:
-        input_name, output_name = "prompt_tokens", "completion_tokens"
-    else:
-        return None
-
-    input_details = value.get(f"{input_name}_details")
-    output_details = value.get(f"{output_name}_details")
-    return Usage(
-        count_at(value, input_name),
-        count_at(value, output_name),
-        count_at(input_details, "cached_tokens"),
-        count_at(output_details, "reasoning_tokens"),
-    )
+    for input_name, output_name in _USAGE_NAMES.items():
+        if input_name in value:
+            input_details = value.get(f"{input_name}_details")
+            output_details = value.get(f"{output_name}_details")
+            return Usage(
+                count_at(value, input_name),
+                count_at(value, output_name),
+                count_at(input_details, "cached_tokens"),
+                count_at(output_details, "reasoning_tokens"),
+            )
+    return None
 
 
 def _lines(event: bytes) -> list[bytes]:
@@ -4087,14 +4087,6 @@ def event_data(event: bytes) -> bytes:
     return b"\n".join(data)
 
 
-def load_event(event: bytes) -> dict[str, Json]:
-    """The JSON object in the data of an event; an empty one if there is none.
-
-    Raises: BadSyntax, if it would take long to parse.
-    """
-    return load_object(event_data(event))
-
-
 class Event(NamedTuple):
     """One event of a stream: unchanged SSE lines, or one WebSocket message."""
 
@@ -4110,7 +4102,7 @@ class Event(NamedTuple):
         """
         if self.value is not None:
             return self.value
-        return load_object(self.raw) if self.is_message else load_event(self.raw)
+        return load_object(self.raw if self.is_message else event_data(self.raw))
 
     def try_load(self) -> JsonDict:
         """Like `load`, but an object that would take long to parse is empty, too."""
@@ -9478,9 +9470,9 @@ class TlsStream(trio.abc.Stream):
     """The client's side of TLS on a socket; reading and writing do not depend on each other.
 
     trio.SSLStream would give nothing more to read after a send that failed or was cancelled, and
-    does not tell what it holds.  Here OpenSSL works in memory, and each call takes all that has
-    come.  As usual with HTTPS no close_notify is sent or waited for: the framing of a response
-    tells one that is cut.
+    does not show what it buffers.  Here OpenSSL works in memory, and each call takes all that was
+    received.  As usual with HTTPS no close_notify is sent or waited for: the framing of a response
+    shows if it was cut.
     """
 
     def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, host: str) -> None:
@@ -9553,8 +9545,9 @@ class TlsStream(trio.abc.Stream):
         received = await read_socket(self.stream.socket)
         self.is_at_end = not received
         self.incoming.write(received)
-        # OpenSSL does not tell what it holds of a record that is not whole (RFC 8446 §5.1).
-        data, at = self._record_head + received, self._record_left
+        # OpenSSL does not show what it buffers of an incomplete record (RFC 8446 §5.1).
+        data = self._record_head + received
+        at = self._record_left
         while at + 5 <= len(data):
             at += 5 + int.from_bytes(data[at + 3 : at + 5], "big")
         self._record_left, self._record_head = max(0, at - len(data)), data[at:]
@@ -9653,8 +9646,8 @@ def cause_of(error: BaseException) -> Cause:
         return _CAUSE_OF_VERIFYING.get(error.verify_code, Cause.NOT_TRUSTED)
     if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
         return Cause.TLS
-    if isinstance(error.__cause__, ExceptionGroup):  # Trio's: one of each address
-        causes = [cause_of(one) for one in error.__cause__.exceptions]
+    if isinstance(error.__cause__, ExceptionGroup):  # Trio's: one for each address
+        causes = [cause_of(failure) for failure in error.__cause__.exceptions]
         return min(causes, key=_CAUSES_IN_ORDER.index, default=Cause.UNREACHABLE)
     return _CAUSE_OF_ERRNO.get(error.errno, Cause.UNREACHABLE)
 
@@ -10221,12 +10214,12 @@ class Sight(NamedTuple):
     remedy: str = ""  # "": to log in
 
 
-def read_login(path: Path, known: Mark | None) -> Sight | None:
-    """What is at a path; None if the file still has the mark `known`.  It blocks."""
+def read_login(path: Path, known_mark: Mark | None) -> Sight | None:
+    """The login file at a path; None if it still has the mark `known_mark`.  It blocks."""
     try:
         state = os.stat(path)
         mark = (state.st_ino, state.st_mtime_ns, state.st_size, state.st_dev)
-        if mark == known:
+        if mark == known_mark:
             return None
 
         raw = read_file(path)

@@ -55,7 +55,6 @@ from pooler import (
     dump_json,
     event_data,
     json_excess,
-    load_event,
     load_json,
     load_object,
     parse_auth_file,
@@ -121,7 +120,7 @@ def test_what_would_take_long_is_not_read(name: str) -> None:
     with pytest.raises(BadSyntax):
         load_object(inside)
     with pytest.raises(BadSyntax):
-        load_event(b"data: " + inside + b"\n\n")
+        Event(EventKind.CONTENT, b"data: " + inside + b"\n\n").load()
     assert Event(EventKind.CONTENT, b"data: " + inside + b"\n\n").try_load() == {}
 
 
@@ -214,7 +213,7 @@ LINES: Final[dict[str, Callable[[int], bytes]]] = {
 @pytest.mark.parametrize("name", LINES)
 def test_an_event_has_so_many_lines_and_no_more(name: str) -> None:
     event_data(LINES[name](EVENT_LINES_MAX))
-    for reader in (event_data, load_event):
+    for reader in (event_data, lambda raw: Event(EventKind.CONTENT, raw).load()):
         with pytest.raises(BadSyntax):
             reader(LINES[name](EVENT_LINES_MAX + 1))
 

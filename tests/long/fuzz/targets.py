@@ -218,7 +218,7 @@ def stream(data: bytes) -> None:
             pooler.failed_response(scanner.failure, UNIX_NOW).content()
         for call_kind in CallKind:
             last = scanner.failure_event(PoolerError("upstream_error"), "r" * 20, call_kind)
-            assert pooler.load_event(last)
+            assert pooler.load_object(pooler.event_data(last))
 
 
 ################################################################
