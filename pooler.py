@@ -10721,6 +10721,7 @@ class Identity(NamedTuple):
     credentials: Credentials | None = None  # of a codex account, what both are made of
 
 
+# The head of a request that has not been read.
 UNREAD: Final = RequestHead("", "", "", None, False, NO_FIELDS, NO_BODY, keeps_alive=False)
 
 
@@ -11090,10 +11091,8 @@ class Reply(Protocol):
     """
 
     is_started: bool  # something was sent, so an error can no longer take its place
-    is_told: bool  # the terminal event of a stream was sent, or kept for a whole response
     is_whole: bool  # the response was sent to its end
     closes: bool  # no other request follows on the connection
-    silent_since: float  # when the client began to wait, its request being out
     copies_held: int  # of events in progress, in memory
 
     @property
@@ -11132,14 +11131,10 @@ class HttpReply:
     connection: ClientConnection
     record: Record
     deadline: Deadline  # whose clock says how old the request is
-    is_head: bool = False  # the request's method is HEAD
-    is_http_1_0: bool = False
-    keeps_alive: bool = False  # the request asks for it
+    request: RequestHead = UNREAD  # without its headers, which a stream need not keep
     is_started: bool = False
-    is_told: bool = False
     is_whole: bool = False
     closes: bool = True  # until the request has been read whole
-    silent_since: float = math.inf
     copies_held: int = 1
     unsent: bytes = b""  # of a chunk
 
@@ -11179,7 +11174,7 @@ class HttpReply:
         self.record.transport = "sse" if is_stream else "http"
         self.record.first_byte_ms = self.deadline.age_ms()
 
-        if self.is_head:
+        if self.request.method == "HEAD":
             body = b""
         elif is_stream and body:
             body = self._framed(body)
@@ -11195,24 +11190,26 @@ class HttpReply:
     def _own_headers(self, length: int | None) -> list[Field]:
         """The id and the date, the framing, and whether the connection goes on."""
         is_stream = length is None
-        self.closes |= not self.keeps_alive or self.shared.is_draining
-        self.closes |= is_stream and self.is_http_1_0
+        is_http_1_0 = self.request.is_http_1_0
+        self.closes |= not self.request.keeps_alive
+        self.closes |= self.shared.is_draining
+        self.closes |= is_stream and is_http_1_0
 
         headers = [("x-request-id", self.record.request_id)]
         headers.append(("date", http_date(int(time.time()))))
         if not is_stream:
             headers.append(("content-length", str(length)))
-        elif not self.is_http_1_0:
+        elif not is_http_1_0:
             headers.append(("transfer-encoding", "chunked"))
         if self.closes:
             headers.append(("connection", "close"))
-        elif self.is_http_1_0:
+        elif is_http_1_0:
             headers.append(("connection", "keep-alive"))
         return headers
 
     def _framed(self, body: bytes) -> bytes:
         """`body` as a chunk, an empty one being the last; HTTP/1.0 has none."""
-        return body if self.is_http_1_0 else format_chunk(body)
+        return body if self.request.is_http_1_0 else format_chunk(body)
 
     def put(self, events: Sequence[bytes]) -> bool:
         """Send events as one chunk, as far as the socket takes it; whether it took all."""
@@ -11345,12 +11342,20 @@ class HttpSource:
         return error
 
 
+class Outgoing(NamedTuple):
+    """A request for an account's upstream, and what reads the events of its response."""
+
+    endpoint: Endpoint
+    path: str
+    identity: Identity
+    body: bytes
+    scanner: EventScanner
+
+
 class Transport(Protocol):
     """How a client's requests reach accounts: over HTTP, or as turns of a WebSocket."""
 
-    async def send(
-        self, endpoint: Endpoint, path: str, identity: Identity, body: bytes, scanner: EventScanner
-    ) -> Source | Fault:
+    async def send(self, outgoing: Outgoing) -> Source | Fault:
         """Send a request; where its response comes from, or why it was not sent.
 
         Raises: TRANSPORT_ERRORS; PoolerError.
@@ -11381,16 +11386,22 @@ class HttpTransport:
         self.upstream = UpstreamConnection(stream)
         return self.upstream
 
-    async def send(
-        self, endpoint: Endpoint, path: str, identity: Identity, body: bytes, scanner: EventScanner
-    ) -> Source | Fault:
+    async def send(self, outgoing: Outgoing) -> Source | Fault:
         """Send the request on an idle connection, or a new one.  Raises: TRANSPORT_ERRORS.
 
         An idle connection that turns out closed before the last byte was written is replaced
         once, silently.  A slow uplink may take its time as long as it moves.
         """
-        head = request_head(endpoint.account.base_url, path, identity.secret, identity.fields, body)
+        endpoint, identity, body = outgoing.endpoint, outgoing.identity, outgoing.body
+        head = request_head(
+            endpoint.account.base_url,
+            outgoing.path,
+            identity.secret,
+            identity.fields,
+            body,
+        )
         self.upstream = await self.shared.idle.take(endpoint)
+
         while True:
             upstream = self.upstream or await self.connect(endpoint)
             self.deadline.begin(Stage.SEND, "write_stall_seconds_max")
@@ -11402,7 +11413,7 @@ class HttpTransport:
                 if upstream.kept is None:
                     raise
             else:
-                return HttpSource(upstream, scanner)
+                return HttpSource(upstream, outgoing.scanner)
 
             self.upstream = None
             await upstream.close()
@@ -11438,6 +11449,8 @@ class Exchange:
     use: KeyUse | None = None  # of the key, which counts the call
     is_spent: bool = False  # an upstream has read it whole, and has not said that it did nothing
     is_sent: bool = False  # the upstream of the latest attempt has read it whole
+    has_ended: bool = False  # a stream's terminal event was sent, or kept for a whole response
+    silent_since: float = math.inf  # when the client began to wait, its request being out
 
     @property
     def limits(self) -> Limits:
@@ -11457,9 +11470,7 @@ class Exchange:
             self.connection,
             self.record,
             self.deadline,
-            is_head=head.method == "HEAD",
-            is_http_1_0=head.is_http_1_0,
-            keeps_alive=head.keeps_alive,
+            head._replace(headers=NO_FIELDS),
         )
 
     async def read_body(self, limits: Limits) -> None:
@@ -11494,7 +11505,7 @@ class Exchange:
 
         is_bug = error.code == "internal_error"
         reply.closes |= call.is_socket or is_bug or self.shared.is_draining
-        if reply.is_told:
+        if self.has_ended:
             await reply.end(())
             return
 
@@ -11567,10 +11578,10 @@ async def await_head(exchange: Exchange, call: Call, source: Source) -> Response
     so whatever comes later is reported in its stream.
     """
     deadline, reply = exchange.deadline, exchange.reply
-    reply.silent_since = min(reply.silent_since, trio.current_time())
+    exchange.silent_since = min(exchange.silent_since, trio.current_time())
     comment_at = math.inf
     if call.is_stream:
-        comment_at = reply.silent_since + SILENCE_SECONDS_MAX
+        comment_at = exchange.silent_since + SILENCE_SECONDS_MAX
 
     deadline_at = deadline.at
     while True:
@@ -11962,7 +11973,8 @@ class Attempt:
         scanner = EventScanner(kind, is_socket=call.is_socket, is_translated=is_translated)
         path = CallKind.RESPONSES.value if is_translated else call.path
         identity = identity._replace(fields=[*identity.fields, *self.fields()])
-        source = await exchange.transport.send(self.endpoint, path, identity, body, scanner)
+        outgoing = Outgoing(self.endpoint, path, identity, body, scanner)
+        source = await exchange.transport.send(outgoing)
         if isinstance(source, Fault):
             return source
 
@@ -12129,17 +12141,17 @@ class Relay:
         What went wrong, here or upstream, is the record's `code`.
         Raises: ClientGone; PoolerError, where nothing has been said and an error can be.
         """
-        reply, scanner = self.exchange.reply, self.opened.scanner
-        if reply.is_started or self.is_sent_as_events():
+        exchange, scanner = self.exchange, self.opened.scanner
+        if exchange.reply.is_started or self.is_sent_as_events():
             await self.start_events(headers)
-        reply.is_told = scanner.terminal is not None
+        exchange.has_ended = scanner.terminal is not None
 
         trouble = await self.relay_on()
         last: list[bytes] = []
         error = self.failure_after(trouble)
         if error is not None:
             last.append(self.opened.failure_event(error))
-            reply.is_told = True
+            exchange.has_ended = True
         elif scanner.failure is not None:
             error = self.note_failure(scanner.failure)
         await self.finish(last, error)
@@ -12171,12 +12183,12 @@ class Relay:
         """Why the stream, which is over, has no end of its own; it is the record's `code`."""
         opened, scanner = self.opened, self.opened.scanner
         # Of Chat there may be an end without a terminal event.
-        is_told = self.exchange.reply.is_told
+        has_ended = self.exchange.has_ended
         if opened.translator is None:
-            is_told |= scanner.terminal is None
+            has_ended |= scanner.terminal is None
         else:
-            is_told &= opened.translator.output.response is not None
-        if is_told and scanner.is_complete(trouble is None):
+            has_ended &= opened.translator.output.response is not None
+        if has_ended and scanner.is_complete(trouble is None):
             return None
         error = trouble or PoolerError("upstream_stream_truncated")
         self.exchange.record.code = error.record_code
@@ -12232,7 +12244,8 @@ class Relay:
 
         Raises: TRANSPORT_ERRORS, PoolerError (the stop code, pool_busy), ClientGone.
         """
-        reply, deadline, opened = self.exchange.reply, self.exchange.deadline, self.opened
+        exchange, opened = self.exchange, self.opened
+        reply, deadline = exchange.reply, exchange.deadline
         self.comment_at = trio.current_time() + self.comment_seconds
         while not opened.source.is_at_end:
             if opened.scanner.terminal is not None and self.end_at == math.inf:
@@ -12254,7 +12267,7 @@ class Relay:
             if is_silent:
                 self.comment_at = trio.current_time() + self.comment_seconds
                 await reply.comment(is_native=self.call.is_native)
-            reply.is_told = opened.scanner.terminal is not None
+            exchange.has_ended = opened.scanner.terminal is not None
 
     async def pump(self) -> None:
         """Relay as long as the client takes all at once.
@@ -12986,10 +12999,8 @@ class SocketReply:
     deadline: Deadline  # whose clock says how old the turn is
     stream_id: str = ""  # echoed on every event
     is_started: bool = False
-    is_told: bool = False
     is_whole: bool = False
     closes: bool = False
-    silent_since: float = math.inf
     copies_held: int = SENT_COPIES
     unsent: list[bytes] = field(default_factory=list)
 
@@ -13068,30 +13079,29 @@ class SocketTransport:
     anchor: str = ""  # previous_response_id
     source: SocketSource | None = None
 
-    async def send(
-        self, endpoint: Endpoint, path: str, identity: Identity, body: bytes, scanner: EventScanner
-    ) -> Source | Fault:
+    async def send(self, outgoing: Outgoing) -> Source | Fault:
         """Send the turn on the WebSocket of the account, or a new one.
 
         Raises: TRANSPORT_ERRORS; PoolerError (previous_response_not_found, request_too_large,
         pool_busy).
         """
+        endpoint, body = outgoing.endpoint, outgoing.body
         if len(body) > WEBSOCKET_UPSTREAM_BYTES_MAX:
             hint = "Upstreams take no message over websocket_upstream_bytes_max. Use POST."
             raise PoolerError("request_too_large", hint)
 
-        owner = owner_of(endpoint, identity.credentials)
+        owner = owner_of(endpoint, outgoing.identity.credentials)
         kept = self.kept_socket(endpoint.account, owner)
-        upstream = kept or await self.open_socket(endpoint, path, identity, owner)
+        upstream = kept or await self.open_socket(outgoing, owner)
         if isinstance(upstream, Fault):
             return upstream
         if upstream is None:
             assert self.http.upstream is not None
-            return HttpSource(self.http.upstream, scanner)
+            return HttpSource(self.http.upstream, outgoing.scanner)
 
         upstream.idle_scope.cancel()
         is_reused = kept is not None
-        self.source = SocketSource(socket=upstream, scanner=scanner, is_reused=is_reused)
+        self.source = SocketSource(socket=upstream, scanner=outgoing.scanner, is_reused=is_reused)
         try:
             await self.put(upstream, body)
         except PeerClosed:
@@ -13124,23 +13134,24 @@ class SocketTransport:
             held.grow(len(body))  # a copy of it, in a frame
             await deadline.bounded(math.inf, upstream.frames.put, body)
 
-    async def open_socket(
-        self, endpoint: Endpoint, path: str, identity: Identity, owner: bytes
-    ) -> UpstreamSocket | Fault | None:
+    async def open_socket(self, outgoing: Outgoing, owner: bytes) -> UpstreamSocket | Fault | None:
         """A new WebSocket in the place of the one before.
 
         None, if it was refused with a response that is still unread.
         Raises: TRANSPORT_ERRORS; PoolerError (the stop code).
         """
         await self.client.drop_upstream()
-        http, client, account = self.http, self.client, endpoint.account
+        http, client = self.http, self.client
         limits, deadline = http.limits, http.deadline
-        connection = await http.connect(endpoint)
+        account, identity = outgoing.endpoint.account, outgoing.identity
+        connection = await http.connect(outgoing.endpoint)
+
         nonce = base64.b64encode(secrets.token_bytes(16)).decode()
-        fields = [pair for pair in identity.fields if pair[0] != "accept"] + upgrade_fields(nonce)
+        fields = [pair for pair in identity.fields if pair[0] != "accept"]
+        fields += upgrade_fields(nonce)
         if account.is_codex and not any(name == "openai-beta" for name, _ in fields):
             fields.append(_BETA)
-        head = request_head(account.base_url, path, identity.secret, fields, b"")
+        head = request_head(account.base_url, outgoing.path, identity.secret, fields, b"")
 
         seconds = WEBSOCKET_HANDSHAKE_SECONDS_MAX
         deadline.begin(Stage.UPGRADE, "websocket_handshake_seconds_max", seconds)
