@@ -10714,7 +10714,10 @@ OWN: Final[Sequence[Field]] = (
 
 
 class Identity(NamedTuple):
-    """The credentials to send to an account's upstream."""
+    """The credentials to send to an account's upstream.
+
+    An API key is a bearer alone; a login has the id of its ChatGPT account with it (F17).
+    """
 
     secret: Secret | None  # the bearer
     fields: Sequence[Field]  # what else goes with it
@@ -10727,7 +10730,7 @@ UNREAD: Final = RequestHead("", "", "", None, False, NO_FIELDS, NO_BODY, keeps_a
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
-    """Where an account's requests go, and as whom: taken together when the account is chosen.
+    """Where an account's requests go, and with which login, fixed when the account is chosen.
 
     A reload makes new ones.  A request keeps the one that it was given, and nothing of it is looked
     up by the account's name again: a login can never reach a server that it was not meant for.
@@ -10747,10 +10750,10 @@ class Place(NamedTuple):
 
 
 class Unpacking:
-    """Lets one large body at a time be taken apart: as text it may be eight times as large.
+    """Lets one large body be parsed at a time: in memory it may become eight times as large.
 
-    Called with its holder and length it is a context manager.  Keys take turns.  What takes long
-    for another reason than its length is large, too.
+    Called with its holder and length it is a context manager.  Keys take turns.  Without a length
+    it is for work that takes long for another reason, and counts as large.
     """
 
     def __init__(self) -> None:
@@ -10759,10 +10762,12 @@ class Unpacking:
 
     @contextlib.asynccontextmanager
     async def __call__(self, holder: Hashable, byte_count: float = math.inf) -> AsyncIterator[None]:
+        """Hold the bench while a large body is parsed; a small one passes at once."""
         if byte_count <= RECEIVE_BYTES:
             yield
             return
 
+        # Its own lock first: however many bodies a key sends, only one of them waits for the bench.
         own = self.by_holder.setdefault(holder, trio.Lock())
         try:
             async with own, self.bench:
@@ -10774,7 +10779,10 @@ class Unpacking:
 
 @dataclass(eq=False, slots=True)
 class Waiter:
-    """A request in the queue of its pool."""
+    """A request in the queue of its pool, until it has a place, is displaced, or is out of time.
+
+    Whoever ends a lease fills in `place` and sets `served`.
+    """
 
     call: Call
     tried: Sequence[str]
@@ -10804,14 +10812,20 @@ class Shared:
     # What each key has used, by the names of pool and key.
     uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
     started_unix: int = field(default_factory=lambda: int(time.time()))
-    codex_version: str = CODEX_VERSION  # the newest of those that native clients have told
+    codex_version: str = CODEX_VERSION  # the newest that a native client has sent
 
     def __post_init__(self) -> None:
         self.roster = Roster(self.config)
         self.ledger = Ledger(self.config.limits.records_max)
         self.idle = IdleConnections(self.reaper)
         url = self.config.token_url
-        self.tokens = Tokens(url, self.dial, self.log, self.unix_now, self.files)
+        self.tokens = Tokens(
+            url,
+            self.dial,
+            self.log,
+            self.unix_now,
+            self.files,
+        )
         self.take_endpoints()
         self.bodies = Budget(self.config.limits.bodies_bytes_max)
         self.events = Budget(EVENTS_BYTES_MAX)
@@ -10822,7 +10836,12 @@ class Shared:
         for name, account in self.config.accounts.items():
             login = self.login_of(account, before.get(name))
             tls = self.tls_contexts[account.ca_file] if account.base_url.is_tls else None
-            self.endpoints[name] = Endpoint(account, tls, self.config.proxy, login)
+            self.endpoints[name] = Endpoint(
+                account,
+                tls,
+                self.config.proxy,
+                login,
+            )
 
         kept = self.logins.values()
         for endpoint in before.values():
@@ -10849,14 +10868,15 @@ class Shared:
         return login
 
     def version_for(self, account: Account) -> str:
-        """The version of Codex CLI that an account is told: to old ones it lists no new models."""
+        """The version of Codex CLI to send to an account: old ones are shown no new models."""
         return account.client_version or self.codex_version
 
-    def note_version(self, told: str) -> None:
+    def note_version(self, version: str) -> None:
         """Take a newer version from a client, and ask for the models that it may list."""
-        if version_key(told) <= version_key(self.codex_version):
+        if version_key(version) <= version_key(self.codex_version):
             return
-        self.codex_version = told
+
+        self.codex_version = version
         for name, endpoint in self.endpoints.items():
             if endpoint.account.is_codex:
                 health = self.roster.health[name]
@@ -10872,16 +10892,23 @@ class Shared:
         trace = traceback.extract_tb(error.__traceback__ if error else None)
         frames = [f"{frame.name}:{frame.lineno}" for frame in trace]
         name = type(error).__name__
-        self.log("error", "bug", {"request_id": request_id, "type": name, "at_frames": frames})
+        self.log(
+            "error",
+            "bug",
+            {"request_id": request_id, "type": name, "at_frames": frames},
+        )
 
     @property
     def logins(self) -> dict[str, Login]:
         """Those of the codex accounts."""
-        known = self.endpoints.items()
-        return {name: endpoint.login for name, endpoint in known if endpoint.login is not None}
+        return {
+            name: endpoint.login
+            for name, endpoint in self.endpoints.items()
+            if endpoint.login is not None
+        }
 
     def is_current(self, endpoint: Endpoint) -> bool:
-        """Whether a reload has put nothing in its place."""
+        """Whether no reload has replaced this endpoint."""
         return self.endpoints.get(endpoint.account.name) is endpoint
 
     async def inspect_logins(self) -> None:
@@ -10898,13 +10925,21 @@ class Shared:
         """Log what is wrong with a login, unless that was logged before; whether it is usable."""
         fresh = Login(login.name, login.path)  # a thread must not change the one in use
         try:
-            findings = await self.files.run(FILE_SECONDS_MAX, fresh.inspect, self.unix_now())
+            findings = await self.files.run(
+                FILE_SECONDS_MAX,
+                fresh.inspect,
+                self.unix_now(),
+            )
         except OSError as error:
             findings = [Finding(True, f"{login.path} cannot be read: {error.strerror}")]
 
         for _, problem in findings:
             if problem != login.reported:
-                self.log("warning", "login", {"account": login.name, "problem": problem})
+                self.log(
+                    "warning",
+                    "login",
+                    {"account": login.name, "problem": problem},
+                )
         login.reported = fresh.problem or login.reported
         return fresh.credentials is not None or not fresh.problem
 
@@ -10926,7 +10961,12 @@ class Shared:
             digest = login.credentials.digest if login.credentials else b""
             self.roster.health[login.name].note_login(digest, is_usable)
 
-    async def take_place(self, exchange: Exchange, call: Call, tried: Sequence[str]) -> Place:
+    async def take_place(
+        self,
+        exchange: Exchange,
+        call: Call,
+        tried: Sequence[str],
+    ) -> Place:
         """A place on the best account that has room, waiting for one in a fair queue.
 
         A session whose own account is back in a moment waits for that, if the queue has room.
@@ -10936,10 +10976,16 @@ class Shared:
         now = trio.current_time()
         has_room = len(self.queues.get(call.pool.name, ())) < QUEUE_LENGTH_MAX
         deadline = now + exchange.limits.queue_seconds_max
-        waiter = Waiter(call, tried, trio.Event(), deadline if has_room else now)
+        waiter = Waiter(
+            call,
+            tried,
+            trio.Event(),
+            deadline if has_room else now,
+        )
         if place := self.find_place(waiter):
             return place
 
+        # None is free: wait only if an account is busy, or back soon; else refuse at once.
         current = self.current(call)
         is_back = self.roster.returns_at(current, tried, now) <= waiter.deadline
         if not is_back and not self.roster.ranked(current, tried, now):
@@ -10949,6 +10995,7 @@ class Shared:
     async def queue_up(self, exchange: Exchange, waiter: Waiter, deadline: float) -> Place:
         """The place that a waiter gets in its pool's queue.  Raises: PoolerError (pool_busy)."""
         queue = self.queues.setdefault(waiter.call.pool.name, deque())
+        # A full queue must not be one key's: whoever has most in it loses its newest request.
         self.make_way(queue, waiter.call, QUEUE_LENGTH_MAX)
         queue.append(waiter)
         try:
@@ -10976,7 +11023,12 @@ class Shared:
                 await exchange.deadline.bounded(min(change, deadline), waiter.served.wait)
             self.assign_waiters()
 
-    def make_way(self, queue: deque[Waiter], call: Call, length_max: int) -> None:
+    def make_way(
+        self,
+        queue: deque[Waiter],
+        call: Call,
+        length_max: int,
+    ) -> None:
         """Let a request into a queue; a full one gives way to a key that has fewer in it.
 
         Raises: PoolerError (pool_busy).
@@ -10985,17 +11037,22 @@ class Shared:
             return
 
         counts = Counter(waiter.call.key_name for waiter in queue)
-        most, count = max(counts.items(), key=lambda pair: pair[1], default=(("", ""), 0))
+        most, count = max(
+            counts.items(),
+            key=lambda pair: pair[1],
+            default=(("", ""), 0),
+        )
         if counts[call.key_name] + 1 >= count:
             raise PoolerError("pool_busy")
 
-        newest = next(one for one in reversed(queue) if one.call.key_name == most)
+        newest = next(waiter for waiter in reversed(queue) if waiter.call.key_name == most)
         queue.remove(newest)
         newest.is_displaced = True
         newest.served.set()
 
     def current(self, call: Call) -> Call:
         """The call with its pool as it is now: a choice is made among accounts as they are."""
+        # A reload may have dropped the pool: then the call has no account left.
         pool = self.config.pools.get(call.pool.name)
         if pool is call.pool:
             return call
@@ -11004,6 +11061,8 @@ class Shared:
     def find_place(self, waiter: Waiter) -> Place | None:
         """A place that is free now, and worth taking."""
         now, call = trio.current_time(), self.current(waiter.call)
+        # A session's own account has its prompt in a cache: if it is back before the deadline, that
+        # costs less than to have another account read all of it.
         if self.roster.returns_at(call, waiter.tried, now) <= waiter.deadline:
             return None
         for account in self.roster.ranked(call, waiter.tried, now):
@@ -11012,6 +11071,7 @@ class Shared:
         return None
 
     def end_lease(self, lease: Lease) -> None:
+        """End a lease; whoever waits for the room that it leaves gets it now."""
         self.roster.end(lease)
         self.assign_waiters()
 
@@ -11022,8 +11082,9 @@ class Shared:
                 pass
 
     def assign_one(self, queue: deque[Waiter]) -> bool:
-        """Whether somebody could be served."""
+        """Serve one waiter of the queue; whether any could be served."""
         by_key = self.roster.places.of_key
+        # Sorting is stable: requests of keys that have equally many stay in their order.
         for waiter in sorted(queue, key=lambda waiter: by_key[waiter.call.key_name]):
             if place := self.find_place(waiter):
                 waiter.place = place
@@ -11054,7 +11115,12 @@ class Deadline:
         """The milliseconds since the request began."""
         return round((trio.current_time() - self.began_at) * 1000)
 
-    def begin(self, stage: Stage, timer: str, seconds: float = math.inf) -> None:
+    def begin(
+        self,
+        stage: Stage,
+        timer: str,
+        seconds: float = math.inf,
+    ) -> None:
         """Begin a stage, which the limit `timer` bounds to so many seconds."""
         self.stage, self.timer = stage, timer
         self.at = trio.current_time() + seconds
@@ -11075,6 +11141,7 @@ class Deadline:
 
         Raises: DeadlinePassed; PoolerError (the stop code).
         """
+        # Checked before and after: a stop may come while nothing waits, or end the wait itself.
         if not self.stop_code():
             with trio.CancelScope(deadline=until) as self.scope:
                 return await wait(*args)
@@ -11084,7 +11151,7 @@ class Deadline:
 
 
 class Reply(Protocol):
-    """What a client is answered through: a response of HTTP, or the events of a WebSocket's turn.
+    """What carries the response to a client: HTTP, or the events of a WebSocket's turn.
 
     A stream is started, fed and ended; a response in one piece, or an error in place of either, is
     one call.  Everything that waits raises ClientGone.
@@ -11099,7 +11166,12 @@ class Reply(Protocol):
     def is_gone(self) -> bool:
         """Whether the client has left."""
 
-    async def start(self, status: int, headers: Sequence[Field], events: Sequence[bytes]) -> None:
+    async def start(
+        self,
+        status: int,
+        headers: Sequence[Field],
+        events: Sequence[bytes],
+    ) -> None:
         """Begin a stream with its first events."""
 
     def put(self, events: Sequence[bytes]) -> bool:
@@ -11115,7 +11187,12 @@ class Reply(Protocol):
         """End the stream with these events."""
 
     async def respond(
-        self, status: int, body: bytes, headers: Sequence[Field] = JSON, *, is_own: bool = True
+        self,
+        status: int,
+        body: bytes,
+        headers: Sequence[Field] = JSON,
+        *,
+        is_own: bool = True,
     ) -> None:
         """Send a response in one piece; `is_own`: it is the pooler's, not an upstream's."""
 
@@ -11143,12 +11220,22 @@ class HttpReply:
         """Whether the client has closed, or takes nothing any more."""
         return self.connection.is_gone
 
-    async def start(self, status: int, headers: Sequence[Field], events: Sequence[bytes]) -> None:
+    async def start(
+        self,
+        status: int,
+        headers: Sequence[Field],
+        events: Sequence[bytes],
+    ) -> None:
         """Send the head of a stream and its first events as one chunk."""
         await self._begin(status, headers, b"".join(events), None)
 
     async def respond(
-        self, status: int, body: bytes, headers: Sequence[Field] = JSON, *, is_own: bool = True
+        self,
+        status: int,
+        body: bytes,
+        headers: Sequence[Field] = JSON,
+        *,
+        is_own: bool = True,
     ) -> None:
         """Send a response with its Content-Length."""
         if is_own:
@@ -11162,10 +11249,19 @@ class HttpReply:
         self.record.code = error.record_code
         body, content_type = error.content()
         headers = [("content-type", content_type), *error.headers]
-        await self.respond(error.status, body, headers, is_own=error.answer is None)
+        await self.respond(
+            error.status,
+            body,
+            headers,
+            is_own=error.answer is None,
+        )
 
     async def _begin(
-        self, status: int, headers: Sequence[Field], body: bytes, length: int | None
+        self,
+        status: int,
+        headers: Sequence[Field],
+        body: bytes,
+        length: int | None,
     ) -> None:
         """Send the head and the first of the body; without a length it is streamed."""
         is_stream = length is None
@@ -11181,6 +11277,7 @@ class HttpReply:
         self.record.bytes_out += len(body)
 
         raw = format_response_head(status, [*headers, *self._own_headers(length)])
+        # A short body goes out with its head in one system call; joining a large one would copy it.
         if len(body) < RECEIVE_BYTES:
             await self.connection.send(raw + body)
         else:
@@ -11218,6 +11315,7 @@ class HttpReply:
             return True
         self.record.bytes_out += len(body)
         framed = self._framed(body)
+        # What the socket does not take is left for `flush`: only that may wait for the client.
         self.unsent = framed[self.connection.wire.send_now(framed) :]
         return not self.unsent
 
@@ -11317,9 +11415,13 @@ class HttpSource:
 
         Raises: BadSyntax, where it is neither.
         """
-        if self.is_blank and (start := received.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1]):
-            self.is_blank = False
+        # JSON begins with a bracket, a stream of events with the name of a field or a colon.  White
+        # space before either decides nothing.
+        if self.is_blank:
+            start = received.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1]
+            self.is_blank = not start
             self.whole = bytearray() if start in {b"{", b"["} else None
+
         if self.whole is None:
             return received
 
@@ -11329,6 +11431,7 @@ class HttpSource:
         if received:
             return b""
 
+        # The end has come: what was collected is one JSON value.
         body, self.whole = bytes(self.whole), bytearray()
         value = load_object(body, WHOLE_MEMBERS_MAX)
         if keeps_error and is_error(value):
@@ -11343,7 +11446,10 @@ class HttpSource:
 
 
 class Outgoing(NamedTuple):
-    """A request for an account's upstream, and what reads the events of its response."""
+    """A request for an account's upstream, and what reads the events of its response.
+
+    The body is what this account gets: translated, or with the model's name replaced, as required.
+    """
 
     endpoint: Endpoint
     path: str
@@ -11381,7 +11487,12 @@ class HttpTransport:
         Raises: ConnectFailed; PoolerError (the stop code).
         """
         way = (endpoint.account.base_url, endpoint.tls, endpoint.proxy)
-        stream = await self.deadline.bounded(math.inf, connect, self.shared.dial, *way)
+        stream = await self.deadline.bounded(
+            math.inf,
+            connect,
+            self.shared.dial,
+            *way,
+        )
         self.shared.roster.note_reached(endpoint.account)
         self.upstream = UpstreamConnection(stream)
         return self.upstream
@@ -11415,6 +11526,7 @@ class HttpTransport:
             else:
                 return HttpSource(upstream, outgoing.scanner)
 
+            # Its upstream had closed it before it had the whole request: nothing is done twice.
             self.upstream = None
             await upstream.close()
 
@@ -11424,9 +11536,12 @@ class HttpTransport:
         if upstream is None:
             return
 
-        may_keep = upstream.is_reusable and not (self.has_gone() or self.shared.is_draining)
-        may_keep = may_keep and self.shared.is_current(endpoint)
-        if not (may_keep and self.shared.idle.give(endpoint, upstream)):
+        shared = self.shared
+        # After a reload the account's address or credentials may be others: then it is closed.
+        may_keep = upstream.is_reusable and shared.is_current(endpoint)
+        if self.has_gone() or shared.is_draining:
+            may_keep = False
+        if not (may_keep and shared.idle.give(endpoint, upstream)):
             await upstream.close()
 
 
@@ -11475,7 +11590,12 @@ class Exchange:
 
     async def read_body(self, limits: Limits) -> None:
         """Read the request's body, in time.  Raises: PoolerError, ClientGone."""
-        read = functools.partial(self.connection.read_body, self.head, limits, self.held)
+        read = functools.partial(
+            self.connection.read_body,
+            self.head,
+            limits,
+            self.held,
+        )
         until = self.deadline.began_at + BODY_SECONDS_MAX
         try:
             if self.connection.wire.holds(self.head.framing):  # a deadline is not worth its cost
@@ -11518,6 +11638,7 @@ class Exchange:
 
 @functools.lru_cache(maxsize=1)
 def http_date(unix_seconds: int) -> str:
+    """A time as a Date header shows it (RFC 9110 §5.6.7), formatted once a second."""
     return time.strftime(_HTTP_DATE, time.gmtime(unix_seconds))
 
 
@@ -11525,8 +11646,11 @@ def crossing_headers(frame: Mapping[str, Json]) -> dict[str, Json]:
     """The headers that a frame of an upstream's WebSocket has, as far as a client may see them."""
     if "headers" not in frame:
         return {}
-    given = object_of(frame["headers"])
-    return {"headers": {name: given[name] for name in given if name.lower() in NATIVE_TO_CLIENT}}
+    headers = object_of(frame["headers"])
+    crossing: JsonDict = {
+        name: value for name, value in headers.items() if name.lower() in NATIVE_TO_CLIENT
+    }
+    return {"headers": crossing}
 
 
 TROUBLES: Final = {
@@ -11591,7 +11715,8 @@ async def await_head(exchange: Exchange, call: Call, source: Source) -> Response
         if until >= deadline_at:
             raise DeadlinePassed
 
-        if not (reply.is_started or call.is_socket):  # there an error is a message
+        # A WebSocket has no head to send, and an error can still be a message of its own.
+        if not (reply.is_started or call.is_socket):
             await reply.start(200, stream_headers(()), ())
         await reply.comment(is_native=call.is_native)
         comment_at = trio.current_time() + exchange.limits.comment_seconds
@@ -11616,6 +11741,7 @@ class LimitNews:
 
     def note_quota(self, windows: Sequence[Window]) -> None:
         """Take news of a quota: of each family of windows the latest counts."""
+        # A response may name a quota twice, in its head and in an event: the later one is right.
         families = {window.family for window in windows}
         kept = [window for window in self.words.windows if window.family not in families]
         latest = [*kept, *windows][-QUOTA_WINDOWS_MAX:]
@@ -11627,12 +11753,16 @@ class LimitNews:
         """The fault, with what only the response and its request know of it."""
         if fault.effect is Effect.LACKS_ROUTE:
             return fault._replace(about=call.path)
-        return classify_limit(fault, self.words, self.account.name_of(call.model))
+        return classify_limit(
+            fault,
+            self.words,
+            self.account.name_of(call.model),
+        )
 
 
 @dataclass(eq=False, slots=True)
 class Opened:
-    """The response to an attempt, from its head on: what it says, and what the client gets of it.
+    """The response to an attempt, from its head on, and what the client gets of it.
 
     `open` reads it up to the first content; from there on it is the relay's.
     """
@@ -11679,6 +11809,7 @@ class Opened:
             seconds = self.account.first_event_seconds
             deadline.begin(Stage.HEAD, "first_event_seconds_max", seconds)
 
+        # A response other than 2xx is a refusal: its body says why, and nothing of it is an event.
         head = await await_head(self.exchange, self.call, self.source)
         deadline.stage = Stage.BODY
         if head is not None:
@@ -11691,7 +11822,12 @@ class Opened:
             raise BadSyntax("content-encoding")
         if not self.is_streamed:
             read = self.source.read_body
-            self.body = await deadline.bounded(deadline.at, read, UNARY_BYTES_MAX, self.held)
+            self.body = await deadline.bounded(
+                deadline.at,
+                read,
+                UNARY_BYTES_MAX,
+                self.held,
+            )
             return self.note_response()
         # A website's; a stream without any type is fine (F30).
         if "html" in self.headers.get("content-type", "").lower():
@@ -11701,8 +11837,8 @@ class Opened:
     def note_response(self) -> Fault | None:
         """Note what a response in one piece says, or why it is an error posing as a success.
 
-        Where to read it would take long it is passed on unread, and nothing is known of it.
-        Raises: BadSyntax, where it is no JSON.
+        One that would take long to read is passed on unread, and nothing is noted.
+        Raises: BadSyntax, if it is not JSON.
         """
         value: Json = None
         if len(self.body) <= UNARY_READ_BYTES_MAX:
@@ -11748,6 +11884,7 @@ class Opened:
             if error.code != "pool_busy":
                 raise
 
+        # What the body says is used where there is one; status and headers suffice without it.
         fault = classify_response(
             self.status,
             self.headers,
@@ -11790,6 +11927,7 @@ class Opened:
             if error := self.source.take_error():
                 return self.fault_of(*error)
 
+            # None of these is sent yet: until the first content another account can still be asked.
             events = self.take(received)
             self.events += events
             byte_count += sum(map(len, events))
@@ -11855,7 +11993,8 @@ class Opened:
             return self.masked(shown) if self.call.is_stream else []
         if self.scanner.terminal is None and not self.scanner.has_done:  # as nearly always
             return [event.raw for event in events]
-        return self.masked([(event, event.raw) for event in events if self.passes(event.kind)])
+        passing = [event for event in events if self.passes(event.kind)]
+        return self.masked([(event, event.raw) for event in passing])
 
     def count_progress(self, events: Sequence[Event]) -> None:
         """Count what is progress; the next event is due from now on."""
@@ -11902,10 +12041,10 @@ class Opened:
         return raw if crossing == value else event_with_data(event, crossing)
 
     def masked(self, shown: Sequence[tuple[Event, bytes]]) -> list[bytes]:
-        """The events as shown, and ours in the place of one that is not for clients.
+        """The events as shown, with our own in place of one that clients must not see.
 
-        An account's own trouble is not; nor is a code of ours that an upstream has used, where its
-        events need not stay its own.
+        They must not see an account's own trouble, nor, in a response that is translated anyway, a
+        code of ours that an upstream has used.
         """
         texts = [text for _, text in shown]
         if self.scanner.failure is not None:
@@ -11917,7 +12056,7 @@ class Opened:
         return [text for text in texts if text]
 
     def error_instead(self, kind: EventKind) -> PoolerError | None:
-        """The error to show in the place of an event of that kind; None if it may be shown."""
+        """The error to show in place of an event of this kind; None if the event may be shown."""
         failure = self.scanner.failure or {}
         if kind is not EventKind.FAILURE:
             return None
@@ -11929,12 +12068,20 @@ class Opened:
     def failure_event(self, error: PoolerError, *, is_instead: bool = False) -> bytes:
         """Our terminal event; `is_instead`: in the place, and with the number, of the latest."""
         request_id = self.exchange.record.request_id
-        return self.scanner.failure_event(error, request_id, self.call.kind, is_instead=is_instead)
+        return self.scanner.failure_event(
+            error,
+            request_id,
+            self.call.kind,
+            is_instead=is_instead,
+        )
 
 
 @dataclass(eq=False, slots=True)
 class Attempt:
-    """A request sent to one account: `open` has its response, or why there is none."""
+    """A request sent to one account: `open` has its response, or why there is none.
+
+    A repair, for instance a new token, is another attempt at the same account.
+    """
 
     exchange: Exchange
     call: Call
@@ -11943,9 +12090,9 @@ class Attempt:
     credentials: Credentials | None = None  # that a codex account was asked with
 
     async def open(self, rejected: Credentials | None) -> Opened | Fault:
-        """Ask, and read the response up to its first content.
+        """Send the request, and read the response up to its first content.
 
-        `rejected`: the credentials that this account was refused with just now.
+        `rejected`: the credentials that this account's upstream has just refused.
         Raises: PoolerError (the stop code, invalid_value, pool_busy), ClientGone.
         """
         try:
@@ -11960,6 +12107,7 @@ class Attempt:
         """As `open`.  Raises also: LoginNeeded, TRANSPORT_ERRORS."""
         exchange, call, account = self.exchange, self.call, self.endpoint.account
         exchange.is_sent = False
+        # Only a codex account's token may need a refresh, which waits and so must be bounded.
         login = (exchange.shared.tokens, self.endpoint, rejected)
         if account.is_codex:
             identity = await exchange.deadline.bounded(math.inf, identify, *login)
@@ -11967,6 +12115,7 @@ class Attempt:
             identity = await identify(*login)
         self.credentials = identity.credentials
 
+        # What is sent is translated if this account speaks another form than the client.
         body, translator = await self.prepare()
         kind = CallKind.RESPONSES if account.is_codex else call.kind
         is_translated = translator is not None
@@ -11978,9 +12127,18 @@ class Attempt:
         if isinstance(source, Fault):
             return source
 
+        # From here on the upstream may be at work: a repetition could do everything twice.
         exchange.is_spent = exchange.is_sent = True
         exchange.replace_body(exchange.body)  # what was made of it has been sent
-        opened = Opened(exchange, call, account, source, scanner, translator, self.held)
+        opened = Opened(
+            exchange,
+            call,
+            account,
+            source,
+            scanner,
+            translator,
+            self.held,
+        )
         return await opened.open() or opened
 
     async def prepare(self) -> tuple[bytes, Translator | None]:
@@ -11997,6 +12155,7 @@ class Attempt:
             body, include_usage = await self.translate()
         exchange.held.grow(len(body))
 
+        # The end of a stream may lack items that came before it, so they are kept, within a bound.
         bytes_max = min(UNARY_BYTES_MAX, TRANSLATED_BYTES_MAX)
         output = OutputCollector(bytes_max, not call.is_stream)
         if call.kind is CallKind.RESPONSES:
@@ -12034,6 +12193,7 @@ class Attempt:
         await yield_after(exchange.body)
 
         model = account.name_of(call.model)
+        # The account's own catalogue says which reasoning efforts the model has.
         efforts = exchange.shared.roster.health_of(account).efforts_of(model)
         translated = uncollected(to_codex, call.kind, value, model, efforts)
         translated |= members_of(value, exchange.carried)
@@ -12053,10 +12213,14 @@ class Attempt:
         if not account.is_codex:
             return forwarded(client, FORWARDED_TO_UPSTREAM)
         if not call.is_native:
-            session = [("session-id", call.session.hex())] if call.session else []
-            accepted = "application/json" if call.is_unary else "text/event-stream"
-            own = [("accept", accepted), ("originator", "codex-pooler")]  # F18
-            return [*own, ("version", exchange.shared.version_for(account)), *session]
+            own = [
+                ("accept", "application/json" if call.is_unary else "text/event-stream"),
+                ("originator", "codex-pooler"),  # F18
+                ("version", exchange.shared.version_for(account)),
+            ]
+            if call.session:
+                own.append(("session-id", call.session.hex()))
+            return own
 
         roster = exchange.shared.roster
         return [
@@ -12078,7 +12242,10 @@ def stream_headers(headers: Sequence[Field]) -> list[Field]:
 
 @dataclass(eq=False, slots=True)
 class Relay:
-    """Hands an opened response to the client, to its end."""
+    """Hands an opened response to the client, to its end.
+
+    From here on no other account can be asked: what fails now is reported in the stream.
+    """
 
     exchange: Exchange
     call: Call
@@ -12095,7 +12262,12 @@ class Relay:
         exchange, opened = self.exchange, self.opened
         exchange.record.account = opened.account.name
         exchange.replace_body(b"")
-        exchange.shared.roster.note_served(self.call, opened.account, trio.current_time())
+        # The session's next request may come before this response is complete, and belongs here.
+        exchange.shared.roster.note_served(
+            self.call,
+            opened.account,
+            trio.current_time(),
+        )
         headers = self.headers()
         # A stream may take an hour, and there may be a thousand: their heads have served.
         exchange.head = exchange.head._replace(headers=NO_FIELDS)
@@ -12105,7 +12277,12 @@ class Relay:
             if opened.is_streamed:
                 await self.relay(headers)
             else:
-                await exchange.reply.respond(opened.status, opened.body, headers, is_own=False)
+                await exchange.reply.respond(
+                    opened.status,
+                    opened.body,
+                    headers,
+                    is_own=False,
+                )
         finally:
             self.note_outcome(lease)
 
@@ -12115,6 +12292,7 @@ class Relay:
         if not call.is_native:
             return forwarded(opened.headers, FORWARDED_TO_CLIENT)
 
+        # The turn state is worth something at the account that made it, and nowhere else (F22).
         state = opened.headers.get(TURN_STATE)
         shared.roster.sessions.note_owner(opened.account, call, TURN_STATE, state)
         now, unix_now = trio.current_time(), shared.unix_now()
@@ -12124,28 +12302,40 @@ class Relay:
     def note_outcome(self, lease: Lease) -> None:
         """Record what the outcome says about the account, and whose the response is."""
         exchange, call, opened = self.exchange, self.call, self.opened
-        roster, account, scanner = exchange.shared.roster, opened.account, opened.scanner
+        account, scanner = opened.account, opened.scanner
+        roster = exchange.shared.roster
         exchange.record.tokens = scanner.usage
+
+        # Later requests that name this response must reach the account that has it.
         is_kept = call.kind is CallKind.RESPONSES and account.is_codex
         if call.is_stored or is_kept:
-            roster.sessions.note_owner(account, call, "response", scanner.response.get("id"))
+            roster.sessions.note_owner(
+                account,
+                call,
+                "response",
+                scanner.response.get("id"),
+            )
         if exchange.reply.is_whole and exchange.record.code is None:
             roster.note_success(lease)
-        elif (fault := opened.classify_failure()) and fault.effect is not Effect.LACKS_MODEL:
-            # Too late for this request; the next ones need not run into it.
+            return
+
+        # Too late for this request; the next ones need not run into it.
+        fault = opened.classify_failure()
+        if fault is not None and fault.effect is not Effect.LACKS_MODEL:
             roster.note_fault(account, fault, call.model, trio.current_time())
 
     async def relay(self, headers: list[Field]) -> None:
         """Relay events to the end, ours if the upstream's does not come; or collect them.
 
         What went wrong, here or upstream, is the record's `code`.
-        Raises: ClientGone; PoolerError, where nothing has been said and an error can be.
+        Raises: ClientGone; PoolerError, where nothing was sent and an error still can be.
         """
         exchange, scanner = self.exchange, self.opened.scanner
         if exchange.reply.is_started or self.is_sent_as_events():
             await self.start_events(headers)
         exchange.has_ended = scanner.terminal is not None
 
+        # Whatever happens in between, a stream that was begun gets exactly one terminal event.
         trouble = await self.relay_on()
         last: list[bytes] = []
         error = self.failure_after(trouble)
@@ -12252,6 +12442,7 @@ class Relay:
                 self.end_at = trio.current_time() + AFTER_TERMINAL_SECONDS_MAX
                 self.comment_at = self.comment_seconds = math.inf
 
+            # Which of the three has come is decided by the clock once the wait is over.
             until = min(self.comment_at, deadline.at, self.end_at)
             try:
                 await deadline.bounded(until, self.pump)
@@ -12281,6 +12472,7 @@ class Relay:
             events = opened.take(await source.receive())
             if events:
                 self.comment_at = trio.current_time() + self.comment_seconds
+                # Held before they are put: a client that takes nothing makes them stay in memory.
                 opened.hold_unsent(sum(map(len, events)))
                 if not reply.put(events):
                     return
@@ -12290,7 +12482,10 @@ class Relay:
 
 @dataclass(eq=False, slots=True)
 class Tries:
-    """Which accounts a call has been sent to, or need not be sent to."""
+    """Which accounts a call has been sent to, or need not be sent to.
+
+    The accounts of one host that is down could use up all attempts: it is passed over as a whole.
+    """
 
     tried: list[str] = field(default_factory=list)
     unreached: Counter[str] = field(default_factory=Counter)  # failures to connect, by host
@@ -12305,6 +12500,7 @@ class Tries:
         """Count a host that did not connect; after some it is worth no other account's try."""
         if fault.cause is None or fault.cause in _OF_TRUST:
             return
+        # Accounts share hosts: after some failures the host is the trouble, not the account.
         address = account.base_url.address
         self.unreached[address] += 1
         if self.unreached[address] >= CONNECTS_MAX:
@@ -12314,21 +12510,25 @@ class Tries:
 
 
 async def serve_call(exchange: Exchange, call: Call) -> None:
-    """The attempts: at most `attempts_max` accounts, until one answers.  Raises: PoolerError."""
+    """Try accounts, at most `attempts_max`, until one serves the call.  Raises: PoolerError."""
     shared, tries = exchange.shared, Tries()
     while True:
         place = await shared.take_place(exchange, call, tries.passed_over)
         call, account = shared.current(call), place.lease.account
+        # Recorded before it begins, so that an attempt that is cancelled is in the record, too.
         exchange.record.attempts.append({"account": account.name})
         try:
             fault = await try_account(exchange, call, place)
         finally:
+            # Also after a cancellation.  The lease ends last: whoever gets its room may use the
+            # connection again.
             with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                 await exchange.transport.release(place.endpoint)
             shared.end_lease(place.lease)
         if fault is None:
             return
 
+        # An account is tried once, but for a session's own that is back in a moment.
         exchange.record.attempts[-1]["reason"] = fault.reason
         if not is_back_soon(exchange, call, account, fault):
             tries.tried.append(account.name)
@@ -12338,7 +12538,7 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
 
 
 async def try_account(exchange: Exchange, call: Call, place: Place) -> Fault | None:
-    """Have one account serve the call; why it has not, where the client has nothing of it.
+    """Have one account serve the call; the fault, if it failed before the client got anything.
 
     Raises: PoolerError, ClientGone.
     """
@@ -12352,16 +12552,27 @@ async def try_account(exchange: Exchange, call: Call, place: Place) -> Fault | N
     fault = opened
     exchange.is_spent &= not fault.is_refusal
     await shared.look_at_logins(call.pool.accounts)  # a refresh of ours is no new file
-    shared.roster.note_fault(account, fault, call.model, trio.current_time())
+    shared.roster.note_fault(
+        account,
+        fault,
+        call.model,
+        trio.current_time(),
+    )
     return fault
 
 
-def is_back_soon(exchange: Exchange, call: Call, account: Account, fault: Fault) -> bool:
+def is_back_soon(
+    exchange: Exchange,
+    call: Call,
+    account: Account,
+    fault: Fault,
+) -> bool:
     """Whether the account that has just failed is the session's own, and worth one wait."""
     roster, now = exchange.shared.roster, trio.current_time()
     if fault.effect not in {Effect.LIMITED, Effect.MODEL_LIMITED}:
         return False
     names = [attempt["account"] for attempt in exchange.record.attempts]
+    # Another account would have to read the whole prompt again, without the cache of this one.
     pin = roster.sessions.pin_of(call, now)
     is_own = pin is not None and pin.account == account.name
     is_first = names.count(account.name) == 1
@@ -12375,6 +12586,7 @@ async def without_reasoning(exchange: Exchange) -> bytes:
         return body
 
     async with exchange.shared.unpacking(exchange.holder, len(body)):
+        # A large body takes long to parse and to dump: others run between the steps.
         value = drop_reasoning(parse_again(body))
         await yield_after(body)
         if value is None:
@@ -12386,14 +12598,18 @@ async def without_reasoning(exchange: Exchange) -> bytes:
 
 
 async def open_repaired(
-    exchange: Exchange, call: Call, place: Place, held: HeldBytes
+    exchange: Exchange,
+    call: Call,
+    place: Place,
+    held: HeldBytes,
 ) -> Opened | Fault:
     """An opened response, tried once more with a new token, a new WebSocket, or no reasoning.
 
     Raises: PoolerError (the stop code, invalid_value, pool_busy), ClientGone.
     """
     roster, account = exchange.shared.roster, place.lease.account
-    noted = exchange.record.attempts[-1]
+    entry = exchange.record.attempts[-1]
+    # What another account has encrypted this one cannot read: it would refuse the whole request.
     if roster.sessions.has_foreign_reasoning(call, account, place.lease.began_at):
         exchange.replace_body(await without_reasoning(exchange))
 
@@ -12412,6 +12628,7 @@ async def open_repaired(
             Action.REFRESH: account.is_codex,
             Action.REPAIR: body is not exchange.body,
         }
+        # Each repair is tried once: a second refusal shows that it did not help.
         if action in repairs or not can_help.get(action, False):
             return opened
 
@@ -12419,11 +12636,12 @@ async def open_repaired(
         held.replace(0)
         repairs.add(action)
         if action is Action.REFRESH:
-            rejected, noted["renewed"] = attempt.credentials, True
+            rejected = attempt.credentials
+            entry["renewed"] = True
         elif action is Action.REPAIR:
             exchange.replace_body(body)
             roster.sessions.pin(call, account, True, trio.current_time())
-            noted["repaired"] = True
+            entry["repaired"] = True
 
 
 # An upstream that says one of these has not begun the work.
@@ -12440,7 +12658,12 @@ REPEATED_AFTER: Final[Mapping[str, frozenset[Effect]]] = {
 }
 
 
-def final_error(exchange: Exchange, call: Call, tries: Tries, fault: Fault) -> PoolerError | None:
+def final_error(
+    exchange: Exchange,
+    call: Call,
+    tries: Tries,
+    fault: Fault,
+) -> PoolerError | None:
     """The client's error after this fault; None if another account must be asked."""
     if may_repeat(exchange, call, fault) and is_account_left(exchange, call, tries):
         return None
@@ -12574,7 +12797,7 @@ class Frames:
     async def stop(self) -> None:
         """End the reader: nothing waits for the connection any more."""
         with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-            await trio.lowlevel.checkpoint()  # a bug that it is ending with is told first
+            await trio.lowlevel.checkpoint()  # a bug that it ends with is reported first
             self.reading.cancel()
             await self.has_read.wait()
 
@@ -12604,7 +12827,10 @@ class Frames:
     async def put(self, message: bytes | None) -> None:
         """Send a message; None: a sign of life (RFC 6455 §5.5.3).  Raises: PeerClosed."""
         try:
-            await (self.socket.pong() if message is None else self.socket.send_message(message))
+            if message is None:
+                await self.socket.pong()
+            else:
+                await self.socket.send_message(message)
         except self.library.ConnectionClosed:
             # Nobody takes any more what has been read, and the library would go through all of it.
             self.reading.cancel()
@@ -12716,8 +12942,8 @@ class Frames:
         """Send frames; messages are text, which the library is not given as such."""
         if self.socket is None and not self.is_client:
             # The library asks for what the upstream has agreed to already.
-            asked = parse_request_head(bytes(data))
-            self.head = upgraded_head(asked.headers["sec-websocket-key"])
+            request = parse_request_head(bytes(data))
+            self.head = upgraded_head(request.headers["sec-websocket-key"])
             await trio.lowlevel.checkpoint()
             return
 
@@ -12834,10 +13060,14 @@ class SocketSource:
         if not status:
             return None
 
-        given = object_of(value.get("headers")).items()
-        headers = {field.lower(): text for field, text in given if isinstance(text, str)}
+        headers = {
+            field.lower(): text
+            for field, text in object_of(value.get("headers")).items()
+            if isinstance(text, str)
+        }
         if sum(map(len, itertools.chain(*headers.items()))) > UPSTREAM_HEAD_BYTES_MAX:
             raise BadSyntax("head too large")
+        # The body is the frame itself, which is JSON whatever its headers claim.
         headers["content-type"] = "application/json"
         return ResponseHead(status, headers, NO_BODY, keeps_alive=True)
 
@@ -12930,7 +13160,7 @@ class ClientSocket:
         """Await `work`; a bug in it ends the turn in progress, with its event, and then this."""
         try:
             await work()
-        except Exception:  # noqa: BLE001 (a bug is logged, and told)
+        except Exception:  # noqa: BLE001 (a bug is logged, and reported)
             self.has_bug = True
             self.note_bug()
             self.end(1011, "internal_error")
@@ -12938,6 +13168,7 @@ class ClientSocket:
     async def read_frames(self) -> None:
         """Take the client's frames as they come; its hang-up ends everything."""
         try:
+            # Calls are served in order; a client that sends far ahead is not worth the memory.
             while len(self.waiting) <= TURNS_WAITING_MAX:
                 self.waiting.append(await self.frames.take())
                 self.note_change()
@@ -13063,10 +13294,16 @@ class SocketReply:
         body = try_load_object(error.content()[0])
         if not self.client.native_path:  # an upstream's frame may hold headers of the account
             body = {"error": body.get("error") or body}
-        shown = {"type": "error", "status": error.status, **body, **crossing_headers(body)}
-        if headers := {name.lower(): value for name, value in error.headers}:
-            shown["headers"] = headers
-        await self.respond(error.status, dump_json(shown))
+        event = {
+            "type": "error",
+            "status": error.status,
+            **body,
+            **crossing_headers(body),
+        }
+        headers = {name.lower(): value for name, value in error.headers}
+        if headers:
+            event["headers"] = headers
+        await self.respond(error.status, dump_json(event))
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -13119,11 +13356,15 @@ class SocketTransport:
         only another WebSocket knows (F23).
         """
         kept = self.client.upstream
+        # A login or an address that has changed since needs a connection of its own.
         if kept is not None and not kept.serves(owner):
             kept = None
-        known = kept.response_ids if kept is not None else ()
-        if self.anchor and account.is_codex and self.anchor not in known:
-            raise PoolerError("previous_response_not_found")
+        # The backend keeps such a response in the memory of one WebSocket (F23): sent on any other,
+        # the turn would fail there.
+        if self.anchor and account.is_codex:
+            response_ids = kept.response_ids if kept is not None else ()
+            if self.anchor not in response_ids:
+                raise PoolerError("previous_response_not_found")
         return kept
 
     async def put(self, upstream: UpstreamSocket, body: bytes) -> None:
@@ -13192,6 +13433,7 @@ class SocketTransport:
             upstream.idle_scope = trio.CancelScope()
             self.client.start(functools.partial(upstream.watch, upstream.idle_scope))
             return
+        # What was read of the turn and not given to anybody is held no longer.
         source.drop()
         self.client.upstream = None
         await upstream.close()

@@ -13,7 +13,7 @@ ROWS: Rows = (
      "Shared.take_endpoints", "endpoint.login.is_retired = True", "pass",
      "one_value"),
     ("old_version", "A newer version of a client is told from then on.",
-     "Shared.note_version", "self.codex_version = told", "",
+     "Shared.note_version", "self.codex_version = version", "",
      "catalogues::a_newer_version_of_a_client_is_told_from_then_on"),
     ("version_rereads", "Made-up versions have no list read more often.",
      "Shared.note_version", "health.catalogue_at + CATALOGUE_PAUSE_SECONDS", "-math.inf",
@@ -45,7 +45,7 @@ ROWS: Rows = (
      "Exchange.holder", "(self.record.pool or '', self.record.key or '')", "('', '')",
      "limits_hold::all_bodies_together_have_so_many_bytes"),
     ("kept_after_reload", "A connection of before a reload is not used after it.",
-     "HttpTransport.release", "self.shared.is_current(endpoint)", "True",
+     "HttpTransport.release", "shared.is_current(endpoint)", "True",
      "one_value::a_connection_is_not_kept_for_those_who_come_after_a_reload"),
     ("bug_cuts_a_stream", "A stream that a bug has left open gets its end.",
      "Exchange.cut",
@@ -68,9 +68,9 @@ ROWS: Rows = (
      "headers = [*headers, *OWN]",
      "callers::what_an_upstream_said_keeps_its_head"),
     ("head_as_a_list", "The head in an error tells nothing, in any shape.",
-     "crossing_headers", "given = object_of(frame['headers'])",
-     ("given = frame['headers']\n"
-     "if not isinstance(given, dict):\n"
+     "crossing_headers", "headers = object_of(frame['headers'])",
+     ("headers = frame['headers']\n"
+     "if not isinstance(headers, dict):\n"
      "    return {}"),
      "upstream_excess::the_head_in_an_error_tells_nothing_in_any_shape"),
     ("events_of_all", "Events are held for the account that they are of.",
