@@ -1,8 +1,9 @@
 """Proves that clients get the upstream's bytes: all, at once, unchanged, in whole events.
 
-Method: recorded streams (../shared/fixtures beside the checkout, where it is there) and streams of
-our own (tests/support/vectors) are replayed through a running server in memory, whole and cut at
-every byte.  With CI set in the environment all of it runs, else a part that takes half a minute.
+Method: streams of our own (tests/support/vectors), and recordings of real upstreams if
+../shared/fixtures exists next to the checkout, are replayed through a running server in memory,
+whole and cut at every byte.  With CI set in the environment all of it runs, else a part that takes
+half a minute.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ FEW, MANY = 12, 200  # cuts of one stream
 LF, CRLF = b"\n", b"\r\n"
 
 
-def test_the_recorded_streams_are_read_where_they_are() -> None:
+def test_all_recorded_streams_are_read() -> None:
     assert len(OWN) == 6
     if RECORDINGS.is_dir():
         assert len(RECORDED) >= 31

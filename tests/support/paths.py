@@ -9,5 +9,6 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 POOLER: Final = str(ROOT / "pooler.py")
 
 VECTORS: Final = ROOT / "tests" / "support" / "vectors"
+OWN_RECORDINGS: Final = VECTORS / "recorded"  # written by hand, in the form of the others
 RECORDINGS: Final = ROOT.parent / "shared" / "fixtures" / "open"  # of real upstreams, if there
 SNAPSHOT: Final = ROOT / "tests" / "support" / "snapshot.json"

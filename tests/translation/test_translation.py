@@ -1,10 +1,10 @@
 """Proves that a codex account answers a Responses and a Chat client as OpenAI's own API would.
 
-Method: the vectors in tests/support/vectors/*.json go through the pure functions of TRANSLATION.
-Each names what it shows.  In `expect_upstream` the members of ALWAYS
-are left out; in `expect_chunks` what stands in every chunk.  Bodies and events that Hypothesis
-makes up, and recorded streams (../shared/fixtures beside the checkout, where it is there), show
-that nothing else is raised and that no text is lost.
+Method: the vectors in tests/support/vectors/*.json go through the pure functions of TRANSLATION;
+each names what it shows.  `expect_upstream` leaves out the members of ALWAYS, `expect_chunks` what
+every chunk contains.  Bodies and events that Hypothesis makes up, a recording of our own, and
+recordings of real upstreams if ../shared/fixtures exists next to the checkout, show that nothing
+else is raised and that no text is lost.
 """
 
 from __future__ import annotations
@@ -36,14 +36,18 @@ from pooler import (
     drop_reasoning,
     to_codex,
 )
-from tests.support.paths import RECORDINGS, VECTORS
+from tests.support.paths import OWN_RECORDINGS, RECORDINGS, VECTORS
 from tests.support.world import sse_event
 
 Json = Any
 EXAMPLES: Final = pytest.mark.parametrize(
     "examples", [100, pytest.param(1500, marks=pytest.mark.slow)]
 )
-RECORDED: Final = sorted(RECORDINGS.rglob("responses/*.chunks.txt"))
+RECORDED: Final = [
+    path
+    for folder in (OWN_RECORDINGS, RECORDINGS)
+    for path in sorted(folder.rglob("responses/*.chunks.txt"))
+]
 KINDS: Final = {"responses": CallKind.RESPONSES, "chat": CallKind.CHAT}
 ALWAYS: Final = {
     "model": "gpt-5.5",
@@ -450,9 +454,10 @@ def test_an_event_that_is_no_json_harms_nothing(size: int) -> None:
 ################################################################
 
 
-def test_the_recorded_streams_are_read_where_they_are() -> None:
+def test_all_recorded_streams_are_read() -> None:
+    assert any(path.is_relative_to(OWN_RECORDINGS) for path in RECORDED)
     if RECORDINGS.is_dir():
-        assert len(RECORDED) >= 20
+        assert len(RECORDED) >= 21
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
