@@ -10880,7 +10880,7 @@ class Shared:
         for name, endpoint in self.endpoints.items():
             if endpoint.account.is_codex:
                 health = self.roster.health[name]
-                # However many versions clients make up, the list is not asked for more often.
+                # However many versions clients make up, the list is not requested more often.
                 until = health.catalogue_at + CATALOGUE_PAUSE_SECONDS
                 health.catalogue_until = min(health.catalogue_until, until)
 
@@ -10944,7 +10944,7 @@ class Shared:
         return fresh.credentials is not None or not fresh.problem
 
     async def look_at_logins(self, accounts: Iterable[Account]) -> None:
-        """Notice files that have changed, so that nobody waits for an account that needs one.
+        """Notice login files that have changed: an account whose login is back can be chosen again.
 
         And a clock that has: see `Roster.note_time`.
         """
@@ -11001,7 +11001,7 @@ class Shared:
         try:
             await self.wait_for_place(exchange, waiter, deadline)
         except BaseException:
-            if waiter.place is not None:  # served and cancelled at the same moment
+            if waiter.place is not None:  # given a place and cancelled at the same moment
                 self.end_lease(waiter.place.lease)
             raise
         finally:
@@ -11076,7 +11076,7 @@ class Shared:
         self.assign_waiters()
 
     def assign_waiters(self) -> None:
-        """Serve those who can be served: the key that has least first, and in its order."""
+        """Serve the requests that wait: first those of the key with the fewest leases, in order."""
         for queue in self.queues.values():
             while self.assign_one(queue):
                 pass
@@ -11207,7 +11207,7 @@ class HttpReply:
     shared: Shared
     connection: ClientConnection
     record: Record
-    deadline: Deadline  # whose clock says how old the request is
+    deadline: Deadline  # whose clock measures the request's age
     request: RequestHead = UNREAD  # without its headers, which a stream need not keep
     is_started: bool = False
     is_whole: bool = False
@@ -11374,7 +11374,7 @@ class Source(Protocol):
 
 @dataclass(eq=False, slots=True)
 class HttpSource:
-    """A response of HTTP (a `Source`): events, or one piece, also where events were asked for."""
+    """A response of HTTP (a `Source`): events, or one piece, even if a stream was requested."""
 
     connection: UpstreamConnection
     scanner: EventScanner
@@ -11562,7 +11562,7 @@ class Exchange:
     carried: Sequence[str] = ()  # fields that a translated body keeps unchanged
     call: Call | None = None
     use: KeyUse | None = None  # of the key, which counts the call
-    is_spent: bool = False  # an upstream has read it whole, and has not said that it did nothing
+    is_spent: bool = False  # an upstream has read it whole, and may have worked on it
     is_sent: bool = False  # the upstream of the latest attempt has read it whole
     has_ended: bool = False  # a stream's terminal event was sent, or kept for a whole response
     silent_since: float = math.inf  # when the client began to wait, its request being out
@@ -11698,7 +11698,7 @@ async def share_after(message: bytes) -> None:
 async def await_head(exchange: Exchange, call: Call, source: Source) -> ResponseHead | None:
     """The head of the response; in a long silence a stream's client is shown that it goes on.
 
-    However many accounts are asked, to the client it is one silence.  From then on it has its 200,
+    However many accounts are tried, to the client it is one silence.  From then on it has its 200,
     so whatever comes later is reported in its stream.
     """
     deadline, reply = exchange.deadline, exchange.reply
@@ -11724,14 +11724,14 @@ async def await_head(exchange: Exchange, call: Call, source: Source) -> Response
 
 @dataclass(eq=False, slots=True)
 class LimitNews:
-    """What a response says of its account's limits: noted, and used to classify its error."""
+    """What a response reports of its account's limits, which also serves to classify its error."""
 
     shared: Shared
     account: Account
     words: LimitWords = NO_LIMIT_WORDS  # so far
 
     def note_head(self, headers: Headers, messages: Sequence[bytes]) -> None:
-        """Note what the head of a codex account's response says, and what came in front of it."""
+        """Note the limits that a codex account reports, in the head or in messages before it."""
         if not self.account.is_codex:
             return
         self.words = read_limit_words(headers)
@@ -11835,7 +11835,7 @@ class Opened:
         return await self.hold()
 
     def note_response(self) -> Fault | None:
-        """Note what a response in one piece says, or why it is an error posing as a success.
+        """Note id and usage of a response in one piece; the fault, if it is an error in a 200.
 
         One that would take long to read is passed on unread, and nothing is noted.
         Raises: BadSyntax, if it is not JSON.
@@ -11871,7 +11871,7 @@ class Opened:
     async def read_refusal(self) -> Fault:
         """What a response other than 2xx means.
 
-        The status alone says enough: a body that is cut, late or without room takes nothing of it.
+        The status alone suffices if the body is cut or late, or there is no room for it.
         """
         deadline, body, is_whole = self.exchange.deadline, b"", False
         until = min(deadline.at, trio.current_time() + ERROR_BODY_SECONDS_MAX)
@@ -11884,7 +11884,7 @@ class Opened:
             if error.code != "pool_busy":
                 raise
 
-        # What the body says is used where there is one; status and headers suffice without it.
+        # Without a body, status and headers still distinguish a limit from a refusal or an outage.
         fault = classify_response(
             self.status,
             self.headers,
@@ -11910,7 +11910,7 @@ class Opened:
     async def hold(self) -> Fault | None:
         """Read events until content or the end of the hold; why the response is none.
 
-        What is read is held, so that after a failure another account can be asked.
+        What is read is held, so that after a failure another account can be tried.
         Raises: as `open`.
         """
         # What is collected for a response in one piece is held to its end.
@@ -11927,7 +11927,7 @@ class Opened:
             if error := self.source.take_error():
                 return self.fault_of(*error)
 
-            # None of these is sent yet: until the first content another account can still be asked.
+            # None of these is sent yet: until the first content another account can still be tried.
             events = self.take(received)
             self.events += events
             byte_count += sum(map(len, events))
@@ -12066,7 +12066,7 @@ class Opened:
         return error
 
     def failure_event(self, error: PoolerError, *, is_instead: bool = False) -> bytes:
-        """Our terminal event; `is_instead`: in the place, and with the number, of the latest."""
+        """Our terminal event; `is_instead`: it replaces the latest, with its sequence number."""
         request_id = self.exchange.record.request_id
         return self.scanner.failure_event(
             error,
@@ -12087,7 +12087,7 @@ class Attempt:
     call: Call
     endpoint: Endpoint
     held: HeldBytes  # of the response
-    credentials: Credentials | None = None  # that a codex account was asked with
+    credentials: Credentials | None = None  # sent with the request, of a codex account
 
     async def open(self, rejected: Credentials | None) -> Opened | Fault:
         """Send the request, and read the response up to its first content.
@@ -12244,7 +12244,7 @@ def stream_headers(headers: Sequence[Field]) -> list[Field]:
 class Relay:
     """Hands an opened response to the client, to its end.
 
-    From here on no other account can be asked: what fails now is reported in the stream.
+    From here on no other account can be tried: what fails now is reported in the stream.
     """
 
     exchange: Exchange
@@ -12300,7 +12300,7 @@ class Relay:
         return forwarded(opened.headers, NATIVE_TO_CLIENT) + quota
 
     def note_outcome(self, lease: Lease) -> None:
-        """Record what the outcome says about the account, and whose the response is."""
+        """Note whether the account served the call well, and which account owns the response."""
         exchange, call, opened = self.exchange, self.call, self.opened
         account, scanner = opened.account, opened.scanner
         roster = exchange.shared.roster
@@ -12493,7 +12493,7 @@ class Tries:
 
     @property
     def passed_over(self) -> list[str]:
-        """The accounts that are not asked again."""
+        """The accounts that are not tried again."""
         return [*self.tried, *self.out_of_reach]
 
     def note_unreached(self, pool: Pool, account: Account, fault: Fault) -> None:
@@ -12644,7 +12644,7 @@ async def open_repaired(
             entry["repaired"] = True
 
 
-# An upstream that says one of these has not begun the work.
+# An upstream that fails with one of these has not begun the work.
 _NOT_BEGUN: Final = frozenset({
     Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED, Effect.FORBIDDEN, Effect.LACKS_MODEL,
     Effect.LACKS_ROUTE,
@@ -12664,11 +12664,11 @@ def final_error(
     tries: Tries,
     fault: Fault,
 ) -> PoolerError | None:
-    """The client's error after this fault; None if another account must be asked."""
+    """The client's error after this fault; None if another account must be tried."""
     if may_repeat(exchange, call, fault) and is_account_left(exchange, call, tries):
         return None
 
-    # What another account may make up for is reported only when none is left to ask.
+    # A model or route that this account lacks, another may have: report it once none is left.
     is_lack = fault.effect in {Effect.LACKS_MODEL, Effect.LACKS_ROUTE}
     if not is_lack and fault.error.code != "no_usable_account":
         return fault.error
@@ -12687,7 +12687,7 @@ def may_repeat(exchange: Exchange, call: Call, fault: Fault) -> bool:
 
 
 def is_account_left(exchange: Exchange, call: Call, tries: Tries) -> bool:
-    """Whether there is an account to ask, now or soon, and an attempt to ask it with."""
+    """Whether an account can be tried, now or soon, and `attempts_max` allows one more."""
     if len(exchange.record.attempts) >= exchange.limits.attempts_max:
         return False
 
@@ -12715,7 +12715,7 @@ _BETA: Final = ("openai-beta", "responses_websockets=2026-02-06")  # F24
 def is_processed_note(frame: bytes) -> bool:
     """Whether a client only reports a response that it has processed (F81).
 
-    It is read as strictly as a call: what says anything else to another reader is none.
+    It is parsed as strictly as a call: a frame that another parser could read differently is none.
     """
     if len(frame) >= KIB:
         return False
@@ -12773,9 +12773,9 @@ class Frames:
         self.has_read = trio.Event()  # there is no reader any more
 
     async def accept(self, start: Start, head: bytes, request_id: str) -> None:
-        """Answer a client's handshake; the library's reader runs from now on.
+        """Accept a client's handshake; the library's reader runs from now on.
 
-        `socket` stays None where the client has gone.
+        `socket` stays None if the client has gone.
         """
         self.start, self.head = start, head
         size_max = self.meter.bytes_max
@@ -12787,7 +12787,7 @@ class Frames:
         self.is_accepted.set()
 
     async def begin(self, start: Start) -> None:
-        """Go on after a handshake with an upstream; the library's reader runs from now on."""
+        """Begin after a handshake with an upstream; the library's reader runs from now on."""
         self.start = start
         size_max = self.meter.bytes_max
         self.socket = await self.library.wrap_client_stream(
@@ -12802,7 +12802,7 @@ class Frames:
             await self.has_read.wait()
 
     async def take(self) -> bytes:
-        """The next whole message, which is held until whoever takes it is `done` with it.
+        """The next whole message, held until its taker calls `done` with it.
 
         Raises: PeerClosed; BadSyntax, if the peer's frames are bad.
         """
@@ -12820,7 +12820,7 @@ class Frames:
         return message
 
     def done(self, message: bytes) -> None:
-        """Hold a message that was taken no longer."""
+        """Stop counting a message that was taken."""
         self.bytes_taken -= len(message)
         self.held.grow(-len(message))
 
@@ -12837,7 +12837,7 @@ class Frames:
             raise PeerClosed from None
 
     async def ping(self) -> None:
-        """Ask the peer whether it is there, and wait until it says so."""
+        """Send a ping, and wait for the pong."""
         self.is_pinging = True
         with contextlib.suppress(self.library.ConnectionClosed):  # its reader has ended
             await self.socket.ping(b"")
@@ -12963,7 +12963,7 @@ class UpstreamSocket:
     """An upstream's WebSocket, which serves one turn after the other.
 
     What comes after the last event of a turn, and before the first of the next one, is of
-    neither.  Where that cannot be told apart no further turn uses it: `is_spent`.
+    neither.  If they cannot be told apart, no further turn uses it: `is_spent`.
     """
 
     owner: bytes  # digest of the account that it was opened for
@@ -13028,7 +13028,7 @@ class SocketSource:
     async def receive_message(self, strays_max: int) -> bytes:
         """The next message of the turn, still held; those of the turn before are dropped.
 
-        Raises: PeerClosed; BadSyntax, also where there are too many of the latter.
+        Raises: PeerClosed; BadSyntax, also if too many of those come.
         """
         for _ in range(strays_max + 1):
             message = await self.socket.take()
@@ -13157,7 +13157,7 @@ class ClientSocket:
         self.nursery.start_soon(self.guard, work)
 
     async def guard(self, work: Work) -> None:
-        """Await `work`; a bug in it ends the turn in progress, with its event, and then this."""
+        """Await `work`; a bug in it ends the turn in progress with an error, then the WebSocket."""
         try:
             await work()
         except Exception:  # noqa: BLE001 (a bug is logged, and reported)
@@ -13227,7 +13227,7 @@ class SocketReply:
 
     client: ClientSocket
     record: Record
-    deadline: Deadline  # whose clock says how old the turn is
+    deadline: Deadline  # whose clock measures the turn's age
     stream_id: str = ""  # echoed on every event
     is_started: bool = False
     is_whole: bool = False
@@ -13350,7 +13350,7 @@ class SocketTransport:
         return self.source
 
     def kept_socket(self, account: Account, owner: bytes) -> UpstreamSocket | None:
-        """The WebSocket of the turn before, if it serves this turn too.
+        """The WebSocket of the previous turn, if it may serve this one, too.
 
         Raises: PoolerError (previous_response_not_found), if the turn continues a response that
         only another WebSocket knows (F23).
@@ -13376,7 +13376,7 @@ class SocketTransport:
             await deadline.bounded(math.inf, upstream.frames.put, body)
 
     async def open_socket(self, outgoing: Outgoing, owner: bytes) -> UpstreamSocket | Fault | None:
-        """A new WebSocket in the place of the one before.
+        """A new WebSocket, which replaces the previous one.
 
         None, if it was refused with a response that is still unread.
         Raises: TRANSPORT_ERRORS; PoolerError (the stop code).
@@ -13453,7 +13453,7 @@ CARRIED: Final[Sequence[str]] = ("type", "previous_response_id", "generate")
 
 @dataclass(eq=False, slots=True)
 class Turn:
-    """What one call on a WebSocket has beside what all calls have."""
+    """What a call on a WebSocket has in addition to an exchange."""
 
     client: ClientSocket
     reply: SocketReply
