@@ -706,14 +706,18 @@ _HOLDERS: Final = (dict, list)  # `dict | list` would make a new type for every 
 
 
 def is_deeper(value: Json, depth_max: int) -> bool:
-    """Whether objects and lists in a value are nested more deeply than that."""
+    """Whether objects and lists in parsed JSON are nested more deeply than that.
+
+    A parser makes no subclasses, and to compare types takes half as long as `isinstance`.
+    """
     holders = [value] if isinstance(value, _HOLDERS) else []
     for _ in range(depth_max):
-        inner: list[Json] = []
-        for holder in holders:
-            members = holder.values() if isinstance(holder, dict) else holder
-            inner += [member for member in members if isinstance(member, _HOLDERS)]
-        holders = inner
+        holders = [
+            member
+            for holder in holders
+            for member in (holder.values() if type(holder) is dict else holder)
+            if type(member) is dict or type(member) is list
+        ]
         if not holders:
             return False
     return True
