@@ -2,7 +2,7 @@
 
 Clients call a narrow `/v1` with a pool key.  Each request goes to one account of that key's pool,
 and the response is streamed back: unchanged from an account with an API key, translated from a
-ChatGPT account.  One file, to be read from top to bottom.
+ChatGPT account.  The program is this one file, which reads from top to bottom.
 
 Words that have one meaning here:
 
@@ -18,11 +18,11 @@ Words that have one meaning here:
     event      one SSE event, or one message of a WebSocket
     response   what a request gets, from its upstream or from the pooler
     fault      a failed attempt, classified: its effect on the account, and the next action
-    cooldown   a time in which an account is not asked; after a demotion it is asked last
+    cooldown   a time in which an account gets no requests; after a demotion it is chosen last
     lease      a place at an account, held until it is given back
     head       the first line and the header fields of a request or a response
 
-The way of a request, and the sections that it passes:
+The steps of serving a request, and the sections that take them:
 
     its connection is accepted and counted    SERVER, CONNECTIONS
     its head is validated                     HTTP SYNTAX, ERRORS
@@ -42,18 +42,19 @@ The way of a request, and the sections that it passes:
 Read these first, in this order: they serve a streamed request to an account with an API key, and
 everything else is a variant of one of them.
 
-    Server.serve_connection, Server.serve_request, ClientConnection.read_head, Server.dispatch,
-    parse_request_head, find_routes, identify_caller, find_owner, Calls.accept, KeyUse.admit,
-    Exchange.read_body, Calls.read, parse_json_object, read_call, serve_call, Shared.take_place,
-    Roster.ranked, try_account, Attempt.open, Attempt.ask, Attempt.fields, HttpTransport.send,
-    request_head, reveal, connect, Deadline.bounded, Opened.open, parse_response_head,
-    Opened.hold, HttpSource.receive, EventScanner.feed, Relay.deliver, HttpReply.start,
-    Relay.relay, HttpReply.flush, Relay.note_outcome, Calls.close
+    Server.serve_connection, Server.serve_request, ClientConnection.read_head, Exchanges.serve,
+    Server.dispatch, parse_request_head, find_routes, identify_caller, find_owner, Calls.accept,
+    KeyUse.admit, Exchange.read_body, Calls.validate, Calls.read, parse_json_object, read_call,
+    serve_call, Shared.take_place, Shared.find_place, Roster.ranked, try_account, Attempt.open,
+    Attempt.ask, Attempt.fields, HttpTransport.send, request_head, reveal, connect,
+    Deadline.bounded, Opened.open, parse_response_head, Opened.hold, HttpSource.receive,
+    EventScanner.feed, Opened.take, Relay.deliver, HttpReply.start, Relay.relay, Relay.pump,
+    HttpReply.put, HttpReply.flush, Relay.note_outcome, Calls.close
 
-Trust: everything that arrives on the listening socket is untrusted; an upstream may see what is
-sent to it, and is otherwise untrusted, too; pools.json decides every destination, but for the
-token endpoint, which CODEX_REFRESH_TOKEN_URL_OVERRIDE moves, as it does for Codex CLI.  A secret
-leaves its `Secret` through one function, `reveal`.
+Trust: everything that arrives on the listening socket is untrusted.  An upstream may see what is
+sent to it, and is otherwise untrusted.  pools.json decides every destination except the token
+endpoint, which CODEX_REFRESH_TOKEN_URL_OVERRIDE moves, as it does for Codex CLI.  A secret leaves
+its `Secret` through one function, `reveal`.
 
 Sections are bottom-up: each uses only what is above it.  Above CONNECTIONS nothing waits, reads a
 clock, draws a random number or touches a file, so all of it can be tested with values.
@@ -13507,8 +13508,8 @@ def parse_mcp_message(body: bytes) -> Json:
 ################################################################
 # From an accepted connection to a request's handler: `serve_connection`, `serve_request` and
 # `dispatch`, which checks Host, Origin, credential and method, in this order, and then calls the
-# handler that ROUTES names.  The parts in front of Server each have one duty, and know what they
-# need of the others by name; `Shared` is what RELAY needs, too.
+# handler that ROUTES names.  The classes before Server have one duty each, and are given the others
+# that they use; `Shared` holds what RELAY uses as well.
 #
 # An expected failure is a PoolerError, which becomes the response.  Anything else is a bug: it is
 # logged with the functions and lines on the stack, becomes a 500 without detail, and ends nothing
@@ -13518,7 +13519,7 @@ _LETTERS: Final = bytes(ord("a") + value % 26 for value in range(256))
 
 
 def new_request_id() -> str:
-    """20 random letters: OpenCode could take digits for a status that it retries."""
+    """20 random letters: OpenCode could mistake digits for a status that it retries."""
     return secrets.token_bytes(20).translate(_LETTERS).decode("ascii")
 
 
@@ -13546,7 +13547,10 @@ class Incoming(NamedTuple):
 
     @property
     def pool(self) -> Pool:
-        """The key's pool, in the configuration with which the request began."""
+        """The key's pool, in the configuration with which the request began.
+
+        A reload in the meantime changes nothing for this request.
+        """
         return self.exchange.config.pools[self.key.pool]
 
     @property
@@ -13561,11 +13565,11 @@ Handler = Callable[[Incoming], Awaitable[None]]
 
 @dataclass(eq=False)
 class Connections:
-    """The client connections, and which of them has to go if there are too many.
+    """The client connections, and which of them is ended if there are too many.
 
-    A connection is keyless until it has presented a valid key, idle while it waits for a request,
-    busy while a call or a WebSocket is served on it, and spare if it came beyond the limit: then
-    it may ask for the pooler's health and nothing else.
+    A connection is keyless until it has presented a valid credential, idle while it waits for a
+    request, busy while a call or a WebSocket is served on it, and spare if it was accepted beyond
+    the limit: then it may use the health routes and nothing else.
     """
 
     shared: Shared
@@ -13577,10 +13581,11 @@ class Connections:
 
     @property
     def count_max(self) -> int:
-        """How many connections are admitted, at least one: the limit, or as descriptors allow.
+        """How many connections are admitted, at least one: the limit, or what descriptors allow.
 
-        A connection takes one descriptor, and one more for its upstream while a call is served.
-        Others are kept for idle upstream connections, and DESCRIPTORS_KEPT for everything else.
+        A connection takes one descriptor, and another for its upstream while a call is served.
+        Some are kept for idle upstream connections, and DESCRIPTORS_KEPT for everything else:
+        without a free descriptor neither a login nor a configuration could be read.
         """
         limits = self.shared.config.limits
         account_count = len(self.shared.config.accounts)
@@ -13592,15 +13597,17 @@ class Connections:
         return max(1, int(min(limits.connections_max, room)))
 
     def warn_of_descriptors(self) -> None:
-        """Log that the system allows fewer connections than are configured."""
+        """Log a warning if the system allows fewer connections than are configured."""
         if self.count_max < self.shared.config.limits.connections_max:
             cause = f"the open files allowed suffice for {self.count_max} connections (ulimit -n)"
-            self.shared.log("warning", "config", {"problem": f"limits.connections_max: {cause}"})
+            problem = f"limits.connections_max: {cause}"
+            self.shared.log("warning", "config", {"problem": problem})
 
     def admit(self, connection: ClientConnection) -> None:
-        """Count a connection in; another one is ended for it if there are too many.
+        """Count a connection in; another is ended for it if there are too many.
 
-        The oldest keyless one goes first, else an idle one.  If all are busy the new one is spare.
+        The oldest keyless one is ended first, else an idle one, so that a flood without keys costs
+        no client its connection.  If all are busy, the new one is spare.
         """
         is_full = len(self.counted) >= self.count_max
         if is_full or len(self.keyless) >= KEYLESS_CONNECTIONS_MAX:
@@ -13614,15 +13621,16 @@ class Connections:
         self.keyless[connection] = None
 
     def admit_spare(self, connection: ClientConnection) -> None:
-        """Count in a spare connection; the oldest of them is ended if there are too many."""
+        """Count in a spare connection; the oldest spare one is ended if there are too many."""
         if len(self.spares) >= SPARE_CONNECTIONS_MAX:
             self.dismiss(next(iter(self.spares)))
         self.spares[connection] = None
 
     def dispensable(self) -> ClientConnection | None:
-        """The connection to end for a new one: not busy, of the owner with most, idle longest.
+        """The connection to end for a new one: not busy, of the owner with the most, longest idle.
 
-        None if all are busy: a call in progress is never ended for another client.
+        None if all are busy: a call in progress is never ended for another client.  Counting by
+        owner keeps one key with many connections from displacing the others'.
         """
         free = [connection for connection in self.counted if not connection.is_busy]
         if not free:
@@ -13640,9 +13648,9 @@ class Connections:
         connection.owner = owner
 
     def check_share(self, connection: ClientConnection) -> None:
-        """Refuse a call for which one key would have all connections busy.
+        """Refuse a call with which one key would keep all connections busy.
 
-        A part of them is kept for the other keys, unless there is but one that is not paused.
+        A part of them is reserved for the other keys, unless only one key is not paused.
         Raises: PoolerError (pool_busy).
         """
         keys = [key for key in self.shared.config.keys if not key.paused]
@@ -13658,7 +13666,10 @@ class Connections:
             connection.is_busy = True
 
     def release(self, connection: ClientConnection) -> None:
-        """Note that a connection is no longer busy."""
+        """Note that a connection is no longer busy.
+
+        Owners without a busy connection are removed, so that the counts stay as few as the keys.
+        """
         if not connection.is_busy:
             return
 
@@ -13681,7 +13692,7 @@ class Connections:
 
 @dataclass(eq=False)
 class Catalogues:
-    """Keeps the accounts' lists of models up to date, in the background and only if asked for."""
+    """Keeps the accounts' catalogues up to date, in the background and only when they are used."""
 
     shared: Shared
     wanted: trio.Event = field(default_factory=trio.Event)
@@ -13694,7 +13705,7 @@ class Catalogues:
         return is_asked and health.catalogue_until <= trio.current_time()
 
     async def want(self, pool: Pool) -> None:
-        """Notice new logins; have old catalogues of the pool fetched in the background."""
+        """Look for new logins, and have the pool's old catalogues fetched in the background."""
         await self.shared.look_at_logins(pool.accounts)
         for account in pool.accounts:
             endpoint = self.shared.endpoints.get(account.name)
@@ -13702,7 +13713,10 @@ class Catalogues:
                 self.wanted.set()
 
     async def run(self) -> Never:
-        """Fetch all old catalogues one by one, at the start and whenever one is wanted."""
+        """Fetch all old catalogues one by one, at the start and whenever one is wanted.
+
+        The event is replaced first: what is wanted during a round starts another one.
+        """
         while True:
             self.wanted = trio.Event()
             await self.shared.look_at_logins(self.shared.config.accounts.values())
@@ -13712,9 +13726,9 @@ class Catalogues:
             await self.wanted.wait()
 
     async def update(self, endpoint: Endpoint) -> None:
-        """Fetch one account's catalogue; the same problem is logged once.
+        """Fetch one account's catalogue; a problem is logged once for as long as it lasts.
 
-        After a failure the old catalogue stays in use, and the next attempt comes sooner.
+        After a failure the old catalogue stays in use, and the next attempt is made sooner.
         """
         account = endpoint.account
         health = self.shared.roster.health_of(account)
@@ -13730,7 +13744,10 @@ class Catalogues:
         health.catalogue_problem = problem
 
     async def fetch(self, endpoint: Endpoint) -> tuple[Mapping[str, Model] | None, str]:
-        """The account's catalogue, or None, and a sentence about what went wrong, or ""."""
+        """The account's catalogue, or None; and what went wrong for the log, or "".
+
+        The text is the pooler's own: an upstream's might contain secrets.
+        """
         cause = "no response in time"  # unless there was another
 
         with trio.move_on_after(CONNECT_SECONDS_MAX):
@@ -13775,13 +13792,16 @@ class Catalogues:
 def check_origin(head: RequestHead, route: Route, config: Config) -> None:
     """Refuse browser pages of foreign origins, and foreign hosts (DNS rebinding).
 
-    What supervises the process may ask for its health under any name.
+    A browser sends the name in its address bar as Host, so a page whose name was pointed at this
+    machine is recognized by it.  Health checks may use any name.
     Raises: PoolerError (host_not_allowed, origin_not_allowed).
     """
-    host, hosts = head.host, config.hosts  # None: HTTP/1.0 without a Host; every name is allowed
+    host = head.host  # None: HTTP/1.0 without a Host
+    hosts = config.hosts  # None: every name is allowed
     is_foreign = host is not None and hosts is not None and host not in hosts
     if is_foreign and route.path not in HEALTH_PATHS:
-        hint = f'To allow it, add "{(host or "")[:253]}" to hosts in pools.json.'
+        name = (host or "")[:253]  # no DNS name is longer
+        hint = f'To allow it, add "{name}" to hosts in pools.json.'
         raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
 
     origin = head.headers.get("origin")
@@ -13789,10 +13809,16 @@ def check_origin(head: RequestHead, route: Route, config: Config) -> None:
         raise PoolerError("origin_not_allowed")
 
 
-def identify_caller(head: RequestHead, route: Route, config: Config, unix_now: float) -> Caller:
+def identify_caller(
+    head: RequestHead,
+    route: Route,
+    config: Config,
+    unix_now: float,
+) -> Caller:
     """The pool key or the operator whose credential a request presents, as its route demands.
 
-    All invalid keys get the same response.  Raises: PoolerError (invalid_api_key, not_found).
+    Unknown, paused and expired keys get the same response, which therefore does not show whether a
+    key ever existed.  Raises: PoolerError (invalid_api_key, not_found).
     """
     if route.access is Access.ANYBODY:
         return None
@@ -13809,7 +13835,8 @@ def identify_caller(head: RequestHead, route: Route, config: Config, unix_now: f
 def identify_operator(head: RequestHead, route: Route, config: Config) -> Operator:
     """The operator whose token a request presents.
 
-    Raises: PoolerError (invalid_api_key; not_found: there are no operators).
+    Without operators in the configuration their routes do not exist.
+    Raises: PoolerError (invalid_api_key, not_found).
     """
     if not config.operators:
         raise PoolerError("not_found")
@@ -13832,7 +13859,8 @@ def identify_operator(head: RequestHead, route: Route, config: Config) -> Operat
 class Readings:
     """What a key may read: its pool's models, and how much it and its pool have used.
 
-    All of it is about the key itself and the pool as one: no account has a name or a number here.
+    Everything is about the key or about the pool as a whole: accounts appear neither by name nor
+    by number.
     """
 
     shared: Shared
@@ -13843,7 +13871,8 @@ class Readings:
 
         Raises: PoolerError (model_not_found, pool_busy), ClientGone.
         """
-        key, pool = incoming.key, incoming.pool
+        key = incoming.key
+        pool = incoming.pool
         await self.catalogues.want(pool)
         async with self.shared.listing(incoming.exchange.holder):  # a pool may have thousands
             # Codex CLI asks for its own form of the list on /v1, too.
@@ -13855,7 +13884,7 @@ class Readings:
         await self.respond_held(incoming, shown)
 
     def list_codex_models(self, pool: Pool, key: Key) -> bytes:
-        """The catalogue as Codex CLI reads it."""
+        """The models of the pool's ChatGPT accounts, in the form that Codex CLI reads."""
         entries = codex_models_of(self.shared.roster.health, pool, key)
         return b'{"models":[' + b",".join(entries) + b"]}"
 
@@ -13886,20 +13915,34 @@ class Readings:
         key, pool = incoming.key, incoming.pool
         await self.catalogues.want(pool)
         use = self.shared.uses[key.pool, key.name]
-        times = {"now": trio.current_time(), "unix_now": self.shared.unix_now()}
-        shown = show_key_usage(self.shared.roster, pool, key, use, **times)
+        shown = show_key_usage(
+            self.shared.roster,
+            pool,
+            key,
+            use,
+            now=trio.current_time(),
+            unix_now=self.shared.unix_now(),
+        )
         await self.respond_held(incoming, dump_json(shown))
 
     async def serve_codex_usage(self, incoming: Incoming) -> None:
-        """The same for Codex CLI's `/status`.  Raises: PoolerError (pool_busy), ClientGone."""
+        """The pool's quota, in the form that Codex CLI's `/status` reads.
+
+        Raises: PoolerError (pool_busy), ClientGone.
+        """
         await self.catalogues.want(incoming.pool)
-        now, unix_now = trio.current_time(), self.shared.unix_now()
-        shown = show_codex_usage(self.shared.roster, incoming.pool, now, unix_now)
+        shown = show_codex_usage(
+            self.shared.roster,
+            incoming.pool,
+            trio.current_time(),
+            self.shared.unix_now(),
+        )
         await self.respond_held(incoming, dump_json(shown))
 
     async def respond_held(self, incoming: Incoming, shown: bytes) -> None:
-        """Respond, and count what is held for a client that does not read: models may take MiB.
+        """Respond, and charge the body to the key until it is sent.
 
+        A list of models may take MiB, which a client that does not read would otherwise pile up.
         Raises: PoolerError (pool_busy), ClientGone.
         """
         held = incoming.exchange.held
@@ -13912,8 +13955,8 @@ class Readings:
 class Calls:
     """Reads calls, counts them for their keys, and closes their records.
 
-    Between `admit` and `close`, a call counts as in progress for its key, and its connection as
-    busy; both are reached on every way out, because `Exchanges.serve` closes each exchange.
+    From `admit` to `close` a call counts as in progress for its key.  However it ends, `close` is
+    called, because `Exchanges.serve` closes each exchange.
     """
 
     shared: Shared
@@ -13921,12 +13964,13 @@ class Calls:
     catalogues: Catalogues
 
     async def accept(self, incoming: Incoming) -> None:
-        """Read and validate the body; the call is the exchange's.
+        """Read and validate the body; sets `exchange.call`.
 
+        The key's limits come before the body: a key that has used them up costs no memory.
         Raises: PoolerError, ClientGone.
         """
         exchange, head = incoming.exchange, incoming.head
-        # A page of another origin could send any other type without asking for permission.
+        # A page of another origin cannot send this type without a preflight, which is refused.
         content_type = head.headers.get("content-type", "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise PoolerError("unsupported_media_type")
@@ -13937,7 +13981,7 @@ class Calls:
         exchange.connection.enter_call(True)
 
     def admit(self, exchange: Exchange, key: Key) -> None:
-        """Count a call in, as far as the limits of its key allow.
+        """Count a call in if the limits of its key allow it.
 
         Raises: PoolerError (key_limit_reached, pool_busy).
         """
@@ -13955,7 +13999,10 @@ class Calls:
         route: Route,
         turn: Turn | None = None,
     ) -> None:
-        """Validate the body that was read; the call is the exchange's.  Raises: PoolerError."""
+        """Validate the body that was read; sets `exchange.call`.  Raises: PoolerError.
+
+        The log gets a model's name only if it is known: any other is text that a client made up.
+        """
         exchange.record.bytes_in = len(exchange.body)
         async with self.shared.unpacking(exchange.holder, len(exchange.body)):
             call = await self.read(exchange, head, key, route, turn)
@@ -13976,9 +14023,10 @@ class Calls:
     ) -> Call:
         """The call in the body, with its alias resolved.  Raises: PoolerError.
 
-        A large body takes so long that others have their turn between the steps.
+        Parsing a large body takes long, so other tasks get their turn between the steps.
         """
         pool = exchange.config.pools[key.pool]
+
         if not is_surely_small(exchange.body):
             check_json_shape(exchange.body)
             await yield_after(exchange.body)
@@ -14009,8 +14057,12 @@ class Calls:
         return call
 
     def close(self, exchange: Exchange) -> None:
-        """Log a request that has ended, count it, and charge its key."""
-        record, use, unix_now = exchange.record, exchange.use, self.shared.unix_now()
+        """Log a request that has ended, count it, and charge its key.
+
+        A call that an upstream may have worked on is charged even if its client has left.
+        """
+        record, use = exchange.record, exchange.use
+        unix_now = self.shared.unix_now()
         if exchange.reply.is_gone and not exchange.reply.is_whole:
             record.code = "client_gone"
         elif self.shared.is_draining and not exchange.reply.is_whole:
@@ -14039,7 +14091,8 @@ class Imports:
     async def load(self, name: str) -> None:
         """Import a module in a thread, if it is not loaded.  Raises: ImportError.
 
-        `sys.modules` has it already while it is still being imported; who imports it then, waits.
+        `sys.modules` has a module while it is still being imported, so that `loaded` decides.  Two
+        requests may import at once: Python's lock makes the second wait for the first.
         """
         if name not in self.loaded:
             limiter = self.files.limiter
@@ -14057,14 +14110,17 @@ class Exchanges:
     quiet: trio.Event = field(default_factory=trio.Event)  # set when there is none
 
     async def serve(self, exchange: Exchange, dispatched: Awaitable[None]) -> None:
-        """Await `dispatched`, then serve the call, if it was one; release what both have held."""
+        """Await `dispatched`, then serve its call, if there is one; then release what they held.
+
+        A request and a turn of a WebSocket differ only in what reads and validates their call.
+        """
         self.in_progress.add(exchange)
         try:
             await self.conclude(exchange, dispatched)
             if exchange.call is not None:
                 await self.conclude(exchange, serve_call(exchange, exchange.call))
         finally:
-            # Nothing here waits, so nothing of it can be cancelled.
+            # Nothing here waits, so none of it can be cancelled.
             exchange.replace_body(b"")
             self.calls.close(exchange)
             self.in_progress.discard(exchange)
@@ -14072,12 +14128,15 @@ class Exchanges:
                 self.quiet.set()
 
     async def conclude(self, exchange: Exchange, served: Awaitable[None]) -> None:
-        """Await `served`; an expected failure, or a bug, becomes the response or its end."""
+        """Await `served`; an expected failure, or a bug, becomes the response or its end.
+
+        A response that has begun is cut with a terminal event: its status has already been sent.
+        """
         failure: PoolerError | None = None
         try:
             await served
         except PoolerError as error:
-            failure = error.with_traceback(None)  # whose frames would keep the body in memory
+            failure = error.with_traceback(None)  # its frames would keep the body in memory
         except ClientGone:
             return
         except Exception:  # noqa: BLE001 (a bug is logged and answered)
@@ -14118,7 +14177,11 @@ class WebSockets:
         await self.serve_socket(incoming.exchange, incoming.head, incoming.key, native_path)
 
     async def serve_socket(
-        self, exchange: Exchange, head: RequestHead, key: Key, native_path: str
+        self,
+        exchange: Exchange,
+        head: RequestHead,
+        key: Key,
+        native_path: str,
     ) -> None:
         """Validate the upgrade, then serve turns to the end of the connection.
 
@@ -14129,7 +14192,7 @@ class WebSockets:
         await self.catalogues.want(pool)
         await self.imports.load(WEBSOCKET_LIBRARY)
 
-        # From here to the place in `opened` nothing waits: no other may take it meanwhile.
+        # Nothing waits from here until `opened` has this one: no other can take its place.
         self.check_room(key, pool, is_native=bool(native_path))
         self.connections.check_share(connection)
         self.connections.occupy(connection)
@@ -14138,8 +14201,13 @@ class WebSockets:
         record.status = 101
 
         held = HeldBytes(self.shared.bodies, exchange.holder)
-        size_max = WEBSOCKET_MESSAGE_BYTES_MAX
-        frames = Frames(connection.wire, size_max, held, exchange.limits, is_client=True)
+        frames = Frames(
+            connection.wire,
+            WEBSOCKET_MESSAGE_BYTES_MAX,
+            held,
+            exchange.limits,
+            is_client=True,
+        )
         client = ClientSocket(
             upgrade=exchange,
             frames=frames,
@@ -14170,7 +14238,7 @@ class WebSockets:
             await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)
 
     def check_room(self, key: Key, pool: Pool, *, is_native: bool) -> None:
-        """Raises: PoolerError, if the key may open no further WebSocket now."""
+        """Raises: PoolerError, if the key must not open another WebSocket now."""
         if not self.shared.roster.may_upgrade(pool, is_native, trio.current_time()):
             raise PoolerError("websocket_unsupported")
 
@@ -14197,12 +14265,26 @@ class WebSockets:
                     await client.upstream.frames.put(frame)
 
     async def serve_turn(self, client: ClientSocket, key: Key, frame: bytes) -> None:
-        """Serve one call of a WebSocket."""
-        shared, upgrade, limits = self.shared, client.upgrade, self.shared.config.limits
-        record = Record(new_request_id(), "GET", upgrade.record.route, key.pool, key.name)
-        deadline = Deadline(
-            lambda: client.stop_code or ("server_stopping" if shared.is_stopped else "")
+        """Serve one call of a WebSocket, with an exchange of its own.
+
+        It uses the configuration as it is now, and not that of the upgrade.
+        """
+        shared, upgrade = self.shared, client.upgrade
+        limits = shared.config.limits
+        record = Record(
+            new_request_id(),
+            "GET",
+            upgrade.record.route,
+            key.pool,
+            key.name,
         )
+
+        def stop_code() -> str:
+            """The code of the error that ends the turn, once it has to end; else ""."""
+            server_code = "server_stopping" if shared.is_stopped else ""
+            return client.stop_code or server_code
+
+        deadline = Deadline(stop_code)
         user = (key.pool, key.name)
         http = HttpTransport(shared, deadline, limits, lambda: client.is_gone)
         reply = SocketReply(client=client, record=record, deadline=deadline)
@@ -14230,13 +14312,19 @@ class WebSockets:
             client.end(1011)
 
     async def validate_turn(self, exchange: Exchange, key: Key, turn: Turn) -> None:
-        """Validate the call in a frame.  Raises: PoolerError."""
+        """Validate the call in a frame, as if it had come to the HTTP route.
+
+        Raises: PoolerError.
+        """
         self.calls.admit(exchange, key)
         path = "/backend-api/codex/responses" if turn.client.native_path else "/v1/responses"
         await self.calls.validate(exchange, exchange.head, key, call_route(path), turn)
 
     def key_of(self, client: ClientSocket) -> Key | None:
-        """The key of a WebSocket as it is now; None where it opens nothing any more."""
+        """The key of a WebSocket as it is now; None if it has been removed, paused or has expired.
+
+        A WebSocket may be open for hours, and its key may be revoked in the meantime.
+        """
         names = (client.key.pool, client.key.name, client.key.digest)
         for key in self.shared.config.keys:
             is_same = (key.pool, key.name, key.digest) == names
@@ -14249,8 +14337,8 @@ class WebSockets:
 class Operators:
     """Serves the operators: their page, the metrics and MCP, each from one snapshot.
 
-    What of a snapshot they are shown is decided in the companion module, which is imported at
-    the first request for it: so the pooler serves its clients without that module, too.
+    The companion module decides which parts of a snapshot they are shown.  It is imported at the
+    first request for one, so the pooler serves its clients without it.
     """
 
     shared: Shared
@@ -14259,7 +14347,10 @@ class Operators:
     sockets: Collection[ClientSocket]
 
     async def serve_admin(self, incoming: Incoming) -> None:
-        """The operator's page, or the same as JSON or as text.  Raises: PoolerError, ClientGone."""
+        """The operator's page, or the same as JSON or as text, as `Accept` demands.
+
+        Raises: PoolerError, ClientGone.
+        """
         companion = await self.load_companion()
         await self.shared.look_at_logins(self.shared.config.accounts.values())
         head = incoming.head
@@ -14313,9 +14404,13 @@ class Operators:
         """
         pool = self.shared.config.pools[pool_name]
         try:
-            now = trio.current_time()
             return explain(
-                self.shared.roster, pool, model, session, now, logins=self.login_states()
+                self.shared.roster,
+                pool,
+                model,
+                session,
+                trio.current_time(),
+                logins=self.login_states(),
             )
         except PoolerError:
             raise LookupError(model) from None
@@ -14326,7 +14421,10 @@ class Operators:
         return {name: tokens.state_of(login) for name, login in logins.items()}
 
     def snapshot(self) -> JsonDict:
-        """The state of the whole process as JSON, of which operators are shown parts."""
+        """The state of the whole process as JSON, of which operators are shown parts.
+
+        It is made without a wait, so all of its numbers are of one moment.
+        """
         shared = self.shared
 
         state = State(
@@ -14457,8 +14555,12 @@ class Server:
         return not (exchange.reply.closes or connection.is_gone)
 
     def new_exchange(self, connection: ClientConnection) -> Exchange:
-        """A request whose head has not been read."""
-        shared, record = self.shared, Record(new_request_id())
+        """The exchange of a request whose head has not been parsed.
+
+        It exists first, so that a head that is refused is logged and answered like any request.
+        """
+        shared = self.shared
+        record = Record(new_request_id())
         limits = shared.config.limits
         deadline = Deadline(lambda: "server_stopping" if shared.is_stopped else "")
         return Exchange(
@@ -14502,7 +14604,7 @@ class Server:
         await self.handlers[route.handler](Incoming(exchange, head, route, model, caller))
 
     def note_caller(self, exchange: Exchange, caller: Caller) -> None:
-        """Note whose the request is, and so its connection."""
+        """Note whose credential the request and its connection have presented."""
         if isinstance(caller, Operator):
             self.connections.recognize(exchange.connection, caller.name)
         elif isinstance(caller, Key):
@@ -14595,7 +14697,9 @@ class Server:
             async with trio.open_nursery() as connections:  # holds: one task a connection
                 with self.accepting:
                     await trio.serve_listeners(
-                        self.serve_connection, list(listeners), handler_nursery=connections
+                        self.serve_connection,
+                        list(listeners),
+                        handler_nursery=connections,
                     )
                 await self.drain()
                 connections.cancel_scope.cancel()
@@ -14630,7 +14734,9 @@ class Server:
 
 
 async def open_listeners(
-    config: Config, log: Log, advice: str = "set another one in listen"
+    config: Config,
+    log: Log,
+    advice: str = "set another one in listen",
 ) -> list[trio.SocketListener]:
     """The sockets of `listen`.  Raises: ConfigRefused, if one cannot be opened."""
     opened: list[trio.SocketListener] = []

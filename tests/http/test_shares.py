@@ -359,7 +359,7 @@ async def test_descriptors_bound_the_connections(autojump_clock: MockClock) -> N
     async with opened_world(describe("ab")) as world:
         assert world.server.connections.count_max == 1024
         world.server.connections.descriptors_max = 256
-        assert world.server.connections.count_max == (256 - 32 - 2 * 8) // 2
+        assert world.server.connections.count_max == (256 - 32 - 2 * 64) // 2
         world.server.connections.warn_of_descriptors()
         [(level, event, fields)] = world.logged
         assert (level, event) == ("warning", "config")

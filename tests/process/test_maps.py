@@ -18,7 +18,7 @@ import pytest
 import pooler
 from tests.support.memory_sockets import post
 from tests.support.paths import ROOT
-from tests.support.world import World, responses_events, sse_response
+from tests.support.world import Pause, World, responses_events, sse_steps
 
 GUIDE: Final = pooler.__doc__ or ""
 WORDS_MAX: Final = 15
@@ -63,7 +63,7 @@ def test_the_words_are_few_and_each_stands_for_itself() -> None:
 
 
 def test_every_section_is_on_the_map() -> None:
-    way = block_after("The way of a request, and the sections that it passes:")
+    way = block_after("The steps of serving a request, and the sections that take them:")
     named = set(re.findall(r"\b[A-Z]{3,}(?: [A-Z]+)*\b", way))
     assert named == set(re.findall(r"^#{64}\n# ([A-Z ]+)$", SOURCES[0], re.MULTILINE))
 
@@ -75,13 +75,14 @@ def test_what_is_to_be_read_first_is_there(name: str) -> None:
 
 async def test_a_plain_streamed_request_passes_all_that_is_to_be_read_first(world: World) -> None:
     called: set[str] = set()
+    events = responses_events("hi")
 
     def note(frame: FrameType, event: str, _: Any) -> None:  # noqa: ANN401 (as `setprofile` has it)
         if event == "call" and frame.f_code.co_filename == pooler.__file__:
             called.add(frame.f_code.co_qualname)
 
     for upstream in world.upstreams.values():
-        upstream.always = sse_response(responses_events("hi"))
+        upstream.always = sse_steps(*events[:-1], Pause(1), events[-1])
     sys.setprofile(note)
     try:
         raw = post("/v1/responses", {"model": "m1", "input": "x", "stream": True})
