@@ -35,8 +35,8 @@ STATEMENTS_MAX: Final = 12  # that follow each other without a blank line or a c
 CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
     "pooler.py": {
         "tokens": (85_300, 49_000),
-        "tokens_per_100_lines": (940, 850),
-        "longest_class": (480, 300),
+        "tokens_per_100_lines": (850, 850),
+        "longest_class": (390, 300),
         "check_length": (0, 0),
         "check_complexity": (0, 0),
         "check_one_condition": (0, 0),
@@ -57,7 +57,7 @@ CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
     },
 }
 # Lines of comment and docstring for 100 of code, at least: today and in the end.
-PROSE_FLOORS: Final = {"pooler.py": (29, 30), "mcp_server.py": (30, 30)}
+PROSE_FLOORS: Final = {"pooler.py": (33, 30), "mcp_server.py": (33, 30)}
 # Places that would be worse if they kept a rule, and why: at most ten.
 EXCEPTIONS: Final[dict[str, str]] = {}
 EXCEPTIONS_MAX: Final = 10
