@@ -10145,13 +10145,17 @@ class FileLock(NamedTuple):
         A `flock` is released with the last descriptor of its file that was duplicated, so a thread
         that has one of its own holds the lock.  If it never begins, the descriptor closes itself.
         """
-        own = os.fdopen(os.dup(self.file.fileno()), "rb", buffering=0)
+        own = self.duplicate()
 
         def hold() -> T:
             with own:
                 return call(*args)
 
         return await self.files.run(seconds_max, hold)
+
+    def duplicate(self) -> io.FileIO:
+        """The lock's file on a descriptor of its own."""
+        return os.fdopen(os.dup(self.file.fileno()), "rb", buffering=0)
 
 
 @contextlib.asynccontextmanager

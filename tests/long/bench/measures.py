@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -446,27 +446,25 @@ def traced(server: Server, folder: Path) -> Iterator[list[int]]:
     calls.append(int(total[3]))
 
 
-async def paced_events(server: Server, seconds: float) -> AsyncGenerator[int, None]:
-    """Paced streams: nothing once they flow, then the number of their events in `seconds`."""
+@contextlib.asynccontextmanager
+async def paced_streams(server: Server) -> AsyncGenerator[Callable[[], int], None]:
+    """Paced streams that flow during the block; how many of their events have come is counted."""
     content = request("paced", 1_000_000, server.port)
     async with connections(server.port, TURNS_AT_ONCE) as opened:
         for connection in opened:
             await connection.first_content(content)
         await asyncio.sleep(SETTLE_SECONDS)
-        before = sum(connection.event_count for connection in opened)
-        yield 0
-        await asyncio.sleep(seconds)
-        yield sum(connection.event_count for connection in opened) - before
+        yield lambda: sum(connection.event_count for connection in opened)
 
 
 async def calls_per_event(server: Server, folder: Path) -> float:
     """System calls of a paced event."""
-    events = paced_events(server, COUNT_SECONDS)
-    await anext(events)
-    with traced(server, folder) as calls:
-        count = await anext(events)
-    await events.aclose()
-    return calls[0] / count
+    async with paced_streams(server) as count:
+        with traced(server, folder) as calls:
+            before = count()
+            await asyncio.sleep(COUNT_SECONDS)
+            event_count = count() - before
+    return calls[0] / event_count
 
 
 async def calls_per_request(server: Server, folder: Path) -> float:
@@ -482,13 +480,10 @@ async def calls_per_request(server: Server, folder: Path) -> float:
 
 async def steps_per_event(server: Server, folder: Path) -> float:
     """How often Trio resumes a task, which is how many waits end, for a paced event."""
-    events = paced_events(server, COUNT_SECONDS)
-    await anext(events)
-    before = server.ask_counts()["trio steps"]
-    count = await anext(events)
-    steps = server.ask_counts()["trio steps"] - before
-    await events.aclose()
-    return steps / count
+    async with paced_streams(server) as count:
+        before, steps_before = count(), server.ask_counts()["trio steps"]
+        await asyncio.sleep(COUNT_SECONDS)
+        return (server.ask_counts()["trio steps"] - steps_before) / (count() - before)
 
 
 async def parses_of(server: Server, is_chatgpt: bool) -> float:
