@@ -140,7 +140,7 @@ VERSION: Final = "0.1.0"
 T = TypeVar("T")
 K = TypeVar("K")
 Ts = TypeVarTuple("Ts")
-Json = Any  # what `json.loads` gives: it is looked at with isinstance, never trusted
+Json = Any  # what `json.loads` returns: checked with isinstance, never trusted
 JsonObject = Mapping[str, Json]  # one that is only read
 JsonDict = dict[str, Json]  # one that may be changed
 
@@ -219,8 +219,8 @@ BODY_IDLE_SECONDS_MAX: Final = 30.0  # without a byte
 BODY_SECONDS_MAX: Final = 120.0  # absolute: 32 MiB at 2 Mbit/s
 BODY_DEPTH_MAX: Final = 100  # json.loads itself gives up near 1,000
 JSON_SEPARATORS_MAX: Final = 200_000  # holds the loop about 60 ms
-# Of a client's body, as escapes or in short strings.  So much and all the members that there may be
-# are read in about 120 ms; twice as much of both would take twice as long.
+# Of a client's body, as escapes or in short strings.  Parsing this much text and as many members as
+# are allowed takes about 120 ms; twice as much of both would take twice as long.
 MUCH_TEXT_BYTES: Final = 16 * MIB
 FLOATS_MAX: Final = 100_000  # in a client's body: serializing one takes 0.7 us
 WIDE_BYTES_MAX: Final = MIB  # of wide text that is written as it is
@@ -268,10 +268,10 @@ MODELS_TOLD_MAX: Final = 20  # in an error, of those that a key may use
 # Connections to upstreams, and the names by which these know the pooler.
 CONNECT_SECONDS_MAX: Final = 10.0  # name, TCP and TLS together
 CONNECTS_MAX: Final = 2  # failed at one host by one request: each may take seconds
-# Per account, as many as a key has requests at once: with 8, two in five requests of 32 clients
-# had to connect anew.
+# Per account, as many as the default of key_streams_max: with 8, two in five requests of 32
+# clients had to open a new connection.
 IDLE_CONNECTIONS_MAX: Final = 64
-SURE_IDLE_CONNECTIONS_MAX: Final = 8  # of which an account has so many whatever others keep
+SURE_IDLE_CONNECTIONS_MAX: Final = 8  # of these, how many an account may keep whatever others keep
 ALL_IDLE_CONNECTIONS_MAX: Final = 128  # beyond those, of all accounts: each takes a descriptor
 IDLE_CONNECTION_SECONDS_MAX: Final = 15.0  # servers drop theirs at 60 s (F98)
 # To accounts with an API key: LiteLLM drops parameters if the name begins with "codex" (F61).
@@ -335,8 +335,8 @@ WEBSOCKET_PING_SECONDS: Final = 30.0  # proxies cut what is silent from 50 s on 
 WEBSOCKET_CLOSE_SECONDS_MAX: Final = 5.0  # for the client's Close, after ours
 WEBSOCKET_AGE_SECONDS_MAX: Final = 0.95 * HOUR  # the upstream ends its own at 60 minutes (F25)
 
-# The logins of ChatGPT accounts.  A refresh token is good for one use: a refresh that was begun is
-# given the time to be saved.
+# The logins of ChatGPT accounts.  A refresh token can be used only once, so a refresh that has
+# started is given time to be saved.
 REFRESH_MARGIN_SECONDS: Final = 300.0  # before a token ends (F55)
 REFRESH_AGE_SECONDS: Final = 8 * 24 * HOUR  # of a token that does not say when it ends (F55)
 REFRESH_SECONDS_MAX: Final = 15.0  # lock, response and disk together
@@ -344,12 +344,12 @@ REFRESH_SECONDS_CEILING: Final = 60.0  # of one refresh: a shutdown waits for it
 REFRESH_PAUSE_SECONDS: Final = 10.0  # after one that failed
 TOKEN_SECONDS_MIN: Final = HOUR  # for which a new token is valid, at least
 LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
-LOCK_TRIES_MAX: Final = 20  # by who only checks that it can be locked
+LOCK_TRIES_MAX: Final = 20  # by a caller that only checks that it can be locked
 ROOM_SPARE_BYTES: Final = 4 * KIB  # by which a refreshed login may outgrow the last one
 UNSAVED_MAX: Final = 64  # refreshed logins that could not be saved yet, by file
 
 # Times that others write down, and clocks that disagree.
-UNIX_SECONDS_MIN: Final = 10**9  # a larger number of seconds is a moment, and no span
+UNIX_SECONDS_MIN: Final = 10**9  # a larger number of seconds is a point in time, not a duration
 UNIX_MAX: Final = 10**10  # in the year 2286: a later time in a file is nonsense
 MS_DIGITS: Final = 13  # of a unix time in milliseconds, until the year 2286
 CLOCK_LEAD_SECONDS_MIN: Final = 60.0  # less may be latency, or a clock that is well kept
@@ -366,7 +366,7 @@ RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and the files that it nam
 FILE_SECONDS_MAX: Final = 2.0  # for a login's file: a dead disk must stop nobody else
 FILE_THREADS_MAX: Final = 8  # for files: a dead disk leaves those that resolve names
 
-# The operator's side.  Accounts and codes that come and go must not make its tables grow for ever.
+# The operator's side.  Accounts and codes that come and go must not make its tables grow forever.
 MCP_BODY_BYTES_MAX: Final = MIB  # messages have some hundred bytes
 MCP_DEPTH_MAX: Final = 100  # of a message to /mcp, which has some dozens of members
 MCP_MEMBERS_MAX: Final = 10_000  # reading them takes about 10 ms
@@ -378,7 +378,7 @@ STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 # The log.  It never waits for its reader: what finds no room is counted, and dropped.
 STDERR: Final = 2
 LOG_LINES_MAX: Final = 10_000  # not written yet; about 6 MiB
-LOG_GATHER_SECONDS: Final = 0.02  # so long a line waits for others that are written with it
+LOG_GATHER_SECONDS: Final = 0.02  # how long a line waits for others to be written with it
 LOG_BATCH_LINES: Final = 100  # written at once
 LOG_WRITE_BYTES: Final = 4 * KIB  # in one step, so that a slow reader's progress is seen
 LOG_SECONDS_MAX: Final = 2.0  # at the end, without progress with the lines that are left
@@ -408,7 +408,7 @@ class Budget:
     by_user: dict[tuple[Hashable, Hashable], int] = field(default_factory=dict)  # nor of these
 
     def grow(self, holder: Hashable, byte_count: int, user: Hashable = None) -> bool:
-        """Take `byte_count` bytes more (negative: fewer); False, and none taken, if too many."""
+        """Take `byte_count` more bytes (negative: fewer); if that is too many, take none: False."""
         if byte_count > 0:
             left = self.bytes_max - self.bytes_held - byte_count
             spare = left - self.by_holder.get(holder, 0) - byte_count
@@ -500,14 +500,14 @@ _ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("Upgrade", "websocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Version", "13")),
 }
 # fmt: on
-# Not to be in a name or code that is shown: OpenCode retries for ever if it sees one (F68).
+# Must not appear in a name or code that is shown: OpenCode would retry forever (F68).
 _RETRIED_DIGITS: Final = re.compile("429|50[0234]|524")
 UPSTREAM_CODE: Final = "upstream:"
 _PARAMS: Final = {"model_not_found": "model", "previous_response_not_found": "previous_response_id"}
 
 
 def upstream_name(code: str) -> str:
-    """An upstream's code in a name space of its own: it may be called like one of ours."""
+    """An upstream's code in a namespace of its own: it may have the same name as one of ours."""
     return f"{UPSTREAM_CODE}{code}"
 
 
@@ -539,7 +539,7 @@ class PoolerError(Exception):
 
     @property
     def is_renamed(self) -> bool:
-        """Whether the upstream's code is one of ours: it cannot speak in the pooler's name."""
+        """Whether the upstream's code would pass for one of ours that it must not use."""
         meaning, *_ = ERRORS.get(self.upstream_code, (0,))
         return meaning > 0 and (self.status >= 500 or meaning >= 500 or meaning in {401, 403})
 
@@ -550,7 +550,7 @@ class PoolerError(Exception):
 
     @property
     def record_code(self) -> str:
-        """The code for the log and for counts; an upstream's has a name space of its own."""
+        """The code for the log and for counts; an upstream's has a namespace of its own."""
         return upstream_name(self.upstream_code) if self.upstream_code else self.code
 
     def content(self) -> tuple[bytes, str]:
@@ -624,8 +624,8 @@ def retry_headers(seconds: int) -> list[tuple[str, str]]:
 ################################################################
 # JSON comes from two sides.  A client's is parsed strictly (REQUEST BODIES); an upstream's, or a
 # file's, leniently, by `load_json`.  Neither parses before `json_excess` has passed the text:
-# hostile JSON would hold the event loop for seconds (F96), and what is nested too deeply can be
-# parsed and not serialised again.
+# hostile JSON would block the event loop for seconds (F96), and JSON that is nested too deeply can
+# be parsed but not serialised again.
 #
 # What was parsed is read by one family of functions, at the end of this section.
 
@@ -642,8 +642,8 @@ _NOT_BEGINNINGS: Final = bytes(set(range(256)) - set(b"[{,"))
 def uncollected(work: Callable[[*Ts], T], *given: *Ts) -> T:
     """`work(*given)`, with Python's collector of cyclic garbage turned off.
 
-    JSON makes many objects at once and no cycles among them: to look for some takes several times
-    as long as the rest of the work.
+    Parsing JSON creates many objects at once and no cycles among them: looking for cycles takes
+    several times as long as the rest of the work.
     """
     if not gc.isenabled():
         return work(*given)
@@ -661,7 +661,7 @@ def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
     bracket opens or a comma precedes.
     """
     # Valid JSON has at most two strings, a name and a value, for each member; every quote that is
-    # escaped has a backslash.  So much is known before a copy is made.
+    # escaped has a backslash.  This much is known before a copy is made.
     quotes_max = 4 * (members_max + 1)
     if len(raw) > quotes_max and raw.count(b'"') - raw.count(b"\\") > quotes_max:
         return "too many members"
@@ -699,7 +699,7 @@ def _excess_outside_strings(plain: bytes, depth_max: int, members_max: int) -> s
 
 
 def count_beginnings(raw: bytes) -> int:
-    """How many members JSON text has at most: what stands in strings is counted, too."""
+    """How many members JSON text has at most: the contents of strings are counted, too."""
     return len(raw.translate(None, _NOT_BEGINNINGS))
 
 
@@ -709,7 +709,7 @@ _HOLDERS: Final = (dict, list)  # `dict | list` would make a new type for every 
 def is_deeper(value: Json, depth_max: int) -> bool:
     """Whether objects and lists in parsed JSON are nested more deeply than that.
 
-    A parser makes no subclasses, and to compare types takes half as long as `isinstance`.
+    A parser creates no subclasses, and comparing types takes half as long as `isinstance`.
     """
     holders = [value] if isinstance(value, _HOLDERS) else []
     for _ in range(depth_max):
@@ -811,8 +811,8 @@ def is_wide(raw: bytes) -> bool:
 def dump_like(value: Json, raw: bytes) -> bytes:
     """Compact JSON of a value that was made of the JSON in `raw`.
 
-    Long text that is mostly ASCII is escaped if it is wide: otherwise it would be in memory three
-    times while it is serialised, with 4 bytes for each character.
+    Long text that is mostly ASCII is escaped if it is wide: otherwise three copies of it would be
+    in memory while it is serialised, with 4 bytes for each character.
     """
     if len(raw) <= WIDE_BYTES_MAX or not is_wide(raw):
         return dump_json(value)
@@ -926,7 +926,7 @@ def valid_list(value: JsonObject, name: str, kind: type) -> list[Json]:
 # SECRETS
 ################################################################
 # A secret is wrapped where it enters, and unwrapped by `reveal` where it is sent or compared.  The
-# other way out is a header: so only those that are listed here by name cross the pooler.
+# other way out is a header, so only the headers listed here by name are passed on.
 
 Headers = Mapping[str, str]  # names in lower case; values of one name are joined by commas
 NO_FIELDS: Final[Headers] = {}
@@ -1185,7 +1185,7 @@ def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
 #   checks      functions that turn the JSON of one field into its value
 #   specs       tables of the fields that each kind of object may have, with their checks
 #   _Loader     reads the objects, resolves {env:} and {file:}, and collects the problems
-#   doubts      warnings about what is accepted, and can hardly be meant
+#   doubts      warnings about what is accepted, but is probably a mistake
 #   changes     what a reload logs
 
 
@@ -1238,7 +1238,7 @@ def _first_of(reasons: Iterable[tuple[object, str]]) -> str:
 
 
 def doubt_of_secret(secret: str) -> str:
-    """Why a text cannot be a secret that somebody means, or "".
+    """Why a text cannot be the secret that was intended, or "".
 
     The first reason is shown, so the most specific ones come first.
     """
@@ -1279,7 +1279,7 @@ class BaseUrl(NamedTuple):
 
     @property
     def address(self) -> str:
-        """Its host and port, also where that is the usual one."""
+        """Its host and port, even if the port is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
@@ -1298,7 +1298,7 @@ class Listen(NamedTuple):
     host: str = ""
     port: int = 0
     unix_path: str | None = None
-    is_optional: bool = False  # where IPv6 is missing, ::1 is no loss
+    is_optional: bool = False  # without IPv6, ::1 is not needed
 
     @property
     def is_loopback(self) -> bool:
@@ -1340,7 +1340,7 @@ _TWICE: Final = ("the name occurs twice",)
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a host is this machine; of names only localhost, for no name is looked up here."""
+    """Whether a host is this machine; the only name is localhost, as no name is resolved here."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -1348,7 +1348,7 @@ def _is_loopback(host: str) -> bool:
 
 
 # A check turns the JSON of a field into its value.  It raises ValueError with one argument for
-# each problem; a problem that begins with "[0]" or ".name" is one of a member.
+# each problem; a problem that begins with "[0]" or ".name" is about a member.
 Check = Callable[[Json], Any]
 Spec = Mapping[str, Check]  # of each field that an object may have
 
@@ -1569,8 +1569,8 @@ def _listens(value: Json) -> tuple[Listen, ...]:
 def _expiry(value: Json) -> float:
     """A check for the end of a key, which gives unix time.
 
-    A date means the end of that day in UTC; a time needs its offset, for the server's own time zone
-    is hardly the one that is meant.
+    A date means the end of that day in UTC; a time needs its offset, as the server's own time zone
+    is rarely the one that is meant.
     """
     what = "a date (2027-01-01) or a time (2027-01-01T12:00:00Z)"
     text = _text(r"\d{4}-\d{2}-\d{2}(T[0-9:.]+(Z|[+-][0-9:]+))?", what)(value)
@@ -1601,7 +1601,7 @@ def _path(value: Json) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """An account; `auth_file` is that of a `codex` one, as written, `api_key` of the others."""
+    """An account; one of type `codex` has an `auth_file`, as written, the others an `api_key`."""
 
     name: str
     base_url: BaseUrl
@@ -1667,7 +1667,7 @@ class Operator(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """What another name for a model stands for; what is None stays as the client has it."""
+    """What another name for a model stands for; None leaves a field as the client sent it."""
 
     model: str
     effort: str | None = None
@@ -1802,7 +1802,7 @@ _TYPES: Final[Mapping[str, _AccountType]] = {
 
 @dataclass(eq=False, slots=True)
 class _Loader:
-    """Loads pools.json once: collects problems and warnings, and whose each secret is.
+    """Loads pools.json once: collects problems and warnings, and the path of each secret.
 
     After a problem there will be no Config, so from there on a part is None: it is still read, so
     that all problems are reported at once, but nothing is made of it.
@@ -1812,7 +1812,7 @@ class _Loader:
     read_file: Callable[[str], str]
     source: str
     limits: Limits = field(default_factory=Limits)
-    is_proxied_elsewhere: bool = False  # all that goes out passes another machine
+    is_proxied_elsewhere: bool = False  # all outgoing connections pass through another machine
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     owners: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
@@ -1821,7 +1821,7 @@ class _Loader:
     def refuse(self, path: str, problem: str) -> None:
         """Record a problem at a path; it may begin with the rest of the path.
 
-        Who has swapped a name and its key must not find the key in a log.
+        A person who swapped a name and its key must not find the key in a log.
         """
         self.refused.add(path)
         shown = path + ("" if problem.startswith(("[", ".", ":")) else ": ") + problem
@@ -1840,7 +1840,7 @@ class _Loader:
                 self.refuse(path, problem)
 
     def read(self, path: str, value: Json, spec: Spec, *required: str) -> dict[str, Any]:
-        """The valid fields of one object; those that are required and not there are refused."""
+        """The valid fields of one object; a required field that is missing or empty is refused."""
         fields: dict[str, Any] = {}
         prefix = f"{path}." if path else ""
         with self.at(path or self.source):
@@ -1917,7 +1917,7 @@ class _Loader:
         """The account that an object describes; None if the file has a problem."""
         path = f"accounts.{name}"
         fields = self.read(path, value, _ACCOUNT, "type")
-        # Without a valid type, nothing is said of the credential: either may be meant.
+        # Without a valid type, the credential is not checked: either kind may be meant.
         kind = fields.pop("type", None)
         if kind:
             self.check_type(path, value, kind)
@@ -1945,10 +1945,10 @@ class _Loader:
         return Account(name=name, identity=identity, **fields)
 
     def check_way(self, path: str, url: BaseUrl, is_plain_allowed: Json) -> None:
-        """Refuse an upstream to which others could read the key on its way.
+        """Refuse an upstream if others could read the key on its way there.
 
-        What is sent over the loopback leaves no machine, unless a proxy elsewhere carries it: for
-        that, a loopback address is even another machine, its own.
+        What is sent over the loopback does not leave this machine, unless a proxy elsewhere carries
+        it: to that proxy, a loopback address means its own machine.
         """
         is_here = _is_loopback(url.host)
         reader = ""
@@ -1969,7 +1969,7 @@ class _Loader:
                 self.refuse(f"{path}.{name}", f"does not belong to type {kind!r}")
 
     def auth_file(self, path: str, file: str) -> str:
-        """A login's path, from where pools.json is; no two accounts have one login."""
+        """A login's path, relative to pools.json; no two accounts may share a login."""
         file = posixpath.normpath(posixpath.join(posixpath.dirname(self.source), file))
         with self.at(f"{path}.auth_file"):
             if file == posixpath.normpath(self.source):
@@ -1977,7 +1977,7 @@ class _Loader:
             self.claim(file, path, "is already used by {}: each account needs its own login")
         return file
 
-    # Pools.  Their members are read after all accounts, for they name them.
+    # Pools.  Their members are read after all accounts, as they refer to these by name.
 
     def key(self, pool: str, name: str, value: Json) -> Key | None:
         """A pool key, its text alone or an object; None if the file has a problem."""
@@ -2109,7 +2109,7 @@ class _Loader:
             self.warnings.append(f"{KEY_LOG_VARIABLE} is set: {words}")
 
     def config(self, value: Json) -> Config:
-        """All of it, also what is inside of members that have a problem of their own.
+        """The whole configuration; members that have a problem are still read in full.
 
         Raises: ConfigRefused, if there is any problem.
         """
@@ -2174,7 +2174,7 @@ def _texts(value: Json) -> list[tuple[int, str]]:
 
 
 def _known_models(value: Json) -> set[str] | None:
-    """The models of a pool's list, which may have one twice; None if it is not as it should be."""
+    """The models in a pool's list, which may contain duplicates; None if the list is invalid."""
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         return None
     return set(value) if all(map(is_model_name, value)) else None
@@ -2205,7 +2205,7 @@ _ELSEWHERE_CALLED: Final = {
 }  # fmt: skip
 
 
-# Limits that pools.json could set once: their bounds are constants, or are not needed any more.
+# Limits that pools.json could once set: they are constants now, or no longer needed.
 # A name that resembles one of them would be a wrong hint.
 _FIXED_LIMITS: Final = frozenset(
     "bearer_bytes_max body_idle_seconds_max body_seconds_max connect_seconds_max decoded_bytes_max "
@@ -2243,7 +2243,7 @@ def _place_of(name: str, spec: Spec) -> str:
 def _hosts_of(hosts: Sequence[str] | None, listen: Sequence[Listen]) -> frozenset[str] | None:
     """The names a Host header may bear; None: any.
 
-    On loopback alone a foreign name is DNS rebinding; a unix socket no browser can reach.
+    On loopback only, a foreign name is DNS rebinding; no browser can reach a unix socket.
     """
     if hosts is not None:
         return frozenset(name.lower() for name in hosts)
@@ -2267,8 +2267,8 @@ def _object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 _FIELD_NAMES: Final = frozenset().union(_TOP, _POOL, _ACCOUNT, _KEY, _LIMITS)
-# Python says what it expected, which helps nobody who has written a comment.  So the text at that
-# place is looked at first: what it begins with, and what is wrong; the first that fits.
+# Python says what it expected, which does not help somebody who wrote a comment.  So the text at
+# that place is checked first: what it begins with, and what is wrong; the first match counts.
 _COMMENTS: Final = ("//", "/*", "#")
 _LAST_COMMAS: Final = (",}", ",]")
 _MISTAKES: Final = (
@@ -2297,11 +2297,11 @@ _MESSAGES: Final = {
 def describe_bad_json(text: str, place: int, message: str) -> str:
     """Where and why text is no JSON: a line of words, the line itself, and a caret.
 
-    Of the line only what this page gives names to is shown: the rest may be a secret.
+    Of the line only field names and punctuation are shown: the rest may be a secret.
     """
     before = text[:place].rstrip()
     if before.endswith(",") and text[place : place + 1] in {"}", "]"}:
-        place = len(before) - 1  # Python before 3.13 tells of the bracket
+        place = len(before) - 1  # Python before 3.13 reports the bracket
     rest = text[place : place + 1] + text[place + 1 :].lstrip()[:SHOWN_CHARS_MAX]
     words = _mistake_in(rest, message.partition(": ")[0]) if text.strip() else "the file is empty"
 
@@ -2328,7 +2328,7 @@ def _mistake_in(rest: str, named: str) -> str:
 
 
 def _masked(match: re.Match[str]) -> str:
-    """A word of pools.json if it is known to be no secret; else as many asterisks.
+    """A word of pools.json if it is known not to be secret; else asterisks of the same length.
 
     The line is logged, and broken JSON has no fields by which a secret could be recognized.
     """
@@ -2337,7 +2337,7 @@ def _masked(match: re.Match[str]) -> str:
     return word if is_known else "*" * len(word)
 
 
-# Doubts: what can hardly be meant, and is no reason not to serve.  Each is a line that begins with
+# Doubts: what is probably a mistake, but no reason not to serve.  Each is a line that begins with
 # its JSON path: `check` prints them, and the start logs them.
 
 
@@ -2419,7 +2419,7 @@ _UNMEANT_NAME: Final = re.compile(r"\$\w+|.*(?:\$\{|\{\{|\{env:|\{file:).*|<.*>"
 
 
 def _doubt_of_name(name: str) -> str:
-    """Why a model is hardly called so, or ""."""
+    """Why a text is probably not a model's name, or ""."""
     if name != name.strip():
         return "has a blank before or behind it"
     if "*" in name:
@@ -2454,7 +2454,7 @@ _PATHLESS_HOSTS: Final = frozenset({"api.deepseek.com", "api.perplexity.ai"})
 
 
 def _doubt_of_url(account: Account) -> str:
-    """Why an API is hardly at an account's address, or ""."""
+    """Why there is probably no API at an account's address, or ""."""
     url = account.base_url
     if account.is_codex:
         if url.host == "api.openai.com":
@@ -2499,7 +2499,7 @@ def _doubts_of_keys(pool: Pool, unix_now: float) -> Iterator[str]:
         yield f"pools.{pool.name}.keys: {words}"
 
 
-# As upstreams call them; others pass, for they may come to be.
+# As upstreams call them; others only cause a warning, as upstreams may add more.
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
 _ALIAS_TIERS: Final = ("auto", "default", "fast", "flex", "priority", "scale", "ultrafast")
 
@@ -2578,7 +2578,7 @@ def literal_secrets(config: Config) -> list[str]:
 
 
 def changes_between(before: Config, after: Config) -> list[str]:
-    """The JSON paths of what is new, gone or another, in order; of what is new only its own."""
+    """The sorted JSON paths of what was added, removed or changed; no members of what is new."""
     old, new = _by_path(before), _by_path(after)
     changes = []
     for path in sorted(old.keys() | new.keys()):
@@ -5908,9 +5908,9 @@ def _choices_of_chunks(choice: JsonDict) -> Iterator[JsonDict]:
 ################################################################
 # What a failed attempt means: for the request (hand the response on, try the next account,
 # repair and ask the same one again) and for the account.  A code, or a type, stands for a status,
-# and one table says what a status means, whichever carrier it came by (F41): a response's own, an
-# event or a JSON body of a 200, a frame of a WebSocket.  F46 says which statuses prove that nothing
-# was executed.
+# and one table says what a status means, wherever it is found (F41): in a response's head, in an
+# event or a JSON body of a 200, in a frame of a WebSocket.  F46 says which statuses prove that
+# nothing was executed.
 
 
 class Action(enum.Enum):
@@ -5923,8 +5923,8 @@ class Action(enum.Enum):
 
 class Effect(enum.Enum):
     NONE = enum.auto()
-    LIMITED = enum.auto()  # rests until its reset
-    MODEL_LIMITED = enum.auto()  # rests so for this model
+    LIMITED = enum.auto()  # cools down until its reset
+    MODEL_LIMITED = enum.auto()  # the same, but only for this model
     REFUSED = enum.auto()  # its credential or plan is not accepted
     FORBIDDEN = enum.auto()  # the same without a reason: perhaps only this request was
     DEMOTED = enum.auto()  # used after the others for a minute
@@ -5940,14 +5940,14 @@ class Fault(NamedTuple):
     action: Action
     effect: Effect
     error: PoolerError
-    cooldown_seconds: float | None = None  # until a limit resets, where that was told
+    cooldown_seconds: float | None = None  # until a limit resets, if known
     is_refusal: bool = False  # the upstream has said that it did nothing
-    cause: Cause | None = None  # where no connection came about
+    cause: Cause | None = None  # if no connection was established
     is_throttle: bool = False  # a limit of pace; else one of a plan, a quota, or credits
     about: str = ""  # the family of a model's limit, or the path that is lacking
 
 
-NAMELESS: Final = 0  # stands for a failure in a 200 of which nothing is said but that it is one
+NAMELESS: Final = 0  # the status of a failure in a 200 that says nothing else about itself
 _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
     NAMELESS: (Action.NEXT, Effect.NONE),
     401: (Action.REFRESH, Effect.REFUSED),
@@ -5959,13 +5959,13 @@ _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
     **dict.fromkeys((504, 522, 524), (Action.RETURN, Effect.DEMOTED)),
 }
 SPENT_CODE: Final = "websocket_connection_limit_reached"  # it was open for an hour (F25)
-# Of a code, or of the way in which a limit was reached: it is no matter of a few seconds.
+# In a code, or in the way a limit was reached: the limit will not be over in a few seconds.
 _USAGE_WORDS: Final = re.compile(
     "usage|quota|credit|billing|balance|spend|depleted|funds|budget|(?:daily|monthly|plan|weekly)_"
 )
 _ANY: Final = "(?:[a-z]{1,24}_){0,4}"
-# A client's content names users, projects and teams, too: of those that an upstream does not find
-# it may well be the client that speaks.
+# A client's content names users, projects and teams, too: if an upstream does not find one of
+# these, it may well be one that the client named.
 _HOLDER: Final = "(?:account|org|organization|subscription|workspace)"
 _OWNER: Final = f"(?:{_HOLDER}|project|team|user)"
 _MEANS: Final = "(?:balance|billing_hard|budget|credits?|funds|quota)"
@@ -6206,7 +6206,7 @@ def meaning_of(name: str) -> int:
 
 
 def _status_of(status: int, words: UpstreamWords) -> int:
-    """The status to judge a failure by; `status`: the response's own, if it was no success.
+    """The status to classify a failure by; `status`: the response's own, if it was not a success.
 
     A word for the account's own trouble goes before any number, and a number before other words.
     """
@@ -6237,9 +6237,9 @@ def _reason(told: int, words: UpstreamWords) -> str:
 
 
 def cleaned(text: str) -> str:
-    """An upstream's reason as it may stand in an error of ours: a sentence or two, in plain text.
+    """An upstream's reason as it may appear in one of our errors: a sentence or two, in plain text.
 
-    "", where it is a page, or names an account, a person or a secret.
+    "" if it is a page, or names an account, a person or a secret.
     """
     if _MARKUP.search(text) or _PRIVATE.search(text):
         return ""
@@ -6339,7 +6339,7 @@ def _seconds_until(value: Json, unix_now: float) -> float:
 
 
 def _details(error: JsonObject) -> Sequence[Json]:
-    """What google.rpc.Status has beside its message (F65)."""
+    """What google.rpc.Status has next to its message (F65)."""
     details = error.get("details")
     return objects_of(details[:DETAILS_MAX]) if isinstance(details, list) else ()
 
@@ -6618,7 +6618,7 @@ def classify_response(
 ) -> Fault:
     """What an upstream's response other than 2xx means.
 
-    `is_reshaped`: a body that is not OpenAI-shaped must not reach the client as it came.
+    `is_reshaped`: a body that is not OpenAI-shaped must not be passed on unchanged.
     `is_whole`: all of it has come; else it may have said what is not there.
     """
     content_type = headers.get("content-type", "").lower()
@@ -6772,7 +6772,7 @@ def _error_members(failure: JsonObject) -> list[Json]:
 
     Of a whole response it is nothing: most of that is the client's own, as its instructions are.
     """
-    if "output" in failure:
+    if "output" in failure or "response" in failure:
         return []
     return [failure[name] for name in failure if name not in _NOT_SHOWN]
 
@@ -6794,7 +6794,7 @@ class Stage(enum.Enum):
 
 
 class Trouble(enum.Enum):
-    """What ended an attempt; the value is the code of its error."""
+    """What ended an attempt; the value is the code of its error, unless a body was cut off."""
 
     CLOSED = "upstream_unreachable"
     TIMEOUT = "upstream_timeout"
@@ -6806,7 +6806,7 @@ NO_WEBSOCKET_STATUSES: Final = frozenset({404, 405, 426, 501})
 
 
 class Cause(enum.StrEnum):
-    """Why no connection came about; these words are in the log, and counted."""
+    """Why no connection was established; these words are logged and counted."""
 
     NAME = "name not found"
     REFUSED = "refused"
@@ -6847,7 +6847,7 @@ def _timed_out(timer: str) -> PoolerError:
 
 
 def classify_connect(cause: Cause) -> Fault:
-    """What it means that no connection came about: nothing was sent, and others may be asked.
+    """What a failed connection attempt means: nothing was sent, so others may be tried.
 
     The network is no account's fault, but one that cannot be reached is tried after the others.
     """
@@ -7078,7 +7078,7 @@ class Quota:
         _remember(self.families, model_of_limit(model), family, QUOTA_WINDOWS_MAX)
 
     def bring_forward(self, seconds: float) -> None:
-        """Move the end of every window so many seconds closer."""
+        """Move the end of every window closer by this many seconds."""
         for key, window in self.windows.items():
             self.windows[key] = window._replace(ends_at=window.ends_at - seconds)
 
@@ -7116,7 +7116,7 @@ class Cooldown:
         self.until = self.retry_at = 0.0
 
     def bring_forward(self, seconds: float) -> None:
-        """Move both ends so many seconds closer."""
+        """Move both ends closer by this many seconds."""
         self.until -= seconds  # infinite stays infinite
         self.retry_at -= seconds
 
@@ -7171,7 +7171,7 @@ class Health:
             blocks.clear()
 
     def bring_forward(self, seconds: float) -> None:
-        """Move everything that has a time so much closer."""
+        """Move everything that has a time closer by this many seconds."""
         self.catalogue_at -= seconds
         self.catalogue_until -= seconds
         self.quota.bring_forward(seconds)
@@ -7966,7 +7966,7 @@ class Roster:
             health.plan.extend(until, now, UNTRIED_SECONDS_MAX, "plan used up")
 
     def note_success(self, lease: Lease) -> None:
-        """Only a request that began after the latest evidence proves that a cooldown is over."""
+        """Note a success, which ends a cooldown only if it began after the latest evidence."""
         for cooldown in lease.cooldowns:
             if lease.began_at > cooldown.noted_at:
                 cooldown.end()
@@ -8050,7 +8050,7 @@ def _catalogue_of(entries: Sequence[Json], *, is_codex: bool) -> dict[str, Model
 
 
 def _codex_model(entry: Mapping[str, Json], name: str) -> Model:
-    """A model of Codex's catalogue: of its window Codex itself uses so many percent."""
+    """A model of Codex's catalogue: Codex itself uses only a percentage of its window."""
     window = count_at(entry, "context_window") or count_at(entry, "max_context_window")
     percent = count_at(entry, "effective_context_window_percent")
     if not 0 < percent <= 100:
@@ -8344,7 +8344,7 @@ def _count(
 ) -> None:
     """Add to a row of an account's sums.
 
-    Reloads and clients can bring up new names for ever, so both levels are bounded.  An account too
+    Reloads and clients can bring up new names forever, so both levels are bounded.  An account too
     many counts as no account, a row too many as one whose last label is `other`.
     """
     if account not in sums and len(sums) >= ACCOUNTS_COUNTED_MAX:
@@ -9109,7 +9109,7 @@ class ClientConnection:
 # Files are read and written in threads, with a deadline, and only if they are regular files.  What
 # the pooler itself has left behind is used only if nobody else could have written it.  A login is
 # replaced so that a crash at any moment leaves the old version or the new one, on the disk: write
-# beside it, fsync, rename, fsync the folder.
+# next to it, fsync, rename, fsync the folder.
 
 
 def new_file(path: Path) -> Path:
@@ -9913,7 +9913,7 @@ class UpstreamConnection:
         self.is_at_end = True
         self.wire.buffer = (
             self.wire.buffer or self.reader.unread
-        )  # the first, where there was no body
+        )  # the first one, if there was no body
         return b""
 
     async def read_body(self, bytes_max: int, held: HeldBytes | None = None) -> bytes:
@@ -11130,7 +11130,7 @@ class Deadline:
         timer: str,
         seconds: float = math.inf,
     ) -> None:
-        """Begin a stage, which the limit `timer` bounds to so many seconds."""
+        """Begin a stage, which the limit `timer` bounds to `seconds`."""
         self.stage, self.timer = stage, timer
         self.at = trio.current_time() + seconds
 
@@ -11422,7 +11422,7 @@ class HttpSource:
     def _as_events(self, received: bytes, keeps_error: bool) -> bytes:
         """What was received; of a response in one piece nothing, and at its end its events.
 
-        Raises: BadSyntax, where it is neither.
+        Raises: BadSyntax, if it is neither.
         """
         # JSON begins with a bracket, a stream of events with the name of a field or a colon.  White
         # space before either decides nothing.
@@ -11623,8 +11623,8 @@ class Exchange:
     async def cut(self, error: PoolerError) -> None:
         """End what has been begun: a stream with one terminal event.  Raises: ClientGone.
 
-        After a bug, or where the body cannot be ended well, the connection ends with it; so does a
-        WebSocket, of whose turn nobody knows how far it has come.
+        After a bug, or if the body cannot be ended cleanly, the connection ends with it; so does a
+        WebSocket, as nobody knows how far its turn has come.
         """
         reply, call = self.reply, self.call
         self.record.code = error.record_code
@@ -11971,7 +11971,7 @@ class Opened:
     def count_held(self, held_back: int = 0) -> None:
         """Count what is held: an unfinished event, whole ones held back, what the end is made of.
 
-        Raises: BadSyntax, where one event is too large; PoolerError (pool_busy).
+        Raises: BadSyntax, if one event is too large; PoolerError (pool_busy).
         """
         pending = self.source.bytes_pending
         kept = 0 if self.translator is None else self.translator.output.bytes_kept
@@ -12415,7 +12415,7 @@ class Relay:
     async def start_events(self, headers: list[Field]) -> None:
         """Commit: the head of a stream, if it has not been sent, and what has been held."""
         reply = self.exchange.reply
-        events, self.opened.events = self.opened.events, []  # not kept beside what is sent
+        events, self.opened.events = self.opened.events, []  # not kept in addition to what is sent
         if not reply.is_started:
             await reply.start(200, stream_headers(headers), events)
         elif not reply.put(events):
@@ -12711,10 +12711,10 @@ def is_account_left(exchange: Exchange, call: Call, tries: Tries) -> bool:
 ################################################################
 # GET /v1/responses with an upgrade: each frame of the client is one call of RELAY, and the
 # events of its response are frames.  trio-websocket reads and writes them on both sides; the heads
-# of a handshake are judged as strictly as all others and replayed to it, what it does not bound
-# is counted before it comes there (F95), and it is given bytes where it would make text.  All tasks
-# are in the nursery of the client's connection: the library's reader for each side, which ends
-# before its stream is closed, and who takes what it has read.
+# of a handshake are validated as strictly as all others and replayed to it, what it does not bound
+# is counted before it gets there (F95), and it is given bytes where it would decode text.  All
+# tasks are in the nursery of the client's connection: the library's reader for each side, which
+# ends before its stream is closed, and the task that takes what it has read.
 
 WEBSOCKET_LIBRARY: Final = "trio_websocket"
 _STREAM_ID: Final = re.compile("[A-Za-z0-9_.-]{1,256}")
@@ -12920,7 +12920,7 @@ class Frames:
     async def receive(self) -> bytes:
         """What the peer sends next, b"" at its end; a message that does not come is refused.
 
-        The time of a message is that in which it is waited for, not that in which it waits.
+        Only the time spent waiting for a message counts, not the time that it waits to be read.
         """
         connection, meter = self.connection, self.meter
         received, connection.buffer = connection.buffer, b""
@@ -12948,7 +12948,7 @@ class Frames:
         return received
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send frames; messages are text, which the library is not given as such."""
+        """Send frames.  The library is given text as bytes; here its frames are marked as text."""
         if self.socket is None and not self.is_client:
             # The library asks for what the upstream has agreed to already.
             request = parse_request_head(bytes(data))
@@ -13192,7 +13192,7 @@ class ClientSocket:
                 self.nursery.cancel_scope.cancel()
 
     async def next_frame(self, idle_seconds_max: float) -> bytes | None:
-        """The next frame of the client; None where the WebSocket must be closed."""
+        """The next frame of the client; None if the WebSocket must be closed."""
         idle_until = trio.current_time() + idle_seconds_max
         while not (self.waiting or self.close_code) and trio.current_time() < idle_until:
             until = min(idle_until, trio.current_time() + WEBSOCKET_PING_SECONDS)
@@ -13207,9 +13207,9 @@ class ClientSocket:
         return None if self.close_code else self.waiting.popleft()
 
     async def show_life(self) -> None:
-        """Send a ping; where the latest one got no answer, a pong, which needs none.
+        """Send a ping; if the latest one got no pong yet, send a pong, which needs no reply.
 
-        A client that answers none is not ended before the time that all may be idle.
+        A client that answers no ping is still not disconnected before the usual idle limit.
         """
         if not self.frames.is_pinging:
             self.start(self.frames.ping)
@@ -14404,7 +14404,7 @@ class Operators:
     def explain(self, pool_name: str, model: str, session: str | None) -> JsonObject:
         """Which account a request would go to, and why.
 
-        Raises: LookupError, there is no such pool, or it does not serve the model.
+        Raises: LookupError, if there is no such pool, or it does not serve the model.
         """
         pool = self.shared.config.pools[pool_name]
         try:
@@ -14771,7 +14771,7 @@ async def _open_listener(listen: Listen) -> list[trio.SocketListener]:
 
 
 def _open_unix_listener(path: str) -> trio.SocketListener:
-    """A listening Unix socket with mode 0660, in the place of one that a dead process has left.
+    """A listening Unix socket with mode 0660, replacing one that a dead process has left behind.
 
     Raises: OSError.
     """
@@ -14798,7 +14798,7 @@ Loaded = tuple[Config, Contexts]
 def load(path: Path, env: Mapping[str, str]) -> Loaded:
     """The configuration in pools.json, with all warnings, and its TLS contexts.
 
-    Raises: ConfigRefused; OSError, for a secret's file.
+    Raises: ConfigRefused; OSError, if the system's authorities cannot be loaded.
     """
 
     secret_files: dict[Path, None] = {}  # a set in the order of pools.json

@@ -17,7 +17,16 @@ from typing import Any, Final
 import pytest
 from trio.testing import MockClock
 
-from pooler import Action, Effect, Fault, classify_event, classify_response, read_error
+from pooler import (
+    Action,
+    Effect,
+    Fault,
+    classify_event,
+    classify_response,
+    failure_of,
+    public_error,
+    read_error,
+)
 from tests.accounts.test_failover_is_safe import counts
 from tests.support.codex_turns import ANSWER, Play
 from tests.support.memory_sockets import Json, ask_chat, ask_responses, post
@@ -535,3 +544,10 @@ def test_a_code_that_may_be_a_key_or_an_id_is_not_repeated(code: str) -> None:
         assert fault is not None
         assert fault.reason == "401"
         assert code not in fault.error.record_code
+
+
+def test_a_failed_response_without_an_error_is_not_searched_for_names() -> None:
+    """What else it shows is the client's own: its instructions may name whom they like."""
+    response = {"status": "failed", "output": [], "instructions": "ask org-abcDEF123"}
+    for event in ({"type": "response.failed", "response": response}, response):
+        assert public_error(None, failure_of(event)) is None

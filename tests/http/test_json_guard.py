@@ -247,6 +247,14 @@ def test_strings_without_separators_are_too_many_too() -> None:
     refuses(lambda: judge(b'{"a": ' + b'"x" ' * 2_000_000 + b"}"))
 
 
+def test_strings_with_escapes_are_counted_when_these_are_gone() -> None:
+    """A backslash that escapes no quote hides none from the count."""
+    raw = b'{"a": ' + b"[" * 9 + b'"\\n" ' * 50
+    assert raw.count(b'"') - raw.count(b"\\") < 4 * 21 < raw.count(b'"')
+    assert pooler.json_excess(raw, 8, 20) == "too many members"
+    assert pooler.json_excess(raw, 8, 200) == "too much nesting"
+
+
 @pytest.mark.parametrize("unit", [b"]", b"} ", b"]}", b"][}"])
 def test_brackets_that_close_nothing_are_counted_too(unit: bytes) -> None:
     """Not JSON either; but how deep a text is, is found out one bracket at a time."""

@@ -14,7 +14,7 @@ import pytest
 from trio.testing import MockClock
 
 import pooler
-from tests.support.memory_sockets import post
+from tests.support.memory_sockets import ask_responses, post
 from tests.support.world import describe, json_response, opened_world
 from tests.translation.test_codex_accounts import MODEL, codex_world, described
 from tests.translation.test_codex_requests import ONE, sent
@@ -62,3 +62,11 @@ async def test_a_body_that_is_translated_is_read_twice_and_written_once(
     async with codex_world(described(tmp_path, **ONE), tmp_path) as world:
         assert (await sent(world, carrier, body))[0] == 200
     assert tuple(passes.values()) == (0, 1, 1, 1)
+
+
+async def test_a_text_full_of_commas_is_a_body_like_any_other(autojump_clock: MockClock) -> None:
+    """It may have too many members, so the whole guard looks at it, and finds that it has not."""
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(json_response({"id": "r"}))
+        body = ask_responses(stream=False, input="[,{" * (pooler.JSON_SEPARATORS_MAX // 2))
+        assert (await world.ask(body)).status == 200

@@ -439,3 +439,10 @@ async def test_an_answer_costs_less_than_5_ms(tool: str | None, version: str, de
         )
         costs.append(time.process_time() - started_at)
     assert sorted(costs)[10] < 0.005
+
+
+def test_an_object_with_other_members_does_not_fit() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert mcp_server.fits({"a": 1}, schema)
+    assert not mcp_server.fits({}, schema)
+    assert not mcp_server.fits({"a": 1, "b": 2}, schema)

@@ -228,6 +228,15 @@ def test_a_stderr_that_takes_nothing_stops_no_server(
         assert process.wait(SECONDS_MAX) == 0
 
 
+def test_a_write_that_takes_nothing_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = [3, 0, 4]
+    log = LogWriter()
+    monkeypatch.setattr(LogWriter, "write_some", lambda *_: counts.pop(0))
+    assert log.write(b"abcdef\n") == 0
+    assert counts == []
+    assert not log.is_torn
+
+
 def test_lines_that_come_together_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the end waits for no more of them."""
     written: list[bytes] = []

@@ -617,3 +617,14 @@ async def test_a_bug_in_a_service_ends_the_server_and_its_text_stays_inside(
     assert bug["type"] == "RuntimeError"
     assert "canary" not in json.dumps([fields for _, _, fields in logged])
     assert "stopped" not in [event for _, event, _ in logged]
+
+
+def test_bugs_are_no_closed_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They show as what they are, and not as success."""
+
+    def fail(*_: object) -> None:
+        raise ExceptionGroup("two", [BrokenPipeError(), ValueError("a bug")])
+
+    monkeypatch.setattr(pooler, "load", fail)
+    with pytest.raises(ExceptionGroup):
+        main(["check", "--config", str(tmp_path)])

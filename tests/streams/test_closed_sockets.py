@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import open_stream_to_socket_listener, wait_all_tasks_blocked
 
+import pooler
 from pooler import Connection, Limits, PeerClosed, UpstreamConnection
 from tests.support.tls_upstreams import SECONDS_MAX, dialled
 
@@ -118,3 +119,10 @@ async def test_a_socket_that_was_closed_here_is_at_its_end() -> None:
         await stream.aclose()
         with pytest.raises(PeerClosed):
             await Connection(stream).receive()
+
+
+async def test_a_socket_that_is_closed_is_not_waited_for() -> None:
+    source = trio.socket.socket()
+    source.close()
+    with pytest.raises(trio.ClosedResourceError):
+        await pooler.read_socket(source)
