@@ -6056,20 +6056,21 @@ _THROTTLED: Final = re.compile(r"(?i)\brate.?limit|\btoo many requests")
 _MARKUP: Final = re.compile(r"(?i)<(?:!doctype|html|head|body|title|script)\b")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffd]")
 # Keys, tokens and ids, as providers write them, also masked ones of which a part is left; the
-# ids of ChatGPT accounts, which look like those of requests; and addresses of people.
+# ids of ChatGPT accounts, which look like those of requests; and addresses of people.  An id has a
+# digit or a capital: without them `user_location` is a name of the API, which the client needs.
 _NAMES_ACCOUNT: Final = (
-    rf"\b(?:{'|'.join(ID_PREFIXES)})[-_.][\w-]{{6}}[\w-]*"
+    rf"\b(?i:{'|'.join(ID_PREFIXES)})[-_.](?=[\w-]{{0,64}}[0-9A-Z])[\w-]{{6}}[\w-]*"
     rf"|\b(?:{'|'.join(KEY_BEGINNINGS)})[\w-]{{8}}[\w.-]*"
-    r"|[\w-]{0,16}\*{4}[\w*-]*|\b(?:gsk|key|rt|sk|xai)[-_][\w-]{0,16}(?:\.{3}|\u2026)[\w-]*"
-    r"|\b(?:org|proj|acct)-[a-z0-9]+"
-    r"|(?<!request id )(?<!request id: )\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b"
+    r"|[\w-]{0,16}\*{4}[\w*-]*|\b(?i:gsk|key|rt|sk|xai)[-_][\w-]{0,16}(?:\.{3}|\u2026)[\w-]*"
+    r"|(?i:(?<=organization )org-\w+|(?<=project )proj-\w+|(?<=account )acct-\w+)"
+    r"|(?i:(?<!request id )(?<!request id: )\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b)"
     r"|(?:(?<![\w.+-])[\w.+-]{1,64}|[\w.+-])@[\w-][\w.-]*"
 )
-_ACCOUNT_NAMES: Final = re.compile(f"(?i){_NAMES_ACCOUNT}")
+_ACCOUNT_NAMES: Final = re.compile(_NAMES_ACCOUNT)
 # These, and what is said to the owner of an account.
 _PRIVATE: Final = re.compile(
-    rf"(?i){_NAMES_ACCOUNT}|\b[0-9a-f-]{{32}}|\bbearer |\bapi.?key|\b(?:billing|credentials?)\b"
-    r"|\byour (?:\w+ )?(?:account|authentication|organization|plan|subscription|team|workspace)"
+    rf"{_NAMES_ACCOUNT}|(?i:\b[0-9a-f-]{{32}}|\bbearer |\bapi.?key|\b(?:billing|credentials?)\b"
+    r"|\byour (?:\w+ )?(?:account|authentication|organization|plan|subscription|team|workspace))"
 )
 _PLACE: Final = re.compile(r"https?://[^\s'\"]+|\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b")
 _NO_MODEL: Final = re.compile(
@@ -14684,8 +14685,8 @@ class Server:
             if self.websockets.key_of(client) is None:
                 client.end(1008, "invalid_api_key")
 
-        # What waits may be served now: by a new account, or by one whose cooldown is cleared.
         self.operators.warn_of_missing_modules()
+        # What waits may be served now: by a new account, or by one whose cooldown is cleared.
         shared.assign_waiters()
         self.catalogues.wanted.set()
 
@@ -14800,7 +14801,6 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
 
     Raises: ConfigRefused; OSError, if the system's authorities cannot be loaded.
     """
-
     secret_files: dict[Path, None] = {}  # a set in the order of pools.json
 
     def read_secret(name: str) -> str:

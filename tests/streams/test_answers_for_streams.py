@@ -214,7 +214,7 @@ NAMING: Final = [
     ("in organization org-abc on tokens per min", "in organization [...] on tokens per min"),
     ("see below:\norg-abcDEF123", "see below:\\n[...]"),
     ("of 4f2c7a9e-3b1d-4c5e-8f60-123456789abc only", "of [...] only"),
-    ("bad key gsk_abcdefgh1 in AIzaSyA1234567, xai-abcdefg and hf_abcdefg",
+    ("bad key gsk_abcdefgh1 in AIzaSyA1234567, xai-abCdefg and hf_abcdef7",
      "bad key [...] in [...], [...] and [...]"),
 ]  # fmt: skip
 NAMING_CARRIERS: Final = {
@@ -275,6 +275,13 @@ KEYS_OF_PROVIDERS: Final = (
 )  # fmt: skip
 NO_KEYS: Final = (
     "task-manager",
+    "user_location",
+    "user-defined",
+    "org-level",
+    "project.proj-wide",
+    "key_value_pairs",
+    "at-most-once",
+    "sess_options",
     "whisky_bottle",
     "gsk",
     "hf_1",
