@@ -359,7 +359,7 @@ SLEEP_SECONDS_MIN: Final = 5.0  # a clock may be corrected by less at any time
 CONFIG_BYTES_MAX: Final = 4 * MIB  # of pools.json: thousands of keys
 SECRET_FILE_BYTES_MAX: Final = 64 * KIB  # a login has some 5 KiB
 SECRET_CHARS_MIN: Final = 16  # fewer can be guessed
-DOUBTED_CHARS_MAX: Final = 512  # of a secret: a longer one is no placeholder
+DOUBTED_CHARS_MAX: Final = 512  # of a secret: a longer one is no placeholder, and shows in so many
 SHOWN_CHARS_MAX: Final = 60  # of a line that is not JSON, on either side of the error
 CHANGES_TOLD_MAX: Final = 100  # of a reload, in one line of the log
 RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and the files that it names
@@ -987,7 +987,7 @@ _PARTS_OF_NAME: Final = re.compile("[_.-]")
 
 def looks_secret(name: str) -> bool:
     """Whether what should be a name may be a key, a token or an id: they mix letters and digits."""
-    parts = _PARTS_OF_NAME.split(name)
+    parts = _PARTS_OF_NAME.split(name[:DOUBTED_CHARS_MAX])
     return any(len(part) >= KEY_PART_CHARS_MIN and any(map(str.isdigit, part)) for part in parts)
 
 
@@ -4310,8 +4310,8 @@ class EventScanner:
 
         The prefix of plain content is remembered: `_take` recognizes the next events by it.
         """
-        pattern = _TYPE_FIRST_IN_MESSAGE if self.is_socket else _TYPE_FIRST
-        match = pattern.match(text)
+        # Each is called by its name: so it is known that neither is ever used to search.
+        match = _TYPE_FIRST_IN_MESSAGE.match(text) if self.is_socket else _TYPE_FIRST.match(text)
         if match is None:
             return None
 

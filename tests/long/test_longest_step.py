@@ -96,7 +96,8 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_ADDRESS", "_SHA256", "_REFERENCE", "_base_url", "_proxy"), CONFIG),
     **dict.fromkeys(("_VARIABLE_NAME", "_check_presented"), CONFIG),
     **dict.fromkeys(("_Loader.digest", "_Loader.api_key", "_Loader.pool", "run_status"), CONFIG),
-    **dict.fromkeys(("_plain", "_PARTS_OF_NAME"), CONFIG),
+    "_plain": CONFIG,
+    "_PARTS_OF_NAME": pooler.DOUBTED_CHARS_MAX,
     "_PLACEHOLDER_HOST": 127 * 64,  # `_HOST_NAME` took it
     "_UNMEANT_NAME": pooler.MODEL_CHARS_MAX,
     "_path": CONFIG,
