@@ -130,7 +130,7 @@ class Server:
         deadline = time.monotonic() + STOP_SECONDS_MAX
         while not self.counts.exists():
             assert time.monotonic() < deadline, "no counts came"
-            time.sleep(0.001)
+            time.sleep(0.001)  # the other process tells by the file alone
         counts: dict[str, int] = json.loads(self.counts.read_text())
         return counts
 
