@@ -7,6 +7,7 @@ annotations of their arguments.  Inputs for a pattern are made from its parse tr
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import math
 import random
@@ -24,7 +25,9 @@ Maker = Callable[[int], Run]  # a run on an input of so many units
 ################################################################
 # HOW TIME GROWS
 ################################################################
-# Processor time, of which a busy machine steals little; what looks bad is measured again.
+# Processor time, of which a busy machine steals little.  What looks bad is measured again, and is
+# believed if it looks bad every time.  The garbage collector waits: it counts all objects of the
+# process, which are those of a thousand other tests.
 
 QUICK_SECONDS: Final = 0.0005  # too short to be judged, and nothing that could hurt
 LONG_SECONDS: Final = 0.25  # so long a run is not doubled any more
@@ -32,15 +35,23 @@ STEEP: Final = 1.5  # the exponent: linear work shows 1, quadratic 2
 HOPELESS: Final = 3.3  # the exponent of what is not run again with twice as much
 APART: Final = 1.4  # sizes closer than this show noise as a large exponent
 ROUNDS: Final = 5
+ROUNDS_MIN: Final = 2  # one slow run alone shows nothing
+CONFIRMATIONS: Final = 3
 
 
 def seconds_of(run: Run, times: int = 1) -> float:
     """The processor time of a run, at best of so many, or fewer if it takes long."""
     taken: list[float] = []
-    while len(taken) < times and sum(taken) < LONG_SECONDS:
-        began = time.process_time()
-        run()
-        taken.append(time.process_time() - began)
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        while len(taken) < times and sum(taken) < LONG_SECONDS:
+            began = time.process_time()
+            run()
+            taken.append(time.process_time() - began)
+    finally:
+        if is_collecting:
+            gc.enable()
     return min(taken)
 
 
@@ -63,7 +74,7 @@ def growth(make: Maker, steps: Iterable[int]) -> str | None:
     for size in steps:
         took = seconds_of(make(size))
         is_steep = last and exponent(before, took, size / last) > STEEP
-        if took > QUICK_SECONDS and is_steep and (told := confirmed(make, last, size)):
+        if took > QUICK_SECONDS and is_steep and (told := confirmed_often(make, last, size)):
             return told
         if took > LONG_SECONDS:
             return None
@@ -74,12 +85,22 @@ def growth(make: Maker, steps: Iterable[int]) -> str | None:
 def _rounds(runs: tuple[Run, ...]) -> Iterator[tuple[float, ...]]:
     """The seconds of each run, round after round, until there are enough or they took too long."""
     spent = 0.0
-    for _ in range(ROUNDS):
+    for number in range(1, ROUNDS + 1):
         taken = tuple(seconds_of(run) for run in runs)
         yield taken
         spent += sum(taken)
-        if spent > LONG_SECONDS:
+        if spent > LONG_SECONDS and number >= ROUNDS_MIN:
             return
+
+
+def confirmed_often(make: Maker, small: int, large: int) -> str | None:
+    """The last of what `confirmed` says, if it finds growth each time."""
+    told = None
+    for _ in range(CONFIRMATIONS):
+        told = confirmed(make, small, large)
+        if told is None:
+            return None
+    return told
 
 
 def confirmed(make: Maker, small: int, large: int) -> str | None:
