@@ -43,9 +43,9 @@ Read these first, in this order: they serve a streamed request to an account wit
 everything else is a variant of one of them.
 
     Server.serve_connection, Server.serve_request, ClientConnection.read_head, Exchanges.serve,
-    Server.dispatch, parse_request_head, find_routes, identify_caller, find_owner, Calls.accept,
+    Server.dispatch, parse_request_head, find_routes, identify_caller, match_secret, Calls.accept,
     KeyUse.admit, Exchange.read_body, Calls.validate, Calls.read, parse_json_object, read_call,
-    serve_call, Shared.take_place, Shared.find_place, Roster.ranked, try_account, Attempt.open,
+    serve_call, Shared.assign, Shared.find_assignment, Roster.ranked, try_account, Attempt.open,
     Attempt.ask, Attempt.fields, HttpTransport.send, request_head, reveal, connect,
     Deadline.bounded, Opened.open, parse_response_head, Opened.hold, HttpSource.receive,
     EventScanner.feed, Opened.take, Relay.deliver, HttpReply.start, Relay.relay, Relay.pump,
@@ -1815,7 +1815,7 @@ class _Loader:
     is_proxied_elsewhere: bool = False  # all outgoing connections pass through another machine
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    owners: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
+    claims: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
     refused: set[str] = field(default_factory=set)  # paths that have a problem already
 
     def refuse(self, path: str, problem: str) -> None:
@@ -1860,9 +1860,9 @@ class _Loader:
 
     def claim(self, what: str | bytes, path: str, problem: str) -> None:
         """Raises: ValueError, if another place has it."""
-        owner = self.owners.setdefault(what, path)
-        if owner != path:
-            raise ValueError(problem.format(owner))
+        claimant = self.claims.setdefault(what, path)
+        if claimant != path:
+            raise ValueError(problem.format(claimant))
 
     # Secrets: each is a literal, or a reference to a variable or to the first line of a file.
 
@@ -2665,7 +2665,7 @@ def parse_config(
 
 _BASIC: Final = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
 _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
-Owner = TypeVar("Owner", Key, Operator)
+Entry = TypeVar("Entry", Key, Operator)
 
 
 def bearer_of(
@@ -2708,10 +2708,10 @@ def basic_of(
     return password
 
 
-def find_owner(
+def match_secret(
     presented: str | None,
-    owners: Iterable[Owner],
-) -> Owner | None:
+    entries: Iterable[Entry],
+) -> Entry | None:
     """The key or the operator whose secret was presented (latin-1 text), or None.
 
     Without a secret the comparison is still made, so that it takes as long.
@@ -2719,10 +2719,10 @@ def find_owner(
     secret = (presented or "").encode("latin-1")
     digest = hashlib.sha256(secret).digest()
 
-    match: Owner | None = None
-    for owner in owners:  # no early exit: its time would show which entry matched
-        if hmac.compare_digest(digest, owner.digest):
-            match = owner
+    match: Entry | None = None
+    for entry in entries:  # no early exit: its time would show which entry matched
+        if hmac.compare_digest(digest, entry.digest):
+            match = entry
     return match if presented else None
 
 
@@ -4407,7 +4407,7 @@ class EventScanner:
         return value
 
     def _note_response(self, response: JsonObject) -> None:
-        """Remember the identity of the response, and its usage.
+        """Remember the id of the response, and its usage.
 
         Only short members are kept, for `failure_event` repeats them in the client's last event.
         """
@@ -5551,18 +5551,18 @@ class ChatTranslator:
             "finish_reason": reason,
         }
         return {
-            **self._identity(response),
+            **self._chunk_head(response),
             "object": "chat.completion",
             "choices": [choice],
             "usage": _chat_usage(response),
             **_filled({"service_tier": text_at(response, "service_tier")}),
         }
 
-    def _identity(self, response: JsonObject) -> JsonDict:
+    def _chunk_head(self, response: JsonObject) -> JsonDict:
         """The members that every chunk of a response begins with."""
-        identity = label_at(response, "id").removeprefix("resp_") or self.request_id
+        stem = label_at(response, "id").removeprefix("resp_") or self.request_id
         return {
-            "id": f"chatcmpl-{identity}",
+            "id": f"chatcmpl-{stem}",
             "object": "chat.completion.chunk",
             "created": count_at(response, "created_at") or self.created_unix,
             "model": label_at(response, "model") or self.model,
@@ -5571,7 +5571,7 @@ class ChatTranslator:
     def _chunks(self, deltas: Sequence[Delta], response: JsonObject) -> bytes:
         """One chunk per delta; a chunk with the role precedes the first of the stream."""
         if not self._head and (deltas or response):
-            self._head = self._identity(response)
+            self._head = self._chunk_head(response)
             deltas = [{"role": "assistant", "content": ""}, *deltas]
         return b"".join([self._chunk(delta) for delta in deltas])
 
@@ -5958,7 +5958,7 @@ _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
     # These may still be working on it (F46).
     **dict.fromkeys((504, 522, 524), (Action.RETURN, Effect.DEMOTED)),
 }
-SPENT_CODE: Final = "websocket_connection_limit_reached"  # it was open for an hour (F25)
+SOCKET_EXPIRED_CODE: Final = "websocket_connection_limit_reached"  # it was open for an hour (F25)
 # In a code, or in the way a limit was reached: the limit will not be over in a few seconds.
 _USAGE_WORDS: Final = re.compile(
     "usage|quota|credit|billing|balance|spend|depleted|funds|budget|(?:daily|monthly|plan|weekly)_"
@@ -6009,7 +6009,7 @@ _MODEL_WORDS: Final = re.compile(
 _FAILURE_WORDS: Final = re.compile(
     "api_?(?:connection_)?error|bad_gateway(?:_error)?|provider_error|upstream_error"
     "|internal(?:_error)?|(?:internal_)?server_error|internal_failure"
-    f"|stream_incomplete|upstream_request_timeout|{SPENT_CODE}"
+    f"|stream_incomplete|upstream_request_timeout|{SOCKET_EXPIRED_CODE}"
 )
 # Overload has many names, and comes mostly in a 200 (F43).
 _OVERLOAD_WORDS: Final = re.compile(
@@ -6535,7 +6535,7 @@ def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
         return Action.RETURN, Effect.NONE
     if status == 400 and _is_about_reasoning(words):
         return Action.REPAIR, Effect.NONE
-    if words.code == SPENT_CODE:
+    if words.code == SOCKET_EXPIRED_CODE:
         return Action.REOPEN, Effect.NONE
     return _BY_STATUS.get(status, (Action.RETURN, Effect.NONE))
 
@@ -6917,32 +6917,33 @@ def _remember(
 
 
 class Memory(Generic[T]):
-    """Values by digest, each of one owner; the owner that has most forgets its oldest first.
+    """Values by digest, in shares: one for each pool key.
 
-    So no client can push out what others need, however much it adds itself.
+    The largest share forgets its oldest value first, so no client can push out what others need,
+    however much it adds itself.
     """
 
     def __init__(self) -> None:
-        self.by_owner: dict[Hashable, OrderedDict[bytes, T]] = {}
+        self.by_share: dict[Hashable, OrderedDict[bytes, T]] = {}
         self.length = 0
 
     def __len__(self) -> int:
         return self.length
 
-    def get(self, owner: Hashable, digest: bytes) -> T | None:
-        """The value of an owner under a digest; None if it is not remembered."""
-        values = self.by_owner.get(owner) or OrderedDict()
+    def get(self, share: Hashable, digest: bytes) -> T | None:
+        """The value in a share under a digest; None if it is not remembered."""
+        values = self.by_share.get(share) or OrderedDict()
         return values.get(digest)
 
     def set(
         self,
-        owner: Hashable,
+        share: Hashable,
         digest: bytes,
         value: T,
         length_max: int,
     ) -> None:
         """Remember a value; above `length_max` values in all, old ones are forgotten."""
-        known = self.by_owner.setdefault(owner, OrderedDict())
+        known = self.by_share.setdefault(share, OrderedDict())
         self.length += digest not in known
         known[digest] = value
         known.move_to_end(digest)
@@ -6950,12 +6951,12 @@ class Memory(Generic[T]):
             self._forget_one()
 
     def _forget_one(self) -> None:
-        """Forget the oldest value of the owner that has the most."""
-        largest = max(self.by_owner, key=lambda owner: len(self.by_owner[owner]))
-        self.by_owner[largest].popitem(last=False)
+        """Forget the oldest value of the largest share."""
+        largest = max(self.by_share, key=lambda share: len(self.by_share[share]))
+        self.by_share[largest].popitem(last=False)
         self.length -= 1
-        if not self.by_owner[largest]:
-            del self.by_owner[largest]
+        if not self.by_share[largest]:
+            del self.by_share[largest]
 
 
 # Quota.
@@ -7261,7 +7262,7 @@ class Status(enum.StrEnum):
     CANNOT_HONOUR = "cannot honour a field of the request"
     NOT_CHATGPT = "only ChatGPT accounts have this route"
     NO_WEBSOCKET = "takes no WebSocket"
-    NOT_OWNER = "does not know the earlier response"
+    NOT_CREATOR = "does not know the earlier response"
     LACKS_MODEL = "cannot use the model"
     LACKS_ROUTE = "its upstream has no such route"
     NOT_OFFERED = "does not offer the model"
@@ -7308,18 +7309,18 @@ def standing_of(health: Health, now: float) -> Standing:
 def standing_for(
     health: Health,
     call: Call,
-    owner: bytes | None,
+    creator: bytes | None,
     now: float,
 ) -> Standing:
-    """How an account stands for a request; `owner`: see `Sessions.owner_of`."""
-    lack = _lack_of(health, call, owner, now) or _lack_of_model(health, call, now)
+    """How an account stands for a request; `creator`: see `Sessions.creator_of`."""
+    lack = _lack_of(health, call, creator, now) or _lack_of_model(health, call, now)
     return lack or _standing_for_model(health, call, now)
 
 
 def _lack_of(
     health: Health,
     call: Call,
-    owner: bytes | None,
+    creator: bytes | None,
     now: float,
 ) -> Standing | None:
     """Why an account cannot serve such a request, whatever its model."""
@@ -7333,18 +7334,18 @@ def _lack_of(
     if call.is_socket and not health.takes_websocket(now):
         return Standing(Status.NO_WEBSOCKET)
 
-    return None if _is_owner(account, owner) else Standing(Status.NOT_OWNER)
+    return None if _is_creator(account, creator) else Standing(Status.NOT_CREATOR)
 
 
-def _is_owner(account: Account, owner: bytes | None) -> bool:
+def _is_creator(account: Account, creator: bytes | None) -> bool:
     """Whether an account can have the stored response that a request continues.
 
     Only the account that created it has it: others would respond "not found".  What a codex
     account created is known on its WebSocket, and nowhere else (F23).
     """
-    if owner == UNKEPT:
+    if creator == UNKEPT:
         return account.is_codex
-    return owner is None or owner == account.identity
+    return creator is None or creator == account.identity
 
 
 def _lack_of_model(
@@ -7399,7 +7400,7 @@ def _standing_in_time(
 
 # Sessions.
 
-UNKEPT: Final = b""  # instead of an owner: a codex account created the response, and keeps none
+UNKEPT: Final = b""  # instead of a creator: a codex account created the response, and keeps none
 
 
 class Pin(NamedTuple):
@@ -7416,7 +7417,8 @@ class Sessions:
 
     def __init__(self) -> None:
         self.pins = Memory[Pin]()  # by key and session
-        self.owners = Memory[bytes]()  # by key and what was created: an identity, or UNKEPT
+        # By key, and the digest of what was created: an account's identity, or UNKEPT.
+        self.creators = Memory[bytes]()
 
     def pin_of(self, call: Call, now: float) -> Pin | None:
         """Where the session of a request stays; None if it has none, or was idle too long."""
@@ -7447,7 +7449,7 @@ class Sessions:
         pin = self.pin_of(call, now)
         return pin is not None and (pin.is_mixed or pin.base_url != account.base_url)
 
-    def note_owner(
+    def note_creator(
         self,
         account: Account,
         call: Call,
@@ -7457,11 +7459,11 @@ class Sessions:
         """Remember who created a response (`what`: "response") or a turn's state."""
         if isinstance(value, str):
             is_kept = what != "response" or not account.is_codex
-            owner = account.identity if is_kept else UNKEPT
+            creator = account.identity if is_kept else UNKEPT
             digest = digest_parts(*call.key_name, what, value)
-            self.owners.set(call.key_name, digest, owner, RESPONSE_PINS_MAX)
+            self.creators.set(call.key_name, digest, creator, RESPONSE_PINS_MAX)
 
-    def is_owner(
+    def is_creator(
         self,
         account: Account,
         call: Call,
@@ -7470,14 +7472,14 @@ class Sessions:
     ) -> bool:
         """Whether the account is known to have created a response or a turn's state."""
         digest = digest_parts(*call.key_name, what, value)
-        return self.owners.get(call.key_name, digest) == account.identity
+        return self.creators.get(call.key_name, digest) == account.identity
 
-    def owner_of(self, call: Call) -> bytes | None:
-        """The owner of the response that a request continues; None if unknown."""
-        return self.owners.get(call.key_name, call.response) if call.response else None
+    def creator_of(self, call: Call) -> bytes | None:
+        """The creator of the response that a request continues; None if unknown."""
+        return self.creators.get(call.key_name, call.response) if call.response else None
 
 
-# Places.
+# Leases.
 
 
 class Lease(NamedTuple):
@@ -7490,7 +7492,7 @@ class Lease(NamedTuple):
     key: tuple[str, str]  # for whom: pool and name
 
 
-class Places:
+class Leases:
     """How many requests are in flight, by account and by key."""
 
     def __init__(self) -> None:
@@ -7624,7 +7626,7 @@ class Roster:
         self.unix_ahead = math.inf  # how far the wall clock is ahead of the monotonic one
         self.health: dict[str, Health] = {}
         self.sessions = Sessions()
-        self.places = Places()
+        self.leases = Leases()
         # What did not connect a moment ago: until when that counts, and the cause.
         self.unreached: dict[Way, tuple[float, Cause]] = {}
         self.reload(config)
@@ -7641,7 +7643,7 @@ class Roster:
         for name, health in self.health.items():
             health.account = config.accounts[name]
             health.forget()
-        self.places.reload(config)
+        self.leases.reload(config)
 
     def note_time(self, now: float, unix_now: float) -> None:
         """Bring every cooldown forward by the time that the machine has slept.
@@ -7675,10 +7677,10 @@ class Roster:
 
     def standings(self, call: Call, now: float) -> list[tuple[Health, Standing]]:
         """How each account of a pool stands for a request, in the pool's order."""
-        owner = self.sessions.owner_of(call)
+        creator = self.sessions.creator_of(call)
         accounts = [account for account in call.pool.accounts if self.is_current(account)]
         healths = [self.health[account.name] for account in accounts]
-        standings = [(health, standing_for(health, call, owner, now)) for health in healths]
+        standings = [(health, standing_for(health, call, creator, now)) for health in healths]
         if call.pool.models is None or any(standing.is_able for _, standing in standings):
             return standings
 
@@ -7709,7 +7711,7 @@ class Roster:
     ) -> Rank:
         """How good a choice an account is; the smallest rank is the best."""
         account = health.account
-        busy = self.places.in_flight[account.name]
+        busy = self.leases.in_flight[account.name]
         digest = b""
         if call.session is not None:
             digest = hashlib.sha256(call.session + account.name.encode()).digest()
@@ -7809,7 +7811,7 @@ class Roster:
         That is so if the response that it continues is kept nowhere: a client that is told
         "previous_response_not_found" sends the whole conversation again.
         """
-        if self.sessions.owner_of(call) != UNKEPT:
+        if self.sessions.creator_of(call) != UNKEPT:
             return False
         anywhere = self.standings(call._replace(response=None), now)
         return sum(standing.is_able for _, standing in anywhere) > able_count
@@ -7823,7 +7825,7 @@ class Roster:
             return lacking_model(standing.reason.partition(" ")[2])
         if Status.LACKS_ROUTE in by_status:
             return lacking_route(call.path)
-        if Status.NOT_OWNER in by_status or by_status.keys() <= {Status.PAUSED}:
+        if Status.NOT_CREATOR in by_status or by_status.keys() <= {Status.PAUSED}:
             return PoolerError("no_usable_account")
 
         if is_model_known(self.health, call):
@@ -7869,12 +7871,12 @@ class Roster:
         """Count a request in; `end` counts it out again, also after a reload."""
         health = self.health[account.name]
         health.served_at = now
-        self.places.take(account.name, call.key_name)
+        self.leases.take(account.name, call.key_name)
         return Lease(account, health, health.cooldowns_of(call.model, now), now, call.key_name)
 
     def end(self, lease: Lease) -> None:
         """Give back the place of a request that is over."""
-        self.places.give_back(lease.account.name, lease.key)
+        self.leases.give_back(lease.account.name, lease.key)
 
     def note_fault(
         self,
@@ -8426,7 +8428,7 @@ def snapshot(state: State) -> JsonDict:
         "at": state.unix_now,
         "uptime_seconds": int(state.unix_now - state.process["started_at"]),
         **state.process,
-        "in_flight": sum(state.roster.places.in_flight.values()),
+        "in_flight": sum(state.roster.leases.in_flight.values()),
         "pools": pools,
         "accounts": accounts,
         "keys": [_show_key(state, key) for key in config.keys],
@@ -8518,7 +8520,7 @@ def _show_account(
         "status": standing.status.value,
         "is_demoted": health.is_demoted(state.now),
         "unreached": unreached or login.unreached,
-        "in_flight": state.roster.places.in_flight[account.name],
+        "in_flight": state.roster.leases.in_flight[account.name],
         "cooldown_until": cooldown_until,
         "reason": standing.reason or None,
         "lacks": _show_lacks(state, account, health),
@@ -8685,7 +8687,7 @@ def explain(
     # The accounts that may be tried, best first.  The first one with a free place is chosen.
     order = roster.ranked(call, (), now)
     ranked = [account.name for account in order]
-    free = [account.name for account in order if roster.places.has_room(account, call.key_name)]
+    free = [account.name for account in order if roster.leases.has_room(account, call.key_name)]
     chosen = free[0] if free else None
 
     rows = []
@@ -8947,7 +8949,7 @@ class ClientConnection:
     is_first: bool = True  # no request has come yet
     is_in_call: bool = False  # an account works for it, and must not once the client is gone
     is_busy: bool = False  # with a call, from the body on, or as a WebSocket
-    owner: Hashable = None  # the key that it has presented last
+    caller: Hashable = None  # the key that it has presented last
 
     def __post_init__(self) -> None:
         self.wire = Connection(self.stream, source=self.receive)
@@ -10723,7 +10725,7 @@ OWN: Final[Sequence[Field]] = (
 )
 
 
-class Identity(NamedTuple):
+class Authorization(NamedTuple):
     """The credentials to send to an account's upstream.
 
     An API key is a bearer alone; a login has the id of its ChatGPT account with it (F17).
@@ -10752,8 +10754,8 @@ class Endpoint:
     login: Login | None  # of a codex account
 
 
-class Place(NamedTuple):
-    """What a request is given: room at an account, and where that is."""
+class Assignment(NamedTuple):
+    """What a request is given: a lease at an account, and where that account's requests go."""
 
     lease: Lease
     endpoint: Endpoint
@@ -10791,14 +10793,14 @@ class Unpacking:
 class Waiter:
     """A request in the queue of its pool, until it has a place, is displaced, or is out of time.
 
-    Whoever ends a lease fills in `place` and sets `served`.
+    Whoever ends a lease fills in `assignment` and sets `served`.
     """
 
     call: Call
     tried: Sequence[str]
     served: trio.Event
     deadline: float  # until then it waits, also for an account that it would rather have
-    place: Place | None = None
+    assignment: Assignment | None = None
     is_displaced: bool = False  # by a key that has fewer waiting
 
 
@@ -10971,12 +10973,12 @@ class Shared:
             digest = login.credentials.digest if login.credentials else b""
             self.roster.health[login.name].note_login(digest, is_usable)
 
-    async def take_place(
+    async def assign(
         self,
         exchange: Exchange,
         call: Call,
         tried: Sequence[str],
-    ) -> Place:
+    ) -> Assignment:
         """A place on the best account that has room, waiting for one in a fair queue.
 
         A session whose own account is back in a moment waits for that, if the queue has room.
@@ -10992,8 +10994,8 @@ class Shared:
             trio.Event(),
             deadline if has_room else now,
         )
-        if place := self.find_place(waiter):
-            return place
+        if assignment := self.find_assignment(waiter):
+            return assignment
 
         # None is free: wait only if an account is busy, or back soon; else refuse at once.
         current = self.current(call)
@@ -11002,32 +11004,34 @@ class Shared:
             raise self.roster.refusal(current, tried, now, self.unix_now())
         return await self.queue_up(exchange, waiter, deadline)
 
-    async def queue_up(self, exchange: Exchange, waiter: Waiter, deadline: float) -> Place:
+    async def queue_up(self, exchange: Exchange, waiter: Waiter, deadline: float) -> Assignment:
         """The place that a waiter gets in its pool's queue.  Raises: PoolerError (pool_busy)."""
         queue = self.queues.setdefault(waiter.call.pool.name, deque())
         # A full queue must not be one key's: whoever has most in it loses its newest request.
         self.make_way(queue, waiter.call, QUEUE_LENGTH_MAX)
         queue.append(waiter)
         try:
-            await self.wait_for_place(exchange, waiter, deadline)
+            await self.wait_for_assignment(exchange, waiter, deadline)
         except BaseException:
-            if waiter.place is not None:  # given a place and cancelled at the same moment
-                self.end_lease(waiter.place.lease)
+            if waiter.assignment is not None:  # assigned and cancelled at the same moment
+                self.end_lease(waiter.assignment.lease)
             raise
         finally:
             if waiter in queue:
                 queue.remove(waiter)
 
-        if waiter.place is None:
+        if waiter.assignment is None:
             raise PoolerError("pool_busy")
-        return waiter.place
+        return waiter.assignment
 
-    async def wait_for_place(self, exchange: Exchange, waiter: Waiter, deadline: float) -> None:
+    async def wait_for_assignment(
+        self, exchange: Exchange, waiter: Waiter, deadline: float
+    ) -> None:
         """Return when a waiter has a place, was displaced, or has waited until `deadline`.
 
         It wakes when a cooldown ends, as nobody else may be there to notice that.
         """
-        while not (waiter.place or waiter.is_displaced) and trio.current_time() < deadline:
+        while not (waiter.assignment or waiter.is_displaced) and trio.current_time() < deadline:
             change = self.roster.next_change(self.current(waiter.call), trio.current_time())
             with contextlib.suppress(DeadlinePassed):
                 await exchange.deadline.bounded(min(change, deadline), waiter.served.wait)
@@ -11068,7 +11072,7 @@ class Shared:
             return call
         return call._replace(pool=pool or dataclasses.replace(call.pool, accounts=()))
 
-    def find_place(self, waiter: Waiter) -> Place | None:
+    def find_assignment(self, waiter: Waiter) -> Assignment | None:
         """A place that is free now, and worth taking."""
         now, call = trio.current_time(), self.current(waiter.call)
         # A session's own account has its prompt in a cache: if it is back before the deadline, that
@@ -11076,8 +11080,10 @@ class Shared:
         if self.roster.returns_at(call, waiter.tried, now) <= waiter.deadline:
             return None
         for account in self.roster.ranked(call, waiter.tried, now):
-            if self.roster.places.has_room(account, call.key_name):
-                return Place(self.roster.begin(account, call, now), self.endpoints[account.name])
+            if self.roster.leases.has_room(account, call.key_name):
+                return Assignment(
+                    self.roster.begin(account, call, now), self.endpoints[account.name]
+                )
         return None
 
     def end_lease(self, lease: Lease) -> None:
@@ -11093,11 +11099,11 @@ class Shared:
 
     def assign_one(self, queue: deque[Waiter]) -> bool:
         """Serve one waiter of the queue; whether any could be served."""
-        by_key = self.roster.places.of_key
+        by_key = self.roster.leases.of_key
         # Sorting is stable: requests of keys that have equally many stay in their order.
         for waiter in sorted(queue, key=lambda waiter: by_key[waiter.call.key_name]):
-            if place := self.find_place(waiter):
-                waiter.place = place
+            if assignment := self.find_assignment(waiter):
+                waiter.assignment = assignment
                 waiter.served.set()
                 queue.remove(waiter)
                 return True
@@ -11463,7 +11469,7 @@ class Outgoing(NamedTuple):
 
     endpoint: Endpoint
     path: str
-    identity: Identity
+    authorization: Authorization
     body: bytes
     scanner: EventScanner
 
@@ -11513,12 +11519,12 @@ class HttpTransport:
         An idle connection that turns out closed before the last byte was written is replaced
         once, silently.  A slow uplink may take its time as long as it moves.
         """
-        endpoint, identity, body = outgoing.endpoint, outgoing.identity, outgoing.body
+        endpoint, authorization, body = outgoing.endpoint, outgoing.authorization, outgoing.body
         head = request_head(
             endpoint.account.base_url,
             outgoing.path,
-            identity.secret,
-            identity.fields,
+            authorization.secret,
+            authorization.fields,
             body,
         )
         self.upstream = await self.shared.idle.take(endpoint)
@@ -11572,7 +11578,7 @@ class Exchange:
     carried: Sequence[str] = ()  # fields that a translated body keeps unchanged
     call: Call | None = None
     use: KeyUse | None = None  # of the key, which counts the call
-    is_spent: bool = False  # an upstream has read it whole, and may have worked on it
+    is_billable: bool = False  # an upstream has read it whole, and may have worked on it
     is_sent: bool = False  # the upstream of the latest attempt has read it whole
     has_ended: bool = False  # a stream's terminal event was sent, or kept for a whole response
     silent_since: float = math.inf  # when the client began to wait, its request being out
@@ -11670,19 +11676,19 @@ TROUBLES: Final = {
 }
 
 
-async def identify(
+async def authorize(
     tokens: Tokens, endpoint: Endpoint, rejected: Credentials | None = None
-) -> Identity:
+) -> Authorization:
     """The credentials to send upstream: a bearer token and extra header fields.
 
     `rejected`: credentials that the upstream has refused.  Raises: LoginNeeded.
     """
     if endpoint.login is None:
-        return Identity(endpoint.account.api_key, [("user-agent", API_AGENT)])
+        return Authorization(endpoint.account.api_key, [("user-agent", API_AGENT)])
     credentials = await tokens.credentials(endpoint.login, rejected)
     account_id = credentials.account_id
     fields = [("chatgpt-account-id", account_id)] if account_id else []  # F17
-    return Identity(credentials.access_token, fields, credentials)
+    return Authorization(credentials.access_token, fields, credentials)
 
 
 def classify_trouble(error: Exception, deadline: Deadline) -> Fault:
@@ -12120,10 +12126,10 @@ class Attempt:
         # Only a codex account's token may need a refresh, which waits and so must be bounded.
         login = (exchange.shared.tokens, self.endpoint, rejected)
         if account.is_codex:
-            identity = await exchange.deadline.bounded(math.inf, identify, *login)
+            authorization = await exchange.deadline.bounded(math.inf, authorize, *login)
         else:
-            identity = await identify(*login)
-        self.credentials = identity.credentials
+            authorization = await authorize(*login)
+        self.credentials = authorization.credentials
 
         # What is sent is translated if this account speaks another form than the client.
         body, translator = await self.prepare()
@@ -12131,14 +12137,14 @@ class Attempt:
         is_translated = translator is not None
         scanner = EventScanner(kind, is_socket=call.is_socket, is_translated=is_translated)
         path = CallKind.RESPONSES.value if is_translated else call.path
-        identity = identity._replace(fields=[*identity.fields, *self.fields()])
-        outgoing = Outgoing(self.endpoint, path, identity, body, scanner)
+        authorization = authorization._replace(fields=[*authorization.fields, *self.fields()])
+        outgoing = Outgoing(self.endpoint, path, authorization, body, scanner)
         source = await exchange.transport.send(outgoing)
         if isinstance(source, Fault):
             return source
 
         # From here on the upstream may be at work: a repetition could do everything twice.
-        exchange.is_spent = exchange.is_sent = True
+        exchange.is_billable = exchange.is_sent = True
         exchange.replace_body(exchange.body)  # what was made of it has been sent
         opened = Opened(
             exchange,
@@ -12237,7 +12243,7 @@ class Attempt:
             (name, value)
             for name, value in forwarded(client, NATIVE_TO_UPSTREAM)
             # The client keeps the first of a turn (F22), whoever serves the rest of it.
-            if name != TURN_STATE or roster.sessions.is_owner(account, call, TURN_STATE, value)
+            if name != TURN_STATE or roster.sessions.is_creator(account, call, TURN_STATE, value)
         ]
 
 
@@ -12304,7 +12310,7 @@ class Relay:
 
         # The turn state is worth something at the account that made it, and nowhere else (F22).
         state = opened.headers.get(TURN_STATE)
-        shared.roster.sessions.note_owner(opened.account, call, TURN_STATE, state)
+        shared.roster.sessions.note_creator(opened.account, call, TURN_STATE, state)
         now, unix_now = trio.current_time(), shared.unix_now()
         quota = show_quota_headers(shared.roster, call.pool, now, unix_now)
         return forwarded(opened.headers, NATIVE_TO_CLIENT) + quota
@@ -12319,7 +12325,7 @@ class Relay:
         # Later requests that name this response must reach the account that has it.
         is_kept = call.kind is CallKind.RESPONSES and account.is_codex
         if call.is_stored or is_kept:
-            roster.sessions.note_owner(
+            roster.sessions.note_creator(
                 account,
                 call,
                 "response",
@@ -12523,18 +12529,18 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
     """Try accounts, at most `attempts_max`, until one serves the call.  Raises: PoolerError."""
     shared, tries = exchange.shared, Tries()
     while True:
-        place = await shared.take_place(exchange, call, tries.passed_over)
-        call, account = shared.current(call), place.lease.account
+        assignment = await shared.assign(exchange, call, tries.passed_over)
+        call, account = shared.current(call), assignment.lease.account
         # Recorded before it begins, so that an attempt that is cancelled is in the record, too.
         exchange.record.attempts.append({"account": account.name})
         try:
-            fault = await try_account(exchange, call, place)
+            fault = await try_account(exchange, call, assignment)
         finally:
             # Also after a cancellation.  The lease ends last: whoever gets its room may use the
             # connection again.
             with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                await exchange.transport.release(place.endpoint)
-            shared.end_lease(place.lease)
+                await exchange.transport.release(assignment.endpoint)
+            shared.end_lease(assignment.lease)
         if fault is None:
             return
 
@@ -12547,20 +12553,20 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
             raise error
 
 
-async def try_account(exchange: Exchange, call: Call, place: Place) -> Fault | None:
+async def try_account(exchange: Exchange, call: Call, assignment: Assignment) -> Fault | None:
     """Have one account serve the call; the fault, if it failed before the client got anything.
 
     Raises: PoolerError, ClientGone.
     """
-    shared, account = exchange.shared, place.lease.account
+    shared, account = exchange.shared, assignment.lease.account
     with HeldBytes(shared.events, account.name, exchange.holder) as held:
-        opened = await open_repaired(exchange, call, place, held)
+        opened = await open_repaired(exchange, call, assignment, held)
         if isinstance(opened, Opened):
-            await Relay(exchange, call, opened).deliver(place.lease)
+            await Relay(exchange, call, opened).deliver(assignment.lease)
             return None
 
     fault = opened
-    exchange.is_spent &= not fault.is_refusal
+    exchange.is_billable &= not fault.is_refusal
     await shared.look_at_logins(call.pool.accounts)  # a refresh of ours is no new file
     shared.roster.note_fault(
         account,
@@ -12610,23 +12616,23 @@ async def without_reasoning(exchange: Exchange) -> bytes:
 async def open_repaired(
     exchange: Exchange,
     call: Call,
-    place: Place,
+    assignment: Assignment,
     held: HeldBytes,
 ) -> Opened | Fault:
     """An opened response, tried once more with a new token, a new WebSocket, or no reasoning.
 
     Raises: PoolerError (the stop code, invalid_value, pool_busy), ClientGone.
     """
-    roster, account = exchange.shared.roster, place.lease.account
+    roster, account = exchange.shared.roster, assignment.lease.account
     entry = exchange.record.attempts[-1]
     # What another account has encrypted this one cannot read: it would refuse the whole request.
-    if roster.sessions.has_foreign_reasoning(call, account, place.lease.began_at):
+    if roster.sessions.has_foreign_reasoning(call, account, assignment.lease.began_at):
         exchange.replace_body(await without_reasoning(exchange))
 
     rejected: Credentials | None = None
     repairs: set[Action] = set()
     while True:
-        attempt = Attempt(exchange, call, place.endpoint, held)
+        attempt = Attempt(exchange, call, assignment.endpoint, held)
         opened = await attempt.open(rejected)
         if isinstance(opened, Opened):
             return opened
@@ -12642,7 +12648,7 @@ async def open_repaired(
         if action in repairs or not can_help.get(action, False):
             return opened
 
-        await exchange.transport.release(place.endpoint)
+        await exchange.transport.release(assignment.endpoint)
         held.replace(0)
         repairs.add(action)
         if action is Action.REFRESH:
@@ -12973,22 +12979,22 @@ class UpstreamSocket:
     """An upstream's WebSocket, which serves one turn after the other.
 
     What comes after the last event of a turn, and before the first of the next one, is of
-    neither.  If they cannot be told apart, no further turn uses it: `is_spent`.
+    neither.  If they cannot be told apart, no further turn uses it: `is_unusable`.
     """
 
-    owner: bytes  # digest of the account that it was opened for
+    destination: bytes  # digest of the account that it was opened for
     connection: UpstreamConnection
     frames: Frames
     end: Callable[[], None]  # called when it ends before it was to
     opened_at: float = field(default_factory=trio.current_time)
     response_ids: deque[str] = field(default_factory=lambda: deque(maxlen=ANCHORS_MAX))
-    is_spent: bool = False
+    is_unusable: bool = False
     idle_scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # between two turns
 
-    def serves(self, owner: bytes) -> bool:
+    def serves(self, destination: bytes) -> bool:
         """Whether a turn may use it: same upstream, same credentials."""
         is_old = trio.current_time() - self.opened_at > WEBSOCKET_AGE_SECONDS_MAX
-        return self.owner == owner and not (self.is_spent or is_old)
+        return self.destination == destination and not (self.is_unusable or is_old)
 
     async def take(self) -> bytes:
         """The next message, still held.  Raises: PeerClosed, BadSyntax."""
@@ -12997,9 +13003,9 @@ class UpstreamSocket:
         except (PeerClosed, BadSyntax) as error:
             failure = error
         await self.frames.stop()
-        if not self.is_spent:
+        if not self.is_unusable:
             self.end()
-        self.is_spent = True
+        self.is_unusable = True
         raise failure
 
     async def watch(self, idle_scope: trio.CancelScope) -> None:
@@ -13011,11 +13017,11 @@ class UpstreamSocket:
             while True:
                 message = await self.take()
                 self.frames.done(message)
-                self.is_spent |= not is_news(type_of(message))
+                self.is_unusable |= not is_news(type_of(message))
 
     async def close(self) -> None:
         """Close it once its reader has ended: nothing waits for a socket that is closed."""
-        self.is_spent = True
+        self.is_unusable = True
         self.idle_scope.cancel()
         await self.frames.stop()
         self.frames.release()
@@ -13048,7 +13054,7 @@ class SocketSource:
                 return message
             if not self.is_reused or self.type in {"response.created", "error"}:
                 self.is_begun = True
-                self.socket.is_spent |= self.type != "response.created"
+                self.socket.is_unusable |= self.type != "response.created"
                 return message
             self.socket.frames.done(message)
         raise BadSyntax("events of no turn")
@@ -13112,7 +13118,7 @@ class SocketSource:
         if scanner.terminal is not None:
             self.is_at_end = True
             # A second failure that may follow the first would pass for the next turn's.
-            self.socket.is_spent |= scanner.failure is not None
+            self.socket.is_unusable |= scanner.failure is not None
             if response_id := text_at(scanner.response, "id"):
                 self.socket.response_ids.append(response_id)
         return [event]
@@ -13337,9 +13343,9 @@ class SocketTransport:
             hint = "Upstreams take no message over websocket_upstream_bytes_max. Use POST."
             raise PoolerError("request_too_large", hint)
 
-        owner = owner_of(endpoint, outgoing.identity.credentials)
-        kept = self.kept_socket(endpoint.account, owner)
-        upstream = kept or await self.open_socket(outgoing, owner)
+        destination = digest_of_destination(endpoint, outgoing.authorization.credentials)
+        kept = self.kept_socket(endpoint.account, destination)
+        upstream = kept or await self.open_socket(outgoing, destination)
         if isinstance(upstream, Fault):
             return upstream
         if upstream is None:
@@ -13352,14 +13358,14 @@ class SocketTransport:
         try:
             await self.put(upstream, body)
         except PeerClosed:
-            upstream.is_spent = True
+            upstream.is_unusable = True
             if not is_reused:
                 raise
             error = PoolerError("upstream_unreachable")
             return Fault("closed", Action.REOPEN, Effect.NONE, error)
         return self.source
 
-    def kept_socket(self, account: Account, owner: bytes) -> UpstreamSocket | None:
+    def kept_socket(self, account: Account, destination: bytes) -> UpstreamSocket | None:
         """The WebSocket of the previous turn, if it may serve this one, too.
 
         Raises: PoolerError (previous_response_not_found), if the turn continues a response that
@@ -13367,7 +13373,7 @@ class SocketTransport:
         """
         kept = self.client.upstream
         # A login or an address that has changed since needs a connection of its own.
-        if kept is not None and not kept.serves(owner):
+        if kept is not None and not kept.serves(destination):
             kept = None
         # The backend keeps such a response in the memory of one WebSocket (F23): sent on any other,
         # the turn would fail there.
@@ -13385,7 +13391,9 @@ class SocketTransport:
             held.grow(len(body))  # a copy of it, in a frame
             await deadline.bounded(math.inf, upstream.frames.put, body)
 
-    async def open_socket(self, outgoing: Outgoing, owner: bytes) -> UpstreamSocket | Fault | None:
+    async def open_socket(
+        self, outgoing: Outgoing, destination: bytes
+    ) -> UpstreamSocket | Fault | None:
         """A new WebSocket, which replaces the previous one.
 
         None, if it was refused with a response that is still unread.
@@ -13394,15 +13402,15 @@ class SocketTransport:
         await self.client.drop_upstream()
         http, client = self.http, self.client
         limits, deadline = http.limits, http.deadline
-        account, identity = outgoing.endpoint.account, outgoing.identity
+        account, authorization = outgoing.endpoint.account, outgoing.authorization
         connection = await http.connect(outgoing.endpoint)
 
         nonce = base64.b64encode(secrets.token_bytes(16)).decode()
-        fields = [pair for pair in identity.fields if pair[0] != "accept"]
+        fields = [pair for pair in authorization.fields if pair[0] != "accept"]
         fields += upgrade_fields(nonce)
         if account.is_codex and not any(name == "openai-beta" for name, _ in fields):
             fields.append(_BETA)
-        head = request_head(account.base_url, outgoing.path, identity.secret, fields, b"")
+        head = request_head(account.base_url, outgoing.path, authorization.secret, fields, b"")
 
         seconds = WEBSOCKET_HANDSHAKE_SECONDS_MAX
         deadline.begin(Stage.UPGRADE, "websocket_handshake_seconds_max", seconds)
@@ -13424,7 +13432,10 @@ class SocketTransport:
         held = HeldBytes(http.shared.events, account.name, self.user)
         frames = Frames(connection.wire, EVENT_BYTES_MAX, held, limits, is_client=False)
         upstream = UpstreamSocket(
-            owner=owner, connection=connection, frames=frames, end=lambda: client.end(1001)
+            destination=destination,
+            connection=connection,
+            frames=frames,
+            end=lambda: client.end(1001),
         )
         http.upstream = None
         client.upstream = upstream
@@ -13439,7 +13450,7 @@ class SocketTransport:
             return
 
         upstream = source.socket
-        if source.is_at_end and not upstream.is_spent:
+        if source.is_at_end and not upstream.is_unusable:
             upstream.idle_scope = trio.CancelScope()
             self.client.start(functools.partial(upstream.watch, upstream.idle_scope))
             return
@@ -13449,7 +13460,7 @@ class SocketTransport:
         await upstream.close()
 
 
-def owner_of(endpoint: Endpoint, credentials: Credentials | None) -> bytes:
+def digest_of_destination(endpoint: Endpoint, credentials: Credentials | None) -> bytes:
     """A digest of the account that an upstream's WebSocket is opened for, and of the way there."""
     account = endpoint.account
     account_id = credentials.account_id if credentials else None
@@ -13582,7 +13593,7 @@ class Connections:
     counted: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
     keyless: dict[ClientConnection, None] = field(default_factory=dict)  # of these; oldest first
     spares: dict[ClientConnection, None] = field(default_factory=dict)  # oldest first
-    busy: Counter[Hashable] = field(default_factory=Counter)  # number by owner
+    busy: Counter[Hashable] = field(default_factory=Counter)  # number by caller
 
     @property
     def count_max(self) -> int:
@@ -13632,25 +13643,25 @@ class Connections:
         self.spares[connection] = None
 
     def dispensable(self) -> ClientConnection | None:
-        """The connection to end for a new one: not busy, of the owner with the most, longest idle.
+        """The connection to end for a new one: not busy, of the caller with the most, longest idle.
 
         None if all are busy: a call in progress is never ended for another client.  Counting by
-        owner keeps one key with many connections from displacing the others'.
+        caller keeps one key with many connections from displacing the others'.
         """
         free = [connection for connection in self.counted if not connection.is_busy]
         if not free:
             return None
 
-        counts = Counter(connection.owner for connection in self.counted)
-        owner = max(free, key=lambda connection: counts[connection.owner]).owner
-        candidates = [connection for connection in free if connection.owner == owner]
+        counts = Counter(connection.caller for connection in self.counted)
+        caller = max(free, key=lambda connection: counts[connection.caller]).caller
+        candidates = [connection for connection in free if connection.caller == caller]
         idle_since = self.shared.reaper.idle_until
         return min(candidates, key=lambda connection: idle_since.get(connection, math.inf))
 
-    def recognize(self, connection: ClientConnection, owner: Hashable) -> None:
+    def recognize(self, connection: ClientConnection, caller: Hashable) -> None:
         """Note whose credential has been presented on a connection."""
         self.keyless.pop(connection, None)
-        connection.owner = owner
+        connection.caller = caller
 
     def check_share(self, connection: ClientConnection) -> None:
         """Refuse a call with which one key would keep all connections busy.
@@ -13661,27 +13672,27 @@ class Connections:
         keys = [key for key in self.shared.config.keys if not key.paused]
         kept = max(1, self.count_max // PLACES_KEPT_PART) if len(keys) > 1 else 0
         is_new = connection in self.counted and not connection.is_busy
-        if is_new and self.busy[connection.owner] >= self.count_max - kept:
+        if is_new and self.busy[connection.caller] >= self.count_max - kept:
             raise PoolerError("pool_busy", "This key has too many busy connections.")
 
     def occupy(self, connection: ClientConnection) -> None:
         """Note that a connection is busy, so that it is not ended for another one."""
         if connection in self.counted and not connection.is_busy:
-            self.busy[connection.owner] += 1
+            self.busy[connection.caller] += 1
             connection.is_busy = True
 
     def release(self, connection: ClientConnection) -> None:
         """Note that a connection is no longer busy.
 
-        Owners without a busy connection are removed, so that the counts stay as few as the keys.
+        Callers without a busy connection are removed, so that the counts stay as few as the keys.
         """
         if not connection.is_busy:
             return
 
         connection.is_busy = False
-        self.busy[connection.owner] -= 1
-        if not self.busy[connection.owner]:
-            del self.busy[connection.owner]
+        self.busy[connection.caller] -= 1
+        if not self.busy[connection.caller]:
+            del self.busy[connection.caller]
 
     def dismiss(self, connection: ClientConnection) -> None:
         """End a connection, and no longer count it."""
@@ -13777,7 +13788,7 @@ class Catalogues:
         """Status and body of the account's /models.  Raises: LoginNeeded, TRANSPORT_ERRORS."""
         account, shared = endpoint.account, self.shared
 
-        secret, fields, _ = await identify(shared.tokens, endpoint)
+        secret, fields, _ = await authorize(shared.tokens, endpoint)
         path, own = "/models", list(fields)
         if account.is_codex:  # which lists only what this version of Codex CLI knows
             version = shared.version_for(account)
@@ -13831,7 +13842,7 @@ def identify_caller(
         return identify_operator(head, route, config)
 
     presented = bearer_of(head.headers, BEARER_BYTES_MAX)
-    key = find_owner(presented, config.keys)
+    key = match_secret(presented, config.keys)
     if key is None or not key.is_usable(unix_now):
         raise PoolerError("invalid_api_key")
     return key
@@ -13853,7 +13864,7 @@ def identify_operator(head: RequestHead, route: Route, config: Config) -> Operat
         presented = presented or basic_of(head.headers, bytes_max)
         challenge = [("WWW-Authenticate", 'Basic realm="codex-pooler"')]
 
-    operator = find_owner(presented, config.operators)
+    operator = match_secret(presented, config.operators)
     if operator is None:
         public = "A valid operator token is required as Authorization: Bearer."
         raise PoolerError("invalid_api_key", public, headers=challenge)
@@ -14074,12 +14085,12 @@ class Calls:
             record.code = record.code or "server_stopping"  # it was cut at once
 
         record.duration_ms = exchange.deadline.age_ms()
-        record.tokens_estimated = exchange.is_spent and record.tokens is None
+        record.tokens_estimated = exchange.is_billable and record.tokens is None
         shown = record.as_object()
 
         if use is not None:
             use.in_flight_count -= 1
-            if exchange.is_spent:
+            if exchange.is_billable:
                 use.charge(tokens_spent(shown), unix_now)
         self.shared.log("info", "request", shown)
         if record.pool is not None:  # unauthenticated requests must not evict the others

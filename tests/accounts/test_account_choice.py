@@ -392,7 +392,7 @@ def test_a_session_is_kept_for_24_idle_hours() -> None:
 
 def test_a_stored_response_binds_its_key_to_its_account() -> None:
     scene = Scene()
-    scene.roster.sessions.note_owner(scene.account("c"), scene.call(), "response", "resp_9")
+    scene.roster.sessions.note_creator(scene.account("c"), scene.call(), "response", "resp_9")
     assert scene.order(scene.call(previous_response_id="resp_9")) == "c"
     assert scene.order(scene.call(previous_response_id="resp_9", key="ci")) == "abc"
     assert scene.order(scene.call(previous_response_id="resp_8")) == "abc"
@@ -403,7 +403,7 @@ def test_a_stored_response_binds_its_key_to_its_account() -> None:
 
 def test_a_stored_response_of_a_paused_account_is_not_called_a_missing_model() -> None:
     scene = Scene()
-    scene.roster.sessions.note_owner(scene.account("c"), scene.call(), "response", "resp_9")
+    scene.roster.sessions.note_creator(scene.account("c"), scene.call(), "response", "resp_9")
     scene.config = make_config(describe(accounts={"c": {"paused": True}}))
     scene.roster.reload(scene.config)
     refusal = scene.refusal(previous_response_id="resp_9")
@@ -459,7 +459,9 @@ def test_an_account_that_was_refused_is_so_after_a_sleep() -> None:
 def test_remembered_responses_are_bounded() -> None:
     scene = Scene(limits={"response_pins_max": 2})
     for number in range(3):
-        scene.roster.sessions.note_owner(scene.account("c"), scene.call(), "response", f"r{number}")
+        scene.roster.sessions.note_creator(
+            scene.account("c"), scene.call(), "response", f"r{number}"
+        )
     orders = [scene.order(scene.call(previous_response_id=f"r{number}")) for number in range(3)]
     assert orders == ["abc", "c", "c"]
 
@@ -544,7 +546,7 @@ def test_a_reload_ends_rests_and_blocks_and_keeps_counts_and_pins() -> None:
     scene.roster.reload(scene.config)
     assert scene.order(now=1) == "abc"
     assert scene.order(session, now=1)[0] == "c"
-    assert scene.roster.places.in_flight["c"] == 1
+    assert scene.roster.leases.in_flight["c"] == 1
 
 
 def test_an_account_that_a_reload_took_away_is_counted_out_quietly() -> None:

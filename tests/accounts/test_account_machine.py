@@ -386,7 +386,7 @@ class AccountMachine(RuleBasedStateMachine):
     @invariant()
     def what_runs_is_counted(self) -> None:
         server = self.world.server
-        running = sum(server.shared.roster.places.in_flight.values())
+        running = sum(server.shared.roster.leases.in_flight.values())
         assert running <= len(server.exchanges.in_progress)
         assert len(self.waiting(at_endpoint=False)) <= running
         assert self.world.complaints == []

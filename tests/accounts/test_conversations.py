@@ -219,7 +219,7 @@ async def test_no_key_pushes_out_another_keys_conversations(autojump_clock: Mock
             await world.ask(post("/v1/responses", {"model": "m1", "input": f"x{number}"}))
         pins = world.server.shared.roster.sessions.pins
         assert len(pins) == 4
-        assert {owner: len(known) for owner, known in pins.by_owner.items()} == {
+        assert {share: len(known) for share, known in pins.by_share.items()} == {
             ("home", "ci"): 2,
             ("home", "laptop"): 2,
         }

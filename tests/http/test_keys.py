@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from pooler import MODEL_CHARS_MAX, Key, KeyUse, PoolerError, doubt_of_secret, find_owner
+from pooler import MODEL_CHARS_MAX, Key, KeyUse, PoolerError, doubt_of_secret, match_secret
 from tests.support.memory_sockets import (
     KEY,
     OTHER_KEY,
@@ -621,10 +621,10 @@ def test_exactly_the_keys_are_accepted_and_never_their_hashes(
     others = st.sampled_from([*hashes, *(f"sha256:{digest}" for digest in hashes), *near])
     anything = st.binary(max_size=40).map(lambda raw: raw.decode("latin-1"))
     presented = data.draw(st.sampled_from(secrets) | others | anything)
-    owner = find_owner(presented, config.keys)
-    assert (owner is not None) == (presented in secrets)
-    if owner is not None:
-        assert owner.name == f"k{secrets.index(presented)}"
+    entry = match_secret(presented, config.keys)
+    assert (entry is not None) == (presented in secrets)
+    if entry is not None:
+        assert entry.name == f"k{secrets.index(presented)}"
 
 
 async def test_the_table_of_keys_in_use_holds_no_names_of_strangers(world: World) -> None:

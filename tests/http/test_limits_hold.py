@@ -455,7 +455,7 @@ async def test_so_many_responses_are_remembered(autojump_clock: MockClock) -> No
                 raw = ask_responses(previous_response_id=previous)
                 assert (await world.ask(raw)).status == 200
             assert "".join(str(record["account"]) for record in world.records) == expected
-            assert len(world.server.shared.roster.sessions.owners) == limit
+            assert len(world.server.shared.roster.sessions.creators) == limit
 
 
 async def wait_until(moment: float) -> None:

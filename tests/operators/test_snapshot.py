@@ -76,7 +76,7 @@ async def test_a_model_that_only_a_client_named_is_not_shown(autojump_clock: Moc
 
 async def test_an_account_at_its_cap_is_said_to_be_busy(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a", accounts={"a": {"concurrent": 1}})) as world:
-        places = world.server.shared.roster.places
+        places = world.server.shared.roster.leases
         places.take("a", PLACE)
         assert reasons(world) == {"a": "number 1 in order, and busy: at its cap"}
         assert world.server.operators.explain("home", "m1", None)["chosen"] is None

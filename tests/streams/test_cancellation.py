@@ -198,7 +198,7 @@ async def test_leaving_the_queue_leaves_it_empty(autojump_clock: MockClock) -> N
         await second.hang_up()
         await world.settle()
         assert not world.server.shared.queues["home"]
-        assert world.server.shared.roster.places.in_flight["a"] == 1
+        assert world.server.shared.roster.leases.in_flight["a"] == 1
         assert [record["code"] for record in world.records] == ["client_gone"]
 
 

@@ -557,7 +557,7 @@ class World:
         """No request is under way and nothing is held.  Call `settle` before."""
         server = self.server
         assert not server.exchanges.in_progress
-        in_flight = dict(server.shared.roster.places.in_flight)
+        in_flight = dict(server.shared.roster.leases.in_flight)
         assert set(in_flight.values()) <= {0}, in_flight
         assert {use.in_flight_count for use in server.shared.uses.values()} <= {0}
         assert {pool: len(queue) for pool, queue in server.shared.queues.items() if queue} == {}

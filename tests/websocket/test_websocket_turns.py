@@ -592,7 +592,7 @@ class OneMessage:
         self.message, self.deadline = message, deadline
         self.given_back: list[bytes] = []
         self.frames = self
-        self.is_spent = False
+        self.is_unusable = False
         self.response_ids: list[str] = []
 
     async def take(self) -> bytes:
