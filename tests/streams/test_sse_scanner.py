@@ -64,8 +64,10 @@ def read_slowly(stream: bytes) -> list[bytes]:
     return found
 
 
-def scan(kind: CallKind, pieces: Iterable[bytes]) -> tuple[Found, EventScanner]:
-    scanner = EventScanner(kind)
+def scan(
+    kind: CallKind, pieces: Iterable[bytes], *, joins_content: bool = False
+) -> tuple[Found, EventScanner]:
+    scanner = EventScanner(kind, joins_content=joins_content)
     events = [event for piece in pieces for event in scanner.feed(piece)]
     events += scanner.feed(b"", is_end=True)
     return shown(events), scanner
@@ -102,6 +104,7 @@ def summary(scanner: EventScanner) -> tuple[Any, ...]:
         scanner.has_content,
         scanner.has_finish,
         scanner.bytes_pending,
+        scanner.failure_event(PoolerError("internal_error"), "r", RESPONSES),  # has the next number
     )
 
 
@@ -142,9 +145,11 @@ def test_every_cut_gives_the_same_events(kind: CallKind, stream: bytes) -> None:
     assert text_of(whole) == stream
     assert [data for _, event in whole for data in read_slowly(event)] == read_slowly(stream)
     for at in range(len(stream) + 1):
-        cut, cut_scanner = scan(kind, [stream[:at], stream[at:]])
-        assert merged(cut) == merged(whole), at
-        assert summary(cut_scanner) == summary(scanner), at
+        for joins_content in (False, True):
+            pieces = [stream[:at], stream[at:]]
+            cut, cut_scanner = scan(kind, pieces, joins_content=joins_content)
+            assert merged(cut) == merged(whole), at
+            assert summary(cut_scanner) == summary(scanner), at
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
@@ -154,10 +159,12 @@ def test_small_pieces_give_the_same_events(path: Path, size: int) -> None:
     for newline in (LF, CRLF, CR):
         stream = b"".join(sse_event(line, newline) for line in path.read_bytes().splitlines())
         whole, scanner = scan(kind, [stream])
-        pieces, pieces_scanner = scan(kind, in_pieces(stream, size))
-        assert merged(pieces) == merged(whole)
-        assert summary(pieces_scanner) == summary(scanner)
         assert text_of(whole) == stream
+        for joins_content in (False, True):
+            pieces = in_pieces(stream, size)
+            found, pieces_scanner = scan(kind, pieces, joins_content=joins_content)
+            assert merged(found) == merged(whole)
+            assert summary(pieces_scanner) == summary(scanner)
 
 
 WORDS = (
@@ -173,20 +180,92 @@ STREAMS = st.lists(st.sampled_from(WORDS) | st.binary(max_size=3), max_size=20).
 CUTS = st.lists(st.integers(0, 400), max_size=6)
 
 
-@given(kind=st.sampled_from(CallKind), stream=STREAMS, cuts=CUTS)
+@given(kind=st.sampled_from(CallKind), stream=STREAMS, cuts=CUTS, joins_content=st.booleans())
 def test_made_up_bytes_give_whole_events_in_any_pieces(
-    kind: CallKind, stream: bytes, cuts: list[int]
+    kind: CallKind, stream: bytes, cuts: list[int], *, joins_content: bool
 ) -> None:
     whole, scanner = scan(kind, [stream])
     edges = sorted({0, *(min(cut, len(stream)) for cut in cuts), len(stream)})
     pieces = [stream[a:b] for a, b in pairwise(edges)]
-    cut, cut_scanner = scan(kind, pieces)
+    cut, cut_scanner = scan(kind, pieces, joins_content=joins_content)
     assert merged(cut) == merged(whole)
     assert summary(cut_scanner) == summary(scanner)
     out = text_of(whole)
     assert stream.startswith(out)
     assert scanner.bytes_pending == len(stream) - len(out)
     assert read_slowly(out) == read_slowly(stream)
+
+
+def plain_event(number: int, text: str = "x") -> bytes:
+    """A plain content event of Responses, with a line that names its type."""
+    payload = {"type": "response.output_text.delta", "sequence_number": number, "delta": text}
+    return sse_event(payload, with_event_line=True)
+
+
+def chunk_of_chat(content: str, finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish}
+    return sse_event({"id": "c", "object": "chat.completion.chunk", "choices": [choice]})
+
+
+OTHERS_IN_A_RUN = {
+    "nothing": b"",
+    "comment": b": hi\n\n",
+    "blank-line": b"\n",
+    "no-type-first": sse_event({"error": {"code": "x"}}),
+    "outcome": sse_event({"type": "response.completed", "response": {"id": "r"}}),
+    "done": b"data: [DONE]\n\n",
+    "carriage-returns": b"data: x\r\n\r\n",
+    "id-line": b"id: 3\n" + plain_event(3),
+    "lookalike": plain_event(3, "event: response.output_text.delta\\ndata: "),
+    "unfinished": plain_event(3)[:-1],
+}
+WORDS_OF_RUNS = (*OTHERS_IN_A_RUN.values(), plain_event(1), plain_event(12), chunk_of_chat("a"))
+
+
+@pytest.mark.parametrize("other", OTHERS_IN_A_RUN)
+@pytest.mark.parametrize("place", range(4))
+def test_a_run_of_content_hides_no_other_event(other: str, place: int) -> None:
+    """Whatever stands among plain content is found, and what is plain is counted."""
+    events = [plain_event(7), plain_event(8), plain_event(9)]
+    events.insert(place, OTHERS_IN_A_RUN[other])
+    stream = plain_event(0) + b"".join(events)
+    for kind in CallKind:
+        whole, scanner = scan(kind, [stream])
+        joining = EventScanner(kind, joins_content=True)
+        first = joining.feed(plain_event(0))
+        joined = joining.feed(stream[len(plain_event(0)) :])
+        rest = joining.feed(b"", is_end=True)
+        assert merged(shown(first + joined + rest)) == merged(whole)
+        assert summary(joining) == summary(scanner)
+        assert sum(event.count for event in first + joined + rest) == len(whole)
+        if other == "nothing" and kind is RESPONSES:
+            assert [event.count for event in joined] == [3]
+
+
+def test_a_run_of_chat_content_ends_at_what_is_notable() -> None:
+    stream = chunk_of_chat("a") + chunk_of_chat("b")
+    scanner = EventScanner(CHAT, joins_content=True)
+    scanner.feed(stream + chunk_of_chat("c"))
+    assert [event.count for event in scanner.feed(stream)] == [2]
+    events = scanner.feed(stream + chunk_of_chat("", "stop"))
+    assert [event.count for event in events] == [1, 1, 1]
+    assert scanner.has_finish
+
+
+@given(
+    kind=st.sampled_from(CallKind),
+    stream=st.lists(st.sampled_from(WORDS_OF_RUNS), max_size=12).map(b"".join),
+    cuts=CUTS,
+)
+def test_runs_of_content_are_what_single_events_are(
+    kind: CallKind, stream: bytes, cuts: list[int]
+) -> None:
+    whole, scanner = scan(kind, [stream])
+    edges = sorted({0, *(min(cut, len(stream)) for cut in cuts), len(stream)})
+    pieces = [stream[a:b] for a, b in pairwise(edges)]
+    joined, joining = scan(kind, pieces, joins_content=True)
+    assert merged(joined) == merged(whole)
+    assert summary(joining) == summary(scanner)
 
 
 @given(kind=st.sampled_from(CallKind), stream=STREAMS)
