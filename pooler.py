@@ -4093,14 +4093,14 @@ def event_data(event: bytes) -> bytes:
 class Event(NamedTuple):
     """One event of a stream: unchanged SSE lines, or one WebSocket message.
 
-    A run of events that are all plain content may stand in it together, as `count` of them.
+    A run of events that are all plain content may stand in it together, as `event_count` of them.
     """
 
     kind: EventKind
     raw: bytes
     value: JsonDict | None = None  # the object in it, if it has been parsed
     is_message: bool = False
-    count: int = 1
+    event_count: int = 1
 
     def load(self) -> JsonDict:
         """The JSON object in the event; an empty one if there is none.
@@ -4248,16 +4248,16 @@ class EventScanner:
 
         # Each event has at least the line ends of its start and two at its end.  If there are no
         # more than that, no other event hides between two that begin in the same way.
-        count = run.count(b"\n\n" + self._run_prefix) + 1
-        if run.count(b"\n") != count * (self._run_prefix.count(b"\n") + 2):
+        event_count = run.count(b"\n\n" + self._run_prefix) + 1
+        if run.count(b"\n") != event_count * (self._run_prefix.count(b"\n") + 2):
             return None
         if self.kind is CallKind.CHAT and _CHAT_NOTABLE.search(run):
             return None
 
         self._unfinished[:] = received[end:]
         self.has_content = True
-        self._note_number_at(run, run.rfind(b"\n\n", 0, -2) + 2 if count > 1 else 0)
-        return Event(EventKind.CONTENT, run, None, is_message=False, count=count)
+        self._note_number_at(run, run.rfind(b"\n\n", 0, -2) + 2 if event_count > 1 else 0)
+        return Event(EventKind.CONTENT, run, None, is_message=False, event_count=event_count)
 
     def take_message(self, message: bytes) -> Event:
         """The event that a WebSocket message is.  Raises: BadSyntax."""
@@ -4336,17 +4336,17 @@ class EventScanner:
             kind = self._kind_by_leading_type(text)
             if kind is not None:
                 return kind
-        elif self._is_plain_chunk(text):
+        elif self.has_content and self._note_plain_chunk(text):
             return EventKind.CONTENT
 
         if not self.is_socket and b"data" not in text:
             return EventKind.IDLE
         return None
 
-    def _is_plain_chunk(self, text: bytes) -> bool:
-        """Whether an event of Chat is content, and surely nothing else; its start is remembered."""
+    def _note_plain_chunk(self, text: bytes) -> bool:
+        """Remember the start of a Chat event that is content and surely nothing else; if it is."""
         match = _CHAT_CONTENT.match(text)
-        if not self.has_content or match is None or _CHAT_NOTABLE.search(text):
+        if match is None or _CHAT_NOTABLE.search(text):
             return False
         self._run_prefix = match[0]
         return True
@@ -12066,7 +12066,7 @@ class Opened:
 
     def count_progress(self, events: Sequence[Event]) -> None:
         """Count what is progress; the next event is due from now on."""
-        count = sum([event.count for event in events if event.kind is not EventKind.IDLE])
+        count = sum([event.event_count for event in events if event.kind is not EventKind.IDLE])
         if count:
             self.event_count += count
             self.exchange.deadline.move(self.exchange.limits.between_events_seconds_max)

@@ -237,18 +237,18 @@ def test_a_run_of_content_hides_no_other_event(other: str, place: int) -> None:
         rest = joining.feed(b"", is_end=True)
         assert merged(shown(first + joined + rest)) == merged(whole)
         assert summary(joining) == summary(scanner)
-        assert sum(event.count for event in first + joined + rest) == len(whole)
+        assert sum(event.event_count for event in first + joined + rest) == len(whole)
         if other == "nothing" and kind is RESPONSES:
-            assert [event.count for event in joined] == [3]
+            assert [event.event_count for event in joined] == [3]
 
 
 def test_a_run_of_chat_content_ends_at_what_is_notable() -> None:
     stream = chunk_of_chat("a") + chunk_of_chat("b")
     scanner = EventScanner(CHAT, joins_content=True)
     scanner.feed(stream + chunk_of_chat("c"))
-    assert [event.count for event in scanner.feed(stream)] == [2]
+    assert [event.event_count for event in scanner.feed(stream)] == [2]
     events = scanner.feed(stream + chunk_of_chat("", "stop"))
-    assert [event.count for event in events] == [1, 1, 1]
+    assert [event.event_count for event in events] == [1, 1, 1]
     assert scanner.has_finish
 
 
