@@ -45,7 +45,7 @@ everything else is a variant of one of them.
     Server.serve_connection, Server.serve_request, ClientConnection.read_head, Exchanges.serve,
     Server.dispatch, parse_request_head, find_routes, identify_caller, match_secret, Calls.accept,
     KeyUse.admit, Exchange.read_body, Calls.validate, Calls.read, parse_json_object, read_call,
-    serve_call, Shared.assign, Shared.find_assignment, Roster.ranked, try_account, Attempt.open,
+    serve_call, Shared.assign, Shared.find_assignment, Choice.ranked, try_account, Attempt.open,
     Attempt.ask, Attempt.fields, HttpTransport.send, request_head, reveal, connect,
     Deadline.bounded, Opened.open, parse_response_head, Opened.hold, HttpSource.receive,
     EventScanner.feed, Opened.take, Relay.deliver, HttpReply.start, Relay.relay, Relay.pump,
@@ -6982,11 +6982,10 @@ def _window_of(
     report: Window,
     now: float,
     unix_now: float,
-    seconds_max: float,
 ) -> QuotaWindow:
-    """A reported window on our clock; a reset further away than `seconds_max` is not believed."""
+    """A reported window on our clock; an implausible reset is not believed."""
     seconds = (report.resets_at or 0.0) - unix_now
-    is_plausible = 0 < seconds <= seconds_max
+    is_plausible = 0 < seconds <= RESET_SECONDS_MAX
     if not is_plausible:
         seconds = report.length_seconds
     return QuotaWindow(report.used_percent, now + seconds, now, is_plausible)
@@ -7045,12 +7044,14 @@ class Quota:
         return hours, min(window.ends_at for window in windows.values())
 
     def note(
-        self, reports: Sequence[Window], now: float, unix_now: float, seconds_max: float
+        self,
+        reports: Sequence[Window],
+        now: float,
+        unix_now: float,
     ) -> float | None:
         """Take what an upstream reports; when the plan has just been used up: until when.
 
         A window is used up once: an account that serves all the same does so on credits.
-        `seconds_max`: how far away a plausible reset is at most.
         """
         full_before = self._full_of_plan(now)
         families = {report.family for report in reports}
@@ -7058,7 +7059,7 @@ class Quota:
 
         # The fullest last: of two with the same length it counts.
         for report in sorted(reports, key=lambda report: report.used_percent):
-            window = _window_of(report, now, unix_now, seconds_max)
+            window = _window_of(report, now, unix_now)
             windows[report.family, report.length_seconds] = window
             if report.name and report.family != PLAN_FAMILY:
                 self.note_family(report.name, report.family)
@@ -7105,12 +7106,11 @@ class Cooldown:
         self,
         until: float,
         now: float,
-        retry_seconds: float,
         reason: str,
     ) -> None:
         """Cool down until then.  The latest evidence wins, but never shortens a cooldown."""
         self.until = until if self.until == math.inf else max(self.until, until)
-        self.retry_at = min(self.until, now + retry_seconds)
+        self.retry_at = min(self.until, now + UNTRIED_SECONDS_MAX)
         self.noted_at, self.reason = now, reason
 
     def end(self) -> None:
@@ -7128,6 +7128,16 @@ class Block(NamedTuple):
 
     until: float
     reason: str
+
+
+_DEMOTING: Final = frozenset({Effect.DEMOTED, Effect.FORBIDDEN})
+_OF_LIMITS: Final = frozenset({Effect.LIMITED, Effect.MODEL_LIMITED})
+# How long an account is not asked for what it lacks.
+_BLOCK_SECONDS: Final = {
+    Effect.LACKS_MODEL: MODEL_BLOCK_SECONDS,
+    Effect.LACKS_ROUTE: ROUTE_BLOCK_SECONDS,
+    Effect.LACKS_WEBSOCKET: NO_WEBSOCKET_SECONDS,
+}
 
 
 @dataclass(eq=False, slots=True)
@@ -7227,6 +7237,70 @@ class Health:
         """The block that holds now."""
         block = self.blocks[effect].get(name)
         return block if block is not None and block.until > now else None
+
+    def note_fault(
+        self,
+        fault: Fault,
+        model: str,
+        now: float,
+        throttle_seconds: float,
+    ) -> None:
+        """Record what a failed attempt means for the account.
+
+        `throttle_seconds`: how long a limit of pace lasts if the upstream does not say.
+        """
+        effect = fault.effect
+        if effect in _BLOCK_SECONDS:
+            name = model if effect is Effect.LACKS_MODEL else fault.about
+            self.block(effect, name, now + _BLOCK_SECONDS[effect], fault.reason)
+        elif effect in _OF_LIMITS:
+            self.note_limit(fault, model, now, throttle_seconds)
+        elif effect in _DEMOTING:
+            self.block(Effect.DEMOTED, "", now + DEMOTION_SECONDS, fault.reason)
+            self.forbidden_count += effect is Effect.FORBIDDEN
+
+        # One response that forbids may be about a request; several in a row are about the account.
+        is_barred = effect is Effect.FORBIDDEN and self.forbidden_count >= FORBIDDEN_MAX
+        if effect is Effect.REFUSED or is_barred:
+            self.whole.extend(math.inf, now, fault.reason)
+
+    def note_limit(
+        self,
+        fault: Fault,
+        model: str,
+        now: float,
+        throttle_seconds: float,
+    ) -> None:
+        """Begin the cooldown of a limit: until its reset, or as long as is usual."""
+        usual: float | None = throttle_seconds
+        if not fault.is_throttle:
+            usual = self.quota.reset_seconds(fault.about or PLAN_FAMILY, now)
+        seconds = fault.cooldown_seconds or usual or UNTRIED_SECONDS_MAX
+
+        for cooldown in self.limited_by(fault, model, now):
+            cooldown.extend(now + seconds, now, fault.reason)
+
+    def limited_by(
+        self,
+        fault: Fault,
+        model: str,
+        now: float,
+    ) -> Sequence[Cooldown]:
+        """The cooldowns that a limit begins: of the model, of everything, or of the plan."""
+        quota, upstream_model = self.quota, self.account.name_of(model)
+        if fault.effect is Effect.MODEL_LIMITED:
+            if fault.about and fault.about not in quota.families.values():
+                quota.note_family(upstream_model, fault.about)
+            return [self.cooldown_of_model(model)]
+        if fault.is_throttle:
+            return [self.whole]
+
+        # The upstream counted the request against a plan, so it accepts the account again.
+        self.end_refusal()
+        if quota.has_own_room(upstream_model, now):
+            # The plan's cooldown does not bar this model, and yet it was refused.
+            return [self.plan, self.cooldown_of_model(model)]
+        return [self.plan]
 
     def is_demoted(self, now: float) -> bool:
         """Whether the account is used only after the others."""
@@ -7492,6 +7566,14 @@ class Lease(NamedTuple):
     key: tuple[str, str]  # for whom: pool and name
 
 
+def uncount(counts: Counter[K], name: K) -> None:
+    """Count one less; a name without any is forgotten, as reloads can bring new ones forever."""
+    assert counts[name] > 0
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]
+
+
 class Leases:
     """How many requests are in flight, by account and by key."""
 
@@ -7525,15 +7607,10 @@ class Leases:
         self.of_key_at[account, key] += 1
 
     def give_back(self, account: str, key: tuple[str, str]) -> None:
-        """Count one request less; a key without any is forgotten."""
-        assert self.in_flight[account] > 0
-        self.in_flight[account] -= 1
-        self.of_key[key] -= 1
-        self.of_key_at[account, key] -= 1
-        if not self.of_key[key]:
-            del self.of_key[key]
-        if not self.of_key_at[account, key]:
-            del self.of_key_at[account, key]
+        """Count one request less."""
+        uncount(self.in_flight, account)
+        uncount(self.of_key, key)
+        uncount(self.of_key_at, (account, key))
 
 
 # Catalogues.
@@ -7545,8 +7622,9 @@ def catalogue_of(known: Mapping[str, Health], pool: Pool) -> dict[str, Model]:
     for account in pool.accounts:
         if account.paused:
             continue
-        listed = health_in(known, account).catalogue or {}
-        for name in listed if account.models is None else account.models:
+        health = health_in(known, account)
+        listed = health.catalogue or {}
+        for name in health.models or ():
             model = listed.get(account.name_of(name), Model())
             models[name] = models.get(name, model).merged(model)
     return models
@@ -7592,15 +7670,251 @@ def is_model_known(known: Mapping[str, Health], call: Call) -> bool:
     return any(name in names for names in catalogues if names) and not is_account_name(name)
 
 
-# The choice.
+# Hosts.
 
 Way = tuple[str, str | None]  # a host with its port; if it matters, what is trusted there
 
 
 def _ways(account: Account) -> tuple[Way, Way]:
-    """What it takes to reach an account's host: the network, and trust."""
+    """What it takes to reach an account's host: the network, and trust in its certificate.
+
+    Accounts of one host may trust different authorities: that one of them rejects the certificate
+    says nothing about the others.
+    """
     address = account.base_url.address
     return (address, None), (address, f"ca_file {account.ca_file}")
+
+
+class Hosts:
+    """The hosts that could not be reached a moment ago, whichever account was asked.
+
+    Without this memory a request would wait for the connection timer once for each account of a
+    host that is down, before it comes to an account elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self.unreached: dict[Way, tuple[float, Cause]] = {}  # until when that counts, and why
+
+    def note_unreached(self, account: Account, cause: Cause, now: float) -> None:
+        """Remember for DEMOTION_SECONDS that no connection was established."""
+        network, trust = _ways(account)
+        way = trust if cause in _OF_TRUST else network
+        self.unreached[way] = (now + DEMOTION_SECONDS, cause)
+
+    def note_reached(self, account: Account) -> None:
+        """Forget that no connection was established: now one has been."""
+        for way in _ways(account):
+            self.unreached.pop(way, None)
+
+    def cause_for(self, account: Account, now: float) -> Cause | None:
+        """Why the account's host could not be reached a moment ago; None if that is not so."""
+        for way in _ways(account):
+            until, cause = self.unreached.get(way, (now, None))
+            if until > now:
+                return cause
+        return None
+
+
+# What happens to accounts.
+
+
+class Roster:
+    """The accounts' state, and what happens to them.
+
+    `Choice` reads it for one call.  The state of a single account is its `Health`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.unix_ahead = math.inf  # how far the wall clock is ahead of the monotonic one
+        self.health: dict[str, Health] = {}  # by the account's name
+        self.sessions = Sessions()
+        self.leases = Leases()
+        self.hosts = Hosts()
+        self.reload(config)
+
+    def reload(self, config: Config) -> None:
+        """Take a new configuration: cooldowns and blocks are forgotten, pins and counts stay.
+
+        Nothing is known any more of an account whose requests go elsewhere now, or as another:
+        what its former upstream reported does not hold for the new one.
+        """
+        self.limits = config.limits
+        self.hosts = Hosts()
+
+        before = self.health
+        self.health = {}
+        for name, account in config.accounts.items():
+            health = health_in(before, account)
+            health.account = account
+            health.forget()
+            self.health[name] = health
+        self.leases.reload(config)
+
+    def note_time(self, now: float, unix_now: float) -> None:
+        """Bring every cooldown forward by the time that the machine has slept.
+
+        Cooldowns are kept by the monotonic clock, which stands still while the machine sleeps; the
+        wall clock does not.  If the wall clock was only set, accounts are tried early, which does
+        no harm.
+        """
+        ahead = unix_now - now
+        slept_seconds = ahead - self.unix_ahead
+        self.unix_ahead = ahead
+        if slept_seconds <= SLEEP_SECONDS_MIN:
+            return
+
+        self.hosts = Hosts()
+        for health in self.health.values():
+            health.bring_forward(slept_seconds)
+
+    def health_of(self, account: Account) -> Health:
+        """What is known of an account; nothing if a reload has replaced it."""
+        return health_in(self.health, account)
+
+    def is_current(self, account: Account) -> bool:
+        """Whether no reload has removed the account or pointed it elsewhere."""
+        return self.health_of(account) is self.health.get(account.name)
+
+    def standings(self, call: Call, now: float) -> list[tuple[Health, Standing]]:
+        """How each account of the call's pool stands for it, in the pool's order.
+
+        An account that a reload has removed is left out: its lease would have no endpoint.
+        """
+        creator = self.sessions.creator_of(call)
+        standings = []
+        is_any_able = False
+        for account in call.pool.accounts:
+            if not self.is_current(account):
+                continue
+            health = self.health[account.name]
+            standing = standing_for(health, call, creator, now)
+            is_any_able |= standing.is_able
+            standings.append((health, standing))
+
+        if is_any_able or call.pool.models is None:
+            return standings
+
+        # A catalogue may be incomplete, and pools.json allows the model: what the catalogues lack
+        # decides only if some account does offer it.  Otherwise its accounts are asked after all.
+        return [
+            (health, _standing_for_model(health, call, now))
+            if standing.status is Status.NOT_LISTED else (health, standing)
+            for health, standing in standings
+        ]  # fmt: skip
+
+    def may_upgrade(
+        self,
+        pool: Pool,
+        is_native: bool,
+        now: float,
+    ) -> bool:
+        """Whether a WebSocket is of use: not if only accounts that take none can serve.
+
+        Asked before there is a call: a client that is told so at its upgrade uses HTTP (F80),
+        while one whose first turn fails would have to be told in the turn.
+        """
+        accounts = [account for account in pool.accounts if account.is_codex or not is_native]
+        healths = [self.health_of(account) for account in accounts if not account.paused]
+        ready = [health for health in healths if standing_of(health, now).status is Status.READY]
+        return any(health.takes_websocket(now) for health in ready or healths)
+
+    def begin(
+        self,
+        account: Account,
+        call: Call,
+        now: float,
+    ) -> Lease:
+        """Lease a place at an account; `end` gives it back, also after a reload.
+
+        The lease keeps the cooldowns that hold now: only they can be ended by its success.
+        """
+        health = self.health[account.name]
+        health.served_at = now
+        self.leases.take(account.name, call.key_name)
+        cooldowns = health.cooldowns_of(call.model, now)
+        return Lease(account, health, cooldowns, now, call.key_name)
+
+    def end(self, lease: Lease) -> None:
+        """Give back the place of a request that is over."""
+        self.leases.give_back(lease.account.name, lease.key)
+
+    def note_fault(
+        self,
+        account: Account,
+        fault: Fault,
+        model: str,
+        now: float,
+    ) -> None:
+        """Record what a failed attempt means for its account, and for the account's host."""
+        self.health_of(account).note_fault(fault, model, now, self.limits.cooldown_seconds)
+
+        # What keeps the pooler from every host, as a broken proxy does, demotes no account.
+        cause = fault.cause
+        if cause is not None and fault.effect is Effect.DEMOTED and self.is_current(account):
+            self.hosts.note_unreached(account, cause, now)
+
+    def note_quota(
+        self, account: Account, reports: Sequence[Window], now: float, unix_now: float
+    ) -> None:
+        """Record what a response reports of quota; a plan that is used up begins a cooldown.
+
+        No report ends a cooldown: time does, and the success of a later request.
+        """
+        health = self.health_of(account)
+        until = health.quota.note(reports, now, unix_now)
+        if until is not None:
+            health.plan.extend(until, now, "plan used up")
+
+    def note_success(self, lease: Lease) -> None:
+        """Record a success, which ends a cooldown only if it began after the latest evidence.
+
+        A stream may take an hour: that it ends well does not disprove a limit that another request
+        met ten minutes ago.
+        """
+        for cooldown in lease.cooldowns:
+            if lease.began_at > cooldown.noted_at:
+                cooldown.end()
+        lease.health.blocks[Effect.DEMOTED].clear()
+        lease.health.forbidden_count = 0
+
+    def note_served(
+        self,
+        call: Call,
+        account: Account,
+        now: float,
+    ) -> None:
+        """Pin the session to the account that serves it, unless its own will serve it again."""
+        pin = self.sessions.pin_of(call, now)
+        if pin is not None and pin.account != account.name and self.may_return(call, pin, now):
+            return
+
+        is_mixed = self.sessions.has_foreign_reasoning(call, account, now)
+        self.sessions.pin(call, account, is_mixed, now)
+
+    def may_return(
+        self,
+        call: Call,
+        pin: Pin,
+        now: float,
+    ) -> bool:
+        """Whether a session's own account is only busy, or has no login for now: the pin stays.
+
+        Its prompt cache is worth returning to (F15).  An account that has reached a limit may be
+        out for days, so the session moves for good.
+        """
+        health = self.health.get(pin.account)
+        names = [account.name for account in call.pool.accounts]
+        if health is None or pin.account not in names:
+            return False
+
+        is_unlimited = standing_of(health, now).status in _UNLIMITED
+        return is_unlimited and not health.is_demoted(now)
+
+
+_UNLIMITED: Final = frozenset({Status.NO_LOGIN, Status.READY})  # its quota is not why it did not
+
+
+# The choice.
 
 
 class Rank(NamedTuple):
@@ -7615,403 +7929,160 @@ class Rank(NamedTuple):
     is_demoted: bool
     quota: tuple[float, float]  # by the pool's routing
     digest: bytes  # of session and account: rendezvous hashing, so that replicas agree
-    busy: int
+    busy: int  # requests in flight
     served_at: float
 
 
-class Roster:
-    """The accounts' health, and the choice among them."""
+class Choice:
+    """One call at one moment: how the accounts of its pool stand, and what follows from that.
 
-    def __init__(self, config: Config) -> None:
-        self.unix_ahead = math.inf  # how far the wall clock is ahead of the monotonic one
-        self.health: dict[str, Health] = {}
-        self.sessions = Sessions()
-        self.leases = Leases()
-        # What did not connect a moment ago: until when that counts, and the cause.
-        self.unreached: dict[Way, tuple[float, Cause]] = {}
-        self.reload(config)
+    `standings` alone says why an account can or cannot serve the call.  The choice, the wait, the
+    refusal's text and the operators' explanation are read from it, so they cannot disagree.
+    """
 
-    def reload(self, config: Config) -> None:
-        """Take a new configuration: cooldowns and blocks are forgotten, pins and counts stay.
-
-        Nothing is known any more of an account whose requests go elsewhere now, or as another.
-        """
-        self.limits = config.limits
-        self.unreached.clear()
-        before = self.health
-        self.health = {one.name: health_in(before, one) for one in config.accounts.values()}
-        for name, health in self.health.items():
-            health.account = config.accounts[name]
-            health.forget()
-        self.leases.reload(config)
-
-    def note_time(self, now: float, unix_now: float) -> None:
-        """Bring every cooldown forward by the time that the machine has slept.
-
-        They are kept by the monotonic clock, which stands still meanwhile; the wall clock does not.
-        If that one was only set, accounts are tried early, which does no harm.
-        """
-        ahead = unix_now - now
-        slept_seconds = ahead - self.unix_ahead
-        self.unix_ahead = ahead
-        if slept_seconds > SLEEP_SECONDS_MIN:
-            self.unreached.clear()
-            for health in self.health.values():
-                health.bring_forward(slept_seconds)
-
-    def is_current(self, account: Account) -> bool:
-        """Whether no reload has removed the account or pointed it elsewhere."""
-        return self.health_of(account) is self.health.get(account.name)
-
-    def health_of(self, account: Account) -> Health:
-        """What is known of an account; nothing after a reload has replaced it."""
-        return health_in(self.health, account)
-
-    def unreached_by(self, account: Account, now: float) -> Cause | None:
-        """Why the account's host did not connect a moment ago, for whichever account."""
-        for way in _ways(account):
-            until, cause = self.unreached.get(way, (now, None))
-            if until > now:
-                return cause
-        return None
-
-    def standings(self, call: Call, now: float) -> list[tuple[Health, Standing]]:
-        """How each account of a pool stands for a request, in the pool's order."""
-        creator = self.sessions.creator_of(call)
-        accounts = [account for account in call.pool.accounts if self.is_current(account)]
-        healths = [self.health[account.name] for account in accounts]
-        standings = [(health, standing_for(health, call, creator, now)) for health in healths]
-        if call.pool.models is None or any(standing.is_able for _, standing in standings):
-            return standings
-
-        # A catalogue may be incomplete: it decides only if some account does offer the model.
-        return [
-            (health, _standing_for_model(health, call, now))
-            if standing.status is Status.NOT_LISTED else (health, standing)
-            for health, standing in standings
-        ]  # fmt: skip
-
-    def ranked(
+    def __init__(
         self,
+        roster: Roster,
         call: Call,
-        tried: Iterable[str],
+        tried: Collection[str],
         now: float,
-    ) -> list[Account]:
+    ) -> None:
+        self.roster = roster
+        self.call = call
+        self.tried = tried  # the names of accounts that have failed for this call
+        self.now = now
+        self.pin = roster.sessions.pin_of(call, now)
+        self.standings = roster.standings(call, now)
+
+    def ranked(self) -> list[Account]:
         """The accounts that may be asked now, the best first, whether or not they have room."""
-        pin = self.sessions.pin_of(call, now)
+        now, tried = self.now, self.tried
         ranks: list[tuple[Rank, Account]] = []
-        for health, standing in self.standings(call, now):
-            if standing.retry_at <= now and health.account.name not in tried:
-                ranks.append((self.rank(call, health, standing, pin, now), health.account))
+        for health, standing in self.standings:
+            account = health.account
+            if standing.retry_at <= now and account.name not in tried:
+                ranks.append((self.rank(health, standing), account))
+
+        # By the rank alone: accounts of equal rank stay in the pool's order.
         ranks.sort(key=lambda ranked: ranked[0])
         return [account for _, account in ranks]
 
-    def rank(
-        self, call: Call, health: Health, standing: Standing, pin: Pin | None, now: float
-    ) -> Rank:
+    def rank(self, health: Health, standing: Standing) -> Rank:
         """How good a choice an account is; the smallest rank is the best."""
-        account = health.account
-        busy = self.leases.in_flight[account.name]
+        account, pin = health.account, self.pin
+        busy = self.roster.leases.in_flight[account.name]
         digest = b""
-        if call.session is not None:
-            digest = hashlib.sha256(call.session + account.name.encode()).digest()
-
-        left_percent = health.quota.left_percent(now)
-        quota: tuple[float, float] = (left_percent <= 100 - NEARLY_USED_PERCENT, 0)
-        if call.pool.routing is Routing.QUOTA_FIRST:
-            quota = (-left_percent, busy)
-        elif call.pool.routing is Routing.SOONEST_RESET:
-            quota = health.quota.lapse(now, has_plan=account.is_codex)
+        if self.call.session is not None:
+            digest = hashlib.sha256(self.call.session + account.name.encode()).digest()
 
         return Rank(
-            is_unreached=self.unreached_by(account, now) is not None,
+            is_unreached=self.roster.hosts.cause_for(account, self.now) is not None,
             is_elsewhere=pin is None or pin.account != account.name,
             priority=account.priority,
             needs_no_trial=standing.status is Status.READY or busy > 0,
-            is_demoted=health.is_demoted(now),
-            quota=quota,
+            is_demoted=health.is_demoted(self.now),
+            quota=self.quota_rank(health, busy),
             digest=digest,
             busy=busy,
             served_at=health.served_at,
         )
 
-    def next_change(self, call: Call, now: float) -> float:
-        """When an account that cannot serve now may be asked; infinite if none ever."""
-        moments = [standing.retry_at for _, standing in self.standings(call, now)]
-        return min((moment for moment in moments if moment > now), default=math.inf)
+    def quota_rank(self, health: Health, busy: int) -> tuple[float, float]:
+        """What the pool's routing makes of an account's quota; the smallest is the best."""
+        routing = self.call.pool.routing
+        if routing is Routing.SOONEST_RESET:
+            return health.quota.lapse(self.now, has_plan=health.account.is_codex)
 
-    def returns_at(
-        self,
-        call: Call,
-        tried: Iterable[str],
-        now: float,
-    ) -> float:
+        left_percent = health.quota.left_percent(self.now)
+        if routing is Routing.QUOTA_FIRST:
+            # Reports come with responses only: what is in flight has not been counted yet.
+            return -left_percent, busy
+        # New sessions avoid an account that is nearly used up: they would have to move soon.
+        return left_percent <= 100 - NEARLY_USED_PERCENT, 0
+
+    def next_change(self) -> float:
+        """When an account that cannot serve now may be asked; infinite if none ever."""
+        moments = [standing.retry_at for _, standing in self.standings]
+        return min((moment for moment in moments if moment > self.now), default=math.inf)
+
+    def returns_at(self) -> float:
         """When a session's own account is back, if that is worth waiting for; else infinite.
 
-        Any other would have to read the whole history again, without a cache.
+        Any other account would have to read the whole history again, without a cache (F15).
         """
-        pin = self.sessions.pin_of(call, now)
-        if pin is None or pin.account in tried:
+        pin = self.pin
+        if pin is None or pin.account in self.tried:
             return math.inf
-        for health, standing in self.standings(call, now):
-            is_soon = standing.until <= now + SHORT_COOLDOWN_SECONDS_MAX
-            if health.account.name == pin.account and standing.status in LIMITED and is_soon:
+
+        for health, standing in self.standings:
+            is_own = health.account.name == pin.account
+            is_soon = standing.until <= self.now + SHORT_COOLDOWN_SECONDS_MAX
+            if is_own and is_soon and standing.status in LIMITED:
                 return standing.until
         return math.inf
 
-    def may_upgrade(
-        self,
-        pool: Pool,
-        is_native: bool,
-        now: float,
-    ) -> bool:
-        """Whether a WebSocket is of use: not if only accounts that take none can serve."""
-        accounts = [one for one in pool.accounts if one.is_codex or not is_native]
-        healths = [self.health_of(one) for one in accounts if not one.paused]
-        ready = [one for one in healths if standing_of(one, now).status is Status.READY]
-        return any(health.takes_websocket(now) for health in ready or healths)
-
-    def refusal(
-        self,
-        call: Call,
-        tried: Iterable[str],
-        now: float,
-        unix_now: float,
-    ) -> PoolerError:
+    def refusal(self, unix_now: float) -> PoolerError:
         """Why nobody can serve: all limited, all broken, or nobody has the model or the route.
 
         If an account is left that the attempts did not reach, waiting for a reset would be wrong
-        advice, and clients stop at that word: the next request may well be served.
+        advice, and clients stop at that error (F77): the next request may well be served.
         """
-        if self.ranked(call, tried, now):
+        if self.ranked():
             public = "The accounts tried could not serve this. Retry in a moment."
             return PoolerError("pool_busy", public)
 
-        standings = [standing for _, standing in self.standings(call, now)]
-        able = [standing for standing in standings if standing.is_able]
-        if self.is_history_missing(call, len(able), now):
+        able = [standing for _, standing in self.standings if standing.is_able]
+        if self.is_history_missing(len(able)):
             return PoolerError("previous_response_not_found")
         if not able:
-            return self.lack(call, standings)
+            return self.lack()
 
         ends = [standing.until for standing in able if standing.status in LIMITED]
         if not ends:
             return PoolerError("no_usable_account")
-        seconds = max(1, math.ceil(min(ends) - now))
-        return usage_limit(seconds, unix_now, is_native=call.is_codex_only)
+        seconds = max(1, math.ceil(min(ends) - self.now))
+        return usage_limit(seconds, unix_now, is_native=self.call.is_codex_only)
 
-    def is_history_missing(
-        self,
-        call: Call,
-        able_count: int,
-        now: float,
-    ) -> bool:
+    def is_history_missing(self, able_count: int) -> bool:
         """Whether more accounts than `able_count` could serve the call without its history.
 
         That is so if the response that it continues is kept nowhere: a client that is told
         "previous_response_not_found" sends the whole conversation again.
         """
-        if self.sessions.creator_of(call) != UNKEPT:
+        sessions = self.roster.sessions
+        if sessions.creator_of(self.call) != UNKEPT:
             return False
-        anywhere = self.standings(call._replace(response=None), now)
-        return sum(standing.is_able for _, standing in anywhere) > able_count
 
-    def lack(self, call: Call, standings: Sequence[Standing]) -> PoolerError:
-        """What no account has."""
+        whole = self.call._replace(response=None)
+        standings = self.roster.standings(whole, self.now)
+        return sum(standing.is_able for _, standing in standings) > able_count
+
+    def lack(self) -> PoolerError:
+        """What no account has; of several lacks the one that the client can mend first."""
+        call = self.call
         if obstacle := call.obstacle:
             return PoolerError("unsupported_parameter", obstacle.public, param=obstacle.param)
-        by_status = {standing.status: standing for standing in reversed(standings)}
+
+        # The first account of each status: reversed, as the last one set stays.
+        by_status = {standing.status: standing for _, standing in reversed(self.standings)}
         if standing := by_status.get(Status.LACKS_MODEL):
-            return lacking_model(standing.reason.partition(" ")[2])
+            _, _, code = standing.reason.partition(" ")  # after the response's status
+            return lacking_model(code)
         if Status.LACKS_ROUTE in by_status:
             return lacking_route(call.path)
         if Status.NOT_CREATOR in by_status or by_status.keys() <= {Status.PAUSED}:
             return PoolerError("no_usable_account")
 
-        if is_model_known(self.health, call):
+        health = self.roster.health
+        if is_model_known(health, call):
             return lacking_model()
 
         # An upstream names its models as it likes: a fine-tuned one perhaps by its owner's id.
-        catalogue = catalogue_of(self.health, call.pool)
-        offered = [name for name in catalogue if not is_account_name(name)]
+        offered = [name for name in catalogue_of(health, call.pool) if not is_account_name(name)]
         return unknown_model(call.pool, call.key, offered)
 
-    def pooled_quota(self, pool: Pool, now: float) -> tuple[bool, dict[int, QuotaWindow]]:
-        """Whether all are limited, and the least used window of each length in seconds.
 
-        Of the accounts that can serve; if none can, of the limited one that is back first.
-        """
-        by_status: dict[Status, list[tuple[float, Health]]] = {}
-        for account in pool.accounts:
-            health = self.health_of(account)
-            standing = standing_of(health, now)
-            by_status.setdefault(standing.status, []).append((standing.until, health))
-
-        shown = by_status.get(Status.READY, [])
-        limited = by_status.get(Status.COOLING_DOWN, [])
-        is_limited = bool(limited) and not shown
-        if is_limited:
-            shown = [min(limited, key=lambda pair: pair[0])]
-
-        best: dict[int, QuotaWindow] = {}
-        for _, health in shown:
-            for length, window in health.quota.running(PLAN_FAMILY, now).items():
-                best[length] = min(best.get(length, window), window)
-        best.pop(0, None)  # of unknown length: it counts, but cannot be shown as a window
-        return is_limited, dict(sorted(best.items()))
-
-    # What happens to an account.
-
-    def begin(
-        self,
-        account: Account,
-        call: Call,
-        now: float,
-    ) -> Lease:
-        """Count a request in; `end` counts it out again, also after a reload."""
-        health = self.health[account.name]
-        health.served_at = now
-        self.leases.take(account.name, call.key_name)
-        return Lease(account, health, health.cooldowns_of(call.model, now), now, call.key_name)
-
-    def end(self, lease: Lease) -> None:
-        """Give back the place of a request that is over."""
-        self.leases.give_back(lease.account.name, lease.key)
-
-    def note_fault(
-        self,
-        account: Account,
-        fault: Fault,
-        model: str,
-        now: float,
-    ) -> None:
-        """Take what a failed attempt means for its account."""
-        health, effect = self.health_of(account), fault.effect
-        if effect in _BLOCK_SECONDS:
-            name = model if effect is Effect.LACKS_MODEL else fault.about
-            health.block(effect, name, now + _BLOCK_SECONDS[effect], fault.reason)
-        elif effect in _OF_LIMITS:
-            self.note_limit(health, fault, model, now)
-        elif effect in _DEMOTING:
-            self.demote(health, fault, now)
-
-        # One response that forbids may be about a request; several in a row are about the account.
-        is_barred = effect is Effect.FORBIDDEN and health.forbidden_count >= FORBIDDEN_MAX
-        if effect is Effect.REFUSED or is_barred:
-            health.whole.extend(math.inf, now, UNTRIED_SECONDS_MAX, fault.reason)
-
-    def demote(
-        self,
-        health: Health,
-        fault: Fault,
-        now: float,
-    ) -> None:
-        """Use an account after the others for a while; count what forbids, note what is cut off."""
-        demoted_until = now + DEMOTION_SECONDS
-        health.block(Effect.DEMOTED, "", demoted_until, fault.reason)
-        health.forbidden_count += fault.effect is Effect.FORBIDDEN
-
-        account = health.account
-        if fault.cause is not None and self.is_current(account):
-            way = _ways(account)[fault.cause in _OF_TRUST]
-            self.unreached[way] = (demoted_until, fault.cause)
-
-    def note_limit(
-        self,
-        health: Health,
-        fault: Fault,
-        model: str,
-        now: float,
-    ) -> None:
-        """Begin the cooldown of a limit: until its reset, or as long as is usual."""
-        usual: float | None = self.limits.cooldown_seconds
-        if not fault.is_throttle:
-            usual = health.quota.reset_seconds(fault.about or PLAN_FAMILY, now)
-
-        seconds = fault.cooldown_seconds or usual or UNTRIED_SECONDS_MAX
-
-        for cooldown in self.limited_by(health, fault, model, now):
-            cooldown.extend(now + seconds, now, UNTRIED_SECONDS_MAX, fault.reason)
-
-    def limited_by(
-        self, health: Health, fault: Fault, model: str, now: float
-    ) -> Sequence[Cooldown]:
-        """The cooldowns that a limit begins: of the model, of everything, or of the plan."""
-        quota, upstream_model = health.quota, health.account.name_of(model)
-        if fault.effect is Effect.MODEL_LIMITED:
-            if fault.about and fault.about not in quota.families.values():
-                quota.note_family(upstream_model, fault.about)
-            return [health.cooldown_of_model(model)]
-        if fault.is_throttle:
-            return [health.whole]
-
-        health.end_refusal()
-        if quota.has_own_room(upstream_model, now):
-            # The plan's cooldown does not bar this model, and yet it was refused.
-            return [health.plan, health.cooldown_of_model(model)]
-        return [health.plan]
-
-    def note_reached(self, account: Account) -> None:
-        """Forget that the account's host did not connect a moment ago."""
-        for way in _ways(account):
-            self.unreached.pop(way, None)
-
-    def note_quota(
-        self, account: Account, reports: Sequence[Window], now: float, unix_now: float
-    ) -> None:
-        """Take what a response reports of quota; a plan that is used up begins a cooldown.
-
-        No report ends a cooldown: time does, and the success of a later request.
-        """
-        health = self.health_of(account)
-        until = health.quota.note(reports, now, unix_now, RESET_SECONDS_MAX)
-        if until is not None:
-            health.plan.extend(until, now, UNTRIED_SECONDS_MAX, "plan used up")
-
-    def note_success(self, lease: Lease) -> None:
-        """Note a success, which ends a cooldown only if it began after the latest evidence."""
-        for cooldown in lease.cooldowns:
-            if lease.began_at > cooldown.noted_at:
-                cooldown.end()
-        lease.health.blocks[Effect.DEMOTED].clear()
-        lease.health.forbidden_count = 0
-
-    def note_served(
-        self,
-        call: Call,
-        account: Account,
-        now: float,
-    ) -> None:
-        """Pin the session to the account that serves it, or move the pin there."""
-        sessions = self.sessions
-        pin = sessions.pin_of(call, now)
-        if pin is not None and pin.account != account.name and self.may_return(call, pin, now):
-            return
-        is_mixed = sessions.has_foreign_reasoning(call, account, now)
-        sessions.pin(call, account, is_mixed, now)
-
-    def may_return(
-        self,
-        call: Call,
-        pin: Pin,
-        now: float,
-    ) -> bool:
-        """Whether a session's own account is only busy, or has no login for now: the pin stays."""
-        health = self.health.get(pin.account)
-        if health is None or pin.account not in [account.name for account in call.pool.accounts]:
-            return False
-        return standing_of(health, now).status in _UNLIMITED and not health.is_demoted(now)
-
-
-_DEMOTING: Final = frozenset({Effect.DEMOTED, Effect.FORBIDDEN})
-_OF_LIMITS: Final = frozenset({Effect.LIMITED, Effect.MODEL_LIMITED})
-_UNLIMITED: Final = frozenset({Status.NO_LOGIN, Status.READY})  # the quota is not why
-_BLOCK_SECONDS: Final = {
-    Effect.LACKS_MODEL: MODEL_BLOCK_SECONDS,
-    Effect.LACKS_ROUTE: ROUTE_BLOCK_SECONDS,
-    Effect.LACKS_WEBSOCKET: NO_WEBSOCKET_SECONDS,
-}
-
+# Reading catalogues.
 
 # Where a response to /models may have its list, and a model in it its name: the likeliest first.
 # llama.cpp has "models", too (F60), and they are not those of Codex's catalogue (F20).
@@ -8178,6 +8249,36 @@ def _window_name(seconds: int) -> str:
     return f"{seconds // 60}m"
 
 
+def pooled_quota(
+    roster: Roster,
+    pool: Pool,
+    now: float,
+) -> tuple[bool, dict[int, QuotaWindow]]:
+    """Whether all accounts are limited, and the least used window of each length in seconds.
+
+    The windows of the accounts that can serve; if none can, of the limited one that is back first:
+    that is when clients may go on.
+    """
+    by_status: dict[Status, list[tuple[float, Health]]] = {}
+    for account in pool.accounts:
+        health = roster.health_of(account)
+        standing = standing_of(health, now)
+        by_status.setdefault(standing.status, []).append((standing.until, health))
+
+    shown = by_status.get(Status.READY, [])
+    limited = by_status.get(Status.COOLING_DOWN, [])
+    is_limited = bool(limited) and not shown
+    if is_limited:
+        shown = [min(limited, key=lambda pair: pair[0])]
+
+    best: dict[int, QuotaWindow] = {}
+    for _, health in shown:
+        for length, window in health.quota.running(PLAN_FAMILY, now).items():
+            best[length] = min(best.get(length, window), window)
+    best.pop(0, None)  # of unknown length: it counts, but cannot be shown as a window
+    return is_limited, dict(sorted(best.items()))
+
+
 def show_key_usage(
     roster: Roster,
     pool: Pool,
@@ -8208,7 +8309,7 @@ def show_key_usage(
 
     upstream: list[LimitRow] = []
     # Upstreams report percentages only, never the amount that they are a percentage of.
-    _, windows = roster.pooled_quota(pool, now)
+    _, windows = pooled_quota(roster, pool, now)
     for seconds, level in windows.items():
         name = _window_name(seconds)
         used_percent = int(level.used_percent)
@@ -8235,7 +8336,7 @@ def show_codex_usage(
     Codex reads whole numbers only, and refuses a plan it does not know: "guest" is known to
     every version, and means none in particular.
     """
-    is_limited, windows = roster.pooled_quota(pool, now)
+    is_limited, windows = pooled_quota(roster, pool, now)
     limit: JsonDict = {
         "allowed": not is_limited,
         "limit_reached": is_limited,
@@ -8265,7 +8366,7 @@ def show_quota_headers(
     They go with each response on Codex CLI's own routes: the shortest window as the primary one.
     Those of the account itself are withheld from clients: they show who pays, and what is left.
     """
-    _, windows = roster.pooled_quota(pool, now)
+    _, windows = pooled_quota(roster, pool, now)
     headers = []
     for position, (seconds, level) in zip(_POSITIONS, windows.items(), strict=False):
         name = f"x-codex-{position}"
@@ -8507,7 +8608,7 @@ def _show_account(
         cooldown_until = state.unix(standing.until)
 
     login = state.logins.get(account.name, LoginState())
-    unreached = state.roster.unreached_by(account, state.now)
+    unreached = state.roster.hosts.cause_for(account, state.now)
     catalogue = sorted(health.catalogue or ())
 
     return {
@@ -8685,13 +8786,14 @@ def explain(
         call = _call_of_session(roster, call, session, now)
 
     # The accounts that may be tried, best first.  The first one with a free place is chosen.
-    order = roster.ranked(call, (), now)
+    choice = Choice(roster, call, (), now)
+    order = choice.ranked()
     ranked = [account.name for account in order]
     free = [account.name for account in order if roster.leases.has_room(account, call.key_name)]
     chosen = free[0] if free else None
 
     rows = []
-    for health, standing in roster.standings(call, now):
+    for health, standing in choice.standings:
         name = health.account.name
         if name not in ranked:
             reason = _reason_of_standing(health, standing, logins.get(name), now)
@@ -8699,7 +8801,7 @@ def explain(
             reason = f"number {ranked.index(name) + 1} in order"
             if name not in free:
                 reason += ", and busy: at its cap"
-            if cause := roster.unreached_by(health.account, now):
+            if cause := roster.hosts.cause_for(health.account, now):
                 reason += f"; tried last, for it did not connect: {cause}"
 
         is_chosen = name == chosen
@@ -10998,10 +11100,10 @@ class Shared:
             return assignment
 
         # None is free: wait only if an account is busy, or back soon; else refuse at once.
-        current = self.current(call)
-        is_back = self.roster.returns_at(current, tried, now) <= waiter.deadline
-        if not is_back and not self.roster.ranked(current, tried, now):
-            raise self.roster.refusal(current, tried, now, self.unix_now())
+        choice = Choice(self.roster, self.current(call), tried, now)
+        is_back = choice.returns_at() <= waiter.deadline
+        if not is_back and not choice.ranked():
+            raise choice.refusal(self.unix_now())
         return await self.queue_up(exchange, waiter, deadline)
 
     async def queue_up(self, exchange: Exchange, waiter: Waiter, deadline: float) -> Assignment:
@@ -11032,7 +11134,8 @@ class Shared:
         It wakes when a cooldown ends, as nobody else may be there to notice that.
         """
         while not (waiter.assignment or waiter.is_displaced) and trio.current_time() < deadline:
-            change = self.roster.next_change(self.current(waiter.call), trio.current_time())
+            call, now = self.current(waiter.call), trio.current_time()
+            change = Choice(self.roster, call, waiter.tried, now).next_change()
             with contextlib.suppress(DeadlinePassed):
                 await exchange.deadline.bounded(min(change, deadline), waiter.served.wait)
             self.assign_waiters()
@@ -11075,11 +11178,12 @@ class Shared:
     def find_assignment(self, waiter: Waiter) -> Assignment | None:
         """A place that is free now, and worth taking."""
         now, call = trio.current_time(), self.current(waiter.call)
+        choice = Choice(self.roster, call, waiter.tried, now)
         # A session's own account has its prompt in a cache: if it is back before the deadline, that
         # costs less than to have another account read all of it.
-        if self.roster.returns_at(call, waiter.tried, now) <= waiter.deadline:
+        if choice.returns_at() <= waiter.deadline:
             return None
-        for account in self.roster.ranked(call, waiter.tried, now):
+        for account in choice.ranked():
             if self.roster.leases.has_room(account, call.key_name):
                 return Assignment(
                     self.roster.begin(account, call, now), self.endpoints[account.name]
@@ -11509,7 +11613,7 @@ class HttpTransport:
             self.shared.dial,
             *way,
         )
-        self.shared.roster.note_reached(endpoint.account)
+        self.shared.roster.hosts.note_reached(endpoint.account)
         self.upstream = UpstreamConnection(stream)
         return self.upstream
 
@@ -12592,7 +12696,7 @@ def is_back_soon(
     pin = roster.sessions.pin_of(call, now)
     is_own = pin is not None and pin.account == account.name
     is_first = names.count(account.name) == 1
-    return is_own and is_first and roster.returns_at(call, (), now) < math.inf
+    return is_own and is_first and Choice(roster, call, (), now).returns_at() < math.inf
 
 
 async def without_reasoning(exchange: Exchange) -> bytes:
@@ -12690,7 +12794,8 @@ def final_error(
         return fault.error
 
     roster, unix_now = exchange.shared.roster, exchange.shared.unix_now()
-    return roster.refusal(call, tries.passed_over, trio.current_time(), unix_now)
+    choice = Choice(roster, call, tries.passed_over, trio.current_time())
+    return choice.refusal(unix_now)
 
 
 def may_repeat(exchange: Exchange, call: Call, fault: Fault) -> bool:
@@ -12708,9 +12813,8 @@ def is_account_left(exchange: Exchange, call: Call, tries: Tries) -> bool:
         return False
 
     roster, now = exchange.shared.roster, trio.current_time()
-    if roster.ranked(call, tries.passed_over, now):
-        return True
-    return roster.returns_at(call, tries.passed_over, now) < math.inf
+    choice = Choice(roster, call, tries.passed_over, now)
+    return bool(choice.ranked()) or choice.returns_at() < math.inf
 
 
 ################################################################
@@ -13690,9 +13794,7 @@ class Connections:
             return
 
         connection.is_busy = False
-        self.busy[connection.caller] -= 1
-        if not self.busy[connection.caller]:
-            del self.busy[connection.caller]
+        uncount(self.busy, connection.caller)
 
     def dismiss(self, connection: ClientConnection) -> None:
         """End a connection, and no longer count it."""
