@@ -263,7 +263,7 @@ CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB (F20)
 CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and serialized to be kept, in one step
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list a few hundred
 EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it (F21)
-MODELS_TOLD_MAX: Final = 20  # in an error, of those that a key may use
+MODELS_SHOWN_MAX: Final = 20  # in an error, of those that a key may use
 
 # Connections to upstreams, and the names by which these know the pooler.
 CONNECT_SECONDS_MAX: Final = 10.0  # name, TCP and TLS together
@@ -361,7 +361,7 @@ SECRET_FILE_BYTES_MAX: Final = 64 * KIB  # a login has some 5 KiB
 SECRET_CHARS_MIN: Final = 16  # fewer can be guessed
 DOUBTED_CHARS_MAX: Final = 512  # of a secret: a longer one is no placeholder, and shows in so many
 SHOWN_CHARS_MAX: Final = 60  # of a line that is not JSON, on either side of the error
-CHANGES_TOLD_MAX: Final = 100  # of a reload, in one line of the log
+CHANGES_SHOWN_MAX: Final = 100  # of a reload, in one line of the log
 RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and the files that it names
 FILE_SECONDS_MAX: Final = 2.0  # for a login's file: a dead disk must stop nobody else
 FILE_THREADS_MAX: Final = 8  # for files: a dead disk leaves those that resolve names
@@ -985,6 +985,11 @@ KEY_BEGINNINGS: Final = ("eyJ", "AIza", "AKIA", "ABSK")
 _PARTS_OF_NAME: Final = re.compile("[_.-]")
 
 
+def digest_of(text: str) -> bytes:
+    """The SHA-256 of a text: what is kept of a secret that is only compared."""
+    return hashlib.sha256(text.encode()).digest()
+
+
 def looks_secret(name: str) -> bool:
     """Whether what should be a name may be a key, a token or an id: they mix letters and digits."""
     parts = _PARTS_OF_NAME.split(name[:DOUBTED_CHARS_MAX])
@@ -1112,9 +1117,7 @@ def is_refresh_due(credentials: Credentials, unix_now: float, margin_seconds: fl
     return refreshed_at is not None and unix_now >= refreshed_at + REFRESH_AGE_SECONDS
 
 
-def clock_lead(
-    credentials: Credentials, response: bytes, unix_now: float, margin_seconds: float
-) -> float:
+def clock_lead(credentials: Credentials, response: bytes, unix_now: float) -> float:
     """The seconds by which our clock is ahead, if it shows `unix_now` when a token was just issued.
 
     The token says when it expires, and the response, or else the token, for how long it is valid:
@@ -1130,7 +1133,7 @@ def clock_lead(
         lead = unix_now + lifetime - expires_at
         return lead if lead > CLOCK_LEAD_SECONDS_MIN else 0.0
 
-    if unix_now < expires_at - margin_seconds:
+    if unix_now < expires_at - REFRESH_MARGIN_SECONDS:
         return 0.0
 
     if issued_at is not None and issued_at < expires_at:
@@ -1183,10 +1186,17 @@ def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
 # with its JSON path.  A problem never repeats a secret.
 #
 #   checks      functions that turn the JSON of one field into its value
+#   values      what the rest of the program gets: Account, Key, Pool, Config
 #   specs       tables of the fields that each kind of object may have, with their checks
-#   _Loader     reads the objects, resolves {env:} and {file:}, and collects the problems
+#   _Resolver   resolves {env:} and {file:}, and finds a secret that is used twice
+#   _Loader     reads the objects, and collects the problems
 #   doubts      warnings about what is accepted, but is probably a mistake
 #   changes     what a reload logs
+#
+# The file is refused if it cannot mean what it says: an operator learns of a mistake when the
+# pooler starts or reloads, and not from a client's failed request days later.  What may be meant
+# but probably is not, is a doubt: `pooler check` prints it, and the pooler serves.  All problems
+# are reported at once, so that a file with five mistakes takes one correction and not five.
 
 
 class Routing(enum.StrEnum):
@@ -1197,16 +1207,24 @@ class Routing(enum.StrEnum):
     SOONEST_RESET = "soonest_reset"
 
 
-# Values that were removed, and how the same is written now.
+# Values that were removed, and how the same is written now.  Whoever updates the pooler would
+# otherwise only read that the value is unknown.
 _ROUTINGS_GONE: Final = {
     "round_robin": "write 'sticky', which spreads sessions evenly",
     "failover": "write 'sticky', and give the accounts priority 0, 1, 2 in their order",
 }
 
 
-# What another program would fill in (shells, Docker, LiteLLM, secret stores), or a person should
-# have.  A key that was not filled in would get a 401 from its upstream at the first request only;
-# as a pool key, it would be known to everybody who has read the same documentation.
+# Secrets that are none.  A key that was not filled in would get a 401 from its upstream, at the
+# first request only, and the log would blame the account.  As a pool key, it would be known to
+# everybody who has read the same documentation.  So each of these shapes is refused:
+#
+#   _VARIABLE       what another program would replace: shells, Docker, LiteLLM, secret stores
+#   _ASSIGNMENT     a whole line of an environment file
+#   _SCHEME         an Authorization header's value, of which the key is the second word
+#   _PLACEHOLDER    what a person should have replaced
+#
+# The shapes are narrow: a real key that resembles one could not be used at all.
 _VARIABLE: Final = re.compile(
     r"\$(?:env:)?[A-Za-z_]\w*|%[A-Za-z_]\w*%|.*(?:\$\{|\$\(|\{\{|\{env[:.]).*|"
     r"(?i:env|environ|file|op|vault|ssm|keyring|keychain|doppler|secret):[^\s]+|"
@@ -1233,12 +1251,15 @@ def _has_quotes(text: str) -> bool:
 
 
 def _first_of(reasons: Iterable[tuple[object, str]]) -> str:
-    """The words of the first reason that holds, or ""."""
-    return next((words for holds, words in reasons if holds), "")
+    """The text of the first reason whose condition holds, or ""."""
+    for holds, text in reasons:
+        if holds:
+            return text
+    return ""
 
 
 def doubt_of_secret(secret: str) -> str:
-    """Why a text cannot be the secret that was intended, or "".
+    """Why a text cannot be the secret that was intended, or "": a predicate, as in "is JSON".
 
     The first reason is shown, so the most specific ones come first.
     """
@@ -1247,19 +1268,16 @@ def doubt_of_secret(secret: str) -> str:
 
     reasons = (
         (_has_quotes(secret), "still has its quotes"),
-        (
-            _ASSIGNMENT.fullmatch(secret),
-            "a line of an environment file, with the name before its value",
-        ),
-        (_VARIABLE.fullmatch(secret), "a variable that nobody fills in here"),
-        (
-            _SCHEME.match(secret),
-            "has a scheme before it, which does not belong to the key",
-        ),
-        (secret.startswith("{"), "JSON, of which a key is only a part"),
-        (_PLACEHOLDER.fullmatch(secret), "a placeholder"),
+        (_ASSIGNMENT.fullmatch(secret), "is a line NAME=value of an environment file"),
+        (_VARIABLE.fullmatch(secret), "is a variable that is not expanded here"),
+        (_SCHEME.match(secret), "begins with a scheme, which is not part of the key"),
+        (secret.startswith("{"), "is JSON, of which the key is only a part"),
+        (_PLACEHOLDER.fullmatch(secret), "is a placeholder"),
     )
     return _first_of(reasons)
+
+
+# Addresses.
 
 
 class BaseUrl(NamedTuple):
@@ -1298,10 +1316,11 @@ class Listen(NamedTuple):
     host: str = ""
     port: int = 0
     unix_path: str | None = None
-    is_optional: bool = False  # without IPv6, ::1 is not needed
+    is_optional: bool = False  # without IPv6, ::1 is not required
 
     @property
     def is_loopback(self) -> bool:
+        """Whether no other machine can connect to it."""
         return self.unix_path is not None or _is_loopback(self.host)
 
 
@@ -1315,22 +1334,33 @@ REFRESH_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's 
 # Python's `ssl` honours it in every context that `create_default_context` makes.
 KEY_LOG_VARIABLE: Final = "SSLKEYLOGFILE"
 PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # of other programs; lower, too
+
+# Names of accounts, pools, keys and operators.  They appear in JSON paths, log lines, labels of
+# metrics and URLs of pages: with these characters none of them needs quoting or escaping.
 NAME_CHARS_MAX: Final = 64
 _NAME: Final = rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME_CHARS_MAX - 1}}}"
 _VERSION: Final = r"\d{1,4}(?:\.\d{1,4}){2}(?:-[a-z0-9.]{1,32})?"
-# A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
+# A label longer than 63 characters cannot be looked up (RFC 1035 §2.3.4).
 _LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
-# As a browser writes it (RFC 6454 §6.2), of whatever scheme: apps have schemes of their own.
+# As a browser writes it (RFC 6454 §6.2), of whatever scheme: apps have schemes of their own.  It
+# is compared character by character, so another spelling of the same origin would never match.
 _ORIGIN: Final = (
     r"(?:https?://(?:[a-z0-9._\-]+|\[[0-9a-f:.]+\])"
     r"|(?!https?:|file:|data:)[A-Za-z][A-Za-z0-9+.\-]*://[A-Za-z0-9._~%\-]+)(?::[0-9]{1,5})?"
 )
-_ORIGIN_TOLD: Final = (
-    "like https://host or tauri://localhost, in small letters and without a path; "
-    "null is what a page without an origin sends, and *, file: and data: are anybody's, too"
+_ORIGIN_WANTED: Final = (
+    "like https://host or tauri://localhost, in lower case and without a path; "
+    "null, *, file: and data: would allow pages that anybody can make"
 )
 _HOST_NAME: Final = rf"{_LABEL}(?:\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]+\]"
 _ADDRESS: Final = re.compile(rf"({_HOST_NAME}):(\d{{1,5}})")
+# A base URL has no login, query or fragment: the first would be a secret that is logged, and the
+# others would be lost when a route is added.
+_BASE_URL: Final = re.compile(
+    rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?",
+)
+_PROXY_URL: Final = re.compile(rf"http://(?:([^@/\s]+)@)?({_HOST_NAME}):(\d{{1,5}})/?")
+_PORT_MAX: Final = 65535
 UNIX_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, without its zero (unix(7))
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
@@ -1340,15 +1370,20 @@ _TWICE: Final = ("the name occurs twice",)
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a host is this machine; the only name is localhost, as no name is resolved here."""
+    """Whether a host is this machine.
+
+    The only name is localhost: no name is resolved here, and what another name resolves to may
+    change after the file was checked.
+    """
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-# A check turns the JSON of a field into its value.  It raises ValueError with one argument for
-# each problem; a problem that begins with "[0]" or ".name" is about a member.
+# Checks.  Each turns the JSON of a field into its value.  It raises ValueError with one argument
+# for each problem; a problem that begins with "[0]" or ".name" is about a member.  Nothing is
+# converted: "4" is not 4, and 1 is not true.  Whoever wrote the one may have meant something else.
 Check = Callable[[Json], Any]
 Spec = Mapping[str, Check]  # of each field that an object may have
 
@@ -1360,11 +1395,15 @@ _KINDS: Final = {
 
 
 def _typed(value: Json, *kinds: type[T]) -> T:
-    """The value, which is of one of the kinds; the last of them is the widest."""
+    """The value, which is of one of the kinds; the last of them is the widest.
+
+    Types are compared, as `isinstance` takes true for a whole number.
+    """
     if value is _TWICE:
         raise ValueError(*_TWICE)
-    if type(value) not in kinds:
-        raise ValueError(f"must be {_KINDS[kinds[-1]]}, not {_KINDS[type(value)]}")
+    actual = type(value)
+    if actual not in kinds:
+        raise ValueError(f"must be {_KINDS[kinds[-1]]}, not {_KINDS[actual]}")
     return cast(T, value)
 
 
@@ -1373,11 +1412,21 @@ def _flag(value: Json) -> bool:
     return _typed(value, bool)
 
 
-def _number(low: float, high: float, *kinds: type[float]) -> Callable[[Json], float]:
-    """A check for numbers from `low` to `high`: whole ones, if `kinds` are not given."""
+def _object(value: Json) -> dict[str, Json]:
+    """A check for objects, whatever they hold."""
+    return _typed(value, dict)
+
+
+def _number(
+    low: float, high: float, kinds: Sequence[type[float]] = (int,)
+) -> Callable[[Json], float]:
+    """A check for numbers from `low` to `high`: whole ones, if `kinds` are not given.
+
+    It refuses NaN, too, which is not between any two numbers.
+    """
 
     def check(value: Json) -> float:
-        number: float = _typed(value, *(kinds or (int,)))
+        number: float = _typed(value, *kinds)
         if not low <= number <= high:
             raise ValueError(f"must be from {_shown(low)} to {_shown(high)}")
         return number
@@ -1390,13 +1439,16 @@ def _shown(number: float) -> str:
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 
-def _text(pattern: str, what: str) -> Callable[[Json], str]:
-    """A check for strings that match all of a pattern; `what` says in a problem what they are."""
+def _text(pattern: str, description: str) -> Callable[[Json], str]:
+    """A check for strings that match a pattern as a whole; a problem says: must be `description`.
+
+    The text itself is not repeated: it may be a secret in the wrong place.
+    """
 
     def check(value: Json) -> str:
         text = _typed(value, str)
         if not re.fullmatch(pattern, text):
-            raise ValueError(f"must be {what}")
+            raise ValueError(f"must be {description}")
         return text
 
     return check
@@ -1405,50 +1457,63 @@ def _text(pattern: str, what: str) -> Callable[[Json], str]:
 _string: Final = _text(r"[^\x00]*", "a string")
 
 
-def _list(member: Check) -> Check:
-    """A check for lists, whose members differ and pass a check."""
+def _each(check: Check, members: Iterable[tuple[str, Json]]) -> list[Any]:
+    """The values of members, which come with their places; raises the problems of all of them."""
+    values: list[Any] = []
+    problems: list[str] = []
+    for place, member in members:
+        try:
+            values.append(check(member))
+        except ValueError as error:
+            problems.append(f"{place}: {error}")
+
+    if problems:
+        raise ValueError(*problems)
+    return values
+
+
+def _list(check_member: Check) -> Check:
+    """A check for lists, whose members differ and pass a check.
+
+    A name that is listed twice is mostly one that should have been changed after it was copied.
+    """
 
     def check(value: Json) -> tuple[Any, ...]:
-        members, problems = [], []
-        for index, item in enumerate(_typed(value, list)):
-            try:
-                members.append(member(item))
-            except ValueError as error:
-                problems.append(f"[{index}]: {error}")
-            if item in value[:index]:
-                problems.append(f"[{index}]: is listed twice")
+        members: list[Json] = _typed(value, list)
 
-        if problems:
-            raise ValueError(*problems)
-        return tuple(members)
+        def check_place(index: int) -> Json:
+            if members[index] in members[:index]:
+                raise ValueError("is listed twice")
+            return check_member(members[index])
+
+        places = ((f"[{index}]", index) for index in range(len(members)))
+        return tuple(_each(check_place, places))
 
     return check
 
 
-def _named(pattern: str, what: str) -> Check:
-    """A check for objects whose names match, whatever their members hold."""
-
-    def check(value: Json) -> dict[str, Json]:
-        members = _typed(value, dict)
-        wrong = [name for name in members if not re.fullmatch(pattern, name)]
-        if wrong:
-            raise ValueError(*(_name_problem(name, what) for name in wrong))
-        return members
-
-    return check
+def _members(value: Json) -> dict[str, Json]:
+    """A check for objects whose members have names of our form, whatever they hold."""
+    members = _object(value)
+    problems = [_name_problem(name) for name in members if not re.fullmatch(_NAME, name)]
+    if problems:
+        raise ValueError(*problems)
+    return members
 
 
-_members: Final = _named(_NAME, "made of letters, digits and _.-")
-
-
-def _name_problem(name: str, what: str) -> str:
+def _name_problem(name: str) -> str:
     """What is wrong with the name of a member, behind the path to it."""
-    shown = name if len(name) <= NAME_CHARS_MAX else f"{name[:NAME_CHARS_MAX]}…"
+    if not name:
+        return ": a name is empty"
+
     if len(name) > NAME_CHARS_MAX:
-        return f".{shown}: the name has {len(name)} characters; at most {NAME_CHARS_MAX} are taken"
-    if name and not name[0].isalnum() and re.fullmatch(_NAME, f"a{name[:-1]}"):
-        return f".{shown}: the name must begin with a letter or digit"
-    return f".{shown}: the name is not {what}" if name else ": a name is empty"
+        start = name[:NAME_CHARS_MAX]
+        return f".{start}…: the name has {len(name)} characters; the maximum is {NAME_CHARS_MAX}"
+
+    # Would it be a name if something stood before it?
+    if not name[0].isalnum() and re.fullmatch(_NAME, f"a{name[:-1]}"):
+        return f".{name}: the name must begin with a letter or digit"
+    return f".{name}: the name must consist of letters, digits and _.-"
 
 
 def _routing(value: Json) -> Routing:
@@ -1456,15 +1521,21 @@ def _routing(value: Json) -> Routing:
     text = _typed(value, str)
     if text in _ROUTINGS_GONE:
         raise ValueError(f"{text!r} was removed; {_ROUTINGS_GONE[text]}")
+
     names = [routing.value for routing in Routing]
     if text not in names:
-        raise ValueError(f"there is no such routing; {_did_you_mean(text, names)}")
+        raise ValueError(f"unknown routing; {_did_you_mean(text, names)}")
     return Routing(text)
 
 
 def is_model_name(text: str) -> bool:
-    """Whether a text can be the name of a model: servers list names with blanks, in any script."""
-    return text.isprintable() and bool(text.strip()) and len(text) <= MODEL_CHARS_MAX
+    """Whether a text can be the name of a model.
+
+    Servers list names with spaces, in any script.  Characters that cannot be printed would break
+    the lines and tables in which names are shown.
+    """
+    is_short = len(text) <= MODEL_CHARS_MAX
+    return is_short and text.isprintable() and text.strip() != ""
 
 
 def _model(value: Json) -> str:
@@ -1480,31 +1551,32 @@ _models: Final = _list(_model)
 
 def _named_by_models(value: Json) -> dict[str, Json]:
     """A check for objects whose names are models, whatever their members hold."""
-    named = _typed(value, dict)
-    if not all(is_model_name(name) for name in named):
+    members = _object(value)
+    if not all(map(is_model_name, members)):
         raise ValueError("has a name that is not a model name")
-    return named
+    return members
 
 
 def _served(value: Json) -> dict[str, str]:
-    """The upstream's name of each model by the pool's; in a list they are the same."""
+    """A check for an account's models: the upstream's name of each by the pool's.
+
+    In a list both names are the same.  An object is for a pool whose accounts call one model by
+    different names.  It has at least one member, as {} could mean all models or none.
+    """
     if not isinstance(value, dict):
         return {name: name for name in _models(value)}
-    served: dict[str, str] = {}
-    problems = [] if value else ["must name at least one model"]
-    for name, upstream_name in _named_by_models(value).items():
-        try:
-            served[name] = _model(upstream_name)
-        except ValueError as error:
-            problems.append(f".{name}: {error}")
 
-    if problems:
-        raise ValueError(*problems)
-    return served
+    names = _named_by_models(value)
+    if not names:
+        raise ValueError("must name at least one model")
+
+    _each(_model, ((f".{name}", upstream_name) for name, upstream_name in names.items()))
+    return names
 
 
-# The ends of the URLs in providers' documentation: people paste these whole, but a base URL ends
-# before them.  A longer one comes before its own end.
+# The ends of the URLs in providers' documentation.  People paste these whole, and every request
+# would go to .../chat/completions/chat/completions, which is a 404.  A longer one comes before its
+# own end, so that the problem names all that must go.
 _ROUTES_OF_APIS: Final = (
     "/responses/compact", "/responses", "/chat/completions", "/completions", "/chat", "/models",
     "/embeddings", "/messages",
@@ -1512,47 +1584,57 @@ _ROUTES_OF_APIS: Final = (
 
 
 def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
-    """A check for an upstream's address.
-
-    It takes no login, query or fragment: the first would be a secret that is logged, and the
-    others would be lost when a route is added.
-    """
-    text = _string(value)
-    match = re.fullmatch(rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?", text)
-    if match is None or not 0 < int(match[3] or 1) <= 65535:
+    """A check for an upstream's address; a problem shows `example`, and not the address."""
+    match = _BASE_URL.fullmatch(_string(value))
+    if match is None:
         raise ValueError(f"must look like {example}")
-    is_tls = match[1] == "https"
-    port = int(match[3] or (443 if is_tls else 80))
-    path = (match[4] or "").rstrip("/")
+
+    scheme, host, digits, path = match.groups("")
+    is_tls = scheme == "https"
+    usual_port = 443 if is_tls else 80
+    port = int(digits or usual_port)
+    if not 0 < port <= _PORT_MAX:
+        raise ValueError(f"must look like {example}")
+
+    path = path.rstrip("/")
     for route in _ROUTES_OF_APIS:
         if path.lower().endswith(route):
-            raise ValueError(f"must end before {route}, which is added to it")
-    return BaseUrl(is_tls, match[2].strip("[]"), port, path)
+            raise ValueError(f"must end before {route}, which the pooler adds")
+    return BaseUrl(is_tls, host.strip("[]"), port, path)
 
 
 def _proxy(text: str) -> Proxy:
-    """What a proxy's URL says.  Raises: ValueError, which does not repeat it."""
-    match = re.fullmatch(rf"http://(?:([^@/\s]+)@)?({_HOST_NAME}):(\d{{1,5}})/?", text)
-    if match is None or not 0 < int(match[3]) <= 65535:
+    """What a proxy's URL says.  Raises: ValueError, which does not repeat it.
+
+    Name and password are percent-decoded (RFC 3986 §3.2.1), so that they may contain @ and :.
+    """
+    match = _PROXY_URL.fullmatch(text)
+    port = 0 if match is None else int(match[3])
+    if match is None or not 0 < port <= _PORT_MAX:
         raise ValueError("must look like http://host:port or http://name:password@host:port")
-    url = BaseUrl(False, match[2].strip("[]"), int(match[3]), "")
+
     name, _, password = (match[1] or "").partition(":")
-    for part in (name, password):
-        if doubt := doubt_of_secret(part):
-            raise ValueError(f"has in its login {doubt}")
-    login = Secret(f"{unquote(name)}:{unquote(password)}") if name else None
+    if doubt := doubt_of_secret(name) or doubt_of_secret(password):
+        raise ValueError(f"its name or password {doubt}")
+
+    login: Secret | None = None
+    if name:
+        login = Secret(f"{unquote(name)}:{unquote(password)}")
+    url = BaseUrl(False, match[2].strip("[]"), port, "")
     return Proxy(url, login)
 
 
 def _listen(value: Json) -> Listen:
-    """A check for one address to listen at."""
+    """A check for one address to listen at; port 0 lets the system choose a free one."""
     text = _string(value)
-    match = _ADDRESS.fullmatch(text)
     if text.startswith("unix:/"):
-        if len(text[5:].encode()) > UNIX_PATH_BYTES_MAX:
+        path = text.removeprefix("unix:")
+        if len(path.encode()) > UNIX_PATH_BYTES_MAX:
             raise ValueError(f"the path of a socket has at most {UNIX_PATH_BYTES_MAX} bytes")
-        return Listen(text, unix_path=text[5:])
-    if match is None or int(match[2]) > 65535:
+        return Listen(text, unix_path=path)
+
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match[2]) > _PORT_MAX:
         raise ValueError("must be host:port, [v6]:port or unix:/path")
     return Listen(text, match[1].strip("[]"), int(match[2]))
 
@@ -1563,40 +1645,52 @@ def _listens(value: Json) -> tuple[Listen, ...]:
         raise ValueError("must name at least one address")
     if not isinstance(value, list):
         return (_listen(value),)
-    return cast(tuple[Listen, ...], _list(_listen)(value))
+    return tuple(_list(_listen)(value))
+
+
+_MOMENT: Final = "a date (2027-01-01) or a time (2027-01-01T12:00:00Z)"
+_moment_text: Final = _text(r"\d{4}-\d{2}-\d{2}(T[0-9:.]+(Z|[+-][0-9:]+))?", _MOMENT)
 
 
 def _expiry(value: Json) -> float:
     """A check for the end of a key, which gives unix time.
 
-    A date means the end of that day in UTC; a time needs its offset, as the server's own time zone
-    is rarely the one that is meant.
+    A date means the end of that day in UTC; a time needs its offset (RFC 3339 §5.6), as the
+    server's own time zone is rarely the one that is meant.
     """
-    what = "a date (2027-01-01) or a time (2027-01-01T12:00:00Z)"
-    text = _text(r"\d{4}-\d{2}-\d{2}(T[0-9:.]+(Z|[+-][0-9:]+))?", what)(value)
+    text = _moment_text(value)
     try:
         moment = datetime.fromisoformat(text)
-        is_day = moment.tzinfo is None
-        return (moment.replace(tzinfo=UTC) + timedelta(days=1) if is_day else moment).timestamp()
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC) + timedelta(days=1)
+        return moment.timestamp()
     except OverflowError:
         raise ValueError("is too far away; a key without it never expires") from None
-    except ValueError:
-        raise ValueError(f"must be {what}") from None
+    except ValueError:  # as of the 30th of February
+        raise ValueError(f"must be {_MOMENT}") from None
+
+
+_path_text: Final = _text("[^\x00~][^\x00]*", "a path that does not begin with ~")
 
 
 def _path(value: Json) -> str:
     """A check for the path of a file.
 
-    Nothing expands ~ or variables here, so a path with them would name a file that is not there.
+    Nothing expands ~ or variables here, so a path with them would name a file that does not exist.
+    For a login, that would not even be an error: it is created by logging in.
     """
-    text = _text("[^\x00~][^\x00]*", "a path, without ~ before it")(value)
+    text = _path_text(value)
     if re.search(r"\$\w|\$[{(]|\{|<|%\w+%", text):
-        raise ValueError("must be a path; no variable is filled in here")
+        raise ValueError("must be a path; variables are not expanded here")
     if _has_quotes(text):
-        raise ValueError("must be a path; it still has its quotes")
+        raise ValueError("must be a path, without quotes around it")
     if "://" in text or text != text.strip():
-        raise ValueError("must be a path, not a URL, and without blanks around it")
+        raise ValueError("must be a path, not a URL, and without spaces around it")
     return text
+
+
+# Values.  They are frozen: a request keeps the account, key and pool with which it began, while a
+# reload replaces the Config as a whole.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1613,7 +1707,7 @@ class Account:
     paused: bool = False
     # How many requests it may have in progress.
     concurrent: int
-    # The pool's names, and the upstream's; None: what its own /models lists.
+    # The upstream's name of each model by the pool's; None: those that its own /models lists.
     models: Mapping[str, str] | None = None
     first_event_seconds: float
     ca_file: str | None = None
@@ -1721,21 +1815,29 @@ class Config:
         return (key for pool in self.pools.values() for key in pool.keys)
 
 
-# The fields of each kind of object.  The check of a field that holds objects looks at their names
-# only: `_Loader` reads the objects, so that their problems have their own paths.
+# Specs: the fields of each kind of object.  An unknown field is refused, as a misspelt one would
+# otherwise be a setting that silently does nothing: a limit that does not limit, or a pause that
+# does not pause.  The check of a field that holds objects looks at their names only: `_Loader`
+# reads the objects, so that their problems have their own paths.
 _TOP: Final[Spec] = {
     "accounts": _members,
     "pools": _members,
     "operators": _members,
     "listen": _listens,
+    # Silences the warning about listening where other machines can connect.
     "allow_public": _flag,
+    # Compared as it stands: with a slash at its end, or dots in it, no path could begin with it.
     "base_path": _text(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~-]+)*", "a path like /pooler"),
-    "allowed_origins": _list(_text(_ORIGIN, _ORIGIN_TOLD)),
+    # Pages that may send requests from a browser, to which the pooler is otherwise closed.
+    "allowed_origins": _list(_text(_ORIGIN, _ORIGIN_WANTED)),
+    # Compared with Host headers after their port was cut off.
     "hosts": _list(_text(_HOST_NAME, "a host name without a port")),
+    # May hold a password, so it may be a reference: `_Loader.proxy` resolves it.
     "proxy": _string,
-    "limits": _named("[a-z_]*", "a limit"),
+    "limits": _object,
 }
 _POOL: Final[Spec] = {
+    # Names, which are looked up after all accounts have been read.
     "accounts": _list(_string),
     "models": _models,
     "aliases": _named_by_models,
@@ -1744,21 +1846,30 @@ _POOL: Final[Spec] = {
 }
 _ACCOUNT: Final[Spec] = {
     "base_url": _base_url,
+    # A secret or a reference to one, as is the `key` of a key.
     "api_key": _string,
     "auth_file": _path,
+    # Over plain HTTP everybody on the way can read the key: it takes a decision.
     "allow_plain_http": _flag,
+    # Accounts of one priority share the sessions; a wider range would have no use.
     "priority": _number(-1000, 1000),
     "paused": _flag,
+    # Never 0: that is what `paused` is for.
     "concurrent": _number(1, 10_000),
     "models": _served,
-    "first_event_seconds": _number(0.1, HOUR, int, float),
+    # Its own, as a local server may load a model for minutes.
+    "first_event_seconds": _number(0.1, HOUR, (int, float)),
+    # Of a private authority, for an upstream whose certificate the system does not trust.
     "ca_file": _path,
+    # Whether it accepts WebSockets: most upstreams with API keys do not.
     "websocket": _flag,
+    # Of Codex CLI, as which the account asks for its models: older ones get fewer (F20).
     "client_version": _text(_VERSION, "a version like 0.169.0"),
     "type": _text("openai|codex", "'openai' or 'codex'"),
 }
 _KEY: Final[Spec] = {
     "models": _models,
+    # A limit of 0 would refuse every request: that is what `paused` is for.
     "requests_per_minute": _number(1, 100_000),
     "tokens_per_day": _number(1, 10**12),
     "concurrent": _number(1, 10_000),
@@ -1766,20 +1877,32 @@ _KEY: Final[Spec] = {
     "paused": _flag,
     "key": _string,
 }
+# Efforts and tiers differ from model to model and are added often (F13), so anything that looks
+# like one is accepted; `_doubts_of_aliases` warns of those that are not known.
 _ALIAS: Final[Spec] = {
     "model": _model,
     "effort": _text("[a-z]{1,32}", "a level like low or high"),
     "service_tier": _text("[a-z_]{1,32}", "a tier like priority"),
 }
-# A limit in `int` takes whole numbers only; a time may have a fraction.
-_LIMITS: Final[Spec] = {
-    one.name: _number(*one.metadata.values(), *((int,) if one.type == "int" else (int, float)))
-    for one in dataclasses.fields(Limits)
-}
+
+
+def _limit_check(limit: dataclasses.Field[Any]) -> Check:
+    """The check of one field of `Limits`: a count is a whole number, a time may have a fraction."""
+    low, high = limit.metadata["low"], limit.metadata["high"]
+    if limit.type == "int":
+        return _number(low, high)
+    return _number(low, high, (int, float))
+
+
+_LIMITS: Final[Spec] = {limit.name: _limit_check(limit) for limit in dataclasses.fields(Limits)}
 
 
 class _AccountType(NamedTuple):
-    """What an account needs as its credential, may not have, and has as its default address."""
+    """What an account needs as its credential, may not have, and has as its default address.
+
+    A field of the other type is refused: with both credentials it would depend on the program
+    which of two accounts was meant.
+    """
 
     required: str
     foreign: tuple[str, ...]
@@ -1801,34 +1924,134 @@ _TYPES: Final[Mapping[str, _AccountType]] = {
 
 
 @dataclass(eq=False, slots=True)
+class _Resolver:
+    """Resolves secrets, and knows where each one is used.
+
+    A secret is a literal, or a reference to an environment variable or to the first line of a
+    file.  So pools.json can be copied, or kept under version control, without its secrets.
+    """
+
+    env: Mapping[str, str]
+    read_file: Callable[[str], str]
+    claims: dict[str | bytes, str] = field(default_factory=dict)  # paths, by secret or login
+
+    def claim(self, secret: str | bytes, path: str, problem: str) -> None:
+        """Note where a secret or a login is used.
+
+        Raises: ValueError, if it is used at another path, which `problem` names.
+        """
+        claimant = self.claims.setdefault(secret, path)
+        if claimant != path:
+            raise ValueError(problem.format(claimant))
+
+    def read(self, text: str) -> tuple[str, str]:
+        """The secret that `text` is or refers to, and its source.  Raises: ValueError.
+
+        No secret begins with a brace, so a misspelt reference is never taken for one.
+        """
+        if not text.startswith("{"):
+            return text, "literal"
+
+        match = _REFERENCE.fullmatch(text)
+        if match is None:
+            raise ValueError("only {env:NAME} and {file:PATH} are supported")
+
+        source, name = match.groups()
+        secret = self.variable(name) if source == "env" else self.first_line(name)
+        # Editors and Docker leave a line end or spaces behind the secret.
+        return secret.strip(), source
+
+    def variable(self, name: str) -> str:
+        """The value of an environment variable.  Raises: ValueError."""
+        value = self.env.get(name)
+        if value is None:
+            # Whoever pastes a secret in the place of a name must not read it in the log.
+            shown = f"variable {name}" if _VARIABLE_NAME.fullmatch(name) else "variable it names"
+            raise ValueError(f"the environment {shown} is not set")
+        return value
+
+    def first_line(self, path: str) -> str:
+        """The first line of a file.  Raises: ValueError."""
+        try:
+            text = self.read_file(path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise ValueError(f"the file cannot be read: {reason}") from None
+        return text.partition("\n")[0]
+
+    def digest(self, path: str, text: str, command: str) -> tuple[bytes, str]:
+        """The digest of a pool key or operator token, and its source.  Raises: ValueError.
+
+        No two may be the same: limits and counts of one key would be another's, and a pool key
+        that is also an operator's token would show to its holder what only operators may see.
+        """
+        if match := _SHA256.fullmatch(text):
+            digest, source = bytes.fromhex(match[1]), "sha256"
+        elif text.lower().startswith("sha256:") or "<" in text:
+            raise ValueError(f"is a placeholder; run `{command}` and paste the line it prints")
+        else:
+            secret, source = self.read(text)
+            _check_presented(secret, command)
+            digest = digest_of(secret)
+
+        self.claim(digest, path, "is the same secret as {}")
+        return digest, source
+
+    def api_key(self, text: str) -> tuple[Secret, str]:
+        """The key for an upstream, and its source.  Raises: ValueError.
+
+        It may be short, as that of a local server is, but a digest of it would be of no use: the
+        upstream needs the key itself.
+        """
+        advice = "must be the key itself, {env:NAME} or {file:PATH}"
+        if "<" in text or text.startswith("sha256:"):
+            raise ValueError(advice)
+
+        secret, source = self.read(text)
+        if doubt := doubt_of_secret(secret):
+            raise ValueError(f"{doubt}; it {advice}")
+
+        # A space or a line end in it would be a malformed Authorization header, or two.
+        if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
+            raise ValueError('must be visible ASCII; use "none" if the upstream needs no key')
+        return Secret(secret), source
+
+
+@dataclass(eq=False, slots=True)
 class _Loader:
-    """Loads pools.json once: collects problems and warnings, and the path of each secret.
+    """Loads pools.json once, and collects its problems and warnings.
 
     After a problem there will be no Config, so from there on a part is None: it is still read, so
     that all problems are reported at once, but nothing is made of it.
     """
 
-    env: Mapping[str, str]
-    read_file: Callable[[str], str]
+    resolver: _Resolver
     source: str
     limits: Limits = field(default_factory=Limits)
     is_proxied_elsewhere: bool = False  # all outgoing connections pass through another machine
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    claims: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
     refused: set[str] = field(default_factory=set)  # paths that have a problem already
 
     def refuse(self, path: str, problem: str) -> None:
         """Record a problem at a path; it may begin with the rest of the path.
 
-        A person who swapped a name and its key must not find the key in a log.
+        A person who swapped a name and its key must not find the key in a log; a control character
+        in a name must not forge a line there.
         """
         self.refused.add(path)
-        shown = path + ("" if problem.startswith(("[", ".", ":")) else ": ") + problem
-        place, colon, words = shown.partition(": ")
+        is_of_member = problem.startswith(("[", ".", ":"))
+        whole = path + problem if is_of_member else f"{path}: {problem}"
+
+        place, colon, words = whole.partition(": ")
         names = ["(hidden)" if looks_secret(name) else name for name in place.split(".")]
         shown = ".".join(names) + colon + words
-        self.problems.append("".join(one if one.isprintable() else "?" for one in shown))
+        printable = [char if char.isprintable() else "?" for char in shown]
+        self.problems.append("".join(printable))
+
+    def warn(self, path: str, warning: str) -> None:
+        """Record a warning, which keeps nobody from serving: `check` and the log show it."""
+        self.warnings.append(f"{path}: {warning}")
 
     @contextlib.contextmanager
     def at(self, path: str) -> Iterator[None]:
@@ -1844,72 +2067,21 @@ class _Loader:
         fields: dict[str, Any] = {}
         prefix = f"{path}." if path else ""
         with self.at(path or self.source):
-            for name, content in _typed(value, dict).items():
+            members = _object(value)
+            for name, content in members.items():
                 with self.at(prefix + name):
                     if name not in spec:
                         raise ValueError(f"unknown field; {_place_of(name, spec)}")
                     fields[name] = spec[name](content)
+
             for name in required:
-                self.require(value, prefix, name)
+                self.require(prefix + name, members.get(name))
         return fields
 
-    def require(self, value: Json, prefix: str, name: str) -> None:
-        """Refuse an object that lacks a field, unless a problem of the field is known already."""
-        if not value.get(name) and prefix + name not in self.refused:
-            self.refuse(prefix + name, "is required, and not empty")
-
-    def claim(self, what: str | bytes, path: str, problem: str) -> None:
-        """Raises: ValueError, if another place has it."""
-        claimant = self.claims.setdefault(what, path)
-        if claimant != path:
-            raise ValueError(problem.format(claimant))
-
-    # Secrets: each is a literal, or a reference to a variable or to the first line of a file.
-
-    def secret(self, text: str) -> tuple[str, str]:
-        """The secret that `text` is or refers to, and its source.  Raises: ValueError."""
-        if not text.startswith("{"):
-            return text, "literal"
-        match = _REFERENCE.fullmatch(text)
-        if match is None:
-            raise ValueError("only {env:NAME} and {file:PATH} are understood")
-
-        source, name = match.groups()
-        try:
-            secret = self.env[name] if source == "env" else self.read_file(name).partition("\n")[0]
-        except KeyError:
-            # Whoever pastes a secret in the place of a name must not read it in the log.
-            shown = f"variable {name}" if _VARIABLE_NAME.fullmatch(name) else "variable it names"
-            raise ValueError(f"the environment {shown} is not set") from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise ValueError(f"the file cannot be read: {reason}") from None
-        return secret.strip(), source
-
-    def digest(self, path: str, text: str, command: str) -> tuple[bytes, str]:
-        """The digest of a pool key or operator token, and its source.  Raises: ValueError."""
-        if match := _SHA256.fullmatch(text):
-            digest, source = bytes.fromhex(match[1]), "sha256"
-        elif text.lower().startswith("sha256:") or "<" in text:
-            raise ValueError(f"a placeholder; run `{command}` and paste the line it prints")
-        else:
-            secret, source = self.secret(text)
-            _check_presented(secret, command)
-            digest = hashlib.sha256(secret.encode()).digest()
-        self.claim(digest, path, "the same secret as {}")
-        return digest, source
-
-    def api_key(self, text: str) -> tuple[Secret, str]:
-        """The key for an upstream, and its source.  Raises: ValueError."""
-        advice = "must be the real key, {env:NAME} or {file:PATH}"
-        if "<" in text or text.startswith("sha256:"):
-            raise ValueError(advice)
-        secret, source = self.secret(text)
-        if doubt := doubt_of_secret(secret):
-            raise ValueError(f"{doubt}; {advice}")
-        if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
-            raise ValueError('must be visible ASCII; use "none" if the upstream needs no key')
-        return Secret(secret), source
+    def require(self, path: str, value: Json) -> None:
+        """Refuse a value that is missing or empty, unless its path has a problem already."""
+        if not value and path not in self.refused:
+            self.refuse(path, "is required and must not be empty")
 
     # Accounts.  What an account leaves out comes from its type, or from the limits.
 
@@ -1923,14 +2095,14 @@ class _Loader:
             self.check_type(path, value, kind)
 
         url = fields.setdefault("base_url", _TYPES[kind or "openai"].base_url)
-        self.check_way(f"{path}.base_url", url, fields.get("allow_plain_http"))
+        self.check_transport(f"{path}.base_url", url, fields.get("allow_plain_http"))
         fields.setdefault("websocket", kind == "codex" or url.host == "api.openai.com")
         fields.setdefault("concurrent", self.limits.account_streams_max)
         fields.setdefault("first_event_seconds", self.limits.first_event_seconds_max)
 
         if text := fields.pop("api_key", ""):
             with self.at(f"{path}.api_key"):
-                fields["api_key"], fields["source"] = self.api_key(text)
+                fields["api_key"], fields["source"] = self.resolver.api_key(text)
         if "auth_file" in fields:
             fields["auth_file"] = self.auth_file(path, fields["auth_file"])
         if self.problems:
@@ -1939,103 +2111,106 @@ class _Loader:
         # Two accounts of one identity are one to their upstream: a reload that only renames an
         # account, or changes its priority, keeps the connections that it has.
         fields.setdefault("api_key", Secret(""))  # of an account of type codex
-        place = (kind, url, reveal(fields["api_key"]))
-        files = (fields.get("auth_file"), fields.get("ca_file"))
-        identity = hashlib.sha256(repr((place, files)).encode()).digest()
+        credential = (reveal(fields["api_key"]), fields.get("auth_file"))
+        identity = digest_of(repr((kind, url, credential, fields.get("ca_file"))))
         return Account(name=name, identity=identity, **fields)
 
-    def check_way(self, path: str, url: BaseUrl, is_plain_allowed: Json) -> None:
-        """Refuse an upstream if others could read the key on its way there.
+    def is_here(self, url: BaseUrl) -> bool:
+        """Whether what is sent to an address does not leave this machine.
 
-        What is sent over the loopback does not leave this machine, unless a proxy elsewhere carries
-        it: to that proxy, a loopback address means its own machine.
+        A proxy elsewhere carries everything: to it, a loopback address means its own machine.
         """
-        is_here = _is_loopback(url.host)
-        reader = ""
-        if is_here and self.is_proxied_elsewhere:
-            words = "to the proxy, through which all connections go, that is its own machine"
-            self.warnings.append(f"{path}: {words}")
-            is_here, reader = False, " to the proxy"
+        return _is_loopback(url.host) and not self.is_proxied_elsewhere
 
-        if not (url.is_tls or is_here or is_plain_allowed):
+    def check_transport(self, path: str, url: BaseUrl, is_plain_allowed: Json) -> None:
+        """Refuse an upstream if others could read the key on its way there."""
+        reader = ""
+        if _is_loopback(url.host) and self.is_proxied_elsewhere:
+            self.warn(path, "to the proxy, which carries all connections, this is its own machine")
+            reader = " to the proxy"
+
+        if not (url.is_tls or self.is_here(url) or is_plain_allowed):
             hint = "use https://, or set allow_plain_http if you trust the network"
             self.refuse(path, f"http:// sends the key in the clear{reader}; {hint}")
 
     def check_type(self, path: str, value: Mapping[str, Json], kind: str) -> None:
         """Refuse an account that lacks its credential, or has what belongs to another type."""
-        self.require(value, f"{path}.", _TYPES[kind].required)
+        required = _TYPES[kind].required
+        self.require(f"{path}.{required}", value.get(required))
         for name in _TYPES[kind].foreign:
             if name in value:
-                self.refuse(f"{path}.{name}", f"does not belong to type {kind!r}")
+                self.refuse(f"{path}.{name}", f"does not apply to type {kind!r}")
 
     def auth_file(self, path: str, file: str) -> str:
-        """A login's path, relative to pools.json; no two accounts may share a login."""
-        file = posixpath.normpath(posixpath.join(posixpath.dirname(self.source), file))
+        """A login's path, relative to pools.json.
+
+        No two accounts may share a login: each would spend the refresh token of the other (F53).
+        """
+        folder = posixpath.dirname(self.source)
+        file = posixpath.normpath(posixpath.join(folder, file))
         with self.at(f"{path}.auth_file"):
-            if file == posixpath.normpath(self.source):
-                raise ValueError("is this very file; a login has one of its own")
-            self.claim(file, path, "is already used by {}: each account needs its own login")
+            if file == posixpath.normpath(self.source):  # a refresh would replace it
+                raise ValueError("is pools.json itself; a login needs a file of its own")
+            self.resolver.claim(
+                file, path, "is already used by {}: each account needs its own login"
+            )
         return file
 
-    # Pools.  Their members are read after all accounts, as they refer to these by name.
+    # Pools.  They are read after all accounts, as they refer to these by name.
 
     def key(self, pool: str, name: str, value: Json) -> Key | None:
         """A pool key, its text alone or an object; None if the file has a problem."""
         path = f"pools.{pool}.keys.{name}"
-        fields: dict[str, Any] = {}
-        place, text = path, value
-        if not isinstance(value, str):
+        if isinstance(value, str):
+            place = path
+            fields: dict[str, Any] = {"key": value}
+            self.require(path, value)
+        else:
             place = f"{path}.key"
             fields = self.read(path, value, _KEY, "key")
-            text = fields.pop("key", "")
-        elif not value:
-            self.refuse(path, "is required, and not empty")
 
         fields.setdefault("concurrent", self.limits.key_streams_max)
-        if text:
+        if text := fields.pop("key", ""):
             with self.at(place):
-                fields["digest"], fields["source"] = self.digest(place, text, "pooler key")
-
+                fields["digest"], fields["source"] = self.resolver.digest(place, text, "pooler key")
         return None if self.problems else Key(pool=pool, name=name, **fields)
 
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account | None]) -> Pool | None:
         """The pool that an object describes; None if the file has a problem."""
-        path = f"pools.{name}"
-        fields = self.read(path, value, _POOL, "accounts")
-        given = object_of(value)
-        fields["accounts"] = self.members(path, given.get("accounts"), accounts)
-        models = _known_models(given.get("models"))
-        aliases = fields.get("aliases", {}).items()
-        fields["aliases"] = {one: self.alias(path, one, target, models) for one, target in aliases}
 
-        keys = object_of(given.get("keys")).items()
-        fields["keys"] = tuple(self.key(name, one, content) for one, content in keys)
+        def find_account(member: Json) -> Account | None:
+            account_name = _string(member)
+            # If accounts could not be read as a whole, no name in a pool can be called wrong.
+            if account_name not in accounts and "accounts" not in self.refused:
+                hint = _did_you_mean(account_name, accounts)
+                raise ValueError(f"no account has this name; {hint}")
+            return accounts.get(account_name)
+
+        path = f"pools.{name}"
+        spec = {**_POOL, "accounts": _list(find_account)}
+        fields = self.read(path, value, spec, "accounts")
+
+        members = object_of(value)
+        models = _known_models(members.get("models"))
+        fields["aliases"] = {
+            alias: self.alias(f"{path}.aliases.{alias}", alias, target, models)
+            for alias, target in fields.get("aliases", {}).items()
+        }
+
+        keys = object_of(members.get("keys"))
+        fields["keys"] = tuple(self.key(name, *item) for item in keys.items())
         if not keys:
-            self.warnings.append(f"{path}.keys: no keys, so nobody can use this pool")
+            self.warn(f"{path}.keys", "no keys, so nobody can use this pool")
         return None if self.problems else Pool(name=name, **fields)
 
-    def members(
-        self, path: str, value: Json, accounts: Mapping[str, Account | None]
-    ) -> tuple[Account | None, ...]:
-        """The accounts of a pool, by their names."""
-        members = []
-        is_known = bool(accounts) and "accounts" not in self.refused  # else that is what is wrong
-        for index, name in _texts(value):
-            if name in accounts:
-                members.append(accounts[name])
-            elif is_known:
-                hint = _did_you_mean(name, accounts)
-                self.refuse(f"{path}.accounts[{index}]", f"no account has this name; {hint}")
-        return tuple(members)
-
     def alias(
-        self, pool: str, name: str, value: Json, models: Collection[str] | None
+        self, path: str, name: str, value: Json, models: Collection[str] | None
     ) -> Alias | None:
         """What an alias stands for: a model, or an object with one; None if it has a problem.
 
         `models` are those of the pool; None if it lists none: then anything may be meant.
         """
-        path, fields = f"{pool}.aliases.{name}", {}
+        fields: dict[str, Any] = {}
         if isinstance(value, dict):
             fields = self.read(path, value, _ALIAS, "model")
         else:
@@ -2044,21 +2219,23 @@ class _Loader:
         if "model" not in fields:
             return None
 
-        if models is not None and (name in models or fields["model"] not in models):
-            hint = "" if name in models else f"; {_did_you_mean(fields['model'], sorted(models))}"
+        # An alias with the name of a model would hide it; one that leads nowhere, or to another
+        # alias, would be a model that no account serves.
+        target = fields["model"]
+        if models is not None and (name in models or target not in models):
+            hint = "" if name in models else f"; {_did_you_mean(target, sorted(models))}"
             self.refuse(path, f"must map a name that is not in models to one that is{hint}")
         return Alias(**fields)
 
-    # The whole.
+    # The top of the file, and the environment.
 
     def read_limits(self, value: Json) -> Limits:
         """The limits, which the other parts have as defaults: they are read first."""
-        limits = self.limits = Limits(**self.read("limits", value, _LIMITS))
+        self.limits = Limits(**self.read("limits", value, _LIMITS))
         # As text a body may be 8 times as large, and one key may use half of the room for all.
-        if limits.bodies_bytes_max < 8 * limits.body_bytes_max:
-            words = "less than 8 times body_bytes_max is little"
-            self.warnings.append(f"limits.bodies_bytes_max: {words}")
-        return limits
+        if self.limits.bodies_bytes_max < 8 * self.limits.body_bytes_max:
+            self.warn("limits.bodies_bytes_max", "should be at least 8 times body_bytes_max")
+        return self.limits
 
     def operators(self, tokens: Mapping[str, Json]) -> tuple[Operator, ...]:
         """The operators whose tokens are valid; no token may be a pool key, too."""
@@ -2066,47 +2243,62 @@ class _Loader:
         for name, token in tokens.items():
             path = f"operators.{name}"
             with self.at(path):
-                digest = self.digest(path, _string(token), "pooler key --operator")
-                operators.append(Operator(name, *digest))
+                secret = _string(token)
+                digest, source = self.resolver.digest(path, secret, "pooler key --operator")
+                operators.append(Operator(name, digest, source))
         return tuple(operators)
 
     def proxy(self, text: str) -> Proxy | None:
         """The proxy that `text` is or refers to; None if it has a problem."""
         proxy: Proxy | None = None
         with self.at("proxy"):
-            proxy = _proxy(self.secret(text)[0])
+            url, _ = self.resolver.read(text)
+            proxy = _proxy(url)
             self.is_proxied_elsewhere = not _is_loopback(proxy.url.host)
         return proxy
 
     def warn_of_proxies(self) -> None:
-        """Warn of variables that make other programs use a proxy: here they do nothing."""
+        """Warn of variables that make other programs use a proxy: here they do nothing.
+
+        They could come from anywhere, and where requests go is decided by pools.json alone.
+        """
         hint = "a proxy is used only if pools.json has one under proxy"
         for name in PROXY_VARIABLES:
             for variable in (name, name.lower()):
-                if self.env.get(variable):
-                    self.warnings.append(f"{variable} is set, and not used: {hint}")
+                if self.resolver.env.get(variable):
+                    self.warn(f"{variable} is set but not used", hint)
 
     def token_url(self) -> BaseUrl:
-        """Where logins are refreshed: at the usual place, or where the environment says (F57)."""
-        text = self.env.get(REFRESH_URL_VARIABLE)
+        """Where logins are refreshed: at the usual place, or where the environment says (F57).
+
+        It is the one destination that pools.json does not decide, so a warning names it.
+        """
+        text = self.resolver.env.get(REFRESH_URL_VARIABLE)
         url = REFRESH_URL
         if not text:
             return url
 
         with self.at(REFRESH_URL_VARIABLE):
             url = _base_url(text, "https://host/oauth/token")
-            is_private = _is_loopback(url.host) and not self.is_proxied_elsewhere
-            if not (url.is_tls or is_private):
-                raise ValueError("must be https://, for a login is sent there")
-            where = f"logins are refreshed at {url.authority}, which gets their refresh tokens"
-            self.warnings.append(f"{REFRESH_URL_VARIABLE} is set: {where}")
+            if not (url.is_tls or self.is_here(url)):
+                raise ValueError("must be https://, because refresh tokens are sent there")
+
+            receiver = f"logins are refreshed at {url.authority}, which gets their refresh tokens"
+            self.warn(f"{REFRESH_URL_VARIABLE} is set", receiver)
         return url
 
     def warn_of_key_log(self) -> None:
-        """Python's TLS writes the keys of every connection to the file that this names."""
-        if self.env.get(KEY_LOG_VARIABLE):
-            words = "whoever reads that file can decrypt all connections to upstreams"
-            self.warnings.append(f"{KEY_LOG_VARIABLE} is set: {words}")
+        """Warn of the file to which Python's TLS writes the keys of every connection."""
+        if self.resolver.env.get(KEY_LOG_VARIABLE):
+            reader = "whoever reads that file can decrypt all connections to upstreams"
+            self.warn(f"{KEY_LOG_VARIABLE} is set", reader)
+
+    def warn_of_public(self, listens: Iterable[Listen]) -> None:
+        """Warn of addresses at which other machines can connect: the pooler itself has no TLS."""
+        hint = "put a TLS proxy in front of it, and set allow_public: true if this is intended"
+        for listen in listens:
+            if not listen.is_loopback:
+                self.warn("listen", f"{listen.text} is open to other machines; {hint}")
 
     def config(self, value: Json) -> Config:
         """The whole configuration; members that have a problem are still read in full.
@@ -2114,7 +2306,7 @@ class _Loader:
         Raises: ConfigRefused, if there is any problem.
         """
         fields = self.read("", value, _TOP, "accounts", "pools")
-        given = object_of(value)
+        members = object_of(value)
         fields["limits"] = self.read_limits(fields.get("limits", {}))
 
         # Before the accounts: it decides which of their addresses are on this machine.
@@ -2127,21 +2319,17 @@ class _Loader:
 
         fields["accounts"] = accounts = {
             name: self.account(name, content)
-            for name, content in object_of(given.get("accounts")).items()
+            for name, content in object_of(members.get("accounts")).items()
         }
         fields["pools"] = {
             name: self.pool(name, content, accounts)
-            for name, content in object_of(given.get("pools")).items()
+            for name, content in object_of(members.get("pools")).items()
         }
-        fields["operators"] = self.operators(object_of(given.get("operators")))
+        fields["operators"] = self.operators(object_of(members.get("operators")))
 
         listens = fields.setdefault("listen", DEFAULT_LISTEN)
-        for listen in listens:
-            if not (listen.is_loopback or fields.get("allow_public")):
-                hint = (
-                    "put a TLS proxy in front of it, and set allow_public: true if this is intended"
-                )
-                self.warnings.append(f"listen: {listen.text} is open to other machines; {hint}")
+        if not fields.get("allow_public"):
+            self.warn_of_public(listens)
         fields["hosts"] = _hosts_of(fields.get("hosts"), listens)
 
         if self.problems:
@@ -2154,30 +2342,29 @@ def _check_presented(secret: str, command: str) -> None:
     if doubt := doubt_of_secret(secret):
         advice = f"run `{command}` and paste the line it prints, or write {{env:NAME}}"
         raise ValueError(f"{doubt}; {advice}")
-    is_hash = secret.lower().startswith("sha256:")  # it must never be a password
+
     # Visible ASCII only: anything else would not pass through an Authorization header unchanged.
+    # A hash must never be a password: it stands in files that are not kept secret.
+    is_hash = secret.lower().startswith("sha256:")
     if is_hash or not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
         wanted = f"at least {SECRET_CHARS_MIN} visible ASCII characters"
-        raise ValueError(f"needs {wanted}; `{command}` makes a good one")
+        raise ValueError(f"must have {wanted}; `{command}` generates one")
+
     if len(secret) > BEARER_BYTES_MAX:
-        raise ValueError(f"is longer than {BEARER_BYTES_MAX} bytes, so nobody can present it")
-
-
-def _texts(value: Json) -> list[tuple[int, str]]:
-    """The places and texts of what should be a list of texts, each text once."""
-    members = value if isinstance(value, list) else []
-    first_places: dict[str, int] = {}
-    for index, member in enumerate(members):
-        if isinstance(member, str):
-            first_places.setdefault(member, index)
-    return [(index, text) for text, index in first_places.items()]
+        raise ValueError(
+            f"has more than {BEARER_BYTES_MAX} characters, so no client can present it"
+        )
 
 
 def _known_models(value: Json) -> set[str] | None:
     """The models in a pool's list, which may contain duplicates; None if the list is invalid."""
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, list):
         return None
-    return set(value) if all(map(is_model_name, value)) else None
+    are_names = all(isinstance(name, str) and is_model_name(name) for name in value)
+    return set(value) if are_names else None
+
+
+# Hints for misspelt names.
 
 
 def _did_you_mean(name: str, known: Collection[str], likeness: float = 0.6) -> str:
@@ -2185,9 +2372,11 @@ def _did_you_mean(name: str, known: Collection[str], likeness: float = 0.6) -> s
 
     `likeness` is how much a name must resemble a known one, as `difflib` counts it: 1 is equal.
     """
-    plain = {_plain(one): one for one in known}
-    near = difflib.get_close_matches(_plain(name), list(plain), 1, likeness)
-    return f"did you mean {plain[near[0]]!r}?" if near else f"known: {', '.join(known)}"
+    by_plain = {_plain(text): text for text in known}
+    nearest = difflib.get_close_matches(_plain(name), list(by_plain), 1, likeness)
+    if nearest:
+        return f"did you mean {by_plain[nearest[0]]!r}?"
+    return f"known: {', '.join(known)}"
 
 
 def _plain(name: str) -> str:
@@ -2205,8 +2394,8 @@ _ELSEWHERE_CALLED: Final = {
 }  # fmt: skip
 
 
-# Limits that pools.json could once set: they are constants now, or no longer needed.
-# A name that resembles one of them would be a wrong hint.
+# Limits that pools.json could once set: they are constants now, or no longer used.  The hint for
+# such a name must not be the limit that happens to resemble it.
 _FIXED_LIMITS: Final = frozenset(
     "bearer_bytes_max body_idle_seconds_max body_seconds_max connect_seconds_max decoded_bytes_max "
     "decoded_ratio_max demotion_seconds event_bytes_max events_bytes_max handshake_events_max "
@@ -2219,39 +2408,54 @@ _FIXED_LIMITS: Final = frozenset(
     "websocket_handshake_seconds_max websocket_message_bytes_max websocket_upstream_bytes_max "
     "write_stall_seconds_max".split()
 )
+_PLACES: Final[tuple[tuple[Spec, str], ...]] = (
+    (_TOP, "to the top of the file"),
+    (_LIMITS, "under limits"),
+    (_ACCOUNT, "to an account"),
+    (_POOL, "to a pool"),
+    (_KEY, "to a key"),
+)
 
 
 def _place_of(name: str, spec: Spec) -> str:
-    """The hint for an unknown field: what was meant, where it belongs, or that it is gone."""
+    """The hint for an unknown field: what was meant, where it belongs, or that it is gone.
+
+    A field in the wrong object is the most common mistake that is not a misspelling.  It comes
+    after a strong resemblance, as `key` in a pool means `keys` and does not belong to a key.
+    """
     if name in _FIXED_LIMITS:
         return "this limit can no longer be set"
 
     meant = _ELSEWHERE_CALLED.get(_plain(name), "")
     if meant in spec:
         return f"did you mean {meant!r}?"
-    near = _did_you_mean(name, spec, 0.75)
-    places = (
-        (_TOP, "to the top of the file"), (_LIMITS, "under limits"), (_ACCOUNT, "to an account"),
-        (_POOL, "to a pool"), (_KEY, "to a key"),
-    )  # fmt: skip
-    for other, place in places:
-        if name in other and near.startswith("known"):
-            return f"it belongs {place}"
+
+    strong_hint = _did_you_mean(name, spec, 0.75)
+    if strong_hint.startswith("known"):
+        for other_spec, place in _PLACES:
+            if name in other_spec:
+                return f"it belongs {place}"
     return _did_you_mean(name, spec)
 
 
-def _hosts_of(hosts: Sequence[str] | None, listen: Sequence[Listen]) -> frozenset[str] | None:
-    """The names a Host header may bear; None: any.
+def _hosts_of(hosts: Sequence[str] | None, listens: Sequence[Listen]) -> frozenset[str] | None:
+    """The names that a Host header may have; None: any.
 
-    On loopback only, a foreign name is DNS rebinding; no browser can reach a unix socket.
+    On loopback only, a foreign name is DNS rebinding: a page's own host name was made to resolve
+    to this machine.  No browser can connect to a unix socket.
     """
     if hosts is not None:
         return frozenset(name.lower() for name in hosts)
-    tcp = [one.host for one in listen if one.unix_path is None]
-    if not tcp or not all(_is_loopback(host) for host in tcp):
+
+    tcp_hosts = [listen.host for listen in listens if listen.unix_path is None]
+    if not tcp_hosts or not all(map(_is_loopback, tcp_hosts)):
         return None
-    own = {f"[{host}]" if ":" in host else host for host in tcp}
-    return frozenset({"localhost", "127.0.0.1", "[::1]"} | own)
+
+    own_names = {f"[{host}]" if ":" in host else host for host in tcp_hosts}
+    return frozenset({"localhost", "127.0.0.1", "[::1]"} | own_names)
+
+
+# Text that is not JSON.
 
 
 def _object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
@@ -2273,18 +2477,15 @@ _COMMENTS: Final = ("//", "/*", "#")
 _LAST_COMMAS: Final = (",}", ",]")
 _MISTAKES: Final = (
     (_COMMENTS, "a comment; JSON has none"),
-    (
-        (*_LAST_COMMAS, "}", "]"),
-        "a comma before a closing bracket; the last member has none behind it",
-    ),
-    (_TYPOGRAPHIC_QUOTES, 'a typographic quote; JSON takes " only'),
-    (("'",), 'a single quote; JSON takes " only'),
-    (("True", "False", "None"), "JSON writes true, false and null in small letters"),
-    ((",",), "a comma too many"),
+    ((*_LAST_COMMAS, "}", "]"), "a comma before a closing bracket; remove it"),
+    (_TYPOGRAPHIC_QUOTES, 'a typographic quote; JSON uses " only'),
+    (("'",), 'a single quote; JSON uses " only'),
+    (("True", "False", "None"), "JSON writes true, false and null in lower case"),
+    ((",",), "one comma too many"),
 )
 # Python's messages that say enough, in words for people who write no JSON otherwise.
 _MESSAGES: Final = {
-    "Extra data": "more after its end",
+    "Extra data": "more text after the end of the JSON",
     "Unterminated string starting at": "a string that is not closed",
     "Invalid control character at": "a line break or tab within a string",
     "Invalid \\escape": "a backslash in a string; write two of them",
@@ -2295,36 +2496,46 @@ _MESSAGES: Final = {
 
 
 def describe_bad_json(text: str, place: int, message: str) -> str:
-    """Where and why text is no JSON: a line of words, the line itself, and a caret.
+    """Where and why text is no JSON: what is wrong, the line itself, and a caret; three lines.
 
-    Of the line only field names and punctuation are shown: the rest may be a secret.
+    `place` and `message` are those of Python's error.  Of the line only field names and punctuation
+    are shown: the rest may be a secret.
     """
     before = text[:place].rstrip()
     if before.endswith(",") and text[place : place + 1] in {"}", "]"}:
         place = len(before) - 1  # Python before 3.13 reports the bracket
-    rest = text[place : place + 1] + text[place + 1 :].lstrip()[:SHOWN_CHARS_MAX]
-    words = _mistake_in(rest, message.partition(": ")[0]) if text.strip() else "the file is empty"
+
+    mistake = "the file is empty"
+    if text.strip():
+        rest = text[place : place + 1] + text[place + 1 :].lstrip()[:SHOWN_CHARS_MAX]
+        mistake = _mistake_in(rest, message.partition(": ")[0])
 
     # Only the part of the line around the place: a file may be one long line.
-    start = text.rfind("\n", 0, place) + 1
-    line, column = text[start:].partition("\n")[0].rstrip("\r"), place - start
+    line_start = text.rfind("\n", 0, place) + 1
+    line = text[line_start:].partition("\n")[0].rstrip("\r")
+    column = place - line_start
     first = max(0, column - SHOWN_CHARS_MAX)
-    shown = re.sub(r"[^\s{}\[\],:\"]+", _masked, line[first : column + SHOWN_CHARS_MAX])
-    shown = "".join(one if one.isprintable() else " " for one in shown)
-    number = text.count("\n", 0, place) + 1
+    part = line[first : column + SHOWN_CHARS_MAX]
+
+    masked = re.sub(r"[^\s{}\[\],:\"]+", _masked, part)
+    shown = "".join(char if char.isprintable() else " " for char in masked)
     caret = " " * (column - first) + "^"
-    return f"line {number}, column {column + 1}: {words}\n  {shown}\n  {caret}"
+    number = text.count("\n", 0, place) + 1
+    return f"line {number}, column {column + 1}: {mistake}\n  {shown}\n  {caret}"
 
 
-def _mistake_in(rest: str, named: str) -> str:
-    """What is wrong where `rest` begins; `named`: what Python says of it."""
+def _mistake_in(rest: str, message: str) -> str:
+    """What is wrong where `rest` begins; `message`: the first part of Python's."""
     is_plain = rest.startswith((*_COMMENTS, *_LAST_COMMAS))
-    if named in _MESSAGES and not is_plain:
-        return _MESSAGES[named]
+    if message in _MESSAGES and not is_plain:
+        return _MESSAGES[message]
     if not rest:
         return "it ends too early; a bracket or a quote is not closed"
-    mistakes = (words for beginnings, words in _MISTAKES if rest.startswith(beginnings))
-    return next(mistakes, "something is missing before this: a comma, a colon or a quote")
+
+    for beginnings, mistake in _MISTAKES:
+        if rest.startswith(beginnings):
+            return mistake
+    return "something is missing before this: a comma, a colon or a quote"
 
 
 def _masked(match: re.Match[str]) -> str:
@@ -2338,7 +2549,8 @@ def _masked(match: re.Match[str]) -> str:
 
 
 # Doubts: what is probably a mistake, but no reason not to serve.  Each is a line that begins with
-# its JSON path: `check` prints them, and the start logs them.
+# its JSON path: `check` prints them, and the start logs them.  They are made from the values, so
+# they see what defaults and references came to.
 
 
 def doubts_of(config: Config, unix_now: float) -> list[str]:
@@ -2346,6 +2558,7 @@ def doubts_of(config: Config, unix_now: float) -> list[str]:
     doubts = [*_doubts_of_top(config), *_doubts_of_shared_secrets(config)]
     for account in config.accounts.values():
         doubts += _doubts_of_account(account, config)
+
     for pool in config.pools.values():
         doubts += _doubts_of_pool(pool)
         doubts += _doubts_of_models(pool)
@@ -2356,38 +2569,41 @@ def doubts_of(config: Config, unix_now: float) -> list[str]:
 
 def _doubts_of_top(config: Config) -> Iterator[str]:
     """Doubts about the top of the file, and accounts that nobody uses."""
+    # An operator who wanted to allow every host would see each request refused with a 403.
     if config.hosts is not None and not config.hosts:
         yield "hosts: is empty, so every request is refused"
     if config.proxy and (doubt := _doubt_of_own(config.proxy.url, config.listen)):
         yield f"proxy: {doubt}"
+    # Routes have /v1 anyway: a prefix that repeats it is mostly a client's base URL.
     if f"{config.base_path}/".startswith("/v1/"):
-        yield f"base_path: stands before /v1, so a route is {config.base_path}/v1/responses"
+        yield f"base_path: is put before /v1, so a route is {config.base_path}/v1/responses"
 
     used = {account.name for pool in config.pools.values() for account in pool.accounts}
     for name in config.accounts:
         if name not in used:
-            yield f"accounts.{name}: is in no pool, so nobody uses it"
+            yield f"accounts.{name}: is in no pool, so it is never used"
 
 
 def _doubts_of_shared_secrets(config: Config) -> Iterator[str]:
     """Doubts about pool keys that an upstream knows, too: it could use the pool itself."""
     upstreams = {
-        hashlib.sha256(reveal(account.api_key).encode()).digest(): name
-        for name, account in config.accounts.items()
+        digest_of(reveal(account.api_key)): name for name, account in config.accounts.items()
     }
     for key in config.keys:
         if key.digest in upstreams:
             path = f"pools.{key.pool}.keys.{key.name}"
-            yield f"{path}: is the api_key of {upstreams[key.digest]}, too"
+            yield f"{path}: is also the api_key of {upstreams[key.digest]}"
 
 
 def _doubts_of_account(account: Account, config: Config) -> Iterator[str]:
     """Doubts about an account's address, key and models."""
     path = f"accounts.{account.name}"
-    if doubt := _doubt_of_url(account) or _doubt_of_own(account.base_url, config.listen):
+    url = account.base_url
+    if doubt := _doubt_of_url(account) or _doubt_of_own(url, config.listen):
         yield f"{path}.base_url: {doubt}"
-    if account.base_url.host == "api.openai.com" and reveal(account.api_key) == "none":
-        yield f'{path}.api_key: "none" is no key that api.openai.com takes'
+    # "none" is for local servers: here each request would get a 401.
+    if url.host == "api.openai.com" and reveal(account.api_key) == "none":
+        yield f'{path}.api_key: "none" is not accepted by api.openai.com'
     if account.models is not None:
         yield from _doubts_of_served(f"{path}.models", account.models)
 
@@ -2404,7 +2620,10 @@ def _doubts_of_served(path: str, models: Mapping[str, str]) -> Iterator[str]:
 
 
 def _doubt_of_own(url: BaseUrl, listens: Iterable[Listen]) -> str:
-    """Why what is sent to an address comes back to the pooler, or ""."""
+    """Why what is sent to an address comes back to the pooler, or "".
+
+    Each request would become another one, until all places are taken.
+    """
     for listen in listens:
         is_any = listen.is_loopback or listen.host in _EVERYWHERE
         is_here = url.host == listen.host or (_is_loopback(url.host) and is_any)
@@ -2419,25 +2638,25 @@ _UNMEANT_NAME: Final = re.compile(r"\$\w+|.*(?:\$\{|\{\{|\{env:|\{file:).*|<.*>"
 
 
 def _doubt_of_name(name: str) -> str:
-    """Why a text is probably not a model's name, or ""."""
-    if name != name.strip():
-        return "has a blank before or behind it"
-    if "*" in name:
-        return "a name is taken as it stands; * is no pattern here"
-    if _UNMEANT_NAME.fullmatch(name):
-        return "a variable or placeholder that nobody fills in here"
-    return ""
+    """Why a text is probably not a model's name, or "".
+
+    Servers choose the names of their models, so none of this is impossible.
+    """
+    reasons = (
+        (name != name.strip(), "has a space at its beginning or end"),
+        ("*" in name, "names are compared as they stand; * is not a wildcard"),
+        (_UNMEANT_NAME.fullmatch(name), "is a variable or placeholder that is not replaced here"),
+    )
+    return _first_of(reasons)
 
 
 def _doubts_of_names(path: str, names: Sequence[str] | None, emptiness: str) -> Iterator[str]:
     """The doubts about an allow-list of models; `emptiness`: what it means if it is empty."""
-    if names is None:
-        return
-    for index, name in enumerate(names):
+    if names == ():
+        yield f"{path}: is empty, so {emptiness}"
+    for index, name in enumerate(names or ()):
         if doubt := _doubt_of_name(name):
             yield f"{path}[{index}]: {doubt}"
-    if not names:
-        yield f"{path}: is empty, so {emptiness}"
 
 
 # Where well-known providers have their APIs: a base URL that ends before it gets a 404 for all.
@@ -2446,6 +2665,7 @@ _PATHS_OF_HOSTS: Final = {
     "api.mistral.ai": "/v1", "api.x.ai": "/v1", "api.together.xyz": "/v1",
     "api.anthropic.com": "/v1",
 }  # fmt: skip
+# In providers' documentation, and in examples of this one.
 _PLACEHOLDER_HOST: Final = re.compile(
     r"(?i:(?:^|[.-])your[.-]|(?:^|\.)example\.(?:com|net|org)$|(?:^|[.-])placeholder(?:[.-]|$))"
 )
@@ -2454,27 +2674,29 @@ _PATHLESS_HOSTS: Final = frozenset({"api.deepseek.com", "api.perplexity.ai"})
 
 
 def _doubt_of_url(account: Account) -> str:
-    """Why there is probably no API at an account's address, or ""."""
+    """Why there is probably no API at an account's address, or "".
+
+    The two types of accounts have different APIs at OpenAI (F1): with the other one's address each
+    request gets a 401 or a 404, which looks as if the credential were wrong.
+    """
     url = account.base_url
     if account.is_codex:
         if url.host == "api.openai.com":
-            return "this address takes API keys, not the login of an account of type codex"
+            return "this address takes API keys; the type of such an account is openai"
         is_odd = url.host == "chatgpt.com" and url.path != "/backend-api/codex"
         return "should end in /backend-api/codex" if is_odd else ""
 
-    wanted = _PATHS_OF_HOSTS.get(url.host, "")
+    path = _PATHS_OF_HOSTS.get(url.host, "")
+    is_pathless = not url.path and url.host not in _PATHLESS_HOSTS
     reasons = (
-        (_PLACEHOLDER_HOST.search(url.host), "a placeholder; write the host of your upstream"),
+        (_PLACEHOLDER_HOST.search(url.host), "is a placeholder; write the host of your upstream"),
         (url.path.endswith("/v1/v1"), "has /v1 twice"),
         (
             url.host == "chatgpt.com",
             "this address takes ChatGPT logins; the type of such an account is codex",
         ),
-        (not url.path.startswith(wanted), f"should end in {wanted}, where this API is"),
-        (
-            not url.path and url.host not in _PATHLESS_HOSTS,
-            "has no path; most APIs are under /v1",
-        ),
+        (not url.path.startswith(path), f"should end in {path}, where this provider has its API"),
+        (is_pathless, "has no path; most APIs are under /v1"),
     )
     return _first_of(reasons)
 
@@ -2488,15 +2710,19 @@ def _doubts_of_pool(pool: Pool) -> Iterator[str]:
 
 
 def _doubts_of_keys(pool: Pool, unix_now: float) -> Iterator[str]:
-    """Doubts about each key of a pool, and whether any of them can be used."""
+    """Doubts about each key of a pool, and whether any of them can be used.
+
+    An expired key gets the same 401 as an unknown one: only here the operator sees why.
+    """
     for key in pool.keys:
         path = f"pools.{pool.name}.keys.{key.name}"
         yield from _doubts_of_names(f"{path}.models", key.models, "this key may use no model")
         if key.expires is not None and key.expires <= unix_now:
             yield f"{path}.expires: this key has expired"
+
     if pool.keys and not any(key.is_usable(unix_now) for key in pool.keys):
-        words = "all of them are paused or expired, so nobody can use this pool"
-        yield f"pools.{pool.name}.keys: {words}"
+        consequence = "all of them are paused or expired, so nobody can use this pool"
+        yield f"pools.{pool.name}.keys: {consequence}"
 
 
 # As upstreams call them; others only cause a warning, as upstreams may add more.
@@ -2509,16 +2735,18 @@ def _doubts_of_aliases(pool: Pool) -> Iterator[str]:
     for name, alias in pool.aliases.items():
         path = f"pools.{pool.name}.aliases.{name}"
         if name != name.strip():
-            yield f"{path}: has a blank before or behind it"
-        if alias.effort not in (None, *_EFFORTS):
-            yield f"{path}.effort: hardly a level; {_did_you_mean(alias.effort, _EFFORTS)}"
-        if alias.service_tier not in (None, *_ALIAS_TIERS):
-            hint = _did_you_mean(alias.service_tier, _ALIAS_TIERS)
-            yield f"{path}.service_tier: hardly a tier; {hint}"
+            yield f"{path}: has a space at its beginning or end"
+        for member, known in (("effort", _EFFORTS), ("service_tier", _ALIAS_TIERS)):
+            value = getattr(alias, member)
+            if value not in (None, *known):
+                yield f"{path}.{member}: is not a known value; {_did_you_mean(value, known)}"
 
 
 def _doubts_of_models(pool: Pool) -> Iterator[str]:
-    """Names of models that lead nowhere, as far as accounts list theirs."""
+    """Names of models that lead nowhere, as far as accounts list theirs.
+
+    A client that asks for one gets a 400, though `GET /v1/models` may have offered it.
+    """
     path = f"pools.{pool.name}"
     offered = _listed_models(pool.accounts)
     if pool.models is not None:
@@ -2533,18 +2761,24 @@ def _doubts_of_offer(path: str, pool: Pool, offered: set[str]) -> Iterator[str]:
     """What of a pool is not among the models that it offers."""
     for index, account in enumerate(pool.accounts):
         if account.models and offered and offered.isdisjoint(account.models):
-            words = "lists none of this pool's models, so it serves nothing here"
-            yield f"{path}.accounts[{index}]: {account.name} {words}"
+            consequence = "lists none of this pool's models, so it serves nothing here"
+            yield f"{path}.accounts[{index}]: {account.name} {consequence}"
+
     for alias, target in pool.aliases.items():
         if target.model not in offered:
             yield f"{path}.aliases.{alias}: no account of this pool lists {target.model}"
+
+    names = offered | pool.aliases.keys()
     for key in pool.keys:
-        for place, model in _lacking(key.models or (), offered | pool.aliases.keys()):
-            yield f"{path}.keys.{key.name}.models{place}: this pool has no {model}"
+        for place, model in _lacking(key.models or (), names):
+            yield f"{path}.keys.{key.name}.models{place}: this pool does not offer {model}"
 
 
 def _listed_models(accounts: Iterable[Account]) -> set[str] | None:
-    """The models that the accounts list together; None if one of them lists none."""
+    """The models that the accounts list together; None if one of them lists none.
+
+    Such an account serves what its upstream's /models lists, which is not known here.
+    """
     models: set[str] = set()
     for account in accounts:
         if account.models is None:
@@ -2561,7 +2795,10 @@ def _lacking(models: Iterable[str], offered: Collection[str] | None) -> Iterator
 
 
 def literal_secrets(config: Config) -> list[str]:
-    """The JSON paths of secrets that stand in the file itself."""
+    """The JSON paths of secrets that stand in the file itself.
+
+    They are accepted, as the file may be well kept; `check` recommends references.
+    """
     sources: dict[str, str] = {}
     for account in config.accounts.values():
         # A shorter one is what a server without keys takes: "none", "ollama".
@@ -2574,7 +2811,8 @@ def literal_secrets(config: Config) -> list[str]:
     return [path for path, source in sources.items() if source == "literal"]
 
 
-# What a reload has changed.
+# Changes.  After a reload the operator reads in the log what it changed, which should be what was
+# edited: a path that is not expected there is a mistake that was valid.
 
 
 def changes_between(before: Config, after: Config) -> list[str]:
@@ -2588,49 +2826,54 @@ def changes_between(before: Config, after: Config) -> list[str]:
             continue
 
         is_added = path in new
-        here, there = (new, old) if is_added else (old, new)
+        with_it, without = (new, old) if is_added else (old, new)
         parent = path.rpartition(".")[0]
-        if parent in there or parent not in here:  # else its parent is named
+        # If its parent was added or removed with it, that is the change.
+        if parent in without or parent not in with_it:
             changes.append(f"{path} {'added' if is_added else 'removed'}")
 
-    more = len(changes) - CHANGES_TOLD_MAX
+    more = len(changes) - CHANGES_SHOWN_MAX
     if more > 0:
-        changes[CHANGES_TOLD_MAX:] = [f"and {more} more"]
+        changes[CHANGES_SHOWN_MAX:] = [f"and {more} more"]
     return changes
+
+
+# Fields that say where a value stands, or repeat what another says.
+_NOT_COMPARED: Final = frozenset({"name", "identity", "source", "pool"})
 
 
 def _by_path(config: Config) -> dict[str, object]:
     """What a configuration says, by JSON path; secrets as digests.
 
     Two of these are compared, so what is equal must mean the same: a secret that has moved from the
-    file to a variable is unchanged.
+    file to a variable is unchanged.  `listen` is left out, as a reload does not change it.
     """
     flat: dict[str, object] = {}
 
     def put(prefix: str, value: Any, *left_out: str) -> None:  # noqa: ANN401 (any dataclass)
-        for one in dataclasses.fields(value):
-            if one.name not in {"name", "identity", "source", "pool", *left_out}:
-                flat[f"{prefix}{one.name}"] = getattr(value, one.name)
+        names = {member.name for member in dataclasses.fields(value)}
+        for name in names.difference(_NOT_COMPARED, left_out):
+            flat[f"{prefix}{name}"] = getattr(value, name)
 
     put("", config, "accounts", "pools", "operators", "limits", "warnings", "listen")
     put("limits.", config.limits)
     if config.proxy is not None:
         login = "" if config.proxy.login is None else reveal(config.proxy.login)
-        flat["proxy"] = (config.proxy.url, hashlib.sha256(login.encode()).digest())
+        flat["proxy"] = (config.proxy.url, digest_of(login))
 
     for name, account in config.accounts.items():
         flat[f"accounts.{name}"] = account.is_codex
         put(f"accounts.{name}.", account)
-        secret = reveal(account.api_key).encode()
-        flat[f"accounts.{name}.api_key"] = hashlib.sha256(secret).digest()
+        flat[f"accounts.{name}.api_key"] = digest_of(reveal(account.api_key))
 
     for name, pool in config.pools.items():
         flat[f"pools.{name}"] = None
         put(f"pools.{name}.", pool, "keys")
         flat[f"pools.{name}.accounts"] = [account.name for account in pool.accounts]
         for key in pool.keys:
-            flat[f"pools.{name}.keys.{key.name}"] = None
-            put(f"pools.{name}.keys.{key.name}.", key)
+            path = f"pools.{name}.keys.{key.name}"
+            flat[path] = None
+            put(f"{path}.", key)
 
     for operator in config.operators:
         flat[f"operators.{operator.name}"] = operator.digest
@@ -2649,11 +2892,11 @@ def parse_config(
         value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object_of)
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
-        told = describe_bad_json(error.doc, error.pos, error.msg)
-        raise ConfigRefused([f"{source}: not valid JSON at {told}"]) from None
+        description = describe_bad_json(error.doc, error.pos, error.msg)
+        raise ConfigRefused([f"{source}: not valid JSON at {description}"]) from None
     except (ValueError, RecursionError):
         raise ConfigRefused([f"{source}: not valid JSON in UTF-8"]) from None
-    return _Loader(env, read_file, source).config(value)
+    return _Loader(_Resolver(env, read_file), source).config(value)
 
 
 ################################################################
@@ -2668,32 +2911,24 @@ _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
 Entry = TypeVar("Entry", Key, Operator)
 
 
-def bearer_of(
-    headers: Headers,
-    bytes_max: int,
-) -> str | None:
+def bearer_of(headers: Headers) -> str | None:
     """The token of `Authorization: Bearer` (RFC 6750 §2.1), as latin-1 text.
 
-    None if there is none, or if it is longer than `bytes_max`.  A head with a second Authorization
-    field has already been refused.
+    None if there is none, or if it is longer than our keys may be.  A head with a second
+    Authorization field has already been refused.
     """
-    value = headers.get("authorization", "")
-    match = _BEARER.fullmatch(value)
-    if match is None or len(match[1]) > bytes_max:
+    match = _BEARER.fullmatch(headers.get("authorization", ""))
+    if match is None or len(match[1]) > BEARER_BYTES_MAX:
         return None
     return match[1]
 
 
-def basic_of(
-    headers: Headers,
-    bytes_max: int,
-) -> str | None:
+def basic_of(headers: Headers) -> str | None:
     """The password of `Authorization: Basic` (RFC 7617), as latin-1 text.
 
-    None if there is none, or if it is longer than `bytes_max`.  The user name is ignored.
+    None if there is none, or if it is longer than our keys may be.  The user name is ignored.
     """
-    value = headers.get("authorization", "")
-    match = _BASIC.fullmatch(value)
+    match = _BASIC.fullmatch(headers.get("authorization", ""))
     if match is None:
         return None
 
@@ -2703,9 +2938,7 @@ def basic_of(
         return None
 
     _, _, password = decoded.decode("latin-1").partition(":")
-    if len(password) > bytes_max:
-        return None
-    return password
+    return password if len(password) <= BEARER_BYTES_MAX else None
 
 
 def match_secret(
@@ -3950,7 +4183,7 @@ def unknown_model(pool: Pool, key: Key, offered: Iterable[str]) -> PoolerError:
     if not names:
         return PoolerError("model_not_found")
 
-    shown = ", ".join(names[:MODELS_TOLD_MAX])
+    shown = ", ".join(names[:MODELS_SHOWN_MAX])
     public = f"This key has no such model. It may use {shown} (GET /v1/models)."
     return PoolerError("model_not_found", public)
 
@@ -10440,7 +10673,7 @@ class Login:
         refreshed with each request.
         """
         issued = parse_auth_file(self.unsaved)
-        self.clock_lead = clock_lead(issued, response, unix_now, REFRESH_MARGIN_SECONDS)
+        self.clock_lead = clock_lead(issued, response, unix_now)
         self.issued = issued.digest
         self.issued_margin_seconds = math.inf
         if issued.expires_at is not None:
@@ -13943,8 +14176,8 @@ def identify_caller(
     if route.access in {Access.OPERATOR, Access.OPERATOR_PAGE}:
         return identify_operator(head, route, config)
 
-    presented = bearer_of(head.headers, BEARER_BYTES_MAX)
-    key = match_secret(presented, config.keys)
+    presented = bearer_of(head.headers)
+    key = find_owner(presented, config.keys)
     if key is None or not key.is_usable(unix_now):
         raise PoolerError("invalid_api_key")
     return key
@@ -13959,11 +14192,10 @@ def identify_operator(head: RequestHead, route: Route, config: Config) -> Operat
     if not config.operators:
         raise PoolerError("not_found")
 
-    bytes_max = BEARER_BYTES_MAX
-    presented = bearer_of(head.headers, bytes_max)
+    presented = bearer_of(head.headers)
     challenge: list[Field] = []
     if route.access is Access.OPERATOR_PAGE:
-        presented = presented or basic_of(head.headers, bytes_max)
+        presented = presented or basic_of(head.headers)
         challenge = [("WWW-Authenticate", 'Basic realm="codex-pooler"')]
 
     operator = match_secret(presented, config.operators)
@@ -15482,7 +15714,7 @@ def run_key(is_operator: bool) -> int:
     The line has only the digest: from it nobody can find a secret of 256 random bits.
     """
     secret = new_secret("cpo" if is_operator else "cp")
-    digest = hashlib.sha256(secret.encode()).hexdigest()
+    digest = digest_of(secret).hex()
     whose, where = "client", "the keys of a pool"
     if is_operator:
         whose, where = "operator", "operators"
@@ -15495,8 +15727,8 @@ def run_key(is_operator: bool) -> int:
 def port_number(text: str) -> int:
     """The value of `--port`.  Raises: ValueError, ArgumentTypeError, as argparse expects."""
     port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError("must be from 0 to 65535")
+    if not 0 <= port <= _PORT_MAX:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {_PORT_MAX}")
     return port
 
 
