@@ -1609,18 +1609,15 @@ def _proxy(text: str) -> Proxy:
     Name and password are percent-decoded (RFC 3986 §3.2.1), so that they may contain @ and :.
     """
     match = _PROXY_URL.fullmatch(text)
-    port = 0 if match is None else int(match[3])
-    if match is None or not 0 < port <= _PORT_MAX:
+    if match is None or not 0 < int(match[3]) <= _PORT_MAX:
         raise ValueError("must look like http://host:port or http://name:password@host:port")
 
     name, _, password = (match[1] or "").partition(":")
     if doubt := doubt_of_secret(name) or doubt_of_secret(password):
         raise ValueError(f"its name or password {doubt}")
 
-    login: Secret | None = None
-    if name:
-        login = Secret(f"{unquote(name)}:{unquote(password)}")
-    url = BaseUrl(False, match[2].strip("[]"), port, "")
+    login = Secret(f"{unquote(name)}:{unquote(password)}") if name else None
+    url = BaseUrl(False, match[2].strip("[]"), int(match[3]), "")
     return Proxy(url, login)
 
 
@@ -2386,12 +2383,17 @@ def _plain(name: str) -> str:
 
 # What other programs call a field of ours, in words that do not resemble it.
 _ELSEWHERE_CALLED: Final = {
-    "enabled": "paused", "disabled": "paused", "active": "paused", "weight": "priority",
-    "rpm": "requests_per_minute", "tpd": "tokens_per_day", "timeout": "first_event_seconds",
-    "strategy": "routing", "policy": "routing", "port": "listen", "bind": "listen",
-    "address": "listen", "apibase": "base_url", "endpoint": "base_url", "url": "base_url",
-    "token": "key", "secret": "key", "key": "api_key",
-}  # fmt: skip
+    "paused": "enabled disabled active",
+    "priority": "weight",
+    "requests_per_minute": "rpm",
+    "tokens_per_day": "tpd",
+    "first_event_seconds": "timeout",
+    "routing": "strategy policy",
+    "listen": "port bind address",
+    "base_url": "apibase endpoint url",
+    "key": "token secret",
+    "api_key": "key",
+}
 
 
 # Limits that pools.json could once set: they are constants now, or no longer used.  The hint for
@@ -2426,9 +2428,9 @@ def _place_of(name: str, spec: Spec) -> str:
     if name in _FIXED_LIMITS:
         return "this limit can no longer be set"
 
-    meant = _ELSEWHERE_CALLED.get(_plain(name), "")
-    if meant in spec:
-        return f"did you mean {meant!r}?"
+    for field_name, words in _ELSEWHERE_CALLED.items():
+        if field_name in spec and _plain(name) in words.split():
+            return f"did you mean {field_name!r}?"
 
     strong_hint = _did_you_mean(name, spec, 0.75)
     if strong_hint.startswith("known"):
@@ -2447,11 +2449,11 @@ def _hosts_of(hosts: Sequence[str] | None, listens: Sequence[Listen]) -> frozens
     if hosts is not None:
         return frozenset(name.lower() for name in hosts)
 
-    tcp_hosts = [listen.host for listen in listens if listen.unix_path is None]
-    if not tcp_hosts or not all(map(_is_loopback, tcp_hosts)):
+    tcp = [listen for listen in listens if listen.unix_path is None]
+    if not tcp or not all(listen.is_loopback for listen in tcp):
         return None
 
-    own_names = {f"[{host}]" if ":" in host else host for host in tcp_hosts}
+    own_names = {listen.text.rpartition(":")[0] for listen in tcp}
     return frozenset({"localhost", "127.0.0.1", "[::1]"} | own_names)
 
 
@@ -2561,7 +2563,6 @@ def doubts_of(config: Config, unix_now: float) -> list[str]:
 
     for pool in config.pools.values():
         doubts += _doubts_of_pool(pool)
-        doubts += _doubts_of_models(pool)
         doubts += _doubts_of_aliases(pool)
         doubts += _doubts_of_keys(pool, unix_now)
     return doubts
@@ -2570,7 +2571,7 @@ def doubts_of(config: Config, unix_now: float) -> list[str]:
 def _doubts_of_top(config: Config) -> Iterator[str]:
     """Doubts about the top of the file, and accounts that nobody uses."""
     # An operator who wanted to allow every host would see each request refused with a 403.
-    if config.hosts is not None and not config.hosts:
+    if config.hosts == frozenset():
         yield "hosts: is empty, so every request is refused"
     if config.proxy and (doubt := _doubt_of_own(config.proxy.url, config.listen)):
         yield f"proxy: {doubt}"
@@ -2701,14 +2702,6 @@ def _doubt_of_url(account: Account) -> str:
     return _first_of(reasons)
 
 
-def _doubts_of_pool(pool: Pool) -> Iterator[str]:
-    """Doubts about what a pool has as a whole."""
-    path = f"pools.{pool.name}"
-    if pool.accounts and all(account.paused for account in pool.accounts):
-        yield f"{path}.accounts: all of them are paused, so nobody can serve this pool"
-    yield from _doubts_of_names(f"{path}.models", pool.models, "this pool serves nothing")
-
-
 def _doubts_of_keys(pool: Pool, unix_now: float) -> Iterator[str]:
     """Doubts about each key of a pool, and whether any of them can be used.
 
@@ -2742,12 +2735,16 @@ def _doubts_of_aliases(pool: Pool) -> Iterator[str]:
                 yield f"{path}.{member}: is not a known value; {_did_you_mean(value, known)}"
 
 
-def _doubts_of_models(pool: Pool) -> Iterator[str]:
-    """Names of models that lead nowhere, as far as accounts list theirs.
+def _doubts_of_pool(pool: Pool) -> Iterator[str]:
+    """Doubts about a pool's accounts, and names of models that lead nowhere.
 
-    A client that asks for one gets a 400, though `GET /v1/models` may have offered it.
+    A client that asks for such a model gets a 400, though `GET /v1/models` may have offered it.
     """
     path = f"pools.{pool.name}"
+    if pool.accounts and all(account.paused for account in pool.accounts):
+        yield f"{path}.accounts: all of them are paused, so nobody can serve this pool"
+    yield from _doubts_of_names(f"{path}.models", pool.models, "this pool serves nothing")
+
     offered = _listed_models(pool.accounts)
     if pool.models is not None:
         for place, model in _lacking(pool.models, offered):
@@ -2818,20 +2815,16 @@ def literal_secrets(config: Config) -> list[str]:
 def changes_between(before: Config, after: Config) -> list[str]:
     """The sorted JSON paths of what was added, removed or changed; no members of what is new."""
     old, new = _by_path(before), _by_path(after)
-    changes = []
-    for path in sorted(old.keys() | new.keys()):
-        if path in old and path in new:
-            if old[path] != new[path]:
-                changes.append(f"{path} changed")
-            continue
+    both = old.keys() & new.keys()
+    changes = [f"{path} changed" for path in both if old[path] != new[path]]
+    for change, with_it, without in (("added", new, old), ("removed", old, new)):
+        for path in with_it.keys() - both:
+            parent = path.rpartition(".")[0]
+            # If its parent was added or removed with it, that is the change.
+            if parent in without or parent not in with_it:
+                changes.append(f"{path} {change}")
 
-        is_added = path in new
-        with_it, without = (new, old) if is_added else (old, new)
-        parent = path.rpartition(".")[0]
-        # If its parent was added or removed with it, that is the change.
-        if parent in without or parent not in with_it:
-            changes.append(f"{path} {'added' if is_added else 'removed'}")
-
+    changes.sort()
     more = len(changes) - CHANGES_SHOWN_MAX
     if more > 0:
         changes[CHANGES_SHOWN_MAX:] = [f"and {more} more"]
@@ -14177,7 +14170,7 @@ def identify_caller(
         return identify_operator(head, route, config)
 
     presented = bearer_of(head.headers)
-    key = find_owner(presented, config.keys)
+    key = match_secret(presented, config.keys)
     if key is None or not key.is_usable(unix_now):
         raise PoolerError("invalid_api_key")
     return key
