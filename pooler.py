@@ -6132,31 +6132,43 @@ def _choices_of_chunks(choice: JsonDict) -> Iterator[JsonDict]:
 ################################################################
 # VERDICTS
 ################################################################
-# What a failed attempt means: for the request (hand the response on, try the next account,
-# repair and ask the same one again) and for the account.  A code, or a type, stands for a status,
-# and one table says what a status means, wherever it is found (F41): in a response's head, in an
-# event or a JSON body of a 200, in a frame of a WebSocket.  F46 says which statuses prove that
-# nothing was executed.
+# What a failed attempt means: for the request (return the response, try the next account, repair
+# the request and ask the same account again) and for the account.  A code, or a type, stands for a
+# status, and one table says what a status means, wherever it is found (F41): in a response's head,
+# in an event or a JSON body of a 200, in a frame of a WebSocket.  F46 says which statuses prove
+# that nothing was executed.
+#
+# Three guarantees of SECURITY.md rest on this section.  Never twice: Action.NEXT is for failures
+# that prove that no work was done.  Never blamed: a failure that the request has caused by itself
+# has Effect.NONE.  Never leaked: what an upstream says of an account reaches no client.
 
 
 class Action(enum.Enum):
-    RETURN = enum.auto()
-    NEXT = enum.auto()
+    """What happens to the request after a failed attempt."""
+
+    RETURN = enum.auto()  # the client gets the failure: another account cannot help, or must not
+    NEXT = enum.auto()  # another account is asked: this one has done nothing
     REFRESH = enum.auto()  # the same account once with a new token, if it is of type codex
     REPAIR = enum.auto()  # the same account once without encrypted reasoning
     REOPEN = enum.auto()  # the same account once on a new WebSocket
 
 
 class Effect(enum.Enum):
-    NONE = enum.auto()
+    """What a failed attempt does to its account."""
+
+    NONE = enum.auto()  # the account is not to blame
     LIMITED = enum.auto()  # cools down until its reset
     MODEL_LIMITED = enum.auto()  # the same, but only for this model
     REFUSED = enum.auto()  # its credential or plan is not accepted
     FORBIDDEN = enum.auto()  # the same without a reason: perhaps only this request was
     DEMOTED = enum.auto()  # used after the others for a minute
+    # Not asked for that for a while; it may serve everything else.
     LACKS_MODEL = enum.auto()
     LACKS_ROUTE = enum.auto()
     LACKS_WEBSOCKET = enum.auto()
+
+
+LIMIT_EFFECTS: Final = frozenset({Effect.LIMITED, Effect.MODEL_LIMITED})
 
 
 class Fault(NamedTuple):
@@ -6174,6 +6186,7 @@ class Fault(NamedTuple):
 
 
 NAMELESS: Final = 0  # the status of a failure in a 200 that says nothing else about itself
+# A status that is not in here is about the request: the client gets it, no account is blamed.
 _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
     NAMELESS: (Action.NEXT, Effect.NONE),
     401: (Action.REFRESH, Effect.REFUSED),
@@ -6189,6 +6202,8 @@ SOCKET_EXPIRED_CODE: Final = "websocket_connection_limit_reached"  # it was open
 _USAGE_WORDS: Final = re.compile(
     "usage|quota|credit|billing|balance|spend|depleted|funds|budget|(?:daily|monthly|plan|weekly)_"
 )
+# Every repetition below is bounded: an upstream that is hostile chooses the text, and the time of a
+# match must not grow faster than that text.
 _ANY: Final = "(?:[a-z]{1,24}_){0,4}"
 # A client's content names users, projects and teams, too: if an upstream does not find one of
 # these, it may well be one that the client named.
@@ -6224,14 +6239,17 @@ _LIMIT_WORDS: Final = re.compile(
     "|usage_not_included|too_many_requests(?:_error)?|resource_exhausted"
     "|rate_limited(?:_error)?|throttl(?:ed|ing)(?:_error|_exception)?"
 )
+# Not the same as a missing credential: the account is in order, but may not do this.
 _DENIAL_WORDS: Final = re.compile(
     "access_denied|forbidden(?:_error)?|permission_(?:denied(?:_error)?|error)"
 )
+# Also of an account whose plan lacks the model (F42): another account may have it.
 _MODEL_WORDS: Final = re.compile(
     "model_not_(?:accessible|allowed|available|exist|found|included|supported)"
     "|model_(?:decommissioned|deprecated|discontinued|retired)"
     "|(?:invalid|unknown|unsupported)_model(?:_id|_name)?|deployment_not_found"
 )
+# The upstream's own trouble, which proves that it has stopped working on the request (F46).
 _FAILURE_WORDS: Final = re.compile(
     "api_?(?:connection_)?error|bad_gateway(?:_error)?|provider_error|upstream_error"
     "|internal(?:_error)?|(?:internal_)?server_error|internal_failure"
@@ -6241,6 +6259,7 @@ _FAILURE_WORDS: Final = re.compile(
 _OVERLOAD_WORDS: Final = re.compile(
     f"{_ANY}overloaded(?:_error)?|slow_down|(?:service_)?unavailable(?:_error)?"
 )
+# Only a gateway has stopped waiting: the server behind it may still be working (F46).
 _TIMEOUT_WORDS: Final = re.compile("deadline_exceeded|(?:gateway_)?timeout(?:_error)?")
 # The status that a code or a type of an upstream stands for, first of all an account's: 401 is
 # for its credential, 402 for itself, 429 for a limit of it.  All others are the request's own.
@@ -6256,7 +6275,7 @@ _MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
 }
 # These say so whatever the status that they come with: some have one for everything (F41).
 _FIRM: Final = frozenset({401, 402, 429})
-# Of this form is a code that stands where a text is usual, as in OAuth's errors.
+# A code that stands where a text is usual, as in OAuth's errors, has this form.
 _WORDY_CODE: Final = re.compile("[a-z]{1,24}(?:_[a-z]{1,24}){1,5}")
 _CAMEL: Final = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 # The request's own fault, whichever account is asked (F44).
@@ -6271,15 +6290,19 @@ _FLAGGED: Final = re.compile(
     r"(?i)\b(?:content|image|input|messages?|prompt|request)\b[^.\n]{0,60}"
     r"\b(?:flagged|moderation|(?:content|safety|usage) polic(?:y|ies)|safety system)\b"
 )
-# Not a flat event's type, and not a number.
+# What may be logged and counted as a code.  Not the type of a flat event, which says only that it
+# is an error, and not a number, which is a status.
 _CODE_TOKEN: Final = re.compile(r"(?!error$|response\.|[0-9]+$)[A-Za-z0-9_.-]{1,80}")
 _UNREADABLE: Final = re.compile("could not be (?:verified|decrypted)")  # encrypted content (F10)
 # A limit that is lower than what the request asks for by itself (F48).
 _ASKED: Final = re.compile(
     r"Limit ([0-9]{1,15}), (?:Used [0-9]{1,15}, )?Requested ([0-9]{1,15})(?![0-9])"
 )
+# Without any code a text may still say that it is a limit of pace; one of a plan has a code (F39).
 _THROTTLED: Final = re.compile(r"(?i)\brate.?limit|\btoo many requests")
 _MARKUP: Final = re.compile(r"(?i)<(?:!doctype|html|head|body|title|script)\b")
+# Control characters, line separators and marks of direction: none of them may forge a log line or
+# reorder what a person reads.
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffd]")
 # Keys, tokens and ids, as providers write them, also masked ones of which a part is left; the
 # ids of ChatGPT accounts, which look like those of requests; and addresses of people.  An id has a
@@ -6293,12 +6316,14 @@ _NAMES_ACCOUNT: Final = (
     r"|(?:(?<![\w.+-])[\w.+-]{1,64}|[\w.+-])@[\w-][\w.-]*"
 )
 _ACCOUNT_NAMES: Final = re.compile(_NAMES_ACCOUNT)
-# These, and what is said to the owner of an account.
+# These, and what is said to the owner of an account: "your plan", "your API key".
 _PRIVATE: Final = re.compile(
     rf"{_NAMES_ACCOUNT}|(?i:\b[0-9a-f-]{{32}}|\bbearer |\bapi.?key|\b(?:billing|credentials?)\b"
     r"|\byour (?:\w+ )?(?:account|authentication|organization|plan|subscription|team|workspace))"
 )
-_PLACE: Final = re.compile(r"https?://[^\s'\"]+|\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b")
+# Addresses of hosts: a client must not learn where the upstream is.
+_HOST_ADDRESS: Final = re.compile(r"https?://[^\s'\"]+|\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b")
+# "The model `x` does not exist", in the words of the upstreams that were seen to give no code.
 _NO_MODEL: Final = re.compile(
     r"(?i)(?:model [`'\"]?[\w.:/-]+[`'\"]?|model|[`'\"][\w.:/-]+[`'\"] model) "
     r"(?:(?:was |is |does )?not (?:found|exist|available|supported when using)"
@@ -6328,6 +6353,7 @@ _NO_ROUTE_CODES: Final = re.compile(
     "(?:unknown|unsupported|invalid)_(?:endpoint|route|url)|(?:endpoint|path|route)_not_found"
 )
 _HTTP_DATE: Final = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 §5.6.7, the one that is to be sent
+# What comes before a span of time (F40), and before a moment.
 _RETRY_HINT: Final = re.compile(
     r"(?i)(?:(?:try(?:ing)? again|retry(?:ing)?|resets?) (?:in|after)|wait(?: for)?)"
     r"(?: about| at least)? (?=[0-9])"
@@ -6338,6 +6364,7 @@ _RETRY_MOMENT: Final = re.compile(
 )
 # A limit's reset counts where nothing is left of it: `x-ratelimit-remaining-tokens: 0` (F66).
 _RATE_LIMITS: Final = ("", "-requests", "-tokens")
+# One part of a span: "6m0s" has two.  Milliseconds first, as their "m" is no minute.
 _SPAN: Final = re.compile(
     r"(?i)([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(?:(ms|milliseconds?)|([smhd])|"
     r"(sec|min|second|minute|hour|day)s?)(?![a-z]),? ?(?:and )?"
@@ -6356,9 +6383,11 @@ class UpstreamWords(NamedTuple):
     status: int = 0  # that it speaks of, as a number
 
 
-# What is in one of these says more of an error than what is around it.
+# The members under which upstreams nest an error (F38, F58).  What is inside says more than what is
+# around it.
 _ERROR_HOLDERS: Final = ("error", "response", "detail", "errors", "choices")
 _MESSAGE_NAMES: Final = ("message", "detail", "msg", "error_description")
+_STATUS_NAMES: Final = ("code", "status", "status_code")  # a code may be a number (F58)
 REACHED_HEADER: Final = "x-codex-rate-limit-reached-type"  # how a limit was reached (F39)
 
 
@@ -6368,16 +6397,23 @@ def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
     An error in an event may have a response's status and headers next to it.
     """
     levels = _levels(object_of(value))
-    error = ChainMap(*levels)
+    error = ChainMap(*levels)  # a member of an inner object hides that of an outer one
     names = _error_names(levels, headers)
+    code = names[0] if names else ""
 
     texts = (text_at(level, name) for level in levels for name in _MESSAGE_NAMES)
-    message = next(filter(None, texts), "")[:MESSAGE_CHARS_MAX]
-    numbers = (level.get(name) for level in levels for name in ("code", "status", "status_code"))
+    message = next(filter(None, texts), "")
+    numbers = (level.get(name) for level in levels for name in _STATUS_NAMES)
     status = next(filter(None, map(status_in, numbers)), 0)
 
-    known = _error_headers(error) | {**headers}
-    return UpstreamWords("".join(names[:1]), message, error, known, tuple(names), status)
+    return UpstreamWords(
+        code,
+        message[:MESSAGE_CHARS_MAX],
+        error,
+        _error_headers(error) | {**headers},
+        tuple(names),
+        status,
+    )
 
 
 def is_code(text: str) -> bool:
@@ -6398,37 +6434,46 @@ def _error_names(levels: Sequence[JsonObject], headers: Headers) -> list[str]:
 
 
 def _error_headers(error: JsonObject) -> dict[str, str]:
-    """The headers in an error, or in its metadata, by lower-case name; long ones are left out."""
-    given = object_of(error.get("headers")) or object_at(error.get("metadata"), "headers")
+    """The headers in an error, or in its metadata, by lower-case name; long ones are left out.
+
+    An error frame of a WebSocket has them there (F24), as it has no head of its own.
+    """
+    headers = object_of(error.get("headers")) or object_at(error.get("metadata"), "headers")
     return {
         name.lower(): text
-        for name, text in given.items()
+        for name, text in headers.items()
         if isinstance(text, str) and len(text) <= KIB
     }
 
 
 def _levels(outer: JsonDict) -> list[JsonDict]:
-    """The objects around what an upstream says of an error, the innermost first."""
+    """The objects around what an upstream says of an error, the innermost first.
+
+    Of a list the first object is taken (F65), and a text counts as an object with that message.
+    """
     levels = [outer]
     while len(levels) < ERROR_DEPTH_MAX:
-        inner = next(filter(None, (levels[0].get(name) for name in _ERROR_HOLDERS)), None)
+        members = (levels[0].get(name) for name in _ERROR_HOLDERS)
+        inner = next(filter(None, members), None)
         if isinstance(inner, list):
             inner = next(iter(objects_of(inner[:1])), None)
         if isinstance(inner, str):
-            is_code = _WORDY_CODE.fullmatch(inner) and meaning_of(inner)
-            inner = {"code" if is_code else "message": inner}
+            is_known_code = _WORDY_CODE.fullmatch(inner) and meaning_of(inner)
+            inner = {"code" if is_known_code else "message": inner}
         if not isinstance(inner, dict):
             break
+
         levels.insert(0, inner)
     return levels
 
 
 def meaning_of(name: str) -> int:
-    """The status that a code or a type stands for; 0, where that is not known.
+    """The status that a code or a type stands for; 0 if that is not known.
 
-    It may be written as upstreams write the names of their classes.
+    It may be the name of a class, as in `openai.RateLimitError`: only its last part counts.
     """
-    plain = _CAMEL.sub("_", name.rpartition(".")[2]).lower().replace("-", "_")
+    last_part = name.rpartition(".")[2]
+    plain = _CAMEL.sub("_", last_part).lower().replace("-", "_")
     return next((status for status, means in _MEANINGS.items() if means(plain)), 0)
 
 
@@ -6440,27 +6485,39 @@ def _status_of(status: int, words: UpstreamWords) -> int:
     for firm in (*map(meaning_of, words.names), words.status):
         if firm in _FIRM:
             return firm
-    if status:
-        return status
+    return status or _status_in_200(words)
+
+
+def _status_in_200(words: UpstreamWords) -> int:
+    """The status that a failure in a 200 stands for: all there is is what it says of itself."""
     if words.status:
-        return words.status if words.status < 500 or words.status in _BY_STATUS else 502
-    if not words.names:
-        return 429 if _THROTTLED.search(words.message) else _unnamed(words)
-    return meaning_of(words.code) or 400
+        is_usual = words.status < 500 or words.status in _BY_STATUS
+        return words.status if is_usual else 502
+    if words.names:
+        # A code that nobody knows is most likely about the request, and blames no account.
+        return meaning_of(words.code) or 400
+    if _THROTTLED.search(words.message):
+        return 429
+    is_of_request = _is_about_model(words) or _is_about_reasoning(words)
+    return 400 if is_of_request else NAMELESS
 
 
-def _unnamed(words: UpstreamWords) -> int:
-    return 400 if _is_about_model(words) or _is_about_reasoning(words) else NAMELESS
+def _reason(status: int, words: UpstreamWords) -> str:
+    """What is known of a failure, for the log: names and numbers, and no text.
 
-
-def _reason(told: int, words: UpstreamWords) -> str:
-    """What is known of a failure, for the log: names and numbers, and no text."""
+    `status` is the response's: a 200 with a failure in it must be recognizable in the log.
+    """
     reached: Json = words.headers.get(REACHED_HEADER)
     reached = reached or words.error.get("rate_limit_reached_type")
     reached = text_at(reached, "type") or text_at(reached, "kind") or reached
-    name = words.code or (str(words.status) if words.status not in {0, told} else "")
-    is_told = isinstance(reached, str) and is_code(reached) and reached != name
-    return " ".join(filter(None, [str(told), name, reached if is_told else ""]))
+
+    name = words.code
+    if not name and words.status not in {0, status}:
+        name = str(words.status)
+    parts = [str(status), name]
+    if isinstance(reached, str) and is_code(reached) and reached != name:
+        parts.append(reached)
+    return " ".join(filter(None, parts))
 
 
 def cleaned(text: str) -> str:
@@ -6470,7 +6527,9 @@ def cleaned(text: str) -> str:
     """
     if _MARKUP.search(text) or _PRIVATE.search(text):
         return ""
-    shown = " ".join(_PLACE.sub("[...]", _CONTROL.sub(" ", text)).split())
+
+    plain = _CONTROL.sub(" ", text)
+    shown = " ".join(_HOST_ADDRESS.sub("[...]", plain).split())
     return shown if len(shown) <= REASON_CHARS_MAX else f"{shown[:REASON_CHARS_MAX]} ..."
 
 
@@ -6480,15 +6539,15 @@ def _texts_in(value: Json) -> str:
     In the source of a text an escape hides where a word begins: `\\norg-abc`.
     """
     texts: list[str] = []
-    waiting: list[Json] = [value]
-    while waiting:
-        part = waiting.pop()
+    unread: list[Json] = [value]  # not by recursion: an upstream chooses how deep it is
+    while unread:
+        part = unread.pop()
         if isinstance(part, str):
             texts.append(part)
         elif isinstance(part, list):
-            waiting += part
+            unread += part
         elif isinstance(part, dict):
-            waiting += part.values()
+            unread += part.values()
     return "\n".join(texts)
 
 
@@ -6500,13 +6559,14 @@ def is_account_name(text: str) -> bool:
 def names_account(words: UpstreamWords, value: Json = None, body: bytes = b"") -> bool:
     """Whether an error that would be passed on unchanged names an account, in whichever spelling.
 
-    `value`: all that would be; `body`: its source.  Of a long one only a part is searched, as it
-    would take long.
+    `value`: all that would be passed on; `body`: its source, which may also have a name in a
+    member's name.  Of a long value only the beginning is searched, and a long body not at all: the
+    search would hold the loop.
     """
-    parts = [words.message, _texts_in(value)[:NAMED_BYTES_MAX]]
+    texts = [words.message, _texts_in(value)[:NAMED_BYTES_MAX]]
     if len(body) <= NAMED_BYTES_MAX:
-        parts.append(body.decode("utf-8", "replace"))
-    return any(map(is_account_name, parts))
+        texts.append(body.decode("utf-8", "replace"))
+    return any(map(is_account_name, texts))
 
 
 def without_names(text: str) -> str:
@@ -6515,23 +6575,35 @@ def without_names(text: str) -> str:
 
 
 def _moment_of(value: Json) -> float | None:
-    """A unix time, given as one, as RFC 3339, or as the date of a header (RFC 9110 §5.6.7)."""
+    """A Unix time, written as one, as RFC 3339, or as the date of a header (RFC 9110 §5.6.7).
+
+    None if the value is none of these.
+    """
     if isinstance(value, str):
         for parse in (datetime.fromisoformat, _date_of):
             with contextlib.suppress(ValueError, OverflowError):
                 moment = parse(value)
-                return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+                if moment.tzinfo is None:
+                    moment = moment.replace(tzinfo=UTC)
+                return moment.timestamp()
     return number_of(value)
 
 
 def _date_of(text: str) -> datetime:
+    """The moment of a header's date.  Raises: ValueError."""
     return datetime.strptime(text, _HTTP_DATE).replace(tzinfo=UTC)
 
 
 def cooldown_of(words: UpstreamWords, unix_now: float) -> float | None:
-    """The seconds until a limit resets, as the upstream says; None without a plausible word."""
-    stated = _stated_cooldowns(words, unix_now)
-    return next((seconds for seconds in stated if 0 < seconds <= RESET_SECONDS_MAX), None)
+    """The seconds until a limit resets, as the upstream says; None if it says nothing plausible.
+
+    A reset beyond RESET_SECONDS_MAX is not believed: one wrong number must not keep an account out
+    for years.
+    """
+    for seconds in _stated_cooldowns(words, unix_now):
+        if 0 < seconds <= RESET_SECONDS_MAX:
+            return seconds
+    return None
 
 
 def _stated_cooldowns(words: UpstreamWords, unix_now: float) -> Iterator[float]:
@@ -6553,8 +6625,10 @@ def _stated_cooldowns(words: UpstreamWords, unix_now: float) -> Iterator[float]:
         yield _span_of(text_at(detail, "retryDelay"))
     yield _hinted_seconds(words.message)
     if match := _RETRY_MOMENT.search(words.message):
-        zone = match[2] if match[2] and match[2][0] in "+-" else "+00:00"
-        yield _seconds_until(match[1] + zone, unix_now)
+        moment, zone = match[1], match[2] or ""
+        if not zone.startswith(("+", "-")):
+            zone = "+00:00"
+        yield _seconds_until(moment + zone, unix_now)
     for limit in _RATE_LIMITS:
         yield _reset_of(headers, limit, unix_now)
 
@@ -6572,16 +6646,20 @@ def _details(error: JsonObject) -> Sequence[Json]:
 
 
 def _reset_of(headers: Headers, limit: str, unix_now: float) -> float:
-    """How long until there is something left of a limit of pace; 0, where that is not told.
+    """How long until there is something left of a limit of pace, in seconds; 0 if that is unknown.
 
-    "6m0s", or a number: of seconds, or a unix time in seconds or milliseconds.
+    The header is a span, "6m0s", or a number: of seconds, or a Unix time in seconds or
+    milliseconds (F66).
     """
     if headers.get(f"x-ratelimit-remaining{limit}") != "0":
         return 0.0
-    told = headers.get(f"x-ratelimit-reset{limit}", "")
-    number = number_of(told[:-3] if told.isdecimal() and len(told) == MS_DIGITS else told)
+
+    reset = headers.get(f"x-ratelimit-reset{limit}", "")
+    is_in_milliseconds = reset.isdecimal() and len(reset) == MS_DIGITS
+    number = number_of(reset[:-3] if is_in_milliseconds else reset)
     if number is None:
-        return _span_of(told)
+        return _span_of(reset)
+    # A span of that many seconds would be thirty years.
     return number - unix_now if number > UNIX_SECONDS_MIN else number
 
 
@@ -6592,12 +6670,13 @@ def _hinted_seconds(message: str) -> float:
 
 
 def _span_of(text: str, at: int = 0) -> float:
-    """The seconds of a span of time that is written there; 0, if none is."""
+    """The seconds of a span of time that is written there; 0 if none is."""
     seconds = 0.0
-    while span := _SPAN.match(text, at):
-        unit = (span[3] or span[4] or "")[:1].lower()
-        seconds += float(span[1]) * _SECONDS_OF.get(unit, 0.001)
-        at = span.end()
+    while part := _SPAN.match(text, at):
+        unit = part[3] or part[4] or ""  # neither: milliseconds
+        unit_seconds = _SECONDS_OF.get(unit[:1].lower(), 0.001)
+        seconds += float(part[1]) * unit_seconds
+        at = part.end()
     return seconds
 
 
@@ -6621,44 +6700,57 @@ _FAMILY: Final = re.compile("[a-z0-9_]{1,64}")
 _QUOTA_HEADER: Final = re.compile(r"x-([a-z0-9-]{1,64})-(primary|secondary)-used-percent")
 
 
-def _read_window(family: str, values: Iterable[Json], name: Json = "") -> list[Window]:
+def _read_window(family: str, values: Iterable[Json], name: str) -> list[Window]:
     """The window with these `_WINDOW_FIELDS`; none, if they are no plausible numbers.
 
     More than all is all: a last response may overrun.  Nothing used, of an unknown length, with
     no reset, is how an upstream says "no data".
     """
     percent, minutes, resets_at = map(number_of, values)
-    if percent is None or percent < 0 or not (percent or minutes or resets_at):
+    if percent is None or percent < 0:
         return []
-    seconds = int(minutes) * 60 if minutes and 1 <= minutes <= WINDOW_MINUTES_MAX else 0
-    told = name[:MODEL_CHARS_MAX] if isinstance(name, str) else ""
-    return [Window(family, seconds, min(percent, 100.0), resets_at, told)]
+    if not (percent or minutes or resets_at):
+        return []
+
+    seconds = 0
+    if minutes and 1 <= minutes <= WINDOW_MINUTES_MAX:
+        seconds = int(minutes) * 60
+    used_percent = min(percent, 100.0)
+    return [Window(family, seconds, used_percent, resets_at, name[:MODEL_CHARS_MAX])]
 
 
 def read_quota_headers(headers: Headers) -> list[Window]:
-    """The quota windows in the head of a response, a refusal's too."""
-    found: list[Window] = []
-    for name in headers:
-        if match := _QUOTA_HEADER.fullmatch(name):
-            stem = name.removesuffix(_WINDOW_FIELDS[0])
-            values = [headers.get(stem + part) for part in _WINDOW_FIELDS]
-            limit_name = headers.get(f"x-{match[1]}-limit-name", "")
-            found += _read_window(match[1].replace("-", "_"), values, limit_name)
-    return found
+    """The quota windows in the head of a response, a refusal's too (F33, F35)."""
+    windows: list[Window] = []
+    for header in headers:
+        match = _QUOTA_HEADER.fullmatch(header)
+        if match is None:
+            continue
+
+        stem = header.removesuffix(_WINDOW_FIELDS[0])
+        values = [headers.get(stem + part) for part in _WINDOW_FIELDS]
+        limit_name = headers.get(f"x-{match[1]}-limit-name", "")
+        windows += _read_window(match[1].replace("-", "_"), values, limit_name)
+    return windows
 
 
 def read_quota_event(event: JsonObject) -> list[Window]:
     """The quota windows in a `codex.rate_limits` event; one that names no limit is the plan's."""
     rates = object_at(event, "rate_limits")
-    told = event.get("limit_name")
-    name = event.get("metered_limit_name") or told or PLAN_FAMILY
-    family = name.lower().replace("-", "_") if isinstance(name, str) else ""
-    found: list[Window] = []
-    for position in _POSITIONS if _FAMILY.fullmatch(family) else ():
-        given = object_at(rates, position)
-        values = [given.get(part.replace("-", "_")) for part in _WINDOW_FIELDS]
-        found += _read_window(family, values, "" if told == name else told)
-    return found
+    limit_name = text_at(event, "limit_name")
+    limit_id = event.get("metered_limit_name") or event.get("limit_name") or PLAN_FAMILY
+    family = limit_id.lower().replace("-", "_") if isinstance(limit_id, str) else ""
+    if not _FAMILY.fullmatch(family):
+        return []
+    if limit_name == limit_id:
+        limit_name = ""  # it is the id, and no name for people
+
+    windows: list[Window] = []
+    for position in _POSITIONS:
+        window = object_at(rates, position)
+        values = [window.get(part.replace("-", "_")) for part in _WINDOW_FIELDS]
+        windows += _read_window(family, values, limit_name)
+    return windows
 
 
 class LimitWords(NamedTuple):
@@ -6673,10 +6765,11 @@ NO_LIMIT_WORDS: Final = LimitWords()
 
 
 def read_limit_words(headers: Headers) -> LimitWords:
-    """The same from the head of a response, or of a WebSocket's error frame."""
+    """What the head of a response, or of a WebSocket's error frame, says of limits."""
     active = headers.get("x-codex-active-limit", "").lower().replace("-", "_")
     reached = headers.get(REACHED_HEADER, "")
-    reached = reached if is_code(reached) else ""
+    if not is_code(reached):  # it will be logged
+        reached = ""
     return LimitWords(read_quota_headers(headers), active, reached)
 
 
@@ -6685,32 +6778,42 @@ def model_of_limit(name: str) -> str:
     return name.strip().lower().replace(" ", "-").replace("_", "-")
 
 
-def _limited_family(said: LimitWords, model: str, *, is_throttle: bool) -> str:
-    """Whose windows are used up, if it is not the plan: those of single models; "" if it is.
+def _limited_family(limits: LimitWords, model: str, *, is_throttle: bool) -> str:
+    """The family of the model whose own limit was reached; "" if it was the plan's (F35).
 
-    The limit that fired is named where it is known.  Else the windows tell, but not of a throttle,
-    which has none.
+    The limit that fired is named by some responses.  Otherwise it is one whose window is full, but
+    not for a throttle, which has no window.
     """
-    others = {window.family for window in said.windows} - {PLAN_FAMILY}
-    if said.active in others:
-        return said.active
-    full = [window for window in said.windows if window.used_percent >= 100]
-    is_of_plan = said.active == PLAN_FAMILY or any(one.family == PLAN_FAMILY for one in full)
-    if is_throttle or is_of_plan:
+    others = {window.family for window in limits.windows} - {PLAN_FAMILY}
+    if limits.active in others:
+        return limits.active
+    if is_throttle or limits.active == PLAN_FAMILY:
         return ""
+
+    full = [window for window in limits.windows if window.used_percent >= 100]
+    if PLAN_FAMILY in [window.family for window in full]:
+        return ""
+    # The window that is named after the model of the request comes first.
     full.sort(key=lambda window: model_of_limit(window.name) != model_of_limit(model))
     return full[0].family if full else ""
 
 
-def classify_limit(fault: Fault, said: LimitWords, model: str) -> Fault:
-    """The fault, with what else its response says of limits: it may be the model's alone."""
+def classify_limit(fault: Fault, limits: LimitWords, model: str) -> Fault:
+    """The fault, with what else its response says of limits: it may be the model's alone.
+
+    Without this a model with a small limit of its own would put the whole account into a cooldown
+    of days (F35).
+    """
     if fault.effect is not Effect.LIMITED:
         return fault
-    is_throttle = fault.is_throttle and not _USAGE_WORDS.search(said.reached)
-    family = _limited_family(said, model, is_throttle=is_throttle)
-    is_told = not said.reached or said.reached in fault.reason
+
+    is_throttle = fault.is_throttle and not _USAGE_WORDS.search(limits.reached)
+    family = _limited_family(limits, model, is_throttle=is_throttle)
+    reason = fault.reason
+    if limits.reached and limits.reached not in reason:
+        reason = f"{reason} {limits.reached}"
     return fault._replace(
-        reason=fault.reason if is_told else f"{fault.reason} {said.reached}",
+        reason=reason,
         effect=Effect.MODEL_LIMITED if family else Effect.LIMITED,
         is_throttle=is_throttle,
         about=family,
@@ -6718,43 +6821,66 @@ def classify_limit(fault: Fault, said: LimitWords, model: str) -> Fault:
 
 
 def lacking_model(code: str = "") -> PoolerError:
-    """The error if the key may use a model, but no account can, as an upstream says (F42)."""
-    told = f" (upstream: {code})" if code and not _RETRIED_DIGITS.search(code) else ""
-    public = f"No account in this pool can use this model at the moment{told}."
+    """The error if the key may use a model, but no account can, as an upstream says (F42).
+
+    A code with digits that OpenCode reads as a status (F68) is left out: it would retry for ever.
+    """
+    source = ""
+    if code and not _RETRIED_DIGITS.search(code):
+        source = f" (upstream: {code})"
+    public = f"No account in this pool can use this model at the moment{source}."
     return PoolerError("model_not_found", public)
 
 
 def lacking_route(path: str) -> PoolerError:
-    """The error where no upstream of the accounts has the route."""
+    """The error if no upstream of the accounts has the route.
+
+    A 400, as OpenCode retries every 404 of some providers (F69).
+    """
     remedy = _ROUTE_REMEDIES.get(path, "Add an account whose upstream has it.")
     public = f"The upstream of this pool's accounts has no {path}. {remedy}"
     return PoolerError("unsupported_endpoint", public, 400)
 
 
 def _classified(
-    reason: str, status: int, words: UpstreamWords, own: PoolerError, rest: float | None
+    reason: str,
+    status: int,
+    words: UpstreamWords,
+    own: PoolerError,
+    unix_now: float,
 ) -> Fault:
     """What a failure with this status means; `own`: the error, if it is the request's own."""
     action, effect = _verdict_of(status, words)
 
     error = own
     if status >= 500 or status == NAMELESS:
-        said = cleaned(words.message)
-        public = f"The upstream failed: {said}" if said else ""
+        cause = cleaned(words.message)
+        public = f"The upstream failed: {cause}" if cause else ""
         error = PoolerError("upstream_error", public, status, upstream_code=words.code)
     elif effect is Effect.LACKS_MODEL:
         error = lacking_model(words.code)
     elif action in {Action.NEXT, Action.REFRESH}:
         error = PoolerError("no_usable_account")
 
-    is_refusal = action is not Action.RETURN or (400 <= status < 500 and status != 408)
-    is_throttle = not _USAGE_WORDS.search(words.code)
+    # A 408 says that the upstream has waited for something, not that it has done nothing.
+    is_clients = 400 <= status < 500 and status != 408
     return Fault(
-        reason, action, effect, error, rest, is_refusal=is_refusal, is_throttle=is_throttle
+        reason,
+        action,
+        effect,
+        error,
+        cooldown_of(words, unix_now),
+        is_refusal=is_clients or action is not Action.RETURN,
+        is_throttle=not _USAGE_WORDS.search(words.code),
     )
 
 
 def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
+    """What happens next, and to the account.
+
+    The exceptions come before the table: in each of them the status alone would blame an account
+    for the request, or the request for an account.
+    """
     if status in {400, 403, 404, 422} and _is_about_model(words):
         return Action.NEXT, Effect.LACKS_MODEL
     if _is_about_content(status, words) or (status == 429 and is_too_large(words)):
@@ -6775,50 +6901,58 @@ def _is_about_content(status: int, words: UpstreamWords) -> bool:
         return False
     if any(map(_POLICY_CODES.fullmatch, words.names)):
         return True
-
-    is_flagged = _FLAGGED.search(words.message) is not None
-    return status == 403 and is_flagged and not _PRIVATE.search(words.message)
+    if status != 403 or _PRIVATE.search(words.message):
+        return False
+    return _FLAGGED.search(words.message) is not None
 
 
 def _is_about_reasoning(words: UpstreamWords) -> bool:
+    """Whether the account cannot read the encrypted reasoning of another one (F10)."""
+    if words.code == "invalid_encrypted_content":
+        return True
     _, _, rest = words.message.partition("encrypted content ")
-    return words.code == "invalid_encrypted_content" or bool(_UNREADABLE.search(rest))
+    return _UNREADABLE.search(rest) is not None
 
 
 def is_too_large(words: UpstreamWords) -> bool:
-    """Whether a request alone is more than a limit allows: no time, and no rest, changes that."""
+    """Whether a request alone is more than a limit allows (F48): no cooldown changes that."""
     if match := _ASKED.search(words.message):
         return int(match[2]) > int(match[1])
     return words.message.startswith("Request too large")
 
 
 def _is_about_model(words: UpstreamWords) -> bool:
+    """Whether the account cannot use the model (F42): by a code, or in words.
+
+    Words count only if no other parameter is to blame, as a message may quote the client's text.
+    """
     if meaning_of(words.code) == 404:
         return True
-    return words.error.get("param") in (None, "model") and bool(_NO_MODEL.search(words.message))
+    is_of_model = words.error.get("param") in (None, "model")
+    return is_of_model and _NO_MODEL.search(words.message) is not None
 
 
 def _lacks_route(status: int, value: JsonObject, words: UpstreamWords) -> bool:
-    """Whether an upstream has no such route: it says so, or says nothing that is an API's."""
+    """Whether an upstream has no such route (F59): it says so, or says nothing that is an API's.
+
+    `value`: the object in the body of its response.
+    """
     if status not in NO_ROUTE_STATUSES or _is_about_model(words):
         return False
-    is_own = isinstance(value.get("error"), dict) or value.get("detail") is not None
-    is_own |= bool(words.names)
-    return not is_own or _names_no_route(words)
+
+    is_error = isinstance(value.get("error"), dict) or bool(words.names)
+    is_of_api = is_error or value.get("detail") is not None
+    return not is_of_api or _names_no_route(words)
 
 
 def _names_no_route(words: UpstreamWords) -> bool:
+    """Whether an error says, by its code or in words, that there is no such route."""
     is_code = _NO_ROUTE_CODES.fullmatch(words.code)
     return bool(is_code or _NO_ROUTE.fullmatch(words.message))
 
 
-def _tells_no_route(words: UpstreamWords) -> bool:
-    """The same of a failure in a 200: some local servers answer every path with one."""
-    is_bare = not (words.status or words.names)
-    return (is_bare or words.status in NO_ROUTE_STATUSES) and _names_no_route(words)
-
-
 def _without_route(reason: str) -> Fault:
+    """The fault of an account whose upstream lacks the route, and so has done nothing."""
     error = PoolerError("unsupported_endpoint", status=400)
     return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
 
@@ -6826,12 +6960,19 @@ def _without_route(reason: str) -> Fault:
 def _is_of_an_edge(status: int, headers: Headers, value: JsonObject) -> bool:
     """Whether the response is a page of something in front of the upstream: a bot wall (F45).
 
-    It has seen an address, and no account.
+    It has seen an address, and no account, so no account is blamed for it.
     """
+    if status not in {403, 429}:
+        return False
+    if headers.get("cf-mitigated") is not None:
+        return True
+
     is_page = "html" in headers.get("content-type", "").lower()
-    if status == 429:
-        is_page = (is_page or headers.get("server", "").lower() == "cloudflare") and not value
-    return status in {403, 429} and (is_page or headers.get("cf-mitigated") is not None)
+    if status == 403:
+        return is_page
+    # Cloudflare's limiter sends no JSON of an API; an upstream behind Cloudflare does.
+    is_cloudflare = headers.get("server", "").lower() == "cloudflare"
+    return (is_page or is_cloudflare) and not value
 
 
 def classify_response(
@@ -6849,7 +6990,8 @@ def classify_response(
     `is_whole`: all of it has come; else it may have said what is not there.
     """
     content_type = headers.get("content-type", "").lower()
-    value, text = _read_refusal(b"" if "html" in content_type else body)
+    is_page = "html" in content_type  # its text is for people, and in no code
+    value, text = _read_refusal(b"" if is_page else body)
     words = read_error(value, headers)
     reason = _reason(status, words)
 
@@ -6858,8 +7000,9 @@ def classify_response(
         return Fault(reason, Action.RETURN, Effect.NONE, error)
     if _is_of_an_edge(status, headers, value):
         return _edge_fault(reason, status)
-    is_own_status = is_whole and _status_of(status, words) == status
-    if is_own_status and _lacks_route(status, value, words):
+    # A word for the account's trouble changes the status, and then it is not about the route.
+    meant = _status_of(status, words)
+    if is_whole and meant == status and _lacks_route(status, value, words):
         return _without_route(reason)
 
     words = words._replace(message=words.message or text)
@@ -6871,8 +7014,7 @@ def classify_response(
         content_type=content_type,
         is_reshaped=is_reshaped,
     )
-    rest = cooldown_of(words, unix_now)
-    return _classified(reason, _status_of(status, words), words, own, rest)
+    return _classified(reason, meant, words, own, unix_now)
 
 
 def _refusal_error(
@@ -6892,10 +7034,11 @@ def _refusal_error(
     error.public = cleaned(words.message) or "The upstream refused the request."
     is_flat = is_reshaped and not isinstance(value.get("error"), dict)
     if is_flat or names_account(words, value, body):
-        if value:  # a text of no known shape is told as far as it is clean
+        if value:  # a text of no known shape is shown as far as it is clean
             error.public = without_names(words.message) or error.public
         return error
 
+    # Unchanged (SECURITY.md, 8), unless its code is one of ours: it would pass for our own error.
     is_json = "json" in content_type and bool(try_load_object(body))
     if is_json and not error.is_renamed:
         error.answer = (body, content_type)
@@ -6919,10 +7062,13 @@ def _read_refusal(body: bytes) -> tuple[JsonDict, str]:
     """
     raw = body if is_utf8(body) else body.decode("latin-1").encode()
     start = raw.lstrip()[:1]
-    value = try_load_object(b'{"errors":' + raw + b"}") if start == b"[" else try_load_object(raw)
-    if value or start in {b"{", b"["}:
+    is_list = start == b"["
+    value = try_load_object(b'{"errors":' + raw + b"}" if is_list else raw)
+    if value or is_list or start == b"{":
         return value, ""
-    return {}, raw[:MESSAGE_CHARS_MAX].decode("utf-8", "replace").strip().strip('"')
+
+    text = raw[:MESSAGE_CHARS_MAX].decode("utf-8", "replace")
+    return {}, text.strip().strip('"')  # a JSON string is a text, too
 
 
 def classify_event(failure: JsonObject, unix_now: float) -> Fault | None:
@@ -6932,12 +7078,15 @@ def classify_event(failure: JsonObject, unix_now: float) -> Fault | None:
     """
     if not failure:
         return None
+
     words = read_error(failure)
     reason = _reason(200, words)
-    if _tells_no_route(words):
+    # Some local servers answer every path with a 200 (F59).
+    is_bare = not (words.status or words.names)
+    if (is_bare or words.status in NO_ROUTE_STATUSES) and _names_no_route(words):
         return _without_route(reason)
-    status, rest = _status_of(0, words), cooldown_of(words, unix_now)
-    fault = _classified(reason, status, words, _own_failure(words), rest)
+
+    fault = _classified(reason, _status_of(0, words), words, _own_failure(words), unix_now)
     is_own = fault.action is Action.RETURN and fault.effect is Effect.NONE
     return None if is_own else fault
 
@@ -6953,7 +7102,7 @@ def failed_response(failure: JsonObject, unix_now: float) -> PoolerError:
 
 
 def own_fault(failure: JsonObject, body: bytes = b"") -> Fault:
-    """The fault of a request, told in a 200; `body`: the whole of it, if it is JSON."""
+    """The fault of a request that a 200 reports; `body`: the whole of it, if it is JSON."""
     words = read_error(failure)
     error = _own_failure(words)
     value = try_load_object(body)
@@ -6964,7 +7113,10 @@ def own_fault(failure: JsonObject, body: bytes = b"") -> Fault:
 
 
 def _own_failure(words: UpstreamWords) -> PoolerError:
-    """The HTTP error for what a 200 tells that is the request's own fault."""
+    """The HTTP error for what a 200 reports that is the request's own fault.
+
+    Its status is the one in the failure if that is a 4xx, as a response of that status would say.
+    """
     status = words.status if 400 <= words.status < 500 else 400
     public = without_names(words.message)
     return PoolerError("upstream_error", public, status, upstream_code=words.code)
@@ -6977,7 +7129,8 @@ _NOT_SHOWN: Final = frozenset({"headers", "request_id"})
 def public_error(fault: Fault | None, failure: JsonObject) -> PoolerError | None:
     """The error that a client gets in the place of a failure in the middle of its stream.
 
-    None: the upstream's own words may go to the client.  Those about an account may not.
+    None: the upstream's own words may go to the client.  Those about an account may not
+    (SECURITY.md, 7).
     """
     effect = Effect.NONE if fault is None else fault.effect
     if fault is not None and effect in {Effect.REFUSED, Effect.FORBIDDEN}:
@@ -6985,8 +7138,7 @@ def public_error(fault: Fault | None, failure: JsonObject) -> PoolerError | None
 
     words = read_error(failure)
     error = PoolerError("upstream_error", without_names(words.message), upstream_code=words.code)
-    is_limit = effect in {Effect.LIMITED, Effect.MODEL_LIMITED}
-    if is_limit and words.message and not cleaned(words.message):
+    if effect in LIMIT_EFFECTS and words.message and not cleaned(words.message):
         error.status = 429
         error.public = "The account that served this has reached its limit."
         return error
@@ -7005,7 +7157,10 @@ def _error_members(failure: JsonObject) -> list[Json]:
 
 
 def renamed_error(failure: JsonObject) -> PoolerError | None:
-    """The error that is told of a failure whose code is one of ours; None, if it is not."""
+    """The error that is shown for a failure whose code is one of ours; None if it is not.
+
+    Clients act on our codes: an upstream's `pool_busy` would be taken for the pooler's.
+    """
     words = read_error(failure)
     error = PoolerError("upstream_error", cleaned(words.message), upstream_code=words.code)
     return error if error.is_renamed else None
@@ -7028,7 +7183,7 @@ class Trouble(enum.Enum):
     SYNTAX = "upstream_invalid_response"
 
 
-# Of an upgrade that was refused: there is no WebSocket, for this account at least.
+# An upgrade that is refused so: there is no WebSocket, for this account at least.
 NO_WEBSOCKET_STATUSES: Final = frozenset({404, 405, 426, 501})
 
 
@@ -7055,7 +7210,6 @@ class Cause(enum.StrEnum):
     PROXY_RESPONSE = "proxy answer not understood"
 
 
-_LATE: Final = frozenset({Cause.TIMED_OUT, Cause.PROXY_TIMED_OUT})
 # What is trusted at a host may differ from account to account.
 _OF_TRUST: Final = frozenset({Cause.NOT_TRUSTED, Cause.OTHER_NAME, Cause.OUT_OF_DATE, Cause.TLS})
 # No other account would fare better.
@@ -7068,7 +7222,10 @@ _OF_EVERYBODY: Final = frozenset(
 
 
 def _timed_out(timer: str) -> PoolerError:
-    # Without the seconds: their digits might read like a status to OpenCode.
+    """The error for a timer of `limits` that has run out.
+
+    It names the timer and not its seconds: their digits might read like a status to OpenCode (F68).
+    """
     public = f"The upstream took longer than the timer {timer} allows."
     return PoolerError("upstream_timeout", public)
 
@@ -7078,25 +7235,32 @@ def classify_connect(cause: Cause) -> Fault:
 
     The network is no account's fault, but one that cannot be reached is tried after the others.
     """
-    is_common = cause in _OF_EVERYBODY
-    action = Action.RETURN if is_common else Action.NEXT
-    effect = Effect.NONE if is_common else Effect.DEMOTED
-    is_late = cause in _LATE
-    error = _timed_out("connect_seconds_max") if is_late else PoolerError("upstream_unreachable")
+    action, effect = Action.NEXT, Effect.DEMOTED
+    if cause in _OF_EVERYBODY:
+        action, effect = Action.RETURN, Effect.NONE
+
+    error = PoolerError("upstream_unreachable")
+    if cause in {Cause.TIMED_OUT, Cause.PROXY_TIMED_OUT}:
+        error = _timed_out("connect_seconds_max")
     return Fault(f"connect: {cause}", action, effect, error, cause=cause)
 
 
 def classify_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
     """What a broken connection, a passed deadline or nonsense means at this stage.
 
-    Only what was never sent whole may go elsewhere.  The network is no account's fault, but one
-    that cannot be reached, or is silent, is tried after the others for a minute.
+    Only what was never sent whole may go elsewhere (SECURITY.md, 2): an upstream that has read the
+    request may be working on it.  The network is no account's fault, but an account that cannot be
+    reached, or is silent, is tried after the others for a minute.
     """
-    action = Action.NEXT if stage in {Stage.UPGRADE, Stage.SEND} else Action.RETURN
+    is_unsent = stage in {Stage.UPGRADE, Stage.SEND}
+    action = Action.NEXT if is_unsent else Action.RETURN
     is_demoted = stage is Stage.UPGRADE or trouble is Trouble.TIMEOUT
     effect = Effect.DEMOTED if is_demoted else Effect.NONE
-    is_cut = stage is Stage.BODY and trouble is Trouble.CLOSED
-    error = PoolerError("upstream_stream_truncated" if is_cut else trouble.value)
+
+    code = trouble.value
+    if stage is Stage.BODY and trouble is Trouble.CLOSED:
+        code = "upstream_stream_truncated"
+    error = PoolerError(code)
     if trouble is Trouble.TIMEOUT:
         error = _timed_out(timer)
     return Fault(f"{stage.name} {trouble.name}".lower(), action, effect, error)
@@ -7356,8 +7520,6 @@ class Block(NamedTuple):
     reason: str
 
 
-_DEMOTING: Final = frozenset({Effect.DEMOTED, Effect.FORBIDDEN})
-_OF_LIMITS: Final = frozenset({Effect.LIMITED, Effect.MODEL_LIMITED})
 # How long an account is not asked for what it lacks.
 _BLOCK_SECONDS: Final = {
     Effect.LACKS_MODEL: MODEL_BLOCK_SECONDS,
@@ -7479,9 +7641,9 @@ class Health:
         if effect in _BLOCK_SECONDS:
             name = model if effect is Effect.LACKS_MODEL else fault.about
             self.block(effect, name, now + _BLOCK_SECONDS[effect], fault.reason)
-        elif effect in _OF_LIMITS:
+        elif effect in LIMIT_EFFECTS:
             self.note_limit(fault, model, now, throttle_seconds)
-        elif effect in _DEMOTING:
+        elif effect in {Effect.DEMOTED, Effect.FORBIDDEN}:
             self.block(Effect.DEMOTED, "", now + DEMOTION_SECONDS, fault.reason)
             self.forbidden_count += effect is Effect.FORBIDDEN
 
@@ -8133,11 +8295,8 @@ class Roster:
         if health is None or pin.account not in names:
             return False
 
-        is_unlimited = standing_of(health, now).status in _UNLIMITED
-        return is_unlimited and not health.is_demoted(now)
-
-
-_UNLIMITED: Final = frozenset({Status.NO_LOGIN, Status.READY})  # its quota is not why it did not
+        status = standing_of(health, now).status
+        return status in {Status.NO_LOGIN, Status.READY} and not health.is_demoted(now)
 
 
 # The choice.
@@ -12915,7 +13074,7 @@ def is_back_soon(
 ) -> bool:
     """Whether the account that has just failed is the session's own, and worth one wait."""
     roster, now = exchange.shared.roster, trio.current_time()
-    if fault.effect not in {Effect.LIMITED, Effect.MODEL_LIMITED}:
+    if fault.effect not in LIMIT_EFFECTS:
         return False
     names = [attempt["account"] for attempt in exchange.record.attempts]
     # Another account would have to read the whole prompt again, without the cache of this one.
