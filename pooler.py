@@ -45,7 +45,7 @@ everything else is a variant of one of them.
     Server.serve_connection, Server.serve_request, ClientConnection.read_head, Exchanges.serve,
     Server.dispatch, parse_request_head, find_routes, identify_caller, match_secret, Calls.accept,
     KeyUse.admit, Exchange.read_body, Calls.validate, Calls.read, parse_json_object, read_call,
-    serve_call, Shared.assign, Shared.find_assignment, Roster.ranked, try_account, Attempt.open,
+    serve_call, Shared.assign, Shared.find_assignment, Choice.ranked, try_account, Attempt.open,
     Attempt.ask, Attempt.fields, HttpTransport.send, request_head, reveal, connect,
     Deadline.bounded, Opened.open, parse_response_head, Opened.hold, HttpSource.receive,
     EventScanner.feed, Opened.take, Relay.deliver, HttpReply.start, Relay.relay, Relay.pump,
@@ -263,7 +263,7 @@ CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB (F20)
 CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and serialized to be kept, in one step
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list a few hundred
 EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it (F21)
-MODELS_TOLD_MAX: Final = 20  # in an error, of those that a key may use
+MODELS_SHOWN_MAX: Final = 20  # in an error, of those that a key may use
 
 # Connections to upstreams, and the names by which these know the pooler.
 CONNECT_SECONDS_MAX: Final = 10.0  # name, TCP and TLS together
@@ -361,7 +361,7 @@ SECRET_FILE_BYTES_MAX: Final = 64 * KIB  # a login has some 5 KiB
 SECRET_CHARS_MIN: Final = 16  # fewer can be guessed
 DOUBTED_CHARS_MAX: Final = 512  # of a secret: a longer one is no placeholder, and shows in so many
 SHOWN_CHARS_MAX: Final = 60  # of a line that is not JSON, on either side of the error
-CHANGES_TOLD_MAX: Final = 100  # of a reload, in one line of the log
+CHANGES_SHOWN_MAX: Final = 100  # of a reload, in one line of the log
 RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and the files that it names
 FILE_SECONDS_MAX: Final = 2.0  # for a login's file: a dead disk must stop nobody else
 FILE_THREADS_MAX: Final = 8  # for files: a dead disk leaves those that resolve names
@@ -985,6 +985,11 @@ KEY_BEGINNINGS: Final = ("eyJ", "AIza", "AKIA", "ABSK")
 _PARTS_OF_NAME: Final = re.compile("[_.-]")
 
 
+def digest_of(text: str) -> bytes:
+    """The SHA-256 of a text: what is kept of a secret that is only compared."""
+    return hashlib.sha256(text.encode()).digest()
+
+
 def looks_secret(name: str) -> bool:
     """Whether what should be a name may be a key, a token or an id: they mix letters and digits."""
     parts = _PARTS_OF_NAME.split(name[:DOUBTED_CHARS_MAX])
@@ -1112,9 +1117,7 @@ def is_refresh_due(credentials: Credentials, unix_now: float, margin_seconds: fl
     return refreshed_at is not None and unix_now >= refreshed_at + REFRESH_AGE_SECONDS
 
 
-def clock_lead(
-    credentials: Credentials, response: bytes, unix_now: float, margin_seconds: float
-) -> float:
+def clock_lead(credentials: Credentials, response: bytes, unix_now: float) -> float:
     """The seconds by which our clock is ahead, if it shows `unix_now` when a token was just issued.
 
     The token says when it expires, and the response, or else the token, for how long it is valid:
@@ -1130,7 +1133,7 @@ def clock_lead(
         lead = unix_now + lifetime - expires_at
         return lead if lead > CLOCK_LEAD_SECONDS_MIN else 0.0
 
-    if unix_now < expires_at - margin_seconds:
+    if unix_now < expires_at - REFRESH_MARGIN_SECONDS:
         return 0.0
 
     if issued_at is not None and issued_at < expires_at:
@@ -1183,10 +1186,17 @@ def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
 # with its JSON path.  A problem never repeats a secret.
 #
 #   checks      functions that turn the JSON of one field into its value
+#   values      what the rest of the program gets: Account, Key, Pool, Config
 #   specs       tables of the fields that each kind of object may have, with their checks
-#   _Loader     reads the objects, resolves {env:} and {file:}, and collects the problems
+#   _Resolver   resolves {env:} and {file:}, and finds a secret that is used twice
+#   _Loader     reads the objects, and collects the problems
 #   doubts      warnings about what is accepted, but is probably a mistake
 #   changes     what a reload logs
+#
+# The file is refused if it cannot mean what it says: an operator learns of a mistake when the
+# pooler starts or reloads, and not from a client's failed request days later.  What may be meant
+# but probably is not, is a doubt: `pooler check` prints it, and the pooler serves.  All problems
+# are reported at once, so that a file with five mistakes takes one correction and not five.
 
 
 class Routing(enum.StrEnum):
@@ -1197,16 +1207,24 @@ class Routing(enum.StrEnum):
     SOONEST_RESET = "soonest_reset"
 
 
-# Values that were removed, and how the same is written now.
+# Values that were removed, and how the same is written now.  Whoever updates the pooler would
+# otherwise only read that the value is unknown.
 _ROUTINGS_GONE: Final = {
     "round_robin": "write 'sticky', which spreads sessions evenly",
     "failover": "write 'sticky', and give the accounts priority 0, 1, 2 in their order",
 }
 
 
-# What another program would fill in (shells, Docker, LiteLLM, secret stores), or a person should
-# have.  A key that was not filled in would get a 401 from its upstream at the first request only;
-# as a pool key, it would be known to everybody who has read the same documentation.
+# Secrets that are none.  A key that was not filled in would get a 401 from its upstream, at the
+# first request only, and the log would blame the account.  As a pool key, it would be known to
+# everybody who has read the same documentation.  So each of these shapes is refused:
+#
+#   _VARIABLE       what another program would replace: shells, Docker, LiteLLM, secret stores
+#   _ASSIGNMENT     a whole line of an environment file
+#   _SCHEME         an Authorization header's value, of which the key is the second word
+#   _PLACEHOLDER    what a person should have replaced
+#
+# The shapes are narrow: a real key that resembles one could not be used at all.
 _VARIABLE: Final = re.compile(
     r"\$(?:env:)?[A-Za-z_]\w*|%[A-Za-z_]\w*%|.*(?:\$\{|\$\(|\{\{|\{env[:.]).*|"
     r"(?i:env|environ|file|op|vault|ssm|keyring|keychain|doppler|secret):[^\s]+|"
@@ -1233,12 +1251,15 @@ def _has_quotes(text: str) -> bool:
 
 
 def _first_of(reasons: Iterable[tuple[object, str]]) -> str:
-    """The words of the first reason that holds, or ""."""
-    return next((words for holds, words in reasons if holds), "")
+    """The text of the first reason whose condition holds, or ""."""
+    for holds, text in reasons:
+        if holds:
+            return text
+    return ""
 
 
 def doubt_of_secret(secret: str) -> str:
-    """Why a text cannot be the secret that was intended, or "".
+    """Why a text cannot be the secret that was intended, or "": a predicate, as in "is JSON".
 
     The first reason is shown, so the most specific ones come first.
     """
@@ -1247,19 +1268,16 @@ def doubt_of_secret(secret: str) -> str:
 
     reasons = (
         (_has_quotes(secret), "still has its quotes"),
-        (
-            _ASSIGNMENT.fullmatch(secret),
-            "a line of an environment file, with the name before its value",
-        ),
-        (_VARIABLE.fullmatch(secret), "a variable that nobody fills in here"),
-        (
-            _SCHEME.match(secret),
-            "has a scheme before it, which does not belong to the key",
-        ),
-        (secret.startswith("{"), "JSON, of which a key is only a part"),
-        (_PLACEHOLDER.fullmatch(secret), "a placeholder"),
+        (_ASSIGNMENT.fullmatch(secret), "is a line NAME=value of an environment file"),
+        (_VARIABLE.fullmatch(secret), "is a variable that is not expanded here"),
+        (_SCHEME.match(secret), "begins with a scheme, which is not part of the key"),
+        (secret.startswith("{"), "is JSON, of which the key is only a part"),
+        (_PLACEHOLDER.fullmatch(secret), "is a placeholder"),
     )
     return _first_of(reasons)
+
+
+# Addresses.
 
 
 class BaseUrl(NamedTuple):
@@ -1298,10 +1316,11 @@ class Listen(NamedTuple):
     host: str = ""
     port: int = 0
     unix_path: str | None = None
-    is_optional: bool = False  # without IPv6, ::1 is not needed
+    is_optional: bool = False  # without IPv6, ::1 is not required
 
     @property
     def is_loopback(self) -> bool:
+        """Whether no other machine can connect to it."""
         return self.unix_path is not None or _is_loopback(self.host)
 
 
@@ -1315,22 +1334,33 @@ REFRESH_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's 
 # Python's `ssl` honours it in every context that `create_default_context` makes.
 KEY_LOG_VARIABLE: Final = "SSLKEYLOGFILE"
 PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # of other programs; lower, too
+
+# Names of accounts, pools, keys and operators.  They appear in JSON paths, log lines, labels of
+# metrics and URLs of pages: with these characters none of them needs quoting or escaping.
 NAME_CHARS_MAX: Final = 64
 _NAME: Final = rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME_CHARS_MAX - 1}}}"
 _VERSION: Final = r"\d{1,4}(?:\.\d{1,4}){2}(?:-[a-z0-9.]{1,32})?"
-# A label longer than 63 characters cannot be asked for (RFC 1035 §2.3.4).
+# A label longer than 63 characters cannot be looked up (RFC 1035 §2.3.4).
 _LABEL: Final = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
-# As a browser writes it (RFC 6454 §6.2), of whatever scheme: apps have schemes of their own.
+# As a browser writes it (RFC 6454 §6.2), of whatever scheme: apps have schemes of their own.  It
+# is compared character by character, so another spelling of the same origin would never match.
 _ORIGIN: Final = (
     r"(?:https?://(?:[a-z0-9._\-]+|\[[0-9a-f:.]+\])"
     r"|(?!https?:|file:|data:)[A-Za-z][A-Za-z0-9+.\-]*://[A-Za-z0-9._~%\-]+)(?::[0-9]{1,5})?"
 )
-_ORIGIN_TOLD: Final = (
-    "like https://host or tauri://localhost, in small letters and without a path; "
-    "null is what a page without an origin sends, and *, file: and data: are anybody's, too"
+_ORIGIN_WANTED: Final = (
+    "like https://host or tauri://localhost, in lower case and without a path; "
+    "null, *, file: and data: would allow pages that anybody can make"
 )
 _HOST_NAME: Final = rf"{_LABEL}(?:\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]+\]"
 _ADDRESS: Final = re.compile(rf"({_HOST_NAME}):(\d{{1,5}})")
+# A base URL has no login, query or fragment: the first would be a secret that is logged, and the
+# others would be lost when a route is added.
+_BASE_URL: Final = re.compile(
+    rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?",
+)
+_PROXY_URL: Final = re.compile(rf"http://(?:([^@/\s]+)@)?({_HOST_NAME}):(\d{{1,5}})/?")
+_PORT_MAX: Final = 65535
 UNIX_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, without its zero (unix(7))
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
@@ -1340,15 +1370,20 @@ _TWICE: Final = ("the name occurs twice",)
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a host is this machine; the only name is localhost, as no name is resolved here."""
+    """Whether a host is this machine.
+
+    The only name is localhost: no name is resolved here, and what another name resolves to may
+    change after the file was checked.
+    """
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-# A check turns the JSON of a field into its value.  It raises ValueError with one argument for
-# each problem; a problem that begins with "[0]" or ".name" is about a member.
+# Checks.  Each turns the JSON of a field into its value.  It raises ValueError with one argument
+# for each problem; a problem that begins with "[0]" or ".name" is about a member.  Nothing is
+# converted: "4" is not 4, and 1 is not true.  Whoever wrote the one may have meant something else.
 Check = Callable[[Json], Any]
 Spec = Mapping[str, Check]  # of each field that an object may have
 
@@ -1360,11 +1395,15 @@ _KINDS: Final = {
 
 
 def _typed(value: Json, *kinds: type[T]) -> T:
-    """The value, which is of one of the kinds; the last of them is the widest."""
+    """The value, which is of one of the kinds; the last of them is the widest.
+
+    Types are compared, as `isinstance` takes true for a whole number.
+    """
     if value is _TWICE:
         raise ValueError(*_TWICE)
-    if type(value) not in kinds:
-        raise ValueError(f"must be {_KINDS[kinds[-1]]}, not {_KINDS[type(value)]}")
+    actual = type(value)
+    if actual not in kinds:
+        raise ValueError(f"must be {_KINDS[kinds[-1]]}, not {_KINDS[actual]}")
     return cast(T, value)
 
 
@@ -1373,11 +1412,21 @@ def _flag(value: Json) -> bool:
     return _typed(value, bool)
 
 
-def _number(low: float, high: float, *kinds: type[float]) -> Callable[[Json], float]:
-    """A check for numbers from `low` to `high`: whole ones, if `kinds` are not given."""
+def _object(value: Json) -> dict[str, Json]:
+    """A check for objects, whatever they hold."""
+    return _typed(value, dict)
+
+
+def _number(
+    low: float, high: float, kinds: Sequence[type[float]] = (int,)
+) -> Callable[[Json], float]:
+    """A check for numbers from `low` to `high`: whole ones, if `kinds` are not given.
+
+    It refuses NaN, too, which is not between any two numbers.
+    """
 
     def check(value: Json) -> float:
-        number: float = _typed(value, *(kinds or (int,)))
+        number: float = _typed(value, *kinds)
         if not low <= number <= high:
             raise ValueError(f"must be from {_shown(low)} to {_shown(high)}")
         return number
@@ -1390,13 +1439,16 @@ def _shown(number: float) -> str:
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 
-def _text(pattern: str, what: str) -> Callable[[Json], str]:
-    """A check for strings that match all of a pattern; `what` says in a problem what they are."""
+def _text(pattern: str, description: str) -> Callable[[Json], str]:
+    """A check for strings that match a pattern as a whole; a problem says: must be `description`.
+
+    The text itself is not repeated: it may be a secret in the wrong place.
+    """
 
     def check(value: Json) -> str:
         text = _typed(value, str)
         if not re.fullmatch(pattern, text):
-            raise ValueError(f"must be {what}")
+            raise ValueError(f"must be {description}")
         return text
 
     return check
@@ -1405,50 +1457,63 @@ def _text(pattern: str, what: str) -> Callable[[Json], str]:
 _string: Final = _text(r"[^\x00]*", "a string")
 
 
-def _list(member: Check) -> Check:
-    """A check for lists, whose members differ and pass a check."""
+def _each(check: Check, members: Iterable[tuple[str, Json]]) -> list[Any]:
+    """The values of members, which come with their places; raises the problems of all of them."""
+    values: list[Any] = []
+    problems: list[str] = []
+    for place, member in members:
+        try:
+            values.append(check(member))
+        except ValueError as error:
+            problems.append(f"{place}: {error}")
+
+    if problems:
+        raise ValueError(*problems)
+    return values
+
+
+def _list(check_member: Check) -> Check:
+    """A check for lists, whose members differ and pass a check.
+
+    A name that is listed twice is mostly one that should have been changed after it was copied.
+    """
 
     def check(value: Json) -> tuple[Any, ...]:
-        members, problems = [], []
-        for index, item in enumerate(_typed(value, list)):
-            try:
-                members.append(member(item))
-            except ValueError as error:
-                problems.append(f"[{index}]: {error}")
-            if item in value[:index]:
-                problems.append(f"[{index}]: is listed twice")
+        members: list[Json] = _typed(value, list)
 
-        if problems:
-            raise ValueError(*problems)
-        return tuple(members)
+        def check_place(index: int) -> Json:
+            if members[index] in members[:index]:
+                raise ValueError("is listed twice")
+            return check_member(members[index])
+
+        places = ((f"[{index}]", index) for index in range(len(members)))
+        return tuple(_each(check_place, places))
 
     return check
 
 
-def _named(pattern: str, what: str) -> Check:
-    """A check for objects whose names match, whatever their members hold."""
-
-    def check(value: Json) -> dict[str, Json]:
-        members = _typed(value, dict)
-        wrong = [name for name in members if not re.fullmatch(pattern, name)]
-        if wrong:
-            raise ValueError(*(_name_problem(name, what) for name in wrong))
-        return members
-
-    return check
+def _members(value: Json) -> dict[str, Json]:
+    """A check for objects whose members have names of our form, whatever they hold."""
+    members = _object(value)
+    problems = [_name_problem(name) for name in members if not re.fullmatch(_NAME, name)]
+    if problems:
+        raise ValueError(*problems)
+    return members
 
 
-_members: Final = _named(_NAME, "made of letters, digits and _.-")
-
-
-def _name_problem(name: str, what: str) -> str:
+def _name_problem(name: str) -> str:
     """What is wrong with the name of a member, behind the path to it."""
-    shown = name if len(name) <= NAME_CHARS_MAX else f"{name[:NAME_CHARS_MAX]}…"
+    if not name:
+        return ": a name is empty"
+
     if len(name) > NAME_CHARS_MAX:
-        return f".{shown}: the name has {len(name)} characters; at most {NAME_CHARS_MAX} are taken"
-    if name and not name[0].isalnum() and re.fullmatch(_NAME, f"a{name[:-1]}"):
-        return f".{shown}: the name must begin with a letter or digit"
-    return f".{shown}: the name is not {what}" if name else ": a name is empty"
+        start = name[:NAME_CHARS_MAX]
+        return f".{start}…: the name has {len(name)} characters; the maximum is {NAME_CHARS_MAX}"
+
+    # Would it be a name if something stood before it?
+    if not name[0].isalnum() and re.fullmatch(_NAME, f"a{name[:-1]}"):
+        return f".{name}: the name must begin with a letter or digit"
+    return f".{name}: the name must consist of letters, digits and _.-"
 
 
 def _routing(value: Json) -> Routing:
@@ -1456,15 +1521,21 @@ def _routing(value: Json) -> Routing:
     text = _typed(value, str)
     if text in _ROUTINGS_GONE:
         raise ValueError(f"{text!r} was removed; {_ROUTINGS_GONE[text]}")
+
     names = [routing.value for routing in Routing]
     if text not in names:
-        raise ValueError(f"there is no such routing; {_did_you_mean(text, names)}")
+        raise ValueError(f"unknown routing; {_did_you_mean(text, names)}")
     return Routing(text)
 
 
 def is_model_name(text: str) -> bool:
-    """Whether a text can be the name of a model: servers list names with blanks, in any script."""
-    return text.isprintable() and bool(text.strip()) and len(text) <= MODEL_CHARS_MAX
+    """Whether a text can be the name of a model.
+
+    Servers list names with spaces, in any script.  Characters that cannot be printed would break
+    the lines and tables in which names are shown.
+    """
+    is_short = len(text) <= MODEL_CHARS_MAX
+    return is_short and text.isprintable() and text.strip() != ""
 
 
 def _model(value: Json) -> str:
@@ -1480,31 +1551,32 @@ _models: Final = _list(_model)
 
 def _named_by_models(value: Json) -> dict[str, Json]:
     """A check for objects whose names are models, whatever their members hold."""
-    named = _typed(value, dict)
-    if not all(is_model_name(name) for name in named):
+    members = _object(value)
+    if not all(map(is_model_name, members)):
         raise ValueError("has a name that is not a model name")
-    return named
+    return members
 
 
 def _served(value: Json) -> dict[str, str]:
-    """The upstream's name of each model by the pool's; in a list they are the same."""
+    """A check for an account's models: the upstream's name of each by the pool's.
+
+    In a list both names are the same.  An object is for a pool whose accounts call one model by
+    different names.  It has at least one member, as {} could mean all models or none.
+    """
     if not isinstance(value, dict):
         return {name: name for name in _models(value)}
-    served: dict[str, str] = {}
-    problems = [] if value else ["must name at least one model"]
-    for name, upstream_name in _named_by_models(value).items():
-        try:
-            served[name] = _model(upstream_name)
-        except ValueError as error:
-            problems.append(f".{name}: {error}")
 
-    if problems:
-        raise ValueError(*problems)
-    return served
+    names = _named_by_models(value)
+    if not names:
+        raise ValueError("must name at least one model")
+
+    _each(_model, ((f".{name}", upstream_name) for name, upstream_name in names.items()))
+    return names
 
 
-# The ends of the URLs in providers' documentation: people paste these whole, but a base URL ends
-# before them.  A longer one comes before its own end.
+# The ends of the URLs in providers' documentation.  People paste these whole, and every request
+# would go to .../chat/completions/chat/completions, which is a 404.  A longer one comes before its
+# own end, so that the problem names all that must go.
 _ROUTES_OF_APIS: Final = (
     "/responses/compact", "/responses", "/chat/completions", "/completions", "/chat", "/models",
     "/embeddings", "/messages",
@@ -1512,47 +1584,54 @@ _ROUTES_OF_APIS: Final = (
 
 
 def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
-    """A check for an upstream's address.
-
-    It takes no login, query or fragment: the first would be a secret that is logged, and the
-    others would be lost when a route is added.
-    """
-    text = _string(value)
-    match = re.fullmatch(rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?", text)
-    if match is None or not 0 < int(match[3] or 1) <= 65535:
+    """A check for an upstream's address; a problem shows `example`, and not the address."""
+    match = _BASE_URL.fullmatch(_string(value))
+    if match is None:
         raise ValueError(f"must look like {example}")
-    is_tls = match[1] == "https"
-    port = int(match[3] or (443 if is_tls else 80))
-    path = (match[4] or "").rstrip("/")
+
+    scheme, host, digits, path = match.groups("")
+    is_tls = scheme == "https"
+    usual_port = 443 if is_tls else 80
+    port = int(digits or usual_port)
+    if not 0 < port <= _PORT_MAX:
+        raise ValueError(f"must look like {example}")
+
+    path = path.rstrip("/")
     for route in _ROUTES_OF_APIS:
         if path.lower().endswith(route):
-            raise ValueError(f"must end before {route}, which is added to it")
-    return BaseUrl(is_tls, match[2].strip("[]"), port, path)
+            raise ValueError(f"must end before {route}, which the pooler adds")
+    return BaseUrl(is_tls, host.strip("[]"), port, path)
 
 
 def _proxy(text: str) -> Proxy:
-    """What a proxy's URL says.  Raises: ValueError, which does not repeat it."""
-    match = re.fullmatch(rf"http://(?:([^@/\s]+)@)?({_HOST_NAME}):(\d{{1,5}})/?", text)
-    if match is None or not 0 < int(match[3]) <= 65535:
+    """What a proxy's URL says.  Raises: ValueError, which does not repeat it.
+
+    Name and password are percent-decoded (RFC 3986 §3.2.1), so that they may contain @ and :.
+    """
+    match = _PROXY_URL.fullmatch(text)
+    if match is None or not 0 < int(match[3]) <= _PORT_MAX:
         raise ValueError("must look like http://host:port or http://name:password@host:port")
-    url = BaseUrl(False, match[2].strip("[]"), int(match[3]), "")
+
     name, _, password = (match[1] or "").partition(":")
-    for part in (name, password):
-        if doubt := doubt_of_secret(part):
-            raise ValueError(f"has in its login {doubt}")
+    if doubt := doubt_of_secret(name) or doubt_of_secret(password):
+        raise ValueError(f"its name or password {doubt}")
+
     login = Secret(f"{unquote(name)}:{unquote(password)}") if name else None
+    url = BaseUrl(False, match[2].strip("[]"), int(match[3]), "")
     return Proxy(url, login)
 
 
 def _listen(value: Json) -> Listen:
-    """A check for one address to listen at."""
+    """A check for one address to listen at; port 0 lets the system choose a free one."""
     text = _string(value)
-    match = _ADDRESS.fullmatch(text)
     if text.startswith("unix:/"):
-        if len(text[5:].encode()) > UNIX_PATH_BYTES_MAX:
+        path = text.removeprefix("unix:")
+        if len(path.encode()) > UNIX_PATH_BYTES_MAX:
             raise ValueError(f"the path of a socket has at most {UNIX_PATH_BYTES_MAX} bytes")
-        return Listen(text, unix_path=text[5:])
-    if match is None or int(match[2]) > 65535:
+        return Listen(text, unix_path=path)
+
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match[2]) > _PORT_MAX:
         raise ValueError("must be host:port, [v6]:port or unix:/path")
     return Listen(text, match[1].strip("[]"), int(match[2]))
 
@@ -1563,40 +1642,52 @@ def _listens(value: Json) -> tuple[Listen, ...]:
         raise ValueError("must name at least one address")
     if not isinstance(value, list):
         return (_listen(value),)
-    return cast(tuple[Listen, ...], _list(_listen)(value))
+    return tuple(_list(_listen)(value))
+
+
+_MOMENT: Final = "a date (2027-01-01) or a time (2027-01-01T12:00:00Z)"
+_moment_text: Final = _text(r"\d{4}-\d{2}-\d{2}(T[0-9:.]+(Z|[+-][0-9:]+))?", _MOMENT)
 
 
 def _expiry(value: Json) -> float:
     """A check for the end of a key, which gives unix time.
 
-    A date means the end of that day in UTC; a time needs its offset, as the server's own time zone
-    is rarely the one that is meant.
+    A date means the end of that day in UTC; a time needs its offset (RFC 3339 §5.6), as the
+    server's own time zone is rarely the one that is meant.
     """
-    what = "a date (2027-01-01) or a time (2027-01-01T12:00:00Z)"
-    text = _text(r"\d{4}-\d{2}-\d{2}(T[0-9:.]+(Z|[+-][0-9:]+))?", what)(value)
+    text = _moment_text(value)
     try:
         moment = datetime.fromisoformat(text)
-        is_day = moment.tzinfo is None
-        return (moment.replace(tzinfo=UTC) + timedelta(days=1) if is_day else moment).timestamp()
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC) + timedelta(days=1)
+        return moment.timestamp()
     except OverflowError:
         raise ValueError("is too far away; a key without it never expires") from None
-    except ValueError:
-        raise ValueError(f"must be {what}") from None
+    except ValueError:  # as of the 30th of February
+        raise ValueError(f"must be {_MOMENT}") from None
+
+
+_path_text: Final = _text("[^\x00~][^\x00]*", "a path that does not begin with ~")
 
 
 def _path(value: Json) -> str:
     """A check for the path of a file.
 
-    Nothing expands ~ or variables here, so a path with them would name a file that is not there.
+    Nothing expands ~ or variables here, so a path with them would name a file that does not exist.
+    For a login, that would not even be an error: it is created by logging in.
     """
-    text = _text("[^\x00~][^\x00]*", "a path, without ~ before it")(value)
+    text = _path_text(value)
     if re.search(r"\$\w|\$[{(]|\{|<|%\w+%", text):
-        raise ValueError("must be a path; no variable is filled in here")
+        raise ValueError("must be a path; variables are not expanded here")
     if _has_quotes(text):
-        raise ValueError("must be a path; it still has its quotes")
+        raise ValueError("must be a path, without quotes around it")
     if "://" in text or text != text.strip():
-        raise ValueError("must be a path, not a URL, and without blanks around it")
+        raise ValueError("must be a path, not a URL, and without spaces around it")
     return text
+
+
+# Values.  They are frozen: a request keeps the account, key and pool with which it began, while a
+# reload replaces the Config as a whole.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1613,7 +1704,7 @@ class Account:
     paused: bool = False
     # How many requests it may have in progress.
     concurrent: int
-    # The pool's names, and the upstream's; None: what its own /models lists.
+    # The upstream's name of each model by the pool's; None: those that its own /models lists.
     models: Mapping[str, str] | None = None
     first_event_seconds: float
     ca_file: str | None = None
@@ -1721,21 +1812,29 @@ class Config:
         return (key for pool in self.pools.values() for key in pool.keys)
 
 
-# The fields of each kind of object.  The check of a field that holds objects looks at their names
-# only: `_Loader` reads the objects, so that their problems have their own paths.
+# Specs: the fields of each kind of object.  An unknown field is refused, as a misspelt one would
+# otherwise be a setting that silently does nothing: a limit that does not limit, or a pause that
+# does not pause.  The check of a field that holds objects looks at their names only: `_Loader`
+# reads the objects, so that their problems have their own paths.
 _TOP: Final[Spec] = {
     "accounts": _members,
     "pools": _members,
     "operators": _members,
     "listen": _listens,
+    # Silences the warning about listening where other machines can connect.
     "allow_public": _flag,
+    # Compared as it stands: with a slash at its end, or dots in it, no path could begin with it.
     "base_path": _text(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~-]+)*", "a path like /pooler"),
-    "allowed_origins": _list(_text(_ORIGIN, _ORIGIN_TOLD)),
+    # Pages that may send requests from a browser, to which the pooler is otherwise closed.
+    "allowed_origins": _list(_text(_ORIGIN, _ORIGIN_WANTED)),
+    # Compared with Host headers after their port was cut off.
     "hosts": _list(_text(_HOST_NAME, "a host name without a port")),
+    # May hold a password, so it may be a reference: `_Loader.proxy` resolves it.
     "proxy": _string,
-    "limits": _named("[a-z_]*", "a limit"),
+    "limits": _object,
 }
 _POOL: Final[Spec] = {
+    # Names, which are looked up after all accounts have been read.
     "accounts": _list(_string),
     "models": _models,
     "aliases": _named_by_models,
@@ -1744,21 +1843,30 @@ _POOL: Final[Spec] = {
 }
 _ACCOUNT: Final[Spec] = {
     "base_url": _base_url,
+    # A secret or a reference to one, as is the `key` of a key.
     "api_key": _string,
     "auth_file": _path,
+    # Over plain HTTP everybody on the way can read the key: it takes a decision.
     "allow_plain_http": _flag,
+    # Accounts of one priority share the sessions; a wider range would have no use.
     "priority": _number(-1000, 1000),
     "paused": _flag,
+    # Never 0: that is what `paused` is for.
     "concurrent": _number(1, 10_000),
     "models": _served,
-    "first_event_seconds": _number(0.1, HOUR, int, float),
+    # Its own, as a local server may load a model for minutes.
+    "first_event_seconds": _number(0.1, HOUR, (int, float)),
+    # Of a private authority, for an upstream whose certificate the system does not trust.
     "ca_file": _path,
+    # Whether it accepts WebSockets: most upstreams with API keys do not.
     "websocket": _flag,
+    # Of Codex CLI, as which the account asks for its models: older ones get fewer (F20).
     "client_version": _text(_VERSION, "a version like 0.169.0"),
     "type": _text("openai|codex", "'openai' or 'codex'"),
 }
 _KEY: Final[Spec] = {
     "models": _models,
+    # A limit of 0 would refuse every request: that is what `paused` is for.
     "requests_per_minute": _number(1, 100_000),
     "tokens_per_day": _number(1, 10**12),
     "concurrent": _number(1, 10_000),
@@ -1766,20 +1874,32 @@ _KEY: Final[Spec] = {
     "paused": _flag,
     "key": _string,
 }
+# Efforts and tiers differ from model to model and are added often (F13), so anything that looks
+# like one is accepted; `_doubts_of_aliases` warns of those that are not known.
 _ALIAS: Final[Spec] = {
     "model": _model,
     "effort": _text("[a-z]{1,32}", "a level like low or high"),
     "service_tier": _text("[a-z_]{1,32}", "a tier like priority"),
 }
-# A limit in `int` takes whole numbers only; a time may have a fraction.
-_LIMITS: Final[Spec] = {
-    one.name: _number(*one.metadata.values(), *((int,) if one.type == "int" else (int, float)))
-    for one in dataclasses.fields(Limits)
-}
+
+
+def _limit_check(limit: dataclasses.Field[Any]) -> Check:
+    """The check of one field of `Limits`: a count is a whole number, a time may have a fraction."""
+    low, high = limit.metadata["low"], limit.metadata["high"]
+    if limit.type == "int":
+        return _number(low, high)
+    return _number(low, high, (int, float))
+
+
+_LIMITS: Final[Spec] = {limit.name: _limit_check(limit) for limit in dataclasses.fields(Limits)}
 
 
 class _AccountType(NamedTuple):
-    """What an account needs as its credential, may not have, and has as its default address."""
+    """What an account needs as its credential, may not have, and has as its default address.
+
+    A field of the other type is refused: with both credentials it would depend on the program
+    which of two accounts was meant.
+    """
 
     required: str
     foreign: tuple[str, ...]
@@ -1801,34 +1921,134 @@ _TYPES: Final[Mapping[str, _AccountType]] = {
 
 
 @dataclass(eq=False, slots=True)
+class _Resolver:
+    """Resolves secrets, and knows where each one is used.
+
+    A secret is a literal, or a reference to an environment variable or to the first line of a
+    file.  So pools.json can be copied, or kept under version control, without its secrets.
+    """
+
+    env: Mapping[str, str]
+    read_file: Callable[[str], str]
+    claims: dict[str | bytes, str] = field(default_factory=dict)  # paths, by secret or login
+
+    def claim(self, secret: str | bytes, path: str, problem: str) -> None:
+        """Note where a secret or a login is used.
+
+        Raises: ValueError, if it is used at another path, which `problem` names.
+        """
+        claimant = self.claims.setdefault(secret, path)
+        if claimant != path:
+            raise ValueError(problem.format(claimant))
+
+    def read(self, text: str) -> tuple[str, str]:
+        """The secret that `text` is or refers to, and its source.  Raises: ValueError.
+
+        No secret begins with a brace, so a misspelt reference is never taken for one.
+        """
+        if not text.startswith("{"):
+            return text, "literal"
+
+        match = _REFERENCE.fullmatch(text)
+        if match is None:
+            raise ValueError("only {env:NAME} and {file:PATH} are supported")
+
+        source, name = match.groups()
+        secret = self.variable(name) if source == "env" else self.first_line(name)
+        # Editors and Docker leave a line end or spaces behind the secret.
+        return secret.strip(), source
+
+    def variable(self, name: str) -> str:
+        """The value of an environment variable.  Raises: ValueError."""
+        value = self.env.get(name)
+        if value is None:
+            # Whoever pastes a secret in the place of a name must not read it in the log.
+            shown = f"variable {name}" if _VARIABLE_NAME.fullmatch(name) else "variable it names"
+            raise ValueError(f"the environment {shown} is not set")
+        return value
+
+    def first_line(self, path: str) -> str:
+        """The first line of a file.  Raises: ValueError."""
+        try:
+            text = self.read_file(path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise ValueError(f"the file cannot be read: {reason}") from None
+        return text.partition("\n")[0]
+
+    def digest(self, path: str, text: str, command: str) -> tuple[bytes, str]:
+        """The digest of a pool key or operator token, and its source.  Raises: ValueError.
+
+        No two may be the same: limits and counts of one key would be another's, and a pool key
+        that is also an operator's token would show to its holder what only operators may see.
+        """
+        if match := _SHA256.fullmatch(text):
+            digest, source = bytes.fromhex(match[1]), "sha256"
+        elif text.lower().startswith("sha256:") or "<" in text:
+            raise ValueError(f"is a placeholder; run `{command}` and paste the line it prints")
+        else:
+            secret, source = self.read(text)
+            _check_presented(secret, command)
+            digest = digest_of(secret)
+
+        self.claim(digest, path, "is the same secret as {}")
+        return digest, source
+
+    def api_key(self, text: str) -> tuple[Secret, str]:
+        """The key for an upstream, and its source.  Raises: ValueError.
+
+        It may be short, as that of a local server is, but a digest of it would be of no use: the
+        upstream needs the key itself.
+        """
+        advice = "must be the key itself, {env:NAME} or {file:PATH}"
+        if "<" in text or text.startswith("sha256:"):
+            raise ValueError(advice)
+
+        secret, source = self.read(text)
+        if doubt := doubt_of_secret(secret):
+            raise ValueError(f"{doubt}; it {advice}")
+
+        # A space or a line end in it would be a malformed Authorization header, or two.
+        if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
+            raise ValueError('must be visible ASCII; use "none" if the upstream needs no key')
+        return Secret(secret), source
+
+
+@dataclass(eq=False, slots=True)
 class _Loader:
-    """Loads pools.json once: collects problems and warnings, and the path of each secret.
+    """Loads pools.json once, and collects its problems and warnings.
 
     After a problem there will be no Config, so from there on a part is None: it is still read, so
     that all problems are reported at once, but nothing is made of it.
     """
 
-    env: Mapping[str, str]
-    read_file: Callable[[str], str]
+    resolver: _Resolver
     source: str
     limits: Limits = field(default_factory=Limits)
     is_proxied_elsewhere: bool = False  # all outgoing connections pass through another machine
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    claims: dict[str | bytes, str] = field(default_factory=dict)  # where each secret or login is
     refused: set[str] = field(default_factory=set)  # paths that have a problem already
 
     def refuse(self, path: str, problem: str) -> None:
         """Record a problem at a path; it may begin with the rest of the path.
 
-        A person who swapped a name and its key must not find the key in a log.
+        A person who swapped a name and its key must not find the key in a log; a control character
+        in a name must not forge a line there.
         """
         self.refused.add(path)
-        shown = path + ("" if problem.startswith(("[", ".", ":")) else ": ") + problem
-        place, colon, words = shown.partition(": ")
+        is_of_member = problem.startswith(("[", ".", ":"))
+        whole = path + problem if is_of_member else f"{path}: {problem}"
+
+        place, colon, words = whole.partition(": ")
         names = ["(hidden)" if looks_secret(name) else name for name in place.split(".")]
         shown = ".".join(names) + colon + words
-        self.problems.append("".join(one if one.isprintable() else "?" for one in shown))
+        printable = [char if char.isprintable() else "?" for char in shown]
+        self.problems.append("".join(printable))
+
+    def warn(self, path: str, warning: str) -> None:
+        """Record a warning, which keeps nobody from serving: `check` and the log show it."""
+        self.warnings.append(f"{path}: {warning}")
 
     @contextlib.contextmanager
     def at(self, path: str) -> Iterator[None]:
@@ -1844,72 +2064,21 @@ class _Loader:
         fields: dict[str, Any] = {}
         prefix = f"{path}." if path else ""
         with self.at(path or self.source):
-            for name, content in _typed(value, dict).items():
+            members = _object(value)
+            for name, content in members.items():
                 with self.at(prefix + name):
                     if name not in spec:
                         raise ValueError(f"unknown field; {_place_of(name, spec)}")
                     fields[name] = spec[name](content)
+
             for name in required:
-                self.require(value, prefix, name)
+                self.require(prefix + name, members.get(name))
         return fields
 
-    def require(self, value: Json, prefix: str, name: str) -> None:
-        """Refuse an object that lacks a field, unless a problem of the field is known already."""
-        if not value.get(name) and prefix + name not in self.refused:
-            self.refuse(prefix + name, "is required, and not empty")
-
-    def claim(self, what: str | bytes, path: str, problem: str) -> None:
-        """Raises: ValueError, if another place has it."""
-        claimant = self.claims.setdefault(what, path)
-        if claimant != path:
-            raise ValueError(problem.format(claimant))
-
-    # Secrets: each is a literal, or a reference to a variable or to the first line of a file.
-
-    def secret(self, text: str) -> tuple[str, str]:
-        """The secret that `text` is or refers to, and its source.  Raises: ValueError."""
-        if not text.startswith("{"):
-            return text, "literal"
-        match = _REFERENCE.fullmatch(text)
-        if match is None:
-            raise ValueError("only {env:NAME} and {file:PATH} are understood")
-
-        source, name = match.groups()
-        try:
-            secret = self.env[name] if source == "env" else self.read_file(name).partition("\n")[0]
-        except KeyError:
-            # Whoever pastes a secret in the place of a name must not read it in the log.
-            shown = f"variable {name}" if _VARIABLE_NAME.fullmatch(name) else "variable it names"
-            raise ValueError(f"the environment {shown} is not set") from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise ValueError(f"the file cannot be read: {reason}") from None
-        return secret.strip(), source
-
-    def digest(self, path: str, text: str, command: str) -> tuple[bytes, str]:
-        """The digest of a pool key or operator token, and its source.  Raises: ValueError."""
-        if match := _SHA256.fullmatch(text):
-            digest, source = bytes.fromhex(match[1]), "sha256"
-        elif text.lower().startswith("sha256:") or "<" in text:
-            raise ValueError(f"a placeholder; run `{command}` and paste the line it prints")
-        else:
-            secret, source = self.secret(text)
-            _check_presented(secret, command)
-            digest = hashlib.sha256(secret.encode()).digest()
-        self.claim(digest, path, "the same secret as {}")
-        return digest, source
-
-    def api_key(self, text: str) -> tuple[Secret, str]:
-        """The key for an upstream, and its source.  Raises: ValueError."""
-        advice = "must be the real key, {env:NAME} or {file:PATH}"
-        if "<" in text or text.startswith("sha256:"):
-            raise ValueError(advice)
-        secret, source = self.secret(text)
-        if doubt := doubt_of_secret(secret):
-            raise ValueError(f"{doubt}; {advice}")
-        if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
-            raise ValueError('must be visible ASCII; use "none" if the upstream needs no key')
-        return Secret(secret), source
+    def require(self, path: str, value: Json) -> None:
+        """Refuse a value that is missing or empty, unless its path has a problem already."""
+        if not value and path not in self.refused:
+            self.refuse(path, "is required and must not be empty")
 
     # Accounts.  What an account leaves out comes from its type, or from the limits.
 
@@ -1923,14 +2092,14 @@ class _Loader:
             self.check_type(path, value, kind)
 
         url = fields.setdefault("base_url", _TYPES[kind or "openai"].base_url)
-        self.check_way(f"{path}.base_url", url, fields.get("allow_plain_http"))
+        self.check_transport(f"{path}.base_url", url, fields.get("allow_plain_http"))
         fields.setdefault("websocket", kind == "codex" or url.host == "api.openai.com")
         fields.setdefault("concurrent", self.limits.account_streams_max)
         fields.setdefault("first_event_seconds", self.limits.first_event_seconds_max)
 
         if text := fields.pop("api_key", ""):
             with self.at(f"{path}.api_key"):
-                fields["api_key"], fields["source"] = self.api_key(text)
+                fields["api_key"], fields["source"] = self.resolver.api_key(text)
         if "auth_file" in fields:
             fields["auth_file"] = self.auth_file(path, fields["auth_file"])
         if self.problems:
@@ -1939,103 +2108,106 @@ class _Loader:
         # Two accounts of one identity are one to their upstream: a reload that only renames an
         # account, or changes its priority, keeps the connections that it has.
         fields.setdefault("api_key", Secret(""))  # of an account of type codex
-        place = (kind, url, reveal(fields["api_key"]))
-        files = (fields.get("auth_file"), fields.get("ca_file"))
-        identity = hashlib.sha256(repr((place, files)).encode()).digest()
+        credential = (reveal(fields["api_key"]), fields.get("auth_file"))
+        identity = digest_of(repr((kind, url, credential, fields.get("ca_file"))))
         return Account(name=name, identity=identity, **fields)
 
-    def check_way(self, path: str, url: BaseUrl, is_plain_allowed: Json) -> None:
-        """Refuse an upstream if others could read the key on its way there.
+    def is_here(self, url: BaseUrl) -> bool:
+        """Whether what is sent to an address does not leave this machine.
 
-        What is sent over the loopback does not leave this machine, unless a proxy elsewhere carries
-        it: to that proxy, a loopback address means its own machine.
+        A proxy elsewhere carries everything: to it, a loopback address means its own machine.
         """
-        is_here = _is_loopback(url.host)
-        reader = ""
-        if is_here and self.is_proxied_elsewhere:
-            words = "to the proxy, through which all connections go, that is its own machine"
-            self.warnings.append(f"{path}: {words}")
-            is_here, reader = False, " to the proxy"
+        return _is_loopback(url.host) and not self.is_proxied_elsewhere
 
-        if not (url.is_tls or is_here or is_plain_allowed):
+    def check_transport(self, path: str, url: BaseUrl, is_plain_allowed: Json) -> None:
+        """Refuse an upstream if others could read the key on its way there."""
+        reader = ""
+        if _is_loopback(url.host) and self.is_proxied_elsewhere:
+            self.warn(path, "to the proxy, which carries all connections, this is its own machine")
+            reader = " to the proxy"
+
+        if not (url.is_tls or self.is_here(url) or is_plain_allowed):
             hint = "use https://, or set allow_plain_http if you trust the network"
             self.refuse(path, f"http:// sends the key in the clear{reader}; {hint}")
 
     def check_type(self, path: str, value: Mapping[str, Json], kind: str) -> None:
         """Refuse an account that lacks its credential, or has what belongs to another type."""
-        self.require(value, f"{path}.", _TYPES[kind].required)
+        required = _TYPES[kind].required
+        self.require(f"{path}.{required}", value.get(required))
         for name in _TYPES[kind].foreign:
             if name in value:
-                self.refuse(f"{path}.{name}", f"does not belong to type {kind!r}")
+                self.refuse(f"{path}.{name}", f"does not apply to type {kind!r}")
 
     def auth_file(self, path: str, file: str) -> str:
-        """A login's path, relative to pools.json; no two accounts may share a login."""
-        file = posixpath.normpath(posixpath.join(posixpath.dirname(self.source), file))
+        """A login's path, relative to pools.json.
+
+        No two accounts may share a login: each would spend the refresh token of the other (F53).
+        """
+        folder = posixpath.dirname(self.source)
+        file = posixpath.normpath(posixpath.join(folder, file))
         with self.at(f"{path}.auth_file"):
-            if file == posixpath.normpath(self.source):
-                raise ValueError("is this very file; a login has one of its own")
-            self.claim(file, path, "is already used by {}: each account needs its own login")
+            if file == posixpath.normpath(self.source):  # a refresh would replace it
+                raise ValueError("is pools.json itself; a login needs a file of its own")
+            self.resolver.claim(
+                file, path, "is already used by {}: each account needs its own login"
+            )
         return file
 
-    # Pools.  Their members are read after all accounts, as they refer to these by name.
+    # Pools.  They are read after all accounts, as they refer to these by name.
 
     def key(self, pool: str, name: str, value: Json) -> Key | None:
         """A pool key, its text alone or an object; None if the file has a problem."""
         path = f"pools.{pool}.keys.{name}"
-        fields: dict[str, Any] = {}
-        place, text = path, value
-        if not isinstance(value, str):
+        if isinstance(value, str):
+            place = path
+            fields: dict[str, Any] = {"key": value}
+            self.require(path, value)
+        else:
             place = f"{path}.key"
             fields = self.read(path, value, _KEY, "key")
-            text = fields.pop("key", "")
-        elif not value:
-            self.refuse(path, "is required, and not empty")
 
         fields.setdefault("concurrent", self.limits.key_streams_max)
-        if text:
+        if text := fields.pop("key", ""):
             with self.at(place):
-                fields["digest"], fields["source"] = self.digest(place, text, "pooler key")
-
+                fields["digest"], fields["source"] = self.resolver.digest(place, text, "pooler key")
         return None if self.problems else Key(pool=pool, name=name, **fields)
 
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account | None]) -> Pool | None:
         """The pool that an object describes; None if the file has a problem."""
-        path = f"pools.{name}"
-        fields = self.read(path, value, _POOL, "accounts")
-        given = object_of(value)
-        fields["accounts"] = self.members(path, given.get("accounts"), accounts)
-        models = _known_models(given.get("models"))
-        aliases = fields.get("aliases", {}).items()
-        fields["aliases"] = {one: self.alias(path, one, target, models) for one, target in aliases}
 
-        keys = object_of(given.get("keys")).items()
-        fields["keys"] = tuple(self.key(name, one, content) for one, content in keys)
+        def find_account(member: Json) -> Account | None:
+            account_name = _string(member)
+            # If accounts could not be read as a whole, no name in a pool can be called wrong.
+            if account_name not in accounts and "accounts" not in self.refused:
+                hint = _did_you_mean(account_name, accounts)
+                raise ValueError(f"no account has this name; {hint}")
+            return accounts.get(account_name)
+
+        path = f"pools.{name}"
+        spec = {**_POOL, "accounts": _list(find_account)}
+        fields = self.read(path, value, spec, "accounts")
+
+        members = object_of(value)
+        models = _known_models(members.get("models"))
+        fields["aliases"] = {
+            alias: self.alias(f"{path}.aliases.{alias}", alias, target, models)
+            for alias, target in fields.get("aliases", {}).items()
+        }
+
+        keys = object_of(members.get("keys"))
+        fields["keys"] = tuple(self.key(name, *item) for item in keys.items())
         if not keys:
-            self.warnings.append(f"{path}.keys: no keys, so nobody can use this pool")
+            self.warn(f"{path}.keys", "no keys, so nobody can use this pool")
         return None if self.problems else Pool(name=name, **fields)
 
-    def members(
-        self, path: str, value: Json, accounts: Mapping[str, Account | None]
-    ) -> tuple[Account | None, ...]:
-        """The accounts of a pool, by their names."""
-        members = []
-        is_known = bool(accounts) and "accounts" not in self.refused  # else that is what is wrong
-        for index, name in _texts(value):
-            if name in accounts:
-                members.append(accounts[name])
-            elif is_known:
-                hint = _did_you_mean(name, accounts)
-                self.refuse(f"{path}.accounts[{index}]", f"no account has this name; {hint}")
-        return tuple(members)
-
     def alias(
-        self, pool: str, name: str, value: Json, models: Collection[str] | None
+        self, path: str, name: str, value: Json, models: Collection[str] | None
     ) -> Alias | None:
         """What an alias stands for: a model, or an object with one; None if it has a problem.
 
         `models` are those of the pool; None if it lists none: then anything may be meant.
         """
-        path, fields = f"{pool}.aliases.{name}", {}
+        fields: dict[str, Any] = {}
         if isinstance(value, dict):
             fields = self.read(path, value, _ALIAS, "model")
         else:
@@ -2044,21 +2216,23 @@ class _Loader:
         if "model" not in fields:
             return None
 
-        if models is not None and (name in models or fields["model"] not in models):
-            hint = "" if name in models else f"; {_did_you_mean(fields['model'], sorted(models))}"
+        # An alias with the name of a model would hide it; one that leads nowhere, or to another
+        # alias, would be a model that no account serves.
+        target = fields["model"]
+        if models is not None and (name in models or target not in models):
+            hint = "" if name in models else f"; {_did_you_mean(target, sorted(models))}"
             self.refuse(path, f"must map a name that is not in models to one that is{hint}")
         return Alias(**fields)
 
-    # The whole.
+    # The top of the file, and the environment.
 
     def read_limits(self, value: Json) -> Limits:
         """The limits, which the other parts have as defaults: they are read first."""
-        limits = self.limits = Limits(**self.read("limits", value, _LIMITS))
+        self.limits = Limits(**self.read("limits", value, _LIMITS))
         # As text a body may be 8 times as large, and one key may use half of the room for all.
-        if limits.bodies_bytes_max < 8 * limits.body_bytes_max:
-            words = "less than 8 times body_bytes_max is little"
-            self.warnings.append(f"limits.bodies_bytes_max: {words}")
-        return limits
+        if self.limits.bodies_bytes_max < 8 * self.limits.body_bytes_max:
+            self.warn("limits.bodies_bytes_max", "should be at least 8 times body_bytes_max")
+        return self.limits
 
     def operators(self, tokens: Mapping[str, Json]) -> tuple[Operator, ...]:
         """The operators whose tokens are valid; no token may be a pool key, too."""
@@ -2066,47 +2240,62 @@ class _Loader:
         for name, token in tokens.items():
             path = f"operators.{name}"
             with self.at(path):
-                digest = self.digest(path, _string(token), "pooler key --operator")
-                operators.append(Operator(name, *digest))
+                secret = _string(token)
+                digest, source = self.resolver.digest(path, secret, "pooler key --operator")
+                operators.append(Operator(name, digest, source))
         return tuple(operators)
 
     def proxy(self, text: str) -> Proxy | None:
         """The proxy that `text` is or refers to; None if it has a problem."""
         proxy: Proxy | None = None
         with self.at("proxy"):
-            proxy = _proxy(self.secret(text)[0])
+            url, _ = self.resolver.read(text)
+            proxy = _proxy(url)
             self.is_proxied_elsewhere = not _is_loopback(proxy.url.host)
         return proxy
 
     def warn_of_proxies(self) -> None:
-        """Warn of variables that make other programs use a proxy: here they do nothing."""
+        """Warn of variables that make other programs use a proxy: here they do nothing.
+
+        They could come from anywhere, and where requests go is decided by pools.json alone.
+        """
         hint = "a proxy is used only if pools.json has one under proxy"
         for name in PROXY_VARIABLES:
             for variable in (name, name.lower()):
-                if self.env.get(variable):
-                    self.warnings.append(f"{variable} is set, and not used: {hint}")
+                if self.resolver.env.get(variable):
+                    self.warn(f"{variable} is set but not used", hint)
 
     def token_url(self) -> BaseUrl:
-        """Where logins are refreshed: at the usual place, or where the environment says (F57)."""
-        text = self.env.get(REFRESH_URL_VARIABLE)
+        """Where logins are refreshed: at the usual place, or where the environment says (F57).
+
+        It is the one destination that pools.json does not decide, so a warning names it.
+        """
+        text = self.resolver.env.get(REFRESH_URL_VARIABLE)
         url = REFRESH_URL
         if not text:
             return url
 
         with self.at(REFRESH_URL_VARIABLE):
             url = _base_url(text, "https://host/oauth/token")
-            is_private = _is_loopback(url.host) and not self.is_proxied_elsewhere
-            if not (url.is_tls or is_private):
-                raise ValueError("must be https://, for a login is sent there")
-            where = f"logins are refreshed at {url.authority}, which gets their refresh tokens"
-            self.warnings.append(f"{REFRESH_URL_VARIABLE} is set: {where}")
+            if not (url.is_tls or self.is_here(url)):
+                raise ValueError("must be https://, because refresh tokens are sent there")
+
+            receiver = f"logins are refreshed at {url.authority}, which gets their refresh tokens"
+            self.warn(f"{REFRESH_URL_VARIABLE} is set", receiver)
         return url
 
     def warn_of_key_log(self) -> None:
-        """Python's TLS writes the keys of every connection to the file that this names."""
-        if self.env.get(KEY_LOG_VARIABLE):
-            words = "whoever reads that file can decrypt all connections to upstreams"
-            self.warnings.append(f"{KEY_LOG_VARIABLE} is set: {words}")
+        """Warn of the file to which Python's TLS writes the keys of every connection."""
+        if self.resolver.env.get(KEY_LOG_VARIABLE):
+            reader = "whoever reads that file can decrypt all connections to upstreams"
+            self.warn(f"{KEY_LOG_VARIABLE} is set", reader)
+
+    def warn_of_public(self, listens: Iterable[Listen]) -> None:
+        """Warn of addresses at which other machines can connect: the pooler itself has no TLS."""
+        hint = "put a TLS proxy in front of it, and set allow_public: true if this is intended"
+        for listen in listens:
+            if not listen.is_loopback:
+                self.warn("listen", f"{listen.text} is open to other machines; {hint}")
 
     def config(self, value: Json) -> Config:
         """The whole configuration; members that have a problem are still read in full.
@@ -2114,7 +2303,7 @@ class _Loader:
         Raises: ConfigRefused, if there is any problem.
         """
         fields = self.read("", value, _TOP, "accounts", "pools")
-        given = object_of(value)
+        members = object_of(value)
         fields["limits"] = self.read_limits(fields.get("limits", {}))
 
         # Before the accounts: it decides which of their addresses are on this machine.
@@ -2127,21 +2316,17 @@ class _Loader:
 
         fields["accounts"] = accounts = {
             name: self.account(name, content)
-            for name, content in object_of(given.get("accounts")).items()
+            for name, content in object_of(members.get("accounts")).items()
         }
         fields["pools"] = {
             name: self.pool(name, content, accounts)
-            for name, content in object_of(given.get("pools")).items()
+            for name, content in object_of(members.get("pools")).items()
         }
-        fields["operators"] = self.operators(object_of(given.get("operators")))
+        fields["operators"] = self.operators(object_of(members.get("operators")))
 
         listens = fields.setdefault("listen", DEFAULT_LISTEN)
-        for listen in listens:
-            if not (listen.is_loopback or fields.get("allow_public")):
-                hint = (
-                    "put a TLS proxy in front of it, and set allow_public: true if this is intended"
-                )
-                self.warnings.append(f"listen: {listen.text} is open to other machines; {hint}")
+        if not fields.get("allow_public"):
+            self.warn_of_public(listens)
         fields["hosts"] = _hosts_of(fields.get("hosts"), listens)
 
         if self.problems:
@@ -2154,30 +2339,29 @@ def _check_presented(secret: str, command: str) -> None:
     if doubt := doubt_of_secret(secret):
         advice = f"run `{command}` and paste the line it prints, or write {{env:NAME}}"
         raise ValueError(f"{doubt}; {advice}")
-    is_hash = secret.lower().startswith("sha256:")  # it must never be a password
+
     # Visible ASCII only: anything else would not pass through an Authorization header unchanged.
+    # A hash must never be a password: it stands in files that are not kept secret.
+    is_hash = secret.lower().startswith("sha256:")
     if is_hash or not re.fullmatch(rf"[\x21-\x7e]{{{SECRET_CHARS_MIN},}}", secret):
         wanted = f"at least {SECRET_CHARS_MIN} visible ASCII characters"
-        raise ValueError(f"needs {wanted}; `{command}` makes a good one")
+        raise ValueError(f"must have {wanted}; `{command}` generates one")
+
     if len(secret) > BEARER_BYTES_MAX:
-        raise ValueError(f"is longer than {BEARER_BYTES_MAX} bytes, so nobody can present it")
-
-
-def _texts(value: Json) -> list[tuple[int, str]]:
-    """The places and texts of what should be a list of texts, each text once."""
-    members = value if isinstance(value, list) else []
-    first_places: dict[str, int] = {}
-    for index, member in enumerate(members):
-        if isinstance(member, str):
-            first_places.setdefault(member, index)
-    return [(index, text) for text, index in first_places.items()]
+        raise ValueError(
+            f"has more than {BEARER_BYTES_MAX} characters, so no client can present it"
+        )
 
 
 def _known_models(value: Json) -> set[str] | None:
     """The models in a pool's list, which may contain duplicates; None if the list is invalid."""
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, list):
         return None
-    return set(value) if all(map(is_model_name, value)) else None
+    are_names = all(isinstance(name, str) and is_model_name(name) for name in value)
+    return set(value) if are_names else None
+
+
+# Hints for misspelt names.
 
 
 def _did_you_mean(name: str, known: Collection[str], likeness: float = 0.6) -> str:
@@ -2185,9 +2369,11 @@ def _did_you_mean(name: str, known: Collection[str], likeness: float = 0.6) -> s
 
     `likeness` is how much a name must resemble a known one, as `difflib` counts it: 1 is equal.
     """
-    plain = {_plain(one): one for one in known}
-    near = difflib.get_close_matches(_plain(name), list(plain), 1, likeness)
-    return f"did you mean {plain[near[0]]!r}?" if near else f"known: {', '.join(known)}"
+    by_plain = {_plain(text): text for text in known}
+    nearest = difflib.get_close_matches(_plain(name), list(by_plain), 1, likeness)
+    if nearest:
+        return f"did you mean {by_plain[nearest[0]]!r}?"
+    return f"known: {', '.join(known)}"
 
 
 def _plain(name: str) -> str:
@@ -2197,16 +2383,21 @@ def _plain(name: str) -> str:
 
 # What other programs call a field of ours, in words that do not resemble it.
 _ELSEWHERE_CALLED: Final = {
-    "enabled": "paused", "disabled": "paused", "active": "paused", "weight": "priority",
-    "rpm": "requests_per_minute", "tpd": "tokens_per_day", "timeout": "first_event_seconds",
-    "strategy": "routing", "policy": "routing", "port": "listen", "bind": "listen",
-    "address": "listen", "apibase": "base_url", "endpoint": "base_url", "url": "base_url",
-    "token": "key", "secret": "key", "key": "api_key",
-}  # fmt: skip
+    "paused": "enabled disabled active",
+    "priority": "weight",
+    "requests_per_minute": "rpm",
+    "tokens_per_day": "tpd",
+    "first_event_seconds": "timeout",
+    "routing": "strategy policy",
+    "listen": "port bind address",
+    "base_url": "apibase endpoint url",
+    "key": "token secret",
+    "api_key": "key",
+}
 
 
-# Limits that pools.json could once set: they are constants now, or no longer needed.
-# A name that resembles one of them would be a wrong hint.
+# Limits that pools.json could once set: they are constants now, or no longer used.  The hint for
+# such a name must not be the limit that happens to resemble it.
 _FIXED_LIMITS: Final = frozenset(
     "bearer_bytes_max body_idle_seconds_max body_seconds_max connect_seconds_max decoded_bytes_max "
     "decoded_ratio_max demotion_seconds event_bytes_max events_bytes_max handshake_events_max "
@@ -2219,39 +2410,54 @@ _FIXED_LIMITS: Final = frozenset(
     "websocket_handshake_seconds_max websocket_message_bytes_max websocket_upstream_bytes_max "
     "write_stall_seconds_max".split()
 )
+_PLACES: Final[tuple[tuple[Spec, str], ...]] = (
+    (_TOP, "to the top of the file"),
+    (_LIMITS, "under limits"),
+    (_ACCOUNT, "to an account"),
+    (_POOL, "to a pool"),
+    (_KEY, "to a key"),
+)
 
 
 def _place_of(name: str, spec: Spec) -> str:
-    """The hint for an unknown field: what was meant, where it belongs, or that it is gone."""
+    """The hint for an unknown field: what was meant, where it belongs, or that it is gone.
+
+    A field in the wrong object is the most common mistake that is not a misspelling.  It comes
+    after a strong resemblance, as `key` in a pool means `keys` and does not belong to a key.
+    """
     if name in _FIXED_LIMITS:
         return "this limit can no longer be set"
 
-    meant = _ELSEWHERE_CALLED.get(_plain(name), "")
-    if meant in spec:
-        return f"did you mean {meant!r}?"
-    near = _did_you_mean(name, spec, 0.75)
-    places = (
-        (_TOP, "to the top of the file"), (_LIMITS, "under limits"), (_ACCOUNT, "to an account"),
-        (_POOL, "to a pool"), (_KEY, "to a key"),
-    )  # fmt: skip
-    for other, place in places:
-        if name in other and near.startswith("known"):
-            return f"it belongs {place}"
+    for field_name, words in _ELSEWHERE_CALLED.items():
+        if field_name in spec and _plain(name) in words.split():
+            return f"did you mean {field_name!r}?"
+
+    strong_hint = _did_you_mean(name, spec, 0.75)
+    if strong_hint.startswith("known"):
+        for other_spec, place in _PLACES:
+            if name in other_spec:
+                return f"it belongs {place}"
     return _did_you_mean(name, spec)
 
 
-def _hosts_of(hosts: Sequence[str] | None, listen: Sequence[Listen]) -> frozenset[str] | None:
-    """The names a Host header may bear; None: any.
+def _hosts_of(hosts: Sequence[str] | None, listens: Sequence[Listen]) -> frozenset[str] | None:
+    """The names that a Host header may have; None: any.
 
-    On loopback only, a foreign name is DNS rebinding; no browser can reach a unix socket.
+    On loopback only, a foreign name is DNS rebinding: a page's own host name was made to resolve
+    to this machine.  No browser can connect to a unix socket.
     """
     if hosts is not None:
         return frozenset(name.lower() for name in hosts)
-    tcp = [one.host for one in listen if one.unix_path is None]
-    if not tcp or not all(_is_loopback(host) for host in tcp):
+
+    tcp = [listen for listen in listens if listen.unix_path is None]
+    if not tcp or not all(listen.is_loopback for listen in tcp):
         return None
-    own = {f"[{host}]" if ":" in host else host for host in tcp}
-    return frozenset({"localhost", "127.0.0.1", "[::1]"} | own)
+
+    own_names = {listen.text.rpartition(":")[0] for listen in tcp}
+    return frozenset({"localhost", "127.0.0.1", "[::1]"} | own_names)
+
+
+# Text that is not JSON.
 
 
 def _object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
@@ -2273,18 +2479,15 @@ _COMMENTS: Final = ("//", "/*", "#")
 _LAST_COMMAS: Final = (",}", ",]")
 _MISTAKES: Final = (
     (_COMMENTS, "a comment; JSON has none"),
-    (
-        (*_LAST_COMMAS, "}", "]"),
-        "a comma before a closing bracket; the last member has none behind it",
-    ),
-    (_TYPOGRAPHIC_QUOTES, 'a typographic quote; JSON takes " only'),
-    (("'",), 'a single quote; JSON takes " only'),
-    (("True", "False", "None"), "JSON writes true, false and null in small letters"),
-    ((",",), "a comma too many"),
+    ((*_LAST_COMMAS, "}", "]"), "a comma before a closing bracket; remove it"),
+    (_TYPOGRAPHIC_QUOTES, 'a typographic quote; JSON uses " only'),
+    (("'",), 'a single quote; JSON uses " only'),
+    (("True", "False", "None"), "JSON writes true, false and null in lower case"),
+    ((",",), "one comma too many"),
 )
 # Python's messages that say enough, in words for people who write no JSON otherwise.
 _MESSAGES: Final = {
-    "Extra data": "more after its end",
+    "Extra data": "more text after the end of the JSON",
     "Unterminated string starting at": "a string that is not closed",
     "Invalid control character at": "a line break or tab within a string",
     "Invalid \\escape": "a backslash in a string; write two of them",
@@ -2295,36 +2498,46 @@ _MESSAGES: Final = {
 
 
 def describe_bad_json(text: str, place: int, message: str) -> str:
-    """Where and why text is no JSON: a line of words, the line itself, and a caret.
+    """Where and why text is no JSON: what is wrong, the line itself, and a caret; three lines.
 
-    Of the line only field names and punctuation are shown: the rest may be a secret.
+    `place` and `message` are those of Python's error.  Of the line only field names and punctuation
+    are shown: the rest may be a secret.
     """
     before = text[:place].rstrip()
     if before.endswith(",") and text[place : place + 1] in {"}", "]"}:
         place = len(before) - 1  # Python before 3.13 reports the bracket
-    rest = text[place : place + 1] + text[place + 1 :].lstrip()[:SHOWN_CHARS_MAX]
-    words = _mistake_in(rest, message.partition(": ")[0]) if text.strip() else "the file is empty"
+
+    mistake = "the file is empty"
+    if text.strip():
+        rest = text[place : place + 1] + text[place + 1 :].lstrip()[:SHOWN_CHARS_MAX]
+        mistake = _mistake_in(rest, message.partition(": ")[0])
 
     # Only the part of the line around the place: a file may be one long line.
-    start = text.rfind("\n", 0, place) + 1
-    line, column = text[start:].partition("\n")[0].rstrip("\r"), place - start
+    line_start = text.rfind("\n", 0, place) + 1
+    line = text[line_start:].partition("\n")[0].rstrip("\r")
+    column = place - line_start
     first = max(0, column - SHOWN_CHARS_MAX)
-    shown = re.sub(r"[^\s{}\[\],:\"]+", _masked, line[first : column + SHOWN_CHARS_MAX])
-    shown = "".join(one if one.isprintable() else " " for one in shown)
-    number = text.count("\n", 0, place) + 1
+    part = line[first : column + SHOWN_CHARS_MAX]
+
+    masked = re.sub(r"[^\s{}\[\],:\"]+", _masked, part)
+    shown = "".join(char if char.isprintable() else " " for char in masked)
     caret = " " * (column - first) + "^"
-    return f"line {number}, column {column + 1}: {words}\n  {shown}\n  {caret}"
+    number = text.count("\n", 0, place) + 1
+    return f"line {number}, column {column + 1}: {mistake}\n  {shown}\n  {caret}"
 
 
-def _mistake_in(rest: str, named: str) -> str:
-    """What is wrong where `rest` begins; `named`: what Python says of it."""
+def _mistake_in(rest: str, message: str) -> str:
+    """What is wrong where `rest` begins; `message`: the first part of Python's."""
     is_plain = rest.startswith((*_COMMENTS, *_LAST_COMMAS))
-    if named in _MESSAGES and not is_plain:
-        return _MESSAGES[named]
+    if message in _MESSAGES and not is_plain:
+        return _MESSAGES[message]
     if not rest:
         return "it ends too early; a bracket or a quote is not closed"
-    mistakes = (words for beginnings, words in _MISTAKES if rest.startswith(beginnings))
-    return next(mistakes, "something is missing before this: a comma, a colon or a quote")
+
+    for beginnings, mistake in _MISTAKES:
+        if rest.startswith(beginnings):
+            return mistake
+    return "something is missing before this: a comma, a colon or a quote"
 
 
 def _masked(match: re.Match[str]) -> str:
@@ -2338,7 +2551,8 @@ def _masked(match: re.Match[str]) -> str:
 
 
 # Doubts: what is probably a mistake, but no reason not to serve.  Each is a line that begins with
-# its JSON path: `check` prints them, and the start logs them.
+# its JSON path: `check` prints them, and the start logs them.  They are made from the values, so
+# they see what defaults and references came to.
 
 
 def doubts_of(config: Config, unix_now: float) -> list[str]:
@@ -2346,9 +2560,9 @@ def doubts_of(config: Config, unix_now: float) -> list[str]:
     doubts = [*_doubts_of_top(config), *_doubts_of_shared_secrets(config)]
     for account in config.accounts.values():
         doubts += _doubts_of_account(account, config)
+
     for pool in config.pools.values():
         doubts += _doubts_of_pool(pool)
-        doubts += _doubts_of_models(pool)
         doubts += _doubts_of_aliases(pool)
         doubts += _doubts_of_keys(pool, unix_now)
     return doubts
@@ -2356,38 +2570,41 @@ def doubts_of(config: Config, unix_now: float) -> list[str]:
 
 def _doubts_of_top(config: Config) -> Iterator[str]:
     """Doubts about the top of the file, and accounts that nobody uses."""
-    if config.hosts is not None and not config.hosts:
+    # An operator who wanted to allow every host would see each request refused with a 403.
+    if config.hosts == frozenset():
         yield "hosts: is empty, so every request is refused"
     if config.proxy and (doubt := _doubt_of_own(config.proxy.url, config.listen)):
         yield f"proxy: {doubt}"
+    # Routes have /v1 anyway: a prefix that repeats it is mostly a client's base URL.
     if f"{config.base_path}/".startswith("/v1/"):
-        yield f"base_path: stands before /v1, so a route is {config.base_path}/v1/responses"
+        yield f"base_path: is put before /v1, so a route is {config.base_path}/v1/responses"
 
     used = {account.name for pool in config.pools.values() for account in pool.accounts}
     for name in config.accounts:
         if name not in used:
-            yield f"accounts.{name}: is in no pool, so nobody uses it"
+            yield f"accounts.{name}: is in no pool, so it is never used"
 
 
 def _doubts_of_shared_secrets(config: Config) -> Iterator[str]:
     """Doubts about pool keys that an upstream knows, too: it could use the pool itself."""
     upstreams = {
-        hashlib.sha256(reveal(account.api_key).encode()).digest(): name
-        for name, account in config.accounts.items()
+        digest_of(reveal(account.api_key)): name for name, account in config.accounts.items()
     }
     for key in config.keys:
         if key.digest in upstreams:
             path = f"pools.{key.pool}.keys.{key.name}"
-            yield f"{path}: is the api_key of {upstreams[key.digest]}, too"
+            yield f"{path}: is also the api_key of {upstreams[key.digest]}"
 
 
 def _doubts_of_account(account: Account, config: Config) -> Iterator[str]:
     """Doubts about an account's address, key and models."""
     path = f"accounts.{account.name}"
-    if doubt := _doubt_of_url(account) or _doubt_of_own(account.base_url, config.listen):
+    url = account.base_url
+    if doubt := _doubt_of_url(account) or _doubt_of_own(url, config.listen):
         yield f"{path}.base_url: {doubt}"
-    if account.base_url.host == "api.openai.com" and reveal(account.api_key) == "none":
-        yield f'{path}.api_key: "none" is no key that api.openai.com takes'
+    # "none" is for local servers: here each request would get a 401.
+    if url.host == "api.openai.com" and reveal(account.api_key) == "none":
+        yield f'{path}.api_key: "none" is not accepted by api.openai.com'
     if account.models is not None:
         yield from _doubts_of_served(f"{path}.models", account.models)
 
@@ -2404,7 +2621,10 @@ def _doubts_of_served(path: str, models: Mapping[str, str]) -> Iterator[str]:
 
 
 def _doubt_of_own(url: BaseUrl, listens: Iterable[Listen]) -> str:
-    """Why what is sent to an address comes back to the pooler, or ""."""
+    """Why what is sent to an address comes back to the pooler, or "".
+
+    Each request would become another one, until all places are taken.
+    """
     for listen in listens:
         is_any = listen.is_loopback or listen.host in _EVERYWHERE
         is_here = url.host == listen.host or (_is_loopback(url.host) and is_any)
@@ -2419,25 +2639,25 @@ _UNMEANT_NAME: Final = re.compile(r"\$\w+|.*(?:\$\{|\{\{|\{env:|\{file:).*|<.*>"
 
 
 def _doubt_of_name(name: str) -> str:
-    """Why a text is probably not a model's name, or ""."""
-    if name != name.strip():
-        return "has a blank before or behind it"
-    if "*" in name:
-        return "a name is taken as it stands; * is no pattern here"
-    if _UNMEANT_NAME.fullmatch(name):
-        return "a variable or placeholder that nobody fills in here"
-    return ""
+    """Why a text is probably not a model's name, or "".
+
+    Servers choose the names of their models, so none of this is impossible.
+    """
+    reasons = (
+        (name != name.strip(), "has a space at its beginning or end"),
+        ("*" in name, "names are compared as they stand; * is not a wildcard"),
+        (_UNMEANT_NAME.fullmatch(name), "is a variable or placeholder that is not replaced here"),
+    )
+    return _first_of(reasons)
 
 
 def _doubts_of_names(path: str, names: Sequence[str] | None, emptiness: str) -> Iterator[str]:
     """The doubts about an allow-list of models; `emptiness`: what it means if it is empty."""
-    if names is None:
-        return
-    for index, name in enumerate(names):
+    if names == ():
+        yield f"{path}: is empty, so {emptiness}"
+    for index, name in enumerate(names or ()):
         if doubt := _doubt_of_name(name):
             yield f"{path}[{index}]: {doubt}"
-    if not names:
-        yield f"{path}: is empty, so {emptiness}"
 
 
 # Where well-known providers have their APIs: a base URL that ends before it gets a 404 for all.
@@ -2446,6 +2666,7 @@ _PATHS_OF_HOSTS: Final = {
     "api.mistral.ai": "/v1", "api.x.ai": "/v1", "api.together.xyz": "/v1",
     "api.anthropic.com": "/v1",
 }  # fmt: skip
+# In providers' documentation, and in examples of this one.
 _PLACEHOLDER_HOST: Final = re.compile(
     r"(?i:(?:^|[.-])your[.-]|(?:^|\.)example\.(?:com|net|org)$|(?:^|[.-])placeholder(?:[.-]|$))"
 )
@@ -2454,49 +2675,47 @@ _PATHLESS_HOSTS: Final = frozenset({"api.deepseek.com", "api.perplexity.ai"})
 
 
 def _doubt_of_url(account: Account) -> str:
-    """Why there is probably no API at an account's address, or ""."""
+    """Why there is probably no API at an account's address, or "".
+
+    The two types of accounts have different APIs at OpenAI (F1): with the other one's address each
+    request gets a 401 or a 404, which looks as if the credential were wrong.
+    """
     url = account.base_url
     if account.is_codex:
         if url.host == "api.openai.com":
-            return "this address takes API keys, not the login of an account of type codex"
+            return "this address takes API keys; the type of such an account is openai"
         is_odd = url.host == "chatgpt.com" and url.path != "/backend-api/codex"
         return "should end in /backend-api/codex" if is_odd else ""
 
-    wanted = _PATHS_OF_HOSTS.get(url.host, "")
+    path = _PATHS_OF_HOSTS.get(url.host, "")
+    is_pathless = not url.path and url.host not in _PATHLESS_HOSTS
     reasons = (
-        (_PLACEHOLDER_HOST.search(url.host), "a placeholder; write the host of your upstream"),
+        (_PLACEHOLDER_HOST.search(url.host), "is a placeholder; write the host of your upstream"),
         (url.path.endswith("/v1/v1"), "has /v1 twice"),
         (
             url.host == "chatgpt.com",
             "this address takes ChatGPT logins; the type of such an account is codex",
         ),
-        (not url.path.startswith(wanted), f"should end in {wanted}, where this API is"),
-        (
-            not url.path and url.host not in _PATHLESS_HOSTS,
-            "has no path; most APIs are under /v1",
-        ),
+        (not url.path.startswith(path), f"should end in {path}, where this provider has its API"),
+        (is_pathless, "has no path; most APIs are under /v1"),
     )
     return _first_of(reasons)
 
 
-def _doubts_of_pool(pool: Pool) -> Iterator[str]:
-    """Doubts about what a pool has as a whole."""
-    path = f"pools.{pool.name}"
-    if pool.accounts and all(account.paused for account in pool.accounts):
-        yield f"{path}.accounts: all of them are paused, so nobody can serve this pool"
-    yield from _doubts_of_names(f"{path}.models", pool.models, "this pool serves nothing")
-
-
 def _doubts_of_keys(pool: Pool, unix_now: float) -> Iterator[str]:
-    """Doubts about each key of a pool, and whether any of them can be used."""
+    """Doubts about each key of a pool, and whether any of them can be used.
+
+    An expired key gets the same 401 as an unknown one: only here the operator sees why.
+    """
     for key in pool.keys:
         path = f"pools.{pool.name}.keys.{key.name}"
         yield from _doubts_of_names(f"{path}.models", key.models, "this key may use no model")
         if key.expires is not None and key.expires <= unix_now:
             yield f"{path}.expires: this key has expired"
+
     if pool.keys and not any(key.is_usable(unix_now) for key in pool.keys):
-        words = "all of them are paused or expired, so nobody can use this pool"
-        yield f"pools.{pool.name}.keys: {words}"
+        consequence = "all of them are paused or expired, so nobody can use this pool"
+        yield f"pools.{pool.name}.keys: {consequence}"
 
 
 # As upstreams call them; others only cause a warning, as upstreams may add more.
@@ -2509,17 +2728,23 @@ def _doubts_of_aliases(pool: Pool) -> Iterator[str]:
     for name, alias in pool.aliases.items():
         path = f"pools.{pool.name}.aliases.{name}"
         if name != name.strip():
-            yield f"{path}: has a blank before or behind it"
-        if alias.effort not in (None, *_EFFORTS):
-            yield f"{path}.effort: hardly a level; {_did_you_mean(alias.effort, _EFFORTS)}"
-        if alias.service_tier not in (None, *_ALIAS_TIERS):
-            hint = _did_you_mean(alias.service_tier, _ALIAS_TIERS)
-            yield f"{path}.service_tier: hardly a tier; {hint}"
+            yield f"{path}: has a space at its beginning or end"
+        for member, known in (("effort", _EFFORTS), ("service_tier", _ALIAS_TIERS)):
+            value = getattr(alias, member)
+            if value not in (None, *known):
+                yield f"{path}.{member}: is not a known value; {_did_you_mean(value, known)}"
 
 
-def _doubts_of_models(pool: Pool) -> Iterator[str]:
-    """Names of models that lead nowhere, as far as accounts list theirs."""
+def _doubts_of_pool(pool: Pool) -> Iterator[str]:
+    """Doubts about a pool's accounts, and names of models that lead nowhere.
+
+    A client that asks for such a model gets a 400, though `GET /v1/models` may have offered it.
+    """
     path = f"pools.{pool.name}"
+    if pool.accounts and all(account.paused for account in pool.accounts):
+        yield f"{path}.accounts: all of them are paused, so nobody can serve this pool"
+    yield from _doubts_of_names(f"{path}.models", pool.models, "this pool serves nothing")
+
     offered = _listed_models(pool.accounts)
     if pool.models is not None:
         for place, model in _lacking(pool.models, offered):
@@ -2533,18 +2758,24 @@ def _doubts_of_offer(path: str, pool: Pool, offered: set[str]) -> Iterator[str]:
     """What of a pool is not among the models that it offers."""
     for index, account in enumerate(pool.accounts):
         if account.models and offered and offered.isdisjoint(account.models):
-            words = "lists none of this pool's models, so it serves nothing here"
-            yield f"{path}.accounts[{index}]: {account.name} {words}"
+            consequence = "lists none of this pool's models, so it serves nothing here"
+            yield f"{path}.accounts[{index}]: {account.name} {consequence}"
+
     for alias, target in pool.aliases.items():
         if target.model not in offered:
             yield f"{path}.aliases.{alias}: no account of this pool lists {target.model}"
+
+    names = offered | pool.aliases.keys()
     for key in pool.keys:
-        for place, model in _lacking(key.models or (), offered | pool.aliases.keys()):
-            yield f"{path}.keys.{key.name}.models{place}: this pool has no {model}"
+        for place, model in _lacking(key.models or (), names):
+            yield f"{path}.keys.{key.name}.models{place}: this pool does not offer {model}"
 
 
 def _listed_models(accounts: Iterable[Account]) -> set[str] | None:
-    """The models that the accounts list together; None if one of them lists none."""
+    """The models that the accounts list together; None if one of them lists none.
+
+    Such an account serves what its upstream's /models lists, which is not known here.
+    """
     models: set[str] = set()
     for account in accounts:
         if account.models is None:
@@ -2561,7 +2792,10 @@ def _lacking(models: Iterable[str], offered: Collection[str] | None) -> Iterator
 
 
 def literal_secrets(config: Config) -> list[str]:
-    """The JSON paths of secrets that stand in the file itself."""
+    """The JSON paths of secrets that stand in the file itself.
+
+    They are accepted, as the file may be well kept; `check` recommends references.
+    """
     sources: dict[str, str] = {}
     for account in config.accounts.values():
         # A shorter one is what a server without keys takes: "none", "ollama".
@@ -2574,63 +2808,65 @@ def literal_secrets(config: Config) -> list[str]:
     return [path for path, source in sources.items() if source == "literal"]
 
 
-# What a reload has changed.
+# Changes.  After a reload the operator reads in the log what it changed, which should be what was
+# edited: a path that is not expected there is a mistake that was valid.
 
 
 def changes_between(before: Config, after: Config) -> list[str]:
     """The sorted JSON paths of what was added, removed or changed; no members of what is new."""
     old, new = _by_path(before), _by_path(after)
-    changes = []
-    for path in sorted(old.keys() | new.keys()):
-        if path in old and path in new:
-            if old[path] != new[path]:
-                changes.append(f"{path} changed")
-            continue
+    both = old.keys() & new.keys()
+    changes = [f"{path} changed" for path in both if old[path] != new[path]]
+    for change, with_it, without in (("added", new, old), ("removed", old, new)):
+        for path in with_it.keys() - both:
+            parent = path.rpartition(".")[0]
+            # If its parent was added or removed with it, that is the change.
+            if parent in without or parent not in with_it:
+                changes.append(f"{path} {change}")
 
-        is_added = path in new
-        here, there = (new, old) if is_added else (old, new)
-        parent = path.rpartition(".")[0]
-        if parent in there or parent not in here:  # else its parent is named
-            changes.append(f"{path} {'added' if is_added else 'removed'}")
-
-    more = len(changes) - CHANGES_TOLD_MAX
+    changes.sort()
+    more = len(changes) - CHANGES_SHOWN_MAX
     if more > 0:
-        changes[CHANGES_TOLD_MAX:] = [f"and {more} more"]
+        changes[CHANGES_SHOWN_MAX:] = [f"and {more} more"]
     return changes
+
+
+# Fields that say where a value stands, or repeat what another says.
+_NOT_COMPARED: Final = frozenset({"name", "identity", "source", "pool"})
 
 
 def _by_path(config: Config) -> dict[str, object]:
     """What a configuration says, by JSON path; secrets as digests.
 
     Two of these are compared, so what is equal must mean the same: a secret that has moved from the
-    file to a variable is unchanged.
+    file to a variable is unchanged.  `listen` is left out, as a reload does not change it.
     """
     flat: dict[str, object] = {}
 
     def put(prefix: str, value: Any, *left_out: str) -> None:  # noqa: ANN401 (any dataclass)
-        for one in dataclasses.fields(value):
-            if one.name not in {"name", "identity", "source", "pool", *left_out}:
-                flat[f"{prefix}{one.name}"] = getattr(value, one.name)
+        names = {member.name for member in dataclasses.fields(value)}
+        for name in names.difference(_NOT_COMPARED, left_out):
+            flat[f"{prefix}{name}"] = getattr(value, name)
 
     put("", config, "accounts", "pools", "operators", "limits", "warnings", "listen")
     put("limits.", config.limits)
     if config.proxy is not None:
         login = "" if config.proxy.login is None else reveal(config.proxy.login)
-        flat["proxy"] = (config.proxy.url, hashlib.sha256(login.encode()).digest())
+        flat["proxy"] = (config.proxy.url, digest_of(login))
 
     for name, account in config.accounts.items():
         flat[f"accounts.{name}"] = account.is_codex
         put(f"accounts.{name}.", account)
-        secret = reveal(account.api_key).encode()
-        flat[f"accounts.{name}.api_key"] = hashlib.sha256(secret).digest()
+        flat[f"accounts.{name}.api_key"] = digest_of(reveal(account.api_key))
 
     for name, pool in config.pools.items():
         flat[f"pools.{name}"] = None
         put(f"pools.{name}.", pool, "keys")
         flat[f"pools.{name}.accounts"] = [account.name for account in pool.accounts]
         for key in pool.keys:
-            flat[f"pools.{name}.keys.{key.name}"] = None
-            put(f"pools.{name}.keys.{key.name}.", key)
+            path = f"pools.{name}.keys.{key.name}"
+            flat[path] = None
+            put(f"{path}.", key)
 
     for operator in config.operators:
         flat[f"operators.{operator.name}"] = operator.digest
@@ -2649,11 +2885,11 @@ def parse_config(
         value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object_of)
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
-        told = describe_bad_json(error.doc, error.pos, error.msg)
-        raise ConfigRefused([f"{source}: not valid JSON at {told}"]) from None
+        description = describe_bad_json(error.doc, error.pos, error.msg)
+        raise ConfigRefused([f"{source}: not valid JSON at {description}"]) from None
     except (ValueError, RecursionError):
         raise ConfigRefused([f"{source}: not valid JSON in UTF-8"]) from None
-    return _Loader(env, read_file, source).config(value)
+    return _Loader(_Resolver(env, read_file), source).config(value)
 
 
 ################################################################
@@ -2668,32 +2904,24 @@ _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
 Entry = TypeVar("Entry", Key, Operator)
 
 
-def bearer_of(
-    headers: Headers,
-    bytes_max: int,
-) -> str | None:
+def bearer_of(headers: Headers) -> str | None:
     """The token of `Authorization: Bearer` (RFC 6750 §2.1), as latin-1 text.
 
-    None if there is none, or if it is longer than `bytes_max`.  A head with a second Authorization
-    field has already been refused.
+    None if there is none, or if it is longer than our keys may be.  A head with a second
+    Authorization field has already been refused.
     """
-    value = headers.get("authorization", "")
-    match = _BEARER.fullmatch(value)
-    if match is None or len(match[1]) > bytes_max:
+    match = _BEARER.fullmatch(headers.get("authorization", ""))
+    if match is None or len(match[1]) > BEARER_BYTES_MAX:
         return None
     return match[1]
 
 
-def basic_of(
-    headers: Headers,
-    bytes_max: int,
-) -> str | None:
+def basic_of(headers: Headers) -> str | None:
     """The password of `Authorization: Basic` (RFC 7617), as latin-1 text.
 
-    None if there is none, or if it is longer than `bytes_max`.  The user name is ignored.
+    None if there is none, or if it is longer than our keys may be.  The user name is ignored.
     """
-    value = headers.get("authorization", "")
-    match = _BASIC.fullmatch(value)
+    match = _BASIC.fullmatch(headers.get("authorization", ""))
     if match is None:
         return None
 
@@ -2703,9 +2931,7 @@ def basic_of(
         return None
 
     _, _, password = decoded.decode("latin-1").partition(":")
-    if len(password) > bytes_max:
-        return None
-    return password
+    return password if len(password) <= BEARER_BYTES_MAX else None
 
 
 def match_secret(
@@ -3948,7 +4174,7 @@ def unknown_model(pool: Pool, key: Key, offered: Iterable[str]) -> PoolerError:
     if not names:
         return PoolerError("model_not_found")
 
-    shown = ", ".join(names[:MODELS_TOLD_MAX])
+    shown = ", ".join(names[:MODELS_SHOWN_MAX])
     public = f"This key has no such model. It may use {shown} (GET /v1/models)."
     return PoolerError("model_not_found", public)
 
@@ -5958,31 +6184,43 @@ def _choices_of_chunks(choice: JsonDict) -> Iterator[JsonDict]:
 ################################################################
 # VERDICTS
 ################################################################
-# What a failed attempt means: for the request (hand the response on, try the next account,
-# repair and ask the same one again) and for the account.  A code, or a type, stands for a status,
-# and one table says what a status means, wherever it is found (F41): in a response's head, in an
-# event or a JSON body of a 200, in a frame of a WebSocket.  F46 says which statuses prove that
-# nothing was executed.
+# What a failed attempt means: for the request (return the response, try the next account, repair
+# the request and ask the same account again) and for the account.  A code, or a type, stands for a
+# status, and one table says what a status means, wherever it is found (F41): in a response's head,
+# in an event or a JSON body of a 200, in a frame of a WebSocket.  F46 says which statuses prove
+# that nothing was executed.
+#
+# Three guarantees of SECURITY.md rest on this section.  Never twice: Action.NEXT is for failures
+# that prove that no work was done.  Never blamed: a failure that the request has caused by itself
+# has Effect.NONE.  Never leaked: what an upstream says of an account reaches no client.
 
 
 class Action(enum.Enum):
-    RETURN = enum.auto()
-    NEXT = enum.auto()
+    """What happens to the request after a failed attempt."""
+
+    RETURN = enum.auto()  # the client gets the failure: another account cannot help, or must not
+    NEXT = enum.auto()  # another account is asked: this one has done nothing
     REFRESH = enum.auto()  # the same account once with a new token, if it is of type codex
     REPAIR = enum.auto()  # the same account once without encrypted reasoning
     REOPEN = enum.auto()  # the same account once on a new WebSocket
 
 
 class Effect(enum.Enum):
-    NONE = enum.auto()
+    """What a failed attempt does to its account."""
+
+    NONE = enum.auto()  # the account is not to blame
     LIMITED = enum.auto()  # cools down until its reset
     MODEL_LIMITED = enum.auto()  # the same, but only for this model
     REFUSED = enum.auto()  # its credential or plan is not accepted
     FORBIDDEN = enum.auto()  # the same without a reason: perhaps only this request was
     DEMOTED = enum.auto()  # used after the others for a minute
+    # Not asked for that for a while; it may serve everything else.
     LACKS_MODEL = enum.auto()
     LACKS_ROUTE = enum.auto()
     LACKS_WEBSOCKET = enum.auto()
+
+
+LIMIT_EFFECTS: Final = frozenset({Effect.LIMITED, Effect.MODEL_LIMITED})
 
 
 class Fault(NamedTuple):
@@ -6000,6 +6238,7 @@ class Fault(NamedTuple):
 
 
 NAMELESS: Final = 0  # the status of a failure in a 200 that says nothing else about itself
+# A status that is not in here is about the request: the client gets it, no account is blamed.
 _BY_STATUS: Final[Mapping[int, tuple[Action, Effect]]] = {
     NAMELESS: (Action.NEXT, Effect.NONE),
     401: (Action.REFRESH, Effect.REFUSED),
@@ -6015,6 +6254,8 @@ SOCKET_EXPIRED_CODE: Final = "websocket_connection_limit_reached"  # it was open
 _USAGE_WORDS: Final = re.compile(
     "usage|quota|credit|billing|balance|spend|depleted|funds|budget|(?:daily|monthly|plan|weekly)_"
 )
+# Every repetition below is bounded: an upstream that is hostile chooses the text, and the time of a
+# match must not grow faster than that text.
 _ANY: Final = "(?:[a-z]{1,24}_){0,4}"
 # A client's content names users, projects and teams, too: if an upstream does not find one of
 # these, it may well be one that the client named.
@@ -6050,14 +6291,17 @@ _LIMIT_WORDS: Final = re.compile(
     "|usage_not_included|too_many_requests(?:_error)?|resource_exhausted"
     "|rate_limited(?:_error)?|throttl(?:ed|ing)(?:_error|_exception)?"
 )
+# Not the same as a missing credential: the account is in order, but may not do this.
 _DENIAL_WORDS: Final = re.compile(
     "access_denied|forbidden(?:_error)?|permission_(?:denied(?:_error)?|error)"
 )
+# Also of an account whose plan lacks the model (F42): another account may have it.
 _MODEL_WORDS: Final = re.compile(
     "model_not_(?:accessible|allowed|available|exist|found|included|supported)"
     "|model_(?:decommissioned|deprecated|discontinued|retired)"
     "|(?:invalid|unknown|unsupported)_model(?:_id|_name)?|deployment_not_found"
 )
+# The upstream's own trouble, which proves that it has stopped working on the request (F46).
 _FAILURE_WORDS: Final = re.compile(
     "api_?(?:connection_)?error|bad_gateway(?:_error)?|provider_error|upstream_error"
     "|internal(?:_error)?|(?:internal_)?server_error|internal_failure"
@@ -6067,6 +6311,7 @@ _FAILURE_WORDS: Final = re.compile(
 _OVERLOAD_WORDS: Final = re.compile(
     f"{_ANY}overloaded(?:_error)?|slow_down|(?:service_)?unavailable(?:_error)?"
 )
+# Only a gateway has stopped waiting: the server behind it may still be working (F46).
 _TIMEOUT_WORDS: Final = re.compile("deadline_exceeded|(?:gateway_)?timeout(?:_error)?")
 # The status that a code or a type of an upstream stands for, first of all an account's: 401 is
 # for its credential, 402 for itself, 429 for a limit of it.  All others are the request's own.
@@ -6082,7 +6327,7 @@ _MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
 }
 # These say so whatever the status that they come with: some have one for everything (F41).
 _FIRM: Final = frozenset({401, 402, 429})
-# Of this form is a code that stands where a text is usual, as in OAuth's errors.
+# A code that stands where a text is usual, as in OAuth's errors, has this form.
 _WORDY_CODE: Final = re.compile("[a-z]{1,24}(?:_[a-z]{1,24}){1,5}")
 _CAMEL: Final = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 # The request's own fault, whichever account is asked (F44).
@@ -6097,15 +6342,19 @@ _FLAGGED: Final = re.compile(
     r"(?i)\b(?:content|image|input|messages?|prompt|request)\b[^.\n]{0,60}"
     r"\b(?:flagged|moderation|(?:content|safety|usage) polic(?:y|ies)|safety system)\b"
 )
-# Not a flat event's type, and not a number.
+# What may be logged and counted as a code.  Not the type of a flat event, which says only that it
+# is an error, and not a number, which is a status.
 _CODE_TOKEN: Final = re.compile(r"(?!error$|response\.|[0-9]+$)[A-Za-z0-9_.-]{1,80}")
 _UNREADABLE: Final = re.compile("could not be (?:verified|decrypted)")  # encrypted content (F10)
 # A limit that is lower than what the request asks for by itself (F48).
 _ASKED: Final = re.compile(
     r"Limit ([0-9]{1,15}), (?:Used [0-9]{1,15}, )?Requested ([0-9]{1,15})(?![0-9])"
 )
+# Without any code a text may still say that it is a limit of pace; one of a plan has a code (F39).
 _THROTTLED: Final = re.compile(r"(?i)\brate.?limit|\btoo many requests")
 _MARKUP: Final = re.compile(r"(?i)<(?:!doctype|html|head|body|title|script)\b")
+# Control characters, line separators and marks of direction: none of them may forge a log line or
+# reorder what a person reads.
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffd]")
 # Keys, tokens and ids, as providers write them, also masked ones of which a part is left; the
 # ids of ChatGPT accounts, which look like those of requests; and addresses of people.  An id has a
@@ -6119,12 +6368,14 @@ _NAMES_ACCOUNT: Final = (
     r"|(?:(?<![\w.+-])[\w.+-]{1,64}|[\w.+-])@[\w-][\w.-]*"
 )
 _ACCOUNT_NAMES: Final = re.compile(_NAMES_ACCOUNT)
-# These, and what is said to the owner of an account.
+# These, and what is said to the owner of an account: "your plan", "your API key".
 _PRIVATE: Final = re.compile(
     rf"{_NAMES_ACCOUNT}|(?i:\b[0-9a-f-]{{32}}|\bbearer |\bapi.?key|\b(?:billing|credentials?)\b"
     r"|\byour (?:\w+ )?(?:account|authentication|organization|plan|subscription|team|workspace))"
 )
-_PLACE: Final = re.compile(r"https?://[^\s'\"]+|\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b")
+# Addresses of hosts: a client must not learn where the upstream is.
+_HOST_ADDRESS: Final = re.compile(r"https?://[^\s'\"]+|\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b")
+# "The model `x` does not exist", in the words of the upstreams that were seen to give no code.
 _NO_MODEL: Final = re.compile(
     r"(?i)(?:model [`'\"]?[\w.:/-]+[`'\"]?|model|[`'\"][\w.:/-]+[`'\"] model) "
     r"(?:(?:was |is |does )?not (?:found|exist|available|supported when using)"
@@ -6154,6 +6405,7 @@ _NO_ROUTE_CODES: Final = re.compile(
     "(?:unknown|unsupported|invalid)_(?:endpoint|route|url)|(?:endpoint|path|route)_not_found"
 )
 _HTTP_DATE: Final = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 §5.6.7, the one that is to be sent
+# What comes before a span of time (F40), and before a moment.
 _RETRY_HINT: Final = re.compile(
     r"(?i)(?:(?:try(?:ing)? again|retry(?:ing)?|resets?) (?:in|after)|wait(?: for)?)"
     r"(?: about| at least)? (?=[0-9])"
@@ -6164,6 +6416,7 @@ _RETRY_MOMENT: Final = re.compile(
 )
 # A limit's reset counts where nothing is left of it: `x-ratelimit-remaining-tokens: 0` (F66).
 _RATE_LIMITS: Final = ("", "-requests", "-tokens")
+# One part of a span: "6m0s" has two.  Milliseconds first, as their "m" is no minute.
 _SPAN: Final = re.compile(
     r"(?i)([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(?:(ms|milliseconds?)|([smhd])|"
     r"(sec|min|second|minute|hour|day)s?)(?![a-z]),? ?(?:and )?"
@@ -6182,9 +6435,11 @@ class UpstreamWords(NamedTuple):
     status: int = 0  # that it speaks of, as a number
 
 
-# What is in one of these says more of an error than what is around it.
+# The members under which upstreams nest an error (F38, F58).  What is inside says more than what is
+# around it.
 _ERROR_HOLDERS: Final = ("error", "response", "detail", "errors", "choices")
 _MESSAGE_NAMES: Final = ("message", "detail", "msg", "error_description")
+_STATUS_NAMES: Final = ("code", "status", "status_code")  # a code may be a number (F58)
 REACHED_HEADER: Final = "x-codex-rate-limit-reached-type"  # how a limit was reached (F39)
 
 
@@ -6194,16 +6449,23 @@ def read_error(value: Json, headers: Headers = NO_FIELDS) -> UpstreamWords:
     An error in an event may have a response's status and headers next to it.
     """
     levels = _levels(object_of(value))
-    error = ChainMap(*levels)
+    error = ChainMap(*levels)  # a member of an inner object hides that of an outer one
     names = _error_names(levels, headers)
+    code = names[0] if names else ""
 
     texts = (text_at(level, name) for level in levels for name in _MESSAGE_NAMES)
-    message = next(filter(None, texts), "")[:MESSAGE_CHARS_MAX]
-    numbers = (level.get(name) for level in levels for name in ("code", "status", "status_code"))
+    message = next(filter(None, texts), "")
+    numbers = (level.get(name) for level in levels for name in _STATUS_NAMES)
     status = next(filter(None, map(status_in, numbers)), 0)
 
-    known = _error_headers(error) | {**headers}
-    return UpstreamWords("".join(names[:1]), message, error, known, tuple(names), status)
+    return UpstreamWords(
+        code,
+        message[:MESSAGE_CHARS_MAX],
+        error,
+        _error_headers(error) | {**headers},
+        tuple(names),
+        status,
+    )
 
 
 def is_code(text: str) -> bool:
@@ -6224,37 +6486,46 @@ def _error_names(levels: Sequence[JsonObject], headers: Headers) -> list[str]:
 
 
 def _error_headers(error: JsonObject) -> dict[str, str]:
-    """The headers in an error, or in its metadata, by lower-case name; long ones are left out."""
-    given = object_of(error.get("headers")) or object_at(error.get("metadata"), "headers")
+    """The headers in an error, or in its metadata, by lower-case name; long ones are left out.
+
+    An error frame of a WebSocket has them there (F24), as it has no head of its own.
+    """
+    headers = object_of(error.get("headers")) or object_at(error.get("metadata"), "headers")
     return {
         name.lower(): text
-        for name, text in given.items()
+        for name, text in headers.items()
         if isinstance(text, str) and len(text) <= KIB
     }
 
 
 def _levels(outer: JsonDict) -> list[JsonDict]:
-    """The objects around what an upstream says of an error, the innermost first."""
+    """The objects around what an upstream says of an error, the innermost first.
+
+    Of a list the first object is taken (F65), and a text counts as an object with that message.
+    """
     levels = [outer]
     while len(levels) < ERROR_DEPTH_MAX:
-        inner = next(filter(None, (levels[0].get(name) for name in _ERROR_HOLDERS)), None)
+        members = (levels[0].get(name) for name in _ERROR_HOLDERS)
+        inner = next(filter(None, members), None)
         if isinstance(inner, list):
             inner = next(iter(objects_of(inner[:1])), None)
         if isinstance(inner, str):
-            is_code = _WORDY_CODE.fullmatch(inner) and meaning_of(inner)
-            inner = {"code" if is_code else "message": inner}
+            is_known_code = _WORDY_CODE.fullmatch(inner) and meaning_of(inner)
+            inner = {"code" if is_known_code else "message": inner}
         if not isinstance(inner, dict):
             break
+
         levels.insert(0, inner)
     return levels
 
 
 def meaning_of(name: str) -> int:
-    """The status that a code or a type stands for; 0, where that is not known.
+    """The status that a code or a type stands for; 0 if that is not known.
 
-    It may be written as upstreams write the names of their classes.
+    It may be the name of a class, as in `openai.RateLimitError`: only its last part counts.
     """
-    plain = _CAMEL.sub("_", name.rpartition(".")[2]).lower().replace("-", "_")
+    last_part = name.rpartition(".")[2]
+    plain = _CAMEL.sub("_", last_part).lower().replace("-", "_")
     return next((status for status, means in _MEANINGS.items() if means(plain)), 0)
 
 
@@ -6266,27 +6537,39 @@ def _status_of(status: int, words: UpstreamWords) -> int:
     for firm in (*map(meaning_of, words.names), words.status):
         if firm in _FIRM:
             return firm
-    if status:
-        return status
+    return status or _status_in_200(words)
+
+
+def _status_in_200(words: UpstreamWords) -> int:
+    """The status that a failure in a 200 stands for: all there is is what it says of itself."""
     if words.status:
-        return words.status if words.status < 500 or words.status in _BY_STATUS else 502
-    if not words.names:
-        return 429 if _THROTTLED.search(words.message) else _unnamed(words)
-    return meaning_of(words.code) or 400
+        is_usual = words.status < 500 or words.status in _BY_STATUS
+        return words.status if is_usual else 502
+    if words.names:
+        # A code that nobody knows is most likely about the request, and blames no account.
+        return meaning_of(words.code) or 400
+    if _THROTTLED.search(words.message):
+        return 429
+    is_of_request = _is_about_model(words) or _is_about_reasoning(words)
+    return 400 if is_of_request else NAMELESS
 
 
-def _unnamed(words: UpstreamWords) -> int:
-    return 400 if _is_about_model(words) or _is_about_reasoning(words) else NAMELESS
+def _reason(status: int, words: UpstreamWords) -> str:
+    """What is known of a failure, for the log: names and numbers, and no text.
 
-
-def _reason(told: int, words: UpstreamWords) -> str:
-    """What is known of a failure, for the log: names and numbers, and no text."""
+    `status` is the response's: a 200 with a failure in it must be recognizable in the log.
+    """
     reached: Json = words.headers.get(REACHED_HEADER)
     reached = reached or words.error.get("rate_limit_reached_type")
     reached = text_at(reached, "type") or text_at(reached, "kind") or reached
-    name = words.code or (str(words.status) if words.status not in {0, told} else "")
-    is_told = isinstance(reached, str) and is_code(reached) and reached != name
-    return " ".join(filter(None, [str(told), name, reached if is_told else ""]))
+
+    name = words.code
+    if not name and words.status not in {0, status}:
+        name = str(words.status)
+    parts = [str(status), name]
+    if isinstance(reached, str) and is_code(reached) and reached != name:
+        parts.append(reached)
+    return " ".join(filter(None, parts))
 
 
 def cleaned(text: str) -> str:
@@ -6296,7 +6579,9 @@ def cleaned(text: str) -> str:
     """
     if _MARKUP.search(text) or _PRIVATE.search(text):
         return ""
-    shown = " ".join(_PLACE.sub("[...]", _CONTROL.sub(" ", text)).split())
+
+    plain = _CONTROL.sub(" ", text)
+    shown = " ".join(_HOST_ADDRESS.sub("[...]", plain).split())
     return shown if len(shown) <= REASON_CHARS_MAX else f"{shown[:REASON_CHARS_MAX]} ..."
 
 
@@ -6306,15 +6591,15 @@ def _texts_in(value: Json) -> str:
     In the source of a text an escape hides where a word begins: `\\norg-abc`.
     """
     texts: list[str] = []
-    waiting: list[Json] = [value]
-    while waiting:
-        part = waiting.pop()
+    unread: list[Json] = [value]  # not by recursion: an upstream chooses how deep it is
+    while unread:
+        part = unread.pop()
         if isinstance(part, str):
             texts.append(part)
         elif isinstance(part, list):
-            waiting += part
+            unread += part
         elif isinstance(part, dict):
-            waiting += part.values()
+            unread += part.values()
     return "\n".join(texts)
 
 
@@ -6326,13 +6611,14 @@ def is_account_name(text: str) -> bool:
 def names_account(words: UpstreamWords, value: Json = None, body: bytes = b"") -> bool:
     """Whether an error that would be passed on unchanged names an account, in whichever spelling.
 
-    `value`: all that would be; `body`: its source.  Of a long one only a part is searched, as it
-    would take long.
+    `value`: all that would be passed on; `body`: its source, which may also have a name in a
+    member's name.  Of a long value only the beginning is searched, and a long body not at all: the
+    search would hold the loop.
     """
-    parts = [words.message, _texts_in(value)[:NAMED_BYTES_MAX]]
+    texts = [words.message, _texts_in(value)[:NAMED_BYTES_MAX]]
     if len(body) <= NAMED_BYTES_MAX:
-        parts.append(body.decode("utf-8", "replace"))
-    return any(map(is_account_name, parts))
+        texts.append(body.decode("utf-8", "replace"))
+    return any(map(is_account_name, texts))
 
 
 def without_names(text: str) -> str:
@@ -6341,23 +6627,35 @@ def without_names(text: str) -> str:
 
 
 def _moment_of(value: Json) -> float | None:
-    """A unix time, given as one, as RFC 3339, or as the date of a header (RFC 9110 §5.6.7)."""
+    """A Unix time, written as one, as RFC 3339, or as the date of a header (RFC 9110 §5.6.7).
+
+    None if the value is none of these.
+    """
     if isinstance(value, str):
         for parse in (datetime.fromisoformat, _date_of):
             with contextlib.suppress(ValueError, OverflowError):
                 moment = parse(value)
-                return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+                if moment.tzinfo is None:
+                    moment = moment.replace(tzinfo=UTC)
+                return moment.timestamp()
     return number_of(value)
 
 
 def _date_of(text: str) -> datetime:
+    """The moment of a header's date.  Raises: ValueError."""
     return datetime.strptime(text, _HTTP_DATE).replace(tzinfo=UTC)
 
 
 def cooldown_of(words: UpstreamWords, unix_now: float) -> float | None:
-    """The seconds until a limit resets, as the upstream says; None without a plausible word."""
-    stated = _stated_cooldowns(words, unix_now)
-    return next((seconds for seconds in stated if 0 < seconds <= RESET_SECONDS_MAX), None)
+    """The seconds until a limit resets, as the upstream says; None if it says nothing plausible.
+
+    A reset beyond RESET_SECONDS_MAX is not believed: one wrong number must not keep an account out
+    for years.
+    """
+    for seconds in _stated_cooldowns(words, unix_now):
+        if 0 < seconds <= RESET_SECONDS_MAX:
+            return seconds
+    return None
 
 
 def _stated_cooldowns(words: UpstreamWords, unix_now: float) -> Iterator[float]:
@@ -6379,8 +6677,10 @@ def _stated_cooldowns(words: UpstreamWords, unix_now: float) -> Iterator[float]:
         yield _span_of(text_at(detail, "retryDelay"))
     yield _hinted_seconds(words.message)
     if match := _RETRY_MOMENT.search(words.message):
-        zone = match[2] if match[2] and match[2][0] in "+-" else "+00:00"
-        yield _seconds_until(match[1] + zone, unix_now)
+        moment, zone = match[1], match[2] or ""
+        if not zone.startswith(("+", "-")):
+            zone = "+00:00"
+        yield _seconds_until(moment + zone, unix_now)
     for limit in _RATE_LIMITS:
         yield _reset_of(headers, limit, unix_now)
 
@@ -6398,16 +6698,20 @@ def _details(error: JsonObject) -> Sequence[Json]:
 
 
 def _reset_of(headers: Headers, limit: str, unix_now: float) -> float:
-    """How long until there is something left of a limit of pace; 0, where that is not told.
+    """How long until there is something left of a limit of pace, in seconds; 0 if that is unknown.
 
-    "6m0s", or a number: of seconds, or a unix time in seconds or milliseconds.
+    The header is a span, "6m0s", or a number: of seconds, or a Unix time in seconds or
+    milliseconds (F66).
     """
     if headers.get(f"x-ratelimit-remaining{limit}") != "0":
         return 0.0
-    told = headers.get(f"x-ratelimit-reset{limit}", "")
-    number = number_of(told[:-3] if told.isdecimal() and len(told) == MS_DIGITS else told)
+
+    reset = headers.get(f"x-ratelimit-reset{limit}", "")
+    is_in_milliseconds = reset.isdecimal() and len(reset) == MS_DIGITS
+    number = number_of(reset[:-3] if is_in_milliseconds else reset)
     if number is None:
-        return _span_of(told)
+        return _span_of(reset)
+    # A span of that many seconds would be thirty years.
     return number - unix_now if number > UNIX_SECONDS_MIN else number
 
 
@@ -6418,12 +6722,13 @@ def _hinted_seconds(message: str) -> float:
 
 
 def _span_of(text: str, at: int = 0) -> float:
-    """The seconds of a span of time that is written there; 0, if none is."""
+    """The seconds of a span of time that is written there; 0 if none is."""
     seconds = 0.0
-    while span := _SPAN.match(text, at):
-        unit = (span[3] or span[4] or "")[:1].lower()
-        seconds += float(span[1]) * _SECONDS_OF.get(unit, 0.001)
-        at = span.end()
+    while part := _SPAN.match(text, at):
+        unit = part[3] or part[4] or ""  # neither: milliseconds
+        unit_seconds = _SECONDS_OF.get(unit[:1].lower(), 0.001)
+        seconds += float(part[1]) * unit_seconds
+        at = part.end()
     return seconds
 
 
@@ -6447,44 +6752,57 @@ _FAMILY: Final = re.compile("[a-z0-9_]{1,64}")
 _QUOTA_HEADER: Final = re.compile(r"x-([a-z0-9-]{1,64})-(primary|secondary)-used-percent")
 
 
-def _read_window(family: str, values: Iterable[Json], name: Json = "") -> list[Window]:
+def _read_window(family: str, values: Iterable[Json], name: str) -> list[Window]:
     """The window with these `_WINDOW_FIELDS`; none, if they are no plausible numbers.
 
     More than all is all: a last response may overrun.  Nothing used, of an unknown length, with
     no reset, is how an upstream says "no data".
     """
     percent, minutes, resets_at = map(number_of, values)
-    if percent is None or percent < 0 or not (percent or minutes or resets_at):
+    if percent is None or percent < 0:
         return []
-    seconds = int(minutes) * 60 if minutes and 1 <= minutes <= WINDOW_MINUTES_MAX else 0
-    told = name[:MODEL_CHARS_MAX] if isinstance(name, str) else ""
-    return [Window(family, seconds, min(percent, 100.0), resets_at, told)]
+    if not (percent or minutes or resets_at):
+        return []
+
+    seconds = 0
+    if minutes and 1 <= minutes <= WINDOW_MINUTES_MAX:
+        seconds = int(minutes) * 60
+    used_percent = min(percent, 100.0)
+    return [Window(family, seconds, used_percent, resets_at, name[:MODEL_CHARS_MAX])]
 
 
 def read_quota_headers(headers: Headers) -> list[Window]:
-    """The quota windows in the head of a response, a refusal's too."""
-    found: list[Window] = []
-    for name in headers:
-        if match := _QUOTA_HEADER.fullmatch(name):
-            stem = name.removesuffix(_WINDOW_FIELDS[0])
-            values = [headers.get(stem + part) for part in _WINDOW_FIELDS]
-            limit_name = headers.get(f"x-{match[1]}-limit-name", "")
-            found += _read_window(match[1].replace("-", "_"), values, limit_name)
-    return found
+    """The quota windows in the head of a response, a refusal's too (F33, F35)."""
+    windows: list[Window] = []
+    for header in headers:
+        match = _QUOTA_HEADER.fullmatch(header)
+        if match is None:
+            continue
+
+        stem = header.removesuffix(_WINDOW_FIELDS[0])
+        values = [headers.get(stem + part) for part in _WINDOW_FIELDS]
+        limit_name = headers.get(f"x-{match[1]}-limit-name", "")
+        windows += _read_window(match[1].replace("-", "_"), values, limit_name)
+    return windows
 
 
 def read_quota_event(event: JsonObject) -> list[Window]:
     """The quota windows in a `codex.rate_limits` event; one that names no limit is the plan's."""
     rates = object_at(event, "rate_limits")
-    told = event.get("limit_name")
-    name = event.get("metered_limit_name") or told or PLAN_FAMILY
-    family = name.lower().replace("-", "_") if isinstance(name, str) else ""
-    found: list[Window] = []
-    for position in _POSITIONS if _FAMILY.fullmatch(family) else ():
-        given = object_at(rates, position)
-        values = [given.get(part.replace("-", "_")) for part in _WINDOW_FIELDS]
-        found += _read_window(family, values, "" if told == name else told)
-    return found
+    limit_name = text_at(event, "limit_name")
+    limit_id = event.get("metered_limit_name") or event.get("limit_name") or PLAN_FAMILY
+    family = limit_id.lower().replace("-", "_") if isinstance(limit_id, str) else ""
+    if not _FAMILY.fullmatch(family):
+        return []
+    if limit_name == limit_id:
+        limit_name = ""  # it is the id, and no name for people
+
+    windows: list[Window] = []
+    for position in _POSITIONS:
+        window = object_at(rates, position)
+        values = [window.get(part.replace("-", "_")) for part in _WINDOW_FIELDS]
+        windows += _read_window(family, values, limit_name)
+    return windows
 
 
 class LimitWords(NamedTuple):
@@ -6499,10 +6817,11 @@ NO_LIMIT_WORDS: Final = LimitWords()
 
 
 def read_limit_words(headers: Headers) -> LimitWords:
-    """The same from the head of a response, or of a WebSocket's error frame."""
+    """What the head of a response, or of a WebSocket's error frame, says of limits."""
     active = headers.get("x-codex-active-limit", "").lower().replace("-", "_")
     reached = headers.get(REACHED_HEADER, "")
-    reached = reached if is_code(reached) else ""
+    if not is_code(reached):  # it will be logged
+        reached = ""
     return LimitWords(read_quota_headers(headers), active, reached)
 
 
@@ -6511,32 +6830,42 @@ def model_of_limit(name: str) -> str:
     return name.strip().lower().replace(" ", "-").replace("_", "-")
 
 
-def _limited_family(said: LimitWords, model: str, *, is_throttle: bool) -> str:
-    """Whose windows are used up, if it is not the plan: those of single models; "" if it is.
+def _limited_family(limits: LimitWords, model: str, *, is_throttle: bool) -> str:
+    """The family of the model whose own limit was reached; "" if it was the plan's (F35).
 
-    The limit that fired is named where it is known.  Else the windows tell, but not of a throttle,
-    which has none.
+    The limit that fired is named by some responses.  Otherwise it is one whose window is full, but
+    not for a throttle, which has no window.
     """
-    others = {window.family for window in said.windows} - {PLAN_FAMILY}
-    if said.active in others:
-        return said.active
-    full = [window for window in said.windows if window.used_percent >= 100]
-    is_of_plan = said.active == PLAN_FAMILY or any(one.family == PLAN_FAMILY for one in full)
-    if is_throttle or is_of_plan:
+    others = {window.family for window in limits.windows} - {PLAN_FAMILY}
+    if limits.active in others:
+        return limits.active
+    if is_throttle or limits.active == PLAN_FAMILY:
         return ""
+
+    full = [window for window in limits.windows if window.used_percent >= 100]
+    if PLAN_FAMILY in [window.family for window in full]:
+        return ""
+    # The window that is named after the model of the request comes first.
     full.sort(key=lambda window: model_of_limit(window.name) != model_of_limit(model))
     return full[0].family if full else ""
 
 
-def classify_limit(fault: Fault, said: LimitWords, model: str) -> Fault:
-    """The fault, with what else its response says of limits: it may be the model's alone."""
+def classify_limit(fault: Fault, limits: LimitWords, model: str) -> Fault:
+    """The fault, with what else its response says of limits: it may be the model's alone.
+
+    Without this a model with a small limit of its own would put the whole account into a cooldown
+    of days (F35).
+    """
     if fault.effect is not Effect.LIMITED:
         return fault
-    is_throttle = fault.is_throttle and not _USAGE_WORDS.search(said.reached)
-    family = _limited_family(said, model, is_throttle=is_throttle)
-    is_told = not said.reached or said.reached in fault.reason
+
+    is_throttle = fault.is_throttle and not _USAGE_WORDS.search(limits.reached)
+    family = _limited_family(limits, model, is_throttle=is_throttle)
+    reason = fault.reason
+    if limits.reached and limits.reached not in reason:
+        reason = f"{reason} {limits.reached}"
     return fault._replace(
-        reason=fault.reason if is_told else f"{fault.reason} {said.reached}",
+        reason=reason,
         effect=Effect.MODEL_LIMITED if family else Effect.LIMITED,
         is_throttle=is_throttle,
         about=family,
@@ -6544,43 +6873,66 @@ def classify_limit(fault: Fault, said: LimitWords, model: str) -> Fault:
 
 
 def lacking_model(code: str = "") -> PoolerError:
-    """The error if the key may use a model, but no account can, as an upstream says (F42)."""
-    told = f" (upstream: {code})" if code and not _RETRIED_DIGITS.search(code) else ""
-    public = f"No account in this pool can use this model at the moment{told}."
+    """The error if the key may use a model, but no account can, as an upstream says (F42).
+
+    A code with digits that OpenCode reads as a status (F68) is left out: it would retry for ever.
+    """
+    source = ""
+    if code and not _RETRIED_DIGITS.search(code):
+        source = f" (upstream: {code})"
+    public = f"No account in this pool can use this model at the moment{source}."
     return PoolerError("model_not_found", public)
 
 
 def lacking_route(path: str) -> PoolerError:
-    """The error where no upstream of the accounts has the route."""
+    """The error if no upstream of the accounts has the route.
+
+    A 400, as OpenCode retries every 404 of some providers (F69).
+    """
     remedy = _ROUTE_REMEDIES.get(path, "Add an account whose upstream has it.")
     public = f"The upstream of this pool's accounts has no {path}. {remedy}"
     return PoolerError("unsupported_endpoint", public, 400)
 
 
 def _classified(
-    reason: str, status: int, words: UpstreamWords, own: PoolerError, rest: float | None
+    reason: str,
+    status: int,
+    words: UpstreamWords,
+    own: PoolerError,
+    unix_now: float,
 ) -> Fault:
     """What a failure with this status means; `own`: the error, if it is the request's own."""
     action, effect = _verdict_of(status, words)
 
     error = own
     if status >= 500 or status == NAMELESS:
-        said = cleaned(words.message)
-        public = f"The upstream failed: {said}" if said else ""
+        cause = cleaned(words.message)
+        public = f"The upstream failed: {cause}" if cause else ""
         error = PoolerError("upstream_error", public, status, upstream_code=words.code)
     elif effect is Effect.LACKS_MODEL:
         error = lacking_model(words.code)
     elif action in {Action.NEXT, Action.REFRESH}:
         error = PoolerError("no_usable_account")
 
-    is_refusal = action is not Action.RETURN or (400 <= status < 500 and status != 408)
-    is_throttle = not _USAGE_WORDS.search(words.code)
+    # A 408 says that the upstream has waited for something, not that it has done nothing.
+    is_clients = 400 <= status < 500 and status != 408
     return Fault(
-        reason, action, effect, error, rest, is_refusal=is_refusal, is_throttle=is_throttle
+        reason,
+        action,
+        effect,
+        error,
+        cooldown_of(words, unix_now),
+        is_refusal=is_clients or action is not Action.RETURN,
+        is_throttle=not _USAGE_WORDS.search(words.code),
     )
 
 
 def _verdict_of(status: int, words: UpstreamWords) -> tuple[Action, Effect]:
+    """What happens next, and to the account.
+
+    The exceptions come before the table: in each of them the status alone would blame an account
+    for the request, or the request for an account.
+    """
     if status in {400, 403, 404, 422} and _is_about_model(words):
         return Action.NEXT, Effect.LACKS_MODEL
     if _is_about_content(status, words) or (status == 429 and is_too_large(words)):
@@ -6601,50 +6953,58 @@ def _is_about_content(status: int, words: UpstreamWords) -> bool:
         return False
     if any(map(_POLICY_CODES.fullmatch, words.names)):
         return True
-
-    is_flagged = _FLAGGED.search(words.message) is not None
-    return status == 403 and is_flagged and not _PRIVATE.search(words.message)
+    if status != 403 or _PRIVATE.search(words.message):
+        return False
+    return _FLAGGED.search(words.message) is not None
 
 
 def _is_about_reasoning(words: UpstreamWords) -> bool:
+    """Whether the account cannot read the encrypted reasoning of another one (F10)."""
+    if words.code == "invalid_encrypted_content":
+        return True
     _, _, rest = words.message.partition("encrypted content ")
-    return words.code == "invalid_encrypted_content" or bool(_UNREADABLE.search(rest))
+    return _UNREADABLE.search(rest) is not None
 
 
 def is_too_large(words: UpstreamWords) -> bool:
-    """Whether a request alone is more than a limit allows: no time, and no rest, changes that."""
+    """Whether a request alone is more than a limit allows (F48): no cooldown changes that."""
     if match := _ASKED.search(words.message):
         return int(match[2]) > int(match[1])
     return words.message.startswith("Request too large")
 
 
 def _is_about_model(words: UpstreamWords) -> bool:
+    """Whether the account cannot use the model (F42): by a code, or in words.
+
+    Words count only if no other parameter is to blame, as a message may quote the client's text.
+    """
     if meaning_of(words.code) == 404:
         return True
-    return words.error.get("param") in (None, "model") and bool(_NO_MODEL.search(words.message))
+    is_of_model = words.error.get("param") in (None, "model")
+    return is_of_model and _NO_MODEL.search(words.message) is not None
 
 
 def _lacks_route(status: int, value: JsonObject, words: UpstreamWords) -> bool:
-    """Whether an upstream has no such route: it says so, or says nothing that is an API's."""
+    """Whether an upstream has no such route (F59): it says so, or says nothing that is an API's.
+
+    `value`: the object in the body of its response.
+    """
     if status not in NO_ROUTE_STATUSES or _is_about_model(words):
         return False
-    is_own = isinstance(value.get("error"), dict) or value.get("detail") is not None
-    is_own |= bool(words.names)
-    return not is_own or _names_no_route(words)
+
+    is_error = isinstance(value.get("error"), dict) or bool(words.names)
+    is_of_api = is_error or value.get("detail") is not None
+    return not is_of_api or _names_no_route(words)
 
 
 def _names_no_route(words: UpstreamWords) -> bool:
+    """Whether an error says, by its code or in words, that there is no such route."""
     is_code = _NO_ROUTE_CODES.fullmatch(words.code)
     return bool(is_code or _NO_ROUTE.fullmatch(words.message))
 
 
-def _tells_no_route(words: UpstreamWords) -> bool:
-    """The same of a failure in a 200: some local servers answer every path with one."""
-    is_bare = not (words.status or words.names)
-    return (is_bare or words.status in NO_ROUTE_STATUSES) and _names_no_route(words)
-
-
 def _without_route(reason: str) -> Fault:
+    """The fault of an account whose upstream lacks the route, and so has done nothing."""
     error = PoolerError("unsupported_endpoint", status=400)
     return Fault(reason, Action.NEXT, Effect.LACKS_ROUTE, error, is_refusal=True)
 
@@ -6652,12 +7012,19 @@ def _without_route(reason: str) -> Fault:
 def _is_of_an_edge(status: int, headers: Headers, value: JsonObject) -> bool:
     """Whether the response is a page of something in front of the upstream: a bot wall (F45).
 
-    It has seen an address, and no account.
+    It has seen an address, and no account, so no account is blamed for it.
     """
+    if status not in {403, 429}:
+        return False
+    if headers.get("cf-mitigated") is not None:
+        return True
+
     is_page = "html" in headers.get("content-type", "").lower()
-    if status == 429:
-        is_page = (is_page or headers.get("server", "").lower() == "cloudflare") and not value
-    return status in {403, 429} and (is_page or headers.get("cf-mitigated") is not None)
+    if status == 403:
+        return is_page
+    # Cloudflare's limiter sends no JSON of an API; an upstream behind Cloudflare does.
+    is_cloudflare = headers.get("server", "").lower() == "cloudflare"
+    return (is_page or is_cloudflare) and not value
 
 
 def classify_response(
@@ -6675,7 +7042,8 @@ def classify_response(
     `is_whole`: all of it has come; else it may have said what is not there.
     """
     content_type = headers.get("content-type", "").lower()
-    value, text = _read_refusal(b"" if "html" in content_type else body)
+    is_page = "html" in content_type  # its text is for people, and in no code
+    value, text = _read_refusal(b"" if is_page else body)
     words = read_error(value, headers)
     reason = _reason(status, words)
 
@@ -6684,8 +7052,9 @@ def classify_response(
         return Fault(reason, Action.RETURN, Effect.NONE, error)
     if _is_of_an_edge(status, headers, value):
         return _edge_fault(reason, status)
-    is_own_status = is_whole and _status_of(status, words) == status
-    if is_own_status and _lacks_route(status, value, words):
+    # A word for the account's trouble changes the status, and then it is not about the route.
+    meant = _status_of(status, words)
+    if is_whole and meant == status and _lacks_route(status, value, words):
         return _without_route(reason)
 
     words = words._replace(message=words.message or text)
@@ -6697,8 +7066,7 @@ def classify_response(
         content_type=content_type,
         is_reshaped=is_reshaped,
     )
-    rest = cooldown_of(words, unix_now)
-    return _classified(reason, _status_of(status, words), words, own, rest)
+    return _classified(reason, meant, words, own, unix_now)
 
 
 def _refusal_error(
@@ -6718,10 +7086,11 @@ def _refusal_error(
     error.public = cleaned(words.message) or "The upstream refused the request."
     is_flat = is_reshaped and not isinstance(value.get("error"), dict)
     if is_flat or names_account(words, value, body):
-        if value:  # a text of no known shape is told as far as it is clean
+        if value:  # a text of no known shape is shown as far as it is clean
             error.public = without_names(words.message) or error.public
         return error
 
+    # Unchanged (SECURITY.md, 8), unless its code is one of ours: it would pass for our own error.
     is_json = "json" in content_type and bool(try_load_object(body))
     if is_json and not error.is_renamed:
         error.answer = (body, content_type)
@@ -6745,10 +7114,13 @@ def _read_refusal(body: bytes) -> tuple[JsonDict, str]:
     """
     raw = body if is_utf8(body) else body.decode("latin-1").encode()
     start = raw.lstrip()[:1]
-    value = try_load_object(b'{"errors":' + raw + b"}") if start == b"[" else try_load_object(raw)
-    if value or start in {b"{", b"["}:
+    is_list = start == b"["
+    value = try_load_object(b'{"errors":' + raw + b"}" if is_list else raw)
+    if value or is_list or start == b"{":
         return value, ""
-    return {}, raw[:MESSAGE_CHARS_MAX].decode("utf-8", "replace").strip().strip('"')
+
+    text = raw[:MESSAGE_CHARS_MAX].decode("utf-8", "replace")
+    return {}, text.strip().strip('"')  # a JSON string is a text, too
 
 
 def classify_event(failure: JsonObject, unix_now: float) -> Fault | None:
@@ -6758,12 +7130,15 @@ def classify_event(failure: JsonObject, unix_now: float) -> Fault | None:
     """
     if not failure:
         return None
+
     words = read_error(failure)
     reason = _reason(200, words)
-    if _tells_no_route(words):
+    # Some local servers answer every path with a 200 (F59).
+    is_bare = not (words.status or words.names)
+    if (is_bare or words.status in NO_ROUTE_STATUSES) and _names_no_route(words):
         return _without_route(reason)
-    status, rest = _status_of(0, words), cooldown_of(words, unix_now)
-    fault = _classified(reason, status, words, _own_failure(words), rest)
+
+    fault = _classified(reason, _status_of(0, words), words, _own_failure(words), unix_now)
     is_own = fault.action is Action.RETURN and fault.effect is Effect.NONE
     return None if is_own else fault
 
@@ -6779,7 +7154,7 @@ def failed_response(failure: JsonObject, unix_now: float) -> PoolerError:
 
 
 def own_fault(failure: JsonObject, body: bytes = b"") -> Fault:
-    """The fault of a request, told in a 200; `body`: the whole of it, if it is JSON."""
+    """The fault of a request that a 200 reports; `body`: the whole of it, if it is JSON."""
     words = read_error(failure)
     error = _own_failure(words)
     value = try_load_object(body)
@@ -6790,7 +7165,10 @@ def own_fault(failure: JsonObject, body: bytes = b"") -> Fault:
 
 
 def _own_failure(words: UpstreamWords) -> PoolerError:
-    """The HTTP error for what a 200 tells that is the request's own fault."""
+    """The HTTP error for what a 200 reports that is the request's own fault.
+
+    Its status is the one in the failure if that is a 4xx, as a response of that status would say.
+    """
     status = words.status if 400 <= words.status < 500 else 400
     public = without_names(words.message)
     return PoolerError("upstream_error", public, status, upstream_code=words.code)
@@ -6803,7 +7181,8 @@ _NOT_SHOWN: Final = frozenset({"headers", "request_id"})
 def public_error(fault: Fault | None, failure: JsonObject) -> PoolerError | None:
     """The error that a client gets in the place of a failure in the middle of its stream.
 
-    None: the upstream's own words may go to the client.  Those about an account may not.
+    None: the upstream's own words may go to the client.  Those about an account may not
+    (SECURITY.md, 7).
     """
     effect = Effect.NONE if fault is None else fault.effect
     if fault is not None and effect in {Effect.REFUSED, Effect.FORBIDDEN}:
@@ -6811,8 +7190,7 @@ def public_error(fault: Fault | None, failure: JsonObject) -> PoolerError | None
 
     words = read_error(failure)
     error = PoolerError("upstream_error", without_names(words.message), upstream_code=words.code)
-    is_limit = effect in {Effect.LIMITED, Effect.MODEL_LIMITED}
-    if is_limit and words.message and not cleaned(words.message):
+    if effect in LIMIT_EFFECTS and words.message and not cleaned(words.message):
         error.status = 429
         error.public = "The account that served this has reached its limit."
         return error
@@ -6831,7 +7209,10 @@ def _error_members(failure: JsonObject) -> list[Json]:
 
 
 def renamed_error(failure: JsonObject) -> PoolerError | None:
-    """The error that is told of a failure whose code is one of ours; None, if it is not."""
+    """The error that is shown for a failure whose code is one of ours; None if it is not.
+
+    Clients act on our codes: an upstream's `pool_busy` would be taken for the pooler's.
+    """
     words = read_error(failure)
     error = PoolerError("upstream_error", cleaned(words.message), upstream_code=words.code)
     return error if error.is_renamed else None
@@ -6854,7 +7235,7 @@ class Trouble(enum.Enum):
     SYNTAX = "upstream_invalid_response"
 
 
-# Of an upgrade that was refused: there is no WebSocket, for this account at least.
+# An upgrade that is refused so: there is no WebSocket, for this account at least.
 NO_WEBSOCKET_STATUSES: Final = frozenset({404, 405, 426, 501})
 
 
@@ -6881,7 +7262,6 @@ class Cause(enum.StrEnum):
     PROXY_RESPONSE = "proxy answer not understood"
 
 
-_LATE: Final = frozenset({Cause.TIMED_OUT, Cause.PROXY_TIMED_OUT})
 # What is trusted at a host may differ from account to account.
 _OF_TRUST: Final = frozenset({Cause.NOT_TRUSTED, Cause.OTHER_NAME, Cause.OUT_OF_DATE, Cause.TLS})
 # No other account would fare better.
@@ -6894,7 +7274,10 @@ _OF_EVERYBODY: Final = frozenset(
 
 
 def _timed_out(timer: str) -> PoolerError:
-    # Without the seconds: their digits might read like a status to OpenCode.
+    """The error for a timer of `limits` that has run out.
+
+    It names the timer and not its seconds: their digits might read like a status to OpenCode (F68).
+    """
     public = f"The upstream took longer than the timer {timer} allows."
     return PoolerError("upstream_timeout", public)
 
@@ -6904,25 +7287,32 @@ def classify_connect(cause: Cause) -> Fault:
 
     The network is no account's fault, but one that cannot be reached is tried after the others.
     """
-    is_common = cause in _OF_EVERYBODY
-    action = Action.RETURN if is_common else Action.NEXT
-    effect = Effect.NONE if is_common else Effect.DEMOTED
-    is_late = cause in _LATE
-    error = _timed_out("connect_seconds_max") if is_late else PoolerError("upstream_unreachable")
+    action, effect = Action.NEXT, Effect.DEMOTED
+    if cause in _OF_EVERYBODY:
+        action, effect = Action.RETURN, Effect.NONE
+
+    error = PoolerError("upstream_unreachable")
+    if cause in {Cause.TIMED_OUT, Cause.PROXY_TIMED_OUT}:
+        error = _timed_out("connect_seconds_max")
     return Fault(f"connect: {cause}", action, effect, error, cause=cause)
 
 
 def classify_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
     """What a broken connection, a passed deadline or nonsense means at this stage.
 
-    Only what was never sent whole may go elsewhere.  The network is no account's fault, but one
-    that cannot be reached, or is silent, is tried after the others for a minute.
+    Only what was never sent whole may go elsewhere (SECURITY.md, 2): an upstream that has read the
+    request may be working on it.  The network is no account's fault, but an account that cannot be
+    reached, or is silent, is tried after the others for a minute.
     """
-    action = Action.NEXT if stage in {Stage.UPGRADE, Stage.SEND} else Action.RETURN
+    is_unsent = stage in {Stage.UPGRADE, Stage.SEND}
+    action = Action.NEXT if is_unsent else Action.RETURN
     is_demoted = stage is Stage.UPGRADE or trouble is Trouble.TIMEOUT
     effect = Effect.DEMOTED if is_demoted else Effect.NONE
-    is_cut = stage is Stage.BODY and trouble is Trouble.CLOSED
-    error = PoolerError("upstream_stream_truncated" if is_cut else trouble.value)
+
+    code = trouble.value
+    if stage is Stage.BODY and trouble is Trouble.CLOSED:
+        code = "upstream_stream_truncated"
+    error = PoolerError(code)
     if trouble is Trouble.TIMEOUT:
         error = _timed_out(timer)
     return Fault(f"{stage.name} {trouble.name}".lower(), action, effect, error)
@@ -7034,11 +7424,10 @@ def _window_of(
     report: Window,
     now: float,
     unix_now: float,
-    seconds_max: float,
 ) -> QuotaWindow:
-    """A reported window on our clock; a reset further away than `seconds_max` is not believed."""
+    """A reported window on our clock; an implausible reset is not believed."""
     seconds = (report.resets_at or 0.0) - unix_now
-    is_plausible = 0 < seconds <= seconds_max
+    is_plausible = 0 < seconds <= RESET_SECONDS_MAX
     if not is_plausible:
         seconds = report.length_seconds
     return QuotaWindow(report.used_percent, now + seconds, now, is_plausible)
@@ -7097,12 +7486,14 @@ class Quota:
         return hours, min(window.ends_at for window in windows.values())
 
     def note(
-        self, reports: Sequence[Window], now: float, unix_now: float, seconds_max: float
+        self,
+        reports: Sequence[Window],
+        now: float,
+        unix_now: float,
     ) -> float | None:
         """Take what an upstream reports; when the plan has just been used up: until when.
 
         A window is used up once: an account that serves all the same does so on credits.
-        `seconds_max`: how far away a plausible reset is at most.
         """
         full_before = self._full_of_plan(now)
         families = {report.family for report in reports}
@@ -7110,7 +7501,7 @@ class Quota:
 
         # The fullest last: of two with the same length it counts.
         for report in sorted(reports, key=lambda report: report.used_percent):
-            window = _window_of(report, now, unix_now, seconds_max)
+            window = _window_of(report, now, unix_now)
             windows[report.family, report.length_seconds] = window
             if report.name and report.family != PLAN_FAMILY:
                 self.note_family(report.name, report.family)
@@ -7157,12 +7548,11 @@ class Cooldown:
         self,
         until: float,
         now: float,
-        retry_seconds: float,
         reason: str,
     ) -> None:
         """Cool down until then.  The latest evidence wins, but never shortens a cooldown."""
         self.until = until if self.until == math.inf else max(self.until, until)
-        self.retry_at = min(self.until, now + retry_seconds)
+        self.retry_at = min(self.until, now + UNTRIED_SECONDS_MAX)
         self.noted_at, self.reason = now, reason
 
     def end(self) -> None:
@@ -7180,6 +7570,14 @@ class Block(NamedTuple):
 
     until: float
     reason: str
+
+
+# How long an account is not asked for what it lacks.
+_BLOCK_SECONDS: Final = {
+    Effect.LACKS_MODEL: MODEL_BLOCK_SECONDS,
+    Effect.LACKS_ROUTE: ROUTE_BLOCK_SECONDS,
+    Effect.LACKS_WEBSOCKET: NO_WEBSOCKET_SECONDS,
+}
 
 
 @dataclass(eq=False, slots=True)
@@ -7279,6 +7677,70 @@ class Health:
         """The block that holds now."""
         block = self.blocks[effect].get(name)
         return block if block is not None and block.until > now else None
+
+    def note_fault(
+        self,
+        fault: Fault,
+        model: str,
+        now: float,
+        throttle_seconds: float,
+    ) -> None:
+        """Record what a failed attempt means for the account.
+
+        `throttle_seconds`: how long a limit of pace lasts if the upstream does not say.
+        """
+        effect = fault.effect
+        if effect in _BLOCK_SECONDS:
+            name = model if effect is Effect.LACKS_MODEL else fault.about
+            self.block(effect, name, now + _BLOCK_SECONDS[effect], fault.reason)
+        elif effect in LIMIT_EFFECTS:
+            self.note_limit(fault, model, now, throttle_seconds)
+        elif effect in {Effect.DEMOTED, Effect.FORBIDDEN}:
+            self.block(Effect.DEMOTED, "", now + DEMOTION_SECONDS, fault.reason)
+            self.forbidden_count += effect is Effect.FORBIDDEN
+
+        # One response that forbids may be about a request; several in a row are about the account.
+        is_barred = effect is Effect.FORBIDDEN and self.forbidden_count >= FORBIDDEN_MAX
+        if effect is Effect.REFUSED or is_barred:
+            self.whole.extend(math.inf, now, fault.reason)
+
+    def note_limit(
+        self,
+        fault: Fault,
+        model: str,
+        now: float,
+        throttle_seconds: float,
+    ) -> None:
+        """Begin the cooldown of a limit: until its reset, or as long as is usual."""
+        usual: float | None = throttle_seconds
+        if not fault.is_throttle:
+            usual = self.quota.reset_seconds(fault.about or PLAN_FAMILY, now)
+        seconds = fault.cooldown_seconds or usual or UNTRIED_SECONDS_MAX
+
+        for cooldown in self.limited_by(fault, model, now):
+            cooldown.extend(now + seconds, now, fault.reason)
+
+    def limited_by(
+        self,
+        fault: Fault,
+        model: str,
+        now: float,
+    ) -> Sequence[Cooldown]:
+        """The cooldowns that a limit begins: of the model, of everything, or of the plan."""
+        quota, upstream_model = self.quota, self.account.name_of(model)
+        if fault.effect is Effect.MODEL_LIMITED:
+            if fault.about and fault.about not in quota.families.values():
+                quota.note_family(upstream_model, fault.about)
+            return [self.cooldown_of_model(model)]
+        if fault.is_throttle:
+            return [self.whole]
+
+        # The upstream counted the request against a plan, so it accepts the account again.
+        self.end_refusal()
+        if quota.has_own_room(upstream_model, now):
+            # The plan's cooldown does not bar this model, and yet it was refused.
+            return [self.plan, self.cooldown_of_model(model)]
+        return [self.plan]
 
     def is_demoted(self, now: float) -> bool:
         """Whether the account is used only after the others."""
@@ -7544,6 +8006,14 @@ class Lease(NamedTuple):
     key: tuple[str, str]  # for whom: pool and name
 
 
+def uncount(counts: Counter[K], name: K) -> None:
+    """Count one less; a name without any is forgotten, as reloads can bring new ones forever."""
+    assert counts[name] > 0
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]
+
+
 class Leases:
     """How many requests are in flight, by account and by key."""
 
@@ -7577,15 +8047,10 @@ class Leases:
         self.of_key_at[account, key] += 1
 
     def give_back(self, account: str, key: tuple[str, str]) -> None:
-        """Count one request less; a key without any is forgotten."""
-        assert self.in_flight[account] > 0
-        self.in_flight[account] -= 1
-        self.of_key[key] -= 1
-        self.of_key_at[account, key] -= 1
-        if not self.of_key[key]:
-            del self.of_key[key]
-        if not self.of_key_at[account, key]:
-            del self.of_key_at[account, key]
+        """Count one request less."""
+        uncount(self.in_flight, account)
+        uncount(self.of_key, key)
+        uncount(self.of_key_at, (account, key))
 
 
 # Catalogues.
@@ -7597,8 +8062,9 @@ def catalogue_of(known: Mapping[str, Health], pool: Pool) -> dict[str, Model]:
     for account in pool.accounts:
         if account.paused:
             continue
-        listed = health_in(known, account).catalogue or {}
-        for name in listed if account.models is None else account.models:
+        health = health_in(known, account)
+        listed = health.catalogue or {}
+        for name in health.models or ():
             model = listed.get(account.name_of(name), Model())
             models[name] = models.get(name, model).merged(model)
     return models
@@ -7644,15 +8110,248 @@ def is_model_known(known: Mapping[str, Health], call: Call) -> bool:
     return any(name in names for names in catalogues if names) and not is_account_name(name)
 
 
-# The choice.
+# Hosts.
 
 Way = tuple[str, str | None]  # a host with its port; if it matters, what is trusted there
 
 
 def _ways(account: Account) -> tuple[Way, Way]:
-    """What it takes to reach an account's host: the network, and trust."""
+    """What it takes to reach an account's host: the network, and trust in its certificate.
+
+    Accounts of one host may trust different authorities: that one of them rejects the certificate
+    says nothing about the others.
+    """
     address = account.base_url.address
     return (address, None), (address, f"ca_file {account.ca_file}")
+
+
+class Hosts:
+    """The hosts that could not be reached a moment ago, whichever account was asked.
+
+    Without this memory a request would wait for the connection timer once for each account of a
+    host that is down, before it comes to an account elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self.unreached: dict[Way, tuple[float, Cause]] = {}  # until when that counts, and why
+
+    def note_unreached(self, account: Account, cause: Cause, now: float) -> None:
+        """Remember for DEMOTION_SECONDS that no connection was established."""
+        network, trust = _ways(account)
+        way = trust if cause in _OF_TRUST else network
+        self.unreached[way] = (now + DEMOTION_SECONDS, cause)
+
+    def note_reached(self, account: Account) -> None:
+        """Forget that no connection was established: now one has been."""
+        for way in _ways(account):
+            self.unreached.pop(way, None)
+
+    def cause_for(self, account: Account, now: float) -> Cause | None:
+        """Why the account's host could not be reached a moment ago; None if that is not so."""
+        for way in _ways(account):
+            until, cause = self.unreached.get(way, (now, None))
+            if until > now:
+                return cause
+        return None
+
+
+# What happens to accounts.
+
+
+class Roster:
+    """The accounts' state, and what happens to them.
+
+    `Choice` reads it for one call.  The state of a single account is its `Health`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.unix_ahead = math.inf  # how far the wall clock is ahead of the monotonic one
+        self.health: dict[str, Health] = {}  # by the account's name
+        self.sessions = Sessions()
+        self.leases = Leases()
+        self.hosts = Hosts()
+        self.reload(config)
+
+    def reload(self, config: Config) -> None:
+        """Take a new configuration: cooldowns and blocks are forgotten, pins and counts stay.
+
+        Nothing is known any more of an account whose requests go elsewhere now, or as another:
+        what its former upstream reported does not hold for the new one.
+        """
+        self.limits = config.limits
+        self.hosts = Hosts()
+
+        before = self.health
+        self.health = {}
+        for name, account in config.accounts.items():
+            health = health_in(before, account)
+            health.account = account
+            health.forget()
+            self.health[name] = health
+        self.leases.reload(config)
+
+    def note_time(self, now: float, unix_now: float) -> None:
+        """Bring every cooldown forward by the time that the machine has slept.
+
+        Cooldowns are kept by the monotonic clock, which stands still while the machine sleeps; the
+        wall clock does not.  If the wall clock was only set, accounts are tried early, which does
+        no harm.
+        """
+        ahead = unix_now - now
+        slept_seconds = ahead - self.unix_ahead
+        self.unix_ahead = ahead
+        if slept_seconds <= SLEEP_SECONDS_MIN:
+            return
+
+        self.hosts = Hosts()
+        for health in self.health.values():
+            health.bring_forward(slept_seconds)
+
+    def health_of(self, account: Account) -> Health:
+        """What is known of an account; nothing if a reload has replaced it."""
+        return health_in(self.health, account)
+
+    def is_current(self, account: Account) -> bool:
+        """Whether no reload has removed the account or pointed it elsewhere."""
+        return self.health_of(account) is self.health.get(account.name)
+
+    def standings(self, call: Call, now: float) -> list[tuple[Health, Standing]]:
+        """How each account of the call's pool stands for it, in the pool's order.
+
+        An account that a reload has removed is left out: its lease would have no endpoint.
+        """
+        creator = self.sessions.creator_of(call)
+        standings = []
+        is_any_able = False
+        for account in call.pool.accounts:
+            if not self.is_current(account):
+                continue
+            health = self.health[account.name]
+            standing = standing_for(health, call, creator, now)
+            is_any_able |= standing.is_able
+            standings.append((health, standing))
+
+        if is_any_able or call.pool.models is None:
+            return standings
+
+        # A catalogue may be incomplete, and pools.json allows the model: what the catalogues lack
+        # decides only if some account does offer it.  Otherwise its accounts are asked after all.
+        return [
+            (health, _standing_for_model(health, call, now))
+            if standing.status is Status.NOT_LISTED else (health, standing)
+            for health, standing in standings
+        ]  # fmt: skip
+
+    def may_upgrade(
+        self,
+        pool: Pool,
+        is_native: bool,
+        now: float,
+    ) -> bool:
+        """Whether a WebSocket is of use: not if only accounts that take none can serve.
+
+        Asked before there is a call: a client that is told so at its upgrade uses HTTP (F80),
+        while one whose first turn fails would have to be told in the turn.
+        """
+        accounts = [account for account in pool.accounts if account.is_codex or not is_native]
+        healths = [self.health_of(account) for account in accounts if not account.paused]
+        ready = [health for health in healths if standing_of(health, now).status is Status.READY]
+        return any(health.takes_websocket(now) for health in ready or healths)
+
+    def begin(
+        self,
+        account: Account,
+        call: Call,
+        now: float,
+    ) -> Lease:
+        """Lease a place at an account; `end` gives it back, also after a reload.
+
+        The lease keeps the cooldowns that hold now: only they can be ended by its success.
+        """
+        health = self.health[account.name]
+        health.served_at = now
+        self.leases.take(account.name, call.key_name)
+        cooldowns = health.cooldowns_of(call.model, now)
+        return Lease(account, health, cooldowns, now, call.key_name)
+
+    def end(self, lease: Lease) -> None:
+        """Give back the place of a request that is over."""
+        self.leases.give_back(lease.account.name, lease.key)
+
+    def note_fault(
+        self,
+        account: Account,
+        fault: Fault,
+        model: str,
+        now: float,
+    ) -> None:
+        """Record what a failed attempt means for its account, and for the account's host."""
+        self.health_of(account).note_fault(fault, model, now, self.limits.cooldown_seconds)
+
+        # What keeps the pooler from every host, as a broken proxy does, demotes no account.
+        cause = fault.cause
+        if cause is not None and fault.effect is Effect.DEMOTED and self.is_current(account):
+            self.hosts.note_unreached(account, cause, now)
+
+    def note_quota(
+        self, account: Account, reports: Sequence[Window], now: float, unix_now: float
+    ) -> None:
+        """Record what a response reports of quota; a plan that is used up begins a cooldown.
+
+        No report ends a cooldown: time does, and the success of a later request.
+        """
+        health = self.health_of(account)
+        until = health.quota.note(reports, now, unix_now)
+        if until is not None:
+            health.plan.extend(until, now, "plan used up")
+
+    def note_success(self, lease: Lease) -> None:
+        """Record a success, which ends a cooldown only if it began after the latest evidence.
+
+        A stream may take an hour: that it ends well does not disprove a limit that another request
+        met ten minutes ago.
+        """
+        for cooldown in lease.cooldowns:
+            if lease.began_at > cooldown.noted_at:
+                cooldown.end()
+        lease.health.blocks[Effect.DEMOTED].clear()
+        lease.health.forbidden_count = 0
+
+    def note_served(
+        self,
+        call: Call,
+        account: Account,
+        now: float,
+    ) -> None:
+        """Pin the session to the account that serves it, unless its own will serve it again."""
+        pin = self.sessions.pin_of(call, now)
+        if pin is not None and pin.account != account.name and self.may_return(call, pin, now):
+            return
+
+        is_mixed = self.sessions.has_foreign_reasoning(call, account, now)
+        self.sessions.pin(call, account, is_mixed, now)
+
+    def may_return(
+        self,
+        call: Call,
+        pin: Pin,
+        now: float,
+    ) -> bool:
+        """Whether a session's own account is only busy, or has no login for now: the pin stays.
+
+        Its prompt cache is worth returning to (F15).  An account that has reached a limit may be
+        out for days, so the session moves for good.
+        """
+        health = self.health.get(pin.account)
+        names = [account.name for account in call.pool.accounts]
+        if health is None or pin.account not in names:
+            return False
+
+        status = standing_of(health, now).status
+        return status in {Status.NO_LOGIN, Status.READY} and not health.is_demoted(now)
+
+
+# The choice.
 
 
 class Rank(NamedTuple):
@@ -7667,403 +8366,160 @@ class Rank(NamedTuple):
     is_demoted: bool
     quota: tuple[float, float]  # by the pool's routing
     digest: bytes  # of session and account: rendezvous hashing, so that replicas agree
-    busy: int
+    busy: int  # requests in flight
     served_at: float
 
 
-class Roster:
-    """The accounts' health, and the choice among them."""
+class Choice:
+    """One call at one moment: how the accounts of its pool stand, and what follows from that.
 
-    def __init__(self, config: Config) -> None:
-        self.unix_ahead = math.inf  # how far the wall clock is ahead of the monotonic one
-        self.health: dict[str, Health] = {}
-        self.sessions = Sessions()
-        self.leases = Leases()
-        # What did not connect a moment ago: until when that counts, and the cause.
-        self.unreached: dict[Way, tuple[float, Cause]] = {}
-        self.reload(config)
+    `standings` alone says why an account can or cannot serve the call.  The choice, the wait, the
+    refusal's text and the operators' explanation are read from it, so they cannot disagree.
+    """
 
-    def reload(self, config: Config) -> None:
-        """Take a new configuration: cooldowns and blocks are forgotten, pins and counts stay.
-
-        Nothing is known any more of an account whose requests go elsewhere now, or as another.
-        """
-        self.limits = config.limits
-        self.unreached.clear()
-        before = self.health
-        self.health = {one.name: health_in(before, one) for one in config.accounts.values()}
-        for name, health in self.health.items():
-            health.account = config.accounts[name]
-            health.forget()
-        self.leases.reload(config)
-
-    def note_time(self, now: float, unix_now: float) -> None:
-        """Bring every cooldown forward by the time that the machine has slept.
-
-        They are kept by the monotonic clock, which stands still meanwhile; the wall clock does not.
-        If that one was only set, accounts are tried early, which does no harm.
-        """
-        ahead = unix_now - now
-        slept_seconds = ahead - self.unix_ahead
-        self.unix_ahead = ahead
-        if slept_seconds > SLEEP_SECONDS_MIN:
-            self.unreached.clear()
-            for health in self.health.values():
-                health.bring_forward(slept_seconds)
-
-    def is_current(self, account: Account) -> bool:
-        """Whether no reload has removed the account or pointed it elsewhere."""
-        return self.health_of(account) is self.health.get(account.name)
-
-    def health_of(self, account: Account) -> Health:
-        """What is known of an account; nothing after a reload has replaced it."""
-        return health_in(self.health, account)
-
-    def unreached_by(self, account: Account, now: float) -> Cause | None:
-        """Why the account's host did not connect a moment ago, for whichever account."""
-        for way in _ways(account):
-            until, cause = self.unreached.get(way, (now, None))
-            if until > now:
-                return cause
-        return None
-
-    def standings(self, call: Call, now: float) -> list[tuple[Health, Standing]]:
-        """How each account of a pool stands for a request, in the pool's order."""
-        creator = self.sessions.creator_of(call)
-        accounts = [account for account in call.pool.accounts if self.is_current(account)]
-        healths = [self.health[account.name] for account in accounts]
-        standings = [(health, standing_for(health, call, creator, now)) for health in healths]
-        if call.pool.models is None or any(standing.is_able for _, standing in standings):
-            return standings
-
-        # A catalogue may be incomplete: it decides only if some account does offer the model.
-        return [
-            (health, _standing_for_model(health, call, now))
-            if standing.status is Status.NOT_LISTED else (health, standing)
-            for health, standing in standings
-        ]  # fmt: skip
-
-    def ranked(
+    def __init__(
         self,
+        roster: Roster,
         call: Call,
-        tried: Iterable[str],
+        tried: Collection[str],
         now: float,
-    ) -> list[Account]:
+    ) -> None:
+        self.roster = roster
+        self.call = call
+        self.tried = tried  # the names of accounts that have failed for this call
+        self.now = now
+        self.pin = roster.sessions.pin_of(call, now)
+        self.standings = roster.standings(call, now)
+
+    def ranked(self) -> list[Account]:
         """The accounts that may be asked now, the best first, whether or not they have room."""
-        pin = self.sessions.pin_of(call, now)
+        now, tried = self.now, self.tried
         ranks: list[tuple[Rank, Account]] = []
-        for health, standing in self.standings(call, now):
-            if standing.retry_at <= now and health.account.name not in tried:
-                ranks.append((self.rank(call, health, standing, pin, now), health.account))
+        for health, standing in self.standings:
+            account = health.account
+            if standing.retry_at <= now and account.name not in tried:
+                ranks.append((self.rank(health, standing), account))
+
+        # By the rank alone: accounts of equal rank stay in the pool's order.
         ranks.sort(key=lambda ranked: ranked[0])
         return [account for _, account in ranks]
 
-    def rank(
-        self, call: Call, health: Health, standing: Standing, pin: Pin | None, now: float
-    ) -> Rank:
+    def rank(self, health: Health, standing: Standing) -> Rank:
         """How good a choice an account is; the smallest rank is the best."""
-        account = health.account
-        busy = self.leases.in_flight[account.name]
+        account, pin = health.account, self.pin
+        busy = self.roster.leases.in_flight[account.name]
         digest = b""
-        if call.session is not None:
-            digest = hashlib.sha256(call.session + account.name.encode()).digest()
-
-        left_percent = health.quota.left_percent(now)
-        quota: tuple[float, float] = (left_percent <= 100 - NEARLY_USED_PERCENT, 0)
-        if call.pool.routing is Routing.QUOTA_FIRST:
-            quota = (-left_percent, busy)
-        elif call.pool.routing is Routing.SOONEST_RESET:
-            quota = health.quota.lapse(now, has_plan=account.is_codex)
+        if self.call.session is not None:
+            digest = hashlib.sha256(self.call.session + account.name.encode()).digest()
 
         return Rank(
-            is_unreached=self.unreached_by(account, now) is not None,
+            is_unreached=self.roster.hosts.cause_for(account, self.now) is not None,
             is_elsewhere=pin is None or pin.account != account.name,
             priority=account.priority,
             needs_no_trial=standing.status is Status.READY or busy > 0,
-            is_demoted=health.is_demoted(now),
-            quota=quota,
+            is_demoted=health.is_demoted(self.now),
+            quota=self.quota_rank(health, busy),
             digest=digest,
             busy=busy,
             served_at=health.served_at,
         )
 
-    def next_change(self, call: Call, now: float) -> float:
-        """When an account that cannot serve now may be asked; infinite if none ever."""
-        moments = [standing.retry_at for _, standing in self.standings(call, now)]
-        return min((moment for moment in moments if moment > now), default=math.inf)
+    def quota_rank(self, health: Health, busy: int) -> tuple[float, float]:
+        """What the pool's routing makes of an account's quota; the smallest is the best."""
+        routing = self.call.pool.routing
+        if routing is Routing.SOONEST_RESET:
+            return health.quota.lapse(self.now, has_plan=health.account.is_codex)
 
-    def returns_at(
-        self,
-        call: Call,
-        tried: Iterable[str],
-        now: float,
-    ) -> float:
+        left_percent = health.quota.left_percent(self.now)
+        if routing is Routing.QUOTA_FIRST:
+            # Reports come with responses only: what is in flight has not been counted yet.
+            return -left_percent, busy
+        # New sessions avoid an account that is nearly used up: they would have to move soon.
+        return left_percent <= 100 - NEARLY_USED_PERCENT, 0
+
+    def next_change(self) -> float:
+        """When an account that cannot serve now may be asked; infinite if none ever."""
+        moments = [standing.retry_at for _, standing in self.standings]
+        return min((moment for moment in moments if moment > self.now), default=math.inf)
+
+    def returns_at(self) -> float:
         """When a session's own account is back, if that is worth waiting for; else infinite.
 
-        Any other would have to read the whole history again, without a cache.
+        Any other account would have to read the whole history again, without a cache (F15).
         """
-        pin = self.sessions.pin_of(call, now)
-        if pin is None or pin.account in tried:
+        pin = self.pin
+        if pin is None or pin.account in self.tried:
             return math.inf
-        for health, standing in self.standings(call, now):
-            is_soon = standing.until <= now + SHORT_COOLDOWN_SECONDS_MAX
-            if health.account.name == pin.account and standing.status in LIMITED and is_soon:
+
+        for health, standing in self.standings:
+            is_own = health.account.name == pin.account
+            is_soon = standing.until <= self.now + SHORT_COOLDOWN_SECONDS_MAX
+            if is_own and is_soon and standing.status in LIMITED:
                 return standing.until
         return math.inf
 
-    def may_upgrade(
-        self,
-        pool: Pool,
-        is_native: bool,
-        now: float,
-    ) -> bool:
-        """Whether a WebSocket is of use: not if only accounts that take none can serve."""
-        accounts = [one for one in pool.accounts if one.is_codex or not is_native]
-        healths = [self.health_of(one) for one in accounts if not one.paused]
-        ready = [one for one in healths if standing_of(one, now).status is Status.READY]
-        return any(health.takes_websocket(now) for health in ready or healths)
-
-    def refusal(
-        self,
-        call: Call,
-        tried: Iterable[str],
-        now: float,
-        unix_now: float,
-    ) -> PoolerError:
+    def refusal(self, unix_now: float) -> PoolerError:
         """Why nobody can serve: all limited, all broken, or nobody has the model or the route.
 
         If an account is left that the attempts did not reach, waiting for a reset would be wrong
-        advice, and clients stop at that word: the next request may well be served.
+        advice, and clients stop at that error (F77): the next request may well be served.
         """
-        if self.ranked(call, tried, now):
+        if self.ranked():
             public = "The accounts tried could not serve this. Retry in a moment."
             return PoolerError("pool_busy", public)
 
-        standings = [standing for _, standing in self.standings(call, now)]
-        able = [standing for standing in standings if standing.is_able]
-        if self.is_history_missing(call, len(able), now):
+        able = [standing for _, standing in self.standings if standing.is_able]
+        if self.is_history_missing(len(able)):
             return PoolerError("previous_response_not_found")
         if not able:
-            return self.lack(call, standings)
+            return self.lack()
 
         ends = [standing.until for standing in able if standing.status in LIMITED]
         if not ends:
             return PoolerError("no_usable_account")
-        seconds = max(1, math.ceil(min(ends) - now))
-        return usage_limit(seconds, unix_now, is_native=call.is_codex_only)
+        seconds = max(1, math.ceil(min(ends) - self.now))
+        return usage_limit(seconds, unix_now, is_native=self.call.is_codex_only)
 
-    def is_history_missing(
-        self,
-        call: Call,
-        able_count: int,
-        now: float,
-    ) -> bool:
+    def is_history_missing(self, able_count: int) -> bool:
         """Whether more accounts than `able_count` could serve the call without its history.
 
         That is so if the response that it continues is kept nowhere: a client that is told
         "previous_response_not_found" sends the whole conversation again.
         """
-        if self.sessions.creator_of(call) != UNKEPT:
+        sessions = self.roster.sessions
+        if sessions.creator_of(self.call) != UNKEPT:
             return False
-        anywhere = self.standings(call._replace(response=None), now)
-        return sum(standing.is_able for _, standing in anywhere) > able_count
 
-    def lack(self, call: Call, standings: Sequence[Standing]) -> PoolerError:
-        """What no account has."""
+        whole = self.call._replace(response=None)
+        standings = self.roster.standings(whole, self.now)
+        return sum(standing.is_able for _, standing in standings) > able_count
+
+    def lack(self) -> PoolerError:
+        """What no account has; of several lacks the one that the client can mend first."""
+        call = self.call
         if obstacle := call.obstacle:
             return PoolerError("unsupported_parameter", obstacle.public, param=obstacle.param)
-        by_status = {standing.status: standing for standing in reversed(standings)}
+
+        # The first account of each status: reversed, as the last one set stays.
+        by_status = {standing.status: standing for _, standing in reversed(self.standings)}
         if standing := by_status.get(Status.LACKS_MODEL):
-            return lacking_model(standing.reason.partition(" ")[2])
+            _, _, code = standing.reason.partition(" ")  # after the response's status
+            return lacking_model(code)
         if Status.LACKS_ROUTE in by_status:
             return lacking_route(call.path)
         if Status.NOT_CREATOR in by_status or by_status.keys() <= {Status.PAUSED}:
             return PoolerError("no_usable_account")
 
-        if is_model_known(self.health, call):
+        health = self.roster.health
+        if is_model_known(health, call):
             return lacking_model()
 
         # An upstream names its models as it likes: a fine-tuned one perhaps by its owner's id.
-        catalogue = catalogue_of(self.health, call.pool)
-        offered = [name for name in catalogue if not is_account_name(name)]
+        offered = [name for name in catalogue_of(health, call.pool) if not is_account_name(name)]
         return unknown_model(call.pool, call.key, offered)
 
-    def pooled_quota(self, pool: Pool, now: float) -> tuple[bool, dict[int, QuotaWindow]]:
-        """Whether all are limited, and the least used window of each length in seconds.
 
-        Of the accounts that can serve; if none can, of the limited one that is back first.
-        """
-        by_status: dict[Status, list[tuple[float, Health]]] = {}
-        for account in pool.accounts:
-            health = self.health_of(account)
-            standing = standing_of(health, now)
-            by_status.setdefault(standing.status, []).append((standing.until, health))
-
-        shown = by_status.get(Status.READY, [])
-        limited = by_status.get(Status.COOLING_DOWN, [])
-        is_limited = bool(limited) and not shown
-        if is_limited:
-            shown = [min(limited, key=lambda pair: pair[0])]
-
-        best: dict[int, QuotaWindow] = {}
-        for _, health in shown:
-            for length, window in health.quota.running(PLAN_FAMILY, now).items():
-                best[length] = min(best.get(length, window), window)
-        best.pop(0, None)  # of unknown length: it counts, but cannot be shown as a window
-        return is_limited, dict(sorted(best.items()))
-
-    # What happens to an account.
-
-    def begin(
-        self,
-        account: Account,
-        call: Call,
-        now: float,
-    ) -> Lease:
-        """Count a request in; `end` counts it out again, also after a reload."""
-        health = self.health[account.name]
-        health.served_at = now
-        self.leases.take(account.name, call.key_name)
-        return Lease(account, health, health.cooldowns_of(call.model, now), now, call.key_name)
-
-    def end(self, lease: Lease) -> None:
-        """Give back the place of a request that is over."""
-        self.leases.give_back(lease.account.name, lease.key)
-
-    def note_fault(
-        self,
-        account: Account,
-        fault: Fault,
-        model: str,
-        now: float,
-    ) -> None:
-        """Take what a failed attempt means for its account."""
-        health, effect = self.health_of(account), fault.effect
-        if effect in _BLOCK_SECONDS:
-            name = model if effect is Effect.LACKS_MODEL else fault.about
-            health.block(effect, name, now + _BLOCK_SECONDS[effect], fault.reason)
-        elif effect in _OF_LIMITS:
-            self.note_limit(health, fault, model, now)
-        elif effect in _DEMOTING:
-            self.demote(health, fault, now)
-
-        # One response that forbids may be about a request; several in a row are about the account.
-        is_barred = effect is Effect.FORBIDDEN and health.forbidden_count >= FORBIDDEN_MAX
-        if effect is Effect.REFUSED or is_barred:
-            health.whole.extend(math.inf, now, UNTRIED_SECONDS_MAX, fault.reason)
-
-    def demote(
-        self,
-        health: Health,
-        fault: Fault,
-        now: float,
-    ) -> None:
-        """Use an account after the others for a while; count what forbids, note what is cut off."""
-        demoted_until = now + DEMOTION_SECONDS
-        health.block(Effect.DEMOTED, "", demoted_until, fault.reason)
-        health.forbidden_count += fault.effect is Effect.FORBIDDEN
-
-        account = health.account
-        if fault.cause is not None and self.is_current(account):
-            way = _ways(account)[fault.cause in _OF_TRUST]
-            self.unreached[way] = (demoted_until, fault.cause)
-
-    def note_limit(
-        self,
-        health: Health,
-        fault: Fault,
-        model: str,
-        now: float,
-    ) -> None:
-        """Begin the cooldown of a limit: until its reset, or as long as is usual."""
-        usual: float | None = self.limits.cooldown_seconds
-        if not fault.is_throttle:
-            usual = health.quota.reset_seconds(fault.about or PLAN_FAMILY, now)
-
-        seconds = fault.cooldown_seconds or usual or UNTRIED_SECONDS_MAX
-
-        for cooldown in self.limited_by(health, fault, model, now):
-            cooldown.extend(now + seconds, now, UNTRIED_SECONDS_MAX, fault.reason)
-
-    def limited_by(
-        self, health: Health, fault: Fault, model: str, now: float
-    ) -> Sequence[Cooldown]:
-        """The cooldowns that a limit begins: of the model, of everything, or of the plan."""
-        quota, upstream_model = health.quota, health.account.name_of(model)
-        if fault.effect is Effect.MODEL_LIMITED:
-            if fault.about and fault.about not in quota.families.values():
-                quota.note_family(upstream_model, fault.about)
-            return [health.cooldown_of_model(model)]
-        if fault.is_throttle:
-            return [health.whole]
-
-        health.end_refusal()
-        if quota.has_own_room(upstream_model, now):
-            # The plan's cooldown does not bar this model, and yet it was refused.
-            return [health.plan, health.cooldown_of_model(model)]
-        return [health.plan]
-
-    def note_reached(self, account: Account) -> None:
-        """Forget that the account's host did not connect a moment ago."""
-        for way in _ways(account):
-            self.unreached.pop(way, None)
-
-    def note_quota(
-        self, account: Account, reports: Sequence[Window], now: float, unix_now: float
-    ) -> None:
-        """Take what a response reports of quota; a plan that is used up begins a cooldown.
-
-        No report ends a cooldown: time does, and the success of a later request.
-        """
-        health = self.health_of(account)
-        until = health.quota.note(reports, now, unix_now, RESET_SECONDS_MAX)
-        if until is not None:
-            health.plan.extend(until, now, UNTRIED_SECONDS_MAX, "plan used up")
-
-    def note_success(self, lease: Lease) -> None:
-        """Note a success, which ends a cooldown only if it began after the latest evidence."""
-        for cooldown in lease.cooldowns:
-            if lease.began_at > cooldown.noted_at:
-                cooldown.end()
-        lease.health.blocks[Effect.DEMOTED].clear()
-        lease.health.forbidden_count = 0
-
-    def note_served(
-        self,
-        call: Call,
-        account: Account,
-        now: float,
-    ) -> None:
-        """Pin the session to the account that serves it, or move the pin there."""
-        sessions = self.sessions
-        pin = sessions.pin_of(call, now)
-        if pin is not None and pin.account != account.name and self.may_return(call, pin, now):
-            return
-        is_mixed = sessions.has_foreign_reasoning(call, account, now)
-        sessions.pin(call, account, is_mixed, now)
-
-    def may_return(
-        self,
-        call: Call,
-        pin: Pin,
-        now: float,
-    ) -> bool:
-        """Whether a session's own account is only busy, or has no login for now: the pin stays."""
-        health = self.health.get(pin.account)
-        if health is None or pin.account not in [account.name for account in call.pool.accounts]:
-            return False
-        return standing_of(health, now).status in _UNLIMITED and not health.is_demoted(now)
-
-
-_DEMOTING: Final = frozenset({Effect.DEMOTED, Effect.FORBIDDEN})
-_OF_LIMITS: Final = frozenset({Effect.LIMITED, Effect.MODEL_LIMITED})
-_UNLIMITED: Final = frozenset({Status.NO_LOGIN, Status.READY})  # the quota is not why
-_BLOCK_SECONDS: Final = {
-    Effect.LACKS_MODEL: MODEL_BLOCK_SECONDS,
-    Effect.LACKS_ROUTE: ROUTE_BLOCK_SECONDS,
-    Effect.LACKS_WEBSOCKET: NO_WEBSOCKET_SECONDS,
-}
-
+# Reading catalogues.
 
 # Where a response to /models may have its list, and a model in it its name: the likeliest first.
 # llama.cpp has "models", too (F60), and they are not those of Codex's catalogue (F20).
@@ -8230,6 +8686,36 @@ def _window_name(seconds: int) -> str:
     return f"{seconds // 60}m"
 
 
+def pooled_quota(
+    roster: Roster,
+    pool: Pool,
+    now: float,
+) -> tuple[bool, dict[int, QuotaWindow]]:
+    """Whether all accounts are limited, and the least used window of each length in seconds.
+
+    The windows of the accounts that can serve; if none can, of the limited one that is back first:
+    that is when clients may go on.
+    """
+    by_status: dict[Status, list[tuple[float, Health]]] = {}
+    for account in pool.accounts:
+        health = roster.health_of(account)
+        standing = standing_of(health, now)
+        by_status.setdefault(standing.status, []).append((standing.until, health))
+
+    shown = by_status.get(Status.READY, [])
+    limited = by_status.get(Status.COOLING_DOWN, [])
+    is_limited = bool(limited) and not shown
+    if is_limited:
+        shown = [min(limited, key=lambda pair: pair[0])]
+
+    best: dict[int, QuotaWindow] = {}
+    for _, health in shown:
+        for length, window in health.quota.running(PLAN_FAMILY, now).items():
+            best[length] = min(best.get(length, window), window)
+    best.pop(0, None)  # of unknown length: it counts, but cannot be shown as a window
+    return is_limited, dict(sorted(best.items()))
+
+
 def show_key_usage(
     roster: Roster,
     pool: Pool,
@@ -8260,7 +8746,7 @@ def show_key_usage(
 
     upstream: list[LimitRow] = []
     # Upstreams report percentages only, never the amount that they are a percentage of.
-    _, windows = roster.pooled_quota(pool, now)
+    _, windows = pooled_quota(roster, pool, now)
     for seconds, level in windows.items():
         name = _window_name(seconds)
         used_percent = int(level.used_percent)
@@ -8287,7 +8773,7 @@ def show_codex_usage(
     Codex reads whole numbers only, and refuses a plan it does not know: "guest" is known to
     every version, and means none in particular.
     """
-    is_limited, windows = roster.pooled_quota(pool, now)
+    is_limited, windows = pooled_quota(roster, pool, now)
     limit: JsonDict = {
         "allowed": not is_limited,
         "limit_reached": is_limited,
@@ -8317,7 +8803,7 @@ def show_quota_headers(
     They go with each response on Codex CLI's own routes: the shortest window as the primary one.
     Those of the account itself are withheld from clients: they show who pays, and what is left.
     """
-    _, windows = roster.pooled_quota(pool, now)
+    _, windows = pooled_quota(roster, pool, now)
     headers = []
     for position, (seconds, level) in zip(_POSITIONS, windows.items(), strict=False):
         name = f"x-codex-{position}"
@@ -8559,7 +9045,7 @@ def _show_account(
         cooldown_until = state.unix(standing.until)
 
     login = state.logins.get(account.name, LoginState())
-    unreached = state.roster.unreached_by(account, state.now)
+    unreached = state.roster.hosts.cause_for(account, state.now)
     catalogue = sorted(health.catalogue or ())
 
     return {
@@ -8737,13 +9223,14 @@ def explain(
         call = _call_of_session(roster, call, session, now)
 
     # The accounts that may be tried, best first.  The first one with a free place is chosen.
-    order = roster.ranked(call, (), now)
+    choice = Choice(roster, call, (), now)
+    order = choice.ranked()
     ranked = [account.name for account in order]
     free = [account.name for account in order if roster.leases.has_room(account, call.key_name)]
     chosen = free[0] if free else None
 
     rows = []
-    for health, standing in roster.standings(call, now):
+    for health, standing in choice.standings:
         name = health.account.name
         if name not in ranked:
             reason = _reason_of_standing(health, standing, logins.get(name), now)
@@ -8751,7 +9238,7 @@ def explain(
             reason = f"number {ranked.index(name) + 1} in order"
             if name not in free:
                 reason += ", and busy: at its cap"
-            if cause := roster.unreached_by(health.account, now):
+            if cause := roster.hosts.cause_for(health.account, now):
                 reason += f"; tried last, for it did not connect: {cause}"
 
         is_chosen = name == chosen
@@ -10390,7 +10877,7 @@ class Login:
         refreshed with each request.
         """
         issued = parse_auth_file(self.unsaved)
-        self.clock_lead = clock_lead(issued, response, unix_now, REFRESH_MARGIN_SECONDS)
+        self.clock_lead = clock_lead(issued, response, unix_now)
         self.issued = issued.digest
         self.issued_margin_seconds = math.inf
         if issued.expires_at is not None:
@@ -11050,10 +11537,10 @@ class Shared:
             return assignment
 
         # None is free: wait only if an account is busy, or back soon; else refuse at once.
-        current = self.current(call)
-        is_back = self.roster.returns_at(current, tried, now) <= waiter.deadline
-        if not is_back and not self.roster.ranked(current, tried, now):
-            raise self.roster.refusal(current, tried, now, self.unix_now())
+        choice = Choice(self.roster, self.current(call), tried, now)
+        is_back = choice.returns_at() <= waiter.deadline
+        if not is_back and not choice.ranked():
+            raise choice.refusal(self.unix_now())
         return await self.queue_up(exchange, waiter, deadline)
 
     async def queue_up(self, exchange: Exchange, waiter: Waiter, deadline: float) -> Assignment:
@@ -11084,7 +11571,8 @@ class Shared:
         It wakes when a cooldown ends, as nobody else may be there to notice that.
         """
         while not (waiter.assignment or waiter.is_displaced) and trio.current_time() < deadline:
-            change = self.roster.next_change(self.current(waiter.call), trio.current_time())
+            call, now = self.current(waiter.call), trio.current_time()
+            change = Choice(self.roster, call, waiter.tried, now).next_change()
             with contextlib.suppress(DeadlinePassed):
                 await exchange.deadline.bounded(min(change, deadline), waiter.served.wait)
             self.assign_waiters()
@@ -11127,11 +11615,12 @@ class Shared:
     def find_assignment(self, waiter: Waiter) -> Assignment | None:
         """A place that is free now, and worth taking."""
         now, call = trio.current_time(), self.current(waiter.call)
+        choice = Choice(self.roster, call, waiter.tried, now)
         # A session's own account has its prompt in a cache: if it is back before the deadline, that
         # costs less than to have another account read all of it.
-        if self.roster.returns_at(call, waiter.tried, now) <= waiter.deadline:
+        if choice.returns_at() <= waiter.deadline:
             return None
-        for account in self.roster.ranked(call, waiter.tried, now):
+        for account in choice.ranked():
             if self.roster.leases.has_room(account, call.key_name):
                 return Assignment(
                     self.roster.begin(account, call, now), self.endpoints[account.name]
@@ -11561,7 +12050,7 @@ class HttpTransport:
             self.shared.dial,
             *way,
         )
-        self.shared.roster.note_reached(endpoint.account)
+        self.shared.roster.hosts.note_reached(endpoint.account)
         self.upstream = UpstreamConnection(stream)
         return self.upstream
 
@@ -12642,14 +13131,14 @@ def is_back_soon(
 ) -> bool:
     """Whether the account that has just failed is the session's own, and worth one wait."""
     roster, now = exchange.shared.roster, trio.current_time()
-    if fault.effect not in {Effect.LIMITED, Effect.MODEL_LIMITED}:
+    if fault.effect not in LIMIT_EFFECTS:
         return False
     names = [attempt["account"] for attempt in exchange.record.attempts]
     # Another account would have to read the whole prompt again, without the cache of this one.
     pin = roster.sessions.pin_of(call, now)
     is_own = pin is not None and pin.account == account.name
     is_first = names.count(account.name) == 1
-    return is_own and is_first and roster.returns_at(call, (), now) < math.inf
+    return is_own and is_first and Choice(roster, call, (), now).returns_at() < math.inf
 
 
 async def without_reasoning(exchange: Exchange) -> bytes:
@@ -12747,7 +13236,8 @@ def final_error(
         return fault.error
 
     roster, unix_now = exchange.shared.roster, exchange.shared.unix_now()
-    return roster.refusal(call, tries.passed_over, trio.current_time(), unix_now)
+    choice = Choice(roster, call, tries.passed_over, trio.current_time())
+    return choice.refusal(unix_now)
 
 
 def may_repeat(exchange: Exchange, call: Call, fault: Fault) -> bool:
@@ -12765,9 +13255,8 @@ def is_account_left(exchange: Exchange, call: Call, tries: Tries) -> bool:
         return False
 
     roster, now = exchange.shared.roster, trio.current_time()
-    if roster.ranked(call, tries.passed_over, now):
-        return True
-    return roster.returns_at(call, tries.passed_over, now) < math.inf
+    choice = Choice(roster, call, tries.passed_over, now)
+    return bool(choice.ranked()) or choice.returns_at() < math.inf
 
 
 ################################################################
@@ -13747,9 +14236,7 @@ class Connections:
             return
 
         connection.is_busy = False
-        self.busy[connection.caller] -= 1
-        if not self.busy[connection.caller]:
-            del self.busy[connection.caller]
+        uncount(self.busy, connection.caller)
 
     def dismiss(self, connection: ClientConnection) -> None:
         """End a connection, and no longer count it."""
@@ -13898,7 +14385,7 @@ def identify_caller(
     if route.access in {Access.OPERATOR, Access.OPERATOR_PAGE}:
         return identify_operator(head, route, config)
 
-    presented = bearer_of(head.headers, BEARER_BYTES_MAX)
+    presented = bearer_of(head.headers)
     key = match_secret(presented, config.keys)
     if key is None or not key.is_usable(unix_now):
         raise PoolerError("invalid_api_key")
@@ -13914,11 +14401,10 @@ def identify_operator(head: RequestHead, route: Route, config: Config) -> Operat
     if not config.operators:
         raise PoolerError("not_found")
 
-    bytes_max = BEARER_BYTES_MAX
-    presented = bearer_of(head.headers, bytes_max)
+    presented = bearer_of(head.headers)
     challenge: list[Field] = []
     if route.access is Access.OPERATOR_PAGE:
-        presented = presented or basic_of(head.headers, bytes_max)
+        presented = presented or basic_of(head.headers)
         challenge = [("WWW-Authenticate", 'Basic realm="codex-pooler"')]
 
     operator = match_secret(presented, config.operators)
@@ -15437,7 +15923,7 @@ def run_key(is_operator: bool) -> int:
     The line has only the digest: from it nobody can find a secret of 256 random bits.
     """
     secret = new_secret("cpo" if is_operator else "cp")
-    digest = hashlib.sha256(secret.encode()).hexdigest()
+    digest = digest_of(secret).hex()
     whose, where = "client", "the keys of a pool"
     if is_operator:
         whose, where = "operator", "operators"
@@ -15450,8 +15936,8 @@ def run_key(is_operator: bool) -> int:
 def port_number(text: str) -> int:
     """The value of `--port`.  Raises: ValueError, ArgumentTypeError, as argparse expects."""
     port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError("must be from 0 to 65535")
+    if not 0 <= port <= _PORT_MAX:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {_PORT_MAX}")
     return port
 
 

@@ -25,6 +25,7 @@ from pooler import (
     Account,
     Action,
     Call,
+    Choice,
     Effect,
     Fault,
     Key,
@@ -86,7 +87,7 @@ class Scene:
         return self.config.accounts[name]
 
     def order(self, call: Call | None = None, now: float = 0.0, tried: str = "") -> str:
-        ranked = self.roster.ranked(call or self.call(), tried, now)
+        ranked = Choice(self.roster, call or self.call(), tried, now).ranked()
         return "".join(account.name for account in ranked)
 
     def answers(self, name: str, status: int, now: float = 0.0, seconds: float = 0.0) -> None:
@@ -107,7 +108,7 @@ class Scene:
         self.roster.end(lease)
 
     def refusal(self, now: float = 0.0, **call: Json) -> PoolerError:
-        return self.roster.refusal(self.call(**call), "", now, UNIX_START + now)
+        return Choice(self.roster, self.call(**call), "", now).refusal(UNIX_START + now)
 
     def hang_on(self, name: str, now: float = 0.0) -> None:
         """One request that does not end."""
@@ -499,7 +500,7 @@ def test_clients_read_the_announced_reset_though_the_account_is_asked_before() -
     scene = Scene("a")
     scene.answers("a", 429, seconds=10 * HOUR)
     assert scene.order(now=RETRY) == "a"
-    refusal = scene.roster.refusal(scene.call(), "a", RETRY, UNIX_START + RETRY)
+    refusal = Choice(scene.roster, scene.call(), "a", RETRY).refusal(UNIX_START + RETRY)
     assert refusal.details["resets_in_seconds"] == 10 * HOUR - RETRY
 
 

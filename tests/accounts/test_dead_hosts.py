@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import NO_FIELDS, Cause, Roster, call_route, classify_connect, read_call
+from pooler import NO_FIELDS, Cause, Choice, Roster, call_route, classify_connect, read_call
 from tests.support.memory_sockets import Json, post
 from tests.support.memory_websockets import SocketWorld, open_socket
 from tests.support.world import (
@@ -105,7 +105,7 @@ async def test_an_account_elsewhere_is_asked_first_until_the_host_is_back(
         for session in ("s", "s", "t", "u", "v", "w"):
             assert await ask(world, "whole", session) == 200
         assert dead.dial_count - before <= 1
-        assert world.server.shared.roster.unreached == {} or dead.dial_count - before == 1
+        assert world.server.shared.roster.hosts.unreached == {} or dead.dial_count - before == 1
 
         dead.dials.clear()
         well.plays([Pause(61), *json_response({"id": "r"})])
@@ -123,7 +123,7 @@ async def test_a_host_that_connects_again_is_as_good_as_the_others(
         world.upstreams["a"].dials.append(Refuse())
         world.upstreams["a"].always = sse_response(responses_events("hi"))
         assert await ask(world, "stream") == 200
-        assert world.server.shared.roster.unreached == {}
+        assert world.server.shared.roster.hosts.unreached == {}
 
 
 async def test_a_host_that_failed_for_another_request_is_tried_where_nobody_is_left(
@@ -144,7 +144,7 @@ async def test_a_connection_that_ends_at_once_is_no_failure_to_connect(
     async with opened_world(sharing("abcd", "abcd")) as world:
         world.upstreams["a"].dials.extend([Fin()] * 20)
         await ask(world, "whole")
-        assert world.server.shared.roster.unreached == {}
+        assert world.server.shared.roster.hosts.unreached == {}
 
 
 ################################################################
@@ -158,7 +158,7 @@ def order_after(cause: Cause, accounts: dict[str, dict[str, Any]]) -> list[str]:
     roster, pool = Roster(config), config.pools["home"]
     roster.note_fault(config.accounts["a"], classify_connect(cause), "m1", 1.0)
     call = read_call(call_route("/v1/responses"), {"model": "m1"}, NO_FIELDS, pool, pool.keys[0])
-    return [one.name for one in roster.ranked(call, (), 2.0)]
+    return [one.name for one in Choice(roster, call, (), 2.0).ranked()]
 
 
 HERE: Final = {"base_url": "https://h.example/v1", "priority": 0}

@@ -338,7 +338,7 @@ NAMES: Final = "HTTPS_PROXY HTTP_PROXY ALL_PROXY https_proxy http_proxy all_prox
 def test_a_variable_that_is_not_used_is_told_and_its_value_is_not(name: str) -> None:
     env = {name: "http://some:marmalade@proxy.example.com:3128"}
     [warning] = parsed(env).warnings
-    assert warning.startswith(f"{name} is set, and not used")
+    assert warning.startswith(f"{name} is set but not used")
     assert "example" not in warning
     assert parsed(env, proxy="http://127.0.0.1:3128").warnings == ()
     assert parsed({name: ""}).warnings == parsed({"NO_PROXY": "x"}).warnings == ()
@@ -388,7 +388,7 @@ def test_no_proxy_elsewhere_reads_a_refresh_token(url: str) -> None:
     with pytest.raises(ConfigRefused) as refused:
         parsed(env, proxy=ELSEWHERE)
     assert refused.value.problems == [
-        f"{REFRESH_URL_VARIABLE}: must be https://, for a login is sent there"
+        f"{REFRESH_URL_VARIABLE}: must be https://, because refresh tokens are sent there"
     ]
 
 

@@ -21,6 +21,7 @@ from pooler import (
     QUOTA_WINDOWS_MAX,
     UNKNOWN_LEFT_PERCENT,
     WINDOW_MINUTES_MAX,
+    Choice,
     KeyUse,
     Routing,
     Usage,
@@ -461,7 +462,7 @@ def test_an_account_that_was_not_asked_makes_the_difference(
     scene = Quotas("abcd")
     for name in answers:
         scene.answers(name, 429, seconds=50)
-    refusal = scene.roster.refusal(scene.call(), tried, 1, UNIX_START + 1)
+    refusal = Choice(scene.roster, scene.call(), tried, 1).refusal(UNIX_START + 1)
     assert refusal.code == expected
 
 

@@ -16,7 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import MODELS_TOLD_MAX
+from pooler import MODELS_SHOWN_MAX
 from tests.support.memory_sockets import Json, Response, ask_responses, post, request
 from tests.support.memory_websockets import codex_described, open_socket, says, socket_world
 from tests.support.world import (
@@ -328,7 +328,7 @@ async def test_a_websocket_is_told_the_same(autojump_clock: MockClock, tmp_path:
 
 
 async def test_a_key_is_told_its_own_models_and_not_too_many(autojump_clock: MockClock) -> None:
-    names = [f"m{number}" for number in range(100, 100 + 2 * MODELS_TOLD_MAX)]
+    names = [f"m{number}" for number in range(100, 100 + 2 * MODELS_SHOWN_MAX)]
     keys = {"laptop": {"key": "sk-pool-key-of-the-laptop-0001", "models": ["m101", "m102"]}}
     accounts = {"a": {"models": [*names, "m429"]}}
     for pool, expected in (({}, None), ({"keys": keys, "aliases": {"fast": "m101"}}, "m101, m102")):
@@ -339,7 +339,7 @@ async def test_a_key_is_told_its_own_models_and_not_too_many(autojump_clock: Moc
             response = await world.ask(raw)
             check_final(response, "model_not_found", expected or "m100, m101, m102")
             assert "m429" not in response.error["message"]
-            assert response.error["message"].count("m1") <= MODELS_TOLD_MAX
+            assert response.error["message"].count("m1") <= MODELS_SHOWN_MAX
             if expected:
                 assert "m103" not in response.error["message"]
                 assert "fast" in response.error["message"]

@@ -98,7 +98,7 @@ def test_a_secret_that_nobody_filled_in_is_refused_at_its_path(
     assert API_KEY not in problem
     assert (
         "{env:NAME}" in problem
-        or "needs at least" in problem
+        or "at least" in problem
         or "only {env" in problem
         or ("placeholder" in problem)
     )
@@ -122,7 +122,7 @@ def test_what_local_servers_call_a_key_is_taken(text: str) -> None:
 def test_a_path_with_a_variable_is_refused(field: str, text: str) -> None:
     account = {"type": "codex", "auth_file": "a.json"} | {field: text}
     [problem] = problems_of(changed("accounts.x", account))
-    assert problem.startswith(f"accounts.x.{field}: must be a path; no variable")
+    assert problem.startswith(f"accounts.x.{field}: must be a path; variables")
 
 
 @pytest.mark.parametrize(
@@ -143,14 +143,16 @@ def test_a_base_url_with_a_route_in_it_is_refused(base: str, end: str) -> None:
 ################################################################
 
 NO_ALIAS: Final = "must map a name that is not in models to one that is"
-MAKES_ONE: Final = "`pooler key` makes a good one"
+MAKES_ONE: Final = "`pooler key` generates one"
 ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
-    "empty api key": ("accounts.a.api_key", "", ["accounts.a.api_key: is required, and not empty"]),
-    "empty key": (KEY_PATH, "", [f"{KEY_PATH}: is required, and not empty"]),
-    "empty inner key": (f"{CI}.key", "", [f"{CI}.key: is required, and not empty"]),
+    "empty api key": (
+        "accounts.a.api_key", "", ["accounts.a.api_key: is required and must not be empty"],
+    ),
+    "empty key": (KEY_PATH, "", [f"{KEY_PATH}: is required and must not be empty"]),
+    "empty inner key": (f"{CI}.key", "", [f"{CI}.key: is required and must not be empty"]),
     "empty file": (
         "accounts.a", {"type": "codex", "auth_file": ""},
-        ["accounts.a.auth_file: must be a path, without ~ before it"],
+        ["accounts.a.auth_file: must be a path that does not begin with ~"],
     ),
     "empty type": (
         "accounts.a.type", "", ["accounts.a.type: must be 'openai' or 'codex'"],
@@ -177,7 +179,7 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     ),
     "an alias without its model": (
         "pools.home.aliases.x", {"effort": "low"},
-        ["pools.home.aliases.x.model: is required, and not empty"],
+        ["pools.home.aliases.x.model: is required and must not be empty"],
     ),
     "an alias misspelt": (
         "pools.home.aliases.x", {"model": "m-1"},
@@ -194,7 +196,7 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     ),
     "a key that nobody can present": (
         f"{CI}.key", "k0" * 257,
-        [f"{CI}.key: is longer than 512 bytes, so nobody can present it"],
+        [f"{CI}.key: has more than 512 characters, so no client can present it"],
     ),
     "a time without end": (
         f"{CI}.expires", "9999-12-31",
@@ -206,30 +208,30 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     "dots in a prefix": ("base_path", "/a/../b", ["base_path: must be a path like /pooler"]),
     "a variable in the proxy's login": (
         "proxy", "http://$USER:${PASS}@h:1",
-        ["proxy: has in its login a variable that nobody fills in here"],
+        ["proxy: its name or password is a variable that is not expanded here"],
     ),
     "another program's placeholder as password": (
-        "proxy", "http://me:<password>@h:1", ["proxy: has in its login a placeholder"],
+        "proxy", "http://me:<password>@h:1", ["proxy: its name or password is a placeholder"],
     ),
     "a login that is pools.json": (
         "accounts.a", {"type": "codex", "auth_file": "./pools.json"},
-        ["accounts.a.auth_file: is this very file; a login has one of its own"],
+        ["accounts.a.auth_file: is pools.json itself; a login needs a file of its own"],
     ),
     "a login in quotes": (
         "accounts.a", {"type": "codex", "auth_file": "'a.json'"},
-        ["accounts.a.auth_file: must be a path; it still has its quotes"],
+        ["accounts.a.auth_file: must be a path, without quotes around it"],
     ),
     "a login far away": (
         "accounts.a", {"type": "codex", "auth_file": "https://h/auth.json"},
-        ["accounts.a.auth_file: must be a path, not a URL, and without blanks around it"],
+        ["accounts.a.auth_file: must be a path, not a URL, and without spaces around it"],
     ),
     "long name": (
         f"accounts.{'n' * 65}", {"type": "openai", "api_key": "none"},
-        [f"accounts.{'n' * 64}…: the name has 65 characters; at most 64 are taken"],
+        [f"accounts.{'n' * 64}…: the name has 65 characters; the maximum is 64"],
     ),
     "odd name": (
         "accounts.a b", {"type": "openai", "api_key": "none"},
-        ["accounts.a b: the name is not made of letters, digits and _.-"],
+        ["accounts.a b: the name must consist of letters, digits and _.-"],
     ),
     "name begins oddly": (
         "operators.-me", OTHER[:-1],
@@ -237,8 +239,8 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     ),
     "odd name of a key, which has a problem, too": (
         "pools.home.keys", {"a b": SECRET, "": OTHER, "c": "short"},
-        ["pools.home.keys.a b: the name is not made of letters, digits and _.-",
-         f"pools.home.keys.c: needs at least 16 visible ASCII characters; {MAKES_ONE}",
+        ["pools.home.keys.a b: the name must consist of letters, digits and _.-",
+         f"pools.home.keys.c: must have at least 16 visible ASCII characters; {MAKES_ONE}",
          "pools.home.keys: a name is empty"],
     ),
 }  # fmt: skip
@@ -291,7 +293,7 @@ def test_json_is_no_key(path: str, text: str) -> None:
     with pytest.raises(pooler.ConfigRefused) as refused:
         parse(changed(path, "{env:OAK}"), {"OAK": text})
     [problem] = refused.value.problems
-    assert problem.startswith(f"{path}: JSON, of which a key is only a part")
+    assert problem.startswith(f"{path}: is JSON, of which the key is only a part")
 
 
 NO_JSON: Final[dict[str, tuple[str, int, int, str]]] = {
@@ -304,7 +306,7 @@ NO_JSON: Final[dict[str, tuple[str, int, int, str]]] = {
     "comment at the end": ("{}\n# mine", 2, 1, "a comment; JSON has none"),
     "single quotes": ("{'a': 1}", 1, 2, "a single quote"),
     "typographic quotes": ('{\N{LEFT DOUBLE QUOTATION MARK}a": 1}', 1, 2, "a typographic quote"),
-    "python": ('{"allow_public": True}', 1, 18, "small letters"),
+    "python": ('{"allow_public": True}', 1, 18, "lower case"),
     "no comma": ('{"a": 1\n "b": 2}', 2, 2, "a comma is missing before this"),
     "no colon": ('{"a" 1}', 1, 6, "a colon is missing before this"),
     "no quotes": ("{a: 1}", 1, 2, "something is missing before this"),
@@ -314,8 +316,8 @@ NO_JSON: Final[dict[str, tuple[str, int, int, str]]] = {
     "open string": ('{"a": "b}', 1, 7, "a string that is not closed"),
     "line break": ('{"a": "b\nc"}', 1, 9, "a line break or tab within a string"),
     "backslash": ('{"a": "C:\\x"}', 1, 10, "a backslash in a string"),
-    "more": ("{} {}", 1, 4, "more after its end"),
-    "two commas": ('{"a": 1,, "b": 2}', 1, 9, "a comma too many"),
+    "more": ("{} {}", 1, 4, "more text after the end"),
+    "two commas": ('{"a": 1,, "b": 2}', 1, 9, "one comma too many"),
 }
 
 
@@ -412,10 +414,10 @@ DOUBTS: Final[dict[str, tuple[Mapping[str, Json], list[str]]]] = {
     "no host": ({"hosts": []}, ["hosts: is empty"]),
     "a host that nobody has filled in": (
         {"accounts.a.base_url": "https://your-resource.openai.azure.com/openai/v1"},
-        ["accounts.a.base_url: a placeholder"],
+        ["accounts.a.base_url: is a placeholder"],
     ),
     "a host of examples": (
-        {"accounts.a.base_url": "https://llm.example.com/v1"}, ["accounts.a.base_url: a placeh"],
+        {"accounts.a.base_url": "https://llm.example.com/v1"}, ["accounts.a.base_url: is a placeh"],
     ),
     "twice the version": (
         {"accounts.a.base_url": "https://api.openai.com/v1/v1"}, ["accounts.a.base_url: has /v1"],
@@ -429,9 +431,9 @@ DOUBTS: Final[dict[str, tuple[Mapping[str, Json], list[str]]]] = {
     ),
     "another port": ({"accounts.b.base_url": "http://localhost:4001/v1"}, []),
     "its own address as proxy": ({"proxy": "http://127.0.0.1:4000"}, ["proxy: is where"]),
-    "a prefix that is a route": ({"base_path": "/v1"}, ["base_path: stands before /v1"]),
+    "a prefix that is a route": ({"base_path": "/v1"}, ["base_path: is put before /v1"]),
     "a pool key that is an account's": (
-        {f"{CI}.key": API_KEY}, [f"{CI}: is the api_key of a, too"],
+        {f"{CI}.key": API_KEY}, [f"{CI}: is also the api_key of a"],
     ),
     "no model of an account": (
         {"accounts.a.models": []}, ["accounts.a.models: is empty"],
@@ -443,26 +445,26 @@ DOUBTS: Final[dict[str, tuple[Mapping[str, Json], list[str]]]] = {
     "no model of a key": ({f"{CI}.models": []}, [f"{CI}.models: is empty"]),
     "patterns": (
         {"accounts.a.models": ["m1", "gpt-*"], "accounts.b.models": {"m2": "*"}},
-        ["accounts.a.models[1]: a name is taken", "accounts.b.models.m2: a name is taken"],
+        ["accounts.a.models[1]: names are compared", "accounts.b.models.m2: names are compared"],
     ),
     "a pool's pattern": (
-        {"pools.home.models": ["m1", "m2", "*"]}, ["pools.home.models[2]: a name is taken"],
+        {"pools.home.models": ["m1", "m2", "*"]}, ["pools.home.models[2]: names are compared"],
     ),
     "blanks around names": (
         {"accounts.a.models": {"m1": " x"}, "pools.home.aliases": {"a ": "m1"}},
-        ["accounts.a.models.m1: has a blank", "pools.home.aliases.a : has a blank"],
+        ["accounts.a.models.m1: has a space", "pools.home.aliases.a : has a space"],
     ),
     "variables for names": (
         {"accounts.a.models": {"m1": "$MODEL", "m2": "<model>"}},
-        ["accounts.a.models.m1: a variable", "accounts.a.models.m2: a variable"],
+        ["accounts.a.models.m1: is a variable", "accounts.a.models.m2: is a variable"],
     ),
     "an effort that there is not": (
         {"pools.home.aliases.x": {"model": "m1", "effort": "hihg"}},
-        ["pools.home.aliases.x.effort: hardly a level; did you mean 'high'?"],
+        ["pools.home.aliases.x.effort: is not a known value; did you mean 'high'?"],
     ),
     "a tier that there is not": (
         {"pools.home.aliases.x": {"model": "m1", "service_tier": "prioritised"}},
-        ["pools.home.aliases.x.service_tier: hardly a tier; did you mean 'priority'?"],
+        ["pools.home.aliases.x.service_tier: is not a known value; did you mean 'priority'?"],
     ),
     "efforts and tiers that there are": (
         {"pools.home.aliases.x": {"model": "m1", "effort": "ultra", "service_tier": "flex"}}, [],

@@ -324,19 +324,19 @@ def test_all_problems_come_at_once_and_in_order() -> None:
     ]  # fmt: skip
 
 
-A_PATH: Final = "must be a path, without ~ before it"
+A_PATH: Final = "must be a path that does not begin with ~"
 TYPED: Final[dict[str, tuple[Json, list[str]]]] = {
-    "codex-without": ({"type": "codex"}, ["auth_file: is required, and not empty"]),
+    "codex-without": ({"type": "codex"}, ["auth_file: is required and must not be empty"]),
     "codex-empty": ({"type": "codex", "auth_file": ""}, [f"auth_file: {A_PATH}"]),
     "codex-home": ({"type": "codex", "auth_file": "~/auth.json"}, [f"auth_file: {A_PATH}"]),
-    "openai-without": ({"type": "openai"}, ["api_key: is required, and not empty"]),
+    "openai-without": ({"type": "openai"}, ["api_key: is required and must not be empty"]),
     "codex-with-key": (
         {"type": "codex", "auth_file": "a.json", "api_key": "none"},
-        ["api_key: does not belong to type 'codex'"],
+        ["api_key: does not apply to type 'codex'"],
     ),
     "openai-with-file": (
         {"type": "openai", "api_key": "none", "auth_file": "a.json"},
-        ["auth_file: does not belong to type 'openai'"],
+        ["auth_file: does not apply to type 'openai'"],
     ),
     "neither": (
         {"type": "claude", "api_key": "none"},

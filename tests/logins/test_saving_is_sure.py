@@ -398,7 +398,7 @@ LEADS: Final[dict[str, tuple[pooler.Credentials, bytes, float]]] = {
 @pytest.mark.parametrize("name", LEADS)
 def test_a_clock_is_judged_by_a_token_that_was_just_issued(name: str) -> None:
     found, told, lead = LEADS[name]
-    assert clock_lead(found, told, NOW, 300.0) == lead
+    assert clock_lead(found, told, NOW) == lead
 
 
 @pytest.mark.parametrize("days", [1, 9.99, 30, 4000])

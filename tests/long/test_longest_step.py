@@ -93,9 +93,9 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_STATUS_LINE", "_FIELD_LINES", "_FIELD", "_BARE_LF"), HEAD),
     **dict.fromkeys(("_WEBSOCKET_KEY", "_REQUEST_LINE", "_LOOPBACK_ORIGIN"), HEAD),
     **dict.fromkeys(("_TOKEN_TEXT", "_ACCOUNT_ID", "_REVOKED_CODES"), FILE),
-    **dict.fromkeys(("_ADDRESS", "_SHA256", "_REFERENCE", "_base_url", "_proxy"), CONFIG),
-    **dict.fromkeys(("_VARIABLE_NAME", "_check_presented"), CONFIG),
-    **dict.fromkeys(("_Loader.digest", "_Loader.api_key", "_Loader.pool", "run_status"), CONFIG),
+    **dict.fromkeys(("_ADDRESS", "_SHA256", "_REFERENCE", "_BASE_URL", "_PROXY_URL"), CONFIG),
+    **dict.fromkeys(("_VARIABLE_NAME", "_check_presented", "_members"), CONFIG),
+    **dict.fromkeys(("_Resolver.digest", "_Resolver.api_key", "run_status"), CONFIG),
     "_plain": CONFIG,
     "_PARTS_OF_NAME": pooler.DOUBTED_CHARS_MAX,
     "_PLACEHOLDER_HOST": 127 * 64,  # `_HOST_NAME` took it

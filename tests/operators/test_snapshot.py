@@ -91,7 +91,7 @@ async def test_an_account_whose_host_did_not_connect_is_said_to_come_last(
     async with opened_world(describe("abc")) as world:
         address = world.config.accounts["a"].base_url.address
         until = trio.current_time() + 60
-        world.server.shared.roster.unreached[address, None] = (until, Cause.REFUSED)
+        world.server.shared.roster.hosts.unreached[address, None] = (until, Cause.REFUSED)
         assert reasons(world)["a"] == (
             f"number 3 in order; tried last, for it did not connect: {Cause.REFUSED.value}"
         )

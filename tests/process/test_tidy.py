@@ -36,7 +36,7 @@ CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
     "pooler.py": {
         "tokens": (85_300, 49_000),
         "tokens_per_100_lines": (850, 850),
-        "longest_class": (390, 300),
+        "longest_class": (350, 300),
         "check_length": (0, 0),
         "check_complexity": (0, 0),
         "check_one_condition": (0, 0),

@@ -100,8 +100,8 @@ def request_head(data: bytes) -> None:
     ours = {name: v.lower() if name == coding else v for name, v in head.headers.items()}
     assert joined(others) == ours
     pooler.find_routes(head.path, "")
-    pooler.bearer_of(head.headers, pooler.BEARER_BYTES_MAX)
-    pooler.basic_of(head.headers, pooler.BEARER_BYTES_MAX)
+    pooler.bearer_of(head.headers)
+    pooler.basic_of(head.headers)
     with contextlib.suppress(PoolerError):
         made = pooler.upgrade_head(head)
         pooler.parse_request_head(made)
