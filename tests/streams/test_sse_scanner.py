@@ -215,6 +215,7 @@ OTHERS_IN_A_RUN = {
     "outcome": sse_event({"type": "response.completed", "response": {"id": "r"}}),
     "done": b"data: [DONE]\n\n",
     "carriage-returns": b"data: x\r\n\r\n",
+    "bare-carriage-returns": plain_event(3)[:-2] + b"\r\r" + sse_event({"error": {"code": "x"}}),
     "id-line": b"id: 3\n" + plain_event(3),
     "lookalike": plain_event(3, "event: response.output_text.delta\\ndata: "),
     "unfinished": plain_event(3)[:-1],
