@@ -4055,7 +4055,8 @@ def read_call(
     unsupported_parameter).
     """
     model = _model_of(body, pool, key, route)
-    is_unary = route.upstream_path in UNARY_PATHS
+    kind, path = route.kind, route.upstream_path
+    is_unary = path in UNARY_PATHS
     _check_flags(body, route)
 
     scope = (pool.name, key.name)
@@ -4064,26 +4065,26 @@ def read_call(
         session = digest_parts(*scope, "socket", socket_id)
 
     is_native = route.is_native
-    if is_lite(route.kind, body, headers) and pool.has_codex:
+    if is_lite(kind, body, headers) and pool.has_codex:
         is_native, obstacle = True, None
     return Call(
-        kind=route.kind,
+        kind=kind,
         pool=pool,
         key=key,
         requested_model=model,
         model=pool.meant_by(model).model,
         is_stream=not is_unary and (bool(socket_id) or body.get("stream") is True),
-        is_stored=route.kind is CallKind.RESPONSES and body.get("store") is not False,
+        is_stored=kind is CallKind.RESPONSES and body.get("store") is not False,
         session=session,
         search_session=_search_session(headers, scope),
         response=_response_of(body, scope),
-        path=route.upstream_path,
+        path=path,
         is_native=is_native,
         is_codex_only=route.is_native,
         obstacle=obstacle,
         is_socket=bool(socket_id),
         is_unary=is_unary,
-        is_unlisted=not model or route.upstream_path in IMAGE_PATHS,
+        is_unlisted=not model or path in IMAGE_PATHS,
     )
 
 
@@ -11913,6 +11914,10 @@ class Source(Protocol):
     async def read_head(self) -> ResponseHead | None:
         """Status and headers; None for a response that begins with its first event."""
 
+    @property
+    def has_body(self) -> bool:
+        """Whether the whole body has come with the head, so that `read_body` waits for nothing."""
+
     def early_events(self) -> Sequence[bytes]:
         """The messages that came in front of the error that a turn began with."""
 
@@ -11950,6 +11955,11 @@ class HttpSource:
         head = await self.connection.read_head()
         self.connection.head = head._replace(headers=NO_FIELDS)
         return head
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the whole body has come with the head, as a short one nearly always has."""
+        return self.connection.wire.holds(self.connection.head.framing)
 
     def early_events(self) -> Sequence[bytes]:
         """Nothing: in HTTP an error comes alone."""
@@ -12024,8 +12034,21 @@ class Transport(Protocol):
         Raises: TRANSPORT_ERRORS; PoolerError.
         """
 
-    async def release(self, endpoint: Endpoint) -> None:
-        """Keep the connection that was used for the account's next request, or close it."""
+    def keep(self, endpoint: Endpoint) -> bool:
+        """Keep the connection that was used for the account's next request, if it can be kept.
+
+        Returns False if it must be closed.  It nearly never must, so keeping waits for nothing.
+        """
+
+    async def close(self) -> None:
+        """Close the connection that was not kept."""
+
+
+async def release(transport: Transport, endpoint: Endpoint) -> None:
+    """Keep the connection that was used, or close it in time, also after a cancellation."""
+    if not transport.keep(endpoint):
+        with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+            await transport.close()
 
 
 @dataclass(eq=False, slots=True)
@@ -12087,18 +12110,24 @@ class HttpTransport:
             self.upstream = None
             await upstream.close()
 
-    async def release(self, endpoint: Endpoint) -> None:
-        """Keep the connection for the account's next request, or close it."""
-        upstream, self.upstream = self.upstream, None
+    def keep(self, endpoint: Endpoint) -> bool:
+        """Keep the connection for the account's next request; False if it must be closed."""
+        upstream, shared = self.upstream, self.shared
         if upstream is None:
-            return
+            return True
+        if self.has_gone() or shared.is_draining or not upstream.is_reusable:
+            return False
 
-        shared = self.shared
-        # After a reload the account's address or credentials may be others: then it is closed.
-        may_keep = upstream.is_reusable and shared.is_current(endpoint)
-        if self.has_gone() or shared.is_draining:
-            may_keep = False
-        if not (may_keep and shared.idle.give(endpoint, upstream)):
+        # After a reload the account's address or credentials may be others.
+        if not (shared.is_current(endpoint) and shared.idle.give(endpoint, upstream)):
+            return False
+        self.upstream = None
+        return True
+
+    async def close(self) -> None:
+        """Close the connection, if there is one."""
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
             await upstream.close()
 
 
@@ -12378,18 +12407,20 @@ class Opened:
         if has_coding(self.headers):
             raise BadSyntax("content-encoding")
         if not self.is_streamed:
-            read = self.source.read_body
-            self.body = await deadline.bounded(
-                deadline.at,
-                read,
-                UNARY_BYTES_MAX,
-                self.held,
-            )
+            self.body = await self.read_whole()
             return self.note_response()
         # A website's; a stream without any type is fine (F30).
         if "html" in self.headers.get("content-type", "").lower():
             raise BadSyntax("content-type")
         return await self.hold()
+
+    async def read_whole(self) -> bytes:
+        """The body of a response in one piece.  Raises: as `open`."""
+        read, limit = self.source.read_body, UNARY_BYTES_MAX
+        if self.source.has_body:  # a deadline is not worth its cost
+            return await read(limit, self.held)
+        deadline = self.exchange.deadline
+        return await deadline.bounded(deadline.at, read, limit, self.held)
 
     def note_response(self) -> Fault | None:
         """Note id and usage of a response in one piece; the fault, if it is an error in a 200.
@@ -13082,10 +13113,8 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
         try:
             fault = await try_account(exchange, call, assignment)
         finally:
-            # Also after a cancellation.  The lease ends last: whoever gets its room may use the
-            # connection again.
-            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                await exchange.transport.release(assignment.endpoint)
+            # The lease ends last: whoever gets its room may use the connection again.
+            await release(exchange.transport, assignment.endpoint)
             shared.end_lease(assignment.lease)
         if fault is None:
             return
@@ -13194,7 +13223,7 @@ async def open_repaired(
         if action in repairs or not can_help.get(action, False):
             return opened
 
-        await exchange.transport.release(assignment.endpoint)
+        await release(exchange.transport, assignment.endpoint)
         held.replace(0)
         repairs.add(action)
         if action is Action.REFRESH:
@@ -13633,6 +13662,11 @@ class SocketSource:
         headers["content-type"] = "application/json"
         return ResponseHead(status, headers, NO_BODY, keeps_alive=True)
 
+    @property
+    def has_body(self) -> bool:
+        """No: a WebSocket's response comes in messages."""
+        return False
+
     def early_events(self) -> Sequence[bytes]:
         """The messages that came in front of the error that the turn began with."""
         return [*self.first][:-1]
@@ -13988,22 +14022,31 @@ class SocketTransport:
         await frames.begin(client.start)
         return upstream
 
-    async def release(self, endpoint: Endpoint) -> None:
-        """Keep the WebSocket for the next turn if its response was whole, else close it."""
-        source, self.source = self.source, None
+    def keep(self, endpoint: Endpoint) -> bool:
+        """Keep the WebSocket for the next turn if its response was whole."""
+        source = self.source
         if source is None:
-            await self.http.release(endpoint)
-            return
+            return self.http.keep(endpoint)
 
         upstream = source.socket
-        if source.is_at_end and not upstream.is_unusable:
-            upstream.idle_scope = trio.CancelScope()
-            self.client.start(functools.partial(upstream.watch, upstream.idle_scope))
+        if not source.is_at_end or upstream.is_unusable:
+            return False
+        self.source = None
+        upstream.idle_scope = trio.CancelScope()
+        self.client.start(functools.partial(upstream.watch, upstream.idle_scope))
+        return True
+
+    async def close(self) -> None:
+        """Close the WebSocket, or the connection that was to become one."""
+        source, self.source = self.source, None
+        if source is None:
+            await self.http.close()
             return
+
         # What was read of the turn and not given to anybody is held no longer.
         source.drop()
         self.client.upstream = None
-        await upstream.close()
+        await source.socket.close()
 
 
 def digest_of_destination(endpoint: Endpoint, credentials: Credentials | None) -> bytes:
