@@ -449,49 +449,59 @@ class Budget:
 INVALID: Final = "invalid_request_error"
 SERVER: Final = "server_error"
 
+# The status and the message of each code.  The type of an error is INVALID if its status is 4xx,
+# and SERVER if it is 5xx; only limits have types of their own.
+#
+# Statuses are chosen by what clients do with them.  A 404 or a 5xx is sent again, a 400 is final
+# (F68, F69): so a model that a key may not use is a 400.  503 means that the same request may
+# succeed later, 502 that the upstream failed with it.
 # fmt: off
-ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
-    "bad_request": (400, INVALID, "The request is not well-formed HTTP."),
-    "expectation_failed": (417, INVALID, "Only the expectation 100-continue is understood."),
-    "head_too_large": (431, INVALID, "The request head is too large."),
-    "host_not_allowed": (403, INVALID, "This Host is not served here."),
-    "internal_error": (500, SERVER, "The pooler made a mistake; its log has this request's id."),
-    "invalid_api_key": (401, INVALID, "A valid pool key is needed as Authorization: Bearer."),
-    "invalid_json": (400, INVALID, "The request body is not valid JSON."),
-    "invalid_value": (400, INVALID, "A field of the request has a value of the wrong kind."),
-    "key_limit_reached": (429, "rate_limit_error", "This pool key has reached a limit of its own."),
-    "operators_not_installed": (501, SERVER, "This server has no mcp_server.py for operators."),
-    "mcp_not_installed": (501, SERVER, "MCP needs the extra: pip install 'codex-pooler[mcp]'."),
-    "method_not_allowed": (405, INVALID, "This path does not take that method."),
-    "missing_required_parameter": (400, INVALID, "The request names no model."),
-    "model_not_found": (400, INVALID, "This key has no such model. GET /v1/models lists its own."),
-    "no_usable_account": (503, SERVER, "No account can serve this; the pooler's log says why."),
-    "not_found": (404, INVALID, "There is nothing at this path. The API is under /v1."),
-    "origin_not_allowed": (403, INVALID, "Pages of this origin may not call (allowed_origins)."),
-    "pool_busy": (503, SERVER, "Every account of this pool is busy. Retry in a moment."),
-    "previous_response_not_found": (400, INVALID, (
-        "The earlier response is not known to who can answer now. Send the full input.")),
-    "request_timeout": (408, INVALID, "The request did not arrive in time."),
-    "request_too_large": (413, INVALID, "The request body is larger than is accepted here."),
-    "server_stopping": (503, SERVER, "The pooler is being stopped."),
-    "target_too_long": (414, INVALID, "The request target is too long."),
+ERRORS: Final[Mapping[str, tuple[int, str]]] = {
+    "bad_request": (400, "The request is not well-formed HTTP."),
+    "expectation_failed": (417, "Only Expect: 100-continue is supported."),
+    "head_too_large": (431, "The request head is too large."),
+    "host_not_allowed": (403, "This Host is not allowed."),
+    "internal_error": (500, "The pooler failed; its log has the cause under this request's id."),
+    "invalid_api_key": (401, "A valid pool key is required as Authorization: Bearer."),
+    "invalid_json": (400, "The request body is not valid JSON."),
+    "invalid_value": (400, "A field of the request has an invalid value."),
+    "key_limit_reached": (429, "This pool key has reached a limit of its own."),
+    "operators_not_installed": (501, "This server has no mcp_server.py for operators."),
+    "mcp_not_installed": (501, "MCP needs the extra: pip install 'codex-pooler[mcp]'."),
+    "method_not_allowed": (405, "This method is not allowed on this path."),
+    "missing_required_parameter": (400, "The request names no model."),
+    "model_not_found": (400, "This key has no such model. GET /v1/models lists its own."),
+    "no_usable_account": (503, "No account can serve this request; the pooler's log says why."),
+    "not_found": (404, "There is nothing at this path. The API is under /v1."),
+    "origin_not_allowed": (403, "This Origin is not allowed (allowed_origins)."),
+    "pool_busy": (503, "Every account of this pool is busy. Retry in a moment."),
+    "previous_response_not_found": (400, (
+        "No account that can serve this has the earlier response. Send the full input.")),
+    "request_timeout": (408, "The request did not arrive in time."),
+    "request_too_large": (413, "The request body is too large."),
+    "server_stopping": (503, "The pooler is shutting down."),
+    "target_too_long": (414, "The request target is too long."),
     # Codex CLI may compress with zstd (F79).
-    "unsupported_content_encoding": (415, INVALID, (
+    "unsupported_content_encoding": (415, (
         "Compressed bodies are not accepted here. Send the body as it is (Codex CLI: "
         "[features] enable_request_compression = false).")),
-    "unsupported_endpoint": (404, INVALID, "Unsupported OpenAI /v1 endpoint."),
-    "unsupported_media_type": (415, INVALID, "The body must be Content-Type: application/json."),
-    "unsupported_parameter": (400, INVALID, "No account of this pool can honour this field."),
-    "upstream_blocked": (502, SERVER, "The upstream's bot wall refuses the pooler's address."),
-    "upstream_error": (502, SERVER, "The upstream failed."),
-    "upstream_invalid_response": (502, SERVER, "The upstream's answer is not understood."),
-    "upstream_stream_truncated": (502, SERVER, "The upstream's answer ended before its end."),
-    "upstream_timeout": (504, SERVER, "The upstream did not answer in time."),
-    "upstream_unreachable": (502, SERVER, "The upstream cannot be reached."),
-    "usage_limit_reached": (
-        429, "usage_limit_reached", "Every account of this pool has reached its limit."),
+    "unsupported_endpoint": (404, "Unsupported OpenAI /v1 endpoint."),
+    "unsupported_media_type": (415, "The body must be Content-Type: application/json."),
+    "unsupported_parameter": (400, "No account of this pool supports this field."),
+    "upstream_blocked": (502, "The upstream's bot protection blocks the pooler's address."),
+    "upstream_error": (502, "The upstream failed."),
+    "upstream_invalid_response": (502, "The upstream sent an invalid response."),
+    "upstream_stream_truncated": (502, "The upstream's response was cut off."),
+    "upstream_timeout": (504, "The upstream did not respond in time."),
+    "upstream_unreachable": (502, "The upstream cannot be reached."),
+    "usage_limit_reached": (429, "Every account of this pool has reached its limit."),
     # The one status after which Codex CLI goes on over HTTP at once (F80).
-    "websocket_unsupported": (426, INVALID, "No WebSocket for this request. Use POST."),
+    "websocket_unsupported": (426, "No WebSocket for this request. Use POST."),
+}
+_LIMIT_TYPES: Final = {
+    "key_limit_reached": "rate_limit_error",
+    # Codex CLI stops at this type, and shows when the limit ends (F77).
+    "usage_limit_reached": "usage_limit_reached",
 }
 _ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "invalid_api_key": (("WWW-Authenticate", "Bearer"),),
@@ -515,8 +525,9 @@ def upstream_name(code: str) -> str:
 class PoolerError(Exception):
     """A response to the client that is not a success.
 
-    `upstream_code` is an upstream's own name for what went wrong: it is shown and counted apart,
-    but decides nothing.  `answer` is an upstream's body and Content-Type, passed on unchanged.
+    What is left out comes from the row of `code`.  `upstream_code` is an upstream's own name for
+    what went wrong: it is shown and counted apart, but decides nothing.  `upstream_response` is an
+    upstream's body and Content-Type, passed on unchanged.
     """
 
     code: str
@@ -525,23 +536,33 @@ class PoolerError(Exception):
     param: str | None = None
     headers: Sequence[tuple[str, str]] = ()
     details: Mapping[str, float] = field(default_factory=dict)
-    answer: tuple[bytes, str] | None = None
+    upstream_response: tuple[bytes, str] | None = None
     upstream_code: str = ""
 
     def __post_init__(self) -> None:
-        status, self.type, public = ERRORS[self.code]
-        self.status = self.status or status
-        if self.status < 429 and self.type == SERVER:
-            self.type = INVALID  # an upstream's 4xx without words of its own
-        self.public = self.public or public
+        usual_status, message = ERRORS[self.code]
+        self.status = self.status or usual_status
+        self.public = self.public or message
+
+        # An upstream's 4xx is about the request, even if it is passed on as `upstream_error`.
+        is_server_error = usual_status >= 500 and self.status >= 429
+        usual_type = SERVER if is_server_error else INVALID
+        self.type = _LIMIT_TYPES.get(self.code, usual_type)
+
         self.headers = (*_ERROR_HEADERS.get(self.code, ()), *self.headers)
         self.param = _PARAMS.get(self.code, self.param)
 
     @property
     def is_renamed(self) -> bool:
-        """Whether the upstream's code would pass for one of ours that it must not use."""
-        meaning, *_ = ERRORS.get(self.upstream_code, (0,))
-        return meaning > 0 and (self.status >= 500 or meaning >= 500 or meaning in {401, 403})
+        """Whether the upstream's code would pass for one of ours that it must not use.
+
+        A client told `invalid_api_key` by an upstream would ask for a new pool key, and one told
+        `no_usable_account` would wait.
+        """
+        if self.upstream_code not in ERRORS:
+            return False
+        meaning, _ = ERRORS[self.upstream_code]
+        return self.status >= 500 or meaning >= 500 or meaning in {401, 403}
 
     @property
     def public_code(self) -> str:
@@ -555,21 +576,32 @@ class PoolerError(Exception):
 
     def content(self) -> tuple[bytes, str]:
         """The body and its Content-Type: OpenAI-shaped, unless it is an upstream's own."""
-        if self.answer is not None:
-            return self.answer
-        code = self.public_code
-        shown = {"message": self.public, "type": self.type, "code": code, "param": self.param}
-        return json.dumps({"error": shown | dict(self.details)}).encode(), "application/json"
+        if self.upstream_response is not None:
+            return self.upstream_response
+
+        shown = {
+            "message": self.public,
+            "type": self.type,
+            "code": self.public_code,
+            "param": self.param,
+            **self.details,
+        }
+        return json.dumps({"error": shown}).encode(), "application/json"
 
 
 NO_CHATGPT_ACCOUNT: Final = "Only ChatGPT accounts have this route, and this pool has none."
-TOO_MANY_BODIES: Final = "Too many request bodies are held here."  # pool_busy
-TOO_MUCH_HELD: Final = "Too much is held here. Retry in a moment."  # pool_busy, of a response
+# Of pool_busy, if not accounts but memory is short: for bodies of requests, and for responses.
+TOO_MANY_BODIES: Final = "Too many request bodies are in memory. Retry in a moment."
+TOO_MUCH_HELD: Final = "Too much data is in memory. Retry in a moment."
 
 
 @dataclass(eq=False, slots=True)
 class HeldBytes:
-    """The bytes that one holder has in a budget; at the end of a `with` none are left."""
+    """The bytes that one holder has in a budget; at the end of a `with` none are left.
+
+    So no path out of a function, an exception or a cancellation included, can leave bytes counted
+    that nobody holds: the budget would shrink until the process ends.
+    """
 
     budget: Budget
     holder: Hashable
@@ -5495,7 +5527,7 @@ class OutputCollector:
             or self._members_taken > WRITTEN_MEMBERS_MAX
             or len(self._items) > OUTPUT_ITEMS_MAX
         ):
-            raise BadSyntax("answer too large")
+            raise BadSyntax("response too large")
 
     def _complete(
         self,
@@ -5918,7 +5950,7 @@ class ChatTranslator:
             self._latest = self._item_with(ids)
         self._by_id.update(dict.fromkeys(ids, self._latest))
         if max(len(self._by_id), self._unnumbered_count) > OUTPUT_ITEMS_MAX:
-            raise BadSyntax("answer too large")
+            raise BadSyntax("response too large")
         return self._latest
 
     def _item_with(self, ids: Sequence[str]) -> StreamedItem:
@@ -6050,7 +6082,7 @@ class ChatTranslator:
         Raises: BadSyntax, if there are too many items.
         """
         if len(items) > OUTPUT_ITEMS_MAX:
-            raise BadSyntax("answer too large")
+            raise BadSyntax("response too large")
 
         deltas: list[Delta] = []
         is_all = not (self._last_part or self._call_count)
@@ -6094,7 +6126,7 @@ def _response_events(response: JsonObject) -> Iterator[JsonDict]:
         return
     items = objects_at(response, "output")
     if len(items) > OUTPUT_ITEMS_MAX or not isinstance(response.get("output"), list):
-        raise BadSyntax("no answer, or too large")
+        raise BadSyntax("no response, or too large")
 
     begun = {**response, "status": "in_progress", "output": []}
     yield {"type": "response.created", "response": begun}
@@ -6156,7 +6188,7 @@ def _chunks_of(completion: JsonObject) -> Iterator[JsonDict]:
         return
     choices = objects_at(completion, "choices")
     if not choices or len(choices) > OUTPUT_ITEMS_MAX:
-        raise BadSyntax("no answer, or too large")
+        raise BadSyntax("no response, or too large")
 
     head = {**completion, "object": "chat.completion.chunk"}
     usage = head.pop("usage", None)
@@ -7093,7 +7125,7 @@ def _refusal_error(
     # Unchanged (SECURITY.md, 8), unless its code is one of ours: it would pass for our own error.
     is_json = "json" in content_type and bool(try_load_object(body))
     if is_json and not error.is_renamed:
-        error.answer = (body, content_type)
+        error.upstream_response = (body, content_type)
     return error
 
 
@@ -7160,7 +7192,7 @@ def own_fault(failure: JsonObject, body: bytes = b"") -> Fault:
     value = try_load_object(body)
     is_shaped = isinstance(value.get("error"), dict)
     if is_shaped and not error.is_renamed and not names_account(words, value, body):
-        error.answer = (body, "application/json")
+        error.upstream_response = (body, "application/json")
     return Fault(_reason(200, words), Action.RETURN, Effect.NONE, error, is_refusal=True)
 
 
@@ -9484,7 +9516,7 @@ class ClientConnection:
     # Whoever waits for `ahead` to grow or to shrink, or for the end.
     waiters: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     is_at_end: bool = False  # the client sends no more
-    is_gone: bool = False  # the client cannot be answered any more
+    is_gone: bool = False  # the client can get no response any more
     is_first: bool = True  # no request has come yet
     is_in_call: bool = False  # an account works for it, and must not once the client is gone
     is_busy: bool = False  # with a call, from the body on, or as a WebSocket
@@ -10271,7 +10303,7 @@ async def read_consent(connection: Connection) -> Cause | None:
         if status >= 200:
             break
     else:
-        raise BadSyntax("too many interim answers")
+        raise BadSyntax("too many interim responses")
     if status < 300:
         return Cause.PROXY_RESPONSE if connection.buffer else None
     if status == 407:
@@ -10435,7 +10467,7 @@ class UpstreamConnection:
             elif head.status == 101:
                 raise BadSyntax("unasked 101")
             elif self.interim_count >= UPSTREAM_INTERIM_MAX:
-                raise BadSyntax("too many interim answers")
+                raise BadSyntax("too many interim responses")
             self.interim_count += 1
         return self.head
 
@@ -11209,7 +11241,7 @@ class Tokens:
 
         outcome = classify_refresh(status, response)
         if outcome is RefreshOutcome.FAILED:
-            raise LoginNeeded(f"{self.endpoint} answered {status} without a token; will retry")
+            raise LoginNeeded(f"{self.endpoint} returned {status} without a token; will retry")
 
         if outcome is RefreshOutcome.DONE:
             login.unsaved = merge_tokens(login.raw, response, self.unix_now())
@@ -11810,7 +11842,7 @@ class HttpReply:
             error.status,
             body,
             headers,
-            is_own=error.answer is None,
+            is_own=error.upstream_response is None,
         )
 
     async def _begin(
@@ -11984,7 +12016,7 @@ class HttpSource:
 
         self.whole += received
         if len(self.whole) > WRITTEN_BYTES_MAX:
-            raise BadSyntax("answer too large")
+            raise BadSyntax("response too large")
         if received:
             return b""
 
@@ -12186,9 +12218,11 @@ class Exchange:
             await reply.end(())
             return
 
-        if error.answer is not None:  # an upstream's body, which is no event
-            upstream_error = read_error(try_load_object(error.answer[0]))
-            error = dataclasses.replace(error, answer=None, public=upstream_error.message)
+        if error.upstream_response is not None:  # an upstream's body, which is no event
+            upstream_error = read_error(try_load_object(error.upstream_response[0]))
+            error = dataclasses.replace(
+                error, upstream_response=None, public=upstream_error.message
+            )
         scanner = EventScanner(call.kind, is_socket=call.is_socket)
         await reply.end([scanner.failure_event(error, self.record.request_id, call.kind)])
 
@@ -14362,7 +14396,7 @@ def check_origin(head: RequestHead, route: Route, config: Config) -> None:
     if is_foreign and route.path not in HEALTH_PATHS:
         name = (host or "")[:253]  # no DNS name is longer
         hint = f'To allow it, add "{name}" to hosts in pools.json.'
-        raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
+        raise PoolerError("host_not_allowed", f"This Host is not allowed. {hint}")
 
     origin = head.headers.get("origin")
     if origin is not None and not is_origin_allowed(origin.lower(), route, config):
@@ -14698,7 +14732,7 @@ class Exchanges:
             failure = error.with_traceback(None)  # its frames would keep the body in memory
         except ClientGone:
             return
-        except Exception:  # noqa: BLE001 (a bug is logged and answered)
+        except Exception:  # noqa: BLE001 (a bug is logged, and its client gets a 500)
             self.shared.log_bug(exchange.record.request_id)
             failure = PoolerError("internal_error")
         if failure is None:
@@ -14819,7 +14853,7 @@ class WebSockets:
             client.frames.done(frame)
             if key is None:
                 client.end(1008)
-            elif client.upstream is not None:  # nobody answers them
+            elif client.upstream is not None:  # it sends no response to them
                 with contextlib.suppress(PeerClosed):
                     await client.upstream.frames.put(frame)
 
@@ -15116,7 +15150,7 @@ class Server:
     def new_exchange(self, connection: ClientConnection) -> Exchange:
         """The exchange of a request whose head has not been parsed.
 
-        It exists first, so that a head that is refused is logged and answered like any request.
+        It exists first, so that a head that is refused is logged and refused like any request.
         """
         shared = self.shared
         record = Record(new_request_id())
@@ -15637,7 +15671,7 @@ async def run_demo(port: int, is_once: bool) -> int:
             """Print what the demo does, send its request, and print what to try next."""
             nonlocal is_served
             show(f"codex-pooler {VERSION} demo on http://{url.authority}")
-            show("A built-in upstream answers; no account is used, nothing leaves this machine.")
+            show("A built-in upstream responds; no account is used, nothing leaves this machine.")
             show("", "POST /v1/responses, streamed:")
             is_served = await ask_demo(url, Secret(secret))
             if is_once:

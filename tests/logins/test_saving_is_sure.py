@@ -473,7 +473,7 @@ async def test_an_answer_that_is_not_the_endpoints_own_spends_no_login(
                 assert await desk.ask() == old
             else:
                 with pytest.raises(
-                    LoginNeeded, match=f"answered {status} without a token; will ret"
+                    LoginNeeded, match=f"returned {status} without a token; will ret"
                 ):
                     await desk.ask()
         assert (desk.asked_count, desk.login.revoked) == (1, b"")
