@@ -7093,9 +7093,9 @@ def classify_response(
     own = _refusal_error(
         status,
         words,
-        value=value,
-        body=body,
-        content_type=content_type,
+        value,
+        body,
+        content_type,
         is_reshaped=is_reshaped,
     )
     return _classified(reason, meant, words, own, unix_now)
@@ -7104,10 +7104,10 @@ def classify_response(
 def _refusal_error(
     status: int,
     words: UpstreamWords,
-    *,
     value: JsonObject,
     body: bytes,
     content_type: str,
+    *,
     is_reshaped: bool,
 ) -> PoolerError:
     """The error for the client, if the refusal is about its request.
@@ -7353,9 +7353,19 @@ def classify_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
 ################################################################
 # ACCOUNTS
 ################################################################
-# Which account serves.  All state is here, in memory and bounded; each method decides and takes
-# effect in one step, so nothing can come between.  `now` is monotonic, in seconds; what an upstream
-# announces is in unix seconds, and `unix_now` translates it.
+# Which account serves a call.  All state is here, in memory and bounded; each method decides and
+# takes effect in one step, so nothing can come between.  `now` is monotonic, in seconds; what an
+# upstream announces is in Unix seconds, and `unix_now` translates it.
+#
+#     Health              what is known of one account: cooldowns, blocks, quota, catalogue
+#     Sessions, Leases    which account a conversation belongs to, and what is in flight
+#     Standing            whether an account can serve a call; if not, why, and until when
+#     Hosts               which hosts could not be reached
+#     Roster              all of that, and what happens to it
+#     Choice              for one call: the best account, or the wait, or the error
+#
+# Two guarantees of SECURITY.md rest on this section: a session stays on its account (3), and a
+# cooldown ends at its reset, or when a request that began after it succeeds (5).
 
 
 class Model(NamedTuple):
@@ -7368,7 +7378,8 @@ class Model(NamedTuple):
 
     def entry_as(self, name: str) -> bytes:
         """The entry under the name that a pool has for the model."""
-        return dump_json({**load_object(self.entry, CATALOGUE_MEMBERS_MAX), "slug": name})
+        entry = load_object(self.entry, CATALOGUE_MEMBERS_MAX)
+        return dump_json({**entry, "slug": name})
 
     def merged(self, other: Model) -> Model:
         """The model as two accounts serve it: the shorter context, as either may be asked."""
@@ -7378,16 +7389,16 @@ class Model(NamedTuple):
 
 
 def _remember(
-    known: OrderedDict[K, T],
+    values: OrderedDict[K, T],
     key: K,
     value: T,
     length_max: int,
 ) -> None:
-    """Set a member; the one that was set longest ago is forgotten."""
-    known[key] = value
-    known.move_to_end(key)
-    while len(known) > length_max:
-        known.popitem(last=False)
+    """Set a member; above `length_max` the one that was set longest ago is forgotten."""
+    values[key] = value
+    values.move_to_end(key)
+    while len(values) > length_max:
+        values.popitem(last=False)
 
 
 class Memory(Generic[T]):
@@ -7417,10 +7428,10 @@ class Memory(Generic[T]):
         length_max: int,
     ) -> None:
         """Remember a value; above `length_max` values in all, old ones are forgotten."""
-        known = self.by_share.setdefault(share, OrderedDict())
-        self.length += digest not in known
-        known[digest] = value
-        known.move_to_end(digest)
+        values = self.by_share.setdefault(share, OrderedDict())
+        self.length += digest not in values
+        values[digest] = value
+        values.move_to_end(digest)
         while self.length > length_max:
             self._forget_one()
 
@@ -7439,12 +7450,13 @@ class Memory(Generic[T]):
 class QuotaWindow(NamedTuple):
     """How far one window of a limit is used up, and when the next one begins.
 
-    If the upstream tells no plausible reset, `ends_at` is the latest that it can be.
+    Windows are compared by their first fields: the one that is used more, and ends later, is the
+    larger one.
     """
 
-    used_percent: float
-    ends_at: float
-    seen_at: float = 0.0
+    used_percent: float  # 0 to 100
+    ends_at: float  # if the upstream announces no plausible reset, the latest that it can be
+    seen_at: float = 0.0  # when it was reported
     is_reset_known: bool = True
 
     @property
@@ -7457,7 +7469,11 @@ def _window_of(
     now: float,
     unix_now: float,
 ) -> QuotaWindow:
-    """A reported window on our clock; an implausible reset is not believed."""
+    """A reported window on our clock.
+
+    A reset in the past, or further away than RESET_SECONDS_MAX, is not believed: the upstream's
+    clock or ours is wrong, and a window is over after its length at the latest.
+    """
     seconds = (report.resets_at or 0.0) - unix_now
     is_plausible = 0 < seconds <= RESET_SECONDS_MAX
     if not is_plausible:
@@ -7483,21 +7499,24 @@ class Quota:
         }
 
     def has_own_room(self, model: str, now: float) -> bool:
-        """Whether a model has a limit apart from the plan's, and that is not used up."""
+        """Whether a model has a limit apart from the plan's, and that is not used up (F35)."""
         family = self.families.get(model_of_limit(model), "")
         windows = self.running(family, now).values()
-        return bool(windows) and all(window.used_percent < 100 for window in windows)
+        return bool(windows) and not any(window.is_full for window in windows)
 
     def reset_seconds(self, family: str, now: float) -> float | None:
         """The seconds until a limit's fullest window ends; None if that is unknown."""
         windows = self.running(family, now).values()
         announced = [window for window in windows if window.is_reset_known]
-        return max(announced).ends_at - now if announced else None
+        if not announced:
+            return None
+        return max(announced).ends_at - now
 
     def left_percent(self, now: float) -> float:
-        """What is left of the plan's fullest window."""
+        """What is left of the plan's fullest window: that is the one that will bar the account."""
         windows = self.running(PLAN_FAMILY, now).values()
-        return min((100 - one.used_percent for one in windows), default=UNKNOWN_LEFT_PERCENT)
+        left = [100 - window.used_percent for window in windows]
+        return min(left, default=UNKNOWN_LEFT_PERCENT)
 
     def lapse(self, now: float, *, has_plan: bool) -> tuple[float, float]:
         """How soon quota of the plan is lost unused, as a sort key; smaller is sooner.
@@ -7528,6 +7547,7 @@ class Quota:
         A window is used up once: an account that serves all the same does so on credits.
         """
         full_before = self._full_of_plan(now)
+        # A limit is reported whole: what is missing of it does not exist any more.
         families = {report.family for report in reports}
         windows = {key: window for key, window in self.windows.items() if key[0] not in families}
 
@@ -7537,7 +7557,8 @@ class Quota:
             windows[report.family, report.length_seconds] = window
             if report.name and report.family != PLAN_FAMILY:
                 self.note_family(report.name, report.family)
-        self.windows = dict([*windows.items()][-QUOTA_WINDOWS_MAX:])
+        latest = [*windows.items()][-QUOTA_WINDOWS_MAX:]
+        self.windows = dict(latest)
 
         ends = [
             window.ends_at
@@ -7547,6 +7568,7 @@ class Quota:
         return max(ends, default=None)
 
     def _full_of_plan(self, now: float) -> dict[int, QuotaWindow]:
+        """The plan's windows that are used up, by their length in seconds."""
         windows = self.running(PLAN_FAMILY, now)
         return {length: window for length, window in windows.items() if window.is_full}
 
@@ -7568,7 +7590,7 @@ class Cooldown:
     """A limit that was reached, or a refusal.
 
     Limits are reset early, and refusals end, so the account may be asked again before the announced
-    end: from `retry_at` on.  A failure then begins the next wait.
+    end: from `retry_at` on.  If it fails then, the next wait begins.  All times are monotonic.
     """
 
     until: float = 0.0  # as announced; infinite: refused
@@ -7582,7 +7604,10 @@ class Cooldown:
         now: float,
         reason: str,
     ) -> None:
-        """Cool down until then.  The latest evidence wins, but never shortens a cooldown."""
+        """Cool down until then.  The latest evidence wins, but never shortens a cooldown.
+
+        Requests that ran at the same time fail one after the other, each with its own reset.
+        """
         self.until = until if self.until == math.inf else max(self.until, until)
         self.retry_at = min(self.until, now + UNTRIED_SECONDS_MAX)
         self.noted_at, self.reason = now, reason
@@ -7600,8 +7625,8 @@ class Cooldown:
 class Block(NamedTuple):
     """What an account lacks, or why it comes last: until when, and the evidence."""
 
-    until: float
-    reason: str
+    until: float  # monotonic
+    reason: str  # of a `Fault`: what the log says, too
 
 
 # How long an account is not asked for what it lacks.
@@ -7621,8 +7646,8 @@ class Health:
     # The plan is used up, which bars all models but those with a limit of their own.
     plan: Cooldown = field(default_factory=Cooldown)
     by_model: OrderedDict[str, Cooldown] = field(default_factory=OrderedDict)
-    # By the model or path that it lacks, or under "".  Clients choose the names of models, so one
-    # effect's blocks are bounded apart from another's.
+    # By the model or path that it lacks, or under "".  Clients choose the names of models, so the
+    # blocks of one effect are bounded apart from those of another.
     blocks: dict[Effect, OrderedDict[str, Block]] = field(
         default_factory=lambda: {effect: OrderedDict() for effect in Effect}
     )
@@ -7631,13 +7656,14 @@ class Health:
     forbidden_count: int = 0  # in a row, without a success in between
     catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_at: float = -math.inf  # when that was asked for
-    catalogue_until: float = -math.inf  # when it is to be asked for again
+    catalogue_until: float = -math.inf  # when it must be asked for again
     catalogue_problem: str = ""  # the last one, which has been logged
     has_login: bool = True  # False: its auth_file cannot serve
     login: bytes = b""  # digest of its auth_file
 
     @property
     def cooldowns(self) -> list[Cooldown]:
+        """All of the account's, whatever they bar."""
         return [self.whole, self.plan, *self.by_model.values()]
 
     @property
@@ -7646,7 +7672,10 @@ class Health:
         return self.catalogue if self.account.models is None else self.account.models
 
     def forget(self) -> None:
-        """End all cooldowns and blocks, as an operator asks by a reload."""
+        """End all cooldowns and blocks, as an operator asks by a reload.
+
+        The operator may have just bought credits.  Quota windows stay: they are measurements.
+        """
         self.forbidden_count = 0
         self.catalogue_until = -math.inf
         for cooldown in self.cooldowns:
@@ -7655,7 +7684,7 @@ class Health:
             blocks.clear()
 
     def bring_forward(self, seconds: float) -> None:
-        """Move everything that has a time closer by this many seconds."""
+        """Move everything that has a time closer by this many seconds: see `Roster.note_time`."""
         self.catalogue_at -= seconds
         self.catalogue_until -= seconds
         self.quota.bring_forward(seconds)
@@ -7666,7 +7695,7 @@ class Health:
                 blocks[name] = block._replace(until=block.until - seconds)
 
     def note_login(self, digest: bytes, is_usable: bool) -> None:
-        """Take the state of the auth_file; a new one may be what a refused account needed."""
+        """Take the state of the auth_file; a new login may be what a refused account needed."""
         self.has_login = is_usable
         if digest == self.login:
             return
@@ -7681,7 +7710,7 @@ class Health:
             self.whole.end()
 
     def cooldowns_of(self, model: str, now: float) -> list[Cooldown]:
-        """All that may bar a model, by its name in the pool."""
+        """All that may bar a model, by its name in the pool; some of them may be over."""
         cooldowns = [self.whole]
         if not self.quota.has_own_room(self.account.name_of(model), now):
             cooldowns.append(self.plan)
@@ -7787,9 +7816,13 @@ class Health:
         return (self.catalogue or {}).get(model, Model()).efforts
 
 
-def health_in(known: Mapping[str, Health], account: Account) -> Health:
-    """What is known of an account; nothing if a reload has removed it or pointed it elsewhere."""
-    health = known.get(account.name)
+def health_in(healths: Mapping[str, Health], account: Account) -> Health:
+    """What is known of an account; nothing if a reload has removed it or pointed it elsewhere.
+
+    Then what comes of requests that are still in progress is recorded in a `Health` that nobody
+    reads.
+    """
+    health = healths.get(account.name)
     if health is None or health.account.identity != account.identity:
         return Health(account)
     return health
@@ -7801,7 +7834,7 @@ def health_in(known: Mapping[str, Health], account: Account) -> Health:
 class Status(enum.StrEnum):
     """Whether an account can serve, or else the first cause that holds, in this order.
 
-    The values are what operators read.
+    What no wait can change comes first.  The values are what operators read.
     """
 
     PAUSED = "paused"
@@ -7820,6 +7853,7 @@ class Status(enum.StrEnum):
     READY = "ready"
 
 
+# These have an end that is known, so a client can be told when to come back.
 LIMITED: Final = frozenset({Status.COOLING_DOWN, Status.MODEL_LIMITED})
 # It has what the request needs, though perhaps not now.
 _ABLE: Final = frozenset({Status.NO_LOGIN, Status.REFUSED, *LIMITED, Status.READY})
@@ -7835,18 +7869,23 @@ class Standing(NamedTuple):
 
     @property
     def is_able(self) -> bool:
+        """Whether the account could serve the call at another time."""
         return self.status in _ABLE
 
     def text(self, now: float) -> str:
         """The standing for operators, in words."""
         words = self.status.value
         if self.status is Status.COOLING_DOWN:
-            words = f"cooling down for {round(self.until - now)} s more"
+            seconds = round(self.until - now)
+            words = f"cooling down for {seconds} s more"
         return f"{words}: {self.reason}" if self.reason else words
 
 
 def standing_of(health: Health, now: float) -> Standing:
-    """How an account stands, whatever is asked of it."""
+    """How an account stands, whatever is asked of it: what the pages of operators show.
+
+    A cooldown of a single model is not in it, as the account serves all others.
+    """
     if health.account.paused:
         return Standing(Status.PAUSED)
     return _standing_in_time(health, [health.whole, health.plan], now)
@@ -7869,7 +7908,7 @@ def _lack_of(
     creator: bytes | None,
     now: float,
 ) -> Standing | None:
-    """Why an account cannot serve such a request, whatever its model."""
+    """Why an account cannot serve such a request, whatever its model; None if it can."""
     account = health.account
     if account.paused:
         return Standing(Status.PAUSED)
@@ -7899,7 +7938,10 @@ def _lack_of_model(
     call: Call,
     now: float,
 ) -> Standing | None:
-    """Why an account cannot serve this model or route."""
+    """Why an account cannot serve this model or route; None if it can.
+
+    What its upstream has said of them counts for more than a list.
+    """
     if block := health.block_of(Effect.LACKS_MODEL, now, call.model):
         return Standing(Status.LACKS_MODEL, block.reason, block.until, block.until)
     if block := health.block_of(Effect.LACKS_ROUTE, now, call.path):
@@ -7908,8 +7950,9 @@ def _lack_of_model(
     models = health.models
     if models is None or call.model in models or call.is_unlisted:
         return None
-    is_certain = health.account.models is not None
-    return Standing(Status.NOT_OFFERED if is_certain else Status.NOT_LISTED)
+    if health.account.models is not None:
+        return Standing(Status.NOT_OFFERED)
+    return Standing(Status.NOT_LISTED)
 
 
 def _standing_for_model(
@@ -7918,7 +7961,9 @@ def _standing_for_model(
     now: float,
 ) -> Standing:
     """How an account that lacks nothing stands for a model."""
-    standing = _standing_in_time(health, health.cooldowns_of(call.model, now), now)
+    cooldowns = health.cooldowns_of(call.model, now)
+    standing = _standing_in_time(health, cooldowns, now)
+    # If the model's own cooldown is the longest, an operator reads that only this model is limited.
     own = health.by_model.get(call.model)
     if own is not None and standing.until == own.until < math.inf:
         return standing._replace(status=Status.MODEL_LIMITED)
@@ -7940,6 +7985,7 @@ def _standing_in_time(
 
     longest = max(holding, key=lambda cooldown: cooldown.until)
     status = Status.REFUSED if longest.until == math.inf else Status.COOLING_DOWN
+    # Each of them bars the account, so it may be asked again when the last one allows it.
     retry_at = max(cooldown.retry_at for cooldown in holding)
     return Standing(status, longest.reason, longest.until, retry_at)
 
@@ -7950,16 +7996,19 @@ UNKEPT: Final = b""  # instead of a creator: a codex account created the respons
 
 
 class Pin(NamedTuple):
-    """Where a session stays."""
+    """Where a session stays: its prompt is in that account's cache (F15)."""
 
-    account: str
-    base_url: BaseUrl
-    is_mixed: bool  # its history may hold reasoning of several upstreams
-    used_at: float
+    account: str  # by name
+    base_url: BaseUrl  # a reload may give the name to another upstream
+    is_mixed: bool  # its history may hold reasoning of several upstreams (F10)
+    used_at: float  # monotonic
 
 
 class Sessions:
-    """Which account a session, a stored response or a turn's state belongs to."""
+    """Which account a session, a stored response or a turn's state belongs to.
+
+    All of it is kept by digest, as clients choose these names and may put anything into them.
+    """
 
     def __init__(self) -> None:
         self.pins = Memory[Pin]()  # by key and session
@@ -7968,7 +8017,10 @@ class Sessions:
 
     def pin_of(self, call: Call, now: float) -> Pin | None:
         """Where the session of a request stays; None if it has none, or was idle too long."""
-        pin = self.pins.get(call.key_name, call.session) if call.session else None
+        if not call.session:
+            return None
+
+        pin = self.pins.get(call.key_name, call.session)
         if pin is None or now - pin.used_at > PIN_IDLE_SECONDS_MAX:
             return None
         return pin
@@ -7993,7 +8045,10 @@ class Sessions:
     ) -> bool:
         """Whether the session's history may hold reasoning that `account` cannot read."""
         pin = self.pin_of(call, now)
-        return pin is not None and (pin.is_mixed or pin.base_url != account.base_url)
+        if pin is None:
+            return False
+        # Accounts at one upstream can mostly read each other's (F10).
+        return pin.is_mixed or pin.base_url != account.base_url
 
     def note_creator(
         self,
@@ -8002,12 +8057,17 @@ class Sessions:
         what: str,
         value: Json,
     ) -> None:
-        """Remember who created a response (`what`: "response") or a turn's state."""
-        if isinstance(value, str):
-            is_kept = what != "response" or not account.is_codex
-            creator = account.identity if is_kept else UNKEPT
-            digest = digest_parts(*call.key_name, what, value)
-            self.creators.set(call.key_name, digest, creator, RESPONSE_PINS_MAX)
+        """Remember who created a response (`what`: "response") or a turn's state (F22).
+
+        `value` is its id, as an upstream's event has it; without one there is nothing to remember.
+        """
+        if not isinstance(value, str):
+            return
+
+        is_kept = what != "response" or not account.is_codex
+        creator = account.identity if is_kept else UNKEPT
+        digest = digest_parts(*call.key_name, what, value)
+        self.creators.set(call.key_name, digest, creator, RESPONSE_PINS_MAX)
 
     def is_creator(
         self,
@@ -8021,20 +8081,22 @@ class Sessions:
         return self.creators.get(call.key_name, digest) == account.identity
 
     def creator_of(self, call: Call) -> bytes | None:
-        """The creator of the response that a request continues; None if unknown."""
-        return self.creators.get(call.key_name, call.response) if call.response else None
+        """The creator of the response that a request continues, or UNKEPT; None if unknown."""
+        if not call.response:
+            return None
+        return self.creators.get(call.key_name, call.response)
 
 
 # Leases.
 
 
 class Lease(NamedTuple):
-    """One request's place on an account."""
+    """One request's place at an account."""
 
     account: Account
-    health: Health
+    health: Health  # what a success changes, even if a reload replaces the account meanwhile
     cooldowns: Sequence[Cooldown]  # that its success ends
-    began_at: float
+    began_at: float  # monotonic
     key: tuple[str, str]  # for whom: pool and name
 
 
@@ -8066,11 +8128,17 @@ class Leases:
     def has_room(self, account: Account, key: tuple[str, str]) -> bool:
         """Whether a key may have one more request in flight there: the account is not at its cap.
 
-        If several keys share an account, its last places are for those that have few.
+        If several keys share an account, its last places are for those that have few: a client that
+        sends as much as it can must not shut out the others.
         """
-        kept = account.concurrent // PLACES_KEPT_PART if self.key_counts[account.name] > 1 else 0
+        kept = 0
+        if self.key_counts[account.name] > 1:
+            kept = account.concurrent // PLACES_KEPT_PART
+
         left = account.concurrent - self.in_flight[account.name]
-        return left > kept or (left > 0 and self.of_key_at[account.name, key] < kept)
+        if left > kept:
+            return True
+        return left > 0 and self.of_key_at[account.name, key] < kept
 
     def take(self, account: str, key: tuple[str, str]) -> None:
         """Count one more request in flight."""
@@ -8088,13 +8156,16 @@ class Leases:
 # Catalogues.
 
 
-def catalogue_of(known: Mapping[str, Health], pool: Pool) -> dict[str, Model]:
-    """All that is known of the models of a pool's accounts; `known`: their health by name."""
+def catalogue_of(healths: Mapping[str, Health], pool: Pool) -> dict[str, Model]:
+    """The models of a pool's accounts, by the name that the pool has for them.
+
+    `healths`: what is known of each account, by its name.
+    """
     models: dict[str, Model] = {}
     for account in pool.accounts:
         if account.paused:
             continue
-        health = health_in(known, account)
+        health = health_in(healths, account)
         listed = health.catalogue or {}
         for name in health.models or ():
             model = listed.get(account.name_of(name), Model())
@@ -8103,43 +8174,53 @@ def catalogue_of(known: Mapping[str, Health], pool: Pool) -> dict[str, Model]:
 
 
 def models_of(
-    known: Mapping[str, Health],
+    healths: Mapping[str, Health],
     pool: Pool,
     key: Key,
 ) -> dict[str, int | None]:
-    """The names that GET /v1/models shows to a key, with context lengths if known."""
-    catalogue = catalogue_of(known, pool)
-    names = [*(sorted(catalogue) if pool.models is None else pool.models), *pool.aliases]
-    shown = [name for name in names if is_model_allowed(name, pool, key)]
-    models = {name: catalogue.get(pool.meant_by(name).model, Model()) for name in shown}
-    return {name: model.context_length for name, model in models.items()}
+    """The names that GET /v1/models shows to a key, with context lengths in tokens if known."""
+    catalogue = catalogue_of(healths, pool)
+    names = sorted(catalogue) if pool.models is None else pool.models
+
+    lengths = {}
+    for name in [*names, *pool.aliases]:
+        if is_model_allowed(name, pool, key):
+            model = catalogue.get(pool.meant_by(name).model, Model())
+            lengths[name] = model.context_length
+    return lengths
 
 
 def codex_models_of(
-    known: Mapping[str, Health],
+    healths: Mapping[str, Health],
     pool: Pool,
     key: Key,
 ) -> list[bytes]:
-    """The entries of Codex's catalogue that a key may use."""
+    """The entries of Codex's catalogue that a key may use (F20), as JSON.
+
+    Unchanged except for the name: Codex CLI reads more of an entry than the pooler knows.
+    """
     return [
         model.entry if model.slug == name else model.entry_as(name)
-        for name, model in catalogue_of(known, pool).items()
+        for name, model in catalogue_of(healths, pool).items()
         if model.entry and is_model_allowed(name, pool, key)
     ]
 
 
-def is_model_known(known: Mapping[str, Health], call: Call) -> bool:
+def is_model_known(healths: Mapping[str, Health], call: Call) -> bool:
     """Whether the model's name is an operator's or an upstream's, not just a client's.
 
-    The log shows such a name, so one of an upstream must not name an account.
+    The log shows such a name (SECURITY.md, 7), so one of an upstream must not name an account.
     """
     name, pool = call.requested_model, call.pool
-    lists = [pool.models, pool.aliases, *(account.models for account in pool.accounts)]
-    if any(name in names for names in lists if names is not None):
+    of_accounts = [account.models for account in pool.accounts]
+    configured = [pool.models, pool.aliases, *of_accounts]
+    if any(name in names for names in configured if names is not None):
         return True
 
-    catalogues = [health_in(known, account).catalogue for account in pool.accounts]
-    return any(name in names for names in catalogues if names) and not is_account_name(name)
+    if is_account_name(name):
+        return False
+    catalogues = [health_in(healths, account).catalogue for account in pool.accounts]
+    return any(name in names for names in catalogues if names)
 
 
 # Hosts.
@@ -8425,11 +8506,10 @@ class Choice:
 
     def ranked(self) -> list[Account]:
         """The accounts that may be asked now, the best first, whether or not they have room."""
-        now, tried = self.now, self.tried
         ranks: list[tuple[Rank, Account]] = []
         for health, standing in self.standings:
             account = health.account
-            if standing.retry_at <= now and account.name not in tried:
+            if standing.retry_at <= self.now and account.name not in self.tried:
                 ranks.append((self.rank(health, standing), account))
 
         # By the rank alone: accounts of equal rank stay in the pool's order.
@@ -8557,51 +8637,68 @@ class Choice:
 # llama.cpp has "models", too (F60), and they are not those of Codex's catalogue (F20).
 _CATALOGUE_LISTS: Final = {True: ("models", "data"), False: ("data", "models")}  # by is_codex
 _CATALOGUE_NAMES: Final = {True: ("slug", "id"), False: ("id", "name")}
+# What OpenRouter, vLLM and other servers call the context length.
+_LENGTH_NAMES: Final = (
+    "context_length",
+    "context_window",
+    "max_model_len",
+    "max_context_length",
+)
 
 
 def read_catalogue(body: bytes, *, is_codex: bool = False) -> Mapping[str, Model] | None:
     """The models in a response to /models, as Codex's backend or anybody else writes it.
 
     Of an entry is kept what is shown of it; entries past the bound are left out, and those that
-    cannot be read.  None: nothing can be.
+    cannot be read.  None if nothing can be read: then it is not known what the account offers.
     """
     try:
         value = load_json(body, CATALOGUE_MEMBERS_MAX)
     except (ValueError, BadSyntax):
         return None
-    places = [value, *map(object_of(value).get, _CATALOGUE_LISTS[is_codex])]
-    lists = [place for place in places if isinstance(place, list)]
+
+    members = object_of(value)
+    candidates = [value, *map(members.get, _CATALOGUE_LISTS[is_codex])]
+    lists = [candidate for candidate in candidates if isinstance(candidate, list)]
     for entries in lists:
-        if found := _catalogue_of(entries[:CATALOGUE_MODELS_MAX], is_codex=is_codex):
-            return found
+        if models := _catalogue_of(entries[:CATALOGUE_MODELS_MAX], is_codex=is_codex):
+            return models
     return {} if [] in lists else None
 
 
 def _catalogue_of(entries: Sequence[Json], *, is_codex: bool) -> dict[str, Model]:
-    found: dict[str, Model] = {}
+    """The models of a list, by name; an entry is an object, or the name alone."""
+    models: dict[str, Model] = {}
     for entry in entries:
-        names = [text_at(entry, name) for name in _CATALOGUE_NAMES[is_codex]]
+        names = [text_at(entry, member) for member in _CATALOGUE_NAMES[is_codex]]
         name = entry if isinstance(entry, str) else next(filter(None, names), "")
         if not is_model_name(name):
             continue
+
         if is_codex and text_at(entry, "slug"):
-            found[name] = _codex_model(entry, name)
+            models[name] = _codex_model(entry, name)
         else:
-            lengths = ("context_length", "context_window", "max_model_len", "max_context_length")
-            found[name] = Model(max(count_at(entry, one) for one in lengths) or None)
-    return found
+            lengths = [count_at(entry, member) for member in _LENGTH_NAMES]
+            models[name] = Model(max(lengths) or None)
+    return models
 
 
 def _codex_model(entry: Mapping[str, Json], name: str) -> Model:
-    """A model of Codex's catalogue: Codex itself uses only a percentage of its window."""
+    """A model of Codex's catalogue: Codex itself uses only a percentage of its window (F21)."""
     window = count_at(entry, "context_window") or count_at(entry, "max_context_window")
     percent = count_at(entry, "effective_context_window_percent")
     if not 0 < percent <= 100:
         percent = EFFECTIVE_WINDOW_PERCENT
+
     levels = entry.get("supported_reasoning_levels")
-    efforts = [text_at(level, "effort") for level in levels] if isinstance(levels, list) else []
-    known = dict.fromkeys(effort for effort in efforts if effort in _EFFORTS)
-    return Model(window * percent // 100 or None, tuple(known), dump_json(entry), name)
+    efforts = []
+    if isinstance(levels, list):
+        efforts = [text_at(level, "effort") for level in levels]
+    # Each once, in the upstream's order, which is that of their strength (F13).
+    supported = dict.fromkeys(effort for effort in efforts if effort in _EFFORTS)
+
+    context_length = window * percent // 100 or None
+    return Model(context_length, tuple(supported), dump_json(entry), name)
 
 
 def usage_limit(
@@ -8610,8 +8707,13 @@ def usage_limit(
     *,
     is_native: bool,
 ) -> PoolerError:
-    """All accounts are limited; the first is back in `seconds`.  Codex CLI reads that (F77)."""
-    details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
+    """The error if all accounts are limited; the first one is back in `seconds`.
+
+    Codex CLI stops at the code and shows the reset (F77), so on its own routes a long wait has no
+    header.  Other clients stop only at the header (F70).
+    """
+    resets_at = math.ceil(unix_now) + seconds
+    details = {"resets_at": resets_at, "resets_in_seconds": seconds}
     is_silent = is_native and seconds > RETRY_AFTER_SECONDS_MAX
     headers = [] if is_silent else retry_headers(seconds)
     return PoolerError("usage_limit_reached", details=details, headers=headers)

@@ -24,7 +24,7 @@ ROWS: Rows = (
      "not self.quota.has_own_room(self.account.name_of(model), now)", "True",
      "limits_of_accounts::a_used_up_plan_bars_no_model_whose_own_limit_has_room"),
     ("fullest_window", "Without a reset a plan's limit lasts as its fullest window.",
-     "Quota.reset_seconds", "max(announced).ends_at - now if announced else None", "None",
+     "Quota.reset_seconds", "max(announced).ends_at - now", "None",
      "limits_of_accounts::a_plan_s_limit_without_a_reset_lasts_as_its_fullest_window"),
     ("latest_reset", "What lapses first is used first.",
      "Quota.lapse", "(hours, min((window.ends_at for window in windows.values())))",
