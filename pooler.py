@@ -226,6 +226,7 @@ FLOATS_MAX: Final = 100_000  # in a client's body: serializing one takes 0.7 us
 WIDE_BYTES_MAX: Final = MIB  # of wide text that is written as it is
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 MEMBER_BYTES: Final = 128  # about what a member of an object takes in memory
+PARSED_BYTES_MAX: Final = 8 * MIB  # of memory for a parsed body, to be kept for its translation
 INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
 
 # Names and ids in a client's request.  Each is kept, compared or sent on, so none may be long.
@@ -655,9 +656,9 @@ def retry_headers(seconds: int) -> list[tuple[str, str]]:
 # JSON
 ################################################################
 # JSON comes from two sides.  A client's is parsed strictly (REQUEST BODIES); an upstream's, or a
-# file's, leniently, by `load_json`.  Neither parses before `json_excess` has passed the text:
-# hostile JSON would block the event loop for seconds (F96), and JSON that is nested too deeply can
-# be parsed but not serialised again.
+# file's, leniently, by `load_json`.  Neither parses before `check_members` has passed the text:
+# hostile JSON would block the event loop for seconds (F96).  How deeply JSON is nested is known
+# cheaply only once it is parsed; the parser itself gives up near 1,000 levels.
 #
 # What was parsed is read by one family of functions, at the end of this section.
 
@@ -667,7 +668,6 @@ class BadSyntax(Exception):
 
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _NOT_BEGINNINGS: Final = bytes(set(range(256)) - set(b"[{,"))
 
 
@@ -686,48 +686,31 @@ def uncollected(work: Callable[[*Ts], T], *given: *Ts) -> T:
         gc.enable()
 
 
-def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
-    """What JSON text has too much of, in words, or "".
+def check_members(raw: bytes, members_max: int) -> None:
+    """Refuse JSON text with more members than that; the text need not be valid.
 
-    It takes a few passes at C speed; the text need not be valid.  A member is anything that a
-    bracket opens or a comma precedes.
+    A member is anything that a bracket opens or a comma precedes.  This takes a few passes at C
+    speed, and nearly always only the first.  Raises: BadSyntax.
     """
+    # Not too many even if the contents of strings are counted.
+    if len(raw) <= members_max or count_beginnings(raw) <= members_max:
+        return
+
     # Valid JSON has at most two strings, a name and a value, for each member; every quote that is
     # escaped has a backslash.  This much is known before a copy is made.
     quotes_max = 4 * (members_max + 1)
-    if len(raw) > quotes_max and raw.count(b'"') - raw.count(b"\\") > quotes_max:
-        return "too many members"
-
-    beginnings = raw.translate(None, _NOT_BEGINNINGS)
-    if len(beginnings) <= members_max and len(beginnings) - beginnings.count(b",") <= depth_max:
-        return ""  # as nearly always of an event: not too much even if strings are counted
+    if raw.count(b'"') - raw.count(b"\\") > quotes_max:
+        raise BadSyntax("too many members")
 
     # Without escapes every quote begins or ends a string.  Pairs of backslashes go first: what is
     # left of a run of them begins an escape.
-    plain = raw
-    if b"\\" in raw:
-        plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
     if plain.count(b'"') > quotes_max:
-        return "too many members"
-    return _excess_outside_strings(plain, depth_max, members_max)
+        raise BadSyntax("too many members")
 
-
-def _excess_outside_strings(plain: bytes, depth_max: int, members_max: int) -> str:
-    """As `json_excess`, of text without escapes."""
     outside = b"".join(plain.split(b'"')[::2])
-    brackets = outside.translate(None, _NOT_BRACKETS)
-    openers = brackets.count(b"[") + brackets.count(b"{")
-    if outside.count(b",") + openers > members_max:
-        return "too many members"
-    if 2 * openers < len(brackets):  # valid JSON has as many of both; each costs a step below
-        return "more brackets that close than open"
-
-    depth = 0
-    for byte in brackets:
-        depth += 1 if byte in b"[{" else -1
-        if depth > depth_max:
-            return "too much nesting"
-    return ""
+    if count_beginnings(outside) > members_max:
+        raise BadSyntax("too many members")
 
 
 def count_beginnings(raw: bytes) -> int:
@@ -743,8 +726,8 @@ def is_deeper(value: Json, depth_max: int) -> bool:
 
     A parser creates no subclasses, and comparing types takes half as long as `isinstance`.
     """
-    holders = [value] if isinstance(value, _HOLDERS) else []
-    for _ in range(depth_max):
+    holders = [[value]]
+    for _ in range(depth_max + 1):
         holders = [
             member
             for holder in holders
@@ -754,6 +737,22 @@ def is_deeper(value: Json, depth_max: int) -> bool:
         if not holders:
             return False
     return True
+
+
+def parse_shallow(decode: Callable[[str], Json], text: str, depth_max: int) -> Json:
+    """The value that `decode` finds in JSON text.
+
+    Raises: what `decode` raises; BadSyntax, if objects and lists are nested more deeply than that.
+    """
+    try:
+        value = uncollected(decode, text)
+    except RecursionError:
+        raise BadSyntax("too much nesting") from None
+
+    # Each level takes two characters: most events need not be looked through.
+    if len(text) > 2 * depth_max and is_deeper(value, depth_max):
+        raise BadSyntax("too much nesting")
+    return value
 
 
 def count_members(value: Json) -> int:
@@ -795,11 +794,11 @@ _LENIENT: Final = json.JSONDecoder(
 def load_json(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> Json:
     """The value in JSON text of an upstream, or of a file.
 
-    Raises: ValueError, if it is not JSON in UTF-8; BadSyntax, if parsing it would take long.
+    Raises: ValueError, if it is not JSON in UTF-8; BadSyntax, if it has too much of something.
     """
-    if excess := json_excess(raw, JSON_DEPTH_MAX, members_max):
-        raise BadSyntax(excess)
-    return uncollected(_LENIENT.decode, raw.removeprefix(_BYTE_ORDER_MARK).decode())
+    check_members(raw, members_max)
+    text = raw.removeprefix(_BYTE_ORDER_MARK).decode()
+    return parse_shallow(_LENIENT.decode, text, JSON_DEPTH_MAX)
 
 
 def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> JsonDict:
@@ -813,7 +812,7 @@ def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> JsonDict:
 
 
 def try_load_object(raw: bytes) -> JsonDict:
-    """The same; {} also if parsing it would take long."""
+    """The same; {} also if it has too much of something."""
     try:
         return load_object(raw)
     except BadSyntax:
@@ -835,9 +834,13 @@ def dump_escaped(value: Json) -> bytes:
     return uncollected(_write_escaped, value).encode()
 
 
-def is_wide(raw: bytes) -> bool:
-    """Whether JSON has characters beyond ASCII: as text it may take 4 bytes for each one."""
-    return not raw.isascii() or b"\\u" in raw
+def parsed_size(raw: bytes, member_count: int) -> int:
+    """About how many bytes of memory a value takes that was parsed from this JSON.
+
+    One character beyond ASCII makes all others of its text wide: each may take 4 bytes.
+    """
+    char_bytes = 1 if raw.isascii() and b"\\u" not in raw else 4
+    return len(raw) * char_bytes + member_count * MEMBER_BYTES
 
 
 def dump_like(value: Json, raw: bytes) -> bytes:
@@ -874,8 +877,7 @@ def objects_of(values: Json) -> list[JsonDict]:
 
 def object_at(value: Json, name: str) -> JsonDict:
     """A member that is an object; else {}."""
-    member = value.get(name) if isinstance(value, dict) else None
-    return member if isinstance(member, dict) else {}
+    return object_of(object_of(value).get(name))
 
 
 def objects_at(value: Json, name: str) -> list[JsonDict]:
@@ -941,12 +943,7 @@ def valid_member(value: JsonObject, name: str, kind: type | tuple[type, ...]) ->
 
 def valid_text(value: JsonObject, name: str) -> str:
     """A member that is text; "" if it is absent.  Raises: PoolerError (invalid_value)."""
-    member = value.get(name)
-    if member is None:
-        return ""
-    if not isinstance(member, str):
-        raise PoolerError("invalid_value", param=name)
-    return member
+    return valid_member(value, name, str) or ""
 
 
 def valid_object(value: JsonObject, name: str) -> JsonDict:
@@ -956,10 +953,8 @@ def valid_object(value: JsonObject, name: str) -> JsonDict:
 
 def valid_list(value: JsonObject, name: str, kind: type) -> list[Json]:
     """A new list of a member's values of that type.  Raises: PoolerError (invalid_value)."""
-    values = value.get(name)
-    if values is None:
-        return []
-    if not isinstance(values, list) or {*map(type, values)} - {kind}:
+    values = valid_member(value, name, list) or []
+    if {*map(type, values)} - {kind}:  # a parser creates no subclasses
         raise PoolerError("invalid_value", param=name)
     return [*values]
 
@@ -3886,31 +3881,17 @@ SESSION_HEADERS: Final = (
 )  # fmt: skip
 
 
-def members_max_of(body: bytes) -> int:
-    """How many members a body may have: half as many with much text, which takes time, too."""
-    members_max = JSON_SEPARATORS_MAX
-    if len(body) > MUCH_TEXT_BYTES:
-        members_max //= 2
-    return members_max
-
-
-def is_surely_small(body: bytes) -> bool:
-    """Whether a body has so few members that it may be parsed before its depth is known.
-
-    That is so of nearly every body, and known in a tenth of the time that `check_json_shape` takes.
-    """
-    members_max = members_max_of(body)
-    return len(body) <= members_max or count_beginnings(body) <= members_max
-
-
 def check_json_shape(body: bytes) -> None:
-    """Refuse a body that has too much depth or too many members.
+    """Refuse a body that has too many members.
 
+    Much text takes time to parse, too, so next to it only half as many are allowed.
     Raises: PoolerError (invalid_json).
     """
-    members_max = members_max_of(body)
-    if excess := json_excess(body, BODY_DEPTH_MAX, members_max):
-        raise PoolerError("invalid_json", f"The request body has {excess}.")
+    parts = 2 if len(body) > MUCH_TEXT_BYTES else 1
+    try:
+        check_members(body, JSON_SEPARATORS_MAX // parts)
+    except BadSyntax as error:
+        raise PoolerError("invalid_json", f"The request body has {error}.") from None
 
 
 def _once(pairs: list[tuple[str, Json]]) -> JsonDict:
@@ -3928,28 +3909,21 @@ def _short_int(digits: str) -> int:
     return int(digits)
 
 
-@dataclass(slots=True)
-class FloatCounter:
-    """Converts the floats of one body, and counts them: each takes some microseconds."""
+def _strict_decoder() -> json.JSONDecoder:
+    """A new decoder, for one body: it counts the floats, each of which takes some microseconds."""
+    counter = itertools.count(1)
 
-    count: int = 0
-
-    def read(self, text: str) -> float:
+    def read_float(text: str) -> float:
         """The finite number in `text`.  Raises: ValueError, also if there are too many."""
         value = float(text)
         if not math.isfinite(value):  # NaN, which is no JSON, or 1e400
             raise ValueError("no finite number")
 
-        self.count += 1
-        if self.count > FLOATS_MAX:
+        if next(counter) > FLOATS_MAX:
             raise ValueError("too many floats")
 
         return value
 
-
-def _strict_decoder() -> json.JSONDecoder:
-    """A new decoder, for one body."""
-    read_float = FloatCounter().read
     return json.JSONDecoder(
         object_pairs_hook=_once,
         parse_int=_short_int,
@@ -3958,27 +3932,25 @@ def _strict_decoder() -> json.JSONDecoder:
     )
 
 
-def parse_strictly(body: bytes) -> Json:
-    """The value of a client's JSON.  Raises: ValueError, RecursionError."""
-    return uncollected(_strict_decoder().decode, body.decode("utf-8"))
+def parse_strictly(body: bytes, depth_max: int) -> Json:
+    """The value of a client's JSON.  Raises: ValueError, BadSyntax (too much nesting)."""
+    return parse_shallow(_strict_decoder().decode, body.decode("utf-8"), depth_max)
 
 
 def parse_json_object(body: bytes) -> JsonDict:
     """The JSON object in `body`, read strictly: UTF-8 without BOM, no name twice, no NaN.
 
-    A body that is not surely small must have passed `check_json_shape`.
-
-    Raises: PoolerError (invalid_json).
+    The body must have passed `check_json_shape`.  Raises: PoolerError (invalid_json).
     """
     try:
-        value = parse_strictly(body)
-    except (ValueError, RecursionError):
+        value = parse_strictly(body, BODY_DEPTH_MAX)
+    except BadSyntax as error:
+        raise PoolerError("invalid_json", f"The request body has {error}.") from None
+    except ValueError:
         raise PoolerError("invalid_json") from None
 
     if not isinstance(value, dict):
         raise PoolerError("invalid_json", "The request body must be a JSON object.")
-    if is_deeper(value, BODY_DEPTH_MAX):
-        raise PoolerError("invalid_json", "The request body has too much nesting.")
     return value
 
 
@@ -4944,8 +4916,7 @@ def _input_obstacle(kind: CallKind, body: JsonObject) -> Obstacle | None:
     name = "input"
     if kind is CallKind.CHAT:
         # Cursor sends `input` to Chat (F86): it is read if there are no messages.
-        has_messages = bool(body.get("messages"))
-        if has_messages or body.get("input") is None:
+        if body.get("messages") or body.get("input") is None:
             name = "messages"
     items = objects_at(body, name)
 
@@ -5181,9 +5152,7 @@ def _codex_tool_choice(body: JsonObject) -> Json:
     if not isinstance(choice, dict):
         return choice
     flat = _flattened(choice)
-    if flat.get("type") in _CHOICES:
-        return flat["type"]
-    return flat
+    return flat["type"] if flat.get("type") in _CHOICES else flat
 
 
 def _codex_tool(tool: JsonObject) -> JsonDict:
@@ -5551,8 +5520,7 @@ class OutputCollector:
         """Account for an event that is kept.  Raises: BadSyntax, if there is too much."""
         self._bytes_taken += len(event)
         self._members_taken += member_count
-        char_bytes = 4 if is_wide(event) else 1
-        self.bytes_kept += len(event) * char_bytes + member_count * MEMBER_BYTES
+        self.bytes_kept += parsed_size(event, member_count)
         if (
             self._bytes_taken > self.bytes_max
             or self._members_taken > WRITTEN_MEMBERS_MAX
@@ -11714,6 +11682,7 @@ class Shared:
         # A full queue must not be one key's: whoever has most in it loses its newest request.
         self.make_way(queue, waiter.call, QUEUE_LENGTH_MAX)
         queue.append(waiter)
+        exchange.replace_body(exchange.body)  # what was parsed is not kept for seconds
         try:
             await self.wait_for_assignment(exchange, waiter, deadline)
         except BaseException:
@@ -12281,6 +12250,7 @@ class Exchange:
     held: HeldBytes  # of `body`, and of what was made of it
     head: RequestHead = UNREAD
     body: bytes = b""
+    parsed: JsonDict | None = None  # the object in `body`, if it is kept for its translation
     carried: Sequence[str] = ()  # fields that a translated body keeps unchanged
     call: Call | None = None
     use: KeyUse | None = None  # of the key, which counts the call
@@ -12329,9 +12299,22 @@ class Exchange:
         self.reply.closes = False
 
     def replace_body(self, body: bytes) -> None:
-        """Hold this body and no other."""
-        self.body = body
+        """Hold this body and no other, and not what was parsed."""
+        self.body, self.parsed = body, None
         self.held.replace(len(body))
+
+    def keep_parsed(self, call: Call, value: JsonDict) -> None:
+        """Keep the object in the body if it may be translated, and if there is room for both.
+
+        Otherwise the body is parsed again: a few milliseconds are worth less than another request.
+        """
+        if call.is_native or call.is_unary or call.obstacle or not call.pool.has_codex:
+            return
+        byte_count = parsed_size(self.body, count_beginnings(self.body))
+        if byte_count <= PARSED_BYTES_MAX:
+            with contextlib.suppress(PoolerError):
+                self.held.grow(byte_count)
+                self.parsed = value
 
     async def cut(self, error: PoolerError) -> None:
         """End what has been begun: a stream with one terminal event.  Raises: ClientGone.
@@ -12876,12 +12859,13 @@ class Attempt:
         Raises: PoolerError (invalid_value, pool_busy).
         """
         exchange, call = self.exchange, self.call
-        exchange.replace_body(exchange.body)  # and not what another account was sent
         if call.is_native or call.is_unary or not self.endpoint.account.is_codex:
+            exchange.replace_body(exchange.body)  # and not what another account was sent
             return await self.renamed(), None
 
         async with exchange.shared.unpacking(exchange.holder, len(exchange.body)):
             body, include_usage = await self.translate()
+        exchange.replace_body(exchange.body)  # nor what was parsed
         exchange.held.grow(len(body))
 
         # The end of a stream may lack items that came before it, so they are kept, within a bound.
@@ -12918,7 +12902,7 @@ class Attempt:
         Raises: PoolerError (invalid_value).
         """
         exchange, call, account = self.exchange, self.call, self.endpoint.account
-        value = parse_again(exchange.body)
+        value = exchange.parsed or parse_again(exchange.body)
         await yield_after(exchange.body)
 
         model = account.name_of(call.model)
@@ -14225,9 +14209,11 @@ def parse_mcp_message(body: bytes) -> Json:
 
     Raises: ValueError.
     """
-    if excess := json_excess(body, MCP_DEPTH_MAX, MCP_MEMBERS_MAX):
-        raise ValueError(excess)
-    value = parse_strictly(body)
+    try:
+        check_members(body, MCP_MEMBERS_MAX)
+        value = parse_strictly(body, MCP_DEPTH_MAX)
+    except BadSyntax as error:
+        raise ValueError(*error.args) from None
     _write(value).encode()  # half of a surrogate pair could not be sent back
     return value
 
@@ -14753,9 +14739,8 @@ class Calls:
         """
         pool = exchange.config.pools[key.pool]
 
-        if not is_surely_small(exchange.body):
-            check_json_shape(exchange.body)
-            await yield_after(exchange.body)
+        check_json_shape(exchange.body)
+        await yield_after(exchange.body)
         value = parse_json_object(exchange.body)
         await yield_after(exchange.body)
         check_names(value)
@@ -14777,9 +14762,10 @@ class Calls:
             alias = Alias(alias.model)
         if asked is not value or alias != Alias(call.requested_model):
             await yield_after(exchange.body)
-            resolved = with_alias(route.kind, asked, alias)
-            exchange.replace_body(dump_like(resolved, exchange.body))
+            asked = with_alias(route.kind, asked, alias)
+            exchange.replace_body(dump_like(asked, exchange.body))
             await yield_after(exchange.body)
+        exchange.keep_parsed(call, asked)
         return call
 
     def close(self, exchange: Exchange) -> None:

@@ -75,7 +75,7 @@ ROWS: Rows = (
      "_tool_call_item", "form.arguments: valid_text(inner, form.arguments)", "",
      "translation::a_request_becomes_what_the_backend_takes"),
     ("no_citations", "The citations of a text are kept.",
-     "_flattened_citations", "_filled({'annotations': [_flattened(note) for note in notes]})", "{}",
+     "_flattened_citations", "{'annotations': notes} if notes else {}", "{}",
      "codex_requests::a_shell_s_output_and_citations_stay_as_they_are"),
     ("older_failure", "The older name of an end does not hide that it has failed.",
      "_end_status", "{'failed', 'incomplete'}", "{'incomplete'}",
