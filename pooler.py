@@ -726,7 +726,7 @@ def is_deeper(value: Json, depth_max: int) -> bool:
 
     A parser creates no subclasses, and comparing types takes half as long as `isinstance`.
     """
-    holders = [[value]]
+    holders: list[Json] = [[value]]
     for _ in range(depth_max + 1):
         holders = [
             member
@@ -4914,10 +4914,9 @@ def codex_obstacle(
 def _input_obstacle(kind: CallKind, body: JsonObject) -> Obstacle | None:
     """The field of the items, `input` or `messages`, if one of them is an obstacle; else None."""
     name = "input"
-    if kind is CallKind.CHAT:
-        # Cursor sends `input` to Chat (F86): it is read if there are no messages.
-        if body.get("messages") or body.get("input") is None:
-            name = "messages"
+    # Cursor sends `input` to Chat (F86): it is read if there are no messages.
+    if kind is CallKind.CHAT and (body.get("messages") or body.get("input") is None):
+        name = "messages"
     items = objects_at(body, name)
 
     if any(map(_is_reference, items)):
