@@ -7381,9 +7381,11 @@ class Model(NamedTuple):
 
     def merged(self, other: Model) -> Model:
         """The model as two accounts serve it: the shorter context, as either may be asked."""
-        lengths = [model.context_length for model in (self, other) if model.context_length]
+        both = (self, other)
+        lengths = [model.context_length for model in both if model.context_length]
+        context_length = min(lengths, default=None)
         described = self if self.entry else other
-        return described._replace(context_length=min(lengths, default=None))
+        return described._replace(context_length=context_length)
 
 
 def _remember(
@@ -7436,9 +7438,10 @@ class Memory(Generic[T]):
     def _forget_one(self) -> None:
         """Forget the oldest value of the largest share."""
         largest = max(self.by_share, key=lambda share: len(self.by_share[share]))
-        self.by_share[largest].popitem(last=False)
+        values = self.by_share[largest]
+        values.popitem(last=False)
         self.length -= 1
-        if not self.by_share[largest]:
+        if not values:
             del self.by_share[largest]
 
 
@@ -7525,14 +7528,16 @@ class Quota:
         """
         windows = self.running(PLAN_FAMILY, now)
         if not windows:
-            return (-math.inf, -math.inf) if has_plan else (math.inf, math.inf)
+            moment = -math.inf if has_plan else math.inf
+            return moment, moment
 
         longest = windows[max(windows)]
-        if longest.is_full:
+        if longest.is_full:  # there is nothing left to lose
             return math.inf, math.inf
 
         hours = round((longest.ends_at - now) / HOUR)
-        return hours, min(window.ends_at for window in windows.values())
+        ends = [window.ends_at for window in windows.values()]
+        return hours, min(ends)
 
     def note(
         self,
@@ -7735,7 +7740,9 @@ class Health:
     def block_of(self, effect: Effect, now: float, name: str = "") -> Block | None:
         """The block that holds now."""
         block = self.blocks[effect].get(name)
-        return block if block is not None and block.until > now else None
+        if block is None or block.until <= now:
+            return None
+        return block
 
     def note_fault(
         self,
@@ -7821,9 +7828,9 @@ def health_in(healths: Mapping[str, Health], account: Account) -> Health:
     reads.
     """
     health = healths.get(account.name)
-    if health is None or health.account.identity != account.identity:
-        return Health(account)
-    return health
+    if health is not None and health.account.identity == account.identity:
+        return health
+    return Health(account)
 
 
 # How an account stands.
@@ -7886,7 +7893,8 @@ def standing_of(health: Health, now: float) -> Standing:
     """
     if health.account.paused:
         return Standing(Status.PAUSED)
-    return _standing_in_time(health, [health.whole, health.plan], now)
+    cooldowns = [health.whole, health.plan]
+    return _standing_in_time(health, cooldowns, now)
 
 
 def standing_for(
@@ -8550,7 +8558,8 @@ class Choice:
     def next_change(self) -> float:
         """When an account that cannot serve now may be asked; infinite if none ever."""
         moments = [standing.retry_at for _, standing in self.standings]
-        return min((moment for moment in moments if moment > self.now), default=math.inf)
+        later = [moment for moment in moments if moment > self.now]
+        return min(later, default=math.inf)
 
     def returns_at(self) -> float:
         """When a session's own account is back, if that is worth waiting for; else infinite.
