@@ -15,7 +15,7 @@ import json
 import queue
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -115,10 +115,15 @@ def split_requests(raw: bytes) -> tuple[list[Asked], bytes]:
 
 
 class Tap:
-    """Relays bytes to a port, and keeps the requests in them."""
+    """Relays bytes to a port, and keeps the requests in them.
 
-    def __init__(self, port: int) -> None:
+    `rewrite` returns what is sent on of the bytes of a whole request; without it all bytes are
+    sent as they come.
+    """
+
+    def __init__(self, port: int, rewrite: Callable[[bytes], bytes] | None = None) -> None:
         self.port = port
+        self.rewrite = rewrite
         self.asked: list[Asked] = []
         self.hangups: queue.Queue[None] = queue.Queue()  # one for each caller that left
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -141,10 +146,16 @@ class Tap:
             while received := caller.recv(65536):
                 whole, unparsed = split_requests(unparsed + received)
                 self.asked += whole  # before it is sent: an answer means that it is there
-                target.sendall(received)
+                target.sendall(self.relayed(received, whole))
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
         self.hangups.put(None)
+
+    def relayed(self, received: bytes, whole: list[Asked]) -> bytes:
+        """What is sent on, after these bytes, which have ended these requests."""
+        if self.rewrite is None:
+            return received
+        return b"".join(self.rewrite(asked.raw) for asked in whole)
 
     def relay_answers(self, caller: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError), target:

@@ -31,6 +31,7 @@ from tests.long.test_true_bounds import (
     model_list,
     padding,
 )
+from tests.support.frames import CLOSE, CONTINUATION, PING, TEXT, frame
 from tests.support.hostile_peers import (
     CLOSES,
     DELTA,
@@ -65,7 +66,6 @@ from tests.support.hostile_peers import (
     wide,
 )
 from tests.support.memory_sockets import post, request
-from tests.support.memory_websockets import CLOSE, CONTINUATION, PING, TEXT, frame
 
 pytestmark: Final = pytest.mark.measures
 

@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
 from tests.support.codex_backend import make_auth_file
+from tests.support.frames import TEXT, accept_of, frame
 from tests.support.listening import Listening
 from tests.support.memory_sockets import post
-from tests.support.memory_websockets import TEXT, accept_of, frame, upgrade
+from tests.support.memory_websockets import upgrade
 from tests.support.paths import ROOT
 from tests.support.processes import Pooler, clean_env
 

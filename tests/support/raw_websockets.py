@@ -19,20 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support.codex_backend import make_auth_file
+from tests.support.frames import CLOSE, PING, PONG, TEXT, accept_of, frame, split_frame
 from tests.support.listening import Listening
 from tests.support.memory_sockets import KEY, Json
-from tests.support.memory_websockets import (
-    CLIENT_KEY,
-    CLOSE,
-    PING,
-    PONG,
-    TERMINAL,
-    TEXT,
-    accept_of,
-    frame,
-    split_frame,
-    upgrade,
-)
+from tests.support.memory_websockets import CLIENT_KEY, TERMINAL, upgrade
 from tests.support.processes import Pooler
 from tests.support.raw_http import API_KEY, OPERATOR, SECONDS_MAX
 
@@ -111,8 +101,13 @@ class Upstream:
         self.listening.close()
 
 
-class Caller(Line):
+class Caller:
     """A client; every frame of the pooler is without a mask."""
+
+    def __init__(self, stream: socket.socket, received: bytes = b"") -> None:
+        self.stream = stream
+        self.line = Line(stream, received)
+        self.read_frame = self.line.read_frame
 
     def create(self, **body: Json) -> None:
         turn = {"type": "response.create", "model": "m1", "input": "hi"} | body

@@ -362,7 +362,7 @@ async def test_a_login_that_cannot_be_renewed_takes_only_its_account_out(
         for _ in range(2):
             response = await world.ask(post(path, body))
             assert (response.status, response.header("x-request-id") is None) == (200, False)
-        assert world.accounts() == [SECOND, SECOND]
+        assert world.backend.accounts() == [SECOND, SECOND]
         assert [len(record["attempts"]) for record in world.records] == [2, 1]
         assert world.records[0]["attempts"][0]["reason"] == "login needed"
 
@@ -416,7 +416,7 @@ async def test_no_login_and_no_prompt_is_told_to_anybody_else(
                         continue  # the backend of the tests puts it into its own headers
                     assert secret not in told
             assert CANARY not in told
-            for seen in world.asked_of():
+            for seen in world.backend.asked():
                 others = [one for one in logins if one.account_id != seen.account]
                 sent_text = json.dumps([seen.headers, seen.body])
                 assert not [one for one in others if one.access_token in sent_text]

@@ -69,7 +69,7 @@ async def test_a_turn_s_state_never_reaches_another_account(
         assert second
         assert await ask_with(first) == second  # the session has moved; the state has not
         assert await ask_with(second) == second
-        assert [(one.account, one.headers.get(STATE)) for one in world.asked_of()] == [
+        assert [(one.account, one.headers.get(STATE)) for one in world.backend.asked()] == [
             (FIRST, None), (FIRST, first), (SECOND, None), (SECOND, None), (SECOND, second),
         ]  # fmt: skip
 

@@ -21,8 +21,9 @@ import trio
 import mcp_server
 import pooler
 from pooler import BadSyntax, CallKind, EventScanner, LoginNeeded, PoolerError
+from tests.support.frames import frame
 from tests.support.limits import with_limits
-from tests.support.memory_websockets import UPGRADE, frame
+from tests.support.memory_websockets import UPGRADE
 from tests.support.paths import ROOT, SNAPSHOT, VECTORS
 
 Json = Any
