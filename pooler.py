@@ -147,8 +147,13 @@ JsonDict = dict[str, Json]  # one that may be changed
 ################################################################
 # LIMITS
 ################################################################
-# Every buffer, wait, queue and count has its bound here.  `Limits` can be overridden in
-# pools.json within the bounds beside each default; the constants below it are fixed.
+# Every buffer, wait, queue and count has its bound here: whatever peers do, memory, descriptors and
+# time in use stay below a sum of these.  `Limits` can be overridden in pools.json, within the
+# bounds that follow each default; the constants below it are fixed.
+#
+# A name has its unit (BYTES, CHARS or SECONDS; otherwise it is a count), and MAX if it is a bound.
+# One event loop serves all clients, and work without an `await` in it blocks the loop.  Next to a
+# bound on such a step of work stands the time that the largest one takes.
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -156,7 +161,10 @@ HOUR: Final = 3600.0
 
 
 def _limit(default: float, low: float, high: float) -> Any:  # noqa: ANN401 (as `field`)
-    """A field of `Limits`, with the bounds that pools.json must keep."""
+    """A field of `Limits`, with the bounds that pools.json must keep.
+
+    The lower ones leave the pooler usable, and the higher ones keep it bounded.
+    """
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -202,32 +210,33 @@ SPARE_CONNECTIONS_MAX: Final = 16  # beyond all others, for health checks
 ACCEPT_LOG_SECONDS: Final = 60.0  # between two lines about refused connections
 PLACES_KEPT_PART: Final = 8  # one eighth is kept for keys that use little
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
-STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them holds the loop about 0.5 ms
+STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them blocks the loop about 0.5 ms
 PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while a response is in progress
 WRITE_STALL_SECONDS_MAX: Final = 60.0  # for 64 KiB
 
-# How a client's connection ends.  A response to a request that was not read whole is lost in a TCP
-# reset unless some of the rest is read.
+# How a client's connection ends.  If it is closed while bytes of the request are unread, the system
+# sends a TCP reset, which also discards a response that the client has not read yet.  So some of
+# the rest is read first, but no more than this: a client could send without end.
 LINGER_BYTES_MAX: Final = 256 * KIB  # read of a rejected request, so that its response arrives
 LINGER_SECONDS_MAX: Final = 1.0  # to read them in
 CLOSE_SECONDS_MAX: Final = 2.0  # to send the last record of TLS, or a WebSocket's Close
 STOP_SECONDS_MAX: Final = 5.0  # after the drain, for the last terminal events
 
-# The body of a client's request.  One loop serves all clients, so what is read of a body in one
-# step must not hold it for long, whatever a hostile body is made of.
+# The body of a client's request.  A body is parsed in one step, which must not block the loop for
+# long, whatever a hostile body is made of (F96).
 BODY_IDLE_SECONDS_MAX: Final = 30.0  # without a byte
 BODY_SECONDS_MAX: Final = 120.0  # absolute: 32 MiB at 2 Mbit/s
 BODY_DEPTH_MAX: Final = 100  # json.loads itself gives up near 1,000
-JSON_SEPARATORS_MAX: Final = 200_000  # holds the loop about 60 ms
+JSON_SEPARATORS_MAX: Final = 200_000  # parsing them blocks the loop about 60 ms
 # Of a client's body, as escapes or in short strings.  Parsing this much text and as many members as
 # are allowed takes about 120 ms; twice as much of both would take twice as long.
 MUCH_TEXT_BYTES: Final = 16 * MIB
-FLOATS_MAX: Final = 100_000  # in a client's body: serializing one takes 0.7 us
+FLOATS_MAX: Final = 100_000  # in a client's body: serialising one takes 0.7 us
 WIDE_BYTES_MAX: Final = MIB  # of wide text that is written as it is
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
 MEMBER_BYTES: Final = 128  # about what a member of an object takes in memory
 PARSED_BYTES_MAX: Final = 8 * MIB  # of memory for a parsed body, to be kept for its translation
-INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
+INPUT_ITEMS_MAX: Final = 20_000  # translating them blocks the loop about 80 ms
 
 # Names and ids in a client's request.  Each is kept, compared or sent on, so none may be long.
 MODEL_CHARS_MAX: Final = 200  # of a name: some that clients made up are remembered
@@ -237,7 +246,8 @@ RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response's id; real ones have
 BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, for its digest, which takes 0.3 ms
 
 # The choice of an account: queue, pins, and how long something is remembered of an account.  All
-# of it can be wrong, for upstreams change: nothing keeps an account out for good.
+# of it may be out of date, because limits are reset early, plans are changed and servers repaired:
+# nothing that an upstream has said keeps an account out for good.
 QUEUE_LENGTH_MAX: Final = 64  # per pool
 PINS_MAX: Final = 4096
 PIN_IDLE_SECONDS_MAX: Final = 24 * HOUR  # prompt caches are gone by then
@@ -253,7 +263,8 @@ ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream lacks the route, but may be u
 MODEL_BLOCKS_MAX: Final = 64  # per account, of each kind
 NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
 
-# Quotas and catalogues of accounts, as their upstreams report them.
+# Quotas and catalogues of accounts, as their upstreams report them.  An upstream that reports
+# nonsense may make the choice of an account worse, but not the pooler larger or slower.
 NEARLY_USED_PERCENT: Final = 95.0  # from here on new sessions go elsewhere if possible
 UNKNOWN_LEFT_PERCENT: Final = 99.0  # without evidence: after the untouched, before the used
 QUOTA_WINDOWS_MAX: Final = 16  # per account: its plan has two, single models may have more
@@ -261,12 +272,13 @@ WINDOW_MINUTES_MAX: Final = 366 * 24 * 60  # no plan has a longer window
 CATALOGUE_SECONDS: Final = HOUR  # how long an account's /models stays good
 CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be fetched
 CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB (F20)
-CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and serialized to be kept, in one step
+CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and serialised to be kept, in one step
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list a few hundred
 EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it (F21)
 MODELS_SHOWN_MAX: Final = 20  # in an error, of those that a key may use
 
-# Connections to upstreams, and the names by which these know the pooler.
+# Connections to upstreams, and the names by which these know the pooler.  A connection that is
+# kept saves the next request one to three round trips.
 CONNECT_SECONDS_MAX: Final = 10.0  # name, TCP and TLS together
 CONNECTS_MAX: Final = 2  # failed at one host by one request: each may take seconds
 # Per account, as many as the default of key_streams_max: with 8, two in five requests of 32
@@ -282,27 +294,29 @@ CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones do not get newer mo
 CODEX_MINORS_AHEAD_MAX: Final = 200
 CA_BYTES_MAX: Final = 4 * MIB  # a system's authorities take about 256 KiB
 
-# The head and frame of an upstream's response: as little trusted as a client's request.
+# The head and frame of an upstream's response: as little trusted as a client's request, for a
+# response may come from anything between the pooler and the server that was meant.
 UPSTREAM_HEAD_BYTES_MAX: Final = 32 * KIB  # cookies and policies of CDNs take some KiB
 UPSTREAM_INTERIM_MAX: Final = 8  # responses with a status 1xx
 CHUNK_EXTENSION_BYTES_MAX: Final = KIB  # of each chunk of an upstream; real ones have about ten
 TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked and dropped
 EARLY_RESPONSE_SECONDS_MAX: Final = 1.0  # a response before the end of our request
 
-# A response in one piece, or the JSON of an event.  Reading and serializing again take time in one
-# step, so what is longer passes unread where that is possible, and is refused elsewhere.
+# A response in one piece, or the JSON of an event.  It is read in one step, and serialised again in
+# another, so what is longer passes unread if that is possible, and is refused otherwise.
 UNARY_BYTES_MAX: Final = 64 * MIB  # several images in base64
 UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of a response to be read; a longer one passes unread
-TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of a response, which is serialized again in one step
+TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of a response, which is serialised again in one step
 JSON_DEPTH_MAX: Final = 500  # of an upstream's: responses repeat the tools of bodies
 JSON_MEMBERS_MAX: Final = 100_000  # of an upstream's: read with 16 MiB they take about 120 ms
 WHOLE_MEMBERS_MAX: Final = 10_000  # of a response in one piece that is made into events
-WRITTEN_MEMBERS_MAX: Final = 50_000  # of what is serialized again: as many numbers take 80 ms
-WRITTEN_BYTES_MAX: Final = 4 * MIB  # of an event that is serialized again, without new items
-OUTPUT_ITEMS_MAX: Final = 4_000  # of a response: sent at its end, they hold the loop 80 ms
+WRITTEN_MEMBERS_MAX: Final = 50_000  # of what is serialised again: as many numbers take 80 ms
+WRITTEN_BYTES_MAX: Final = 4 * MIB  # of an event that is serialised again, without new items
+OUTPUT_ITEMS_MAX: Final = 4_000  # of a response: sent at its end, they block the loop 80 ms
 TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum's JSON
 
-# A stream.  Until its client has a 200, another account can still take its request.
+# A stream.  Until its client has a 200, another account can still take its request.  So the 200 is
+# held until the upstream sends content, but not for long: proxies and clients give up (F97).
 HOLD_SECONDS_MAX: Final = 10.0  # then the client gets its 200
 SILENCE_SECONDS_MAX: Final = 45.0  # then a stream's client gets its 200: proxies cut it (F97)
 HANDSHAKE_EVENTS_MAX: Final = 16  # before content; real streams have two or three (F28)
@@ -321,14 +335,14 @@ MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's error message: searched, and
 NAMED_BYTES_MAX: Final = 64 * KIB  # of an error that is searched for names of accounts: 8 ms
 REASON_CHARS_MAX: Final = 300  # of an upstream's error message that one of ours repeats
 KEY_PART_CHARS_MIN: Final = 12  # of a name: with digits in it, it is an id or a key
-RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to (F70)
+RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode obeys a longer one, too (F70)
 
 # A Responses WebSocket, on both sides of the pooler.
 WEBSOCKET_HANDSHAKE_SECONDS_MAX: Final = 10.0  # with an upstream
 WEBSOCKET_MESSAGE_BYTES_MAX: Final = 32 * MIB  # a client's
 WEBSOCKET_UPSTREAM_BYTES_MAX: Final = 16 * MIB  # more is refused (F25)
 WEBSOCKET_FRAMES_MAX: Final = 4096  # until a message is whole, pings too
-FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer: they hold the loop about 2 ms
+FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer: they block the loop about 2 ms
 PART_BYTES: Final = 64  # what a part of an unfinished message takes besides its data
 TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the one in progress
 ANCHORS_MAX: Final = 256  # response ids that an upstream WebSocket is known to keep
@@ -386,6 +400,8 @@ LOG_SECONDS_MAX: Final = 2.0  # at the end, without progress with the lines that
 LOG_END_SECONDS_MAX: Final = 10.0  # at the end, for all of them
 
 _DEFAULTS: Final = Limits()
+# Of each pair the first is a part of the second, or comes before it in time: in another order one
+# of the two would never have an effect.
 assert TARGET_BYTES_MAX < HEAD_BYTES_MAX < _DEFAULTS.body_bytes_max < _DEFAULTS.bodies_bytes_max
 assert EVENT_BYTES_MAX < EVENTS_BYTES_MAX
 assert _DEFAULTS.connections_max > KEYLESS_CONNECTIONS_MAX
@@ -453,9 +469,9 @@ SERVER: Final = "server_error"
 # The status and the message of each code.  The type of an error is INVALID if its status is 4xx,
 # and SERVER if it is 5xx; only limits have types of their own.
 #
-# Statuses are chosen by what clients do with them.  A 404 or a 5xx is sent again, a 400 is final
-# (F68, F69): so a model that a key may not use is a 400.  503 means that the same request may
-# succeed later, 502 that the upstream failed with it.
+# Statuses are chosen by what clients do with them.  OpenCode repeats a request after a 404, and
+# gives up after a 400 (F68, F69): so a model that a key may not use is a 400.  503 means that the
+# same request may succeed later, 502 that the upstream failed with it.
 # fmt: off
 ERRORS: Final[Mapping[str, tuple[int, str]]] = {
     "bad_request": (400, "The request is not well-formed HTTP."),
@@ -1100,38 +1116,64 @@ def _claims(token: Json) -> dict[str, Json]:
 
 
 def parse_auth_file(raw: bytes) -> Credentials:
-    """The login in an auth.json.  Tokens win over an API key (F50).  Raises: LoginNeeded."""
+    """The login in an auth.json.  Tokens win over an API key (F50).  Raises: LoginNeeded.
+
+    Everything but the access token may be missing: the file is another program's, which adds and
+    drops members (F49), and a login that can be used is better than a strict reader.
+    """
     value = try_load_object(raw)
     tokens = object_of(value.get("tokens"))
     access = first_text(_TOKEN_TEXT, tokens.get("access_token"))
     if access is None:
-        if value.get("OPENAI_API_KEY"):
-            raise LoginNeeded("holds an API key, which is for type openai, and no ChatGPT login")
-        raise LoginNeeded("holds no ChatGPT login of Codex CLI" if value else "is not whole JSON")
+        raise LoginNeeded(_why_no_login(value))
 
-    claims = [_claims(tokens.get("id_token")), _claims(access)]
-    accounts = [object_of(claim.get(AUTH_CLAIM)) for claim in claims]
+    id_claims = _claims(tokens.get("id_token"))
+    access_claims = _claims(access)
+    id_account = object_of(id_claims.get(AUTH_CLAIM))
+    access_account = object_of(access_claims.get(AUTH_CLAIM))
+
     # The account's id is in one of three places, the most reliable one first (F51).
-    ids = [tokens.get("account_id")]
-    ids += [account.get("chatgpt_account_id") for account in accounts]
-    for holder in accounts + claims:
-        ids += [entry.get("id") for entry in objects_of(holder.get("organizations"))[:1]]
+    ids = [
+        tokens.get("account_id"),
+        id_account.get("chatgpt_account_id"),
+        access_account.get("chatgpt_account_id"),
+    ]
+    for holder in (id_account, access_account, id_claims, access_claims):
+        organizations = objects_of(holder.get("organizations"))
+        ids += [organization.get("id") for organization in organizations[:1]]
 
+    plans = [
+        id_account.get("chatgpt_plan_type"),
+        access_account.get("chatgpt_plan_type"),
+    ]
     refresh = first_text(_TOKEN_TEXT, tokens.get("refresh_token"))
-    refreshed_at: float | None = None
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        refreshed_at = datetime.fromisoformat(value.get("last_refresh", "")).timestamp()
-
     return Credentials(
         access_token=Secret(access),
         refresh_token=Secret(refresh) if refresh else None,
         account_id=first_text(_ACCOUNT_ID, *ids),
-        plan=first_text(_ACCOUNT_ID, *[account.get("chatgpt_plan_type") for account in accounts]),
-        expires_at=_unix_time(claims[1].get("exp")),
-        refreshed_at=refreshed_at,
+        plan=first_text(_ACCOUNT_ID, *plans),
+        expires_at=_unix_time(access_claims.get("exp")),
+        refreshed_at=_written_time(value.get("last_refresh")),
         digest=hashlib.sha256(raw).digest(),
-        issued_at=_unix_time(claims[1].get("iat")),
+        issued_at=_unix_time(access_claims.get("iat")),
     )
+
+
+def _why_no_login(value: JsonObject) -> str:
+    """What an auth.json without an access token is, as the predicate of a sentence."""
+    if not value:
+        return "is empty or not valid JSON"
+    if value.get("OPENAI_API_KEY"):
+        return "contains an API key, which is for type openai, and no ChatGPT login"
+    return "contains no ChatGPT login of Codex CLI"
+
+
+def _written_time(value: Json) -> float | None:
+    """The unix time of an ISO 8601 text; None if it is none."""
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _unix_time(value: Json) -> float | None:
@@ -1161,7 +1203,8 @@ def clock_lead(credentials: Credentials, response: bytes, unix_now: float) -> fl
     the difference is the issuer's present.  If neither says so, a clock by which the new token has
     already expired is still known to be ahead.  0 if nothing proves that it is.
     """
-    expires_at, issued_at = credentials.expires_at, credentials.issued_at
+    expires_at = credentials.expires_at
+    issued_at = credentials.issued_at
     if expires_at is None:
         return 0.0
 
@@ -1177,7 +1220,8 @@ def clock_lead(credentials: Credentials, response: bytes, unix_now: float) -> fl
         lifetime = min(expires_at - issued_at, REFRESH_AGE_SECONDS)
         return max(0.0, unix_now + lifetime - expires_at)
 
-    return unix_now + TOKEN_SECONDS_MIN - expires_at if expires_at <= unix_now else 0.0
+    has_expired = expires_at <= unix_now
+    return unix_now + TOKEN_SECONDS_MIN - expires_at if has_expired else 0.0
 
 
 def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
@@ -1190,18 +1234,22 @@ def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
     if status == 200 and first_text(_TOKEN_TEXT, value.get("access_token")):
         return RefreshOutcome.DONE
 
-    error, detail = value.get("error"), value.get("detail")
+    error = value.get("error")
+    detail = value.get("detail")
     codes = [error, value.get("code"), detail]
-    for holder in (object_of(error), object_of(detail)):
-        codes += [holder.get(name) for name in _CODE_FIELDS]
+    for holder in (error, detail):
+        codes += [object_of(holder).get(name) for name in _CODE_FIELDS]
+
     if status in _REVOKED_STATUSES and first_text(_REVOKED_CODES, *codes):
         return RefreshOutcome.REVOKED
-
     return RefreshOutcome.FAILED
 
 
 def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
-    """The auth.json after a refresh; what the response leaves out stays, known or not (F52)."""
+    """The auth.json after a refresh; what the response leaves out stays, known or not (F52).
+
+    The file is shared with Codex CLI, so it must stay one that Codex CLI can read.
+    """
     value = try_load_object(raw)
     tokens = object_of(value.get("tokens"))
     response = try_load_object(body)
@@ -3626,6 +3674,9 @@ def format_chunk(body: bytes) -> bytes:
 ################################################################
 # Of RFC 6455 what trio-websocket does not do: the heads of the opening handshake, which it is
 # only given once they are valid, and bounds on frames, which are counted before it joins them.
+#
+# A client's head has been read by HTTP SYNTAX, like any other: Host, Origin and key are validated
+# before there is a WebSocket.  The library then gets a head that the pooler has made itself.
 
 _WEBSOCKET_GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
@@ -3646,7 +3697,10 @@ def upgrade_fields(key: str) -> list[tuple[str, str]]:
 
 
 def upgrade_head(head: RequestHead) -> bytes:
-    """A new head of an opening handshake, made from a valid one.
+    """A new head of an opening handshake, made from a valid one: with the required fields only.
+
+    Extensions that the client offers are left out, so the library accepts none: the size of a
+    compressed message would not be known before it is decompressed.
 
     Raises: PoolerError (websocket_unsupported, bad_request).
     """
@@ -3692,7 +3746,10 @@ def close_frame(code: int) -> bytes:
 
 
 def is_utf8(text: bytes) -> bool:
-    """Whether `text` is UTF-8; no `str` of it is made, in which a letter may take 4 bytes."""
+    """Whether `text` is UTF-8; no `str` of it is made, in which a letter may take 4 bytes.
+
+    It is read in pieces: one emoji would make a `str` of the whole message four times as large.
+    """
     if text.isascii():
         return True
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -3738,8 +3795,11 @@ class FrameMeter:
     """Counts the frames of a WebSocket's peer as they come, and turns text into bytes.
 
     trio-websocket bounds neither the frames of a message, which may be empty, nor the pings, and
-    it makes a `str` of each part of a text.  So it gets every text frame as a binary one (RFC 6455
-    §5.2); binary ones of the peer are refused.
+    it makes a `str` of each part of a text (F95).  So it gets every text frame as a binary one (RFC
+    6455 §5.2); binary ones of the peer are refused.
+
+    Only kind and length of a frame are read here.  The library checks the rest: masks, reserved
+    bits, and the order of fragments.
     """
 
     bytes_max: int  # of a message
@@ -3769,7 +3829,8 @@ class FrameMeter:
     def feed(self, received: bytes) -> bytes:
         """What of `received` may be passed on at once: nothing after a Close or a refusal."""
         at = frame_count = 0
-        texts: list[int] = []
+        texts: list[int] = []  # where text frames begin
+        # An empty frame takes six bytes, so one receive may hold ten thousand.
         while at < len(received) and frame_count < FRAMES_AT_ONCE and not self.is_over:
             if self._left:
                 step = min(self._left, len(received) - at)
@@ -10428,7 +10489,7 @@ def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # or a write might have to wait for a read
-    # Not DHE: the server chooses its modulus, and a large one holds the loop for a second (F102).
+    # Not DHE: the server chooses its modulus, and a large one blocks the loop for a second (F102).
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL:!eNULL:!SHA1:!AESCCM")
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
@@ -12399,7 +12460,7 @@ def classify_trouble(error: Exception, deadline: Deadline) -> Fault:
 
 
 async def yield_after(body: bytes) -> None:
-    """Let others run between two steps that hold the loop for a large body."""
+    """Let others run between two steps that block the loop for a large body."""
     if len(body) > RECEIVE_BYTES:
         await trio.lowlevel.checkpoint()
 

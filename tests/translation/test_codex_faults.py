@@ -346,7 +346,7 @@ async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
         path.write_text("{")
         await world.server.reload(lambda: (world.server.shared.config, {}))
         assert [problem.partition(";")[0] for _, problem in told()[2:]] == [
-            f"{path} is not whole JSON"
+            f"{path} is empty or not valid JSON"
         ]
 
 
