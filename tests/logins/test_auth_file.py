@@ -334,7 +334,7 @@ PROBLEMS: Final[dict[str, tuple[Callable[[Path], Any], bool, str]]] = {
         lambda path: path.write_bytes(content({"refresh_token": None})), False, "no refresh token",
     ),
     "too-long": (
-        lambda path: path.write_bytes(content(x="y" * SECRET_FILE_BYTES_MAX)), True, "not valid JSON",
+        lambda path: path.write_bytes(content(x="y" * SECRET_FILE_BYTES_MAX)), True, "valid JSON",
     ),
 }  # fmt: skip
 
