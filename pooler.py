@@ -234,6 +234,7 @@ MUCH_TEXT_BYTES: Final = 16 * MIB
 FLOATS_MAX: Final = 100_000  # in a client's body: serialising one takes 0.7 us
 WIDE_BYTES_MAX: Final = MIB  # of wide text that is written as it is
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
+PIECE_BYTES: Final = 256 * KIB  # of JSON, in one step: up to 1.5 ms
 MEMBER_BYTES: Final = 128  # about what a member of an object takes in memory
 PARSED_BYTES_MAX: Final = 8 * MIB  # of memory for a parsed body, to be kept for its translation
 INPUT_ITEMS_MAX: Final = 20_000  # translating them blocks the loop about 80 ms
@@ -703,30 +704,38 @@ def uncollected(work: Callable[[*Ts], T], *given: *Ts) -> T:
 
 
 def check_members(raw: bytes, members_max: int) -> None:
-    """Refuse JSON text with more members than that; the text need not be valid.
+    """Refuse JSON text with more members than that.  Raises: BadSyntax."""
+    for _ in members_checked(raw, members_max):
+        pass
 
-    A member is anything that a bracket opens or a comma precedes.  This takes a few passes at C
-    speed, and nearly always only the first.  Raises: BadSyntax.
+
+def members_checked(raw: bytes, members_max: int) -> Iterator[None]:
+    """As `check_members`, in steps of about a millisecond each; the text need not be valid.
+
+    A member is anything that a bracket opens or a comma precedes.  Nearly always it is enough to
+    count these bytes, also in strings.  Otherwise the strings are taken out, one piece of the text
+    after the other, so that neither a long step nor a copy of the whole is made.
+    Raises: BadSyntax, as soon as there are too many.
     """
-    # Not too many even if the contents of strings are counted.
     if len(raw) <= members_max or count_beginnings(raw) <= members_max:
         return
 
-    # Valid JSON has at most two strings, a name and a value, for each member; every quote that is
-    # escaped has a backslash.  This much is known before a copy is made.
-    quotes_max = 4 * (members_max + 1)
-    if raw.count(b'"') - raw.count(b"\\") > quotes_max:
-        raise BadSyntax("too many members")
+    count, at, is_inside = 0, 0, False  # a string, at the beginning of the piece
+    while at < len(raw):
+        piece = raw[at : at + PIECE_BYTES]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # an escape that is cut
+            piece = raw[at : at + PIECE_BYTES + 1]
+        at += len(piece)
 
-    # Without escapes every quote begins or ends a string.  Pairs of backslashes go first: what is
-    # left of a run of them begins an escape.
-    plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if plain.count(b'"') > quotes_max:
-        raise BadSyntax("too many members")
-
-    outside = b"".join(plain.split(b'"')[::2])
-    if count_beginnings(outside) > members_max:
-        raise BadSyntax("too many members")
+        # Without escapes every quote begins or ends a string.  Pairs of backslashes go first: what
+        # is left of a run of them begins an escape.
+        plain = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+        texts = plain.split(b'"')
+        count += count_beginnings(b"".join(texts[is_inside::2]))
+        is_inside ^= len(texts) % 2 == 0
+        if count > members_max:
+            raise BadSyntax("too many members")
+        yield
 
 
 def count_beginnings(raw: bytes) -> int:
@@ -3942,15 +3951,15 @@ SESSION_HEADERS: Final = (
 )  # fmt: skip
 
 
-def check_json_shape(body: bytes) -> None:
-    """Refuse a body that has too many members.
+def check_json_shape(body: bytes) -> Iterator[None]:
+    """Refuse a body that has too many members, in steps that hold the loop for no long time.
 
     Much text takes time to parse, too, so next to it only half as many are allowed.
     Raises: PoolerError (invalid_json).
     """
     parts = 2 if len(body) > MUCH_TEXT_BYTES else 1
     try:
-        check_members(body, JSON_SEPARATORS_MAX // parts)
+        yield from members_checked(body, JSON_SEPARATORS_MAX // parts)
     except BadSyntax as error:
         raise PoolerError("invalid_json", f"The request body has {error}.") from None
 
@@ -14808,8 +14817,8 @@ class Calls:
         """
         pool = exchange.config.pools[key.pool]
 
-        check_json_shape(exchange.body)
-        await yield_after(exchange.body)
+        for _ in check_json_shape(exchange.body):
+            await yield_after(exchange.body)
         value = parse_json_object(exchange.body)
         await yield_after(exchange.body)
         check_names(value)

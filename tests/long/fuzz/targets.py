@@ -185,7 +185,8 @@ def frames(data: bytes) -> None:
 def body(data: bytes) -> None:
     with_limits(SMALL)
     try:
-        pooler.check_json_shape(data)
+        for _ in pooler.check_json_shape(data):
+            pass
         value = pooler.parse_json_object(data)
     except PoolerError as error:
         check_refusal(error)
