@@ -45,7 +45,7 @@ everything else is a variant of one of them.
     Server.serve_connection, Server.serve_request, ClientConnection.read_head, Exchanges.serve,
     Server.dispatch, parse_request_head, find_routes, identify_caller, match_secret, Calls.accept,
     KeyUse.admit, Exchange.read_body, Calls.validate, Calls.read, parse_json_object, read_call,
-    serve_call, Shared.assign, Shared.find_assignment, Choice.ranked, try_account, Attempt.open,
+    serve_call, Queues.assign, Queues.find_assignment, Choice.ranked, try_account, Attempt.open,
     Attempt.ask, Attempt.fields, HttpTransport.send, request_head, reveal, connect,
     Deadline.bounded, Opened.open, parse_response_head, Opened.hold, HttpSource.receive,
     EventScanner.feed, Opened.take, Relay.deliver, HttpReply.start, Relay.relay, Relay.pump,
@@ -8368,6 +8368,7 @@ class Roster:
         what its former upstream reported does not hold for the new one.
         """
         self.limits = config.limits
+        self.pools = config.pools
         self.hosts = Hosts()
 
         before = self.health
@@ -8403,6 +8404,14 @@ class Roster:
     def is_current(self, account: Account) -> bool:
         """Whether no reload has removed the account or pointed it elsewhere."""
         return self.health_of(account) is self.health.get(account.name)
+
+    def current(self, call: Call) -> Call:
+        """The call with its pool as it is now: a choice is made among accounts as they are."""
+        # A reload may have dropped the pool: then the call has no account left.
+        pool = self.pools.get(call.pool.name)
+        if pool is call.pool:
+            return call
+        return call._replace(pool=pool or dataclasses.replace(call.pool, accounts=()))
 
     def standings(self, call: Call, now: float) -> list[tuple[Health, Standing]]:
         """How each account of the call's pool stands for it, in the pool's order.
@@ -11554,54 +11563,30 @@ class Waiter:
     is_displaced: bool = False  # by a key that has fewer waiting
 
 
-@dataclass(eq=False)
-class Shared:
-    """What all requests share: configuration, accounts and their queues, budgets."""
+class Endpoints:
+    """The endpoint of each account, as the configuration says now; a reload makes new ones.
 
-    config: Config
-    tls_contexts: Mapping[str | None, ssl.SSLContext]
-    dial: Dial = dial
-    unix_now: Callable[[], float] = time.time
-    log: Log = print_log
-    queues: dict[str, deque[Waiter]] = field(default_factory=dict)
-    reaper: Reaper = field(default_factory=Reaper)
-    is_draining: bool = False
-    is_stopped: bool = False
-    endpoints: dict[str, Endpoint] = field(default_factory=dict)  # of the configuration as it is
-    unpacking: Unpacking = field(default_factory=Unpacking)
-    listing: Unpacking = field(default_factory=Unpacking)  # of models: a pool may have thousands
-    files: Files = field(default_factory=Files)
-    # What each key has used, by the names of pool and key.
-    uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
-    started_unix: int = field(default_factory=lambda: int(time.time()))
-    codex_version: str = CODEX_VERSION  # the newest that a native client has sent
+    Destination, credentials and what is trusted there change together (SECURITY.md, 3).
+    """
 
-    def __post_init__(self) -> None:
-        self.roster = Roster(self.config)
-        self.ledger = Ledger(self.config.limits.records_max)
-        self.idle = IdleConnections(self.reaper)
-        url = self.config.token_url
-        self.tokens = Tokens(
-            url,
-            self.dial,
-            self.log,
-            self.unix_now,
-            self.files,
-        )
-        self.take_endpoints()
-        self.bodies = Budget(self.config.limits.bodies_bytes_max)
-        self.events = Budget(EVENTS_BYTES_MAX)
+    def __init__(self) -> None:
+        self.by_name: dict[str, Endpoint] = {}  # by the account's name
 
-    def take_endpoints(self) -> None:
-        """Make the endpoints of the configuration; logins that are not in it any more retire."""
-        before, self.endpoints = self.endpoints, {}
-        for name, account in self.config.accounts.items():
+    def reload(self, config: Config, tls_contexts: Mapping[str | None, ssl.SSLContext]) -> None:
+        """Make the endpoints of a configuration; logins that are not in it any more retire."""
+        before, self.by_name = self.by_name, {}
+        for name, account in config.accounts.items():
             login = self.login_of(account, before.get(name))
-            tls = self.tls_contexts[account.ca_file] if account.base_url.is_tls else None
-            self.endpoints[name] = Endpoint(
+            if login is not None:
+                is_tls = config.token_url.is_tls
+                login.tls = tls_contexts.get(account.ca_file) if is_tls else None
+                login.proxy = config.proxy
+
+            tls = tls_contexts[account.ca_file] if account.base_url.is_tls else None
+            self.by_name[name] = Endpoint(
                 account,
                 tls,
-                self.config.proxy,
+                config.proxy,
                 login,
             )
 
@@ -11619,85 +11604,57 @@ class Shared:
         if account.auth_file is None:
             return None
 
-        login = None
         if before is not None and before.account.identity == account.identity:
-            login = before.login
-        if login is None:
-            login = Login(account.name, Path(account.auth_file))
-        is_tls = self.config.token_url.is_tls
-        login.tls = self.tls_contexts.get(account.ca_file) if is_tls else None
-        login.proxy = self.config.proxy
-        return login
-
-    def version_for(self, account: Account) -> str:
-        """The version of Codex CLI to send to an account: old ones are shown no new models."""
-        return account.client_version or self.codex_version
-
-    def note_version(self, version: str) -> None:
-        """Take a newer version from a client, and ask for the models that it may list."""
-        if version_key(version) <= version_key(self.codex_version):
-            return
-
-        self.codex_version = version
-        for name, endpoint in self.endpoints.items():
-            if endpoint.account.is_codex:
-                health = self.roster.health[name]
-                # However many versions clients make up, the list is not requested more often.
-                until = health.catalogue_at + CATALOGUE_PAUSE_SECONDS
-                health.catalogue_until = min(health.catalogue_until, until)
-
-    def log_bug(self, request_id: str | None) -> None:
-        """Type and place of the current exception; its text could hold a client's."""
-        error = sys.exc_info()[1]
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        trace = traceback.extract_tb(error.__traceback__ if error else None)
-        frames = [f"{frame.name}:{frame.lineno}" for frame in trace]
-        name = type(error).__name__
-        self.log(
-            "error",
-            "bug",
-            {"request_id": request_id, "type": name, "at_frames": frames},
-        )
+            return before.login  # of the same file, which is a part of the identity
+        return Login(account.name, Path(account.auth_file))
 
     @property
     def logins(self) -> dict[str, Login]:
         """Those of the codex accounts."""
         return {
             name: endpoint.login
-            for name, endpoint in self.endpoints.items()
+            for name, endpoint in self.by_name.items()
             if endpoint.login is not None
         }
 
     def is_current(self, endpoint: Endpoint) -> bool:
         """Whether no reload has replaced this endpoint."""
-        return self.endpoints.get(endpoint.account.name) is endpoint
+        return self.by_name.get(endpoint.account.name) is endpoint
 
-    async def inspect_logins(self) -> None:
+
+@dataclass(eq=False, slots=True)
+class LoginWatch:
+    """Notices login files that have changed, and logs what is wrong with one."""
+
+    roster: Roster
+    endpoints: Endpoints
+    tokens: Tokens
+
+    async def inspect_all(self) -> None:
         """Log the problems of the logins, as `pooler check` reports them, and the pools without."""
-        logins = list(self.logins.values())
-        unusable = {login.name for login in logins if not await self.inspect_login(login)}
-        for pool in self.config.pools.values():
+        logins = list(self.endpoints.logins.values())
+        unusable = {login.name for login in logins if not await self.inspect(login)}
+        for pool in self.roster.pools.values():
             names = {account.name for account in pool.accounts if not account.paused}
             if names and names <= unusable:
                 problem = f"pools.{pool.name}: no account can serve it until somebody has logged in"
-                self.log("warning", "config", {"problem": problem})
+                self.tokens.log("warning", "config", {"problem": problem})
 
-    async def inspect_login(self, login: Login) -> bool:
+    async def inspect(self, login: Login) -> bool:
         """Log what is wrong with a login, unless that was logged before; whether it is usable."""
         fresh = Login(login.name, login.path)  # a thread must not change the one in use
         try:
-            findings = await self.files.run(
+            findings = await self.tokens.files.run(
                 FILE_SECONDS_MAX,
                 fresh.inspect,
-                self.unix_now(),
+                self.tokens.unix_now(),
             )
         except OSError as error:
             findings = [Finding(True, f"{login.path} cannot be read: {error.strerror}")]
 
         for _, problem in findings:
             if problem != login.reported:
-                self.log(
+                self.tokens.log(
                     "warning",
                     "login",
                     {"account": login.name, "problem": problem},
@@ -11705,23 +11662,41 @@ class Shared:
         login.reported = fresh.problem or login.reported
         return fresh.credentials is not None or not fresh.problem
 
-    async def look_at_logins(self, accounts: Iterable[Account]) -> None:
+    async def look(self, accounts: Iterable[Account]) -> None:
         """Notice login files that have changed: an account whose login is back can be chosen again.
 
         And a clock that has: see `Roster.note_time`.
         """
-        self.roster.note_time(trio.current_time(), self.unix_now())
-        logins = self.logins
+        self.roster.note_time(trio.current_time(), self.tokens.unix_now())
+        logins = self.endpoints.logins
         wanted = [logins[account.name] for account in accounts if account.name in logins]
         await self.tokens.look(wanted)
 
         for login in wanted:
-            if self.logins.get(login.name) is not login:  # a reload has come meanwhile
+            if self.endpoints.logins.get(login.name) is not login:  # a reload has come meanwhile
                 continue
-            is_usable = login.is_usable(self.unix_now())
+            is_usable = login.is_usable(self.tokens.unix_now())
             self.tokens.report_change(login)
             digest = login.credentials.digest if login.credentials else b""
             self.roster.health[login.name].note_login(digest, is_usable)
+
+
+class Queues:
+    """The requests that wait for an account, by pool, and the assignment of accounts to requests.
+
+    Keys take turns: whoever has the fewest leases is served first, and no key can fill a queue.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        endpoints: Endpoints,
+        unix_now: Callable[[], float],
+    ) -> None:
+        self.roster = roster
+        self.endpoints = endpoints
+        self.unix_now = unix_now
+        self.by_pool: dict[str, deque[Waiter]] = {}  # by the pool's name; the oldest first
 
     async def assign(
         self,
@@ -11736,7 +11711,7 @@ class Shared:
         model_not_found, server_stopping).
         """
         now = trio.current_time()
-        has_room = len(self.queues.get(call.pool.name, ())) < QUEUE_LENGTH_MAX
+        has_room = len(self.by_pool.get(call.pool.name, ())) < QUEUE_LENGTH_MAX
         deadline = now + exchange.limits.queue_seconds_max
         waiter = Waiter(
             call,
@@ -11748,7 +11723,7 @@ class Shared:
             return assignment
 
         # None is free: wait only if an account is busy, or back soon; else refuse at once.
-        choice = Choice(self.roster, self.current(call), tried, now)
+        choice = Choice(self.roster, self.roster.current(call), tried, now)
         is_back = choice.returns_at() <= waiter.deadline
         if not is_back and not choice.ranked():
             raise choice.refusal(self.unix_now())
@@ -11756,9 +11731,9 @@ class Shared:
 
     async def queue_up(self, exchange: Exchange, waiter: Waiter, deadline: float) -> Assignment:
         """The place that a waiter gets in its pool's queue.  Raises: PoolerError (pool_busy)."""
-        queue = self.queues.setdefault(waiter.call.pool.name, deque())
+        queue = self.by_pool.setdefault(waiter.call.pool.name, deque())
         # A full queue must not be one key's: whoever has most in it loses its newest request.
-        self.make_way(queue, waiter.call, QUEUE_LENGTH_MAX)
+        self.make_way(queue, waiter.call)
         queue.append(waiter)
         exchange.replace_body(exchange.body)  # what was parsed is not kept for seconds
         try:
@@ -11783,23 +11758,18 @@ class Shared:
         It wakes when a cooldown ends, as nobody else may be there to notice that.
         """
         while not (waiter.assignment or waiter.is_displaced) and trio.current_time() < deadline:
-            call, now = self.current(waiter.call), trio.current_time()
+            call, now = self.roster.current(waiter.call), trio.current_time()
             change = Choice(self.roster, call, waiter.tried, now).next_change()
             with contextlib.suppress(DeadlinePassed):
                 await exchange.deadline.bounded(min(change, deadline), waiter.served.wait)
             self.assign_waiters()
 
-    def make_way(
-        self,
-        queue: deque[Waiter],
-        call: Call,
-        length_max: int,
-    ) -> None:
+    def make_way(self, queue: deque[Waiter], call: Call) -> None:
         """Let a request into a queue; a full one gives way to a key that has fewer in it.
 
         Raises: PoolerError (pool_busy).
         """
-        if len(queue) < length_max:
+        if len(queue) < QUEUE_LENGTH_MAX:
             return
 
         counts = Counter(waiter.call.key_name for waiter in queue)
@@ -11816,27 +11786,19 @@ class Shared:
         newest.is_displaced = True
         newest.served.set()
 
-    def current(self, call: Call) -> Call:
-        """The call with its pool as it is now: a choice is made among accounts as they are."""
-        # A reload may have dropped the pool: then the call has no account left.
-        pool = self.config.pools.get(call.pool.name)
-        if pool is call.pool:
-            return call
-        return call._replace(pool=pool or dataclasses.replace(call.pool, accounts=()))
-
     def find_assignment(self, waiter: Waiter) -> Assignment | None:
         """A place that is free now, and worth taking."""
-        now, call = trio.current_time(), self.current(waiter.call)
+        now, call = trio.current_time(), self.roster.current(waiter.call)
         choice = Choice(self.roster, call, waiter.tried, now)
         # A session's own account has its prompt in a cache: if it is back before the deadline, that
         # costs less than to have another account read all of it.
         if choice.returns_at() <= waiter.deadline:
             return None
+
         for account in choice.ranked():
             if self.roster.leases.has_room(account, call.key_name):
-                return Assignment(
-                    self.roster.begin(account, call, now), self.endpoints[account.name]
-                )
+                lease = self.roster.begin(account, call, now)
+                return Assignment(lease, self.endpoints.by_name[account.name])
         return None
 
     def end_lease(self, lease: Lease) -> None:
@@ -11846,7 +11808,7 @@ class Shared:
 
     def assign_waiters(self) -> None:
         """Serve the requests that wait: first those of the key with the fewest leases, in order."""
-        for queue in self.queues.values():
+        for queue in self.by_pool.values():
             while self.assign_one(queue):
                 pass
 
@@ -11861,6 +11823,78 @@ class Shared:
                 queue.remove(waiter)
                 return True
         return False
+
+
+@dataclass(eq=False)
+class Shared:
+    """What all requests share: the configuration, and the parts that are made from it."""
+
+    config: Config
+    tls_contexts: Mapping[str | None, ssl.SSLContext]
+    dial: Dial = dial
+    unix_now: Callable[[], float] = time.time
+    log: Log = print_log
+    reaper: Reaper = field(default_factory=Reaper)
+    is_draining: bool = False
+    is_stopped: bool = False
+    endpoints: Endpoints = field(default_factory=Endpoints)
+    unpacking: Unpacking = field(default_factory=Unpacking)
+    listing: Unpacking = field(default_factory=Unpacking)  # of models: a pool may have thousands
+    files: Files = field(default_factory=Files)
+    # What each key has used, by the names of pool and key.
+    uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
+    started_unix: int = field(default_factory=lambda: int(time.time()))
+    codex_version: str = CODEX_VERSION  # the newest that a native client has sent
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.ledger = Ledger(config.limits.records_max)
+        self.idle = IdleConnections(self.reaper)
+        self.bodies = Budget(config.limits.bodies_bytes_max)
+        self.events = Budget(EVENTS_BYTES_MAX)
+
+        self.roster = Roster(config)
+        self.endpoints.reload(config, self.tls_contexts)
+        self.queues = Queues(self.roster, self.endpoints, self.unix_now)
+        self.tokens = Tokens(
+            config.token_url,
+            self.dial,
+            self.log,
+            self.unix_now,
+            self.files,
+        )
+        self.login_watch = LoginWatch(self.roster, self.endpoints, self.tokens)
+
+    def version_for(self, account: Account) -> str:
+        """The version of Codex CLI to send to an account: old ones are shown no new models."""
+        return account.client_version or self.codex_version
+
+    def note_version(self, version: str) -> None:
+        """Take a newer version from a client, and ask for the models that it may list."""
+        if version_key(version) <= version_key(self.codex_version):
+            return
+
+        self.codex_version = version
+        for name, endpoint in self.endpoints.by_name.items():
+            if endpoint.account.is_codex:
+                health = self.roster.health[name]
+                # However many versions clients make up, the list is not requested more often.
+                until = health.catalogue_at + CATALOGUE_PAUSE_SECONDS
+                health.catalogue_until = min(health.catalogue_until, until)
+
+    def log_bug(self, request_id: str | None) -> None:
+        """Type and place of the current exception; its text could hold a client's."""
+        error = sys.exc_info()[1]
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        trace = traceback.extract_tb(error.__traceback__ if error else None)
+        frames = [f"{frame.name}:{frame.lineno}" for frame in trace]
+        name = type(error).__name__
+        self.log(
+            "error",
+            "bug",
+            {"request_id": request_id, "type": name, "at_frames": frames},
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -12307,7 +12341,7 @@ class HttpTransport:
 
         shared = self.shared
         # After a reload the account's address or credentials may be others: then it is closed.
-        may_keep = upstream.is_reusable and shared.is_current(endpoint)
+        may_keep = upstream.is_reusable and shared.endpoints.is_current(endpoint)
         if self.has_gone() or shared.is_draining:
             may_keep = False
         if not (may_keep and shared.idle.give(endpoint, upstream)):
@@ -13304,8 +13338,8 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
     """Try accounts, at most `attempts_max`, until one serves the call.  Raises: PoolerError."""
     shared, tries = exchange.shared, Tries()
     while True:
-        assignment = await shared.assign(exchange, call, tries.passed_over)
-        call, account = shared.current(call), assignment.lease.account
+        assignment = await shared.queues.assign(exchange, call, tries.passed_over)
+        call, account = shared.roster.current(call), assignment.lease.account
         # Recorded before it begins, so that an attempt that is cancelled is in the record, too.
         exchange.record.attempts.append({"account": account.name})
         try:
@@ -13315,7 +13349,7 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
             # connection again.
             with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                 await exchange.transport.release(assignment.endpoint)
-            shared.end_lease(assignment.lease)
+            shared.queues.end_lease(assignment.lease)
         if fault is None:
             return
 
@@ -13342,7 +13376,7 @@ async def try_account(exchange: Exchange, call: Call, assignment: Assignment) ->
 
     fault = opened
     exchange.is_billable &= not fault.is_refusal
-    await shared.look_at_logins(call.pool.accounts)  # a refresh of ours is no new file
+    await shared.login_watch.look(call.pool.accounts)  # a refresh of ours is no new file
     shared.roster.note_fault(
         account,
         fault,
@@ -14497,9 +14531,9 @@ class Catalogues:
 
     async def want(self, pool: Pool) -> None:
         """Look for new logins, and have the pool's old catalogues fetched in the background."""
-        await self.shared.look_at_logins(pool.accounts)
+        await self.shared.login_watch.look(pool.accounts)
         for account in pool.accounts:
-            endpoint = self.shared.endpoints.get(account.name)
+            endpoint = self.shared.endpoints.by_name.get(account.name)
             if endpoint is not None and self.is_old(endpoint):
                 self.wanted.set()
 
@@ -14510,9 +14544,9 @@ class Catalogues:
         """
         while True:
             self.wanted = trio.Event()
-            await self.shared.look_at_logins(self.shared.config.accounts.values())
-            for endpoint in list(self.shared.endpoints.values()):
-                if self.shared.is_current(endpoint) and self.is_old(endpoint):
+            await self.shared.login_watch.look(self.shared.config.accounts.values())
+            for endpoint in list(self.shared.endpoints.by_name.values()):
+                if self.shared.endpoints.is_current(endpoint) and self.is_old(endpoint):
                     await self.update(endpoint)
             await self.wanted.wait()
 
@@ -15142,7 +15176,7 @@ class Operators:
         Raises: PoolerError, ClientGone.
         """
         companion = await self.load_companion()
-        await self.shared.look_at_logins(self.shared.config.accounts.values())
+        await self.shared.login_watch.look(self.shared.config.accounts.values())
         head = incoming.head
         accept = head.headers.get("accept", "")
         headers, text = companion.admin(self.snapshot(), accept, head.query)
@@ -15151,7 +15185,7 @@ class Operators:
     async def serve_metrics(self, incoming: Incoming) -> None:
         """The metrics in Prometheus' text format.  Raises: PoolerError, ClientGone."""
         companion = await self.load_companion()
-        await self.shared.look_at_logins(self.shared.config.accounts.values())
+        await self.shared.login_watch.look(self.shared.config.accounts.values())
         headers, text = companion.metrics(self.snapshot())
         await incoming.exchange.reply.respond(200, text.encode("utf-8", "replace"), headers)
 
@@ -15168,7 +15202,7 @@ class Operators:
         except ImportError:
             raise PoolerError("mcp_not_installed") from None
 
-        await self.shared.look_at_logins(self.shared.config.accounts.values())
+        await self.shared.login_watch.look(self.shared.config.accounts.values())
         status, headers, body = await companion.answer(
             incoming.head.headers,
             exchange.body,
@@ -15207,7 +15241,7 @@ class Operators:
 
     def login_states(self) -> dict[str, LoginState]:
         """The state of each ChatGPT account's login."""
-        tokens, logins = self.shared.tokens, self.shared.logins
+        tokens, logins = self.shared.tokens, self.shared.endpoints.logins
         return {name: tokens.state_of(login) for name, login in logins.items()}
 
     def snapshot(self) -> JsonDict:
@@ -15224,7 +15258,7 @@ class Operators:
             shared.uses,
             self.login_states(),
             shared.tokens.outcomes,
-            {name: len(queue) for name, queue in shared.queues.items()},
+            {name: len(queue) for name, queue in shared.queues.by_pool.items()},
             {
                 "started_at": shared.started_unix,
                 "is_draining": shared.is_draining,
@@ -15440,7 +15474,7 @@ class Server:
         self.apply(dataclasses.replace(config, listen=shared.config.listen), contexts)
         shared.log("info", "reloaded", {"pools": len(config.pools), "changed": changes})
         await shared.idle.close_all()
-        await shared.inspect_logins()
+        await shared.login_watch.inspect_all()
 
     async def try_load(self, load: Callable[[], Loaded]) -> tuple[Loaded | None, Sequence[str]]:
         """What `load` returns, or None and the problems that it raises; in a thread."""
@@ -15459,7 +15493,7 @@ class Server:
         shared, limits = self.shared, config.limits
         shared.config, shared.tls_contexts = config, contexts
         shared.roster.reload(config)
-        shared.take_endpoints()
+        shared.endpoints.reload(config, contexts)
         shared.bodies.bytes_max = limits.bodies_bytes_max
         shared.ledger.requests = deque(shared.ledger.requests, limits.records_max)
 
@@ -15472,7 +15506,7 @@ class Server:
 
         self.operators.warn_of_missing_modules()
         # What waits may be served now: by a new account, or by one whose cooldown is cleared.
-        shared.assign_waiters()
+        shared.queues.assign_waiters()
         self.catalogues.wanted.set()
 
     async def serve(self, listeners: Sequence[trio.abc.Listener[Any]]) -> None:
@@ -15955,8 +15989,8 @@ async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
     server = Server(config, contexts, log=log, descriptors_max=descriptors_max)
     server.connections.warn_of_descriptors()
     server.operators.warn_of_missing_modules()
-    await server.shared.inspect_logins()
-    await server.shared.look_at_logins(config.accounts.values())
+    await server.shared.login_watch.inspect_all()
+    await server.shared.login_watch.look(config.accounts.values())
 
     listeners = await open_listeners(config, log)
     try:

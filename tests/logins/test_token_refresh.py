@@ -407,7 +407,7 @@ async def test_a_plain_endpoint_is_asked_without_tls(mock_clock: MockClock, tmp_
         server = Server(config, {None: make_tls_context(None)}, log=desk.note)
         server.shared.tokens.services = desk.nursery
         with trio.fail_after(REAL_SECONDS_MAX):
-            found = await server.shared.tokens.credentials(server.shared.logins["one"])
+            found = await server.shared.tokens.credentials(server.shared.endpoints.logins["one"])
         assert reveal(found.access_token) == desk.saved()
 
 

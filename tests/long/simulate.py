@@ -512,7 +512,7 @@ async def survive(sim: Sim, config: Config) -> None:
             assert tokens_in(sim.path_of(name).read_bytes())[1], f"{name}: its file is broken"
             if name in lost:
                 continue
-            login = world.server.shared.logins.get(name)
+            login = world.server.shared.endpoints.logins.get(name)
             if login is None:  # it is that of a name that points elsewhere now
                 continue
             try:

@@ -746,7 +746,9 @@ class World:
         in_flight = dict(server.shared.roster.leases.in_flight)
         assert set(in_flight.values()) <= {0}, in_flight
         assert {use.in_flight_count for use in server.shared.uses.values()} <= {0}
-        assert {pool: len(queue) for pool, queue in server.shared.queues.items() if queue} == {}
+        assert {
+            pool: len(queue) for pool, queue in server.shared.queues.by_pool.items() if queue
+        } == {}
         assert server.shared.bodies.bytes_held == 0
         assert server.shared.events.bytes_held == 0
         assert [fields for _, event, fields in self.logged if event == "bug"] == []

@@ -472,7 +472,7 @@ async def test_a_reload_brings_logins_and_takes_them_away(
         await world.server.reload(lambda: (config, {}))
         assert (await world.ask(post("/v1/responses", ASKED))).status == 200
         assert world.backend.accounts() == [FIRST, SECOND]
-        assert list(world.server.shared.logins) == ["second"]
+        assert list(world.server.shared.endpoints.logins) == ["second"]
         autojump_clock.jump(400)  # the first one's stream ends by its timer
         assert (await client.read_response()).status == 200
 

@@ -317,10 +317,10 @@ async def test_a_reload_keeps_what_is_known_of_a_login(
 ) -> None:
     """Renewed tokens that are not on the disk yet are nowhere else."""
     async with scripted_world(tmp_path) as world:
-        before = world.server.shared.logins["a"]
+        before = world.server.shared.endpoints.logins["a"]
         await world.server.reload(lambda: (world.config, {}))
-        assert world.server.shared.logins["a"] is before
-        assert world.server.shared.logins["a"].tls is None
+        assert world.server.shared.endpoints.logins["a"] is before
+        assert world.server.shared.endpoints.logins["a"].tls is None
 
 
 async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
