@@ -10052,6 +10052,7 @@ def read_own(path: Path) -> bytes:
 ################################################################
 # One line of JSON on standard error for each event.  Its reader may be slow or gone, and requests
 # never wait for it: a thread writes the lines, and those that it cannot write in time are counted.
+# A full pipe would otherwise stop all streams, as the only loop would wait for the reader of a log.
 
 Log = Callable[[str, str, JsonObject], None]  # level, event, further fields
 
@@ -10060,14 +10061,20 @@ _encode: Final = json.JSONEncoder(check_circular=False).encode
 
 
 def print_log(level: str, event: str, fields: JsonObject) -> None:
-    """Write a line at once, for commands that do not serve."""
+    """Write a line at once, for commands that do not serve.
+
+    What cannot be written is lost: a command must not fail because nobody reads what it logs.
+    """
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:  # it is if descriptor 2 was closed at the start
             sys.stderr.write(format_log_line(level, event, fields))
 
 
 def format_log_line(level: str, event: str, fields: JsonObject) -> str:
-    """One line of ASCII JSON, with the time (UTC) and a line end."""
+    """One line of ASCII JSON, with the time (UTC) and a line end.
+
+    Control characters and line separators are escaped, so no value can forge a second line.
+    """
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = {"at": now, "level": level, "event": event, **fields}
     return _encode(line) + "\n"
@@ -15837,8 +15844,8 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
     Returns True if the stream has ended with success.  The request passes the real listener and the
     real key, so it shows that the whole path works.
     """
-    asked = {"model": DEMO_MODEL, "input": "Say hello.", "stream": True}
-    body = json.dumps(asked).encode()
+    request = {"model": DEMO_MODEL, "input": "Say hello.", "stream": True}
+    body = json.dumps(request).encode()
     head = request_head(url, CallKind.RESPONSES.value, secret, (), body)
     scanner = EventScanner(CallKind.RESPONSES)
     async with await dial(url, None) as stream:
@@ -16220,10 +16227,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     config.add_argument("--config", type=Path, default="pools.json", help="default pools.json")
 
     serve = commands.add_parser("serve", parents=[config], help="run the server (default)")
-    serve.set_defaults(run=lambda given: serve_logged(given.config, dict(os.environ)))
+    serve.set_defaults(run=lambda options: serve_logged(options.config, dict(os.environ)))
 
     check = commands.add_parser("check", parents=[config], help="validate and summarize pools.json")
-    check.set_defaults(run=lambda given: run_check(given.config, os.environ))
+    check.set_defaults(run=lambda options: run_check(options.config, os.environ))
 
     demo = commands.add_parser("demo", help="run a self-contained demo")
     demo.add_argument("--once", action="store_true", help="exit after the first response")
@@ -16233,18 +16240,18 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         default=4000,
         help="default 4000; 0 picks a free one",
     )
-    demo.set_defaults(run=lambda given: trio.run(run_demo, given.port, given.once))
+    demo.set_defaults(run=lambda options: trio.run(run_demo, options.port, options.once))
 
     key = commands.add_parser("key", help="generate a pool key")
     key.add_argument("--operator", action="store_true", help="generate an operator token instead")
-    key.set_defaults(run=lambda given: run_key(given.operator))
+    key.set_defaults(run=lambda options: run_key(options.operator))
 
     note = "POOLER_OPERATOR_TOKEN must hold the operator's token."
     status = commands.add_parser("status", help="show a running server's status", epilog=note)
     status.add_argument("--url", default="http://127.0.0.1:4000", help="default %(default)s")
     status.add_argument("--watch", action="store_true", help="repeat every two seconds")
     status.add_argument("--json", action="store_true", help="print JSON")
-    status.set_defaults(run=lambda given: run_status(given.url, given.watch, given.json))
+    status.set_defaults(run=lambda options: run_status(options.url, options.watch, options.json))
 
     # An option without a command belongs to `serve`, except those of the program itself.
     first = arguments[0] if arguments else "-"
@@ -16258,9 +16265,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Expected failures become lines for a person; anything else is a bug and shows its traceback.
     """
-    given = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
-        exit_code: int = given.run(given)
+        exit_code: int = options.run(options)
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
