@@ -1801,6 +1801,7 @@ async def call_tool(
         text = f"invalid_arguments: {', '.join(wrong)}"
     else:
         result = run_tool(tool, context.request, arguments)
+        await trio.lowlevel.checkpoint()  # a thousand accounts take long to collect, and to encode
         text = json.dumps(result, separators=(",", ":"))
 
     content: list[Any] = [types.TextContent(type="text", text=text)]
@@ -1980,7 +1981,9 @@ async def answer(
         version = client.protocol_version
         is_legacy = version in HANDSHAKE_PROTOCOL_VERSIONS
         call = Call(operator, version, KNOWN_PROTOCOL_VERSIONS, snapshot(), explain)
-        return reply(200, request, result=await serve(request, client, call))
+        result = await serve(request, client, call)
+        await trio.lowlevel.checkpoint()
+        return reply(200, request, result=result)
     except RpcError as failure:
         error = failure
 
