@@ -5768,13 +5768,13 @@ def _thoughts(item: JsonObject) -> list[str]:
     return [text_at(part, "text") for part in objects_at(item, "content")]
 
 
-def _chat_call(item: JsonObject, place: int) -> JsonDict:
-    """A tool call in the form of Chat; `place`: its number among the calls of the response."""
+def _chat_call(item: JsonObject, index: int) -> JsonDict:
+    """A tool call in the form of Chat; `index`: its number among the calls of the response."""
     form = _TOOL_CALLS[item["type"]]
     inner = {name: text_at(item, name) for name in ("name", form.arguments)}
     return {
         # Without an id the client could not return the output.
-        "id": text_at(item, "call_id") or label_at(item, "id") or f"call_{place}",
+        "id": text_at(item, "call_id") or label_at(item, "id") or f"call_{index}",
         "type": form.chat,
         form.chat: inner,
     }
@@ -5870,7 +5870,7 @@ class StreamedItem:
     has_citations: bool = False
     thought_event: str = ""  # the type of events with its reasoning; others repeat it
     call: dict[str, str] = field(default_factory=dict)  # type, id, call_id, name, as far as known
-    place: int | None = None  # the number of a call that was begun
+    index: int | None = None  # the number of a call that was begun
     has_lost_arguments: bool = False  # some preceded the head of the call
 
 
@@ -6082,12 +6082,12 @@ class ChatTranslator:
         *,
         is_all: bool = False,
     ) -> list[Delta]:
-        """The delta that begins a call: its place, id and name, with empty arguments.
+        """The delta that begins a call: its index, id and name, with empty arguments.
 
         Clients take id and name from the first chunk of a call (F87), so it is not sent before
         both are known.  `is_all`: the item is finished, so nothing more will be known.
         """
-        if text_at(item, "type") not in _TOOL_CALLS or streamed.place is not None:
+        if text_at(item, "type") not in _TOOL_CALLS or streamed.index is not None:
             return []
         names = ("type", "id", "call_id", "name")
         streamed.call |= _filled({name: text_at(item, name) for name in names})
@@ -6095,10 +6095,10 @@ class ChatTranslator:
         if not (is_known or is_all):
             return []
 
-        streamed.place = self._call_count
+        streamed.index = self._call_count
         self._call_count += 1
-        call = _chat_call(streamed.call, streamed.place)
-        return [{"tool_calls": [{"index": streamed.place, **call}]}]
+        call = _chat_call(streamed.call, streamed.index)
+        return [{"tool_calls": [{"index": streamed.index, **call}]}]
 
     def _arguments(
         self,
@@ -6112,7 +6112,7 @@ class ChatTranslator:
         If parts arrive before the call has begun, no part is sent: the client would join the
         later ones to broken JSON.  It gets all arguments at the end.
         """
-        if streamed.place is None:
+        if streamed.index is None:
             streamed.has_lost_arguments |= not is_all
             return []
         is_sent = streamed.has_text if is_all else streamed.has_lost_arguments
@@ -6121,7 +6121,7 @@ class ChatTranslator:
 
         streamed.has_text = True
         form = _TOOL_CALLS[streamed.call["type"]]
-        call = {"index": streamed.place, form.chat: {form.arguments: text}}
+        call = {"index": streamed.index, form.chat: {form.arguments: text}}
         return [{"tool_calls": [call]}]
 
     def _rest_of(self, streamed: StreamedItem, item: JsonObject) -> list[Delta]:
@@ -6272,7 +6272,7 @@ def _choices_of_chunks(choice: JsonDict) -> Iterator[JsonDict]:
     message = object_at(choice, "message") or object_at(choice, "delta")
     delta = {"role": "assistant", **message}
     if calls := objects_at(delta, "tool_calls"):
-        delta["tool_calls"] = [{**call, "index": place} for place, call in enumerate(calls)]
+        delta["tool_calls"] = [{**call, "index": index} for index, call in enumerate(calls)]
 
     begun = {**choice, "delta": delta, "finish_reason": None}
     begun.pop("message", None)
@@ -8872,7 +8872,10 @@ LimitRow = tuple[str, str | None, float | None, float, float | None]
 
 
 def _limit_rows(rows: Iterable[LimitRow]) -> list[JsonDict]:
-    """The limits of GET /v1/usage, with the fields of icoretech/codex-pooler's."""
+    """The limits of GET /v1/usage, with the fields of icoretech/codex-pooler's.
+
+    Scripts that read those fields work with either pooler; `reset_at` is RFC 3339 in UTC.
+    """
     shown = []
     for kind, window, most, used, reset_unix in rows:
         if most is None:
@@ -8916,6 +8919,7 @@ def pooled_quota(
     The windows of the accounts that can serve; if none can, of the limited one that is back first:
     that is when clients may go on.
     """
+    # Each account with the end of its cooldown, in monotonic seconds.
     by_status: dict[Status, list[tuple[float, Health]]] = {}
     for account in pool.accounts:
         health = roster.health_of(account)
@@ -8928,6 +8932,7 @@ def pooled_quota(
     if is_limited:
         shown = [min(limited, key=lambda pair: pair[0])]
 
+    # The next request goes to an account that has room, so the best window is what a client has.
     best: dict[int, QuotaWindow] = {}
     for _, health in shown:
         for length, window in health.quota.running(PLAN_FAMILY, now).items():
@@ -9159,8 +9164,8 @@ class State(NamedTuple):
 
         Counts are kept by name: they survive a reload that changes the key's secret or its limits.
         """
-        place = (key.pool, key.name)
-        return self.uses.get(place, KeyUse())
+        names = (key.pool, key.name)
+        return self.uses.get(names, KeyUse())
 
 
 def snapshot(state: State) -> JsonDict:
@@ -9318,7 +9323,10 @@ _LACKS: Final = {
 
 
 def _named_models(state: State, account: Account, health: Health) -> set[str]:
-    """The models that pools.json or the account's catalogue names."""
+    """The models that pools.json or the account's catalogue names.
+
+    Only they are shown: names that clients have made up may hold anything (SECURITY.md, 7).
+    """
     names = set(account.models or ())
     names.update(health.catalogue or ())
     for pool in state.config.pools.values():
@@ -9382,7 +9390,10 @@ def _show_pool(
 
 
 def _status_of_pool(statuses: Collection[str]) -> str:
-    """A pool is ready if one of its accounts is, limited if one cools down, else down."""
+    """A pool is ready if one of its accounts is, limited if one cools down, else down.
+
+    Limited passes by itself; down needs somebody who logs in or pays.
+    """
     if Status.READY in statuses:
         return "ready"
     return "limited" if Status.COOLING_DOWN in statuses else "down"
@@ -12874,11 +12885,11 @@ class Opened:
         """
         texts = [text for _, text in shown]
         if self.scanner.failure is not None:
-            for place, (event, text) in enumerate(shown):
+            for index, (event, text) in enumerate(shown):
                 error = self.error_instead(event.kind) if text else None
                 if error is not None:
                     is_numbered = b'"sequence_number"' in text
-                    texts[place] = self.failure_event(error, is_instead=is_numbered)
+                    texts[index] = self.failure_event(error, is_instead=is_numbered)
         return [text for text in texts if text]
 
     def error_instead(self, kind: EventKind) -> PoolerError | None:

@@ -87,7 +87,7 @@ ROWS: Rows = (
      "OutputCollector._complete", "self.response is not None", "True",
      "upstream_json::only_the_end_is_filled_with_the_items"),
     ("call_without_id", "A call without an id of the call goes by its own.",
-     "_chat_call", "text_at(item, 'call_id') or label_at(item, 'id') or f'call_{place}'",
+     "_chat_call", "text_at(item, 'call_id') or label_at(item, 'id') or f'call_{index}'",
      "text_at(item, 'call_id')",
      "translation::a_chat_client_gets_chunks"),
     ("incomplete_is_stop", "An incomplete answer is not called whole.",
