@@ -6327,8 +6327,8 @@ class Fault(NamedTuple):
     """One failed attempt.  `reason` is for the log; `error` is for the client if it is final."""
 
     reason: str
-    action: Action
-    effect: Effect
+    action: Action  # what happens to the request
+    effect: Effect  # what happens to the account
     error: PoolerError
     cooldown_seconds: float | None = None  # until a limit resets, if known
     is_refusal: bool = False  # the upstream has said that it did nothing
@@ -6413,8 +6413,9 @@ _OVERLOAD_WORDS: Final = re.compile(
 )
 # Only a gateway has stopped waiting: the server behind it may still be working (F46).
 _TIMEOUT_WORDS: Final = re.compile("deadline_exceeded|(?:gateway_)?timeout(?:_error)?")
-# The status that a code or a type of an upstream stands for, first of all an account's: 401 is
-# for its credential, 402 for itself, 429 for a limit of it.  All others are the request's own.
+# The status that an upstream's code or type stands for.  Those about an account come first: 401 for
+# its credential, 402 for the account itself, 429 for its limits.  A code that none of these match is
+# about the request.
 _MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
     401: _CREDENTIAL_WORDS.fullmatch,
     402: _ACCOUNT_WORDS.fullmatch,
@@ -6425,7 +6426,7 @@ _MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
     503: _OVERLOAD_WORDS.fullmatch,
     504: _TIMEOUT_WORDS.fullmatch,
 }
-# These say so whatever the status that they come with: some have one for everything (F41).
+# These count whatever status they come with: some upstreams have one status for everything (F41).
 _FIRM: Final = frozenset({401, 402, 429})
 # A code that stands where a text is usual, as in OAuth's errors, has this form.
 _WORDY_CODE: Final = re.compile("[a-z]{1,24}(?:_[a-z]{1,24}){1,5}")
@@ -6437,7 +6438,7 @@ _POLICY_CODES: Final = re.compile(
     "|content_filter_.*|(?:content_)?moderation(?:_.*)?|(?:input|output|prompt|request)_flagged"
     "|flagged(?:_.*)?|image_generation_user_error"
 )
-# A text that says so in a 403: of what the client sent, and not of somebody's account.
+# The same in the message of a 403: it is about what the client sent, not about an account.
 _FLAGGED: Final = re.compile(
     r"(?i)\b(?:content|image|input|messages?|prompt|request)\b[^.\n]{0,60}"
     r"\b(?:flagged|moderation|(?:content|safety|usage) polic(?:y|ies)|safety system)\b"
@@ -6504,7 +6505,7 @@ _NO_ROUTE: Final = re.compile(
 _NO_ROUTE_CODES: Final = re.compile(
     "(?:unknown|unsupported|invalid)_(?:endpoint|route|url)|(?:endpoint|path|route)_not_found"
 )
-_HTTP_DATE: Final = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 §5.6.7, the one that is to be sent
+_HTTP_DATE: Final = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 §5.6.7: the form that must be sent
 # What comes before a span of time (F40), and before a moment.
 _RETRY_HINT: Final = re.compile(
     r"(?i)(?:(?:try(?:ing)? again|retry(?:ing)?|resets?) (?:in|after)|wait(?: for)?)"
@@ -6514,7 +6515,7 @@ _RETRY_MOMENT: Final = re.compile(
     r"(?i)(?:try(?:ing)? again|retry|resets?)(?: at| after| on)?:? "
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]{5,16}) ?(Z|UTC|GMT|[+-][0-9]{2}:?[0-9]{2})?"
 )
-# A limit's reset counts where nothing is left of it: `x-ratelimit-remaining-tokens: 0` (F66).
+# A limit's reset counts only if nothing is left of it: `x-ratelimit-remaining-tokens: 0` (F66).
 _RATE_LIMITS: Final = ("", "-requests", "-tokens")
 # One part of a span: "6m0s" has two.  Milliseconds first, as their "m" is no minute.
 _SPAN: Final = re.compile(
@@ -6641,7 +6642,7 @@ def _status_of(status: int, words: UpstreamWords) -> int:
 
 
 def _status_in_200(words: UpstreamWords) -> int:
-    """The status that a failure in a 200 stands for: all there is is what it says of itself."""
+    """The status that a failure in a 200 stands for, by what it says of itself."""
     if words.status:
         is_usual = words.status < 500 or words.status in _BY_STATUS
         return words.status if is_usual else 502
@@ -6839,7 +6840,7 @@ class Window(NamedTuple):
     """
 
     family: str  # the limit's id
-    length_seconds: int  # 0: not told
+    length_seconds: int  # 0: not reported
     used_percent: float  # 0 to 100
     resets_at: float | None  # unix time, not yet checked
     name: str = ""  # of the limit, for people; that of a model's own limit is the model's
@@ -6855,8 +6856,8 @@ _QUOTA_HEADER: Final = re.compile(r"x-([a-z0-9-]{1,64})-(primary|secondary)-used
 def _read_window(family: str, values: Iterable[Json], name: str) -> list[Window]:
     """The window with these `_WINDOW_FIELDS`; none, if they are no plausible numbers.
 
-    More than all is all: a last response may overrun.  Nothing used, of an unknown length, with
-    no reset, is how an upstream says "no data".
+    More than 100 % counts as 100: the last response may overrun.  Nothing used, of an unknown
+    length, with no reset, is how an upstream says "no data" (F33).
     """
     percent, minutes, resets_at = map(number_of, values)
     if percent is None or percent < 0:
@@ -7112,7 +7113,7 @@ def _without_route(reason: str) -> Fault:
 def _is_of_an_edge(status: int, headers: Headers, value: JsonObject) -> bool:
     """Whether the response is a page of something in front of the upstream: a bot wall (F45).
 
-    It has seen an address, and no account, so no account is blamed for it.
+    It has seen an address, and no account, so it begins no cooldown.
     """
     if status not in {403, 429}:
         return False
@@ -7210,7 +7211,7 @@ def _edge_fault(reason: str, status: int) -> Fault:
 def _read_refusal(body: bytes) -> tuple[JsonDict, str]:
     """The object in the body of a refusal, or else the text that it is.
 
-    It may be the only one of a list, and what is no UTF-8 is nearly always Latin-1.
+    A list may hold it (F65).  What is not UTF-8 is nearly always Latin-1.
     """
     raw = body if is_utf8(body) else body.decode("latin-1").encode()
     start = raw.lstrip()[:1]
@@ -7226,7 +7227,7 @@ def _read_refusal(body: bytes) -> tuple[JsonDict, str]:
 def classify_event(failure: JsonObject, unix_now: float) -> Fault | None:
     """What a failure hidden in a 200, before any content, means.
 
-    None: it is the client's own, or nothing of it could be read.
+    None if the request is to blame, or if nothing of it could be read.
     """
     if not failure:
         return None
@@ -7246,7 +7247,7 @@ def classify_event(failure: JsonObject, unix_now: float) -> Fault | None:
 def failed_response(failure: JsonObject, unix_now: float) -> PoolerError:
     """The HTTP error for a failure in a stream whose client has been sent nothing yet.
 
-    What is the client's own keeps the upstream's words: it would have them as a 400, too.
+    If the request is to blame, the error has the upstream's words, as it would in a 400.
     """
     if fault := classify_event(failure, unix_now):
         return fault.error
@@ -7319,7 +7320,7 @@ def renamed_error(failure: JsonObject) -> PoolerError | None:
 
 
 class Stage(enum.Enum):
-    """How far an attempt has come on its connection."""
+    """How far an attempt has come on its connection: it decides whether it may be repeated."""
 
     UPGRADE = enum.auto()  # to a WebSocket
     SEND = enum.auto()
@@ -7335,7 +7336,7 @@ class Trouble(enum.Enum):
     SYNTAX = "upstream_invalid_response"
 
 
-# An upgrade that is refused so: there is no WebSocket, for this account at least.
+# If an upgrade is refused with one of these, there is no WebSocket, for this account at least.
 NO_WEBSOCKET_STATUSES: Final = frozenset({404, 405, 426, 501})
 
 
@@ -7362,9 +7363,9 @@ class Cause(enum.StrEnum):
     PROXY_RESPONSE = "proxy answer not understood"
 
 
-# What is trusted at a host may differ from account to account.
+# About the certificate: accounts of one host may trust different authorities.
 _OF_TRUST: Final = frozenset({Cause.NOT_TRUSTED, Cause.OTHER_NAME, Cause.OUT_OF_DATE, Cause.TLS})
-# No other account would fare better.
+# The pooler itself, or its proxy, is in trouble: no other account would fare better.
 _OF_EVERYBODY: Final = frozenset(
     {
         Cause.NO_DESCRIPTOR, Cause.PROXY_NAME, Cause.PROXY_UNREACHABLE, Cause.PROXY_TIMED_OUT,
@@ -8336,7 +8337,7 @@ class Hosts:
             self.unreached.pop(way, None)
 
     def cause_for(self, account: Account, now: float) -> Cause | None:
-        """Why the account's host could not be reached a moment ago; None if that is not so."""
+        """Why the account's host could not be reached a moment ago; None if it could."""
         for way in _ways(account):
             until, cause = self.unreached.get(way, (now, None))
             if until > now:
@@ -8464,7 +8465,7 @@ class Roster:
     ) -> Lease:
         """Lease a place at an account; `end` gives it back, also after a reload.
 
-        The lease keeps the cooldowns that hold now: only they can be ended by its success.
+        The lease keeps the cooldowns that may bar its model: only these does its success disprove.
         """
         health = self.health[account.name]
         health.served_at = now
@@ -8693,7 +8694,7 @@ class Choice:
         return sum(standing.is_able for _, standing in standings) > able_count
 
     def lack(self) -> PoolerError:
-        """What no account has; of several lacks the one that the client can mend first."""
+        """The error for what no account has; of several lacks, one that the client can mend."""
         call = self.call
         if obstacle := call.obstacle:
             return PoolerError("unsupported_parameter", obstacle.public, param=obstacle.param)
