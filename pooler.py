@@ -688,17 +688,18 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _NOT_BEGINNINGS: Final = bytes(set(range(256)) - set(b"[{,"))
 
 
-def uncollected(work: Callable[[*Ts], T], *given: *Ts) -> T:
-    """`work(*given)`, with Python's collector of cyclic garbage turned off.
+def uncollected(work: Callable[[*Ts], T], *arguments: *Ts) -> T:
+    """`work(*arguments)`, with Python's collector of cyclic garbage turned off.
 
     Parsing JSON creates many objects at once and no cycles among them: looking for cycles takes
     several times as long as the rest of the work.
     """
     if not gc.isenabled():
-        return work(*given)
+        return work(*arguments)
+
     gc.disable()
     try:
-        return work(*given)
+        return work(*arguments)
     finally:
         gc.enable()
 
@@ -764,7 +765,11 @@ def is_deeper(value: Json, depth_max: int) -> bool:
     return True
 
 
-def parse_shallow(decode: Callable[[str], Json], text: str, depth_max: int) -> Json:
+def parse_shallow(
+    decode: Callable[[str], Json],
+    text: str,
+    depth_max: int,
+) -> Json:
     """The value that `decode` finds in JSON text.
 
     Raises: what `decode` raises; BadSyntax, if objects and lists are nested more deeply than that.
@@ -806,7 +811,9 @@ def _writable(number: str) -> float | None:
 
 def _writable_int(digits: str) -> float | None:
     """The same for an integer: Python refuses to print a long one, so it becomes a float."""
-    return int(digits) if len(digits) <= INTEGER_DIGITS_MAX else _writable(digits)
+    if len(digits) > INTEGER_DIGITS_MAX:
+        return _writable(digits)
+    return int(digits)
 
 
 _LENIENT: Final = json.JSONDecoder(
@@ -828,10 +835,13 @@ def load_json(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> Json:
 
 def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> JsonDict:
     """The object in JSON text; {} if it is anything else, or no JSON.  Raises: BadSyntax."""
-    if raw.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] != b"{":
+    text = raw.removeprefix(_BYTE_ORDER_MARK).lstrip()
+    if not text.startswith(b"{"):
         return {}
+
     try:
-        return object_of(load_json(raw, members_max))
+        value = load_json(raw, members_max)
+        return object_of(value)
     except ValueError:
         return {}
 
@@ -910,14 +920,19 @@ def objects_at(value: Json, name: str) -> list[JsonDict]:
     return objects_of(object_of(value).get(name))
 
 
-def members_of(value: JsonObject, names: Iterable[str]) -> JsonDict:
+def members_of(
+    value: JsonObject,
+    names: Iterable[str],
+) -> JsonDict:
     """Those of the named members that are there and not null."""
     return {name: value[name] for name in names if value.get(name) is not None}
 
 
 def text_at(value: Json, name: str) -> str:
     """A member that is text; else ""."""
-    member = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return ""
+    member = value.get(name)
     return member if isinstance(member, str) else ""
 
 
@@ -935,10 +950,16 @@ def count_at(value: Json, name: str) -> int:
     return member if 0 < member <= TOKENS_MAX else 0
 
 
-def index_at(value: JsonObject, name: str, default: int) -> int:
+def index_at(
+    value: JsonObject,
+    name: str,
+    default: int,
+) -> int:
     """A member that is the index of an output item, or of a part of one; else the default."""
     member: Json = value.get(name)
-    return member if isinstance(member, int) and 0 <= member < OUTPUT_ITEMS_MAX else default
+    if not isinstance(member, int):
+        return default
+    return member if 0 <= member < OUTPUT_ITEMS_MAX else default
 
 
 def number_of(value: Json) -> float | None:
@@ -950,7 +971,10 @@ def number_of(value: Json) -> float | None:
     return number if abs(number) < 10**12 else None
 
 
-def first_text(pattern: re.Pattern[str], *candidates: Json) -> str | None:
+def first_text(
+    pattern: re.Pattern[str],
+    *candidates: Json,
+) -> str | None:
     """The first candidate that is text and matches the pattern as a whole; else None."""
     for candidate in candidates:
         if isinstance(candidate, str) and pattern.fullmatch(candidate):
@@ -958,7 +982,11 @@ def first_text(pattern: re.Pattern[str], *candidates: Json) -> str | None:
     return None
 
 
-def valid_member(value: JsonObject, name: str, kind: type | tuple[type, ...]) -> Json:
+def valid_member(
+    value: JsonObject,
+    name: str,
+    kind: type | tuple[type, ...],
+) -> Json:
     """A member of that type; None if it is absent or null.  Raises: PoolerError (invalid_value)."""
     member = value.get(name)
     if member is not None and not isinstance(member, kind):
@@ -976,7 +1004,11 @@ def valid_object(value: JsonObject, name: str) -> JsonDict:
     return valid_member(value, name, dict) or {}
 
 
-def valid_list(value: JsonObject, name: str, kind: type) -> list[Json]:
+def valid_list(
+    value: JsonObject,
+    name: str,
+    kind: type,
+) -> list[Json]:
     """A new list of a member's values of that type.  Raises: PoolerError (invalid_value)."""
     values = valid_member(value, name, list) or []
     if {*map(type, values)} - {kind}:  # a parser creates no subclasses
@@ -4998,9 +5030,12 @@ def _input_obstacle(kind: CallKind, body: JsonObject) -> Obstacle | None:
 
 
 def _has_mcp(holder: JsonObject) -> bool:
-    """Whether one of the tools, at any depth, is an MCP server that the upstream would call."""
+    """Whether one of the tools, at any depth, is an MCP server that the upstream would call.
+
+    The list of tools grows while it is read: namespaces of tools hold tools themselves.
+    """
     tools = objects_at(holder, "tools")
-    for tool in tools:  # the list grows by the tools inside
+    for tool in tools:
         tools += objects_at(tool, "tools")
     return any(tool.get("type") == "mcp" for tool in tools)
 
@@ -5059,6 +5094,7 @@ def check_names(body: Iterable[str]) -> None:
     Raises: PoolerError (invalid_json).
     """
     for name in body:
+        # A client may send names of any length, and `casefold` would copy them.
         if len(name) > _DECIDING_CHARS_MAX or name in DECIDING_NAMES:
             continue
         if name.casefold() in DECIDING_NAMES:
@@ -5216,7 +5252,10 @@ def _nearest_effort(effort: str, supported: Collection[str]) -> str:
 
 
 def _codex_tool_choice(body: JsonObject) -> Json:
-    """The tool choice: a word, or an object that names tools."""
+    """The tool choice: a word, or an object that names tools.
+
+    Some clients put one of the words into an object, as its type: the backend takes the word.
+    """
     choice = valid_member(body, "tool_choice", (str, dict))
     if not isinstance(choice, dict):
         return choice
@@ -5273,7 +5312,10 @@ def _flattened(nested: JsonObject) -> JsonDict:
 
 
 def _input_items(body: JsonObject) -> list[JsonDict]:
-    """The items of the input in the backend's form, with outputs that match their calls."""
+    """The items of the input in the backend's form, with outputs that match their calls.
+
+    Raises: PoolerError (invalid_value, missing_required_parameter).
+    """
     items: list[JsonDict] = []
     for item in _input_list(body):
         items += _codex_items(item)
@@ -5299,7 +5341,11 @@ def _match_outputs(items: Sequence[JsonDict]) -> None:
 
 
 def _input_list(body: JsonObject) -> list[Json]:
-    """The items of a request's input; an input that is one text is a user's message."""
+    """The items of a request's input; an input that is one text is a user's message.
+
+    Each is a new object for the JSON that is sent, so their number has a bound of its own.
+    Raises: PoolerError (missing_required_parameter, invalid_value).
+    """
     content = body.get("input")
     if content is None:
         raise PoolerError("missing_required_parameter", "The request has no input.", param="input")
@@ -5327,8 +5373,11 @@ def _codex_items(item: JsonObject) -> list[JsonDict]:
     if kind == "reasoning":
         return _reasoning_items(item)
 
+    # A copy: the object that was read belongs to the caller, and must not change.
     kept = {**item}
     kept.pop("internal_chat_message_metadata_passthrough", None)  # Codex CLI's own (F82)
+    # An id is looked up by the backend, which has stored nothing; but that of a compaction is bound
+    # to its ciphertext (F6, F9).
     if kind not in COMPACTIONS or kept.get("id") is None:
         kept.pop("id", None)
     if kind.removesuffix("_output") in _TOOL_CALLS:
@@ -5357,7 +5406,11 @@ def _codex_content(
     name: str,
     role: str,
 ) -> list[JsonDict]:
-    """The parts of a message, or of a tool's output, in the backend's form."""
+    """The parts of a message, or of a tool's output, in the backend's form.
+
+    Content that is one text becomes a list with one part: the items that begin the input may become
+    instructions, and those are found by their parts.  Raises: PoolerError (invalid_value).
+    """
     content = holder.get(name)
     if not isinstance(content, str):
         return [_codex_part(part, role) for part in valid_list(holder, name, dict)]
@@ -5392,7 +5445,10 @@ def _codex_part(part: JsonObject, role: str) -> JsonDict:
 
 
 def _flattened_citations(holder: JsonObject) -> JsonDict:
-    """The member `annotations` in the form of Responses; nothing if there are none."""
+    """The member `annotations` in the form of Responses; nothing if there are none.
+
+    An empty list, which most texts of an assistant have, is left out.
+    """
     notes = [_flattened(note) for note in valid_list(holder, "annotations", dict)]
     return {"annotations": notes} if notes else {}
 
@@ -5450,7 +5506,11 @@ def _chat_as_responses(body: JsonObject) -> JsonDict:
 
 
 def _message_items(message: JsonObject) -> list[JsonDict]:
-    """The items for a message of either API: its content, then its tool calls."""
+    """The items for a message of either API: its content, then its tool calls.
+
+    The order matters: a call must precede its output, which is the next message of Chat.
+    Raises: PoolerError (invalid_value), also for an unknown role.
+    """
     role = valid_text(message, "role")
     content = _codex_content(message, "content", role)
     if role == "tool":
@@ -5487,7 +5547,10 @@ def _tool_output_item(message: JsonObject, content: Sequence[JsonObject]) -> Jso
 
 
 def _tool_call_item(call: JsonObject) -> JsonDict:
-    """The item for one of a message's `tool_calls`."""
+    """The item for one of a message's `tool_calls`.
+
+    A call of any other type than `custom`, or of none, is read as one of a function.
+    """
     kind = _CUSTOM_CALL if call.get("type") == "custom" else "function_call"
     form = _TOOL_CALLS[kind]
     inner = valid_object(call, form.chat)
@@ -5586,7 +5649,11 @@ class OutputCollector:
         event: bytes,
         member_count: int,
     ) -> None:
-        """Account for an event that is kept.  Raises: BadSyntax, if there is too much."""
+        """Account for an event that is kept.  Raises: BadSyntax, if there is too much.
+
+        Three bounds, for each can be reached alone: the bytes to send at the end, the members to
+        serialise then, and the items, each of which costs a step of its own.
+        """
         self._bytes_taken += len(event)
         self._members_taken += member_count
         self.bytes_kept += parsed_size(event, member_count)
@@ -5602,7 +5669,10 @@ class OutputCollector:
         kind: EventKind,
         response: JsonDict,
     ) -> bool:
-        """Add the missing output to a response; return whether any was missing."""
+        """Add the missing output to a response; return whether any was missing.
+
+        An output that has as many items as were kept, or more, is the upstream's own and stays.
+        """
         output = response.get("output")
         if kind is EventKind.SUCCESS and not output:
             self._items = self._unfinished_messages() | self._items
@@ -5752,7 +5822,7 @@ def _chat_message(output: Sequence[JsonObject]) -> JsonDict:
 
 
 def _output_text(item: JsonObject) -> str:
-    """All text in the content of an item."""
+    """All text in the content of an item: its parts of type `output_text`, joined."""
     parts = objects_at(item, "content")
     text_parts = [part for part in parts if part.get("type") == "output_text"]
     return "".join(text_at(part, "text") for part in text_parts)
@@ -5805,7 +5875,10 @@ def _finish_reason(response: JsonObject, has_calls: bool) -> str:
 
 
 def _chat_usage(response: JsonObject) -> JsonDict | None:
-    """The usage of a response under the names of Chat; None if it has none."""
+    """The usage of a response under the names of Chat; None if it has none.
+
+    Chat counts cached and reasoning tokens as details of the other two, as Responses does.
+    """
     usage = read_usage(response.get("usage"))
     return usage and {
         "prompt_tokens": usage.input_tokens,
