@@ -6487,8 +6487,8 @@ _OVERLOAD_WORDS: Final = re.compile(
 # Only a gateway has stopped waiting: the server behind it may still be working (F46).
 _TIMEOUT_WORDS: Final = re.compile("deadline_exceeded|(?:gateway_)?timeout(?:_error)?")
 # The status that an upstream's code or type stands for.  Those about an account come first: 401 for
-# its credential, 402 for the account itself, 429 for its limits.  A code that none of these match is
-# about the request.
+# its credential, 402 for the account itself, 429 for its limits.  A code that matches none of these
+# is about the request.
 _MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
     401: _CREDENTIAL_WORDS.fullmatch,
     402: _ACCOUNT_WORDS.fullmatch,
