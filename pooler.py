@@ -10128,7 +10128,7 @@ def read_own(path: Path) -> bytes:
     """
     state = path.lstat()
     if not (stat.S_ISREG(state.st_mode) and is_ours(state)):
-        raise OSError(errno.EPERM, "it is another user's")
+        raise OSError(errno.EPERM, "it belongs to another user")
     return read_file(path)
 
 
@@ -10887,12 +10887,14 @@ def why_unsaveable(path: Path) -> str | None:
         return "is a symbolic link, which a refresh would replace; use the path of the file itself"
 
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        return "is in a folder that cannot be written, so it cannot be refreshed"
+        return "is in a folder that is not writable, so it cannot be refreshed"
 
     folder = path.parent.stat()
     is_owner = os.geteuid() in {0, folder.st_uid, path.stat().st_uid}
     if folder.st_mode & stat.S_ISVTX and not is_owner:
-        return "is another user's, in a folder where only its owner may replace it (sticky bit)"
+        return (
+            "belongs to another user, in a folder where only its owner may replace it (sticky bit)"
+        )
 
     # A file that is mounted by itself cannot be replaced (F101).
     with contextlib.suppress(OSError):  # macOS has neither this list nor mounts of a file
@@ -10909,18 +10911,18 @@ _REMEDIES: Final[Mapping[int | None, str]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
     **dict.fromkeys(
         (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL),
-        "keep the login on a local disk: this file system lacks what is required",
+        "keep the login on a local disk: this file system cannot lock or sync it",
     ),
-    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EFBIG: "raise the file size limit (ulimit -f)",
     errno.EROFS: "mount its folder so that it can be written",
     **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ELOOP), "remove it"),
 }
-_GIVE_IT: Final = "give it and its folder to the pooler's user"
+_CHANGE_OWNER: Final = "make the pooler's user the owner of it and of its folder"
 
 
 def remedy_for(error: OSError) -> str:
     """What a person can do about an error; it follows a semicolon."""
-    return _REMEDIES.get(error.errno, _GIVE_IT)
+    return _REMEDIES.get(error.errno, _CHANGE_OWNER)
 
 
 def lock_file(path: Path) -> Path:
@@ -10950,7 +10952,7 @@ def open_lock(path: Path) -> int:
         return descriptor
 
     os.close(descriptor)
-    raise OSError(errno.EEXIST, "it is another user's, or others may write to it")
+    raise OSError(errno.EEXIST, "it belongs to another user, or others can write to it")
 
 
 def try_lock(path: Path) -> io.FileIO | None:
@@ -10979,7 +10981,7 @@ def lock_problem(path: Path, error: OSError) -> str:
 def room_problem(path: Path, error: OSError) -> str:
     """Why a login cannot be refreshed, in the same way."""
     reason = f"a refreshed login cannot be saved next to it: {error.strerror}"
-    return f"{path} cannot be refreshed, for {reason}; {remedy_for(error)}"
+    return f"{path} cannot be refreshed, because {reason}; {remedy_for(error)}"
 
 
 class FileLock(NamedTuple):
@@ -11050,7 +11052,7 @@ def try_saving(path: Path, byte_count: int) -> list[Finding]:
 
     if lock is None:  # so it can be locked, which is all that matters here
         return [
-            Finding(False, f"{lock_file(path)} is held by another process, maybe for a refresh")
+            Finding(False, f"{lock_file(path)} is locked by another process, perhaps for a refresh")
         ]
 
     with lock:
@@ -11090,7 +11092,7 @@ def read_login(path: Path, known_mark: Mark | None) -> Sight | None:
     except FileNotFoundError:
         return Sight(problem="is not there", is_absent=True)
     except OSError as error:
-        remedy = _GIVE_IT if isinstance(error, PermissionError) else ""
+        remedy = _CHANGE_OWNER if isinstance(error, PermissionError) else ""
         return Sight(problem=f"cannot be read: {error.strerror}", remedy=remedy)
     except LoginNeeded as error:
         return Sight(problem=str(error))
@@ -11263,7 +11265,7 @@ class Login:
         warnings = {
             f"can be read by others: chmod 600 {shlex.quote(str(self.path))}": is_open,
             SEVERAL_LINKS: state.st_nlink > 1,
-            f"holds no refresh token; {self.advice}": current.refresh_token is None,
+            f"contains no refresh token; {self.advice}": current.refresh_token is None,
             "has expired; it will be refreshed on first use": is_due,
         }
         shown = [text for text, is_so in warnings.items() if is_so]
@@ -11501,7 +11503,7 @@ class Tokens:
         Codex CLI, which takes no lock (F56), may be faster: then there is nothing to save.
         """
         if current.refresh_token is None:
-            raise LoginNeeded(f"{login.path} holds no refresh token; {login.advice}")
+            raise LoginNeeded(f"{login.path} contains no refresh token; {login.advice}")
 
         grant = {
             "client_id": CODEX_CLIENT_ID,
@@ -14518,7 +14520,7 @@ class Connections:
     def warn_of_descriptors(self) -> None:
         """Log a warning if the system allows fewer connections than are configured."""
         if self.count_max < self.shared.config.limits.connections_max:
-            cause = f"the open files allowed suffice for {self.count_max} connections (ulimit -n)"
+            cause = f"the limit of open files allows only {self.count_max} connections (ulimit -n)"
             problem = f"limits.connections_max: {cause}"
             self.shared.log("warning", "config", {"problem": problem})
 
@@ -15559,7 +15561,7 @@ class Server:
 
         config, contexts = loaded
         if config.listen != shared.config.listen:
-            shared.log("warning", "reload", {"problem": "listen: a change needs a restart"})
+            shared.log("warning", "reload", {"problem": "listen: a change requires a restart"})
         for warning in config.warnings:
             shared.log("warning", "config", {"problem": warning})
         changes = changes_between(shared.config, config) or "nothing"
@@ -15775,7 +15777,7 @@ def doubts_of_modes(path: Path, config: Config) -> list[str]:
     quoted = shlex.quote(str(path))
     doubts: list[str] = []
     if places and _is_read_by_others(state):
-        doubts.append(f"{places[0]}: others can read the file that holds it: chmod 600 {quoted}")
+        doubts.append(f"{places[0]}: others can read the file that contains it: chmod 600 {quoted}")
     # Who can change the file can send every secret to an upstream of their own.
     if state.st_mode & 0o022:
         doubts.append(f"{path}: others can change it: chmod go-w {quoted}")

@@ -565,7 +565,7 @@ async def test_a_login_without_a_refresh_token_serves_to_its_end(
         del value["tokens"]["refresh_token"]
         desk.path.write_text(json.dumps(value))
         assert await desk.ask() == desk.saved()
-        assert "holds no refresh token" in str(desk.login.problem)
+        assert "contains no refresh token" in str(desk.login.problem)
         assert desk.asked_count == 0
 
 
