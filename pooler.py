@@ -10887,7 +10887,7 @@ def why_unsaveable(path: Path) -> str | None:
         return "is a symbolic link, which a refresh would replace; use the path of the file itself"
 
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        return "is in a folder that is not writable, so it cannot be refreshed"
+        return "is in a folder that cannot be written to, so it cannot be refreshed"
 
     folder = path.parent.stat()
     is_owner = os.geteuid() in {0, folder.st_uid, path.stat().st_uid}
