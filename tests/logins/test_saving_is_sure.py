@@ -150,10 +150,10 @@ REFUSED_CALLS: Final = {
     "no inode": ("open", errno.ENOSPC, "make room"),
     "quota": ("fsync", errno.EDQUOT, "make room"),
     "read-only": ("open", errno.EROFS, "mount its folder"),
-    "broken disk": ("fsync", errno.EIO, "give it"),
-    "not ours": ("open", errno.EACCES, "to the pooler's user"),
-    "broken folder": ("folder", errno.EIO, "give it"),
-    "folder not readable": ("folder", errno.EACCES, "to the pooler's user"),
+    "broken disk": ("fsync", errno.EIO, "the owner of it"),
+    "not ours": ("open", errno.EACCES, "make the pooler's user"),
+    "broken folder": ("folder", errno.EIO, "the owner of it"),
+    "folder not readable": ("folder", errno.EACCES, "make the pooler's user"),
 }
 
 
