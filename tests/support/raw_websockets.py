@@ -64,11 +64,28 @@ def read_head(stream: socket.socket) -> tuple[bytes, bytes]:
     return head, rest
 
 
+def read_rest(stream: socket.socket, head: bytes, received: bytes) -> bytes:
+    """What is still to come of a request's body."""
+    length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+    unread = int(length[1]) - len(received) if length else 0
+    rest = b""
+    while len(rest) < unread:
+        received = stream.recv(65536)
+        assert received, rest
+        rest += received
+    return rest
+
+
 class Upstream:
-    """Serves one account; `answer` is given every turn, and sends what it likes."""
+    """Serves one account; `answer` is given every turn, and sends what it likes.
+
+    `respond` returns the raw response to a request that is no upgrade; without it, such a request
+    is taken for one for the models, which there is no list of.
+    """
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
+        self.respond: Callable[[str, bytes], bytes] | None = None  # by the target and the body
         self.turn_count = 0
         self.opened_count = 0
         self.ended_count = 0
@@ -79,8 +96,8 @@ class Upstream:
         with contextlib.suppress(OSError), stream:
             head, rest = read_head(stream)
             found = re.search(rb"(?i)sec-websocket-key: ([!-~]+)", head)
-            if found is None:  # the list of its models
-                stream.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            if found is None:
+                stream.sendall(self.response_to(head, rest + read_rest(stream, head, rest)))
                 return
             accept = accept_of(found[1].decode())
             stream.sendall(
@@ -96,6 +113,13 @@ class Upstream:
                     if not self.answer(stream, json.loads(payload)):
                         break
         self.ended_count += 1
+
+    def response_to(self, head: bytes, body: bytes) -> bytes:
+        """The raw response to a request that is no upgrade."""
+        method, target, _ = head.split(b" ", 2)
+        if self.respond is None or method == b"GET":
+            return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+        return self.respond(target.decode(), body)
 
     def close(self) -> None:
         self.listening.close()
@@ -175,11 +199,11 @@ class SocketWire:
         self.pid = self.pooler.process.process.pid
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Caller]:
+    def open(self, path: str = "/v1/responses") -> Iterator[Caller]:
         """A client's WebSocket."""
         with socket.create_connection(self.address, SECONDS_MAX) as stream:
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            stream.sendall(upgrade())
+            stream.sendall(upgrade(path))
             head, rest = read_head(stream)
             assert head.startswith(b"HTTP/1.1 101 "), head
             assert accept_of(CLIENT_KEY).encode() in head
