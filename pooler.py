@@ -7559,10 +7559,13 @@ class Memory(Generic[T]):
     def __len__(self) -> int:
         return self.length
 
-    def get(self, share: Hashable, digest: bytes) -> T | None:
-        """The value in a share under a digest; None if it is not remembered."""
-        values = self.by_share.get(share) or OrderedDict()
-        return values.get(digest)
+    def get(self, share: Hashable, digest: bytes | None) -> T | None:
+        """The value in a share under a digest; None if it is not remembered.
+
+        `digest` may be None, for what has no name: nothing is remembered under it.
+        """
+        values = self.by_share.get(share)
+        return values.get(digest) if values and digest else None
 
     def set(
         self,
@@ -7965,18 +7968,6 @@ class Health:
         return (self.catalogue or {}).get(model, Model()).efforts
 
 
-def health_in(healths: Mapping[str, Health], account: Account) -> Health:
-    """What is known of an account; nothing if a reload has removed it or pointed it elsewhere.
-
-    Then what comes of requests that are still in progress is recorded in a `Health` that nobody
-    reads.
-    """
-    health = healths.get(account.name)
-    if health is not None and health.account.identity == account.identity:
-        return health
-    return Health(account)
-
-
 # How an account stands.
 
 
@@ -8167,9 +8158,6 @@ class Sessions:
 
     def pin_of(self, call: Call, now: float) -> Pin | None:
         """Where the session of a request stays; None if it has none, or was idle too long."""
-        if not call.session:
-            return None
-
         pin = self.pins.get(call.key_name, call.session)
         if pin is None or now - pin.used_at > PIN_IDLE_SECONDS_MAX:
             return None
@@ -8232,8 +8220,6 @@ class Sessions:
 
     def creator_of(self, call: Call) -> bytes | None:
         """The creator of the response that a request continues, or UNKEPT; None if unknown."""
-        if not call.response:
-            return None
         return self.creators.get(call.key_name, call.response)
 
 
@@ -8301,76 +8287,6 @@ class Leases:
         uncount(self.in_flight, account)
         uncount(self.of_key, key)
         uncount(self.of_key_at, (account, key))
-
-
-# Catalogues.
-
-
-def catalogue_of(healths: Mapping[str, Health], pool: Pool) -> dict[str, Model]:
-    """The models of a pool's accounts, by the name that the pool has for them.
-
-    `healths`: what is known of each account, by its name.
-    """
-    models: dict[str, Model] = {}
-    for account in pool.accounts:
-        if account.paused:
-            continue
-        health = health_in(healths, account)
-        listed = health.catalogue or {}
-        for name in health.models or ():
-            model = listed.get(account.name_of(name), Model())
-            models[name] = models.get(name, model).merged(model)
-    return models
-
-
-def models_of(
-    healths: Mapping[str, Health],
-    pool: Pool,
-    key: Key,
-) -> dict[str, int | None]:
-    """The names that GET /v1/models shows to a key, with context lengths in tokens if known."""
-    catalogue = catalogue_of(healths, pool)
-    names = sorted(catalogue) if pool.models is None else pool.models
-
-    lengths = {}
-    for name in [*names, *pool.aliases]:
-        if is_model_allowed(name, pool, key):
-            model = catalogue.get(pool.meant_by(name).model, Model())
-            lengths[name] = model.context_length
-    return lengths
-
-
-def codex_models_of(
-    healths: Mapping[str, Health],
-    pool: Pool,
-    key: Key,
-) -> list[bytes]:
-    """The entries of Codex's catalogue that a key may use (F20), as JSON.
-
-    Unchanged except for the name: Codex CLI reads more of an entry than the pooler knows.
-    """
-    return [
-        model.entry if model.slug == name else model.entry_as(name)
-        for name, model in catalogue_of(healths, pool).items()
-        if model.entry and is_model_allowed(name, pool, key)
-    ]
-
-
-def is_model_known(healths: Mapping[str, Health], call: Call) -> bool:
-    """Whether the model's name is an operator's or an upstream's, not just a client's.
-
-    The log shows such a name (SECURITY.md, 7), so one of an upstream must not name an account.
-    """
-    name, pool = call.requested_model, call.pool
-    of_accounts = [account.models for account in pool.accounts]
-    configured = [pool.models, pool.aliases, *of_accounts]
-    if any(name in names for names in configured if names is not None):
-        return True
-
-    if is_account_name(name):
-        return False
-    catalogues = [health_in(healths, account).catalogue for account in pool.accounts]
-    return any(name in names for names in catalogues if names)
 
 
 # Hosts.
@@ -8445,13 +8361,12 @@ class Roster:
         self.pools = config.pools
         self.hosts = Hosts()
 
-        before = self.health
-        self.health = {}
+        healths = {}
         for name, account in config.accounts.items():
-            health = health_in(before, account)
+            health = healths[name] = self.health_of(account)
             health.account = account
             health.forget()
-            self.health[name] = health
+        self.health = healths
         self.leases.reload(config)
 
     def note_time(self, now: float, unix_now: float) -> None:
@@ -8472,12 +8387,17 @@ class Roster:
             health.bring_forward(slept_seconds)
 
     def health_of(self, account: Account) -> Health:
-        """What is known of an account; nothing if a reload has replaced it."""
-        return health_in(self.health, account)
+        """What is known of an account; nothing if a reload has removed it or pointed it elsewhere.
+
+        Then what comes of requests that are still in progress is recorded in a `Health` that nobody
+        reads.
+        """
+        return self.health[account.name] if self.is_current(account) else Health(account)
 
     def is_current(self, account: Account) -> bool:
         """Whether no reload has removed the account or pointed it elsewhere."""
-        return self.health_of(account) is self.health.get(account.name)
+        health = self.health.get(account.name)
+        return health is not None and health.account.identity == account.identity
 
     def current(self, call: Call) -> Call:
         """The call with its pool as it is now: a choice is made among accounts as they are."""
@@ -8621,6 +8541,76 @@ class Roster:
 
         status = standing_of(health, now).status
         return status in {Status.NO_LOGIN, Status.READY} and not health.is_demoted(now)
+
+
+# Catalogues.
+
+
+def catalogue_of(roster: Roster, pool: Pool) -> dict[str, Model]:
+    """The models of a pool's accounts, by the name that the pool has for them.
+
+    Paused accounts are left out, as nobody can use their models.
+    """
+    models: dict[str, Model] = {}
+    for account in pool.accounts:
+        if account.paused:
+            continue
+        health = roster.health_of(account)
+        listed = health.catalogue or {}
+        for name in health.models or ():
+            model = listed.get(account.name_of(name), Model())
+            models[name] = models.get(name, model).merged(model)
+    return models
+
+
+def models_of(
+    roster: Roster,
+    pool: Pool,
+    key: Key,
+) -> dict[str, int | None]:
+    """The names that GET /v1/models shows to a key, with context lengths in tokens if known."""
+    catalogue = catalogue_of(roster, pool)
+    names = sorted(catalogue) if pool.models is None else pool.models
+
+    lengths = {}
+    for name in [*names, *pool.aliases]:
+        if is_model_allowed(name, pool, key):
+            model = catalogue.get(pool.meant_by(name).model, Model())
+            lengths[name] = model.context_length
+    return lengths
+
+
+def codex_models_of(
+    roster: Roster,
+    pool: Pool,
+    key: Key,
+) -> list[bytes]:
+    """The entries of Codex's catalogue that a key may use (F20), as JSON.
+
+    Unchanged except for the name: Codex CLI reads more of an entry than the pooler knows.
+    """
+    return [
+        model.entry if model.slug == name else model.entry_as(name)
+        for name, model in catalogue_of(roster, pool).items()
+        if model.entry and is_model_allowed(name, pool, key)
+    ]
+
+
+def is_model_known(roster: Roster, call: Call) -> bool:
+    """Whether the model's name is an operator's or an upstream's, not just a client's.
+
+    The log shows such a name (SECURITY.md, 7), so one of an upstream must not name an account.
+    """
+    name, pool = call.requested_model, call.pool
+    of_accounts = [account.models for account in pool.accounts]
+    configured = [pool.models, pool.aliases, *of_accounts]
+    if any(name in names for names in configured if names is not None):
+        return True
+
+    if is_account_name(name):
+        return False
+    catalogues = [roster.health_of(account).catalogue for account in pool.accounts]
+    return any(name in names for names in catalogues if names)
 
 
 # The choice.
@@ -8782,12 +8772,12 @@ class Choice:
         if Status.NOT_CREATOR in by_status or by_status.keys() <= {Status.PAUSED}:
             return PoolerError("no_usable_account")
 
-        health = self.roster.health
-        if is_model_known(health, call):
+        if is_model_known(self.roster, call):
             return lacking_model()
 
         # An upstream names its models as it likes: a fine-tuned one perhaps by its owner's id.
-        offered = [name for name in catalogue_of(health, call.pool) if not is_account_name(name)]
+        catalogue = catalogue_of(self.roster, call.pool)
+        offered = [name for name in catalogue if not is_account_name(name)]
         return unknown_model(call.pool, call.key, offered)
 
 
@@ -8993,26 +8983,24 @@ def pooled_quota(
     The windows of the accounts that can serve; if none can, of the limited one that is back first:
     that is when clients may go on.
     """
-    # Each account with the end of its cooldown, in monotonic seconds.
-    by_status: dict[Status, list[tuple[float, Health]]] = {}
+    # When each may serve: -inf if it can now.
+    moments: list[tuple[float, Health]] = []
     for account in pool.accounts:
         health = roster.health_of(account)
         standing = standing_of(health, now)
-        by_status.setdefault(standing.status, []).append((standing.until, health))
-
-    shown = by_status.get(Status.READY, [])
-    limited = by_status.get(Status.COOLING_DOWN, [])
-    is_limited = bool(limited) and not shown
-    if is_limited:
-        shown = [min(limited, key=lambda pair: pair[0])]
+        if standing.status in {Status.READY, Status.COOLING_DOWN}:
+            moments.append((standing.until, health))
+    first = min((moment for moment, _ in moments), default=-math.inf)
 
     # The next request goes to an account that has room, so the best window is what a client has.
     best: dict[int, QuotaWindow] = {}
-    for _, health in shown:
+    for moment, health in moments:
+        if moment > first:
+            continue
         for length, window in health.quota.running(PLAN_FAMILY, now).items():
             best[length] = min(best.get(length, window), window)
     best.pop(0, None)  # of unknown length: it counts, but cannot be shown as a window
-    return is_limited, dict(sorted(best.items()))
+    return first > now, dict(sorted(best.items()))
 
 
 def show_key_usage(
@@ -9256,7 +9244,7 @@ def snapshot(state: State) -> JsonDict:
     models: dict[str, list[str]] = {}
     pools = []
     for name, pool in config.pools.items():
-        offered = sorted(catalogue_of(state.roster.health, pool))
+        offered = sorted(catalogue_of(state.roster, pool))
         models[name] = offered
         pools.append(_show_pool(state, pool, offered, status_of))
 
@@ -11775,22 +11763,17 @@ class LoginWatch:
             self.roster.health[login.name].note_login(digest, is_usable)
 
 
+@dataclass(eq=False, slots=True)
 class Queues:
     """The requests that wait for an account, by pool, and the assignment of accounts to requests.
 
     Keys take turns: whoever has the fewest leases is served first, and no key can fill a queue.
     """
 
-    def __init__(
-        self,
-        roster: Roster,
-        endpoints: Endpoints,
-        unix_now: Callable[[], float],
-    ) -> None:
-        self.roster = roster
-        self.endpoints = endpoints
-        self.unix_now = unix_now
-        self.by_pool: dict[str, deque[Waiter]] = {}  # by the pool's name; the oldest first
+    roster: Roster
+    endpoints: Endpoints
+    unix_now: Callable[[], float]
+    by_pool: dict[str, deque[Waiter]] = field(default_factory=dict)  # the oldest first
 
     async def assign(
         self,
@@ -14803,13 +14786,13 @@ class Readings:
 
     def list_codex_models(self, pool: Pool, key: Key) -> bytes:
         """The models of the pool's ChatGPT accounts, in the form that Codex CLI reads."""
-        entries = codex_models_of(self.shared.roster.health, pool, key)
+        entries = codex_models_of(self.shared.roster, pool, key)
         return b'{"models":[' + b",".join(entries) + b"]}"
 
     def list_models(self, pool: Pool, key: Key, wanted: str) -> bytes:
         """The OpenAI API's list, or the model `wanted`.  Raises: PoolerError (model_not_found)."""
         models: JsonDict = {}
-        for name, length in models_of(self.shared.roster.health, pool, key).items():
+        for name, length in models_of(self.shared.roster, pool, key).items():
             models[name] = {
                 "id": name,
                 "object": "model",
@@ -14925,7 +14908,7 @@ class Calls:
         async with self.shared.unpacking(exchange.holder, len(exchange.body)):
             call = await self.read(exchange, head, key, route, turn)
         if call.requested_model:
-            is_known = is_model_known(self.shared.roster.health, call)
+            is_known = is_model_known(self.shared.roster, call)
             exchange.record.model = call.requested_model if is_known else "other"
         exchange.record.stream = call.is_stream
         await self.catalogues.want(call.pool)
