@@ -426,7 +426,10 @@ class Budget:
     by_user: dict[tuple[Hashable, Hashable], int] = field(default_factory=dict)  # nor of these
 
     def grow(self, holder: Hashable, byte_count: int, user: Hashable = None) -> bool:
-        """Take `byte_count` more bytes (negative: fewer); if that is too many, take none: False."""
+        """Take `byte_count` more bytes (negative: fewer); returns whether that is not too many.
+
+        If it is, none are taken.
+        """
         if byte_count > 0:
             left = self.bytes_max - self.bytes_held - byte_count
             spare = left - self.by_holder.get(holder, 0) - byte_count
@@ -2490,16 +2493,16 @@ def _known_models(value: Json) -> set[str] | None:
 # Hints for misspelt names.
 
 
-def _did_you_mean(name: str, known: Collection[str], likeness: float = 0.6) -> str:
-    """A hint: the known name that is meant, however its words are joined; else all known names.
+def _did_you_mean(name: str, choices: Collection[str], likeness: float = 0.6) -> str:
+    """A hint: the choice that is meant, however its words are joined; else all choices.
 
-    `likeness` is how much a name must resemble a known one, as `difflib` counts it: 1 is equal.
+    `likeness` is how much a name must resemble a choice, as `difflib` counts it: 1 is equal.
     """
-    by_plain = {_plain(text): text for text in known}
+    by_plain = {_plain(choice): choice for choice in choices}
     nearest = difflib.get_close_matches(_plain(name), list(by_plain), 1, likeness)
     if nearest:
         return f"did you mean {by_plain[nearest[0]]!r}?"
-    return f"known: {', '.join(known)}"
+    return f"known: {', '.join(choices)}"
 
 
 def _plain(name: str) -> str:
@@ -2855,10 +2858,10 @@ def _doubts_of_aliases(pool: Pool) -> Iterator[str]:
         path = f"pools.{pool.name}.aliases.{name}"
         if name != name.strip():
             yield f"{path}: has a space at its beginning or end"
-        for member, known in (("effort", _EFFORTS), ("service_tier", _ALIAS_TIERS)):
+        for member, choices in (("effort", _EFFORTS), ("service_tier", _ALIAS_TIERS)):
             value = getattr(alias, member)
-            if value not in (None, *known):
-                yield f"{path}.{member}: is not a known value; {_did_you_mean(value, known)}"
+            if value not in (None, *choices):
+                yield f"{path}.{member}: is not a known value; {_did_you_mean(value, choices)}"
 
 
 def _doubts_of_pool(pool: Pool) -> Iterator[str]:
@@ -3909,7 +3912,7 @@ class FrameMeter:
             self._frame_count = self.bytes_pending = self.part_count = 0
 
     def _begin(self, received: bytes) -> int:
-        """Read the head of a frame, or a part of it; the number of bytes used."""
+        """Read the head of a frame, or a part of it; returns the number of bytes used."""
         head = self._head + received
         if head[0] & 0x0F == _BINARY:
             self.refused = 1003
@@ -10235,7 +10238,7 @@ class LogWriter:
         return 0
 
     def write_some(self, raw: bytes) -> int:
-        """Write some bytes, as soon as standard error takes any; how many.  Raises: OSError."""
+        """Write some bytes, as soon as standard error takes any; returns how many.  Raises: OSError."""
         while True:
             try:
                 return os.write(STDERR, raw[:LOG_WRITE_BYTES])
