@@ -10238,7 +10238,10 @@ class LogWriter:
         return 0
 
     def write_some(self, raw: bytes) -> int:
-        """Write some bytes, as soon as standard error takes any; returns how many.  Raises: OSError."""
+        """Write some bytes, as soon as standard error takes any; returns how many.
+
+        Raises: OSError.
+        """
         while True:
             try:
                 return os.write(STDERR, raw[:LOG_WRITE_BYTES])
