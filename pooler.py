@@ -10929,6 +10929,7 @@ def open_lock(path: Path) -> int:
 
     If root creates or finds the lock file, it gives it to the login's owner, who would be locked
     out otherwise.  One with several hard links is left alone: it may be another file of root's.
+    A file that another user can open is refused: that user could hold the lock for good.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(lock_file(path), flags, 0o600)
@@ -11315,7 +11316,11 @@ class Tokens:
         raise LoginNeeded(login.problem)
 
     async def join_refresh(self, login: Login, before: Credentials) -> None:
-        """Start a refresh unless one is in progress or has just failed; wait for its end."""
+        """Start a refresh unless one is in progress or has just failed; wait for its end.
+
+        All requests of the account that come in the meantime wait for the same one: a second
+        refresh would present a token that the first has spent (F53).
+        """
         is_retry_due = trio.current_time() >= login.retry_at
         if login.refresh is None and self.services is not None and is_retry_due:
             login.refresh = trio.Event()
@@ -11330,7 +11335,10 @@ class Tokens:
         self.log(level, "login", {"account": login.name, "problem": login.problem})
 
     def report_change(self, login: Login) -> None:
-        """Log a login's problem if it has changed."""
+        """Log a login's problem if it has changed.
+
+        Requests look at the file again and again; each would repeat the same line.
+        """
         if login.problem != login.reported:
             login.reported = login.problem
             self.report(login)
@@ -11540,7 +11548,7 @@ async def ask_once(
     proxy: Proxy | None,
     bytes_max: int,
 ) -> tuple[int, bytes]:
-    """Send one request on a connection of its own; the status and the body of the response.
+    """Send one request on a connection of its own; returns the response's status and body.
 
     The caller bounds the time.  Raises: TRANSPORT_ERRORS, also if the body is too large.
     """
