@@ -3987,7 +3987,7 @@ SESSION_HEADERS: Final = (
 
 
 def check_json_shape(body: bytes) -> Iterator[None]:
-    """Refuse a body that has too many members, in steps that hold the loop for no long time.
+    """Refuse a body that has too many members, in steps that block the loop only briefly.
 
     Much text takes time to parse, too, so next to it only half as many are allowed.
     Raises: PoolerError (invalid_json).
@@ -6790,7 +6790,7 @@ def names_account(words: UpstreamWords, value: Json = None, body: bytes = b"") -
 
     `value`: all that would be passed on; `body`: its source, which may also have a name in a
     member's name.  Of a long value only the beginning is searched, and a long body not at all: the
-    search would hold the loop.
+    search would block the loop.
     """
     texts = [words.message, _texts_in(value)[:NAMED_BYTES_MAX]]
     if len(body) <= NAMED_BYTES_MAX:
