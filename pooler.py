@@ -4037,18 +4037,26 @@ def _strict_decoder() -> json.JSONDecoder:
     )
 
 
-def parse_strictly(body: bytes, depth_max: int) -> Json:
+def decode_body(body: bytes) -> str:
+    """The text of a body: UTF-8 without BOM.  Raises: PoolerError (invalid_json)."""
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise PoolerError("invalid_json") from None
+
+
+def parse_strictly(text: str, depth_max: int) -> Json:
     """The value of a client's JSON.  Raises: ValueError, BadSyntax (too much nesting)."""
-    return parse_shallow(_strict_decoder().decode, body.decode("utf-8"), depth_max)
+    return parse_shallow(_strict_decoder().decode, text, depth_max)
 
 
-def parse_json_object(body: bytes) -> JsonDict:
-    """The JSON object in `body`, read strictly: UTF-8 without BOM, no name twice, no NaN.
+def parse_json_object(text: str) -> JsonDict:
+    """The JSON object in the text of a body, read strictly: no name twice, no NaN.
 
     The body must have passed `check_json_shape`.  Raises: PoolerError (invalid_json).
     """
     try:
-        value = parse_strictly(body, BODY_DEPTH_MAX)
+        value = parse_strictly(text, BODY_DEPTH_MAX)
     except BadSyntax as error:
         raise PoolerError("invalid_json", f"The request body has {error}.") from None
     except ValueError:
@@ -4059,9 +4067,9 @@ def parse_json_object(body: bytes) -> JsonDict:
     return value
 
 
-def parse_again(body: bytes) -> JsonDict:
-    """The object in a body that `parse_json_object` has read before: nothing is checked again."""
-    value: JsonDict = uncollected(json.loads, body)
+def parse_again(text: str) -> JsonDict:
+    """The object in a text that `parse_json_object` has read before: nothing is checked again."""
+    value: JsonDict = uncollected(json.loads, text)
     return value
 
 
@@ -12599,6 +12607,21 @@ async def yield_after(body: bytes) -> None:
         await trio.lowlevel.checkpoint()
 
 
+async def read_json(body: bytes, parse: Callable[[str], JsonDict]) -> JsonDict:
+    """The object that `parse` finds in a body; others run after each of the two steps.
+
+    A single wide character makes the text of a large body take four times as much memory, so that
+    to decode it takes as long as to parse it.  Raises: PoolerError (invalid_json).
+    """
+    text = decode_body(body)
+    await yield_after(body)
+
+    value = parse(text)
+    del text  # before anybody else's takes as much
+    await yield_after(body)
+    return value
+
+
 async def share_after(message: bytes) -> None:
     """As `yield_after`, but no deadline ends it: what has been taken would be lost."""
     if len(message) > RECEIVE_BYTES:
@@ -13092,8 +13115,7 @@ class Attempt:
             return body
 
         async with exchange.shared.unpacking(exchange.holder, len(body)):
-            value = parse_again(body)
-            await yield_after(body)
+            value = await read_json(body, parse_again)
             renamed = dump_like({**value, "model": model}, body)
             await yield_after(body)
         exchange.held.grow(len(renamed))
@@ -13105,8 +13127,7 @@ class Attempt:
         Raises: PoolerError (invalid_value).
         """
         exchange, call, account = self.exchange, self.call, self.endpoint.account
-        value = exchange.parsed or parse_again(exchange.body)
-        await yield_after(exchange.body)
+        value = exchange.parsed or await read_json(exchange.body, parse_again)
 
         model = account.name_of(call.model)
         # The account's own catalogue says which reasoning efforts the model has.
@@ -13503,8 +13524,7 @@ async def without_reasoning(exchange: Exchange) -> bytes:
 
     async with exchange.shared.unpacking(exchange.holder, len(body)):
         # A large body takes long to parse and to dump: others run between the steps.
-        value = drop_reasoning(parse_again(body))
-        await yield_after(body)
+        value = drop_reasoning(await read_json(body, parse_again))
         if value is None:
             return body
 
@@ -13636,7 +13656,7 @@ def is_processed_note(frame: bytes) -> bool:
     if len(frame) >= KIB:
         return False
     try:
-        value = parse_json_object(frame)
+        value = parse_json_object(decode_body(frame))
     except PoolerError:
         return False
     is_alone = [name.lower() for name in value].count("type") == 1
@@ -14414,7 +14434,7 @@ def parse_mcp_message(body: bytes) -> Json:
     """
     try:
         check_members(body, MCP_MEMBERS_MAX)
-        value = parse_strictly(body, MCP_DEPTH_MAX)
+        value = parse_strictly(body.decode("utf-8"), MCP_DEPTH_MAX)
     except BadSyntax as error:
         raise ValueError(*error.args) from None
     _write(value).encode()  # half of a surrogate pair could not be sent back
@@ -14944,8 +14964,7 @@ class Calls:
 
         for _ in check_json_shape(exchange.body):
             await yield_after(exchange.body)
-        value = parse_json_object(exchange.body)
-        await yield_after(exchange.body)
+        value = await read_json(exchange.body, parse_json_object)
         check_names(value)
         asked = value if turn is None else turn.understand(value)
 

@@ -32,7 +32,6 @@ from pooler import (
     drop_reasoning,
     dump_json,
     dump_like,
-    parse_json_object,
 )
 from tests.support.limits import with_limits
 from tests.support.memory_sockets import post
@@ -52,6 +51,10 @@ def check_json_shape(body: bytes) -> None:
     """All steps of the guard, one after the other."""
     for _ in pooler.check_json_shape(body):
         pass
+
+
+def parse_json_object(body: bytes) -> dict[str, Json]:
+    return pooler.parse_json_object(pooler.decode_body(body))
 
 
 def judge(body: bytes, limits: Limits = LIMITS) -> dict[str, Json]:
@@ -355,7 +358,7 @@ def test_any_text_is_accepted_or_refused_as_a_plain_guard_does(
         return
     check_json_shape(body)
     try:
-        expected = pooler.parse_strictly(body, 900)
+        expected = pooler.parse_strictly(text, 900)
     except (ValueError, BadSyntax):
         expected = None
     if isinstance(expected, dict) and depth_of(expected) <= depth_max:

@@ -187,7 +187,7 @@ def body(data: bytes) -> None:
     try:
         for _ in pooler.check_json_shape(data):
             pass
-        value = pooler.parse_json_object(data)
+        value = pooler.parse_json_object(pooler.decode_body(data))
     except PoolerError as error:
         check_refusal(error)
         return
