@@ -37,7 +37,7 @@ CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
     "pooler.py": {
         "tokens": (85_300, 49_000),
         "tokens_per_100_lines": (850, 850),
-        "longest_class": (350, 300),
+        "longest_class": (340, 300),
         "check_length": (0, 0),
         "check_complexity": (0, 0),
         "check_one_condition": (0, 0),
@@ -58,7 +58,7 @@ CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
     },
 }
 # Lines of comment and docstring for 100 of code, at least: today and in the end.
-PROSE_FLOORS: Final = {"pooler.py": (33, 30), "mcp_server.py": (33, 30)}
+PROSE_FLOORS: Final = {"pooler.py": (37, 30), "mcp_server.py": (33, 30)}
 # Places that would be worse if they kept a rule, and why: at most ten.
 EXCEPTIONS: Final[dict[str, str]] = {}
 EXCEPTIONS_MAX: Final = 10
