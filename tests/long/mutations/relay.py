@@ -6,6 +6,13 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("much_parsed_kept", "What takes much memory is not kept from its check to its translation.",
+     "Exchange.keep_parsed", "byte_count <= PARSED_BYTES_MAX", "True",
+     "json_passes::what_takes_much_memory_is_not_kept_but_read_again"),
+    ("parsed_twice", "A body that is translated is parsed once.",
+     "Attempt.translate", "exchange.parsed or await read_json(exchange.body, parse_again)",
+     "await read_json(exchange.body, parse_again)",
+     "json_passes::a_body_that_is_translated_is_read_once_and_written_once"),
     ("taken_message_lost", "No deadline loses a message that was taken.",
      "share_after", "trio.lowlevel.cancel_shielded_checkpoint()", "trio.lowlevel.checkpoint()",
      "websocket_turns::a_message_that_was_taken_is_not_lost_to_a_deadline"),
