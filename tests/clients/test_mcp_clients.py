@@ -257,7 +257,7 @@ def with_token(request: bytes) -> bytes:
 def porter(providers: Providers) -> Iterator[str]:
     """The address of a relay that adds the token, before a pooler that allows its origin."""
     with contextlib.closing(Tap(0, with_token)) as opened:
-        port = opened.listener.getsockname()[1]
+        port = opened.listening.port
         origins = [f"http://{host}:{port}" for host in ("127.0.0.1", "localhost")]
         started = providers.start(operators={"me": OPERATOR_TOKEN}, allowed_origins=origins)
         opened.port = urlsplit(endpoint(started)).port or 0

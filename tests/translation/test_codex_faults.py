@@ -38,25 +38,16 @@ from tests.support.world import (
 )
 from tests.translation.test_codex_accounts import (
     ASKED,
-    CHAT,
     FIRST,
+    FORMS,
     NATIVE,
     SECOND,
     codex_world,
     described,
-    streamed,
+    every_form,
 )
 
 PREFIX: Final = "/backend-api/codex"
-FORMS: Final = {
-    "responses": ("/v1/responses", ASKED),
-    "responses-stream": ("/v1/responses", streamed(ASKED)),
-    "chat": ("/v1/chat/completions", CHAT),
-    "chat-stream": ("/v1/chat/completions", streamed(CHAT)),
-    "native": (f"{PREFIX}/responses", NATIVE),
-}
-every_form = pytest.mark.parametrize("form", FORMS)
-
 ITEM: Final[Json] = {
     "type": "message",
     "role": "assistant",

@@ -30,17 +30,23 @@ from tests.support.world import (
     sse_event,
     sse_head,
 )
-from tests.translation.test_codex_accounts import FIRST, NATIVE, SECOND, codex_world, described
+from tests.translation.test_codex_accounts import (
+    FIRST,
+    FORMS,
+    NATIVE,
+    SECOND,
+    codex_world,
+    described,
+    every_form,
+)
 from tests.translation.test_codex_faults import (
     COMPLETED,
     CREATED,
     DELTA,
-    FORMS,
     PREFIX,
     WHOLE,
     ask,
     check_end,
-    every_form,
     payloads,
     scripted_world,
     sent,
