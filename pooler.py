@@ -7363,11 +7363,17 @@ def _own_failure(words: UpstreamWords) -> PoolerError:
 _NOT_SHOWN: Final = frozenset({"headers", "request_id"})
 
 
-def public_error(fault: Fault | None, failure: JsonObject) -> PoolerError | None:
+def public_error(
+    fault: Fault | None,
+    failure: JsonObject,
+    *,
+    is_reshaped: bool = False,
+) -> PoolerError | None:
     """The error that a client gets in the place of a failure in the middle of its stream.
 
     None: the upstream's own words may go to the client.  Those about an account may not
-    (SECURITY.md, 7).
+    (SECURITY.md, 7).  `is_reshaped`: they would come in an event of ours, so a code of ours in it
+    would pass for the pooler's, and clients act on these.
     """
     effect = Effect.NONE if fault is None else fault.effect
     if fault is not None and effect in {Effect.REFUSED, Effect.FORBIDDEN}:
@@ -7380,7 +7386,11 @@ def public_error(fault: Fault | None, failure: JsonObject) -> PoolerError | None
         error.public = "The account that served this has reached its limit."
         return error
 
-    return error if names_account(words, _error_members(failure)) else None
+    if names_account(words, _error_members(failure)):
+        return error
+    if is_reshaped and error.is_renamed:
+        return PoolerError("upstream_error", cleaned(words.message), upstream_code=words.code)
+    return None
 
 
 def _error_members(failure: JsonObject) -> list[Json]:
@@ -7391,16 +7401,6 @@ def _error_members(failure: JsonObject) -> list[Json]:
     if "output" in failure or "response" in failure:
         return []
     return [failure[name] for name in failure if name not in _NOT_SHOWN]
-
-
-def renamed_error(failure: JsonObject) -> PoolerError | None:
-    """The error that is shown for a failure whose code is one of ours; None if it is not.
-
-    Clients act on our codes: an upstream's `pool_busy` would be taken for the pooler's.
-    """
-    words = read_error(failure)
-    error = PoolerError("upstream_error", cleaned(words.message), upstream_code=words.code)
-    return error if error.is_renamed else None
 
 
 class Stage(enum.Enum):
@@ -12993,10 +12993,7 @@ class Opened:
         failure = self.scanner.failure or {}
         if kind is not EventKind.FAILURE:
             return None
-        error = public_error(self.classify_failure(), failure)
-        if error is None and self.is_reshaped:
-            error = renamed_error(failure)
-        return error
+        return public_error(self.classify_failure(), failure, is_reshaped=self.is_reshaped)
 
     def failure_event(self, error: PoolerError, *, is_instead: bool = False) -> bytes:
         """Our terminal event; `is_instead`: it replaces the latest, with its sequence number."""
