@@ -135,7 +135,7 @@ class Seen:
     path: str
     query: dict[str, str]
     headers: dict[str, str]
-    body: Json  # None where it is no JSON
+    body: Json  # None if it is no JSON
     connection: int = 0  # the number of the WebSocket that it came on
 
     @property
@@ -322,7 +322,7 @@ class CodexBackend:
             task_status.started(f"http://127.0.0.1:{bound}")
 
     async def serve(self, stream: trio.abc.Stream) -> None:
-        """Own `stream`: answer its requests until one side closes."""
+        """Own `stream`: serve its requests until one side closes."""
         wire = Wire(stream)
         try:
             while (seen := await wire.read_request()) is not None:
@@ -336,7 +336,7 @@ class CodexBackend:
             await trio.aclose_forcefully(stream)
 
     async def answer(self, wire: Wire, seen: Seen) -> bool:
-        """False where the connection is to be cut."""
+        """Serve a request; return False if the connection must be cut."""
         routes = {
             ("POST", "/_control"): self.control,
             ("GET", "/_seen"): self.tell,
@@ -387,7 +387,7 @@ class CodexBackend:
         return login
 
     def play_for(self, seen: Seen, login: Login, at: str = "turn") -> Play:
-        """What to answer.  Raises: Refused, where that is an error or the request deserves one."""
+        """The play for a request.  Raises: Refused, if that or the request itself is an error."""
         play = self.choose_play(seen, at)
         if play.error:
             raise Refused(ERRORS[play.error](login, play, self.clock()))
@@ -516,21 +516,21 @@ class CodexBackend:
 
     def control(self, seen: Seen) -> Answer:
         """Each field is optional: forget, logins, plays, token_plays, holds_tokens."""
-        told = seen.body
-        if told.get("forget"):
+        orders = seen.body
+        if orders.get("forget"):
             self.forget()
-        for login in told.get("logins", []):
+        for login in orders.get("logins", []):
             self.admit(Login(**login))
-        self.plays += [Play(**play) for play in told.get("plays", [])]
-        self.token_plays += [TokenPlay(**play) for play in told.get("token_plays", [])]
-        if told.get("holds_tokens"):
+        self.plays += [Play(**play) for play in orders.get("plays", [])]
+        self.token_plays += [TokenPlay(**play) for play in orders.get("token_plays", [])]
+        if orders.get("holds_tokens"):
             self.token_gate = trio.Event()
-        elif told.get("holds_tokens") is False:
+        elif orders.get("holds_tokens") is False:
             self.token_gate.set()
         return Answer(200, {})
 
     def tell(self, _seen: Seen) -> Answer:
-        seen = [asdict(one) for one in self.seen]
+        seen = [asdict(request) for request in self.seen]
         return Answer(
             200,
             {"seen": seen, "has_left": self.left.is_set(), "open_sockets": self.open_sockets},

@@ -54,7 +54,7 @@ UPGRADE: Final = (
 
 
 class SocketClient:
-    """A client after its upgrade; every frame of the pooler is judged."""
+    """A client after its upgrade; every frame of the pooler is validated."""
 
     def __init__(self, client: Client, response: Response) -> None:
         self.client = client
@@ -83,19 +83,19 @@ class SocketClient:
         return events
 
     async def read_event(self) -> Json:
-        while (found := await self.read_frame())[0] in {PING, PONG}:
+        while (whole := await self.read_frame())[0] in {PING, PONG}:
             pass
-        opcode, payload = found
-        assert opcode == TEXT, found
+        opcode, payload = whole
+        assert opcode == TEXT, whole
         value = json.loads(payload)
         assert isinstance(value, dict)
         return value
 
     async def read_frame(self) -> tuple[int, bytes]:
         """The next whole frame."""
-        while (found := split_frame(self.client.buffer)) is None:
+        while (whole := split_frame(self.client.buffer)) is None:
             await self.client._receive()
-        opcode, is_last, mask, payload, self.client.buffer = found
+        opcode, is_last, mask, payload, self.client.buffer = whole
         assert is_last
         assert not mask
         return opcode, payload
@@ -127,14 +127,14 @@ def upgrade(
 async def open_socket(
     world: World, raw: bytes = b"", *, behind: bytes = b"", **more: Json
 ) -> SocketClient:
-    """Upgrade, and judge the answer; `behind`: bytes glued to the request."""
+    """Upgrade, and validate the response; `behind`: bytes sent with the request."""
     client = await world.connect()
     await client.send((raw or upgrade(**more)) + behind)
     return await read_upgrade(client)
 
 
 async def read_upgrade(client: Client) -> SocketClient:
-    """The answer to an upgrade, which is nothing but agreed to."""
+    """The client after its upgrade, whose response has nothing but what it must have."""
     head = await client._read_to(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     headers = read_fields(lines[1:])
@@ -168,7 +168,7 @@ def says(*events: Json) -> list[Step]:
 
 
 def turn(*words: str, response_id: str = "resp_1", **more: Json) -> list[Step]:
-    """A whole answer."""
+    """A whole response."""
     text = json.dumps(responses_events(*words)).replace("resp_1", response_id)
     return says(*[event | more for event in json.loads(text)])
 

@@ -39,7 +39,7 @@ class Line:
 
     def read_frame(self) -> tuple[int, bytes] | None:
         """Opcode and payload of the next frame; None at the end, or after a reset."""
-        while (found := split_frame(bytes(self.buffer))) is None:
+        while (whole := split_frame(bytes(self.buffer))) is None:
             try:
                 received = self.stream.recv(1024 * KIB)
             except ConnectionResetError:
@@ -47,7 +47,7 @@ class Line:
             if not received:
                 return None
             self.buffer += received
-        opcode, is_last, _, payload, rest = found
+        opcode, is_last, _, payload, rest = whole
         assert is_last
         self.buffer = bytearray(rest)
         return opcode, payload
@@ -95,19 +95,19 @@ class Upstream:
     def serve(self, stream: socket.socket) -> None:
         with contextlib.suppress(OSError), stream:
             head, rest = read_head(stream)
-            found = re.search(rb"(?i)sec-websocket-key: ([!-~]+)", head)
-            if found is None:
+            nonce = re.search(rb"(?i)sec-websocket-key: ([!-~]+)", head)
+            if nonce is None:
                 stream.sendall(self.response_to(head, rest + read_rest(stream, head, rest)))
                 return
-            accept = accept_of(found[1].decode())
+            accept = accept_of(nonce[1].decode())
             stream.sendall(
                 b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
                 b"Connection: Upgrade\r\nSec-WebSocket-Accept: " + accept.encode() + b"\r\n\r\n"
             )
             self.opened_count += 1
             line = Line(stream, rest)
-            while (found_frame := line.read_frame()) is not None:
-                opcode, payload = found_frame
+            while (message := line.read_frame()) is not None:
+                opcode, payload = message
                 if opcode == TEXT:
                     self.turn_count += 1
                     if not self.answer(stream, json.loads(payload)):
@@ -138,26 +138,26 @@ class Caller:
         self.stream.sendall(frame(TEXT, json.dumps(turn).encode()))
 
     def ask(self, **body: Json) -> list[Json]:
-        """The events of a turn, up to the terminal one; fewer, where the WebSocket ended."""
+        """The events of a turn, up to the terminal one; fewer, if the WebSocket ended."""
         self.create(**body)
         return self.read_turn()
 
     def read_turn(self) -> list[Json]:
         events: list[Json] = []
         while not events or events[-1]["type"] not in TERMINAL:
-            found = self.read_frame()
-            if found is None or found[0] == CLOSE:
+            whole = self.read_frame()
+            if whole is None or whole[0] == CLOSE:
                 break
-            if found[0] not in {PING, PONG}:
-                assert found[0] == TEXT, found
-                events.append(json.loads(found[1]))
+            if whole[0] not in {PING, PONG}:
+                assert whole[0] == TEXT, whole
+                events.append(json.loads(whole[1]))
         return events
 
     def read_close(self) -> int:
-        """The code of the Close that comes; 0 where none does."""
-        while (found := self.read_frame()) is not None:
-            if found[0] == CLOSE:
-                return int.from_bytes(found[1][:2], "big")
+        """The code of the Close that comes; 0 if none does."""
+        while (whole := self.read_frame()) is not None:
+            if whole[0] == CLOSE:
+                return int.from_bytes(whole[1][:2], "big")
         return 0
 
 
@@ -212,11 +212,11 @@ class SocketWire:
     def memory(self, field: str) -> int:
         """Bytes, of a line of /proc/PID/status."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        [found] = [line for line in lines if line.startswith(f"{field}:")]
-        return int(found.split()[1]) * KIB
+        [row] = [line for line in lines if line.startswith(f"{field}:")]
+        return int(row.split()[1]) * KIB
 
     def forget_peak(self) -> None:
-        """VmHWM begins anew."""
+        """Let VmHWM begin again."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def close(self) -> None:

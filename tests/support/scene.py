@@ -72,7 +72,7 @@ class Scene:
         return "".join(account.name for account in ranked)
 
     def answers(self, name: str, status: int, now: float = 0.0, seconds: float = 0.0) -> None:
-        """Let an account answer with an error; `seconds`: its Retry-After."""
+        """Let an account respond with an error; `seconds`: its Retry-After."""
         fault = self.fault(status, seconds)
         self.roster.note_fault(self.account(name), fault, "m1", now)
 

@@ -176,7 +176,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class ReadOnly:
-    """As the first step: play on after so many bytes of the request, and never read the rest.
+    """As the first step: play on after that many bytes of the request, and never read the rest.
 
     The pooler's send blocks beyond that.
     """
@@ -202,7 +202,7 @@ def response_head(status: int = 200, headers: Pairs = ()) -> bytes:
 
 
 def json_response(content: Json, status: int = 200, headers: Pairs = ()) -> list[Step]:
-    """A whole answer; `content` is sent as it is where it is bytes."""
+    """A whole response; `content` is sent as it is if it is bytes."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     fields = [("content-type", "application/json"), ("content-length", str(len(body))), *headers]
     return [Send(response_head(status, fields) + body)]
@@ -316,7 +316,7 @@ class Asked:
     connection: Line
 
     def header(self, name: str) -> str | None:
-        return next((value for known, value in self.headers if known == name), None)
+        return next((value for field, value in self.headers if field == name), None)
 
     def json(self) -> Json:
         return json.loads(self.body)
@@ -539,11 +539,11 @@ class FakeUpstream:
             start = _REQUEST_LINE.fullmatch(lines[0])
             assert start is not None, lines[0]
             headers = read_fields(lines[1:])
-            known = dict(headers)
-            length = int(known.get("content-length", "0"))
-            assert "transfer-encoding" not in known
-            assert "host" in known
-            assert (start[1] == b"POST") == ("content-length" in known)
+            by_name = dict(headers)
+            length = int(by_name.get("content-length", "0"))
+            assert "transfer-encoding" not in by_name
+            assert "host" in by_name
+            assert (start[1] == b"POST") == ("content-length" in by_name)
         except (AssertionError, ValueError) as error:
             self.world.complaints.append(f"{self.name}: bad request head: {error}")
             raise Misread(str(error)) from error
@@ -576,7 +576,7 @@ class FakeUpstream:
         return True
 
     async def _wait(self, step: Step, line: Line) -> bool:
-        """Wait as the step says; False where the pooler closed the connection meanwhile."""
+        """Wait as the step says; return False if the pooler closes the connection meanwhile."""
         is_done = False
         async with trio.open_nursery() as nursery:
 
@@ -698,7 +698,9 @@ class World:
     @property
     def asked(self) -> list[Asked]:
         """The POSTs of all upstreams, oldest first."""
-        every = itertools.chain.from_iterable(one.asked for one in self.upstreams.values())
+        every = itertools.chain.from_iterable(
+            upstream.asked for upstream in self.upstreams.values()
+        )
         return sorted(every, key=lambda asked: asked.at)
 
     @property
