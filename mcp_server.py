@@ -296,6 +296,8 @@ TONES: Final[Mapping[str, str]] = {
     "limited": "fair",
     "paused": "fair",
 }
+# What people read for a status of an account; the others say it themselves.
+STATUS_WORDS: Final[Mapping[str, str]] = {"resting": "cooling down", "login_needed": "login needed"}
 LOGIN_WORDS: Final = {"renewal_due": "login refresh due"}  # the status says the rest
 
 
@@ -320,11 +322,12 @@ def pool_row(pool: Facts, _now: float) -> Row:
 def account_row(account: Facts, now: float) -> Row:
     """An account: whether it serves, what it lacks if not, and its quota windows as bars.
 
-    `status` is one word; what follows it says until when, and what else slows the account down: a
-    demoted one is used last, and one that was not reached is tried last.
+    What follows the status says until when, and what else slows the account down: a demoted one is
+    used last, and one that was not reached is tried last.
     """
+    status = account["status"]
     state = parts(
-        account["status"],
+        STATUS_WORDS.get(status, status),
         since_or_until("again", account["cooldown_until"], now),
         "demoted" if account["is_demoted"] else "",
         LOGIN_WORDS.get(account["login"], ""),
@@ -347,7 +350,7 @@ def account_row(account: Facts, now: float) -> Row:
     }
 
     bars = [Bar(window["used_percent"], window_words(window, now)) for window in account["windows"]]
-    return Row(cells, tone_of(account["status"]), bars)
+    return Row(cells, tone_of(status), bars)
 
 
 def key_row(key: Facts, now: float) -> Row:
@@ -1798,6 +1801,7 @@ async def call_tool(
         text = f"invalid_arguments: {', '.join(wrong)}"
     else:
         result = run_tool(tool, context.request, arguments)
+        await trio.lowlevel.checkpoint()  # a thousand accounts take long to collect, and to encode
         text = json.dumps(result, separators=(",", ":"))
 
     content: list[Any] = [types.TextContent(type="text", text=text)]
@@ -1977,7 +1981,9 @@ async def answer(
         version = client.protocol_version
         is_legacy = version in HANDSHAKE_PROTOCOL_VERSIONS
         call = Call(operator, version, KNOWN_PROTOCOL_VERSIONS, snapshot(), explain)
-        return reply(200, request, result=await serve(request, client, call))
+        result = await serve(request, client, call)
+        await trio.lowlevel.checkpoint()
+        return reply(200, request, result=result)
     except RpcError as failure:
         error = failure
 

@@ -45,7 +45,7 @@ everything else is a variant of one of them.
     Server.serve_connection, Server.serve_request, ClientConnection.read_head, Exchanges.serve,
     Server.dispatch, parse_request_head, find_routes, identify_caller, match_secret, Calls.accept,
     KeyUse.admit, Exchange.read_body, Calls.validate, Calls.read, parse_json_object, read_call,
-    serve_call, Shared.assign, Shared.find_assignment, Choice.ranked, try_account, Attempt.open,
+    serve_call, Queues.assign, Queues.find_assignment, Choice.ranked, try_account, Attempt.open,
     Attempt.ask, Attempt.fields, HttpTransport.send, request_head, reveal, connect,
     Deadline.bounded, Opened.open, parse_response_head, Opened.hold, HttpSource.receive,
     EventScanner.feed, Opened.take, Relay.deliver, HttpReply.start, Relay.relay, Relay.pump,
@@ -147,8 +147,13 @@ JsonDict = dict[str, Json]  # one that may be changed
 ################################################################
 # LIMITS
 ################################################################
-# Every buffer, wait, queue and count has its bound here.  `Limits` can be overridden in
-# pools.json within the bounds beside each default; the constants below it are fixed.
+# Every buffer, wait, queue and count has its bound here: whatever peers do, memory, descriptors and
+# time in use stay below a sum of these.  `Limits` can be overridden in pools.json, within the
+# bounds that follow each default; the constants below it are fixed.
+#
+# A name has its unit (BYTES, CHARS or SECONDS; otherwise it is a count), and MAX if it is a bound.
+# One event loop serves all clients, and work without an `await` in it blocks the loop.  Next to a
+# bound on such a step of work stands the time that the largest one takes.
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -156,7 +161,10 @@ HOUR: Final = 3600.0
 
 
 def _limit(default: float, low: float, high: float) -> Any:  # noqa: ANN401 (as `field`)
-    """A field of `Limits`, with the bounds that pools.json must keep."""
+    """A field of `Limits`, with the bounds that pools.json must keep.
+
+    The lower ones leave the pooler usable, and the higher ones keep it bounded.
+    """
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -202,31 +210,34 @@ SPARE_CONNECTIONS_MAX: Final = 16  # beyond all others, for health checks
 ACCEPT_LOG_SECONDS: Final = 60.0  # between two lines about refused connections
 PLACES_KEPT_PART: Final = 8  # one eighth is kept for keys that use little
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
-STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them holds the loop about 0.5 ms
+STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them blocks the loop about 0.5 ms
 PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while a response is in progress
 WRITE_STALL_SECONDS_MAX: Final = 60.0  # for 64 KiB
 
-# How a client's connection ends.  A response to a request that was not read whole is lost in a TCP
-# reset unless some of the rest is read.
+# How a client's connection ends.  If it is closed while bytes of the request are unread, the system
+# sends a TCP reset, which also discards a response that the client has not read yet.  So some of
+# the rest is read first, but no more than this: a client could send without end.
 LINGER_BYTES_MAX: Final = 256 * KIB  # read of a rejected request, so that its response arrives
 LINGER_SECONDS_MAX: Final = 1.0  # to read them in
 CLOSE_SECONDS_MAX: Final = 2.0  # to send the last record of TLS, or a WebSocket's Close
 STOP_SECONDS_MAX: Final = 5.0  # after the drain, for the last terminal events
 
-# The body of a client's request.  One loop serves all clients, so what is read of a body in one
-# step must not hold it for long, whatever a hostile body is made of.
+# The body of a client's request.  A body is parsed in one step, which must not block the loop for
+# long, whatever a hostile body is made of (F96).
 BODY_IDLE_SECONDS_MAX: Final = 30.0  # without a byte
 BODY_SECONDS_MAX: Final = 120.0  # absolute: 32 MiB at 2 Mbit/s
 BODY_DEPTH_MAX: Final = 100  # json.loads itself gives up near 1,000
-JSON_SEPARATORS_MAX: Final = 200_000  # holds the loop about 60 ms
+JSON_SEPARATORS_MAX: Final = 200_000  # parsing them blocks the loop about 60 ms
 # Of a client's body, as escapes or in short strings.  Parsing this much text and as many members as
 # are allowed takes about 120 ms; twice as much of both would take twice as long.
 MUCH_TEXT_BYTES: Final = 16 * MIB
-FLOATS_MAX: Final = 100_000  # in a client's body: serializing one takes 0.7 us
+FLOATS_MAX: Final = 100_000  # in a client's body: serialising one takes 0.7 us
 WIDE_BYTES_MAX: Final = MIB  # of wide text that is written as it is
 INTEGER_DIGITS_MAX: Final = 32  # int() of thousands of digits is quadratic
+PIECE_BYTES: Final = 256 * KIB  # of JSON, in one step: up to 1.5 ms
 MEMBER_BYTES: Final = 128  # about what a member of an object takes in memory
-INPUT_ITEMS_MAX: Final = 20_000  # translating them holds the loop about 80 ms
+PARSED_BYTES_MAX: Final = 8 * MIB  # of memory for a parsed body, to be kept for its translation
+INPUT_ITEMS_MAX: Final = 20_000  # translating them blocks the loop about 80 ms
 
 # Names and ids in a client's request.  Each is kept, compared or sent on, so none may be long.
 MODEL_CHARS_MAX: Final = 200  # of a name: some that clients made up are remembered
@@ -236,7 +247,8 @@ RESPONSE_ID_CHARS_MAX: Final = 4096  # of a stored response's id; real ones have
 BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, for its digest, which takes 0.3 ms
 
 # The choice of an account: queue, pins, and how long something is remembered of an account.  All
-# of it can be wrong, for upstreams change: nothing keeps an account out for good.
+# of it may be out of date, because limits are reset early, plans are changed and servers repaired:
+# nothing that an upstream has said keeps an account out for good.
 QUEUE_LENGTH_MAX: Final = 64  # per pool
 PINS_MAX: Final = 4096
 PIN_IDLE_SECONDS_MAX: Final = 24 * HOUR  # prompt caches are gone by then
@@ -252,7 +264,8 @@ ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream lacks the route, but may be u
 MODEL_BLOCKS_MAX: Final = 64  # per account, of each kind
 NO_WEBSOCKET_SECONDS: Final = HOUR  # an upstream refused the upgrade
 
-# Quotas and catalogues of accounts, as their upstreams report them.
+# Quotas and catalogues of accounts, as their upstreams report them.  An upstream that reports
+# nonsense may make the choice of an account worse, but not the pooler larger or slower.
 NEARLY_USED_PERCENT: Final = 95.0  # from here on new sessions go elsewhere if possible
 UNKNOWN_LEFT_PERCENT: Final = 99.0  # without evidence: after the untouched, before the used
 QUOTA_WINDOWS_MAX: Final = 16  # per account: its plan has two, single models may have more
@@ -260,12 +273,13 @@ WINDOW_MINUTES_MAX: Final = 366 * 24 * 60  # no plan has a longer window
 CATALOGUE_SECONDS: Final = HOUR  # how long an account's /models stays good
 CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be fetched
 CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB (F20)
-CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and serialized to be kept, in one step
+CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and serialised to be kept, in one step
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list a few hundred
 EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it (F21)
 MODELS_SHOWN_MAX: Final = 20  # in an error, of those that a key may use
 
-# Connections to upstreams, and the names by which these know the pooler.
+# Connections to upstreams, and the names by which these know the pooler.  A connection that is
+# kept saves the next request one to three round trips.
 CONNECT_SECONDS_MAX: Final = 10.0  # name, TCP and TLS together
 CONNECTS_MAX: Final = 2  # failed at one host by one request: each may take seconds
 # Per account, as many as the default of key_streams_max: with 8, two in five requests of 32
@@ -281,27 +295,29 @@ CODEX_VERSION: Final = "0.169.0"  # of Codex CLI: older ones do not get newer mo
 CODEX_MINORS_AHEAD_MAX: Final = 200
 CA_BYTES_MAX: Final = 4 * MIB  # a system's authorities take about 256 KiB
 
-# The head and frame of an upstream's response: as little trusted as a client's request.
+# The head and frame of an upstream's response: as little trusted as a client's request, for a
+# response may come from anything between the pooler and the server that was meant.
 UPSTREAM_HEAD_BYTES_MAX: Final = 32 * KIB  # cookies and policies of CDNs take some KiB
 UPSTREAM_INTERIM_MAX: Final = 8  # responses with a status 1xx
 CHUNK_EXTENSION_BYTES_MAX: Final = KIB  # of each chunk of an upstream; real ones have about ten
 TRAILER_BYTES_MAX: Final = 8 * KIB  # read, checked and dropped
 EARLY_RESPONSE_SECONDS_MAX: Final = 1.0  # a response before the end of our request
 
-# A response in one piece, or the JSON of an event.  Reading and serializing again take time in one
-# step, so what is longer passes unread where that is possible, and is refused elsewhere.
+# A response in one piece, or the JSON of an event.  It is read in one step, and serialised again in
+# another, so what is longer passes unread if that is possible, and is refused otherwise.
 UNARY_BYTES_MAX: Final = 64 * MIB  # several images in base64
 UNARY_READ_BYTES_MAX: Final = 16 * MIB  # of a response to be read; a longer one passes unread
-TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of a response, which is serialized again in one step
+TRANSLATED_BYTES_MAX: Final = 32 * MIB  # of a response, which is serialised again in one step
 JSON_DEPTH_MAX: Final = 500  # of an upstream's: responses repeat the tools of bodies
 JSON_MEMBERS_MAX: Final = 100_000  # of an upstream's: read with 16 MiB they take about 120 ms
 WHOLE_MEMBERS_MAX: Final = 10_000  # of a response in one piece that is made into events
-WRITTEN_MEMBERS_MAX: Final = 50_000  # of what is serialized again: as many numbers take 80 ms
-WRITTEN_BYTES_MAX: Final = 4 * MIB  # of an event that is serialized again, without new items
-OUTPUT_ITEMS_MAX: Final = 4_000  # of a response: sent at its end, they hold the loop 80 ms
+WRITTEN_MEMBERS_MAX: Final = 50_000  # of what is serialised again: as many numbers take 80 ms
+WRITTEN_BYTES_MAX: Final = 4 * MIB  # of an event that is serialised again, without new items
+OUTPUT_ITEMS_MAX: Final = 4_000  # of a response: sent at its end, they block the loop 80 ms
 TOKENS_MAX: Final = 10**12  # a larger count is nonsense, and could break a sum's JSON
 
-# A stream.  Until its client has a 200, another account can still take its request.
+# A stream.  Until its client has a 200, another account can still take its request.  So the 200 is
+# held until the upstream sends content, but not for long: proxies and clients give up (F97).
 HOLD_SECONDS_MAX: Final = 10.0  # then the client gets its 200
 SILENCE_SECONDS_MAX: Final = 45.0  # then a stream's client gets its 200: proxies cut it (F97)
 HANDSHAKE_EVENTS_MAX: Final = 16  # before content; real streams have two or three (F28)
@@ -320,14 +336,14 @@ MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's error message: searched, and
 NAMED_BYTES_MAX: Final = 64 * KIB  # of an error that is searched for names of accounts: 8 ms
 REASON_CHARS_MAX: Final = 300  # of an upstream's error message that one of ours repeats
 KEY_PART_CHARS_MIN: Final = 12  # of a name: with digits in it, it is an id or a key
-RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode sleeps as long as it is told to (F70)
+RETRY_AFTER_SECONDS_MAX: Final = 60  # OpenCode obeys a longer one, too (F70)
 
 # A Responses WebSocket, on both sides of the pooler.
 WEBSOCKET_HANDSHAKE_SECONDS_MAX: Final = 10.0  # with an upstream
 WEBSOCKET_MESSAGE_BYTES_MAX: Final = 32 * MIB  # a client's
 WEBSOCKET_UPSTREAM_BYTES_MAX: Final = 16 * MIB  # more is refused (F25)
 WEBSOCKET_FRAMES_MAX: Final = 4096  # until a message is whole, pings too
-FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer: they hold the loop about 2 ms
+FRAMES_AT_ONCE: Final = 64  # of a WebSocket's peer: they block the loop about 2 ms
 PART_BYTES: Final = 64  # what a part of an unfinished message takes besides its data
 TURNS_WAITING_MAX: Final = 16  # sent ahead on one WebSocket, behind the one in progress
 ANCHORS_MAX: Final = 256  # response ids that an upstream WebSocket is known to keep
@@ -385,6 +401,8 @@ LOG_SECONDS_MAX: Final = 2.0  # at the end, without progress with the lines that
 LOG_END_SECONDS_MAX: Final = 10.0  # at the end, for all of them
 
 _DEFAULTS: Final = Limits()
+# Of each pair the first is a part of the second, or comes before it in time: in another order one
+# of the two would never have an effect.
 assert TARGET_BYTES_MAX < HEAD_BYTES_MAX < _DEFAULTS.body_bytes_max < _DEFAULTS.bodies_bytes_max
 assert EVENT_BYTES_MAX < EVENTS_BYTES_MAX
 assert _DEFAULTS.connections_max > KEYLESS_CONNECTIONS_MAX
@@ -408,7 +426,10 @@ class Budget:
     by_user: dict[tuple[Hashable, Hashable], int] = field(default_factory=dict)  # nor of these
 
     def grow(self, holder: Hashable, byte_count: int, user: Hashable = None) -> bool:
-        """Take `byte_count` more bytes (negative: fewer); if that is too many, take none: False."""
+        """Take `byte_count` more bytes (negative: fewer); returns whether that is not too many.
+
+        If it is, none are taken.
+        """
         if byte_count > 0:
             left = self.bytes_max - self.bytes_held - byte_count
             spare = left - self.by_holder.get(holder, 0) - byte_count
@@ -449,49 +470,59 @@ class Budget:
 INVALID: Final = "invalid_request_error"
 SERVER: Final = "server_error"
 
+# The status and the message of each code.  The type of an error is INVALID if its status is 4xx,
+# and SERVER if it is 5xx; only limits have types of their own.
+#
+# Statuses are chosen by what clients do with them.  OpenCode repeats a request after a 404, and
+# gives up after a 400 (F68, F69): so a model that a key may not use is a 400.  503 means that the
+# same request may succeed later, 502 that the upstream failed with it.
 # fmt: off
-ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
-    "bad_request": (400, INVALID, "The request is not well-formed HTTP."),
-    "expectation_failed": (417, INVALID, "Only the expectation 100-continue is understood."),
-    "head_too_large": (431, INVALID, "The request head is too large."),
-    "host_not_allowed": (403, INVALID, "This Host is not served here."),
-    "internal_error": (500, SERVER, "The pooler made a mistake; its log has this request's id."),
-    "invalid_api_key": (401, INVALID, "A valid pool key is needed as Authorization: Bearer."),
-    "invalid_json": (400, INVALID, "The request body is not valid JSON."),
-    "invalid_value": (400, INVALID, "A field of the request has a value of the wrong kind."),
-    "key_limit_reached": (429, "rate_limit_error", "This pool key has reached a limit of its own."),
-    "operators_not_installed": (501, SERVER, "This server has no mcp_server.py for operators."),
-    "mcp_not_installed": (501, SERVER, "MCP needs the extra: pip install 'codex-pooler[mcp]'."),
-    "method_not_allowed": (405, INVALID, "This path does not take that method."),
-    "missing_required_parameter": (400, INVALID, "The request names no model."),
-    "model_not_found": (400, INVALID, "This key has no such model. GET /v1/models lists its own."),
-    "no_usable_account": (503, SERVER, "No account can serve this; the pooler's log says why."),
-    "not_found": (404, INVALID, "There is nothing at this path. The API is under /v1."),
-    "origin_not_allowed": (403, INVALID, "Pages of this origin may not call (allowed_origins)."),
-    "pool_busy": (503, SERVER, "Every account of this pool is busy. Retry in a moment."),
-    "previous_response_not_found": (400, INVALID, (
-        "The earlier response is not known to who can answer now. Send the full input.")),
-    "request_timeout": (408, INVALID, "The request did not arrive in time."),
-    "request_too_large": (413, INVALID, "The request body is larger than is accepted here."),
-    "server_stopping": (503, SERVER, "The pooler is being stopped."),
-    "target_too_long": (414, INVALID, "The request target is too long."),
+ERRORS: Final[Mapping[str, tuple[int, str]]] = {
+    "bad_request": (400, "The request is not well-formed HTTP."),
+    "expectation_failed": (417, "Only Expect: 100-continue is supported."),
+    "head_too_large": (431, "The request head is too large."),
+    "host_not_allowed": (403, "This Host is not allowed."),
+    "internal_error": (500, "The pooler failed; its log has the cause under this request's id."),
+    "invalid_api_key": (401, "A valid pool key is required as Authorization: Bearer."),
+    "invalid_json": (400, "The request body is not valid JSON."),
+    "invalid_value": (400, "A field of the request has an invalid value."),
+    "key_limit_reached": (429, "This pool key has reached a limit of its own."),
+    "operators_not_installed": (501, "This server has no mcp_server.py for operators."),
+    "mcp_not_installed": (501, "MCP needs the extra: pip install 'codex-pooler[mcp]'."),
+    "method_not_allowed": (405, "This method is not allowed on this path."),
+    "missing_required_parameter": (400, "The request names no model."),
+    "model_not_found": (400, "This key has no such model. GET /v1/models lists its own."),
+    "no_usable_account": (503, "No account can serve this request; the pooler's log says why."),
+    "not_found": (404, "There is nothing at this path. The API is under /v1."),
+    "origin_not_allowed": (403, "This Origin is not allowed (allowed_origins)."),
+    "pool_busy": (503, "Every account of this pool is busy. Retry in a moment."),
+    "previous_response_not_found": (400, (
+        "No account that can serve this has the earlier response. Send the full input.")),
+    "request_timeout": (408, "The request did not arrive in time."),
+    "request_too_large": (413, "The request body is too large."),
+    "server_stopping": (503, "The pooler is shutting down."),
+    "target_too_long": (414, "The request target is too long."),
     # Codex CLI may compress with zstd (F79).
-    "unsupported_content_encoding": (415, INVALID, (
+    "unsupported_content_encoding": (415, (
         "Compressed bodies are not accepted here. Send the body as it is (Codex CLI: "
         "[features] enable_request_compression = false).")),
-    "unsupported_endpoint": (404, INVALID, "Unsupported OpenAI /v1 endpoint."),
-    "unsupported_media_type": (415, INVALID, "The body must be Content-Type: application/json."),
-    "unsupported_parameter": (400, INVALID, "No account of this pool can honour this field."),
-    "upstream_blocked": (502, SERVER, "The upstream's bot wall refuses the pooler's address."),
-    "upstream_error": (502, SERVER, "The upstream failed."),
-    "upstream_invalid_response": (502, SERVER, "The upstream's answer is not understood."),
-    "upstream_stream_truncated": (502, SERVER, "The upstream's answer ended before its end."),
-    "upstream_timeout": (504, SERVER, "The upstream did not answer in time."),
-    "upstream_unreachable": (502, SERVER, "The upstream cannot be reached."),
-    "usage_limit_reached": (
-        429, "usage_limit_reached", "Every account of this pool has reached its limit."),
+    "unsupported_endpoint": (404, "Unsupported OpenAI /v1 endpoint."),
+    "unsupported_media_type": (415, "The body must be Content-Type: application/json."),
+    "unsupported_parameter": (400, "No account of this pool supports this field."),
+    "upstream_blocked": (502, "The upstream's bot protection blocks the pooler's address."),
+    "upstream_error": (502, "The upstream failed."),
+    "upstream_invalid_response": (502, "The upstream sent an invalid response."),
+    "upstream_stream_truncated": (502, "The upstream's response was cut off."),
+    "upstream_timeout": (504, "The upstream did not respond in time."),
+    "upstream_unreachable": (502, "The upstream cannot be reached."),
+    "usage_limit_reached": (429, "Every account of this pool has reached its limit."),
     # The one status after which Codex CLI goes on over HTTP at once (F80).
-    "websocket_unsupported": (426, INVALID, "No WebSocket for this request. Use POST."),
+    "websocket_unsupported": (426, "No WebSocket for this request. Use POST."),
+}
+_LIMIT_TYPES: Final = {
+    "key_limit_reached": "rate_limit_error",
+    # Codex CLI stops at this type, and shows when the limit ends (F77).
+    "usage_limit_reached": "usage_limit_reached",
 }
 _ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "invalid_api_key": (("WWW-Authenticate", "Bearer"),),
@@ -515,8 +546,9 @@ def upstream_name(code: str) -> str:
 class PoolerError(Exception):
     """A response to the client that is not a success.
 
-    `upstream_code` is an upstream's own name for what went wrong: it is shown and counted apart,
-    but decides nothing.  `answer` is an upstream's body and Content-Type, passed on unchanged.
+    What is left out comes from the row of `code`.  `upstream_code` is an upstream's own name for
+    what went wrong: it is shown and counted apart, but decides nothing.  `upstream_response` is an
+    upstream's body and Content-Type, passed on unchanged.
     """
 
     code: str
@@ -525,23 +557,33 @@ class PoolerError(Exception):
     param: str | None = None
     headers: Sequence[tuple[str, str]] = ()
     details: Mapping[str, float] = field(default_factory=dict)
-    answer: tuple[bytes, str] | None = None
+    upstream_response: tuple[bytes, str] | None = None
     upstream_code: str = ""
 
     def __post_init__(self) -> None:
-        status, self.type, public = ERRORS[self.code]
-        self.status = self.status or status
-        if self.status < 429 and self.type == SERVER:
-            self.type = INVALID  # an upstream's 4xx without words of its own
-        self.public = self.public or public
+        usual_status, message = ERRORS[self.code]
+        self.status = self.status or usual_status
+        self.public = self.public or message
+
+        # An upstream's 4xx is about the request, even if it is passed on as `upstream_error`.
+        is_server_error = usual_status >= 500 and self.status >= 429
+        usual_type = SERVER if is_server_error else INVALID
+        self.type = _LIMIT_TYPES.get(self.code, usual_type)
+
         self.headers = (*_ERROR_HEADERS.get(self.code, ()), *self.headers)
         self.param = _PARAMS.get(self.code, self.param)
 
     @property
     def is_renamed(self) -> bool:
-        """Whether the upstream's code would pass for one of ours that it must not use."""
-        meaning, *_ = ERRORS.get(self.upstream_code, (0,))
-        return meaning > 0 and (self.status >= 500 or meaning >= 500 or meaning in {401, 403})
+        """Whether the upstream's code would pass for one of ours that it must not use.
+
+        A client told `invalid_api_key` by an upstream would ask for a new pool key, and one told
+        `no_usable_account` would wait.
+        """
+        if self.upstream_code not in ERRORS:
+            return False
+        meaning, _ = ERRORS[self.upstream_code]
+        return self.status >= 500 or meaning >= 500 or meaning in {401, 403}
 
     @property
     def public_code(self) -> str:
@@ -555,21 +597,32 @@ class PoolerError(Exception):
 
     def content(self) -> tuple[bytes, str]:
         """The body and its Content-Type: OpenAI-shaped, unless it is an upstream's own."""
-        if self.answer is not None:
-            return self.answer
-        code = self.public_code
-        shown = {"message": self.public, "type": self.type, "code": code, "param": self.param}
-        return json.dumps({"error": shown | dict(self.details)}).encode(), "application/json"
+        if self.upstream_response is not None:
+            return self.upstream_response
+
+        shown = {
+            "message": self.public,
+            "type": self.type,
+            "code": self.public_code,
+            "param": self.param,
+            **self.details,
+        }
+        return json.dumps({"error": shown}).encode(), "application/json"
 
 
 NO_CHATGPT_ACCOUNT: Final = "Only ChatGPT accounts have this route, and this pool has none."
-TOO_MANY_BODIES: Final = "Too many request bodies are held here."  # pool_busy
-TOO_MUCH_HELD: Final = "Too much is held here. Retry in a moment."  # pool_busy, of a response
+# Of pool_busy, if not accounts but memory is short: for bodies of requests, and for responses.
+TOO_MANY_BODIES: Final = "Too many request bodies are in memory. Retry in a moment."
+TOO_MUCH_HELD: Final = "Too much data is in memory. Retry in a moment."
 
 
 @dataclass(eq=False, slots=True)
 class HeldBytes:
-    """The bytes that one holder has in a budget; at the end of a `with` none are left."""
+    """The bytes that one holder has in a budget; at the end of a `with` none are left.
+
+    So no path out of a function, an exception or a cancellation included, can leave bytes counted
+    that nobody holds: the budget would shrink until the process ends.
+    """
 
     budget: Budget
     holder: Hashable
@@ -623,9 +676,9 @@ def retry_headers(seconds: int) -> list[tuple[str, str]]:
 # JSON
 ################################################################
 # JSON comes from two sides.  A client's is parsed strictly (REQUEST BODIES); an upstream's, or a
-# file's, leniently, by `load_json`.  Neither parses before `json_excess` has passed the text:
-# hostile JSON would block the event loop for seconds (F96), and JSON that is nested too deeply can
-# be parsed but not serialised again.
+# file's, leniently, by `load_json`.  Neither parses before `check_members` has passed the text:
+# hostile JSON would block the event loop for seconds (F96).  How deeply JSON is nested is known
+# cheaply only once it is parsed; the parser itself gives up near 1,000 levels.
 #
 # What was parsed is read by one family of functions, at the end of this section.
 
@@ -635,67 +688,58 @@ class BadSyntax(Exception):
 
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _NOT_BEGINNINGS: Final = bytes(set(range(256)) - set(b"[{,"))
 
 
-def uncollected(work: Callable[[*Ts], T], *given: *Ts) -> T:
-    """`work(*given)`, with Python's collector of cyclic garbage turned off.
+def uncollected(work: Callable[[*Ts], T], *arguments: *Ts) -> T:
+    """`work(*arguments)`, with Python's collector of cyclic garbage turned off.
 
     Parsing JSON creates many objects at once and no cycles among them: looking for cycles takes
     several times as long as the rest of the work.
     """
     if not gc.isenabled():
-        return work(*given)
+        return work(*arguments)
+
     gc.disable()
     try:
-        return work(*given)
+        return work(*arguments)
     finally:
         gc.enable()
 
 
-def json_excess(raw: bytes, depth_max: int, members_max: int) -> str:
-    """What JSON text has too much of, in words, or "".
+def check_members(raw: bytes, members_max: int) -> None:
+    """Refuse JSON text with more members than that.  Raises: BadSyntax."""
+    for _ in members_checked(raw, members_max):
+        pass
 
-    It takes a few passes at C speed; the text need not be valid.  A member is anything that a
-    bracket opens or a comma precedes.
+
+def members_checked(raw: bytes, members_max: int) -> Iterator[None]:
+    """As `check_members`, in steps of about a millisecond each; the text need not be valid.
+
+    A member is anything that a bracket opens or a comma precedes.  Nearly always it is enough to
+    count these bytes, also in strings.  Otherwise the strings are taken out, one piece of the text
+    after the other, so that neither a long step nor a copy of the whole is made.
+    Raises: BadSyntax, as soon as there are too many.
     """
-    # Valid JSON has at most two strings, a name and a value, for each member; every quote that is
-    # escaped has a backslash.  This much is known before a copy is made.
-    quotes_max = 4 * (members_max + 1)
-    if len(raw) > quotes_max and raw.count(b'"') - raw.count(b"\\") > quotes_max:
-        return "too many members"
+    if len(raw) <= members_max or count_beginnings(raw) <= members_max:
+        return
 
-    beginnings = raw.translate(None, _NOT_BEGINNINGS)
-    if len(beginnings) <= members_max and len(beginnings) - beginnings.count(b",") <= depth_max:
-        return ""  # as nearly always of an event: not too much even if strings are counted
+    count, at, is_inside = 0, 0, False  # a string, at the beginning of the piece
+    while at < len(raw):
+        piece = raw[at : at + PIECE_BYTES]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # an escape that is cut
+            piece = raw[at : at + PIECE_BYTES + 1]
+        at += len(piece)
 
-    # Without escapes every quote begins or ends a string.  Pairs of backslashes go first: what is
-    # left of a run of them begins an escape.
-    plain = raw
-    if b"\\" in raw:
-        plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if plain.count(b'"') > quotes_max:
-        return "too many members"
-    return _excess_outside_strings(plain, depth_max, members_max)
-
-
-def _excess_outside_strings(plain: bytes, depth_max: int, members_max: int) -> str:
-    """As `json_excess`, of text without escapes."""
-    outside = b"".join(plain.split(b'"')[::2])
-    brackets = outside.translate(None, _NOT_BRACKETS)
-    openers = brackets.count(b"[") + brackets.count(b"{")
-    if outside.count(b",") + openers > members_max:
-        return "too many members"
-    if 2 * openers < len(brackets):  # valid JSON has as many of both; each costs a step below
-        return "more brackets that close than open"
-
-    depth = 0
-    for byte in brackets:
-        depth += 1 if byte in b"[{" else -1
-        if depth > depth_max:
-            return "too much nesting"
-    return ""
+        # Without escapes every quote begins or ends a string.  Pairs of backslashes go first: what
+        # is left of a run of them begins an escape.
+        plain = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+        texts = plain.split(b'"')
+        count += count_beginnings(b"".join(texts[is_inside::2]))
+        is_inside ^= len(texts) % 2 == 0
+        if count > members_max:
+            raise BadSyntax("too many members")
+        yield
 
 
 def count_beginnings(raw: bytes) -> int:
@@ -711,8 +755,8 @@ def is_deeper(value: Json, depth_max: int) -> bool:
 
     A parser creates no subclasses, and comparing types takes half as long as `isinstance`.
     """
-    holders = [value] if isinstance(value, _HOLDERS) else []
-    for _ in range(depth_max):
+    holders: list[Json] = [[value]]
+    for _ in range(depth_max + 1):
         holders = [
             member
             for holder in holders
@@ -722,6 +766,26 @@ def is_deeper(value: Json, depth_max: int) -> bool:
         if not holders:
             return False
     return True
+
+
+def parse_shallow(
+    decode: Callable[[str], Json],
+    text: str,
+    depth_max: int,
+) -> Json:
+    """The value that `decode` finds in JSON text.
+
+    Raises: what `decode` raises; BadSyntax, if objects and lists are nested more deeply than that.
+    """
+    try:
+        value = uncollected(decode, text)
+    except RecursionError:
+        raise BadSyntax("too much nesting") from None
+
+    # Each level takes two characters: most events need not be looked through.
+    if len(text) > 2 * depth_max and is_deeper(value, depth_max):
+        raise BadSyntax("too much nesting")
+    return value
 
 
 def count_members(value: Json) -> int:
@@ -750,7 +814,9 @@ def _writable(number: str) -> float | None:
 
 def _writable_int(digits: str) -> float | None:
     """The same for an integer: Python refuses to print a long one, so it becomes a float."""
-    return int(digits) if len(digits) <= INTEGER_DIGITS_MAX else _writable(digits)
+    if len(digits) > INTEGER_DIGITS_MAX:
+        return _writable(digits)
+    return int(digits)
 
 
 _LENIENT: Final = json.JSONDecoder(
@@ -763,25 +829,28 @@ _LENIENT: Final = json.JSONDecoder(
 def load_json(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> Json:
     """The value in JSON text of an upstream, or of a file.
 
-    Raises: ValueError, if it is not JSON in UTF-8; BadSyntax, if parsing it would take long.
+    Raises: ValueError, if it is not JSON in UTF-8; BadSyntax, if it has too much of something.
     """
-    if excess := json_excess(raw, JSON_DEPTH_MAX, members_max):
-        raise BadSyntax(excess)
-    return uncollected(_LENIENT.decode, raw.removeprefix(_BYTE_ORDER_MARK).decode())
+    check_members(raw, members_max)
+    text = raw.removeprefix(_BYTE_ORDER_MARK).decode()
+    return parse_shallow(_LENIENT.decode, text, JSON_DEPTH_MAX)
 
 
 def load_object(raw: bytes, members_max: int = JSON_MEMBERS_MAX) -> JsonDict:
     """The object in JSON text; {} if it is anything else, or no JSON.  Raises: BadSyntax."""
-    if raw.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] != b"{":
+    text = raw.removeprefix(_BYTE_ORDER_MARK).lstrip()
+    if not text.startswith(b"{"):
         return {}
+
     try:
-        return object_of(load_json(raw, members_max))
+        value = load_json(raw, members_max)
+        return object_of(value)
     except ValueError:
         return {}
 
 
 def try_load_object(raw: bytes) -> JsonDict:
-    """The same; {} also if parsing it would take long."""
+    """The same; {} also if it has too much of something."""
     try:
         return load_object(raw)
     except BadSyntax:
@@ -803,18 +872,25 @@ def dump_escaped(value: Json) -> bytes:
     return uncollected(_write_escaped, value).encode()
 
 
-def is_wide(raw: bytes) -> bool:
-    """Whether JSON has characters beyond ASCII: as text it may take 4 bytes for each one."""
-    return not raw.isascii() or b"\\u" in raw
+def parsed_size(raw: bytes, member_count: int) -> int:
+    """About how many bytes of memory a value takes that was parsed from this JSON.
+
+    One character beyond ASCII makes all others of its text wide: each may take 4 bytes.
+    """
+    char_bytes = 1 if raw.isascii() and b"\\u" not in raw else 4
+    return len(raw) * char_bytes + member_count * MEMBER_BYTES
 
 
 def dump_like(value: Json, raw: bytes) -> bytes:
     """Compact JSON of a value that was made of the JSON in `raw`.
 
-    Long text that is mostly ASCII is escaped if it is wide: otherwise three copies of it would be
-    in memory while it is serialised, with 4 bytes for each character.
+    Text that was escaped is escaped again, which takes a fifth less time.  Long text that is mostly
+    ASCII is escaped, too: otherwise three copies of it would be in memory while it is serialised,
+    with 4 bytes for each character.
     """
-    if len(raw) <= WIDE_BYTES_MAX or not is_wide(raw):
+    if raw.isascii():
+        return dump_escaped(value)
+    if len(raw) <= WIDE_BYTES_MAX:
         return dump_json(value)
     char_count = len(raw.translate(None, _CONTINUATIONS))
     return dump_escaped(value) if 2 * char_count > len(raw) else dump_json(value)
@@ -839,8 +915,7 @@ def objects_of(values: Json) -> list[JsonDict]:
 
 def object_at(value: Json, name: str) -> JsonDict:
     """A member that is an object; else {}."""
-    member = value.get(name) if isinstance(value, dict) else None
-    return member if isinstance(member, dict) else {}
+    return object_of(object_of(value).get(name))
 
 
 def objects_at(value: Json, name: str) -> list[JsonDict]:
@@ -848,14 +923,19 @@ def objects_at(value: Json, name: str) -> list[JsonDict]:
     return objects_of(object_of(value).get(name))
 
 
-def members_of(value: JsonObject, names: Iterable[str]) -> JsonDict:
+def members_of(
+    value: JsonObject,
+    names: Iterable[str],
+) -> JsonDict:
     """Those of the named members that are there and not null."""
     return {name: value[name] for name in names if value.get(name) is not None}
 
 
 def text_at(value: Json, name: str) -> str:
     """A member that is text; else ""."""
-    member = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return ""
+    member = value.get(name)
     return member if isinstance(member, str) else ""
 
 
@@ -873,10 +953,16 @@ def count_at(value: Json, name: str) -> int:
     return member if 0 < member <= TOKENS_MAX else 0
 
 
-def index_at(value: JsonObject, name: str, default: int) -> int:
+def index_at(
+    value: JsonObject,
+    name: str,
+    default: int,
+) -> int:
     """A member that is the index of an output item, or of a part of one; else the default."""
     member: Json = value.get(name)
-    return member if isinstance(member, int) and 0 <= member < OUTPUT_ITEMS_MAX else default
+    if not isinstance(member, int):
+        return default
+    return member if 0 <= member < OUTPUT_ITEMS_MAX else default
 
 
 def number_of(value: Json) -> float | None:
@@ -888,7 +974,10 @@ def number_of(value: Json) -> float | None:
     return number if abs(number) < 10**12 else None
 
 
-def first_text(pattern: re.Pattern[str], *candidates: Json) -> str | None:
+def first_text(
+    pattern: re.Pattern[str],
+    *candidates: Json,
+) -> str | None:
     """The first candidate that is text and matches the pattern as a whole; else None."""
     for candidate in candidates:
         if isinstance(candidate, str) and pattern.fullmatch(candidate):
@@ -896,7 +985,11 @@ def first_text(pattern: re.Pattern[str], *candidates: Json) -> str | None:
     return None
 
 
-def valid_member(value: JsonObject, name: str, kind: type | tuple[type, ...]) -> Json:
+def valid_member(
+    value: JsonObject,
+    name: str,
+    kind: type | tuple[type, ...],
+) -> Json:
     """A member of that type; None if it is absent or null.  Raises: PoolerError (invalid_value)."""
     member = value.get(name)
     if member is not None and not isinstance(member, kind):
@@ -914,10 +1007,14 @@ def valid_object(value: JsonObject, name: str) -> JsonDict:
     return valid_member(value, name, dict) or {}
 
 
-def valid_list(value: JsonObject, name: str, kind: type) -> list[Json]:
+def valid_list(
+    value: JsonObject,
+    name: str,
+    kind: type,
+) -> list[Json]:
     """A new list of a member's values of that type.  Raises: PoolerError (invalid_value)."""
     values = valid_member(value, name, list) or []
-    if not all(isinstance(member, kind) for member in values):
+    if {*map(type, values)} - {kind}:  # a parser creates no subclasses
         raise PoolerError("invalid_value", param=name)
     return [*values]
 
@@ -1063,38 +1160,64 @@ def _claims(token: Json) -> dict[str, Json]:
 
 
 def parse_auth_file(raw: bytes) -> Credentials:
-    """The login in an auth.json.  Tokens win over an API key (F50).  Raises: LoginNeeded."""
+    """The login in an auth.json.  Tokens win over an API key (F50).  Raises: LoginNeeded.
+
+    Everything but the access token may be missing: the file is another program's, which adds and
+    drops members (F49), and a login that can be used is better than a strict reader.
+    """
     value = try_load_object(raw)
     tokens = object_of(value.get("tokens"))
     access = first_text(_TOKEN_TEXT, tokens.get("access_token"))
     if access is None:
-        if value.get("OPENAI_API_KEY"):
-            raise LoginNeeded("holds an API key, which is for type openai, and no ChatGPT login")
-        raise LoginNeeded("holds no ChatGPT login of Codex CLI" if value else "is not whole JSON")
+        raise LoginNeeded(_why_no_login(value))
 
-    claims = [_claims(tokens.get("id_token")), _claims(access)]
-    accounts = [object_of(claim.get(AUTH_CLAIM)) for claim in claims]
+    id_claims = _claims(tokens.get("id_token"))
+    access_claims = _claims(access)
+    id_account = object_of(id_claims.get(AUTH_CLAIM))
+    access_account = object_of(access_claims.get(AUTH_CLAIM))
+
     # The account's id is in one of three places, the most reliable one first (F51).
-    ids = [tokens.get("account_id")]
-    ids += [account.get("chatgpt_account_id") for account in accounts]
-    for holder in accounts + claims:
-        ids += [entry.get("id") for entry in objects_of(holder.get("organizations"))[:1]]
+    ids = [
+        tokens.get("account_id"),
+        id_account.get("chatgpt_account_id"),
+        access_account.get("chatgpt_account_id"),
+    ]
+    for holder in (id_account, access_account, id_claims, access_claims):
+        organizations = objects_of(holder.get("organizations"))
+        ids += [organization.get("id") for organization in organizations[:1]]
 
+    plans = [
+        id_account.get("chatgpt_plan_type"),
+        access_account.get("chatgpt_plan_type"),
+    ]
     refresh = first_text(_TOKEN_TEXT, tokens.get("refresh_token"))
-    refreshed_at: float | None = None
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        refreshed_at = datetime.fromisoformat(value.get("last_refresh", "")).timestamp()
-
     return Credentials(
         access_token=Secret(access),
         refresh_token=Secret(refresh) if refresh else None,
         account_id=first_text(_ACCOUNT_ID, *ids),
-        plan=first_text(_ACCOUNT_ID, *[account.get("chatgpt_plan_type") for account in accounts]),
-        expires_at=_unix_time(claims[1].get("exp")),
-        refreshed_at=refreshed_at,
+        plan=first_text(_ACCOUNT_ID, *plans),
+        expires_at=_unix_time(access_claims.get("exp")),
+        refreshed_at=_written_time(value.get("last_refresh")),
         digest=hashlib.sha256(raw).digest(),
-        issued_at=_unix_time(claims[1].get("iat")),
+        issued_at=_unix_time(access_claims.get("iat")),
     )
+
+
+def _why_no_login(value: JsonObject) -> str:
+    """What an auth.json without an access token is, as the predicate of a sentence."""
+    if not value:
+        return "is empty or not valid JSON"
+    if value.get("OPENAI_API_KEY"):
+        return "contains an API key, which is for type openai, and no ChatGPT login"
+    return "contains no ChatGPT login of Codex CLI"
+
+
+def _written_time(value: Json) -> float | None:
+    """The unix time of an ISO 8601 text; None if it is none."""
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _unix_time(value: Json) -> float | None:
@@ -1124,7 +1247,8 @@ def clock_lead(credentials: Credentials, response: bytes, unix_now: float) -> fl
     the difference is the issuer's present.  If neither says so, a clock by which the new token has
     already expired is still known to be ahead.  0 if nothing proves that it is.
     """
-    expires_at, issued_at = credentials.expires_at, credentials.issued_at
+    expires_at = credentials.expires_at
+    issued_at = credentials.issued_at
     if expires_at is None:
         return 0.0
 
@@ -1140,7 +1264,8 @@ def clock_lead(credentials: Credentials, response: bytes, unix_now: float) -> fl
         lifetime = min(expires_at - issued_at, REFRESH_AGE_SECONDS)
         return max(0.0, unix_now + lifetime - expires_at)
 
-    return unix_now + TOKEN_SECONDS_MIN - expires_at if expires_at <= unix_now else 0.0
+    has_expired = expires_at <= unix_now
+    return unix_now + TOKEN_SECONDS_MIN - expires_at if has_expired else 0.0
 
 
 def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
@@ -1153,18 +1278,22 @@ def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
     if status == 200 and first_text(_TOKEN_TEXT, value.get("access_token")):
         return RefreshOutcome.DONE
 
-    error, detail = value.get("error"), value.get("detail")
+    error = value.get("error")
+    detail = value.get("detail")
     codes = [error, value.get("code"), detail]
-    for holder in (object_of(error), object_of(detail)):
-        codes += [holder.get(name) for name in _CODE_FIELDS]
+    for holder in (error, detail):
+        codes += [object_of(holder).get(name) for name in _CODE_FIELDS]
+
     if status in _REVOKED_STATUSES and first_text(_REVOKED_CODES, *codes):
         return RefreshOutcome.REVOKED
-
     return RefreshOutcome.FAILED
 
 
 def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
-    """The auth.json after a refresh; what the response leaves out stays, known or not (F52)."""
+    """The auth.json after a refresh; what the response leaves out stays, known or not (F52).
+
+    The file is shared with Codex CLI, so it must stay one that Codex CLI can read.
+    """
     value = try_load_object(raw)
     tokens = object_of(value.get("tokens"))
     response = try_load_object(body)
@@ -2364,16 +2493,16 @@ def _known_models(value: Json) -> set[str] | None:
 # Hints for misspelt names.
 
 
-def _did_you_mean(name: str, known: Collection[str], likeness: float = 0.6) -> str:
-    """A hint: the known name that is meant, however its words are joined; else all known names.
+def _did_you_mean(name: str, choices: Collection[str], likeness: float = 0.6) -> str:
+    """A hint: the choice that is meant, however its words are joined; else all choices.
 
-    `likeness` is how much a name must resemble a known one, as `difflib` counts it: 1 is equal.
+    `likeness` is how much a name must resemble a choice, as `difflib` counts it: 1 is equal.
     """
-    by_plain = {_plain(text): text for text in known}
+    by_plain = {_plain(choice): choice for choice in choices}
     nearest = difflib.get_close_matches(_plain(name), list(by_plain), 1, likeness)
     if nearest:
         return f"did you mean {by_plain[nearest[0]]!r}?"
-    return f"known: {', '.join(known)}"
+    return f"known: {', '.join(choices)}"
 
 
 def _plain(name: str) -> str:
@@ -2729,10 +2858,10 @@ def _doubts_of_aliases(pool: Pool) -> Iterator[str]:
         path = f"pools.{pool.name}.aliases.{name}"
         if name != name.strip():
             yield f"{path}: has a space at its beginning or end"
-        for member, known in (("effort", _EFFORTS), ("service_tier", _ALIAS_TIERS)):
+        for member, choices in (("effort", _EFFORTS), ("service_tier", _ALIAS_TIERS)):
             value = getattr(alias, member)
-            if value not in (None, *known):
-                yield f"{path}.{member}: is not a known value; {_did_you_mean(value, known)}"
+            if value not in (None, *choices):
+                yield f"{path}.{member}: is not a known value; {_did_you_mean(value, choices)}"
 
 
 def _doubts_of_pool(pool: Pool) -> Iterator[str]:
@@ -3589,6 +3718,9 @@ def format_chunk(body: bytes) -> bytes:
 ################################################################
 # Of RFC 6455 what trio-websocket does not do: the heads of the opening handshake, which it is
 # only given once they are valid, and bounds on frames, which are counted before it joins them.
+#
+# A client's head has been read by HTTP SYNTAX, like any other: Host, Origin and key are validated
+# before there is a WebSocket.  The library then gets a head that the pooler has made itself.
 
 _WEBSOCKET_GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
@@ -3609,7 +3741,10 @@ def upgrade_fields(key: str) -> list[tuple[str, str]]:
 
 
 def upgrade_head(head: RequestHead) -> bytes:
-    """A new head of an opening handshake, made from a valid one.
+    """A new head of an opening handshake, made from a valid one: with the required fields only.
+
+    Extensions that the client offers are left out, so the library accepts none: the size of a
+    compressed message would not be known before it is decompressed.
 
     Raises: PoolerError (websocket_unsupported, bad_request).
     """
@@ -3655,7 +3790,10 @@ def close_frame(code: int) -> bytes:
 
 
 def is_utf8(text: bytes) -> bool:
-    """Whether `text` is UTF-8; no `str` of it is made, in which a letter may take 4 bytes."""
+    """Whether `text` is UTF-8; no `str` of it is made, in which a letter may take 4 bytes.
+
+    It is read in pieces: one emoji would make a `str` of the whole message four times as large.
+    """
     if text.isascii():
         return True
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -3701,8 +3839,11 @@ class FrameMeter:
     """Counts the frames of a WebSocket's peer as they come, and turns text into bytes.
 
     trio-websocket bounds neither the frames of a message, which may be empty, nor the pings, and
-    it makes a `str` of each part of a text.  So it gets every text frame as a binary one (RFC 6455
-    §5.2); binary ones of the peer are refused.
+    it makes a `str` of each part of a text (F95).  So it gets every text frame as a binary one (RFC
+    6455 §5.2); binary ones of the peer are refused.
+
+    Only kind and length of a frame are read here.  The library checks the rest: masks, reserved
+    bits, and the order of fragments.
     """
 
     bytes_max: int  # of a message
@@ -3732,7 +3873,8 @@ class FrameMeter:
     def feed(self, received: bytes) -> bytes:
         """What of `received` may be passed on at once: nothing after a Close or a refusal."""
         at = frame_count = 0
-        texts: list[int] = []
+        texts: list[int] = []  # where text frames begin
+        # An empty frame takes six bytes, so one receive may hold ten thousand.
         while at < len(received) and frame_count < FRAMES_AT_ONCE and not self.is_over:
             if self._left:
                 step = min(self._left, len(received) - at)
@@ -3770,7 +3912,7 @@ class FrameMeter:
             self._frame_count = self.bytes_pending = self.part_count = 0
 
     def _begin(self, received: bytes) -> int:
-        """Read the head of a frame, or a part of it; the number of bytes used."""
+        """Read the head of a frame, or a part of it; returns the number of bytes used."""
         head = self._head + received
         if head[0] & 0x0F == _BINARY:
             self.refused = 1003
@@ -3844,31 +3986,17 @@ SESSION_HEADERS: Final = (
 )  # fmt: skip
 
 
-def members_max_of(body: bytes) -> int:
-    """How many members a body may have: half as many with much text, which takes time, too."""
-    members_max = JSON_SEPARATORS_MAX
-    if len(body) > MUCH_TEXT_BYTES:
-        members_max //= 2
-    return members_max
+def check_json_shape(body: bytes) -> Iterator[None]:
+    """Refuse a body that has too many members, in steps that block the loop only briefly.
 
-
-def is_surely_small(body: bytes) -> bool:
-    """Whether a body has so few members that it may be parsed before its depth is known.
-
-    That is so of nearly every body, and known in a tenth of the time that `check_json_shape` takes.
-    """
-    members_max = members_max_of(body)
-    return len(body) <= members_max or count_beginnings(body) <= members_max
-
-
-def check_json_shape(body: bytes) -> None:
-    """Refuse a body that has too much depth or too many members.
-
+    Much text takes time to parse, too, so next to it only half as many are allowed.
     Raises: PoolerError (invalid_json).
     """
-    members_max = members_max_of(body)
-    if excess := json_excess(body, BODY_DEPTH_MAX, members_max):
-        raise PoolerError("invalid_json", f"The request body has {excess}.")
+    parts = 2 if len(body) > MUCH_TEXT_BYTES else 1
+    try:
+        yield from members_checked(body, JSON_SEPARATORS_MAX // parts)
+    except BadSyntax as error:
+        raise PoolerError("invalid_json", f"The request body has {error}.") from None
 
 
 def _once(pairs: list[tuple[str, Json]]) -> JsonDict:
@@ -3886,28 +4014,21 @@ def _short_int(digits: str) -> int:
     return int(digits)
 
 
-@dataclass(slots=True)
-class FloatCounter:
-    """Converts the floats of one body, and counts them: each takes some microseconds."""
+def _strict_decoder() -> json.JSONDecoder:
+    """A new decoder, for one body: it counts the floats, each of which takes some microseconds."""
+    counter = itertools.count(1)
 
-    count: int = 0
-
-    def read(self, text: str) -> float:
+    def read_float(text: str) -> float:
         """The finite number in `text`.  Raises: ValueError, also if there are too many."""
         value = float(text)
         if not math.isfinite(value):  # NaN, which is no JSON, or 1e400
             raise ValueError("no finite number")
 
-        self.count += 1
-        if self.count > FLOATS_MAX:
+        if next(counter) > FLOATS_MAX:
             raise ValueError("too many floats")
 
         return value
 
-
-def _strict_decoder() -> json.JSONDecoder:
-    """A new decoder, for one body."""
-    read_float = FloatCounter().read
     return json.JSONDecoder(
         object_pairs_hook=_once,
         parse_int=_short_int,
@@ -3916,33 +4037,39 @@ def _strict_decoder() -> json.JSONDecoder:
     )
 
 
-def parse_strictly(body: bytes) -> Json:
-    """The value of a client's JSON.  Raises: ValueError, RecursionError."""
-    return uncollected(_strict_decoder().decode, body.decode("utf-8"))
+def decode_body(body: bytes) -> str:
+    """The text of a body: UTF-8 without BOM.  Raises: PoolerError (invalid_json)."""
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise PoolerError("invalid_json") from None
 
 
-def parse_json_object(body: bytes) -> JsonDict:
-    """The JSON object in `body`, read strictly: UTF-8 without BOM, no name twice, no NaN.
+def parse_strictly(text: str, depth_max: int) -> Json:
+    """The value of a client's JSON.  Raises: ValueError, BadSyntax (too much nesting)."""
+    return parse_shallow(_strict_decoder().decode, text, depth_max)
 
-    A body that is not surely small must have passed `check_json_shape`.
 
-    Raises: PoolerError (invalid_json).
+def parse_json_object(text: str) -> JsonDict:
+    """The JSON object in the text of a body, read strictly: no name twice, no NaN.
+
+    The body must have passed `check_json_shape`.  Raises: PoolerError (invalid_json).
     """
     try:
-        value = parse_strictly(body)
-    except (ValueError, RecursionError):
+        value = parse_strictly(text, BODY_DEPTH_MAX)
+    except BadSyntax as error:
+        raise PoolerError("invalid_json", f"The request body has {error}.") from None
+    except ValueError:
         raise PoolerError("invalid_json") from None
 
     if not isinstance(value, dict):
         raise PoolerError("invalid_json", "The request body must be a JSON object.")
-    if is_deeper(value, BODY_DEPTH_MAX):
-        raise PoolerError("invalid_json", "The request body has too much nesting.")
     return value
 
 
-def parse_again(body: bytes) -> JsonDict:
-    """The object in a body that `parse_json_object` has read before: nothing is checked again."""
-    value: JsonDict = uncollected(json.loads, body)
+def parse_again(text: str) -> JsonDict:
+    """The object in a text that `parse_json_object` has read before: nothing is checked again."""
+    value: JsonDict = uncollected(json.loads, text)
     return value
 
 
@@ -4901,24 +5028,26 @@ def codex_obstacle(
 def _input_obstacle(kind: CallKind, body: JsonObject) -> Obstacle | None:
     """The field of the items, `input` or `messages`, if one of them is an obstacle; else None."""
     name = "input"
-    if kind is CallKind.CHAT:
-        # Cursor sends `input` to Chat (F86): it is read if there are no messages.
-        has_messages = bool(body.get("messages"))
-        if has_messages or body.get("input") is None:
-            name = "messages"
+    # Cursor sends `input` to Chat (F86): it is read if there are no messages.
+    if kind is CallKind.CHAT and (body.get("messages") or body.get("input") is None):
+        name = "messages"
     items = objects_at(body, name)
 
     if any(map(_is_reference, items)):
         return Obstacle(name, _NOTHING_STORED)
-    if any(map(_has_mcp, items)) or _has_unfit_part(items):
+    holders = [item for item in items if "tools" in item]
+    if any(map(_has_mcp, holders)) or _has_unfit_part(items):
         return Obstacle(name)
     return None
 
 
 def _has_mcp(holder: JsonObject) -> bool:
-    """Whether one of the tools, at any depth, is an MCP server that the upstream would call."""
+    """Whether one of the tools, at any depth, is an MCP server that the upstream would call.
+
+    The list of tools grows while it is read: namespaces of tools hold tools themselves.
+    """
     tools = objects_at(holder, "tools")
-    for tool in tools:  # the list grows by the tools inside
+    for tool in tools:
         tools += objects_at(tool, "tools")
     return any(tool.get("type") == "mcp" for tool in tools)
 
@@ -4930,19 +5059,30 @@ def _is_reference(item: JsonObject) -> bool:
     return item.get("type") == "item_reference"
 
 
-def _has_unfit_part(items: Sequence[JsonObject]) -> bool:
-    """Whether there is audio, a stored file or a legacy function call."""
-    parts = [*items]
-    for member in ("content", "output"):
-        parts += [part for item in parts for part in objects_at(item, member)]
-    parts += objects_of([part.get("file") for part in parts])
+_UNFIT_NAMES: Final = frozenset({"file_id", "audio", "function_call"})
 
-    for part in parts:
+
+def _has_unfit_part(items: Sequence[JsonObject]) -> bool:
+    """Whether there is audio, a stored file or a legacy function call.
+
+    A long conversation has thousands of parts, so each of them is looked at only once, and for
+    most of them nothing but the names of their members.
+    """
+    for part in _items_and_parts(items):
         if part.get("type") == "input_audio" or part.get("role") == "function":
             return True
-        if members_of(part, ("file_id", "audio", "function_call")):
+        if not _UNFIT_NAMES.isdisjoint(part) and members_of(part, _UNFIT_NAMES):
             return True
     return False
+
+
+def _items_and_parts(items: Sequence[JsonObject]) -> list[JsonObject]:
+    """The items, the parts of their contents and outputs, and the files in these."""
+    parts = [*items]
+    for name in ("content", "output"):
+        for holder in [part for part in parts if name in part]:
+            parts += objects_of(holder[name])
+    return parts + objects_of([part["file"] for part in parts if "file" in part])
 
 
 # Members of a body that decide how it is handled, by the functions that read them.
@@ -4966,6 +5106,7 @@ def check_names(body: Iterable[str]) -> None:
     Raises: PoolerError (invalid_json).
     """
     for name in body:
+        # A client may send names of any length, and `casefold` would copy them.
         if len(name) > _DECIDING_CHARS_MAX or name in DECIDING_NAMES:
             continue
         if name.casefold() in DECIDING_NAMES:
@@ -5123,14 +5264,15 @@ def _nearest_effort(effort: str, supported: Collection[str]) -> str:
 
 
 def _codex_tool_choice(body: JsonObject) -> Json:
-    """The tool choice: a word, or an object that names tools."""
+    """The tool choice: a word, or an object that names tools.
+
+    Some clients put one of the words into an object, as its type: the backend takes the word.
+    """
     choice = valid_member(body, "tool_choice", (str, dict))
     if not isinstance(choice, dict):
         return choice
     flat = _flattened(choice)
-    if flat.get("type") in _CHOICES:
-        return flat["type"]
-    return flat
+    return flat["type"] if flat.get("type") in _CHOICES else flat
 
 
 def _codex_tool(tool: JsonObject) -> JsonDict:
@@ -5182,11 +5324,23 @@ def _flattened(nested: JsonObject) -> JsonDict:
 
 
 def _input_items(body: JsonObject) -> list[JsonDict]:
-    """The items of the input in the backend's form, with outputs that match their calls."""
+    """The items of the input in the backend's form, with outputs that match their calls.
+
+    Raises: PoolerError (invalid_value, missing_required_parameter).
+    """
     items: list[JsonDict] = []
     for item in _input_list(body):
         items += _codex_items(item)
 
+    _match_outputs([item for item in items if "call_id" in item])
+    return items
+
+
+def _match_outputs(items: Sequence[JsonDict]) -> None:
+    """Give calls and their outputs, which name their call, ids and types that the backend accepts.
+
+    The items are changed in place: `_codex_items` has just created them.
+    """
     custom_calls = [item for item in items if item["type"] == _CUSTOM_CALL]
     custom_ids = {text_at(item, "call_id") for item in custom_calls}
 
@@ -5196,11 +5350,14 @@ def _input_items(body: JsonObject) -> list[JsonDict]:
             item["type"] = f"{_CUSTOM_CALL}_output"  # Chat has one kind of output for both
         if call_id:
             item["call_id"] = _short_id(call_id)
-    return items
 
 
 def _input_list(body: JsonObject) -> list[Json]:
-    """The items of a request's input; an input that is one text is a user's message."""
+    """The items of a request's input; an input that is one text is a user's message.
+
+    Each is a new object for the JSON that is sent, so their number has a bound of its own.
+    Raises: PoolerError (missing_required_parameter, invalid_value).
+    """
     content = body.get("input")
     if content is None:
         raise PoolerError("missing_required_parameter", "The request has no input.", param="input")
@@ -5228,8 +5385,11 @@ def _codex_items(item: JsonObject) -> list[JsonDict]:
     if kind == "reasoning":
         return _reasoning_items(item)
 
+    # A copy: the object that was read belongs to the caller, and must not change.
     kept = {**item}
     kept.pop("internal_chat_message_metadata_passthrough", None)  # Codex CLI's own (F82)
+    # An id is looked up by the backend, which has stored nothing; but that of a compaction is bound
+    # to its ciphertext (F6, F9).
     if kind not in COMPACTIONS or kept.get("id") is None:
         kept.pop("id", None)
     if kind.removesuffix("_output") in _TOOL_CALLS:
@@ -5258,11 +5418,14 @@ def _codex_content(
     name: str,
     role: str,
 ) -> list[JsonDict]:
-    """The parts of a message, or of a tool's output, in the backend's form."""
-    content = valid_member(holder, name, (str, list))
+    """The parts of a message, or of a tool's output, in the backend's form.
+
+    Content that is one text becomes a list with one part: the items that begin the input may become
+    instructions, and those are found by their parts.  Raises: PoolerError (invalid_value).
+    """
+    content = holder.get(name)
     if not isinstance(content, str):
-        parts = valid_list(holder, name, dict)
-        return [_codex_part(part, role) for part in parts]
+        return [_codex_part(part, role) for part in valid_list(holder, name, dict)]
     if role == "assistant" and not content:  # it only calls tools
         return []
     return [_text_part(content, role)]
@@ -5278,8 +5441,10 @@ def _codex_part(part: JsonObject, role: str) -> JsonDict:
     """One part: text gets the type of its role; files and images lose the nesting of Chat."""
     kind = valid_text(part, "type")
     if kind in _TEXT_PARTS:
-        citations = _flattened_citations(part) if role == "assistant" else {}
-        return _text_part(valid_text(part, "text"), role) | citations
+        text_part = _text_part(valid_text(part, "text"), role)
+        if role == "assistant":
+            text_part |= _flattened_citations(part)
+        return text_part
 
     image = part.get("image_url")
     if kind == "image_url" and isinstance(image, dict):
@@ -5292,9 +5457,12 @@ def _codex_part(part: JsonObject, role: str) -> JsonDict:
 
 
 def _flattened_citations(holder: JsonObject) -> JsonDict:
-    """The member `annotations` in the form of Responses; nothing if there are none."""
-    notes = valid_list(holder, "annotations", dict)
-    return _filled({"annotations": [_flattened(note) for note in notes]})
+    """The member `annotations` in the form of Responses; nothing if there are none.
+
+    An empty list, which most texts of an assistant have, is left out.
+    """
+    notes = [_flattened(note) for note in valid_list(holder, "annotations", dict)]
+    return {"annotations": notes} if notes else {}
 
 
 # ---- 3. A Chat request ----
@@ -5350,7 +5518,11 @@ def _chat_as_responses(body: JsonObject) -> JsonDict:
 
 
 def _message_items(message: JsonObject) -> list[JsonDict]:
-    """The items for a message of either API: its content, then its tool calls."""
+    """The items for a message of either API: its content, then its tool calls.
+
+    The order matters: a call must precede its output, which is the next message of Chat.
+    Raises: PoolerError (invalid_value), also for an unknown role.
+    """
     role = valid_text(message, "role")
     content = _codex_content(message, "content", role)
     if role == "tool":
@@ -5362,7 +5534,7 @@ def _message_items(message: JsonObject) -> list[JsonDict]:
 
     if refusal := valid_text(message, "refusal"):
         content.append({"type": "refusal", "refusal": refusal})
-    if [part.get("type") for part in content] == ["output_text"]:  # an assistant's
+    if len(content) == 1 and content[0].get("type") == "output_text":  # an assistant's
         content[0] |= _flattened_citations(message)
 
     calls = [_tool_call_item(call) for call in valid_list(message, "tool_calls", dict)]
@@ -5387,7 +5559,10 @@ def _tool_output_item(message: JsonObject, content: Sequence[JsonObject]) -> Jso
 
 
 def _tool_call_item(call: JsonObject) -> JsonDict:
-    """The item for one of a message's `tool_calls`."""
+    """The item for one of a message's `tool_calls`.
+
+    A call of any other type than `custom`, or of none, is read as one of a function.
+    """
     kind = _CUSTOM_CALL if call.get("type") == "custom" else "function_call"
     form = _TOOL_CALLS[kind]
     inner = valid_object(call, form.chat)
@@ -5486,24 +5661,30 @@ class OutputCollector:
         event: bytes,
         member_count: int,
     ) -> None:
-        """Account for an event that is kept.  Raises: BadSyntax, if there is too much."""
+        """Account for an event that is kept.  Raises: BadSyntax, if there is too much.
+
+        Three bounds, for each can be reached alone: the bytes to send at the end, the members to
+        serialise then, and the items, each of which costs a step of its own.
+        """
         self._bytes_taken += len(event)
         self._members_taken += member_count
-        char_bytes = 4 if is_wide(event) else 1
-        self.bytes_kept += len(event) * char_bytes + member_count * MEMBER_BYTES
+        self.bytes_kept += parsed_size(event, member_count)
         if (
             self._bytes_taken > self.bytes_max
             or self._members_taken > WRITTEN_MEMBERS_MAX
             or len(self._items) > OUTPUT_ITEMS_MAX
         ):
-            raise BadSyntax("answer too large")
+            raise BadSyntax("response too large")
 
     def _complete(
         self,
         kind: EventKind,
         response: JsonDict,
     ) -> bool:
-        """Add the missing output to a response; return whether any was missing."""
+        """Add the missing output to a response; return whether any was missing.
+
+        An output that has as many items as were kept, or more, is the upstream's own and stays.
+        """
         output = response.get("output")
         if kind is EventKind.SUCCESS and not output:
             self._items = self._unfinished_messages() | self._items
@@ -5653,7 +5834,7 @@ def _chat_message(output: Sequence[JsonObject]) -> JsonDict:
 
 
 def _output_text(item: JsonObject) -> str:
-    """All text in the content of an item."""
+    """All text in the content of an item: its parts of type `output_text`, joined."""
     parts = objects_at(item, "content")
     text_parts = [part for part in parts if part.get("type") == "output_text"]
     return "".join(text_at(part, "text") for part in text_parts)
@@ -5669,13 +5850,13 @@ def _thoughts(item: JsonObject) -> list[str]:
     return [text_at(part, "text") for part in objects_at(item, "content")]
 
 
-def _chat_call(item: JsonObject, place: int) -> JsonDict:
-    """A tool call in the form of Chat; `place`: its number among the calls of the response."""
+def _chat_call(item: JsonObject, index: int) -> JsonDict:
+    """A tool call in the form of Chat; `index`: its number among the calls of the response."""
     form = _TOOL_CALLS[item["type"]]
     inner = {name: text_at(item, name) for name in ("name", form.arguments)}
     return {
         # Without an id the client could not return the output.
-        "id": text_at(item, "call_id") or label_at(item, "id") or f"call_{place}",
+        "id": text_at(item, "call_id") or label_at(item, "id") or f"call_{index}",
         "type": form.chat,
         form.chat: inner,
     }
@@ -5706,7 +5887,10 @@ def _finish_reason(response: JsonObject, has_calls: bool) -> str:
 
 
 def _chat_usage(response: JsonObject) -> JsonDict | None:
-    """The usage of a response under the names of Chat; None if it has none."""
+    """The usage of a response under the names of Chat; None if it has none.
+
+    Chat counts cached and reasoning tokens as details of the other two, as Responses does.
+    """
     usage = read_usage(response.get("usage"))
     return usage and {
         "prompt_tokens": usage.input_tokens,
@@ -5771,7 +5955,7 @@ class StreamedItem:
     has_citations: bool = False
     thought_event: str = ""  # the type of events with its reasoning; others repeat it
     call: dict[str, str] = field(default_factory=dict)  # type, id, call_id, name, as far as known
-    place: int | None = None  # the number of a call that was begun
+    index: int | None = None  # the number of a call that was begun
     has_lost_arguments: bool = False  # some preceded the head of the call
 
 
@@ -5919,7 +6103,7 @@ class ChatTranslator:
             self._latest = self._item_with(ids)
         self._by_id.update(dict.fromkeys(ids, self._latest))
         if max(len(self._by_id), self._unnumbered_count) > OUTPUT_ITEMS_MAX:
-            raise BadSyntax("answer too large")
+            raise BadSyntax("response too large")
         return self._latest
 
     def _item_with(self, ids: Sequence[str]) -> StreamedItem:
@@ -5983,12 +6167,12 @@ class ChatTranslator:
         *,
         is_all: bool = False,
     ) -> list[Delta]:
-        """The delta that begins a call: its place, id and name, with empty arguments.
+        """The delta that begins a call: its index, id and name, with empty arguments.
 
         Clients take id and name from the first chunk of a call (F87), so it is not sent before
         both are known.  `is_all`: the item is finished, so nothing more will be known.
         """
-        if text_at(item, "type") not in _TOOL_CALLS or streamed.place is not None:
+        if text_at(item, "type") not in _TOOL_CALLS or streamed.index is not None:
             return []
         names = ("type", "id", "call_id", "name")
         streamed.call |= _filled({name: text_at(item, name) for name in names})
@@ -5996,10 +6180,10 @@ class ChatTranslator:
         if not (is_known or is_all):
             return []
 
-        streamed.place = self._call_count
+        streamed.index = self._call_count
         self._call_count += 1
-        call = _chat_call(streamed.call, streamed.place)
-        return [{"tool_calls": [{"index": streamed.place, **call}]}]
+        call = _chat_call(streamed.call, streamed.index)
+        return [{"tool_calls": [{"index": streamed.index, **call}]}]
 
     def _arguments(
         self,
@@ -6013,7 +6197,7 @@ class ChatTranslator:
         If parts arrive before the call has begun, no part is sent: the client would join the
         later ones to broken JSON.  It gets all arguments at the end.
         """
-        if streamed.place is None:
+        if streamed.index is None:
             streamed.has_lost_arguments |= not is_all
             return []
         is_sent = streamed.has_text if is_all else streamed.has_lost_arguments
@@ -6022,7 +6206,7 @@ class ChatTranslator:
 
         streamed.has_text = True
         form = _TOOL_CALLS[streamed.call["type"]]
-        call = {"index": streamed.place, form.chat: {form.arguments: text}}
+        call = {"index": streamed.index, form.chat: {form.arguments: text}}
         return [{"tool_calls": [call]}]
 
     def _rest_of(self, streamed: StreamedItem, item: JsonObject) -> list[Delta]:
@@ -6051,7 +6235,7 @@ class ChatTranslator:
         Raises: BadSyntax, if there are too many items.
         """
         if len(items) > OUTPUT_ITEMS_MAX:
-            raise BadSyntax("answer too large")
+            raise BadSyntax("response too large")
 
         deltas: list[Delta] = []
         is_all = not (self._last_part or self._call_count)
@@ -6095,7 +6279,7 @@ def _response_events(response: JsonObject) -> Iterator[JsonDict]:
         return
     items = objects_at(response, "output")
     if len(items) > OUTPUT_ITEMS_MAX or not isinstance(response.get("output"), list):
-        raise BadSyntax("no answer, or too large")
+        raise BadSyntax("no response, or too large")
 
     begun = {**response, "status": "in_progress", "output": []}
     yield {"type": "response.created", "response": begun}
@@ -6157,7 +6341,7 @@ def _chunks_of(completion: JsonObject) -> Iterator[JsonDict]:
         return
     choices = objects_at(completion, "choices")
     if not choices or len(choices) > OUTPUT_ITEMS_MAX:
-        raise BadSyntax("no answer, or too large")
+        raise BadSyntax("no response, or too large")
 
     head = {**completion, "object": "chat.completion.chunk"}
     usage = head.pop("usage", None)
@@ -6173,7 +6357,7 @@ def _choices_of_chunks(choice: JsonDict) -> Iterator[JsonDict]:
     message = object_at(choice, "message") or object_at(choice, "delta")
     delta = {"role": "assistant", **message}
     if calls := objects_at(delta, "tool_calls"):
-        delta["tool_calls"] = [{**call, "index": place} for place, call in enumerate(calls)]
+        delta["tool_calls"] = [{**call, "index": index} for index, call in enumerate(calls)]
 
     begun = {**choice, "delta": delta, "finish_reason": None}
     begun.pop("message", None)
@@ -6228,8 +6412,8 @@ class Fault(NamedTuple):
     """One failed attempt.  `reason` is for the log; `error` is for the client if it is final."""
 
     reason: str
-    action: Action
-    effect: Effect
+    action: Action  # what happens to the request
+    effect: Effect  # what happens to the account
     error: PoolerError
     cooldown_seconds: float | None = None  # until a limit resets, if known
     is_refusal: bool = False  # the upstream has said that it did nothing
@@ -6314,8 +6498,9 @@ _OVERLOAD_WORDS: Final = re.compile(
 )
 # Only a gateway has stopped waiting: the server behind it may still be working (F46).
 _TIMEOUT_WORDS: Final = re.compile("deadline_exceeded|(?:gateway_)?timeout(?:_error)?")
-# The status that a code or a type of an upstream stands for, first of all an account's: 401 is
-# for its credential, 402 for itself, 429 for a limit of it.  All others are the request's own.
+# The status that an upstream's code or type stands for.  Those about an account come first: 401 for
+# its credential, 402 for the account itself, 429 for its limits.  A code that matches none of these
+# is about the request.
 _MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
     401: _CREDENTIAL_WORDS.fullmatch,
     402: _ACCOUNT_WORDS.fullmatch,
@@ -6326,7 +6511,7 @@ _MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
     503: _OVERLOAD_WORDS.fullmatch,
     504: _TIMEOUT_WORDS.fullmatch,
 }
-# These say so whatever the status that they come with: some have one for everything (F41).
+# These count whatever status they come with: some upstreams have one status for everything (F41).
 _FIRM: Final = frozenset({401, 402, 429})
 # A code that stands where a text is usual, as in OAuth's errors, has this form.
 _WORDY_CODE: Final = re.compile("[a-z]{1,24}(?:_[a-z]{1,24}){1,5}")
@@ -6338,7 +6523,7 @@ _POLICY_CODES: Final = re.compile(
     "|content_filter_.*|(?:content_)?moderation(?:_.*)?|(?:input|output|prompt|request)_flagged"
     "|flagged(?:_.*)?|image_generation_user_error"
 )
-# A text that says so in a 403: of what the client sent, and not of somebody's account.
+# The same in the message of a 403: it is about what the client sent, not about an account.
 _FLAGGED: Final = re.compile(
     r"(?i)\b(?:content|image|input|messages?|prompt|request)\b[^.\n]{0,60}"
     r"\b(?:flagged|moderation|(?:content|safety|usage) polic(?:y|ies)|safety system)\b"
@@ -6405,7 +6590,7 @@ _NO_ROUTE: Final = re.compile(
 _NO_ROUTE_CODES: Final = re.compile(
     "(?:unknown|unsupported|invalid)_(?:endpoint|route|url)|(?:endpoint|path|route)_not_found"
 )
-_HTTP_DATE: Final = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 §5.6.7, the one that is to be sent
+_HTTP_DATE: Final = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 §5.6.7: the form that must be sent
 # What comes before a span of time (F40), and before a moment.
 _RETRY_HINT: Final = re.compile(
     r"(?i)(?:(?:try(?:ing)? again|retry(?:ing)?|resets?) (?:in|after)|wait(?: for)?)"
@@ -6415,7 +6600,7 @@ _RETRY_MOMENT: Final = re.compile(
     r"(?i)(?:try(?:ing)? again|retry|resets?)(?: at| after| on)?:? "
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]{5,16}) ?(Z|UTC|GMT|[+-][0-9]{2}:?[0-9]{2})?"
 )
-# A limit's reset counts where nothing is left of it: `x-ratelimit-remaining-tokens: 0` (F66).
+# A limit's reset counts only if nothing is left of it: `x-ratelimit-remaining-tokens: 0` (F66).
 _RATE_LIMITS: Final = ("", "-requests", "-tokens")
 # One part of a span: "6m0s" has two.  Milliseconds first, as their "m" is no minute.
 _SPAN: Final = re.compile(
@@ -6542,7 +6727,7 @@ def _status_of(status: int, words: UpstreamWords) -> int:
 
 
 def _status_in_200(words: UpstreamWords) -> int:
-    """The status that a failure in a 200 stands for: all there is is what it says of itself."""
+    """The status that a failure in a 200 stands for, by what it says of itself."""
     if words.status:
         is_usual = words.status < 500 or words.status in _BY_STATUS
         return words.status if is_usual else 502
@@ -6614,7 +6799,7 @@ def names_account(words: UpstreamWords, value: Json = None, body: bytes = b"") -
 
     `value`: all that would be passed on; `body`: its source, which may also have a name in a
     member's name.  Of a long value only the beginning is searched, and a long body not at all: the
-    search would hold the loop.
+    search would block the loop.
     """
     texts = [words.message, _texts_in(value)[:NAMED_BYTES_MAX]]
     if len(body) <= NAMED_BYTES_MAX:
@@ -6740,7 +6925,7 @@ class Window(NamedTuple):
     """
 
     family: str  # the limit's id
-    length_seconds: int  # 0: not told
+    length_seconds: int  # 0: not reported
     used_percent: float  # 0 to 100
     resets_at: float | None  # unix time, not yet checked
     name: str = ""  # of the limit, for people; that of a model's own limit is the model's
@@ -6756,8 +6941,8 @@ _QUOTA_HEADER: Final = re.compile(r"x-([a-z0-9-]{1,64})-(primary|secondary)-used
 def _read_window(family: str, values: Iterable[Json], name: str) -> list[Window]:
     """The window with these `_WINDOW_FIELDS`; none, if they are no plausible numbers.
 
-    More than all is all: a last response may overrun.  Nothing used, of an unknown length, with
-    no reset, is how an upstream says "no data".
+    More than 100 % counts as 100: the last response may overrun.  Nothing used, of an unknown
+    length, with no reset, is how an upstream says "no data" (F33).
     """
     percent, minutes, resets_at = map(number_of, values)
     if percent is None or percent < 0:
@@ -7013,7 +7198,7 @@ def _without_route(reason: str) -> Fault:
 def _is_of_an_edge(status: int, headers: Headers, value: JsonObject) -> bool:
     """Whether the response is a page of something in front of the upstream: a bot wall (F45).
 
-    It has seen an address, and no account, so no account is blamed for it.
+    It has seen an address, and no account, so it begins no cooldown.
     """
     if status not in {403, 429}:
         return False
@@ -7062,9 +7247,9 @@ def classify_response(
     own = _refusal_error(
         status,
         words,
-        value=value,
-        body=body,
-        content_type=content_type,
+        value,
+        body,
+        content_type,
         is_reshaped=is_reshaped,
     )
     return _classified(reason, meant, words, own, unix_now)
@@ -7073,10 +7258,10 @@ def classify_response(
 def _refusal_error(
     status: int,
     words: UpstreamWords,
-    *,
     value: JsonObject,
     body: bytes,
     content_type: str,
+    *,
     is_reshaped: bool,
 ) -> PoolerError:
     """The error for the client, if the refusal is about its request.
@@ -7094,7 +7279,7 @@ def _refusal_error(
     # Unchanged (SECURITY.md, 8), unless its code is one of ours: it would pass for our own error.
     is_json = "json" in content_type and bool(try_load_object(body))
     if is_json and not error.is_renamed:
-        error.answer = (body, content_type)
+        error.upstream_response = (body, content_type)
     return error
 
 
@@ -7111,7 +7296,7 @@ def _edge_fault(reason: str, status: int) -> Fault:
 def _read_refusal(body: bytes) -> tuple[JsonDict, str]:
     """The object in the body of a refusal, or else the text that it is.
 
-    It may be the only one of a list, and what is no UTF-8 is nearly always Latin-1.
+    A list may hold it (F65).  What is not UTF-8 is nearly always Latin-1.
     """
     raw = body if is_utf8(body) else body.decode("latin-1").encode()
     start = raw.lstrip()[:1]
@@ -7127,7 +7312,7 @@ def _read_refusal(body: bytes) -> tuple[JsonDict, str]:
 def classify_event(failure: JsonObject, unix_now: float) -> Fault | None:
     """What a failure hidden in a 200, before any content, means.
 
-    None: it is the client's own, or nothing of it could be read.
+    None if the request is to blame, or if nothing of it could be read.
     """
     if not failure:
         return None
@@ -7147,7 +7332,7 @@ def classify_event(failure: JsonObject, unix_now: float) -> Fault | None:
 def failed_response(failure: JsonObject, unix_now: float) -> PoolerError:
     """The HTTP error for a failure in a stream whose client has been sent nothing yet.
 
-    What is the client's own keeps the upstream's words: it would have them as a 400, too.
+    If the request is to blame, the error has the upstream's words, as it would in a 400.
     """
     if fault := classify_event(failure, unix_now):
         return fault.error
@@ -7161,7 +7346,7 @@ def own_fault(failure: JsonObject, body: bytes = b"") -> Fault:
     value = try_load_object(body)
     is_shaped = isinstance(value.get("error"), dict)
     if is_shaped and not error.is_renamed and not names_account(words, value, body):
-        error.answer = (body, "application/json")
+        error.upstream_response = (body, "application/json")
     return Fault(_reason(200, words), Action.RETURN, Effect.NONE, error, is_refusal=True)
 
 
@@ -7179,11 +7364,17 @@ def _own_failure(words: UpstreamWords) -> PoolerError:
 _NOT_SHOWN: Final = frozenset({"headers", "request_id"})
 
 
-def public_error(fault: Fault | None, failure: JsonObject) -> PoolerError | None:
+def public_error(
+    fault: Fault | None,
+    failure: JsonObject,
+    *,
+    is_reshaped: bool = False,
+) -> PoolerError | None:
     """The error that a client gets in the place of a failure in the middle of its stream.
 
     None: the upstream's own words may go to the client.  Those about an account may not
-    (SECURITY.md, 7).
+    (SECURITY.md, 7).  `is_reshaped`: they would come in an event of ours, so a code of ours in it
+    would pass for the pooler's, and clients act on these.
     """
     effect = Effect.NONE if fault is None else fault.effect
     if fault is not None and effect in {Effect.REFUSED, Effect.FORBIDDEN}:
@@ -7196,7 +7387,11 @@ def public_error(fault: Fault | None, failure: JsonObject) -> PoolerError | None
         error.public = "The account that served this has reached its limit."
         return error
 
-    return error if names_account(words, _error_members(failure)) else None
+    if names_account(words, _error_members(failure)):
+        return error
+    if is_reshaped and error.is_renamed:
+        return PoolerError("upstream_error", cleaned(words.message), upstream_code=words.code)
+    return None
 
 
 def _error_members(failure: JsonObject) -> list[Json]:
@@ -7209,18 +7404,8 @@ def _error_members(failure: JsonObject) -> list[Json]:
     return [failure[name] for name in failure if name not in _NOT_SHOWN]
 
 
-def renamed_error(failure: JsonObject) -> PoolerError | None:
-    """The error that is shown for a failure whose code is one of ours; None if it is not.
-
-    Clients act on our codes: an upstream's `pool_busy` would be taken for the pooler's.
-    """
-    words = read_error(failure)
-    error = PoolerError("upstream_error", cleaned(words.message), upstream_code=words.code)
-    return error if error.is_renamed else None
-
-
 class Stage(enum.Enum):
-    """How far an attempt has come on its connection."""
+    """How far an attempt has come on its connection: it decides whether it may be repeated."""
 
     UPGRADE = enum.auto()  # to a WebSocket
     SEND = enum.auto()
@@ -7236,7 +7421,7 @@ class Trouble(enum.Enum):
     SYNTAX = "upstream_invalid_response"
 
 
-# An upgrade that is refused so: there is no WebSocket, for this account at least.
+# If an upgrade is refused with one of these, there is no WebSocket, for this account at least.
 NO_WEBSOCKET_STATUSES: Final = frozenset({404, 405, 426, 501})
 
 
@@ -7263,9 +7448,9 @@ class Cause(enum.StrEnum):
     PROXY_RESPONSE = "proxy answer not understood"
 
 
-# What is trusted at a host may differ from account to account.
+# About the certificate: accounts of one host may trust different authorities.
 _OF_TRUST: Final = frozenset({Cause.NOT_TRUSTED, Cause.OTHER_NAME, Cause.OUT_OF_DATE, Cause.TLS})
-# No other account would fare better.
+# The pooler itself, or its proxy, is in trouble: no other account would fare better.
 _OF_EVERYBODY: Final = frozenset(
     {
         Cause.NO_DESCRIPTOR, Cause.PROXY_NAME, Cause.PROXY_UNREACHABLE, Cause.PROXY_TIMED_OUT,
@@ -7322,9 +7507,19 @@ def classify_transport(stage: Stage, trouble: Trouble, timer: str) -> Fault:
 ################################################################
 # ACCOUNTS
 ################################################################
-# Which account serves.  All state is here, in memory and bounded; each method decides and takes
-# effect in one step, so nothing can come between.  `now` is monotonic, in seconds; what an upstream
-# announces is in unix seconds, and `unix_now` translates it.
+# Which account serves a call.  All state is here, in memory and bounded; each method decides and
+# takes effect in one step, so nothing can come between.  `now` is monotonic, in seconds; what an
+# upstream announces is in Unix seconds, and `unix_now` translates it.
+#
+#     Health              what is known of one account: cooldowns, blocks, quota, catalogue
+#     Sessions, Leases    which account a conversation belongs to, and what is in flight
+#     Standing            whether an account can serve a call; if not, why, and until when
+#     Hosts               which hosts could not be reached
+#     Roster              all of that, and what happens to it
+#     Choice              for one call: the best account, or the wait, or the error
+#
+# Two guarantees of SECURITY.md rest on this section: a session stays on its account (3), and a
+# cooldown ends at its reset, or when a request that began after it succeeds (5).
 
 
 class Model(NamedTuple):
@@ -7337,26 +7532,29 @@ class Model(NamedTuple):
 
     def entry_as(self, name: str) -> bytes:
         """The entry under the name that a pool has for the model."""
-        return dump_json({**load_object(self.entry, CATALOGUE_MEMBERS_MAX), "slug": name})
+        entry = load_object(self.entry, CATALOGUE_MEMBERS_MAX)
+        return dump_json({**entry, "slug": name})
 
     def merged(self, other: Model) -> Model:
         """The model as two accounts serve it: the shorter context, as either may be asked."""
-        lengths = [model.context_length for model in (self, other) if model.context_length]
+        both = (self, other)
+        lengths = [model.context_length for model in both if model.context_length]
+        context_length = min(lengths, default=None)
         described = self if self.entry else other
-        return described._replace(context_length=min(lengths, default=None))
+        return described._replace(context_length=context_length)
 
 
 def _remember(
-    known: OrderedDict[K, T],
+    values: OrderedDict[K, T],
     key: K,
     value: T,
     length_max: int,
 ) -> None:
-    """Set a member; the one that was set longest ago is forgotten."""
-    known[key] = value
-    known.move_to_end(key)
-    while len(known) > length_max:
-        known.popitem(last=False)
+    """Set a member; above `length_max` the one that was set longest ago is forgotten."""
+    values[key] = value
+    values.move_to_end(key)
+    while len(values) > length_max:
+        values.popitem(last=False)
 
 
 class Memory(Generic[T]):
@@ -7373,10 +7571,13 @@ class Memory(Generic[T]):
     def __len__(self) -> int:
         return self.length
 
-    def get(self, share: Hashable, digest: bytes) -> T | None:
-        """The value in a share under a digest; None if it is not remembered."""
-        values = self.by_share.get(share) or OrderedDict()
-        return values.get(digest)
+    def get(self, share: Hashable, digest: bytes | None) -> T | None:
+        """The value in a share under a digest; None if it is not remembered.
+
+        `digest` may be None, for what has no name: nothing is remembered under it.
+        """
+        values = self.by_share.get(share)
+        return values.get(digest) if values and digest else None
 
     def set(
         self,
@@ -7386,19 +7587,20 @@ class Memory(Generic[T]):
         length_max: int,
     ) -> None:
         """Remember a value; above `length_max` values in all, old ones are forgotten."""
-        known = self.by_share.setdefault(share, OrderedDict())
-        self.length += digest not in known
-        known[digest] = value
-        known.move_to_end(digest)
+        values = self.by_share.setdefault(share, OrderedDict())
+        self.length += digest not in values
+        values[digest] = value
+        values.move_to_end(digest)
         while self.length > length_max:
             self._forget_one()
 
     def _forget_one(self) -> None:
         """Forget the oldest value of the largest share."""
         largest = max(self.by_share, key=lambda share: len(self.by_share[share]))
-        self.by_share[largest].popitem(last=False)
+        values = self.by_share[largest]
+        values.popitem(last=False)
         self.length -= 1
-        if not self.by_share[largest]:
+        if not values:
             del self.by_share[largest]
 
 
@@ -7408,12 +7610,13 @@ class Memory(Generic[T]):
 class QuotaWindow(NamedTuple):
     """How far one window of a limit is used up, and when the next one begins.
 
-    If the upstream tells no plausible reset, `ends_at` is the latest that it can be.
+    Windows are compared by their first fields: the one that is used more, and ends later, is the
+    larger one.
     """
 
-    used_percent: float
-    ends_at: float
-    seen_at: float = 0.0
+    used_percent: float  # 0 to 100
+    ends_at: float  # if the upstream announces no plausible reset, the latest that it can be
+    seen_at: float = 0.0  # when it was reported
     is_reset_known: bool = True
 
     @property
@@ -7426,7 +7629,11 @@ def _window_of(
     now: float,
     unix_now: float,
 ) -> QuotaWindow:
-    """A reported window on our clock; an implausible reset is not believed."""
+    """A reported window on our clock.
+
+    A reset in the past, or further away than RESET_SECONDS_MAX, is not believed: the upstream's
+    clock or ours is wrong, and a window is over after its length at the latest.
+    """
     seconds = (report.resets_at or 0.0) - unix_now
     is_plausible = 0 < seconds <= RESET_SECONDS_MAX
     if not is_plausible:
@@ -7452,21 +7659,24 @@ class Quota:
         }
 
     def has_own_room(self, model: str, now: float) -> bool:
-        """Whether a model has a limit apart from the plan's, and that is not used up."""
+        """Whether a model has a limit apart from the plan's, and that is not used up (F35)."""
         family = self.families.get(model_of_limit(model), "")
         windows = self.running(family, now).values()
-        return bool(windows) and all(window.used_percent < 100 for window in windows)
+        return bool(windows) and not any(window.is_full for window in windows)
 
     def reset_seconds(self, family: str, now: float) -> float | None:
         """The seconds until a limit's fullest window ends; None if that is unknown."""
         windows = self.running(family, now).values()
         announced = [window for window in windows if window.is_reset_known]
-        return max(announced).ends_at - now if announced else None
+        if not announced:
+            return None
+        return max(announced).ends_at - now
 
     def left_percent(self, now: float) -> float:
-        """What is left of the plan's fullest window."""
+        """What is left of the plan's fullest window: that is the one that will bar the account."""
         windows = self.running(PLAN_FAMILY, now).values()
-        return min((100 - one.used_percent for one in windows), default=UNKNOWN_LEFT_PERCENT)
+        left = [100 - window.used_percent for window in windows]
+        return min(left, default=UNKNOWN_LEFT_PERCENT)
 
     def lapse(self, now: float, *, has_plan: bool) -> tuple[float, float]:
         """How soon quota of the plan is lost unused, as a sort key; smaller is sooner.
@@ -7477,14 +7687,16 @@ class Quota:
         """
         windows = self.running(PLAN_FAMILY, now)
         if not windows:
-            return (-math.inf, -math.inf) if has_plan else (math.inf, math.inf)
+            moment = -math.inf if has_plan else math.inf
+            return moment, moment
 
         longest = windows[max(windows)]
-        if longest.is_full:
+        if longest.is_full:  # there is nothing left to lose
             return math.inf, math.inf
 
         hours = round((longest.ends_at - now) / HOUR)
-        return hours, min(window.ends_at for window in windows.values())
+        ends = [window.ends_at for window in windows.values()]
+        return hours, min(ends)
 
     def note(
         self,
@@ -7497,6 +7709,7 @@ class Quota:
         A window is used up once: an account that serves all the same does so on credits.
         """
         full_before = self._full_of_plan(now)
+        # A limit is reported whole: what is missing of it does not exist any more.
         families = {report.family for report in reports}
         windows = {key: window for key, window in self.windows.items() if key[0] not in families}
 
@@ -7506,7 +7719,8 @@ class Quota:
             windows[report.family, report.length_seconds] = window
             if report.name and report.family != PLAN_FAMILY:
                 self.note_family(report.name, report.family)
-        self.windows = dict([*windows.items()][-QUOTA_WINDOWS_MAX:])
+        latest = [*windows.items()][-QUOTA_WINDOWS_MAX:]
+        self.windows = dict(latest)
 
         ends = [
             window.ends_at
@@ -7516,6 +7730,7 @@ class Quota:
         return max(ends, default=None)
 
     def _full_of_plan(self, now: float) -> dict[int, QuotaWindow]:
+        """The plan's windows that are used up, by their length in seconds."""
         windows = self.running(PLAN_FAMILY, now)
         return {length: window for length, window in windows.items() if window.is_full}
 
@@ -7537,7 +7752,7 @@ class Cooldown:
     """A limit that was reached, or a refusal.
 
     Limits are reset early, and refusals end, so the account may be asked again before the announced
-    end: from `retry_at` on.  A failure then begins the next wait.
+    end: from `retry_at` on.  If it fails then, the next wait begins.  All times are monotonic.
     """
 
     until: float = 0.0  # as announced; infinite: refused
@@ -7551,7 +7766,10 @@ class Cooldown:
         now: float,
         reason: str,
     ) -> None:
-        """Cool down until then.  The latest evidence wins, but never shortens a cooldown."""
+        """Cool down until then.  The latest evidence wins, but never shortens a cooldown.
+
+        Requests that ran at the same time fail one after the other, each with its own reset.
+        """
         self.until = until if self.until == math.inf else max(self.until, until)
         self.retry_at = min(self.until, now + UNTRIED_SECONDS_MAX)
         self.noted_at, self.reason = now, reason
@@ -7569,8 +7787,8 @@ class Cooldown:
 class Block(NamedTuple):
     """What an account lacks, or why it comes last: until when, and the evidence."""
 
-    until: float
-    reason: str
+    until: float  # monotonic
+    reason: str  # of a `Fault`: what the log says, too
 
 
 # How long an account is not asked for what it lacks.
@@ -7590,8 +7808,8 @@ class Health:
     # The plan is used up, which bars all models but those with a limit of their own.
     plan: Cooldown = field(default_factory=Cooldown)
     by_model: OrderedDict[str, Cooldown] = field(default_factory=OrderedDict)
-    # By the model or path that it lacks, or under "".  Clients choose the names of models, so one
-    # effect's blocks are bounded apart from another's.
+    # By the model or path that it lacks, or under "".  Clients choose the names of models, so the
+    # blocks of one effect are bounded apart from those of another.
     blocks: dict[Effect, OrderedDict[str, Block]] = field(
         default_factory=lambda: {effect: OrderedDict() for effect in Effect}
     )
@@ -7600,13 +7818,14 @@ class Health:
     forbidden_count: int = 0  # in a row, without a success in between
     catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_at: float = -math.inf  # when that was asked for
-    catalogue_until: float = -math.inf  # when it is to be asked for again
+    catalogue_until: float = -math.inf  # when it must be asked for again
     catalogue_problem: str = ""  # the last one, which has been logged
     has_login: bool = True  # False: its auth_file cannot serve
     login: bytes = b""  # digest of its auth_file
 
     @property
     def cooldowns(self) -> list[Cooldown]:
+        """All of the account's, whatever they bar."""
         return [self.whole, self.plan, *self.by_model.values()]
 
     @property
@@ -7615,7 +7834,10 @@ class Health:
         return self.catalogue if self.account.models is None else self.account.models
 
     def forget(self) -> None:
-        """End all cooldowns and blocks, as an operator asks by a reload."""
+        """End all cooldowns and blocks, as an operator asks by a reload.
+
+        The operator may have just bought credits.  Quota windows stay: they are measurements.
+        """
         self.forbidden_count = 0
         self.catalogue_until = -math.inf
         for cooldown in self.cooldowns:
@@ -7624,7 +7846,7 @@ class Health:
             blocks.clear()
 
     def bring_forward(self, seconds: float) -> None:
-        """Move everything that has a time closer by this many seconds."""
+        """Move everything that has a time closer by this many seconds: see `Roster.note_time`."""
         self.catalogue_at -= seconds
         self.catalogue_until -= seconds
         self.quota.bring_forward(seconds)
@@ -7635,7 +7857,7 @@ class Health:
                 blocks[name] = block._replace(until=block.until - seconds)
 
     def note_login(self, digest: bytes, is_usable: bool) -> None:
-        """Take the state of the auth_file; a new one may be what a refused account needed."""
+        """Take the state of the auth_file; a new login may be what a refused account needed."""
         self.has_login = is_usable
         if digest == self.login:
             return
@@ -7650,7 +7872,7 @@ class Health:
             self.whole.end()
 
     def cooldowns_of(self, model: str, now: float) -> list[Cooldown]:
-        """All that may bar a model, by its name in the pool."""
+        """All that may bar a model, by its name in the pool; some of them may be over."""
         cooldowns = [self.whole]
         if not self.quota.has_own_room(self.account.name_of(model), now):
             cooldowns.append(self.plan)
@@ -7677,7 +7899,9 @@ class Health:
     def block_of(self, effect: Effect, now: float, name: str = "") -> Block | None:
         """The block that holds now."""
         block = self.blocks[effect].get(name)
-        return block if block is not None and block.until > now else None
+        if block is None or block.until <= now:
+            return None
+        return block
 
     def note_fault(
         self,
@@ -7756,21 +7980,13 @@ class Health:
         return (self.catalogue or {}).get(model, Model()).efforts
 
 
-def health_in(known: Mapping[str, Health], account: Account) -> Health:
-    """What is known of an account; nothing if a reload has removed it or pointed it elsewhere."""
-    health = known.get(account.name)
-    if health is None or health.account.identity != account.identity:
-        return Health(account)
-    return health
-
-
 # How an account stands.
 
 
 class Status(enum.StrEnum):
     """Whether an account can serve, or else the first cause that holds, in this order.
 
-    The values are what operators read.
+    What no wait can change comes first.  The values are what operators read.
     """
 
     PAUSED = "paused"
@@ -7789,6 +8005,7 @@ class Status(enum.StrEnum):
     READY = "ready"
 
 
+# These have an end that is known, so a client can be told when to come back.
 LIMITED: Final = frozenset({Status.COOLING_DOWN, Status.MODEL_LIMITED})
 # It has what the request needs, though perhaps not now.
 _ABLE: Final = frozenset({Status.NO_LOGIN, Status.REFUSED, *LIMITED, Status.READY})
@@ -7804,21 +8021,27 @@ class Standing(NamedTuple):
 
     @property
     def is_able(self) -> bool:
+        """Whether the account could serve the call at another time."""
         return self.status in _ABLE
 
     def text(self, now: float) -> str:
         """The standing for operators, in words."""
         words = self.status.value
         if self.status is Status.COOLING_DOWN:
-            words = f"cooling down for {round(self.until - now)} s more"
+            seconds = round(self.until - now)
+            words = f"cooling down for {seconds} s more"
         return f"{words}: {self.reason}" if self.reason else words
 
 
 def standing_of(health: Health, now: float) -> Standing:
-    """How an account stands, whatever is asked of it."""
+    """How an account stands, whatever is asked of it: what the pages of operators show.
+
+    A cooldown of a single model is not in it, as the account serves all others.
+    """
     if health.account.paused:
         return Standing(Status.PAUSED)
-    return _standing_in_time(health, [health.whole, health.plan], now)
+    cooldowns = [health.whole, health.plan]
+    return _standing_in_time(health, cooldowns, now)
 
 
 def standing_for(
@@ -7838,7 +8061,7 @@ def _lack_of(
     creator: bytes | None,
     now: float,
 ) -> Standing | None:
-    """Why an account cannot serve such a request, whatever its model."""
+    """Why an account cannot serve such a request, whatever its model; None if it can."""
     account = health.account
     if account.paused:
         return Standing(Status.PAUSED)
@@ -7868,7 +8091,10 @@ def _lack_of_model(
     call: Call,
     now: float,
 ) -> Standing | None:
-    """Why an account cannot serve this model or route."""
+    """Why an account cannot serve this model or route; None if it can.
+
+    What its upstream has said of them counts for more than a list.
+    """
     if block := health.block_of(Effect.LACKS_MODEL, now, call.model):
         return Standing(Status.LACKS_MODEL, block.reason, block.until, block.until)
     if block := health.block_of(Effect.LACKS_ROUTE, now, call.path):
@@ -7877,8 +8103,9 @@ def _lack_of_model(
     models = health.models
     if models is None or call.model in models or call.is_unlisted:
         return None
-    is_certain = health.account.models is not None
-    return Standing(Status.NOT_OFFERED if is_certain else Status.NOT_LISTED)
+    if health.account.models is not None:
+        return Standing(Status.NOT_OFFERED)
+    return Standing(Status.NOT_LISTED)
 
 
 def _standing_for_model(
@@ -7887,7 +8114,9 @@ def _standing_for_model(
     now: float,
 ) -> Standing:
     """How an account that lacks nothing stands for a model."""
-    standing = _standing_in_time(health, health.cooldowns_of(call.model, now), now)
+    cooldowns = health.cooldowns_of(call.model, now)
+    standing = _standing_in_time(health, cooldowns, now)
+    # If the model's own cooldown is the longest, an operator reads that only this model is limited.
     own = health.by_model.get(call.model)
     if own is not None and standing.until == own.until < math.inf:
         return standing._replace(status=Status.MODEL_LIMITED)
@@ -7909,6 +8138,7 @@ def _standing_in_time(
 
     longest = max(holding, key=lambda cooldown: cooldown.until)
     status = Status.REFUSED if longest.until == math.inf else Status.COOLING_DOWN
+    # Each of them bars the account, so it may be asked again when the last one allows it.
     retry_at = max(cooldown.retry_at for cooldown in holding)
     return Standing(status, longest.reason, longest.until, retry_at)
 
@@ -7919,16 +8149,19 @@ UNKEPT: Final = b""  # instead of a creator: a codex account created the respons
 
 
 class Pin(NamedTuple):
-    """Where a session stays."""
+    """Where a session stays: its prompt is in that account's cache (F15)."""
 
-    account: str
-    base_url: BaseUrl
-    is_mixed: bool  # its history may hold reasoning of several upstreams
-    used_at: float
+    account: str  # by name
+    base_url: BaseUrl  # a reload may give the name to another upstream
+    is_mixed: bool  # its history may hold reasoning of several upstreams (F10)
+    used_at: float  # monotonic
 
 
 class Sessions:
-    """Which account a session, a stored response or a turn's state belongs to."""
+    """Which account a session, a stored response or a turn's state belongs to.
+
+    All of it is kept by digest, as clients choose these names and may put anything into them.
+    """
 
     def __init__(self) -> None:
         self.pins = Memory[Pin]()  # by key and session
@@ -7937,7 +8170,7 @@ class Sessions:
 
     def pin_of(self, call: Call, now: float) -> Pin | None:
         """Where the session of a request stays; None if it has none, or was idle too long."""
-        pin = self.pins.get(call.key_name, call.session) if call.session else None
+        pin = self.pins.get(call.key_name, call.session)
         if pin is None or now - pin.used_at > PIN_IDLE_SECONDS_MAX:
             return None
         return pin
@@ -7962,7 +8195,10 @@ class Sessions:
     ) -> bool:
         """Whether the session's history may hold reasoning that `account` cannot read."""
         pin = self.pin_of(call, now)
-        return pin is not None and (pin.is_mixed or pin.base_url != account.base_url)
+        if pin is None:
+            return False
+        # Accounts at one upstream can mostly read each other's (F10).
+        return pin.is_mixed or pin.base_url != account.base_url
 
     def note_creator(
         self,
@@ -7971,12 +8207,17 @@ class Sessions:
         what: str,
         value: Json,
     ) -> None:
-        """Remember who created a response (`what`: "response") or a turn's state."""
-        if isinstance(value, str):
-            is_kept = what != "response" or not account.is_codex
-            creator = account.identity if is_kept else UNKEPT
-            digest = digest_parts(*call.key_name, what, value)
-            self.creators.set(call.key_name, digest, creator, RESPONSE_PINS_MAX)
+        """Remember who created a response (`what`: "response") or a turn's state (F22).
+
+        `value` is its id, as an upstream's event has it; without one there is nothing to remember.
+        """
+        if not isinstance(value, str):
+            return
+
+        is_kept = what != "response" or not account.is_codex
+        creator = account.identity if is_kept else UNKEPT
+        digest = digest_parts(*call.key_name, what, value)
+        self.creators.set(call.key_name, digest, creator, RESPONSE_PINS_MAX)
 
     def is_creator(
         self,
@@ -7990,20 +8231,20 @@ class Sessions:
         return self.creators.get(call.key_name, digest) == account.identity
 
     def creator_of(self, call: Call) -> bytes | None:
-        """The creator of the response that a request continues; None if unknown."""
-        return self.creators.get(call.key_name, call.response) if call.response else None
+        """The creator of the response that a request continues, or UNKEPT; None if unknown."""
+        return self.creators.get(call.key_name, call.response)
 
 
 # Leases.
 
 
 class Lease(NamedTuple):
-    """One request's place on an account."""
+    """One request's place at an account."""
 
     account: Account
-    health: Health
+    health: Health  # what a success changes, even if a reload replaces the account meanwhile
     cooldowns: Sequence[Cooldown]  # that its success ends
-    began_at: float
+    began_at: float  # monotonic
     key: tuple[str, str]  # for whom: pool and name
 
 
@@ -8035,11 +8276,17 @@ class Leases:
     def has_room(self, account: Account, key: tuple[str, str]) -> bool:
         """Whether a key may have one more request in flight there: the account is not at its cap.
 
-        If several keys share an account, its last places are for those that have few.
+        If several keys share an account, its last places are for those that have few: a client that
+        sends as much as it can must not shut out the others.
         """
-        kept = account.concurrent // PLACES_KEPT_PART if self.key_counts[account.name] > 1 else 0
+        kept = 0
+        if self.key_counts[account.name] > 1:
+            kept = account.concurrent // PLACES_KEPT_PART
+
         left = account.concurrent - self.in_flight[account.name]
-        return left > kept or (left > 0 and self.of_key_at[account.name, key] < kept)
+        if left > kept:
+            return True
+        return left > 0 and self.of_key_at[account.name, key] < kept
 
     def take(self, account: str, key: tuple[str, str]) -> None:
         """Count one more request in flight."""
@@ -8052,63 +8299,6 @@ class Leases:
         uncount(self.in_flight, account)
         uncount(self.of_key, key)
         uncount(self.of_key_at, (account, key))
-
-
-# Catalogues.
-
-
-def catalogue_of(known: Mapping[str, Health], pool: Pool) -> dict[str, Model]:
-    """All that is known of the models of a pool's accounts; `known`: their health by name."""
-    models: dict[str, Model] = {}
-    for account in pool.accounts:
-        if account.paused:
-            continue
-        health = health_in(known, account)
-        listed = health.catalogue or {}
-        for name in health.models or ():
-            model = listed.get(account.name_of(name), Model())
-            models[name] = models.get(name, model).merged(model)
-    return models
-
-
-def models_of(
-    known: Mapping[str, Health],
-    pool: Pool,
-    key: Key,
-) -> dict[str, int | None]:
-    """The names that GET /v1/models shows to a key, with context lengths if known."""
-    catalogue = catalogue_of(known, pool)
-    names = [*(sorted(catalogue) if pool.models is None else pool.models), *pool.aliases]
-    shown = [name for name in names if is_model_allowed(name, pool, key)]
-    models = {name: catalogue.get(pool.meant_by(name).model, Model()) for name in shown}
-    return {name: model.context_length for name, model in models.items()}
-
-
-def codex_models_of(
-    known: Mapping[str, Health],
-    pool: Pool,
-    key: Key,
-) -> list[bytes]:
-    """The entries of Codex's catalogue that a key may use."""
-    return [
-        model.entry if model.slug == name else model.entry_as(name)
-        for name, model in catalogue_of(known, pool).items()
-        if model.entry and is_model_allowed(name, pool, key)
-    ]
-
-
-def is_model_known(known: Mapping[str, Health], call: Call) -> bool:
-    """Whether the model's name is an operator's or an upstream's, not just a client's.
-
-    The log shows such a name, so one of an upstream must not name an account.
-    """
-    name, pool = call.requested_model, call.pool
-    lists = [pool.models, pool.aliases, *(account.models for account in pool.accounts)]
-    if any(name in names for names in lists if names is not None):
-        return True
-
-    catalogues = [health_in(known, account).catalogue for account in pool.accounts]
-    return any(name in names for names in catalogues if names) and not is_account_name(name)
 
 
 # Hosts.
@@ -8148,7 +8338,7 @@ class Hosts:
             self.unreached.pop(way, None)
 
     def cause_for(self, account: Account, now: float) -> Cause | None:
-        """Why the account's host could not be reached a moment ago; None if that is not so."""
+        """Why the account's host could not be reached a moment ago; None if it could."""
         for way in _ways(account):
             until, cause = self.unreached.get(way, (now, None))
             if until > now:
@@ -8180,15 +8370,15 @@ class Roster:
         what its former upstream reported does not hold for the new one.
         """
         self.limits = config.limits
+        self.pools = config.pools
         self.hosts = Hosts()
 
-        before = self.health
-        self.health = {}
+        healths = {}
         for name, account in config.accounts.items():
-            health = health_in(before, account)
+            health = healths[name] = self.health_of(account)
             health.account = account
             health.forget()
-            self.health[name] = health
+        self.health = healths
         self.leases.reload(config)
 
     def note_time(self, now: float, unix_now: float) -> None:
@@ -8209,12 +8399,25 @@ class Roster:
             health.bring_forward(slept_seconds)
 
     def health_of(self, account: Account) -> Health:
-        """What is known of an account; nothing if a reload has replaced it."""
-        return health_in(self.health, account)
+        """What is known of an account; nothing if a reload has removed it or pointed it elsewhere.
+
+        Then what comes of requests that are still in progress is recorded in a `Health` that nobody
+        reads.
+        """
+        return self.health[account.name] if self.is_current(account) else Health(account)
 
     def is_current(self, account: Account) -> bool:
         """Whether no reload has removed the account or pointed it elsewhere."""
-        return self.health_of(account) is self.health.get(account.name)
+        health = self.health.get(account.name)
+        return health is not None and health.account.identity == account.identity
+
+    def current(self, call: Call) -> Call:
+        """The call with its pool as it is now: a choice is made among accounts as they are."""
+        # A reload may have dropped the pool: then the call has no account left.
+        pool = self.pools.get(call.pool.name)
+        if pool is call.pool:
+            return call
+        return call._replace(pool=pool or dataclasses.replace(call.pool, accounts=()))
 
     def standings(self, call: Call, now: float) -> list[tuple[Health, Standing]]:
         """How each account of the call's pool stands for it, in the pool's order.
@@ -8267,7 +8470,7 @@ class Roster:
     ) -> Lease:
         """Lease a place at an account; `end` gives it back, also after a reload.
 
-        The lease keeps the cooldowns that hold now: only they can be ended by its success.
+        The lease keeps the cooldowns that may bar its model: only these does its success disprove.
         """
         health = self.health[account.name]
         health.served_at = now
@@ -8352,6 +8555,76 @@ class Roster:
         return status in {Status.NO_LOGIN, Status.READY} and not health.is_demoted(now)
 
 
+# Catalogues.
+
+
+def catalogue_of(roster: Roster, pool: Pool) -> dict[str, Model]:
+    """The models of a pool's accounts, by the name that the pool has for them.
+
+    Paused accounts are left out, as nobody can use their models.
+    """
+    models: dict[str, Model] = {}
+    for account in pool.accounts:
+        if account.paused:
+            continue
+        health = roster.health_of(account)
+        listed = health.catalogue or {}
+        for name in health.models or ():
+            model = listed.get(account.name_of(name), Model())
+            models[name] = models.get(name, model).merged(model)
+    return models
+
+
+def models_of(
+    roster: Roster,
+    pool: Pool,
+    key: Key,
+) -> dict[str, int | None]:
+    """The names that GET /v1/models shows to a key, with context lengths in tokens if known."""
+    catalogue = catalogue_of(roster, pool)
+    names = sorted(catalogue) if pool.models is None else pool.models
+
+    lengths = {}
+    for name in [*names, *pool.aliases]:
+        if is_model_allowed(name, pool, key):
+            model = catalogue.get(pool.meant_by(name).model, Model())
+            lengths[name] = model.context_length
+    return lengths
+
+
+def codex_models_of(
+    roster: Roster,
+    pool: Pool,
+    key: Key,
+) -> list[bytes]:
+    """The entries of Codex's catalogue that a key may use (F20), as JSON.
+
+    Unchanged except for the name: Codex CLI reads more of an entry than the pooler knows.
+    """
+    return [
+        model.entry if model.slug == name else model.entry_as(name)
+        for name, model in catalogue_of(roster, pool).items()
+        if model.entry and is_model_allowed(name, pool, key)
+    ]
+
+
+def is_model_known(roster: Roster, call: Call) -> bool:
+    """Whether the model's name is an operator's or an upstream's, not just a client's.
+
+    The log shows such a name (SECURITY.md, 7), so one of an upstream must not name an account.
+    """
+    name, pool = call.requested_model, call.pool
+    of_accounts = [account.models for account in pool.accounts]
+    configured = [pool.models, pool.aliases, *of_accounts]
+    if any(name in names for names in configured if names is not None):
+        return True
+
+    if is_account_name(name):
+        return False
+    catalogues = [roster.health_of(account).catalogue for account in pool.accounts]
+    return any(name in names for names in catalogues if names)
+
+
 # The choice.
 
 
@@ -8394,11 +8667,10 @@ class Choice:
 
     def ranked(self) -> list[Account]:
         """The accounts that may be asked now, the best first, whether or not they have room."""
-        now, tried = self.now, self.tried
         ranks: list[tuple[Rank, Account]] = []
         for health, standing in self.standings:
             account = health.account
-            if standing.retry_at <= now and account.name not in tried:
+            if standing.retry_at <= self.now and account.name not in self.tried:
                 ranks.append((self.rank(health, standing), account))
 
         # By the rank alone: accounts of equal rank stay in the pool's order.
@@ -8441,7 +8713,8 @@ class Choice:
     def next_change(self) -> float:
         """When an account that cannot serve now may be asked; infinite if none ever."""
         moments = [standing.retry_at for _, standing in self.standings]
-        return min((moment for moment in moments if moment > self.now), default=math.inf)
+        later = [moment for moment in moments if moment > self.now]
+        return min(later, default=math.inf)
 
     def returns_at(self) -> float:
         """When a session's own account is back, if that is worth waiting for; else infinite.
@@ -8496,7 +8769,7 @@ class Choice:
         return sum(standing.is_able for _, standing in standings) > able_count
 
     def lack(self) -> PoolerError:
-        """What no account has; of several lacks the one that the client can mend first."""
+        """The error for what no account has; of several lacks, one that the client can mend."""
         call = self.call
         if obstacle := call.obstacle:
             return PoolerError("unsupported_parameter", obstacle.public, param=obstacle.param)
@@ -8511,12 +8784,12 @@ class Choice:
         if Status.NOT_CREATOR in by_status or by_status.keys() <= {Status.PAUSED}:
             return PoolerError("no_usable_account")
 
-        health = self.roster.health
-        if is_model_known(health, call):
+        if is_model_known(self.roster, call):
             return lacking_model()
 
         # An upstream names its models as it likes: a fine-tuned one perhaps by its owner's id.
-        offered = [name for name in catalogue_of(health, call.pool) if not is_account_name(name)]
+        catalogue = catalogue_of(self.roster, call.pool)
+        offered = [name for name in catalogue if not is_account_name(name)]
         return unknown_model(call.pool, call.key, offered)
 
 
@@ -8526,51 +8799,68 @@ class Choice:
 # llama.cpp has "models", too (F60), and they are not those of Codex's catalogue (F20).
 _CATALOGUE_LISTS: Final = {True: ("models", "data"), False: ("data", "models")}  # by is_codex
 _CATALOGUE_NAMES: Final = {True: ("slug", "id"), False: ("id", "name")}
+# What OpenRouter, vLLM and other servers call the context length.
+_LENGTH_NAMES: Final = (
+    "context_length",
+    "context_window",
+    "max_model_len",
+    "max_context_length",
+)
 
 
 def read_catalogue(body: bytes, *, is_codex: bool = False) -> Mapping[str, Model] | None:
     """The models in a response to /models, as Codex's backend or anybody else writes it.
 
     Of an entry is kept what is shown of it; entries past the bound are left out, and those that
-    cannot be read.  None: nothing can be.
+    cannot be read.  None if nothing can be read: then it is not known what the account offers.
     """
     try:
         value = load_json(body, CATALOGUE_MEMBERS_MAX)
     except (ValueError, BadSyntax):
         return None
-    places = [value, *map(object_of(value).get, _CATALOGUE_LISTS[is_codex])]
-    lists = [place for place in places if isinstance(place, list)]
+
+    members = object_of(value)
+    candidates = [value, *map(members.get, _CATALOGUE_LISTS[is_codex])]
+    lists = [candidate for candidate in candidates if isinstance(candidate, list)]
     for entries in lists:
-        if found := _catalogue_of(entries[:CATALOGUE_MODELS_MAX], is_codex=is_codex):
-            return found
+        if models := _catalogue_of(entries[:CATALOGUE_MODELS_MAX], is_codex=is_codex):
+            return models
     return {} if [] in lists else None
 
 
 def _catalogue_of(entries: Sequence[Json], *, is_codex: bool) -> dict[str, Model]:
-    found: dict[str, Model] = {}
+    """The models of a list, by name; an entry is an object, or the name alone."""
+    models: dict[str, Model] = {}
     for entry in entries:
-        names = [text_at(entry, name) for name in _CATALOGUE_NAMES[is_codex]]
+        names = [text_at(entry, member) for member in _CATALOGUE_NAMES[is_codex]]
         name = entry if isinstance(entry, str) else next(filter(None, names), "")
         if not is_model_name(name):
             continue
+
         if is_codex and text_at(entry, "slug"):
-            found[name] = _codex_model(entry, name)
+            models[name] = _codex_model(entry, name)
         else:
-            lengths = ("context_length", "context_window", "max_model_len", "max_context_length")
-            found[name] = Model(max(count_at(entry, one) for one in lengths) or None)
-    return found
+            lengths = [count_at(entry, member) for member in _LENGTH_NAMES]
+            models[name] = Model(max(lengths) or None)
+    return models
 
 
 def _codex_model(entry: Mapping[str, Json], name: str) -> Model:
-    """A model of Codex's catalogue: Codex itself uses only a percentage of its window."""
+    """A model of Codex's catalogue: Codex itself uses only a percentage of its window (F21)."""
     window = count_at(entry, "context_window") or count_at(entry, "max_context_window")
     percent = count_at(entry, "effective_context_window_percent")
     if not 0 < percent <= 100:
         percent = EFFECTIVE_WINDOW_PERCENT
+
     levels = entry.get("supported_reasoning_levels")
-    efforts = [text_at(level, "effort") for level in levels] if isinstance(levels, list) else []
-    known = dict.fromkeys(effort for effort in efforts if effort in _EFFORTS)
-    return Model(window * percent // 100 or None, tuple(known), dump_json(entry), name)
+    efforts = []
+    if isinstance(levels, list):
+        efforts = [text_at(level, "effort") for level in levels]
+    # Each once, in the upstream's order, which is that of their strength (F13).
+    supported = dict.fromkeys(effort for effort in efforts if effort in _EFFORTS)
+
+    context_length = window * percent // 100 or None
+    return Model(context_length, tuple(supported), dump_json(entry), name)
 
 
 def usage_limit(
@@ -8579,8 +8869,13 @@ def usage_limit(
     *,
     is_native: bool,
 ) -> PoolerError:
-    """All accounts are limited; the first is back in `seconds`.  Codex CLI reads that (F77)."""
-    details = {"resets_at": math.ceil(unix_now) + seconds, "resets_in_seconds": seconds}
+    """The error if all accounts are limited; the first one is back in `seconds`.
+
+    Codex CLI stops at the code and shows the reset (F77), so on its own routes a long wait has no
+    header.  Other clients stop only at the header (F70).
+    """
+    resets_at = math.ceil(unix_now) + seconds
+    details = {"resets_at": resets_at, "resets_in_seconds": seconds}
     is_silent = is_native and seconds > RETRY_AFTER_SECONDS_MAX
     headers = [] if is_silent else retry_headers(seconds)
     return PoolerError("usage_limit_reached", details=details, headers=headers)
@@ -8653,7 +8948,10 @@ LimitRow = tuple[str, str | None, float | None, float, float | None]
 
 
 def _limit_rows(rows: Iterable[LimitRow]) -> list[JsonDict]:
-    """The limits of GET /v1/usage, with the fields of icoretech/codex-pooler's."""
+    """The limits of GET /v1/usage, with the fields of icoretech/codex-pooler's.
+
+    Scripts that read those fields work with either pooler; `reset_at` is RFC 3339 in UTC.
+    """
     shown = []
     for kind, window, most, used, reset_unix in rows:
         if most is None:
@@ -8697,24 +8995,24 @@ def pooled_quota(
     The windows of the accounts that can serve; if none can, of the limited one that is back first:
     that is when clients may go on.
     """
-    by_status: dict[Status, list[tuple[float, Health]]] = {}
+    # When each may serve: -inf if it can now.
+    moments: list[tuple[float, Health]] = []
     for account in pool.accounts:
         health = roster.health_of(account)
         standing = standing_of(health, now)
-        by_status.setdefault(standing.status, []).append((standing.until, health))
+        if standing.status in {Status.READY, Status.COOLING_DOWN}:
+            moments.append((standing.until, health))
+    first = min((moment for moment, _ in moments), default=-math.inf)
 
-    shown = by_status.get(Status.READY, [])
-    limited = by_status.get(Status.COOLING_DOWN, [])
-    is_limited = bool(limited) and not shown
-    if is_limited:
-        shown = [min(limited, key=lambda pair: pair[0])]
-
+    # The next request goes to an account that has room, so the best window is what a client has.
     best: dict[int, QuotaWindow] = {}
-    for _, health in shown:
+    for moment, health in moments:
+        if moment > first:
+            continue
         for length, window in health.quota.running(PLAN_FAMILY, now).items():
             best[length] = min(best.get(length, window), window)
     best.pop(0, None)  # of unknown length: it counts, but cannot be shown as a window
-    return is_limited, dict(sorted(best.items()))
+    return first > now, dict(sorted(best.items()))
 
 
 def show_key_usage(
@@ -8940,8 +9238,8 @@ class State(NamedTuple):
 
         Counts are kept by name: they survive a reload that changes the key's secret or its limits.
         """
-        place = (key.pool, key.name)
-        return self.uses.get(place, KeyUse())
+        names = (key.pool, key.name)
+        return self.uses.get(names, KeyUse())
 
 
 def snapshot(state: State) -> JsonDict:
@@ -8958,7 +9256,7 @@ def snapshot(state: State) -> JsonDict:
     models: dict[str, list[str]] = {}
     pools = []
     for name, pool in config.pools.items():
-        offered = sorted(catalogue_of(state.roster.health, pool))
+        offered = sorted(catalogue_of(state.roster, pool))
         models[name] = offered
         pools.append(_show_pool(state, pool, offered, status_of))
 
@@ -9099,7 +9397,10 @@ _LACKS: Final = {
 
 
 def _named_models(state: State, account: Account, health: Health) -> set[str]:
-    """The models that pools.json or the account's catalogue names."""
+    """The models that pools.json or the account's catalogue names.
+
+    Only they are shown: names that clients have made up may hold anything (SECURITY.md, 7).
+    """
     names = set(account.models or ())
     names.update(health.catalogue or ())
     for pool in state.config.pools.values():
@@ -9163,7 +9464,10 @@ def _show_pool(
 
 
 def _status_of_pool(statuses: Collection[str]) -> str:
-    """A pool is ready if one of its accounts is, limited if one cools down, else down."""
+    """A pool is ready if one of its accounts is, limited if one cools down, else down.
+
+    Limited passes by itself; down needs somebody who logs in or pays.
+    """
     if Status.READY in statuses:
         return "ready"
     return "limited" if Status.COOLING_DOWN in statuses else "down"
@@ -9485,7 +9789,7 @@ class ClientConnection:
     # Whoever waits for `ahead` to grow or to shrink, or for the end.
     waiters: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     is_at_end: bool = False  # the client sends no more
-    is_gone: bool = False  # the client cannot be answered any more
+    is_gone: bool = False  # the client can get no response any more
     is_first: bool = True  # no request has come yet
     is_in_call: bool = False  # an account works for it, and must not once the client is gone
     is_busy: bool = False  # with a call, from the body on, or as a WebSocket
@@ -9824,7 +10128,7 @@ def read_own(path: Path) -> bytes:
     """
     state = path.lstat()
     if not (stat.S_ISREG(state.st_mode) and is_ours(state)):
-        raise OSError(errno.EPERM, "it is another user's")
+        raise OSError(errno.EPERM, "it belongs to another user")
     return read_file(path)
 
 
@@ -9833,6 +10137,7 @@ def read_own(path: Path) -> bytes:
 ################################################################
 # One line of JSON on standard error for each event.  Its reader may be slow or gone, and requests
 # never wait for it: a thread writes the lines, and those that it cannot write in time are counted.
+# A full pipe would otherwise stop all streams, as the only loop would wait for the reader of a log.
 
 Log = Callable[[str, str, JsonObject], None]  # level, event, further fields
 
@@ -9841,14 +10146,20 @@ _encode: Final = json.JSONEncoder(check_circular=False).encode
 
 
 def print_log(level: str, event: str, fields: JsonObject) -> None:
-    """Write a line at once, for commands that do not serve."""
+    """Write a line at once, for commands that do not serve.
+
+    What cannot be written is lost: a command must not fail because nobody reads what it logs.
+    """
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:  # it is if descriptor 2 was closed at the start
             sys.stderr.write(format_log_line(level, event, fields))
 
 
 def format_log_line(level: str, event: str, fields: JsonObject) -> str:
-    """One line of ASCII JSON, with the time (UTC) and a line end."""
+    """One line of ASCII JSON, with the time (UTC) and a line end.
+
+    Control characters and line separators are escaped, so no value can forge a second line.
+    """
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = {"at": now, "level": level, "event": event, **fields}
     return _encode(line) + "\n"
@@ -9936,7 +10247,10 @@ class LogWriter:
         return 0
 
     def write_some(self, raw: bytes) -> int:
-        """Write some bytes, as soon as standard error takes any; how many.  Raises: OSError."""
+        """Write some bytes, as soon as standard error takes any; returns how many.
+
+        Raises: OSError.
+        """
         while True:
             try:
                 return os.write(STDERR, raw[:LOG_WRITE_BYTES])
@@ -10272,7 +10586,7 @@ async def read_consent(connection: Connection) -> Cause | None:
         if status >= 200:
             break
     else:
-        raise BadSyntax("too many interim answers")
+        raise BadSyntax("too many interim responses")
     if status < 300:
         return Cause.PROXY_RESPONSE if connection.buffer else None
     if status == 407:
@@ -10288,7 +10602,7 @@ def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # or a write might have to wait for a read
-    # Not DHE: the server chooses its modulus, and a large one holds the loop for a second (F102).
+    # Not DHE: the server chooses its modulus, and a large one blocks the loop for a second (F102).
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL:!eNULL:!SHA1:!AESCCM")
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
@@ -10436,7 +10750,7 @@ class UpstreamConnection:
             elif head.status == 101:
                 raise BadSyntax("unasked 101")
             elif self.interim_count >= UPSTREAM_INTERIM_MAX:
-                raise BadSyntax("too many interim answers")
+                raise BadSyntax("too many interim responses")
             self.interim_count += 1
         return self.head
 
@@ -10576,12 +10890,14 @@ def why_unsaveable(path: Path) -> str | None:
         return "is a symbolic link, which a refresh would replace; use the path of the file itself"
 
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        return "is in a folder that cannot be written, so it cannot be refreshed"
+        return "is in a folder that cannot be written to, so it cannot be refreshed"
 
     folder = path.parent.stat()
     is_owner = os.geteuid() in {0, folder.st_uid, path.stat().st_uid}
     if folder.st_mode & stat.S_ISVTX and not is_owner:
-        return "is another user's, in a folder where only its owner may replace it (sticky bit)"
+        return (
+            "belongs to another user, in a folder where only its owner may replace it (sticky bit)"
+        )
 
     # A file that is mounted by itself cannot be replaced (F101).
     with contextlib.suppress(OSError):  # macOS has neither this list nor mounts of a file
@@ -10598,18 +10914,18 @@ _REMEDIES: Final[Mapping[int | None, str]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
     **dict.fromkeys(
         (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL),
-        "keep the login on a local disk: this file system lacks what is required",
+        "keep the login on a local disk: this file system cannot lock or sync it",
     ),
-    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EFBIG: "raise the file size limit (ulimit -f)",
     errno.EROFS: "mount its folder so that it can be written",
     **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ELOOP), "remove it"),
 }
-_GIVE_IT: Final = "give it and its folder to the pooler's user"
+_CHANGE_OWNER: Final = "make the pooler's user the owner of it and of its folder"
 
 
 def remedy_for(error: OSError) -> str:
     """What a person can do about an error; it follows a semicolon."""
-    return _REMEDIES.get(error.errno, _GIVE_IT)
+    return _REMEDIES.get(error.errno, _CHANGE_OWNER)
 
 
 def lock_file(path: Path) -> Path:
@@ -10622,6 +10938,7 @@ def open_lock(path: Path) -> int:
 
     If root creates or finds the lock file, it gives it to the login's owner, who would be locked
     out otherwise.  One with several hard links is left alone: it may be another file of root's.
+    A file that another user can open is refused: that user could hold the lock for good.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(lock_file(path), flags, 0o600)
@@ -10639,7 +10956,7 @@ def open_lock(path: Path) -> int:
         return descriptor
 
     os.close(descriptor)
-    raise OSError(errno.EEXIST, "it is another user's, or others may write to it")
+    raise OSError(errno.EEXIST, "it belongs to another user, or others can write to it")
 
 
 def try_lock(path: Path) -> io.FileIO | None:
@@ -10668,7 +10985,7 @@ def lock_problem(path: Path, error: OSError) -> str:
 def room_problem(path: Path, error: OSError) -> str:
     """Why a login cannot be refreshed, in the same way."""
     reason = f"a refreshed login cannot be saved next to it: {error.strerror}"
-    return f"{path} cannot be refreshed, for {reason}; {remedy_for(error)}"
+    return f"{path} cannot be refreshed, because {reason}; {remedy_for(error)}"
 
 
 class FileLock(NamedTuple):
@@ -10739,7 +11056,7 @@ def try_saving(path: Path, byte_count: int) -> list[Finding]:
 
     if lock is None:  # so it can be locked, which is all that matters here
         return [
-            Finding(False, f"{lock_file(path)} is held by another process, maybe for a refresh")
+            Finding(False, f"{lock_file(path)} is locked by another process, perhaps for a refresh")
         ]
 
     with lock:
@@ -10779,7 +11096,7 @@ def read_login(path: Path, known_mark: Mark | None) -> Sight | None:
     except FileNotFoundError:
         return Sight(problem="is not there", is_absent=True)
     except OSError as error:
-        remedy = _GIVE_IT if isinstance(error, PermissionError) else ""
+        remedy = _CHANGE_OWNER if isinstance(error, PermissionError) else ""
         return Sight(problem=f"cannot be read: {error.strerror}", remedy=remedy)
     except LoginNeeded as error:
         return Sight(problem=str(error))
@@ -10952,7 +11269,7 @@ class Login:
         warnings = {
             f"can be read by others: chmod 600 {shlex.quote(str(self.path))}": is_open,
             SEVERAL_LINKS: state.st_nlink > 1,
-            f"holds no refresh token; {self.advice}": current.refresh_token is None,
+            f"contains no refresh token; {self.advice}": current.refresh_token is None,
             "has expired; it will be refreshed on first use": is_due,
         }
         shown = [text for text, is_so in warnings.items() if is_so]
@@ -11008,7 +11325,11 @@ class Tokens:
         raise LoginNeeded(login.problem)
 
     async def join_refresh(self, login: Login, before: Credentials) -> None:
-        """Start a refresh unless one is in progress or has just failed; wait for its end."""
+        """Start a refresh unless one is in progress or has just failed; wait for its end.
+
+        All requests of the account that come in the meantime wait for the same one: a second
+        refresh would present a token that the first has spent (F53).
+        """
         is_retry_due = trio.current_time() >= login.retry_at
         if login.refresh is None and self.services is not None and is_retry_due:
             login.refresh = trio.Event()
@@ -11023,7 +11344,10 @@ class Tokens:
         self.log(level, "login", {"account": login.name, "problem": login.problem})
 
     def report_change(self, login: Login) -> None:
-        """Log a login's problem if it has changed."""
+        """Log a login's problem if it has changed.
+
+        Requests look at the file again and again; each would repeat the same line.
+        """
         if login.problem != login.reported:
             login.reported = login.problem
             self.report(login)
@@ -11190,7 +11514,7 @@ class Tokens:
         Codex CLI, which takes no lock (F56), may be faster: then there is nothing to save.
         """
         if current.refresh_token is None:
-            raise LoginNeeded(f"{login.path} holds no refresh token; {login.advice}")
+            raise LoginNeeded(f"{login.path} contains no refresh token; {login.advice}")
 
         grant = {
             "client_id": CODEX_CLIENT_ID,
@@ -11210,7 +11534,7 @@ class Tokens:
 
         outcome = classify_refresh(status, response)
         if outcome is RefreshOutcome.FAILED:
-            raise LoginNeeded(f"{self.endpoint} answered {status} without a token; will retry")
+            raise LoginNeeded(f"{self.endpoint} returned {status} without a token; will retry")
 
         if outcome is RefreshOutcome.DONE:
             login.unsaved = merge_tokens(login.raw, response, self.unix_now())
@@ -11233,7 +11557,7 @@ async def ask_once(
     proxy: Proxy | None,
     bytes_max: int,
 ) -> tuple[int, bytes]:
-    """Send one request on a connection of its own; the status and the body of the response.
+    """Send one request on a connection of its own; returns the response's status and body.
 
     The caller bounds the time.  Raises: TRANSPORT_ERRORS, also if the body is too large.
     """
@@ -11344,54 +11668,30 @@ class Waiter:
     is_displaced: bool = False  # by a key that has fewer waiting
 
 
-@dataclass(eq=False)
-class Shared:
-    """What all requests share: configuration, accounts and their queues, budgets."""
+class Endpoints:
+    """The endpoint of each account, as the configuration says now; a reload makes new ones.
 
-    config: Config
-    tls_contexts: Mapping[str | None, ssl.SSLContext]
-    dial: Dial = dial
-    unix_now: Callable[[], float] = time.time
-    log: Log = print_log
-    queues: dict[str, deque[Waiter]] = field(default_factory=dict)
-    reaper: Reaper = field(default_factory=Reaper)
-    is_draining: bool = False
-    is_stopped: bool = False
-    endpoints: dict[str, Endpoint] = field(default_factory=dict)  # of the configuration as it is
-    unpacking: Unpacking = field(default_factory=Unpacking)
-    listing: Unpacking = field(default_factory=Unpacking)  # of models: a pool may have thousands
-    files: Files = field(default_factory=Files)
-    # What each key has used, by the names of pool and key.
-    uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
-    started_unix: int = field(default_factory=lambda: int(time.time()))
-    codex_version: str = CODEX_VERSION  # the newest that a native client has sent
+    Destination, credentials and what is trusted there change together (SECURITY.md, 3).
+    """
 
-    def __post_init__(self) -> None:
-        self.roster = Roster(self.config)
-        self.ledger = Ledger(self.config.limits.records_max)
-        self.idle = IdleConnections(self.reaper)
-        url = self.config.token_url
-        self.tokens = Tokens(
-            url,
-            self.dial,
-            self.log,
-            self.unix_now,
-            self.files,
-        )
-        self.take_endpoints()
-        self.bodies = Budget(self.config.limits.bodies_bytes_max)
-        self.events = Budget(EVENTS_BYTES_MAX)
+    def __init__(self) -> None:
+        self.by_name: dict[str, Endpoint] = {}  # by the account's name
 
-    def take_endpoints(self) -> None:
-        """Make the endpoints of the configuration; logins that are not in it any more retire."""
-        before, self.endpoints = self.endpoints, {}
-        for name, account in self.config.accounts.items():
+    def reload(self, config: Config, tls_contexts: Mapping[str | None, ssl.SSLContext]) -> None:
+        """Make the endpoints of a configuration; logins that are not in it any more retire."""
+        before, self.by_name = self.by_name, {}
+        for name, account in config.accounts.items():
             login = self.login_of(account, before.get(name))
-            tls = self.tls_contexts[account.ca_file] if account.base_url.is_tls else None
-            self.endpoints[name] = Endpoint(
+            if login is not None:
+                is_tls = config.token_url.is_tls
+                login.tls = tls_contexts.get(account.ca_file) if is_tls else None
+                login.proxy = config.proxy
+
+            tls = tls_contexts[account.ca_file] if account.base_url.is_tls else None
+            self.by_name[name] = Endpoint(
                 account,
                 tls,
-                self.config.proxy,
+                config.proxy,
                 login,
             )
 
@@ -11409,85 +11709,57 @@ class Shared:
         if account.auth_file is None:
             return None
 
-        login = None
         if before is not None and before.account.identity == account.identity:
-            login = before.login
-        if login is None:
-            login = Login(account.name, Path(account.auth_file))
-        is_tls = self.config.token_url.is_tls
-        login.tls = self.tls_contexts.get(account.ca_file) if is_tls else None
-        login.proxy = self.config.proxy
-        return login
-
-    def version_for(self, account: Account) -> str:
-        """The version of Codex CLI to send to an account: old ones are shown no new models."""
-        return account.client_version or self.codex_version
-
-    def note_version(self, version: str) -> None:
-        """Take a newer version from a client, and ask for the models that it may list."""
-        if version_key(version) <= version_key(self.codex_version):
-            return
-
-        self.codex_version = version
-        for name, endpoint in self.endpoints.items():
-            if endpoint.account.is_codex:
-                health = self.roster.health[name]
-                # However many versions clients make up, the list is not requested more often.
-                until = health.catalogue_at + CATALOGUE_PAUSE_SECONDS
-                health.catalogue_until = min(health.catalogue_until, until)
-
-    def log_bug(self, request_id: str | None) -> None:
-        """Type and place of the current exception; its text could hold a client's."""
-        error = sys.exc_info()[1]
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        trace = traceback.extract_tb(error.__traceback__ if error else None)
-        frames = [f"{frame.name}:{frame.lineno}" for frame in trace]
-        name = type(error).__name__
-        self.log(
-            "error",
-            "bug",
-            {"request_id": request_id, "type": name, "at_frames": frames},
-        )
+            return before.login  # of the same file, which is a part of the identity
+        return Login(account.name, Path(account.auth_file))
 
     @property
     def logins(self) -> dict[str, Login]:
         """Those of the codex accounts."""
         return {
             name: endpoint.login
-            for name, endpoint in self.endpoints.items()
+            for name, endpoint in self.by_name.items()
             if endpoint.login is not None
         }
 
     def is_current(self, endpoint: Endpoint) -> bool:
         """Whether no reload has replaced this endpoint."""
-        return self.endpoints.get(endpoint.account.name) is endpoint
+        return self.by_name.get(endpoint.account.name) is endpoint
 
-    async def inspect_logins(self) -> None:
+
+@dataclass(eq=False, slots=True)
+class LoginWatch:
+    """Notices login files that have changed, and logs what is wrong with one."""
+
+    roster: Roster
+    endpoints: Endpoints
+    tokens: Tokens
+
+    async def inspect_all(self) -> None:
         """Log the problems of the logins, as `pooler check` reports them, and the pools without."""
-        logins = list(self.logins.values())
-        unusable = {login.name for login in logins if not await self.inspect_login(login)}
-        for pool in self.config.pools.values():
+        logins = list(self.endpoints.logins.values())
+        unusable = {login.name for login in logins if not await self.inspect(login)}
+        for pool in self.roster.pools.values():
             names = {account.name for account in pool.accounts if not account.paused}
             if names and names <= unusable:
                 problem = f"pools.{pool.name}: no account can serve it until somebody has logged in"
-                self.log("warning", "config", {"problem": problem})
+                self.tokens.log("warning", "config", {"problem": problem})
 
-    async def inspect_login(self, login: Login) -> bool:
+    async def inspect(self, login: Login) -> bool:
         """Log what is wrong with a login, unless that was logged before; whether it is usable."""
         fresh = Login(login.name, login.path)  # a thread must not change the one in use
         try:
-            findings = await self.files.run(
+            findings = await self.tokens.files.run(
                 FILE_SECONDS_MAX,
                 fresh.inspect,
-                self.unix_now(),
+                self.tokens.unix_now(),
             )
         except OSError as error:
             findings = [Finding(True, f"{login.path} cannot be read: {error.strerror}")]
 
         for _, problem in findings:
             if problem != login.reported:
-                self.log(
+                self.tokens.log(
                     "warning",
                     "login",
                     {"account": login.name, "problem": problem},
@@ -11495,23 +11767,36 @@ class Shared:
         login.reported = fresh.problem or login.reported
         return fresh.credentials is not None or not fresh.problem
 
-    async def look_at_logins(self, accounts: Iterable[Account]) -> None:
+    async def look(self, accounts: Iterable[Account]) -> None:
         """Notice login files that have changed: an account whose login is back can be chosen again.
 
         And a clock that has: see `Roster.note_time`.
         """
-        self.roster.note_time(trio.current_time(), self.unix_now())
-        logins = self.logins
+        self.roster.note_time(trio.current_time(), self.tokens.unix_now())
+        logins = self.endpoints.logins
         wanted = [logins[account.name] for account in accounts if account.name in logins]
         await self.tokens.look(wanted)
 
         for login in wanted:
-            if self.logins.get(login.name) is not login:  # a reload has come meanwhile
+            if self.endpoints.logins.get(login.name) is not login:  # a reload has come meanwhile
                 continue
-            is_usable = login.is_usable(self.unix_now())
+            is_usable = login.is_usable(self.tokens.unix_now())
             self.tokens.report_change(login)
             digest = login.credentials.digest if login.credentials else b""
             self.roster.health[login.name].note_login(digest, is_usable)
+
+
+@dataclass(eq=False, slots=True)
+class Queues:
+    """The requests that wait for an account, by pool, and the assignment of accounts to requests.
+
+    Keys take turns: whoever has the fewest leases is served first, and no key can fill a queue.
+    """
+
+    roster: Roster
+    endpoints: Endpoints
+    unix_now: Callable[[], float]
+    by_pool: dict[str, deque[Waiter]] = field(default_factory=dict)  # the oldest first
 
     async def assign(
         self,
@@ -11526,7 +11811,7 @@ class Shared:
         model_not_found, server_stopping).
         """
         now = trio.current_time()
-        has_room = len(self.queues.get(call.pool.name, ())) < QUEUE_LENGTH_MAX
+        has_room = len(self.by_pool.get(call.pool.name, ())) < QUEUE_LENGTH_MAX
         deadline = now + exchange.limits.queue_seconds_max
         waiter = Waiter(
             call,
@@ -11538,7 +11823,7 @@ class Shared:
             return assignment
 
         # None is free: wait only if an account is busy, or back soon; else refuse at once.
-        choice = Choice(self.roster, self.current(call), tried, now)
+        choice = Choice(self.roster, self.roster.current(call), tried, now)
         is_back = choice.returns_at() <= waiter.deadline
         if not is_back and not choice.ranked():
             raise choice.refusal(self.unix_now())
@@ -11546,10 +11831,11 @@ class Shared:
 
     async def queue_up(self, exchange: Exchange, waiter: Waiter, deadline: float) -> Assignment:
         """The place that a waiter gets in its pool's queue.  Raises: PoolerError (pool_busy)."""
-        queue = self.queues.setdefault(waiter.call.pool.name, deque())
+        queue = self.by_pool.setdefault(waiter.call.pool.name, deque())
         # A full queue must not be one key's: whoever has most in it loses its newest request.
-        self.make_way(queue, waiter.call, QUEUE_LENGTH_MAX)
+        self.make_way(queue, waiter.call)
         queue.append(waiter)
+        exchange.replace_body(exchange.body)  # what was parsed is not kept for seconds
         try:
             await self.wait_for_assignment(exchange, waiter, deadline)
         except BaseException:
@@ -11572,23 +11858,18 @@ class Shared:
         It wakes when a cooldown ends, as nobody else may be there to notice that.
         """
         while not (waiter.assignment or waiter.is_displaced) and trio.current_time() < deadline:
-            call, now = self.current(waiter.call), trio.current_time()
+            call, now = self.roster.current(waiter.call), trio.current_time()
             change = Choice(self.roster, call, waiter.tried, now).next_change()
             with contextlib.suppress(DeadlinePassed):
                 await exchange.deadline.bounded(min(change, deadline), waiter.served.wait)
             self.assign_waiters()
 
-    def make_way(
-        self,
-        queue: deque[Waiter],
-        call: Call,
-        length_max: int,
-    ) -> None:
+    def make_way(self, queue: deque[Waiter], call: Call) -> None:
         """Let a request into a queue; a full one gives way to a key that has fewer in it.
 
         Raises: PoolerError (pool_busy).
         """
-        if len(queue) < length_max:
+        if len(queue) < QUEUE_LENGTH_MAX:
             return
 
         counts = Counter(waiter.call.key_name for waiter in queue)
@@ -11605,27 +11886,19 @@ class Shared:
         newest.is_displaced = True
         newest.served.set()
 
-    def current(self, call: Call) -> Call:
-        """The call with its pool as it is now: a choice is made among accounts as they are."""
-        # A reload may have dropped the pool: then the call has no account left.
-        pool = self.config.pools.get(call.pool.name)
-        if pool is call.pool:
-            return call
-        return call._replace(pool=pool or dataclasses.replace(call.pool, accounts=()))
-
     def find_assignment(self, waiter: Waiter) -> Assignment | None:
         """A place that is free now, and worth taking."""
-        now, call = trio.current_time(), self.current(waiter.call)
+        now, call = trio.current_time(), self.roster.current(waiter.call)
         choice = Choice(self.roster, call, waiter.tried, now)
         # A session's own account has its prompt in a cache: if it is back before the deadline, that
         # costs less than to have another account read all of it.
         if choice.returns_at() <= waiter.deadline:
             return None
+
         for account in choice.ranked():
             if self.roster.leases.has_room(account, call.key_name):
-                return Assignment(
-                    self.roster.begin(account, call, now), self.endpoints[account.name]
-                )
+                lease = self.roster.begin(account, call, now)
+                return Assignment(lease, self.endpoints.by_name[account.name])
         return None
 
     def end_lease(self, lease: Lease) -> None:
@@ -11635,7 +11908,7 @@ class Shared:
 
     def assign_waiters(self) -> None:
         """Serve the requests that wait: first those of the key with the fewest leases, in order."""
-        for queue in self.queues.values():
+        for queue in self.by_pool.values():
             while self.assign_one(queue):
                 pass
 
@@ -11650,6 +11923,78 @@ class Shared:
                 queue.remove(waiter)
                 return True
         return False
+
+
+@dataclass(eq=False)
+class Shared:
+    """What all requests share: the configuration, and the parts that are made from it."""
+
+    config: Config
+    tls_contexts: Mapping[str | None, ssl.SSLContext]
+    dial: Dial = dial
+    unix_now: Callable[[], float] = time.time
+    log: Log = print_log
+    reaper: Reaper = field(default_factory=Reaper)
+    is_draining: bool = False
+    is_stopped: bool = False
+    endpoints: Endpoints = field(default_factory=Endpoints)
+    unpacking: Unpacking = field(default_factory=Unpacking)
+    listing: Unpacking = field(default_factory=Unpacking)  # of models: a pool may have thousands
+    files: Files = field(default_factory=Files)
+    # What each key has used, by the names of pool and key.
+    uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
+    started_unix: int = field(default_factory=lambda: int(time.time()))
+    codex_version: str = CODEX_VERSION  # the newest that a native client has sent
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.ledger = Ledger(config.limits.records_max)
+        self.idle = IdleConnections(self.reaper)
+        self.bodies = Budget(config.limits.bodies_bytes_max)
+        self.events = Budget(EVENTS_BYTES_MAX)
+
+        self.roster = Roster(config)
+        self.endpoints.reload(config, self.tls_contexts)
+        self.queues = Queues(self.roster, self.endpoints, self.unix_now)
+        self.tokens = Tokens(
+            config.token_url,
+            self.dial,
+            self.log,
+            self.unix_now,
+            self.files,
+        )
+        self.login_watch = LoginWatch(self.roster, self.endpoints, self.tokens)
+
+    def version_for(self, account: Account) -> str:
+        """The version of Codex CLI to send to an account: old ones are shown no new models."""
+        return account.client_version or self.codex_version
+
+    def note_version(self, version: str) -> None:
+        """Take a newer version from a client, and ask for the models that it may list."""
+        if version_key(version) <= version_key(self.codex_version):
+            return
+
+        self.codex_version = version
+        for name, endpoint in self.endpoints.by_name.items():
+            if endpoint.account.is_codex:
+                health = self.roster.health[name]
+                # However many versions clients make up, the list is not requested more often.
+                until = health.catalogue_at + CATALOGUE_PAUSE_SECONDS
+                health.catalogue_until = min(health.catalogue_until, until)
+
+    def log_bug(self, request_id: str | None) -> None:
+        """Type and place of the current exception; its text could hold a client's."""
+        error = sys.exc_info()[1]
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        trace = traceback.extract_tb(error.__traceback__ if error else None)
+        frames = [f"{frame.name}:{frame.lineno}" for frame in trace]
+        name = type(error).__name__
+        self.log(
+            "error",
+            "bug",
+            {"request_id": request_id, "type": name, "at_frames": frames},
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -11811,7 +12156,7 @@ class HttpReply:
             error.status,
             body,
             headers,
-            is_own=error.answer is None,
+            is_own=error.upstream_response is None,
         )
 
     async def _begin(
@@ -11994,7 +12339,7 @@ class HttpSource:
 
         self.whole += received
         if len(self.whole) > WRITTEN_BYTES_MAX:
-            raise BadSyntax("answer too large")
+            raise BadSyntax("response too large")
         if received:
             return b""
 
@@ -12119,7 +12464,7 @@ class HttpTransport:
             return False
 
         # After a reload the account's address or credentials may be others.
-        if not (shared.is_current(endpoint) and shared.idle.give(endpoint, upstream)):
+        if not (shared.endpoints.is_current(endpoint) and shared.idle.give(endpoint, upstream)):
             return False
         self.upstream = None
         return True
@@ -12145,6 +12490,7 @@ class Exchange:
     held: HeldBytes  # of `body`, and of what was made of it
     head: RequestHead = UNREAD
     body: bytes = b""
+    parsed: JsonDict | None = None  # the object in `body`, if it is kept for its translation
     carried: Sequence[str] = ()  # fields that a translated body keeps unchanged
     call: Call | None = None
     use: KeyUse | None = None  # of the key, which counts the call
@@ -12193,9 +12539,22 @@ class Exchange:
         self.reply.closes = False
 
     def replace_body(self, body: bytes) -> None:
-        """Hold this body and no other."""
-        self.body = body
+        """Hold this body and no other, and not what was parsed."""
+        self.body, self.parsed = body, None
         self.held.replace(len(body))
+
+    def keep_parsed(self, call: Call, value: JsonDict) -> None:
+        """Keep the object in the body if it may be translated, and if there is room for both.
+
+        Otherwise the body is parsed again: a few milliseconds are worth less than another request.
+        """
+        if call.is_native or call.is_unary or call.obstacle or not call.pool.has_codex:
+            return
+        byte_count = parsed_size(self.body, count_beginnings(self.body))
+        if byte_count <= PARSED_BYTES_MAX:
+            with contextlib.suppress(PoolerError):
+                self.held.grow(byte_count)
+                self.parsed = value
 
     async def cut(self, error: PoolerError) -> None:
         """End what has been begun: a stream with one terminal event.  Raises: ClientGone.
@@ -12215,9 +12574,11 @@ class Exchange:
             await reply.end(())
             return
 
-        if error.answer is not None:  # an upstream's body, which is no event
-            upstream_error = read_error(try_load_object(error.answer[0]))
-            error = dataclasses.replace(error, answer=None, public=upstream_error.message)
+        if error.upstream_response is not None:  # an upstream's body, which is no event
+            upstream_error = read_error(try_load_object(error.upstream_response[0]))
+            error = dataclasses.replace(
+                error, upstream_response=None, public=upstream_error.message
+            )
         scanner = EventScanner(call.kind, is_socket=call.is_socket)
         await reply.end([scanner.failure_event(error, self.record.request_id, call.kind)])
 
@@ -12270,9 +12631,24 @@ def classify_trouble(error: Exception, deadline: Deadline) -> Fault:
 
 
 async def yield_after(body: bytes) -> None:
-    """Let others run between two steps that hold the loop for a large body."""
+    """Let others run between two steps that block the loop for a large body."""
     if len(body) > RECEIVE_BYTES:
         await trio.lowlevel.checkpoint()
+
+
+async def read_json(body: bytes, parse: Callable[[str], JsonDict]) -> JsonDict:
+    """The object that `parse` finds in a body; others run after each of the two steps.
+
+    A single wide character makes the text of a large body take four times as much memory, so that
+    to decode it takes as long as to parse it.  Raises: PoolerError (invalid_json).
+    """
+    text = decode_body(body)
+    await yield_after(body)
+
+    value = parse(text)
+    del text  # before anybody else's takes as much
+    await yield_after(body)
+    return value
 
 
 async def share_after(message: bytes) -> None:
@@ -12636,11 +13012,11 @@ class Opened:
         """
         texts = [text for _, text in shown]
         if self.scanner.failure is not None:
-            for place, (event, text) in enumerate(shown):
+            for index, (event, text) in enumerate(shown):
                 error = self.error_instead(event.kind) if text else None
                 if error is not None:
                     is_numbered = b'"sequence_number"' in text
-                    texts[place] = self.failure_event(error, is_instead=is_numbered)
+                    texts[index] = self.failure_event(error, is_instead=is_numbered)
         return [text for text in texts if text]
 
     def error_instead(self, kind: EventKind) -> PoolerError | None:
@@ -12648,10 +13024,7 @@ class Opened:
         failure = self.scanner.failure or {}
         if kind is not EventKind.FAILURE:
             return None
-        error = public_error(self.classify_failure(), failure)
-        if error is None and self.is_reshaped:
-            error = renamed_error(failure)
-        return error
+        return public_error(self.classify_failure(), failure, is_reshaped=self.is_reshaped)
 
     def failure_event(self, error: PoolerError, *, is_instead: bool = False) -> bytes:
         """Our terminal event; `is_instead`: it replaces the latest, with its sequence number."""
@@ -12740,12 +13113,13 @@ class Attempt:
         Raises: PoolerError (invalid_value, pool_busy).
         """
         exchange, call = self.exchange, self.call
-        exchange.replace_body(exchange.body)  # and not what another account was sent
         if call.is_native or call.is_unary or not self.endpoint.account.is_codex:
+            exchange.replace_body(exchange.body)  # and not what another account was sent
             return await self.renamed(), None
 
         async with exchange.shared.unpacking(exchange.holder, len(exchange.body)):
             body, include_usage = await self.translate()
+        exchange.replace_body(exchange.body)  # nor what was parsed
         exchange.held.grow(len(body))
 
         # The end of a stream may lack items that came before it, so they are kept, within a bound.
@@ -12769,8 +13143,7 @@ class Attempt:
             return body
 
         async with exchange.shared.unpacking(exchange.holder, len(body)):
-            value = parse_again(body)
-            await yield_after(body)
+            value = await read_json(body, parse_again)
             renamed = dump_like({**value, "model": model}, body)
             await yield_after(body)
         exchange.held.grow(len(renamed))
@@ -12782,8 +13155,7 @@ class Attempt:
         Raises: PoolerError (invalid_value).
         """
         exchange, call, account = self.exchange, self.call, self.endpoint.account
-        value = parse_again(exchange.body)
-        await yield_after(exchange.body)
+        value = exchange.parsed or await read_json(exchange.body, parse_again)
 
         model = account.name_of(call.model)
         # The account's own catalogue says which reasoning efforts the model has.
@@ -13106,8 +13478,8 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
     """Try accounts, at most `attempts_max`, until one serves the call.  Raises: PoolerError."""
     shared, tries = exchange.shared, Tries()
     while True:
-        assignment = await shared.assign(exchange, call, tries.passed_over)
-        call, account = shared.current(call), assignment.lease.account
+        assignment = await shared.queues.assign(exchange, call, tries.passed_over)
+        call, account = shared.roster.current(call), assignment.lease.account
         # Recorded before it begins, so that an attempt that is cancelled is in the record, too.
         exchange.record.attempts.append({"account": account.name})
         try:
@@ -13115,7 +13487,7 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
         finally:
             # The lease ends last: whoever gets its room may use the connection again.
             await release(exchange.transport, assignment.endpoint)
-            shared.end_lease(assignment.lease)
+            shared.queues.end_lease(assignment.lease)
         if fault is None:
             return
 
@@ -13142,7 +13514,7 @@ async def try_account(exchange: Exchange, call: Call, assignment: Assignment) ->
 
     fault = opened
     exchange.is_billable &= not fault.is_refusal
-    await shared.look_at_logins(call.pool.accounts)  # a refresh of ours is no new file
+    await shared.login_watch.look(call.pool.accounts)  # a refresh of ours is no new file
     shared.roster.note_fault(
         account,
         fault,
@@ -13178,8 +13550,7 @@ async def without_reasoning(exchange: Exchange) -> bytes:
 
     async with exchange.shared.unpacking(exchange.holder, len(body)):
         # A large body takes long to parse and to dump: others run between the steps.
-        value = drop_reasoning(parse_again(body))
-        await yield_after(body)
+        value = drop_reasoning(await read_json(body, parse_again))
         if value is None:
             return body
 
@@ -13311,7 +13682,7 @@ def is_processed_note(frame: bytes) -> bool:
     if len(frame) >= KIB:
         return False
     try:
-        value = parse_json_object(frame)
+        value = parse_json_object(decode_body(frame))
     except PoolerError:
         return False
     is_alone = [name.lower() for name in value].count("type") == 1
@@ -14101,9 +14472,11 @@ def parse_mcp_message(body: bytes) -> Json:
 
     Raises: ValueError.
     """
-    if excess := json_excess(body, MCP_DEPTH_MAX, MCP_MEMBERS_MAX):
-        raise ValueError(excess)
-    value = parse_strictly(body)
+    try:
+        check_members(body, MCP_MEMBERS_MAX)
+        value = parse_strictly(body.decode("utf-8"), MCP_DEPTH_MAX)
+    except BadSyntax as error:
+        raise ValueError(*error.args) from None
     _write(value).encode()  # half of a surrogate pair could not be sent back
     return value
 
@@ -14204,7 +14577,7 @@ class Connections:
     def warn_of_descriptors(self) -> None:
         """Log a warning if the system allows fewer connections than are configured."""
         if self.count_max < self.shared.config.limits.connections_max:
-            cause = f"the open files allowed suffice for {self.count_max} connections (ulimit -n)"
+            cause = f"the limit of open files allows only {self.count_max} connections (ulimit -n)"
             problem = f"limits.connections_max: {cause}"
             self.shared.log("warning", "config", {"problem": problem})
 
@@ -14309,9 +14682,9 @@ class Catalogues:
 
     async def want(self, pool: Pool) -> None:
         """Look for new logins, and have the pool's old catalogues fetched in the background."""
-        await self.shared.look_at_logins(pool.accounts)
+        await self.shared.login_watch.look(pool.accounts)
         for account in pool.accounts:
-            endpoint = self.shared.endpoints.get(account.name)
+            endpoint = self.shared.endpoints.by_name.get(account.name)
             if endpoint is not None and self.is_old(endpoint):
                 self.wanted.set()
 
@@ -14322,9 +14695,9 @@ class Catalogues:
         """
         while True:
             self.wanted = trio.Event()
-            await self.shared.look_at_logins(self.shared.config.accounts.values())
-            for endpoint in list(self.shared.endpoints.values()):
-                if self.shared.is_current(endpoint) and self.is_old(endpoint):
+            await self.shared.login_watch.look(self.shared.config.accounts.values())
+            for endpoint in list(self.shared.endpoints.by_name.values()):
+                if self.shared.endpoints.is_current(endpoint) and self.is_old(endpoint):
                     await self.update(endpoint)
             await self.wanted.wait()
 
@@ -14405,7 +14778,7 @@ def check_origin(head: RequestHead, route: Route, config: Config) -> None:
     if is_foreign and route.path not in HEALTH_PATHS:
         name = (host or "")[:253]  # no DNS name is longer
         hint = f'To allow it, add "{name}" to hosts in pools.json.'
-        raise PoolerError("host_not_allowed", f"This Host is not served here. {hint}")
+        raise PoolerError("host_not_allowed", f"This Host is not allowed. {hint}")
 
     origin = head.headers.get("origin")
     if origin is not None and not is_origin_allowed(origin.lower(), route, config):
@@ -14487,13 +14860,13 @@ class Readings:
 
     def list_codex_models(self, pool: Pool, key: Key) -> bytes:
         """The models of the pool's ChatGPT accounts, in the form that Codex CLI reads."""
-        entries = codex_models_of(self.shared.roster.health, pool, key)
+        entries = codex_models_of(self.shared.roster, pool, key)
         return b'{"models":[' + b",".join(entries) + b"]}"
 
     def list_models(self, pool: Pool, key: Key, wanted: str) -> bytes:
         """The OpenAI API's list, or the model `wanted`.  Raises: PoolerError (model_not_found)."""
         models: JsonDict = {}
-        for name, length in models_of(self.shared.roster.health, pool, key).items():
+        for name, length in models_of(self.shared.roster, pool, key).items():
             models[name] = {
                 "id": name,
                 "object": "model",
@@ -14609,7 +14982,7 @@ class Calls:
         async with self.shared.unpacking(exchange.holder, len(exchange.body)):
             call = await self.read(exchange, head, key, route, turn)
         if call.requested_model:
-            is_known = is_model_known(self.shared.roster.health, call)
+            is_known = is_model_known(self.shared.roster, call)
             exchange.record.model = call.requested_model if is_known else "other"
         exchange.record.stream = call.is_stream
         await self.catalogues.want(call.pool)
@@ -14629,11 +15002,9 @@ class Calls:
         """
         pool = exchange.config.pools[key.pool]
 
-        if not is_surely_small(exchange.body):
-            check_json_shape(exchange.body)
+        for _ in check_json_shape(exchange.body):
             await yield_after(exchange.body)
-        value = parse_json_object(exchange.body)
-        await yield_after(exchange.body)
+        value = await read_json(exchange.body, parse_json_object)
         check_names(value)
         asked = value if turn is None else turn.understand(value)
 
@@ -14653,9 +15024,10 @@ class Calls:
             alias = Alias(alias.model)
         if asked is not value or alias != Alias(call.requested_model):
             await yield_after(exchange.body)
-            resolved = with_alias(route.kind, asked, alias)
-            exchange.replace_body(dump_like(resolved, exchange.body))
+            asked = with_alias(route.kind, asked, alias)
+            exchange.replace_body(dump_like(asked, exchange.body))
             await yield_after(exchange.body)
+        exchange.keep_parsed(call, asked)
         return call
 
     def close(self, exchange: Exchange) -> None:
@@ -14741,7 +15113,7 @@ class Exchanges:
             failure = error.with_traceback(None)  # its frames would keep the body in memory
         except ClientGone:
             return
-        except Exception:  # noqa: BLE001 (a bug is logged and answered)
+        except Exception:  # noqa: BLE001 (a bug is logged, and its client gets a 500)
             self.shared.log_bug(exchange.record.request_id)
             failure = PoolerError("internal_error")
         if failure is None:
@@ -14862,7 +15234,7 @@ class WebSockets:
             client.frames.done(frame)
             if key is None:
                 client.end(1008)
-            elif client.upstream is not None:  # nobody answers them
+            elif client.upstream is not None:  # it sends no response to them
                 with contextlib.suppress(PeerClosed):
                     await client.upstream.frames.put(frame)
 
@@ -14954,7 +15326,7 @@ class Operators:
         Raises: PoolerError, ClientGone.
         """
         companion = await self.load_companion()
-        await self.shared.look_at_logins(self.shared.config.accounts.values())
+        await self.shared.login_watch.look(self.shared.config.accounts.values())
         head = incoming.head
         accept = head.headers.get("accept", "")
         headers, text = companion.admin(self.snapshot(), accept, head.query)
@@ -14963,7 +15335,7 @@ class Operators:
     async def serve_metrics(self, incoming: Incoming) -> None:
         """The metrics in Prometheus' text format.  Raises: PoolerError, ClientGone."""
         companion = await self.load_companion()
-        await self.shared.look_at_logins(self.shared.config.accounts.values())
+        await self.shared.login_watch.look(self.shared.config.accounts.values())
         headers, text = companion.metrics(self.snapshot())
         await incoming.exchange.reply.respond(200, text.encode("utf-8", "replace"), headers)
 
@@ -14980,7 +15352,7 @@ class Operators:
         except ImportError:
             raise PoolerError("mcp_not_installed") from None
 
-        await self.shared.look_at_logins(self.shared.config.accounts.values())
+        await self.shared.login_watch.look(self.shared.config.accounts.values())
         status, headers, body = await companion.answer(
             incoming.head.headers,
             exchange.body,
@@ -15019,7 +15391,7 @@ class Operators:
 
     def login_states(self) -> dict[str, LoginState]:
         """The state of each ChatGPT account's login."""
-        tokens, logins = self.shared.tokens, self.shared.logins
+        tokens, logins = self.shared.tokens, self.shared.endpoints.logins
         return {name: tokens.state_of(login) for name, login in logins.items()}
 
     def snapshot(self) -> JsonDict:
@@ -15036,7 +15408,7 @@ class Operators:
             shared.uses,
             self.login_states(),
             shared.tokens.outcomes,
-            {name: len(queue) for name, queue in shared.queues.items()},
+            {name: len(queue) for name, queue in shared.queues.by_pool.items()},
             {
                 "started_at": shared.started_unix,
                 "is_draining": shared.is_draining,
@@ -15159,7 +15531,7 @@ class Server:
     def new_exchange(self, connection: ClientConnection) -> Exchange:
         """The exchange of a request whose head has not been parsed.
 
-        It exists first, so that a head that is refused is logged and answered like any request.
+        It exists first, so that a head that is refused is logged and refused like any request.
         """
         shared = self.shared
         record = Record(new_request_id())
@@ -15245,14 +15617,14 @@ class Server:
 
         config, contexts = loaded
         if config.listen != shared.config.listen:
-            shared.log("warning", "reload", {"problem": "listen: a change needs a restart"})
+            shared.log("warning", "reload", {"problem": "listen: a change requires a restart"})
         for warning in config.warnings:
             shared.log("warning", "config", {"problem": warning})
         changes = changes_between(shared.config, config) or "nothing"
         self.apply(dataclasses.replace(config, listen=shared.config.listen), contexts)
         shared.log("info", "reloaded", {"pools": len(config.pools), "changed": changes})
         await shared.idle.close_all()
-        await shared.inspect_logins()
+        await shared.login_watch.inspect_all()
 
     async def try_load(self, load: Callable[[], Loaded]) -> tuple[Loaded | None, Sequence[str]]:
         """What `load` returns, or None and the problems that it raises; in a thread."""
@@ -15271,7 +15643,7 @@ class Server:
         shared, limits = self.shared, config.limits
         shared.config, shared.tls_contexts = config, contexts
         shared.roster.reload(config)
-        shared.take_endpoints()
+        shared.endpoints.reload(config, contexts)
         shared.bodies.bytes_max = limits.bodies_bytes_max
         shared.ledger.requests = deque(shared.ledger.requests, limits.records_max)
 
@@ -15284,7 +15656,7 @@ class Server:
 
         self.operators.warn_of_missing_modules()
         # What waits may be served now: by a new account, or by one whose cooldown is cleared.
-        shared.assign_waiters()
+        shared.queues.assign_waiters()
         self.catalogues.wanted.set()
 
     async def serve(self, listeners: Sequence[trio.abc.Listener[Any]]) -> None:
@@ -15461,7 +15833,7 @@ def doubts_of_modes(path: Path, config: Config) -> list[str]:
     quoted = shlex.quote(str(path))
     doubts: list[str] = []
     if places and _is_read_by_others(state):
-        doubts.append(f"{places[0]}: others can read the file that holds it: chmod 600 {quoted}")
+        doubts.append(f"{places[0]}: others can read the file that contains it: chmod 600 {quoted}")
     # Who can change the file can send every secret to an upstream of their own.
     if state.st_mode & 0o022:
         doubts.append(f"{path}: others can change it: chmod go-w {quoted}")
@@ -15615,8 +15987,8 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
     Returns True if the stream has ended with success.  The request passes the real listener and the
     real key, so it shows that the whole path works.
     """
-    asked = {"model": DEMO_MODEL, "input": "Say hello.", "stream": True}
-    body = json.dumps(asked).encode()
+    request = {"model": DEMO_MODEL, "input": "Say hello.", "stream": True}
+    body = json.dumps(request).encode()
     head = request_head(url, CallKind.RESPONSES.value, secret, (), body)
     scanner = EventScanner(CallKind.RESPONSES)
     async with await dial(url, None) as stream:
@@ -15680,7 +16052,7 @@ async def run_demo(port: int, is_once: bool) -> int:
             """Print what the demo does, send its request, and print what to try next."""
             nonlocal is_served
             show(f"codex-pooler {VERSION} demo on http://{url.authority}")
-            show("A built-in upstream answers; no account is used, nothing leaves this machine.")
+            show("A built-in upstream responds; no account is used, nothing leaves this machine.")
             show("", "POST /v1/responses, streamed:")
             is_served = await ask_demo(url, Secret(secret))
             if is_once:
@@ -15767,8 +16139,8 @@ async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
     server = Server(config, contexts, log=log, descriptors_max=descriptors_max)
     server.connections.warn_of_descriptors()
     server.operators.warn_of_missing_modules()
-    await server.shared.inspect_logins()
-    await server.shared.look_at_logins(config.accounts.values())
+    await server.shared.login_watch.inspect_all()
+    await server.shared.login_watch.look(config.accounts.values())
 
     listeners = await open_listeners(config, log)
     try:
@@ -15998,10 +16370,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     config.add_argument("--config", type=Path, default="pools.json", help="default pools.json")
 
     serve = commands.add_parser("serve", parents=[config], help="run the server (default)")
-    serve.set_defaults(run=lambda given: serve_logged(given.config, dict(os.environ)))
+    serve.set_defaults(run=lambda options: serve_logged(options.config, dict(os.environ)))
 
     check = commands.add_parser("check", parents=[config], help="validate and summarize pools.json")
-    check.set_defaults(run=lambda given: run_check(given.config, os.environ))
+    check.set_defaults(run=lambda options: run_check(options.config, os.environ))
 
     demo = commands.add_parser("demo", help="run a self-contained demo")
     demo.add_argument("--once", action="store_true", help="exit after the first response")
@@ -16011,18 +16383,18 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         default=4000,
         help="default 4000; 0 picks a free one",
     )
-    demo.set_defaults(run=lambda given: trio.run(run_demo, given.port, given.once))
+    demo.set_defaults(run=lambda options: trio.run(run_demo, options.port, options.once))
 
     key = commands.add_parser("key", help="generate a pool key")
     key.add_argument("--operator", action="store_true", help="generate an operator token instead")
-    key.set_defaults(run=lambda given: run_key(given.operator))
+    key.set_defaults(run=lambda options: run_key(options.operator))
 
     note = "POOLER_OPERATOR_TOKEN must hold the operator's token."
     status = commands.add_parser("status", help="show a running server's status", epilog=note)
     status.add_argument("--url", default="http://127.0.0.1:4000", help="default %(default)s")
     status.add_argument("--watch", action="store_true", help="repeat every two seconds")
     status.add_argument("--json", action="store_true", help="print JSON")
-    status.set_defaults(run=lambda given: run_status(given.url, given.watch, given.json))
+    status.set_defaults(run=lambda options: run_status(options.url, options.watch, options.json))
 
     # An option without a command belongs to `serve`, except those of the program itself.
     first = arguments[0] if arguments else "-"
@@ -16036,9 +16408,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Expected failures become lines for a person; anything else is a bug and shows its traceback.
     """
-    given = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
-        exit_code: int = given.run(given)
+        exit_code: int = options.run(options)
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201

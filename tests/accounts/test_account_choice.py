@@ -22,25 +22,20 @@ import pooler
 from pooler import (
     MODEL_BLOCKS_MAX,
     UNKNOWN_LEFT_PERCENT,
-    Account,
     Action,
-    Call,
     Choice,
     Effect,
     Fault,
-    Key,
     PoolerError,
-    Roster,
     Routing,
     Status,
     Window,
-    call_route,
     classify_event,
     classify_response,
-    read_call,
     standing_of,
 )
 from tests.support.memory_sockets import Json, post
+from tests.support.scene import Scene
 from tests.support.world import UNIX_START, describe, make_config, opened_world
 
 HOUR: Final = 3600.0
@@ -53,66 +48,6 @@ SESSION_HEADERS: Final = (
     "x-session-affinity", "session_id", "thread-id", "x-codex-conversation-id",
     "conversation_id",
 )  # fmt: skip
-
-
-class Scene:
-    """One roster, and the accounts of its pool by their letters."""
-
-    def __init__(self, names: str = "abc", **described: Json) -> None:
-        self.config = make_config(describe(names, **described))
-        self.roster = Roster(self.config)
-        self.pool = self.config.pools["home"]
-
-    def key(self, name: str = "laptop", pool: str = "home") -> Key:
-        return next(key for key in self.config.pools[pool].keys if key.name == name)
-
-    def call(
-        self,
-        session: str | None = None,
-        *,
-        headers: Sequence[tuple[str, str]] = (),
-        key: str = "laptop",
-        pool: str = "home",
-        **body: Json,
-    ) -> Call:
-        if session is not None:
-            headers = [("session-id", session)]
-        body = {"model": "m1", "store": False} | body
-        where = self.config.pools[pool]
-        return read_call(
-            call_route("/v1/responses"), body, dict(headers), where, self.key(key, pool)
-        )
-
-    def account(self, name: str) -> Account:
-        return self.config.accounts[name]
-
-    def order(self, call: Call | None = None, now: float = 0.0, tried: str = "") -> str:
-        ranked = Choice(self.roster, call or self.call(), tried, now).ranked()
-        return "".join(account.name for account in ranked)
-
-    def answers(self, name: str, status: int, now: float = 0.0, seconds: float = 0.0) -> None:
-        """Let an account answer with an error; `seconds`: its Retry-After."""
-        fault = self.fault(status, seconds)
-        self.roster.note_fault(self.account(name), fault, "m1", now)
-
-    def fault(self, status: int, seconds: float = 0.0) -> Fault:
-        headers = [JSON_HEAD, ("retry-after", f"{seconds:g}")] if seconds else [JSON_HEAD]
-        body = NO_MODEL if status in {400, 404} else b"{}"
-        return classify_response(status, dict(headers), body, UNIX_START)
-
-    def serves(self, name: str, call: Call, now: float = 0.0) -> None:
-        """One whole, successful request of a session."""
-        lease = self.roster.begin(self.account(name), call, now)
-        self.roster.note_served(call, self.account(name), now)
-        self.roster.note_success(lease)
-        self.roster.end(lease)
-
-    def refusal(self, now: float = 0.0, **call: Json) -> PoolerError:
-        return Choice(self.roster, self.call(**call), "", now).refusal(UNIX_START + now)
-
-    def hang_on(self, name: str, now: float = 0.0) -> None:
-        """One request that does not end."""
-        self.roster.begin(self.account(name), self.call(), now)
 
 
 ################################################################

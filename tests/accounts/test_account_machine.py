@@ -15,8 +15,9 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import pytest
 import trio
@@ -32,12 +33,13 @@ from hypothesis.stateful import (
 )
 from trio.testing import MockClock
 
-from pooler import REFRESH_URL_VARIABLE, BaseUrl, parse_config
+from pooler import REFRESH_URL_VARIABLE, parse_config
 from tests.long.sim_world import run_inline
 from tests.support.codex_backend import CodexBackend, make_auth_file
 from tests.support.codex_turns import Refused
-from tests.support.memory_sockets import Client, Json, MemorySocket, ask_responses
+from tests.support.memory_sockets import Client, Json, ask_responses
 from tests.support.world import (
+    TOKEN_PATH,
     UNIX_START,
     Asked,
     FakeUpstream,
@@ -56,7 +58,6 @@ from tests.support.world import (
 
 ACCOUNTS: Final = "abc"  # b has a login; d is in no pool
 LOGIN: Final = "b"
-TOKEN_PATH: Final = "/oauth/token"
 ATTEMPTS_MAX: Final = 3
 PROBE_SECONDS: Final = 900.0
 REPEATABLE: Final = frozenset({401, 402, 429, 500, 503})
@@ -113,32 +114,6 @@ class Held:
         self.decided.set()
 
 
-class HoldingUpstream(FakeUpstream):
-    def __init__(self, name: str, world: World) -> None:
-        super().__init__(name, world)
-        self.always = self.hold
-
-    def hold(self, asked: Asked) -> Script:
-        held = Held(self.name, asked)
-        assert isinstance(self.world, MachineWorld)
-        self.world.held.append(held)
-        self.world.note_asked(held)
-        return held.script()  # type: ignore[return-value] # it is only gone through
-
-
-class MachineWorld(World):
-    upstream_type: ClassVar[type[FakeUpstream]] = HoldingUpstream
-    held: list[Held]
-    note_asked: Callable[[Held], None]
-
-    async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
-        if url.path != TOKEN_PATH:
-            return await super().dial(url, tls)
-        return await self.upstreams.setdefault(
-            TOKEN_PATH, HoldingUpstream(TOKEN_PATH, self)
-        ).connect()
-
-
 @dataclass
 class Ask:
     """A client's request, in the model."""
@@ -163,7 +138,8 @@ class AccountMachine(RuleBasedStateMachine):
         self.cooldowns: dict[str, tuple[float, float]] = {}  # account: since, until
         self.spent: set[str] = set()
         self.backend: CodexBackend
-        self.world: MachineWorld
+        self.world: World
+        self.held: list[Held] = []
         self.actions: trio.MemorySendChannel[Callable[[], Awaitable[None]]]
         self.guest = Guest(self.main)
         self.guest.run_until(lambda: hasattr(self, "actions"))
@@ -187,8 +163,8 @@ class AccountMachine(RuleBasedStateMachine):
         self.backend = CodexBackend(self.unix_now)
         self.log_in(seconds=10**6)
         async with trio.open_nursery() as nursery:
-            self.world = MachineWorld(self.config(0), nursery)
-            self.world.held, self.world.note_asked = [], self.note_asked
+            self.world = World(self.config(0), nursery, make_upstream=self.make_upstream)
+            self.world.services[TOKEN_PATH] = self.world.upstream(TOKEN_PATH).connect
             self.world.start()
             await self.world.settle()
             self.actions = send
@@ -219,13 +195,26 @@ class AccountMachine(RuleBasedStateMachine):
         self.actions.send_nowait(act)
         self.guest.run_until(lambda: bool(done))
 
+    def make_upstream(self, name: str, world: World) -> FakeUpstream:
+        """An upstream that holds every request until a rule decides on it."""
+        upstream = FakeUpstream(name, world)
+        upstream.always = partial(self.hold, name)
+        return upstream
+
+    def hold(self, place: str, asked: Asked) -> Script:
+        """The script of the response, which a later rule decides."""
+        held = Held(place, asked)
+        self.held.append(held)
+        self.note_asked(held)
+        return held.script()  # type: ignore[return-value] # it is only iterated over
+
     def note_asked(self, held: Held) -> None:
         """The model's view of a request that goes out; what must not be is noted at once."""
         now, name = trio.current_time(), held.place
         if name == TOKEN_PATH:
             token = held.asked.json()["refresh_token"]
             assert token not in self.spent, "a refresh token was sent twice"
-            assert sum(one.place == TOKEN_PATH for one in self.world.held) == 1, "two renewals"
+            assert sum(held.place == TOKEN_PATH for held in self.held) == 1, "two refreshes"
             return
         assert name in ACCOUNTS, "an account of no pool was asked"
         since, until = self.cooldowns.get(name, (0.0, 0.0))
@@ -238,7 +227,7 @@ class AccountMachine(RuleBasedStateMachine):
         return int(found[1])
 
     def waiting(self, *, at_endpoint: bool) -> list[Held]:
-        return [one for one in self.world.held if (one.place == TOKEN_PATH) == at_endpoint]
+        return [held for held in self.held if (held.place == TOKEN_PATH) == at_endpoint]
 
     ############ clients
 
@@ -272,8 +261,8 @@ class AccountMachine(RuleBasedStateMachine):
 
     def forget_ended(self) -> None:
         """What the server has given up is answered no more."""
-        self.world.held = [
-            one for one in self.world.held if not one.asked.connection.socket.outgoing.is_deaf
+        self.held = [
+            held for held in self.held if not held.asked.connection.socket.outgoing.is_deaf
         ]
 
     ############ upstreams
@@ -281,7 +270,7 @@ class AccountMachine(RuleBasedStateMachine):
     def decide(self, held: Held, steps: Script) -> None:
         async def decide() -> None:
             await trio.lowlevel.checkpoint()
-            self.world.held.remove(held)
+            self.held.remove(held)
             held.decide(steps)
 
         self.act(decide)

@@ -18,13 +18,7 @@ from trio.testing import MockClock
 
 from pooler import BEGINNING_CHARS_MAX, CallKind, call_route, conversation_digest, read_call
 from tests.support.memory_sockets import OTHER_KEY, Json, post
-from tests.support.memory_websockets import (
-    SocketWorld,
-    codex_described,
-    open_socket,
-    socket_world,
-    turn,
-)
+from tests.support.memory_websockets import codex_described, open_socket, socket_world, turn
 from tests.support.world import World, describe, json_response, make_config, opened_world
 from tests.translation.test_codex_accounts import CHAT, MODEL, codex_world, described
 
@@ -250,7 +244,7 @@ async def test_a_conversation_has_one_account_and_one_id(
         for path, body in bodies(kind):
             response = await world.ask(post(path, body | {"stream": is_stream}))
             assert response.status == 200
-        asked = world.asked_of()
+        asked = world.backend.asked()
         assert len(asked) == len(SAYS)
         assert len({seen.account for seen in asked}) == 1
         [session_id] = {seen.headers["session-id"] for seen in asked}
@@ -259,7 +253,7 @@ async def test_a_conversation_has_one_account_and_one_id(
 
         for path, body in bodies(kind, ["Another one.", "Go on."]):
             await world.ask(post(path, body))
-        assert len({seen.headers["session-id"] for seen in world.asked_of()[-3:]}) == 2
+        assert len({seen.headers["session-id"] for seen in world.backend.asked()[-3:]}) == 2
 
 
 async def test_chat_and_responses_share_a_conversation(
@@ -268,7 +262,7 @@ async def test_chat_and_responses_share_a_conversation(
     async with codex_world(described(tmp_path, routing="sticky"), tmp_path) as world:
         for kind in (RESPONSES, CHATS):
             await world.ask(post(*bodies(kind)[0]))
-        assert len({seen.headers["session-id"] for seen in world.asked_of()}) == 1
+        assert len({seen.headers["session-id"] for seen in world.backend.asked()}) == 1
 
 
 @pytest.mark.parametrize(
@@ -287,7 +281,7 @@ async def test_an_empty_cache_key_is_as_good_as_none(
     path = "/v1/chat/completions" if "messages" in body else "/v1/responses"
     async with codex_world(described(tmp_path), tmp_path) as world:
         assert (await world.ask(post(path, body | more, headers=headers))).status == 200
-        [seen] = world.asked_of()
+        [seen] = world.backend.asked()
         assert seen.body["prompt_cache_key"] == seen.headers["session-id"] != "mine"
 
 
@@ -298,7 +292,7 @@ async def test_a_cache_key_of_the_clients_own_is_sent(
         await world.ask(
             post("/v1/responses", {"model": MODEL, "input": "x", "prompt_cache_key": "k"})
         )
-        [seen] = world.asked_of()
+        [seen] = world.backend.asked()
         assert seen.body["prompt_cache_key"] == "k"
         assert "session-id" in seen.headers
 
@@ -340,7 +334,7 @@ async def test_a_conversation_over_websockets_has_one_account_and_one_id(
         check_ids(world)
 
 
-def check_ids(world: SocketWorld) -> None:
+def check_ids(world: World) -> None:
     """All turns say one id, which is that of their WebSockets, too."""
     shaken = [one for name in "abc" for one in world.upstream(name).handshakes]
     [session_id] = {one["session-id"] for one in shaken}

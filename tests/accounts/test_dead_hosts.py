@@ -17,7 +17,7 @@ from trio.testing import MockClock
 
 from pooler import NO_FIELDS, Cause, Choice, Roster, call_route, classify_connect, read_call
 from tests.support.memory_sockets import Json, post
-from tests.support.memory_websockets import SocketWorld, open_socket
+from tests.support.memory_websockets import open_socket
 from tests.support.world import (
     Fin,
     Pause,
@@ -69,7 +69,7 @@ def stalls(world: World, name: str = "a") -> None:
 async def test_accounts_at_one_dead_host_cost_two_timeouts(
     autojump_clock: MockClock, names: str, carrier: str
 ) -> None:
-    async with opened_world(sharing(names, names), SocketWorld) as world:
+    async with opened_world(sharing(names, names)) as world:
         stalls(world)
         began = trio.current_time()
         assert await ask(world, carrier) == 504

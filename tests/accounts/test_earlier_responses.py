@@ -71,7 +71,7 @@ async def test_a_codex_accounts_response_is_asked_of_nobody(
         assert response.status == 400
         check_refused(response.error)
         assert world.upstreams["platform"].asked == []
-        assert len(world.accounts()) == 1
+        assert len(world.backend.accounts()) == 1
 
 
 async def test_it_does_not_matter_that_the_account_was_not_the_first_to_be_asked(
@@ -81,7 +81,7 @@ async def test_it_does_not_matter_that_the_account_was_not_the_first_to_be_asked
         platform = world.upstreams["platform"]
         platform.plays(error_response(500, "server_error"))
         made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
-        assert len(world.accounts()) == len(platform.asked) == 1
+        assert len(world.backend.accounts()) == len(platform.asked) == 1
         response = await world.ask(follow_up(made))
         assert response.status == 400
         check_refused(response.error)
@@ -108,7 +108,7 @@ async def test_a_response_that_is_kept_is_asked_of_its_account(
         for raw in (follow_up(made), follow_up("resp_of_another_day")):
             assert (await world.ask(raw)).status == 200
         assert len(platform.asked) == 3
-        assert world.accounts() == []
+        assert world.backend.accounts() == []
 
 
 async def test_what_one_key_made_is_not_known_to_another(

@@ -17,15 +17,10 @@ from trio.testing import MockClock
 from pooler import Alias, ConfigRefused
 from tests.support.codex_backend import make_auth_file
 from tests.support.memory_sockets import Json, ask_responses, post, request
-from tests.support.memory_websockets import (
-    SocketWorld,
-    error_frame,
-    open_socket,
-    socket_world,
-    turn,
-)
+from tests.support.memory_websockets import error_frame, open_socket, socket_world, turn
 from tests.support.world import (
     UNIX_START,
+    World,
     chat_events,
     describe,
     error_response,
@@ -88,7 +83,7 @@ def renamed(body: bytes, name: str) -> Json:
     return json.loads(body) | {"model": name}
 
 
-def play(world: SocketWorld, first: str, form: str) -> None:
+def play(world: World, first: str, form: str) -> None:
     """The first account is limited, and the other one serves."""
     world.upstreams[first].plays(error_response(429, "usage_limit_reached"))
     served = (
@@ -97,7 +92,7 @@ def play(world: SocketWorld, first: str, form: str) -> None:
     world.upstreams["ab".replace(first, "")].plays(served)
 
 
-def check_log(world: SocketWorld, first: str) -> None:
+def check_log(world: World, first: str) -> None:
     [record] = world.records
     assert record["model"] == MODEL
     assert [attempt["account"] for attempt in record["attempts"]] == sorted("ab", key=first.__ne__)

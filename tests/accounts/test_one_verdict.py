@@ -376,7 +376,7 @@ async def test_a_login_s_trouble_in_a_200_is_as_good_as_a_status(
         for _ in range(2):
             response = await world.ask(post(path, body))
             assert (response.status, said(response)) == (200, ANSWER)
-        assert world.accounts() == [FIRST] * (renewals + 1) + [SECOND] * 2
+        assert world.backend.accounts() == [FIRST] * (renewals + 1) + [SECOND] * 2
         assert len(world.backend.asked("/oauth/token")) == renewals
 
 
@@ -484,7 +484,7 @@ async def test_a_login_s_words_are_not_told_in_a_stream_that_has_begun(
     async with codex_world(described(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(FIRST, ends="response.failed", code="token_invalidated"))
         response = await world.ask(post(path, body))
-        assert world.accounts() == [FIRST]
+        assert world.backend.accounts() == [FIRST]
         assert b"token_invalidated" not in response.body
         assert b"no_usable_account" in response.body
 
@@ -498,7 +498,7 @@ async def test_a_stream_that_has_begun_does_not_end_in_the_pooler_s_name(
     async with codex_world(described(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(FIRST, ends="response.failed", code=code))
         response = await world.ask(post(path, body))
-        assert world.accounts() == [FIRST]
+        assert world.backend.accounts() == [FIRST]
         assert (code.encode() in response.body) is (form == "native")
         assert (b"upstream_error" in response.body) is (form != "native")
 

@@ -29,7 +29,7 @@ from pooler import (
     parse_config,
     reveal,
 )
-from tests.support.memory_websockets import TEXT, frame
+from tests.support.frames import TEXT, frame
 from tests.support.outbound_proxies import AGREED, Gate, Proxied, RealProxy, agree, opened, saying
 from tests.support.raw_websockets import Upstream as SocketUpstream
 from tests.support.tls_upstreams import API_KEY, HOST

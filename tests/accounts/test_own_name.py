@@ -17,14 +17,20 @@ from trio.testing import MockClock
 
 from tests.support.memory_sockets import post, request
 from tests.support.memory_websockets import (
-    SocketWorld,
     codex_described,
     open_socket,
     socket_described,
     socket_world,
     turn,
 )
-from tests.support.world import Asked, chat_events, json_response, responses_events, sse_response
+from tests.support.world import (
+    Asked,
+    World,
+    chat_events,
+    json_response,
+    responses_events,
+    sse_response,
+)
 
 CLIENTS: Final = ("codex_cli_rs/0.171.0 (Debian)", "Codex", "openai-python/2.1", "curl/8")
 
@@ -35,7 +41,7 @@ def agents(asked: list[Asked]) -> list[str]:
     return [name for [name] in found]
 
 
-async def ask_all(world: SocketWorld, name: str, agent: str) -> list[str]:
+async def ask_all(world: World, name: str, agent: str) -> list[str]:
     """What an upstream is told of who asks, on every carrier."""
     upstream, told = world.upstream(name), [("User-Agent", agent)]
     body = {"model": "m1", "input": "x", "messages": [{"role": "user", "content": "x"}]}

@@ -29,11 +29,9 @@ from pooler import (
     read_quota_event,
     read_quota_headers,
     read_usage,
-    show_codex_usage,
-    show_key_usage,
 )
-from tests.accounts.test_account_choice import Scene
 from tests.support.memory_sockets import Json, ask_responses
+from tests.support.scene import Scene, window
 from tests.support.world import UNIX_START, describe, error_response, make_config, opened_world
 
 HOUR: Final = 3600
@@ -47,34 +45,6 @@ SOON: Final = UNIX_START + HOUR
 def head(**fields: Json) -> tuple[tuple[str, str], ...]:
     """Quota fields of the plan: head(primary_used_percent=5, ...)."""
     return tuple((f"x-codex-{name.replace('_', '-')}", str(fields[name])) for name in fields)
-
-
-def window(
-    used: float, resets_in: float | None = HOUR, length: int = FIVE_HOURS, family: str = "codex"
-) -> Window:
-    return Window(family, length, used, None if resets_in is None else UNIX_START + resets_in)
-
-
-class Quotas(Scene):
-    """A scene whose accounts are told of their quota."""
-
-    def tell(self, name: str, *windows: Window, now: float = 0.0) -> None:
-        self.roster.note_quota(self.account(name), windows, now, UNIX_START + now)
-
-    def use(self, **percents: float) -> None:
-        """Let one five-hour window of each account be used up so far."""
-        for name, percent in percents.items():
-            self.tell(name, window(percent))
-
-    def left(self, name: str, now: float = 0.0) -> float:
-        return self.roster.health[name].quota.left_percent(now)
-
-    def codex_usage(self, now: float = 0.0) -> dict[str, Any]:
-        return show_codex_usage(self.roster, self.pool, now, UNIX_START + now)
-
-    def key_usage(self, use: KeyUse | None = None, now: float = 0.0) -> dict[str, Any]:
-        times = {"now": now, "unix_now": UNIX_START + now}
-        return show_key_usage(self.roster, self.pool, self.key(), use or KeyUse(), **times)
 
 
 ################################################################
@@ -228,7 +198,7 @@ def test_a_nonsensical_token_count_is_no_count() -> None:
 def test_a_used_up_window_of_the_plan_rests_its_account(
     windows: Sequence[Window], rest: float
 ) -> None:
-    scene = Quotas("ab", pool={"routing": "in_order"}, limits={"untried_seconds_max": DAY})
+    scene = Scene("ab", pool={"routing": "in_order"}, limits={"untried_seconds_max": DAY})
     scene.tell("a", *windows)
     assert scene.roster.health["a"].plan.until == rest
     if rest:
@@ -237,7 +207,7 @@ def test_a_used_up_window_of_the_plan_rests_its_account(
 
 
 def test_a_rest_by_evidence_is_probed_like_any_other() -> None:
-    scene = Quotas("ab")
+    scene = Scene("ab")
     scene.tell("a", window(100, DAY))
     assert scene.order(now=PROBE - 1) == "b"
     assert scene.order(now=PROBE) == "ab"
@@ -246,7 +216,7 @@ def test_a_rest_by_evidence_is_probed_like_any_other() -> None:
 
 
 def test_no_evidence_ends_a_rest_or_cuts_it_short() -> None:
-    scene = Quotas("ab")
+    scene = Scene("ab")
     lease = scene.roster.begin(scene.account("a"), scene.call(), 0)
     scene.answers("a", 429, now=1, seconds=HOUR)
     scene.tell("a", window(10), now=2)
@@ -259,7 +229,7 @@ def test_no_evidence_ends_a_rest_or_cuts_it_short() -> None:
 
 @pytest.mark.parametrize("seconds", [0, 1])
 def test_the_answer_that_uses_the_plan_up_is_no_proof_against_it(seconds: float) -> None:
-    scene = Quotas("ab")
+    scene = Scene("ab")
     lease = scene.roster.begin(scene.account("a"), scene.call(), 0)
     scene.tell("a", window(100), now=seconds)
     scene.roster.note_success(lease)
@@ -267,7 +237,7 @@ def test_the_answer_that_uses_the_plan_up_is_no_proof_against_it(seconds: float)
 
 
 def test_an_account_that_serves_though_used_up_rests_once_for_each_window() -> None:
-    scene = Quotas("ab")
+    scene = Scene("ab")
     scene.tell("a", window(100, DAY))
     for now in (PROBE, PROBE + 1):
         lease = scene.roster.begin(scene.account("a"), scene.call(), now)
@@ -280,7 +250,7 @@ def test_an_account_that_serves_though_used_up_rests_once_for_each_window() -> N
 
 
 def test_a_window_that_emptied_and_filled_again_rests_again() -> None:
-    scene = Quotas("ab")
+    scene = Scene("ab")
     scene.tell("a", window(100, DAY))
     scene.serves("a", scene.call(), now=PROBE)
     scene.tell("a", window(5, DAY), now=PROBE)  # the plan was topped up
@@ -289,7 +259,7 @@ def test_a_window_that_emptied_and_filled_again_rests_again() -> None:
 
 
 def test_a_reload_keeps_evidence_but_of_an_account_that_it_took_away() -> None:
-    scene = Quotas("ab")
+    scene = Scene("ab")
     scene.use(a=97)
     scene.roster.reload(scene.config)
     assert scene.left("a") == 3
@@ -324,13 +294,13 @@ def test_a_reload_keeps_evidence_but_of_an_account_that_it_took_away() -> None:
 def test_the_fullest_window_that_still_runs_says_what_is_left(
     windows: Sequence[Window], now: float, left: float
 ) -> None:
-    scene = Quotas()
+    scene = Scene()
     scene.tell("a", *windows)
     assert scene.left("a", now) == left
 
 
 def test_the_latest_word_on_a_limit_replaces_all_earlier_ones_on_it() -> None:
-    scene = Quotas()
+    scene = Scene()
     scene.tell("a", window(90, DAY, WEEK), window(4, family="codex_bengalfox"))
     scene.tell("a", window(20))  # another plan, without a weekly window
     assert scene.left("a") == 80
@@ -338,7 +308,7 @@ def test_the_latest_word_on_a_limit_replaces_all_earlier_ones_on_it() -> None:
 
 
 def test_only_so_many_windows_are_kept_the_latest_ones() -> None:
-    scene = Quotas()
+    scene = Scene()
     for number in range(QUOTA_WINDOWS_MAX):
         scene.tell("a", window(5, family=f"f{number}"))
     scene.use(a=50)
@@ -368,7 +338,7 @@ EDGE: Final = NEARLY_USED_PERCENT
 def test_quota_first_takes_the_account_with_most_left(
     used: Mapping[str, float], busy: str, expected: str, session: str | None
 ) -> None:
-    scene = Quotas(pool=QUOTA_FIRST)
+    scene = Scene(pool=QUOTA_FIRST)
     scene.use(**used)
     for name in busy:
         scene.hang_on(name)
@@ -376,7 +346,7 @@ def test_quota_first_takes_the_account_with_most_left(
 
 
 def test_quota_first_breaks_full_ties_like_the_default() -> None:
-    one, other = Quotas(pool=QUOTA_FIRST), Quotas()
+    one, other = Scene(pool=QUOTA_FIRST), Scene()
     for number in range(30):
         session = f"s{number}"
         assert one.order(one.call(session)) == other.order(other.call(session))
@@ -399,7 +369,7 @@ def test_quota_first_breaks_full_ties_like_the_default() -> None:
 def test_new_sessions_avoid_nearly_used_accounts_of_their_priority(
     accounts: Mapping[str, Json], used: Mapping[str, float], last: str, session: str | None
 ) -> None:
-    plain, scene = Quotas(accounts=accounts), Quotas(accounts=accounts)
+    plain, scene = Scene(accounts=accounts), Scene(accounts=accounts)
     scene.use(**used)
     order = plain.order(plain.call(session))
     expected = "".join(name for name in order if name not in last)
@@ -409,7 +379,7 @@ def test_new_sessions_avoid_nearly_used_accounts_of_their_priority(
 
 @pytest.mark.parametrize("routing", [*Routing])
 def test_a_pinned_session_stays_until_its_account_is_used_up(routing: str) -> None:
-    scene = Quotas(pool={"routing": routing})
+    scene = Scene(pool={"routing": routing})
     scene.serves("b", scene.call("s"))
     scene.use(a=1, b=99.9, c=1)
     assert scene.order(scene.call("s"))[0] == "b"
@@ -420,7 +390,7 @@ def test_a_pinned_session_stays_until_its_account_is_used_up(routing: str) -> No
 @pytest.mark.parametrize("routing", Routing)
 def test_a_strict_order_is_not_changed_by_what_is_left(routing: str) -> None:
     priorities = {name: {"priority": at} for at, name in enumerate("abc")}
-    scene = Quotas(accounts=priorities, pool={"routing": routing})
+    scene = Scene(accounts=priorities, pool={"routing": routing})
     scene.use(a=99, b=50)
     assert scene.order() == "abc"
 
@@ -459,7 +429,7 @@ async def test_a_limit_is_told_only_when_no_account_is_left(autojump_clock: Mock
 def test_an_account_that_was_not_asked_makes_the_difference(
     answers: str, tried: str, expected: str
 ) -> None:
-    scene = Quotas("abcd")
+    scene = Scene("abcd")
     for name in answers:
         scene.answers(name, 429, seconds=50)
     refusal = Choice(scene.roster, scene.call(), tried, 1).refusal(UNIX_START + 1)
@@ -529,7 +499,7 @@ def shown(used: int, length: int, resets_in: int) -> dict[str, int]:
 def test_codex_is_shown_the_pool_as_one_account(
     told: Mapping[str, Sequence[Window]], allowed: bool, primary: Json, secondary: Json
 ) -> None:
-    scene = Quotas()
+    scene = Scene()
     for name, windows in told.items():
         scene.tell(name, *windows)
     assert scene.codex_usage() == {
@@ -544,7 +514,7 @@ def test_codex_is_shown_the_pool_as_one_account(
 
 
 def test_a_paused_account_is_not_in_the_pooled_view() -> None:
-    scene = Quotas("ab", accounts={"b": {"paused": True}})
+    scene = Scene("ab", accounts={"b": {"paused": True}})
     scene.use(a=50, b=1)
     assert scene.codex_usage()["rate_limit"]["primary_window"]["used_percent"] == 50
     scene.tell("a", window(100))
@@ -552,7 +522,7 @@ def test_a_paused_account_is_not_in_the_pooled_view() -> None:
 
 
 def test_a_broken_pool_is_not_called_exhausted() -> None:
-    scene = Quotas("ab")
+    scene = Scene("ab")
     scene.answers("a", 401)
     scene.answers("b", 401)
     assert scene.codex_usage()["rate_limit"]["allowed"]
@@ -577,7 +547,7 @@ def limit(kind: str, name: str | None, most: int, used: int, reset: str | None) 
 def test_a_key_is_shown_its_use_and_what_is_left_of_the_pool() -> None:
     # UNIX_START is 2027-01-15 08:00:00 UTC.
     key = {"key": "cp-a-key-with-limits-01", "requests_per_minute": 3, "tokens_per_day": 60}
-    scene = Quotas("ab", pool={"keys": {"laptop": key | {"concurrent": 5}}})
+    scene = Scene("ab", pool={"keys": {"laptop": key | {"concurrent": 5}}})
     scene.tell("b", window(12.5), window(40, DAY, WEEK))
     use = KeyUse()
     for now in (0.0, 30.0):
@@ -606,7 +576,7 @@ def test_a_key_is_shown_its_use_and_what_is_left_of_the_pool() -> None:
 
 
 def test_a_key_without_limits_is_shown_none_but_its_streams() -> None:
-    view = Quotas("a").key_usage()
+    view = Scene("a").key_usage()
     assert [row["limit_type"] for row in view["limits"]] == ["concurrent_requests"]
     assert view["upstream_limits"] == []
 
@@ -615,13 +585,13 @@ def test_a_key_without_limits_is_shown_none_but_its_streams() -> None:
     ("minutes", "name"), [(1, "1m"), (90, "90m"), (300, "5h"), (1440, "1d"), (10080, "7d")]
 )
 def test_a_window_is_named_by_its_length(minutes: int, name: str) -> None:
-    scene = Quotas("a")
+    scene = Scene("a")
     scene.tell("a", window(1, length=minutes * 60))
     assert [row["limit_window"] for row in scene.key_usage()["upstream_limits"]] == [name]
 
 
 def test_the_views_name_no_account() -> None:
-    scene = Quotas("Q")
+    scene = Scene("Q")
     scene.tell("Q", window(7))
     assert "Q" not in json.dumps([scene.key_usage(), scene.codex_usage()])
 
@@ -669,7 +639,7 @@ def as_event(parts: Sequence[Any], strange: Json) -> dict[str, Json]:
 def test_whatever_is_said_no_account_rests_beyond_reason_or_serves_at_rest(
     said: Sequence[tuple[bool, Sequence[Any], Json]], routing: str
 ) -> None:
-    scene = Quotas("ab", pool={"routing": routing})
+    scene = Scene("ab", pool={"routing": routing})
     health = scene.roster.health["a"]
     for now, (is_head, parts, strange) in enumerate(said):
         read_quota_event({"rate_limits": strange, "limit_name": strange})
@@ -693,7 +663,7 @@ def test_whatever_is_said_no_account_rests_beyond_reason_or_serves_at_rest(
 def test_quota_first_never_prefers_an_account_with_less_left(
     used: Sequence[float], session: str
 ) -> None:
-    scene = Quotas(pool=QUOTA_FIRST)
+    scene = Scene(pool=QUOTA_FIRST)
     scene.use(**dict(zip("abc", used, strict=True)))
     left = [scene.left(name) for name in scene.order(scene.call(prompt_cache_key=session))]
     assert len(left) == 3
@@ -701,7 +671,7 @@ def test_quota_first_never_prefers_an_account_with_less_left(
 
 
 def test_a_pool_is_limited_though_another_account_has_no_login() -> None:
-    scene = Quotas("ab")
+    scene = Scene("ab")
     scene.tell("a", window(100, DAY))
     assert scene.codex_usage()["rate_limit"]["allowed"] is True
     scene.roster.health["b"].has_login = False

@@ -14,9 +14,9 @@ import pytest
 from trio.testing import MockClock
 
 from pooler import ConfigRefused, Routing
-from tests.accounts.test_quota import Quotas, window
 from tests.support.memory_sockets import Json, post
 from tests.support.memory_websockets import codex_described, socket_world
+from tests.support.scene import Scene, window
 from tests.support.world import UNIX_START, describe, make_config, responses_events, sse_response
 
 HOUR: Final = 3600
@@ -73,7 +73,7 @@ def month(resets_in: float, used: float = 10) -> tuple[float, float, int]:
 def test_the_account_whose_quota_lapses_first_is_used_first(
     windows: Mapping[str, Sequence[tuple[float, float, int]]], expected: str, session: str | None
 ) -> None:
-    scene = Quotas(pool=POOL)
+    scene = Scene(pool=POOL)
     for name, found in windows.items():
         scene.tell(name, *(window(used, resets, length) for used, resets, length in found))
     assert scene.order(scene.call(session))[: len(expected)] == expected
@@ -82,7 +82,7 @@ def test_the_account_whose_quota_lapses_first_is_used_first(
 def test_a_window_that_has_not_begun_is_begun_first() -> None:
     """So all become known; an account with a key has no plan, and nothing of it lapses."""
     accounts: Json = {name: CODEX | {"auth_file": f"{name}.json"} for name in "bc"}
-    scene = Quotas(accounts=accounts, pool=POOL)
+    scene = Scene(accounts=accounts, pool=POOL)
     scene.tell("b", window(10, DAY, WEEK))
     assert scene.order(scene.call("s")) == "cba"
     scene.tell("c", window(10, 2 * DAY, WEEK))
@@ -93,7 +93,7 @@ def test_a_window_that_has_not_begun_is_begun_first() -> None:
 
 def test_what_is_used_up_cannot_lapse() -> None:
     """An account may serve on without quota, on credits."""
-    scene = Quotas("ab", pool=POOL)
+    scene = Scene("ab", pool=POOL)
     scene.tell("a", window(100, DAY, WEEK))
     scene.serves("a", scene.call(), now=DAY / 2)
     scene.tell("b", window(10, 5 * DAY, WEEK))
@@ -101,7 +101,7 @@ def test_what_is_used_up_cannot_lapse() -> None:
 
 
 def test_pins_priority_and_demotion_come_before_the_reset() -> None:
-    scene = Quotas(accounts={"c": {"priority": 1}}, pool=POOL)
+    scene = Scene(accounts={"c": {"priority": 1}}, pool=POOL)
     scene.tell("a", window(10, 2 * DAY, WEEK))
     scene.tell("b", window(10, 3 * DAY, WEEK))
     scene.tell("c", window(10, DAY, WEEK))

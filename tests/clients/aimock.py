@@ -15,13 +15,14 @@ import json
 import queue
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
+from tests.support.listening import Listening
 from tests.support.processes import (
     ANSWER,
     API_KEYS,
@@ -115,25 +116,26 @@ def split_requests(raw: bytes) -> tuple[list[Asked], bytes]:
 
 
 class Tap:
-    """Relays bytes to a port, and keeps the requests in them."""
+    """Relays bytes to a port, and keeps the requests in them.
 
-    def __init__(self, port: int) -> None:
+    `rewrite` returns what is sent on of the bytes of a whole request; without it all bytes are
+    sent as they come.
+    """
+
+    def __init__(self, port: int, rewrite: Callable[[bytes], bytes] | None = None) -> None:
         self.port = port
+        self.rewrite = rewrite
         self.asked: list[Asked] = []
         self.hangups: queue.Queue[None] = queue.Queue()  # one for each caller that left
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.threads = [threading.Thread(target=self.accept, daemon=True)]
-        self.threads[0].start()
+        self.answering: list[threading.Thread] = []
+        self.listening = Listening(self.serve)
 
-    def accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                caller, _ = self.listener.accept()
-                target = socket.create_connection(("127.0.0.1", self.port))
-                for work in (self.relay_requests, self.relay_answers):
-                    thread = threading.Thread(target=work, args=(caller, target), daemon=True)
-                    self.threads.append(thread)
-                    thread.start()
+    def serve(self, caller: socket.socket) -> None:
+        target = socket.create_connection(("127.0.0.1", self.port))
+        thread = threading.Thread(target=self.relay_answers, args=(caller, target), daemon=True)
+        self.answering.append(thread)
+        thread.start()
+        self.relay_requests(caller, target)
 
     def relay_requests(self, caller: socket.socket, target: socket.socket) -> None:
         unparsed = b""
@@ -141,10 +143,16 @@ class Tap:
             while received := caller.recv(65536):
                 whole, unparsed = split_requests(unparsed + received)
                 self.asked += whole  # before it is sent: an answer means that it is there
-                target.sendall(received)
+                target.sendall(self.relayed(received, whole))
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
         self.hangups.put(None)
+
+    def relayed(self, received: bytes, whole: list[Asked]) -> bytes:
+        """What is sent on, after these bytes, which have ended these requests."""
+        if self.rewrite is None:
+            return received
+        return b"".join(self.rewrite(asked.raw) for asked in whole)
 
     def relay_answers(self, caller: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError), target:
@@ -160,9 +168,9 @@ class Tap:
                 self.hangups.get_nowait()
 
     def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for thread in self.threads:
+        self.listening.close()
+        self.listening.join(SECONDS_MAX)
+        for thread in self.answering:
             thread.join(SECONDS_MAX)
             assert not thread.is_alive()
 
@@ -207,7 +215,7 @@ class Upstream:
         )
         self.origin = self.process.wait_line(r"listening on (http://127\.0\.0\.1:\d+)")
         self.tap = Tap(urlsplit(self.origin).port or 0)
-        self.base_url = f"http://127.0.0.1:{self.tap.listener.getsockname()[1]}/v1"
+        self.base_url = f"http://127.0.0.1:{self.tap.listening.port}/v1"
 
     def control(self, method: str, path: str, body: object = None) -> object:
         """aimock's own interface, past the tap."""

@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 from tests.clients.aimock import Providers, Upstream
 from tests.clients.codex import Backend, CodexPool, opened_pool
-from tests.support.processes import Pooler
+from tests.support.processes import POOL_KEY, SECONDS_MAX, Pooler
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +36,15 @@ def providers(upstreams: tuple[Upstream, Upstream], tmp_path: Path) -> Iterator[
 def pooler(providers: Providers) -> Pooler:
     """A pooler over both upstreams, the first one preferred."""
     return providers.start()
+
+
+@pytest.fixture
+def client(pooler: Pooler) -> Iterator[openai.OpenAI]:
+    """The Python SDK, which never tries again, so that a test sees each response."""
+    with openai.OpenAI(
+        base_url=pooler.base_url, api_key=POOL_KEY, max_retries=0, timeout=SECONDS_MAX
+    ) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

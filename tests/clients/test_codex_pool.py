@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
-from pydantic import BaseModel
 
 from tests.clients.aimock import MODEL, USAGE
 from tests.clients.codex import (
@@ -33,11 +31,12 @@ from tests.clients.codex import (
     shell,
     types,
 )
+from tests.clients.jam import JAM, Jam
 from tests.clients.test_ai_sdk import run as run_node
 from tests.clients.test_opencode import PAGE, TUNED, OpenCode, documented
 from tests.support.codex_backend import PREFIX, Play, TokenPlay
 from tests.support.codex_turns import CALL_ID, FOUND, LITE, THOUGHT
-from tests.support.processes import ANSWER, POOL_KEY, PROMPT, SECONDS_MAX, Pooler
+from tests.support.processes import ANSWER, PROMPT, SECONDS_MAX, Pooler
 
 NOTHING_STORED: Final = "Nothing is stored here. Send the whole input, with store: false."
 FIRST, SECOND = "acct-first", "acct-second"
@@ -251,25 +250,6 @@ LOOK: Final[ChatCompletionToolParam] = {
     "type": "function",
     "function": {"name": "look", "parameters": PARAMETERS},
 }
-
-
-class Jam(BaseModel):
-    """What the structured answers are parsed into: the backend makes it from the schema."""
-
-    fruit: str
-    minutes: int
-
-
-JAM: Final = Jam(fruit="quinces", minutes=50)
-
-
-@pytest.fixture
-def client(pooler: Pooler) -> Iterator[openai.OpenAI]:
-    """It never tries again, so that a test sees each answer."""
-    with openai.OpenAI(
-        base_url=pooler.base_url, api_key=POOL_KEY, max_retries=0, timeout=SECONDS_MAX
-    ) as made:
-        yield made
 
 
 @pytest.mark.parametrize("has_null_output", [False, True])

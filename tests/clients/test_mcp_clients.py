@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
-from tests.clients.aimock import HERE, Providers, Tap, calls, installed, node, says, split_requests
+from tests.clients.aimock import HERE, Providers, Tap, calls, installed, node, says
 from tests.clients.test_opencode import PAGE, TITLE, OpenCode, documented, turns
 from tests.support.mcp_client import ARGUMENTS, PREFIX
 from tests.support.processes import (
@@ -248,27 +247,17 @@ def test_the_typescript_sdks(package: str, version: str, url: str, tmp_path: Pat
 ################################################################
 
 
-class Porter(Tap):
-    """A relay that shows the operator's token for a client that has none."""
-
-    def relay_requests(self, caller: socket.socket, target: socket.socket) -> None:
-        unparsed = b""
-        header = f"Authorization: Bearer {OPERATOR_TOKEN}\r\n".encode()
-        with contextlib.suppress(OSError), caller:
-            while received := caller.recv(65536):
-                whole, unparsed = split_requests(unparsed + received)
-                for asked in whole:
-                    line, end, rest = asked.raw.partition(b"\r\n")
-                    target.sendall(line + end + header + rest)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
+def with_token(request: bytes) -> bytes:
+    """A request, with the operator's token of a client that has none."""
+    line, end, rest = request.partition(b"\r\n")
+    return line + end + f"Authorization: Bearer {OPERATOR_TOKEN}\r\n".encode() + rest
 
 
 @pytest.fixture
 def porter(providers: Providers) -> Iterator[str]:
-    """The address of a porter before a pooler that takes its own origin for a good one."""
-    with contextlib.closing(Porter(0)) as opened:
-        port = opened.listener.getsockname()[1]
+    """The address of a relay that adds the token, before a pooler that allows its origin."""
+    with contextlib.closing(Tap(0, with_token)) as opened:
+        port = opened.listening.port
         origins = [f"http://{host}:{port}" for host in ("127.0.0.1", "localhost")]
         started = providers.start(operators={"me": OPERATOR_TOKEN}, allowed_origins=origins)
         opened.port = urlsplit(endpoint(started)).port or 0

@@ -11,16 +11,16 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from openai.types.responses import FunctionToolParam, ResponseInputParam
-from pydantic import BaseModel
 
 from tests.clients.aimock import MODEL, USAGE, Providers, calls, fails, says
+from tests.clients.jam import JAM, Jam
 from tests.support.processes import ANSWER, OTHER_POOL_KEY, POOL_KEY, PROMPT, SECONDS_MAX, Pooler
 
 ASKED: Final[list[ChatCompletionMessageParam]] = [{"role": "user", "content": PROMPT}]
@@ -31,25 +31,6 @@ WEATHER: Final[dict[str, object]] = {
     "additionalProperties": False,
 }
 CITY: Final = {"city": "Marmalade"}
-
-
-class Jam(BaseModel):
-    """What the structured answers are parsed into."""
-
-    fruit: str
-    minutes: int
-
-
-JAM: Final = Jam(fruit="quinces", minutes=50)
-
-
-@pytest.fixture
-def client(pooler: Pooler) -> Iterator[openai.OpenAI]:
-    """It never tries again, so that a test sees each answer."""
-    with openai.OpenAI(
-        base_url=pooler.base_url, api_key=POOL_KEY, max_retries=0, timeout=SECONDS_MAX
-    ) as made:
-        yield made
 
 
 def asynchronous(pooler: Pooler) -> openai.AsyncOpenAI:

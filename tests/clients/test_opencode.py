@@ -47,7 +47,7 @@ PAGE, TUNED = 1, 2  # how many blocks of README.md are merged
 Config = dict[str, Any]
 
 # What the pooler says, and what OpenCode therefore shows.
-NO_KEY: Final = "A valid pool key is needed as Authorization: Bearer."
+NO_KEY: Final = "A valid pool key is required as Authorization: Bearer."
 NO_MODEL: Final = "This key has no such model. It may use gpt-other (GET /v1/models)."
 
 

@@ -612,7 +612,7 @@ async def test_the_start_says_where_nobody_can_serve_a_pool(
         {None: pooler.make_tls_context(None)},
         log=lambda _level, _event, told: logged.append(str(told.get("problem"))),
     )
-    await server.shared.inspect_logins()
+    await server.shared.login_watch.inspect_all()
     assert [one for one in logged if one.startswith("pools.home: no account can serve it")]
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Final
 
 import pytest
 import trio
@@ -24,18 +25,19 @@ from tests.support.memory_sockets import (
     KEY,
     OTHER_KEY,
     Json,
-    MemorySocket,
     Truncated,
     post,
     request,
 )
-from tests.support.memory_websockets import SocketUpstream, open_socket, turn
+from tests.support.memory_websockets import open_socket, turn
 from tests.support.world import (
+    TOKEN_PATH,
     UNIX_START,
     Asked,
     FakeUpstream,
     Pause,
     Script,
+    Service,
     Step,
     World,
     error_response,
@@ -50,58 +52,55 @@ OWNER: Final = {OLD: "old", NEW: "new"}
 STEPS_MAX: Final = 2000  # of the pooler's tasks in one scenario: far more than any takes
 
 
-class Elsewhere(SocketUpstream):
-    """The server at one address; it keeps who has come with whose credentials."""
-
-    def answer(self, asked: Asked) -> Script:
-        if asked.target == "/oauth/token":
-            name = asked.json()["refresh_token"].split("-")[1]
-            token = make_token(name, "plus", FAR + 7)
-            return json_response({"access_token": token, "refresh_token": f"rt-{name}-2"})
-        if asked.json().get("stream"):
-            return [Pause(0.5), *sse_response(responses_events("hi"))]
-        return [Pause(0.5), *json_response({"id": "r"})]
-
-    async def _read(self, line: Any) -> Asked | None:  # noqa: ANN401 (as in the class above)
-        asked = await super()._read(line)
-        if asked is not None and isinstance(self.world, Moving):
-            self.world.judge(int(self.name), asked)
-        return asked
-
-    def script_for_turn(self, _body: Json) -> Script | None:
-        steps: list[Step] = [Pause(0.5), *turn("hi")]
-        return steps
-
-
-class Moving(World):
-    """Every address has a server of its own."""
-
-    upstream_type: ClassVar[type[FakeUpstream]] = Elsewhere
+class Elsewhere:
+    """Every address has a server of its own, which keeps who has come with whose credentials."""
 
     def __init__(self, config: Config, nursery: trio.Nursery) -> None:
-        super().__init__(config, nursery)
-        self.servers: dict[int, Elsewhere] = {}
+        self.world = World(config, nursery, find_service=self.service_at)
         self.seen: set[tuple[int, str]] = set()  # ports, and whose credentials came there
 
-    async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
-        assert tls is None
-        if url.port not in self.servers:
-            made = self.servers[url.port] = Elsewhere(str(url.port), self)
-            made.always = made.answer
-            made.catalogue = json_response({"data": [{"id": "m1"}], "models": []})
-        return await self.servers[url.port].connect()
+    def service_at(self, url: BaseUrl) -> Service:
+        return self.server(url.port).connect
 
-    def judge(self, port: int, asked: Asked) -> None:
-        told = (asked.header("authorization") or "") + (asked.header("chatgpt-account-id") or "")
-        told += asked.body.decode() if port == TOKEN_PORT else ""
+    def server(self, port: int) -> FakeUpstream:
+        """The server at a port."""
+        name = str(port)
+        if name not in self.world.upstreams:
+            server = self.world.upstream(name)
+            server.always = respond
+            server.on_turn = respond_to_turn
+            server.observe = partial(self.check, port)
+            server.catalogue = json_response({"data": [{"id": "m1"}], "models": []})
+        return self.world.upstreams[name]
+
+    def check(self, port: int, asked: Asked) -> None:
+        """Note whose credentials a request has, and complain if they are not for this server."""
+        sent = (asked.header("authorization") or "") + (asked.header("chatgpt-account-id") or "")
+        sent += asked.body.decode() if port == TOKEN_PORT else ""
         for name in ("old", "new"):
             tokens = (f"sk-{name}", f"rt-{name}", make_token(name, "plus", FAR), f"acct-{name}")
             again = make_token(name, "plus", FAR + 7)
             due = make_token(name, "plus", UNIX_START + 100)
-            if any(token in told for token in (*tokens, again, due)):
+            if any(token in sent for token in (*tokens, again, due)):
                 self.seen.add((port, name))
                 if port != TOKEN_PORT and OWNER[port] != name:
-                    self.complaints.append(f"{port} was sent the credentials of {name}")
+                    self.world.complaints.append(f"{port} was sent the credentials of {name}")
+
+
+def respond(asked: Asked) -> Script:
+    """The script for a request to any of the servers, the token endpoint included."""
+    if asked.target == TOKEN_PATH:
+        name = asked.json()["refresh_token"].split("-")[1]
+        token = make_token(name, "plus", FAR + 7)
+        return json_response({"access_token": token, "refresh_token": f"rt-{name}-2"})
+    if asked.json().get("stream"):
+        return [Pause(0.5), *sse_response(responses_events("hi"))]
+    return [Pause(0.5), *json_response({"id": "r"})]
+
+
+def respond_to_turn(_body: Json) -> Script:
+    steps: list[Step] = [Pause(0.5), *turn("hi")]
+    return steps
 
 
 class Reloading(trio.abc.Instrument):
@@ -140,7 +139,7 @@ def config_of(folder: Path, kind: str, which: str) -> Config:
         account |= {"type": "codex", "auth_file": str(folder / name / "auth.json")}
     keys = {"laptop": KEY, "ci": OTHER_KEY}
     whole = {"accounts": {"a": account}, "pools": {"home": {"accounts": ["a"], "keys": keys}}}
-    env = {REFRESH_URL_VARIABLE: f"http://127.0.0.1:{TOKEN_PORT}/oauth/token"}
+    env = {REFRESH_URL_VARIABLE: f"http://127.0.0.1:{TOKEN_PORT}{TOKEN_PATH}"}
     return parse_config(json.dumps(whole).encode(), env, str)
 
 
@@ -157,14 +156,14 @@ def log_in(folder: Path, kind: str, which: str, *, is_due: bool) -> None:
 # SCENARIOS
 ################################################################
 
-Scenario = Callable[[Moving], Awaitable[None]]
+Scenario = Callable[[World], Awaitable[None]]
 
 
-async def one_request(world: Moving) -> None:
+async def one_request(world: World) -> None:
     await world.ask(post("/v1/responses", {"model": "m1", "input": "x", "stream": True}))
 
 
-async def some_that_wait(world: Moving) -> None:
+async def some_that_wait(world: World) -> None:
     """One place, and three requests, of two keys."""
     clients = []
     for key in (KEY, KEY, OTHER_KEY):
@@ -176,13 +175,13 @@ async def some_that_wait(world: Moving) -> None:
         await client.read_response()
 
 
-async def a_model_list(world: Moving) -> None:
+async def a_model_list(world: World) -> None:
     await world.ask(request("GET", "/v1/models"))
     await world.settle()
     await world.ask(request("GET", "/v1/models"))
 
 
-async def two_turns(world: Moving) -> None:
+async def two_turns(world: World) -> None:
     client = await open_socket(world)
     try:
         for _ in range(2):
@@ -192,11 +191,11 @@ async def two_turns(world: Moving) -> None:
     await client.hang_up()
 
 
-async def a_failure(world: Moving) -> None:
+async def a_failure(world: World) -> None:
     """Refused, refreshed and asked again."""
-    for server in (OLD, NEW):
-        await (await world.dial(BaseUrl(False, "127.0.0.1", server, ""), None)).aclose()
-        world.servers[server].plays(error_response(401, "token_invalidated"))
+    for port in (OLD, NEW):
+        await (await world.dial(BaseUrl(False, "127.0.0.1", port, ""), None)).aclose()
+        world.upstream(str(port)).plays(error_response(401, "token_invalidated"))
     await world.ask(post("/v1/responses", {"model": "m1", "input": "x"}))
 
 
@@ -225,16 +224,16 @@ def live(folder: Path, name: str, number: int) -> tuple[set[tuple[int, str]], bo
     for which in ("new", "old"):
         log_in(folder, kind, which, is_due=is_due)
     old, new = (config_of(folder, kind, which) for which in ("old", "new"))
-    worlds: list[Moving] = []
+    places: list[Elsewhere] = []
 
     def reload() -> None:
         log_in(folder, kind, "new", is_due=is_due)
-        worlds[0].server.apply(new, {})
+        places[0].world.server.apply(new, {})
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            world = Moving(old, nursery)
-            worlds.append(world)
+            places.append(Elsewhere(old, nursery))
+            world = places[0].world
             world.start()
             with trio.fail_after(1000):
                 await scenario(world)
@@ -245,7 +244,7 @@ def live(folder: Path, name: str, number: int) -> tuple[set[tuple[int, str]], bo
     reloading = Reloading(number, reload)
     trio.run(main, clock=MockClock(autojump_threshold=0), instruments=[reloading])
     assert reloading.failure is None
-    return worlds[0].seen, reloading.number == -1
+    return places[0].seen, reloading.number == -1
 
 
 @pytest.mark.slow
@@ -272,7 +271,7 @@ async def test_a_connection_is_not_kept_for_those_who_come_after_a_reload(
     """It may have been opened with another CA: the same configuration is one more, too."""
     old = config_of(tmp_path, "key", "old")
     async with trio.open_nursery() as nursery:
-        world = Moving(old, nursery)
+        world = Elsewhere(old, nursery).world
         world.start()
         client = await world.connect()
         await client.send(post("/v1/responses", {"model": "m1", "input": "x"}))
@@ -280,8 +279,9 @@ async def test_a_connection_is_not_kept_for_those_who_come_after_a_reload(
         await world.server.reload(lambda: (old, {}))
         assert (await client.read_response()).status == 200
         await world.settle()
-        assert world.servers[OLD].asked[0].connection.closed_at is not None
+        server = world.upstream(str(OLD))
+        assert server.asked[0].connection.closed_at is not None
         await world.ask(post("/v1/responses", {"model": "m1", "input": "x"}))
-        assert len({id(asked.connection) for asked in world.servers[OLD].asked}) == 2
+        assert len({id(asked.connection) for asked in server.asked}) == 2
         await world.close()
         nursery.cancel_scope.cancel()

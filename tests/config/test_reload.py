@@ -42,7 +42,7 @@ async def test_a_listen_that_is_served_again_needs_no_restart(autojump_clock: Mo
         await world.server.reload(lambda: (moved, {}))
         await world.server.reload(lambda: (make_config(describe("a")), {}))
         [told] = [fields for level, event, fields in world.logged if event == "reload"]
-        assert told["problem"] == "listen: a change needs a restart"
+        assert told["problem"] == "listen: a change requires a restart"
 
 
 async def test_an_account_that_a_reload_takes_away_is_not_asked_a_second_time(

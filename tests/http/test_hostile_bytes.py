@@ -26,16 +26,9 @@ from tests.http.test_http_syntax import (
     head_of,
 )
 from tests.http.test_json_guard import NOT_JSON
+from tests.support.frames import CLOSE, CONTINUATION, PING, TEXT, frame, split_frame
 from tests.support.memory_sockets import KEY, post, request
-from tests.support.memory_websockets import (
-    CLIENT_KEY,
-    CLOSE,
-    CONTINUATION,
-    PING,
-    TEXT,
-    frame,
-    split_frame,
-)
+from tests.support.memory_websockets import CLIENT_KEY
 from tests.support.raw_http import Answer, Wire, opened_wire, read_all, split_responses
 from tests.websocket.test_websocket_bounds import HOSTILE
 

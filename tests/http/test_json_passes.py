@@ -14,6 +14,7 @@ import pytest
 from trio.testing import MockClock
 
 import pooler
+from tests.support.limits import with_limits
 from tests.support.memory_sockets import ask_responses, post
 from tests.support.world import describe, json_response, opened_world
 from tests.translation.test_codex_accounts import MODEL, codex_world, described
@@ -40,7 +41,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
-@pytest.mark.parametrize(("model", "expected"), [("m1", (0, 1, 0, 0)), ("small", (0, 1, 0, 1))])
+@pytest.mark.parametrize(("model", "expected"), [("m1", (1, 1, 0, 0)), ("small", (1, 1, 0, 1))])
 async def test_a_body_for_an_account_with_a_key_is_read_once(
     model: str, expected: tuple[int, ...], passes: dict[str, int], autojump_clock: MockClock
 ) -> None:
@@ -51,17 +52,31 @@ async def test_a_body_for_an_account_with_a_key_is_read_once(
     assert tuple(passes.values()) == expected
 
 
-@pytest.mark.parametrize("carrier", ["responses", "responses-stream", "chat", "websocket"])
-async def test_a_body_that_is_translated_is_read_twice_and_written_once(
-    carrier: str, passes: dict[str, int], tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    """Once to be judged, and once for its account: between the two it may wait for a long time,
-    and what was parsed takes several times as much memory as the body."""
+CARRIERS: Final = ("responses", "responses-stream", "chat", "websocket")
+
+
+async def translate(carrier: str, folder: Path) -> None:
     name = "messages" if carrier == "chat" else "input"
     body = {"model": MODEL, name: [{"role": "user", "content": TEXT}]}
-    async with codex_world(described(tmp_path, **ONE), tmp_path) as world:
+    async with codex_world(described(folder, **ONE), folder) as world:
         assert (await sent(world, carrier, body))[0] == 200
-    assert tuple(passes.values()) == (0, 1, 1, 1)
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+async def test_a_body_that_is_translated_is_read_once_and_written_once(
+    carrier: str, passes: dict[str, int], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    await translate(carrier, tmp_path)
+    assert tuple(passes.values()) == (1, 1, 0, 1)
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+async def test_what_takes_much_memory_is_not_kept_but_read_again(
+    carrier: str, passes: dict[str, int], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    with_limits({"parsed_bytes_max": len(TEXT)})
+    await translate(carrier, tmp_path)
+    assert tuple(passes.values()) == (1, 1, 1, 1)
 
 
 async def test_a_text_full_of_commas_is_a_body_like_any_other(autojump_clock: MockClock) -> None:

@@ -634,4 +634,4 @@ async def test_the_table_of_keys_in_use_holds_no_names_of_strangers(world: World
         await world.ask(post("/v1/responses", {"model": "m1"}, key=KEY + str(number)))
     assert world.server.shared.uses == {}
     assert len(world.server.shared.roster.sessions.pins) == 0
-    assert world.server.shared.queues == {}
+    assert world.server.shared.queues.by_pool == {}

@@ -105,20 +105,20 @@ def test_the_account_is_named_by_the_first_that_names_it(name: str) -> None:
 
 
 UNUSABLE: Final[dict[str, tuple[bytes, str]]] = {
-    "empty": (b"", "is not whole JSON"),
-    "cut": (content()[:-9], "is not whole JSON"),
-    "no-object": (b"[1]", "is not whole JSON"),
-    "not-utf-8": (b"\xff\xfe", "is not whole JSON"),
-    "deep": (b"[" * 100_000, "is not whole JSON"),
-    "nothing": (b"{}", "is not whole JSON"),
-    "other": (b'{"a": 1}', "holds no ChatGPT login"),
-    "api-key": (b'{"OPENAI_API_KEY": "sk-secret", "tokens": null}', "holds an API key"),
-    "no-access-token": (content({"access_token": None}), "holds no ChatGPT login"),
-    "empty-token": (content({"access_token": ""}), "holds no ChatGPT login"),
-    "token-with-line": (content({"access_token": "a\r\nb: c"}), "holds no ChatGPT login"),
-    "token-is-number": (content({"access_token": 5}), "holds no ChatGPT login"),
-    "tokens-is-list": (b'{"tokens": [1]}', "holds no ChatGPT login"),
-    "flat": (b'{"access_token": "a.b.c", "type": "codex"}', "holds no ChatGPT login"),
+    "empty": (b"", "is empty or not valid JSON"),
+    "cut": (content()[:-9], "is empty or not valid JSON"),
+    "no-object": (b"[1]", "is empty or not valid JSON"),
+    "not-utf-8": (b"\xff\xfe", "is empty or not valid JSON"),
+    "deep": (b"[" * 100_000, "is empty or not valid JSON"),
+    "nothing": (b"{}", "is empty or not valid JSON"),
+    "other": (b'{"a": 1}', "contains no ChatGPT login"),
+    "api-key": (b'{"OPENAI_API_KEY": "sk-secret", "tokens": null}', "contains an API key"),
+    "no-access-token": (content({"access_token": None}), "contains no ChatGPT login"),
+    "empty-token": (content({"access_token": ""}), "contains no ChatGPT login"),
+    "token-with-line": (content({"access_token": "a\r\nb: c"}), "contains no ChatGPT login"),
+    "token-is-number": (content({"access_token": 5}), "contains no ChatGPT login"),
+    "tokens-is-list": (b'{"tokens": [1]}', "contains no ChatGPT login"),
+    "flat": (b'{"access_token": "a.b.c", "type": "codex"}', "contains no ChatGPT login"),
 }
 
 
@@ -322,7 +322,7 @@ def make_folder(path: Path) -> None:
 
 PROBLEMS: Final[dict[str, tuple[Callable[[Path], Any], bool, str]]] = {
     "missing": (lambda path: path.unlink(), False, "is not there; log in with: mkdir -p"),
-    "broken": (lambda path: path.write_text("{"), True, "is not whole JSON; log in with"),
+    "broken": (lambda path: path.write_text("{"), True, "is empty or not valid JSON; log in with"),
     "api-key": (lambda path: path.write_text('{"OPENAI_API_KEY": "sk"}'), True, "an API key"),
     "folder": (make_folder, True, "not a regular file; name the auth.json in it"),
     "symlink": (make_symlink, True, "is a symbolic link"),
@@ -334,7 +334,7 @@ PROBLEMS: Final[dict[str, tuple[Callable[[Path], Any], bool, str]]] = {
         lambda path: path.write_bytes(content({"refresh_token": None})), False, "no refresh token",
     ),
     "too-long": (
-        lambda path: path.write_bytes(content(x="y" * SECRET_FILE_BYTES_MAX)), True, "whole JSON",
+        lambda path: path.write_bytes(content(x="y" * SECRET_FILE_BYTES_MAX)), True, "valid JSON",
     ),
 }  # fmt: skip
 

@@ -440,7 +440,7 @@ def test_a_folder_that_really_cannot_be_written_or_read_is_found() -> None:
     assert "cannot be written" in obstacle
     assert error == "PermissionError"
     assert inspected.startswith("[Finding(is_error=True, ")
-    assert "cannot be read: Permission denied; give it and its folder to" in inspected
+    assert "cannot be read: Permission denied; make the pooler's user the owner" in inspected
 
 
 @pytest.mark.parametrize("name", ["auth.json", "me.json"])
@@ -491,7 +491,7 @@ async def test_a_lock_that_is_not_the_poolers_own_is_not_used(
             lock.chmod(0o666)
         if spoiled == "another user's":
             of_another_user(lock, monkeypatch)
-        with pytest.raises(LoginNeeded, match="cannot be locked: it is another user's"):
+        with pytest.raises(LoginNeeded, match="cannot be locked: it belongs to another user"):
             await desk.ask()
         assert desk.asked_count == 0
         assert spoiled == "a pipe" or lock.read_text() == "theirs"

@@ -140,7 +140,9 @@ def test_check_finds_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[s
             code = main(["check", "--config", config])
         told = capsys.readouterr().out
         assert code == 1
-        assert f"error: {path} cannot be refreshed, for a refreshed login cannot be saved" in told
+        assert (
+            f"error: {path} cannot be refreshed, because a refreshed login cannot be saved" in told
+        )
         assert main(["check", "--config", config]) == 0
 
 
@@ -148,10 +150,10 @@ REFUSED_CALLS: Final = {
     "no inode": ("open", errno.ENOSPC, "make room"),
     "quota": ("fsync", errno.EDQUOT, "make room"),
     "read-only": ("open", errno.EROFS, "mount its folder"),
-    "broken disk": ("fsync", errno.EIO, "give it"),
-    "not ours": ("open", errno.EACCES, "to the pooler's user"),
-    "broken folder": ("folder", errno.EIO, "give it"),
-    "folder not readable": ("folder", errno.EACCES, "to the pooler's user"),
+    "broken disk": ("fsync", errno.EIO, "the owner of it"),
+    "not ours": ("open", errno.EACCES, "make the pooler's user"),
+    "broken folder": ("folder", errno.EIO, "the owner of it"),
+    "folder not readable": ("folder", errno.EACCES, "make the pooler's user"),
 }
 
 
@@ -284,7 +286,7 @@ def test_check_finds_a_lock_of_another_user(mode: int) -> None:
         made = check_without_rights(config)
         assert made.returncode == 1, made.stdout + made.stderr
         assert f"error: {lock_file(path)} cannot be locked: " in made.stdout
-        assert "remove it" in made.stdout or "give it and its folder to" in made.stdout
+        assert "remove it" in made.stdout or "the owner of it and of its folder" in made.stdout
 
         lock_file(path).unlink()
         made = check_without_rights(config)
@@ -320,7 +322,7 @@ def test_a_lock_that_another_process_has_is_no_error(
         lock_file(path).chmod(0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         [(is_error, problem)] = Login("one", path).inspect(time.time())
-    assert (is_error, "is held by another process" in problem) == (False, True)
+    assert (is_error, "is locked by another process" in problem) == (False, True)
     assert Login("one", path).inspect(time.time()) == []
     assert not pooler.room_file(path).exists()
 
@@ -473,7 +475,7 @@ async def test_an_answer_that_is_not_the_endpoints_own_spends_no_login(
                 assert await desk.ask() == old
             else:
                 with pytest.raises(
-                    LoginNeeded, match=f"answered {status} without a token; will ret"
+                    LoginNeeded, match=f"returned {status} without a token; will ret"
                 ):
                     await desk.ask()
         assert (desk.asked_count, desk.login.revoked) == (1, b"")

@@ -407,7 +407,7 @@ async def test_a_plain_endpoint_is_asked_without_tls(mock_clock: MockClock, tmp_
         server = Server(config, {None: make_tls_context(None)}, log=desk.note)
         server.shared.tokens.services = desk.nursery
         with trio.fail_after(REAL_SECONDS_MAX):
-            found = await server.shared.tokens.credentials(server.shared.logins["one"])
+            found = await server.shared.tokens.credentials(server.shared.endpoints.logins["one"])
         assert reveal(found.access_token) == desk.saved()
 
 
@@ -565,7 +565,7 @@ async def test_a_login_without_a_refresh_token_serves_to_its_end(
         del value["tokens"]["refresh_token"]
         desk.path.write_text(json.dumps(value))
         assert await desk.ask() == desk.saved()
-        assert "holds no refresh token" in str(desk.login.problem)
+        assert "contains no refresh token" in str(desk.login.problem)
         assert desk.asked_count == 0
 
 

@@ -12,8 +12,9 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -21,10 +22,11 @@ from pooler import BaseUrl, Config, UpstreamConnection
 from tests.long.sim_disk import Disk, login_file, tokens_in
 from tests.support.codex_backend import CodexBackend, make_token
 from tests.support.codex_turns import Login, Refused
+from tests.support.frames import frame
 from tests.support.memory_sockets import KEY, OTHER_KEY, Json, MemorySocket, Pipe
-from tests.support.memory_websockets import SocketUpstream, frame
 from tests.support.world import (
     LAST_CHUNK,
+    TOKEN_PATH,
     UNIX_START,
     UPSTREAM_KEY,
     Asked,
@@ -66,7 +68,6 @@ MOVED_PORT: Final = 9100
 DEEP: Final = b'{"type":"vendor.deep","item":' + b"[" * 900 + b"]" * 900 + b"}"
 DEEP_ITEM: Final = DEEP.replace(b"vendor.deep", b"response.output_item.done")
 MARK: Final = re.compile(rb"Sim-(\d{4,})-prompt")
-TOKEN_PATH: Final = "/oauth/token"
 # Answers that say "not executed" (F46); after any other nothing is sent again.
 REPEATABLE: Final = frozenset({401, 402, 403, 429, 500, 502, 503, 520, 521, 529})
 FINAL: Final = frozenset({400, 404, 408, 413, 422, 504, 522, 524})
@@ -81,12 +82,13 @@ REPEATABLE_CODES: Final = (
 ################################################################
 
 
-class TokenDesk(CodexBackend):
+class TokenDesk:
     """The token endpoint: each refresh token works once; and the Codex CLI that uses it, too."""
 
     def __init__(self, sim: Sim) -> None:
-        super().__init__(sim.unix_now)
         self.sim = sim
+        self.backend = CodexBackend(sim.unix_now)
+        self.backend.note_login = self.note_login
         self.newest: dict[str, Login] = {}  # by account
         self.told: set[str] = set()  # refresh tokens whose answer the pooler has got whole
         self.withdrawn: set[str] = set()  # accounts whose login is over
@@ -94,31 +96,30 @@ class TokenDesk(CodexBackend):
 
     def log_in(self, name: str, seconds: float) -> None:
         """A new login, whose token ends in so many seconds."""
-        expires_at = self.clock() + seconds
+        expires_at = self.sim.unix_now() + seconds
         access = make_token(f"acct-{name}", "plus", expires_at)
-        self.admit(Login(f"acct-{name}", access, f"rt-acct-{name}-1", "plus"))
+        self.backend.admit(Login(f"acct-{name}", access, f"rt-acct-{name}-1", "plus"))
         self.sim.path_of(name).parent.mkdir(exist_ok=True)
         self.write(name, expires_at, 3600.0)
 
     def write(self, name: str, expires_at: float, age: float = 0.0) -> None:
-        raw = login_file(self.newest[name], self.clock() - age, expires_at)
+        raw = login_file(self.newest[name], self.sim.unix_now() - age, expires_at)
         self.sim.disk.write(self.sim.path_of(name), raw)
 
-    def admit(self, login: Login) -> None:
-        super().admit(login)
+    def note_login(self, login: Login) -> None:
         self.newest[login.account_id.removeprefix("acct-")] = login
         self.secrets |= {login.access_token, login.refresh_token}
 
     def rotate(self, name: str) -> None:
         """What a Codex CLI on the same file does, if its refresh token is still good."""
         held = tokens_in(self.sim.path_of(name).read_bytes())[1]
-        if held in self.refreshable:
-            self.exchange(held)
-            self.write(name, self.clock() + 10**6)
+        if held in self.backend.refreshable:
+            self.backend.exchange(held)
+            self.write(name, self.sim.unix_now() + 10**6)
 
-    async def serve_token(self, line: Line, upstream: SimUpstream) -> bool:
-        """One request of a renewal; whether the connection goes on."""
-        asked = await upstream._read(line)
+    async def serve_token(self, upstream: FakeUpstream, line: Line) -> bool:
+        """Serve one refresh; return whether the connection stays open."""
+        asked = await upstream.read(line)
         if asked is None:
             return False
         rng, held = self.sim.rng, str(asked.json()["refresh_token"])
@@ -128,23 +129,23 @@ class TokenDesk(CodexBackend):
         at = 1.0 if self.sim.is_calm else rng.random()
         if at < 0.06:  # it works, and nobody is told
             with contextlib.suppress(Refused):
-                self.exchange(held)
+                self.backend.exchange(held)
             return False
         if at < 0.14:
-            return await upstream._play(error_response(rng.choice([500, 503, 429]), "busy"), line)
+            return await upstream.play(error_response(rng.choice([500, 503, 429]), "busy"), line)
         if at < 0.18:
-            self.refreshable.pop(held, None)
+            self.backend.refreshable.pop(held, None)
             self.withdrawn.add(name)
-        if at < 0.3 and not await upstream._play([Pause(rng.choice([1, 14, 16, 40]))], line):
+        if at < 0.3 and not await upstream.play([Pause(rng.choice([1, 14, 16, 40]))], line):
             return False
         try:
-            answer = self.exchange(held)
+            answer = self.backend.exchange(held)
         except Refused as refused:
             self.withdrawn.add(name)
-            return await upstream._play(json_response(refused.answer.body, 401), line)
+            return await upstream.play(json_response(refused.answer.body, 401), line)
         if not (line.socket.outgoing.is_deaf or at < 0.3):
             self.told.add(held)
-        return await upstream._play(json_response(answer), line)
+        return await upstream.play(json_response(answer), line)
 
 
 ################################################################
@@ -350,56 +351,51 @@ NO_ROUTE: Final = [Send(response_head(404, [("content-length", "8")]) + b"no pag
 UPGRADES: Final = (426, 401, 403, 429, 500, 503)
 
 
-class SimUpstream(SocketUpstream):
-    """The other end of an account, which errs as it is drawn."""
+def draw_dial(rng: random.Random) -> DialStep:
+    """What goes wrong at a dial."""
+    steps: list[DialStep] = [Refuse(), Stall(), Pause(rng.choice([1, 9, 11])), Fin(), Reset()]
+    return rng.choice(steps)
 
-    def __init__(self, name: str, world: World) -> None:
-        super().__init__(name, world)
-        assert isinstance(world, SimWorld)
-        self.sim = world.sim
-        self.rng = self.sim.rng
-        self.always = self.answer
-        self.capacity = self.rng.choice([float("inf"), 65536])
+
+class SimUpstream:
+    """What the upstream of an account does, which errs as it is drawn."""
+
+    def __init__(self, sim: Sim, upstream: FakeUpstream) -> None:
+        self.sim = sim
+        self.rng = sim.rng
+        self.name = upstream.name
+        self.upstream = upstream
+        upstream.always = self.answer
+        upstream.on_turn = self.answer_turn
+        upstream.observe = partial(sim.check_request, self.name)
+        upstream.handle = self.serve_request
+        upstream.next_dial = self.draw_dial
 
     @property
     def is_calm(self) -> bool:
         return self.sim.is_calm or self.name == CALM
 
-    async def connect(self) -> MemorySocket:
-        if self.happens(0.08):
-            steps: list[DialStep] = [
-                Refuse(),
-                Stall(),
-                Pause(self.rng.choice([1, 9, 11])),
-                Fin(),
-                Reset(),
-            ]
-            self.dials.append(self.rng.choice(steps))
-        return await super().connect()
+    def draw_dial(self) -> DialStep | None:
+        """What goes wrong at a dial, if anything does."""
+        return draw_dial(self.rng) if self.happens(0.08) else None
 
-    async def _serve_request(self, line: Line) -> bool:
-        if self.name == TOKEN_PATH:
-            return await self.sim.desk.serve_token(line, self)
-        if line not in self.open_lines and self.happens(0.03):
+    async def serve_request(self, line: Line) -> bool:
+        """Serve one request or turn; return whether the connection stays open."""
+        if not line.socket_number and self.happens(0.03):
             line.buffer += await line.socket.receive_some(self.rng.randint(1, 400))
             if self.rng.random() < 0.5:
                 line.socket.reset()
             return False  # it never read the whole of it
-        if not self.upgrades and self.happens(0.1):
-            self.upgrades.append(error_response(self.rng.choice(UPGRADES), "no_upgrade"))
-        return await super()._serve_request(line)
-
-    async def _read(self, line: Line) -> Asked | None:
-        asked = await super()._read(line)
-        if asked is not None and self.name != TOKEN_PATH:
-            self.sim.judge_asked(self.name, asked)
-        return asked
+        upgrades = self.upstream.upgrades
+        if not upgrades and self.happens(0.1):
+            upgrades.append(error_response(self.rng.choice(UPGRADES), "no_upgrade"))
+        return await self.upstream.serve_request(line)
 
     def answer(self, asked: Asked) -> Script:
         task = self.sim.task_of(self.name, asked.body)
         return self.draw(task, asked.connection, is_stream=task.is_stream or self.name in CODEX)
 
-    def script_for_turn(self, body: Json) -> Script:
+    def answer_turn(self, body: Json) -> Script:
         raw = json.dumps(body).encode()
         return self.draw_turn(self.sim.task_of(self.name, raw))
 
@@ -583,7 +579,7 @@ class Sim:
             self.complaints.append(f"{name} was sent the prompts {marks}")
         return self.tasks[int(marks[0])]
 
-    def judge_asked(self, name: str, asked: Asked) -> None:
+    def check_request(self, name: str, asked: Asked) -> None:
         """What an upstream is sent: its own secret, which no power cut can take back."""
         bearer = (asked.header("authorization") or "").removeprefix("Bearer ")
         if name not in CODEX:
@@ -592,7 +588,7 @@ class Sim:
         else:
             newest = self.desk.newest[name].access_token
             is_durable = tokens_in(self.disk.durable(self.path_of(name)))[0] == bearer
-            if bearer not in self.desk.logins or (bearer == newest and not is_durable):
+            if bearer not in self.desk.backend.logins or (bearer == newest and not is_durable):
                 self.complaints.append(f"{name}: a token was used before it was saved")
             if asked.header("chatgpt-account-id") != f"acct-{name}":
                 self.complaints.append(f"{name} was sent another account's id")
@@ -604,37 +600,44 @@ class Sim:
     def secrets(self) -> set[str]:
         return self.desk.secrets | SECRETS
 
+    ############ a server and its surroundings, until it stops or crashes
 
-class SimWorld(World):
-    """A server and its surroundings, until it stops or crashes."""
+    def start_world(self, config: Config, nursery: trio.Nursery) -> World:
+        """A world of this simulation, whose server runs."""
+        world = World(
+            config,
+            nursery,
+            make_upstream=self.make_upstream,
+            find_service=lambda url: world.upstream(name_at(url)).connect,
+            clock=self.unix_now,
+        )
+        world.complaints = self.complaints
+        world.start()
+        return world
 
-    upstream_type: ClassVar[type[FakeUpstream]] = SimUpstream
+    def make_upstream(self, name: str, world: World) -> FakeUpstream:
+        """The upstream of an account, or the token endpoint."""
+        upstream = FakeUpstream(name, world)
+        upstream.capacity = self.rng.choice([float("inf"), 65536])
+        if name == TOKEN_PATH:
+            upstream.handle = partial(self.desk.serve_token, upstream)
+            upstream.next_dial = self.draw_token_dial
+        else:
+            SimUpstream(self, upstream)
+        return upstream
 
-    def __init__(self, config: Config, nursery: trio.Nursery, sim: Sim) -> None:
-        self.sim = sim
-        super().__init__(config, nursery)
-        self.complaints = sim.complaints
-        self.ended = trio.Event()
+    def draw_token_dial(self) -> DialStep | None:
+        """What goes wrong at a dial of the token endpoint, if anything does."""
+        fails = not self.is_calm and self.rng.random() < 0.08
+        return draw_dial(self.rng) if fails else None
 
-    def start(self) -> None:
-        self.nursery.start_soon(self.serve)
 
-    async def serve(self) -> None:
-        await self.server.serve([self.listener])
-        self.ended.set()
-
-    async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
-        if url.path != TOKEN_PATH:
-            # By address: a request may have begun before a reload that knows another one.
-            name = "abcdz"[url.port % 100 - 1]
-            name = MOVED[name] if url.port > MOVED_PORT else name
-            upstream = self.upstreams.setdefault(name, SimUpstream(name, self))
-            return await upstream.connect()
-        upstream = self.upstreams.setdefault(TOKEN_PATH, SimUpstream(TOKEN_PATH, self))
-        return await upstream.connect()
-
-    def unix_now(self) -> float:
-        return self.sim.unix_now()
+def name_at(url: BaseUrl) -> str:
+    """Whose upstream a URL names; a request may have begun before a reload that moved the name."""
+    if url.path == TOKEN_PATH:
+        return TOKEN_PATH
+    name = "abcdz"[url.port % 100 - 1]
+    return MOVED[name] if url.port > MOVED_PORT else name
 
 
 def probe(connection: UpstreamConnection) -> bool:

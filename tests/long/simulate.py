@@ -45,13 +45,12 @@ from tests.long.sim_world import (
     CODEX,
     MOVED,
     TOKEN,
-    TOKEN_PATH,
     Sim,
-    SimWorld,
     Task,
     probe,
     run_inline,
 )
+from tests.support.frames import CLOSE, TEXT, frame
 from tests.support.memory_sockets import (
     KEY,
     OTHER_KEY,
@@ -62,8 +61,8 @@ from tests.support.memory_sockets import (
     post,
     request,
 )
-from tests.support.memory_websockets import CLOSE, TEXT, SocketClient, frame, read_upgrade, upgrade
-from tests.support.world import UPSTREAM_KEY, describe
+from tests.support.memory_websockets import SocketClient, read_upgrade, upgrade
+from tests.support.world import TOKEN_PATH, UPSTREAM_KEY, World, describe
 
 LIFE_SECONDS_MAX: Final = 20_000.0  # of virtual time: no client waits longer
 SEED_REAL_SECONDS_MAX: Final = 60  # where time stands still
@@ -203,7 +202,7 @@ class Life:
 
     rng: random.Random
     sim: Sim
-    world: SimWorld
+    world: World
     counts: Counter[str]
     logged: list[tuple[float, str]] = field(default_factory=list)  # what happened, for a reader
     is_stopping: bool = False
@@ -468,7 +467,7 @@ class Life:
             nursery.start_soon(self.disturb, config)
 
 
-async def end(world: SimWorld) -> None:
+async def end(sim: Sim, world: World) -> None:
     """I1: with the last client gone nothing is left, and the server ends when it is told to."""
     await world.settle()
     world.assert_quiet()
@@ -487,7 +486,7 @@ async def end(world: SimWorld) -> None:
             is_over = line.socket.outgoing.is_deaf or line.socket.is_closed or line.closed_at
             assert is_over, f"a connection to {name} is left open"
     told = json.dumps(world.logged)
-    found = [one for one in (*world.sim.secrets, *TYPED) if one in told]
+    found = [one for one in (*sim.secrets, *TYPED) if one in told]
     assert not found, f"the log tells {found}"
 
 
@@ -507,21 +506,20 @@ async def survive(sim: Sim, config: Config) -> None:
     desk.told = {token for token in desk.told if token.split("-")[2] not in lost}
     sim.is_calm = True
     async with trio.open_nursery() as nursery:
-        world = SimWorld(config, nursery, sim)
-        world.start()
+        world = sim.start_world(config, nursery)
         await world.settle()
         for name in CODEX:
             assert tokens_in(sim.path_of(name).read_bytes())[1], f"{name}: its file is broken"
             if name in lost:
                 continue
-            login = world.server.shared.logins.get(name)
+            login = world.server.shared.endpoints.logins.get(name)
             if login is None:  # it is that of a name that points elsewhere now
                 continue
             try:
                 await world.server.shared.tokens.credentials(login)
             except LoginNeeded as error:
                 raise AssertionError(f"{name}: its login is lost: {error}") from None
-        await end(world)
+        await end(sim, world)
 
 
 async def run_life(seed: int, folder: Path, counts: Counter[str]) -> list[tuple[float, str]]:
@@ -537,12 +535,11 @@ async def run_life(seed: int, folder: Path, counts: Counter[str]) -> list[tuple[
     with sim.disk.mounted():
         try:
             async with trio.open_nursery() as nursery:
-                world = SimWorld(configs(rng.randrange(4)), nursery, sim)
-                world.start()
+                world = sim.start_world(configs(rng.randrange(4)), nursery)
                 life = Life(rng, sim, world, counts, logged)
                 with trio.fail_after(LIFE_SECONDS_MAX):
                     await life.live(configs)
-                await end(world)
+                await end(sim, world)
         except* Crash:
             pass
         if sim.disk.has_crashed:

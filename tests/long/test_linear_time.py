@@ -184,7 +184,6 @@ OWNERS: Final[Mapping[str, Callable[[], Any]]] = {
     "OutputCollector": lambda: pooler.OutputCollector(2**25, is_whole=True),
     "ChunkReader": pooler.ChunkReader,
     "Sessions": pooler.Sessions,
-    "FloatCounter": pooler.FloatCounter,
     "LengthReader": lambda: pooler.LengthReader(None),
     "FrameMeter": lambda: pooler.FrameMeter(2**20, 4096),
     "EventScanner": lambda: pooler.EventScanner(CallKind.RESPONSES),

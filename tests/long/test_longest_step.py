@@ -196,10 +196,12 @@ def test_no_brackets_that_only_close_take_long(unit: bytes) -> None:
     body = b"[]" * (pooler.BODY_DEPTH_MAX + 1)
     event = b"[]" * (pooler.JSON_DEPTH_MAX + 1)
     asked = body + unit * ((LIMITS.body_bytes_max - len(body)) // len(unit))
-    check(f"{unit!r}, of a client", ready(pooler.check_json_shape, asked))
-    with pytest.raises(pooler.PoolerError, match="more brackets that close"):
-        pooler.check_json_shape(asked)
-    check(f"{unit!r}, of an upstream", ready(pooler.load_json, event + unit * (EVENT // 4)))
+    check(f"{unit!r}, of a client", ready(pooler.check_members, asked, pooler.JSON_SEPARATORS_MAX))
+    check(f"{unit!r}, parsed", ready(pooler.parse_json_object, asked.decode()))
+    check(
+        f"{unit!r}, of an upstream",
+        ready(pooler.try_load_object, b'{"a":' + event + unit * (EVENT // 4)),
+    )
 
 
 ################################################################

@@ -31,6 +31,7 @@ from tests.long.test_true_bounds import (
     model_list,
     padding,
 )
+from tests.support.frames import CLOSE, CONTINUATION, PING, TEXT, frame
 from tests.support.hostile_peers import (
     CLOSES,
     DELTA,
@@ -65,7 +66,6 @@ from tests.support.hostile_peers import (
     wide,
 )
 from tests.support.memory_sockets import post, request
-from tests.support.memory_websockets import CLOSE, CONTINUATION, PING, TEXT, frame
 
 pytestmark: Final = pytest.mark.measures
 
@@ -669,6 +669,8 @@ def page(path: str, accepts: str) -> bytes:
     return request("GET", path, key=OPERATOR, headers=[("Accept", accepts), *CLOSES])
 
 
+ACCOUNTS: Final = 1_000
+
 PAGES: Final = {
     "/admin": page("/admin", "text/html"),
     "/admin as JSON": page("/admin", "application/json"),
@@ -699,3 +701,24 @@ def full_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, Pr
 @pytest.mark.parametrize("name", PAGES)
 def test_no_page_holds_the_loop_for_long(name: str, full_rig: tuple[Rig, Probe]) -> None:
     judge(name, lambda: measured(*full_rig, lambda rig: ask_all(rig, [PAGES[name]])))
+
+
+@pytest.fixture(scope="module")
+def wide_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, Probe]]:
+    """One with a thousand accounts, half of them of ChatGPT, in one pool."""
+    accounts, _ = paired(ACCOUNTS // 2)
+    chatgpt, _ = paired(ACCOUNTS // 2, "c")
+    pools = {"all": {"accounts": [*accounts, *chatgpt], "keys": {"all": key_of("all")}}}
+    with opened_rig(tmp_path_factory.mktemp("wide"), accounts | chatgpt, pools) as rig:
+        rig.ask(call("all"))
+        probe = Probe(rig)
+        yield rig, probe
+        probe.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_about_a_thousand_accounts_holds_the_loop_for_long(
+    name: str, wide_rig: tuple[Rig, Probe]
+) -> None:
+    page_name = f"a thousand accounts, {name}"
+    judge(page_name, lambda: measured(*wide_rig, lambda rig: ask_all(rig, [PAGES[name]])))

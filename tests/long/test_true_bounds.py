@@ -181,6 +181,9 @@ CODEX_SHAPES: Final[dict[str, Callable[[int], bytes]]] = {
         + b",".join([b'{"role":"user","content":[{"type":"text","text":"a"}]}'] * 19_000)
         + b"]"
     ),
+    "fewer messages": lambda _: (  # what is parsed of them is kept until it is translated
+        b"[" + b",".join([b'{"role":"user","content":[{"type":"text","text":"a"}]}'] * 8_000) + b"]"
+    ),
     "tools": lambda size: (
         b'"a","tools":[{"type":"function","name":"f","parameters":{"a":'
         + filled(b"[", b"[],", b"1]", min(size, MEMBERS * 3 // 2))
@@ -212,6 +215,7 @@ CODEX_CASES: Final = {
     "translated, one emoji": codex_bodies("one emoji", HALF, 3),
     "translated, all emoji": codex_bodies("all emoji", HALF, 3),
     "translated, many messages": codex_bodies("many messages", BUDGET, 3),
+    "translated, fewer messages": codex_bodies("fewer messages", BUDGET, 8),
     "translated, tools": codex_bodies("tools", BUDGET, 10),
     "translated from Chat, one emoji": codex_bodies("one emoji", HALF, 3, "messages"),
     "translated from Chat, many messages": codex_bodies("many messages", BUDGET, 3, "messages"),

@@ -198,7 +198,7 @@ def test_only_the_newest_requests_are_shown() -> None:
 
 FACTS: Final = (
     "started 1 h ago, in flight: 3, connections: 7, WebSockets: 1",
-    "resting, again in 6 min 40 s",
+    "cooling down, again in 6 min 40 s",
     "codex 5h: 42 % used, resets in 1 h 46 min",
     "codex 7d: 97.5 % used, resets in 3 d 10 h",
     "3, 0 waiting",
@@ -235,9 +235,9 @@ CHANGED: Final[dict[str, tuple[Change, str]]] = {
     "draining": (lambda s: s.update(is_draining=True), "0.1.0, draining, started 1 h ago"),
     "demoted": (lambda s: s["accounts"][0].update(is_demoted=True), "ready, demoted"),
     "refused": (lambda s: s["accounts"][0].update(status="refused"), "refused"),
-    "login needed": (lambda s: s["accounts"][0].update(status="login_needed"), "login_needed"),
+    "login needed": (lambda s: s["accounts"][0].update(status="login_needed"), "login needed"),
     "login ends": (lambda s: s["accounts"][0].update(login="renewal_due"), "login refresh due"),
-    "rests for ever": (lambda s: s["accounts"][1].update(cooldown_until=None), "resting"),
+    "rests for ever": (lambda s: s["accounts"][1].update(cooldown_until=None), "cooling down"),
     "pool down": (lambda s: s["pools"][0].update(status="down"), "down"),
     "state unheard of": (lambda s: s["accounts"][0].update(status="on_leave"), "on_leave"),
     "key ends": (lambda s: s["keys"][0].update(expires_at=s["at"] + 90061), "(expiry: in 1 d 1 h)"),
@@ -470,7 +470,7 @@ def check_lines(text: str, columns: int) -> None:
 def test_the_status_fits_its_terminal(columns: int) -> None:
     plain = status(snapshot(), columns)
     check_lines(plain, columns)
-    for fact in ("personal", "resting, again in 6 min 40 s", "resets in 3 d 10 h", "client left"):
+    for fact in ("personal", "cooling down, again in 6 min ", "resets in 3 d 10 h", "client left"):
         assert fact in plain
 
 
@@ -482,7 +482,11 @@ def test_a_narrower_terminal_gets_the_narrowest_status(columns: int) -> None:
 def test_colours_come_only_when_asked_for_and_say_nothing_new() -> None:
     plain, coloured = status(snapshot()), status(snapshot(), is_coloured=True)
     assert "\033" not in plain
-    for code, words in ((32, "personal +ready"), (33, "platform +resting"), (31, "home / ci +exp")):
+    for code, words in (
+        (32, "personal +ready"),
+        (33, "platform +cooling down"),
+        (31, "home / ci +exp"),
+    ):
         assert re.search(f"^\033\\[{code}m{words}[^\033]*\033\\[0m$", coloured, re.MULTILINE)
     assert "\033" not in ESCAPE.sub("", coloured)
     assert unpadded(ESCAPE.sub("", coloured)) == unpadded(plain)
@@ -498,7 +502,7 @@ def test_columns_are_aligned() -> None:
     start = lines.index("ACCOUNTS") + 1
     state = lines[start].index("Status")
     rows = [line for line in lines[start + 1 : start + 5] if not line.startswith(" ")]
-    assert [row[state:].split()[0] for row in rows] == ["ready", "resting,"]
+    assert [row[state:].split()[0] for row in rows] == ["ready", "cooling"]
     assert {row[state - 2 : state] for row in rows} == {"  "}
 
 

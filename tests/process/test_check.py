@@ -38,7 +38,9 @@ def test_a_check_says_what_is_odd_and_what_is_wrong(tmp_path: Path, text: str | 
         (tmp_path / "auth.json").write_text(text)
     write_config(tmp_path, config)
     done = run("check", cwd=tmp_path)
-    kind, problem = ("error", "is not whole JSON") if text else ("warning", "is not there; log in")
+    kind, problem = (
+        ("error", "is empty or not valid JSON") if text else ("warning", "is not there; log in")
+    )
     lines = done.stdout.splitlines()
     assert lines[0] == f"warning: {NO_KEY}"
     assert lines[1].endswith(": see below")

@@ -307,17 +307,17 @@ async def test_a_disk_that_does_not_answer_takes_only_its_login_out(
 ) -> None:
     logged: list[str] = []
     server = server_with_login(tmp_path, logged)
-    login = server.shared.logins["a"]
+    login = server.shared.endpoints.logins["a"]
     with monkeypatch.context() as patch:
         patch.setattr(pooler, "read_login", hanging)
         began_at = time.monotonic()
-        await server.shared.look_at_logins(server.shared.config.accounts.values())
+        await server.shared.login_watch.look(server.shared.config.accounts.values())
         assert time.monotonic() - began_at < ANSWER_SECONDS_MAX
         assert not login.is_usable(time.time())
         assert "it takes too long" in str(login.problem)
-        await server.shared.inspect_logins()
+        await server.shared.login_watch.inspect_all()
         assert "it takes too long" in logged[-1]
-    await server.shared.look_at_logins(server.shared.config.accounts.values())
+    await server.shared.login_watch.look(server.shared.config.accounts.values())
     assert login.is_usable(time.time())
 
     monkeypatch.setattr(pooler, "why_unsaveable", hanging)

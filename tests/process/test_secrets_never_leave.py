@@ -283,7 +283,9 @@ async def test_what_a_client_types_is_not_told(autojump_clock: MockClock, name: 
         check_log(world, [TYPED])
         known = {name: health.blocks for name, health in world.server.shared.roster.health.items()}
         assert (
-            found_in(repr([known, world.server.shared.uses, world.server.shared.queues]), [TYPED])
+            found_in(
+                repr([known, world.server.shared.uses, world.server.shared.queues.by_pool]), [TYPED]
+            )
             == []
         )
 

@@ -194,10 +194,10 @@ async def test_leaving_the_queue_leaves_it_empty(autojump_clock: MockClock) -> N
         for client in (first, second):
             await client.send(WHOLE)
             await world.settle()
-        assert len(world.server.shared.queues["home"]) == 1
+        assert len(world.server.shared.queues.by_pool["home"]) == 1
         await second.hang_up()
         await world.settle()
-        assert not world.server.shared.queues["home"]
+        assert not world.server.shared.queues.by_pool["home"]
         assert world.server.shared.roster.leases.in_flight["a"] == 1
         assert [record["code"] for record in world.records] == ["client_gone"]
 

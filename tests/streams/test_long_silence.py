@@ -16,14 +16,9 @@ import trio
 from trio.testing import MockClock
 
 from pooler import COMMENT, NATIVE_COMMENT, SILENCE_SECONDS_MAX, HttpReply
+from tests.support.frames import PONG
 from tests.support.memory_sockets import Client, Json, post, request
-from tests.support.memory_websockets import (
-    PONG,
-    codex_described,
-    error_frame,
-    open_socket,
-    socket_world,
-)
+from tests.support.memory_websockets import codex_described, error_frame, open_socket, socket_world
 from tests.support.world import (
     Fin,
     Pause,

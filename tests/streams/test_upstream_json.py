@@ -54,7 +54,6 @@ from pooler import (
     count_members,
     dump_json,
     event_data,
-    json_excess,
     load_json,
     load_object,
     parse_auth_file,
@@ -113,7 +112,6 @@ NO_JSON: Final[dict[str, bytes]] = {
 @pytest.mark.parametrize("name", TOO_MUCH)
 def test_what_would_take_long_is_not_read(name: str) -> None:
     raw = TOO_MUCH[name]
-    assert json_excess(raw, JSON_DEPTH_MAX, JSON_MEMBERS_MAX)
     with pytest.raises(BadSyntax):
         load_json(raw)
     inside = b'{"a":' + raw + b"}"

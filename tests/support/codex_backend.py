@@ -25,9 +25,10 @@ import sys
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
@@ -134,7 +135,7 @@ class Seen:
     path: str
     query: dict[str, str]
     headers: dict[str, str]
-    body: Json  # None where it is no JSON
+    body: Json  # None if it is no JSON
     connection: int = 0  # the number of the WebSocket that it came on
 
     @property
@@ -246,8 +247,17 @@ def model_info(slug: str) -> Json:
     }
 
 
+Route = tuple[str, str]  # method and path
+Handler = Callable[[Wire, Seen], Awaitable[bool]]  # it returns whether the connection stays open
+TURNS: Final[Route] = ("POST", f"{PREFIX}/responses")
+
+
 class CodexBackend:
-    """The state of both servers: who may come in, what is to be played, what was asked."""
+    """The state of both servers: who may come in, what is to be played, what was asked.
+
+    What else it does is given to it: `note_login` is called with each login that is let in,
+    `choose_play` returns the play for a request, `handlers` serve what is more than one response.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock  # unix seconds
@@ -266,9 +276,21 @@ class CodexBackend:
         self.socket_count = 0  # how many WebSockets were let in
         self.open_sockets = 0
 
+        self.note_login: Callable[[Login], None] | None = None
+        self.choose_play: Callable[[Seen, str], Play] = self.next_play
+        # Those of them that write more than one whole response, or cut the connection.
+        self.handlers: dict[Route, Handler] = {
+            TURNS: self.respond,
+            ("GET", f"{PREFIX}/responses"): partial(serve_socket, self),
+            ("POST", "/oauth/token"): self.renew,
+        }
+
     def admit(self, login: Login) -> None:
+        """Let a login in; its refresh token works once."""
         self.logins[login.access_token] = login
         self.refreshable[login.refresh_token] = login
+        if self.note_login is not None:
+            self.note_login(login)
 
     def forget(self) -> None:
         """Nobody may come in, nothing is to be played, and nothing was seen."""
@@ -282,7 +304,12 @@ class CodexBackend:
         self.left = trio.Event()
 
     def asked(self, path: str = f"{PREFIX}/responses") -> list[Seen]:
+        """The requests to a path, oldest first."""
         return [seen for seen in self.seen if seen.path == path]
+
+    def accounts(self) -> list[str]:
+        """The account ids that turns over HTTP were asked for, oldest first."""
+        return [seen.account for seen in self.asked()]
 
     async def listen(
         self, port: int = 0, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
@@ -295,7 +322,7 @@ class CodexBackend:
             task_status.started(f"http://127.0.0.1:{bound}")
 
     async def serve(self, stream: trio.abc.Stream) -> None:
-        """Own `stream`: answer its requests until one side closes."""
+        """Own `stream`: serve its requests until one side closes."""
         wire = Wire(stream)
         try:
             while (seen := await wire.read_request()) is not None:
@@ -309,7 +336,7 @@ class CodexBackend:
             await trio.aclose_forcefully(stream)
 
     async def answer(self, wire: Wire, seen: Seen) -> bool:
-        """False where the connection is to be cut."""
+        """Serve a request; return False if the connection must be cut."""
         routes = {
             ("POST", "/_control"): self.control,
             ("GET", "/_seen"): self.tell,
@@ -321,12 +348,8 @@ class CodexBackend:
         if not seen.path.startswith("/_"):
             self.seen.append(seen)
         try:
-            if route == ("POST", f"{PREFIX}/responses"):
-                return await self.respond(wire, seen)
-            if route == ("GET", f"{PREFIX}/responses"):
-                return await serve_socket(self, wire, seen)
-            if route == ("POST", "/oauth/token"):
-                return await self.renew(wire, seen)
+            if route in self.handlers:
+                return await self.handlers[route](wire, seen)
             if route not in routes:
                 deny("Not Found", 404)
             await wire.answer(routes[route](seen))
@@ -364,8 +387,8 @@ class CodexBackend:
         return login
 
     def play_for(self, seen: Seen, login: Login, at: str = "turn") -> Play:
-        """What to answer.  Raises: Refused, where that is an error or the request deserves one."""
-        play = self.next_play(seen, at)
+        """The play for a request.  Raises: Refused, if that or the request itself is an error."""
+        play = self.choose_play(seen, at)
         if play.error:
             raise Refused(ERRORS[play.error](login, play, self.clock()))
         if play.status:
@@ -439,7 +462,7 @@ class CodexBackend:
         """What Codex CLI asks when its model looks something up."""
         login = self.check_caller(seen)
         check_search(seen.body)
-        play = self.next_play(seen, "search")
+        play = self.choose_play(seen, "search")
         if play.error:
             raise Refused(ERRORS[play.error](login, play, self.clock()))
         return Answer(200, {"output": FOUND, "encrypted_output": None})
@@ -493,21 +516,21 @@ class CodexBackend:
 
     def control(self, seen: Seen) -> Answer:
         """Each field is optional: forget, logins, plays, token_plays, holds_tokens."""
-        told = seen.body
-        if told.get("forget"):
+        orders = seen.body
+        if orders.get("forget"):
             self.forget()
-        for login in told.get("logins", []):
+        for login in orders.get("logins", []):
             self.admit(Login(**login))
-        self.plays += [Play(**play) for play in told.get("plays", [])]
-        self.token_plays += [TokenPlay(**play) for play in told.get("token_plays", [])]
-        if told.get("holds_tokens"):
+        self.plays += [Play(**play) for play in orders.get("plays", [])]
+        self.token_plays += [TokenPlay(**play) for play in orders.get("token_plays", [])]
+        if orders.get("holds_tokens"):
             self.token_gate = trio.Event()
-        elif told.get("holds_tokens") is False:
+        elif orders.get("holds_tokens") is False:
             self.token_gate.set()
         return Answer(200, {})
 
     def tell(self, _seen: Seen) -> Answer:
-        seen = [asdict(one) for one in self.seen]
+        seen = [asdict(request) for request in self.seen]
         return Answer(
             200,
             {"seen": seen, "has_left": self.left.is_set(), "open_sockets": self.open_sockets},

@@ -1,4 +1,4 @@
-"""What a ChatGPT Codex backend refuses and answers: the pure half of `codex_backend.py`.
+"""What a ChatGPT Codex backend refuses and sends: the pure half of `codex_backend.py`.
 
 `check_body` raises `Refused` for everything that tests/FACTS.md says is refused (F2 to F13),
 with the raw shape of the real error; `make_events` gives the events of a turn, as a `Play`
@@ -62,7 +62,7 @@ def encode_part(content: Json) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer in one piece; a `body` of bytes is sent as it is."""
+    """A response in one piece; a `body` of bytes is sent as it is."""
 
     status: int
     body: Json
@@ -205,9 +205,9 @@ def check_item(item: Json, place: str, *, is_native: bool) -> str:
         invalid(None, message, "input", status=404)
     if kind not in ITEM_FIELDS:
         invalid("invalid_value", f"Invalid value: '{kind}'.", f"{place}.type")
-    known = ITEM_FIELDS[kind] | {"type"} | (NATIVE_FIELDS if is_native else frozenset())
+    fields = ITEM_FIELDS[kind] | {"type"} | (NATIVE_FIELDS if is_native else frozenset())
     for name in item:
-        if name not in known:
+        if name not in fields:
             invalid("unknown_parameter", "Unknown parameter.", f"{place}.{name}")
     if len(str(item.get("call_id"))) > ID_CHARS_MAX:
         message = f"Invalid '{place}.call_id': string too long."
@@ -351,14 +351,14 @@ def check_body(
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """How to answer the next `count` requests that match; the fields are also those of the script.
+    """What the next `count` requests that match get; the fields are also those of the script.
 
-    `error` is a name of ERRORS; `status`, `body` and `headers` are any other answer.  Otherwise a
-    stream: a call of `tool` ("*": the first one offered) where it is offered, else `text`.
+    `error` is a name of ERRORS; `status`, `body` and `headers` are any other response.  Otherwise a
+    stream: a call of `tool` ("*": the first one offered) if it is offered, else `text`.
     """
 
     account: str = ""  # only with this account's id
-    at: str = "turn"  # or search; of a WebSocket: upgrade | warm_up (only an error is told there)
+    at: str = "turn"  # or search; of a WebSocket: upgrade | warm_up (only an error is sent there)
     with_tools: bool = False  # only where tools are offered
     count: int = 1  # 0: for ever
     error: str = ""
@@ -367,8 +367,8 @@ class Play:
     body: Json = None
     headers: Mapping[str, str] = field(default_factory=dict)
     text: str = ANSWER
-    repeat: int = 1  # the text, so many times
-    commentary: str = ""  # said before the text, which then is the final answer
+    repeat: int = 1  # how often the text is sent
+    commentary: str = ""  # sent before the text, which is then the final answer
     refusal: str = ""
     tool: str = ""
     arguments: Json = None  # of the tool; a string for a custom tool
@@ -387,7 +387,7 @@ class Play:
 
 @dataclass(frozen=True, slots=True)
 class TokenPlay:
-    """How to answer the next refresh: with a refusal, or not at all (status 0: cut)."""
+    """What the next refresh gets: a refusal, or nothing (status 0: the connection is cut)."""
 
     status: int = 401
     code: str = "refresh_token_expired"
@@ -446,7 +446,7 @@ def failing(status: int, code: str | None, message: str, headers: Pairs = ()) ->
 NOT_VERIFIED: Final = "The encrypted content gAAA...Rg== could not be verified."
 REASON: Final = "Reason: Encrypted content could not be decrypted or parsed."
 UNSUPPORTED: Final = "model is not supported when using Codex with a ChatGPT account."
-ENCRYPTED: Final = {"encrypted_a", "encrypted_b"}  # only where there is encrypted content
+ENCRYPTED: Final = {"encrypted_a", "encrypted_b"}  # only if there is encrypted content
 CHALLENGE: Final = [("content-type", "text/html"), ("cf-mitigated", "challenge")]
 ERRORS: Final[Mapping[str, Maker]] = {
     "usage_limit": usage_limit,
@@ -508,7 +508,7 @@ def offered(body: Mapping[str, Json], name: str) -> Mapping[str, Json] | None:
 
 
 def unfolded(tools: Sequence[Mapping[str, Json]]) -> Iterator[Mapping[str, Json]]:
-    """Those that can be called; one in a namespace is told with its name."""
+    """The tools that can be called; one in a namespace has its name before its own."""
     for tool in tools:
         if tool["type"] == "namespace":
             yield from ({**inner, "namespace": tool["name"]} for inner in unfolded(tool["tools"]))
@@ -653,7 +653,7 @@ def make_events(
 
 def last_events(play: Play, response: dict[str, Json]) -> Iterator[dict[str, Json]]:
     """The terminal event, if there is one."""
-    told = {"code": play.code, "message": "The upstream is not well."}
+    error = {"code": play.code, "message": "The upstream is not well."}
     if play.ends == "completed":
         yield {"type": "response.completed", "response": response | {"status": "completed"}}
     elif play.ends == "incomplete":
@@ -661,10 +661,10 @@ def last_events(play: Play, response: dict[str, Json]) -> Iterator[dict[str, Jso
         more = {"status": "incomplete", "incomplete_details": details}
         yield {"type": "response.incomplete", "response": response | more}
     elif play.ends == "response.failed":
-        more = {"status": "failed", "error": told, "output": []}
+        more = {"status": "failed", "error": error, "output": []}
         yield {"type": "response.failed", "response": response | more}
     elif play.ends == "error":
-        yield {"type": "error", "error": told}
+        yield {"type": "error", "error": error}
 
 
 def framed(event: Mapping[str, Json], newline: str) -> bytes:

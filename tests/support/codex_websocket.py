@@ -1,6 +1,6 @@
 """The WebSocket of a ChatGPT Codex backend (F24, F25), for `codex_backend.py`.
 
-`serve_socket` judges the upgrade as a POST is judged, and then answers one turn after another.
+`serve_socket` validates the upgrade as it does a POST, and then serves one turn after another.
 What the facts leave open is as strict as it may be: no extension and no unknown field.  An anchor
 (`previous_response_id`) is the last response of this very connection, and a turn that is refused
 takes its anchor away (developers.openai.com, "WebSocket mode").
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 BETA: Final = "responses_websockets=2026-02-06"
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024  # the real ceiling
-CLOSE_SECONDS_MAX: Final = 5  # for the other side to answer a close
+CLOSE_SECONDS_MAX: Final = 5  # for the other side's Close
 CLOSE_CODES: Final[Mapping[str, int]] = {"close": 1011, "limit": 1000, "quiet": 1000}
 SOCKET_FIELDS: Final = frozenset({"type", "previous_response_id", "generate"})
 TOO_OLD: Final = error_body("websocket_connection_limit_reached", "The connection is too old.")
@@ -141,7 +141,7 @@ def check_frame(frame: Mapping[str, Json], last_id: str | None, headers: Mapping
 
 
 def error_frame(answer: Answer, login: Login, now: float) -> Json:
-    """An answer other than 200, as the socket tells it; a `detail` becomes an error's message."""
+    """A response other than 200, as a frame; its `detail` becomes the error's message."""
     body = answer.body if isinstance(answer.body, dict) else {"detail": str(answer.body)}
     detail = {"type": "invalid_request_error", "message": body.get("detail")}
     error = body.get("error") or detail
@@ -166,7 +166,7 @@ class Talk:
         self.added: list[Json] = []  # the items with tools of the turns before
 
     async def answer(self, text: str) -> bool:
-        """One frame.  False where the connection is over."""
+        """Serve one frame; return False if the connection is over."""
         frame = read_object(text)
         if frame.get("type") == "response.processed":
             return True

@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
 from tests.support.codex_backend import make_auth_file
+from tests.support.frames import TEXT, accept_of, frame
 from tests.support.listening import Listening
 from tests.support.memory_sockets import post
-from tests.support.memory_websockets import TEXT, accept_of, frame, upgrade
+from tests.support.memory_websockets import upgrade
 from tests.support.paths import ROOT
 from tests.support.processes import Pooler, clean_env
 
@@ -71,7 +72,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = SECONDS_MAX) -> b
 
 
 def json_head(length: int, status: str = "200 OK", *, closes: bool = False) -> bytes:
-    """The head of a whole answer in JSON."""
+    """The head of a whole response in JSON."""
     lines = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
     return f"{lines}Connection: {'close' if closes else 'keep-alive'}\r\n\r\n".encode()
 
@@ -86,7 +87,7 @@ def json_response(body: bytes, status: str = "200 OK") -> bytes:
 
 
 class Visit(NamedTuple):
-    """A whole request, and the socket to answer it on."""
+    """A whole request, and the socket to respond on."""
 
     caller: socket.socket
     account: str
@@ -131,16 +132,16 @@ class HostileUpstream:
                 pass
 
     def serve_one(self, caller: socket.socket) -> bool:
-        """Read a request, throw its body away, play the answer; whether another may come."""
+        """Read a request, drop its body, send the response; return whether another may come."""
         raw = b""
         while b"\r\n\r\n" not in raw:
             if not (received := caller.recv(64 * KIB)):
                 return False
             raw += received
         head, _, rest = raw.partition(b"\r\n\r\n")
-        found = re.match(rb"[A-Z]+ /([a-z0-9-]+)(/\S*)", head)
-        assert found, head
-        account, path = found[1].decode(), found[2].decode()
+        match = re.match(rb"[A-Z]+ /([a-z0-9-]+)(/\S*)", head)
+        assert match, head
+        account, path = match[1].decode(), match[2].decode()
         if account in self.deaf:
             self.note(account)
             self.released.wait(SECONDS_MAX)
@@ -209,7 +210,7 @@ class HostileUpstream:
 
 
 def well(visit: Visit) -> bool:
-    """A short good answer: events for an account whose name begins with `c`, else JSON."""
+    """A short good response: events for an account whose name begins with `c`, else JSON."""
     if visit.is_socket:
         return turns_well(visit)
     if visit.account.startswith("c"):
@@ -225,7 +226,7 @@ def streams_well(visit: Visit) -> bool:
 
 
 def turns_well(visit: Visit) -> bool:
-    """A short good answer to each turn of a WebSocket."""
+    """A short good response to each turn of a WebSocket."""
     with visit.caller.makefile("rb") as file:
         while take_message(file):
             for event in (DELTA, END):
@@ -280,8 +281,8 @@ class Rig:
         origin = f"http://127.0.0.1:{self.upstream.port}"
         described: Json = {}
         for name, account in accounts.items():
-            given = {field: value for field, value in account.items() if value is not None}
-            described[name] = {"type": "openai", "api_key": "none", **given}
+            fields = {field: value for field, value in account.items() if value is not None}
+            described[name] = {"type": "openai", "api_key": "none", **fields}
             described[name]["base_url"] = f"{origin}/{name}/v1"
             if name.startswith("c"):
                 path = folder / name / "auth.json"
@@ -300,13 +301,13 @@ class Rig:
         self.base = 0
 
     def connect(self, receive_bytes: int = 0) -> socket.socket:
-        made = socket.socket()
+        stream = socket.socket()
         if receive_bytes:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        made.settimeout(SECONDS_MAX)
-        made.connect(self.address)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return made
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        stream.settimeout(SECONDS_MAX)
+        stream.connect(self.address)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return stream
 
     def ask(self, raw: bytes) -> bytes:
         """All that comes back for one request; it should ask for the connection's end."""
@@ -317,9 +318,9 @@ class Rig:
     def status(self, field: str) -> int:
         """Bytes, of a line of /proc/PID/status."""
         text = Path(f"/proc/{self.pid}/status").read_text()
-        found = re.search(rf"(?m)^{field}:\s+(\d+)", text)
-        assert found
-        return int(found[1]) * KIB
+        match = re.search(rf"(?m)^{field}:\s+(\d+)", text)
+        assert match
+        return int(match[1]) * KIB
 
     def settle(self) -> None:
         """Wait until the pooler has had nothing to do for a moment."""
@@ -429,7 +430,7 @@ class Talker:
         self.reads = reads
         self.head = self.tail = b""
         self.byte_count = 0
-        self.is_sent = self.is_over = False  # all is said; the pooler has ended it
+        self.is_sent = self.is_over = False  # all has been sent; the pooler has ended it
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
@@ -451,9 +452,9 @@ class Talker:
 
     @property
     def code(self) -> int:
-        """The status of the answer; 0 if there is none."""
-        found = re.match(rb"HTTP/1\.1 (\d\d\d)", self.head)
-        return int(found[1]) if found else 0
+        """The status of the response; 0 if there is none."""
+        match = re.match(rb"HTTP/1\.1 (\d\d\d)", self.head)
+        return int(match[1]) if match else 0
 
 
 class Crowd:
@@ -488,7 +489,7 @@ class Crowd:
     def add_split(self, raws: Sequence[bytes], *, settles: bool = True) -> None:
         """Requests whose last bytes come all at the same time, when all else has been read."""
         begun = [self.add(raw[:-1]) for raw in raws]
-        wait_until(lambda: all(one.is_sent for one in begun))
+        wait_until(lambda: all(talker.is_sent for talker in begun))
         if settles:
             self.rig.settle()
         for talker, raw in zip(begun, raws, strict=True):
@@ -497,7 +498,7 @@ class Crowd:
 
     @property
     def over(self) -> list[Talker]:
-        return [one for one in self.talkers if one.is_over]
+        return [talker for talker in self.talkers if talker.is_over]
 
     @property
     def open_count(self) -> int:
@@ -505,7 +506,7 @@ class Crowd:
 
     def codes(self) -> Counter[int]:
         """The statuses of those that are over."""
-        return Counter(one.code for one in self.over)
+        return Counter(talker.code for talker in self.over)
 
     def close(self) -> None:
         for talker in self.talkers:
@@ -534,12 +535,12 @@ EMOJI: Final = "\N{GRINNING FACE}".encode()
 
 @functools.lru_cache(maxsize=4)
 def wide(size: int) -> bytes:
-    """Text of so many bytes that takes four times as many as characters: one of them is wide."""
+    """A text of that many bytes that takes four times as many in memory: one character is wide."""
     return EMOJI + b"a" * (size - len(EMOJI))
 
 
 def speckled(size: int) -> bytes:
-    """The same where it is decoded in pieces: a wide character in each KiB."""
+    """The same if it is decoded in pieces: a wide character in each KiB."""
     return (EMOJI + b"a" * (KIB - len(EMOJI))) * (size // KIB)
 
 
@@ -550,7 +551,7 @@ def filled(before: bytes, unit: bytes, after: bytes, size: int) -> bytes:
 
 @functools.lru_cache(maxsize=32)
 def message(body: bytes, fragments: int = 1, *, is_whole: bool = True) -> bytes:
-    """A client's WebSocket message, in so many fragments; unfinished, its last bit is not set."""
+    """A client's message, in that many fragments; if it is unfinished, the last has no FIN."""
     step = -(-len(body) // fragments)
     parts = [body[at : at + step] for at in range(0, len(body), step)]
     last = len(parts) - 1
@@ -574,7 +575,7 @@ HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Gap(NamedTuple):
-    """The longest wait for an answer; `net`: without what was spent in waiting for a processor."""
+    """The longest wait for a response; `net`: without what was spent in waiting for a processor."""
 
     net: float
     gross: float
@@ -652,9 +653,9 @@ def main(host: str, port: str, pid: str) -> None:
         while sys.stdin.readline():
             sys.stdout.write("started\n")
             sys.stdout.flush()
-            found = probe(client, int(pid))
+            result = probe(client, int(pid))
             sys.stdin.readline()
-            sys.stdout.write(json.dumps(found) + "\n")
+            sys.stdout.write(json.dumps(result) + "\n")
             sys.stdout.flush()
 
 

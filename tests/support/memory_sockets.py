@@ -195,18 +195,18 @@ def put_in_order(whole: dict[str, Json]) -> dict[str, Json]:
 
 
 def read_fields(lines: Sequence[bytes]) -> list[tuple[str, str]]:
-    found = []
+    fields = []
     for line in lines:
         match = _FIELD.fullmatch(line)
         assert match is not None, line
-        found.append((match[1].decode().lower(), match[2].decode("latin-1")))
-    names = [name for name, _ in found]
+        fields.append((match[1].decode().lower(), match[2].decode("latin-1")))
+    names = [name for name, _ in fields]
     assert len(set(names)) == len(names), names
-    return found
+    return fields
 
 
 def post(path: str, content: Json, *, key: str | None = KEY, headers: Pairs = ()) -> bytes:
-    """A whole POST; `content` is sent as it is where it is bytes."""
+    """A whole POST; `content` is sent as it is if it is bytes."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     fields = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers]
     return request("POST", path, key=key, headers=fields) + body
@@ -244,27 +244,27 @@ class Response:
     ended_at: float = 0.0
 
     def header(self, name: str) -> str | None:
-        return next((value for known, value in self.headers if known == name), None)
+        return next((value for field, value in self.headers if field == name), None)
 
     def json(self) -> Json:
         return json.loads(self.body)
 
     @property
     def error(self) -> dict[str, Json]:
-        """The error object of an answer that has one."""
-        found = self.json()["error"]
-        assert isinstance(found, dict)
-        return found
+        """The error object of a response that has one."""
+        error = self.json()["error"]
+        assert isinstance(error, dict)
+        return error
 
 
 class Truncated(Exception):
-    """The connection ended in the middle of an answer."""
+    """The connection ended in the middle of a response."""
 
 
 class Client:
     """One connection to the pooler, read strictly.
 
-    Whole answers: `ask`.  Streams: `send`, `read_head`, then `read_piece` or `read_event` until
+    Whole responses: `ask`.  Streams: `send`, `read_head`, then `read_piece` or `read_event` until
     b"".  Also `read_response`, `hang_up`, `half_close`, `reset`, `wait_closed`.
     """
 
@@ -292,7 +292,7 @@ class Client:
         self.stream.reset()
 
     async def read_response(self, *, is_head: bool = False) -> Response:
-        """One answer to its end.  Raises: Truncated."""
+        """The next response to its end.  Raises: Truncated."""
         response = await self.read_head(is_head=is_head)
         pieces = []
         while piece := await self.read_piece():
@@ -302,24 +302,24 @@ class Client:
         return response
 
     async def read_head(self, *, is_head: bool = False) -> Response:
-        """The next answer's head (also an interim one's).  Raises: Truncated."""
+        """The head of the next response, which may be an interim one.  Raises: Truncated."""
         head = await self._read_to(b"\r\n\r\n")
         lines = head.split(b"\r\n")
         start = _STATUS_LINE.fullmatch(lines[0])
         assert start is not None, lines[0]
         headers = read_fields(lines[1:])
-        known = dict(headers)
+        by_name = dict(headers)
         status = int(start[1])
         self._event = b""
-        if "transfer-encoding" in known:
-            assert known["transfer-encoding"] == "chunked"
-            assert "content-length" not in known
+        if "transfer-encoding" in by_name:
+            assert by_name["transfer-encoding"] == "chunked"
+            assert "content-length" not in by_name
             self._left = None
         elif is_head or status < 200 or status in {204, 304}:
             self._left = 0
         else:
-            self._left = int(known["content-length"]) if "content-length" in known else math.inf
-            assert self._left < math.inf or known.get("connection") == "close", headers
+            self._left = int(by_name["content-length"]) if "content-length" in by_name else math.inf
+            assert self._left < math.inf or by_name.get("connection") == "close", headers
         self._is_at_end = self._left == 0
         return Response(status, headers, head_at=trio.current_time())
 
@@ -366,14 +366,14 @@ class Client:
     async def _read_to(self, mark: bytes) -> bytes:
         while mark not in self.buffer:
             await self._receive()
-        found, _, self.buffer = self.buffer.partition(mark)
-        return found
+        data, _, self.buffer = self.buffer.partition(mark)
+        return data
 
     async def _read_exactly(self, byte_count: int) -> bytes:
         while len(self.buffer) < byte_count:
             await self._receive()
-        found, self.buffer = self.buffer[:byte_count], self.buffer[byte_count:]
-        return found
+        data, self.buffer = self.buffer[:byte_count], self.buffer[byte_count:]
+        return data
 
     async def _receive(self) -> None:
         received = await self.stream.receive_some(65536)

@@ -11,24 +11,18 @@ Neither uses the library that the pooler uses, and both can be as hostile as the
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
-import trio
-
-from pooler import BaseUrl
 from tests.support.codex_backend import make_auth_file
+from tests.support.frames import CLOSE, PING, PONG, TEXT, accept_of, frame, split_frame
 from tests.support.memory_sockets import (
     KEY,
     Client,
     Json,
-    MemorySocket,
     Pairs,
     Response,
     read_fields,
@@ -36,9 +30,6 @@ from tests.support.memory_sockets import (
 )
 from tests.support.world import (
     UNIX_START,
-    FakeUpstream,
-    Line,
-    Script,
     Send,
     Step,
     World,
@@ -47,10 +38,7 @@ from tests.support.world import (
     responses_events,
 )
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 CLIENT_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="  # the sample of RFC 6455 §1.3
-MASK: Final = b"\x0f\x1e\x2d\x3c"
 TERMINAL: Final = {"response.completed", "response.failed", "response.incomplete", "error"}
 UPGRADE: Final = (
     ("Upgrade", "websocket"),
@@ -60,60 +48,13 @@ UPGRADE: Final = (
 )
 
 
-def frame(
-    opcode: int, payload: bytes = b"", *, fin: bool = True, mask: bytes = MASK, rsv: int = 0
-) -> bytes:
-    """One frame (RFC 6455 §5.2); an empty `mask`: none, as a server's."""
-    first = opcode | (0x80 if fin else 0) | rsv
-    size = len(payload)
-    masked = 0x80 if mask else 0
-    if size < 126:
-        head = bytes([first, masked | size])
-    elif size < 65536:
-        head = bytes([first, masked | 126]) + size.to_bytes(2, "big")
-    else:
-        head = bytes([first, masked | 127]) + size.to_bytes(8, "big")
-    return head + mask + unmasked(payload, mask)
-
-
-def accept_of(key: str) -> str:
-    """What a server says to a nonce (RFC 6455 §4.2.2)."""
-    digest = hashlib.sha1((key + GUID).encode(), usedforsecurity=False).digest()
-    return base64.b64encode(digest).decode()
-
-
-def unmasked(payload: bytes, mask: bytes) -> bytes:
-    if not mask or not payload:
-        return payload
-    keys = (mask * (len(payload) // 4 + 1))[: len(payload)]
-    size = len(payload)
-    return (int.from_bytes(payload, "big") ^ int.from_bytes(keys, "big")).to_bytes(size, "big")
-
-
-def split_frame(raw: bytes) -> tuple[int, bool, bytes, bytes, bytes] | None:
-    """Opcode, whether it is the last, mask, payload, rest; None if it is not whole yet."""
-    if len(raw) < 2:
-        return None
-    size, at = raw[1] & 0x7F, 2
-    if size > 125:
-        extra = 2 if size == 126 else 8
-        size, at = int.from_bytes(raw[2 : 2 + extra], "big"), 2 + extra
-    mask = raw[at : at + 4] if raw[1] & 0x80 else b""
-    at += len(mask)
-    if len(raw) < at + size:
-        return None
-    payload = unmasked(raw[at : at + size], mask)
-    assert raw[0] & 0x70 == 0, "reserved bits"
-    return raw[0] & 0x0F, bool(raw[0] & 0x80), mask, payload, raw[at + size :]
-
-
 ################################################################
 # THE CLIENT
 ################################################################
 
 
 class SocketClient:
-    """A client after its upgrade; every frame of the pooler is judged."""
+    """A client after its upgrade; every frame of the pooler is validated."""
 
     def __init__(self, client: Client, response: Response) -> None:
         self.client = client
@@ -142,19 +83,19 @@ class SocketClient:
         return events
 
     async def read_event(self) -> Json:
-        while (found := await self.read_frame())[0] in {PING, PONG}:
+        while (whole := await self.read_frame())[0] in {PING, PONG}:
             pass
-        opcode, payload = found
-        assert opcode == TEXT, found
+        opcode, payload = whole
+        assert opcode == TEXT, whole
         value = json.loads(payload)
         assert isinstance(value, dict)
         return value
 
     async def read_frame(self) -> tuple[int, bytes]:
         """The next whole frame."""
-        while (found := split_frame(self.client.buffer)) is None:
+        while (whole := split_frame(self.client.buffer)) is None:
             await self.client._receive()
-        opcode, is_last, mask, payload, self.client.buffer = found
+        opcode, is_last, mask, payload, self.client.buffer = whole
         assert is_last
         assert not mask
         return opcode, payload
@@ -186,14 +127,14 @@ def upgrade(
 async def open_socket(
     world: World, raw: bytes = b"", *, behind: bytes = b"", **more: Json
 ) -> SocketClient:
-    """Upgrade, and judge the answer; `behind`: bytes glued to the request."""
+    """Upgrade, and validate the response; `behind`: bytes sent with the request."""
     client = await world.connect()
     await client.send((raw or upgrade(**more)) + behind)
     return await read_upgrade(client)
 
 
 async def read_upgrade(client: Client) -> SocketClient:
-    """The answer to an upgrade, which is nothing but agreed to."""
+    """The client after its upgrade, whose response has nothing but what it must have."""
     head = await client._read_to(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     headers = read_fields(lines[1:])
@@ -210,7 +151,7 @@ async def read_upgrade(client: Client) -> SocketClient:
 
 
 ################################################################
-# UPSTREAMS
+# WHAT AN UPSTREAM PLAYS
 ################################################################
 
 
@@ -227,7 +168,7 @@ def says(*events: Json) -> list[Step]:
 
 
 def turn(*words: str, response_id: str = "resp_1", **more: Json) -> list[Step]:
-    """A whole answer."""
+    """A whole response."""
     text = json.dumps(responses_events(*words)).replace("resp_1", response_id)
     return says(*[event | more for event in json.loads(text)])
 
@@ -235,117 +176,6 @@ def turn(*words: str, response_id: str = "resp_1", **more: Json) -> list[Step]:
 def error_frame(status: int, code: str, headers: Mapping[str, str] | None = None) -> list[Step]:
     error = {"type": code, "code": code, "message": f"The upstream says {code}.", "param": None}
     return says({"type": "error", "status": status, "error": error, "headers": dict(headers or {})})
-
-
-class SocketUpstream(FakeUpstream):
-    """An upstream whose upgrades and turns are scripted.
-
-    `plays` queues scripts for turns; `upgrades` scripts instead of a 101.  `turns`: what was
-    asked, with the number of its connection; `handshakes`: the fields of each upgrade.
-    """
-
-    def __init__(self, name: str, world: World) -> None:
-        super().__init__(name, world)
-        self.upgrades: deque[Script] = deque()
-        self.turns: list[tuple[int, Json]] = []
-        self.frames: list[tuple[int, bytes]] = []  # all but those of a turn
-        self.handshakes: list[dict[str, str]] = []
-
-    @property
-    def asked_bodies(self) -> list[Json]:
-        return [body for _, body in self.turns]
-
-    async def _serve_request(self, line: Line) -> bool:
-        if line in self.open_lines:
-            return await self._serve_frame(line)
-        return await super()._serve_request(line)
-
-    @property
-    def open_lines(self) -> list[Line]:
-        return [line for line in self.lines if line.request_count < 0]
-
-    async def _play(self, script: Script, line: Line) -> bool:
-        """A GET with an upgrade comes here with the catalogue's script."""
-        asked = self.catalogue_asked[-1] if self.catalogue_asked else None
-        is_upgrade = script is self.catalogue and asked is not None and asked.header("upgrade")
-        if not is_upgrade or asked is None:
-            return await super()._play(script, line)
-        headers = dict(asked.headers)
-        self.handshakes.append(headers)
-        if self.upgrades:
-            return await super()._play(self.upgrades.popleft(), line)
-        line.request_count = -len(self.handshakes)
-        lines = (
-            "HTTP/1.1 101 Switching Protocols",
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            f"Sec-WebSocket-Accept: {accept_of(headers['sec-websocket-key'])}",
-        )
-        await line.socket.send_all("".join(f"{text}\r\n" for text in (*lines, "")).encode())
-        return True
-
-    def script_for_turn(self, _body: Json) -> Script | None:
-        script = self.scripts.popleft() if self.scripts else self.always
-        return None if callable(script) else script
-
-    async def _serve_frame(self, line: Line) -> bool:
-        payload = b""
-        while True:
-            while (found := split_frame(line.buffer)) is None:
-                line.buffer += await self._receive(line)
-            opcode, is_last, mask, part, line.buffer = found
-            if not mask:
-                self.world.complaints.append(f"{self.name}: a frame without a mask")
-            if opcode in {TEXT, CONTINUATION}:
-                payload += part
-                if is_last:
-                    break
-                continue
-            self.frames.append((opcode, part))
-            if opcode == CLOSE:
-                return False
-            if opcode == PING:
-                await line.socket.send_all(frame(PONG, part, mask=b""))
-        body = json.loads(payload)
-        if body.get("type") != "response.create":
-            self.frames.append((TEXT, payload))
-            return True
-        self.turns.append((-line.request_count, body))
-        script = self.script_for_turn(body)
-        if script is None:
-            self.world.complaints.append(f"{self.name}: a turn that no script awaits")
-            return False
-        return await self._play(script, line)
-
-
-class SocketWorld(World):
-    upstream_type: ClassVar[type[FakeUpstream]] = SocketUpstream
-
-    async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
-        if url == self.server.shared.config.token_url:
-            await trio.lowlevel.checkpoint()
-            raise ConnectionRefusedError(111, "refused")
-        return await super().dial(url, tls)
-
-    def upstream(self, name: str = "a") -> SocketUpstream:
-        found = self.upstreams[name]
-        assert isinstance(found, SocketUpstream)
-        return found
-
-    @property
-    def turns(self) -> list[tuple[str, int, Json]]:
-        """Account, connection and body of every turn, of one account after the other."""
-        return [
-            (name, number, body)
-            for name in self.upstreams
-            for number, body in self.upstream(name).turns
-        ]
-
-    @property
-    def open_count(self) -> int:
-        """Connections to upstreams that are still open."""
-        lines = [line for one in self.upstreams.values() for line in one.lines]
-        return sum(not (line.closed_at or line.socket.outgoing.is_deaf) for line in lines)
 
 
 def socket_described(names: str = "ab", *, accounts: Json = None, **more: Json) -> dict[str, Json]:
@@ -366,10 +196,9 @@ def codex_described(folder: Path, names: str = "ab", **more: Json) -> dict[str, 
 
 
 @asynccontextmanager
-async def socket_world(described: Mapping[str, Json] | None = None) -> AsyncIterator[SocketWorld]:
+async def socket_world(described: Mapping[str, Json] | None = None) -> AsyncIterator[World]:
+    """A world whose accounts take WebSockets; it has read their catalogues."""
     described = socket_described() if described is None else described
-    opened: AbstractAsyncContextManager[World] = opened_world(described, SocketWorld)
-    async with opened as world:
-        assert isinstance(world, SocketWorld)
+    async with opened_world(described) as world:
         await world.settle()
         yield world

@@ -110,11 +110,11 @@ def agree(caller: socket.socket) -> bool:
     return True
 
 
-def saying(said: bytes) -> Callable[[socket.socket], bool]:
+def saying(data: bytes) -> Callable[[socket.socket], bool]:
     """Answer so, and leave."""
 
     def play(caller: socket.socket) -> bool:
-        caller.sendall(said)
+        caller.sendall(data)
         return False
 
     return play
@@ -166,8 +166,8 @@ class Proxied:
 
     def add(self, name: str, origin: str, **more: Json) -> None:
         fields = {"type": "openai", "api_key": API_KEY, "models": ["m1"], **more}
-        made = {field: value for field, value in fields.items() if value is not None}
-        self.accounts[name] = {**made, "base_url": f"{origin}/{name}/v1"}
+        described = {field: value for field, value in fields.items() if value is not None}
+        self.accounts[name] = {**described, "base_url": f"{origin}/{name}/v1"}
 
     def described(self) -> dict[str, Json]:
         pools = {
@@ -214,8 +214,8 @@ class Proxied:
     def reason(self) -> str:
         """Why the latest attempt failed."""
         shown = json.loads(self.exchange("GET", "/admin", OPERATOR_TOKEN)[1])
-        found: str = shown["requests"][0]["attempts"][-1]["reason"]
-        return found
+        reason: str = shown["requests"][0]["attempts"][-1]["reason"]
+        return reason
 
     @contextlib.contextmanager
     def open_socket(self, name: str) -> Any:  # noqa: ANN401 (an iterator of one)

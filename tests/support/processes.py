@@ -77,8 +77,8 @@ class Running:
         """The first group of the pattern, in the first line that has it."""
         with contextlib.suppress(queue.Empty):
             while line := self.unread.get(timeout=SECONDS_MAX):
-                if found := re.search(pattern, line):
-                    return found[1]
+                if match := re.search(pattern, line):
+                    return match[1]
         self.end()
         raise AssertionError(f"the process did not come up: {self.output}")
 
@@ -132,7 +132,7 @@ class Pooler:
         return [line for line in lines if line["event"] == "request" and line["method"] == "POST"]
 
     def stop(self) -> None:
-        """It ends well, and its log is JSON lines that tell nothing."""
+        """Stop it: it must end well, and its log must be JSON lines without a secret or a text."""
         code = self.process.end()
         log = self.process.output
         assert code == 0, log

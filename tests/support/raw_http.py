@@ -51,13 +51,13 @@ def take_request(raw: bytes) -> tuple[Request, bytes] | None:
         return None
     line, *fields = head.split(b"\r\n")
     assert re.fullmatch(rb"(?:GET|POST) /v1/[a-z/]+ HTTP/1\.1", line), raw
-    assert all(re.fullmatch(rb"[A-Za-z-]+: [ -~\x80-\xff]*", one) for one in fields), raw
-    pairs = [one.split(b": ", 1) for one in fields]
+    assert all(re.fullmatch(rb"[A-Za-z-]+: [ -~\x80-\xff]*", field) for field in fields), raw
+    pairs = [field.split(b": ", 1) for field in fields]
     names = tuple(name.lower() for name, _ in pairs)
     assert len(set(names)) == len(names), raw
-    known = {name.lower(): value for name, value in pairs}
-    assert b"transfer-encoding" not in known, raw
-    length = int(known.get(b"content-length", b"0"))
+    headers_by_name = {name.lower(): value for name, value in pairs}
+    assert b"transfer-encoding" not in headers_by_name, raw
+    length = int(headers_by_name.get(b"content-length", b"0"))
     if len(rest) < length:
         return None
     return Request(line, names, rest[:length]), rest[length:]
@@ -82,7 +82,7 @@ class RawUpstream:
         return True
 
     def plays(self, raw: bytes, keeps: bool = True) -> None:
-        """From now on this is the answer; the connection ends behind it, or is kept."""
+        """Send this response from now on, and end the connection after it unless it is kept."""
 
         def answer(caller: socket.socket) -> bool:
             caller.sendall(raw)
@@ -144,9 +144,9 @@ class Wire:
         self.pid = self.pooler.process.process.pid
 
     def connect(self) -> socket.socket:
-        made = socket.create_connection(self.address, SECONDS_MAX)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return made
+        stream = socket.create_connection(self.address, SECONDS_MAX)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return stream
 
     def say(self, raw: bytes, piece: int = 1 << 20) -> bytes:
         """All that comes back for these bytes, until the pooler ends the connection."""
@@ -182,26 +182,26 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def split_responses(raw: bytes) -> list[Answer]:
-    """Every answer in `raw`; each must be whole, and of the pooler's own strict form."""
+    """Every response in `raw`; each must be whole, and of the pooler's own strict form."""
     answers = []
     while raw:
         head, end, raw = raw.partition(b"\r\n\r\n")
         assert end, head
         line, *fields = head.split(b"\r\n")
-        found = re.fullmatch(rb"HTTP/1\.1 ([1-5]\d\d) [ -~]*", line)
-        assert found, line
-        assert all(re.fullmatch(rb"[A-Za-z-]+: [ -~\x80-\xff]*", one) for one in fields), head
-        headers = dict(one.decode("latin-1").split(": ", 1) for one in fields)
+        match = re.fullmatch(rb"HTTP/1\.1 ([1-5]\d\d) [ -~]*", line)
+        assert match, line
+        assert all(re.fullmatch(rb"[A-Za-z-]+: [ -~\x80-\xff]*", field) for field in fields), head
+        headers = dict(field.decode("latin-1").split(": ", 1) for field in fields)
         headers = {name.lower(): value for name, value in headers.items()}
         body = b""
-        if int(found[1]) >= 200:
+        if int(match[1]) >= 200:
             if "transfer-encoding" in headers:
                 body, raw = take_chunks(raw)
             else:
                 length = int(headers["content-length"])
                 body, raw = raw[:length], raw[length:]
                 assert len(body) == length
-        answers.append(Answer(int(found[1]), headers, body))
+        answers.append(Answer(int(match[1]), headers, body))
     return answers
 
 

@@ -19,20 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support.codex_backend import make_auth_file
+from tests.support.frames import CLOSE, PING, PONG, TEXT, accept_of, frame, split_frame
 from tests.support.listening import Listening
 from tests.support.memory_sockets import KEY, Json
-from tests.support.memory_websockets import (
-    CLIENT_KEY,
-    CLOSE,
-    PING,
-    PONG,
-    TERMINAL,
-    TEXT,
-    accept_of,
-    frame,
-    split_frame,
-    upgrade,
-)
+from tests.support.memory_websockets import CLIENT_KEY, TERMINAL, upgrade
 from tests.support.processes import Pooler
 from tests.support.raw_http import API_KEY, OPERATOR, SECONDS_MAX
 
@@ -49,7 +39,7 @@ class Line:
 
     def read_frame(self) -> tuple[int, bytes] | None:
         """Opcode and payload of the next frame; None at the end, or after a reset."""
-        while (found := split_frame(bytes(self.buffer))) is None:
+        while (whole := split_frame(bytes(self.buffer))) is None:
             try:
                 received = self.stream.recv(1024 * KIB)
             except ConnectionResetError:
@@ -57,7 +47,7 @@ class Line:
             if not received:
                 return None
             self.buffer += received
-        opcode, is_last, _, payload, rest = found
+        opcode, is_last, _, payload, rest = whole
         assert is_last
         self.buffer = bytearray(rest)
         return opcode, payload
@@ -74,11 +64,28 @@ def read_head(stream: socket.socket) -> tuple[bytes, bytes]:
     return head, rest
 
 
+def read_rest(stream: socket.socket, head: bytes, received: bytes) -> bytes:
+    """What is still to come of a request's body."""
+    length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+    unread = int(length[1]) - len(received) if length else 0
+    rest = b""
+    while len(rest) < unread:
+        received = stream.recv(65536)
+        assert received, rest
+        rest += received
+    return rest
+
+
 class Upstream:
-    """Serves one account; `answer` is given every turn, and sends what it likes."""
+    """Serves one account; `answer` is given every turn, and sends what it likes.
+
+    `respond` returns the raw response to a request that is no upgrade; without it, such a request
+    is taken for one for the models, which there is no list of.
+    """
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
+        self.respond: Callable[[str, bytes], bytes] | None = None  # by the target and the body
         self.turn_count = 0
         self.opened_count = 0
         self.ended_count = 0
@@ -88,57 +95,69 @@ class Upstream:
     def serve(self, stream: socket.socket) -> None:
         with contextlib.suppress(OSError), stream:
             head, rest = read_head(stream)
-            found = re.search(rb"(?i)sec-websocket-key: ([!-~]+)", head)
-            if found is None:  # the list of its models
-                stream.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            nonce = re.search(rb"(?i)sec-websocket-key: ([!-~]+)", head)
+            if nonce is None:
+                stream.sendall(self.response_to(head, rest + read_rest(stream, head, rest)))
                 return
-            accept = accept_of(found[1].decode())
+            accept = accept_of(nonce[1].decode())
             stream.sendall(
                 b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
                 b"Connection: Upgrade\r\nSec-WebSocket-Accept: " + accept.encode() + b"\r\n\r\n"
             )
             self.opened_count += 1
             line = Line(stream, rest)
-            while (found_frame := line.read_frame()) is not None:
-                opcode, payload = found_frame
+            while (message := line.read_frame()) is not None:
+                opcode, payload = message
                 if opcode == TEXT:
                     self.turn_count += 1
                     if not self.answer(stream, json.loads(payload)):
                         break
         self.ended_count += 1
 
+    def response_to(self, head: bytes, body: bytes) -> bytes:
+        """The raw response to a request that is no upgrade."""
+        method, target, _ = head.split(b" ", 2)
+        if self.respond is None or method == b"GET":
+            return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+        return self.respond(target.decode(), body)
+
     def close(self) -> None:
         self.listening.close()
 
 
-class Caller(Line):
+class Caller:
     """A client; every frame of the pooler is without a mask."""
+
+    def __init__(self, stream: socket.socket, received: bytes = b"") -> None:
+        self.stream = stream
+        self.line = Line(stream, received)
+        self.read_frame = self.line.read_frame
 
     def create(self, **body: Json) -> None:
         turn = {"type": "response.create", "model": "m1", "input": "hi"} | body
         self.stream.sendall(frame(TEXT, json.dumps(turn).encode()))
 
     def ask(self, **body: Json) -> list[Json]:
-        """The events of a turn, up to the terminal one; fewer, where the WebSocket ended."""
+        """The events of a turn, up to the terminal one; fewer, if the WebSocket ended."""
         self.create(**body)
         return self.read_turn()
 
     def read_turn(self) -> list[Json]:
         events: list[Json] = []
         while not events or events[-1]["type"] not in TERMINAL:
-            found = self.read_frame()
-            if found is None or found[0] == CLOSE:
+            whole = self.read_frame()
+            if whole is None or whole[0] == CLOSE:
                 break
-            if found[0] not in {PING, PONG}:
-                assert found[0] == TEXT, found
-                events.append(json.loads(found[1]))
+            if whole[0] not in {PING, PONG}:
+                assert whole[0] == TEXT, whole
+                events.append(json.loads(whole[1]))
         return events
 
     def read_close(self) -> int:
-        """The code of the Close that comes; 0 where none does."""
-        while (found := self.read_frame()) is not None:
-            if found[0] == CLOSE:
-                return int.from_bytes(found[1][:2], "big")
+        """The code of the Close that comes; 0 if none does."""
+        while (whole := self.read_frame()) is not None:
+            if whole[0] == CLOSE:
+                return int.from_bytes(whole[1][:2], "big")
         return 0
 
 
@@ -180,11 +199,11 @@ class SocketWire:
         self.pid = self.pooler.process.process.pid
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Caller]:
+    def open(self, path: str = "/v1/responses") -> Iterator[Caller]:
         """A client's WebSocket."""
         with socket.create_connection(self.address, SECONDS_MAX) as stream:
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            stream.sendall(upgrade())
+            stream.sendall(upgrade(path))
             head, rest = read_head(stream)
             assert head.startswith(b"HTTP/1.1 101 "), head
             assert accept_of(CLIENT_KEY).encode() in head
@@ -193,11 +212,11 @@ class SocketWire:
     def memory(self, field: str) -> int:
         """Bytes, of a line of /proc/PID/status."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        [found] = [line for line in lines if line.startswith(f"{field}:")]
-        return int(found.split()[1]) * KIB
+        [row] = [line for line in lines if line.startswith(f"{field}:")]
+        return int(row.split()[1]) * KIB
 
     def forget_peak(self) -> None:
-        """VmHWM begins anew."""
+        """Let VmHWM begin again."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def close(self) -> None:

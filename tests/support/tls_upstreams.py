@@ -118,8 +118,8 @@ class Line:
         return head
 
     def read_body(self, head: bytes) -> bytes:
-        found = re.search(rb"(?i)\r\ncontent-length: (\d+)\r\n", head)
-        length = int(found[1]) if found else 0
+        match = re.search(rb"(?i)\r\ncontent-length: (\d+)\r\n", head)
+        length = int(match[1]) if match else 0
         while len(self.received) < length:
             self.receive()
         body = bytes(self.received[:length])
@@ -177,9 +177,9 @@ class Upstream:
                 if head.startswith(b"GET "):  # the models of a codex account
                     line.send(answer({}, 404))
                     continue
-                found = _LINE.match(head)
-                assert found, head
-                name = found[1].decode()
+                match = _LINE.match(head)
+                assert match, head
+                name = match[1].decode()
                 self.asked.append((name, line))
                 is_kept = self.plays[name](line, head)
 
@@ -194,14 +194,14 @@ class Upstream:
 
 
 def answer(content: Json, status: int = 200) -> bytes:
-    """A whole answer; `content` is sent as it is where it is bytes."""
+    """A whole response; `content` is sent as it is if it is bytes."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
     return f"HTTP/1.1 {status} Whatever\r\n{fields}\r\n\r\n".encode() + body
 
 
 def event_stream(events: Sequence[Json]) -> bytes:
-    """A whole answer of events, which the end of the connection ends."""
+    """A whole response of events, which ends with the connection."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
     return head + b"".join([b"data: " + json.dumps(one).encode() + b"\n\n" for one in events])
 
@@ -216,7 +216,7 @@ async def dialled(
 ) -> AsyncIterator[tuple[trio.abc.Stream, Line]]:
     """A connection as the pooler makes it, and the upstream's side of it.
 
-    With a `key_log` that has told its keys, and has sent nothing under them yet.
+    With a `key_log` that has written its keys, and has sent nothing under them yet.
     """
     authority = Authority(folder)
     theirs = authority.context(version=version) if is_tls else None
@@ -244,7 +244,7 @@ async def dialled(
 class Site:
     """The pooler's process, and two upstreams of its accounts: a plain one, and one with TLS.
 
-    `accounts` has the fields of each account beside those that all have; each has a pool.
+    `accounts` has the fields of each account next to those that all have; each has a pool.
     """
 
     def __init__(
@@ -278,10 +278,10 @@ class Site:
         fields = {"type": "openai", "api_key": API_KEY, "models": ["m1"]}
         if scheme == "https":
             fields["ca_file"] = str(self.authority.path)
-        made = fields | dict(more)
+        described = fields | dict(more)
         if scheme in {"http", "https"}:
-            made["base_url"] = f"{scheme}://{HOST}:{upstream.port}/{name}/v1"
-        return {field: value for field, value in made.items() if value is not None}
+            described["base_url"] = f"{scheme}://{HOST}:{upstream.port}/{name}/v1"
+        return {field: value for field, value in described.items() if value is not None}
 
     def ask(self, pool: str, body: Mapping[str, Json] | bytes) -> tuple[int, Json]:
         """One request on a connection of its own: the status, and JSON or else the text."""

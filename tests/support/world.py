@@ -24,15 +24,34 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Protocol
+from typing import Final, Protocol
 
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pooler import BaseUrl, Config, Server, digest_parts, parse_config
+from tests.support.codex_backend import PREFIX, CodexBackend
+from tests.support.frames import (
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    accept_of,
+    frame,
+    split_frame,
+)
 from tests.support.limits import with_limits
 from tests.support.memory_sockets import (
     KEY,
@@ -50,6 +69,7 @@ from tests.support.memory_sockets import (
 
 UPSTREAM_KEY: Final = "sk-upstream-key-of-"  # with the account's name behind it
 MODELS: Final = ("m1", "m2")
+TOKEN_PATH: Final = "/oauth/token"
 UNIX_START: Final = 1_800_000_000  # the wall clock when virtual time is 0
 
 ################################################################
@@ -156,7 +176,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class ReadOnly:
-    """As the first step: play on after so many bytes of the request, and never read the rest.
+    """As the first step: play on after that many bytes of the request, and never read the rest.
 
     The pooler's send blocks beyond that.
     """
@@ -182,7 +202,7 @@ def response_head(status: int = 200, headers: Pairs = ()) -> bytes:
 
 
 def json_response(content: Json, status: int = 200, headers: Pairs = ()) -> list[Step]:
-    """A whole answer; `content` is sent as it is where it is bytes."""
+    """A whole response; `content` is sent as it is if it is bytes."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     fields = [("content-type", "application/json"), ("content-length", str(len(body))), *headers]
     return [Send(response_head(status, fields) + body)]
@@ -296,7 +316,7 @@ class Asked:
     connection: Line
 
     def header(self, name: str) -> str | None:
-        return next((value for known, value in self.headers if known == name), None)
+        return next((value for field, value in self.headers if field == name), None)
 
     def json(self) -> Json:
         return json.loads(self.body)
@@ -311,6 +331,7 @@ class Line:
     closed_at: float | None = None  # when the pooler closed, or the script did
     buffer: bytes = b""
     request_count: int = 0
+    socket_number: int = 0  # from 1 once it is a WebSocket
 
 
 class Misread(AssertionError):
@@ -321,11 +342,17 @@ _REQUEST_LINE: Final = re.compile(rb"(GET|POST) (/[!-~]*) HTTP/1\.1")
 
 
 class FakeUpstream:
-    """The other end of one account.
+    """The other end of one account, over HTTP and WebSockets.
 
-    `plays(script, ...)` queues one script for each coming request; `always` is played when the
-    queue is empty (a script, or a function from the request to one).  `dials` holds a step for
-    each coming dial.  A GET (the model list) is answered with `catalogue` and kept apart.
+    `plays(script, ...)` queues one script for each coming request or turn of a WebSocket; `always`
+    is played when the queue is empty (a script, or a function from the request to one), and for
+    turns `on_turn`, if it is set.  `dials` holds a step for each coming dial.  A GET (the model
+    list) gets the response `catalogue` and is kept apart; an upgrade is accepted, unless
+    `upgrades` holds a script for it.
+
+    What else an upstream does is given to it: `observe` is called with each request once it has
+    been read; `handle` serves one request or turn of a connection, and returns whether the
+    connection stays open; `next_dial` returns what to do at a dial.
     """
 
     def __init__(self, name: str, world: World) -> None:
@@ -341,13 +368,37 @@ class FakeUpstream:
         self.dial_count = 0
         self.capacity: float = math.inf  # unread bytes of what it sends
 
+        self.upgrades: deque[Script] = deque()  # instead of a 101
+        self.on_turn: Callable[[Json], Script] | None = None
+        self.turns: list[tuple[int, Json]] = []  # the number of the WebSocket, and the body
+        self.frames: list[tuple[int, bytes]] = []  # all but those of a turn
+        self.handshakes: list[dict[str, str]] = []  # the fields of each upgrade
+
+        self.observe: Callable[[Asked], None] | None = None
+        self.handle: Callable[[Line], Awaitable[bool]] = self.serve_request
+        self.next_dial: Callable[[], DialStep | None] = self.queued_dial
+
     def plays(self, *scripts: Script) -> None:
         self.scripts.extend(scripts)
 
+    def queued_dial(self) -> DialStep | None:
+        return self.dials.popleft() if self.dials else None
+
+    @property
+    def asked_bodies(self) -> list[Json]:
+        """The bodies of all turns."""
+        return [body for _, body in self.turns]
+
+    @property
+    def open_lines(self) -> list[Line]:
+        """The connections that have become WebSockets."""
+        return [line for line in self.lines if line.socket_number]
+
     async def connect(self) -> MemorySocket:
+        """Open a connection, and return the pooler's end of it."""
         self.dial_count += 1
         await trio.lowlevel.checkpoint()
-        step = self.dials.popleft() if self.dials else None
+        step = self.next_dial()
         if isinstance(step, Refuse):
             raise step.error
         if isinstance(step, Stall):
@@ -373,7 +424,7 @@ class FakeUpstream:
         try:
             is_open = True
             while is_open:
-                is_open = await self._serve_request(line)
+                is_open = await self.handle(line)
         except trio.BrokenResourceError:
             pass
         finally:
@@ -381,21 +432,84 @@ class FakeUpstream:
             line.socket.outgoing.set(ended=True)
             line.socket.incoming.set(deaf=True)
 
-    async def _serve_request(self, line: Line) -> bool:
-        """Read one request and play its script; whether another may come."""
+    async def serve_request(self, line: Line) -> bool:
+        """Read one request or turn, and play its script; return whether another may come."""
+        if line.socket_number:
+            return await self._serve_turn(line)
         next_script = self.scripts[0] if self.scripts else ()
         if next_script and isinstance(next_script[0], ReadOnly):
             while len(line.buffer) < next_script[0].byte_count:
                 line.buffer += await self._receive(line)
-            return await self._play(self.scripts.popleft()[1:], line)
-        asked = await self._read(line)
+            return await self.play(self.scripts.popleft()[1:], line)
+        asked = await self.read(line)
         if asked is None:
             return False
         if asked.method == "GET":
             self.catalogue_asked.append(asked)
-            return await self._play(self.catalogue, line)
+            if asked.header("upgrade"):
+                return await self._upgrade(asked)
+            return await self.play(self.catalogue, line)
         self.asked.append(asked)
-        return await self._play(self._script_for(asked), line)
+        return await self.play(self._script_for(asked), line)
+
+    async def _upgrade(self, asked: Asked) -> bool:
+        """Accept an upgrade, or play the script that is queued for it."""
+        line, headers = asked.connection, dict(asked.headers)
+        self.handshakes.append(headers)
+        if self.upgrades:
+            return await self.play(self.upgrades.popleft(), line)
+        line.socket_number = len(self.handshakes)
+        lines = (
+            "HTTP/1.1 101 Switching Protocols",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Accept: {accept_of(headers['sec-websocket-key'])}",
+        )
+        await line.socket.send_all("".join(f"{text}\r\n" for text in (*lines, "")).encode())
+        return True
+
+    async def _serve_turn(self, line: Line) -> bool:
+        """Read one message of a WebSocket; if it asks for a turn, play a script."""
+        payload = await self._read_message(line)
+        if payload is None:
+            return False
+        body = json.loads(payload)
+        if body.get("type") != "response.create":
+            self.frames.append((TEXT, payload))
+            return True
+        self.turns.append((line.socket_number, body))
+        script = self._script_for_turn(body)
+        if script is None:
+            self.world.complaints.append(f"{self.name}: a turn that no script awaits")
+            return False
+        return await self.play(script, line)
+
+    async def _read_message(self, line: Line) -> bytes | None:
+        """The next message of a WebSocket, or None at a Close; a Ping gets its Pong."""
+        payload = b""
+        while True:
+            while (whole := split_frame(line.buffer)) is None:
+                line.buffer += await self._receive(line)
+            opcode, is_last, mask, part, line.buffer = whole
+            if not mask:
+                self.world.complaints.append(f"{self.name}: a frame without a mask")
+            if opcode in {TEXT, CONTINUATION}:
+                payload += part
+                if is_last:
+                    return payload
+                continue
+            self.frames.append((opcode, part))
+            if opcode == CLOSE:
+                return None
+            if opcode == PING:
+                await line.socket.send_all(frame(PONG, part, mask=b""))
+
+    def _script_for_turn(self, body: Json) -> Script | None:
+        if self.scripts:
+            return self.scripts.popleft()
+        if self.on_turn is not None:
+            return self.on_turn(body)
+        return None if callable(self.always) else self.always
 
     def _script_for(self, asked: Asked) -> Script:
         if self.scripts:
@@ -411,8 +525,8 @@ class FakeUpstream:
             raise trio.BrokenResourceError
         return received
 
-    async def _read(self, line: Line) -> Asked | None:
-        """One request; None where the pooler closes between two."""
+    async def read(self, line: Line) -> Asked | None:
+        """The next request, or None if the pooler closes between two."""
         while b"\r\n\r\n" not in line.buffer:
             received = await line.socket.receive_some(65536)
             if not received:
@@ -425,11 +539,11 @@ class FakeUpstream:
             start = _REQUEST_LINE.fullmatch(lines[0])
             assert start is not None, lines[0]
             headers = read_fields(lines[1:])
-            known = dict(headers)
-            length = int(known.get("content-length", "0"))
-            assert "transfer-encoding" not in known
-            assert "host" in known
-            assert (start[1] == b"POST") == ("content-length" in known)
+            by_name = dict(headers)
+            length = int(by_name.get("content-length", "0"))
+            assert "transfer-encoding" not in by_name
+            assert "host" in by_name
+            assert (start[1] == b"POST") == ("content-length" in by_name)
         except (AssertionError, ValueError) as error:
             self.world.complaints.append(f"{self.name}: bad request head: {error}")
             raise Misread(str(error)) from error
@@ -440,10 +554,13 @@ class FakeUpstream:
             self.world.complaints.append(f"{self.name}: bytes behind a request")
         line.request_count += 1
         method, target = start[1].decode(), start[2].decode()
-        return Asked(method, target, headers, head + b"\r\n\r\n", body, at, line)
+        asked = Asked(method, target, headers, head + b"\r\n\r\n", body, at, line)
+        if self.observe is not None:
+            self.observe(asked)
+        return asked
 
-    async def _play(self, script: Script, line: Line) -> bool:
-        """Whether the connection stays open."""
+    async def play(self, script: Script, line: Line) -> bool:
+        """Play the steps of a script; return whether the connection stays open."""
         for step in script:
             if isinstance(step, Send):
                 await line.socket.send_all(step.data)
@@ -459,7 +576,7 @@ class FakeUpstream:
         return True
 
     async def _wait(self, step: Step, line: Line) -> bool:
-        """Wait as the step says; False where the pooler closed the connection meanwhile."""
+        """Wait as the step says; return False if the pooler closes the connection meanwhile."""
         is_done = False
         async with trio.open_nursery() as nursery:
 
@@ -484,35 +601,89 @@ class FakeUpstream:
 ################################################################
 
 
+Service = Callable[[], Awaitable[MemorySocket]]  # opens a connection: the pooler's end of it
+
+
+async def refuse_connection() -> MemorySocket:
+    """A service that nobody can connect to."""
+    await trio.lowlevel.checkpoint()
+    raise ConnectionRefusedError(111, "refused")
+
+
 class World:
-    """A running server, its upstreams by account name, its clients and its log."""
+    """A running server, its upstreams by account name, its clients and its log.
 
-    upstream_type: ClassVar[type[FakeUpstream]] = FakeUpstream
+    What surrounds the server can be given to it: how its upstreams are made, its wall clock, and
+    which service a URL names.  Without the last, `services` are looked at first, by the path of
+    the URL; `serve_backend` puts `backend` there, the ChatGPT backend with its token endpoint.
+    """
 
-    def __init__(self, config: Config, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        config: Config,
+        nursery: trio.Nursery,
+        *,
+        make_upstream: Callable[[str, World], FakeUpstream] = FakeUpstream,
+        find_service: Callable[[BaseUrl], Service] | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self.config = config
         self.nursery = nursery  # holds: the server, the upstreams' connections
         self.listener = MemoryListener()
         self.logged: list[tuple[str, str, dict[str, Json]]] = []  # level, event, fields
         self.complaints: list[str] = []  # what the upstreams hold against the pooler
-        self.upstreams = {name: self.upstream_type(name, self) for name in config.accounts}
+        self.make_upstream = make_upstream
+        self.find_service = find_service or self.service_at
+        self.services: dict[str, Service] = {}
+        self.upstreams = {name: make_upstream(name, self) for name in config.accounts}
         self.clients: list[Client] = []
         self.unix_offset: float = UNIX_START  # move it to move the wall clock alone
+        self.unix_now = clock or self.virtual_unix_now
+        self.backend = CodexBackend(self.unix_now)
         self.server = Server(config, {}, dial=self.dial, unix_now=self.unix_now, log=self.note_log)
+        self.ended = trio.Event()  # the server has stopped
 
     def start(self) -> None:
-        self.nursery.start_soon(self.server.serve, [self.listener])
+        self.nursery.start_soon(self.serve)
+
+    async def serve(self) -> None:
+        await self.server.serve([self.listener])
+        self.ended.set()
 
     async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
-        """In the place of `pooler.dial`: accounts are told apart by their ports."""
+        """In the place of `pooler.dial`."""
         assert tls is None
-        for name, account in self.server.shared.config.accounts.items():
+        return await self.find_service(url)()
+
+    def service_at(self, url: BaseUrl) -> Service:
+        """What a URL names: a service by its path, or an account's upstream by its address."""
+        config = self.server.shared.config
+        if url.path in self.services:
+            return self.services[url.path]
+        if url == config.token_url:
+            return refuse_connection
+        for name, account in config.accounts.items():
             if account.base_url == url:
-                upstream = self.upstreams.setdefault(name, self.upstream_type(name, self))
-                return await upstream.connect()
+                return self.upstream(name).connect
         raise AssertionError(f"dialled {url}, which is no account's")
 
-    def unix_now(self) -> float:
+    def upstream(self, name: str = "a") -> FakeUpstream:
+        """The upstream of that name; it is made if a reload has brought the name."""
+        if name not in self.upstreams:
+            self.upstreams[name] = self.make_upstream(name, self)
+        return self.upstreams[name]
+
+    def serve_backend(self) -> None:
+        """Let the ChatGPT backend and its token endpoint be reached, by their paths."""
+        self.services |= dict.fromkeys((PREFIX, TOKEN_PATH), self.connect_to_backend)
+
+    async def connect_to_backend(self) -> MemorySocket:
+        await trio.lowlevel.checkpoint()
+        ours, theirs = socket_pair()
+        self.nursery.start_soon(self.backend.serve, theirs)
+        return ours
+
+    def virtual_unix_now(self) -> float:
         return self.unix_offset + trio.current_time()
 
     def note_log(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
@@ -527,8 +698,25 @@ class World:
     @property
     def asked(self) -> list[Asked]:
         """The POSTs of all upstreams, oldest first."""
-        every = itertools.chain.from_iterable(one.asked for one in self.upstreams.values())
+        every = itertools.chain.from_iterable(
+            upstream.asked for upstream in self.upstreams.values()
+        )
         return sorted(every, key=lambda asked: asked.at)
+
+    @property
+    def turns(self) -> list[tuple[str, int, Json]]:
+        """Account, connection and body of every turn, of one account after the other."""
+        return [
+            (name, number, body)
+            for name, upstream in self.upstreams.items()
+            for number, body in upstream.turns
+        ]
+
+    @property
+    def open_count(self) -> int:
+        """Connections to upstreams that are still open."""
+        lines = [line for upstream in self.upstreams.values() for line in upstream.lines]
+        return sum(not (line.closed_at or line.socket.outgoing.is_deaf) for line in lines)
 
     async def connect(self, *, capacity: float = math.inf) -> Client:
         """A new client; `capacity`: how many bytes it leaves unread before it blocks the pooler."""
@@ -560,7 +748,9 @@ class World:
         in_flight = dict(server.shared.roster.leases.in_flight)
         assert set(in_flight.values()) <= {0}, in_flight
         assert {use.in_flight_count for use in server.shared.uses.values()} <= {0}
-        assert {pool: len(queue) for pool, queue in server.shared.queues.items() if queue} == {}
+        assert {
+            pool: len(queue) for pool, queue in server.shared.queues.by_pool.items() if queue
+        } == {}
         assert server.shared.bodies.bytes_held == 0
         assert server.shared.events.bytes_held == 0
         assert [fields for _, event, fields in self.logged if event == "bug"] == []
@@ -588,16 +778,14 @@ class World:
 
 
 @asynccontextmanager
-async def opened_world(
-    described: Mapping[str, Json] | None = None, kind: type[World] = World
-) -> AsyncIterator[World]:
+async def opened_world(described: Mapping[str, Json] | None = None) -> AsyncIterator[World]:
     """A world that runs inside the `async with`, and is left quiet; else an AssertionError."""
     is_virtual = isinstance(trio.lowlevel.current_clock(), MockClock)
     assert is_virtual, "the test must ask for the fixture autojump_clock"
     failure: BaseException | None = None
     config = make_config(describe() if described is None else described)
     async with trio.open_nursery() as nursery:
-        world = kind(config, nursery)
+        world = World(config, nursery)
         world.start()
         try:
             yield world

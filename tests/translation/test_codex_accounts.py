@@ -20,20 +20,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import REFRESH_URL_VARIABLE, BaseUrl, Config, parse_config
+from pooler import REFRESH_URL_VARIABLE, Config, parse_config
 from tests.support import codex_backend
-from tests.support.codex_backend import CodexBackend, Play, Seen, make_auth_file
+from tests.support.codex_backend import Play, make_auth_file
 from tests.support.codex_turns import ANSWER, TURN_STATE
 from tests.support.memory_sockets import (
     KEY,
     Json,
-    MemorySocket,
     Pairs,
     Response,
     post,
     put_in_order,
     request,
-    socket_pair,
 )
 from tests.support.world import UNIX_START, World, json_response
 
@@ -56,26 +54,6 @@ NATIVE: Final[Json] = {
 }  # fmt: skip
 
 
-class CodexWorld(World):
-    """A world whose codex accounts have a backend."""
-
-    backend: CodexBackend
-
-    async def dial(self, url: BaseUrl, tls: object) -> MemorySocket:
-        if url.path not in {PREFIX, "/oauth/token"}:
-            return await super().dial(url, tls)
-        await trio.lowlevel.checkpoint()
-        ours, theirs = socket_pair()
-        self.nursery.start_soon(self.backend.serve, theirs)
-        return ours
-
-    def asked_of(self, path: str = f"{PREFIX}/responses") -> list[Seen]:
-        return self.backend.asked(path)
-
-    def accounts(self) -> list[str]:
-        return [seen.account for seen in self.asked_of()]
-
-
 def described(folder: Path, *, others: Json = None, **pool: Json) -> Json:
     """Two codex accounts in order, and `others` behind them."""
     accounts: dict[str, Json] = {
@@ -91,13 +69,13 @@ def described(folder: Path, *, others: Json = None, **pool: Json) -> Json:
 
 
 @asynccontextmanager
-async def codex_world(described: Json, folder: Path) -> AsyncIterator[CodexWorld]:
+async def codex_world(described: Json, folder: Path) -> AsyncIterator[World]:
     """Both accounts are logged in.  It is left quiet, else an AssertionError."""
     env = {REFRESH_URL_VARIABLE: "http://127.0.0.1:9/oauth/token"}
     config: Config = parse_config(json.dumps(described).encode(), env, str)
     async with trio.open_nursery() as nursery:
-        world = CodexWorld(config, nursery)
-        world.backend = CodexBackend(world.unix_now)
+        world = World(config, nursery)
+        world.serve_backend()
         for account_id, name in NAMES.items():
             path = folder / name / "auth.json"
             world.backend.admit(make_auth_file(path, account_id, expires_at=UNIX_START + 10**6))
@@ -157,7 +135,7 @@ async def test_each_form_of_request_is_answered(
         response = await world.ask(post(path, body))
         assert response.status == 200
         assert said(response) == ANSWER
-        assert world.accounts() == [FIRST]
+        assert world.backend.accounts() == [FIRST]
         [record] = world.records
         assert (record["account"], record["code"], record["model"]) == ("first", None, MODEL)
         assert record["tokens"]["input_tokens"] == 11
@@ -173,7 +151,7 @@ async def test_the_backend_is_told_who_we_are_and_nothing_of_the_client(
     ]  # fmt: skip
     async with codex_world(described(tmp_path), tmp_path) as world:
         await world.ask(post("/v1/responses", ASKED, headers=private))
-        [seen] = world.asked_of()
+        [seen] = world.backend.asked()
         assert seen.headers["originator"] == "codex-pooler"
         assert seen.headers["user-agent"].startswith("codex-pooler/")
         assert seen.headers["chatgpt-account-id"] == FIRST
@@ -249,9 +227,9 @@ async def test_a_fault_before_content(
         response = await world.ask(post(path, body))
         if goes_on and not is_alone:
             assert (response.status, said(response)) == (200, ANSWER)
-            assert world.accounts() == [FIRST, SECOND]
+            assert world.backend.accounts() == [FIRST, SECOND]
             return
-        assert world.accounts() == [FIRST]
+        assert world.backend.accounts() == [FIRST]
         assert (response.status, response.error["code"]) == (status, code)
         assert set(response.error) >= {"message", "type", "code", "param"}
 
@@ -265,7 +243,7 @@ async def test_what_is_the_client_s_own_fault_in_a_200_is_told_to_it(
     async with codex_world(described(tmp_path), tmp_path) as world:
         world.backend.plays.append(play)
         response = await world.ask(post(path, body))
-        assert world.accounts() == [FIRST]
+        assert world.backend.accounts() == [FIRST]
         if form == "responses-stream":
             last = payloads(response)[-1]
             assert last["response"]["error"]["code"] == "context_length_exceeded"
@@ -281,7 +259,7 @@ async def test_a_cut_after_content_is_told_once(
     async with codex_world(described(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(ends="cut"))
         response = await world.ask(post(path, body))
-        assert world.accounts() == [FIRST]
+        assert world.backend.accounts() == [FIRST]
         if form in {"responses", "chat"}:
             assert (response.status, response.error["code"]) == (502, "upstream_stream_truncated")
             return
@@ -345,10 +323,10 @@ async def test_a_limited_account_is_left_until_its_reset(
         world.backend.plays.append(Play(FIRST, error="usage_limit", seconds=7200))
         for _ in range(3):
             assert (await world.ask(post("/v1/responses", ASKED))).status == 200
-        assert world.accounts() == [FIRST, SECOND, SECOND, SECOND]
+        assert world.backend.accounts() == [FIRST, SECOND, SECOND, SECOND]
         autojump_clock.jump(7200)
         await world.ask(post("/v1/responses", ASKED | {"input": "Another conversation."}))
-        assert world.accounts()[-1] == FIRST
+        assert world.backend.accounts()[-1] == FIRST
 
 
 async def test_a_window_that_is_told_to_be_used_up_is_a_rest(
@@ -360,7 +338,7 @@ async def test_a_window_that_is_told_to_be_used_up_is_a_rest(
             world.backend.admit(login)
         for _ in range(2):
             assert (await world.ask(post("/v1/responses", ASKED))).status == 200
-        assert world.accounts() == [FIRST, SECOND]
+        assert world.backend.accounts() == [FIRST, SECOND]
 
 
 async def test_an_event_tells_of_a_window_as_well_as_a_head_does(
@@ -374,7 +352,7 @@ async def test_an_event_tells_of_a_window_as_well_as_a_head_does(
         for form in ("chat-stream", "native"):
             path, body = FORMS[form]
             assert (await world.ask(post(path, body))).status == 200
-        assert world.accounts() == [FIRST, SECOND]
+        assert world.backend.accounts() == [FIRST, SECOND]
 
 
 @pytest.mark.parametrize(("asked", "sent"), [("low", "low"), ("minimal", "low"), ("max", "xhigh")])
@@ -386,7 +364,7 @@ async def test_an_effort_that_the_model_lacks_becomes_the_nearest(
         assert (await world.ask(post("/v1/responses", body))).status == 200
         body = CHAT | {"reasoning_effort": asked}
         assert (await world.ask(post("/v1/chat/completions", body))).status == 200
-        assert {seen.body["reasoning"]["effort"] for seen in world.asked_of()} == {sent}
+        assert {seen.body["reasoning"]["effort"] for seen in world.backend.asked()} == {sent}
 
 
 async def test_an_exhausted_pool_names_the_earliest_reset(
@@ -432,13 +410,13 @@ async def test_an_account_without_a_login_is_passed_over_until_its_file_is_there
         path = tmp_path / "first" / "auth.json"
         os.rename(path, tmp_path / "kept")
         assert (await world.ask(post("/v1/responses", ASKED))).status == 200
-        assert world.accounts() == [SECOND]
+        assert world.backend.accounts() == [SECOND]
         os.rename(tmp_path / "second" / "auth.json", tmp_path / "kept-too")
         response = await world.ask(post("/v1/responses", ASKED))
         assert (response.status, response.error["code"]) == (503, "no_usable_account")
         os.rename(tmp_path / "kept", path)
         assert (await world.ask(post("/v1/responses", ASKED))).status == 200
-        assert world.accounts() == [SECOND, FIRST]
+        assert world.backend.accounts() == [SECOND, FIRST]
 
 
 async def test_a_refused_account_is_asked_again_once_its_login_is_another(
@@ -448,7 +426,7 @@ async def test_a_refused_account_is_asked_again_once_its_login_is_another(
         world.backend.plays.append(Play(FIRST, error="account_deactivated"))
         assert (await world.ask(post("/v1/responses", ASKED))).status == 503
         assert (await world.ask(post("/v1/responses", ASKED))).status == 503
-        assert world.accounts() == [FIRST]
+        assert world.backend.accounts() == [FIRST]
         expires_at = UNIX_START + 2 * 10**6
         path = tmp_path / "first" / "auth.json"
         world.backend.admit(make_auth_file(path, FIRST, expires_at=expires_at))
@@ -466,9 +444,13 @@ async def test_a_refused_token_is_renewed_once_on_the_same_account(
         for _ in range(2):
             response = await world.ask(post(path, body))
             assert (response.status, said(response)) == (200, ANSWER)
-        assert world.accounts() == [FIRST, FIRST, *([FIRST] if refusals == 1 else [SECOND, SECOND])]
-        assert len(world.asked_of("/oauth/token")) == 1
-        tokens = [seen.headers["authorization"] for seen in world.asked_of()[:2]]
+        assert world.backend.accounts() == [
+            FIRST,
+            FIRST,
+            *([FIRST] if refusals == 1 else [SECOND, SECOND]),
+        ]
+        assert len(world.backend.asked("/oauth/token")) == 1
+        tokens = [seen.headers["authorization"] for seen in world.backend.asked()[:2]]
         assert tokens[0] != tokens[1]
         attempts = world.records[0]["attempts"]
         assert attempts[0]["renewed"] is True
@@ -489,8 +471,8 @@ async def test_a_reload_brings_logins_and_takes_them_away(
         config = parse_config(json.dumps(only["second"]).encode(), {}, str)
         await world.server.reload(lambda: (config, {}))
         assert (await world.ask(post("/v1/responses", ASKED))).status == 200
-        assert world.accounts() == [FIRST, SECOND]
-        assert list(world.server.shared.logins) == ["second"]
+        assert world.backend.accounts() == [FIRST, SECOND]
+        assert list(world.server.shared.endpoints.logins) == ["second"]
         autojump_clock.jump(400)  # the first one's stream ends by its timer
         assert (await client.read_response()).status == 200
 
@@ -538,7 +520,7 @@ async def test_on_its_own_routes_only_credentials_change(
     async with codex_world(described(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(has_extra_events=True, newline="\r\n"))
         response = await world.ask(post(f"{PREFIX}/responses", raw, headers=EXTRA))
-        [seen] = world.asked_of()
+        [seen] = world.backend.asked()
         assert seen.body == json.loads(raw)
         assert seen.headers["content-length"] == str(len(raw))
         for name, value in EXTRA[:9]:
@@ -565,7 +547,7 @@ async def test_a_compressed_body_is_refused_with_the_clients_switch(
             assert response.status == 415
             assert response.error["code"] == "unsupported_content_encoding"
             assert "enable_request_compression = false" in response.error["message"]
-        assert world.asked_of() == []
+        assert world.backend.asked() == []
 
 
 async def test_a_turn_s_state_stays_with_its_account(
@@ -575,11 +557,11 @@ async def test_a_turn_s_state_stays_with_its_account(
     async with codex_world(described(tmp_path), tmp_path) as world:
         await world.ask(post(f"{PREFIX}/responses", NATIVE, headers=state[:1]))
         await world.ask(post(f"{PREFIX}/responses", NATIVE, headers=state))
-        assert world.asked_of()[1].headers["x-codex-turn-state"] == f"{TURN_STATE}-{FIRST}"
+        assert world.backend.asked()[1].headers["x-codex-turn-state"] == f"{TURN_STATE}-{FIRST}"
         world.backend.plays.append(Play(FIRST, error="usage_limit"))
         await world.ask(post(f"{PREFIX}/responses", NATIVE, headers=state))
-        assert world.accounts()[-1] == SECOND
-        assert "x-codex-turn-state" not in world.asked_of()[-1].headers
+        assert world.backend.accounts()[-1] == SECOND
+        assert "x-codex-turn-state" not in world.backend.asked()[-1].headers
 
 
 @pytest.mark.parametrize(
@@ -593,7 +575,7 @@ async def test_a_compaction_moves_only_before_it_has_begun(
     async with codex_world(described(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(FIRST, error=error))
         response = await world.ask(post(f"{PREFIX}/responses/compact", body))
-        seen = [one.account for one in world.asked_of(f"{PREFIX}/responses/compact")]
+        seen = [one.account for one in world.backend.asked(f"{PREFIX}/responses/compact")]
         assert seen == ([FIRST, SECOND] if is_moved else [FIRST])
         assert response.status == (200 if is_moved else 503)
         if is_moved:
@@ -638,12 +620,12 @@ async def test_what_no_codex_account_can_honour_goes_to_another_or_is_refused(
         response = await world.ask(post("/v1/responses", ASKED | field))
         assert (response.status, response.error["code"]) == (400, "unsupported_parameter")
         assert response.error["param"] == next(iter(field))
-        assert world.accounts() == []
+        assert world.backend.accounts() == []
     async with codex_world(described(tmp_path, others=PLATFORM), tmp_path) as world:
         world.upstreams["platform"].plays(json_response({"id": "resp_2", "output": []}))
         assert (await world.ask(post("/v1/responses", ASKED | field))).status == 200
         assert [asked.json() for asked in world.asked] == [ASKED | field]
-        assert world.accounts() == []
+        assert world.backend.accounts() == []
 
 
 async def test_a_session_that_moves_to_an_api_key_leaves_its_reasoning_behind(
@@ -662,7 +644,9 @@ async def test_a_session_that_moves_to_an_api_key_leaves_its_reasoning_behind(
         world.upstreams["platform"].plays(json_response({"id": "resp_2", "output": []}))
         world.backend.sealed.add("gAAAA")
         await world.ask(post("/v1/responses", ASKED | {"input": items}, headers=headers))
-        assert [seen.body["input"][1]["type"] for seen in world.asked_of()[1:]] == ["reasoning"]
+        assert [seen.body["input"][1]["type"] for seen in world.backend.asked()[1:]] == [
+            "reasoning"
+        ]
         assert world.asked[0].json()["input"] == [items[0], items[2]]
 
 
@@ -675,9 +659,9 @@ async def test_reasoning_that_cannot_be_read_is_left_out_once_on_the_same_accoun
         for path, body in (FORMS["responses"], FORMS["native"]):
             world.backend.plays = [Play(error=error, count=0)]
             assert (await world.ask(post(path, body | {"input": items}))).status == 200
-        kinds = [[item["type"] for item in seen.body["input"]] for seen in world.asked_of()]
+        kinds = [[item["type"] for item in seen.body["input"]] for seen in world.backend.asked()]
         assert kinds == [["reasoning", "message"], ["message"]] * 2
-        assert set(world.accounts()) == {FIRST}
+        assert set(world.backend.accounts()) == {FIRST}
 
 
 async def test_native_routes_never_reach_an_api_key(

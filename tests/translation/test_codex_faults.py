@@ -38,25 +38,16 @@ from tests.support.world import (
 )
 from tests.translation.test_codex_accounts import (
     ASKED,
-    CHAT,
     FIRST,
+    FORMS,
     NATIVE,
     SECOND,
     codex_world,
     described,
-    streamed,
+    every_form,
 )
 
 PREFIX: Final = "/backend-api/codex"
-FORMS: Final = {
-    "responses": ("/v1/responses", ASKED),
-    "responses-stream": ("/v1/responses", streamed(ASKED)),
-    "chat": ("/v1/chat/completions", CHAT),
-    "chat-stream": ("/v1/chat/completions", streamed(CHAT)),
-    "native": (f"{PREFIX}/responses", NATIVE),
-}
-every_form = pytest.mark.parametrize("form", FORMS)
-
 ITEM: Final[Json] = {
     "type": "message",
     "role": "assistant",
@@ -317,10 +308,10 @@ async def test_a_reload_keeps_what_is_known_of_a_login(
 ) -> None:
     """Renewed tokens that are not on the disk yet are nowhere else."""
     async with scripted_world(tmp_path) as world:
-        before = world.server.shared.logins["a"]
+        before = world.server.shared.endpoints.logins["a"]
         await world.server.reload(lambda: (world.config, {}))
-        assert world.server.shared.logins["a"] is before
-        assert world.server.shared.logins["a"].tls is None
+        assert world.server.shared.endpoints.logins["a"] is before
+        assert world.server.shared.endpoints.logins["a"].tls is None
 
 
 async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
@@ -346,7 +337,7 @@ async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
         path.write_text("{")
         await world.server.reload(lambda: (world.server.shared.config, {}))
         assert [problem.partition(";")[0] for _, problem in told()[2:]] == [
-            f"{path} is not whole JSON"
+            f"{path} is empty or not valid JSON"
         ]
 
 
@@ -362,7 +353,7 @@ async def test_a_login_that_cannot_be_renewed_takes_only_its_account_out(
         for _ in range(2):
             response = await world.ask(post(path, body))
             assert (response.status, response.header("x-request-id") is None) == (200, False)
-        assert world.accounts() == [SECOND, SECOND]
+        assert world.backend.accounts() == [SECOND, SECOND]
         assert [len(record["attempts"]) for record in world.records] == [2, 1]
         assert world.records[0]["attempts"][0]["reason"] == "login needed"
 
@@ -416,7 +407,7 @@ async def test_no_login_and_no_prompt_is_told_to_anybody_else(
                         continue  # the backend of the tests puts it into its own headers
                     assert secret not in told
             assert CANARY not in told
-            for seen in world.asked_of():
+            for seen in world.backend.asked():
                 others = [one for one in logins if one.account_id != seen.account]
                 sent_text = json.dumps([seen.headers, seen.body])
                 assert not [one for one in others if one.access_token in sent_text]

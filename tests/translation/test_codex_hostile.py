@@ -30,17 +30,23 @@ from tests.support.world import (
     sse_event,
     sse_head,
 )
-from tests.translation.test_codex_accounts import FIRST, NATIVE, SECOND, codex_world, described
+from tests.translation.test_codex_accounts import (
+    FIRST,
+    FORMS,
+    NATIVE,
+    SECOND,
+    codex_world,
+    described,
+    every_form,
+)
 from tests.translation.test_codex_faults import (
     COMPLETED,
     CREATED,
     DELTA,
-    FORMS,
     PREFIX,
     WHOLE,
     ask,
     check_end,
-    every_form,
     payloads,
     scripted_world,
     sent,
@@ -69,7 +75,7 @@ async def test_a_turn_s_state_never_reaches_another_account(
         assert second
         assert await ask_with(first) == second  # the session has moved; the state has not
         assert await ask_with(second) == second
-        assert [(one.account, one.headers.get(STATE)) for one in world.asked_of()] == [
+        assert [(one.account, one.headers.get(STATE)) for one in world.backend.asked()] == [
             (FIRST, None), (FIRST, first), (SECOND, None), (SECOND, None), (SECOND, second),
         ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from tests.support.codex_backend import Play
 from tests.support.codex_turns import ANSWER
 from tests.support.memory_sockets import post
 from tests.support.memory_websockets import open_socket, upgrade
-from tests.support.world import json_response, responses_events, sse_steps
+from tests.support.world import World, json_response, responses_events, sse_steps
 from tests.translation.test_codex_accounts import (
     ASKED,
     CHAT,
@@ -31,7 +31,6 @@ from tests.translation.test_codex_accounts import (
     PLATFORM,
     PREFIX,
     SECOND,
-    CodexWorld,
     codex_world,
     described,
     said,
@@ -46,7 +45,7 @@ CHATS: Final = ("chat", "chat-stream")
 CARRIERS: Final = (*RESPONSES, *CHATS)
 
 
-async def sent(world: CodexWorld, carrier: str, body: Json) -> tuple[int, Json]:
+async def sent(world: World, carrier: str, body: Json) -> tuple[int, Json]:
     """The status that a client is told, and what was said: the text, or the error."""
     if carrier == "websocket":
         client = await open_socket(world)
@@ -66,7 +65,7 @@ async def passed(folder: Path, carrier: str, body: Json, *, sealed: str = "") ->
     async with codex_world(described(folder, **ONE), folder) as world:
         world.backend.sealed.add(sealed)
         assert await sent(world, carrier, body) == (200, ANSWER)
-        [seen] = [seen.body for seen in world.asked_of() if seen.body is not None]
+        [seen] = [seen.body for seen in world.backend.asked() if seen.body is not None]
         return seen
 
 
@@ -313,7 +312,7 @@ async def test_what_would_be_lost_in_silence_is_refused_with_what_to_write(
         assert (status, error["code"], error["param"]) == (400, "unsupported_parameter", param)
         assert instead in error["message"]
         assert not set("0123456789") & set(error["message"])
-        assert world.asked_of() == []
+        assert world.backend.asked() == []
 
 
 @pytest.mark.parametrize("name", OBSTACLES)
@@ -325,7 +324,7 @@ async def test_an_api_key_gets_it_as_it_came(
         world.upstreams["platform"].plays(json_response({"id": "resp_2", "output": []}))
         assert (await world.ask(post("/v1/responses", body))).status == 200
         assert [asked.body for asked in world.asked] == [json.dumps(body).encode()]
-        assert world.asked_of() == []
+        assert world.backend.asked() == []
 
 
 @pytest.mark.parametrize("value", ["true", "false", 1, 0, [], {}], ids=repr)
@@ -373,7 +372,7 @@ async def test_a_compaction_that_cannot_be_read_is_left_out_whole(
     body = NATIVE | {"input": [item, *NATIVE["input"]], "client_metadata": {}}
     async with codex_world(described(tmp_path, **ONE), tmp_path) as world:
         assert (await world.ask(post(path, body))).status == 200
-        asked = [[one["type"] for one in seen.body["input"]] for seen in world.asked_of()]
+        asked = [[one["type"] for one in seen.body["input"]] for seen in world.backend.asked()]
         assert asked == [[kind, "message"], ["message"]]
 
 
@@ -405,7 +404,7 @@ async def test_a_lite_body_is_passed_as_it_came(autojump_clock: MockClock, tmp_p
         assert response.status == 200
         assert response.header("x-codex-turn-state")
         assert b"codex.rate_limits" in response.body
-        [seen] = world.asked_of()
+        [seen] = world.backend.asked()
         assert seen.body == LITE
         assert {name: seen.headers.get(name) for name, _ in fields} == dict(fields) | {
             "x-codex-turn-state": None
@@ -422,7 +421,7 @@ async def test_a_lite_turn_of_a_websocket_is_passed_as_it_came(
         await client.say(frame)
         assert (await client.read_turn())[-1]["type"] == "response.completed"
         await client.hang_up()
-        assert [seen.body for seen in world.asked_of() if seen.body is not None] == [frame]
+        assert [seen.body for seen in world.backend.asked() if seen.body is not None] == [frame]
 
 
 @pytest.mark.parametrize(
@@ -437,7 +436,7 @@ async def test_a_body_without_the_mark_is_translated(
     body = (CHAT if "chat" in path else ASKED) | {"temperature": 1}
     async with codex_world(described(tmp_path, **ONE), tmp_path) as world:
         assert (await world.ask(post(path, body, headers=fields))).status == 200
-        [seen] = world.asked_of()
+        [seen] = world.backend.asked()
         assert "temperature" not in seen.body
         assert seen.headers["originator"] == "codex-pooler"
 
@@ -453,7 +452,7 @@ async def test_a_lite_body_may_go_to_an_api_key_too(
         response = await world.ask(post("/v1/responses", LITE, headers=MARK))
         assert response.status == 200
         assert [asked.json() for asked in world.asked] == [LITE]
-        assert world.accounts() == [FIRST] * (accounts[0] == "first")
+        assert world.backend.accounts() == [FIRST] * (accounts[0] == "first")
 
 
 async def test_a_lite_body_moves_without_what_another_account_cannot_read(
@@ -466,6 +465,6 @@ async def test_a_lite_body_moves_without_what_another_account_cannot_read(
         await world.ask(post("/v1/responses", LITE, headers=MARK))
         world.backend.plays.append(Play(FIRST, error="usage_limit"))
         assert (await world.ask(post("/v1/responses", later, headers=MARK))).status == 200
-        assert world.accounts() == [FIRST, FIRST, SECOND]
-        assert thought not in world.asked_of()[-1].body["input"]
-        assert world.asked_of()[-1].body["input"][:4] == LITE["input"]
+        assert world.backend.accounts() == [FIRST, FIRST, SECOND]
+        assert thought not in world.backend.asked()[-1].body["input"]
+        assert world.backend.asked()[-1].body["input"][:4] == LITE["input"]

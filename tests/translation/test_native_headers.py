@@ -30,14 +30,8 @@ from tests.support.memory_websockets import (
     socket_world,
 )
 from tests.support.world import UNIX_START, Step, World, json_response, sse_response
-from tests.translation.test_codex_faults import (
-    COMPLETED,
-    CREATED,
-    DELTA,
-    FORMS,
-    payloads,
-    scripted_world,
-)
+from tests.translation.test_codex_accounts import FORMS
+from tests.translation.test_codex_faults import COMPLETED, CREATED, DELTA, payloads, scripted_world
 
 NATIVE: Final = "/backend-api/codex/responses"
 HOUR: Final = 3600

@@ -15,13 +15,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.support.frames import TEXT, frame
 from tests.support.memory_sockets import KEY, OTHER_KEY, Json, post, request
 from tests.support.memory_websockets import (
-    TEXT,
     UPGRADE,
     codex_described,
     error_frame,
-    frame,
     open_socket,
     read_upgrade,
     says,

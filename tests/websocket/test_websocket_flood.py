@@ -17,7 +17,8 @@ from typing import Final
 
 import pytest
 
-from tests.support.memory_websockets import CLIENT_KEY, CONTINUATION, PING, TEXT, frame
+from tests.support.frames import CONTINUATION, PING, TEXT, frame
+from tests.support.memory_websockets import CLIENT_KEY
 from tests.support.processes import Pooler
 
 pytestmark: Final = pytest.mark.measures

@@ -16,20 +16,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.support.frames import CLOSE, MASK, frame
 from tests.support.memory_sockets import Truncated
 from tests.support.memory_websockets import (
-    CLOSE,
-    MASK,
     SocketClient,
-    SocketWorld,
     codex_described,
-    frame,
     open_socket,
     socket_described,
     socket_world,
     turn,
 )
-from tests.support.world import Fin, Pause, Reset, Send, Stall, Step
+from tests.support.world import Fin, Pause, Reset, Send, Stall, Step, World
 
 SEEDS: Final = range(160)
 PAYLOADS: Final = (
@@ -88,7 +85,7 @@ def odd_script(rng: random.Random) -> list[Step]:
     return [*steps, rng.choice(ends)]
 
 
-async def play(rng: random.Random, world: SocketWorld, client: SocketClient) -> None:
+async def play(rng: random.Random, world: World, client: SocketClient) -> None:
     """Some turns, some noise, and a hang-up."""
     for _ in range(rng.randint(1, 6)):
         what = rng.random()

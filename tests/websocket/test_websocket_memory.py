@@ -22,14 +22,10 @@ import trio
 from trio.testing import MockClock
 
 from pooler import PART_BYTES, SENT_COPIES, is_utf8
+from tests.support.frames import CLOSE, CONTINUATION, PING, TEXT, frame
 from tests.support.memory_sockets import Json
 from tests.support.memory_websockets import (
-    CLOSE,
-    CONTINUATION,
-    PING,
-    TEXT,
     SocketClient,
-    frame,
     open_socket,
     read_upgrade,
     says,

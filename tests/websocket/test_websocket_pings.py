@@ -15,13 +15,10 @@ import trio
 from trio.testing import MockClock
 
 from pooler import WEBSOCKET_PING_SECONDS
+from tests.support.frames import CLOSE, PING, PONG, frame
 from tests.support.memory_websockets import (
-    CLOSE,
-    PING,
-    PONG,
     SocketClient,
     codex_described,
-    frame,
     open_socket,
     socket_described,
     socket_world,

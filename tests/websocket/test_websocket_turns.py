@@ -32,18 +32,13 @@ from pooler import (
     with_stream_id,
 )
 from tests.support.codex_backend import make_auth_file
+from tests.support.frames import CLOSE, PING, PONG, frame
 from tests.support.memory_sockets import Json
 from tests.support.memory_websockets import (
-    CLOSE,
-    PING,
-    PONG,
     TERMINAL,
     SocketClient,
-    SocketUpstream,
-    SocketWorld,
     codex_described,
     error_frame,
-    frame,
     open_socket,
     says,
     socket_described,
@@ -54,11 +49,11 @@ from tests.support.world import (
     UNIX_START,
     Line,
     Pause,
-    Script,
     Send,
     Stall,
     Step,
     Wait,
+    World,
 )
 
 NATIVE: Final = "/backend-api/codex/responses"
@@ -71,7 +66,7 @@ def words_of(events: list[Json]) -> list[str]:
     return [event["delta"] for event in events if event["type"].endswith("output_text.delta")]
 
 
-def connections(world: SocketWorld, name: str = "a") -> list[int]:
+def connections(world: World, name: str = "a") -> list[int]:
     """Of each turn, the number of its connection."""
     return [number for number, _ in world.upstream(name).turns]
 
@@ -283,7 +278,9 @@ def test_any_event_bears_its_stream_id_once(value: Any, is_ascii: bool, indent: 
     message = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode()
     marked = with_stream_id(message, "s")
     if isinstance(value, dict):
-        assert parse_json_object(marked) == value | {"stream_id": "s"}  # no name stands twice
+        assert parse_json_object(marked.decode()) == value | {
+            "stream_id": "s"
+        }  # no name stands twice
     else:
         assert marked == message
 
@@ -363,7 +360,7 @@ async def test_a_note_is_passed_on_as_it_came_and_is_no_call(
 ################################################################
 
 
-def take_bugs(world: SocketWorld) -> list[Json]:
+def take_bugs(world: World) -> list[Json]:
     """The bugs that are logged, which the world would hold against the pooler at its end."""
     bugs = [fields for _, event, fields in world.logged if event == "bug"]
     world.logged[:] = [line for line in world.logged if line[1] != "bug"]
@@ -568,16 +565,16 @@ async def test_a_turn_that_cannot_be_sent_goes_out_on_a_new_websocket(
 
 
 async def test_an_upstream_that_leaves_right_after_the_upgrade_was_not_asked(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock,
 ) -> None:
     async with socket_world(socket_described(pool=IN_ORDER)) as world:
         upstream = world.upstream("a")
 
-        async def leave(script: Script, line: Line) -> bool:
-            await SocketUpstream._play(upstream, script, line)
+        async def leave(line: Line) -> bool:
+            await upstream.serve_request(line)
             return False
 
-        monkeypatch.setattr(upstream, "_play", leave)
+        upstream.handle = leave
         world.upstreams["b"].plays(turn("one"))
         client = await open_socket(world)
         assert (await client.ask())[-1]["type"] == "response.completed"

@@ -16,8 +16,8 @@ from typing import Final
 
 import pytest
 
+from tests.support.frames import CLOSE, TEXT, frame
 from tests.support.memory_sockets import Json
-from tests.support.memory_websockets import CLOSE, TEXT, frame
 from tests.support.raw_websockets import SocketWire, opened_sockets
 from tests.support.world import responses_events
 
@@ -125,4 +125,4 @@ def test_a_turn_that_is_cut_has_one_end_and_the_process_goes_on(tmp_path: Path) 
                 ends = [event["type"] for event in events if event["type"] == "response.failed"]
                 assert ends == ["response.failed"]
                 assert client.read_close() == 1001
-                assert all(other.buffer == b"" for other in others)
+                assert all(other.line.buffer == b"" for other in others)

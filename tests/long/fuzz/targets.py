@@ -21,8 +21,9 @@ import trio
 import mcp_server
 import pooler
 from pooler import BadSyntax, CallKind, EventScanner, LoginNeeded, PoolerError
+from tests.support.frames import frame
 from tests.support.limits import with_limits
-from tests.support.memory_websockets import UPGRADE, frame
+from tests.support.memory_websockets import UPGRADE
 from tests.support.paths import ROOT, SNAPSHOT, VECTORS
 
 Json = Any
@@ -184,8 +185,9 @@ def frames(data: bytes) -> None:
 def body(data: bytes) -> None:
     with_limits(SMALL)
     try:
-        pooler.check_json_shape(data)
-        value = pooler.parse_json_object(data)
+        for _ in pooler.check_json_shape(data):
+            pass
+        value = pooler.parse_json_object(pooler.decode_body(data))
     except PoolerError as error:
         check_refusal(error)
         return

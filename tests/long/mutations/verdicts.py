@@ -99,7 +99,7 @@ ROWS: Rows = (
      "public_error", "return fault.error", "return None",
      "one_verdict::an_account_s_words_are_not_told_in_a_stream_that_has_begun"),
     ("in_our_name", "An upstream's code of ours does not end a stream that has begun.",
-     "renamed_error", "error if error.is_renamed else None", "None",
+     "public_error", "is_reshaped and error.is_renamed", "False",
      "one_verdict::a_stream_that_has_begun_does_not_end_in_the_pooler_s_name"),
     ("retry_after_reset", "What may have been executed is not sent again after a reset.",
      "classify_transport", "stage in {Stage.UPGRADE, Stage.SEND}",

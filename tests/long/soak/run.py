@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,11 +90,23 @@ def slope(points: list[tuple[float, float]]) -> float:
     return sum((x - x_mean) * (y - y_mean) for x, y in points) / spread if spread else 0.0
 
 
+async def listen(
+    serve: Callable[[trio.abc.Stream], Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve connections on the loopback address for ever; the task's value is the origin."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=256)
+    task_status.started(f"http://127.0.0.1:{listener.socket.getsockname()[1]}")
+    await trio.serve_listeners(serve, [listener])
+
+
 class Soak:
     def __init__(self, folder: Path, seconds: float, seed: str, clients: int) -> None:
         self.folder, self.seconds, self.seed, self.client_count = folder, seconds, seed, clients
         self.told, self.ledger = Told(), Ledger()
-        self.backend = SoakBackend(self.told)
+        self.codex = SoakBackend(self.told)
+        self.backend = self.codex.backend
         self.samples: list[Sample] = []
         self.reloads: Counter[str] = Counter()
         self.log = folder / "stderr.log"
@@ -153,11 +166,8 @@ class Soak:
     ############ the process
 
     async def start(self, nursery: trio.Nursery) -> None:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=256)
-        self.openai_origin = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
-        upstream = OpenAiUpstream(self.told)
-        nursery.start_soon(trio.serve_listeners, upstream.serve, [listener])
-        self.codex_origin = await nursery.start(self.backend.listen)
+        self.openai_origin = await nursery.start(listen, OpenAiUpstream(self.told).serve)
+        self.codex_origin = await nursery.start(listen, self.codex.serve)
         for name in CODEX_ACCOUNTS:  # at their end: each is renewed when it is used first
             path = self.folder / f"{name}.json"
             self.backend.admit(make_auth_file(path, name, expires_at=time.time() + 60))

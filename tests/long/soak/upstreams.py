@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 import h11
 import trio
 
-from tests.support.codex_backend import CodexBackend, Seen, Wire
+from tests.support.codex_backend import TURNS, CodexBackend, Seen, Wire
 from tests.support.codex_turns import Answer, Play
 
 Json = Any
@@ -284,30 +284,32 @@ class OpenAiUpstream:
 ################################################################
 
 
-class SoakBackend(CodexBackend):
-    """The strict backend; what is played stands in the prompt."""
+class SoakBackend:
+    """What the strict backend plays in the soak: the prompt of a request says it."""
 
     def __init__(self, told: Told) -> None:
-        super().__init__()
         self.told = told
+        self.backend = CodexBackend()
+        self.backend.choose_play = self.choose_play
+        self.backend.handlers[TURNS] = self.respond
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         self.told.open += 1
         try:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await super().serve(stream)
+                await self.backend.serve(stream)
         finally:
             self.told.open -= 1
 
-    async def answer(self, wire: Wire, seen: Seen) -> bool:
-        try:
-            return await super().answer(wire, seen)
-        finally:
-            self.seen.clear()
-            if len(self.sealed) > 5000:
-                self.sealed.clear()
+    def forget_old(self) -> None:
+        """Drop what nobody asks for, before it takes much memory."""
+        self.backend.seen.clear()
+        if len(self.backend.sealed) > 5000:
+            self.backend.sealed.clear()
 
-    def next_play(self, seen: Seen, at: str) -> Play:
+    def choose_play(self, seen: Seen, at: str) -> Play:
+        """The play that the prompt of a turn names."""
+        self.forget_old()
         mark = find_mark(seen.body)
         if at != "turn" or mark is None:
             return Play()
@@ -329,7 +331,7 @@ class SoakBackend(CodexBackend):
         mark = find_mark(seen.body)
         is_first = mark is not None and not self.told.attempts[mark.number]
         if mark is None or not is_first or mark.fault not in BROKEN_AT_ONCE:
-            return await super().respond(wire, seen)
+            return await self.backend.respond(wire, seen)
         self.told.begin(mark, seen.account)
         if mark.fault == "malformed":
             await wire.stream.send_all(b"HTTP/9.9 what\x00ever\r\n\r\n")
