@@ -12389,13 +12389,6 @@ class Transport(Protocol):
         """Close the connection that was not kept."""
 
 
-async def release(transport: Transport, endpoint: Endpoint) -> None:
-    """Keep the connection that was used, or close it in time, also after a cancellation."""
-    if not transport.keep(endpoint):
-        with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-            await transport.close()
-
-
 @dataclass(eq=False, slots=True)
 class HttpTransport:
     """A connection to an upstream for each attempt (a `Transport`), kept if that ended well."""
@@ -13485,8 +13478,11 @@ async def serve_call(exchange: Exchange, call: Call) -> None:
         try:
             fault = await try_account(exchange, call, assignment)
         finally:
-            # The lease ends last: whoever gets its room may use the connection again.
-            await release(exchange.transport, assignment.endpoint)
+            # Also after a cancellation.  The lease ends last: whoever gets its room may use the
+            # connection again.
+            if not exchange.transport.keep(assignment.endpoint):
+                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                    await exchange.transport.close()
             shared.queues.end_lease(assignment.lease)
         if fault is None:
             return
@@ -13594,7 +13590,8 @@ async def open_repaired(
         if action in repairs or not can_help.get(action, False):
             return opened
 
-        await release(exchange.transport, assignment.endpoint)
+        if not exchange.transport.keep(assignment.endpoint):
+            await exchange.transport.close()
         held.replace(0)
         repairs.add(action)
         if action is Action.REFRESH:
