@@ -2395,10 +2395,7 @@ class _Loader:
                     self.warn(f"{variable} is set but not used", hint)
 
     def token_url(self) -> BaseUrl:
-        """Where logins are refreshed: at the usual place, or where the environment says (F57).
-
-        It is the one destination that pools.json does not decide, so a warning names it.
-        """
+        """Where logins are refreshed: at the usual place, or where the environment says (F57)."""
         text = self.resolver.env.get(REFRESH_URL_VARIABLE)
         url = REFRESH_URL
         if not text:
@@ -2408,10 +2405,14 @@ class _Loader:
             url = _base_url(text, "https://host/oauth/token")
             if not (url.is_tls or self.is_here(url)):
                 raise ValueError("must be https://, because refresh tokens are sent there")
+        return url
 
+    def warn_of_token_url(self, url: BaseUrl, accounts: Iterable[Account | None]) -> None:
+        """Warn of the one destination that pools.json does not decide, if a login goes there."""
+        is_used = any(account is not None and account.is_codex for account in accounts)
+        if is_used and self.resolver.env.get(REFRESH_URL_VARIABLE):
             receiver = f"logins are refreshed at {url.authority}, which gets their refresh tokens"
             self.warn(f"{REFRESH_URL_VARIABLE} is set", receiver)
-        return url
 
     def warn_of_key_log(self) -> None:
         """Warn of the file to which Python's TLS writes the keys of every connection."""
@@ -2447,6 +2448,7 @@ class _Loader:
             name: self.account(name, content)
             for name, content in object_of(members.get("accounts")).items()
         }
+        self.warn_of_token_url(fields["token_url"], accounts.values())
         fields["pools"] = {
             name: self.pool(name, content, accounts)
             for name, content in object_of(members.get("pools")).items()
@@ -3560,7 +3562,9 @@ def _host_of(headers: Headers, is_http_1_0: bool) -> str | None:
 def _parsed_by_h11(raw: bytes) -> h11.Request:
     """A request head as h11 reads it.  Raises: h11.RemoteProtocolError.
 
-    A parser of its own for each head: whatever h11 keeps of a message cannot reach the next.
+    A parser of its own for each head: whatever h11 keeps of a message cannot reach the next.  That
+    is about a tenth of what a small request costs, and worth it: a second, independent reading of
+    every head, by the parser that most of Python's HTTP clients and servers have been tested with.
     """
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw))
     parser.receive_data(raw)
@@ -12463,10 +12467,10 @@ class HttpTransport:
         return True
 
     async def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection that was not kept."""
         upstream, self.upstream = self.upstream, None
-        if upstream is not None:
-            await upstream.close()
+        assert upstream is not None
+        await upstream.close()
 
 
 @dataclass(eq=False, slots=True)
@@ -13983,6 +13987,7 @@ class SocketSource:
     first: deque[bytes] = field(default_factory=deque)  # read for the head, and not given yet
     type: str = ""  # of the latest message, up to and with the one that the turn began with
     bytes_pending: int = 0  # what is not whole is held with the frames
+    has_body: bool = False  # the response comes in messages
 
     async def receive_message(self, strays_max: int) -> bytes:
         """The next message of the turn, still held; those of the turn before are dropped.
@@ -14029,11 +14034,6 @@ class SocketSource:
         # The body is the frame itself, which is JSON whatever its headers claim.
         headers["content-type"] = "application/json"
         return ResponseHead(status, headers, NO_BODY, keeps_alive=True)
-
-    @property
-    def has_body(self) -> bool:
-        """No: a WebSocket's response comes in messages."""
-        return False
 
     def early_events(self) -> Sequence[bytes]:
         """The messages that came in front of the error that the turn began with."""
@@ -14288,7 +14288,8 @@ class SocketTransport:
         """
         endpoint, body = outgoing.endpoint, outgoing.body
         if len(body) > WEBSOCKET_UPSTREAM_BYTES_MAX:
-            hint = "Upstreams take no message over websocket_upstream_bytes_max. Use POST."
+            size = f"{WEBSOCKET_UPSTREAM_BYTES_MAX // MIB} MiB"
+            hint = f"Upstreams accept no message over {size}. Use POST."
             raise PoolerError("request_too_large", hint)
 
         destination = digest_of_destination(endpoint, outgoing.authorization.credentials)

@@ -377,13 +377,15 @@ def test_a_codex_account_goes_to_chatgpt_unless_told_otherwise() -> None:
 )
 def test_logins_are_renewed_only_where_nobody_listens(url: str | None, problem: str | None) -> None:
     env = ENV if url is None else ENV | {REFRESH_URL_VARIABLE: url}
-    raw = json.dumps(good()).encode()
+    login = {"type": "codex", "auth_file": "accounts/x.json"}
+    raw = json.dumps(changed("accounts.x", login)).encode()
     if problem is None:
         config = parse_config(raw, env, read_file)
         assert config.token_url.path == "/oauth/token"
         warned = [text for text in config.warnings if text.startswith(REFRESH_URL_VARIABLE)]
         assert len(warned) == bool(url)
         assert not warned or config.token_url.authority in warned[0]
+        assert parse_config(json.dumps(good()).encode(), env, read_file).warnings == ()
         return
     with pytest.raises(ConfigRefused) as refused:
         parse_config(raw, env, read_file)

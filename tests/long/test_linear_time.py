@@ -169,6 +169,7 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "config": (CONFIGURED,),
     "route": (pooler.call_route("/mcp"), pooler.call_route("/v1/responses")),
     "credentials": (LOGIN,), "margin_seconds": (300.0,),
+    "decode": (pooler._LENIENT.decode,), "start": (0,),
     "tried": ((),), "template": ("{a}",), "place": ("",), "at": (1.0,), "session": (None,),
 }  # fmt: skip
 FRESH: Final[Mapping[str, Callable[[], Any]]] = {"streamed": pooler.StreamedItem}  # for each run
@@ -199,6 +200,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     "CONFIGURATION": "pools.json is the operator's own",
     "RECORDS": "a record and what is made of it is ours: names in it are cut, and cleaned",
     "Secret.__init__": "keeps what it is given",
+    "_strict_decoder.read_float": "a part of `parse_strictly`, which is fed",
 }
 EVERY: Final = parsers_of(SOURCES["pooler"], FOREIGN, FIXED, "CONNECTIONS")
 PARSERS: Final = [one for one in EVERY if not {one.name, one.section} & set(EXEMPT)]

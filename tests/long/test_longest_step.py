@@ -119,7 +119,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_CREDENTIAL_WORDS", "_ACCOUNT_WORDS", "_LIMIT_WORDS", "_DENIAL_WORDS"), 80),
     **dict.fromkeys(("_MODEL_WORDS", "_FAILURE_WORDS", "_OVERLOAD_WORDS", "_TIMEOUT_WORDS"), 80),
     **dict.fromkeys(("_THROTTLED", "_MARKUP", "_FLAGGED"), pooler.MESSAGE_CHARS_MAX),
-    **dict.fromkeys(("_CONTROL", "_PRIVATE", "_PLACE"), pooler.MESSAGE_CHARS_MAX),
+    **dict.fromkeys(("_CONTROL", "_PRIVATE", "_HOST_ADDRESS"), pooler.MESSAGE_CHARS_MAX),
     "_ACCOUNT_NAMES": pooler.NAMED_BYTES_MAX + 5 * pooler.MESSAGE_CHARS_MAX,
     **dict.fromkeys(("_UNREADABLE", "_ASKED", "_NO_MODEL"), pooler.MESSAGE_CHARS_MAX),
     **dict.fromkeys(
@@ -422,7 +422,7 @@ def test_no_model_list_takes_long_to_show() -> None:
         check("read", ready(read, raw))
         roster.health[name].catalogue = read(raw)
     for shown in (pooler.models_of, pooler.codex_models_of):
-        check(shown.__name__, ready(shown, roster.health, pool, pool.keys[0]))
+        check(shown.__name__, ready(shown, roster, pool, pool.keys[0]))
 
 
 ################################################################
