@@ -4615,7 +4615,7 @@ class EventScanner:
         self._unfinished[:] = received[end:]
         self.has_content = True
         self._note_number_at(run, run.rfind(b"\n\n", 0, -2) + 2 if event_count > 1 else 0)
-        return Event(EventKind.CONTENT, run, None, is_message=False, event_count=event_count)
+        return Event(EventKind.CONTENT, run, event_count=event_count)
 
     def take_message(self, message: bytes) -> Event:
         """The event that a WebSocket message is.  Raises: BadSyntax."""
@@ -14288,8 +14288,8 @@ class SocketTransport:
         """
         endpoint, body = outgoing.endpoint, outgoing.body
         if len(body) > WEBSOCKET_UPSTREAM_BYTES_MAX:
-            size = f"{WEBSOCKET_UPSTREAM_BYTES_MAX // MIB} MiB"
-            hint = f"Upstreams accept no message over {size}. Use POST."
+            size = WEBSOCKET_UPSTREAM_BYTES_MAX
+            hint = f"Upstreams accept no message over {size:,} bytes. Use POST."
             raise PoolerError("request_too_large", hint)
 
         destination = digest_of_destination(endpoint, outgoing.authorization.credentials)

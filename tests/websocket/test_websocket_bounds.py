@@ -265,7 +265,7 @@ async def test_an_upstream_message_has_so_many_bytes_and_no_more(autojump_clock:
             events = await client.read_turn()
             if extra:
                 assert events[0]["error"]["code"] == "request_too_large"
-                assert "websocket_upstream_bytes_max" in events[0]["error"]["message"]
+                assert "no message over 2,048 bytes" in events[0]["error"]["message"]
             else:
                 assert events[-1]["type"] == "response.completed"
 
