@@ -690,7 +690,7 @@ async def test_so_many_idle_connections_are_kept(autojump_clock: MockClock, limi
 async def test_so_many_idle_connections_of_all_accounts_are_kept(
     autojump_clock: MockClock, limit: int, sure: int, kept: int
 ) -> None:
-    """Two of one account and three of another come free, in turn."""
+    """Two of one account come free, and then three of another."""
     described = describe(
         "ab",
         accounts={"a": {"concurrent": 2}},
@@ -698,11 +698,13 @@ async def test_so_many_idle_connections_of_all_accounts_are_kept(
         limits={"all_idle_connections_max": limit, "sure_idle_connections_max": sure},
     )
     async with opened_world(described) as world:
-        go = trio.Event()
-        for upstream in world.upstreams.values():
+        goes = [trio.Event() for _ in world.upstreams]
+        for upstream, go in zip(world.upstreams.values(), goes, strict=True):
             upstream.always = [Wait(go), *json_response({"id": "r"})]
         clients = await send_waiting(world, 5)
-        go.set()
+        for go in goes:
+            go.set()
+            await world.settle()
         for client in clients:
             assert (await client.read_response()).status == 200
         await world.settle()
