@@ -116,6 +116,12 @@ def in_pieces(stream: bytes, size: int) -> list[bytes]:
     return [stream[at : at + size] for at in range(0, len(stream), size)]
 
 
+def cut_at(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
+    """The stream in pieces, cut at those of its bytes."""
+    edges = sorted({0, *(min(cut, len(stream)) for cut in cuts), len(stream)})
+    return [stream[a:b] for a, b in pairwise(edges)]
+
+
 ################################################################
 # ANY CUT GIVES THE SAME
 ################################################################
@@ -185,8 +191,7 @@ def test_made_up_bytes_give_whole_events_in_any_pieces(
     kind: CallKind, stream: bytes, cuts: list[int], *, joins_content: bool
 ) -> None:
     whole, scanner = scan(kind, [stream])
-    edges = sorted({0, *(min(cut, len(stream)) for cut in cuts), len(stream)})
-    pieces = [stream[a:b] for a, b in pairwise(edges)]
+    pieces = cut_at(stream, cuts)
     cut, cut_scanner = scan(kind, pieces, joins_content=joins_content)
     assert merged(cut) == merged(whole)
     assert summary(cut_scanner) == summary(scanner)
@@ -262,8 +267,7 @@ def test_runs_of_content_are_what_single_events_are(
     kind: CallKind, stream: bytes, cuts: list[int]
 ) -> None:
     whole, scanner = scan(kind, [stream])
-    edges = sorted({0, *(min(cut, len(stream)) for cut in cuts), len(stream)})
-    pieces = [stream[a:b] for a, b in pairwise(edges)]
+    pieces = cut_at(stream, cuts)
     joined, joining = scan(kind, pieces, joins_content=True)
     assert merged(joined) == merged(whole)
     assert summary(joining) == summary(scanner)
