@@ -6520,7 +6520,7 @@ _FIRM: Final = frozenset({401, 402, 429})
 # A code that stands where a text is usual, as in OAuth's errors, has this form.
 _WORDY_CODE: Final = re.compile("[a-z]{1,24}(?:_[a-z]{1,24}){1,5}")
 _CAMEL: Final = re.compile("(?<=[a-z0-9])(?=[A-Z])")
-# The request's own fault, whichever account is asked (F44).
+# A policy forbids what was sent, whichever account is asked (F44); upstreams vary these names.
 _POLICY_CODES: Final = re.compile(
     "(?:cyber|bio|content|safety|usage)_policy.*|[a-z_]{0,60}policy_violation"
     "|(?:content|prompt|safety)_(?:blocked|error|filter|filtered|flagged|violation)"
@@ -14876,7 +14876,7 @@ class Readings:
 
         if not wanted:
             return dump_json({"object": "list", "data": [*models.values()]})
-        if wanted not in models:  # a GET may say 404: OpenCode retries only its POST (F69)
+        if wanted not in models:  # not a 400: OpenCode never sends this GET (F69)
             raise PoolerError("model_not_found", status=404)
         return dump_json(models[wanted])
 
