@@ -11100,7 +11100,11 @@ def read_login(path: Path, known_mark: Mark | None) -> Sight | None:
     except FileNotFoundError:
         return Sight(problem="is not there", is_absent=True)
     except OSError as error:
-        remedy = _CHANGE_OWNER if isinstance(error, PermissionError) else ""
+        remedy = ""
+        if isinstance(error, PermissionError):
+            remedy = _CHANGE_OWNER
+        elif path.is_dir():
+            remedy = "name the auth.json in it"
         return Sight(problem=f"cannot be read: {error.strerror}", remedy=remedy)
     except LoginNeeded as error:
         return Sight(problem=str(error))
@@ -11226,10 +11230,10 @@ class Login:
 
     @property
     def advice(self) -> str:
-        """How to create the file; Codex CLI always calls it auth.json."""
-        if os.path.isdir(self.path):
-            return "name the auth.json in it"
+        """How to create the file; Codex CLI always calls it auth.json.
 
+        It does not look at the file: the event loop calls this, and a disk may not respond.
+        """
         is_plain = self.path.name == "auth.json"
         folder = self.path.parent if is_plain else self.path.with_suffix("")
         home = shlex.quote(str(folder))

@@ -325,6 +325,25 @@ async def test_a_disk_that_does_not_answer_takes_only_its_login_out(
         await server.shared.tokens.check_saving(login)
 
 
+async def test_the_loop_itself_never_examines_a_login_file(
+    hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = server_with_login(tmp_path, [])
+    login = server.shared.endpoints.logins["a"]
+    examined: list[str] = []
+    real_stat = os.stat
+
+    def note_stat(path: Any, **options: Any) -> os.stat_result:  # noqa: ANN401 (as `os.stat` has it)
+        if threading.current_thread() is threading.main_thread():
+            examined.append(str(path))
+        return real_stat(path, **options)
+
+    monkeypatch.setattr(pooler, "read_login", hanging)
+    monkeypatch.setattr(os, "stat", note_stat)
+    await server.shared.login_watch.look(server.shared.config.accounts.values())
+    assert str(login.path) not in examined
+
+
 async def test_a_configuration_that_cannot_be_read_in_time_changes_nothing(
     hanging: Hanging, tmp_path: Path
 ) -> None:
