@@ -38,13 +38,13 @@ from pooler import (
     classify_connect,
 )
 from tests.support.codex_backend import make_auth_file
+from tests.support.codex_world import NAMES, describe_codex, opened_codex_world
 from tests.support.memory_sockets import post
 from tests.support.memory_websockets import upgrade
 from tests.support.processes import OPERATOR_TOKEN, Pooler
 from tests.support.raw_websockets import Caller, read_head
 from tests.support.tls_upstreams import API_KEY, HOST, SECONDS_MAX, Authority, Upstream, key_of
 from tests.support.world import UNIX_START, Refuse, World, describe, opened_world
-from tests.translation.test_codex_accounts import NAMES, codex_world, described
 
 Json = Any
 CONNECT_SECONDS: Final = 3.0  # of the silent one: a handshake takes its time on a busy machine
@@ -327,7 +327,7 @@ async def test_operators_find_why_a_login_cannot_be_renewed(
         await trio.lowlevel.checkpoint()
         raise ConnectFailed(cause)
 
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         for account_id, name in NAMES.items():
             path = tmp_path / name / "auth.json"
             make_auth_file(path, account_id, expires_at=UNIX_START - 60)

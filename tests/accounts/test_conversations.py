@@ -17,10 +17,10 @@ import pytest
 from trio.testing import MockClock
 
 from pooler import BEGINNING_CHARS_MAX, CallKind, call_route, conversation_digest, read_call
+from tests.support.codex_world import CHAT_BODY, MODEL, describe_codex, opened_codex_world
 from tests.support.memory_sockets import OTHER_KEY, Json, post
 from tests.support.memory_websockets import codex_described, open_socket, socket_world, turn
 from tests.support.world import World, describe, json_response, make_config, opened_world
-from tests.translation.test_codex_accounts import CHAT, MODEL, codex_world, described
 
 RESPONSES, CHATS = CallKind.RESPONSES, CallKind.CHAT
 SAYS: Final = ("Fix my parser.", "Go on.", "And the tests?", "Thanks.")
@@ -240,7 +240,7 @@ def bodies(kind: CallKind, says: Sequence[str] = SAYS) -> list[tuple[str, Json]]
 async def test_a_conversation_has_one_account_and_one_id(
     autojump_clock: MockClock, tmp_path: Path, kind: CallKind, *, is_stream: bool
 ) -> None:
-    async with codex_world(described(tmp_path, routing="sticky"), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, routing="sticky"), tmp_path) as world:
         for path, body in bodies(kind):
             response = await world.ask(post(path, body | {"stream": is_stream}))
             assert response.status == 200
@@ -259,7 +259,7 @@ async def test_a_conversation_has_one_account_and_one_id(
 async def test_chat_and_responses_share_a_conversation(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(described(tmp_path, routing="sticky"), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, routing="sticky"), tmp_path) as world:
         for kind in (RESPONSES, CHATS):
             await world.ask(post(*bodies(kind)[0]))
         assert len({seen.headers["session-id"] for seen in world.backend.asked()}) == 1
@@ -274,12 +274,12 @@ async def test_chat_and_responses_share_a_conversation(
         ({}, [("session-id", "mine")]),
     ],
 )
-@pytest.mark.parametrize("body", [{"model": MODEL, "input": "Hi"}, CHAT])
+@pytest.mark.parametrize("body", [{"model": MODEL, "input": "Hi"}, CHAT_BODY])
 async def test_an_empty_cache_key_is_as_good_as_none(
     autojump_clock: MockClock, tmp_path: Path, body: Json, more: Json, headers: Json
 ) -> None:
     path = "/v1/chat/completions" if "messages" in body else "/v1/responses"
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         assert (await world.ask(post(path, body | more, headers=headers))).status == 200
         [seen] = world.backend.asked()
         assert seen.body["prompt_cache_key"] == seen.headers["session-id"] != "mine"
@@ -288,7 +288,7 @@ async def test_an_empty_cache_key_is_as_good_as_none(
 async def test_a_cache_key_of_the_clients_own_is_sent(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         await world.ask(
             post("/v1/responses", {"model": MODEL, "input": "x", "prompt_cache_key": "k"})
         )

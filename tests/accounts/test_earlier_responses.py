@@ -14,6 +14,7 @@ import pytest
 from trio.testing import MockClock
 
 from tests.support.codex_backend import Play
+from tests.support.codex_world import FIRST, MODEL, describe_codex, opened_codex_world, payloads
 from tests.support.memory_sockets import KEY, OTHER_KEY, Json, Response, post
 from tests.support.memory_websockets import (
     codex_described,
@@ -23,7 +24,6 @@ from tests.support.memory_websockets import (
     turn,
 )
 from tests.support.world import UPSTREAM_KEY, error_response, json_response
-from tests.translation.test_codex_accounts import FIRST, MODEL, codex_world, described, payloads
 
 PLATFORM: Final[dict[str, Any]] = {
     "type": "openai",
@@ -35,7 +35,7 @@ PLATFORM: Final[dict[str, Any]] = {
 
 
 def mixed(folder: Path, *, priority: int = 1) -> Json:
-    found = described(folder, others={"platform": PLATFORM | {"priority": priority}})
+    found = describe_codex(folder, others={"platform": PLATFORM | {"priority": priority}})
     found["accounts"]["first"]["priority"] = found["accounts"]["second"]["priority"] = 0
     found["pools"]["home"]["keys"]["ci"] = OTHER_KEY
     return found
@@ -64,7 +64,7 @@ def check_refused(error: Json) -> None:
 async def test_a_codex_accounts_response_is_asked_of_nobody(
     autojump_clock: MockClock, tmp_path: Path, more: Json, *, is_stream: bool
 ) -> None:
-    async with codex_world(mixed(tmp_path), tmp_path) as world:
+    async with opened_codex_world(mixed(tmp_path), tmp_path) as world:
         ask = {"model": MODEL, "input": "I am Bob."}
         made = id_of(await world.ask(post("/v1/responses", ask | more | {"stream": is_stream})))
         response = await world.ask(follow_up(made, **more))
@@ -77,7 +77,7 @@ async def test_a_codex_accounts_response_is_asked_of_nobody(
 async def test_it_does_not_matter_that_the_account_was_not_the_first_to_be_asked(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(mixed(tmp_path, priority=-1), tmp_path) as world:
+    async with opened_codex_world(mixed(tmp_path, priority=-1), tmp_path) as world:
         platform = world.upstreams["platform"]
         platform.plays(error_response(500, "server_error"))
         made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
@@ -89,7 +89,7 @@ async def test_it_does_not_matter_that_the_account_was_not_the_first_to_be_asked
 
 
 async def test_nor_that_it_rests_now(autojump_clock: MockClock, tmp_path: Path) -> None:
-    async with codex_world(mixed(tmp_path), tmp_path) as world:
+    async with opened_codex_world(mixed(tmp_path), tmp_path) as world:
         made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
         world.upstreams["platform"].always = json_response({"id": "resp_p"})
         world.backend.plays += [Play(FIRST, error="usage_limit", seconds=7200)]
@@ -101,7 +101,7 @@ async def test_nor_that_it_rests_now(autojump_clock: MockClock, tmp_path: Path) 
 async def test_a_response_that_is_kept_is_asked_of_its_account(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(mixed(tmp_path, priority=-1), tmp_path) as world:
+    async with opened_codex_world(mixed(tmp_path, priority=-1), tmp_path) as world:
         platform = world.upstreams["platform"]
         platform.always = json_response({"id": "resp_p"})
         made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
@@ -114,7 +114,7 @@ async def test_a_response_that_is_kept_is_asked_of_its_account(
 async def test_what_one_key_made_is_not_known_to_another(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(mixed(tmp_path), tmp_path) as world:
+    async with opened_codex_world(mixed(tmp_path), tmp_path) as world:
         made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
         world.upstreams["platform"].always = error_response(400, "previous_response_not_found")
         assert (await world.ask(follow_up(made, key=OTHER_KEY))).status == 400
@@ -124,7 +124,7 @@ async def test_what_one_key_made_is_not_known_to_another(
 async def test_without_an_api_account_the_field_itself_is_refused(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
         response = await world.ask(follow_up(made))
         assert (response.status, response.error["code"]) == (400, "unsupported_parameter")

@@ -29,6 +29,15 @@ from pooler import (
 )
 from tests.accounts.test_failover_is_safe import counts
 from tests.support.codex_turns import ANSWER, Play
+from tests.support.codex_world import (
+    FIRST,
+    FORMS,
+    SECOND,
+    describe_codex,
+    opened_codex_world,
+    payloads,
+    text_of,
+)
 from tests.support.memory_sockets import Json, ask_chat, ask_responses, post
 from tests.support.memory_websockets import open_socket, says, socket_described, socket_world, turn
 from tests.support.world import (
@@ -42,15 +51,6 @@ from tests.support.world import (
     responses_events,
     sse_response,
     sse_steps,
-)
-from tests.translation.test_codex_accounts import (
-    FIRST,
-    FORMS,
-    SECOND,
-    codex_world,
-    described,
-    payloads,
-    said,
 )
 
 IN_ORDER: Final = {"routing": "in_order"}
@@ -371,11 +371,11 @@ async def test_a_login_s_trouble_in_a_200_is_as_good_as_a_status(
     path, body = FORMS[form]
     renewals = int(code == "token_invalidated")
     plays = [Play(FIRST, ends=ends, after="handshake", code=code) for _ in range(renewals + 1)]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays += plays
         for _ in range(2):
             response = await world.ask(post(path, body))
-            assert (response.status, said(response)) == (200, ANSWER)
+            assert (response.status, text_of(response)) == (200, ANSWER)
         assert world.backend.accounts() == [FIRST] * (renewals + 1) + [SECOND] * 2
         assert len(world.backend.asked("/oauth/token")) == renewals
 
@@ -481,7 +481,7 @@ async def test_a_login_s_words_are_not_told_in_a_stream_that_has_begun(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
     path, body = FORMS[form]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(FIRST, ends="response.failed", code="token_invalidated"))
         response = await world.ask(post(path, body))
         assert world.backend.accounts() == [FIRST]
@@ -495,7 +495,7 @@ async def test_a_stream_that_has_begun_does_not_end_in_the_pooler_s_name(
     autojump_clock: MockClock, tmp_path: Path, form: str, code: str
 ) -> None:
     path, body = FORMS[form]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(FIRST, ends="response.failed", code=code))
         response = await world.ask(post(path, body))
         assert world.backend.accounts() == [FIRST]

@@ -14,10 +14,10 @@ import pytest
 from trio.testing import MockClock
 
 import pooler
+from tests.support.codex_world import MODEL, describe_codex, opened_codex_world
 from tests.support.limits import with_limits
 from tests.support.memory_sockets import ask_responses, post
 from tests.support.world import describe, json_response, opened_world
-from tests.translation.test_codex_accounts import MODEL, codex_world, described
 from tests.translation.test_codex_requests import ONE, sent
 
 TEXT: Final = "much\n" * 200
@@ -58,7 +58,7 @@ CARRIERS: Final = ("responses", "responses-stream", "chat", "websocket")
 async def translate(carrier: str, folder: Path) -> None:
     name = "messages" if carrier == "chat" else "input"
     body = {"model": MODEL, name: [{"role": "user", "content": TEXT}]}
-    async with codex_world(described(folder, **ONE), folder) as world:
+    async with opened_codex_world(describe_codex(folder, **ONE), folder) as world:
         assert (await sent(world, carrier, body))[0] == 200
 
 

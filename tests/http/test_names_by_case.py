@@ -26,6 +26,7 @@ from pooler import (
     codex_obstacle,
     read_call,
 )
+from tests.support.codex_world import opened_scripted_world
 from tests.support.memory_sockets import Json, post
 from tests.support.memory_websockets import (
     codex_described,
@@ -35,7 +36,6 @@ from tests.support.memory_websockets import (
     turn,
 )
 from tests.support.world import describe, json_response, make_config, opened_world
-from tests.translation.test_codex_faults import scripted_world
 
 BODY: Final[Json] = {"model": "m1", "input": [], "messages": [{"role": "user", "content": "x"}]}
 LONG_S, KELVIN = "\u017f", "\u212a"  # to Unicode, and to Go, other cases of s and k
@@ -125,7 +125,7 @@ async def test_no_upstream_sees_two_models(
 
 
 async def test_nor_on_codex_cli_s_own_route(autojump_clock: MockClock, tmp_path: Path) -> None:
-    async with scripted_world(tmp_path) as world:
+    async with opened_scripted_world(tmp_path) as world:
         body = {"model": "gpt-5.5", "input": [], "Previous_Response_Id": "resp_1"}
         for path in ("responses", "responses/compact"):
             response = await world.ask(post(f"/backend-api/codex/{path}", body))

@@ -15,6 +15,7 @@ import pytest
 from trio.testing import MockClock
 
 from pooler import classify_event, classify_response, is_too_large, read_error
+from tests.support.codex_world import payloads
 from tests.support.memory_sockets import Json, Response, post
 from tests.support.memory_websockets import (
     codex_described,
@@ -24,7 +25,6 @@ from tests.support.memory_websockets import (
     socket_world,
 )
 from tests.support.world import Script, World, describe, json_response, opened_world, sse_response
-from tests.translation.test_codex_faults import payloads
 
 IN_ORDER: Final = {"routing": "in_order"}
 TOKENS: Final = "on tokens per min (TPM)"

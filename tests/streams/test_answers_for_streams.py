@@ -26,6 +26,7 @@ from pooler import (
     events_of,
 )
 from tests.accounts.test_failover_is_safe import counts
+from tests.support.codex_world import ask_scripted, opened_scripted_world, payloads, text_of
 from tests.support.memory_sockets import Json, Pairs, ask_chat, ask_responses
 from tests.support.world import (
     Pause,
@@ -38,8 +39,6 @@ from tests.support.world import (
     response_head,
     sse_response,
 )
-from tests.translation.test_codex_accounts import payloads, said
-from tests.translation.test_codex_faults import ask, scripted_world
 
 IN_ORDER: Final = {"routing": "in_order"}
 CALL: Final = {
@@ -88,7 +87,7 @@ async def test_an_answer_in_one_piece_becomes_a_stream(
         response = await world.ask(ask_chat() if kind == "chat" else ask_responses())
         assert response.status == 200
         assert str(response.header("content-type")).startswith("text/event-stream")
-        assert said(response) == "two words"
+        assert text_of(response) == "two words"
         assert world.records[0]["code"] is None
         assert world.records[0]["tokens"]["output_tokens"] == 4
         events = payloads(response)
@@ -105,9 +104,9 @@ async def test_an_answer_in_one_piece_becomes_a_stream(
 
 @pytest.mark.parametrize("form", ["responses", "responses-stream", "chat", "chat-stream"])
 async def test_so_does_a_login_s(autojump_clock: MockClock, tmp_path: Path, form: str) -> None:
-    async with scripted_world(tmp_path) as world:
-        response = await ask(world, form, json_response(RESPONSE))
-        assert (response.status, said(response)) == (200, "two words")
+    async with opened_scripted_world(tmp_path) as world:
+        response = await ask_scripted(world, form, json_response(RESPONSE))
+        assert (response.status, text_of(response)) == (200, "two words")
 
 
 @pytest.mark.parametrize("status", ["completed", "incomplete", "failed"])

@@ -16,6 +16,17 @@ import trio
 from trio.testing import MockClock
 
 from pooler import ChatTranslator, Event, EventScanner, Relay, ResponsesTranslator, Translator
+from tests.support.codex_world import (
+    COMPLETED,
+    CREATED,
+    DELTA,
+    WHOLE,
+    ask_scripted,
+    opened_scripted_world,
+    payloads,
+    sse_script,
+    stream_of,
+)
 from tests.support.memory_sockets import Json, Response, ask_chat, ask_responses
 from tests.support.memory_websockets import open_socket, says, socket_described, socket_world
 from tests.support.world import (
@@ -27,17 +38,6 @@ from tests.support.world import (
     responses_events,
     sse_event,
     sse_steps,
-)
-from tests.translation.test_codex_faults import (
-    COMPLETED,
-    CREATED,
-    DELTA,
-    WHOLE,
-    ask,
-    payloads,
-    scripted_world,
-    sent,
-    stream,
 )
 
 EVENTS: Final = responses_events("x", "y")
@@ -112,9 +112,9 @@ async def test_a_bug_in_the_middle_of_a_translated_stream_ends_it(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
 ) -> None:
     break_scanner(monkeypatch)
-    async with scripted_world(tmp_path) as world:
+    async with opened_scripted_world(tmp_path) as world:
         steps = sse_steps(CREATED, DELTA, Pause(1), BUG, COMPLETED)
-        check_bug(world, await ask(world, form, steps))
+        check_bug(world, await ask_scripted(world, form, steps))
 
 
 @pytest.mark.parametrize("form", ["responses-stream", "chat-stream"])
@@ -132,8 +132,8 @@ async def test_a_terminal_event_that_was_read_and_not_sent_is_none(
         return told
 
     monkeypatch.setattr(broken, "feed", fails)
-    async with scripted_world(tmp_path) as world:
-        response = await ask(world, form, sse_steps(CREATED, DELTA, Pause(1), COMPLETED))
+    async with opened_scripted_world(tmp_path) as world:
+        response = await ask_scripted(world, form, sse_steps(CREATED, DELTA, Pause(1), COMPLETED))
         check_bug(world, response)
 
 
@@ -143,8 +143,8 @@ async def test_an_answer_in_one_piece_whose_end_cannot_be_told_is_an_error(
 ) -> None:
     monkeypatch.setattr(ResponsesTranslator, "whole", None)
     monkeypatch.setattr(ChatTranslator, "whole", None)
-    async with scripted_world(tmp_path) as world:
-        response = await ask(world, form, sent(stream(WHOLE)))
+    async with opened_scripted_world(tmp_path) as world:
+        response = await ask_scripted(world, form, sse_script(stream_of(WHOLE)))
         assert (response.status, response.error["code"]) == (500, "internal_error")
         assert len(bugs(world)) == 1
 
@@ -185,8 +185,10 @@ async def test_a_bug_where_a_stream_is_ended_ends_it_all_the_same(
         monkeypatch.setattr(EventScanner, place, fails_once)
     else:
         monkeypatch.setattr(Relay, place, fails)
-    async with scripted_world(tmp_path) as world:
-        response = await ask(world, form, sent(stream((CREATED, DELTA)), is_whole=False))
+    async with opened_scripted_world(tmp_path) as world:
+        response = await ask_scripted(
+            world, form, sse_script(stream_of((CREATED, DELTA)), is_whole=False)
+        )
         check_bug(world, response)
 
 
@@ -207,8 +209,8 @@ async def test_a_bug_after_the_whole_answer_adds_nothing_to_it(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
 ) -> None:
     monkeypatch.setattr(Relay, "note_outcome", None)
-    async with scripted_world(tmp_path) as world:
-        response = await ask(world, form, sent(stream(WHOLE)))
+    async with opened_scripted_world(tmp_path) as world:
+        response = await ask_scripted(world, form, sse_script(stream_of(WHOLE)))
         assert ends(payloads(response)) == [""]
         assert len(bugs(world)) == 1
 
@@ -268,10 +270,10 @@ def is_end(event: bytes) -> bool:
 async def test_a_deep_end_is_one_end(
     autojump_clock: MockClock, tmp_path: Path, form: str, kind: str
 ) -> None:
-    async with scripted_world(tmp_path) as world:
+    async with opened_scripted_world(tmp_path) as world:
         for depth in DEPTHS:
             steps = sse_steps(CREATED, DELTA, Pause(1), deep(kind, depth))
-            response = await ask(world, form, steps)
+            response = await ask_scripted(world, form, steps)
             *others, last = [is_end(one) for one in response.body.split(b"\n\n")[:-1]]
             assert last, depth
             assert not any(others), depth
@@ -284,10 +286,10 @@ async def test_a_deep_end_is_one_end(
 async def test_a_deep_event_before_the_end_is_no_bug(
     autojump_clock: MockClock, tmp_path: Path, form: str, kind: str
 ) -> None:
-    async with scripted_world(tmp_path) as world:
+    async with opened_scripted_world(tmp_path) as world:
         for depth in DEPTHS:
             steps = sse_steps(CREATED, DELTA, Pause(1), deep(kind, depth), *WHOLE[2:])
-            response = await ask(world, form, steps)
+            response = await ask_scripted(world, form, steps)
             if form in STREAMS:
                 *others, last = [is_end(one) for one in response.body.split(b"\n\n")[:-1]]
                 assert last, depth

@@ -62,6 +62,7 @@ from pooler import (
     uncollected,
 )
 from tests.http.test_json_guard import OBJECTS, SHAPES
+from tests.support.codex_world import CREATED, DELTA, ask_scripted, opened_scripted_world, payloads
 from tests.support.memory_sockets import (
     Json,
     MemorySocket,
@@ -80,7 +81,6 @@ from tests.support.world import (
     sse_event,
     sse_steps,
 )
-from tests.translation.test_codex_faults import CREATED, DELTA, ask, payloads, scripted_world
 
 
 def listed(count: int) -> bytes:
@@ -429,8 +429,10 @@ EXCESSIVE: Final[dict[str, bytes]] = {
 async def test_a_chatgpt_account_s_excess_is_an_invalid_answer(
     autojump_clock: MockClock, tmp_path: Path, form: str, name: str
 ) -> None:
-    async with scripted_world(tmp_path) as world:
-        response = await ask(world, form, sse_steps(CREATED, DELTA, Pause(1), EXCESSIVE[name]))
+    async with opened_scripted_world(tmp_path) as world:
+        response = await ask_scripted(
+            world, form, sse_steps(CREATED, DELTA, Pause(1), EXCESSIVE[name])
+        )
         code = "upstream_invalid_response"
         assert world.records[-1]["code"] == code
         if "stream" not in form:
@@ -522,7 +524,7 @@ async def test_the_list_that_codex_gets_is_joined_from_what_is_kept(
     autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries = [{"slug": f"m{index}", "text": "é\ud800"} for index in range(3)]
-    async with scripted_world(tmp_path, models=None) as world:
+    async with opened_scripted_world(tmp_path, models=None) as world:
         world.upstreams["a"].catalogue = json_response({"models": entries})
         autojump_clock.jump(CATALOGUE_PAUSE_SECONDS)
         await world.ask(request("GET", "/backend-api/codex/models"))

@@ -11,8 +11,6 @@ import dataclasses
 import gzip
 import json
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,105 +18,35 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import REFRESH_URL_VARIABLE, Config, parse_config
+from pooler import parse_config
 from tests.support import codex_backend
 from tests.support.codex_backend import Play, make_auth_file
 from tests.support.codex_turns import ANSWER, TURN_STATE
+from tests.support.codex_world import (
+    CHAT_BODY,
+    FIRST,
+    FORMS,
+    MODEL,
+    NAMES,
+    NATIVE_BODY,
+    PREFIX,
+    RESPONSES_BODY,
+    SECOND,
+    describe_codex,
+    every_form,
+    opened_codex_world,
+    payloads,
+    streamed,
+    text_of,
+)
 from tests.support.memory_sockets import (
     KEY,
     Json,
     Pairs,
-    Response,
     post,
-    put_in_order,
     request,
 )
-from tests.support.world import UNIX_START, World, json_response
-
-PREFIX: Final = "/backend-api/codex"
-MODEL: Final = "gpt-5.5"
-FIRST, SECOND = "acct-first", "acct-second"
-NAMES: Final = {FIRST: "first", SECOND: "second"}
-ASKED: Final[Json] = {"model": MODEL, "input": "Say it."}
-CHAT: Final[Json] = {"model": MODEL, "messages": [{"role": "user", "content": "Say it."}]}
-NATIVE: Final[Json] = {
-    "model": MODEL,
-    "instructions": "",
-    "input": [
-        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]},
-    ],
-    "store": False,
-    "stream": True,
-    "include": ["reasoning.encrypted_content"],
-    "prompt_cache_key": "thread",
-}  # fmt: skip
-
-
-def described(folder: Path, *, others: Json = None, **pool: Json) -> Json:
-    """Two codex accounts in order, and `others` behind them."""
-    accounts: dict[str, Json] = {
-        name: {
-            "type": "codex",
-            "auth_file": str(folder / name / "auth.json"),
-            "base_url": f"http://127.0.0.1:9{at}00{PREFIX}",
-        }
-        for at, name in enumerate(NAMES.values())
-    } | (others or {})
-    home = {"accounts": list(accounts), "keys": {"laptop": KEY}, "routing": "in_order"} | pool
-    return put_in_order({"accounts": accounts, "pools": {"home": home}})
-
-
-@asynccontextmanager
-async def codex_world(described: Json, folder: Path) -> AsyncIterator[World]:
-    """Both accounts are logged in.  It is left quiet, else an AssertionError."""
-    env = {REFRESH_URL_VARIABLE: "http://127.0.0.1:9/oauth/token"}
-    config: Config = parse_config(json.dumps(described).encode(), env, str)
-    async with trio.open_nursery() as nursery:
-        world = World(config, nursery)
-        world.serve_backend()
-        for account_id, name in NAMES.items():
-            path = folder / name / "auth.json"
-            world.backend.admit(make_auth_file(path, account_id, expires_at=UNIX_START + 10**6))
-        world.start()
-        await world.settle()  # the catalogues have been read
-        world.backend.seen.clear()
-        yield world
-        await world.close()
-        nursery.cancel_scope.cancel()
-
-
-def streamed(body: Json) -> Json:
-    return body | {"stream": True}
-
-
-def payloads(response: Response) -> list[Json]:
-    """The data of a stream's events, parsed where they are JSON."""
-    data = [line[6:] for line in response.body.decode().splitlines() if line.startswith("data: ")]
-    return [text if text == "[DONE]" else json.loads(text) for text in data]
-
-
-def said(response: Response) -> str:
-    """The text of any answer."""
-    if response.body.startswith(b"{"):
-        value = response.json()
-        if "choices" in value:
-            return str(value["choices"][0]["message"]["content"])
-        parts = [part for item in value["output"] for part in item.get("content", [])]
-        return "".join(part["text"] for part in parts)
-    deltas = [one for one in payloads(response) if one != "[DONE]"]
-    chunks = [one["choices"][0]["delta"].get("content") for one in deltas if one.get("choices")]
-    events = [one["delta"] for one in deltas if one.get("type") == "response.output_text.delta"]
-    return "".join(text or "" for text in (*chunks, *events))
-
-
-FORMS: Final = {
-    "responses": ("/v1/responses", ASKED),
-    "responses-stream": ("/v1/responses", streamed(ASKED)),
-    "chat": ("/v1/chat/completions", CHAT),
-    "chat-stream": ("/v1/chat/completions", streamed(CHAT)),
-    "native": (f"{PREFIX}/responses", NATIVE),
-}
-every_form = pytest.mark.parametrize("form", FORMS)
+from tests.support.world import UNIX_START, json_response
 
 ################################################################
 # WHO WE ARE
@@ -130,11 +58,11 @@ async def test_each_form_of_request_is_answered(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
     path, body = FORMS[form]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(has_extra_events=True, has_null_output=True))
         response = await world.ask(post(path, body))
         assert response.status == 200
-        assert said(response) == ANSWER
+        assert text_of(response) == ANSWER
         assert world.backend.accounts() == [FIRST]
         [record] = world.records
         assert (record["account"], record["code"], record["model"]) == ("first", None, MODEL)
@@ -149,8 +77,8 @@ async def test_the_backend_is_told_who_we_are_and_nothing_of_the_client(
         ("Originator", "codex_cli_rs"), ("User-Agent", "codex_cli_rs/1"), ("Session-Id", "mine"),
         ("Chatgpt-Account-Id", "acct-foreign"), ("X-Codex-Turn-State", "state"),
     ]  # fmt: skip
-    async with codex_world(described(tmp_path), tmp_path) as world:
-        await world.ask(post("/v1/responses", ASKED, headers=private))
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
+        await world.ask(post("/v1/responses", RESPONSES_BODY, headers=private))
         [seen] = world.backend.asked()
         assert seen.headers["originator"] == "codex-pooler"
         assert seen.headers["user-agent"].startswith("codex-pooler/")
@@ -165,9 +93,9 @@ async def test_the_backend_is_told_who_we_are_and_nothing_of_the_client(
 async def test_a_v1_stream_has_no_events_of_the_backend_s_own(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(has_extra_events=True, has_null_output=True))
-        response = await world.ask(post("/v1/responses", streamed(ASKED)))
+        response = await world.ask(post("/v1/responses", streamed(RESPONSES_BODY)))
         kinds = [event["type"] for event in payloads(response)]
         assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
         assert not [kind for kind in kinds if kind.startswith(("codex", "keepalive"))]
@@ -222,11 +150,11 @@ async def test_a_fault_before_content(
     play, status, code, goes_on = FAULTS[name]
     path, body = FORMS[form]
     pool = {"accounts": ["first"]} if is_alone else {}
-    async with codex_world(described(tmp_path, **pool), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, **pool), tmp_path) as world:
         world.backend.plays.append(play)
         response = await world.ask(post(path, body))
         if goes_on and not is_alone:
-            assert (response.status, said(response)) == (200, ANSWER)
+            assert (response.status, text_of(response)) == (200, ANSWER)
             assert world.backend.accounts() == [FIRST, SECOND]
             return
         assert world.backend.accounts() == [FIRST]
@@ -240,7 +168,7 @@ async def test_what_is_the_client_s_own_fault_in_a_200_is_told_to_it(
 ) -> None:
     path, body = FORMS[form]
     play = Play(ends="response.failed", after="handshake", code="context_length_exceeded")
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(play)
         response = await world.ask(post(path, body))
         assert world.backend.accounts() == [FIRST]
@@ -256,7 +184,7 @@ async def test_a_cut_after_content_is_told_once(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
     path, body = FORMS[form]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(ends="cut"))
         response = await world.ask(post(path, body))
         assert world.backend.accounts() == [FIRST]
@@ -280,7 +208,7 @@ async def test_silence_ends_when_its_timer_does(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
     path, body = FORMS[form]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(ends="stall"))
         began_at = trio.current_time()
         response = await world.ask(post(path, body))
@@ -299,7 +227,7 @@ async def test_a_client_that_leaves_ends_the_upstream_s_work(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
     path, body = FORMS[form]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(ends="stall"))
         client = await world.connect()
         await client.send(post(path, body))
@@ -319,25 +247,25 @@ async def test_a_client_that_leaves_ends_the_upstream_s_work(
 async def test_a_limited_account_is_left_until_its_reset(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(FIRST, error="usage_limit", seconds=7200))
         for _ in range(3):
-            assert (await world.ask(post("/v1/responses", ASKED))).status == 200
+            assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 200
         assert world.backend.accounts() == [FIRST, SECOND, SECOND, SECOND]
         autojump_clock.jump(7200)
-        await world.ask(post("/v1/responses", ASKED | {"input": "Another conversation."}))
+        await world.ask(post("/v1/responses", RESPONSES_BODY | {"input": "Another conversation."}))
         assert world.backend.accounts()[-1] == FIRST
 
 
 async def test_a_window_that_is_told_to_be_used_up_is_a_rest(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         [first, second] = world.backend.logins.values()
         for login in (dataclasses.replace(first, primary_used=100.0), second):
             world.backend.admit(login)
         for _ in range(2):
-            assert (await world.ask(post("/v1/responses", ASKED))).status == 200
+            assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 200
         assert world.backend.accounts() == [FIRST, SECOND]
 
 
@@ -345,7 +273,7 @@ async def test_an_event_tells_of_a_window_as_well_as_a_head_does(
     autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codex_backend, "limit_headers", lambda *_: [])
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         [first, _] = world.backend.logins.values()
         world.backend.admit(dataclasses.replace(first, primary_used=100.0))
         world.backend.plays.append(Play(FIRST, has_extra_events=True))
@@ -359,10 +287,10 @@ async def test_an_event_tells_of_a_window_as_well_as_a_head_does(
 async def test_an_effort_that_the_model_lacks_becomes_the_nearest(
     autojump_clock: MockClock, tmp_path: Path, asked: str, sent: str
 ) -> None:
-    async with codex_world(described(tmp_path), tmp_path) as world:
-        body = ASKED | {"reasoning": {"effort": asked}}
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
+        body = RESPONSES_BODY | {"reasoning": {"effort": asked}}
         assert (await world.ask(post("/v1/responses", body))).status == 200
-        body = CHAT | {"reasoning_effort": asked}
+        body = CHAT_BODY | {"reasoning_effort": asked}
         assert (await world.ask(post("/v1/chat/completions", body))).status == 200
         assert {seen.body["reasoning"]["effort"] for seen in world.backend.asked()} == {sent}
 
@@ -370,7 +298,7 @@ async def test_an_effort_that_the_model_lacks_becomes_the_nearest(
 async def test_an_exhausted_pool_names_the_earliest_reset(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays += [
             Play(FIRST, error="usage_limit", seconds=7200),
             Play(SECOND, error="usage_limit", seconds=3600),
@@ -387,8 +315,8 @@ async def test_an_exhausted_pool_names_the_earliest_reset(
 async def test_usage_shows_the_key_and_the_best_of_the_pool_without_names(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(described(tmp_path), tmp_path) as world:
-        await world.ask(post("/v1/responses", ASKED))
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
+        await world.ask(post("/v1/responses", RESPONSES_BODY))
         shown = await world.ask(request("GET", "/v1/usage"))
         value = shown.json()
         assert value["request_count"] == 1
@@ -406,31 +334,31 @@ async def test_usage_shows_the_key_and_the_best_of_the_pool_without_names(
 async def test_an_account_without_a_login_is_passed_over_until_its_file_is_there(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         path = tmp_path / "first" / "auth.json"
         os.rename(path, tmp_path / "kept")
-        assert (await world.ask(post("/v1/responses", ASKED))).status == 200
+        assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 200
         assert world.backend.accounts() == [SECOND]
         os.rename(tmp_path / "second" / "auth.json", tmp_path / "kept-too")
-        response = await world.ask(post("/v1/responses", ASKED))
+        response = await world.ask(post("/v1/responses", RESPONSES_BODY))
         assert (response.status, response.error["code"]) == (503, "no_usable_account")
         os.rename(tmp_path / "kept", path)
-        assert (await world.ask(post("/v1/responses", ASKED))).status == 200
+        assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 200
         assert world.backend.accounts() == [SECOND, FIRST]
 
 
 async def test_a_refused_account_is_asked_again_once_its_login_is_another(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(described(tmp_path, accounts=["first"]), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, accounts=["first"]), tmp_path) as world:
         world.backend.plays.append(Play(FIRST, error="account_deactivated"))
-        assert (await world.ask(post("/v1/responses", ASKED))).status == 503
-        assert (await world.ask(post("/v1/responses", ASKED))).status == 503
+        assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 503
+        assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 503
         assert world.backend.accounts() == [FIRST]
         expires_at = UNIX_START + 2 * 10**6
         path = tmp_path / "first" / "auth.json"
         world.backend.admit(make_auth_file(path, FIRST, expires_at=expires_at))
-        assert (await world.ask(post("/v1/responses", ASKED))).status == 200
+        assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 200
 
 
 @pytest.mark.parametrize("form", ["chat", "native"])
@@ -439,11 +367,11 @@ async def test_a_refused_token_is_renewed_once_on_the_same_account(
     mock_clock: MockClock, tmp_path: Path, refusals: int, form: str
 ) -> None:
     path, body = FORMS[form]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(FIRST, error="token_invalidated", count=refusals))
         for _ in range(2):
             response = await world.ask(post(path, body))
-            assert (response.status, said(response)) == (200, ANSWER)
+            assert (response.status, text_of(response)) == (200, ANSWER)
         assert world.backend.accounts() == [
             FIRST,
             FIRST,
@@ -460,17 +388,17 @@ async def test_a_refused_token_is_renewed_once_on_the_same_account(
 async def test_a_reload_brings_logins_and_takes_them_away(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    only = {name: described(tmp_path, accounts=[name]) for name in NAMES.values()}
+    only = {name: describe_codex(tmp_path, accounts=[name]) for name in NAMES.values()}
     for name, one in only.items():
         one["accounts"] = {name: one["accounts"][name]}
-    async with codex_world(only["first"], tmp_path) as world:
+    async with opened_codex_world(only["first"], tmp_path) as world:
         world.backend.plays.append(Play(FIRST, ends="stall"))
         client = await world.connect()
-        await client.send(post("/v1/responses", streamed(ASKED)))
+        await client.send(post("/v1/responses", streamed(RESPONSES_BODY)))
         await world.settle()
         config = parse_config(json.dumps(only["second"]).encode(), {}, str)
         await world.server.reload(lambda: (config, {}))
-        assert (await world.ask(post("/v1/responses", ASKED))).status == 200
+        assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 200
         assert world.backend.accounts() == [FIRST, SECOND]
         assert list(world.server.shared.endpoints.logins) == ["second"]
         autojump_clock.jump(400)  # the first one's stream ends by its timer
@@ -481,17 +409,17 @@ async def test_who_waits_while_its_account_goes_is_served_by_another(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """The request waits for a place while a reload takes its account away."""
-    whole = described(tmp_path, accounts=["first"])
+    whole = describe_codex(tmp_path, accounts=["first"])
     whole["accounts"]["first"]["concurrent"] = 1
-    none = described(tmp_path, accounts=["second"])
+    none = describe_codex(tmp_path, accounts=["second"])
     del none["accounts"]["first"]
-    async with codex_world(whole, tmp_path) as world:
+    async with opened_codex_world(whole, tmp_path) as world:
         world.backend.plays.append(Play(FIRST, ends="stall"))
         busy = await world.connect()
-        await busy.send(post("/v1/responses", streamed(ASKED)))
+        await busy.send(post("/v1/responses", streamed(RESPONSES_BODY)))
         await world.settle()
         waiting = await world.connect()
-        await waiting.send(post("/v1/responses", ASKED))
+        await waiting.send(post("/v1/responses", RESPONSES_BODY))
         await world.settle()
         config = parse_config(json.dumps(none).encode(), {}, str)
         await world.server.reload(lambda: (config, {}))
@@ -516,8 +444,8 @@ EXTRA: Final[Pairs] = [
 async def test_on_its_own_routes_only_credentials_change(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    raw = json.dumps(NATIVE | {"client_metadata": {"x": "y"}}, indent=1).encode()
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    raw = json.dumps(NATIVE_BODY | {"client_metadata": {"x": "y"}}, indent=1).encode()
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(has_extra_events=True, newline="\r\n"))
         response = await world.ask(post(f"{PREFIX}/responses", raw, headers=EXTRA))
         [seen] = world.backend.asked()
@@ -539,9 +467,9 @@ async def test_on_its_own_routes_only_credentials_change(
 async def test_a_compressed_body_is_refused_with_the_clients_switch(
     coding: str, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    packed = gzip.compress(json.dumps(NATIVE).encode())
+    packed = gzip.compress(json.dumps(NATIVE_BODY).encode())
     headers = [("Content-Encoding", coding)]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         for path in (f"{PREFIX}/responses", "/v1/responses", "/v1/chat/completions"):
             response = await world.ask(post(path, packed, headers=headers))
             assert response.status == 415
@@ -554,12 +482,12 @@ async def test_a_turn_s_state_stays_with_its_account(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     state = [("session-id", "thread"), ("x-codex-turn-state", f"{TURN_STATE}-{FIRST}")]
-    async with codex_world(described(tmp_path), tmp_path) as world:
-        await world.ask(post(f"{PREFIX}/responses", NATIVE, headers=state[:1]))
-        await world.ask(post(f"{PREFIX}/responses", NATIVE, headers=state))
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
+        await world.ask(post(f"{PREFIX}/responses", NATIVE_BODY, headers=state[:1]))
+        await world.ask(post(f"{PREFIX}/responses", NATIVE_BODY, headers=state))
         assert world.backend.asked()[1].headers["x-codex-turn-state"] == f"{TURN_STATE}-{FIRST}"
         world.backend.plays.append(Play(FIRST, error="usage_limit"))
-        await world.ask(post(f"{PREFIX}/responses", NATIVE, headers=state))
+        await world.ask(post(f"{PREFIX}/responses", NATIVE_BODY, headers=state))
         assert world.backend.accounts()[-1] == SECOND
         assert "x-codex-turn-state" not in world.backend.asked()[-1].headers
 
@@ -571,8 +499,8 @@ async def test_a_turn_s_state_stays_with_its_account(
 async def test_a_compaction_moves_only_before_it_has_begun(
     autojump_clock: MockClock, tmp_path: Path, error: str, is_moved: bool
 ) -> None:
-    body = {"model": MODEL, "instructions": "", "input": NATIVE["input"]}
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    body = {"model": MODEL, "instructions": "", "input": NATIVE_BODY["input"]}
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.plays.append(Play(FIRST, error=error))
         response = await world.ask(post(f"{PREFIX}/responses/compact", body))
         seen = [one.account for one in world.backend.asked(f"{PREFIX}/responses/compact")]
@@ -586,7 +514,7 @@ async def test_a_compaction_moves_only_before_it_has_begun(
 async def test_the_catalogue_is_the_backend_s_as_far_as_the_key_may_use_it(
     autojump_clock: MockClock, tmp_path: Path, path: str
 ) -> None:
-    async with codex_world(described(tmp_path, models=[MODEL]), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, models=[MODEL]), tmp_path) as world:
         shown = (await world.ask(request("GET", f"{path}?client_version=0.169.0"))).json()
         assert [entry["slug"] for entry in shown["models"]] == [MODEL]
         assert shown["models"][0]["base_instructions"]
@@ -616,15 +544,15 @@ PLATFORM: Final[Json] = {
 async def test_what_no_codex_account_can_honour_goes_to_another_or_is_refused(
     autojump_clock: MockClock, tmp_path: Path, field: Json
 ) -> None:
-    async with codex_world(described(tmp_path), tmp_path) as world:
-        response = await world.ask(post("/v1/responses", ASKED | field))
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
+        response = await world.ask(post("/v1/responses", RESPONSES_BODY | field))
         assert (response.status, response.error["code"]) == (400, "unsupported_parameter")
         assert response.error["param"] == next(iter(field))
         assert world.backend.accounts() == []
-    async with codex_world(described(tmp_path, others=PLATFORM), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, others=PLATFORM), tmp_path) as world:
         world.upstreams["platform"].plays(json_response({"id": "resp_2", "output": []}))
-        assert (await world.ask(post("/v1/responses", ASKED | field))).status == 200
-        assert [asked.json() for asked in world.asked] == [ASKED | field]
+        assert (await world.ask(post("/v1/responses", RESPONSES_BODY | field))).status == 200
+        assert [asked.json() for asked in world.asked] == [RESPONSES_BODY | field]
         assert world.backend.accounts() == []
 
 
@@ -638,12 +566,14 @@ async def test_a_session_that_moves_to_an_api_key_leaves_its_reasoning_behind(
     ]
     pool = {"accounts": ["first", "platform"]}
     headers = [("session-id", "s")]
-    async with codex_world(described(tmp_path, others=PLATFORM, **pool), tmp_path) as world:
-        await world.ask(post("/v1/responses", ASKED, headers=headers))
+    async with opened_codex_world(
+        describe_codex(tmp_path, others=PLATFORM, **pool), tmp_path
+    ) as world:
+        await world.ask(post("/v1/responses", RESPONSES_BODY, headers=headers))
         world.backend.plays.append(Play(FIRST, error="usage_limit"))
         world.upstreams["platform"].plays(json_response({"id": "resp_2", "output": []}))
         world.backend.sealed.add("gAAAA")
-        await world.ask(post("/v1/responses", ASKED | {"input": items}, headers=headers))
+        await world.ask(post("/v1/responses", RESPONSES_BODY | {"input": items}, headers=headers))
         assert [seen.body["input"][1]["type"] for seen in world.backend.asked()[1:]] == [
             "reasoning"
         ]
@@ -654,8 +584,11 @@ async def test_a_session_that_moves_to_an_api_key_leaves_its_reasoning_behind(
 async def test_reasoning_that_cannot_be_read_is_left_out_once_on_the_same_account(
     autojump_clock: MockClock, tmp_path: Path, error: str
 ) -> None:
-    items = [{"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}, *NATIVE["input"]]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    items = [
+        {"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"},
+        *NATIVE_BODY["input"],
+    ]
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         for path, body in (FORMS["responses"], FORMS["native"]):
             world.backend.plays = [Play(error=error, count=0)]
             assert (await world.ask(post(path, body | {"input": items}))).status == 200
@@ -667,13 +600,13 @@ async def test_reasoning_that_cannot_be_read_is_left_out_once_on_the_same_accoun
 async def test_native_routes_never_reach_an_api_key(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with codex_world(described(tmp_path, others=PLATFORM), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, others=PLATFORM), tmp_path) as world:
         world.backend.plays += [Play(FIRST, error="usage_limit"), Play(SECOND, error="usage_limit")]
-        response = await world.ask(post(f"{PREFIX}/responses", NATIVE))
+        response = await world.ask(post(f"{PREFIX}/responses", NATIVE_BODY))
         assert response.status == 429
         assert world.asked == []
-    async with codex_world(
-        described(tmp_path, others=PLATFORM, accounts=["platform"]), tmp_path
+    async with opened_codex_world(
+        describe_codex(tmp_path, others=PLATFORM, accounts=["platform"]), tmp_path
     ) as world:
         for method, path in (
             ("POST", "responses"),
@@ -681,7 +614,7 @@ async def test_native_routes_never_reach_an_api_key(
             ("GET", "models"),
         ):
             raw = (
-                post(f"{PREFIX}/{path}", NATIVE)
+                post(f"{PREFIX}/{path}", NATIVE_BODY)
                 if method == "POST"
                 else request(method, f"{PREFIX}/{path}")
             )

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,125 +17,44 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import CATALOGUE_PAUSE_SECONDS, parse_config
+from pooler import CATALOGUE_PAUSE_SECONDS
 from tests.support.codex_backend import Play, TokenPlay, make_auth_file
-from tests.support.limits import with_limits
-from tests.support.memory_sockets import KEY, Json, Response, post, request
+from tests.support.codex_world import (
+    COMPLETED,
+    CREATED,
+    DELTA,
+    DONE,
+    FIRST,
+    FORMS,
+    ITEM,
+    NATIVE_BODY,
+    RESPONSE,
+    RESPONSES_BODY,
+    SECOND,
+    WHOLE,
+    ask_scripted,
+    check_end,
+    describe_codex,
+    every_form,
+    opened_codex_world,
+    opened_scripted_world,
+    sse_script,
+    stream_of,
+)
+from tests.support.memory_sockets import Json, Response, post, request
 from tests.support.world import (
     LAST_CHUNK,
     UNIX_START,
-    Fin,
     Script,
     Send,
     Stall,
-    World,
     chunk,
     json_response,
     response_head,
-    sse_event,
     sse_head,
-)
-from tests.translation.test_codex_accounts import (
-    ASKED,
-    FIRST,
-    FORMS,
-    NATIVE,
-    SECOND,
-    codex_world,
-    described,
-    every_form,
 )
 
 PREFIX: Final = "/backend-api/codex"
-ITEM: Final[Json] = {
-    "type": "message",
-    "role": "assistant",
-    "content": [{"type": "output_text", "text": "Hi."}],
-}
-CALL: Final[Json] = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
-RESPONSE: Final[Json] = {"id": "resp_1", "object": "response", "created_at": 7, "model": "m1"}
-CREATED: Final[Json] = {"type": "response.created", "response": RESPONSE | {"output": None}}
-DELTA: Final[Json] = {"type": "response.output_text.delta", "output_index": 0, "delta": "Hi."}
-DONE: Final[Json] = {"type": "response.output_item.done", "output_index": 0, "item": ITEM}
-CALLED: Final[Json] = {"type": "response.output_item.done", "output_index": 1, "item": CALL}
-COMPLETED: Final[Json] = {
-    "type": "response.completed",
-    "response": RESPONSE | {"status": "completed", "output": None},
-}
-WHOLE: Final = (CREATED, DELTA, DONE, CALLED, COMPLETED)
-
-
-@asynccontextmanager
-async def scripted_world(
-    folder: Path, *, models: Json = ("gpt-5.5",), pool: Json = None, **limits: float
-) -> AsyncIterator[World]:
-    """One codex account, whose upstream plays scripts."""
-    path = folder / "auth.json"
-    make_auth_file(path, "acct-1", expires_at=UNIX_START + 10**6)
-    account = {
-        "type": "codex",
-        "auth_file": str(path),
-        "base_url": f"http://127.0.0.1:9001{PREFIX}",
-    } | ({"models": models} if models else {})
-    pools = {"home": {"accounts": ["a"], "keys": {"laptop": KEY}} | (pool or {})}
-    whole = {"accounts": {"a": account}, "pools": pools, "limits": with_limits(limits)}
-    config = parse_config(json.dumps(whole).encode(), {}, str)
-    async with trio.open_nursery() as nursery:
-        world = World(config, nursery)
-        if models:
-            world.upstreams["a"].catalogue = json_response({"models": []})
-        world.start()
-        await world.settle()
-        yield world
-        await world.close()
-        nursery.cancel_scope.cancel()
-
-
-async def ask(world: World, form: str, script: Script) -> Response:
-    world.upstreams["a"].plays(script)
-    path, body = FORMS[form]
-    return await world.ask(post(path, body))
-
-
-def stream(events: Sequence[Json], newline: bytes = b"\n") -> bytes:
-    return b"".join(sse_event(event, newline) for event in events)
-
-
-def sent(raw: bytes, *, is_whole: bool = True) -> Script:
-    return [Send(sse_head() + chunk(raw)), Send(LAST_CHUNK) if is_whole else Fin()]
-
-
-def payloads(response: Response) -> list[Json]:
-    """The data of a stream's events; as text, where it is no JSON."""
-    found: list[Json] = []
-    for line in response.body.decode().splitlines():
-        if line.startswith("data: "):
-            try:
-                found.append(json.loads(line[6:]))
-            except ValueError:
-                found.append(line[6:])
-    return found
-
-
-def check_end(form: str, response: Response) -> bool:
-    """Whether the answer is a success; it has exactly one end, whichever that is."""
-    if form in {"responses", "chat"}:
-        assert response.status in {200, 502}
-        assert ("error" in response.json()) == (response.status == 502) or form == "responses"
-        return response.status == 200
-    if response.status != 200:
-        assert response.error["code"] in {"upstream_stream_truncated", "upstream_invalid_response"}
-        return False
-    told = payloads(response)
-    if form == "chat-stream":
-        errors = [one for one in told if isinstance(one, dict) and "error" in one]
-        assert told.count("[DONE]") + len(errors) == 1
-        assert told[-1] == "[DONE]" or "error" in told[-1]
-        return not errors
-    kinds = [one.get("type") for one in told if isinstance(one, dict)]
-    ends = [kind for kind in kinds if kind in {"response.completed", "response.failed"}]
-    assert ends == [told[-1]["type"]]
-    return ends == ["response.completed"]
 
 
 @pytest.mark.slow
@@ -144,13 +62,13 @@ def check_end(form: str, response: Response) -> bool:
 async def test_a_stream_that_is_cut_anywhere_has_one_end(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
-    raw = stream(WHOLE)
-    last = len(stream(WHOLE[:-1]))
-    async with scripted_world(tmp_path) as world:
+    raw = stream_of(WHOLE)
+    last = len(stream_of(WHOLE[:-1]))
+    async with opened_scripted_world(tmp_path) as world:
         for at in range(0, len(raw), 3):
-            response = await ask(world, form, sent(raw[:at], is_whole=False))
+            response = await ask_scripted(world, form, sse_script(raw[:at], is_whole=False))
             assert not check_end(form, response), at
-        assert check_end(form, await ask(world, form, sent(raw)))
+        assert check_end(form, await ask_scripted(world, form, sse_script(raw)))
         assert last < len(raw)
 
 
@@ -176,8 +94,8 @@ async def test_only_a_terminal_event_is_an_end(
     if newline == b"\r" and form in {"native", "responses-stream"}:
         newline = b"\r\n"  # this client of ours reads no lone CR; the scanner's tests do
     events, is_well = ENDINGS[name]
-    async with scripted_world(tmp_path) as world:
-        response = await ask(world, form, sent(stream(events, newline)))
+    async with opened_scripted_world(tmp_path) as world:
+        response = await ask_scripted(world, form, sse_script(stream_of(events, newline)))
         if name == "done-after" and form in {"native", "responses-stream"}:
             assert b"[DONE]" in response.body
             return
@@ -191,8 +109,10 @@ async def test_nothing_follows_the_first_end(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
     failed = {"type": "response.failed", "response": RESPONSE | {"error": {"code": "server_error"}}}
-    async with scripted_world(tmp_path) as world:
-        response = await ask(world, form, sent(stream((*WHOLE, DELTA, failed, COMPLETED))))
+    async with opened_scripted_world(tmp_path) as world:
+        response = await ask_scripted(
+            world, form, sse_script(stream_of((*WHOLE, DELTA, failed, COMPLETED)))
+        )
         assert response.status == 200
         if form == "chat-stream":
             assert check_end(form, response)
@@ -230,8 +150,8 @@ async def test_an_odd_answer_is_told_in_the_client_s_own_form(
     autojump_clock: MockClock, tmp_path: Path, name: str, form: str
 ) -> None:
     script, status, code = ODD[name]
-    async with scripted_world(tmp_path) as world:
-        response = await ask(world, form, script)
+    async with opened_scripted_world(tmp_path) as world:
+        response = await ask_scripted(world, form, script)
         assert (response.status, response.error["code"]) == (status, code)
         assert set(response.error) == {"message", "type", "code", "param"}
 
@@ -241,18 +161,18 @@ async def test_what_is_kept_of_an_answer_is_bounded(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
     big = DONE | {"item": ITEM | {"content": [{"type": "output_text", "text": "x" * 3000}]}}
-    async with scripted_world(tmp_path, unary_bytes_max=10_000) as world:
+    async with opened_scripted_world(tmp_path, unary_bytes_max=10_000) as world:
         fits = [CREATED, *[big | {"output_index": at} for at in range(3)], COMPLETED]
-        assert check_end(form, await ask(world, form, sent(stream(fits))))
+        assert check_end(form, await ask_scripted(world, form, sse_script(stream_of(fits))))
         over = [CREATED, *[big | {"output_index": at} for at in range(4)], COMPLETED]
-        response = await ask(world, form, sent(stream(over)))
+        response = await ask_scripted(world, form, sse_script(stream_of(over)))
         assert not check_end(form, response)
         assert world.records[-1]["code"] == "upstream_invalid_response"
 
 
 async def test_a_compact_answer_must_be_json(autojump_clock: MockClock, tmp_path: Path) -> None:
     body = {"model": "gpt-5.5", "instructions": "", "input": []}
-    async with scripted_world(tmp_path) as world:
+    async with opened_scripted_world(tmp_path) as world:
         for content, status in ((b"{", 502), (b'{"output": []}', 200)):
             world.upstreams["a"].plays(json_response(content))
             response = await world.ask(post(f"{PREFIX}/responses/compact", body))
@@ -276,10 +196,10 @@ async def test_hostile_quota_headers_rest_nobody(autojump_clock: MockClock, tmp_
     }
     events = [CREATED, event, event | {"rate_limits": [1]}, *WHOLE[1:]]
     headers = [pair for pair in HOSTILE_HEADERS if pair[0].isascii()]
-    script = [Send(sse_head(headers=headers) + chunk(stream(events)) + LAST_CHUNK)]
-    async with scripted_world(tmp_path) as world:
+    script = [Send(sse_head(headers=headers) + chunk(stream_of(events)) + LAST_CHUNK)]
+    async with opened_scripted_world(tmp_path) as world:
         for _ in range(2):
-            assert check_end("chat", await ask(world, "chat", script))
+            assert check_end("chat", await ask_scripted(world, "chat", script))
         assert len(world.server.shared.roster.health["a"].quota.windows) <= 16
 
 
@@ -287,8 +207,8 @@ async def test_hostile_quota_headers_rest_nobody(autojump_clock: MockClock, tmp_
 async def test_a_drain_ends_every_answer_that_does_not_end(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
-    async with scripted_world(tmp_path) as world:
-        world.upstreams["a"].plays([Send(sse_head() + chunk(stream((CREATED, DELTA)))), Stall()])
+    async with opened_scripted_world(tmp_path) as world:
+        world.upstreams["a"].plays([Send(sse_head() + chunk(stream_of((CREATED, DELTA)))), Stall()])
         client = await world.connect()
         path, body = FORMS[form]
         await client.send(post(path, body))
@@ -307,7 +227,7 @@ async def test_a_reload_keeps_what_is_known_of_a_login(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """Renewed tokens that are not on the disk yet are nowhere else."""
-    async with scripted_world(tmp_path) as world:
+    async with opened_scripted_world(tmp_path) as world:
         before = world.server.shared.endpoints.logins["a"]
         await world.server.reload(lambda: (world.config, {}))
         assert world.server.shared.endpoints.logins["a"] is before
@@ -317,8 +237,8 @@ async def test_a_reload_keeps_what_is_known_of_a_login(
 async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    described_one = described(tmp_path, accounts=["first"])
-    async with codex_world(described_one, tmp_path) as world:
+    described_one = describe_codex(tmp_path, accounts=["first"])
+    async with opened_codex_world(described_one, tmp_path) as world:
 
         def told() -> list[tuple[str, str]]:
             lines = [(level, fields) for level, event, fields in world.logged if event == "login"]
@@ -327,12 +247,12 @@ async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
         path = tmp_path / "first" / "auth.json"
         os.rename(path, tmp_path / "kept")
         for _ in range(2):
-            assert (await world.ask(post("/v1/responses", ASKED))).status == 503
+            assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 503
         [(level, problem)] = told()
         assert (level, f"{path} is not there; log in with" in problem) == ("warning", True)
         os.rename(tmp_path / "kept", path)
         for _ in range(2):
-            assert (await world.ask(post("/v1/responses", ASKED))).status == 200
+            assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 200
         assert told()[1:] == [("info", "None")]
         path.write_text("{")
         await world.server.reload(lambda: (world.server.shared.config, {}))
@@ -345,7 +265,7 @@ async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
 async def test_a_login_that_cannot_be_renewed_takes_only_its_account_out(
     mock_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         made = make_auth_file(tmp_path / "first" / "auth.json", FIRST, expires_at=UNIX_START)
         world.backend.admit(made)
         world.backend.token_plays.append(TokenPlay(400, "refresh_token_invalidated"))
@@ -363,9 +283,9 @@ async def test_a_stream_without_a_content_type_is_one_all_the_same(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
     bare = response_head(200, [("transfer-encoding", "chunked")])
-    async with scripted_world(tmp_path) as world:
-        script = [Send(bare + chunk(stream(WHOLE)) + LAST_CHUNK)]
-        response = await ask(world, form, script)
+    async with opened_scripted_world(tmp_path) as world:
+        script = [Send(bare + chunk(stream_of(WHOLE)) + LAST_CHUNK)]
+        response = await ask_scripted(world, form, script)
         assert check_end(form, response)
         kind = "json" if form in {"responses", "chat"} else "event-stream"
         assert kind in (response.header("content-type") or "")
@@ -395,7 +315,7 @@ async def test_no_login_and_no_prompt_is_told_to_anybody_else(
         part = {"type": "input_text", "text": CANARY}
         said |= {"input": [{"type": "message", "role": "user", "content": [part]}]}
     for play in FAILURES:
-        async with codex_world(described(tmp_path), tmp_path) as world:
+        async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
             logins = list(world.backend.logins.values())
             world.backend.plays.append(play)
             response = await world.ask(post(path, said))
@@ -427,7 +347,7 @@ def shown_models(response: Response) -> dict[str, Json]:
 async def test_a_model_list_that_could_not_be_had_is_asked_for_again(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with scripted_world(tmp_path, models=None) as world:
+    async with opened_scripted_world(tmp_path, models=None) as world:
         upstream = world.upstreams["a"]
         assert shown_models(await world.ask(request("GET", "/v1/models"))) == {}
         upstream.catalogue = LISTED
@@ -442,7 +362,7 @@ async def test_a_model_list_that_could_not_be_had_is_asked_for_again(
 
 
 async def test_a_new_login_brings_its_models(autojump_clock: MockClock, tmp_path: Path) -> None:
-    async with scripted_world(tmp_path, models=None) as world:
+    async with opened_scripted_world(tmp_path, models=None) as world:
         world.upstreams["a"].catalogue = LISTED
         path = tmp_path / "auth.json"
         make_auth_file(path, "acct-2", expires_at=UNIX_START + 2 * 10**6)
@@ -453,9 +373,9 @@ async def test_a_new_login_brings_its_models(autojump_clock: MockClock, tmp_path
 async def test_an_alias_changes_the_model_of_a_native_body_and_no_more(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    body = NATIVE | {"model": "small", "extra": {"model": "small"}}
-    async with scripted_world(tmp_path, pool={"aliases": {"small": "gpt-5.5"}}) as world:
-        world.upstreams["a"].plays(sent(stream(WHOLE)))
+    body = NATIVE_BODY | {"model": "small", "extra": {"model": "small"}}
+    async with opened_scripted_world(tmp_path, pool={"aliases": {"small": "gpt-5.5"}}) as world:
+        world.upstreams["a"].plays(sse_script(stream_of(WHOLE)))
         response = await world.ask(post(f"{PREFIX}/responses", body))
         assert response.status == 200
         [asked] = world.asked

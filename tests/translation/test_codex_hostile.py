@@ -1,6 +1,6 @@
 """Proves that a lying ChatGPT backend, or client of it, gets nothing that it is not owed.
 
-Method: the scripted account of `tests/translation/test_codex_faults.py`, or two behind the strict
+Method: the scripted account of `tests/support/codex_world.py`, or two behind the strict
 backend; each test is one lie: a secret handed back to another account, an end that is none, a
 flood.
 """
@@ -17,6 +17,25 @@ from trio.testing import MockClock
 
 from pooler import OUTPUT_ITEMS_MAX, ChatTranslator, Event, EventKind, OutputCollector
 from tests.support.codex_backend import Play
+from tests.support.codex_world import (
+    COMPLETED,
+    CREATED,
+    DELTA,
+    FIRST,
+    FORMS,
+    NATIVE_BODY,
+    SECOND,
+    WHOLE,
+    ask_scripted,
+    check_end,
+    describe_codex,
+    every_form,
+    opened_codex_world,
+    opened_scripted_world,
+    payloads,
+    sse_script,
+    stream_of,
+)
 from tests.support.memory_sockets import post
 from tests.support.world import (
     LAST_CHUNK,
@@ -30,28 +49,7 @@ from tests.support.world import (
     sse_event,
     sse_head,
 )
-from tests.translation.test_codex_accounts import (
-    FIRST,
-    FORMS,
-    NATIVE,
-    SECOND,
-    codex_world,
-    described,
-    every_form,
-)
-from tests.translation.test_codex_faults import (
-    COMPLETED,
-    CREATED,
-    DELTA,
-    PREFIX,
-    WHOLE,
-    ask,
-    check_end,
-    payloads,
-    scripted_world,
-    sent,
-    stream,
-)
+from tests.translation.test_codex_faults import PREFIX
 
 STATE: Final = "x-codex-turn-state"
 
@@ -61,11 +59,11 @@ async def test_a_turn_s_state_never_reaches_another_account(
 ) -> None:
     """Codex CLI keeps the first state of a turn, whoever serves the rest of it."""
     session = [("session-id", "thread")]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
 
         async def ask_with(*states: str) -> str | None:
             headers = session + [(STATE, state) for state in states]
-            response = await world.ask(post(f"{PREFIX}/responses", NATIVE, headers=headers))
+            response = await world.ask(post(f"{PREFIX}/responses", NATIVE_BODY, headers=headers))
             return response.header(STATE)
 
         first = await ask_with()
@@ -84,9 +82,9 @@ async def test_a_done_before_the_end_hides_no_end(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """Clients stop reading at `[DONE]`."""
-    async with scripted_world(tmp_path) as world:
-        raw = stream((*WHOLE[:-1], b"[DONE]"))
-        response = await ask(world, "responses-stream", sent(raw))
+    async with opened_scripted_world(tmp_path) as world:
+        raw = stream_of((*WHOLE[:-1], b"[DONE]"))
+        response = await ask_scripted(world, "responses-stream", sse_script(raw))
         assert b"[DONE]" not in response.body
         assert payloads(response)[-1]["type"] == "response.failed"
 
@@ -96,9 +94,9 @@ async def test_an_answer_that_came_in_deltas_alone_is_not_lost(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
     refusal = {"type": "response.refusal.delta", "output_index": 1, "delta": "No."}
-    async with scripted_world(tmp_path) as world:
-        raw = stream((CREATED, DELTA, DELTA, refusal, COMPLETED))
-        value = (await ask(world, form, sent(raw))).json()
+    async with opened_scripted_world(tmp_path) as world:
+        raw = stream_of((CREATED, DELTA, DELTA, refusal, COMPLETED))
+        value = (await ask_scripted(world, form, sse_script(raw))).json()
         if form == "chat":
             message = value["choices"][0]["message"]
             assert (message["content"], message["refusal"]) == ("Hi.Hi.", "No.")
@@ -114,9 +112,9 @@ async def test_a_flood_before_content_is_bounded(
 ) -> None:
     flood = [Send(chunk(b": " + b"x" * 10_000 + b"\n\n")) for _ in range(100)]
     big = CREATED | {"padding": "x" * 10_000}
-    for script in (flood, [Send(chunk(stream([big]))) for _ in range(15)]):
-        async with scripted_world(tmp_path, event_bytes_max=100_000) as world:
-            response = await ask(world, form, [Send(sse_head()), *script, Stall()])
+    for script in (flood, [Send(chunk(stream_of([big]))) for _ in range(15)]):
+        async with opened_scripted_world(tmp_path, event_bytes_max=100_000) as world:
+            response = await ask_scripted(world, form, [Send(sse_head()), *script, Stall()])
             if form == "chat-stream":  # nothing of this is held
                 continue
             assert response.status == 502
@@ -128,8 +126,10 @@ async def test_a_number_too_long_to_print_ends_no_stream_silently(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     number = b'{"type":"response.output_text.delta","sequence_number":' + b"9" * 4300 + b"}"
-    async with scripted_world(tmp_path) as world:
-        response = await ask(world, "native", sent(stream((CREATED, number)), is_whole=False))
+    async with opened_scripted_world(tmp_path) as world:
+        response = await ask_scripted(
+            world, "native", sse_script(stream_of((CREATED, number)), is_whole=False)
+        )
         assert payloads(response)[-1]["type"] == "response.failed"
 
 
@@ -139,8 +139,8 @@ async def test_only_v1_clients_are_told_not_to_retry(
 ) -> None:
     error = {"type": "usage_limit_reached", "resets_in_seconds": seconds}
     for form in ("native", "responses"):
-        async with scripted_world(tmp_path) as world:
-            response = await ask(world, form, json_response({"error": error}, 429))
+        async with opened_scripted_world(tmp_path) as world:
+            response = await ask_scripted(world, form, json_response({"error": error}, 429))
             assert (response.status, response.header("retry-after")) == (429, told)
             is_told = form == "responses" and told is None
             assert response.header("x-should-retry") == ("false" if is_told else None)
@@ -154,15 +154,15 @@ async def test_the_limit_of_one_model_rests_nobody(
 ) -> None:
     error = {"type": "usage_limit_reached", "resets_in_seconds": 3000}
     models = ["gpt-5.5", "m2"]
-    async with scripted_world(tmp_path, models=models) as world:
+    async with opened_scripted_world(tmp_path, models=models) as world:
         for limit, status in (("codex_bengalfox", 200), ("codex", 429), ("premium", 200)):
             headers = [("x-codex-active-limit", limit), (f"x-{BENGALFOX}-used-percent", "100")]
             limited = json_response({"error": error}, 429, headers)
-            response = await ask(world, "responses", limited)
+            response = await ask_scripted(world, "responses", limited)
             assert (response.status, response.error["resets_in_seconds"]) == (429, 3000)
             for model, expected in (("m2", status), ("gpt-5.5", 429)):
                 if expected == 200:
-                    world.upstreams["a"].plays(sent(stream(WHOLE)))
+                    world.upstreams["a"].plays(sse_script(stream_of(WHOLE)))
                 body = {"model": model, "input": "x"}
                 assert (await world.ask(post("/v1/responses", body))).status == expected
             autojump_clock.jump(3001)
@@ -182,9 +182,9 @@ def test_the_indexes_that_an_answer_remembers_are_bounded() -> None:
 async def test_an_answer_in_one_piece_is_waited_for_no_longer_than_any(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
-    drips: list[Step] = [Pause(100), Send(chunk(stream([DELTA])))] * 20
-    async with scripted_world(tmp_path) as world:
-        response = await ask(world, form, [Send(sse_head()), *drips, Stall()])
+    drips: list[Step] = [Pause(100), Send(chunk(stream_of([DELTA])))] * 20
+    async with opened_scripted_world(tmp_path) as world:
+        response = await ask_scripted(world, form, [Send(sse_head()), *drips, Stall()])
         assert (response.status, response.ended_at) == (504, 600.0)
         assert "unary_seconds_max" in response.error["message"]
 
@@ -195,9 +195,9 @@ async def test_whoever_leaves_takes_the_upstream_along(
     autojump_clock: MockClock, tmp_path: Path, form: str, count: int
 ) -> None:
     events = (CREATED, {"type": "keepalive"}, DELTA)[:count]
-    async with scripted_world(tmp_path) as world:
+    async with opened_scripted_world(tmp_path) as world:
         upstream = world.upstreams["a"]
-        upstream.plays([Send(sse_head() + chunk(stream(events))), Stall()])
+        upstream.plays([Send(sse_head() + chunk(stream_of(events))), Stall()])
         client = await world.connect()
         path, body = FORMS[form]
         await client.send(post(path, body))
@@ -215,9 +215,9 @@ async def test_a_reload_without_the_account_ends_nothing_under_way(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
     go = trio.Event()
-    async with scripted_world(tmp_path) as world:
-        rest: list[Step] = [Wait(go), Send(chunk(stream(WHOLE[1:])) + LAST_CHUNK)]
-        world.upstreams["a"].plays([Send(sse_head() + chunk(stream(WHOLE[:1]))), *rest])
+    async with opened_scripted_world(tmp_path) as world:
+        rest: list[Step] = [Wait(go), Send(chunk(stream_of(WHOLE[1:])) + LAST_CHUNK)]
+        world.upstreams["a"].plays([Send(sse_head() + chunk(stream_of(WHOLE[:1]))), *rest])
         client = await world.connect()
         path, body = FORMS[form]
         await client.send(post(path, body))

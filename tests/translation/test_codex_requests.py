@@ -19,23 +19,23 @@ from trio.testing import MockClock
 from pooler import LITE_HEADER, LITE_METADATA
 from tests.support.codex_backend import Play
 from tests.support.codex_turns import ANSWER
+from tests.support.codex_world import (
+    CHAT_BODY,
+    FIRST,
+    MODEL,
+    NATIVE_BODY,
+    PREFIX,
+    RESPONSES_BODY,
+    SECOND,
+    describe_codex,
+    opened_codex_world,
+    streamed,
+    text_of,
+)
 from tests.support.memory_sockets import post
 from tests.support.memory_websockets import open_socket, upgrade
 from tests.support.world import World, json_response, responses_events, sse_steps
-from tests.translation.test_codex_accounts import (
-    ASKED,
-    CHAT,
-    FIRST,
-    MODEL,
-    NATIVE,
-    PLATFORM,
-    PREFIX,
-    SECOND,
-    codex_world,
-    described,
-    said,
-    streamed,
-)
+from tests.translation.test_codex_accounts import PLATFORM
 
 Json = Any
 ONE: Final = {"accounts": ["first"]}
@@ -57,12 +57,12 @@ async def sent(world: World, carrier: str, body: Json) -> tuple[int, Json]:
         return 200, "".join(event.get("delta", "") for event in events if "text" in event["type"])
     path = "/v1/chat/completions" if carrier in CHATS else "/v1/responses"
     response = await world.ask(post(path, streamed(body) if "stream" in carrier else body))
-    return response.status, said(response) if response.status == 200 else response.error
+    return response.status, text_of(response) if response.status == 200 else response.error
 
 
 async def passed(folder: Path, carrier: str, body: Json, *, sealed: str = "") -> Json:
     """What the backend took, and answered."""
-    async with codex_world(described(folder, **ONE), folder) as world:
+    async with opened_codex_world(describe_codex(folder, **ONE), folder) as world:
         world.backend.sealed.add(sealed)
         assert await sent(world, carrier, body) == (200, ANSWER)
         [seen] = [seen.body for seen in world.backend.asked() if seen.body is not None]
@@ -307,7 +307,7 @@ async def test_what_would_be_lost_in_silence_is_refused_with_what_to_write(
     autojump_clock: MockClock, tmp_path: Path, carrier: str, name: str
 ) -> None:
     body, param, instead = OBSTACLES[name]
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         status, error = await sent(world, carrier, body)
         assert (status, error["code"], error["param"]) == (400, "unsupported_parameter", param)
         assert instead in error["message"]
@@ -320,7 +320,7 @@ async def test_an_api_key_gets_it_as_it_came(
     autojump_clock: MockClock, tmp_path: Path, name: str
 ) -> None:
     body = OBSTACLES[name][0]
-    async with codex_world(described(tmp_path, others=PLATFORM), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, others=PLATFORM), tmp_path) as world:
         world.upstreams["platform"].plays(json_response({"id": "resp_2", "output": []}))
         assert (await world.ask(post("/v1/responses", body))).status == 200
         assert [asked.body for asked in world.asked] == [json.dumps(body).encode()]
@@ -336,9 +336,11 @@ async def test_an_api_key_gets_it_as_it_came(
 async def test_a_switch_is_true_or_false(
     autojump_clock: MockClock, tmp_path: Path, account: str, carrier: str, value: Json
 ) -> None:
-    asked = CHAT if carrier == "chat" else ASKED
+    asked = CHAT_BODY if carrier == "chat" else RESPONSES_BODY
     pool = {"accounts": [account]}
-    async with codex_world(described(tmp_path, others=PLATFORM, **pool), tmp_path) as world:
+    async with opened_codex_world(
+        describe_codex(tmp_path, others=PLATFORM, **pool), tmp_path
+    ) as world:
         for name in ("stream", "store"):
             status, error = await sent(world, carrier, asked | {name: value})
             assert (status, error["code"], error["param"]) == (400, "invalid_value", name)
@@ -369,8 +371,8 @@ async def test_a_compaction_that_cannot_be_read_is_left_out_whole(
     autojump_clock: MockClock, tmp_path: Path, path: str, kind: str
 ) -> None:
     item = {"type": kind, "id": "cmp_abc", "encrypted_content": "unknown"}
-    body = NATIVE | {"input": [item, *NATIVE["input"]], "client_metadata": {}}
-    async with codex_world(described(tmp_path, **ONE), tmp_path) as world:
+    body = NATIVE_BODY | {"input": [item, *NATIVE_BODY["input"]], "client_metadata": {}}
+    async with opened_codex_world(describe_codex(tmp_path, **ONE), tmp_path) as world:
         assert (await world.ask(post(path, body))).status == 200
         asked = [[one["type"] for one in seen.body["input"]] for seen in world.backend.asked()]
         assert asked == [[kind, "message"], ["message"]]
@@ -379,10 +381,10 @@ async def test_a_compaction_that_cannot_be_read_is_left_out_whole(
 EXEC: Final = {"type": "function", "name": "exec", "parameters": {"type": "object"}}
 HELD: Final = [{"type": "namespace", "name": "functions", "tools": [
     EXEC | {"parameters": {"type": "object", "properties": {}}}]}]  # fmt: skip
-LITE: Final[Json] = NATIVE | {
+LITE: Final[Json] = NATIVE_BODY | {
     "input": [
         {"type": "additional_tools", "role": "developer", "tools": HELD},
-        NATIVE["input"][0] | {"id": "msg_a"},
+        NATIVE_BODY["input"][0] | {"id": "msg_a"},
         {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "exec",
          "namespace": "functions", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c1", "output": "x"},
@@ -398,7 +400,7 @@ MARKED: Final = LITE | {"client_metadata": {LITE_METADATA: "true"}}
 async def test_a_lite_body_is_passed_as_it_came(autojump_clock: MockClock, tmp_path: Path) -> None:
     raw = json.dumps(LITE, indent=1).encode()
     fields = [*MARK, ("session-id", "s"), ("x-codex-turn-state", "foreign"), ("originator", "me")]
-    async with codex_world(described(tmp_path, **ONE), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, **ONE), tmp_path) as world:
         world.backend.plays.append(Play(has_extra_events=True))
         response = await world.ask(post("/v1/responses", raw, headers=fields))
         assert response.status == 200
@@ -416,7 +418,7 @@ async def test_a_lite_turn_of_a_websocket_is_passed_as_it_came(
     autojump_clock: MockClock, tmp_path: Path, more: Json, body: Json
 ) -> None:
     frame = {"type": "response.create"} | body
-    async with codex_world(described(tmp_path, **ONE), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, **ONE), tmp_path) as world:
         client = await open_socket(world, upgrade(more=more))
         await client.say(frame)
         assert (await client.read_turn())[-1]["type"] == "response.completed"
@@ -433,8 +435,8 @@ async def test_a_lite_turn_of_a_websocket_is_passed_as_it_came(
 async def test_a_body_without_the_mark_is_translated(
     autojump_clock: MockClock, tmp_path: Path, fields: Json, path: str
 ) -> None:
-    body = (CHAT if "chat" in path else ASKED) | {"temperature": 1}
-    async with codex_world(described(tmp_path, **ONE), tmp_path) as world:
+    body = (CHAT_BODY if "chat" in path else RESPONSES_BODY) | {"temperature": 1}
+    async with opened_codex_world(describe_codex(tmp_path, **ONE), tmp_path) as world:
         assert (await world.ask(post(path, body, headers=fields))).status == 200
         [seen] = world.backend.asked()
         assert "temperature" not in seen.body
@@ -446,7 +448,9 @@ async def test_a_lite_body_may_go_to_an_api_key_too(
     autojump_clock: MockClock, tmp_path: Path, accounts: Sequence[str]
 ) -> None:
     pool = {"accounts": accounts}
-    async with codex_world(described(tmp_path, others=PLATFORM, **pool), tmp_path) as world:
+    async with opened_codex_world(
+        describe_codex(tmp_path, others=PLATFORM, **pool), tmp_path
+    ) as world:
         world.backend.plays.append(Play(FIRST, error="usage_limit"))
         world.upstreams["platform"].plays(sse_steps(*responses_events("a")))
         response = await world.ask(post("/v1/responses", LITE, headers=MARK))
@@ -459,8 +463,8 @@ async def test_a_lite_body_moves_without_what_another_account_cannot_read(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": SEALED}
-    later = LITE | {"input": [*LITE["input"], thought, *NATIVE["input"]]}
-    async with codex_world(described(tmp_path), tmp_path) as world:
+    later = LITE | {"input": [*LITE["input"], thought, *NATIVE_BODY["input"]]}
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
         world.backend.sealed.add(SEALED)
         await world.ask(post("/v1/responses", LITE, headers=MARK))
         world.backend.plays.append(Play(FIRST, error="usage_limit"))

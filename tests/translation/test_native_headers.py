@@ -21,6 +21,14 @@ from pooler import (
     NATIVE_TO_UPSTREAM,
     QuotaWindow,
 )
+from tests.support.codex_world import (
+    COMPLETED,
+    CREATED,
+    DELTA,
+    FORMS,
+    opened_scripted_world,
+    payloads,
+)
 from tests.support.memory_sockets import Json, Pairs, Response, post
 from tests.support.memory_websockets import (
     codex_described,
@@ -30,8 +38,6 @@ from tests.support.memory_websockets import (
     socket_world,
 )
 from tests.support.world import UNIX_START, Step, World, json_response, sse_response
-from tests.translation.test_codex_accounts import FORMS
-from tests.translation.test_codex_faults import COMPLETED, CREATED, DELTA, payloads, scripted_world
 
 NATIVE: Final = "/backend-api/codex/responses"
 HOUR: Final = 3600
@@ -86,7 +92,7 @@ async def test_only_names_on_the_list_go_on(autojump_clock: MockClock, tmp_path:
     # The upstream of these tests takes no name with an underscore.
     listed = sorted(name for name in NATIVE_TO_UPSTREAM - left_out if "_" not in name)
     headers = [(name, f"v-{name}") for name in (*UNLISTED, *listed)]
-    async with scripted_world(tmp_path) as world:
+    async with opened_scripted_world(tmp_path) as world:
         world.upstreams["a"].plays(sse_response([CREATED, DELTA, COMPLETED]))
         assert (await world.ask(post(path, body, headers=headers))).status == 200
         [asked] = world.asked
@@ -117,7 +123,7 @@ def script_of(form: str, headers: Pairs) -> list[Step]:
 async def test_an_answer_s_head_tells_nothing_of_the_account(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
-    async with scripted_world(tmp_path) as world:
+    async with opened_scripted_world(tmp_path) as world:
         response = await ask(world, form, script_of(form, [*TOLD, *LISTED]))
         assert response.status == 200
         assert SAID not in json.dumps(response.headers)
@@ -128,7 +134,7 @@ async def test_an_answer_s_head_tells_nothing_of_the_account(
 async def test_of_quota_an_answer_s_head_tells_the_pool_s(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
-    async with scripted_world(tmp_path) as world:
+    async with opened_scripted_world(tmp_path) as world:
         response = await ask(world, form, script_of(form, quota(80.9, 12.5)))
         shown = {name: value for name, value in response.headers if name.startswith("x-codex-")}
         assert shown == {
@@ -177,7 +183,7 @@ async def test_an_event_that_tells_nothing_stays_as_it_came(
     autojump_clock: MockClock, tmp_path: Path, event: Json
 ) -> None:
     raw = json.dumps(event | {"note": "  é", "headers": dict(LISTED)}, indent=1).replace("\n", "")
-    async with scripted_world(tmp_path) as world:
+    async with opened_scripted_world(tmp_path) as world:
         script = sse_response([raw.encode(), DELTA, COMPLETED])
         response = await ask(world, "stream", script)
         assert response.body.startswith(b"data: " + raw.encode() + b"\n\n")
