@@ -33,6 +33,7 @@ from tests.support.world import (
     Send,
     Stall,
     World,
+    asked_counts,
     chat_events,
     chunk,
     describe,
@@ -233,10 +234,6 @@ def good(*, is_stream: bool) -> Script:
     return sse_response(responses_events("x")) if is_stream else json_response({"id": "r"})
 
 
-def counts(world: World) -> list[int]:
-    return [len(upstream.asked) for upstream in world.upstreams.values()]
-
-
 @pytest.mark.parametrize("is_stream", [True, False], ids=["streamed", "unary"])
 @pytest.mark.parametrize("row", TABLE)
 async def test_a_fault_of_the_only_account_is_told(
@@ -249,10 +246,10 @@ async def test_a_fault_of_the_only_account_is_told(
         check_error(response, row.code)
         if row.code is None:
             assert response.body == row.script[0].data.partition(b"\r\n\r\n")[2]
-        assert counts(world) == [row.post_count]
+        assert asked_counts(world) == [row.post_count]
         world.upstreams["a"].always = good(is_stream=is_stream)
         follower = await world.ask(question(is_stream=is_stream))
-        assert counts(world) == [row.post_count + (row.after != "rests")]
+        assert asked_counts(world) == [row.post_count + (row.after != "rests")]
         assert (follower.status == 200) == (row.after != "rests")
 
 
@@ -266,7 +263,7 @@ async def test_a_fault_of_one_account_goes_on_only_where_it_is_safe(
         prepare(world, row)
         world.upstreams["b"].always = good(is_stream=is_stream)
         response = await world.ask(question(is_stream=is_stream, prompt_cache_key=next(sessions)))
-        assert counts(world) == [row.post_count, int(row.goes_on)]
+        assert asked_counts(world) == [row.post_count, int(row.goes_on)]
         assert response.status == (200 if row.goes_on else row.status)
         assert trio.current_time() == row.seconds
         attempts = world.records[0]["attempts"]
@@ -275,7 +272,7 @@ async def test_a_fault_of_one_account_goes_on_only_where_it_is_safe(
         raw = question(is_stream=is_stream, prompt_cache_key=next(sessions))
         assert (await world.ask(raw)).status == 200
         is_avoided = row.after != "same"
-        assert counts(world) == [row.post_count + (not is_avoided), row.goes_on + is_avoided]
+        assert asked_counts(world) == [row.post_count + (not is_avoided), row.goes_on + is_avoided]
 
 
 async def test_eight_interim_answers_are_skipped(world: World) -> None:
@@ -365,10 +362,10 @@ async def test_a_limited_account_rests_as_long_as_it_says(
         assert response.header("x-should-retry") == (None if short else "false")
         autojump_clock.jump(min(rest, 900) - 0.001)
         assert (await world.ask(ask_responses(stream=False))).status == 429
-        assert counts(world) == [1]
+        assert asked_counts(world) == [1]
         autojump_clock.jump(0.001)
         assert (await world.ask(ask_responses(stream=False))).status == 200
-        assert counts(world) == [2]
+        assert asked_counts(world) == [2]
 
 
 async def test_when_all_are_limited_the_first_reset_is_told(autojump_clock: MockClock) -> None:
@@ -377,7 +374,7 @@ async def test_when_all_are_limited_the_first_reset_is_told(autojump_clock: Mock
             upstream.plays(error_response(429, "x", resets_in_seconds=seconds))
         response = await world.ask(ask_responses())
         assert (response.status, response.header("retry-after")) == (429, "40")
-        assert counts(world) == [1, 1, 1]
+        assert asked_counts(world) == [1, 1, 1]
 
 
 async def test_a_model_is_missing_only_when_no_account_is_left(autojump_clock: MockClock) -> None:
@@ -398,7 +395,7 @@ async def test_at_most_three_accounts_are_tried(autojump_clock: MockClock) -> No
             upstream.always = fail(500)
         response = await world.ask(ask_responses())
         check_error(response, "some_code")
-        assert (response.status, counts(world)) == (500, [1, 1, 1, 0])
+        assert (response.status, asked_counts(world)) == (500, [1, 1, 1, 0])
 
 
 async def test_the_last_failure_is_the_one_that_is_told(autojump_clock: MockClock) -> None:
@@ -467,7 +464,7 @@ async def test_a_failed_event_before_content_is_as_good_as_a_status(
         a.plays(sse_response(failing(shape, code, after_content=False)))
         b.plays(sse_response(chat_events("y") if shape == "chat" else responses_events("y")))
         response = await world.ask(streamed(shape))
-        assert (response.status, counts(world)) == (200, [1, 1])
+        assert (response.status, asked_counts(world)) == (200, [1, 1])
         assert b"said by the upstream" not in response.body
     async with opened_world(describe("a")) as world:
         world.upstreams["a"].plays(sse_response(failing(shape, code, after_content=False)))
@@ -494,7 +491,7 @@ async def test_other_failures_in_a_stream_are_forwarded_as_they_came(
         payloads = failing(shape, code, after_content=after_content)
         world.upstreams["a"].plays(sse_response(payloads))
         response = await world.ask(streamed(shape))
-        assert (response.status, counts(world)) == (200, [1, 0])
+        assert (response.status, asked_counts(world)) == (200, [1, 0])
         assert response.body == b"".join(map(sse_event, payloads))
         assert world.records[0]["code"] == f"upstream:{code}"
 
@@ -535,13 +532,13 @@ async def test_a_success_that_is_none_is_an_error_and_not_sent_twice(
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays(script)
         response = await world.ask(question(is_stream=is_stream))
-        assert (response.status, counts(world)) == (502, [1, 0])
+        assert (response.status, asked_counts(world)) == (502, [1, 0])
         check_error(response, response.error["code"])
         cut = set() if script is PAGE else {"upstream_stream_truncated"}
         assert response.error["code"] in {INVALID, *cut}
         world.upstreams["a"].always = good(is_stream=is_stream)
         assert (await world.ask(question(is_stream=is_stream))).status == 200
-        assert counts(world) == [2, 0]
+        assert asked_counts(world) == [2, 0]
 
 
 ################################################################
@@ -575,7 +572,7 @@ async def test_unreadable_reasoning_is_dropped_once_on_the_same_account(
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays(VARIANTS[variant], json_response({"id": "r"}))
         assert (await world.ask(WITH_REASONING)).json() == {"id": "r"}
-        assert counts(world) == [2, 0]
+        assert asked_counts(world) == [2, 0]
         first, second = (asked.json()["input"] for asked in world.asked)
         assert (first, second) == ([QUESTION, THOUGHT, SUMMARY], [QUESTION])
 
@@ -585,12 +582,12 @@ async def test_a_failed_repair_is_returned(autojump_clock: MockClock, variant: s
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays(VARIANTS[variant], VARIANTS[variant], json_response({}))
         response = await world.ask(WITH_REASONING)
-        assert (response.status, counts(world)) == (400, [2, 0])
+        assert (response.status, asked_counts(world)) == (400, [2, 0])
         sent = VARIANTS[variant][0]
         assert isinstance(sent, Send)
         assert sent.data.endswith(response.body)
         assert (await world.ask(question(is_stream=False))).status == 200
-        assert counts(world) == [3, 0]
+        assert asked_counts(world) == [3, 0]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -600,7 +597,7 @@ async def test_where_nothing_can_be_dropped_nothing_is_sent_twice(
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays(VARIANTS[variant])
         response = await world.ask(ask_responses(stream=False, input=[QUESTION]))
-        assert (response.status, counts(world)) == (400, [1, 0])
+        assert (response.status, asked_counts(world)) == (400, [1, 0])
 
 
 async def test_after_a_repair_the_request_may_still_go_elsewhere(
@@ -610,7 +607,7 @@ async def test_after_a_repair_the_request_may_still_go_elsewhere(
         world.upstreams["a"].plays(VARIANTS["by-code"], fail(500))
         world.upstreams["b"].plays(json_response({}))
         assert (await world.ask(WITH_REASONING)).status == 200
-        assert counts(world) == [2, 1]
+        assert asked_counts(world) == [2, 1]
 
 
 async def test_half_an_emoji_does_not_stand_in_the_way_of_failover(
@@ -641,7 +638,7 @@ async def test_a_kept_connection_that_is_found_closed_is_replaced_silently(
         autojump_clock.jump(1)
         await world.settle()
         assert (await world.ask(question(is_stream=False))).status == 200
-        assert (counts(world), upstream.dial_count) == ([2, 0], 2)
+        assert (asked_counts(world), upstream.dial_count) == ([2, 0], 2)
         assert len(world.records[1]["attempts"]) == 1
 
 
@@ -655,7 +652,7 @@ async def test_a_kept_connection_that_dies_with_the_request_is_not_retried(
         await world.ask(question(is_stream=False))
         response = await world.ask(question(is_stream=False))
         assert (response.status, response.error["code"]) == (502, UNREACHABLE)
-        assert (counts(world), upstream.dial_count) == ([2, 0], 1)
+        assert (asked_counts(world), upstream.dial_count) == ([2, 0], 1)
 
 
 async def test_a_new_connection_that_dies_while_replacing_goes_elsewhere(
@@ -670,7 +667,7 @@ async def test_a_new_connection_that_dies_while_replacing_goes_elsewhere(
         await world.settle()
         upstream.dials.append(Reset())
         assert (await world.ask(question(is_stream=False))).status == 200
-        assert (counts(world), upstream.dial_count) == ([1, 1], 2)
+        assert (asked_counts(world), upstream.dial_count) == ([1, 1], 2)
 
 
 async def test_a_connection_whose_answer_was_cut_or_overfull_is_not_used_again(
@@ -696,4 +693,4 @@ async def test_nothing_is_sent_elsewhere_once_the_client_has_its_head(
         )
         response = await world.ask(ask_responses())
         assert (response.head_at, response.ended_at) == (10, 11)
-        assert (response.body, counts(world)) == (sse_event(late), [1, 0])
+        assert (response.body, asked_counts(world)) == (sse_event(late), [1, 0])

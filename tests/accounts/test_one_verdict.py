@@ -27,7 +27,6 @@ from pooler import (
     public_error,
     read_error,
 )
-from tests.accounts.test_failover_is_safe import counts
 from tests.support.codex_turns import ANSWER, Play
 from tests.support.codex_world import (
     FIRST,
@@ -43,6 +42,7 @@ from tests.support.memory_websockets import open_socket, says, socket_described,
 from tests.support.world import (
     UNIX_START,
     Script,
+    asked_counts,
     chat_events,
     describe,
     error_response,
@@ -312,7 +312,7 @@ async def test_another_account_serves_and_the_first_is_left_out(
         world.upstreams["b"].always = well(kind, is_stream=is_stream)
         for b_count in (1, 2):
             response = await world.ask(asks(kind, is_stream=is_stream))
-            assert (response.status, counts(world)) == (200, [1, b_count])
+            assert (response.status, asked_counts(world)) == (200, [1, b_count])
             assert b"well" in response.body
             assert b"jane" not in response.body
         assert "jane" not in json.dumps(world.records)
@@ -327,7 +327,7 @@ async def test_an_error_in_a_200_is_no_success_for_the_client(
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays(make({"code": "bad_shape", "message": "No such field."}))
         response = await world.ask(asks(kind, is_stream=is_stream))
-        assert counts(world) == [1, 0]
+        assert asked_counts(world) == [1, 0]
         assert (response.status == 400) == (not is_stream or "json" in carrier)
         assert b"No such field." in response.body
         assert world.records[0]["code"] == "upstream:bad_shape"
@@ -346,7 +346,7 @@ async def test_what_only_looks_like_an_error_is_an_answer(
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays(json_response(value))
         response = await world.ask(ask_responses(stream=False))
-        assert (response.status, response.json(), counts(world)) == (200, value, [1, 0])
+        assert (response.status, response.json(), asked_counts(world)) == (200, value, [1, 0])
 
 
 @pytest.mark.parametrize("name", ["response.failed", "response.completed", "response.done"])
@@ -358,7 +358,7 @@ async def test_a_response_that_has_failed_is_no_success_whatever_its_event_is_ca
         world.upstreams["a"].plays(streamed("responses", failed))
         world.upstreams["b"].always = well("responses", is_stream=True)
         response = await world.ask(ask_responses())
-        assert (response.status, counts(world)) == (200, [1, 1])
+        assert (response.status, asked_counts(world)) == (200, [1, 1])
 
 
 @pytest.mark.parametrize("form", FORMS)

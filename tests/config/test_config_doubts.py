@@ -17,19 +17,19 @@ from trio.testing import MockClock
 
 import pooler
 from pooler import Config, ConfigRefused, changes_between, doubts_of, main, parse_config
-from tests.config.test_config_is_strict import (
+from tests.support.codex_backend import make_auth_file
+from tests.support.configurations import (
     API_KEY,
     CI,
     KEY_PATH,
     OTHER,
     SECRET,
     TOKEN,
-    changed,
-    good,
+    changed_config,
+    good_config,
     problems_of,
     read_file,
 )
-from tests.support.codex_backend import make_auth_file
 from tests.support.world import World, describe, make_config
 
 Json = Any
@@ -92,7 +92,7 @@ def test_a_secret_that_nobody_filled_in_is_refused_at_its_path(
     """Also where it comes from the environment, as a Docker env file passes it."""
     given, env = (text, {}) if source == "literal" else ("{env:OAK}", {"OAK": text})
     with pytest.raises(pooler.ConfigRefused) as refused:
-        parse(changed(path, given), env)
+        parse(changed_config(path, given), env)
     [problem] = refused.value.problems
     assert problem.startswith(f"{path}: ")
     assert API_KEY not in problem
@@ -107,12 +107,12 @@ def test_a_secret_that_nobody_filled_in_is_refused_at_its_path(
 @pytest.mark.parametrize("text", GOOD_SECRETS)
 @pytest.mark.parametrize("path", ["accounts.a.api_key", KEY_PATH, f"{CI}.key", "operators.me"])
 def test_a_secret_that_can_be_meant_is_taken(path: str, text: str) -> None:
-    parse(changed(path, text))
+    parse(changed_config(path, text))
 
 
 @pytest.mark.parametrize("text", SHORT_KEYS)
 def test_what_local_servers_call_a_key_is_taken(text: str) -> None:
-    parse(changed("accounts.b.api_key", text))
+    parse(changed_config("accounts.b.api_key", text))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_local_servers_call_a_key_is_taken(text: str) -> None:
 @pytest.mark.parametrize("field", ["auth_file", "ca_file"])
 def test_a_path_with_a_variable_is_refused(field: str, text: str) -> None:
     account = {"type": "codex", "auth_file": "a.json"} | {field: text}
-    [problem] = problems_of(changed("accounts.x", account))
+    [problem] = problems_of(changed_config("accounts.x", account))
     assert problem.startswith(f"accounts.x.{field}: must be a path; variables")
 
 
@@ -134,7 +134,7 @@ def test_a_path_with_a_variable_is_refused(field: str, text: str) -> None:
     "base", ["https://api.openai.com/v1", "http://127.0.0.1:8080", "https://h/a"]
 )
 def test_a_base_url_with_a_route_in_it_is_refused(base: str, end: str) -> None:
-    [problem] = problems_of(changed("accounts.a.base_url", base + end))
+    [problem] = problems_of(changed_config("accounts.a.base_url", base + end))
     assert problem.startswith(f"accounts.a.base_url: must end before {end.rstrip('/')}")
 
 
@@ -249,7 +249,7 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
 @pytest.mark.parametrize("name", ONCE)
 def test_each_problem_is_told_once_and_at_its_place(name: str) -> None:
     path, value, expected = ONCE[name]
-    described = good()
+    described = good_config()
     *way, last = path.split(".")
     place = described
     for one in way:
@@ -280,7 +280,7 @@ MEANT: Final[dict[str, tuple[str, str]]] = {
 @pytest.mark.parametrize("name", MEANT)
 def test_an_unknown_field_is_told_what_was_meant_or_where_it_belongs(name: str) -> None:
     path, words = MEANT[name]
-    described = changed(path, 1) if not path.startswith("limits.") else good()
+    described = changed_config(path, 1) if not path.startswith("limits.") else good_config()
     if path.startswith("limits."):
         described["limits"] = {path.removeprefix("limits."): 1}
     assert problems_of(described) == [f"{path}: unknown field; {words}"]
@@ -291,7 +291,7 @@ def test_an_unknown_field_is_told_what_was_meant_or_where_it_belongs(name: str) 
 def test_json_is_no_key(path: str, text: str) -> None:
     """As the first line of a file is that was taken for the key's."""
     with pytest.raises(pooler.ConfigRefused) as refused:
-        parse(changed(path, "{env:OAK}"), {"OAK": text})
+        parse(changed_config(path, "{env:OAK}"), {"OAK": text})
     [problem] = refused.value.problems
     assert problem.startswith(f"{path}: is JSON, of which the key is only a part")
 
@@ -475,7 +475,7 @@ DOUBTS: Final[dict[str, tuple[Mapping[str, Json], list[str]]]] = {
 @pytest.mark.parametrize("name", DOUBTS)
 def test_what_is_accepted_and_cannot_be_meant_is_doubted_at_its_place(name: str) -> None:
     changes, expected = DOUBTS[name]
-    described = good()
+    described = good_config()
     for path, value in changes.items():
         *way, last = path.split(".")
         place = described
@@ -499,7 +499,7 @@ def write(folder: Path, described: Json, mode: int = 0o600) -> Path:
 def test_check_and_the_start_tell_of_what_cannot_be_meant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write(tmp_path, changed("accounts.c", openai()))
+    path = write(tmp_path, changed_config("accounts.c", openai()))
     assert main(["check", "--config", str(path)]) == 0
     assert "warning: accounts.c: is in no pool" in capsys.readouterr().out
     config, _ = pooler.load(path, {})
@@ -565,7 +565,7 @@ def test_a_secret_that_a_container_s_runtime_mounts_may_be_readable(
     secret_file.parent.mkdir()
     secret_file.write_text(API_KEY)
     secret_file.chmod(mode)
-    described = good() | {"accounts": {"a": openai(api_key=f"{{file:{secret_file}}}")}}
+    described = good_config() | {"accounts": {"a": openai(api_key=f"{{file:{secret_file}}}")}}
     described["pools"]["home"]["accounts"] = ["a"]
     config, _ = pooler.load(write(tmp_path, described), {})
     assert any("others can change this secret" in text for text in config.warnings) == is_doubted
@@ -642,33 +642,35 @@ CHANGES: Final[dict[str, tuple[str, Json, list[str]]]] = {
 def test_a_reload_tells_what_it_changed(name: str) -> None:
     path, value, expected = CHANGES[name]
     told = changes_between(
-        parse(good()),
-        parse(changed(path, value) if path != "limits" else good() | {"limits": value}),
+        parse(good_config()),
+        parse(
+            changed_config(path, value) if path != "limits" else good_config() | {"limits": value}
+        ),
     )
     assert told == expected
     assert not any(secret in str(told) for secret in (API_KEY, OTHER, SECRET, TOKEN))
 
 
 def test_a_proxy_with_a_login_changes_only_where_it_is_another_one() -> None:
-    described = good() | {"proxy": "http://me:canary@127.0.0.1:3128"}
+    described = good_config() | {"proxy": "http://me:canary@127.0.0.1:3128"}
     assert changes_between(parse(described), parse(described)) == []
     for other in ("http://me:other@127.0.0.1:3128", "http://127.0.0.1:3128"):
         assert changes_between(parse(described), parse(described | {"proxy": other})) == [
             "proxy changed"
         ]
-    assert changes_between(parse(good()), parse(described)) == ["proxy changed"]
+    assert changes_between(parse(good_config()), parse(described)) == ["proxy changed"]
 
 
 def test_what_is_gone_is_told_as_a_whole_and_much_is_cut_short() -> None:
-    described = good()
+    described = good_config()
     del described["accounts"]["b"]
     described["pools"]["home"]["accounts"] = ["a"]
-    assert changes_between(parse(good()), parse(described)) == [
+    assert changes_between(parse(good_config()), parse(described)) == [
         "accounts.b removed", "pools.home.accounts changed",
     ]  # fmt: skip
     for number in range(150):
         described["pools"]["home"]["keys"][f"k{number}"] = f"cp-0123456789-{number}-abcdef"
-    told = changes_between(parse(good()), parse(described))
+    told = changes_between(parse(good_config()), parse(described))
     assert (len(told), told[-1]) == (101, "and 52 more")
 
 

@@ -18,80 +18,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooler import REFRESH_URL_VARIABLE, Alias, Config, ConfigRefused, Limits, parse_config, reveal
+from pooler import REFRESH_URL_VARIABLE, Alias, ConfigRefused, Limits, parse_config, reveal
+from tests.support.configurations import (
+    API_KEY,
+    CI,
+    DIGEST,
+    ENV,
+    KEY_PATH,
+    OTHER,
+    SECRET,
+    TOKEN,
+    changed_config,
+    good_config,
+    parse,
+    problems_of,
+    read_file,
+)
 from tests.support.paths import ROOT
 
 Json = Any
 
-SECRET: Final = "cp-Qk3vT8xZ1mW6bN4rS9dF"
-OTHER: Final = "cp-Hy7pL2cJ5gA0uE8oX3tV"
-TOKEN: Final = "cpo-Zr4kB9wM1sD6fY2nC7hG"
-API_KEY: Final = "sk-Vx5jP0eU8qI3aR7lK2mO"
-DIGEST: Final = "sha256:" + hashlib.sha256(SECRET.encode()).hexdigest()
 SHOUTED: Final = DIGEST.upper()
-ENV: Final = {
-    "API_KEY": API_KEY,
-    "PADDED": f"  {SECRET}\n",
-    "EMPTY": "",
-    "SHORT": "fifteen-letters",
-    "HASHED": DIGEST,
-}
-FILES: Final = {"key.txt": f"{SECRET}\nsecond line\n", "crlf.txt": f"{SECRET}\r\n", "empty.txt": ""}
 HALF_DAY: Final = "2027-01-01T12:00:00"
 
 
-def good() -> dict[str, Json]:
-    return {
-        "accounts": {
-            "a": {"type": "openai", "api_key": API_KEY},
-            "b": {"type": "openai", "api_key": "none", "base_url": "http://127.0.0.1:8080/v1"},
-        },
-        "pools": {
-            "home": {
-                "accounts": ["a", "b"],
-                "models": ["m1", "m2"],
-                "aliases": {"small": "m1"},
-                "keys": {"laptop": SECRET, "ci": {"key": OTHER, "models": ["m1"]}},
-            },
-        },
-        "operators": {"me": TOKEN},
-    }
-
-
-def read_file(name: str) -> str:
-    if name == "binary.bin":
-        b"\xff".decode("utf-8")
-    if name not in FILES:
-        raise FileNotFoundError(2, "No such file or directory", name)
-    return FILES[name]
-
-
-def parse(described: Json) -> Config:
-    raw = described if isinstance(described, bytes) else json.dumps(described).encode()
-    return parse_config(raw, ENV, read_file)
-
-
-def changed(path: str, value: Json) -> dict[str, Json]:
-    """The good configuration with another value at a dotted path."""
-    described = good()
-    *way, last = path.split(".")
-    place = described
-    for name in way:
-        place = place[name]
-    place[last] = value
-    return described
-
-
-def problems_of(described: Json) -> list[str]:
-    with pytest.raises(ConfigRefused) as refused:
-        parse(described)
-    problems = list(refused.value.problems)
-    assert problems
-    return problems
-
-
 def test_the_good_configuration_is_good() -> None:
-    config = parse(good())
+    config = parse(good_config())
     assert list(config.accounts) == ["a", "b"]
     assert [account.name for account in config.pools["home"].accounts] == ["a", "b"]
     assert [key.name for key in config.keys] == ["laptop", "ci"]
@@ -119,8 +71,6 @@ def each(path: str, *wrong: Json) -> list[tuple[str, Json]]:
     return [(path, value) for value in wrong]
 
 
-KEY_PATH: Final = "pools.home.keys.laptop"
-CI: Final = "pools.home.keys.ci"
 WRONG_TYPES: Final[list[tuple[str, Json]]] = [
     *each("accounts", [], "x", 1, None, True),
     *each("pools", [], "x", 1, None, True),
@@ -197,7 +147,7 @@ def fault(path: str, value: Json) -> object:
 
 @pytest.mark.parametrize(("path", "value"), [fault(*one) for one in WRONG_TYPES + SECRETS])
 def test_a_wrong_value_is_refused_at_its_path(path: str, value: Json) -> None:
-    problems = problems_of(changed(path, value))
+    problems = problems_of(changed_config(path, value))
     assert any(problem.startswith(path) for problem in problems)
     elsewhere = [problem for problem in problems if not problem.startswith(path)]
     # A list of accounts that cannot be read leaves the pool's names without a meaning.
@@ -206,14 +156,14 @@ def test_a_wrong_value_is_refused_at_its_path(path: str, value: Json) -> None:
 
 @pytest.mark.parametrize("value", BASE_URLS)
 def test_a_base_url_is_plain_and_safe(value: Json) -> None:
-    problems = problems_of(changed("accounts.a.base_url", value))
+    problems = problems_of(changed_config("accounts.a.base_url", value))
     assert len(problems) == 1
     assert problems[0].startswith("accounts.a.base_url: ")
 
 
 @pytest.mark.parametrize("path", [*MISSING, *MISSING_MORE])
 def test_what_is_needed_is_named(path: str) -> None:
-    described = changed(path, None)
+    described = changed_config(path, None)
     *way, last = path.split(".")
     place = described
     for name in way:
@@ -236,13 +186,15 @@ def test_what_is_needed_is_named(path: str) -> None:
     ],
 )
 def test_a_misspelt_field_gets_the_name_that_was_meant(path: str, meant: str) -> None:
-    assert problems_of(changed(path, 1)) == [f"{path}: unknown field; did you mean {meant!r}?"]
+    assert problems_of(changed_config(path, 1)) == [
+        f"{path}: unknown field; did you mean {meant!r}?"
+    ]
 
 
 def test_a_misspelt_limit_and_account_get_the_name_that_was_meant() -> None:
-    problems = problems_of(good() | {"limits": {"body_byte_max": 1}})
+    problems = problems_of(good_config() | {"limits": {"body_byte_max": 1}})
     assert problems == ["limits.body_byte_max: unknown field; did you mean 'body_bytes_max'?"]
-    described = changed("accounts.platform", good()["accounts"]["a"])
+    described = changed_config("accounts.platform", good_config()["accounts"]["a"])
     described["pools"]["home"]["accounts"] = ["platfrom"]
     [problem] = problems_of(described)
     assert problem.startswith("pools.home.accounts[0]: ")
@@ -250,7 +202,7 @@ def test_a_misspelt_limit_and_account_get_the_name_that_was_meant() -> None:
 
 
 def test_a_field_that_resembles_nothing_gets_the_known_ones() -> None:
-    [problem] = problems_of(changed("pools.home.zzz", 1))
+    [problem] = problems_of(changed_config("pools.home.zzz", 1))
     assert "routing" in problem
 
 
@@ -301,12 +253,12 @@ def test_what_is_no_object_is_refused(value: Json) -> None:
 @pytest.mark.parametrize("depth", [200, 400, 600, 800, 900, 930, 950, 970, 980])
 def test_deep_values_are_refused_whatever_is_done_with_them(depth: int) -> None:
     deep = "[" * depth + "]" * depth
-    raw = json.dumps(good())[:-1] + f', "hosts": [{deep}, {deep}]}}'
+    raw = json.dumps(good_config())[:-1] + f', "hosts": [{deep}, {deep}]}}'
     problems_of(raw.encode())
 
 
 def test_a_login_is_one_account() -> None:
-    described = good()
+    described = good_config()
     for name, file in (("one", "x/auth.json"), ("two", "x/../x/auth.json")):
         described["accounts"][name] = {"type": "codex", "auth_file": file}
     [problem] = problems_of(described)
@@ -314,7 +266,7 @@ def test_a_login_is_one_account() -> None:
 
 
 def test_all_problems_come_at_once_and_in_order() -> None:
-    described = good() | {"hosts": [1], "base_path": 1, "wrong": 1}
+    described = good_config() | {"hosts": [1], "base_path": 1, "wrong": 1}
     described["accounts"]["a"] |= {"priority": "1", "base_url": "x"}
     described["pools"]["home"]["keys"]["laptop"] = "short"
     problems = problems_of(described)
@@ -348,18 +300,20 @@ TYPED: Final[dict[str, tuple[Json, list[str]]]] = {
 @pytest.mark.parametrize("name", TYPED)
 def test_each_type_of_account_has_its_own_credential(name: str) -> None:
     account, expected = TYPED[name]
-    found = {p.removeprefix("accounts.x.") for p in problems_of(changed("accounts.x", account))}
+    found = {
+        p.removeprefix("accounts.x.") for p in problems_of(changed_config("accounts.x", account))
+    }
     assert set(expected) <= found
 
 
 def test_a_codex_account_goes_to_chatgpt_unless_told_otherwise() -> None:
     account = {"type": "codex", "auth_file": "accounts/x.json"}
-    found = parse(changed("accounts.x", account)).accounts["x"]
+    found = parse(changed_config("accounts.x", account)).accounts["x"]
     assert found.is_codex
     assert (found.auth_file, found.base_url.authority) == ("accounts/x.json", "chatgpt.com")
     assert found.base_url.path == "/backend-api/codex"
     own = account | {"base_url": "http://127.0.0.1:9/backend-api/codex"}
-    assert parse(changed("accounts.x", own)).accounts["x"].base_url.port == 9
+    assert parse(changed_config("accounts.x", own)).accounts["x"].base_url.port == 9
 
 
 @pytest.mark.parametrize(
@@ -378,14 +332,14 @@ def test_a_codex_account_goes_to_chatgpt_unless_told_otherwise() -> None:
 def test_logins_are_renewed_only_where_nobody_listens(url: str | None, problem: str | None) -> None:
     env = ENV if url is None else ENV | {REFRESH_URL_VARIABLE: url}
     login = {"type": "codex", "auth_file": "accounts/x.json"}
-    raw = json.dumps(changed("accounts.x", login)).encode()
+    raw = json.dumps(changed_config("accounts.x", login)).encode()
     if problem is None:
         config = parse_config(raw, env, read_file)
         assert config.token_url.path == "/oauth/token"
         warned = [text for text in config.warnings if text.startswith(REFRESH_URL_VARIABLE)]
         assert len(warned) == bool(url)
         assert not warned or config.token_url.authority in warned[0]
-        assert parse_config(json.dumps(good()).encode(), env, read_file).warnings == ()
+        assert parse_config(json.dumps(good_config()).encode(), env, read_file).warnings == ()
         return
     with pytest.raises(ConfigRefused) as refused:
         parse_config(raw, env, read_file)
@@ -395,7 +349,7 @@ def test_logins_are_renewed_only_where_nobody_listens(url: str | None, problem: 
 
 
 def test_a_file_that_gets_the_keys_of_all_connections_is_a_warning() -> None:
-    raw = json.dumps(good()).encode()
+    raw = json.dumps(good_config()).encode()
     [warning] = parse_config(raw, ENV | {"SSLKEYLOGFILE": "canary"}, read_file).warnings
     assert warning.startswith("SSLKEYLOGFILE is set: ")
     assert "canary" not in warning
@@ -408,7 +362,7 @@ def test_a_file_that_gets_the_keys_of_all_connections_is_a_warning() -> None:
 @pytest.mark.parametrize("path", ["", "accounts", "accounts.a", "pools.home.keys", "operators"])
 def test_a_secret_in_the_place_of_a_name_is_not_repeated(path: str, secret: str) -> None:
     """Somebody who writes a key's name and the key in the wrong order must not find it in a log."""
-    described = good()
+    described = good_config()
     place = described
     for name in filter(None, path.split(".")):
         place = place[name]
@@ -425,17 +379,17 @@ def test_each_limit_has_bounds_and_a_type(name: str) -> None:
     low, high = one.metadata["low"], one.metadata["high"]
     assert low <= one.default <= high
     for value in (low, high):
-        kept = parse(good() | {"limits": {name: value}}).limits
+        kept = parse(good_config() | {"limits": {name: value}}).limits
         assert kept == dataclasses.replace(Limits(), **{name: value})
     for value in (low - 1, high + 1, True, "1", None, [], float("nan"), float("inf")):
-        [problem] = problems_of(good() | {"limits": {name: value}})
+        [problem] = problems_of(good_config() | {"limits": {name: value}})
         assert problem.startswith(f"limits.{name}: must be ")
     is_whole = isinstance(one.default, int) and one.type == "int"
     between = low + (high - low) / 2 + 0.25
     if is_whole:
-        problems_of(good() | {"limits": {name: between}})
+        problems_of(good_config() | {"limits": {name: between}})
     else:
-        assert getattr(parse(good() | {"limits": {name: between}}).limits, name) == between
+        assert getattr(parse(good_config() | {"limits": {name: between}}).limits, name) == between
 
 
 @pytest.mark.parametrize(
@@ -455,16 +409,18 @@ def test_each_limit_has_bounds_and_a_type(name: str) -> None:
     ],
 )
 def test_the_same_secret_twice_names_both_places(path: str, value: Json, first: str) -> None:
-    [problem] = problems_of(changed(path, value))
+    [problem] = problems_of(changed_config(path, value))
     assert problem.startswith(path)
     assert "same secret" in problem
     assert problem.endswith(first)
 
 
 def test_a_placeholder_comes_with_the_command_to_run() -> None:
-    [problem] = problems_of(changed(KEY_PATH, "sha256:<printed by: pooler key>"))
+    [problem] = problems_of(changed_config(KEY_PATH, "sha256:<printed by: pooler key>"))
     assert "`pooler key`" in problem
-    [problem] = problems_of(changed("operators.me", "sha256:<printed by: pooler key --operator>"))
+    [problem] = problems_of(
+        changed_config("operators.me", "sha256:<printed by: pooler key --operator>")
+    )
     assert "`pooler key --operator`" in problem
 
 
@@ -477,21 +433,21 @@ def test_a_placeholder_comes_with_the_command_to_run() -> None:
 @pytest.mark.parametrize("shape", ["bare", "object"])
 def test_a_key_is_kept_as_its_digest_however_it_is_written(written: str, shape: str) -> None:
     value = written if shape == "bare" else {"key": written}
-    config = parse(changed(KEY_PATH, value))
+    config = parse(changed_config(KEY_PATH, value))
     key = next(iter(config.keys))
     assert key.digest == hashlib.sha256(SECRET.encode()).digest()
 
 
 @pytest.mark.parametrize("name", ["key.txt", "crlf.txt"])
 def test_a_file_gives_its_first_line(name: str) -> None:
-    config = parse(changed(KEY_PATH, f"{{file:{name}}}"))
+    config = parse(changed_config(KEY_PATH, f"{{file:{name}}}"))
     assert next(iter(config.keys)).digest == hashlib.sha256(SECRET.encode()).digest()
 
 
 @pytest.mark.parametrize("path", [KEY_PATH, f"{CI}.key"])
 def test_a_referred_hash_never_becomes_a_password(path: str) -> None:
     """Where the variable holds the sha256: line, nobody may log in with that line itself."""
-    described = changed(path, "{env:HASHED}")
+    described = changed_config(path, "{env:HASHED}")
     if path != KEY_PATH:
         described["pools"]["home"]["keys"]["laptop"] = "cp-yet-another-key-0123456789"
     try:
@@ -503,11 +459,11 @@ def test_a_referred_hash_never_becomes_a_password(path: str) -> None:
 
 def test_a_secret_of_sixteen_characters_is_enough() -> None:
     assert len("sixteen-letters!") == 16
-    parse(changed(KEY_PATH, "sixteen-letters!"))
+    parse(changed_config(KEY_PATH, "sixteen-letters!"))
 
 
 def test_accounts_have_the_documented_defaults() -> None:
-    account = parse(changed("accounts.a.api_key", "{env:API_KEY}")).accounts["a"]
+    account = parse(changed_config("accounts.a.api_key", "{env:API_KEY}")).accounts["a"]
     assert reveal(account.api_key) == API_KEY
     assert (account.base_url.is_tls, account.base_url.host) == (True, "api.openai.com")
     assert (account.base_url.port, account.base_url.path) == (443, "/v1")
@@ -518,11 +474,11 @@ def test_accounts_have_the_documented_defaults() -> None:
 
 def test_limits_are_the_defaults_of_accounts_and_keys() -> None:
     limits = {"account_streams_max": 3, "key_streams_max": 5, "first_event_seconds_max": 7}
-    config = parse(good() | {"limits": limits})
+    config = parse(good_config() | {"limits": limits})
     assert {account.concurrent for account in config.accounts.values()} == {3}
     assert {account.first_event_seconds for account in config.accounts.values()} == {7}
     assert {key.concurrent for key in config.keys} == {5}
-    assert {key.concurrent for key in parse(good()).keys} == {64}
+    assert {key.concurrent for key in parse(good_config()).keys} == {64}
 
 
 @pytest.mark.parametrize(
@@ -541,12 +497,12 @@ def test_limits_are_the_defaults_of_accounts_and_keys() -> None:
     ],
 )
 def test_a_base_url_is_read(text: str, expected: tuple[bool, str, int, str, str]) -> None:
-    url = parse(changed("accounts.a.base_url", text)).accounts["a"].base_url
+    url = parse(changed_config("accounts.a.base_url", text)).accounts["a"].base_url
     assert (url.is_tls, url.host, url.port, url.path, url.authority) == expected
 
 
 def test_plain_http_to_another_machine_is_a_decision() -> None:
-    described = changed("accounts.a.base_url", "http://192.168.1.5:8080/v1")
+    described = changed_config("accounts.a.base_url", "http://192.168.1.5:8080/v1")
     [problem] = problems_of(described)
     assert "allow_plain_http" in problem
     described["accounts"]["a"]["allow_plain_http"] = True
@@ -565,14 +521,14 @@ def test_plain_http_to_another_machine_is_a_decision() -> None:
     ],
 )
 def test_listen_takes_three_forms(listen: Json, expected: list[Json], is_warned: bool) -> None:
-    config = parse(good() | {"listen": listen})
+    config = parse(good_config() | {"listen": listen})
     assert [(one.host, one.port, one.unix_path) for one in config.listen] == expected
     assert bool(config.warnings) == is_warned
-    assert parse(good() | {"listen": listen, "allow_public": True}).warnings == ()
+    assert parse(good_config() | {"listen": listen, "allow_public": True}).warnings == ()
 
 
 def test_listen_defaults_to_both_loopbacks() -> None:
-    first, second = parse(good()).listen
+    first, second = parse(good_config()).listen
     assert (first.host, first.port, first.is_optional) == ("127.0.0.1", 4000, False)
     assert (second.host, second.port, second.is_optional) == ("::1", 4000, True)
 
@@ -594,7 +550,7 @@ def test_listen_defaults_to_both_loopbacks() -> None:
 def test_hosts_are_the_loopback_names_unless_said_otherwise(
     top: Json, expected: set[str] | None
 ) -> None:
-    assert parse(good() | top).hosts == expected
+    assert parse(good_config() | top).hosts == expected
 
 
 @pytest.mark.parametrize(
@@ -608,17 +564,19 @@ def test_hosts_are_the_loopback_names_unless_said_otherwise(
     ],
 )
 def test_a_key_expires_at_the_end_of_a_day_or_at_a_time(text: str, unix: float) -> None:
-    config = parse(changed(f"{CI}.expires", text))
+    config = parse(changed_config(f"{CI}.expires", text))
     assert [key.expires for key in config.keys] == [None, unix]
 
 
 @pytest.mark.parametrize("text", ["", "/pooler", "/a/b.c-d_e~f"])
 def test_a_base_path_has_no_slash_at_its_end(text: str) -> None:
-    assert parse(good() | {"base_path": text}).base_path == text
+    assert parse(good_config() | {"base_path": text}).base_path == text
 
 
 def test_origins_models_and_aliases_are_taken_as_they_stand() -> None:
-    described = good() | {"allowed_origins": ["https://chat.example.com", "http://localhost:5173"]}
+    described = good_config() | {
+        "allowed_origins": ["https://chat.example.com", "http://localhost:5173"]
+    }
     described["pools"]["home"]["aliases"] = {"openai/gpt-x:free": "m2"}
     described["pools"]["home"]["routing"] = "quota_first"
     config = parse(described)
@@ -630,7 +588,7 @@ def test_origins_models_and_aliases_are_taken_as_they_stand() -> None:
 
 
 def test_a_pool_without_keys_is_a_warning() -> None:
-    described = changed("pools.home.keys", {})
+    described = changed_config("pools.home.keys", {})
     [warning] = parse(described).warnings
     assert warning.startswith("pools.home.keys: ")
     del described["pools"]["home"]["keys"]
@@ -638,12 +596,12 @@ def test_a_pool_without_keys_is_a_warning() -> None:
 
 
 def test_a_byte_order_mark_before_the_file_is_no_fault() -> None:
-    raw = json.dumps(good()).encode()
+    raw = json.dumps(good_config()).encode()
     assert repr(parse(b"\xef\xbb\xbf" + raw)) == repr(parse(raw))
 
 
 def test_one_account_and_one_alias_may_serve_several_pools() -> None:
-    described = changed(
+    described = changed_config(
         "pools.work", {"accounts": ["a"], "keys": {"laptop": DIGEST[:7] + "0" * 64}}
     )
     config = parse(described)
@@ -709,7 +667,7 @@ def test_any_bytes_are_accepted_or_refused(raw: bytes) -> None:
 def test_a_good_file_with_any_fault_is_accepted_or_refused_without_its_secrets(
     data: st.DataObject,
 ) -> None:
-    described = copy.deepcopy(good())
+    described = copy.deepcopy(good_config())
     *way, last = data.draw(st.sampled_from(places(described)[1:]))
     place = described
     for name in way:
@@ -726,5 +684,5 @@ def test_a_good_file_with_any_fault_is_accepted_or_refused_without_its_secrets(
 
 @pytest.mark.parametrize("pasted", ["sk-proj-0123456789abcdef", "gsk_0123456789abcdef", "x" * 99])
 def test_a_secret_in_the_place_of_a_variable_s_name_is_not_repeated(pasted: str) -> None:
-    (problem,) = problems_of(changed("accounts.a.api_key", f"{{env:{pasted}}}"))
+    (problem,) = problems_of(changed_config("accounts.a.api_key", f"{{env:{pasted}}}"))
     assert problem == "accounts.a.api_key: the environment variable it names is not set"

@@ -14,11 +14,16 @@ import pytest
 from trio.testing import MockClock
 
 import pooler
-from tests.support.codex_world import MODEL, describe_codex, opened_codex_world
+from tests.support.codex_world import (
+    FIRST_ALONE,
+    MODEL,
+    ask_by_carrier,
+    describe_codex,
+    opened_codex_world,
+)
 from tests.support.limits import with_limits
 from tests.support.memory_sockets import ask_responses, post
 from tests.support.world import describe, json_response, opened_world
-from tests.translation.test_codex_requests import ONE, sent
 
 TEXT: Final = "much\n" * 200
 PASSES: Final = ("check_json_shape", "parse_json_object", "parse_again", "dump_like")
@@ -58,8 +63,8 @@ CARRIERS: Final = ("responses", "responses-stream", "chat", "websocket")
 async def translate(carrier: str, folder: Path) -> None:
     name = "messages" if carrier == "chat" else "input"
     body = {"model": MODEL, name: [{"role": "user", "content": TEXT}]}
-    async with opened_codex_world(describe_codex(folder, **ONE), folder) as world:
-        assert (await sent(world, carrier, body))[0] == 200
+    async with opened_codex_world(describe_codex(folder, **FIRST_ALONE), folder) as world:
+        assert (await ask_by_carrier(world, carrier, body))[0] == 200
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)

@@ -32,7 +32,6 @@ from tests.support.memory_sockets import (
     Client,
     Json,
     Pairs,
-    Response,
     ask_responses,
     post,
     request,
@@ -46,9 +45,12 @@ from tests.support.world import (
     Step,
     Wait,
     World,
+    check_error,
     chunk,
+    connect_with_key,
     describe,
     error_response,
+    is_closed,
     json_response,
     opened_world,
     response_head,
@@ -154,10 +156,6 @@ def test_no_row_outlives_its_limit() -> None:
 def let_answer(world: World) -> None:
     for upstream in world.upstreams.values():
         upstream.always = json_response({"id": "r"})
-
-
-def check_error(response: Response, status: int, code: str) -> None:
-    assert (response.status, response.error["code"]) == (status, code)
 
 
 def of_length(length: int) -> bytes:
@@ -289,20 +287,6 @@ async def test_a_body_that_breaks_off_gives_its_bytes_back(world: World) -> None
 ################################################################
 # CONNECTIONS
 ################################################################
-
-
-async def is_closed(client: Client) -> bool:
-    """Whether the pooler has closed the connection, without a word."""
-    with trio.move_on_after(0.01):
-        assert await client.wait_closed() == b""
-        return True
-    return False
-
-
-async def connect_with_key(world: World) -> Client:
-    client = await world.connect()
-    assert (await client.ask(request("GET", "/v1/models"))).status == 200
-    return client
 
 
 async def test_a_full_house_still_takes_who_shows_a_key(autojump_clock: MockClock) -> None:

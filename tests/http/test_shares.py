@@ -30,7 +30,6 @@ from pooler import (
     call_route,
     read_call,
 )
-from tests.http.test_limits_hold import check_error, connect_with_key, is_closed
 from tests.support.memory_sockets import KEY, OTHER_KEY, Client, Json, ask_responses, post, request
 from tests.support.memory_websockets import codex_described, socket_world
 from tests.support.world import (
@@ -38,8 +37,11 @@ from tests.support.world import (
     Send,
     Wait,
     World,
+    check_error,
     chunk,
+    connect_with_key,
     describe,
+    is_closed,
     json_response,
     make_config,
     opened_world,

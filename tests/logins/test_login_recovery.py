@@ -6,7 +6,6 @@ killed, or contends for the file, or may not write it, is a real process.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
@@ -27,16 +26,17 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import pooler
 from pooler import Login, LoginNeeded, new_file, reveal, save_file
-from tests.logins.test_token_refresh import (
+from tests.support import codex_backend
+from tests.support.codex_backend import TokenPlay, make_auth_file
+from tests.support.logins import (
     ENDED,
     LONG,
     PAUSE_SECONDS,
     REAL_SECONDS_MAX,
     SOON,
+    asked_while_locked,
     opened_desk,
 )
-from tests.support import codex_backend
-from tests.support.codex_backend import TokenPlay, make_auth_file
 
 ROOT: Final = Path(pooler.__file__).parent
 
@@ -224,20 +224,9 @@ async def test_what_was_adopted_and_has_ended_is_renewed_at_once(
 ) -> None:
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
-        got: list[str] = []
-
-        async def one() -> None:
-            got.append(await desk.ask())
-
-        with (tmp_path / "auth.json.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(one)
-                await wait_all_tasks_blocked()
-                desk.log_in(ENDED, serial=7)
-                fcntl.flock(lock, fcntl.LOCK_UN)
-                mock_clock.jump(pooler.LOCK_SECONDS)
-        assert got == [desk.saved()]
+        async with asked_while_locked(desk, mock_clock) as outcome:
+            desk.log_in(ENDED, serial=7)
+        assert outcome == [desk.saved()]
         assert desk.saved("refresh_token") == "rt-acct-8"
         assert desk.asked_count == 1
 
@@ -264,23 +253,9 @@ async def test_a_login_that_is_removed_does_not_come_back(
         desk.log_in(ENDED)
         left = json.loads(desk.path.read_bytes()) | {"last_refresh": "2099-01-01T00:00:00Z"}
         new_file(desk.path).write_text(json.dumps(left))
-        got: list[str] = []
-
-        async def one() -> None:
-            try:
-                got.append(await desk.ask())
-            except LoginNeeded as error:
-                got.append(str(error))
-
-        with (tmp_path / "auth.json.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(one)
-                await wait_all_tasks_blocked()
-                desk.path.unlink()
-                fcntl.flock(lock, fcntl.LOCK_UN)
-                mock_clock.jump(pooler.LOCK_SECONDS)
-        assert "is not there" in got[0]
+        async with asked_while_locked(desk, mock_clock) as outcome:
+            desk.path.unlink()
+        assert "is not there" in outcome[0]
         assert (desk.asked_count, desk.path.exists()) == (0, False)
 
 

@@ -40,9 +40,17 @@ from pooler import (
     parse_auth_file,
     reveal,
 )
-from tests.logins.test_token_refresh import ENDED, LONG, PAUSE_SECONDS, SOON, Desk, opened_desk
 from tests.support.codex_backend import TokenPlay, make_auth_file
 from tests.support.codex_turns import encode_part
+from tests.support.logins import (
+    ENDED,
+    LONG,
+    PAUSE_SECONDS,
+    SOON,
+    Desk,
+    locked_by_another,
+    opened_desk,
+)
 
 Json = Any
 ROOT: Final = Path(pooler.__file__).parent
@@ -318,9 +326,7 @@ def test_a_lock_that_another_process_has_is_no_error(
     path = tmp_path / "auth.json"
     make_auth_file(path, "acct-1")
     monkeypatch.setattr(pooler, "LOCK_SECONDS", 0.001)
-    with lock_file(path).open("w") as lock:
-        lock_file(path).chmod(0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked_by_another(path):
         [(is_error, problem)] = Login("one", path).inspect(time.time())
     assert (is_error, "is locked by another process" in problem) == (False, True)
     assert Login("one", path).inspect(time.time()) == []

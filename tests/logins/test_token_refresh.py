@@ -15,115 +15,37 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
 import pooler
 from pooler import (
-    LOCK_SECONDS,
     REFRESH_URL_VARIABLE,
-    BaseUrl,
-    Credentials,
-    Login,
     LoginNeeded,
     Server,
-    Tokens,
     make_tls_context,
     parse_config,
     reveal,
 )
-from tests.support.codex_backend import CodexBackend, TokenPlay, make_auth_file
+from tests.support.codex_backend import TokenPlay, make_auth_file
+from tests.support.logins import (
+    ENDED,
+    LONG,
+    PAUSE_SECONDS,
+    REAL_SECONDS_MAX,
+    RENEWAL_SECONDS_MAX,
+    SOON,
+    asked_while_locked,
+    jumping,
+    locked_by_another,
+    opened_desk,
+)
 
 Json = Any
-REAL_SECONDS_MAX: Final = 30.0
-PAUSE_SECONDS: Final = pooler.REFRESH_PAUSE_SECONDS
-RENEWAL_SECONDS_MAX: Final = pooler.REFRESH_SECONDS_MAX
-ENDED, SOON, LONG = -60.0, 60.0, 10**6  # seconds until a token ends
-
-
-class Desk:
-    """A login, the endpoint that renews it, and who asks."""
-
-    def __init__(self, path: Path, nursery: trio.Nursery) -> None:
-        self.path = path
-        self.nursery = nursery
-        self.backend = CodexBackend()
-        self.login = Login("one", path)
-        self.logged: list[Mapping[str, Json]] = []
-        self.origin = ""
-
-    async def start(self) -> None:
-        self.origin = await self.nursery.start(self.backend.listen)
-        port = int(self.origin.rpartition(":")[2])
-        url = BaseUrl(False, "127.0.0.1", port, "/oauth/token")
-        self.tokens = Tokens(
-            url, pooler.dial, self.note, time.time, pooler.Files(), self.nursery
-        )  # fmt: skip
-
-    def note(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
-        self.logged.append({"level": level, "event": event, **fields})
-
-    def log_in(self, seconds: float, serial: int = 1) -> None:
-        """A new file, whose token ends in so many seconds."""
-        made = make_auth_file(
-            self.path, "acct-1", expires_at=time.time() + seconds, refresh_token=f"rt-acct-{serial}"
-        )
-        self.backend.admit(made)
-
-    async def ask(self, rejected: Credentials | None = None) -> str:
-        """The access token that a request would use."""
-        found = await self.tokens.credentials(self.login, rejected)
-        return reveal(found.access_token)
-
-    @property
-    def asked_count(self) -> int:
-        return len(self.backend.asked("/oauth/token"))
-
-    def saved(self, name: str = "access_token") -> str:
-        return str(json.loads(self.path.read_bytes())["tokens"][name])
-
-    async def rest(self) -> None:
-        """Until no renewal is under way."""
-        while self.login.refresh is not None:
-            await self.login.refresh.wait()
-
-
-@asynccontextmanager
-async def jumping(clock: MockClock, seconds: float) -> AsyncIterator[None]:
-    """The clock jumps once everybody in the block waits."""
-
-    async def jump() -> None:
-        await wait_all_tasks_blocked()
-        clock.jump(seconds)
-
-    failure: LoginNeeded | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(jump)
-        try:
-            yield
-        except LoginNeeded as error:
-            failure = error
-    if failure is not None:  # outside of the nursery: not wrapped in a group
-        raise failure
-
-
-@asynccontextmanager
-async def opened_desk(folder: Path) -> AsyncIterator[Desk]:
-    async with trio.open_nursery() as nursery:
-        desk = Desk(folder / "auth.json", nursery)
-        await desk.start()
-        yield desk
-        await desk.rest()
-        told = json.dumps(desk.logged)
-        for secret in (*desk.backend.spent, *desk.backend.logins, *desk.backend.refreshable):
-            assert secret not in told
-        nursery.cancel_scope.cancel()
 
 
 ################################################################
@@ -235,15 +157,9 @@ async def test_what_is_renewed_while_we_wait_for_the_lock_is_adopted(
 ) -> None:
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
-        with (tmp_path / "auth.json.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(desk.ask)
-                await wait_all_tasks_blocked()
-                desk.log_in(LONG, serial=7)
-                fcntl.flock(lock, fcntl.LOCK_UN)
-                mock_clock.jump(LOCK_SECONDS)
-        assert await desk.ask() == desk.saved()
+        async with asked_while_locked(desk, mock_clock) as outcome:
+            desk.log_in(LONG, serial=7)
+        assert outcome == [desk.saved()]
         assert desk.asked_count == 0
 
 
@@ -272,22 +188,12 @@ async def test_a_lock_that_is_never_free_is_waited_for_a_bounded_time(
     async with opened_desk(tmp_path) as desk:
         desk.log_in(SOON)
         token = desk.saved()
-        with (tmp_path / "auth.json.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            got: list[str] = []
-
-            async def one() -> None:
-                got.append(await desk.ask())
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(one)
-                await wait_all_tasks_blocked()
-                assert got == []
-                mock_clock.jump(RENEWAL_SECONDS_MAX)
-            assert got == [token]  # still valid
+        with locked_by_another(desk.path):
+            async with jumping(mock_clock, RENEWAL_SECONDS_MAX):
+                assert await desk.ask() == token  # still valid
             assert desk.asked_count == 0
-        with (tmp_path / "auth.json.lock").open("w") as lock:  # nothing keeps it
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with locked_by_another(desk.path):  # nothing keeps it
+            pass
         assert RENEWAL_SECONDS_MAX == 15
 
 
@@ -297,8 +203,7 @@ async def test_a_lock_that_is_never_free_costs_no_thread(
     """Trio's threads resolve names: if they all waited here, no upstream could be reached."""
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
-        with (tmp_path / "auth.json.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked_by_another(desk.path):
             before = threading.active_count()
             for _ in range(5):
                 with pytest.raises(LoginNeeded, match="timed out"):

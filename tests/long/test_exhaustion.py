@@ -34,6 +34,7 @@ from tests.support.raw_http import (
     Wire,
     opened_wire,
     read_all,
+    read_response,
     split_responses,
 )
 from tests.support.world import chunk
@@ -105,20 +106,6 @@ class Attack:
         assert self.longest < ANSWER_SECONDS_MAX
         assert peak - self.base < growth_bytes_max
         assert after - self.base < kept_bytes_max
-
-
-def read_response(client: socket.socket) -> bytes:
-    """One answer with a Content-Length."""
-    raw = b""
-    while b"\r\n\r\n" not in raw:
-        received = client.recv(65536)
-        assert received, raw
-        raw += received
-    head, _, body = raw.partition(b"\r\n\r\n")
-    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-    while len(body) < length:
-        body += client.recv(65536)
-    return head + b"\r\n\r\n" + body
 
 
 LIMITS: Final = {

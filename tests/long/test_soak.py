@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from tests.long.soak.run import SLOPE_MINUTES_MIN, slope, soak
-from tests.process.test_process import described, serving
+from tests.support.server_process import describe_server, serving
 
 pytestmark: Final = pytest.mark.measures
 
@@ -40,7 +40,7 @@ def test_a_slope_is_that_of_least_squares() -> None:
 
 
 async def test_a_reload_after_the_last_log_line_does_not_kill_it(tmp_path: Path) -> None:
-    async with serving(tmp_path, described(None)) as pooler:
+    async with serving(tmp_path, describe_server(None)) as pooler:
         pooler.process.send_signal(signal.SIGTERM)
         await pooler.wait_line("draining")
         while pooler.process.poll() is None:  # so one comes after the last line, too

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 import pooler
-from tests.process.test_process import described, run, serving, write_config
+from tests.support.server_process import describe_server, run_pooler, serving, write_config
 
 pytestmark: Final = pytest.mark.slow
 
@@ -21,7 +21,7 @@ NO_KEY: Final = "pools.home.keys: no keys, so nobody can use this pool"
 
 
 def without_keys() -> dict[str, Any]:
-    return described(None, pools={"home": {"accounts": ["one"], "keys": {}}})
+    return describe_server(None, pools={"home": {"accounts": ["one"], "keys": {}}})
 
 
 async def test_what_is_legal_and_odd_is_a_warning_at_the_start(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_check_says_what_is_odd_and_what_is_wrong(tmp_path: Path, text: str | 
     if text is not None:
         (tmp_path / "auth.json").write_text(text)
     write_config(tmp_path, config)
-    done = run("check", cwd=tmp_path)
+    done = run_pooler("check", cwd=tmp_path)
     kind, problem = (
         ("error", "is empty or not valid JSON") if text else ("warning", "is not there; log in")
     )
@@ -53,7 +53,7 @@ def test_a_check_says_what_is_odd_and_what_is_wrong(tmp_path: Path, text: str | 
 @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
 def test_a_file_of_another_name_is_refused_by_that_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.json").write_text(text, "latin-1")
-    done = run("check", "--config", "mine.json", cwd=tmp_path)
+    done = run_pooler("check", "--config", "mine.json", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("pooler: mine.json: ")
 
@@ -62,8 +62,8 @@ def test_a_file_of_another_name_is_refused_by_that_name(tmp_path: Path, text: st
 def test_accounts_that_are_none_are_told_once_and_not_by_each_pool(
     tmp_path: Path, accounts: object
 ) -> None:
-    write_config(tmp_path, described(None, accounts=accounts))
-    done = run("check", cwd=tmp_path)
+    write_config(tmp_path, describe_server(None, accounts=accounts))
+    done = run_pooler("check", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     [problem] = done.stderr.splitlines()
     assert problem.startswith(("pooler: accounts: ", "pooler: accounts.a b: "))
@@ -80,8 +80,8 @@ def test_accounts_that_are_none_are_told_once_and_not_by_each_pool(
 def test_a_name_that_no_address_can_have_is_told_so(
     tmp_path: Path, listen: str, words: str
 ) -> None:
-    write_config(tmp_path, described(None, listen=listen))
-    done = run("serve", cwd=tmp_path)
+    write_config(tmp_path, describe_server(None, listen=listen))
+    done = run_pooler("serve", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1].endswith(words)
 
@@ -89,20 +89,20 @@ def test_a_name_that_no_address_can_have_is_told_so(
 def test_a_file_that_is_too_large_is_no_configuration(tmp_path: Path) -> None:
     whole = json.dumps(without_keys())
     write_config(tmp_path, whole + " " * (pooler.CONFIG_BYTES_MAX - len(whole)))
-    assert run("check", cwd=tmp_path).returncode == 0
+    assert run_pooler("check", cwd=tmp_path).returncode == 0
     write_config(tmp_path, whole + " " * (pooler.CONFIG_BYTES_MAX - len(whole) + 1))
-    done = run("check", cwd=tmp_path)
+    done = run_pooler("check", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == f"pooler: pools.json: larger than {pooler.CONFIG_BYTES_MAX} bytes\n"
 
 
 @pytest.mark.parametrize("text", [None, "", "-----BEGIN CERTIFICATE-----\nno\n"])
 def test_authorities_that_cannot_be_read_are_named(tmp_path: Path, text: str | None) -> None:
-    config = described(None)
+    config = describe_server(None)
     config["accounts"]["one"]["ca_file"] = "ca.pem"
     if text is not None:
         (tmp_path / "ca.pem").write_text(text)
     write_config(tmp_path, config)
-    done = run("check", cwd=tmp_path)
+    done = run_pooler("check", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == "pooler: accounts.one.ca_file: not a readable PEM file\n"

@@ -20,9 +20,9 @@ import pytest
 import trio
 
 import pooler
-from tests.process.test_process import ENV, SECONDS_MAX, Pooler, read_until, started
 from tests.support.memory_sockets import Json, socket_pair
 from tests.support.paths import POOLER
+from tests.support.server_process import ENV, SECONDS_MAX, ServerProcess, read_until, started
 
 HEAD: Final = b"POST /v1/responses HTTP/1.1\r\nHost: demo\r\nContent-Length: 99\r\n\r\n"
 
@@ -126,7 +126,7 @@ async def test_the_demo_takes_long_requests_hang_ups_and_signals_that_mean_nothi
         )  # fmt: skip
         assert key is not None
         assert address is not None
-        demo = Pooler(process)
+        demo = ServerProcess(process)
         demo.address = address[1]
         process.send_signal(signal.SIGHUP)  # there is no file to be read again
         async with await demo.post("x" * 200_000, key[1]) as leaving:

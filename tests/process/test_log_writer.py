@@ -23,9 +23,9 @@ import pytest
 
 import pooler
 from pooler import LOG_BATCH_LINES, LOG_SECONDS_MAX, LogWriter
-from tests.process.test_process import ENV, HEALTH, KEY, SECONDS_MAX
 from tests.support.memory_sockets import Json
 from tests.support.paths import POOLER
+from tests.support.server_process import ENV, HEALTH, KEY, SECONDS_MAX
 
 LINES: Final = 3 * LOG_BATCH_LINES
 

@@ -29,13 +29,12 @@ import trio.testing
 
 import pooler
 from pooler import LOG_LINES_MAX, LogWriter, format_log_line
-from tests.long.test_exhaustion import read_response
 from tests.support.codex_backend import make_auth_file
 from tests.support.memory_sockets import KEY, post, request
 from tests.support.memory_websockets import upgrade
 from tests.support.paths import POOLER
 from tests.support.processes import clean_env
-from tests.support.raw_http import OPERATOR, SECONDS_MAX, RawUpstream
+from tests.support.raw_http import OPERATOR, SECONDS_MAX, RawUpstream, read_response
 
 pytestmark: Final = pytest.mark.slow
 

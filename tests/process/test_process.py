@@ -11,7 +11,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import signal
@@ -21,128 +20,45 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 import trio
 import trustme
 
 from tests.support.paths import POOLER
+from tests.support.server_process import (
+    API_KEY,
+    BEGIN,
+    ENV,
+    HEALTH,
+    KEY,
+    SECONDS_MAX,
+    SILENT,
+    SLOW,
+    WHOLE,
+    ServerProcess,
+    Upstream,
+    code_of,
+    describe_server,
+    read_all,
+    read_until,
+    run_pooler,
+    serving,
+    start_upstream,
+    started,
+    status_of,
+    write_config,
+)
 
-SECONDS_MAX: Final = 30.0
-KEY: Final = "key-of-the-laptop-0123456789"
 OTHER_KEY: Final = "key-of-another-0123456789"
-API_KEY: Final = "account-secret-0123456789"
-MODEL: Final = "gpt-5.5"
-KEPT: Final = re.compile("PATH|HOME|LANG|TMPDIR|VIRTUAL_ENV|COV.*")
-ENV: Final = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
-HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
-# What a request's `input` may be, and what the upstream does then.
-WHOLE: Final = "answer at once"
-SLOW: Final = "begin, and end when the test says so"
-SILENT: Final = "say nothing"
 
 ################################################################
 # THE UPSTREAM
 ################################################################
-
-
-def event(kind: str, **fields: object) -> bytes:
-    return b"data: " + json.dumps({"type": kind, **fields}).encode() + b"\n\n"
-
-
-BEGIN: Final = event("response.created", response={"id": "resp_a"}, sequence_number=0) + event(
-    "response.output_text.delta", delta="one", sequence_number=1
-)
-END: Final = (
-    event("response.completed", response={"id": "resp_a"}, sequence_number=2) + b"data: [DONE]\n\n"
-)
-STREAM_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
-LIMITED: Final = (
-    b"HTTP/1.1 429 Too Many\r\nContent-Type: application/json\r\nRetry-After: 50\r\n"
-    b"Content-Length: 2\r\n\r\n{}"
-)
-
-
-async def read_request(stream: trio.abc.Stream) -> tuple[bytes, Any]:
-    """The head, and the JSON body, of one request; what is cut off raises."""
-    head, _, body = (await read_until(stream, b"\r\n\r\n")).partition(b"\r\n\r\n")
-    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-    while length and len(body) < int(length[1]):
-        body += await receive(stream)
-    return head, json.loads(body or b"{}")
-
-
-async def receive(stream: trio.abc.ReceiveStream) -> bytes:
-    received = await stream.receive_some()
-    if not received:
-        raise trio.BrokenResourceError
-    return bytes(received)
-
-
-async def read_until(stream: trio.abc.ReceiveStream, mark: bytes) -> bytes:
-    raw = b""
-    while mark not in raw:
-        raw += await receive(stream)
-    return raw
-
-
-class Upstream:
-    """Serves accounts: one request a connection, each answered as its `input` says."""
-
-    def __init__(self) -> None:
-        self.port = 0
-        self.heads: list[bytes] = []
-        self.is_limited = False
-        self.may_end = trio.Event()
-        send, self.asked = trio.open_memory_channel[None](math.inf)
-        self.note_asked = send.send_nowait
-        send_gone, self.gone = trio.open_memory_channel[float](math.inf)
-        self.note_gone = send_gone.send_nowait
-
-    async def serve(self, stream: trio.abc.Stream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await self.answer(stream)
-        await trio.aclose_forcefully(stream)
-
-    async def answer(self, stream: trio.abc.Stream) -> None:
-        head, body = await read_request(stream)
-        self.heads.append(head)
-        self.note_asked(None)
-        if self.is_limited:
-            await stream.send_all(LIMITED)
-            return
-        if body.get("input") == SILENT:
-            await self.wait_end(stream)
-        await stream.send_all(STREAM_HEAD + BEGIN)
-        if body.get("input") == SLOW:
-            await self.wait_end(stream)
-        await stream.send_all(END)
-
-    async def wait_end(self, stream: trio.abc.Stream) -> None:
-        """Until the test lets the answer go on, or the pooler hangs up, which is noted."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.watch, stream, nursery.cancel_scope)
-            await self.may_end.wait()
-            nursery.cancel_scope.cancel()
-
-    async def watch(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await receive(stream)
-        self.note_gone(trio.current_time())
-        scope.cancel()
-
-
-async def start_upstream(nursery: trio.Nursery, tls: ssl.SSLContext | None = None) -> Upstream:
-    made = Upstream()
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    made.port = listener.socket.getsockname()[1]
-    listeners = [trio.SSLListener(listener, tls) if tls else listener]
-    nursery.start_soon(trio.serve_listeners, made.serve, listeners)
-    return made
 
 
 @pytest.fixture
@@ -155,150 +71,6 @@ async def upstream(nursery: trio.Nursery) -> Upstream:
 ################################################################
 
 
-def described(upstream: Upstream | None, **changes: object) -> dict[str, Any]:
-    """A pools.json with one account and one key."""
-    port = upstream.port if upstream else 9
-    account = {
-        "type": "openai", "base_url": f"http://127.0.0.1:{port}/v1", "api_key": API_KEY,
-        "models": [MODEL], "concurrent": 64,
-    }  # fmt: skip
-    return {
-        "listen": "127.0.0.1:0",
-        "accounts": {"one": account},
-        "pools": {"home": {"accounts": ["one"], "keys": {"laptop": KEY}}},
-        **changes,
-    }
-
-
-def write_config(folder: Path, config: object) -> Path:
-    (path := folder / "pools.json").touch(0o600)
-    path.write_text(config if isinstance(config, str) else json.dumps(config))
-    return path
-
-
-class Pooler:
-    """A running pooler, and what it has written on stderr so far."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self.process = process
-        self.unread = b""
-        self.lines: list[dict[str, Any]] = []
-        self.address = ""
-
-    async def wait_line(self, name: str) -> dict[str, Any]:
-        """The next line of the log with this `event`."""
-        assert self.process.stderr is not None
-        while True:
-            while b"\n" not in self.unread:
-                received = await self.process.stderr.receive_some()
-                assert received, f"the process ended; its log: {self.lines}"
-                self.unread += received
-            line, _, self.unread = self.unread.partition(b"\n")
-            self.lines.append(json.loads(line))
-            if self.lines[-1]["event"] == name:
-                return self.lines[-1]
-
-    async def wait_exit(self) -> int:
-        """The exit code; the rest of the log must be JSON lines too."""
-        assert self.process.stderr is not None
-        while received := await self.process.stderr.receive_some():
-            self.unread += received
-        self.lines += [json.loads(line) for line in self.unread.splitlines()]
-        self.unread = b""
-        return await self.process.wait()
-
-    async def connect(self) -> trio.SocketStream:
-        if self.address.startswith("unix:"):
-            return await trio.open_unix_socket(self.address.removeprefix("unix:"))
-        host, _, port = self.address.rpartition(":")
-        return await trio.open_tcp_stream(host.strip("[]"), int(port))
-
-    async def get(self, path: str) -> bytes:
-        async with await self.connect() as stream:
-            await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n".encode())
-            await stream.send_all(b"Connection: close\r\n\r\n")
-            return await read_all(stream)
-
-    async def post(self, text: str, key: str = KEY, **fields: object) -> trio.SocketStream:
-        """A connection on which a call has been sent."""
-        asked = {"model": MODEL, "stream": True, "input": text, **fields}
-        body = json.dumps(asked).encode()
-        head = (
-            "POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-            f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        stream = await self.connect()
-        await stream.send_all(head.encode() + body)
-        return stream
-
-    async def ask(self, text: str = WHOLE, key: str = KEY) -> bytes:
-        """The whole answer to a call, as it came."""
-        async with await self.post(text, key) as stream:
-            return await read_all(stream)
-
-
-async def read_all(stream: trio.abc.Stream) -> bytes:
-    raw = b""
-    while received := await stream.receive_some():
-        raw += received
-    return raw
-
-
-def status_of(answer: bytes) -> int:
-    return int(answer.split()[1])
-
-
-def code_of(answer: bytes) -> str:
-    return str(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"])
-
-
-@contextlib.asynccontextmanager
-async def started(
-    *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
-) -> AsyncIterator[trio.Process]:
-    """`python pooler.py ARGUMENTS`, for at most `SECONDS_MAX`; killed if it still runs then."""
-    process = await trio.lowlevel.open_process(
-        [sys.executable, POOLER, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=ENV | (env or {}),
-        cwd=cwd,
-    )
-    try:
-        with trio.fail_after(SECONDS_MAX):
-            yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            for pipe in (process.stdout, process.stderr):
-                assert pipe is not None
-                await pipe.aclose()
-
-
-@contextlib.asynccontextmanager
-async def serving(folder: Path, config: object) -> AsyncIterator[Pooler]:
-    """`pooler serve`, listening; if the test has not ended it, SIGTERM must, and well."""
-    write_config(folder, config)
-    async with started("serve", cwd=folder) as process:
-        pooler = Pooler(process)
-        pooler.address = (await pooler.wait_line("listening"))["address"]
-        yield pooler
-        if process.returncode is None:
-            pooler.process.send_signal(signal.SIGTERM)
-            assert await pooler.wait_exit() == 0
-
-
-def run(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself."""
-    command = [sys.executable, POOLER, *arguments]
-    options: Any = {"capture_output": True, "text": True, "timeout": SECONDS_MAX}
-    return subprocess.run(command, check=False, cwd=cwd, env=ENV | env, **options)
-
-
 ################################################################
 # COMMANDS
 ################################################################
@@ -307,7 +79,7 @@ def run(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.Comp
 def test_the_demo_streams_an_answer_with_only_h11_and_trio_installed(tmp_path: Path) -> None:
     for name in ("mcp", "trio_websocket", "wsproto"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('this is not installed')\n")
-    done = run("demo", "--once", "--port", "0", PYTHONPATH=str(tmp_path))
+    done = run_pooler("demo", "--once", "--port", "0", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert "Hello! This response was streamed through codex-pooler" in done.stdout
 
@@ -322,7 +94,7 @@ async def test_the_demo_prints_a_configuration_that_works_until_ctrl_c() -> None
         assert options["apiKey"] == "{env:CODEX_POOLER_API_KEY}"
         key = re.search(r"CODEX_POOLER_API_KEY=(\S+)", shown)
         assert key is not None
-        pooler = Pooler(process)
+        pooler = ServerProcess(process)
         pooler.address = options["baseURL"].removeprefix("http://").removesuffix("/v1")
         answer = await pooler.ask(key=key[1])
         assert status_of(answer) == 200
@@ -333,10 +105,10 @@ async def test_the_demo_prints_a_configuration_that_works_until_ctrl_c() -> None
 
 
 def test_a_good_configuration_is_checked_without_telling_secrets(tmp_path: Path) -> None:
-    config = described(None)
+    config = describe_server(None)
     config["pools"]["home"]["keys"]["ci"] = {"key": "{env:CI_KEY}"}
     path = write_config(tmp_path, config)
-    done = run("check", "--config", str(path), CI_KEY=OTHER_KEY)
+    done = run_pooler("check", "--config", str(path), CI_KEY=OTHER_KEY)
     assert (done.returncode, done.stderr) == (0, "")
     assert "one" in done.stdout
     assert not [secret for secret in (KEY, OTHER_KEY, API_KEY) if secret in done.stdout]
@@ -347,12 +119,12 @@ def test_a_good_configuration_is_checked_without_telling_secrets(tmp_path: Path)
 def test_a_bad_configuration_is_refused_with_all_that_is_wrong(
     command: str, tmp_path: Path
 ) -> None:
-    config = described(None, listne="127.0.0.1:0")
+    config = describe_server(None, listne="127.0.0.1:0")
     config["accounts"]["one"]["priority"] = "first"
     config["accounts"]["two"] = {"type": "openai", "api_key": "{env:NOT_SET}"}
     config["pools"]["home"]["keys"]["short"] = "short-secret"
     path = write_config(tmp_path, config)
-    done = run(command, "--config", str(path))
+    done = run_pooler(command, "--config", str(path))
     assert (done.returncode, done.stdout) == (1, "")
     for place in ("listne", "accounts.one.priority", "accounts.two.api_key", "home.keys.short"):
         assert place in done.stderr
@@ -363,11 +135,11 @@ def test_a_bad_configuration_is_refused_with_all_that_is_wrong(
 @pytest.mark.slow
 @pytest.mark.parametrize(("line", "prefix"), [("key", "cp-"), ("key --operator", "cpo-")])
 def test_a_new_key_comes_with_its_digest(line: str, prefix: str) -> None:
-    done = run(*line.split())
+    done = run_pooler(*line.split())
     assert (done.returncode, done.stderr) == (0, "")
     secret = next(word for word in done.stdout.split() if word.startswith(prefix))
     assert f'"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"' in done.stdout
-    assert secret not in run(*line.split()).stdout
+    assert secret not in run_pooler(*line.split()).stdout
 
 
 WRONG: Final = """fly, serve --fast, serve --port 0, check --config, key extra, key --once,
@@ -377,20 +149,20 @@ demo --port http, demo --port 65536, demo --port -1"""
 @pytest.mark.slow
 @pytest.mark.parametrize("line", WRONG.replace("\n", " ").split(", "))
 def test_wrong_usage_exits_with_2(line: str, tmp_path: Path) -> None:
-    done = run(*line.split(), cwd=tmp_path)
+    done = run_pooler(*line.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert "usage: pooler" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_the_version_is_told() -> None:
-    assert re.fullmatch(r"codex-pooler \d+\.\d+\.\d+\n", run("--version").stdout)
+    assert re.fullmatch(r"codex-pooler \d+\.\d+\.\d+\n", run_pooler("--version").stdout)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["serve"], ["check"]], ids=["default", "serve", "check"])
 def test_a_missing_configuration_says_where_to_start(arguments: list[str], tmp_path: Path) -> None:
-    done = run(*arguments, cwd=tmp_path)
+    done = run_pooler(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "pools.json.example" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -401,9 +173,9 @@ def test_a_missing_configuration_says_where_to_start(arguments: list[str], tmp_p
 def test_a_port_in_use_is_named(command: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        write_config(tmp_path, described(None, listen=f"127.0.0.1:{port}"))
+        write_config(tmp_path, describe_server(None, listen=f"127.0.0.1:{port}"))
         arguments = [command, "--port", port] if command == "demo" else [command]
-        done = run(*arguments, cwd=tmp_path)
+        done = run_pooler(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert f"127.0.0.1:{port}" in done.stderr
     hint = "--port 0 picks a free one" if command == "demo" else "set another one in listen"
@@ -420,9 +192,9 @@ def test_a_port_in_use_is_named(command: str, tmp_path: Path) -> None:
 async def test_serving_is_the_default_and_sigterm_ends_it_at_once(
     line: str, upstream: Upstream, tmp_path: Path
 ) -> None:
-    write_config(tmp_path, described(upstream))
+    write_config(tmp_path, describe_server(upstream))
     async with started(*line.split(), cwd=tmp_path) as process:
-        pooler = Pooler(process)
+        pooler = ServerProcess(process)
         pooler.address = (await pooler.wait_line("listening"))["address"]
         assert status_of(await pooler.get("/healthz")) == 200
         assert status_of(await pooler.get("/readyz")) == 200
@@ -442,11 +214,11 @@ async def test_serving_is_the_default_and_sigterm_ends_it_at_once(
 
 @pytest.mark.slow
 async def test_a_signal_right_after_the_start_is_obeyed(tmp_path: Path) -> None:
-    async with serving(tmp_path, described(None)):
+    async with serving(tmp_path, describe_server(None)):
         pass  # which sends SIGTERM, and wants 0, as soon as the log says "listening"
 
 
-async def wait_refused(pooler: Pooler) -> None:
+async def wait_refused(pooler: ServerProcess) -> None:
     """Until no new connection can be had."""
     with contextlib.suppress(OSError):
         while True:
@@ -454,7 +226,7 @@ async def wait_refused(pooler: Pooler) -> None:
 
 
 async def test_sigterm_lets_a_stream_end_by_itself(upstream: Upstream, tmp_path: Path) -> None:
-    config = described(upstream)
+    config = describe_server(upstream)
     async with serving(tmp_path, config) as pooler, await pooler.post(SLOW) as stream:
         await read_until(stream, b"one")
         pooler.process.send_signal(signal.SIGTERM)
@@ -469,7 +241,7 @@ async def test_sigterm_lets_a_stream_end_by_itself(upstream: Upstream, tmp_path:
 
 @pytest.mark.slow
 async def test_what_outlives_the_drain_is_told_so(upstream: Upstream, tmp_path: Path) -> None:
-    config = described(upstream, limits={"drain_seconds_max": 0.2})
+    config = describe_server(upstream, limits={"drain_seconds_max": 0.2})
     async with (
         serving(tmp_path, config) as pooler,
         await pooler.post(SLOW) as stream,
@@ -494,7 +266,7 @@ async def test_what_outlives_the_drain_is_told_so(upstream: Upstream, tmp_path: 
 async def test_a_second_signal_ends_it_at_once(
     second: signal.Signals, upstream: Upstream, tmp_path: Path
 ) -> None:
-    config = described(upstream)
+    config = describe_server(upstream)
     async with serving(tmp_path, config) as pooler, await pooler.post(SLOW) as stream:
         await read_until(stream, b"one")
         pooler.process.send_signal(signal.SIGINT)
@@ -514,7 +286,7 @@ async def test_a_hang_up_reaches_the_upstream_within_a_second(
     text: str, is_stream: bool, upstream: Upstream, tmp_path: Path
 ) -> None:
     async with (
-        serving(tmp_path, described(upstream)) as pooler,
+        serving(tmp_path, describe_server(upstream)) as pooler,
         await pooler.post(text, stream=is_stream) as stream,
     ):
         await upstream.asked.receive()
@@ -531,7 +303,7 @@ def descriptor_count(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd")) if os.path.isdir("/proc/self/fd") else 0
 
 
-async def abort_a_stream(pooler: Pooler, is_rude: bool) -> None:
+async def abort_a_stream(pooler: ServerProcess, is_rude: bool) -> None:
     """Leave in the middle of an answer, by an orderly end or by a reset."""
     async with await pooler.post(SLOW) as stream:
         await read_until(stream, b"one")
@@ -543,7 +315,10 @@ async def abort_a_stream(pooler: Pooler, is_rude: bool) -> None:
 async def test_aborted_streams_leave_no_descriptor_behind(
     upstream: Upstream, tmp_path: Path
 ) -> None:
-    async with serving(tmp_path, described(upstream)) as pooler, await pooler.connect() as line:
+    async with (
+        serving(tmp_path, describe_server(upstream)) as pooler,
+        await pooler.connect() as line,
+    ):
         await pooler.ask()
         await line.send_all(HEALTH)  # on a line that stays: another one would be counted, too
         await read_until(line, b'"ok"}')
@@ -564,7 +339,9 @@ async def test_aborted_streams_leave_no_descriptor_behind(
 ################################################################
 
 
-async def reload(pooler: Pooler, folder: Path, config: object, name: str = "reloaded") -> str:
+async def reload(
+    pooler: ServerProcess, folder: Path, config: object, name: str = "reloaded"
+) -> str:
     """Write another pools.json, send SIGHUP, and wait for the log's line; its problem, if any."""
     write_config(folder, config)
     pooler.process.send_signal(signal.SIGHUP)
@@ -574,7 +351,7 @@ async def reload(pooler: Pooler, folder: Path, config: object, name: str = "relo
 async def test_a_reload_changes_keys_while_streams_go_on(
     upstream: Upstream, tmp_path: Path
 ) -> None:
-    config = described(upstream)
+    config = describe_server(upstream)
     async with serving(tmp_path, config) as pooler, await pooler.post(SLOW) as stream:
         await read_until(stream, b"one")
         config["pools"]["home"]["keys"] = {"phone": OTHER_KEY}
@@ -593,9 +370,9 @@ async def test_a_broken_file_changes_nothing_and_says_why(
     upstream: Upstream, tmp_path: Path
 ) -> None:
     name = "reload refused"
-    async with serving(tmp_path, described(upstream)) as pooler:
+    async with serving(tmp_path, describe_server(upstream)) as pooler:
         assert "not valid JSON" in await reload(pooler, tmp_path, '{"accounts": ', name)
-        assert "'pools'" in await reload(pooler, tmp_path, described(upstream, pool={}), name)
+        assert "'pools'" in await reload(pooler, tmp_path, describe_server(upstream, pool={}), name)
         (tmp_path / "pools.json").unlink()
         pooler.process.send_signal(signal.SIGHUP)
         assert os.strerror(errno.ENOENT) in (await pooler.wait_line(name))["problem"]
@@ -604,20 +381,20 @@ async def test_a_broken_file_changes_nothing_and_says_why(
 
 @pytest.mark.slow
 async def test_a_reload_clears_cooldowns(upstream: Upstream, tmp_path: Path) -> None:
-    async with serving(tmp_path, described(upstream)) as pooler:
+    async with serving(tmp_path, describe_server(upstream)) as pooler:
         upstream.is_limited = True
         for _ in range(2):  # the second is not sent
             answer = await pooler.ask()
             assert (status_of(answer), code_of(answer)) == (429, "usage_limit_reached")
         assert len(upstream.heads) == 1
         upstream.is_limited = False
-        await reload(pooler, tmp_path, described(upstream))
+        await reload(pooler, tmp_path, describe_server(upstream))
         assert status_of(await pooler.ask()) == 200
 
 
 @pytest.mark.slow
 async def test_a_reload_reads_secret_files_again(upstream: Upstream, tmp_path: Path) -> None:
-    config = described(upstream)
+    config = describe_server(upstream)
     config["accounts"]["one"]["api_key"] = "{file:account.key}"
     config["pools"]["home"]["keys"] = {"laptop": "{file:laptop.key}"}
     (tmp_path / "account.key").write_text(f"{API_KEY}\nthe second line is not read\n")
@@ -652,14 +429,14 @@ async def test_a_unix_socket_is_private_and_replaces_a_stale_one(
     path = short_folder / "p.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
-    config = described(upstream, listen=f"unix:{path}")
+    config = describe_server(upstream, listen=f"unix:{path}")
     async with serving(short_folder, config) as pooler:
         assert pooler.address == f"unix:{path}"
         mode = path.stat().st_mode
         assert stat.S_ISSOCK(mode)
         assert stat.S_IMODE(mode) == 0o660
         assert status_of(await pooler.ask()) == 200
-        second = await trio.to_thread.run_sync(lambda: run("serve", cwd=short_folder))
+        second = await trio.to_thread.run_sync(lambda: run_pooler("serve", cwd=short_folder))
         assert second.returncode == 1
         assert f"unix:{path}" in second.stderr
         assert status_of(await pooler.ask()) == 200
@@ -669,8 +446,8 @@ async def test_a_unix_socket_is_private_and_replaces_a_stale_one(
 def test_a_file_in_the_place_of_a_unix_socket_stays(short_folder: Path) -> None:
     path = short_folder / "p.sock"
     path.write_text("a letter")
-    write_config(short_folder, described(None, listen=f"unix:{path}"))
-    done = run("serve", cwd=short_folder)
+    write_config(short_folder, describe_server(None, listen=f"unix:{path}"))
+    done = run_pooler("serve", cwd=short_folder)
     assert done.returncode == 1
     assert f"unix:{path}" in done.stderr
     assert path.read_text() == "a letter"
@@ -687,7 +464,7 @@ def has_ipv6() -> bool:
 @pytest.mark.slow
 async def test_all_listeners_serve_the_same(upstream: Upstream, short_folder: Path) -> None:
     listen = ["127.0.0.1:0", f"unix:{short_folder}/p.sock", *["[::1]:0"] * has_ipv6()]
-    async with serving(short_folder, described(upstream, listen=listen)) as pooler:
+    async with serving(short_folder, describe_server(upstream, listen=listen)) as pooler:
         for text in listen:
             assert pooler.address.strip("[").startswith(text.strip("[").partition("]")[0][:9])
             assert status_of(await pooler.ask()) == 200
@@ -705,7 +482,7 @@ async def test_a_private_upstream_is_believed_only_with_its_ca_file(
     authority.issue_cert("localhost").configure_cert(context)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     upstream = await start_upstream(nursery, context)
-    config = described(upstream)
+    config = describe_server(upstream)
     account = config["accounts"]["one"]
     account["base_url"] = f"https://localhost:{upstream.port}/v1"
     if is_known:
@@ -722,7 +499,7 @@ async def test_a_private_upstream_is_believed_only_with_its_ca_file(
 @pytest.mark.slow
 @pytest.mark.parametrize("line", ["key", "check", "demo --port 0"])
 def test_a_reader_that_goes_away_ends_a_command_in_silence(line: str, tmp_path: Path) -> None:
-    write_config(tmp_path, described(None))
+    write_config(tmp_path, describe_server(None))
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as output:
@@ -745,7 +522,7 @@ async def test_what_a_second_signal_cuts_is_not_recorded_as_well(
 ) -> None:
     upstream = await start_upstream(nursery)
     async with (
-        serving(tmp_path, described(upstream)) as server,
+        serving(tmp_path, describe_server(upstream)) as server,
         await server.post(text) as stream,
     ):
         await upstream.asked.receive()

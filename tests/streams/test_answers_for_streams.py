@@ -25,13 +25,13 @@ from pooler import (
     EventScanner,
     events_of,
 )
-from tests.accounts.test_failover_is_safe import counts
 from tests.support.codex_world import ask_scripted, opened_scripted_world, payloads, text_of
 from tests.support.memory_sockets import Json, Pairs, ask_chat, ask_responses
 from tests.support.world import (
     Pause,
     Script,
     Send,
+    asked_counts,
     describe,
     error_response,
     json_response,
@@ -357,7 +357,7 @@ async def test_no_error_of_an_upstream_has_a_code_of_ours(
             upstream.always = answers[carrier]
         response = await world.ask(ask_responses(stream=carrier == "event"))
         assert response.error["code"] == "upstream_error"
-        assert counts(world) in ([1, 0], [1, 1])
+        assert asked_counts(world) in ([1, 0], [1, 1])
         assert code == "upstream_error" or world.records[0]["code"] == f"upstream:{code}"
 
 

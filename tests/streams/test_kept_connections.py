@@ -18,8 +18,8 @@ import trio
 import trustme
 
 import pooler
-from tests.process.test_process import SECONDS_MAX, read_request
 from tests.support.memory_sockets import Client, MemoryListener, ask_responses, socket_pair
+from tests.support.server_process import SECONDS_MAX, read_request
 from tests.support.world import describe, make_config
 
 ANSWER: Final = b'{"id": "r"}'

@@ -26,6 +26,7 @@ from tests.support.memory_sockets import (
     post,
     put_in_order,
 )
+from tests.support.memory_websockets import open_socket
 from tests.support.world import (
     LAST_CHUNK,
     UNIX_START,
@@ -210,3 +211,24 @@ def check_end(form: str, response: Response) -> bool:
     ends = [kind for kind in kinds if kind in {"response.completed", "response.failed"}]
     assert ends == [events[-1]["type"]]
     return ends == ["response.completed"]
+
+
+FIRST_ALONE: Final = {"accounts": ["first"]}
+RESPONSES_CARRIERS: Final = ("responses", "responses-stream", "websocket")
+CHAT_CARRIERS: Final = ("chat", "chat-stream")
+CARRIERS: Final = (*RESPONSES_CARRIERS, *CHAT_CARRIERS)
+
+
+async def ask_by_carrier(world: World, carrier: str, body: Json) -> tuple[int, Json]:
+    """The status that a client gets, and the model's text or the error."""
+    if carrier == "websocket":
+        client = await open_socket(world)
+        await client.say({"type": "response.create"} | body)
+        events = await client.read_turn()
+        await client.hang_up()
+        if events[-1]["type"] == "error":
+            return int(events[-1]["status"]), events[-1]["error"]
+        return 200, "".join(event.get("delta", "") for event in events if "text" in event["type"])
+    path = "/v1/chat/completions" if carrier in CHAT_CARRIERS else "/v1/responses"
+    response = await world.ask(post(path, streamed(body) if "stream" in carrier else body))
+    return response.status, text_of(response) if response.status == 200 else response.error

@@ -216,3 +216,17 @@ def take_chunks(raw: bytes) -> tuple[bytes, bytes]:
         assert behind == b"\r\n"
         if not count:
             return body, raw
+
+
+def read_response(client: socket.socket) -> bytes:
+    """One response with a Content-Length, head and body."""
+    raw = b""
+    while b"\r\n\r\n" not in raw:
+        received = client.recv(65536)
+        assert received, raw
+        raw += received
+    head, _, body = raw.partition(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    while len(body) < length:
+        body += client.recv(65536)
+    return head + b"\r\n\r\n" + body

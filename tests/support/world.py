@@ -40,7 +40,13 @@ from typing import Final, Protocol
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pooler import BaseUrl, Config, Server, digest_parts, parse_config
+from pooler import (
+    BaseUrl,
+    Config,
+    Server,
+    digest_parts,
+    parse_config,
+)
 from tests.support.codex_backend import PREFIX, CodexBackend
 from tests.support.frames import (
     CLOSE,
@@ -64,6 +70,7 @@ from tests.support.memory_sockets import (
     Response,
     put_in_order,
     read_fields,
+    request,
     socket_pair,
 )
 
@@ -795,3 +802,28 @@ async def opened_world(described: Mapping[str, Json] | None = None) -> AsyncIter
         nursery.cancel_scope.cancel()
     if failure is not None:  # outside of the nursery: not wrapped in a group
         raise failure
+
+
+def check_error(response: Response, status: int, code: str) -> None:
+    """The response is an error of the server with this status and code."""
+    assert (response.status, response.error["code"]) == (status, code)
+
+
+async def is_closed(client: Client) -> bool:
+    """Whether the pooler has closed the connection, without a word."""
+    with trio.move_on_after(0.01):
+        assert await client.wait_closed() == b""
+        return True
+    return False
+
+
+async def connect_with_key(world: World) -> Client:
+    """A connection that has shown a valid key, and is idle."""
+    client = await world.connect()
+    assert (await client.ask(request("GET", "/v1/models"))).status == 200
+    return client
+
+
+def asked_counts(world: World) -> list[int]:
+    """How many requests each upstream was sent, in the order of the accounts."""
+    return [len(upstream.asked) for upstream in world.upstreams.values()]

@@ -20,51 +20,35 @@ from pooler import LITE_HEADER, LITE_METADATA
 from tests.support.codex_backend import Play
 from tests.support.codex_turns import ANSWER
 from tests.support.codex_world import (
+    CARRIERS,
     CHAT_BODY,
+    CHAT_CARRIERS,
     FIRST,
+    FIRST_ALONE,
     MODEL,
     NATIVE_BODY,
     PREFIX,
     RESPONSES_BODY,
+    RESPONSES_CARRIERS,
     SECOND,
+    ask_by_carrier,
     describe_codex,
     opened_codex_world,
-    streamed,
-    text_of,
 )
 from tests.support.memory_sockets import post
 from tests.support.memory_websockets import open_socket, upgrade
-from tests.support.world import World, json_response, responses_events, sse_steps
+from tests.support.world import json_response, responses_events, sse_steps
 from tests.translation.test_codex_accounts import PLATFORM
 
 Json = Any
-ONE: Final = {"accounts": ["first"]}
 USER: Final = {"role": "user", "content": "Say it."}
-RESPONSES: Final = ("responses", "responses-stream", "websocket")
-CHATS: Final = ("chat", "chat-stream")
-CARRIERS: Final = (*RESPONSES, *CHATS)
-
-
-async def sent(world: World, carrier: str, body: Json) -> tuple[int, Json]:
-    """The status that a client is told, and what was said: the text, or the error."""
-    if carrier == "websocket":
-        client = await open_socket(world)
-        await client.say({"type": "response.create"} | body)
-        events = await client.read_turn()
-        await client.hang_up()
-        if events[-1]["type"] == "error":
-            return int(events[-1]["status"]), events[-1]["error"]
-        return 200, "".join(event.get("delta", "") for event in events if "text" in event["type"])
-    path = "/v1/chat/completions" if carrier in CHATS else "/v1/responses"
-    response = await world.ask(post(path, streamed(body) if "stream" in carrier else body))
-    return response.status, text_of(response) if response.status == 200 else response.error
 
 
 async def passed(folder: Path, carrier: str, body: Json, *, sealed: str = "") -> Json:
     """What the backend took, and answered."""
-    async with opened_codex_world(describe_codex(folder, **ONE), folder) as world:
+    async with opened_codex_world(describe_codex(folder, **FIRST_ALONE), folder) as world:
         world.backend.sealed.add(sealed)
-        assert await sent(world, carrier, body) == (200, ANSWER)
+        assert await ask_by_carrier(world, carrier, body) == (200, ANSWER)
         [seen] = [seen.body for seen in world.backend.asked() if seen.body is not None]
         return seen
 
@@ -78,7 +62,7 @@ def chat(*messages: Json, **more: Json) -> Json:
 
 
 every_carrier = pytest.mark.parametrize("carrier", CARRIERS)
-responses_carriers = pytest.mark.parametrize("carrier", RESPONSES)
+responses_carriers = pytest.mark.parametrize("carrier", RESPONSES_CARRIERS)
 
 
 ################################################################
@@ -94,7 +78,7 @@ async def test_json_mode_finds_its_word_wherever_the_client_says_it(
     form = {"type": "json_object"}
     order = {"role": role, "content": "Reply in JSON."}
     body = responses(order, USER, text={"format": form})
-    if carrier in CHATS:
+    if carrier in CHAT_CARRIERS:
         body = chat(order, USER, response_format=form)
     seen = await passed(tmp_path, carrier, body)
     assert (seen["instructions"], seen["text"]["format"]) == ("", form)
@@ -144,7 +128,7 @@ async def test_a_call_and_its_output_keep_one_id_that_is_short_enough(
     body = responses(
         USER, call, {"type": "function_call_output", "call_id": call_id, "output": "sunny"}
     )
-    if carrier in CHATS:
+    if carrier in CHAT_CARRIERS:
         inner = {"id": call_id, "type": "function", "function": {"name": "w", "arguments": "{}"}}
         body = chat(
             USER,
@@ -161,7 +145,7 @@ async def test_a_call_and_its_output_keep_one_id_that_is_short_enough(
 async def test_a_cache_key_is_short_enough(
     autojump_clock: MockClock, tmp_path: Path, carrier: str, length: int
 ) -> None:
-    make, key = chat if carrier in CHATS else responses, "k" * length
+    make, key = chat if carrier in CHAT_CARRIERS else responses, "k" * length
     seen = await passed(tmp_path, carrier, make(USER, prompt_cache_key=key))
     digest = hashlib.sha256(key.encode()).hexdigest()
     assert seen["prompt_cache_key"] == (key if length == 64 else digest)
@@ -183,7 +167,7 @@ async def test_a_shell_s_output_and_citations_stay_as_they_are(
     assert seen["input"][1:4] == [*shell, answer]
 
 
-@pytest.mark.parametrize("carrier", CHATS)
+@pytest.mark.parametrize("carrier", CHAT_CARRIERS)
 @pytest.mark.parametrize("messages", [{}, {"messages": []}, {"messages": None}], ids=str)
 async def test_a_chat_client_may_speak_as_responses_clients_do(
     autojump_clock: MockClock, tmp_path: Path, carrier: str, messages: Json
@@ -219,7 +203,7 @@ WORDS: Final = ("auto", "none", "required")
 async def test_a_choice_of_no_certain_tool_is_a_word(
     autojump_clock: MockClock, tmp_path: Path, carrier: str, word: str
 ) -> None:
-    make = chat if carrier in CHATS else responses
+    make = chat if carrier in CHAT_CARRIERS else responses
     seen = await passed(tmp_path, carrier, make(USER, tools=[BARE], tool_choice={"type": word}))
     assert seen["tool_choice"] == word
 
@@ -232,13 +216,13 @@ async def test_an_effort_is_one_that_the_backend_has(
     autojump_clock: MockClock, tmp_path: Path, carrier: str, asked: str, told: str
 ) -> None:
     body = responses(USER, reasoning={"effort": asked})
-    if carrier in CHATS:
+    if carrier in CHAT_CARRIERS:
         body = chat(USER, reasoning_effort=asked)
     seen = await passed(tmp_path, carrier, body)
     assert seen["reasoning"]["effort"] == told
 
 
-@pytest.mark.parametrize("carrier", CHATS)
+@pytest.mark.parametrize("carrier", CHAT_CARRIERS)
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
@@ -300,7 +284,7 @@ OBSTACLES: Final[Mapping[str, tuple[Json, str, str]]] = {
 @pytest.mark.parametrize(
     ("carrier", "name"),
     # On a WebSocket an earlier response can be known.
-    [(carrier, name) for carrier in RESPONSES for name in OBSTACLES
+    [(carrier, name) for carrier in RESPONSES_CARRIERS for name in OBSTACLES
      if (carrier, name) != ("websocket", "previous_response_id")],
 )  # fmt: skip
 async def test_what_would_be_lost_in_silence_is_refused_with_what_to_write(
@@ -308,7 +292,7 @@ async def test_what_would_be_lost_in_silence_is_refused_with_what_to_write(
 ) -> None:
     body, param, instead = OBSTACLES[name]
     async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
-        status, error = await sent(world, carrier, body)
+        status, error = await ask_by_carrier(world, carrier, body)
         assert (status, error["code"], error["param"]) == (400, "unsupported_parameter", param)
         assert instead in error["message"]
         assert not set("0123456789") & set(error["message"])
@@ -342,7 +326,7 @@ async def test_a_switch_is_true_or_false(
         describe_codex(tmp_path, others=PLATFORM, **pool), tmp_path
     ) as world:
         for name in ("stream", "store"):
-            status, error = await sent(world, carrier, asked | {name: value})
+            status, error = await ask_by_carrier(world, carrier, asked | {name: value})
             assert (status, error["code"], error["param"]) == (400, "invalid_value", name)
         assert world.asked == []
 
@@ -372,7 +356,7 @@ async def test_a_compaction_that_cannot_be_read_is_left_out_whole(
 ) -> None:
     item = {"type": kind, "id": "cmp_abc", "encrypted_content": "unknown"}
     body = NATIVE_BODY | {"input": [item, *NATIVE_BODY["input"]], "client_metadata": {}}
-    async with opened_codex_world(describe_codex(tmp_path, **ONE), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, **FIRST_ALONE), tmp_path) as world:
         assert (await world.ask(post(path, body))).status == 200
         asked = [[one["type"] for one in seen.body["input"]] for seen in world.backend.asked()]
         assert asked == [[kind, "message"], ["message"]]
@@ -400,7 +384,7 @@ MARKED: Final = LITE | {"client_metadata": {LITE_METADATA: "true"}}
 async def test_a_lite_body_is_passed_as_it_came(autojump_clock: MockClock, tmp_path: Path) -> None:
     raw = json.dumps(LITE, indent=1).encode()
     fields = [*MARK, ("session-id", "s"), ("x-codex-turn-state", "foreign"), ("originator", "me")]
-    async with opened_codex_world(describe_codex(tmp_path, **ONE), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, **FIRST_ALONE), tmp_path) as world:
         world.backend.plays.append(Play(has_extra_events=True))
         response = await world.ask(post("/v1/responses", raw, headers=fields))
         assert response.status == 200
@@ -418,7 +402,7 @@ async def test_a_lite_turn_of_a_websocket_is_passed_as_it_came(
     autojump_clock: MockClock, tmp_path: Path, more: Json, body: Json
 ) -> None:
     frame = {"type": "response.create"} | body
-    async with opened_codex_world(describe_codex(tmp_path, **ONE), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, **FIRST_ALONE), tmp_path) as world:
         client = await open_socket(world, upgrade(more=more))
         await client.say(frame)
         assert (await client.read_turn())[-1]["type"] == "response.completed"
@@ -436,7 +420,7 @@ async def test_a_body_without_the_mark_is_translated(
     autojump_clock: MockClock, tmp_path: Path, fields: Json, path: str
 ) -> None:
     body = (CHAT_BODY if "chat" in path else RESPONSES_BODY) | {"temperature": 1}
-    async with opened_codex_world(describe_codex(tmp_path, **ONE), tmp_path) as world:
+    async with opened_codex_world(describe_codex(tmp_path, **FIRST_ALONE), tmp_path) as world:
         assert (await world.ask(post(path, body, headers=fields))).status == 200
         [seen] = world.backend.asked()
         assert "temperature" not in seen.body
