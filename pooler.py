@@ -7445,11 +7445,11 @@ class Cause(enum.StrEnum):
     PROXY_NAME = "proxy name not found"
     PROXY_UNREACHABLE = "proxy unreachable"
     PROXY_TIMED_OUT = "proxy timed out"
-    PROXY_LOGIN = "proxy wants a login"
+    PROXY_LOGIN = "proxy requires a login"
     PROXY_REFUSED = "proxy refused"
-    PROXY_FAILED = "proxy reached nobody"
+    PROXY_FAILED = "proxy could not connect"
     PROXY_CLOSED = "proxy closed"
-    PROXY_RESPONSE = "proxy answer not understood"
+    PROXY_RESPONSE = "invalid response from proxy"
 
 
 # About the certificate: accounts of one host may trust different authorities.
@@ -10015,7 +10015,7 @@ class Files:
                 abandon_on_cancel=True,
                 limiter=self.limiter,
             )
-        raise OSError(errno.ETIMEDOUT, "it takes too long")
+        raise OSError(errno.ETIMEDOUT, "the disk did not respond in time")
 
 
 def sync(path: Path) -> None:
@@ -10899,9 +10899,8 @@ def why_unsaveable(path: Path) -> str | None:
     folder = path.parent.stat()
     is_owner = os.geteuid() in {0, folder.st_uid, path.stat().st_uid}
     if folder.st_mode & stat.S_ISVTX and not is_owner:
-        return (
-            "belongs to another user, in a folder where only its owner may replace it (sticky bit)"
-        )
+        reason = "belongs to another user, in a folder where only its owner may replace it"
+        return f"{reason}; {_CHANGE_OWNER}"
 
     # A file that is mounted by itself cannot be replaced (F101).
     with contextlib.suppress(OSError):  # macOS has neither this list nor mounts of a file
@@ -10913,23 +10912,24 @@ def why_unsaveable(path: Path) -> str | None:
     return None
 
 
+_CHANGE_OWNER: Final = "make the pooler's user the owner of the file and of its folder"
 # What to do about a file that cannot be locked or written, by the cause.
 _REMEDIES: Final[Mapping[int | None, str]] = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _CHANGE_OWNER),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space on its disk"),
     **dict.fromkeys(
         (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL),
-        "keep the login on a local disk: this file system cannot lock or sync it",
+        "keep the login on a local disk: this file system cannot lock or sync files",
     ),
     errno.EFBIG: "raise the file size limit (ulimit -f)",
-    errno.EROFS: "mount its folder so that it can be written",
+    errno.EROFS: "mount its folder writable",
     **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ELOOP), "remove it"),
 }
-_CHANGE_OWNER: Final = "make the pooler's user the owner of it and of its folder"
 
 
 def remedy_for(error: OSError) -> str:
     """What a person can do about an error; it follows a semicolon."""
-    return _REMEDIES.get(error.errno, _CHANGE_OWNER)
+    return _REMEDIES.get(error.errno, "check its disk")
 
 
 def lock_file(path: Path) -> Path:
@@ -10988,7 +10988,7 @@ def lock_problem(path: Path, error: OSError) -> str:
 
 def room_problem(path: Path, error: OSError) -> str:
     """Why a login cannot be refreshed, in the same way."""
-    reason = f"a refreshed login cannot be saved next to it: {error.strerror}"
+    reason = f"the new login could not be saved in its folder: {error.strerror}"
     return f"{path} cannot be refreshed, because {reason}; {remedy_for(error)}"
 
 
@@ -11098,7 +11098,7 @@ def read_login(path: Path, known_mark: Mark | None) -> Sight | None:
         raw = read_file(path)
         return Sight(mark, raw, parse_auth_file(raw))
     except FileNotFoundError:
-        return Sight(problem="is not there", is_absent=True)
+        return Sight(problem="does not exist", is_absent=True)
     except OSError as error:
         remedy = ""
         if isinstance(error, PermissionError):
@@ -11111,8 +11111,8 @@ def read_login(path: Path, known_mark: Mark | None) -> Sight | None:
 
 
 SEVERAL_LINKS: Final = (
-    "has other names (hard links), under which a refresh leaves a token that no longer works; give "
-    "every program a login of its own"
+    "has other hard links, which keep a token that no longer works after a refresh; give every "
+    "program a login of its own"
 )
 
 
@@ -11193,8 +11193,8 @@ class Login:
         if not self.clock_lead:
             return None
 
-        reason = "its token is expired although it was just refreshed"
-        return f"{self.path}: {reason}; it is used anyway; is this machine's clock correct?"
+        reason = "by this machine's clock its new token has already expired"
+        return f"{self.path}: {reason}; it is used anyway; check the clock"
 
     def note_issue(self, response: bytes, unix_now: float) -> None:
         """Compare a token that was just issued, and is not saved yet, with our clock.
@@ -11412,7 +11412,7 @@ class Tokens:
             login.unreached = failed.cause
             problem = f"{self.endpoint} cannot be reached: {failed.cause}; will retry"
         except TRANSPORT_ERRORS:
-            problem = f"{self.endpoint} did not respond; will retry"
+            problem = f"{self.endpoint} sent no valid response; will retry"
         finally:
             # Without an await: this runs also if the deadlines have passed.
             outcome = "failed" if problem else "ok"
@@ -11445,7 +11445,7 @@ class Tokens:
             return
 
         if login.is_retired:
-            raise LoginNeeded("a reload has pointed this account elsewhere")
+            raise LoginNeeded("a reload has removed this login from the configuration")
 
         await self.find_unsaved(login, current)
         is_refreshed = bool(login.unsaved) or current.digest != before.digest
@@ -11750,7 +11750,7 @@ class LoginWatch:
         for pool in self.roster.pools.values():
             names = {account.name for account in pool.accounts if not account.paused}
             if names and names <= unusable:
-                problem = f"pools.{pool.name}: no account can serve it until somebody has logged in"
+                problem = f"pools.{pool.name}: no account can serve it until you log in to one"
                 self.tokens.log("warning", "config", {"problem": problem})
 
     async def inspect(self, login: Login) -> bool:
@@ -14455,7 +14455,7 @@ class Turn:
             body = {name: member for name, member in body.items() if name != "stream_id"}
 
         if body.get("type") != "response.create":
-            raise PoolerError("invalid_value", "Only response.create is understood.", param="type")
+            raise PoolerError("invalid_value", "Only response.create is supported.", param="type")
         self.transport.anchor = valid_text(body, "previous_response_id")
         return body
 
@@ -15426,10 +15426,11 @@ class Operators:
         """Log what operators cannot use because a module is not installed."""
         missing = [name for name in (COMPANION, "mcp") if not importlib.util.find_spec(name)]
         if self.shared.config.operators and missing:
-            lost = "/mcp" if missing == ["mcp"] else "/admin, /metrics and /mcp"
-            hint = "pip install 'codex-pooler[mcp]'"
-            problem = f"operators: no {lost}: No module named {missing[0]!r}; {hint}"
-            self.shared.log("warning", "config", {"problem": problem})
+            problem = "/mcp is not available; pip install 'codex-pooler[mcp]'"
+            if COMPANION in missing:
+                lost = "/admin, /metrics and /mcp"
+                problem = f"{lost} are not available; put mcp_server.py next to pooler.py"
+            self.shared.log("warning", "config", {"problem": f"operators: {problem}"})
 
 
 class Server:
@@ -15724,7 +15725,7 @@ async def open_listeners(
             if listen.is_optional and error.errno != errno.EADDRINUSE:
                 log("warning", "listen", {"problem": f"{listen.text}: {error.strerror}"})
                 continue
-            hint = advice if error.errno == errno.EADDRINUSE else "see listen"
+            hint = advice if error.errno == errno.EADDRINUSE else "check listen in pools.json"
             problem = f"listen: {listen.text}: {error.strerror or error}; {hint}"
             break
 
@@ -16046,7 +16047,7 @@ async def run_demo(port: int, is_once: bool) -> int:
         upstream_port = upstream.socket.getsockname()[1]
         config = parse_config(describe_demo(port, upstream_port, secret), {}, str)
         server = Server(config, {}, log=log_problem)
-        listeners = await open_listeners(config, log_problem, "--port 0 picks a free one")
+        listeners = await open_listeners(config, log_problem, "use --port 0 for a free port")
         bound_port = listeners[0].socket.getsockname()[1]
         url = BaseUrl(False, "127.0.0.1", bound_port, "/v1")
 
@@ -16190,7 +16191,7 @@ def check_account(account: Account) -> tuple[bool, bool]:
     The login of a ChatGPT account is read and locked, and the check includes whether it can be
     saved.  Nothing is refreshed.
     """
-    state = "key OK"
+    state = "API key set" if account.api_key else "no API key"
     problems: list[Finding] = []
     can_serve = not account.paused
     if account.auth_file is not None:
@@ -16237,7 +16238,7 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
 
 
 _NO_STATUS: Final = {
-    0: "no pooler is running there",
+    0: "no server responds there",
     200: "this is not a codex-pooler",
     401: "the token was rejected",
 }
@@ -16369,7 +16370,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"codex-pooler {VERSION}")
     commands = parser.add_subparsers(metavar="command", required=True)
     config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("--config", type=Path, default="pools.json", help="default pools.json")
+    config.add_argument("--config", type=Path, default="pools.json", help="default: pools.json")
 
     serve = commands.add_parser("serve", parents=[config], help="run the server (default)")
     serve.set_defaults(run=lambda options: serve_logged(options.config, dict(os.environ)))
@@ -16377,13 +16378,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     check = commands.add_parser("check", parents=[config], help="validate and summarize pools.json")
     check.set_defaults(run=lambda options: run_check(options.config, os.environ))
 
-    demo = commands.add_parser("demo", help="run a self-contained demo")
+    demo = commands.add_parser("demo", help="run a demo that needs no account")
     demo.add_argument("--once", action="store_true", help="exit after the first response")
     demo.add_argument(
         "--port",
         type=port_number,
         default=4000,
-        help="default 4000; 0 picks a free one",
+        help="port to listen on (default 4000; 0: any free port)",
     )
     demo.set_defaults(run=lambda options: trio.run(run_demo, options.port, options.once))
 
@@ -16391,9 +16392,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     key.add_argument("--operator", action="store_true", help="generate an operator token instead")
     key.set_defaults(run=lambda options: run_key(options.operator))
 
-    note = "POOLER_OPERATOR_TOKEN must hold the operator's token."
+    note = "Set POOLER_OPERATOR_TOKEN to an operator's token."
     status = commands.add_parser("status", help="show a running server's status", epilog=note)
-    status.add_argument("--url", default="http://127.0.0.1:4000", help="default %(default)s")
+    status.add_argument(
+        "--url", default="http://127.0.0.1:4000", help="address of the server (default %(default)s)"
+    )
     status.add_argument("--watch", action="store_true", help="repeat every two seconds")
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(run=lambda options: run_status(options.url, options.watch, options.json))

@@ -321,14 +321,14 @@ def make_folder(path: Path) -> None:
 
 
 PROBLEMS: Final[dict[str, tuple[Callable[[Path], Any], bool, str]]] = {
-    "missing": (lambda path: path.unlink(), False, "is not there; log in with: mkdir -p"),
+    "missing": (lambda path: path.unlink(), False, "does not exist; log in with: mkdir -p"),
     "broken": (lambda path: path.write_text("{"), True, "is empty or not valid JSON; log in with"),
     "api-key": (lambda path: path.write_text('{"OPENAI_API_KEY": "sk"}'), True, "an API key"),
     "folder": (make_folder, True, "not a regular file; name the auth.json in it"),
     "symlink": (make_symlink, True, "is a symbolic link"),
     "readable": (lambda path: path.chmod(0o640), False, "can be read by others: chmod 600"),
     "hard-link": (
-        lambda path: path.with_name("other.json").hardlink_to(path), False, "names (hard links)",
+        lambda path: path.with_name("other.json").hardlink_to(path), False, "hard links",
     ),
     "no-refresh": (
         lambda path: path.write_bytes(content({"refresh_token": None})), False, "no refresh token",

@@ -255,7 +255,7 @@ async def test_a_login_that_is_removed_does_not_come_back(
         new_file(desk.path).write_text(json.dumps(left))
         async with asked_while_locked(desk, mock_clock) as outcome:
             desk.path.unlink()
-        assert "is not there" in outcome[0]
+        assert "does not exist" in outcome[0]
         assert (desk.asked_count, desk.path.exists()) == (0, False)
 
 

@@ -129,7 +129,7 @@ async def test_on_a_full_disk_nobody_is_asked_and_the_login_is_kept(
             before = desk.path.read_bytes()
             with without_room(folder, is_mounted):
                 with pytest.raises(
-                    LoginNeeded, match=r"cannot be saved next to it: .*; (make|raise)"
+                    LoginNeeded, match=r"could not be saved in its folder: .*; (free|raise)"
                 ):
                     await desk.ask()
                 assert desk.asked_count == 0
@@ -148,19 +148,18 @@ def test_check_finds_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[s
             code = main(["check", "--config", config])
         told = capsys.readouterr().out
         assert code == 1
-        assert (
-            f"error: {path} cannot be refreshed, because a refreshed login cannot be saved" in told
-        )
+        problem = f"error: {path} cannot be refreshed, because the new login could not be saved"
+        assert problem in told
         assert main(["check", "--config", config]) == 0
 
 
 REFUSED_CALLS: Final = {
-    "no inode": ("open", errno.ENOSPC, "make room"),
-    "quota": ("fsync", errno.EDQUOT, "make room"),
+    "no inode": ("open", errno.ENOSPC, "free some space"),
+    "quota": ("fsync", errno.EDQUOT, "free some space"),
     "read-only": ("open", errno.EROFS, "mount its folder"),
-    "broken disk": ("fsync", errno.EIO, "the owner of it"),
+    "broken disk": ("fsync", errno.EIO, "check its disk"),
     "not ours": ("open", errno.EACCES, "make the pooler's user"),
-    "broken folder": ("folder", errno.EIO, "the owner of it"),
+    "broken folder": ("folder", errno.EIO, "check its disk"),
     "folder not readable": ("folder", errno.EACCES, "make the pooler's user"),
 }
 
@@ -294,7 +293,9 @@ def test_check_finds_a_lock_of_another_user(mode: int) -> None:
         made = check_without_rights(config)
         assert made.returncode == 1, made.stdout + made.stderr
         assert f"error: {lock_file(path)} cannot be locked: " in made.stdout
-        assert "remove it" in made.stdout or "the owner of it and of its folder" in made.stdout
+        assert (
+            "remove it" in made.stdout or "the owner of the file and of its folder" in made.stdout
+        )
 
         lock_file(path).unlink()
         made = check_without_rights(config)
@@ -437,7 +438,7 @@ async def test_a_token_just_issued_is_used_whatever_the_clock_says(
         is_past = ends_in < desk.tokens.unix_now()
         problems = [one["problem"] for one in desk.logged]
         if is_past:
-            assert "is this machine's clock correct?" in str(desk.login.problem)
+            assert "check the clock" in str(desk.login.problem)
             assert problems.count(desk.login.problem) == 1
 
         # The clock is set right, and a token that was issued then shows it.
@@ -581,7 +582,7 @@ async def test_a_thread_that_never_begins_holds_no_lock(tmp_path: Path) -> None:
     files.limiter.total_tokens = 1
     async with files.limiter:
         async with pooler.locked(path, pooler.Files()) as lock:
-            with pytest.raises(OSError, match="too long"):
+            with pytest.raises(OSError, match="in time"):
                 await lock._replace(files=files).run(0.05, path.write_bytes, b"late")
         await lock_as_another(path)
     assert not path.exists()

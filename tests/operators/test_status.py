@@ -83,7 +83,7 @@ WRONG: Final = {
     "no token": (["--url", "ORIGIN"], None, "set POOLER_OPERATOR_TOKEN"),
     "a wrong token": (["--url", "ORIGIN"], "cpo-wrong-0123456789", "the token was rejected"),
     "a pool key": (["--url", "ORIGIN"], KEY, "the token was rejected"),
-    "nobody there": (["--url", "http://127.0.0.1:9"], TOKEN, "no pooler is running there"),
+    "nobody there": (["--url", "http://127.0.0.1:9"], TOKEN, "no server responds there"),
     "no address": (["--url", "pooler"], TOKEN, "--url must look like https://host\n"),
     "plain HTTP": (["--url", "http://pooler.example.com"], TOKEN, "in the clear"),
 }

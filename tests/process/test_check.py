@@ -39,7 +39,7 @@ def test_a_check_says_what_is_odd_and_what_is_wrong(tmp_path: Path, text: str | 
     write_config(tmp_path, config)
     done = run_pooler("check", cwd=tmp_path)
     kind, problem = (
-        ("error", "is empty or not valid JSON") if text else ("warning", "is not there; log in")
+        ("error", "is empty or not valid JSON") if text else ("warning", "does not exist; log in")
     )
     lines = done.stdout.splitlines()
     assert lines[0] == f"warning: {NO_KEY}"

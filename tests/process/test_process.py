@@ -178,7 +178,7 @@ def test_a_port_in_use_is_named(command: str, tmp_path: Path) -> None:
         done = run_pooler(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert f"127.0.0.1:{port}" in done.stderr
-    hint = "--port 0 picks a free one" if command == "demo" else "set another one in listen"
+    hint = "use --port 0 for a free port" if command == "demo" else "set another one in listen"
     assert done.stderr.endswith(f": {os.strerror(errno.EADDRINUSE)}; {hint}\n")
 
 

@@ -249,7 +249,7 @@ async def test_the_log_says_once_when_a_login_is_lost_and_when_it_is_back(
         for _ in range(2):
             assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 503
         [(level, problem)] = told()
-        assert (level, f"{path} is not there; log in with" in problem) == ("warning", True)
+        assert (level, f"{path} does not exist; log in with" in problem) == ("warning", True)
         os.rename(tmp_path / "kept", path)
         for _ in range(2):
             assert (await world.ask(post("/v1/responses", RESPONSES_BODY))).status == 200
