@@ -10915,7 +10915,6 @@ def why_unsaveable(path: Path) -> str | None:
 _CHANGE_OWNER: Final = "make the pooler's user the owner of the file and of its folder"
 # What to do about a file that cannot be locked or written, by the cause.
 _REMEDIES: Final[Mapping[int | None, str]] = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM), _CHANGE_OWNER),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space on its disk"),
     **dict.fromkeys(
         (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL),
@@ -10929,6 +10928,8 @@ _REMEDIES: Final[Mapping[int | None, str]] = {
 
 def remedy_for(error: OSError) -> str:
     """What a person can do about an error; it follows a semicolon."""
+    if isinstance(error, PermissionError):
+        return _CHANGE_OWNER
     return _REMEDIES.get(error.errno, "check its disk")
 
 
@@ -15426,10 +15427,9 @@ class Operators:
         """Log what operators cannot use because a module is not installed."""
         missing = [name for name in (COMPANION, "mcp") if not importlib.util.find_spec(name)]
         if self.shared.config.operators and missing:
-            problem = "/mcp is not available; pip install 'codex-pooler[mcp]'"
+            problem = "/mcp needs an extra: pip install 'codex-pooler[mcp]'"
             if COMPANION in missing:
-                lost = "/admin, /metrics and /mcp"
-                problem = f"{lost} are not available; put mcp_server.py next to pooler.py"
+                problem = "/admin, /metrics and /mcp need mcp_server.py next to pooler.py"
             self.shared.log("warning", "config", {"problem": f"operators: {problem}"})
 
 
@@ -16191,7 +16191,7 @@ def check_account(account: Account) -> tuple[bool, bool]:
     The login of a ChatGPT account is read and locked, and the check includes whether it can be
     saved.  Nothing is refreshed.
     """
-    state = "API key set" if account.api_key else "no API key"
+    state = "API key set"
     problems: list[Finding] = []
     can_serve = not account.paused
     if account.auth_file is not None:

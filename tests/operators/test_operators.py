@@ -158,7 +158,7 @@ async def test_mcp_that_is_not_installed_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "mcp_server" or None)
     world.server.operators.warn_of_missing_modules()
     [warning] = [fields for level, _, fields in world.logged if level == "warning"]
-    assert "/mcp is not available; pip install 'codex-pooler[mcp]'" in warning["problem"]
+    assert "/mcp needs an extra: pip install 'codex-pooler[mcp]'" in warning["problem"]
     response = await world.ask(post("/mcp", {}, key=TOKEN))
     assert (response.status, response.error["code"]) == (501, "mcp_not_installed")
     assert (await world.ask(admin())).status == 200
@@ -172,7 +172,7 @@ async def test_without_the_companion_operators_get_501_and_clients_are_served(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     world.server.operators.warn_of_missing_modules()
     [warning] = [fields for level, _, fields in world.logged if level == "warning"]
-    assert "/admin, /metrics and /mcp are not available" in warning["problem"]
+    assert "/admin, /metrics and /mcp need mcp_server.py" in warning["problem"]
     for raw in (admin(), request("GET", "/metrics", key=TOKEN), post("/mcp", {}, key=TOKEN)):
         response = await world.ask(raw)
         assert (response.status, response.error["code"]) == (501, "operators_not_installed")
