@@ -2,7 +2,8 @@
 
 Method: the real process on loopback, with ChatGPT accounts and one with an API key.  Each refusal
 names somebody in its message or in another member; it comes in a frame of a WebSocket, before or
-after a turn's first text, as a refused upgrade, or as an error of the image and search routes.
+after a turn's first text, as the response to a refused upgrade, in its body and its headers, or as
+an error of the image and search routes.
 The client's whole bytes and the log are searched.
 """
 
@@ -106,9 +107,19 @@ class Script:
         return True
 
     def respond(self, _target: str, _body: bytes) -> bytes:
-        status, body = self.response
-        head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n"
-        return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+        return raw_response(*self.response)
+
+
+def raw_response(status: int, body: bytes, *fields: str) -> bytes:
+    """A response with these header fields, after which the connection closes."""
+    lines = [
+        f"HTTP/1.1 {status} X",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        *fields,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def check_log(wire: SocketWire) -> None:
@@ -134,6 +145,46 @@ def test_no_frame_of_a_websocket_names_an_account(
                 assert events[-1]["type"] in {"error", "response.failed"}
                 check(json.dumps(events, ensure_ascii=False), error)
     check_log(wire)
+
+
+OWNER: Final = "janeplus"  # the account's name; `acct-janeplus` is its id
+REFUSED_FIELDS: Final = (
+    f"OpenAI-Organization: org-{OWNER}",
+    f"ChatGPT-Account-Id: acct-{OWNER}",
+    f"X-Codex-Turn-State: acct-{OWNER}",
+    "X-Request-Id: req-1",
+)
+OWNED: Final[dict[str, Json]] = {
+    "message": f"The account acct-{OWNER} of the organization org-{OWNER} may not",
+    "code": "invalid_prompt",
+}
+# Only a 400 surely leaves the account in service, so the other statuses have one error each.
+UPGRADE_REFUSALS: Final = (
+    (400, (OWNED, *errors())), (401, (OWNED,)), (404, (OWNED,)), (429, (OWNED,)), (500, (OWNED,)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "refusals"), UPGRADE_REFUSALS)
+@pytest.mark.parametrize("is_codex", [False, True])
+def test_no_refused_upgrade_names_an_account(
+    tmp_path: Path, is_codex: bool, status: int, refusals: tuple[dict[str, Json], ...]
+) -> None:
+    script = Script()
+    with opened_sockets(tmp_path, {OWNER: script.answer}, is_codex=is_codex) as wire:
+        upstream = wire.upstreams[OWNER]
+        for error in refusals:
+            refused_before = upstream.refused_count
+            body = json.dumps({"error": error, "detail": error["message"]}).encode()
+            upstream.refusal = raw_response(status, body, *REFUSED_FIELDS)
+            with wire.open() as client:
+                events = client.ask()
+            assert upstream.refused_count > refused_before
+            assert events[-1]["type"] == "error"
+            shown = json.dumps(events, ensure_ascii=False)
+            assert OWNER not in shown
+            check(shown, error)
+    for error in refusals:
+        check(wire.pooler.process.output, error)
 
 
 @pytest.mark.parametrize("carrier", BODIES)

@@ -80,12 +80,15 @@ class Upstream:
     """Serves one account; `answer` is given every turn, and sends what it likes.
 
     `respond` returns the raw response to a request that is no upgrade; without it, such a request
-    is taken for one for the models, which there is no list of.
+    is taken for one for the models, which there is no list of.  `refusal` is the raw response to
+    every upgrade; without it, each is accepted.
     """
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.respond: Callable[[str, bytes], bytes] | None = None  # by the target and the body
+        self.refusal: bytes | None = None
+        self.refused_count = 0
         self.turn_count = 0
         self.opened_count = 0
         self.ended_count = 0
@@ -98,6 +101,10 @@ class Upstream:
             nonce = re.search(rb"(?i)sec-websocket-key: ([!-~]+)", head)
             if nonce is None:
                 stream.sendall(self.response_to(head, rest + read_rest(stream, head, rest)))
+                return
+            if self.refusal is not None:
+                self.refused_count += 1
+                stream.sendall(self.refusal)
                 return
             accept = accept_of(nonce[1].decode())
             stream.sendall(
