@@ -109,6 +109,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Container,
     Hashable,
     Iterable,
     Iterator,
@@ -389,6 +390,15 @@ MCP_MEMBERS_MAX: Final = 10_000  # reading them takes about 10 ms
 ACCOUNTS_COUNTED_MAX: Final = 1024  # with rows of counters: reloads may bring new ones
 TOTALS_MAX: Final = 512  # rows of counters for each account
 UPSTREAM_CODES_MAX: Final = 16  # of one account, counted one by one: it may invent more
+MINUTES_KEPT: Final = 60  # of sums: the last hour, which slides
+HOURS_KEPT: Final = 24  # of sums
+DAYS_KEPT: Final = 14  # of sums for each key
+KEYS_COUNTED_MAX: Final = 2048  # by day: reloads may bring new ones
+MINUTE_CODES_MAX: Final = 32  # counted one by one in a minute
+CAUSES_SHOWN_MAX: Final = 10  # of the failures in the last hour, the most frequent ones
+STEPS_PER_OCTAVE: Final = 8  # of times to a first event: a shown one is within 5 % of a real one
+FIRST_EVENT_STEPS_MAX: Final = 22 * STEPS_PER_OCTAVE  # beyond an hour all count as one
+PRICE_MAX: Final = 10.0**6  # of a million tokens: a larger one is a mistake
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 
 # The log.  It never waits for its reader: what finds no room is counted, and dropped.
@@ -1894,6 +1904,22 @@ class Alias:
     service_tier: str | None = None
 
 
+class Price(NamedTuple):
+    """What a million tokens of a model cost, in the currency that the operator has in mind."""
+
+    fresh: float  # of input
+    cached: float  # of input that was in the upstream's cache
+    output: float
+
+    def cost_of(self, tokens: Mapping[str, int]) -> float:
+        """The cost of one response, by the fields of Usage."""
+        # Cached tokens are a part of the input; an upstream that counts otherwise gets no credit.
+        cached = min(tokens["cached_tokens"], tokens["input_tokens"])
+        fresh = tokens["input_tokens"] - cached
+        whole = fresh * self.fresh + cached * self.cached
+        return (whole + tokens["output_tokens"] * self.output) / 10**6
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
     """Accounts that stand in for each other, and the keys that may use them."""
@@ -1931,6 +1957,8 @@ class Config:
     hosts: frozenset[str] | None = None
     # For all that goes out; None: connections are made directly.
     proxy: Proxy | None = None
+    # By the model's name in a pool.
+    prices: Mapping[str, Price] = field(default_factory=dict)
     limits: Limits
     token_url: BaseUrl = REFRESH_URL
     warnings: tuple[str, ...] = ()
@@ -1960,8 +1988,12 @@ _TOP: Final[Spec] = {
     "hosts": _list(_text(_HOST_NAME, "a host name without a port")),
     # May hold a password, so it may be a reference: `_Loader.proxy` resolves it.
     "proxy": _string,
+    "prices": _named_by_models,
     "limits": _object,
 }
+_PRICE: Final[Spec] = dict.fromkeys(
+    ("input", "cached", "output"), _number(0, PRICE_MAX, (int, float))
+)
 _POOL: Final[Spec] = {
     # Names, which are looked up after all accounts have been read.
     "accounts": _list(_string),
@@ -2363,6 +2395,22 @@ class _Loader:
             self.warn("limits.bodies_bytes_max", "should be at least 8 times body_bytes_max")
         return self.limits
 
+    def price(self, path: str, value: Json) -> Price | None:
+        """The price that an object describes; None if it has a problem.
+
+        A price may be 0, so it is its absence that is refused.  Without one of their own, cached
+        tokens cost as much as the others.
+        """
+        fields = self.read(path, value, _PRICE)
+        missing = [name for name in ("input", "output") if name not in object_of(value)]
+        for name in missing:
+            self.refuse(f"{path}.{name}", "is required")
+
+        if self.problems:
+            return None
+        cached = fields.get("cached", fields["input"])
+        return Price(fields["input"], cached, fields["output"])
+
     def operators(self, tokens: Mapping[str, Json]) -> tuple[Operator, ...]:
         """The operators whose tokens are valid; no token may be a pool key, too."""
         operators = []
@@ -2454,6 +2502,10 @@ class _Loader:
             for name, content in object_of(members.get("pools")).items()
         }
         fields["operators"] = self.operators(object_of(members.get("operators")))
+        fields["prices"] = {
+            model: self.price(f"prices.{model}", content)
+            for model, content in fields.get("prices", {}).items()
+        }
 
         listens = fields.setdefault("listen", DEFAULT_LISTEN)
         if not fields.get("allow_public"):
@@ -2714,6 +2766,22 @@ def _doubts_of_top(config: Config) -> Iterator[str]:
     for name in config.accounts:
         if name not in used:
             yield f"accounts.{name}: is in no pool, so it is never used"
+    yield from _doubts_of_prices(config)
+
+
+def _doubts_of_prices(config: Config) -> Iterator[str]:
+    """Doubts about models with a price that no pool offers: nothing would ever cost it."""
+    offered: set[str] = set()
+    for pool in config.pools.values():
+        models = _listed_models(pool.accounts) if pool.models is None else set(pool.models)
+        if models is None:  # whatever its accounts serve
+            return
+        offered |= models
+
+    for name in config.prices:
+        if name not in offered:
+            hint = _did_you_mean(name, sorted(offered))
+            yield f"prices.{name}: no pool offers this model (an alias has no price); {hint}"
 
 
 def _doubts_of_shared_secrets(config: Config) -> Iterator[str]:
@@ -9126,27 +9194,176 @@ _LABELS: Final = ("pool", "key", "model", "route", "code")
 Sums = dict[str, dict[tuple[str, ...], dict[str, float]]]
 
 
-class Ledger:
-    """What is kept of requests that are over: the latest ones, and sums since the start.
+@dataclass(slots=True)
+class Tally:
+    """Sums of requests, in the order in which the state file has them.
 
-    All of it is in memory and bounded, whatever clients and upstreams put into names and codes.
+    A request whose client left counts as neither failed nor served.  The cost is None until a
+    response is counted that has a price.
+    """
+
+    requests: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cost: float | None = None
+
+    def add(self, other: Tally) -> None:
+        """Add other sums to these."""
+        self.requests += other.requests
+        self.failed += other.failed
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.cached_tokens += other.cached_tokens
+        if other.cost is not None:
+            self.cost = other.cost + (self.cost or 0.0)
+
+    def as_object(self) -> JsonDict:
+        """The sums without the cost, as operators read them."""
+        return {name: getattr(self, name) for name in _TALLY_FIELDS}
+
+    def with_cost(self, has_prices: bool) -> JsonDict:
+        """The sums and their cost: null without prices, and if nothing of what was used had one."""
+        cost = self.cost
+        if cost is None and not (self.input_tokens or self.output_tokens):
+            cost = 0.0
+        return {**self.as_object(), "cost": cost if has_prices else None}
+
+
+_TALLY_FIELDS: Final = ("requests", "failed", "input_tokens", "output_tokens", "cached_tokens")
+
+
+def _tally_of(entry: JsonObject, price: Price | None) -> Tally:
+    """The sums of a single record."""
+    failed = int(entry["code"] not in (None, "client_gone"))
+    tokens = entry["tokens"]
+    if tokens is None:
+        return Tally(1, failed)
+
+    cost = None if price is None else price.cost_of(tokens)
+    counts = (tokens["input_tokens"], tokens["output_tokens"], tokens["cached_tokens"])
+    return Tally(1, failed, *counts, cost)
+
+
+def _step_of(milliseconds: int) -> int:
+    """The step of a logarithmic scale that a time is on: steps can be added up, and few suffice."""
+    step = int(math.log2(max(1, milliseconds)) * STEPS_PER_OCTAVE)
+    return min(step, FIRST_EVENT_STEPS_MAX)
+
+
+def _percentile(steps: Mapping[int, int], percent: int) -> int | None:
+    """The time in the middle of the step that holds a percentile; None if nothing was measured."""
+    rank = sum(steps.values()) * percent / 100
+    count = 0
+    for step in sorted(steps):
+        count += steps[step]
+        if count >= rank:
+            return round(2 ** ((step + 0.5) / STEPS_PER_OCTAVE))
+    return None
+
+
+@dataclass(slots=True)
+class Minute:
+    """What the last hour is made of: the sums of a minute, its failures, and its first events."""
+
+    tally: Tally = field(default_factory=Tally)
+    codes: Counter[str] = field(default_factory=Counter)  # of the failed requests
+    steps: Counter[int] = field(default_factory=Counter)  # of the times to the first event
+
+    def add(self, entry: JsonObject, code: str, tally: Tally) -> None:
+        """Count a record.  The time to the first event is a stream's: others have none."""
+        self.tally.add(tally)
+        if tally.failed:
+            is_new = code not in self.codes
+            self.codes["other" if is_new and len(self.codes) >= MINUTE_CODES_MAX else code] += 1
+
+        is_stream = entry["stream"] and entry["account"] and entry["status"] in {101, 200}
+        if is_stream and entry["first_byte_ms"] is not None:
+            self.steps[_step_of(entry["first_byte_ms"])] += 1
+
+
+def _sums_of(periods: dict[int, T], period: int, length: int, empty: Callable[[], T]) -> T:
+    """The sums of a period.  If it is a new one, what is older than `length` periods is forgotten.
+
+    What lies in its future is forgotten, too: then the clock has been set back.
+    """
+    sums = periods.get(period)
+    if sums is None:
+        for other in [*periods]:
+            if not period - length < other < period:
+                del periods[other]
+        sums = periods[period] = empty()
+    return sums
+
+
+class Ledger:
+    """What is kept of requests that are over: the latest ones, and sums of them.
+
+    All of it is in memory and bounded, whatever clients and upstreams put into names and codes, and
+    whatever names reloads bring up.  Periods are numbered from 1970, in UTC.
     """
 
     def __init__(self, records_max: int) -> None:
         self.requests: deque[JsonObject] = deque(maxlen=records_max)  # oldest first
+        # Since the start:
         self.totals: Sums = {}  # by account and _LABELS
         self.attempts: Sums = {}  # by account and reason
         self.upstream_codes: dict[str, set[str]] = {}  # by account: those counted by name
+        # By time:
+        self.minutes: dict[int, Minute] = {}
+        self.hours: dict[int, Tally] = {}
+        self.days: dict[tuple[str, str], dict[int, Tally]] = {}  # by pool and key
+        self.account_days: dict[str, tuple[int, int]] = {}  # the latest day, and its tokens
 
-    def add(self, entry: JsonObject) -> None:
+    def add(self, entry: JsonObject, price: Price | None = None) -> None:
         """Count a record, which is an object of `Record` with its time as `at`, in Unix seconds.
 
         If no tokens were reported, none are counted here: the estimate that is charged to a key is
-        no measurement.
+        no measurement.  The cost is computed now, with the price that held for the request: a
+        reload that changes prices must not change what has been spent, and a sum by key and day
+        takes less memory than one by model, too.
         """
         self.requests.append(entry)
+        code = self.counted_code(entry["account"] or "", entry["code"] or "ok")
+        self.add_to_totals(entry, code)
+        self.add_to_periods(entry, code, _tally_of(entry, price))
+
+    def add_to_periods(self, entry: JsonObject, code: str, tally: Tally) -> None:
+        """Add a record to the sums of the times in which it ended."""
+        unix_end = entry["at"] + entry["duration_ms"] / 1000
+        minute = int(unix_end // 60)
+        hour = minute // 60
+        day = hour // 24
+        _sums_of(self.hours, hour, HOURS_KEPT, Tally).add(tally)
+        _sums_of(self.minutes, minute, MINUTES_KEPT, Minute).add(entry, code, tally)
+
+        key = (entry["pool"], entry["key"])
+        if key in self.days or len(self.days) < KEYS_COUNTED_MAX:
+            days = self.days.setdefault(key, {})
+            _sums_of(days, day, DAYS_KEPT, Tally).add(tally)
+
+        account = entry["account"]
+        has_room = account in self.account_days or len(self.account_days) < ACCOUNTS_COUNTED_MAX
+        if account and has_room:
+            count = self.tokens_of(account, day) + tally.input_tokens + tally.output_tokens
+            self.account_days[account] = (day, count)
+
+    def tokens_of(self, account: str, day: int) -> int:
+        """The tokens that an account has used on a day, if that is its latest one."""
+        latest, count = self.account_days.get(account, (day, 0))
+        return count if latest == day else 0
+
+    def forget_others(self, keys: Container[tuple[str, str]], accounts: Container[str]) -> None:
+        """Forget the days of keys and accounts that a reload has removed."""
+        for key in [key for key in self.days if key not in keys]:
+            del self.days[key]
+        for name in [name for name in self.account_days if name not in accounts]:
+            del self.account_days[name]
+
+    def add_to_totals(self, entry: JsonObject, code: str) -> None:
+        """Add a record to the sums since the start."""
         account = entry["account"] or ""
-        code = self.counted_code(account, entry["code"] or "ok")
         tokens = entry["tokens"] or Usage()._asdict()
 
         amounts = {
@@ -9255,6 +9472,7 @@ def snapshot(state: State) -> JsonDict:
     config = state.config
     ledger = state.ledger
     accounts = _show_accounts(state)
+    no_days = _show_days(state, {})
     status_of = {row["name"]: row["status"] for row in accounts}
 
     models: dict[str, list[str]] = {}
@@ -9272,7 +9490,7 @@ def snapshot(state: State) -> JsonDict:
         "in_flight": sum(state.roster.leases.in_flight.values()),
         "pools": pools,
         "accounts": accounts,
-        "keys": [_show_key(state, key) for key in config.keys],
+        "keys": [_show_key(state, key, no_days) for key in config.keys],
         "operators": [
             {
                 "name": operator.name,
@@ -9285,6 +9503,10 @@ def snapshot(state: State) -> JsonDict:
             {"name": model, "pools": names} for model, names in sorted(_holders(models).items())
         ],
         "requests": list(reversed(ledger.requests)),
+        "has_prices": bool(config.prices),
+        "hours": _show_hours(ledger, state.unix_now),
+        "last_hour": _show_last_hour(ledger, state.unix_now),
+        "today": _show_today(state),
         "totals": _flat_rows(_LABELS, ledger.totals),
         "attempts": _flat_rows(("reason",), ledger.attempts),
         "refreshes": _flat_rows(("outcome",), state.refreshes),
@@ -9369,6 +9591,7 @@ def _show_account(
         "plan": login.plan,
         "token_ends_at": login.token_ends_at,
         "models": list(account.models or catalogue) or None,
+        "tokens_today": state.ledger.tokens_of(account.name, int(state.unix_now // (24 * HOUR))),
         "windows": _show_windows(state, health),
     }
 
@@ -9477,9 +9700,65 @@ def _status_of_pool(statuses: Collection[str]) -> str:
     return "limited" if Status.COOLING_DOWN in statuses else "down"
 
 
-def _show_key(state: State, key: Key) -> JsonDict:
-    """A pool key: its limits and its use of them; the key itself is not in it, nor its digest."""
+def _show_hours(ledger: Ledger, unix_now: float) -> list[JsonDict]:
+    """The sums of the last HOURS_KEPT hours, oldest first; the last one is not over."""
+    hour = int(unix_now // HOUR)
+    rows = []
+    for period in range(hour - HOURS_KEPT + 1, hour + 1):
+        tally = ledger.hours.get(period, Tally())
+        rows.append({"at": period * HOUR, **tally.as_object()})
+    return rows
+
+
+def _show_last_hour(ledger: Ledger, unix_now: float) -> JsonDict:
+    """The sums of the last MINUTES_KEPT minutes: what failed, and how fast streams began."""
+    last = int(unix_now // 60)
+    whole = Minute()
+    for period, minute in ledger.minutes.items():
+        if last - MINUTES_KEPT < period <= last:
+            whole.tally.add(minute.tally)
+            whole.codes.update(minute.codes)
+            whole.steps.update(minute.steps)
+
+    causes = whole.codes.most_common(CAUSES_SHOWN_MAX)
+    return {
+        **whole.tally.as_object(),
+        "causes": [{"code": code, "count": count} for code, count in causes],
+        "first_event_p50_ms": _percentile(whole.steps, 50),
+        "first_event_p95_ms": _percentile(whole.steps, 95),
+        "responses": whole.steps.total(),
+    }
+
+
+def _show_today(state: State) -> JsonDict:
+    """The sums of the present UTC day, which are those of its hours."""
+    hour = int(state.unix_now // HOUR)
+    first = hour - hour % 24
+    whole = Tally()
+    for period, tally in state.ledger.hours.items():
+        if first <= period <= hour:
+            whole.add(tally)
+    return whole.with_cost(bool(state.config.prices))
+
+
+def _show_days(state: State, days: Mapping[int, Tally]) -> list[JsonDict]:
+    """The sums of a key on each of the last DAYS_KEPT days, oldest first; today is the last."""
+    today = int(state.unix_now // (24 * HOUR))
+    rows = []
+    for day in range(today - DAYS_KEPT + 1, today + 1):
+        tally = days.get(day, Tally())
+        name = datetime.fromtimestamp(day * 24 * HOUR, UTC).date().isoformat()
+        rows.append({"day": name, **tally.with_cost(bool(state.config.prices))})
+    return rows
+
+
+def _show_key(state: State, key: Key, no_days: Sequence[JsonObject]) -> JsonDict:
+    """A pool key: its limits and its use of them; the key itself is not in it, nor its digest.
+
+    `no_days` are the days of a key that was not used: there may be thousands of these.
+    """
     use = state.use_of(key)
+    days = state.ledger.days.get((key.pool, key.name))
     # Yesterday's tokens would be shown until the key's next request.
     use.start_day(state.unix_now)
     status = "active"
@@ -9502,6 +9781,7 @@ def _show_key(state: State, key: Key) -> JsonDict:
         "requests": use.request_count,
         "tokens_today": use.day_tokens,
         "tokens": {name: use.tokens[name] for name in Usage._fields},
+        "days": no_days if days is None else _show_days(state, days),
     }
 
 
@@ -12507,6 +12787,11 @@ class Exchange:
         return self.config.limits
 
     @property
+    def price(self) -> Price | None:
+        """The price of the model that was called, if it has one."""
+        return self.config.prices.get(self.call.model) if self.call else None
+
+    @property
     def holder(self) -> tuple[str, str]:
         """For whom bytes are held: the key."""
         return self.record.pool or "", self.record.key or ""
@@ -15055,7 +15340,8 @@ class Calls:
                 use.charge(tokens_spent(shown), unix_now)
         self.shared.log("info", "request", shown)
         if record.pool is not None:  # unauthenticated requests must not evict the others
-            self.shared.ledger.add({"at": unix_now - record.duration_ms / 1000, **shown})
+            began_at = unix_now - record.duration_ms / 1000
+            self.shared.ledger.add({"at": began_at, **shown}, exchange.price)
 
 
 @dataclass(eq=False)
@@ -15415,6 +15701,7 @@ class Operators:
             {
                 "started_at": shared.started_unix,
                 "is_draining": shared.is_draining,
+                "state_problem": None,
                 "connections": len(self.connections.counted),
                 "websockets": len(self.sockets),
             },
@@ -15653,6 +15940,7 @@ class Server:
         names = {(key.pool, key.name) for key in config.keys}
         for name in shared.uses.keys() - names:
             del shared.uses[name]
+        shared.ledger.forget_others(names, config.accounts)
         for client in self.websockets.opened:
             if self.websockets.key_of(client) is None:
                 client.end(1008, "invalid_api_key")

@@ -391,6 +391,10 @@ DOUBTS: Final[dict[str, tuple[Mapping[str, Json], list[str]]]] = {
     ),
     "one paused": ({"accounts.a.paused": True}, []),
     "in no pool": ({"accounts.c": openai()}, ["accounts.c: is in no pool"]),
+    "price of no model": (
+        {"pools.home.models": ["m1"], "prices": {"m11": {"input": 1, "output": 1}}},
+        ["prices.m11: no pool offers this model"],
+    ),
     "no path": ({"accounts.a.base_url": "https://api.openai.com"}, ["accounts.a.base_url: should"]),
     "another path": (
         {"accounts.a.base_url": "https://openrouter.ai/v1"}, ["accounts.a.base_url: should end"],

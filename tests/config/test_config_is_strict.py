@@ -18,7 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooler import REFRESH_URL_VARIABLE, Alias, ConfigRefused, Limits, parse_config, reveal
+from pooler import (
+    REFRESH_URL_VARIABLE,
+    Alias,
+    ConfigRefused,
+    Limits,
+    Price,
+    parse_config,
+    reveal,
+)
 from tests.support.configurations import (
     API_KEY,
     CI,
@@ -113,6 +121,11 @@ WRONG_TYPES: Final[list[tuple[str, Json]]] = [
     *each("allowed_origins", "https://h", [1], ["*"], ["null"], ["h"]),
     *each("allowed_origins", ["https://h/"], ["https://H"], ["file://x"]),
     *each("hosts", "h", [1], [""], ["h:4000"], ["a b"], ["::1"], ["https://h"]),
+    *each("prices", [], "x", 1, None, {" ": {}}, {"m1\n": {"input": 1, "output": 1}}),
+    *each("prices", {"m1": 1}, {"m1": []}, {"m1": {}}, {"m1": {"input": 1}}),
+    *each("prices", *({"m1": {"input": 1, "output": wrong}} for wrong in (-1, "1", True, 1e7))),
+    *each("prices", {"m1": {"input": 1, "output": 1, "cached": None}}),
+    *each("prices", {"m1": {"input": 1, "output": 1, "reasoning": 1}}),
     *each("limits", [], "x", 1, None),
 ]
 SECRETS: Final[list[tuple[str, Json]]] = [
@@ -255,6 +268,23 @@ def test_deep_values_are_refused_whatever_is_done_with_them(depth: int) -> None:
     deep = "[" * depth + "]" * depth
     raw = json.dumps(good_config())[:-1] + f', "hosts": [{deep}, {deep}]}}'
     problems_of(raw.encode())
+
+
+def test_a_price_may_be_nothing_and_cached_tokens_cost_the_same_unless_told_otherwise() -> None:
+    prices = {"m1": {"input": 0, "output": 0}, "m2": {"input": 2.5, "output": 10, "cached": 0.25}}
+    config = parse(good_config() | {"prices": prices})
+    assert config.prices == {"m1": Price(0, 0, 0), "m2": Price(2.5, 0.25, 10)}
+    assert config.warnings == ()
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_price_is_a_number(number: str) -> None:
+    raw = (
+        json.dumps(good_config())[:-1]
+        + f', "prices": {{"m1": {{"input": 1, "output": {number}}}}}}}'
+    )
+    [problem] = problems_of(raw.encode())
+    assert problem.startswith("prices.m1.output: must be from 0 to ")
 
 
 def test_a_login_is_one_account() -> None:
