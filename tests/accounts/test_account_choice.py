@@ -218,7 +218,7 @@ def test_replicas_without_shared_state_agree_on_every_new_session() -> None:
     assert min(counts.values()) > 70
 
 
-def test_a_rest_moves_only_the_new_sessions_of_that_account() -> None:
+def test_a_cooldown_moves_only_new_sessions_of_that_account() -> None:
     scene = Scene()
     calls = [scene.call(f"s{number}") for number in range(60)]
     before = [scene.order(call) for call in calls]
@@ -270,7 +270,7 @@ def test_sessions_of_other_keys_and_pools_are_other_sessions() -> None:
     assert scene.call("s").session == scene.call("s", model="m2").session
 
 
-def test_a_session_stays_where_it_is_though_a_better_account_is_back() -> None:
+def test_a_session_stays_on_its_account_when_a_better_one_is_back() -> None:
     scene = Scene("ab", accounts={"b": {"priority": 1}})
     call = scene.call("s")
     scene.answers("a", 429, seconds=10)
@@ -407,7 +407,7 @@ def test_remembered_responses_are_bounded() -> None:
 ################################################################
 
 
-def test_after_15_minutes_a_cooling_account_is_asked_again() -> None:
+def test_after_15_minutes_a_cooling_account_is_tried_again() -> None:
     """By as many as come; it comes first while it is idle, so that somebody tries it."""
     scene = Scene("abc")
     scene.answers("b", 429, seconds=10 * HOUR)
@@ -431,7 +431,7 @@ def test_the_first_failure_after_15_minutes_begins_the_next_cooldown() -> None:
     assert scene.order(now=2 * RETRY + 9) == "ab"
 
 
-def test_clients_read_the_announced_reset_though_the_account_is_asked_before() -> None:
+def test_clients_get_the_announced_reset_although_the_account_is_tried_before_it() -> None:
     scene = Scene("a")
     scene.answers("a", 429, seconds=10 * HOUR)
     assert scene.order(now=RETRY) == "a"
@@ -464,14 +464,14 @@ def test_the_success_of_an_earlier_request_does_not_end_the_rest(status: int) ->
     assert scene.order(now=4) == "b"
 
 
-def test_a_short_throttle_does_not_cut_a_longer_rest_short() -> None:
+def test_a_short_throttle_does_not_shorten_a_longer_cooldown() -> None:
     scene = Scene("ab")
     scene.answers("a", 429, seconds=HOUR)
     scene.answers("a", 429, now=1, seconds=2)  # of a request that was under way already
     assert scene.order(now=10) == "b"
 
 
-def test_a_reload_ends_rests_and_blocks_and_keeps_counts_and_pins() -> None:
+def test_a_reload_ends_cooldowns_and_blocks_and_keeps_counts_and_pins() -> None:
     scene = Scene("abc")
     session = scene.call("s")
     scene.serves("c", session)
@@ -651,7 +651,7 @@ def test_whatever_an_upstream_says_is_understood_as_something(
 
 
 @pytest.mark.parametrize("previous", [None, "resp_of_nobody"])
-async def test_an_unknown_model_is_one_also_in_a_follow_up(
+async def test_an_unknown_model_is_also_unknown_in_a_follow_up(
     autojump_clock: MockClock, previous: str | None
 ) -> None:
     async with opened_world(describe("a")) as world:

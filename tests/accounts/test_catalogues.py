@@ -85,7 +85,7 @@ ODD_LEVELS: Final[list[Json]] = [None, 7, "low", {}, [7], [{"effort": 7}], ["low
         ],
     ],
 )
-def test_a_list_is_read_as_far_as_it_goes(value: Json, names: list[str]) -> None:
+def test_a_catalogue_is_read_as_far_as_it_is_valid(value: Json, names: list[str]) -> None:
     found = read_catalogue(json.dumps(value).encode())
     assert found is not None
     assert list(found) == names
@@ -113,7 +113,7 @@ def test_a_list_is_read_as_far_as_it_goes(value: Json, names: list[str]) -> None
         ],
     ],
 )
-def test_a_login_s_list_is_read_as_far_as_it_goes(value: Json, names: list[str]) -> None:
+def test_a_codex_catalogue_is_read_as_far_as_it_is_valid(value: Json, names: list[str]) -> None:
     found = read_catalogue(json.dumps(value).encode(), is_codex=True)
     assert found is not None
     assert list(found) == names
@@ -137,7 +137,7 @@ def test_a_login_s_list_is_read_as_far_as_it_goes(value: Json, names: list[str])
         ({}, None),
     ],
 )
-def test_of_a_login_s_context_window_is_told_what_codex_uses_of_it(
+def test_a_codex_account_s_context_window_is_shown_as_codex_uses_it(
     entry: Json, length: int | None
 ) -> None:
     raw = json.dumps({"models": [{"slug": "m", **entry}]}).encode()
@@ -146,7 +146,7 @@ def test_of_a_login_s_context_window_is_told_what_codex_uses_of_it(
     assert found["m"].context_length == length
 
 
-def test_another_upstream_s_context_window_is_told_as_it_is() -> None:
+def test_another_upstream_s_context_window_is_shown_unchanged() -> None:
     for name in ("context_length", "context_window", "max_model_len", "max_context_length"):
         entry = {"id": "m", name: 1000, "effective_context_window_percent": 50}
         found = read_catalogue(json.dumps({"data": [entry]}).encode())
@@ -163,7 +163,7 @@ def unlisted(names: str = "ab") -> dict[str, Json]:
     return describe(names, accounts={name: {"models": None} for name in names})
 
 
-async def test_two_servers_of_one_kind_are_asked_for_their_own_models_only(
+async def test_two_similar_servers_get_requests_for_their_own_models_only(
     autojump_clock: MockClock,
 ) -> None:
     async with opened_world(unlisted()) as world:
@@ -209,7 +209,7 @@ UNREADABLE: Final[dict[str, list[Step]]] = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-async def test_a_list_that_cannot_be_read_is_told_once(
+async def test_a_catalogue_that_cannot_be_read_is_logged_once(
     autojump_clock: MockClock, name: str
 ) -> None:
     async with opened_world(unlisted("a")) as world:
@@ -230,7 +230,9 @@ async def test_a_list_that_cannot_be_read_is_told_once(
 
 
 @pytest.mark.parametrize("value", [{"data": []}, [], llama("m")], ids=["none", "bare", "one"])
-async def test_a_list_that_can_be_read_is_not_told(autojump_clock: MockClock, value: Json) -> None:
+async def test_a_catalogue_that_can_be_read_is_not_logged(
+    autojump_clock: MockClock, value: Json
+) -> None:
     async with opened_world(unlisted("a")) as world:
         world.upstreams["a"].catalogue = json_response(value)
         await look(world, autojump_clock)
@@ -245,7 +247,7 @@ ETAG: Final = [("x-models-etag", 'W/"m1"'), ("etag", 'W/"m1"')]
 META: Final[Json] = {"type": "response.metadata", "headers": {"X-Models-Etag": 'W/"m1"'}}
 
 
-async def test_no_answer_names_a_version_of_a_list_that_has_none(
+async def test_no_response_names_a_version_of_a_list_that_has_none(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """Codex CLI would fetch the list anew after each answer whose version it does not know."""
@@ -298,7 +300,7 @@ async def version_told(world: World, clock: MockClock) -> set[str | None]:
     return {listed.header("version"), asked.header("version")}
 
 
-async def test_a_login_is_told_the_version_that_is_configured(
+async def test_a_codex_account_is_sent_the_configured_version(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     newer = [("version", "0.171.0")]
@@ -327,7 +329,7 @@ async def test_a_login_is_told_the_version_that_is_configured(
         ("", [("user-agent", "opencode/1.18.33")], CODEX_VERSION),
     ],
 )
-async def test_a_newer_version_of_a_client_is_told_from_then_on(
+async def test_a_client_s_newer_version_is_sent_from_then_on(
     autojump_clock: MockClock, tmp_path: Path, query: str, headers: Json, version: str
 ) -> None:
     async with opened_world(login(tmp_path)) as world:
@@ -335,7 +337,7 @@ async def test_a_newer_version_of_a_client_is_told_from_then_on(
         assert await version_told(world, autojump_clock) == {version}
 
 
-async def test_made_up_versions_do_not_have_lists_read_more_often(
+async def test_invented_versions_do_not_make_catalogues_be_fetched_more_often(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened_world(login(tmp_path)) as world:
@@ -383,7 +385,7 @@ async def test_a_list_of_the_pool_s_owner_counts_more_than_the_upstreams_lists(
     assert (response.status, asked) == (200, ["a"])
 
 
-async def test_without_one_a_model_in_nobody_s_list_is_not_there(
+async def test_without_a_configured_list_a_model_in_no_catalogue_does_not_exist(
     autojump_clock: MockClock,
 ) -> None:
     response, asked = await ask_about(IN_ORDER)
@@ -404,7 +406,7 @@ def test_a_list_s_odd_names_are_left_out_and_the_others_stay() -> None:
     assert read_catalogue(body) == {"m1": Model(), "m 2": Model(), "m4": Model()}
 
 
-async def test_a_name_that_tells_whose_a_model_is_is_in_no_error_and_no_log(
+async def test_a_model_name_that_identifies_its_owner_is_in_no_error_or_log(
     autojump_clock: MockClock,
 ) -> None:
     """Upstreams choose these names; who may use the model still finds it in the list."""

@@ -230,7 +230,7 @@ def test_the_log_has_the_cause_of_each_attempt_on_every_carrier(seen: Seen, name
 @pytest.mark.slow
 @pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize("name", CAUSES)
-def test_a_client_is_told_no_more_than_that_there_was_no_connection(
+def test_a_client_learns_only_that_there_was_no_connection(
     seen: Seen, name: str, carrier: str
 ) -> None:
     late = (504, "upstream_timeout")
@@ -289,13 +289,13 @@ ERRORS: Final[dict[str, tuple[BaseException, Cause]]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_what_a_system_says_is_one_of_the_causes(name: str) -> None:
+def test_every_system_error_is_one_of_the_causes(name: str) -> None:
     error, cause = ERRORS[name]
     assert cause_of(error) is cause
 
 
 @pytest.mark.parametrize("cause", Cause)
-def test_a_cause_is_words_and_nothing_of_it_was_sent(cause: Cause) -> None:
+def test_a_cause_is_plain_words_and_comes_before_anything_was_sent(cause: Cause) -> None:
     """Where no other account would fare better, none is asked, and none is to blame."""
     fault = classify_connect(cause)
     assert re.fullmatch(r"connect: [A-Za-z ]{3,40}", fault.reason)
@@ -320,7 +320,7 @@ async def test_an_explanation_has_the_cause(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("cause", [Cause.NAME, Cause.REFUSED, Cause.NOT_TRUSTED, Cause.TIMED_OUT])
-async def test_operators_find_why_a_login_cannot_be_renewed(
+async def test_operators_see_why_a_login_cannot_be_refreshed(
     autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Cause
 ) -> None:
     async def fail(url: BaseUrl, tls: ssl.SSLContext | None) -> trio.abc.Stream:

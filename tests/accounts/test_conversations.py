@@ -121,7 +121,7 @@ def test_what_differs_in_its_beginning_is_another_conversation() -> None:
         {"type": "input_audio", "input_audio": {"data": PAGE}},
     ],
 )
-def test_a_file_tells_a_conversation_as_words_do(part: Json) -> None:
+def test_a_file_identifies_a_conversation_as_text_does(part: Json) -> None:
     found = digest(input=[user([part])])
     assert found == digest(input=[user([part])]) != ""
     other = json.loads(json.dumps(part).replace("AAAA", "BBBB"))
@@ -148,7 +148,7 @@ def test_without_words_of_the_user_there_is_no_conversation(body: Json) -> None:
     assert conversation_digest(RESPONSES, body) == ""
 
 
-def test_odd_shapes_tell_nothing_and_do_no_harm() -> None:
+def test_odd_shapes_identify_no_conversation_and_do_no_harm() -> None:
     odd = [user([None, 7, ["x"], {"text": 7}, {"text": "Hi", "image_url": [1]}])]
     assert digest(instructions=["x"], input=odd) == digest(input="Hi")
 
@@ -187,7 +187,7 @@ def session(key: str = "laptop", headers: Json = None, **body: Json) -> bytes | 
     ).session
 
 
-def test_a_conversation_is_a_session_of_its_key_where_none_is_named() -> None:
+def test_a_conversation_is_a_session_of_its_key_if_the_client_names_none() -> None:
     begun = session(input="Hi")
     assert begun is not None
     assert begun == session(input="Hi", model="m2", prompt_cache_key="")
@@ -237,7 +237,7 @@ def bodies(kind: CallKind, says: Sequence[str] = SAYS) -> list[tuple[str, Json]]
 
 @pytest.mark.parametrize("is_stream", [True, False])
 @pytest.mark.parametrize("kind", [RESPONSES, CHATS])
-async def test_a_conversation_has_one_account_and_one_id(
+async def test_a_conversation_stays_on_one_account_with_one_id(
     autojump_clock: MockClock, tmp_path: Path, kind: CallKind, *, is_stream: bool
 ) -> None:
     async with opened_codex_world(describe_codex(tmp_path, routing="sticky"), tmp_path) as world:
@@ -307,7 +307,7 @@ async def ask_turns(world: World, kind: CallKind) -> list[bytes]:
 
 
 @pytest.mark.parametrize("kind", [RESPONSES, CHATS])
-async def test_an_api_account_gets_the_body_as_it_came(world: World, kind: CallKind) -> None:
+async def test_an_openai_account_gets_the_body_unchanged(world: World, kind: CallKind) -> None:
     for upstream in world.upstreams.values():
         upstream.always = json_response({})
     sent = await ask_turns(world, kind)
@@ -317,7 +317,7 @@ async def test_an_api_account_gets_the_body_as_it_came(world: World, kind: CallK
 
 
 @pytest.mark.parametrize("is_one_socket", [True, False])
-async def test_a_conversation_over_websockets_has_one_account_and_one_id(
+async def test_a_conversation_over_websockets_stays_on_one_account_with_one_id(
     autojump_clock: MockClock, tmp_path: Path, *, is_one_socket: bool
 ) -> None:
     described = codex_described(tmp_path, "abc", pool={"routing": "sticky"})

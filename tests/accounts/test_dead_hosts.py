@@ -87,7 +87,7 @@ ORDERS: Final[dict[str, dict[str, Json]]] = {
 
 @pytest.mark.parametrize("failure", ["stalls", "refuses", "has no name"])
 @pytest.mark.parametrize("order", ORDERS)
-async def test_an_account_elsewhere_is_asked_first_until_the_host_is_back(
+async def test_an_account_on_another_host_comes_first_until_the_host_is_back(
     autojump_clock: MockClock, order: str, failure: str
 ) -> None:
     """Also by a session that was there before, and for a minute only."""
@@ -171,7 +171,7 @@ PLACES: Final[dict[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("cause", Cause)
-def test_what_failed_for_one_account_comes_last_for_those_of_whom_the_same_is_true(
+def test_a_failure_to_connect_demotes_the_accounts_that_share_its_cause(
     cause: Cause,
 ) -> None:
     order = order_after(cause, PLACES)

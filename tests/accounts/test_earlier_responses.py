@@ -61,7 +61,7 @@ def check_refused(error: Json) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"stream": True}, {"store": False}])
 @pytest.mark.parametrize("is_stream", [True, False])
-async def test_a_codex_accounts_response_is_asked_of_nobody(
+async def test_a_codex_account_s_response_is_requested_from_no_account(
     autojump_clock: MockClock, tmp_path: Path, more: Json, *, is_stream: bool
 ) -> None:
     async with opened_codex_world(mixed(tmp_path), tmp_path) as world:
@@ -74,7 +74,7 @@ async def test_a_codex_accounts_response_is_asked_of_nobody(
         assert len(world.backend.accounts()) == 1
 
 
-async def test_it_does_not_matter_that_the_account_was_not_the_first_to_be_asked(
+async def test_the_creator_is_known_even_if_it_was_not_the_first_to_be_tried(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened_codex_world(mixed(tmp_path, priority=-1), tmp_path) as world:
@@ -88,7 +88,9 @@ async def test_it_does_not_matter_that_the_account_was_not_the_first_to_be_asked
         assert len(platform.asked) == 1
 
 
-async def test_nor_that_it_rests_now(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_the_creator_is_known_even_while_it_cools_down(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
     async with opened_codex_world(mixed(tmp_path), tmp_path) as world:
         made = id_of(await world.ask(post("/v1/responses", {"model": MODEL, "input": "x"})))
         world.upstreams["platform"].always = json_response({"id": "resp_p"})
@@ -98,7 +100,7 @@ async def test_nor_that_it_rests_now(autojump_clock: MockClock, tmp_path: Path) 
         assert world.upstreams["platform"].asked == []
 
 
-async def test_a_response_that_is_kept_is_asked_of_its_account(
+async def test_a_stored_response_is_requested_from_its_creator(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened_codex_world(mixed(tmp_path, priority=-1), tmp_path) as world:
@@ -111,7 +113,7 @@ async def test_a_response_that_is_kept_is_asked_of_its_account(
         assert world.backend.accounts() == []
 
 
-async def test_what_one_key_made_is_not_known_to_another(
+async def test_a_key_cannot_use_another_key_s_response(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened_codex_world(mixed(tmp_path), tmp_path) as world:
@@ -145,7 +147,7 @@ def mixed_sockets(folder: Path) -> Json:
     return found
 
 
-async def test_a_turn_does_not_go_on_at_an_account_that_never_made_the_last_one(
+async def test_a_turn_does_not_continue_on_an_account_that_did_not_serve_the_previous_one(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """The account is limited meanwhile: with the full input, the other one answers."""
@@ -168,7 +170,7 @@ async def test_a_turn_does_not_go_on_at_an_account_that_never_made_the_last_one(
         assert len(world.upstream("b").turns) == 2
 
 
-async def test_a_response_of_a_websocket_is_not_known_over_http(
+async def test_a_response_of_a_websocket_is_unknown_over_http(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with socket_world(mixed_sockets(tmp_path)) as world:

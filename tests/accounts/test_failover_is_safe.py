@@ -236,7 +236,7 @@ def good(*, is_stream: bool) -> Script:
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["streamed", "unary"])
 @pytest.mark.parametrize("row", TABLE)
-async def test_a_fault_of_the_only_account_is_told(
+async def test_a_fault_of_the_only_account_is_reported(
     autojump_clock: MockClock, row: Row, *, is_stream: bool
 ) -> None:
     async with opened_world(describe("a")) as world:
@@ -255,7 +255,7 @@ async def test_a_fault_of_the_only_account_is_told(
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["streamed", "unary"])
 @pytest.mark.parametrize("row", TABLE)
-async def test_a_fault_of_one_account_goes_on_only_where_it_is_safe(
+async def test_a_fault_leads_to_another_account_only_if_that_is_safe(
     autojump_clock: MockClock, row: Row, *, is_stream: bool
 ) -> None:
     sessions = sessions_of("ab")
@@ -275,7 +275,7 @@ async def test_a_fault_of_one_account_goes_on_only_where_it_is_safe(
         assert asked_counts(world) == [row.post_count + (not is_avoided), row.goes_on + is_avoided]
 
 
-async def test_eight_interim_answers_are_skipped(world: World) -> None:
+async def test_eight_interim_responses_are_skipped(world: World) -> None:
     world.upstreams["a"].plays([Send(HINT * 8), *json_response({"id": "r"})])
     assert (await world.ask(ask_responses(stream=False))).json() == {"id": "r"}
 
@@ -338,7 +338,7 @@ FAR: Final = 10**400
         ),
     ],
 )  # fmt: skip
-async def test_a_limited_account_rests_as_long_as_it_says(
+async def test_a_limited_account_cools_down_as_long_as_announced(
     autojump_clock: MockClock,
     error: dict[str, Any],
     headers: Sequence[tuple[str, str]],
@@ -368,7 +368,7 @@ async def test_a_limited_account_rests_as_long_as_it_says(
         assert asked_counts(world) == [2]
 
 
-async def test_when_all_are_limited_the_first_reset_is_told(autojump_clock: MockClock) -> None:
+async def test_when_all_are_limited_clients_get_the_first_reset(autojump_clock: MockClock) -> None:
     async with opened_world(describe("abc", pool=IN_ORDER)) as world:
         for upstream, seconds in zip(world.upstreams.values(), (500, 40, 80), strict=True):
             upstream.plays(error_response(429, "x", resets_in_seconds=seconds))
@@ -398,7 +398,7 @@ async def test_at_most_three_accounts_are_tried(autojump_clock: MockClock) -> No
         assert (response.status, asked_counts(world)) == (500, [1, 1, 1, 0])
 
 
-async def test_the_last_failure_is_the_one_that_is_told(autojump_clock: MockClock) -> None:
+async def test_the_last_failure_is_reported(autojump_clock: MockClock) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays(fail(429), fail(500, "one"))
         world.upstreams["b"].plays(fail(503, "two"), fail(401))
@@ -526,7 +526,7 @@ UNARY_FAULTS: Final = {
         *[pytest.param(script, False, id=f"unary-{n}") for n, script in UNARY_FAULTS.items()],
     ],
 )
-async def test_a_success_that_is_none_is_an_error_and_not_sent_twice(
+async def test_an_invalid_success_is_an_error_and_not_sent_twice(
     autojump_clock: MockClock, script: Script, *, is_stream: bool
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
@@ -628,7 +628,7 @@ async def test_half_an_emoji_as_a_model_s_name_is_no_bug(world: World) -> None:
     check_error(response, "model_not_found")
 
 
-async def test_a_kept_connection_that_is_found_closed_is_replaced_silently(
+async def test_a_closed_idle_connection_is_replaced_silently(
     autojump_clock: MockClock,
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
@@ -670,7 +670,7 @@ async def test_a_new_connection_that_dies_while_replacing_goes_elsewhere(
         assert (asked_counts(world), upstream.dial_count) == ([1, 1], 2)
 
 
-async def test_a_connection_whose_answer_was_cut_or_overfull_is_not_used_again(
+async def test_a_connection_whose_response_was_cut_or_too_long_is_not_used_again(
     autojump_clock: MockClock,
 ) -> None:
     async with opened_world(describe("a")) as world:

@@ -119,7 +119,7 @@ RESETS: Final[Mapping[str, tuple[Json, Sequence[tuple[str, str]], float]]] = {
 
 @pytest.mark.parametrize("carrier", ["json", "stream", "event", "chat", "chat-event"])
 @pytest.mark.parametrize("case", RESETS)
-async def test_a_reset_of_weeks_is_believed_and_told_and_tried_meanwhile(
+async def test_a_reset_weeks_away_is_honoured_and_reported_and_the_account_tried_before_it(
     case: str, carrier: str, autojump_clock: MockClock
 ) -> None:
     told, headers, seconds = RESETS[case]
@@ -287,7 +287,7 @@ ACTIVE: Final = "x-codex-active-limit"
 @pytest.mark.parametrize("carrier", ["json", "stream", "event", "native"])
 @pytest.mark.parametrize("active", ["premium", None, "the family"])
 @pytest.mark.parametrize("model", FAMILIES)
-async def test_a_model_s_own_limit_rests_that_model_alone(
+async def test_a_model_s_own_limit_cools_down_that_model_alone(
     model: str, active: str | None, carrier: str, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     family = FAMILIES[model][0]
@@ -310,7 +310,7 @@ async def test_a_model_s_own_limit_rests_that_model_alone(
 
 
 @pytest.mark.parametrize("is_frame", [False, True])
-async def test_a_model_s_own_limit_is_told_by_events_too(
+async def test_a_model_s_own_limit_is_read_from_events_too(
     is_frame: bool, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     rates = {"used_percent": 100, "window_minutes": 10080, "reset_at": UNIX_START + 4 * DAY}
@@ -505,7 +505,7 @@ async def test_a_websocket_waits_a_moment_for_its_account_too(
 EVENTS: Final = responses_events("x", "y")
 
 
-async def test_a_limit_of_one_model_is_told_from_a_rest(
+async def test_a_limit_of_one_model_is_distinguished_from_a_cooldown(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     limit = [

@@ -284,7 +284,7 @@ async def test_an_alias_sets_effort_and_tier_on_a_websocket(
     [f"{NATIVE}/compact", "/v1/responses/compact", "/v1/alpha/search", "/v1/images/generations",
      "/backend-api/codex/alpha/search", "/backend-api/codex/images/edits"],
 )  # fmt: skip
-async def test_what_goes_on_as_it_came_is_by_an_alias_of_its_model_and_nothing_else(
+async def test_an_alias_changes_the_model_of_a_native_body_and_nothing_else(
     autojump_clock: MockClock, tmp_path: Path, path: str
 ) -> None:
     async with socket_world(both(tmp_path, aliases=ALIASES)) as world:

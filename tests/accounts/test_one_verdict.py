@@ -124,7 +124,7 @@ def judged(value: Json, status: int = 200) -> Verdict:
 
 @pytest.mark.parametrize("shape", shapes({}))
 @pytest.mark.parametrize("word", FIRM)
-def test_an_account_s_trouble_is_known_by_its_word(word: str, shape: str) -> None:
+def test_an_account_s_fault_is_classified_by_its_code(word: str, shape: str) -> None:
     for status, name in itertools.product(STATUSES, ("code", "type")):
         error = {"type": "invalid_request_error", name: word, "message": OWN}
         if name == "type" and shape in {"nested", "failed", "flat"}:
@@ -171,7 +171,7 @@ def test_another_number_is_none(code: Json) -> None:
 @pytest.mark.parametrize(
     "told", ["Rate limit exceeded", "429 Too Many Requests", {"message": "Rate limit hit"}]
 )
-def test_a_throttle_is_known_where_nothing_but_its_text_is_told(told: Json) -> None:
+def test_a_throttle_is_recognized_by_its_text_alone(told: Json) -> None:
     for value in ({"error": told}, {"detail": told}, {"type": "response.failed", "error": told}):
         assert judged(value) == LIMIT
 
@@ -252,7 +252,7 @@ def test_the_way_in_which_a_limit_was_reached_is_in_the_reason(status: int, plac
     {"error": {"code": None, "type": "deactivated_workspace"}}, {"code": "deactivated_workspace"},
 ])  # fmt: skip
 @pytest.mark.parametrize("status", [402, 403])
-def test_the_code_is_in_the_reason_wherever_it_stood(status: int, value: Json) -> None:
+def test_the_code_is_in_the_reason_whichever_member_had_it(status: int, value: Json) -> None:
     fault = classify_response(status, {}, json.dumps(value).encode(), 1.0)
     assert fault.reason == f"{status} deactivated_workspace"
 
@@ -340,7 +340,7 @@ async def test_an_error_in_a_200_is_no_success_for_the_client(
     {"object": "response", "status": "completed", "output": [{"error": "a word"}]},
     {"id": "r", "output": [], "errors": [{"message": "a remark"}]}, {"errors": []},
 ])  # fmt: skip
-async def test_what_only_looks_like_an_error_is_an_answer(
+async def test_what_only_looks_like_an_error_is_a_response(
     autojump_clock: MockClock, value: Json
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
@@ -393,7 +393,9 @@ FRAMES: Final[dict[str, list[Any]]] = {
 
 
 @pytest.mark.parametrize("name", FRAMES)
-async def test_a_frame_of_a_websocket_is_judged_alike(autojump_clock: MockClock, name: str) -> None:
+async def test_a_frame_of_a_websocket_is_classified_alike(
+    autojump_clock: MockClock, name: str
+) -> None:
     async with socket_world(socket_described("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays(says(*FRAMES[name]))
         world.upstreams["b"].plays(turn("well"), turn("well"))
@@ -457,7 +459,7 @@ async def test_refused_three_times_in_a_row_an_account_is_left_out(
 @pytest.mark.parametrize(
     "code", ["token_invalidated", "account_deactivated", "usage_limit_reached"]
 )
-async def test_an_account_s_words_are_not_told_in_a_stream_that_has_begun(
+async def test_a_message_about_an_account_is_not_shown_in_a_stream_that_has_begun(
     autojump_clock: MockClock, kind: str, code: str
 ) -> None:
     begun = chat_events("x")[:2] if kind == "chat" else responses_events("x")[:3]
@@ -477,7 +479,7 @@ async def test_an_account_s_words_are_not_told_in_a_stream_that_has_begun(
 
 
 @pytest.mark.parametrize("form", FORMS)
-async def test_a_login_s_words_are_not_told_in_a_stream_that_has_begun(
+async def test_a_message_about_a_login_is_not_shown_in_a_stream_that_has_begun(
     autojump_clock: MockClock, tmp_path: Path, form: str
 ) -> None:
     path, body = FORMS[form]

@@ -78,7 +78,7 @@ def behind_real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Real
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("name", BEHIND_A_REAL_ONE)
-def test_behind_a_real_proxy_upstreams_answer_or_have_a_cause(
+def test_behind_a_real_proxy_upstreams_respond_or_have_a_cause(
     behind_real: tuple[RealProxy, Proxied], name: str, is_stream: bool
 ) -> None:
     _, proxied = behind_real
@@ -89,7 +89,7 @@ def test_behind_a_real_proxy_upstreams_answer_or_have_a_cause(
 
 
 @pytest.mark.parametrize("way", ["none", "wrong", "right"])
-def test_a_real_proxy_that_wants_a_login_is_given_the_configured_one(
+def test_a_real_proxy_that_requires_a_login_gets_the_configured_one(
     tmp_path: Path, way: str
 ) -> None:
     real = RealProxy("--basic-auth", LOGIN_TEXT.decode())
@@ -188,7 +188,7 @@ AGREEMENTS: Final = {
 
 @pytest.mark.parametrize("name", ["secure", "plain"])
 @pytest.mark.parametrize("case", ANSWERS)
-def test_an_answer_that_makes_no_tunnel_has_its_cause(
+def test_a_response_that_opens_no_tunnel_has_its_cause(
     gate: Gate, proxied: Proxied, case: str, name: str
 ) -> None:
     """And nothing is sent into it, no request and no key."""
@@ -228,7 +228,7 @@ def test_a_proxy_has_as_long_as_a_connection_may_take(
 
 
 @pytest.mark.parametrize("kind", ["refused", "no-name", "hangs-up"])
-def test_a_proxy_that_is_not_there_is_asked_once(tmp_path: Path, kind: str) -> None:
+def test_a_missing_proxy_is_tried_once(tmp_path: Path, kind: str) -> None:
     """Another account would not fare better."""
     with socket.create_server((HOST, 0)) as listener:
         free_port = listener.getsockname()[1]
@@ -335,7 +335,7 @@ NAMES: Final = "HTTPS_PROXY HTTP_PROXY ALL_PROXY https_proxy http_proxy all_prox
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_variable_that_is_not_used_is_told_and_its_value_is_not(name: str) -> None:
+def test_an_ignored_variable_is_logged_without_its_value(name: str) -> None:
     env = {name: "http://some:marmalade@proxy.example.com:3128"}
     [warning] = parsed(env).warnings
     assert warning.startswith(f"{name} is set but not used")
@@ -393,7 +393,7 @@ def test_no_proxy_elsewhere_reads_a_refresh_token(url: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_variables_change_nothing_and_are_told_at_the_start(tmp_path: Path, name: str) -> None:
+def test_variables_change_nothing_and_are_logged_at_the_start(tmp_path: Path, name: str) -> None:
     gate = Gate()
     with opened(tmp_path, None, **{name: f"http://quinces:x@{gate.address}"}) as proxied:
         assert proxied.ask("plain") == proxied.ask("secure") == 200

@@ -65,7 +65,7 @@ async def ask_all(world: World, name: str, agent: str) -> list[str]:
 
 
 @pytest.mark.parametrize("agent", CLIENTS)
-async def test_an_account_with_an_api_key_is_told_our_own_name(
+async def test_an_account_with_an_api_key_is_sent_the_short_name(
     autojump_clock: MockClock, agent: str
 ) -> None:
     described = socket_described("a", accounts={"a": {"models": None}}, pool={"models": ["m1"]})
@@ -75,7 +75,7 @@ async def test_an_account_with_an_api_key_is_told_our_own_name(
         assert {bool(re.fullmatch(r"pooler/[0-9.]+", name)) for name in names} == {True}
 
 
-async def test_a_chatgpt_account_is_told_our_full_name(
+async def test_a_chatgpt_account_is_sent_the_full_name(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with socket_world(codex_described(tmp_path, "a")) as world:

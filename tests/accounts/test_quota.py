@@ -195,7 +195,7 @@ def test_a_nonsensical_token_count_is_no_count() -> None:
         pytest.param([], 0, id="nothing"),
     ],
 )
-def test_a_used_up_window_of_the_plan_rests_its_account(
+def test_a_used_up_window_of_the_plan_begins_a_cooldown(
     windows: Sequence[Window], rest: float
 ) -> None:
     scene = Scene("ab", pool={"routing": "in_order"}, limits={"untried_seconds_max": DAY})
@@ -206,7 +206,7 @@ def test_a_used_up_window_of_the_plan_rests_its_account(
     assert scene.order(now=rest) == "ab"
 
 
-def test_a_rest_by_evidence_is_probed_like_any_other() -> None:
+def test_a_cooldown_by_evidence_is_tried_like_any_other() -> None:
     scene = Scene("ab")
     scene.tell("a", window(100, DAY))
     assert scene.order(now=PROBE - 1) == "b"
@@ -215,7 +215,7 @@ def test_a_rest_by_evidence_is_probed_like_any_other() -> None:
     assert set(scene.order(now=PROBE + 1)) == {"a", "b"}
 
 
-def test_no_evidence_ends_a_rest_or_cuts_it_short() -> None:
+def test_no_evidence_ends_or_shortens_a_cooldown() -> None:
     scene = Scene("ab")
     lease = scene.roster.begin(scene.account("a"), scene.call(), 0)
     scene.answers("a", 429, now=1, seconds=HOUR)
@@ -228,7 +228,7 @@ def test_no_evidence_ends_a_rest_or_cuts_it_short() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 1])
-def test_the_answer_that_uses_the_plan_up_is_no_proof_against_it(seconds: float) -> None:
+def test_the_response_that_uses_up_the_plan_does_not_end_its_cooldown(seconds: float) -> None:
     scene = Scene("ab")
     lease = scene.roster.begin(scene.account("a"), scene.call(), 0)
     scene.tell("a", window(100), now=seconds)
@@ -236,7 +236,7 @@ def test_the_answer_that_uses_the_plan_up_is_no_proof_against_it(seconds: float)
     assert scene.order(now=2) == "b"
 
 
-def test_an_account_that_serves_though_used_up_rests_once_for_each_window() -> None:
+def test_an_account_that_serves_although_used_up_cools_down_once_for_each_window() -> None:
     scene = Scene("ab")
     scene.tell("a", window(100, DAY))
     for now in (PROBE, PROBE + 1):
@@ -249,7 +249,7 @@ def test_an_account_that_serves_though_used_up_rests_once_for_each_window() -> N
     assert scene.order(now=DAY) == "b"
 
 
-def test_a_window_that_emptied_and_filled_again_rests_again() -> None:
+def test_a_window_that_is_used_up_again_begins_another_cooldown() -> None:
     scene = Scene("ab")
     scene.tell("a", window(100, DAY))
     scene.serves("a", scene.call(), now=PROBE)
@@ -258,7 +258,7 @@ def test_a_window_that_emptied_and_filled_again_rests_again() -> None:
     assert scene.order(now=PROBE + 1) == "b"
 
 
-def test_a_reload_keeps_evidence_but_of_an_account_that_it_took_away() -> None:
+def test_a_reload_keeps_evidence_except_of_a_removed_account() -> None:
     scene = Scene("ab")
     scene.use(a=97)
     scene.roster.reload(scene.config)
@@ -400,7 +400,7 @@ def test_a_strict_order_is_not_changed_by_what_is_left(routing: str) -> None:
 ################################################################
 
 
-async def test_a_limit_is_told_only_when_no_account_is_left(autojump_clock: MockClock) -> None:
+async def test_a_limit_is_reported_only_when_no_account_is_left(autojump_clock: MockClock) -> None:
     async with opened_world(describe("abcd")) as world:
         for name in "abcd":
             world.upstreams[name].always = error_response(
@@ -426,7 +426,7 @@ async def test_a_limit_is_told_only_when_no_account_is_left(autojump_clock: Mock
         pytest.param("abc", "abcd", "usage_limit_reached", id="it-failed-otherwise"),
     ],
 )
-def test_an_account_that_was_not_asked_makes_the_difference(
+def test_an_account_that_was_not_tried_changes_the_error(
     answers: str, tried: str, expected: str
 ) -> None:
     scene = Scene("abcd")
@@ -636,7 +636,7 @@ def as_event(parts: Sequence[Any], strange: Json) -> dict[str, Json]:
     said=st.lists(st.tuples(st.booleans(), heads, odd_json), max_size=4),
     routing=st.sampled_from(["sticky", "quota_first"]),
 )
-def test_whatever_is_said_no_account_rests_beyond_reason_or_serves_at_rest(
+def test_no_account_cools_down_too_long_or_serves_while_it_cools_down(
     said: Sequence[tuple[bool, Sequence[Any], Json]], routing: str
 ) -> None:
     scene = Scene("ab", pool={"routing": routing})

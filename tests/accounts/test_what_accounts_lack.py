@@ -176,7 +176,7 @@ async def test_a_chatgpt_account_s_route_is_lacking_likewise(
             assert counts(world) == [1, 1]
 
 
-async def test_an_account_without_one_route_serves_the_others(autojump_clock: MockClock) -> None:
+async def test_an_account_that_lacks_one_route_serves_the_others(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a")) as world:
         world.upstreams["a"].plays(ROUTELESS["404-text"], good("chat"))
         check_final(await world.ask(question("responses")), "unsupported_endpoint", "chat")
@@ -220,7 +220,7 @@ async def test_what_an_api_says_of_a_request_is_no_lacking_route(
 
 @pytest.mark.parametrize("end", [Fin(), Reset(), Pause(60)], ids=["cut", "reset", "late"])
 @pytest.mark.parametrize("status", [404, 405, 501])
-async def test_an_answer_that_is_cut_is_no_lacking_route(
+async def test_a_truncated_response_does_not_prove_a_lacking_route(
     status: int, end: Step, autojump_clock: MockClock
 ) -> None:
     """What is missing may say that it is about an item of the request."""
@@ -282,7 +282,7 @@ MODELLESS: Final[Mapping[str, Script]] = {
 
 @pytest.mark.parametrize("form", [*FORMS, "native"])
 @pytest.mark.parametrize("case", MODELLESS)
-async def test_a_model_that_no_account_can_use_is_not_one_that_the_key_may_not_use(
+async def test_a_model_that_no_account_can_use_is_not_reported_as_forbidden_to_the_key(
     case: str, form: str, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     whole = codex_described(tmp_path, "abc", pool={"models": ["m1", "m2"]})
@@ -308,7 +308,7 @@ async def test_a_model_that_no_account_can_use_is_not_one_that_the_key_may_not_u
         assert (await world.ask(question(form))).status == 200
 
 
-async def test_the_upstream_s_code_is_told_where_it_is_one(autojump_clock: MockClock) -> None:
+async def test_the_upstream_s_code_is_shown_if_it_is_one(autojump_clock: MockClock) -> None:
     for code, told in (("model_not_supported", "model_not_supported"), ("model_not_found", "")):
         async with opened_world(describe("ab")) as world:
             for upstream in world.upstreams.values():
@@ -317,7 +317,7 @@ async def test_the_upstream_s_code_is_told_where_it_is_one(autojump_clock: MockC
                 check_final(await world.ask(question("chat")), "model_not_found", told)
 
 
-async def test_a_websocket_is_told_the_same(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_a_websocket_gets_the_same_errors(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with socket_world(codex_described(tmp_path)) as world:
         for upstream in world.upstreams.values():
             upstream.plays(says({"type": "error", "status": 400, "error": GONE}))
@@ -327,7 +327,7 @@ async def test_a_websocket_is_told_the_same(autojump_clock: MockClock, tmp_path:
         assert len(world.turns) == 2
 
 
-async def test_a_key_is_told_its_own_models_and_not_too_many(autojump_clock: MockClock) -> None:
+async def test_a_key_is_shown_its_own_models_and_not_too_many(autojump_clock: MockClock) -> None:
     names = [f"m{number}" for number in range(100, 100 + 2 * MODELS_SHOWN_MAX)]
     keys = {"laptop": {"key": "sk-pool-key-of-the-laptop-0001", "models": ["m101", "m102"]}}
     accounts = {"a": {"models": [*names, "m429"]}}
@@ -391,7 +391,7 @@ async def test_an_api_s_own_limit_is_one_whatever_its_type_is_called(
 ################################################################
 
 
-async def test_an_operator_sees_what_an_account_lacks_and_why_it_rests(
+async def test_an_operator_sees_what_an_account_lacks_and_why_it_cools_down(
     autojump_clock: MockClock,
 ) -> None:
     async with opened_world(describe("ab", pool=IN_ORDER, operators={"me": OPERATOR})) as world:
@@ -419,7 +419,7 @@ async def test_an_operator_sees_what_an_account_lacks_and_why_it_rests(
         assert told["a"] == "refused: 402 deactivated_workspace"
 
 
-async def test_a_model_that_the_pool_lists_and_no_account_does_is_told_as_that(
+async def test_a_model_that_the_pool_lists_but_no_account_offers_is_reported_as_such(
     autojump_clock: MockClock,
 ) -> None:
     described = describe("a", accounts={"a": {"models": ["m2"]}}, pool={"models": ["m1"]})

@@ -247,7 +247,7 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
 
 
 @pytest.mark.parametrize("name", ONCE)
-def test_each_problem_is_told_once_and_at_its_place(name: str) -> None:
+def test_each_problem_is_reported_once_with_its_location(name: str) -> None:
     path, value, expected = ONCE[name]
     described = good_config()
     *way, last = path.split(".")
@@ -278,7 +278,7 @@ MEANT: Final[dict[str, tuple[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", MEANT)
-def test_an_unknown_field_is_told_what_was_meant_or_where_it_belongs(name: str) -> None:
+def test_an_unknown_field_is_reported_with_the_likely_name_or_place(name: str) -> None:
     path, words = MEANT[name]
     described = changed_config(path, 1) if not path.startswith("limits.") else good_config()
     if path.startswith("limits."):
@@ -500,7 +500,7 @@ def write(folder: Path, described: Json, mode: int = 0o600) -> Path:
     return path
 
 
-def test_check_and_the_start_tell_of_what_cannot_be_meant(
+def test_check_and_startup_report_what_cannot_be_intended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path, changed_config("accounts.c", openai()))
@@ -643,7 +643,7 @@ CHANGES: Final[dict[str, tuple[str, Json, list[str]]]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_reload_tells_what_it_changed(name: str) -> None:
+def test_a_reload_logs_what_it_changed(name: str) -> None:
     path, value, expected = CHANGES[name]
     told = changes_between(
         parse(good_config()),
@@ -655,7 +655,7 @@ def test_a_reload_tells_what_it_changed(name: str) -> None:
     assert not any(secret in str(told) for secret in (API_KEY, OTHER, SECRET, TOKEN))
 
 
-def test_a_proxy_with_a_login_changes_only_where_it_is_another_one() -> None:
+def test_a_proxy_with_a_login_is_logged_as_changed_only_if_it_differs() -> None:
     described = good_config() | {"proxy": "http://me:canary@127.0.0.1:3128"}
     assert changes_between(parse(described), parse(described)) == []
     for other in ("http://me:other@127.0.0.1:3128", "http://127.0.0.1:3128"):
@@ -665,7 +665,7 @@ def test_a_proxy_with_a_login_changes_only_where_it_is_another_one() -> None:
     assert changes_between(parse(good_config()), parse(described)) == ["proxy changed"]
 
 
-def test_what_is_gone_is_told_as_a_whole_and_much_is_cut_short() -> None:
+def test_removed_objects_are_logged_whole_and_long_lists_are_cut_short() -> None:
     described = good_config()
     del described["accounts"]["b"]
     described["pools"]["home"]["accounts"] = ["a"]
@@ -690,7 +690,7 @@ async def test_the_log_of_a_reload_says_what_changed_or_that_nothing_did(world: 
     assert told == ["nothing", ["limits.attempts_max changed"]]
 
 
-def test_a_configuration_that_is_gone_is_no_reason_to_fail(tmp_path: Path) -> None:
+def test_a_configuration_that_disappears_is_refused_and_no_bug(tmp_path: Path) -> None:
     config = make_config(describe("a"))
     with pytest.raises(ConfigRefused):
         pooler.doubts_of_modes(tmp_path / "pools.json", config)

@@ -214,7 +214,7 @@ def test_a_misspelt_limit_and_account_get_the_name_that_was_meant() -> None:
     assert "'platform'" in problem
 
 
-def test_a_field_that_resembles_nothing_gets_the_known_ones() -> None:
+def test_a_field_that_resembles_no_other_is_reported_with_the_valid_ones() -> None:
     [problem] = problems_of(changed_config("pools.home.zzz", 1))
     assert "routing" in problem
 
@@ -253,7 +253,7 @@ def test_a_name_that_stands_twice_is_named(raw: str, path: str) -> None:
         pytest.param(b'{"a": ' + b"1" * 10_000 + b"}", id="long-number"),
     ],
 )
-def test_what_is_no_json_is_refused_in_one_line(raw: bytes) -> None:
+def test_invalid_json_is_rejected_in_one_line(raw: bytes) -> None:
     [problem] = problems_of(raw)
     assert problem.startswith("pools.json: not valid JSON")
 
@@ -264,7 +264,7 @@ def test_what_is_no_object_is_refused(value: Json) -> None:
 
 
 @pytest.mark.parametrize("depth", [200, 400, 600, 800, 900, 930, 950, 970, 980])
-def test_deep_values_are_refused_whatever_is_done_with_them(depth: int) -> None:
+def test_deep_values_are_rejected_in_every_field(depth: int) -> None:
     deep = "[" * depth + "]" * depth
     raw = json.dumps(good_config())[:-1] + f', "hosts": [{deep}, {deep}]}}'
     problems_of(raw.encode())
@@ -336,7 +336,7 @@ def test_each_type_of_account_has_its_own_credential(name: str) -> None:
     assert set(expected) <= found
 
 
-def test_a_codex_account_goes_to_chatgpt_unless_told_otherwise() -> None:
+def test_a_codex_account_uses_chatgpt_by_default() -> None:
     account = {"type": "codex", "auth_file": "accounts/x.json"}
     found = parse(changed_config("accounts.x", account)).accounts["x"]
     assert found.is_codex
@@ -359,7 +359,9 @@ def test_a_codex_account_goes_to_chatgpt_unless_told_otherwise() -> None:
         ("https://user:secret@auth.example.com/", "must look like"),
     ],
 )
-def test_logins_are_renewed_only_where_nobody_listens(url: str | None, problem: str | None) -> None:
+def test_logins_are_refreshed_only_over_tls_or_loopback(
+    url: str | None, problem: str | None
+) -> None:
     env = ENV if url is None else ENV | {REFRESH_URL_VARIABLE: url}
     login = {"type": "codex", "auth_file": "accounts/x.json"}
     raw = json.dumps(changed_config("accounts.x", login)).encode()
@@ -577,9 +579,7 @@ def test_listen_defaults_to_both_loopbacks() -> None:
         ({"hosts": ["h", "[::1]"], "listen": "0.0.0.0:1"}, {"h", "[::1]"}),
     ],
 )
-def test_hosts_are_the_loopback_names_unless_said_otherwise(
-    top: Json, expected: set[str] | None
-) -> None:
+def test_hosts_are_the_loopback_names_by_default(top: Json, expected: set[str] | None) -> None:
     assert parse(good_config() | top).hosts == expected
 
 

@@ -249,7 +249,7 @@ def live(folder: Path, name: str, number: int) -> tuple[set[tuple[int, str]], bo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_no_credential_reaches_a_server_that_it_is_not_meant_for(
+def test_no_credential_reaches_a_server_that_it_was_not_configured_for(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trio.to_thread, "run_sync", run_inline)

@@ -26,7 +26,7 @@ from tests.support.world import (
 EVENTS: Final = responses_events("x", "y")
 
 
-async def test_a_reload_tells_what_a_start_would_have_warned_of(
+async def test_a_reload_logs_the_same_warnings_as_a_start(
     autojump_clock: MockClock,
 ) -> None:
     async with opened_world(describe("a")) as world:
@@ -45,7 +45,7 @@ async def test_a_listen_that_is_served_again_needs_no_restart(autojump_clock: Mo
         assert told["problem"] == "listen: a change requires a restart"
 
 
-async def test_an_account_that_a_reload_takes_away_is_not_asked_a_second_time(
+async def test_an_account_that_a_reload_removes_gets_no_second_request(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """Its token is refused; the reload comes before a renewed one would be tried."""

@@ -132,7 +132,7 @@ CROSSED_BY: Final[dict[str, tuple[str, str]]] = {
     "mcp_body_bytes_max": (OPERATORS, "test_a_message_to_mcp_has_so_many_bytes_and_no_more"),
     "records_max": (OPERATORS, "test_only_so_many_requests_are_remembered"),
     "refresh_margin_seconds": (
-        "test_auth_file.py", "test_a_login_is_renewed_five_minutes_before_its_end"),
+        "test_auth_file.py", "test_a_login_is_refreshed_five_minutes_before_it_expires"),
     "refresh_seconds_max": (
         TOKENS, "test_a_lock_that_is_never_free_is_waited_for_a_bounded_time"),
     "refresh_pause_seconds": (TOKENS, "test_a_passing_failure_is_tried_again_after_a_pause"),

@@ -66,7 +66,7 @@ def content(tokens: Json = None, **top: Json) -> bytes:
 ################################################################
 
 
-def test_a_login_is_read_with_all_it_says() -> None:
+def test_a_login_is_read_with_all_its_fields() -> None:
     found = parse_auth_file(content(OPENAI_API_KEY="sk-unused"))
     assert reveal(found.access_token) == ACCESS
     assert found.refresh_token is not None
@@ -123,7 +123,7 @@ UNUSABLE: Final[dict[str, tuple[bytes, str]]] = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_what_is_no_login_says_what_it_is(name: str) -> None:
+def test_what_is_not_a_login_is_reported_as_what_it_is(name: str) -> None:
     raw, words = UNUSABLE[name]
     with pytest.raises(LoginNeeded, match=words) as raised:
         parse_auth_file(raw)
@@ -136,7 +136,7 @@ def test_what_is_no_login_says_what_it_is(name: str) -> None:
      jwt(exp=-(10**400)), jwt(exp=math.nan), jwt(exp=math.inf), jwt(**{AUTH: [1]}),
      f"a.{encode_part([1])}.c", "a." + "A" * 16000 + ".c"],
 )  # fmt: skip
-def test_a_token_that_tells_nothing_is_used_all_the_same(token: str) -> None:
+def test_an_opaque_token_is_used_all_the_same(token: str) -> None:
     found = parse_auth_file(content({"access_token": token}))
     assert reveal(found.access_token) == token
     assert found.expires_at is None
@@ -159,12 +159,12 @@ LAST_REFRESHES: Final[dict[str, tuple[Json, float | None]]] = {
 
 
 @pytest.mark.parametrize("name", LAST_REFRESHES)
-def test_the_last_renewal_is_read_if_it_can_be(name: str) -> None:
+def test_the_time_of_the_last_refresh_is_read_if_possible(name: str) -> None:
     value, expected = LAST_REFRESHES[name]
     assert parse_auth_file(content(last_refresh=value)).refreshed_at == expected
 
 
-def test_a_login_that_was_never_renewed_is_a_login() -> None:
+def test_a_login_that_was_never_refreshed_is_valid() -> None:
     value = json.loads(content())
     del value["last_refresh"]
     found = parse_auth_file(json.dumps(value).encode())
@@ -190,7 +190,7 @@ def test_no_file_breaks_the_reader(value: Json) -> None:
         assert isinstance(found, Credentials)
 
 
-def test_a_login_is_renewed_five_minutes_before_its_end() -> None:
+def test_a_login_is_refreshed_five_minutes_before_it_expires() -> None:
     found = parse_auth_file(content())
     assert found.expires_at is not None
     assert not is_refresh_due(found, found.expires_at - MARGIN_SECONDS - 1, MARGIN_SECONDS)
@@ -205,7 +205,7 @@ def test_a_login_is_renewed_five_minutes_before_its_end() -> None:
 GOOD: Final = json.dumps({"access_token": "new.a.b", "refresh_token": "rt-2"}).encode()
 
 
-def test_a_merge_keeps_what_it_does_not_know() -> None:
+def test_a_merge_keeps_unknown_fields() -> None:
     raw = content({"id_token": "old-id", "unknown": 1}, OPENAI_API_KEY=None, auth_mode="chatgpt")
     merged = json.loads(merge_tokens(raw, GOOD, NOW + 0.5))
     assert merged == {
@@ -242,7 +242,7 @@ SPENT_CODES: Final = (
 
 @pytest.mark.parametrize("code", SPENT_CODES)
 @pytest.mark.parametrize("status", [400, 401, 403])
-def test_a_refresh_token_that_is_spent_is_told_by_its_code(status: int, code: str) -> None:
+def test_a_spent_refresh_token_is_recognized_by_its_code(status: int, code: str) -> None:
     assert {classify_refresh(status, body) for body in shapes(code)} == {RefreshOutcome.REVOKED}
 
 
@@ -284,7 +284,9 @@ OF_A_PROXY: Final = (
         ),
     ],
 )
-def test_an_answer_is_judged(status: int, body: bytes, verdict: RefreshOutcome) -> None:
+def test_a_response_of_the_token_endpoint_is_classified(
+    status: int, body: bytes, verdict: RefreshOutcome
+) -> None:
     assert classify_refresh(status, body) is verdict
 
 
@@ -340,7 +342,7 @@ PROBLEMS: Final[dict[str, tuple[Callable[[Path], Any], bool, str]]] = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_a_problem_is_found_before_a_token_is_spent(path: Path, name: str) -> None:
+def test_a_problem_is_reported_before_a_token_is_spent(path: Path, name: str) -> None:
     spoil, is_error, words = PROBLEMS[name]
     spoil(path)
     [(found_error, found)] = inspected(path)
@@ -348,7 +350,7 @@ def test_a_problem_is_found_before_a_token_is_spent(path: Path, name: str) -> No
     assert str(path) in found
 
 
-def test_a_folder_that_cannot_be_written_is_found(
+def test_a_folder_that_cannot_be_written_is_reported(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
@@ -356,7 +358,7 @@ def test_a_folder_that_cannot_be_written_is_found(
 
 
 @pytest.mark.parametrize("folder", ["home", "a home"])
-def test_a_file_that_is_mounted_by_itself_is_found(
+def test_a_bind_mounted_file_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
     path = tmp_path / folder / "auth.json"
@@ -401,7 +403,7 @@ def test_the_advice_makes_the_file_that_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [".", "/", ".."])
-def test_a_folder_without_a_name_of_its_own_is_told_like_any_other(name: str) -> None:
+def test_a_folder_without_a_name_of_its_own_is_reported_like_any_other(name: str) -> None:
     [(is_error, found)] = inspected(Path(name))
     assert is_error
     assert found.endswith("; name the auth.json in it")

@@ -110,7 +110,7 @@ def holds_an_unspent_login(path: Path, backend: codex_backend.CodexBackend) -> b
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_second", [False, True], ids=["asked", "adopted"])
-async def test_a_kill_at_any_step_of_a_renewal_loses_no_login(
+async def test_a_kill_at_any_step_of_a_refresh_loses_no_login(
     tmp_path: Path, is_second: bool
 ) -> None:
     """From the moment that the answer is whole in a file; killed once, or once more.
@@ -219,7 +219,7 @@ async def test_two_accounts_that_share_a_file_ask_once(
 ################################################################
 
 
-async def test_what_was_adopted_and_has_ended_is_renewed_at_once(
+async def test_an_adopted_login_that_has_expired_is_refreshed_at_once(
     mock_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened_desk(tmp_path) as desk:
@@ -231,7 +231,7 @@ async def test_what_was_adopted_and_has_ended_is_renewed_at_once(
         assert desk.asked_count == 1
 
 
-async def test_a_leftover_that_has_ended_is_renewed_at_once(
+async def test_a_leftover_that_has_expired_is_refreshed_at_once(
     mock_clock: MockClock, tmp_path: Path
 ) -> None:
     """The machine was off for longer than a token lives."""
@@ -259,7 +259,7 @@ async def test_a_login_that_is_removed_does_not_come_back(
         assert (desk.asked_count, desk.path.exists()) == (0, False)
 
 
-async def test_a_file_that_changes_as_a_renewal_begins_is_adopted(
+async def test_a_file_that_changes_as_a_refresh_begins_is_adopted(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another request may read the file before the renewal's task has run at all."""
@@ -382,7 +382,7 @@ def test_a_file_keeps_its_owner(tmp_path: Path) -> None:
     assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (owner, group, 0o600)
 
 
-def test_a_folder_that_really_cannot_be_written_or_read_is_found() -> None:
+def test_a_folder_that_really_cannot_be_written_or_read_is_reported() -> None:
     """In a process without rights: whoever runs the tests may be root, who may do everything."""
     script = textwrap.dedent("""
         import os, sys

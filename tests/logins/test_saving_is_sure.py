@@ -119,7 +119,7 @@ def without_room(folder: Path, is_mounted: bool) -> Iterator[None]:
     ballast.unlink()
 
 
-async def test_on_a_full_disk_nobody_is_asked_and_the_login_is_kept(
+async def test_on_a_full_disk_no_refresh_is_attempted_and_the_login_is_kept(
     mock_clock: MockClock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "disk"
@@ -184,7 +184,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, where: str, code: int, *, names: str
 
 
 @pytest.mark.parametrize("name", REFUSED_CALLS)
-async def test_whatever_refuses_a_new_file_is_found_before_anybody_is_asked(
+async def test_whatever_prevents_a_new_file_is_found_before_a_refresh(
     mock_clock: MockClock,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -227,7 +227,7 @@ async def test_a_folder_that_cannot_be_synced_at_all_is_no_failure(
     [None, TokenPlay(500, "server_error"), TokenPlay(401, "invalid_grant")],
     ids=["good", "failed", "spent"],
 )
-async def test_the_room_is_kept_until_the_answer_is_there_and_then_given_back(
+async def test_the_room_is_kept_until_the_response_comes_and_then_released(
     mock_clock: MockClock,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -303,7 +303,7 @@ def test_check_finds_a_lock_of_another_user(mode: int) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
-async def test_a_file_system_without_locks_is_found_before_anybody_is_asked(
+async def test_a_file_system_without_locks_is_found_before_a_refresh(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def lacking(*_: object) -> None:
@@ -405,14 +405,14 @@ LEADS: Final[dict[str, tuple[pooler.Credentials, bytes, float]]] = {
 
 
 @pytest.mark.parametrize("name", LEADS)
-def test_a_clock_is_judged_by_a_token_that_was_just_issued(name: str) -> None:
+def test_a_clock_is_compared_with_a_token_that_was_just_issued(name: str) -> None:
     found, told, lead = LEADS[name]
     assert clock_lead(found, told, NOW) == lead
 
 
 @pytest.mark.parametrize("days", [1, 9.99, 30, 4000])
 @pytest.mark.parametrize("is_told", [True, False], ids=["told", "untold"])
-async def test_a_token_just_issued_is_used_whatever_the_clock_says(
+async def test_a_token_just_issued_is_used_whatever_the_clock_shows(
     mock_clock: MockClock,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -447,7 +447,7 @@ async def test_a_token_just_issued_is_used_whatever_the_clock_says(
         assert (desk.asked_count, desk.login.problem) == (2, None)
 
 
-async def test_a_token_that_lives_shorter_than_the_margin_is_not_renewed_all_the_time(
+async def test_a_token_that_lives_shorter_than_the_margin_is_not_refreshed_all_the_time(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.support.codex_backend.TOKEN_SECONDS", 120)
@@ -469,7 +469,7 @@ async def test_a_token_that_lives_shorter_than_the_margin_is_not_renewed_all_the
 
 @pytest.mark.parametrize("status", [401, 403, 407])
 @pytest.mark.parametrize("seconds", [SOON, ENDED], ids=["valid", "ended"])
-async def test_an_answer_that_is_not_the_endpoints_own_spends_no_login(
+async def test_a_response_that_is_not_the_endpoint_s_own_revokes_no_login(
     mock_clock: MockClock, tmp_path: Path, status: int, seconds: float
 ) -> None:
     """A captive portal, or a proxy that wants a password, stands in the way for a while."""
@@ -491,9 +491,7 @@ async def test_an_answer_that_is_not_the_endpoints_own_spends_no_login(
         assert desk.asked_count == 2
 
 
-async def test_a_good_login_is_not_asked_for_by_check(
-    mock_clock: MockClock, tmp_path: Path
-) -> None:
+async def test_check_asks_for_no_login_that_is_valid(mock_clock: MockClock, tmp_path: Path) -> None:
     async with opened_desk(tmp_path / "home") as desk:
         desk.log_in(LONG)
         before = desk.path.read_bytes()
@@ -537,7 +535,7 @@ async def lock_as_another(path: Path) -> None:
             pass
 
 
-async def test_a_save_that_takes_too_long_keeps_its_lock_until_it_has_ended(
+async def test_a_save_that_outlives_its_deadline_keeps_its_lock_until_it_ends(
     slow_disk: SlowDisk, tmp_path: Path
 ) -> None:
     """Otherwise it could take the place of a login that another process has refreshed since."""

@@ -61,7 +61,7 @@ async def test_a_login_that_is_good_is_left_alone(mock_clock: MockClock, tmp_pat
         assert (desk.asked_count, desk.path.read_bytes()) == (0, before)
 
 
-async def test_fifty_requests_on_an_ended_token_ask_once(
+async def test_fifty_requests_with_an_expired_token_refresh_it_once(
     mock_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened_desk(tmp_path) as desk:
@@ -81,7 +81,7 @@ async def test_fifty_requests_on_an_ended_token_ask_once(
         assert desk.path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_credentials_that_were_refused_are_renewed_once(
+async def test_rejected_credentials_are_refreshed_once(
     mock_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened_desk(tmp_path) as desk:
@@ -141,7 +141,7 @@ async def test_several_processes_ask_once_between_them(tmp_path: Path) -> None:
 ################################################################
 
 
-async def test_what_another_program_renewed_before_is_adopted(
+async def test_a_login_that_another_program_has_refreshed_is_adopted(
     mock_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened_desk(tmp_path) as desk:
@@ -152,7 +152,7 @@ async def test_what_another_program_renewed_before_is_adopted(
         assert desk.asked_count == 0
 
 
-async def test_what_is_renewed_while_we_wait_for_the_lock_is_adopted(
+async def test_a_login_refreshed_while_we_wait_for_the_lock_is_adopted(
     mock_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened_desk(tmp_path) as desk:
@@ -216,7 +216,7 @@ async def test_a_lock_that_is_never_free_costs_no_thread(
 
 
 @pytest.mark.parametrize("spoil", ["open", "flock"])
-async def test_a_lock_that_cannot_be_had_is_told_by_its_name(
+async def test_a_lock_that_cannot_be_taken_is_reported_by_name(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
 ) -> None:
     def refuse(*_: object) -> None:
@@ -240,7 +240,7 @@ async def test_a_lock_that_cannot_be_had_is_told_by_its_name(
 ################################################################
 
 
-async def test_a_renewal_outlives_the_request_that_asked_for_it(
+async def test_a_refresh_outlives_the_request_that_caused_it(
     mock_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened_desk(tmp_path) as desk:
@@ -257,7 +257,7 @@ async def test_a_renewal_outlives_the_request_that_asked_for_it(
         assert (desk.asked_count, desk.saved("refresh_token")) == (1, "rt-acct-2")
 
 
-async def test_a_renewal_outlives_the_server(mock_clock: MockClock, tmp_path: Path) -> None:
+async def test_a_refresh_outlives_the_server(mock_clock: MockClock, tmp_path: Path) -> None:
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
         desk.backend.token_gate = trio.Event()
@@ -301,7 +301,7 @@ async def test_what_was_left_of_another_account_is_not_adopted(
         assert (desk.asked_count, desk.saved("account_id")) == (1, "acct-1")
 
 
-async def test_a_plain_endpoint_is_asked_without_tls(mock_clock: MockClock, tmp_path: Path) -> None:
+async def test_a_plain_endpoint_is_used_without_tls(mock_clock: MockClock, tmp_path: Path) -> None:
     """The accounts' own upstreams need the TLS context that is there."""
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
@@ -475,7 +475,7 @@ async def test_a_login_without_a_refresh_token_serves_to_its_end(
 
 
 @pytest.mark.parametrize("spoil", ["link", "folder"])
-async def test_where_nothing_can_be_saved_nothing_is_asked(
+async def test_if_nothing_can_be_saved_no_refresh_is_attempted(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
 ) -> None:
     async with opened_desk(tmp_path) as desk:
@@ -495,7 +495,7 @@ def test_a_child_of_these_tests_finds_the_module() -> None:
     subprocess.run(command, check=True, cwd=Path(pooler.__file__).parent, timeout=30)
 
 
-def test_a_token_that_tells_no_end_has_no_margin(tmp_path: Path) -> None:
+def test_a_token_without_an_expiry_has_no_margin(tmp_path: Path) -> None:
     login = pooler.Login("a", tmp_path / "auth.json")
     tokens = {"access_token": "opaque", "refresh_token": "r", "account_id": "acct"}
     login.unsaved = json.dumps({"tokens": tokens}).encode()

@@ -107,7 +107,7 @@ async def test_the_service_status(desk: Desk) -> None:
     }
 
 
-async def test_an_operator_who_was_removed_in_this_moment_is_answered(desk: Desk) -> None:
+async def test_an_operator_removed_during_the_request_gets_a_response(desk: Desk) -> None:
     desk.operator = "former"
     output = (await desk.call("get_mcp_service_status")).output
     assert output["actor"] == {"id": "former", "display_name": "former", "status": "removed"}
@@ -168,7 +168,7 @@ ROWS: Final[Mapping[str, Json]] = {
 
 
 @pytest.mark.parametrize("tool", ROWS)
-async def test_what_a_row_tells(tool: str, desk: Desk) -> None:
+async def test_what_a_row_shows(tool: str, desk: Desk) -> None:
     assert (await desk.call(tool)).output["items"][0] == ROWS[tool]
 
 
@@ -395,7 +395,7 @@ UNTOLD: Final = ("aliases", "totals", "attempts", "tokens", "bytes_in", "expires
 
 
 @each_tool
-async def test_what_is_not_for_an_operators_model_is_not_told(tool: str, desk: Desk) -> None:
+async def test_what_operators_must_not_see_is_not_shown(tool: str, desk: Desk) -> None:
     schema = (await tools(desk))[tool]["outputSchema"]
     allowed = {"reason"} if tool == "explain_routing" else set()
     assert not ({name for n in nodes(schema) for name in n} & set(UNTOLD)) - allowed
@@ -411,7 +411,7 @@ async def test_what_is_not_for_an_operators_model_is_not_told(tool: str, desk: D
         ("list_request_logs", lambda facts: facts["requests"][0].update(transport=[CANARY])),
     ],
 )
-async def test_a_snapshot_of_another_shape_is_a_bug_that_tells_nothing(
+async def test_a_snapshot_of_another_shape_is_a_bug_that_reveals_nothing(
     tool: str, spoil: Callable[[Json], None], desk: Desk
 ) -> None:
     spoil(desk.snapshot)
@@ -429,7 +429,7 @@ async def test_a_snapshot_of_another_shape_is_a_bug_that_tells_nothing(
 @pytest.mark.measures
 @pytest.mark.parametrize("tool", [None, "list_request_logs", "list_upstreams"])
 @each_version
-async def test_an_answer_costs_less_than_5_ms(tool: str | None, version: str, desk: Desk) -> None:
+async def test_a_response_costs_less_than_5_ms(tool: str | None, version: str, desk: Desk) -> None:
     desk.snapshot["requests"] *= 333  # as many as are remembered
     costs = []
     for _ in range(21):

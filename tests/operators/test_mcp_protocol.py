@@ -66,7 +66,7 @@ async def test_initialize_agrees_on_a_version(version: str, desk: Desk) -> None:
     assert f"{PREFIX}explain_routing" in reply.result["instructions"]
 
 
-async def test_initialize_is_answered_whatever_else_it_claims(desk: Desk) -> None:
+async def test_initialize_gets_a_response_whatever_else_it_claims(desk: Desk) -> None:
     """Clients of both eras may stamp their envelope on it."""
     body, _ = asked("initialize", greeting(MODERN), version=MODERN)
     reply = await desk.post(json.dumps(body).encode())
@@ -81,7 +81,7 @@ async def test_a_client_that_names_no_version_is_served(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("version", LEGACY)
-async def test_after_a_handshake_nothing_is_asked_for(version: str, desk: Desk) -> None:
+async def test_after_a_handshake_nothing_is_requested(version: str, desk: Desk) -> None:
     assert (await desk.ask("ping", version=version)).result == {}
     output = (await desk.call("get_mcp_service_status", version=version)).output
     assert output["protocolVersion"] == version
@@ -217,7 +217,7 @@ async def test_media_types(headers: Json, status: int, desk: Desk) -> None:
     ],
 )
 @each_version
-async def test_a_notification_is_taken_and_not_answered(
+async def test_a_notification_is_accepted_without_a_response(
     body: Json, version: str, desk: Desk
 ) -> None:
     headers = {**HEADERS, "mcp-protocol-version": version}
@@ -319,7 +319,7 @@ async def test_json_at_its_bounds_is_taken(desk: Desk) -> None:
 
 
 @given(body=st.one_of(st.binary(), st.recursive(st.none(), st.lists).map(repr).map(str.encode)))
-def test_any_bytes_get_an_answer(body: bytes) -> None:
+def test_any_bytes_get_a_response(body: bytes) -> None:
     reply = trio.run(Desk().post, body)
     assert reply.failure[0] == 400
 
@@ -338,7 +338,7 @@ JSON_VALUES: Final = st.recursive(
     meta=JSON_VALUES,
     version=st.sampled_from([*VERSIONS, "x", ""]),
 )
-def test_any_request_gets_an_answer(
+def test_any_request_gets_a_response(
     method: str, tool: object, arguments: object, meta: object, version: str
 ) -> None:
     name = f"{PREFIX}{tool}" if isinstance(tool, str) else tool

@@ -225,7 +225,7 @@ FACTS: Final = (
 
 
 @pytest.mark.parametrize("fact", FACTS)
-def test_the_page_and_the_terminal_tell_the_facts_in_words(fact: str) -> None:
+def test_the_page_and_the_terminal_show_the_facts_in_words(fact: str) -> None:
     assert fact in "\n".join(parsed(page(snapshot())).texts)
     assert fact in status(snapshot(), 1000)
 
@@ -479,7 +479,7 @@ def test_a_narrower_terminal_gets_the_narrowest_status(columns: int) -> None:
     assert status(snapshot(), columns) == status(snapshot(), 60)
 
 
-def test_colours_come_only_when_asked_for_and_say_nothing_new() -> None:
+def test_colours_come_only_on_request_and_add_no_information() -> None:
     plain, coloured = status(snapshot()), status(snapshot(), is_coloured=True)
     assert "\033" not in plain
     for code, words in (
@@ -614,7 +614,7 @@ METRICS: Final[dict[str, tuple[dict[str, str], float]]] = {
 
 
 @pytest.mark.parametrize(("name", "labels", "value"), [(n, *row) for n, row in METRICS.items()])
-def test_metrics_tell_the_snapshot(name: str, labels: dict[str, str], value: float) -> None:
+def test_metrics_show_the_snapshot(name: str, labels: dict[str, str], value: float) -> None:
     assert value_of(snapshot(), name, **labels) == value
 
 
@@ -646,7 +646,7 @@ def test_rows_that_differ_in_other_labels_are_added_up() -> None:
     assert value_of(given, "first_event_seconds_count", route="responses", code="ok") == 4
 
 
-def test_what_is_not_known_has_no_sample() -> None:
+def test_what_is_unknown_has_no_sample() -> None:
     given = snapshot()
     given["accounts"][0]["token_ends_at"] = None
     samples = check_metrics(mcp_server.metrics_text(given))
@@ -674,7 +674,7 @@ FORMS: Final = {
 
 
 @pytest.mark.parametrize("accept", FORMS)
-def test_admin_has_the_form_that_is_asked_for(accept: str) -> None:
+def test_admin_has_the_requested_form(accept: str) -> None:
     headers, text = mcp_server.admin(snapshot(), accept, "")
     shown = dict(headers)
     assert shown["content-type"] == FORMS[accept]

@@ -130,7 +130,7 @@ async def test_without_operators_there_is_nothing(autojump_clock: MockClock) -> 
                 assert (response.status, response.error["code"]) == (404, "not_found")
 
 
-async def test_a_wrong_method_is_told_and_the_connection_stays(world: World) -> None:
+async def test_a_wrong_method_is_refused_and_the_connection_stays(world: World) -> None:
     client = await world.connect()
     for path, allowed in (("/mcp", "POST"), ("/admin", "GET, HEAD"), ("/metrics", "GET, HEAD")):
         for method in ("GET", "DELETE") if path == "/mcp" else ("POST", "DELETE"):
@@ -210,7 +210,7 @@ async def test_a_message_to_mcp_has_so_many_bytes_and_no_more(
 ################################################################
 
 
-async def test_the_snapshot_tells_what_has_happened(world: World) -> None:
+async def test_the_snapshot_shows_what_has_happened(world: World) -> None:
     world.upstreams["a"].always = error_response(
         429, "usage_limit_reached", [("Retry-After", "90")]
     )

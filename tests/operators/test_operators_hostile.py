@@ -111,7 +111,7 @@ async def test_a_message_has_so_many_bytes(
 
 
 @pytest.mark.parametrize("pool", ["home", "away"])
-async def test_why_nothing_is_explained_is_told(pool: str, autojump_clock: MockClock) -> None:
+async def test_why_nothing_is_explained_is_reported(pool: str, autojump_clock: MockClock) -> None:
     async with opened_world(described(pool={"models": ["m1"]})) as world:
         answer = await world.ask(tool("explain_routing", pool_selector=pool, model="nothing"))
         shown = answer.json()["result"]["structuredContent"]
@@ -224,7 +224,9 @@ def status_of(
 @pytest.mark.slow
 @pytest.mark.parametrize("case", NO_STATUS)
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
-def test_who_is_no_pooler_is_told_in_a_line(case: str, arguments: list[str]) -> None:
+def test_a_server_that_is_no_pooler_is_reported_in_one_line(
+    case: str, arguments: list[str]
+) -> None:
     done = status_of(NO_STATUS[case], *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith(": this is not a codex-pooler\n")

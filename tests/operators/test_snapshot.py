@@ -74,7 +74,7 @@ async def test_a_model_that_only_a_client_named_is_not_shown(autojump_clock: Moc
         assert snapshot(world)["accounts"][0]["lacks"] == []
 
 
-async def test_an_account_at_its_cap_is_said_to_be_busy(autojump_clock: MockClock) -> None:
+async def test_an_account_at_its_cap_is_shown_as_busy(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a", accounts={"a": {"concurrent": 1}})) as world:
         places = world.server.shared.roster.leases
         places.take("a", PLACE)
@@ -85,7 +85,7 @@ async def test_an_account_at_its_cap_is_said_to_be_busy(autojump_clock: MockCloc
         assert reasons(world) == {"a": "number 1 in order"}
 
 
-async def test_an_account_whose_host_did_not_connect_is_said_to_come_last(
+async def test_an_account_whose_host_did_not_connect_is_shown_to_come_last(
     autojump_clock: MockClock,
 ) -> None:
     async with opened_world(describe("abc")) as world:

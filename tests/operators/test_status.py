@@ -90,7 +90,7 @@ WRONG: Final = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_said_in_a_line(case: str, origin: str) -> None:
+def test_what_is_wrong_is_reported_in_one_line(case: str, origin: str) -> None:
     arguments, token, words = WRONG[case]
     replaced = [origin if word == "ORIGIN" else word for word in arguments]
     code, shown, told = status(*replaced, token=token)

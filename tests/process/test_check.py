@@ -59,7 +59,7 @@ def test_a_file_of_another_name_is_refused_by_that_name(tmp_path: Path, text: st
 
 
 @pytest.mark.parametrize("accounts", [{"a b": {"type": "openai", "api_key": "none"}}, "x"])
-def test_accounts_that_are_none_are_told_once_and_not_by_each_pool(
+def test_missing_accounts_are_reported_once_and_not_for_each_pool(
     tmp_path: Path, accounts: object
 ) -> None:
     write_config(tmp_path, describe_server(None, accounts=accounts))
@@ -77,7 +77,7 @@ def test_accounts_that_are_none_are_told_once_and_not_by_each_pool(
         ("unix:/" + "x" * 200, "listen: the path of a socket has at most 107 bytes"),
     ],
 )
-def test_a_name_that_no_address_can_have_is_told_so(
+def test_a_name_that_no_address_can_have_is_reported(
     tmp_path: Path, listen: str, words: str
 ) -> None:
     write_config(tmp_path, describe_server(None, listen=listen))

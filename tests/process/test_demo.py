@@ -86,7 +86,7 @@ def said(raw: bytes) -> str:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_demo_answers_what_a_client_may_ask(demo: tuple[int, str], form: str) -> None:
+def test_the_demo_serves_what_a_client_may_request(demo: tuple[int, str], form: str) -> None:
     path, body = FORMS[form]
     status, raw = ask(demo, "POST", path, {"model": MODEL} | body)
     assert status == 200, raw

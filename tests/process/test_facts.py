@@ -130,7 +130,7 @@ def test_no_comment_cites_what_is_not_here(name: str) -> None:
         ("x = '§5.1'", 0),
     ],
 )
-def test_papers_that_nobody_has_are_found(source: str, papers: int) -> None:
+def test_references_to_missing_documents_are_found(source: str, papers: int) -> None:
     assert len(foreign_papers(source)) == papers
 
 

@@ -40,7 +40,7 @@ def short_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-async def test_one_address_that_cannot_be_had_leaves_no_other_open(short_folder: Path) -> None:
+async def test_one_unavailable_address_leaves_no_other_open(short_folder: Path) -> None:
     path = str(short_folder / "s")
     first = pooler.Listen(f"unix:{path}", unix_path=path)
     wanted = (first, ELSEWHERE._replace(is_optional=False))

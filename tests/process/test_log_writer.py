@@ -61,7 +61,7 @@ def wait_for(is_so: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE, errno.EBADF])
-def test_what_a_full_disk_does_not_take_is_told_when_there_is_room(
+def test_lines_lost_on_a_full_disk_are_reported_once_there_is_room(
     monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     disk = Disk(0, error)

@@ -169,7 +169,7 @@ def test_every_line_is_there_at_an_orderly_end(tmp_path: Path) -> None:
         assert events == ["request"] * 100 + ["draining", "stopped"]
 
 
-def test_lines_that_find_no_room_are_counted_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_that_find_no_room_are_counted_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe of one's own, which is read only when all is full."""
     reading, writing = os.pipe()
     monkeypatch.setattr("pooler.STDERR", writing)
@@ -198,7 +198,7 @@ def test_lines_that_find_no_room_are_counted_and_told(monkeypatch: pytest.Monkey
     assert told[-1]["event"] == "test"
 
 
-def test_a_writer_whose_stderr_is_gone_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_whose_stderr_is_closed_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     monkeypatch.setattr("pooler.STDERR", writing)
@@ -301,7 +301,7 @@ def server_with_login(folder: Path, logged: list[str]) -> pooler.Server:
     return pooler.Server(config, {}, log=lambda _level, _event, told: logged.append(str(told)))
 
 
-async def test_a_disk_that_does_not_answer_takes_only_its_login_out(
+async def test_a_disk_that_does_not_respond_takes_only_its_login_out(
     hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[str] = []
@@ -424,7 +424,7 @@ def test_the_soft_limit_is_raised_and_connections_stay_below_what_is_left(tmp_pa
         assert events == {"request", "draining", "stopped"}
 
 
-def test_few_descriptors_are_told_at_the_start_and_health_is_answered(tmp_path: Path) -> None:
+def test_few_descriptors_are_logged_at_the_start_and_health_routes_respond(tmp_path: Path) -> None:
     with upstream() as server, running(tmp_path, described(server.port), descriptors=48) as process:
         assert b"ulimit -n" in process.before
         with contextlib.ExitStack() as stack:
@@ -435,7 +435,7 @@ def test_few_descriptors_are_told_at_the_start_and_health_is_answered(tmp_path: 
         assert process.end()[0] == 0
 
 
-def test_that_nothing_can_be_accepted_is_one_line(tmp_path: Path) -> None:
+def test_a_failure_to_accept_is_logged_in_one_line(tmp_path: Path) -> None:
     """The system's own table is full: here the limit is lowered while it runs."""
     with upstream() as server, running(tmp_path, described(server.port)) as process:
         held = len(os.listdir(f"/proc/{process.process.pid}/fd"))

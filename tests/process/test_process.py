@@ -76,7 +76,7 @@ async def upstream(nursery: trio.Nursery) -> Upstream:
 ################################################################
 
 
-def test_the_demo_streams_an_answer_with_only_h11_and_trio_installed(tmp_path: Path) -> None:
+def test_the_demo_streams_a_response_with_only_h11_and_trio_installed(tmp_path: Path) -> None:
     for name in ("mcp", "trio_websocket", "wsproto"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('this is not installed')\n")
     done = run_pooler("demo", "--once", "--port", "0", PYTHONPATH=str(tmp_path))
@@ -104,7 +104,7 @@ async def test_the_demo_prints_a_configuration_that_works_until_ctrl_c() -> None
         assert pooler.lines == []
 
 
-def test_a_good_configuration_is_checked_without_telling_secrets(tmp_path: Path) -> None:
+def test_a_valid_configuration_is_checked_without_showing_secrets(tmp_path: Path) -> None:
     config = describe_server(None)
     config["pools"]["home"]["keys"]["ci"] = {"key": "{env:CI_KEY}"}
     path = write_config(tmp_path, config)
@@ -155,7 +155,7 @@ def test_wrong_usage_exits_with_2(line: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     assert re.fullmatch(r"codex-pooler \d+\.\d+\.\d+\n", run_pooler("--version").stdout)
 
 
@@ -189,7 +189,7 @@ def test_a_port_in_use_is_named(command: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", ["serve", "serve --config pools.json", "--config pools.json", ""])
-async def test_serving_is_the_default_and_sigterm_ends_it_at_once(
+async def test_serve_is_the_default_and_sigterm_ends_it_at_once(
     line: str, upstream: Upstream, tmp_path: Path
 ) -> None:
     write_config(tmp_path, describe_server(upstream))
@@ -240,7 +240,7 @@ async def test_sigterm_lets_a_stream_end_by_itself(upstream: Upstream, tmp_path:
 
 
 @pytest.mark.slow
-async def test_what_outlives_the_drain_is_told_so(upstream: Upstream, tmp_path: Path) -> None:
+async def test_what_outlives_the_drain_gets_an_error(upstream: Upstream, tmp_path: Path) -> None:
     config = describe_server(upstream, limits={"drain_seconds_max": 0.2})
     async with (
         serving(tmp_path, config) as pooler,

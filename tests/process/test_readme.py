@@ -278,7 +278,7 @@ async def test_every_route_of_the_readme_is_served(autojump_clock: object) -> No
     }
 
 
-async def test_what_is_not_served_is_said_so(autojump_clock: object) -> None:
+async def test_routes_that_are_not_served_get_404(autojump_clock: object) -> None:
     unserved = ["/v1/realtime", "/v1/embeddings", "/v1/files"]
     key = "the-secret-of-CODEX_POOLER_LAPTOP_KEY"
     found, _ = await answers([get(path, key) for path in unserved])

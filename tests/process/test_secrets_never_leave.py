@@ -159,7 +159,7 @@ async def test_the_live_objects_do_not_show_their_secrets(autojump_clock: MockCl
             assert found_in(repr(part), SECRETS) == []
 
 
-def test_a_refused_configuration_does_not_tell_its_secrets() -> None:
+def test_a_rejected_configuration_does_not_show_its_secrets() -> None:
     whole = described()
     whole["accounts"]["a"] |= {"base_url": f"https://user:{TYPED}@h/v1", "modles": [FROM_ENV]}
     whole["accounts"]["b"] |= {"api_key": f"{API_KEY['b']} {TYPED}", "ca_file": [TYPED]}
@@ -172,7 +172,7 @@ def test_a_refused_configuration_does_not_tell_its_secrets() -> None:
     assert found_in(told, [*SECRETS, TYPED]) == []
 
 
-async def test_a_refused_reload_does_not_tell_its_secrets(autojump_clock: MockClock) -> None:
+async def test_a_refused_reload_does_not_show_its_secrets(autojump_clock: MockClock) -> None:
     async with opened_world(described()) as world:
 
         def load() -> Any:  # noqa: ANN401 (it never returns)
@@ -275,7 +275,7 @@ TYPED_IN: Final[dict[str, bytes]] = {
 
 
 @pytest.mark.parametrize("name", TYPED_IN)
-async def test_what_a_client_types_is_not_told(autojump_clock: MockClock, name: str) -> None:
+async def test_what_a_client_sends_is_not_logged(autojump_clock: MockClock, name: str) -> None:
     async with opened_world(described()) as world:
         let_answer(world)
         response = await world.ask(TYPED_IN[name])
@@ -318,7 +318,7 @@ async def test_no_control_byte_of_a_models_name_is_in_the_log(autojump_clock: Mo
         check_log(world)
 
 
-async def test_a_foreign_host_is_told_to_its_sender_alone(autojump_clock: MockClock) -> None:
+async def test_a_foreign_host_is_shown_to_its_sender_alone(autojump_clock: MockClock) -> None:
     """The one echo that is meant: the name to add to `hosts`."""
     async with opened_world(described()) as world:
         response = await world.ask(request("GET", "/", host=TYPED, key=POOL_KEY))
@@ -329,7 +329,7 @@ async def test_a_foreign_host_is_told_to_its_sender_alone(autojump_clock: MockCl
 
 @settings(max_examples=120)
 @given(at=st.integers(0, 400), canary=st.sampled_from([TYPED, f"\x1b[31m{TYPED}", f"\r\n{TYPED}"]))
-def test_nothing_typed_anywhere_is_told(at: int, canary: str) -> None:
+def test_nothing_sent_in_any_field_is_logged(at: int, canary: str) -> None:
     raw = ask_with(BODY | {"stream": False, "prompt_cache_key": "s"}, headers=[("X-A", "b")])
     at = 5 + at % (len(raw) - 5)  # behind the method, which has its own test
     raw = raw[:at] + canary.encode() + raw[at:]
@@ -406,7 +406,7 @@ ANSWERS: Final[dict[str, list[Step]]] = {
 
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "unary"])
-async def test_what_an_upstream_says_besides_its_answer_is_not_told(
+async def test_what_an_upstream_sends_besides_its_response_is_not_passed_on(
     autojump_clock: MockClock, name: str, is_stream: bool
 ) -> None:
     async with opened_world(described()) as world:
@@ -505,7 +505,9 @@ async def test_no_field_of_a_body_chooses_the_destination(autojump_clock: MockCl
         assert world.upstreams["b"].dial_count == 0
 
 
-async def test_a_model_list_is_asked_with_nothing_of_a_client(autojump_clock: MockClock) -> None:
+async def test_a_model_list_is_requested_with_nothing_of_a_client(
+    autojump_clock: MockClock,
+) -> None:
     whole = described()
     for account in whole["accounts"].values():
         del account["models"]
@@ -588,7 +590,7 @@ async def test_a_bug_on_the_way_is_a_500_that_says_nothing(
         assert (await world.ask(ask_with())).status == 200
 
 
-async def test_a_bug_before_the_request_is_known_says_nothing(
+async def test_a_bug_before_the_request_is_parsed_reveals_nothing(
     autojump_clock: MockClock, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with opened_world(described()) as world:
