@@ -13990,6 +13990,10 @@ class Frames:
 
     First comes the head of the opening handshake, then frames that have been counted.  `held` are
     the bytes of messages that are not whole, or not taken, or taken and not done with.
+
+    The library is given this object both as its stream and as its nursery, and calls no more of
+    them than `receive_some`, `send_all`, `aclose` and `start_soon`: so it can neither buffer a
+    byte that was not counted (F95) nor keep a task that `stop` does not end.
     """
 
     def __init__(
@@ -14028,7 +14032,8 @@ class Frames:
     async def accept(self, start: Start, head: bytes, request_id: str) -> None:
         """Accept a client's handshake; the library's reader runs from now on.
 
-        `socket` stays None if the client has gone.
+        `head` is that of the client's request, already validated: the library reads it once more,
+        and sends the 101.  `socket` stays None if the client has gone.
         """
         self.start, self.head = start, head
         size_max = self.meter.bytes_max
@@ -14040,7 +14045,11 @@ class Frames:
         self.is_accepted.set()
 
     async def begin(self, start: Start) -> None:
-        """Begin after a handshake with an upstream; the library's reader runs from now on."""
+        """Begin after a handshake with an upstream; the library's reader runs from now on.
+
+        The handshake is over and its response validated.  The library insists on one of its own,
+        which never reaches the upstream: `send_all` replies to it.
+        """
         self.start = start
         size_max = self.meter.bytes_max
         self.socket = await self.library.wrap_client_stream(
@@ -14048,7 +14057,11 @@ class Frames:
         )
 
     async def stop(self) -> None:
-        """End the reader: nothing waits for the connection any more."""
+        """End the reader: nothing waits for the connection any more.
+
+        Otherwise its task could meet another one that waits for a closed socket (F99).  It is
+        shielded, since a turn that was cancelled closes its connection, too.
+        """
         with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
             await trio.lowlevel.checkpoint()  # a bug that it ends with is reported first
             self.reading.cancel()
@@ -14057,6 +14070,7 @@ class Frames:
     async def take(self) -> bytes:
         """The next whole message, held until its taker calls `done` with it.
 
+        The bytes are UTF-8, as those of text must be (RFC 6455 §8.1).
         Raises: PeerClosed; BadSyntax, if the peer's frames are bad.
         """
         try:
@@ -14066,6 +14080,7 @@ class Frames:
 
         self.meter.bytes_whole -= len(message)
         self.bytes_taken += len(message)
+        # The library believes the message to be binary, and does not check this.
         if not is_utf8(message):
             self.done(message)
             self.meter.refused = 1007
@@ -14090,7 +14105,10 @@ class Frames:
             raise PeerClosed from None
 
     async def ping(self) -> None:
-        """Send a ping, and wait for the pong."""
+        """Send a ping, and wait for the pong, however long that takes.
+
+        Meanwhile `is_pinging` keeps `show_life` from sending another one.
+        """
         self.is_pinging = True
         with contextlib.suppress(self.library.ConnectionClosed):  # its reader has ended
             await self.socket.ping(b"")
@@ -14098,15 +14116,24 @@ class Frames:
 
     @property
     def close_code(self) -> int:
-        """What to say to a peer whose frames are bad; 0, if it has closed or gone itself."""
+        """What to say to a peer whose frames are bad; 0, if it has closed or gone itself.
+
+        The codes are those of RFC 6455 §7.4.1.
+        """
         reason = self.socket and self.socket.closed  # no socket: the turns are over
         if self.meter.refused:
             return self.meter.refused
+
+        # 1006 stands for an end without a Close, and is never sent.
         is_theirs = reason is None or reason.code == 1006 or self.meter.is_closed
         return 0 if is_theirs else int(reason.code)
 
     def count(self) -> None:
-        """Count what is held now.  Raises: PoolerError (pool_busy), and it is held as before."""
+        """Count what is held now: all messages that are not done with, whole or not.
+
+        The parts of an incomplete one are objects of the library, which cost memory even if they
+        are empty (F95).  Raises: PoolerError (pool_busy), and it is held as before.
+        """
         meter = self.meter
         parts = PART_BYTES * meter.part_count
         self.held.resize(meter.bytes_whole + meter.bytes_pending + parts + self.bytes_taken)
@@ -14118,7 +14145,10 @@ class Frames:
         self.socket = None
 
     async def refuse(self, code: int) -> Never:
-        """Read no more; the peer can still be written to."""
+        """Read no more; the peer can still be written to, and gets a Close with this code.
+
+        It is called in the task of the library's reader, which its sleep ends.
+        """
         self.meter.refused = code
         self.reading.cancel()
         await trio.sleep_forever()
@@ -14144,15 +14174,20 @@ class Frames:
             return head
         if self.meter.refused:
             await self.refuse(self.meter.refused)
+        # Nothing may follow a Close (RFC 6455 §5.5.1); the b"" ends the reader.
         if self.socket is not None and self.socket.closed:
             return b""
         if self.is_client:
             await self.is_accepted.wait()
 
+        # So many frames may have come at once that only a part of them is passed on; the rest is
+        # what the next call begins with.
         received = await self.receive()
         passed = self.meter.feed(received)
         if not self.meter.is_over:
             self.connection.buffer = received[len(passed) :]
+
+        # 1013: try again later (IANA's registry of RFC 6455 §11.7).
         has_room = False
         with contextlib.suppress(PoolerError):
             self.count()
@@ -14172,6 +14207,7 @@ class Frames:
             await trio.lowlevel.checkpoint()  # between two steps of what came at once
             return received
 
+        # Between two messages a peer may be silent: only one that has begun must go on.
         if meter.message_count != self.waited_for:
             self.waited_for, self.waited_seconds = meter.message_count, 0.0
         began_at, until = trio.current_time(), math.inf
@@ -14192,7 +14228,11 @@ class Frames:
         return received
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send frames.  The library is given text as bytes; here its frames are marked as text."""
+        """Send frames.  The library is given text as bytes; here its frames are marked as text.
+
+        A large frame is sent in steps, each with the time limit of a write: a peer that reads
+        slowly has not stalled.  Raises: BrokenResourceError, ClosedResourceError.
+        """
         if self.socket is None and not self.is_client:
             # The library asks for what the upstream has agreed to already.
             request = parse_request_head(bytes(data))
@@ -14217,6 +14257,8 @@ class UpstreamSocket:
 
     What comes after the last event of a turn, and before the first of the next one, is of
     neither.  If they cannot be told apart, no further turn uses it: `is_unusable`.
+
+    `response_ids` are those that its turns may continue, and turns on no other WebSocket (F23).
     """
 
     destination: bytes  # digest of the account that it was opened for
@@ -14229,12 +14271,20 @@ class UpstreamSocket:
     idle_scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # between two turns
 
     def serves(self, destination: bytes) -> bool:
-        """Whether a turn may use it: same upstream, same credentials."""
+        """Whether a turn may use it: same upstream, same credentials.
+
+        An old one may not, because the upstream might end it in the middle of the turn (F25).
+        """
         is_old = trio.current_time() - self.opened_at > WEBSOCKET_AGE_SECONDS_MAX
         return self.destination == destination and not (self.is_unusable or is_old)
 
     async def take(self) -> bytes:
-        """The next message, still held.  Raises: PeerClosed, BadSyntax."""
+        """The next message, still held.
+
+        After a failure no turn uses the WebSocket again, and the client's is closed with it: that
+        is how a client learns that none of its responses can be continued (F23).
+        Raises: PeerClosed, BadSyntax.
+        """
         try:
             return await self.frames.take()
         except (PeerClosed, BadSyntax) as error:
@@ -14254,6 +14304,7 @@ class UpstreamSocket:
             while True:
                 message = await self.take()
                 self.frames.done(message)
+                # Another event of a turn may follow, which would pass for the next turn's.
                 self.is_unusable |= not is_news(type_of(message))
 
     async def close(self) -> None:
@@ -14290,6 +14341,9 @@ class SocketSource:
             await share_after(message)
             if self.is_begun or is_news(self.type):
                 return message
+
+            # Behind another turn, only these two types can begin this one.  After an unusual
+            # beginning nobody knows where the events of the turn end.
             if not self.is_reused or self.type in {"response.created", "error"}:
                 self.is_begun = True
                 self.socket.is_unusable |= self.type != "response.created"
@@ -14300,8 +14354,10 @@ class SocketSource:
     async def read_head(self) -> ResponseHead | None:
         """The status and headers of an error that the turn begins with (F24); else None.
 
+        What it reads on the way is kept for `receive`, or for `read_body`.
         Raises: PeerClosed, BadSyntax.
         """
+        # The backend's own events may come first (F28), and say nothing of how the turn goes.
         name = "codex."
         while name.startswith("codex.") and len(self.first) < HANDSHAKE_EVENTS_MAX:
             self.first.append(await self.receive_message(HANDSHAKE_EVENTS_MAX))
@@ -14343,7 +14399,11 @@ class SocketSource:
         return error
 
     async def receive(self, keeps_error: bool = False) -> Sequence[Event]:
-        """The next event; an error is one, too.  Raises: PeerClosed, BadSyntax."""
+        """The next event, in a sequence of one; an error is one, too.
+
+        `keeps_error` is for errors in one piece, of which a WebSocket has none.
+        Raises: PeerClosed, BadSyntax.
+        """
         frames, scanner = self.socket.frames, self.scanner
         if self.first:
             message = self.first.popleft()
@@ -14394,12 +14454,18 @@ class ClientSocket:
     has_bug: bool = False
 
     def note_change(self) -> None:
-        """Wake who waits for a frame, or for the end."""
+        """Wake who waits for a frame, or for the end.
+
+        An event of Trio cannot be cleared, so each wait is for a new one.
+        """
         self.changed.set()
         self.changed = trio.Event()
 
     def end(self, close_code: int, stop_code: str = "") -> None:
-        """Close it after the turn in progress; with a `stop_code`, that one ends now."""
+        """Close it after the turn in progress; with a `stop_code`, that one ends now.
+
+        The first codes stay: later ones tend to follow from what caused the first.
+        """
         self.close_code = self.close_code or close_code
         self.stop_code = self.stop_code or stop_code
         self.note_change()
@@ -14437,7 +14503,11 @@ class ClientSocket:
                 self.nursery.cancel_scope.cancel()
 
     async def next_frame(self, idle_seconds_max: float) -> bytes | None:
-        """The next frame of the client; None if the WebSocket must be closed."""
+        """The next frame of the client; None if the WebSocket must be closed.
+
+        While it waits it sends pings, or a proxy would cut the silent connection (F97); they do not
+        prolong `idle_seconds_max`.
+        """
         idle_until = trio.current_time() + idle_seconds_max
         while not (self.waiting or self.close_code) and trio.current_time() < idle_until:
             until = min(idle_until, trio.current_time() + WEBSOCKET_PING_SECONDS)
@@ -14503,13 +14573,17 @@ class SocketReply:
         self.is_started = True
 
     def put(self, events: Sequence[bytes]) -> bool:
-        """Take events for `flush`: the library sends nothing without waiting."""
+        """Take events for `flush`: the library sends nothing without waiting.
+
+        Returns whether none is left to send.  A `[DONE]` is part of SSE: here the terminal event
+        ends a turn (F24).
+        """
         self.record.bytes_out += sum(map(len, events))
         self.unsent += [event for event in events if event not in {b"", b"[DONE]"}]
         return not self.unsent
 
     async def flush(self) -> None:
-        """Send each event as a message."""
+        """Send each event as a message, with the `stream_id` of the turn.  Raises: ClientGone."""
         unsent, self.unsent = self.unsent, []
         for event in unsent:
             await yield_after(event)
@@ -14529,7 +14603,7 @@ class SocketReply:
             raise ClientGone from None
 
     async def end(self, last: Sequence[bytes]) -> None:
-        """Send the last events: the turn is over, the WebSocket is not."""
+        """Send the last events: the turn is over, the WebSocket is not.  Raises: ClientGone."""
         self.put(last)
         await self.flush()
         self.is_whole = True
@@ -14537,7 +14611,7 @@ class SocketReply:
     async def respond(
         self, status: int, body: bytes, headers: Sequence[Field] = JSON, *, is_own: bool = True
     ) -> None:
-        """Send a response in one piece as one event."""
+        """Send a response in one piece as one event: the turn's only one.  Raises: ClientGone."""
         assert is_own
         await self.start(status, headers, [body])
         self.is_whole = True
@@ -14591,6 +14665,7 @@ class SocketTransport:
             assert self.http.upstream is not None
             return HttpSource(self.http.upstream, outgoing.scanner)
 
+        # From now on what comes is the turn's, and no longer for `watch` to drop.
         upstream.idle_scope.cancel()
         is_reused = kept is not None
         self.source = SocketSource(socket=upstream, scanner=outgoing.scanner, is_reused=is_reused)
@@ -14600,6 +14675,8 @@ class SocketTransport:
             upstream.is_unusable = True
             if not is_reused:
                 raise
+            # Closed since the last turn.  A message that was not sent whole starts no work, so the
+            # same account may be given the turn once more.
             error = PoolerError("upstream_unreachable")
             return Fault("closed", Action.REOPEN, Effect.NONE, error)
         return self.source
@@ -14644,6 +14721,7 @@ class SocketTransport:
         account, authorization = outgoing.endpoint.account, outgoing.authorization
         connection = await http.connect(outgoing.endpoint)
 
+        # A nonce of our own: the two handshakes are independent (RFC 6455 §4.1).
         nonce = base64.b64encode(secrets.token_bytes(16)).decode()
         fields = [pair for pair in authorization.fields if pair[0] != "accept"]
         fields += upgrade_fields(nonce)
@@ -14663,6 +14741,7 @@ class SocketTransport:
             reason, error = f"{response.status} at upgrade", PoolerError("websocket_unsupported")
             return Fault(reason, Action.NEXT, Effect.LACKS_WEBSOCKET, error)
         if response.status >= 300:
+            # Put back, for HttpSource to read and classify as it does any other refusal.
             connection.wire.buffer = raw + connection.wire.buffer
             return None
         if not is_upgraded(response, nonce):
@@ -14676,13 +14755,17 @@ class SocketTransport:
             frames=frames,
             end=lambda: client.end(1001),
         )
+        # The connection now belongs to the WebSocket: HttpTransport must not close or keep it.
         http.upstream = None
         client.upstream = upstream
         await frames.begin(client.start)
         return upstream
 
     def keep(self, endpoint: Endpoint) -> bool:
-        """Keep the WebSocket for the next turn if its response was whole."""
+        """Keep the WebSocket for the next turn if its response was whole; return whether it is.
+
+        Between the turns a task of its own notices if the upstream ends it.
+        """
         source = self.source
         if source is None:
             return self.http.keep(endpoint)
@@ -14709,7 +14792,10 @@ class SocketTransport:
 
 
 def digest_of_destination(endpoint: Endpoint, credentials: Credentials | None) -> bytes:
-    """A digest of the account that an upstream's WebSocket is opened for, and of the way there."""
+    """A digest of the account that an upstream's WebSocket is opened for, and of the way there.
+
+    If a reload or a new login changes any of it, the next turn must not use the old connection.
+    """
     account = endpoint.account
     account_id = credentials.account_id if credentials else None
     way = endpoint.proxy.url.address if endpoint.proxy else ""
