@@ -661,8 +661,9 @@ class HeldBytes:
 
     def replace(self, byte_count: int) -> None:
         """Hold `byte_count` bytes in all; never refused, for they are made of what was held."""
-        self.budget.force(self.holder, byte_count - self.byte_count, self.user)
-        self.byte_count = byte_count
+        if byte_count != self.byte_count:
+            self.budget.force(self.holder, byte_count - self.byte_count, self.user)
+            self.byte_count = byte_count
 
 
 @dataclass(eq=False)
@@ -3267,8 +3268,9 @@ UNARY_PATHS: Final = (COMPACT_PATH, *TOOL_PATHS)
 HEALTH_PATHS: Final = ("/healthz", "/readyz")
 
 
-class Route(NamedTuple):
-    """One row of ROUTES."""
+@dataclass(frozen=True, eq=False)
+class Route:
+    """One row of ROUTES; what follows from its path is computed once."""
 
     name: str  # in the log
     path: str  # below base_path; `find_routes` knows the patterns in braces
@@ -3276,18 +3278,18 @@ class Route(NamedTuple):
     access: Access
     handler: str  # in `Server.handlers`
 
-    @property
+    @functools.cached_property
     def upstream_path(self) -> str:
         """Where a call is sent, below the account's base_url."""
         return self.path.removeprefix("/backend-api/codex").removeprefix("/v1")
 
-    @property
+    @functools.cached_property
     def kind(self) -> CallKind:
         """The API in which a call's body is written."""
         is_chat = self.upstream_path == CallKind.CHAT.value
         return CallKind.CHAT if is_chat else CallKind.RESPONSES
 
-    @property
+    @functools.cached_property
     def is_native(self) -> bool:
         """Whether it is Codex CLI's own route: ChatGPT accounts alone serve it, untranslated."""
         return self.access is Access.CODEX_KEY
@@ -3655,7 +3657,7 @@ def parse_response_head(raw: bytes) -> ResponseHead:
     status, is_http_1_0 = int(start[2]), start[1] == b"0"
     headers = dict(_parse_fields(raw[len(line) : -4], _REPEATABLE))
     for name in _REPEATABLE:
-        if name in headers:
+        if "," in headers.get(name, ""):
             headers[name] = _single(headers[name])
 
     framing = _framing_of(headers, is_http_1_0)
@@ -8228,6 +8230,11 @@ class Pin(NamedTuple):
     is_mixed: bool  # its history may hold reasoning of several upstreams (F10)
     used_at: float  # monotonic
 
+    def is_foreign_to(self, account: Account) -> bool:
+        """Whether the history may hold reasoning that `account` cannot read."""
+        # Accounts at one upstream can mostly read each other's (F10).
+        return self.is_mixed or self.base_url != account.base_url
+
 
 class Sessions:
     """Which account a session, a stored response or a turn's state belongs to.
@@ -8259,18 +8266,10 @@ class Sessions:
         for session in filter(None, (call.session, call.search_session)):
             self.pins.set(call.key_name, session, pin, PINS_MAX)
 
-    def has_foreign_reasoning(
-        self,
-        call: Call,
-        account: Account,
-        now: float,
-    ) -> bool:
+    def has_foreign_reasoning(self, call: Call, account: Account, now: float) -> bool:
         """Whether the session's history may hold reasoning that `account` cannot read."""
         pin = self.pin_of(call, now)
-        if pin is None:
-            return False
-        # Accounts at one upstream can mostly read each other's (F10).
-        return pin.is_mixed or pin.base_url != account.base_url
+        return pin is not None and pin.is_foreign_to(account)
 
     def note_creator(
         self,
@@ -8322,10 +8321,10 @@ class Lease(NamedTuple):
 
 def uncount(counts: Counter[K], name: K) -> None:
     """Count one less; a name without any is forgotten, as reloads can bring new ones forever."""
-    assert counts[name] > 0
-    counts[name] -= 1
-    if not counts[name]:
-        del counts[name]
+    left = counts.pop(name) - 1
+    assert left >= 0
+    if left:
+        counts[name] = left
 
 
 class Leases:
@@ -8604,7 +8603,7 @@ class Roster:
         if pin is not None and pin.account != account.name and self.may_return(call, pin, now):
             return
 
-        is_mixed = self.sessions.has_foreign_reasoning(call, account, now)
+        is_mixed = pin is not None and pin.is_foreign_to(account)
         self.sessions.pin(call, account, is_mixed, now)
 
     def may_return(
@@ -9415,8 +9414,10 @@ def _count(
     if row not in rows and len(rows) >= TOTALS_MAX:
         empty = [""] * (len(row) - 1)
         row = (*empty, "other")
-    sums_of_row = rows.setdefault(row, dict.fromkeys(amounts, 0))
+    if row not in rows:
+        rows[row] = dict.fromkeys(amounts, 0)
 
+    sums_of_row = rows[row]
     for name, amount in amounts.items():
         sums_of_row[name] += amount
 
@@ -10123,7 +10124,8 @@ class ClientConnection:
         return received
 
     def note_change(self) -> None:
-        self.waiters.unpark_all()
+        if self.waiters:
+            self.waiters.unpark_all()
 
     async def wait_change(self) -> None:
         await self.waiters.park()
@@ -11103,10 +11105,13 @@ class IdleConnections:
     def give(self, endpoint: Hashable, connection: UpstreamConnection) -> bool:
         """Keep the connection; False, and the caller closes it, if there is no room."""
         idle = self.by_endpoint[endpoint]
-        all_count = sum(map(len, self.by_endpoint.values()))
-        is_crowded = all_count >= ALL_IDLE_CONNECTIONS_MAX
-        if len(idle) >= (SURE_IDLE_CONNECTIONS_MAX if is_crowded else IDLE_CONNECTIONS_MAX):
+        if len(idle) >= IDLE_CONNECTIONS_MAX:
             return False
+
+        if len(idle) >= SURE_IDLE_CONNECTIONS_MAX:
+            all_count = sum(map(len, self.by_endpoint.values()))
+            if all_count >= ALL_IDLE_CONNECTIONS_MAX:
+                return False
 
         connection.kept = idle
         idle.append(connection)
@@ -11925,13 +11930,19 @@ class Unpacking:
         self.bench = trio.Lock()
         self.by_holder: dict[Hashable, trio.Lock] = {}  # of those who are here or wait
 
-    @contextlib.asynccontextmanager
-    async def __call__(self, holder: Hashable, byte_count: float = math.inf) -> AsyncIterator[None]:
-        """Hold the bench while a large body is parsed; a small one passes at once."""
+    def __call__(
+        self,
+        holder: Hashable,
+        byte_count: float = math.inf,
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """Holds the bench while a large body is parsed; a small one passes at once."""
         if byte_count <= RECEIVE_BYTES:
-            yield
-            return
+            return contextlib.nullcontext()
+        return self.take_turn(holder)
 
+    @contextlib.asynccontextmanager
+    async def take_turn(self, holder: Hashable) -> AsyncIterator[None]:
+        """Hold the bench, once the key's other bodies and those of other keys allow it."""
         # Its own lock first: however many bodies a key sends, only one of them waits for the bench.
         own = self.by_holder.setdefault(holder, trio.Lock())
         try:
@@ -11965,13 +11976,16 @@ class Endpoints:
 
     def __init__(self) -> None:
         self.by_name: dict[str, Endpoint] = {}  # by the account's name
+        self.logins: dict[str, Login] = {}  # of the codex accounts, by the same
 
     def reload(self, config: Config, tls_contexts: Mapping[str | None, ssl.SSLContext]) -> None:
         """Make the endpoints of a configuration; logins that are not in it any more retire."""
         before, self.by_name = self.by_name, {}
+        self.logins = {}
         for name, account in config.accounts.items():
             login = self.login_of(account, before.get(name))
             if login is not None:
+                self.logins[name] = login
                 is_tls = config.token_url.is_tls
                 login.tls = tls_contexts.get(account.ca_file) if is_tls else None
                 login.proxy = config.proxy
@@ -12001,15 +12015,6 @@ class Endpoints:
         if before is not None and before.account.identity == account.identity:
             return before.login  # of the same file, which is a part of the identity
         return Login(account.name, Path(account.auth_file))
-
-    @property
-    def logins(self) -> dict[str, Login]:
-        """Those of the codex accounts."""
-        return {
-            name: endpoint.login
-            for name, endpoint in self.by_name.items()
-            if endpoint.login is not None
-        }
 
     def is_current(self, endpoint: Endpoint) -> bool:
         """Whether no reload has replaced this endpoint."""
@@ -13522,7 +13527,7 @@ class Relay:
         )
         headers = self.headers()
         # A stream may take an hour, and there may be a thousand: their heads have served.
-        exchange.head = exchange.head._replace(headers=NO_FIELDS)
+        exchange.head = UNREAD
         opened.headers = NO_FIELDS
 
         try:
@@ -15005,10 +15010,13 @@ class Connections:
         A part of them is reserved for the other keys, unless only one key is not paused.
         Raises: PoolerError (pool_busy).
         """
+        if connection.is_busy or connection not in self.counted:
+            return
+
         keys = [key for key in self.shared.config.keys if not key.paused]
-        kept = max(1, self.count_max // PLACES_KEPT_PART) if len(keys) > 1 else 0
-        is_new = connection in self.counted and not connection.is_busy
-        if is_new and self.busy[connection.caller] >= self.count_max - kept:
+        count_max = self.count_max
+        kept = max(1, count_max // PLACES_KEPT_PART) if len(keys) > 1 else 0
+        if self.busy[connection.caller] >= count_max - kept:
             raise PoolerError("pool_busy", "This key has too many busy connections.")
 
     def occupy(self, connection: ClientConnection) -> None:
@@ -15172,7 +15180,7 @@ def identify_caller(
     """
     if route.access is Access.ANYBODY:
         return None
-    if route.access in {Access.OPERATOR, Access.OPERATOR_PAGE}:
+    if route.access in (OPERATOR, OPERATOR_PAGE):
         return identify_operator(head, route, config)
 
     presented = bearer_of(head.headers)
