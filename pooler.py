@@ -10641,7 +10641,11 @@ class TlsStream(trio.abc.Stream):
         return is_over or bool(self._record_left or self._record_head)
 
     async def do_handshake(self) -> None:
-        """Greet the peer and check its certificate.  Raises: OSError, BrokenResourceError."""
+        """Greet the peer and check its certificate and name.
+
+        ssl.SSLError, of which a bad certificate is one kind, is an OSError.
+        Raises: OSError, BrokenResourceError.
+        """
         while not self.is_at_end:
             try:
                 self.tls.do_handshake()
@@ -10662,7 +10666,11 @@ class TlsStream(trio.abc.Stream):
         return received
 
     def _decrypt(self) -> bytes:
-        """All that has come.  Raises: BrokenResourceError."""
+        """All that has come, decrypted; b"" if no record is whole, or at the end.
+
+        Bytes in front of a broken record are given first: they were authentic.
+        Raises: BrokenResourceError.
+        """
         pieces = []
         try:
             while piece := self.tls.read(RECEIVE_BYTES):
@@ -10690,10 +10698,16 @@ class TlsStream(trio.abc.Stream):
             raise trio.BrokenResourceError
 
     async def _fill(self) -> None:
+        """Wait for bytes of the socket, and note how far the last record has come.
+
+        Raises: OSError, ClosedResourceError.
+        """
         received = await read_socket(self.stream.socket)
         self.is_at_end = not received
         self.incoming.write(received)
-        # OpenSSL does not show what it buffers of an incomplete record (RFC 8446 §5.1).
+
+        # OpenSSL does not show what it buffers of an incomplete record, so the lengths are read
+        # here: the last two of the five bytes in front of each (RFC 8446 §5.1).
         data = self._record_head + received
         at = self._record_left
         while at + 5 <= len(data):
@@ -10730,11 +10744,13 @@ class TlsStream(trio.abc.Stream):
             raise trio.BrokenResourceError from None
 
     def _encrypt(self, data: bytes | bytearray | memoryview) -> None:
+        """Append `data` to `unsent`, behind what OpenSSL sends of its own accord."""
         if data:
             self.tls.write(data)
         self.unsent += self.outgoing.read()
 
     def _write(self) -> None:
+        """Send as much of `unsent` as the socket takes now.  Raises: OSError (BlockingIOError)."""
         if self.unsent:
             self.unsent = self.unsent[os.write(self.stream.socket.fileno(), self.unsent) :]
 
@@ -10785,7 +10801,11 @@ _CAUSE_AT_PROXY: Final[Mapping[Cause, Cause]] = {
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Why no connection was made, by the exception that was raised."""
+    """Why no connection was made, by the exception that was raised.
+
+    The log gets this word instead of the exception's text, which may hold a proxy's address or
+    what an upstream sent.
+    """
     if isinstance(error, ConnectFailed):
         return error.cause
     if isinstance(error, socket.gaierror):
@@ -10808,6 +10828,7 @@ async def connect(
 ) -> trio.abc.Stream:
     """A connection to `url`, in time, and through the proxy if there is one.
 
+    Through a proxy TLS begins in the tunnel, so that the proxy sees neither key nor request.
     Raises: ConnectFailed.
     """
     is_at_proxy, cause = proxy is not None, Cause.TIMED_OUT
@@ -10899,7 +10920,10 @@ def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def in_steps(head: bytes, body: bytes) -> Iterator[bytes]:
-    """A request in pieces of one write each; the first is the head and the start of the body."""
+    """A request in pieces of one write each; the first is the head and the start of the body.
+
+    The stall limit is for each of them: a large body may take long if it keeps moving.
+    """
     yield head + body[:RECEIVE_BYTES]
     for at in range(RECEIVE_BYTES, len(body), RECEIVE_BYTES):
         yield body[at : at + RECEIVE_BYTES]
@@ -10910,7 +10934,11 @@ NO_RESPONSE: Final = ResponseHead(0, NO_FIELDS, NO_BODY, keeps_alive=False)
 
 @dataclass(eq=False, slots=True)
 class UpstreamConnection:
-    """One connection to an upstream.  Whoever holds it closes it or gives it back."""
+    """One connection to an upstream.  Whoever holds it closes it or gives it back.
+
+    An exchange is `begin`, `send_rest` if that leaves anything, `read_head`, and `receive_body`
+    until it returns b"".
+    """
 
     stream: trio.abc.Stream
     wire: Connection = field(init=False)
@@ -10933,6 +10961,7 @@ class UpstreamConnection:
         A large request that was refused may never be read to its end, though the system has taken
         all of it: the next one would wait behind it.
         """
+        # Bytes in the buffer would be read as the beginning of the next response.
         is_clean = not (
             self.wire.buffer or self.is_cut or (self.is_large and self.head.status >= 300)
         )
@@ -10961,6 +10990,7 @@ class UpstreamConnection:
     def begin(self, head: bytes, body: bytes) -> Iterator[bytes] | None:
         """Begin an exchange: send as much of the request as goes out at once.
 
+        Most requests are sent by this alone, without a nursery for an early response.
         Returns the pieces that `send_rest` must send; None if all has been sent.
         """
         self.is_at_end = False  # so that it is not kept before its response is whole
@@ -10981,6 +11011,7 @@ class UpstreamConnection:
         """Send what `begin` has left of a request, while its response may already arrive.
 
         A response that is not a success ends the sending: the rest of the request is of no use.
+        If the upstream hangs up, its response may already be here, and says why.
         Raises: BrokenResourceError, BadSyntax, DeadlinePassed, if the request was not sent whole
         and no response came.
         """
@@ -11033,7 +11064,7 @@ class UpstreamConnection:
             if head.status >= 200:
                 self.head = head
                 self.reader = body_reader(head.framing, is_of_upstream=True)
-            elif head.status == 101:
+            elif head.status == 101:  # then HTTP would be over (RFC 9110 §15.2.2)
                 raise BadSyntax("unasked 101")
             elif self.interim_count >= UPSTREAM_INTERIM_MAX:
                 raise BadSyntax("too many interim responses")
@@ -11043,6 +11074,8 @@ class UpstreamConnection:
     async def receive_body(self) -> bytes:
         """The next body bytes, framing taken off; b"" at its end.
 
+        A body without a length ends with the connection (RFC 9112 §6.3); any other that does is
+        cut, and so is never taken for a whole one.
         Raises: PeerClosed, BadSyntax.
         """
         while not self.reader.is_done:
@@ -11076,16 +11109,22 @@ class UpstreamConnection:
         return bytes(body)
 
     async def expire(self) -> None:
+        """Close it, idle for too long (called by the reaper)."""
         assert self.kept is not None
         self.kept.remove(self)
         await self.close()
 
     async def close(self) -> None:
+        """Close it at once, without a word: whatever was still to come is given up."""
         await trio.aclose_forcefully(self.stream)
 
 
 class IdleConnections:
-    """Connections kept for the next request of the same account, for a few seconds."""
+    """Connections kept for the next request of the same account, for a few seconds.
+
+    An `endpoint` is an account with its proxy and its trusted authorities: requests of another
+    account, or of one that a reload has changed, never share a connection.
+    """
 
     def __init__(self, reaper: Reaper) -> None:
         self.reaper = reaper
@@ -11119,6 +11158,7 @@ class IdleConnections:
         return True
 
     async def close_all(self) -> None:
+        """Close all that are idle: at the end, and at a reload, which may change their accounts."""
         closing, self.by_endpoint = self.by_endpoint, defaultdict(deque)
         for idle in closing.values():
             while idle:
@@ -11135,7 +11175,8 @@ def request_head(
 ) -> bytes:
     """The head of a POST, or with an empty body of a GET, to an account's upstream.
 
-    `others`: what the account's kind or the client adds; a User-Agent there replaces ours.
+    `others`: what the account's kind or the client adds; a User-Agent there replaces ours.  Nothing
+    else of the client's head gets here.
     """
     headers = [("Host", url.authority), ("Accept-Encoding", "identity")]
     if secret is not None:
