@@ -11146,11 +11146,9 @@ class IdleConnections:
         idle = self.by_endpoint[endpoint]
         if len(idle) >= IDLE_CONNECTIONS_MAX:
             return False
-
-        if len(idle) >= SURE_IDLE_CONNECTIONS_MAX:
-            all_count = sum(map(len, self.by_endpoint.values()))
-            if all_count >= ALL_IDLE_CONNECTIONS_MAX:
-                return False
+        all_count = sum(map(len, self.by_endpoint.values()))
+        if len(idle) >= SURE_IDLE_CONNECTIONS_MAX and all_count >= ALL_IDLE_CONNECTIONS_MAX:
+            return False
 
         connection.kept = idle
         idle.append(connection)
@@ -12739,12 +12737,13 @@ class HttpTransport:
 
         Raises: ConnectFailed; PoolerError (the stop code).
         """
-        way = (endpoint.account.base_url, endpoint.tls, endpoint.proxy)
         stream = await self.deadline.bounded(
             math.inf,
             connect,
             self.shared.dial,
-            *way,
+            endpoint.account.base_url,
+            endpoint.tls,
+            endpoint.proxy,
         )
         self.shared.roster.hosts.note_reached(endpoint.account)
         self.upstream = UpstreamConnection(stream)
@@ -15056,8 +15055,9 @@ class Connections:
 
         keys = [key for key in self.shared.config.keys if not key.paused]
         count_max = self.count_max
-        kept = max(1, count_max // PLACES_KEPT_PART) if len(keys) > 1 else 0
-        if self.busy[connection.caller] >= count_max - kept:
+        if len(keys) > 1:
+            count_max -= max(1, count_max // PLACES_KEPT_PART)
+        if self.busy[connection.caller] >= count_max:
             raise PoolerError("pool_busy", "This key has too many busy connections.")
 
     def occupy(self, connection: ClientConnection) -> None:

@@ -23,7 +23,7 @@ ROWS: Rows = (
      "shares::the_key_that_has_most_connections_loses_one"),
     ("no_connection_kept", "One key leaves some connections to the others.",
      "Connections.check_share",
-     "self.busy[connection.caller] >= count_max - kept",
+     "self.busy[connection.caller] >= count_max",
      "False",
      "shares::one_key_leaves_some_connections_to_the_others"),
     ("body_held_on", "What is refused holds no body.",
