@@ -15168,7 +15168,10 @@ class Catalogues:
         return None, f"its list of models could not be fetched: {cause}"
 
     async def request(self, endpoint: Endpoint) -> tuple[int, bytes]:
-        """Status and body of the account's /models.  Raises: LoginNeeded, TRANSPORT_ERRORS."""
+        """Status and body of the account's /models, of at most `CATALOGUE_BYTES_MAX`.
+
+        Raises: LoginNeeded, TRANSPORT_ERRORS.
+        """
         account, shared = endpoint.account, self.shared
 
         secret, fields, _ = await authorize(shared.tokens, endpoint)
@@ -15287,7 +15290,11 @@ class Readings:
         return b'{"models":[' + b",".join(entries) + b"]}"
 
     def list_models(self, pool: Pool, key: Key, wanted: str) -> bytes:
-        """The OpenAI API's list, or the model `wanted`.  Raises: PoolerError (model_not_found)."""
+        """The OpenAI API's list, or the model `wanted` alone.
+
+        `owned_by` names no upstream, and `created` is when the server was started: a pool is asked,
+        not an account.  Raises: PoolerError (model_not_found).
+        """
         models: JsonDict = {}
         for name, length in models_of(self.shared.roster, pool, key).items():
             models[name] = {
@@ -15442,6 +15449,7 @@ class Calls:
         if turn is not None:
             turn.client.session = call.session
 
+        # The body is written again only if something has changed: else it is sent as it came.
         alias = pool.meant_by(call.requested_model)
         if call.is_unary:  # not every server takes effort and tier there, and a search has neither
             alias = Alias(alias.model)
@@ -15590,10 +15598,13 @@ class WebSockets:
         await self.catalogues.want(pool)
         await self.imports.load(WEBSOCKET_LIBRARY)
 
-        # Nothing waits from here until `opened` has this one: no other can take its place.
+        # Nothing waits from here until `opened` has this one: no other can take its place.  What is
+        # refused before the upgrade gets a plain response, which every client understands.
         self.check_room(key, pool, is_native=bool(native_path))
         self.connections.check_share(connection)
         self.connections.occupy(connection)
+
+        # The library sends the 101 itself.  HTTP is over then: no error may be written in its form.
         reply = exchange.reply
         reply.closes = reply.is_started = reply.is_whole = True
         record.status = 101
@@ -15623,6 +15634,7 @@ class WebSockets:
                 if is_open := frames.socket is not None:
                     client.start(client.read_frames)
                     await self.serve_turns(client)
+                # The turns are over; the readers alone would go on for as long as their peers.
                 client.nursery.cancel_scope.cancel()
         finally:  # the readers have ended: nothing more is taken
             self.opened.discard(client)
@@ -15631,6 +15643,7 @@ class WebSockets:
             with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                 await client.release()
 
+        # Closed at once the socket might be reset, and the Close be lost (RFC 6455 §7.1.1).
         if is_open and client.close_code:
             await connection.send(close_frame(client.close_code))
             await connection.linger(WEBSOCKET_CLOSE_SECONDS_MAX)
@@ -15648,7 +15661,11 @@ class WebSockets:
             raise PoolerError("server_stopping")
 
     async def serve_turns(self, client: ClientSocket) -> None:
-        """One turn after the other, until the WebSocket is to be closed."""
+        """Serve one turn after the other, until the WebSocket must be closed.
+
+        Before each turn the key is looked up again: a reload may have removed or paused it, and
+        its time may have expired.
+        """
         idle_seconds_max = self.shared.config.limits.websocket_idle_seconds_max
         while (frame := await client.next_frame(idle_seconds_max)) is not None:
             key = self.key_of(client)
@@ -15665,7 +15682,8 @@ class WebSockets:
     async def serve_turn(self, client: ClientSocket, key: Key, frame: bytes) -> None:
         """Serve one call of a WebSocket, with an exchange of its own.
 
-        It uses the configuration as it is now, and not that of the upgrade.
+        It uses the configuration as it is now, and not that of the upgrade.  To the log, the limits
+        of its key and the choice of an account it is a request like any other.
         """
         shared, upgrade = self.shared, client.upgrade
         limits = shared.config.limits
@@ -15702,6 +15720,7 @@ class WebSockets:
         client.frames.done(frame)  # from here on the exchange holds it
         exchange.replace_body(frame)
 
+        # While it is set, `ClientSocket.end` can end the turn.
         client.turn = exchange
         turn = Turn(client, reply, transport)
         await self.exchanges.serve(exchange, self.validate_turn(exchange, key, turn))
@@ -15764,7 +15783,11 @@ class Operators:
         await incoming.exchange.reply.respond(200, text.encode("utf-8", "replace"), headers)
 
     async def serve_mcp(self, incoming: Incoming) -> None:
-        """One JSON-RPC message.  Raises: PoolerError, ClientGone."""
+        """One JSON-RPC message, and its response.
+
+        Of this process the companion gets two functions that read its state, and nothing that could
+        change it.  Raises: PoolerError, ClientGone.
+        """
         exchange, limits = incoming.exchange, incoming.exchange.limits
         bounded = dataclasses.replace(limits, body_bytes_max=MCP_BODY_BYTES_MAX)
         await exchange.read_body(bounded)
@@ -15868,6 +15891,12 @@ class Server:
         log: Log = print_log,
         descriptors_max: float = math.inf,
     ) -> None:
+        """Make the parts; nothing is opened, read or started before `serve`.
+
+        `dial`, `unix_now` (seconds) and `log` are the world outside, together with files and
+        Trio's clock; tests give others.
+        """
+        # Each part is given those before it: no two of them need each other.
         self.shared = Shared(config, tls_contexts, dial, unix_now, log)
         self.connections = Connections(self.shared, descriptors_max)
         self.catalogues = Catalogues(self.shared)
@@ -15887,6 +15916,7 @@ class Server:
         self.operators = Operators(self.shared, self.imports, self.connections, sockets)
         self.accepting = trio.CancelScope()
 
+        # By the names in ROUTES: no request can call anything that is not listed here.
         self.handlers: Mapping[str, Handler] = {
             "serve_health": self.serve_health,
             "serve_readiness": self.serve_readiness,
@@ -15929,7 +15959,11 @@ class Server:
                 await stream.aclose()
 
     async def serve_request(self, connection: ClientConnection) -> bool:
-        """Read one request and respond; whether the connection may carry another."""
+        """Read one request and respond; whether the connection may carry another.
+
+        Whatever is wrong with the request, it gets a response, a record and a line of the log,
+        unless the client has left without sending one.
+        """
         shared = self.shared
         raw: bytes | PoolerError | None
         try:
@@ -15974,9 +16008,15 @@ class Server:
         )
 
     async def dispatch(self, exchange: Exchange, raw: bytes | PoolerError) -> None:
-        """Check the head and call the handler of its route.  Raises: PoolerError, ClientGone."""
+        """Check the head and call the handler of its route.
+
+        The one way to a handler: what is checked here is checked for every route.  Origin and Host
+        come before the credential, because a browser adds a cached Basic login by itself.
+        Raises: PoolerError, ClientGone.
+        """
         if isinstance(raw, PoolerError):
             raise raw
+
         config = exchange.config
         head = parse_request_head(raw)
         exchange.begin(head)
@@ -15984,8 +16024,11 @@ class Server:
         route = routes[0]  # the others differ in their methods
         check_origin(head, route, config)
 
+        # Only names of ours get into the log: a client could write anything else there.
         exchange.record.method = head.method if head.method in KNOWN_METHODS else "other"
         exchange.record.route = route.name
+
+        # Until the body has been read, its bytes would pass for the next request.
         exchange.reply.closes = head.framing != NO_BODY
         if head.method == "OPTIONS":  # browsers get no CORS headers
             raise PoolerError("not_found")
@@ -15994,6 +16037,7 @@ class Server:
             if route.access is not Access.ANYBODY:
                 raise PoolerError("pool_busy", "Too many connections are open.")
 
+        # The method is checked last: without a credential a 405 would show which routes exist.
         caller = identify_caller(head, route, config, self.shared.unix_now())
         self.note_caller(exchange, caller)
         if route.access is Access.CODEX_KEY and not config.pools[exchange.holder[0]].has_codex:
@@ -16003,7 +16047,10 @@ class Server:
         await self.handlers[route.handler](Incoming(exchange, head, route, model, caller))
 
     def note_caller(self, exchange: Exchange, caller: Caller) -> None:
-        """Note whose credential the request and its connection have presented."""
+        """Note whose credential the request and its connection have presented.
+
+        From here on what the request holds in memory counts for its key, and not for strangers.
+        """
         if isinstance(caller, Operator):
             self.connections.recognize(exchange.connection, caller.name)
         elif isinstance(caller, Key):
@@ -16017,7 +16064,10 @@ class Server:
         await incoming.exchange.reply.respond(200, b'{"status": "ok"}')
 
     async def serve_readiness(self, incoming: Incoming) -> None:
-        """Whether the process takes new requests: not while it drains."""
+        """Whether the process takes new requests: not while it drains.
+
+        Accounts do not count: a pool without a usable one still responds, with the reason.
+        """
         if self.shared.is_draining:
             await incoming.exchange.reply.respond(503, b'{"status": "draining"}')
         else:
@@ -16032,7 +16082,10 @@ class Server:
         raise PoolerError("unsupported_endpoint")
 
     async def reload(self, load: Callable[[], Loaded]) -> None:
-        """Replace the configuration by what `load` returns, atomically, or log why not."""
+        """Replace the configuration by what `load` returns, atomically, or log why not.
+
+        A configuration with one problem is refused as a whole, and the old one stays in use.
+        """
         shared = self.shared
         loaded, problems = await self.try_load(load)
         for problem in problems:
@@ -16048,11 +16101,16 @@ class Server:
         changes = changes_between(shared.config, config) or "nothing"
         self.apply(dataclasses.replace(config, listen=shared.config.listen), contexts)
         shared.log("info", "reloaded", {"pools": len(config.pools), "changed": changes})
+
+        # Idle connections may lead to addresses that are not configured any more.
         await shared.idle.close_all()
         await shared.login_watch.inspect_all()
 
     async def try_load(self, load: Callable[[], Loaded]) -> tuple[Loaded | None, Sequence[str]]:
-        """What `load` returns, or None and the problems that it raises; in a thread."""
+        """What `load` returns, or None and the problems that it raises; in a thread.
+
+        A secret may be a file on a file system that does not respond: that blocks no request.
+        """
         try:
             return await self.shared.files.run(RELOAD_SECONDS_MAX, load), []
         except ConfigRefused as refused:
@@ -16138,7 +16196,12 @@ async def open_listeners(
     log: Log,
     advice: str = "set another one in listen",
 ) -> list[trio.SocketListener]:
-    """The sockets of `listen`.  Raises: ConfigRefused, if one cannot be opened."""
+    """The sockets of `listen`.
+
+    An optional address that the machine does not have (no IPv6, perhaps) is left out with a
+    warning; a port in use never is, because another program would get the requests.
+    `advice` is what helps then.  Raises: ConfigRefused, if one cannot be opened.
+    """
     opened: list[trio.SocketListener] = []
     problem = ""
     for listen in config.listen:
@@ -16199,6 +16262,7 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
     secret_files: dict[Path, None] = {}  # a set in the order of pools.json
 
     def read_secret(name: str) -> str:
+        """The text of {file:NAME}, relative to pools.json.  Raises: OSError, UnicodeDecodeError."""
         secret_file = path.parent / name
         secret_files[secret_file] = None
         return read_file(secret_file).decode("utf-8")
@@ -16219,7 +16283,11 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
 
 
 def _make_contexts(path: Path, config: Config) -> Contexts:
-    """The TLS contexts that the accounts need, and the token endpoint.  Raises: ConfigRefused."""
+    """The TLS contexts that the accounts need, and the token endpoint.
+
+    One for each `ca_file`, as loading the system's authorities takes time and memory.
+    Raises: ConfigRefused, with all files that cannot be read.
+    """
     contexts: Contexts = {}
     problems: list[str] = []
     accounts = config.accounts.values()
