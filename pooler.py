@@ -251,6 +251,12 @@ BEGINNING_CHARS_MAX: Final = 64 * KIB  # of a conversation, for its digest, whic
 # of it may be out of date, because limits are reset early, plans are changed and servers repaired:
 # nothing that an upstream has said keeps an account out for good.
 QUEUE_LENGTH_MAX: Final = 64  # per pool
+PASSED_OVER_MAX: Final = 20  # accounts that a refusal lists: a pool may have a thousand
+# Of a pool, with how each account stands for each: of a large pool fewer, as a snapshot is made in
+# one step, and takes about 5 us for a pair of model and account.
+SERVING_MODELS_MAX: Final = 100
+SERVING_PAIRS_MAX: Final = 4000
+OUTAGES_MAX: Final = 1000  # pairs of pool and model that nobody can serve: see AccountWatch
 PINS_MAX: Final = 4096
 PIN_IDLE_SECONDS_MAX: Final = 24 * HOUR  # prompt caches are gone by then
 RESPONSE_PINS_MAX: Final = 4096  # as many as sessions
@@ -259,6 +265,7 @@ UNTRIED_SECONDS_MAX: Final = 900.0  # limits are reset early, and nobody announc
 # Beyond it a reset is implausible: the longest windows of plans have 30 days (F34).
 RESET_SECONDS_MAX: Final = 32 * 24 * HOUR
 DEMOTION_SECONDS: Final = 60.0  # a server that failed mostly fails again at once
+FAILING_COUNT_MIN: Final = 2  # failures in a row: fewer than that may have been an accident
 FORBIDDEN_MAX: Final = 3  # refusals of one account in a row, for no known reason
 MODEL_BLOCK_SECONDS: Final = HOUR  # an upstream said that the account lacks the model
 ROUTE_BLOCK_SECONDS: Final = 300.0  # its upstream lacks the route, but may be updated
@@ -1850,8 +1857,9 @@ class Account:
     ca_file: str | None = None
     websocket: bool
     client_version: str | None = None
-    # Where the API key was given: literal, env or file.
+    # Where the API key was given: literal, env or file; the reference itself, if it is one.
     source: str = ""
+    reference: str = ""
     # A digest of where its requests go, as whom, and which authorities are trusted there.
     identity: bytes = b""
 
@@ -2262,6 +2270,7 @@ class _Loader:
         if text := fields.pop("api_key", ""):
             with self.at(f"{path}.api_key"):
                 fields["api_key"], fields["source"] = self.resolver.api_key(text)
+                fields["reference"] = text if fields["source"] != "literal" else ""
         if "auth_file" in fields:
             fields["auth_file"] = self.auth_file(path, fields["auth_file"])
         if self.problems:
@@ -3032,7 +3041,7 @@ def changes_between(before: Config, after: Config) -> list[str]:
 
 
 # Fields that say where a value stands, or repeat what another says.
-_NOT_COMPARED: Final = frozenset({"name", "identity", "source", "pool"})
+_NOT_COMPARED: Final = frozenset({"name", "identity", "source", "reference", "pool"})
 
 
 def _by_path(config: Config) -> dict[str, object]:
@@ -7865,6 +7874,14 @@ class Block(NamedTuple):
     reason: str  # of a `Fault`: what the log says, too
 
 
+class Failure(NamedTuple):
+    """The latest attempt at an account that failed, and not because of the request."""
+
+    at: float  # monotonic
+    reason: str  # of a `Fault`: what the log says, too
+    cause: Cause | None  # if no connection was established
+
+
 # How long an account is not asked for what it lacks.
 _BLOCK_SECONDS: Final = {
     Effect.LACKS_MODEL: MODEL_BLOCK_SECONDS,
@@ -7890,6 +7907,12 @@ class Health:
     quota: Quota = field(default_factory=Quota)
     served_at: float = -math.inf  # when it was chosen last
     forbidden_count: int = 0  # in a row, without a success in between
+    failure_count: int = 0  # attempts in a row that failed, for whatever cause
+    trouble_count: int = 0  # of them the latest ones that were its upstream's trouble: no limits
+    failure: Failure | None = None  # the latest one; it stays after a success
+    success_at: float = -math.inf  # when a request succeeded last
+    status: Status | None = None  # as an `AccountWatch` has seen it last
+    since: float = -math.inf  # when that began
     catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_at: float = -math.inf  # when that was asked for
     catalogue_until: float = -math.inf  # when it must be asked for again
@@ -7913,6 +7936,7 @@ class Health:
         The operator may have just bought credits.  Quota windows stay: they are measurements.
         """
         self.forbidden_count = 0
+        self.failure_count = self.trouble_count = 0
         self.catalogue_until = -math.inf
         for cooldown in self.cooldowns:
             cooldown.end()
@@ -7923,6 +7947,10 @@ class Health:
         """Move everything that has a time closer by this many seconds: see `Roster.note_time`."""
         self.catalogue_at -= seconds
         self.catalogue_until -= seconds
+        self.success_at -= seconds
+        self.since -= seconds
+        if self.failure is not None:
+            self.failure = self.failure._replace(at=self.failure.at - seconds)
         self.quota.bring_forward(seconds)
         for cooldown in self.cooldowns:
             cooldown.bring_forward(seconds)
@@ -7998,10 +8026,40 @@ class Health:
             self.block(Effect.DEMOTED, "", now + DEMOTION_SECONDS, fault.reason)
             self.forbidden_count += effect is Effect.FORBIDDEN
 
+        self.count_failure(fault, now)
         # One response that forbids may be about a request; several in a row are about the account.
         is_barred = effect is Effect.FORBIDDEN and self.forbidden_count >= FORBIDDEN_MAX
         if effect is Effect.REFUSED or is_barred:
             self.whole.extend(math.inf, now, fault.reason)
+
+    def count_failure(self, fault: Fault, now: float) -> None:
+        """Count a failed attempt for operators, unless the request was to blame for it.
+
+        A broken proxy or a challenge of a bot protection demotes nobody, and yet nothing is served.
+        """
+        is_limit = fault.effect in LIMIT_EFFECTS or fault.effect is Effect.REFUSED
+        is_demoted = fault.effect in {Effect.DEMOTED, Effect.FORBIDDEN}
+        is_upstreams = fault.effect is Effect.NONE and fault.error.status >= 500
+        if is_limit:
+            self.trouble_count = 0
+        elif is_demoted or is_upstreams or fault.cause is not None:
+            self.trouble_count += 1
+        else:
+            return
+
+        self.failure_count += 1
+        self.failure = Failure(now, fault.reason, fault.cause)
+
+    def trouble(self, now: float) -> Failure | None:
+        """What keeps the account's requests from succeeding, if none has since.
+
+        A single failure counts for a minute, as its demotion does; several count until a success.
+        """
+        failure = self.failure
+        if failure is None or not self.trouble_count:
+            return None
+        is_recent = now < failure.at + DEMOTION_SECONDS
+        return failure if is_recent or self.trouble_count >= FAILING_COUNT_MIN else None
 
     def note_limit(
         self,
@@ -8060,29 +8118,55 @@ class Health:
 class Status(enum.StrEnum):
     """Whether an account can serve, or else the first cause that holds, in this order.
 
-    What no wait can change comes first.  The values are what operators read.
+    What no wait can change comes first.  The values are an interface: operators' pages, metrics and
+    MCP tools show them.
     """
 
     PAUSED = "paused"
-    CANNOT_HONOUR = "cannot honour a field of the request"
-    NOT_CHATGPT = "only ChatGPT accounts have this route"
-    NO_WEBSOCKET = "takes no WebSocket"
-    NOT_CREATOR = "does not know the earlier response"
-    LACKS_MODEL = "cannot use the model"
-    LACKS_ROUTE = "its upstream has no such route"
-    NOT_OFFERED = "does not offer the model"
-    NOT_LISTED = "its catalogue does not list the model"
+    CANNOT_HONOUR = "cannot_honour"
+    NOT_CHATGPT = "not_chatgpt"
+    NO_WEBSOCKET = "no_websocket"
+    NOT_CREATOR = "not_creator"
+    LACKS_MODEL = "lacks_model"
+    LACKS_ROUTE = "lacks_route"
+    NOT_OFFERED = "not_offered"
+    NOT_LISTED = "not_listed"
     NO_LOGIN = "login_needed"
     REFUSED = "refused"
-    COOLING_DOWN = "resting"
-    MODEL_LIMITED = "limited for this model"
+    COOLING_DOWN = "cooling_down"
+    AT_LIMIT = "at_limit"
+    MODEL_LIMITED = "model_limited"
+    # Of a `Condition` only: such an account may be asked.
+    UNREACHABLE = "unreachable"
+    FAILING = "failing"
     READY = "ready"
 
 
+STATUS_TEXT: Final[Mapping[Status, str]] = {
+    Status.PAUSED: "paused",
+    Status.CANNOT_HONOUR: "cannot honour a field of the request",
+    Status.NOT_CHATGPT: "only ChatGPT accounts have this route",
+    Status.NO_WEBSOCKET: "takes no WebSocket",
+    Status.NOT_CREATOR: "does not know the earlier response",
+    Status.LACKS_MODEL: "cannot use the model",
+    Status.LACKS_ROUTE: "its upstream has no such route",
+    Status.NOT_OFFERED: "does not offer the model",
+    Status.NOT_LISTED: "its catalogue does not list the model",
+    Status.NO_LOGIN: "login needed",
+    Status.REFUSED: "refused",
+    Status.COOLING_DOWN: "cooling down",
+    Status.AT_LIMIT: "at its limit",
+    Status.MODEL_LIMITED: "limited for this model",
+    Status.UNREACHABLE: "unreachable",
+    Status.FAILING: "failing",
+    Status.READY: "ready",
+}
 # These have an end that is known, so a client can be told when to come back.
-LIMITED: Final = frozenset({Status.COOLING_DOWN, Status.MODEL_LIMITED})
+LIMITED: Final = frozenset({Status.COOLING_DOWN, Status.AT_LIMIT, Status.MODEL_LIMITED})
+# These pass only if somebody logs in, pays, or puts another key in.
+NEEDS_OPERATOR: Final = frozenset({Status.NO_LOGIN, Status.REFUSED})
 # It has what the request needs, though perhaps not now.
-_ABLE: Final = frozenset({Status.NO_LOGIN, Status.REFUSED, *LIMITED, Status.READY})
+_ABLE: Final = frozenset({*NEEDS_OPERATOR, *LIMITED, Status.READY})
 
 
 class Standing(NamedTuple):
@@ -8098,12 +8182,16 @@ class Standing(NamedTuple):
         """Whether the account could serve the call at another time."""
         return self.status in _ABLE
 
+    @property
+    def reason_for_log(self) -> str:
+        """Why an account was passed over: `at_limit: 429 usage_limit_reached`."""
+        return f"{self.status}: {self.reason}" if self.reason else self.status.value
+
     def text(self, now: float) -> str:
         """The standing for operators, in words."""
-        words = self.status.value
-        if self.status is Status.COOLING_DOWN:
-            seconds = round(self.until - now)
-            words = f"cooling down for {seconds} s more"
+        words = STATUS_TEXT[self.status]
+        if self.status in LIMITED:
+            words += f" for {duration_text(self.until - now)} more"
         return f"{words}: {self.reason}" if self.reason else words
 
 
@@ -8211,10 +8299,139 @@ def _standing_in_time(
         return Standing(Status.READY, until=-math.inf, retry_at=-math.inf)
 
     longest = max(holding, key=lambda cooldown: cooldown.until)
-    status = Status.REFUSED if longest.until == math.inf else Status.COOLING_DOWN
+    status = Status.AT_LIMIT if longest is health.plan else Status.COOLING_DOWN
+    if longest.until == math.inf:
+        status = Status.REFUSED
     # Each of them bars the account, so it may be asked again when the last one allows it.
     retry_at = max(cooldown.retry_at for cooldown in holding)
     return Standing(status, longest.reason, longest.until, retry_at)
+
+
+# How an account is, for its operator.
+
+
+class LoginState(NamedTuple):
+    """What an operator may know of a login; all None for an account that has an API key."""
+
+    login: str | None = None  # ok, renewal_due, needed
+    plan: str | None = None  # as ChatGPT names it: plus, team ...
+    token_ends_at: float | None = None  # Unix time of the access token's end
+    unreached: Cause | None = None  # why the token endpoint was not reached
+    problem: str = ""  # why it cannot serve, in the words of the log and without its path
+    advice: str = ""  # what to do about that
+    retry_at: float = math.inf  # monotonic: when a refresh is tried again
+
+
+class Condition(NamedTuple):
+    """How an account is, whatever is asked of it: what an operator reads.
+
+    More than a `Standing`, as an account that may be asked can still fail every time.
+    """
+
+    status: Status
+    reason: str = ""
+    until: float = math.inf  # monotonic: the announced end of a limit or a cooldown
+    retry_at: float = math.inf  # monotonic: when it may be asked again
+
+    @property
+    def text(self) -> str:
+        """The status in words, and its reason: `login needed: this login has been revoked`."""
+        words = STATUS_TEXT[self.status]
+        return f"{words}: {self.reason}" if self.reason else words
+
+    @property
+    def needs_operator(self) -> bool:
+        """Whether it stays so until somebody logs in, pays, or puts another key in."""
+        return self.status in NEEDS_OPERATOR
+
+
+def condition_of(
+    health: Health,
+    login: LoginState,
+    now: float,
+) -> Condition:
+    """How an account is at a moment; `login`: an empty one if it has an API key."""
+    standing = standing_of(health, now)
+    if standing.status is Status.NO_LOGIN:
+        return _condition_of_login(login)
+    if standing.status is not Status.READY:
+        return Condition(standing.status, standing.reason, standing.until, standing.retry_at)
+
+    failure = health.trouble(now)
+    if failure is None:
+        return Condition(Status.READY)
+    if failure.cause is None:
+        return Condition(Status.FAILING, failure.reason, retry_at=now)
+    reason = connect_text(failure.cause, health.account.base_url)
+    return Condition(Status.UNREACHABLE, reason, retry_at=now)
+
+
+def _condition_of_login(login: LoginState) -> Condition:
+    """The condition of an account whose login cannot serve.
+
+    One that is there, and only cannot be refreshed for now, needs nobody: that is tried again.
+    """
+    if login.login == "needed":
+        return Condition(Status.NO_LOGIN, login.problem)
+    status = Status.FAILING if login.unreached is None else Status.UNREACHABLE
+    return Condition(status, login.problem, retry_at=login.retry_at)
+
+
+# These say what an address did; the others speak for themselves.
+_OF_ADDRESS: Final = frozenset({Cause.REFUSED, Cause.TIMED_OUT, Cause.CLOSED})
+
+
+def connect_text(cause: Cause, url: BaseUrl) -> str:
+    """Why no connection was established, and to where: `connection refused at 127.0.0.1:8080`."""
+    if cause in _OF_EVERYBODY:
+        return cause.value
+    words = f"connection {cause}" if cause in _OF_ADDRESS else cause.value
+    return f"{words} at {url.authority}"
+
+
+_CHECK_PROXY: Final = "Check the proxy that pools.json names."
+_CONNECT_ADVICE: Final[Mapping[Cause, str]] = {
+    Cause.NAME: "Check the host name in base_url, and this machine's DNS.",
+    Cause.NOT_TRUSTED: "Name the authority of its certificate in ca_file.",
+    Cause.OTHER_NAME: "Use the host name of its certificate in base_url.",
+    Cause.OUT_OF_DATE: "Renew its certificate; check this machine's clock.",
+    Cause.NO_DESCRIPTOR: "Raise this process's limit of open files (ulimit -n).",
+    **{cause: _CHECK_PROXY for cause in Cause if cause.name.startswith("PROXY")},
+}
+
+
+def advice_for(
+    account: Account,
+    condition: Condition,
+    login: LoginState,
+    cause: Cause | None,
+) -> str:
+    """What an operator can do about an account's condition; "" if there is nothing.
+
+    `cause`: why no connection was established the last time.
+    """
+    if condition.status is Status.REFUSED:
+        return login.advice or _advice_on_key(account, condition.reason)
+    if condition.status is Status.AT_LIMIT:
+        return "Nothing: it comes back by itself. After buying credits, reload (SIGHUP)."
+    if condition.status is Status.UNREACHABLE and login.login in {None, "ok"} and cause is not None:
+        usual = f"Start the server at {account.base_url.authority}, or check base_url."
+        return _CONNECT_ADVICE.get(cause, usual)
+    return login.advice if condition.status in {Status.NO_LOGIN, Status.FAILING} else ""
+
+
+def _advice_on_key(account: Account, reason: str) -> str:
+    """What to do about an account whose upstream refuses it."""
+    status, _, _ = reason.partition(" ")
+    if status == "402":
+        return "Check the account's plan and billing with its provider, then reload (SIGHUP)."
+    if account.is_codex:
+        return "Check the account's plan with its provider, or log in again."
+    if account.source == "env":
+        return f"Put a valid key into {account.reference} and restart."
+    if account.source == "file":
+        return f"Put a valid key into {account.reference}, then reload (SIGHUP)."
+    return f"Put a valid key into accounts.{account.name}.api_key, then reload (SIGHUP)."
 
 
 # Sessions.
@@ -8428,6 +8645,8 @@ class Roster:
 
     def __init__(self, config: Config) -> None:
         self.unix_ahead = math.inf  # how far the wall clock is ahead of the monotonic one
+        # The accounts to which something has happened that an `AccountWatch` has not seen yet.
+        self.touched: set[str] = set()
         self.health: dict[str, Health] = {}  # by the account's name
         self.sessions = Sessions()
         self.leases = Leases()
@@ -8562,6 +8781,7 @@ class Roster:
     ) -> None:
         """Record what a failed attempt means for its account, and for the account's host."""
         self.health_of(account).note_fault(fault, model, now, self.limits.cooldown_seconds)
+        self.touched.add(account.name)
 
         # What keeps the pooler from every host, as a broken proxy does, demotes no account.
         cause = fault.cause
@@ -8579,18 +8799,24 @@ class Roster:
         until = health.quota.note(reports, now, unix_now)
         if until is not None:
             health.plan.extend(until, now, "plan used up")
+            self.touched.add(account.name)
 
-    def note_success(self, lease: Lease) -> None:
+    def note_success(self, lease: Lease, now: float) -> None:
         """Record a success, which ends a cooldown only if it began after the latest evidence.
 
         A stream may take an hour: that it ends well does not disprove a limit that another request
         met ten minutes ago.
         """
+        health = lease.health
+        if health.failure_count or any(cooldown.until for cooldown in lease.cooldowns):
+            self.touched.add(lease.account.name)
+
         for cooldown in lease.cooldowns:
             if lease.began_at > cooldown.noted_at:
                 cooldown.end()
-        lease.health.blocks[Effect.DEMOTED].clear()
-        lease.health.forbidden_count = 0
+        health.blocks[Effect.DEMOTED].clear()
+        health.forbidden_count = health.failure_count = health.trouble_count = 0
+        health.success_at = now
 
     def note_served(
         self,
@@ -8820,10 +9046,21 @@ class Choice:
             return self.lack()
 
         ends = [standing.until for standing in able if standing.status in LIMITED]
+        stuck_count = sum(standing.status in NEEDS_OPERATOR for standing in able)
         if not ends:
-            return PoolerError("no_usable_account")
+            return PoolerError("no_usable_account", refusal_text(0, stuck_count))
         seconds = max(1, math.ceil(min(ends) - self.now))
-        return usage_limit(seconds, unix_now, is_native=self.call.is_codex_only)
+        error = usage_limit(seconds, unix_now, is_native=self.call.is_codex_only)
+        error.public = refusal_text(len(ends), stuck_count, seconds)
+        return error
+
+    def passed_over(self) -> list[JsonDict]:
+        """The accounts that were not asked, each with the reason; the first PASSED_OVER_MAX."""
+        return [
+            {"account": health.account.name, "reason": standing.reason_for_log}
+            for health, standing in self.standings
+            if health.account.name not in self.tried
+        ][:PASSED_OVER_MAX]
 
     def is_history_missing(self, able_count: int) -> bool:
         """Whether more accounts than `able_count` could serve the call without its history.
@@ -8862,6 +9099,99 @@ class Choice:
         catalogue = catalogue_of(self.roster, call.pool)
         offered = [name for name in catalogue if not is_account_name(name)]
         return unknown_model(call.pool, call.key, offered)
+
+
+# What a pool can serve.
+
+ANY_MODEL: Final = "any model"  # instead of a name, of a pool that knows none
+
+
+class Serving(NamedTuple):
+    """Whether a pool can serve a model now."""
+
+    pool: str
+    model: str
+    status: str  # ready, limited or down
+    accounts: Sequence[str]  # that can serve it now, by name, in the pool's order
+    until: float  # monotonic: if nobody can, when the first limited account is back
+    passed_over: Sequence[tuple[str, Condition]]  # the others, with what keeps them
+
+
+class Outage(NamedTuple):
+    """That nobody can serve a model of a pool."""
+
+    since: float  # monotonic
+    failed_count: int = 0  # requests for it that failed since then
+
+
+def _call_for(pool: Pool, model: str) -> Call:
+    """A call for a model, of a key without limits of its own.  Raises: PoolerError."""
+    nobody = Key(pool=pool.name, name="", concurrent=1)
+    return read_call(
+        call_route("/v1/responses"),
+        {"model": model},
+        NO_FIELDS,
+        pool,
+        nobody,
+    )
+
+
+def serving_of(
+    roster: Roster,
+    pool: Pool,
+    logins: Mapping[str, LoginState],
+    now: float,
+) -> list[Serving]:
+    """Which of its models a pool can serve now: those of pools.json, else those of its accounts.
+
+    Of a pool that knows no model there is one row, of ANY_MODEL.
+    """
+    conditions = {}
+    for account in pool.accounts:
+        login = logins.get(account.name, LoginState())
+        conditions[account.name] = condition_of(roster.health_of(account), login, now)
+
+    names = sorted(catalogue_of(roster, pool)) if pool.models is None else pool.models
+    count_max = SERVING_PAIRS_MAX // max(1, len(pool.accounts))
+    names = names[: max(1, min(SERVING_MODELS_MAX, count_max))]
+    if not names:
+        return [_serving(pool, ANY_MODEL, list(conditions.items()))]
+
+    rows = []
+    for model in names:
+        standings = roster.standings(_call_for(pool, model), now)
+        pairs = [
+            (health.account.name, _condition_for(standing, conditions[health.account.name]))
+            for health, standing in standings
+        ]
+        rows.append(_serving(pool, model, pairs))
+    return rows
+
+
+def _condition_for(standing: Standing, condition: Condition) -> Condition:
+    """What keeps an account from serving a model: its own condition comes first."""
+    if condition.status is not Status.READY:
+        return condition
+    return Condition(standing.status, standing.reason, standing.until, standing.retry_at)
+
+
+def _serving(
+    pool: Pool,
+    model: str,
+    conditions: Sequence[tuple[str, Condition]],
+) -> Serving:
+    """Whether a pool can serve a model, by the conditions of its accounts for it."""
+    ready, others = [], []
+    for name, condition in conditions:
+        if condition.status is Status.READY:
+            ready.append(name)
+        else:
+            others.append((name, condition))
+
+    ends = [condition.until for _, condition in others if condition.status in LIMITED]
+    until = math.inf if ready else min(ends, default=math.inf)
+    status = "ready" if ready else "limited" if ends else "down"
+    return Serving(pool.name, model, status, ready, until, others)
 
 
 # Reading catalogues.
@@ -8934,6 +9264,56 @@ def _codex_model(entry: Mapping[str, Json], name: str) -> Model:
     return Model(context_length, tuple(supported), dump_json(entry), name)
 
 
+def duration_text(seconds: float) -> str:
+    """A duration in at most two units, rounded up to a whole second: `1 h 29 min`, `30 s`.
+
+    Days are at most 32, and the other units below 60, so no digits of it read like a status that
+    OpenCode repeats (F68).
+    """
+    left = max(0, math.ceil(seconds))
+    words = []
+    for name, unit in (("d", 24 * 3600), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, unit)
+        if count:
+            words.append(f"{count} {name}")
+    return " ".join(words[:2]) or "0 s"
+
+
+# Numbers as clients read them: as digits they might read like a status to OpenCode (F68).
+_NUMBER_WORDS: Final = (
+    "none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+)  # fmt: skip
+
+
+def _number_word(count: int) -> str:
+    """A number in words; `many` above ten."""
+    return _NUMBER_WORDS[count] if count < len(_NUMBER_WORDS) else "many"
+
+
+def refusal_text(limited_count: int, stuck_count: int, seconds: float = 0) -> str:
+    """Why no account of a pool can serve, for a client: how many are limited, and how many stuck.
+
+    Both counts are of the accounts that have what the request needs.  `seconds`: until the first of
+    the limited ones is back.  It names no account, and has none of the phrases that make clients
+    repeat a request (F68).
+    """
+    parts = []
+    if limited_count == 1:
+        parts.append("one account has reached its limit")
+    elif limited_count:
+        parts.append(f"{_number_word(limited_count)} accounts have reached their limit")
+    if stuck_count == 1:
+        parts.append("one account needs its operator")
+    elif stuck_count:
+        parts.append(f"{_number_word(stuck_count)} accounts need their operator")
+
+    causes = " and ".join(parts) or "none is usable"
+    text = f"No account of this pool can serve the request: {causes}."
+    if limited_count:
+        return f"{text} The first is back in {duration_text(seconds)}."
+    return f"{text} The pooler's log says why."
+
+
 def usage_limit(
     seconds: int,
     unix_now: float,
@@ -8987,6 +9367,8 @@ class Record:
     code: str | None = None
     # By account, each with the reason why the next one was tried.
     attempts: list[JsonDict] = field(default_factory=list)
+    # If nobody could serve it: the accounts that were not asked, each with the reason.
+    passed_over: list[JsonDict] = field(default_factory=list)
     first_byte_ms: int | None = None
     duration_ms: int = 0
     # Of bodies, as they crossed the client's connection.
@@ -9000,6 +9382,13 @@ class Record:
     def as_object(self) -> JsonDict:
         """The fields as the log has them."""
         return {**vars(self), "tokens": self.tokens and self.tokens._asdict()}
+
+
+def request_level(record: Record) -> str:
+    """The level of a request's log line: a warning if it failed, and not by its client's fault."""
+    status = record.status or 0
+    is_cut = status == 200 and record.code not in {None, "client_gone"}
+    return "warning" if status >= 500 or is_cut else "info"
 
 
 def tokens_spent(entry: JsonObject) -> Mapping[str, int]:
@@ -9071,7 +9460,7 @@ def pooled_quota(
     for account in pool.accounts:
         health = roster.health_of(account)
         standing = standing_of(health, now)
-        if standing.status in {Status.READY, Status.COOLING_DOWN}:
+        if standing.status in {Status.READY, Status.COOLING_DOWN, Status.AT_LIMIT}:
             moments.append((standing.until, health))
     first = min((moment for moment, _ in moments), default=-math.inf)
 
@@ -9422,15 +9811,6 @@ def _count(
         sums_of_row[name] += amount
 
 
-class LoginState(NamedTuple):
-    """What an operator may know of a login; all None for an account that has an API key."""
-
-    login: str | None = None  # ok, renewal_due, needed
-    plan: str | None = None  # as ChatGPT names it: plus, team ...
-    token_ends_at: float | None = None  # Unix time of the access token's end
-    unreached: Cause | None = None  # why the token endpoint was not reached
-
-
 class State(NamedTuple):
     """All that a snapshot is made from, and the time on both clocks.
 
@@ -9444,6 +9824,7 @@ class State(NamedTuple):
     logins: Mapping[str, LoginState]
     refreshes: Sums  # by account and outcome
     queued: Mapping[str, int]  # by pool
+    outages: Mapping[tuple[str, str], Outage]  # by pool and model
     process: JsonObject  # shown as it is
     now: float
     unix_now: float
@@ -9454,6 +9835,14 @@ class State(NamedTuple):
         The offset is computed for each snapshot, because the machine's clock may be set.
         """
         return at - self.now + self.unix_now
+
+    def unix_or_none(self, at: float) -> float | None:
+        """The same for a time that may be infinite: then there is no such moment."""
+        return self.unix(at) if math.isfinite(at) else None
+
+    def login_of(self, account: Account) -> LoginState:
+        """The state of an account's login; an empty one if it has an API key."""
+        return self.logins.get(account.name, LoginState())
 
     def use_of(self, key: Key) -> KeyUse:
         """What a key has used; nothing, if it has never been presented.
@@ -9474,14 +9863,13 @@ def snapshot(state: State) -> JsonDict:
     ledger = state.ledger
     accounts = _show_accounts(state)
     no_days = _show_days(state, {})
-    status_of = {row["name"]: row["status"] for row in accounts}
 
     models: dict[str, list[str]] = {}
     pools = []
     for name, pool in config.pools.items():
         offered = sorted(catalogue_of(state.roster, pool))
         models[name] = offered
-        pools.append(_show_pool(state, pool, offered, status_of))
+        pools.append(_show_pool(state, pool, offered))
 
     return {
         "version": VERSION,
@@ -9565,13 +9953,20 @@ def _show_account(
     Not its key, its file or more of its address than the host: operators know accounts by name.
     """
     health = state.roster.health_of(account)
-    standing = standing_of(health, state.now)
-    cooldown_until = None
-    if standing.status is Status.COOLING_DOWN:
-        cooldown_until = state.unix(standing.until)
-
-    login = state.logins.get(account.name, LoginState())
+    login = state.login_of(account)
+    condition = condition_of(health, login, state.now)
     unreached = state.roster.hosts.cause_for(account, state.now)
+    failure = health.failure
+    cause = failure.cause if failure is not None else None
+
+    since = None
+    if condition.status is not Status.READY:
+        # What has begun just now no watch has seen yet.
+        began_at = health.since if health.status is condition.status else state.now
+        since = state.unix(began_at)
+    last_error = None
+    if failure is not None:
+        last_error = {"at": state.unix(failure.at), "reason": failure.reason}
     catalogue = sorted(health.catalogue or ())
 
     return {
@@ -9581,12 +9976,19 @@ def _show_account(
         "type": "codex" if account.is_codex else "openai",
         "host": account.base_url.host,
         "pools": pools,
-        "status": standing.status.value,
+        "status": condition.status.value,
+        "reason": condition.reason or None,
+        "since": since,
+        "until": state.unix_or_none(condition.until),
+        "next_try_at": state.unix_or_none(condition.retry_at),
+        "failures": health.failure_count,
+        "last_success_at": state.unix_or_none(health.success_at),
+        "last_error": last_error,
+        "advice": advice_for(account, condition, login, cause) or None,
+        "needs_operator": condition.needs_operator,
         "is_demoted": health.is_demoted(state.now),
         "unreached": unreached or login.unreached,
         "in_flight": state.roster.leases.in_flight[account.name],
-        "cooldown_until": cooldown_until,
-        "reason": standing.reason or None,
         "lacks": _show_lacks(state, account, health),
         "login": login.login,
         "plan": login.plan,
@@ -9671,34 +10073,63 @@ def _show_pool(
     state: State,
     pool: Pool,
     models: Iterable[str],
-    status_of: Mapping[str, str],
 ) -> JsonDict:
-    """A pool: its accounts, how busy it is, and whether any of them is ready.
+    """A pool: its accounts, how busy it is, and which models it can serve.
 
     `models` are those of its accounts, shown if pools.json lists none for the pool.  What is in
     flight is counted by key, as an account may serve several pools.
     """
-    names = [account.name for account in pool.accounts]
+    serving = [
+        _show_serving(state, row) for row in serving_of(state.roster, pool, state.logins, state.now)
+    ]
     return {
         "name": pool.name,
         "routing": pool.routing.value,
-        "accounts": names,
+        "accounts": [account.name for account in pool.accounts],
         "models": list(models if pool.models is None else pool.models),
         "key_count": len(pool.keys),
         "queued": state.queued.get(pool.name, 0),
         "in_flight": sum(state.use_of(key).in_flight_count for key in pool.keys),
-        "status": _status_of_pool({status_of[name] for name in names}),
+        "status": _status_of_pool([row["status"] for row in serving]),
+        "serving": serving,
     }
 
 
-def _status_of_pool(statuses: Collection[str]) -> str:
-    """A pool is ready if one of its accounts is, limited if one cools down, else down.
+def _status_of_pool(statuses: Sequence[str]) -> str:
+    """Ready if all of a pool's models can be served, degraded if some; else limited or down.
 
-    Limited passes by itself; down needs somebody who logs in or pays.
+    Limited passes by itself; down needs somebody, or an upstream that comes back.
     """
-    if Status.READY in statuses:
-        return "ready"
-    return "limited" if Status.COOLING_DOWN in statuses else "down"
+    ready_count = statuses.count("ready")
+    if ready_count:
+        return "ready" if ready_count == len(statuses) else "degraded"
+    return "limited" if "limited" in statuses else "down"
+
+
+def _show_serving(state: State, row: Serving) -> JsonDict:
+    """Whether a pool can serve a model; if not, since when, why not, and until when."""
+    outage = state.outages.get((row.pool, row.model))
+    since = None
+    if not row.accounts:
+        since = state.unix(outage.since if outage is not None else state.now)
+
+    return {
+        "model": row.model,
+        "status": row.status,
+        "accounts": row.accounts,
+        "since": since,
+        "until": state.unix_or_none(row.until),
+        "failed": outage.failed_count if outage is not None else 0,
+        "passed_over": [
+            {
+                "account": name,
+                "status": condition.status.value,
+                "reason": condition.reason or STATUS_TEXT[condition.status],
+                "until": state.unix_or_none(condition.until),
+            }
+            for name, condition in row.passed_over[:PASSED_OVER_MAX]
+        ],
+    }
 
 
 def _show_hours(ledger: Ledger, unix_now: float) -> list[JsonDict]:
@@ -9800,15 +10231,7 @@ def explain(
     The functions that choose for real requests decide, so this cannot contradict them.  It sends
     nothing, takes no place and moves no pin.  Raises: PoolerError (model_not_found).
     """
-    # A key without limits of its own: it may use every model of the pool.
-    nobody = Key(pool=pool.name, name="", concurrent=1)
-    call = read_call(
-        call_route("/v1/responses"),
-        {"model": model},
-        NO_FIELDS,
-        pool,
-        nobody,
-    )
+    call = _call_for(pool, model)
     if session:
         call = _call_of_session(roster, call, session, now)
 
@@ -9823,7 +10246,7 @@ def explain(
     for health, standing in choice.standings:
         name = health.account.name
         if name not in ranked:
-            reason = _reason_of_standing(health, standing, logins.get(name), now)
+            reason = _reason_of_standing(health, standing, logins.get(name, LoginState()), now)
         else:
             reason = f"number {ranked.index(name) + 1} in order"
             if name not in free:
@@ -9865,7 +10288,7 @@ def _call_of_session(
 def _reason_of_standing(
     health: Health,
     standing: Standing,
-    login: LoginState | None,
+    login: LoginState,
     now: float,
 ) -> str:
     """Why an account may not be tried.
@@ -9874,13 +10297,11 @@ def _reason_of_standing(
     must fix that first.
     """
     overall = standing_of(health, now)
+    if overall.status is Status.NO_LOGIN:
+        return condition_of(health, login, now).text
     if overall.status is not Status.READY:
         standing = overall
-
-    reason = standing.text(now)
-    if login is not None and login.unreached:
-        reason += f": its token endpoint was not reached: {login.unreached}"
-    return reason
+    return standing.text(now)
 
 
 ################################################################
@@ -11465,6 +11886,8 @@ class Login:
     problem: str | None = None  # why it cannot serve, or soon will not
     is_absent: bool = False  # there is no file: nobody has logged in yet
     revoked: bytes = b""  # the digest of a version that can no longer be refreshed
+    rejected: bytes = b""  # the digest of a version that its upstream has refused
+    rejected_until: float = -math.inf  # then it may be tried all the same
     unsaved: bytes = b""  # refreshed, and not on the disk yet
     reported: str | None = None  # the problem that was logged last
     unreached: Cause | None = None  # why the token endpoint was not, the last time
@@ -11569,13 +11992,42 @@ class Login:
             command += f" && mv {created} {shlex.quote(str(self.path))}"
         return f"log in with: {command}"
 
+    @property
+    def problem_and_advice(self) -> tuple[str, str]:
+        """Why it cannot serve, without the file's path, and what to do about that; "" if nothing.
+
+        A problem is written as `PATH what is wrong; what to do`.  Where nothing is to be done it
+        says that the pooler will retry.
+        """
+        if self.problem is None:
+            return "", ""
+
+        text = self.problem.removeprefix(str(self.path)).lstrip(": ")
+        cause, _, remedy = text.partition("; ")
+        if remedy == "will retry":
+            return cause, ""
+        return cause, remedy[:1].upper() + remedy[1:]
+
     def is_usable(self, unix_now: float) -> bool:
-        """Whether a request may use it: the token is valid, or can be refreshed now."""
+        """Whether a request may use it: the token is valid, or can be refreshed now.
+
+        A token that its upstream has refused is valid no more, whatever it says of its own end.
+        """
         if self.live is None:
             return False
 
-        is_valid = not self.has_ended(self.live, unix_now)
+        is_valid = not self.has_ended(self.live, unix_now) and not self.is_rejected(self.live)
         return is_valid or trio.current_time() >= self.retry_at
+
+    def note_rejected(self, credentials: Credentials) -> None:
+        """Remember that the account's upstream has refused a token before its end."""
+        self.rejected = credentials.digest
+        self.rejected_until = trio.current_time() + UNTRIED_SECONDS_MAX
+
+    def is_rejected(self, credentials: Credentials) -> bool:
+        """Whether the upstream has refused the token, and lately."""
+        is_same = credentials.digest == self.rejected
+        return is_same and trio.current_time() < self.rejected_until
 
     def inspect(self, unix_now: float) -> list[Finding]:
         """What a person should know before a token is spent, found without the network.
@@ -11627,12 +12079,21 @@ class Tokens:
     def state_of(self, login: Login) -> LoginState:
         """A login's state, for operators."""
         current = login.live
+        problem, advice = login.problem_and_advice
         if current is None:
             plan = login.credentials and login.credentials.plan
-            return LoginState("needed", plan, unreached=login.unreached)
+            return LoginState("needed", plan, None, login.unreached, problem, advice)
 
         status = "renewal_due" if self.is_due(login, current) else "ok"
-        return LoginState(status, current.plan, current.expires_at, login.unreached)
+        return LoginState(
+            status,
+            current.plan,
+            current.expires_at,
+            login.unreached,
+            problem,
+            advice,
+            login.retry_at,
+        )
 
     async def credentials(self, login: Login, rejected: Credentials | None = None) -> Credentials:
         """A login's credentials, refreshed if they are about to expire or were `rejected`.
@@ -11640,19 +12101,18 @@ class Tokens:
         Raises: LoginNeeded.
         """
         await self.look([login])
-        rejected_digest = rejected.digest if rejected else b""
+        if rejected is not None:
+            login.note_rejected(rejected)
         before = login.live
-        if before and login.is_usable(self.unix_now()):
-            is_rejected = before.digest == rejected_digest
-            if is_rejected or login.unsaved or self.is_due(login, before):
-                await self.join_refresh(login, before)
+        if (
+            before
+            and login.is_usable(self.unix_now())
+            and (login.is_rejected(before) or login.unsaved or self.is_due(login, before))
+        ):
+            await self.join_refresh(login, before)
 
         current = login.live
-        if (
-            current
-            and current.digest != rejected_digest
-            and login.is_safe(current, self.unix_now())
-        ):
+        if current and not login.is_rejected(current) and login.is_safe(current, self.unix_now()):
             return current
 
         raise LoginNeeded(login.problem)
@@ -12116,7 +12576,165 @@ class LoginWatch:
             is_usable = login.is_usable(self.tokens.unix_now())
             self.tokens.report_change(login)
             digest = login.credentials.digest if login.credentials else b""
-            self.roster.health[login.name].note_login(digest, is_usable)
+            health = self.roster.health[login.name]
+            if (digest, is_usable) != (health.login, health.has_login):
+                self.roster.touched.add(login.name)
+            health.note_login(digest, is_usable)
+
+
+# The better first; among these a change to a later one is logged as a warning.
+_BY_SEVERITY: Final = (
+    Status.READY, Status.PAUSED, Status.COOLING_DOWN, Status.AT_LIMIT, Status.FAILING,
+    Status.UNREACHABLE, Status.REFUSED, Status.NO_LOGIN,
+)  # fmt: skip
+
+
+@dataclass(eq=False, slots=True)
+class AccountWatch:
+    """Logs each change of an account, and of what a pool can serve, and remembers since when.
+
+    It looks at the accounts that something has happened to, and at all of them whenever time alone
+    may have changed one.
+    """
+
+    roster: Roster
+    endpoints: Endpoints
+    tokens: Tokens
+    outages: dict[tuple[str, str], Outage] = field(default_factory=dict)  # by pool and model
+    woken: trio.Event = field(default_factory=trio.Event)
+
+    async def run(self) -> Never:
+        """Look whenever a limit, a cooldown or a minute of failing ends."""
+        while True:
+            self.woken = trio.Event()
+            self.roster.touched.update(self.roster.health)
+            self.look()
+            with trio.move_on_at(self.next_end()):
+                await self.woken.wait()
+
+    def next_end(self) -> float:
+        """When the next account may change by itself; infinite if none will."""
+        now = trio.current_time()
+        ends = []
+        for health in self.roster.health.values():
+            ends += [cooldown.until for cooldown in health.cooldowns]
+            if health.failure is not None:
+                ends.append(health.failure.at + DEMOTION_SECONDS)
+        return min((end for end in ends if end > now), default=math.inf)
+
+    def logins(self) -> dict[str, LoginState]:
+        """The state of each ChatGPT account's login."""
+        logins = self.endpoints.logins
+        return {name: self.tokens.state_of(login) for name, login in logins.items()}
+
+    def look(self) -> None:
+        """Log what has changed at the accounts that something has happened to."""
+        names = self.roster.touched & self.roster.health.keys()
+        if not self.roster.touched:
+            return
+
+        self.roster.touched.clear()
+        now = trio.current_time()
+        for name in sorted(names):
+            self.look_at(self.roster.health[name], now)
+        pools = [
+            pool
+            for pool in self.roster.pools.values()
+            if any(account.name in names for account in pool.accounts)
+        ]
+        logins = self.logins() if pools else {}
+        for pool in pools:
+            self.look_at_pool(pool, logins, now)
+
+    def look_at(self, health: Health, now: float) -> None:
+        """Log a change of one account."""
+        account = health.account
+        login = LoginState()
+        if own := self.endpoints.logins.get(account.name):
+            login = self.tokens.state_of(own)
+        condition = condition_of(health, login, now)
+        before = health.status or Status.READY
+        is_seen = health.status is condition.status
+        if is_seen:
+            return
+
+        health.status, health.since = condition.status, now
+        self.woken.set()  # it may end sooner than what is waited for
+        if condition.status is before:  # of a new account that is ready
+            return
+
+        is_worse = _BY_SEVERITY.index(condition.status) > _BY_SEVERITY.index(before)
+        is_warned = is_worse and condition.status is not Status.PAUSED
+        cause = health.failure.cause if health.failure is not None else None
+        fields: JsonDict = {
+            "account": account.name,
+            "status": condition.status.value,
+            "before": before.value,
+            "reason": condition.reason or None,
+            "failures": health.failure_count,
+            "until": self.rfc3339(condition.until, now),
+            "next_try_at": self.rfc3339(condition.retry_at, now),
+            "advice": advice_for(account, condition, login, cause) or None,
+        }
+        self.tokens.log("warning" if is_warned else "info", "account", fields)
+
+    def look_at_pool(self, pool: Pool, logins: Mapping[str, LoginState], now: float) -> None:
+        """Log which of its models a pool can serve no more, or can again."""
+        rows = serving_of(self.roster, pool, logins, now)
+        for serving in rows:
+            self.note_serving(serving, now)
+
+        # A model that the pool has no more is missed by nobody.
+        models = {serving.model for serving in rows}
+        for name in [*self.outages]:
+            if name[0] == pool.name and name[1] not in models:
+                del self.outages[name]
+
+    def note_serving(self, serving: Serving, now: float) -> None:
+        """Log that nobody can serve a model of a pool any more, or that somebody can again."""
+        names = (serving.pool, serving.model)
+        if (names in self.outages) is not bool(serving.accounts):
+            return
+
+        level = "info"
+        if serving.accounts:
+            del self.outages[names]
+        else:
+            if len(self.outages) >= OUTAGES_MAX:
+                return
+            level = "warning"
+            self.outages[names] = Outage(now)
+        fields: JsonDict = {
+            "pool": serving.pool,
+            "model": serving.model,
+            "status": serving.status,
+            "until": self.rfc3339(serving.until, now),
+            "accounts": list(serving.accounts),
+        }
+        self.tokens.log(level, "pool", fields)
+
+    def note_failed(self, pool: str, model: str) -> None:
+        """Count a request that failed, if nobody can serve its model."""
+        for name in (model, ANY_MODEL):
+            outage = self.outages.get((pool, name))
+            if outage is not None:
+                failed_count = outage.failed_count + 1
+                self.outages[pool, name] = outage._replace(failed_count=failed_count)
+
+    def reload(self) -> None:
+        """Forget the outages of pools that a reload has removed, and look at all accounts."""
+        for name in [*self.outages]:
+            if name[0] not in self.roster.pools:
+                del self.outages[name]
+        self.roster.touched.update(self.roster.health)
+        self.look()
+
+    def rfc3339(self, at: float, now: float) -> str | None:
+        """A time of Trio's clock as the log has it; None if it is infinite."""
+        if not math.isfinite(at):
+            return None
+        unix = at - now + self.tokens.unix_now()
+        return datetime.fromtimestamp(unix, UTC).isoformat("T", "seconds")
 
 
 @dataclass(eq=False, slots=True)
@@ -12159,6 +12777,7 @@ class Queues:
         choice = Choice(self.roster, self.roster.current(call), tried, now)
         is_back = choice.returns_at() <= waiter.deadline
         if not is_back and not choice.ranked():
+            exchange.record.passed_over = choice.passed_over()
             raise choice.refusal(self.unix_now())
         return await self.queue_up(exchange, waiter, deadline)
 
@@ -12297,6 +12916,7 @@ class Shared:
             self.files,
         )
         self.login_watch = LoginWatch(self.roster, self.endpoints, self.tokens)
+        self.account_watch = AccountWatch(self.roster, self.endpoints, self.tokens)
 
     def version_for(self, account: Account) -> str:
         """The version of Codex CLI to send to an account: old ones are shown no new models."""
@@ -13613,7 +14233,7 @@ class Relay:
                 scanner.response.get("id"),
             )
         if exchange.reply.is_whole and exchange.record.code is None:
-            roster.note_success(lease)
+            roster.note_success(lease, trio.current_time())
             return
 
         # Too late for this request; the next ones need not run into it.
@@ -13856,6 +14476,7 @@ async def try_account(exchange: Exchange, call: Call, assignment: Assignment) ->
         call.model,
         trio.current_time(),
     )
+    shared.account_watch.look()
     return fault
 
 
@@ -13973,6 +14594,7 @@ def final_error(
 
     roster, unix_now = exchange.shared.roster, exchange.shared.unix_now()
     choice = Choice(roster, call, tries.passed_over, trio.current_time())
+    exchange.record.passed_over = choice.passed_over()
     return choice.refusal(unix_now)
 
 
@@ -15481,10 +16103,19 @@ class Calls:
             use.in_flight_count -= 1
             if exchange.is_billable:
                 use.charge(tokens_spent(shown), unix_now)
-        self.shared.log("info", "request", shown)
+        self.note_account(exchange)
+        self.shared.log(request_level(record), "request", shown)
         if record.pool is not None:  # unauthenticated requests must not evict the others
             began_at = unix_now - record.duration_ms / 1000
             self.shared.ledger.add({"at": began_at, **shown}, exchange.price)
+
+    def note_account(self, exchange: Exchange) -> None:
+        """Log what the request has changed at accounts, and count it if nobody could serve it."""
+        record, watch = exchange.record, self.shared.account_watch
+        watch.look()
+        is_failed = record.code is not None and record.code != "client_gone"
+        if is_failed and watch.outages and exchange.call is not None:
+            watch.note_failed(exchange.call.pool.name, exchange.call.model)
 
 
 @dataclass(eq=False)
@@ -15838,8 +16469,7 @@ class Operators:
 
     def login_states(self) -> dict[str, LoginState]:
         """The state of each ChatGPT account's login."""
-        tokens, logins = self.shared.tokens, self.shared.endpoints.logins
-        return {name: tokens.state_of(login) for name, login in logins.items()}
+        return self.shared.account_watch.logins()
 
     def snapshot(self) -> JsonDict:
         """The state of the whole process as JSON, of which operators are shown parts.
@@ -15856,6 +16486,7 @@ class Operators:
             self.login_states(),
             shared.tokens.outcomes,
             {name: len(queue) for name, queue in shared.queues.by_pool.items()},
+            shared.account_watch.outages,
             {
                 "started_at": shared.started_unix,
                 "is_draining": shared.is_draining,
@@ -16127,6 +16758,7 @@ class Server:
         shared.config, shared.tls_contexts = config, contexts
         shared.roster.reload(config)
         shared.endpoints.reload(config, contexts)
+        shared.account_watch.reload()
         shared.bodies.bytes_max = limits.bodies_bytes_max
         shared.ledger.requests = deque(shared.ledger.requests, limits.records_max)
 
@@ -16152,6 +16784,7 @@ class Server:
             self.shared.tokens.services = services
             services.start_soon(self.shared.reaper.run)
             services.start_soon(self.catalogues.run)
+            services.start_soon(self.shared.account_watch.run)
             async with trio.open_nursery() as connections:  # holds: one task a connection
                 with self.accepting:
                     await trio.serve_listeners(

@@ -459,7 +459,7 @@ def test_the_success_of_an_earlier_request_does_not_end_the_rest(status: int) ->
     scene = Scene("ab")
     lease = scene.roster.begin(scene.account("a"), scene.call(), 1)
     scene.answers("a", status, now=2, seconds=10 * HOUR)
-    scene.roster.note_success(lease)
+    scene.roster.note_success(lease, 2)
     scene.roster.end(lease)
     assert scene.order(now=4) == "b"
 
@@ -490,7 +490,7 @@ def test_an_account_that_a_reload_took_away_is_counted_out_quietly() -> None:
     lease = scene.roster.begin(scene.account("a"), scene.call(), 0)
     scene.roster.reload(make_config(describe("b")))
     scene.roster.note_fault(lease.account, scene.fault(429), "m1", 1)
-    scene.roster.note_success(lease)
+    scene.roster.note_success(lease, 2)
     scene.roster.end(lease)
     assert set(scene.roster.health) == {"b"}
 

@@ -223,7 +223,7 @@ def test_no_evidence_ends_or_shortens_a_cooldown() -> None:
     assert scene.order(now=2) == "b"
     scene.tell("a", window(100, 60), now=3)
     assert scene.order(now=70) == "b"
-    scene.roster.note_success(lease)  # it began before the rest
+    scene.roster.note_success(lease, 2)  # it began before the rest
     assert scene.order(now=71) == "b"
 
 
@@ -232,7 +232,7 @@ def test_the_response_that_uses_up_the_plan_does_not_end_its_cooldown(seconds: f
     scene = Scene("ab")
     lease = scene.roster.begin(scene.account("a"), scene.call(), 0)
     scene.tell("a", window(100), now=seconds)
-    scene.roster.note_success(lease)
+    scene.roster.note_success(lease, 2)
     assert scene.order(now=2) == "b"
 
 
@@ -242,7 +242,7 @@ def test_an_account_that_serves_although_used_up_cools_down_once_for_each_window
     for now in (PROBE, PROBE + 1):
         lease = scene.roster.begin(scene.account("a"), scene.call(), now)
         scene.tell("a", window(100, DAY), now=now + 0.5)
-        scene.roster.note_success(lease)
+        scene.roster.note_success(lease, now + 1)
         scene.roster.end(lease)
         assert scene.order(now=now + 0.5) == "ba"  # it may, but the other is not nearly used up
     scene.tell("a", window(100, 2 * DAY), now=DAY)  # the next window

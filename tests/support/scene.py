@@ -85,7 +85,7 @@ class Scene:
         """One whole, successful request of a session."""
         lease = self.roster.begin(self.account(name), call, now)
         self.roster.note_served(call, self.account(name), now)
-        self.roster.note_success(lease)
+        self.roster.note_success(lease, now)
         self.roster.end(lease)
 
     def refusal(self, now: float = 0.0, **call: Json) -> PoolerError:
