@@ -83,7 +83,7 @@ VISIBLE: Final[Mapping[str, Sequence[str]]] = {
     "pools": "name status routing accounts models key_count in_flight queued".split(),
     "accounts": (
         "name type host pools priority status is_demoted unreached in_flight concurrent "
-        "cooldown_until reason lacks plan login token_ends_at models windows"
+        "until reason lacks plan login token_ends_at models windows"
     ).split(),
     # Of an account: its quota windows, and what it cannot serve for now.
     "windows": "family window window_minutes used_percent resets_at observed_at".split(),
@@ -292,12 +292,19 @@ class Row(NamedTuple):
 TONES: Final[Mapping[str, str]] = {
     "ready": "good",
     "active": "good",
-    "resting": "fair",
+    "cooling_down": "fair",
+    "at_limit": "fair",
+    "failing": "bad",
+    "degraded": "fair",
     "limited": "fair",
     "paused": "fair",
 }
 # What people read for a status of an account; the others say it themselves.
-STATUS_WORDS: Final[Mapping[str, str]] = {"resting": "cooling down", "login_needed": "login needed"}
+STATUS_WORDS: Final[Mapping[str, str]] = {
+    "cooling_down": "cooling down",
+    "at_limit": "at its limit",
+    "login_needed": "login needed",
+}
 LOGIN_WORDS: Final = {"renewal_due": "login refresh due"}  # the status says the rest
 
 
@@ -328,7 +335,7 @@ def account_row(account: Facts, now: float) -> Row:
     status = account["status"]
     state = parts(
         STATUS_WORDS.get(status, status),
-        since_or_until("again", account["cooldown_until"], now),
+        since_or_until("again", account["until"], now),
         "demoted" if account["is_demoted"] else "",
         LOGIN_WORDS.get(account["login"], ""),
         f"not reached: {account['unreached']}" if account["unreached"] else "",
@@ -760,10 +767,7 @@ def account_metrics(snapshot: Facts) -> Iterator[Family]:
     yield gauge(
         "account_cooldown_seconds",
         "Seconds until the account is used again.",
-        [
-            (labels, max(0, (account["cooldown_until"] or now) - now))
-            for labels, account in accounts
-        ],
+        [(labels, max(0, (account["until"] or now) - now)) for labels, account in accounts],
     )
     yield gauge(
         "token_expiry_timestamp_seconds",
@@ -1137,7 +1141,16 @@ def outcome(code: str | None) -> str:
 
 # The words that pooler.py uses for a status.  Another one does not fit the schema, which is a bug:
 # hosts may have built on this list.
-ACCOUNT_STATUS: Final = one_of("ready", "resting", "refused", "login_needed", "paused")
+ACCOUNT_STATUS: Final = one_of(
+    "ready",
+    "cooling_down",
+    "at_limit",
+    "refused",
+    "login_needed",
+    "failing",
+    "unreachable",
+    "paused",
+)
 # Where pools.json gets a secret from: itself, the environment, a file, or only a digest of it.
 SOURCE: Final = one_of("literal", "env", "file", "sha256")
 TIME: Final = optional(TEXT)  # RFC 3339, in UTC
@@ -1149,7 +1162,7 @@ POOL: Final = object_of(
     id=TEXT,
     name=TEXT,
     # Limited: no account is ready, but at least one cools down.  Down: none of either.
-    status=one_of("ready", "limited", "down"),
+    status=one_of("ready", "degraded", "limited", "down"),
     # The names for `routing` that pools.json takes.
     strategy=one_of("sticky", "quota_first", "soonest_reset"),
     upstreams=list_of(TEXT),
@@ -1261,7 +1274,7 @@ def upstream_facts(account: Facts, _now: float) -> Shown:
         "pools": account["pools"],
         "plan_label": word(account["plan"]),
         "auth_status": account["login"] or "api_key",
-        "cooldown_until": moment(account["cooldown_until"]),
+        "cooldown_until": moment(account["until"]),
         "in_flight_requests": account["in_flight"],
     }
 

@@ -8320,6 +8320,7 @@ class LoginState(NamedTuple):
     problem: str = ""  # why it cannot serve, in the words of the log and without its path
     advice: str = ""  # what to do about that
     retry_at: float = math.inf  # monotonic: when a refresh is tried again
+    is_stuck: bool = False  # its token is not valid, and could not be refreshed the last time
 
 
 class Condition(NamedTuple):
@@ -8352,7 +8353,9 @@ def condition_of(
 ) -> Condition:
     """How an account is at a moment; `login`: an empty one if it has an API key."""
     standing = standing_of(health, now)
-    if standing.status is Status.NO_LOGIN:
+    # One that could not be refreshed may be tried again in a moment, and is not ready for that.
+    is_stuck = login.is_stuck and standing.status is Status.READY
+    if is_stuck or standing.status is Status.NO_LOGIN:
         return _condition_of_login(login)
     if standing.status is not Status.READY:
         return Condition(standing.status, standing.reason, standing.until, standing.retry_at)
@@ -12015,9 +12018,11 @@ class Login:
         """
         if self.live is None:
             return False
+        return self.is_valid(self.live, unix_now) or trio.current_time() >= self.retry_at
 
-        is_valid = not self.has_ended(self.live, unix_now) and not self.is_rejected(self.live)
-        return is_valid or trio.current_time() >= self.retry_at
+    def is_valid(self, credentials: Credentials, unix_now: float) -> bool:
+        """Whether a token has neither expired nor been refused by the upstream."""
+        return not self.has_ended(credentials, unix_now) and not self.is_rejected(credentials)
 
     def note_rejected(self, credentials: Credentials) -> None:
         """Remember that the account's upstream has refused a token before its end."""
@@ -12093,6 +12098,7 @@ class Tokens:
             problem,
             advice,
             login.retry_at,
+            is_stuck=bool(problem) and not login.is_valid(current, self.unix_now()),
         )
 
     async def credentials(self, login: Login, rejected: Credentials | None = None) -> Credentials:

@@ -335,11 +335,11 @@ async def test_operators_see_why_a_login_cannot_be_refreshed(
         monkeypatch.setattr(world.server.shared.tokens, "dial", fail)
         assert (await world.ask(post("/v1/responses", {"model": "gpt-5.5"}))).status == 503
         for account in snapshot_accounts(world):
-            assert (account["status"], account["unreached"]) == ("login_needed", cause)
+            assert (account["status"], account["unreached"]) == ("unreachable", cause)
         shown = world.server.operators.explain("home", "gpt-5.5", None)["accounts"]
         for one in shown:
-            told = f"login_needed: its token endpoint was not reached: {cause}"
-            assert one["reason"] == told
+            assert one["reason"].startswith("unreachable: the token endpoint ")
+            assert one["reason"].endswith(f" cannot be reached: {cause}")
 
         autojump_clock.jump(60)
         monkeypatch.setattr(world.server.shared.tokens, "dial", dial)

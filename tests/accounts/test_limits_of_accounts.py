@@ -519,7 +519,13 @@ async def test_a_limit_of_one_model_is_distinguished_from_a_cooldown(
         world.upstreams["b"].always = sse_response(EVENTS)
         assert (await world.ask(ask_responses(input=[]))).status == 200
         for model, reasons in (
-            ("m1", ["limited for this model: 429 usage_limit_reached", "number 1 in order"]),
+            (
+                "m1",
+                [
+                    "limited for this model for 15 min more: 429 usage_limit_reached",
+                    "number 1 in order",
+                ],
+            ),
             ("m2", ["number 1 in order", "number 2 in order"]),
         ):
             told = world.server.operators.explain("home", model, None)["accounts"]

@@ -219,8 +219,8 @@ async def test_the_snapshot_shows_what_has_happened(world: World) -> None:
         assert (await world.ask(ASK)).status == 200
     found = world.server.operators.snapshot()
     first, second = found["accounts"]
-    assert (first["status"], second["status"]) == ("resting", "ready")
-    assert first["cooldown_until"] == pytest.approx(UNIX_START + 90, abs=2)
+    assert (first["status"], second["status"]) == ("at_limit", "ready")
+    assert first["until"] == pytest.approx(UNIX_START + 90, abs=2)
     laptop = found["keys"][0]
     tries = {(one["account"], one["reason"]): one["count"] for one in found["attempts"]}
     assert tries.pop(("b", "ok")) == 2
@@ -377,6 +377,7 @@ async def test_the_choice_is_explained_account_by_account(autojump_clock: MockCl
 
 
 async def test_explaining_asks_nobody_and_changes_nothing(world: World) -> None:
+    await world.settle()
     before = {name: str(health) for name, health in world.server.shared.roster.health.items()}
     reasons(world)
     await world.settle()
@@ -485,5 +486,8 @@ async def test_the_state_of_every_login_is_shown(autojump_clock: MockClock, tmp_
         }
         told = world.server.operators.explain("home", "m1", None)["accounts"]
         assert [one["reason"] for one in told] == [
-            "number 1 in order", "number 2 in order", "login_needed", "login_needed",
+            "number 1 in order",
+            "number 2 in order",
+            "login needed: is not there",
+            "login needed: is not valid JSON",
         ]  # fmt: skip
