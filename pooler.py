@@ -9192,9 +9192,10 @@ def _serving(
             others.append((name, condition))
 
     ends = [condition.until for _, condition in others if condition.status in LIMITED]
-    until = math.inf if ready else min(ends, default=math.inf)
-    status = "ready" if ready else "limited" if ends else "down"
-    return Serving(pool.name, model, status, ready, until, others)
+    if ready:
+        return Serving(pool.name, model, "ready", ready, math.inf, others)
+    status = "limited" if ends else "down"
+    return Serving(pool.name, model, status, ready, min(ends, default=math.inf), others)
 
 
 # Reading catalogues.
@@ -9957,19 +9958,7 @@ def _show_account(
     """
     health = state.roster.health_of(account)
     login = state.login_of(account)
-    condition = condition_of(health, login, state.now)
     unreached = state.roster.hosts.cause_for(account, state.now)
-    failure = health.failure
-    cause = failure.cause if failure is not None else None
-
-    since = None
-    if condition.status is not Status.READY:
-        # What has begun just now no watch has seen yet.
-        began_at = health.since if health.status is condition.status else state.now
-        since = state.unix(began_at)
-    last_error = None
-    if failure is not None:
-        last_error = {"at": state.unix(failure.at), "reason": failure.reason}
     catalogue = sorted(health.catalogue or ())
 
     return {
@@ -9979,16 +9968,7 @@ def _show_account(
         "type": "codex" if account.is_codex else "openai",
         "host": account.base_url.host,
         "pools": pools,
-        "status": condition.status.value,
-        "reason": condition.reason or None,
-        "since": since,
-        "until": state.unix_or_none(condition.until),
-        "next_try_at": state.unix_or_none(condition.retry_at),
-        "failures": health.failure_count,
-        "last_success_at": state.unix_or_none(health.success_at),
-        "last_error": last_error,
-        "advice": advice_for(account, condition, login, cause) or None,
-        "needs_operator": condition.needs_operator,
+        **_show_condition(state, health, login),
         "is_demoted": health.is_demoted(state.now),
         "unreached": unreached or login.unreached,
         "in_flight": state.roster.leases.in_flight[account.name],
@@ -9999,6 +9979,38 @@ def _show_account(
         "models": list(account.models or catalogue) or None,
         "tokens_today": state.ledger.tokens_of(account.name, int(state.unix_now // (24 * HOUR))),
         "windows": _show_windows(state, health),
+    }
+
+
+def _show_condition(
+    state: State,
+    health: Health,
+    login: LoginState,
+) -> JsonDict:
+    """How an account is: why, since when, how often it has failed, and what to do about it."""
+    condition = condition_of(health, login, state.now)
+    since = None
+    if condition.status is not Status.READY:
+        # What has begun just now no watch has seen yet.
+        began_at = health.since if health.status is condition.status else state.now
+        since = state.unix(began_at)
+
+    cause, last_error = None, None
+    if health.failure is not None:
+        cause = health.failure.cause
+        last_error = {"at": state.unix(health.failure.at), "reason": health.failure.reason}
+
+    return {
+        "status": condition.status.value,
+        "reason": condition.reason or None,
+        "since": since,
+        "until": state.unix_or_none(condition.until),
+        "next_try_at": state.unix_or_none(condition.retry_at),
+        "failures": health.failure_count,
+        "last_success_at": state.unix_or_none(health.success_at),
+        "last_error": last_error,
+        "advice": advice_for(health.account, condition, login, cause) or None,
+        "needs_operator": condition.needs_operator,
     }
 
 
@@ -16791,6 +16803,7 @@ class Server:
             services.start_soon(self.shared.reaper.run)
             services.start_soon(self.catalogues.run)
             services.start_soon(self.shared.account_watch.run)
+
             async with trio.open_nursery() as connections:  # holds: one task a connection
                 with self.accepting:
                     await trio.serve_listeners(

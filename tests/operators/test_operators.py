@@ -488,6 +488,6 @@ async def test_the_state_of_every_login_is_shown(autojump_clock: MockClock, tmp_
         assert [one["reason"] for one in told] == [
             "number 1 in order",
             "number 2 in order",
-            "login needed: is not there",
-            "login needed: is not valid JSON",
+            "login needed: does not exist",
+            "login needed: is empty or not valid JSON",
         ]  # fmt: skip
