@@ -16232,11 +16232,7 @@ class WebSockets:
         await self.serve_socket(incoming.exchange, incoming.head, incoming.key, native_path)
 
     async def serve_socket(
-        self,
-        exchange: Exchange,
-        head: RequestHead,
-        key: Key,
-        native_path: str,
+        self, exchange: Exchange, head: RequestHead, key: Key, native_path: str
     ) -> None:
         """Validate the upgrade, then serve turns to the end of the connection.
 
@@ -16260,11 +16256,7 @@ class WebSockets:
 
         held = HeldBytes(self.shared.bodies, exchange.holder)
         frames = Frames(
-            connection.wire,
-            WEBSOCKET_MESSAGE_BYTES_MAX,
-            held,
-            exchange.limits,
-            is_client=True,
+            connection.wire, WEBSOCKET_MESSAGE_BYTES_MAX, held, exchange.limits, is_client=True
         )
         client = ClientSocket(
             upgrade=exchange,
