@@ -12498,7 +12498,7 @@ class Endpoints:
     def reload(self, config: Config, tls_contexts: Mapping[str | None, ssl.SSLContext]) -> None:
         """Make the endpoints of a configuration; logins that are not in it any more retire."""
         before, self.by_name = self.by_name, {}
-        self.logins = {}
+        logins_before, self.logins = self.logins, {}
         for name, account in config.accounts.items():
             login = self.login_of(account, before.get(name))
             if login is not None:
@@ -12515,10 +12515,9 @@ class Endpoints:
                 login,
             )
 
-        kept = self.logins.values()
-        for endpoint in before.values():
-            if endpoint.login is not None and endpoint.login not in kept:
-                endpoint.login.is_retired = True
+        for login in logins_before.values():
+            if login not in self.logins.values():
+                login.is_retired = True
 
     def login_of(self, account: Account, before: Endpoint | None) -> Login | None:
         """The login of an account; None for an account with an API key.

@@ -17,7 +17,7 @@ ROWS: Rows = (
      "share_after", "trio.lowlevel.cancel_shielded_checkpoint()", "trio.lowlevel.checkpoint()",
      "websocket_turns::a_message_that_was_taken_is_not_lost_to_a_deadline"),
     ("login_not_retired", "A login whose account goes elsewhere takes nothing new.",
-     "Endpoints.reload", "endpoint.login.is_retired = True", "pass",
+     "Endpoints.reload", "login.is_retired = True", "pass",
      "one_value"),
     ("old_version", "A newer version of a client is told from then on.",
      "Shared.note_version", "self.codex_version = version", "",
