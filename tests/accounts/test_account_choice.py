@@ -1,7 +1,7 @@
-"""Proves that every request goes to the right account, and to no account that must rest.
+"""Proves that each request goes to the right account, and to none that is cooling down.
 
-Method: a `Roster` is fed with values (what upstreams answered, and when) and asked for its
-choice; nothing waits and no byte is sent.
+Method: a `Roster` is given values (what upstreams responded, and when) and asked for its choice;
+nothing waits and no byte is sent.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ RESERVE: Final = {"a": {"priority": 1}}
 
 @pytest.mark.parametrize("odd", [["a"], {"a": 1}, 7, 1.5, True, None, ""])
 def test_what_is_no_text_names_no_session(odd: Json) -> None:
-    """To write it as text may take long: it can be as large as a body."""
+    """Formatting it as text may take long: it can be as large as a body."""
     called = Scene("a").call(prompt_cache_key=odd, previous_response_id=odd)
     assert (called.session, called.response) == (None, None)
     assert Scene("a").call(prompt_cache_key="a").session
@@ -408,7 +408,7 @@ def test_remembered_responses_are_bounded() -> None:
 
 
 def test_after_15_minutes_a_cooling_account_is_tried_again() -> None:
-    """By as many as come; it comes first while it is idle, so that somebody tries it."""
+    """By any number of requests; it comes first while it is idle, so that one of them tries it."""
     scene = Scene("abc")
     scene.answers("b", 429, seconds=10 * HOUR)
     assert scene.order(now=RETRY - 0.1) == "ac"
@@ -531,7 +531,7 @@ steps = st.tuples(
 
 
 class Expected:
-    """What must hold for one account, kept apart from the code that is tested."""
+    """What must hold for one account, independent of the code that is tested."""
 
     def __init__(self) -> None:
         self.is_refused = False

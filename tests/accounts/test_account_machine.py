@@ -1,9 +1,9 @@
 """Proves that accounts and logins keep their rules whatever happens, in whatever order.
 
 Method: a state machine of Hypothesis drives the real server, step by step, through a guest run of
-Trio in virtual time.  Upstreams and the token endpoint hold every request until a rule answers it.
-The model is what a careful reader of README.md would note down: who rests until when, how often
-a request was asked and after which answers, which refresh tokens were spent.
+Trio in virtual time. Upstreams and the token endpoint hold every request until a rule responds to
+it. The model is what a careful reader of README.md would write down: which account cools down until
+when, how often a request was sent and after which responses, which refresh tokens were spent.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ GUEST_SECONDS_MAX: Final = 30.0  # for one step, in real time
 
 
 class Guest:
-    """A Trio run that goes on only while it is asked for something."""
+    """A Trio run that advances only while a step is in progress."""
 
     def __init__(self, main: Callable[[], Awaitable[None]]) -> None:
         self.calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -98,7 +98,7 @@ class Guest:
 
 @dataclass
 class Held:
-    """A request that an upstream or the token endpoint has read, and not answered."""
+    """A request that an upstream or the token endpoint has read, but not responded to."""
 
     place: str
     asked: Asked
@@ -183,7 +183,7 @@ class AccountMachine(RuleBasedStateMachine):
         self.backend.admit(made)
 
     def act(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Do it, and wait until everybody waits; time stands still."""
+        """Do it, and wait until all tasks wait; time stands still."""
         done: list[bool] = []
 
         async def act() -> None:
@@ -260,7 +260,7 @@ class AccountMachine(RuleBasedStateMachine):
         self.forget_ended()
 
     def forget_ended(self) -> None:
-        """What the server has given up is answered no more."""
+        """A request that the server has given up gets no response."""
         self.held = [
             held for held in self.held if not held.asked.connection.socket.outgoing.is_deaf
         ]
@@ -304,7 +304,7 @@ class AccountMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting(at_endpoint=False))
     @rule(data=st.data(), is_reset=st.booleans())
     def cut(self, data: st.DataObject, *, is_reset: bool) -> None:
-        """Without an answer: it may be working on it."""
+        """Without a response: the upstream may be working on it."""
         held = data.draw(st.sampled_from(self.waiting(at_endpoint=False)))
         self.decide(held, [Reset() if is_reset else Fin()])
 
@@ -330,7 +330,7 @@ class AccountMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([-60, 60, 10**6]))
     def log_in_again(self, seconds: int) -> None:
-        """Another program writes the file: a new login, or one that is about to end."""
+        """Another program writes the file: a new login, or one that is about to expire."""
 
         async def log_in() -> None:
             await trio.lowlevel.checkpoint()

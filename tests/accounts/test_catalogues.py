@@ -1,7 +1,8 @@
-"""Proves that what upstreams list as their models is read as far as it goes, and shown as it is.
+"""Proves that upstreams' model lists are read as far as they are valid, and shown unchanged.
 
-Method: lists as real servers write them, and broken ones, are read as values and asked for over
-the wire in memory; the log, the pooler's own lists and the accounts that are asked are looked at.
+Method: lists as real servers write them, and broken ones, are read as values and fetched over
+connections in memory; the log, the pooler's own lists and the accounts that get requests are
+examined.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ NATIVE: Final = "/backend-api/codex"
 
 
 def llama(name: str) -> Json:
-    """What llama.cpp answers."""
+    """What llama.cpp responds."""
     more = {"name": name, "model": name, "type": "model", "capabilities": ["completion"]}
     listed = {"id": name, "object": "model", "owned_by": "llamacpp", "meta": {"n_ctx": 4096}}
     return {"models": [more], "object": "list", "data": [listed]}
@@ -190,7 +191,7 @@ def told(world: World) -> list[str]:
 
 
 async def look(world: World, clock: MockClock) -> None:
-    """Let the lists be read once more."""
+    """Have the lists fetched again."""
     clock.jump(CATALOGUE_SECONDS + 1)
     await world.ask(request("GET", "/v1/models"))
     await world.settle()
@@ -250,7 +251,7 @@ META: Final[Json] = {"type": "response.metadata", "headers": {"X-Models-Etag": '
 async def test_no_response_names_a_version_of_a_list_that_has_none(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """Codex CLI would fetch the list anew after each answer whose version it does not know."""
+    """Codex CLI would fetch the list again after each response whose version it does not know."""
     body: Json = {"model": "m1", "input": [], "instructions": "", "store": False}
     events = responses_events("hi")
     async with socket_world(codex_described(tmp_path, "a")) as world:
@@ -289,7 +290,7 @@ def login(folder: Path, **fields: Json) -> dict[str, Json]:
 
 
 async def version_told(world: World, clock: MockClock) -> set[str | None]:
-    """What the account is told with its list, and with a request that is translated."""
+    """The version that the account is sent for its list, and with a translated request."""
     upstream = world.upstreams["a"]
     upstream.catalogue = json_response({"models": []})
     upstream.always = sse_response(responses_events("hi"))
@@ -367,7 +368,7 @@ UNLISTED: Final = {name: {"models": None} for name in "ab"}
 
 
 async def ask_about(pool: Json) -> tuple[Response, list[str]]:
-    """A request for m3, which is in nobody's list; who was asked."""
+    """Send a request for m3, which is in no list; which accounts got it."""
     async with opened_world(describe("ab", accounts=UNLISTED, pool=pool)) as world:
         for upstream in world.upstreams.values():
             upstream.catalogue = LISTED
@@ -409,7 +410,7 @@ def test_a_list_s_odd_names_are_left_out_and_the_others_stay() -> None:
 async def test_a_model_name_that_identifies_its_owner_is_in_no_error_or_log(
     autojump_clock: MockClock,
 ) -> None:
-    """Upstreams choose these names; who may use the model still finds it in the list."""
+    """Upstreams choose these names; a key that may use the model still finds it in the list."""
     own = "ft:gpt:org-abcDEF123"
     async with opened_world(describe("a", accounts={"a": {"models": None}})) as world:
         a = world.upstreams["a"]

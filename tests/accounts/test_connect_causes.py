@@ -1,9 +1,9 @@
-"""Proves that a connection that does not come about is told by its cause, in a fixed word.
+"""Proves that a connection that fails is reported with its cause, in fixed words.
 
 Method: the real process, and real sockets that fail in every way that one machine can make them;
-each carrier asks each of them, and the words are looked for where operators find them: in the log,
-in the counts, on the page, and in the explanation of a choice.  What this machine cannot do to a
-socket is given to the judgement as the error that the system would raise.
+each carrier sends a request to each of them, and the words are looked for where operators find
+them: in the log, in the counts, on the page, and in the explanation of a choice. What this machine
+cannot do to a socket is passed to the classification as the error that the system would raise.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def weak(authority: Authority) -> ssl.SSLContext:
 
 
 def hang_up(listener: socket.socket, said: bytes) -> None:
-    """Read what each caller says first, answer, and leave."""
+    """Read what each caller sends first, respond, and close."""
     with contextlib.suppress(OSError):
         while True:
             caller, _ = listener.accept()
@@ -148,7 +148,7 @@ class Failing:
         self.accounts[name] = {**fields, **more, "base_url": f"{origin}/{name}/v1"}
 
     def ask(self, name: str, carrier: str) -> tuple[int, str]:
-        """Status and code of what a client is told."""
+        """Status and code of the error that a client gets."""
         if carrier == "websocket":
             return self.ask_socket(name)
         body: Json = {"model": "m1", "stream": carrier.endswith("stream"), "input": "x"}
@@ -194,7 +194,7 @@ class Failing:
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of all of it."""
+    """The outcome of each attempt."""
 
     told: dict[tuple[str, str], tuple[int, str]]  # to clients
     reasons: dict[str, list[str]]  # in the log, by account
@@ -296,7 +296,7 @@ def test_every_system_error_is_one_of_the_causes(name: str) -> None:
 
 @pytest.mark.parametrize("cause", Cause)
 def test_a_cause_is_plain_words_and_comes_before_anything_was_sent(cause: Cause) -> None:
-    """Where no other account would fare better, none is asked, and none is to blame."""
+    """If no other account would fare better, none is tried, and none is to blame."""
     fault = classify_connect(cause)
     assert re.fullmatch(r"connect: [A-Za-z ]{3,40}", fault.reason)
     assert fault.error.code in {"upstream_unreachable", "upstream_timeout"}

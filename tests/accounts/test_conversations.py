@@ -1,8 +1,8 @@
-"""Proves that a client that names no session is served by one account, and known to its cache.
+"""Proves that a client that names no session stays on one account, and so finds its prompt cache.
 
-Method: what tells a conversation is computed of values, in every shape that clients give it; then
-conversations of four turns go through the real server in virtual time, over each carrier, to the
-strict backend of `tests/support/codex_backend.py` and to upstreams with an API key.
+Method: what identifies a conversation is computed from values, in every shape that clients send;
+then conversations of four turns go through the real server in virtual time, over each carrier, to
+the strict backend of `tests/support/codex_backend.py` and to upstreams with an API key.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ async def test_a_conversation_over_websockets_stays_on_one_account_with_one_id(
 
 
 def check_ids(world: World) -> None:
-    """All turns say one id, which is that of their WebSockets, too."""
+    """All turns have one id, which is also that of their WebSockets."""
     shaken = [one for name in "abc" for one in world.upstream(name).handshakes]
     [session_id] = {one["session-id"] for one in shaken}
     assert {body["prompt_cache_key"] for _, _, body in world.turns} == {session_id}

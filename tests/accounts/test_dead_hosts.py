@@ -1,8 +1,8 @@
-"""Proves that a host that does not connect costs few time-outs, whatever accounts are there.
+"""Proves that a host that cannot be reached costs few timeouts, however many accounts use it.
 
 Method: the real server in virtual time; accounts that share a host, or do not, in every order of
-priorities, and dials that stall or fail.  What is of single accounts, what is trusted there, is
-looked at in the order in which they would be asked.
+priorities, and connections that stall or fail. What concerns single accounts (what is trusted
+there) is examined in the order in which they would be tried.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ async def ask(world: World, carrier: str, session: str = "") -> int:
 
 
 def stalls(world: World, name: str = "a") -> None:
-    """The host of that account, and of all that share it, connects nobody."""
+    """No connection to the host of that account, and of all that share it, succeeds."""
     world.upstreams[name].dials.extend([Stall()] * 20)
 
 
@@ -90,7 +90,7 @@ ORDERS: Final[dict[str, dict[str, Json]]] = {
 async def test_an_account_on_another_host_comes_first_until_the_host_is_back(
     autojump_clock: MockClock, order: str, failure: str
 ) -> None:
-    """Also by a session that was there before, and for a minute only."""
+    """Also by a session that existed before, and for a minute only."""
     step = {"refuses": Refuse(), "has no name": Refuse(socket.gaierror(socket.EAI_NONAME, ""))}
     async with opened_world(sharing("abcd", "abc", **ORDERS[order])) as world:
         dead, well = world.upstreams["a"], world.upstreams["d"]
@@ -153,7 +153,7 @@ async def test_a_connection_that_ends_at_once_is_no_failure_to_connect(
 
 
 def order_after(cause: Cause, accounts: dict[str, dict[str, Any]]) -> list[str]:
-    """Who is asked in which order, once `a` has failed so."""
+    """The order in which accounts are tried once `a` has failed like this."""
     config = make_config(describe("abcd", accounts=accounts, pool={"models": ["m1"]}))
     roster, pool = Roster(config), config.pools["home"]
     roster.note_fault(config.accounts["a"], classify_connect(cause), "m1", 1.0)

@@ -1,8 +1,8 @@
-"""Proves that a request goes on from an earlier response only where that response is kept.
+"""Proves that a request continues an earlier response only on the account that has it.
 
-Method: pools of ChatGPT accounts, which keep no response, and of accounts with an API key, in
-virtual time; a response is made by one of them, over HTTP or a WebSocket, and the next request
-names it.  Seen are the answer and who was asked.
+Method: pools of ChatGPT accounts, which store no response, and of accounts with an API key, in
+virtual time; one of them creates a response, over HTTP or a WebSocket, and the next request names
+it. Examined are the response and which account got the request.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def mixed(folder: Path, *, priority: int = 1) -> Json:
 
 
 def id_of(response: Response) -> str:
-    """The response's own id, whichever form the answer has."""
+    """The id of the response, whichever form it has."""
     told = response.json() if response.body.startswith(b"{") else payloads(response)[-1]["response"]
     return str(told["id"])
 
@@ -150,7 +150,7 @@ def mixed_sockets(folder: Path) -> Json:
 async def test_a_turn_does_not_continue_on_an_account_that_did_not_serve_the_previous_one(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """The account is limited meanwhile: with the full input, the other one answers."""
+    """The account is limited in the meantime: with the full input, the other one serves."""
     async with socket_world(mixed_sockets(tmp_path)) as world:
         world.upstream().plays(
             turn("one", response_id="resp_a"),

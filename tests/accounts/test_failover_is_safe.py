@@ -1,8 +1,8 @@
-"""Proves that a request goes elsewhere only when nobody has begun it, and that failures are told.
+"""Proves that a request goes elsewhere only if no upstream has begun it, and failures are reported.
 
-Method: tables of faults.  Each is played by account a, with and without a second account that
-is well, to a client that streams and one that does not.  Seen are the client's answer, how many
-POSTs each upstream got, and where the next request goes.
+Method: tables of faults. Account a produces each of them, with and without a second healthy
+account, for a client that streams and one that does not. Examined are the client's response, how
+many POSTs each upstream got, and where the next request goes.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ TABLE: Final = [pytest.param(row, id=name) for name, row in ROWS.items()]
 
 
 def check_error(response: Response, code: str | None) -> None:
-    """Every error is JSON with four fields, and says no word that a client could misread."""
+    """Every error is JSON with four fields, and has no word that a client could misread."""
     assert re.fullmatch(r"[a-z]{20}", response.header("x-request-id") or "")
     retry_after = response.header("retry-after")
     assert retry_after is None or 1 <= int(retry_after) <= 60

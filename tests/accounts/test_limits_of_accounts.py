@@ -1,8 +1,8 @@
-"""Proves how long a limit holds, of what it is, and that nobody is asked meanwhile.
+"""Proves how long a limit holds, what it limits, and that no request is sent in the meantime.
 
-Method: the real server in virtual time.  A limit is told in every carrier: the status of an answer
-with JSON or for a stream, a failed event in a 200, the error frame of a WebSocket.  Seen are what
-the client is told, which account is asked when, and what the log says.
+Method: the real server in virtual time. A limit is reported by every carrier: the status of a
+response with JSON or for a stream, a failed event in a 200, the error frame of a WebSocket.
+Examined are what the client gets, which account is tried when, and what the log says.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CARRIERS: Final = ("json", "stream", "event", "chat", "chat-event", "native")
 
 
 def question(carrier: str, **body: Json) -> bytes:
-    """A request whose answer is that of the carrier."""
+    """A request whose response comes on the carrier."""
     if carrier.startswith("chat"):
         return ask_chat(stream="event" in carrier, **body)
     path = "/backend-api/codex/responses" if carrier == "native" else "/v1/responses"
@@ -56,7 +56,7 @@ def question(carrier: str, **body: Json) -> bytes:
 
 
 def limited(carrier: str, error: Json, headers: Sequence[tuple[str, str]] = ()) -> Script:
-    """An answer that tells of a limit."""
+    """A response that reports a limit."""
     if "event" not in carrier:
         return json_response({"error": error}, 429, headers)
     if carrier == "chat-event":
@@ -72,7 +72,7 @@ def good(carrier: str) -> Script:
 
 
 def check_told(response: Response, seconds: float) -> None:
-    """The client knows when the first account is back, and whether to ask again by itself."""
+    """The client learns when the first account is back, and whether to retry by itself."""
     assert (response.status, response.error["code"]) == (429, "usage_limit_reached")
     assert response.error["resets_in_seconds"] == pytest.approx(math.ceil(seconds), abs=2)
     told_at = response.error["resets_at"]
@@ -99,7 +99,7 @@ def spaced(unix: float) -> str:
 
 
 def left_of(limit: str, count: int, reset: str) -> list[tuple[str, str]]:
-    """What is told of a limit of pace, as OpenAI's and others' heads do."""
+    """What a head reports of a throttle, as OpenAI's and others' do."""
     stem = f"-{limit}" if limit else ""
     return [(f"x-ratelimit-remaining{stem}", str(count)), (f"x-ratelimit-reset{stem}", reset)]
 

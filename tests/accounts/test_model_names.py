@@ -1,7 +1,7 @@
-"""Proves that the upstreams of a pool may each have a name of their own for one model.
+"""Proves that each upstream of a pool may have its own name for one model.
 
-Method: a pool of a ChatGPT account and a router, in memory, of which each calls the pool's model
-something else, so that a name that is not changed, or changed too often, is seen.  Every request
+Method: a pool of a ChatGPT account and a router, in memory, each of which has another name for the
+pool's model, so that a name that is not changed, or changed too often, is noticed. Every request
 fails over from one to the other, on every carrier and in both directions.
 """
 

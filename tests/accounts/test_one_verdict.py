@@ -1,9 +1,9 @@
-"""Proves that a failure means the same whichever way an upstream tells of it.
+"""Proves that a failure means the same however an upstream reports it.
 
-Method: each word that upstreams use for an account's trouble, in every shape and by every carrier:
-an answer's own status, an event or a body of a 200, a Chat chunk, a frame of a WebSocket, for
-accounts with a key and with a login.  Another account serves, the first is left out, and what its
-owner is told reaches no client and no log.
+Method: each word that upstreams use for an account's trouble, in every shape and on every carrier:
+a response's own status, an event or a body of a 200, a Chat chunk, a frame of a WebSocket, for
+accounts with a key and with a login. Another account serves, the first is taken out, and messages
+for its owner reach no client and no log.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ SOFT: Final[dict[str, Verdict]] = {
 
 
 def shapes(error: Json) -> dict[str, dict[str, Json]]:
-    """An error as the body of an answer, or as the data of an event."""
+    """An error as the body of a response, or as the data of an event."""
     return {
         "error": {"error": error},
         "detail": {"detail": error},
@@ -152,7 +152,7 @@ def test_other_words_count_where_no_status_came_with_them(word: str, shape: str)
 def test_a_number_counts_as_that_status(
     status: int, verdict: Verdict, as_code: Callable[[int], Json]
 ) -> None:
-    """Also as text, and beside an error whose code is not known."""
+    """Also as text, and next to an error with an unknown code."""
     number = as_code(status)
     more = number if isinstance(number, dict) else {"code": number}
     for value in shapes({"message": OWN, **more}).values():
@@ -367,7 +367,7 @@ async def test_a_response_that_has_failed_is_no_success_whatever_its_event_is_ca
 async def test_a_login_s_trouble_in_a_200_is_as_good_as_a_status(
     autojump_clock: MockClock, tmp_path: Path, form: str, ends: str, code: str
 ) -> None:
-    """A credential is renewed once, on its account; then the next account is asked."""
+    """A credential is refreshed once, on its account; then the next account is tried."""
     path, body = FORMS[form]
     renewals = int(code == "token_invalidated")
     plays = [Play(FIRST, ends=ends, after="handshake", code=code) for _ in range(renewals + 1)]
@@ -549,7 +549,7 @@ def test_a_code_that_may_be_a_key_or_an_id_is_not_repeated(code: str) -> None:
 
 
 def test_a_failed_response_without_an_error_is_not_searched_for_names() -> None:
-    """What else it shows is the client's own: its instructions may name whom they like."""
+    """Whatever else it shows is the client's own: its instructions may name anybody."""
     response = {"status": "failed", "output": [], "instructions": "ask org-abcDEF123"}
     for event in ({"type": "response.failed", "response": response}, response):
         assert public_error(None, failure_of(event)) is None

@@ -1,10 +1,10 @@
-"""Proves that everything that goes out goes through the proxy of pools.json, and nobody else sees.
+"""Proves that all outgoing connections use the proxy of pools.json, and that it reads none of them.
 
-TLS is between the pooler and the upstream; what stands in the way is told by its cause; a change
-of the proxy leaves no connection of before in use; variables of the environment change nothing.
+TLS is between the pooler and the upstream; a failure is reported with its cause; a change of the
+proxy leaves no earlier connection in use; variables of the environment change nothing.
 
-Method: the real process and real sockets, behind proxy.py (from PyPI), and behind a proxy by hand
-that keeps every byte and answers as badly as one may.
+Method: the real process and real sockets, behind proxy.py (from PyPI), and behind a handwritten
+proxy that keeps every byte and responds as badly as possible.
 """
 
 from __future__ import annotations
@@ -407,7 +407,7 @@ def test_variables_change_nothing_and_are_logged_at_the_start(tmp_path: Path, na
 async def test_who_leaves_while_a_tunnel_is_dug_leaves_no_connection(
     autojump_clock: MockClock,
 ) -> None:
-    """The proxy has not said yet whether there will be one."""
+    """The proxy has not responded yet, so there may be no tunnel."""
     assert autojump_clock.autojump_threshold == 0
     ours, theirs = trio.testing.memory_stream_pair()
     url = pooler.BaseUrl(True, "upstream.example", 443, "")

@@ -1,9 +1,10 @@
-"""Proves that an upstream with an API key is told a name that it takes for no other program's.
+"""Proves that an upstream with an API key is sent a name that it takes for no other program's.
 
-LiteLLM, for one, treats whoever begins with "codex" as Codex CLI, and drops what that never sends.
+LiteLLM, for one, treats every client whose name begins with "codex" as Codex CLI, and drops what
+that never sends.
 
-Method: all that goes to such an account, on every carrier and of its own accord, with clients that
-call themselves what they like; what a ChatGPT account is told instead.
+Method: all that goes to such an account, on every carrier and of the pooler's own accord, with
+clients that use any name; and what a ChatGPT account is sent instead.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def agents(asked: list[Asked]) -> list[str]:
 
 
 async def ask_all(world: World, name: str, agent: str) -> list[str]:
-    """What an upstream is told of who asks, on every carrier."""
+    """The name of the client that an upstream is sent, on every carrier."""
     upstream, told = world.upstream(name), [("User-Agent", agent)]
     body = {"model": "m1", "input": "x", "messages": [{"role": "user", "content": "x"}]}
     for path, is_stream in (

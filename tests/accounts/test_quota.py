@@ -1,7 +1,7 @@
-"""Proves that what upstreams say of quota is read, believed within reason, used and shown.
+"""Proves that upstreams' quota reports are read, believed if plausible, used and shown.
 
-Method: heads and events are read as values; a `Roster` is told of them and asked for its
-choice and its views.  Only what an exhausted pool answers is shown over the wire.
+Method: heads and events are read as values; a `Roster` is given them and asked for its choice and
+its views. Only the response of an exhausted pool is tested over the wire.
 """
 
 from __future__ import annotations

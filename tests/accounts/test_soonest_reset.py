@@ -1,7 +1,7 @@
-"""Proves that `soonest_reset` uses quota before it lapses, and that no other routing is taken.
+"""Proves that `soonest_reset` uses quota before it expires, and that other routings are rejected.
 
-Method: a `Roster` is told of its accounts' windows and asked for its choice; over the wire in
-memory it learns of them by itself.  Configurations with other routings are refused.
+Method: a `Roster` is given the windows of its accounts and asked for its choice; over connections
+in memory it learns them by itself. Configurations with unknown routings are rejected.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_the_account_whose_quota_lapses_first_is_used_first(
 
 
 def test_a_window_that_has_not_begun_is_begun_first() -> None:
-    """So all become known; an account with a key has no plan, and nothing of it lapses."""
+    """So all become known; an account with a key has no plan, so none of its quota expires."""
     accounts: Json = {name: CODEX | {"auth_file": f"{name}.json"} for name in "bc"}
     scene = Scene(accounts=accounts, pool=POOL)
     scene.tell("b", window(10, DAY, WEEK))

@@ -1,8 +1,8 @@
-"""Proves that a route, a model or a credential's reach that an account lacks is told as just that.
+"""Proves that a route, a model or a right that an account lacks is reported as exactly that.
 
-Method: the real server in virtual time; upstreams answer as servers do that do not know a path, a
-plan that does not have a model, an edge that counts addresses.  Seen are who is asked next, what
-the client is told when nobody is left, when it is forgotten, and what an operator sees.
+Method: the real server in virtual time; upstreams respond like servers that do not know a path, a
+plan that lacks a model, an edge that counts addresses. Examined are which account is tried next,
+what the client gets when none is left, when the lack is forgotten, and what an operator sees.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ async def test_what_an_api_says_of_a_request_is_no_lacking_route(
 async def test_a_truncated_response_does_not_prove_a_lacking_route(
     status: int, end: Step, autojump_clock: MockClock
 ) -> None:
-    """What is missing may say that it is about an item of the request."""
+    """A "not found" may be about an item of the request."""
     head = response_head(status, [("content-type", "application/json"), ("content-length", "100")])
     async with opened_world(describe("ab", pool=IN_ORDER)) as world:
         world.upstreams["a"].plays([Send(head + b'{"error":'), end])

@@ -1,7 +1,8 @@
-"""Proves that what cannot be meant in pools.json is refused, or told with its place in the file.
+"""Proves that what cannot be intended in pools.json is rejected, or reported with its location.
 
-Method: tables of what people write, laid over a good configuration: each is refused at its JSON
-path, or warned about by `check`, and what resembles it and can be meant is accepted in silence.
+Method: tables of what people write, laid over a valid configuration: each is rejected at its JSON
+path, or warned about by `check`; what resembles it and can be intended is accepted without a
+warning.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ SHORT_KEYS: Final = (
 def test_a_secret_that_nobody_filled_in_is_refused_at_its_path(
     path: str, text: str, source: str
 ) -> None:
-    """Also where it comes from the environment, as a Docker env file passes it."""
+    """Also if it comes from the environment, as a Docker env file passes it."""
     given, env = (text, {}) if source == "literal" else ("{env:OAK}", {"OAK": text})
     with pytest.raises(pooler.ConfigRefused) as refused:
         parse(changed_config(path, given), env)
@@ -289,7 +290,7 @@ def test_an_unknown_field_is_reported_with_the_likely_name_or_place(name: str) -
 @pytest.mark.parametrize("text", ['{"OPENAI_API_KEY": "sk-1"}', "{", '{"key":"x"}'])
 @pytest.mark.parametrize("path", ["accounts.a.api_key", KEY_PATH, "operators.me"])
 def test_json_is_no_key(path: str, text: str) -> None:
-    """As the first line of a file is that was taken for the key's."""
+    """Like the first line of a file that was mistaken for the key's."""
     with pytest.raises(pooler.ConfigRefused) as refused:
         parse(changed_config(path, "{env:OAK}"), {"OAK": text})
     [problem] = refused.value.problems
@@ -563,7 +564,7 @@ def test_a_secret_s_file_that_others_can_read_or_change_is_doubted_once(
 def test_a_secret_that_a_container_s_runtime_mounts_may_be_readable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, *, is_doubted: bool
 ) -> None:
-    """Its mode is the runtime's choice, and nobody else is there."""
+    """Its mode is the container runtime's choice, and the container has no other users."""
     monkeypatch.setattr(pooler, "MOUNTED_SECRETS", tmp_path / "mounted")
     secret_file = tmp_path / "mounted" / "key"
     secret_file.parent.mkdir()

@@ -1,8 +1,8 @@
-"""Proves that pools.json is understood in exactly one way, or refused with every problem at once.
+"""Proves that pools.json has exactly one interpretation, or is rejected with all of its errors.
 
-Method: a table of single faults, each laid over a good configuration and expected at its JSON
-path; a table of what is accepted, and as what; then arbitrary JSON, and good configurations
-with one random fault, under Hypothesis.
+Method: a table of single errors, each laid over a valid configuration and expected at its JSON
+path; a table of what is accepted, and as what; then arbitrary JSON, and valid configurations with
+one random error, under Hypothesis.
 """
 
 from __future__ import annotations
@@ -393,7 +393,7 @@ def test_a_file_that_gets_the_keys_of_all_connections_is_a_warning() -> None:
 )
 @pytest.mark.parametrize("path", ["", "accounts", "accounts.a", "pools.home.keys", "operators"])
 def test_a_secret_in_the_place_of_a_name_is_not_repeated(path: str, secret: str) -> None:
-    """Somebody who writes a key's name and the key in the wrong order must not find it in a log."""
+    """A key written where its name should be must not appear in a log."""
     described = good_config()
     place = described
     for name in filter(None, path.split(".")):
@@ -478,7 +478,7 @@ def test_a_file_gives_its_first_line(name: str) -> None:
 
 @pytest.mark.parametrize("path", [KEY_PATH, f"{CI}.key"])
 def test_a_referred_hash_never_becomes_a_password(path: str) -> None:
-    """Where the variable holds the sha256: line, nobody may log in with that line itself."""
+    """If the variable holds the sha256: line, that line itself is not a valid key."""
     described = changed_config(path, "{env:HASHED}")
     if path != KEY_PATH:
         described["pools"]["home"]["keys"]["laptop"] = "cp-yet-another-key-0123456789"

@@ -1,9 +1,9 @@
-"""Proves that a reload at no moment sends a credential to a server that it was not meant for.
+"""Proves that no reload, at any moment, sends a credential to a server it was not configured for.
 
 Method: the same account name stands for one server and login before a reload, and for another
-server with another login after it.  Each scenario is lived through as often as the pooler's tasks
-take steps in it, with the reload before another one of them each time, so that it comes between
-every two awaits: of requests, of those that wait for a place, of model lists and of refreshes.
+server with another login after it. Each scenario is repeated once for each step that the pooler's
+tasks take in it, with the reload before a different step each time. So it comes between every two
+awaits: of requests, of requests that wait for a place, of model lists and of refreshes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ STEPS_MAX: Final = 2000  # of the pooler's tasks in one scenario: far more than 
 
 
 class Elsewhere:
-    """Every address has a server of its own, which keeps who has come with whose credentials."""
+    """Every address has a server of its own, which records whose credentials each request has."""
 
     def __init__(self, config: Config, nursery: trio.Nursery) -> None:
         self.world = World(config, nursery, find_service=self.service_at)
@@ -164,7 +164,7 @@ async def one_request(world: World) -> None:
 
 
 async def some_that_wait(world: World) -> None:
-    """One place, and three requests, of two keys."""
+    """One lease, and three requests, of two keys."""
     clients = []
     for key in (KEY, KEY, OTHER_KEY):
         client = await world.connect()
@@ -192,7 +192,7 @@ async def two_turns(world: World) -> None:
 
 
 async def a_failure(world: World) -> None:
-    """Refused, refreshed and asked again."""
+    """Rejected, refreshed and sent again."""
     for port in (OLD, NEW):
         await (await world.dial(BaseUrl(False, "127.0.0.1", port, ""), None)).aclose()
         world.upstream(str(port)).plays(error_response(401, "token_invalidated"))
@@ -219,7 +219,7 @@ SCENARIOS: Final[dict[str, tuple[str, bool, Scenario]]] = {
 
 
 def live(folder: Path, name: str, number: int) -> tuple[set[tuple[int, str]], bool]:
-    """Who was asked with whose credentials, and whether the reload has come."""
+    """Which server got whose credentials, and whether the reload has come."""
     kind, is_due, scenario = SCENARIOS[name]
     for which in ("new", "old"):
         log_in(folder, kind, which, is_due=is_due)

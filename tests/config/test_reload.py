@@ -48,7 +48,7 @@ async def test_a_listen_that_is_served_again_needs_no_restart(autojump_clock: Mo
 async def test_an_account_that_a_reload_removes_gets_no_second_request(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """Its token is refused; the reload comes before a renewed one would be tried."""
+    """Its token is rejected; the reload comes before a refreshed one would be tried."""
     whole = codex_described(tmp_path)
     async with socket_world(whole) as world:
         refused = trio.Event()

@@ -1,6 +1,6 @@
-"""Proves that a login of Codex CLI is read as it is, judged rightly, and replaced whole or not.
+"""Proves that a login of Codex CLI is read as it is, classified correctly, and replaced atomically.
 
-Method: tables of files and answers for what is pure; real files, and a real process that kills
+Method: tables of files and responses for what is pure; real files, and a real process that kills
 itself at every step of a save, for the rest.
 """
 

@@ -1,7 +1,7 @@
-"""Proves that no kill, race, odd file or wrong clock costs a login, or asks for it without end.
+"""Proves that no kill, race, odd file or wrong clock loses a login, or causes endless refreshes.
 
-Method: real renewals at the loopback endpoint, where a refresh token works once; whoever is
-killed, or contends for the file, or may not write it, is a real process.
+Method: real refreshes at the loopback endpoint, where a refresh token works once; what is killed,
+or competes for the file, or may not write it, is a real process.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ async def test_a_login_that_is_removed_does_not_come_back(
 async def test_a_file_that_changes_as_a_refresh_begins_is_adopted(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another request may read the file before the renewal's task has run at all."""
+    """Another request may read the file before the refresh's task has run at all."""
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
         start_soon = desk.nursery.start_soon
@@ -298,7 +298,7 @@ async def test_a_new_login_does_not_wait_for_the_pause_of_the_old_one(
 async def test_two_poolers_with_a_wrong_clock_do_not_drive_each_other(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each sees a file that the other has changed, and that has run out."""
+    """Each sees a file that the other has changed, and that has expired."""
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
         monkeypatch.setattr(codex_backend, "TOKEN_SECONDS", ENDED)
@@ -340,7 +340,9 @@ async def test_an_endpoint_that_is_silent_is_left_in_time(
 async def test_a_token_that_was_spent_for_nothing_is_not_sent_for_ever(
     mock_clock: MockClock, tmp_path: Path
 ) -> None:
-    """The answer was lost on its way: the endpoint says so the next time, and that is the end."""
+    """The response was lost on its way: the endpoint reports that at the next refresh, and the
+    login is revoked.
+    """
     async with opened_desk(tmp_path) as desk:
         desk.log_in(SOON)
         desk.backend.token_plays.append(TokenPlay(0, is_spent=True))
@@ -420,7 +422,7 @@ def test_a_folder_that_really_cannot_be_written_or_read_is_reported() -> None:
 
 @pytest.mark.parametrize("name", ["auth.json", "me.json"])
 def test_the_advice_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
-    """A shell runs it, with a `codex` that writes its file where it is told to."""
+    """A shell runs it, with a `codex` that writes its file where CODEX_HOME points."""
     tools = tmp_path / "tools"
     tools.mkdir()
     codex = tools / "codex"
@@ -476,7 +478,7 @@ async def test_a_lock_that_is_not_the_poolers_own_is_not_used(
 async def test_what_another_user_left_in_the_place_of_a_new_login_is_not_taken(
     is_theirs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is of the same account, and later than the login that is there."""
+    """It is of the same account, and later than the present login."""
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
         answer = json.dumps(desk.backend.exchange("rt-acct-1")).encode()

@@ -1,8 +1,8 @@
-"""Proves that a refresh token is spent only where its successor can be saved, and then used.
+"""Proves that a refresh token is spent only if its successor can be saved, and is then used.
 
-Method: a full tmpfs, locks of another user and folders that refuse to be synced, the real thing
-where the tests run as root, else what fails with the same calls; a clock that is days ahead; each
-time the login must serve after a restart.
+Method: a full tmpfs, locks of another user and folders that refuse to be synced: the real thing if
+the tests run as root, else what fails with the same calls; a clock that is days ahead. Each time
+the login must serve after a restart.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def check(folder: Path, auth_file: Path) -> int:
 
 
 async def serves_after_a_restart(desk: Desk) -> bool:
-    """A process that knows nothing but the file is given a token that is good."""
+    """A process that has only the file gets a valid token."""
     found = await desk.tokens.credentials(Login("again", desk.path))
     return reveal(found.access_token) == desk.saved() in desk.backend.logins
 
@@ -86,7 +86,7 @@ async def serves_after_a_restart(desk: Desk) -> bool:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
-    """A disk of 64 KiB in the folder; False where nobody may mount one."""
+    """A disk of 64 KiB in the folder; False if none may be mounted."""
     folder.mkdir()
     options = ["-o", "size=64k,mode=0700"]
     mount = ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)]

@@ -1,7 +1,7 @@
-"""Proves that a login is renewed once, saved before it is used, and never lost to a race.
+"""Proves that a login is refreshed once, saved before it is used, and never lost in a race.
 
 Method: the real `Tokens` and a real loopback endpoint at which a refresh token works once; other
-processes are real ones.  The clock stands still unless a test moves it.
+processes are real ones. The clock stands still unless a test moves it.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ async def test_a_refresh_outlives_the_server(mock_clock: MockClock, tmp_path: Pa
 async def test_what_a_killed_process_had_got_is_not_lost(
     mock_clock: MockClock, tmp_path: Path, is_torn: bool
 ) -> None:
-    """It was killed between the answer and the rename: the file's own token is spent."""
+    """It was killed between the response and the rename: the file's own token is spent."""
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
         raw = desk.path.read_bytes()
@@ -302,7 +302,7 @@ async def test_what_was_left_of_another_account_is_not_adopted(
 
 
 async def test_a_plain_endpoint_is_used_without_tls(mock_clock: MockClock, tmp_path: Path) -> None:
-    """The accounts' own upstreams need the TLS context that is there."""
+    """The only TLS context is the one that the accounts' own upstreams need."""
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
         account = {"type": "codex", "auth_file": str(desk.path)}

@@ -1,7 +1,7 @@
-"""Proves that MCP tools give an operator the right metadata, that of the snapshot, and no more.
+"""Proves that MCP tools give an operator correct metadata, that of the snapshot, and no more.
 
 Method: `answer` is called as pooler.py calls it, with the snapshot that also specifies its shape
-(snapshot.json), and what comes back is judged by the tool's own schemas.
+(snapshot.json), and its results are validated with the tool's own schemas.
 """
 
 from __future__ import annotations
@@ -363,7 +363,7 @@ async def test_a_wrong_argument_is_named_and_never_repeated(
 
 
 def planted(facts: Any) -> Any:  # noqa: ANN401
-    """The same with a secret in a field that nobody knows, in every object."""
+    """The same with a secret in an unknown field of every object."""
     if isinstance(facts, list):
         return [planted(one) for one in facts]
     if isinstance(facts, dict):

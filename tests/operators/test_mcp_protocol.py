@@ -1,7 +1,7 @@
-"""Proves that `/mcp` speaks MCP in every version of the SDK's kernel, and refuses all else.
+"""Proves that `/mcp` speaks every MCP version that the SDK knows, and rejects everything else.
 
 Method: `answer` is called as pooler.py calls it; each message is sent well-formed, and then with
-one fault at a time, down to bytes that are no JSON.
+one error at a time, down to bytes that are not JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.support.mcp_client import (
     VERSIONS,
     Desk,
     Json,
-    Reply,
+    Response,
     asked,
 )
 
@@ -58,26 +58,26 @@ def greeting(version: str) -> Json:
 @pytest.mark.parametrize("version", [*LEGACY, MODERN, "2099-01-01", CANARY])
 async def test_initialize_agrees_on_a_version(version: str, desk: Desk) -> None:
     body = {"jsonrpc": "2.0", "id": "a", "method": "initialize", "params": greeting(version)}
-    reply = await desk.post(json.dumps(body).encode())
-    assert reply.message["id"] == "a"
-    assert reply.result["protocolVersion"] == (version if version in LEGACY else LEGACY[-1])
-    assert reply.result["serverInfo"] == {"name": "codex-pooler", "version": "0.1.0"}
-    assert set(reply.result["capabilities"]) == {"tools"}
-    assert f"{PREFIX}explain_routing" in reply.result["instructions"]
+    response = await desk.post(json.dumps(body).encode())
+    assert response.message["id"] == "a"
+    assert response.result["protocolVersion"] == (version if version in LEGACY else LEGACY[-1])
+    assert response.result["serverInfo"] == {"name": "codex-pooler", "version": "0.1.0"}
+    assert set(response.result["capabilities"]) == {"tools"}
+    assert f"{PREFIX}explain_routing" in response.result["instructions"]
 
 
 async def test_initialize_gets_a_response_whatever_else_it_claims(desk: Desk) -> None:
     """Clients of both eras may stamp their envelope on it."""
     body, _ = asked("initialize", greeting(MODERN), version=MODERN)
-    reply = await desk.post(json.dumps(body).encode())
-    assert reply.result["protocolVersion"] == LEGACY[-1]
+    response = await desk.post(json.dumps(body).encode())
+    assert response.result["protocolVersion"] == LEGACY[-1]
 
 
 async def test_a_client_that_names_no_version_is_served(desk: Desk) -> None:
     params = {"name": f"{PREFIX}get_mcp_service_status"}
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-    reply = await desk.post(json.dumps(body).encode())
-    assert reply.output["protocolVersion"] == "2025-03-26"
+    response = await desk.post(json.dumps(body).encode())
+    assert response.output["protocolVersion"] == "2025-03-26"
 
 
 @pytest.mark.parametrize("version", LEGACY)
@@ -136,11 +136,11 @@ async def test_headers_and_envelope_must_agree(
     sent = {name: it for name, it in {**sent, **headers}.items() if it is not None}
     stamped = {**body["params"]["_meta"], **meta}
     body["params"]["_meta"] = {key: it for key, it in stamped.items() if it is not ...}
-    reply = await desk.post(json.dumps(body).encode(), sent)
-    assert reply.failure == (400, failure)
-    assert reply.message["id"] == 7
+    response = await desk.post(json.dumps(body).encode(), sent)
+    assert response.failure == (400, failure)
+    assert response.message["id"] == 7
     if failure == UNSUPPORTED:
-        assert reply.message["error"]["data"]["supported"] == [MODERN]
+        assert response.message["error"]["data"]["supported"] == [MODERN]
 
 
 async def test_a_name_in_a_header_may_be_encoded(desk: Desk) -> None:
@@ -161,12 +161,12 @@ async def test_what_is_not_there_is_refused_without_repeating_it(version: str, d
         (CANARY, {}, NO_METHOD),
     ]
     for method, params, code in cases:
-        reply = await desk.ask(method, params, version=version)
+        response = await desk.ask(method, params, version=version)
         is_mismatch = version == MODERN and params.get("name") == 7  # no header can be that
         modern = 404 if code == NO_METHOD else 400
         expected = (modern if version == MODERN else 200, MISMATCH if is_mismatch else code)
-        assert reply.failure == expected
-        assert CANARY not in reply.body.decode()
+        assert response.failure == expected
+        assert CANARY not in response.body.decode()
 
 
 ################################################################
@@ -199,11 +199,11 @@ PING: Final = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 )
 async def test_media_types(headers: Json, status: int, desk: Desk) -> None:
     sent = {name: it for name, it in {**HEADERS, **headers}.items() if it is not None}
-    reply = await desk.post(PING, sent)
-    assert reply.status == status
+    response = await desk.post(PING, sent)
+    assert response.status == status
     if status != 200:
-        assert reply.failure == (status, INVALID_REQUEST)
-        assert reply.message["id"] is None
+        assert response.failure == (status, INVALID_REQUEST)
+        assert response.message["id"] is None
 
 
 @pytest.mark.parametrize(
@@ -221,16 +221,16 @@ async def test_a_notification_is_accepted_without_a_response(
     body: Json, version: str, desk: Desk
 ) -> None:
     headers = {**HEADERS, "mcp-protocol-version": version}
-    reply = await desk.post(json.dumps({"jsonrpc": "2.0", **body}).encode(), headers)
-    assert reply == Reply(202, {}, b"")
+    response = await desk.post(json.dumps({"jsonrpc": "2.0", **body}).encode(), headers)
+    assert response == Response(202, {}, b"")
 
 
 @pytest.mark.parametrize("request_id", [0, -1, 2**63, 10**31, "", "a\u00e9\U0001f600", "7"])
 async def test_an_id_comes_back_as_it_was(request_id: int | str, desk: Desk) -> None:
     body = {"jsonrpc": "2.0", "id": request_id, "method": "ping"}
-    reply = await desk.post(json.dumps(body).encode())
-    assert reply.message == {"jsonrpc": "2.0", "id": request_id, "result": {}}
-    assert type(reply.message["id"]) is type(request_id)
+    response = await desk.post(json.dumps(body).encode())
+    assert response.message == {"jsonrpc": "2.0", "id": request_id, "result": {}}
+    assert type(response.message["id"]) is type(request_id)
 
 
 def nested(depth: int) -> bytes:
@@ -307,9 +307,9 @@ async def test_hostile_bytes_get_an_error(
     body, code = HOSTILE[case]
     for version in (None, "2025-11-25", MODERN):
         headers = HEADERS if version is None else {**HEADERS, "mcp-protocol-version": version}
-        reply = await desk.post(body, headers)
-        assert reply.failure == (400, code)
-        assert reply.message["id"] is None
+        response = await desk.post(body, headers)
+        assert response.failure == (400, code)
+        assert response.message["id"] is None
     assert capfd.readouterr() == ("", "")
 
 
@@ -320,8 +320,8 @@ async def test_json_at_its_bounds_is_taken(desk: Desk) -> None:
 
 @given(body=st.one_of(st.binary(), st.recursive(st.none(), st.lists).map(repr).map(str.encode)))
 def test_any_bytes_get_a_response(body: bytes) -> None:
-    reply = trio.run(Desk().post, body)
-    assert reply.failure[0] == 400
+    response = trio.run(Desk().post, body)
+    assert response.failure[0] == 400
 
 
 JSON_VALUES: Final = st.recursive(
@@ -345,5 +345,5 @@ def test_any_request_gets_a_response(
     params = {"name": name, "arguments": arguments, "_meta": meta}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
     headers = {**HEADERS, "mcp-protocol-version": version, "mcp-method": method}
-    reply = trio.run(Desk().post, body.encode(errors="replace"), headers)
-    assert reply.status in {200, 400, 404}
+    response = trio.run(Desk().post, body.encode(errors="replace"), headers)
+    assert response.status in {200, 400, 404}

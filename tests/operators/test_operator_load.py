@@ -1,8 +1,8 @@
-"""Proves that operators who look disturb nobody: 50 streams go on, and an answer costs little.
+"""Proves that operators disturb no client: 50 streams go on, and a response costs little.
 
 Method: the real process with MCP, an upstream of the test's own that sends an event to each stream
-every 50 ms, and an operator who asks as fast as it can.  Measured are the processor's time of the
-pooler and the longest silence in any stream.
+every 50 ms, and an operator who sends requests as fast as possible. Measured are the pooler's
+processor time and the longest silence in any stream.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SILENCE_SECONDS_MAX: Final = 1.0  # of a stream; without operators it is about 0
 
 @pytest.fixture(params=["tools/list", "tools/call", "/admin", "/metrics"])
 def asked(request: pytest.FixtureRequest) -> tuple[str, str, bytes]:
-    """Method, path and body of what the operator asks for."""
+    """Method, path and body of the operator's request."""
     name: str = request.param
     if name.startswith("/"):
         return "GET", name, b""
@@ -86,7 +86,7 @@ async def read_stream(address: tuple[str, int], silences: list[float]) -> None:
 
 
 def ask_often(address: tuple[str, int], asked: tuple[str, str, bytes], process_id: int) -> float:
-    """The median of the pooler's time for an answer, the streams' own taken off."""
+    """The median of the pooler's time for a response, without that of the streams."""
     method, path, body = asked
     headers = {
         "Authorization": f"Bearer {TOKEN}",

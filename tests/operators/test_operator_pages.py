@@ -120,7 +120,7 @@ def test_a_new_member_stays_private_at_every_level(place: str, show: Callable[[J
 
 
 class Watched(dict[str, Json]):
-    """An object of the snapshot that may be asked for listed fields only."""
+    """An object of the snapshot of which only listed fields may be read."""
 
     place = ""
 
@@ -159,7 +159,7 @@ def test_what_is_shown_is_named_in_one_table() -> None:
 
 
 def check_same(shown: Json, given: Json) -> None:
-    """Some of what was given, unchanged."""
+    """Some of the input, unchanged."""
     if isinstance(shown, dict):
         assert shown.keys() <= given.keys()
         for name in shown:

@@ -1,7 +1,7 @@
-"""Proves what an operator's token opens, what it is shown, and that counts are kept.
+"""Proves what an operator's token opens, what it shows, and that counts are kept.
 
-Method: the real server in virtual time.  What the pages look like is in test_operator_pages.py,
-what MCP says in test_mcp.py.
+Method: the real server in virtual time. What the pages look like is in test_operator_pages.py, what
+MCP shows in test_mcp.py.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ async def test_only_an_operators_token_opens_the_operators_routes(
 
 
 async def read_raw(client: Json) -> tuple[int, list[tuple[str, str]]]:
-    """An answer whose fields may stand there twice."""
+    """A response whose fields may occur twice."""
     head = await client._read_to(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     fields = [(n.lower(), v) for n, _, v in (line.partition(": ") for line in lines[1:])]
@@ -291,7 +291,7 @@ async def test_only_so_many_requests_are_remembered(autojump_clock: MockClock) -
 
 
 def test_counters_have_a_bound_whatever_an_upstream_calls_its_errors() -> None:
-    """And what one account's upstream makes up takes nothing from the rows of another."""
+    """And what one account's upstream invents takes nothing from the rows of another."""
     ledger, count = Ledger(10), pooler.TOTALS_MAX + 50
     for number in range(count):
         code, model = pooler.upstream_name(f"code_{number}"), f"model_{number}"
@@ -409,7 +409,7 @@ SECRETS: Final = {
 async def test_no_secret_prompt_or_word_of_an_upstream_is_shown_anywhere(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """A canary in every secret, prompt, header, answer and error; all that is shown is searched."""
+    """Each secret, prompt, header, response and error has a canary; all output is searched."""
     key, token, api_key = SECRETS.values()
     whole = describe(
         "ab",
@@ -469,7 +469,7 @@ async def test_a_password_that_is_no_base64_is_none(autojump_clock: MockClock) -
 
 
 async def test_the_state_of_every_login_is_shown(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """One is good, one about to end, one is not there, and one's file is no login."""
+    """One is valid, one about to expire, one missing, and one's file is not a login."""
     whole = codex_described(tmp_path, "abcd", operators={"me": TOKEN})
     make_auth_file(tmp_path / "b" / "auth.json", "acct-b", expires_at=UNIX_START + 60)
     (tmp_path / "c" / "auth.json").unlink()

@@ -1,7 +1,7 @@
-"""Proves that what is edited, hostile or very large does not break the operator's side.
+"""Proves that edited, hostile or very large values do not break the operator's side.
 
-Method: the real server in virtual time, and `pooler status` as a process before a server of the
-test's own.
+Method: the real server in virtual time, and `pooler status` as a process in front of a server of
+the test's own.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ NO_STATUS: Final[dict[str, bytes]] = {
 def status_of(
     body: bytes, *arguments: str, is_read: bool = True, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """The real program, of a server that says `body`; unread, its output is a closed pipe."""
+    """The real program, with a server that sends `body`; unread, its output is a closed pipe."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:

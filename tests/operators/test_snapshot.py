@@ -1,6 +1,6 @@
-"""Proves that the snapshot says what state keys and accounts are in, and what accounts lack.
+"""Proves that the snapshot shows the state of keys and accounts, and what accounts lack.
 
-Method: a server in virtual time, whose accounts and places are put into the state in question; the
+Method: a server in virtual time, whose accounts and leases are put into the state in question; the
 words are those that operators read.
 """
 

@@ -1,4 +1,4 @@
-"""Proves that `pooler status` shows a running server to who has the token, and says what is wrong.
+"""Proves that `pooler status` shows a running server to an operator, and reports what is wrong.
 
 Method: the real program, as a process, against a real server on loopback.
 """

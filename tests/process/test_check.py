@@ -1,6 +1,6 @@
-"""Proves that `check` and `serve` name every problem of a configuration by its place.
+"""Proves that `check` and `serve` report every problem of a configuration with its location.
 
-Method: the real program as a process, with files that are legal and odd, or wrong.
+Method: the real program as a process, with files that are valid but odd, or wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Proves that the demo answers whatever form of request a client has, streamed and whole.
+"""Proves that the demo serves every form of request that a client has, streamed or not.
 
 Method: `pooler demo` as a process on a free port, its key as it prints it, and requests over real
 sockets.
@@ -75,7 +75,7 @@ def payloads(raw: bytes) -> list[Json]:
 
 
 def said(raw: bytes) -> str:
-    """The text of an answer in any form."""
+    """The text of a response in any form."""
     told = payloads(raw) or [json.loads(raw)]
     texts = [event["delta"] for event in told if event.get("type") == "response.output_text.delta"]
     for value in told:

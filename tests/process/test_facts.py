@@ -36,7 +36,7 @@ _PAPERS: Final = re.compile(
 
 
 def numbered(text: str) -> dict[str, str]:
-    """The facts of a text: number -> all that is said of it."""
+    """The facts of a text: number -> all of its text."""
     return {match[1]: match[2] for match in _FACT.finditer(text)}
 
 

@@ -1,7 +1,7 @@
-"""Proves that the log holds up nobody and loses nothing in silence, whatever stderr is.
+"""Proves that the log blocks nothing and loses nothing silently, whatever standard error is.
 
-Method: the writer itself on pipes and on a disk that is full for a while, by what is left of
-`os.write`; and the process with a stderr that is closed, full, or read by nobody.
+Method: the writer itself on pipes and on a disk that is full for a while, through a replacement of
+`os.write`; and the process with a standard error that is closed, full, or read by nobody.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Disk:
 
 
 def wait_for(is_so: Callable[[], object]) -> None:
-    """Until it is; the writer's thread tells nobody."""
+    """Until it is; the writer's thread reports nothing."""
     until = time.monotonic() + SECONDS_MAX
     turn = threading.Event()
     while not is_so():

@@ -1,8 +1,8 @@
-"""Proves that no file, no pipe and no import holds up the server, whatever is at their other end.
+"""Proves that no file, pipe or import blocks the server, whatever is at its other end.
 
-Method: the real process with a stderr that nobody reads, with pipes where files should be, and with
-few descriptors; a client that asks all the while.  Nothing sleeps: each wait is for bytes, for a
-line of the log or for the end of the process.
+Method: the real process with a standard error that nobody reads, with pipes in place of files, and
+with few descriptors; a client sends requests all the while. Nothing sleeps: each wait is for bytes,
+for a line of the log or for the end of the process.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Process:
         return socket.create_connection(("127.0.0.1", self.port), SECONDS_MAX)
 
     def ask(self, raw: bytes, client: socket.socket | None = None) -> tuple[bytes, float]:
-        """The answer, and the seconds that it took."""
+        """The response, and the seconds that it took."""
         with contextlib.ExitStack() as stack:
             line = client or stack.enter_context(self.connect())
             began_at = time.monotonic()
@@ -140,7 +140,7 @@ def described(port: int, **more: Any) -> Json:  # noqa: ANN401 (JSON)
 
 
 def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
-    """Twice as much as the pipe holds; then it is read again, and says what it lost."""
+    """Twice as much as the pipe holds; then it is read again, and the log reports what was lost."""
     with upstream() as server, running(tmp_path, described(server.port)) as process:
         line = process.connect()
         count = 2 * PIPE_BYTES // 400
@@ -272,7 +272,7 @@ def test_a_pipe_in_the_place_of_a_login_or_of_the_configuration_stops_nothing(
 
 
 class Hanging:
-    """A disk that does not answer, until it is let go."""
+    """A disk that does not respond until it is released."""
 
     def __init__(self) -> None:
         self.may_go = threading.Event()
@@ -403,7 +403,7 @@ def test_without_a_stderr_nothing_is_written_anywhere(
 
 
 def test_the_soft_limit_is_raised_and_connections_stay_below_what_is_left(tmp_path: Path) -> None:
-    """100 descriptors: no accept fails, and whoever comes with a key is served."""
+    """100 descriptors: no accept fails, and every client with a key is served."""
     with (
         upstream() as server,
         running(tmp_path, described(server.port), descriptors=100) as process,
@@ -503,7 +503,7 @@ FIRST_USES: Final = {
 @pytest.mark.measures
 @pytest.mark.parametrize("what", FIRST_USES)
 def test_the_first_use_of_a_large_module_holds_nobody_up(what: str, tmp_path: Path) -> None:
-    """It takes up to a second to load; a good client asks meanwhile."""
+    """It takes up to a second to load; another client sends requests meanwhile."""
     raw, status = FIRST_USES[what]
     with upstream() as server:
         config = described(server.port)

@@ -219,7 +219,7 @@ async def test_a_signal_right_after_the_start_is_obeyed(tmp_path: Path) -> None:
 
 
 async def wait_refused(pooler: ServerProcess) -> None:
-    """Until no new connection can be had."""
+    """Wait until no new connection is accepted."""
     with contextlib.suppress(OSError):
         while True:
             await (await pooler.connect()).aclose()

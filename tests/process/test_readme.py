@@ -227,7 +227,7 @@ def test_every_field_is_in_the_readme(heading: str, path: list[str]) -> None:
 
 
 async def answers(requests: list[bytes]) -> tuple[list[bytes], list[Mapping[str, Any]]]:
-    """What the server says to each request, and the lines it logs."""
+    """The server's response to each request, and the lines it logs."""
     config = parsed(json.loads(EXAMPLE))
     logged: list[Mapping[str, Any]] = []
     contexts: dict[str | None, ssl.SSLContext] = {None: pooler.make_tls_context(None)}

@@ -1,8 +1,8 @@
-"""Proves that secrets, prompts and upstream's words stay where they belong.
+"""Proves that secrets, prompts and upstreams' messages stay where they belong.
 
-Method: canaries, texts that occur nowhere else, stand in for every secret and in every input,
-one at a time; then no eight characters of one may be found in the log, in an answer of ours, in
-a repr, or in what another account is sent.  Both lists of headers are checked as a whole.
+Method: canaries, texts that occur nowhere else, take the place of every secret and every input, one
+at a time; then no eight characters of one may be found in the log, in a response of ours, in a
+repr, or in what another account is sent. Both lists of headers are checked as a whole.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ async def test_what_a_client_sends_is_not_logged(autojump_clock: MockClock, name
 async def test_a_model_nobody_configured_is_not_in_the_log(
     autojump_clock: MockClock, has_list: bool
 ) -> None:
-    """A name from pools.json may be logged; what was typed in its place may be anything."""
+    """A name from pools.json may be logged; what a client sends in its place may be anything."""
     whole = described()
     if not has_list:
         del whole["pools"]["home"]["models"]
@@ -307,7 +307,7 @@ async def test_a_model_nobody_configured_is_not_in_the_log(
 
 
 async def test_no_control_byte_of_a_models_name_is_in_the_log(autojump_clock: MockClock) -> None:
-    """Where any name is taken, and an upstream answers to it."""
+    """If any name is accepted, and an upstream serves it."""
     whole = described()
     del whole["pools"]["home"]["models"], whole["accounts"]["a"]["models"]
     async with opened_world(whole) as world:
@@ -319,7 +319,7 @@ async def test_no_control_byte_of_a_models_name_is_in_the_log(autojump_clock: Mo
 
 
 async def test_a_foreign_host_is_shown_to_its_sender_alone(autojump_clock: MockClock) -> None:
-    """The one echo that is meant: the name to add to `hosts`."""
+    """The one intended echo: the name to add to `hosts`."""
     async with opened_world(described()) as world:
         response = await world.ask(request("GET", "/", host=TYPED, key=POOL_KEY))
         assert response.status == 403

@@ -681,7 +681,7 @@ def check_repository(files: list[str]) -> Complaints:
 
 
 def check_machine_paths(content: bytes) -> Complaints:
-    """No file tells where it was written."""
+    """No file reveals where it was written."""
     return [path.decode() for path in MACHINE_PATHS if path in content]
 
 

@@ -1,4 +1,4 @@
-"""An operator's MCP client in a test: what it sends to `answer`, and what it reads of the answer.
+"""An operator's MCP client in a test: what it sends to `answer`, and what it reads of the response.
 
 (No claims.)
 """
@@ -47,7 +47,7 @@ ARGUMENTS: Final[Mapping[str, Json]] = {
 
 
 @dataclass
-class Reply:
+class Response:
     status: int
     headers: dict[str, str]
     body: bytes
@@ -85,7 +85,7 @@ class Reply:
 
 
 def explained(pool: str, model: str, session: str | None) -> Json:
-    """What pooler.py says of a pool of two accounts."""
+    """What pooler.py explains of a pool of two accounts."""
     if pool != "home":
         raise LookupError(pool)
     accounts = [
@@ -97,14 +97,14 @@ def explained(pool: str, model: str, session: str | None) -> Json:
 
 @dataclass
 class Desk:
-    """Where an operator asks; all of what `answer` is given can be changed."""
+    """An operator's client; all arguments of `answer` can be changed."""
 
     snapshot: Json = field(default_factory=lambda: copy.deepcopy(SNAPSHOT))
     explain: Callable[[str, str, str | None], Json] = explained
     operator: str = "me"
 
-    async def post(self, body: bytes, headers: Mapping[str, str] = HEADERS) -> Reply:
-        status, fields, answered = await mcp_server.answer(
+    async def post(self, body: bytes, headers: Mapping[str, str] = HEADERS) -> Response:
+        status, fields, content = await mcp_server.answer(
             headers,
             body,
             operator=self.operator,
@@ -113,16 +113,16 @@ class Desk:
             explain=self.explain,
         )
         assert len(fields) == len({name for name, _ in fields})
-        return Reply(status, dict(fields), answered)
+        return Response(status, dict(fields), content)
 
     async def ask(
         self, method: str, params: Json | None = None, *, version: str = "2025-11-25"
-    ) -> Reply:
+    ) -> Response:
         """A well-formed request, as a client of this version sends it."""
         body, headers = asked(method, params, version=version)
         return await self.post(json.dumps(body).encode(), headers)
 
-    async def call(self, tool: str, *, version: str = "2025-11-25", **arguments: Any) -> Reply:  # noqa: ANN401
+    async def call(self, tool: str, *, version: str = "2025-11-25", **arguments: Any) -> Response:  # noqa: ANN401
         params = {"name": f"{PREFIX}{tool}", "arguments": arguments}
         return await self.ask("tools/call", params, version=version)
 
