@@ -11861,11 +11861,9 @@ def read_login(path: Path, known_mark: Mark | None) -> Sight | None:
     except FileNotFoundError:
         return Sight(problem="does not exist", is_absent=True)
     except OSError as error:
-        remedy = ""
+        remedy = "name the auth.json in it" if path.is_dir() else ""
         if isinstance(error, PermissionError):
             remedy = _CHANGE_OWNER
-        elif path.is_dir():
-            remedy = "name the auth.json in it"
         return Sight(problem=f"cannot be read: {error.strerror}", remedy=remedy)
     except LoginNeeded as error:
         return Sight(problem=str(error))
@@ -17332,7 +17330,7 @@ def check_account(account: Account) -> tuple[bool, bool]:
         login = Login(account.name, Path(account.auth_file))
         problems = login.inspect(time.time())
         state = "see below" if problems else "login OK: it can be read, refreshed and saved"
-        can_serve = can_serve and login.credentials is not None
+        can_serve &= login.credentials is not None
     if account.paused:
         state = "paused"
 
