@@ -12494,11 +12494,17 @@ class Endpoints:
         self.logins: dict[str, Login] = {}  # of the codex accounts, by the same
 
     def reload(self, config: Config, tls_contexts: Mapping[str | None, ssl.SSLContext]) -> None:
-        """Make the endpoints of a configuration; logins that are not in it any more retire."""
+        """Make the endpoints of a configuration; logins that are not in it any more retire.
+
+        A retired login is not refreshed again, even by a request that still has it: the new
+        configuration may use its file for another account.
+        """
         before, self.by_name = self.by_name, {}
         logins_before, self.logins = self.logins, {}
         for name, account in config.accounts.items():
             login = self.login_of(account, before.get(name))
+            # A login goes to the token endpoint the way its account's requests go: with the same
+            # proxy, and the same trusted authorities.
             if login is not None:
                 self.logins[name] = login
                 is_tls = config.token_url.is_tls
@@ -12554,7 +12560,10 @@ class LoginWatch:
                 self.tokens.log("warning", "config", {"problem": problem})
 
     async def inspect(self, login: Login) -> bool:
-        """Log what is wrong with a login, unless that was logged before; whether it is usable."""
+        """Log what is wrong with a login, unless that was logged before; whether it is usable.
+
+        It reads the file as `pooler check` does, in a thread: it may be on a network, and hang.
+        """
         fresh = Login(login.name, login.path)  # a thread must not change the one in use
         try:
             findings = await self.tokens.files.run(
@@ -12797,7 +12806,10 @@ class Queues:
         return await self.queue_up(exchange, waiter, deadline)
 
     async def queue_up(self, exchange: Exchange, waiter: Waiter, deadline: float) -> Assignment:
-        """The place that a waiter gets in its pool's queue.  Raises: PoolerError (pool_busy)."""
+        """The assignment that a waiter gets in its pool's queue.
+
+        Raises: PoolerError (pool_busy), if it was displaced, or has waited until `deadline`.
+        """
         queue = self.by_pool.setdefault(waiter.call.pool.name, deque())
         # A full queue must not be one key's: whoever has most in it loses its newest request.
         self.make_way(queue, waiter.call)
@@ -12914,6 +12926,7 @@ class Shared:
     codex_version: str = CODEX_VERSION  # the newest that a native client has sent
 
     def __post_init__(self) -> None:
+        """Make the parts, from those that know nothing of the others to those that use them."""
         config = self.config
         self.ledger = Ledger(config.limits.records_max)
         self.idle = IdleConnections(self.reaper)
@@ -12938,7 +12951,11 @@ class Shared:
         return account.client_version or self.codex_version
 
     def note_version(self, version: str) -> None:
-        """Take a newer version from a client, and ask for the models that it may list."""
+        """Take a newer version from a client, and ask for the models that it may list.
+
+        The backend lists a model only to a version that knows it, so with the version alone the
+        old lists would stay in use until they are due.
+        """
         if version_key(version) <= version_key(self.codex_version):
             return
 
@@ -12951,7 +12968,10 @@ class Shared:
                 health.catalogue_until = min(health.catalogue_until, until)
 
     def log_bug(self, request_id: str | None) -> None:
-        """Type and place of the current exception; its text could hold a client's."""
+        """Log type and place of the current exception; its text could hold a client's.
+
+        Of a group it is the first, and of each frame the function and line: no values.
+        """
         error = sys.exc_info()[1]
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -13115,7 +13135,10 @@ class HttpReply:
         self.is_whole = True
 
     async def fail(self, error: PoolerError) -> None:
-        """Send an error as a response in one piece."""
+        """Send an error as a response in one piece.
+
+        An upstream's own body is sent without the headers that mark a response as ours (`OWN`).
+        """
         assert not self.is_started
         self.record.code = error.record_code
         body, content_type = error.content()
@@ -13134,7 +13157,11 @@ class HttpReply:
         body: bytes,
         length: int | None,
     ) -> None:
-        """Send the head and the first of the body; without a length it is streamed."""
+        """Send the head and the first of the body; without a length it is streamed.
+
+        What the record says of the response is set before anything is sent: a client that leaves
+        in the middle is logged with the status that it was sent.  Raises: ClientGone.
+        """
         is_stream = length is None
         self.is_started = True
         self.record.status = status
@@ -13156,7 +13183,11 @@ class HttpReply:
             await self.connection.send(body)
 
     def _own_headers(self, length: int | None) -> list[Field]:
-        """The id and the date, the framing, and whether the connection goes on."""
+        """The id and the date, the framing, and whether the connection goes on.
+
+        HTTP/1.0 has no chunks, so there a stream ends with its connection (RFC 9112 §6.3), and one
+        that stays open must be announced; in HTTP/1.1 only one that closes (RFC 9112 §9.3).
+        """
         is_stream = length is None
         is_http_1_0 = self.request.is_http_1_0
         self.closes |= not self.request.keeps_alive
@@ -13935,7 +13966,11 @@ class Opened:
             self.exchange.deadline.move(self.exchange.limits.between_events_seconds_max)
 
     def passes(self, kind: EventKind) -> bool:
-        """Let the next event pass, or not: after one terminal event only `[DONE]` does."""
+        """Let the next event pass, or not: after one terminal event only `[DONE]` does.
+
+        Clients take the first end for the end, and a second one could contradict it.  A stream of
+        Chat is ended by `[DONE]` alone.
+        """
         scanner, before = self.scanner, self.end
         is_before_end = scanner.terminal is None and not scanner.has_done
         if is_before_end or kind is EventKind.IDLE:
@@ -13987,7 +14022,10 @@ class Opened:
         return [text for text in texts if text]
 
     def error_instead(self, kind: EventKind) -> PoolerError | None:
-        """The error to show in place of an event of this kind; None if the event may be shown."""
+        """The error to show in place of an event of this kind; None if the event may be shown.
+
+        Only failures are replaced: their messages may be about the account.
+        """
         failure = self.scanner.failure or {}
         if kind is not EventKind.FAILURE:
             return None
@@ -14032,7 +14070,10 @@ class Attempt:
             return classify_trouble(error, self.exchange.deadline)
 
     async def ask(self, rejected: Credentials | None) -> Opened | Fault:
-        """As `open`.  Raises also: LoginNeeded, TRANSPORT_ERRORS."""
+        """As `open`, whose faults of the login and of the transport it raises instead.
+
+        Raises: LoginNeeded, TRANSPORT_ERRORS; PoolerError, ClientGone.
+        """
         exchange, call, account = self.exchange, self.call, self.endpoint.account
         exchange.is_sent = False
         # Only a codex account's token may need a refresh, which waits and so must be bounded.
@@ -14053,6 +14094,8 @@ class Attempt:
             is_translated=is_translated,
             joins_content=not (call.is_socket or is_translated),
         )
+
+        # The backend has no Chat: all that is translated goes to the one path (F1).
         path = CallKind.RESPONSES.value if is_translated else call.path
         authorization = authorization._replace(fields=[*authorization.fields, *self.fields()])
         outgoing = Outgoing(self.endpoint, path, authorization, body, scanner)
@@ -14103,7 +14146,10 @@ class Attempt:
         )
 
     async def renamed(self) -> bytes:
-        """The client's body with its model called as this account's upstream calls it."""
+        """The client's body with its model called as this account's upstream calls it.
+
+        Unchanged, byte for byte, if both call it the same.  Raises: PoolerError (pool_busy).
+        """
         exchange, body = self.exchange, self.exchange.body
         model = self.endpoint.account.name_of(self.call.model)
         if model == self.call.model:
@@ -14139,7 +14185,11 @@ class Attempt:
         return body, object_of(value.get("stream_options")).get("include_usage") is True
 
     def fields(self) -> list[Field]:
-        """The client's header fields to forward, and those that a codex account needs."""
+        """The client's header fields to forward, and those that a codex account needs.
+
+        What is on neither list of forwarded fields stays here, so that a client's cookies and
+        addresses reach nobody.
+        """
         exchange, call, account = self.exchange, self.call, self.endpoint.account
         client = exchange.head.headers
         if not account.is_codex:
@@ -14150,6 +14200,8 @@ class Attempt:
                 ("originator", "codex-pooler"),  # F18
                 ("version", exchange.shared.version_for(account)),
             ]
+            # A digest of ours: requests of a session share the backend's cache (F15), and nobody
+            # learns what the client calls it.
             if call.session:
                 own.append(("session-id", call.session.hex()))
             return own
@@ -14232,7 +14284,10 @@ class Relay:
         return forwarded(opened.headers, NATIVE_TO_CLIENT) + quota
 
     def note_outcome(self, lease: Lease) -> None:
-        """Note whether the account served the call well, and which account owns the response."""
+        """Note whether the account served the call well, and which account owns the response.
+
+        Nothing is awaited, so a client that leaves cannot keep it from being noted.
+        """
         exchange, call, opened = self.exchange, self.call, self.opened
         account, scanner = opened.account, opened.scanner
         roster = exchange.shared.roster
@@ -14302,7 +14357,10 @@ class Relay:
         return self.call.is_stream and not (is_failed and is_translated_chat)
 
     def failure_after(self, trouble: PoolerError | None) -> PoolerError | None:
-        """Why the stream, which is over, has no end of its own; it is the record's `code`."""
+        """Why the stream, which is over, has no end of its own; it is the record's `code`.
+
+        `trouble` is what has ended the relaying.  None is returned if the stream has its end.
+        """
         opened, scanner = self.opened, self.opened.scanner
         # Of Chat there may be an end without a terminal event.
         has_ended = self.exchange.has_ended
@@ -14324,7 +14382,11 @@ class Relay:
         return failed_response(failure, exchange.shared.unix_now())
 
     async def respond_collected(self) -> None:
-        """Send the response that was collected from events."""
+        """Send the response that was collected from events.
+
+        Large ones are dumped as ASCII: a single wide character would make the text take four times
+        its size.  Raises: ClientGone.
+        """
         opened = self.opened
         assert opened.translator is not None
         await trio.lowlevel.checkpoint()  # its last event has had its time
@@ -14336,7 +14398,10 @@ class Relay:
         await self.exchange.reply.respond(200, body)
 
     async def start_events(self, headers: list[Field]) -> None:
-        """Commit: the head of a stream, if it has not been sent, and what has been held."""
+        """Commit: the head of a stream, if it has not been sent, and what has been held.
+
+        After a long silence it has been sent (see `await_head`).  Raises: ClientGone.
+        """
         reply = self.exchange.reply
         events, self.opened.events = self.opened.events, []  # not kept in addition to what is sent
         if not reply.is_started:
@@ -14346,7 +14411,11 @@ class Relay:
         self.comment_seconds = self.exchange.limits.comment_seconds
 
     async def relay_on(self) -> PoolerError | None:
-        """Relay what comes to its end; what went wrong, here or upstream.  Raises: ClientGone."""
+        """Relay what comes to its end; what went wrong, here or upstream, or None.
+
+        It is returned and not raised, because the stream still needs its terminal event: that is
+        true of a bug as well.  Raises: ClientGone.
+        """
         exchange = self.exchange
         try:
             await self.relay_rest()
@@ -14442,7 +14511,11 @@ class Tries:
 
 
 async def serve_call(exchange: Exchange, call: Call) -> None:
-    """Try accounts, at most `attempts_max`, until one serves the call.  Raises: PoolerError."""
+    """Try accounts, at most `attempts_max`, until one serves the call.
+
+    The only loop that sends a call to a second account: `final_error` decides whether it may.
+    Raises: PoolerError, the client's error; ClientGone.
+    """
     shared, tries = exchange.shared, Tries()
     while True:
         assignment = await shared.queues.assign(exchange, call, tries.passed_over)
@@ -14501,7 +14574,10 @@ def is_back_soon(
     account: Account,
     fault: Fault,
 ) -> bool:
-    """Whether the account that has just failed is the session's own, and worth one wait."""
+    """Whether the account that has just failed is the session's own, and worth one wait.
+
+    Then it is not passed over: the next assignment waits for it, as long as a queue may take.
+    """
     roster, now = exchange.shared.roster, trio.current_time()
     if fault.effect not in LIMIT_EFFECTS:
         return False
@@ -14598,7 +14674,11 @@ def final_error(
     tries: Tries,
     fault: Fault,
 ) -> PoolerError | None:
-    """The client's error after this fault; None if another account must be tried."""
+    """The client's error after this fault; None if another account must be tried.
+
+    It is the fault's own, unless that only says what this account lacks, or that it cannot be used:
+    then the error is about the pool as a whole.
+    """
     if may_repeat(exchange, call, fault) and is_account_left(exchange, call, tries):
         return None
 
@@ -14614,7 +14694,10 @@ def final_error(
 
 
 def may_repeat(exchange: Exchange, call: Call, fault: Fault) -> bool:
-    """Whether the call may be sent to another account, so that nothing is done twice."""
+    """Whether the call may be sent to another account, so that nothing is done twice.
+
+    If an upstream has read it whole, only effects that REPEATED_AFTER lists for its path allow it.
+    """
     if exchange.reply.is_started:  # after a long silence the client has its 200
         return False
     if fault.action not in {Action.NEXT, Action.REFRESH}:
