@@ -8,14 +8,14 @@ from tests.long.mutations.apply import Rows
 ROWS: Rows = (
     ("demo_chat", "The demo answers Chat.",
      "demo_response", "path.endswith(CallKind.CHAT.value)", "False",
-     "demo::the_demo_answers_what_a_client_may_ask"),
+     "demo::the_demo_serves_what_a_client_may_request"),
     ("demo_whole", "The demo answers in one piece, too.",
      "demo_response",
      ("if is_stream:\n"
      "    return ('text/event-stream', pieces)"),
      ("if path:\n"
      "    return ('text/event-stream', pieces)"),
-     "demo::the_demo_answers_what_a_client_may_ask"),
+     "demo::the_demo_serves_what_a_client_may_request"),
     ("stop_behind_reload", "What is to end does not wait for a reload.",
      "serve_with_signals.obey", "to_reload.send_nowait(None)",
      ("if reload is not None:\n"

@@ -9,5 +9,5 @@ ROWS: Rows = (
     ("proxy_spends", "Only the token endpoint's own error marks a login revoked.",
      "classify_refresh", "status in _REVOKED_STATUSES and first_text(_REVOKED_CODES, *codes)",
      "status == 401 or (status and first_text(_REVOKED_CODES, *codes))",
-     "saving_is_sure::an_answer_that_is_not_the_endpoints_own_spends_no_login"),
+     "saving_is_sure::a_response_that_is_not_the_endpoint_s_own_revokes_no_login"),
 )

@@ -13,7 +13,7 @@ ROWS: Rows = (
     ("remarks_as_errors", "A remark beside an answer is no error.",
      "is_error", "objects_of(value.get('errors')) and (not value.keys() & _SUCCESS_FIELDS)",
      "objects_of(value.get('errors'))",
-     "one_verdict::what_only_looks_like_an_error_is_an_answer"),
+     "one_verdict::what_only_looks_like_an_error_is_a_response"),
     ("unread_end", "An end that a client cannot read is none.",
      "EventScanner._verified", "self._kind_of(value)", "kind",
      "upstream_excess::a_client_reads_one_terminal_event_whatever_comes"),

@@ -8,10 +8,10 @@ from tests.long.mutations.apply import Rows
 ROWS: Rows = (
     ("weeks_disbelieved", "A reset is believed up to 32 days.",
      "RESET_SECONDS_MAX", "32 * 24 * HOUR", "8 * 24 * HOUR",
-     "limits_of_accounts::a_reset_of_weeks_is_believed_and_told_and_tried_meanwhile"),
+     "limits_of_accounts::a_reset_weeks_away_is_honoured_and_reported_and_the_account_tried_before_it"),
     ("name_of_codex", "An upstream with an API key is told a name that is not Codex CLI's.",
      "API_AGENT", "f'pooler/{VERSION}'", "f'codex-pooler/{VERSION}'",
-     "own_name::an_account_with_an_api_key_is_told_our_own_name"),
+     "own_name::an_account_with_an_api_key_is_sent_the_short_name"),
     ("upstream_depth", "An upstream's JSON may be just so deep.",
      "JSON_DEPTH_MAX", "500", "5000",
      "one_terminal_event::a_deep_end_is_one_end"),

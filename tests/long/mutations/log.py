@@ -26,7 +26,7 @@ ROWS: Rows = (
      "nothing_blocks::a_log_that_nobody_reads_stops_nothing"),
     ("full_disk_uncounted", "Lines that stderr does not take are counted.",
      "LogWriter.write", "min(raw.count(b'\\n'), line_count)", "0",
-     "log_writer::what_a_full_disk_does_not_take_is_told_when_there_is_room"),
+     "log_writer::lines_lost_on_a_full_disk_are_reported_once_there_is_room"),
     ("torn_line", "A cut line ends before the next one.",
      "LogWriter.write",
      ("if self.is_torn:\n"

@@ -24,7 +24,7 @@ ROWS: Rows = (
      "operator_pages::no_name_changes_the_page"),
     ("result_not_checked", "A snapshot of another shape shows nothing.",
      "run_tool", "not fits(result, tool.gives)", "False",
-     "mcp::a_snapshot_of_another_shape_is_a_bug_that_tells_nothing"),
+     "mcp::a_snapshot_of_another_shape_is_a_bug_that_reveals_nothing"),
     ("unknown_argument", "An argument that the schema lacks is refused.",
      "wrong_arguments", "wrong.add('(unknown)')", "pass",
      "mcp::a_wrong_argument_is_named_and_never_repeated"),

@@ -35,7 +35,7 @@ ROWS: Rows = (
      "find_session",
      "digest_parts(*scope, 'conversation', beginning) if beginning else None",
      "None",
-     "conversations::a_conversation_has_one_account_and_one_id"),
+     "conversations::a_conversation_stays_on_one_account_with_one_id"),
     ("search_unpinned", "A search's session is what its id says.",
      "find_session",
      "route.upstream_path == SEARCH_PATH",

@@ -21,5 +21,5 @@ ROWS: Rows = (
      "callers::a_page_that_only_looks_like_it_may_not"),
     ("version_made_up", "A version of Codex CLI that cannot exist yet is ignored.",
      "is_version_plausible", "minor <= our_minor + CODEX_MINORS_AHEAD_MAX", "True",
-     "catalogues::a_newer_version_of_a_client_is_told_from_then_on"),
+     "catalogues::a_client_s_newer_version_is_sent_from_then_on"),
 )

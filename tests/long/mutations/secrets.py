@@ -13,7 +13,7 @@ ROWS: Rows = (
      "FORWARDED_TO_CLIENT",
      "'content-type openai-model openai-processing-ms openai-version x-should-retry'",
      "'set-cookie content-type openai-model openai-processing-ms openai-version x-should-retry'",
-     "secrets_never_leave::what_an_upstream_says_besides_its_answer_is_not_told"),
+     "secrets_never_leave::what_an_upstream_sends_besides_its_response_is_not_passed_on"),
     ("plan_comes_back", "Codex CLI is not told the plan of an account.",
      "NATIVE_TO_CLIENT", "'x-codex-turn-state x-reasoning-included x-oai-request-id cf-ray'",
      "'x-codex-turn-state x-codex-plan-type x-reasoning-included x-oai-request-id cf-ray'",
@@ -21,5 +21,5 @@ ROWS: Rows = (
     ("etag_of_an_answer", "No answer names a version of a list that has none.",
      "NATIVE_TO_CLIENT", "'x-codex-turn-state x-reasoning-included x-oai-request-id cf-ray'",
      "'x-codex-turn-state x-models-etag x-reasoning-included x-oai-request-id cf-ray'",
-     "catalogues::no_answer_names_a_version_of_a_list_that_has_none"),
+     "catalogues::no_response_names_a_version_of_a_list_that_has_none"),
 )
