@@ -201,12 +201,12 @@ class AccountMachine(RuleBasedStateMachine):
         upstream.always = partial(self.hold, name)
         return upstream
 
-    def hold(self, place: str, asked: Asked) -> Script:
-        """The script of the response, which a later rule decides."""
+    def hold(self, place: str, asked: Asked) -> Iterator[Step]:
+        """The steps of the response, which a later rule decides."""
         held = Held(place, asked)
         self.held.append(held)
         self.note_asked(held)
-        return held.script()  # type: ignore[return-value] # it is only iterated over
+        return held.script()
 
     def note_asked(self, held: Held) -> None:
         """The model's view of a request that goes out; what must not be is noted at once."""

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import pytest
@@ -666,9 +666,11 @@ def windows(secret: str) -> set[str]:
 
 
 def places(value: Json, way: tuple[Json, ...] = ()) -> list[tuple[Json, ...]]:
-    inner = value.items() if isinstance(value, Mapping) else ()
-    if isinstance(value, list):
-        inner = list(enumerate(value))  # type: ignore[assignment] # pairs too
+    inner: Iterable[tuple[Json, Json]] = ()
+    if isinstance(value, Mapping):
+        inner = value.items()
+    elif isinstance(value, list):
+        inner = enumerate(value)
     return [way, *(found for name, one in inner for found in places(one, (*way, name)))]
 
 

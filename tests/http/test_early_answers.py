@@ -192,7 +192,7 @@ async def test_an_answer_may_come_a_second_after_the_sending_failed(
 
 @pytest.mark.parametrize(("early", "late", "status"), [(4, 4, 200), (4, 5, 502), (8, 1, 502)])
 async def test_interim_answers_are_counted_from_the_first_one(
-    world: World, early: int, late: int, status: int
+    world: World, monkeypatch: pytest.MonkeyPatch, early: int, late: int, status: int
 ) -> None:
     """Those that come while the request goes out, and those behind it."""
     upstream = world.upstreams["a"]
@@ -204,7 +204,7 @@ async def test_interim_answers_are_counted_from_the_first_one(
         await upstream.lines[-1].socket.send_all(HINT * early)
         return socket
 
-    upstream.connect = dial_and_hint  # type: ignore[assignment, method-assign] # one of this world alone
+    monkeypatch.setattr(upstream, "connect", dial_and_hint)
     response = await world.ask(ask_responses(stream=False))
     assert response.status == status
     assert len(upstream.asked) == 1

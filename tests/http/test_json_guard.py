@@ -13,6 +13,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -268,7 +269,7 @@ def test_wherever_a_text_is_cut_its_members_are_counted(unit: bytes) -> None:
 def test_brackets_that_close_nothing_are_no_json(unit: bytes) -> None:
     begun = b'{"a":[' + b"[]," * pooler.BODY_DEPTH_MAX
     for count in (pooler.BODY_DEPTH_MAX + 2, pooler.JSON_SEPARATORS_MAX // 4, 10_000_000):
-        refuses(lambda count=count: judge(begun + unit * count))  # type: ignore[misc] # bound now
+        refuses(partial(judge, begun + unit * count))
 
 
 def test_no_list_of_all_strings_is_made() -> None:
@@ -318,11 +319,11 @@ def test_a_valid_body_is_counted_as_a_slow_scanner_counts(
         if separators <= 5:
             check_json_shape(text.encode())
         else:
-            refuses(lambda text=text: check_json_shape(text.encode()))  # type: ignore[misc] # bound now
+            refuses(partial(check_json_shape, text.encode()))
         if deepest <= 3 and separators <= 5:
             judge(text.encode())
         else:
-            refuses(lambda text=text: judge(text.encode()))  # type: ignore[misc] # bound now
+            refuses(partial(judge, text.encode()))
 
 
 def has_too_many(raw: bytes, members_max: int) -> bool:

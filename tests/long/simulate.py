@@ -36,7 +36,14 @@ import trio
 import trio._core._run as trio_run
 from trio.testing import MockClock
 
-from pooler import REFRESH_URL_VARIABLE, Config, LoginNeeded, UpstreamConnection, parse_config
+from pooler import (
+    REFRESH_URL_VARIABLE,
+    Config,
+    Loaded,
+    LoginNeeded,
+    UpstreamConnection,
+    parse_config,
+)
 from tests.long.sim_answers import Seen, judge, read_body, read_event
 from tests.long.sim_disk import Crash, tokens_in
 from tests.long.sim_world import (
@@ -134,6 +141,11 @@ def config_of(folder: Path, kind: int) -> Config:
 ################################################################
 # CLIENTS
 ################################################################
+
+
+def loaded(config: Callable[[int], Config], kind: int) -> Loaded:
+    """What a reload finds: a configuration that needs no TLS."""
+    return config(kind), {}
 
 
 class Left(Exception):
@@ -426,7 +438,7 @@ class Life:
             if at < 0.3:
                 kind = rng.randrange(16)
                 self.note(f"reload: {kind}")
-                await server.reload(lambda kind=kind: (config(kind), {}))  # type: ignore[misc] # bound now
+                await server.reload(functools.partial(loaded, config, kind))
             elif at < 0.6:
                 name = rng.choice(CODEX)
                 self.note(f"rotated: {name}")

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -263,9 +264,13 @@ def test_answers_that_one_key_does_not_read_leave_room_for_those_of_others(
             return rig.upstream.hold(visit)
 
         rig.upstream.plays["a0"] = play
+
+        def has_more_than(count: int) -> bool:
+            return rig.upstream.arrived["a0"] > count
+
         for at in range(len(UNREAD_BYTES)):
             crowd.add(call("hog", stream=stream), reads=False, receive_bytes=4 * KIB)
-            assert wait_until(lambda at=at: rig.upstream.arrived["a0"] > at)  # type: ignore[misc] # bound now
+            assert wait_until(partial(has_more_than, at))
         rig.settle()
         check_others(rig, "answers that are not read")
 

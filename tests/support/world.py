@@ -366,7 +366,7 @@ class FakeUpstream:
         self.name = name
         self.world = world
         self.scripts: deque[Script] = deque()
-        self.always: Script | Callable[[Asked], Script] | None = None
+        self.always: Script | Callable[[Asked], Iterable[Step]] | None = None
         self.dials: deque[DialStep] = deque()
         self.catalogue: Script = error_response(404, "not_found")
         self.asked: list[Asked] = []  # the POSTs
@@ -518,7 +518,7 @@ class FakeUpstream:
             return self.on_turn(body)
         return None if callable(self.always) else self.always
 
-    def _script_for(self, asked: Asked) -> Script:
+    def _script_for(self, asked: Asked) -> Iterable[Step]:
         if self.scripts:
             return self.scripts.popleft()
         if self.always is None:
@@ -566,7 +566,7 @@ class FakeUpstream:
             self.observe(asked)
         return asked
 
-    async def play(self, script: Script, line: Line) -> bool:
+    async def play(self, script: Iterable[Step], line: Line) -> bool:
         """Play the steps of a script; return whether the connection stays open."""
         for step in script:
             if isinstance(step, Send):

@@ -43,6 +43,8 @@ def count_into(path: Path) -> None:
         partial.write_text(json.dumps(COUNTS))
         os.replace(partial, path)
 
+    # A partial and a plain function in the place of a generic one and a method: in this process
+    # alone, and called as those are.
     trio.run = functools.partial(trio.run, instruments=[Steps()])  # type: ignore[assignment]
     json.JSONDecoder.raw_decode = counted_parse  # type: ignore[method-assign, assignment]
     signal.signal(signal.SIGUSR1, write)
