@@ -17459,32 +17459,109 @@ _NO_STATUS: Final = {
 }
 # What a terminal could take for a command, except colours; a server is not trusted with that.
 _UNSAFE: Final = re.compile("\x1b(?!\\[[0-9]{0,2}m)|[^\x1b\n -~█░…]")
+# Cursor: save it, go to the first line, empty that; and back to where it was.
+_ON_FIRST_LINE: Final = "\x1b7\x1b[H\x1b[2K{}\x1b8"
+_CLEARED: Final = "\x1b[H\x1b[2J"
 
 
-async def ask_status(
-    url: BaseUrl,
-    tls: ssl.SSLContext | None,
-    token: Secret,
-    query: str,
-    accept: str,
-) -> bytes:
-    """The body of GET /admin of a running server.
+class NoStatus(ConfigRefused):
+    """There is no status: no server responds, or it has rejected the token."""
 
-    Raises: ConfigRefused, with the reason, if there is none or it is not a pooler's.
-    """
-    head = request_head(url, f"/admin?{query}", token, [("accept", accept)], b"")
-    status, body = 0, b""
-    with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(CONNECT_SECONDS_MAX):
-        status, body = await ask_once(dial, url, tls, head, proxy=None, bytes_max=EVENT_BYTES_MAX)
-
-    is_pooler = body.startswith(b"codex-pooler ") or "version" in try_load_object(body)
-    if status == 200 and is_pooler:
-        return body
-    problem = _NO_STATUS.get(status, f"it returned {status}")
-    raise ConfigRefused([f"{url.authority}: {problem}"])
+    def __init__(self, place: str, status: int) -> None:
+        super().__init__([f"{place}: {_NO_STATUS.get(status, f'it returned {status}')}"])
+        self.is_final = status == 401  # to ask again with the same token is of no use
 
 
-def run_status(address: str, is_watched: bool, is_json: bool) -> int:
+@dataclass(eq=False, slots=True)
+class StatusCommand:
+    """`pooler status`: which server is asked, with which token, and how its status is shown."""
+
+    url: BaseUrl
+    tls: ssl.SSLContext | None
+    token: Secret
+    options: argparse.Namespace  # watch, failed and json
+    failing_since: str = ""  # the time of day at which the server stopped responding
+
+    async def ask(self, query: str) -> bytes:
+        """The body of GET /admin of the server.  Raises: NoStatus."""
+        accept = "application/json" if self.options.json else "text/plain"
+        head = request_head(self.url, f"/admin?{query}", self.token, [("accept", accept)], b"")
+        status, body = 0, b""
+        with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(CONNECT_SECONDS_MAX):
+            status, body = await ask_once(
+                dial, self.url, self.tls, head, proxy=None, bytes_max=EVENT_BYTES_MAX
+            )
+
+        is_pooler = body.startswith(b"codex-pooler ") or "version" in try_load_object(body)
+        if status == 200 and is_pooler:
+            return body
+        raise NoStatus(self.url.authority, status)
+
+    async def show(self) -> None:
+        """Show the status once.  Raises: NoStatus.
+
+        On a terminal it fits, and its last line is left for the cursor.
+        """
+        is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        query = f"colour={is_coloured:d}"
+        with contextlib.suppress(OSError):  # standard output is not a terminal
+            size = os.get_terminal_size(sys.stdout.fileno())
+            query += f"&columns={size.columns}&rows={size.lines - 1}"
+        if self.options.failed:
+            query += "&failed=1"
+
+        body = await self.ask(query)
+        text = _UNSAFE.sub("?", body.decode("utf-8", "replace"))
+        if self.options.json:
+            text = json.dumps(try_load_object(body), indent=2)
+        if self.options.watch and sys.stdout.isatty():
+            text = _CLEARED + text
+        show(text)
+
+    async def watch(self) -> None:
+        """Show the status every STATUS_SECONDS, and when the terminal has another size.
+
+        On a terminal each status replaces the last; into a pipe or a file they follow each other.
+        Raises: NoStatus, if there is none at first, or the token is rejected later.
+        """
+        await self.show()
+        with trio.open_signal_receiver(signal.SIGWINCH) as resized:
+            while True:
+                with trio.move_on_after(STATUS_SECONDS):
+                    await anext(resized)
+                await self.show_again()
+
+    async def show_again(self) -> None:
+        """Show the status, or that there is none: a server that is restarted comes back.
+
+        Raises: NoStatus, if the token is rejected.
+        """
+        try:
+            await self.show()
+        except NoStatus as missing:
+            if missing.is_final:
+                raise
+            self.show_outage(missing)
+        else:
+            self.failing_since = ""
+
+    def show_outage(self, missing: NoStatus) -> None:
+        """Say in one line why there is no status, and since when.
+
+        On a terminal it takes the place of the first line: the last status stays to be read.
+        """
+        is_new = not self.failing_since
+        self.failing_since = self.failing_since or time.strftime("%H:%M:%S")
+        wait = f"trying again every {STATUS_SECONDS:g} s"
+        line = f"{missing.problems[0]} since {self.failing_since}; {wait}"
+        if sys.stdout.isatty():
+            columns = os.get_terminal_size(sys.stdout.fileno()).columns
+            print(_ON_FIRST_LINE.format(line[:columns]), end="", flush=True)  # noqa: T201
+        elif is_new:
+            print(f"pooler: {line}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def run_status(options: argparse.Namespace) -> int:
     """Run `pooler status` and return its exit code.
 
     The token comes from the environment, because other users can read a command line.
@@ -17494,55 +17571,21 @@ def run_status(address: str, is_watched: bool, is_json: bool) -> int:
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise ConfigRefused(["set POOLER_OPERATOR_TOKEN to an operator's token"])
     try:
-        url = _base_url(address, "https://host")
+        url = _base_url(options.url, "https://host")
     except ValueError as error:
         raise ConfigRefused([f"--url {error}"]) from None
     if not (url.is_tls or _is_loopback(url.host)):
         raise ConfigRefused(["--url: http:// would send the token in the clear; use https://"])
 
     tls = make_tls_context(None) if url.is_tls else None
+    command = StatusCommand(url, tls, Secret(token), options)
+    # Bars become `?` if the locale cannot show them.
+    cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
     # Ctrl-C is how a person stops watching, even if the shell has set it to be ignored.  There is
     # nothing to clean up, and a KeyboardInterrupt would leave a nursery as an exception group.
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
-    trio.run(show_status, url, tls, Secret(token), is_watched, is_json)
+    trio.run(command.watch if options.watch else command.show)
     return 0
-
-
-async def show_status(
-    url: BaseUrl,
-    tls: ssl.SSLContext | None,
-    token: Secret,
-    is_watched: bool,
-    is_json: bool,
-) -> None:
-    """Print the status once, or every STATUS_SECONDS.
-
-    On a terminal each status replaces the last; into a pipe or a file they follow each other.
-    Raises: ConfigRefused.
-    """
-    is_terminal = sys.stdout.isatty()
-    is_coloured = is_terminal and not os.environ.get("NO_COLOR")
-    # Bars become `?` if the locale cannot show them.
-    cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
-
-    while True:
-        query = f"colour={is_coloured:d}"
-        with contextlib.suppress(OSError):  # standard output is not a terminal
-            size = os.get_terminal_size(sys.stdout.fileno())
-            query += f"&columns={size.columns}"
-        accept = "application/json" if is_json else "text/plain"
-        body = await ask_status(url, tls, token, query, accept)
-
-        text = _UNSAFE.sub("?", body.decode("utf-8", "replace"))
-        if is_json:
-            text = json.dumps(try_load_object(body), indent=2)
-        if is_watched and is_terminal:
-            text = "\x1b[H\x1b[2J" + text
-        show(text)
-
-        if not is_watched:
-            return
-        await trio.sleep(STATUS_SECONDS)  # a person watches: nothing else could wake it
 
 
 def new_secret(prefix: str) -> str:
@@ -17613,8 +17656,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--url", default="http://127.0.0.1:4000", help="address of the server (default %(default)s)"
     )
     status.add_argument("--watch", action="store_true", help="repeat every two seconds")
+    status.add_argument("--failed", action="store_true", help="only the requests that failed")
     status.add_argument("--json", action="store_true", help="print JSON")
-    status.set_defaults(run=lambda options: run_status(options.url, options.watch, options.json))
+    status.set_defaults(run=run_status)
 
     # An option without a command belongs to `serve`, except those of the program itself.
     first = arguments[0] if arguments else "-"

@@ -27,4 +27,11 @@ ROWS: Rows = (
     ("soft_descriptors", "The soft limit of descriptors is raised.",
      "raise_descriptor_limit", "resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))", "pass",
      "nothing_blocks::the_soft_limit_is_raised_and_connections_stay_below_what_is_left"),
+    ("watch_ends", "A watched status outlives a restart of its server.",
+     "StatusCommand.show_again", "missing.is_final", "True",
+     "status::watching_outlives_a_restart_of_the_server"),
+    ("resized_late", "A watched status fits the terminal whenever its size changes.",
+     "StatusCommand.show", "query += f'&columns={size.columns}&rows={size.lines - 1}'",
+     "query += '&columns=90&rows=29'",
+     "status::the_server_is_told_the_size_of_the_terminal_and_its_changes"),
 )
