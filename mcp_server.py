@@ -30,7 +30,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -78,20 +78,35 @@ LIST_TTL_MS: Final = 300_000  # the tools change with the program only
 # never shown: whatever else the snapshot may come to hold.
 VISIBLE: Final[Mapping[str, Sequence[str]]] = {
     "": (
-        "version at started_at uptime_seconds is_draining in_flight connections websockets"
+        "version at started_at uptime_seconds is_draining in_flight connections websockets "
+        "state_problem has_prices today last_hour hours"
     ).split(),
-    "pools": "name status routing accounts models key_count in_flight queued".split(),
+    # Sums of a day, of the last hour, of each hour: what they have in common comes first.
+    "today": "requests failed input_tokens output_tokens cached_tokens cost".split(),
+    "last_hour": (
+        "requests failed input_tokens output_tokens cached_tokens causes responses "
+        "first_event_p50_ms first_event_p95_ms"
+    ).split(),
+    "causes": "code count".split(),
+    "hours": "at requests failed input_tokens output_tokens cached_tokens".split(),
+    "pools": "name status routing accounts models key_count in_flight queued serving".split(),
+    # Of a pool: who can serve a model, and who was passed over; requests have the latter as well.
+    "serving": "model status accounts since until failed passed_over".split(),
+    "passed_over": "account status reason until".split(),
     "accounts": (
         "name type host pools priority status is_demoted unreached in_flight concurrent "
-        "until reason lacks plan login token_ends_at models windows"
+        "reason since until next_try_at failures last_success_at last_error advice needs_operator "
+        "tokens_today lacks plan login token_ends_at models windows"
     ).split(),
+    "last_error": "at reason".split(),
     # Of an account: its quota windows, and what it cannot serve for now.
     "windows": "family window window_minutes used_percent resets_at observed_at".split(),
     "lacks": "kind name reason ends_at".split(),
     "keys": (
         "pool name source status models expires_at requests_per_minute tokens_per_day "
-        "concurrent in_flight requests tokens_today tokens"
+        "concurrent in_flight requests tokens_today tokens days"
     ).split(),
+    "days": "day requests failed input_tokens output_tokens cached_tokens cost".split(),
     # Of a key or a request, as upstreams report them.
     "tokens": "input_tokens output_tokens cached_tokens reasoning_tokens".split(),
     "operators": "name source status".split(),
@@ -100,7 +115,7 @@ VISIBLE: Final[Mapping[str, Sequence[str]]] = {
     # an account knows.
     "requests": (
         "request_id at method route transport pool key account model status code attempts "
-        "first_byte_ms duration_ms bytes_in bytes_out tokens"
+        "passed_over first_byte_ms duration_ms bytes_in bytes_out tokens"
     ).split(),
     # Sums since the start, by these labels.
     "totals": (
@@ -169,6 +184,43 @@ def span(seconds: float) -> str:
     return " ".join(words[:2]) or "0 s"
 
 
+class Clock(NamedTuple):
+    """The moment from which all others are seen, and the zone of clock times."""
+
+    now: float  # Unix seconds
+    zone: tzinfo = UTC
+
+
+def clock_time(unix: float, clock: Clock, form: str = "%H:%M") -> str:
+    """A moment on the clock, with its day if that is not today: `10:36`, `30 Nov 10:36`.
+
+    "" for a moment that no calendar has.
+    """
+    try:
+        at = datetime.fromtimestamp(unix, clock.zone)
+        today = datetime.fromtimestamp(clock.now, clock.zone)
+    except (OverflowError, OSError, ValueError):
+        return ""
+
+    if at.year != today.year:
+        form = f"%d %b %Y {form}"
+    elif at.date() != today.date():
+        form = f"%d %b {form}"
+    return at.strftime(form)
+
+
+def at_moment(unix: float | None, clock: Clock, words: str = "{}") -> str:
+    """A moment on the clock and as seen from now, in the words around it; "" if there is none.
+
+    `since {}` becomes `since 10:36 (28 min ago)`.
+    """
+    if unix is None:
+        return ""
+    seen = relative(unix, clock.now)
+    at = clock_time(unix, clock)
+    return words.format(f"{at} ({seen})" if at else seen)
+
+
 def relative(unix: float, now: float) -> str:
     """A moment as seen from `now`, both in Unix seconds: `in 5 min` or `5 min ago`.
 
@@ -216,6 +268,15 @@ def printable(text: str) -> str:
 
     shown = [char if char.isprintable() else "?" for char in text]
     return "".join(shown)
+
+
+# What people read for a status of an account; the others say it themselves.
+STATUS_WORDS: Final[Mapping[str, str]] = {
+    "cooling_down": "cooling down",
+    "at_limit": "at its limit",
+    "login_needed": "login needed",
+    "model_limited": "limited for this model",
+}
 
 
 def headline(shown: Facts) -> str:
@@ -266,6 +327,185 @@ def token_words(tokens: Facts | None) -> str:
     return parts(tokens_in, number(tokens["output_tokens"], "{} out"))
 
 
+def sentence_of(*texts: str) -> str:
+    """The texts that are not empty as one sentence, which begins with a capital letter."""
+    text = parts(*texts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+################################################################
+# ATTENTION
+################################################################
+# What an operator should know first: on top of the page and of the status text, and what the MCP
+# tool for a diagnosis returns.  Whatever ends by itself and harms no request is not in it.
+
+DAY_SECONDS: Final = 24 * 3600
+KEY_SECONDS_LEFT: Final = 7 * DAY_SECONDS  # of a key that expires soon, or has expired lately
+KEY_SHARE_MIN: Final = 0.9  # of a day's tokens, from which a key is reported
+SEVERITIES: Final = ("bad", "fair")  # the worst first; they are tones as well
+NO_MODELS: Final[Sequence[str]] = ()
+
+
+class Need(NamedTuple):
+    """One thing that needs attention: about models of a pool, an account, a key, or the pooler."""
+
+    severity: str  # of SEVERITIES
+    title: str  # names what it is about, and what is wrong; not a whole sentence
+    text: str  # why and since when, in whole sentences; may be ""
+    advice: str = ""  # what to do, as a whole sentence
+    since: float | None = None  # Unix time
+    pool: str | None = None
+    models: Sequence[str] = NO_MODELS
+    account: str | None = None
+    key: str | None = None  # with its pool
+
+
+# What is said of an account in these states.
+ACCOUNT_TROUBLES: Final[Mapping[str, str]] = {
+    "login_needed": "its login is no longer valid",
+    "refused": "its upstream refuses it",
+    "failing": "its requests fail",
+    "unreachable": "it cannot be reached",
+}
+
+
+def attention(shown: Facts, zone: tzinfo = UTC) -> list[Need]:
+    """What needs attention: the worst first, and of that what began first.
+
+    `shown` is what `overview` returned; clock times are in `zone`.
+    """
+    clock = Clock(shown["at"], zone)
+    needs = [
+        *(need for pool in shown["pools"] for need in pool_needs(pool, clock)),
+        *(need for account in shown["accounts"] for need in account_needs(account, clock)),
+        *(need for key in shown["keys"] for need in key_needs(key, clock)),
+    ]
+
+    problem = shown.get("state_problem")
+    if problem:
+        advice = "Mend that: until then a restart forgets counts, cooldowns and sessions."
+        needs.append(Need("fair", "The state file is not written", sentence_of(problem), advice))
+
+    latest = shown["at"]
+    return sorted(
+        needs,
+        key=lambda need: (SEVERITIES.index(need.severity), need.since or latest),
+    )
+
+
+def pool_needs(pool: Facts, clock: Clock) -> Iterator[Need]:
+    """The models that no account of a pool can serve; one need for all with the same causes."""
+    groups: dict[tuple[Any, ...], list[Facts]] = {}
+    for row in pool.get("serving", ()):
+        if row["status"] != "ready":
+            causes = [(over["account"], over["status"]) for over in row["passed_over"]]
+            groups.setdefault((row["status"], *causes), []).append(row)
+    yield from (models_need(pool["name"], rows, clock) for rows in groups.values())
+
+
+def models_need(pool: str, rows: Sequence[Facts], clock: Clock) -> Need:
+    """Models of a pool that no account can serve, for the same causes."""
+    models = [row["model"] for row in rows]
+    since = min((row["since"] for row in rows if row["since"] is not None), default=None)
+    failed = sum(row["failed"] for row in rows)
+    requests = "1 request" if failed == 1 else f"{failed:,} requests"
+    texts = (
+        sentence_of(at_moment(since, clock, f"{requests} failed since {{}}")),
+        first_back(rows, clock),
+        passed_over_words(rows[0]["passed_over"]),
+    )
+
+    is_bad = failed > 0 or rows[0]["status"] == "down"
+    return Need(
+        "bad" if is_bad else "fair",
+        f"{listed(models)} in pool {pool}: no account can serve it",
+        " ".join(filter(None, texts)),
+        since=since,
+        pool=pool,
+        models=models,
+    )
+
+
+def first_back(rows: Sequence[Facts], clock: Clock) -> str:
+    """Which account can serve the models again first, and when."""
+    ends = [(row["until"], row) for row in rows if row["until"] is not None]
+    if not ends:
+        return "No account comes back by itself."
+
+    until, row = min(ends, key=lambda end: end[0])
+    names = [over["account"] for over in row["passed_over"] if over["until"] == until]
+    return sentence_of(f"first account back: {parts(*names[:1], at_moment(until, clock))}")
+
+
+def passed_over_words(passed_over: Sequence[Facts]) -> str:
+    """Why the accounts cannot serve: `Accounts: personal: login needed; second: at its limit.`"""
+    causes = []
+    for over in passed_over:
+        status = over["status"]
+        is_plain = status in STATUS_WORDS or not over["reason"]
+        words = STATUS_WORDS.get(status, status) if is_plain else over["reason"]
+        causes.append(f"{over['account']}: {words}")
+    return f"Accounts: {'; '.join(causes[:NAMES_MAX])}." if causes else ""
+
+
+def account_needs(account: Facts, clock: Clock) -> Iterator[Need]:
+    """An account that fails, or whose operator alone can mend it."""
+    status = account["status"]
+    needs_operator = account.get("needs_operator", False)
+    if not needs_operator and status not in ACCOUNT_TROUBLES:
+        return
+
+    reason = account["reason"] or ""
+    trouble = ACCOUNT_TROUBLES.get(status, STATUS_WORDS.get(status, status))
+    if status == "refused" and reason.startswith("401"):
+        trouble = "its key is refused"
+
+    yield Need(
+        "bad" if needs_operator else "fair",
+        f"{account['name']}: {trouble}",
+        sentence_of(
+            reason,
+            at_moment(account["since"], clock, "since {}"),
+            number(account["failures"] or None, "{} failed in a row"),
+            at_moment(account["last_success_at"], clock, "last success {}"),
+            at_moment(account["next_try_at"], clock, "next try {}"),
+        ),
+        account["advice"] or "",
+        account["since"],
+        account=account["name"],
+    )
+
+
+def key_needs(key: Facts, clock: Clock) -> Iterator[Need]:
+    """A key that is about to refuse its client, or has begun to."""
+    if key["status"] == "paused":
+        return
+
+    name = f"{key['pool']} / {key['name']}"
+    ends_at = key["expires_at"]
+    if ends_at is not None and abs(ends_at - clock.now) <= KEY_SECONDS_LEFT:
+        is_over = ends_at <= clock.now
+        yield Need(
+            "fair",
+            f"{name}: this key {'expired' if is_over else 'expires'}",
+            sentence_of(at_moment(ends_at, clock)),
+            "Set a later date in pools.json, or give its client another key.",
+            ends_at if is_over else None,
+            key=name,
+        )
+
+    used, limit = key["tokens_today"], key["tokens_per_day"]
+    if limit and used >= KEY_SHARE_MIN * limit:
+        midnight = (int(clock.now) // DAY_SECONDS + 1) * DAY_SECONDS
+        yield Need(
+            "fair",
+            f"{name}: {used / limit:.0%} of its tokens for today are used".replace("%", " %"),
+            sentence_of(f"{used:,} of {limit:,}", at_moment(midnight, clock, "its day ends {}")),
+            "Raise its tokens_per_day in pools.json if it should go on.",
+            key=name,
+        )
+
+
 ################################################################
 # TABLES
 ################################################################
@@ -298,12 +538,6 @@ TONES: Final[Mapping[str, str]] = {
     "degraded": "fair",
     "limited": "fair",
     "paused": "fair",
-}
-# What people read for a status of an account; the others say it themselves.
-STATUS_WORDS: Final[Mapping[str, str]] = {
-    "cooling_down": "cooling down",
-    "at_limit": "at its limit",
-    "login_needed": "login needed",
 }
 LOGIN_WORDS: Final = {"renewal_due": "login refresh due"}  # the status says the rest
 

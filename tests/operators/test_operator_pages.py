@@ -237,7 +237,7 @@ CHANGED: Final[dict[str, tuple[Change, str]]] = {
     "refused": (lambda s: s["accounts"][0].update(status="refused"), "refused"),
     "login needed": (lambda s: s["accounts"][0].update(status="login_needed"), "login needed"),
     "login ends": (lambda s: s["accounts"][0].update(login="renewal_due"), "login refresh due"),
-    "rests for ever": (lambda s: s["accounts"][1].update(cooldown_until=None), "cooling down"),
+    "rests for ever": (lambda s: s["accounts"][1].update(until=None), "cooling down"),
     "pool down": (lambda s: s["pools"][0].update(status="down"), "down"),
     "state unheard of": (lambda s: s["accounts"][0].update(status="on_leave"), "on_leave"),
     "key ends": (lambda s: s["keys"][0].update(expires_at=s["at"] + 90061), "(expiry: in 1 d 1 h)"),
@@ -593,7 +593,7 @@ METRICS: Final[dict[str, tuple[dict[str, str], float]]] = {
     "pool_requests_queued": ({"pool": "home"}, 0),
     "key_requests_in_flight": ({"pool": "home", "key": "laptop"}, 3),
     "account_requests_in_flight": ({"account": "personal"}, 2),
-    "account_state": ({"account": "platform", "state": "resting"}, 1),
+    "account_state": ({"account": "platform", "state": "cooling_down"}, 1),
     "account_cooldown_seconds": ({"account": "platform"}, 400),
     "token_expiry_timestamp_seconds": ({"account": "personal"}, 1800900000),
     "quota_used_ratio": ({"account": "personal", "family": "codex", "window": "7d"}, 0.975),
@@ -625,7 +625,7 @@ def test_every_metric_has_a_golden_value() -> None:
 
 def test_an_account_is_in_one_state() -> None:
     given = snapshot()
-    for status_now in ("ready", "resting", "refused", "login_needed", "paused"):
+    for status_now in ("ready", "cooling_down", "refused", "login_needed", "paused"):
         given["accounts"][0]["status"] = status_now
         samples = check_metrics(mcp_server.metrics_text(given))
         states = {
@@ -655,7 +655,7 @@ def test_what_is_unknown_has_no_sample() -> None:
 
 def test_a_cooldown_is_never_negative() -> None:
     given = snapshot()
-    given["accounts"][1]["cooldown_until"] = given["at"] - 5
+    given["accounts"][1]["until"] = given["at"] - 5
     assert value_of(given, "account_cooldown_seconds", account="platform") == 0
 
 
