@@ -406,6 +406,13 @@ CAUSES_SHOWN_MAX: Final = 10  # of the failures in the last hour, the most frequ
 STEPS_PER_OCTAVE: Final = 8  # of times to a first event: a shown one is within 5 % of a real one
 FIRST_EVENT_STEPS_MAX: Final = 22 * STEPS_PER_OCTAVE  # beyond an hour all count as one
 PRICE_MAX: Final = 10.0**6  # of a million tokens: a larger one is a mistake
+
+# The file of `state`: what a restart goes on from.  It is read and written in a thread.
+STATE_SECONDS: Final = 60.0  # between two versions of it
+STATE_BYTES_MAX: Final = 16 * MIB  # all pins have 1 MiB, the days of all keys 4 MiB
+STATE_MEMBERS_MAX: Final = 600_000  # parsing them takes half a second, before anything is served
+STATE_AHEAD_SECONDS_MAX: Final = 60.0  # what is further in the future is not believed
+SUM_MAX: Final = 10**18  # a larger sum is nonsense of an upstream
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 
 # The log.  It never waits for its reader: what finds no room is counted, and dropped.
@@ -1966,6 +1973,8 @@ class Config:
     hosts: frozenset[str] | None = None
     # For all that goes out; None: connections are made directly.
     proxy: Proxy | None = None
+    # The file that a restart goes on from, as written; None: nothing outlives the process.
+    state: str | None = None
     # By the model's name in a pool.
     prices: Mapping[str, Price] = field(default_factory=dict)
     limits: Limits
@@ -1997,6 +2006,7 @@ _TOP: Final[Spec] = {
     "hosts": _list(_text(_HOST_NAME, "a host name without a port")),
     # May hold a password, so it may be a reference: `_Loader.proxy` resolves it.
     "proxy": _string,
+    "state": _path,
     "prices": _named_by_models,
     "limits": _object,
 }
@@ -2271,15 +2281,18 @@ class _Loader:
             with self.at(f"{path}.api_key"):
                 fields["api_key"], fields["source"] = self.resolver.api_key(text)
                 fields["reference"] = text if fields["source"] != "literal" else ""
-        if "auth_file" in fields:
-            fields["auth_file"] = self.auth_file(path, fields["auth_file"])
+        login = fields.get("auth_file")
+        if login is not None:
+            fields["auth_file"] = self.auth_file(path, login)
+            login = posixpath.normpath(login)
         if self.problems:
             return None
 
         # Two accounts of one identity are one to their upstream: a reload that only renames an
-        # account, or changes its priority, keeps the connections that it has.
+        # account, or changes its priority, keeps the connections that it has.  A login is named as
+        # in pools.json: another working directory at the next start does not make it another.
         fields.setdefault("api_key", Secret(""))  # of an account of type codex
-        credential = (reveal(fields["api_key"]), fields.get("auth_file"))
+        credential = (reveal(fields["api_key"]), login)
         identity = digest_of(repr((kind, url, credential, fields.get("ca_file"))))
         return Account(name=name, identity=identity, **fields)
 
@@ -2314,14 +2327,16 @@ class _Loader:
 
         No two accounts may share a login: each would spend the refresh token of the other (F53).
         """
+        return self.own_file(f"{path}.auth_file", file, path, "each account needs its own login")
+
+    def own_file(self, path: str, file: str, claimant: str, hint: str) -> str:
+        """The path, relative to pools.json, of a file that the pooler replaces."""
         folder = posixpath.dirname(self.source)
         file = posixpath.normpath(posixpath.join(folder, file))
-        with self.at(f"{path}.auth_file"):
-            if file == posixpath.normpath(self.source):  # a refresh would replace it
-                raise ValueError("is pools.json itself; a login needs a file of its own")
-            self.resolver.claim(
-                file, path, "is already used by {}: each account needs its own login"
-            )
+        with self.at(path):
+            if file == posixpath.normpath(self.source):
+                raise ValueError("is pools.json itself, which would be replaced")
+            self.resolver.claim(file, claimant, f"is already used by {{}}: {hint}")
         return file
 
     # Pools.  They are read after all accounts, as they refer to these by name.
@@ -2404,22 +2419,6 @@ class _Loader:
         if self.limits.bodies_bytes_max < 8 * self.limits.body_bytes_max:
             self.warn("limits.bodies_bytes_max", "should be at least 8 times body_bytes_max")
         return self.limits
-
-    def price(self, path: str, value: Json) -> Price | None:
-        """The price that an object describes; None if it has a problem.
-
-        A price may be 0, so it is its absence that is refused.  Without one of their own, cached
-        tokens cost as much as the others.
-        """
-        fields = self.read(path, value, _PRICE)
-        missing = [name for name in ("input", "output") if name not in object_of(value)]
-        for name in missing:
-            self.refuse(f"{path}.{name}", "is required")
-
-        if self.problems:
-            return None
-        cached = fields.get("cached", fields["input"])
-        return Price(fields["input"], cached, fields["output"])
 
     def operators(self, tokens: Mapping[str, Json]) -> tuple[Operator, ...]:
         """The operators whose tokens are valid; no token may be a pool key, too."""
@@ -2511,9 +2510,12 @@ class _Loader:
             name: self.pool(name, content, accounts)
             for name, content in object_of(members.get("pools")).items()
         }
+        if "state" in fields:
+            hint = "it needs a file of its own"
+            fields["state"] = self.own_file("state", fields["state"], "state", hint)
         fields["operators"] = self.operators(object_of(members.get("operators")))
         fields["prices"] = {
-            model: self.price(f"prices.{model}", content)
+            model: _read_price(self, f"prices.{model}", content)
             for model, content in fields.get("prices", {}).items()
         }
 
@@ -2525,6 +2527,23 @@ class _Loader:
         if self.problems:
             raise ConfigRefused(sorted(set(self.problems)))
         return Config(**fields, warnings=tuple(self.warnings))
+
+
+def _read_price(loader: _Loader, path: str, value: Json) -> Price | None:
+    """The price that an object describes; None if the file has a problem.
+
+    A price may be 0, so it is its absence that is refused.  Without one of their own, cached tokens
+    cost as much as the others.
+    """
+    fields = loader.read(path, value, _PRICE)
+    missing = [name for name in ("input", "output") if name not in object_of(value)]
+    for name in missing:
+        loader.refuse(f"{path}.{name}", "is required")
+
+    if loader.problems:
+        return None
+    cached = fields.get("cached", fields["input"])
+    return Price(fields["input"], cached, fields["output"])
 
 
 def _check_presented(secret: str, command: str) -> None:
@@ -3048,7 +3067,8 @@ def _by_path(config: Config) -> dict[str, object]:
     """What a configuration says, by JSON path; secrets as digests.
 
     Two of these are compared, so what is equal must mean the same: a secret that has moved from the
-    file to a variable is unchanged.  `listen` is left out, as a reload does not change it.
+    file to a variable is unchanged.  `listen` and `state` are left out, as a reload does not change
+    them.
     """
     flat: dict[str, object] = {}
 
@@ -3057,7 +3077,7 @@ def _by_path(config: Config) -> dict[str, object]:
         for name in names.difference(_NOT_COMPARED, left_out):
             flat[f"{prefix}{name}"] = getattr(value, name)
 
-    put("", config, "accounts", "pools", "operators", "limits", "warnings", "listen")
+    put("", config, "accounts", "pools", "operators", "limits", "warnings", "listen", "state")
     put("limits.", config.limits)
     if config.proxy is not None:
         login = "" if config.proxy.login is None else reveal(config.proxy.login)
@@ -10041,14 +10061,14 @@ _LACKS: Final = {
 }
 
 
-def _named_models(state: State, account: Account, health: Health) -> set[str]:
+def _named_models(config: Config, account: Account, health: Health) -> set[str]:
     """The models that pools.json or the account's catalogue names.
 
     Only they are shown: names that clients have made up may hold anything (SECURITY.md, 7).
     """
     names = set(account.models or ())
     names.update(health.catalogue or ())
-    for pool in state.config.pools.values():
+    for pool in config.pools.values():
         names.update(pool.models or ())
     return names
 
@@ -10062,7 +10082,7 @@ def _show_lacks(
 
     Models that only clients have named are left out: a client chose those names.
     """
-    named = _named_models(state, account, health)
+    named = _named_models(state.config, account, health)
     blocks: dict[str, Mapping[Any, Any]] = {"limit": health.by_model}
     for effect, kind in _LACKS.items():
         blocks[kind] = health.blocks[effect]
@@ -10317,6 +10337,350 @@ def _reason_of_standing(
     if overall.status is not Status.READY:
         standing = overall
     return standing.text(now)
+
+
+# The state file: what a restart goes on from.  Times in it are Unix times in whole seconds, periods
+# are numbered from 1970, and digests are in hex.  Names are those of pools.json; of models there
+# are only those that no client has made up.  So it shows who used how much, but no secret.
+
+STATE_VERSION: Final = 1
+Row = list[Json]
+
+
+def _nullable(check: Check) -> Check:
+    """The same check, which lets null pass."""
+    return lambda value: None if value is None else check(value)
+
+
+def _row(*checks: Check) -> Check:
+    """A check for lists that have one member for each of the checks."""
+
+    def check(value: Json) -> Row:
+        members = _typed(value, list)
+        if len(members) != len(checks):
+            raise ValueError("has a row of another length")
+        return [check(member) for check, member in zip(checks, members, strict=True)]
+
+    return check
+
+
+def _rows(*checks: Check) -> Check:
+    """A check for lists of such rows."""
+    row = _row(*checks)
+    return lambda value: [row(member) for member in _typed(value, list)]
+
+
+def _valued(check: Check, names: Check = _object) -> Check:
+    """A check for objects that have values of one kind, under whatever names `names` lets pass."""
+    return lambda value: {name: check(member) for name, member in names(value).items()}
+
+
+def _fielded(spec: Spec) -> Check:
+    """A check for objects that have exactly the fields of a spec."""
+
+    def check(value: Json) -> JsonDict:
+        members = _object(value)
+        if members.keys() != spec.keys():
+            raise ValueError("has other members")
+        return {name: spec[name](members[name]) for name in spec}
+
+    return check
+
+
+_AMOUNT: Final = _number(0, SUM_MAX)
+_UNIX: Final = _number(0, 10**12)
+_SHA256_HEX: Final = _text("[0-9a-f]{64}", "a digest")
+_TALLY_ROWS: Final = _rows(
+    _UNIX, *[_AMOUNT] * len(_TALLY_FIELDS), _nullable(_number(0, SUM_MAX, (int, float)))
+)
+_REASON: Final = _text(f"[ -~]{{0,{REASON_CHARS_MAX}}}", "a reason")
+_COOLDOWN: Final = _row(_nullable(_UNIX), _UNIX, _UNIX, _REASON)
+_STATE_OF_ACCOUNT: Final[Spec] = {
+    "identity": _SHA256_HEX,
+    "status": _nullable(Status),
+    "since": _nullable(_UNIX),
+    "success_at": _nullable(_UNIX),
+    "counts": _row(_AMOUNT, _AMOUNT),  # of failures, and of those that were trouble
+    "failure": _nullable(_row(_UNIX, _REASON, _nullable(Cause))),
+    "login": _nullable(_SHA256_HEX),
+    "tokens": _row(_UNIX, _AMOUNT),
+    "whole": _nullable(_COOLDOWN),
+    "plan": _nullable(_COOLDOWN),
+    "models": _valued(_COOLDOWN, _named_by_models),
+    "windows": _rows(
+        _text(_FAMILY.pattern, "a limit's id"),
+        _number(0, WINDOW_MINUTES_MAX * 60),
+        _number(0, 100, (int, float)),
+        _UNIX,
+        _UNIX,
+        _flag,
+    ),
+    "families": _valued(_text(_FAMILY.pattern, "a limit's id"), _named_by_models),
+}
+_STATE: Final[Spec] = {
+    "version": _number(STATE_VERSION, STATE_VERSION),
+    "hours": _TALLY_ROWS,
+    # By pool and key:
+    "days": _valued(_valued(_TALLY_ROWS)),
+    "charged": _valued(_valued(_row(_UNIX, _AMOUNT))),
+    "pins": _valued(_valued(_rows(_SHA256_HEX, _string, _flag, _UNIX))),
+    "creators": _valued(_valued(_rows(_SHA256_HEX, _string))),
+    # By name:
+    "accounts": _valued(_fielded(_STATE_OF_ACCOUNT)),
+}
+
+
+def parse_state(raw: bytes) -> JsonDict:
+    """The content of a state file.  Raises: ValueError, if it is not exactly what we write."""
+    if len(raw) > STATE_BYTES_MAX:
+        raise ValueError("it is too large")
+    try:
+        check_members(raw, STATE_MEMBERS_MAX)
+        # `load_json` would take NaN for null, which is a time without end here.
+        value = parse_shallow(json.loads, raw.decode(), JSON_DEPTH_MAX)
+    except BadSyntax:
+        raise ValueError("it has too many members") from None
+    return cast(JsonDict, _fielded(_STATE)(value))
+
+
+def _by_pool(values: Mapping[Any, T]) -> dict[str, dict[str, T]]:
+    """What is known by pool and key, in the form of JSON."""
+    pools: dict[str, dict[str, T]] = {}
+    for (pool, key), value in values.items():
+        pools.setdefault(pool, {})[key] = value
+    return pools
+
+
+def _tally_rows(periods: Mapping[int, Tally]) -> list[Row]:
+    """Sums by period, as rows."""
+    rows = []
+    for period, tally in periods.items():
+        amounts = (min(amount, SUM_MAX) for amount in tally.as_object().values())
+        rows.append([period, *amounts, tally.cost])
+    return rows
+
+
+def _saved_reason(reason: str) -> str:
+    """The reason of a failure, if it is one that can be read again."""
+    return reason[:REASON_CHARS_MAX] if reason.isascii() and reason.isprintable() else ""
+
+
+class Lasting(NamedTuple):
+    """What outlives the process, and the time on both clocks: the monotonic one begins anew."""
+
+    config: Config
+    roster: Roster
+    ledger: Ledger
+    uses: dict[tuple[str, str], KeyUse]
+    now: float
+    unix_now: float
+
+    def unix(self, at: float) -> int:
+        """Converts a time of Trio's clock."""
+        return round(at - self.now + self.unix_now)
+
+    def unix_or_none(self, at: float) -> int | None:
+        """The same; None for what never was, or never will be: JSON has no infinity."""
+        return self.unix(at) if math.isfinite(at) else None
+
+    def at(self, unix: float) -> float:
+        """Converts a time of the state file."""
+        return unix - self.unix_now + self.now
+
+    def is_past(self, unix: float) -> bool:
+        """Whether it can have been: if not, the clock has been set back since it was noted."""
+        return unix <= self.unix_now + STATE_AHEAD_SECONDS_MAX
+
+    # To the file.
+
+    def save(self) -> JsonDict:
+        """The content of the state file."""
+        ledger, sessions = self.ledger, self.roster.sessions
+        accounts = self.config.accounts.values()
+        names = {account.identity: account.name for account in accounts} | {UNKEPT: ""}
+        days = {key: _tally_rows(periods) for key, periods in ledger.days.items()}
+        charged = {
+            key: [use.day, min(use.day_tokens, SUM_MAX)]
+            for key, use in self.uses.items()
+            if use.day_tokens
+        }
+        creators = {
+            key: [[digest.hex(), names[by]] for digest, by in rows.items() if by in names]
+            for key, rows in sessions.creators.by_share.items()
+        }
+
+        return {
+            "version": STATE_VERSION,
+            "hours": _tally_rows(ledger.hours),
+            "days": _by_pool(days),
+            "charged": _by_pool(charged),
+            "pins": _by_pool({key: self.pin_rows(key) for key in sessions.pins.by_share}),
+            "creators": _by_pool(creators),
+            "accounts": {account.name: self.save_account(account) for account in accounts},
+        }
+
+    def pin_rows(self, key: Hashable) -> list[Row]:
+        """The pins of a key's sessions, the one that was set last at the end."""
+        accounts = self.config.accounts
+        return [
+            [digest.hex(), pin.account, pin.is_mixed, self.unix(pin.used_at)]
+            for digest, pin in self.roster.sessions.pins.by_share[key].items()
+            if pin.account in accounts and accounts[pin.account].base_url == pin.base_url
+        ]
+
+    def save_account(self, account: Account) -> JsonDict:
+        """What is known of an account."""
+        health = self.roster.health_of(account)
+        named = _named_models(self.config, account, health)
+        by_model = {name: health.by_model[name] for name in health.by_model if name in named}
+        rows = {name: self.cooldown_row(cooldown) for name, cooldown in by_model.items()}
+        day, count = self.ledger.account_days.get(account.name, (0, 0))
+        limits = health.quota.families.items()
+        families = {model: family for model, family in limits if is_model_name(model)}
+
+        return {
+            "identity": account.identity.hex(),
+            "status": health.status,
+            "since": self.unix_or_none(health.since),
+            "success_at": self.unix_or_none(health.success_at),
+            "counts": [health.failure_count, health.trouble_count],
+            "failure": self.failure_row(health.failure),
+            "login": health.login.hex() or None,
+            "tokens": [day, min(count, SUM_MAX)],
+            "whole": self.cooldown_row(health.whole),
+            "plan": self.cooldown_row(health.plan),
+            "models": {name: row for name, row in rows.items() if row},
+            "windows": self.window_rows(health.quota),
+            "families": families,
+        }
+
+    def window_rows(self, quota: Quota) -> list[Row]:
+        """The windows that have not ended."""
+        rows = []
+        for key, window in quota.windows.items():
+            if window.ends_at > self.now:
+                times = (self.unix(window.ends_at), self.unix(window.seen_at))
+                rows.append([*key, window.used_percent, *times, window.is_reset_known])
+        return rows
+
+    def failure_row(self, failure: Failure | None) -> Row | None:
+        """The latest failure."""
+        if failure is None:
+            return None
+        return [self.unix(failure.at), _saved_reason(failure.reason), failure.cause]
+
+    def cooldown_row(self, cooldown: Cooldown) -> Row | None:
+        """A cooldown that holds; None if it does not.  A refusal has no end."""
+        if cooldown.until <= self.now:
+            return None
+        times = (self.unix(cooldown.retry_at), self.unix(cooldown.noted_at))
+        return [self.unix_or_none(cooldown.until), *times, _saved_reason(cooldown.reason)]
+
+    # From the file.  What pools.json does not name any more is dropped, and so is what is over, and
+    # what is said to have happened in the future.
+
+    def restore(self, saved: JsonObject) -> None:
+        """Go on from the content of a state file."""
+        accounts = {
+            name: account
+            for name, account in self.config.accounts.items()
+            if object_at(saved["accounts"], name).get("identity") == account.identity.hex()
+        }
+        for name, account in accounts.items():
+            self.restore_account(account, saved["accounts"][name])
+
+        self.restore_tallies(self.ledger.hours, saved["hours"], HOUR, HOURS_KEPT)
+        day_now = int(self.unix_now // (24 * HOUR))
+        for key in self.config.keys:
+            names = (key.pool, key.name)
+            rows = {name: object_at(saved[name], key.pool).get(key.name) for name in _BY_KEY}
+            if rows["days"] and len(self.ledger.days) < KEYS_COUNTED_MAX:
+                days = self.ledger.days.setdefault(names, {})
+                self.restore_tallies(days, rows["days"], 24 * HOUR, DAYS_KEPT)
+            day, count = rows["charged"] or (0, 0)
+            if day == day_now:
+                self.uses[names].day, self.uses[names].day_tokens = day, count
+            self.restore_sessions(names, accounts, rows)
+
+    def restore_tallies(
+        self, periods: dict[int, Tally], rows: Iterable[Row], seconds: float, length: int
+    ) -> None:
+        """Go on with the sums of the latest periods."""
+        latest = int(self.unix_now // seconds)
+        for period, *amounts in rows:
+            if latest - length < period <= latest:
+                periods[period] = Tally(*amounts)
+
+    def restore_sessions(
+        self,
+        key: tuple[str, str],
+        accounts: Mapping[str, Account],
+        rows: Mapping[str, list[Row] | None],
+    ) -> None:
+        """Keep a key's sessions, and its stored responses, on their accounts."""
+        sessions = self.roster.sessions
+        for digest, name, is_mixed, used_unix in rows["pins"] or ():
+            if name in accounts and self.is_past(used_unix):
+                used_at = min(self.at(used_unix), self.now)
+                pin = Pin(name, accounts[name].base_url, is_mixed, used_at)
+                sessions.pins.set(key, bytes.fromhex(digest), pin, PINS_MAX)
+
+        creators = {name: account.identity for name, account in accounts.items()} | {"": UNKEPT}
+        for digest, name in rows["creators"] or ():
+            if name in creators:
+                created = bytes.fromhex(digest)
+                sessions.creators.set(key, created, creators[name], RESPONSE_PINS_MAX)
+
+    def restore_account(self, account: Account, saved: JsonObject) -> None:
+        """Go on with what was known of an account whose identity is the same."""
+        health = self.roster.health[account.name]
+        health.login = bytes.fromhex(saved["login"] or "")
+        self.restore_story(health, saved)
+        self.restore_cooldown(health.whole, saved["whole"])
+        self.restore_cooldown(health.plan, saved["plan"])
+        for model, row in saved["models"].items():
+            self.restore_cooldown(health.cooldown_of_model(model), row)
+
+        day, count = saved["tokens"]
+        if count and day == int(self.unix_now // (24 * HOUR)):
+            self.ledger.account_days[account.name] = (day, count)
+        for model, family in saved["families"].items():
+            health.quota.note_family(model, family)
+        for family, length, used_percent, ends, seen, is_known in saved["windows"]:
+            longest = max(length, RESET_SECONDS_MAX)
+            if self.is_past(seen) and self.unix_now < ends <= self.unix_now + longest:
+                seen_at = min(self.at(seen), self.now)
+                window = QuotaWindow(used_percent, self.at(ends), seen_at, is_known)
+                health.quota.windows[family, length] = window
+
+    def restore_story(self, health: Health, saved: JsonObject) -> None:
+        """Go on with since when an account has been as it is, and how its last requests ended."""
+        since, success, failure = (saved[name] for name in ("since", "success_at", "failure"))
+        if since is not None and self.is_past(since):
+            health.status, health.since = saved["status"], self.at(since)
+        if success is not None and self.is_past(success):
+            health.success_at = self.at(success)
+
+        if failure is not None and self.is_past(failure[0]):
+            at, reason, cause = failure
+            health.failure = Failure(self.at(at), reason, cause)
+            health.failure_count, health.trouble_count = saved["counts"]
+
+    def restore_cooldown(self, cooldown: Cooldown, row: Row | None) -> None:
+        """Go on with a cooldown that holds; its next try is no later than it would have been."""
+        until, retry, noted, reason = row or (0, 0, 0, "")
+        end = math.inf if until is None else until
+        is_plausible = until is None or until <= self.unix_now + RESET_SECONDS_MAX
+        if end <= self.unix_now or not is_plausible or not self.is_past(noted):
+            return
+
+        cooldown.until = self.at(end)
+        cooldown.retry_at = min(cooldown.until, self.at(retry), self.now + UNTRIED_SECONDS_MAX)
+        cooldown.noted_at = min(self.at(noted), self.now)
+        cooldown.reason = reason
+
+
+_BY_KEY: Final = ("days", "charged", "pins", "creators")
 
 
 ################################################################
@@ -10844,14 +11208,14 @@ def is_ours(state: os.stat_result) -> bool:
     return state.st_uid == os.geteuid() and not state.st_mode & 0o022
 
 
-def read_own(path: Path) -> bytes:
+def read_own(path: Path, bytes_max: int = SECRET_FILE_BYTES_MAX) -> bytes:
     """The content of a file that the pooler has left behind.  Raises: OSError, also if it may be
     somebody else's.
     """
     state = path.lstat()
     if not (stat.S_ISREG(state.st_mode) and is_ours(state)):
         raise OSError(errno.EPERM, "it belongs to another user")
-    return read_file(path)
+    return read_file(path, bytes_max)
 
 
 ################################################################
@@ -11683,6 +12047,9 @@ _REMEDIES: Final[Mapping[int | None, str]] = {
     errno.EFBIG: "raise the file size limit (ulimit -f)",
     errno.EROFS: "mount its folder writable",
     **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ELOOP), "remove it"),
+    errno.ENOENT: "create its folder",
+    errno.EBUSY: "give each process a file of its own",
+    errno.ETIMEDOUT: "its disk does not respond",
 }
 
 
@@ -16216,6 +16583,128 @@ class Calls:
             watch.note_failed(exchange.call.pool.name, exchange.call.model)
 
 
+def load_state(path: Path) -> tuple[JsonDict | None, str]:
+    """The content of a state file, None if there is none, and why it was put aside, or "".
+
+    A broken one is renamed: it may be of a newer version, or of use to whoever wants to know what
+    broke it.  Raises: OSError.
+    """
+    try:
+        return parse_state(read_own(path, STATE_BYTES_MAX + 1)), ""
+    except FileNotFoundError:
+        return None, ""
+    except ValueError:  # whose text may repeat the file's
+        aside = path.with_name(f"{path.name}.broken")
+
+    replaced = ", in place of an earlier one" if aside.exists() else ""
+    path.rename(aside)
+    reason = "is broken, or of another version, and was put aside"
+    return None, f"{path} {reason} as {aside.name}{replaced}; sums and cooldowns begin anew"
+
+
+@dataclass(eq=False)
+class StateKeeper:
+    """Keeps the file of `state`: it is read at the start, and then replaced when it has changed.
+
+    One process at a time saves to a path, which it locks; another one serves, but saves nothing
+    until the first has ended.  What cannot be saved is a warning, and no reason not to serve.
+    """
+
+    shared: Shared
+    problem: str | None = None  # why nothing is saved, in words
+    is_left_alone: bool = False  # it could not be read, so it must not be replaced either
+    lock: io.FileIO | None = None
+    saved: bytes = b""
+    # Held by the thread that writes: one that was abandoned must not mix its version with another.
+    writing: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def path(self) -> Path | None:
+        """The file; a reload does not change it."""
+        text = self.shared.config.state
+        return None if text is None else Path(text)
+
+    def lasting(self) -> Lasting:
+        """What is saved, at this moment."""
+        shared = self.shared
+        now, unix_now = trio.current_time(), shared.unix_now()
+        return Lasting(shared.config, shared.roster, shared.ledger, shared.uses, now, unix_now)
+
+    async def restore(self) -> None:
+        """Go on from what an earlier process has saved."""
+        path = self.path
+        if path is None:
+            return
+
+        saved, problem, failure = None, "", None
+        try:
+            saved, problem = await self.shared.files.run(RELOAD_SECONDS_MAX, load_state, path)
+        except OSError as error:
+            failure = f"{path} cannot be read: {error.strerror}; {remedy_for(error)}"
+        self.is_left_alone = failure is not None
+        self.note(failure)
+
+        if problem:
+            self.shared.log("warning", "state", {"problem": problem})
+        if saved is not None:
+            self.lasting().restore(saved)
+
+    async def run(self) -> None:
+        """Save at once, which shows whether it is possible, then once a minute, and at the end."""
+        try:
+            while self.path is not None:
+                await self.save()
+                await trio.sleep(STATE_SECONDS)
+        finally:
+            with trio.move_on_after(FILE_SECONDS_MAX, shield=True):
+                await self.save()
+            if self.lock is not None:
+                self.lock.close()
+
+    async def save(self) -> None:
+        """Replace the file if something has changed."""
+        path = self.path
+        if path is None or self.is_left_alone:
+            return
+
+        failure = None
+        value = self.lasting().save()
+        try:
+            await self.shared.files.run(FILE_SECONDS_MAX, self.write, path, value)
+        except OSError as error:
+            failure = f"{path} cannot be saved: {error.strerror}; {remedy_for(error)}"
+        self.note(failure)
+
+    def write(self, path: Path, value: JsonDict) -> None:
+        """Replace the file.  It blocks.  Raises: OSError."""
+        raw = dump_escaped(value)
+        if len(raw) > STATE_BYTES_MAX:
+            raise OSError(errno.EFBIG, "it would be too large")
+        if not self.writing.acquire(timeout=FILE_SECONDS_MAX):
+            raise OSError(errno.ETIMEDOUT, "it takes too long")
+
+        try:
+            self.lock = self.lock or try_lock(path)
+            if self.lock is None:
+                raise OSError(errno.EBUSY, "another process saves to it")
+            if raw != self.saved or not path.exists():
+                save_file(path, raw)
+                self.saved = raw
+        finally:
+            self.writing.release()
+
+    def note(self, problem: str | None) -> None:
+        """Log why nothing is saved, once, and that something is again."""
+        if problem == self.problem:
+            return
+
+        self.problem = problem
+        if problem is None:
+            self.shared.log("info", "state", {"problem": None})
+        else:
+            self.shared.log("warning", "state", {"problem": problem})
+
+
 @dataclass(eq=False)
 class Imports:
     """Modules that are slow to load: each is imported when a request first needs it."""
@@ -16483,6 +16972,7 @@ class Operators:
     imports: Imports
     connections: Connections
     sockets: Collection[ClientSocket]
+    keeper: StateKeeper
 
     async def serve_admin(self, incoming: Incoming) -> None:
         """The operator's page, or the same as JSON or as text, as `Accept` demands.
@@ -16580,7 +17070,7 @@ class Operators:
             {
                 "started_at": shared.started_unix,
                 "is_draining": shared.is_draining,
-                "state_problem": None,
+                "state_problem": self.keeper.problem,
                 "connections": len(self.connections.counted),
                 "websockets": len(self.sockets),
             },
@@ -16634,7 +17124,10 @@ class Server:
             self.exchanges,
         )
         sockets = self.websockets.opened
-        self.operators = Operators(self.shared, self.imports, self.connections, sockets)
+        self.keeper = StateKeeper(self.shared)
+        self.operators = Operators(
+            self.shared, self.imports, self.connections, sockets, self.keeper
+        )
         self.accepting = trio.CancelScope()
 
         # By the names in ROUTES: no request can call anything that is not listed here.
@@ -16815,12 +17308,14 @@ class Server:
             return
 
         config, contexts = loaded
-        if config.listen != shared.config.listen:
-            shared.log("warning", "reload", {"problem": "listen: a change requires a restart"})
+        kept = {name: getattr(shared.config, name) for name in ("listen", "state")}
+        for name, value in kept.items():
+            if getattr(config, name) != value:
+                shared.log("warning", "reload", {"problem": f"{name}: a change requires a restart"})
         for warning in config.warnings:
             shared.log("warning", "config", {"problem": warning})
         changes = changes_between(shared.config, config) or "nothing"
-        self.apply(dataclasses.replace(config, listen=shared.config.listen), contexts)
+        self.apply(dataclasses.replace(config, **kept), contexts)
         shared.log("info", "reloaded", {"pools": len(config.pools), "changed": changes})
 
         # Idle connections may lead to addresses that are not configured any more.
@@ -16870,11 +17365,12 @@ class Server:
 
         Services outlive connections, because a request that is drained may need a refresh.
         """
-        async with trio.open_nursery() as services:  # holds: reaper, catalogues, refreshes
+        async with trio.open_nursery() as services:  # holds: reaper, catalogues, refreshes, state
             self.shared.tokens.services = services
             services.start_soon(self.shared.reaper.run)
             services.start_soon(self.catalogues.run)
             services.start_soon(self.shared.account_watch.run)
+            services.start_soon(self.keeper.run)
 
             async with trio.open_nursery() as connections:  # holds: one task a connection
                 with self.accepting:
@@ -17357,6 +17853,7 @@ async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
     server = Server(config, contexts, log=log, descriptors_max=descriptors_max)
     server.connections.warn_of_descriptors()
     server.operators.warn_of_missing_modules()
+    await server.keeper.restore()
     await server.shared.login_watch.inspect_all()
     await server.shared.login_watch.look(config.accounts.values())
 
