@@ -21,14 +21,7 @@ import trio.testing
 from trio.testing import MockClock
 
 import pooler
-from pooler import (
-    REFRESH_URL_VARIABLE,
-    Cause,
-    Config,
-    ConfigRefused,
-    parse_config,
-    reveal,
-)
+from pooler import REFRESH_URL_VARIABLE, Cause, Config, ConfigRefused, parse_config, reveal
 from tests.support.frames import TEXT, frame
 from tests.support.outbound_proxies import AGREED, Gate, Proxied, RealProxy, agree, opened, saying
 from tests.support.raw_websockets import Upstream as SocketUpstream

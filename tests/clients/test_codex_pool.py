@@ -32,8 +32,8 @@ from tests.clients.codex import (
     types,
 )
 from tests.clients.jam import JAM, Jam
+from tests.clients.opencode import PAGE, TUNED, OpenCode, documented
 from tests.clients.test_ai_sdk import run as run_node
-from tests.clients.test_opencode import PAGE, TUNED, OpenCode, documented
 from tests.support.codex_backend import PREFIX, Play, TokenPlay
 from tests.support.codex_turns import CALL_ID, FOUND, LITE, THOUGHT
 from tests.support.processes import ANSWER, PROMPT, SECONDS_MAX, Pooler

@@ -22,7 +22,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
 from tests.clients.aimock import HERE, Providers, Tap, calls, installed, node, says
-from tests.clients.test_opencode import PAGE, TITLE, OpenCode, documented, turns
+from tests.clients.opencode import PAGE, TITLE, OpenCode, documented, turns
 from tests.support.mcp_client import ARGUMENTS, PREFIX
 from tests.support.processes import (
     ANSWER,

@@ -26,7 +26,7 @@ from tests.clients.codex import (
     shell,
     types,
 )
-from tests.clients.test_opencode import TUNED, OpenCode, documented
+from tests.clients.opencode import TUNED, OpenCode, documented
 from tests.support.codex_backend import Play
 from tests.support.processes import ANSWER, POOL_KEY, PROMPT, SECONDS_MAX, Pooler
 

@@ -18,15 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooler import (
-    REFRESH_URL_VARIABLE,
-    Alias,
-    ConfigRefused,
-    Limits,
-    Price,
-    parse_config,
-    reveal,
-)
+from pooler import REFRESH_URL_VARIABLE, Alias, ConfigRefused, Limits, Price, parse_config, reveal
 from tests.support.configurations import (
     API_KEY,
     CI,

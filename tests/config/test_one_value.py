@@ -21,14 +21,7 @@ from trio.testing import MockClock
 from pooler import REFRESH_URL_VARIABLE, BaseUrl, Config, parse_config
 from tests.conftest import run_inline
 from tests.support.codex_backend import make_auth_file, make_token
-from tests.support.memory_sockets import (
-    KEY,
-    OTHER_KEY,
-    Json,
-    Truncated,
-    post,
-    request,
-)
+from tests.support.memory_sockets import KEY, OTHER_KEY, Json, Truncated, post, request
 from tests.support.memory_websockets import open_socket, turn
 from tests.support.world import (
     TOKEN_PATH,

@@ -16,21 +16,21 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from tests.http.test_http_syntax import (
+from tests.support.frames import CLOSE, CONTINUATION, PING, TEXT, frame, split_frame
+from tests.support.hostile_bytes import (
+    BAD_CHUNKS,
     BAD_LINES,
     BAD_STARTS,
     BODY,
+    HOSTILE_FRAMES,
     HOSTS,
-    MALFORMED,
+    NOT_JSON,
     SMUGGLING,
     head_of,
 )
-from tests.http.test_json_guard import NOT_JSON
-from tests.support.frames import CLOSE, CONTINUATION, PING, TEXT, frame, split_frame
 from tests.support.memory_sockets import KEY, post, request
 from tests.support.memory_websockets import CLIENT_KEY
 from tests.support.raw_http import Answer, Wire, opened_wire, read_all, split_responses
-from tests.websocket.test_websocket_bounds import HOSTILE
 
 CANARY_BODY: Final = b'{"model": "m1", "input": "canary"}'
 CANARY: Final = post("/v1/responses", CANARY_BODY)
@@ -146,7 +146,7 @@ TABLES: Final[dict[str, tuple[bytes, int]]] = {
     **{f"start-{name}": (head_of(start=raw), 400) for name, raw in BAD_STARTS.items()},
     **{f"lines-{name}": (head_of(*lines), 400) for name, lines in BAD_LINES.items()},
     **{f"host-{raw!r}": (head_of(b"Host: " + raw, host=False), 400) for raw in HOSTS},
-    **{f"chunk-{name}": (head_of(CHUNKED) + raw, 400) for name, raw in MALFORMED.items()},
+    **{f"chunk-{name}": (head_of(CHUNKED) + raw, 400) for name, raw in BAD_CHUNKS.items()},
     **{f"smuggling-{name}": vector for name, vector in SMUGGLING.items()},
 }
 
@@ -297,7 +297,7 @@ def test_a_strange_handshake_opens_nothing(case: str, wire: Wire) -> None:
 
 
 FRAMES: Final[dict[str, tuple[bytes, int | None]]] = {
-    **HOSTILE,
+    **HOSTILE_FRAMES,
     "3-fragments-of-nothing": (
         frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 5000, 1008),
     "4-tiny-fragments": (

@@ -34,6 +34,7 @@ from pooler import (
     dump_json,
     dump_like,
 )
+from tests.support.hostile_bytes import JSON_OBJECTS, JSON_SHAPES, NOT_JSON
 from tests.support.limits import with_limits
 from tests.support.memory_sockets import post
 from tests.support.world import describe, json_response, opened_world
@@ -73,31 +74,6 @@ def refuses(judged: Callable[[], object]) -> PoolerError:
 ################################################################
 # STRICTNESS
 ################################################################
-
-NOT_JSON: Final[dict[str, bytes]] = {
-    "empty": b"", "blank": b" \r\n", "cut": b'{"a": 1', "bare-word": b"hello", "two": b"{}{}",
-    "garbage-behind": b"{} x", "nul-behind": b"{}\x00", "comment": b"{/**/}", "single": b"{'a': 1}",
-    "trailing-comma": b'{"a": 1,}', "no-colon": b'{"a" 1}', "raw-newline": b'{"a": "\n"}',
-    "raw-control": b'{"a": "\x1f"}', "bad-escape": b'{"a": "\\x"}', "cut-escape": b'{"a": "\\u12"}',
-    "nan": b'{"a": NaN}', "infinity": b'{"a": Infinity}', "minus-infinity": b'{"a": -Infinity}',
-    "1e999": b'{"a": 1e999}', "-1e999": b'{"a": -1e999}', "1.0e400": b'{"a": [1.0e400]}',
-    "leading-zero": b'{"a": 01}', "plus": b'{"a": +1}', "hex": b'{"a": 0x1}', "dot": b'{"a": 1.}',
-    "bom": b"\xef\xbb\xbf{}", "utf-16": '{"a": 1}'.encode("utf-16"),
-    "utf-16-le": '{"a": 1}'.encode("utf-16-le"), "utf-16-be": '{"a": 1}'.encode("utf-16-be"),
-    "utf-32": '{"a": 1}'.encode("utf-32"), "utf-32-le": '{"a": 1}'.encode("utf-32-le"),
-    "latin-1": b'{"a": "\xe9"}', "surrogate": b'{"a": "\xed\xa0\x80"}',
-    "overlong-slash": b'{"a": "\xc0\xaf"}', "overlong-quote": b'{"a": \xc0\xa2x"}',
-    "overlong-nul": b'{"a": "\xe0\x80\x80"}', "beyond-unicode": b'{"a": "\xf4\x90\x80\x80"}',
-    "cut-character": b'{"a": "\xe2\x82"}', "lone-continuation": b'{"a": "\x80"}',
-    "array": b"[]", "string": b'"model"', "number": b"1", "null": b"null", "true": b"true",
-    "twice": b'{"model": "a", "model": "b"}', "twice-equal": b'{"a": 1, "a": 1}',
-    "twice-escaped": b'{"model": "a", "\\u006dodel": "b"}', "twice-empty": b'{"": 1, "": 2}',
-    "twice-deep": b'{"a": [{"b": {"c": 1, "d": 2, "c": 3}}]}',
-    "integer": b'{"a": ' + b"1" * (INTEGER_DIGITS_MAX + 1) + b"}",
-    "integer-negative": b'{"a": -' + b"1" * (INTEGER_DIGITS_MAX + 1) + b"}",
-    "integer-5000": b'{"a": ' + b"1" * 5000 + b"}",
-    "deep-100000": b"[" * 100_000, "deep-objects": b'{"a":' * 100_000,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("body", [pytest.param(raw, id=name) for name, raw in NOT_JSON.items()])
@@ -282,12 +258,6 @@ def test_no_list_of_all_strings_is_made() -> None:
     assert peak < len(body) + 8 * MIB
 
 
-SHAPES: Final = st.lists(
-    st.sampled_from(['"', "\\", "[", "]", "{", "}", ",", "a", ":", '\\"', "\\\\", '"b"']),
-    max_size=60,
-).map("".join)
-
-
 def slow_shape(text: str) -> tuple[int, int]:
     """Depth and separators outside strings, one character at a time."""
     depth = deepest = separators = 0
@@ -305,7 +275,9 @@ def slow_shape(text: str) -> tuple[int, int]:
     return deepest, separators
 
 
-@given(shape=SHAPES, value=st.dictionaries(st.text(max_size=4), st.text(max_size=6), max_size=4))
+@given(
+    shape=JSON_SHAPES, value=st.dictionaries(st.text(max_size=4), st.text(max_size=6), max_size=4)
+)
 def test_a_valid_body_is_counted_as_a_slow_scanner_counts(
     shape: str, value: dict[str, str]
 ) -> None:
@@ -342,9 +314,9 @@ def depth_of(value: Json) -> int:
 
 
 TEXTS: Final = st.one_of(
-    SHAPES,
-    SHAPES.map(lambda shape: '{"a": ' + shape + "}"),
-    SHAPES.map(lambda shape: json.dumps({shape: [shape, {"b": shape}]})),
+    JSON_SHAPES,
+    JSON_SHAPES.map(lambda shape: '{"a": ' + shape + "}"),
+    JSON_SHAPES.map(lambda shape: json.dumps({shape: [shape, {"b": shape}]})),
 )
 
 
@@ -368,19 +340,7 @@ def test_any_text_is_accepted_or_refused_as_a_plain_guard_does(
         refuses(lambda: judge(body))
 
 
-VALUES: Final = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**30), 10**30)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=12),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner),
-    max_leaves=8,
-)
-OBJECTS: Final = st.dictionaries(st.text(max_size=6), VALUES, max_size=5)
-
-
-@given(value=OBJECTS, is_ascii=st.booleans(), indent=st.sampled_from([None, 0, 2]))
+@given(value=JSON_OBJECTS, is_ascii=st.booleans(), indent=st.sampled_from([None, 0, 2]))
 def test_any_object_is_read_as_json_loads_reads_it(
     value: dict[str, Json], is_ascii: bool, indent: int | None
 ) -> None:
@@ -388,7 +348,7 @@ def test_any_object_is_read_as_json_loads_reads_it(
     assert judge(body) == json.loads(body)
 
 
-@given(body=st.binary(max_size=40) | SHAPES.map(str.encode))
+@given(body=st.binary(max_size=40) | JSON_SHAPES.map(str.encode))
 def test_any_bytes_are_an_object_or_refused(body: bytes) -> None:
     with_limits(SMALL)
     try:
@@ -404,7 +364,7 @@ def test_any_bytes_are_an_object_or_refused(body: bytes) -> None:
 ################################################################
 
 
-@given(value=OBJECTS, indent=st.sampled_from([None, 0, 3]))
+@given(value=JSON_OBJECTS, indent=st.sampled_from([None, 0, 3]))
 def test_what_is_written_anew_means_what_was_read(
     value: dict[str, Json], indent: int | None
 ) -> None:
@@ -443,7 +403,7 @@ ITEMS: Final = st.lists(
 )
 
 
-@given(value=OBJECTS, items=ITEMS)
+@given(value=JSON_OBJECTS, items=ITEMS)
 def test_dropping_reasoning_takes_that_and_nothing_else(
     value: dict[str, Json], items: list[Json]
 ) -> None:

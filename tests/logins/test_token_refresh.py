@@ -23,14 +23,7 @@ import trio
 from trio.testing import MockClock
 
 import pooler
-from pooler import (
-    REFRESH_URL_VARIABLE,
-    LoginNeeded,
-    Server,
-    make_tls_context,
-    parse_config,
-    reveal,
-)
+from pooler import REFRESH_URL_VARIABLE, LoginNeeded, Server, make_tls_context, parse_config, reveal
 from tests.support.codex_backend import TokenPlay, make_auth_file
 from tests.support.logins import (
     ENDED,

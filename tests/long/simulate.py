@@ -46,17 +46,7 @@ from pooler import (
 )
 from tests.long.sim_answers import Seen, judge, read_body, read_event
 from tests.long.sim_disk import Crash, tokens_in
-from tests.long.sim_world import (
-    CALM,
-    CALM_KEY,
-    CODEX,
-    MOVED,
-    TOKEN,
-    Sim,
-    Task,
-    probe,
-    run_inline,
-)
+from tests.long.sim_world import CALM, CALM_KEY, CODEX, MOVED, TOKEN, Sim, Task, probe, run_inline
 from tests.support.frames import CLOSE, TEXT, frame
 from tests.support.memory_sockets import (
     KEY,

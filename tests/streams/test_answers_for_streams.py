@@ -26,6 +26,7 @@ from pooler import (
     events_of,
 )
 from tests.support.codex_world import ask_scripted, opened_scripted_world, payloads, text_of
+from tests.support.hostile_bytes import NAMING_ERRORS
 from tests.support.memory_sockets import Json, Pairs, ask_chat, ask_responses
 from tests.support.world import (
     Pause,
@@ -200,22 +201,6 @@ async def test_a_reason_that_is_not_for_clients_is_not_told(
         assert response.error["message"] == "The upstream failed."
 
 
-# What names an account, in words about the request: those the client needs.
-NAMING: Final = [
-    ("Request too large for gpt-5 in organization org-abcDEF123 on TPM: Limit 3, Requested 4",
-     "Request too large for gpt-5 in organization [...] on TPM: Limit 3, Requested 4"),
-    ("acct_1234567 may not use the tool", "[...] may not use the tool"),
-    ("file of jane.doe+x@mail.example.com is gone", "file of [...] is gone"),
-    ("Half a pair \ud800, of proj_abcdef12", "of [...]"),
-    ("Project proj_abcdef12 has no such file", "Project [...] has no such file"),
-    ("key sk-ab********************cdef is bad", "key [...] is bad"),
-    ("key sk-...AbCd and gsk_ab...cdef", "key [...] and [...]"),
-    ("in organization org-abc on tokens per min", "in organization [...] on tokens per min"),
-    ("see below:\norg-abcDEF123", "see below:\\n[...]"),
-    ("of 4f2c7a9e-3b1d-4c5e-8f60-123456789abc only", "of [...] only"),
-    ("bad key gsk_abcdefgh1 in AIzaSyA1234567, xai-abCdefg and hf_abcdef7",
-     "bad key [...] in [...], [...] and [...]"),
-]  # fmt: skip
 NAMING_CARRIERS: Final = {
     "400": lambda error: json_response({"error": error}, 400),
     "too large": lambda error: json_response(
@@ -248,7 +233,7 @@ NAMING_CARRIERS: Final = {
 
 
 @pytest.mark.parametrize("carrier", NAMING_CARRIERS)
-@pytest.mark.parametrize(("message", "public"), NAMING)
+@pytest.mark.parametrize(("message", "public"), NAMING_ERRORS)
 async def test_what_names_an_account_is_left_out_of_a_reason(
     autojump_clock: MockClock, carrier: str, message: str, public: str
 ) -> None:

@@ -18,7 +18,7 @@ from typing import Final
 import pytest
 
 from pooler import ERRORS
-from tests.http.test_http_syntax import BAD_ANSWERS
+from tests.support.hostile_bytes import BAD_RESPONSES
 from tests.support.memory_sockets import post, request
 from tests.support.raw_http import OK, OPERATOR, Answer, Wire, opened_wire, split_responses
 from tests.support.world import chunk
@@ -102,7 +102,7 @@ def code_of(answer: Answer) -> bytes:
 ################################################################
 
 REFUSED: Final[dict[str, bytes]] = {
-    **{f"head-{name}": raw + b"\r\n\r\n" + SMUGGLED for name, raw in BAD_ANSWERS.items()},
+    **{f"head-{name}": raw + b"\r\n\r\n" + SMUGGLED for name, raw in BAD_RESPONSES.items()},
     "9-50000-continues": head(status=b"HTTP/1.1 100 Continue") * 50_000 + OK,
     "9-nine-interim-answers": head(status=b"HTTP/1.1 103 Early Hints") * 9 + OK,
     "9-status-999": head(TYPE, SIZED, status=b"HTTP/1.1 999 Odd") + BODY,

@@ -18,8 +18,8 @@ from typing import Final
 
 import pytest
 
-from tests.streams.test_answers_for_streams import NAMING
 from tests.support.frames import TEXT, frame
+from tests.support.hostile_bytes import NAMING_ERRORS
 from tests.support.memory_sockets import Json, post
 from tests.support.raw_http import SECONDS_MAX
 from tests.support.raw_websockets import SocketWire, opened_sockets
@@ -80,7 +80,7 @@ BODIES: Final[dict[str, Callable[[dict[str, Json]], tuple[int, Json]]]] = {
 
 def errors() -> Iterator[dict[str, Json]]:
     """Errors that name somebody, in one member after the other."""
-    for message, _ in NAMING:
+    for message, _ in NAMING_ERRORS:
         yield {"message": message, "code": "invalid_prompt", "param": None}
     for member in ("code", "type", "param"):
         error: dict[str, Json] = {"message": "m", "code": "invalid_prompt"}

@@ -61,8 +61,8 @@ from pooler import (
     read_error,
     uncollected,
 )
-from tests.http.test_json_guard import OBJECTS, SHAPES
 from tests.support.codex_world import CREATED, DELTA, ask_scripted, opened_scripted_world, payloads
+from tests.support.hostile_bytes import JSON_OBJECTS, JSON_SHAPES
 from tests.support.memory_sockets import (
     Json,
     MemorySocket,
@@ -142,7 +142,7 @@ def test_what_was_read_at_any_depth_can_be_written() -> None:
     assert dump_json(load_json(deep(JSON_DEPTH_MAX))) == deep(JSON_DEPTH_MAX)
 
 
-@given(value=OBJECTS, is_marked=st.booleans())
+@given(value=JSON_OBJECTS, is_marked=st.booleans())
 def test_what_is_within_the_bounds_is_read_as_json_loads_reads_it(
     value: dict[str, Json], is_marked: bool
 ) -> None:
@@ -150,7 +150,7 @@ def test_what_is_within_the_bounds_is_read_as_json_loads_reads_it(
     assert load_json(raw) == load_object(raw) == value
 
 
-@given(raw=st.binary(max_size=40) | SHAPES.map(str.encode))
+@given(raw=st.binary(max_size=40) | JSON_SHAPES.map(str.encode))
 def test_any_bytes_are_an_object_or_none(raw: bytes) -> None:
     expected: Json = {}
     with contextlib.suppress(ValueError):
@@ -191,7 +191,7 @@ def test_garbage_is_sought_afterwards_as_before(is_enabled: bool) -> None:
         (gc.enable if was_enabled else gc.disable)()
 
 
-@given(value=OBJECTS)
+@given(value=JSON_OBJECTS)
 def test_members_are_counted_at_every_level(value: dict[str, Json]) -> None:
     def slowly(one: Json) -> int:
         members = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()

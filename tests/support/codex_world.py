@@ -19,13 +19,7 @@ import trio
 from pooler import REFRESH_URL_VARIABLE, Config, parse_config
 from tests.support.codex_backend import make_auth_file
 from tests.support.limits import with_limits
-from tests.support.memory_sockets import (
-    KEY,
-    Json,
-    Response,
-    post,
-    put_in_order,
-)
+from tests.support.memory_sockets import KEY, Json, Response, post, put_in_order
 from tests.support.memory_websockets import open_socket
 from tests.support.world import (
     LAST_CHUNK,
@@ -232,3 +226,11 @@ async def ask_by_carrier(world: World, carrier: str, body: Json) -> tuple[int, J
     path = "/v1/chat/completions" if carrier in CHAT_CARRIERS else "/v1/responses"
     response = await world.ask(post(path, streamed(body) if "stream" in carrier else body))
     return response.status, text_of(response) if response.status == 200 else response.error
+
+
+PLATFORM: Final[Json] = {
+    "platform": {
+        "type": "openai", "api_key": "sk-platform", "models": [MODEL],
+        "base_url": "http://127.0.0.1:9500/v1",
+    }
+}  # fmt: skip

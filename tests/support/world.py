@@ -40,13 +40,7 @@ from typing import Final, Protocol
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pooler import (
-    BaseUrl,
-    Config,
-    Server,
-    digest_parts,
-    parse_config,
-)
+from pooler import BaseUrl, Config, Server, digest_parts, parse_config
 from tests.support.codex_backend import PREFIX, CodexBackend
 from tests.support.frames import (
     CLOSE,

@@ -29,6 +29,7 @@ from tests.support.codex_world import (
     MODEL,
     NAMES,
     NATIVE_BODY,
+    PLATFORM,
     PREFIX,
     RESPONSES_BODY,
     SECOND,
@@ -39,13 +40,7 @@ from tests.support.codex_world import (
     streamed,
     text_of,
 )
-from tests.support.memory_sockets import (
-    KEY,
-    Json,
-    Pairs,
-    post,
-    request,
-)
+from tests.support.memory_sockets import KEY, Json, Pairs, post, request
 from tests.support.world import UNIX_START, json_response
 
 ################################################################
@@ -526,13 +521,6 @@ async def test_the_catalogue_is_the_backend_s_as_far_as_the_key_may_use_it(
 ################################################################
 # POOLS OF BOTH KINDS
 ################################################################
-
-PLATFORM: Final[Json] = {
-    "platform": {
-        "type": "openai", "api_key": "sk-platform", "models": [MODEL],
-        "base_url": "http://127.0.0.1:9500/v1",
-    }
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tests.support.codex_world import (
     FORMS,
     ITEM,
     NATIVE_BODY,
+    PREFIX,
     RESPONSE,
     RESPONSES_BODY,
     SECOND,
@@ -53,8 +54,6 @@ from tests.support.world import (
     response_head,
     sse_head,
 )
-
-PREFIX: Final = "/backend-api/codex"
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from tests.support.codex_world import (
     FIRST,
     FORMS,
     NATIVE_BODY,
+    PREFIX,
     SECOND,
     WHOLE,
     ask_scripted,
@@ -49,7 +50,6 @@ from tests.support.world import (
     sse_event,
     sse_head,
 )
-from tests.translation.test_codex_faults import PREFIX
 
 STATE: Final = "x-codex-turn-state"
 

@@ -27,6 +27,7 @@ from tests.support.codex_world import (
     FIRST_ALONE,
     MODEL,
     NATIVE_BODY,
+    PLATFORM,
     PREFIX,
     RESPONSES_BODY,
     RESPONSES_CARRIERS,
@@ -38,7 +39,6 @@ from tests.support.codex_world import (
 from tests.support.memory_sockets import post
 from tests.support.memory_websockets import open_socket, upgrade
 from tests.support.world import json_response, responses_events, sse_steps
-from tests.translation.test_codex_accounts import PLATFORM
 
 Json = Any
 USER: Final = {"role": "user", "content": "Say it."}

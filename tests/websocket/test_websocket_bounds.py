@@ -23,6 +23,7 @@ from pooler import (
     FrameMeter,
 )
 from tests.support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame, split_frame
+from tests.support.hostile_bytes import CREATE_TURN, HOSTILE_FRAMES
 from tests.support.memory_sockets import KEY, Json, Truncated, post
 from tests.support.memory_websockets import (
     SocketClient,
@@ -35,19 +36,8 @@ from tests.support.memory_websockets import (
     turn,
     upgrade,
 )
-from tests.support.world import (
-    Fin,
-    Pause,
-    Send,
-    Stall,
-    Step,
-    Tell,
-    Wait,
-    make_config,
-    sse_steps,
-)
+from tests.support.world import Fin, Pause, Send, Stall, Step, Tell, Wait, make_config, sse_steps
 
-CREATE: Final = json.dumps({"type": "response.create", "model": "m1", "input": "hi"}).encode()
 BEGUN: Final = says(
     {"type": "response.created", "response": {"id": "resp_1"}},
     {"type": "response.output_text.delta", "delta": "x", "sequence_number": 1},
@@ -69,38 +59,13 @@ async def close_of(client: SocketClient) -> int | None:
 # HOSTILE FRAMES
 ################################################################
 
-HOSTILE: Final[dict[str, tuple[bytes, int | None]]] = {
-    "no mask": (frame(TEXT, CREATE, mask=b""), 1002),
-    "a reserved bit": (frame(TEXT, CREATE, rsv=0x40), 1002),
-    "a reserved opcode": (frame(0x3, b"x"), 1002),
-    "a reserved control opcode": (frame(0xB, b"x"), 1002),
-    "bad UTF-8": (frame(TEXT, b"\xff\xfe"), 1007),
-    "half a character at the end": (frame(TEXT, b"\xc3"), 1007),
-    "a surrogate": (frame(TEXT, b"\xed\xa0\x80"), 1007),
-    "a ping in pieces": (frame(PING, b"x", fin=False), 1002),
-    "a long ping": (frame(PING, b"x" * 126), 1002),
-    "a continuation of nothing": (frame(CONTINUATION, b"x"), 1002),
-    "a message within a message": (frame(TEXT, b"x", fin=False) + frame(TEXT, b"y"), 1002),
-    "a length that is not the shortest": (b"\x81\xfe\x00\x01" + bytes(5), 1002),
-    "a negative length": (b"\x81\xff" + b"\xff" * 8, 1002),
-    "a binary message": (frame(BINARY, CREATE), 1003),
-    "a close with one byte": (frame(CLOSE, b"x"), None),
-    "a close with a code of nobody": (frame(CLOSE, b"\x03\xec"), None),
-    "a close with bad UTF-8": (frame(CLOSE, b"\x03\xe8\xff"), None),
-    "a close and more": (frame(CLOSE, b"\x03\xe8") + frame(PING) * 3 + frame(TEXT, CREATE), 1000),
-    "a close without a code": (frame(CLOSE), None),
-    "HTTP": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 1002),
-    "nothing and then the end": (b"", None),
-    "half a frame and then the end": (frame(TEXT, CREATE)[:9], None),
-}
 
-
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", HOSTILE_FRAMES)
 @pytest.mark.parametrize("piece", [1, 10**6])
 async def test_a_hostile_frame_ends_its_own_socket_and_no_other(
     case: str, piece: int, autojump_clock: MockClock
 ) -> None:
-    raw, code = HOSTILE[case]
+    raw, code = HOSTILE_FRAMES[case]
     go_on = trio.Event()
     async with socket_world(socket_described("a")) as world:
         world.upstreams["a"].plays([*BEGUN, Wait(go_on), *turn("end")[2:]])
@@ -117,11 +82,11 @@ async def test_a_hostile_frame_ends_its_own_socket_and_no_other(
         assert (await other.read_turn())[-1]["type"] == "response.completed"
 
 
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", HOSTILE_FRAMES)
 async def test_a_hostile_frame_ends_the_turn_under_way(
     case: str, autojump_clock: MockClock
 ) -> None:
-    raw, _ = HOSTILE[case]
+    raw, _ = HOSTILE_FRAMES[case]
     async with socket_world(socket_described("a")) as world:
         world.upstreams["a"].plays([*BEGUN, Stall()])
         client = await open_socket(world)
@@ -246,7 +211,7 @@ async def test_a_clients_message_has_so_many_bytes_and_no_more(autojump_clock: M
         async with socket_world(described) as world:
             world.upstreams["a"].plays(turn("one"))
             client = await open_socket(world)
-            body = CREATE[:-1] + b" " * (2048 + extra - len(CREATE)) + b"}"
+            body = CREATE_TURN[:-1] + b" " * (2048 + extra - len(CREATE_TURN)) + b"}"
             await client.send(frame(TEXT, body[:100], fin=False))
             await client.send(frame(CONTINUATION, body[100:]))
             if extra:
@@ -261,7 +226,9 @@ async def test_an_upstream_message_has_so_many_bytes_and_no_more(autojump_clock:
         world.upstreams["a"].plays(turn("one"))
         client = await open_socket(world)
         for extra in (1, 0):
-            await client.say((CREATE[:-1] + b" " * (2048 + extra - len(CREATE)) + b"}").decode())
+            await client.say(
+                (CREATE_TURN[:-1] + b" " * (2048 + extra - len(CREATE_TURN)) + b"}").decode()
+            )
             events = await client.read_turn()
             if extra:
                 assert events[0]["error"]["code"] == "request_too_large"
@@ -298,8 +265,8 @@ async def test_a_message_comes_in_so_many_frames_and_no_more(
         async with socket_world(described) as world:
             world.upstreams["a"].plays(turn("one"))
             client = await open_socket(world)
-            await client.send(frame(TEXT, CREATE[:5], fin=False) + others[kind] * count)
-            await client.send(frame(CONTINUATION, CREATE[5:]))
+            await client.send(frame(TEXT, CREATE_TURN[:5], fin=False) + others[kind] * count)
+            await client.send(frame(CONTINUATION, CREATE_TURN[5:]))
             if count == 63:
                 assert await close_of(client) == 1008
                 continue
