@@ -1612,14 +1612,14 @@ _string: Final = _text(r"[^\x00]*", "a string")
 
 
 def _each(check: Check, members: Iterable[tuple[str, Json]]) -> list[Any]:
-    """The values of members, which come with their places; raises the problems of all of them."""
+    """The values of members, which come with their paths; raises the problems of all of them."""
     values: list[Any] = []
     problems: list[str] = []
-    for place, member in members:
+    for subpath, member in members:
         try:
             values.append(check(member))
         except ValueError as error:
-            problems.append(f"{place}: {error}")
+            problems.append(f"{subpath}: {error}")
 
     if problems:
         raise ValueError(*problems)
@@ -2218,12 +2218,12 @@ class _Loader:
         """
         self.refused.add(path)
         is_of_member = problem.startswith(("[", ".", ":"))
-        whole = path + problem if is_of_member else f"{path}: {problem}"
+        line = path + problem if is_of_member else f"{path}: {problem}"
 
-        place, colon, words = whole.partition(": ")
-        names = ["(hidden)" if looks_secret(name) else name for name in place.split(".")]
-        shown = ".".join(names) + colon + words
-        printable = [char if char.isprintable() else "?" for char in shown]
+        full_path, colon, reason = line.partition(": ")
+        names = ["(hidden)" if looks_secret(name) else name for name in full_path.split(".")]
+        masked = ".".join(names) + colon + reason
+        printable = [char if char.isprintable() else "?" for char in masked]
         self.problems.append("".join(printable))
 
     def warn(self, path: str, warning: str) -> None:
@@ -2248,7 +2248,7 @@ class _Loader:
             for name, content in members.items():
                 with self.at(prefix + name):
                     if name not in spec:
-                        raise ValueError(f"unknown field; {_place_of(name, spec)}")
+                        raise ValueError(f"unknown field; {_hint_for(name, spec)}")
                     fields[name] = spec[name](content)
 
             for name in required:
@@ -2345,17 +2345,19 @@ class _Loader:
         """A pool key, its text alone or an object; None if the file has a problem."""
         path = f"pools.{pool}.keys.{name}"
         if isinstance(value, str):
-            place = path
+            key_path = path
             fields: dict[str, Any] = {"key": value}
             self.require(path, value)
         else:
-            place = f"{path}.key"
+            key_path = f"{path}.key"
             fields = self.read(path, value, _KEY, "key")
 
         fields.setdefault("concurrent", self.limits.key_streams_max)
         if text := fields.pop("key", ""):
-            with self.at(place):
-                fields["digest"], fields["source"] = self.resolver.digest(place, text, "pooler key")
+            with self.at(key_path):
+                fields["digest"], fields["source"] = self.resolver.digest(
+                    key_path, text, "pooler key"
+                )
         return None if self.problems else Key(pool=pool, name=name, **fields)
 
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account | None]) -> Pool | None:
@@ -2622,7 +2624,7 @@ _FIXED_LIMITS: Final = frozenset(
     "websocket_handshake_seconds_max websocket_message_bytes_max websocket_upstream_bytes_max "
     "write_stall_seconds_max".split()
 )
-_PLACES: Final[tuple[tuple[Spec, str], ...]] = (
+_FIELD_OWNERS: Final[tuple[tuple[Spec, str], ...]] = (
     (_TOP, "to the top of the file"),
     (_LIMITS, "under limits"),
     (_ACCOUNT, "to an account"),
@@ -2631,7 +2633,7 @@ _PLACES: Final[tuple[tuple[Spec, str], ...]] = (
 )
 
 
-def _place_of(name: str, spec: Spec) -> str:
+def _hint_for(name: str, spec: Spec) -> str:
     """The hint for an unknown field: what was meant, where it belongs, or that it is gone.
 
     A field in the wrong object is the most common mistake that is not a misspelling.  It comes
@@ -2646,9 +2648,9 @@ def _place_of(name: str, spec: Spec) -> str:
 
     strong_hint = _did_you_mean(name, spec, 0.75)
     if strong_hint.startswith("known"):
-        for other_spec, place in _PLACES:
+        for other_spec, owner in _FIELD_OWNERS:
             if name in other_spec:
-                return f"it belongs {place}"
+                return f"it belongs {owner}"
     return _did_you_mean(name, spec)
 
 
@@ -2709,32 +2711,32 @@ _MESSAGES: Final = {
 }
 
 
-def describe_bad_json(text: str, place: int, message: str) -> str:
+def describe_bad_json(text: str, offset: int, message: str) -> str:
     """Where and why text is no JSON: what is wrong, the line itself, and a caret; three lines.
 
-    `place` and `message` are those of Python's error.  Of the line only field names and punctuation
-    are shown: the rest may be a secret.
+    `offset` and `message` are those of Python's error.  Of the line only field names and
+    punctuation are shown: the rest may be a secret.
     """
-    before = text[:place].rstrip()
-    if before.endswith(",") and text[place : place + 1] in {"}", "]"}:
-        place = len(before) - 1  # Python before 3.13 reports the bracket
+    before = text[:offset].rstrip()
+    if before.endswith(",") and text[offset : offset + 1] in {"}", "]"}:
+        offset = len(before) - 1  # Python before 3.13 reports the bracket
 
     mistake = "the file is empty"
     if text.strip():
-        rest = text[place : place + 1] + text[place + 1 :].lstrip()[:SHOWN_CHARS_MAX]
+        rest = text[offset : offset + 1] + text[offset + 1 :].lstrip()[:SHOWN_CHARS_MAX]
         mistake = _mistake_in(rest, message.partition(": ")[0])
 
-    # Only the part of the line around the place: a file may be one long line.
-    line_start = text.rfind("\n", 0, place) + 1
+    # Only the part of the line around the mistake: a file may be one long line.
+    line_start = text.rfind("\n", 0, offset) + 1
     line = text[line_start:].partition("\n")[0].rstrip("\r")
-    column = place - line_start
+    column = offset - line_start
     first = max(0, column - SHOWN_CHARS_MAX)
     part = line[first : column + SHOWN_CHARS_MAX]
 
     masked = re.sub(r"[^\s{}\[\],:\"]+", _masked, part)
     shown = "".join(char if char.isprintable() else " " for char in masked)
     caret = " " * (column - first) + "^"
-    number = text.count("\n", 0, place) + 1
+    number = text.count("\n", 0, offset) + 1
     return f"line {number}, column {column + 1}: {mistake}\n  {shown}\n  {caret}"
 
 
@@ -2843,9 +2845,9 @@ def _doubts_of_served(path: str, models: Mapping[str, str]) -> Iterator[str]:
         yield f"{path}: is empty, so it serves nothing"
     for index, (name, upstream_name) in enumerate(models.items()):
         # In a list both are the same.
-        place = f"[{index}]" if name == upstream_name else f".{name}"
+        subpath = f"[{index}]" if name == upstream_name else f".{name}"
         if doubt := _doubt_of_name(name) or _doubt_of_name(upstream_name):
-            yield f"{path}{place}: {doubt}"
+            yield f"{path}{subpath}: {doubt}"
 
 
 def _doubt_of_own(url: BaseUrl, listens: Iterable[Listen]) -> str:
@@ -2975,8 +2977,8 @@ def _doubts_of_pool(pool: Pool) -> Iterator[str]:
 
     offered = _listed_models(pool.accounts)
     if pool.models is not None:
-        for place, model in _lacking(pool.models, offered):
-            yield f"{path}.models{place}: no account of this pool lists {model}"
+        for subpath, model in _lacking(pool.models, offered):
+            yield f"{path}.models{subpath}: no account of this pool lists {model}"
         offered = set(pool.models)
     if offered is not None:
         yield from _doubts_of_offer(path, pool, offered)
@@ -2995,8 +2997,8 @@ def _doubts_of_offer(path: str, pool: Pool, offered: set[str]) -> Iterator[str]:
 
     names = offered | pool.aliases.keys()
     for key in pool.keys:
-        for place, model in _lacking(key.models or (), names):
-            yield f"{path}.keys.{key.name}.models{place}: this pool does not offer {model}"
+        for subpath, model in _lacking(key.models or (), names):
+            yield f"{path}.keys.{key.name}.models{subpath}: this pool does not offer {model}"
 
 
 def _listed_models(accounts: Iterable[Account]) -> set[str] | None:
@@ -3013,7 +3015,7 @@ def _listed_models(accounts: Iterable[Account]) -> set[str] | None:
 
 
 def _lacking(models: Iterable[str], offered: Collection[str] | None) -> Iterator[tuple[str, str]]:
-    """The places and names of those not offered; nothing if it is not known what is offered."""
+    """The paths and names of those not offered; nothing if it is not known what is offered."""
     for index, model in enumerate(models):
         if offered is not None and model not in offered:
             yield f"[{index}]", model
@@ -3254,10 +3256,10 @@ class KeyUse:
             self.day_tokens = 0
 
 
-def key_limit(what: str, seconds: int) -> PoolerError:
+def key_limit(reason: str, seconds: int) -> PoolerError:
     """The error for a key that has reached a limit, until `seconds` from now."""
     headers = retry_headers(max(1, seconds))
-    return PoolerError("key_limit_reached", f"This pool key {what}.", headers=headers)
+    return PoolerError("key_limit_reached", f"This pool key {reason}.", headers=headers)
 
 
 ################################################################
@@ -7187,13 +7189,13 @@ def _classified(
     reason: str,
     status: int,
     words: UpstreamWords,
-    own: PoolerError,
+    request_error: PoolerError,
     unix_now: float,
 ) -> Fault:
-    """What a failure with this status means; `own`: the error, if it is the request's own."""
+    """What a failure with this status means; `request_error`: if the request is to blame."""
     action, effect = _verdict_of(status, words)
 
-    error = own
+    error = request_error
     if status >= 500 or status == NAMELESS:
         cause = cleaned(words.message)
         public = f"The upstream failed: {cause}" if cause else ""
@@ -7347,7 +7349,7 @@ def classify_response(
         return _without_route(reason)
 
     words = words._replace(message=words.message or text)
-    own = _refusal_error(
+    request_error = _refusal_error(
         status,
         words,
         value,
@@ -7355,7 +7357,7 @@ def classify_response(
         content_type,
         is_reshaped=is_reshaped,
     )
-    return _classified(reason, meant, words, own, unix_now)
+    return _classified(reason, meant, words, request_error, unix_now)
 
 
 def _refusal_error(
@@ -11180,26 +11182,26 @@ def save_file(path: Path, raw: bytes, expected: bytes | None = None) -> None:
     login.  Syncing may take long, so this is checked last: only between it and the rename could a
     program that takes no lock (F56) lose what it writes.
     """
-    fresh = new_file(path)
+    new_path = new_file(path)
     # A process that was killed may have left just this, and it may be the only copy there is.
-    is_left = False
+    is_leftover = False
     with contextlib.suppress(OSError):
-        is_left = fresh.lstat().st_mode == stat.S_IFREG | 0o600 and read_own(fresh) == raw
+        is_leftover = new_path.lstat().st_mode == stat.S_IFREG | 0o600 and read_own(new_path) == raw
 
-    if not is_left:
+    if not is_leftover:
         owner: os.stat_result | None = None
         with contextlib.suppress(OSError):
             owner = path.stat()
-        write_new(fresh, raw, owner)
+        write_new(new_path, raw, owner)
 
-    sync(fresh)
+    sync(new_path)
     if expected is not None:
         with contextlib.suppress(FileNotFoundError):
             if read_file(path) not in (expected, raw):
-                fresh.unlink()
+                new_path.unlink()
                 return
 
-    os.rename(fresh, path)
+    os.rename(new_path, path)
     sync_folder(path.parent)
 
 
@@ -11361,13 +11363,13 @@ class LogWriter:
 
         with self.changed:
             count = min(len(self.lines), LOG_BATCH_LINES)
-            taken = [self.lines.popleft() for _ in range(count)]
-            if self.dropped_count and (taken or not self.is_failing):
+            batch = [self.lines.popleft() for _ in range(count)]
+            if self.dropped_count and (batch or not self.is_failing):
                 self.reported_count = self.dropped_count
                 fields = {"problem": "nobody read the log in time", "lines": self.dropped_count}
-                taken.append(format_log_line("warning", "log lines dropped", fields))
+                batch.append(format_log_line("warning", "log lines dropped", fields))
                 self.dropped_count = 0
-            return taken
+            return batch
 
 
 class AcceptLog(logging.Handler):
@@ -12137,10 +12139,10 @@ class FileLock(NamedTuple):
         A `flock` is released with the last descriptor of its file that was duplicated, so a thread
         that has one of its own holds the lock.  If it never begins, the descriptor closes itself.
         """
-        own = self.duplicate()
+        own_file = self.duplicate()
 
         def hold() -> T:
-            with own:
+            with own_file:
                 return call(*args)
 
         return await self.files.run(seconds_max, hold)
@@ -12631,11 +12633,11 @@ class Tokens:
         own in memory.
         """
         with contextlib.suppress(OSError, LoginNeeded):
-            left = await self.files.run(FILE_SECONDS_MAX, read_own, new_file(login.path))
-            kept = parse_auth_file(left)
-            is_later = (kept.refreshed_at or 0) > (current.refreshed_at or 0)
-            if is_later and kept.account_id == current.account_id:
-                login.unsaved = login.unsaved or left
+            raw = await self.files.run(FILE_SECONDS_MAX, read_own, new_file(login.path))
+            leftover = parse_auth_file(raw)
+            is_later = (leftover.refreshed_at or 0) > (current.refreshed_at or 0)
+            if is_later and leftover.account_id == current.account_id:
+                login.unsaved = login.unsaved or raw
 
         before, unsaved = self.unsaved.get(login.path, (b"", b""))
         if before == login.raw:  # otherwise another login has come in the meantime
@@ -12931,11 +12933,11 @@ class LoginWatch:
 
         It reads the file as `pooler check` does, in a thread: it may be on a network, and hang.
         """
-        fresh = Login(login.name, login.path)  # a thread must not change the one in use
+        copy = Login(login.name, login.path)  # a thread must not change the one in use
         try:
             findings = await self.tokens.files.run(
                 FILE_SECONDS_MAX,
-                fresh.inspect,
+                copy.inspect,
                 self.tokens.unix_now(),
             )
         except OSError as error:
@@ -12948,8 +12950,8 @@ class LoginWatch:
                     "login",
                     {"account": login.name, "problem": problem},
                 )
-        login.reported = fresh.problem or login.reported
-        return fresh.credentials is not None or not fresh.problem
+        login.reported = copy.problem or login.reported
+        return copy.credentials is not None or not copy.problem
 
     async def look(self, accounts: Iterable[Account]) -> None:
         """Notice login files that have changed: an account whose login is back can be chosen again.
@@ -15930,8 +15932,8 @@ def digest_of_destination(endpoint: Endpoint, credentials: Credentials | None) -
     """
     account = endpoint.account
     account_id = credentials.account_id if credentials else None
-    way = endpoint.proxy.url.address if endpoint.proxy else ""
-    return digest_parts(account.name, account.identity.hex(), account_id or "", way)
+    proxy_address = endpoint.proxy.url.address if endpoint.proxy else ""
+    return digest_parts(account.name, account.identity.hex(), account_id or "", proxy_address)
 
 
 # Fields of a turn that a translated body keeps unchanged.
@@ -16262,17 +16264,17 @@ class Catalogues:
         account, shared = endpoint.account, self.shared
 
         secret, fields, _ = await authorize(shared.tokens, endpoint)
-        path, own = "/models", list(fields)
+        path, sent_fields = "/models", list(fields)
         if account.is_codex:  # which lists only what this version of Codex CLI knows
             version = shared.version_for(account)
             path = f"/models?client_version={version}"
-            own.append(("version", version))
+            sent_fields.append(("version", version))
 
         return await ask_once(
             shared.dial,
             account.base_url,
             endpoint.tls,
-            request_head(account.base_url, path, secret, own, b""),
+            request_head(account.base_url, path, secret, sent_fields, b""),
             proxy=endpoint.proxy,
             bytes_max=CATALOGUE_BYTES_MAX,
         )
@@ -16523,16 +16525,16 @@ class Calls:
             await yield_after(exchange.body)
         value = await read_json(exchange.body, parse_json_object)
         check_names(value)
-        asked = value if turn is None else turn.understand(value)
+        fields = value if turn is None else turn.understand(value)
 
         obstacle: Obstacle | None = None
         if pool.has_codex and not route.is_native:
-            obstacle = codex_obstacle(route.kind, asked, exchange.carried)
-        more: dict[str, Any] = {}
+            obstacle = codex_obstacle(route.kind, fields, exchange.carried)
+        turn_fields: dict[str, Any] = {}
         if turn is not None:
-            more["socket_id"] = turn.client.upgrade.record.request_id
-            more["session_before"] = turn.client.session
-        call = read_call(route, asked, head.headers, pool, key, obstacle=obstacle, **more)
+            turn_fields["socket_id"] = turn.client.upgrade.record.request_id
+            turn_fields["session_before"] = turn.client.session
+        call = read_call(route, fields, head.headers, pool, key, obstacle=obstacle, **turn_fields)
         if turn is not None:
             turn.client.session = call.session
 
@@ -16540,12 +16542,12 @@ class Calls:
         alias = pool.meant_by(call.requested_model)
         if call.is_unary:  # not every server takes effort and tier there, and a search has neither
             alias = Alias(alias.model)
-        if asked is not value or alias != Alias(call.requested_model):
+        if fields is not value or alias != Alias(call.requested_model):
             await yield_after(exchange.body)
-            asked = with_alias(route.kind, asked, alias)
-            exchange.replace_body(dump_like(asked, exchange.body))
+            fields = with_alias(route.kind, fields, alias)
+            exchange.replace_body(dump_like(fields, exchange.body))
             await yield_after(exchange.body)
-        exchange.keep_parsed(call, asked)
+        exchange.keep_parsed(call, fields)
         return call
 
     def close(self, exchange: Exchange) -> None:

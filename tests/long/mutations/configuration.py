@@ -35,7 +35,7 @@ ROWS: Rows = (
      "_Loader.warn_of_proxies", "(name, name.lower())", "(name,)",
      "outbound_proxy::an_ignored_variable_is_logged_without_its_value"),
     ("place_untold", "A field that belongs elsewhere is told where.",
-     "_place_of", "name in other_spec", "False",
+     "_hint_for", "name in other_spec", "False",
      "config_doubts::an_unknown_field_is_reported_with_the_likely_name_or_place"),
     ("line_unmasked", "A line of pools.json that is shown holds no secret.",
      "_masked", "word if is_known else '*' * len(word)", "word",

@@ -27,14 +27,14 @@ ROWS: Rows = (
     ("saved_over_another", "A refreshed login takes no other's place.",
      "save_file",
      ("if read_file(path) not in (expected, raw):\n"
-     "    fresh.unlink()\n"
+     "    new_path.unlink()\n"
      "    return"), "pass",
      "saving_is_sure::a_login_that_comes_while_another_is_being_saved_stays"),
     ("save_in_place", "A login is replaced whole.",
      "save_file",
-     "os.rename(fresh, path)",
+     "os.rename(new_path, path)",
      ("path.write_bytes(raw)\n"
-     "fresh.unlink()"),
+     "new_path.unlink()"),
      "login_recovery::a_save_is_on_the_disk_before_it_counts"),
     ("left_by_another", "What another user left is not taken for a login.",
      "read_own", "not (stat.S_ISREG(state.st_mode) and is_ours(state))", "False",

@@ -50,7 +50,7 @@ ROWS: Rows = (
      "websocket_pings::an_idle_client_is_asked_every_30_seconds"),
     ("websocket_of_another_login", "A WebSocket is one login's.",
      "digest_of_destination",
-     "digest_parts(account.name, account.identity.hex(), account_id or '', way)",
+     "digest_parts(account.name, account.identity.hex(), account_id or '', proxy_address)",
      "digest_parts(account.name, account.identity.hex(), way)",
      "websocket_turns::a_websocket_is_one_login_s_and_one_account_id_s"),
     ("socket_of_another_way", "A WebSocket of before a change of the proxy is not used after it.",
