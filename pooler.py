@@ -2345,19 +2345,17 @@ class _Loader:
         """A pool key, its text alone or an object; None if the file has a problem."""
         path = f"pools.{pool}.keys.{name}"
         if isinstance(value, str):
-            key_path = path
+            inner = path
             fields: dict[str, Any] = {"key": value}
             self.require(path, value)
         else:
-            key_path = f"{path}.key"
+            inner = f"{path}.key"
             fields = self.read(path, value, _KEY, "key")
 
         fields.setdefault("concurrent", self.limits.key_streams_max)
         if text := fields.pop("key", ""):
-            with self.at(key_path):
-                fields["digest"], fields["source"] = self.resolver.digest(
-                    key_path, text, "pooler key"
-                )
+            with self.at(inner):
+                fields["digest"], fields["source"] = self.resolver.digest(inner, text, "pooler key")
         return None if self.problems else Key(pool=pool, name=name, **fields)
 
     def pool(self, name: str, value: Json, accounts: Mapping[str, Account | None]) -> Pool | None:
@@ -2408,7 +2406,7 @@ class _Loader:
         # alias, would be a model that no account serves.
         target = fields["model"]
         if models is not None and (name in models or target not in models):
-            hint = "" if name in models else f"; {_did_you_mean(target, sorted(models))}"
+            hint = "" if name in models else _model_hint(target, models)
             self.refuse(path, f"must map a name that is not in models to one that is{hint}")
         return Alias(**fields)
 
@@ -2588,6 +2586,15 @@ def _did_you_mean(name: str, choices: Collection[str], likeness: float = 0.6) ->
     if nearest:
         return f"did you mean {by_plain[nearest[0]]!r}?"
     return f"known: {', '.join(choices)}"
+
+
+def _model_hint(target: str, models: Collection[str]) -> str:
+    """A hint at the model of a pool that an alias means; "" if none resembles its target.
+
+    The pool's models are not listed: a key may have been pasted among them.
+    """
+    hint = _did_you_mean(target, sorted(models))
+    return f"; {hint}" if hint.startswith("did") else ""
 
 
 def _plain(name: str) -> str:

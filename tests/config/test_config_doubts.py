@@ -172,7 +172,7 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     ),
     "models twice, and an alias": (
         "pools.home", {"accounts": ["a"], "models": ["m", "m"], "aliases": {"x": "y"}},
-        [f"pools.home.aliases.x: {NO_ALIAS}; known: m",
+        [f"pools.home.aliases.x: {NO_ALIAS}",
          "pools.home.models[1]: is listed twice"],
     ),
     "an alias of no text": (

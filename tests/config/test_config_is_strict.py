@@ -380,6 +380,15 @@ def test_a_file_that_gets_the_keys_of_all_connections_is_a_warning() -> None:
     assert parse_config(raw, ENV | {"SSLKEYLOGFILE": ""}, read_file).warnings == ()
 
 
+def test_a_secret_among_the_models_of_a_pool_is_not_repeated_to_help_an_alias() -> None:
+    described = good_config()
+    described["pools"]["home"]["models"] = [API_KEY]
+    with pytest.raises(ConfigRefused) as refused:
+        parse(described)
+    assert "aliases" in str(refused.value.problems)
+    assert API_KEY not in str(refused.value.problems)
+
+
 @pytest.mark.parametrize(
     "secret", [SECRET, TOKEN, API_KEY, "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOjEyM30.x"]
 )

@@ -51,7 +51,7 @@ ROWS: Rows = (
     ("websocket_of_another_login", "A WebSocket is one login's.",
      "digest_of_destination",
      "digest_parts(account.name, account.identity.hex(), account_id or '', proxy_address)",
-     "digest_parts(account.name, account.identity.hex(), way)",
+     "digest_parts(account.name, account.identity.hex(), proxy_address)",
      "websocket_turns::a_websocket_is_one_login_s_and_one_account_id_s"),
     ("socket_of_another_way", "A WebSocket of before a change of the proxy is not used after it.",
      "digest_of_destination", "endpoint.proxy.url.address if endpoint.proxy else ''", "''",
