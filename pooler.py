@@ -11250,13 +11250,20 @@ def print_log(level: str, event: str, fields: JsonObject) -> None:
             sys.stderr.write(format_log_line(level, event, fields))
 
 
+@functools.lru_cache(maxsize=2)  # of log lines, and of Date headers
+def format_utc(pattern: str, unix_seconds: int) -> str:
+    """A time in one of two forms, which costs something only once a second."""
+    return time.strftime(pattern, time.gmtime(unix_seconds))
+
+
 def format_log_line(level: str, event: str, fields: JsonObject) -> str:
     """One line of ASCII JSON, with the time (UTC) and a line end.
 
     Control characters and line separators are escaped, so no value can forge a second line.
     """
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    line = {"at": now, "level": level, "event": event, **fields}
+    seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+    now = format_utc("%Y-%m-%dT%H:%M:%S", seconds)
+    line = {"at": f"{now}.{milliseconds:03}+00:00", "level": level, "event": event, **fields}
     return _encode(line) + "\n"
 
 
@@ -13571,7 +13578,7 @@ class HttpReply:
         self.closes |= is_stream and is_http_1_0
 
         headers = [("x-request-id", self.record.request_id)]
-        headers.append(("date", http_date(int(time.time()))))
+        headers.append(("date", format_utc(_HTTP_DATE, int(time.time()))))
         if not is_stream:
             headers.append(("content-length", str(length)))
         elif not is_http_1_0:
@@ -13955,12 +13962,6 @@ class Exchange:
             )
         scanner = EventScanner(call.kind, is_socket=call.is_socket)
         await reply.end([scanner.failure_event(error, self.record.request_id, call.kind)])
-
-
-@functools.lru_cache(maxsize=1)
-def http_date(unix_seconds: int) -> str:
-    """A time as a Date header shows it (RFC 9110 §5.6.7), formatted once a second."""
-    return time.strftime(_HTTP_DATE, time.gmtime(unix_seconds))
 
 
 def crossing_headers(frame: Mapping[str, Json]) -> dict[str, Json]:
