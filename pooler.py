@@ -12062,6 +12062,7 @@ _REMEDIES: Final[Mapping[int | None, str]] = {
     ),
     errno.EFBIG: "raise the file size limit (ulimit -f)",
     errno.EROFS: "mount its folder writable",
+    errno.EBUSY: "use another path",
     **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ELOOP), "remove it"),
     errno.ENOENT: "create its folder",
     errno.EBUSY: "give each process a file of its own",
@@ -16609,7 +16610,7 @@ def load_state(path: Path) -> tuple[JsonDict | None, str]:
     replaced = ", in place of an earlier one" if aside.exists() else ""
     path.rename(aside)
     reason = "is broken, or of another version, and was put aside"
-    return None, f"{path} {reason} as {aside.name}{replaced}; sums and cooldowns begin anew"
+    return None, f"{path} {reason} as {aside.name}{replaced}; sums and cooldowns start from zero"
 
 
 @dataclass(eq=False)
@@ -16691,7 +16692,7 @@ class StateKeeper:
         if len(raw) > STATE_BYTES_MAX:
             raise OSError(errno.EFBIG, "it would be too large")
         if not self.writing.acquire(timeout=FILE_SECONDS_MAX):
-            raise OSError(errno.ETIMEDOUT, "it takes too long")
+            raise OSError(errno.ETIMEDOUT, "the disk did not respond in time")
 
         try:
             self.lock = self.lock or try_lock(path)
