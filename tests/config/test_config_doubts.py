@@ -216,7 +216,7 @@ ONCE: Final[dict[str, tuple[str, Json, list[str]]]] = {
     ),
     "a login that is pools.json": (
         "accounts.a", {"type": "codex", "auth_file": "./pools.json"},
-        ["accounts.a.auth_file: is pools.json itself; a login needs a file of its own"],
+        ["accounts.a.auth_file: is pools.json itself, which would be replaced"],
     ),
     "a login in quotes": (
         "accounts.a", {"type": "codex", "auth_file": "'a.json'"},
