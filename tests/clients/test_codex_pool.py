@@ -16,6 +16,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
+from tests.clients.ai_sdk import run_script as run_node
 from tests.clients.aimock import MODEL, USAGE
 from tests.clients.codex import (
     ECHO,
@@ -33,7 +34,6 @@ from tests.clients.codex import (
 )
 from tests.clients.jam import JAM, Jam
 from tests.clients.opencode import PAGE, TUNED, OpenCode, documented
-from tests.clients.test_ai_sdk import run as run_node
 from tests.support.codex_backend import PREFIX, Play, TokenPlay
 from tests.support.codex_turns import CALL_ID, FOUND, LITE, THOUGHT
 from tests.support.processes import ANSWER, PROMPT, SECONDS_MAX, Pooler

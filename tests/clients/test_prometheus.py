@@ -11,7 +11,8 @@ import subprocess
 import pytest
 
 import mcp_server
-from tests.operators.test_operator_pages import HOSTILE, LISTS, Json, replace_texts, snapshot
+from tests.support.memory_sockets import Json
+from tests.support.snapshots import HOSTILE_TEXTS, LISTS, replace_texts, snapshot
 
 
 def check(given: Json) -> None:
@@ -24,7 +25,7 @@ def check(given: Json) -> None:
     assert (asked.returncode, asked.stdout, asked.stderr) == (0, b"", b"")
 
 
-@pytest.mark.parametrize("text", ["x", *HOSTILE.values()], ids=["plain", *HOSTILE])
+@pytest.mark.parametrize("text", ["x", *HOSTILE_TEXTS.values()], ids=["plain", *HOSTILE_TEXTS])
 def test_promtool_has_no_complaint(text: str) -> None:
     check(snapshot())
     check(replace_texts(snapshot(), text))

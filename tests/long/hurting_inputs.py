@@ -10,6 +10,14 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from tests.support.hostile_peers import (
+    EMOJI,
+    KIB,
+    MIB,
+    filled,
+    wide,
+)
+
 Json = Any
 Growing = Callable[[int], Any]
 
@@ -182,3 +190,70 @@ def fields(rng: random.Random) -> Iterator[tuple[str, Growing]]:
             return {stem.format(index): "1" for index in range(size // 40 + 1)}
 
         yield f"many {stem}", many
+
+
+BEGUN: Final = b'{"model":"m1","stream":true,"input":'
+MEMBER_COUNT: Final = 198_000  # just below json_separators_max
+
+
+def many_keys(size: int) -> bytes:
+    """An object of about this size, none of whose names is like another."""
+    count = min(size // 13, MEMBER_COUNT)
+    return b"{" + b",".join(b'"k%07d":1' % at for at in range(count)) + b"}"
+
+
+BODY_SHAPES: Final[dict[str, Callable[[int], bytes]]] = {
+    "one emoji": lambda size: b'"' + wide(size) + b'"',
+    "all emoji": lambda size: filled(b'"', EMOJI, b'"', size),
+    "escaped emoji": lambda size: filled(b'"', b"\\ud83d\\ude00", b'"', size),
+    "CJK": lambda size: filled(b'"', "漢".encode(), b'"', size),
+    "one CJK": lambda size: b'"' + "漢".encode() + b"a" * size + b'"',
+    "deep": lambda size: filled(
+        b"[", b"[" * 90 + b"]" * 90 + b",", b"1]", min(size, MEMBER_COUNT * 2)
+    ),
+    "empty lists": lambda size: filled(b"[", b"[],", b"1]", min(size, MEMBER_COUNT * 3 // 2)),
+    "small objects": lambda size: filled(b"[", b'{"a":1},', b"1]", min(size, MEMBER_COUNT * 4)),
+    "many keys": many_keys,
+    "too many members": lambda size: filled(b"[", b"[],", b"1]", size),
+    "too deep": lambda size: filled(b"", b"[", b"", size),
+}
+# What is translated for an account of ChatGPT: the text in one message, many messages, tools.
+CODEX_SHAPES: Final[dict[str, Callable[[int], bytes]]] = {
+    "one emoji": lambda size: b'[{"role":"user","content":"' + wide(size) + b'"}]',
+    "all emoji": lambda size: filled(b'[{"role":"user","content":"', EMOJI, b'"}]', size),
+    "many messages": lambda _: (
+        b"["
+        + b",".join([b'{"role":"user","content":[{"type":"text","text":"a"}]}'] * 19_000)
+        + b"]"
+    ),
+    "fewer messages": lambda _: (  # what is parsed of them is kept until it is translated
+        b"[" + b",".join([b'{"role":"user","content":[{"type":"text","text":"a"}]}'] * 8_000) + b"]"
+    ),
+    "tools": lambda size: (
+        b'"a","tools":[{"type":"function","name":"f","parameters":{"a":'
+        + filled(b"[", b"[],", b"1]", min(size, MEMBER_COUNT * 3 // 2))
+        + b"}}]"
+    ),
+}
+
+
+def done_item(size: int) -> bytes:
+    """A finished item of empty lists."""
+    item = filled(b'{"type":"x","a":[', b"[],", b"1]}", size)
+    return b'data: {"type":"response.output_item.done","item":' + item + b"}\n\n"
+
+
+DETAIL: Final = b'{"detail":"' + wide(MIB - KIB) + b'"}'
+LIST_PATHS: Final = {"a": "/v1/models", "c": "/backend-api/codex/models"}
+
+
+def model_list(kind: str, count: int, pad: bytes) -> bytes:
+    """A list of models as an account of this kind has it: with an API key (a) or ChatGPT's (c)."""
+    names = ("data", "id") if kind == "a" else ("models", "slug")
+    entry = b'{"%b":"m%%05d","pad":%b}' % (names[1].encode(), pad)
+    entries = b",".join(entry % at for at in range(count))
+    return b'{"%b":[%b]}' % (names[0].encode(), entries)
+
+
+def padding(unit: bytes, size: int) -> bytes:
+    return filled(b"[", unit, b"1]", size)

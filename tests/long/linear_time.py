@@ -15,8 +15,12 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple
+
+import mcp_server
+import pooler
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Run = Callable[[], object]
@@ -391,3 +395,35 @@ def parsers_of(
             name = f"{place}.{node.name}".lstrip(".")
             found.append(Parser(name, tuple(pairs), "".join(section)))
     return found
+
+
+MODULES: Final = {module.__name__: module for module in (pooler, mcp_server)}
+SOURCES: Final = {
+    name: Path(str(module.__file__)).read_text(encoding="utf-8")
+    for name, module in MODULES.items()
+}  # fmt: skip
+PATTERNS: Final = {name: patterns_of(MODULES[name], SOURCES[name]) for name in MODULES}
+EVERY_METHOD: Final = frozenset({"search", "match", "fullmatch"})
+# Calls with a pattern that is an argument of the function that they stand in, and why that is well.
+BY_ARGUMENT: Final[Mapping[str, str]] = {
+    "_text.check": "of pools.json, the operator's own; the table of its fields has the pattern",
+    "_named.check": "the same",
+}
+NAMED: Final = [(module, name) for module in PATTERNS for name in PATTERNS[module].found]
+
+
+def methods_of(module: str, name: str) -> Iterable[str]:
+    return PATTERNS[module].methods.get(name, EVERY_METHOD)
+
+
+RESPONSES: Final[dict[str, Callable[[], Any]]] = {
+    "responses": lambda: pooler.ResponsesTranslator(pooler.OutputCollector(2**25)),
+    "responses, collected": lambda: pooler.ResponsesTranslator(
+        pooler.OutputCollector(2**25, is_whole=True)
+    ),
+    "chat": lambda: pooler.ChatTranslator(pooler.OutputCollector(2**25), request_id="r"),
+    "chat, collected": lambda: pooler.ChatTranslator(
+        pooler.OutputCollector(2**25, is_whole=True), request_id="r"
+    ),
+    "none": lambda: None,
+}

@@ -16,22 +16,26 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
 import pytest
 
-import mcp_server
 import pooler
 from pooler import CallKind, Event, EventKind, Limits
 from tests.long.hurting_inputs import Growing, fields, raw_inputs, texts, values
 from tests.long.linear_time import (
+    BY_ARGUMENT,
+    NAMED,
+    PATTERNS,
+    RESPONSES,
+    SOURCES,
     Maker,
     Parser,
     Run,
     check_pattern,
     growth,
+    methods_of,
     parsers_of,
     patterns_of,
     seconds_of,
@@ -45,33 +49,16 @@ LIMITS: Final = Limits()
 KIB: Final = 1024
 MIB: Final = KIB * KIB
 CHARS_MAX: Final = 16 * KIB  # quadratic work on so many shows
-MODULES: Final = {module.__name__: module for module in (pooler, mcp_server)}
-SOURCES: Final = {
-    name: Path(str(module.__file__)).read_text(encoding="utf-8")
-    for name, module in MODULES.items()
-}  # fmt: skip
 
 ################################################################
 # PATTERNS
 ################################################################
 
-PATTERNS: Final = {name: patterns_of(MODULES[name], SOURCES[name]) for name in MODULES}
-EVERY_METHOD: Final = frozenset({"search", "match", "fullmatch"})
-# Calls with a pattern that is an argument of the function that they stand in, and why that is well.
-BY_ARGUMENT: Final[Mapping[str, str]] = {
-    "_text.check": "of pools.json, the operator's own; the table of its fields has the pattern",
-    "_named.check": "the same",
-}
 # What hurt a pattern once.
 OLD_HURTS: Final = (
     "encrypted content ", '"model":"', '\\"model\\":', "model: model ", "model 'a' is ",
     "try again in 1h1m", "Limit 1, Used 1, ", '"usage" : ', "\r\n", "event: x", "a.", "a,",
 )  # fmt: skip
-NAMED: Final = [(module, name) for module in PATTERNS for name in PATTERNS[module].found]
-
-
-def methods_of(module: str, name: str) -> Iterable[str]:
-    return PATTERNS[module].methods.get(name, EVERY_METHOD)
 
 
 def test_every_pattern_was_read() -> None:
@@ -329,17 +316,6 @@ EVENTS: Final[tuple[Json, ...]] = (
     {"type": "response.metadata", "headers": {}}, {"id": "c", "choices": [{"delta": {}}]},
 )  # fmt: skip
 END: Final[Json] = {"type": "response.completed", "response": {"output": []}}
-ANSWERS: Final[dict[str, Callable[[], Any]]] = {
-    "responses": lambda: pooler.ResponsesTranslator(pooler.OutputCollector(2**25)),
-    "responses, collected": lambda: pooler.ResponsesTranslator(
-        pooler.OutputCollector(2**25, is_whole=True)
-    ),
-    "chat": lambda: pooler.ChatTranslator(pooler.OutputCollector(2**25), request_id="r"),
-    "chat, collected": lambda: pooler.ChatTranslator(
-        pooler.OutputCollector(2**25, is_whole=True), request_id="r"
-    ),
-    "none": lambda: None,
-}
 
 
 def stream_of(first: Json, second: Json, count: int) -> bytes:
@@ -359,13 +335,13 @@ def relay(make_response: Callable[[], Any], kind: CallKind, raw: bytes) -> None:
     scanner.failure_event(pooler.PoolerError("upstream_error"), "r", kind)
 
 
-@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("name", RESPONSES)
 def test_what_came_before_makes_no_event_longer(name: str) -> None:
     for first, second in itertools.product(EVENTS, repeat=2):
 
         def make(count: int, first: Json = first, second: Json = second) -> Run:
             raw = stream_of(first, second, count)
-            return functools.partial(relay, ANSWERS[name], CallKind.RESPONSES, raw)
+            return functools.partial(relay, RESPONSES[name], CallKind.RESPONSES, raw)
 
         small, large = (seconds_of(make(count), 2) for count in (16, 64))
         if large > 6 * small:  # linear work shows 4, quadratic 16
@@ -450,7 +426,7 @@ class Filling:
 
 def test_a_bad_reader_of_pieces_and_a_bad_answer_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(READERS, "planted", Forgetful)
-    monkeypatch.setitem(ANSWERS, "planted", Filling)
+    monkeypatch.setitem(RESPONSES, "planted", Filling)
     with pytest.raises(AssertionError):
         test_pieces_take_no_longer_than_linear_time_together("planted")
     with pytest.raises(AssertionError):

@@ -22,8 +22,15 @@ import pytest
 import mcp_server
 import pooler
 from pooler import CallKind, Event, EventKind, Limits
-from tests.long.linear_time import Run, seconds_of, worst_use
-from tests.long.test_linear_time import ANSWERS, NAMED, PATTERNS, methods_of
+from tests.long.linear_time import (
+    NAMED,
+    PATTERNS,
+    RESPONSES,
+    Run,
+    methods_of,
+    seconds_of,
+    worst_use,
+)
 from tests.support.memory_sockets import Json
 from tests.support.world import describe, make_config
 
@@ -275,7 +282,7 @@ def test_no_piece_of_tiny_events_takes_long(name: str) -> None:
         raw = TINY[name] * (PIECE // len(TINY[name])) + end
         for kind in CallKind if answer == "none" else [CallKind.RESPONSES]:
             label = f"{name}, {end!r}, {kind.name}, {answer}"
-            check(label, ready(take, ANSWERS[answer], kind, raw))
+            check(label, ready(take, RESPONSES[answer], kind, raw))
 
 
 # How an event says it, and for whom.
@@ -301,7 +308,7 @@ def test_no_event_takes_long(name: str) -> None:
         inside = shapes(byte_count, members)[name]()
         for wrap, answer in wraps:
             label = f"{len(inside) >> 10} KiB of {name}, {wrap[6:40]!r}, {answer}"
-            check(label, ready(take, ANSWERS[answer], CallKind.RESPONSES, wrap % inside))
+            check(label, ready(take, RESPONSES[answer], CallKind.RESPONSES, wrap % inside))
 
 
 @pytest.mark.parametrize("line", [b"a\n", b"a\r\n", b"data:1\n", b"data:\r", b"data: 1,\n"])
@@ -309,7 +316,7 @@ def test_no_event_of_many_lines_takes_long(line: bytes) -> None:
     for extra, answer in itertools.product((0, 1), ("none", "responses", "chat, collected")):
         raw = b"data: {\n" + line * (pooler.EVENT_LINES_MAX - 2 + extra) + b"\n"
         label = f"{line!r}, {answer}"
-        check(label, ready(take, ANSWERS[answer], CallKind.RESPONSES, raw))
+        check(label, ready(take, RESPONSES[answer], CallKind.RESPONSES, raw))
     longest = line * (EVENT // len(line))
     check(f"{line!r} without end", ready(pooler.event_data, longest))
 

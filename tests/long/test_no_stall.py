@@ -20,13 +20,13 @@ from typing import Final
 
 import pytest
 
-from tests.long.test_true_bounds import (
+from tests.long.hurting_inputs import (
     BEGUN,
+    BODY_SHAPES,
     CODEX_SHAPES,
     DETAIL,
     LIST_PATHS,
-    MEMBERS,
-    SHAPES,
+    MEMBER_COUNT,
     done_item,
     model_list,
     padding,
@@ -191,7 +191,7 @@ def posted(
 
 
 def shaped(shape: str, size: int = FULL) -> Callable[[], bytes]:
-    return lambda: BEGUN + SHAPES[shape](size) + b"}"
+    return lambda: BEGUN + BODY_SHAPES[shape](size) + b"}"
 
 
 def text_of(unit: bytes) -> Callable[[], bytes]:
@@ -227,7 +227,7 @@ def repaired(rig: Rig) -> None:
     """A full body from which encrypted reasoning is taken."""
     refusal = b'{"error":{"code":"invalid_encrypted_content","message":"x"}}'
     rig.upstream.plays["a0"] = plays(json_response(refusal, "400 Bad Request"), keeps=True)
-    items = filled(b'[{"type":"reasoning"},', b'{"a":"b"},', b"{}]", MEMBERS * 4)
+    items = filled(b'[{"type":"reasoning"},', b'{"a":"b"},', b"{}]", MEMBER_COUNT * 4)
     ask_all(rig, [call("a0", b'{"model":"m1","input":' + items + b"}")])
 
 
@@ -238,7 +238,7 @@ def heads(rig: Rig) -> None:
 
 
 BODY_DOSES: Final[dict[str, Dose]] = {
-    **{f"body, {shape}": posted(shaped(shape)) for shape in SHAPES},
+    **{f"body, {shape}": posted(shaped(shape)) for shape in BODY_SHAPES},
     "body, backslashes": posted(text_of(b"\\\\")),
     "body, escaped quotes": posted(text_of(b'\\"')),
     "body, escaped letters": posted(text_of(b"\\u0061")),
@@ -251,7 +251,7 @@ BODY_DOSES: Final[dict[str, Dose]] = {
     "body, a response id that is a list": posted(odd_name("previous_response_id")),
     "body, a session that is a list": posted(odd_name("prompt_cache_key")),
     "body, nested models": posted(
-        hidden_models(filled(b"[", b'{"model":"x"},', b"1]", MEMBERS * 7))
+        hidden_models(filled(b"[", b'{"model":"x"},', b"1]", MEMBER_COUNT * 7))
     ),
     "body, a long text called model": posted(hidden_models(b'{"model":"' + b"a" * FULL + b'"}')),
     "body, an escaped text called model": posted(
@@ -424,7 +424,7 @@ def lines(unit: bytes, end: bytes = b"\n") -> Callable[[], bytes]:
 
 def items(count: int) -> Callable[[], bytes]:
     """Finished items, each with as many members as may be."""
-    return lambda: done_item(MEMBERS * 3) * count
+    return lambda: done_item(MEMBER_COUNT * 3) * count
 
 
 DONE: Final = b"response.completed"
@@ -437,9 +437,9 @@ EVENT_DOSES: Final[dict[str, Dose]] = {
     "event, one string, type last": streamed(
         lambda: b'data: {"delta":"' + wide(EVENT) + b'","type":"x"}\n\n'
     ),
-    "event, escaped emoji, type last": streamed(event(b'"\\ud83d\\ude00",', MEMBERS * 15)),
-    "event, empty lists": streamed(event(b"[],", MEMBERS * 3)),
-    "event, empty lists, the end": streamed(event(b"[],", MEMBERS * 3, kind=DONE)),
+    "event, escaped emoji, type last": streamed(event(b'"\\ud83d\\ude00",', MEMBER_COUNT * 15)),
+    "event, empty lists": streamed(event(b"[],", MEMBER_COUNT * 3)),
+    "event, empty lists, the end": streamed(event(b"[],", MEMBER_COUNT * 3, kind=DONE)),
     "event, many members": streamed(event(b"[],")),
     "event, many members, the end": streamed(event(b"[],", kind=DONE, is_first=True)),
     "event, deep": streamed(lambda: filled(b'data: {"a":', b"[", b"\n\n", EVENT)),
@@ -456,7 +456,7 @@ EVENT_DOSES: Final[dict[str, Dose]] = {
     "event, lines with CR": streamed(lines(b":\r", b"\r")),
     "event, lines with CR LF": streamed(lines(b":\r\n", b"\r\n")),
     "event, quota": streamed(event(b"[],", kind=b"codex.rate_limits"), name="c0"),
-    "8 events at once, empty lists": streamed(event(b"[],", MEMBERS * 3, kind=DONE), count=8),
+    "8 events at once, empty lists": streamed(event(b"[],", MEMBER_COUNT * 3, kind=DONE), count=8),
     "pieces of blank lines": streamed(pieces(b"\n")),
     "pieces of CR": streamed(pieces(b"\r")),
     "pieces of comments": streamed(pieces(b":\n\n")),
@@ -526,7 +526,7 @@ ANSWER_DOSES: Final[dict[str, Dose]] = {
     "answer, one string": answered(lambda: b'{"id":"' + wide(ANSWER) + b'"}'),
     "answer, all emoji": answered(lambda: filled(b'{"id":"', EMOJI, b'"}', ANSWER)),
     "answer, escaped emoji": answered(lambda: filled(b'{"id":"', b"\\ud83d\\ude00", b'"}', ANSWER)),
-    "answer, empty lists": answered(answer(b"[],", MEMBERS * 3)),
+    "answer, empty lists": answered(answer(b"[],", MEMBER_COUNT * 3)),
     "answer, many members": answered(answer(b"[],")),
     "answer, deep": answered(lambda: filled(b'{"a":', b"[", b"", ANSWER)),
     "answer, blanks": answered(lambda: b"{}" + b" " * ANSWER),
@@ -598,7 +598,7 @@ SOCKET_DOSES: Final[dict[str, Dose]] = {
     ),
     "upstream message, line ends": socket_turn(sent(b"\n")),
     "upstream message, many members": socket_turn(sent(b"[],")),
-    "upstream message, empty lists": socket_turn(sent(b"[],", MEMBERS * 3)),
+    "upstream message, empty lists": socket_turn(sent(b"[],", MEMBER_COUNT * 3)),
     "upstream messages, early": socket_turn(*[sent(b'"a",', MIB, b"codex.x")] * 15),
     "upstream messages, tiny": socket_turn(lambda: server_message(DELTA[6:-2]) * 20_000),
     "upstream messages, empty objects": socket_turn(lambda: server_message(b"{}") * 60_000),

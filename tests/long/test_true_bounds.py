@@ -17,9 +17,19 @@ from typing import Final, NamedTuple
 
 import pytest
 
+from tests.long.hurting_inputs import (
+    BEGUN,
+    BODY_SHAPES,
+    CODEX_SHAPES,
+    DETAIL,
+    LIST_PATHS,
+    MEMBER_COUNT,
+    done_item,
+    model_list,
+    padding,
+)
 from tests.support.hostile_peers import (
     DELTA,
-    EMOJI,
     END,
     KIB,
     MIB,
@@ -106,33 +116,10 @@ def check(name: str, case: Case, folder: Path) -> None:
 # CLIENTS' BODIES
 ################################################################
 
-BEGUN: Final = b'{"model":"m1","stream":true,"input":'
-MEMBERS: Final = 198_000  # just below json_separators_max
-
-
-def many_keys(size: int) -> bytes:
-    count = min(size // 13, MEMBERS)
-    return b"{" + b",".join(b'"k%07d":1' % at for at in range(count)) + b"}"
-
-
-SHAPES: Final[dict[str, Callable[[int], bytes]]] = {
-    "one emoji": lambda size: b'"' + wide(size) + b'"',
-    "all emoji": lambda size: filled(b'"', EMOJI, b'"', size),
-    "escaped emoji": lambda size: filled(b'"', b"\\ud83d\\ude00", b'"', size),
-    "CJK": lambda size: filled(b'"', "漢".encode(), b'"', size),
-    "one CJK": lambda size: b'"' + "漢".encode() + b"a" * size + b'"',
-    "deep": lambda size: filled(b"[", b"[" * 90 + b"]" * 90 + b",", b"1]", min(size, MEMBERS * 2)),
-    "empty lists": lambda size: filled(b"[", b"[],", b"1]", min(size, MEMBERS * 3 // 2)),
-    "small objects": lambda size: filled(b"[", b'{"a":1},', b"1]", min(size, MEMBERS * 4)),
-    "many keys": many_keys,
-    "too many members": lambda size: filled(b"[", b"[],", b"1]", size),
-    "too deep": lambda size: filled(b"", b"[", b"", size),
-}
-
 
 @functools.lru_cache(maxsize=8)
 def body_of(shape: str, size: int) -> bytes:
-    return BEGUN + SHAPES[shape](size) + b"}"
+    return BEGUN + BODY_SHAPES[shape](size) + b"}"
 
 
 def fill_bodies(rig: Rig, crowd: Crowd, body: bytes, each: int, path: str) -> int:
@@ -153,7 +140,10 @@ def bodies(shape: str, size: int, each: int, path: str = "/v1/responses") -> Fil
 HALF: Final = 7 * MIB // 2
 FULL: Final = 8 * MIB - KIB
 BODY_CASES: Final = {
-    **{f"bodies of 3.5 MiB, {shape}": Case(bodies(shape, HALF, 3)) for shape in list(SHAPES)[:5]},
+    **{
+        f"bodies of 3.5 MiB, {shape}": Case(bodies(shape, HALF, 3))
+        for shape in list(BODY_SHAPES)[:5]
+    },
     "full bodies, one emoji": Case(bodies("one emoji", FULL, 2), keys=4),
     "bodies at the bound, deep": Case(bodies("deep", BUDGET, 3), least=0.1),
     "bodies at the bound, empty lists": Case(bodies("empty lists", BUDGET, 10), least=0.3),
@@ -170,26 +160,6 @@ BODY_CASES: Final = {
 @pytest.mark.parametrize("name", BODY_CASES)
 def test_bodies_take_what_is_counted(name: str, tmp_path: Path) -> None:
     check(name, BODY_CASES[name], tmp_path)
-
-
-# What is translated for an account of ChatGPT: the text in one message, many messages, tools.
-CODEX_SHAPES: Final[dict[str, Callable[[int], bytes]]] = {
-    "one emoji": lambda size: b'[{"role":"user","content":"' + wide(size) + b'"}]',
-    "all emoji": lambda size: filled(b'[{"role":"user","content":"', EMOJI, b'"}]', size),
-    "many messages": lambda _: (
-        b"["
-        + b",".join([b'{"role":"user","content":[{"type":"text","text":"a"}]}'] * 19_000)
-        + b"]"
-    ),
-    "fewer messages": lambda _: (  # what is parsed of them is kept until it is translated
-        b"[" + b",".join([b'{"role":"user","content":[{"type":"text","text":"a"}]}'] * 8_000) + b"]"
-    ),
-    "tools": lambda size: (
-        b'"a","tools":[{"type":"function","name":"f","parameters":{"a":'
-        + filled(b"[", b"[],", b"1]", min(size, MEMBERS * 3 // 2))
-        + b"}}]"
-    ),
-}
 
 
 @functools.lru_cache(maxsize=4)
@@ -364,12 +334,6 @@ def created(size: int, member: bytes = b'"input"', value: bytes = b"") -> bytes:
     )
 
 
-def done_item(size: int) -> bytes:
-    """A finished item of empty lists."""
-    item = filled(b'{"type":"x","a":[', b"[],", b"1]}", size)
-    return b'data: {"type":"response.output_item.done","item":' + item + b"}\n\n"
-
-
 LISTS: Final = filled(b"[", b"[],", b"1]", 500 * KIB)
 EVENT_CASES: Final = {
     "unfinished events, one emoji": Case(events(TEXT_FIRST + wide(MIB), each=16)),
@@ -419,9 +383,8 @@ def answers(body: bytes, *, each: int, status: str = "200 OK", more: int = 0) ->
     return fill
 
 
-ANSWER_LISTS: Final = filled(b'{"id":"r","output":[', b"[],", b"1]}", MEMBERS * 2)
+ANSWER_LISTS: Final = filled(b'{"id":"r","output":[', b"[],", b"1]}", MEMBER_COUNT * 2)
 WORDS: Final = b'{"error":{"code":"x","message":"' + wide(MIB - KIB) + b'"}}'
-DETAIL: Final = b'{"detail":"' + wide(MIB - KIB) + b'"}'
 BAD: Final = "422 Unprocessable Entity"
 
 
@@ -446,16 +409,6 @@ def test_answers_take_what_is_counted(name: str, tmp_path: Path) -> None:
     check(name, ANSWER_CASES[name], tmp_path)
 
 
-LIST_PATHS: Final = {"a": "/v1/models", "c": "/backend-api/codex/models"}
-
-
-def model_list(kind: str, count: int, pad: bytes) -> bytes:
-    names = ("data", "id") if kind == "a" else ("models", "slug")
-    entry = b'{"%b":"m%%05d","pad":%b}' % (names[1].encode(), pad)
-    entries = b",".join(entry % at for at in range(count))
-    return b'{"%b":[%b]}' % (names[0].encode(), entries)
-
-
 def model_lists(kind: str, count: int, pad: bytes) -> Fill:
     """Lists of all accounts, and then two clients of each key that ask for it and do not read."""
 
@@ -470,10 +423,6 @@ def model_lists(kind: str, count: int, pad: bytes) -> Fill:
         return len(body) * len(rig.keys)
 
     return fill
-
-
-def padding(unit: bytes, size: int) -> bytes:
-    return filled(b"[", unit, b"1]", size)
 
 
 LIST_LIMITS: Final[Mapping[str, float]] = {**SMALL, "connect_seconds_max": 60}

@@ -15,7 +15,6 @@ import jsonschema  # type: ignore[import-untyped] # it has no types
 import pytest
 
 import mcp_server
-from tests.operators.test_operator_pages import watched
 from tests.support.mcp_client import (
     ARGUMENTS,
     CANARY,
@@ -27,6 +26,7 @@ from tests.support.mcp_client import (
     Json,
     explained,
 )
+from tests.support.snapshots import watched
 
 each_tool: Final = pytest.mark.parametrize("tool", ARGUMENTS)
 each_version: Final = pytest.mark.parametrize("version", VERSIONS)

@@ -15,43 +15,29 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
 
 import mcp_server
 from tests.support import paths
+from tests.support.snapshots import (
+    HOSTILE_TEXTS,
+    LISTS,
+    objects_in,
+    replace_texts,
+    snapshot,
+    watched,
+)
 
 Json = Any
 
 page = mcp_server.admin_page
 
-SNAPSHOT: Final = paths.SNAPSHOT.read_text(encoding="utf-8")
 CANARY: Final = "canary-4f1e"
-HOSTILE: Final = {
-    "markup": "</td><script>alert(1)</script>",
-    "attribute": "\" onload='x' style=\"",
-    "entity": "&lt;&#60;",
-    "percent": "%s%(x)s{in_flight}{",
-    "label": 'a"} 1\nevil_metric{x="\\',
-    "escape": "\x1b[2J\x1b]0;title\x07\x9b31m",
-    "lines": "a\r\nb\x0bc\u2028d\u0085e",
-    "direction": "\u202eabc\u2066",
-    "wide": "模型模型模型模型模型",
-    "combining": "e\u0301\u0301\u0301\u200d\ufe0f",
-    "half a letter": "\ud800x",
-    "nul": "\x00",
-    "long": "n" * 5000,
-}
 ESCAPE: Final = re.compile(r"\033\[(?:0|1|31|32|33)m")
 VOID_TAGS: Final = {"meta"}
-LISTS: Final = "pools accounts keys operators models requests totals attempts refreshes".split()
-
-
-def snapshot() -> Json:
-    """A fresh one, which the test may change."""
-    return json.loads(SNAPSHOT)
 
 
 def admin_json(given: Json) -> str:
@@ -71,36 +57,7 @@ SHOWERS: Final[dict[str, Callable[[Json], str]]] = {
 EACH_SHOWER: Final = pytest.mark.parametrize("show", SHOWERS.values(), ids=SHOWERS)
 
 
-def objects_in(value: Json, path: str = "") -> Iterator[tuple[str, dict[str, Json]]]:
-    """Every object whose members are the pooler's own, with its place."""
-    if isinstance(value, list):
-        for index, member in enumerate(value):
-            yield from objects_in(member, f"{path}[{index}]")
-    elif isinstance(value, dict):
-        yield path, value
-        for name, member in value.items():
-            yield from objects_in(member, f"{path}.{name}")
-
-
 PLACES: Final = [path for path, _ in objects_in(snapshot())]
-
-
-CLOSED: Final = frozenset("status login".split())
-KNOWN: Final = frozenset(name for _, found in objects_in(snapshot()) for name in found)
-
-
-def replace_texts(value: Json, text: str) -> Json:
-    """The same with `text` for every free text; what is one of a closed set stays."""
-    if isinstance(value, list):
-        return [replace_texts(member, text) for member in value]
-    if isinstance(value, dict):
-        return {
-            name if isinstance(member, (list, dict)) or name in KNOWN else text: (
-                member if name in CLOSED else replace_texts(member, text)
-            )
-            for name, member in value.items()
-        }
-    return text if isinstance(value, str) else value
 
 
 ################################################################
@@ -117,27 +74,6 @@ def test_a_new_member_stays_private_at_every_level(place: str, show: Callable[[J
     found["added_object"] = {CANARY: CANARY, "name": CANARY}
     found["added_list"] = [CANARY, {"name": CANARY}]
     assert show(given) == show(snapshot())
-
-
-class Watched(dict[str, Json]):
-    """An object of the snapshot of which only listed fields may be read."""
-
-    place = ""
-
-    def __getitem__(self, name: str) -> Json:
-        is_table = not self.place and name in LISTS
-        assert is_table or name in mcp_server.VISIBLE[self.place], (self.place, name)
-        return super().__getitem__(name)
-
-
-def watched(value: Json, place: str = "") -> Json:
-    if isinstance(value, list):
-        return [watched(member, place) for member in value]
-    if not isinstance(value, dict):
-        return value
-    made = Watched({name: watched(member, name) for name, member in value.items()})
-    made.place = place
-    return made
 
 
 @EACH_SHOWER
@@ -293,7 +229,7 @@ def test_a_span_has_two_units_at_most(seconds: float, words: str) -> None:
 ################################################################
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS)
 def test_no_name_changes_the_page(text: str) -> None:
     plain, hostile = (parsed(page(replace_texts(snapshot(), given))) for given in ("x", text))
     assert hostile.tags == plain.tags
@@ -304,7 +240,7 @@ def test_no_name_changes_the_page(text: str) -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", hostile_page)
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS)
 def test_no_name_changes_the_metrics(text: str) -> None:
     plain, hostile = (
         mcp_server.metrics_text(replace_texts(snapshot(), given)) for given in ("x", text)
@@ -318,14 +254,14 @@ def test_no_name_changes_the_metrics(text: str) -> None:
 
 
 @pytest.mark.parametrize("columns", [60, 61, 80, 97, 200, 1000])
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS)
 def test_no_name_breaks_the_terminal(text: str, columns: int) -> None:
     given = replace_texts(snapshot(), text)
     check_lines(status(given, columns, is_coloured=False), columns)
     check_lines(ESCAPE.sub("", status(given, columns, is_coloured=True)), columns)
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS)
 def test_the_json_holds_every_name_as_it_is(text: str) -> None:
     given = replace_texts(snapshot(), text)
     told = admin_json(given)
