@@ -113,6 +113,7 @@ WRONG_TYPES: Final[list[tuple[str, Json]]] = [
     *each("allowed_origins", "https://h", [1], ["*"], ["null"], ["h"]),
     *each("allowed_origins", ["https://h/"], ["https://H"], ["file://x"]),
     *each("hosts", "h", [1], [""], ["h:4000"], ["a b"], ["::1"], ["https://h"]),
+    *each("state", 1, None, "", {}, "~/state.json", "a\x00b", "http://h/x", "pools.json"),
     *each("prices", [], "x", 1, None, {" ": {}}, {"m1\n": {"input": 1, "output": 1}}),
     *each("prices", {"m1": 1}, {"m1": []}, {"m1": {}}, {"m1": {"input": 1}}),
     *each("prices", *({"m1": {"input": 1, "output": wrong}} for wrong in (-1, "1", True, 1e7))),
@@ -285,6 +286,18 @@ def test_a_login_is_one_account() -> None:
         described["accounts"][name] = {"type": "codex", "auth_file": file}
     [problem] = problems_of(described)
     assert problem.startswith("accounts.two.auth_file: is already used by accounts.one")
+
+
+def test_the_state_file_is_relative_to_pools_json_and_no_login() -> None:
+    described = good_config() | {"state": "state/pooler.json"}
+    raw = json.dumps(described).encode()
+    assert (
+        parse_config(raw, ENV, read_file, "/etc/x/pools.json").state == "/etc/x/state/pooler.json"
+    )
+    assert parse(good_config()).state is None
+    described["accounts"]["one"] = {"type": "codex", "auth_file": "x/../state/pooler.json"}
+    [problem] = problems_of(described)
+    assert problem.startswith("state: is already used by accounts.one: it needs a file of its own")
 
 
 def test_all_problems_come_at_once_and_in_order() -> None:
