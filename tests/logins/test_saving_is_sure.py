@@ -365,7 +365,7 @@ def test_a_login_in_a_sticky_folder_of_others_cannot_be_replaced(
     tmp_path.chmod(0o1777)
     assert pooler.why_unsaveable(path) is None
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 4321)
-    assert "sticky" in (pooler.why_unsaveable(path) or "")
+    assert "where only its owner may replace it" in (pooler.why_unsaveable(path) or "")
 
 
 ################################################################
