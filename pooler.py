@@ -12245,7 +12245,7 @@ def read_login(path: Path, known_mark: Mark | None) -> Sight | None:
     except FileNotFoundError:
         return Sight(problem="does not exist", is_absent=True)
     except OSError as error:
-        remedy = "name the auth.json in it" if path.is_dir() else ""
+        remedy = "name the auth.json in it" if os.path.isdir(path) else ""
         if isinstance(error, PermissionError):
             remedy = _CHANGE_OWNER
         return Sight(problem=f"cannot be read: {error.strerror}", remedy=remedy)
