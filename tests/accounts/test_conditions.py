@@ -66,6 +66,11 @@ def changes(world: World, event: str = "account") -> list[dict[str, Json]]:
     return [fields | {"level": level} for level, name, fields in world.logged if name == event]
 
 
+async def let_pass(world: World, clock: MockClock, seconds: float) -> None:
+    clock.jump(seconds)
+    await world.settle()
+
+
 async def refuse(*_: object) -> trio.abc.Stream:
     await trio.lowlevel.checkpoint()
     raise ConnectFailed(Cause.REFUSED)
@@ -95,7 +100,7 @@ async def test_a_failure_is_shown_with_its_reason_and_since_when(
     async with opened_world(describe("ab")) as world:
         world.upstreams["a"].always = response
         world.upstreams["b"].always = SERVED
-        await trio.sleep(100)
+        await let_pass(world, autojump_clock, 100)
         while account(world)["status"] == "ready":
             await world.ask(ASK)
 
@@ -122,7 +127,7 @@ async def test_an_account_that_serves_again_is_ready_and_that_is_no_warning(
         world.upstreams["a"].plays(error_response(503, "server_error"))
         await world.ask(ASK)
         world.upstreams["a"].always = SERVED
-        await trio.sleep(5)
+        await let_pass(world, autojump_clock, 5)
         assert (await world.ask(ASK)).status == 200
 
         shown = account(world)
@@ -140,11 +145,11 @@ async def test_a_single_failure_counts_for_a_minute_and_two_until_a_success(
     async with opened_world(describe("a")) as world:
         world.upstreams["a"].always = error_response(503, "server_error")
         await world.ask(ASK)
-        await trio.sleep(61)
+        await let_pass(world, autojump_clock, 61)
         assert account(world)["status"] == "ready"
 
         await world.ask(ASK)
-        await trio.sleep(3600)
+        await let_pass(world, autojump_clock, 3600)
         assert (account(world)["status"], account(world)["failures"]) == ("failing", 2)
         assert [line["status"] for line in changes(world)] == ["failing", "ready", "failing"]
 
@@ -158,9 +163,9 @@ async def test_a_limit_that_ends_by_time_alone_is_logged_when_it_ends(
         await world.ask(ASK)
         assert account(world)["until"] == pytest.approx(UNIX_START + 600, abs=1)
 
-        await trio.sleep(599)
+        await let_pass(world, autojump_clock, 599)
         assert [line["status"] for line in changes(world)] == ["at_limit"]
-        await trio.sleep(2)
+        await let_pass(world, autojump_clock, 2)
         assert account(world)["status"] == "ready"
         first, last = changes(world)
         assert (first["level"], first["status"]) == ("warning", "at_limit")
@@ -175,7 +180,7 @@ async def test_a_server_that_is_down_is_named_and_stays_unreachable_until_it_is_
         monkeypatch.setattr(world.server.shared, "dial", refuse)
         for _ in range(3):
             assert (await world.ask(ASK)).status == 502
-            await trio.sleep(120)
+            await let_pass(world, autojump_clock, 120)
 
         shown = account(world)
         assert (shown["status"], shown["failures"]) == ("unreachable", 3)
@@ -294,7 +299,7 @@ async def test_a_pool_says_by_model_what_it_can_serve(autojump_clock: MockClock)
 
         [line] = changes(world, "pool")
         assert (line["level"], line["model"], line["status"]) == ("warning", "m1", "limited")
-        await trio.sleep(7201)
+        await let_pass(world, autojump_clock, 7201)
         assert pool(world)["status"] == "ready"
         lines = [(line["level"], line["status"]) for line in changes(world, "pool")]
         assert lines == [("warning", "limited"), ("info", "ready")]
