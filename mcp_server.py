@@ -110,7 +110,7 @@ VISIBLE: Final[Mapping[str, Sequence[str]]] = {
     # Of a key or a request, as upstreams report them.
     "tokens": "input_tokens output_tokens cached_tokens reasoning_tokens".split(),
     "operators": "name source status".split(),
-    "models": "name pools".split(),
+    "models": "name pools targets".split(),  # targets: what the name means in each pool
     # The latest requests: no header, no body, no address, and of the model's name what a pool or
     # an account knows.
     "requests": (
@@ -1246,8 +1246,20 @@ def object_of(**fields: Schema) -> Schema:
     }
 
 
+def choice_argument(description: str, *words: str) -> Schema:
+    """An argument that is one of these words, or `any`.
+
+    No word is empty: Gemini refuses every tool of a host if one of them has such a choice.
+    """
+    return {
+        **one_of("any", *words),
+        "description": description,
+        "default": "any",
+    }
+
+
 def text_argument(description: str, **more: object) -> Schema:
-    """An argument that is a short text; `more` may have its default."""
+    """An argument that is a short text; `more` may have its default and its format."""
     return {
         **TEXT,
         "maxLength": TEXT_CHARS_MAX,
@@ -1292,15 +1304,28 @@ def fits(value: Any, schema: Schema) -> bool:
     return is_within(value, schema)
 
 
+def instant(text: str) -> float | None:
+    """A time of RFC 3339 in Unix seconds; None if the text is no such time.
+
+    One without its zone is refused: nobody would know which hour it means.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time.timestamp() if time.tzinfo else None
+
+
 def is_within(value: Any, schema: Schema) -> bool:
-    """Whether a plain value keeps the bounds of its schema: length, choice or range.
+    """Whether a plain value keeps the bounds of its schema: length, choice, format or range.
 
     A schema without bounds takes every value of its type.
     """
     if isinstance(value, str):
         length_max = schema.get("maxLength", len(value))
         words = schema.get("enum", [value])
-        return len(value) <= length_max and value in words
+        is_read = "format" not in schema or instant(value) is not None
+        return is_read and len(value) <= length_max and value in words
 
     if "minimum" in schema:
         return bool(schema["minimum"] <= value <= schema["maximum"])
@@ -1339,7 +1364,8 @@ class Tool(NamedTuple):
     `run` need not look at the types of its arguments: `call_tool` has compared them with `takes`.
     """
 
-    description: str
+    title: str  # for people
+    description: str  # for a model
     takes: Schema  # the arguments
     gives: Schema  # the result
     run: Callable[[Call, Facts], Shown]  # the arguments with their defaults
@@ -1355,9 +1381,14 @@ def word(name: str | None) -> str | None:
     return re.sub(r"[^A-Za-z0-9._:/@+-]", "?", name[:WORD_CHARS_MAX])
 
 
-def sentence(text: str) -> str:
-    """A reason in words of pooler.py's, cleaned like a `word`: it may quote an upstream's code."""
-    return re.sub(r"[^A-Za-z0-9._:/@+ ,;()'-]", "?", text[:TEXT_CHARS_MAX])
+def sentence(text: str | None) -> str | None:
+    """A reason or advice in words of pooler.py's, cleaned like a `word`.
+
+    A reason may quote an upstream's code; advice has references like `{env:OPENAI_API_KEY}`.
+    """
+    if text is None:
+        return None
+    return re.sub(r"[^A-Za-z0-9._:/@+ ,;(){}'-]", "?", text[:TEXT_CHARS_MAX])
 
 
 def moment(unix: float | None) -> str | None:
@@ -1376,18 +1407,43 @@ def outcome(code: str | None) -> str:
 # The words that pooler.py uses for a status.  Another one does not fit the schema, which is a bug:
 # hosts may have built on this list.
 ACCOUNT_STATUS: Final = one_of(
-    "ready",
-    "cooling_down",
-    "at_limit",
-    "refused",
-    "login_needed",
-    "failing",
-    "unreachable",
-    "paused",
+    *"ready cooling_down at_limit refused login_needed failing unreachable paused".split()
 )
+SERVING_STATUS: Final = one_of("ready", "limited", "down")
 # Where pools.json gets a secret from: itself, the environment, a file, or only a digest of it.
 SOURCE: Final = one_of("literal", "env", "file", "sha256")
 TIME: Final = optional(TEXT)  # RFC 3339, in UTC
+
+# The condition of an account: what, why, since when, and what to do about it.
+CONDITION: Final = {
+    "status": ACCOUNT_STATUS,
+    "reason": optional(TEXT),
+    "since": TIME,
+    # The announced end of a limit or a cooldown.
+    "until": TIME,
+    # When it may be asked again; null if it is ready or paused, or only an operator can help.
+    "next_try_at": TIME,
+    # Attempts in a row that failed.
+    "failures": INTEGER,
+    "last_success_at": TIME,
+    "last_error": optional(object_of(at=TEXT, reason=TEXT)),
+    # What an operator should do.
+    "advice": optional(TEXT),
+    "needs_operator": BOOLEAN,
+}
+# An account that was not asked, and why: the status of the account, or `lacks_model` and the like.
+PASSED_OVER: Final = object_of(upstream=TEXT, status=TEXT, reason=optional(TEXT), until=TIME)
+# Who can serve a model of a pool now, and why others cannot.
+SERVING: Final = {
+    "status": SERVING_STATUS,
+    "upstreams": list_of(TEXT),
+    # Since when nobody can serve it, and when the first one can again.
+    "since": TIME,
+    "until": TIME,
+    # Requests for it that failed since then.
+    "failed_requests": INTEGER,
+    "passed_over": list_of(PASSED_OVER),
+}
 
 # What the lists hold: one schema for each kind of row, next to it (below) the function that makes
 # such a row from the snapshot's object and the snapshot's time.
@@ -1395,7 +1451,7 @@ TIME: Final = optional(TEXT)  # RFC 3339, in UTC
 POOL: Final = object_of(
     id=TEXT,
     name=TEXT,
-    # Limited: no account is ready, but at least one cools down.  Down: none of either.
+    # The description of the tool says what they mean.
     status=one_of("ready", "degraded", "limited", "down"),
     # The names for `routing` that pools.json takes.
     strategy=one_of("sticky", "quota_first", "soonest_reset"),
@@ -1403,12 +1459,12 @@ POOL: Final = object_of(
     upstream_count=INTEGER,
     api_key_count=INTEGER,
     models=list_of(TEXT),
+    serving=list_of(object_of(model=TEXT, **SERVING)),
 )
 UPSTREAM: Final = object_of(
     id=TEXT,
     # A ChatGPT login or an API key.
     type=one_of("codex", "openai"),
-    status=ACCOUNT_STATUS,
     # Only the host: paths and ports of an internal network stay private.
     base_url_host=TEXT,
     pools=list_of(TEXT),
@@ -1416,9 +1472,8 @@ UPSTREAM: Final = object_of(
     plan_label=optional(TEXT),
     # Of the login; an account with an API key has none.
     auth_status=one_of("api_key", "ok", "renewal_due", "needed"),
-    # Null unless the status is `resting`.
-    cooldown_until=TIME,
     in_flight_requests=INTEGER,
+    **CONDITION,
 )
 # A quota window of an account.
 WINDOW: Final = object_of(
@@ -1433,10 +1488,13 @@ WINDOW: Final = object_of(
     # See `freshness`.
     freshness_status=one_of("fresh", "stale", "unknown"),
 )
-# An account with its quota windows.  It is usable for routing if it is ready: one that was not
-# reached, or is demoted, is tried last and still counts.
+# An account with its quota windows.  It is usable for routing if it is ready: others are tried last
+# or not at all.
 QUOTA: Final = object_of(
-    upstream=TEXT, status=ACCOUNT_STATUS, routing_usable=BOOLEAN, windows=list_of(WINDOW)
+    upstream=TEXT,
+    routing_usable=BOOLEAN,
+    windows=list_of(WINDOW),
+    **CONDITION,
 )
 # A pool key.  The id has the pool's name in it, as two pools may each have a key `laptop`.
 API_KEY: Final = object_of(
@@ -1446,15 +1504,28 @@ API_KEY: Final = object_of(
     source=SOURCE,
     status=one_of("active", "paused", "expired"),
 )
-# An operator, that is a token of pools.json; `status` is always `active`, as there is no other.
+# An operator, that is a token of pools.json; there is no other status.
 OPERATOR: Final = object_of(
     id=TEXT,
     display_name=TEXT,
     source=SOURCE,
-    status=TEXT,
+    status=one_of("active"),
 )
-# A model, under the name that clients use.
-MODEL: Final = object_of(id=TEXT, pools=list_of(TEXT))
+# A model, under the name that clients use: a model's own, or an alias.
+MODEL: Final = object_of(
+    id=TEXT,
+    pools=list_of(TEXT),
+    # The worst of its pools; unknown if none of them says who serves it.
+    status=one_of("ready", "limited", "down", "unknown"),
+    # By pool; `model` is what the name means there.
+    serving=list_of(object_of(pool=TEXT, model=TEXT, **SERVING)),
+)
+TOKENS: Final = object_of(
+    input_tokens=INTEGER,
+    output_tokens=INTEGER,
+    cached_tokens=INTEGER,
+    reasoning_tokens=INTEGER,
+)
 LOG: Final = object_of(
     id=TEXT,
     # Null if no key of ours was presented.
@@ -1473,9 +1544,57 @@ LOG: Final = object_of(
     # Null if the client left before a response began.
     response_status_code=optional(INTEGER),
     retry_count=INTEGER,
+    # The accounts that were tried, in order, and what each came to; null for a success.
+    attempts=list_of(object_of(upstream=TEXT, reason=optional(TEXT))),
+    # The accounts that were not tried, and why.
+    passed_over=list_of(object_of(upstream=TEXT, reason=TEXT)),
+    # Null if the upstream reported none.
+    tokens=optional(TOKENS),
+    first_event_ms=optional(INTEGER),
     latency_ms=optional(INTEGER),
     admitted_at=TEXT,
 )
+
+
+def times(facts: Facts, *names: str) -> Shown:
+    """These members of an object, each a time in Unix seconds or None, in RFC 3339."""
+    return {name: moment(facts[name]) for name in names}
+
+
+def condition_facts(account: Facts) -> Shown:
+    """The condition of an account; its reasons may quote an upstream."""
+    error = account["last_error"]
+    if error is not None:
+        error = {"at": moment(error["at"]), "reason": sentence(error["reason"])}
+    return {
+        **picked(account, "status", "failures", "needs_operator"),
+        **times(account, "since", "until", "next_try_at", "last_success_at"),
+        "reason": sentence(account["reason"]),
+        "last_error": error,
+        "advice": sentence(account["advice"]),
+    }
+
+
+def serving_facts(serving: Facts) -> Shown:
+    """Who can serve a model of a pool now, and who cannot."""
+    passed_over = [
+        {
+            "upstream": row["account"],
+            "status": word(row["status"]),
+            "reason": sentence(row["reason"]),
+            "until": moment(row["until"]),
+        }
+        for row in serving["passed_over"][:NAMES_MAX]
+    ]
+
+    return {
+        "model": word(serving["model"]),
+        "status": serving["status"],
+        "upstreams": serving["accounts"],
+        **times(serving, "since", "until"),
+        "failed_requests": serving["failed"],
+        "passed_over": passed_over,
+    }
 
 
 def pool_facts(pool: Facts, _now: float) -> Shown:
@@ -1492,6 +1611,7 @@ def pool_facts(pool: Facts, _now: float) -> Shown:
         "upstream_count": len(pool["accounts"]),
         "api_key_count": pool["key_count"],
         "models": [word(name) for name in pool["models"]],
+        "serving": [serving_facts(row) for row in pool["serving"]],
     }
 
 
@@ -1503,13 +1623,12 @@ def upstream_facts(account: Facts, _now: float) -> Shown:
     return {
         "id": account["name"],
         "type": account["type"],
-        "status": account["status"],
         "base_url_host": account["host"],
         "pools": account["pools"],
         "plan_label": word(account["plan"]),
         "auth_status": account["login"] or "api_key",
-        "cooldown_until": moment(account["until"]),
         "in_flight_requests": account["in_flight"],
+        **condition_facts(account),
     }
 
 
@@ -1542,16 +1661,16 @@ def quota_facts(account: Facts, now: float) -> Shown:
     """The quota windows of one account; none if its upstream has not reported any yet."""
     return {
         "upstream": account["name"],
-        "status": account["status"],
         "routing_usable": account["status"] == "ready",
         "windows": [window_facts(window, now) for window in account["windows"]],
+        **condition_facts(account),
     }
 
 
 def key_facts(key: Facts, _now: float) -> Shown:
     """One pool key: its name, and where pools.json gets its secret from.
 
-    Limits and use are on the page: a model has no need to compare clients.
+    Limits and use are in codex_pooler_usage_summary.
     """
     return {
         "id": f"{key['pool']}/{key['name']}",
@@ -1572,12 +1691,41 @@ def operator_facts(operator: Facts, _now: float) -> Shown:
     }
 
 
+# The worst first.
+SERVING_ORDER: Final = ("down", "limited", "ready")
+
+
 def model_facts(model: Facts, _now: float) -> Shown:
-    """One model, with the pools that serve it."""
+    """One model; `model_rows` has added who serves it."""
+    statuses = [row["status"] for row in model["serving"]]
+    status = min(statuses, key=SERVING_ORDER.index, default="unknown")
     return {
         "id": word(model["name"]),
         "pools": model["pools"],
+        "status": status,
+        "serving": model["serving"],
     }
+
+
+def model_rows(snapshot: Facts, pool: str) -> list[Shown]:
+    """The names that clients of a pool, or of any, may use, each with those who serve it there.
+
+    An alias has no row of its own among those of its pool: it is served like the model it means.
+    """
+    serving = {
+        (row["name"], facts["model"]): {"pool": row["name"], **serving_facts(facts)}
+        for row in visible(snapshot["pools"], "pools")
+        for facts in row["serving"]
+    }
+
+    rows = []
+    for model in visible(snapshot["models"], "models"):
+        meanings = zip(model["pools"], model["targets"], strict=True)
+        selected = [meaning for meaning in meanings if pool in ("", meaning[0])]
+        known = [serving[meaning] for meaning in selected if meaning in serving]
+        if selected:
+            rows.append({**model, "serving": known})
+    return rows
 
 
 def log_facts(request: Facts) -> Shown:
@@ -1585,6 +1733,15 @@ def log_facts(request: Facts) -> Shown:
 
     A retry is an attempt after the first one; a request that never reached an account has neither.
     """
+    attempts = [
+        {"upstream": row["account"], "reason": sentence(row.get("reason"))}
+        for row in request["attempts"]
+    ]
+    passed_over = [
+        {"upstream": row["account"], "reason": sentence(row["reason"])}
+        for row in request["passed_over"][:NAMES_MAX]
+    ]
+
     return {
         "id": request["request_id"],
         "pool": request["pool"],
@@ -1596,33 +1753,92 @@ def log_facts(request: Facts) -> Shown:
         "status": outcome(request["code"]),
         "error_code": word(request["code"]),
         "response_status_code": request["status"],
-        "retry_count": max(0, len(request["attempts"]) - 1),
+        "retry_count": max(0, len(attempts) - 1),
+        "attempts": attempts,
+        "passed_over": passed_over,
+        "tokens": request["tokens"],
+        "first_event_ms": request["first_byte_ms"],
         "latency_ms": request["duration_ms"],
         "admitted_at": moment(request["at"]),
     }
 
 
-# All lists take the same ones; "" selects everything.
-LIST_ARGUMENTS: Final = object_of(
-    query=text_argument("Return only rows that contain this text, ignoring case.", default=""),
-    status=text_argument("Return only rows with this status.", default=""),
-    pool_selector=text_argument("Return only rows that belong to this pool.", default=""),
-    limit=whole_argument("Return at most this many rows.", 1, ROWS_MAX, 25),
-)
+POOL_ARGUMENT: Final = text_argument("Return only what belongs to this pool.", default="")
+
+
+def list_arguments(statuses: Sequence[str]) -> Schema:
+    """What all lists take, each with the words of its own status."""
+    return object_of(
+        query=text_argument("Return only rows that contain this text, ignoring case.", default=""),
+        status=choice_argument("Return only rows with this status.", *statuses),
+        pool_selector=POOL_ARGUMENT,
+        limit=whole_argument("Return at most this many rows.", 1, ROWS_MAX, 25),
+    )
+
+
+def is_found(snapshot: Facts, arguments: Facts) -> bool:
+    """Whether pools.json has the pool, the key and the account that the arguments select.
+
+    An unknown one is reported as such: an empty list would look like an idle one.
+    """
+    known = {
+        "pool_selector": [pool["name"] for pool in snapshot["pools"]],
+        "key": [name for key in snapshot["keys"] for name in key_names(key["pool"], key["name"])],
+        "upstream": [account["name"] for account in snapshot["accounts"]],
+    }
+    selected = {name: arguments.get(name) for name in known}
+    return all(not text or text in known[name] for name, text in selected.items())
+
+
+def key_names(pool: str | None, name: str | None) -> tuple[str | None, str]:
+    """What a key is selected by: its name, which other pools may have as well, or its id."""
+    return name, f"{pool}/{name}"
+
+
+def texts(value: Any) -> Iterator[str]:
+    """The texts in a row, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        members = value.values() if isinstance(value, dict) else value
+        for member in members:
+            yield from texts(member)
+
+
+def rows_of_pool(table: str, pool_member: str) -> Callable[[Facts, str], list[Shown]]:
+    """For `list_tool`: the rows of a table that belong to the selected pool, or all.
+
+    `pool_member` of a row names its pool, or its pools.  Operators have none.
+    """
+
+    def rows_in(snapshot: Facts, pool: str) -> list[Shown]:
+        """The rows, with the fields that may leave."""
+        shown: list[Shown] = visible(snapshot[table], table)
+        if not pool:
+            return shown
+        return [row for row in shown if pool in names_in(row.get(pool_member, []))]
+
+    return rows_in
+
+
+def names_in(names: str | list[str]) -> list[str]:
+    """One name, or several, as a list."""
+    return [names] if isinstance(names, str) else names
 
 
 def list_tool(
+    title: str,
     description: str,
-    table: str,
     schema: Schema,
+    rows_in: Callable[[Facts, str], list[Shown]],
     facts_of: Callable[[Facts, float], Shown],
-    pools_of: Callable[[Facts], Collection[str]],
 ) -> Tool:
-    """A tool that lists a table of the snapshot, filtered by pool, status and text.
+    """A tool that lists rows of the snapshot, filtered by pool, status and text.
 
-    `facts_of` makes a row that fits `schema`; `pools_of` names the pools that an object belongs to.
-    The five lists differ in nothing else, so that a model that has learned one knows all of them.
+    `rows_in` takes them from a snapshot, for the selected pool; `facts_of` makes one that fits
+    `schema`.  The lists differ in nothing else, so that a model that has learned one knows all.
     """
+    takes = list_arguments(schema["properties"]["status"]["enum"])
     gives = object_of(
         status=one_of("ok", "not_found"),
         count=INTEGER,
@@ -1637,33 +1853,24 @@ def list_tool(
         result may not show.
         """
         now = visible(call.snapshot, "")["at"]
-        pool = arguments["pool_selector"]
-        status = arguments["status"]
         query = arguments["query"].casefold()
 
         rows = []
-        for facts in visible(call.snapshot[table], table):
+        for facts in rows_in(call.snapshot, arguments["pool_selector"]):
             row = facts_of(facts, now)
-            if pool and pool not in pools_of(facts):
+            if arguments["status"] not in ("any", row["status"]):
                 continue
-            if status and status != row.get("status"):
-                continue
-
-            text = " ".join(map(str, row.values()))
-            if query in text.casefold():
+            if query in " ".join(texts(row)).casefold():
                 rows.append(row)
 
-        # An unknown pool is reported as such: an empty list would look like an idle one.
-        pools = visible(call.snapshot["pools"], "pools")
-        names = ["", *(row["name"] for row in pools)]
         return {
-            "status": "ok" if pool in names else "not_found",
+            "status": "ok" if is_found(call.snapshot, arguments) else "not_found",
             "count": len(rows),
             "limit": arguments["limit"],
             "items": rows[: arguments["limit"]],
         }
 
-    return Tool(description, LIST_ARGUMENTS, gives, run)
+    return Tool(title, description, takes, gives, run)
 
 
 # The operator whose token came with the request.
@@ -1717,16 +1924,29 @@ def service_status(call: Call, _: Facts) -> Shown:
 
 # Requests have no text to search in; there are many of them, so there is an offset instead.
 LOG_ARGUMENTS: Final = object_of(
-    pool_selector=LIST_ARGUMENTS["properties"]["pool_selector"],
-    status={
-        **one_of("", "ok", "error", "aborted"),
-        "description": "Return only requests with this status.",
-        "default": "",
-    },
+    pool_selector=POOL_ARGUMENT,
+    key=text_argument("Return only requests with this pool key: its name or id.", default=""),
+    upstream=text_argument("Return only requests that this account was tried for.", default=""),
+    model=text_argument("Return only requests for this model.", default=""),
+    since=text_argument(
+        "Return only requests that began at or after this time, such as 2027-01-15T02:00:00Z.",
+        format="date-time",
+        default="",
+    ),
+    status=choice_argument("Return only requests with this status.", "ok", "error", "aborted"),
     limit=whole_argument("Return at most this many requests.", 1, LOGS_MAX, 25),
     offset=whole_argument("Skip this many of the newest requests.", 0, LOG_OFFSET_MAX, 0),
 )
+# By argument: what of a request it is compared with.
+LOG_FILTERS: Final[Mapping[str, Callable[[Facts], Collection[str | None]]]] = {
+    "pool_selector": lambda request: [request["pool"]],
+    "key": lambda request: key_names(request["pool"], request["key"]),
+    "upstream": lambda request: [attempt["account"] for attempt in request["attempts"]],
+    "model": lambda request: [word(request["model"])],
+    "status": lambda request: [outcome(request["code"])],
+}
 LOG_PAGE: Final = object_of(
+    status=one_of("ok", "not_found"),
     items=list_of(LOG),
     total=INTEGER,
     limit=INTEGER,
@@ -1739,19 +1959,24 @@ def list_request_logs(call: Call, arguments: Facts) -> Shown:
 
     Only those of the page are copied: the pooler may keep thousands.
     """
-    pool = arguments["pool_selector"]
-    status = arguments["status"]
+    since = instant(arguments["since"]) or 0
+    members = LOG_ARGUMENTS["properties"]
+    filters = [
+        (arguments[name], values_of)
+        for name, values_of in LOG_FILTERS.items()
+        if arguments[name] != members[name]["default"]
+    ]
     requests = [
         request
         for request in call.snapshot["requests"]
-        if pool in ("", request["pool"])
-        if status in ("", outcome(request["code"]))
+        if request["at"] >= since and all(text in values_of(request) for text, values_of in filters)
     ]
 
     first = arguments["offset"]
     limit = arguments["limit"]
     page = visible(requests[first : first + limit], "requests")
     return {
+        "status": "ok" if is_found(call.snapshot, arguments) else "not_found",
         "items": [log_facts(request) for request in page],
         "total": len(requests),
         "limit": limit,
@@ -1843,67 +2068,90 @@ def explain_routing(call: Call, arguments: Facts) -> Shown:
     }
 
 
+# Words that several descriptions explain.
+ACCOUNT_WORDS: Final = (
+    "Status: ready; cooling_down (throttled by its upstream) and at_limit (its plan is used up), "
+    "which end by themselves; refused (its upstream rejects the key or login) and login_needed, "
+    "which an operator must mend; failing (its last attempts failed) and unreachable (no "
+    "connection), which are tried again at next_try_at; paused in pools.json. `advice` says what "
+    "to do."
+)
+SERVING_WORDS: Final = (
+    "ready (some account can serve it now), limited (none can, but a limit or cooldown ends by "
+    "itself) or down (none can until somebody acts)"
+)
+
 # In the order in which hosts list them.  A description says what a model gets by calling the tool,
 # and what the words of a status mean: that is all it has to choose by.
 TOOLS: Final[Mapping[str, Tool]] = {
     "codex_pooler_get_mcp_service_status": Tool(
+        "Service status",
         "Your operator identity, and the pooler's version, uptime and load.",
         object_of(),
         SERVICE_STATUS,
         service_status,
     ),
     "codex_pooler_list_pools": list_tool(
-        "Lists pools with their accounts and models. Status: ready, limited (no account is ready, "
-        "but at least one is cooling down) or down.",
-        "pools",
+        "Pools",
+        "Lists pools with their accounts and models. Status: ready (every model can be served "
+        "now), degraded (some cannot), limited (none can, but a limit or cooldown ends by itself) "
+        "or down (none can, and somebody must act). `serving` says so of each model, which is "
+        f"{SERVING_WORDS}; `passed_over` says why an account cannot serve it.",
         POOL,
+        rows_of_pool("pools", "name"),
         pool_facts,
-        lambda pool: [pool["name"]],
     ),
     "codex_pooler_list_upstreams": list_tool(
-        "Lists accounts (upstreams). Status: ready, resting (cooling down), refused (rejected by "
-        "the upstream), login_needed or paused.",
-        "accounts",
+        "Accounts (upstreams)",
+        f"Lists accounts (upstreams) and the condition of each. {ACCOUNT_WORDS}",
         UPSTREAM,
+        rows_of_pool("accounts", "pools"),
         upstream_facts,
-        lambda account: account["pools"],
     ),
     "codex_pooler_list_upstream_quotas": list_tool(
-        "Shows how much of each account's quota windows is used, and when they reset.",
-        "accounts",
+        "Quotas of accounts",
+        "Shows how much of each account's quota windows is used, and when they reset. A window is "
+        f"stale if it was reported more than {FRESH_SECONDS_MAX // 60} minutes ago. "
+        f"{ACCOUNT_WORDS}",
         QUOTA,
+        rows_of_pool("accounts", "pools"),
         quota_facts,
-        lambda account: account["pools"],
     ),
     "codex_pooler_list_pool_api_keys": list_tool(
-        "Lists pool keys by name; never the keys themselves. Status: active, paused or expired.",
-        "keys",
+        "Pool keys",
+        "Lists pool keys by name; never the keys themselves. Status: active, paused (in "
+        "pools.json) or expired.",
         API_KEY,
+        rows_of_pool("keys", "pool"),
         key_facts,
-        lambda key: [key["pool"]],
     ),
     "codex_pooler_list_operators": list_tool(
-        "Lists operators by name; never their tokens.",
-        "operators",
+        "Operators",
+        "Lists operators by name; never their tokens. Status: active.",
         OPERATOR,
+        rows_of_pool("operators", "pools"),
         operator_facts,
-        lambda _: [],
     ),
     "codex_pooler_list_models": list_tool(
-        "Lists models and the pools that serve them.",
-        "models",
+        "Models",
+        "Lists the models and aliases that clients may use, as /v1/models shows them, with the "
+        "accounts that can serve each now. `model` is what an alias means. Status, the worst of "
+        f"the pools: {SERVING_WORDS}; unknown if no pool says so.",
         MODEL,
+        model_rows,
         model_facts,
-        lambda model: model["pools"],
     ),
     "codex_pooler_list_request_logs": Tool(
-        "Lists recent requests, newest first. Status: ok, error or aborted (by the client).",
+        "Recent requests",
+        "Lists recent requests, newest first, with the accounts that were tried (`attempts`) or "
+        "not (`passed_over`), why, and the tokens. Status: ok, error, or aborted (by the client).",
         LOG_ARGUMENTS,
         LOG_PAGE,
         list_request_logs,
     ),
     "codex_pooler_get_request_log": Tool(
-        "Shows the metadata of one recent request.",
+        "One request",
+        "Shows the metadata of one recent request: result, attempts, accounts passed over, tokens.",
         object_of(
             id=text_argument("The request's id, from a log line or the x-request-id header.")
         ),
@@ -1911,6 +2159,7 @@ TOOLS: Final[Mapping[str, Tool]] = {
         get_request_log,
     ),
     "codex_pooler_explain_routing": Tool(
+        "Explain routing",
         "Explains which account a request for a model would go to now, and why not to the others. "
         "Sends nothing upstream.",
         ROUTE_ARGUMENTS,
@@ -1920,21 +2169,35 @@ TOOLS: Final[Mapping[str, Tool]] = {
 }
 
 
+def expected(schema: Schema) -> str:
+    """What an argument may be, in a few words, so that a model can correct itself."""
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if "minimum" in schema:
+        return f"{schema['minimum']} to {schema['maximum']}"
+    if "format" in schema:
+        return "a time of RFC 3339 with its zone, such as 2027-01-15T02:00:00Z"
+    return f"a text of at most {TEXT_CHARS_MAX} characters"
+
+
 def wrong_arguments(arguments: Facts, schema: Schema) -> list[str]:
-    """The names of the arguments that are missing or do not fit, in alphabetical order.
+    """The arguments that are missing or do not fit, each with what it may be, in their order.
 
     A member that the schema does not have counts as wrong: a misspelled filter must not be ignored.
 
-    They are names from the schema: an error never repeats what the client sent.
+    They are names and words from the schema: an error never repeats what the client sent.
     """
     members = schema["properties"]
-    wrong = {name for name in schema["required"] if name not in arguments}
-    for name, value in arguments.items():
-        if name not in members:
-            wrong.add("(unknown)")
-        elif not fits(value, members[name]):
-            wrong.add(name)
-    return sorted(wrong)
+    wrong = [
+        f"{name} ({expected(member)})"
+        for name, member in members.items()
+        if (name in arguments and not fits(arguments[name], member))
+        or (name in schema["required"] and name not in arguments)
+    ]
+    if not arguments.keys() <= members.keys():
+        names = ", ".join(members) or "nothing"
+        wrong.append(f"an unknown one (this tool takes {names})")
+    return wrong
 
 
 def run_tool(tool: Tool, call: Call, arguments: Facts) -> Shown:
@@ -2016,6 +2279,7 @@ def tool_list() -> mcp_types.ListToolsResult:
     tools = [
         types.Tool(
             name=name,
+            title=tool.title,
             description=tool.description,
             annotations=read_only,
             input_schema=tool.takes,
@@ -2041,11 +2305,14 @@ async def call_tool(
     if tool is None:
         raise RpcError(INVALID_PARAMS, "Unknown tool.")
 
+    # Models fill in what they could leave out.
+    given = params.arguments or {}
+    arguments = {name: value for name, value in given.items() if value != ""}
+
     result = None
-    arguments = params.arguments or {}
     wrong = wrong_arguments(arguments, tool.takes)
     if wrong:
-        text = f"invalid_arguments: {', '.join(wrong)}"
+        text = f"invalid_arguments: {'; '.join(wrong)}"
     else:
         result = run_tool(tool, context.request, arguments)
         await trio.lowlevel.checkpoint()  # a thousand accounts take long to collect, and to encode

@@ -9897,11 +9897,9 @@ def snapshot(state: State) -> JsonDict:
     accounts = _show_accounts(state)
     no_days = _show_days(state, {})
 
-    models: dict[str, list[str]] = {}
     pools = []
-    for name, pool in config.pools.items():
+    for pool in config.pools.values():
         offered = sorted(catalogue_of(state.roster, pool))
-        models[name] = offered
         pools.append(_show_pool(state, pool, offered))
 
     return {
@@ -9921,9 +9919,7 @@ def snapshot(state: State) -> JsonDict:
             }
             for operator in config.operators
         ],
-        "models": [
-            {"name": model, "pools": names} for model, names in sorted(_holders(models).items())
-        ],
+        "models": _show_models(state),
         "requests": list(reversed(ledger.requests)),
         "has_prices": bool(config.prices),
         "hours": _show_hours(ledger, state.unix_now),
@@ -9945,6 +9941,27 @@ def _holders(names_of: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
         for name in names:
             holders.setdefault(name, []).append(holder)
     return holders
+
+
+def _show_models(state: State) -> list[JsonDict]:
+    """The names that GET /v1/models shows to a key without a list of its own, in any pool.
+
+    Each has the pools that show it, and what it means in each of them: an alias, another model.
+    """
+    names_of = {}
+    for name, pool in state.config.pools.items():
+        nobody = Key(pool=name, name="", concurrent=1)
+        names_of[name] = models_of(state.roster, pool, nobody)
+
+    pools = state.config.pools
+    return [
+        {
+            "name": model,
+            "pools": names,
+            "targets": [pools[name].meant_by(model).model for name in names],
+        }
+        for model, names in sorted(_holders(names_of).items())
+    ]
 
 
 def _flat_rows(labels: Sequence[str], sums: Sums) -> list[JsonDict]:

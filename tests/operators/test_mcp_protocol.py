@@ -146,7 +146,7 @@ async def test_headers_and_envelope_must_agree(
 async def test_a_name_in_a_header_may_be_encoded(desk: Desk) -> None:
     body, headers = asked("tools/call", {"name": f"{PREFIX}list_models"}, version=MODERN)
     headers["mcp-name"] = "=?base64?Y29kZXhfcG9vbGVyX2xpc3RfbW9kZWxz?="
-    assert (await desk.post(json.dumps(body).encode(), headers)).output["count"] == 1
+    assert (await desk.post(json.dumps(body).encode(), headers)).output["count"] == 2
 
 
 @each_version

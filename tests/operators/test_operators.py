@@ -237,7 +237,9 @@ async def test_the_snapshot_shows_what_has_happened(world: World) -> None:
     [total] = [one for one in found["totals"] if one["account"] == "b"]
     sums = (total["requests"], total["input_tokens"], total["output_tokens"], total["code"])
     assert sums == (2, 60, 8, "ok")
-    assert found["models"] == [{"name": name, "pools": ["home"]} for name in ("m1", "m2")]
+    assert found["models"] == [
+        {"name": name, "pools": ["home"], "targets": [name]} for name in ("m1", "m2")
+    ]
 
 
 async def test_the_snapshot_has_the_shape_that_its_readers_were_made_for(world: World) -> None:
