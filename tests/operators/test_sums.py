@@ -95,7 +95,7 @@ def test_a_request_counts_when_it_ends() -> None:
     assert [*ledger.hours] == [NOON // 3600]
 
 
-def test_who_leaves_has_neither_failed_nor_been_served() -> None:
+def test_a_client_that_leaves_is_no_failure() -> None:
     codes = (None, "client_gone", "no_usable_account")
     hour = last_hour(filled(*(entry(NOON, code=code) for code in codes)), NOON)
     assert (hour["requests"], hour["failed"]) == (3, 1)

@@ -140,4 +140,16 @@ ROWS: Rows = (
     ("undoubted", "What cannot be meant is told at the start and by `check`.",
      "load", "(*config.warnings, *doubts)", "config.warnings",
      "config_doubts::check_and_startup_report_what_cannot_be_intended"),
+    ("unread_state_replaced", "A state file that could not be read is not replaced.",
+     "StateKeeper.save", "path is None or self.is_left_alone", "path is None",
+     "restarts::what_is_not_ours_is_neither_read_nor_replaced"),
+    ("two_save_one_state", "Only the process that has the lock saves to a state file.",
+     "StateKeeper.write", "self.lock is None", "False",
+     "restarts::nothing_is_saved_while_another_process_has_the_lock"),
+    ("not_saved_at_the_end", "The state is saved at the end.",
+     "StateKeeper.run",
+     ("with trio.move_on_after(FILE_SECONDS_MAX, shield=True):\n"
+     "    await self.save()"),
+     "pass",
+     "restarts::counts_limits_quota_and_sessions_outlive_a_restart"),
 )
