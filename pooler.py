@@ -13910,14 +13910,9 @@ class Exchange:
 
     def begin(self, head: RequestHead) -> None:
         """Take the head of the request: it decides how a response is framed."""
+        assert isinstance(self.reply, HttpReply)
         self.head = head
-        self.reply = HttpReply(
-            self.shared,
-            self.connection,
-            self.record,
-            self.deadline,
-            head._replace(headers=NO_FIELDS),
-        )
+        self.reply.request = head._replace(headers=NO_FIELDS)
 
     async def read_body(self, limits: Limits) -> None:
         """Read the request's body, in time.  Raises: PoolerError, ClientGone."""
@@ -16762,15 +16757,13 @@ class Exchanges:
     quiet: trio.Event = field(default_factory=trio.Event)  # set when there is none
 
     async def serve(self, exchange: Exchange, dispatched: Awaitable[None]) -> None:
-        """Await `dispatched`, then serve its call, if there is one; then release what they held.
+        """Await `dispatched` and the call that it reads; then release what they held.
 
         A request and a turn of a WebSocket differ only in what reads and validates their call.
         """
         self.in_progress.add(exchange)
         try:
             await self.conclude(exchange, dispatched)
-            if exchange.call is not None:
-                await self.conclude(exchange, serve_call(exchange, exchange.call))
         finally:
             # Nothing here waits, so none of it can be cancelled.
             exchange.replace_body(b"")
@@ -16779,14 +16772,17 @@ class Exchanges:
             if not self.in_progress:
                 self.quiet.set()
 
-    async def conclude(self, exchange: Exchange, served: Awaitable[None]) -> None:
-        """Await `served`; an expected failure, or a bug, becomes the response or its end.
+    async def conclude(self, exchange: Exchange, dispatched: Awaitable[None]) -> None:
+        """Await `dispatched`, then serve its call, if there is one.
 
-        A response that has begun is cut with a terminal event: its status has already been sent.
+        An expected failure, or a bug, becomes the response or its end.  A response that has begun
+        is cut with a terminal event: its status has already been sent.
         """
         failure: PoolerError | None = None
         try:
-            await served
+            await dispatched
+            if exchange.call is not None:
+                await serve_call(exchange, exchange.call)
         except PoolerError as error:
             failure = error.with_traceback(None)  # its frames would keep the body in memory
         except ClientGone:
