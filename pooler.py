@@ -9201,8 +9201,11 @@ def serving_of(
 
 
 def _condition_for(standing: Standing, condition: Condition) -> Condition:
-    """What keeps an account from serving a model: its own condition comes first."""
-    if condition.status is not Status.READY:
+    """What keeps an account from serving a model.
+
+    Its own condition counts only if it has the model: otherwise no limit's end would help.
+    """
+    if standing.is_able and condition.status is not Status.READY:
         return condition
     return Condition(standing.status, standing.reason, standing.until, standing.retry_at)
 
@@ -9386,8 +9389,8 @@ class Record:
     request_id: str
     method: str = ""
     route: str = ""
-    # Names from pools.json.  The first two are None without a valid key; `account` is the last one
-    # that was tried.
+    # Names from pools.json.  The first two are None without a valid key; `account` is None unless
+    # one has served the request: those that failed are in `attempts`.
     pool: str | None = None
     key: str | None = None
     account: str | None = None
@@ -12621,7 +12624,7 @@ class Tokens:
             _count(self.outcomes, login.name, (outcome,), {"count": 1})
             if problem:
                 login.retry_at = trio.current_time() + REFRESH_PAUSE_SECONDS
-                login.problem = problem
+                login.problem = login.reported = problem
                 self.report(login)
 
             login.refresh.set()
