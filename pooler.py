@@ -412,7 +412,7 @@ STATE_SECONDS: Final = 60.0  # between two versions of it
 STATE_BYTES_MAX: Final = 16 * MIB  # all pins have 1 MiB, the days of all keys 4 MiB
 STATE_MEMBERS_MAX: Final = 600_000  # parsing them takes half a second, before anything is served
 STATE_AHEAD_SECONDS_MAX: Final = 60.0  # what is further in the future is not believed
-SUM_MAX: Final = 10**18  # a larger sum is nonsense of an upstream
+SUM_MAX: Final = 10**24  # no sum of a trillion responses is larger
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 
 # The log.  It never waits for its reader: what finds no room is counted, and dropped.
@@ -9645,7 +9645,13 @@ class Tally:
 
     def as_object(self) -> JsonDict:
         """The sums without the cost, as operators read them."""
-        return {name: getattr(self, name) for name in _TALLY_FIELDS}
+        return {
+            "requests": self.requests,
+            "failed": self.failed,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cached_tokens": self.cached_tokens,
+        }
 
     def with_cost(self, has_prices: bool) -> JsonDict:
         """The sums and their cost: null without prices, and if nothing of what was used had one."""
@@ -9653,9 +9659,6 @@ class Tally:
         if cost is None and not (self.input_tokens or self.output_tokens):
             cost = 0.0
         return {**self.as_object(), "cost": cost if has_prices else None}
-
-
-_TALLY_FIELDS: Final = ("requests", "failed", "input_tokens", "output_tokens", "cached_tokens")
 
 
 def _tally_of(entry: JsonObject, price: Price | None) -> Tally:
@@ -10419,9 +10422,7 @@ def _fielded(spec: Spec) -> Check:
 _AMOUNT: Final = _number(0, SUM_MAX)
 _UNIX: Final = _number(0, 10**12)
 _SHA256_HEX: Final = _text("[0-9a-f]{64}", "a digest")
-_TALLY_ROWS: Final = _rows(
-    _UNIX, *[_AMOUNT] * len(_TALLY_FIELDS), _nullable(_number(0, SUM_MAX, (int, float)))
-)
+_TALLY_ROWS: Final = _rows(_UNIX, *[_AMOUNT] * 5, _nullable(_number(0, SUM_MAX, (int, float))))
 _REASON: Final = _text(f"[ -~]{{0,{REASON_CHARS_MAX}}}", "a reason")
 _COOLDOWN: Final = _row(_nullable(_UNIX), _UNIX, _UNIX, _REASON)
 _STATE_OF_ACCOUNT: Final[Spec] = {
@@ -10481,12 +10482,19 @@ def _by_pool(values: Mapping[Any, T]) -> dict[str, dict[str, T]]:
 
 
 def _tally_rows(periods: Mapping[int, Tally]) -> list[Row]:
-    """Sums by period, as rows."""
-    rows = []
-    for period, tally in periods.items():
-        amounts = (min(amount, SUM_MAX) for amount in tally.as_object().values())
-        rows.append([period, *amounts, tally.cost])
-    return rows
+    """Sums by period, as rows: spelt out, as there may be thousands of keys."""
+    return [
+        [
+            period,
+            tally.requests,
+            tally.failed,
+            tally.input_tokens,
+            tally.output_tokens,
+            tally.cached_tokens,
+            tally.cost,
+        ]
+        for period, tally in periods.items()
+    ]
 
 
 def _saved_reason(reason: str) -> str:
@@ -10529,9 +10537,7 @@ class Lasting(NamedTuple):
         names = {account.identity: account.name for account in accounts} | {UNKEPT: ""}
         days = {key: _tally_rows(periods) for key, periods in ledger.days.items()}
         charged = {
-            key: [use.day, min(use.day_tokens, SUM_MAX)]
-            for key, use in self.uses.items()
-            if use.day_tokens
+            key: [use.day, use.day_tokens] for key, use in self.uses.items() if use.day_tokens
         }
         creators = {
             key: [[digest.hex(), names[by]] for digest, by in rows.items() if by in names]
@@ -10563,7 +10569,6 @@ class Lasting(NamedTuple):
         named = _named_models(self.config, account, health)
         by_model = {name: health.by_model[name] for name in health.by_model if name in named}
         rows = {name: self.cooldown_row(cooldown) for name, cooldown in by_model.items()}
-        day, count = self.ledger.account_days.get(account.name, (0, 0))
         limits = health.quota.families.items()
         families = {model: family for model, family in limits if is_model_name(model)}
 
@@ -10575,7 +10580,7 @@ class Lasting(NamedTuple):
             "counts": [health.failure_count, health.trouble_count],
             "failure": self.failure_row(health.failure),
             "login": health.login.hex() or None,
-            "tokens": [day, min(count, SUM_MAX)],
+            "tokens": [*self.ledger.account_days.get(account.name, (0, 0))],
             "whole": self.cooldown_row(health.whole),
             "plan": self.cooldown_row(health.plan),
             "models": {name: row for name, row in rows.items() if row},
