@@ -8064,11 +8064,13 @@ class Health:
     def count_failure(self, fault: Fault, now: float) -> None:
         """Count a failed attempt for operators, unless the request was to blame for it.
 
-        A broken proxy or a challenge of a bot protection demotes nobody, and yet nothing is served.
+        A broken proxy demotes nobody, and yet nothing is served.  A bot protection blocks the
+        pooler's own address, which says nothing about an account.
         """
         is_limit = fault.effect in LIMIT_EFFECTS or fault.effect is Effect.REFUSED
         is_demoted = fault.effect in {Effect.DEMOTED, Effect.FORBIDDEN}
-        is_upstreams = fault.effect is Effect.NONE and fault.error.status >= 500
+        is_blocked = fault.error.code == "upstream_blocked"
+        is_upstreams = fault.effect is Effect.NONE and fault.error.status >= 500 and not is_blocked
         if is_limit:
             self.trouble_count = 0
         elif is_demoted or is_upstreams or fault.cause is not None:

@@ -211,6 +211,17 @@ async def test_a_broken_proxy_demotes_nobody_and_is_shown(
         assert shown["advice"] == "Check the proxy that pools.json names."
 
 
+async def test_a_bot_protection_that_blocks_the_pooler_blames_no_account(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened_world(describe("a")) as world:
+        challenge = error_response(403, None, [("cf-mitigated", "challenge")])
+        world.upstreams["a"].always = challenge
+        for _ in range(3):
+            assert (await world.ask(ASK)).error["code"] == "upstream_blocked"
+        assert (account(world)["status"], changes(world)) == ("ready", [])
+
+
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
 async def test_a_request_that_is_to_blame_changes_no_account(
     status: int, autojump_clock: MockClock
