@@ -10630,9 +10630,10 @@ class Lasting(NamedTuple):
         for key in self.config.keys:
             names = (key.pool, key.name)
             rows = {name: object_at(saved[name], key.pool).get(key.name) for name in _BY_KEY}
-            if rows["days"] and len(self.ledger.days) < KEYS_COUNTED_MAX:
-                days = self.ledger.days.setdefault(names, {})
-                self.restore_tallies(days, rows["days"], 24 * HOUR, DAYS_KEPT)
+            days: dict[int, Tally] = {}
+            self.restore_tallies(days, rows["days"] or (), 24 * HOUR, DAYS_KEPT)
+            if days and len(self.ledger.days) < KEYS_COUNTED_MAX:
+                self.ledger.days[names] = days
             day, count = rows["charged"] or (0, 0)
             if day == day_now:
                 self.uses[names].day, self.uses[names].day_tokens = day, count

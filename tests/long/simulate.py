@@ -25,7 +25,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -39,10 +39,16 @@ from trio.testing import MockClock
 from pooler import (
     REFRESH_URL_VARIABLE,
     Config,
+    KeyUse,
+    Lasting,
+    Ledger,
     Loaded,
     LoginNeeded,
+    Roster,
     UpstreamConnection,
+    dump_escaped,
     parse_config,
+    parse_state,
 )
 from tests.long.sim_answers import Seen, judge, read_body, read_event
 from tests.long.sim_disk import Crash, tokens_in
@@ -490,6 +496,24 @@ async def end(sim: Sim, world: World) -> None:
     told = json.dumps(world.logged)
     found = [one for one in (*sim.secrets, *TYPED) if one in told]
     assert not found, f"the log tells {found}"
+    outlive(sim, world)
+
+
+def outlive(sim: Sim, world: World) -> None:
+    """I7: the state can be saved, contains no secret, and is the same after each restart."""
+    lasting = world.server.keeper.lasting()
+    raw = dump_escaped(lasting.save())
+    found = [one for one in (*sim.secrets, *TYPED) if one.encode() in raw]
+    assert not found, f"the state contains {found}"
+    versions = [raw]
+    for _ in range(2):
+        roster, ledger = Roster(lasting.config), Ledger(1)
+        restarted = Lasting(
+            lasting.config, roster, ledger, defaultdict(KeyUse), 0.0, lasting.unix_now
+        )
+        restarted.restore(parse_state(versions[-1]))
+        versions.append(dump_escaped(restarted.save()))
+    assert versions[1] == versions[2]
 
 
 async def survive(sim: Sim, config: Config) -> None:
