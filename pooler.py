@@ -283,6 +283,11 @@ CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be fetched
 CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB (F20)
 CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and serialised to be kept, in one step
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list a few hundred
+USAGE_SECONDS: Final = 900.0  # without news of its quota, a ChatGPT account is asked for it
+USAGE_SPREAD: Final = 0.2  # by up to which part of that accounts are asked later, each by its own
+USAGE_PAUSE_SECONDS: Final = 24 * HOUR  # after an upstream without the route
+USAGE_REQUESTS_MAX: Final = 2  # at once
+USAGE_BYTES_MAX: Final = 64 * KIB  # real ones have about 1 KiB
 EFFECTIVE_WINDOW_PERCENT: Final = 95  # of a context window: what Codex CLI uses of it (F21)
 MODELS_SHOWN_MAX: Final = 20  # in an error, of those that a key may use
 
@@ -7089,8 +7094,8 @@ def read_quota_event(event: JsonObject) -> list[Window]:
     rates = object_at(event, "rate_limits")
     limit_name = text_at(event, "limit_name")
     limit_id = event.get("metered_limit_name") or event.get("limit_name") or PLAN_FAMILY
-    family = limit_id.lower().replace("-", "_") if isinstance(limit_id, str) else ""
-    if not _FAMILY.fullmatch(family):
+    family = _family_of(limit_id)
+    if not family:
         return []
     if limit_name == limit_id:
         limit_name = ""  # it is the id, and no name for people
@@ -7100,6 +7105,29 @@ def read_quota_event(event: JsonObject) -> list[Window]:
         window = object_at(rates, position)
         values = [window.get(part.replace("-", "_")) for part in _WINDOW_FIELDS]
         windows += _read_window(family, values, limit_name)
+    return windows
+
+
+def _family_of(limit_id: Json) -> str:
+    """The family that a limit's id names; "" if it is no id."""
+    family = limit_id.lower().replace("-", "_") if isinstance(limit_id, str) else ""
+    return family if _FAMILY.fullmatch(family) else ""
+
+
+def read_usage_report(report: JsonObject) -> list[Window]:
+    """The quota windows in a response of the usage route (F36): the plan's, and single models'."""
+    plan = {"metered_feature": PLAN_FAMILY, "rate_limit": report.get("rate_limit")}
+    others = objects_at(report, "additional_rate_limits")[:QUOTA_WINDOWS_MAX]
+
+    windows: list[Window] = []
+    for limit in (plan, *others):
+        family = _family_of(limit.get("metered_feature"))
+        rates = object_at(limit, "rate_limit")
+        for position in _POSITIONS if family else ():
+            window = object_at(rates, f"{position}_window")
+            minutes = (number_of(window.get("limit_window_seconds")) or 0) / 60
+            values = [window.get("used_percent"), minutes, window.get("reset_at")]
+            windows += _read_window(family, values, text_at(limit, "limit_name"))
     return windows
 
 
@@ -7762,6 +7790,11 @@ class Quota:
     # The families of models that have a limit of their own, by the upstream's name of the model.
     families: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
+    @property
+    def heard_at(self) -> float:
+        """When the upstream reported any of it last."""
+        return max((window.seen_at for window in self.windows.values()), default=-math.inf)
+
     def running(self, family: str, now: float) -> dict[int, QuotaWindow]:
         """The windows of a limit that have not ended, by their length in seconds."""
         return {
@@ -7946,6 +7979,8 @@ class Health:
     catalogue_at: float = -math.inf  # when that was asked for
     catalogue_until: float = -math.inf  # when it must be asked for again
     catalogue_problem: str = ""  # the last one, which has been logged
+    usage_at: float = -math.inf  # when its quota may be asked for again
+    usage_problem: str = ""  # the last one, which has been logged
     has_login: bool = True  # False: its auth_file cannot serve
     login: bytes = b""  # digest of its auth_file
 
@@ -7976,6 +8011,8 @@ class Health:
         """Move everything that has a time closer by this many seconds: see `Roster.note_time`."""
         self.catalogue_at -= seconds
         self.catalogue_until -= seconds
+        self.usage_at -= seconds
+
         self.success_at -= seconds
         self.since -= seconds
         if self.failure is not None:
@@ -7993,7 +8030,7 @@ class Health:
         if digest == self.login:
             return
         self.login = digest
-        self.catalogue_until = -math.inf
+        self.catalogue_until = self.usage_at = -math.inf
         self.forbidden_count = 0
         self.end_refusal()
 
@@ -12960,6 +12997,7 @@ class LoginWatch:
     roster: Roster
     endpoints: Endpoints
     tokens: Tokens
+    changed: trio.Event = field(default_factory=trio.Event)  # set by the next change
 
     async def inspect_all(self) -> None:
         """Log the problems of the logins, as `pooler check` reports them, and the pools without."""
@@ -13015,6 +13053,7 @@ class LoginWatch:
             health = self.roster.health[login.name]
             if (digest, is_usable) != (health.login, health.has_login):
                 self.roster.touched.add(login.name)
+                self.changed.set()
             health.note_login(digest, is_usable)
 
 
@@ -16264,52 +16303,139 @@ class Catalogues:
         health.catalogue_problem = problem
 
     async def fetch(self, endpoint: Endpoint) -> tuple[Mapping[str, Model] | None, str]:
-        """The account's catalogue, or None; and what went wrong for the log, or "".
-
-        The text is the pooler's own: an upstream's might contain secrets.
-        """
-        cause = "no response in time"  # unless there was another
-
-        with trio.move_on_after(CONNECT_SECONDS_MAX):
-            try:
-                status, body = await self.request(endpoint)
-            except LoginNeeded:  # which is logged as that
-                return None, ""
-            except ConnectFailed as error:
-                cause = str(error.cause)
-            except TRANSPORT_ERRORS as error:
-                cause = TROUBLES.get(type(error), Trouble.CLOSED).value
-            else:
-                if status == 200:
-                    catalogue = read_catalogue(body, is_codex=endpoint.account.is_codex)
-                    problem = "its list of models cannot be read" if catalogue is None else ""
-                    return catalogue, problem
-                cause = f"status {status}"
-
-        return None, f"its list of models could not be fetched: {cause}"
-
-    async def request(self, endpoint: Endpoint) -> tuple[int, bytes]:
-        """Status and body of the account's /models, of at most `CATALOGUE_BYTES_MAX`.
-
-        Raises: LoginNeeded, TRANSPORT_ERRORS.
-        """
-        account, shared = endpoint.account, self.shared
-
-        secret, fields, _ = await authorize(shared.tokens, endpoint)
-        path, sent_fields = "/models", list(fields)
+        """The account's catalogue, or None; and what went wrong for the log, or ""."""
+        account = endpoint.account
+        path, fields = "/models", []
         if account.is_codex:  # which lists only what this version of Codex CLI knows
-            version = shared.version_for(account)
+            version = self.shared.version_for(account)
             path = f"/models?client_version={version}"
-            sent_fields.append(("version", version))
+            fields = [("version", version)]
 
-        return await ask_once(
-            shared.dial,
+        status, body, problem = await ask_upstream(
+            self.shared,
+            endpoint,
             account.base_url,
-            endpoint.tls,
-            request_head(account.base_url, path, secret, sent_fields, b""),
-            proxy=endpoint.proxy,
+            path,
+            fields,
             bytes_max=CATALOGUE_BYTES_MAX,
         )
+        if status != 200:
+            return None, problem and f"its list of models could not be fetched: {problem}"
+
+        catalogue = read_catalogue(body, is_codex=account.is_codex)
+        return catalogue, "its list of models cannot be read" if catalogue is None else ""
+
+
+async def ask_upstream(
+    shared: Shared,
+    endpoint: Endpoint,
+    url: BaseUrl,
+    path: str,
+    more: Sequence[tuple[str, str]],
+    *,
+    bytes_max: int,
+) -> tuple[int, bytes, str]:
+    """Status and body of a GET of the pooler's own as an account, and what is wrong if not 200.
+
+    `url` is the account's, but may have another path; `path` is added to it.
+
+    The status is 0 without a response; then the problem may be a login's, which is logged as that:
+    here it is "".  The text is the pooler's own: an upstream's might contain secrets.
+    """
+    problem = "no response in time"  # unless there was another
+
+    with trio.move_on_after(CONNECT_SECONDS_MAX):
+        try:
+            secret, fields, _ = await authorize(shared.tokens, endpoint)
+            head = request_head(url, path, secret, [*fields, *more], b"")
+            status, body = await ask_once(
+                shared.dial,
+                endpoint.account.base_url,
+                endpoint.tls,
+                head,
+                proxy=endpoint.proxy,
+                bytes_max=bytes_max,
+            )
+        except LoginNeeded:
+            problem = ""
+        except ConnectFailed as error:
+            problem = str(error.cause)
+        except TRANSPORT_ERRORS as error:
+            problem = TROUBLES.get(type(error), Trouble.CLOSED).value
+        else:
+            return status, body, "" if status == 200 else f"status {status}"
+
+    return 0, b"", problem
+
+
+@dataclass(eq=False)
+class QuotaWatch:
+    """Asks ChatGPT accounts for their quota at the start, and after a time without news of it.
+
+    So it is known before a request depends on it.  No request waits for this, and a failure says
+    nothing of what the account can serve: it changes no account.
+    """
+
+    shared: Shared
+    places: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(USAGE_REQUESTS_MAX)
+    )
+
+    def due_at(self, endpoint: Endpoint) -> float:
+        """When the account is to be asked; never, if it is paused or has no login."""
+        account = endpoint.account
+        health = self.shared.roster.health_of(account)
+        if not account.is_codex or account.paused or not health.has_login:
+            return math.inf
+        return max(health.usage_at, health.quota.heard_at + USAGE_SECONDS)
+
+    async def run(self) -> Never:
+        """Ask whoever is due, and wait for the next one, for a login or for a reload."""
+        shared = self.shared
+        while True:
+            shared.login_watch.changed = trio.Event()
+            await shared.login_watch.look(shared.config.accounts.values())
+            endpoints = [*shared.endpoints.by_name.values()]
+            now = trio.current_time()
+            async with trio.open_nursery() as nursery:  # holds: one task for each request
+                for endpoint in endpoints:
+                    if self.due_at(endpoint) <= now:
+                        nursery.start_soon(self.update, endpoint)
+
+            next_at = min(map(self.due_at, shared.endpoints.by_name.values()), default=math.inf)
+            with trio.move_on_at(next_at):
+                await shared.login_watch.changed.wait()
+
+    async def update(self, endpoint: Endpoint) -> None:
+        """Ask one account, and take its windows as if a response had reported them.
+
+        A problem is logged once for as long as it lasts.  An upstream without the route is left
+        alone for a day.
+        """
+        account, shared = endpoint.account, self.shared
+        # Next to the routes of Codex, not under them (F36).
+        url = account.base_url
+        parent = url._replace(path=url.path.removesuffix("/codex"))
+        async with self.places:
+            if not shared.endpoints.is_current(endpoint):
+                return
+            status, body, problem = await ask_upstream(
+                shared, endpoint, parent, "/wham/usage", [], bytes_max=USAGE_BYTES_MAX
+            )
+
+        now = trio.current_time()
+        health = shared.roster.health_of(account)
+        pause = USAGE_PAUSE_SECONDS if status == 404 else USAGE_SECONDS
+        spread = USAGE_SPREAD * digest_of(account.name)[0] / 256
+        health.usage_at = now + pause * (1 + spread)
+        if status == 200:
+            windows = read_usage_report(try_load_object(body))
+            shared.roster.note_quota(account, windows, now, shared.unix_now())
+
+        if problem and problem != health.usage_problem:
+            fields = {"account": account.name, "problem": f"its quota is not known: {problem}"}
+            shared.log("info", "usage", fields)
+        health.usage_problem = problem
 
 
 def check_origin(head: RequestHead, route: Route, config: Config) -> None:
@@ -17394,6 +17520,7 @@ class Server:
         # What waits may be served now: by a new account, or by one whose cooldown is cleared.
         shared.queues.assign_waiters()
         self.catalogues.wanted.set()
+        shared.login_watch.changed.set()
 
     async def serve(self, listeners: Sequence[trio.abc.Listener[Any]]) -> None:
         """Accept on `listeners` until `stop`, then drain; closes the listeners.
@@ -17404,6 +17531,7 @@ class Server:
             self.shared.tokens.services = services
             services.start_soon(self.shared.reaper.run)
             services.start_soon(self.catalogues.run)
+            services.start_soon(QuotaWatch(self.shared).run)
             services.start_soon(self.shared.account_watch.run)
             services.start_soon(self.keeper.run)
 

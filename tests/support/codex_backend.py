@@ -61,12 +61,14 @@ from tests.support.codex_turns import (
     make_events,
     make_items,
     usage,
+    usage_report,
 )
 from tests.support.codex_websocket import serve_socket
 
 __all__ = ["CodexBackend", "Login", "Play", "Seen", "TokenPlay", "make_auth_file", "make_token"]
 
 PREFIX: Final = "/backend-api/codex"
+USAGE_PATH: Final = "/backend-api/wham/usage"  # not under the prefix (F36)
 CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's public one
 TOKEN_SECONDS: Final = 10 * 24 * 3600
 
@@ -270,6 +272,7 @@ class CodexBackend:
         self.token_gate.set()
         self.token_asked = trio.Event()  # somebody waits there
         self.seen: list[Seen] = []
+        self.usage_seen: list[Seen] = []  # requests of the pooler's own for quota
         self.left = trio.Event()  # a caller left before its answer had ended
         self.turn_count = 0
         self.sealed: set[str] = set()  # the encrypted contents that were handed out
@@ -341,11 +344,14 @@ class CodexBackend:
             ("POST", "/_control"): self.control,
             ("GET", "/_seen"): self.tell,
             ("GET", f"{PREFIX}/models"): self.list_models,
+            ("GET", USAGE_PATH): self.tell_usage,
             ("POST", f"{PREFIX}/responses/compact"): self.compact,
             ("POST", f"{PREFIX}/alpha/search"): self.search,
         }
         route = (seen.method, seen.path)
-        if not seen.path.startswith("/_"):
+        if seen.path == USAGE_PATH:  # nobody's request caused it
+            self.usage_seen.append(seen)
+        elif not seen.path.startswith("/_"):
             self.seen.append(seen)
         try:
             if route in self.handlers:
@@ -472,6 +478,16 @@ class CodexBackend:
         self.authenticate(seen)
         models = [model_info(slug) for slug in MODELS if "client_version" in seen.query]
         return Answer(200, {"models": models}, [("etag", 'W/"models-1"')])
+
+    def tell_usage(self, seen: Seen) -> Answer:
+        """The quota of the account that asks (F36)."""
+        login = self.authenticate(seen)
+        play = self.choose_play(seen, "usage")
+        if play.error:
+            raise Refused(ERRORS[play.error](login, play, self.clock()))
+        if play.status:
+            raise Refused(Answer(play.status, play.body, tuple(play.headers.items())))
+        return Answer(200, usage_report(login, self.clock()))
 
     ############ the token endpoint
 

@@ -439,6 +439,44 @@ def limit_headers(login: Login, now: float, seconds: int = 9000) -> Pairs:
     ]
 
 
+def usage_report(login: Login, now: float, seconds: int = 9000) -> dict[str, Json]:
+    """What the usage route reports of the same quota (F36)."""
+
+    def window(used: float, length: int, left: int) -> dict[str, Json]:
+        return {
+            "used_percent": used,
+            "limit_window_seconds": length,
+            "reset_after_seconds": left,
+            "reset_at": int(now) + left,
+        }
+
+    used_up = max(login.primary_used, login.secondary_used) >= 100
+    rates = {
+        "allowed": not used_up,
+        "limit_reached": used_up,
+        "primary_window": window(login.primary_used, 18000, seconds),
+        "secondary_window": window(login.secondary_used, 604800, 3 * 24 * 3600),
+    }
+    spark = {**rates, "primary_window": window(0, 18000, seconds), "secondary_window": None}
+    return {
+        "user_id": f"user-{login.account_id}",
+        "account_id": login.account_id,
+        "email": f"{login.account_id}@example.com",
+        "plan_type": login.plan,
+        "rate_limit": rates,
+        "code_review_rate_limit": None,
+        "credits": {"has_credits": False, "unlimited": False, "balance": "0"},
+        "additional_rate_limits": [
+            {
+                "limit_name": "GPT-5.3-Codex-Spark",
+                "metered_feature": "codex_bengalfox",
+                "rate_limit": spark,
+            }
+        ],
+        "rate_limit_reset_credits": {"available_count": 0},
+    }
+
+
 def failing(status: int, code: str | None, message: str, headers: Pairs = ()) -> Maker:
     return lambda login, play, now: Answer(status, error_body(code, message), headers)
 

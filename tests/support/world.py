@@ -365,6 +365,8 @@ class FakeUpstream:
         self.catalogue: Script = error_response(404, "not_found")
         self.asked: list[Asked] = []  # the POSTs
         self.catalogue_asked: list[Asked] = []
+        self.usage: Script = error_response(404, "not_found")
+        self.usage_asked: list[Asked] = []
         self.lines: list[Line] = []
         self.dial_count = 0
         self.capacity: float = math.inf  # unread bytes of what it sends
@@ -446,10 +448,11 @@ class FakeUpstream:
         if asked is None:
             return False
         if asked.method == "GET":
-            self.catalogue_asked.append(asked)
+            is_usage = asked.target.endswith("/wham/usage")
+            (self.usage_asked if is_usage else self.catalogue_asked).append(asked)
             if asked.header("upgrade"):
                 return await self._upgrade(asked)
-            return await self.play(self.catalogue, line)
+            return await self.play(self.usage if is_usage else self.catalogue, line)
         self.asked.append(asked)
         return await self.play(self._script_for(asked), line)
 
