@@ -10663,18 +10663,22 @@ class Lasting(NamedTuple):
             self.restore_account(account, saved["accounts"][name])
 
         self.restore_tallies(self.ledger.hours, saved["hours"], HOUR, HOURS_KEPT)
-        day_now = int(self.unix_now // (24 * HOUR))
         for key in self.config.keys:
             names = (key.pool, key.name)
-            rows = {name: object_at(saved[name], key.pool).get(key.name) for name in _BY_KEY}
-            days: dict[int, Tally] = {}
-            self.restore_tallies(days, rows["days"] or (), 24 * HOUR, DAYS_KEPT)
-            if days and len(self.ledger.days) < KEYS_COUNTED_MAX:
-                self.ledger.days[names] = days
-            day, count = rows["charged"] or (0, 0)
-            if day == day_now:
-                self.uses[names].day, self.uses[names].day_tokens = day, count
+            rows = {name: object_at(saved[name], key.pool).get(key.name, ()) for name in _BY_KEY}
+            self.restore_use(names, rows)
             self.restore_sessions(names, accounts, rows)
+
+    def restore_use(self, key: tuple[str, str], rows: Mapping[str, Sequence[Json]]) -> None:
+        """Go on with what a key has used, which counts for its limit of today."""
+        days: dict[int, Tally] = {}
+        self.restore_tallies(days, rows["days"], 24 * HOUR, DAYS_KEPT)
+        if days and len(self.ledger.days) < KEYS_COUNTED_MAX:
+            self.ledger.days[key] = days
+
+        day, count = rows["charged"] or (0, 0)
+        if day == int(self.unix_now // (24 * HOUR)):
+            self.uses[key].day, self.uses[key].day_tokens = day, count
 
     def restore_tallies(
         self, periods: dict[int, Tally], rows: Iterable[Row], seconds: float, length: int
@@ -10689,18 +10693,18 @@ class Lasting(NamedTuple):
         self,
         key: tuple[str, str],
         accounts: Mapping[str, Account],
-        rows: Mapping[str, list[Row] | None],
+        rows: Mapping[str, Sequence[Json]],
     ) -> None:
         """Keep a key's sessions, and its stored responses, on their accounts."""
         sessions = self.roster.sessions
-        for digest, name, is_mixed, used_unix in rows["pins"] or ():
+        for digest, name, is_mixed, used_unix in rows["pins"]:
             if name in accounts and self.is_past(used_unix):
                 used_at = min(self.at(used_unix), self.now)
                 pin = Pin(name, accounts[name].base_url, is_mixed, used_at)
                 sessions.pins.set(key, bytes.fromhex(digest), pin, PINS_MAX)
 
         creators = {name: account.identity for name, account in accounts.items()} | {"": UNKEPT}
-        for digest, name in rows["creators"] or ():
+        for digest, name in rows["creators"]:
             if name in creators:
                 created = bytes.fromhex(digest)
                 sessions.creators.set(key, created, creators[name], RESPONSE_PINS_MAX)
@@ -18088,6 +18092,14 @@ def check_account(account: Account) -> tuple[bool, bool]:
     return has_error, can_serve
 
 
+def doubts_of_state(config: Config) -> list[str]:
+    """A warning if the state cannot be saved; while the pooler serves, a `StateKeeper` warns."""
+    folder = Path(config.state or "").parent
+    if config.state is None or os.access(folder, os.W_OK | os.X_OK):
+        return []
+    return [f"state: the folder {folder} does not exist or cannot be written to"]
+
+
 def run_check(path: Path, env: Mapping[str, str]) -> int:
     """Run `pooler check`: validate and summarize pools.json.
 
@@ -18095,7 +18107,7 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     warning is none.  Raises: ConfigRefused.
     """
     config, _ = load(path, env)
-    for warning in config.warnings:
+    for warning in [*config.warnings, *doubts_of_state(config)]:
         show(f"warning: {warning}")
 
     checked = {name: check_account(account) for name, account in config.accounts.items()}

@@ -50,6 +50,17 @@ def test_a_check_says_what_is_odd_and_what_is_wrong(tmp_path: Path, text: str | 
     assert (done.returncode, done.stderr) == (1 if text else 0, "")
 
 
+@pytest.mark.parametrize("folder", ["here", "nowhere"])
+def test_a_check_warns_of_a_state_that_cannot_be_saved(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "here").mkdir()
+    config = without_keys() | {"state": f"{folder}/state.json"}
+    write_config(tmp_path, config)
+    done = run_pooler("check", cwd=tmp_path)
+    warning = "warning: state: the folder nowhere does not exist or cannot be written to"
+    assert (warning in done.stdout.splitlines()) == (folder == "nowhere")
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
 def test_a_file_of_another_name_is_refused_by_that_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.json").write_text(text, "latin-1")
