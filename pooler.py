@@ -10724,7 +10724,8 @@ class Lasting(NamedTuple):
             self.ledger.account_days[account.name] = (day, count)
         for model, family in saved["families"].items():
             health.quota.note_family(model, family)
-        for family, length, used_percent, ends, seen, is_known in saved["windows"]:
+        for row in saved["windows"][:QUOTA_WINDOWS_MAX]:
+            family, length, used_percent, ends, seen, is_known = row
             longest = max(length, RESET_SECONDS_MAX)
             if self.is_past(seen) and self.unix_now < ends <= self.unix_now + longest:
                 seen_at = min(self.at(seen), self.now)

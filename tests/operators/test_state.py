@@ -292,7 +292,8 @@ def test_pins_and_models_keep_their_bounds() -> None:
     digests = [f"{number:064x}" for number in range(PINS_MAX + 10)]
     pins = [[digest, "a", False, int(NOON)] for digest in digests]
     models = {f"m{number}": [int(NOON) + 60, int(NOON), int(NOON), ""] for number in range(100)}
-    saved["pins"] = saved["creators"] = {}
+    windows = [[f"f{number}", 60, 1, int(NOON) + 60, int(NOON), True] for number in range(50)]
+    saved["accounts"]["a"]["windows"] = windows
     saved["pins"] = {"home": {"laptop": pins}}
     saved["accounts"]["a"]["models"] = models
     after = parts()
@@ -300,6 +301,7 @@ def test_pins_and_models_keep_their_bounds() -> None:
     assert len(after.roster.sessions.pins) == PINS_MAX
     assert after.roster.sessions.pins.get(NAMES, bytes.fromhex(digests[-1])) is not None
     assert len(after.roster.health["a"].by_model) == pooler.MODEL_BLOCKS_MAX
+    assert len(after.roster.health["a"].quota.windows) == pooler.QUOTA_WINDOWS_MAX
 
 
 def test_so_many_days_are_kept() -> None:
