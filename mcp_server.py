@@ -62,6 +62,7 @@ ROWS_MAX: Final = 100  # of an MCP list; pools.json seldom has as many
 LOGS_MAX: Final = 50  # requests in one MCP response: about 20 kB
 LOG_OFFSET_MAX: Final = 10_000  # more than the pooler remembers
 TEXT_CHARS_MAX: Final = 200  # of an MCP argument
+ADVICE_CHARS_MAX: Final = 1000  # of advice: it may be a command with two paths
 WORD_CHARS_MAX: Final = 64  # of a name that a client or an upstream may have chosen
 FRESH_SECONDS_MAX: Final = 15 * 60  # an account that cools down is tried again as often
 LIST_TTL_MS: Final = 300_000  # the tools change with the program only
@@ -124,7 +125,7 @@ VISIBLE: Final[Mapping[str, Sequence[str]]] = {
     ).split(),
     "attempts": "account reason count".split(),  # also those of one request, which have no count
     "refreshes": "account outcome count".split(),
-    "routing": "name is_chosen reason".split(),  # an account in what `explain` returns
+    "routing": "name is_chosen status reason".split(),  # an account in what `explain` returns
 }
 
 
@@ -1381,14 +1382,15 @@ def word(name: str | None) -> str | None:
     return re.sub(r"[^A-Za-z0-9._:/@+-]", "?", name[:WORD_CHARS_MAX])
 
 
-def sentence(text: str | None) -> str | None:
+def sentence(text: str | None, chars_max: int = TEXT_CHARS_MAX) -> str | None:
     """A reason or advice in words of pooler.py's, cleaned like a `word`.
 
-    A reason may quote an upstream's code; advice has references like `{env:OPENAI_API_KEY}`.
+    A reason may quote an upstream's code; advice has commands, and references to secrets like
+    `{env:OPENAI_API_KEY}`.
     """
     if text is None:
         return None
-    return re.sub(r"[^A-Za-z0-9._:/@+ ,;(){}'-]", "?", text[:TEXT_CHARS_MAX])
+    return re.sub(r"""[^A-Za-z0-9._:/@+ ,;(){}'"=&%-]""", "?", text[:chars_max])
 
 
 def moment(unix: float | None) -> str | None:
@@ -1571,7 +1573,7 @@ def condition_facts(account: Facts) -> Shown:
         **times(account, "since", "until", "next_try_at", "last_success_at"),
         "reason": sentence(account["reason"]),
         "last_error": error,
-        "advice": sentence(account["advice"]),
+        "advice": sentence(account["advice"], ADVICE_CHARS_MAX),
     }
 
 
@@ -1891,6 +1893,10 @@ SERVICE_STATUS: Final = object_of(
     pool_count=INTEGER,
     upstream_count=INTEGER,
     in_flight_requests=INTEGER,
+    pools_not_ready_count=INTEGER,
+    upstreams_not_ready_count=INTEGER,
+    # What codex_pooler_diagnose lists.
+    needs_you_count=INTEGER,
 )
 
 
@@ -1907,6 +1913,10 @@ def service_status(call: Call, _: Facts) -> Shown:
         "display_name": call.operator,
         "status": statuses.get(call.operator, "removed"),  # by a reload, just now
     }
+    not_ready = {
+        table: sum(row["status"] != "ready" for row in call.snapshot[table])
+        for table in ("pools", "accounts")
+    }
 
     return {
         "actor": actor,
@@ -1919,6 +1929,186 @@ def service_status(call: Call, _: Facts) -> Shown:
         "pool_count": len(call.snapshot["pools"]),
         "upstream_count": len(call.snapshot["accounts"]),
         "in_flight_requests": shown["in_flight"],
+        "pools_not_ready_count": not_ready["pools"],
+        "upstreams_not_ready_count": not_ready["accounts"],
+        "needs_you_count": len(attention(overview(call.snapshot))),
+    }
+
+
+# One thing that needs attention, and what it is about: models of a pool, an account, a key, or the
+# pooler itself.
+NEED: Final = object_of(
+    # Bad: requests fail, or only an operator can help.  Fair: it may come to that.
+    severity=one_of(*SEVERITIES),
+    title=TEXT,
+    text=TEXT,
+    advice=optional(TEXT),
+    since=TIME,
+    pool=optional(TEXT),
+    upstream=optional(TEXT),
+    api_key=optional(TEXT),
+    models=list_of(TEXT),
+)
+DIAGNOSIS: Final = object_of(
+    status=one_of("ok", "not_found"),
+    # The whole list in words.
+    summary=TEXT,
+    needs_you_count=INTEGER,
+    items=list_of(NEED),
+)
+
+
+def need_facts(need: Need) -> Shown:
+    """One thing that needs attention."""
+    return {
+        "severity": need.severity,
+        "title": sentence(need.title, ADVICE_CHARS_MAX),
+        "text": sentence(need.text, ADVICE_CHARS_MAX),
+        "advice": sentence(need.advice, ADVICE_CHARS_MAX) or None,
+        "since": moment(need.since),
+        "pool": need.pool,
+        "upstream": need.account,
+        "api_key": need.key,
+        "models": [word(name) for name in need.models[:NAMES_MAX]],
+    }
+
+
+def is_about(need: Need, pool: Facts) -> bool:
+    """Whether this is about the pool: its models, an account or a key of it, or about all pools."""
+    if need.pool is not None:
+        return bool(need.pool == pool["name"])
+    if need.key is not None:
+        return need.key.startswith(f"{pool['name']} / ")
+    return need.account is None or need.account in pool["accounts"]
+
+
+def needs_of(snapshot: Facts, name: str) -> list[Need]:
+    """What needs attention in the pool of this name, or in all."""
+    shown = overview(snapshot)
+    needs = attention(shown)
+    if not name:
+        return needs
+
+    pools = [pool for pool in shown["pools"] if pool["name"] == name]
+    return [need for need in needs if any(is_about(need, pool) for pool in pools)]
+
+
+def need_line(need: Shown) -> str:
+    """One thing that needs attention, in words; `need_facts` made it."""
+    words = parts(f"{need['title']}.", need["text"], need["advice"] or "", separator=" ")
+    return f"- {words}"
+
+
+def diagnose(call: Call, arguments: Facts) -> Shown:
+    """What needs attention, the worst first: as a text, and as data."""
+    needs = needs_of(call.snapshot, arguments["pool_selector"])
+    items = [need_facts(need) for need in needs[:ROWS_MAX]]
+    summary = f"{len(needs)} need you, the worst first." if needs else "Nothing needs you."
+
+    return {
+        "status": "ok" if is_found(call.snapshot, arguments) else "not_found",
+        "summary": "\n".join([summary, *map(need_line, items)]),
+        "needs_you_count": len(needs),
+        "items": items,
+    }
+
+
+# Sums of requests.  A request that its client left is neither good nor failed.
+SUMS: Final = {
+    "requests": INTEGER,
+    "failed": INTEGER,
+    "input_tokens": INTEGER,
+    "output_tokens": INTEGER,
+    "cached_tokens": INTEGER,
+}
+# By the prices in pools.json; null without any.
+COST: Final = optional(NUMBER)
+TODAY: Final = object_of(**SUMS, cost=COST)
+LAST_HOUR: Final = object_of(
+    **SUMS,
+    # Why requests failed, the most frequent first.
+    causes=list_of(object_of(code=TEXT, count=INTEGER)),
+    # How long clients waited for the first event, and of how many responses that is known.
+    first_event_p50_ms=optional(INTEGER),
+    first_event_p95_ms=optional(INTEGER),
+    responses=INTEGER,
+)
+# A key's limits are null if pools.json does not set them.
+KEY_USAGE: Final = object_of(
+    id=TEXT,
+    pool=TEXT,
+    display_name=TEXT,
+    status=API_KEY["properties"]["status"],
+    expires_at=TIME,
+    tokens_today=INTEGER,
+    tokens_per_day=optional(INTEGER),
+    requests_per_minute=optional(INTEGER),
+    concurrent=INTEGER,
+    in_flight_requests=INTEGER,
+    # Oldest first, without those that had no requests.
+    days=list_of(object_of(day=TEXT, **SUMS, cost=COST)),
+)
+USAGE_ARGUMENTS: Final = object_of(
+    pool_selector=POOL_ARGUMENT,
+    key=text_argument("Return only this pool key: its name or id.", default=""),
+    limit=whole_argument("Return at most this many keys.", 1, ROWS_MAX, 25),
+)
+USAGE: Final = object_of(
+    status=one_of("ok", "not_found"),
+    # Of the selected keys, or of all that was asked of the pooler.
+    today=TODAY,
+    # Always of the whole pooler.
+    last_hour=LAST_HOUR,
+    has_prices=BOOLEAN,
+    count=INTEGER,
+    limit=INTEGER,
+    keys=list_of(KEY_USAGE),
+)
+
+
+def key_usage_facts(key: Facts) -> Shown:
+    """What a key may use and has used, by day."""
+    return {
+        "id": f"{key['pool']}/{key['name']}",
+        "display_name": key["name"],
+        "expires_at": moment(key["expires_at"]),
+        "in_flight_requests": key["in_flight"],
+        "days": [day for day in key["days"] if day["requests"]],
+        **picked(key, "pool", "status", "tokens_today", "tokens_per_day"),
+        **picked(key, "requests_per_minute", "concurrent"),
+    }
+
+
+def sum_of(days: Sequence[Facts]) -> Shown:
+    """The sum of several keys' days; its cost is None if it is unknown."""
+    costs = [day["cost"] for day in days]
+    sums = {name: sum(day[name] for day in days) for name in SUMS}
+    return {**sums, "cost": None if None in costs else sum(costs)}
+
+
+def usage_summary(call: Call, arguments: Facts) -> Shown:
+    """What was used, by key and day, the busiest key first; and how the last hour went."""
+    shown = visible(call.snapshot, "")
+    pool = arguments["pool_selector"]
+    name = arguments["key"]
+    keys = [
+        key
+        for key in visible(call.snapshot["keys"], "keys")
+        if pool in ("", key["pool"]) and name in ("", *key_names(key["pool"], key["name"]))
+    ]
+    keys.sort(key=lambda key: -sum_of(key["days"])["requests"])
+
+    is_all = not pool and not name
+    last_hour = shown["last_hour"]
+    causes = [{**cause, "code": word(cause["code"])} for cause in last_hour["causes"]]
+    return {
+        "status": "ok" if is_found(call.snapshot, arguments) else "not_found",
+        "today": shown["today"] if is_all else sum_of([key["days"][-1] for key in keys]),
+        "last_hour": {**last_hour, "causes": causes},
+        "has_prices": shown["has_prices"],
+        "count": len(keys),
+        "limit": arguments["limit"],
+        "keys": [key_usage_facts(key) for key in keys[: arguments["limit"]]],
     }
 
 
@@ -2020,6 +2210,8 @@ ROUTE_ARGUMENTS: Final = object_of(
 CANDIDATE: Final = object_of(
     id=TEXT,
     would_serve=BOOLEAN,
+    # The words of `passed_over`.
+    status=TEXT,
     reason=TEXT,
 )
 ROUTE: Final = object_of(
@@ -2054,6 +2246,7 @@ def explain_routing(call: Call, arguments: Facts) -> Shown:
         {
             "id": row["name"],
             "would_serve": row["is_chosen"],
+            "status": word(row["status"]),
             "reason": sentence(row["reason"]),
         }
         for row in visible(route["accounts"][:ROWS_MAX], "routing")
@@ -2086,10 +2279,31 @@ SERVING_WORDS: Final = (
 TOOLS: Final[Mapping[str, Tool]] = {
     "codex_pooler_get_mcp_service_status": Tool(
         "Service status",
-        "Your operator identity, and the pooler's version, uptime and load.",
+        "Your operator identity, the pooler's version, uptime and load, and how many pools and "
+        "accounts are not ready. codex_pooler_diagnose says what is wrong.",
         object_of(),
         SERVICE_STATUS,
         service_status,
+    ),
+    "codex_pooler_diagnose": Tool(
+        "What needs you",
+        "Lists what is wrong now: models that no account can serve, accounts that fail, keys that "
+        "end; each with its cause, since when, and what to do. The worst comes first: bad "
+        "(requests fail, or only an operator can help), then fair (it may come to that).",
+        object_of(pool_selector=POOL_ARGUMENT),
+        DIAGNOSIS,
+        diagnose,
+    ),
+    "codex_pooler_usage_summary": Tool(
+        "Usage by key and day",
+        "Shows requests, failures, tokens and cost: by key and UTC day for 14 days (days without "
+        "requests are left out), with each key's limits and expiry; the totals of today; and of "
+        "the last hour also the failures by cause, and the wait for the first event (median and "
+        "95th percentile). `failed` leaves out requests that their client left. `cost` is null "
+        "without prices in pools.json.",
+        USAGE_ARGUMENTS,
+        USAGE,
+        usage_summary,
     ),
     "codex_pooler_list_pools": list_tool(
         "Pools",
@@ -2160,8 +2374,8 @@ TOOLS: Final[Mapping[str, Tool]] = {
     ),
     "codex_pooler_explain_routing": Tool(
         "Explain routing",
-        "Explains which account a request for a model would go to now, and why not to the others. "
-        "Sends nothing upstream.",
+        "Explains which account a request for a model would go to now, and why not to the others, "
+        "in the words of `passed_over`. Sends nothing upstream.",
         ROUTE_ARGUMENTS,
         ROUTE,
         explain_routing,
@@ -2235,11 +2449,15 @@ INVALID_PARAMS: Final = -32602
 JSON_ONLY: Final = "Only application/json is accepted and returned."
 INSTRUCTIONS: Final = (
     "Read-only view of codex-pooler, which pools AI accounts (upstreams) behind one address. "
-    "codex_pooler_list_upstreams shows which accounts are usable, "
+    "Start with codex_pooler_diagnose: what is wrong, since when, why, and what to do. "
+    "codex_pooler_usage_summary shows use, failures and cost by key and day, "
+    "codex_pooler_list_upstreams the condition of each account, "
     "codex_pooler_list_upstream_quotas how much quota is used and when it resets, "
-    "codex_pooler_explain_routing which account the next request for a model would go to and why, "
-    "codex_pooler_list_request_logs what went wrong. Other tools list pools, keys, models and "
-    "operators. Metadata only: no secrets, prompts or responses. Nothing can be changed."
+    "codex_pooler_list_models which models clients may use and who serves them, "
+    "codex_pooler_list_request_logs what became of requests, "
+    "codex_pooler_explain_routing which account the next request for a model would go to and why. "
+    "Other tools list pools, keys and operators. "
+    "Metadata only: no secrets, prompts or responses. Nothing can be changed."
 )
 
 Message = Mapping[str, Any]  # a JSON-RPC request

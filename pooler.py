@@ -10351,17 +10351,18 @@ def explain(
     rows = []
     for health, standing in choice.standings:
         name = health.account.name
-        if name not in ranked:
-            reason = _reason_of_standing(health, standing, logins.get(name, LoginState()), now)
+        login = logins.get(name, LoginState())
+        if name in ranked:
+            status, reason = _place_in_order(roster, health, login, ranked, now)
         else:
-            reason = f"number {ranked.index(name) + 1} in order"
-            if name not in free:
-                reason += ", and busy: at its cap"
-            if cause := roster.hosts.cause_for(health.account, now):
-                reason += f"; tried last, for it did not connect: {cause}"
+            status = _status_of_standing(health, standing, login, now)
+            reason = _reason_of_standing(health, standing, login, now)
 
+        if name in ranked and name not in free:
+            status = "at_cap"
+            reason += ", and busy: at its cap"
         is_chosen = name == chosen
-        rows.append({"name": name, "is_chosen": is_chosen, "reason": reason})
+        rows.append({"name": name, "is_chosen": is_chosen, "status": status, "reason": reason})
 
     return {
         "pool": pool.name,
@@ -10369,6 +10370,22 @@ def explain(
         "chosen": chosen,
         "accounts": rows,
     }
+
+
+def _place_in_order(
+    roster: Roster,
+    health: Health,
+    login: LoginState,
+    ranked: Sequence[str],
+    now: float,
+) -> tuple[str, str]:
+    """The status of an account that may be asked, and its place in the order of those."""
+    status = condition_of(health, login, now).status.value
+    reason = f"number {ranked.index(health.account.name) + 1} in order"
+    cause = roster.hosts.cause_for(health.account, now)
+    if cause:
+        reason += f"; tried last, for it did not connect: {cause}"
+    return status, reason
 
 
 def _call_of_session(
@@ -10389,6 +10406,17 @@ def _call_of_session(
 
     pinned = [candidate for candidate in calls if roster.sessions.pin_of(candidate, now)]
     return [*pinned, *calls, call][0]
+
+
+def _status_of_standing(
+    health: Health,
+    standing: Standing,
+    login: LoginState,
+    now: float,
+) -> str:
+    """Why an account may not be tried, as one of the words of `passed_over`."""
+    overall = condition_of(health, login, now).status
+    return standing.status.value if overall is Status.READY else overall.value
 
 
 def _reason_of_standing(

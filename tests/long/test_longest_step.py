@@ -142,7 +142,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("fitted", "demo_response"), KIB),
     "_UNSAFE": MIB,  # what `pooler status` prints
     "word": mcp_server.WORD_CHARS_MAX,
-    "sentence": mcp_server.TEXT_CHARS_MAX,
+    "sentence": mcp_server.ADVICE_CHARS_MAX,
     "admin": HEAD,
 }
 

@@ -105,6 +105,9 @@ async def test_the_service_status(desk: Desk) -> None:
         "pool_count": 1,
         "upstream_count": 2,
         "in_flight_requests": 3,
+        "pools_not_ready_count": 1,
+        "upstreams_not_ready_count": 1,
+        "needs_you_count": 2,
     }
 
 
@@ -457,7 +460,15 @@ HOSTILE: Final = '<b onload="x">`\x1b[31m\u202e\n' + "y" * 300
 
 
 @pytest.mark.parametrize(
-    "tool", ["list_pools", "list_upstreams", "list_models", "list_request_logs"]
+    "tool",
+    [
+        "diagnose",
+        "usage_summary",
+        "list_pools",
+        "list_upstreams",
+        "list_models",
+        "list_request_logs",
+    ],
 )
 async def test_what_an_upstream_may_have_chosen_is_disarmed(tool: str, desk: Desk) -> None:
     (pool,) = desk.snapshot["pools"]
@@ -468,7 +479,9 @@ async def test_what_an_upstream_may_have_chosen_is_disarmed(tool: str, desk: Des
             passed.update(status=HOSTILE, reason=HOSTILE)
     for account in desk.snapshot["accounts"]:
         error = {"at": 1.0, "reason": HOSTILE}
-        account.update(reason=HOSTILE, advice=HOSTILE, plan=HOSTILE, last_error=error)
+        account.update(reason=HOSTILE, advice=HOSTILE[:150], plan=HOSTILE, last_error=error)
+        account.update(status="refused", needs_operator=True, since=1.0)
+    desk.snapshot["last_hour"]["causes"][0]["code"] = HOSTILE
     for model in desk.snapshot["models"]:
         model.update(name=HOSTILE, targets=[HOSTILE])
     for request in desk.snapshot["requests"]:
@@ -478,7 +491,7 @@ async def test_what_an_upstream_may_have_chosen_is_disarmed(tool: str, desk: Des
     assert "yyyy" in text
     assert not set("<>`") & set(text)
     assert "\\u" not in text
-    assert "y" * 200 not in text
+    assert tool == "diagnose" or "y" * 200 not in text
 
 
 async def test_a_failed_request_is_an_error_with_our_code(desk: Desk) -> None:
@@ -507,8 +520,13 @@ async def test_routing_is_explained(desk: Desk) -> None:
     output = (await desk.call("explain_routing", pool_selector="home", model="gpt-5.5")).output
     assert (output["pool"], output["model"], output["chosen"]) == ("home", "gpt-5.5", "personal")
     assert output["accounts"] == [
-        {"id": "personal", "would_serve": True, "reason": "pinned by None"},
-        {"id": "platform", "would_serve": False, "reason": "rests until its limit resets"},
+        {"id": "personal", "would_serve": True, "status": "ready", "reason": "pinned by None"},
+        {
+            "id": "platform",
+            "would_serve": False,
+            "status": "at_limit",
+            "reason": "at its limit for 5 min more: 429 usage_limit_reached",
+        },
     ]
     assert "personal" in output["message"]
     pinned = await desk.call("explain_routing", pool_selector="home", model="m", session="s-1")
@@ -517,7 +535,7 @@ async def test_routing_is_explained(desk: Desk) -> None:
 
 async def test_a_reason_with_an_upstream_s_words_is_shortened_and_disarmed(desk: Desk) -> None:
     hostile = "cooling down for 9 s: 429 (a; b), c's <b>\x1b[31m\u202e`x`\n" + "y" * 300
-    rows = [{"name": "personal", "is_chosen": False, "reason": hostile}]
+    rows = [{"name": "personal", "is_chosen": False, "status": "refused", "reason": hostile}]
     desk.explain = lambda *_: {"chosen": None, "accounts": rows}
     output = (await desk.call("explain_routing", pool_selector="home", model="m")).output
     disarmed = "cooling down for 9 s: 429 (a; b), c's ?b???31m??x??"
@@ -532,7 +550,9 @@ async def test_routing_to_nobody_and_in_no_pool_is_explained(desk: Desk) -> None
         "pool": pool,
         "model": model,
         "chosen": None,
-        "accounts": [{"name": "personal", "is_chosen": False, "reason": "paused"}],
+        "accounts": [
+            {"name": "personal", "is_chosen": False, "status": "paused", "reason": "paused"}
+        ],
     }
     nobody = (await desk.call("explain_routing", pool_selector="home", model="m")).output
     assert (nobody["chosen"], nobody["accounts"][0]["would_serve"]) == (None, False)
@@ -631,6 +651,133 @@ async def test_each_word_of_a_status_is_in_the_description_of_its_tool(desk: Des
         assert status["enum"][0] == status.get("default", "any") == "any"
         for word in status["enum"][1:]:
             assert word in tool["description"], tool["name"]
+
+
+################################################################
+# WHAT IS WRONG, AND WHAT WAS USED
+################################################################
+
+
+async def test_a_diagnosis_is_the_list_of_the_page_as_text_and_as_data(desk: Desk) -> None:
+    output = (await desk.call("diagnose")).output
+    needs = mcp_server.attention(mcp_server.overview(desk.snapshot))
+    assert output["needs_you_count"] == len(needs) == 2
+    assert [row["title"] for row in output["items"]] == [need.title for need in needs]
+    assert [row["text"] for row in output["items"]] == [need.text for need in needs]
+    first, second = output["items"]
+    assert (first["severity"], first["pool"], first["models"]) == ("bad", "home", ["qwen3-coder"])
+    assert (first["since"], first["upstream"]) == ("2027-01-15T08:58:20Z", None)
+    assert (second["severity"], second["api_key"]) == ("fair", "home / ci")
+
+    lines = output["summary"].splitlines()
+    assert lines[0] == "2 need you, the worst first."
+    for line, row in zip(lines[1:], output["items"], strict=True):
+        assert line.startswith(f"- {row['title']}. {row['text']}")
+        assert line.endswith(row["advice"] or row["text"])
+
+
+async def test_nothing_needs_you_if_all_is_well(desk: Desk) -> None:
+    desk.snapshot["pools"][0]["serving"].pop()
+    desk.snapshot["keys"].pop()
+    assert (await desk.call("diagnose")).output == {
+        "status": "ok",
+        "summary": "Nothing needs you.",
+        "needs_you_count": 0,
+        "items": [],
+    }
+
+
+async def test_a_diagnosis_has_the_command_that_mends_an_account(desk: Desk) -> None:
+    command = "mkdir -p /a/b && CODEX_HOME=/a/b codex login -c 'x=\"file\"' && mv /a/b/x '/a b'"
+    desk.snapshot["accounts"][0].update(
+        status="login_needed", reason="revoked", advice=command, needs_operator=True, since=1.0
+    )
+    found = (await desk.call("diagnose")).output["items"]
+    advice = {row["upstream"]: row["advice"] for row in found}
+    assert advice["personal"] == command
+    desk.snapshot["accounts"][0]["advice"] = "Put a valid key into {env:OPENAI_API_KEY}: 90 % `x`"
+    (row, _) = (await desk.call("list_upstreams")).output["items"]
+    assert row["advice"] == "Put a valid key into {env:OPENAI_API_KEY}: 90 % ?x?"
+
+
+@pytest.mark.parametrize(
+    ("pool", "status", "about"),
+    [
+        ("", "ok", ["home", "personal", "spare / old", "home / ci", "state"]),
+        ("home", "ok", ["home", "personal", "home / ci", "state"]),
+        ("spare", "ok", ["spare / old", "state"]),
+        ("spar", "not_found", []),
+    ],
+)
+async def test_a_diagnosis_of_one_pool(
+    pool: str, status: str, about: list[str], desk: Desk
+) -> None:
+    given = desk.snapshot
+    spare = {**given["pools"][0], "name": "spare", "accounts": ["platform"], "serving": []}
+    given["pools"].append(spare)
+    given["keys"].append({**given["keys"][1], "pool": "spare", "name": "old"})
+    given["accounts"][0].update(status="refused", needs_operator=True, since=1.0)
+    given["state_problem"] = "no space left"
+    output = (await desk.call("diagnose", pool_selector=pool)).output
+    subjects = [
+        row["upstream"] or row["api_key"] or row["pool"] or "state" for row in output["items"]
+    ]
+    assert sorted(subjects) == sorted(about)
+    assert (output["status"], output["needs_you_count"]) == (status, len(about))
+
+
+async def test_what_was_used(desk: Desk) -> None:
+    output = (await desk.call("usage_summary")).output
+    assert output["today"] == desk.snapshot["today"]
+    assert output["last_hour"] == desk.snapshot["last_hour"]
+    assert (output["status"], output["has_prices"], output["count"]) == ("ok", True, 2)
+    laptop, ci = output["keys"]
+    assert (laptop["id"], ci["id"]) == ("home/laptop", "home/ci")
+    assert laptop["days"] == desk.snapshot["keys"][0]["days"]
+    assert laptop["tokens_per_day"] == 2_000_000
+    assert ci["days"] == []  # it had no requests
+    assert (ci["status"], ci["expires_at"]) == ("expired", "2027-01-15T05:13:20Z")
+    assert (ci["requests_per_minute"], ci["tokens_per_day"], ci["concurrent"]) == (60, None, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "ids"),
+    [
+        ({"pool_selector": "home"}, "ok", ["home/laptop", "home/ci"]),
+        ({"pool_selector": "spare"}, "ok", ["spare/laptop"]),
+        ({"key": "laptop"}, "ok", ["spare/laptop", "home/laptop"]),
+        ({"key": "home/laptop"}, "ok", ["home/laptop"]),
+        ({"key": "laptop", "pool_selector": "home"}, "ok", ["home/laptop"]),
+        ({"key": "lap"}, "not_found", []),
+        ({"pool_selector": "other"}, "not_found", []),
+    ],
+)
+async def test_what_some_keys_used_today(
+    arguments: Json, status: str, ids: list[str], desk: Desk
+) -> None:
+    given = desk.snapshot
+    laptop = given["keys"][0]
+    busier = [{**day, "requests": day["requests"] + 1} for day in laptop["days"]]
+    given["keys"].append({**laptop, "pool": "spare", "days": busier})
+    given["pools"].append({**given["pools"][0], "name": "spare"})
+    output = (await desk.call("usage_summary", **arguments)).output
+    assert (output["status"], [key["id"] for key in output["keys"]]) == (status, ids)
+    busy = {"home/laptop": 40, "spare/laptop": 41}
+    assert output["today"]["requests"] == sum(busy.get(name, 0) for name in ids)
+    assert output["today"]["cost"] == pytest.approx(0.04 * sum(name in busy for name in ids))
+
+
+async def test_an_unknown_cost_makes_the_sum_unknown(desk: Desk) -> None:
+    desk.snapshot["keys"][0]["days"][-1]["cost"] = None
+    output = (await desk.call("usage_summary", pool_selector="home")).output
+    assert output["today"]["cost"] is None
+
+
+async def test_a_summary_of_very_many_keys_is_cut(desk: Desk) -> None:
+    key = desk.snapshot["keys"][0]
+    desk.snapshot["keys"] = [{**key, "name": f"k{i}"} for i in range(150)]
+    output = (await desk.call("usage_summary", limit=3)).output
+    assert (output["count"], output["limit"], len(output["keys"])) == (150, 3, 3)
 
 
 ################################################################

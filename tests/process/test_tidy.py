@@ -58,7 +58,7 @@ CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
     },
 }
 # Lines of comment and docstring for 100 of code, at least: today and in the end.
-PROSE_FLOORS: Final = {"pooler.py": (37, 30), "mcp_server.py": (33, 30)}
+PROSE_FLOORS: Final = {"pooler.py": (37, 30), "mcp_server.py": (30, 30)}
 # Places that would be worse if they kept a rule, and why: at most ten.
 EXCEPTIONS: Final[dict[str, str]] = {}
 EXCEPTIONS_MAX: Final = 10

@@ -39,6 +39,8 @@ LISTS: Final = (
 )
 ARGUMENTS: Final[Mapping[str, Json]] = {
     "get_mcp_service_status": {},
+    "diagnose": {},
+    "usage_summary": {},
     **{name: {} for name in LISTS},
     "list_request_logs": {},
     "get_request_log": {"id": LOG},
@@ -89,8 +91,18 @@ def explained(pool: str, model: str, session: str | None) -> Json:
     if pool != "home":
         raise LookupError(pool)
     accounts = [
-        {"name": "personal", "is_chosen": True, "reason": f"pinned by {session}"},
-        {"name": "platform", "is_chosen": False, "reason": "rests until its limit resets"},
+        {
+            "name": "personal",
+            "is_chosen": True,
+            "status": "ready",
+            "reason": f"pinned by {session}",
+        },
+        {
+            "name": "platform",
+            "is_chosen": False,
+            "status": "at_limit",
+            "reason": "at its limit for 5 min more: 429 usage_limit_reached",
+        },
     ]
     return {"pool": pool, "model": model, "chosen": "personal", "accounts": accounts}
 
