@@ -10569,6 +10569,9 @@ def _saved_reason(reason: str) -> str:
     return reason[:REASON_CHARS_MAX] if reason.isascii() and reason.isprintable() else ""
 
 
+_BY_KEY: Final = ("days", "charged", "pins", "creators")
+
+
 class Lasting(NamedTuple):
     """What outlives the process, and the time on both clocks: the monotonic one begins anew."""
 
@@ -10580,8 +10583,8 @@ class Lasting(NamedTuple):
     unix_now: float
 
     def unix(self, at: float) -> int:
-        """Converts a time of Trio's clock."""
-        return round(at - self.now + self.unix_now)
+        """Converts a time of Trio's clock; none is before 1970, wherever the clock has been."""
+        return max(0, round(at - self.now + self.unix_now))
 
     def unix_or_none(self, at: float) -> int | None:
         """The same; None for what never was, or never will be: JSON has no infinity."""
@@ -10590,6 +10593,10 @@ class Lasting(NamedTuple):
     def at(self, unix: float) -> float:
         """Converts a time of the state file."""
         return unix - self.unix_now + self.now
+
+    def past(self, unix: float) -> float:
+        """Converts a time that is not in the future."""
+        return min(self.at(unix), self.now)
 
     def is_past(self, unix: float) -> bool:
         """Whether it can have been: if not, the clock has been set back since it was noted."""
@@ -10636,8 +10643,9 @@ class Lasting(NamedTuple):
         named = _named_models(self.config, account, health)
         by_model = {name: health.by_model[name] for name in health.by_model if name in named}
         rows = {name: self.cooldown_row(cooldown) for name, cooldown in by_model.items()}
+        limited = {model_of_limit(account.name_of(name)) for name in named}
         limits = health.quota.families.items()
-        families = {model: family for model, family in limits if is_model_name(model)}
+        families = {model: family for model, family in limits if model in limited}
 
         return {
             "identity": account.identity.hex(),
@@ -10727,8 +10735,7 @@ class Lasting(NamedTuple):
         sessions = self.roster.sessions
         for digest, name, is_mixed, used_unix in rows["pins"]:
             if name in accounts and self.is_past(used_unix):
-                used_at = min(self.at(used_unix), self.now)
-                pin = Pin(name, accounts[name].base_url, is_mixed, used_at)
+                pin = Pin(name, accounts[name].base_url, is_mixed, self.past(used_unix))
                 sessions.pins.set(key, bytes.fromhex(digest), pin, PINS_MAX)
 
         creators = {name: account.identity for name, account in accounts.items()} | {"": UNKEPT}
@@ -10756,21 +10763,20 @@ class Lasting(NamedTuple):
             family, length, used_percent, ends, seen, is_known = row
             longest = max(length, RESET_SECONDS_MAX)
             if self.is_past(seen) and self.unix_now < ends <= self.unix_now + longest:
-                seen_at = min(self.at(seen), self.now)
-                window = QuotaWindow(used_percent, self.at(ends), seen_at, is_known)
+                window = QuotaWindow(used_percent, self.at(ends), self.past(seen), is_known)
                 health.quota.windows[family, length] = window
 
     def restore_story(self, health: Health, saved: JsonObject) -> None:
         """Go on with since when an account has been as it is, and how its last requests ended."""
         since, success, failure = (saved[name] for name in ("since", "success_at", "failure"))
         if since is not None and self.is_past(since):
-            health.status, health.since = saved["status"], self.at(since)
+            health.status, health.since = saved["status"], self.past(since)
         if success is not None and self.is_past(success):
-            health.success_at = self.at(success)
+            health.success_at = self.past(success)
 
         if failure is not None and self.is_past(failure[0]):
             at, reason, cause = failure
-            health.failure = Failure(self.at(at), reason, cause)
+            health.failure = Failure(self.past(at), reason, cause)
             health.failure_count, health.trouble_count = saved["counts"]
 
     def restore_cooldown(self, cooldown: Cooldown, row: Row | None) -> None:
@@ -10783,11 +10789,8 @@ class Lasting(NamedTuple):
 
         cooldown.until = self.at(end)
         cooldown.retry_at = min(cooldown.until, self.at(retry), self.now + UNTRIED_SECONDS_MAX)
-        cooldown.noted_at = min(self.at(noted), self.now)
+        cooldown.noted_at = self.past(noted)
         cooldown.reason = reason
-
-
-_BY_KEY: Final = ("days", "charged", "pins", "creators")
 
 
 ################################################################
@@ -16839,8 +16842,11 @@ class StateKeeper:
 
         if problem:
             self.shared.log("warning", "state", {"problem": problem})
-        if saved is not None:
-            self.lasting().restore(saved)
+        try:
+            if saved is not None:
+                self.lasting().restore(saved)
+        except Exception:  # noqa: BLE001 (a bug here must not keep the pooler from serving)
+            self.shared.log_bug(None)
 
     async def run(self) -> None:
         """Save at once, which shows whether it is possible, then once a minute, and at the end."""
@@ -16861,11 +16867,13 @@ class StateKeeper:
             return
 
         failure = None
-        value = self.lasting().save()
         try:
-            await self.shared.files.run(FILE_SECONDS_MAX, self.write, path, value)
+            await self.shared.files.run(FILE_SECONDS_MAX, self.write, path, self.lasting().save())
         except OSError as error:
             failure = f"{path} cannot be saved: {error.strerror}; {remedy_for(error)}"
+        except Exception:  # noqa: BLE001 (a bug here must not end the server)
+            self.shared.log_bug(None)
+            failure = "a bug, which the log shows"
         self.note(failure)
 
     def write(self, path: Path, value: JsonDict) -> None:

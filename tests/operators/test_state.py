@@ -402,6 +402,14 @@ def test_the_largest_sums_can_be_read_again() -> None:
     assert after.uses[NAMES].day_tokens == 2 * much
 
 
+def test_a_clock_that_began_in_1970_writes_what_it_can_read() -> None:
+    before = parts(now=5000.0, unix_now=10.0)
+    health = before.roster.health["a"]
+    health.whole.extend(math.inf, before.now - 1000, "401")
+    health.since = health.success_at = before.now - 1000
+    assert restarted(before, after_seconds=0).roster.health["a"].whole.until == math.inf
+
+
 # Secrets.
 
 
@@ -409,6 +417,7 @@ def test_no_secret_and_no_name_of_a_client_is_in_the_file() -> None:
     before = busy()
     health = before.roster.health["a"]
     health.cooldown_of_model(CANARY).extend(before.now + 60, before.now, "429")
+    health.quota.note_family(CANARY, "codex_canary")
     health.block(pooler.Effect.LACKS_MODEL, CANARY, before.now + 60, "404")
     before.ledger.add(entry(NOON, model=CANARY, request_id=CANARY))
     before.roster.sessions.pin(

@@ -430,6 +430,25 @@ async def test_a_broken_file_that_cannot_be_put_aside_stays(
     assert shelf.keeper.problem is not None
 
 
+async def test_a_bug_in_what_is_saved_ends_nothing(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shelf.save()
+
+    def fail(*_: object) -> None:
+        raise Crash("canary")
+
+    monkeypatch.setattr(pooler.Lasting, "save", fail)
+    monkeypatch.setattr(pooler.Lasting, "restore", fail)
+    await shelf.keeper.save()
+    assert shelf.keeper.problem == "a bug, which the log shows"
+    await shelf.keeper.restore()
+    monkeypatch.undo()
+    await shelf.save()
+    assert shelf.count() == 2
+    assert shelf.keeper.problem is None
+
+
 async def test_nothing_is_saved_while_another_process_has_the_lock(shelf: Shelf) -> None:
     lock = try_lock(shelf.path)
     assert lock is not None
