@@ -343,7 +343,9 @@ def test_nothing_sent_in_any_field_is_logged(at: int, canary: str) -> None:
             told = await client.wait_closed()
             if b"host_not_allowed" not in told:
                 assert found_in(told, [TYPED, *SECRETS]) == []
-            check_log(world, [TYPED])
+            # Of a head that never ended, as its last line end was cut in two, there is no line.
+            if told or b"\r\n\r\n" in raw:
+                check_log(world, [TYPED])
 
     trio.run(play, clock=MockClock(autojump_threshold=0))
 
