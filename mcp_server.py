@@ -26,13 +26,17 @@ import base64
 import functools
 import hashlib
 import html
+import itertools
 import json
 import logging
 import re
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import parse_qsl, urlencode
+from zoneinfo import ZoneInfo
 
 import trio
 
@@ -53,10 +57,25 @@ Schema = dict[str, Any]  # JSON Schema, of the keywords that `fits` knows
 
 ADMIN_REQUESTS_MAX: Final = 50  # requests on the page
 STATUS_REQUESTS_MAX: Final = 15  # in the status text; with the other tables about one screen
+FAILURES_MAX: Final = 50  # failed requests on the page
+PAGE_ROWS_MAX: Final = 200  # of one table on the page; the JSON has all
+NEEDS_OPEN: Final = 6  # the others are folded
+# Rows of a table that are not folded: the page stays a few screens long.
+ROWS_OPEN: Final[Mapping[str, int]] = {
+    "accounts": 12,
+    "pools": 5,
+    "keys": 7,
+    "requests": 5,
+    "failures": 5,
+}
 NAMES_MAX: Final = 20  # in one cell: a provider may have thousands of models
 COLUMNS: Final = 100  # of the status text, unless the query says otherwise
 COLUMNS_MIN: Final = 60
 COLUMNS_MAX: Final = 1000
+ROWS_OF_TEXT_MIN: Final = 4  # a line of the pooler, a need, and what is cut
+ROWS_OF_TEXT_MAX: Final = 100_000  # without a terminal
+NAME_CHARS_MIN: Final = 10  # of the first column, if the second leaves no more
+BAR_COLUMNS: Final = ("Quota",)  # of the page: in the text, bars have lines of their own
 
 ROWS_MAX: Final = 100  # of an MCP list; pools.json seldom has as many
 LOGS_MAX: Final = 50  # requests in one MCP response: about 20 kB
@@ -66,6 +85,93 @@ ADVICE_CHARS_MAX: Final = 1000  # of advice: it may be a command with two paths
 WORD_CHARS_MAX: Final = 64  # of a name that a client or an upstream may have chosen
 FRESH_SECONDS_MAX: Final = 15 * 60  # an account that cools down is tried again as often
 LIST_TTL_MS: Final = 300_000  # the tools change with the program only
+
+################################################################
+# VIEWS
+################################################################
+# What a query of GET /admin chooses.  Whatever is in it that is not understood counts for nothing.
+
+PAGE_QUERY: Final = ("failed", "key", "account", "model", "zone", "refresh")  # kept by its links
+QUERY_MEMBERS_MAX: Final = 20
+ZONE: Final = re.compile(r"[A-Za-z0-9_+/-]{1,64}")
+
+
+class View(NamedTuple):
+    """What to show of the snapshot, and how.  A filter that is "" lets everything through."""
+
+    failed: bool = False  # only requests that failed
+    key: str = ""  # requests of a key, as `pool/name`
+    account: str = ""  # requests that an account was asked for, or passed over
+    model: str = ""
+    zone: str = ""  # the name of `zone_info`, if that is not UTC by default
+    refresh: bool = False
+    zone_info: tzinfo = UTC
+    zone_words: str = "times are UTC"
+
+
+DEFAULT_VIEW: Final = View()
+
+
+def view_of(members: Mapping[str, str]) -> View:
+    """The view that a query asks for."""
+    zone = members.get("zone", "")
+    zone_info = zone_of(zone)
+    words = f"times are {zone or 'UTC'}"
+    if zone_info is None:
+        words = "times are UTC, as this machine does not know the zone that was asked for"
+
+    return View(
+        failed=members.get("failed", "0") != "0",
+        key=members.get("key", ""),
+        account=members.get("account", ""),
+        model=members.get("model", ""),
+        zone=zone if zone_info else "",
+        refresh=members.get("refresh", "0") != "0",
+        zone_info=zone_info or UTC,
+        zone_words=words,
+    )
+
+
+def zone_of(name: str) -> tzinfo | None:
+    """The time zone of an IANA name; None if it is unknown, or there is no database of zones.
+
+    This reads a small file, which `zoneinfo` keeps.
+    """
+    if not name or name == "UTC":
+        return UTC
+    if not ZONE.fullmatch(name):
+        return None
+    try:
+        return ZoneInfo(name)
+    except (KeyError, OSError, ValueError):
+        return None
+
+
+def query_members(query: str) -> dict[str, str]:
+    """The members of a query; of several with one name the first.  {} if it has too many."""
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=QUERY_MEMBERS_MAX)
+    except ValueError:
+        return {}
+    return dict(reversed(pairs))
+
+
+def is_failed(request: Facts) -> bool:
+    """Whether a request has failed; one that its client left has not."""
+    return request["code"] not in RESULT_WORDS
+
+
+def is_wanted(request: Facts, view: View) -> bool:
+    """Whether a request passes the view's filters."""
+    if view.key and view.key != f"{request['pool']}/{request['key']}":
+        return False
+    if view.model and view.model != request["model"]:
+        return False
+    if not view.account:
+        return True
+    asked = [*request["attempts"], *request["passed_over"]]
+    return any(row["account"] == view.account for row in asked)
+
 
 ################################################################
 # WHAT AN OPERATOR MAY SEE
@@ -125,6 +231,8 @@ VISIBLE: Final[Mapping[str, Sequence[str]]] = {
     ).split(),
     "attempts": "account reason count".split(),  # also those of one request, which have no count
     "refreshes": "account outcome count".split(),
+    # What `overview` adds: a `Need`.
+    "attention": "severity title text advice since pool models account key".split(),
     "routing": "name is_chosen status reason".split(),  # an account in what `explain` returns
 }
 
@@ -144,18 +252,27 @@ def visible(value: Any, place: str) -> Any:
     return {name: visible(value[name], name) for name in names if name in value}
 
 
-def overview(snapshot: Facts) -> Shown:
-    """What GET /admin shows: the pooler itself and four tables, the newest requests among them.
+def overview(snapshot: Facts, view: View = DEFAULT_VIEW) -> Shown:
+    """What GET /admin shows: the pooler itself, four tables, the newest requests among them.
 
-    Operators, models and sums are left out: MCP and the metrics have them.
+    `failures` are the newest requests that failed, and may be older than all in `requests`;
+    `attention` are needs.  Operators, models and sums are left out: MCP and the metrics have them.
     """
-    return {
+    # Rows are selected before they are copied: there may be thousands.
+    wanted = [request for request in snapshot["requests"] if is_wanted(request, view)]
+    failures = list(itertools.islice(filter(is_failed, wanted), FAILURES_MAX))
+    requests = failures if view.failed else wanted[:ADMIN_REQUESTS_MAX]
+
+    shown = {
         **visible(snapshot, ""),
         "pools": visible(snapshot["pools"], "pools"),
         "accounts": visible(snapshot["accounts"], "accounts"),
         "keys": visible(snapshot["keys"], "keys"),
-        "requests": visible(snapshot["requests"][:ADMIN_REQUESTS_MAX], "requests"),
+        "requests": visible(requests, "requests"),
+        "failures": visible(failures, "requests"),
     }
+    needs = attention(shown, view.zone_info)
+    return {**shown, "attention": [need._asdict() for need in needs]}
 
 
 ################################################################
@@ -174,15 +291,25 @@ UNITS: Final = {
 }
 
 
-def span(seconds: float) -> str:
-    """A duration in at most two units, rounded down: `2 h 10 min`, `0 s`."""
+def span(seconds: float, units_max: int = 2) -> str:
+    """A duration in few units, rounded down: `2 h 10 min`, `0 s`."""
     left = int(seconds)
     words = []
     for name, unit in UNITS.items():
         count, left = divmod(left, unit)
         if count:
             words.append(f"{count} {name}")
-    return " ".join(words[:2]) or "0 s"
+    return " ".join(words[:units_max]) or "0 s"
+
+
+def relative(unix: float, now: float, units_max: int = 2) -> str:
+    """A moment as seen from `now`, both in Unix seconds: `in 5 min` or `5 min ago`.
+
+    Nobody has to know the server's time zone, or whether its clock is right.
+    """
+    if unix > now:
+        return f"in {span(unix - now, units_max)}"
+    return f"{span(now - unix, units_max)} ago"
 
 
 class Clock(NamedTuple):
@@ -213,23 +340,14 @@ def clock_time(unix: float, clock: Clock, form: str = "%H:%M") -> str:
 def at_moment(unix: float | None, clock: Clock, words: str = "{}") -> str:
     """A moment on the clock and as seen from now, in the words around it; "" if there is none.
 
-    `since {}` becomes `since 10:36 (28 min ago)`.
+    `since {}` becomes `since 10:36 (28 min ago)`.  Next to the clock, seconds would be noise.
     """
     if unix is None:
         return ""
-    seen = relative(unix, clock.now)
+    is_close = abs(unix - clock.now) < UNITS["h"]
+    seen = relative(unix, clock.now, 1 if is_close else 2)
     at = clock_time(unix, clock)
     return words.format(f"{at} ({seen})" if at else seen)
-
-
-def relative(unix: float, now: float) -> str:
-    """A moment as seen from `now`, both in Unix seconds: `in 5 min` or `5 min ago`.
-
-    Nobody has to know the server's time zone, or whether its clock is right.
-    """
-    if unix > now:
-        return f"in {span(unix - now)}"
-    return f"{span(now - unix)} ago"
 
 
 def since_or_until(words: str, unix: float | None, now: float) -> str:
@@ -244,7 +362,7 @@ def parts(*texts: str, separator: str = ", ") -> str:
     return separator.join(text for text in texts if text)
 
 
-def listed(names: Sequence[str] | None) -> str:
+def listed(names: Sequence[str] | None, separator: str = ", ") -> str:
     """The first NAMES_MAX names, and how many more there are.
 
     "" if there are none, or if they are unknown (None).
@@ -252,7 +370,7 @@ def listed(names: Sequence[str] | None) -> str:
     if not names:
         return ""
 
-    text = ", ".join(names[:NAMES_MAX])
+    text = separator.join(names[:NAMES_MAX])
     more_count = len(names) - NAMES_MAX
     return f"{text} and {more_count} more" if more_count > 0 else text
 
@@ -280,25 +398,17 @@ STATUS_WORDS: Final[Mapping[str, str]] = {
 }
 
 
-def headline(shown: Facts) -> str:
-    """The pooler's own state in one line."""
+def headline(shown: Facts, view: View) -> str:
+    """The pooler's own state in one line, and in which zone times are."""
     return parts(
         shown["version"],
         "draining" if shown["is_draining"] else "",
-        f"started {relative(shown['started_at'], shown['at'])}",
+        at_moment(shown["started_at"], Clock(shown["at"], view.zone_info), "started {}"),
+        view.zone_words,
         f"in flight: {shown['in_flight']}",
         f"connections: {shown['connections']}",
         f"WebSockets: {shown['websockets']}",
     )
-
-
-def window_words(window: Facts, now: float) -> str:
-    """A quota window: `codex 5h: 42 % used, resets in 1 h 46 min`."""
-    length = window["window"] or ""
-    name = parts(window["family"], length, separator=" ")
-    used = f"{name}: {window['used_percent']:.4g} % used"
-    reset = since_or_until("resets", window["resets_at"], now)
-    return parts(used, reset)
 
 
 def attempt_words(attempt: Facts) -> str:
@@ -344,7 +454,6 @@ DAY_SECONDS: Final = 24 * 3600
 KEY_SECONDS_LEFT: Final = 7 * DAY_SECONDS  # of a key that expires soon, or has expired lately
 KEY_SHARE_MIN: Final = 0.9  # of a day's tokens, from which a key is reported
 SEVERITIES: Final = ("bad", "fair")  # the worst first; they are tones as well
-NO_MODELS: Final[Sequence[str]] = ()
 
 
 class Need(NamedTuple):
@@ -356,17 +465,17 @@ class Need(NamedTuple):
     advice: str = ""  # what to do, as a whole sentence
     since: float | None = None  # Unix time
     pool: str | None = None
-    models: Sequence[str] = NO_MODELS
+    models: Sequence[str] = ()
     account: str | None = None
     key: str | None = None  # with its pool
 
 
 # What is said of an account in these states.
 ACCOUNT_TROUBLES: Final[Mapping[str, str]] = {
-    "login_needed": "its login is no longer valid",
+    "login_needed": "its login is not valid",
     "refused": "its upstream refuses it",
     "failing": "its requests fail",
-    "unreachable": "it cannot be reached",
+    "unreachable": "cannot be reached",
 }
 
 
@@ -467,14 +576,27 @@ def account_needs(account: Facts, clock: Clock) -> Iterator[Need]:
         sentence_of(
             reason,
             at_moment(account["since"], clock, "since {}"),
-            number(account["failures"] or None, "{} failed in a row"),
+            failures_words(account["failures"]),
             at_moment(account["last_success_at"], clock, "last success {}"),
-            at_moment(account["next_try_at"], clock, "next try {}"),
+            next_try(account, clock),
         ),
         account["advice"] or "",
         account["since"],
         account=account["name"],
     )
+
+
+def failures_words(count: int) -> str:
+    """How often an account has failed in a row; a single failure goes without saying."""
+    return f"{count:,} failed in a row" if count > 1 else ""
+
+
+def next_try(account: Facts, clock: Clock) -> str:
+    """When an account that fails is tried again: at a moment, or with the next request."""
+    next_try_at = account["next_try_at"]
+    if next_try_at is not None and next_try_at <= clock.now:
+        return "tried again with the next request"
+    return at_moment(next_try_at, clock, "next try {}")
 
 
 def key_needs(key: Facts, clock: Clock) -> Iterator[Need]:
@@ -510,23 +632,34 @@ def key_needs(key: Facts, clock: Clock) -> Iterator[Need]:
 ################################################################
 # TABLES
 ################################################################
-# The same on the page and in the status text.  What matters most comes first: a narrow terminal
-# shows no more.
+# Each table's rows for the page and for the status text.
 
 
 class Bar(NamedTuple):
-    """A quota window, drawn as a bar with words next to it."""
+    """What is used of a quota window or of a limit, drawn as a bar."""
 
     used_percent: float  # may exceed 100, as upstreams report it
-    words: str
+    name: str  # for who does not see it
+    words: str = ""  # next to it; "" if the cell says it
+
+
+class Link(NamedTuple):
+    """A cell that chooses what the page shows."""
+
+    column: str
+    name: str  # of a filter
+    value: str
 
 
 class Row(NamedTuple):
-    """One row: the first cell is its name, the second its state, to which tone and bars belong."""
+    """One row: the first cell is its name, the second its state, to which the tone belongs."""
 
     cells: Mapping[str, str]  # by column; an empty one is shown as a dash
     tone: str  # of the state: good, fair or bad
-    bars: Sequence[Bar] = ()
+    more: Mapping[str, str]  # folded on the page; a wide terminal shows it as further columns
+    bars: Sequence[Bar] = ()  # drawn in the third cell
+    links: Sequence[Link] = ()
+    days: Sequence[Facts] = ()  # sums, oldest first, drawn in a last cell
 
 
 # The tone of an account's, a pool's or a key's status; that of any other status is bad.
@@ -535,11 +668,11 @@ TONES: Final[Mapping[str, str]] = {
     "active": "good",
     "cooling_down": "fair",
     "at_limit": "fair",
-    "failing": "bad",
     "degraded": "fair",
     "limited": "fair",
     "paused": "fair",
 }
+TONE_ORDER: Final = ("bad", "fair", "good")
 LOGIN_WORDS: Final = {"renewal_due": "login refresh due"}  # the status says the rest
 
 
@@ -548,81 +681,150 @@ def tone_of(status: str) -> str:
     return TONES.get(status, "bad")
 
 
-def pool_row(pool: Facts, _now: float) -> Row:
-    """A pool: who serves it, and how busy it is.  Its status is that of its best account."""
+def pool_row(pool: Facts, clock: Clock) -> Row:
+    """A pool: which models it can serve by whom, and until when it cannot serve the others."""
+    served: dict[str, list[str]] = {}
+    missing = []
+    for row in pool["serving"]:
+        if row["status"] == "ready":
+            served.setdefault(listed(row["accounts"]), []).append(row["model"])
+        else:
+            back = at_moment(row["until"], clock, "back {}")
+            missing.append(parts(row["model"], back or at_moment(row["since"], clock, "since {}")))
+
     cells = {
         "Pool": pool["name"],
-        "Status": pool["status"],
+        "State": pool["status"],
+        "Cannot serve": listed(missing, "; "),
+        "Can serve": "; ".join(f"{listed(models)} ({by})" for by, models in served.items()),
         "In flight": f"{pool['in_flight']}, {pool['queued']} waiting",
+    }
+    more = {
         "Accounts": listed(pool["accounts"]),
         "Models": listed(pool["models"]),
         "Routing": f"{pool['routing']}, keys: {pool['key_count']}",
     }
-    return Row(cells, tone_of(pool["status"]))
+    return Row(cells, tone_of(pool["status"]), more)
 
 
-def account_row(account: Facts, now: float) -> Row:
-    """An account: whether it serves, what it lacks if not, and its quota windows as bars.
+def account_row(account: Facts, clock: Clock) -> Row:
+    """An account: how it is and until when, its quota windows as bars, and why.
 
-    What follows the status says until when, and what else slows the account down: a demoted one is
-    used last, and one that was not reached is tried last.
+    A demoted one is used last, and one that was not reached is tried last.
     """
     status = account["status"]
-    state = parts(
-        STATUS_WORDS.get(status, status),
-        since_or_until("again", account["until"], now),
+    words = STATUS_WORDS.get(status, status)
+    back = at_moment(account["until"], clock, "back {}")
+    since = at_moment(account["since"], clock, f"{words} since {{}}")
+    cells = {
+        "Account": account["name"],
+        "State": parts(words, back) if back else since or words,
+        "Quota": "",
+        "Last error": account_trouble(account, clock),
+        "Tokens today": number(account["tokens_today"], "{}"),
+        "In flight": f"{account['in_flight']} of {account['concurrent']}",
+    }
+
+    plan = account["plan"] or ""
+    upstream = parts(account["type"], plan, f"at {account['host']}", separator=" ")
+    token_end = at_moment(account["token_ends_at"], clock, "token expires {}")
+    more = {
+        "Advice": account["advice"] or "",
+        "Next try": at_moment(account["next_try_at"], clock),
+        "Last success": at_moment(account["last_success_at"], clock),
+        "Upstream": parts(upstream, token_end),
+        "Pools": f"{listed(account['pools'])} (priority {account['priority']})",
+        "Models": listed(account["models"]),
+        "Cannot serve": listed([lack_words(lack, clock.now) for lack in account["lacks"]]),
+    }
+
+    bars = [window_bar(window, clock) for window in account["windows"]]
+    links = [Link("Account", "account", account["name"])]
+    return Row(cells, tone_of(status), more, bars, links)
+
+
+def account_trouble(account: Facts, clock: Clock) -> str:
+    """Why an account is as it is, or else its last error, and what slows it down."""
+    last = account["last_error"]
+    reason = account["reason"] or ""
+    if last and not reason:
+        reason = parts(last["reason"], at_moment(last["at"], clock), separator=" ")
+
+    return parts(
+        reason,
+        failures_words(account["failures"]),
         "demoted" if account["is_demoted"] else "",
         LOGIN_WORDS.get(account["login"], ""),
         f"not reached: {account['unreached']}" if account["unreached"] else "",
     )
-    plan = account["plan"] or ""
-    upstream = parts(account["type"], plan, f"at {account['host']}", separator=" ")
-    token_end = since_or_until("token expires", account["token_ends_at"], now)
-    lacks = [lack_words(lack, now) for lack in account["lacks"]]
-
-    cells = {
-        "Account": account["name"],
-        "Status": state,
-        "In flight": f"{account['in_flight']} of {account['concurrent']}",
-        "Upstream": parts(upstream, token_end),
-        "Pools": f"{listed(account['pools'])} (priority {account['priority']})",
-        "Models": listed(account["models"]),
-        "Reason": account["reason"] or "",
-        "Cannot serve": listed(lacks),
-    }
-
-    bars = [Bar(window["used_percent"], window_words(window, now)) for window in account["windows"]]
-    return Row(cells, tone_of(status), bars)
 
 
-def key_row(key: Facts, now: float) -> Row:
-    """A pool key: what it has used of its own limits.
+def window_bar(window: Facts, clock: Clock) -> Bar:
+    """A quota window: `5h: 42 %, resets 10:46 (in 1 h 46 min)`.
+
+    The family `codex` is that of an account's plan and goes without saying; others are models.
+    """
+    family = "" if window["family"] == "codex" and window["window"] else window["family"]
+    name = parts(family, window["window"] or "", separator=" ")
+    used = f"{name}: {window['used_percent']:.4g} %"
+    return Bar(
+        window["used_percent"],
+        f"{name} used",
+        parts(used, at_moment(window["resets_at"], clock, "resets {}")),
+    )
+
+
+def key_row(key: Facts, clock: Clock) -> Row:
+    """A pool key: what it has used today, and of its own limits.
 
     Limits that pools.json does not set are left out; a day is one of UTC.
     """
-    expiry = since_or_until("expiry:", key["expires_at"], now)
-    if expiry:
-        expiry = f"({expiry})"
-
+    name = f"{key['pool']} / {key['name']}"
+    used, limit = key["tokens_today"], key["tokens_per_day"]
+    ends_at = key["expires_at"]
+    verb = "expires {}" if ends_at and ends_at > clock.now else "since {}"
     cells = {
-        "Key": f"{key['pool']} / {key['name']}",
-        "Status": parts(key["status"], expiry, separator=" "),
-        "In flight": f"{key['in_flight']} of {key['concurrent']}",
-        "Requests": parts(
-            number(key["requests"], "{}"),
-            number(key["requests_per_minute"], "at most {} a minute"),
-        ),
-        "Today": parts(
-            number(key["tokens_today"], "{}"),
-            number(key["tokens_per_day"], "of {}"),
-            "tokens",
-            separator=" ",
-        ),
-        "Tokens": token_words(key["tokens"]),
-        "Models": listed(key["models"]),
+        "Key": name,
+        "State": parts(key["status"], at_moment(ends_at, clock, verb)),
+        "Tokens today": parts(number(used, "{}"), number(limit, "of {}"), separator=" "),
     }
 
-    return Row(cells, tone_of(key["status"]))
+    days = key["days"]
+    if days and days[-1]["cost"] is not None:
+        cells["Cost today"] = f"{days[-1]['cost']:,.2f}"
+    cells["Requests today"] = count_words(days[-1]) if days else ""
+    cells["In flight"] = f"{key['in_flight']} of {key['concurrent']}"
+
+    more = {
+        "Since the start": parts(
+            number(key["requests"], "{} requests"),
+            number(key["requests_per_minute"], "at most {} a minute"),
+            token_words(key["tokens"]),
+        ),
+        "Models": listed(key["models"]),
+        "Days": "; ".join(day_words(day) for day in reversed(days) if day["requests"]),
+    }
+
+    bars = [Bar(100 * used / limit, "Used of its tokens for today")] if limit else ()
+    links = [Link("Key", "key", f"{key['pool']}/{key['name']}")]
+    return Row(cells, tone_of(key["status"]), more, bars, links, days)
+
+
+def tokens_of(sums: Facts) -> int:
+    """All tokens of some sums; what was cached is input as well."""
+    count: int = sums["input_tokens"] + sums["output_tokens"]
+    return count
+
+
+def count_words(sums: Facts) -> str:
+    """Requests, and how many of them failed: `112, 62 failed`."""
+    return parts(number(sums["requests"], "{}"), number(sums["failed"] or None, "{} failed"))
+
+
+def day_words(day: Facts) -> str:
+    """A day of a key: `2027-01-15: 4,400 tokens, 40 requests, cost 0.04`."""
+    cost = "" if day["cost"] is None else f"cost {day['cost']:,.2f}"
+    return parts(f"{day['day']}: {tokens_of(day):,} tokens", f"{day['requests']:,} requests", cost)
 
 
 # By the code of a request: None is a success.  A client that left has not been failed.
@@ -636,7 +838,7 @@ RESULT_TONES: Final[Mapping[str | None, str]] = {
 }
 
 
-def request_row(request: Facts, now: float) -> Row:
+def request_row(request: Facts, clock: Clock) -> Row:
     """A request that is over.
 
     It has no status if the client left before the response began, and no key if none of ours was
@@ -645,109 +847,198 @@ def request_row(request: Facts, now: float) -> Row:
     code = request["code"]
     result = RESULT_WORDS.get(code, code)
     status = "" if request["status"] is None else str(request["status"])
-    attempts = [attempt_words(attempt) for attempt in request["attempts"]]
     has_key = request["pool"] is not None and request["key"] is not None
+    seen = relative(request["at"], clock.now, 1)
+    passed_over = [attempt_words(over) for over in request["passed_over"]]
 
     cells = {
-        "Time": relative(request["at"], now),
+        "Time": f"{clock_time(request['at'], clock, '%H:%M:%S')} ({seen})",
         "Result": parts(status, result, separator=" "),
-        "Duration": number(request["duration_ms"], "{} ms"),
         "Model": request["model"] or "",
-        "Accounts tried": ", then ".join(attempts),
+        "Accounts asked": asked_words(request),
         "Key": f"{request['pool']} / {request['key']}" if has_key else "",
-        "Route": f"{request['method']} {request['route']} {request['transport']}",
-        "First byte": number(request["first_byte_ms"], "{} ms"),
-        "Tokens": token_words(request["tokens"]),
-        "Bytes": f"{request['bytes_in']:,} in, {request['bytes_out']:,} out",
+        "Took": number(request["duration_ms"], "{} ms"),
+    }
+    more = {
         "Request id": request["request_id"],
+        "Not asked": listed(passed_over),
+        "Tokens": token_words(request["tokens"]),
+        "First event": number(request["first_byte_ms"], "{} ms"),
+        "Route": f"{request['method']} {request['route']} {request['transport']}",
+        "Bytes": f"{request['bytes_in']:,} in, {request['bytes_out']:,} out",
     }
 
-    return Row(cells, RESULT_TONES.get(code, "bad"))
+    links = []
+    if request["model"]:
+        links.append(Link("Model", "model", request["model"]))
+    if has_key:
+        links.append(Link("Key", "key", f"{request['pool']}/{request['key']}"))
+    return Row(cells, RESULT_TONES.get(code, "bad"), more, (), links)
 
 
-RowMaker = Callable[[Facts, float], Row]  # of an object of the snapshot, as seen at a time
-# The tables in their order.
+def asked_words(request: Facts) -> str:
+    """The accounts that a request went to; of a failed one also those that were passed over."""
+    attempts = ", then ".join(attempt_words(attempt) for attempt in request["attempts"])
+    passed_over = [over_words(over) for over in request["passed_over"]]
+    if not is_failed(request) or not passed_over:
+        return attempts
+    return f"{attempts}; not: {listed(passed_over)}" if attempts else f"none: {listed(passed_over)}"
+
+
+def over_words(over: Facts) -> str:
+    """An account that was passed over, and why: `second at its limit`.
+
+    The reason begins with a status; what follows that is in the folded part of the row.
+    """
+    status, _, _ = (over["reason"] or "").partition(":")
+    return f"{over['account']} {STATUS_WORDS.get(status, status)}"
+
+
+RowMaker = Callable[[Facts, Clock], Row]  # of an object of the snapshot
+# By the name of the list in what `overview` returns.
 TABLES: Final[Mapping[str, RowMaker]] = {
-    "pools": pool_row,
     "accounts": account_row,
+    "pools": pool_row,
     "keys": key_row,
     "requests": request_row,
+    "failures": request_row,
 }
 
 
-def rows_of(shown: Facts, table: str) -> list[Row]:
+def rows_of(shown: Facts, table: str, zone: tzinfo) -> list[Row]:
     """The rows of a table, with a dash in each cell that says nothing.
 
-    `shown` is what `overview` returned; every row is seen from the snapshot's own time.
+    `shown` is what `overview` returned; every row is seen from the snapshot's own time.  What needs
+    attention comes first, and of the keys what was used most.
     """
+    clock = Clock(shown["at"], zone)
+    facts = shown[table]
+    if table == "keys":
+        facts = sorted(facts, key=lambda key: -key["tokens_today"])
+
     rows = []
-    for facts in shown[table]:
-        row = TABLES[table](facts, shown["at"])
+    for fact in facts:
+        row = TABLES[table](fact, clock)
         cells = {column: text or "-" for column, text in row.cells.items()}
         rows.append(row._replace(cells=cells))
+    if table == "accounts":
+        rows.sort(key=lambda row: TONE_ORDER.index(row.tone))
     return rows
 
 
 ################################################################
 # PAGE
 ################################################################
-# One HTML document without script.  It reloads itself, follows the browser's light or dark scheme,
-# and on a narrow screen turns each row into a block.  Every text goes through `escaped`.
+# One HTML document without script.  It follows the browser's light, dark or forced colours, and on
+# a narrow screen turns each row into a block.  Every text goes through `escaped`, every attribute
+# through `tag`.
 #
-# The tables have heads and scopes, and a bar is a <meter> with its words next to it: who uses a
-# screen reader gets the same facts.  Colours only repeat what the words say.
+# Tables have heads and scopes, a bar is a <meter> with its words next to it, and a drawing's label
+# or the table next to it has its figures: who uses a screen reader gets the same facts.  Colours
+# only repeat what the words say.
 
 # The one style sheet.  It is part of the page, so that the page loads nothing; `--good`, `--fair`
 # and `--bad` are the tones of `Row`, in colours that keep a contrast of 4.5 on their ground.
 ADMIN_STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b1f24; --faint: #59616b; --line: #d8dce2;
-  --paper: #f6f7f9; --card: #fff; --good: #17734a; --fair: #875400; --bad: #bd2430 }
+  --paper: #f6f7f9; --card: #fff; --good: #17734a; --fair: #875400; --bad: #bd2430;
+  --badcard: #fdecec; --faircard: #fff4dd; --link: #0a58a8 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7e9ec; --faint: #a0a7b0; --line: #363b42;
-  --paper: #101214; --card: #191c1f; --good: #56cc95; --fair: #f0b455; --bad: #ff9191 } }
-body { margin: 0 auto; max-width: 90rem; padding: 1rem; background: var(--paper);
-  color: var(--ink); font: 0.9rem/1.45 system-ui, sans-serif }
+  --paper: #101214; --card: #191c1f; --good: #56cc95; --fair: #f0b455; --bad: #ff9191;
+  --badcard: #3a1c1f; --faircard: #3a2e15; --link: #8cbcff } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 80rem; padding: 0 1rem 1rem; background: var(--paper);
+  color: var(--ink); font: 0.875rem/1.4 system-ui, sans-serif; overflow-wrap: anywhere }
 h1, h2 { margin: 0.6rem 0; font-size: 1.2rem }
-section { margin: 1rem 0; padding: 0 1rem; background: var(--card); overflow: auto;
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 1.5rem }
+header p { flex: 1 1 20rem }
+header p, form { margin: 0.3rem 0 }
+section, .tiles li { margin: 0.8rem 0; padding: 0.1rem 1rem 0.6rem; background: var(--card);
   border: 1px solid var(--line); border-radius: 0.5rem }
-table { width: 100%; border-collapse: collapse }
-th, td { min-width: 4.5rem; padding: 0.4rem 1rem 0.4rem 0; text-align: left; vertical-align: top;
-  overflow-wrap: anywhere }
-tbody tr { border-top: 1px solid var(--line) }
-thead th, p { color: var(--faint); font-weight: normal; overflow-wrap: normal }
+a { color: var(--link) }
+table { width: 100%; border-collapse: collapse; table-layout: fixed }
+th, td { padding: 0.25rem 0.8rem 0.25rem 0; text-align: left; vertical-align: top }
+tr { border-top: 1px solid var(--line) }
+thead tr { border-top: 0 }
+thead th, .faint, dt, summary { color: var(--faint); font-weight: normal }
+td, .figures { font-variant-numeric: tabular-nums }
 .good { color: var(--good) } .fair { color: var(--fair) } .bad { color: var(--bad) }
-.bar { display: flex; align-items: center; gap: 0.5rem; min-width: 17rem }
-meter { flex: none; width: 6rem }
-@media (max-width: 75rem) {
-  thead { position: absolute; width: 1px; height: 1px; overflow: hidden }
-  table, tr, td, tbody th { display: block; padding: 0.1rem 0 }
-  td:nth-child(n + 3) { display: inline-block; padding-right: 1rem }
-  tbody tr { padding: 0.5rem 0 }
-  td::before { content: attr(data-column) ": "; color: var(--faint) }
+.needs, .tiles { list-style: none; margin: 0; padding: 0 }
+.needs li { margin: 0.4rem 0; padding: 0.4rem 0.8rem; border-left: 0.3rem solid var(--bad);
+  border-radius: 0.3rem; background: var(--badcard) }
+.needs .isfair { border-color: var(--fair); background: var(--faircard) }
+code { font-size: 0.95em; user-select: all }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.8rem }
+.tiles li { margin: 0; padding: 0.5rem 1rem }
+.tiles b { display: block; font-size: 1.4rem; line-height: 1.3 }
+.chart { display: block; width: 100%; height: 6rem; border-bottom: 1px solid var(--faint) }
+.chart .ok, .key .ok { fill: var(--good); background: var(--good) }
+.chart .failed, .key .failed { fill: var(--bad); background: var(--bad) }
+.chart .room { fill: transparent }
+.chart g:hover .room { fill: var(--line) }
+.axis { display: flex; color: var(--faint) }
+.axis span { flex: 1 }
+.key i { display: inline-block; width: 0.7rem; height: 0.7rem; margin: 0 0.3rem 0 0.8rem }
+.days { display: block; width: 8rem; max-width: 100%; height: 1.2rem; fill: var(--faint) }
+.bar { display: flex; align-items: center; gap: 0.5rem }
+#keys .bar { display: inline-flex; margin-left: 0.5rem }
+meter { flex: none; width: 3.5rem }
+summary { cursor: pointer }
+dl { margin: 0.2rem 0; font-size: 0.93em }
+dd { margin: 0 0 0.2rem }
+input, button { font: inherit }
+thead th:last-child { width: 4rem }
+#accounts thead th:nth-child(1) { width: 12% }
+#accounts thead th:nth-child(2) { width: 17% }
+#accounts thead th:nth-child(3) { width: 33% }
+#accounts thead th:nth-child(n + 5) { width: 7.5% }
+#keys thead th:nth-child(1) { width: 20% }
+#keys thead th:nth-child(2) { width: 14% }
+#keys thead th:nth-child(3) { width: 22% }
+#pools thead th:nth-child(1), #pools thead th:nth-child(2) { width: 12% }
+#pools thead th:nth-child(5) { width: 9rem }
+.requests thead th:nth-child(1) { width: 11.5rem }
+.requests thead th:nth-child(2) { width: 18% }
+.requests thead th:nth-child(3), .requests thead th:nth-child(5) { width: 10% }
+.requests thead th:nth-child(6) { width: 5rem }
+.hours { max-width: 40rem }
+@media (max-width: 60rem) {
+  table.wide thead { position: absolute; width: 1px; height: 1px; overflow: hidden;
+    clip-path: inset(50%) }
+  table.wide, .wide tbody, .wide tr, .wide td, .wide tbody th { display: block; padding: 0.1rem 0 }
+  .wide tbody tr { padding: 0.4rem 0 }
+  .wide td.some { display: inline-block; padding-right: 1rem }
+  .wide td[data-column]::before { content: attr(data-column) ": "; color: var(--faint) }
+  .wide td.none { display: none }
+  .wide .days { display: inline-block }
+  .axis span:nth-child(even) { display: none }
+}
+@media (forced-colors: active) {
+  .needs li { border-color: Mark; border-left-style: double; border-left-width: 0.5rem }
+  .needs .isfair { border-left-style: solid }
+  .chart .ok, .days { fill: CanvasText }
+  .chart .failed { fill: Highlight; stroke: CanvasText }
+  .key i { forced-color-adjust: none; border: 1px solid CanvasText }
+  .key .ok { background: CanvasText } .key .failed { background: Highlight }
 }
 """
 STYLE_SHA256: Final = hashlib.sha256(ADMIN_STYLE.encode()).digest()
 STYLE_DIGEST: Final = base64.b64encode(STYLE_SHA256).decode()
-# Nothing may run, load or be sent, even if a name got past `escaped`.  The style is allowed by its
-# digest: 'unsafe-inline' would allow any.
+# Nothing may run, load or be sent elsewhere, even if a name got past `escaped`.  The style is
+# allowed by its digest: 'unsafe-inline' would allow any.  The one form chooses the zone.
 ADMIN_CSP: Final = (
-    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     f"style-src 'sha256-{STYLE_DIGEST}'"
 )
-# Templates for str.format.  They hold nothing but markup; every text is escaped before it goes in.
+# A template for str.format, which holds nothing but markup.
 PAGE: Final = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>codex-pooler</title>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="refresh" content="10">
-<style>{style}</style></head>
-<body><header><h1>codex-pooler</h1><p>{headline}</p></header>
+{refresh}<style>{style}</style></head>
+<body><header>{header}</header>
 <main>{sections}</main></body></html>
 """
-TABLE: Final = "<table><thead><tr>{columns}</tr></thead>\n<tbody>{rows}</tbody></table>"
-# A browser colours a meter by the range that its value is in: up to `low` is good.
-METER: Final = (
-    '<div class="bar"><meter aria-label="{words}" min="0" low="95" high="99.9" max="100" '
-    'optimum="0" value="{used}"></meter><span>{words}</span></div>'
-)
+REFRESH: Final = '<meta http-equiv="refresh" content="10">\n'
 
 
 def escaped(text: str) -> str:
@@ -758,39 +1049,345 @@ def escaped(text: str) -> str:
     return html.escape(printable(text))
 
 
-def row_html(row: Row) -> str:
-    """One `<tr>`: its name as a row header, the state with its tone and bars, the other cells.
+def tag(name: str, *contents: str, **attributes: str) -> str:
+    """An element.  Its contents are HTML; its attributes are text, `_` in their names a hyphen."""
+    written = [
+        f' {attribute.strip("_").replace("_", "-")}="{escaped(text)}"'
+        for attribute, text in attributes.items()
+    ]
+    return f"<{name}{''.join(written)}>{''.join(contents)}</{name}>"
+
+
+def link(text: str, view: View, anchor: str = "", **changes: object) -> str:
+    """A link to the page with another view."""
+    members = {name: value for name, value in query_of(view, changes).items() if value}
+    query = urlencode(members, errors="replace")
+    return tag("a", escaped(text), href=f"?{query}{anchor}")
+
+
+def query_of(view: View, changes: Facts) -> Shown:
+    """The members of the page's query with which it shows a view that was changed."""
+    members = {name: getattr(view, name) for name in PAGE_QUERY}
+    return {name: "1" if value is True else value for name, value in {**members, **changes}.items()}
+
+
+def need_html(need: Need) -> str:
+    """One thing that needs attention; what to do is on a line of its own, to be copied."""
+    title = tag("strong", escaped(f"{need.title}."), class_=need.severity)
+    command, colon, words = "", "", need.advice
+    if ": " in need.advice:  # `Log in with: CODEX_HOME=... codex login`
+        words, colon, command = need.advice.partition(": ")
+    advice = f"<br>{escaped(words)}{colon}{tag('code', escaped(command)) if colon else ''}"
+    return tag(
+        "li",
+        f"{title} {escaped(need.text)}",
+        advice if need.advice else "",
+        class_=f"is{need.severity}",
+    )
+
+
+def needs_html(needs: Sequence[Need]) -> str:
+    """The section on top; a long list is folded."""
+    items = [need_html(need) for need in needs]
+    content = tag("p", "Nothing.", class_="good")
+    if items:
+        content = tag("ul", *items[:NEEDS_OPEN], class_="needs")
+    if len(items) > NEEDS_OPEN:
+        folded = tag("ul", *items[NEEDS_OPEN:], class_="needs")
+        content += tag("details", tag("summary", f"{len(items) - NEEDS_OPEN} more"), folded)
+    return tag("section", tag("h2", f"Needs you ({len(items)})"), content)
+
+
+def share(part: int, whole: int) -> str:
+    """A part of a whole in per cent: `55 %`; 0 % of nothing."""
+    return f"{100 * part / whole:.0f} %" if whole else "0 %"
+
+
+def seconds_words(milliseconds: int | None) -> str:
+    """A short duration in seconds; `-` if it is unknown."""
+    return "-" if milliseconds is None else f"{milliseconds / 1000:.3g}"
+
+
+def tile(name: str, figure: str, *texts: str) -> str:
+    """One figure, its name above it and texts (HTML) below it."""
+    return tag("li", escaped(name), tag("b", escaped(figure)), " ".join(filter(None, texts)))
+
+
+def failed_html(sums: Facts) -> str:
+    """How many requests failed, in red if any did."""
+    tone = "bad" if sums["failed"] else "faint"
+    words = f"{sums['failed']:,} failed ({share(sums['failed'], sums['requests'])})"
+    return tag("span", words, class_=tone)
+
+
+def tiles_html(shown: Facts) -> str:
+    """The last hour and today in a few figures."""
+    hour, today = shown["last_hour"], shown["today"]
+    first_cause: Facts = {"count": 0, "code": "none"}
+    if hour["causes"]:
+        first_cause = hour["causes"][0]
+    other_causes = [f"{row['count']:,} {row['code']}" for row in hour["causes"][1:3]]
+    first_event = [seconds_words(hour[f"first_event_p{rank}_ms"]) for rank in (50, 95)]
+    cost = "" if today["cost"] is None else f"Cost at your prices: {today['cost']:,.2f}."
+    cached = "{} of the input from cache."
+
+    return tag(
+        "ul",
+        tile("Last hour", f"{hour['requests']:,} requests", failed_html(hour)),
+        tile(
+            "Main causes, last hour",
+            f"{first_cause['count']:,}",
+            escaped(", then ".join([first_cause["code"], *other_causes])),
+        ),
+        tile(
+            "First event, last hour",
+            f"{' / '.join(first_event)} s",
+            f"p50 / p95 of {hour['responses']:,} responses",
+        ),
+        tile(
+            "Tokens, last hour",
+            f"{tokens_of(hour):,}",
+            cached.format(share(hour["cached_tokens"], hour["input_tokens"])),
+        ),
+        tile(
+            "Today (UTC)",
+            f"{tokens_of(today):,} tokens",
+            f"{today['requests']:,} requests,",
+            failed_html(today),
+            f"<br>{cost}" if cost else "",
+        ),
+        class_="tiles",
+    )
+
+
+def hours_html(shown: Facts, zone: tzinfo) -> str:
+    """Requests by hour: a drawing, and a folded table of its figures."""
+    hours = shown["hours"]
+    names = [clock_time(hour["at"], Clock(hour["at"], zone)) for hour in hours]
+    most = max((hour["requests"] for hour in hours), default=0)
+    failed = sum(hour["failed"] for hour in hours)
+    total = sum(hour["requests"] for hour in hours)
+
+    columns = [hour_html(hour, names[index], index, most) for index, hour in enumerate(hours)]
+    label = f"{total:,} requests in 24 hours, {failed:,} failed, at most {most:,} in an hour"
+    chart = tag(
+        "svg",
+        *columns,
+        class_="chart",
+        viewBox=f"0 0 {10 * len(hours)} 100",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=f"{label}. The table below has the figures.",
+    )
+    axis = tag(
+        "div", *[tag("span", name) for name in names[::3]], class_="axis", aria_hidden="true"
+    )
+    legend = f'{label}.<i class="ok"></i>ok<i class="failed"></i>failed'
+
+    rows = [
+        f'<tr><th scope="row">{name}</th><td>{hour["requests"]:,}</td><td>{hour["failed"]:,}</td>'
+        f"<td>{tokens_of(hour):,}</td></tr>"
+        for name, hour in zip(names, hours, strict=True)
+    ]
+    heads = heads_html(["Hour", "Requests", "Failed", "Tokens"])
+    table = tag("table", heads, tag("tbody", *rows), class_="hours")
+    return tag(
+        "section",
+        tag("h2", "Requests by hour, 24 h"),
+        chart,
+        axis,
+        tag("div", legend, class_="key faint"),
+        tag("details", tag("summary", "Figures"), table),
+    )
+
+
+def hour_html(hour: Facts, name: str, index: int, most: int) -> str:
+    """One hour of the drawing: what failed stands on what did not; one failure is seen as well."""
+    failed = max(2.0, 100 * hour["failed"] / most) if hour["failed"] else 0
+    ok = min(100 - failed, 100 * (hour["requests"] - hour["failed"]) / (most or 1))
+    x = 10 * index
+    title = f"{name}: {hour['requests']:,} requests, {hour['failed']:,} failed"
+    return (
+        f'<g><title>{title}</title><rect class="room" x="{x}" y="0" width="10" height="100"/>'
+        f'<rect class="ok" x="{x + 1}" y="{100 - ok:.1f}" width="8" height="{ok:.1f}"/>'
+        f'<rect class="failed" x="{x + 1}" y="{100 - ok - failed:.1f}" width="8" '
+        f'height="{failed:.1f}"/></g>'
+    )
+
+
+def days_html(days: Sequence[Facts]) -> str:
+    """A key's tokens by day as small bars, in one path; the label has the figures."""
+    counts = [tokens_of(day) for day in days]
+    most = max(counts, default=0) or 1
+    heights = [round(18 * count / most) for count in counts]
+    path = [f"M{10 * index} 18v-{height}h8v{height}z" for index, height in enumerate(heights)]
+    label = ", ".join(f"{count:,}" for count in counts)
+    return tag(
+        "svg",
+        f'<path d="{"".join(path)}"/>',
+        class_="days",
+        viewBox=f"0 0 {10 * len(days)} 18",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=f"Tokens by day, the oldest first: {label}",
+    )
+
+
+def bar_html(bar: Bar) -> str:
+    """A <meter>, which a browser colours by the range of its value, and the words next to it."""
+    meter = tag(
+        "meter",
+        aria_label=bar.name,
+        min="0",
+        low="89.9",
+        high="99.9",
+        max="100",
+        optimum="0",
+        value=f"{bar.used_percent:.4g}",
+    )
+    return f'<div class="bar">{meter}<span>{escaped(bar.words)}</span></div>'
+
+
+def cell_html(row: Row, column: str, view: View) -> str:
+    """The text of a cell, as a link if it is a filter."""
+    text = row.cells[column]
+    for place in row.links:
+        if place.column == column:
+            return link(text, view, "#requests", **{place.name: place.value})
+    return escaped(text)
+
+
+def row_html(row: Row, view: View) -> str:
+    """One `<tr>`: its name as a row header, the state with its tone, the other cells, the rest.
 
     On a narrow screen the style writes `data-column` before each cell, as the heads are hidden.
     """
-    (_, name), (state_column, state), *others = row.cells.items()
-    bars = [METER.format(words=escaped(bar.words), used=bar.used_percent) for bar in row.bars]
-    shown_state = f'<strong class="{row.tone}">{escaped(state)}</strong>{"".join(bars)}'
+    name, state, *others = row.cells
+    shown = tag("span", escaped(row.cells[state]), class_=row.tone)
+    cells = [tag("th", cell_html(row, name, view), scope="row")]
+    cells.append(tag("td", shown, data_column=state))
 
-    cells = [f'<td data-column="{state_column}">{shown_state}</td>']
-    for column, text in others:
-        cells.append(f'<td data-column="{column}">{escaped(text)}</td>')
-    return f'<tr><th scope="row">{escaped(name)}</th>{"".join(cells)}</tr>'
+    bars = "".join(bar_html(bar) for bar in row.bars)
+    for column in others:
+        text = cell_html(row, column, view)
+        is_bare = row.cells[column] == "-"
+        content = bars if bars and is_bare else text + bars
+        cells.append(
+            tag("td", content, data_column=column, class_="none" if content == "-" else "some")
+        )
+        bars = ""
+
+    if row.days:
+        cells.append(tag("td", days_html(row.days), data_column="14 days", class_="some"))
+    more = [
+        tag("dt", column) + tag("dd", escaped(text)) for column, text in row.more.items() if text
+    ]
+    folded = tag("details", tag("summary", "more"), tag("dl", *more))
+    cells.append(tag("td", folded, class_="also"))
+    return tag("tr", *cells)
 
 
-def section_html(shown: Facts, table: str) -> str:
-    """A heading and its table, or `None.` for a table without rows."""
-    rows = rows_of(shown, table)
-    content = "None."
-    if rows:
-        columns = [f'<th scope="col">{column}</th>' for column in rows[0].cells]
-        lines = "\n".join(row_html(row) for row in rows)
-        content = TABLE.format(columns="".join(columns), rows=lines)
-    return f"<section><h2>{table.title()}</h2>{content}</section>"
+def heads_html(columns: Iterable[str]) -> str:
+    """The head of a table."""
+    return tag("thead", tag("tr", *[tag("th", column, scope="col") for column in columns]))
 
 
-def admin_page(snapshot: Facts) -> str:
+def table_html(rows: Sequence[Row], view: View) -> str:
+    """Rows with their heads, or `None.`"""
+    if not rows:
+        return tag("p", "None.", class_="faint")
+    columns = [*rows[0].cells, *(["14 days"] if rows[0].days else []), "Also"]
+    lines = "\n".join(row_html(row, view) for row in rows)
+    return tag("table", heads_html(columns), f"\n{tag('tbody', lines)}", class_="wide")
+
+
+def folded_html(rows: Sequence[Row], view: View, open_count: int) -> str:
+    """The first rows as a table, the others as one that is folded, up to PAGE_ROWS_MAX."""
+    content = table_html(rows[:open_count], view)
+    folded = rows[open_count:PAGE_ROWS_MAX]
+    if folded:
+        summary = tag("summary", f"{len(folded):,} more")
+        content += tag("details", summary, table_html(folded, view))
+    if len(rows) > PAGE_ROWS_MAX:
+        left_out = f"{len(rows) - PAGE_ROWS_MAX:,} more are left out; the JSON has all."
+        content += tag("p", left_out, class_="faint")
+    return content
+
+
+def section_html(shown: Facts, table: str, view: View) -> str:
+    """A heading and its table."""
+    rows = rows_of(shown, table, view.zone_info)
+    content = folded_html(rows, view, ROWS_OPEN[table])
+    return tag("section", tag("h2", table.title()), content, id=table)
+
+
+def requests_html(shown: Facts, view: View) -> str:
+    """Failed requests, and the latest ones unless only failed ones are wanted."""
+    tables = {"failures": "Failed requests", "requests": "Latest requests"}
+    if view.failed:
+        del tables["requests"]
+    filters = filter_links(view)
+
+    sections = []
+    for table, heading in tables.items():
+        rows = rows_of(shown, table, view.zone_info)
+        is_filtered = len(filters) > 1 or view.failed
+        content = folded_html(rows, view, PAGE_ROWS_MAX if is_filtered else ROWS_OPEN[table])
+        sections.append(tag("section", tag("h2", heading), content, class_="requests"))
+
+    words = tag("p", "Show requests: ", ", ".join(filters), class_="faint")
+    return tag("div", words, *sections, id="requests")
+
+
+def filter_links(view: View) -> list[str]:
+    """The filters of requests that are set, each with a link that removes it; and one to set."""
+    links = []
+    for name in ("key", "account", "model"):
+        value = getattr(view, name)
+        if value:
+            remove = link("remove", view, "#requests", **{name: ""})
+            links.append(f"of the {name} {escaped(value)} ({remove})")
+
+    if view.failed:
+        return [*links, f"failed ({link('remove', view, '#requests', failed='')})"]
+    return [*links, link("only failed ones", view, "#requests", failed=True)]
+
+
+def header_html(shown: Facts, view: View) -> str:
+    """What the pooler itself does, in which zone times are, and how the page shows it."""
+    hidden = [
+        f'<input type="hidden" name="{name}" value="{escaped(str(value))}">'
+        for name, value in query_of(view, {"zone": ""}).items()
+        if value
+    ]
+    field = '<input name="zone" size="16" placeholder="Europe/Berlin" autocomplete="off">'
+    form = tag(
+        "form", *hidden, tag("label", "Times in ", field), " <button>Show</button>", method="get"
+    )
+    refresh = link("refresh every 10 s", view, refresh=True)
+    if view.refresh:
+        refresh = link("do not refresh", view, refresh="")
+    words = [escaped(headline(shown, view)), refresh]
+    return tag("h1", "codex-pooler") + tag("p", ", ".join(words), class_="faint") + form
+
+
+def admin_page(snapshot: Facts, view: View = DEFAULT_VIEW) -> str:
     """GET /admin as HTML; ADMIN_CSP must be sent with it."""
-    shown = overview(snapshot)
-    sections = [section_html(shown, table) for table in TABLES]
+    shown = overview(snapshot, view)
+    needs = attention(shown, view.zone_info)
+
+    sections = [
+        needs_html(needs),
+        tiles_html(shown),
+        hours_html(shown, view.zone_info),
+        *[section_html(shown, table, view) for table in ("accounts", "pools", "keys")],
+        requests_html(shown, view),
+    ]
     return PAGE.format(
+        title=f"({len(needs)}) codex-pooler" if needs else "codex-pooler",
+        refresh=REFRESH if view.refresh else "",
         style=ADMIN_STYLE,
-        headline=escaped(headline(shown)),
+        header=header_html(shown, view),
         sections="\n".join(sections),
     )
 
@@ -818,76 +1415,190 @@ def tinted(text: str, tone: str, is_coloured: bool) -> str:
     return f"{COLOURS[tone]}{text}\033[0m"
 
 
-def fitted(text: str, width: int) -> str:
-    """At most `width` characters that are sure to take one place of a terminal each.
+def plain(text: str) -> str:
+    """The text in characters that are sure to take one place of a terminal each.
 
     Wide and combining ones would push the next columns aside; an escape sequence could do worse.
     """
-    text = re.sub(r"[^ -~█░…]", "?", text)
+    return re.sub(r"[^ -~█░…]", "?", text)
+
+
+def fitted(text: str, width: int) -> str:
+    """At most `width` characters, all of them `plain`."""
+    text = plain(text)
     if len(text) <= width:
         return text
     return f"{text[: width - 1]}…"
 
 
-def bar_line(bar: Bar, columns: int) -> str:
+def wrapped(text: str, columns: int, indent: str = "  ") -> list[str]:
+    """The text in lines; all but the first are indented."""
+    return textwrap.wrap(plain(text), columns, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def bar_text(bar: Bar) -> str:
     """A quota window as a bar of BAR_CELLS cells, the last one full only at 100 %."""
     used_percent = min(100, bar.used_percent)
     full_cells = int(used_percent * BAR_CELLS / 100)
     drawn = ("█" * full_cells).ljust(BAR_CELLS, "░")
-    return fitted(f"  {drawn} {bar.words}", columns)
+    return f"  {drawn} {bar.words}"
 
 
-def table_lines(
+def bar_lines(bars: Sequence[Bar], columns: int) -> list[str]:
+    """The bars of a row, as many in a line as fit."""
+    lines: list[str] = []
+    for bar in bars:
+        text = bar_text(bar)
+        if not bar.words:
+            continue
+        if lines and len(lines[-1]) + len(text) <= columns:
+            lines[-1] += text
+        else:
+            lines.append(text)
+    return [fitted(line, columns) for line in lines]
+
+
+Item = list[str]  # the lines of one row, or of one need
+
+
+class Block(NamedTuple):
+    """A part of the status text, of which the last items are cut first."""
+
+    head: list[str]  # lines
+    items: list[Item]
+    name: str  # what the items are: `accounts`
+
+
+def table_block(
     rows: Sequence[Row],
+    name: str,
     columns: int,
     is_coloured: bool,
-) -> Iterator[str]:
+) -> Block:
     """Lines with aligned cells, each followed by the bars of its row.
 
-    A column is as wide as its longest cell, at most half a line; what does not fit is cut off.
+    A column is as wide as its longest cell, at most half a line; what does not fit is cut off.  The
+    second column never is: it has the end of a cooldown.
     """
-    widths: dict[str, int] = {}
-    for row in rows:
-        for column, text in row.cells.items():
-            width = max(widths.get(column, 0), len(text))
-            widths[column] = min(width, columns // 2)
+    title = ["", tinted(name.upper(), "bold", is_coloured)]
+    if not rows:
+        return Block([*title, "None."], [], name)
 
-    for row in rows:
-        padded = [
-            fitted(text, widths[column]).ljust(widths[column]) for column, text in row.cells.items()
+    tables = [{column: column for column in cells_of(rows[0])}, *map(cells_of, rows)]
+    widths = {
+        column: min(columns // 2, max(len(table[column]) for table in tables))
+        for column in tables[0]
+    }
+    first, second, *_ = widths
+    widths[second] = max(len(table[second]) for table in tables)
+    widths[first] = max(NAME_CHARS_MIN, min(widths[first], columns - widths[second] - 2))
+
+    lines = []
+    for table in tables:
+        cells = [
+            fitted(text, widths[column]).ljust(widths[column]) for column, text in table.items()
         ]
-        line = "  ".join(padded).rstrip()
-        yield tinted(fitted(line, columns), row.tone, is_coloured)
-        for bar in row.bars:
-            yield bar_line(bar, columns)
+        lines.append(fitted("  ".join(cells).rstrip(), columns))
+    items = [
+        [tinted(line, row.tone, is_coloured), *bar_lines(row.bars, columns)]
+        for line, row in zip(lines[1:], rows, strict=True)
+    ]
+    return Block([*title, tinted(lines[0], "bold", is_coloured)], items, name)
+
+
+def cells_of(row: Row) -> dict[str, str]:
+    """All cells of a row; a column that has only bars is left out."""
+    cells = {column: text for column, text in row.cells.items() if column not in BAR_COLUMNS}
+    return {**cells, **{column: text or "-" for column, text in row.more.items()}}
+
+
+def needs_block(needs: Sequence[Need], columns: int, is_coloured: bool) -> Block:
+    """What needs attention, each with what to do about it."""
+    items = []
+    for need in needs:
+        lines = wrapped(f"! {need.title}. {need.text}", columns)
+        item = [tinted(line, need.severity, is_coloured) for line in lines]
+        advice = wrapped(f"  {need.advice}", columns) if need.advice else []
+        items.append([*item, *advice])
+
+    title = f"NEEDS YOU ({len(needs)})"
+    return Block(["", tinted(title, "bold", is_coloured)], items, "needs")
+
+
+def cut_blocks(blocks: Sequence[Block], rows: int) -> list[str]:
+    """The blocks in at most `rows` lines: the last items are cut first, and counted.
+
+    A block of which nothing would be left has no head either.
+    """
+    lines = [line for block in blocks for line in block_lines(block)]
+    if len(lines) <= rows:
+        return lines
+
+    lines = []
+    cut = []
+    for block in blocks:
+        # The last line is for what is cut.
+        shown = fitting(block, rows - 1 - len(lines) - len(block.head))
+        if shown.items:
+            lines += block_lines(shown)
+
+        count = len(block.items) - len(shown.items)
+        if count:
+            name = block.name.removesuffix("s") if count == 1 else block.name
+            cut.append(f"{count} more {name}")
+
+    return [*lines, f"and {', '.join(cut)}"]
+
+
+def block_lines(block: Block) -> list[str]:
+    """All lines of a block."""
+    return [*block.head, *itertools.chain.from_iterable(block.items)]
+
+
+def fitting(block: Block, rows: int) -> Block:
+    """The block with the first items that fit in so many lines; of the first as much as fits."""
+    shown: list[Item] = []
+    for item in block.items:
+        if len(item) > rows:
+            break
+        shown.append(item)
+        rows -= len(item)
+
+    if not shown and rows > 0:
+        shown = [item[:rows] for item in block.items[:1]]
+    return block._replace(items=shown)
 
 
 def status_text(
     snapshot: Facts,
     columns: int = COLUMNS,
     is_coloured: bool = False,
+    rows: int | None = None,
+    view: View = DEFAULT_VIEW,
 ) -> str:
     """GET /admin as plain text, in lines of at most `columns` characters and their colours.
 
-    There are fewer requests in it than on the page: the newest must not scroll away.
+    With `rows` in at most so many lines.  There are fewer requests in it than on the page: the
+    newest must not scroll away.
     """
     columns = min(max(columns, COLUMNS_MIN), COLUMNS_MAX)
-    shown = overview(snapshot)
-    shown["requests"] = shown["requests"][:STATUS_REQUESTS_MAX]
-    lines = [fitted(f"codex-pooler {headline(shown)}", columns)]
+    shown = overview(snapshot, view)
+    zone = view.zone_info
+    tables = ["accounts", "pools", "keys", "requests"]
+    blocks = []
+    if view.failed:
+        tables = ["failures"]
+    else:
+        blocks.append(needs_block(attention(shown, zone), columns, is_coloured))
+        shown["requests"] = shown["requests"][:STATUS_REQUESTS_MAX]
 
-    for table in TABLES:
-        lines.append("")
-        lines.append(tinted(table.upper(), "bold", is_coloured))
-        rows = rows_of(shown, table)
-        if not rows:
-            lines.append("None.")
-            continue
+    for name in tables:
+        block = table_block(rows_of(shown, name, zone), name, columns, is_coloured)
+        blocks.append(block)
 
-        names = {column: column for column in rows[0].cells}
-        heads = Row(names, "bold")
-        lines += table_lines([heads, *rows], columns, is_coloured)
-    return "\n".join(lines) + "\n"
+    top = fitted(f"codex-pooler {headline(shown, view)}", columns)
+    rows_max = ROWS_OF_TEXT_MAX if rows is None else max(rows, ROWS_OF_TEXT_MIN)
+    return "\n".join([top, *cut_blocks(blocks, rows_max - 1)]) + "\n"
 
 
 ################################################################
@@ -947,6 +1658,12 @@ def process_metrics(snapshot: Facts) -> Iterator[Family]:
         yield gauge(name, words, [({}, shown[field])])
 
 
+def attention_metrics(snapshot: Facts) -> Iterator[Family]:
+    """How much needs attention: the one figure to alert on."""
+    count = len(overview(snapshot)["attention"])
+    yield gauge("needs_attention", "Number of things that need attention.", [({}, count)])
+
+
 def pool_metrics(snapshot: Facts) -> Iterator[Family]:
     """How busy each pool is.
 
@@ -962,6 +1679,16 @@ def pool_metrics(snapshot: Facts) -> Iterator[Family]:
         "pool_requests_queued",
         "Requests waiting for an account.",
         [(labels, pool["queued"]) for labels, pool in pools],
+    )
+
+    yield gauge(
+        "pool_model_servable",
+        "1 if an account of the pool can serve the model now.",
+        [
+            ({**labels, "model": row["model"]}, int(row["status"] == "ready"))
+            for labels, pool in pools
+            for row in pool["serving"]
+        ],
     )
 
 
@@ -995,6 +1722,17 @@ def account_metrics(snapshot: Facts) -> Iterator[Family]:
         "account_state",
         "Always 1; the state is a label.",
         [({**labels, "state": account["status"]}, 1) for labels, account in accounts],
+    )
+
+    yield gauge(
+        "account_failures",
+        "Attempts in a row that failed; 0 after a success.",
+        [(labels, account["failures"]) for labels, account in accounts],
+    )
+    yield gauge(
+        "account_last_success_timestamp_seconds",
+        "Time of the last success in Unix seconds.",
+        [(labels, account["last_success_at"]) for labels, account in accounts],
     )
 
     # 0, and not missing, if the account does not cool down: a graph of it has no gaps.
@@ -1105,6 +1843,7 @@ def outcome_metrics(snapshot: Facts) -> Iterator[Family]:
 
 METRICS: Final = (
     process_metrics,
+    attention_metrics,
     pool_metrics,
     key_metrics,
     account_metrics,
@@ -1166,21 +1905,33 @@ PAGE_HEADERS: Final[Headers] = (
 def admin(snapshot: Facts, accept: str, query: str) -> tuple[Headers, str]:
     """Headers and body of GET /admin, in the form that the field Accept asks for.
 
-    HTML unless it names application/json or text/plain.  `query` is for plain text: `columns=N`,
-    the width of the terminal, and `colour=1`.
+    HTML unless it names application/json or text/plain.  `query` has the members of a `View`, and
+    for plain text `columns` and `rows`, the size of the terminal, and `colour=1`.
     """
+    members = query_members(query)
+    view = view_of(members)
     if "application/json" in accept:
-        text = json.dumps(overview(snapshot))  # ASCII
+        text = json.dumps(overview(snapshot, view))  # ASCII
         return with_type("application/json"), text
 
     if "text/plain" in accept:
-        width = re.search(r"\bcolumns=(\d{1,4})\b", query)
-        columns = int(width[1]) if width else COLUMNS
-        is_coloured = "colour=1" in query
-        text = status_text(snapshot, columns, is_coloured)
+        columns = size_of(members, "columns")
+        text = status_text(
+            snapshot,
+            COLUMNS if columns is None else columns,
+            members.get("colour") == "1",
+            size_of(members, "rows"),
+            view,
+        )
         return with_type("text/plain; charset=utf-8"), text
 
-    return with_type("text/html; charset=utf-8"), admin_page(snapshot)
+    return with_type("text/html; charset=utf-8"), admin_page(snapshot, view)
+
+
+def size_of(members: Mapping[str, str], name: str) -> int | None:
+    """A size in the query; None if it is missing or no number of at most four digits."""
+    text = members.get(name, "")
+    return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else None
 
 
 def metrics(snapshot: Facts) -> tuple[Headers, str]:

@@ -37,15 +37,22 @@ page = mcp_server.admin_page
 
 CANARY: Final = "canary-4f1e"
 ESCAPE: Final = re.compile(r"\033\[(?:0|1|31|32|33)m")
-VOID_TAGS: Final = {"meta"}
+VOID_TAGS: Final = {"meta", "input", "br"}
+
+
+def view(query: str, given: Json = None) -> str:
+    """The page, as a query chooses it."""
+    return mcp_server.admin(given or snapshot(), "text/html", query)[1]
 
 
 def admin_json(given: Json) -> str:
     return mcp_server.admin(given, "application/json", "")[1]
 
 
-def status(given: Json, columns: int = 100, is_coloured: bool = False) -> str:
-    return mcp_server.status_text(given, columns, is_coloured)
+def status(
+    given: Json, columns: int = 100, is_coloured: bool = False, rows: int | None = None
+) -> str:
+    return mcp_server.status_text(given, columns, is_coloured, rows)
 
 
 SHOWERS: Final[dict[str, Callable[[Json], str]]] = {
@@ -83,7 +90,8 @@ def test_nothing_is_read_but_what_is_listed(show: Callable[[Json], str]) -> None
 
 def shown_fields(name: str) -> set[str]:
     """The fields of a kind of object that /admin shows; of the snapshot itself its tables, too."""
-    return {*mcp_server.VISIBLE[name], *(() if name else mcp_server.TABLES)}
+    place = "requests" if name == "failures" else name
+    return {*mcp_server.VISIBLE[place], *(() if name else (*mcp_server.TABLES, "attention"))}
 
 
 def test_what_is_shown_is_named_in_one_table() -> None:
@@ -109,7 +117,9 @@ def check_same(shown: Json, given: Json) -> None:
 
 def test_what_is_allowed_arrives_unchanged() -> None:
     given = snapshot()
-    check_same(mcp_server.overview(given), given)
+    shown = mcp_server.overview(given)
+    del shown["attention"], shown["failures"]
+    check_same(shown, given)
     assert given == snapshot()
 
 
@@ -133,22 +143,27 @@ def test_only_the_newest_requests_are_shown() -> None:
 
 
 FACTS: Final = (
-    "started 1 h ago, in flight: 3, connections: 7, WebSockets: 1",
-    "cooling down, again in 6 min 40 s",
-    "codex 5h: 42 % used, resets in 1 h 46 min",
-    "codex 7d: 97.5 % used, resets in 3 d 10 h",
+    "started 08:00 (1 h ago), times are UTC, in flight: 3, connections: 7, WebSockets: 1",
+    "cooling down, back 09:06 (in 6 min)",
+    "5h: 42 %, resets 10:46 (in 1 h 46 min)",
+    "7d: 97.5 %, resets 18 Jan 19:20 (in 3 d 10 h)",
+    "429 usage_limit_reached 08:51 (8 min ago)",
+    "429 rate_limit_exceeded, 3 failed in a row",
+    "qwen3-coder, back 09:06 (in 6 min)",
+    "gpt-5.5 (personal)",
     "3, 0 waiting",
     "sticky, keys: 2",
     "2 of 16",
-    "codex plus at chatgpt.com, token expires in 10 d 9 h",
+    "codex plus at chatgpt.com, token expires 25 Jan 18:00 (in 10 d 9 h)",
     "openai at api.openai.com",
     "home (priority 1)",
     "home / laptop",
-    "0, at most 60 a minute",
-    "5,000 of 2,000,000 tokens",
-    "100,010 in (80,000 cached), 9,009 out",
-    "expired (expiry: 3 h 46 min ago)",
-    "9 s ago",
+    "124 requests, 100,010 in (80,000 cached), 9,009 out",
+    "at most 60 a minute",
+    "5,000 of 2,000,000",
+    "2027-01-15: 4,400 tokens, 40 requests, cost 0.04; 2027-01-14: 3,300 tokens",
+    "expired, since 05:13 (3 h 46 min ago)",
+    "08:59:50 (9 s ago)",
     "200 ok",
     "client left",
     "5,120 ms",
@@ -168,38 +183,41 @@ def test_the_page_and_the_terminal_show_the_facts_in_words(fact: str) -> None:
 
 Change = Callable[[Json], Json]
 CHANGED: Final[dict[str, tuple[Change, str]]] = {
-    "draining": (lambda s: s.update(is_draining=True), "0.1.0, draining, started 1 h ago"),
-    "demoted": (lambda s: s["accounts"][0].update(is_demoted=True), "ready, demoted"),
+    "draining": (lambda s: s.update(is_draining=True), "0.1.0, draining, started 08:00 (1 h ago)"),
+    "demoted": (lambda s: s["accounts"][0].update(is_demoted=True, last_error=None), "demoted"),
     "refused": (lambda s: s["accounts"][0].update(status="refused"), "refused"),
     "login needed": (lambda s: s["accounts"][0].update(status="login_needed"), "login needed"),
     "login ends": (lambda s: s["accounts"][0].update(login="renewal_due"), "login refresh due"),
     "rests for ever": (lambda s: s["accounts"][1].update(until=None), "cooling down"),
     "pool down": (lambda s: s["pools"][0].update(status="down"), "down"),
     "state unheard of": (lambda s: s["accounts"][0].update(status="on_leave"), "on_leave"),
-    "key ends": (lambda s: s["keys"][0].update(expires_at=s["at"] + 90061), "(expiry: in 1 d 1 h)"),
+    "key ends": (
+        lambda s: s["keys"][0].update(expires_at=s["at"] + 90061),
+        "expires 16 Jan 10:01 (in 1 d 1 h)",
+    ),
     "error": (lambda s: s["requests"][0].update(status=502, code="upstream_error"), "502 upstream"),
     "reset is past": (
         lambda s: s["accounts"][0]["windows"][0].update(resets_at=s["at"]),
-        "42 % used, resets 0 s ago",
+        "42 %, resets 09:00 (0 s ago)",
     ),
     "no length": (
         lambda s: s["accounts"][0]["windows"][0].update(window=None),
-        "codex: 42 % used",
+        "codex: 42 %",
     ),
     "one model's": (
         lambda s: s["accounts"][0]["windows"][0].update(family="spark"),
-        "spark 5h: 42 % used",
+        "spark 5h: 42 %",
     ),
     "beyond the limit": (
         lambda s: s["accounts"][0]["windows"][0].update(used_percent=133.333),
-        "133.3 % used",
+        "133.3 %",
     ),
     "attempt's end unknown": (
         lambda s: s["requests"][0]["attempts"][0].update(reason=None),
         "personal, then platform",
     ),
     "none of a key's models": (lambda s: s["keys"][1].update(models=[]), "expired"),
-    "started now": (lambda s: s.update(started_at=s["at"]), "started 0 s ago"),
+    "started now": (lambda s: s.update(started_at=s["at"]), "started 09:00 (0 s ago)"),
 }
 
 
@@ -318,12 +336,13 @@ def parsed(text: str) -> Page:
 
 def test_the_page_needs_nothing_but_itself() -> None:
     found = parsed(page(snapshot()))
-    assert not {"script", "link", "img", "iframe", "form", "a", "base"} & {
-        tag for tag, _ in found.tags
-    }
+    assert not {"script", "link", "img", "iframe", "base"} & {tag for tag, _ in found.tags}
     named = {name for _, names in found.tags for name in names}
     assert not {name for name in named if name.startswith("on")}
-    assert not named & {"style", "src", "href", "action", "srcset", "data"}
+    assert not named & {"style", "src", "action", "srcset", "data"}
+    links = [attributes["href"] for tag, attributes in found.attributes if tag == "a"]
+    assert links
+    assert {link[0] for link in links} == {"?"}
     assert "://" not in page(snapshot())
     assert "url(" not in mcp_server.ADMIN_STYLE
     assert "@import" not in mcp_server.ADMIN_STYLE
@@ -337,29 +356,43 @@ def test_the_policy_allows_the_one_style_and_nothing_else() -> None:
     assert rules == [
         ["default-src", "'none'"],
         ["base-uri", "'none'"],
-        ["form-action", "'none'"],
+        ["form-action", "'self'"],
         ["frame-ancestors", "'none'"],
         ["style-src", f"'sha256-{digest}'"],
     ]
 
 
-def test_the_page_refreshes_itself_and_fits_phones_and_dark_rooms() -> None:
+def test_the_page_fits_phones_and_dark_rooms() -> None:
     metas = [found for tag, found in parsed(page(snapshot())).attributes if tag == "meta"]
-    assert {"http-equiv": "refresh", "content": "10"} in metas
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in metas
     assert "prefers-color-scheme: dark" in mcp_server.ADMIN_STYLE
+    assert "forced-colors: active" in mcp_server.ADMIN_STYLE
     assert "color-scheme: light dark" in mcp_server.ADMIN_STYLE
+
+
+@pytest.mark.parametrize(("query", "is_fresh"), [("", False), ("refresh=1", True)])
+def test_the_page_refreshes_itself_on_request(query: str, is_fresh: bool) -> None:
+    """A page that is replaced while somebody reads it is a barrier (WCAG 2.2.1)."""
+    metas = [found for tag, found in parsed(view(query)).attributes if tag == "meta"]
+    assert ({"http-equiv": "refresh", "content": "10"} in metas) == is_fresh
 
 
 def test_the_page_can_be_heard() -> None:
     found = parsed(page(snapshot()))
-    assert [tag for tag, _ in found.tags if re.fullmatch(r"h\d", tag)] == ["h1", *["h2"] * 4]
+    assert [tag for tag, _ in found.tags if re.fullmatch(r"h\d", tag)] == ["h1", *["h2"] * 7]
     heads = [attributes for tag, attributes in found.attributes if tag == "th"]
     assert heads
     assert {attributes["scope"] for attributes in heads} == {"col", "row"}
     meters = [attributes for tag, attributes in found.attributes if tag == "meter"]
-    assert [meter["aria-label"] for meter in meters] == [*FACTS[2:4]]
-    assert [float(meter["value"]) for meter in meters] == [42, 97.5]
+    assert [(meter["aria-label"], float(meter["value"])) for meter in meters] == [
+        ("5h used", 42),
+        ("7d used", 97.5),
+        ("Used of its tokens for today", 0.25),
+    ]
+    pictures = [attributes for tag, attributes in found.attributes if tag == "svg"]
+    assert {picture["role"] for picture in pictures} == {"img"}
+    assert "342 requests in 24 hours, 10 failed, at most 29 in an hour" in pictures[0]["aria-label"]
+    assert pictures[1]["aria-label"].endswith("2,200, 3,300, 4,400")
     assert {attributes.get("lang") for tag, attributes in found.attributes if tag == "html"} == {
         "en"
     }
@@ -367,7 +400,11 @@ def test_the_page_can_be_heard() -> None:
 
 def test_every_cell_says_its_column_on_a_phone() -> None:
     found = parsed(page(snapshot()))
-    columns = {attributes["data-column"] for tag, attributes in found.attributes if tag == "td"}
+    columns = {
+        attributes["data-column"]
+        for tag, attributes in found.attributes
+        if tag == "td" and "data-column" in attributes
+    }
     heads = {text for text in found.texts if text in columns}
     assert columns == heads
 
@@ -384,7 +421,7 @@ def test_a_cell_names_twenty_and_counts_the_others(show: Callable[[Json], str]) 
 def test_a_pooler_without_anything_can_be_shown(show: Callable[[Json], str]) -> None:
     given = {**snapshot(), **{name: [] for name in LISTS}}
     assert show(given)
-    assert page(given).count("None.") == 4
+    assert page(given).count("None.") == 5
     parsed(page(given))
     check_lines(status(given, 60), 60)
     check_metrics(mcp_server.metrics_text(given))
@@ -406,7 +443,7 @@ def check_lines(text: str, columns: int) -> None:
 def test_the_status_fits_its_terminal(columns: int) -> None:
     plain = status(snapshot(), columns)
     check_lines(plain, columns)
-    for fact in ("personal", "cooling down, again in 6 min ", "resets in 3 d 10 h", "client left"):
+    for fact in ("personal", "cooling down, back 09:06 (in 6 min)", "(in 3 d 10 h)", "client left"):
         assert fact in plain
 
 
@@ -436,9 +473,9 @@ def unpadded(text: str) -> list[str]:
 def test_columns_are_aligned() -> None:
     lines = status(snapshot(), 200).split("\n")
     start = lines.index("ACCOUNTS") + 1
-    state = lines[start].index("Status")
-    rows = [line for line in lines[start + 1 : start + 5] if not line.startswith(" ")]
-    assert [row[state:].split()[0] for row in rows] == ["ready", "cooling"]
+    state = lines[start].index("State")
+    rows = [line for line in lines[start + 1 : start + 4] if not line.startswith(" ")]
+    assert [row[state:].split()[0] for row in rows] == ["cooling", "ready"]
     assert {row[state - 2 : state] for row in rows} == {"  "}
 
 
@@ -452,7 +489,7 @@ def test_bars_are_as_long_as_the_use() -> None:
 def test_a_cut_text_ends_with_an_ellipsis() -> None:
     given = snapshot()
     given["accounts"][0]["name"] = "n" * 64
-    assert f"\n{'n' * 29}…  ready" in status(given, 60)
+    assert f"\n{'n' * 22}…  ready" in status(given, 60)
 
 
 ################################################################
@@ -545,6 +582,10 @@ METRICS: Final[dict[str, tuple[dict[str, str], float]]] = {
     "tokens_total": ({"kind": "input", "key": "laptop"}, 10),
     "body_bytes_total": ({"direction": "out"}, 2000),
     "attempts_total": ({"account": "personal", "reason": "429 usage_limit_reached"}, 3),
+    "needs_attention": ({}, 2),
+    "pool_model_servable": ({"pool": "home", "model": "gpt-5.5"}, 1),
+    "account_failures": ({"account": "platform"}, 3),
+    "account_last_success_timestamp_seconds": ({"account": "platform"}, 1800003400),
     "refreshes_total": ({"account": "personal", "outcome": "renewed"}, 2),
 }  # fmt: skip
 
@@ -628,7 +669,8 @@ def test_admin_has_the_requested_form(accept: str) -> None:
         ("columns=0&colour=0", 60, False),
         ("columns=99999&columns=-1", 100, False),
         ("columns=x&colour=", 100, False),
-        ("%63olumns=80", 100, False),
+        ("%63olumns=80", 80, False),
+        ("&".join(["columns=80"] * 21), 100, False),
     ],
 )
 def test_the_query_says_how_wide_a_terminal_is(query: str, columns: int, is_coloured: bool) -> None:
