@@ -113,7 +113,11 @@ DEFAULT_VIEW: Final = View()
 
 
 def view_of(members: Mapping[str, str]) -> View:
-    """The view that a query asks for."""
+    """The view that a query asks for.
+
+    A zone is shown by its name, so only one that exists gets into the view: of any other name the
+    page says no more than that it is unknown.
+    """
     zone = members.get("zone", "")
     zone_info = zone_of(zone)
     words = f"times are {zone or 'UTC'}"
@@ -504,7 +508,10 @@ def attention(shown: Facts, zone: tzinfo = UTC) -> list[Need]:
 
 
 def pool_needs(pool: Facts, clock: Clock) -> Iterator[Need]:
-    """The models that no account of a pool can serve; one need for all with the same causes."""
+    """The models that no account of a pool can serve; one need for all with the same causes.
+
+    A pool may offer a hundred models, and one withdrawn login takes all of them away.
+    """
     groups: dict[tuple[Any, ...], list[Facts]] = {}
     for row in pool.get("serving", ()):
         if row["status"] != "ready":
@@ -514,7 +521,10 @@ def pool_needs(pool: Facts, clock: Clock) -> Iterator[Need]:
 
 
 def models_need(pool: str, rows: Sequence[Facts], clock: Clock) -> Need:
-    """Models of a pool that no account can serve, for the same causes."""
+    """Models of a pool that no account can serve, for the same causes.
+
+    It is only fair, and not bad, as long as no request has failed and a limit ends by itself.
+    """
     models = [row["model"] for row in rows]
     since = min((row["since"] for row in rows if row["since"] is not None), default=None)
     failed = sum(row["failed"] for row in rows)
@@ -632,7 +642,12 @@ def key_needs(key: Facts, clock: Clock) -> Iterator[Need]:
 ################################################################
 # TABLES
 ################################################################
-# Each table's rows for the page and for the status text.
+# The rows of page and status text, made from the same words.  A row knows nothing of HTML or of a
+# terminal: it has texts, numbers for its bars, and which of its cells choose what is shown.
+#
+# The name and the state come first.  What an operator needs to see at once follows in `cells`; what
+# is needed to look further is in `more`.  So a page stays short and a narrow terminal cuts the
+# least important off.
 
 
 class Bar(NamedTuple):
@@ -744,7 +759,10 @@ def account_row(account: Facts, clock: Clock) -> Row:
 
 
 def account_trouble(account: Facts, clock: Clock) -> str:
-    """Why an account is as it is, or else its last error, and what slows it down."""
+    """Why an account is as it is, or else its last error, and what slows it down.
+
+    A ready account that has just failed is worth a look, so its last error stays in sight.
+    """
     last = account["last_error"]
     reason = account["reason"] or ""
     if last and not reason:
@@ -1066,7 +1084,10 @@ def link(text: str, view: View, anchor: str = "", **changes: object) -> str:
 
 
 def query_of(view: View, changes: Facts) -> Shown:
-    """The members of the page's query with which it shows a view that was changed."""
+    """The members of the page's query with which it shows a view that was changed.
+
+    All filters are kept, so that they can be combined, and each can be removed alone.
+    """
     members = {name: getattr(view, name) for name in PAGE_QUERY}
     return {name: "1" if value is True else value for name, value in {**members, **changes}.items()}
 
@@ -1202,7 +1223,10 @@ def hours_html(shown: Facts, zone: tzinfo) -> str:
 
 
 def hour_html(hour: Facts, name: str, index: int, most: int) -> str:
-    """One hour of the drawing: what failed stands on what did not; one failure is seen as well."""
+    """One hour of the drawing: what failed stands on what did not.
+
+    A single failure among thousands is seen as well: it has at least 2 of 100 units.
+    """
     failed = max(2.0, 100 * hour["failed"] / most) if hour["failed"] else 0
     ok = min(100 - failed, 100 * (hour["requests"] - hour["failed"]) / (most or 1))
     x = 10 * index
@@ -1216,7 +1240,10 @@ def hour_html(hour: Facts, name: str, index: int, most: int) -> str:
 
 
 def days_html(days: Sequence[Facts]) -> str:
-    """A key's tokens by day as small bars, in one path; the label has the figures."""
+    """A key's tokens by day as small bars; the label has the figures.
+
+    They are one path: an element for each day of a hundred keys would make the page slow.
+    """
     counts = [tokens_of(day) for day in days]
     most = max(counts, default=0) or 1
     heights = [round(18 * count / most) for count in counts]
@@ -1292,6 +1319,10 @@ def heads_html(columns: Iterable[str]) -> str:
     return tag("thead", tag("tr", *[tag("th", column, scope="col") for column in columns]))
 
 
+# The two tables of a section that is folded have columns of the same widths, which the style sets:
+# the eye goes on where it was.
+
+
 def table_html(rows: Sequence[Row], view: View) -> str:
     """Rows with their heads, or `None.`"""
     if not rows:
@@ -1302,7 +1333,10 @@ def table_html(rows: Sequence[Row], view: View) -> str:
 
 
 def folded_html(rows: Sequence[Row], view: View, open_count: int) -> str:
-    """The first rows as a table, the others as one that is folded, up to PAGE_ROWS_MAX."""
+    """The first rows as a table, the others as one that is folded, up to PAGE_ROWS_MAX.
+
+    A browser takes long for thousands of rows, and so does the event loop that makes them.
+    """
     content = table_html(rows[:open_count], view)
     folded = rows[open_count:PAGE_ROWS_MAX]
     if folded:
@@ -1513,7 +1547,10 @@ def cells_of(row: Row) -> dict[str, str]:
 
 
 def needs_block(needs: Sequence[Need], columns: int, is_coloured: bool) -> Block:
-    """What needs attention, each with what to do about it."""
+    """What needs attention, each with what to do about it.
+
+    Lines are wrapped and not cut: a command that has lost its end is worth nothing.
+    """
     items = []
     for need in needs:
         lines = wrapped(f"! {need.title}. {need.text}", columns)
