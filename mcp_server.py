@@ -547,7 +547,10 @@ def models_need(pool: str, rows: Sequence[Facts], clock: Clock) -> Need:
 
 
 def first_back(rows: Sequence[Facts], clock: Clock) -> str:
-    """Which account can serve the models again first, and when."""
+    """Which account can serve the models again first, and when.
+
+    That is what an operator who cannot mend anything now wants to know: whether to stay up.
+    """
     ends = [(row["until"], row) for row in rows if row["until"] is not None]
     if not ends:
         return "No account comes back by itself."
@@ -558,7 +561,10 @@ def first_back(rows: Sequence[Facts], clock: Clock) -> str:
 
 
 def passed_over_words(passed_over: Sequence[Facts]) -> str:
-    """Why the accounts cannot serve: `Accounts: personal: login needed; second: at its limit.`"""
+    """Why the accounts cannot serve: `Accounts: personal: login needed; second: at its limit.`
+
+    A status that says enough stands alone: its reason is in the account's own need.
+    """
     causes = []
     for over in passed_over:
         status = over["status"]
@@ -569,7 +575,11 @@ def passed_over_words(passed_over: Sequence[Facts]) -> str:
 
 
 def account_needs(account: Facts, clock: Clock) -> Iterator[Need]:
-    """An account that fails, or whose operator alone can mend it."""
+    """An account that fails, or whose operator alone can mend it.
+
+    One that only fails is fair: if nobody stands in for it, its pool is bad.  One at
+    its limit is not here, as waiting is all that can be done.
+    """
     status = account["status"]
     needs_operator = account.get("needs_operator", False)
     if not needs_operator and status not in ACCOUNT_TROUBLES:
@@ -602,7 +612,10 @@ def failures_words(count: int) -> str:
 
 
 def next_try(account: Facts, clock: Clock) -> str:
-    """When an account that fails is tried again: at a moment, or with the next request."""
+    """When an account that fails is tried again: at a moment, or with the next request.
+
+    "" if waiting is of no use.
+    """
     next_try_at = account["next_try_at"]
     if next_try_at is not None and next_try_at <= clock.now:
         return "tried again with the next request"
@@ -610,7 +623,10 @@ def next_try(account: Facts, clock: Clock) -> str:
 
 
 def key_needs(key: Facts, clock: Clock) -> Iterator[Need]:
-    """A key that is about to refuse its client, or has begun to."""
+    """A key that is about to refuse its client, or has begun to.
+
+    One that expired long ago was meant to, and one that is paused as well.
+    """
     if key["status"] == "paused":
         return
 
@@ -697,7 +713,10 @@ def tone_of(status: str) -> str:
 
 
 def pool_row(pool: Facts, clock: Clock) -> Row:
-    """A pool: which models it can serve by whom, and until when it cannot serve the others."""
+    """A pool: which models it can serve by whom, and until when it cannot serve the others.
+
+    Models with the same accounts are named together: mostly that is all of them.
+    """
     served: dict[str, list[str]] = {}
     missing = []
     for row in pool["serving"]:
@@ -829,7 +848,7 @@ def key_row(key: Facts, clock: Clock) -> Row:
 
 
 def tokens_of(sums: Facts) -> int:
-    """All tokens of some sums; what was cached is input as well."""
+    """All tokens of some sums; what was cached is part of the input, and counts once."""
     count: int = sums["input_tokens"] + sums["output_tokens"]
     return count
 
@@ -949,7 +968,7 @@ def rows_of(shown: Facts, table: str, zone: tzinfo) -> list[Row]:
 ################################################################
 # One HTML document without script.  It follows the browser's light, dark or forced colours, and on
 # a narrow screen turns each row into a block.  Every text goes through `escaped`, every attribute
-# through `tag`.
+# too.
 #
 # Tables have heads and scopes, a bar is a <meter> with its words next to it, and a drawing's label
 # or the table next to it has its figures: who uses a screen reader gets the same facts.  Colours
@@ -1067,56 +1086,48 @@ def escaped(text: str) -> str:
     return html.escape(printable(text))
 
 
-def tag(name: str, *contents: str, **attributes: str) -> str:
-    """An element.  Its contents are HTML; its attributes are text, `_` in their names a hyphen."""
-    written = [
-        f' {attribute.strip("_").replace("_", "-")}="{escaped(text)}"'
-        for attribute, text in attributes.items()
-    ]
-    return f"<{name}{''.join(written)}>{''.join(contents)}</{name}>"
-
-
 def link(text: str, view: View, anchor: str = "", **changes: object) -> str:
-    """A link to the page with another view."""
-    members = {name: value for name, value in query_of(view, changes).items() if value}
-    query = urlencode(members, errors="replace")
-    return tag("a", escaped(text), href=f"?{query}{anchor}")
+    """A link to the page with another view.
 
-
-def query_of(view: View, changes: Facts) -> Shown:
-    """The members of the page's query with which it shows a view that was changed.
-
-    All filters are kept, so that they can be combined, and each can be removed alone.
+    All its filters are kept, so that they can be combined, and each can be removed alone.
     """
-    members = {name: getattr(view, name) for name in PAGE_QUERY}
-    return {name: "1" if value is True else value for name, value in {**members, **changes}.items()}
+    query = urlencode(query_of(view, changes), errors="replace")
+    return f'<a href="?{escaped(query)}{anchor}">{escaped(text)}</a>'
+
+
+def query_of(view: View, changes: Facts) -> dict[str, str]:
+    """The members of the page's query with which it shows a view that was changed."""
+    members: Shown = {name: getattr(view, name) for name in PAGE_QUERY}
+    members.update(changes)
+    return {name: "1" if value is True else value for name, value in members.items() if value}
 
 
 def need_html(need: Need) -> str:
     """One thing that needs attention; what to do is on a line of its own, to be copied."""
-    title = tag("strong", escaped(f"{need.title}."), class_=need.severity)
-    command, colon, words = "", "", need.advice
-    if ": " in need.advice:  # `Log in with: CODEX_HOME=... codex login`
-        words, colon, command = need.advice.partition(": ")
-    advice = f"<br>{escaped(words)}{colon}{tag('code', escaped(command)) if colon else ''}"
-    return tag(
-        "li",
-        f"{title} {escaped(need.text)}",
-        advice if need.advice else "",
-        class_=f"is{need.severity}",
+    words, colon, command = need.advice.partition(": ")
+    advice = f"<br>{escaped(words)}" if words else ""
+    if colon:  # `Log in with: CODEX_HOME=... codex login`
+        advice += f": <code>{escaped(command)}</code>"
+    return (
+        f'<li class="is{need.severity}"><strong class="{need.severity}">{escaped(need.title)}.'
+        f"</strong> {escaped(need.text)}{advice}</li>"
     )
 
 
 def needs_html(needs: Sequence[Need]) -> str:
-    """The section on top; a long list is folded."""
+    """The section on top; a long list is folded.
+
+    It says so if there is nothing: an operator must not wonder whether something is missing.
+    """
     items = [need_html(need) for need in needs]
-    content = tag("p", "Nothing.", class_="good")
-    if items:
-        content = tag("ul", *items[:NEEDS_OPEN], class_="needs")
-    if len(items) > NEEDS_OPEN:
-        folded = tag("ul", *items[NEEDS_OPEN:], class_="needs")
-        content += tag("details", tag("summary", f"{len(items) - NEEDS_OPEN} more"), folded)
-    return tag("section", tag("h2", f"Needs you ({len(items)})"), content)
+    content = f'<ul class="needs">{"".join(items[:NEEDS_OPEN])}</ul>'
+    folded = items[NEEDS_OPEN:]
+    if folded:
+        content += f"""<details><summary>{len(folded)} more</summary>
+<ul class="needs">{"".join(folded)}</ul></details>"""
+    if not items:
+        content = '<p class="good">Nothing.</p>'
+    return f"<section><h2>Needs you ({len(items)})</h2>{content}</section>"
 
 
 def share(part: int, whole: int) -> str:
@@ -1125,101 +1136,70 @@ def share(part: int, whole: int) -> str:
 
 
 def seconds_words(milliseconds: int | None) -> str:
-    """A short duration in seconds; `-` if it is unknown."""
+    """A short duration in seconds; `-` if it is unknown: no stream has begun in the last hour."""
     return "-" if milliseconds is None else f"{milliseconds / 1000:.3g}"
-
-
-def tile(name: str, figure: str, *texts: str) -> str:
-    """One figure, its name above it and texts (HTML) below it."""
-    return tag("li", escaped(name), tag("b", escaped(figure)), " ".join(filter(None, texts)))
 
 
 def failed_html(sums: Facts) -> str:
     """How many requests failed, in red if any did."""
     tone = "bad" if sums["failed"] else "faint"
-    words = f"{sums['failed']:,} failed ({share(sums['failed'], sums['requests'])})"
-    return tag("span", words, class_=tone)
+    failed = share(sums["failed"], sums["requests"])
+    return f'<span class="{tone}">{sums["failed"]:,} failed ({failed})</span>'
 
 
 def tiles_html(shown: Facts) -> str:
     """The last hour and today in a few figures."""
     hour, today = shown["last_hour"], shown["today"]
-    first_cause: Facts = {"count": 0, "code": "none"}
-    if hour["causes"]:
-        first_cause = hour["causes"][0]
-    other_causes = [f"{row['count']:,} {row['code']}" for row in hour["causes"][1:3]]
-    first_event = [seconds_words(hour[f"first_event_p{rank}_ms"]) for rank in (50, 95)]
-    cost = "" if today["cost"] is None else f"Cost at your prices: {today['cost']:,.2f}."
-    cached = "{} of the input from cache."
+    causes = [f"{row['count']:,} {escaped(row['code'])}" for row in hour["causes"][:3]]
+    count, _, names = ", then ".join(causes or ["0 none"]).partition(" ")
+    p50, p95 = (seconds_words(hour[f"first_event_p{rank}_ms"]) for rank in (50, 95))
+    cached = share(hour["cached_tokens"], hour["input_tokens"])
+    cost = "" if today["cost"] is None else f"<br>Cost at your prices: {today['cost']:,.2f}."
 
-    return tag(
-        "ul",
-        tile("Last hour", f"{hour['requests']:,} requests", failed_html(hour)),
-        tile(
-            "Main causes, last hour",
-            f"{first_cause['count']:,}",
-            escaped(", then ".join([first_cause["code"], *other_causes])),
-        ),
-        tile(
-            "First event, last hour",
-            f"{' / '.join(first_event)} s",
-            f"p50 / p95 of {hour['responses']:,} responses",
-        ),
-        tile(
-            "Tokens, last hour",
-            f"{tokens_of(hour):,}",
-            cached.format(share(hour["cached_tokens"], hour["input_tokens"])),
-        ),
-        tile(
-            "Today (UTC)",
-            f"{tokens_of(today):,} tokens",
-            f"{today['requests']:,} requests,",
-            failed_html(today),
-            f"<br>{cost}" if cost else "",
-        ),
-        class_="tiles",
+    return f"""<ul class="tiles">
+<li>Last hour<b>{hour["requests"]:,} requests</b>{failed_html(hour)}</li>
+<li>Main causes, last hour<b>{count}</b>{names}</li>
+<li>First event, last hour<b>{p50} / {p95} s</b>p50 / p95 of {hour["responses"]:,} responses</li>
+<li>Tokens, last hour<b>{tokens_of(hour):,}</b>{cached} of the input from cache</li>
+<li>Today (UTC)<b>{tokens_of(today):,} tokens</b>{today["requests"]:,} requests,
+{failed_html(today)}{cost}</li>
+</ul>"""
+
+
+def picture(kind: str, width: int, height: int, label: str, content: str) -> str:
+    """An <svg> as wide as its place; `label` is what a screen reader says."""
+    return (
+        f'<svg class="{kind}" viewBox="0 0 {width} {height}" preserveAspectRatio="none" '
+        f'role="img" aria-label="{label}">{content}</svg>'
     )
 
 
 def hours_html(shown: Facts, zone: tzinfo) -> str:
     """Requests by hour: a drawing, and a folded table of its figures."""
     hours = shown["hours"]
-    names = [clock_time(hour["at"], Clock(hour["at"], zone)) for hour in hours]
     most = max((hour["requests"] for hour in hours), default=0)
-    failed = sum(hour["failed"] for hour in hours)
     total = sum(hour["requests"] for hour in hours)
+    failed = sum(hour["failed"] for hour in hours)
+    label = f"{total:,} requests in 24 hours, {failed:,} failed, at most {most:,} in an hour."
 
-    columns = [hour_html(hour, names[index], index, most) for index, hour in enumerate(hours)]
-    label = f"{total:,} requests in 24 hours, {failed:,} failed, at most {most:,} in an hour"
-    chart = tag(
-        "svg",
-        *columns,
-        class_="chart",
-        viewBox=f"0 0 {10 * len(hours)} 100",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=f"{label}. The table below has the figures.",
-    )
-    axis = tag(
-        "div", *[tag("span", name) for name in names[::3]], class_="axis", aria_hidden="true"
-    )
-    legend = f'{label}.<i class="ok"></i>ok<i class="failed"></i>failed'
+    names, columns, rows = [], [], []
+    for index, hour in enumerate(hours):
+        name = clock_time(hour["at"], Clock(hour["at"], zone))
+        names.append(f"<span>{name}</span>")
+        columns.append(hour_html(hour, name, index, most))
+        rows.append(
+            f'<tr><th scope="row">{name}</th><td>{hour["requests"]:,}</td>'
+            f"<td>{hour['failed']:,}</td><td>{tokens_of(hour):,}</td></tr>"
+        )
 
-    rows = [
-        f'<tr><th scope="row">{name}</th><td>{hour["requests"]:,}</td><td>{hour["failed"]:,}</td>'
-        f"<td>{tokens_of(hour):,}</td></tr>"
-        for name, hour in zip(names, hours, strict=True)
-    ]
+    label_with_hint = f"{label} The table below has the figures."
+    chart = picture("chart", 10 * len(hours), 100, label_with_hint, "".join(columns))
     heads = heads_html(["Hour", "Requests", "Failed", "Tokens"])
-    table = tag("table", heads, tag("tbody", *rows), class_="hours")
-    return tag(
-        "section",
-        tag("h2", "Requests by hour, 24 h"),
-        chart,
-        axis,
-        tag("div", legend, class_="key faint"),
-        tag("details", tag("summary", "Figures"), table),
-    )
+    return f"""<section><h2>Requests by hour, 24 h</h2>{chart}
+<div class="axis" aria-hidden="true">{"".join(names[::3])}</div>
+<div class="key faint">{label}<i class="ok"></i>ok<i class="failed"></i>failed</div>
+<details><summary>Figures</summary>
+<table class="hours">{heads}<tbody>{"".join(rows)}</tbody></table></details></section>"""
 
 
 def hour_html(hour: Facts, name: str, index: int, most: int) -> str:
@@ -1249,34 +1229,24 @@ def days_html(days: Sequence[Facts]) -> str:
     heights = [round(18 * count / most) for count in counts]
     path = [f"M{10 * index} 18v-{height}h8v{height}z" for index, height in enumerate(heights)]
     label = ", ".join(f"{count:,}" for count in counts)
-    return tag(
-        "svg",
-        f'<path d="{"".join(path)}"/>',
-        class_="days",
-        viewBox=f"0 0 {10 * len(days)} 18",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=f"Tokens by day, the oldest first: {label}",
-    )
+    label = f"Tokens by day, the oldest first: {label}"
+    return picture("days", 10 * len(days), 18, label, f'<path d="{"".join(path)}"/>')
 
 
 def bar_html(bar: Bar) -> str:
     """A <meter>, which a browser colours by the range of its value, and the words next to it."""
-    meter = tag(
-        "meter",
-        aria_label=bar.name,
-        min="0",
-        low="89.9",
-        high="99.9",
-        max="100",
-        optimum="0",
-        value=f"{bar.used_percent:.4g}",
+    return (
+        f'<div class="bar"><meter aria-label="{escaped(bar.name)}" min="0" low="89.9" high="99.9" '
+        f'max="100" optimum="0" value="{bar.used_percent:.4g}"></meter>'
+        f"<span>{escaped(bar.words)}</span></div>"
     )
-    return f'<div class="bar">{meter}<span>{escaped(bar.words)}</span></div>'
 
 
 def cell_html(row: Row, column: str, view: View) -> str:
-    """The text of a cell, as a link if it is a filter."""
+    """The text of a cell, as a link if it is a filter.
+
+    The link ends at the requests, which are what it filters.
+    """
     text = row.cells[column]
     for place in row.links:
         if place.column == column:
@@ -1290,33 +1260,35 @@ def row_html(row: Row, view: View) -> str:
     On a narrow screen the style writes `data-column` before each cell, as the heads are hidden.
     """
     name, state, *others = row.cells
-    shown = tag("span", escaped(row.cells[state]), class_=row.tone)
-    cells = [tag("th", cell_html(row, name, view), scope="row")]
-    cells.append(tag("td", shown, data_column=state))
+    shown = escaped(row.cells[state])
+    cells = [
+        f'<th scope="row">{cell_html(row, name, view)}</th>',
+        f'<td data-column="{state}"><span class="{row.tone}">{shown}</span></td>',
+    ]
 
     bars = "".join(bar_html(bar) for bar in row.bars)
     for column in others:
-        text = cell_html(row, column, view)
-        is_bare = row.cells[column] == "-"
-        content = bars if bars and is_bare else text + bars
-        cells.append(
-            tag("td", content, data_column=column, class_="none" if content == "-" else "some")
-        )
+        is_empty = row.cells[column] == "-"
+        content = cell_html(row, column, view) + bars
+        if bars and is_empty:
+            content = bars
+        kind = "none" if content == "-" else "some"
+        cells.append(f'<td data-column="{column}" class="{kind}">{content}</td>')
         bars = ""
 
     if row.days:
-        cells.append(tag("td", days_html(row.days), data_column="14 days", class_="some"))
+        cells.append(f'<td data-column="14 days" class="some">{days_html(row.days)}</td>')
     more = [
-        tag("dt", column) + tag("dd", escaped(text)) for column, text in row.more.items() if text
+        f"<dt>{column}</dt><dd>{escaped(text)}</dd>" for column, text in row.more.items() if text
     ]
-    folded = tag("details", tag("summary", "more"), tag("dl", *more))
-    cells.append(tag("td", folded, class_="also"))
-    return tag("tr", *cells)
+    folded = f"<details><summary>more</summary><dl>{''.join(more)}</dl></details>"
+    return f'<tr>{"".join(cells)}<td class="also">{folded}</td></tr>'
 
 
 def heads_html(columns: Iterable[str]) -> str:
     """The head of a table."""
-    return tag("thead", tag("tr", *[tag("th", column, scope="col") for column in columns]))
+    heads = [f'<th scope="col">{column}</th>' for column in columns]
+    return f"<thead><tr>{''.join(heads)}</tr></thead>"
 
 
 # The two tables of a section that is folded have columns of the same widths, which the style sets:
@@ -1324,12 +1296,15 @@ def heads_html(columns: Iterable[str]) -> str:
 
 
 def table_html(rows: Sequence[Row], view: View) -> str:
-    """Rows with their heads, or `None.`"""
+    """Rows with their heads, or `None.`
+
+    The last column has no facts of its own: it unfolds the rest of its row.
+    """
     if not rows:
-        return tag("p", "None.", class_="faint")
+        return '<p class="faint">None.</p>'
     columns = [*rows[0].cells, *(["14 days"] if rows[0].days else []), "Also"]
     lines = "\n".join(row_html(row, view) for row in rows)
-    return tag("table", heads_html(columns), f"\n{tag('tbody', lines)}", class_="wide")
+    return f'<table class="wide">{heads_html(columns)}\n<tbody>{lines}</tbody></table>'
 
 
 def folded_html(rows: Sequence[Row], view: View, open_count: int) -> str:
@@ -1340,11 +1315,11 @@ def folded_html(rows: Sequence[Row], view: View, open_count: int) -> str:
     content = table_html(rows[:open_count], view)
     folded = rows[open_count:PAGE_ROWS_MAX]
     if folded:
-        summary = tag("summary", f"{len(folded):,} more")
-        content += tag("details", summary, table_html(folded, view))
+        table = table_html(folded, view)
+        content += f"<details><summary>{len(folded)} more</summary>{table}</details>"
     if len(rows) > PAGE_ROWS_MAX:
-        left_out = f"{len(rows) - PAGE_ROWS_MAX:,} more are left out; the JSON has all."
-        content += tag("p", left_out, class_="faint")
+        left_out = len(rows) - PAGE_ROWS_MAX
+        content += f'<p class="faint">{left_out:,} more are left out; the JSON has all.</p>'
     return content
 
 
@@ -1352,11 +1327,14 @@ def section_html(shown: Facts, table: str, view: View) -> str:
     """A heading and its table."""
     rows = rows_of(shown, table, view.zone_info)
     content = folded_html(rows, view, ROWS_OPEN[table])
-    return tag("section", tag("h2", table.title()), content, id=table)
+    return f'<section id="{table}"><h2>{table.title()}</h2>{content}</section>'
 
 
 def requests_html(shown: Facts, view: View) -> str:
-    """Failed requests, and the latest ones unless only failed ones are wanted."""
+    """Failed requests, and the latest ones unless only failed ones are wanted.
+
+    Who has set a filter wants to see what it found: then no row is folded.
+    """
     tables = {"failures": "Failed requests", "requests": "Latest requests"}
     if view.failed:
         del tables["requests"]
@@ -1367,14 +1345,17 @@ def requests_html(shown: Facts, view: View) -> str:
         rows = rows_of(shown, table, view.zone_info)
         is_filtered = len(filters) > 1 or view.failed
         content = folded_html(rows, view, PAGE_ROWS_MAX if is_filtered else ROWS_OPEN[table])
-        sections.append(tag("section", tag("h2", heading), content, class_="requests"))
+        sections.append(f'<section class="requests"><h2>{heading}</h2>{content}</section>')
 
-    words = tag("p", "Show requests: ", ", ".join(filters), class_="faint")
-    return tag("div", words, *sections, id="requests")
+    return f"""<div id="requests"><p class="faint">Show requests: {", ".join(filters)}</p>
+{"".join(sections)}</div>"""
 
 
 def filter_links(view: View) -> list[str]:
-    """The filters of requests that are set, each with a link that removes it; and one to set."""
+    """The filters of requests that are set, each with a link that removes it; and one to set.
+
+    The others are set by the names of keys, accounts and models, which are links.
+    """
     links = []
     for name in ("key", "account", "model"):
         value = getattr(view, name)
@@ -1390,19 +1371,17 @@ def filter_links(view: View) -> list[str]:
 def header_html(shown: Facts, view: View) -> str:
     """What the pooler itself does, in which zone times are, and how the page shows it."""
     hidden = [
-        f'<input type="hidden" name="{name}" value="{escaped(str(value))}">'
+        f'<input type="hidden" name="{name}" value="{escaped(value)}">'
         for name, value in query_of(view, {"zone": ""}).items()
-        if value
     ]
-    field = '<input name="zone" size="16" placeholder="Europe/Berlin" autocomplete="off">'
-    form = tag(
-        "form", *hidden, tag("label", "Times in ", field), " <button>Show</button>", method="get"
-    )
     refresh = link("refresh every 10 s", view, refresh=True)
     if view.refresh:
         refresh = link("do not refresh", view, refresh="")
-    words = [escaped(headline(shown, view)), refresh]
-    return tag("h1", "codex-pooler") + tag("p", ", ".join(words), class_="faint") + form
+
+    return f"""<h1>codex-pooler</h1>
+<p class="faint">{escaped(headline(shown, view))}, {refresh}</p>
+<form method="get">{"".join(hidden)}<label>Times in <input name="zone" size="16"
+placeholder="Europe/Berlin" autocomplete="off"></label> <button>Show</button></form>"""
 
 
 def admin_page(snapshot: Facts, view: View = DEFAULT_VIEW) -> str:
@@ -1479,7 +1458,7 @@ def bar_text(bar: Bar) -> str:
 
 
 def bar_lines(bars: Sequence[Bar], columns: int) -> list[str]:
-    """The bars of a row, as many in a line as fit."""
+    """The bars of a row, as many in a line as fit: lines are scarce on a terminal."""
     lines: list[str] = []
     for bar in bars:
         text = bar_text(bar)
@@ -1541,7 +1520,10 @@ def table_block(
 
 
 def cells_of(row: Row) -> dict[str, str]:
-    """All cells of a row; a column that has only bars is left out."""
+    """All cells of a row; a column that has only bars is left out.
+
+    What the page folds comes last, where a narrow terminal cuts it off.
+    """
     cells = {column: text for column, text in row.cells.items() if column not in BAR_COLUMNS}
     return {**cells, **{column: text or "-" for column, text in row.more.items()}}
 
