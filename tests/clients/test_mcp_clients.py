@@ -36,6 +36,7 @@ from tests.support.processes import (
 
 BEARER: Final = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
 STATUS: Final = f"{PREFIX}get_mcp_service_status"
+UNKNOWN: Final = "invalid_arguments: an unknown one (this tool takes nothing)"
 TOOLS: Final = [f"{PREFIX}{name}" for name in ARGUMENTS]
 HANDSHAKE, STATELESS = "2025-11-25", "2026-07-28"
 # What users paste; only the address and the token are theirs.
@@ -177,7 +178,18 @@ def test_the_inspector_calls_tools(era: str, url: str, tmp_path: Path) -> None:
     output = json.loads(good.stdout)["structuredContent"]
     assert (output["count"], output["limit"], len(output["items"])) == (2, 1, 1)
     bad = inspect(tmp_path, url, *call, "--tool-arg", "limit=0", era=era)
-    assert "invalid_arguments: limit" in bad.stdout + bad.stderr
+    assert "invalid_arguments: limit (1 to 100)" in bad.stdout + bad.stderr
+    bad = inspect(tmp_path, url, *call, "--tool-arg", "status=broken", era=era)
+    assert "status (one of any, ready, cooling_down" in bad.stdout + bad.stderr
+
+
+@each_era
+def test_the_inspector_shows_what_needs_an_operator(era: str, url: str, tmp_path: Path) -> None:
+    call = ("--method", "tools/call", "--tool-name", f"{PREFIX}diagnose")
+    done = inspect(tmp_path, url, *call, era=era)
+    assert done.returncode == 0, done.stderr
+    output = json.loads(done.stdout)["structuredContent"]
+    assert output["summary"] == "Nothing needs you."
 
 
 def test_the_inspector_is_told_of_a_wrong_token(url: str, tmp_path: Path) -> None:
@@ -239,7 +251,7 @@ def test_the_typescript_sdks(package: str, version: str, url: str, tmp_path: Pat
     assert learned["instructions"]
     assert learned["tools"] == TOOLS
     assert learned["output"]["protocolVersion"] == version
-    assert (learned["isBadAnError"], learned["text"]) == (True, "invalid_arguments: (unknown)")
+    assert (learned["isBadAnError"], learned["text"]) == (True, UNKNOWN)
 
 
 ################################################################

@@ -262,6 +262,9 @@ OURS: Final[dict[str, tuple[str, str, str | None, Pairs, int]]] = {
     "404": ("GET", "/nothing", None, (), 404),
     "well-known": ("GET", "/.well-known/x", None, (), 404),
     "options": ("OPTIONS", "/v1/models", None, (), 404),
+    # No preflight: a page of this machine may send to /mcp, and no browser shows it the response.
+    "mcp-options": ("OPTIONS", "/mcp", None, [("Origin", "http://localhost:6274")], 404),
+    "mcp-options-elsewhere": ("OPTIONS", "/mcp", None, [("Origin", "https://evil.example")], 403),
     "unsupported": ("POST", "/v1/embeddings", KEY, (), 404),
     "upgrade-wanted": ("GET", "/v1/responses", KEY, (), 426),
     "origin": ("GET", "/v1/models", KEY, [("Origin", "https://evil.example")], 403),
@@ -288,6 +291,7 @@ async def test_an_answer_of_ours_says_that_nobody_should_keep_it(
         response = await client.read_response(is_head=method == "HEAD")
         assert response.status == status
         assert is_ours(response)
+        assert not [name for name, _ in response.headers if name.startswith("access-control-")]
 
 
 FAILED: Final = {"type": "response.failed", "response": {"error": {"code": "x", "message": "x"}}}
