@@ -561,17 +561,14 @@ def first_back(rows: Sequence[Facts], clock: Clock) -> str:
 
 
 def passed_over_words(passed_over: Sequence[Facts]) -> str:
-    """Why the accounts cannot serve: `Accounts: personal: login needed; second: at its limit.`
-
-    A status that says enough stands alone: its reason is in the account's own need.
-    """
+    """Why the accounts cannot serve: `Accounts: second at its limit (429 usage_limit_reached).`"""
     causes = []
-    for over in passed_over:
-        status = over["status"]
-        is_plain = status in STATUS_WORDS or not over["reason"]
-        words = STATUS_WORDS.get(status, status) if is_plain else over["reason"]
-        causes.append(f"{over['account']}: {words}")
-    return f"Accounts: {'; '.join(causes[:NAMES_MAX])}." if causes else ""
+    for over in passed_over[:NAMES_MAX]:
+        words = STATUS_WORDS.get(over["status"], over["status"].replace("_", " "))
+        reason = over["reason"]
+        detail = f" ({reason})" if reason and reason != words else ""
+        causes.append(f"{over['account']} {words}{detail}")
+    return f"Accounts: {'; '.join(causes)}." if causes else ""
 
 
 def account_needs(account: Facts, clock: Clock) -> Iterator[Need]:
