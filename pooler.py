@@ -12167,7 +12167,7 @@ _REMEDIES: Final[Mapping[int | None, str]] = {
     **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ELOOP), "remove it"),
     errno.ENOENT: "create its folder",
     errno.EBUSY: "give each process a file of its own",
-    errno.ETIMEDOUT: "its disk does not respond",
+    errno.ETIMEDOUT: "check that disk",
 }
 
 

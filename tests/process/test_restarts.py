@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -196,6 +197,19 @@ async def test_no_secret_prompt_or_session_is_in_the_file(
     assert saved(tmp_path)["pins"]["home"]["laptop"]
     for secret in (KEY, TOKEN, API_KEY, ACCOUNT_ID, PROMPT, SESSION, "127.0.0.1"):
         assert secret not in raw
+
+
+async def test_the_file_is_written_at_the_start_and_the_end_and_not_for_each_request(
+    upstream: TwoAccounts, tmp_path: Path
+) -> None:
+    async with serving(tmp_path, described(upstream, tmp_path)) as server:
+        while not (tmp_path / "state.json").exists():
+            assert status_of(await server.get("/healthz")) == 200
+        before = (tmp_path / "state.json").stat()
+        for _ in range(3):
+            assert await ask(server) == 200
+        assert (tmp_path / "state.json").stat() == before
+    assert counted(tmp_path) == 3
 
 
 async def test_a_second_signal_saves_as_well(upstream: TwoAccounts, tmp_path: Path) -> None:
@@ -459,6 +473,22 @@ async def test_nothing_is_saved_while_another_process_has_the_lock(shelf: Shelf)
     await shelf.save()
     assert shelf.count() == 2
     assert shelf.keeper.problem is None
+
+
+async def test_a_disk_that_hangs_delays_the_end_only_so_long(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+    monkeypatch.setattr(pooler, "save_file", lambda *_: may_end.wait())
+    monkeypatch.setattr(pooler, "FILE_SECONDS_MAX", 0.05)
+    with trio.fail_after(SECONDS_MAX):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shelf.keeper.run)
+            while shelf.keeper.problem is None:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    may_end.set()
+    assert "the disk did not respond in time; check that disk" in shelf.keeper.problem
 
 
 async def test_a_thread_that_hangs_does_not_mix_its_version_with_the_next(shelf: Shelf) -> None:
