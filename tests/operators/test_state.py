@@ -217,6 +217,13 @@ def prune(saved: Json) -> Json:
     return saved | {"hours": hours, "days": days, "accounts": accounts}
 
 
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_refused_login_stays_refused_until_somebody_logs_in_again(is_new: bool) -> None:
+    health = restarted(busy()).roster.health["c"]
+    health.note_login(b"\x02" * 32 if is_new else b"\x01" * 32, True)
+    assert health.whole.until == (0 if is_new else math.inf)
+
+
 # What is not believed.
 
 
