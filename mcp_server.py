@@ -2770,7 +2770,9 @@ def diagnose(call: Call, arguments: Facts) -> Shown:
     """What needs attention, the worst first: as a text, and as data."""
     needs = needs_of(call.snapshot, arguments["pool_selector"])
     items = [need_facts(need) for need in needs[:ROWS_MAX]]
-    summary = f"{len(needs)} need you, the worst first." if needs else "Nothing needs you."
+    summary = (
+        f"{len(needs)} need you, the worst first (times in UTC)." if needs else "Nothing needs you."
+    )
 
     return {
         "status": "ok" if is_found(call.snapshot, arguments) else "not_found",

@@ -10355,8 +10355,7 @@ def explain(
         if name in ranked:
             status, reason = _place_in_order(roster, health, login, ranked, now)
         else:
-            status = _status_of_standing(health, standing, login, now)
-            reason = _reason_of_standing(health, standing, login, now)
+            status, reason = _why_excluded(health, standing, login, now)
 
         if name in ranked and name not in free:
             status = "at_cap"
@@ -10408,34 +10407,24 @@ def _call_of_session(
     return [*pinned, *calls, call][0]
 
 
-def _status_of_standing(
+def _why_excluded(
     health: Health,
     standing: Standing,
     login: LoginState,
     now: float,
-) -> str:
-    """Why an account may not be tried, as one of the words of `passed_over`."""
-    overall = condition_of(health, login, now).status
-    return standing.status.value if overall is Status.READY else overall.value
-
-
-def _reason_of_standing(
-    health: Health,
-    standing: Standing,
-    login: LoginState,
-    now: float,
-) -> str:
-    """Why an account may not be tried.
+) -> tuple[str, str]:
+    """Why an account may not be tried: as one of the words of `passed_over`, and as a text.
 
     What excludes it from every request comes before what excludes it from this one: an operator
     must fix that first.
     """
     overall = standing_of(health, now)
     if overall.status is Status.NO_LOGIN:
-        return condition_of(health, login, now).text
+        condition = condition_of(health, login, now)
+        return condition.status.value, condition.text
     if overall.status is not Status.READY:
         standing = overall
-    return standing.text(now)
+    return standing.status.value, standing.text(now)
 
 
 # The state file: what a restart goes on from.  Times in it are Unix times in whole seconds, periods

@@ -670,7 +670,7 @@ async def test_a_diagnosis_is_the_list_of_the_page_as_text_and_as_data(desk: Des
     assert (second["severity"], second["api_key"]) == ("fair", "home / ci")
 
     lines = output["summary"].splitlines()
-    assert lines[0] == "2 need you, the worst first."
+    assert lines[0] == "2 need you, the worst first (times in UTC)."
     for line, row in zip(lines[1:], output["items"], strict=True):
         assert line.startswith(f"- {row['title']}. {row['text']}")
         assert line.endswith(row["advice"] or row["text"])
