@@ -25,6 +25,7 @@ from typing import Any, Final
 import pytest
 
 import mcp_server
+from tests.clients.aimock import installed
 from tests.support.paths import SNAPSHOT
 from tests.support.processes import POOL_KEY, Pooler
 
@@ -246,6 +247,50 @@ def test_a_screen_reader_finds_tables_with_heads_and_bars(
     roles = chromium.roles()
     counts = {role: roles.count(role) for role in ("table", "columnheader", "rowheader", "meter")}
     assert counts == {"table": 4, "columnheader": 28, "rowheader": 8, "meter": 3}
+
+
+AXE: Final = """axe.run().then(found => JSON.stringify(
+    found.violations.map(one => [one.id, one.impact, one.nodes.map(node => node.html)])
+))"""
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+@pytest.mark.parametrize("name", ["example", "crowded"])
+def test_an_accessibility_checker_finds_nothing(
+    chromium: Chromium, site: Site, name: str, *, width: int, scheme: str
+) -> None:
+    given = crowded() if name == "crowded" else snapshot()
+    site.page = mcp_server.admin_page(given)
+    chromium.load(site.url, width=width, scheme=scheme)
+    axe = Path(installed("axe-core", "axe.min.js"))
+    chromium.value(f"{axe.read_text(encoding='utf-8')};0")
+    told = chromium.ask("Runtime.evaluate", expression=AXE, awaitPromise=True, returnByValue=True)
+    assert told["result"]["value"] == "[]"
+
+
+def test_a_page_of_many_accounts_and_keys_is_a_few_screens_long(
+    chromium: Chromium, site: Site
+) -> None:
+    """Long lists are folded: 12 accounts and 40 keys."""
+    given = snapshot()
+    first, key = given["accounts"][0], given["keys"][0]
+    given["accounts"] += [{**first, "name": f"account-{index}"} for index in range(10)]
+    given["keys"] += [{**key, "name": f"key-{index}"} for index in range(38)]
+    given["requests"] = given["requests"] * 20
+    site.page = mcp_server.admin_page(given)
+    chromium.load(site.url)
+    assert chromium.value("document.documentElement.scrollHeight") < 3000
+    assert len(re.findall("<tr>", site.page)) > 60
+
+
+def test_forced_colours_leave_what_is_drawn_in_sight(chromium: Chromium, site: Site) -> None:
+    chromium.load(site.url)
+    features = [{"name": "forced-colors", "value": "active"}]
+    chromium.ask("Emulation.setEmulatedMedia", features=features)
+    part = "getComputedStyle(document.querySelector('.chart .{}')).fill"
+    ground = chromium.value("getComputedStyle(document.body).backgroundColor")
+    fills = {chromium.value(part.format(kind)) for kind in ("ok", "failed")}
+    assert len({ground, *fills}) == 3
 
 
 def test_the_page_comes_again_by_itself_on_request(chromium: Chromium, site: Site) -> None:
