@@ -10629,9 +10629,9 @@ class Lasting(NamedTuple):
     def save_account(self, account: Account) -> JsonDict:
         """What is known of an account."""
         health = self.roster.health_of(account)
-        named = _named_models(self.config, account, health)
-        by_model = {name: health.by_model[name] for name in health.by_model if name in named}
-        rows = {name: self.cooldown_row(cooldown) for name, cooldown in by_model.items()}
+        named = self.named_models(account, health)
+        cooldowns = health.by_model.items()
+        rows = {name: self.cooldown_row(cooldown) for name, cooldown in cooldowns if name in named}
         limited = {model_of_limit(account.name_of(name)) for name in named}
         limits = health.quota.families.items()
         families = {model: family for model, family in limits if model in limited}
@@ -10651,6 +10651,12 @@ class Lasting(NamedTuple):
             "windows": self.window_rows(health.quota),
             "families": families,
         }
+
+    def named_models(self, account: Account, health: Health) -> set[str]:
+        """The models that may be named; none if nothing is known of any: there may be thousands."""
+        if not health.by_model and not health.quota.families:
+            return set()
+        return _named_models(self.config, account, health)
 
     def window_rows(self, quota: Quota) -> list[Row]:
         """The windows that have not ended."""
