@@ -139,11 +139,11 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_CODEX_AGENT", "_VERSION_ASKED", "_PLAIN_VERSION"), HEAD),
     "_PROCESSED": KIB,
     # Not foreign at all, or cut before.
-    **dict.fromkeys(("fitted", "demo_response"), KIB),
+    **dict.fromkeys(("plain", "demo_response"), KIB),
     "_UNSAFE": MIB,  # what `pooler status` prints
     "word": mcp_server.WORD_CHARS_MAX,
     "sentence": mcp_server.ADVICE_CHARS_MAX,
-    "admin": HEAD,
+    **dict.fromkeys(("ZONE", "size_of"), HEAD),  # of the query of /admin
 }
 
 
