@@ -72,7 +72,7 @@ NAMES_MAX: Final = 20  # in one cell: a provider may have thousands of models
 COLUMNS: Final = 100  # of the status text, unless the query says otherwise
 COLUMNS_MIN: Final = 60
 COLUMNS_MAX: Final = 1000
-ROWS_OF_TEXT_MIN: Final = 4  # a line of the pooler, a need, and what is cut
+ROWS_OF_TEXT_MIN: Final = 5  # the pooler's own line, one need with its head, what is cut
 ROWS_OF_TEXT_MAX: Final = 100_000  # without a terminal
 NAME_CHARS_MIN: Final = 10  # of the first column, if the second leaves no more
 BAR_COLUMNS: Final = ("Quota",)  # of the page: in the text, bars have lines of their own
@@ -354,13 +354,6 @@ def at_moment(unix: float | None, clock: Clock, words: str = "{}") -> str:
     return words.format(f"{at} ({seen})" if at else seen)
 
 
-def since_or_until(words: str, unix: float | None, now: float) -> str:
-    """The words followed by the moment; "" if there is no such moment."""
-    if unix is None:
-        return ""
-    return f"{words} {relative(unix, now)}"
-
-
 def parts(*texts: str, separator: str = ", ") -> str:
     """The texts that are not empty, joined."""
     return separator.join(text for text in texts if text)
@@ -421,12 +414,12 @@ def attempt_words(attempt: Facts) -> str:
     return f"{attempt['account']} ({reason})" if reason else str(attempt["account"])
 
 
-def lack_words(lack: Facts, now: float) -> str:
-    """What an account cannot serve for now: `model gpt-5.5 (404 not_found), again in 5 min`."""
+def lack_words(lack: Facts, clock: Clock) -> str:
+    """What an account cannot serve for now: `model gpt-5.5 (404 not_found), again 09:05 (in 5 min)`."""
     name = lack["name"] or ""
     reason = f"({lack['reason']})" if lack["reason"] else ""
     words = parts(lack["kind"], name, reason, separator=" ")
-    end = since_or_until("again", lack["ends_at"], now)
+    end = at_moment(lack["ends_at"], clock, "again {}")
     return parts(words, end)
 
 
@@ -766,7 +759,7 @@ def account_row(account: Facts, clock: Clock) -> Row:
         "Upstream": parts(upstream, token_end),
         "Pools": f"{listed(account['pools'])} (priority {account['priority']})",
         "Models": listed(account["models"]),
-        "Cannot serve": listed([lack_words(lack, clock.now) for lack in account["lacks"]]),
+        "Cannot serve": listed([lack_words(lack, clock) for lack in account["lacks"]]),
     }
 
     bars = [window_bar(window, clock) for window in account["windows"]]
@@ -1501,7 +1494,8 @@ def table_block(
     }
     first, second, *_ = widths
     widths[second] = max(len(table[second]) for table in tables)
-    widths[first] = max(NAME_CHARS_MIN, min(widths[first], columns - widths[second] - 2))
+    room = columns - widths[second] - len("    …")  # what is cut off begins after both
+    widths[first] = max(NAME_CHARS_MIN, min(widths[first], room))
 
     lines = []
     for table in tables:

@@ -489,7 +489,7 @@ def test_bars_are_as_long_as_the_use() -> None:
 def test_a_cut_text_ends_with_an_ellipsis() -> None:
     given = snapshot()
     given["accounts"][0]["name"] = "n" * 64
-    assert f"\n{'n' * 22}…  ready" in status(given, 60)
+    assert f"\n{'n' * 19}…  ready" in status(given, 60)
 
 
 ################################################################
