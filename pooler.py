@@ -10379,12 +10379,16 @@ def _place_in_order(
     now: float,
 ) -> tuple[str, str]:
     """The status of an account that may be asked, and its place in the order of those."""
-    status = condition_of(health, login, now).status.value
-    reason = f"number {ranked.index(health.account.name) + 1} in order"
+    place = f"number {ranked.index(health.account.name) + 1} in order"
     cause = roster.hosts.cause_for(health.account, now)
-    if cause:
-        reason += f"; tried last, for it did not connect: {cause}"
-    return status, reason
+    if cause:  # perhaps another account's requests have met it, at the same host
+        reason = f"{place}; tried last, for it did not connect: {cause}"
+        return Status.UNREACHABLE.value, reason
+
+    condition = condition_of(health, login, now)
+    if condition.status is Status.READY:
+        return condition.status.value, place
+    return condition.status.value, f"{place}; {condition.text}"
 
 
 def _call_of_session(

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 import mcp_server
 from pooler import Cause, Effect
-from tests.support.memory_sockets import KEY, Json
+from tests.support.memory_sockets import KEY, Json, request
 from tests.support.world import World, describe, opened_world
 
 PAUSED_KEY: Final = "cp-key-that-is-paused-0123456789"
@@ -30,6 +30,35 @@ def snapshot(world: World) -> Json:
 def reasons(world: World) -> Json:
     explained = world.server.operators.explain("home", "m1", None)
     return {account["name"]: account["reason"] for account in explained["accounts"]}
+
+
+def statuses(world: World, model: str = "m1") -> Json:
+    explained = world.server.operators.explain("home", model, None)
+    return {account["name"]: account["status"] for account in explained["accounts"]}
+
+
+async def test_the_names_that_clients_may_use_are_listed_with_what_they_mean(
+    autojump_clock: MockClock,
+) -> None:
+    pool = {"models": ["m2"], "aliases": {"best": "m2"}}
+    async with opened_world(describe("a", pool=pool)) as world:
+        listed = (await world.ask(request("GET", "/v1/models"))).json()["data"]
+        names = [row["name"] for row in snapshot(world)["models"]]
+        assert names == sorted(model["id"] for model in listed) == ["best", "m2"]
+        assert snapshot(world)["models"] == [
+            {"name": name, "pools": ["home"], "targets": ["m2"]} for name in names
+        ]
+
+
+async def test_routing_is_explained_in_the_words_of_accounts_passed_over(
+    autojump_clock: MockClock,
+) -> None:
+    accounts: Json = {"a": {"models": ["m2"]}, "b": {"paused": True}}
+    async with opened_world(describe("abc", accounts=accounts)) as world:
+        assert statuses(world) == {"a": "not_offered", "b": "paused", "c": "ready"}
+        (row,) = [row for row in snapshot(world)["pools"][0]["serving"] if row["model"] == "m1"]
+        passed_over = {over["account"]: over["status"] for over in row["passed_over"]}
+        assert passed_over == {"a": "not_offered", "b": "paused"}
 
 
 async def test_a_key_is_active_paused_or_expired(autojump_clock: MockClock) -> None:
@@ -80,6 +109,7 @@ async def test_an_account_at_its_cap_is_shown_as_busy(autojump_clock: MockClock)
         places = world.server.shared.roster.leases
         places.take("a", PLACE)
         assert reasons(world) == {"a": "number 1 in order, and busy: at its cap"}
+        assert statuses(world) == {"a": "at_cap"}
         assert world.server.operators.explain("home", "m1", None)["chosen"] is None
 
         places.give_back("a", PLACE)
@@ -93,6 +123,7 @@ async def test_an_account_whose_host_did_not_connect_is_shown_to_come_last(
         address = world.config.accounts["a"].base_url.address
         until = trio.current_time() + 60
         world.server.shared.roster.hosts.unreached[address, None] = (until, Cause.REFUSED)
+        assert statuses(world) == {"a": "unreachable", "b": "ready", "c": "ready"}
         assert reasons(world)["a"] == (
             f"number 3 in order; tried last, for it did not connect: {Cause.REFUSED.value}"
         )

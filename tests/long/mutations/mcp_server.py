@@ -44,4 +44,13 @@ ROWS: Rows = (
     ("advice_unclean", "Advice is cleaned like all other text.",
      "condition_facts", "sentence(account['advice'], ADVICE_CHARS_MAX)", "account['advice']",
      "mcp::what_an_upstream_may_have_chosen_is_disarmed"),
+    ("needs_of_other_pools", "A diagnosis of one pool leaves out the others.",
+     "needs_of", "any((is_about(need, pool) for pool in pools))", "True",
+     "mcp::a_diagnosis_of_one_pool"),
+    ("cost_of_the_known", "A sum is no cost if a part of it is unknown.",
+     "sum_of", "None if None in costs else sum(costs)", "sum((cost or 0 for cost in costs))",
+     "mcp::an_unknown_cost_makes_the_sum_unknown"),
+    ("idle_key_first", "The busiest key comes first.",
+     "usage_summary", "-sum_of(key['days'])['requests']", "sum_of(key['days'])['requests']",
+     "mcp::what_was_used"),
 )
