@@ -8,7 +8,8 @@ it is written there.
 An auditor reads VISIBLE and `visible` first, then the functions that pooler.py calls:
 
 - `admin`: GET /admin, as a page (`admin_page`), as text for a terminal (`status_text`), or as JSON
-  (`overview`).  Page and text show the same four tables (`rows_of`).
+  (`overview`).  Page and text begin with the same needs (`attention`), and show the same tables
+  (`rows_of`), of which a query chooses a part (`View`).
 - `metrics`: GET /metrics, in families of samples (METRICS).
 - `answer`: POST /mcp, one JSON-RPC message (PROTOCOL) that may call a tool (TOOLS).
 
@@ -415,7 +416,7 @@ def attempt_words(attempt: Facts) -> str:
 
 
 def lack_words(lack: Facts, clock: Clock) -> str:
-    """What an account cannot serve for now: `model gpt-5.5 (404 not_found), again 09:05 (in 5 min)`."""
+    """What an account cannot serve for now: `model gpt-5.5 (404 not_found), again 09:05 (...)`."""
     name = lack["name"] or ""
     reason = f"({lack['reason']})" if lack["reason"] else ""
     words = parts(lack["kind"], name, reason, separator=" ")
