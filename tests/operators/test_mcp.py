@@ -7,6 +7,7 @@ Method: `answer` is called as pooler.py calls it, with the snapshot that also sp
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -15,6 +16,7 @@ import jsonschema  # type: ignore[import-untyped] # it has no types
 import pytest
 
 import mcp_server
+from tests.support import paths
 from tests.support.mcp_client import (
     ARGUMENTS,
     CANARY,
@@ -61,6 +63,17 @@ async def test_all_tools_are_offered_as_read_only(version: str, desk: Desk) -> N
             "idempotentHint": True,
             "openWorldHint": False,
         }
+
+
+def test_readme_lists_each_tool() -> None:
+    table = (
+        (paths.ROOT / "README.md")
+        .read_text("utf-8")
+        .partition("| Tool (`codex_pooler_")[2]
+        .partition("\n\n")[0]
+    )
+    rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert sorted(re.findall("`([a-z_]+)`", " ".join(rows))) == sorted(ARGUMENTS)
 
 
 def nodes(schema: object) -> list[Json]:
