@@ -59,7 +59,7 @@ Schema = dict[str, Any]  # JSON Schema, of the keywords that `fits` knows
 ADMIN_REQUESTS_MAX: Final = 50  # requests on the page
 STATUS_REQUESTS_MAX: Final = 15  # in the status text; with the other tables about one screen
 FAILURES_MAX: Final = 50  # failed requests on the page
-PAGE_ROWS_MAX: Final = 200  # of one table on the page; the JSON has all
+ROWS_MADE_MAX: Final = 100  # of one table on the page and in the text; the JSON has all
 NEEDS_OPEN: Final = 6  # the others are folded
 # Rows of a table that are not folded: the page stays a few screens long.
 ROWS_OPEN: Final[Mapping[str, int]] = {
@@ -254,7 +254,11 @@ def visible(value: Any, place: str) -> Any:
         return value
 
     names = VISIBLE.get(place, ())
-    return {name: visible(value[name], name) for name in names if name in value}
+    shown = {name: value[name] for name in names if name in value}
+    for name, member in shown.items():
+        if isinstance(member, dict | list | tuple):  # most are not, and there may be 100,000
+            shown[name] = visible(member, name)
+    return shown
 
 
 def overview(snapshot: Facts, view: View = DEFAULT_VIEW) -> Shown:
@@ -934,23 +938,23 @@ TABLES: Final[Mapping[str, RowMaker]] = {
 
 
 def rows_of(shown: Facts, table: str, zone: tzinfo) -> list[Row]:
-    """The rows of a table, with a dash in each cell that says nothing.
+    """The first ROWS_MADE_MAX rows of a table, with a dash in each cell that says nothing.
 
     `shown` is what `overview` returned; every row is seen from the snapshot's own time.  What needs
     attention comes first, and of the keys what was used most.
     """
-    clock = Clock(shown["at"], zone)
     facts = shown[table]
     if table == "keys":
         facts = sorted(facts, key=lambda key: -key["tokens_today"])
+    elif table == "accounts":
+        facts = sorted(facts, key=lambda account: TONE_ORDER.index(tone_of(account["status"])))
 
     rows = []
-    for fact in facts:
+    clock = Clock(shown["at"], zone)
+    for fact in facts[:ROWS_MADE_MAX]:
         row = TABLES[table](fact, clock)
         cells = {column: text or "-" for column, text in row.cells.items()}
         rows.append(row._replace(cells=cells))
-    if table == "accounts":
-        rows.sort(key=lambda row: TONE_ORDER.index(row.tone))
     return rows
 
 
@@ -1298,18 +1302,19 @@ def table_html(rows: Sequence[Row], view: View) -> str:
     return f'<table class="wide">{heads_html(columns)}\n<tbody>{lines}</tbody></table>'
 
 
-def folded_html(rows: Sequence[Row], view: View, open_count: int) -> str:
-    """The first rows as a table, the others as one that is folded, up to PAGE_ROWS_MAX.
+def folded_html(rows: Sequence[Row], view: View, open_count: int, count: int) -> str:
+    """The first rows as a table, the others as one that is folded.
 
-    A browser takes long for thousands of rows, and so does the event loop that makes them.
+    `count` is how many there are: a browser takes long for thousands, and so does the event loop
+    that makes them.
     """
     content = table_html(rows[:open_count], view)
-    folded = rows[open_count:PAGE_ROWS_MAX]
+    folded = rows[open_count:]
     if folded:
         table = table_html(folded, view)
         content += f"<details><summary>{len(folded)} more</summary>{table}</details>"
-    if len(rows) > PAGE_ROWS_MAX:
-        left_out = len(rows) - PAGE_ROWS_MAX
+    if count > len(rows):
+        left_out = count - len(rows)
         content += f'<p class="faint">{left_out:,} more are left out; the JSON has all.</p>'
     return content
 
@@ -1317,7 +1322,7 @@ def folded_html(rows: Sequence[Row], view: View, open_count: int) -> str:
 def section_html(shown: Facts, table: str, view: View) -> str:
     """A heading and its table."""
     rows = rows_of(shown, table, view.zone_info)
-    content = folded_html(rows, view, ROWS_OPEN[table])
+    content = folded_html(rows, view, ROWS_OPEN[table], len(shown[table]))
     return f'<section id="{table}"><h2>{table.title()}</h2>{content}</section>'
 
 
@@ -1335,7 +1340,8 @@ def requests_html(shown: Facts, view: View) -> str:
     for table, heading in tables.items():
         rows = rows_of(shown, table, view.zone_info)
         is_filtered = len(filters) > 1 or view.failed
-        content = folded_html(rows, view, PAGE_ROWS_MAX if is_filtered else ROWS_OPEN[table])
+        open_count = ROWS_MADE_MAX if is_filtered else ROWS_OPEN[table]
+        content = folded_html(rows, view, open_count, len(rows))
         sections.append(f'<section class="requests"><h2>{heading}</h2>{content}</section>')
 
     return f"""<div id="requests"><p class="faint">Show requests: {", ".join(filters)}</p>
@@ -1471,6 +1477,7 @@ class Block(NamedTuple):
     head: list[str]  # lines
     items: list[Item]
     name: str  # what the items are: `accounts`
+    left_out: int = 0  # items that were not made
 
 
 def table_block(
@@ -1526,14 +1533,14 @@ def needs_block(needs: Sequence[Need], columns: int, is_coloured: bool) -> Block
     Lines are wrapped and not cut: a command that has lost its end is worth nothing.
     """
     items = []
-    for need in needs:
+    for need in needs[:ROWS_MADE_MAX]:
         lines = wrapped(f"! {need.title}. {need.text}", columns)
         item = [tinted(line, need.severity, is_coloured) for line in lines]
         advice = wrapped(f"  {need.advice}", columns) if need.advice else []
         items.append([*item, *advice])
 
     title = f"NEEDS YOU ({len(needs)})"
-    return Block(["", tinted(title, "bold", is_coloured)], items, "needs")
+    return Block(["", tinted(title, "bold", is_coloured)], items, "needs", len(needs) - len(items))
 
 
 def cut_blocks(blocks: Sequence[Block], rows: int) -> list[str]:
@@ -1542,7 +1549,7 @@ def cut_blocks(blocks: Sequence[Block], rows: int) -> list[str]:
     A block of which nothing would be left has no head either.
     """
     lines = [line for block in blocks for line in block_lines(block)]
-    if len(lines) <= rows:
+    if len(lines) <= rows and not any(block.left_out for block in blocks):
         return lines
 
     lines = []
@@ -1553,7 +1560,7 @@ def cut_blocks(blocks: Sequence[Block], rows: int) -> list[str]:
         if shown.items:
             lines += block_lines(shown)
 
-        count = len(block.items) - len(shown.items)
+        count = len(block.items) - len(shown.items) + block.left_out
         if count:
             name = block.name.removesuffix("s") if count == 1 else block.name
             cut.append(f"{count} more {name}")
@@ -1605,7 +1612,7 @@ def status_text(
 
     for name in tables:
         block = table_block(rows_of(shown, name, zone), name, columns, is_coloured)
-        blocks.append(block)
+        blocks.append(block._replace(left_out=len(shown[name]) - len(block.items)))
 
     top = fitted(f"codex-pooler {headline(shown, view)}", columns)
     rows_max = ROWS_OF_TEXT_MAX if rows is None else max(rows, ROWS_OF_TEXT_MIN)
@@ -1671,7 +1678,7 @@ def process_metrics(snapshot: Facts) -> Iterator[Family]:
 
 def attention_metrics(snapshot: Facts) -> Iterator[Family]:
     """How much needs attention: the one figure to alert on."""
-    count = len(overview(snapshot)["attention"])
+    count = len(attention(snapshot))  # nothing else of it leaves, so nothing is copied first
     yield gauge("needs_attention", "Number of things that need attention.", [({}, count)])
 
 
