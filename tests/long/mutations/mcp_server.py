@@ -53,4 +53,13 @@ ROWS: Rows = (
     ("idle_key_first", "The busiest key comes first.",
      "usage_summary", "-sum_of(key['days'])['requests']", "sum_of(key['days'])['requests']",
      "mcp::what_was_used"),
+    ("worst_need_last", "What is worst needs attention first.",
+     "attention", "SEVERITIES.index(need.severity)", "0",
+     "attention::the_worst_comes_first_and_of_that_what_began_first"),
+    ("status_too_high", "The status text fits the terminal's height.",
+     "cut_blocks", "rows - 1 - len(lines) - len(block.head)", "rows - len(lines) - len(block.head)",
+     "attention::the_status_fits_the_height_and_counts_what_is_cut"),
+    ("filter_ignored", "A filter of the page lets only its own requests through.",
+     "is_wanted", "view.model != request['model']", "False",
+     "attention::filters_can_be_combined"),
 )
