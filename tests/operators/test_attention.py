@@ -167,7 +167,8 @@ def test_the_worst_comes_first_and_of_that_what_began_first() -> None:
     given["keys"][0].update(tokens_today=2_000_000)
     given["accounts"][1].update(status="unreachable", since=given["at"] - DAY)
     assert [need.title.partition(":")[0] for need in needs(given)] == [
-        "m1, m2 in pool home", "personal", "platform", "home / laptop", "The state file is not written",
+        "m1, m2 in pool home", "personal", "platform", "home / laptop",
+        "The state file is not written",
     ]  # fmt: skip
     assert "<title>(5) codex-pooler</title>" in page(given)
     assert "codex_pooler_needs_attention 5\n" in mcp_server.metrics_text(given)
