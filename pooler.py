@@ -36,7 +36,8 @@ The steps of serving a request, and the sections that take them:
     a failure is classified; another attempt  VERDICTS, RELAY
     or all of this for each turn              WEBSOCKET SYNTAX, WEBSOCKET
     it is logged and counted                  RECORDS, LOG
-    operators see states and sums             OPERATORS
+    operators see states and sums, and are    OPERATORS, NOTICES
+      told what needs them
     how the process starts and stops          COMMAND LINE
 
 Read these first, in this order: they serve a streamed request to an account with an API key, and
@@ -418,6 +419,12 @@ STATE_BYTES_MAX: Final = 16 * MIB  # all pins have 1 MiB, the days of all keys 4
 STATE_MEMBERS_MAX: Final = 600_000  # parsing them takes half a second, before anything is served
 STATE_AHEAD_SECONDS_MAX: Final = 60.0  # what is further in the future is not believed
 SUM_MAX: Final = 10**24  # no sum of a trillion responses is larger
+NOTICES_WAITING_MAX: Final = 100  # changes that no notice has told yet; the rest are counted
+NOTICES_KNOWN_MAX: Final = 2_000  # what is wrong, and was told
+NOTICE_LINES_MAX: Final = 20  # changes that one notice describes
+NOTICE_GATHER_SECONDS: Final = 2.0  # what breaks together is told together
+NOTICE_PAUSE_SECONDS: Final = 30.0  # between two notices: services for them count
+NOTICE_SECONDS_MAX: Final = 10.0  # for one, with its connection
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 
 # The log.  It never waits for its reader: what finds no room is counted, and dropped.
@@ -1468,6 +1475,15 @@ class Proxy(NamedTuple):
     login: Secret | None = None
 
 
+class Notify(NamedTuple):
+    """Where notices go.  `target`, the path and query of the URL, may hold a token."""
+
+    url: BaseUrl  # without its path
+    target: Secret
+    token: Secret | None
+    source: str
+
+
 class Listen(NamedTuple):
     """A TCP address, or the path of a unix socket."""
 
@@ -1519,6 +1535,10 @@ _BASE_URL: Final = re.compile(
     rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?",
 )
 _PROXY_URL: Final = re.compile(rf"http://(?:([^@/\s]+)@)?({_HOST_NAME}):(\d{{1,5}})/?")
+# Tokens of webhooks stand in their path or query, which may hold any visible ASCII but #.
+_NOTIFY_URL: Final = re.compile(
+    rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?([/?][!\"$-~]*)?",
+)
 _PORT_MAX: Final = 65535
 UNIX_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, without its zero (unix(7))
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
@@ -1780,6 +1800,28 @@ def _proxy(text: str) -> Proxy:
     return Proxy(url, login)
 
 
+def _notify(value: Json) -> Json:
+    """A check for a URL, or an object with one: `_Loader.notify` reads it."""
+    return value if isinstance(value, dict) else _string(value)
+
+
+def _notify_url(text: str) -> tuple[BaseUrl, Secret]:
+    """The address in a webhook's URL, and its path and query.  Raises: ValueError."""
+    match = _NOTIFY_URL.fullmatch(text)
+    if match is None:
+        raise ValueError("must look like https://host/path")
+
+    scheme, host, digits, target = match.groups("")
+    is_tls = scheme == "https"
+    usual_port = 443 if is_tls else 80
+    port = int(digits or usual_port)
+    if not 0 < port <= _PORT_MAX:
+        raise ValueError("must look like https://host/path")
+
+    url = BaseUrl(is_tls, host.strip("[]"), port, "")
+    return url, Secret(target if target.startswith("/") else f"/{target}")
+
+
 def _listen(value: Json) -> Listen:
     """A check for one address to listen at; port 0 lets the system choose a free one."""
     text = _string(value)
@@ -1980,6 +2022,8 @@ class Config:
     proxy: Proxy | None = None
     # The file that a restart goes on from, as written; None: nothing outlives the process.
     state: str | None = None
+    # Who is told that an account needs its operator, or that a pool cannot serve a model.
+    notify: Notify | None = None
     # By the model's name in a pool.
     prices: Mapping[str, Price] = field(default_factory=dict)
     limits: Limits
@@ -2013,11 +2057,19 @@ _TOP: Final[Spec] = {
     "proxy": _string,
     "state": _path,
     "prices": _named_by_models,
+    # May hold a token, so it may be a reference: `_Loader.notify` resolves it.
+    "notify": _notify,
     "limits": _object,
 }
 _PRICE: Final[Spec] = dict.fromkeys(
     ("input", "cached", "output"), _number(0, PRICE_MAX, (int, float))
 )
+_NOTIFY: Final[Spec] = {
+    "url": _string,
+    # Sent as a bearer token.
+    "token": _string,
+    "allow_plain_http": _flag,
+}
 _POOL: Final[Spec] = {
     # Names, which are looked up after all accounts have been read.
     "accounts": _list(_string),
@@ -2309,7 +2361,7 @@ class _Loader:
         return _is_loopback(url.host) and not self.is_proxied_elsewhere
 
     def check_transport(self, path: str, url: BaseUrl, is_plain_allowed: Json) -> None:
-        """Refuse an upstream if others could read the key on its way there."""
+        """Refuse an address if others could read what is sent there."""
         reader = ""
         if _is_loopback(url.host) and self.is_proxied_elsewhere:
             self.warn(path, "to the proxy, which carries all connections, this is its own machine")
@@ -2317,7 +2369,8 @@ class _Loader:
 
         if not (url.is_tls or self.is_here(url) or is_plain_allowed):
             hint = "use https://, or set allow_plain_http if you trust the network"
-            self.refuse(path, f"http:// sends the key in the clear{reader}; {hint}")
+            what = "notices" if path.startswith("notify") else "the key"
+            self.refuse(path, f"http:// sends {what} in the clear{reader}; {hint}")
 
     def check_type(self, path: str, value: Mapping[str, Json], kind: str) -> None:
         """Refuse an account that lacks its credential, or has what belongs to another type."""
@@ -2503,6 +2556,8 @@ class _Loader:
             fields["proxy"] = self.proxy(fields["proxy"])
         else:
             self.warn_of_proxies()
+        if "notify" in fields:
+            fields["notify"] = _load_notify(self, fields["notify"])
         fields["token_url"] = self.token_url()
         self.warn_of_key_log()
 
@@ -2549,6 +2604,29 @@ def _read_price(loader: _Loader, path: str, value: Json) -> Price | None:
         return None
     cached = fields.get("cached", fields["input"])
     return Price(fields["input"], cached, fields["output"])
+
+
+def _load_notify(loader: _Loader, value: Json) -> Notify | None:
+    """Where notices go, a URL or an object; None if it has a problem."""
+    fields, place = {"url": value}, "notify"
+    if isinstance(value, dict):
+        fields, place = loader.read("notify", value, _NOTIFY, "url"), "notify.url"
+    else:
+        loader.require("notify", value)
+
+    token: Secret | None = None
+    with loader.at("notify.token"):
+        if "token" in fields:
+            token, _ = loader.resolver.api_key(fields["token"])
+
+    notify: Notify | None = None
+    with loader.at(place):
+        if fields.get("url"):
+            text, source = loader.resolver.read(fields["url"])
+            url, target = _notify_url(text)
+            loader.check_transport(place, url, fields.get("allow_plain_http"))
+            notify = Notify(url, target, token, source)
+    return notify
 
 
 def _check_presented(secret: str, command: str) -> None:
@@ -2618,6 +2696,7 @@ _ELSEWHERE_CALLED: Final = {
     "listen": "port bind address",
     "base_url": "apibase endpoint url",
     "key": "token secret",
+    "notify": "webhook notifications notices alerts",
     "api_key": "key",
 }
 
@@ -2642,6 +2721,7 @@ _FIELD_OWNERS: Final[tuple[tuple[Spec, str], ...]] = (
     (_ACCOUNT, "to an account"),
     (_POOL, "to a pool"),
     (_KEY, "to a key"),
+    (_NOTIFY, "to notify"),
 )
 
 
@@ -2698,7 +2778,7 @@ def _object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return members
 
 
-_FIELD_NAMES: Final = frozenset().union(_TOP, _POOL, _ACCOUNT, _KEY, _LIMITS)
+_FIELD_NAMES: Final = frozenset().union(_TOP, _POOL, _ACCOUNT, _KEY, _NOTIFY, _LIMITS)
 # Python says what it expected, which does not help somebody who wrote a comment.  So the text at
 # that place is checked first: what it begins with, and what is wrong; the first match counts.
 _COMMENTS: Final = ("//", "/*", "#")
@@ -2799,8 +2879,9 @@ def _doubts_of_top(config: Config) -> Iterator[str]:
     # An operator who wanted to allow every host would see each request refused with a 403.
     if config.hosts == frozenset():
         yield "hosts: is empty, so every request is refused"
-    if config.proxy and (doubt := _doubt_of_own(config.proxy.url, config.listen)):
-        yield f"proxy: {doubt}"
+    for name, other in (("proxy", config.proxy), ("notify", config.notify)):
+        if other is not None and (doubt := _doubt_of_own(other.url, config.listen)):
+            yield f"{name}: {doubt}"
     # Routes have /v1 anyway: a prefix that repeats it is mostly a client's base URL.
     if f"{config.base_path}/".startswith("/v1/"):
         yield f"base_path: is put before /v1, so a route is {config.base_path}/v1/responses"
@@ -3047,6 +3128,8 @@ def literal_secrets(config: Config) -> list[str]:
         sources[f"pools.{key.pool}.keys.{key.name}"] = key.source
     for operator in config.operators:
         sources[f"operators.{operator.name}"] = operator.source
+    if config.notify is not None and len(reveal(config.notify.target)) >= SECRET_CHARS_MIN:
+        sources["notify"] = config.notify.source
     return [path for path, source in sources.items() if source == "literal"]
 
 
@@ -3096,6 +3179,10 @@ def _by_path(config: Config) -> dict[str, object]:
     if config.proxy is not None:
         login = "" if config.proxy.login is None else reveal(config.proxy.login)
         flat["proxy"] = (config.proxy.url, digest_of(login))
+    if config.notify is not None:
+        token = reveal(config.notify.token) if config.notify.token else ""
+        target = reveal(config.notify.target)
+        flat["notify"] = (config.notify.url, digest_of(f"{target} {token}"))
 
     for name, account in config.accounts.items():
         flat[f"accounts.{name}"] = account.is_codex
@@ -12865,6 +12952,233 @@ async def ask_once(
 
 
 ################################################################
+# NOTICES
+################################################################
+# `notify` in pools.json is told when an account needs its operator, when a pool cannot serve a
+# model any more, and when it can again.  Whoever reports a change never waits: `Notices.changed`
+# notes it, and a task of its own sends what has gathered.
+#
+# All receivers get the same JSON.  Gotify reads `title` and `message`; Slack, and what imitates it,
+# `text`.  ntfy would show it as it stands, and is told in headers where title and message are
+# (F103); others ignore these.  `priority` is for Gotify alone: to Mattermost that is an object.
+
+
+class AccountChange(NamedTuple):
+    """An account's new status, and what an operator should know of it."""
+
+    name: str
+    status: str
+    reason: str
+    advice: str  # a sentence, or ""
+    needs_operator: bool
+
+    @property
+    def is_trouble(self) -> bool:
+        """Whether somebody should hear of it."""
+        return self.needs_operator
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """What it is about: a later change about the same replaces it."""
+        return (self.name,)
+
+    @property
+    def title(self) -> str:
+        return f"account {self.name}: {self.status.replace('_', ' ')}"
+
+    @property
+    def line(self) -> str:
+        """All of it, for a person."""
+        reason = f": {self.reason}" if self.reason else ""
+        return (
+            f"Account {self.name}: {self.status.replace('_', ' ')}{reason}. {self.advice}".strip()
+        )
+
+
+class PoolChange(NamedTuple):
+    """That a pool cannot serve a model any more, or can again."""
+
+    pool: str
+    model: str
+    status: str  # ready, limited or down
+    until: str | None  # when the first account is back, if that is known
+
+    @property
+    def is_trouble(self) -> bool:
+        return self.status != "ready"
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        return (self.pool, self.model)
+
+    @property
+    def title(self) -> str:
+        can = "cannot" if self.is_trouble else "can again"
+        return f"pool {self.pool} {can} serve {self.model}"
+
+    @property
+    def line(self) -> str:
+        until = f" until {self.until}" if self.until and self.is_trouble else ""
+        return f"P{self.title[1:]}{until}."
+
+
+Change = AccountChange | PoolChange
+
+
+def make_notice(changes: Sequence[Change], more_count: int, *, is_gotify: bool) -> JsonDict:
+    """The body of the notice that tells of these changes, and that there were more."""
+    lines = [change.line for change in changes[:NOTICE_LINES_MAX]]
+    more_count += len(changes) - len(lines)
+    title = f"codex-pooler: {changes[0].title}"
+    if more_count or len(changes) > 1:
+        title += f" (and {len(changes[1:NOTICE_LINES_MAX]) + more_count} more)"
+    if more_count:
+        lines.append(f"And {more_count} more changes.")
+
+    message = "\n".join(lines)
+    notice: JsonDict = {"title": title, "message": message, "text": f"{title}\n{message}"}
+    if is_gotify:
+        notice["priority"] = 8 if any(change.is_trouble for change in changes) else 4
+    return notice
+
+
+# Templates of ntfy, which it fills from the body.
+_NTFY_FIELDS: Final = (
+    ("x-template", "yes"), ("x-title", "{{.title}}"), ("x-message", "{{.message}}"),
+)  # fmt: skip
+
+
+@dataclass(eq=False)
+class Notices:
+    """What is to be told to `notify`, and the task that tells it.
+
+    A change about which the receiver knows nothing new is not sent: what breaks and is mended
+    before it was told needs no notice.
+    """
+
+    dial: Dial
+    log: Log
+    notify: Notify | None = None
+    tls: ssl.SSLContext | None = None
+    proxy: Proxy | None = None
+    # The latest change about each, the oldest first; none of them has been told.
+    waiting: dict[tuple[str, ...], Change] = field(default_factory=dict)
+    known: OrderedDict[tuple[str, ...], bool] = field(default_factory=OrderedDict)  # told trouble
+    more_count: int = 0  # changes for which there was no room
+    problem: str = ""  # of the last notice
+    woken: trio.Event = field(default_factory=trio.Event)
+
+    def reload(self, config: Config, contexts: Mapping[str | None, ssl.SSLContext]) -> None:
+        """Send to where the configuration says; what waits goes there, too."""
+        self.notify, self.proxy = config.notify, config.proxy
+        self.tls = contexts.get(None) if self.notify and self.notify.url.is_tls else None
+        for about in [*self.known]:
+            if about[0] not in (config.accounts if len(about) == 1 else config.pools):
+                del self.known[about]
+        if self.notify is None:
+            self.waiting.clear()
+            self.more_count = 0
+
+    def changed(self, change: Change) -> None:
+        """Note a change.  It is told once, if it is still so by then."""
+        if self.notify is None:
+            return
+
+        about = change.about
+        self.waiting.pop(about, None)
+        is_news = change.is_trouble != (about in self.known)
+        if not is_news:
+            return
+        if not change.is_trouble and isinstance(change, AccountChange):
+            del self.known[about]  # its pools tell that it serves again
+            return
+
+        if len(self.waiting) >= NOTICES_WAITING_MAX:
+            self.more_count += 1
+            return
+        self.waiting[about] = change
+        self.woken.set()
+
+    async def run(self) -> Never:
+        """Run the task."""
+        while True:
+            self.woken = trio.Event()
+            if not self.waiting:
+                await self.woken.wait()
+            await trio.sleep(NOTICE_GATHER_SECONDS)  # nothing else says that all has come
+            if self.waiting and self.notify is not None:
+                await self.tell(self.notify)
+                await trio.sleep(NOTICE_PAUSE_SECONDS)  # whatever changes meanwhile
+
+    async def tell(self, notify: Notify) -> None:
+        """Send one notice of all that waits.
+
+        It is sent again only if no connection was made: otherwise it may have arrived.
+        """
+        changes, more_count = [*self.waiting.values()], self.more_count
+        self.waiting.clear()
+        self.more_count = 0
+        for change in changes:
+            self.note_known(change, change.is_trouble)
+
+        problem = "no response in time"
+        try:
+            with trio.move_on_after(NOTICE_SECONDS_MAX):
+                problem = await self.send(notify, changes, more_count)
+        except ConnectFailed as failed:
+            problem = str(failed.cause)
+            self.take_back(changes, more_count)
+        except TRANSPORT_ERRORS:
+            problem = "no valid response"
+
+        if problem != self.problem:
+            level = "warning" if problem else "info"
+            fields = {"host": notify.url.authority, "problem": problem or None}
+            self.log(level, "notice", fields)
+        self.problem = problem
+
+    def note_known(self, change: Change, is_trouble: bool) -> None:
+        """Note what the receiver knows."""
+        if is_trouble:
+            _remember(self.known, change.about, True, NOTICES_KNOWN_MAX)
+        else:
+            self.known.pop(change.about, None)
+
+    def take_back(self, changes: Sequence[Change], more_count: int) -> None:
+        """Let changes wait again that were not told; one that was undone meanwhile need not be."""
+        self.more_count += more_count
+        later, self.waiting = self.waiting, {}
+        for change in changes:
+            self.note_known(change, not change.is_trouble)
+            if later.pop(change.about, None) is None:
+                self.waiting[change.about] = change
+        self.waiting.update(later)
+
+    async def send(self, notify: Notify, changes: Sequence[Change], more_count: int) -> str:
+        """Send one notice; what is wrong with the response, or "".
+
+        Of the response only the status counts, and the rest is not read.
+        Raises: TRANSPORT_ERRORS.
+        """
+        target = reveal(notify.target)
+        is_gotify = target.partition("?")[0].endswith("/message")
+        body = dump_json(make_notice(changes, more_count, is_gotify=is_gotify))
+        is_high = any(change.is_trouble for change in changes)
+        priority = ("x-priority", "high" if is_high else "default")
+        fields = [*_NTFY_FIELDS, priority]
+        head = request_head(notify.url, target, notify.token, fields, body)
+
+        connection = UpstreamConnection(await connect(self.dial, notify.url, self.tls, self.proxy))
+        try:
+            await connection.stream.send_all(head + body)
+            status = (await connection.read_head()).status
+        finally:
+            with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await connection.close()
+        return "" if 200 <= status < 300 else f"status {status}"
+
+
+################################################################
 # RELAY
 ################################################################
 # One pipeline of events.  `serve_call` tries accounts in turn: an `Attempt` yields a `Fault`, or an
@@ -13110,6 +13424,7 @@ class AccountWatch:
     roster: Roster
     endpoints: Endpoints
     tokens: Tokens
+    notices: Notices
     outages: dict[tuple[str, str], Outage] = field(default_factory=dict)  # by pool and model
     woken: trio.Event = field(default_factory=trio.Event)
 
@@ -13176,6 +13491,7 @@ class AccountWatch:
         is_worse = _BY_SEVERITY.index(condition.status) > _BY_SEVERITY.index(before)
         is_warned = is_worse and condition.status is not Status.PAUSED
         cause = health.failure.cause if health.failure is not None else None
+        advice = advice_for(account, condition, login, cause)
         fields: JsonDict = {
             "account": account.name,
             "status": condition.status.value,
@@ -13184,9 +13500,17 @@ class AccountWatch:
             "failures": health.failure_count,
             "until": self.rfc3339(condition.until, now),
             "next_try_at": self.rfc3339(condition.retry_at, now),
-            "advice": advice_for(account, condition, login, cause) or None,
+            "advice": advice or None,
         }
         self.tokens.log("warning" if is_warned else "info", "account", fields)
+        change = AccountChange(
+            account.name,
+            condition.status.value,
+            condition.reason,
+            advice,
+            condition.needs_operator,
+        )
+        self.notices.changed(change)
 
     def look_at_pool(self, pool: Pool, logins: Mapping[str, LoginState], now: float) -> None:
         """Log which of its models a pool can serve no more, or can again."""
@@ -13199,6 +13523,7 @@ class AccountWatch:
         for name in [*self.outages]:
             if name[0] == pool.name and name[1] not in models:
                 del self.outages[name]
+                self.notices.known.pop(name, None)
 
     def note_serving(self, serving: Serving, now: float) -> None:
         """Log that nobody can serve a model of a pool any more, or that somebody can again."""
@@ -13214,14 +13539,17 @@ class AccountWatch:
                 return
             level = "warning"
             self.outages[names] = Outage(now)
+        until = self.rfc3339(serving.until, now)
         fields: JsonDict = {
             "pool": serving.pool,
             "model": serving.model,
             "status": serving.status,
-            "until": self.rfc3339(serving.until, now),
+            "until": until,
             "accounts": list(serving.accounts),
         }
         self.tokens.log(level, "pool", fields)
+        change = PoolChange(serving.pool, serving.model, serving.status, until)
+        self.notices.changed(change)
 
     def note_failed(self, pool: str, model: str) -> None:
         """Count a request that failed, if nobody can serve its model."""
@@ -13430,7 +13758,14 @@ class Shared:
             self.files,
         )
         self.login_watch = LoginWatch(self.roster, self.endpoints, self.tokens)
-        self.account_watch = AccountWatch(self.roster, self.endpoints, self.tokens)
+        self.notices = Notices(self.dial, self.log)
+        self.notices.reload(config, self.tls_contexts)
+        self.account_watch = AccountWatch(
+            self.roster,
+            self.endpoints,
+            self.tokens,
+            self.notices,
+        )
 
     def version_for(self, account: Account) -> str:
         """The version of Codex CLI to send to an account: old ones are shown no new models."""
@@ -17544,6 +17879,7 @@ class Server:
         shared.config, shared.tls_contexts = config, contexts
         shared.roster.reload(config)
         shared.endpoints.reload(config, contexts)
+        shared.notices.reload(config, contexts)
         shared.account_watch.reload()
         shared.bodies.bytes_max = limits.bodies_bytes_max
         shared.ledger.requests = deque(shared.ledger.requests, limits.records_max)
@@ -17572,6 +17908,7 @@ class Server:
             services.start_soon(self.shared.reaper.run)
             services.start_soon(self.catalogues.run)
             services.start_soon(QuotaWatch(self.shared).run)
+            services.start_soon(self.shared.notices.run)
             services.start_soon(self.shared.account_watch.run)
             services.start_soon(self.keeper.run)
 
@@ -17706,7 +18043,7 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
 
 
 def _make_contexts(path: Path, config: Config) -> Contexts:
-    """The TLS contexts that the accounts need, and the token endpoint.
+    """The TLS contexts that the accounts need, the token endpoint, and `notify`.
 
     One for each `ca_file`, as loading the system's authorities takes time and memory.
     Raises: ConfigRefused, with all files that cannot be read.
@@ -17714,7 +18051,7 @@ def _make_contexts(path: Path, config: Config) -> Contexts:
     contexts: Contexts = {}
     problems: list[str] = []
     accounts = config.accounts.values()
-    if config.token_url.is_tls and any(account.is_codex for account in accounts):
+    if _needs_authorities(config):
         contexts[None] = make_tls_context(None)
 
     for account in accounts:
@@ -17730,6 +18067,14 @@ def _make_contexts(path: Path, config: Config) -> Contexts:
     if problems:
         raise ConfigRefused(problems)
     return contexts
+
+
+def _needs_authorities(config: Config) -> bool:
+    """Whether the token endpoint or `notify` is reached over TLS: they have no CA of their own."""
+    if config.notify is not None and config.notify.url.is_tls:
+        return True
+    has_codex = any(account.is_codex for account in config.accounts.values())
+    return config.token_url.is_tls and has_codex
 
 
 def _try_tls_context(folder: Path, name: str | None) -> ssl.SSLContext | None:
