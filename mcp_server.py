@@ -551,7 +551,7 @@ def first_back(rows: Sequence[Facts], clock: Clock) -> str:
     """
     ends = [(row["until"], row) for row in rows if row["until"] is not None]
     if not ends:
-        return "No account comes back by itself."
+        return "It is not known when an account will be back."
 
     until, row = min(ends, key=lambda end: end[0])
     names = [over["account"] for over in row["passed_over"] if over["until"] == until]
@@ -559,9 +559,13 @@ def first_back(rows: Sequence[Facts], clock: Clock) -> str:
 
 
 def passed_over_words(passed_over: Sequence[Facts]) -> str:
-    """Why the accounts cannot serve: `Accounts: second at its limit (429 usage_limit_reached).`"""
+    """Why the accounts cannot serve: `Accounts: second at its limit (429 usage_limit_reached).`
+
+    Those that do not have the model at all are left out, unless none has it.
+    """
+    having = [over for over in passed_over if over["status"] not in {"not_offered", "not_listed"}]
     causes = []
-    for over in passed_over[:NAMES_MAX]:
+    for over in (having or passed_over)[:NAMES_MAX]:
         words = STATUS_WORDS.get(over["status"], over["status"].replace("_", " "))
         reason = over["reason"]
         detail = f" ({reason})" if reason and reason != words else ""
@@ -695,7 +699,6 @@ TONES: Final[Mapping[str, str]] = {
     "cooling_down": "fair",
     "at_limit": "fair",
     "degraded": "fair",
-    "limited": "fair",
     "paused": "fair",
 }
 TONE_ORDER: Final = ("bad", "fair", "good")
@@ -759,6 +762,7 @@ def account_row(account: Facts, clock: Clock) -> Row:
     token_end = at_moment(account["token_ends_at"], clock, "token expires {}")
     more = {
         "Advice": account["advice"] or "",
+        "Since": at_moment(account["since"], clock),
         "Next try": at_moment(account["next_try_at"], clock),
         "Last success": at_moment(account["last_success_at"], clock),
         "Upstream": parts(upstream, token_end),
@@ -782,13 +786,11 @@ def account_trouble(account: Facts, clock: Clock) -> str:
     if last and not reason:
         reason = parts(last["reason"], at_moment(last["at"], clock), separator=" ")
 
-    return parts(
-        reason,
-        failures_words(account["failures"]),
-        "demoted" if account["is_demoted"] else "",
-        LOGIN_WORDS.get(account["login"], ""),
-        f"not reached: {account['unreached']}" if account["unreached"] else "",
-    )
+    words = [reason, failures_words(account["failures"]), LOGIN_WORDS.get(account["login"], "")]
+    if account["status"] not in {"failing", "unreachable"}:  # which say as much
+        words.append("demoted" if account["is_demoted"] else "")
+        words.append(f"not reached: {account['unreached']}" if account["unreached"] else "")
+    return parts(*words)
 
 
 def window_bar(window: Facts, clock: Clock) -> Bar:

@@ -10193,8 +10193,9 @@ def _show_condition(
 
 
 def _show_windows(state: State, health: Health) -> list[JsonDict]:
-    """The quota windows that have not ended; a length of 0 was not reported.
+    """The quota windows that have not ended, the plan's first, the shorter before the longer.
 
+    A length of 0 was not reported.
     The family is the limit's name: `codex`, or that of a model with a limit of its own.
     """
     return [
@@ -10206,9 +10207,15 @@ def _show_windows(state: State, health: Health) -> list[JsonDict]:
             "resets_at": state.unix(window.ends_at),
             "observed_at": state.unix(window.seen_at),
         }
-        for (family, seconds), window in health.quota.windows.items()
+        for (family, seconds), window in sorted(health.quota.windows.items(), key=_window_order)
         if window.ends_at > state.now
     ]
+
+
+def _window_order(item: tuple[tuple[str, int], QuotaWindow]) -> tuple[bool, str, int]:
+    """Where a quota window is shown."""
+    (family, seconds), _ = item
+    return family != PLAN_FAMILY, family, seconds
 
 
 # How operators read what an account lacks.  A route and the WebSocket are named by the pooler.

@@ -95,7 +95,7 @@ def test_a_limit_that_ends_by_itself_is_only_bad_if_it_failed_a_request(
     lose_models(given, state, failed=failed, until=None)
     [need] = needs(given)
     assert need.severity == severity
-    assert "No account comes back by itself." in need.text
+    assert "It is not known when an account will be back." in need.text
 
 
 def test_an_account_says_why_since_when_and_what_to_do() -> None:

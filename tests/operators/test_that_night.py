@@ -93,7 +93,9 @@ async def test_each_source_names_what_is_wrong_why_and_what_to_do(tmp_path: Path
         diagnosis = await night.call("diagnose")
         assert_told(diagnosis["content"][0]["text"])
         upstreams = await night.call("list_upstreams")
-        assert_told(json.dumps(upstreams["structuredContent"]))
+        advice = {row["id"]: row["advice"] for row in upstreams["structuredContent"]["items"]}
+        assert advice["second"].startswith("Nothing: it comes back by itself.")
+        assert_told(json.dumps(upstreams["structuredContent"]), with_remedy=False)
         route = await night.call("explain_routing", pool_selector="home", model="gpt-5.5")
         reasons = json.dumps(route["structuredContent"])
         assert route["structuredContent"]["chosen"] is None
