@@ -7973,7 +7973,8 @@ class Quota:
     def bring_forward(self, seconds: float) -> None:
         """Move the end of every window closer by this many seconds."""
         for key, window in self.windows.items():
-            self.windows[key] = window._replace(ends_at=window.ends_at - seconds)
+            ends_at, seen_at = window.ends_at - seconds, window.seen_at - seconds
+            self.windows[key] = window._replace(ends_at=ends_at, seen_at=seen_at)
 
 
 # Health.

@@ -35,7 +35,7 @@ from pooler import (
     standing_of,
 )
 from tests.support.memory_sockets import Json, post
-from tests.support.scene import Scene
+from tests.support.scene import Scene, window
 from tests.support.world import UNIX_START, describe, make_config, opened_world
 
 HOUR: Final = 3600.0
@@ -362,6 +362,21 @@ def test_a_cooldown_ends_at_its_reset_though_the_machine_has_slept(slept: float)
     scene.roster.note_time(6, UNIX_START + 6 + slept)
     assert scene.order(now=6) == "ab"
     assert scene.roster.health["b"].quota.left_percent(6) == UNKNOWN_LEFT_PERCENT
+
+
+def test_what_was_seen_before_a_sleep_was_seen_that_much_earlier() -> None:
+    scene = Scene("a")
+    scene.roster.note_time(0, UNIX_START)
+    scene.serves("a", scene.call(), now=1)
+    scene.answers("a", 503, now=2)
+    scene.tell("a", window(40, 10 * HOUR), now=3)
+    scene.roster.note_time(10, UNIX_START + 10 + HOUR)
+
+    health = scene.roster.health["a"]
+    [seen] = health.quota.windows.values()
+    assert health.failure is not None
+    moments = (health.success_at, health.failure.at, seen.seen_at)
+    assert moments == (1 - HOUR, 2 - HOUR, 3 - HOUR)
 
 
 def test_a_cooldown_is_shorter_by_the_time_that_was_slept() -> None:
