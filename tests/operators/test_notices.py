@@ -21,7 +21,16 @@ import pytest
 import trio
 
 import pooler
-from pooler import AccountChange, Change, Notices, PoolChange, make_notice, parse_config
+from pooler import (
+    AccountChange,
+    BaseUrl,
+    Change,
+    Notices,
+    PoolChange,
+    make_notice,
+    parse_config,
+)
+from tests.support.outbound_proxies import Gate
 from tests.support.processes import POOL_KEY, Pooler
 
 SECRET: Final = "/hooks/T0-secret-path?token=secret-of-the-query"
@@ -213,6 +222,20 @@ async def test_a_failure_is_logged_once_until_it_changes(
         assert (level, event, fields["problem"]) == ("warning", "notice", problem)
         assert fields["host"].startswith("127.0.0.1:")
         assert later["problem"] is None
+
+
+async def test_a_notice_goes_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(Gate()) as gate:
+        async with told(monkeypatch) as scene:
+            assert scene.notices.notify is not None
+            authority = scene.notices.notify.url.authority
+            scene.notices.proxy = pooler.Proxy(BaseUrl(False, "127.0.0.1", gate.listening.port, ""))
+            [body] = await scene.change(REFUSED)
+            assert body["title"] == "codex-pooler: account a: refused"
+
+        assert [head.split(b"\r\n")[0] for head in gate.heads] == [
+            f"CONNECT {authority} HTTP/1.1".encode()
+        ]
 
 
 async def test_a_large_response_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
