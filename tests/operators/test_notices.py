@@ -118,7 +118,7 @@ async def told(
     receiver, logged = Receiver(), []
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, receiver.serve, [listener])
+        await nursery.start(trio.serve_listeners, receiver.serve, [listener])
         port = listener.socket.getsockname()[1]
         notices = Notices(pooler.dial, lambda *line: logged.append(line))
         url = f"http://127.0.0.1:{port}{path}"

@@ -62,7 +62,7 @@ async def check_pool(night: Night) -> None:
     }
 
 
-async def check_log(night: Night) -> None:
+def check_log(night: Night) -> None:
     """What is above the level info tells the night's story by itself."""
     story = [line for line in night.process.lines if line["level"] != "info"]
     told = {line["account"]: line for line in story if line["event"] == "account"}
@@ -110,4 +110,4 @@ async def test_each_source_names_what_is_wrong_why_and_what_to_do(tmp_path: Path
 
         night.process.process.terminate()
         assert await night.process.wait_exit() == 0
-        await check_log(night)
+        check_log(night)

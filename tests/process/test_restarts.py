@@ -478,17 +478,23 @@ async def test_nothing_is_saved_while_another_process_has_the_lock(shelf: Shelf)
 async def test_a_disk_that_hangs_delays_the_end_only_so_long(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_end = threading.Event()
+    may_end, noted = threading.Event(), trio.Event()
+    note = shelf.keeper.note
+
+    def note_and_say(problem: str | None) -> None:
+        note(problem)
+        noted.set()
+
+    monkeypatch.setattr(shelf.keeper, "note", note_and_say)
     monkeypatch.setattr(pooler, "save_file", lambda *_: may_end.wait())
     monkeypatch.setattr(pooler, "FILE_SECONDS_MAX", 0.05)
     with trio.fail_after(SECONDS_MAX):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shelf.keeper.run)
-            while shelf.keeper.problem is None:
-                await trio.lowlevel.checkpoint()
+            await noted.wait()
             nursery.cancel_scope.cancel()
     may_end.set()
-    assert "the disk did not respond in time; check that disk" in shelf.keeper.problem
+    assert "the disk did not respond in time; check that disk" in str(shelf.keeper.problem)
 
 
 async def test_a_thread_that_hangs_does_not_mix_its_version_with_the_next(shelf: Shelf) -> None:

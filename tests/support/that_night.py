@@ -153,7 +153,7 @@ async def opened_night(folder: Path) -> AsyncIterator[Night]:
     async with trio.open_nursery() as nursery:
         backend, origin = await start_backend(nursery, folder)
         (platform,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, refuse_key, [platform])
+        await nursery.start(trio.serve_listeners, refuse_key, [platform])
         address = f"http://127.0.0.1:{platform.socket.getsockname()[1]}/v1"
 
         write_config(folder, describe_night(origin, address, unused_port()))
