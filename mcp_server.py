@@ -639,7 +639,7 @@ def key_needs(key: Facts, clock: Clock) -> Iterator[Need]:
             sentence_of(at_moment(ends_at, clock)),
             "Set a later date in pools.json, or give its client another key.",
             ends_at if is_over else None,
-            key=name,
+            key=f"{key['pool']}/{key['name']}",
         )
 
     used, limit = key["tokens_today"], key["tokens_per_day"]
@@ -650,7 +650,7 @@ def key_needs(key: Facts, clock: Clock) -> Iterator[Need]:
             f"{name}: {used / limit:.0%} of its tokens for today are used".replace("%", " %"),
             sentence_of(f"{used:,} of {limit:,}", at_moment(midnight, clock, "its day ends {}")),
             "Raise its tokens_per_day in pools.json if it should go on.",
-            key=name,
+            key=f"{key['pool']}/{key['name']}",
         )
 
 
@@ -2749,7 +2749,7 @@ def is_about(need: Need, pool: Facts) -> bool:
     if need.pool is not None:
         return bool(need.pool == pool["name"])
     if need.key is not None:
-        return need.key.startswith(f"{pool['name']} / ")
+        return need.key.startswith(f"{pool['name']}/")
     return need.account is None or need.account in pool["accounts"]
 
 

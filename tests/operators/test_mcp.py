@@ -680,7 +680,7 @@ async def test_a_diagnosis_is_the_list_of_the_page_as_text_and_as_data(desk: Des
     first, second = output["items"]
     assert (first["severity"], first["pool"], first["models"]) == ("bad", "home", ["qwen3-coder"])
     assert (first["since"], first["upstream"]) == ("2027-01-15T08:58:20Z", None)
-    assert (second["severity"], second["api_key"]) == ("fair", "home / ci")
+    assert (second["severity"], second["api_key"]) == ("fair", "home/ci")
 
     lines = output["summary"].splitlines()
     assert lines[0] == "2 need you, the worst first (times in UTC)."
@@ -716,9 +716,9 @@ async def test_a_diagnosis_has_the_command_that_mends_an_account(desk: Desk) -> 
 @pytest.mark.parametrize(
     ("pool", "status", "about"),
     [
-        ("", "ok", ["home", "personal", "spare / old", "home / ci", "state"]),
-        ("home", "ok", ["home", "personal", "home / ci", "state"]),
-        ("spare", "ok", ["spare / old", "state"]),
+        ("", "ok", ["home", "personal", "spare/old", "home/ci", "state"]),
+        ("home", "ok", ["home", "personal", "home/ci", "state"]),
+        ("spare", "ok", ["spare/old", "state"]),
         ("spar", "not_found", []),
     ],
 )
