@@ -8206,6 +8206,14 @@ class Health:
         self.failure_count += 1
         self.failure = Failure(now, fault.reason, fault.cause)
 
+    def next_end(self, now: float) -> float:
+        """When the next thing that holds against the account ends; infinite if none does."""
+        ends = [cooldown.until for cooldown in self.cooldowns]
+        ends += [block.until for blocks in self.blocks.values() for block in blocks.values()]
+        if self.failure is not None:
+            ends.append(self.failure.at + DEMOTION_SECONDS)
+        return min((end for end in ends if end > now), default=math.inf)
+
     def trouble(self, now: float) -> Failure | None:
         """What keeps the account's requests from succeeding, if none has since.
 
@@ -13434,26 +13442,18 @@ class AccountWatch:
     tokens: Tokens
     notices: Notices
     outages: dict[tuple[str, str], Outage] = field(default_factory=dict)  # by pool and model
-    woken: trio.Event = field(default_factory=trio.Event)
+    next_at: float = math.inf  # when an account may change by itself
+    woken: trio.Event = field(default_factory=trio.Event)  # set when that comes earlier
 
     async def run(self) -> Never:
-        """Look whenever a limit, a cooldown or a minute of failing ends."""
+        """Look whenever a limit, a cooldown, a block or a minute of failing ends."""
         while True:
-            self.woken = trio.Event()
+            self.next_at = math.inf
             self.roster.touched.update(self.roster.health)
             self.look()
-            with trio.move_on_at(self.next_end()):
+            self.woken = trio.Event()
+            with trio.move_on_at(self.next_at):
                 await self.woken.wait()
-
-    def next_end(self) -> float:
-        """When the next account may change by itself; infinite if none will."""
-        now = trio.current_time()
-        ends = []
-        for health in self.roster.health.values():
-            ends += [cooldown.until for cooldown in health.cooldowns]
-            if health.failure is not None:
-                ends.append(health.failure.at + DEMOTION_SECONDS)
-        return min((end for end in ends if end > now), default=math.inf)
 
     def logins(self) -> dict[str, LoginState]:
         """The state of each ChatGPT account's login."""
@@ -13485,6 +13485,7 @@ class AccountWatch:
         login = LoginState()
         if own := self.endpoints.logins.get(account.name):
             login = self.tokens.state_of(own)
+        self.wait_for(health.next_end(now))
         condition = condition_of(health, login, now)
         before = health.status or Status.READY
         is_seen = health.status is condition.status
@@ -13492,7 +13493,6 @@ class AccountWatch:
             return
 
         health.status, health.since = condition.status, now
-        self.woken.set()  # it may end sooner than what is waited for
         if condition.status is before:  # of a new account that is ready
             return
 
@@ -13519,6 +13519,12 @@ class AccountWatch:
             condition.needs_operator,
         )
         self.notices.changed(change)
+
+    def wait_for(self, end: float) -> None:
+        """Look again at this moment, if not before."""
+        if end < self.next_at:
+            self.next_at = end
+            self.woken.set()
 
     def look_at_pool(self, pool: Pool, logins: Mapping[str, LoginState], now: float) -> None:
         """Log which of its models a pool can serve no more, or can again."""

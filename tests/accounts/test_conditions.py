@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from pooler import (
+    MODEL_BLOCK_SECONDS,
     Cause,
     Condition,
     ConnectFailed,
@@ -314,6 +315,21 @@ async def test_a_pool_says_by_model_what_it_can_serve(autojump_clock: MockClock)
         assert pool(world)["status"] == "ready"
         lines = [(line["level"], line["status"]) for line in changes(world, "pool")]
         assert lines == [("warning", "limited"), ("info", "ready")]
+
+
+async def test_a_model_that_can_be_served_again_is_noticed_when_its_block_ends(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(error_response(404, "model_not_found"))
+        assert (await world.ask(ASK)).status == 400
+        assert [line["status"] for line in changes(world, "pool")] == ["down"]
+        assert account(world)["status"] == "ready"
+
+        await let_pass(world, autojump_clock, MODEL_BLOCK_SECONDS - 1)
+        assert serving(world)["m1"] == ("down", [])
+        await let_pass(world, autojump_clock, 2)
+        assert [line["status"] for line in changes(world, "pool")] == ["down", "ready"]
 
 
 async def test_a_pool_that_only_its_operator_can_mend_is_down(autojump_clock: MockClock) -> None:
