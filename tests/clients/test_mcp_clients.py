@@ -126,6 +126,24 @@ def test_opencode_is_not_connected_without_an_operators_token(
     assert "401" in shown
 
 
+def test_a_model_in_opencode_asks_what_needs_its_operator(
+    opencode: OpenCode, mcp_pooler: Pooler, url: str, providers: Providers
+) -> None:
+    tool = f"codex_pooler_{PREFIX}diagnose"
+    providers.first.will(
+        says(TITLE, systemMessage="title generator"), calls(tool, {"pool_selector": "home"}), says()
+    )
+    config = {**documented(PAGE, mcp_pooler), **pasted(url)}
+    turn = opencode.run(config=config)
+    assert (turn.code, turn.text, turn.errors) == (0, ANSWER, [])
+    _, second = turns(providers.first)
+    outputs = [it for it in second.body["input"] if it.get("type") == "function_call_output"]
+    output = json.loads(outputs[-1]["output"])
+    assert output["status"] == "ok"
+    assert output["needs_you_count"] == len(output["items"])
+    assert output["summary"]
+
+
 def test_a_model_in_opencode_asks_the_pooler(
     opencode: OpenCode, mcp_pooler: Pooler, url: str, providers: Providers
 ) -> None:
