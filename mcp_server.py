@@ -2774,12 +2774,17 @@ def diagnose(call: Call, arguments: Facts) -> Shown:
     """What needs attention, the worst first: as a text, and as data."""
     needs = needs_of(call.snapshot, arguments["pool_selector"])
     items = [need_facts(need) for need in needs[:ROWS_MAX]]
-    summary = (
-        f"{len(needs)} need you, the worst first (times in UTC)." if needs else "Nothing needs you."
-    )
+    is_known = is_found(call.snapshot, arguments)
+    if not is_known:
+        names = [pool["name"] for pool in visible(call.snapshot["pools"], "pools")]
+        summary = f"There is no such pool. The pools are: {listed(names)}."
+    elif needs:
+        summary = f"{len(needs)} need you, the worst first (times in UTC)."
+    else:
+        summary = "Nothing needs you."
 
     return {
-        "status": "ok" if is_found(call.snapshot, arguments) else "not_found",
+        "status": "ok" if is_known else "not_found",
         "summary": "\n".join([summary, *map(need_line, items)]),
         "needs_you_count": len(needs),
         "items": items,
@@ -3015,6 +3020,9 @@ def explain_routing(call: Call, arguments: Facts) -> Shown:
 
     if route["chosen"] is not None:
         message = f"The request would go to {route['chosen']}."
+        chosen = next(row for row in route["accounts"] if row["is_chosen"])
+        if chosen["status"] != "ready":
+            message += " That is a try: its reason says what may keep it from serving."
     accounts = [
         {
             "id": row["name"],
@@ -3071,9 +3079,9 @@ TOOLS: Final[Mapping[str, Tool]] = {
         "Usage by key and day",
         "Shows requests, failures, tokens and cost: by key and UTC day for 14 days (days without "
         "requests are left out), with each key's limits and expiry; the totals of today; and of "
-        "the last hour also the failures by cause, and the wait for the first event (median and "
-        "95th percentile). `failed` leaves out requests that their client left. `cost` is null "
-        "without prices in pools.json.",
+        "the last hour, of all pools and keys, also the failures by cause, and the wait for the "
+        "first event (median and 95th percentile). `failed` leaves out requests that their "
+        "client left. `cost` is null without prices in pools.json.",
         USAGE_ARGUMENTS,
         USAGE,
         usage_summary,

@@ -10522,9 +10522,12 @@ def _why_excluded(
 ) -> tuple[str, str]:
     """Why an account may not be tried: as one of the words of `passed_over`, and as a text.
 
-    What excludes it from every request comes before what excludes it from this one: an operator
-    must fix that first.
+    If it has what the request needs, what excludes it from every request comes first: an operator
+    must fix that before anything else.
     """
+    if not standing.is_able:
+        return standing.status.value, standing.text(now)
+
     overall = standing_of(health, now)
     if overall.status is Status.NO_LOGIN:
         condition = condition_of(health, login, now)
