@@ -10522,10 +10522,10 @@ def _why_excluded(
 ) -> tuple[str, str]:
     """Why an account may not be tried: as one of the words of `passed_over`, and as a text.
 
-    If it has what the request needs, what excludes it from every request comes first: an operator
-    must fix that before anything else.
+    Unless it is not meant for such requests at all, what excludes it from every request comes
+    first: an operator must fix that before anything else.
     """
-    if not standing.is_able:
+    if standing.status in {Status.NOT_OFFERED, Status.NOT_LISTED, Status.NOT_CHATGPT}:
         return standing.status.value, standing.text(now)
 
     overall = standing_of(health, now)
