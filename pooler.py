@@ -424,7 +424,7 @@ NOTICES_KNOWN_MAX: Final = 2_000  # what is wrong, and was told
 NOTICE_LINES_MAX: Final = 20  # changes that one notice describes
 NOTICE_GATHER_SECONDS: Final = 2.0  # what breaks together is told together
 NOTICE_PAUSE_SECONDS: Final = 30.0  # between two notices: services for them count
-NOTICE_SECONDS_MAX: Final = 10.0  # for one, with its connection
+NOTICE_SECONDS_MAX: Final = 15.0  # for one; more than for its connection, whose end is told apart
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 
 # The log.  It never waits for its reader: what finds no room is counted, and dropped.
@@ -6717,6 +6717,7 @@ _MEANINGS: Final[Mapping[int, Callable[[str], re.Match[str] | None]]] = {
 }
 # These count whatever status they come with: some upstreams have one status for everything (F41).
 _FIRM: Final = frozenset({401, 402, 429})
+_STILL_WORKING: Final = frozenset({504, 522, 524})
 # A code that stands where a text is usual, as in OAuth's errors, has this form.
 _WORDY_CODE: Final = re.compile("[a-z]{1,24}(?:_[a-z]{1,24}){1,5}")
 _CAMEL: Final = re.compile("(?<=[a-z0-9])(?=[A-Z])")
@@ -6924,9 +6925,15 @@ def _status_of(status: int, words: UpstreamWords) -> int:
 
     A word for the account's own trouble goes before any number, and a number before other words.
     """
-    for firm in (*map(meaning_of, words.names), words.status):
-        if firm in _FIRM:
-            return firm
+    meanings = (*map(meaning_of, words.names), words.status)
+    for meaning in meanings:
+        if meaning in _FIRM:
+            return meaning
+
+    # A gateway that only stopped waiting says so in its words, whatever status it sends: the
+    # server behind it may still be working (F46).
+    if status >= 500 and not _STILL_WORKING.isdisjoint(meanings):
+        return 504
     return status or _status_in_200(words)
 
 
@@ -7389,12 +7396,12 @@ def is_too_large(words: UpstreamWords) -> bool:
 def _is_about_model(words: UpstreamWords) -> bool:
     """Whether the account cannot use the model (F42): by a code, or in words.
 
-    Words count only if no other parameter is to blame, as a message may quote the client's text.
+    Neither counts if another parameter is to blame: a client may name a model inside a tool, and a
+    message may quote its text.
     """
-    if meaning_of(words.code) == 404:
-        return True
-    is_of_model = words.error.get("param") in (None, "model")
-    return is_of_model and _NO_MODEL.search(words.message) is not None
+    if words.error.get("param") not in (None, "", "model"):
+        return False
+    return meaning_of(words.code) == 404 or _NO_MODEL.search(words.message) is not None
 
 
 def _lacks_route(status: int, value: JsonObject, words: UpstreamWords) -> bool:
@@ -8948,7 +8955,9 @@ class Roster:
     ) -> None:
         """Record what a failed attempt means for its account, and for the account's host."""
         self.health_of(account).note_fault(fault, model, now, self.limits.cooldown_seconds)
-        self.touched.add(account.name)
+        # What a client's own request has caused changes nothing.
+        if fault.effect is not Effect.NONE or fault.error.status >= 500:
+            self.touched.add(account.name)
 
         # What keeps the pooler from every host, as a broken proxy does, demotes no account.
         cause = fault.cause
@@ -9318,7 +9327,11 @@ def serving_of(
         login = logins.get(account.name, LoginState())
         conditions[account.name] = condition_of(roster.health_of(account), login, now)
 
-    names = sorted(catalogue_of(roster, pool)) if pool.models is None else pool.models
+    names: Sequence[str] = pool.models or ()
+    if pool.models is None:
+        # An upstream names its models as it likes, and these names are logged and sent to webhooks.
+        offered = sorted(catalogue_of(roster, pool))
+        names = [name for name in offered if not is_account_name(name)]
     count_max = SERVING_PAIRS_MAX // max(1, len(pool.accounts))
     names = names[: max(1, min(SERVING_MODELS_MAX, count_max))]
     if not names:
@@ -10241,7 +10254,7 @@ def _named_models(config: Config, account: Account, health: Health) -> set[str]:
     Only they are shown: names that clients have made up may hold anything (SECURITY.md, 7).
     """
     names = set(account.models or ())
-    names.update(health.catalogue or ())
+    names.update(name for name in health.catalogue or () if not is_account_name(name))
     for pool in config.pools.values():
         names.update(pool.models or ())
     return names
@@ -12268,10 +12281,10 @@ _REMEDIES: Final[Mapping[int | None, str]] = {
     ),
     errno.EFBIG: "raise the file size limit (ulimit -f)",
     errno.EROFS: "mount its folder writable",
-    errno.EBUSY: "use another path",
+    errno.EBUSY: "mount its folder, not the file",
     **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ELOOP), "remove it"),
     errno.ENOENT: "create its folder",
-    errno.EBUSY: "give each process a file of its own",
+    errno.EAGAIN: "give each process a file of its own",
     errno.ETIMEDOUT: "check that disk",
 }
 
@@ -12982,6 +12995,9 @@ async def ask_once(
 # (F103); others ignore these.  `priority` is for Gotify alone: to Mattermost that is an object.
 
 
+_NO_MARKUP: Final = str.maketrans("<>&|`", "?????")
+
+
 class AccountChange(NamedTuple):
     """An account's new status, and what an operator should know of it."""
 
@@ -13033,7 +13049,9 @@ class PoolChange(NamedTuple):
     @property
     def title(self) -> str:
         can = "cannot" if self.is_trouble else "can again"
-        return f"pool {self.pool} {can} serve {self.model}"
+        # An upstream may have chosen the model's name, and some receivers read markup.
+        model = self.model.translate(_NO_MARKUP)
+        return f"pool {self.pool} {can} serve {model}"
 
     @property
     def line(self) -> str:
@@ -13083,6 +13101,7 @@ class Notices:
     # The latest change about each, the oldest first; none of them has been told.
     waiting: dict[tuple[str, ...], Change] = field(default_factory=dict)
     known: OrderedDict[tuple[str, ...], bool] = field(default_factory=OrderedDict)  # told trouble
+    forgotten: set[tuple[str, ...]] = field(default_factory=set)  # while a notice is sent
     more_count: int = 0  # changes for which there was no room
     problem: str = ""  # of the last notice
     woken: trio.Event = field(default_factory=trio.Event)
@@ -13090,6 +13109,7 @@ class Notices:
     def reload(self, config: Config, contexts: Mapping[str | None, ssl.SSLContext]) -> None:
         """Send to where the configuration says; what waits goes there, too."""
         self.notify, self.proxy = config.notify, config.proxy
+        self.forgotten.clear()
         self.tls = contexts.get(None) if self.notify and self.notify.url.is_tls else None
         for about in [*self.known]:
             if about[0] not in (config.accounts if len(about) == 1 else config.pools):
@@ -13109,7 +13129,7 @@ class Notices:
         if not is_news:
             return
         if not change.is_trouble and isinstance(change, AccountChange):
-            del self.known[about]  # its pools tell that it serves again
+            self.forget(change.name)  # its pools tell that it serves again
             return
 
         if len(self.waiting) >= NOTICES_WAITING_MAX:
@@ -13117,6 +13137,12 @@ class Notices:
             return
         self.waiting[about] = change
         self.woken.set()
+
+    def forget(self, account: str) -> None:
+        """Let the next trouble of an account be news, even if a notice of one is under way."""
+        self.known.pop((account,), None)
+        if self.notify is not None:
+            self.forgotten.add((account,))
 
     async def run(self) -> Never:
         """Run the task."""
@@ -13136,6 +13162,7 @@ class Notices:
         """
         changes, more_count = [*self.waiting.values()], self.more_count
         self.waiting.clear()
+        self.forgotten.clear()
         self.more_count = 0
         for change in changes:
             self.note_known(change, change.is_trouble)
@@ -13168,6 +13195,8 @@ class Notices:
         self.more_count += more_count
         later, self.waiting = self.waiting, {}
         for change in changes:
+            if change.about in self.forgotten:  # it is over by now
+                continue
             self.note_known(change, not change.is_trouble)
             if later.pop(change.about, None) is None:
                 self.waiting[change.about] = change
@@ -13483,12 +13512,14 @@ class AccountWatch:
             self.look_at_pool(pool, logins, now)
 
     def look_at(self, health: Health, now: float) -> None:
-        """Log a change of one account."""
+        """Note a change of one account."""
         account = health.account
         login = LoginState()
         if own := self.endpoints.logins.get(account.name):
             login = self.tokens.state_of(own)
         self.wait_for(health.next_end(now))
+        if health.status is None:  # a new account, or one with another key: nothing was told of it
+            self.notices.forget(account.name)
         condition = condition_of(health, login, now)
         before = health.status or Status.READY
         is_seen = health.status is condition.status
@@ -13496,9 +13527,19 @@ class AccountWatch:
             return
 
         health.status, health.since = condition.status, now
-        if condition.status is before:  # of a new account that is ready
-            return
+        if condition.status is not before:  # else a new account, that is ready
+            self.report_change(health, condition, before, login, now)
 
+    def report_change(
+        self,
+        health: Health,
+        condition: Condition,
+        before: Status,
+        login: LoginState,
+        now: float,
+    ) -> None:
+        """Log an account's change, and let the operator hear of it."""
+        account = health.account
         is_worse = _BY_SEVERITY.index(condition.status) > _BY_SEVERITY.index(before)
         is_warned = is_worse and condition.status is not Status.PAUSED
         cause = health.failure.cause if health.failure is not None else None
@@ -13783,6 +13824,11 @@ class Shared:
             self.tokens,
             self.notices,
         )
+
+    async def look_at_logins(self, accounts: Iterable[Account]) -> None:
+        """Notice login files that have changed, and log what that changes at their accounts."""
+        await self.login_watch.look(accounts)
+        self.account_watch.look()
 
     def version_for(self, account: Account) -> str:
         """The version of Codex CLI to send to an account: old ones are shown no new models."""
@@ -14892,7 +14938,7 @@ class Attempt:
             return await self.ask(rejected)
         except LoginNeeded:
             error = PoolerError("no_usable_account")
-            return Fault("login needed", Action.NEXT, Effect.NONE, error)
+            return Fault("login needed", Action.NEXT, Effect.NONE, error, is_refusal=True)
         except TRANSPORT_ERRORS as error:
             return classify_trouble(error, self.exchange.deadline)
 
@@ -16665,7 +16711,7 @@ class Catalogues:
         """
         while True:
             self.wanted = trio.Event()
-            await self.shared.login_watch.look(self.shared.config.accounts.values())
+            await self.shared.look_at_logins(self.shared.config.accounts.values())
             for endpoint in list(self.shared.endpoints.by_name.values()):
                 if self.shared.endpoints.is_current(endpoint) and self.is_old(endpoint):
                     await self.update(endpoint)
@@ -16781,7 +16827,7 @@ class QuotaWatch:
         shared = self.shared
         while True:
             shared.login_watch.changed = trio.Event()
-            await shared.login_watch.look(shared.config.accounts.values())
+            await shared.look_at_logins(shared.config.accounts.values())
             endpoints = [*shared.endpoints.by_name.values()]
             now = trio.current_time()
             async with trio.open_nursery() as nursery:  # holds: one task for each request
@@ -16818,6 +16864,7 @@ class QuotaWatch:
         if status == 200:
             windows = read_usage_report(try_load_object(body))
             shared.roster.note_quota(account, windows, now, shared.unix_now())
+            shared.account_watch.look()
 
         if problem and problem != health.usage_problem:
             fields = {"account": account.name, "problem": f"its quota is not known: {problem}"}
@@ -17238,7 +17285,7 @@ class StateKeeper:
         try:
             self.lock = self.lock or try_lock(path)
             if self.lock is None:
-                raise OSError(errno.EBUSY, "another process saves to it")
+                raise OSError(errno.EAGAIN, "another process saves to it")
             if raw != self.saved or not path.exists():
                 save_file(path, raw)
                 self.saved = raw
@@ -17533,7 +17580,7 @@ class Operators:
         Raises: PoolerError, ClientGone.
         """
         companion = await self.load_companion()
-        await self.shared.login_watch.look(self.shared.config.accounts.values())
+        await self.shared.look_at_logins(self.shared.config.accounts.values())
         head = incoming.head
         accept = head.headers.get("accept", "")
         headers, text = companion.admin(self.snapshot(), accept, head.query)
@@ -17542,7 +17589,7 @@ class Operators:
     async def serve_metrics(self, incoming: Incoming) -> None:
         """The metrics in Prometheus' text format.  Raises: PoolerError, ClientGone."""
         companion = await self.load_companion()
-        await self.shared.login_watch.look(self.shared.config.accounts.values())
+        await self.shared.look_at_logins(self.shared.config.accounts.values())
         headers, text = companion.metrics(self.snapshot())
         await incoming.exchange.reply.respond(200, text.encode("utf-8", "replace"), headers)
 
@@ -17563,7 +17610,7 @@ class Operators:
         except ImportError:
             raise PoolerError("mcp_not_installed") from None
 
-        await self.shared.login_watch.look(self.shared.config.accounts.values())
+        await self.shared.look_at_logins(self.shared.config.accounts.values())
         status, headers, body = await companion.answer(
             incoming.head.headers,
             exchange.body,

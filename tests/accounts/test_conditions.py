@@ -24,13 +24,14 @@ from pooler import (
     Condition,
     ConnectFailed,
     LoginState,
+    Model,
     Status,
     advice_for,
     duration_text,
     refusal_text,
 )
 from tests.support.codex_backend import make_auth_file
-from tests.support.memory_sockets import Json, ask_responses, post
+from tests.support.memory_sockets import Json, ask_responses, post, request
 from tests.support.memory_websockets import codex_described, socket_world
 from tests.support.world import (
     UNIX_START,
@@ -46,6 +47,7 @@ from tests.support.world import (
 
 ASK: Final = post("/v1/responses", {"model": "m1", "input": ""})
 SERVED: Final = json_response({"id": "r"})
+TOKEN: Final = "cpo-operator-token-0123456789"
 # What OpenCode and others repeat an error for, whatever its status.
 TRAPS: Final = re.compile(
     "429|50[0234]|524|rate.?limit|overloaded|server error|try again|at capacity|timeout|too many",
@@ -221,6 +223,42 @@ async def test_a_bot_protection_that_blocks_the_pooler_blames_no_account(
         for _ in range(3):
             assert (await world.ask(ASK)).error["code"] == "upstream_blocked"
         assert (account(world)["status"], changes(world)) == ("ready", [])
+
+
+async def test_an_account_that_nobody_asks_is_looked_at_when_an_operator_does(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with socket_world(codex_described(tmp_path, "a", operators={"me": TOKEN})) as world:
+        await world.settle()
+        (tmp_path / "a" / "auth.json").unlink()
+        await world.ask(request("GET", "/metrics", key=TOKEN))
+        assert [line["status"] for line in changes(world)] == ["login_needed"]
+
+
+async def test_a_refused_key_that_is_replaced_and_refused_again_is_told_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].always = error_response(401, "invalid_api_key")
+        for key in ("sk-first-0123456789", "sk-second-0123456789"):
+            config = make_config(describe("a", accounts={"a": {"api_key": key}}))
+            world.server.apply(config, {})
+            await world.ask(ASK)
+            assert ("a",) not in world.server.shared.account_watch.notices.known
+        assert [line["status"] for line in changes(world)] == ["refused", "refused"]
+
+
+async def test_a_name_of_an_upstream_that_names_an_account_is_shown_to_nobody(
+    autojump_clock: MockClock,
+) -> None:
+    described = describe("a", accounts={"a": {"models": None}}, pool={})
+    async with opened_world(described) as world:
+        health = world.server.shared.roster.health["a"]
+        health.catalogue = {"m1": Model(), "sk-proj-0123456789abcdefABCDEF": Model()}
+        assert list(serving(world)) == ["m1"]
+        world.server.shared.roster.touched.add("a")
+        world.server.shared.account_watch.look()
+        assert "sk-proj" not in str(world.logged)
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])

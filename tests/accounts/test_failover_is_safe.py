@@ -407,6 +407,31 @@ async def test_the_last_failure_is_reported(autojump_clock: MockClock) -> None:
         assert (await world.ask(ask_responses())).error["code"] == "no_usable_account"
 
 
+@pytest.mark.parametrize("status", [500, 502, 503])
+@pytest.mark.parametrize("code", ["deadline_exceeded", "gateway_timeout", "timeout", 504, 524])
+async def test_a_gateway_that_says_it_stopped_waiting_is_believed_whatever_its_status(
+    status: int, code: str | int, autojump_clock: MockClock
+) -> None:
+    """The server behind it may still be working, so nobody else is asked."""
+    async with opened_world(describe("ab", pool={"routing": "in_order"})) as world:
+        world.upstreams["a"].always = json_response({"error": {"code": code}}, status)
+        world.upstreams["b"].always = json_response({"id": "r"})
+        assert (await world.ask(ask_responses())).status == 504
+        assert asked_counts(world) == [1, 0]
+
+
+async def test_a_model_inside_a_tool_that_is_not_found_takes_no_model_from_the_account(
+    autojump_clock: MockClock,
+) -> None:
+    error = {"code": "model_not_found", "param": "tools[0].model", "message": "No such model."}
+    asked = post("/v1/responses", {"model": "m1", "input": ""})
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(json_response({"error": error}, 400))
+        assert (await world.ask(asked)).status == 400
+        world.upstreams["a"].always = json_response({"id": "r"})
+        assert (await world.ask(asked)).status == 200
+
+
 ################################################################
 # INSIDE A SUCCESS
 ################################################################

@@ -11,6 +11,7 @@ import http.client
 import http.server
 import json
 import queue
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -222,6 +223,45 @@ async def test_a_failure_is_logged_once_until_it_changes(
         assert (level, event, fields["problem"]) == ("warning", "notice", problem)
         assert fields["host"].startswith("127.0.0.1:")
         assert later["problem"] is None
+
+
+async def test_a_trouble_that_ended_while_it_could_not_be_told_is_not_told_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with told(monkeypatch) as scene:
+        dial, is_dialled = scene.notices.dial, trio.Event()
+
+        async def fail(*_: object) -> trio.abc.Stream:
+            is_dialled.set()
+            with trio.move_on_after(0.05):
+                await trio.sleep_forever()
+            raise pooler.ConnectFailed(pooler.Cause.REFUSED)
+
+        scene.notices.dial = fail
+        scene.notices.changed(REFUSED)
+        await is_dialled.wait()
+        scene.notices.changed(READY)
+        await scene.until(lambda: scene.notices.problem)
+        scene.notices.dial = dial
+        assert await scene.change() == []
+        [body] = await scene.change(REFUSED)
+        assert body["title"] == "codex-pooler: account a: refused"
+
+
+async def test_an_account_with_another_key_is_told_of_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with told(monkeypatch) as scene:
+        assert len(await scene.change(REFUSED)) == 1
+        assert await scene.change(REFUSED) == []
+        scene.notices.forget("a")
+        assert len(await scene.change(REFUSED)) == 1
+
+
+def test_a_models_name_brings_no_markup_into_a_notice() -> None:
+    change = PoolChange("home", "<https://evil.test|Click>", "down", None)
+    notice = make_notice([change], 0, is_gotify=False)
+    assert not re.search("[<>|]", notice["text"])
 
 
 async def test_a_notice_goes_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

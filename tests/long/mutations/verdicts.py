@@ -30,7 +30,7 @@ ROWS: Rows = (
      "_levels", "_WORDY_CODE.fullmatch(inner) and meaning_of(inner)", "None",
      "one_verdict::a_code_that_stands_where_a_text_is_usual_is_one"),
     ("firm_words", "An account's trouble is known by its word, whatever the status.",
-     "_status_of", "firm in _FIRM", "firm in _FIRM and (not status)",
+     "_status_of", "meaning in _FIRM", "firm in _FIRM and (not status)",
      "one_verdict::an_account_s_fault_is_classified_by_its_code"),
     ("number_in_code", "A number in `code` counts as that status.",
      "_status_in_200", "words.status if is_usual else 502", "400",
