@@ -13544,6 +13544,7 @@ class AccountWatch:
         is_warned = is_worse and condition.status is not Status.PAUSED
         cause = health.failure.cause if health.failure is not None else None
         advice = advice_for(account, condition, login, cause)
+
         fields: JsonDict = {
             "account": account.name,
             "status": condition.status.value,
