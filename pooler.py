@@ -18636,6 +18636,16 @@ class StatusCommand:
             text = _CLEARED + text
         show(text)
 
+    async def run(self) -> None:
+        """Show the status, or watch it, until Ctrl-C.  Raises: NoStatus.
+
+        That is how a person stops watching, even if the shell has set it to be ignored.
+        """
+        with trio.CancelScope() as scope:
+            token = trio.lowlevel.current_trio_token()
+            signal.signal(signal.SIGINT, lambda *_: token.run_sync_soon(scope.cancel))
+            await (self.watch() if self.options.watch else self.show())
+
     async def watch(self) -> None:
         """Show the status every STATUS_SECONDS, and when the terminal has another size.
 
@@ -18699,10 +18709,7 @@ def run_status(options: argparse.Namespace) -> int:
     command = StatusCommand(url, tls, Secret(token), options)
     # Bars become `?` if the locale cannot show them.
     cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
-    # Ctrl-C is how a person stops watching, even if the shell has set it to be ignored.  There is
-    # nothing to clean up, and a KeyboardInterrupt would leave a nursery as an exception group.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
-    trio.run(command.watch if options.watch else command.show)
+    trio.run(command.run)
     return 0
 
 

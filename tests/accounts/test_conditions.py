@@ -370,6 +370,42 @@ async def test_a_model_that_can_be_served_again_is_noticed_when_its_block_ends(
         assert [line["status"] for line in changes(world, "pool")] == ["down", "ready"]
 
 
+async def test_outages_of_models_and_pools_that_a_reload_removes_are_forgotten(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_world(describe("a", pool={"models": ["m1", "m2"]})) as world:
+        world.upstreams["a"].always = error_response(429, "usage_limit_reached")
+        await world.ask(ASK)
+        outages = world.server.shared.account_watch.outages
+        assert {*outages} == {("home", "m1"), ("home", "m2")}
+
+        world.upstreams["a"].always = SERVED
+        world.server.apply(make_config(describe("a", pool={"models": ["m2"]})), {})
+        assert outages == {}
+        world.upstreams["a"].always = error_response(401, "invalid_api_key")
+        await world.ask(post("/v1/responses", {"model": "m2", "input": ""}))
+        assert {*outages} == {("home", "m2")}
+
+        described = describe("a")
+        described["pools"] = {"other": described["pools"]["home"]}
+        monkeypatch.setattr("pooler.OUTAGES_MAX", 0)
+        world.server.apply(make_config(described), {})
+        assert outages == {}
+        await world.ask(ASK)
+        assert (account(world)["status"], outages) == ("refused", {})
+
+
+async def test_an_account_that_is_tried_although_it_fails_is_explained_so(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].always = error_response(503, "server_error")
+        await world.ask(ASK)
+        [row] = world.server.operators.explain("home", "m1", None)["accounts"]
+        assert (row["status"], row["is_chosen"]) == ("failing", True)
+        assert row["reason"] == "number 1 in order; failing: 503 server_error"
+
+
 async def test_a_pool_that_only_its_operator_can_mend_is_down(autojump_clock: MockClock) -> None:
     async with opened_world(describe("ab")) as world:
         for upstream in world.upstreams.values():

@@ -7,6 +7,7 @@ redirect or with too much; and the real process, whose account is refused, tells
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import http.server
 import json
@@ -256,6 +257,24 @@ async def test_an_account_with_another_key_is_told_of_again(
         assert await scene.change(REFUSED) == []
         scene.notices.forget("a")
         assert len(await scene.change(REFUSED)) == 1
+
+
+async def test_an_account_that_a_reload_removes_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with told(monkeypatch) as scene:
+        await scene.change(REFUSED, DOWN)
+        assert {*scene.notices.known} == {("a",), ("home", "m1")}
+        config = configured(f"https://hooks.test{SECRET}")
+        scene.notices.reload(dataclasses.replace(config, accounts={}), {})
+        assert {*scene.notices.known} == {("home", "m1")}
+
+
+def test_a_changed_webhook_is_named_in_the_line_of_a_reload() -> None:
+    before = configured({"url": "https://hooks.test/one", "token": TOKEN})
+    after = configured({"url": "https://hooks.test/two"})
+    assert "notify" in str(pooler.changes_between(before, after))
+    assert not pooler.changes_between(before, before)
 
 
 def test_a_models_name_brings_no_markup_into_a_notice() -> None:

@@ -475,6 +475,15 @@ async def test_nothing_is_saved_while_another_process_has_the_lock(shelf: Shelf)
     assert shelf.keeper.problem is None
 
 
+async def test_a_state_that_is_too_large_is_not_saved(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooler, "STATE_BYTES_MAX", 1)
+    await shelf.save()
+    assert not shelf.path.exists()
+    assert "it would be too large" in str(shelf.keeper.problem)
+
+
 async def test_a_disk_that_hangs_delays_the_end_only_so_long(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
