@@ -393,7 +393,10 @@ DOUBTS: Final[dict[str, tuple[Mapping[str, Json], list[str]]]] = {
     "one paused": ({"accounts.a.paused": True}, []),
     "in no pool": ({"accounts.c": openai()}, ["accounts.c: is in no pool"]),
     "price of no model": (
-        {"pools.home.models": ["m1"], "prices": {"m11": {"input": 1, "output": 1}}},
+        {
+            "pools.home.models": ["m1"],
+            "prices": {"m1": {"input": 1, "output": 1}, "m11": {"input": 1, "output": 1}},
+        },
         ["prices.m11: no pool offers this model"],
     ),
     "no path": ({"accounts.a.base_url": "https://api.openai.com"}, ["accounts.a.base_url: should"]),

@@ -546,6 +546,20 @@ async def test_routing_is_explained(desk: Desk) -> None:
     assert pinned.output["accounts"][0]["reason"] == "pinned by s-1"
 
 
+async def test_a_try_at_an_account_that_is_not_ready_is_said_to_be_one(desk: Desk) -> None:
+    reason = "number 1 in order; at its limit"
+    rows = [{"name": "personal", "is_chosen": True, "status": "at_limit", "reason": reason}]
+    desk.explain = lambda *_: {"chosen": "personal", "accounts": rows}
+    output = (await desk.call("explain_routing", pool_selector="home", model="m")).output
+    assert output["message"].startswith("The request would go to personal. That is a try")
+
+
+async def test_an_account_that_never_failed_has_no_last_error(desk: Desk) -> None:
+    desk.snapshot["accounts"][0]["last_error"] = None
+    row, _ = (await desk.call("list_upstreams")).output["items"]
+    assert row["last_error"] is None
+
+
 async def test_a_reason_with_an_upstream_s_words_is_shortened_and_disarmed(desk: Desk) -> None:
     hostile = "cooling down for 9 s: 429 (a; b), c's <b>\x1b[31m\u202e`x`\n" + "y" * 300
     rows = [{"name": "personal", "is_chosen": False, "status": "refused", "reason": hostile}]

@@ -22,6 +22,7 @@ import pytest
 
 import mcp_server
 from tests.support import paths
+from tests.support.paths import SNAPSHOT
 from tests.support.snapshots import (
     HOSTILE_TEXTS,
     LISTS,
@@ -691,3 +692,9 @@ def test_the_pages_need_no_package_of_mcp() -> None:
         [sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_a_page_of_very_many_keys_says_how_many_are_left_out() -> None:
+    given = json.loads(SNAPSHOT.read_text())
+    given["keys"] = [{**given["keys"][0], "name": f"key-{number}"} for number in range(150)]
+    assert "50 more are left out; the JSON has all." in mcp_server.admin(given, "text/html", "")[1]
