@@ -249,6 +249,28 @@ async def test_a_trouble_that_ended_while_it_could_not_be_told_is_not_told_later
         assert body["title"] == "codex-pooler: account a: refused"
 
 
+async def test_what_is_mended_while_it_could_not_be_told_is_told_neither_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with told(monkeypatch) as scene:
+        dial, is_dialled = scene.notices.dial, trio.Event()
+
+        async def fail(*_: object) -> trio.abc.Stream:
+            is_dialled.set()
+            with trio.move_on_after(0.05):
+                await trio.sleep_forever()
+            raise pooler.ConnectFailed(pooler.Cause.REFUSED)
+
+        scene.notices.dial = fail
+        scene.notices.changed(DOWN)
+        await is_dialled.wait()
+        scene.notices.changed(AGAIN)
+        await scene.until(lambda: scene.notices.problem)
+        scene.notices.dial = dial
+        assert await scene.change() == []
+        assert (scene.notices.waiting, {*scene.notices.known}) == ({}, set())
+
+
 async def test_an_account_with_another_key_is_told_of_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -340,6 +362,7 @@ BAD: Final = {
     "no URL": ("secret", "notify: must look like https://host/path"),
     "another scheme": ("ftp://h.test/secret", "notify: must look like https://host/path"),
     "a fragment": ("https://h.test/#secret", "notify: must look like https://host/path"),
+    "no port": ("https://h.test:0/secret", "notify: must look like https://host/path"),
     "nothing": ("", "notify: is required and must not be empty"),
     "no variable": ("{env:NONE}", "notify: the environment variable NONE is not set"),
     "a list": (["https://h.test"], "notify: must be a string, not a list"),

@@ -698,3 +698,9 @@ def test_a_page_of_very_many_keys_says_how_many_are_left_out() -> None:
     given = json.loads(SNAPSHOT.read_text())
     given["keys"] = [{**given["keys"][0], "name": f"key-{number}"} for number in range(150)]
     assert "50 more are left out; the JSON has all." in mcp_server.admin(given, "text/html", "")[1]
+
+
+def test_a_request_without_a_key_has_no_link_to_one() -> None:
+    given = snapshot()
+    given["requests"] = [{**given["requests"][0], "pool": None, "key": None}]
+    assert "?key=" not in view("", given).partition("<h2>Latest requests")[2]

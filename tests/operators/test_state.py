@@ -444,3 +444,11 @@ def test_the_working_directory_makes_no_account_another() -> None:
         for source in ("pools.json", "/etc/pooler/pools.json", "../pools.json")
     }
     assert len(identities) == 1
+
+
+def test_a_window_that_has_ended_is_not_saved() -> None:
+    lasting = busy()
+    windows = lasting.roster.health["a"].quota.windows
+    windows["codex", 60] = pooler.QuotaWindow(40.0, lasting.now - 1, lasting.now - 60)
+    rows = lasting.save()["accounts"]["a"]["windows"]
+    assert [row for row in rows if row[1] == 60] == []

@@ -228,6 +228,14 @@ async def test_the_snapshot_has_sums_by_hour_and_day(autojump_clock: MockClock) 
     assert found["accounts"][0]["tokens_today"] == 1100
 
 
+async def test_today_is_the_day_and_not_the_last_hours(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a", prices=PRICES)) as world:
+        await ask(world)
+        first_hour = UNIX_START // 86400 * 24
+        world.server.shared.ledger.hours[first_hour - 1] = Tally(7, 7, 7, 7, 7)
+        assert world.server.operators.snapshot()["today"]["requests"] == 1
+
+
 async def ask(world: World) -> None:
     usage = {
         "input_tokens": 1000,
