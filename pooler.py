@@ -1801,7 +1801,7 @@ def _proxy(text: str) -> Proxy:
 
 
 def _notify(value: Json) -> Json:
-    """A check for a URL, or an object with one: `_Loader.notify` reads it."""
+    """A check for a URL, or an object with one: `_load_notify` reads it."""
     return value if isinstance(value, dict) else _string(value)
 
 
@@ -13465,8 +13465,8 @@ _BY_SEVERITY: Final = (
 class AccountWatch:
     """Logs each change of an account, and of what a pool can serve, and remembers since when.
 
-    It looks at the accounts that something has happened to, and at all of them whenever time alone
-    may have changed one.
+    It looks at the accounts that something has happened to, and at all of them whenever a cooldown,
+    a block or a minute of failing ends.
     """
 
     roster: Roster
@@ -13638,7 +13638,8 @@ class AccountWatch:
 class Queues:
     """The requests that wait for an account, by pool, and the assignment of accounts to requests.
 
-    Keys take turns: whoever has the fewest leases is served first, and no key can fill a queue.
+    Keys take turns: whoever has the fewest leases is served first, and a full queue makes room
+    for a key that has fewer in it.
     """
 
     roster: Roster
@@ -17968,7 +17969,7 @@ class Server:
 
         Services outlive connections, because a request that is drained may need a refresh.
         """
-        async with trio.open_nursery() as services:  # holds: reaper, catalogues, refreshes, state
+        async with trio.open_nursery() as services:  # holds: all services, and refreshes
             self.shared.tokens.services = services
             services.start_soon(self.shared.reaper.run)
             services.start_soon(self.catalogues.run)
