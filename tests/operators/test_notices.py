@@ -100,6 +100,23 @@ class Told:
                 with trio.move_on_after(0.01):
                     await trio.sleep_forever()
 
+    async def undo_while_unreached(self, trouble: Change, end: Change) -> None:
+        """A trouble that ends while a notice of it cannot be sent; then the receiver is back."""
+        dial, is_dialled = self.notices.dial, trio.Event()
+
+        async def fail(*_: object) -> trio.abc.Stream:
+            is_dialled.set()
+            with trio.move_on_after(0.05):
+                await trio.sleep_forever()
+            raise pooler.ConnectFailed(pooler.Cause.REFUSED)
+
+        self.notices.dial = fail
+        self.notices.changed(trouble)
+        await is_dialled.wait()
+        self.notices.changed(end)
+        await self.until(lambda: self.notices.problem)
+        self.notices.dial = dial
+
     async def change(self, *changes: Change) -> list[dict[str, Any]]:
         """The bodies that are told after these changes, which come together."""
         before = len(self.receiver.requests)
@@ -230,20 +247,7 @@ async def test_a_trouble_that_ended_while_it_could_not_be_told_is_not_told_later
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with told(monkeypatch) as scene:
-        dial, is_dialled = scene.notices.dial, trio.Event()
-
-        async def fail(*_: object) -> trio.abc.Stream:
-            is_dialled.set()
-            with trio.move_on_after(0.05):
-                await trio.sleep_forever()
-            raise pooler.ConnectFailed(pooler.Cause.REFUSED)
-
-        scene.notices.dial = fail
-        scene.notices.changed(REFUSED)
-        await is_dialled.wait()
-        scene.notices.changed(READY)
-        await scene.until(lambda: scene.notices.problem)
-        scene.notices.dial = dial
+        await scene.undo_while_unreached(REFUSED, READY)
         assert await scene.change() == []
         [body] = await scene.change(REFUSED)
         assert body["title"] == "codex-pooler: account a: refused"
@@ -253,20 +257,7 @@ async def test_what_is_mended_while_it_could_not_be_told_is_told_neither_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with told(monkeypatch) as scene:
-        dial, is_dialled = scene.notices.dial, trio.Event()
-
-        async def fail(*_: object) -> trio.abc.Stream:
-            is_dialled.set()
-            with trio.move_on_after(0.05):
-                await trio.sleep_forever()
-            raise pooler.ConnectFailed(pooler.Cause.REFUSED)
-
-        scene.notices.dial = fail
-        scene.notices.changed(DOWN)
-        await is_dialled.wait()
-        scene.notices.changed(AGAIN)
-        await scene.until(lambda: scene.notices.problem)
-        scene.notices.dial = dial
+        await scene.undo_while_unreached(DOWN, AGAIN)
         assert await scene.change() == []
         assert (scene.notices.waiting, {*scene.notices.known}) == ({}, set())
 
