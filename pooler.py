@@ -8974,7 +8974,10 @@ class Roster:
         health = self.health_of(account)
         until = health.quota.note(reports, now, unix_now)
         if until is not None:
-            health.plan.extend(until, now, "plan used up")
+            # The response that began a limit says more than a report of it.
+            plan = health.plan
+            is_limited = now < plan.until < math.inf
+            plan.extend(until, now, plan.reason if is_limited else "plan used up")
             self.touched.add(account.name)
 
     def note_success(self, lease: Lease, now: float) -> None:

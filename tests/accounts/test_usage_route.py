@@ -184,6 +184,24 @@ async def test_a_plan_that_is_used_up_is_known_before_the_first_request(
         assert {seen.account for seen in world.backend.seen if seen.method == "POST"} == {SECOND}
 
 
+async def test_a_report_keeps_the_reason_of_a_limit_that_a_request_met(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
+        world.backend.plays.append(Play(FIRST, count=0, error="usage_limit", seconds=90_000))
+        world.backend.plays.append(Play(SECOND, count=0, error="usage_limit", seconds=90_000))
+        path, body = FORMS["responses"]
+        assert (await world.ask(post(path, body))).status == 429
+        for account in (FIRST, SECOND):
+            report = usage_report(Login(account, "t", "r", secondary_used=100.0), UNIX_START)
+            world.backend.plays.append(Play(account, at="usage", status=200, body=report))
+        await pass_seconds((1 + USAGE_SPREAD) * USAGE_SECONDS + 1)
+        assert len(world.backend.usage_seen) >= 2
+        for name in ("first", "second"):
+            assert shown(world, name)["status"] == "at_limit"
+            assert "usage_limit_reached" in shown(world, name)["reason"]
+
+
 LARGE: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 67108864\r\n\r\n"
 FAULTS: Final[dict[str, Script]] = {
     "401": error_response(401, "token_invalidated"),
