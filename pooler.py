@@ -18574,6 +18574,8 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     return int(has_error)
 
 
+OPERATOR_VARIABLE: Final = "CODEX_POOLER_OPERATOR_TOKEN"
+_OPERATOR_VARIABLE_BEFORE: Final = "POOLER_OPERATOR_TOKEN"  # its name until version 0.1
 _NO_STATUS: Final = {
     0: "no server responds there",
     200: "this is not a codex-pooler",
@@ -18699,9 +18701,10 @@ def run_status(options: argparse.Namespace) -> int:
     The token comes from the environment, because other users can read a command line.
     Raises: ConfigRefused.
     """
-    token = os.environ.get("POOLER_OPERATOR_TOKEN", "")
+    variables = (OPERATOR_VARIABLE, _OPERATOR_VARIABLE_BEFORE)
+    token = next((value for name in variables if (value := os.environ.get(name))), "")
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise ConfigRefused(["set POOLER_OPERATOR_TOKEN to an operator's token"])
+        raise ConfigRefused([f"set {OPERATOR_VARIABLE} to an operator's token"])
     try:
         url = _base_url(options.url, "https://host")
     except ValueError as error:
@@ -18746,52 +18749,107 @@ def port_number(text: str) -> int:
     return port
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The values of the command's options, and `run`, which takes them and runs the command.
+class Command(NamedTuple):
+    """What the program can be asked to do: one row of COMMANDS."""
 
-    `serve` is the default command, because service managers and containers usually pass only
-    options.  Wrong usage ends the process with exit code 2, as argparse defines.
-    """
+    run: Callable[[argparse.Namespace], int]  # returns the exit code; raises ConfigRefused
+    about: str  # for the list of commands
+    options: Sequence[tuple[str, Mapping[str, Any]]] = ()  # as `add_argument` takes them
+    note: str = ""  # what else its help says, below the options
+
+
+_CONFIG_OPTION: Final = (
+    "--config",
+    {"type": Path, "default": "pools.json", "metavar": "FILE", "help": "default: pools.json"},
+)
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "serve": Command(
+        lambda options: serve_logged(options.config, dict(os.environ)),
+        "run the server (default)",
+        [_CONFIG_OPTION],
+    ),
+    "check": Command(
+        lambda options: run_check(options.config, os.environ),
+        "validate and summarize pools.json",
+        [_CONFIG_OPTION],
+    ),
+    "demo": Command(
+        lambda options: trio.run(run_demo, options.port, options.once),
+        "run a demo that needs no account",
+        [
+            ("--once", {"action": "store_true", "help": "exit after the first response"}),
+            (
+                "--port",
+                {
+                    "type": port_number,
+                    "default": 4000,
+                    "help": "port to listen on (default 4000; 0: any free port)",
+                },
+            ),
+        ],
+    ),
+    "key": Command(
+        lambda options: run_key(options.operator),
+        "generate a pool key",
+        [("--operator", {"action": "store_true", "help": "generate an operator token instead"})],
+    ),
+    "status": Command(
+        run_status,
+        "show a running server's status",
+        [
+            (
+                "--url",
+                {
+                    "default": "http://127.0.0.1:4000",
+                    "help": "address of the server (default %(default)s)",
+                },
+            ),
+            ("--watch", {"action": "store_true", "help": "repeat every two seconds"}),
+            ("--failed", {"action": "store_true", "help": "only the requests that failed"}),
+            ("--json", {"action": "store_true", "help": "print JSON"}),
+        ],
+        f"Set {OPERATOR_VARIABLE} to an operator's token.",
+    ),
+}
+
+
+def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser of the command line, and that of each command, made from COMMANDS."""
     about = "Pools AI accounts behind one OpenAI-compatible address."
     parser = argparse.ArgumentParser(prog="pooler", description=about)
     parser.add_argument("--version", action="version", version=f"codex-pooler {VERSION}")
     commands = parser.add_subparsers(metavar="command", required=True)
-    config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("--config", type=Path, default="pools.json", help="default: pools.json")
 
-    serve = commands.add_parser("serve", parents=[config], help="run the server (default)")
-    serve.set_defaults(run=lambda options: serve_logged(options.config, dict(os.environ)))
+    parsers = {}
+    for name, command in COMMANDS.items():
+        parsers[name] = commands.add_parser(
+            name,
+            help=command.about,
+            description=f"{command.about[:1].upper()}{command.about[1:]}.",
+            epilog=command.note,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parsers[name].set_defaults(run=command.run)
+        for option, settings in command.options:
+            parsers[name].add_argument(option, **settings)
+    return parser, parsers
 
-    check = commands.add_parser("check", parents=[config], help="validate and summarize pools.json")
-    check.set_defaults(run=lambda options: run_check(options.config, os.environ))
 
-    demo = commands.add_parser("demo", help="run a demo that needs no account")
-    demo.add_argument("--once", action="store_true", help="exit after the first response")
-    demo.add_argument(
-        "--port",
-        type=port_number,
-        default=4000,
-        help="port to listen on (default 4000; 0: any free port)",
-    )
-    demo.set_defaults(run=lambda options: trio.run(run_demo, options.port, options.once))
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The values of the command's options, and `run`, which takes them and runs the command.
 
-    key = commands.add_parser("key", help="generate a pool key")
-    key.add_argument("--operator", action="store_true", help="generate an operator token instead")
-    key.set_defaults(run=lambda options: run_key(options.operator))
-
-    note = "Set POOLER_OPERATOR_TOKEN to an operator's token."
-    status = commands.add_parser("status", help="show a running server's status", epilog=note)
-    status.add_argument(
-        "--url", default="http://127.0.0.1:4000", help="address of the server (default %(default)s)"
-    )
-    status.add_argument("--watch", action="store_true", help="repeat every two seconds")
-    status.add_argument("--failed", action="store_true", help="only the requests that failed")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    status.set_defaults(run=run_status)
+    `serve` is the default command, because service managers and containers usually pass only
+    options.  `help` and `help COMMAND` are what people try first.  Wrong usage ends the process
+    with exit code 2, as argparse defines.
+    """
+    parser, _ = make_parser()
 
     # An option without a command belongs to `serve`, except those of the program itself.
-    first = arguments[0] if arguments else "-"
-    if first.startswith("-") and first not in {"-h", "--help", "--version"}:
+    first, *rest = arguments or ["-"]
+    if first == "help":
+        arguments = [*rest[:1], "--help"]
+    elif first.startswith("-") and first not in {"-h", "--help", "--version"}:
         arguments = ["serve", *arguments]
     return parser.parse_args(arguments)
 

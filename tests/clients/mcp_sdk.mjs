@@ -1,7 +1,7 @@
 // An MCP client of the TypeScript SDK: node mcp_sdk.mjs PACKAGE URL TOOL, with the operator's token
-// in POOLER_OPERATOR_TOKEN.  Prints what it learned as one line of JSON.
+// in CODEX_POOLER_OPERATOR_TOKEN.  Prints what it learned as one line of JSON.
 const [name, url, tool] = process.argv.slice(2);
-const headers = { Authorization: `Bearer ${process.env.POOLER_OPERATOR_TOKEN}` };
+const headers = { Authorization: `Bearer ${process.env.CODEX_POOLER_OPERATOR_TOKEN}` };
 const who = { name: "tests", version: "1" };
 
 async function connect() {

@@ -262,7 +262,7 @@ async def test_many_python_clients_at_once(url: str) -> None:
 )
 def test_the_typescript_sdks(package: str, version: str, url: str, tmp_path: Path) -> None:
     script = str(HERE / "mcp_sdk.mjs")
-    done = run(tmp_path, script, package, url, STATUS, POOLER_OPERATOR_TOKEN=OPERATOR_TOKEN)
+    done = run(tmp_path, script, package, url, STATUS, CODEX_POOLER_OPERATOR_TOKEN=OPERATOR_TOKEN)
     assert (done.returncode, done.stderr) == (0, "")
     learned = json.loads(done.stdout)
     assert learned["server"] == "codex-pooler"

@@ -204,7 +204,7 @@ def status_of(
         serving.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         command = [sys.executable, str(ROOT / "pooler.py"), "status", "--url", url, *arguments]
-        environment = clean_env(POOLER_OPERATOR_TOKEN=TOKEN, **env)
+        environment = clean_env(CODEX_POOLER_OPERATOR_TOKEN=TOKEN, **env)
         closed, output = os.pipe()
         os.close(closed)
         done = subprocess.run(

@@ -61,7 +61,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def status(*arguments: str, token: str | None = TOKEN, **env: str) -> tuple[int, str, str]:
     command = [sys.executable, str(ROOT / "pooler.py"), "status", *arguments]
-    more = {} if token is None else {"POOLER_OPERATOR_TOKEN": token}
+    more = {} if token is None else {"CODEX_POOLER_OPERATOR_TOKEN": token}
     done = subprocess.run(
         command,
         capture_output=True,
@@ -90,7 +90,7 @@ def test_json_is_that_of_the_page(origin: str) -> None:
 
 def test_watching_prints_again_until_it_is_stopped(origin: str) -> None:
     command = [sys.executable, str(ROOT / "pooler.py"), "status", "--watch", "--url", origin]
-    watching = Running(*command, env=clean_env(POOLER_OPERATOR_TOKEN=TOKEN))
+    watching = Running(*command, env=clean_env(CODEX_POOLER_OPERATOR_TOKEN=TOKEN))
     for _ in range(2):
         watching.wait_line("(codex-pooler)")
     watching.process.send_signal(signal.SIGINT)
@@ -99,7 +99,7 @@ def test_watching_prints_again_until_it_is_stopped(origin: str) -> None:
 
 
 WRONG: Final = {
-    "no token": (["--url", "ORIGIN"], None, "set POOLER_OPERATOR_TOKEN"),
+    "no token": (["--url", "ORIGIN"], None, "set CODEX_POOLER_OPERATOR_TOKEN"),
     "a wrong token": (["--url", "ORIGIN"], "cpo-wrong-0123456789", "the token was rejected"),
     "a pool key": (["--url", "ORIGIN"], KEY, "the token was rejected"),
     "nobody there": (["--url", "http://127.0.0.1:9"], TOKEN, "no server responds there"),
@@ -120,9 +120,16 @@ def test_what_is_wrong_is_reported_in_one_line(case: str, origin: str) -> None:
     assert TOKEN not in told
 
 
+def test_the_former_name_of_the_variable_is_still_read(origin: str) -> None:
+    code, shown, _ = status("--url", origin, token=None, POOLER_OPERATOR_TOKEN=TOKEN)
+    assert (code, "platform" in shown) == (0, True)
+    code, _, told = status("--url", origin, token="cpo-wrong-0123", POOLER_OPERATOR_TOKEN=TOKEN)
+    assert code == 1, told  # the present name counts first
+
+
 def watch(origin: str) -> Running:
     command = [sys.executable, str(ROOT / "pooler.py"), "status", "--watch", "--url", origin]
-    return Running(*command, env=clean_env(POOLER_OPERATOR_TOKEN=TOKEN))
+    return Running(*command, env=clean_env(CODEX_POOLER_OPERATOR_TOKEN=TOKEN))
 
 
 def test_watching_outlives_a_restart_of_the_server(tmp_path: Path) -> None:
@@ -204,7 +211,7 @@ def test_the_server_is_told_the_size_of_the_terminal_and_its_changes() -> None:
         watching = subprocess.Popen(
             [sys.executable, str(ROOT / "pooler.py"), *command],
             stdin=inside, stdout=inside, stderr=inside,
-            env=clean_env(POOLER_OPERATOR_TOKEN=TOKEN, TERM="xterm"),
+            env=clean_env(CODEX_POOLER_OPERATOR_TOKEN=TOKEN, TERM="xterm"),
         )  # fmt: skip
         try:
             asked = targets.get(timeout=SECONDS_MAX)

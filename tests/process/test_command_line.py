@@ -1,0 +1,61 @@
+"""Proves that every command explains itself, and that wrong usage is refused with exit code 2.
+
+Method: the arguments are parsed in this process, as `main` does it; nothing is run.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import pooler
+
+
+def words_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The exit code of arguments that only print something, and what they print."""
+    with pytest.raises(SystemExit) as ended:
+        pooler.parse_arguments(arguments)
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out + printed.err
+
+
+@pytest.mark.parametrize("arguments", [["help"], ["--help"], ["-h"]])
+def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, words = words_of(capsys, *arguments)
+    assert code == 0
+    for name, command in pooler.COMMANDS.items():
+        assert name in words
+        assert command.about.split()[0] in words
+
+
+@pytest.mark.parametrize("name", pooler.COMMANDS)
+def test_each_command_has_a_help_of_its_own(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, words = words_of(capsys, "help", name)
+    assert (code, words) == words_of(capsys, name, "--help")
+    assert code == 0
+    assert words.startswith(f"usage: pooler {name}")
+    for option, settings in pooler.COMMANDS[name].options:
+        assert option in words
+        assert settings["help"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["help", "nothing"],
+        ["nothing"],
+        ["--nothing"],
+        ["serve", "--nothing"],
+        ["demo", "--port", "x"],
+    ],
+)
+def test_wrong_usage_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, words = words_of(capsys, *arguments)
+    assert code == 2
+    assert "usage: pooler" in words
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config", "pools.json"], ["serve"]])
+def test_serve_is_the_default_command(arguments: list[str]) -> None:
+    options = pooler.parse_arguments(arguments)
+    assert options.run is pooler.COMMANDS["serve"].run
+    assert str(options.config) == "pools.json"
