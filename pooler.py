@@ -39,6 +39,7 @@ The steps of serving a request, and the sections that take them:
     operators see states and sums, and are    OPERATORS, NOTICES
       told what needs them
     how the process starts and stops          COMMAND LINE
+    what a new user is given                  SETUP
 
 Read these first, in this order: they serve a streamed request to an account with an API key, and
 everything else is a variant of one of them.
@@ -3220,6 +3221,139 @@ def parse_config(
     except (ValueError, RecursionError):
         raise ConfigRefused([f"{source}: not valid JSON in UTF-8"]) from None
     return _Loader(_Resolver(env, read_file), source).config(value)
+
+
+################################################################
+# SETUP
+################################################################
+# What a new user needs besides the server: OpenCode's configuration.
+
+OPENAI_MODEL: Final = "gpt-5.5"  # what ChatGPT accounts and OpenAI's API serve
+TITLE_MODEL: Final = "gpt-5.4-nano"  # of OpenCode, which requests a session's title from it (F73)
+CLIENT_VARIABLE: Final = "CODEX_POOLER_API_KEY"
+OPERATOR_VARIABLE: Final = "CODEX_POOLER_OPERATOR_TOKEN"
+
+
+class OfferedModel(NamedTuple):
+    """A model for which a client is to be configured."""
+
+    name: str
+    is_chat_only: bool = False  # its upstream has no Responses API
+    context_length: int | None = None  # in tokens
+
+
+# What OpenCode must be told of OPENAI_MODEL, so that it compacts a long session in time.  In
+# a provider's options, effort and verbosity would be ignored.
+_OPENAI_MODEL_FOR_OPENCODE: Final[dict[str, Json]] = {
+    "family": "gpt",
+    "attachment": True,
+    "reasoning": True,
+    "tool_call": True,
+    "temperature": False,
+    "modalities": {"input": ["text", "image"], "output": ["text"]},
+    "limit": {"context": 400_000, "input": 256_000, "output": 128_000},
+    "options": {"reasoningEffort": "high", "reasoningSummary": "auto", "textVerbosity": "medium"},
+}
+# OpenCode requests at most so many tokens, and a server may refuse more than its context has.
+_OUTPUT_TOKENS_MAX: Final = 32_000
+
+
+def opencode_config(
+    url: str,
+    models: Sequence[OfferedModel],
+    small_model: str = "",
+    *,
+    has_operator: bool = False,
+) -> str:
+    """The text of an opencode.json for a pooler at `url`, which has no /v1.
+
+    The first model is the default one.  `small_model` generates titles: one of the models, or
+    another that the pool serves; "" means the first.  `has_operator`: with the pooler's MCP server.
+    The secrets themselves are not in it: OpenCode reads them from the environment.
+    """
+    responses = [model for model in models if not model.is_chat_only]
+    chat_only = [model for model in models if model.is_chat_only]
+    providers: dict[str, Json] = {}
+    if responses:
+        providers["openai"] = _opencode_provider(url, "@ai-sdk/openai", responses)
+    if chat_only:
+        providers["pooler"] = _opencode_provider(url, "@ai-sdk/openai-compatible", chat_only)
+
+    def qualified(name: str) -> str:
+        is_chat = any(model.name == name for model in chat_only)
+        return f"pooler/{name}" if is_chat else f"openai/{name}"
+
+    default = models[0].name
+    config = {
+        "$schema": "https://opencode.ai/config.json",
+        "model": qualified(default),
+        "small_model": qualified(small_model or default),
+        "provider": providers,
+    }
+    if has_operator:
+        config["mcp"] = {"codex_pooler": _opencode_mcp(url)}
+    return readable_json(config)
+
+
+def _opencode_provider(url: str, package: str, models: Sequence[OfferedModel]) -> Json:
+    """A provider of OpenCode's: `package` decides by which API it asks."""
+    name = "Codex Pooler"
+    options: dict[str, Json] = {"baseURL": f"{url}/v1", "apiKey": f"{{env:{CLIENT_VARIABLE}}}"}
+    if package.endswith("/openai"):
+        options |= {"include": ["reasoning.encrypted_content"], "store": False}
+    else:
+        name = "Codex Pooler (Chat)"
+
+    described = {model.name: _opencode_model(model) for model in models}
+    return {"npm": package, "name": name, "options": options, "models": described}
+
+
+def _opencode_model(model: OfferedModel) -> Json:
+    """What OpenCode is told of a model."""
+    described: dict[str, Json] = {"id": model.name, "name": f"{model.name} via Codex Pooler"}
+    if model.name == OPENAI_MODEL and not model.is_chat_only:
+        described["name"] = "GPT-5.5 via Codex Pooler"
+        return described | _OPENAI_MODEL_FOR_OPENCODE
+
+    described["tool_call"] = True
+    if model.context_length:
+        output = min(_OUTPUT_TOKENS_MAX, model.context_length // 4)
+        described["limit"] = {"context": model.context_length, "output": output}
+    return described
+
+
+def _opencode_mcp(url: str) -> Json:
+    """How OpenCode reaches the pooler's MCP server, as an operator."""
+    return {
+        "type": "remote",
+        "url": f"{url}/mcp",
+        "oauth": False,
+        "headers": {"Authorization": f"Bearer {{env:{OPERATOR_VARIABLE}}}"},
+        "enabled": True,
+        "timeout": 30_000,
+    }
+
+
+_READABLE_COLUMNS: Final = 96
+
+
+def readable_json(value: Json, indent: int = 0) -> str:
+    """JSON as a person writes it: what fits stands in one line, except the outermost object."""
+    line = json.dumps(value, ensure_ascii=False)
+    fits = indent > 0 and indent + len(line) <= _READABLE_COLUMNS
+    if fits or not value or not isinstance(value, (dict, list)):
+        return line
+
+    inner = indent + 2
+    if isinstance(value, dict):
+        opening, closing = "{", "}"
+        parts = [f"{json.dumps(name)}: {readable_json(value[name], inner)}" for name in value]
+    else:
+        opening, closing = "[", "]"
+        parts = [readable_json(member, inner) for member in value]
+
+    separator = ",\n" + " " * inner
+    return f"{opening}{separator[1:]}{separator.join(parts)}\n{' ' * indent}{closing}"
 
 
 ################################################################
@@ -18574,7 +18708,6 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     return int(has_error)
 
 
-OPERATOR_VARIABLE: Final = "CODEX_POOLER_OPERATOR_TOKEN"
 _OPERATOR_VARIABLE_BEFORE: Final = "POOLER_OPERATOR_TOKEN"  # its name until version 0.1
 _NO_STATUS: Final = {
     0: "no server responds there",

@@ -70,6 +70,7 @@ SECTIONS: Final = (
     "SECRETS",
     "CREDENTIALS",
     "CONFIGURATION",
+    "SETUP",
     "KEYS",
     "ROUTES",
     "HTTP SYNTAX",
