@@ -1071,7 +1071,7 @@ FORWARDED_TO_UPSTREAM: Final = frozenset({"accept", "openai-beta"})
 FORWARDED_TO_CLIENT: Final = frozenset(
     "content-type openai-model openai-processing-ms openai-version x-should-retry".split()
 )
-# On Codex CLI's own routes (F19).
+# On Codex CLI's own routes (F19), and for its Responses Lite requests on /v1.
 NATIVE_TO_UPSTREAM: Final = FORWARDED_TO_UPSTREAM | frozenset(
     "originator user-agent version session-id session_id thread-id thread_id conversation_id "
     "x-client-request-id x-codex-window-id x-codex-turn-state x-codex-turn-metadata "
@@ -3506,7 +3506,7 @@ def key_limit(reason: str, seconds: int) -> PoolerError:
 
 
 class Access(enum.Enum):
-    """The credential that a route demands; `identify_caller` checks it."""
+    """The credential that a route requires.  The values are for people; no code compares them."""
 
     ANYBODY = "none"
     POOL_KEY = "a pool key"
@@ -3540,7 +3540,7 @@ class Route:
     path: str  # below base_path; `find_routes` knows the patterns in braces
     methods: Sequence[str]  # none: every method is refused
     access: Access
-    handler: str  # in `Server.handlers`
+    handler: str  # its key in `Server.handlers`
 
     @functools.cached_property
     def upstream_path(self) -> str:
@@ -6735,7 +6735,7 @@ class Effect(enum.Enum):
     LIMITED = enum.auto()  # cools down until its reset
     MODEL_LIMITED = enum.auto()  # the same, but only for this model
     REFUSED = enum.auto()  # its credential or plan is not accepted
-    FORBIDDEN = enum.auto()  # the same without a reason: perhaps only this request was
+    FORBIDDEN = enum.auto()  # a refusal without a reason: perhaps of this request only
     DEMOTED = enum.auto()  # used after the others for a minute
     # Not asked for that for a while; it may serve everything else.
     LACKS_MODEL = enum.auto()
@@ -8418,6 +8418,11 @@ class Health:
 
 
 # How an account stands.
+#
+# A new status needs: a member below, at its place in the order; its words in STATUS_TEXT; the
+# condition under which `standing_for` or `condition_of` returns it; if an operator can do something
+# about it, a sentence in `advice_for`; its place in _BY_SEVERITY; and in mcp_server.py its words in
+# STATUS_WORDS, and, if it is a condition of an account, a place in that file's list of states.
 
 
 class Status(enum.StrEnum):
@@ -11574,8 +11579,9 @@ def is_ours(state: os.stat_result) -> bool:
 
 
 def read_own(path: Path, bytes_max: int = SECRET_FILE_BYTES_MAX) -> bytes:
-    """The content of a file that the pooler has left behind.  Raises: OSError, also if it may be
-    somebody else's.
+    """The content of a file that an earlier process of the pooler has written.
+
+    Raises: OSError; also for a link, and for a file that another user owns, which may be a trap.
     """
     state = path.lstat()
     if not (stat.S_ISREG(state.st_mode) and is_ours(state)):
@@ -13256,7 +13262,7 @@ class Notices:
             self.more_count = 0
 
     def changed(self, change: Change) -> None:
-        """Note a change.  It is told once, if it is still so by then."""
+        """Note a change; a notice reports it, unless it has been undone by then."""
         if self.notify is None:
             return
 
@@ -15671,9 +15677,9 @@ _NOT_BEGUN: Final = frozenset({
     Effect.LIMITED, Effect.MODEL_LIMITED, Effect.REFUSED, Effect.FORBIDDEN, Effect.LACKS_MODEL,
     Effect.LACKS_ROUTE,
 })  # fmt: skip
-# A call's path, and the effects of a failure after which it may be repeated with another account
-# although an upstream has read it whole.  A 500 may come after long work: where each attempt
-# costs again, a compaction (F27) or an image (F26), only what was not begun is repeated.
+# By a call's path: the effects of a failure after which another account may be sent the call,
+# although an upstream has read it whole.  A 500 may follow long work, so where each attempt may be
+# charged, as a compaction (F27) and an image (F26) may, only what was surely not begun is repeated.
 REPEATED_AFTER: Final[Mapping[str, frozenset[Effect]]] = {
     **dict.fromkeys([*[kind.value for kind in CallKind], SEARCH_PATH], frozenset(Effect)),
     **dict.fromkeys([COMPACT_PATH, *IMAGE_PATHS], _NOT_BEGUN),
