@@ -129,6 +129,7 @@ from typing import (
     Never,
     Protocol,
     Self,
+    TextIO,
     TypeVar,
     TypeVarTuple,
     cast,
@@ -11053,6 +11054,95 @@ class Lasting(NamedTuple):
         cooldown.reason = reason
 
 
+# In words: lines for a person at a terminal, where the log would have JSON.
+
+LINE_COLUMNS: Final = 100
+_NAME_COLUMNS: Final = 24  # of a pool and key, and of a model
+_PATH_COLUMNS_MIN: Final = 12  # of the accounts, whatever else is in the line
+# Select Graphic Rendition of ECMA-48.
+_TONES: Final = {"good": "32", "fair": "33", "bad": "31", "bold": "1", "faint": "2"}
+
+
+def tinted(text: str, tone: str, is_coloured: bool) -> str:
+    """The text in the colour of its tone, if the terminal is to have colours."""
+    return f"\x1b[{_TONES[tone]}m{text}\x1b[0m" if is_coloured else text
+
+
+def printable(value: Json) -> str:
+    """A value as text in which nothing is a command to a terminal, or a line end: it is escaped.
+
+    Names of models, reasons and methods come from upstreams and clients.
+    """
+    text = "" if value is None else str(value)
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def cut_text(text: str, columns: int) -> str:
+    """At most so many characters of a text."""
+    return text if len(text) <= columns else f"{text[: columns - 1]}…"
+
+
+def _tone_of(status: int | None, code: str | None) -> str:
+    """How a request ended: well, not for a reason of the pooler's, or badly."""
+    if code is None:
+        return "good"
+    is_clients = status is None or 400 <= status < 500 or code == "client_gone"
+    return "fair" if is_clients else "bad"
+
+
+def _path_of(entry: JsonObject) -> str:
+    """The accounts that were tried, each with why the next one was, then those passed over.
+
+    `personal 429 → second`, `(personal login_needed, second paused)`.
+    """
+
+    def words(row: JsonObject) -> str:
+        """An account and its reason; of an upstream's error the status suffices."""
+        reason = printable(row.get("reason"))
+        status, _, _ = reason.partition(" ")
+        account = printable(row["account"])
+        return f"{account} {status if status.isdecimal() else reason}".rstrip()
+
+    tried = " → ".join(map(words, entry["attempts"]))
+    passed_over = ", ".join(map(words, entry["passed_over"]))
+    return f"{tried} ({passed_over})".strip() if passed_over else tried
+
+
+def request_line(
+    entry: JsonObject,
+    at: datetime,
+    is_coloured: bool,
+    columns: int = LINE_COLUMNS,
+) -> str:
+    """One short line on a request, from the fields of its log line; `at`: when it ended.
+
+        14:02:31  200  home/laptop  gpt-5.5  personal 429 → second  8120+960 tokens  412/5120 ms
+
+    The times are those of the first event and of the whole.  Without a model it names method and
+    route; a request that failed has its code at the end.
+    """
+    status, code, tokens = (entry[name] for name in ("status", "code", "tokens"))
+    whose = "/".join(printable(entry[name]) for name in ("pool", "key") if entry[name])
+    what = entry["model"] or f"{entry['method']} {entry['route']}".strip()
+    times = [entry["first_byte_ms"], entry["duration_ms"]]
+    ends = [
+        f"{tokens['input_tokens']}+{tokens['output_tokens']} tokens" if tokens else "",
+        f"{'/'.join(str(ms) for ms in times if ms is not None)} ms",
+        printable(code),
+    ]
+
+    tone = _tone_of(status, code)
+    begins = [cut_text(whose, _NAME_COLUMNS), cut_text(printable(what), _NAME_COLUMNS)]
+    others = "  ".join(filter(None, [f"{at:%H:%M:%S}  200", *begins, *ends]))
+    room = max(_PATH_COLUMNS_MIN, columns - len(others) - 2)
+    path = cut_text(_path_of(entry), room)
+
+    if code is not None:
+        ends[-1] = tinted(ends[-1], tone, is_coloured)
+    shown = tinted(str(status or "---"), tone, is_coloured)
+    return "  ".join(filter(None, [f"{at:%H:%M:%S}", shown, *begins, path, *ends]))
+
+
 ################################################################
 # CONNECTIONS
 ################################################################
@@ -11610,6 +11700,13 @@ def print_log(level: str, event: str, fields: JsonObject) -> None:
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:  # it is if descriptor 2 was closed at the start
             sys.stderr.write(format_log_line(level, event, fields))
+
+
+def takes_colours(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal that shows colours, to somebody who wants them."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return stream is not None and stream.isatty()
 
 
 @functools.lru_cache(maxsize=2)  # of log lines, and of Date headers
@@ -18765,8 +18862,7 @@ class StatusCommand:
 
         On a terminal it fits, and its last line is left for the cursor.
         """
-        is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        query = f"colour={is_coloured:d}"
+        query = f"colour={takes_colours(sys.stdout):d}"
         with contextlib.suppress(OSError):  # standard output is not a terminal
             size = os.get_terminal_size(sys.stdout.fileno())
             query += f"&columns={size.columns}&rows={size.lines - 1}"
@@ -18996,11 +19092,15 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code, 0 for success or 1 if it was refused.
 
-    Expected failures become lines for a person; anything else is a bug and shows its traceback.
+    Expected failures, and Ctrl-C, become lines for a person; anything else is a bug and shows its
+    traceback.
     """
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
         exit_code: int = options.run(options)
+    except KeyboardInterrupt:
+        print("pooler: interrupted", file=sys.stderr, flush=True)  # noqa: T201
+        exit_code = 1
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201

@@ -59,3 +59,15 @@ def test_serve_is_the_default_command(arguments: list[str]) -> None:
     options = pooler.parse_arguments(arguments)
     assert options.run is pooler.COMMANDS["serve"].run
     assert str(options.config) == "pools.json"
+
+
+def test_ctrl_c_is_one_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    command = pooler.COMMANDS["check"]._replace(run=interrupted)
+    monkeypatch.setitem(pooler.COMMANDS, "check", command)
+    assert pooler.main(["check"]) == 1
+    assert capsys.readouterr() == ("", "pooler: interrupted\n")
