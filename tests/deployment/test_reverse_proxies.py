@@ -40,7 +40,6 @@ from tests.support.server_process import (
     MODEL,
     code_of,
     read_until,
-    receive,
     serving,
     status_of,
 )
