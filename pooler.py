@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["h11>=0.16,<0.17", "trio>=0.27,<0.36", "trio-websocket>=0.12,<0.13"]
+# ///
 """codex-pooler: several AI accounts behind one OpenAI-compatible address.
 
 Clients call a narrow `/v1` with a pool key.  Each request goes to one account of that key's pool,
@@ -63,7 +67,8 @@ clock, draws a random number or touches a file, so all of it can be tested with 
 
 A number like (F12) in a comment is a fact about another program: tests/FACTS.md has its source.
 
-Run: `python pooler.py demo`, or `python pooler.py serve --config pools.json`.
+Run: `python pooler.py demo`, or `python pooler.py serve --config pools.json`.  `uv run pooler.py`
+installs what the comment above names.
 """
 
 from __future__ import annotations
@@ -526,7 +531,10 @@ ERRORS: Final[Mapping[str, tuple[int, str]]] = {
     "invalid_value": (400, "A field of the request has an invalid value."),
     "key_limit_reached": (429, "This pool key has reached a limit of its own."),
     "operators_not_installed": (501, "This server has no mcp_server.py for operators."),
-    "mcp_not_installed": (501, "MCP needs the extra: pip install 'codex-pooler[mcp]'."),
+    "mcp_not_installed": (501, (
+        "MCP needs the package mcp, which is not installed."
+        " `pooler check` prints the command that installs it."
+    )),
     "method_not_allowed": (405, "This method is not allowed on this path."),
     "missing_required_parameter": (400, "The request names no model."),
     "model_not_found": (400, "This key has no such model. GET /v1/models lists its own."),
@@ -16719,6 +16727,7 @@ class Turn:
 # Without that module pooler.py serves its clients as usual.
 
 COMPANION: Final = "mcp_server"  # imported when an operator first asks
+MCP_PACKAGE: Final = "mcp>=2.3,<3"  # as pyproject.toml has it
 
 
 def parse_mcp_message(body: bytes) -> Json:
@@ -17602,7 +17611,8 @@ class Exchanges:
             if exchange.call is not None:
                 await serve_call(exchange, exchange.call)
         except PoolerError as error:
-            failure = error.with_traceback(None)  # its frames would keep the body in memory
+            failure = error.with_traceback(None)  # its frames would keep the body in memory,
+            failure.__context__ = None  # and so would those of what it replaces
         except ClientGone:
             return
         except Exception:  # noqa: BLE001 (a bug is logged, and its client gets a 500)
@@ -17802,6 +17812,53 @@ class WebSockets:
         return None
 
 
+def installed_from() -> str:
+    """The folder or URL that this program was installed from; its name, if that was an index.
+
+    Installers write it down (https://packaging.python.org/en/latest/specifications/direct-url/).
+    """
+    pattern = "lib/python*/site-packages/codex_pooler-*.dist-info/direct_url.json"
+    for path in Path(sys.prefix).glob(pattern):
+        origin = try_load_object(path.read_bytes())
+        kind = object_of(origin.get("vcs_info")).get("vcs")
+        place = unquote(str(origin.get("url", "codex-pooler")).removeprefix("file://"))
+        return shlex.quote(f"{kind}+{place}" if kind else place)
+    return "codex-pooler"
+
+
+def mcp_command() -> str:
+    """The command that adds the package `mcp` to this installation.
+
+    Installers leave a file of their own in the environments that they make.  Those of `uvx` and
+    `uv run` are in uv's cache, made again for each set of packages, so they are not to be changed.
+    """
+    package = shlex.quote(MCP_PACKAGE)
+    prefix = Path(sys.prefix)
+    if (prefix / "pipx_metadata.json").exists():
+        return f"pipx inject {prefix.name} {package}"
+    if (prefix / "uv-receipt.toml").exists():
+        return f"uv tool install --with {package} {installed_from()}"
+    if prefix.parent.name.startswith("archive-v"):
+        return f"uvx --with {package} --from {installed_from()} pooler"
+    if prefix.parent.name.startswith("environments-v"):
+        return f"uv run --with {package} {shlex.quote(__file__)}"
+
+    python = shlex.quote(sys.executable)
+    if importlib.util.find_spec("pip"):
+        return f"{python} -m pip install {package}"
+    return f"uv pip install --python {python} {package}"
+
+
+def doubts_of_modules(config: Config) -> list[str]:
+    """A warning if operators lack a module, with what to do."""
+    missing = [name for name in (COMPANION, "mcp") if not importlib.util.find_spec(name)]
+    if not (config.operators and missing):
+        return []
+    if COMPANION in missing:
+        return ["operators: /admin, /metrics and /mcp need mcp_server.py next to pooler.py"]
+    return [f"operators: /mcp needs the package mcp: {mcp_command()}"]
+
+
 @dataclass(eq=False)
 class Operators:
     """Serves the operators: their page, the metrics and MCP, each from one snapshot.
@@ -17923,12 +17980,8 @@ class Operators:
 
     def warn_of_missing_modules(self) -> None:
         """Log what operators cannot use because a module is not installed."""
-        missing = [name for name in (COMPANION, "mcp") if not importlib.util.find_spec(name)]
-        if self.shared.config.operators and missing:
-            problem = "/mcp needs an extra: pip install 'codex-pooler[mcp]'"
-            if COMPANION in missing:
-                problem = "/admin, /metrics and /mcp need mcp_server.py next to pooler.py"
-            self.shared.log("warning", "config", {"problem": f"operators: {problem}"})
+        for problem in doubts_of_modules(self.shared.config):
+            self.shared.log("warning", "config", {"problem": problem})
 
 
 class Server:
@@ -18794,7 +18847,8 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     warning is none.  Raises: ConfigRefused.
     """
     config, _ = load(path, env)
-    for warning in [*config.warnings, *doubts_of_state(config)]:
+    doubts = [*config.warnings, *doubts_of_state(config), *doubts_of_modules(config)]
+    for warning in doubts:
         show(f"warning: {warning}")
 
     checked = {name: check_account(account) for name, account in config.accounts.items()}

@@ -158,7 +158,7 @@ async def test_mcp_that_is_not_installed_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "mcp_server" or None)
     world.server.operators.warn_of_missing_modules()
     [warning] = [fields for level, _, fields in world.logged if level == "warning"]
-    assert "/mcp needs an extra: pip install 'codex-pooler[mcp]'" in warning["problem"]
+    assert warning["problem"] == f"operators: /mcp needs the package mcp: {pooler.mcp_command()}"
     response = await world.ask(post("/mcp", {}, key=TOKEN))
     assert (response.status, response.error["code"]) == (501, "mcp_not_installed")
     assert (await world.ask(admin())).status == 200

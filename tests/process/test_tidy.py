@@ -136,6 +136,10 @@ TOP_LEVEL: Final = frozenset(
     "pyproject.toml README.md LICENSE CHANGELOG.md SECURITY.md pooler.py mcp_server.py "
     "pools.json.example tests".split()
 )
+LEFT_BEHIND: Final = frozenset(
+    "PKG-INFO __pycache__ .hypothesis .mypy_cache .pytest_cache .ruff_cache .venv "
+    "node_modules".split()
+)
 CHANGING: Final = frozenset(
     "add append appendleft clear discard extend insert move_to_end pop popitem popleft remove "
     "reverse set setdefault sort update".split()
@@ -173,7 +177,18 @@ def nodes_of(source: str) -> tuple[tuple[str, ast.AST], ...]:
 
 @functools.cache
 def tokens_of(source: str) -> tuple[tokenize.TokenInfo, ...]:
-    return tuple(tokenize.generate_tokens(io.StringIO(source).readline))
+    """The tokens; an f-string is one, although Python 3.12 and later take it apart."""
+    tokens: list[tokenize.TokenInfo] = []
+    starts: list[tokenize.TokenInfo] = []  # of the f-strings around a token
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind.endswith("STRING_START"):
+            starts.append(token)
+        elif kind.endswith("STRING_END"):
+            token = starts.pop()._replace(type=tokenize.STRING, end=token.end)  # noqa: PLW2901
+        if not starts:
+            tokens.append(token)
+    return tuple(tokens)
 
 
 def dotted(node: ast.expr) -> str:
@@ -691,7 +706,13 @@ def check_machine_paths(content: bytes) -> Complaints:
 
 
 def repository_files() -> list[str]:
-    """What git has or would take: tracked, and new but not ignored."""
+    """What git has or would take: tracked, and new but not ignored.
+
+    A source archive has only such files, and what its tests have left.
+    """
+    if not (ROOT / ".git").exists():
+        paths = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file()]
+        return [str(path) for path in paths if LEFT_BEHIND.isdisjoint(path.parts)]
     asked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(asked, cwd=ROOT, capture_output=True, check=True).stdout
     return [name for name in listed.decode().split("\0") if name and (ROOT / name).is_file()]
