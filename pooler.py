@@ -291,6 +291,9 @@ CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be fetched
 CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB (F20)
 CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and serialised to be kept, in one step
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list a few hundred
+SETUP_MODELS_MAX: Final = 50  # of a local server's, written into pools.json
+SETUP_SECONDS_MAX: Final = 5.0  # for a local server to list its models
+ANSWERS_MAX: Final = 3  # to a question of `pooler init`, until one can be used
 USAGE_SECONDS: Final = 900.0  # without news of its quota, a ChatGPT account is asked for it
 USAGE_SPREAD: Final = 0.2  # by up to which part of that accounts are asked later, each by its own
 USAGE_PAUSE_SECONDS: Final = 24 * HOUR  # after an upstream without the route
@@ -3235,7 +3238,12 @@ def parse_config(
 ################################################################
 # SETUP
 ################################################################
-# What a new user needs besides the server: OpenCode's configuration.
+# What a new user needs besides the server, all of it as text: a first pools.json, the
+# configurations of clients, and which commands come next.
+#
+#   plan        what the first pools.json is to have, from flags or answers
+#   files       that pools.json, and the configurations of OpenCode and Codex CLI
+#   guide       what `pooler init` prints
 
 OPENAI_MODEL: Final = "gpt-5.5"  # what ChatGPT accounts and OpenAI's API serve
 TITLE_MODEL: Final = "gpt-5.4-nano"  # of OpenCode, which requests a session's title from it (F73)
@@ -3249,6 +3257,262 @@ class OfferedModel(NamedTuple):
     name: str
     is_chat_only: bool = False  # its upstream has no Responses API
     context_length: int | None = None  # in tokens
+
+
+# The plan.
+
+
+class LocalServer(NamedTuple):
+    """A server of one's own, whose API takes no key; `models` is () as long as none is known."""
+
+    name: str
+    url: BaseUrl
+    models: tuple[OfferedModel, ...] = ()
+
+
+class SetupPlan(NamedTuple):
+    """What a first pools.json is to have; all but the servers by name."""
+
+    chatgpt: Sequence[str]
+    openai: Mapping[str, str]  # the variable that has its API key, by account
+    local: Sequence[LocalServer]
+    client: Sequence[str]
+    operator: Sequence[str]
+
+
+class SetupPart(NamedTuple):
+    """One part of the plan: a flag of `pooler init`, and a question if there is no flag."""
+
+    check: Check  # of one word of it
+    usual: str  # what the flag alone means, and "yes"
+    about: str
+    question: str = ""  # "": it is not asked for
+    default: str = "-"  # the answer that an empty line stands for; "-": none
+
+
+_LOCAL_URL: Final = "http://127.0.0.1:8080/v1"
+_NAME_WANTED: Final = (
+    f"must be a name of at most {NAME_CHARS_MAX} letters, digits and _.-, which begins with a "
+    "letter or digit"
+)
+
+
+def _plain_name(word: str) -> str:
+    """A check for the name of an account, a client or an operator."""
+    if looks_secret(word):
+        raise ValueError("looks like a key; write a name, as keys are read from the environment")
+    if not re.fullmatch(_NAME, word):
+        raise ValueError(_NAME_WANTED)
+    return word
+
+
+def _api_account(word: str) -> tuple[str, str]:
+    """A check for NAME or NAME=VARIABLE, which gives both."""
+    name, equals, variable = word.partition("=")
+    if equals and not _VARIABLE_NAME.fullmatch(variable):
+        raise ValueError("must be NAME or NAME=VARIABLE, with the variable that has the key")
+    return _plain_name(name), variable or "OPENAI_API_KEY"
+
+
+def _local_server(word: str) -> LocalServer:
+    """A check for NAME=URL or NAME=URL,MODEL,MODEL; without a path, the API is under /v1."""
+    name, equals, rest = word.partition("=")
+    if not equals:
+        raise ValueError(f"must be NAME=URL, like llama={_LOCAL_URL}")
+
+    _plain_name(name)
+    text, *models = rest.split(",")
+    url = _base_url(text, f"{name}={_LOCAL_URL}")
+    offered = tuple(OfferedModel(_model(model), True) for model in dict.fromkeys(models))
+    return LocalServer(name, url._replace(path=url.path or "/v1"), offered)
+
+
+SETUP_PARTS: Final[Mapping[str, SetupPart]] = {
+    "chatgpt": SetupPart(
+        _plain_name,
+        "personal",
+        "ChatGPT accounts, by names of your choice",
+        "ChatGPT accounts: a name for each; you log in to them afterwards",
+        "personal",
+    ),
+    "openai": SetupPart(
+        _api_account,
+        "platform",
+        "API keys of OpenAI, as NAME or NAME=VARIABLE; the key stays in OPENAI_API_KEY or VARIABLE",
+        "API keys of OpenAI: a name for each; the key itself stays in OPENAI_API_KEY",
+    ),
+    "local": SetupPart(
+        _local_server,
+        "",
+        "local servers, as NAME=URL or NAME=URL,MODEL,MODEL; without models they are asked",
+        f"Local servers: NAME=URL for each, like llama={_LOCAL_URL}",
+    ),
+    "client": SetupPart(
+        _plain_name,
+        "laptop",
+        "clients, each with a key of its own; default: laptop",
+        "Clients: a name for each program or machine that gets a key of its own",
+        "laptop",
+    ),
+    "operator": SetupPart(_plain_name, "me", "who may see the pooler's status; default: me"),
+}
+_NONE: Final = frozenset({"-", "n", "no", "none"})
+_YES: Final = frozenset({"y", "yes"})
+
+
+def words_of(answer: str, part: SetupPart) -> list[str]:
+    """The words of an answer to a question: those of a person who types names, yes, no or Enter."""
+    words = (answer.strip() or part.default).replace(", ", " ").split()
+    plain = " ".join(words).lower()
+    if plain in _NONE:
+        return []
+    return [part.usual] if plain in _YES else words
+
+
+def plan_setup(words: Mapping[str, Sequence[str]], *, is_whole: bool = True) -> SetupPlan:
+    """The plan that flags or answers describe: their words, by the names of SETUP_PARTS.
+
+    Without any, there is one client and one operator.  `is_whole`: there must be an account.
+    Raises: ValueError, with all problems; a word that may be a secret is not repeated.
+    """
+    values = _checked_words(words)
+    for name in ("client", "operator"):
+        values[name] = values[name] or [SETUP_PARTS[name].usual]
+    variables = [variable for _, variable in values["openai"]]
+    accounts = [
+        *values["chatgpt"],
+        *(name for name, _ in values["openai"]),
+        *(server.name for server in values["local"]),
+    ]
+
+    problems = [
+        *_repeated("account", accounts),
+        *_repeated("client", values["client"]),
+        *_repeated("operator", values["operator"]),
+        *_repeated("API key", variables, "; write NAME=VARIABLE"),
+    ]
+    if is_whole and not accounts:
+        problems.append("name an account: --chatgpt NAME, --openai, or --local NAME=URL")
+    if problems:
+        raise ValueError(*problems)
+    return SetupPlan(**values | {"openai": dict(values["openai"])})
+
+
+def _checked_words(words: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The values of each part's words, in lists.  Raises: ValueError, with all problems."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, part in SETUP_PARTS.items():
+        places = [(_place_of(word), word) for word in words.get(name, ())]
+        try:
+            values[name] = _each(part.check, places)
+        except ValueError as error:
+            problems += error.args
+
+    if problems:
+        raise ValueError(*problems)
+    return values
+
+
+def _place_of(word: str) -> str:
+    """A word as a problem names it: without what may be a secret, or a command to a terminal."""
+    name = word.partition("=")[0]
+    return "(hidden)" if looks_secret(name) else json.dumps(name[:NAME_CHARS_MAX])
+
+
+def _repeated(kind: str, names: Sequence[str], hint: str = "") -> Iterator[str]:
+    """The problems of names that are used twice; their files may not differ by case alone."""
+    counts = Counter(name.lower() for name in names)
+    for name, count in counts.items():
+        if count > 1:
+            yield f"{json.dumps(name)}: only one {kind} can have this name{hint}"
+
+
+# The files.
+
+
+def first_config(plan: SetupPlan, keys: Mapping[str, str], tokens: Mapping[str, str]) -> str:
+    """The text of a first pools.json, which has the digests of the clients' keys and of tokens."""
+    accounts = _first_accounts(plan)
+    pool: dict[str, Json] = {"accounts": list(accounts)}
+    if alias := _title_alias(plan):
+        pool["aliases"] = {TITLE_MODEL: alias}
+
+    pool["keys"] = {name: _digest_line(key) for name, key in keys.items()}
+    operators = {name: _digest_line(token) for name, token in tokens.items()}
+    config = {"accounts": accounts, "pools": {"home": pool}, "operators": operators}
+    return readable_json(config) + "\n"
+
+
+def _first_accounts(plan: SetupPlan) -> dict[str, dict[str, Json]]:
+    """The accounts by name, each with the priority of its kind, 0 for the first that there is.
+
+    Servers of one's own come first, then what is paid by the month, then what each request costs.
+    A server gets only requests for the models that it lists; as long as these are unknown it might
+    get any, so it comes last.
+    """
+    ranked: list[tuple[int, str, dict[str, Json]]] = [
+        *(
+            (1, name, {"type": "codex", "auth_file": f"accounts/{name}.json"})
+            for name in plan.chatgpt
+        ),
+        *(
+            (2, name, {"type": "openai", "api_key": f"{{env:{variable}}}"})
+            for name, variable in plan.openai.items()
+        ),
+        *(
+            (0 if server.models else 3, server.name, _local_account(server))
+            for server in plan.local
+        ),
+    ]
+    ranks = sorted({rank for rank, _, _ in ranked})
+
+    accounts = {}
+    for rank, name, account in ranked:
+        accounts[name] = account
+        if priority := ranks.index(rank):
+            account["priority"] = priority
+    return accounts
+
+
+def _digest_line(secret: str) -> str:
+    """What pools.json has in the place of a secret that is only compared."""
+    return f"sha256:{digest_of(secret).hex()}"
+
+
+def _local_account(server: LocalServer) -> dict[str, Json]:
+    """The account of a local server, which may load a model for minutes before it responds."""
+    scheme = "https" if server.url.is_tls else "http"
+    url = f"{scheme}://{server.url.authority}{server.url.path}"
+    account: dict[str, Json] = {"type": "openai", "base_url": url, "api_key": "none"}
+    if not (server.url.is_tls or _is_loopback(server.url.host)):
+        account["allow_plain_http"] = True
+    if server.models:
+        account["models"] = [model.name for model in server.models]
+    return account | {"first_event_seconds": 600}
+
+
+def offered_models(plan: SetupPlan) -> list[OfferedModel]:
+    """The models for which clients are configured, the default one first; may be empty."""
+    models = [OfferedModel(OPENAI_MODEL)] if plan.chatgpt or plan.openai else []
+    models += [model for server in plan.local for model in server.models]
+    models.sort(key=lambda model: "embed" in model.name.lower())  # these generate no text
+    by_name: dict[str, OfferedModel] = {}
+    for model in models:
+        by_name.setdefault(model.name, model)
+    return list(by_name.values())
+
+
+def _title_alias(plan: SetupPlan) -> str:
+    """The model that generates titles in the place of TITLE_MODEL, or "".
+
+    OpenAI's API has that one itself; and what speaks only Chat would not be asked for it.
+    """
+    models = offered_models(plan)
+    is_served = plan.openai and not plan.chatgpt
+    if is_served or not models or models[0].is_chat_only:
+        return ""
+    return "" if any(model.name == TITLE_MODEL for model in models) else models[0].name
 
 
 # What OpenCode must be told of OPENAI_MODEL, so that it compacts a long session in time.  In
@@ -3343,26 +3607,97 @@ def _opencode_mcp(url: str) -> Json:
     }
 
 
+def codex_config(url: str) -> str:
+    """What Codex CLI's config.toml must have for a pool with ChatGPT accounts."""
+    return f"""\
+model = "{OPENAI_MODEL}"
+model_provider = "pooler"
+
+[model_providers.pooler]
+name = "OpenAI"
+base_url = "{url}/backend-api/codex"
+env_key = "{CLIENT_VARIABLE}"
+wire_api = "responses"
+supports_websockets = true
+"""
+
+
 _READABLE_COLUMNS: Final = 96
 
 
-def readable_json(value: Json, indent: int = 0) -> str:
-    """JSON as a person writes it: what fits stands in one line, except the outermost object."""
-    line = json.dumps(value, ensure_ascii=False)
-    fits = indent > 0 and indent + len(line) <= _READABLE_COLUMNS
+def readable_json(value: Json, indent: int = 0, label: str = "") -> str:
+    """JSON as a person writes it: what fits stands in one line, except the outermost object.
+
+    `label` stands before it in its line.
+    """
+    line = label + json.dumps(value)
+    fits = indent > 0 and indent + len(line) < _READABLE_COLUMNS
     if fits or not value or not isinstance(value, (dict, list)):
         return line
 
     inner = indent + 2
     if isinstance(value, dict):
         opening, closing = "{", "}"
-        parts = [f"{json.dumps(name)}: {readable_json(value[name], inner)}" for name in value]
+        members = value.items()
+        parts = [readable_json(member, inner, f"{json.dumps(name)}: ") for name, member in members]
     else:
         opening, closing = "[", "]"
         parts = [readable_json(member, inner) for member in value]
 
     separator = ",\n" + " " * inner
-    return f"{opening}{separator[1:]}{separator.join(parts)}\n{' ' * indent}{closing}"
+    outer = " " * indent
+    return f"{label}{opening}{separator[1:]}{separator.join(parts)}\n{outer}{closing}"
+
+
+# The guide.
+
+_UNKNOWN_MODEL: Final = OfferedModel("MODEL", True)  # to be replaced by the user
+
+
+def setup_guide(
+    plan: SetupPlan,
+    url: str,
+    keys: Mapping[str, str],
+    tokens: Mapping[str, str],
+) -> str:
+    """What `pooler init` prints: what goes to the clients, the secrets last, as they scroll away.
+
+    `url` is where the pooler will serve; `keys` and `tokens` are the secrets, by name.
+    """
+    models = offered_models(plan)
+    small_model = TITLE_MODEL if plan.openai and not plan.chatgpt else ""
+    config = opencode_config(url, models or [_UNKNOWN_MODEL], small_model, has_operator=True)
+    parts = [f"OpenCode: put this into ~/.config/opencode/opencode.json\n\n{config}"]
+    if not models:
+        parts.append("There, replace MODEL by a name that your server has for a model.")
+    if plan.chatgpt:
+        codex = codex_config(url).rstrip()
+        parts.append(f"Codex CLI: put this into ~/.codex/config.toml\n\n{codex}")
+
+    parts.append(f"Other clients: their base URL is {url}/v1")
+    exports = [
+        *(_export_line(CLIENT_VARIABLE, key, f"for {name}") for name, key in keys.items()),
+        *(_export_line(OPERATOR_VARIABLE, token, f"for {name}") for name, token in tokens.items()),
+    ]
+    parts.append("\n".join(["The secrets, which are shown only now; keep them:", *exports]))
+    return "\n\n".join(parts)
+
+
+def _export_line(variable: str, value: str, comment: str) -> str:
+    """A line for a shell."""
+    return f"  export {variable}={value}  # {comment}"
+
+
+def next_commands(plan: SetupPlan, path: str, env: Mapping[str, str]) -> list[str]:
+    """The lines that a shell needs next, until the pooler serves."""
+    option = "" if posixpath.normpath(path) == "pools.json" else f" --config {shlex.quote(path)}"
+    lines = [
+        _export_line(variable, "sk-...", f"the API key of {name}")
+        for name, variable in plan.openai.items()
+        if variable not in env
+    ]
+    lines += [f"  pooler login {name}{option}" for name in plan.chatgpt]
+    return [*lines, f"  pooler serve{option}"]
 
 
 ################################################################
@@ -18501,6 +18836,7 @@ def _is_read_by_others(state: os.stat_result) -> bool:
 # One function runs each command, and returns its exit code:
 #
 #   serve     serve_logged, run_serve, serve_with_signals
+#   init      run_init
 #   check     run_check
 #   demo      run_demo
 #   key       run_key
@@ -18536,6 +18872,14 @@ Serving until Ctrl-C."""
 def show(*lines: str) -> None:
     """Print lines for a person on standard output, at once."""
     print(*lines, sep="\n", flush=True)  # noqa: T201
+
+
+def discard_output() -> None:
+    """Discard what could not be printed, and all that follows.
+
+    Otherwise Python complains at exit that it cannot flush standard output.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]]:
@@ -19030,6 +19374,242 @@ def run_key(is_operator: bool) -> int:
     return 0
 
 
+# `pooler init`: a plan, from flags or answers; what local servers list; then the file.
+
+
+def read_answer(question: str, default: str, read: Callable[[str], T]) -> T:
+    """What `read` makes of an answer on the terminal; it raises ValueError with all problems.
+
+    A question is no output, so it goes to standard error.  Raises: ConfigRefused.
+    """
+    for _ in range(ANSWERS_MAX):
+        print(f"{question} [{default}]: ", end="", file=sys.stderr, flush=True)  # noqa: T201
+        answer = sys.stdin.readline()
+        if not answer:
+            print(file=sys.stderr)  # noqa: T201
+            raise ConfigRefused(["the input has ended; nothing was written"])
+
+        try:
+            return read(answer)
+        except ValueError as error:
+            print(*error.args, sep="\n", file=sys.stderr)  # noqa: T201
+    raise ConfigRefused(["no answer could be used; nothing was written"])
+
+
+def ask_for_words() -> dict[str, list[str]]:
+    """The words for `plan_setup`, from answers on the terminal.  Raises: ConfigRefused."""
+    hint = "Separate names by spaces; - means none; Enter takes what is in brackets."
+    print(hint, file=sys.stderr)  # noqa: T201
+    words: dict[str, list[str]] = {}
+    for name, part in SETUP_PARTS.items():
+        if not part.question:
+            continue
+
+        def read_words(answer: str, name: str = name, part: SetupPart = part) -> list[str]:
+            """The words of an answer, if they fit those before it."""
+            given = words_of(answer, part)
+            plan_setup({**words, name: given}, is_whole=name in {"local", "client"})
+            return given
+
+        words[name] = read_answer(part.question, part.default, read_words)
+    return words
+
+
+async def ask_local(url: BaseUrl, path: str, body: bytes = b"") -> tuple[int, bytes, str]:
+    """The status and body of a local server's response, and what is wrong if there is none.
+
+    With a body it is a POST.  Time and size are bounded.
+    """
+    head = request_head(url, path, Secret("none"), (), body)
+    tls = make_tls_context(None) if url.is_tls else None
+    problem = "does not respond in time"
+    with trio.move_on_after(SETUP_SECONDS_MAX):
+        try:
+            status, response = await ask_once(
+                dial, url, tls, head + body, proxy=None, bytes_max=CATALOGUE_BYTES_MAX
+            )
+        except ConnectFailed as error:
+            problem = f"cannot be reached ({error.cause})"
+        except TRANSPORT_ERRORS:
+            problem = "does not respond with valid HTTP"
+        else:
+            return status, response, ""
+    return 0, b"", problem
+
+
+async def look_at_local(server: LocalServer) -> tuple[LocalServer, str]:
+    """The server with its models, and what a person should know of it: a predicate, or "".
+
+    What has the Responses API refuses an empty request, as it lacks all that is required; what has
+    not, does not know the route.
+    """
+    status, body, problem = await ask_local(server.url, "/models")
+    listed: Mapping[str, Model] = {}
+    if status == 200:
+        listed = read_catalogue(body) or {}
+    if not (problem or listed):
+        problem = f"lists no models (status {status})"
+
+    route_status = 0
+    if status:
+        route_status, _, _ = await ask_local(server.url, CallKind.RESPONSES.value, b"{}")
+    is_chat_only = route_status in {0, 401, 403, *NO_ROUTE_STATUSES}
+
+    names = [model.name for model in server.models] or list(listed)
+    if len(names) > SETUP_MODELS_MAX:
+        problem = f"has {len(names)} models, of which the first {SETUP_MODELS_MAX} are written"
+    models = [
+        OfferedModel(name, is_chat_only, listed.get(name, Model()).context_length)
+        for name in names[:SETUP_MODELS_MAX]
+    ]
+    return server._replace(models=tuple(models)), problem
+
+
+async def look_at_all(servers: Sequence[LocalServer]) -> list[tuple[LocalServer, str]]:
+    """As `look_at_local`, one after the other: a person has named these few."""
+    return [await look_at_local(server) for server in servers]
+
+
+def ask_for_models(server: LocalServer, problem: str) -> LocalServer:
+    """The server with the models that a person names, if any.  Raises: ConfigRefused."""
+
+    def read_models(answer: str) -> tuple[OfferedModel, ...]:
+        """The models of an answer."""
+        names = words_of(answer, SETUP_PARTS["local"])
+        return tuple(OfferedModel(_model(name), True) for name in dict.fromkeys(names))
+
+    question = f"Models of {server.name}, which {problem}"
+    return server._replace(models=read_answer(question, "-", read_models))
+
+
+def write_first(path: Path, raw: bytes, text: str) -> None:
+    """Print `text`, and write a file that does not exist yet; it is on the disk when this returns.
+
+    The text has the secrets of which the file has the digests: without them it would be of no use,
+    so they are printed first.  Raises: ConfigRefused; then nothing was written.
+    """
+    new_path = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write_new(new_path, raw, None)
+        sync(new_path)
+        show_surely(text)
+        give_name(new_path, path)
+    except OSError as error:
+        raise ConfigRefused([f"{path}: {error.strerror}; nothing was written"]) from None
+    finally:
+        with contextlib.suppress(OSError):
+            new_path.unlink(missing_ok=True)
+            sync_folder(path.parent)
+
+
+def show_surely(text: str) -> None:
+    """Print a text for a person.  Raises: ConfigRefused, if that is not possible."""
+    try:
+        show(text)
+    except OSError as error:
+        discard_output()
+        problem = f"standard output: {error.strerror}; nothing was written"
+        raise ConfigRefused([problem]) from None
+
+
+def give_name(new_path: Path, path: Path) -> None:
+    """Name a file, unless there is one of this name, or a link: that stays.  Raises: OSError."""
+    try:
+        os.link(new_path, path)
+    except FileExistsError:
+        raise
+    except OSError:  # some file systems have no links: take the name, then replace what has it
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.rename(new_path, path)
+
+
+def refuse_path(path: Path) -> None:
+    """Raises: ConfigRefused, if a new pools.json cannot be written there."""
+    if os.path.lexists(path):
+        hint = "it is never replaced; move it away, or name another file with --config"
+        raise ConfigRefused([f"{path} exists; {hint}"])
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigRefused([f"{path.parent}: no such folder, or it cannot be written to"])
+    if sys.stdout is None:
+        raise ConfigRefused(["standard output is closed, so nobody would read the secrets"])
+
+
+_NO_FLAGS: Final = (
+    "pooler: init asks on a terminal only; without one use --chatgpt NAME, --openai, "
+    "--local NAME=URL, --client NAME"
+)
+
+
+def run_init(options: argparse.Namespace) -> int:
+    """Run `pooler init`: write a first pools.json, and say what comes next; returns the exit code.
+
+    Raises: ConfigRefused; then nothing was written.
+    """
+    path: Path = options.config
+    refuse_path(path)
+    words = words_of_flags(options)
+    is_asked = not words
+    if is_asked:
+        if sys.stdin is None or not sys.stdin.isatty():
+            print(_NO_FLAGS, file=sys.stderr)  # noqa: T201
+            return 2
+        words = ask_for_words()
+
+    plan, notes = make_plan(words, is_asked)
+    keys = {name: new_secret("cp") for name in plan.client}
+    tokens = {name: new_secret("cpo") for name in plan.operator}
+    raw = first_config(plan, keys, tokens).encode()
+
+    # Whether the API keys are in their variables yet is not a question of the file.
+    stand_ins = {variable: new_secret("sk") for variable in plan.openai.values()}
+    config = parse_config(raw, {**os.environ, **stand_ins}, str, str(path))
+    notes += [*config.warnings, *doubts_of(config, time.time())]
+
+    url = f"http://{DEFAULT_LISTEN[0].text}"
+    commands = next_commands(plan, str(path), os.environ)
+    parts = [
+        f"Writing {path}, which only you can read.",
+        *(f"Note: {note}" for note in notes),
+        setup_guide(plan, url, keys, tokens),
+        "\n".join(["Next:", *commands]),
+    ]
+    write_first(path, raw, "\n\n".join(parts))
+    return 0
+
+
+def words_of_flags(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The words for `plan_setup`, from flags; a flag alone means what is usual."""
+    words = {}
+    for name, part in SETUP_PARTS.items():
+        given = getattr(options, name)
+        if given is not None:
+            words[name] = given or [part.usual]
+    return words
+
+
+def make_plan(words: Mapping[str, list[str]], is_asked: bool) -> tuple[SetupPlan, list[str]]:
+    """The plan, with the models of its local servers, and notes on these.
+
+    `is_asked`: what a server does not say is asked on the terminal.  Raises: ConfigRefused.
+    """
+    try:
+        plan = plan_setup(words)
+    except ValueError as error:
+        raise ConfigRefused(error.args) from None
+
+    servers, notes = [], []
+    for server, problem in trio.run(look_at_all, plan.local):
+        if is_asked and not server.models:
+            servers.append(ask_for_models(server, problem))
+            continue
+
+        servers.append(server)
+        if problem:
+            hint = '; it is asked while the pooler serves, or write "models" for it'
+            notes.append(f"{server.name} {problem}{'' if server.models else hint}")
+    return plan._replace(local=servers), notes
+
+
 def port_number(text: str) -> int:
     """The value of `--port`.  Raises: ValueError, ArgumentTypeError, as argparse expects."""
     port = int(text)
@@ -19057,6 +19637,22 @@ COMMANDS: Final[Mapping[str, Command]] = {
         lambda options: serve_logged(options.config, dict(os.environ)),
         "run the server (default)",
         [_CONFIG_OPTION],
+    ),
+    "init": Command(
+        run_init,
+        "write a first pools.json",
+        [
+            *(
+                (
+                    f"--{name}",
+                    {"nargs": "*", "action": "extend", "metavar": "NAME", "help": part.about},
+                )
+                for name, part in SETUP_PARTS.items()
+            ),
+            ("--config", {**_CONFIG_OPTION[1], "help": "the file to write (default: pools.json)"}),
+        ],
+        "Without options it asks on the terminal.  It makes the keys of clients and operators,\n"
+        "prints them once, and what goes into the configurations of OpenCode and Codex CLI.",
     ),
     "check": Command(
         lambda options: run_check(options.config, os.environ),
@@ -19163,8 +19759,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
             raise
 
-        # Otherwise Python complains at exit that it cannot flush standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         exit_code = 0
     return exit_code
 
