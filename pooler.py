@@ -169,12 +169,12 @@ MIB: Final = 1024 * KIB
 HOUR: Final = 3600.0
 
 
-def _limit(default: float, low: float, high: float) -> Any:  # noqa: ANN401 (as `field`)
-    """A field of `Limits`, with the bounds that pools.json must keep.
+def _limit(default: float, low: float, high: float, about: str) -> Any:  # noqa: ANN401 (as `field`)
+    """A field of `Limits`, with the bounds that pools.json must keep, and what it bounds.
 
     The lower ones leave the pooler usable, and the higher ones keep it bounded.
     """
-    return field(default=default, metadata={"low": low, "high": high})
+    return field(default=default, metadata={"low": low, "high": high, "about": about})
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,24 +182,44 @@ class Limits:
     """The limits that pools.json may override; units are in the names."""
 
     # What clients may hold: memory for their bodies, connections, and places.
-    body_bytes_max: int = _limit(32 * MIB, KIB, 512 * MIB)  # some images in base64
-    bodies_bytes_max: int = _limit(256 * MIB, MIB, 8192 * MIB)  # of all connections together
-    connections_max: int = _limit(1024, 2, 65536)  # of clients; each takes one descriptor or two
-    key_streams_max: int = _limit(64, 1, 10_000)  # at once, of one key
-    account_streams_max: int = _limit(16, 1, 10_000)  # at once, if the account names no other
+    body_bytes_max: int = _limit(
+        32 * MIB, KIB, 512 * MIB, "a request body, which may hold images in base64"
+    )
+    bodies_bytes_max: int = _limit(
+        256 * MIB, MIB, 8192 * MIB, "all request bodies in memory; at least 8 of the largest"
+    )
+    connections_max: int = _limit(
+        1024, 2, 65536, "client connections; each takes one descriptor or two (ulimit -n)"
+    )
+    key_streams_max: int = _limit(64, 1, 10_000, "requests of one key at once, unless it says more")
+    account_streams_max: int = _limit(
+        16, 1, 10_000, "requests at one account at once, unless it says more"
+    )
     # How long a request waits for an account, and how many it may try.
-    queue_seconds_max: float = _limit(10, 0, 600)  # for a place at an account
-    attempts_max: int = _limit(3, 1, 16)  # accounts tried for one request
-    cooldown_seconds: float = _limit(30, 1, HOUR)  # if the upstream announces no reset
+    queue_seconds_max: float = _limit(
+        10, 0, 600, "the wait for an account, if all are at their concurrent"
+    )
+    attempts_max: int = _limit(3, 1, 16, "accounts tried for one request")
+    cooldown_seconds: float = _limit(
+        30, 1, HOUR, "the cooldown after a throttle that announces no reset"
+    )
     # How long an upstream or a client may be silent.
-    first_event_seconds_max: float = _limit(120, 0.1, 3600)  # local models load first
-    between_events_seconds_max: float = _limit(300, 0.1, 3600)  # reasoning may be silent
-    unary_seconds_max: float = _limit(600, 0.1, 3600)  # for a response in one piece
-    comment_seconds: float = _limit(15, 0.1, 300)  # proxies cut off silence from 50 s on (F97)
-    websocket_idle_seconds_max: float = _limit(1800, 1, 24 * HOUR)  # no frame, no turn
+    first_event_seconds_max: float = _limit(
+        120, 0.1, 3600, "the wait for a stream's first event; local models load first"
+    )
+    between_events_seconds_max: float = _limit(
+        300, 0.1, 3600, "the wait between two events, as reasoning may be silent; not comments"
+    )
+    unary_seconds_max: float = _limit(600, 0.1, 3600, "the wait for a response that is no stream")
+    comment_seconds: float = _limit(
+        15, 0.1, 300, "silence until a client gets an SSE comment: proxies cut it from 50 s on"
+    )  # (F97)
+    websocket_idle_seconds_max: float = _limit(1800, 1, 24 * HOUR, "a WebSocket without a turn")
     # The end of the process, and what it remembers until then.
-    drain_seconds_max: float = _limit(30, 0, 3600)  # for requests in progress at a stop
-    records_max: int = _limit(1000, 1, 100_000)  # of requests, kept for operators
+    drain_seconds_max: float = _limit(
+        30, 0, 3600, "the time for requests to finish after SIGTERM or SIGINT"
+    )
+    records_max: int = _limit(1000, 1, 100_000, "recent requests kept for operators")
 
 
 # The head of a client's request.  Whoever has not presented a key yet holds no more than this.
@@ -399,6 +419,7 @@ SLEEP_SECONDS_MIN: Final = 5.0  # a clock may be corrected by less at any time
 CONFIG_BYTES_MAX: Final = 4 * MIB  # of pools.json: thousands of keys
 SECRET_FILE_BYTES_MAX: Final = 64 * KIB  # a login has some 5 KiB
 SECRET_CHARS_MIN: Final = 16  # fewer can be guessed
+API_KEY_CHARS_MAX: Final = 8 * KIB  # of an upstream: a signed token may be long
 DOUBTED_CHARS_MAX: Final = 512  # of a secret: a longer one is no placeholder, and shows in so many
 SHOWN_CHARS_MAX: Final = 60  # of a line that is not JSON, on either side of the error
 CHANGES_SHOWN_MAX: Final = 100  # of a reload, in one line of the log
@@ -1541,18 +1562,23 @@ _ORIGIN_WANTED: Final = (
     "null, *, file: and data: would allow pages that anybody can make"
 )
 _HOST_NAME: Final = rf"{_LABEL}(?:\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]+\]"
-_ADDRESS: Final = re.compile(rf"({_HOST_NAME}):(\d{{1,5}})")
+_PORT_MAX: Final = 65535
+_ANY_PORT: Final = r"[0-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"
+_PORT: Final = rf"(?!0+\b)(?:{_ANY_PORT})"  # not 0
+_ADDRESS: Final = re.compile(rf"({_HOST_NAME}):({_ANY_PORT})")
 # A base URL has no login, query or fragment: the first would be a secret that is logged, and the
 # others would be lost when a route is added.
 _BASE_URL: Final = re.compile(
-    rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?(/[A-Za-z0-9_.~/%-]*)?",
+    rf"(https?)://({_HOST_NAME})(?::({_PORT}))?(/[A-Za-z0-9_.~/%-]*)?",
 )
-_PROXY_URL: Final = re.compile(rf"http://(?:([^@/\s]+)@)?({_HOST_NAME}):(\d{{1,5}})/?")
+_PROXY_URL: Final = re.compile(rf"http://(?:([^@/\s]+)@)?({_HOST_NAME}):({_PORT})/?")
 # Tokens of webhooks stand in their path or query, which may hold any visible ASCII but #.
 _NOTIFY_URL: Final = re.compile(
-    rf"(https?)://({_HOST_NAME})(?::(\d{{1,5}}))?([/?][!\"$-~]*)?",
+    rf"(https?)://({_HOST_NAME})(?::({_PORT}))?([/?][!\x22$-~]*)?",
 )
-_PORT_MAX: Final = 65535
+# What nobody on the way can read: with TLS, or to this machine.
+_HERE: Final = r"localhost|127\.[0-9.]+|\[[0:]*(?:1|[Ff]{4}:.*)\]"
+_SAFE: Final = {"pattern": rf"^\s*(?:https:|\{{|http://(?:{_HERE})(?:[:/?\s]|$))"}
 UNIX_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, without its zero (unix(7))
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
@@ -1577,7 +1603,35 @@ def _is_loopback(host: str) -> bool:
 # for each problem; a problem that begins with "[0]" or ".name" is about a member.  Nothing is
 # converted: "4" is not 4, and 1 is not true.  Whoever wrote the one may have meant something else.
 Check = Callable[[Json], Any]
-Spec = Mapping[str, Check]  # of each field that an object may have
+Spec = Mapping[str, Check]  # of each member that an object has
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A check, and what JSON Schema can say of what it accepts: `pooler schema` is made of these.
+
+    So a schema accepts all that its check accepts, and often more.  Its patterns are written for
+    Python and for ECMA 262, which is the syntax of JSON Schema.
+    """
+
+    run: Check
+    schema: JsonObject
+
+    def __call__(self, value: Json) -> Any:  # noqa: ANN401 (of whatever kind the field is)
+        """The value that the JSON stands for.  Raises: ValueError."""
+        return self.run(value)
+
+
+class Setting(NamedTuple):
+    """A field of pools.json: one row of a spec."""
+
+    check: Rule
+    about: str  # what it means, for the schema and `pooler check --explain`
+    default: str = ""  # in words; "": nothing
+
+
+Settings = Mapping[str, Setting]  # of each field that an object may have
+REQUIRED: Final = "required"  # instead of a default
 
 
 _KINDS: Final = {
@@ -1599,9 +1653,7 @@ def _typed(value: Json, *kinds: type[T]) -> T:
     return cast(T, value)
 
 
-def _flag(value: Json) -> bool:
-    """A check for true and false."""
-    return _typed(value, bool)
+_flag: Final = Rule(lambda value: _typed(value, bool), {"type": "boolean"})
 
 
 def _object(value: Json) -> dict[str, Json]:
@@ -1609,9 +1661,7 @@ def _object(value: Json) -> dict[str, Json]:
     return _typed(value, dict)
 
 
-def _number(
-    low: float, high: float, kinds: Sequence[type[float]] = (int,)
-) -> Callable[[Json], float]:
+def _number(low: float, high: float, kinds: Sequence[type[float]] = (int,)) -> Rule:
     """A check for numbers from `low` to `high`: whole ones, if `kinds` are not given.
 
     It refuses NaN, too, which is not between any two numbers.
@@ -1623,7 +1673,8 @@ def _number(
             raise ValueError(f"must be from {_shown(low)} to {_shown(high)}")
         return number
 
-    return check
+    kind = "number" if float in kinds else "integer"
+    return Rule(check, {"type": kind, "minimum": low, "maximum": high})
 
 
 def _shown(number: float) -> str:
@@ -1631,7 +1682,12 @@ def _shown(number: float) -> str:
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 
-def _text(pattern: str, description: str) -> Callable[[Json], str]:
+def _matching(pattern: str) -> JsonDict:
+    """The schema of strings that match a pattern as a whole."""
+    return {"type": "string", "pattern": f"^(?:{pattern})$"}
+
+
+def _text(pattern: str, description: str) -> Rule:
     """A check for strings that match a pattern as a whole; a problem says: must be `description`.
 
     The text itself is not repeated: it may be a secret in the wrong place.
@@ -1643,7 +1699,7 @@ def _text(pattern: str, description: str) -> Callable[[Json], str]:
             raise ValueError(f"must be {description}")
         return text
 
-    return check
+    return Rule(check, _matching(pattern))
 
 
 _string: Final = _text(r"[^\x00]*", "a string")
@@ -1664,7 +1720,7 @@ def _each(check: Check, members: Iterable[tuple[str, Json]]) -> list[Any]:
     return values
 
 
-def _list(check_member: Check) -> Check:
+def _list(check_member: Rule) -> Rule:
     """A check for lists, whose members differ and pass a check.
 
     A name that is listed twice is mostly one that should have been changed after it was copied.
@@ -1681,7 +1737,7 @@ def _list(check_member: Check) -> Check:
         places = ((f"[{index}]", index) for index in range(len(members)))
         return tuple(_each(check_place, places))
 
-    return check
+    return Rule(check, {"type": "array", "uniqueItems": True, "items": check_member.schema})
 
 
 def _members(value: Json) -> dict[str, Json]:
@@ -1691,6 +1747,24 @@ def _members(value: Json) -> dict[str, Json]:
     if problems:
         raise ValueError(*problems)
     return members
+
+
+def _objects(schema: JsonObject, minimum: int = 0) -> Rule:
+    """A check as `_members`; `schema` is that of a member, which `_Loader` reads."""
+    return Rule(
+        _members,
+        {
+            "type": "object",
+            "minProperties": minimum,
+            "propertyNames": _matching(_NAME),
+            "additionalProperties": schema,
+        },
+    )
+
+
+def _described(kind: str) -> JsonDict:
+    """The schema of a kind of object, which has its place in the whole schema."""
+    return {"$ref": f"#/$defs/{kind}"}
 
 
 def _name_problem(name: str) -> str:
@@ -1730,7 +1804,7 @@ def is_model_name(text: str) -> bool:
     return is_short and text.isprintable() and text.strip() != ""
 
 
-def _model(value: Json) -> str:
+def _check_model(value: Json) -> str:
     """A check for the name of a model."""
     text = _typed(value, str)
     if not is_model_name(text):
@@ -1738,6 +1812,11 @@ def _model(value: Json) -> str:
     return text
 
 
+_MODEL_NAME: Final = {
+    **_matching(r"(?=.*\S)[^\x00-\x1f\x7f-\x9f]*"),
+    "maxLength": MODEL_CHARS_MAX,
+}
+_model: Final = Rule(_check_model, _MODEL_NAME)
 _models: Final = _list(_model)
 
 
@@ -1747,6 +1826,14 @@ def _named_by_models(value: Json) -> dict[str, Json]:
     if not all(map(is_model_name, members)):
         raise ValueError("has a name that is not a model name")
     return members
+
+
+def _by_model(schema: JsonObject) -> Rule:
+    """A check as `_named_by_models`; `schema` is that of a member, which `_Loader` reads."""
+    return Rule(
+        _named_by_models,
+        {"type": "object", "propertyNames": _MODEL_NAME, "additionalProperties": schema},
+    )
 
 
 def _served(value: Json) -> dict[str, str]:
@@ -1775,6 +1862,12 @@ _ROUTES_OF_APIS: Final = (
 )  # fmt: skip
 
 
+_BASE_URL_SCHEMA: Final = {
+    **_matching(_BASE_URL.pattern),
+    "not": {"pattern": f"[^/](?:{'|'.join(_ROUTES_OF_APIS)})/*$"},
+}
+
+
 def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
     """A check for an upstream's address; a problem shows `example`, and not the address."""
     match = _BASE_URL.fullmatch(_string(value))
@@ -1785,8 +1878,6 @@ def _base_url(value: Json, example: str = "https://host/v1") -> BaseUrl:
     is_tls = scheme == "https"
     usual_port = 443 if is_tls else 80
     port = int(digits or usual_port)
-    if not 0 < port <= _PORT_MAX:
-        raise ValueError(f"must look like {example}")
 
     path = path.rstrip("/")
     for route in _ROUTES_OF_APIS:
@@ -1801,7 +1892,7 @@ def _proxy(text: str) -> Proxy:
     Name and password are percent-decoded (RFC 3986 §3.2.1), so that they may contain @ and :.
     """
     match = _PROXY_URL.fullmatch(text)
-    if match is None or not 0 < int(match[3]) <= _PORT_MAX:
+    if match is None:
         raise ValueError("must look like http://host:port or http://name:password@host:port")
 
     name, _, password = (match[1] or "").partition(":")
@@ -1828,8 +1919,6 @@ def _notify_url(text: str) -> tuple[BaseUrl, Secret]:
     is_tls = scheme == "https"
     usual_port = 443 if is_tls else 80
     port = int(digits or usual_port)
-    if not 0 < port <= _PORT_MAX:
-        raise ValueError("must look like https://host/path")
 
     url = BaseUrl(is_tls, host.strip("[]"), port, "")
     return url, Secret(target if target.startswith("/") else f"/{target}")
@@ -1845,9 +1934,13 @@ def _listen(value: Json) -> Listen:
         return Listen(text, unix_path=path)
 
     match = _ADDRESS.fullmatch(text)
-    if match is None or int(match[2]) > _PORT_MAX:
+    if match is None:
         raise ValueError("must be host:port, [v6]:port or unix:/path")
     return Listen(text, match[1].strip("[]"), int(match[2]))
+
+
+_LISTEN: Final = _matching(rf"unix:/[^\x00]{{0,{UNIX_PATH_BYTES_MAX - 1}}}|{_ADDRESS.pattern}")
+_listen_list: Final = _list(Rule(_listen, _LISTEN))
 
 
 def _listens(value: Json) -> tuple[Listen, ...]:
@@ -1856,7 +1949,7 @@ def _listens(value: Json) -> tuple[Listen, ...]:
         raise ValueError("must name at least one address")
     if not isinstance(value, list):
         return (_listen(value),)
-    return tuple(_list(_listen)(value))
+    return tuple(_listen_list(value))
 
 
 _MOMENT: Final = "a date (2027-01-01) or a time (2027-01-01T12:00:00Z)"
@@ -1881,7 +1974,13 @@ def _expiry(value: Json) -> float:
         raise ValueError(f"must be {_MOMENT}") from None
 
 
-_path_text: Final = _text("[^\x00~][^\x00]*", "a path that does not begin with ~")
+_path_text: Final = _text(r"[^\x00~][^\x00]*", "a path that does not begin with ~")
+_UNEXPANDED: Final = r"\$\w|\$[{(]|\{|<|%\w+%"
+_QUOTE: Final = f"[{''.join(_QUOTES)}]"
+_PATH_SCHEMA: Final = {
+    **_path_text.schema,
+    "not": {"pattern": rf"{_UNEXPANDED}|://|^\s|\s$|^{_QUOTE}|{_QUOTE}$"},
+}
 
 
 def _path(value: Json) -> str:
@@ -1890,8 +1989,8 @@ def _path(value: Json) -> str:
     Nothing expands ~ or variables here, so a path with them would name a file that does not exist.
     For a login, that would not even be an error: it is created by logging in.
     """
-    text = _path_text(value)
-    if re.search(r"\$\w|\$[{(]|\{|<|%\w+%", text):
+    text: str = _path_text(value)
+    if re.search(_UNEXPANDED, text):
         raise ValueError("must be a path; variables are not expanded here")
     if _has_quotes(text):
         raise ValueError("must be a path, without quotes around it")
@@ -2053,95 +2152,6 @@ class Config:
 # otherwise be a setting that silently does nothing: a limit that does not limit, or a pause that
 # does not pause.  The check of a field that holds objects looks at their names only: `_Loader`
 # reads the objects, so that their problems have their own paths.
-_TOP: Final[Spec] = {
-    "accounts": _members,
-    "pools": _members,
-    "operators": _members,
-    "listen": _listens,
-    # Silences the warning about listening where other machines can connect.
-    "allow_public": _flag,
-    # Compared as it stands: with a slash at its end, or dots in it, no path could begin with it.
-    "base_path": _text(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~-]+)*", "a path like /pooler"),
-    # Pages that may send requests from a browser, to which the pooler is otherwise closed.
-    "allowed_origins": _list(_text(_ORIGIN, _ORIGIN_WANTED)),
-    # Compared with Host headers after their port was cut off.
-    "hosts": _list(_text(_HOST_NAME, "a host name without a port")),
-    # May hold a password, so it may be a reference: `_Loader.proxy` resolves it.
-    "proxy": _string,
-    "state": _path,
-    "prices": _named_by_models,
-    # May hold a token, so it may be a reference: `_Loader.notify` resolves it.
-    "notify": _notify,
-    "limits": _object,
-}
-_PRICE: Final[Spec] = dict.fromkeys(
-    ("input", "cached", "output"), _number(0, PRICE_MAX, (int, float))
-)
-_NOTIFY: Final[Spec] = {
-    "url": _string,
-    # Sent as a bearer token.
-    "token": _string,
-    "allow_plain_http": _flag,
-}
-_POOL: Final[Spec] = {
-    # Names, which are looked up after all accounts have been read.
-    "accounts": _list(_string),
-    "models": _models,
-    "aliases": _named_by_models,
-    "routing": _routing,
-    "keys": _members,
-}
-_ACCOUNT: Final[Spec] = {
-    "base_url": _base_url,
-    # A secret or a reference to one, as is the `key` of a key.
-    "api_key": _string,
-    "auth_file": _path,
-    # Over plain HTTP everybody on the way can read the key: it takes a decision.
-    "allow_plain_http": _flag,
-    # Accounts of one priority share the sessions; a wider range would have no use.
-    "priority": _number(-1000, 1000),
-    "paused": _flag,
-    # Never 0: that is what `paused` is for.
-    "concurrent": _number(1, 10_000),
-    "models": _served,
-    # Its own, as a local server may load a model for minutes.
-    "first_event_seconds": _number(0.1, HOUR, (int, float)),
-    # Of a private authority, for an upstream whose certificate the system does not trust.
-    "ca_file": _path,
-    # Whether it accepts WebSockets: most upstreams with API keys do not.
-    "websocket": _flag,
-    # Of Codex CLI, as which the account asks for its models: older ones get fewer (F20).
-    "client_version": _text(_VERSION, "a version like 0.169.0"),
-    "type": _text("openai|codex", "'openai' or 'codex'"),
-}
-_KEY: Final[Spec] = {
-    "models": _models,
-    # A limit of 0 would refuse every request: that is what `paused` is for.
-    "requests_per_minute": _number(1, 100_000),
-    "tokens_per_day": _number(1, 10**12),
-    "concurrent": _number(1, 10_000),
-    "expires": _expiry,
-    "paused": _flag,
-    "key": _string,
-}
-# Efforts and tiers differ from model to model and are added often (F13), so anything that looks
-# like one is accepted; `_doubts_of_aliases` warns of those that are not known.
-_ALIAS: Final[Spec] = {
-    "model": _model,
-    "effort": _text("[a-z]{1,32}", "a level like low or high"),
-    "service_tier": _text("[a-z_]{1,32}", "a tier like priority"),
-}
-
-
-def _limit_check(limit: dataclasses.Field[Any]) -> Check:
-    """The check of one field of `Limits`: a count is a whole number, a time may have a fraction."""
-    low, high = limit.metadata["low"], limit.metadata["high"]
-    if limit.type == "int":
-        return _number(low, high)
-    return _number(low, high, (int, float))
-
-
-_LIMITS: Final[Spec] = {limit.name: _limit_check(limit) for limit in dataclasses.fields(Limits)}
 
 
 class _AccountType(NamedTuple):
@@ -2167,6 +2177,269 @@ _TYPES: Final[Mapping[str, _AccountType]] = {
         foreign=("api_key",),
         base_url=BaseUrl(True, "chatgpt.com", 443, "/backend-api/codex"),  # F1
     ),
+}
+_type: Final = Rule(
+    _text("|".join(_TYPES), " or ".join(map(repr, _TYPES))).run, {"enum": [*_TYPES]}
+)
+_file: Final = Rule(_path, _PATH_SCHEMA)
+
+# Secrets, or references to them: `_Resolver` reads them.
+_LITERAL: Final = "[!-;=-~]"  # visible ASCII without <, which begins a placeholder
+_presented: Final = Rule(
+    _string,
+    _matching(
+        rf"{_SHA256.pattern}|{_REFERENCE.pattern}|\s*(?!\{{|[sS][hH][aA]256:)"
+        rf"{_LITERAL}{{{SECRET_CHARS_MIN},{BEARER_BYTES_MAX}}}\s*"
+    ),
+)
+_api_key: Final = Rule(
+    _string,
+    _matching(rf"{_REFERENCE.pattern}|(?!\{{|sha256:)\s*{_LITERAL}{{1,{API_KEY_CHARS_MAX}}}\s*"),
+)
+
+
+def _url_or_reference(pattern: re.Pattern[str]) -> Rule:
+    """A check for a URL that may hold a secret, so it may be a reference: `_Loader` reads it."""
+    return Rule(_string, _matching(rf"{_REFERENCE.pattern}|\s*(?:{pattern.pattern})\s*"))
+
+
+_notify_text: Final = _url_or_reference(_NOTIFY_URL)
+
+_TOP: Final[Settings] = {
+    "accounts": Setting(
+        _objects(_described("account"), 1), "The upstream accounts, by name.", REQUIRED
+    ),
+    "pools": Setting(
+        _objects(_described("pool"), 1),
+        "Pools, by name: accounts that stand in for each other, and the keys of clients.",
+        REQUIRED,
+    ),
+    "operators": Setting(
+        _objects(_presented.schema),
+        "Names and tokens of those who may use /mcp, /admin, /metrics and `pooler status`; "
+        "make one with `pooler key --operator`.  Without any, these routes return 404.",
+    ),
+    "listen": Setting(
+        Rule(_listens, {"anyOf": [_LISTEN, {**_listen_list.schema, "minItems": 1}]}),
+        "One address or a list: host:port, [v6]:port, or unix:/path (mode 0660).  Port 0: a free "
+        "one, which is logged.  A change needs a restart.",
+        "127.0.0.1:4000 and, with IPv6, [::1]:4000",
+    ),
+    "allow_public": Setting(
+        _flag,
+        "Silences the warning about an address at which other machines can connect.",
+        "false",
+    ),
+    # Compared as it stands: with a slash at its end, or dots in it, no path could begin with it.
+    "base_path": Setting(
+        _text(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~-]+)*", "a path like /pooler"),
+        "Prefix of all routes, such as /pooler, which a reverse proxy must not strip.",
+    ),
+    # Pages that may send requests from a browser, to which the pooler is otherwise closed.
+    "allowed_origins": Setting(
+        _list(_text(_ORIGIN, _ORIGIN_WANTED)),
+        "Origins that may call, as browsers and apps write them: https://host, tauri://localhost.  "
+        "CORS headers are never sent: this is for apps, and for pages that your proxy serves from "
+        "the same origin.",
+        "none, but pages of this machine may call /mcp",
+    ),
+    # Compared with Host headers after their port was cut off.
+    "hosts": Setting(
+        _list(_text(_HOST_NAME, "a host name without a port")),
+        "Names that a Host header may have, on all but the two health routes; they replace the "
+        "default.",
+        "loopback names when listening on loopback only, otherwise any",
+    ),
+    "proxy": Setting(
+        _url_or_reference(_PROXY_URL),
+        "http://host:port of an HTTP proxy (CONNECT) for all that goes out, with name:password@ if "
+        "it wants a login.  Variables like HTTPS_PROXY are not used.",
+        "none",
+    ),
+    "state": Setting(
+        _file,
+        "Path, relative to pools.json, of one small JSON file that a restart goes on from.",
+        "none: pins, cooldowns and sums end with the process",
+    ),
+    "prices": Setting(
+        _by_model(_described("price")),
+        "What models cost, by their names in pools, so that operators see costs.  A request is "
+        "priced when it ends.",
+    ),
+    "notify": Setting(
+        Rule(_notify, {"anyOf": [_described("notify"), {**_notify_text.schema, "allOf": [_SAFE]}]}),
+        "URL of a webhook that is told what needs you, or an object.",
+        "none",
+    ),
+    "limits": Setting(Rule(_object, _described("limits")), "Other values for limits."),
+    "$schema": Setting(_string, "Ignored here: editors find the schema of this file by it."),
+}
+_price: Final = _number(0, PRICE_MAX, (int, float))
+_PRICE: Final[Settings] = {
+    "input": Setting(_price, "Of a million tokens of input.", REQUIRED),
+    "cached": Setting(
+        _price, "Of a million tokens of input that the provider had in its cache.", "that of input"
+    ),
+    "output": Setting(_price, "Of a million tokens of output.", REQUIRED),
+}
+_NOTIFY: Final[Settings] = {
+    "url": Setting(
+        _notify_text, "Where notices are sent: a URL, {env:NAME} or {file:PATH}.", REQUIRED
+    ),
+    "token": Setting(_api_key, "A secret that is sent as a bearer token.", "none"),
+    "allow_plain_http": Setting(
+        _flag, "Allows http:// to other machines, in a network that you trust.", "false"
+    ),
+}
+_POOL: Final[Settings] = {
+    # Names, which are looked up after all accounts have been read.
+    "accounts": Setting(
+        Rule(_list(_string), {**_list(_string).schema, "minItems": 1}),
+        "Names of its accounts.",
+        REQUIRED,
+    ),
+    "models": Setting(_models, "The only models that it serves.", "all models of its accounts"),
+    "aliases": Setting(
+        _by_model({"anyOf": [_MODEL_NAME, _described("alias")]}),
+        "Other names for its models: name and model, or name and object.  In what is sent only the "
+        "value of model changes.",
+    ),
+    "routing": Setting(
+        Rule(_routing, {"enum": [*Routing]}),
+        "How a new session's account is chosen among those of one priority; see the topic routing.",
+        Routing.STICKY,
+    ),
+    "keys": Setting(
+        _objects({"anyOf": [_presented.schema, _described("key")]}),
+        "The keys of clients: name and secret, or name and object; make one with `pooler key`.",
+    ),
+}
+_ACCOUNT: Final[Settings] = {
+    "base_url": Setting(
+        Rule(_base_url, _BASE_URL_SCHEMA),
+        "Where its API is, without the route.",
+        "https://api.openai.com/v1; of type codex https://chatgpt.com/backend-api/codex",
+    ),
+    # A secret or a reference to one, as is the `key` of a key.
+    "api_key": Setting(
+        _api_key,
+        'Of type openai, and required there: the key, {env:NAME} or {file:PATH}; "none" if the '
+        "upstream needs none.",
+    ),
+    "auth_file": Setting(
+        _file,
+        "Of type codex, and required there: path of its login, relative to pools.json; "
+        "`pooler login NAME` makes it.",
+    ),
+    # Over plain HTTP everybody on the way can read the key: it takes a decision.
+    "allow_plain_http": Setting(
+        _flag,
+        "Allows http:// to other machines, which sends keys and prompts unencrypted.",
+        "false",
+    ),
+    # Accounts of one priority share the sessions; a wider range would have no use.
+    "priority": Setting(
+        _number(-1000, 1000),
+        "Smaller numbers are used first, in strict order; a larger one is a reserve.",
+        "0",
+    ),
+    "paused": Setting(_flag, "true takes it out of rotation.", "false"),
+    # Never 0: that is what `paused` is for.
+    "concurrent": Setting(
+        _number(1, 10_000), "Requests that it may have in progress.", "account_streams_max (16)"
+    ),
+    "models": Setting(
+        Rule(
+            _served,
+            {
+                "anyOf": [
+                    _models.schema,
+                    {**_by_model(_MODEL_NAME).schema, "minProperties": 1},
+                ]
+            },
+        ),
+        "Models that it serves: a list, or an object from the pool's names to this upstream's, so "
+        "that two accounts can serve one model under different names.",
+        "what its /models lists, asked at most once an hour",
+    ),
+    # Its own, as a local server may load a model for minutes.
+    "first_event_seconds": Setting(
+        _number(0.1, HOUR, (int, float)),
+        "How long a stream's first event may take.",
+        "first_event_seconds_max (120)",
+    ),
+    # Of a private authority, for an upstream whose certificate the system does not trust.
+    "ca_file": Setting(
+        _file,
+        "PEM file of a private authority, relative to pools.json, that is trusted in addition; "
+        "of type codex for the token endpoint, too.",
+        "none",
+    ),
+    # Whether it accepts WebSockets: most upstreams with API keys do not.
+    "websocket": Setting(
+        _flag,
+        "Whether it takes Responses WebSockets.",
+        "true for type codex and api.openai.com, else false",
+    ),
+    # Of Codex CLI, as which the account asks for its models: older ones get fewer (F20).
+    "client_version": Setting(
+        _text(_VERSION, "a version like 0.169.0"),
+        "Of type codex: the version of Codex CLI to send; old ones are shown no new models.",
+        f"{CODEX_VERSION}, or a higher one that a client has sent",
+    ),
+    "type": Setting(
+        _type, "openai: an API key of a compatible provider.  codex: a ChatGPT login.", REQUIRED
+    ),
+}
+_KEY: Final[Settings] = {
+    "models": Setting(_models, "The only models or aliases that it may use.", "all of its pool"),
+    # A limit of 0 would refuse every request: that is what `paused` is for.
+    "requests_per_minute": Setting(_number(1, 100_000), "Requests in any 60 seconds.", "no limit"),
+    "tokens_per_day": Setting(
+        _number(1, 10**12),
+        "Tokens in a UTC day, as reported; estimated (4 bytes a token) if none are.  A restart "
+        "forgets them, unless state is set.",
+        "no limit",
+    ),
+    "concurrent": Setting(
+        _number(1, 10_000), "Requests that it may have in progress.", "key_streams_max (64)"
+    ),
+    "expires": Setting(
+        Rule(_expiry, _moment_text.schema),
+        "A date, 2030-01-01 (to the end of that day in UTC), or a time with its offset.",
+        "never",
+    ),
+    "paused": Setting(_flag, "true disables it.", "false"),
+    "key": Setting(
+        _presented, "The secret, {env:NAME}, {file:PATH}, or its sha256: line.", REQUIRED
+    ),
+}
+# Efforts and tiers differ from model to model and are added often (F13), so anything that looks
+# like one is accepted; `_doubts_of_aliases` warns of those that are not known.
+_ALIAS: Final[Settings] = {
+    "model": Setting(_model, "The model that it stands for.", REQUIRED),
+    "effort": Setting(
+        _text("[a-z]{1,32}", "a level like low or high"),
+        "The reasoning effort to ask for, for clients that cannot set it.",
+        "as the client asks",
+    ),
+    "service_tier": Setting(
+        _text("[a-z_]{1,32}", "a tier like priority"),
+        "The service tier to ask for.",
+        "as the client asks",
+    ),
+}
+
+
+def _limit_setting(limit: dataclasses.Field[Any]) -> Setting:
+    """The row of one field of `Limits`: a count is a whole number, a time may have a fraction."""
+    kinds = (int,) if limit.type == "int" else (int, float)
+    check = _number(limit.metadata["low"], limit.metadata["high"], kinds)
+    return Setting(check, limit.metadata["about"], _shown(getattr(_DEFAULTS, limit.name)))
+
+
+_LIMITS: Final[Settings] = {
+    limit.name: _limit_setting(limit) for limit in dataclasses.fields(Limits)
 }
 
 
@@ -2259,7 +2532,7 @@ class _Resolver:
             raise ValueError(f"{doubt}; it {advice}")
 
         # A space or a line end in it would be a malformed Authorization header, or two.
-        if not re.fullmatch(r"[\x21-\x7e]{1,8192}", secret):
+        if not re.fullmatch(rf"[\x21-\x7e]{{1,{API_KEY_CHARS_MAX}}}", secret):
             raise ValueError('must be visible ASCII; use "none" if the upstream needs no key')
         return Secret(secret), source
 
@@ -2309,7 +2582,7 @@ class _Loader:
             for problem in error.args:
                 self.refuse(path, problem)
 
-    def read(self, path: str, value: Json, spec: Spec, *required: str) -> dict[str, Any]:
+    def read(self, path: str, value: Json, spec: Settings) -> dict[str, Any]:
         """The valid fields of one object; a required field that is missing or empty is refused."""
         fields: dict[str, Any] = {}
         prefix = f"{path}." if path else ""
@@ -2319,15 +2592,16 @@ class _Loader:
                 with self.at(prefix + name):
                     if name not in spec:
                         raise ValueError(f"unknown field; {_hint_for(name, spec)}")
-                    fields[name] = spec[name](content)
+                    fields[name] = spec[name].check(content)
 
-            for name in required:
-                self.require(prefix + name, members.get(name))
+            for name, setting in spec.items():
+                if setting.default == REQUIRED:
+                    self.require(prefix + name, members.get(name))
         return fields
 
     def require(self, path: str, value: Json) -> None:
         """Refuse a value that is missing or empty, unless its path has a problem already."""
-        if not value and path not in self.refused:
+        if value in (None, "", [], {}) and path not in self.refused:
             self.refuse(path, "is required and must not be empty")
 
     # Accounts.  What an account leaves out comes from its type, or from the limits.
@@ -2335,7 +2609,7 @@ class _Loader:
     def account(self, name: str, value: Json) -> Account | None:
         """The account that an object describes; None if the file has a problem."""
         path = f"accounts.{name}"
-        fields = self.read(path, value, _ACCOUNT, "type")
+        fields = self.read(path, value, _ACCOUNT)
         # Without a valid type, the credential is not checked: either kind may be meant.
         kind = fields.pop("type", None)
         if kind:
@@ -2421,7 +2695,7 @@ class _Loader:
             self.require(path, value)
         else:
             inner = f"{path}.key"
-            fields = self.read(path, value, _KEY, "key")
+            fields = self.read(path, value, _KEY)
 
         fields.setdefault("concurrent", self.limits.key_streams_max)
         if text := fields.pop("key", ""):
@@ -2441,8 +2715,8 @@ class _Loader:
             return accounts.get(account_name)
 
         path = f"pools.{name}"
-        spec = {**_POOL, "accounts": _list(find_account)}
-        fields = self.read(path, value, spec, "accounts")
+        accounts_setting = _POOL["accounts"]._replace(check=_list(Rule(find_account, {})))
+        fields = self.read(path, value, {**_POOL, "accounts": accounts_setting})
 
         members = object_of(value)
         models = _known_models(members.get("models"))
@@ -2466,7 +2740,7 @@ class _Loader:
         """
         fields: dict[str, Any] = {}
         if isinstance(value, dict):
-            fields = self.read(path, value, _ALIAS, "model")
+            fields = self.read(path, value, _ALIAS)
         else:
             with self.at(path):
                 fields["model"] = _model(value)
@@ -2560,7 +2834,8 @@ class _Loader:
 
         Raises: ConfigRefused, if there is any problem.
         """
-        fields = self.read("", value, _TOP, "accounts", "pools")
+        fields = self.read("", value, _TOP)
+        fields.pop("$schema", None)
         members = object_of(value)
         fields["limits"] = self.read_limits(fields.get("limits", {}))
 
@@ -2609,10 +2884,6 @@ def _read_price(loader: _Loader, path: str, value: Json) -> Price | None:
     cost as much as the others.
     """
     fields = loader.read(path, value, _PRICE)
-    missing = [name for name in ("input", "output") if name not in object_of(value)]
-    for name in missing:
-        loader.refuse(f"{path}.{name}", "is required")
-
     if loader.problems:
         return None
     cached = fields.get("cached", fields["input"])
@@ -2623,7 +2894,7 @@ def _load_notify(loader: _Loader, value: Json) -> Notify | None:
     """Where notices go, a URL or an object; None if it has a problem."""
     fields, place = {"url": value}, "notify"
     if isinstance(value, dict):
-        fields, place = loader.read("notify", value, _NOTIFY, "url"), "notify.url"
+        fields, place = loader.read("notify", value, _NOTIFY), "notify.url"
     else:
         loader.require("notify", value)
 
@@ -2728,7 +2999,7 @@ _FIXED_LIMITS: Final = frozenset(
     "websocket_handshake_seconds_max websocket_message_bytes_max websocket_upstream_bytes_max "
     "write_stall_seconds_max".split()
 )
-_FIELD_OWNERS: Final[tuple[tuple[Spec, str], ...]] = (
+_FIELD_OWNERS: Final[tuple[tuple[Settings, str], ...]] = (
     (_TOP, "to the top of the file"),
     (_LIMITS, "under limits"),
     (_ACCOUNT, "to an account"),
@@ -2738,7 +3009,7 @@ _FIELD_OWNERS: Final[tuple[tuple[Spec, str], ...]] = (
 )
 
 
-def _hint_for(name: str, spec: Spec) -> str:
+def _hint_for(name: str, spec: Settings) -> str:
     """The hint for an unknown field: what was meant, where it belongs, or that it is gone.
 
     A field in the wrong object is the most common mistake that is not a misspelling.  It comes
@@ -3244,6 +3515,7 @@ def parse_config(
 #   plan        what the first pools.json is to have, from flags or answers
 #   files       that pools.json, and the configurations of OpenCode and Codex CLI
 #   guide       what `pooler init` prints
+#   schema      that of pools.json, made of its specs
 
 OPENAI_MODEL: Final = "gpt-5.5"  # what ChatGPT accounts and OpenAI's API serve
 TITLE_MODEL: Final = "gpt-5.4-nano"  # of OpenCode, which requests a session's title from it (F73)
@@ -3698,6 +3970,87 @@ def next_commands(plan: SetupPlan, path: str, env: Mapping[str, str]) -> list[st
     ]
     lines += [f"  pooler login {name}{option}" for name in plan.chatgpt]
     return [*lines, f"  pooler serve{option}"]
+
+
+# The schema of pools.json.
+
+
+class _Kind(NamedTuple):
+    """A kind of object in pools.json, for the schema and the reference."""
+
+    path: str  # where such objects are
+    settings: Settings
+    conditions: Sequence[JsonObject] = ()  # of its schema: what fields say of each other
+
+
+# Plain http:// to another machine is a decision.
+_PLAIN_ALLOWED: Final = {
+    "properties": {"allow_plain_http": {"const": True}},
+    "required": ["allow_plain_http"],
+}
+
+
+def _conditions_of(kind: str) -> JsonDict:
+    """What the type of an account demands and forbids."""
+    required, foreign, _ = _TYPES[kind]
+    return {
+        "if": {"properties": {"type": {"const": kind}}, "required": ["type"]},
+        "then": {"required": [required], "properties": dict.fromkeys(foreign, False)},
+    }
+
+
+_KINDS_OF_OBJECTS: Final[Mapping[str, _Kind]] = {
+    "top": _Kind("pools.json", _TOP),
+    "account": _Kind(
+        "accounts.NAME",
+        _ACCOUNT,
+        [
+            {"if": _PLAIN_ALLOWED, "else": {"properties": {"base_url": _SAFE}}},
+            *map(_conditions_of, _TYPES),
+        ],
+    ),
+    "pool": _Kind("pools.NAME", _POOL),
+    "key": _Kind("pools.NAME.keys.NAME", _KEY),
+    "alias": _Kind("pools.NAME.aliases.NAME", _ALIAS),
+    "price": _Kind("prices.MODEL", _PRICE),
+    "notify": _Kind(
+        "notify", _NOTIFY, [{"if": _PLAIN_ALLOWED, "else": {"properties": {"url": _SAFE}}}]
+    ),
+    "limits": _Kind("limits", _LIMITS),
+}
+
+
+def config_schema() -> JsonDict:
+    """The JSON Schema (2020-12) of pools.json, made of the rows that check it.
+
+    It accepts every file that is accepted here.  What depends on other parts of the file, on the
+    environment or on files, it cannot know.
+    """
+    described = {name: _schema_of(kind) for name, kind in _KINDS_OF_OBJECTS.items()}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return {**head, "title": "codex-pooler: pools.json", **described.pop("top"), "$defs": described}
+
+
+def _schema_of(kind: _Kind) -> JsonDict:
+    """The schema of one kind of object."""
+    schema: JsonDict = {
+        "type": "object",
+        "properties": {
+            name: {**setting.check.schema, "description": _about(setting)}
+            for name, setting in kind.settings.items()
+        },
+        "required": [name for name, row in kind.settings.items() if row.default == REQUIRED],
+        "additionalProperties": False,
+    }
+    if kind.conditions:
+        schema["allOf"] = kind.conditions
+    return schema
+
+
+def _about(setting: Setting) -> str:
+    """What a field means, and what holds without it, in one text."""
+    is_optional = setting.default not in {"", REQUIRED}
+    return f"{setting.about}  Default: {setting.default}." if is_optional else setting.about
 
 
 ################################################################
@@ -18840,6 +19193,7 @@ def _is_read_by_others(state: os.stat_result) -> bool:
 #   check     run_check
 #   demo      run_demo
 #   key       run_key
+#   schema    run_schema
 #   status    run_status
 #
 # Exit codes: 0 for success; 1 for a refusal, with one line for each problem on standard error; 2
@@ -19374,6 +19728,12 @@ def run_key(is_operator: bool) -> int:
     return 0
 
 
+def run_schema() -> int:
+    """Run `pooler schema`; returns the exit code."""
+    show(readable_json(config_schema()))
+    return 0
+
+
 # `pooler init`: a plan, from flags or answers; what local servers list; then the file.
 
 
@@ -19658,6 +20018,12 @@ COMMANDS: Final[Mapping[str, Command]] = {
         lambda options: run_check(options.config, os.environ),
         "validate and summarize pools.json",
         [_CONFIG_OPTION],
+    ),
+    "schema": Command(
+        lambda _: run_schema(),
+        "print the JSON Schema of pools.json",
+        note="For editors: run `pooler schema > pools.schema.json`, and begin pools.json with\n"
+        '{"$schema": "./pools.schema.json", ...',
     ),
     "demo": Command(
         lambda options: trio.run(run_demo, options.port, options.once),

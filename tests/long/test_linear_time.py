@@ -188,6 +188,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     "SETUP": "what a person types and configures",
     "RECORDS": "a record and what is made of it is ours: names in it are cut, and cleaned",
     "Secret.__init__": "keeps what it is given",
+    "_limit": "is given rows of the source",
     "_strict_decoder.read_float": "a part of `parse_strictly`, which is fed",
 }
 EVERY: Final = parsers_of(SOURCES["pooler"], FOREIGN, FIXED, "CONNECTIONS")

@@ -19,7 +19,7 @@ ROWS: Rows = (
      "_ORIGIN", "'…(?!https?:|file:|data:)…'", "'…(?!https?:)…'",
      "callers::what_is_no_origin_is_refused_with_a_reason"),
     ("told_twice", "Each problem of the configuration is told once.",
-     "_Loader.require", "not value and path not in self.refused",
+     "_Loader.require", 'value in (None, "", [], {}) and path not in self.refused',
      "not value",
      "config_doubts::each_problem_is_reported_once_with_its_location"),
     ("hash_is_a_key", "A hash from a file never becomes a password.",
