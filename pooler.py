@@ -20105,6 +20105,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def is_only(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an error is of a kind, or a group of nothing else, as Trio's tasks raise them."""
+    rest = error.split(kind)[1] if isinstance(error, BaseExceptionGroup) else error
+    return rest is None or isinstance(rest, kind)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code, 0 for success or 1 if it was refused.
 
@@ -20114,19 +20120,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
         exit_code: int = options.run(options)
-    except KeyboardInterrupt:
-        print("pooler: interrupted", file=sys.stderr, flush=True)  # noqa: T201
-        exit_code = 1
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
         exit_code = 1
-    except (BrokenPipeError, ExceptionGroup) as error:  # standard output was closed: `| head`
-        if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
+    except (KeyboardInterrupt, BrokenPipeError, BaseExceptionGroup) as error:
+        if is_only(error, KeyboardInterrupt):
+            print("pooler: interrupted", file=sys.stderr, flush=True)  # noqa: T201
+            exit_code = 1
+        elif is_only(error, BrokenPipeError):  # standard output was closed: `| head`
+            discard_output()
+            exit_code = 0
+        else:
             raise
-
-        discard_output()
-        exit_code = 0
     return exit_code
 
 
