@@ -21,6 +21,7 @@ PACKAGES: Final = {  # of Debian, by the program that is in them
     "caddy": "caddy",
     "haproxy": "haproxy",
     "bwrap": "bubblewrap",
+    "setpriv": "util-linux",
     "systemd-analyze": "systemd",
 }
 
