@@ -10366,6 +10366,9 @@ def usage_limit(
 # what operators see; the log shows a `Record`.
 
 
+_STATUS_VALUES: Final = frozenset(status.value for status in Status)
+
+
 @dataclass
 class Record:
     """One request, filled in while it is served; the log shows it field by field.
@@ -11804,6 +11807,16 @@ def _path_of(entry: JsonObject) -> str:
     return f"{tried} ({passed_over})".strip() if passed_over else tried
 
 
+def _effort_of(entry: JsonObject) -> str:
+    """What a request has cost: `8120+960 tokens  412/5120 ms`."""
+    tokens, shown = entry["tokens"], ""
+    if tokens is not None:
+        shown = f"{tokens['input_tokens']}+{tokens['output_tokens']} tokens  "
+    if entry["stream"] and entry["first_byte_ms"] is not None:
+        shown += f"{entry['first_byte_ms']}/"
+    return f"{shown}{entry['duration_ms']} ms"
+
+
 def request_line(
     entry: JsonObject,
     at: datetime,
@@ -11814,29 +11827,143 @@ def request_line(
 
         14:02:31  200  home/laptop  gpt-5.5  personal 429 → second  8120+960 tokens  412/5120 ms
 
-    The times are those of the first event and of the whole.  Without a model it names method and
-    route; a request that failed has its code at the end.
+    The times are those of a stream's first event and of the whole.  A request without a model is
+    shown with its method and route, one that failed with its code at the end.
     """
-    status, code, tokens = (entry[name] for name in ("status", "code", "tokens"))
+    status, code = entry["status"], printable(entry["code"])
     whose = "/".join(printable(entry[name]) for name in ("pool", "key") if entry[name])
-    what = entry["model"] or f"{entry['method']} {entry['route']}".strip()
-    times = [entry["first_byte_ms"], entry["duration_ms"]]
-    ends = [
-        f"{tokens['input_tokens']}+{tokens['output_tokens']} tokens" if tokens else "",
-        f"{'/'.join(str(ms) for ms in times if ms is not None)} ms",
-        printable(code),
-    ]
+    what = printable(entry["model"] or f"{entry['method']} {entry['route']}".strip())
+    begins = [cut_text(text, _NAME_COLUMNS) for text in (whose, what)]
+    effort = _effort_of(entry)
 
-    tone = _tone_of(status, code)
-    begins = [cut_text(whose, _NAME_COLUMNS), cut_text(printable(what), _NAME_COLUMNS)]
-    others = "  ".join(filter(None, [f"{at:%H:%M:%S}  200", *begins, *ends]))
-    room = max(_PATH_COLUMNS_MIN, columns - len(others) - 2)
-    path = cut_text(_path_of(entry), room)
+    others = "  ".join(filter(None, [f"{at:%H:%M:%S}  200", *begins, effort, code]))
+    path = cut_text(_path_of(entry), max(_PATH_COLUMNS_MIN, columns - len(others) - 2))
 
-    if code is not None:
-        ends[-1] = tinted(ends[-1], tone, is_coloured)
+    tone = _tone_of(status, entry["code"])
+    if code:
+        code = tinted(code, tone, is_coloured)
     shown = tinted(str(status or "---"), tone, is_coloured)
-    return "  ".join(filter(None, [f"{at:%H:%M:%S}", shown, *begins, path, *ends]))
+    return "  ".join(filter(None, [f"{at:%H:%M:%S}", shown, *begins, path, effort, code]))
+
+
+# The other events of the log, with its fields in braces; see `_EVENT_ADDITIONS`.
+EVENT_WORDS: Final[Mapping[str, str]] = {
+    "accept": "{problem}",
+    "account": "account {account}: {status}{reason}{until}{advice}",
+    "bug": "a bug in the pooler; please report this line: {type} at {at_frames} {request_id}",
+    "config": "{problem}",
+    "draining": "stopping; requests in progress: {requests}; Ctrl-C again ends them at once",
+    "listen": "not listening: {problem}",
+    "listening": "listening on {address}",
+    "log lines dropped": "{problem}; lines that are missing here: {lines}",
+    "login": "account {account}: {problem}",
+    "models": "account {account}: its models are not known: {problem}",
+    "notice": "notices to {host} do not arrive: {problem}",
+    "pool": "pool {pool}: no account can serve {model}{until}",
+    "reload": "reload: {problem}",
+    "reload refused": "reload refused, the configuration stays as it was: {problem}",
+    "reloaded": "reloaded; changed: {changed}",
+    "state": "{problem}",
+    "stopped": "stopped",
+    "usage": "account {account}: {problem}",
+}
+# Of those that say that something works again.
+GOOD_EVENT_WORDS: Final[Mapping[str, str]] = {
+    "login": "account {account}: its login works",
+    "notice": "notices to {host} arrive again",
+    "pool": "pool {pool}: {model} can be served again by {accounts}",
+    "state": "the state is saved again",
+}
+# What surrounds a field that may be null.
+_EVENT_ADDITIONS: Final = {
+    "reason": " ({})",
+    "until": ", until {}",
+    "advice": ". {}",
+}
+
+
+def _in_words(name: str, value: Json, at: datetime) -> str:
+    """A field of a log line for a person; `at`: now, on the clock of that person."""
+    if name == "until" and isinstance(value, str):
+        value = datetime.fromisoformat(value).timestamp()
+    if name == "until" and value is not None:
+        moment = datetime.fromtimestamp(value, at.tzinfo)
+        value = f"{moment:%H:%M}" if moment.date() == at.date() else f"{moment:%Y-%m-%d %H:%M}"
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    if name == "status" and value in _STATUS_VALUES:
+        value = STATUS_TEXT[Status(value)]
+
+    text = printable(value)
+    return _EVENT_ADDITIONS.get(name, "{}").format(text) if text else ""
+
+
+def event_line(
+    level: str,
+    event: str,
+    fields: JsonObject,
+    at: datetime,
+    *,
+    is_coloured: bool,
+    columns: int = LINE_COLUMNS,
+) -> str:
+    """A line of the log for a person: a request's as `request_line`, others in a few words.
+
+    They are not cut: a path or a command without its end would be worth nothing.
+    """
+    if event == "request":
+        return request_line(fields, at, is_coloured, columns)
+
+    is_good = level == "info" and event in GOOD_EVENT_WORDS
+    pattern = (GOOD_EVENT_WORDS if is_good else EVENT_WORDS).get(event, event)
+    words = {name: _in_words(name, value, at) for name, value in fields.items()}
+    mark = {"warning": "fair", "error": "bad"}.get(level)
+    begin = f"{at:%H:%M:%S}  "
+    if mark is not None:
+        begin += tinted(f"{level}:", mark, is_coloured) + " "
+    return begin + pattern.format_map(defaultdict(str, words))
+
+
+def introduction(
+    shown: JsonObject,
+    urls: Sequence[str],
+    at: datetime,
+    is_coloured: bool,
+) -> list[str]:
+    """What a server that has started says of itself, in lines, from its snapshot.
+
+    `urls`: where it listens, with its base path; one of a Unix socket is `unix:PATH`.
+    """
+    name = tinted(f"codex-pooler {shown['version']}", "bold", is_coloured)
+    at_urls = [f"{url}/v1" if url.startswith("http") else url for url in urls]
+    lines = [f"{name} serves {' and '.join(at_urls)}"]
+
+    for pool in shown["pools"]:
+        models = f"models: {len(pool['models']) or 'those of its accounts'}"
+        counts = f"{models}; keys: {pool['key_count']}"
+        lines.append(f"  pool {pool['name']}: {', '.join(pool['accounts'])}; {counts}")
+
+    lines += [_account_line(account, at, is_coloured) for account in shown["accounts"]]
+
+    pages = [f"{url}/admin" for url in urls if url.startswith("http")]
+    admin = pages[0] if pages else "/admin through your proxy"
+    operators = f"{admin} (the token is the password), or `pooler status`"
+    if not shown["operators"]:
+        operators = "none; `pooler key --operator` makes a token for /admin and `pooler status`"
+    return [*lines, f"  operators: {operators}"]
+
+
+def _account_line(account: JsonObject, at: datetime, is_coloured: bool) -> str:
+    """How an account is, and what to do about it."""
+    status = Status(account["status"])
+    tone = "bad" if account["needs_operator"] else "fair"
+    if status is Status.READY:
+        tone = "good"
+
+    line = f"  account {account['name']}: {tinted(STATUS_TEXT[status], tone, is_coloured)}"
+    if status is Status.NO_LOGIN:  # the cause and a remedy have just been logged
+        return line
+    return line + "".join(_in_words(name, account[name], at) for name in _EVENT_ADDITIONS)
 
 
 ################################################################
@@ -12378,11 +12505,13 @@ def read_own(path: Path, bytes_max: int = SECRET_FILE_BYTES_MAX) -> bytes:
 ################################################################
 # LOG
 ################################################################
-# One line of JSON on standard error for each event.  Its reader may be slow or gone, and requests
-# never wait for it: a thread writes the lines, and those that it cannot write in time are counted.
-# A full pipe would otherwise stop all streams, as the only loop would wait for the reader of a log.
+# One line on standard error for each event: of JSON, or on a terminal in words.  Its reader may be
+# slow or gone, and requests never wait for it: a thread writes the lines, and those that it cannot
+# write in time are counted.  A full pipe, or a terminal after Ctrl-S, would otherwise stop all
+# streams, as the only loop would wait for the reader of a log.
 
 Log = Callable[[str, str, JsonObject], None]  # level, event, further fields
+LineForm = Callable[[str, str, JsonObject], str]  # the same as a line, with its end
 
 # Created once; nothing that is logged refers to itself.
 _encode: Final = json.JSONEncoder(check_circular=False).encode
@@ -12422,6 +12551,37 @@ def format_log_line(level: str, event: str, fields: JsonObject) -> str:
     return _encode(line) + "\n"
 
 
+class TerminalForm:
+    """Forms lines in words, with the local time: a `LineForm`.
+
+    An account's condition that the introduction has shown is left out when it is logged, too.
+    """
+
+    def __init__(self) -> None:
+        self.introduced: dict[str, str] = {}  # by account: its status
+
+    def __call__(self, level: str, event: str, fields: JsonObject) -> str:
+        """One line, or "" if it would repeat the introduction."""
+        if event == "account" and self.introduced.pop(fields["account"], "") == fields["status"]:
+            return ""
+
+        columns = LINE_COLUMNS
+        with contextlib.suppress(OSError):  # standard error is not a terminal
+            columns = os.get_terminal_size(STDERR).columns or columns
+        now = datetime.now().astimezone()
+        is_coloured = takes_colours(sys.stderr)
+        line = event_line(level, event, fields, now, is_coloured=is_coloured, columns=columns)
+        return f"{line}\n"
+
+    def introduce(self, shown: JsonObject, urls: Sequence[str]) -> str:
+        """What a server is that has started, and how to stop and reload it, in several lines."""
+        self.introduced = {account["name"]: account["status"] for account in shown["accounts"]}
+        now = datetime.now().astimezone()
+        lines = introduction(shown, urls, now, takes_colours(sys.stderr))
+        how = f"  Ctrl-C stops it; kill -HUP {os.getpid()} reads pools.json again"
+        return "\n".join(["", *lines, how, "", ""])
+
+
 class LogWriter:
     """Writes log lines to standard error in a thread of its own: requests wait for no reader.
 
@@ -12430,7 +12590,8 @@ class LogWriter:
     lines at the end, for a short while.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, form: LineForm = format_log_line) -> None:
+        self.form = form
         self.lines: deque[str] = deque()  # at most LOG_LINES_MAX
         self.dropped_count = 0
         self.reported_count = 0  # of dropped lines, in the batch that is being written
@@ -12466,7 +12627,12 @@ class LogWriter:
 
     def __call__(self, level: str, event: str, fields: JsonObject) -> None:
         """Queue one line: the class is a `Log`."""
-        line = format_log_line(level, event, fields)
+        line = self.form(level, event, fields)
+        if line:
+            self.put(line)
+
+    def put(self, line: str) -> None:
+        """Queue one line, or several in one text."""
         with self.changed:
             if len(self.lines) < LOG_LINES_MAX:
                 self.lines.append(line)
@@ -12477,7 +12643,8 @@ class LogWriter:
     def write_all(self) -> None:
         """Run the thread: write batches until the queue is closed and empty."""
         while lines := self.take_some():
-            lost_count = self.write("".join(lines).encode("ascii"))
+            encoding = sys.stderr.encoding if sys.stderr else "ascii"
+            lost_count = self.write("".join(lines).encode(encoding, "backslashreplace"))
             with self.changed:
                 self.is_failing = lost_count > 0
                 # The last line of the batch was lost, and it reported others.
@@ -12536,7 +12703,7 @@ class LogWriter:
             if self.dropped_count and (batch or not self.is_failing):
                 self.reported_count = self.dropped_count
                 fields = {"problem": "nobody read the log in time", "lines": self.dropped_count}
-                batch.append(format_log_line("warning", "log lines dropped", fields))
+                batch.append(self.form("warning", "log lines dropped", fields))
                 self.dropped_count = 0
             return batch
 
@@ -19397,6 +19564,14 @@ def log_problem(level: str, event: str, fields: Mapping[str, Json]) -> None:
         print_log(level, event, fields)
 
 
+def url_of(listener: trio.SocketListener, base_path: str) -> str:
+    """Where a client finds a listener: `http://127.0.0.1:4000`; a Unix socket is `unix:PATH`."""
+    name = listener.socket.getsockname()
+    if isinstance(name, str):
+        return f"unix:{name}"
+    return f"http://{BaseUrl(False, name[0], name[1], '').authority}{base_path}"
+
+
 async def serve_with_signals(
     server: Server,
     listeners: Sequence[trio.SocketListener],
@@ -19405,8 +19580,10 @@ async def serve_with_signals(
     """Serve until SIGTERM or SIGINT, then drain; a second one ends at once; SIGHUP reloads.
 
     A reload runs in a task of its own, so that a stop does not wait for it.  Without `reload`
-    SIGHUP is ignored.
+    SIGHUP is ignored.  When the window of its terminal is closed, SIGHUP ends the server, too:
+    nobody would find it again, and the next one could not have its port.
     """
+    is_at_terminal = os.isatty(STDERR)
     # One pending reload is enough: it will read the file as it is then.
     to_reload, reloads = trio.open_memory_channel[None](1)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
@@ -19421,7 +19598,7 @@ async def serve_with_signals(
             async def obey() -> None:
                 """Turn signals into a reload, a stop, or an end at once."""
                 async for number in received:
-                    if number == signal.SIGHUP:
+                    if number == signal.SIGHUP and os.isatty(STDERR) is is_at_terminal:
                         with contextlib.suppress(trio.WouldBlock):
                             to_reload.send_nowait(None)
                     elif server.shared.is_draining:
@@ -19443,10 +19620,18 @@ async def serve_with_signals(
             nursery.cancel_scope.cancel()
 
 
-async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
+Introduce = Callable[[JsonObject, Sequence[str]], None]  # a snapshot, and the URLs
+
+
+async def run_serve(
+    path: Path,
+    env: Mapping[str, str],
+    log: Log,
+    introduce: Introduce | None = None,
+) -> int:
     """Read pools.json, open the listeners and serve; returns the exit code.
 
-    Raises: ConfigRefused, before anything is accepted.
+    `introduce` is called once, before anything is accepted.  Raises: ConfigRefused, before that.
     """
     # Before `serve_with_signals` has its handler, SIGHUP would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -19463,6 +19648,9 @@ async def run_serve(path: Path, env: Mapping[str, str], log: Log) -> int:
     await server.shared.login_watch.look(config.accounts.values())
 
     listeners = await open_listeners(config, log)
+    if introduce is not None:
+        urls = [url_of(listener, config.base_path) for listener in listeners]
+        introduce(server.operators.snapshot(), urls)
     try:
         await serve_with_signals(server, listeners, functools.partial(load, path, env))
     except Exception:  # noqa: BLE001 (a bug in a service ends the server; its text may be private)
@@ -19484,10 +19672,11 @@ def raise_descriptor_limit() -> float:
     return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
-def serve_logged(path: Path, env: Mapping[str, str]) -> int:
+def serve_logged(path: Path, env: Mapping[str, str], log_form: str | None = None) -> int:
     """Run `pooler serve` and return its exit code.  Raises: ConfigRefused.
 
     The log is written by a thread, so that a slow reader of standard error blocks no request.
+    On a terminal it is in words, unless `log_form` is "json"; elsewhere only if it is "text".
     Trio's complaints about connections that it cannot accept go into the log as well, instead of
     tracebacks on standard error.
     """
@@ -19495,11 +19684,19 @@ def serve_logged(path: Path, env: Mapping[str, str]) -> int:
     if sys.stderr is None:
         return trio.run(run_serve, path, env, print_log)
 
-    with LogWriter() as log:
+    is_in_words = log_form == "text" or (log_form is None and sys.stderr.isatty())
+    words = TerminalForm()
+    with LogWriter(words if is_in_words else format_log_line) as log:
         accepting = logging.getLogger("trio.serve_listeners")
         accepting.addHandler(AcceptLog(log))
         accepting.propagate = False
-        return trio.run(run_serve, path, env, log)
+
+        def introduce(shown: JsonObject, urls: Sequence[str]) -> None:
+            """Show on a terminal what has started."""
+            if is_in_words:
+                log.put(words.introduce(shown, urls))
+
+        return trio.run(run_serve, path, env, log, introduce)
 
 
 def check_account(account: Account) -> tuple[bool, bool]:
@@ -19992,11 +20189,19 @@ _CONFIG_OPTION: Final = (
     {"type": Path, "default": "pools.json", "metavar": "FILE", "help": "default: pools.json"},
 )
 
+_LOG_OPTION: Final = (
+    "--log",
+    {
+        "choices": ["json", "text"],
+        "help": "how to log on standard error (default: text on a terminal, else json)",
+    },
+)
+
 COMMANDS: Final[Mapping[str, Command]] = {
     "serve": Command(
-        lambda options: serve_logged(options.config, dict(os.environ)),
+        lambda options: serve_logged(options.config, dict(os.environ), options.log),
         "run the server (default)",
-        [_CONFIG_OPTION],
+        [_CONFIG_OPTION, _LOG_OPTION],
     ),
     "init": Command(
         run_init,

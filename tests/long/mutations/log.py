@@ -10,7 +10,7 @@ ROWS: Rows = (
      "LogWriter.__exit__", "before != self.byte_count", "before == -1",
      "log_writer::who_reads_slowly_gets_every_line_at_the_end"),
     ("log_blocks", "The log is written by a thread of its own.",
-     "LogWriter.__call__",
+     "LogWriter.put",
      ("if len(self.lines) < LOG_LINES_MAX:\n"
      "    self.lines.append(line)\n"
      "    self.changed.notify()\n"
@@ -24,6 +24,12 @@ ROWS: Rows = (
      "else:\n"
      "    self.dropped_count += 1"),
      "nothing_blocks::a_log_that_nobody_reads_stops_nothing"),
+    ("terminal_commands", "What others have named is no command to a terminal.",
+     "printable", "text.encode('unicode_escape').decode('ascii')", "text",
+     "terminal_words::no_event_is_a_command_to_the_terminal"),
+    ("closed_terminal", "A server ends with the window of its terminal.",
+     "serve_with_signals", "os.isatty(STDERR) is is_at_terminal", "True",
+     "terminal::a_closed_terminal_ends_the_server"),
     ("full_disk_uncounted", "Lines that stderr does not take are counted.",
      "LogWriter.write", "min(raw.count(b'\\n'), line_count)", "0",
      "log_writer::lines_lost_on_a_full_disk_are_reported_once_there_is_room"),
