@@ -1103,7 +1103,7 @@ def need_html(need: Need) -> str:
     """One thing that needs attention; what to do is on a line of its own, to be copied."""
     words, colon, command = need.advice.partition(": ")
     advice = f"<br>{escaped(words)}" if words else ""
-    if colon:  # `Log in with: CODEX_HOME=... codex login`
+    if colon:  # `Log in with: pooler login NAME`
         advice += f": <code>{escaped(command)}</code>"
     return (
         f'<li class="is{need.severity}"><strong class="{need.severity}">{escaped(need.title)}.'

@@ -139,7 +139,7 @@ from typing import (
     TypeVarTuple,
     cast,
 )
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 import h11
 import trio
@@ -407,6 +407,14 @@ LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
 LOCK_TRIES_MAX: Final = 20  # by a caller that only checks that it can be locked
 ROOM_SPARE_BYTES: Final = 4 * KIB  # by which a refreshed login may outgrow the last one
 UNSAVED_MAX: Final = 64  # refreshed logins that could not be saved yet, by file
+
+# A login by device code (F104).
+DEVICE_SECONDS_MAX: Final = 900.0  # for a person to enter the code
+DEVICE_SECONDS_MIN: Final = 60.0  # an end before that is by another clock
+POLL_SECONDS: Final = 5.0  # between two polls; and what slow_down adds to that (RFC 8628 §3.5)
+POLL_SECONDS_MIN: Final = 1.0
+POLL_SECONDS_MAX: Final = 60.0
+REDEEM_TRIES_MAX: Final = 3  # to get the tokens for a login that has been granted
 
 # Times that others write down, and clocks that disagree.
 UNIX_SECONDS_MIN: Final = 10**9  # a larger number of seconds is a point in time, not a duration
@@ -1349,15 +1357,19 @@ def classify_refresh(status: int, body: bytes) -> RefreshOutcome:
     if status == 200 and first_text(_TOKEN_TEXT, value.get("access_token")):
         return RefreshOutcome.DONE
 
+    if status in _REVOKED_STATUSES and first_text(_REVOKED_CODES, *_codes_of(value)):
+        return RefreshOutcome.REVOKED
+    return RefreshOutcome.FAILED
+
+
+def _codes_of(value: JsonObject) -> list[Json]:
+    """What may be the code of an error, wherever the issuer writes it."""
     error = value.get("error")
     detail = value.get("detail")
     codes = [error, value.get("code"), detail]
     for holder in (error, detail):
         codes += [object_of(holder).get(name) for name in _CODE_FIELDS]
-
-    if status in _REVOKED_STATUSES and first_text(_REVOKED_CODES, *codes):
-        return RefreshOutcome.REVOKED
-    return RefreshOutcome.FAILED
+    return codes
 
 
 def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
@@ -1377,6 +1389,183 @@ def merge_tokens(raw: bytes, body: bytes, unix_now: float) -> bytes:
     value["tokens"] = tokens
     value["last_refresh"] = moment.replace("+00:00", "Z")
     return json.dumps(value, indent=2).encode()
+
+
+# A login by device code (F104): a person enters a short code on a page of the issuer, in whatever
+# browser, while `pooler login` asks again and again whether that was done.
+
+DEVICE_PATH: Final = "/codex/device"  # where a person enters the code
+DEVICE_CODE_PATH: Final = "/api/accounts/deviceauth/usercode"
+DEVICE_POLL_PATH: Final = "/api/accounts/deviceauth/token"
+DEVICE_CALLBACK_PATH: Final = "/deviceauth/callback"  # only named, as OAuth requires: nobody calls
+PROFILE_CLAIM: Final = "https://api.openai.com/profile"
+_USER_CODE: Final = re.compile("[A-Za-z0-9-]{4,32}")  # shown on a terminal: no escape sequence
+_CODE_WORD: Final = re.compile("[a-z_]{1,80}")
+# What Codex CLI, and versions of it, write into an auth.json (F49).
+_OF_AUTH_FILE: Final = frozenset({"auth_mode", "OPENAI_API_KEY", "tokens", "last_refresh"})
+
+
+class DeviceCode(NamedTuple):
+    """What a person is to enter, and what the program asks with whether that was done."""
+
+    device_id: Secret
+    user_code: str
+    interval_seconds: float
+    seconds_left: float  # until it expires
+
+
+class PollOutcome(enum.Enum):
+    """What a response to the question means whether a login has been granted."""
+
+    GRANTED = enum.auto()
+    PENDING = enum.auto()
+    SLOW_DOWN = enum.auto()  # pending, and asked too often
+    DENIED = enum.auto()
+    EXPIRED = enum.auto()
+    REFUSED = enum.auto()  # for another reason, which stays
+    FAILED = enum.auto()  # the next question may get a response
+
+
+# By a word in the code of an error (F105).
+_POLL_WORDS: Final[Mapping[str, PollOutcome]] = {
+    "slow_down": PollOutcome.SLOW_DOWN,
+    "pending": PollOutcome.PENDING,
+    "authorization_unknown": PollOutcome.PENDING,
+    "denied": PollOutcome.DENIED,
+    "declined": PollOutcome.DENIED,
+    "expired": PollOutcome.EXPIRED,
+}
+
+
+class Holder(NamedTuple):
+    """Whose a login is; what of it goes to a terminal is visible ASCII."""
+
+    account_id: str | None
+    user: str | None  # an account of a company has several
+    email: str | None
+    plan: str | None
+
+    def is_same(self, other: Holder) -> bool:
+        """Whether both are one person's login at one account."""
+        return (self.account_id, self.user) == (other.account_id, other.user)
+
+    def __str__(self) -> str:
+        plan = self.plan and f"plan {self.plan}"
+        account = self.account_id and f"account {self.account_id}"
+        return ", ".join(filter(None, (self.email, plan, account))) or "an account without a name"
+
+
+def login_command(name: str, config: str) -> str:
+    """The command that logs an account in; `config` is the path of pools.json."""
+    option = "" if config == "pools.json" else f" --config {shlex.quote(config)}"
+    return f"pooler login {name}{option}"
+
+
+def parse_device_code(body: bytes, unix_now: float) -> DeviceCode | None:
+    """The issuer's response to a request for a code; None if it is none.
+
+    Versions differ in names, and in whether a number is a text (F104).  A time that is far off is
+    by another clock than ours, so the code is taken to be as good as new.
+    """
+    value = try_load_object(body)
+    device_id = first_text(_TOKEN_TEXT, value.get("device_auth_id"))
+    user_code = first_text(_USER_CODE, value.get("user_code"), value.get("usercode"))
+    if device_id is None or user_code is None:
+        return None
+
+    interval = POLL_SECONDS
+    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+        interval = float(value["interval"])
+    if not POLL_SECONDS_MIN <= interval <= POLL_SECONDS_MAX:
+        interval = POLL_SECONDS
+
+    expires_at = _written_time(value.get("expires_at"))
+    left = DEVICE_SECONDS_MAX if expires_at is None else expires_at - unix_now
+    if not DEVICE_SECONDS_MIN <= left <= DEVICE_SECONDS_MAX:
+        left = DEVICE_SECONDS_MAX
+    return DeviceCode(Secret(device_id), user_code, interval, left)
+
+
+def classify_poll(status: int, body: bytes) -> PollOutcome:
+    """What the issuer's response means while a person is to enter the code.
+
+    Only a code that says so ends the wait: 403 and 404 mean that nobody has entered it yet (F105).
+    A web page says nothing: it comes from a bot wall (F45), or from somebody's proxy.
+    """
+    if status == 200 and parse_grant(body) is not None:
+        return PollOutcome.GRANTED
+
+    code = error_code(body)
+    for word, outcome in _POLL_WORDS.items():
+        if word in code:
+            return outcome
+
+    if status == 429:
+        return PollOutcome.SLOW_DOWN
+    if is_web_page(body) or status in {200, 408} or status >= 500:
+        return PollOutcome.FAILED
+    return PollOutcome.PENDING if status in {403, 404} else PollOutcome.REFUSED
+
+
+def error_code(body: bytes) -> str:
+    """The code of an error of the issuer; "" if there is none."""
+    return first_text(_CODE_WORD, *_codes_of(try_load_object(body))) or ""
+
+
+def is_web_page(body: bytes) -> bool:
+    """Whether a response is no JSON, but made for a browser."""
+    return body.lstrip()[:1] == b"<"
+
+
+def parse_grant(body: bytes) -> tuple[Secret, Secret] | None:
+    """The authorization code of a granted login, and its verifier (RFC 7636 §4.1); else None."""
+    value = try_load_object(body)
+    code = first_text(_TOKEN_TEXT, value.get("authorization_code"))
+    verifier = first_text(_TOKEN_TEXT, value.get("code_verifier"))
+    if code is None or verifier is None:
+        return None
+    return Secret(code), Secret(verifier)
+
+
+def new_auth_file(before: bytes, body: bytes, unix_now: float) -> bytes:
+    """The auth.json of a new login, as Codex CLI writes it (F49); `body` has the tokens.
+
+    Of the file that it replaces, `before`, only an API key is kept: that belongs to no login, and
+    could not be had again.
+    """
+    api_key = try_load_object(before).get("OPENAI_API_KEY")
+    fresh = {
+        "auth_mode": "chatgpt",
+        "OPENAI_API_KEY": api_key if isinstance(api_key, str) else None,
+    }
+    value = try_load_object(merge_tokens(json.dumps(fresh).encode(), body, unix_now))
+    login = parse_auth_file(json.dumps(value).encode())
+    value["tokens"]["account_id"] = login.account_id
+    return json.dumps(value, indent=2).encode()
+
+
+def may_replace(raw: bytes) -> bool:
+    """Whether a file may give way to a login: it is an auth.json, or the rest of one."""
+    value = try_load_object(raw)
+    is_rest = not value and raw.lstrip()[:1] in {b"", b"{"}
+    return is_rest or not _OF_AUTH_FILE.isdisjoint(value)
+
+
+def holder_of(raw: bytes) -> Holder | None:
+    """Whose login an auth.json is; None if it has none."""
+    try:
+        login = parse_auth_file(raw)
+    except LoginNeeded:
+        return None
+
+    tokens = object_of(try_load_object(raw).get("tokens"))
+    claims = [_claims(tokens.get(name)) for name in _TOKEN_NAMES[:2]]
+    accounts = [object_at(claim, AUTH_CLAIM) for claim in claims]
+    profiles = [holder for claim in claims for holder in (claim, object_at(claim, PROFILE_CLAIM))]
+    email = first_text(_ACCOUNT_ID, *(profile.get("email") for profile in profiles))
+    users = [account.get(name) for account in accounts for name in ("chatgpt_user_id", "user_id")]
+    user = first_text(_ACCOUNT_ID, *users, email)
+    return Holder(login.account_id, user, email, login.plan)
 
 
 ################################################################
@@ -2140,6 +2329,7 @@ class Config:
     prices: Mapping[str, Price] = field(default_factory=dict)
     limits: Limits
     token_url: BaseUrl = REFRESH_URL
+    source: str = "pools.json"  # the path of the file
     warnings: tuple[str, ...] = ()
 
     @property
@@ -2874,7 +3064,7 @@ class _Loader:
 
         if self.problems:
             raise ConfigRefused(sorted(set(self.problems)))
-        return Config(**fields, warnings=tuple(self.warnings))
+        return Config(**fields, source=self.source, warnings=tuple(self.warnings))
 
 
 def _read_price(loader: _Loader, path: str, value: Json) -> Price | None:
@@ -3504,6 +3694,37 @@ def parse_config(
     except (ValueError, RecursionError):
         raise ConfigRefused([f"{source}: not valid JSON in UTF-8"]) from None
     return _Loader(_Resolver(env, read_file), source).config(value)
+
+
+def part_for_login(name: str, raw: bytes) -> bytes:
+    """What of a pools.json concerns the login of one account, as a whole pools.json.
+
+    A mistake elsewhere, or a variable that is set for the server alone, must not be in the way of
+    a login.  What cannot be read is returned as it is.
+    Raises: ConfigRefused, if there is no such account, or it has no login.
+    """
+    value = try_load_object(raw)
+    accounts = object_at(value, "accounts")
+    if not accounts:
+        return raw
+
+    logins = [other for other in accounts if object_at(accounts, other).get("type") == "codex"]
+    if name not in logins:
+        problem = "is not of type codex, and needs no login" if name in accounts else "is not there"
+        raise ConfigRefused([f"accounts.{name} {problem}; {_did_you_mean(name, logins)}"])
+
+    part: JsonDict = {"accounts": {name: accounts[name]}}
+    part["pools"] = {"login": {"accounts": [name], "keys": {}}}
+    if "proxy" in value:
+        part["proxy"] = value["proxy"]
+    return dump_json(part)
+
+
+def other_logins(name: str, raw: bytes) -> dict[str, str]:
+    """The `auth_file` of each other ChatGPT account in a pools.json, as it stands there."""
+    accounts = object_at(try_load_object(raw), "accounts")
+    files = {other: object_at(accounts, other).get("auth_file") for other in accounts}
+    return {other: file for other, file in files.items() if other != name and isinstance(file, str)}
 
 
 ################################################################
@@ -12328,6 +12549,22 @@ class ClientConnection:
 # next to it, fsync, rename, fsync the folder.
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder for logins and those above it, if required.  Raises: OSError.
+
+    Nobody else can read what is in them.  They get the owner of the folder that they are made in:
+    run by root, the pooler must not lock the owner out.
+    """
+    if folder.is_dir():
+        return
+
+    make_folder(folder.parent)
+    folder.mkdir(0o700, exist_ok=True)
+    if os.geteuid() == 0:
+        above = folder.parent.stat()
+        os.chown(folder, above.st_uid, above.st_gid, follow_symlinks=False)
+
+
 def new_file(path: Path) -> Path:
     """The temporary name used while replacing `path`.
 
@@ -12447,21 +12684,26 @@ def drop_room(path: Path) -> None:
         room_file(path).unlink()
 
 
-def save_over(path: Path, raw: bytes, expected: bytes) -> None:
-    """Save a file in the space that was reserved for it; `expected`: see `save_file`.
+def save_over(path: Path, raw: bytes, expected: bytes | None) -> None:
+    """Save a login in the space that was reserved for it; `expected`: see `save_file`.
 
     Raises: OSError.
     """
     drop_room(path)
-    save_file(path, raw, expected)
+    save_file(path, raw, expected, path.parent.stat())
 
 
-def save_file(path: Path, raw: bytes, expected: bytes | None = None) -> None:
+def save_file(
+    path: Path,
+    raw: bytes,
+    expected: bytes | None = None,
+    owner: os.stat_result | None = None,
+) -> None:
     """Replace a file atomically; it is on the disk when this returns.  Raises: OSError.
 
     A file that does not hold `expected`, if that is given, stays: it is somebody else's newer
     login.  Syncing may take long, so this is checked last: only between it and the rename could a
-    program that takes no lock (F56) lose what it writes.
+    program that takes no lock (F56) lose what it writes.  `owner`: of a file that is not there yet.
     """
     new_path = new_file(path)
     # A process that was killed may have left just this, and it may be the only copy there is.
@@ -12470,7 +12712,6 @@ def save_file(path: Path, raw: bytes, expected: bytes | None = None) -> None:
         is_leftover = new_path.lstat().st_mode == stat.S_IFREG | 0o600 and read_own(new_path) == raw
 
     if not is_leftover:
-        owner: os.stat_result | None = None
         with contextlib.suppress(OSError):
             owner = path.stat()
         write_new(new_path, raw, owner)
@@ -13311,16 +13552,19 @@ def request_head(
 ) -> bytes:
     """The head of a POST, or with an empty body of a GET, to an account's upstream.
 
-    `others`: what the account's kind or the client adds; a User-Agent there replaces ours.  Nothing
-    else of the client's head gets here.
+    `others`: what the account's kind or the client adds; a User-Agent or a Content-Type there
+    replaces ours.  Nothing else of the client's head gets here.
     """
     headers = [("Host", url.authority), ("Accept-Encoding", "identity")]
+    given = {name for name, _ in others}
     if secret is not None:
         headers.append(("Authorization", f"Bearer {reveal(secret)}"))
-    if not any(name == "user-agent" for name, _ in others):
+    if "user-agent" not in given:
         headers.append(("User-Agent", f"codex-pooler/{VERSION}"))
+    if body and "content-type" not in given:
+        headers.append(("Content-Type", "application/json"))
     if body:
-        headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        headers.append(("Content-Length", str(len(body))))
     method = "POST" if body else "GET"
     return format_head(f"{method} {url.path}{path} HTTP/1.1\r\n", [*headers, *others])
 
@@ -13359,7 +13603,8 @@ def why_unsaveable(path: Path) -> str | None:
         return "is in a folder that cannot be written to, so it cannot be refreshed"
 
     folder = path.parent.stat()
-    is_owner = os.geteuid() in {0, folder.st_uid, path.stat().st_uid}
+    owner_id = path.stat().st_uid if path.exists() else os.geteuid()
+    is_owner = os.geteuid() in {0, folder.st_uid, owner_id}
     if folder.st_mode & stat.S_ISVTX and not is_owner:
         reason = "belongs to another user, in a folder where only its owner may replace it"
         return f"{reason}; {_CHANGE_OWNER}"
@@ -13407,8 +13652,9 @@ def lock_file(path: Path) -> Path:
 def open_lock(path: Path) -> int:
     """The descriptor of a login's lock file, created if required.  Raises: OSError.
 
-    If root creates or finds the lock file, it gives it to the login's owner, who would be locked
-    out otherwise.  One with several hard links is left alone: it may be another file of root's.
+    If root creates or finds the lock file, it gives it to the owner of the login, or of the folder
+    if there is no login yet, who would be locked out otherwise.  One with several hard links is
+    left alone: it may be another file of root's.
     A file that another user can open is refused: that user could hold the lock for good.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -13418,7 +13664,7 @@ def open_lock(path: Path) -> int:
     is_alone = stat.S_ISREG(state.st_mode) and state.st_nlink == 1
     if os.geteuid() == 0:
         with contextlib.suppress(OSError):
-            owner = path.stat()
+            owner = (path if path.exists() else path.parent).stat()
             if state.st_uid == 0 != owner.st_uid and is_alone:
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)
             is_trusted |= state.st_uid == owner.st_uid and not state.st_mode & 0o022
@@ -13597,6 +13843,7 @@ class Login:
 
     name: str
     path: Path
+    config: str = "pools.json"  # its path, for the command that logs in
     tls: ssl.SSLContext | None = None  # what is trusted at the token endpoint
     proxy: Proxy | None = None  # on the way there
     mark: Mark | None = None
@@ -13697,19 +13944,8 @@ class Login:
 
     @property
     def advice(self) -> str:
-        """How to create the file; Codex CLI always calls it auth.json.
-
-        It does not look at the file: the event loop calls this, and a disk may not respond.
-        """
-        is_plain = self.path.name == "auth.json"
-        folder = self.path.parent if is_plain else self.path.with_suffix("")
-        home = shlex.quote(str(folder))
-        login = f"CODEX_HOME={home} codex login -c 'cli_auth_credentials_store=\"file\"'"
-        command = f"mkdir -p {home} && {login}"
-        if not is_plain:
-            created = shlex.quote(str(folder / "auth.json"))
-            command += f" && mv {created} {shlex.quote(str(self.path))}"
-        return f"log in with: {command}"
+        """How to create the file."""
+        return f"log in with: {login_command(self.name, self.config)}"
 
     @property
     def problem_and_advice(self) -> tuple[str, str]:
@@ -14086,6 +14322,275 @@ async def ask_once(
             await connection.close()
 
 
+def prepare_login(path: Path) -> None:
+    """Make sure that a login can be saved, before a person makes it.  It blocks.
+
+    The folder is created if required; the lock is taken, and room made, as for a refresh.
+    Raises: LoginNeeded.
+    """
+    try:
+        make_folder(path.parent)
+        raw = read_file(path) if path.exists() else b""
+    except OSError as error:
+        problem = f"{error.filename or path}: {error.strerror}; {remedy_for(error)}"
+        raise LoginNeeded(problem) from None
+
+    obstacle = why_unsaveable(path)
+    if obstacle is None and not may_replace(raw):
+        obstacle = "is no login of Codex CLI, and is left alone; remove it, or name another file"
+    if obstacle:
+        raise LoginNeeded(f"{path} {obstacle}")
+
+    for finding in try_saving(path, SECRET_FILE_BYTES_MAX):
+        if finding.is_error:
+            raise LoginNeeded(finding.text)
+
+
+# Where that is off, the issuer may say so only after a person has entered the code (F106).
+_ENABLE: Final = (
+    "turn on device code authorization for Codex in ChatGPT's settings, under Security (in a "
+    "workspace, its administrator does)"
+)
+
+
+def save_login(path: Path, body: bytes, unix_now: float) -> tuple[bytes, bytes]:
+    """Save the tokens in `body` as a new login; returns the file's content before and after.
+
+    It blocks; the caller holds the lock.  Raises: LoginNeeded.
+    """
+    try:
+        before = read_file(path) if path.exists() else b""
+        raw = new_auth_file(before, body, unix_now)
+        save_over(path, raw, None)
+    except OSError as error:
+        problem = f"{path} cannot be saved: {error.strerror}; {remedy_for(error)}"
+        raise LoginNeeded(f"{problem}, and log in again") from None
+    return before, raw
+
+
+@dataclass(eq=False, slots=True)
+class DeviceLogin:
+    """A login by device code (F104): what `pooler login` does.
+
+    The issuer is the host of the token endpoint, also if CODEX_REFRESH_TOKEN_URL_OVERRIDE has moved
+    that: only the issuer of a login can refresh it, and the host gets the refresh token anyway.
+    Like the token endpoint it is reached by https, or on this machine (`_Loader.token_url`).
+    """
+
+    login: Login
+    token_url: BaseUrl
+    dial: Dial
+    files: Files
+    unix_now: Callable[[], float]
+    show: Callable[..., None]
+
+    @property
+    def issuer(self) -> str:
+        """The address of the issuer, which its pages begin with."""
+        scheme = "https" if self.token_url.is_tls else "http"
+        return f"{scheme}://{self.token_url.authority}"
+
+    async def run(self) -> tuple[bytes, bytes]:
+        """Log in; returns the login file's content before and after.  Raises: LoginNeeded."""
+        # Otherwise a person's work at the browser could be lost at the end.
+        try:
+            await self.files.run(REFRESH_SECONDS_MAX, prepare_login, self.login.path)
+            problem = ""
+        except OSError as error:
+            problem = f"{self.login.path}: {error.strerror}; {remedy_for(error)}"
+        if problem:
+            raise LoginNeeded(problem)
+
+        code = await self.get_code()
+        self.show(
+            f"To log in account {self.login.name}, open this page in any browser:",
+            "",
+            f"    {self.issuer}{DEVICE_PATH}",
+            "",
+            f"and enter this code within {code.seconds_left / 60:.0f} minutes:",
+            "",
+            f"    {code.user_code}",
+            "",
+            "Never enter a code that somebody has sent you: it would log them in as you.",
+            f"If the page refuses codes, {_ENABLE}; start again.",
+            "",
+            "Waiting; Ctrl-C to give up.",
+        )
+        grant = await self.wait_grant(code)
+        return await self.redeem(*grant)
+
+    async def post(self, url: BaseUrl, body: bytes, kind: str = "json") -> tuple[int, bytes]:
+        """The status and body of the issuer's response to a POST.  Raises: TRANSPORT_ERRORS."""
+        fields = [("accept", "application/json"), ("content-type", f"application/{kind}")]
+        request = request_head(url, "", None, fields, body) + body
+        with trio.move_on_after(REFRESH_SECONDS_MAX):
+            return await ask_once(
+                self.dial,
+                url,
+                self.login.tls,
+                request,
+                proxy=self.login.proxy,
+                bytes_max=SECRET_FILE_BYTES_MAX,
+            )
+        raise ConnectFailed(Cause.TIMED_OUT)
+
+    def problem_of(self, failure: Exception | None, status: int, body: bytes) -> str:
+        """What is wrong with a response that means nothing, or with the way to it."""
+        if isinstance(failure, ConnectFailed):
+            return f"{self.issuer} cannot be reached: {failure.cause}"
+        if failure is not None:
+            return f"{self.issuer} sent no valid response"
+
+        if is_web_page(body):
+            return f"{self.issuer} sent a web page ({status}): a bot wall or a proxy is in the way"
+        return f"{self.issuer} returned {status} {error_code(body)}".rstrip()
+
+    async def get_code(self) -> DeviceCode:
+        """The code that a person is to enter.  Raises: LoginNeeded."""
+        url = self.token_url._replace(path=DEVICE_CODE_PATH)
+        status, body, failure = await self.try_post(url, dump_json({"client_id": CODEX_CLIENT_ID}))
+        code = parse_device_code(body, self.unix_now()) if status == 200 else None
+        if code is not None:
+            return code
+
+        problem = self.problem_of(failure, status, body)
+        if status == 404 and not is_web_page(body):
+            problem = f"{self.issuer} refuses device codes; {_ENABLE}, or {self.copying}"
+        raise LoginNeeded(problem)
+
+    @property
+    def copying(self) -> str:
+        """How to have a login without a device code."""
+        return (
+            "run `codex login` on a machine with a browser, and move its ~/.codex/auth.json to "
+            f"{self.login.path}"
+        )
+
+    async def try_post(self, url: BaseUrl, body: bytes) -> tuple[int, bytes, Exception | None]:
+        """As `post`, with JSON; or 0 and what prevented it."""
+        failure: Exception
+        try:
+            return *await self.post(url, body), None
+        except TRANSPORT_ERRORS as error:
+            failure = error
+        return 0, b"", failure
+
+    async def wait_grant(self, code: DeviceCode) -> tuple[Secret, Secret]:
+        """Ask until somebody has entered the code; returns what the tokens are got with.
+
+        A network that fails is tried again until the code expires, less and less often.
+        Raises: LoginNeeded.
+        """
+        question = {"device_auth_id": reveal(code.device_id), "user_code": code.user_code}
+        url = self.token_url._replace(path=DEVICE_POLL_PATH)
+        problem, wait_seconds, failed_count = "", code.interval_seconds, 0
+
+        with trio.move_on_after(code.seconds_left):
+            while True:
+                pause = wait_seconds + failed_count * POLL_SECONDS
+                await trio.sleep(min(pause, POLL_SECONDS_MAX))
+                status, body, failure = await self.try_post(url, dump_json(question))
+                outcome = classify_poll(status, body) if failure is None else PollOutcome.FAILED
+                grant = parse_grant(body)
+                if outcome is PollOutcome.GRANTED and grant is not None:
+                    return grant
+
+                problem = self.problem_of(failure, status, body)
+                if outcome is PollOutcome.SLOW_DOWN:
+                    wait_seconds += POLL_SECONDS
+                if outcome is not PollOutcome.FAILED:
+                    self.check_outcome(outcome, problem)
+                    problem, failed_count = "", 0
+                    continue
+
+                failed_count += 1
+                if failed_count == 1:
+                    self.show(f"{problem}; trying again")
+
+        raise LoginNeeded(problem or "nobody has entered the code in time; start again")
+
+    def check_outcome(self, outcome: PollOutcome, problem: str) -> None:
+        """Raises: LoginNeeded, if there is nothing to wait for any more."""
+        if outcome is PollOutcome.DENIED:
+            raise LoginNeeded("the login was denied in the browser")
+        if outcome is PollOutcome.EXPIRED:
+            raise LoginNeeded("the code has expired; start again")
+        if outcome is PollOutcome.REFUSED:
+            raise LoginNeeded(f"{problem}; start again, or {self.copying}")
+
+    async def redeem(self, code: Secret, verifier: Secret) -> tuple[bytes, bytes]:
+        """Get the tokens of a login that was granted, and save them; returns as `run`.
+
+        Between two tries Ctrl-C ends it.  Raises: LoginNeeded.
+        """
+        problem = ""
+        for _ in range(REDEEM_TRIES_MAX):
+            if problem:
+                self.show(f"{problem}; trying again")
+                await trio.sleep(POLL_SECONDS)
+
+            failure: Exception
+            try:
+                with trio.fail_after(REFRESH_SECONDS_CEILING):
+                    async with locked(self.login.path, self.files) as lock:
+                        return await self.redeem_locked(lock, code, verifier)
+            except trio.TooSlowError:
+                raise LoginNeeded(f"{lock_file(self.login.path)} stays locked") from None
+            except TRANSPORT_ERRORS as error:
+                failure = error
+            problem = self.problem_of(failure, 0, b"")
+        raise LoginNeeded(problem)
+
+    async def redeem_locked(
+        self, lock: FileLock, code: Secret, verifier: Secret
+    ) -> tuple[bytes, bytes]:
+        """As `redeem`, once.
+
+        From the request on nothing but its own deadline cancels it: a code can be used only once.
+        Raises: LoginNeeded, TRANSPORT_ERRORS.
+        """
+        path = self.login.path
+        with trio.move_on_after(REFRESH_SECONDS_CEILING, shield=True):
+            problem = ""
+            try:
+                await lock.run(math.inf, make_room, path, SECRET_FILE_BYTES_MAX)
+            except OSError as error:
+                problem = room_problem(path, error)
+            if problem:
+                raise LoginNeeded(problem)
+
+            try:
+                body = await self.get_tokens(code, verifier)
+            except BaseException:
+                drop_room(path)
+                raise
+            return await lock.run(math.inf, save_login, path, body, self.unix_now())
+
+        raise LoginNeeded(f"saving {path} takes too long; see whether it has come")
+
+    async def get_tokens(self, code: Secret, verifier: Secret) -> bytes:
+        """The token endpoint's response to an authorization code.
+
+        Raises: LoginNeeded, TRANSPORT_ERRORS.
+        """
+        form = {
+            "grant_type": "authorization_code",
+            "client_id": CODEX_CLIENT_ID,
+            "code": reveal(code),
+            "code_verifier": reveal(verifier),
+            "redirect_uri": f"{self.issuer}{DEVICE_CALLBACK_PATH}",
+        }
+        body = urlencode(form).encode()
+        status, response = await self.post(self.token_url, body, "x-www-form-urlencoded")
+        if classify_refresh(status, response) is RefreshOutcome.DONE:
+            return response
+
+        problem = self.problem_of(None, status, response)
+        if status >= 500 or status == 429:
+            raise BadSyntax(problem)
+        raise LoginNeeded(f"{problem}; start again")
+
+
 ################################################################
 # NOTICES
 ################################################################
@@ -14451,7 +14956,7 @@ class Endpoints:
         before, self.by_name = self.by_name, {}
         logins_before, self.logins = self.logins, {}
         for name, account in config.accounts.items():
-            login = self.login_of(account, before.get(name))
+            login = self.login_of(account, before.get(name), config.source)
             # A login goes to the token endpoint the way its account's requests go: with the same
             # proxy, and the same trusted authorities.
             if login is not None:
@@ -14472,18 +14977,24 @@ class Endpoints:
             if login not in self.logins.values():
                 login.is_retired = True
 
-    def login_of(self, account: Account, before: Endpoint | None) -> Login | None:
+    def login_of(
+        self,
+        account: Account,
+        before: Endpoint | None,
+        config: str,
+    ) -> Login | None:
         """The login of an account; None for an account with an API key.
 
         What is known of a login outlives a reload, if the account's identity is the same:
-        `before` is the endpoint that had this name.
+        `before` is the endpoint that had this name.  Whoever reads the advice at night may be in
+        any folder, so it names pools.json, `config`, by its whole path.
         """
         if account.auth_file is None:
             return None
 
         if before is not None and before.account.identity == account.identity:
             return before.login  # of the same file, which is a part of the identity
-        return Login(account.name, Path(account.auth_file))
+        return Login(account.name, Path(account.auth_file), os.path.abspath(config))
 
     def is_current(self, endpoint: Endpoint) -> bool:
         """Whether no reload has replaced this endpoint."""
@@ -14514,7 +15025,9 @@ class LoginWatch:
 
         It reads the file as `pooler check` does, in a thread: it may be on a network, and hang.
         """
-        copy = Login(login.name, login.path)  # a thread must not change the one in use
+        copy = Login(
+            login.name, login.path, login.config
+        )  # a thread must not change the one in use
         try:
             findings = await self.tokens.files.run(
                 FILE_SECONDS_MAX,
@@ -19228,9 +19741,14 @@ Contexts = dict[str | None, ssl.SSLContext]  # by `ca_file`; None: the system's 
 Loaded = tuple[Config, Contexts]
 
 
-def load(path: Path, env: Mapping[str, str]) -> Loaded:
+def load(
+    path: Path,
+    env: Mapping[str, str],
+    part_of: Callable[[bytes], bytes] = bytes,
+) -> Loaded:
     """The configuration in pools.json, with all warnings, and its TLS contexts.
 
+    `part_of` makes of the file what is read of it.
     Raises: ConfigRefused; OSError, if the system's authorities cannot be loaded.
     """
     secret_files: dict[Path, None] = {}  # a set in the order of pools.json
@@ -19248,7 +19766,7 @@ def load(path: Path, env: Mapping[str, str]) -> Loaded:
     if len(raw) > CONFIG_BYTES_MAX:
         raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
 
-    config = parse_config(raw, env, read_secret, str(path))
+    config = parse_config(part_of(raw), env, read_secret, str(path))
     contexts = _make_contexts(path, config)
     doubts = [*doubts_of(config, time.time()), *doubts_of_modes(path, config)]
     for secret_file in secret_files:
@@ -19360,6 +19878,7 @@ def _is_read_by_others(state: os.stat_result) -> bool:
 #   check     run_check
 #   demo      run_demo
 #   key       run_key
+#   login     run_login
 #   schema    run_schema
 #   status    run_status
 #
@@ -19699,17 +20218,17 @@ def serve_logged(path: Path, env: Mapping[str, str], log_form: str | None = None
         return trio.run(run_serve, path, env, log, introduce)
 
 
-def check_account(account: Account) -> tuple[bool, bool]:
+def check_account(account: Account, config: str) -> tuple[bool, bool]:
     """Print an account's state and problems; returns whether it has an error, and can serve.
 
     The login of a ChatGPT account is read and locked, and the check includes whether it can be
-    saved.  Nothing is refreshed.
+    saved.  Nothing is refreshed.  `config` is the path of pools.json.
     """
     state = "API key set"
     problems: list[Finding] = []
     can_serve = not account.paused
     if account.auth_file is not None:
-        login = Login(account.name, Path(account.auth_file))
+        login = Login(account.name, Path(account.auth_file), config)
         problems = login.inspect(time.time())
         state = "see below" if problems else "login OK: it can be read, refreshed and saved"
         can_serve &= login.credentials is not None
@@ -19746,7 +20265,8 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
     for warning in doubts:
         show(f"warning: {warning}")
 
-    checked = {name: check_account(account) for name, account in config.accounts.items()}
+    accounts = config.accounts.items()
+    checked = {name: check_account(account, config.source) for name, account in accounts}
     for pool in config.pools.values():
         names = [account.name for account in pool.accounts]
         key_count = len(pool.keys)
@@ -19831,9 +20351,7 @@ class StatusCommand:
 
         That is how a person stops watching, even if the shell has set it to be ignored.
         """
-        with trio.CancelScope() as scope:
-            token = trio.lowlevel.current_trio_token()
-            signal.signal(signal.SIGINT, lambda *_: token.run_sync_soon(scope.cancel))
+        with cancelled_by_interrupt():
             await (self.watch() if self.options.watch else self.show())
 
     async def watch(self) -> None:
@@ -20175,6 +20693,72 @@ def port_number(text: str) -> int:
     return port
 
 
+def run_login(name: str, path: Path, env: Mapping[str, str]) -> int:
+    """Run `pooler login`: log a ChatGPT account in; returns the exit code.  Raises: ConfigRefused.
+
+    Ctrl-C ends it at any moment, except while a login that was granted is saved.
+    """
+    raws: list[bytes] = []
+
+    def part_of(raw: bytes) -> bytes:
+        raws.append(raw)
+        return part_for_login(name, raw)
+
+    config, contexts = load(path, env, part_of)
+    account = config.accounts[name]
+    tls = contexts.get(account.ca_file) if config.token_url.is_tls else None
+    login = Login(name, Path(str(account.auth_file)), config.source, tls, config.proxy)
+    device = DeviceLogin(login, config.token_url, dial, Files(), time.time, show)
+
+    saved: list[tuple[bytes, bytes]] = []
+
+    async def run() -> None:
+        with cancelled_by_interrupt():
+            saved.append(await device.run())
+
+    try:
+        trio.run(run)
+    except LoginNeeded as problem:
+        raise ConfigRefused([str(problem)]) from None
+    if not saved:
+        raise ConfigRefused(["given up; no login has been saved"])
+
+    others = {other: path.parent / file for other, file in other_logins(name, raws[0]).items()}
+    show_login(login, *saved[0], others)
+    return 0
+
+
+def show_login(login: Login, before: bytes, after: bytes, others: Mapping[str, Path]) -> None:
+    """Print whose login an account has now, and whether that may not be what was meant."""
+    holder, former = holder_of(after), holder_of(before)
+    assert holder is not None
+    show("", f"Account {login.name} is logged in: {holder}.")
+    if former is not None and not holder.is_same(former):
+        show(f"This is another ChatGPT account than before, which was: {former}.")
+
+    for other, path in others.items():
+        with contextlib.suppress(OSError):
+            same = holder_of(read_file(path))
+            if same is not None and holder.is_same(same):
+                show(f"Account {other} is the same one: to add another, log out in the browser.")
+    if parse_auth_file(after).refresh_token is None:
+        show("It has no refresh token, so it will end.")
+    show(f"Saved in {login.path}; a running pooler will use it from its next request on.")
+
+
+@contextlib.contextmanager
+def cancelled_by_interrupt() -> Iterator[None]:
+    """Ctrl-C cancels what is done inside, even if the shell has set it to be ignored."""
+    with trio.CancelScope() as scope:
+        token = trio.lowlevel.current_trio_token()
+        cancel = functools.partial(token.run_sync_soon, scope.cancel)
+        before = signal.signal(signal.SIGINT, lambda *_: cancel())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
 class Command(NamedTuple):
     """What the program can be asked to do: one row of COMMANDS."""
 
@@ -20249,6 +20833,15 @@ COMMANDS: Final[Mapping[str, Command]] = {
         lambda options: run_key(options.operator),
         "generate a pool key",
         [("--operator", {"action": "store_true", "help": "generate an operator token instead"})],
+    ),
+    "login": Command(
+        lambda options: run_login(options.account, options.config, os.environ),
+        "log a ChatGPT account in",
+        [
+            ("account", {"help": "its name in pools.json"}),
+            _CONFIG_OPTION,
+        ],
+        "You enter a code on a page of OpenAI, in any browser; the auth_file is written.",
     ),
     "status": Command(
         run_status,

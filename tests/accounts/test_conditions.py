@@ -304,7 +304,7 @@ async def test_a_login_that_is_gone_is_needed_and_the_command_is_shown(
         assert (await world.ask(ask_responses(input=[]))).status == 503
         shown = account(world)
         assert (shown["status"], shown["needs_operator"]) == ("login_needed", True)
-        assert "codex login" in shown["advice"]
+        assert shown["advice"].startswith("Log in with: pooler login a --config /")
         assert str(tmp_path) not in shown["reason"]
 
         path = tmp_path / "a" / "auth.json"

@@ -323,7 +323,7 @@ def make_folder(path: Path) -> None:
 
 
 PROBLEMS: Final[dict[str, tuple[Callable[[Path], Any], bool, str]]] = {
-    "missing": (lambda path: path.unlink(), False, "does not exist; log in with: mkdir -p"),
+    "missing": (lambda path: path.unlink(), False, "does not exist; log in with: pooler login one"),
     "broken": (lambda path: path.write_text("{"), True, "is empty or not valid JSON; log in with"),
     "api-key": (lambda path: path.write_text('{"OPENAI_API_KEY": "sk"}'), True, "an API key"),
     "folder": (make_folder, True, "not a regular file; name the auth.json in it"),
@@ -391,15 +391,17 @@ def test_a_file_on_another_disk_than_its_folder_is_replaced_like_any_other(
     assert why_unsaveable(path) is None
 
 
-def test_the_advice_makes_the_file_that_is_missing(tmp_path: Path) -> None:
-    plain = Login("one", tmp_path / "a" / "auth.json").advice
-    assert plain.endswith(
-        f"mkdir -p {tmp_path}/a && CODEX_HOME={tmp_path}/a codex login "
-        "-c 'cli_auth_credentials_store=\"file\"'"
-    )
-    other = Login("one", tmp_path / "me.json").advice
-    assert f"CODEX_HOME={tmp_path}/me codex login" in other
-    assert other.endswith(f" && mv {tmp_path}/me/auth.json {tmp_path}/me.json")
+@pytest.mark.parametrize(
+    ("config", "option"),
+    [
+        ("pools.json", ""),
+        ("/etc/pooler/pools.json", " --config /etc/pooler/pools.json"),
+        ("it's/my pools.json", """ --config 'it'"'"'s/my pools.json'"""),
+    ],
+)
+def test_the_advice_names_the_account_and_where_pools_json_is(config: str, option: str) -> None:
+    advice = Login("one", Path("a/auth.json"), config).advice
+    assert advice == f"log in with: pooler login one{option}"
 
 
 @pytest.mark.parametrize("name", [".", "/", ".."])

@@ -420,20 +420,22 @@ def test_a_folder_that_really_cannot_be_written_or_read_is_reported() -> None:
     assert "cannot be read: Permission denied; make the pooler's user the owner" in inspected
 
 
-@pytest.mark.parametrize("name", ["auth.json", "me.json"])
-def test_the_advice_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
-    """A shell runs it, with a `codex` that writes its file where CODEX_HOME points."""
+def test_the_advice_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    """A shell runs it, with a `pooler` that prints its arguments; and the one about the mode."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    codex = tools / "codex"
-    codex.write_text('#!/bin/sh\necho login > "$CODEX_HOME/auth.json"\n')
-    codex.chmod(0o755)
-    path = tmp_path / "it's a; home" / name
-    command = Login("one", path).advice.removeprefix("log in with: ")
+    (tools / "pooler").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tools / "pooler").chmod(0o755)
+    folder = tmp_path / "it's a; home"
+    config = str(folder / "pools.json")
+    path = folder / "auth.json"
+    command = Login("one", path, config).advice.removeprefix("log in with: ")
     env = {"PATH": f"{tools}:{os.environ['PATH']}"}
-    subprocess.run(["sh", "-c", command], check=True, env=env, timeout=REAL_SECONDS_MAX)
-    assert path.read_text() == "login\n"
-    path.chmod(0o644)
+    done = subprocess.run(
+        ["sh", "-c", command], check=True, env=env, timeout=REAL_SECONDS_MAX, capture_output=True
+    )
+    assert done.stdout.decode().splitlines() == ["login", "one", "--config", config]
+
     make_auth_file(path, "acct-1")
     path.chmod(0o644)
     [(_, problem)] = Login("one", path).inspect(time.time())

@@ -49,7 +49,7 @@ def status(given: Json, query: str = "") -> str:
 def withdraw_login(given: Json, since: float = 1800 * 1.0) -> None:
     given["accounts"][0].update(
         status="login_needed", reason="401 token_invalidated", needs_operator=True, failures=1,
-        since=given["at"] - since, advice="Log in with: CODEX_HOME=accounts/personal codex login",
+        since=given["at"] - since, advice="Log in with: pooler login personal --config /etc/p.json",
     )  # fmt: skip
 
 
@@ -106,11 +106,11 @@ def test_an_account_says_why_since_when_and_what_to_do() -> None:
         "bad",
         "personal: its login is not valid",
         "401 token_invalidated, since 08:30 (30 min ago), last success 08:59 (10 s ago).",
-        "Log in with: CODEX_HOME=accounts/personal codex login",
+        "Log in with: pooler login personal --config /etc/p.json",
         given["at"] - 1800,
         account="personal",
     )
-    assert "<code>CODEX_HOME=accounts/personal codex login</code>" in page(given)
+    assert "<code>pooler login personal --config /etc/p.json</code>" in page(given)
 
 
 @pytest.mark.parametrize(

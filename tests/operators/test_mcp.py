@@ -715,7 +715,7 @@ async def test_nothing_needs_you_if_all_is_well(desk: Desk) -> None:
 
 
 async def test_a_diagnosis_has_the_command_that_mends_an_account(desk: Desk) -> None:
-    command = "mkdir -p /a/b && CODEX_HOME=/a/b codex login -c 'x=\"file\"' && mv /a/b/x '/a b'"
+    command = "pooler login personal --config '/a b/it'\"'\"'s; pools.json'"
     desk.snapshot["accounts"][0].update(
         status="login_needed", reason="revoked", advice=command, needs_operator=True, since=1.0
     )

@@ -558,11 +558,11 @@ class CodexBackend:
 ################################################################
 
 
-async def run(port: int) -> None:
+async def run(port: int, backend: CodexBackend) -> None:
     """Until SIGTERM."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            origin = await nursery.start(CodexBackend().listen, port)
+            origin = await nursery.start(backend.listen, port)
             sys.stdout.write(f"listening on {origin}\n")
             sys.stdout.flush()
             await anext(signals)
@@ -572,4 +572,4 @@ async def run(port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A fake ChatGPT Codex backend on loopback.")
     parser.add_argument("--port", type=int, default=0)
-    trio.run(run, parser.parse_args().port)
+    trio.run(run, parser.parse_args().port, CodexBackend())

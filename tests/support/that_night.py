@@ -30,7 +30,7 @@ PLATFORM_KEY: Final = "sk-platform-0123456789abcdef"
 LIMIT_SECONDS: Final = 5400
 # By account: a word of its cause, and one of what is to be done.
 CAUSES: Final[Mapping[str, tuple[str, str]]] = {
-    "personal": ("revoked", "codex login"),
+    "personal": ("revoked", "pooler login personal --config "),
     "second": ("usage_limit_reached", "First account back: second"),
     "platform": ("401 invalid_api_key", "{env:PLATFORM_KEY}"),
     "llama": ("connection refused at 127.0.0.1:", "Start the server at 127.0.0.1:"),
