@@ -20721,7 +20721,7 @@ def run_login(name: str, path: Path, env: Mapping[str, str]) -> int:
     except LoginNeeded as problem:
         raise ConfigRefused([str(problem)]) from None
     if not saved:
-        raise ConfigRefused(["given up; no login has been saved"])
+        raise KeyboardInterrupt
 
     others = {other: path.parent / file for other, file in other_logins(name, raws[0]).items()}
     show_login(login, *saved[0], others)

@@ -429,7 +429,7 @@ async def test_a_login_that_was_withdrawn_is_out_until_its_file_changes(
     async with opened_desk(tmp_path) as desk:
         desk.log_in(SOON)
         desk.backend.token_plays.append(TokenPlay(400, "refresh_token_invalidated", shape))
-        with pytest.raises(LoginNeeded, match="has been revoked; log in with: mkdir -p"):
+        with pytest.raises(LoginNeeded, match="has been revoked; log in with: pooler login one"):
             await desk.ask()
         mock_clock.jump(3600)
         with pytest.raises(LoginNeeded, match="has been revoked"):
