@@ -20640,6 +20640,8 @@ def run_init(options: argparse.Namespace) -> int:
     config = parse_config(raw, {**os.environ, **stand_ins}, str, str(path))
     notes += [*config.warnings, *doubts_of(config, time.time())]
 
+    # The path may have any bytes.
+    cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="surrogateescape")
     url = f"http://{DEFAULT_LISTEN[0].text}"
     commands = next_commands(plan, str(path), os.environ)
     parts = [

@@ -61,11 +61,14 @@ def test_serve_is_the_default_command(arguments: list[str]) -> None:
     assert str(options.config) == "pools.json"
 
 
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), BaseExceptionGroup("", [KeyboardInterrupt()])]
+)
 def test_ctrl_c_is_one_word(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(_: object) -> int:
-        raise KeyboardInterrupt
+        raise error
 
     command = pooler.COMMANDS["check"]._replace(run=interrupted)
     monkeypatch.setitem(pooler.COMMANDS, "check", command)
