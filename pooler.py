@@ -12650,14 +12650,15 @@ def write_new(path: Path, raw: bytes, owner: os.stat_result | None) -> None:
     """Write a new file that nobody else can have open or read.  Raises: OSError.
 
     It gets the owner of the file that it will replace: run by root, the pooler must not lock the
-    owner out of a login.
+    owner out of a login.  If that is the pooler's own user, no call is made: a service manager may
+    end a process for it (F104).
     """
     path.unlink(missing_ok=True)  # it may be another user's, or a link
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(file.fileno(), 0o600)
-        if owner is not None:
+        if owner is not None and owner.st_uid != os.geteuid():
             with contextlib.suppress(OSError):  # only root may do this
                 os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
         file.write(raw)
