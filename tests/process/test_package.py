@@ -46,6 +46,7 @@ LOCKED: Final = {
     "runtime": RUNTIME,
     "dev": [*RUNTIME, *PYPROJECT["dependency-groups"]["dev"]],
     "clients": PYPROJECT["dependency-groups"]["clients"],
+    "aider": PYPROJECT["dependency-groups"]["aider"],
 }
 PYTHON_MIN: Final = "3.11"
 SECONDS_MAX: Final = 300.0
