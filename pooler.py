@@ -20934,6 +20934,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             exit_code = 0
         else:
             raise
+
     return exit_code
 
 

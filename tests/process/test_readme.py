@@ -58,9 +58,11 @@ OPENCODE: Final = [block for block in JSON_BLOCKS if "provider" in block]
 
 def parsed(config: Any) -> pooler.Config:  # noqa: ANN401
     """The configuration, with every placeholder filled in and every reference at hand."""
-    text = json.dumps(config)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    text = re.sub(r"sha256:<[^>]*>", f"sha256:{digest}", text)
+    text = re.sub(
+        r"sha256:<([^>]*)>",
+        lambda made: f"sha256:{hashlib.sha256(made[1].encode()).hexdigest()}",
+        json.dumps(config),
+    )
     env = {name: f"the-secret-of-{name}" for name in re.findall(r"\{env:(\w+)\}", text)}
     return pooler.parse_config(text.encode(), env, lambda name: f"the-content-of-{name}\n")
 
@@ -85,7 +87,7 @@ def test_its_links_lead_somewhere() -> None:
 
 
 def test_there_are_blocks_of_every_kind() -> None:
-    assert len(CONFIGS) >= 3
+    assert len(CONFIGS) >= 2
     assert len(OPENCODE) == 2
     assert len(blocks("sh")) >= 4
 
