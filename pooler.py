@@ -102,11 +102,13 @@ import resource
 import secrets
 import select
 import shlex
+import shutil
 import signal
 import socket
 import ssl
 import stat
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -19682,7 +19684,7 @@ class Server:
 async def open_listeners(
     config: Config,
     log: Log,
-    advice: str = "set another one in listen",
+    advice: str = "",
 ) -> list[trio.SocketListener]:
     """The sockets of `listen`.
 
@@ -19699,8 +19701,9 @@ async def open_listeners(
             if listen.is_optional and error.errno != errno.EADDRINUSE:
                 log("warning", "listen", {"problem": f"{listen.text}: {error.strerror}"})
                 continue
-            hint = advice if error.errno == errno.EADDRINUSE else "check listen in pools.json"
-            problem = f"listen: {listen.text}: {error.strerror or error}; {hint}"
+            is_taken = error.errno == errno.EADDRINUSE
+            usual = "set another one in listen" if is_taken else "check listen in pools.json"
+            problem = f"listen: {listen.text}: {error.strerror or error}; {advice or usual}"
             break
 
     if problem:
@@ -19887,28 +19890,6 @@ def _is_read_by_others(state: os.stat_result) -> bool:
 # for wrong usage.  What a person has asked for goes to standard output, the server's log to
 # standard error.
 
-DEMO_MODEL: Final = "gpt-5.5"  # the model of the OpenCode configuration in the README
-DEMO_TEXT: Final = "Hello! This response was streamed through codex-pooler, event by event."
-DEMO_PAUSE_SECONDS: Final = 0.02  # between two events
-DEMO_GUIDE: Final = """
-To try it from OpenCode, put this into opencode.json:
-{
-  "provider": {
-    "openai": {
-      "npm": "@ai-sdk/openai",
-      "options": {"baseURL": "%(url)s/v1", "apiKey": "{env:CODEX_POOLER_API_KEY}"},
-      "models": {"gpt-5.5": {"id": "gpt-5.5", "name": "GPT-5.5 via Codex Pooler"}}
-    }
-  },
-  "model": "openai/gpt-5.5"
-}
-
-and start it with the demo's key, which changes at every start:
-  export CODEX_POOLER_API_KEY=%(key)s
-  opencode
-
-Serving until Ctrl-C."""
-
 
 def show(*lines: str) -> None:
     """Print lines for a person on standard output, at once."""
@@ -19923,79 +19904,344 @@ def discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def demo_response(path: str, body: Mapping[str, Json]) -> tuple[str, list[bytes]]:
-    """The response of the demo's upstream: its Content-Type, and its body in pieces.
+# The demo: the real server, with accounts at an upstream of its own.
 
-    One text serves both APIs, streamed or not.  Each word is a content part of its own, so that a
-    stream has an event for each word.
-    """
-    words = re.findall(r" ?\S+", DEMO_TEXT)
-    parts = [{"type": "output_text", "text": word, "annotations": []} for word in words]
-    message = {"type": "message", "id": "msg_demo", "role": "assistant", "content": parts}
-    response = {
-        "id": "resp_demo",
-        "object": "response",
-        "created_at": 0,
-        "model": DEMO_MODEL,
-        "status": "completed",
-        "output": [message | {"status": "completed"}],
-        "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2},
+DEMO_TEXT: Final = "Hello! This response was streamed through codex-pooler, event by event."
+DEMO_PAUSE_SECONDS: Final = 0.02  # between two events
+DEMO_DRAIN_SECONDS_MAX: Final = 3  # who ends a demo does not want to wait
+DEMO_LOGIN_SECONDS: Final = 365 * 24 * HOUR  # so that no login is refreshed because of its age
+DEMO_HOST: Final = "127.0.0.1"
+DEMO_PATH: Final = "/backend-api/codex"  # the paths of the upstream, as of the real ones
+DEMO_USAGE_PATH: Final = "/backend-api/wham/usage"
+# The folder with the logins must go, whichever of them ends the demo.
+DEMO_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+DEMO_PIXEL: Final = (  # the smallest PNG
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB5Sfe/AAAAABJRU5ErkJggg=="
+)
+
+
+class DemoAccount(NamedTuple):
+    """One of the demo's ChatGPT accounts: what it is there for, and how it stands."""
+
+    about: str
+    used_percents: tuple[int, int]  # of five hours, and of a week
+    refusal: tuple[int, str] | None = None  # status and code of its responses; None: it serves
+
+
+# By the name in pools.json, which is the id of the ChatGPT account, too.  The first is preferred.
+DEMO_ACCOUNTS: Final[Mapping[str, DemoAccount]] = {
+    "spent": DemoAccount("preferred; its plan is used up", (61, 94), (429, "usage_limit_reached")),
+    "revoked": DemoAccount("next; its login was revoked", (8, 22), (401, "token_invalidated")),
+    "well": DemoAccount("the reserve; it can serve", (12, 35)),
+}
+
+
+def demo_error(code: str, **details: Json) -> JsonDict:
+    """An error as the ChatGPT backend and the token endpoint send it."""
+    return {"error": {"type": code, "message": "The demo plays this.", **details}}
+
+
+def demo_model() -> JsonDict:
+    """The one model, as Codex CLI needs it described (F20)."""
+    return {
+        "slug": OPENAI_MODEL,
+        "display_name": OPENAI_MODEL,
+        "base_instructions": "You are a demo.",
+        "default_reasoning_level": "medium",
+        "supported_reasoning_levels": [{"effort": "medium", "description": "the only one"}],
+        "shell_type": "shell_command",
+        "visibility": "list",
+        "supported_in_api": True,
+        "priority": 1,
+        "context_window": 272_000,
+        "truncation_policy": {"mode": "tokens", "limit": 10_000},
+        "supports_reasoning_summaries": True,
+        "support_verbosity": True,
+        "supports_parallel_tool_calls": True,
+        "experimental_supported_tools": [],
     }
 
-    # The text exists once, as a Responses object, and is translated like a ChatGPT account's.
-    is_stream = body.get("stream") is True
-    output = OutputCollector(WRITTEN_BYTES_MAX, not is_stream)
-    translator: Translator = ResponsesTranslator(output)
-    if path.endswith(CallKind.CHAT.value):
-        options = object_of(body.get("stream_options"))
-        include_usage = options.get("include_usage") is True
-        translator = ChatTranslator(output, model=DEMO_MODEL, include_usage=include_usage)
 
-    stream = events_of(response, CallKind.RESPONSES)
-    events = EventScanner(CallKind.RESPONSES).feed(stream)
-    pieces = [translator.feed(event) for event in events]
-    if is_stream:
-        return "text/event-stream", pieces
-
-    return "application/json", [dump_json(translator.whole())]
+def demo_result(path: str) -> JsonDict:
+    """The response of a native route in one piece: what was found or drawn, or a short history."""
+    if path == SEARCH_PATH:
+        return {"output": DEMO_TEXT}
+    if path in IMAGE_PATHS:
+        return {"created": int(time.time()), "data": [{"b64_json": DEMO_PIXEL}]}
+    return {"output": [{"type": "compaction", "encrypted_content": "gAAAA"}]}
 
 
-async def serve_demo_upstream(stream: trio.SocketStream) -> None:
-    """Respond to one request on a loopback connection, and close it.
+def demo_events(request: JsonObject) -> Iterator[JsonDict]:
+    """The events of a turn, with the text word by word, as a model sends it.
 
-    The pooler is the only client, so a malformed or incomplete request needs no response.  Each
-    event is sent on its own, with a pause after it, as a model would.
+    With `generate: false` Codex CLI opens a WebSocket ahead of time and wants no output (F24).
     """
-    connection = Connection(stream)
-    gone = (PeerClosed, BadSyntax, PoolerError, trio.BrokenResourceError)
-    async with stream:
-        with contextlib.suppress(*gone):
-            raw = await connection.read_to_blank_line(HEAD_BYTES_MAX)
-            head = parse_request_head(raw)
-            while not connection.holds(head.framing):
-                received = await connection.receive()
-                if not received:
-                    return
-                connection.buffer += received
+    part = {"type": "output_text", "text": DEMO_TEXT, "annotations": []}
+    message = {
+        "type": "message",
+        "id": "msg_demo",
+        "role": "assistant",
+        "status": "completed",
+        "content": [part],
+    }
+    response = {
+        "id": f"resp_{secrets.token_hex(8)}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "model": OPENAI_MODEL,
+        "status": "completed",
+        "output": [] if request.get("generate") is False else [message],
+        "usage": {"input_tokens": 3, "output_tokens": 11, "total_tokens": 14},
+    }
 
-            body = try_load_object(connection.buffer)
-            content_type, pieces = demo_response(head.path, body)
-            headers = [("content-type", content_type), ("connection", "close")]
-            await stream.send_all(format_response_head(200, headers))
-            for piece in pieces:
-                await stream.send_all(piece)
-                await trio.sleep(DEMO_PAUSE_SECONDS)  # otherwise nobody would see that it streams
+    words = re.findall(r" ?\S+", DEMO_TEXT)
+    for event in _response_events(response):
+        if "delta" not in event:
+            yield event
+            continue
+        for word in words:
+            yield {**event, "delta": word}
 
 
-async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
+class DemoWindow(NamedTuple):
+    """A window of a plan, as the backend reports it."""
+
+    position: str  # by which it is called
+    used_percent: int
+    seconds: int
+    reset_at: int  # in unix seconds
+
+    def in_usage(self) -> JsonDict:
+        """Its object in a response of the usage route (F36)."""
+        return {
+            "used_percent": self.used_percent,
+            "limit_window_seconds": self.seconds,
+            "reset_at": self.reset_at,
+        }
+
+    def in_head(self) -> list[Field]:
+        """Its fields in the head of a response (F33)."""
+        stem = f"x-codex-{self.position}"
+        return [
+            (f"{stem}-used-percent", str(self.used_percent)),
+            (f"{stem}-window-minutes", str(self.seconds // 60)),
+            (f"{stem}-reset-at", str(self.reset_at)),
+        ]
+
+
+@dataclass(eq=False, slots=True)
+class DemoUpstream:
+    """The demo's ChatGPT backend and its token endpoint, on a loopback port.
+
+    Each account has its models and its quota listed.  That it serves nothing is found out by
+    a request: only from then on its plan is reported as used up.
+    """
+
+    limited: set[str] = field(default_factory=set)  # the accounts that have been refused so
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Respond to one request on a connection, and close it.
+
+        The pooler is the only client, so a malformed or incomplete request needs no response.
+        """
+        connection = Connection(stream)
+        async with stream:
+            with contextlib.suppress(PeerClosed, BadSyntax, PoolerError, *BROKEN):
+                raw = await connection.read_to_blank_line(HEAD_BYTES_MAX)
+                head = parse_request_head(raw)
+                check_body_head(head, _DEFAULTS.body_bytes_max)
+                while not connection.holds(head.framing):
+                    received = await connection.receive()
+                    if not received:
+                        return
+                    connection.buffer += received
+                await self.respond(connection, head)
+
+    async def respond(self, connection: Connection, head: RequestHead) -> None:
+        """Send the response that the path demands, as the account stands."""
+        name = head.headers.get("chatgpt-account-id", "")
+        path = head.path.removeprefix(DEMO_PATH)
+        status, body = self.response(name, path)
+
+        is_turn = status == 200 and path == CallKind.RESPONSES.value
+        if is_turn and head.method == "GET":
+            await serve_demo_socket(connection, head)
+            return
+
+        kind = "text/event-stream" if is_turn else "application/json"
+        headers = [("content-type", kind), ("connection", "close")]
+        for window in self.windows(name):
+            headers += window.in_head()
+        await connection.stream.send_all(format_response_head(status, headers))
+        if not is_turn:
+            await connection.stream.send_all(dump_json(body))
+            return
+
+        for event in demo_events(try_load_object(connection.buffer)):
+            name_line = f"event: {event['type']}\n".encode()
+            await connection.stream.send_all(name_line + data_line(event) + b"\n\n")
+            await trio.sleep(DEMO_PAUSE_SECONDS)  # otherwise nobody would see that it streams
+
+    def response(self, name: str, path: str) -> tuple[int, JsonDict]:
+        """The status of the response to an account, and its body unless it is a turn's."""
+        account = DEMO_ACCOUNTS.get(name)
+        if account is None:  # at the token endpoint, where only the revoked login asks
+            return 401, demo_error("refresh_token_invalidated")
+        if path == "/models":
+            return 200, {"models": [demo_model()]}
+        if path == DEMO_USAGE_PATH:
+            windows = {f"{one.position}_window": one.in_usage() for one in self.windows(name)}
+            return 200, {"plan_type": "plus", "rate_limit": windows}
+        if account.refusal is None:
+            return 200, demo_result(path)
+
+        status, code = account.refusal
+        details: JsonDict = {}
+        if status == 429:
+            self.limited.add(name)
+            details["resets_at"] = max(window.reset_at for window in self.windows(name))
+        return status, demo_error(code, **details)
+
+    def windows(self, name: str) -> list[DemoWindow]:
+        """The windows of an account's plan; none, if there is no such account."""
+        if name not in DEMO_ACCOUNTS:
+            return []
+
+        now, hour = int(time.time()), int(HOUR)
+        used_percent, used_of_week = DEMO_ACCOUNTS[name].used_percents
+        if name in self.limited:
+            used_of_week = 100
+        return [
+            DemoWindow("primary", used_percent, 5 * hour, now + 2 * hour),
+            DemoWindow("secondary", used_of_week, 7 * 24 * hour, now + 3 * 24 * hour),
+        ]
+
+
+async def serve_demo_socket(connection: Connection, head: RequestHead) -> None:
+    """Serve turns on a WebSocket, until the pooler closes it.  Raises: PoolerError."""
+    frames = Frames(
+        connection,
+        WEBSOCKET_UPSTREAM_BYTES_MAX,
+        HeldBytes(Budget(_DEFAULTS.bodies_bytes_max), "demo"),
+        _DEFAULTS,
+        is_client=True,
+    )
+
+    async def serve_turns() -> None:
+        """Send the events of each request, one request after the other."""
+        while frames.socket is not None:  # it is if the pooler has left
+            request = await frames.take()
+            frames.done(request)
+            for event in demo_events(try_load_object(request)):
+                await frames.put(dump_json(event))
+                await trio.sleep(DEMO_PAUSE_SECONDS)
+
+    raw = upgrade_head(head)
+    async with trio.open_nursery() as nursery:  # holds: the library's reader
+        await frames.accept(nursery.start_soon, raw, new_request_id())
+        with contextlib.suppress(PeerClosed, BadSyntax):
+            await serve_turns()
+        nursery.cancel_scope.cancel()
+
+
+def port_of(listener: trio.SocketListener) -> int:
+    """The port that it listens on."""
+    port: int = listener.socket.getsockname()[1]
+    return port
+
+
+def demo_login(name: str) -> bytes:
+    """The auth.json of an account, as after a login; nobody but the demo's upstream knows it."""
+    claims: JsonDict = {
+        "exp": int(time.time() + DEMO_LOGIN_SECONDS),
+        "email": f"{name}@example.com",
+        AUTH_CLAIM: {"chatgpt_account_id": name, "chatgpt_plan_type": "plus"},
+    }
+    payload = base64.urlsafe_b64encode(dump_json(claims)).rstrip(b"=").decode()
+    token = f"e30.{payload}.demo"  # a JWT of which nobody checks the signature
+    tokens = {
+        "id_token": token,
+        "access_token": token,
+        "refresh_token": "demo",
+        "account_id": name,
+    }
+    return json.dumps({"tokens": tokens}, indent=2).encode()
+
+
+def write_demo_login(folder: Path, name: str) -> str:
+    """Write the login of an account, and return its path.  Raises: OSError."""
+    path = folder / f"{name}.json"
+    path.touch(mode=0o600)
+    path.write_bytes(demo_login(name))
+    return str(path)
+
+
+def demo_secrets() -> dict[str, str]:
+    """The client's key and the operator's token, by the variables that may have them already."""
+    prefixes = {CLIENT_VARIABLE: "cp", OPERATOR_VARIABLE: "cpo"}
+    return {
+        variable: os.environ.get(variable, "").strip() or new_secret(prefix)
+        for variable, prefix in prefixes.items()
+    }
+
+
+def describe_demo(port: int, origin: str, auth_files: Mapping[str, str]) -> JsonDict:
+    """The demo's pools.json, which is in no file.
+
+    `port`: of the pooler, 0 for any.  `origin`: of the upstream.
+    """
+    accounts = {
+        name: {
+            "type": "codex",
+            "auth_file": auth_file,
+            "base_url": origin + DEMO_PATH,
+            "models": [OPENAI_MODEL],
+            "priority": priority,
+        }
+        for priority, (name, auth_file) in enumerate(auth_files.items())
+    }
+    pool = {
+        "accounts": [*accounts],
+        "models": [OPENAI_MODEL],
+        "aliases": {TITLE_MODEL: OPENAI_MODEL},  # OpenCode asks it for a session's title (F73)
+        "keys": {"you": f"{{env:{CLIENT_VARIABLE}}}"},
+    }
+
+    return {
+        "listen": f"{DEMO_HOST}:{port}",
+        "accounts": accounts,
+        "pools": {"demo": pool},
+        "operators": {"you": f"{{env:{OPERATOR_VARIABLE}}}"},
+        "limits": {"drain_seconds_max": DEMO_DRAIN_SECONDS_MAX},
+    }
+
+
+def parse_demo(described: JsonObject, env: Mapping[str, str]) -> Config:
+    """The configuration of the demo.  Raises: ConfigRefused.
+
+    Only a secret from the environment can be wrong, and it is named as it is there.
+    """
+    problems = []
+    try:
+        return parse_config(dump_json(described), env, str)
+    except ConfigRefused as refused:
+        for problem in refused.problems:
+            reason, _, _ = problem.partition(";")
+            reason = reason.replace("pools.demo.keys.you", CLIENT_VARIABLE)
+            reason = reason.replace("operators.you", OPERATOR_VARIABLE)
+            problems.append(f"{reason}; unset it, and the demo generates one")
+    raise ConfigRefused(problems)
+
+
+async def ask_demo(url: BaseUrl, secret: str) -> bool:
     """Send one streamed request through the pooler, and print the text as it arrives.
 
     Returns True if the stream has ended with success.  The request passes the real listener and the
     real key, so it shows that the whole path works.
     """
-    request = {"model": DEMO_MODEL, "input": "Say hello.", "stream": True}
+    request = {"model": OPENAI_MODEL, "input": "Say hello.", "stream": True}
     body = json.dumps(request).encode()
-    head = request_head(url, CallKind.RESPONSES.value, secret, (), body)
+    head = request_head(url, f"/v1{CallKind.RESPONSES.value}", Secret(secret), (), body)
     scanner = EventScanner(CallKind.RESPONSES)
     async with await dial(url, None) as stream:
         await stream.send_all(head + body)
@@ -20011,77 +20257,192 @@ async def ask_demo(url: BaseUrl, secret: Secret) -> bool:
     return scanner.terminal is EventKind.SUCCESS
 
 
-def describe_demo(port: int, upstream_port: int, secret: str) -> bytes:
-    """The demo's pools.json: one account, whose upstream is the demo's own and needs no key.
+def demo_introduction(authority: str) -> list[str]:
+    """What the demo is, and what it does next."""
+    accounts = [f"  {name:10}{account.about}" for name, account in DEMO_ACCOUNTS.items()]
+    return [
+        f"codex-pooler {VERSION} demo on http://{authority}",
+        "One pool of three ChatGPT accounts.  They are built in; nothing leaves this machine.",
+        *accounts,
+        "",
+        "POST /v1/responses, streamed:",
+    ]
 
-    `port` is that of the pooler; 0 lets the system choose one.
+
+def demo_guide(url: str, exports: Mapping[str, str], doubts: Sequence[str]) -> list[str]:
+    """What a person can try while the demo serves; `doubts`: what operators cannot use.
+
+    A secret that comes from the environment is not printed.
     """
-    account = {
-        "type": "openai",
-        "api_key": "none",
-        "base_url": f"http://127.0.0.1:{upstream_port}",
-        "models": [DEMO_MODEL],
-    }
+    lines = [
+        f"  export {name}={secret}" if os.environ.get(name, "").strip() != secret
+        else f"  # {name} is used as it is set here"
+        for name, secret in exports.items()
+    ]  # fmt: skip
+    status = f"{program_name()} status"
+    if url != USUAL_URL:
+        status += f" --url {url}"
 
-    pool = {
-        "accounts": ["built-in"],
-        "models": [DEMO_MODEL],
-        "aliases": {"gpt-5.4-nano": DEMO_MODEL},  # OpenCode asks it for a session's title (F73)
-        "keys": {"you": secret},
-    }
+    models = [OfferedModel(OPENAI_MODEL)]
+    config = opencode_config(url, models, TITLE_MODEL, has_operator=not doubts)
+    return [
+        "",
+        "In another terminal:",
+        *lines,
+        f"  {status}",
+        f'  curl -H "Authorization: Bearer ${OPERATOR_VARIABLE}" {url}/metrics',
+        "",
+        f"In a browser: {url}/admin",
+        f"  Any user name will do; the password is ${OPERATOR_VARIABLE}.",
+        *(f"  {doubt}" for doubt in doubts),
+        "",
+        "In OpenCode: put this into opencode.json, and start opencode where both are exported.",
+        config,
+        "",
+        "Serving until Ctrl-C; each request is shown in a line:",
+    ]
 
-    described = {
-        "listen": f"127.0.0.1:{port}",
-        "accounts": {"built-in": account},
-        "pools": {"demo": pool},
-    }
-    return json.dumps(described).encode()
+
+def program_name() -> str:
+    """How a shell calls this program, as it has just been called."""
+    called_as = sys.argv[0]
+    if called_as.endswith(".py"):
+        return shlex.join([sys.executable, called_as])
+
+    name = Path(called_as).name
+    return name if shutil.which(name) == called_as else shlex.quote(called_as)
 
 
-async def run_demo(port: int, is_once: bool) -> int:
-    """`pooler demo`: run the real server with a generated key and a loopback upstream.
+@dataclass(eq=False, slots=True)
+class Demo:
+    """The demo while it runs, and what a person sees of it."""
 
-    Returns the exit code: 0 if the demo's own request has been served.  Raises: ConfigRefused.
+    is_once: bool  # it ends after its own request
+    exports: Mapping[str, str]  # its secrets, by the variables that a person exports
+    server: Server = field(init=False)
+    url: BaseUrl = field(init=False)  # of the server
+    is_served: bool = False  # its own request has been
+    waiting: list[str] = field(default_factory=list)  # lines, for the end of a streamed text
+    is_streaming: bool = True
+    has_logged: trio.Event = field(default_factory=trio.Event)  # a request
+    problem: OSError | None = None  # nobody reads what is shown
+
+    def log(self, level: str, event: str, fields: JsonObject) -> None:
+        """Show a request, or a problem, in a line; what becomes of the accounts is expected."""
+        is_request = event == "request"
+        if not is_request and (level == "info" or event in {"account", "login"}):
+            return
+
+        now, is_coloured = datetime.now().astimezone(), takes_colours(sys.stdout)
+        self.waiting.append(event_line(level, event, fields, now, is_coloured=is_coloured))
+        if is_request:
+            self.has_logged.set()
+        if not self.is_streaming:
+            self.show_waiting()
+
+    def show_waiting(self) -> None:
+        """Show the lines that wait; if nobody reads them, the demo is over.
+
+        Nothing is raised: this is called in the middle of somebody's request.
+        """
+        lines, self.waiting = self.waiting, []
+        try:
+            if lines:
+                show(*lines)
+        except OSError as error:
+            self.end(error)
+
+    def end(self, problem: OSError | None = None) -> None:
+        """Stop the server; `problem`: nothing more can be shown."""
+        self.problem = self.problem or problem
+        self.server.stop()
+
+    async def run(self, port: int, auth_files: Mapping[str, str]) -> None:
+        """Serve until a signal, or the end of the demo's request.
+
+        `port` 0 means a free one.  Raises: ConfigRefused, BrokenPipeError.
+        """
+        [upstream] = await trio.open_tcp_listeners(0, host=DEMO_HOST)
+        async with upstream:
+            origin = f"http://{DEMO_HOST}:{port_of(upstream)}"
+            env = {**self.exports, REFRESH_URL_VARIABLE: origin + REFRESH_URL.path}
+            config = parse_demo(describe_demo(port, origin, auth_files), env)
+            self.server = Server(config, {}, log=self.log)
+
+            listeners = await open_listeners(config, self.log, "use --port 0 for a free port")
+            self.url = BaseUrl(False, DEMO_HOST, port_of(listeners[0]), "")
+            async with trio.open_nursery() as nursery:  # holds: the upstream, the introduction
+                nursery.start_soon(trio.serve_listeners, DemoUpstream().serve, [upstream])
+                nursery.start_soon(self.introduce)
+                await serve_with_signals(self.server, listeners)
+                nursery.cancel_scope.cancel()
+
+        self.waiting += [] if self.is_once else ["", "Stopped."]
+        self.show_waiting()
+        self.check_output()
+
+    def check_output(self) -> None:
+        """Raises: BrokenPipeError, ConfigRefused, if something could not be shown."""
+        if self.problem is None:
+            return
+        if self.problem.errno in {errno.EPIPE, errno.EIO}:  # its reader, or its terminal, is gone
+            raise BrokenPipeError
+
+        discard_output()
+        raise ConfigRefused([f"standard output: {self.problem.strerror}"])
+
+    async def introduce(self) -> None:
+        """Show what the demo does, send its request, and show what to try next."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, DEMO_SIGNALS)
+        try:
+            show(*demo_introduction(self.url.authority))
+            self.is_served = await ask_demo(self.url, self.exports[CLIENT_VARIABLE])
+
+            await self.has_logged.wait()
+            self.is_streaming = False
+            self.show_waiting()
+            if not self.is_once:
+                doubts = doubts_of_modules(self.server.shared.config)
+                show(*demo_guide(f"http://{self.url.authority}", self.exports, doubts))
+        except OSError as error:
+            self.end(error)
+        if self.is_once:
+            self.end()
+
+
+@contextlib.contextmanager
+def demo_logins() -> Iterator[dict[str, str]]:
+    """The paths of the accounts' logins by their names, in a folder that is removed at the end.
+
+    Raises: ConfigRefused.
     """
-    secret = new_secret("cp")
-    is_served = False
-    [upstream] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with upstream:
-        upstream_port = upstream.socket.getsockname()[1]
-        config = parse_config(describe_demo(port, upstream_port, secret), {}, str)
-        server = Server(config, {}, log=log_problem)
-        listeners = await open_listeners(config, log_problem, "use --port 0 for a free port")
-        bound_port = listeners[0].socket.getsockname()[1]
-        url = BaseUrl(False, "127.0.0.1", bound_port, "/v1")
-
-        async def introduce() -> None:
-            """Print what the demo does, send its request, and print what to try next."""
-            nonlocal is_served
-            show(f"codex-pooler {VERSION} demo on http://{url.authority}")
-            show("A built-in upstream responds; no account is used, nothing leaves this machine.")
-            show("", "POST /v1/responses, streamed:")
-            is_served = await ask_demo(url, Secret(secret))
-            if is_once:
-                server.stop()
-            else:
-                show(DEMO_GUIDE % {"url": f"http://{url.authority}", "key": secret})
-
-        async with trio.open_nursery() as nursery:  # holds: the upstream, the one request
-            nursery.start_soon(trio.serve_listeners, serve_demo_upstream, [upstream])
-            nursery.start_soon(introduce)
-            await serve_with_signals(server, listeners)
-            nursery.cancel_scope.cancel()
-
-    return 0 if is_served else 1
+    parent = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 (else it could be the current folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            temporary = tempfile.TemporaryDirectory(dir=parent, prefix="codex-pooler-demo-")
+            folder = Path(stack.enter_context(temporary))
+            paths = {name: write_demo_login(folder, name) for name in DEMO_ACCOUNTS}
+        except OSError as error:
+            advice = "set TMPDIR to a folder for temporary files"
+            raise ConfigRefused([f"{parent}: {error.strerror}; {advice}"]) from None
+        yield paths
 
 
-def log_problem(level: str, event: str, fields: Mapping[str, Json]) -> None:
-    """Log for the demo: warnings and errors only.
+def run_demo(options: argparse.Namespace) -> int:
+    """Run `pooler demo`: the real server, with built-in accounts; returns the exit code.
 
-    Between the lines of a streamed text, records of requests would be noise.
+    It is 0 if the demo's own request has been served.  Raises: ConfigRefused, BrokenPipeError.
     """
-    if level != "info":
-        print_log(level, event, fields)
+    # A signal waits until the server takes it, and does nothing any more at the end: otherwise it
+    # could leave the logins behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, DEMO_SIGNALS)
+    for number in DEMO_SIGNALS:
+        signal.signal(number, lambda *_: None)
+
+    demo = Demo(options.once, demo_secrets())
+    with demo_logins() as auth_files:
+        trio.run(demo.run, options.port, auth_files)
+    return 0 if demo.is_served else 1
 
 
 def url_of(listener: trio.SocketListener, base_path: str) -> str:
@@ -20282,6 +20643,7 @@ def run_check(path: Path, env: Mapping[str, str]) -> int:
 
 
 _OPERATOR_VARIABLE_BEFORE: Final = "POOLER_OPERATOR_TOKEN"  # its name until version 0.1
+USUAL_URL: Final = "http://127.0.0.1:4000"  # of a server whose listen has not been set
 _NO_STATUS: Final = {
     0: "no server responds there",
     200: "this is not a codex-pooler",
@@ -20417,8 +20779,6 @@ def run_status(options: argparse.Namespace) -> int:
 
     tls = make_tls_context(None) if url.is_tls else None
     command = StatusCommand(url, tls, Secret(token), options)
-    # Bars become `?` if the locale cannot show them.
-    cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
     trio.run(command.run)
     return 0
 
@@ -20818,7 +21178,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         '{"$schema": "./pools.schema.json", ...',
     ),
     "demo": Command(
-        lambda options: trio.run(run_demo, options.port, options.once),
+        run_demo,
         "run a demo that needs no account",
         [
             ("--once", {"action": "store_true", "help": "exit after the first response"}),
@@ -20853,7 +21213,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
             (
                 "--url",
                 {
-                    "default": "http://127.0.0.1:4000",
+                    "default": USUAL_URL,
                     "help": "address of the server (default %(default)s)",
                 },
             ),
@@ -20919,12 +21279,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     traceback.
     """
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # bars become `?` if the locale has none
+        sys.stdout.reconfigure(errors="replace")
+
     try:
         exit_code: int = options.run(options)
     except ConfigRefused as refused:
         for problem in refused.problems:
             print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
         exit_code = 1
+    # Trio groups what its tasks raise.
     except (KeyboardInterrupt, BrokenPipeError, BaseExceptionGroup) as error:
         if is_only(error, KeyboardInterrupt):
             print("pooler: interrupted", file=sys.stderr, flush=True)  # noqa: T201

@@ -25,7 +25,6 @@ from tests.support.configurations import (
     CI,
     DIGEST,
     ENV,
-    SECRET,
     SECRETS,
     TYPED,
     WRONG_TYPES,
@@ -92,7 +91,7 @@ BLOCKS: Final = re.findall(
 )
 CONFIGS: Final = [block for block in map(json.loads, BLOCKS) if "pools" in block]
 EXAMPLE: Final = json.loads((ROOT / "pools.json.example").read_text(encoding="utf-8"))
-DEMO: Final = json.loads(pooler.describe_demo(4000, 4001, SECRET))
+DEMO: Final = pooler.describe_demo(4000, "http://127.0.0.1:4001", {"well": "well.json"})
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, EXAMPLE, DEMO, good_config()])

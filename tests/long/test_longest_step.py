@@ -140,7 +140,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_CODEX_AGENT", "_VERSION_ASKED", "_PLAIN_VERSION"), HEAD),
     "_PROCESSED": KIB,
     # Not foreign at all, or cut before.
-    **dict.fromkeys(("plain", "demo_response"), KIB),
+    **dict.fromkeys(("plain", "demo_events"), KIB),
     "_UNSAFE": MIB,  # what `pooler status` prints
     "word": mcp_server.WORD_CHARS_MAX,
     "sentence": mcp_server.ADVICE_CHARS_MAX,

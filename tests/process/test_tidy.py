@@ -104,7 +104,8 @@ NURSERIES: Final = frozenset(
         "QuotaWatch.run",  # a few requests for quota
         "WebSockets.serve_socket",  # the readers of a client's WebSocket and its upstream's
         "UpstreamConnection.send_rest",  # the reader of an answer that comes before its time
-        "run_demo",  # the server, and the built-in upstream
+        "Demo.run",  # the server, and the built-in upstream
+        "serve_demo_socket",  # the reader of a WebSocket
         "serve_with_signals",  # the server, beside the wait for signals
     }
 )

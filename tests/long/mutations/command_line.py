@@ -6,16 +6,25 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
-    ("demo_chat", "The demo answers Chat.",
-     "demo_response", "path.endswith(CallKind.CHAT.value)", "False",
-     "demo::the_demo_serves_what_a_client_may_request"),
-    ("demo_whole", "The demo answers in one piece, too.",
-     "demo_response",
-     ("if is_stream:\n"
-     "    return ('text/event-stream', pieces)"),
-     ("if path:\n"
-     "    return ('text/event-stream', pieces)"),
-     "demo::the_demo_serves_what_a_client_may_request"),
+    ("demo_limit_early", "The demo's preferred account is found to be used up by a request.",
+     "DemoUpstream.windows", "name in self.limited", "DEMO_ACCOUNTS[name].refusal",
+     "demo::a_plan_of_the_demo_is_used_up_once_that_has_been_found_out"),
+    ("demo_here", "The demo writes nothing into the current folder.",
+     "demo_logins", "os.environ.get('TMPDIR') or '/tmp'", "'.'",
+     "demo::a_signal_ends_the_demo_and_its_folder"),
+    ("demo_secret", "The demo keeps the secrets of the environment.",
+     "demo_secrets", "os.environ.get(variable, '').strip() or new_secret(prefix)",
+     "new_secret(prefix)",
+     "demo::the_demo_keeps_the_secrets_that_are_set"),
+    ("demo_told", "The demo does not print a secret of the environment.",
+     "demo_guide", "os.environ.get(name, '').strip() != secret", "secret",
+     "demo::the_demo_keeps_the_secrets_that_are_set"),
+    ("demo_deaf", "A demo whose output nobody reads ends.",
+     "Demo.show_waiting", "self.end(error)", "pass",
+     "demo::a_reader_that_goes_away_later_ends_the_demo"),
+    ("demo_order", "The line of the demo's request follows its text.",
+     "Demo.introduce", "await self.has_logged.wait()", "self.is_streaming = True",
+     "demo::the_first_request_of_the_demo_fails_over_in_its_log_line"),
     ("stop_behind_reload", "What is to end does not wait for a reload.",
      "serve_with_signals.obey", "to_reload.send_nowait(None)",
      ("if reload is not None:\n"
