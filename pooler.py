@@ -1457,10 +1457,14 @@ class Holder(NamedTuple):
         return ", ".join(filter(None, (self.email, plan, account))) or "an account without a name"
 
 
+def with_config(command: str, config: str) -> str:
+    """A command for a shell, with the path of pools.json if it is not the usual one."""
+    return command if config == "pools.json" else f"{command} --config {shlex.quote(config)}"
+
+
 def login_command(name: str, config: str) -> str:
     """The command that logs an account in; `config` is the path of pools.json."""
-    option = "" if config == "pools.json" else f" --config {shlex.quote(config)}"
-    return f"pooler login {name}{option}"
+    return with_config(f"pooler login {name}", config)
 
 
 def parse_device_code(body: bytes, unix_now: float) -> DeviceCode | None:
@@ -4185,14 +4189,13 @@ def _export_line(variable: str, value: str, comment: str) -> str:
 
 def next_commands(plan: SetupPlan, path: str, env: Mapping[str, str]) -> list[str]:
     """The lines that a shell needs next, until the pooler serves."""
-    option = "" if posixpath.normpath(path) == "pools.json" else f" --config {shlex.quote(path)}"
-    lines = [
+    exports = [
         _export_line(variable, "sk-...", f"the API key of {name}")
         for name, variable in plan.openai.items()
         if variable not in env
     ]
-    lines += [f"  pooler login {name}{option}" for name in plan.chatgpt]
-    return [*lines, f"  pooler serve{option}"]
+    logins = [f"  {login_command(name, path)}" for name in plan.chatgpt]
+    return [*exports, *logins, f"  {with_config('pooler serve', path)}"]
 
 
 # The schema of pools.json.
@@ -21282,24 +21285,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # bars become `?` if the locale has none
         sys.stdout.reconfigure(errors="replace")
 
+    problems: Sequence[str] = ()
     try:
         exit_code: int = options.run(options)
     except ConfigRefused as refused:
-        for problem in refused.problems:
-            print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
-        exit_code = 1
+        problems = refused.problems
     # Trio groups what its tasks raise.
     except (KeyboardInterrupt, BrokenPipeError, BaseExceptionGroup) as error:
-        if is_only(error, KeyboardInterrupt):
-            print("pooler: interrupted", file=sys.stderr, flush=True)  # noqa: T201
-            exit_code = 1
-        elif is_only(error, BrokenPipeError):  # standard output was closed: `| head`
+        if is_only(error, BrokenPipeError):  # standard output was closed: `| head`
             discard_output()
-            exit_code = 0
-        else:
+            return 0
+        if not is_only(error, KeyboardInterrupt):
             raise
+        problems = ["interrupted"]
+    else:
+        return exit_code
 
-    return exit_code
+    for problem in problems:
+        print(f"pooler: {problem}", file=sys.stderr, flush=True)  # noqa: T201
+    return 1
 
 
 if __name__ == "__main__":

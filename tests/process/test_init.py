@@ -227,7 +227,6 @@ def test_models_that_generate_no_text_are_not_the_default() -> None:
     ("path", "option"),
     [
         ("pools.json", ""),
-        ("./pools.json", ""),
         ("a/pools.json", " --config a/pools.json"),
         ("my pools.json", " --config 'my pools.json'"),
     ],
