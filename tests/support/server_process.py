@@ -256,10 +256,12 @@ async def started(
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, config: object) -> AsyncIterator[ServerProcess]:
+async def serving(
+    folder: Path, config: object, env: dict[str, str] | None = None
+) -> AsyncIterator[ServerProcess]:
     """`pooler serve`, listening; if the test has not ended it, SIGTERM must, and well."""
     write_config(folder, config)
-    async with started("serve", cwd=folder) as process:
+    async with started("serve", env=env, cwd=folder) as process:
         pooler = ServerProcess(process)
         pooler.address = (await pooler.wait_line("listening"))["address"]
         yield pooler
