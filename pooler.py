@@ -475,6 +475,7 @@ LOG_GATHER_SECONDS: Final = 0.02  # how long a line waits for others to be writt
 LOG_BATCH_LINES: Final = 100  # written at once
 LOG_WRITE_BYTES: Final = 4 * KIB  # in one step, so that a slow reader's progress is seen
 LOG_SECONDS_MAX: Final = 2.0  # at the end, without progress with the lines that are left
+HOLDER_SECONDS_MAX: Final = 1.0  # of another program that listens where this one is to
 LOG_END_SECONDS_MAX: Final = 10.0  # at the end, for all of them
 
 _DEFAULTS: Final = Limits()
@@ -19704,9 +19705,11 @@ async def open_listeners(
             if listen.is_optional and error.errno != errno.EADDRINUSE:
                 log("warning", "listen", {"problem": f"{listen.text}: {error.strerror}"})
                 continue
-            is_taken = error.errno == errno.EADDRINUSE
-            usual = "set another one in listen" if is_taken else "check listen in pools.json"
-            problem = f"listen: {listen.text}: {error.strerror or error}; {advice or usual}"
+            cause = error.strerror or str(error)
+            remedy = _LISTEN_ADVICE.get(error.errno, "check listen in pools.json")
+            if error.errno == errno.EADDRINUSE:
+                cause += f" by {await _holder_of(listen, config.base_path)}"
+            problem = f"listen: {listen.text}: {cause}; {advice or remedy}"
             break
 
     if problem:
@@ -19714,6 +19717,33 @@ async def open_listeners(
             await listener.aclose()
         raise ConfigRefused([problem])
     return opened
+
+
+_LISTEN_ADVICE: Final[Mapping[int | None, str]] = {
+    errno.EADDRINUSE: "stop it, or set another address in listen",
+    errno.EACCES: "use a port from 1024 on, or a socket in a folder of this user",
+    errno.EADDRNOTAVAIL: "use an address of this machine, or 0.0.0.0 for all of them",
+    errno.ENOENT: "create the folder of the socket",
+}
+
+
+async def _holder_of(listen: Listen, base_path: str) -> str:
+    """Who has an address that is in use: another pooler, if it responds like one."""
+
+    async def dial_there(*_: object) -> trio.SocketStream:
+        """A connection to whoever listens there.  Raises: OSError."""
+        if listen.unix_path is not None:
+            return await trio.open_unix_socket(listen.unix_path)
+        return await trio.open_tcp_stream(listen.host, listen.port)
+
+    url = BaseUrl(False, listen.host or "localhost", listen.port, base_path)
+    head = request_head(url, "/healthz", None, [], b"")
+    body = b""
+    with contextlib.suppress(*TRANSPORT_ERRORS), trio.move_on_after(HOLDER_SECONDS_MAX):
+        _, body = await ask_once(dial_there, url, None, head, proxy=None, bytes_max=KIB)
+    if try_load_object(body).get("status") in {"ok", "draining"}:
+        return "another codex-pooler"
+    return "another program (`ss -ltnp` or `lsof -i` names it)"
 
 
 async def _open_listener(listen: Listen) -> list[trio.SocketListener]:
@@ -19769,7 +19799,12 @@ def load(
     try:
         raw = read_file(path, CONFIG_BYTES_MAX + 1)
     except OSError as error:
-        raise ConfigRefused([f"{path}: {error.strerror}; start from pools.json.example"]) from None
+        remedy = "name a file with --config"
+        if isinstance(error, FileNotFoundError):
+            remedy = f"write it with `pooler init`, or {remedy}"
+        elif isinstance(error, PermissionError):
+            remedy = "run the pooler as its owner, or make this user the owner"
+        raise ConfigRefused([f"{path}: {error.strerror}; {remedy}"]) from None
     if len(raw) > CONFIG_BYTES_MAX:
         raise ConfigRefused([f"{path}: larger than {CONFIG_BYTES_MAX} bytes"])
 

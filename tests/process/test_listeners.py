@@ -62,3 +62,36 @@ async def test_a_link_in_the_place_of_a_unix_socket_stays(short_folder: Path) ->
     with pytest.raises(pooler.ConfigRefused):
         await pooler.open_listeners(config, pooler.print_log)
     assert path.is_symlink()
+
+
+def unavailable(listen: pooler.Listen) -> str:
+    config = dataclasses.replace(make_config(describe("a")), listen=(listen,))
+    with pytest.raises(pooler.ConfigRefused) as refused:
+        trio.run(pooler.open_listeners, config, pooler.print_log)
+    return str(refused.value.problems[0])
+
+
+def test_a_socket_that_cannot_be_opened_says_what_helps(short_folder: Path) -> None:
+    path = str(short_folder / "nowhere" / "s")
+    assert "create the folder" in unavailable(pooler.Listen(f"unix:{path}", unix_path=path))
+    elsewhere = ELSEWHERE._replace(is_optional=False, host="192.0.2.1", text="192.0.2.1:0")
+    assert "use an address of this machine" in unavailable(elsewhere)
+
+
+def test_a_unix_socket_in_use_is_another_programs(short_folder: Path) -> None:
+    path = str(short_folder / "s")
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(path)
+        taken.listen()
+        problem = unavailable(pooler.Listen(f"unix:{path}", unix_path=path))
+    assert "by another program" in problem
+
+
+def test_a_holder_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooler, "HOLDER_SECONDS_MAX", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        problem = unavailable(pooler.Listen(f"127.0.0.1:{port}", "127.0.0.1", port))
+    assert problem.startswith(
+        f"listen: 127.0.0.1:{port}: Address already in use by another program"
+    )

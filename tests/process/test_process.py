@@ -20,7 +20,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -164,7 +164,7 @@ def test_the_version_is_printed() -> None:
 def test_a_missing_configuration_says_where_to_start(arguments: list[str], tmp_path: Path) -> None:
     done = run_pooler(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "pools.json.example" in done.stderr
+    assert "write it with `pooler init`" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -178,8 +178,40 @@ def test_a_port_in_use_is_named(command: str, tmp_path: Path) -> None:
         done = run_pooler(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert f"127.0.0.1:{port}" in done.stderr
-    hint = "use --port 0 for a free port" if command == "demo" else "set another one in listen"
-    assert done.stderr.endswith(f": {os.strerror(errno.EADDRINUSE)}; {hint}\n")
+    hint = (
+        "use --port 0 for a free port" if command == "demo" else "stop it, or set another address"
+    )
+    assert f": {os.strerror(errno.EADDRINUSE)} by another program (" in done.stderr
+    assert f"); {hint}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+async def test_another_pooler_on_the_port_is_recognized(tmp_path: Path) -> None:
+    async with serving(tmp_path, describe_server(None)) as first:
+        second = tmp_path / "second"
+        second.mkdir()
+        write_config(second, describe_server(None, listen=first.address))
+        done = await trio.to_thread.run_sync(lambda: run_pooler(cwd=second))
+    assert done.returncode == 1
+    assert "by another codex-pooler; stop it, or set another address in listen\n" in done.stderr
+
+
+UNREADABLE: Final[dict[str, Callable[[Path], object]]] = {
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a loop": lambda path: path.symlink_to(path),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_what_is_no_readable_file_is_one_line(case: str, tmp_path: Path) -> None:
+    UNREADABLE[case](tmp_path / "pools.json")
+    done = run_pooler(cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "name a file with --config" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 ################################################################

@@ -6,7 +6,6 @@ parsed, every configuration accepted, every command known, every default and err
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
