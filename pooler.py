@@ -19709,6 +19709,7 @@ async def open_listeners(
             remedy = _LISTEN_ADVICE.get(error.errno, "check listen in pools.json")
             if error.errno == errno.EADDRINUSE:
                 cause += f" by {await _holder_of(listen, config.base_path)}"
+
             problem = f"listen: {listen.text}: {cause}; {advice or remedy}"
             break
 
