@@ -466,6 +466,7 @@ NOTICE_LINES_MAX: Final = 20  # changes that one notice describes
 NOTICE_GATHER_SECONDS: Final = 2.0  # what breaks together is told together
 NOTICE_PAUSE_SECONDS: Final = 30.0  # between two notices: services for them count
 NOTICE_SECONDS_MAX: Final = 15.0  # for one; more than for its connection, whose end is told apart
+ASKED_AT_ONCE_MAX: Final = 8  # accounts, by `pooler check --ask`
 STATUS_SECONDS: Final = 2.0  # between two looks of `pooler status --watch`
 
 # The log.  It never waits for its reader: what finds no room is counted, and dropped.
@@ -12193,6 +12194,116 @@ def _account_line(account: JsonObject, at: datetime, is_coloured: bool) -> str:
     return line + "".join(_in_words(name, account[name], at) for name in _EVENT_ADDITIONS)
 
 
+# What `pooler check --ask` has found out, in words of our own: an upstream's could hold anything.
+
+
+class Asked(NamedTuple):
+    """What came of the request for an account's models."""
+
+    level: str  # "error" if the account cannot serve, "warning", or ""
+    text: str
+    models: Collection[str] | None = None  # that it offers, if that is known
+
+    @property
+    def line(self) -> str:
+        """What a person is shown."""
+        return f"{self.level}: {self.text}" if self.level else self.text
+
+
+_NO_LIST: Final = 'check base_url, or name its models under "models"'
+
+
+def asked_of_response(account: Account, models: Collection[str] | None) -> Asked:
+    """What a 200 means; `models`: its catalogue, or None if that cannot be read."""
+    if models is None:
+        level = "error" if account.models is None else "warning"
+        return Asked(level, f"its response is no list of models: {_NO_LIST}")
+
+    count = "1 model" if len(models) == 1 else f"{len(models)} models"
+    lacking = sorted({*(account.models or {}).values()} - {*models})
+    if lacking:
+        return Asked(
+            "warning",
+            f"answers, {count}, but does not list {shown_names(lacking)} of its models",
+            account.models,
+        )
+    return Asked("", f"answers, {count}", account.models or models)
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Names as a list for people, which is never long."""
+    shown = ", ".join(names[:MODELS_SHOWN_MAX])
+    more = len(names) - MODELS_SHOWN_MAX
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def asked_of_fault(
+    account: Account, fault: Fault, condition: Condition, login: LoginState
+) -> Asked:
+    """What a failed request means; `condition`: how the account is after it."""
+    is_unlisted = fault.effect in {Effect.LACKS_ROUTE, Effect.FORBIDDEN}
+    if is_unlisted and account.models is not None:
+        route = "no /models route" if fault.effect is Effect.LACKS_ROUTE else fault.reason
+        return Asked("", f'{route} (fine: "models" is set)')
+    if fault.effect is Effect.LACKS_ROUTE:
+        return Asked("warning", f"no /models route: {_NO_LIST}")
+    if fault.effect in LIMIT_EFFECTS:
+        return Asked("warning", f"{fault.reason}: at a limit, which ends by itself")
+
+    is_unreached = condition.status is Status.UNREACHABLE
+    reason = condition.reason if is_unreached else fault.reason
+    if not (is_unreached or reason[:1].isdecimal()):  # how far it came, for the log
+        reason = ""
+    _, message = ERRORS[fault.error.code]
+    about = _ASKED_IN_VAIN.get(fault.error.code, message)
+    return Asked(
+        "error",
+        with_advice(reason, advice_for(account, condition, login, fault.cause) or about),
+    )
+
+
+def asked_of_login(account: Account, condition: Condition, login: LoginState) -> Asked:
+    """What it means that an account has no login that can be used."""
+    return Asked("error", with_advice(condition.text, advice_for(account, condition, login, None)))
+
+
+def asked_of_pool(pool: Pool, asked: Mapping[str, Asked]) -> list[str]:
+    """Lines about a pool's models that its accounts do not list; `asked`: by account."""
+    names = [account.name for account in pool.accounts]
+    offers = {name: asked[name].models for name in names if name in asked}
+    lines: list[str] = []
+    for name, models in offers.items():
+        if lacking := _unlisted(pool, models):
+            lines.append(f"{name} does not list {lacking}")
+
+    if offers and None not in offers.values():
+        offered = set(itertools.chain.from_iterable(filter(None, offers.values())))
+        if lacking := _unlisted(pool, offered):
+            lines.append(f"warning: no account lists {lacking}")
+    return lines
+
+
+def _unlisted(pool: Pool, models: Collection[str] | None) -> str:
+    """The pool's models that are not among these, for people; "" if none, or if it is not known."""
+    return shown_names([model for _, model in _lacking(pool.models or (), models)])
+
+
+# By the code of a fault that is no condition of its account.
+_ASKED_IN_VAIN: Final = {
+    "no_usable_account": 'it may not list models; check the account, or name them under "models"',
+    "upstream_error": "its server failed, or refused the request; check base_url",
+    "upstream_invalid_response": "this does not look like its API; check base_url",
+    "upstream_unreachable": "it closed the connection without a response",
+    "upstream_timeout": f"no response within {CONNECT_SECONDS_MAX:g} s",
+}
+
+
+def with_advice(reason: str, advice: str) -> str:
+    """A reason, and the advice on it as the rest of the sentence."""
+    rest = (advice[:1].lower() + advice[1:]).removesuffix(".")
+    return ": ".join(filter(None, [reason, rest]))
+
+
 ################################################################
 # CONNECTIONS
 ################################################################
@@ -14319,11 +14430,25 @@ async def ask_once(
 
     The caller bounds the time.  Raises: TRANSPORT_ERRORS, also if the body is too large.
     """
+    head, body = await exchange_once(dial, url, tls, request, proxy=proxy, bytes_max=bytes_max)
+    return head.status, body
+
+
+async def exchange_once(
+    dial: Dial,
+    url: BaseUrl,
+    tls: ssl.SSLContext | None,
+    request: bytes,
+    *,
+    proxy: Proxy | None,
+    bytes_max: int,
+) -> tuple[ResponseHead, bytes]:
+    """As `ask_once`, with the whole head of the response."""
     connection = UpstreamConnection(await connect(dial, url, tls, proxy))
     try:
         await connection.stream.send_all(request)
         head = await connection.read_head()
-        return head.status, await connection.read_body(bytes_max)
+        return head, await connection.read_body(bytes_max)
     finally:
         with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
             await connection.close()
@@ -18308,6 +18433,16 @@ class Connections:
         self.spares.pop(connection, None)
 
 
+def catalogue_query(account: Account, version: str) -> tuple[str, Sequence[Field]]:
+    """The path, behind the account's own, and the header fields that request its models.
+
+    ChatGPT lists only what this version of Codex CLI knows (F20).
+    """
+    if not account.is_codex:
+        return "/models", ()
+    return f"/models?client_version={version}", [("version", version)]
+
+
 @dataclass(eq=False)
 class Catalogues:
     """Keeps the accounts' catalogues up to date, in the background and only when they are used."""
@@ -18364,12 +18499,7 @@ class Catalogues:
     async def fetch(self, endpoint: Endpoint) -> tuple[Mapping[str, Model] | None, str]:
         """The account's catalogue, or None; and what went wrong for the log, or ""."""
         account = endpoint.account
-        path, fields = "/models", []
-        if account.is_codex:  # which lists only what this version of Codex CLI knows
-            version = self.shared.version_for(account)
-            path = f"/models?client_version={version}"
-            fields = [("version", version)]
-
+        path, fields = catalogue_query(account, self.shared.version_for(account))
         status, body, problem = await ask_upstream(
             self.shared,
             endpoint,
@@ -20619,7 +20749,103 @@ def serve_logged(path: Path, env: Mapping[str, str], log_form: str | None = None
         return trio.run(run_serve, path, env, log, introduce)
 
 
-def check_account(account: Account, config: str) -> tuple[bool, bool]:
+async def request_models(
+    shared: Shared, endpoint: Endpoint, rejected: Credentials | None = None
+) -> tuple[ResponseHead, bytes]:
+    """What an account's upstream responds to the request for its models, as the server sends it.
+
+    A login whose token has expired is refreshed before, and one that is rejected after it; then it
+    is sent once more.  Raises: LoginNeeded, TRANSPORT_ERRORS.
+    """
+    account = endpoint.account
+    path, more = catalogue_query(account, shared.version_for(account))
+    authorization = await authorize(shared.tokens, endpoint, rejected)
+    fields = [*authorization.fields, *more]
+    request = request_head(account.base_url, path, authorization.secret, fields, b"")
+    response: tuple[ResponseHead, bytes] | None = None
+    with trio.move_on_after(CONNECT_SECONDS_MAX):
+        response = await exchange_once(
+            shared.dial,
+            account.base_url,
+            endpoint.tls,
+            request,
+            proxy=endpoint.proxy,
+            bytes_max=CATALOGUE_BYTES_MAX,
+        )
+
+    if response is None:
+        raise DeadlinePassed
+    credentials = authorization.credentials
+    if response[0].status == 401 and credentials is not None and rejected is None:
+        return await request_models(shared, endpoint, credentials)
+    return response
+
+
+async def ask_account(shared: Shared, endpoint: Endpoint) -> Asked:
+    """What came of asking an account for its models, classified as the server does it."""
+    account = endpoint.account
+    fault: Fault | None = None
+    try:
+        head, body = await request_models(shared, endpoint)
+    except LoginNeeded:
+        pass
+    except ConnectFailed as failed:
+        fault = classify_connect(failed.cause)
+    except TRANSPORT_ERRORS as error:
+        trouble = TROUBLES.get(type(error), Trouble.CLOSED)
+        fault = classify_transport(Stage.HEAD, trouble, "")
+    else:
+        if head.status == 200:
+            catalogue = read_catalogue(body, is_codex=account.is_codex)
+            return asked_of_response(account, catalogue)
+        fault = classify_response(head.status, head.headers, body, shared.unix_now())
+
+    now = trio.current_time()
+    if fault is not None:
+        shared.roster.note_fault(account, fault, "", now)
+    await shared.login_watch.look([account])
+    state = LoginState() if endpoint.login is None else shared.tokens.state_of(endpoint.login)
+    condition = condition_of(shared.roster.health_of(account), state, now)
+    if fault is None:
+        return asked_of_login(account, condition, state)
+    return asked_of_fault(account, fault, condition, state)
+
+
+async def ask_accounts(config: Config, contexts: Contexts) -> dict[str, Asked]:
+    """What came of asking the accounts that are not paused, by name; a few are asked at once."""
+    shared = Shared(config, contexts, log=lambda *_: None)
+    places = trio.CapacityLimiter(ASKED_AT_ONCE_MAX)
+    asked: dict[str, Asked] = {}
+
+    async def ask(name: str, endpoint: Endpoint) -> None:
+        async with places:
+            asked[name] = await ask_account(shared, endpoint)
+
+    async with trio.open_nursery() as nursery:  # holds: one task for each account, and refreshes
+        shared.tokens.services = nursery
+        for name, endpoint in shared.endpoints.by_name.items():
+            if not endpoint.account.paused:
+                nursery.start_soon(ask, name, endpoint)
+    return asked
+
+
+def run_interruptibly(work: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
+    """What an async function returns; Ctrl-C cancels it.  Raises: KeyboardInterrupt.
+
+    So what it has begun is ended as after any cancellation: a refresh is saved before.
+    """
+
+    async def run() -> T:
+        with trio.CancelScope() as scope:
+            token = trio.lowlevel.current_trio_token()
+            signal.signal(signal.SIGINT, lambda *_: token.run_sync_soon(scope.cancel))
+            return await work(*arguments)
+        raise KeyboardInterrupt
+
+    return trio.run(run)
+
+
+def check_account(account: Account, config: str, asked: Asked | None) -> tuple[bool, bool]:
     """Print an account's state and problems; returns whether it has an error, and can serve.
 
     The login of a ChatGPT account is read and locked, and the check includes whether it can be
@@ -20644,6 +20870,11 @@ def check_account(account: Account, config: str) -> tuple[bool, bool]:
         level = "error" if is_error else "warning"
         show(f"  {level}: {problem}")
         has_error |= is_error
+
+    if asked is not None:
+        show(f"  {asked.line}" if can_serve else "  error: not asked, as it has no login")
+        has_error |= asked.level == "error"
+        can_serve &= asked.level != "error"
     return has_error, can_serve
 
 
@@ -20655,26 +20886,40 @@ def doubts_of_state(config: Config) -> list[str]:
     return [f"state: the folder {folder} does not exist or cannot be written to"]
 
 
-def run_check(path: Path, env: Mapping[str, str]) -> int:
+def check_pool(pool: Pool, *, can_serve: bool) -> None:
+    """Print what a pool is, and whether any of its accounts can serve it."""
+    names = ", ".join(account.name for account in pool.accounts)
+    show(f"pool {pool.name}: {names}; {len(pool.keys)} key(s); {pool.routing.value}")
+    if not can_serve:
+        advice = "log in to one of its accounts, or unpause one"
+        show(f"  warning: pools.{pool.name}: no account can serve it; {advice}")
+
+
+def run_check(path: Path, env: Mapping[str, str], *, is_asking: bool = False) -> int:
     """Run `pooler check`: validate and summarize pools.json.
 
-    It prints no secrets and uses no network.  Returns the exit code: 1 if there is an error; a
-    warning is none.  Raises: ConfigRefused.
+    It prints no secrets, and uses the network only to ask the accounts.  Returns the exit code: 1
+    if there is an error; a warning is none.  Raises: ConfigRefused.
     """
-    config, _ = load(path, env)
+    config, contexts = load(path, env)
     doubts = [*config.warnings, *doubts_of_state(config), *doubts_of_modules(config)]
     for warning in doubts:
         show(f"warning: {warning}")
 
-    accounts = config.accounts.items()
-    checked = {name: check_account(account, config.source) for name, account in accounts}
+    asked: Mapping[str, Asked] = {}
+    if is_asking:
+        show("Asking the accounts for their models ...")
+        asked = run_interruptibly(ask_accounts, config, contexts)
+
+    checked = {
+        name: check_account(account, config.source, asked.get(name))
+        for name, account in config.accounts.items()
+    }
     for pool in config.pools.values():
-        names = [account.name for account in pool.accounts]
-        key_count = len(pool.keys)
-        show(f"pool {pool.name}: {', '.join(names)}; {key_count} key(s); {pool.routing.value}")
-        if not any(checked[name][1] for name in names):
-            advice = "log in to one of its accounts, or unpause one"
-            show(f"  warning: pools.{pool.name}: no account can serve it; {advice}")
+        can_serve = any(checked[account.name][1] for account in pool.accounts)
+        check_pool(pool, can_serve=can_serve)
+        for line in asked_of_pool(pool, asked):
+            show(f"  {line}")
 
     has_error = any(is_wrong for is_wrong, _ in checked.values())
     show(f"{path}: {'has problems' if has_error else 'OK'}")
@@ -21206,9 +21451,16 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "prints them once, and what goes into the configurations of OpenCode and Codex CLI.",
     ),
     "check": Command(
-        lambda options: run_check(options.config, os.environ),
+        lambda options: run_check(options.config, os.environ, is_asking=options.ask),
         "validate and summarize pools.json",
-        [_CONFIG_OPTION],
+        [
+            _CONFIG_OPTION,
+            ("--ask", {"action": "store_true", "help": "ask each account for its models"}),
+        ],
+        "Without --ask, no network is used.  With it, each account that is not paused gets one\n"
+        "request for its models; an account that cannot serve is an error (exit code 1), one at\n"
+        "a limit is not.  A ChatGPT login whose token has ended or is rejected is refreshed as\n"
+        "the server does it: under the file's lock, and saved.",
     ),
     "schema": Command(
         lambda _: run_schema(),

@@ -106,6 +106,7 @@ NURSERIES: Final = frozenset(
         "UpstreamConnection.send_rest",  # the reader of an answer that comes before its time
         "Demo.run",  # the server, and the built-in upstream
         "serve_demo_socket",  # the reader of a WebSocket
+        "ask_accounts",  # one request to each of a few accounts, and refreshes
         "serve_with_signals",  # the server, beside the wait for signals
     }
 )
