@@ -23,6 +23,8 @@ from tests.support.paths import ROOT
 from tests.support.processes import clean_env
 
 SEARCHED: Final = "/usr/local/bin:/usr/bin:/bin"
+BASE: Final = "/python"  # where this Python is in there: it may be in a home here
+FOUND: Final = {"PATH": SEARCHED, "LD_LIBRARY_PATH": f"{BASE}/lib"}
 SYSTEM: Final = ("bin", "etc", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "usr")
 FILES: Final = ("usr/local", "src", "data")  # what the image has of its own
 SETTINGS: Final = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
@@ -50,7 +52,7 @@ class Image:
     def build(self) -> None:
         for name in FILES:
             (self.root / name).mkdir(parents=True)
-        self.do_run(f"{sys.base_prefix}/bin/python3 -m venv /usr/local")  # the base image has one
+        self.do_run(f"{BASE}/bin/python3 -m venv /usr/local")  # the base image has one
         text = with_places(snippet("dockerfile"), {" 4000": f" {self.port}"})
         for name, value in instructions(text):
             getattr(self, f"do_{name.lower()}")(value)
@@ -69,7 +71,7 @@ class Image:
     def do_run(self, value: str) -> None:
         """As root, with the network, in a file system that it can change."""
         sandbox = [program("bwrap"), *self.mounts("--bind"), "--tmpfs", "/tmp"]
-        env = clean_env(PATH=SEARCHED, **SETTINGS)
+        env = clean_env(**FOUND, **SETTINGS)
         subprocess.run([*sandbox, "sh", "-c", value], check=True, env=env)
 
     def do_user(self, value: str) -> None:
@@ -103,10 +105,7 @@ class Image:
                 yield from ("--symlink", os.readlink(path), str(path))
             elif path.is_dir():
                 yield from ("--ro-bind", str(path), str(path))
-        for folder in reversed(Path(sys.base_prefix).parents[:-1]):
-            if folder.parts[1] not in SYSTEM:
-                yield from ("--perms", "0755", "--dir", str(folder))
-        yield from ("--ro-bind", sys.base_prefix, sys.base_prefix)
+        yield from ("--ro-bind", sys.base_prefix, BASE)
         yield from ("--proc", "/proc", "--dev", "/dev")
         for name in FILES:
             yield from (kind, str(self.root / name), f"/{name}")
@@ -120,7 +119,7 @@ class Image:
         assert volume[1] == self.volume == self.folder
 
         user, _, group = self.user.partition(":")
-        variables = {"PATH": SEARCHED, **env}
+        variables = {**FOUND, **env}
         return [
             program("bwrap"),
             *("--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--as-pid-1"),

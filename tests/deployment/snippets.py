@@ -22,7 +22,9 @@ PACKAGES: Final = {  # of Debian, by the program that is in them
     "haproxy": "haproxy",
     "bwrap": "bubblewrap",
     "setpriv": "util-linux",
+    "nsenter": "util-linux",
     "systemd-analyze": "systemd",
+    "systemd-nspawn": "systemd-container",
 }
 
 

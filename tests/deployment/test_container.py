@@ -24,7 +24,7 @@ import trio
 
 import pooler
 from tests.deployment.image import Image
-from tests.deployment.snippets import SECTION, free_port, snippet, with_places
+from tests.deployment.snippets import SECTION, snippet, with_places
 from tests.support.codex_backend import CodexBackend, make_auth_file
 from tests.support.server_process import (
     KEY,
@@ -40,13 +40,6 @@ from tests.support.server_process import (
 )
 
 LOGIN: Final = "data/accounts/personal.json"
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    built = Image(tmp_path_factory.mktemp("image"), free_port())
-    built.build()
-    return built
 
 
 @pytest.fixture
