@@ -1535,13 +1535,13 @@ def parse_grant(body: bytes) -> tuple[Secret, Secret] | None:
     return Secret(code), Secret(verifier)
 
 
-def new_auth_file(before: bytes, body: bytes, unix_now: float) -> bytes:
+def new_auth_file(former: bytes, body: bytes, unix_now: float) -> bytes:
     """The auth.json of a new login, as Codex CLI writes it (F49); `body` has the tokens.
 
-    Of the file that it replaces, `before`, only an API key is kept: that belongs to no login, and
+    Of the file that it replaces, `former`, only an API key is kept: that belongs to no login, and
     could not be had again.
     """
-    api_key = try_load_object(before).get("OPENAI_API_KEY")
+    api_key = try_load_object(former).get("OPENAI_API_KEY")
     fresh = {
         "auth_mode": "chatgpt",
         "OPENAI_API_KEY": api_key if isinstance(api_key, str) else None,
@@ -3716,10 +3716,11 @@ def part_for_login(name: str, raw: bytes) -> bytes:
     if not accounts:
         return raw
 
-    logins = [other for other in accounts if object_at(accounts, other).get("type") == "codex"]
-    if name not in logins:
+    codex = [other for other in accounts if object_at(accounts, other).get("type") == "codex"]
+    if name not in codex:
         problem = "is not of type codex, and needs no login" if name in accounts else "is not there"
-        raise ConfigRefused([f"accounts.{name} {problem}; {_did_you_mean(name, logins)}"])
+        hint = _did_you_mean(name, [other for other in codex if other.isprintable()])
+        raise ConfigRefused([f"accounts: {name!r} {problem}; {hint}"])
 
     part: JsonDict = {"accounts": {name: accounts[name]}}
     part["pools"] = {"login": {"accounts": [name], "keys": {}}}
@@ -12768,7 +12769,7 @@ def write_new(path: Path, raw: bytes, owner: os.stat_result | None) -> None:
 
     It gets the owner of the file that it will replace: run by root, the pooler must not lock the
     owner out of a login.  If that is the pooler's own user, no call is made: a service manager may
-    end a process for it (F104).
+    end a process for it (F107).
     """
     path.unlink(missing_ok=True)  # it may be another user's, or a link
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -14454,6 +14455,14 @@ async def exchange_once(
             await connection.close()
 
 
+def check_user(folder: Path) -> None:
+    """Raises: LoginNeeded, if a folder is another user's to write in; OSError."""
+    owner_id = folder.stat().st_uid
+    if owner_id != os.geteuid() and not os.access(folder, os.W_OK | os.X_OK):
+        owner = f"another user, whose id is {owner_id}"
+        raise LoginNeeded(f"{folder} belongs to {owner}; run this command as that user")
+
+
 def prepare_login(path: Path) -> None:
     """Make sure that a login can be saved, before a person makes it.  It blocks.
 
@@ -14462,6 +14471,7 @@ def prepare_login(path: Path) -> None:
     """
     try:
         make_folder(path.parent)
+        check_user(path.parent)
         raw = read_file(path) if path.exists() else b""
     except OSError as error:
         problem = f"{error.filename or path}: {error.strerror}; {remedy_for(error)}"

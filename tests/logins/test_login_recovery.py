@@ -387,7 +387,7 @@ def test_a_file_keeps_its_owner(tmp_path: Path) -> None:
 def test_the_owner_is_left_alone_if_it_is_our_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service manager's filter may end a process that changes owners (F104)."""
+    """A service manager's filter may end a process that changes owners (F107)."""
     changed: list[object] = []
     monkeypatch.setattr(os, "fchown", lambda *change: changed.append(change))
     path = tmp_path / "auth.json"

@@ -154,14 +154,14 @@ class Issuer:
             return played
 
         asked = self.grants.pop(str(form.get("code")), None)
-        origin = f"http://{seen.headers['host']}"
+        callback = f"://{seen.headers['host']}/deviceauth/callback"
         wanted = {
             "client_id": CLIENT_ID,
             "code_verifier": f"verifier-{asked.device_id if asked else ''}",
-            "redirect_uri": f"{origin}/deviceauth/callback",
         }
         is_form = seen.headers["content-type"] == "application/x-www-form-urlencoded"
-        if asked is None or not is_form or any(form.get(key) != wanted[key] for key in wanted):
+        is_good = is_form and form.get("redirect_uri", "").endswith(callback)
+        if asked is None or not is_good or any(form.get(key) != wanted[key] for key in wanted):
             raise Refused(Answer(400, {"error": "invalid_grant"}))
         await wire.answer(Answer(200, self.issue(asked)))
         return True
