@@ -21524,7 +21524,73 @@ COMMANDS: Final[Mapping[str, Command]] = {
         ],
         f"Set {OPERATOR_VARIABLE} to an operator's token.",
     ),
+    "completion": Command(
+        lambda options: run_completion(options.shell),
+        "print what makes a shell complete commands",
+        [("shell", {"choices": ["bash", "zsh", "fish"], "help": "the shell: %(choices)s"})],
+        'In ~/.bashrc, or with zsh in ~/.zshrc:  eval "$(pooler completion bash)"\n'
+        "In ~/.config/fish/config.fish:          pooler completion fish | source",
+    ),
 }
+
+
+# What nothing in it completes is the name of a file.
+_BASH_COMPLETION: Final = """\
+_pooler() {
+    local offered='help %(commands)s'
+    if ((COMP_CWORD > 1)); then
+        case ${COMP_WORDS[1]} in
+            help) offered='%(commands)s' ;;
+%(cases)s
+            *) offered='' ;;
+        esac
+    fi
+    COMPREPLY=($(compgen -W "$offered" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -o default -F _pooler pooler codex-pooler"""
+_ZSH_LOADING: Final = """\
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
+autoload -Uz bashcompinit && bashcompinit"""
+
+
+def run_completion(shell: str) -> int:
+    """Run `pooler completion`: print what makes a shell complete commands, options and values."""
+    if shell == "fish":
+        show(*_fish_lines())
+        return 0
+
+    cases = []
+    for name, command in COMMANDS.items():
+        words = ["--help"]
+        for option, settings in command.options:
+            words += [option] if option.startswith("-") else []
+            words += settings.get("choices", ())
+        cases.append(f"            {name}) offered='{' '.join(words)}' ;;")
+
+    if shell == "zsh":  # it runs what is made for bash
+        show(_ZSH_LOADING)
+    show(_BASH_COMPLETION % {"commands": " ".join(COMMANDS), "cases": "\n".join(cases)})
+    return 0
+
+
+def _fish_lines() -> Iterator[str]:
+    """The lines of fish's completion, one for each command and each option."""
+    yield "complete -c codex-pooler -w pooler"
+    yield "complete -c pooler -f -n __fish_use_subcommand -a help -d 'explain a command'"
+    for name, command in COMMANDS.items():
+        about = shlex.quote(command.about)
+        yield f"complete -c pooler -f -n __fish_use_subcommand -a {name} -d {about}"
+
+        for option, settings in command.options:
+            line = f"complete -c pooler -n '__fish_seen_subcommand_from {name}'"
+            line += f" -d {shlex.quote(settings['help'] % settings)}"
+            if option.startswith("-"):
+                line += f" -l {option.removeprefix('--')}"
+            if "choices" in settings:
+                line += f" -x -a '{' '.join(settings['choices'])}'"
+            elif settings.get("action") != "store_true":
+                line += " -r"
+            yield line
 
 
 def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
