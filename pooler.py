@@ -14554,7 +14554,8 @@ class DeviceLogin:
             f"    {code.user_code}",
             "",
             "Never enter a code that somebody has sent you: it would log them in as you.",
-            f"If the page refuses codes, {_ENABLE}; start again.",
+            "If the page refuses codes:",
+            f"{_ENABLE}; then start again.",
             "",
             "Waiting; Ctrl-C to give up.",
         )
