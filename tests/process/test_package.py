@@ -35,6 +35,7 @@ from trove_classifiers import classifiers
 import pooler
 from tests.process.test_tidy import repository_files
 from tests.support.paths import ROOT
+from tests.support.server_process import write_config
 
 PYPROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT: Final = PYPROJECT["project"]
@@ -170,6 +171,11 @@ def test_the_bounds_are_those_of_the_tested_versions(text: str) -> None:
 # HOW TO ADD MCP
 ################################################################
 
+CONFIG: Final = {
+    "accounts": {"platform": {"type": "openai", "api_key": "sk-0123456789abcdef"}},
+    "pools": {"home": {"accounts": ["platform"], "keys": {"laptop": f"sha256:{'1a' * 32}"}}},
+    "operators": {"me": f"sha256:{'2b' * 32}"},
+}
 PACKAGE: Final = "'mcp>=2.3,<3'"
 ORIGIN: Final = "lib/python3.12/site-packages/codex_pooler-0.1.0.dist-info/direct_url.json"
 FOLDER: Final = json.dumps({"url": "file:///src/the%20pooler", "dir_info": {}})
@@ -239,15 +245,32 @@ def test_an_environment_of_no_installer_gets_the_package_from_pip_or_uv(
     assert pooler.mcp_command() == command
 
 
+@pytest.mark.parametrize(
+    ("lacking", "problem"),
+    [
+        ("mcp", f"/mcp needs the package mcp: {pooler.mcp_command()}"),
+        ("mcp_server", "/admin, /metrics and /mcp need mcp_server.py next to pooler.py"),
+        ("", None),
+    ],
+)
+def test_check_says_what_operators_lack(
+    lacking: str,
+    problem: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write_config(tmp_path, CONFIG)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != lacking or None)
+    assert pooler.main(["check", "--config", str(path)]) == 0
+    warning = f"warning: operators: {problem}\n" if problem else "account platform: "
+    assert capsys.readouterr().out.startswith(warning)
+
+
 ################################################################
 # ARCHIVES AND INSTALLATIONS
 ################################################################
 
-CONFIG: Final = {
-    "accounts": {"platform": {"type": "openai", "api_key": "sk-0123456789abcdef"}},
-    "pools": {"home": {"accounts": ["platform"], "keys": {"laptop": f"sha256:{'1a' * 32}"}}},
-    "operators": {"me": f"sha256:{'2b' * 32}"},
-}
 INSTALLERS: Final = ("pip", "pipx", "uv pip", "uv tool", "uvx", "uv run")
 
 
@@ -334,8 +357,7 @@ def test_the_wheel_has_the_program_and_nothing_else(unpacked: Path, tmp_path: Pa
 def test_each_installation_runs_and_says_how_to_add_mcp(
     installer: str, unpacked: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "pools.json").write_text(json.dumps(CONFIG))
-    (tmp_path / "pools.json").chmod(0o600)
+    write_config(tmp_path, CONFIG)
     command = install(installer, unpacked, tmp_path)
     assert "Hello!" in run(tmp_path, *command, "demo", "--once", "--port", "0")
     other = [word.replace("bin/pooler", "bin/codex-pooler") for word in command]

@@ -43,4 +43,7 @@ ROWS: Rows = (
      "StatusCommand.show", "query += f'&columns={size.columns}&rows={size.lines - 1}'",
      "query += '&columns=90&rows=29'",
      "status::the_server_is_told_the_size_of_the_terminal_and_its_changes"),
+    ("unadvised", "`check` says what operators lack.",
+     "run_check", "doubts_of_modules(config)", "[]",
+     "package::check_says_what_operators_lack"),
 )

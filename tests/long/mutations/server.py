@@ -164,4 +164,11 @@ ROWS: Rows = (
      "    await self.save()"),
      "pass",
      "restarts::counts_limits_quota_and_sessions_outlive_a_restart"),
+    ("escaped_folder", "The advice about MCP names the folder as a shell takes it.",
+     "installed_from", "unquote(str(origin.get('url', 'codex-pooler')).removeprefix('file://'))",
+     "str(origin.get('url', 'codex-pooler')).removeprefix('file://')",
+     "package::each_installer_is_recognized_by_what_it_leaves"),
+    ("cached_environment_changed", "The environment of `uv run` is not to be changed.",
+     "mcp_command", "prefix.parent.name.startswith('environments-v')", "False",
+     "package::each_installer_is_recognized_by_what_it_leaves"),
 )
