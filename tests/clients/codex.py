@@ -48,8 +48,10 @@ COMPACTING: Final = "model_auto_compact_token_limit = 5000"
 class Backend:
     """`python -m tests.support.codex_backend`, and its outside control."""
 
+    module = "tests.support.codex_backend"
+
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.support.codex_backend"]
+        command = [sys.executable, "-m", self.module]
         self.process = Running(*command, env=clean_env(), cwd=ROOT)
         self.origin = self.process.wait_line(r"listening on (http://\S+)")
         self.base_url = f"{self.origin}{PREFIX}"
