@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import jsonschema  # type: ignore[import-untyped] # it has no types
 import pytest
 
 import pooler
@@ -165,6 +166,7 @@ def written(plan: SetupPlan) -> Any:  # noqa: ANN401 (JSON)
     env = dict.fromkeys(plan.openai.values(), "sk-0123456789-abcdef")
     config = pooler.parse_config(text.encode(), env, str)
     assert (config.warnings, pooler.doubts_of(config, time.time())) == ((), [])
+    jsonschema.validate(json.loads(text), pooler.config_schema())
     return json.loads(text)
 
 
