@@ -20065,6 +20065,7 @@ def _is_read_by_others(state: os.stat_result) -> bool:
 #   login     run_login
 #   schema    run_schema
 #   status    run_status
+#   completion  run_completion
 #
 # Exit codes: 0 for success; 1 for a refusal, with one line for each problem on standard error; 2
 # for wrong usage.  What a person has asked for goes to standard output, the server's log to
@@ -21422,6 +21423,7 @@ class Command(NamedTuple):
 
     run: Callable[[argparse.Namespace], int]  # returns the exit code; raises ConfigRefused
     about: str  # for the list of commands
+    example: str  # a command line; more of them are lines of their own
     options: Sequence[tuple[str, Mapping[str, Any]]] = ()  # as `add_argument` takes them
     note: str = ""  # what else its help says, below the options
 
@@ -21439,15 +21441,44 @@ _LOG_OPTION: Final = (
     },
 )
 
+_SERVE_NOTE: Final = f"""\
+signals:
+  SIGINT (Ctrl-C), SIGTERM  end when the requests in progress have ended, after 30 s in any case
+                            (limits.drain_seconds_max); a second one ends at once
+  SIGHUP                    read pools.json again; a broken one changes nothing.  If the window of
+                            the server's terminal was closed: end
+
+environment:
+  the variables that pools.json names as {{env:NAME}}, as they are at the start
+  {REFRESH_URL_VARIABLE}  where logins are refreshed, as for Codex CLI
+  NO_COLOR, TERM=dumb       no colours
+
+exit codes:
+  0  it was stopped
+  1  pools.json was refused, or an address cannot be opened"""
+_PROGRAM_NOTE: Final = """\
+first steps:
+  pooler demo              a sandbox, which needs no account
+  pooler init              write pools.json
+  pooler login ACCOUNT     for each ChatGPT account
+  pooler check --ask       is all well?
+  pooler                   serve, until Ctrl-C
+
+`pooler help COMMAND` explains a command.
+Exit codes: 0 success; 1 refused, with a line for each problem; 2 wrong usage."""
+
 COMMANDS: Final[Mapping[str, Command]] = {
     "serve": Command(
         lambda options: serve_logged(options.config, dict(os.environ), options.log),
         "run the server (default)",
+        "pooler serve --config /etc/codex-pooler/pools.json",
         [_CONFIG_OPTION, _LOG_OPTION],
+        _SERVE_NOTE,
     ),
     "init": Command(
         run_init,
         "write a first pools.json",
+        "pooler init --chatgpt personal second --local llama=http://127.0.0.1:8080/v1",
         [
             *(
                 (
@@ -21464,6 +21495,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "check": Command(
         lambda options: run_check(options.config, os.environ, is_asking=options.ask),
         "validate and summarize pools.json",
+        "pooler check --ask",
         [
             _CONFIG_OPTION,
             ("--ask", {"action": "store_true", "help": "ask each account for its models"}),
@@ -21476,12 +21508,13 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "schema": Command(
         lambda _: run_schema(),
         "print the JSON Schema of pools.json",
-        note="For editors: run `pooler schema > pools.schema.json`, and begin pools.json with\n"
-        '{"$schema": "./pools.schema.json", ...',
+        "pooler schema > pools.schema.json",
+        note='For editors: begin pools.json with {"$schema": "./pools.schema.json", ...',
     ),
     "demo": Command(
         run_demo,
         "run a demo that needs no account",
+        "pooler demo --port 0",
         [
             ("--once", {"action": "store_true", "help": "exit after the first response"}),
             (
@@ -21497,11 +21530,13 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "key": Command(
         lambda options: run_key(options.operator),
         "generate a pool key",
+        "pooler key --operator",
         [("--operator", {"action": "store_true", "help": "generate an operator token instead"})],
     ),
     "login": Command(
         lambda options: run_login(options.account, options.config, os.environ),
         "log a ChatGPT account in",
+        "pooler login personal",
         [
             ("account", {"help": "its name in pools.json"}),
             _CONFIG_OPTION,
@@ -21511,6 +21546,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "status": Command(
         run_status,
         "show a running server's status",
+        "pooler status --watch",
         [
             (
                 "--url",
@@ -21528,9 +21564,10 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "completion": Command(
         lambda options: run_completion(options.shell),
         "print what makes a shell complete commands",
+        "pooler completion fish > ~/.config/fish/completions/pooler.fish",
         [("shell", {"choices": ["bash", "zsh", "fish"], "help": "the shell: %(choices)s"})],
-        'In ~/.bashrc, or with zsh in ~/.zshrc:  eval "$(pooler completion bash)"\n'
-        "In ~/.config/fish/config.fish:          pooler completion fish | source",
+        'bash: put into ~/.bashrc  eval "$(pooler completion bash)"\n'
+        'zsh:  put into ~/.zshrc   eval "$(pooler completion zsh)"',
     ),
 }
 
@@ -21597,9 +21634,15 @@ def _fish_lines() -> Iterator[str]:
 def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
     """The parser of the command line, and that of each command, made from COMMANDS."""
     about = "Pools AI accounts behind one OpenAI-compatible address."
-    parser = argparse.ArgumentParser(prog="pooler", description=about)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="pooler",
+        description=about,
+        epilog=_PROGRAM_NOTE,
+        formatter_class=raw,
+    )
     parser.add_argument("--version", action="version", version=f"codex-pooler {VERSION}")
-    commands = parser.add_subparsers(metavar="command", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     parsers = {}
     for name, command in COMMANDS.items():
@@ -21607,8 +21650,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
             name,
             help=command.about,
             description=f"{command.about[:1].upper()}{command.about[1:]}.",
-            epilog=command.note,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"example:\n  {command.example}\n\n{command.note}",
+            formatter_class=raw,
         )
         parsers[name].set_defaults(run=command.run)
         for option, settings in command.options:

@@ -5,6 +5,8 @@ Method: the arguments are parsed in this process, as `main` does it; nothing is 
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 import pooler
@@ -74,3 +76,23 @@ def test_ctrl_c_is_one_word(
     monkeypatch.setitem(pooler.COMMANDS, "check", command)
     assert pooler.main(["check"]) == 1
     assert capsys.readouterr() == ("", "pooler: interrupted\n")
+
+
+@pytest.mark.parametrize("name", pooler.COMMANDS)
+def test_each_commands_example_is_right(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example = pooler.COMMANDS[name].example
+    program, *arguments = shlex.split(example.partition(" >")[0])
+    assert (program, arguments[0]) == ("pooler", name)
+    assert pooler.parse_arguments(arguments).run is pooler.COMMANDS[name].run
+    _, words = words_of(capsys, "help", name)
+    assert f"example:\n  {example}\n" in words
+    assert max(map(len, words.splitlines())) <= 100
+
+
+def test_signals_variables_and_exit_codes_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    _, words = words_of(capsys, "help", "serve")
+    for word in ("SIGTERM", "SIGHUP", "CODEX_REFRESH_TOKEN_URL_OVERRIDE", "NO_COLOR", "exit codes"):
+        assert word in words
+    _, words = words_of(capsys, "help")
+    assert "Exit codes: 0" in words
+    assert "pooler init" in words
