@@ -20695,8 +20695,10 @@ async def run_serve(
 
     `introduce` is called once, before anything is accepted.  Raises: ConfigRefused, before that.
     """
-    # Before `serve_with_signals` has its handler, SIGHUP would end the process.
+    # Before `serve_with_signals` has its handlers, SIGHUP would end the process; and SIGTERM would
+    # not, if it is the first of a container (F108).  There is nothing to drain yet.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     descriptors_max = raise_descriptor_limit()
     config, contexts = load(path, env)
     for warning in config.warnings:

@@ -39,6 +39,7 @@ from tests.support.server_process import (
     status_of,
 )
 
+KEY_COUNT: Final = 20_000  # they take a while to read
 LOGIN: Final = "data/accounts/personal.json"
 
 
@@ -86,29 +87,46 @@ class Container:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    async def wait_begun(self) -> None:
+        """Until it ignores SIGHUP, as it does before it reads pools.json."""
+        status = trio.Path(f"/proc/{self.pid}/status")
+        while not re.search(r"^SigIgn:\s*\w+[13579bdf]$", await status.read_text(), re.MULTILINE):
+            with trio.move_on_after(0.005):
+                await self.server.process.wait()
+            assert self.server.process.returncode is None
+
     async def stop(self) -> int:
         self.signal(signal.SIGTERM)
         return await self.server.wait_exit()
 
 
 @contextlib.asynccontextmanager
-async def contained(image: Image, folder: Path, **env: str) -> AsyncIterator[Container]:
-    """The image's entry point with its own arguments, listening."""
+async def begun(image: Image, folder: Path, **env: str) -> AsyncIterator[Container]:
+    """The image's entry point with its own arguments, as the first process."""
     line = image.command(*image.entrypoint, *image.arguments, folder=folder, env=env)
     process = await trio.lowlevel.open_process(
         line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    server = ServerProcess(process)
     try:
         with trio.fail_after(SECONDS_MAX):
-            server.address = (await server.wait_line("listening"))["address"]
             children = trio.Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            yield Container(server, int(await children.read_text()))
+            while not (pid := await children.read_text()):
+                pass
+            yield Container(ServerProcess(process), int(pid))
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         with trio.CancelScope(shield=True):
             await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def contained(image: Image, folder: Path, **env: str) -> AsyncIterator[Container]:
+    """The same, listening."""
+    async with begun(image, folder, **env) as container:
+        server = container.server
+        server.address = (await server.wait_line("listening"))["address"]
+        yield container
 
 
 ################################################################
@@ -199,6 +217,19 @@ async def test_a_login_is_refreshed_in_the_mounted_folder(image: Image, folder: 
         assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
         assert len(backend.asked("/oauth/token")) == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_a_stop_during_the_start_is_not_lost(image: Image, folder: Path) -> None:
+    """A signal that the first process of a container does not handle does nothing."""
+    keys = {f"key-{number}": f"key-of-somebody-{number:09}" for number in range(KEY_COUNT)}
+    pool = {"accounts": ["api"], "keys": keys}
+    account = {"type": "openai", "api_key": "sk-of-the-test-0123456789"}
+    write_pools(image, folder, {"api": account}, pools={"home": pool})
+    async with begun(image, folder) as container:
+        await container.wait_begun()
+        container.signal(signal.SIGTERM)
+        assert await container.server.wait_exit() == 0
+    assert container.server.lines == []
 
 
 @pytest.mark.parametrize(

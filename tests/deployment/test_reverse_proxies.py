@@ -193,7 +193,7 @@ def test_no_proxy_ends_what_the_pooler_still_waits_for() -> None:
 
 
 ################################################################
-# A CLIENT THAT LEAVES
+# A CLIENT THAT LEAVES (F109)
 ################################################################
 
 
