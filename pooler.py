@@ -9557,6 +9557,7 @@ class LoginState(NamedTuple):
     advice: str = ""  # what to do about that
     retry_at: float = math.inf  # monotonic: when a refresh is tried again
     is_stuck: bool = False  # its token is not valid, and could not be refreshed the last time
+    command: str = ""  # the one that logs in
 
 
 class Condition(NamedTuple):
@@ -9650,7 +9651,7 @@ def advice_for(
     `cause`: why no connection was established the last time.
     """
     if condition.status is Status.REFUSED:
-        return login.advice or _advice_on_key(account, condition.reason)
+        return login.advice or _advice_on_key(account, condition.reason, login.command)
     if condition.status is Status.AT_LIMIT:
         return "Nothing: it comes back by itself. After buying credits, reload (SIGHUP)."
     if condition.status is Status.UNREACHABLE and login.login in {None, "ok"} and cause is not None:
@@ -9659,13 +9660,13 @@ def advice_for(
     return login.advice if condition.status in {Status.NO_LOGIN, Status.FAILING} else ""
 
 
-def _advice_on_key(account: Account, reason: str) -> str:
-    """What to do about an account whose upstream refuses it."""
+def _advice_on_key(account: Account, reason: str, login_again: str) -> str:
+    """What to do about an account whose upstream refuses it; `login_again` is a command."""
     status, _, _ = reason.partition(" ")
     if status == "402":
         return "Check the account's plan and billing with its provider, then reload (SIGHUP)."
     if account.is_codex:
-        return "Check the account's plan with its provider, or log in again."
+        return f"Check the account's plan with its provider, or log in again: {login_again}"
     if account.source == "env":
         return f"Put a valid key into {account.reference} and restart."
     if account.source == "file":
@@ -14062,9 +14063,14 @@ class Login:
         return is_refresh_due(credentials, unix_now - self.clock_lead, margin_seconds)
 
     @property
+    def command(self) -> str:
+        """The command that creates the file."""
+        return login_command(self.name, self.config)
+
+    @property
     def advice(self) -> str:
         """How to create the file."""
-        return f"log in with: {login_command(self.name, self.config)}"
+        return f"log in with: {self.command}"
 
     @property
     def problem_and_advice(self) -> tuple[str, str]:
@@ -14170,6 +14176,7 @@ class Tokens:
             advice,
             login.retry_at,
             is_stuck=bool(problem) and not login.is_valid(current, self.unix_now()),
+            command=login.command,
         )
 
     async def credentials(self, login: Login, rejected: Credentials | None = None) -> Credentials:

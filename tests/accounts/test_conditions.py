@@ -287,6 +287,14 @@ def test_the_advice_names_where_the_key_is_from(source: str, reference: str, adv
     assert advice_for(account, condition, LoginState(), None) == advice
 
 
+def test_the_advice_for_a_chatgpt_account_that_is_refused_has_the_command(tmp_path: Path) -> None:
+    account = make_config(codex_described(tmp_path, "a")).accounts["a"]
+    condition = Condition(Status.REFUSED, "403 x")
+    login = LoginState(command="pooler login a")
+    words = "Check the account's plan with its provider, or log in again: pooler login a"
+    assert advice_for(account, condition, login, None) == words
+
+
 async def test_the_advice_for_a_refused_key_is_shown(autojump_clock: MockClock) -> None:
     async with opened_world(describe("a")) as world:
         world.upstreams["a"].always = error_response(401, "invalid_api_key")

@@ -21,6 +21,7 @@ from typing import Any, Final
 import pytest
 import trio
 
+import pooler
 from tests.support.codex_backend import CodexBackend, make_auth_file
 from tests.support.device_logins import CODE_PATH, TOKEN_PATH, Asked, DevicePlay, Issuer, approving
 from tests.support.outbound_proxies import Gate
@@ -343,6 +344,55 @@ async def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_ask
         assert done.stderr.decode().startswith(words)
         assert len(done.stderr.splitlines()) == 1
         assert stage.issuer.backend.seen == []
+
+
+async def test_another_pools_json_has_its_logins_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "it's my pool"
+    folder.mkdir()
+    async with opened_stage(folder) as stage:
+        stage.issuer.on_poll = approving("acct-1")
+        config = f"{folder.name}/pools.json"
+        async with started("login", "one", "--config", config, cwd=tmp_path, env=stage.env) as run:
+            assert await run.wait() == 0
+        assert stage.left == ["one.json", "one.json.lock"]
+
+        (stage.path).unlink()
+        told = run_pooler("check", "--config", config, cwd=tmp_path, **stage.env).stdout
+        command = "log in with: pooler login one --config 'it'\"'\"'s my pool/pools.json'"
+        assert f"it's my pool/accounts/one.json does not exist; {command}" in told
+
+
+def test_root_leaves_what_it_makes_to_the_owner_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the service, which runs as that user, could not read its login."""
+    given: list[tuple[str, int]] = []
+    plain_stat = os.stat
+
+    def of_service(path: Any, **options: Any) -> os.stat_result:  # noqa: ANN401 (as os.stat)
+        found = plain_stat(path, **options)
+        is_there = Path(path) == tmp_path or given  # folders that were made follow their owner
+        return os.stat_result((*found[:4], 1234 if is_there else 0, *found[5:]))
+
+    def give(path: Path, user: int, _group: int, **_: bool) -> None:
+        given.append((path.name, user))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "stat", of_service)
+
+    def of_root(descriptor: int) -> os.stat_result:
+        found = plain_fstat(descriptor)
+        return os.stat_result((*found[:4], 0, *found[5:]))
+
+    plain_fstat = os.fstat
+    monkeypatch.setattr(os, "fstat", of_root)
+    monkeypatch.setattr(os, "chown", give)
+    monkeypatch.setattr(os, "fchown", lambda _fd, user, _group: given.append(("", user)))
+    path = tmp_path / "accounts" / "of-mine" / "one.json"
+    pooler.prepare_login(path)
+    assert given[:2] == [("accounts", 1234), ("of-mine", 1234)]
+    pooler.save_over(path, b"{}", None)
+    assert given[-1] == ("", 1234)
 
 
 ################################################################
