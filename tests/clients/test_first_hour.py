@@ -3,7 +3,7 @@
 Method: the commands as they stand in the README, as processes in an empty folder, with an API key
 and a local server added to the first; a person, played by the test, enters each login's code.  What
 `init` has printed is then pasted into OpenCode and Codex CLI.  In pools.json only the addresses of
-the upstreams are changed, which cannot be reached from a test.
+the upstreams are changed, which cannot be reached from a test, and the local server has a key.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class FirstHour:
         return running.output
 
     def turn_to_fakes(self) -> None:
-        """Change the addresses in pools.json, and nothing else."""
+        """Change what a test must in pools.json: addresses, and the key of the local server."""
         path = self.folder / "pools.json"
         config = json.loads(path.read_text())
         config["listen"] = "127.0.0.1:0"
@@ -104,6 +104,7 @@ class FirstHour:
             if account["type"] == "codex":
                 account["base_url"] = f"{self.issuer.origin}{PREFIX}"
         config["accounts"]["platform"]["base_url"] = self.platform.base_url
+        config["accounts"]["llama"]["api_key"] = API_KEYS["second"]
         path.write_text(json.dumps(config))
 
 
