@@ -109,6 +109,7 @@ import ssl
 import stat
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import traceback
@@ -549,57 +550,110 @@ class Budget:
 INVALID: Final = "invalid_request_error"
 SERVER: Final = "server_error"
 
-# The status and the message of each code.  The type of an error is INVALID if its status is 4xx,
-# and SERVER if it is 5xx; only limits have types of their own.
+# The status and the message of each code, and for the reference when it occurs or what to do then.
+# The type of an error is INVALID if its status is 4xx, and SERVER if it is 5xx; only limits have
+# types of their own.
 #
 # Statuses are chosen by what clients do with them.  OpenCode repeats a request after a 404, and
 # gives up after a 400 (F68, F69): so a model that a key may not use is a 400.  503 means that the
 # same request may succeed later, 502 that the upstream failed with it.
 # fmt: off
-ERRORS: Final[Mapping[str, tuple[int, str]]] = {
-    "bad_request": (400, "The request is not well-formed HTTP."),
-    "expectation_failed": (417, "Only Expect: 100-continue is supported."),
-    "head_too_large": (431, "The request head is too large."),
-    "host_not_allowed": (403, "This Host is not allowed."),
-    "internal_error": (500, "The pooler failed; its log has the cause under this request's id."),
-    "invalid_api_key": (401, "A valid pool key is required as Authorization: Bearer."),
-    "invalid_json": (400, "The request body is not valid JSON."),
-    "invalid_value": (400, "A field of the request has an invalid value."),
-    "key_limit_reached": (429, "This pool key has reached a limit of its own."),
-    "operators_not_installed": (501, "This server has no mcp_server.py for operators."),
-    "mcp_not_installed": (501, (
-        "MCP needs the package mcp, which is not installed."
-        " `pooler check` prints the command that installs it."
-    )),
-    "method_not_allowed": (405, "This method is not allowed on this path."),
-    "missing_required_parameter": (400, "The request names no model."),
-    "model_not_found": (400, "This key has no such model. GET /v1/models lists its own."),
-    "no_usable_account": (503, "No account can serve this request; the pooler's log says why."),
-    "not_found": (404, "There is nothing at this path. The API is under /v1."),
-    "origin_not_allowed": (403, "This Origin is not allowed (allowed_origins)."),
-    "pool_busy": (503, "Every account of this pool is busy. Retry in a moment."),
-    "previous_response_not_found": (400, (
-        "No account that can serve this has the earlier response. Send the full input.")),
-    "request_timeout": (408, "The request did not arrive in time."),
-    "request_too_large": (413, "The request body is too large."),
-    "server_stopping": (503, "The pooler is shutting down."),
-    "target_too_long": (414, "The request target is too long."),
+ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
+    "bad_request": (400, "The request is not well-formed HTTP.",
+        "Malformed HTTP; the connection closes."),
+    "expectation_failed": (417, "Only Expect: 100-continue is supported.",
+        "An Expect header other than 100-continue: leave it out."),
+    "head_too_large": (431, "The request head is too large.",
+        "Its header fields have more than 32 KiB, or are more than 100."),
+    "host_not_allowed": (403, "This Host is not allowed.",
+        "Add the name in the message to hosts."),
+    "internal_error": (500, "The pooler failed; its log has the cause under this request's id.",
+        "A bug of the pooler; its log has the request's id."),
+    "invalid_api_key": (401, "A valid pool key is required as Authorization: Bearer.",
+        ("The key is missing, wrong, paused or expired, which all look the same; or a "
+         "token was used where a key belongs.  See `pooler check` and /admin.")),
+    "invalid_json": (400, "The request body is not valid JSON.",
+        ("No JSON object, nested too deeply, too many members, or a member that differs "
+         "from a known one in case only.")),
+    "invalid_value": (400, "A field of the request has an invalid value.",
+        ("A field of a wrong type that cannot be translated for a ChatGPT account, a "
+         "stream or store that is no boolean, or a model name of more than 200 "
+         "characters; param names it.")),
+    "key_limit_reached": (429, "This pool key has reached a limit of its own.",
+        ("A limit that you have set on this key.  Retry-After says when; over a minute "
+         "there is x-should-retry: false instead.")),
+    "operators_not_installed": (501, "This server has no mcp_server.py for operators.",
+        "/admin, /metrics and /mcp need the file mcp_server.py beside pooler.py."),
+    "mcp_not_installed": (501,
+        ("MCP needs the package mcp, which is not installed. `pooler check` prints the "
+         "command that installs it."),
+        ("/mcp needs the package mcp; `pooler check` prints the command that installs "
+         "it.")),
+    "method_not_allowed": (405, "This method is not allowed on this path.",
+        "Allow lists the methods of this path."),
+    "missing_required_parameter": (400, "The request names no model.",
+        "No model, or (for a ChatGPT account) no input."),
+    "model_not_found": (400, "This key has no such model. GET /v1/models lists its own.",
+        ("Not in the pool, or not allowed for this key (404 on GET /v1/models/{id}): see"
+         " GET /v1/models.  Or no account can use it now: /admin says why.")),
+    "no_usable_account": (503, "No account can serve this request; the pooler's log says why.",
+        ("Every account is paused, has no login, or is refused by its upstream: see "
+         "/admin, the log or `pooler check --ask`.")),
+    "not_found": (404, "There is nothing at this path. The API is under /v1.",
+        "Any path outside of /v1 that is not served."),
+    "origin_not_allowed": (403, "This Origin is not allowed (allowed_origins).",
+        ("A browser's page, or an app, calls from an origin that is not in "
+         "allowed_origins.")),
+    "pool_busy": (503, "Every account of this pool is busy. Retry in a moment.",
+        ("All accounts are at their concurrent and the queue is full or too slow, or too"
+         " much data is in memory.  Retry-After: 2.")),
+    "previous_response_not_found": (400,
+        "No account that can serve this has the earlier response. Send the full input.",
+        ("A ChatGPT account made it, which keeps none, or it is not known on this "
+         "WebSocket: send the full input.")),
+    "request_timeout": (408, "The request did not arrive in time.",
+        "It came too slowly; the connection closes."),
+    "request_too_large": (413, "The request body is too large.",
+        "Over body_bytes_max; the connection closes."),
+    "server_stopping": (503, "The pooler is shutting down.",
+        "The server is shutting down: try again when it is back."),
+    "target_too_long": (414, "The request target is too long.",
+        "The URL has more than 8 KiB."),
     # Codex CLI may compress with zstd (F79).
-    "unsupported_content_encoding": (415, (
-        "Compressed bodies are not accepted here. Send the body as it is (Codex CLI: "
-        "[features] enable_request_compression = false).")),
-    "unsupported_endpoint": (404, "Unsupported OpenAI /v1 endpoint."),
-    "unsupported_media_type": (415, "The body must be Content-Type: application/json."),
-    "unsupported_parameter": (400, "No account of this pool supports this field."),
-    "upstream_blocked": (502, "The upstream's bot protection blocks the pooler's address."),
-    "upstream_error": (502, "The upstream failed."),
-    "upstream_invalid_response": (502, "The upstream sent an invalid response."),
-    "upstream_stream_truncated": (502, "The upstream's response was cut off."),
-    "upstream_timeout": (504, "The upstream did not respond in time."),
-    "upstream_unreachable": (502, "The upstream cannot be reached."),
-    "usage_limit_reached": (429, "Every account of this pool has reached its limit."),
+    "unsupported_content_encoding": (415,
+        ("Compressed bodies are not accepted here. Send the body as it is (Codex CLI: "
+         "[features] enable_request_compression = false)."),
+        ("Compressed bodies are not taken.  Codex CLI: [features] "
+         "enable_request_compression = false.")),
+    "unsupported_endpoint": (404, "Unsupported OpenAI /v1 endpoint.",
+        ("404: a route under /v1 that is not served.  400: no account of the pool has "
+         "this route; the message says what to do.")),
+    "unsupported_media_type": (415, "The body must be Content-Type: application/json.",
+        "Send Content-Type: application/json."),
+    "unsupported_parameter": (400, "No account of this pool supports this field.",
+        ("ChatGPT accounts lack this field, and no other account can take the request; "
+         "param names it, the message says what to write.")),
+    "upstream_blocked": (502, "The upstream's bot protection blocks the pooler's address.",
+        "A bot protection blocks the pooler's address; no account is blamed."),
+    "upstream_error": (502, "The upstream failed.",
+        ("An upstream's 5xx, with its own status, its code if it has one, and its reason"
+         " if that names no account, person or key.  Its errors about the request (400, "
+         "413, 422 ...) pass unchanged.")),
+    "upstream_invalid_response": (502, "The upstream sent an invalid response.",
+        "No valid HTTP, or no valid response: see the log."),
+    "upstream_stream_truncated": (502, "The upstream's response was cut off.",
+        "The response was cut off."),
+    "upstream_timeout": (504, "The upstream did not respond in time.",
+        "A wait took too long: the message names the limit."),
+    "upstream_unreachable": (502, "The upstream cannot be reached.",
+        "Could not connect, or the connection was lost: the log and /admin say why."),
+    "usage_limit_reached": (429, "Every account of this pool has reached its limit.",
+        ("Every account is cooling down.  resets_at and resets_in_seconds say until "
+         "when; Retry-After if that is within a minute, else x-should-retry: false.")),
     # The one status after which Codex CLI goes on over HTTP at once (F80).
-    "websocket_unsupported": (426, "No WebSocket for this request. Use POST."),
+    "websocket_unsupported": (426, "No WebSocket for this request. Use POST.",
+        ("GET /v1/responses without a proper upgrade, or no account takes WebSockets: "
+         "use POST, as Codex CLI then does at once.")),
 }
 _LIMIT_TYPES: Final = {
     "key_limit_reached": "rate_limit_error",
@@ -643,7 +697,7 @@ class PoolerError(Exception):
     upstream_code: str = ""
 
     def __post_init__(self) -> None:
-        usual_status, message = ERRORS[self.code]
+        usual_status, message, _ = ERRORS[self.code]
         self.status = self.status or usual_status
         self.public = self.public or message
 
@@ -664,7 +718,7 @@ class PoolerError(Exception):
         """
         if self.upstream_code not in ERRORS:
             return False
-        meaning, _ = ERRORS[self.upstream_code]
+        meaning, _, _ = ERRORS[self.upstream_code]
         return self.status >= 500 or meaning >= 500 or meaning in {401, 403}
 
     @property
@@ -2544,7 +2598,9 @@ _ACCOUNT: Final[Settings] = {
     "paused": Setting(_flag, "true takes it out of rotation.", "false"),
     # Never 0: that is what `paused` is for.
     "concurrent": Setting(
-        _number(1, 10_000), "Requests that it may have in progress.", "account_streams_max (16)"
+        _number(1, 10_000),
+        "Requests that it may have in progress.",
+        f"account_streams_max ({_DEFAULTS.account_streams_max})",
     ),
     "models": Setting(
         Rule(
@@ -2564,7 +2620,7 @@ _ACCOUNT: Final[Settings] = {
     "first_event_seconds": Setting(
         _number(0.1, HOUR, (int, float)),
         "How long a stream's first event may take.",
-        "first_event_seconds_max (120)",
+        f"first_event_seconds_max ({_DEFAULTS.first_event_seconds_max:g})",
     ),
     # Of a private authority, for an upstream whose certificate the system does not trust.
     "ca_file": Setting(
@@ -2600,7 +2656,9 @@ _KEY: Final[Settings] = {
         "no limit",
     ),
     "concurrent": Setting(
-        _number(1, 10_000), "Requests that it may have in progress.", "key_streams_max (64)"
+        _number(1, 10_000),
+        "Requests that it may have in progress.",
+        f"key_streams_max ({_DEFAULTS.key_streams_max})",
     ),
     "expires": Setting(
         Rule(_expiry, _moment_text.schema),
@@ -2633,7 +2691,10 @@ def _limit_setting(limit: dataclasses.Field[Any]) -> Setting:
     """The row of one field of `Limits`: a count is a whole number, a time may have a fraction."""
     kinds = (int,) if limit.type == "int" else (int, float)
     check = _number(limit.metadata["low"], limit.metadata["high"], kinds)
-    return Setting(check, limit.metadata["about"], _shown(getattr(_DEFAULTS, limit.name)))
+    default = getattr(_DEFAULTS, limit.name)
+    size = f" ({default // MIB} MiB)" if limit.name.endswith("bytes_max") else ""
+    about = limit.metadata["about"]
+    return Setting(check, f"{about[:1].upper()}{about[1:]}.", _shown(default) + size)
 
 
 _LIMITS: Final[Settings] = {
@@ -3746,6 +3807,7 @@ def other_logins(name: str, raw: bytes) -> dict[str, str]:
 #   files       that pools.json, and the configurations of OpenCode and Codex CLI
 #   guide       what `pooler init` prints
 #   schema      that of pools.json, made of its specs
+#   reference   what README leaves out: fields, limits, errors and behaviour
 
 OPENAI_MODEL: Final = "gpt-5.5"  # what ChatGPT accounts and OpenAI's API serve
 TITLE_MODEL: Final = "gpt-5.4-nano"  # of OpenCode, which requests a session's title from it (F73)
@@ -4229,7 +4291,7 @@ def _conditions_of(kind: str) -> JsonDict:
 
 
 _KINDS_OF_OBJECTS: Final[Mapping[str, _Kind]] = {
-    "top": _Kind("pools.json", _TOP),
+    "pools.json": _Kind("pools.json", _TOP),
     "account": _Kind(
         "accounts.NAME",
         _ACCOUNT,
@@ -4257,7 +4319,12 @@ def config_schema() -> JsonDict:
     """
     described = {name: _schema_of(kind) for name, kind in _KINDS_OF_OBJECTS.items()}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return {**head, "title": "codex-pooler: pools.json", **described.pop("top"), "$defs": described}
+    return {
+        **head,
+        "title": "codex-pooler: pools.json",
+        **described.pop("pools.json"),
+        "$defs": described,
+    }
 
 
 def _schema_of(kind: _Kind) -> JsonDict:
@@ -4280,6 +4347,344 @@ def _about(setting: Setting) -> str:
     """What a field means, and what holds without it, in one text."""
     is_optional = setting.default not in {"", REQUIRED}
     return f"{setting.about}  Default: {setting.default}." if is_optional else setting.about
+
+
+# The reference: what `pooler check --explain` prints.
+
+REFERENCE_COLUMNS: Final = 79
+# What no table holds: how the pooler behaves.  Paragraphs, in lines of at most 78 characters.
+TOPICS: Final[Mapping[str, str]] = {
+    "secrets": """
+A secret is a literal, {env:NAME}, or {file:PATH}: the file's first line, its
+path relative to pools.json.  A pool key or operator's token may also be its
+sha256: line, so that pools.json need not hold it: `pooler key` prints both.
+Values of {env:NAME} are those of the start; SIGHUP reads files again.
+
+Refused are what is shorter than 16 characters (pool keys and tokens), a
+placeholder, a variable like $NAME, what still has its quotes, and the same
+secret twice.
+""",
+    "routing": """
+Considered are accounts that are not paused, offer the model and are not
+cooling down.  Among them: the one that the session is pinned to; the lowest
+priority; those without a recent failure; then by the pool's routing.
+
+sticky (default): new sessions are spread by a hash of session and account
+name, so that several poolers with one file agree, over the accounts that
+have used less than 95 % of their quota (over all, if there are none).
+Without a session: the least busy one.
+
+quota_first: the account with the most quota left, then the least busy one.
+
+soonest_reset: the account whose longest quota window (mostly a week) ends
+first, so that none of it goes unused; first those whose window has not
+begun.
+
+For a strict order give accounts the priorities 0, 1, 2.
+""",
+    "sessions": """
+A session is named by the client's header (session-id, x-session-id,
+x-session-affinity, session_id, thread-id, or Codex's own), else by
+prompt_cache_key, else by how its history begins: the instructions and the
+first message.  On a WebSocket it is that of the turn before.
+
+A session stays on its account, which keeps the provider's prompt cache warm,
+until it has been idle for a day or the account cannot serve it.  If its
+account is back within 3 s, it waits for it.
+
+A ChatGPT account is sent a digest of pool, key and session as session-id,
+and as prompt_cache_key if the client sends none.  A request with
+previous_response_id goes only to the account that made that response.  If a
+session moves to another provider, its encrypted reasoning is left out, as
+only the old provider can read it.
+""",
+    "failover": """
+At most three accounts are tried (attempts_max), only while nothing has been
+sent to the client, and only if the response proves that the upstream did not
+do the work (401, 402, 403, 429, 500, 502, 503, 520, 521, 529, or a failure
+before content), or if it failed before the request was sent as a whole.
+
+A request that may be in progress is never sent twice: after a timeout, a cut
+connection, 408, 504, 522 or 524 the client gets the error.  An image or a
+compaction may be charged, so after a 5xx it is not repeated either.
+
+If an upstream sends nothing for 45 s after a streamed request, the client
+gets its 200 and comments, as proxies cut silent connections; from then on no
+other account is tried, and a failure is reported in the stream.
+
+An upstream's error code counts more than its status, wherever it stands: in
+a 400, a 403, an event or body of a 200, a Chat chunk, or a WebSocket frame.
+""",
+    "cooldowns": """
+After a 429 an account cools down until the reset that it announces, up to 32
+days ahead; without one for 30 s after a throttle (cooldown_seconds), else
+until its fullest plan window resets, or for 15 minutes.  After a 401 or 402
+it is out of rotation.  Either way it is tried again every 15 minutes, and a
+success ends the cooldown.  SIGHUP ends all of them.
+
+After a 403, a 5xx or a failed connection it is used last for a minute; after
+three 403 in a row it is out of rotation.  A page of something in front of an
+upstream (a bot protection, a rate limiter) and a client's own mistake change
+nothing.
+
+A limit of one model cools down that model only.  If an account lacks a
+model, it is not asked for it for an hour; if it lacks a route, for five
+minutes.
+
+Time in which the machine sleeps counts, too.
+""",
+    "quota": """
+A ChatGPT account's quota is reported with its responses.  At the start, and
+after 15 minutes without news, its usage route is asked; no request waits for
+that, and a failure changes no account (`usage` in the log).
+""",
+    "connections": """
+A host that could not be connected to is tried last for a minute, whichever
+account uses it, and at most twice by one request.  The log has the reason:
+`connect: ` and name not found, refused, unreachable, timed out, closed,
+certificate not trusted (see ca_file), certificate for another name,
+certificate out of date, TLS failed, no descriptor left (ulimit -n), or what
+is wrong with the proxy.
+""",
+    "proxy": """
+With "proxy": "http://proxy.example.com:3128" all that goes out is a tunnel
+through it (CONNECT): requests, WebSockets, lists of models, quotas, notices
+and logins, also to upstreams on this machine, so it must be allowed to reach
+them.  A proxy on another machine would read what is sent to http://
+addresses: the pooler then asks for https:// or allow_plain_http.
+
+If the proxy intercepts TLS, put its authority into ca_file.  If it wants a
+login, write http://name:password@host:port (escaped with %), best as
+{env:NAME} or {file:PATH}.  HTTPS_PROXY, HTTP_PROXY and ALL_PROXY are not
+used: write "proxy": "{env:HTTPS_PROXY}".
+""",
+    "sharing": """
+When all accounts are at their concurrent, a request waits in a queue for at
+most 10 s (queue_seconds_max).  The key with the fewest requests in progress
+is served first, and a full queue makes room for a key with fewer in it.  An
+account with eight places or more keeps an eighth for keys that hold few.
+
+No key may hold more memory than it leaves for the others.  When all
+connections are in use, the key with the most loses the one that has been
+idle longest; /healthz and /readyz are always served.
+""",
+    "logins": """
+A ChatGPT login is refreshed when it is used less than five minutes before
+its end, or when its upstream rejects it.  A refresh token works once: so the
+pooler locks the file, reads it again, makes room on the disk, and replaces
+it in one step (0600).  Mount the folder into a container, not the file.
+
+Give the pooler a login of its own (`pooler login NAME`): Codex CLI takes no
+lock, so sharing its file is a race.  A new file is noticed by itself.
+
+CODEX_REFRESH_TOKEN_URL_OVERRIDE moves the token endpoint, as it does for
+Codex CLI; a warning says so.
+""",
+    "models": """
+If an account of a router has "models": {"gpt-5.5": "openai/gpt-5.5"},
+clients ask for gpt-5.5 and get it from it as well as from a ChatGPT account.
+Only the value of model changes in what is sent; in the response it is the
+upstream's.
+
+Without models, an account's /models is asked in the background, at most once
+an hour (5 minutes after a failure).  At most 4 MiB and 2000 models are read.
+""",
+    "chatgpt": """
+ChatGPT accounts serve Responses and Chat.  Left out without an error:
+temperature, top_p, max_output_tokens, stop, seed and the like.  Refused:
+background, conversation, prompt, previous_response_id (except on a
+WebSocket), references to stored items, remote MCP servers, n over 1,
+logprobs, audio, and the other API's name of a field.
+
+AI SDK: set store to false, as it otherwise refers to items that are not
+kept.
+""",
+    "websocket": """
+GET /v1/responses with an upgrade (also /backend-api/codex/responses) is a
+Responses WebSocket.  Each text message is {"type": "response.create", ...}
+with the fields of a POST; each message back is one event.  Turns run one at
+a time; up to 16 may wait.  A stream_id comes back on every event of its
+turn.
+
+The pooler keeps one upstream WebSocket for each, to one account, until a
+turn fails.  previous_response_id means an earlier turn of the same
+WebSocket; if its account or connection is lost, the error is
+previous_response_not_found, and the next turn with the full input may go
+anywhere.  An error is a message {"type": "error", "status": ..., "error":
+...}, and the WebSocket stays open.
+
+It is closed with
+  1000        30 minutes without a turn (websocket_idle_seconds_max)
+  1001        the pooler is shutting down, or the upstream has closed
+  1002, 1007  frames or text that are not well-formed
+  1003        a binary message
+  1008        the key was removed, paused or has expired; a message of more
+              than 4096 frames or too slow; more than 16 turns that wait
+  1009        a message of more than 32 MiB
+  1011        a bug of the pooler; the log has the request's id
+  1013        too much data is in memory
+""",
+    "clients": """
+OpenCode 1.18: 400, 401 and 403 are final.  429, 5xx and (if the provider's
+id begins with openai) 404 are retried five times, as Retry-After says.  413
+begins a compaction.  A failed stream is retried, its partial text is
+dropped.
+
+Codex CLI 0.169: 400, and 429 with usage_limit_reached or insufficient_quota,
+are final.  401, 403, 404 and 415 are tried six times within 7 s, 5xx 30
+times within 24 s.  A failed stream is retried five times, unless it failed
+for good.
+
+OpenAI SDKs: 408, 409, 429 and 5xx are retried twice, unless there is
+x-should-retry: false.
+""",
+    "log": """
+Without a terminal, or with --log json, the log is JSON lines on standard
+error, with `at`, `level` and `event`: metadata only, no prompts, responses,
+secrets or client addresses.  It never blocks the server.
+
+request: one for each request, and each turn of a WebSocket, at its end.
+status is null if the client left before; code is client_gone then.  attempts
+lists the accounts tried, and why each but the last failed (renewed: with a
+new token; repaired: without reasoning that it could not read); passed_over
+those not tried.  tokens is the usage that was reported; tokens_estimated:
+the key was charged by bytes.  An upstream's own codes begin with upstream:.
+A model that nobody has configured or listed is `other`.
+
+account: it got better or worse: status, reason, what to do.  pool: it can no
+longer serve a model, or can again.  login: a login needs you, or (problem:
+null) works.  models, usage: a list or a quota could not be read.
+
+listening, draining, stopped, config (a warning), listen (an address that
+could not be opened), reloaded (what changed), `reload refused` (why), accept
+(no connection could be taken), notice, state, `log lines dropped` (nobody
+read), bug (type and place of an exception, never its text).
+""",
+    "notices": """
+With notify, a webhook is told when an account needs you, when a pool cannot
+serve a model, and when it can again: one POST for all that changes within
+seconds, at most one every 30 s, each trouble once until it ends.  The body
+is JSON with title, message and text, which ntfy (2.10 or later), Gotify and
+Slack take:
+
+  "notify": {"url": "https://ntfy.sh/a-name-nobody-guesses",
+             "token": "{env:NTFY_TOKEN}"}
+  "notify": "{env:SLACK_WEBHOOK_URL}"
+  "notify": {"url": "https://gotify.example.com/message",
+             "token": "{env:GOTIFY_TOKEN}"}
+
+A notice has names, reason and advice, as /admin shows them: no secret,
+prompt or client.  It goes through proxy; if it cannot be delivered, it is
+sent later.
+""",
+    "state": """
+With state, a restart goes on from where the last process was: sums, what
+keys have used of tokens_per_day, cooldowns, quota, pins of sessions, and who
+made which stored response.  Limits that ended meanwhile have ended.
+
+The file (0600) is replaced in one step, at most once a minute and at the
+end. It has names, numbers, codes and digests: no secrets, prompts or session
+names. Put it on a local disk, in a folder that the pooler may write to
+(mount the folder); beside it are state.json.lock and, for a moment,
+.state.json.new.
+
+A broken file is renamed to state.json.broken; one that cannot be read is
+never replaced.  Of two processes with one file only the first saves.  An
+account with another base_url, key or login starts from nothing.
+""",
+    "codex": """
+/backend-api/codex has Codex CLI's own routes: models, responses,
+responses/compact; bodies and events pass unchanged.  With ChatGPT accounts
+also alpha/search, images/generations and images/edits, under /v1 as well.  A
+pool's models do not exclude image models; a key's do.  /status shows the
+pool's quota.
+""",
+}
+
+
+class _Entry(NamedTuple):
+    """A part of the reference: a field, an error, or a paragraph of a topic."""
+
+    name: str  # of a paragraph, that of its topic
+    text: str
+
+
+def reference(word: str = "") -> str:
+    """The reference as text; with a word, what it names, else all that has it; "" if nothing has.
+
+    A word names a section, or an entry of any of them.
+    """
+    wanted = word.lower()
+    chosen = _chosen(lambda section, entry: wanted in {section, entry.name})
+    chosen = chosen or _chosen(lambda _, entry: wanted in entry.text.lower())
+    blocks = [[name.upper(), *texts] for name, texts in chosen.items()]
+    return "\n\n\n".join("\n\n".join(block) for block in blocks)
+
+
+def _chosen(is_wanted: Callable[[str, _Entry], bool]) -> dict[str, list[str]]:
+    """The texts of the wanted entries, by section; without those that have none."""
+    chosen: dict[str, list[str]] = {}
+    for section, entries in _sections():
+        for entry in entries:
+            if is_wanted(section, entry):
+                chosen.setdefault(section, []).append(entry.text)
+    return chosen
+
+
+def section_names() -> list[str]:
+    """The sections of the reference, in their order."""
+    return [name for name, _ in _sections()]
+
+
+def _sections() -> Iterator[tuple[str, Iterator[_Entry]]]:
+    """The sections of the reference, and their entries."""
+    for name, kind in _KINDS_OF_OBJECTS.items():
+        yield name, (_entry_of(kind.path, field, row) for field, row in kind.settings.items())
+
+    yield (
+        "errors",
+        (
+            _entry(code, f"{code}: {status}", f"{message}  {about}")
+            for code, (status, message, about) in ERRORS.items()
+        ),
+    )
+    for name, text in TOPICS.items():
+        paragraphs = text.strip().split("\n\n")
+        yield name, (_Entry(name, _indented(paragraph)) for paragraph in paragraphs)
+
+
+def _entry_of(path: str, field: str, row: Setting) -> _Entry:
+    """A field of pools.json as an entry: where it is, what it may be, what it means."""
+    schema = row.check.schema
+    values = ""
+    if "enum" in schema:
+        values = ", ".join(schema["enum"])
+    elif "minimum" in schema:
+        values = f"{_shown(schema['minimum'])} to {_shown(schema['maximum'])}"
+    elif schema.get("type") == "boolean":
+        values = "true or false"
+
+    place = field if path == "pools.json" else f"{path}.{field}"
+    head = f"{place}: {values}" if values else place
+    return _entry(field, head + " (required)" * (row.default == REQUIRED), _about(row))
+
+
+def _entry(name: str, head: str, text: str) -> _Entry:
+    """An entry of a line, and text below it."""
+    return _Entry(name, _indented("\n".join([head, *_indented_lines(text)])))
+
+
+def _indented_lines(text: str) -> list[str]:
+    """A text in lines that fit below a head."""
+    width = REFERENCE_COLUMNS - 2
+    return textwrap.wrap(
+        text, width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
+    )
+
+
+def _indented(text: str) -> str:
+    """A text in the place of an entry."""
+    return textwrap.indent(text, "  ")
 
 
 ################################################################
@@ -12256,7 +12661,7 @@ def asked_of_fault(
     reason = condition.reason if is_unreached else fault.reason
     if not (is_unreached or reason[:1].isdecimal()):  # how far it came, for the log
         reason = ""
-    _, message = ERRORS[fault.error.code]
+    _, message, _ = ERRORS[fault.error.code]
     about = _ASKED_IN_VAIN.get(fault.error.code, message)
     return Asked(
         "error",
@@ -21109,6 +21514,20 @@ def run_key(is_operator: bool) -> int:
     return 0
 
 
+def run_explain(word: str) -> int:
+    """Run `pooler check --explain`; returns the exit code.  Raises: ConfigRefused."""
+    names = section_names()
+    text = reference(word)
+    if not text:
+        raise ConfigRefused([f"nothing is known of this word; {_did_you_mean(word, names)}"])
+
+    if not word:
+        show("`pooler check --explain WORD` shows a section, or what has the word.", "")
+        show(textwrap.fill(f"Sections: {', '.join(names)}.", REFERENCE_COLUMNS), "")
+    show(text)
+    return 0
+
+
 def run_schema() -> int:
     """Run `pooler schema`; returns the exit code."""
     show(readable_json(config_schema()))
@@ -21502,17 +21921,31 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "prints them once, and what goes into the configurations of OpenCode and Codex CLI.",
     ),
     "check": Command(
-        lambda options: run_check(options.config, os.environ, is_asking=options.ask),
+        lambda options: (
+            run_check(options.config, os.environ, is_asking=options.ask)
+            if options.explain is None
+            else run_explain(options.explain)
+        ),
         "validate and summarize pools.json",
         "pooler check --ask",
         [
             _CONFIG_OPTION,
             ("--ask", {"action": "store_true", "help": "ask each account for its models"}),
+            (
+                "--explain",
+                {
+                    "metavar": "WORD",
+                    "nargs": "?",
+                    "const": "",
+                    "help": "explain a field, limit, error or topic, or all of it",
+                },
+            ),
         ],
-        "Without --ask, no network is used.  With it, each account that is not paused gets one\n"
-        "request for its models; an account that cannot serve is an error (exit code 1), one at\n"
-        "a limit is not.  A ChatGPT login whose token has ended or is rejected is refreshed as\n"
-        "the server does it: under the file's lock, and saved.",
+        "Without --ask, no network is used.  With it, each account that is not paused\n"
+        "gets one request for its models.  One that cannot serve is an error (exit\n"
+        "code 1), one at a limit is not.  A ChatGPT login whose token has ended, or is\n"
+        "rejected, is refreshed as the server does it: under its lock, and saved.\n\n"
+        + textwrap.fill(f"Topics to explain: {', '.join(TOPICS)}.", REFERENCE_COLUMNS),
     ),
     "schema": Command(
         lambda _: run_schema(),
