@@ -223,10 +223,13 @@ def docstring_lines(tree: ast.Module) -> set[int]:
 
 
 def code_lines(source: str) -> set[int]:
-    """The numbers of the lines that are not blank, comment or docstring."""
+    """The numbers of the lines that are not blank, comment or docstring.
+
+    Of a text of several lines these are the first and the last: the rest is for its readers.
+    """
     lines: set[int] = set()
     for token in code_tokens(source):
-        lines.update(range(token.start[0], token.end[0] + 1))
+        lines.update({token.start[0], token.end[0]})
     return lines
 
 
