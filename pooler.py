@@ -3821,6 +3821,7 @@ class OfferedModel(NamedTuple):
     name: str
     is_chat_only: bool = False  # its upstream has no Responses API
     context_length: int | None = None  # in tokens
+    upstream_name: str = ""  # if its upstream has another
 
 
 # The plan.
@@ -4051,9 +4052,17 @@ def _local_account(server: LocalServer) -> dict[str, Json]:
     account: dict[str, Json] = {"type": "openai", "base_url": url, "api_key": "none"}
     if not (server.url.is_tls or _is_loopback(server.url.host)):
         account["allow_plain_http"] = True
-    if server.models:
-        account["models"] = [model.name for model in server.models]
+    names = {model.name: model.upstream_name or model.name for model in server.models}
+    if names:
+        is_same = list(names) == list(names.values())
+        account["models"] = list(names) if is_same else names
     return account | {"first_event_seconds": 600}
+
+
+def short_name(model: str) -> str:
+    """The name of a model in the pool: of a path, as llama.cpp lists it, that of the file."""
+    name = model.rpartition("/")[2].removesuffix(".gguf")
+    return name if name and model.endswith(".gguf") else model
 
 
 def offered_models(plan: SetupPlan) -> list[OfferedModel]:
@@ -21618,10 +21627,10 @@ async def look_at_local(server: LocalServer) -> tuple[LocalServer, str]:
     names = [model.name for model in server.models] or list(listed)
     if len(names) > SETUP_MODELS_MAX:
         problem = f"has {len(names)} models, of which the first {SETUP_MODELS_MAX} are written"
-    models = [
-        OfferedModel(name, is_chat_only, listed.get(name, Model()).context_length)
-        for name in names[:SETUP_MODELS_MAX]
-    ]
+    models = []
+    for name in names[:SETUP_MODELS_MAX]:
+        length = listed.get(name, Model()).context_length
+        models.append(OfferedModel(short_name(name), is_chat_only, length, name))
     return server._replace(models=tuple(models)), problem
 
 

@@ -219,6 +219,28 @@ def test_a_server_elsewhere_may_be_asked_in_the_clear_because_its_address_says_s
     assert [accounts[name].get("allow_plain_http") for name in "xyz"] == [True, None, None]
 
 
+@pytest.mark.parametrize(
+    ("listed", "name"),
+    [
+        ("/models/a/Qwen3-8B.gguf", "Qwen3-8B"),
+        ("Qwen3-8B.gguf", "Qwen3-8B"),
+        ("qwen/qwen3:8b", "qwen/qwen3:8b"),
+        ("/.gguf", "/.gguf"),
+    ],
+)
+def test_a_path_is_not_the_name_of_a_model(listed: str, name: str) -> None:
+    assert pooler.short_name(listed) == name
+
+
+def test_a_model_may_have_another_name_at_its_server() -> None:
+    plan = planned(local=["x=http://127.0.0.1:1"])
+    models = [OfferedModel("a", upstream_name="/a.gguf"), OfferedModel("b", upstream_name="b")]
+    account = written(with_models(plan, *models))["accounts"]["x"]
+    assert account["models"] == {"a": "/a.gguf", "b": "b"}
+    account = written(with_models(plan, models[1]))["accounts"]["x"]
+    assert account["models"] == ["b"]
+
+
 def test_models_that_generate_no_text_are_not_the_default() -> None:
     models = [OfferedModel("nomic-Embed-text"), OfferedModel("qwen"), OfferedModel("qwen", True)]
     plan = with_models(planned(local=["x=http://127.0.0.1:1"]), *models)
@@ -346,7 +368,7 @@ def refused(done: subprocess.CompletedProcess[str], *problems: str) -> None:
 
 @slow
 def test_flags_give_a_file_that_works(tmp_path: Path) -> None:
-    with local_server({"id": "qwen", "context_length": 8192}, "tiny") as server:
+    with local_server({"id": "qwen", "context_length": 8192}, "/a/tiny.gguf") as server:
         done = init(
             tmp_path,
             *("--chatgpt", "personal", "second"),
@@ -356,7 +378,7 @@ def test_flags_give_a_file_that_works(tmp_path: Path) -> None:
     config = check_written(tmp_path, done.stdout)
     assert list(config.accounts) == ["personal", "second", "platform", "llama"]
     assert config.accounts["second"].auth_file == "accounts/second.json"
-    assert list(config.accounts["llama"].models or ()) == ["qwen", "tiny"]
+    assert config.accounts["llama"].models == {"qwen": "qwen", "tiny": "/a/tiny.gguf"}
     assert [key.name for key in config.keys] == ["laptop", "ci"]
     assert "\nNote: " not in done.stdout
 
