@@ -21247,7 +21247,10 @@ async def ask_account(shared: Shared, endpoint: Endpoint) -> Asked:
 
 
 async def ask_accounts(config: Config, contexts: Contexts) -> dict[str, Asked]:
-    """What came of asking the accounts that are not paused, by name; a few are asked at once."""
+    """What came of asking the accounts that are not paused, by name; a few are asked at once.
+
+    A refresh that has begun is saved even so.  Raises: KeyboardInterrupt.
+    """
     shared = Shared(config, contexts, log=lambda *_: None)
     places = trio.CapacityLimiter(ASKED_AT_ONCE_MAX)
     asked: dict[str, Asked] = {}
@@ -21256,28 +21259,14 @@ async def ask_accounts(config: Config, contexts: Contexts) -> dict[str, Asked]:
         async with places:
             asked[name] = await ask_account(shared, endpoint)
 
-    async with trio.open_nursery() as nursery:  # holds: one task for each account, and refreshes
-        shared.tokens.services = nursery
-        for name, endpoint in shared.endpoints.by_name.items():
-            if not endpoint.account.paused:
-                nursery.start_soon(ask, name, endpoint)
-    return asked
-
-
-def run_interruptibly(work: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
-    """What an async function returns; Ctrl-C cancels it.  Raises: KeyboardInterrupt.
-
-    So what it has begun is ended as after any cancellation: a refresh is saved before.
-    """
-
-    async def run() -> T:
-        with trio.CancelScope() as scope:
-            token = trio.lowlevel.current_trio_token()
-            signal.signal(signal.SIGINT, lambda *_: token.run_sync_soon(scope.cancel))
-            return await work(*arguments)
-        raise KeyboardInterrupt
-
-    return trio.run(run)
+    with cancelled_by_interrupt():
+        async with trio.open_nursery() as nursery:  # holds: a task for each account; refreshes
+            shared.tokens.services = nursery
+            for name, endpoint in shared.endpoints.by_name.items():
+                if not endpoint.account.paused:
+                    nursery.start_soon(ask, name, endpoint)
+        return asked
+    raise KeyboardInterrupt
 
 
 def check_account(account: Account, config: str, asked: Asked | None) -> tuple[bool, bool]:
@@ -21344,7 +21333,7 @@ def run_check(path: Path, env: Mapping[str, str], *, is_asking: bool = False) ->
     asked: Mapping[str, Asked] = {}
     if is_asking:
         show("Asking the accounts for their models ...")
-        asked = run_interruptibly(ask_accounts, config, contexts)
+        asked = trio.run(ask_accounts, config, contexts)
 
     checked = {
         name: check_account(account, config.source, asked.get(name))
@@ -21539,7 +21528,7 @@ def run_explain(word: str) -> int:
 
 def run_schema() -> int:
     """Run `pooler schema`; returns the exit code."""
-    show(readable_json(config_schema()))
+    show_surely(readable_json(config_schema()))
     return 0
 
 
