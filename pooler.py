@@ -21684,8 +21684,8 @@ def give_name(new_path: Path, path: Path) -> None:
 def refuse_path(path: Path) -> None:
     """Raises: ConfigRefused, if a new pools.json cannot be written there."""
     if os.path.lexists(path):
-        hint = "it is never replaced; move it away, or name another file with --config"
-        raise ConfigRefused([f"{path} exists; {hint}"])
+        hint = "edit it (`pooler key` makes another key), or name another file with --config"
+        raise ConfigRefused([f"{path} exists, and is never replaced; {hint}"])
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ConfigRefused([f"{path.parent}: no such folder, or it cannot be written to"])
     if sys.stdout is None:

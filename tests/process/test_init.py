@@ -498,8 +498,8 @@ def test_what_exists_is_never_replaced(tmp_path: Path, make: Callable[[Path], No
     path = tmp_path / "pools.json"
     make(path)
     before = path.lstat()
-    hint = "it is never replaced; move it away, or name another file with --config"
-    refused(init(tmp_path, "--openai"), f"pools.json exists; {hint}")
+    hint = "edit it (`pooler key` makes another key), or name another file with --config"
+    refused(init(tmp_path, "--openai"), f"pools.json exists, and is never replaced; {hint}")
     assert path.lstat() == before
     assert os.listdir(tmp_path) == ["pools.json"]
 
@@ -552,14 +552,13 @@ def test_a_file_system_without_links_gets_the_file_all_the_same(
 
 
 @slow
-def test_without_a_terminal_the_flags_are_named(tmp_path: Path) -> None:
-    command = [sys.executable, str(POOLER), "init"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=ENV, stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (2, b"")
-    [line] = done.stderr.decode().splitlines()
+@pytest.mark.parametrize("redirection", ["</dev/null", "<&-"])
+def test_without_a_terminal_the_flags_are_named(tmp_path: Path, redirection: str) -> None:
+    done = run_bash(f"{sys.executable} {POOLER} init {redirection}", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
     assert all(f"--{name}" in line for name in ("chatgpt", "openai", "local", "client"))
+    assert os.listdir(tmp_path) == []
 
 
 @slow
