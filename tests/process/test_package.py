@@ -20,7 +20,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -246,16 +246,16 @@ def test_an_environment_of_no_installer_gets_the_package_from_pip_or_uv(
 
 
 @pytest.mark.parametrize(
-    ("lacking", "problem"),
+    ("lacking", "first_line"),
     [
-        ("mcp", f"/mcp needs the package mcp: {pooler.mcp_command()}"),
-        ("mcp_server", "/admin, /metrics and /mcp need mcp_server.py next to pooler.py"),
-        ("", None),
+        ("mcp", "warning: operators: /mcp needs the package mcp: "),
+        ("mcp_server", "warning: operators: /admin, /metrics and /mcp need mcp_server.py"),
+        ("", "account platform: "),
     ],
 )
 def test_check_says_what_operators_lack(
     lacking: str,
-    problem: str | None,
+    first_line: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -263,15 +263,23 @@ def test_check_says_what_operators_lack(
     path = write_config(tmp_path, CONFIG)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != lacking or None)
     assert pooler.main(["check", "--config", str(path)]) == 0
-    warning = f"warning: operators: {problem}\n" if problem else "account platform: "
-    assert capsys.readouterr().out.startswith(warning)
+    assert capsys.readouterr().out.startswith(first_line)
 
 
 ################################################################
 # ARCHIVES AND INSTALLATIONS
 ################################################################
 
-INSTALLERS: Final = ("pip", "pipx", "uv pip", "uv tool", "uvx", "uv run")
+# For each installer: how the unpacked source archive is installed, and how the program is run.
+INSTALLERS: Final[Mapping[str, tuple[Sequence[str], str]]] = {
+    "pip": (["python -m venv here", "here/bin/pip install -q {source}"], "here/bin/pooler"),
+    "pipx": (["pipx install {source}"], "pooler"),
+    "uv pip": (["uv venv here", "uv pip install --python here {source}"], "here/bin/pooler"),
+    "uv tool": (["uv tool install {source}"], "pooler"),
+    "uvx": ([], "uvx --from {source} pooler"),
+    "uv run": (["cp {source}/pooler.py {source}/mcp_server.py ."], "uv run pooler.py"),
+    "uv project": (["cp -r {source} here"], "uv run --project here pooler"),
+}
 
 
 def run(folder: Path, *command: str | Path) -> str:
@@ -308,30 +316,6 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / archive.name.removesuffix(".tar.gz")
 
 
-def install(installer: str, unpacked: Path, folder: Path) -> list[str]:
-    """Install the program into the folder; returns the command that runs it."""
-    environment = folder / "environment"
-    if installer == "pip":
-        run(folder, sys.executable, "-m", "venv", environment)
-        run(folder, environment / "bin/pip", "install", "-q", unpacked)
-        return [str(environment / "bin/pooler")]
-    if installer == "pipx":
-        run(folder, "pipx", "install", unpacked)
-        return ["pooler"]
-    if installer == "uv pip":
-        run(folder, "uv", "venv", environment)
-        run(folder, "uv", "pip", "install", "--python", environment, unpacked)
-        return [str(environment / "bin/pooler")]
-    if installer == "uv tool":
-        run(folder, "uv", "tool", "install", unpacked)
-        return ["pooler"]
-    if installer == "uvx":
-        return ["uvx", "--from", str(unpacked), "pooler"]
-    for name in SOURCES:
-        shutil.copy(unpacked / name, folder)
-    return ["uv", "run", "pooler.py"]
-
-
 @pytest.mark.slow
 def test_the_source_archive_has_all_that_the_repository_has(unpacked: Path) -> None:
     names = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
@@ -358,7 +342,10 @@ def test_each_installation_runs_and_says_how_to_add_mcp(
     installer: str, unpacked: Path, tmp_path: Path
 ) -> None:
     write_config(tmp_path, CONFIG)
-    command = install(installer, unpacked, tmp_path)
+    steps, program = INSTALLERS[installer]
+    for step in steps:
+        run(tmp_path, *step.format(source=unpacked).split())
+    command = program.format(source=unpacked).split()
     assert "Hello!" in run(tmp_path, *command, "demo", "--once", "--port", "0")
     other = [word.replace("bin/pooler", "bin/codex-pooler") for word in command]
     other[-1] = {"pooler": "codex-pooler"}.get(other[-1], other[-1])
