@@ -1789,6 +1789,7 @@ DEFAULT_LISTEN: Final = (
     Listen("127.0.0.1:4000", "127.0.0.1", 4000),
     Listen("[::1]:4000", "::1", 4000, is_optional=True),
 )
+USUAL_URL: Final = "http://127.0.0.1:4000"  # of a server whose listen has not been set
 REFRESH_URL: Final = BaseUrl(True, "auth.openai.com", 443, "/oauth/token")  # (F52)
 REFRESH_URL_VARIABLE: Final = "CODEX_REFRESH_TOKEN_URL_OVERRIDE"  # Codex CLI's own (F57)
 # Python's `ssl` honours it in every context that `create_default_context` makes.
@@ -12589,12 +12590,19 @@ def introduction(
 
     lines += [_account_line(account, at, is_coloured) for account in shown["accounts"]]
 
-    pages = [f"{url}/admin" for url in urls if url.startswith("http")]
-    admin = pages[0] if pages else "/admin through your proxy"
-    operators = f"{admin} (the token is the password), or `pooler status`"
-    if not shown["operators"]:
-        operators = "none; `pooler key --operator` makes a token for /admin and `pooler status`"
+    operators = "none; `pooler key --operator` makes a token for /admin and `pooler status`"
+    if shown["operators"]:
+        operators = _ways_of_operators(urls)
     return [*lines, f"  operators: {operators}"]
+
+
+def _ways_of_operators(urls: Sequence[str]) -> str:
+    """Where an operator sees more."""
+    url = next((url for url in urls if url.startswith("http")), None)
+    if url is None:
+        return "/admin through your proxy"
+    option = "" if url == USUAL_URL else f" --url {url}"
+    return f"{url}/admin (the token is the password), or `pooler status{option}`"
 
 
 def _account_line(account: JsonObject, at: datetime, is_coloured: bool) -> str:
@@ -13346,7 +13354,7 @@ class TerminalForm:
         now = datetime.now().astimezone()
         is_coloured = takes_colours(sys.stderr)
         line = event_line(level, event, fields, now, is_coloured=is_coloured, columns=columns)
-        return f"{line}\n"
+        return f"\n{line}\n" if event == "draining" else f"{line}\n"  # the terminal shows ^C first
 
     def introduce(self, shown: JsonObject, urls: Sequence[str]) -> str:
         """What a server is that has started, and how to stop and reload it, in several lines."""
@@ -21351,7 +21359,6 @@ def run_check(path: Path, env: Mapping[str, str], *, is_asking: bool = False) ->
 
 
 _OPERATOR_VARIABLE_BEFORE: Final = "POOLER_OPERATOR_TOKEN"  # its name until version 0.1
-USUAL_URL: Final = "http://127.0.0.1:4000"  # of a server whose listen has not been set
 _NO_STATUS: Final = {
     0: "no server responds there",
     200: "this is not a codex-pooler",
@@ -21477,7 +21484,8 @@ def run_status(options: argparse.Namespace) -> int:
     variables = (OPERATOR_VARIABLE, _OPERATOR_VARIABLE_BEFORE)
     token = next((value for name in variables if (value := os.environ.get(name))), "")
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise ConfigRefused([f"set {OPERATOR_VARIABLE} to an operator's token"])
+        remedy = "`pooler key --operator` makes one"
+        raise ConfigRefused([f"set {OPERATOR_VARIABLE} to an operator's token; {remedy}"])
     try:
         url = _base_url(options.url, "https://host")
     except ValueError as error:

@@ -17,6 +17,7 @@ from pooler import (
     EVENT_WORDS,
     GOOD_EVENT_WORDS,
     LINE_COLUMNS,
+    USUAL_URL,
     Record,
     TerminalForm,
     Usage,
@@ -366,7 +367,10 @@ def test_a_server_introduces_itself_in_a_few_lines() -> None:
         "  account login_needed: login needed",
         "  account refused: refused (401). Put a valid key into X.",
         "  account at_limit: at its limit (429), until 15:02. Nothing.",
-        "  operators: http://[::1]:4/p/admin (the token is the password), or `pooler status`",
+        (
+            "  operators: http://[::1]:4/p/admin (the token is the password), "
+            "or `pooler status --url http://[::1]:4/p`"
+        ),
     ]
     coloured = introduction(shown, URLS, AT, True)
     assert f"{GREEN}ready\x1b[0m" in coloured[3]
@@ -380,6 +384,8 @@ def test_what_has_no_address_and_no_operator_says_so() -> None:
     assert "pooler key --operator" in shown[-1]
     shown = introduction({**nobody, "operators": [{}]}, URLS[1:], AT, False)
     assert "/admin through your proxy" in shown[-1]
+    shown = introduction({**nobody, "operators": [{}]}, [USUAL_URL], AT, False)
+    assert shown[-1].endswith("/admin (the token is the password), or `pooler status`")
     lines = "".join(introduction(snapshot(), URLS, AT, False))
     assert lines.isprintable()
 
