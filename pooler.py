@@ -20518,6 +20518,7 @@ def discard_output() -> None:
 
 DEMO_TEXT: Final = "Hello! This response was streamed through codex-pooler, event by event."
 DEMO_PAUSE_SECONDS: Final = 0.02  # between two events
+DEMO_SECONDS_MAX: Final = 15.0  # for the demo's own request
 DEMO_DRAIN_SECONDS_MAX: Final = 3  # who ends a demo does not want to wait
 DEMO_LOGIN_SECONDS: Final = 365 * 24 * HOUR  # so that no login is refreshed because of its age
 DEMO_HOST: Final = "127.0.0.1"
@@ -20847,21 +20848,26 @@ async def ask_demo(url: BaseUrl, secret: str) -> bool:
     """Send one streamed request through the pooler, and print the text as it arrives.
 
     Returns True if the stream has ended with success.  The request passes the real listener and the
-    real key, so it shows that the whole path works.
+    real key, so it shows that the whole path works.  Raises: OSError, if nobody reads the text.
     """
     request = {"model": OPENAI_MODEL, "input": "Say hello.", "stream": True}
     body = json.dumps(request).encode()
     head = request_head(url, f"/v1{CallKind.RESPONSES.value}", Secret(secret), (), body)
     scanner = EventScanner(CallKind.RESPONSES)
-    async with await dial(url, None) as stream:
-        await stream.send_all(head + body)
-        connection = UpstreamConnection(stream)
-        await connection.read_head()
+    try:
+        stream = await dial(url, None)
+    except OSError:  # a signal has come before the first request
+        return False
 
-        while received := await connection.receive_body():
-            for event in scanner.feed(received):
-                word = event.try_load().get("delta", "")
-                print(word, end="", flush=True)  # noqa: T201
+    async with stream:
+        with contextlib.suppress(PeerClosed, BadSyntax, *BROKEN):  # as after two signals
+            await stream.send_all(head + body)
+            connection = UpstreamConnection(stream)
+            await connection.read_head()
+            while received := await connection.receive_body():
+                for event in scanner.feed(received):
+                    word = event.try_load().get("delta", "")
+                    print(word, end="", flush=True)  # noqa: T201
 
     show("")
     return scanner.terminal is EventKind.SUCCESS
@@ -20897,7 +20903,10 @@ def demo_guide(url: str, exports: Mapping[str, str], doubts: Sequence[str]) -> l
     config = opencode_config(url, models, TITLE_MODEL, has_operator=not doubts)
     return [
         "",
-        "In another terminal:",
+        "For OpenCode, as opencode.json:",
+        config,
+        "",
+        "In another terminal, also before opencode:",
         *lines,
         f"  {status}",
         f'  curl -H "Authorization: Bearer ${OPERATOR_VARIABLE}" {url}/metrics',
@@ -20905,9 +20914,6 @@ def demo_guide(url: str, exports: Mapping[str, str], doubts: Sequence[str]) -> l
         f"In a browser: {url}/admin",
         f"  Any user name will do; the password is ${OPERATOR_VARIABLE}.",
         *(f"  {doubt}" for doubt in doubts),
-        "",
-        "In OpenCode: put this into opencode.json, and start opencode where both are exported.",
-        config,
         "",
         "Serving until Ctrl-C; each request is shown in a line:",
     ]
@@ -20977,7 +20983,7 @@ class Demo:
             origin = f"http://{DEMO_HOST}:{port_of(upstream)}"
             env = {**self.exports, REFRESH_URL_VARIABLE: origin + REFRESH_URL.path}
             config = parse_demo(describe_demo(port, origin, auth_files), env)
-            self.server = Server(config, {}, log=self.log)
+            self.server = Server(config, {}, log=self.log, descriptors_max=raise_descriptor_limit())
 
             listeners = await open_listeners(config, self.log, "use --port 0 for a free port")
             self.url = BaseUrl(False, DEMO_HOST, port_of(listeners[0]), "")
@@ -21006,12 +21012,13 @@ class Demo:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, DEMO_SIGNALS)
         try:
             show(*demo_introduction(self.url.authority))
-            self.is_served = await ask_demo(self.url, self.exports[CLIENT_VARIABLE])
+            with trio.move_on_after(DEMO_SECONDS_MAX):
+                self.is_served = await ask_demo(self.url, self.exports[CLIENT_VARIABLE])
+                await self.has_logged.wait()
 
-            await self.has_logged.wait()
             self.is_streaming = False
             self.show_waiting()
-            if not self.is_once:
+            if not (self.is_once or self.server.shared.is_draining):
                 doubts = doubts_of_modules(self.server.shared.config)
                 show(*demo_guide(f"http://{self.url.authority}", self.exports, doubts))
         except OSError as error:
@@ -21050,6 +21057,7 @@ def run_demo(options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: None)
 
     demo = Demo(options.once, demo_secrets())
+    log_refused_connections(demo.log)
     with demo_logins() as auth_files:
         trio.run(demo.run, options.port, auth_files)
     return 0 if demo.is_served else 1
@@ -21165,13 +21173,18 @@ def raise_descriptor_limit() -> float:
     return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
+def log_refused_connections(log: Log) -> None:
+    """Have Trio's complaints about connections that it cannot accept logged, without tracebacks."""
+    accepting = logging.getLogger("trio.serve_listeners")
+    accepting.addHandler(AcceptLog(log))
+    accepting.propagate = False
+
+
 def serve_logged(path: Path, env: Mapping[str, str], log_form: str | None = None) -> int:
     """Run `pooler serve` and return its exit code.  Raises: ConfigRefused.
 
     The log is written by a thread, so that a slow reader of standard error blocks no request.
     On a terminal it is in words, unless `log_form` is "json"; elsewhere only if it is "text".
-    Trio's complaints about connections that it cannot accept go into the log as well, instead of
-    tracebacks on standard error.
     """
     # If descriptor 2 was closed at the start, another file or socket may get its number.
     if sys.stderr is None:
@@ -21180,9 +21193,7 @@ def serve_logged(path: Path, env: Mapping[str, str], log_form: str | None = None
     is_in_words = log_form == "text" or (log_form is None and sys.stderr.isatty())
     words = TerminalForm()
     with LogWriter(words if is_in_words else format_log_line) as log:
-        accepting = logging.getLogger("trio.serve_listeners")
-        accepting.addHandler(AcceptLog(log))
-        accepting.propagate = False
+        log_refused_connections(log)
 
         def introduce(shown: JsonObject, urls: Sequence[str]) -> None:
             """Show on a terminal what has started."""

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, cast
 
@@ -112,6 +112,24 @@ class Demo:
 
     def operate(self, path: str, **headers: str) -> tuple[int, bytes]:
         return self.ask("GET", path, Authorization=f"Bearer {self.token}", **headers)
+
+
+Start = Callable[..., Demo]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts demos; a test that fails leaves none behind."""
+    started: list[Demo] = []
+
+    def begin(*command: str, cwd: Path | None = None, **env: str) -> Demo:
+        started.append(Demo(*command, cwd=cwd, **env))
+        return started[-1]
+
+    yield begin
+    for demo in started:
+        demo.process.kill()
+        demo.running.end()
 
 
 @pytest.fixture(scope="module")
@@ -287,8 +305,10 @@ def test_the_configuration_that_the_demo_prints_is_for_this_demo(demo: Demo) -> 
 
 
 @pytest.mark.slow
-def test_the_demo_keeps_the_secrets_that_are_set_and_does_not_print_them(tmp_path: Path) -> None:
-    demo = Demo(
+def test_the_demo_keeps_the_secrets_that_are_set_and_does_not_print_them(
+    start: Start, tmp_path: Path
+) -> None:
+    demo = start(
         cwd=tmp_path, CODEX_POOLER_API_KEY=SECRET, CODEX_POOLER_OPERATOR_TOKEN=f" {TOKEN}\n"
     )
     assert (demo.key, demo.token) == (SECRET, TOKEN)
@@ -337,22 +357,19 @@ def test_the_demo_asks_nobody_but_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_single_file_has_a_demo_that_says_what_operators_miss(tmp_path: Path) -> None:
+def test_the_single_file_has_a_demo_that_says_what_operators_miss(
+    start: Start, tmp_path: Path
+) -> None:
     alone = tmp_path / "pooler.py"
     shutil.copy(POOLER, alone)
     # Without `site` nothing else leads to a checkout, as an editable installation would.
     packages = sysconfig.get_path("purelib")
-    demo = Demo(sys.executable, "-S", str(alone), cwd=tmp_path, PYTHONPATH=packages)
-    try:
-        lines = [line for line in demo.running.output.splitlines() if "mcp_server.py" in line]
-        assert lines == [
-            "  operators: /admin, /metrics and /mcp need mcp_server.py next to pooler.py"
-        ]
-        assert '"mcp"' not in demo.running.output
-        assert demo.operate("/admin")[0] == 501
-        assert demo.ask("POST", "/v1/responses", {"model": MODEL, "input": "Hello"})[0] == 200
-    finally:
-        assert demo.running.end() == 0
+    demo = start(sys.executable, "-S", str(alone), cwd=tmp_path, PYTHONPATH=packages)
+    lines = [line for line in demo.running.output.splitlines() if "mcp_server.py" in line]
+    assert lines == ["  operators: /admin, /metrics and /mcp need mcp_server.py next to pooler.py"]
+    assert '"mcp"' not in demo.running.output
+    assert demo.operate("/admin")[0] == 501
+    assert demo.ask("POST", "/v1/responses", {"model": MODEL, "input": "Hello"})[0] == 200
 
 
 ################################################################
@@ -375,9 +392,11 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_demo_and_its_folder(number: int, folders: tuple[Path, Path]) -> None:
+def test_a_signal_ends_the_demo_and_its_folder(
+    start: Start, number: int, folders: tuple[Path, Path]
+) -> None:
     temporary, current = folders
-    demo = Demo(cwd=current, TMPDIR=str(temporary))
+    demo = start(cwd=current, TMPDIR=str(temporary))
     [folder] = temporary.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     logins = [*folder.glob("*.json")]
@@ -398,10 +417,10 @@ def wait_some(process: subprocess.Popen[str], seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_the_demo_at_once(folders: tuple[Path, Path]) -> None:
+def test_a_second_signal_ends_the_demo_at_once(start: Start, folders: tuple[Path, Path]) -> None:
     """A third one may come when Python has ended already, but for its process."""
     temporary, _ = folders
-    demo = Demo(TMPDIR=str(temporary))
+    demo = start(TMPDIR=str(temporary))
     with socket.create_connection(("127.0.0.1", demo.port), SECONDS_MAX) as slow:
         slow.sendall(
             b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
@@ -420,8 +439,8 @@ def test_a_second_signal_ends_the_demo_at_once(folders: tuple[Path, Path]) -> No
 
 
 @pytest.mark.slow
-def test_a_reload_of_the_demo_changes_nothing() -> None:
-    demo = Demo()
+def test_a_reload_of_the_demo_changes_nothing(start: Start) -> None:
+    demo = start()
     demo.process.send_signal(signal.SIGHUP)
     assert demo.ask("GET", "/v1/models")[0] == 200
     assert demo.running.end() == 0
@@ -447,6 +466,21 @@ def test_a_terminal_that_is_closed_ends_the_demo(folders: tuple[Path, Path]) -> 
     process.send_signal(signal.SIGHUP)
     assert process.wait(SECONDS_MAX) == 0
     assert left_in(temporary) == []
+
+
+@pytest.mark.slow
+async def test_two_signals_within_the_first_text_end_the_demo_in_a_word() -> None:
+    async with started("demo", "--port", "0") as process:
+        assert process.stdout is not None
+        shown = await read_until(process.stdout, b"Hello!")
+        process.send_signal(signal.SIGINT)
+        shown += await read_until(process.stdout, b" ")
+        process.send_signal(signal.SIGINT)
+        while received := await process.stdout.receive_some():
+            shown += received
+        server = ServerProcess(process)
+        assert (await server.wait_exit(), server.lines) == (1, [])
+    assert shown.endswith(b"  server_stopping\n\nStopped.\n")
 
 
 @pytest.mark.slow
