@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
+from urllib.request import urlopen
 
 from tests.clients.aimock import MODEL, TITLE_MODEL, installed
 from tests.support.codex_backend import PREFIX, Login, Play, Seen, TokenPlay, make_auth_file
@@ -46,12 +47,10 @@ COMPACTING: Final = "model_auto_compact_token_limit = 5000"
 
 
 class Backend:
-    """`python -m tests.support.codex_backend`, and its outside control."""
+    """`python -m tests.support.codex_backend`, or another backend, and its outside control."""
 
-    module = "tests.support.codex_backend"
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", self.module]
+    def __init__(self, module: str = "tests.support.codex_backend") -> None:
+        command = [sys.executable, "-m", module]
         self.process = Running(*command, env=clean_env(), cwd=ROOT)
         self.origin = self.process.wait_line(r"listening on (http://\S+)")
         self.base_url = f"{self.origin}{PREFIX}"
@@ -68,6 +67,12 @@ class Backend:
 
     def reset(self) -> None:
         self.ask("POST", "/_control", {"forget": True})
+
+    def approve(self, code: str, account: str) -> None:
+        """Enter the code of a login by device code, as a person does (`device_logins`)."""
+        form = urlencode({"user_code": code, "account": account}).encode()
+        with urlopen(f"{self.origin}/codex/device", form) as page:  # noqa: S310 (our own address)
+            assert page.status == 200
 
     def admit(self, *logins: Login) -> None:
         self.ask("POST", "/_control", {"logins": [asdict(login) for login in logins]})

@@ -14,8 +14,6 @@ import re
 import shlex
 import subprocess
 import sys
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +21,9 @@ from typing import Any, Final
 import pytest
 
 from tests.clients.aimock import MODEL, Upstream, installed, says
-from tests.clients.codex import PREFIX, PROGRAM, Backend
+from tests.clients.codex import PROGRAM, Backend
 from tests.clients.opencode import OpenCode
+from tests.support.codex_backend import PREFIX
 from tests.support.paths import ROOT
 from tests.support.processes import (
     ANSWER,
@@ -39,21 +38,10 @@ LOCAL_MODEL: Final = "qwen3-coder"
 COMMANDS_MAX: Final = 5
 
 
-class Issuer(Backend):
-    """The backend of ChatGPT, and the page on which a person enters a code."""
-
-    module = "tests.support.device_logins"
-
-    def approve(self, code: str, account: str) -> None:
-        form = urllib.parse.urlencode({"user_code": code, "account": account}).encode()
-        with urllib.request.urlopen(f"{self.origin}/codex/device", form) as page:  # noqa: S310
-            assert page.status == 200
-
-
 class FirstHour:
     """A newcomer's folder, and the commands that are run in it."""
 
-    def __init__(self, folder: Path, issuer: Issuer, platform: Upstream, local: Upstream) -> None:
+    def __init__(self, folder: Path, issuer: Backend, platform: Upstream, local: Upstream) -> None:
         self.folder = folder
         self.issuer = issuer
         self.platform = platform
@@ -112,7 +100,7 @@ class FirstHour:
 def hour(tmp_path: Path, upstreams: tuple[Upstream, Upstream]) -> Iterator[FirstHour]:
     folder = tmp_path / "empty"
     folder.mkdir()
-    with contextlib.closing(Issuer()) as issuer:
+    with contextlib.closing(Backend("tests.support.device_logins")) as issuer:
         platform, local = upstreams
         for upstream in upstreams:
             upstream.reset()
