@@ -14919,8 +14919,8 @@ def prepare_login(path: Path) -> None:
 
 # Where that is off, the issuer may say so only after a person has entered the code (F106).
 _ENABLE: Final = (
-    "turn on device code authorization for Codex in ChatGPT's settings, under Security (in a "
-    "workspace, its administrator does)"
+    "turn on device code authorization for Codex in ChatGPT, Settings, Security",
+    "(in a workspace, its administrator does)",
 )
 
 
@@ -14983,8 +14983,9 @@ class DeviceLogin:
             f"    {code.user_code}",
             "",
             "Never enter a code that somebody has sent you: it would log them in as you.",
-            "If the page refuses codes:",
-            f"{_ENABLE}; then start again.",
+            "If the page refuses it:",
+            *_ENABLE,
+            "and start again.",
             "",
             "Waiting; Ctrl-C to give up.",
         )
@@ -15027,7 +15028,8 @@ class DeviceLogin:
 
         problem = self.problem_of(failure, status, body)
         if status == 404 and not is_web_page(body):
-            problem = f"{self.issuer} refuses device codes; {_ENABLE}, or {self.copying}"
+            remedy = f"{' '.join(_ENABLE)}, or {self.copying}"
+            problem = f"{self.issuer} refuses device codes; {remedy}"
         raise LoginNeeded(problem)
 
     @property
@@ -21809,6 +21811,11 @@ def run_login(name: str, path: Path, env: Mapping[str, str]) -> int:
         return part_for_login(name, raw)
 
     config, contexts = load(path, env, part_of)
+    # One may be why the issuer is not reached, or is another: a proxy or its address in `env`.
+    for warning in config.warnings:
+        if not warning.startswith("pools."):
+            show(f"warning: {warning}")
+
     account = config.accounts[name]
     tls = contexts.get(account.ca_file) if config.token_url.is_tls else None
     login = Login(name, Path(str(account.auth_file)), config.source, tls, config.proxy)

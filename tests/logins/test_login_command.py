@@ -125,7 +125,8 @@ async def test_a_login_is_made_and_serves_the_pooler_that_runs(tmp_path: Path) -
             assert status_of(await server.ask()) == 200
 
         assert stage.errors == ""
-        lines = stage.output.splitlines()
+        warning, *lines = stage.output.splitlines()
+        assert warning.startswith("warning: CODEX_REFRESH_TOKEN_URL_OVERRIDE is set: logins are")
         assert lines[0] == "To log in account one, open this page in any browser:"
         assert lines[2] == f"    {stage.origin}/codex/device"
         assert lines[6] == "    ABCD-00001"
@@ -184,6 +185,13 @@ async def test_it_goes_through_the_proxy_and_trusts_the_accounts_authority(
 
 async def test_a_proxy_that_is_not_there_is_named(tmp_path: Path) -> None:
     async with opened_stage(tmp_path) as stage:
+        stage.env["HTTPS_PROXY"] = "http://127.0.0.1:9"
+        stage.issuer.plays.append(DevicePlay("code", 500))
+        assert await stage.log_in() == 1
+        assert "warning: HTTPS_PROXY is set but not used: a proxy is used only if" in stage.output
+
+        stage.errors = ""
+        stage.issuer.backend.seen.clear()
         write_config(tmp_path, stage.config(proxy="http://127.0.0.1:9"))
         assert await stage.log_in() == 1
         assert stage.errors == f"pooler: {stage.origin} cannot be reached: proxy unreachable\n"
@@ -501,7 +509,10 @@ async def test_a_refusal_is_one_line(tmp_path: Path) -> None:
         stage.errors = ""
         assert await stage.log_in() == 1
         assert stage.errors.count("\n") == 1
-        assert "turn on device code authorization for Codex in ChatGPT's settings" in stage.errors
+        assert (
+            "turn on device code authorization for Codex in ChatGPT, Settings, Security"
+            in stage.errors
+        )
         assert "move its ~/.codex/auth.json to accounts/one.json" in stage.errors
 
 
