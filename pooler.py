@@ -12718,7 +12718,7 @@ _ASKED_IN_VAIN: Final = {
     "upstream_error": "its server failed, or refused the request; check base_url",
     "upstream_invalid_response": "this does not look like its API; check base_url",
     "upstream_unreachable": "it closed the connection without a response",
-    "upstream_timeout": f"no response within {CONNECT_SECONDS_MAX:g} s",
+    "upstream_timeout": f"no complete response within {CONNECT_SECONDS_MAX:g} s",
 }
 
 

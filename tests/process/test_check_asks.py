@@ -114,7 +114,7 @@ UPSTREAMS: Final[dict[str, tuple[Serve, str]]] = {
     "other-protocol": (partial(send, [f"SSH-2.0-{RED}\r\n\r\n".encode()]), NO_API),
     "huge": (partial(send, HUGE), NO_API),
     "cut": (partial(send, [b""]), "error: it closed the connection without a response"),
-    "silent": (never, "error: no response within 10 s"),
+    "silent": (never, "error: no complete response within 10 s"),
 }
 
 

@@ -61,4 +61,13 @@ ROWS: Rows = (
     ("unadvised", "`check` says what operators lack.",
      "run_check", "doubts_of_modules(config)", "[]",
      "package::check_says_what_operators_lack"),
+    ("asks_paused", "check --ask leaves paused accounts alone.",
+     "ask_accounts", "not endpoint.account.paused", "True",
+     "check_asks::models_that_nobody_lists_are_named"),
+    ("asks_rejected", "check --ask refreshes a login that its upstream rejects.",
+     "request_models", "response[0].status == 401", "False",
+     "check_asks::a_login_that_has_ended_is_refreshed_and_saved"),
+    ("asks_exit", "An account that cannot serve makes check --ask fail.",
+     "check_account", "asked.level == 'error'", "False",
+     "check_asks::an_account_without_a_login_is_not_asked"),
 )

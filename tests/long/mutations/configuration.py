@@ -57,4 +57,10 @@ ROWS: Rows = (
      "not self.paused and (self.expires is None or unix_now < self.expires)",
      "self.expires is None or unix_now < self.expires",
      "keys::all_other_credentials_get_one_identical_401"),
+    ("schema_strict", "The schema accepts what is accepted: both ends of each bound.",
+     "_number", "'maximum': high", "'maximum': high - 1",
+     "schema::every_bound_of_a_limit_is_one_of_the_schema"),
+    ("schema_ignored", "The $schema of pools.json is ignored.",
+     "_Loader.config", "fields.pop('$schema', None)", "pass",
+     "schema::the_name_of_the_schema_is_ignored"),
 )

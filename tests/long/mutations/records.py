@@ -41,4 +41,10 @@ ROWS: Rows = (
      "parse_state", "parse_shallow(json.loads, raw.decode(), JSON_DEPTH_MAX)",
      "load_json(raw, STATE_MEMBERS_MAX)",
      "state::a_broken_file_is_refused_as_a_whole"),
+    ("ask_unlisted", "An account without /models is well if its models are named.",
+     "asked_of_fault", "is_unlisted and account.models is not None", "is_unlisted",
+     "check_asks::each_account_has_a_line_that_says_what_came"),
+    ("ask_how_far", "check --ask shows no words that are for the log.",
+     "asked_of_fault", "not (is_unreached or reason[:1].isdecimal())", "False",
+     "check_asks::each_account_has_a_line_that_says_what_came"),
 )

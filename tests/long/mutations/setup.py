@@ -27,4 +27,13 @@ ROWS: Rows = (
     ("other_file", "The next commands name a pools.json elsewhere.",
      "next_commands", "with_config('pooler serve', path)", "'pooler serve'",
      "init::the_next_commands_say_which_file"),
+    ("schema_types", "The schema tells the two types of accounts apart.",
+     "_conditions_of", "dict.fromkeys(foreign, False)", "{}",
+     "schema::what_the_pooler_refuses_the_schema_refuses_if_it_can_say_it"),
+    ("schema_closed", "The schema refuses fields that nobody knows.",
+     "_schema_of", "'additionalProperties': False", "'additionalProperties': True",
+     "schema::a_misspelt_field_is_refused"),
+    ("explain_all", "A word that names something is not looked for elsewhere.",
+     "reference", "wanted in {section, entry.name}", "False",
+     "explain::a_field_of_several_objects_is_shown_with_the_place_of_each"),
 )
