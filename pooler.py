@@ -144,8 +144,15 @@ from typing import (
 )
 from urllib.parse import unquote, urlencode
 
-import h11
-import trio
+try:
+    import h11
+    import trio
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    # What a person sees who has this file only, and starts it with `python pooler.py`.
+    install = "`uv run pooler.py` installs it, and so does `pip install h11 trio trio-websocket`"
+    sys.exit(f"pooler: {missing}: {install}")
 
 VERSION: Final = "0.1.0"
 

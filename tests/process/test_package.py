@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -103,6 +104,17 @@ def test_the_file_alone_requires_what_the_package_requires() -> None:
         "requires-python": PROJECT["requires-python"],
         "dependencies": PROJECT["dependencies"],
     }
+
+
+def test_the_file_alone_says_which_packages_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h11", None)
+    with pytest.raises(ModuleNotFoundError):
+        runpy.run_path(str(ROOT / "pooler.py"))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "pooler.py"), run_name="__main__")
+    words = re.search(r"^pooler: .*h11.*`pip install (.*)`$", str(ended.value.code))
+    assert words is not None
+    assert words[1].split() == [Requirement(text).name for text in PROJECT["dependencies"]]
 
 
 def test_mcp_is_installed_as_the_extra_would_be() -> None:

@@ -553,14 +553,18 @@ def check_one_reveal(source: str) -> Complaints:
 
 
 def check_imports(source: str) -> Complaints:
-    """All at the top; never `mcp`; `mcp_server` only inside a function."""
+    """All at the top, if need be tried; never `mcp`; `mcp_server` only inside a function."""
     tree = parsed(source)
+    tried = {id(inner) for node in tree.body if isinstance(node, ast.Try) for inner in node.body}
+    at_top = {id(node) for node in tree.body} | tried
     first_banner = min((at for at, _ in banners(source)), default=10**9)
     found = []
     for statement, module, _ in imported(tree):
         if module.split(".")[0] == "mcp":
             found.append(f"line {statement.lineno}: imports mcp")
-        elif module != "mcp_server" and (statement.lineno > first_banner or statement.col_offset):
+        elif module != "mcp_server" and (
+            statement.lineno > first_banner or id(statement) not in at_top
+        ):
             found.append(f"line {statement.lineno}: imports {module} below the top")
     for place, node in nodes_of(source):
         text = called_import(node)
@@ -925,6 +929,7 @@ WELL: Final = [
     (check_purity, "import time\ndef f(a): return a.time, a.now()"),
     (check_one_reveal, "class Secret:\n  __slots__ = ('_value',)\ndef reveal(s): return s._value"),
     (check_imports, "import json\ndef f():\n  import mcp_server"),
+    (check_imports, "try:\n  import trio\nexcept ImportError: raise"),
     (check_excepts, "try: f()\nexcept BaseException:\n  g()\n  raise"),
     (check_shields, "with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True): ..."),
     (check_test_waits, "async def f(clock): await trio.sleep_forever(); clock.sleep()"),
