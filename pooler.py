@@ -17293,6 +17293,7 @@ def stream_headers(headers: Sequence[Field]) -> list[Field]:
     if "event-stream" not in dict(headers).get("content-type", ""):
         shown = [pair for pair in headers if pair[0] != "content-type"]
         shown.append(("content-type", "text/event-stream; charset=utf-8"))
+    # nginx would otherwise gather what is streamed (F109).
     return [*shown, ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
 
 
