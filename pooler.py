@@ -3357,17 +3357,20 @@ _MESSAGES: Final = {
 def describe_bad_json(text: str, offset: int, message: str) -> str:
     """Where and why text is no JSON: what is wrong, the line itself, and a caret; three lines.
 
+    Of an empty file there is only the first.
     `offset` and `message` are those of Python's error.  Of the line only field names and
     punctuation are shown: the rest may be a secret.
     """
+    if not text.strip():
+        return "line 1: the file is empty; delete it, and `pooler init` writes a new one"
+
+    offset = min(offset, len(text.rstrip()))  # if it ends too early: after what is there
     before = text[:offset].rstrip()
     if before.endswith(",") and text[offset : offset + 1] in {"}", "]"}:
         offset = len(before) - 1  # Python before 3.13 reports the bracket
 
-    mistake = "the file is empty"
-    if text.strip():
-        rest = text[offset : offset + 1] + text[offset + 1 :].lstrip()[:SHOWN_CHARS_MAX]
-        mistake = _mistake_in(rest, message.partition(": ")[0])
+    rest = text[offset : offset + 1] + text[offset + 1 :].lstrip()[:SHOWN_CHARS_MAX]
+    mistake = _mistake_in(rest.strip(), message.partition(": ")[0])
 
     # Only the part of the line around the mistake: a file may be one long line.
     line_start = text.rfind("\n", 0, offset) + 1

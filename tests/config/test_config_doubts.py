@@ -312,8 +312,7 @@ NO_JSON: Final[dict[str, tuple[str, int, int, str]]] = {
     "no colon": ('{"a" 1}', 1, 6, "a colon is missing before this"),
     "no quotes": ("{a: 1}", 1, 2, "something is missing before this"),
     "cut": ('{"a": {', 1, 8, "it ends too early"),
-    "empty": ("", 1, 1, "the file is empty"),
-    "blank": ("\n \n", 3, 1, "the file is empty"),
+    "cut before a line end": ('{"a": {\n\n', 1, 8, "it ends too early"),
     "open string": ('{"a": "b}', 1, 7, "a string that is not closed"),
     "line break": ('{"a": "b\nc"}', 1, 9, "a line break or tab within a string"),
     "backslash": ('{"a": "C:\\x"}', 1, 10, "a backslash in a string"),
@@ -332,6 +331,13 @@ def test_what_is_no_json_is_shown_with_its_line_and_a_caret(name: str) -> None:
     assert caret == "  " + " " * (column - 1) + "^"
     structure = [at for at, one in enumerate(text.split("\n")[line - 1]) if one in "{}[],:"]
     assert all(shown[2 + at] in "{}[],:" for at in structure)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_an_empty_file_has_no_line_to_show(text: str) -> None:
+    [problem] = problems_of(text.encode())
+    assert problem.startswith("pools.json: not valid JSON at line 1: the file is empty; delete it")
+    assert "\n" not in problem
 
 
 def test_a_line_that_is_shown_holds_no_secret() -> None:
