@@ -21845,6 +21845,7 @@ def run_login(name: str, path: Path, env: Mapping[str, str]) -> int:
     if not saved:
         raise KeyboardInterrupt
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done, and says so to its end
     others = {other: path.parent / file for other, file in other_logins(name, raws[0]).items()}
     show_login(login, *saved[0], others)
     return 0
