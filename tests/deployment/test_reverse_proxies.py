@@ -302,8 +302,9 @@ async def test_the_largest_body_passes_and_a_larger_one_is_refused_by_the_pooler
 @each_proxy
 async def test_an_error_arrives_though_its_request_is_still_being_sent(behind: Behind) -> None:
     raw = request("POST", "/v1/responses", b"x" * 16 * MIB, key="key-of-nobody-0123456789")
-    answer = await behind.front.ask(raw)
-    assert (status_of(answer), code_of(answer)) == (401, "invalid_api_key")
+    for _ in range(20):  # of which one or two were answered 502 by nginx and Caddy
+        answer = await behind.front.ask(raw)
+        assert (status_of(answer), code_of(answer)) == (401, "invalid_api_key")
 
 
 @each_proxy

@@ -321,9 +321,22 @@ async def test_so_many_connections_may_be_without_a_key(autojump_clock: MockCloc
         assert not world.server.connections.keyless
 
 
+async def test_a_refused_body_of_the_largest_size_is_read(world: World) -> None:
+    """Else a proxy that still sends it takes the reset for the answer (F109)."""
+    client = await world.connect()
+    size = pooler.Limits().body_bytes_max
+    length = [("Content-Type", "application/json"), ("Content-Length", str(size))]
+    head = request("POST", "/v1/responses", key=None, headers=length)
+    await client.send(head + b"x" * size)
+    assert (await client.read_response()).status == 401
+    assert await client.wait_closed() == b""
+    await world.settle()
+    assert client.stream.outgoing.buffer == b""
+
+
 async def test_a_refused_request_is_not_read_for_ever(world: World) -> None:
     client = await world.connect()
-    await client.send(b"BAD\r\n\r\n" + b"x" * (4 * LINGER_BYTES_MAX))
+    await client.send(b"BAD\r\n\r\n" + b"x" * (2 * LINGER_BYTES_MAX))
     assert (await client.read_response()).status == 400
     assert await client.wait_closed() == b""
     await world.settle()

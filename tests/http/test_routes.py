@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from pooler import LINGER_BYTES_MAX, Access, Route
 from pooler import ROUTES as ROUTE_TABLE
-from pooler import Access, Route
 from tests.support.memory_sockets import (
     KEY,
     Client,
@@ -284,12 +284,12 @@ async def test_an_answer_does_not_wait_for_a_gigabyte(
     assert response.status == status
     assert response.header("connection") == "close"
     assert trio.current_time() == 0
-    await client.send(b"x" * 4_000_000)
+    await client.send(b"x" * 2 * LINGER_BYTES_MAX)
     assert await client.wait_closed() == b""
     await world.settle()
     assert trio.current_time() <= 1
     unread = client.stream.outgoing
-    assert unread.byte_count - len(unread.buffer) < 500_000
+    assert unread.byte_count - len(unread.buffer) < LINGER_BYTES_MAX + 500_000
     assert world.server.shared.bodies.bytes_held == 0
 
 
