@@ -255,8 +255,8 @@ WRITE_STALL_SECONDS_MAX: Final = 60.0  # for 64 KiB
 
 # How a client's connection ends.  If it is closed while bytes of the request are unread, the system
 # sends a TCP reset, which also discards a response that the client has not read yet: a proxy makes
-# a 502 of it (F109).  So the rest is read first, as much as a body has by default, but not for long: a
-# client could send without end.
+# a 502 of it (F109).  So the rest is read first, as much as a body has by default, but not for
+# long: a client could send without end.
 LINGER_BYTES_MAX: Final = 32 * MIB  # read of a rejected request, so that its response arrives
 LINGER_SECONDS_MAX: Final = 1.0  # to read them in
 CLOSE_SECONDS_MAX: Final = 2.0  # to send the last record of TLS, or a WebSocket's Close
