@@ -25,7 +25,9 @@ from tests.support.configurations import (
     CI,
     DIGEST,
     ENV,
+    SECRET,
     SECRETS,
+    TOKEN,
     TYPED,
     WRONG_TYPES,
     changed_config,
@@ -93,8 +95,16 @@ CONFIGS: Final = [block for block in map(json.loads, BLOCKS) if "pools" in block
 EXAMPLE: Final = json.loads((ROOT / "pools.json.example").read_text(encoding="utf-8"))
 DEMO: Final = pooler.describe_demo(4000, "http://127.0.0.1:4001", {"well": "well.json"})
 
+WORDS: Final = {
+    "chatgpt": ["personal"],
+    "openai": ["platform"],
+    "local": ["llama=http://127.0.0.1:8080/v1"],
+}
+PLAN: Final = pooler.plan_setup(WORDS)
+FIRST: Final = json.loads(pooler.first_config(PLAN, {"laptop": SECRET}, {"me": TOKEN}))
 
-@pytest.mark.parametrize("config", [*CONFIGS, EXAMPLE, DEMO, good_config()])
+
+@pytest.mark.parametrize("config", [*CONFIGS, EXAMPLE, DEMO, FIRST, good_config()])
 def test_the_configurations_that_people_see_are_valid(config: Json) -> None:
     text = re.sub(r"sha256:<[^>]*>", DIGEST, json.dumps(config))
     assert list(VALIDATOR.iter_errors(json.loads(text))) == []
