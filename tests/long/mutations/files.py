@@ -30,6 +30,9 @@ ROWS: Rows = (
      "    new_path.unlink()\n"
      "    return"), "pass",
      "saving_is_sure::a_login_that_comes_while_another_is_being_saved_stays"),
+    ("owner_again", "No owner is changed to what it is.",
+     "write_new", "owner is not None and owner.st_uid != os.geteuid()", "owner is not None",
+     "login_recovery::the_owner_is_left_alone_if_it_is_our_own"),
     ("save_in_place", "A login is replaced whole.",
      "save_file",
      "os.rename(new_path, path)",
