@@ -232,8 +232,10 @@ async def in_front(name: str, folder: Path, poolers: Sequence[int]) -> AsyncIter
                 tls.load_verify_locations(root)
             yield Front(place.port, tls)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            process.terminate()  # nginx ends its workers; killed, it would leave them
+            with trio.CancelScope(shield=True), trio.move_on_after(SECONDS_MAX):
+                await process.wait()
+            process.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
             log.close()
