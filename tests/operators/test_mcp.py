@@ -66,14 +66,9 @@ async def test_all_tools_are_offered_as_read_only(version: str, desk: Desk) -> N
 
 
 def test_readme_lists_each_tool() -> None:
-    table = (
-        (paths.ROOT / "README.md")
-        .read_text("utf-8")
-        .partition("| Tool (`codex_pooler_")[2]
-        .partition("\n\n")[0]
-    )
-    rows = [line.split("|")[1] for line in table.splitlines()[2:]]
-    assert sorted(re.findall("`([a-z_]+)`", " ".join(rows))) == sorted(ARGUMENTS)
+    readme = (paths.ROOT / "README.md").read_text("utf-8")
+    item = readme.partition("with the tools `codex_pooler_")[2].partition("\n- ")[0]
+    assert sorted(re.findall("`([a-z_]+)`", item)) == sorted(ARGUMENTS)
 
 
 def nodes(schema: object) -> list[Json]:
