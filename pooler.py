@@ -1766,6 +1766,7 @@ class Proxy(NamedTuple):
 
     url: BaseUrl
     login: Secret | None = None
+    source: str = ""  # where its URL stands, as `_Resolver.read` says
 
 
 class Notify(NamedTuple):
@@ -1774,7 +1775,8 @@ class Notify(NamedTuple):
     url: BaseUrl  # without its path
     target: Secret
     token: Secret | None
-    source: str
+    source: str  # of the URL
+    token_source: str
 
 
 class Listen(NamedTuple):
@@ -3048,8 +3050,8 @@ class _Loader:
         """The proxy that `text` is or refers to; None if it has a problem."""
         proxy: Proxy | None = None
         with self.at("proxy"):
-            url, _ = self.resolver.read(text)
-            proxy = _proxy(url)
+            url, source = self.resolver.read(text)
+            proxy = _proxy(url)._replace(source=source)
             self.is_proxied_elsewhere = not _is_loopback(proxy.url.host)
         return proxy
 
@@ -3167,9 +3169,10 @@ def _load_notify(loader: _Loader, value: Json) -> Notify | None:
         loader.require("notify", value)
 
     token: Secret | None = None
+    token_source = ""
     with loader.at("notify.token"):
         if "token" in fields:
-            token, _ = loader.resolver.api_key(fields["token"])
+            token, token_source = loader.resolver.api_key(fields["token"])
 
     notify: Notify | None = None
     with loader.at(place):
@@ -3177,7 +3180,7 @@ def _load_notify(loader: _Loader, value: Json) -> Notify | None:
             text, source = loader.resolver.read(fields["url"])
             url, target = _notify_url(text)
             loader.check_transport(place, url, fields.get("allow_plain_http"))
-            notify = Notify(url, target, token, source)
+            notify = Notify(url, target, token, source, token_source)
     return notify
 
 
@@ -3683,8 +3686,12 @@ def literal_secrets(config: Config) -> list[str]:
         sources[f"pools.{key.pool}.keys.{key.name}"] = key.source
     for operator in config.operators:
         sources[f"operators.{operator.name}"] = operator.source
-    if config.notify is not None and len(reveal(config.notify.target)) >= SECRET_CHARS_MIN:
-        sources["notify"] = config.notify.source
+    if config.proxy is not None and config.proxy.login is not None:
+        sources["proxy"] = config.proxy.source
+    if config.notify is not None:
+        if len(reveal(config.notify.target)) >= SECRET_CHARS_MIN:
+            sources["notify"] = config.notify.source
+        sources["notify.token"] = config.notify.token_source
     return [path for path, source in sources.items() if source == "literal"]
 
 

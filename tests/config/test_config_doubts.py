@@ -521,7 +521,9 @@ def test_check_and_startup_report_what_cannot_be_intended(
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o604, 0o646, 0o602, 0o620, 0o664])
-@pytest.mark.parametrize("place", ["accounts.a.api_key", KEY_PATH, "operators.me", ""])
+@pytest.mark.parametrize(
+    "place", ["accounts.a.api_key", KEY_PATH, "operators.me", "notify.token", "proxy", ""]
+)
 def test_a_file_with_secrets_that_others_can_read_is_doubted(
     tmp_path: Path, mode: int, place: str
 ) -> None:
@@ -529,15 +531,17 @@ def test_a_file_with_secrets_that_others_can_read_is_doubted(
         "accounts": {"a": openai(api_key="{env:A}")},
         "pools": {"home": {"accounts": ["a"], "keys": {"laptop": "sha256:" + "0" * 64}}},
         "operators": {"me": "sha256:" + "1" * 64},
+        "notify": {"url": "{env:HOOK}"},
+        "proxy": "http://127.0.0.1:3128",
     }
     if place:
         *way, last = place.split(".")
         inner = described
         for one in way:
             inner = inner[one]
-        inner[last] = SECRET
+        inner[last] = f"http://me:{SECRET}@127.0.0.1:3128" if place == "proxy" else SECRET
     path = write(tmp_path, described, mode)
-    config, _ = pooler.load(path, {"A": API_KEY})
+    config, _ = pooler.load(path, {"A": API_KEY, "HOOK": f"https://ntfy.example/{SECRET}"})
     expected = [place] if mode & 0o044 and place else []
     expected += [str(path)] if mode & 0o022 else []
     assert [one.partition(":")[0] for one in config.warnings] == expected

@@ -100,7 +100,7 @@ async def opened_stage(folder: Path, tls: Authority | None = None) -> AsyncItera
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = listener.socket.getsockname()[1]
         listeners = [trio.SSLListener(listener, tls.context()) if tls else listener]
-        nursery.start_soon(trio.serve_listeners, issuer.backend.serve, listeners)
+        await nursery.start(trio.serve_listeners, issuer.backend.serve, listeners)
         stage = Stage(folder, issuer, f"{'https' if tls else 'http'}://127.0.0.1:{port}")
         write_config(folder, stage.config())
         yield stage
