@@ -4085,9 +4085,18 @@ def short_name(model: str) -> str:
 
 
 def offered_models(plan: SetupPlan) -> list[OfferedModel]:
-    """The models for which clients are configured, the default one first; may be empty."""
+    """The models for which clients are configured, the default one first; may be empty.
+
+    OpenCode replaces `{env:NAME}` and `{file:PATH}` anywhere in its configuration: by the name of a
+    model a server could have a secret or a file sent to it, so such a name is left out.
+    """
     models = [OfferedModel(OPENAI_MODEL)] if plan.chatgpt or plan.openai else []
-    models += [model for server in plan.local for model in server.models]
+    for server in plan.local:
+        models += [
+            model
+            for model in server.models
+            if not any(beginning in model.name for beginning in ("{env:", "{file:"))
+        ]
     models.sort(key=lambda model: "embed" in model.name.lower())  # these generate no text
     by_name: dict[str, OfferedModel] = {}
     for model in models:
@@ -13244,6 +13253,16 @@ def drop_room(path: Path) -> None:
         room_file(path).unlink()
 
 
+def heir_of(path: Path) -> os.stat_result:
+    """The state of the file or folder whose owner gets what replaces `path`.  Raises: OSError.
+
+    It is the file's own, but not where anybody may make files, as in /tmp: whoever had put one
+    there first would be given the login by root.
+    """
+    folder = path.parent.stat()
+    return folder if folder.st_mode & stat.S_IWOTH else path.stat()
+
+
 def save_over(path: Path, raw: bytes, expected: bytes | None) -> None:
     """Save a login in the space that was reserved for it; `expected`: see `save_file`.
 
@@ -13273,7 +13292,7 @@ def save_file(
 
     if not is_leftover:
         with contextlib.suppress(OSError):
-            owner = path.stat()
+            owner = heir_of(path)
         write_new(new_path, raw, owner)
 
     sync(new_path)
@@ -14571,10 +14590,14 @@ class Login:
             findings += try_saving(self.path, len(self.raw) + ROOM_SPARE_BYTES)
 
         state = self.path.stat()
+        folder = self.path.parent.stat()
         is_open = state.st_mode & 0o077 != 0
+        is_replaceable = folder.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH
+        folder_name = shlex.quote(str(self.path.parent))
         is_due = can_refresh and is_refresh_due(current, unix_now, 0)
         warnings = {
             f"can be read by others: chmod 600 {shlex.quote(str(self.path))}": is_open,
+            f"can be replaced by others: chmod o-w {folder_name}": is_replaceable,
             SEVERAL_LINKS: state.st_nlink > 1,
             f"contains no refresh token; {self.advice}": current.refresh_token is None,
             "has expired; it will be refreshed on first use": is_due,

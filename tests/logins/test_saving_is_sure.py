@@ -345,6 +345,36 @@ def test_root_does_not_lock_the_owner_of_a_login_out(tmp_path: Path) -> None:
         assert lock_file(path).stat().st_uid == owner
 
 
+@pytest.mark.parametrize("mode", [0o1777, 0o777, 0o702])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_root_gives_no_login_to_whoever_was_first_in_an_open_folder(
+    tmp_path: Path, mode: int, is_link: bool
+) -> None:
+    """Anybody may put a file there, also while a person enters a code."""
+    stranger = 1234 if os.geteuid() == 0 else os.getuid()
+    path, theirs = tmp_path / "one.json", tmp_path / "theirs"
+    theirs.write_bytes(b"{}")
+    os.chown(theirs, stranger, -1)
+    if is_link:
+        path.symlink_to(theirs)
+    else:
+        theirs.rename(path)
+    tmp_path.chmod(mode)
+    pooler.save_login(path, b'{"access_token": "a.b.c"}', time.time())
+    assert path.lstat().st_uid == os.geteuid()
+    assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+
+
+def test_a_login_that_others_can_replace_is_doubted(tmp_path: Path) -> None:
+    """They could put one of their own there, and would get the prompts."""
+    path = tmp_path / "auth.json"
+    make_auth_file(path, "acct-1")
+    for mode, count in ((0o777, 1), (0o702, 1), (0o1777, 0), (0o770, 0)):
+        tmp_path.chmod(mode)
+        told = [text for _, text in Login("one", path).inspect(time.time())]
+        assert told == [f"{path} can be replaced by others: chmod o-w {tmp_path}"][:count]
+
+
 def test_root_gives_a_hard_link_in_the_place_of_a_lock_to_nobody(tmp_path: Path) -> None:
     """It may be another file of root's."""
     path, other = tmp_path / "auth.json", tmp_path / "another"

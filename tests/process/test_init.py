@@ -697,6 +697,18 @@ def test_the_names_of_a_server_reach_no_terminal_as_commands(tmp_path: Path) -> 
     assert re.search(r"[^\n -~]", done.stdout) is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["{file:~/.codex/auth.json}", "{env:OPENAI_API_KEY}", "a {file:b", "x/{env:HOME}"],
+)
+def test_no_server_gets_a_file_or_a_variable_from_opencode(name: str) -> None:
+    plan = planned(local=["x=http://127.0.0.1:1"])
+    alone, both = with_models(plan, OfferedModel(name)), OfferedModel("{plain}")
+    assert name not in pooler.setup_guide(alone, URL, {}, {})
+    assert pooler.offered_models(with_models(plan, OfferedModel(name), both)) == [both]
+    assert "aliases" not in pooler.first_config(alone, {}, {})
+
+
 @slow
 def test_of_a_long_list_the_first_are_written(tmp_path: Path) -> None:
     with local_server(*(f"m{number}" for number in range(60))) as server:
