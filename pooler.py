@@ -633,7 +633,9 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
          "[features] enable_request_compression = false)."),
         ("Compressed bodies are not taken.  Codex CLI: [features] "
          "enable_request_compression = false.")),
-    "unsupported_endpoint": (404, "Unsupported OpenAI /v1 endpoint.",
+    "unsupported_endpoint": (404,
+        ("Unsupported OpenAI /v1 endpoint. If the path has /v1 twice, end the client's base URL "
+         "in one /v1."),
         ("404: a route under /v1 that is not served.  400: no account of the pool has "
          "this route; the message says what to do.")),
     "unsupported_media_type": (415, "The body must be Content-Type: application/json.",
@@ -2778,7 +2780,8 @@ class _Resolver:
         if match := _SHA256.fullmatch(text):
             digest, source = bytes.fromhex(match[1]), "sha256"
         elif text.lower().startswith("sha256:") or "<" in text:
-            raise ValueError(f"is a placeholder; run `{command}` and paste the line it prints")
+            problem = "is a placeholder" if "<" in text else "must have 64 hex digits after sha256:"
+            raise ValueError(f"{problem}; run `{command}` and paste the line it prints")
         else:
             secret, source = self.read(text)
             _check_presented(secret, command)
@@ -4297,7 +4300,8 @@ def next_commands(plan: SetupPlan, path: str, env: Mapping[str, str]) -> list[st
         if variable not in env
     ]
     logins = [f"  {login_command(name, path)}" for name in plan.chatgpt]
-    return [*exports, *logins, f"  {with_config('pooler serve', path)}"]
+    last = [f"  {with_config(f'pooler {command}', path)}" for command in ("check --ask", "serve")]
+    return [*exports, *logins, *last]
 
 
 # The schema of pools.json.
@@ -9623,9 +9627,15 @@ class Health:
 
     def note_login(self, digest: bytes, is_usable: bool) -> None:
         """Take the state of the auth_file; a new login may be what a refused account needed."""
+        is_first = self.has_login and not self.login
         self.has_login = is_usable
         if digest == self.login:
             return
+
+        # What failed with the last login, or for lack of one, says nothing about this one; what a
+        # process has restored from before its start still does.
+        if not is_first:
+            self.trouble_count = self.failure_count = 0
         self.login = digest
         self.catalogue_until = self.usage_at = -math.inf
         self.forbidden_count = 0
@@ -10811,11 +10821,11 @@ class Outage(NamedTuple):
     failed_count: int = 0  # requests for it that failed since then
 
 
-def _call_for(pool: Pool, model: str) -> Call:
+def _call_for(pool: Pool, model: str, path: str = "/v1/responses") -> Call:
     """A call for a model, of a key without limits of its own.  Raises: PoolerError."""
     nobody = Key(pool=pool.name, name="", concurrent=1)
     return read_call(
-        call_route("/v1/responses"),
+        call_route(path),
         {"model": model},
         NO_FIELDS,
         pool,
@@ -10850,13 +10860,31 @@ def serving_of(
 
     rows = []
     for model in names:
-        standings = roster.standings(_call_for(pool, model), now)
         pairs = [
             (health.account.name, _condition_for(standing, conditions[health.account.name]))
-            for health, standing in standings
+            for health, standing in _standings_on_some_route(roster, pool, model, now)
         ]
         rows.append(_serving(pool, model, pairs))
     return rows
+
+
+def _standings_on_some_route(
+    roster: Roster, pool: Pool, model: str, now: float
+) -> list[tuple[Health, Standing]]:
+    """How each account stands for a model on the API on which it can do more.
+
+    A client that has used an API that a local server lacks is told so; its operator has nothing to
+    mend, as the model is served on the other API.
+    """
+    standings = roster.standings(_call_for(pool, model), now)
+    if all(standing.status is not Status.LACKS_ROUTE for _, standing in standings):
+        return standings
+
+    on_chat = roster.standings(_call_for(pool, model, "/v1/chat/completions"), now)
+    return [
+        other if pair[1].status is Status.LACKS_ROUTE else pair
+        for pair, other in zip(standings, on_chat, strict=True)
+    ]
 
 
 def _condition_for(standing: Standing, condition: Condition) -> Condition:
@@ -12678,7 +12706,9 @@ def asked_of_response(account: Account, models: Collection[str] | None) -> Asked
             f"answers, {count}, but does not list {shown_names(lacking)} of its models",
             account.models,
         )
-    return Asked("", f"answers, {count}", account.models or models)
+    shown = [printable(model) for model in sorted(models)]
+    names = f": {shown_names(shown)}" if shown else ""
+    return Asked("", f"answers, {count}{names}", account.models or models)
 
 
 def shown_names(names: Sequence[str]) -> str:
@@ -20944,7 +20974,7 @@ def demo_guide(url: str, exports: Mapping[str, str], doubts: Sequence[str]) -> l
         status += f" --url {url}"
 
     models = [OfferedModel(OPENAI_MODEL)]
-    config = opencode_config(url, models, TITLE_MODEL, has_operator=not doubts)
+    config = opencode_config(url, models, has_operator=not doubts)
     return [
         "",
         "For OpenCode, as opencode.json:",
@@ -20957,6 +20987,7 @@ def demo_guide(url: str, exports: Mapping[str, str], doubts: Sequence[str]) -> l
         "",
         f"In a browser: {url}/admin",
         f"  Any user name will do; the password is ${OPERATOR_VARIABLE}.",
+        "  The account `revoked` is built in: there is nothing to log in to, whatever it says.",
         *(f"  {doubt}" for doubt in doubts),
         "",
         "Serving until Ctrl-C; each request is shown in a line:",
@@ -21338,7 +21369,7 @@ def check_account(account: Account, config: str, asked: Asked | None) -> tuple[b
     The login of a ChatGPT account is read and locked, and the check includes whether it can be
     saved.  Nothing is refreshed.  `config` is the path of pools.json.
     """
-    state = "API key set"
+    state = "no API key" if reveal(account.api_key) == "none" else "API key set"
     problems: list[Finding] = []
     can_serve = not account.paused
     if account.auth_file is not None:
@@ -21409,7 +21440,7 @@ def run_check(path: Path, env: Mapping[str, str], *, is_asking: bool = False) ->
             show(f"  {line}")
 
     has_error = any(is_wrong for is_wrong, _ in checked.values())
-    show(f"{path}: {'has problems' if has_error else 'OK'}")
+    show(f"{path}: {'an account has a problem' if has_error else 'OK'}")
     return int(has_error)
 
 
@@ -21417,7 +21448,8 @@ _OPERATOR_VARIABLE_BEFORE: Final = "POOLER_OPERATOR_TOKEN"  # its name until ver
 _NO_STATUS: Final = {
     0: "no server responds there",
     200: "this is not a codex-pooler",
-    401: "the token was rejected",
+    401: f"the token in {OPERATOR_VARIABLE} was rejected; it is that of another server, or expired",
+    404: "it has no operators (`pooler key --operator` makes a token), or is not a codex-pooler",
 }
 # What a terminal could take for a command, except colours; a server is not trusted with that.
 _UNSAFE: Final = re.compile("\x1b(?!\\[[0-9]{0,2}m)|[^\x1b\n -~█░…]")

@@ -30,7 +30,8 @@ from pooler import (
     duration_text,
     refusal_text,
 )
-from tests.support.codex_backend import make_auth_file
+from tests.support.codex_backend import Play, TokenPlay, make_auth_file
+from tests.support.codex_world import FIRST, FORMS, describe_codex, opened_codex_world
 from tests.support.memory_sockets import Json, ask_responses, post, request
 from tests.support.memory_websockets import codex_described, socket_world
 from tests.support.world import (
@@ -324,6 +325,27 @@ async def test_a_login_that_is_gone_is_needed_and_the_command_is_shown(
         assert statuses == ["login_needed", "ready"]
 
 
+async def test_what_failed_with_a_revoked_login_does_not_count_against_the_next_one(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened_codex_world(describe_codex(tmp_path), tmp_path) as world:
+        world.backend.plays.append(Play(FIRST, count=0, error="token_invalidated"))
+        world.backend.token_plays.append(TokenPlay(401, "refresh_token_invalidated"))
+        assert (await world.ask(post(*FORMS["responses"]))).status == 200
+        shown = account(world, "first")
+        assert (shown["status"], shown["failures"]) == ("login_needed", 1)
+
+        world.backend.plays.clear()
+        path = tmp_path / "first" / "auth.json"
+        login = make_auth_file(path, FIRST, expires_at=UNIX_START + 86401, refresh_token="rt-2")
+        world.backend.admit(login)
+        assert (await world.ask(request("GET", "/v1/models"))).status == 200
+        shown = account(world, "first")
+        assert (shown["status"], shown["failures"]) == ("ready", 0)
+        statuses = [line["status"] for line in changes(world) if line["account"] == "first"]
+        assert statuses == ["login_needed", "ready"]
+
+
 ################################################################
 # A POOL
 ################################################################
@@ -361,6 +383,29 @@ async def test_a_pool_says_by_model_what_it_can_serve(autojump_clock: MockClock)
         assert pool(world)["status"] == "ready"
         lines = [(line["level"], line["status"]) for line in changes(world, "pool")]
         assert lines == [("warning", "limited"), ("info", "ready")]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "served"),
+    [("/v1/responses", "/v1/chat/completions"), ("/v1/chat/completions", "/v1/responses")],
+)
+async def test_a_client_that_asks_on_the_wrong_api_alarms_no_operator(
+    lacking: str, served: str, autojump_clock: MockClock
+) -> None:
+    bodies: dict[str, Json] = {
+        "/v1/responses": {"model": "m1", "input": ""},
+        "/v1/chat/completions": {"model": "m1", "messages": [{"role": "user", "content": "hi"}]},
+    }
+    described = describe("a", accounts={"a": {"models": ["m1"]}}, pool={"models": ["m1"]})
+    async with opened_world(described) as world:
+        world.upstreams["a"].always = json_response({"detail": "Not Found"}, 404)
+        assert (await world.ask(post(lacking, bodies[lacking]))).status == 400
+        assert serving(world) == {"m1": ("ready", ["a"])}
+        assert changes(world, "pool") == []
+
+        # What has neither API serves nobody.
+        assert (await world.ask(post(served, bodies[served]))).status == 400
+        assert serving(world) == {"m1": ("down", [])}
 
 
 async def test_a_model_that_can_be_served_again_is_noticed_when_its_block_ends(

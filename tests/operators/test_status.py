@@ -100,8 +100,16 @@ def test_watching_prints_again_until_it_is_stopped(origin: str) -> None:
 
 WRONG: Final = {
     "no token": (["--url", "ORIGIN"], None, "set CODEX_POOLER_OPERATOR_TOKEN"),
-    "a wrong token": (["--url", "ORIGIN"], "cpo-wrong-0123456789", "the token was rejected"),
-    "a pool key": (["--url", "ORIGIN"], KEY, "the token was rejected"),
+    "a wrong token": (
+        ["--url", "ORIGIN"],
+        "cpo-wrong-0123456789",
+        "the token in CODEX_POOLER_OPERATOR_TOKEN was rejected",
+    ),
+    "a pool key": (
+        ["--url", "ORIGIN"],
+        KEY,
+        "the token in CODEX_POOLER_OPERATOR_TOKEN was rejected",
+    ),
     "nobody there": (["--url", "http://127.0.0.1:9"], TOKEN, "no server responds there"),
     "no address": (["--url", "pooler"], TOKEN, "--url must look like https://host\n"),
     "plain HTTP": (["--url", "http://pooler.example.com"], TOKEN, "in the clear"),
@@ -159,7 +167,7 @@ def test_watching_ends_when_the_token_is_rejected(tmp_path: Path) -> None:
     server.stop()
     other = described(urlsplit(server.origin).netloc, "cpo-another-token-0123456789")
     server = Pooler(other, tmp_path)
-    watching.wait_line("(the token was rejected)")
+    watching.wait_line("(was rejected; it is that)")
     assert watching.process.wait(SECONDS_MAX) == 1
     server.stop()
 

@@ -46,7 +46,7 @@ def test_a_check_says_what_is_odd_and_what_is_wrong(tmp_path: Path, text: str | 
     assert lines[1].endswith(": see below")
     assert lines[2].startswith(f"  {kind}: ")
     assert problem in lines[2]
-    assert lines[-1] == f"pools.json: {'has problems' if text else 'OK'}"
+    assert lines[-1] == f"pools.json: {'an account has a problem' if text else 'OK'}"
     assert (done.returncode, done.stderr) == (1 if text else 0, "")
 
 

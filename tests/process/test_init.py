@@ -262,9 +262,10 @@ def test_the_next_commands_say_which_file(path: str, option: str) -> None:
         "export OPENAI_API_KEY=sk-...",
         f"pooler login a{option}",
         f"pooler login b{option}",
+        f"pooler check --ask{option}",
         f"pooler serve{option}",
     ]
-    assert len(pooler.next_commands(plan, path, {"OPENAI_API_KEY": "x"})) == 3
+    assert len(pooler.next_commands(plan, path, {"OPENAI_API_KEY": "x"})) == 4
 
 
 ################################################################
