@@ -3685,17 +3685,28 @@ def literal_secrets(config: Config) -> list[str]:
         # A shorter one is what a server without keys takes: "none", "ollama".
         if len(reveal(account.api_key)) >= SECRET_CHARS_MIN:
             sources[f"accounts.{account.name}.api_key"] = account.source
+
     for key in config.keys:
         sources[f"pools.{key.pool}.keys.{key.name}"] = key.source
     for operator in config.operators:
         sources[f"operators.{operator.name}"] = operator.source
-    if config.proxy is not None and config.proxy.login is not None:
-        sources["proxy"] = config.proxy.source
-    if config.notify is not None:
-        if len(reveal(config.notify.target)) >= SECRET_CHARS_MIN:
-            sources["notify"] = config.notify.source
-        sources["notify.token"] = config.notify.token_source
+
+    sources |= _sources_of_addresses(config.proxy, config.notify)
     return [path for path, source in sources.items() if source == "literal"]
+
+
+def _sources_of_addresses(proxy: Proxy | None, notify: Notify | None) -> dict[str, str]:
+    """Where the secrets of addresses stand, by JSON path."""
+    sources = {}
+    if proxy is not None and proxy.login is not None:
+        sources["proxy"] = proxy.source
+    if notify is None:
+        return sources
+
+    if len(reveal(notify.target)) >= SECRET_CHARS_MIN:
+        sources["notify"] = notify.source
+    sources["notify.token"] = notify.token_source
+    return sources
 
 
 # Changes.  After a reload the operator reads in the log what it changed, which should be what was
@@ -21895,6 +21906,7 @@ def run_login(name: str, path: Path, env: Mapping[str, str]) -> int:
     login = Login(name, Path(str(account.auth_file)), config.source, tls, config.proxy)
     device = DeviceLogin(login, config.token_url, dial, Files(), time.time, show)
 
+    obey_as_interrupt(signal.SIGTERM, signal.SIGHUP)
     saved: list[tuple[bytes, bytes]] = []
 
     async def run() -> None:
@@ -21912,6 +21924,16 @@ def run_login(name: str, path: Path, env: Mapping[str, str]) -> int:
     others = {other: path.parent / file for other, file in other_logins(name, raws[0]).items()}
     show_login(login, *saved[0], others)
     return 0
+
+
+def obey_as_interrupt(*numbers: signal.Signals) -> None:
+    """Let these signals end a command as Ctrl-C does: not between a grant and the saved login.
+
+    One that is ignored, as `nohup` makes it, stays so.
+    """
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def show_login(login: Login, before: bytes, after: bytes, others: Mapping[str, Path]) -> None:

@@ -78,8 +78,8 @@ NO_API: Final = "error: this does not look like its API; check base_url"
 REFUSAL: Final = "its server failed, or refused the request; check base_url"
 # What an upstream does, and the line that a person reads of it.
 UPSTREAMS: Final[dict[str, tuple[Serve, str]]] = {
-    "well": (respond(200, OK), "answers, 2 models"),
-    "one": (respond(200, {"data": [{"id": "m1"}]}), "answers, 1 model"),
+    "well": (respond(200, OK), "answers, 2 models: m1, m2"),
+    "one": (respond(200, {"data": [{"id": "m1"}]}), "answers, 1 model: m1"),
     "wrong-key": (
         respond(401, error("invalid_api_key", f"Incorrect: {SECRET}")),
         "error: 401 invalid_api_key: put a valid key into {env:UPSTREAM_KEY} and restart",
@@ -235,7 +235,7 @@ def test_a_certificate_that_is_not_trusted_and_one_that_is(tmp_path: Path) -> No
     place = f"127.0.0.1:{ports['a']}"
     advice = "name the authority of its certificate in ca_file"
     assert lines_of("a", lines) == [f"error: certificate not trusted at {place}: {advice}"]
-    assert lines_of("b", lines) == ["answers, 2 models"]
+    assert lines_of("b", lines) == ["answers, 2 models: m1, m2"]
 
 
 def test_the_question_goes_through_the_proxy(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_the_question_goes_through_the_proxy(tmp_path: Path) -> None:
         with listening({"a": respond(200, OK)}) as ports:
             config = described({"a": at(ports["a"])}) | {"proxy": f"http://{proxy.address}"}
             code, lines = check(tmp_path, config)
-            assert (code, lines_of("a", lines)) == (0, ["answers, 2 models"])
+            assert (code, lines_of("a", lines)) == (0, ["answers, 2 models: m1, m2"])
     finally:
         proxy.process.end()
     assert proxy.tunnels_to(ports["a"]) == 1  # which it says when a tunnel has ended
@@ -286,7 +286,7 @@ async def ask_with_login(
 async def test_a_login_is_used_as_it_is(tmp_path: Path) -> None:
     backend, code, lines = await ask_with_login(tmp_path, 10**5)
     assert code == 0
-    assert re.fullmatch(r"answers, \d+ models", lines[-1])
+    assert re.fullmatch(r"answers, \d+ models: .+", lines[-1])
     assert [seen.path for seen in backend.seen] == [f"{PREFIX}/models"]
 
 
@@ -297,7 +297,7 @@ async def test_a_login_that_has_ended_is_refreshed_and_saved(
     seconds_left = 10**5 if is_rejected else -60
     backend, code, lines = await ask_with_login(tmp_path, seconds_left, is_rejected=is_rejected)
     assert code == 0
-    assert re.fullmatch(r"answers, \d+ models", lines[-1])
+    assert re.fullmatch(r"answers, \d+ models: .+", lines[-1])
     [refreshed] = [seen for seen in backend.seen if seen.path == "/oauth/token"]
     assert refreshed.body["refresh_token"] == "rt-acc-1"
     saved = json.loads((tmp_path / "login.json").read_text())["tokens"]

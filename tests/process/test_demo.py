@@ -296,7 +296,7 @@ def test_the_configuration_that_the_demo_prints_is_for_this_demo(demo: Demo) -> 
     address = f"http://127.0.0.1:{demo.port}"
     assert config["provider"]["openai"]["options"]["baseURL"] == f"{address}/v1"
     assert config["mcp"]["codex_pooler"]["url"] == f"{address}/mcp"
-    assert config["small_model"] == "openai/gpt-5.4-nano"
+    assert config["small_model"] == config["model"]
 
 
 ################################################################

@@ -301,7 +301,7 @@ def run(folder: Path, *command: str | Path) -> str:
     """
     env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     env |= {
-        "PATH": f"{Path(sys.executable).parent}:{folder / 'bin'}:{env['PATH']}",
+        "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{env['PATH']}",
         "PIPX_HOME": str(folder / "pipx"),
         "PIPX_BIN_DIR": str(folder / "bin"),
         "PIPX_DEFAULT_PYTHON": sys.executable,
