@@ -25,7 +25,7 @@ ROWS: Rows = (
      "opencode_config.qualified", "any((model.name == name for model in chat_only))", "False",
      "init::opencode_asks_a_server_that_speaks_only_chat_by_chat"),
     ("other_file", "The next commands name a pools.json elsewhere.",
-     "next_commands", "with_config('pooler serve', path)", "'pooler serve'",
+     "next_commands", "with_config(f'pooler {command}', path)", "f'pooler {command}'",
      "init::the_next_commands_say_which_file"),
     ("schema_types", "The schema tells the two types of accounts apart.",
      "_conditions_of", "dict.fromkeys(foreign, False)", "{}",
