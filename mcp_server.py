@@ -2312,7 +2312,7 @@ LOG: Final = object_of(
     endpoint=TEXT,
     transport=one_of("http", "sse", "websocket"),
     status=one_of("ok", "error", "aborted"),
-    # Of README's table, or an upstream's own after `upstream:`.
+    # As `pooler check --explain errors` lists them, or an upstream's own after `upstream:`.
     error_code=optional(TEXT),
     # Null if the client left before a response began.
     response_status_code=optional(INTEGER),
