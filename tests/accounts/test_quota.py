@@ -676,3 +676,8 @@ def test_a_pool_is_limited_though_another_account_has_no_login() -> None:
     assert scene.codex_usage()["rate_limit"]["allowed"] is True
     scene.roster.health["b"].has_login = False
     assert scene.codex_usage()["rate_limit"]["allowed"] is False
+
+
+def test_a_moment_without_a_zone_is_one_of_utc() -> None:
+    assert pooler._moment_of("2027-01-15T08:00:00") == pooler._moment_of("2027-01-15T08:00:00Z")
+    assert pooler._moment_of("tomorrow") is None

@@ -520,6 +520,17 @@ def test_check_and_startup_report_what_cannot_be_intended(
     assert [one.partition(":")[0] for one in config.warnings] == ["accounts.c"]
 
 
+def test_a_file_that_the_user_may_not_read_says_who_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, _: int) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(pooler, "read_file", refuse)
+    with pytest.raises(pooler.ConfigRefused, match="run the pooler as its owner"):
+        pooler.load(tmp_path / "pools.json", {})
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o604, 0o646, 0o602, 0o620, 0o664])
 @pytest.mark.parametrize(
     "place", ["accounts.a.api_key", KEY_PATH, "operators.me", "notify.token", "proxy", ""]
@@ -541,7 +552,8 @@ def test_a_file_with_secrets_that_others_can_read_is_doubted(
             inner = inner[one]
         inner[last] = f"http://me:{SECRET}@127.0.0.1:3128" if place == "proxy" else SECRET
     path = write(tmp_path, described, mode)
-    config, _ = pooler.load(path, {"A": API_KEY, "HOOK": f"https://ntfy.example/{SECRET}"})
+    hook = "https://ntfy.example/" + (SECRET if mode & 0o002 else "t")
+    config, _ = pooler.load(path, {"A": API_KEY, "HOOK": hook})
     expected = [place] if mode & 0o044 and place else []
     expected += [str(path)] if mode & 0o022 else []
     assert [one.partition(":")[0] for one in config.warnings] == expected

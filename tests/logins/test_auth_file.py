@@ -504,3 +504,19 @@ def test_a_process_that_is_killed_leaves_the_old_file_or_the_new_one(path: Path)
                 assert stat.S_IMODE(one.stat().st_mode) == 0o600, one
             seen.add(left)
     assert seen == {old, new}
+
+
+def test_a_login_that_the_user_may_not_read_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "auth.json"
+    make_auth_file(path, "acct-1")
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(pooler, "read_file", refuse)
+    sight = pooler.read_login(path, None)
+    assert sight is not None
+    assert sight.problem == "cannot be read: Permission denied"
+    assert "owner" in sight.remedy

@@ -6,8 +6,11 @@ wrong; and the real process, with a real issuer's sockets, signals, disks and a 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -488,3 +491,77 @@ def test_another_account_and_the_same_twice_are_said(
     assert "Account three is the same one" in said(mine, colleague)
     assert "another ChatGPT account" in said(mine, colleague)  # another person in one workspace
     assert "a running pooler will use it" in said(b"", mine)
+
+
+################################################################
+# FILES THAT FAIL
+################################################################
+
+
+async def test_a_disk_that_hangs_is_noticed_before_anything_is_asked(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(path: Path) -> None:
+        raise OSError(errno.ETIMEDOUT, "timed out", str(path))
+
+    monkeypatch.setattr(pooler, "prepare_login", hang)
+    async with opened_device_desk(tmp_path) as desk:
+        desk.path.parent.mkdir()
+        assert (await desk.refused()).startswith(f"{desk.path}: timed out; ")
+        assert desk.issuer.backend.seen == []
+
+
+def test_a_login_that_cannot_be_saved_in_the_end_says_so(tmp_path: Path) -> None:
+    tokens = {"access_token": "a", "id_token": "i", "refresh_token": "r"}
+    path = tmp_path / "gone" / "one.json"
+    with pytest.raises(
+        pooler.LoginNeeded, match=r"one.json cannot be saved: No such file .* again"
+    ):
+        pooler.save_login(path, json.dumps(tokens).encode(), 1.0)
+
+
+def test_a_folder_of_another_user_is_named_with_that_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    pooler.check_user(tmp_path)  # who may write there may use it
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    words = f"belongs to another user, whose id is {tmp_path.stat().st_uid}; run this command as"
+    with pytest.raises(pooler.LoginNeeded, match=words):
+        pooler.check_user(tmp_path)
+
+
+def test_whoever_is_not_root_gives_no_folder_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(os, "chown", lambda *names, **_: given.append(names))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    pooler.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert given == []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    pooler.make_folder(tmp_path / "c")
+    assert len(given) == 1
+
+
+def test_a_login_without_a_refresh_token_is_said_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "one.json"
+    make_auth_file(path, "acct-1")
+    whole = json.loads(path.read_bytes())
+    pooler.show_login(pooler.Login("one", path), b"", path.read_bytes(), {})
+    assert "no refresh token" not in capsys.readouterr().out
+    del whole["tokens"]["refresh_token"]
+    pooler.show_login(pooler.Login("one", path), b"", json.dumps(whole).encode(), {})
+    assert "It has no refresh token, so it will end." in capsys.readouterr().out
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = {signal.SIGHUP: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+    monkeypatch.setattr(signal, "getsignal", handlers.get)
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    pooler.obey_as_interrupt(signal.SIGHUP, signal.SIGTERM)
+    assert handlers[signal.SIGHUP] is signal.SIG_IGN
+    assert callable(handlers[signal.SIGTERM])

@@ -299,7 +299,8 @@ def run(folder: Path, *command: str | Path) -> str:
 
     Installers put everything into the folder but what they cache, and use this Python.
     """
-    env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    ours = re.compile("VIRTUAL_ENV|COVERAGE_.*")  # what runs there is a copy
+    env = {name: value for name, value in os.environ.items() if not ours.fullmatch(name)}
     env |= {
         "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{env['PATH']}",
         "PIPX_HOME": str(folder / "pipx"),
