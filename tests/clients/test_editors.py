@@ -6,8 +6,11 @@ one turn in an empty home: with a ChatGPT account, and with an API key.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shlex
+import signal
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -72,7 +75,20 @@ def run_cline(pooler: Pooler, folder: Path) -> str:
     words = shlex.split(line.replace("$CODEX_POOLER_API_KEY", POOL_KEY))
     assert words[:2] == ["cline", "auth"]
     run([program, *words[1:]], folder, {})
-    return run([program, "-P", words[words.index("-p") + 1], "-m", MODEL, PROMPT], folder, {})
+    provider = words[words.index("-p") + 1]
+    try:
+        return run([program, "-P", provider, "-m", MODEL, PROMPT], folder, {})
+    finally:
+        end_hub(folder / "project")
+
+
+def end_hub(project: Path) -> None:
+    """End the process that Cline leaves behind for a project."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().decode().split("\0")
+            if "--cline-hub-daemon" in words and str(project) in words:
+                os.kill(int(entry.parent.name), signal.SIGTERM)
 
 
 def run_aider(pooler: Pooler, folder: Path) -> str:
