@@ -105,7 +105,7 @@ LONGEST: Final[Mapping[str, int]] = {
     "_NOTIFY_URL": CONFIG,
     **dict.fromkeys(("_VARIABLE_NAME", "_check_presented", "_members"), CONFIG),
     **dict.fromkeys(("_Resolver.digest", "_Resolver.api_key", "run_status"), CONFIG),
-    "_plain": CONFIG,
+    **dict.fromkeys(("_plain", "_plain_name"), CONFIG),
     "_PARTS_OF_NAME": pooler.DOUBTED_CHARS_MAX,
     "_PLACEHOLDER_HOST": 127 * 64,  # `_HOST_NAME` took it
     "_UNMEANT_NAME": pooler.MODEL_CHARS_MAX,
