@@ -233,7 +233,7 @@ def test_opencode_tells_that_the_pool_is_used_up(
     backend.will(limited(seconds=1))  # so that it does not wait long to ask again
     turn = opencode.run(config=documented(PAGE, pooler))
     assert turn.code == 1
-    assert "reached its limit" in turn.errors[-1]
+    assert "have reached their limit" in turn.errors[-1]
     assert turn.text == ""
 
 
