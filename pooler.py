@@ -15681,9 +15681,8 @@ class LoginWatch:
 
         It reads the file as `pooler check` does, in a thread: it may be on a network, and hang.
         """
-        copy = Login(
-            login.name, login.path, login.config
-        )  # a thread must not change the one in use
+        # A thread must not change the one in use.
+        copy = Login(login.name, login.path, login.config)
         try:
             findings = await self.tokens.files.run(
                 FILE_SECONDS_MAX,

@@ -232,13 +232,18 @@ async def in_front(name: str, folder: Path, poolers: Sequence[int]) -> AsyncIter
                 tls.load_verify_locations(root)
             yield Front(place.port, tls)
         finally:
-            process.terminate()  # nginx ends its workers; killed, it would leave them
-            with trio.CancelScope(shield=True), trio.move_on_after(SECONDS_MAX):
-                await process.wait()
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+            await end(process)
             log.close()
+
+
+async def end(process: trio.Process) -> None:
+    """End a process: by SIGTERM if it can, as nginx would otherwise leave its workers behind."""
+    with trio.CancelScope(shield=True):
+        process.terminate()
+        with trio.move_on_after(SECONDS_MAX):
+            await process.wait()
+        process.kill()
+        await process.wait()
 
 
 async def wait_listening(process: trio.Process, port: int, log: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from tests.deployment.fronts import wait_listening
+from tests.deployment.fronts import end, wait_listening
 from tests.deployment.image import BASE, FOUND, Image
 from tests.deployment.snippets import program, snippet
 from tests.support.server_process import SECONDS_MAX
@@ -129,10 +129,5 @@ async def booted(root: Path, image: Image) -> AsyncIterator[Machine]:
         try:
             yield Machine(await find_leader(process), process, root.parent / "boot.log")
         finally:
-            process.terminate()
-            with trio.CancelScope(shield=True), trio.move_on_after(SECONDS_MAX):
-                await process.wait()
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+            await end(process)
             log.close()

@@ -186,7 +186,7 @@ class Issuer:
 class FilesAtOnce(pooler.Files):
     """Without threads: in virtual time nobody would wait for them."""
 
-    async def run(self, _seconds_max: float, call: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]  # noqa: ANN401
+    async def run(self, _seconds_max: float, call: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override] # any call  # noqa: ANN401
         await trio.lowlevel.checkpoint()
         return call(*args)
 
