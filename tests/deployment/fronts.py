@@ -10,7 +10,7 @@ import base64
 import contextlib
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -220,30 +220,36 @@ async def in_front(name: str, folder: Path, poolers: Sequence[int]) -> AsyncIter
     with certificates(folder) as (certificate, key, authority):
         place = Place(folder, free_port(), poolers, certificate, key)
         command = PROXIES[name](place)
-        log = (folder / "log").open("wb")
-        process = await trio.lowlevel.open_process(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={"HOME": str(folder)}
-        )
-        try:
+        async with running(command, folder / "log", {"HOME": str(folder)}) as process:
             await wait_listening(process, place.port, folder / "log")
             authority.configure_trust(tls)
             root = folder / ".local/share/caddy/pki/authorities/local/root.crt"
             if name == "caddy":
                 tls.load_verify_locations(root)
             yield Front(place.port, tls)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    command: Sequence[str], output: Path, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[trio.Process]:
+    """A process whose output goes to a file; it is ended at the end of the block.
+
+    By SIGTERM if it can: nginx would otherwise leave its workers behind.
+    """
+    with output.open("wb") as log:
+        process = await trio.lowlevel.open_process(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+        )
+        try:
+            yield process
         finally:
-            await end(process)
-            log.close()
-
-
-async def end(process: trio.Process) -> None:
-    """End a process: by SIGTERM if it can, as nginx would otherwise leave its workers behind."""
-    with trio.CancelScope(shield=True):
-        process.terminate()
-        with trio.move_on_after(SECONDS_MAX):
-            await process.wait()
-        process.kill()
-        await process.wait()
+            process.terminate()
+            with trio.move_on_after(SECONDS_MAX, shield=True):
+                await process.wait()
+            process.kill()
+            with trio.move_on_after(SECONDS_MAX, shield=True):
+                await process.wait()
 
 
 async def wait_listening(process: trio.Process, port: int, log: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from tests.deployment.fronts import end, wait_listening
+from tests.deployment.fronts import running, wait_listening
 from tests.deployment.image import BASE, FOUND, Image
 from tests.deployment.snippets import program, snippet
 from tests.support.server_process import SECONDS_MAX
@@ -122,12 +122,6 @@ async def booted(root: Path, image: Image) -> AsyncIterator[Machine]:
     join = 'for group in $GROUPS; do echo $$ >$group/cgroup.procs; done; exec "$@"'
     with own_groups() as groups:
         line = ["env", f"GROUPS={' '.join(map(str, groups))}", "sh", "-c", join, "sh", *nspawn]
-        log = (root.parent / "boot.log").open("wb")
-        process = await trio.lowlevel.open_process(
-            line, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-        try:
-            yield Machine(await find_leader(process), process, root.parent / "boot.log")
-        finally:
-            await end(process)
-            log.close()
+        log = root.parent / "boot.log"
+        async with running(line, log) as process:
+            yield Machine(await find_leader(process), process, log)
