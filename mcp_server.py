@@ -191,7 +191,7 @@ def is_wanted(request: Facts, view: View) -> bool:
 VISIBLE: Final[Mapping[str, Sequence[str]]] = {
     "": (
         "version at started_at uptime_seconds is_draining in_flight connections websockets "
-        "state_problem has_prices today last_hour hours"
+        "state_problem config_problem config_problem_at has_prices today last_hour hours"
     ).split(),
     # Sums of a day, of the last hour, of each hour: what they have in common comes first.
     "today": "requests failed input_tokens output_tokens cached_tokens cost".split(),
@@ -493,16 +493,36 @@ def attention(shown: Facts, zone: tzinfo = UTC) -> list[Need]:
         *(need for key in shown["keys"] for need in key_needs(key, clock)),
     ]
 
-    problem = shown.get("state_problem")
-    if problem:
-        advice = "Mend that: until then a restart forgets counts, cooldowns and sessions."
-        needs.append(Need("fair", "The state file is not written", sentence_of(problem), advice))
+    needs += process_needs(shown, clock)
 
     latest = shown["at"]
     return sorted(
         needs,
         key=lambda need: (SEVERITIES.index(need.severity), need.since or latest),
     )
+
+
+def process_needs(shown: Facts, clock: Clock) -> Iterator[Need]:
+    """What is wrong with the files of the pooler itself.
+
+    A configuration that was refused is served by nobody: without this line an operator who has
+    just reloaded it sees a page in order, and believes that the change is in effect.
+    """
+    problem = shown.get("state_problem")
+    if problem:
+        advice = "Mend that: until then a restart forgets counts, cooldowns and sessions."
+        yield Need("fair", "The state file is not written", sentence_of(problem), advice)
+
+    problem = shown.get("config_problem")
+    if problem:
+        since = shown["config_problem_at"]
+        yield Need(
+            "fair",
+            "The last reload was refused, the configuration from before it is in use",
+            sentence_of(f"{at_moment(since, clock, 'at {}')}: {problem}"),
+            "Mend pools.json and reload (SIGHUP); this shows all problems: pooler check",
+            since,
+        )
 
 
 def pool_needs(pool: Facts, clock: Clock) -> Iterator[Need]:

@@ -16049,6 +16049,18 @@ class Queues:
         return False
 
 
+class RefusedReload(NamedTuple):
+    """Why pools.json as it is now is not what the pooler uses, and since when."""
+
+    problems: Sequence[str]
+    unix: float
+
+    def words(self) -> str:
+        """The first problem, and how many more there are; the log has them all."""
+        more_count = len(self.problems) - 1
+        return self.problems[0] + (f" (and {more_count} more)" if more_count else "")
+
+
 @dataclass(eq=False)
 class Shared:
     """What all requests share: the configuration, and the parts that are made from it."""
@@ -16069,6 +16081,7 @@ class Shared:
     uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
     started_unix: int = field(default_factory=lambda: int(time.time()))
     codex_version: str = CODEX_VERSION  # the newest that a native client has sent
+    refused_reload: RefusedReload | None = None  # the last reload, if its configuration is not used
 
     def __post_init__(self) -> None:
         """Make the parts, from those that know nothing of the others to those that use them."""
@@ -19985,6 +19998,7 @@ class Operators:
         It is made without a wait, so all of its numbers are of one moment.
         """
         shared = self.shared
+        refused = shared.refused_reload
 
         state = State(
             shared.config,
@@ -19999,6 +20013,8 @@ class Operators:
                 "started_at": shared.started_unix,
                 "is_draining": shared.is_draining,
                 "state_problem": self.keeper.problem,
+                "config_problem": refused and refused.words(),
+                "config_problem_at": refused and refused.unix,
                 "connections": len(self.connections.counted),
                 "websockets": len(self.sockets),
             },
@@ -20229,9 +20245,11 @@ class Server:
         for problem in problems:
             shared.log("error", "reload refused", {"problem": problem})
         if loaded is None:
+            shared.refused_reload = RefusedReload(problems, shared.unix_now())
             return
 
         config, contexts = loaded
+        shared.refused_reload = None
         kept = {name: getattr(shared.config, name) for name in ("listen", "state")}
         for name, value in kept.items():
             if getattr(config, name) != value:

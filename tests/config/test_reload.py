@@ -5,12 +5,15 @@ Method: the real server in virtual time, reloaded between requests and during on
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Final
 
 import trio
 from trio.testing import MockClock
 
+import mcp_server
+from pooler import Loaded
 from tests.support.memory_sockets import ask_responses
 from tests.support.memory_websockets import codex_described, socket_world
 from tests.support.world import (
@@ -34,6 +37,42 @@ async def test_a_reload_logs_the_same_warnings_as_a_start(
         await world.server.reload(lambda: (make_config(unused), {}))
         [told] = [fields for level, event, fields in world.logged if event == "config"]
         assert told["problem"] == "pools.home.keys: no keys, so nobody can use this pool"
+
+
+async def test_a_refused_reload_needs_the_operator_until_one_is_accepted(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened_world(describe("a")) as world:
+
+        def needs() -> list[str]:
+            shown = mcp_server.overview(world.server.operators.snapshot())
+            return [f"{need.title}: {need.text}" for need in mcp_server.attention(shown)]
+
+        def load_broken() -> Loaded:
+            return make_config(describe("a", hosts=7, listen=7)), {}
+
+        assert needs() == []
+        await world.server.reload(load_broken)
+        [need] = needs()
+        assert need.startswith("The last reload was refused")
+        assert "hosts: must be a list, not a whole number (and 1 more)" in need
+        await world.server.reload(lambda: (make_config(describe("a")), {}))
+        assert needs() == []
+
+
+async def test_a_reload_that_cannot_read_its_file_needs_the_operator(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened_world(describe("a")) as world:
+
+        def load_nothing() -> Loaded:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+        await world.server.reload(load_nothing)
+        shown = mcp_server.overview(world.server.operators.snapshot())
+        [need] = mcp_server.attention(shown)
+        assert need.text.endswith(": the configuration cannot be read: No such file or directory.")
+        assert need.since == world.server.shared.unix_now()
 
 
 async def test_a_listen_that_is_served_again_needs_no_restart(autojump_clock: MockClock) -> None:

@@ -159,6 +159,19 @@ def test_a_key_is_reported_at_nine_tenths_of_its_tokens(used: int, count: int) -
     assert needs(given) == []
 
 
+def test_a_refused_reload_says_what_is_in_use_since_when_and_what_is_wrong() -> None:
+    given = snapshot()
+    given["config_problem"] = "accounts.platform.type: must be 'openai' or 'codex' (and 2 more)"
+    given["config_problem_at"] = given["at"] - 300
+    [need] = needs(given)
+    assert (need.severity, need.since) == ("fair", given["at"] - 300)
+    for text in (html.unescape(page(given)), status(given)):
+        told = " ".join(text.split())
+        assert "The last reload was refused, the configuration from before it is in use" in told
+        assert "5 min ago): accounts.platform.type: must be 'openai' or 'codex' (and 2" in told
+        assert "pooler check" in told
+
+
 def test_the_worst_comes_first_and_of_that_what_began_first() -> None:
     given = snapshot()
     given["state_problem"] = "state.json: disk full"

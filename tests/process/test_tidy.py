@@ -46,7 +46,7 @@ CEILINGS: Final[dict[str, dict[str, tuple[int, int]]]] = {
         "check_composition": (0, 0),
     },
     "mcp_server.py": {
-        "tokens": (17_120, 16_000),
+        "tokens": (17_400, 16_000),
         "tokens_per_100_lines": (850, 850),
         "longest_class": (100, 100),
         "check_length": (0, 0),
