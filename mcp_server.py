@@ -208,7 +208,7 @@ VISIBLE: Final[Mapping[str, Sequence[str]]] = {
     "accounts": (
         "name type host pools priority status is_demoted unreached in_flight concurrent "
         "reason since until next_try_at failures last_success_at last_error advice needs_operator "
-        "tokens_today lacks plan login token_ends_at models windows"
+        "tokens_today key_problem lacks plan login token_ends_at models windows"
     ).split(),
     "last_error": "at reason".split(),
     # Of an account: its quota windows, and what it cannot serve for now.
@@ -601,6 +601,14 @@ def account_needs(account: Facts, clock: Clock) -> Iterator[Need]:
     """
     status = account["status"]
     needs_operator = account.get("needs_operator", False)
+    if account["key_problem"]:
+        yield Need(
+            "fair",
+            f"{account['name']}: its key may not be valid",
+            sentence_of(account["key_problem"], "no request has used it since"),
+            account["advice"] or "",
+            account=account["name"],
+        )
     if not needs_operator and status not in ACCOUNT_TROUBLES:
         return
 

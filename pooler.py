@@ -9589,6 +9589,7 @@ class Health:
     since: float = -math.inf  # when that began
     catalogue: Mapping[str, Model] | None = None  # its /models
     catalogue_at: float = -math.inf  # when that was asked for
+    catalogue_status: int = 0  # of the response to that; 0: there was none
     catalogue_until: float = -math.inf  # when it must be asked for again
     catalogue_problem: str = ""  # the last one, which has been logged
     usage_at: float = -math.inf  # when its quota may be asked for again
@@ -9605,6 +9606,16 @@ class Health:
     def models(self) -> Mapping[str, object] | None:
         """The models that it offers by pools.json, else by its catalogue; None if unknown."""
         return self.catalogue if self.account.models is None else self.account.models
+
+    @property
+    def has_doubtful_key(self) -> bool:
+        """Whether the API key was refused for the list of models, and has served nothing since.
+
+        That bars no request: a key may be for other routes only.  The operator of a pool which
+        nobody has used yet learns of it all the same.
+        """
+        is_refused = self.catalogue_status == 401 and not self.account.is_codex
+        return is_refused and self.success_at < self.catalogue_at
 
     def forget(self) -> None:
         """End all cooldowns and blocks, as an operator asks by a reload.
@@ -10121,6 +10132,14 @@ def advice_for(
         usual = f"Start the server at {account.base_url.authority}, or check base_url."
         return _CONNECT_ADVICE.get(cause, usual)
     return login.advice if condition.status in {Status.NO_LOGIN, Status.FAILING} else ""
+
+
+def key_doubt(health: Health, condition: Condition) -> tuple[str, str]:
+    """Why the key of an account that seems ready may not be valid, and what to do; else "", ""."""
+    if condition.status is not Status.READY or not health.has_doubtful_key:
+        return "", ""
+    reason = f"{health.catalogue_status} for its list of models"
+    return reason, _advice_on_key(health.account, reason, "")
 
 
 def _advice_on_key(account: Account, reason: str, login_again: str) -> str:
@@ -11748,6 +11767,7 @@ def _show_condition(
         began_at = health.since if health.status is condition.status else state.now
         since = state.unix(began_at)
 
+    doubt, advice_on_key = key_doubt(health, condition)
     cause, last_error = None, None
     if health.failure is not None:
         cause = health.failure.cause
@@ -11762,7 +11782,8 @@ def _show_condition(
         "failures": health.failure_count,
         "last_success_at": state.unix_or_none(health.success_at),
         "last_error": last_error,
-        "advice": advice_for(health.account, condition, login, cause) or None,
+        "key_problem": doubt or None,
+        "advice": advice_for(health.account, condition, login, cause) or advice_on_key or None,
         "needs_operator": condition.needs_operator,
     }
 
@@ -19022,7 +19043,8 @@ class Catalogues:
         """
         account = endpoint.account
         health = self.shared.roster.health_of(account)
-        catalogue, problem = await self.fetch(endpoint)
+        status, catalogue, problem = await self.fetch(endpoint)
+        health.catalogue_status = status
         health.catalogue = catalogue or health.catalogue
         health.catalogue_at = trio.current_time()
         pause = CATALOGUE_PAUSE_SECONDS if catalogue is None else CATALOGUE_SECONDS
@@ -19033,8 +19055,8 @@ class Catalogues:
             self.shared.log("warning", "models", fields)
         health.catalogue_problem = problem
 
-    async def fetch(self, endpoint: Endpoint) -> tuple[Mapping[str, Model] | None, str]:
-        """The account's catalogue, or None; and what went wrong for the log, or ""."""
+    async def fetch(self, endpoint: Endpoint) -> tuple[int, Mapping[str, Model] | None, str]:
+        """The status, the account's catalogue or None, and what went wrong for the log or ""."""
         account = endpoint.account
         path, fields = catalogue_query(account, self.shared.version_for(account))
         status, body, problem = await ask_upstream(
@@ -19046,10 +19068,11 @@ class Catalogues:
             bytes_max=CATALOGUE_BYTES_MAX,
         )
         if status != 200:
-            return None, problem and f"its list of models could not be fetched: {problem}"
+            words = problem and f"its list of models could not be fetched: {problem}"
+            return status, None, words
 
         catalogue = read_catalogue(body, is_codex=account.is_codex)
-        return catalogue, "its list of models cannot be read" if catalogue is None else ""
+        return status, catalogue, "its list of models cannot be read" if catalogue is None else ""
 
 
 async def ask_upstream(

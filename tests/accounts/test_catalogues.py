@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
+import mcp_server
 from pooler import (
     CATALOGUE_PAUSE_SECONDS,
     CATALOGUE_SECONDS,
@@ -42,6 +43,7 @@ from tests.support.world import (
 )
 
 NATIVE: Final = "/backend-api/codex"
+EVENTS: Final = responses_events("x", "y")
 
 
 def llama(name: str) -> Json:
@@ -238,6 +240,60 @@ async def test_a_catalogue_that_can_be_read_is_not_logged(
         world.upstreams["a"].catalogue = json_response(value)
         await look(world, autojump_clock)
         assert told(world) == []
+
+
+################################################################
+# A KEY THAT IS REFUSED FOR THE LIST
+################################################################
+
+
+def doubts(world: World) -> list[tuple[str, str]]:
+    """What needs the operator, as title and advice."""
+    shown = mcp_server.overview(world.server.operators.snapshot())
+    return [(need.title, need.advice) for need in mcp_server.attention(shown)]
+
+
+async def test_a_key_that_is_refused_for_the_list_of_models_needs_the_operator(
+    autojump_clock: MockClock,
+) -> None:
+    """Nobody has asked for anything yet: a new pool with a mistyped key must not look in order."""
+    advice = "Put a valid key into accounts.a.api_key, then reload (SIGHUP)."
+    async with opened_world(unlisted("a")) as world:
+        upstream = world.upstreams["a"]
+        upstream.catalogue = error_response(401, "invalid_api_key")
+        await look(world, autojump_clock)
+        assert doubts(world) == [("a: its key may not be valid", advice)]
+
+        upstream.plays(sse_response(EVENTS))
+        assert (await world.ask(ask_responses(stream=True))).status == 200
+        assert doubts(world) == []  # it is good for what it is used for
+
+        await look(world, autojump_clock)
+        assert len(doubts(world)) == 1
+        upstream.catalogue = json_response({"data": [{"id": "m1"}]})
+        await look(world, autojump_clock)
+        assert doubts(world) == []
+
+
+@pytest.mark.parametrize("status", [403, 404, 429, 500])
+async def test_a_list_that_is_refused_otherwise_says_nothing_of_the_key(
+    autojump_clock: MockClock, status: int
+) -> None:
+    async with opened_world(unlisted("a")) as world:
+        world.upstreams["a"].catalogue = error_response(status, "no_list")
+        await look(world, autojump_clock)
+        assert doubts(world) == []
+
+
+async def test_an_account_whose_requests_fail_is_told_of_once(autojump_clock: MockClock) -> None:
+    async with opened_world(unlisted("a")) as world:
+        world.upstreams["a"].catalogue = error_response(401, "invalid_api_key")
+        world.upstreams["a"].plays(error_response(401, "invalid_api_key"))
+        await look(world, autojump_clock)
+        await world.ask(ask_responses(stream=True))
+        titles = [title for title, _ in doubts(world)]
+        assert "a: its key is refused" in titles
+        assert "a: its key may not be valid" not in titles
 
 
 ################################################################
