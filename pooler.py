@@ -21414,6 +21414,13 @@ async def ask_accounts(config: Config, contexts: Contexts) -> dict[str, Asked]:
     raise KeyboardInterrupt
 
 
+def login_words(login: Login, findings: Sequence[Finding]) -> str:
+    """How a login is, in the line of its account; what is wrong with it follows."""
+    if login.credentials is None:
+        return "not logged in"
+    return "logged in" if findings else "login OK: it can be read, refreshed and saved"
+
+
 def check_account(account: Account, config: str, asked: Asked | None) -> tuple[bool, bool]:
     """Print an account's state and problems; returns whether it has an error, and can serve.
 
@@ -21426,7 +21433,7 @@ def check_account(account: Account, config: str, asked: Asked | None) -> tuple[b
     if account.auth_file is not None:
         login = Login(account.name, Path(account.auth_file), config)
         problems = login.inspect(time.time())
-        state = "see below" if problems else "login OK: it can be read, refreshed and saved"
+        state = login_words(login, problems)
         can_serve &= login.credentials is not None
     if account.paused:
         state = "paused"
@@ -21455,6 +21462,31 @@ def doubts_of_state(config: Config) -> list[str]:
     return [f"state: the folder {folder} does not exist or cannot be written to"]
 
 
+def doubts_of_logins(config: Config) -> list[str]:
+    """A warning for each ChatGPT account that several accounts of pools.json are logged in to.
+
+    They have one limit together.  Copies of one login are worse: once one of them is refreshed,
+    the refresh token in the others is spent (F53).
+    """
+    names_of: dict[tuple[str | None, str], list[str]] = {}
+    for account in config.accounts.values():
+        if account.auth_file is None:
+            continue
+
+        login = Login(account.name, Path(account.auth_file))
+        login.look()
+        holder = holder_of(login.raw)
+        if holder is not None and holder.user is not None:
+            names_of.setdefault((holder.account_id, holder.user), []).append(account.name)
+
+    return [
+        f"accounts {', '.join(names)} are logged in to the same ChatGPT account and share its "
+        "limit; if their files are copies of one login, the first refresh ends the others"
+        for names in names_of.values()
+        if len(names) > 1
+    ]
+
+
 def check_pool(pool: Pool, *, can_serve: bool) -> None:
     """Print what a pool is, and whether any of its accounts can serve it."""
     names = ", ".join(account.name for account in pool.accounts)
@@ -21471,7 +21503,12 @@ def run_check(path: Path, env: Mapping[str, str], *, is_asking: bool = False) ->
     if there is an error; a warning is none.  Raises: ConfigRefused.
     """
     config, contexts = load(path, env)
-    doubts = [*config.warnings, *doubts_of_state(config), *doubts_of_modules(config)]
+    doubts = [
+        *config.warnings,
+        *doubts_of_state(config),
+        *doubts_of_modules(config),
+        *doubts_of_logins(config),
+    ]
     for warning in doubts:
         show(f"warning: {warning}")
 

@@ -6,12 +6,14 @@ Method: the real program as a process, with files that are valid but odd, or wro
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 import pooler
+from tests.support.codex_turns import encode_part
 from tests.support.server_process import describe_server, run_pooler, serving, write_config
 
 pytestmark: Final = pytest.mark.slow
@@ -43,11 +45,46 @@ def test_a_check_says_what_is_odd_and_what_is_wrong(tmp_path: Path, text: str | 
     )
     lines = done.stdout.splitlines()
     assert lines[0] == f"warning: {NO_KEY}"
-    assert lines[1].endswith(": see below")
+    assert lines[1].endswith(": not logged in")
     assert lines[2].startswith(f"  {kind}: ")
     assert problem in lines[2]
     assert lines[-1] == f"pools.json: {'an account has a problem' if text else 'OK'}"
     assert (done.returncode, done.stderr) == (1 if text else 0, "")
+
+
+@pytest.mark.parametrize(
+    ("account_ids", "users", "names"),
+    [
+        ("ab", "uv", ""),
+        ("aa", "uu", "one, two"),
+        ("aa", "uv", ""),  # two members of one company have a limit each
+        ("ab", "uu", ""),  # a person's own account, and that in a company
+        ("aba", "uuu", "one, three"),
+        ("aa", ["", ""], ""),  # nobody knows whose they are
+    ],
+)
+def test_a_check_warns_of_logins_of_the_same_account(
+    tmp_path: Path, account_ids: str, users: Sequence[str], names: str
+) -> None:
+    config = without_keys()
+    config["accounts"] = {}
+    for name, account_id, user in zip(("one", "two", "three"), account_ids, users, strict=False):
+        path = tmp_path / f"{name}.json"
+        identity = {"chatgpt_account_id": f"acct-{account_id}", "chatgpt_user_id": user}
+        claims = {"exp": 2**33, "https://api.openai.com/auth": identity}
+        access_token = f"e30.{encode_part(claims)}.c2ln"
+        tokens = {"access_token": access_token, "refresh_token": f"rt-{name}"}
+        path.write_text(json.dumps({"tokens": tokens}))
+        path.chmod(0o600)
+        config["accounts"][name] = {"type": "codex", "auth_file": path.name}
+    config["pools"]["home"]["accounts"] = list(config["accounts"])
+    write_config(tmp_path, config)
+    done = run_pooler("check", cwd=tmp_path)
+    told = [line for line in done.stdout.splitlines() if "same ChatGPT account" in line]
+    assert [line.partition(" are logged in")[0] for line in told] == (
+        [f"warning: accounts {names}"] if names else []
+    )
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("folder", ["here", "nowhere"])
