@@ -387,6 +387,7 @@ ERROR_BODY_BYTES_MAX: Final = MIB  # the largest error page that is worth readin
 ERROR_BODY_SECONDS_MAX: Final = 10.0  # then its status must suffice
 ERROR_DEPTH_MAX: Final = 5  # `response`, `error`, `detail` ... around what an upstream says
 DETAILS_MAX: Final = 8  # next to an error's message that are read
+SPAN_PARTS_MAX: Final = 8  # of a time to wait: "1d2h3m4s" has four
 MESSAGE_CHARS_MAX: Final = 4096  # of an upstream's error message: searched, and shown
 NAMED_BYTES_MAX: Final = 64 * KIB  # of an error that is searched for names of accounts: 8 ms
 REASON_CHARS_MAX: Final = 300  # of an upstream's error message that one of ours repeats
@@ -7978,19 +7979,32 @@ Translator = ResponsesTranslator | ChatTranslator
 def events_of(value: JsonObject, kind: CallKind) -> bytes:
     """The events of a stream for one whole response or error.
 
+    What surrounds the items is repeated in each event, so even a short value may become any number
+    of bytes: they are counted as they are made.
     Raises: BadSyntax, if the value is neither, or would take long to write.
     """
     check_writable(value)
     lines: list[bytes] = []
-    if kind is CallKind.CHAT:
-        lines += map(data_line, _chunks_of(value))
-        if not is_error(value):
-            lines.append(b"data: [DONE]")
-    else:
+    byte_count = 0
+    for line in _event_lines(value, kind):
+        byte_count += len(line)
+        if byte_count > TRANSLATED_BYTES_MAX:
+            raise BadSyntax("response too large")
+        lines.append(line)
+    return b"".join(line + b"\n\n" for line in lines)
+
+
+def _event_lines(value: JsonObject, kind: CallKind) -> Iterator[bytes]:
+    """The lines of each event, without the blank line at its end.  Raises: BadSyntax."""
+    if kind is CallKind.RESPONSES:
         for number, event in enumerate(_response_events(value)):
             name = f"event: {event['type']}\n".encode()
-            lines.append(name + data_line({**event, "sequence_number": number}))
-    return b"".join(line + b"\n\n" for line in lines)
+            yield name + data_line({**event, "sequence_number": number})
+        return
+
+    yield from map(data_line, _chunks_of(value))
+    if not is_error(value):
+        yield b"data: [DONE]"
 
 
 def _response_events(response: JsonObject) -> Iterator[JsonDict]:
@@ -8636,9 +8650,16 @@ def _hinted_seconds(message: str) -> float:
 
 
 def _span_of(text: str, at: int = 0) -> float:
-    """The seconds of a span of time that is written there; 0 if none is."""
+    """The seconds of a span of time that is written there; 0 if none is.
+
+    What comes after its first SPAN_PARTS_MAX parts is not read.
+    """
     seconds = 0.0
-    while part := _SPAN.match(text, at):
+    for _ in range(SPAN_PARTS_MAX):
+        part = _SPAN.match(text, at)
+        if part is None:
+            break
+
         unit = part[3] or part[4] or ""  # neither: milliseconds
         unit_seconds = _SECONDS_OF.get(unit[:1].lower(), 0.001)
         seconds += float(part[1]) * unit_seconds

@@ -17,7 +17,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pooler import SHORT_COOLDOWN_SECONDS_MAX
+from pooler import SHORT_COOLDOWN_SECONDS_MAX, SPAN_PARTS_MAX, _span_of
 from tests.support.memory_sockets import Json, Response, ask_chat, ask_responses, post
 from tests.support.memory_websockets import codex_described, open_socket, says, socket_world, turn
 from tests.support.world import (
@@ -167,6 +167,7 @@ UNTOLD: Final[Mapping[str, tuple[Json, Sequence[tuple[str, str]], float]]] = {
     "zone": ({"message": f"Retry after {spaced(UNIX_START + 3600 + 90)}+01:00."}, (), 90),
     "in-the-body": ({"retry_after": 17}, (), 17),
     "google": ({"details": [{"@type": "x"}, 7, {"retryDelay": "44s"}]}, (), 44),
+    "in-parts": ({"details": [{"retryDelay": "1m2s and 1 second"}]}, (), 63),
     "head-as-moment": ({}, [("retry-after", written(UNIX_START + 40))], 40),
     "nothing-left": ({}, left_of("requests", 0, "12s") + left_of("tokens", 7, "6m0s"), 12),
     "no-tokens-left": ({}, left_of("requests", 3, "12s") + left_of("tokens", 0, "1m30s"), 90),
@@ -180,6 +181,12 @@ UNTOLD: Final[Mapping[str, tuple[Json, Sequence[tuple[str, str]], float]]] = {
     ),
     "daily": ({"code": "daily_limit_reached"}, (), PROBE),
 }  # fmt: skip
+
+
+def test_a_time_to_wait_of_any_length_is_read_in_a_moment() -> None:
+    """Of each second of eight million one was added to the next, in one step."""
+    for part in ("1s", "1s, and "):
+        assert _span_of(part * 10_000) == SPAN_PARTS_MAX
 
 
 @pytest.mark.parametrize("case", UNTOLD)

@@ -410,6 +410,21 @@ def test_no_refusal_takes_long(words: str) -> None:
             check(f"{words!r} with {status}", ready(pooler.classify_response, *asked))
 
 
+@pytest.mark.parametrize("span", ["1s", "1m, and ", "9.9ms"])
+def test_no_time_to_wait_takes_long_to_read(span: str) -> None:
+    said = {"code": "rate_limit_exceeded", "details": [{"retryDelay": span * (EVENT // len(span))}]}
+    check(span, ready(pooler.classify_event, said, 1.0))
+
+
+@pytest.mark.parametrize("kind", CallKind)
+def test_no_answer_takes_long_to_become_events(kind: CallKind) -> None:
+    """What surrounds the items is in each event again."""
+    surroundings = "x" * (pooler.WRITTEN_BYTES_MAX // 2)
+    parts = {"id": surroundings, "type": "message", "content": [{"type": "output_text"}] * 2000}
+    answer = {"id": surroundings, "choices": [{}] * 2000, "output": [parts]}
+    check(kind.name, ready(pooler.events_of, answer, kind))
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_no_model_list_takes_long_to_read(name: str) -> None:
     inside = shapes(pooler.CATALOGUE_BYTES_MAX - 50, pooler.CATALOGUE_MEMBERS_MAX - 50)[name]()

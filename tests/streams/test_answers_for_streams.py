@@ -18,6 +18,7 @@ import pooler
 from pooler import (
     ERRORS,
     OUTPUT_ITEMS_MAX,
+    TRANSLATED_BYTES_MAX,
     WRITTEN_BYTES_MAX,
     BadSyntax,
     CallKind,
@@ -350,6 +351,35 @@ async def test_no_error_of_an_upstream_has_a_code_of_ours(
 def test_what_is_no_chat_answer_becomes_no_stream(count: int) -> None:
     with pytest.raises(BadSyntax):
         events_of({"choices": [{}] * count}, CallKind.CHAT)
+
+
+LONG: Final = "A" * 100_000
+SHORT_WITH_MANY_EVENTS: Final[dict[CallKind, Json]] = {
+    CallKind.CHAT: {"id": LONG, "choices": [{}] * (TRANSLATED_BYTES_MAX // len(LONG))},
+    CallKind.RESPONSES: {
+        "output": [
+            {
+                "type": "message",
+                "id": LONG,
+                "content": [{"type": "output_text"}] * (TRANSLATED_BYTES_MAX // len(LONG)),
+            }
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("kind", CallKind)
+def test_a_short_answer_never_becomes_a_stream_without_bound(kind: CallKind) -> None:
+    """What each of its events repeats multiplies: a megabyte was made into gigabytes."""
+    with pytest.raises(BadSyntax, match="too large"):
+        events_of(SHORT_WITH_MANY_EVENTS[kind], kind)
+
+
+def test_the_longest_answer_in_one_piece_still_becomes_a_stream() -> None:
+    text = "A" * (WRITTEN_BYTES_MAX - 1000)
+    part = {"type": "output_text", "text": text}
+    answer = RESPONSE | {"output": [{"type": "message", "id": "m", "content": [part]}]}
+    assert events_of(answer, CallKind.RESPONSES).count(text.encode()) == 5
 
 
 def chunks(raw: bytes) -> list[Json]:

@@ -6,6 +6,9 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("short_answer_multiplied", "A short response in one piece becomes no stream without a bound.",
+     "events_of", "byte_count > TRANSLATED_BYTES_MAX", "False",
+     "answers_for_streams::a_short_answer_never_becomes_a_stream_without_bound"),
     ("reasoning_context", "What the backend knows of reasoning is passed.",
      "_REASONING", "('effort', 'summary', 'context', 'mode')", "('effort', 'summary')",
      "codex_requests::what_the_backend_knows_is_passed"),

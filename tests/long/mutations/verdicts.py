@@ -6,6 +6,9 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("endless_span", "Of a time to wait a few parts are read.",
+     "_span_of", "range(SPAN_PARTS_MAX)", "itertools.count()",
+     "limits_of_accounts::a_time_to_wait_of_any_length_is_read_in_a_moment"),
     ("key_as_code", "A key in the place of a code is not repeated.",
      "is_code", "looks_secret(text)", "False",
      "one_verdict::a_code_that_may_be_a_key_or_an_id_is_not_repeated"),
