@@ -1388,6 +1388,22 @@ def is_refresh_due(credentials: Credentials, unix_now: float, margin_seconds: fl
     return refreshed_at is not None and unix_now >= refreshed_at + REFRESH_AGE_SECONDS
 
 
+def is_later(credentials: Credentials, other: Credentials) -> bool:
+    """Whether one version of a login was issued after the other.
+
+    By the issuer's clock, if both tokens tell it: each version was written by the clock of its
+    machine, which may have been set back in between.
+    """
+    pairs = (
+        (credentials.issued_at, other.issued_at),
+        (credentials.expires_at, other.expires_at),
+    )
+    for own, others in pairs:
+        if own is not None and others is not None and own != others:
+            return own > others
+    return (credentials.refreshed_at or 0) > (other.refreshed_at or 0)
+
+
 def clock_lead(credentials: Credentials, response: bytes, unix_now: float) -> float:
     """The seconds by which our clock is ahead, if it shows `unix_now` when a token was just issued.
 
@@ -14563,6 +14579,15 @@ class Login:
         if self.live and not self.unsaved:
             self.problem = self.clock_problem
 
+    def holds(self, refresh_token: Secret) -> bool:
+        """Whether the file, as last read, is the version or a copy of it that has this token.
+
+        If it is not, somebody has logged in: what the token is exchanged for belongs to the login
+        before, perhaps to another account, and must not get into this one.
+        """
+        own = parse_auth_file(self.raw).refresh_token
+        return own is not None and reveal(own) == reveal(refresh_token)
+
     @property
     def clock_problem(self) -> str | None:
         """A warning if a token that was just issued has expired by our clock; else None."""
@@ -14862,7 +14887,7 @@ class Tokens:
         if login.is_retired:
             raise LoginNeeded("a reload has removed this login from the configuration")
 
-        await self.find_unsaved(login, current)
+        await self.find_unsaved(login)
         is_refreshed = bool(login.unsaved) or current.digest != before.digest
         await self.save(login, lock)
 
@@ -14871,7 +14896,7 @@ class Tokens:
             await self.ask_with_room(login, current, lock)
             await self.save(login, lock)
 
-    async def find_unsaved(self, login: Login, current: Credentials) -> None:
+    async def find_unsaved(self, login: Login) -> None:
         """Find tokens that were fetched and not saved: they are as good as fresh ones.
 
         A process that was killed before the rename has left them in a file; this process keeps its
@@ -14880,8 +14905,12 @@ class Tokens:
         with contextlib.suppress(OSError, LoginNeeded):
             raw = await self.files.run(FILE_SECONDS_MAX, read_own, new_file(login.path))
             leftover = parse_auth_file(raw)
-            is_later = (leftover.refreshed_at or 0) > (current.refreshed_at or 0)
-            if is_later and leftover.account_id == current.account_id:
+            current = login.credentials  # another request may have read the file in the meantime
+            if (
+                current is not None
+                and leftover.account_id == current.account_id
+                and is_later(leftover, current)
+            ):
                 login.unsaved = login.unsaved or raw
 
         before, unsaved = self.unsaved.get(login.path, (b"", b""))
@@ -14934,10 +14963,13 @@ class Tokens:
     async def ask(self, login: Login, current: Credentials) -> None:
         """Ask for new tokens, which then have to be saved.  Raises: LoginNeeded, TRANSPORT_ERRORS.
 
-        Codex CLI, which takes no lock (F56), may be faster: then there is nothing to save.
+        Codex CLI, which takes no lock (F56), may be faster: then there is nothing to save.  Another
+        request may have read what it wrote, at any of the waits here.
         """
         if current.refresh_token is None:
             raise LoginNeeded(f"{login.path} contains no refresh token; {login.advice}")
+        if not login.holds(current.refresh_token):
+            return
 
         grant = {
             "client_id": CODEX_CLIENT_ID,
@@ -14960,6 +14992,9 @@ class Tokens:
             raise LoginNeeded(f"{self.endpoint} returned {status} without a token; will retry")
 
         if outcome is RefreshOutcome.DONE:
+            if not login.holds(current.refresh_token):
+                return
+
             login.unsaved = merge_tokens(login.raw, response, self.unix_now())
             _remember(self.unsaved, login.path, (login.raw, login.unsaved), UNSAVED_MAX)
             login.note_issue(response, self.unix_now())

@@ -175,6 +175,63 @@ async def test_a_race_that_we_lose_at_the_endpoint_is_no_loss(
         assert desk.asked_count == 1
 
 
+async def test_a_login_that_comes_while_another_is_refreshed_is_not_mixed_with_it(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    """Another request may have read it: its file got the tokens of the account before."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        desk.backend.token_gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.ask)
+            await desk.backend.token_asked.wait()
+            desk.backend.admit(make_auth_file(desk.path, "acct-2", refresh_token="rt-acct-2-new"))
+            before = desk.path.read_bytes()
+            await desk.tokens.look([desk.login])
+            desk.backend.token_gate.set()
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.path.read_bytes()) == (1, before)
+        assert not desk.tokens.unsaved
+
+
+async def test_a_login_that_comes_before_another_is_refreshed_keeps_that_from_being_spent(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To reserve room on a slow disk takes long enough."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        make_room = pooler.make_room
+
+        def make_room_slowly(path: Path, byte_count: int) -> None:
+            make_room(path, byte_count)
+            desk.log_in(LONG, serial=7)
+            desk.login.look()
+
+        monkeypatch.setattr(pooler, "make_room", make_room_slowly)
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.saved("refresh_token")) == (0, "rt-acct-7")
+        assert not pooler.room_file(desk.path).exists()
+
+
+async def test_what_is_written_beside_the_tokens_while_they_are_refreshed_is_kept(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    """The token is spent, so its successor must be saved, whatever else has changed."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        desk.backend.token_gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.ask)
+            await desk.backend.token_asked.wait()
+            value = json.loads(desk.path.read_bytes()) | {"added": 1}
+            desk.path.write_text(json.dumps(value))
+            await desk.tokens.look([desk.login])
+            desk.backend.token_gate.set()
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.saved("refresh_token")) == (1, "rt-acct-2")
+        assert json.loads(desk.path.read_bytes())["added"] == 1
+
+
 async def test_a_lock_that_is_never_free_is_waited_for_a_bounded_time(
     mock_clock: MockClock, tmp_path: Path
 ) -> None:
@@ -282,6 +339,27 @@ async def test_what_a_killed_process_had_got_is_not_lost(
         assert await desk.ask() == desk.saved()
         assert (desk.asked_count, desk.path.read_bytes()) == (0, left)
         assert not pooler.new_file(desk.path).exists()
+
+
+@pytest.mark.parametrize("is_later", [False, True])
+async def test_what_was_left_is_found_by_the_clock_of_the_issuer(
+    mock_clock: MockClock, tmp_path: Path, is_later: bool
+) -> None:
+    """Ours was ten years ahead when it wrote one of the two, and was set back before the other."""
+    ahead, now = "2036-01-01T00:00:00Z", "2026-01-01T00:00:00Z"
+    left = pooler.new_file(tmp_path / "auth.json")
+    async with opened_desk(tmp_path) as desk:
+        times = (ENDED, LONG) if is_later else (ENDED, 2 * ENDED)
+        written = (ahead, now) if is_later else (now, ahead)
+        for path, seconds, moment in zip((desk.path, left), times, written, strict=True):
+            login = make_auth_file(
+                path, "acct-1", expires_at=time.time() + seconds, last_refresh=moment
+            )
+            desk.backend.admit(login)
+        before = left.read_bytes()
+        assert await desk.ask() == desk.saved()
+        assert desk.asked_count == (0 if is_later else 1)
+        assert (desk.path.read_bytes() == before) is is_later
 
 
 async def test_what_was_left_of_another_account_is_not_adopted(

@@ -6,6 +6,9 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("later_by_our_clock", "Which version of a login is the later one is told by its issuer.",
+     "is_later", "own is not None and others is not None and own != others", "False",
+     "token_refresh::what_was_left_is_found_by_the_clock_of_the_issuer"),
     ("proxy_spends", "Only the token endpoint's own error marks a login revoked.",
      "classify_refresh",
      "status in _REVOKED_STATUSES and first_text(_REVOKED_CODES, *_codes_of(value))",

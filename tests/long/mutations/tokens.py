@@ -6,6 +6,23 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("mixed_logins", "What was fetched for one login gets into no other.",
+     "Tokens.ask",
+     ("if not login.holds(current.refresh_token):\n    return\n"
+     "login.unsaved = merge_tokens(login.raw, response, self.unix_now())"),
+     "login.unsaved = merge_tokens(login.raw, response, self.unix_now())",
+     "token_refresh::a_login_that_comes_while_another_is_refreshed_is_not_mixed_with_it"),
+    ("spent_for_another", "A login that was replaced is not refreshed.",
+     "Tokens.ask",
+     ("if current.refresh_token is None:\n"
+     "    raise LoginNeeded(f'{login.path} contains no refresh token; {login.advice}')\n"
+     "if not login.holds(current.refresh_token):\n    return\n"),
+     "if current.refresh_token is None:\n    raise LoginNeeded('')\n",
+     "token_refresh::a_login_that_comes_before_another_is_refreshed_keeps_that_from_being_spent"),
+    ("versions_lost", "Tokens are saved whatever else was written into the file meanwhile.",
+     "Login.holds", "own is not None and reveal(own) == reveal(refresh_token)",
+     "own is refresh_token",
+     "token_refresh::what_is_written_beside_the_tokens_while_they_are_refreshed_is_kept"),
     ("lock_of_another", "A lock of another user is not used.",
      "open_lock", "stat.S_ISREG(state.st_mode) and is_trusted", "stat.S_ISREG(state.st_mode)",
      "login_recovery::a_lock_that_is_not_the_poolers_own_is_not_used"),
