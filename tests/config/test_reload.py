@@ -20,6 +20,7 @@ from tests.support.world import (
     Wait,
     describe,
     error_response,
+    json_response,
     make_config,
     opened_world,
     responses_events,
@@ -82,6 +83,19 @@ async def test_a_listen_that_is_served_again_needs_no_restart(autojump_clock: Mo
         await world.server.reload(lambda: (make_config(describe("a")), {}))
         [told] = [fields for level, event, fields in world.logged if event == "reload"]
         assert told["problem"] == "listen: a change requires a restart"
+
+
+async def test_no_idle_connection_outlives_a_reload(autojump_clock: MockClock) -> None:
+    """It may lead to an address that is not configured any more, or by another proxy."""
+    async with opened_world(describe("ab", pool={"routing": "in_order"})) as world:
+        for name in ("a", "b"):
+            world.upstreams[name].plays(json_response({"id": name}))
+            raw = ask_responses(stream=False)
+            assert (await world.ask(raw)).json() == {"id": name}
+            assert [line.closed_at for line in world.upstreams[name].lines] == [None]
+            await world.server.reload(lambda: (make_config(describe("b")), {}))
+            assert [line.closed_at for line in world.upstreams[name].lines] == [0]
+        assert not world.server.shared.idle.by_endpoint
 
 
 async def test_an_account_that_a_reload_removes_gets_no_second_request(

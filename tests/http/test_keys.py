@@ -7,8 +7,11 @@ limits with virtual time, at the limit and one past it, each moment exact.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
+import hmac
 import math
+from hmac import compare_digest
 from typing import Final
 
 import pytest
@@ -625,6 +628,40 @@ def test_exactly_the_keys_are_accepted_and_never_their_hashes(
     assert (entry is not None) == (presented in secrets)
     if entry is not None:
         assert entry.name == f"k{secrets.index(presented)}"
+
+
+class Digest(bytes):
+    """A digest that may only be compared as a whole, in constant time."""
+
+    __hash__ = None  # type: ignore[assignment] # a set or a table would compare it, too
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("compared byte by byte")
+
+
+def digest_of(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("latin-1")).digest()
+
+
+@pytest.mark.parametrize("presented", [None, "", "of-a", "of-b", "of-c", "of-d", "of-", "\xff"])
+def test_time_tells_neither_which_secret_matched_nor_how_much_of_it(
+    presented: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each comparison is one of whole digests in constant time, and there are as many always."""
+    digests = [digest_of(f"of-{name}") for name in "abc"]
+    [key] = make_config(describe("a", pool={"keys": {"laptop": KEY}})).keys
+    keys = [dataclasses.replace(key, digest=Digest(digest)) for digest in digests]
+    compared: list[bytes] = []
+
+    def compare(left: bytes, right: bytes) -> bool:
+        compared.append(bytes(right))
+        return compare_digest(left, right)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    found = match_secret(presented, keys)
+    by_secret = {f"of-{name}": key for name, key in zip("abc", keys, strict=True)}
+    assert found is by_secret.get(presented or "")
+    assert compared == digests
 
 
 async def test_the_table_of_keys_in_use_holds_no_names_of_strangers(world: World) -> None:

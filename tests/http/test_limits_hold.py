@@ -274,6 +274,27 @@ async def test_all_bodies_together_have_so_many_bytes(
         assert (await world.ask(post("/v1/responses", of_length(total // 2)))).status == 200
 
 
+async def test_a_body_is_held_no_longer_than_until_its_stream_begins(
+    autojump_clock: MockClock,
+) -> None:
+    """Until then it may have to be sent elsewhere; a stream may take an hour."""
+    begins, ends = trio.Event(), trio.Event()
+    first, *others = responses_events("x")
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(
+            sse_steps(first, Wait(begins), *others[:-1], Wait(ends), others[-1])
+        )
+        client = await world.connect()
+        await client.send(ask_responses(input="x" * 100_000))
+        await world.settle()
+        assert world.server.shared.bodies.bytes_held > 100_000
+        begins.set()
+        await world.settle()
+        assert world.server.shared.bodies.bytes_held == 0
+        ends.set()
+        assert (await client.read_response()).status == 200
+
+
 async def test_a_body_that_breaks_off_gives_its_bytes_back(world: World) -> None:
     client = await world.connect()
     await client.send(post("/v1/responses", of_length(100_000))[:-1])

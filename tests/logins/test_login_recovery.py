@@ -6,8 +6,10 @@ or competes for the file, or may not write it, is a real process.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shlex
 import signal
 import stat
@@ -486,6 +488,24 @@ async def test_a_lock_that_is_not_the_poolers_own_is_not_used(
             await desk.ask()
         assert desk.asked_count == 0
         assert spoiled == "a pipe" or lock.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_a_link_in_the_place_of_a_lock_is_not_followed(
+    is_there: bool, tmp_path: Path
+) -> None:
+    """Nothing is made where it leads, and no file there is locked: it may be another program's."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        elsewhere = tmp_path / "elsewhere"
+        if is_there:
+            elsewhere.touch(0o600)
+        pooler.lock_file(desk.path).symlink_to(elsewhere)
+        told = f"cannot be locked: {os.strerror(errno.ELOOP)}; remove it"
+        with pytest.raises(LoginNeeded, match=re.escape(told)):
+            await desk.ask()
+        assert desk.asked_count == 0
+        assert elsewhere.exists() == is_there
 
 
 @pytest.mark.parametrize("is_theirs", [False, True])

@@ -441,6 +441,29 @@ async def test_what_could_not_be_saved_is_not_lost_by_a_reload(
         assert (token, desk.asked_count) == (desk.saved(), 2 if is_another else 1)
 
 
+async def test_somebody_who_logs_in_keeps_that_login_whatever_is_still_unsaved(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was refreshed before belongs to the login before, and must not take its place."""
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        with monkeypatch.context() as patch:
+            patch.setattr(pooler, "save_file", broken)
+            with pytest.raises(LoginNeeded, match="cannot be saved: Input/output error"):
+                await desk.ask()
+        unsaved = desk.login.unsaved
+        assert unsaved
+        desk.log_in(LONG, serial=9)
+        chosen = desk.path.read_bytes()
+        mock_clock.jump(PAUSE_SECONDS)
+        assert await desk.ask() == desk.saved()
+        assert (desk.path.read_bytes(), desk.login.unsaved, desk.asked_count) == (chosen, b"", 1)
+
+
 async def test_nothing_is_used_before_its_name_is_on_the_disk(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

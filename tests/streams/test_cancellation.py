@@ -40,6 +40,7 @@ from tests.support.world import (
     describe,
     error_response,
     json_response,
+    make_config,
     opened_world,
     response_head,
     responses_events,
@@ -203,19 +204,24 @@ async def test_leaving_the_queue_leaves_it_empty(autojump_clock: MockClock) -> N
 
 
 async def test_a_place_that_is_given_to_a_leaver_is_not_lost(autojump_clock: MockClock) -> None:
-    async with opened_world(describe("a", accounts={"a": {"concurrent": 1}})) as world:
+    """Nothing is awaited between the two: the leaver gets its place before its task notices."""
+
+    def described(concurrent: int) -> dict[str, Any]:
+        return describe("a", accounts={"a": {"concurrent": concurrent}})
+
+    async with opened_world(described(1)) as world:
         world.upstreams["a"].always = [Stall()]
-        for tick_count in range(20):  # the first one's place is handed on somewhere in between
-            first, second = await world.connect(), await world.connect()
-            for client in (first, second):
-                await client.send(WHOLE)
-                await world.settle()
-            leave(first, "closes")
-            for _ in range(tick_count):
-                await trio.lowlevel.checkpoint()
-            leave(second, "closes")
+        for client in (await world.connect(), await world.connect()):
+            await client.send(WHOLE)
             await world.settle()
-            world.assert_quiet()
+        [waiter] = world.server.shared.queues.by_pool["home"]
+        leaver = [*world.server.connections.counted][-1]
+        leaver.is_at_end = True
+        leaver.check_presence()
+        world.server.apply(make_config(described(2)), {})
+        assert waiter.assignment is not None
+        await world.settle()
+        assert world.server.shared.roster.leases.in_flight["a"] == 1
 
 
 async def test_fifty_aborted_streams_leave_nothing_behind(autojump_clock: MockClock) -> None:

@@ -6,6 +6,18 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("secrets_by_equality", "Secrets are compared in constant time.",
+     "match_secret", "hmac.compare_digest(digest, entry.digest)", "digest == entry.digest",
+     "keys::time_tells_neither_which_secret_matched_nor_how_much_of_it"),
+    ("first_secret_ends_it", "The time does not show which secret matched.",
+     "match_secret", "match = entry", "return entry",
+     "keys::time_tells_neither_which_secret_matched_nor_how_much_of_it"),
+    ("no_secret_is_quicker", "The time does not show that no secret was presented.",
+     "match_secret", "secret = (presented or '').encode('latin-1')",
+     ("if not presented:\n"
+     "    return None\n"
+     "secret = presented.encode('latin-1')"),
+     "keys::time_tells_neither_which_secret_matched_nor_how_much_of_it"),
     ("requests_per_minute", "A key has so many requests a minute.",
      "KeyUse.check_minute",
      "len(self.minute) >= requests_max",
