@@ -1488,6 +1488,7 @@ _USER_CODE: Final = re.compile("[A-Za-z0-9-]{4,32}")  # shown on a terminal: no 
 _CODE_WORD: Final = re.compile("[a-z_]{1,80}")
 # What Codex CLI, and versions of it, write into an auth.json (F49).
 _OF_AUTH_FILE: Final = frozenset({"auth_mode", "OPENAI_API_KEY", "tokens", "last_refresh"})
+_NAME_IN_JSON: Final = re.compile(r'"(\w{1,32})"\s{0,8}:')
 
 
 class DeviceCode(NamedTuple):
@@ -1634,10 +1635,18 @@ def new_auth_file(former: bytes, body: bytes, unix_now: float) -> bytes:
 
 
 def may_replace(raw: bytes) -> bool:
-    """Whether a file may give way to a login: it is an auth.json, or the rest of one."""
+    """Whether a file may give way to a login: it is an auth.json, or the rest of one.
+
+    A rest is cut off somewhere, and names what is in an auth.json if it names anything.  A file of
+    another program, too large to be read or with comments in it, is no JSON either.
+    """
+    if len(raw) > SECRET_FILE_BYTES_MAX:
+        return False
+
     value = try_load_object(raw)
-    is_rest = not value and raw.lstrip()[:1] in {b"", b"{"}
-    return is_rest or not _OF_AUTH_FILE.isdisjoint(value)
+    names = value or _NAME_IN_JSON.findall(raw.decode("utf-8", "replace"))
+    is_empty = not names and raw.strip() in {b"", b"{", b"{}"}
+    return is_empty or not _OF_AUTH_FILE.isdisjoint(names)
 
 
 def holder_of(raw: bytes) -> Holder | None:
@@ -13228,8 +13237,21 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(0o700, exist_ok=True)
     if os.geteuid() == 0:
+        give_folder(folder)
+
+
+def give_folder(folder: Path) -> None:
+    """Give a folder that root has just made to the owner of the one above.  Raises: OSError.
+
+    That owner may have put another file of root's in its place: only an empty folder is given.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
         above = folder.parent.stat()
-        os.chown(folder, above.st_uid, above.st_gid, follow_symlinks=False)
+        if not os.listdir(descriptor):
+            os.fchown(descriptor, above.st_uid, above.st_gid)
+    finally:
+        os.close(descriptor)
 
 
 def new_file(path: Path) -> Path:
@@ -13355,11 +13377,12 @@ def drop_room(path: Path) -> None:
 def heir_of(path: Path) -> os.stat_result:
     """The state of the file or folder whose owner gets what replaces `path`.  Raises: OSError.
 
-    It is the file's own, but not where anybody may make files, as in /tmp: whoever had put one
-    there first would be given the login by root.
+    It is the file's own, but not where others may make files, as in /tmp or in a group's folder:
+    whoever had put one there first would be given the login by root.
     """
     folder = path.parent.stat()
-    return folder if folder.st_mode & stat.S_IWOTH else path.stat()
+    is_shared = folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if is_shared else path.stat()
 
 
 def save_over(path: Path, raw: bytes, expected: bytes | None) -> None:
@@ -14331,18 +14354,18 @@ def open_lock(path: Path) -> int:
     """The descriptor of a login's lock file, created if required.  Raises: OSError.
 
     If root creates or finds the lock file, it gives it to the owner of the login, or of the folder
-    if there is no login yet, who would be locked out otherwise.  One with several hard links is
-    left alone: it may be another file of root's.
+    if there is no login yet, who would be locked out otherwise.  One that is not empty, or has
+    several hard links, is left alone: that owner may have put another file of root's there.
     A file that another user can open is refused: that user could hold the lock for good.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(lock_file(path), flags, 0o600)
     state = os.fstat(descriptor)
     is_trusted = is_ours(state)
-    is_alone = stat.S_ISREG(state.st_mode) and state.st_nlink == 1
+    is_alone = stat.S_ISREG(state.st_mode) and (state.st_nlink, state.st_size) == (1, 0)
     if os.geteuid() == 0:
         with contextlib.suppress(OSError):
-            owner = (path if path.exists() else path.parent).stat()
+            owner = heir_of(path) if path.exists() else path.parent.stat()
             if state.st_uid == 0 != owner.st_uid and is_alone:
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)
             is_trusted |= state.st_uid == owner.st_uid and not state.st_mode & 0o022
@@ -15060,7 +15083,7 @@ def prepare_login(path: Path) -> None:
     try:
         make_folder(path.parent)
         check_user(path.parent)
-        raw = read_file(path) if path.exists() else b""
+        raw = read_file(path, SECRET_FILE_BYTES_MAX + 1) if path.exists() else b""
     except OSError as error:
         problem = f"{error.filename or path}: {error.strerror}; {remedy_for(error)}"
         raise LoginNeeded(problem) from None
@@ -20963,8 +20986,10 @@ def demo_login(name: str) -> bytes:
 def write_demo_login(folder: Path, name: str) -> str:
     """Write the login of an account, and return its path.  Raises: OSError."""
     path = folder / f"{name}.json"
-    path.touch(mode=0o600)
-    path.write_bytes(demo_login(name))
+    # Whoever owns the folder above may have replaced this one: nothing that is there is written to.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        file.write(demo_login(name))
     return str(path)
 
 
@@ -21218,7 +21243,10 @@ def demo_logins() -> Iterator[dict[str, str]]:
     parent = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 (else it could be the current folder)
     with contextlib.ExitStack() as stack:
         try:
-            temporary = tempfile.TemporaryDirectory(dir=parent, prefix="codex-pooler-demo-")
+            # What cannot be removed is of no use to anybody, and no reason to fail at the end.
+            temporary = tempfile.TemporaryDirectory(
+                dir=parent, prefix="codex-pooler-demo-", ignore_cleanup_errors=True
+            )
             folder = Path(stack.enter_context(temporary))
             paths = {name: write_demo_login(folder, name) for name in DEMO_ACCOUNTS}
         except OSError as error:

@@ -332,6 +332,12 @@ OBSTACLES: Final[dict[str, tuple[Callable[[Path], Any], str]]] = {
     "link": (a_link, "is a symbolic link"),
     "foreign": (lambda path: path.write_text("[Interface]\n"), "is no login of Codex CLI"),
     "foreign json": (lambda path: path.write_text('{"name": "x"}'), "is left alone; remove it"),
+    "settings": (lambda path: path.write_text('{"a": 1, // why\n}'), "is left alone; remove it"),
+    "a list of none": (lambda path: path.write_text('{"a": [1, 2'), "is left alone; remove it"),
+    "large json": (
+        lambda path: path.write_text(json.dumps({"tokens": "x" * 70_000})),
+        "is left alone; remove it",
+    ),
 }
 
 
@@ -348,7 +354,10 @@ async def test_what_is_no_login_is_left_alone(
         assert desk.issuer.backend.seen == []
 
 
-@pytest.mark.parametrize("text", ["", "\n", "{", '{"tokens": 1}', '{"OPENAI_API_KEY": "sk-1"}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n", "{", "{}", '{"tokens": 1}', '{"OPENAI_API_KEY": "sk-1"}', '{"auth_mode" : "cha'],
+)
 async def test_the_rest_of_a_login_gives_way_and_its_api_key_stays(
     tmp_path: Path, autojump_clock: MockClock, text: str
 ) -> None:
@@ -535,7 +544,7 @@ def test_whoever_is_not_root_gives_no_folder_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[object] = []
-    monkeypatch.setattr(os, "chown", lambda *names, **_: given.append(names))
+    monkeypatch.setattr(os, "fchown", lambda *names: given.append(names))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     pooler.make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()

@@ -388,8 +388,12 @@ def test_root_leaves_what_it_makes_to_the_owner_of_the_folder(
         is_there = Path(path) == tmp_path or given  # folders that were made follow their owner
         return os.stat_result((*found[:4], 1234 if is_there else 0, *found[5:]))
 
-    def give(path: Path, user: int, _group: int, **_: bool) -> None:
-        given.append((path.name, user))
+    def give(descriptor: int, user: int, _group: int) -> None:
+        name = next((one.name for one in made if is_open_at(descriptor, one)), "")
+        given.append((name, user))
+
+    def is_open_at(descriptor: int, one: Path) -> bool:
+        return one.exists() and plain_stat(one).st_ino == plain_fstat(descriptor).st_ino
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "stat", of_service)
@@ -400,9 +404,9 @@ def test_root_leaves_what_it_makes_to_the_owner_of_the_folder(
 
     plain_fstat = os.fstat
     monkeypatch.setattr(os, "fstat", of_root)
-    monkeypatch.setattr(os, "chown", give)
-    monkeypatch.setattr(os, "fchown", lambda _fd, user, _group: given.append(("", user)))
+    monkeypatch.setattr(os, "fchown", give)
     path = tmp_path / "accounts" / "of-mine" / "one.json"
+    made = path.parents[:2]
     pooler.prepare_login(path)
     assert given[:2] == [("accounts", 1234), ("of-mine", 1234)]
     pooler.save_over(path, b"{}", None)

@@ -20,7 +20,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +35,7 @@ from pooler import (
     RefreshOutcome,
     classify_refresh,
     clock_lead,
+    give_folder,
     lock_file,
     main,
     parse_auth_file,
@@ -345,7 +346,7 @@ def test_root_does_not_lock_the_owner_of_a_login_out(tmp_path: Path) -> None:
         assert lock_file(path).stat().st_uid == owner
 
 
-@pytest.mark.parametrize("mode", [0o1777, 0o777, 0o702])
+@pytest.mark.parametrize("mode", [0o1777, 0o777, 0o702, 0o770, 0o2775])
 @pytest.mark.parametrize("is_link", [False, True])
 def test_root_gives_no_login_to_whoever_was_first_in_an_open_folder(
     tmp_path: Path, mode: int, is_link: bool
@@ -375,16 +376,42 @@ def test_a_login_that_others_can_replace_is_doubted(tmp_path: Path) -> None:
         assert told == [f"{path} can be replaced by others: chmod o-w {tmp_path}"][:count]
 
 
-def test_root_gives_a_hard_link_in_the_place_of_a_lock_to_nobody(tmp_path: Path) -> None:
-    """It may be another file of root's."""
+@pytest.mark.parametrize("spoil", [os.link, os.rename])
+def test_root_gives_another_file_in_the_place_of_a_lock_to_nobody(
+    tmp_path: Path, spoil: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner of the folder may rename in it what only root may read."""
+    given: list[object] = []
+    monkeypatch.setattr(os, "fchown", lambda *asked: given.append(asked))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     path, other = tmp_path / "auth.json", tmp_path / "another"
     make_auth_file(path, "acct-1")
-    os.chown(path, 1234 if os.geteuid() == 0 else os.getuid(), -1)
-    other.touch(0o600)
-    owner = other.stat().st_uid
-    os.link(other, lock_file(path))
+    os.chown(path, 1234 if os.getuid() == 0 else os.getuid(), -1)
+    other.write_text("" if spoil is os.link else "secret")
+    other.chmod(0o600)
+    spoil(other, lock_file(path))
     Login("one", path).inspect(time.time())
-    assert other.stat().st_uid == owner
+    assert given == []
+
+
+def test_root_gives_the_owner_of_a_folder_nothing_but_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That owner may put another one there right after root has made it."""
+    given: list[int] = []
+    monkeypatch.setattr(os, "fchown", lambda descriptor, *_: given.append(descriptor))
+    made, full, file, link = (tmp_path / name for name in ("made", "full", "file", "link"))
+    for folder in (made, full, full / "inner"):
+        folder.mkdir()
+    file.write_text("secret")
+    link.symlink_to(made)
+    give_folder(made)
+    assert len(given) == 1
+    give_folder(full)
+    for other in (file, link):
+        with pytest.raises(OSError, match="Not a directory"):
+            give_folder(other)
+    assert len(given) == 1
 
 
 def test_a_login_in_a_sticky_folder_of_others_cannot_be_replaced(

@@ -100,7 +100,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(("_STATUS_LINE", "_FIELD_LINES", "_FIELD", "_BARE_LF"), HEAD),
     **dict.fromkeys(("_WEBSOCKET_KEY", "_REQUEST_LINE", "_LOOPBACK_ORIGIN"), HEAD),
     **dict.fromkeys(("_TOKEN_TEXT", "_ACCOUNT_ID", "_REVOKED_CODES"), FILE),
-    **dict.fromkeys(("_USER_CODE", "_CODE_WORD"), FILE),
+    **dict.fromkeys(("_USER_CODE", "_CODE_WORD", "_NAME_IN_JSON"), FILE),
     **dict.fromkeys(("_ADDRESS", "_SHA256", "_REFERENCE", "_BASE_URL", "_PROXY_URL"), CONFIG),
     "_NOTIFY_URL": CONFIG,
     **dict.fromkeys(("_VARIABLE_NAME", "_check_presented", "_members"), CONFIG),

@@ -571,6 +571,31 @@ def test_without_a_folder_for_its_logins_the_demo_says_so(tmp_path: Path) -> Non
     assert done.stderr == f"pooler: {missing}: {reason}\n"
 
 
+def test_a_login_of_the_demo_replaces_no_file_and_follows_no_link(tmp_path: Path) -> None:
+    """The owner of TMPDIR may put another folder in the place of the demo's."""
+    important = tmp_path / "important"
+    important.write_text("kept")
+    (tmp_path / "spent.json").symlink_to(important)
+    (tmp_path / "well.json").write_text("kept")
+    for name in ("spent", "well"):
+        with pytest.raises(FileExistsError):
+            pooler.write_demo_login(tmp_path, name)
+    assert important.read_text() == (tmp_path / "well.json").read_text() == "kept"
+    made = Path(pooler.write_demo_login(tmp_path, "revoked"))
+    assert (made.stat().st_mode & 0o777, json.loads(made.read_text()).keys()) == (0o600, {"tokens"})
+
+
+def test_the_end_of_the_demo_is_quiet_if_somebody_has_moved_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with pooler.demo_logins() as paths:
+        folder = Path(paths["well"]).parent
+        folder.rename(tmp_path / "moved")
+        folder.symlink_to(tmp_path / "moved")
+    assert (tmp_path / "moved").is_dir()
+
+
 @pytest.mark.slow
 def test_a_port_in_use_leaves_nothing(folders: tuple[Path, Path]) -> None:
     temporary, _ = folders

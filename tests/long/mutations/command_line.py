@@ -6,6 +6,15 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("demo_over_a_file", "A login of the demo replaces no file.",
+     "write_demo_login", "os.O_EXCL", "os.O_TRUNC",
+     "demo::a_login_of_the_demo_replaces_no_file_and_follows_no_link"),
+    ("demo_moved", "The demo ends quietly if its folder was moved.",
+     "demo_logins",
+     ("tempfile.TemporaryDirectory(dir=parent, prefix='codex-pooler-demo-', "
+     "ignore_cleanup_errors=True)"),
+     "tempfile.TemporaryDirectory(dir=parent, prefix='codex-pooler-demo-')",
+     "demo::the_end_of_the_demo_is_quiet_if_somebody_has_moved_its_folder"),
     ("demo_limit_early", "The demo's preferred account is found to be used up by a request.",
      "DemoUpstream.windows", "name in self.limited", "DEMO_ACCOUNTS[name].refusal",
      "demo::a_plan_of_the_demo_is_used_up_once_that_has_been_found_out"),

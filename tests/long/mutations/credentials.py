@@ -6,6 +6,13 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("large_file_replaced", "A login replaces no file that it cannot read whole.",
+     "may_replace", "len(raw) > SECRET_FILE_BYTES_MAX", "False",
+     "device_login::what_is_no_login_is_left_alone"),
+    ("comments_replaced", "A login replaces no file of another program that is no JSON.",
+     "may_replace", "not names and raw.strip() in {b'', b'{', b'{}'}",
+     "not value and raw.lstrip()[:1] in {b'', b'{'}",
+     "device_login::what_is_no_login_is_left_alone"),
     ("later_by_our_clock", "Which version of a login is the later one is told by its issuer.",
      "is_later", "own is not None and others is not None and own != others", "False",
      "token_refresh::what_was_left_is_found_by_the_clock_of_the_issuer"),
@@ -36,7 +43,7 @@ ROWS: Rows = (
      "new_auth_file", "api_key if isinstance(api_key, str) else None", "None",
      "device_login::the_rest_of_a_login_gives_way_and_its_api_key_stays"),
     ("over_anything", "What is no login is not replaced by one.",
-     "may_replace", "is_rest or not _OF_AUTH_FILE.isdisjoint(value)", "True",
+     "may_replace", "is_empty or not _OF_AUTH_FILE.isdisjoint(names)", "True",
      "device_login::what_is_no_login_is_left_alone"),
     ("one_workspace_one_person", "Two people of one workspace are two.",
      "Holder.is_same", "(self.account_id, self.user) == (other.account_id, other.user)",

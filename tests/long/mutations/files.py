@@ -6,6 +6,15 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("full_folder_given", "Root gives away no folder that has something in it.",
+     "give_folder", "not os.listdir(descriptor)", "True",
+     "saving_is_sure::root_gives_the_owner_of_a_folder_nothing_but_an_empty_one"),
+    ("linked_folder_given", "Root gives away no folder that a link leads to.",
+     "give_folder", "os.O_NOFOLLOW", "0",
+     "saving_is_sure::root_gives_the_owner_of_a_folder_nothing_but_an_empty_one"),
+    ("given_in_a_group", "Where a group may make files, root gives no login to who was first.",
+     "heir_of", "stat.S_IWGRP | stat.S_IWOTH", "stat.S_IWOTH",
+     "saving_is_sure::root_gives_no_login_to_whoever_was_first_in_an_open_folder"),
     ("pipe_is_read", "A pipe is no file.",
      "read_file",
      ("if stat.S_ISREG(os.fstat(descriptor).st_mode):\n"

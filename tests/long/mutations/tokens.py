@@ -6,6 +6,9 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("lock_with_content", "Root gives away no file that has something in it.",
+     "open_lock", "(state.st_nlink, state.st_size) == (1, 0)", "state.st_nlink == 1",
+     "saving_is_sure::root_gives_another_file_in_the_place_of_a_lock_to_nobody"),
     ("mixed_logins", "What was fetched for one login gets into no other.",
      "Tokens.ask",
      ("if not login.holds(current.refresh_token):\n    return\n"
