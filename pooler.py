@@ -8179,6 +8179,7 @@ class Fault(NamedTuple):
     is_refusal: bool = False  # the upstream has said that it did nothing
     cause: Cause | None = None  # if no connection was established
     is_throttle: bool = False  # a limit of pace; else one of a plan, a quota, or credits
+    is_hearsay: bool = False  # only a text says so, which may quote what the client sent
     about: str = ""  # the family of a model's limit, or the path that is lacking
 
 
@@ -9122,6 +9123,7 @@ def classify_event(failure: JsonObject, unix_now: float) -> Fault | None:
         return _without_route(reason)
 
     fault = _classified(reason, _status_of(0, words), words, _own_failure(words), unix_now)
+    fault = fault._replace(is_hearsay=is_bare)
     is_own = fault.action is Action.RETURN and fault.effect is Effect.NONE
     return None if is_own else fault
 
@@ -9587,11 +9589,17 @@ class Cooldown:
         self.retry_at -= seconds
 
 
+KeyNames = tuple[str, str]  # of a pool and a key
+
+
 class Block(NamedTuple):
     """What an account lacks, or why it comes last: until when, and the evidence."""
 
     until: float  # monotonic
     reason: str  # of a `Fault`: what the log says, too
+    # The only key whose requests have met it: what they hold may have caused it, so it does not
+    # count for others.  None: it counts for all.
+    key: KeyNames | None = None
 
 
 class Failure(NamedTuple):
@@ -9626,7 +9634,8 @@ class Health:
     )
     quota: Quota = field(default_factory=Quota)
     served_at: float = -math.inf  # when it was chosen last
-    forbidden_count: int = 0  # in a row, without a success in between
+    # Refusals without a known reason, without a success in between: their number by key.
+    forbidden: Counter[KeyNames | None] = field(default_factory=Counter)
     failure_count: int = 0  # attempts in a row that failed, for whatever cause
     trouble_count: int = 0  # of them the latest ones that were its upstream's trouble: no limits
     failure: Failure | None = None  # the latest one; it stays after a success
@@ -9668,7 +9677,7 @@ class Health:
 
         The operator may have just bought credits.  Quota windows stay: they are measurements.
         """
-        self.forbidden_count = 0
+        self.forbidden.clear()
         self.failure_count = self.trouble_count = 0
         self.catalogue_until = -math.inf
         for cooldown in self.cooldowns:
@@ -9706,7 +9715,7 @@ class Health:
             self.trouble_count = self.failure_count = 0
         self.login = digest
         self.catalogue_until = self.usage_at = -math.inf
-        self.forbidden_count = 0
+        self.forbidden.clear()
         self.end_refusal()
 
     def end_refusal(self) -> None:
@@ -9735,9 +9744,10 @@ class Health:
         name: str,
         until: float,
         reason: str,
+        key: KeyNames | None = None,
     ) -> None:
         """Remember what the account lacks, under the name of a model or a path."""
-        _remember(self.blocks[effect], name, Block(until, reason), MODEL_BLOCKS_MAX)
+        _remember(self.blocks[effect], name, Block(until, reason, key), MODEL_BLOCKS_MAX)
 
     def block_of(self, effect: Effect, now: float, name: str = "") -> Block | None:
         """The block that holds now."""
@@ -9746,32 +9756,64 @@ class Health:
             return None
         return block
 
+    def block_with(
+        self,
+        effect: Effect,
+        name: str,
+        seconds: float,
+        reason: str,
+        now: float,
+        *,
+        key: KeyNames | None,
+    ) -> None:
+        """Begin a block that a key has met; once another key meets it, too, it counts for all."""
+        before = self.block_of(effect, now, name)
+        if before is not None and before.key != key:
+            key = None
+        self.block(effect, name, now + seconds, reason, key)
+
     def note_fault(
         self,
         fault: Fault,
         model: str,
         now: float,
         throttle_seconds: float,
+        key: KeyNames | None = None,
     ) -> None:
         """Record what a failed attempt means for the account.
 
         `throttle_seconds`: how long a limit of pace lasts if the upstream does not say.
+        `key`: the one whose request it was; None, if the account has no other.
         """
         effect = fault.effect
         if effect in _BLOCK_SECONDS:
             name = model if effect is Effect.LACKS_MODEL else fault.about
-            self.block(effect, name, now + _BLOCK_SECONDS[effect], fault.reason)
+            seconds = _BLOCK_SECONDS[effect]
+            self.block_with(effect, name, seconds, fault.reason, now, key=key)
         elif effect in LIMIT_EFFECTS:
-            self.note_limit(fault, model, now, throttle_seconds)
+            self.note_limit(fault, model, now, throttle_seconds, key)
         elif effect in {Effect.DEMOTED, Effect.FORBIDDEN}:
             self.block(Effect.DEMOTED, "", now + DEMOTION_SECONDS, fault.reason)
-            self.forbidden_count += effect is Effect.FORBIDDEN
 
         self.count_failure(fault, now)
-        # One response that forbids may be about a request; several in a row are about the account.
-        is_barred = effect is Effect.FORBIDDEN and self.forbidden_count >= FORBIDDEN_MAX
-        if effect is Effect.REFUSED or is_barred:
+        if effect is Effect.REFUSED:
             self.whole.extend(math.inf, now, fault.reason)
+        elif effect is Effect.FORBIDDEN:
+            self.note_forbidden(fault, now, key)
+
+    def note_forbidden(self, fault: Fault, now: float, key: KeyNames | None) -> None:
+        """Count a refusal without a known reason.
+
+        One may be about a request.  Several in a row are about the account, or if they are all of
+        one key of several, perhaps about what that key's client sends.
+        """
+        self.forbidden[key] += 1
+        if self.forbidden.total() < FORBIDDEN_MAX:
+            return
+        if key is None or len(self.forbidden) > 1:
+            self.whole.extend(math.inf, now, fault.reason)
+        else:
+            self.block(Effect.FORBIDDEN, "", now + UNTRIED_SECONDS_MAX, fault.reason, key)
 
     def count_failure(self, fault: Fault, now: float) -> None:
         """Count a failed attempt for operators, unless the request was to blame for it.
@@ -9818,8 +9860,17 @@ class Health:
         model: str,
         now: float,
         throttle_seconds: float,
+        key: KeyNames | None = None,
     ) -> None:
-        """Begin the cooldown of a limit: until its reset, or as long as is usual."""
+        """Begin the cooldown of a limit: until its reset, or as long as is usual.
+
+        One that only a text tells is no more than the key's.
+        """
+        if fault.is_hearsay and key is not None:
+            seconds = min(fault.cooldown_seconds or throttle_seconds, UNTRIED_SECONDS_MAX)
+            self.block_with(Effect.LIMITED, "", seconds, fault.reason, now, key=key)
+            return
+
         usual: float | None = throttle_seconds
         if not fault.is_throttle:
             usual = self.quota.reset_seconds(fault.about or PLAN_FAMILY, now)
@@ -10013,9 +10064,11 @@ def _lack_of_model(
 
     What its upstream has said of them counts for more than a list.
     """
-    if block := health.block_of(Effect.LACKS_MODEL, now, call.model):
+    block = health.block_of(Effect.LACKS_MODEL, now, call.model)
+    if block is not None and _counts_for(block, call):
         return Standing(Status.LACKS_MODEL, block.reason, block.until, block.until)
-    if block := health.block_of(Effect.LACKS_ROUTE, now, call.path):
+    block = health.block_of(Effect.LACKS_ROUTE, now, call.path)
+    if block is not None and _counts_for(block, call):
         return Standing(Status.LACKS_ROUTE, call.path, block.until, block.until)
 
     models = health.models
@@ -10026,6 +10079,28 @@ def _lack_of_model(
     return Standing(Status.NOT_LISTED)
 
 
+def _counts_for(block: Block, call: Call) -> bool:
+    """Whether a block counts for a call's key; for an operator, who has none, any of them does."""
+    return block.key is None or not call.key.name or block.key == call.key_name
+
+
+# Of the blocks that one key alone may have caused: how the account stands for that key.
+_STATUS_OF_BLOCK: Final = {
+    Effect.FORBIDDEN: Status.REFUSED,
+    Effect.LIMITED: Status.COOLING_DOWN,
+}
+
+
+def _standing_for_key(health: Health, call: Call, now: float) -> Standing | None:
+    """How an account stands that refuses this key's requests, and perhaps no others; else None."""
+    for effect, status in _STATUS_OF_BLOCK.items():
+        block = health.block_of(effect, now)
+        if block is not None and block.key in {None, call.key_name}:
+            until = math.inf if status is Status.REFUSED else block.until
+            return Standing(status, block.reason, until, block.until)
+    return None
+
+
 def _standing_for_model(
     health: Health,
     call: Call,
@@ -10034,6 +10109,8 @@ def _standing_for_model(
     """How an account that lacks nothing stands for a model."""
     cooldowns = health.cooldowns_of(call.model, now)
     standing = _standing_in_time(health, cooldowns, now)
+    if standing.status is Status.READY:
+        return _standing_for_key(health, call, now) or standing
     # If the model's own cooldown is the longest, an operator reads that only this model is limited.
     own = health.by_model.get(call.model)
     if own is not None and standing.until == own.until < math.inf:
@@ -10546,9 +10623,13 @@ class Roster:
         fault: Fault,
         model: str,
         now: float,
+        key: KeyNames | None = None,
     ) -> None:
         """Record what a failed attempt means for its account, and for the account's host."""
-        self.health_of(account).note_fault(fault, model, now, self.limits.cooldown_seconds)
+        if self.leases.key_counts[account.name] <= 1:
+            key = None
+        usual = self.limits.cooldown_seconds
+        self.health_of(account).note_fault(fault, model, now, usual, key)
         # What a client's own request has caused changes nothing.
         if fault.effect is not Effect.NONE or fault.error.status >= 500:
             self.touched.add(account.name)
@@ -10587,8 +10668,10 @@ class Roster:
         for cooldown in lease.cooldowns:
             if lease.began_at > cooldown.noted_at:
                 cooldown.end()
-        health.blocks[Effect.DEMOTED].clear()
-        health.forbidden_count = health.failure_count = health.trouble_count = 0
+        for effect in (Effect.DEMOTED, *_STATUS_OF_BLOCK):
+            health.blocks[effect].clear()
+        health.forbidden.clear()
+        health.failure_count = health.trouble_count = 0
         health.success_at = now
 
     def note_served(
@@ -17569,7 +17652,8 @@ class Relay:
         # Too late for this request; the next ones need not run into it.
         fault = opened.classify_failure()
         if fault is not None and fault.effect is not Effect.LACKS_MODEL:
-            roster.note_fault(account, fault, call.model, trio.current_time())
+            now = trio.current_time()
+            roster.note_fault(account, fault, call.model, now, call.key_name)
 
     async def relay(self, headers: list[Field]) -> None:
         """Relay events to the end, ours if the upstream's does not come; or collect them.
@@ -17823,6 +17907,7 @@ async def try_account(exchange: Exchange, call: Call, assignment: Assignment) ->
         fault,
         call.model,
         trio.current_time(),
+        call.key_name,
     )
     shared.account_watch.look()
     return fault
