@@ -417,6 +417,8 @@ REFRESH_PAUSE_SECONDS: Final = 10.0  # after one that failed
 TOKEN_SECONDS_MIN: Final = HOUR  # for which a new token is valid, at least
 LOCK_SECONDS: Final = 0.05  # between two tries to lock a login's file
 LOCK_TRIES_MAX: Final = 20  # by a caller that only checks that it can be locked
+SAVE_TRIES_MAX: Final = 3  # of a refreshed login; each waits for the disk
+SAVE_PAUSE_SECONDS: Final = 0.1  # between two of these
 ROOM_SPARE_BYTES: Final = 4 * KIB  # by which a refreshed login may outgrow the last one
 UNSAVED_MAX: Final = 64  # refreshed logins that could not be saved yet, by file
 
@@ -13471,10 +13473,18 @@ def heir_of(path: Path) -> os.stat_result:
 def save_over(path: Path, raw: bytes, expected: bytes | None) -> None:
     """Save a login in the space that was reserved for it; `expected`: see `save_file`.
 
-    Raises: OSError.
+    Its tokens cannot be had again, and a command that ends has only this chance: an error that
+    passes must not lose them.  Raises: OSError.
     """
     drop_room(path)
-    save_file(path, raw, expected, path.parent.stat())
+    for tries_left in reversed(range(SAVE_TRIES_MAX)):
+        try:
+            save_file(path, raw, expected, path.parent.stat())
+            return
+        except OSError:
+            if not tries_left:
+                raise
+        time.sleep(SAVE_PAUSE_SECONDS)
 
 
 def save_file(

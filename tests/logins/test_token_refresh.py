@@ -414,6 +414,25 @@ async def test_nothing_is_used_before_it_is_saved(
         assert desk.saved("refresh_token") == "rt-acct-2"
 
 
+@pytest.mark.parametrize("fails", ["write_new", "sync", "sync_folder"])
+async def test_a_disk_that_fails_for_a_moment_does_not_lose_what_was_fetched(
+    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """`pooler check --ask` asks once, and ends: the only copy of the tokens was in its memory."""
+    async with opened_desk(tmp_path) as desk:
+        desk.log_in(ENDED)
+        works, failures = getattr(pooler, fails), iter(range(pooler.SAVE_TRIES_MAX - 1))
+
+        def fail_at_first(path: Path, *rest: Any) -> None:  # noqa: ANN401 (as what it stands for)
+            if desk.asked_count and next(failures, None) is not None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            works(path, *rest)
+
+        monkeypatch.setattr(pooler, fails, fail_at_first)
+        assert await desk.ask() == desk.saved()
+        assert (desk.asked_count, desk.saved("refresh_token")) == (1, "rt-acct-2")
+
+
 @pytest.mark.parametrize("is_another", [False, True])
 async def test_what_could_not_be_saved_is_not_lost_by_a_reload(
     mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_another: bool

@@ -6,6 +6,9 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("saved_once", "A disk that fails for a moment loses no login.",
+     "save_over", "if not tries_left:\n    raise", "raise",
+     "token_refresh::a_disk_that_fails_for_a_moment_does_not_lose_what_was_fetched"),
     ("full_folder_given", "Root gives away no folder that has something in it.",
      "give_folder", "not os.listdir(descriptor)", "True",
      "saving_is_sure::root_gives_the_owner_of_a_folder_nothing_but_an_empty_one"),
