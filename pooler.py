@@ -13480,10 +13480,11 @@ def save_over(path: Path, raw: bytes, expected: bytes | None) -> None:
     for tries_left in reversed(range(SAVE_TRIES_MAX)):
         try:
             save_file(path, raw, expected, path.parent.stat())
-            return
         except OSError:
             if not tries_left:
                 raise
+        else:
+            return
         time.sleep(SAVE_PAUSE_SECONDS)
 
 
