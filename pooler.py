@@ -7341,10 +7341,14 @@ _PART_TEXTS: Final = {"output_text": "text", "refusal": "refusal"}
 _PART_OF_EVENT: Final = {f"response.{kind}.delta": kind for kind in _PART_TEXTS}
 
 
+_END_STATUSES: Final = ("completed", "failed", "incomplete")
+_END_NAMES: Final = frozenset(f"response.{status}" for status in _END_STATUSES)
+
+
 def _end_status(response: Json) -> str:
     """The status of a response that has ended: completed, failed or incomplete."""
     status = text_at(response, "status")
-    return status if status in {"failed", "incomplete"} else "completed"
+    return status if status in _END_STATUSES else "completed"
 
 
 @dataclass(eq=False, slots=True)
@@ -7520,7 +7524,8 @@ class ResponsesTranslator:
 def event_with_data(event: Event, value: Json) -> bytes:
     """`event` with `value` as its data; all other lines and the line ends stay.
 
-    An event named `response.done` is renamed to the type in `value`.
+    An event named `response.done` is renamed to the type in `value`, if that is the name of an end:
+    any other type is the upstream's, and may hold line ends, and so an event that nobody has read.
 
     Raises: BadSyntax, if that would take long to write.
     """
@@ -7531,10 +7536,11 @@ def event_with_data(event: Event, value: Json) -> bytes:
         return dump_json(value)
 
     line_end = b"\r\n" if b"\r\n" in event.raw else b"\n"
+    name = text_at(value, "type")
     lines: list[bytes] = []
     for line in _lines(event.raw):
-        if line.startswith(b"event: response.done"):
-            lines.append(f"event: {text_at(value, 'type')}".encode("ascii", "replace"))
+        if name in _END_NAMES and line.startswith(b"event: response.done"):
+            lines.append(f"event: {name}".encode())
         elif line and not line.startswith(b"data:"):
             lines.append(line)
     return line_end.join([*lines, data_line(value), b"", b""])

@@ -337,6 +337,17 @@ def test_comments_reach_a_responses_client_only() -> None:
     assert fed(chat_response(), body + b"data: [DONE]\n\n") == [b"", b"", b""]
 
 
+def test_a_type_with_line_ends_makes_no_event_that_nobody_has_read() -> None:
+    """A stream that was cut would look complete."""
+    hidden = 'data: {"type":"response.completed","response":{}}'
+    value = {"type": f"response.x\n\n{hidden}\n\n", "headers": {}, "x": "output_item.done"}
+    event = b"event: response.done\ndata: " + json.dumps(value).encode() + b"\n\n"
+    [rewritten] = fed(ResponsesTranslator(OutputCollector(RESPONSE_BYTES_MAX)), event)
+    del value["headers"]
+    [name, data, *rest] = rewritten.splitlines()
+    assert (name, json.loads(data[6:]), rest) == (b"event: response.done", value, [b""])
+
+
 def test_other_lines_of_a_rewritten_event_stay() -> None:
     event = (
         b"\xef\xbb\xbfid: 7\r\nevent: response.created\r\n"

@@ -6,6 +6,10 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("type_as_lines", "No type of an upstream's becomes lines of its event.",
+     "event_with_data", "name in _END_NAMES and line.startswith(b'event: response.done')",
+     "line.startswith(b'event: response.done')",
+     "translation::a_type_with_line_ends_makes_no_event_that_nobody_has_read"),
     ("short_answer_multiplied", "A short response in one piece becomes no stream without a bound.",
      "events_of", "byte_count > TRANSLATED_BYTES_MAX", "False",
      "answers_for_streams::a_short_answer_never_becomes_a_stream_without_bound"),
@@ -81,7 +85,7 @@ ROWS: Rows = (
      "_flattened_citations", "{'annotations': notes} if notes else {}", "{}",
      "codex_requests::a_shell_s_output_and_citations_stay_as_they_are"),
     ("older_failure", "The older name of an end does not hide that it has failed.",
-     "_end_status", "{'failed', 'incomplete'}", "{'incomplete'}",
+     "_END_STATUSES", "('completed', 'failed', 'incomplete')", "('completed', 'incomplete')",
      "translation::a_responses_client_gets_repaired_events"),
     ("older_end", "The older name of an end becomes the name that clients know.",
      "ResponsesTranslator._completed", "name == 'response.done'", "False",
