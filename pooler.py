@@ -9572,6 +9572,7 @@ class Cooldown:
     retry_at: float = 0.0  # never later than `until`
     noted_at: float = -math.inf  # when there was evidence for it last
     reason: str = ""
+    limit: tuple[float, str] = (0.0, "")  # the last one to end, and why: it may outlast a refusal
 
     def extend(
         self,
@@ -9583,6 +9584,8 @@ class Cooldown:
 
         Requests that ran at the same time fail one after the other, each with its own reset.
         """
+        if until < math.inf:
+            self.limit = max(self.limit, (until, reason))
         self.until = until if self.until == math.inf else max(self.until, until)
         self.retry_at = min(self.until, now + UNTRIED_SECONDS_MAX)
         self.noted_at, self.reason = now, reason
@@ -9590,11 +9593,18 @@ class Cooldown:
     def end(self) -> None:
         """Let the account be asked again at once; the reason stays for operators."""
         self.until = self.retry_at = 0.0
+        self.limit = (0.0, "")
+
+    def end_refusal(self) -> None:
+        """Let only a limit hold, if there is one: a new login does not lift it."""
+        self.until, self.reason = self.limit
+        self.retry_at = min(self.until, self.retry_at)
 
     def bring_forward(self, seconds: float) -> None:
-        """Move both ends closer by this many seconds."""
+        """Move all ends closer by this many seconds."""
         self.until -= seconds  # infinite stays infinite
         self.retry_at -= seconds
+        self.limit = (self.limit[0] - seconds, self.limit[1])
 
 
 KeyNames = tuple[str, str]  # of a pool and a key
@@ -9729,7 +9739,7 @@ class Health:
     def end_refusal(self) -> None:
         """End the cooldown of the whole account if it is a refusal; a limit stays."""
         if self.whole.until == math.inf:
-            self.whole.end()
+            self.whole.end_refusal()
 
     def cooldowns_of(self, model: str, now: float) -> list[Cooldown]:
         """All that may bar a model, by its name in the pool; some of them may be over."""
@@ -12620,6 +12630,8 @@ class Lasting(NamedTuple):
         cooldown.retry_at = min(cooldown.until, self.at(retry), self.now + UNTRIED_SECONDS_MAX)
         cooldown.noted_at = self.past(noted)
         cooldown.reason = reason
+        if end < math.inf:
+            cooldown.limit = (cooldown.until, reason)
 
 
 # In words: lines for a person at a terminal, where the log would have JSON.

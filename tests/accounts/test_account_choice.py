@@ -407,6 +407,21 @@ def test_an_account_that_was_refused_is_so_after_a_sleep() -> None:
     assert standing_of(scene.roster.health["a"], 1).status is Status.REFUSED
 
 
+def test_a_new_login_ends_a_refusal_and_not_the_limit_before_it() -> None:
+    scene = Scene("a")
+    health = scene.roster.health["a"]
+    health.note_login(b"1", True)
+    scene.answers("a", 429, seconds=40)
+    scene.answers("a", 402)
+    assert standing_of(health, 1).status is Status.REFUSED
+
+    health.note_login(b"2", True)
+    standing = standing_of(health, 1)
+    assert (standing.status, standing.until) == (Status.COOLING_DOWN, 40)
+    assert standing.reason.startswith("429")
+    assert standing_of(health, 41).status is Status.READY
+
+
 def test_remembered_responses_are_bounded() -> None:
     scene = Scene(limits={"response_pins_max": 2})
     for number in range(3):

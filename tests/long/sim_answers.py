@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.long.sim_world import CODEX, Task
+from tests.long.sim_names import CODEX, PRIVATE
+from tests.long.sim_requests import Task
 from tests.support.memory_sockets import Json, Response
 from tests.support.memory_websockets import TERMINAL
 
@@ -22,6 +25,7 @@ class Seen:
     ends: list[str] = field(default_factory=list)  # the types of its terminal events
     has_finish: bool = False  # of a Chat answer
     is_whole: bool = False  # the body came to its end
+    code: str = ""  # of an error in one piece
 
     @property
     def is_success(self) -> bool:
@@ -76,6 +80,8 @@ def read_body(response: Response, *, is_whole: bool) -> Seen:
             value = json.loads(response.body)
             assert (response.status == 200) == ("error" not in value or value["error"] is None)
             seen.ends = ["json"]
+            error = value.get("error")
+            seen.code = str(error.get("code")) if isinstance(error, dict) else ""
             seen.text = text_of(value) if response.status == 200 else ""
         return seen
     body = response.body
@@ -103,3 +109,15 @@ def judge(task: Task, seen: Seen) -> None:
         assert last is not None
         assert last.is_told or last.is_lie, "success, and the upstream did not say so"
         assert seen.text == last.said, "success, and not all of it"
+
+
+def judge_told(task: Task, response: Response, secrets: Collection[str]) -> None:
+    """I5: a client is told no secret, nothing of another's, and nothing of an account."""
+    fields = "\n".join(f"{name}: {value}" for name, value in response.headers)
+    raw = fields.encode("latin-1") + b"\n" + response.body
+    told = [one for one in secrets if one.encode() in raw]
+    others = {int(number) for number in re.findall(rb"\bw(\d+)\.[a-z0-9]+\.", raw)} - {task.number}
+    private = [one for one in PRIVATE if one in raw]
+    assert not told, f"a client was told {told}"
+    assert not others, f"the client of request {task.number} was told words of {others}"
+    assert not private, f"a client was told {private}: {raw[:2000]!r}"

@@ -1,4 +1,4 @@
-"""Proves that whole lives of the pooler, drawn from seeds, keep the eight guarantees.
+"""Proves that whole lives of the pooler, drawn from seeds, keep the thirteen guarantees.
 
 Method: tests/long/simulate.py.  Here 2,000 seeds, and all that ever failed (tests/long/seeds.txt);
 more with `python -m tests.long.simulate --seeds N`.
@@ -25,7 +25,20 @@ SEEN: Final = (
     "200 ['error']", "turn ['response.completed']", "turn ['response.failed']", "turn ['error']",
     "502 ['json']", "503 ['json']", "504 ['json']", "401 ['json']", "408 ['json']", "cut",
     "closed by the pooler", "crash", "given up with 1008", "intruder", "left", "reload", "rotated",
-    "stop",
+    "stop", "clock set", "429 ['json']",
+    # Troubles of accounts, in each carrier.
+    "carrier: early chunk", "carrier: late chunk", "carrier: early event", "carrier: late event",
+    "carrier: early frame", "carrier: late frame", "carrier: piece", "carrier: status doubt",
+    "carrier: status forbidden", "carrier: status lacks model", "carrier: status lacks route",
+    "carrier: status model limit", "carrier: status plan", "carrier: status refused",
+    "carrier: status throttle", "report", "usage", "catalogue", "own model name", "no upgrade",
+    # What else surrounds the server.
+    "disk: ENOSPC", "disk: EDQUOT", "disk: EROFS", "disk: EIO", "refresh", "tunnel", "no tunnel",
+    "notice", "log stuck", "log fails", "log dropped", "look",
+    # What came of it.
+    "continued", "stayed: header", "stayed: cache key", "stayed: conversation", "shown: at_limit",
+    "shown: failing", "shown: ready", "shown: unreachable", "foreseen: served",
+    "foreseen: refused", "lived on", "restart", "restart with a state", "state survived",
 )  # fmt: skip
 
 

@@ -362,16 +362,16 @@ class FakeUpstream:
         self.scripts: deque[Script] = deque()
         self.always: Script | Callable[[Asked], Iterable[Step]] | None = None
         self.dials: deque[DialStep] = deque()
-        self.catalogue: Script = error_response(404, "not_found")
+        self.catalogue: Iterable[Step] = error_response(404, "not_found")
         self.asked: list[Asked] = []  # the POSTs
         self.catalogue_asked: list[Asked] = []
-        self.usage: Script = error_response(404, "not_found")
+        self.usage: Iterable[Step] = error_response(404, "not_found")
         self.usage_asked: list[Asked] = []
         self.lines: list[Line] = []
         self.dial_count = 0
         self.capacity: float = math.inf  # unread bytes of what it sends
 
-        self.upgrades: deque[Script] = deque()  # instead of a 101
+        self.upgrades: deque[Iterable[Step]] = deque()  # instead of a 101
         self.on_turn: Callable[[Json], Script] | None = None
         self.turns: list[tuple[int, Json]] = []  # the number of the WebSocket, and the body
         self.frames: list[tuple[int, bytes]] = []  # all but those of a turn
@@ -416,14 +416,21 @@ class FakeUpstream:
         line = Line(ours, trio.current_time())
         self.lines.append(line)
         if isinstance(step, Fin):
-            await ours.aclose()
+            ours.close()
         elif isinstance(step, Reset):
             ours.reset()
         else:
-            self.world.nursery.start_soon(self._serve, line)
+            self.world.nursery.start_soon(self.serve, line)
         return theirs
 
-    async def _serve(self, line: Line) -> None:
+    async def accept(self, socket: MemorySocket) -> None:
+        """Serve a connection that somebody else has made, as a proxy does."""
+        line = Line(socket, trio.current_time())
+        self.lines.append(line)
+        await self.serve(line)
+
+    async def serve(self, line: Line) -> None:
+        """Serve one connection to its end."""
         try:
             is_open = True
             while is_open:
@@ -617,9 +624,10 @@ async def refuse_connection() -> MemorySocket:
 class World:
     """A running server, its upstreams by account name, its clients and its log.
 
-    What surrounds the server can be given to it: how its upstreams are made, its wall clock, and
-    which service a URL names.  Without the last, `services` are looked at first, by the path of
-    the URL; `serve_backend` puts `backend` there, the ChatGPT backend with its token endpoint.
+    What surrounds the server can be given to it: how its upstreams are made, its wall clock, who
+    else gets its log, and which service a URL names.  Without the last, `services` are looked at
+    first, by the path of the URL; `serve_backend` puts `backend` there, the ChatGPT backend with
+    its token endpoint.
     """
 
     def __init__(
@@ -630,6 +638,7 @@ class World:
         make_upstream: Callable[[str, World], FakeUpstream] = FakeUpstream,
         find_service: Callable[[BaseUrl], Service] | None = None,
         clock: Callable[[], float] | None = None,
+        log: Callable[[str, str, Mapping[str, Json]], None] | None = None,
     ) -> None:
         self.config = config
         self.nursery = nursery  # holds: the server, the upstreams' connections
@@ -644,6 +653,8 @@ class World:
         self.unix_offset: float = UNIX_START  # move it to move the wall clock alone
         self.unix_now = clock or self.virtual_unix_now
         self.backend = CodexBackend(self.unix_now)
+        self.log = log
+        self.accepted: list[MemorySocket] = []  # the pooler's ends of the clients' connections
         self.server = Server(config, {}, dial=self.dial, unix_now=self.unix_now, log=self.note_log)
         self.ended = trio.Event()  # the server has stopped
 
@@ -693,6 +704,8 @@ class World:
     def note_log(self, level: str, event: str, fields: Mapping[str, Json]) -> None:
         json.dumps(fields)  # what the real log would do
         self.logged.append((level, event, dict(fields)))
+        if self.log is not None:
+            self.log(level, event, fields)
 
     @property
     def records(self) -> list[dict[str, Json]]:
@@ -728,6 +741,7 @@ class World:
         ours, theirs = socket_pair(back=capacity)
         client = Client(ours)
         self.clients.append(client)
+        self.accepted.append(theirs)
         self.listener.arrive(theirs)
         return client
 
