@@ -132,6 +132,8 @@ class Tap:
 
     def serve(self, caller: socket.socket) -> None:
         target = socket.create_connection(("127.0.0.1", self.port))
+        # A head and its body come apart: the second must not wait for the first one's receipt.
+        target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         thread = threading.Thread(target=self.relay_answers, args=(caller, target), daemon=True)
         self.answering.append(thread)
         thread.start()
