@@ -16222,8 +16222,13 @@ class Queues:
         newest.is_displaced = True
         newest.served.set()
 
-    def find_assignment(self, waiter: Waiter) -> Assignment | None:
-        """A place that is free now, and worth taking."""
+    def find_assignment(
+        self, waiter: Waiter, in_vain: set[Hashable] | None = None
+    ) -> Assignment | None:
+        """A place that is free now, and worth taking.
+
+        If no account has one, what is like the waiter is added to `in_vain`.
+        """
         now, call = trio.current_time(), self.roster.current(waiter.call)
         choice = Choice(self.roster, call, waiter.tried, now)
         # A session's own account has its prompt in a cache: if it is back before the deadline, that
@@ -16235,25 +16240,59 @@ class Queues:
             if self.roster.leases.has_room(account, call.key_name):
                 lease = self.roster.begin(account, call, now)
                 return Assignment(lease, self.endpoints.by_name[account.name])
+        if in_vain is not None:
+            in_vain.add(self.likeness(waiter))
         return None
+
+    def likeness(self, waiter: Waiter) -> Hashable:
+        """What decides whether any account has room for a waiter; equal ones fare alike.
+
+        Sessions decide only which account is the best, so they are not in it.
+        """
+        call = waiter.call
+        return (
+            call.key_name,
+            call.model,
+            call.path,
+            call.is_codex_only,
+            call.is_socket,
+            call.is_unlisted,
+            call.obstacle is None,
+            self.roster.sessions.creator_of(call),
+            tuple(waiter.tried),
+        )
 
     def end_lease(self, lease: Lease) -> None:
         """End a lease; whoever waits for the room that it leaves gets it now."""
         self.roster.end(lease)
-        self.assign_waiters()
+        for name, queue in self.by_pool.items():
+            # Nothing has changed for a pool without the account, and there may be many.
+            pool = self.roster.pools.get(name)
+            if pool is not None and any(
+                account.name == lease.account.name for account in pool.accounts
+            ):
+                self.assign_from(queue)
 
     def assign_waiters(self) -> None:
-        """Serve the requests that wait: first those of the key with the fewest leases, in order."""
+        """Serve the requests that wait, of all pools."""
         for queue in self.by_pool.values():
-            while self.assign_one(queue):
-                pass
+            self.assign_from(queue)
+
+    def assign_from(self, queue: deque[Waiter]) -> None:
+        """Serve a pool's requests: first those of the key with the fewest leases, in order."""
+        while queue and self.assign_one(queue):
+            pass
 
     def assign_one(self, queue: deque[Waiter]) -> bool:
         """Serve one waiter of the queue; whether any could be served."""
         by_key = self.roster.leases.of_key
+        # One choice takes about a millisecond in a large pool, and a client may fill the queue.
+        in_vain: set[Hashable] = set()
         # Sorting is stable: requests of keys that have equally many stay in their order.
         for waiter in sorted(queue, key=lambda waiter: by_key[waiter.call.key_name]):
-            if assignment := self.find_assignment(waiter):
+            if self.likeness(waiter) in in_vain:
+                continue
+            if assignment := self.find_assignment(waiter, in_vain):
                 waiter.assignment = assignment
                 waiter.served.set()
                 queue.remove(waiter)

@@ -7,13 +7,14 @@ when the test says so.  The choice itself is proved, with values, in test_accoun
 from __future__ import annotations
 
 import json
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.memory_sockets import OTHER_KEY, Response, ask_responses, post
+from pooler import Choice
+from tests.support.memory_sockets import KEY, OTHER_KEY, Response, ask_responses, post
 from tests.support.world import (
     Send,
     Wait,
@@ -236,3 +237,48 @@ async def test_a_limit_that_strikes_after_content_rests_the_account(
         assert [len(world.upstreams[name].asked) for name in "ab"] == [1, 0]
         assert (await world.ask(ask_responses(stream=False))).status == 200
         assert [len(world.upstreams[name].asked) for name in "ab"] == [1, 1]
+
+
+WAITING: Final = 40
+THIRD_KEY: Final = "cp-key-of-a-third-0123456789"
+
+
+async def test_a_full_queue_costs_others_next_to_nothing(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """A choice takes longer the more accounts there are, so that few may be made."""
+    pools = {
+        "home": {"accounts": ["a"], "keys": {"laptop": KEY, "ci": OTHER_KEY}},
+        "other": {"accounts": ["b"], "keys": {"third": THIRD_KEY}},
+    }
+    described = describe("ab", accounts={"a": ONE_PLACE["a"]}, pools=pools)
+    chosen: list[str] = []
+
+    def counted(*arguments: Any) -> Choice:  # noqa: ANN401 (whatever it is given)
+        chosen.append(arguments[1].pool.name)
+        return Choice(*arguments)
+
+    async with opened_world(described) as world:
+        first, second = trio.Event(), trio.Event()
+        world.upstreams["a"].plays(*([Wait(gate), *json_response({})] for gate in (first, second)))
+        world.upstreams["a"].always = [Wait(trio.Event())]
+        world.upstreams["b"].always = json_response({})
+        done: list[tuple[str, float, Response]] = []
+        async with trio.open_nursery() as nursery:
+            for number in range(WAITING + 1):
+                nursery.start_soon(ask_later, world, str(number), done)
+            await world.settle()
+            assert len(world.upstreams["a"].asked) == 1
+
+            monkeypatch.setattr("pooler.Choice", counted)
+            question = {"model": "m1", "input": ""}
+            response = await world.ask(post("/v1/responses", question, key=THIRD_KEY))
+            assert response.status == 200
+            assert "home" not in chosen
+
+            chosen.clear()
+            first.set()
+            await world.settle()
+            assert len(world.upstreams["a"].asked) == 2
+            assert chosen.count("home") <= 4  # who gets the place, and that there is no other
+            nursery.cancel_scope.cancel()

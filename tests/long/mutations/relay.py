@@ -6,6 +6,12 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("queue_of_likes", "A full queue costs one choice, not one for each that waits.",
+     "Queues.assign_one", "self.likeness(waiter) in in_vain", "False",
+     "queue_is_fair::a_full_queue_costs_others_next_to_nothing"),
+    ("queues_of_others", "The queues of other pools are left alone.",
+     "Queues.end_lease", "account.name == lease.account.name", "True",
+     "queue_is_fair::a_full_queue_costs_others_next_to_nothing"),
     ("much_parsed_kept", "What takes much memory is not kept from its check to its translation.",
      "Exchange.keep_parsed", "byte_count <= PARSED_BYTES_MAX", "True",
      "json_passes::what_takes_much_memory_is_not_kept_but_read_again"),
