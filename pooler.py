@@ -250,6 +250,10 @@ ACCEPT_LOG_SECONDS: Final = 60.0  # between two lines about refused connections
 PLACES_KEPT_PART: Final = 8  # one eighth is kept for keys that use little
 RECEIVE_BYTES: Final = 64 * KIB  # one receive, and one step of a write
 STEPS_AT_ONCE_MAX: Final = 8  # of a request: encrypting them blocks the loop about 0.5 ms
+# One receive may hold ten thousand chunks, or as many events, and a peer may have many connections:
+# only a part is dealt with in one step.
+CHUNKS_AT_ONCE_MAX: Final = 2_000  # they block the loop about 1.5 ms
+LINES_AT_ONCE_MAX: Final = 256  # of events that are no plain content: about 4 ms
 PIPELINED_BYTES_MAX: Final = 64 * KIB  # sent ahead while a response is in progress
 WRITE_STALL_SECONDS_MAX: Final = 60.0  # for 64 KiB
 
@@ -5356,23 +5360,28 @@ class ChunkReader:
 
     Sizes have at most 8 digits; only an upstream's may have extensions.  Trailers are validated
     and dropped.  `unread` is what was fed and not used: after the end, it belongs to the next
-    message.
+    message.  `has_more`: it holds more chunks, for which `feed` must be called again.
     """
 
-    __slots__ = ("_is_trailer", "_left", "_size", "_size_part", "is_done", "unread")
+    __slots__ = ("_is_trailer", "_left", "_size", "_size_part", "has_more", "is_done", "unread")
 
     def __init__(self, *, is_of_upstream: bool = False) -> None:
         self._size = _LOOSE_SIZE if is_of_upstream else _CHUNK_SIZE
         self._size_part = _LOOSE_SIZE_PART if is_of_upstream else _CHUNK_SIZE_PART
         self._left = 0  # bytes of the chunk that are still to come
         self._is_trailer = False  # the last chunk has come
+        self.has_more = False
         self.is_done = False
         self.unread = b"\r\n"  # the first size line follows a line end, too, as all others do
 
     def feed(self, received: bytes) -> bytes:
-        """The bytes of the body that are in `received`.  Raises: BadSyntax."""
+        """The bytes of the body that are in `received`, or in its first chunks.
+
+        Raises: BadSyntax.
+        """
         buffer = self.unread + received
         byte_count = len(buffer)
+        self.has_more = False
         match_size = self._size.match
         at = self._left  # where the current chunk ends, and the next size line begins
         pieces = [buffer[:at]] if at else []
@@ -5383,6 +5392,9 @@ class ChunkReader:
                     raise BadSyntax("chunk size")
                 break
 
+            if len(pieces) >= CHUNKS_AT_ONCE_MAX:
+                self.has_more = True
+                break
             start = match.end()
             at = start + int(match[1], 16)
             if at == start:
@@ -5413,10 +5425,11 @@ class ChunkReader:
 class LengthReader:
     """Takes `length` bytes as a body; None: everything until the peer closes."""
 
-    __slots__ = ("_left", "is_done", "unread")
+    __slots__ = ("_left", "has_more", "is_done", "unread")
 
     def __init__(self, length: int | None) -> None:
         self._left = length
+        self.has_more = False
         self.is_done = length == 0
         self.unread = b""
 
@@ -6135,6 +6148,7 @@ _BEGINS_WITH_TYPE: Final = (
 )
 _TYPE_FIRST: Final = re.compile(rb"(?:event: ?[^\r\n]{0,200}\r?\n)?data: ?" + _BEGINS_WITH_TYPE)
 _TYPE_FIRST_IN_MESSAGE: Final = re.compile(_BEGINS_WITH_TYPE)
+_SOME_LINES: Final = re.compile(rb"(?:[^\r\n]*[\r\n]){%d}" % LINES_AT_ONCE_MAX)
 _NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*([0-9]{1,12})(?![0-9.eE])')
 _CHAT_CONTENT: Final = re.compile(rb"data: ?\{\"(?:id|choices|object|created|model)\"")
 _CHAT_NOTABLE: Final = re.compile(
@@ -6324,23 +6338,21 @@ class EventScanner:
         `is_end`: the body has ended, so that a last CR is a line end of its own.  An unfinished
         event is then dropped, as the standard requires, unless it is only blank lines.
         """
-        if self.joins_content and not is_end:
-            run = self._take_run(received)
-            if run is not None:
-                return [run]
+        if not is_end and (run := self.take_run(received)):
+            return [run]
 
         events = [self._take(raw) for raw in self._split(received, is_end)]
         self._note_number(events)
         return events
 
-    def _take_run(self, received: bytes) -> Event | None:
+    def take_run(self, received: bytes) -> Event | None:
         """The events that `received` completes, as one run; None if they are not plain content.
 
         Nearly all events of a stream are: what all of them have in common is counted by two
         searches, which cost less than a step of Python for each.
         """
         end = received.rfind(b"\n\n") + 2
-        if end < 2:
+        if end < 2 or not self.joins_content:
             return None
 
         run = received[:end]
@@ -13276,7 +13288,9 @@ class ClientConnection:
 
     async def _read_piece(self, reader: BodyReader) -> bytes:
         """Some bytes of the body, maybe none.  Raises: ClientGone, PoolerError."""
-        if not self.wire.buffer:
+        if reader.has_more:
+            await trio.lowlevel.checkpoint()  # others run between two steps
+        elif not self.wire.buffer:
             with trio.move_on_after(BODY_IDLE_SECONDS_MAX) as scope:
                 self.wire.buffer = await self.receive()
             if scope.cancelled_caught:
@@ -14271,8 +14285,13 @@ class UpstreamConnection:
         Raises: PeerClosed, BadSyntax.
         """
         while not self.reader.is_done:
-            received, self.wire.buffer = self.wire.buffer or await self.wire.receive(), b""
-            if not received:
+            received = b""
+            if self.reader.has_more:
+                await trio.lowlevel.checkpoint()  # others run between two steps
+            else:
+                received, self.wire.buffer = self.wire.buffer or await self.wire.receive(), b""
+
+            if not (received or self.reader.has_more):
                 if self.head.framing != UNTIL_CLOSE:
                     raise PeerClosed
                 break
@@ -16706,6 +16725,7 @@ class HttpSource:
     connection: UpstreamConnection
     scanner: EventScanner
     is_at_end: bool = False
+    ahead: bytes = b""  # received, and not split into events yet
     is_blank: bool = True  # nothing has come yet that could tell events from JSON
     whole: bytearray | None = None  # of the response that came instead of events
     error: tuple[JsonObject, bytes] | None = None
@@ -16736,10 +16756,20 @@ class HttpSource:
 
     async def receive(self, keeps_error: bool = False) -> Sequence[Event]:
         """The events that the next bytes, or the end, complete."""
-        received = await self.connection.receive_body()
-        self.is_at_end = not received
-        if self.is_blank or self.whole is not None:
-            received = self._as_events(received, keeps_error)
+        if self.ahead:
+            await trio.lowlevel.checkpoint()  # others run between two steps of what came at once
+            received, self.ahead = self.ahead, b""
+        else:
+            received = await self.connection.receive_body()
+            self.is_at_end = not received
+            if self.is_blank or self.whole is not None:
+                received = self._as_events(received, keeps_error)
+
+        some_lines = _SOME_LINES.match(received)
+        if some_lines is not None and not self.is_at_end:
+            if run := self.scanner.take_run(received):
+                return [run]
+            received, self.ahead = some_lines[0], received[some_lines.end() :]
         return self.scanner.feed(received, is_end=self.is_at_end)
 
     def _as_events(self, received: bytes, keeps_error: bool) -> bytes:

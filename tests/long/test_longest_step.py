@@ -134,6 +134,7 @@ LONGEST: Final[Mapping[str, int]] = {
     **dict.fromkeys(
         ("_RETRY_HINT", "_RETRY_MOMENT", "_SPAN", "_NO_ROUTE"), pooler.MESSAGE_CHARS_MAX
     ),
+    "_SOME_LINES": PIECE,
     "_EVENT_END_WITHOUT_CR": PIECE,  # of blank lines; a longer event has none
     "read_catalogue": pooler.CATALOGUE_BYTES_MAX,
     **dict.fromkeys(("_USAGE_WORDS", "_RETRIED_DIGITS"), pooler.MODEL_CHARS_MAX),

@@ -6,6 +6,9 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("chunks_at_once", "A burst of tiny chunks is taken in steps.",
+     "ChunkReader.feed", "len(pieces) >= CHUNKS_AT_ONCE_MAX", "False",
+     "bursts::a_burst_of_chunks_is_taken_in_steps"),
     ("chunk_extension", "A chunk has no extension.",
      "_CHUNK_SIZE", "b'\\\\r\\\\n([0-9A-Fa-f]{1,8})\\\\r\\\\n'",
      "b'\\\\r\\\\n([0-9A-Fa-f]{1,8})(?:;[^\\\\r\\\\n]*)?\\\\r\\\\n'",

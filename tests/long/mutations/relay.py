@@ -6,6 +6,12 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("burst_at_once", "A burst of tiny events is taken in steps.",
+     "HttpSource.receive", "some_lines is not None and (not self.is_at_end)", "False",
+     "bursts::a_burst_of_tiny_events_is_taken_in_small_steps"),
+    ("burst_alone", "Others run between these steps.",
+     "HttpSource.receive", "await trio.lowlevel.checkpoint()", "None",
+     "bursts::others_run_between_these_steps"),
     ("queue_of_likes", "A full queue costs one choice, not one for each that waits.",
      "Queues.assign_one", "self.likeness(waiter) in in_vain", "False",
      "queue_is_fair::a_full_queue_costs_others_next_to_nothing"),
