@@ -162,6 +162,7 @@ Ts = TypeVarTuple("Ts")
 Json = Any  # what `json.loads` returns: checked with isinstance, never trusted
 JsonObject = Mapping[str, Json]  # one that is only read
 JsonDict = dict[str, Json]  # one that may be changed
+Field = tuple[str, str]  # of a head: name and value
 
 ################################################################
 # LIMITS
@@ -677,7 +678,7 @@ _LIMIT_TYPES: Final = {
     # Codex CLI stops at this type, and shows when the limit ends (F77).
     "usage_limit_reached": "usage_limit_reached",
 }
-_ERROR_HEADERS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+_ERROR_HEADERS: Final[Mapping[str, tuple[Field, ...]]] = {
     "invalid_api_key": (("WWW-Authenticate", "Bearer"),),
     "pool_busy": (("Retry-After", "2"),),
     "websocket_unsupported": (
@@ -708,7 +709,7 @@ class PoolerError(Exception):
     public: str = ""
     status: int = 0
     param: str | None = None
-    headers: Sequence[tuple[str, str]] = ()
+    headers: Sequence[Field] = ()
     details: Mapping[str, float] = field(default_factory=dict)
     upstream_response: tuple[bytes, str] | None = None
     upstream_code: str = ""
@@ -816,7 +817,7 @@ class ConfigRefused(Exception):
     problems: Sequence[str]
 
 
-def retry_headers(seconds: int) -> list[tuple[str, str]]:
+def retry_headers(seconds: int) -> list[Field]:
     """The header that says when to try again: `Retry-After`, or that it makes no sense to wait.
 
     OpenCode obeys any Retry-After (F70): a long one would freeze it.
@@ -1247,7 +1248,7 @@ def looks_secret(name: str) -> bool:
     return any(len(part) >= KEY_PART_CHARS_MIN and any(map(str.isdigit, part)) for part in parts)
 
 
-def forwarded(headers: Headers, names: Collection[str]) -> list[tuple[str, str]]:
+def forwarded(headers: Headers, names: Collection[str]) -> list[Field]:
     """Those of the headers that are listed in `names`."""
     return [pair for pair in headers.items() if pair[0] in names]
 
@@ -1301,7 +1302,7 @@ class RefreshOutcome(enum.Enum):
     FAILED = enum.auto()  # a later attempt may succeed
 
 
-def _claims(token: Json) -> dict[str, Json]:
+def _claims(token: Json) -> JsonDict:
     """The payload of a JWT (RFC 7519 §3); empty if there is none."""
     _, _, rest = str(token).partition(".")
     payload, _, _ = rest.partition(".")
@@ -1952,7 +1953,7 @@ def _typed(value: Json, *kinds: type[T]) -> T:
 _flag: Final = Rule(lambda value: _typed(value, bool), {"type": "boolean"})
 
 
-def _object(value: Json) -> dict[str, Json]:
+def _object(value: Json) -> JsonDict:
     """A check for objects, whatever they hold."""
     return _typed(value, dict)
 
@@ -2036,7 +2037,7 @@ def _list(check_member: Rule) -> Rule:
     return Rule(check, {"type": "array", "uniqueItems": True, "items": check_member.schema})
 
 
-def _members(value: Json) -> dict[str, Json]:
+def _members(value: Json) -> JsonDict:
     """A check for objects whose members have names of our form, whatever they hold."""
     members = _object(value)
     problems = [_name_problem(name) for name in members if not re.fullmatch(_NAME, name)]
@@ -2116,7 +2117,7 @@ _model: Final = Rule(_check_model, _MODEL_NAME)
 _models: Final = _list(_model)
 
 
-def _named_by_models(value: Json) -> dict[str, Json]:
+def _named_by_models(value: Json) -> JsonDict:
     """A check for objects whose names are models, whatever their members hold."""
     members = _object(value)
     if not all(map(is_model_name, members)):
@@ -2964,7 +2965,7 @@ class _Loader:
             what = "notices" if path.startswith("notify") else "the key"
             self.refuse(path, f"http:// sends {what} in the clear{reader}; {hint}")
 
-    def check_type(self, path: str, value: Mapping[str, Json], kind: str) -> None:
+    def check_type(self, path: str, value: JsonObject, kind: str) -> None:
         """Refuse an account that lacks its credential, or has what belongs to another type."""
         required = _TYPES[kind].required
         self.require(f"{path}.{required}", value.get(required))
@@ -3070,7 +3071,7 @@ class _Loader:
             self.warn("limits.bodies_bytes_max", "should be at least 8 times body_bytes_max")
         return self.limits
 
-    def operators(self, tokens: Mapping[str, Json]) -> tuple[Operator, ...]:
+    def operators(self, tokens: JsonObject) -> tuple[Operator, ...]:
         """The operators whose tokens are valid; no token may be a pool key, too."""
         operators = []
         for name, token in tokens.items():
@@ -3356,13 +3357,13 @@ def _hosts_of(hosts: Sequence[str] | None, listens: Sequence[Listen]) -> frozens
 # Text that is not JSON.
 
 
-def _object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+def _object_of(pairs: list[tuple[str, Json]]) -> JsonDict:
     """A JSON object in which a repeated name has the value `_TWICE`.
 
     `json.loads` would keep the last value silently: of two keys with one name, the first would be
     gone.
     """
-    members: dict[str, Json] = {}
+    members: JsonDict = {}
     for name, value in pairs:
         members[name] = _TWICE if name in members else value
     return members
@@ -4064,7 +4065,7 @@ def _repeated(kind: str, names: Sequence[str], hint: str = "") -> Iterator[str]:
 def first_config(plan: SetupPlan, keys: Mapping[str, str], tokens: Mapping[str, str]) -> str:
     """The text of a first pools.json, which has the digests of the clients' keys and of tokens."""
     accounts = _first_accounts(plan)
-    pool: dict[str, Json] = {"accounts": list(accounts)}
+    pool: JsonDict = {"accounts": list(accounts)}
     if alias := _title_alias(plan):
         pool["aliases"] = {TITLE_MODEL: alias}
 
@@ -4074,14 +4075,14 @@ def first_config(plan: SetupPlan, keys: Mapping[str, str], tokens: Mapping[str, 
     return readable_json(config) + "\n"
 
 
-def _first_accounts(plan: SetupPlan) -> dict[str, dict[str, Json]]:
+def _first_accounts(plan: SetupPlan) -> dict[str, JsonDict]:
     """The accounts by name, each with the priority of its kind, 0 for the first that there is.
 
     Servers of one's own come first, then what is paid by the month, then what each request costs.
     A server gets only requests for the models that it lists; as long as these are unknown it might
     get any, so it comes last.
     """
-    ranked: list[tuple[int, str, dict[str, Json]]] = [
+    ranked: list[tuple[int, str, JsonDict]] = [
         *(
             (1, name, {"type": "codex", "auth_file": f"accounts/{name}.json"})
             for name in plan.chatgpt
@@ -4110,11 +4111,11 @@ def _digest_line(secret: str) -> str:
     return f"sha256:{digest_of(secret).hex()}"
 
 
-def _local_account(server: LocalServer) -> dict[str, Json]:
+def _local_account(server: LocalServer) -> JsonDict:
     """The account of a local server, which may load a model for minutes before it responds."""
     scheme = "https" if server.url.is_tls else "http"
     url = f"{scheme}://{server.url.authority}{server.url.path}"
-    account: dict[str, Json] = {"type": "openai", "base_url": url, "api_key": "none"}
+    account: JsonDict = {"type": "openai", "base_url": url, "api_key": "none"}
     if not (server.url.is_tls or _is_loopback(server.url.host)):
         account["allow_plain_http"] = True
     names = {model.name: model.upstream_name or model.name for model in server.models}
@@ -4164,7 +4165,7 @@ def _title_alias(plan: SetupPlan) -> str:
 
 # What OpenCode must be told of OPENAI_MODEL, so that it compacts a long session in time.  In
 # a provider's options, effort and verbosity would be ignored.
-_OPENAI_MODEL_FOR_OPENCODE: Final[dict[str, Json]] = {
+_OPENAI_MODEL_FOR_OPENCODE: Final[JsonDict] = {
     "family": "gpt",
     "attachment": True,
     "reasoning": True,
@@ -4193,7 +4194,7 @@ def opencode_config(
     """
     responses = [model for model in models if not model.is_chat_only]
     chat_only = [model for model in models if model.is_chat_only]
-    providers: dict[str, Json] = {}
+    providers: JsonDict = {}
     if responses:
         providers["openai"] = _opencode_provider(url, "@ai-sdk/openai", responses)
     if chat_only:
@@ -4218,7 +4219,7 @@ def opencode_config(
 def _opencode_provider(url: str, package: str, models: Sequence[OfferedModel]) -> Json:
     """A provider of OpenCode's: `package` decides by which API it asks."""
     name = "Codex Pooler"
-    options: dict[str, Json] = {"baseURL": f"{url}/v1", "apiKey": f"{{env:{CLIENT_VARIABLE}}}"}
+    options: JsonDict = {"baseURL": f"{url}/v1", "apiKey": f"{{env:{CLIENT_VARIABLE}}}"}
     if package.endswith("/openai"):
         options |= {"include": ["reasoning.encrypted_content"], "store": False}
     else:
@@ -4230,7 +4231,7 @@ def _opencode_provider(url: str, package: str, models: Sequence[OfferedModel]) -
 
 def _opencode_model(model: OfferedModel) -> Json:
     """What OpenCode is told of a model."""
-    described: dict[str, Json] = {"id": model.name, "name": f"{model.name} via Codex Pooler"}
+    described: JsonDict = {"id": model.name, "name": f"{model.name} via Codex Pooler"}
     if model.name == OPENAI_MODEL and not model.is_chat_only:
         described["name"] = "GPT-5.5 via Codex Pooler"
         return described | _OPENAI_MODEL_FOR_OPENCODE
@@ -4781,6 +4782,7 @@ def _indented(text: str) -> str:
 _BASIC: Final = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
 _BEARER: Final = re.compile(r"bearer +([\x21-\x7e\x80-\xff]+)", re.IGNORECASE)
 Entry = TypeVar("Entry", Key, Operator)
+KeyNames = tuple[str, str]  # of a key's pool, and its own
 
 
 def bearer_of(headers: Headers) -> str | None:
@@ -5457,7 +5459,7 @@ def body_reader(framing: Framing, *, is_of_upstream: bool = False) -> BodyReader
 REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus}
 
 
-def format_head(start_line: str, headers: Iterable[tuple[str, str]]) -> bytes:
+def format_head(start_line: str, headers: Iterable[Field]) -> bytes:
     """A message head.  Values are our own, or have passed the grammar of fields."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
     head = f"{start_line}{lines}\r\n"
@@ -5465,7 +5467,7 @@ def format_head(start_line: str, headers: Iterable[tuple[str, str]]) -> bytes:
     return head.encode("latin-1")
 
 
-def format_response_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+def format_response_head(status: int, headers: Iterable[Field]) -> bytes:
     """A response head, with the standard reason of its status."""
     return format_head(f"HTTP/1.1 {status} {REASONS.get(status, '')}\r\n", headers)
 
@@ -5497,7 +5499,7 @@ def _is_upgrade(headers: Headers) -> bool:
     return protocol == "websocket" and "upgrade" in _options(headers)
 
 
-def upgrade_fields(key: str) -> list[tuple[str, str]]:
+def upgrade_fields(key: str) -> list[Field]:
     """The fields of an opening handshake, without extensions or subprotocol (RFC 6455 §4.1)."""
     return [*_UPGRADE, ("Sec-WebSocket-Version", "13"), ("Sec-WebSocket-Key", key)]
 
@@ -5736,7 +5738,7 @@ class Call(NamedTuple):
     is_unlisted: bool = False  # it names no model, or one that no catalogue lists
 
     @property
-    def key_name(self) -> tuple[str, str]:
+    def key_name(self) -> KeyNames:
         return self.key.pool, self.key.name
 
 
@@ -5899,7 +5901,7 @@ def find_session(
     route: Route,
     body: JsonObject,
     headers: Headers,
-    scope: tuple[str, str],
+    scope: KeyNames,
     *,
     before: bytes | None,
 ) -> bytes | None:
@@ -5986,7 +5988,7 @@ def _check_flags(body: JsonObject, route: Route) -> None:
         valid_member(body, name, bool)
 
 
-def _response_of(body: JsonObject, scope: tuple[str, str]) -> bytes | None:
+def _response_of(body: JsonObject, scope: KeyNames) -> bytes | None:
     """The digest of the earlier response that a body continues, if an account can have made it."""
     previous = text_at(body, "previous_response_id")
     if not previous or len(previous) > RESPONSE_ID_CHARS_MAX:
@@ -6019,7 +6021,7 @@ def _model_of(body: JsonObject, pool: Pool, key: Key, route: Route) -> str:
     return model
 
 
-def _search_session(headers: Headers, scope: tuple[str, str]) -> bytes | None:
+def _search_session(headers: Headers, scope: KeyNames) -> bytes | None:
     """The digest of what Codex CLI's web search will give as its `id`; None if there is no such id.
 
     That is the session (F26), whatever its turns name; but a subagent's thread differs from it.
@@ -6236,7 +6238,7 @@ class Event(NamedTuple):
             return {}
 
 
-def failure_of(value: Mapping[str, Json]) -> Mapping[str, Json]:
+def failure_of(value: JsonObject) -> JsonObject:
     """The error object of a failed event, whatever its shape (F38).
 
     Status and headers next to the error are added to it: an event of a WebSocket carries them in
@@ -6258,7 +6260,7 @@ _SUCCESS_FIELDS: Final = frozenset({"choices", "id", "output"})
 _FAILED_STATUS: Final = re.compile("[45][0-9][0-9]")
 
 
-def is_error(value: Mapping[str, Json]) -> bool:
+def is_error(value: JsonObject) -> bool:
     """Whether an object is an error, if no known `type` says what it is (F58)."""
     if value.get("error") or "error" in (value.get("type"), value.get("object")):
         return True
@@ -6317,9 +6319,9 @@ class EventScanner:
     has_content: bool = False
     has_finish: bool = False  # a Chat finish_reason was seen
     terminal: EventKind | None = None
-    failure: Mapping[str, Json] | None = None
+    failure: JsonObject | None = None
     usage: Usage | None = None
-    response: dict[str, Json] = field(default_factory=dict)  # id, created_at, model if known
+    response: JsonDict = field(default_factory=dict)  # id, created_at, model if known
     has_done: bool = False  # a `[DONE]` was seen
     _is_first: bool = True  # only the first event may have a byte order mark
     _unfinished: bytearray = field(default_factory=bytearray)  # the bytes of one event
@@ -6501,7 +6503,7 @@ class EventScanner:
             return kind, None
         return self._kind_of(value), value
 
-    def _kind_of(self, value: dict[str, Json]) -> EventKind:
+    def _kind_of(self, value: JsonDict) -> EventKind:
         """The kind of an event with that object in it."""
         if self.kind is CallKind.CHAT and value:
             return self._kind_of_chunk(value)
@@ -6517,7 +6519,7 @@ class EventScanner:
             return EventKind.FAILURE
         return kind
 
-    def _kind_of_chunk(self, value: dict[str, Json]) -> EventKind:
+    def _kind_of_chunk(self, value: JsonDict) -> EventKind:
         """The kind of a Chat chunk, whose usage and finish_reason are remembered.
 
         A chunk with only a role is no content yet: failover is still possible after it.
@@ -9619,9 +9621,6 @@ class Cooldown:
         self.limit = (self.limit[0] - seconds, self.limit[1])
 
 
-KeyNames = tuple[str, str]  # of a pool and a key
-
-
 class Block(NamedTuple):
     """What an account lacks, or why it comes last: until when, and the evidence."""
 
@@ -9779,10 +9778,12 @@ class Health:
         """Remember what the account lacks, under the name of a model or a path."""
         _remember(self.blocks[effect], name, Block(until, reason, key), MODEL_BLOCKS_MAX)
 
-    def block_of(self, effect: Effect, now: float, name: str = "") -> Block | None:
-        """The block that holds now."""
+    def block_of(
+        self, effect: Effect, now: float, name: str = "", key: KeyNames | None = None
+    ) -> Block | None:
+        """The block that holds now, for a key; without one, any that holds for some."""
         block = self.blocks[effect].get(name)
-        if block is None or block.until <= now:
+        if block is None or block.until <= now or (key and block.key not in {None, key}):
             return None
         return block
 
@@ -9898,7 +9899,7 @@ class Health:
         """
         if fault.is_hearsay and key is not None:
             seconds = min(fault.cooldown_seconds or throttle_seconds, UNTRIED_SECONDS_MAX)
-            self.block_with(Effect.LIMITED, "", seconds, fault.reason, now, key=key)
+            self.block_with(Effect.FORBIDDEN, "", seconds, fault.reason, now, key=key)
             return
 
         usual: float | None = throttle_seconds
@@ -10094,11 +10095,10 @@ def _lack_of_model(
 
     What its upstream has said of them counts for more than a list.
     """
-    block = health.block_of(Effect.LACKS_MODEL, now, call.model)
-    if block is not None and _counts_for(block, call):
+    key = call.key_name if call.key.name else None  # an operator's explanation is of no key
+    if block := health.block_of(Effect.LACKS_MODEL, now, call.model, key):
         return Standing(Status.LACKS_MODEL, block.reason, block.until, block.until)
-    block = health.block_of(Effect.LACKS_ROUTE, now, call.path)
-    if block is not None and _counts_for(block, call):
+    if block := health.block_of(Effect.LACKS_ROUTE, now, call.path, key):
         return Standing(Status.LACKS_ROUTE, call.path, block.until, block.until)
 
     models = health.models
@@ -10109,28 +10109,6 @@ def _lack_of_model(
     return Standing(Status.NOT_LISTED)
 
 
-def _counts_for(block: Block, call: Call) -> bool:
-    """Whether a block counts for a call's key; for an operator, who has none, any of them does."""
-    return block.key is None or not call.key.name or block.key == call.key_name
-
-
-# Of the blocks that one key alone may have caused: how the account stands for that key.
-_STATUS_OF_BLOCK: Final = {
-    Effect.FORBIDDEN: Status.REFUSED,
-    Effect.LIMITED: Status.COOLING_DOWN,
-}
-
-
-def _standing_for_key(health: Health, call: Call, now: float) -> Standing | None:
-    """How an account stands that refuses this key's requests, and perhaps no others; else None."""
-    for effect, status in _STATUS_OF_BLOCK.items():
-        block = health.block_of(effect, now)
-        if block is not None and block.key in {None, call.key_name}:
-            until = math.inf if status is Status.REFUSED else block.until
-            return Standing(status, block.reason, until, block.until)
-    return None
-
-
 def _standing_for_model(
     health: Health,
     call: Call,
@@ -10139,8 +10117,10 @@ def _standing_for_model(
     """How an account that lacks nothing stands for a model."""
     cooldowns = health.cooldowns_of(call.model, now)
     standing = _standing_in_time(health, cooldowns, now)
-    if standing.status is Status.READY:
-        return _standing_for_key(health, call, now) or standing
+    block = health.block_of(Effect.FORBIDDEN, now, key=call.key_name)
+    if block is not None and standing.status is Status.READY:
+        return Standing(Status.COOLING_DOWN, block.reason, block.until, block.until)
+
     # If the model's own cooldown is the longest, an operator reads that only this model is limited.
     own = health.by_model.get(call.model)
     if own is not None and standing.until == own.until < math.inf:
@@ -10408,7 +10388,7 @@ class Lease(NamedTuple):
     health: Health  # what a success changes, even if a reload replaces the account meanwhile
     cooldowns: Sequence[Cooldown]  # that its success ends
     began_at: float  # monotonic
-    key: tuple[str, str]  # for whom: pool and name
+    key: KeyNames  # for whom: pool and name
 
 
 def uncount(counts: Counter[K], name: K) -> None:
@@ -10424,8 +10404,8 @@ class Leases:
 
     def __init__(self) -> None:
         self.in_flight: Counter[str] = Counter()  # by account
-        self.of_key: Counter[tuple[str, str]] = Counter()  # by pool and name of the key
-        self.of_key_at: Counter[tuple[str, tuple[str, str]]] = Counter()  # by account and key
+        self.of_key: Counter[KeyNames] = Counter()  # by pool and name of the key
+        self.of_key_at: Counter[tuple[str, KeyNames]] = Counter()  # by account and key
         self.key_counts: Counter[str] = Counter()  # the keys that may use an account
 
     def reload(self, config: Config) -> None:
@@ -10436,7 +10416,7 @@ class Leases:
             for account in pool.accounts:
                 self.key_counts[account.name] += key_count
 
-    def has_room(self, account: Account, key: tuple[str, str]) -> bool:
+    def has_room(self, account: Account, key: KeyNames) -> bool:
         """Whether a key may have one more request in flight there: the account is not at its cap.
 
         If several keys share an account, its last places are for those that have few: a client that
@@ -10451,13 +10431,13 @@ class Leases:
             return True
         return left > 0 and self.of_key_at[account.name, key] < kept
 
-    def take(self, account: str, key: tuple[str, str]) -> None:
+    def take(self, account: str, key: KeyNames) -> None:
         """Count one more request in flight."""
         self.in_flight[account] += 1
         self.of_key[key] += 1
         self.of_key_at[account, key] += 1
 
-    def give_back(self, account: str, key: tuple[str, str]) -> None:
+    def give_back(self, account: str, key: KeyNames) -> None:
         """Count one request less."""
         uncount(self.in_flight, account)
         uncount(self.of_key, key)
@@ -10698,8 +10678,8 @@ class Roster:
         for cooldown in lease.cooldowns:
             if lease.began_at > cooldown.noted_at:
                 cooldown.end()
-        for effect in (Effect.DEMOTED, *_STATUS_OF_BLOCK):
-            health.blocks[effect].clear()
+        health.blocks[Effect.DEMOTED].clear()
+        health.blocks[Effect.FORBIDDEN].clear()
         health.forbidden.clear()
         health.failure_count = health.trouble_count = 0
         health.success_at = now
@@ -11158,7 +11138,7 @@ def _catalogue_of(entries: Sequence[Json], *, is_codex: bool) -> dict[str, Model
     return models
 
 
-def _codex_model(entry: Mapping[str, Json], name: str) -> Model:
+def _codex_model(entry: JsonObject, name: str) -> Model:
     """A model of Codex's catalogue: Codex itself uses only a percentage of its window (F21)."""
     window = count_at(entry, "context_window") or count_at(entry, "max_context_window")
     percent = count_at(entry, "effective_context_window_percent")
@@ -11471,7 +11451,7 @@ def show_quota_headers(
     pool: Pool,
     now: float,
     unix_now: float,
-) -> list[tuple[str, str]]:
+) -> list[Field]:
     """The headers from which Codex CLI learns its quota (F33), for the whole pool.
 
     They go with each response on Codex CLI's own routes: the shortest window as the primary one.
@@ -11619,7 +11599,7 @@ class Ledger:
         # By time:
         self.minutes: dict[int, Minute] = {}
         self.hours: dict[int, Tally] = {}
-        self.days: dict[tuple[str, str], dict[int, Tally]] = {}  # by pool and key
+        self.days: dict[KeyNames, dict[int, Tally]] = {}  # by pool and key
         self.account_days: dict[str, tuple[int, int]] = {}  # the latest day, and its tokens
 
     def add(self, entry: JsonObject, price: Price | None = None) -> None:
@@ -11660,7 +11640,7 @@ class Ledger:
         latest, count = self.account_days.get(account, (day, 0))
         return count if latest == day else 0
 
-    def forget_others(self, keys: Container[tuple[str, str]], accounts: Container[str]) -> None:
+    def forget_others(self, keys: Container[KeyNames], accounts: Container[str]) -> None:
         """Forget the days of keys and accounts that a reload has removed."""
         for key in [key for key in self.days if key not in keys]:
             del self.days[key]
@@ -11738,7 +11718,7 @@ class State(NamedTuple):
     config: Config
     roster: Roster
     ledger: Ledger
-    uses: Mapping[tuple[str, str], KeyUse]
+    uses: Mapping[KeyNames, KeyUse]
     logins: Mapping[str, LoginState]
     refreshes: Sums  # by account and outcome
     queued: Mapping[str, int]  # by pool
@@ -12423,7 +12403,7 @@ class Lasting(NamedTuple):
     config: Config
     roster: Roster
     ledger: Ledger
-    uses: dict[tuple[str, str], KeyUse]
+    uses: dict[KeyNames, KeyUse]
     now: float
     unix_now: float
 
@@ -12556,7 +12536,7 @@ class Lasting(NamedTuple):
             self.restore_use(names, rows)
             self.restore_sessions(names, accounts, rows)
 
-    def restore_use(self, key: tuple[str, str], rows: Mapping[str, Sequence[Json]]) -> None:
+    def restore_use(self, key: KeyNames, rows: Mapping[str, Sequence[Json]]) -> None:
         """Go on with what a key has used, which counts for its limit of today."""
         days: dict[int, Tally] = {}
         self.restore_tallies(days, rows["days"], 24 * HOUR, DAYS_KEPT)
@@ -12578,7 +12558,7 @@ class Lasting(NamedTuple):
 
     def restore_sessions(
         self,
-        key: tuple[str, str],
+        key: KeyNames,
         accounts: Mapping[str, Account],
         rows: Mapping[str, Sequence[Json]],
     ) -> None:
@@ -14379,7 +14359,7 @@ def request_head(
     url: BaseUrl,
     path: str,
     secret: Secret | None,
-    others: Sequence[tuple[str, str]],
+    others: Sequence[Field],
     body: bytes,
 ) -> bytes:
     """The head of a POST, or with an empty body of a GET, to an account's upstream.
@@ -15730,7 +15710,6 @@ class Notices:
 # events of the response, a `Reply` is what the client gets.  A `Deadline` bounds every wait.
 
 
-Field = tuple[str, str]
 JSON: Final[Sequence[Field]] = (("content-type", "application/json"),)
 # On every response that is the pooler's own: nobody keeps it, or takes it for what it is not.
 OWN: Final[Sequence[Field]] = (
@@ -16268,39 +16247,20 @@ class Queues:
 
         Sessions decide only which account is the best, so they are not in it.
         """
-        call = waiter.call
-        return (
-            call.key_name,
-            call.model,
-            call.path,
-            call.is_codex_only,
-            call.is_socket,
-            call.is_unlisted,
-            call.obstacle is None,
-            self.roster.sessions.creator_of(call),
-            tuple(waiter.tried),
-        )
+        call, creator = waiter.call, self.roster.sessions.creator_of(waiter.call)
+        way = (call.path, call.is_codex_only, call.is_socket)
+        return call.key_name, call.model, way, call.obstacle is None, creator, *waiter.tried
 
     def end_lease(self, lease: Lease) -> None:
         """End a lease; whoever waits for the room that it leaves gets it now."""
         self.roster.end(lease)
-        for name, queue in self.by_pool.items():
-            # Nothing has changed for a pool without the account, and there may be many.
-            pool = self.roster.pools.get(name)
-            if pool is not None and any(
-                account.name == lease.account.name for account in pool.accounts
-            ):
-                self.assign_from(queue)
+        self.assign_waiters()
 
     def assign_waiters(self) -> None:
-        """Serve the requests that wait, of all pools."""
+        """Serve the requests that wait: first those of the key with the fewest leases, in order."""
         for queue in self.by_pool.values():
-            self.assign_from(queue)
-
-    def assign_from(self, queue: deque[Waiter]) -> None:
-        """Serve a pool's requests: first those of the key with the fewest leases, in order."""
-        while queue and self.assign_one(queue):
-            pass
+            while self.assign_one(queue):
+                pass
 
     def assign_one(self, queue: deque[Waiter]) -> bool:
         """Serve one waiter of the queue; whether any could be served."""
@@ -16348,7 +16308,7 @@ class Shared:
     listing: Unpacking = field(default_factory=Unpacking)  # of models: a pool may have thousands
     files: Files = field(default_factory=Files)
     # What each key has used, by the names of pool and key.
-    uses: dict[tuple[str, str], KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
+    uses: dict[KeyNames, KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))
     started_unix: int = field(default_factory=lambda: int(time.time()))
     codex_version: str = CODEX_VERSION  # the newest that a native client has sent
     refused_reload: RefusedReload | None = None  # the last reload, if its configuration is not used
@@ -16954,7 +16914,7 @@ class Exchange:
         return self.config.prices.get(self.call.model) if self.call else None
 
     @property
-    def holder(self) -> tuple[str, str]:
+    def holder(self) -> KeyNames:
         """For whom bytes are held: the key."""
         return self.record.pool or "", self.record.key or ""
 
@@ -17027,7 +16987,7 @@ class Exchange:
         await reply.end([scanner.failure_event(error, self.record.request_id, call.kind)])
 
 
-def crossing_headers(frame: Mapping[str, Json]) -> dict[str, Json]:
+def crossing_headers(frame: JsonObject) -> JsonDict:
     """The headers that a frame of an upstream's WebSocket has, as far as a client may see them."""
     if "headers" not in frame:
         return {}
@@ -18848,7 +18808,7 @@ class SocketTransport:
 
     client: ClientSocket
     http: HttpTransport  # for the opening handshake, and a refusal of it
-    user: tuple[str, str]  # the key, for which bytes are held
+    user: KeyNames  # the key, for which bytes are held
     anchor: str = ""  # previous_response_id
     source: SocketSource | None = None
 
@@ -19342,7 +19302,7 @@ async def ask_upstream(
     endpoint: Endpoint,
     url: BaseUrl,
     path: str,
-    more: Sequence[tuple[str, str]],
+    more: Sequence[Field],
     *,
     bytes_max: int,
 ) -> tuple[int, bytes, str]:

@@ -274,7 +274,7 @@ async def test_a_full_queue_costs_others_next_to_nothing(
             question = {"model": "m1", "input": ""}
             response = await world.ask(post("/v1/responses", question, key=THIRD_KEY))
             assert response.status == 200
-            assert "home" not in chosen
+            assert chosen.count("home") <= 2
 
             chosen.clear()
             first.set()

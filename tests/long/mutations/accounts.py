@@ -86,7 +86,7 @@ ROWS: Rows = (
      "Roster.note_success", "health.forbidden.clear()", "None",
      "one_verdict::refused_three_times_in_a_row_an_account_is_left_out"),
     ("lack_of_one_key", "What one key has met is no other's.",
-     "_counts_for", "not call.key.name", "True",
+     "Health.block_of", "key and block.key not in {None, key}", "False",
      "one_key_alone::another_key_is_served_as_if_nothing_had_happened"),
     ("forbidden_by_one_key", "One key cannot have an account left out for all.",
      "Health.note_forbidden", "key is None or len(self.forbidden) > 1", "True",
