@@ -9981,7 +9981,7 @@ class Status(enum.StrEnum):
 
 
 STATUS_TEXT: Final[Mapping[Status, str]] = {
-    Status.PAUSED: "paused",
+    **{status: status.replace("_", " ") for status in Status},
     Status.CANNOT_HONOUR: "cannot honour a field of the request",
     Status.NOT_CHATGPT: "only ChatGPT accounts have this route",
     Status.NO_WEBSOCKET: "takes no WebSocket",
@@ -9990,14 +9990,8 @@ STATUS_TEXT: Final[Mapping[Status, str]] = {
     Status.LACKS_ROUTE: "its upstream has no such route",
     Status.NOT_OFFERED: "does not offer the model",
     Status.NOT_LISTED: "its catalogue does not list the model",
-    Status.NO_LOGIN: "login needed",
-    Status.REFUSED: "refused",
-    Status.COOLING_DOWN: "cooling down",
     Status.AT_LIMIT: "at its limit",
     Status.MODEL_LIMITED: "limited for this model",
-    Status.UNREACHABLE: "unreachable",
-    Status.FAILING: "failing",
-    Status.READY: "ready",
 }
 # These have an end that is known, so a client can be told when to come back.
 LIMITED: Final = frozenset({Status.COOLING_DOWN, Status.AT_LIMIT, Status.MODEL_LIMITED})
