@@ -266,6 +266,7 @@ LINGER_BYTES_MAX: Final = 32 * MIB  # read of a rejected request, so that its re
 LINGER_SECONDS_MAX: Final = 1.0  # to read them in
 CLOSE_SECONDS_MAX: Final = 2.0  # to send the last record of TLS, or a WebSocket's Close
 STOP_SECONDS_MAX: Final = 5.0  # after the drain, for the last terminal events
+ARRIVAL_STEPS: Final = 4  # of the loop, from bytes that have arrived to a request in progress
 
 # The body of a client's request.  A body is parsed in one step, which must not block the loop for
 # long, whatever a hostile body is made of (F96).
@@ -19157,6 +19158,18 @@ class Connections:
         idle_since = self.shared.reaper.idle_until
         return min(candidates, key=lambda connection: idle_since.get(connection, math.inf))
 
+    async def end_idle(self) -> None:
+        """End the connections on which no request has arrived.
+
+        What has arrived is served: a proxy takes a connection that is closed without a response
+        for a failed request, and may not repeat a POST.
+        """
+        for _ in range(ARRIVAL_STEPS):
+            await trio.lowlevel.checkpoint()
+        for connection in list(self.counted):
+            if connection in self.shared.reaper.idle_until and not connection.ahead:
+                connection.scope.cancel()
+
     def recognize(self, connection: ClientConnection, caller: Hashable) -> None:
         """Note whose credential has been presented on a connection."""
         self.keyless.pop(connection, None)
@@ -20307,6 +20320,8 @@ class Server:
         self.operators = Operators(
             self.shared, self.imports, self.connections, sockets, self.keeper
         )
+
+        self.stopping = trio.Event()
         self.accepting = trio.CancelScope()
 
         # By the names in ROUTES: no request can call anything that is not listed here.
@@ -20558,6 +20573,7 @@ class Server:
             services.start_soon(self.keeper.run)
 
             async with trio.open_nursery() as connections:  # holds: one task a connection
+                connections.start_soon(self.end_accepting, listeners, connections)
                 with self.accepting:
                     await trio.serve_listeners(
                         self.serve_connection,
@@ -20570,17 +20586,23 @@ class Server:
         await self.shared.idle.close_all()
 
     def stop(self) -> None:
-        """Stop accepting, end idle connections, and let `serve` drain.
+        """Stop accepting, and let `serve` drain.
 
         A WebSocket ends after its turn in progress.
         """
         self.shared.is_draining = True
-        self.accepting.cancel()
-        for connection in self.connections.counted:
-            if connection in self.shared.reaper.idle_until:
-                connection.scope.cancel()
+        self.stopping.set()
         for client in self.websockets.opened:
             client.end(1001)
+
+    async def end_accepting(
+        self, listeners: Sequence[trio.abc.Listener[Any]], connections: trio.Nursery
+    ) -> None:
+        """Once it stops, take the connections that have been made, and no more."""
+        await self.stopping.wait()
+        for stream in take_waiting(listeners):
+            connections.start_soon(self.serve_connection, stream)
+        self.accepting.cancel()
 
     async def drain(self) -> None:
         """Give requests time to end, then end the others with a terminal event.
@@ -20588,12 +20610,32 @@ class Server:
         Cancelling the wait for its upstream is how a request learns of `is_stopped`.
         """
         with trio.move_on_after(self.shared.config.limits.drain_seconds_max):
-            await self.exchanges.wait_quiet()
+            await self.connections.end_idle()
+            while self.exchanges.in_progress:
+                await self.exchanges.wait_quiet()
+                # A response that had begun has not announced that its connection will end.
+                await self.connections.end_idle()
         self.shared.is_stopped = True
         for exchange in self.exchanges.in_progress:
             exchange.deadline.cancel()
         with trio.move_on_after(STOP_SECONDS_MAX):
             await self.exchanges.wait_quiet()
+
+
+def take_waiting(listeners: Iterable[trio.abc.Listener[Any]]) -> Iterator[trio.SocketStream]:
+    """The connections that the system has accepted, and `accept` has not.
+
+    Their clients may have sent a request already; with its listener the system resets them.
+    """
+    for listener in listeners:
+        if not isinstance(listener, trio.SocketListener):
+            continue
+        waiting = socket.socket(fileno=listener.socket.fileno())
+        with contextlib.suppress(OSError):  # there is none, or no descriptor for it
+            for _ in range(LISTEN_BACKLOG):
+                accepted, _ = waiting.accept()
+                yield trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+        waiting.detach()  # it is the listener's
 
 
 async def open_listeners(

@@ -272,6 +272,29 @@ async def test_sigterm_lets_a_stream_end_by_itself(upstream: Upstream, tmp_path:
 
 
 @pytest.mark.slow
+async def test_sigterm_drops_no_request_that_has_arrived(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    """On a kept connection, and on new ones which nobody has accepted."""
+    async with serving(tmp_path, describe_server(upstream)) as pooler:
+        kept = await pooler.connect()
+        await kept.send_all(HEALTH)
+        await read_until(kept, b"ok")
+        pooler.process.send_signal(signal.SIGSTOP)
+        await kept.send_all(HEALTH)
+        new = [await pooler.post(WHOLE) for _ in range(20)]
+        pooler.process.send_signal(signal.SIGTERM)
+        pooler.process.send_signal(signal.SIGCONT)
+
+        answers = []
+        for stream in (kept, *new):
+            async with stream:
+                answers.append(await read_all(stream))
+        assert [status_of(answer) for answer in answers] == [200] * 21
+        assert await pooler.wait_exit() == 0
+
+
+@pytest.mark.slow
 async def test_what_outlives_the_drain_gets_an_error(upstream: Upstream, tmp_path: Path) -> None:
     config = describe_server(upstream, limits={"drain_seconds_max": 0.2})
     async with (

@@ -398,6 +398,41 @@ async def test_a_stop_lets_running_streams_finish(autojump_clock: MockClock) -> 
         assert world.records[-1]["code"] is None
 
 
+async def test_a_request_that_has_arrived_at_a_stop_is_served(autojump_clock: MockClock) -> None:
+    async with opened_world(describe("a")) as world:
+        kept, silent = await world.connect(), await world.connect()
+        for client in (kept, silent):
+            await client.ask(request("GET", "/healthz"))
+        await world.settle()
+        world.upstreams["a"].plays(json_response({"id": "r"}))
+        await kept.send(UNARY)  # nobody has read it yet
+        world.server.stop()
+        response = await kept.read_response()
+        assert (response.json(), response.header("connection")) == ({"id": "r"}, "close")
+        assert [await client.wait_closed() for client in (kept, silent)] == [b"", b""]
+        assert trio.current_time() == 0
+
+
+async def test_a_request_that_arrives_as_the_drain_ends_is_served(
+    autojump_clock: MockClock,
+) -> None:
+    """Its connection is open: the response before it began when nothing was to end."""
+    async with opened_world(describe("a")) as world:
+        world.upstreams["a"].plays(sse_steps(DELTA, Pause(5), COMPLETED))
+        world.upstreams["a"].plays(json_response({"id": "r"}))
+        client = await world.connect()
+        await client.send(WHOLE)
+        await world.settle()
+        world.server.stop()
+        assert (await client.read_response()).header("connection") is None
+        await trio.lowlevel.checkpoint()  # the drain knows by now that no request is in progress
+        await client.send(UNARY)
+        response = await client.read_response()
+        assert (response.json(), response.header("connection")) == ({"id": "r"}, "close")
+        assert await client.wait_closed() == b""
+        assert trio.current_time() == 5
+
+
 DRAIN: Final = {"drain_seconds_max": 5}
 
 
