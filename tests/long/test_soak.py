@@ -16,7 +16,8 @@ from typing import Final
 import pytest
 import trio
 
-from tests.long.soak.run import SLOPE_MINUTES_MIN, slope, soak
+from tests.long.soak.figures import SLOPE_MINUTES_MIN, slope
+from tests.long.soak.run import soak
 from tests.support.server_process import describe_server, serving
 
 pytestmark: Final = pytest.mark.measures

@@ -70,7 +70,7 @@ __all__ = ["CodexBackend", "Login", "Play", "Seen", "TokenPlay", "make_auth_file
 PREFIX: Final = "/backend-api/codex"
 USAGE_PATH: Final = "/backend-api/wham/usage"  # not under the prefix (F36)
 CLIENT_ID: Final = "app_EMoamEEZ73f0CkXaXp7hrann"  # Codex CLI's public one
-TOKEN_SECONDS: Final = 10 * 24 * 3600
+TOKEN_SECONDS: Final = 10 * 24 * 3600  # of a token that a refresh gets
 
 ################################################################
 # LOGINS
@@ -268,6 +268,7 @@ class CodexBackend:
         self.spent: set[str] = set()
         self.plays: list[Play] = []
         self.token_plays: deque[TokenPlay] = deque()
+        self.token_seconds: float = TOKEN_SECONDS
         self.token_gate = trio.Event()  # refreshes wait for it
         self.token_gate.set()
         self.token_asked = trio.Event()  # somebody waits there
@@ -518,14 +519,14 @@ class CodexBackend:
         self.spent.add(token)
         stem, _, number = token.rpartition("-")
         serial = f"{stem}-{int(number) + 1}" if number.isdigit() else f"{token}-2"
-        expires_at = self.clock() + TOKEN_SECONDS
+        expires_at = self.clock() + self.token_seconds
         access_token = make_token(login.account_id, login.plan, expires_at, serial)
         self.admit(replace(login, access_token=access_token, refresh_token=serial))
         return {
             "id_token": make_token(login.account_id, login.plan, expires_at, "id"),
             "access_token": access_token,
             "refresh_token": serial,
-            "expires_in": TOKEN_SECONDS,
+            "expires_in": int(self.token_seconds),
         }
 
     ############ the test's own

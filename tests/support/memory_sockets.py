@@ -177,6 +177,8 @@ class MemoryListener(trio.abc.Listener[MemorySocket]):
 # CLIENTS
 ################################################################
 
+OWN_SIZES: Final = re.compile(rb"0|[1-9a-f][0-9a-f]*")
+PROXY_SIZES: Final = re.compile(rb"0|[1-9A-F][0-9A-F]*")  # HAProxy frames anew
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [ -~]*")
 _FIELD: Final = re.compile(rb"([A-Za-z0-9-]+): ([!-~\x80-\xff](?:[ -~\x80-\xff]*[!-~\x80-\xff])?)")
 
@@ -268,8 +270,9 @@ class Client:
     b"".  Also `read_response`, `hang_up`, `half_close`, `reset`, `wait_closed`.
     """
 
-    def __init__(self, stream: MemorySocket) -> None:
+    def __init__(self, stream: MemorySocket, sizes: re.Pattern[bytes] = OWN_SIZES) -> None:
         self.stream = stream
+        self.sizes = sizes  # how the lengths of chunks are written
         self.buffer = b""
         self._left: float | None = None  # of the body; None: chunked
         self._is_at_end = True
@@ -329,7 +332,7 @@ class Client:
             return b""
         if self._left is None:
             size_line = await self._read_to(b"\r\n")
-            assert re.fullmatch(rb"0|[1-9a-f][0-9a-f]*", size_line), size_line
+            assert self.sizes.fullmatch(size_line), size_line
             size = int(size_line, 16)
             piece = await self._read_exactly(size)
             assert await self._read_exactly(2) == b"\r\n"

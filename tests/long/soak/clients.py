@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -34,7 +35,7 @@ from tests.long.soak.upstreams import (
     whole_chat,
     whole_response,
 )
-from tests.support.memory_sockets import Client, Response, Truncated, post, request
+from tests.support.memory_sockets import OWN_SIZES, Client, Response, Truncated, post, request
 from tests.support.memory_websockets import TERMINAL, SocketClient, read_upgrade, upgrade
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class Judged(Exception):
     """An answer that nothing explains."""
 
 
+class NotOurs(Exception):
+    """An answer of somebody before the pooler, or none at all."""
+
+
 def expect(what: object, why: object) -> None:
     if not what:
         raise Judged(str(why)[:600])
@@ -66,30 +71,58 @@ class Ledger:
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     unexplained: list[str] = field(default_factory=list)
-    is_draining: bool = False
+    is_ending: bool = False  # no client begins anything more
+    is_draining: bool = False  # the server stops
+    is_one_leaving: bool = False  # one of several servers does
     drain_ends: Counter[str] = field(default_factory=Counter)
     is_brief_gone: bool = False
     brief_changed_at: float = 0.0
     paused_at: dict[str, float] = field(default_factory=dict)
 
 
+Explain = Callable[["Browser", float, BaseException], str]
+
+
+def explain_nothing(_browser: Browser, _began: float, _fault: BaseException) -> str:
+    return ""
+
+
 class Browser:
-    """One client program: at most one request at a time, on a connection kept or not."""
+    """One client program: at most one request at a time, on a connection kept or not.
+
+    `open` makes a connection.  `explain` returns the outcome of a request that failed, if there is
+    a reason for that which the upstreams do not know, or "".  `names` are the requests that it
+    makes, all of them by default; with a `session` they are of one, and nothing goes wrong.
+    """
 
     def __init__(
-        self, address: tuple[str, int], told: Told, ledger: Ledger, number: int, seed: str
+        self,
+        open: Callable[[], Awaitable[trio.abc.Stream]],  # noqa: A002 (what it does)
+        told: Told,
+        ledger: Ledger,
+        number: int,
+        seed: str,
+        *,
+        explain: Explain = explain_nothing,
+        names: frozenset[str] = frozenset(),
+        keys: Mapping[str, str] = KEYS,
+        session: str = "",
+        sizes: re.Pattern[bytes] = OWN_SIZES,
     ) -> None:
-        self.address, self.told, self.ledger = address, told, ledger
+        self.open, self.told, self.ledger = open, told, ledger
+        self.explain, self.names, self.keys, self.session = explain, names, keys, session
+        self.sizes = sizes
         self.random = random.Random(f"{seed} {number}")
         self.number = number
         self.client: Client | None = None
-        self.is_reused = False
+        self.has_begun = False  # there is a head
+        self.request_id = ""
+        self.mark = Mark(0, GOOD, 0, SLOW)  # the last one
         self.serial = itertools.count(number * 1_000_000)
 
     async def connect(self) -> Client:
         if self.client is None:
-            stream = await trio.open_tcp_stream(*self.address)
-            self.client, self.is_reused = Client(cast("MemorySocket", stream)), False
+            self.client = Client(cast("MemorySocket", await self.open()), self.sizes)
         return self.client
 
     async def drop(self) -> None:
@@ -98,10 +131,11 @@ class Browser:
             await trio.aclose_forcefully(client.stream)
 
     def new_mark(self, faults: tuple[str, ...]) -> Mark:
-        is_fault = self.random.random() < FAULT_SHARE
+        is_fault = not self.session and self.random.random() < FAULT_SHARE
         fault = self.random.choice(faults) if is_fault else GOOD
         pace = SLOW if self.random.random() < 0.15 else "quick"
-        return Mark(next(self.serial), fault, self.random.randint(1, 30), pace)
+        self.mark = Mark(next(self.serial), fault, self.random.randint(1, 30), pace)
+        return self.mark
 
     async def run(self) -> None:
         kinds: list[tuple[int, Callable[[], Any]]] = [
@@ -118,8 +152,10 @@ class Browser:
             (3, self.brief),
             (2, self.wrong),
         ]
+        if self.names:
+            kinds = [(weight, kind) for weight, kind in kinds if kind.__name__ in self.names]
         weights = [weight for weight, _ in kinds]
-        while not self.ledger.is_draining:
+        while not self.ledger.is_ending:
             _, kind = self.random.choices(kinds, weights)[0]
             await self.one(kind)
             if self.random.random() < 0.3:
@@ -129,7 +165,8 @@ class Browser:
 
     async def one(self, kind: Callable[[], Any]) -> None:
         name = kind.__name__
-        was_draining = self.ledger.is_draining
+        was_draining, began = self.ledger.is_draining, time.monotonic()
+        self.has_begun, self.request_id = False, ""
         outcome = "no answer in time"
         try:
             with trio.move_on_after(ANSWER_SECONDS_MAX) as scope:
@@ -137,22 +174,23 @@ class Browser:
             if scope.cancelled_caught:
                 raise Judged("no answer in time")
         except (Judged, AssertionError, ValueError, KeyError, IndexError) as fault:
-            self.unexplained(name, fault)
-            outcome = "UNEXPLAINED"
+            outcome = self.excuse(name, began, fault)
             await self.drop()
-        except (Truncated, OSError, trio.BrokenResourceError) as fault:
-            is_begun = isinstance(fault, Truncated) and bool(getattr(self, "has_begun", False))
-            if not self.ledger.is_draining or is_begun:
-                self.unexplained(name, fault)
-                outcome = "UNEXPLAINED"
-            else:
-                outcome = "not taken, draining"
+        except (Truncated, NotOurs, OSError, trio.BrokenResourceError) as fault:
+            is_begun = isinstance(fault, Truncated) and self.has_begun
+            is_untaken = self.ledger.is_draining and not is_begun
+            outcome = "not taken, draining" if is_untaken else self.excuse(name, began, fault)
             await self.drop()
-        finally:
-            self.has_begun = False
         if self.ledger.is_draining and not was_draining:
             self.ledger.drain_ends[outcome] += 1
         self.ledger.outcomes[name, outcome] += 1
+
+    def excuse(self, name: str, began: float, fault: BaseException) -> str:
+        """The outcome of what failed."""
+        if outcome := self.explain(self, began, fault):
+            return outcome
+        self.unexplained(name, fault)
+        return "UNEXPLAINED"
 
     def unexplained(self, name: str, fault: BaseException) -> None:
         at = time.strftime("%H:%M:%S")
@@ -165,6 +203,8 @@ class Browser:
         """Whether an error of capacity is explained by what was injected for others."""
         if self.ledger.is_draining and code == "server_stopping":
             return True
+        if self.session:  # nothing goes wrong with its accounts
+            return False
         # With all others at rest there is one account left, and nobody listens at its address.
         is_dark = code == "upstream_unreachable" and accounts == "o" and not is_anchored
         if code not in CAPACITY and not is_dark:
@@ -214,6 +254,9 @@ class Browser:
         await client.send(raw)
         head = await client.read_head()
         self.has_begun = True
+        self.request_id = head.header("x-request-id") or ""
+        if not self.request_id:
+            raise NotOurs(f"{head.status}, not the pooler's: {head.headers}")
         return client, head
 
     async def finish(self, client: Client, head: Response) -> None:
@@ -306,26 +349,35 @@ class Browser:
     ############ kinds of requests
 
     def headers(self) -> list[tuple[str, str]]:
+        if self.session:
+            return [] if self.is_in_body else [("session-id", self.session)]
         headers = []
         if self.random.random() < 0.5:
             headers.append(("session-id", f"session-{self.number}-{self.random.randint(1, 3)}"))
         return headers
 
+    @property
+    def is_in_body(self) -> bool:
+        """Whether its session is named there, and not in a header."""
+        return bool(self.number % 2)
+
     def post(self, path: str, body: Json, key: str) -> bytes:
+        if self.session and self.is_in_body:
+            body = body | {"prompt_cache_key": self.session}
         return post(path, body, key=key, headers=self.headers())
 
     async def responses(self) -> str:
         mark = self.new_mark((*REFUSALS, *BREAKS, *FINAL))
         return await self.ask_responses(mark)
 
-    async def ask_responses(self, mark: Mark, anchor: str = "", key: str = KEYS["open"]) -> str:
+    async def ask_responses(self, mark: Mark, anchor: str = "") -> str:
         is_stream = self.random.random() < 0.7
         body = {"model": MODEL, "input": mark.prompt(), "stream": is_stream}
         if self.random.random() < 0.3:
             body["tools"] = [LOOK]
         if anchor:
             body["previous_response_id"] = anchor
-        client, head = await self.ask(self.post("/v1/responses", body, key))
+        client, head = await self.ask(self.post("/v1/responses", body, self.keys["open"]))
         if head.status != 200:
             return await self.judge_refused(mark, client, head, "o", is_anchored=bool(anchor))
         if is_stream:
@@ -348,7 +400,7 @@ class Browser:
         is_stream = self.random.random() < 0.7
         messages = [{"role": "user", "content": mark.prompt()}]
         body = {"model": MODEL, "messages": messages, "stream": is_stream}
-        client, head = await self.ask(self.post("/v1/chat/completions", body, KEYS["open"]))
+        client, head = await self.ask(self.post("/v1/chat/completions", body, self.keys["open"]))
         if head.status != 200:
             return await self.judge_refused(mark, client, head, "o")
         if is_stream:
@@ -367,7 +419,7 @@ class Browser:
         body = {"model": CODEX_MODEL, "stream": is_stream}
         body |= {"messages": said} if is_chat else {"input": said}
         path = "/v1/chat/completions" if is_chat else "/v1/responses"
-        client, head = await self.ask(self.post(path, body, KEYS["codex"]))
+        client, head = await self.ask(self.post(path, body, self.keys["codex"]))
         if head.status != 200:
             return await self.judge_refused(mark, client, head, "acct-")
         if is_stream:
@@ -402,9 +454,9 @@ class Browser:
     async def native(self) -> str:
         if self.random.random() < 0.2:
             path = "/backend-api/codex/models?client_version=1.0.0"
-            return await self.get(path, KEYS["codex"])
+            return await self.get(path, self.keys["codex"])
         mark = self.new_mark((*REFUSALS, *BREAKS, *FINAL))
-        raw = self.post("/backend-api/codex/responses", self.native_body(mark), KEYS["codex"])
+        raw = self.post("/backend-api/codex/responses", self.native_body(mark), self.keys["codex"])
         client, head = await self.ask(raw)
         if head.status != 200:
             return await self.judge_refused(mark, client, head, "acct-")
@@ -416,8 +468,11 @@ class Browser:
         """A WebSocket with a few turns; the later ones refer to the one before."""
         await self.drop()
         client = await self.connect()
-        await client.send(upgrade(key=KEYS["codex"]))
-        web = await read_upgrade(client)
+        await client.send(upgrade(key=self.keys["codex"]))
+        try:
+            web = await read_upgrade(client)
+        except AssertionError as refused:
+            raise NotOurs(f"no upgrade: {refused}") from refused
         outcome, anchor = "no turn", ""
         for _ in range(self.random.randint(1, 4)):
             outcome, anchor = await self.turn(web, anchor)
@@ -442,7 +497,8 @@ class Browser:
             # Closed as it stops: well, where the turn had not been taken up.
             is_closed = str(other).startswith("(8, b'\\x03\\xe9')")
             is_taken = self.told.attempts[mark.number] > 0
-            if not (is_closed and self.ledger.is_draining and not is_taken):
+            is_leaving = self.ledger.is_draining or self.ledger.is_one_leaving
+            if not (is_closed and is_leaving and not is_taken):
                 raise Judged(f"{mark}, anchor {anchor!r}, taken {is_taken}: {other}") from other
             return "not taken, draining", ""
         self.has_begun = False
@@ -476,7 +532,7 @@ class Browser:
         await self.drop()
         client = await self.connect()
         body = {"model": MODEL, "input": mark.prompt(), "stream": True}
-        await client.send(self.post("/v1/responses", body, KEYS["open"]))
+        await client.send(self.post("/v1/responses", body, self.keys["open"]))
         if self.random.random() < 0.3:
             await pause(self.random.random() * 0.3)
         else:
@@ -493,10 +549,10 @@ class Browser:
         return "ok"
 
     async def models(self) -> str:
-        return await self.get("/v1/models", KEYS[self.random.choice(["open", "codex"])])
+        return await self.get("/v1/models", self.keys[self.random.choice(["open", "codex"])])
 
     async def usage(self) -> str:
-        return await self.get("/v1/usage", KEYS[self.random.choice(["open", "codex"])])
+        return await self.get("/v1/usage", self.keys[self.random.choice(["open", "codex"])])
 
     async def operate(self) -> str:
         path = self.random.choice(["/admin", "/metrics", "/mcp"])
@@ -514,7 +570,7 @@ class Browser:
         was_gone = self.ledger.is_brief_gone
         mark = self.new_mark((GOOD,))
         body = {"model": MODEL, "input": mark.prompt(), "stream": False}
-        client, head = await self.ask(self.post("/v1/responses", body, KEYS["brief"]))
+        client, head = await self.ask(self.post("/v1/responses", body, self.keys["brief"]))
         if head.status == 401:
             await self.finish(client, head)
             is_near = time.monotonic() - self.ledger.brief_changed_at < 5

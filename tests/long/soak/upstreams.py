@@ -78,11 +78,13 @@ class Told:
     makers: dict[str, str] = field(default_factory=dict)  # response id -> account
     complaints: list[str] = field(default_factory=list)
     injected: Counter[str] = field(default_factory=Counter)
+    accounts: dict[int, str] = field(default_factory=dict)  # that was asked last, by mark
     open: int = 0
 
     def begin(self, mark: Mark, account: str) -> str:
         """The fault to be played now."""
         self.attempts[mark.number] += 1
+        self.accounts[mark.number] = account
         is_first = self.attempts[mark.number] == 1
         if mark.fault in BREAKS and not is_first:
             self.complaints.append(f"asked twice after {mark.fault}")
