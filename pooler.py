@@ -20573,7 +20573,7 @@ class Server:
             services.start_soon(self.keeper.run)
 
             async with trio.open_nursery() as connections:  # holds: one task a connection
-                connections.start_soon(self.end_accepting, listeners, connections)
+                connections.start_soon(self.end_accepting, listeners)
                 with self.accepting:
                     await trio.serve_listeners(
                         self.serve_connection,
@@ -20595,13 +20595,14 @@ class Server:
         for client in self.websockets.opened:
             client.end(1001)
 
-    async def end_accepting(
-        self, listeners: Sequence[trio.abc.Listener[Any]], connections: trio.Nursery
-    ) -> None:
-        """Once it stops, take the connections that have been made, and no more."""
+    async def end_accepting(self, listeners: Iterable[trio.abc.Listener[Any]]) -> None:
+        """When it stops, accept what has connected, for the system would reset it; then no more."""
         await self.stopping.wait()
-        for stream in take_waiting(listeners):
-            connections.start_soon(self.serve_connection, stream)
+        sockets = [one.socket for one in listeners if isinstance(one, trio.SocketListener)]
+        for _ in range(LISTEN_BACKLOG):
+            if not select.select(sockets, (), (), 0)[0]:
+                break
+            await trio.lowlevel.checkpoint()
         self.accepting.cancel()
 
     async def drain(self) -> None:
@@ -20620,22 +20621,6 @@ class Server:
             exchange.deadline.cancel()
         with trio.move_on_after(STOP_SECONDS_MAX):
             await self.exchanges.wait_quiet()
-
-
-def take_waiting(listeners: Iterable[trio.abc.Listener[Any]]) -> Iterator[trio.SocketStream]:
-    """The connections that the system has accepted, and `accept` has not.
-
-    Their clients may have sent a request already; with its listener the system resets them.
-    """
-    for listener in listeners:
-        if not isinstance(listener, trio.SocketListener):
-            continue
-        waiting = socket.socket(fileno=listener.socket.fileno())
-        with contextlib.suppress(OSError):  # there is none, or no descriptor for it
-            for _ in range(LISTEN_BACKLOG):
-                accepted, _ = waiting.accept()
-                yield trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
-        waiting.detach()  # it is the listener's
 
 
 async def open_listeners(
