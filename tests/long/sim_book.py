@@ -43,6 +43,7 @@ class Fact:
     barred_until: float
     model: str = ""  # "": all of them
     path: str = ""
+    key: str = ""  # whose requests have met it, where these may have caused it
 
     @property
     def known_at(self) -> float:
@@ -58,6 +59,7 @@ class Fact:
     def bars(self, task: Task, now: float) -> bool:
         """Whether a request is not to be sent to the account: it began after that was known."""
         is_meant = self.model in {"", task.model} and self.path in {"", task.path}
+        is_meant &= self.key in {"", task.key}
         return is_meant and now < self.barred_until and task.began_at > self.known_at
 
 
@@ -78,7 +80,10 @@ class Book:
     complaints: list[str]
     note: Callable[[str], None]
     facts: dict[str, list[Fact]] = field(default_factory=lambda: defaultdict(list))
-    refusals: dict[str, list[Attempt]] = field(default_factory=lambda: defaultdict(list))
+    # Without a reason, by account and key.
+    refusals: dict[tuple[str, str], list[Attempt]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
     odd_at: dict[str, float] = field(default_factory=dict)  # when something went wrong there
     login_at: dict[str, float] = field(default_factory=dict)  # when it got another login
     window_ends: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -105,7 +110,12 @@ class Book:
 
     def end_refusal(self, name: str) -> None:
         self.facts[name] = [fact for fact in self.facts[name] if fact.effect != "refused"]
-        self.refusals[name].clear()
+        self.end_refusals(name)
+
+    def end_refusals(self, name: str) -> None:
+        self.refusals = defaultdict(
+            list, {who: told for who, told in self.refusals.items() if who[0] != name}
+        )
 
     def forget(self, *, is_restart: bool = False) -> None:
         """A reload ends what is known of accounts; a restart without a state all else, too."""
@@ -157,13 +167,16 @@ class Book:
             fact.barred_until = now + LACK_SECONDS[trouble.effect] - SPARE_SECONDS
             fact.model = task.model if trouble.effect == "lacks model" else ""
             fact.path = task.path if trouble.effect == "lacks route" else ""
+            fact.key = task.key
         elif trouble.effect in {"plan", "throttle", "model limit"}:
             self.note_limit(fact, name, task, trouble.seconds)
         elif not self.is_refused(attempt, trouble.effect, is_late=is_late):
             return
         else:
             fact.effect = "refused"
-            fact.attempts = [*self.refusals[name][-REFUSALS_MAX:]] or [attempt]
+            if trouble.effect == "forbidden":
+                fact.key = task.key
+                fact.attempts = self.refusals[name, task.key][-REFUSALS_MAX:]
             fact.barred_until = self.barred(UNTRIED_SECONDS)
         self.add(name, fact)
 
@@ -183,9 +196,9 @@ class Book:
         name, task = attempt.account, attempt.task
         assert task is not None
         if effect == "forbidden":
-            self.refusals[name].append(attempt)
-            return len(self.refusals[name]) >= REFUSALS_MAX
-        self.refusals[name].clear()
+            self.refusals[name, task.key].append(attempt)
+            return len(self.refusals[name, task.key]) >= REFUSALS_MAX
+        self.end_refusals(name)
         if name not in CODEX:
             return True
         if effect == "doubt" and not is_late:
@@ -205,7 +218,7 @@ class Book:
     def note_service(self, attempt: Attempt) -> None:
         """An answer begins that tells of no trouble: what was told before it was asked is over."""
         name = attempt.account
-        self.refusals[name].clear()
+        self.end_refusals(name)
         self.facts[name] = [
             fact
             for fact in self.facts[name]

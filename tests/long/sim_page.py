@@ -17,6 +17,7 @@ TRIED: frozenset[str] = frozenset({"ready", "failing", "unreachable"})  # as the
 BARRED: frozenset[str] = frozenset(
     {"cooling_down", "at_limit", "refused", "login_needed", "paused"}
 )
+OF_KEY: frozenset[str] = frozenset({"refused", "cooling_down"})
 # Of a refusal that is the request's or its key's own, or the server's as it ends.
 OWN_CODES: frozenset[str] = frozenset({"key_limit_reached", "server_stopping"})
 
@@ -92,10 +93,17 @@ class Page:
         home = next(pool for pool in shown["pools"] if pool["name"] == "home")
         serving = [row["status"] for row in home["serving"] if row["model"] == foreseen.model]
         statuses = {status for _, status in foreseen.statuses}
+        # What one key's requests have met alone does not count for others, nor for the page.
+        healths = self.server.shared.roster.health
+        barred = {name for name in accounts if healths[name].whole.until > trio.current_time()}
         contrary = [
             name
             for name, status in foreseen.statuses
-            if (accounts[name] == "ready" and status in BARRED)
+            if (
+                accounts[name] == "ready"
+                and status in BARRED
+                and (name in barred or status not in OF_KEY)
+            )
             or (status == "ready" and accounts[name] in BARRED - {"at_limit"})
         ]
         is_served = foreseen.chosen is not None or "at_cap" in statuses
