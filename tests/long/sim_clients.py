@@ -269,8 +269,13 @@ class Life:
         is_easy = is_calm or rng.random() < 0.3
         task = self.new_task(kind, key, is_calm=is_easy, is_stream=is_stream)
         draw_session(task, rng)
+        return await self.ask(client, manner, task, is_calm=is_calm)
+
+    async def ask(self, client: Client, manner: Manner, task: Task, *, is_calm: bool) -> bool:
+        """The same, of a request that is drawn."""
+        rng = self.rng
         task.socket, task.byte_count = client.stream, client.stream.incoming.byte_count
-        raw = post(PATHS[kind], body_of(task), key=key, headers=headers_of(task, rng))
+        raw = post(PATHS[task.kind], body_of(task), key=task.key, headers=headers_of(task, rng))
         was_stopping = self.is_stopping
         response = Response(0, [])
         is_whole = False
@@ -322,6 +327,23 @@ class Life:
             reads += 1
             if manner.pace and self.rng.random() < 0.1:
                 await self.pause(self.rng.choice(manner.pace))
+
+    async def stay(self) -> None:
+        """A conversation with nothing wrong in it, whatever happens to others meanwhile (I10)."""
+        rng = self.rng
+        key, kind = rng.choice([KEY, KEY, OTHER_KEY]), rng.choice(["responses", "chat"])
+        how = rng.choice(["header", "cache key", "conversation"])
+        name = f"s-{rng.randint(0, 10**6)}"
+        for _ in range(rng.randint(2, 4)):
+            await self.pause(rng.choice([0.5, 20, 45, 130]))
+            task = self.new_task(kind, key, is_calm=True, is_stream=True)
+            task.asked_model, task.model, task.previous = "m1", "m1", ""
+            task.session = (how, name)
+            task.opening = name if how == "conversation" else ""
+            client = await self.world.connect()
+            with contextlib.suppress(Left):
+                await self.ask(client, Manner(), task, is_calm=False)
+            await self.leave(client, Manner())
 
     async def leave(self, client: Client, manner: Manner) -> None:
         """Hang up; what is under way for this client ends at once."""
@@ -536,6 +558,8 @@ class Life:
                 nursery.start_soon(self.converse, rng.choice(keys))
             nursery.start_soon(functools.partial(self.visit, CALM_KEY, is_calm=True))
             nursery.start_soon(rng.choice([self.look, self.intrude]))
+            if rng.random() < 0.5:
+                nursery.start_soon(self.stay)
             if rng.random() < 0.6:
                 nursery.start_soon(self.foresee)
             nursery.start_soon(self.disturb, config)

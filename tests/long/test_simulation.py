@@ -62,7 +62,7 @@ def test_what_once_failed_does_not_fail_again() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 7, 25])
+@pytest.mark.parametrize("seed", [2, 7, 25])
 def test_a_seed_is_one_life(seed: int, tmp_path: Path) -> None:
     first, second = (run_seed(seed, tmp_path, Counter()) for _ in range(2))
     assert first == second
