@@ -328,6 +328,7 @@ CATALOGUE_PAUSE_SECONDS: Final = 300.0  # after one that could not be fetched
 CATALOGUE_BYTES_MAX: Final = 4 * MIB  # Codex's has 650 kB (F20)
 CATALOGUE_MEMBERS_MAX: Final = 80_000  # read, and serialised to be kept, in one step
 CATALOGUE_MODELS_MAX: Final = 2_000  # the largest providers list a few hundred
+NAMES_KNOWN_MAX: Final = 32_000  # of models, and codes of errors: in memory 10 MiB at most
 SETUP_MODELS_MAX: Final = 50  # of a local server's, written into pools.json
 SETUP_SECONDS_MAX: Final = 5.0  # for a local server to list its models
 ANSWERS_MAX: Final = 3  # to a question of `pooler init`, until one can be used
@@ -6059,15 +6060,15 @@ def unknown_model(pool: Pool, key: Key, offered: Iterable[str]) -> PoolerError:
     that looks like a status that clients retry is left out.
     """
     listed = offered if pool.models is None else pool.models
-    names = [
+    names = (
         name
         for name in dict.fromkeys([*(key.models or ()), *listed, *pool.aliases])
         if is_model_allowed(name, pool, key) and not _RETRIED_DIGITS.search(name)
-    ]
-    if not names:
+    )
+    shown = ", ".join(itertools.islice(names, MODELS_SHOWN_MAX))
+    if not shown:
         return PoolerError("model_not_found")
 
-    shown = ", ".join(names[:MODELS_SHOWN_MAX])
     public = f"This key has no such model. It may use {shown} (GET /v1/models)."
     return PoolerError("model_not_found", public)
 
@@ -8580,8 +8581,12 @@ def _texts_in(value: Json) -> str:
     return "\n".join(texts)
 
 
+@functools.lru_cache(NAMES_KNOWN_MAX)
 def is_account_name(text: str) -> bool:
-    """Whether a text holds what names an account, a person or a secret."""
+    """Whether a short text holds what names an account, a person or a secret.
+
+    Remembered, as a catalogue has thousands of names, of which each may take 50 us.
+    """
     return _ACCOUNT_NAMES.search(text) is not None
 
 
@@ -8595,7 +8600,7 @@ def names_account(words: UpstreamWords, value: Json = None, body: bytes = b"") -
     texts = [words.message, _texts_in(value)[:NAMED_BYTES_MAX]]
     if len(body) <= NAMED_BYTES_MAX:
         texts.append(body.decode("utf-8", "replace"))
-    return any(map(is_account_name, texts))
+    return any(map(_ACCOUNT_NAMES.search, texts))
 
 
 def without_names(text: str) -> str:
@@ -10729,7 +10734,8 @@ def catalogue_of(roster: Roster, pool: Pool) -> dict[str, Model]:
         listed = health.catalogue or {}
         for name in health.models or ():
             model = listed.get(account.name_of(name), Model())
-            models[name] = models.get(name, model).merged(model)
+            known = models.get(name)
+            models[name] = model if known in {None, model} else known.merged(model)
     return models
 
 
@@ -13793,6 +13799,7 @@ TRANSPORT_ERRORS: Final = (
 )  # fmt: skip
 
 Dial = Callable[[BaseUrl, ssl.SSLContext | None], Awaitable[trio.abc.Stream]]
+TlsContexts = Mapping[str | None, ssl.SSLContext]  # by `ca_file`; None: the system's authorities
 
 
 class TlsStream(trio.abc.Stream):
@@ -15576,7 +15583,7 @@ class Notices:
     problem: str = ""  # of the last notice
     woken: trio.Event = field(default_factory=trio.Event)
 
-    def reload(self, config: Config, contexts: Mapping[str | None, ssl.SSLContext]) -> None:
+    def reload(self, config: Config, contexts: TlsContexts) -> None:
         """Send to where the configuration says; what waits goes there, too."""
         self.notify, self.proxy = config.notify, config.proxy
         self.forgotten.clear()
@@ -15808,7 +15815,7 @@ class Endpoints:
         self.by_name: dict[str, Endpoint] = {}  # by the account's name
         self.logins: dict[str, Login] = {}  # of the codex accounts, by the same
 
-    def reload(self, config: Config, tls_contexts: Mapping[str | None, ssl.SSLContext]) -> None:
+    def reload(self, config: Config, tls_contexts: TlsContexts) -> None:
         """Make the endpoints of a configuration; logins that are not in it any more retire.
 
         A retired login is not refreshed again, even by a request that still has it: the new
@@ -16291,7 +16298,7 @@ class Shared:
     """What all requests share: the configuration, and the parts that are made from it."""
 
     config: Config
-    tls_contexts: Mapping[str | None, ssl.SSLContext]
+    tls_contexts: TlsContexts
     dial: Dial = dial
     unix_now: Callable[[], float] = time.time
     log: Log = print_log
@@ -20287,7 +20294,7 @@ class Server:
     def __init__(
         self,
         config: Config,
-        tls_contexts: Mapping[str | None, ssl.SSLContext],
+        tls_contexts: TlsContexts,
         *,
         dial: Dial = dial,
         unix_now: Callable[[], float] = time.time,
@@ -20530,7 +20537,7 @@ class Server:
         except OSError as error:
             return None, [f"the configuration cannot be read: {error.strerror}"]
 
-    def apply(self, config: Config, contexts: Mapping[str | None, ssl.SSLContext]) -> None:
+    def apply(self, config: Config, contexts: TlsContexts) -> None:
         """Replace the configuration; nothing is awaited, so no request sees half of it.
 
         Requests in progress keep the old one; what they have used still counts for their keys.

@@ -22,11 +22,13 @@ from pooler import (
     MODEL_CHARS_MAX,
     Model,
     codex_version_of,
+    is_account_name,
     read_catalogue,
 )
 from tests.support.codex_backend import make_auth_file
 from tests.support.memory_sockets import Json, Response, ask_responses, post, request
 from tests.support.memory_websockets import codex_described, open_socket, says, socket_world
+from tests.support.processes import OPERATOR_TOKEN
 from tests.support.world import (
     UNIX_START,
     Fin,
@@ -481,3 +483,24 @@ async def test_a_model_name_that_identifies_its_owner_is_in_no_error_or_log(
 
         assert (await world.ask(ask_responses(stream=False, model=own))).status == 200
         assert own not in json.dumps(world.records)
+
+
+async def test_the_names_of_a_catalogue_are_searched_for_those_of_people_once(
+    autojump_clock: MockClock,
+) -> None:
+    """A list may have thousands of long ones, and each failed request and page needs all."""
+    listed = [{"id": f"{'y' * 190}-{number}"} for number in range(300)]
+    async with opened_world(unlisted() | {"operators": {"me": OPERATOR_TOKEN}}) as world:
+        for upstream in world.upstreams.values():
+            upstream.catalogue = json_response({"data": listed})
+        await world.ask(request("GET", "/v1/models"))
+        await world.settle()
+
+        counts = []
+        for _ in range(3):
+            assert (await world.ask(ask_responses(model="nobody-has-this"))).status == 400
+            page = await world.ask(request("GET", "/admin", key=OPERATOR_TOKEN))
+            assert page.status == 200
+            counts.append(is_account_name.cache_info().misses)
+        assert counts[0] >= len(listed)
+        assert counts[2] == counts[0]

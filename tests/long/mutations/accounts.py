@@ -107,7 +107,7 @@ ROWS: Rows = (
      "Sessions.note_creator", "account.identity if is_kept else UNKEPT", "account.identity",
      "earlier_responses::a_codex_account_s_response_is_requested_from_no_account"),
     ("router_hides_length", "Who lists nothing takes nothing away from what others know.",
-     "catalogue_of", "models.get(name, model).merged(model)", "model",
+     "catalogue_of", "known.merged(model)", "model",
      "model_names::lists_and_explanations_have_the_pool_s_name"),
     ("listed_name", "Codex CLI is shown the pool's names.",
      "codex_models_of", "model.entry if model.slug == name else model.entry_as(name)",
