@@ -17,7 +17,7 @@ TRIED: frozenset[str] = frozenset({"ready", "failing", "unreachable"})  # as the
 BARRED: frozenset[str] = frozenset(
     {"cooling_down", "at_limit", "refused", "login_needed", "paused"}
 )
-OF_KEY: frozenset[str] = frozenset({"refused", "cooling_down"})
+OF_KEY: frozenset[str] = frozenset({"refused", "cooling_down"})  # it may be of one key alone
 # Of a refusal that is the request's or its key's own, or the server's as it ends.
 OWN_CODES: frozenset[str] = frozenset({"key_limit_reached", "server_stopping"})
 
@@ -93,18 +93,8 @@ class Page:
         home = next(pool for pool in shown["pools"] if pool["name"] == "home")
         serving = [row["status"] for row in home["serving"] if row["model"] == foreseen.model]
         statuses = {status for _, status in foreseen.statuses}
-        # What one key's requests have met alone does not count for others, nor for the page.
-        healths = self.server.shared.roster.health
-        barred = {name for name in accounts if healths[name].whole.until > trio.current_time()}
         contrary = [
-            name
-            for name, status in foreseen.statuses
-            if (
-                accounts[name] == "ready"
-                and status in BARRED
-                and (name in barred or status not in OF_KEY)
-            )
-            or (status == "ready" and accounts[name] in BARRED - {"at_limit"})
+            name for name, status in foreseen.statuses if self.differs(name, status, accounts[name])
         ]
         is_served = foreseen.chosen is not None or "at_cap" in statuses
         is_contrary = serving == ["ready"] and not is_served and "lacks_route" not in statuses
@@ -112,6 +102,15 @@ class Page:
         if contrary or is_contrary:
             told = f"{accounts}, {home['serving']}, {foreseen}"
             self.ground.complaints.append(f"I11: the page contradicts itself: {contrary} {told}")
+
+    def differs(self, name: str, status: str, shown: str) -> bool:
+        """Whether an account is shown as ready, and barred for a request, or the reverse."""
+        if status == "ready":  # a used-up plan may leave room for the model
+            return shown in BARRED - {"at_limit"}
+        # What one key's requests have met alone does not count for others, nor for the page.
+        until = self.server.shared.roster.health[name].whole.until
+        is_of_key = status in OF_KEY and until <= trio.current_time()
+        return shown == "ready" and status in BARRED and not is_of_key
 
     def explained(
         self, session: str, model: str

@@ -326,14 +326,16 @@ async def run_life(seed: int, folder: Path, counts: Counter[str]) -> list[tuple[
         try:
             async with trio.open_nursery() as nursery:
                 world = await sim.start_world(config_of(folder, kind), nursery)
+                page = Page(ground, world.server)
                 for at in range(count):
                     ground.book.is_tight = bool(kind & TIGHT)
-                    life = Life(ground, sim, world, Page(ground, world.server), kind, logged)
+                    life = Life(ground, sim, world, page, kind, logged)
                     with trio.fail_after(LIFE_SECONDS_MAX):
                         await life.live(functools.partial(config_of, folder))
                     kind = life.kind
                     if at < count - 1:
                         world = await live_on(sim, world, life, nursery)
+                        page = page if world is life.world else Page(ground, world.server)
                 await end(sim, world)
         except* Crash:
             assert ground.disk.has_crashed
