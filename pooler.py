@@ -5462,10 +5462,14 @@ REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus}
 
 
 def format_head(start_line: str, headers: Iterable[Field]) -> bytes:
-    """A message head.  Values are our own, or have passed the grammar of fields."""
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    head = f"{start_line}{lines}\r\n"
-    assert head.count("\n") == head.count("\r\n")  # nobody can add a field through a value
+    """A message head.  Values are our own, or have passed the grammar of fields.
+
+    Nobody can add a field through a value all the same.  Raises: ValueError.
+    """
+    lines = [f"{name}: {value}\r\n" for name, value in headers]
+    head = f"{start_line}{''.join(lines)}\r\n"
+    if not head.count("\r") == head.count("\n") == len(lines) + 2:
+        raise ValueError("a line end within a field")
     return head.encode("latin-1")
 
 

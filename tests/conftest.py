@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Final, TypeVar
 
 import pytest
@@ -12,7 +13,12 @@ from hypothesis import HealthCheck, settings
 from trio.testing import MockClock
 
 import pooler
-from tests.support.world import World, opened_world
+
+# What helpers assert is compiled like what tests assert: so it counts with `python -O`, too.
+FOLDERS: Final = [path.parent.name for path in Path(__file__).parent.glob("*/__init__.py")]
+pytest.register_assert_rewrite(*(f"tests.{name}" for name in FOLDERS))
+
+from tests.support.world import World, opened_world  # noqa: E402 (must come after)
 
 # The same examples in every run, and no bound in real seconds: the machine may be busy.
 settings.register_profile(

@@ -584,3 +584,14 @@ async def test_a_bare_line_feed_is_refused_before_the_head_is_whole() -> None:
     connection = Connection(stream, b"GET / HTTP/1.1\nHost: a\n\n")
     with pytest.raises(BadSyntax, match="bare LF"):
         connection.take_head(1000)
+
+
+@pytest.mark.parametrize("ending", ["\r", "\n", "\r\n", "\n\r\n"])
+@pytest.mark.parametrize("place", ["name", "value"])
+def test_no_head_is_written_with_a_line_end_in_a_field(ending: str, place: str) -> None:
+    texts = {"name": "a", "value": "b"} | {place: f"a{ending}b"}
+    with pytest.raises(ValueError, match="a line end within a field"):
+        pooler.format_head("GET / HTTP/1.1\r\n", [(texts["name"], texts["value"])])
+    assert (
+        pooler.format_head("GET / HTTP/1.1\r\n", [("a", "b")]) == b"GET / HTTP/1.1\r\na: b\r\n\r\n"
+    )

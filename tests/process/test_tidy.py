@@ -628,6 +628,18 @@ def check_excepts(source: str) -> Complaints:
     return found
 
 
+def check_asserts(source: str) -> Complaints:
+    """With `python -O` there is none: so it compares what there is, and checks nothing else."""
+    asserts = [(at, node.test) for at, node in nodes_of(source) if isinstance(node, ast.Assert)]
+    return [
+        f"{place or 'the module'} does something in an assert"
+        for place, test in asserts
+        for node in ast.walk(test)
+        if isinstance(node, (ast.NamedExpr, ast.Await))
+        or (isinstance(node, ast.Call) and dotted(node.func) != "isinstance")
+    ]
+
+
 def is_bounded_shield(call: ast.Call) -> bool:
     """True for `move_on_after(A_CONSTANT, shield=True)`."""
     bound = dotted(call.args[0]).split(".")[-1] if call.args else ""
@@ -755,6 +767,11 @@ def test_pooler_is_tidy(check: Callable[[str], Complaints]) -> None:
 @pytest.mark.parametrize("name", CEILINGS)
 def test_lines_are_short(name: str) -> None:
     assert check_columns(text_of(name)) == []
+
+
+@pytest.mark.parametrize("name", CEILINGS)
+def test_assertions_can_be_left_out(name: str) -> None:
+    assert check_asserts(text_of(name)) == []
 
 
 @pytest.mark.parametrize("name", CEILINGS)
@@ -891,6 +908,8 @@ BROKEN: Final = [
     (check_shields, "with trio.move_on_after(seconds, shield=True): ...", "constant bound"),
     (check_shields, "with trio.fail_after(CLOSE, shield=True): ...", "constant bound"),
     (check_shields, "scope.shield = True", "is moved"),
+    (check_asserts, "def f(): assert g(1)", "f does something in an assert"),
+    (check_asserts, "assert (x := y)", "the module does something"),
     (check_test_waits, "import trio\nasync def f(): await trio.sleep(0)", "trio.sleep"),
     (check_test_waits, "from time import sleep\nsleep(1)", "sleep"),
     (check_test_skips, "@pytest.mark.skipif(True)\ndef f(): ...", "pytest.mark.skipif"),
@@ -932,6 +951,7 @@ WELL: Final = [
     (check_imports, "try:\n  import trio\nexcept ImportError: raise"),
     (check_excepts, "try: f()\nexcept BaseException:\n  g()\n  raise"),
     (check_shields, "with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True): ..."),
+    (check_asserts, "assert isinstance(a, b) and c.d < 1"),
     (check_test_waits, "async def f(clock): await trio.sleep_forever(); clock.sleep()"),
     (check_test_claim, '"""Proves that x.\n\nMethod: y."""'),
 ]

@@ -43,7 +43,7 @@ Json = dict[str, Any]
 
 def clean_env(**more: str) -> dict[str, str]:
     """The environment without proxies, keys and settings of whoever runs the tests."""
-    kept = re.compile("PATH|LANG|TMPDIR|VIRTUAL_ENV|COVERAGE_.*")
+    kept = re.compile("PATH|LANG|TMPDIR|VIRTUAL_ENV|COVERAGE_.*|PYTHON(OPTIMIZE|WARNINGS)")
     return {name: value for name, value in os.environ.items() if kept.fullmatch(name)} | more
 
 

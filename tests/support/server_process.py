@@ -27,7 +27,7 @@ SECONDS_MAX: Final = 30.0
 KEY: Final = "key-of-the-laptop-0123456789"
 API_KEY: Final = "account-secret-0123456789"
 MODEL: Final = "gpt-5.5"
-KEPT: Final = re.compile("PATH|HOME|LANG|TMPDIR|VIRTUAL_ENV|COV.*")
+KEPT: Final = re.compile("PATH|HOME|LANG|TMPDIR|VIRTUAL_ENV|COV.*|PYTHON(OPTIMIZE|WARNINGS)")
 ENV: Final = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
 HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 # What a request's `input` may be, and what the upstream does then.

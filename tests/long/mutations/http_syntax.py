@@ -68,4 +68,8 @@ ROWS: Rows = (
     ("bare_lf_in_a_trailer", "A bare LF ends no line of a trailer.",
      "ChunkReader._read_trailer", "_BARE_LF.search(section)", "False",
      "http_syntax::malformed_chunks_are_refused_at_every_cut"),
+    ("line_end_in_a_field", "No head is written with a line end in a field.",
+     "format_head", "head.count('\\r') == head.count('\\n') == len(lines) + 2",
+     "head.count('\\n') == head.count('\\r\\n')",
+     "http_syntax::no_head_is_written_with_a_line_end_in_a_field"),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import trio
 
 from tests.long.soak.upstreams import pause
 from tests.support.limits import LAUNCHER, constants
+from tests.support.processes import clean_env
 
 START_SECONDS_MAX: Final = 30.0
 
@@ -52,12 +52,11 @@ async def start_server(
     folder: Path, log: Path, limits: Mapping[str, float], variables: Mapping[str, str]
 ) -> Served:
     """It serves the pools.json of this folder, and listens."""
-    env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     with log.open("wb") as output:
         process = await trio.lowlevel.open_process(
             [sys.executable, LAUNCHER, json.dumps(constants(limits)), "serve"],
             cwd=folder,
-            env=env | dict(variables),
+            env=clean_env(**variables),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
